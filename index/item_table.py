@@ -1,0 +1,135 @@
+"""ItemTable: what training hands over to the index, and the serving process reads back.
+
+A directory with ``table.json`` (layout, model, counts), ``items.parquet`` (item_id, popularity, metadata columns) and
+``vectors.npy`` (stored vectors, memory-mapped on load).
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from index.errors import ItemTableError
+from index.item_ids import ItemIds
+from index.slots import Slot, SlotLayout
+
+TABLE_FILE = "table.json"
+ITEMS_FILE = "items.parquet"
+VECTORS_FILE = "vectors.npy"
+ITEM_ID = "item_id"
+POPULARITY = "popularity"
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """Items with their stored vectors, popularity and metadata.
+
+    Attributes:
+        layout: the slots of the vectors.
+        ids: item id per row.
+        vectors: (n, Σd) float16 or float32 stored vectors (see :meth:`SlotLayout.stack`); all zero = not indexed.
+        popularity: (n,) int64, training events per item; rows of held-out events are not counted.
+        metadata: n rows; ``title``, ``text`` and ``image`` (path relative to the data set, null when missing) where the
+            catalogue has them, and every further column. Never ``item_id`` or ``popularity``.
+        model: JSON-able provenance of the vectors: model id, prompt and preprocessing hashes, training run.
+
+    Raises:
+        ItemTableError: the parts disagree in their row counts, or a value breaks a rule.
+    """
+
+    layout: SlotLayout
+    ids: ItemIds
+    vectors: NDArray[np.floating]
+    popularity: NDArray[np.int64]
+    metadata: pa.Table
+    model: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rows = len(self.ids)
+        if self.vectors.shape != (rows, self.layout.dim):
+            raise ItemTableError(f"vectors must be ({rows}, {self.layout.dim}), got {self.vectors.shape}")
+        if self.vectors.dtype not in (np.float16, np.float32):
+            raise ItemTableError(f"vectors must be float16 or float32, got {self.vectors.dtype}")
+        if self.popularity.shape != (rows,) or self.metadata.num_rows != rows:
+            raise ItemTableError(
+                f"popularity and metadata need {rows} rows, got {self.popularity.shape} and {self.metadata.num_rows}"
+            )
+        if int(self.popularity.min(initial=0)) < 0:
+            raise ItemTableError("popularity counts events and cannot be negative")
+        reserved = {ITEM_ID, POPULARITY} & set(self.metadata.column_names)
+        if reserved:
+            raise ItemTableError(
+                f"metadata columns must not be called {sorted(reserved)}; rename them in the catalogue"
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def indexed(self) -> NDArray[np.bool_]:
+        """(n,) bool: rows that have at least one slot and so can be found by a query."""
+        return np.asarray(self.layout.present(self.vectors).any(axis=1))
+
+    def save(self, directory: Path) -> None:
+        """Write the table; an earlier one in the same directory is replaced file by file, ``table.json`` last.
+
+        Raises:
+            ItemTableError: a vector is not finite.
+        """
+        if not np.isfinite(self.vectors).all():
+            raise ItemTableError("vectors must be finite; check the training run for diverged losses")
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / TABLE_FILE).unlink(missing_ok=True)
+        np.save(directory / VECTORS_FILE, self.vectors)
+        columns = {ITEM_ID: pa.array([self.ids.id(row) for row in range(len(self))], pa.string())}
+        columns[POPULARITY] = pa.array(self.popularity, pa.int64())
+        columns |= {name: self.metadata.column(name) for name in self.metadata.column_names}
+        pq.write_table(pa.table(columns), directory / ITEMS_FILE, compression="zstd")
+        description = {
+            "format": _FORMAT_VERSION,
+            "slots": [[slot.name, slot.dim] for slot in self.layout.slots],
+            "items": len(self),
+            "model": self.model,
+        }
+        partial = directory / f"{TABLE_FILE}.part"
+        partial.write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+        partial.replace(directory / TABLE_FILE)
+
+    @classmethod
+    def load(cls, directory: Path, *, mmap: bool = True) -> "ItemTable":
+        """Read a table.
+
+        Args:
+            directory: where :meth:`save` wrote it.
+            mmap: map the vectors instead of reading them.
+
+        Raises:
+            ItemTableError: a file is missing, unreadable, of another format version, or they disagree.
+        """
+        try:
+            description = json.loads((directory / TABLE_FILE).read_text())
+            if description["format"] != _FORMAT_VERSION:
+                raise ItemTableError(
+                    f"{directory}: item table format {description['format']!r}, this version reads {_FORMAT_VERSION}"
+                )
+            layout = SlotLayout(tuple(Slot(str(name), int(dim)) for name, dim in description["slots"]))
+            items = pq.read_table(directory / ITEMS_FILE)
+            vectors = np.load(directory / VECTORS_FILE, mmap_mode="r" if mmap else None, allow_pickle=False)
+            return cls(
+                layout=layout,
+                ids=ItemIds(items.column(ITEM_ID).to_pylist()),
+                vectors=vectors,
+                popularity=items.column(POPULARITY).to_numpy().astype(np.int64),
+                metadata=items.drop_columns([ITEM_ID, POPULARITY]),
+                model=description["model"],
+            )
+        except (OSError, KeyError, TypeError, ValueError, EOFError, pa.ArrowException) as error:
+            raise ItemTableError(
+                f"{directory}: not a readable item table ({error}); embed the catalogue again"
+            ) from error

@@ -1,0 +1,149 @@
+"""Slots: the named parts of an item vector, and the layout that lines them up.
+
+An item vector is ``x = [x^text ; x^image ; x^behaviour] / sqrt(slots present)`` where every present slot is a unit
+vector and an absent slot is zero (docs/method.md, "From VLM vectors to an online encoder"). A query has the same
+layout, so a score splits exactly into one contribution per slot.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.errors import ItemTableError
+
+TEXT = "text"
+IMAGE = "image"
+BEHAVIOUR = "behaviour"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One named part of an item vector.
+
+    Attributes:
+        name: ``text``, ``image`` or ``behaviour``; any other lower-case name is allowed.
+        dim: number of components, at least 1.
+    """
+
+    name: str
+    dim: int
+
+
+@dataclass(frozen=True)
+class SlotLayout:
+    """The slots of a vector in order; immutable and comparable.
+
+    Raises:
+        ItemTableError: no slot, a repeated name, or a dimension below 1.
+    """
+
+    slots: tuple[Slot, ...]
+
+    def __post_init__(self) -> None:
+        names = [slot.name for slot in self.slots]
+        if not names:
+            raise ItemTableError("a slot layout needs at least one slot, got none")
+        if len(set(names)) != len(names):
+            raise ItemTableError(f"slot names must differ, got {names}")
+        for slot in self.slots:
+            if slot.dim < 1:
+                raise ItemTableError(f"slot {slot.name!r}: dim must be at least 1, got {slot.dim}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Slot names in order."""
+        return tuple(slot.name for slot in self.slots)
+
+    @property
+    def dim(self) -> int:
+        """Σd, the length of a whole vector."""
+        return sum(slot.dim for slot in self.slots)
+
+    def slice(self, name: str) -> slice:
+        """The components of slot ``name``.
+
+        Raises:
+            ItemTableError: no slot has this name.
+        """
+        start = 0
+        for slot in self.slots:
+            if slot.name == name:
+                return slice(start, start + slot.dim)
+            start += slot.dim
+        raise ItemTableError(f"unknown slot {name!r}; this layout has {', '.join(self.names)}")
+
+    def weights(self, by_slot: Mapping[str, float]) -> NDArray[np.float32]:
+        """Slot weights spread over the components.
+
+        Args:
+            by_slot: weight per slot name; a slot that is not named weighs 1.
+
+        Returns:
+            (Σd,) float32, to be multiplied with a query.
+
+        Raises:
+            ItemTableError: an unknown slot, or a weight that is negative or not finite.
+        """
+        spread = np.ones(self.dim, dtype=np.float32)
+        for name, weight in by_slot.items():
+            if not math.isfinite(weight) or weight < 0:
+                raise ItemTableError(f"slot weight of {name!r} must be finite and at least 0, got {weight}")
+            spread[self.slice(name)] = weight
+        return spread
+
+    def present(self, vectors: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """Which slots of each vector are present (not all zero).
+
+        Args:
+            vectors: (n, Σd).
+
+        Returns:
+            (n, slots) bool, columns in the order of ``names``.
+        """
+        return np.stack([np.any(vectors[:, self.slice(name)] != 0, axis=1) for name in self.names], axis=1)
+
+    def stack(self, slots: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float32]:
+        """Slot vectors as stored vectors: each present slot a unit vector, the whole divided by sqrt(slots present).
+
+        Args:
+            slots: (n, d) per slot name; a row of zeros means that the slot is absent. A slot that is not named is
+                absent in every row.
+
+        Returns:
+            (n, Σd) float32; a row without any slot stays zero, every other row has length 1.
+
+        Raises:
+            ItemTableError: an unknown slot, a wrong shape, unequal row counts, or a non-finite value.
+        """
+        counts = {name: block.shape[0] for name, block in slots.items()}
+        if len(set(counts.values())) != 1:
+            raise ItemTableError(f"slots need the same number of rows, got {counts or 'no slots'}")
+        stored = np.zeros((next(iter(counts.values())), self.dim), dtype=np.float32)
+        present = np.zeros(stored.shape[0], dtype=np.float64)
+        for name, block in slots.items():
+            part = self.slice(name)
+            if block.ndim != 2 or block.shape[1] != part.stop - part.start:
+                raise ItemTableError(f"slot {name!r} must be (n, {part.stop - part.start}), got {block.shape}")
+            if not np.isfinite(block).all():
+                row = int(np.argmax(~np.isfinite(block).all(axis=1)))
+                raise ItemTableError(f"slot {name!r} has a non-finite value in row {row}")
+            norm = np.linalg.norm(block.astype(np.float64), axis=1)
+            stored[:, part] = block / np.where(norm > 0, norm, 1.0)[:, None]
+            present += norm > 0
+        stored /= np.sqrt(np.maximum(present, 1.0)).astype(np.float32)[:, None]
+        return stored
+
+    def keep_only(self, names: Sequence[str], vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Vectors as they would be stored if only these slots existed ("text only", "image only").
+
+        Args:
+            names: slots to keep.
+            vectors: (n, Σd) stored vectors.
+
+        Returns:
+            (n, Σd) float32, the other slots zero and the rest re-scaled.
+        """
+        return self.stack({name: np.asarray(vectors[:, self.slice(name)], dtype=np.float32) for name in names})

@@ -1,0 +1,45 @@
+"""Everything that `training` raises on purpose, one tree.
+
+TrainingError
+├── DatasetError       the catalogue or the interactions break a rule (file, row, field, value)
+├── ConfigError        a training configuration breaks a rule (section, key, value)
+├── BackboneError      a vision-language model cannot be loaded or does not fit the configuration
+├── EmbeddingsError    stored embeddings are missing, unreadable, or belong to another catalogue
+├── TrainingDiverged   the loss or a gradient is not finite; carries the item ids of the batch
+├── ExportError        the ONNX export failed or does not agree with PyTorch
+└── EvaluationError    nothing to evaluate, or a non-finite score
+
+Every message says which value broke which rule and what to do about it.
+"""
+
+
+class TrainingError(Exception):
+    """Root of the errors of this package."""
+
+
+class DatasetError(TrainingError):
+    """The catalogue or the interactions break a rule."""
+
+
+class ConfigError(TrainingError):
+    """A training configuration breaks a rule."""
+
+
+class BackboneError(TrainingError):
+    """A vision-language model cannot be loaded or does not fit the configuration."""
+
+
+class EmbeddingsError(TrainingError):
+    """Stored embeddings are missing, unreadable, or belong to another catalogue."""
+
+
+class TrainingDiverged(TrainingError):
+    """The loss or a gradient is not finite."""
+
+
+class ExportError(TrainingError):
+    """The ONNX export failed or does not agree with PyTorch."""
+
+
+class EvaluationError(TrainingError):
+    """Nothing to evaluate, or a non-finite score."""
