@@ -3,6 +3,8 @@
 They travel in the bundle and feed its recall report, warm-up, parity checks, shadow comparison and the sample users.
 """
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +70,8 @@ class Probes:
             ItemTableError: the file is missing, unreadable or breaks a rule.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # np.load leaves a file open that it opened itself and cannot read.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return cls(arrays["histories"].astype(np.int64), arrays["targets"].astype(np.int64))
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ItemTableError(f"{path}: probes cannot be read ({error}); build the item table again") from error

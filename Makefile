@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PORT   ?= 8000
+DEMO_ARGS ?=
+
+.PHONY: demo test check check-slow format bench clean
+
+# Builds the demo catalogue, trains, indexes and serves it; Ctrl-C ends everything it started.
+demo: $(VENV)/.installed
+	@exec $(BIN)/vlm2rec demo .demo --port $(PORT) $(DEMO_ARGS)
+
+test: $(VENV)/.installed
+	@$(MAKE) --no-print-directory check
+
+# The one gate: format, lint, strict types, import contracts, tests with warnings as errors and branch coverage.
+check:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+check-slow:
+	$(BIN)/pytest -q -m slow
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed
+	$(BIN)/python bench/serving.py
+
+clean:
+	rm -rf .demo build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# Stamped last, so that an install which was broken off is done again.
+$(VENV)/.installed: pyproject.toml constraints/cpu.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints/cpu.txt --editable '.[cpu,train,demo,dev]'
+	@touch $@

@@ -1,0 +1,62 @@
+"""The `vlm2rec` command: composes the commands and turns the packages' errors into one clear line.
+
+Command modules import nothing heavy at module level, so `vlm2rec --help` and `vlm2rec serve` never load torch.
+
+Exit codes: 0 fine, 1 a check or a gate said no, 2 wrong usage or bad input, 130 interrupted.
+"""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from cli import data, demo, encoder, serve, train
+from cli import index as index_commands
+from demo.errors import DemoError
+from index.errors import IndexingError
+from service.errors import ServiceError
+from training.errors import TrainingError
+
+_EXIT_BAD_INPUT = 2
+_EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="vlm2rec",
+    help="Multimodal sequential recommendations: train, index and serve.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+data_app = typer.Typer(help="Look at a data set before it is used.", no_args_is_help=True)
+data_app.command("check")(data.check)
+
+app.command("demo", rich_help_panel="Start here")(demo.demo)
+app.add_typer(data_app, name="data", rich_help_panel="Offline")
+app.command("train", rich_help_panel="Offline")(train.train)
+app.command("embed", rich_help_panel="Offline")(train.embed)
+app.command("fit-encoder", rich_help_panel="Offline")(encoder.fit_encoder)
+app.command("evaluate", rich_help_panel="Offline")(encoder.evaluate)
+app.add_typer(
+    index_commands.app,
+    name="index",
+    help="Build, publish and inspect bundles.",
+    rich_help_panel="Online",
+    no_args_is_help=True,
+)
+app.command("serve", rich_help_panel="Online")(serve.serve)
+
+
+def main() -> None:
+    """Run the command line; never shows a traceback for an error that a package raised on purpose."""
+    try:
+        app()
+    except (IndexingError, TrainingError, ServiceError, DemoError) as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False, style="red")
+        sys.exit(_EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(_EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

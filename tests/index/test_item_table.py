@@ -1,0 +1,138 @@
+"""Item tables, ids and probes: what is written is read back, and what breaks a rule is refused by name."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from index.errors import ItemTableError
+from index.item_ids import ItemIds
+from index.item_table import ItemTable
+from index.probes import Probes
+from index.slots import Slot, SlotLayout
+
+LAYOUT = SlotLayout((Slot("text", 2), Slot("image", 2)))
+
+
+def table(**changes: object) -> ItemTable:
+    parts: dict[str, object] = {
+        "layout": LAYOUT,
+        "ids": ItemIds(["a", "ünï", "c"]),
+        "vectors": np.array([[1, 0, 0, 0], [0.5, 0, 0.5, 0], [0, 0, 0, 0]], dtype=np.float16),
+        "popularity": np.array([3, 0, 1]),
+        "metadata": pa.table({"title": ["A", None, "C"], "price": [1.5, 2.0, None]}),
+        "model": {"kind": "no-vlm"},
+    }
+    return ItemTable(**(parts | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_round_trip(tmp_path: Path, mmap: bool) -> None:
+    table().save(tmp_path / "t")
+    read = ItemTable.load(tmp_path / "t", mmap=mmap)
+    assert read.layout == LAYOUT
+    assert [read.ids.id(row) for row in range(3)] == ["a", "ünï", "c"]
+    assert read.vectors.dtype == np.float16
+    np.testing.assert_array_equal(read.vectors, table().vectors)
+    assert read.popularity.tolist() == [3, 0, 1]
+    assert read.metadata.to_pydict() == {"title": ["A", None, "C"], "price": [1.5, 2.0, None]}
+    assert read.model == {"kind": "no-vlm"}
+    assert read.indexed.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"vectors": np.zeros((3, 3), np.float32)}, r"must be \(3, 4\)"),
+        ({"vectors": np.zeros((3, 4))}, "float16 or float32"),
+        ({"popularity": np.array([1, 2])}, "need 3 rows"),
+        ({"popularity": np.array([1, 2, -1])}, "cannot be negative"),
+        ({"metadata": pa.table({"title": ["A"]})}, "need 3 rows"),
+        ({"metadata": pa.table({"item_id": ["a", "b", "c"]})}, r"must not be called \['item_id'\]"),
+    ],
+)
+def test_refuses_parts_that_disagree(changes: dict[str, object], rule: str) -> None:
+    with pytest.raises(ItemTableError, match=rule):
+        table(**changes)
+
+
+def test_refuses_to_save_what_is_not_finite(tmp_path: Path) -> None:
+    with pytest.raises(ItemTableError, match="finite"):
+        table(vectors=np.full((3, 4), np.nan, np.float32)).save(tmp_path)
+    assert not (tmp_path / "table.json").exists()
+
+
+@pytest.mark.parametrize("name", ["table.json", "items.parquet", "vectors.npy"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "garbage"])
+def test_refuses_a_damaged_table(tmp_path: Path, name: str, damage: str) -> None:
+    table().save(tmp_path)
+    victim = tmp_path / name
+    if damage == "missing":
+        victim.unlink()
+    elif damage == "truncated":
+        victim.write_bytes(victim.read_bytes()[:-20])
+    else:
+        victim.write_bytes(b"\x00garbage" * 9)
+    with pytest.raises(ItemTableError, match="embed the catalogue again"):
+        ItemTable.load(tmp_path)
+
+
+def test_refuses_another_format_version(tmp_path: Path) -> None:
+    table().save(tmp_path)
+    description = json.loads((tmp_path / "table.json").read_text())
+    (tmp_path / "table.json").write_text(json.dumps(description | {"format": 99}))
+    with pytest.raises(ItemTableError, match="format 99"):
+        ItemTable.load(tmp_path)
+
+
+def test_ids_map_both_ways() -> None:
+    ids = ItemIds(["b", "a"])
+    rows, unknown = ids.rows(["a", "x", "b", "x"])
+    assert rows.tolist() == [1, 0]
+    assert unknown == ["x", "x"]
+    assert (len(ids), ids.row("a"), ids.row("x"), ids.id(0), "a" in ids, "x" in ids) == (2, 1, None, "b", True, False)
+
+
+@pytest.mark.parametrize(
+    ("bad", "rule"),
+    [("", "1 to 256 bytes"), ("é" * 129, "got 258"), ("a\nb", "control"), ("a\x85", "control"), ("\ud800", "control")],
+)
+def test_refuses_an_id_that_breaks_the_rule(bad: str, rule: str) -> None:
+    with pytest.raises(ItemTableError, match=rule):
+        ItemIds(["fine", bad])
+
+
+def test_names_the_repeated_id() -> None:
+    with pytest.raises(ItemTableError, match="'b' is repeated"):
+        ItemIds(["a", "b", "c", "b"])
+
+
+def test_probes_round_trip(tmp_path: Path) -> None:
+    Probes(np.array([[4, 2, -1], [1, -1, -1]]), np.array([0, 3])).save(tmp_path / "probes.npz")
+    read = Probes.load(tmp_path / "probes.npz")
+    assert [read.history(probe).tolist() for probe in range(len(read))] == [[4, 2], [1]]
+    assert read.targets.tolist() == [0, 3]
+    read.check_rows(5)
+    with pytest.raises(ItemTableError, match=r"0 … 3, got 4"):
+        read.check_rows(4)
+
+
+@pytest.mark.parametrize(
+    ("histories", "targets", "rule"),
+    [
+        ([[1, 2]], [1, 2], "probes need"),
+        ([[-1, 2]], [1], "at least one item"),
+        ([[1, -1, 2]], [1], "right-padded"),
+    ],
+)
+def test_refuses_malformed_probes(histories: list[list[int]], targets: list[int], rule: str) -> None:
+    with pytest.raises(ItemTableError, match=rule):
+        Probes(np.array(histories), np.array(targets))
+
+
+def test_refuses_unreadable_probes(tmp_path: Path) -> None:
+    (tmp_path / "probes.npz").write_bytes(b"PK\x03\x04 not a zip")
+    with pytest.raises(ItemTableError, match="cannot be read"):
+        Probes.load(tmp_path / "probes.npz")

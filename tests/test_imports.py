@@ -1,0 +1,33 @@
+"""The import contracts at run time: what a process really loads."""
+
+import subprocess
+import sys
+
+import pytest
+
+TRAINING_STACK = ["torch", "transformers", "peft", "accelerate", "polars", "sklearn", "onnx"]
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys; print('\\n'.join(sorted({{name.partition('.')[0] for name in sys.modules}})))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(ran.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("statement", "forbidden"),
+    [
+        ("import service.app", TRAINING_STACK),
+        ("import cli.main", [*TRAINING_STACK, "faiss", "onnxruntime", "fastapi", "redis", "numpy"]),
+        ("import index.registry, index.bundle", [*TRAINING_STACK, "fastapi", "redis"]),
+        ("import training.dataset", ["torch", "transformers", "fastapi", "redis", "faiss"]),
+    ],
+)
+def test_loads_nothing_that_it_should_not(statement: str, forbidden: list[str]) -> None:
+    loaded = loaded_after(statement)
+    assert "index" in loaded or "training" in loaded
+    assert loaded.isdisjoint(forbidden), loaded & set(forbidden)
+
+
+def test_would_notice_a_forbidden_import() -> None:
+    assert "polars" in loaded_after("import training.dataset")
