@@ -1,0 +1,117 @@
+"""A tiny catalogue and tiny ONNX encoders whose answers are known by hand."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from index.item_ids import ItemIds
+from index.item_table import ItemTable
+from index.probes import Probes
+from index.slots import Slot, SlotLayout
+
+LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
+
+
+def mean_model(layout: SlotLayout, max_history: int, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
+    """queries = sum over L of histories (padding is zero) / lengths."""
+    nodes = [
+        helper.make_node("ReduceSum", ["histories", "axis"], ["total"], keepdims=0),
+        helper.make_node("Cast", ["lengths"], ["count"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["count", "axis"], ["column"]),
+        helper.make_node("Div", ["total", "column"], ["queries"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "mean",
+        [
+            helper.make_tensor_value_info("histories", TensorProto.FLOAT, ["B", "L", layout.dim]),
+            helper.make_tensor_value_info("lengths", TensorProto.INT64, ["B"]),
+        ],
+        [helper.make_tensor_value_info("queries", TensorProto.FLOAT, ["B", layout.dim])],
+        [numpy_helper.from_array(np.array([1], dtype=np.int64), "axis")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    if metadata is None:
+        metadata = {
+            "layout": json.dumps([[slot.name, slot.dim] for slot in layout.slots]),
+            "max_history": str(max_history),
+            "format": "1",
+        }
+    helper.set_model_props(model, metadata)
+    return model
+
+
+@pytest.fixture(scope="session")
+def layout() -> SlotLayout:
+    return LAYOUT
+
+
+@pytest.fixture(scope="session")
+def make_encoder() -> Callable[..., Path]:
+    """Write a mean-of-history encoder to a path."""
+
+    def write(
+        path: Path, layout: SlotLayout = LAYOUT, max_history: int = 12, metadata: dict[str, str] | None = None
+    ) -> Path:
+        onnx.save(mean_model(layout, max_history, metadata), path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def encoder_path(tmp_path_factory: pytest.TempPathFactory, make_encoder: Callable[..., Path]) -> Path:
+    return make_encoder(tmp_path_factory.mktemp("encoder") / "encoder.onnx")
+
+
+@pytest.fixture(scope="session")
+def make_table() -> Callable[..., ItemTable]:
+    """A catalogue of n clustered items; every seventh lacks its picture, row 3 has no slot at all."""
+
+    def make(items: int = 300, seed: int = 0, dtype: type = np.float16) -> ItemTable:
+        rng = np.random.default_rng(seed)
+        centres = rng.normal(size=(12, LAYOUT.dim))
+        raw = centres[rng.integers(0, 12, items)] + 0.4 * rng.normal(size=(items, LAYOUT.dim))
+        slots = {slot.name: raw[:, LAYOUT.slice(slot.name)].astype(np.float32) for slot in LAYOUT.slots}
+        slots["image"][::7] = 0
+        if items > 3:
+            for block in slots.values():
+                block[3] = 0
+        metadata = pa.table(
+            {
+                "title": [f"item {row}" for row in range(items)],
+                "image": [None if row % 7 == 0 else f"images/{row}.png" for row in range(items)],
+                "category": [("shoes", "hats", "bags")[row % 3] for row in range(items)],
+                "price": [float(row) for row in range(items)],
+                "tags": [["new"] * (row % 2) + ["sale"] * (row % 5 == 0) for row in range(items)],
+            }
+        )
+        return ItemTable(
+            layout=LAYOUT,
+            ids=ItemIds(f"i{row}" for row in range(items)),
+            vectors=LAYOUT.stack(slots).astype(dtype),
+            popularity=np.arange(items, dtype=np.int64)[::-1] % 50,
+            metadata=metadata,
+            model={"kind": "made"},
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_probes() -> Callable[..., Probes]:
+    def make(items: int = 300, probes: int = 40, seed: int = 1) -> Probes:
+        rng = np.random.default_rng(seed)
+        histories = np.full((probes, 8), -1, dtype=np.int64)
+        for row in histories:
+            length = int(rng.integers(1, 9))
+            row[:length] = rng.integers(0, items, length)
+        return Probes(histories, rng.integers(0, items, probes))
+
+    return make
