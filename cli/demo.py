@@ -148,7 +148,8 @@ def _serve(directory: Path, host: str, port: int, *, no_vlm: bool, exit_after_ch
     service = subprocess.Popen(command, start_new_session=True)
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+        everywhere = host in {"0.0.0.0", "::"}  # noqa: S104 - the user's choice, only compared with
+        url = f"http://{'127.0.0.1' if everywhere else host}:{port}"
         _wait_until_ready(service, url)
         users = _remember_histories(directory / "data", url)
         body = {"user_id": users[0], "k": 3, "explain": True, "fields": ["title"]}
@@ -193,7 +194,7 @@ def _wait_until_ready(service: subprocess.Popen[bytes], url: str) -> None:
 
 
 def _remember_histories(data: Path, url: str) -> list[str]:
-    """Send the histories of a few catalogue users, so that asking by user id has an answer; repeating it is harmless."""
+    """Send the histories of a few catalogue users, so that asking by user id has an answer; repeating is harmless."""
     from training.dataset import load_dataset
 
     interactions = load_dataset(data).interactions

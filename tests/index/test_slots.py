@@ -18,7 +18,7 @@ def test_slices_follow_the_order() -> None:
     assert LAYOUT.dim == 5
     assert LAYOUT.slice("text") == slice(0, 2)
     assert LAYOUT.slice("image") == slice(2, 5)
-    with pytest.raises(ItemTableError, match="unknown slot 'sound'.*text, image"):
+    with pytest.raises(ItemTableError, match=r"unknown slot 'sound'.*text, image"):
         LAYOUT.slice("sound")
 
 
