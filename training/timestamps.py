@@ -1,0 +1,98 @@
+"""Timestamps of interactions: numbers or ISO-8601 dates, one unit a file.
+
+Numbers count from 1970-01-01 UTC. Their unit is told from the largest value of the column: below 10¹¹ seconds (until
+the year 5138), below 10¹⁴ milliseconds, below 10¹⁷ microseconds, else nanoseconds. A column whose smallest and largest
+value speak for different units is refused (zeros and small counters are fine as seconds). Dates are ``2026-01-31``,
+``2026-01-31T10:30``, with seconds, a fraction and an offset if wished; without an offset they are UTC.
+"""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+# Largest value (exclusive) → microseconds in one unit, as (numerator, denominator).
+_UNITS = (
+    (1e11, "seconds", 1_000_000, 1),
+    (1e14, "milliseconds", 1_000, 1),
+    (1e17, "microseconds", 1, 1),
+    (9.2e18, "nanoseconds", 1, 1_000),
+)
+_ISO = r"^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2})(:\d{2}(?:\.\d+)?)?\s*(Z|z|[+-]\d{2}(?::?\d{2})?)?)?$"
+
+
+@dataclass(frozen=True)
+class Timestamps:
+    """A column of timestamps after reading.
+
+    Attributes:
+        microseconds: int64 since 1970-01-01 UTC, null where the value is missing or breaks a rule.
+        unit: ``seconds``, ``milliseconds``, ``microseconds``, ``nanoseconds`` or ``dates``; ``mixed`` when two of them
+            meet in one column (then every value of the smaller unit, or every date, is null).
+    """
+
+    microseconds: pl.Series
+    unit: str
+
+
+def read_timestamps(raw: pl.Series) -> Timestamps:
+    """Timestamps of a column of strings, numbers, dates or datetimes.
+
+    A value is bad, and null in the answer, if it is missing, not a number or date, not finite, or before 1970.
+    """
+    if raw.dtype == pl.Date or isinstance(raw.dtype, pl.Datetime):
+        moments = raw.cast(pl.Datetime("us")) if raw.dtype == pl.Date else raw.dt.cast_time_unit("us")
+        return Timestamps(_not_negative(moments.cast(pl.Int64)), "dates")
+    if raw.dtype == pl.String:
+        raw = raw.str.strip_chars()
+        numbers = raw.cast(pl.Float64, strict=False)
+        strange = (numbers.is_null() & raw.is_not_null() & (raw != "")).fill_null(value=False)
+        if strange.any():
+            return _with_dates(raw, numbers, strange)
+        return _from_numbers(numbers)
+    if raw.dtype.is_numeric():
+        return _from_numbers(raw.cast(pl.Float64))
+    return Timestamps(pl.Series(raw.name, [None] * len(raw), dtype=pl.Int64), "seconds")
+
+
+def _with_dates(raw: pl.Series, numbers: pl.Series, strange: pl.Series) -> Timestamps:
+    """A column in which some values are not numbers: dates, or mistakes among numbers."""
+    dates = _from_iso(raw.filter(strange))
+    if dates.null_count() == len(dates):
+        return _from_numbers(numbers)
+    spread = pl.Series(raw.name, [None], dtype=pl.Int64).new_from_index(0, len(raw))
+    spread = spread.scatter(strange.arg_true(), dates)
+    return Timestamps(_not_negative(spread), "mixed" if numbers.count() else "dates")
+
+
+def _from_numbers(numbers: pl.Series) -> Timestamps:
+    finite = numbers.is_finite() & (numbers >= 0) & (numbers < _UNITS[-1][0])
+    good = pl.select(pl.when(finite).then(numbers)).to_series().rename(numbers.name)
+    largest = good.max()
+    top = float(largest) if isinstance(largest, int | float) else 0.0
+    position = next(place for place, unit in enumerate(_UNITS) if top < unit[0])
+    _, unit, factor, divisor = _UNITS[position]
+    mixed = False
+    if position:
+        fits = good >= _UNITS[position - 1][0]
+        mixed = not fits.all()
+        good = pl.select(pl.when(fits).then(good)).to_series()
+    scaled = (good * (factor / divisor)).round(0).cast(pl.Int64)
+    return Timestamps(scaled.rename(numbers.name), "mixed" if mixed else unit)
+
+
+def _from_iso(raw: pl.Series) -> pl.Series:
+    parts = raw.to_frame("raw").select(
+        pl.col("raw").str.extract(_ISO, 1).alias("day"),
+        pl.col("raw").str.extract(_ISO, 2).fill_null("00:00").alias("minute"),
+        pl.col("raw").str.extract(_ISO, 3).fill_null(":00").alias("second"),
+        pl.col("raw").str.extract(_ISO, 4).fill_null("+0000").str.replace_all(":", "").alias("offset"),
+    )
+    offset = pl.col("offset").replace({"Z": "+0000", "z": "+0000"}).str.pad_end(5, "0")
+    spelled = pl.concat_str(pl.col("day"), pl.lit("T"), pl.col("minute"), pl.col("second"), offset)
+    moment = spelled.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_unit="us", strict=False)
+    return parts.select(moment.cast(pl.Int64)).to_series()
+
+
+def _not_negative(microseconds: pl.Series) -> pl.Series:
+    kept = pl.when(microseconds >= 0).then(microseconds)
+    return pl.select(kept).to_series().cast(pl.Int64).rename(microseconds.name)
