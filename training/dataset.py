@@ -14,8 +14,8 @@ import pyarrow as pa
 from index.item_ids import MAX_ID_BYTES
 from index.item_table import ITEM_ID, POPULARITY
 from training.errors import DatasetError
-from training.table_files import find_table, read_table, require_columns, rows_named
-from training.timestamps import read_timestamps
+from training.table_files import ROW, find_table, read_table, rows_named
+from training.timestamps import MIXED, MIXED_TIME_RULE, TIME_RULE, read_timestamps
 
 ITEMS = "items"
 INTERACTIONS = "interactions"
@@ -107,13 +107,13 @@ def read_items(path: Path) -> pl.DataFrame:
     Raises:
         DatasetError: the file cannot be read or breaks a rule.
     """
-    frame = without_blank_records(read_table(path, text=(ITEM_ID, TITLE, TEXT, IMAGE)))
-    require_columns(path, frame, [ITEM_ID])
+    frame = read_table(path, text=(ITEM_ID, TITLE, TEXT, IMAGE), required=[ITEM_ID])
     if frame.is_empty():
         raise DatasetError(f"{path}: a catalogue needs at least one item, got none")
     if POPULARITY in frame.columns:
         raise DatasetError(f"{path}: column {POPULARITY!r} is reserved for the training counts; rename it")
-    _check_item_ids(path, frame[ITEM_ID])
+    _check_item_ids(path, frame)
+    frame = frame.drop(ROW)
     missing = [pl.lit(None, pl.String).alias(name) for name in (TITLE, TEXT, IMAGE) if name not in frame.columns]
     frame = frame.with_columns(missing).with_columns(_metadata_casts(path, frame))
     return frame.select(ITEM_ID, TITLE, TEXT, IMAGE, pl.exclude(ITEM_ID, TITLE, TEXT, IMAGE))
@@ -135,27 +135,22 @@ def read_interactions(path: Path) -> pl.DataFrame:
     """
     names = (USER_ID, ITEM_ID, TIMESTAMP)
     text = (USER_ID, ITEM_ID, TIMESTAMP) if path.suffix.lower() == ".csv" else (USER_ID, ITEM_ID)
-    frame = without_blank_records(read_table(path, text=text, columns=names))
-    require_columns(path, frame, names)
+    frame = read_table(path, text=text, required=names, columns=names)
     if frame.is_empty():
         raise DatasetError(f"{path}: needs at least one interaction, got none")
     for name in (USER_ID, ITEM_ID):
-        empty = (frame[name].is_null() | (frame[name] == "")).fill_null(value=True)
-        if empty.any():
-            raise DatasetError(f"{path}: column {name!r} must not be empty, {rows_named(empty.arg_true())}; {_SEE_ALL}")
-    raw = frame[TIMESTAMP]
-    read = read_timestamps(raw)
-    bad = read.microseconds.is_null()
-    if bad.any():
-        rule = "must hold one unit, seconds or dates but not both" if read.unit == "mixed" else _TIME_RULE
+        empty = frame.filter(pl.col(name).is_null() | (pl.col(name) == ""))
+        if empty.height:
+            raise DatasetError(f"{path}: column {name!r} must not be empty, {rows_named(empty[ROW])}; {_SEE_ALL}")
+    read = read_timestamps(frame[TIMESTAMP])
+    bad = frame.filter(read.microseconds.is_null())
+    if bad.height:
+        rule = MIXED_TIME_RULE if read.unit == MIXED else TIME_RULE
         raise DatasetError(
-            f"{path}: column 'timestamp' {rule}, got {raw.filter(bad)[0]!r} in {rows_named(bad.arg_true())}; {_SEE_ALL}"
+            f"{path}: column 'timestamp' {rule}, got {bad[TIMESTAMP][0]!r} in {rows_named(bad[ROW])}; {_SEE_ALL}"
         )
-    ordered = in_order(frame.with_columns(read.microseconds.alias(TIMESTAMP)))
+    ordered = in_order(frame.drop(ROW).with_columns(read.microseconds.alias(TIMESTAMP)))
     return ordered.with_columns(pl.col(TIMESTAMP) // 1_000_000)
-
-
-_TIME_RULE = "must hold seconds since 1970 or ISO-8601 dates, not negative and finite"
 
 
 def in_order(interactions: pl.DataFrame) -> pl.DataFrame:
@@ -163,13 +158,6 @@ def in_order(interactions: pl.DataFrame) -> pl.DataFrame:
     place, first = "__place", "__first"  # a frame with these columns would be refused by polars
     ranked = interactions.with_row_index(place).with_columns(pl.col(place).min().over(USER_ID).alias(first))
     return ranked.sort(first, TIMESTAMP, maintain_order=True).drop(place, first)
-
-
-def without_blank_records(frame: pl.DataFrame) -> pl.DataFrame:
-    """Drop records without any value, such as blank lines in a CSV file."""
-    if not frame.width:
-        return frame
-    return frame.filter(~pl.all_horizontal(pl.all().is_null()))
 
 
 def confined_file(directory: Path, name: str | None) -> Path | None:
@@ -184,18 +172,19 @@ def confined_file(directory: Path, name: str | None) -> Path | None:
         return None
 
 
-def _check_item_ids(path: Path, ids: pl.Series) -> None:
+def _check_item_ids(path: Path, frame: pl.DataFrame) -> None:
+    ids = frame[ITEM_ID]
     broken = broken_ids(ids)
     if broken.any():
         raise DatasetError(
             f"{path}: an item id must have 1 to {MAX_ID_BYTES} bytes and no control characters, got "
-            f"{str(ids.filter(broken)[0])[:40]!r} in {rows_named(broken.arg_true())}; {_SEE_ALL}"
+            f"{str(ids.filter(broken)[0])[:40]!r} in {rows_named(frame[ROW].filter(broken))}; {_SEE_ALL}"
         )
     repeated = ~ids.is_first_distinct()
     if repeated.any():
         raise DatasetError(
             f"{path}: item ids must be unique, {ids.filter(repeated)[0]!r} is repeated in "
-            f"{rows_named(repeated.arg_true())}; keep one row an item"
+            f"{rows_named(frame[ROW].filter(repeated))}; keep one row an item"
         )
 
 

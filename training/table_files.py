@@ -14,6 +14,12 @@ import polars as pl
 
 from training.errors import DatasetError
 
+ROW = "#row"
+"""Column of record numbers that :func:`read_table` adds; a CSV header does not count."""
+
+_BOOL = r"^(?i:true|false)$"
+_INTEGER = r"^(0|-?[1-9]\d{0,17})$"
+_FLOAT = r"^-?(0|[1-9]\d{0,14})(\.\d+)?([eE][+-]?\d{1,2})?$"
 _FOREIGN = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError, csv.Error)
 
 
@@ -28,9 +34,12 @@ def find_table(directory: Path, stem: str, suffixes: Sequence[str]) -> Path:
     Raises:
         DatasetError: the directory is missing, or holds none or several of the files.
     """
-    if not directory.is_dir():
-        raise DatasetError(f"{directory}: a dataset is a directory, but there is none at this path")
-    found = [path for suffix in suffixes if (path := directory / f"{stem}.{suffix}").exists()]
+    try:
+        if not directory.is_dir():
+            raise DatasetError(f"{directory}: a dataset is a directory, but there is none at this path")
+        found = [path for suffix in suffixes if (path := directory / f"{stem}.{suffix}").exists()]
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{directory}: cannot be opened ({error}); check the path and its permissions") from error
     names = " or ".join(f"{stem}.{suffix}" for suffix in suffixes)
     if not found:
         raise DatasetError(f"{directory}: a dataset needs {names}, found neither; see docs/dataset.md")
@@ -39,57 +48,62 @@ def find_table(directory: Path, stem: str, suffixes: Sequence[str]) -> Path:
     return found[0]
 
 
-def read_table(path: Path, *, text: Sequence[str], columns: Sequence[str] | None = None) -> pl.DataFrame:
+def read_table(
+    path: Path, *, text: Sequence[str], required: Sequence[str], columns: Sequence[str] | None = None
+) -> pl.DataFrame:
     """Read one table file in file order.
 
     Args:
         path: a ``.csv`` (UTF-8, a byte-order mark is accepted, RFC 4180 quoting), ``.jsonl`` or ``.parquet`` file.
         text: columns read as strings whatever they hold, so that ``007`` stays ``007``.
+        required: columns that the file must have.
         columns: columns to read, those that the file lacks are left out; None reads all.
 
     Returns:
-        The rows with the file's columns. Other CSV columns get the narrowest of bool, int, float and string that holds
-        every value. A record without any value keeps its row.
+        The file's columns and :data:`ROW` (uint32, the first record is row 1). The other columns of a CSV file become
+        bools (``true``, ``false``), integers or floats if every value is one and loses nothing by it (``007`` is none),
+        else strings; an empty cell is null. Blank lines of a CSV file are left out.
 
     Raises:
-        DatasetError: the file is missing, a directory, empty, not readable as its suffix says, or not UTF-8.
+        DatasetError: the file is missing, a directory, empty, not readable as its suffix says, not UTF-8, or lacks a
+            required column.
     """
-    if path.is_dir():
-        raise DatasetError(f"{path}: a table must be a file, this is a directory")
-    if not path.exists():
-        raise DatasetError(f"{path}: no such file")
     try:
+        if not path.is_file():
+            raise DatasetError(f"{path}: {'must be a file, not a directory' if path.is_dir() else 'no such file'}")
         scan = _scan(path, text)
         present = scan.collect_schema().names()
+        _require_columns(path, present, required)
         if columns is not None:
             scan = scan.select([name for name in columns if name in present])
-        return _text_columns(path, scan.collect(engine="streaming"), text)
+        frame = _text_columns(path, scan.collect(engine="streaming"), text).with_row_index(ROW, offset=1)
     except _FOREIGN as error:
         raise DatasetError(f"{path}: {_reason(path, error)}") from error
+    if path.suffix.lower() != ".csv":
+        return frame
+    frame = frame.filter(~pl.all_horizontal(pl.exclude(ROW).is_null()))
+    return frame.with_columns([_narrowest(frame[name]) for name in frame.columns if name not in (*text, ROW)])
 
 
-def require_columns(path: Path, frame: pl.DataFrame, names: Sequence[str]) -> None:
-    """Hold a table to its required columns.
-
-    Raises:
-        DatasetError: a column is missing.
-    """
-    missing = [name for name in names if name not in frame.columns]
+def _require_columns(path: Path, present: Sequence[str], required: Sequence[str]) -> None:
+    missing = [name for name in required if name not in present]
     if missing:
         raise DatasetError(
-            f"{path}: column {missing[0]!r} is missing, found {', '.join(map(repr, frame.columns)) or 'none'}; "
-            "names are case-sensitive and a CSV separates columns by commas"
+            f"{path}: column {missing[0]!r} is missing, found {', '.join(map(repr, present))}; names are "
+            "case-sensitive and a CSV separates columns by commas"
         )
+    if ROW in present:
+        raise DatasetError(f"{path}: a column must not be called {ROW!r}; rename it")
 
 
 def rows_named(rows: pl.Series, *, limit: int = 3) -> str:
     """Row numbers for a message: ``row 4`` or ``rows 4, 9, 12 and 5 more``.
 
     Args:
-        rows: 0-based positions. The first record after a CSV header is row 1.
+        rows: numbers from :data:`ROW`, at least one.
         limit: how many to name.
     """
-    named = ", ".join(str(row + 1) for row in rows.head(limit).to_list())
+    named = ", ".join(str(row) for row in rows.head(limit).to_list())
     more = f" and {len(rows) - limit:,} more" if len(rows) > limit else ""
     return f"{'row' if len(rows) == 1 else 'rows'} {named}{more}"
 
@@ -97,9 +111,8 @@ def rows_named(rows: pl.Series, *, limit: int = 3) -> str:
 def _scan(path: Path, text: Sequence[str]) -> pl.LazyFrame:
     suffix = path.suffix.lower()
     if suffix == ".csv":
-        names = _csv_header(path)
-        strings = {name: pl.String for name in names if name in text}
-        return pl.scan_csv(path, schema_overrides=strings, infer_schema_length=None, glob=False)
+        _check_csv_header(path)
+        return pl.scan_csv(path, infer_schema=False, glob=False)
     if suffix == ".jsonl":
         return _scan_jsonl(path, text)
     if suffix == ".parquet":
@@ -107,7 +120,7 @@ def _scan(path: Path, text: Sequence[str]) -> pl.LazyFrame:
     raise DatasetError(f"{path}: a table is a .csv, .jsonl or .parquet file, got the suffix {path.suffix!r}")
 
 
-def _csv_header(path: Path) -> list[str]:
+def _check_csv_header(path: Path) -> None:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         names = next(csv.reader(lines), [])
     if not names:
@@ -115,7 +128,20 @@ def _csv_header(path: Path) -> list[str]:
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise DatasetError(f"{path}: column {repeated!r} appears more than once in the header; rename or drop one")
-    return names
+
+
+def _narrowest(column: pl.Series) -> pl.Series:
+    values = column.str.strip_chars().drop_nulls().replace("", None).drop_nulls()
+    if not len(values):
+        return column
+    spelled = pl.select(pl.when(column.str.strip_chars() != "").then(column.str.strip_chars())).to_series()
+    if values.str.contains(_BOOL).all():
+        return (spelled.str.to_lowercase() == "true").rename(column.name)
+    if values.str.contains(_INTEGER).all():
+        return spelled.cast(pl.Int64).rename(column.name)
+    if values.str.contains(_FLOAT).all():
+        return spelled.cast(pl.Float64).rename(column.name)
+    return column
 
 
 def _scan_jsonl(path: Path, text: Sequence[str]) -> pl.LazyFrame:

@@ -1,14 +1,18 @@
 """Timestamps of interactions: numbers or ISO-8601 dates, one unit a file.
 
-Numbers count from 1970-01-01 UTC. Their unit is told from the largest value of the column: below 10¹¹ seconds (until
-the year 5138), below 10¹⁴ milliseconds, below 10¹⁷ microseconds, else nanoseconds. A column whose smallest and largest
-value speak for different units is refused (zeros and small counters are fine as seconds). Dates are ``2026-01-31``,
-``2026-01-31T10:30``, with seconds, a fraction and an offset if wished; without an offset they are UTC.
+Numbers count from 1970-01-01 UTC. The unit of a column is that of its median: below 10¹¹ seconds (until the year 5138;
+counters such as 0, 1, 2 too), below 10¹⁴ milliseconds, below 10¹⁷ microseconds, else nanoseconds; a value in another
+unit's range is an error. Dates are ``2026-01-31``, ``2026-01-31T10:30``, with seconds, a fraction and an offset if
+wished; without an offset they are UTC.
 """
 
 from dataclasses import dataclass
 
 import polars as pl
+
+MIXED = "mixed"
+TIME_RULE = "must hold finite seconds since 1970 or ISO-8601 dates"
+MIXED_TIME_RULE = "must hold one unit: seconds, milliseconds or dates, not two of them"
 
 # Largest value (exclusive) → microseconds in one unit, as (numerator, denominator).
 _UNITS = (
@@ -27,7 +31,7 @@ class Timestamps:
     Attributes:
         microseconds: int64 since 1970-01-01 UTC, null where the value is missing or breaks a rule.
         unit: ``seconds``, ``milliseconds``, ``microseconds``, ``nanoseconds`` or ``dates``; ``mixed`` when two of them
-            meet in one column (then every value of the smaller unit, or every date, is null).
+            meet in one column (then the values of the rarer one are null).
     """
 
     microseconds: pl.Series
@@ -57,27 +61,29 @@ def read_timestamps(raw: pl.Series) -> Timestamps:
 def _with_dates(raw: pl.Series, numbers: pl.Series, strange: pl.Series) -> Timestamps:
     """A column in which some values are not numbers: dates, or mistakes among numbers."""
     dates = _from_iso(raw.filter(strange))
-    if dates.null_count() == len(dates):
-        return _from_numbers(numbers)
+    if dates.count() <= numbers.count():
+        read = _from_numbers(numbers)
+        return Timestamps(read.microseconds, MIXED if dates.count() else read.unit)
     spread = pl.Series(raw.name, [None], dtype=pl.Int64).new_from_index(0, len(raw))
     spread = spread.scatter(strange.arg_true(), dates)
-    return Timestamps(_not_negative(spread), "mixed" if numbers.count() else "dates")
+    return Timestamps(_not_negative(spread), MIXED if numbers.count() else "dates")
 
 
 def _from_numbers(numbers: pl.Series) -> Timestamps:
-    finite = numbers.is_finite() & (numbers >= 0) & (numbers < _UNITS[-1][0])
-    good = pl.select(pl.when(finite).then(numbers)).to_series().rename(numbers.name)
-    largest = good.max()
-    top = float(largest) if isinstance(largest, int | float) else 0.0
-    position = next(place for place, unit in enumerate(_UNITS) if top < unit[0])
-    _, unit, factor, divisor = _UNITS[position]
-    mixed = False
-    if position:
-        fits = good >= _UNITS[position - 1][0]
-        mixed = not fits.all()
-        good = pl.select(pl.when(fits).then(good)).to_series()
-    scaled = (good * (factor / divisor)).round(0).cast(pl.Int64)
-    return Timestamps(scaled.rename(numbers.name), "mixed" if mixed else unit)
+    good = _where(numbers.is_finite() & (numbers >= 0) & (numbers < _UNITS[-1][0]), numbers)
+    median = good.median()
+    middle = float(median) if isinstance(median, int | float) else 0.0
+    position = next(place for place, unit in enumerate(_UNITS) if middle < unit[0])
+    end, unit, factor, divisor = _UNITS[position]
+    start = _UNITS[position - 1][0] if position else 0.0
+    fits = (good >= start) & (good < end)
+    scaled = (_where(fits, good) * (factor / divisor)).round(0).cast(pl.Int64)
+    return Timestamps(scaled, unit if fits.all() else MIXED)
+
+
+def _where(mask: pl.Series, values: pl.Series) -> pl.Series:
+    """The values where the mask is true, null elsewhere."""
+    return pl.select(pl.when(mask).then(values)).to_series().rename(values.name)
 
 
 def _from_iso(raw: pl.Series) -> pl.Series:
@@ -94,5 +100,4 @@ def _from_iso(raw: pl.Series) -> pl.Series:
 
 
 def _not_negative(microseconds: pl.Series) -> pl.Series:
-    kept = pl.when(microseconds >= 0).then(microseconds)
-    return pl.select(kept).to_series().cast(pl.Int64).rename(microseconds.name)
+    return _where(microseconds >= 0, microseconds).cast(pl.Int64)
