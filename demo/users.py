@@ -1,0 +1,187 @@
+"""Simulated users: who touches what next in the made catalogue.
+
+A user has a taste for each brand and material (told by texts) and for each colour, shape and pattern (shown by
+pictures). The next item is drawn, never the same twice, from a softmax over
+
+    text_taste · t(user, item) + image_taste · v(user, item) + transition(category before → category) + log popularity
+
+where t and v have unit variance over users and items, so that equal tastes weigh equally.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demo.catalogue import ATTRIBUTES, IMAGE_ATTRIBUTES, TEXT_ATTRIBUTES, THEMES, Catalogue, theme_of
+from demo.errors import DemoError
+
+_BLOCK = 1_000
+_START = 1_735_689_600  # 2025-01-01
+_YEAR_S = 31_536_000
+_HOUR_S = 3_600
+_FOLLOWS = 2
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How users choose.
+
+    Attributes:
+        text_taste: weight of the taste for brand and material, 0 or more.
+        image_taste: weight of the taste for colour, shape and pattern, 0 or more.
+        transition: how much likelier (in log) the two categories are that follow the one before.
+        popularity: standard deviation of the items' log popularity.
+        theme: 0 makes a user's tastes independent; at 1 they are all one taste for themes (see
+            :func:`demo.catalogue.make_catalogue`).
+        shortest: fewest events of a user.
+        longest: most events of a user.
+
+    Raises:
+        DemoError: a value lies outside its bounds.
+    """
+
+    text_taste: float = 2.5
+    image_taste: float = 2.5
+    transition: float = 1.5
+    popularity: float = 0.8
+    theme: float = 0.0
+    shortest: int = 5
+    longest: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("text_taste", "image_taste", "transition", "popularity"):
+            if not 0 <= getattr(self, name) <= 20:
+                raise DemoError(f"{name} must lie in 0 … 20, got {getattr(self, name)}")
+        if not 0 <= self.theme <= 1:
+            raise DemoError(f"theme must lie in 0 … 1, got {self.theme}")
+        if not 1 <= self.shortest <= self.longest:
+            raise DemoError(f"1 ≤ shortest ≤ longest must hold, got {self.shortest} and {self.longest}")
+
+
+@dataclass(frozen=True)
+class World:
+    """What all users share.
+
+    Attributes:
+        catalogue: the items.
+        behaviour: how users choose.
+        log_popularity: (items,) float64.
+        follows: (categories, categories) float64, added to the utility of an item whose category is the column when the
+            category before was the row.
+    """
+
+    catalogue: Catalogue
+    behaviour: Behaviour
+    log_popularity: NDArray[np.float64]
+    follows: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Events:
+    """Events in the order of users, a user's oldest first.
+
+    Attributes:
+        users: (events,) int64 position of the user.
+        items: (events,) int64 item rows.
+        times: (events,) int64 seconds since 1970 UTC, strictly rising within a user.
+    """
+
+    users: NDArray[np.int64]
+    items: NDArray[np.int64]
+    times: NDArray[np.int64]
+
+
+def make_world(rng: np.random.Generator, catalogue: Catalogue, behaviour: Behaviour) -> World:
+    """Draw the items' popularity and which categories follow which."""
+    categories = len(ATTRIBUTES["category"])
+    follows = np.zeros((categories, categories))
+    order = rng.permutation(categories)
+    for step in range(1, _FOLLOWS + 1):
+        follows[order, np.roll(order, -step)] = behaviour.transition
+    return World(catalogue, behaviour, behaviour.popularity * rng.standard_normal(len(catalogue)), follows)
+
+
+def simulate(
+    rng: np.random.Generator, world: World, users: int, *, progress: Callable[[int], None] = lambda _users: None
+) -> Events:
+    """Draw the histories of fresh users.
+
+    Args:
+        rng: source of randomness.
+        world: what they choose from.
+        users: how many.
+        progress: called with the number of users done so far.
+
+    Returns:
+        Their events. A user never touches an item twice, so histories are no longer than the catalogue.
+    """
+    blocks = []
+    for start in range(0, users, _BLOCK):
+        block = min(_BLOCK, users - start)
+        blocks.append(_simulate_block(rng, world, block, start))
+        progress(start + block)
+    if not blocks:
+        return Events(*(np.zeros(0, dtype=np.int64) for _ in range(3)))
+    return Events(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
+
+
+def utilities(rng: np.random.Generator, world: World, users: int) -> NDArray[np.float64]:
+    """Tastes of fresh users for every item.
+
+    Returns:
+        (users, items) float64: everything in the utility but the transition.
+    """
+    behaviour = world.behaviour
+    themes = rng.standard_normal((users, THEMES))
+    text = _taste(rng, world, themes, TEXT_ATTRIBUTES)
+    image = _taste(rng, world, themes, IMAGE_ATTRIBUTES)
+    return behaviour.text_taste * text + behaviour.image_taste * image + world.log_popularity
+
+
+def _taste(
+    rng: np.random.Generator, world: World, themes: NDArray[np.float64], attributes: tuple[str, ...]
+) -> NDArray[np.float64]:
+    """(users, items) taste of one modality: unit-variance parts summed and divided by the root of their number."""
+    share = world.behaviour.theme
+    total = np.zeros((len(themes), len(world.catalogue)))
+    for name in attributes:
+        values = len(ATTRIBUTES[name])
+        of_value = themes[:, [theme_of(name, value) for value in range(values)]]
+        own = rng.standard_normal((len(themes), values))
+        mixed = np.sqrt(1.0 - share) * own + np.sqrt(share) * of_value
+        total += mixed[:, world.catalogue.values[name]]
+    return np.asarray(total / np.sqrt(len(attributes)))
+
+
+def _simulate_block(
+    rng: np.random.Generator, world: World, users: int, first_user: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    behaviour, items = world.behaviour, len(world.catalogue)
+    wish = utilities(rng, world, users)
+    wish = np.exp(wish - wish.max(axis=1, keepdims=True))
+    lift = np.exp(world.follows)
+    category = world.catalogue.values["category"]
+    longest = min(behaviour.longest, items)
+    lengths = rng.integers(min(behaviour.shortest, longest), longest + 1, users)
+    everyone = np.arange(users)
+    chosen = np.zeros((users, longest), dtype=np.int64)
+    for step in range(longest):
+        weights = wish * lift[category[chosen[:, step - 1]]][:, category] if step else wish
+        chosen[:, step] = _draw_rows(rng, weights)
+        wish[everyone, chosen[:, step]] = 0.0
+    used = np.arange(longest) < lengths[:, None]
+    gaps = (rng.exponential(40.0, (users, longest)) * _HOUR_S).astype(np.int64) + 1
+    gaps[:, 0] += rng.integers(0, _YEAR_S, users)
+    times = _START + np.cumsum(gaps, axis=1)
+    owner = np.broadcast_to(first_user + everyone[:, None], used.shape)
+    return owner[used], chosen[used], times[used]
+
+
+def _draw_rows(rng: np.random.Generator, weights: NDArray[np.float64]) -> NDArray[np.int64]:
+    """One column of each row, with a probability in proportion to its weight; a weight of 0 is never drawn."""
+    ends = np.cumsum(weights, axis=1)
+    # 1 − random lies in (0, 1]: the first end that reaches the point has a weight above 0.
+    points = (1.0 - rng.random(len(weights))) * ends[:, -1]
+    return np.asarray((ends < points[:, None]).sum(axis=1), dtype=np.int64)
