@@ -1,0 +1,203 @@
+"""Manifest: what a bundle says about itself, and the checks that a bundle must pass before anything reads it."""
+
+import hashlib
+import json
+import re
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from index.errors import BundleInvalid, ItemTableError
+from index.item_table import VECTORS_FILE
+from index.slots import Slot, SlotLayout
+
+BUNDLE_FORMAT: Final = 1
+MANIFEST_FILE = "manifest.json"
+ITEMS_FILE = "items.parquet"
+FAISS_FILE = "index.faiss"
+ENCODER_FILE = "encoder.onnx"
+PROBES_FILE = "probes.npz"
+REPORT_FILE = "report.json"
+REQUIRED_FILES = (ITEMS_FILE, VECTORS_FILE, FAISS_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE)
+
+_LARGEST_MANIFEST = 64 << 20
+_ID_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FileEntry(_Part):
+    """One file of a bundle.
+
+    Attributes:
+        sha256: of its content, hexadecimal.
+        size: bytes.
+    """
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+
+
+class EffortRecord(_Part):
+    """:class:`index.plan.Effort` as it is stored; see there."""
+
+    typical: tuple[float, ...]
+    bands: tuple[tuple[float, int], ...] = Field(min_length=1)
+    per_k: int = Field(ge=1)
+
+
+class IndexRecord(_Part):
+    """Which index was built, why, and how well it finds.
+
+    Attributes:
+        kind: flat, hnsw or ivf.
+        reason: why this kind, in words.
+        parameters: what it was built with.
+        effort: search effort by the skew of a query's slots.
+        recall_k: k of the recall below.
+        recall: recall@k against exact search by kind of query (``plain``, ``image x3``, ``image alone`` …), 0 … 1.
+        min_recall: publishing refuses a bundle whose recall is lower in any row; None sets no bound.
+    """
+
+    kind: Literal["flat", "hnsw", "ivf"]
+    reason: str
+    parameters: dict[str, int | str]
+    effort: EffortRecord
+    recall_k: int = Field(ge=1)
+    recall: dict[str, float]
+    min_recall: float | None = Field(default=None, ge=0, le=1)
+
+    @property
+    def shortfalls(self) -> dict[str, float]:
+        """The kinds of query whose recall is below ``min_recall``, with their recall."""
+        bound = self.min_recall
+        return {} if bound is None else {name: value for name, value in self.recall.items() if value < bound}
+
+
+class Manifest(_Part):
+    """The self-description of a bundle, format 1.
+
+    Attributes:
+        format: always 1; another number is another format, which this version refuses.
+        id: ``<UTC yyyymmddThhmmssZ>-<first 6 hex of content>``.
+        content: sha256 of everything else in the manifest but ``forced``, and so of all files through their hashes.
+        created: when it was built.
+        slots: (name, dim) in order.
+        dtype: of the stored vectors.
+        metric: always the inner product.
+        items: rows of the catalogue.
+        indexed: rows with at least one slot, which are those in the index.
+        max_history: the newest items of a history that the encoder reads.
+        model: provenance of the vectors, as training wrote it.
+        index: what was built.
+        files: every other file of the bundle by its relative path.
+        forced: published although a bound was missed.
+    """
+
+    format: Literal[1]
+    id: str = Field(pattern=rf"^{_ID_PATTERN.pattern}$")
+    content: str = Field(pattern=r"^[0-9a-f]{64}$")
+    created: AwareDatetime
+    slots: tuple[tuple[str, int], ...]
+    dtype: Literal["float16", "float32"]
+    metric: Literal["inner_product"] = "inner_product"
+    items: int = Field(ge=1)
+    indexed: int = Field(ge=1)
+    max_history: int = Field(ge=1)
+    model: dict[str, Any]
+    index: IndexRecord
+    files: dict[str, FileEntry]
+    forced: bool = False
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for name in files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name or name == MANIFEST_FILE:
+                raise ValueError(f"file name {name!r} must be a plain path inside the bundle")
+        missing = [name for name in REQUIRED_FILES if name not in files]
+        if missing:
+            raise ValueError(f"the files {', '.join(missing)} are not listed")
+        return files
+
+    @property
+    def layout(self) -> SlotLayout:
+        """The slots as a layout.
+
+        Raises:
+            ItemTableError: the slots break a rule.
+        """
+        return SlotLayout(tuple(Slot(name, dim) for name, dim in self.slots))
+
+    @classmethod
+    def seal(cls, created: datetime, **parts: Any) -> "Manifest":  # noqa: ANN401 - the fields above
+        """A manifest with its content hash and id filled in.
+
+        Args:
+            created: aware; the id carries it in UTC to the second.
+            **parts: every field but ``format``, ``id`` and ``content``.
+        """
+        draft = cls(format=BUNDLE_FORMAT, id="00000000T000000Z-000000", content="0" * 64, created=created, **parts)
+        content = draft.content_hash()
+        return draft.model_copy(update={"id": f"{created:%Y%m%dT%H%M%SZ}-{content[:6]}", "content": content})
+
+    def content_hash(self) -> str:
+        """sha256 of this manifest without ``id``, ``content`` and ``forced``, as canonical JSON."""
+        return _content_hash(json.loads(self.to_json()))
+
+    def to_json(self) -> str:
+        """The text of ``manifest.json``."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def read(cls, bundle: Path) -> "Manifest":
+        """Read and check ``manifest.json``.
+
+        Args:
+            bundle: the bundle's directory.
+
+        Raises:
+            BundleInvalid: missing, unreadable, of an unknown format version, altered, or it breaks a rule.
+        """
+        path = bundle / MANIFEST_FILE
+        try:
+            if path.stat().st_size > _LARGEST_MANIFEST:
+                raise BundleInvalid(f"{path}: larger than {_LARGEST_MANIFEST} bytes, not a manifest; build it again")
+            text = path.read_bytes()
+            raw = json.loads(text)
+            if not isinstance(raw, dict) or "format" not in raw:
+                raise BundleInvalid(f"{path}: not a manifest, 'format' is missing; build the bundle again")
+            if type(raw["format"]) is not int or raw["format"] != BUNDLE_FORMAT:
+                raise BundleInvalid(
+                    f"{path}: bundle format {raw['format']!r}, this version reads {BUNDLE_FORMAT}; build the bundle "
+                    "again with this version"
+                )
+            manifest = cls.model_validate_json(text)
+            manifest.layout  # noqa: B018 - raises on slots that break a rule
+            altered = manifest.content != _content_hash(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise BundleInvalid(f"{path}: {where}: {first['msg']}; build the bundle again") from error
+        except (OSError, ValueError, RecursionError, ItemTableError) as error:
+            raise BundleInvalid(f"{path}: not a readable manifest ({error}); build the bundle again") from error
+        if altered or not manifest.id.endswith(manifest.content[:6]):
+            raise BundleInvalid(f"{path}: its content does not fit its own hash, so it was altered; build it again")
+        return manifest
+
+
+def is_bundle_id(text: str) -> bool:
+    """Whether a text has the form of a bundle id."""
+    return _ID_PATTERN.fullmatch(text) is not None
+
+
+def _content_hash(raw: dict[str, Any]) -> str:
+    """The hash over the JSON itself, so that it does not depend on how a later version fills in defaults."""
+    kept = {name: value for name, value in raw.items() if name not in {"id", "content", "forced"}}
+    canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
