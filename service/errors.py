@@ -1,0 +1,100 @@
+"""Everything that `service` raises on purpose, one tree.
+
+ServiceError
+├── SettingsError           a setting breaks a rule (variable or key, value, rule)
+├── StartError              the server cannot start: the port is taken, or no bundle is published
+├── SessionsUnavailable     Redis did not answer; whether a write arrived is unknown
+├── NotReady                no bundle is loaded yet, or the process is draining
+└── RequestRefused          a request that cannot be answered as it stands
+    ├── MalformedBody       the body is not JSON
+    ├── KeyMissing          the route needs an API key and none was sent
+    ├── KeyRefused          the API key is not one of ours, or the route is closed
+    ├── UnknownItem         the path or the body names an item that this bundle does not have
+    ├── BodyTooLarge        the body is over the limit
+    ├── UnsupportedBody     the body is not declared as JSON
+    └── RuleBroken          a field breaks a rule; carries every violation found
+
+HTTP status codes are chosen in `service.problems` alone. Errors of redis-py and pydantic are translated into these at
+the boundary. Every message says which value broke which rule.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class ServiceError(Exception):
+    """Root of the errors of this package."""
+
+
+class SettingsError(ServiceError):
+    """A setting breaks a rule."""
+
+
+class StartError(ServiceError):
+    """The server cannot start."""
+
+
+class SessionsUnavailable(ServiceError):
+    """The store of histories did not answer; whether a write arrived is unknown."""
+
+
+class NotReady(ServiceError):
+    """No bundle is loaded yet, or the process is draining."""
+
+
+class RequestRefused(ServiceError):
+    """A request that cannot be answered as it stands."""
+
+
+class MalformedBody(RequestRefused):
+    """The body is not JSON."""
+
+
+class KeyMissing(RequestRefused):
+    """The route needs an API key and none was sent."""
+
+
+class KeyRefused(RequestRefused):
+    """The API key is not one of ours, or the route is closed."""
+
+
+class UnknownItem(RequestRefused):
+    """The path or the body names an item that this bundle does not have."""
+
+
+class BodyTooLarge(RequestRefused):
+    """The body is over the limit."""
+
+
+class UnsupportedBody(RequestRefused):
+    """The body is not declared as JSON."""
+
+
+class Violation(NamedTuple):
+    """One broken rule.
+
+    Attributes:
+        field: path of the field, as in ``items[3].weight``; ``body`` for the body as a whole.
+        received: the value received, as JSON, shortened.
+        rule: what the value must be, as in ``must be at most 1000``.
+    """
+
+    field: str
+    received: str
+    rule: str
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.rule}; received {self.received}"
+
+
+class RuleBroken(RequestRefused):
+    """A field breaks a rule.
+
+    Attributes:
+        violations: at least one, in the order of the body.
+    """
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+        super().__init__(f"{violations[0]}{more}")
+        self.violations = tuple(violations)

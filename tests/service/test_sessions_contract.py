@@ -1,0 +1,250 @@
+"""One behaviour for every store of histories: the fake in memory and the real Redis."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import redis
+
+from service.errors import SessionsUnavailable, SettingsError
+from service.memory_sessions import MemorySessions
+from service.ports import Event, HistoryEntry
+from service.redis_sessions import RedisSessions
+
+Store = MemorySessions | RedisSessions
+OpenStore = Callable[..., Any]
+
+
+@pytest.fixture(params=["memory", "redis"])
+def open_store(request: pytest.FixtureRequest) -> OpenStore:
+    @asynccontextmanager
+    async def opened(**options: Any) -> AsyncIterator[Store]:
+        if request.param == "memory":
+            yield MemorySessions(**options)
+            return
+        url = request.getfixturevalue("redis_url")
+        store = RedisSessions(url, prefix=f"test-{uuid.uuid4().hex}", timeout_s=5.0, **options)
+        yield store
+        await store.close()
+
+    return opened
+
+
+def event(user: str, item: str, at: float = 100.0, **more: Any) -> Event:
+    return Event(user, item, at, **more)
+
+
+def test_a_user_never_seen_has_no_history(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            assert await store.recent("nobody") == []
+            assert await store.entries("nobody") == []
+            await store.erase("nobody")
+            assert await store.alive()
+
+    asyncio.run(check())
+
+
+def test_history_is_by_arrival_and_within_one_call_by_timestamp(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            assert await store.append([event("u", "late", 30), event("u", "early", 10), event("u", "middle", 20)]) == 3
+            assert await store.append([event("u", "older but came later", 5)]) == 1
+            assert await store.recent("u") == ["early", "middle", "late", "older but came later"]
+
+    asyncio.run(check())
+
+
+def test_equal_timestamps_keep_the_order_of_the_call(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            await store.append([event("u", name, 7) for name in "bca"])
+            assert await store.recent("u") == ["b", "c", "a"]
+
+    asyncio.run(check())
+
+
+def test_entries_carry_what_was_sent(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            await store.append(
+                [event("u", "a", 1.5, type="purchase"), event("u", "b", 1_790_000_000.123), event("u", "c", 0)]
+            )
+            assert await store.entries("u") == [
+                HistoryEntry("c", 0.0, None),
+                HistoryEntry("a", 1.5, "purchase"),
+                HistoryEntry("b", 1_790_000_000.123, None),
+            ]
+
+    asyncio.run(check())
+
+
+def test_users_are_kept_apart_even_with_odd_ids(open_store: OpenStore) -> None:
+    users = ["a", "A", "a}", "a%7D", "{a}", "}", "ü", "a:history", "👍" * 64, " "]
+
+    async def check() -> None:
+        async with open_store() as store:
+            await store.append([event(user, f"item of {user}") for user in users])
+            for user in users:
+                assert await store.recent(user) == [f"item of {user}"]
+
+    asyncio.run(check())
+
+
+def test_only_the_newest_events_of_a_user_are_kept(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store(history_cap=3) as store:
+            await store.append([event("u", str(number), number) for number in range(5)])
+            assert await store.recent("u") == ["2", "3", "4"]
+            await store.append([event("u", "5")])
+            assert await store.recent("u") == ["3", "4", "5"]
+
+    asyncio.run(check())
+
+
+def test_an_event_id_is_stored_once_a_user(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            once = event("u", "a", event_id="e1")
+            assert await store.append([once]) == 1
+            assert await store.append([once]) == 0
+            assert await store.append([event("u", "b", event_id="e2"), event("u", "b", event_id="e2"), once]) == 1
+            assert await store.append([event("someone else", "a", event_id="e1")]) == 1
+            assert await store.recent("u") == ["a", "b"]
+            assert [kept.item_id for kept in await store.stream()] == ["a", "b", "a"]
+
+    asyncio.run(check())
+
+
+def test_events_without_an_id_are_always_stored(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            assert await store.append([event("u", "a"), event("u", "a")]) == 2
+            assert await store.recent("u") == ["a", "a"]
+
+    asyncio.run(check())
+
+
+def test_only_the_newest_event_ids_are_remembered(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store(event_ids_cap=2) as store:
+            for number in range(3):
+                await store.append([event("u", str(number), event_id=str(number))])
+            assert await store.append([event("u", "2", event_id="2")]) == 0
+            assert await store.append([event("u", "0", event_id="0")]) == 1
+
+    asyncio.run(check())
+
+
+def test_histories_expire(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store(ttl_s=1) as store:
+            await store.append([event("u", "a", event_id="e")])
+            assert await store.recent("u") == ["a"]
+            await asyncio.sleep(1.1)
+            assert await store.recent("u") == []
+            assert await store.append([event("u", "a", event_id="e")]) == 1
+
+    asyncio.run(check())
+
+
+def test_the_stream_keeps_whole_events_up_to_its_cap(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store(stream_cap=2) as store:
+            whole = event("v", "c", 3.25, type="view", event_id="e", request_id="r")
+            await store.append([event("u", "a", 1), event("u", "b", 2), whole])
+            assert await store.stream() == [event("u", "b", 2), whole]
+
+    asyncio.run(check())
+
+
+def test_erasing_forgets_one_user_everywhere(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            mixed = [event("u" if number % 2 else "v", str(number), number) for number in range(2500)]
+            for start in range(0, 2500, 500):
+                await store.append(mixed[start : start + 500])
+            await store.append([event("u", "x", event_id="e")])
+            await store.erase("u")
+            assert await store.recent("u") == []
+            assert {kept.user_id for kept in await store.stream()} == {"v"}
+            assert len(await store.stream()) == 1250
+            assert len(await store.recent("v")) == 200
+            assert await store.append([event("u", "x", event_id="e")]) == 1
+
+    asyncio.run(check())
+
+
+def test_concurrent_appends_lose_nothing(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            calls = [
+                store.append([event("u", f"{call}.{number}", number) for number in range(5)]) for call in range(20)
+            ]
+            assert sum(await asyncio.gather(*calls)) == 100
+            history = await store.recent("u")
+            assert sorted(history) == sorted(f"{call}.{number}" for call in range(20) for number in range(5))
+            for call in range(20):  # calls are atomic: nobody's events lie between those of one call
+                at = history.index(f"{call}.0")
+                assert history[at : at + 5] == [f"{call}.{number}" for number in range(5)]
+
+    asyncio.run(check())
+
+
+def test_a_store_that_is_down_says_so_in_one_way() -> None:
+    errors: list[str] = []
+    memory = MemorySessions()
+    memory.available = False
+    gone = RedisSessions("unix:///nonexistent/redis.sock", on_error=errors.append)
+
+    async def check(store: Store) -> None:
+        for call in (store.append([event("u", "a")]), store.recent("u"), store.entries("u"), store.erase("u")):
+            with pytest.raises(SessionsUnavailable):
+                await call
+        assert await store.alive() is False
+
+    asyncio.run(check(memory))
+    asyncio.run(check(gone))
+    assert errors == ["append", "recent", "recent", "erase", "ping"]
+
+
+def test_a_url_that_is_none_is_refused() -> None:
+    with pytest.raises(SettingsError, match="must be a redis://"):
+        RedisSessions("http://localhost")
+
+
+def test_redis_keys_of_a_user_share_a_slot_and_expire_but_the_stream_does_not(redis_url: str) -> None:
+    prefix = f"test-{uuid.uuid4().hex}"
+
+    async def check() -> None:
+        store = RedisSessions(redis_url, prefix=prefix, ttl_s=1000)
+        await store.append([event("u}v", "a", event_id="e")])
+        await store.close()
+
+    asyncio.run(check())
+    with redis.Redis.from_url(redis_url) as client:
+        keys = {key.decode(): client.ttl(key) for key in client.keys(f"{prefix}*")}
+        assert keys == {
+            f"{prefix}:{{u%7Dv}}:history": 1000,
+            f"{prefix}:{{u%7Dv}}:events": 1000,
+            f"{prefix}:events": -1,
+        }
+
+
+def test_what_others_wrote_into_a_key_is_no_crash(redis_url: str) -> None:
+    prefix = f"test-{uuid.uuid4().hex}"
+
+    async def check() -> None:
+        store = RedisSessions(redis_url, prefix=prefix)
+        assert await store.entries("u") == [HistoryEntry("�", 0.0, None), HistoryEntry("b", 0.0, None)]
+        with pytest.raises(SessionsUnavailable):
+            await store.recent("w")
+        await store.close()
+
+    with redis.Redis.from_url(redis_url) as client:
+        client.rpush(f"{prefix}:{{u}}:history", b"\xff", b"b\x1fno number\x1f")
+        client.set(f"{prefix}:{{w}}:history", "not a list")
+        asyncio.run(check())
