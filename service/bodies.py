@@ -1,0 +1,151 @@
+"""From the bytes of a request to a validated value, or to a refusal that names field, value and rule.
+
+JSON is read by orjson: NaN, Infinity, lone surrogates, invalid UTF-8 and more than 1024 levels are no JSON; of a
+repeated key the last counts; integers beyond 64 bits become floats, and so break every rule that asks for an integer.
+"""
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from starlette.requests import ClientDisconnect, Request
+
+from service.errors import BodyTooLarge, MalformedBody, RuleBroken, UnsupportedBody, Violation
+
+_MAX_RECEIVED = 120
+_MAX_SHOWN_MEMBERS = 8
+_RULES = {
+    "missing": "is required",
+    "extra_forbidden": "is not a known field",
+    "finite_number": "must be a finite number",
+    "int_type": "must be an integer",
+    "int_parsing": "must be an integer",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a string",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "string_pattern_mismatch": "must not hold control or unprintable characters",
+}
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_json(request: Request, limit: int) -> Any:  # noqa: ANN401 - any JSON value
+    """The JSON value in the body of a request.
+
+    Args:
+        request: whose body was not read yet.
+        limit: largest body in bytes; more is refused without reading on, also when the length is not declared.
+
+    Raises:
+        UnsupportedBody: the content type is not JSON in UTF-8.
+        BodyTooLarge: the body is over the limit.
+        MalformedBody: the body is not JSON.
+        ClientDisconnect: the client left before its body was complete.
+    """
+    _check_content_type(request.headers.get("content-type"))
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > limit:
+        raise _too_large(limit)
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        part: bytes = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        parts.append(part)
+        more = message.get("more_body", False)
+    body = parts[0] if len(parts) == 1 else b"".join(parts)
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedBody(f"the body must be JSON; {error}, received {_shown_bytes(body)}") from None
+
+
+def validate(model: type[Model], value: Any) -> Model:  # noqa: ANN401 - any JSON value
+    """Hold a value to the rules of a model.
+
+    Raises:
+        RuleBroken: it breaks one or more.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise RuleBroken([_violation(detail, value) for detail in details]) from None
+
+
+def shown(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """A received value as short JSON, for a message."""
+    if isinstance(value, list) and len(value) > _MAX_SHOWN_MEMBERS:
+        return f"a list of {len(value)} members"
+    if isinstance(value, dict) and len(value) > _MAX_SHOWN_MEMBERS:
+        return f"an object of {len(value)} keys"
+    if isinstance(value, str):
+        value = value[: _MAX_RECEIVED + 1]
+    try:
+        text = orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        text = repr(value)
+    return text if len(text) <= _MAX_RECEIVED else f"{text[:_MAX_RECEIVED]}…"
+
+
+def _check_content_type(content_type: str | None) -> None:
+    media_type, _, parameters = (content_type or "").partition(";")
+    kind = media_type.strip().lower()
+    is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+    charset = parameters.lower().partition("charset=")[2].split(";")[0].strip(' "')
+    if not is_json or charset not in {"", "utf-8", "utf8"}:
+        received = "nothing" if content_type is None else shown(content_type)
+        raise UnsupportedBody(f"content-type must be application/json in UTF-8; received {received}")
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body must have at most {limit} bytes; send fewer items or events at once")
+
+
+def _shown_bytes(body: bytes) -> str:
+    return shown(body[:60].decode("utf-8", "replace")) if body else "nothing"
+
+
+def _violation(detail: ErrorDetails, body: Any) -> Violation:  # noqa: ANN401 - any JSON value
+    context = detail.get("ctx", {})
+    if detail["type"] == "rule":
+        return Violation(context["field"], shown(context["received"]), context["rule"])
+    field = _path(detail["loc"], body) or "body"
+    received = "nothing" if detail["type"] == "missing" else shown(detail["input"])
+    return Violation(field, received, _rule(detail))
+
+
+def _path(location: Iterable[str | int], body: Any) -> str:  # noqa: ANN401 - any JSON value
+    """The path of a field as a client would write it; pydantic's names of union members are left out."""
+    path, value = "", body
+    location = tuple(location)
+    for depth, part in enumerate(location):
+        if isinstance(part, int):
+            path += f"[{part}]"
+            value = value[part] if isinstance(value, list) and part < len(value) else None
+        elif isinstance(value, dict) and (part in value or depth == len(location) - 1):
+            path += f".{part[:60]}" if path else part[:60]
+            value = value.get(part)
+    return path
+
+
+def _rule(detail: ErrorDetails) -> str:
+    known = _RULES.get(detail["type"])
+    if known is not None:
+        return known
+    message = detail["msg"]
+    for start in ("Input should ", "List should ", "String should ", "Dictionary should ", "Value should "):
+        message = message.replace(start, "must ")
+    return message.replace("must be less than or equal to", "must be at most").replace(
+        "must be greater than or equal to", "must be at least"
+    )

@@ -1,0 +1,352 @@
+"""Wire types: what comes in, held to its rules by pydantic, and what goes out, for the OpenAPI document.
+
+Requests are strict (a string is no number), refuse unknown keys, and stop at the first bad member of a list.
+"""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+MAX_ID_BYTES = 256
+MAX_WINDOW = 1000
+MAX_ITEMS = 500
+MAX_EXCLUDED = 1000
+MAX_CLAUSES = 32
+MAX_VALUES = 1000
+MAX_FIELDS = 64
+MAX_VALUE_CHARACTERS = 1024
+MAX_EVENTS = 1000
+MAX_TIMESTAMP = 253_402_300_799  # the end of the year 9999
+_NOT_IN_IDS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def broken_rule(field: str, received: Any, rule: str) -> PydanticCustomError:  # noqa: ANN401 - any JSON value
+    """An error of a rule that spans fields; `service.bodies` takes field and value from its context."""
+    return PydanticCustomError("rule", "{rule}", {"field": field, "received": received, "rule": rule})
+
+
+def _check_id(value: str) -> str:
+    if not value or len(value) > MAX_ID_BYTES or (not value.isascii() and len(value.encode()) > MAX_ID_BYTES):
+        raise PydanticCustomError("id_length", f"must have 1 to {MAX_ID_BYTES} bytes")
+    if _NOT_IN_IDS.search(value):
+        raise PydanticCustomError("id_characters", "must not hold control characters")
+    return value
+
+
+def _check_scalar(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if not isinstance(value, str | int | float):
+        raise PydanticCustomError("scalar", "must be a string, a number or a boolean")
+    if isinstance(value, str) and len(value) > MAX_VALUE_CHARACTERS:
+        raise PydanticCustomError("scalar_length", f"must have at most {MAX_VALUE_CHARACTERS} characters")
+    return value
+
+
+def _check_bound(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if isinstance(value, bool):
+        raise PydanticCustomError("bound", "must be a string or a number")
+    return _check_scalar(value)
+
+
+_ID_SCHEMA = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": MAX_ID_BYTES,
+    "pattern": r"^[^\u0000-\u001f\u007f-\u009f]+$",
+}
+Id = Annotated[str, AfterValidator(_check_id), WithJsonSchema(_ID_SCHEMA)]
+ShortText = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+RequestId = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\x20-\x7e]+$")]
+ItemWeight = Annotated[float, Field(ge=-10, le=10)]
+SlotWeight = Annotated[float, Field(ge=0, le=10)]
+Scalar = Annotated[Any, AfterValidator(_check_scalar), WithJsonSchema({"type": ["string", "number", "boolean"]})]
+Bound = Annotated[Any, AfterValidator(_check_bound), WithJsonSchema({"type": ["string", "number"]})]
+
+
+class Received(BaseModel):
+    """Base of everything that comes in."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class WeightedItem(Received):
+    """An item that counts more, less, or against."""
+
+    item_id: Id
+    weight: ItemWeight = Field(1.0, description="Negative pushes away, 0 only excludes.")
+
+
+def _kind_of_item(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    return "id" if isinstance(value, str) else "weighted"
+
+
+Item = Annotated[
+    Annotated[Id, Tag("id")] | Annotated[WeightedItem, Tag("weighted")],
+    Discriminator(_kind_of_item),
+]
+Items = Annotated[list[Item], Field(fail_fast=True, max_length=MAX_ITEMS)]
+
+
+class Clause(Received):
+    """One condition on one metadata field: eq, in, exists, or a range of gt or gte and lt or lte."""
+
+    field: Annotated[str, Field(min_length=1, max_length=256)]
+    eq: Scalar = Field(default_factory=lambda: None)
+    in_: Annotated[list[Scalar], Field(fail_fast=True, min_length=1, max_length=MAX_VALUES)] = Field(
+        alias="in", default_factory=list
+    )
+    gt: Bound = Field(default_factory=lambda: None)
+    gte: Bound = Field(default_factory=lambda: None)
+    lt: Bound = Field(default_factory=lambda: None)
+    lte: Bound = Field(default_factory=lambda: None)
+    exists: bool = Field(default_factory=bool)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = {"in" if name == "in_" else name for name in self.model_fields_set} - {"field"}
+        is_range = bool(given) and given <= {"gt", "gte", "lt", "lte"}
+        if not (given in ({"eq"}, {"in"}, {"exists"}) or is_range) or {"gt", "gte"} <= given or {"lt", "lte"} <= given:
+            rule = "must have exactly one of eq, in, exists, or a range of gt or gte and lt or lte"
+            raise PydanticCustomError("clause", "{rule}", {"rule": rule})
+        return self
+
+    def given(self) -> dict[str, Any]:
+        """The clause as it was sent."""
+        return {"in" if name == "in_" else name: getattr(self, name) for name in self.model_fields_set}
+
+
+Clauses = Annotated[list[Clause], Field(fail_fast=True, max_length=MAX_CLAUSES)]
+
+
+class Filter(Received):
+    """Only items for which every clause of ``must`` and no clause of ``must_not`` holds."""
+
+    must: Clauses = Field(default_factory=list)
+    must_not: Clauses = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _few_clauses(self) -> Self:
+        if len(self.must) + len(self.must_not) > MAX_CLAUSES:
+            count = len(self.must) + len(self.must_not)
+            raise PydanticCustomError("clauses", f"must have at most {MAX_CLAUSES} clauses in all, not {count}")
+        return self
+
+    def clauses(self) -> dict[str, list[dict[str, Any]]]:
+        """The filter as `index.filters` takes it."""
+        return {"must": [clause.given() for clause in self.must], "must_not": [c.given() for c in self.must_not]}
+
+
+class Wish(Received):
+    """What recommendations and neighbours have in common."""
+
+    k: int = Field(20, ge=1, le=MAX_WINDOW, description="Items wanted.")
+    offset: int = Field(0, ge=0, le=MAX_WINDOW, description="Items skipped; offset + k is at most 1000.")
+    filter: Filter | None = None
+    exclude: Annotated[list[Id], Field(fail_fast=True, max_length=MAX_EXCLUDED)] = Field(default_factory=list)
+    slot_weights: dict[str, SlotWeight] | None = Field(
+        None, description="Weight per slot in the score; a slot that is not named weighs 1."
+    )
+    diversity: float = Field(0.0, ge=0, le=1, description="0: by score alone; 1: as unlike each other as can be.")
+    explain: bool = Field(False, description="Add contributions per slot and the nearest item of the history.")
+    fields: Annotated[list[str], Field(fail_fast=True, max_length=MAX_FIELDS)] | None = Field(
+        None, description="Metadata fields to add to every item."
+    )
+    unknown_items: Literal["ignore", "error"] = "ignore"
+    deadline_ms: float | None = Field(
+        None, ge=1, le=60_000, description="Milliseconds after which popular items are answered instead."
+    )
+
+    @model_validator(mode="after")
+    def _window(self) -> Self:
+        if self.offset + self.k > MAX_WINDOW:
+            raise broken_rule("offset + k", self.offset + self.k, f"must be at most {MAX_WINDOW}")
+        if self.slot_weights is not None and len(self.slot_weights) > MAX_FIELDS:
+            raise broken_rule("slot_weights", len(self.slot_weights), f"must name at most {MAX_FIELDS} slots")
+        return self
+
+
+class RecommendRequest(Wish):
+    """Who asks (``user_id``, ``items`` oldest first, or both) and what is wanted."""
+
+    user_id: Id | None = None
+    items: Items | None = Field(None, description="Oldest first; they come after the user's stored history.")
+    history: Literal["use", "ignore"] = Field("use", description="ignore: the stored history is not even read.")
+    exclude_seen: bool = Field(True, description="Leave out the stored history and the items given.")
+
+    @model_validator(mode="after")
+    def _somebody(self) -> Self:
+        if self.user_id is None and self.items is None:
+            raise PydanticCustomError("nobody", "must have user_id or items")
+        return self
+
+
+class SimilarRequest(Wish):
+    """One item, or several with weights, whose neighbours are wanted."""
+
+    item_id: Id | None = None
+    items: Annotated[Items, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.item_id is None) == (self.items is None):
+            raise PydanticCustomError("one_of", "must have exactly one of item_id and items")
+        return self
+
+
+class EventRequest(Received):
+    """A user did something with an item."""
+
+    user_id: Id
+    item_id: Id = Field(description="Need not be in the current bundle.")
+    timestamp: float | None = Field(
+        None, ge=0, le=MAX_TIMESTAMP, description="Seconds since 1970, UTC; the time of arrival when missing."
+    )
+    type: ShortText | None = Field(None, description="What was done, as in purchase.")
+    request_id: RequestId | None = Field(None, description="The answer that led to it.")
+    event_id: Id | None = Field(None, description="An event of this user with the same id is stored once.")
+
+
+class EventsRequest(Received):
+    """Events stored all or none."""
+
+    events: Annotated[list[EventRequest], Field(fail_fast=True, min_length=1, max_length=MAX_EVENTS)]
+
+
+class ItemsQuery(BaseModel):
+    """Query parameters of ``GET /items``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(20, ge=1, le=MAX_WINDOW, description="Items wanted.")
+    cursor: int = Field(0, ge=0, le=2**53, description="`next` of the page before.")
+
+
+class RecommendedItem(BaseModel):
+    """One item of an answer."""
+
+    item_id: str
+    score: float = Field(description="Inner product with the query; under popular the share of events, 0 to 1.")
+    contributions: dict[str, float] | None = Field(
+        None, description="With explain: parts of the score by slot, summing to it; null under popular."
+    )
+    nearest_history_item: str | None = Field(
+        None, description="With explain: the liked item of the history nearest to this one; null under popular."
+    )
+    fields: dict[str, Any] | None = Field(None, description="With fields: the metadata asked for.")
+
+
+class RecommendAnswer(BaseModel):
+    """Recommendations, best first."""
+
+    request_id: str
+    bundle: str = Field(description="The bundle that answered.")
+    strategy: Literal["sequence", "similar", "popular"]
+    degraded: Literal["history_unavailable", "deadline", "overload"] | None = Field(
+        description="Why the answer is less than it could be; the first reason met."
+    )
+    history_used: int = Field(description="Items that shaped the query.")
+    unknown_items: list[str] = Field(
+        description="Items of the history, stored or given, that the bundle does not have."
+    )
+    items: list[RecommendedItem]
+
+
+class StoredAnswer(BaseModel):
+    """What became of the events."""
+
+    stored: int = Field(description="Events that were new and are stored now.")
+    duplicates: int = Field(description="Events whose event_id this user had sent before.")
+
+
+class HistoryStep(BaseModel):
+    """One step of a history."""
+
+    item_id: str
+    timestamp: float = Field(description="Seconds since 1970, UTC.")
+    type: str | None
+
+
+class HistoryAnswer(BaseModel):
+    """A user's kept history, newest last; empty for a user never seen."""
+
+    user_id: str
+    items: list[HistoryStep]
+
+
+class ItemAnswer(BaseModel):
+    """One item of the current bundle."""
+
+    item_id: str
+    fields: dict[str, Any]
+    slots: list[str] = Field(description="The slots that this item has; without any it can only be popular.")
+    popularity: float = Field(description="Its share of training events, 0 to 1.")
+
+
+class ItemsAnswer(BaseModel):
+    """One page of the catalogue."""
+
+    bundle: str
+    items: list[ItemAnswer]
+    next: int | None = Field(description="cursor of the next page; null at the end.")
+
+
+class BundleAnswer(BaseModel):
+    """The current bundle."""
+
+    bundle: str
+    age_seconds: float = Field(description="Since it was built.")
+    items: int
+    slots: dict[str, int] = Field(description="Dimension per slot.")
+    max_history: int
+    manifest: dict[str, Any]
+    report: dict[str, Any] | None
+
+
+class Health(BaseModel):
+    """Whether the process is up, or ready."""
+
+    status: Literal["up", "ready"]
+    bundle: str | None = None
+    redis: Literal["up", "down"] | None = Field(None, description="down: ready, but histories are missing.")
+
+
+class Violation(BaseModel):
+    """One broken rule."""
+
+    field: str
+    received: str
+    rule: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: list[Violation] | None = None
+
+
+REQUESTS: tuple[type[BaseModel], ...] = (RecommendRequest, SimilarRequest, EventRequest, EventsRequest)
+ANSWERS: tuple[type[BaseModel], ...] = (
+    RecommendAnswer,
+    StoredAnswer,
+    HistoryAnswer,
+    ItemAnswer,
+    ItemsAnswer,
+    BundleAnswer,
+    Health,
+    Problem,
+)

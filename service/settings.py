@@ -1,0 +1,137 @@
+"""Settings: read once at the door from ``VLM2REC_*`` variables and a TOML file, then handed on as plain values."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+from pydantic_settings.exceptions import SettingsError as SourceError
+
+from service.errors import SettingsError
+
+PREFIX = "VLM2REC_"
+FILE_VARIABLE = "VLM2REC_CONFIG"
+# Kubernetes describes a service called "vlm2rec" to every pod beside it in variables of these names.
+_KUBERNETES = re.compile(rf"{PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(?:TCP|UDP)\w*)")
+_SECRET = {"redis_url", "api_keys", "admin_keys"}
+
+ApiKeys = Annotated[tuple[SecretStr, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; a variable wins over the file.
+
+    Attributes: see the description of each field; docs/configuration.md lists them all.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    registry: Path = Field(description="Directory of published bundles.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line written; every request is one line at info."
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where the sequence encoder runs.")
+    encoder_threads: int = Field(1, ge=1, le=256, description="Threads that one encoder call uses.")
+    verify: Literal["stamp", "full"] = Field(
+        "stamp", description="How a bundle is checked before it serves: by its stamp, or by hashing every file."
+    )
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="Redis of the histories: redis://, rediss:// or unix://."
+    )
+    redis_prefix: str = Field("vlm2rec", min_length=1, max_length=64, description="Start of every Redis key.")
+    redis_timeout_ms: int = Field(
+        250, ge=1, le=60_000, description="Milliseconds that one Redis answer may take before the answer degrades."
+    )
+    history_cap: int = Field(200, ge=1, le=10_000, description="Newest events kept of each user.")
+    history_ttl_days: int = Field(
+        90, ge=1, le=3650, description="Days after a user's last event until it is forgotten."
+    )
+    event_ids_cap: int = Field(
+        1000, ge=1, le=100_000, description="Newest event ids of each user against which retries are recognised."
+    )
+    stream_cap: int = Field(1_000_000, ge=1, description="Newest events of all users kept for retraining.")
+    body_limit_bytes: int = Field(1_048_576, ge=1024, description="Largest request body.")
+    api_keys: ApiKeys = Field((), description="Keys of the data routes, separated by commas; none: they are open.")
+    admin_keys: ApiKeys = Field((), description="Keys of the admin routes, separated by commas; none: they are closed.")
+    retry_after_s: int = Field(1, ge=1, le=3600, description="Seconds sent as Retry-After with every 503.")
+    drain_s: int = Field(10, ge=0, le=600, description="Seconds that requests in progress may take at the end.")
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _not_kubernetes(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the variable or the file holds
+        return 8000 if isinstance(value, str) and value.startswith("tcp://") else value
+
+    @field_validator("api_keys", "admin_keys", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the variable or the file holds
+        if isinstance(value, str):
+            return tuple(key.strip() for key in value.split(",") if key.strip())
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("api_keys", "admin_keys")
+    @classmethod
+    def _long_enough(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(not 16 <= len(key) <= 512 or not key.get_secret_value().isascii() for key in value):
+            raise ValueError("every key must have 16 to 512 ASCII characters")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not used, named by the base class
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments win over variables, variables over the TOML file."""
+        file = TomlConfigSettingsSource(settings_cls, os.environ.get(FILE_VARIABLE))
+        return init_settings, env_settings, file
+
+
+def load_settings(**given: Any) -> Settings:  # noqa: ANN401 - checked by the model
+    """Read the settings from arguments, ``VLM2REC_*`` variables and the TOML file that ``VLM2REC_CONFIG`` names.
+
+    Args:
+        **given: settings by name; None counts as not given.
+
+    Raises:
+        SettingsError: an unknown name, or a value that breaks a rule.
+    """
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | {FILE_VARIABLE}
+    for variable in os.environ:
+        if (
+            variable.upper().startswith(PREFIX)
+            and variable.upper() not in known
+            and not _KUBERNETES.fullmatch(variable)
+        ):
+            raise SettingsError(f"{variable} is not a setting; known are {', '.join(sorted(known))}")
+    file = os.environ.get(FILE_VARIABLE)
+    if file is not None and not Path(file).is_file():
+        raise SettingsError(f"{FILE_VARIABLE} must name a TOML file, got {file!r}")
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError("; ".join(_line(problem) for problem in error.errors(include_url=False))) from None
+    except (SourceError, OSError, ValueError) as error:
+        raise SettingsError(f"the settings cannot be read: {error}") from error
+
+
+def _line(problem: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+    name = str(problem["loc"][0]) if problem["loc"] else "settings"
+    received = "a value not shown here" if name in _SECRET else repr(problem["input"])[:80]
+    if problem["type"] == "missing":
+        return f"{name} must be set: with {PREFIX}{name.upper()}, in the file, or on the command line"
+    if problem["type"] == "extra_forbidden":
+        return f"{name} is not a setting, got {received}"
+    return f"{name}: {problem['msg']}, got {received}"

@@ -1,0 +1,67 @@
+"""Who asks and how long each stage takes: one Trace travels with every request."""
+
+import re
+import uuid
+from time import perf_counter
+from typing import Protocol
+
+MAX_REQUEST_ID = 128
+_PRINTABLE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
+
+
+class Stopwatch(Protocol):
+    """What a stage of the work tells about its time."""
+
+    def lap(self, stage: str) -> None:
+        """End a stage: all time since the previous lap is its own."""
+        ...
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the request arrived."""
+        ...
+
+
+class Trace:
+    """Request id and stage times of one request.
+
+    Args:
+        request_id: as from :func:`request_id_from`.
+
+    Attributes:
+        request_id: answered as ``X-Request-ID`` and logged.
+        stages: stage → milliseconds; a stage that ran twice is summed.
+        started: `perf_counter` seconds when the request arrived.
+    """
+
+    __slots__ = ("_last", "request_id", "stages", "started")
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.stages: dict[str, float] = {}
+        self.started = self._last = perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """End a stage: all time since the previous lap is its own."""
+        now = perf_counter()
+        self.stages[stage] = self.stages.get(stage, 0.0) + (now - self._last) * 1000.0
+        self._last = now
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the request arrived."""
+        return (perf_counter() - self.started) * 1000.0
+
+    def server_timing(self) -> str:
+        """The stages and the total as a ``Server-Timing`` header (milliseconds)."""
+        stages = "".join(f"{stage};dur={duration:.3f}, " for stage, duration in self.stages.items())
+        return f"{stages}total;dur={self.elapsed_ms:.3f}"
+
+
+def request_id_from(given: bytes | None) -> str:
+    """The client's request id if it has 1 to 128 printable ASCII characters, else a new one."""
+    if given is not None and len(given) <= MAX_REQUEST_ID:
+        text = given.decode("latin-1")
+        if _PRINTABLE.fullmatch(text):
+            return text
+    return uuid.uuid4().hex

@@ -1,0 +1,238 @@
+"""From bytes to a value or a refusal that names field, value and rule."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.requests import ClientDisconnect, Request
+
+from service.bodies import read_json, shown, validate
+from service.errors import BodyTooLarge, MalformedBody, RuleBroken, UnsupportedBody
+from service.schemas import EventsRequest, RecommendRequest, SimilarRequest
+
+
+def read(*parts: bytes, limit: int = 100, disconnects: bool = False, **headers: str) -> Any:
+    messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+    if disconnects:
+        messages.append({"type": "http.disconnect"})
+    elif messages:
+        messages[-1]["more_body"] = False
+
+    async def receive() -> dict[str, Any]:
+        if not messages:
+            pytest.fail("read on after the end, or after the body was over the limit")
+        return messages.pop(0)
+
+    sent = {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    raw = [(name.encode(), value.encode()) for name, value in sent.items() if value]
+    return asyncio.run(read_json(Request({"type": "http", "headers": raw}, receive), limit))
+
+
+def test_parts_are_put_together() -> None:
+    assert read(b'{"a"', b":", b"[1]}") == {"a": [1]}
+    assert read(b'{"a":1}', content_type="Application/JSON; charset=UTF-8") == {"a": 1}
+    assert read(b"1", content_type="application/merge-patch+json") == 1
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "",
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/json; charset=latin-1",
+        "json",
+        "text/json+json",
+    ],
+)
+def test_another_content_type_is_refused(content_type: str) -> None:
+    with pytest.raises(UnsupportedBody, match="content-type must be application/json"):
+        read(b"{}", content_type=content_type)
+
+
+def test_a_declared_length_over_the_limit_is_refused_unread() -> None:
+    with pytest.raises(BodyTooLarge, match="at most 100 bytes"):
+        read(limit=100, content_length="101")
+    with pytest.raises(BodyTooLarge):
+        read(limit=100, content_length="9" * 5000)
+
+
+def test_an_undeclared_length_over_the_limit_is_refused_at_once() -> None:
+    parts = [b"x" * 60] * 2
+    with pytest.raises(BodyTooLarge):
+        read(*parts, b"never read", limit=100)
+    assert read(b"1" + b" " * 99, limit=100) == 1
+
+
+def test_a_client_that_leaves_is_no_malformed_body() -> None:
+    with pytest.raises(ClientDisconnect):
+        read(b'{"a"', disconnects=True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"k": NaN}',
+        b'{"k": Infinity}',
+        b'{"k": -Infinity}',
+        b'{"k": 1e999}',
+        b'{"user_id": "\\ud800"}',
+        b'"\xff"',
+        b"\xef\xbb\xbf{}",
+        b"{'k': 1}",
+        b'{"k": 1} x',
+        b"[" * 5000,
+        b'{"a":' * 5000,
+    ],
+)
+def test_what_is_no_json_is_refused(body: bytes) -> None:
+    with pytest.raises(MalformedBody, match="the body must be JSON"):
+        read(body, limit=100_000)
+
+
+def test_of_a_repeated_key_the_last_counts() -> None:
+    assert read(b'{"k": 1, "k": 2}') == {"k": 2}
+
+
+VALID: dict[str, Any] = {"user_id": "u"}
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "received", "rule"),
+    [
+        ({"k": 0}, "k", "0", "must be at least 1"),
+        ({"k": 1001}, "k", "1001", "must be at most 1000"),
+        ({"k": "x"}, "k", '"x"', "must be an integer"),
+        ({"k": "20"}, "k", '"20"', "must be an integer"),
+        ({"k": True}, "k", "true", "must be an integer"),
+        ({"k": None}, "k", "null", "must be an integer"),
+        ({"k": 1.5}, "k", "1.5", "must be an integer"),
+        ({"k": 1e30}, "k", "1e+30", "must be an integer"),
+        ({"k": 600, "offset": 401}, "offset + k", "1001", "must be at most 1000"),
+        ({"offset": -1}, "offset", "-1", "must be at least 0"),
+        ({"user_id": ""}, "user_id", '""', "must have 1 to 256 bytes"),
+        ({"user_id": "ä" * 129}, "user_id", '"' + "ä" * 119 + "…", "must have 1 to 256 bytes"),
+        ({"user_id": "a\u0000b"}, "user_id", '"a\\u0000b"', "must not hold control characters"),
+        ({"user_id": "a\u0085"}, "user_id", '"a\u0085"', "must not hold control characters"),
+        ({"user_id": 7}, "user_id", "7", "must be a string"),
+        ({"items": ["a", 3]}, "items[1]", "3", "must be an object"),
+        ({"items": [{"item_id": "a", "weight": 11}]}, "items[0].weight", "11", "must be at most 10"),
+        ({"items": [{"item_id": "a", "weight": -10.5}]}, "items[0].weight", "-10.5", "must be at least -10"),
+        ({"items": [{"item_id": "a", "weight": "x"}]}, "items[0].weight", '"x"', "must be a number"),
+        ({"items": [{"weight": 1}]}, "items[0].item_id", "nothing", "is required"),
+        ({"items": [{"item_id": "a", "x": 1}]}, "items[0].x", "1", "is not a known field"),
+        ({"items": ["a"] * 501}, "items", "a list of 501 members", "must have at most 500 items"),
+        ({"exclude": ["a"] * 1001}, "exclude", "a list of 1001 members", "must have at most 1000 items"),
+        ({"exclude": ["a", "b\n"]}, "exclude[1]", '"b\\n"', "must not hold control characters"),
+        ({"slot_weights": {"text": -1}}, "slot_weights.text", "-1", "must be at least 0"),
+        ({"slot_weights": {"text": 10.1}}, "slot_weights.text", "10.1", "must be at most 10"),
+        ({"slot_weights": [1]}, "slot_weights", "[1]", "must be an object"),
+        ({"diversity": 1.1}, "diversity", "1.1", "must be at most 1"),
+        ({"explain": 1}, "explain", "1", "must be true or false"),
+        ({"unknown_items": "drop"}, "unknown_items", '"drop"', "must be 'ignore' or 'error'"),
+        ({"history": "no"}, "history", '"no"', "must be 'use' or 'ignore'"),
+        ({"deadline_ms": 0}, "deadline_ms", "0", "must be at least 1"),
+        ({"fields": "title"}, "fields", '"title"', "must be a list"),
+        ({"consent": False}, "consent", "false", "is not a known field"),
+        ({"filter": {"should": []}}, "filter.should", "[]", "is not a known field"),
+        ({"filter": {"must": [{"field": "a", "eq": None}]}}, "filter.must[0].eq", "null", "must be a string, a number"),
+        (
+            {"filter": {"must": [{"field": "a", "gt": True}]}},
+            "filter.must[0].gt",
+            "true",
+            "must be a string or a number",
+        ),
+        ({"filter": {"must": [{"field": "a", "in": []}]}}, "filter.must[0].in", "[]", "must have at least 1 item"),
+        ({"filter": {"must": [{"field": "a"}]}}, "filter.must[0]", '{"field":"a"}', "must have exactly one of"),
+        (
+            {"filter": {"must": [{"field": "a", "gt": 1, "gte": 1}]}},
+            "filter.must[0]",
+            '{"field":"a","gt":1,"gte":1}',
+            "must have exactly one of eq, in, exists, or a range",
+        ),
+        (
+            {"filter": {"must_not": [{"field": "a", "eq": 1}] * 33}},
+            "filter.must_not",
+            "a list of 33",
+            "at most 32 items",
+        ),
+    ],
+)
+def test_the_refusal_names_field_value_and_rule(change: dict[str, Any], field: str, received: str, rule: str) -> None:
+    with pytest.raises(RuleBroken) as refused:
+        validate(RecommendRequest, VALID | change)
+    violation = refused.value.violations[0]
+    assert violation.field == field
+    assert violation.received.startswith(received)
+    assert violation.rule.startswith(rule) or rule in violation.rule
+    assert len(refused.value.violations) == 1
+    assert len(str(refused.value)) < 400
+
+
+def test_clauses_of_both_lists_count_together() -> None:
+    clauses = [{"field": "a", "exists": True}] * 17
+    with pytest.raises(RuleBroken, match="filter must have at most 32 clauses in all, not 34"):
+        validate(RecommendRequest, VALID | {"filter": {"must": clauses, "must_not": clauses}})
+
+
+@pytest.mark.parametrize(
+    "clause",
+    [
+        {"eq": "x"},
+        {"eq": False},
+        {"in": ["a", 1, True]},
+        {"gt": 1, "lte": 2},
+        {"gte": "2026-01-01"},
+        {"exists": False},
+    ],
+)
+def test_a_clause_reaches_the_index_as_it_was_sent(clause: dict[str, Any]) -> None:
+    sent = {"field": "f", **clause}
+    wish = validate(RecommendRequest, VALID | {"filter": {"must_not": [sent]}})
+    assert wish.filter is not None
+    assert wish.filter.clauses() == {"must": [], "must_not": [sent]}
+
+
+@pytest.mark.parametrize("body", [{}, {"k": 1}, {"user_id": None}, {"user_id": None, "items": None}])
+def test_somebody_must_ask(body: dict[str, Any]) -> None:
+    with pytest.raises(RuleBroken, match="body must have user_id or items; received"):
+        validate(RecommendRequest, body)
+
+
+@pytest.mark.parametrize("body", [[], "x", 1, None, True])
+def test_a_body_must_be_an_object(body: Any) -> None:
+    with pytest.raises(RuleBroken, match="body must be an object; received"):
+        validate(RecommendRequest, body)
+
+
+@pytest.mark.parametrize("body", [{}, {"item_id": "a", "items": ["b"]}, {"items": None}])
+def test_similar_needs_exactly_one_kind_of_item(body: dict[str, Any]) -> None:
+    with pytest.raises(RuleBroken, match="body must have exactly one of item_id and items"):
+        validate(SimilarRequest, body)
+
+
+def test_a_bad_event_is_named_by_its_index() -> None:
+    good = {"user_id": "u", "item_id": "i"}
+    with pytest.raises(RuleBroken, match=r"events\[2\].timestamp must be at most 253402300799; received 1790000000000.0"):
+        validate(EventsRequest, {"events": [good, good, good | {"timestamp": 1.79e12}]})
+
+
+def test_all_broken_rules_are_counted() -> None:
+    with pytest.raises(RuleBroken, match=r"k must be at least 1; received 0 \(and 1 more\)") as refused:
+        validate(RecommendRequest, {"user_id": "u", "k": 0, "colour": 1})
+    assert [violation.field for violation in refused.value.violations] == ["k", "colour"]
+
+
+def test_a_hundred_thousand_bad_members_make_one_violation() -> None:
+    with pytest.raises(RuleBroken) as refused:
+        validate(RecommendRequest, {"items": [3] * 100_000})
+    assert len(refused.value.violations) == 1
+
+
+def test_what_is_shown_is_short() -> None:
+    assert shown("x" * 10_000) == '"' + "x" * 119 + "…"
+    assert shown({str(key): key for key in range(9)}) == "an object of 9 keys"
+    assert shown([["x" * 100] * 8] * 8).endswith("…")
+    assert shown({"a": "\ud800"}) == "{'a': '\\ud800'}"

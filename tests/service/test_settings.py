@@ -1,0 +1,93 @@
+"""Settings from arguments, variables and a file."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from service.errors import SettingsError
+from service.settings import Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("VLM2REC_"):
+            monkeypatch.delenv(name)
+
+
+def test_arguments_win_over_variables_and_these_over_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "service.toml"
+    file.write_text(
+        'registry = "from file"\nport = 1\nhost = "file"\nhistory_cap = 7\napi_keys = ["0123456789abcdef"]\n'
+    )
+    monkeypatch.setenv("VLM2REC_CONFIG", str(file))
+    monkeypatch.setenv("VLM2REC_PORT", "2")
+    monkeypatch.setenv("VLM2REC_HOST", "variable")
+    settings = load_settings(host="argument", log_level=None)
+    assert (settings.registry, settings.port, settings.host) == (Path("from file"), 2, "argument")
+    assert settings.history_cap == 7
+    assert settings.log_level == "info"
+    assert settings.api_keys == (SecretStr("0123456789abcdef"),)
+
+
+def test_keys_in_a_variable_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLM2REC_API_KEYS", "0123456789abcdef, fedcba9876543210,")
+    keys = load_settings(registry="r").api_keys
+    assert [key.get_secret_value() for key in keys] == ["0123456789abcdef", "fedcba9876543210"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("VLM2REC_PORTS", "1", "VLM2REC_PORTS is not a setting; known are "),
+        ("VLM2REC_PORT", "x", "port: .*valid integer.*got 'x'"),
+        ("VLM2REC_PORT", "65536", "port: .*less than or equal to 65535.*got '65536'"),
+        ("VLM2REC_LOG_LEVEL", "loud", "log_level: .*'debug', 'info', 'warning' or 'error', got 'loud'"),
+        ("VLM2REC_API_KEYS", "short-key", "api_keys: .*16 to 512 ASCII characters, got a value not shown here"),
+        ("VLM2REC_CONFIG", "/nonexistent.toml", "VLM2REC_CONFIG must name a TOML file"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=message) as refused:
+        load_settings(registry="r")
+    assert "short-key" not in str(refused.value)
+
+
+def test_the_registry_must_be_set() -> None:
+    with pytest.raises(SettingsError, match="registry must be set: with VLM2REC_REGISTRY"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("colour = 1", "colour is not a setting"), ("port = [", "cannot be read"), ("\x00", "cannot")]
+)
+def test_a_wrong_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "service.toml"
+    file.write_text(text)
+    monkeypatch.setenv("VLM2REC_CONFIG", str(file))
+    with pytest.raises(SettingsError, match=message):
+        load_settings(registry="r")
+
+
+def test_what_kubernetes_says_of_a_service_of_our_name_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_8000_TCP", "PORT_8000_TCP_ADDR"):
+        monkeypatch.setenv(f"VLM2REC_{name}", "10.0.0.1")
+    monkeypatch.setenv("VLM2REC_REDIS_SERVICE_HOST", "10.0.0.2")
+    monkeypatch.setenv("VLM2REC_PORT", "tcp://10.0.0.1:8000")
+    assert load_settings(registry="r").port == 8000
+
+
+def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(registry="r", redis_url="redis://:hunter2@host", api_keys="0123456789abcdef")
+    assert "hunter2" not in repr(settings)
+    assert "0123456789abcdef" not in repr(settings)
+
+
+def test_every_setting_says_what_it_is() -> None:
+    assert all(field.description for field in Settings.model_fields.values())

@@ -1,0 +1,61 @@
+"""Weighted histories against the formulas of docs/method.md, worked by hand."""
+
+import numpy as np
+import pytest
+
+from service.taste import Taste, mean_query, sequence_query
+
+RIGHT = np.array([1.0, 0.0], np.float32)
+UP = np.array([0.0, 1.0], np.float32)
+
+
+def test_weights_of_one_leave_the_encoders_answer_alone() -> None:
+    encoded = np.array([0.3, -0.7], np.float32)
+    assert np.array_equal(sequence_query(encoded, np.stack([RIGHT, UP]), np.ones(2)), encoded)
+
+
+def test_a_negative_weight_pushes_away_by_its_share_of_the_items() -> None:
+    # e = (3, 4), ‖e‖ = 5, n = 2: (3, 4) + 5 · (0 · right − 1 · up) / 2
+    query = sequence_query(np.array([3, 4], np.float32), np.stack([RIGHT, UP]), np.array([1.0, -1.0]))
+    assert query == pytest.approx([3.0, 1.5])
+
+
+def test_a_weight_above_one_adds_only_what_is_more_than_one() -> None:
+    # (3, 4) + 5 · ((2 − 1) · right + (0.5 − 1) · up) / 2
+    query = sequence_query(np.array([3, 4], np.float32), np.stack([RIGHT, UP]), np.array([2.0, 0.5]))
+    assert query == pytest.approx([5.5, 2.75])
+    assert query.dtype == np.float32
+
+
+def test_the_mean_is_weighted_and_scaled_by_the_weights_size() -> None:
+    assert mean_query(RIGHT[None], np.ones(1)) == pytest.approx(RIGHT)
+    assert mean_query(np.stack([RIGHT, UP]), np.array([3.0, 1.0])) == pytest.approx([0.75, 0.25])
+    assert mean_query(np.stack([RIGHT, UP]), np.array([3.0, -1.0])) == pytest.approx([0.75, -0.25])
+
+
+@pytest.mark.parametrize("tiny", [1e-300, 5e-324])
+def test_the_smallest_weights_do_not_vanish(tiny: float) -> None:
+    assert mean_query(RIGHT[None], np.array([tiny])) == pytest.approx(RIGHT)
+
+
+def taste(weights: list[float]) -> Taste:
+    return Taste(np.arange(len(weights), dtype=np.int64), np.array(weights))
+
+
+def test_liked_items_keep_their_order() -> None:
+    assert taste([1, -1, 0.5, 2]).liked.tolist() == [0, 2, 3]
+    assert taste([-1]).liked.tolist() == []
+    assert taste([1, 1]).plain
+    assert not taste([1, 2]).plain
+
+
+def test_the_newest_liked_items_are_kept_and_all_that_push_away() -> None:
+    newest = taste([-1, 1, 2, -3, 4]).newest(2)
+    assert newest.rows.tolist() == [0, 2, 3, 4]
+    assert newest.weights.tolist() == [-1, 2, -3, 4]
+    assert len(newest) == 4
+
+
+def test_a_short_history_is_kept_whole() -> None:
+    whole = taste([1, 2])
+    assert whole.newest(2) is whole

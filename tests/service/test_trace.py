@@ -1,0 +1,29 @@
+"""Request ids and stage times."""
+
+import re
+
+import pytest
+
+from service.trace import Trace, request_id_from
+
+
+@pytest.mark.parametrize("given", ["a", "order 7/äh".replace("ä", "a"), "x" * 128, "!~"])
+def test_a_printable_request_id_is_kept(given: str) -> None:
+    assert request_id_from(given.encode()) == given
+
+
+@pytest.mark.parametrize("given", [None, b"", b"x" * 129, b"a\tb", b"a\x00", b"\xe4", b" a", b"a ", b"a\nb", b"\x7f"])
+def test_any_other_is_replaced_by_a_new_one(given: bytes | None) -> None:
+    made = request_id_from(given)
+    assert re.fullmatch("[0-9a-f]{32}", made)
+    assert request_id_from(given) != made
+
+
+def test_laps_share_out_all_time_and_add_up() -> None:
+    trace = Trace("r")
+    trace.lap("a")
+    trace.lap("b")
+    trace.lap("a")
+    assert list(trace.stages) == ["a", "b"]
+    assert 0 <= sum(trace.stages.values()) <= trace.elapsed_ms
+    assert re.fullmatch(r"a;dur=\d+\.\d{3}, b;dur=\d+\.\d{3}, total;dur=\d+\.\d{3}", trace.server_timing())
