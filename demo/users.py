@@ -18,7 +18,7 @@ from demo.catalogue import ATTRIBUTES, IMAGE_ATTRIBUTES, TEXT_ATTRIBUTES, THEMES
 from demo.errors import DemoError
 
 _BLOCK = 1_000
-_START = 1_735_689_600  # 2025-01-01
+_START = 1_704_067_200  # 2024-01-01
 _YEAR_S = 31_536_000
 _HOUR_S = 3_600
 _FOLLOWS = 2

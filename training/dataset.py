@@ -133,9 +133,7 @@ def read_interactions(path: Path) -> pl.DataFrame:
     Raises:
         DatasetError: the file cannot be read, has no rows, or a value breaks a rule.
     """
-    names = (USER_ID, ITEM_ID, TIMESTAMP)
-    text = (USER_ID, ITEM_ID, TIMESTAMP) if path.suffix.lower() == ".csv" else (USER_ID, ITEM_ID)
-    frame = read_table(path, text=text, required=names, columns=names)
+    frame = read_any_interactions(path)
     if frame.is_empty():
         raise DatasetError(f"{path}: needs at least one interaction, got none")
     for name in (USER_ID, ITEM_ID):
@@ -151,6 +149,19 @@ def read_interactions(path: Path) -> pl.DataFrame:
         )
     ordered = in_order(frame.drop(ROW).with_columns(read.microseconds.alias(TIMESTAMP)))
     return ordered.with_columns(pl.col(TIMESTAMP) // 1_000_000)
+
+
+def read_any_interactions(path: Path) -> pl.DataFrame:
+    """``user_id``, ``item_id`` and ``timestamp`` as they stand in a file, with the row number ``ROW``.
+
+    Raises:
+        DatasetError: the file cannot be read, or lacks a column.
+    """
+    if path.suffix.lower().lstrip(".") not in INTERACTION_SUFFIXES:
+        raise DatasetError(f"{path}: interactions are a .csv or .parquet file, got the suffix {path.suffix!r}")
+    names = (USER_ID, ITEM_ID, TIMESTAMP)
+    text = names if path.suffix.lower() == ".csv" else (USER_ID, ITEM_ID)
+    return read_table(path, text=text, required=names, columns=names)
 
 
 def in_order(interactions: pl.DataFrame) -> pl.DataFrame:
@@ -198,18 +209,21 @@ def _metadata_casts(path: Path, frame: pl.DataFrame) -> list[pl.Expr]:
     """Casts that leave only strings, bools, numbers, dates and lists of them in the metadata columns."""
     casts = []
     for name, dtype in frame.schema.items():
-        inner = dtype.inner if isinstance(dtype, pl.List | pl.Array) else dtype
-        simple = _simple_type(inner)
-        if simple is None:
+        target = metadata_type(dtype)
+        if target is None:
             raise DatasetError(
                 f"{path}: column {name!r} holds {dtype}, metadata must be strings, numbers, bools, dates or lists of "
                 "these; flatten or drop it"
             )
-        casts.append(pl.col(name).cast(pl.List(simple) if inner is not dtype else simple))
+        casts.append(pl.col(name).cast(target))
     return casts
 
 
-def _simple_type(dtype: object) -> pl.DataType | None:
+def metadata_type(dtype: object) -> pl.DataType | None:
+    """The type that a metadata column of this type is kept in; None if metadata cannot hold it."""
+    if isinstance(dtype, pl.List | pl.Array):
+        inner = None if isinstance(dtype.inner, pl.List | pl.Array) else metadata_type(dtype.inner)
+        return None if inner is None else pl.List(inner)
     if isinstance(dtype, pl.Categorical | pl.Enum | pl.Null):
         return pl.String()
     if isinstance(dtype, pl.Decimal | pl.Int128):

@@ -71,7 +71,7 @@ def read_table(
     try:
         if not path.is_file():
             raise DatasetError(f"{path}: {'must be a file, not a directory' if path.is_dir() else 'no such file'}")
-        scan = _scan(path, text)
+        scan = _scan(path)
         present = scan.collect_schema().names()
         _require_columns(path, present, required)
         if columns is not None:
@@ -108,13 +108,13 @@ def rows_named(rows: pl.Series, *, limit: int = 3) -> str:
     return f"{'row' if len(rows) == 1 else 'rows'} {named}{more}"
 
 
-def _scan(path: Path, text: Sequence[str]) -> pl.LazyFrame:
+def _scan(path: Path) -> pl.LazyFrame:
     suffix = path.suffix.lower()
     if suffix == ".csv":
         _check_csv_header(path)
         return pl.scan_csv(path, infer_schema=False, glob=False)
     if suffix == ".jsonl":
-        return _scan_jsonl(path, text)
+        return _scan_jsonl(path)
     if suffix == ".parquet":
         return pl.scan_parquet(path, glob=False)
     raise DatasetError(f"{path}: a table is a .csv, .jsonl or .parquet file, got the suffix {path.suffix!r}")
@@ -144,17 +144,14 @@ def _narrowest(column: pl.Series) -> pl.Series:
     return column
 
 
-def _scan_jsonl(path: Path, text: Sequence[str]) -> pl.LazyFrame:
+def _scan_jsonl(path: Path) -> pl.LazyFrame:
     with path.open("rb") as stream:
         marked = stream.read(3) == codecs.BOM_UTF8
     if path.stat().st_size == 3 * marked:
         raise DatasetError(f"{path}: the file is empty; each line must be one JSON object")
-    stream = path.open("rb")
-    stream.seek(3 if marked else 0)
-    inferred = pl.scan_ndjson(stream, infer_schema_length=None).collect_schema()
-    overrides = {name: pl.String for name in text if name in inferred and not inferred[name].is_nested()}
-    stream.seek(3 if marked else 0)
-    return pl.scan_ndjson(stream, schema_overrides=overrides, infer_schema_length=None)
+    with path.open("rb") as stream:
+        stream.seek(3 if marked else 0)
+        return pl.read_ndjson(stream, infer_schema_length=None).lazy()
 
 
 def _text_columns(path: Path, frame: pl.DataFrame, text: Sequence[str]) -> pl.DataFrame:
