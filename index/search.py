@@ -29,6 +29,7 @@ class VectorIndex(Protocol):
     """An index that gives candidates; positions are places in the index, not rows of the catalogue."""
 
     engine: Engine
+    dim: int
 
     def search(self, queries: NDArray[np.float32], step: Step, bitmap: NDArray[np.uint8] | None) -> NDArray[np.int64]:
         """Candidates of a ``scan`` or ``index`` step.
@@ -116,7 +117,7 @@ class GpuIndex:
     (faiss #367). It never filters (``engine.filters`` is False): GPU indexes have ignored ``IDSelector`` silently.
 
     Args:
-        path: ``index.faiss``, verified.
+        on_cpu: the index to copy; not needed afterwards.
         vectors: (n, Σd) stored vectors, read in blocks.
         positions: (rows,) int64 the row of each position; None when all rows are indexed.
 
@@ -124,10 +125,9 @@ class GpuIndex:
         SearchError: no GPU, or a FAISS without GPU support.
     """
 
-    def __init__(self, path: Path, vectors: NDArray[np.floating], positions: NDArray[np.int64] | None) -> None:
+    def __init__(self, on_cpu: CpuIndex, vectors: NDArray[np.floating], positions: NDArray[np.int64] | None) -> None:
         if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() < 1:
             raise SearchError("device 'cuda' needs a GPU and the extra 'gpu' (faiss-gpu); use device 'cpu'")
-        on_cpu = CpuIndex(path)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="faiss-gpu")
         weakref.finalize(self, self._worker.shutdown, wait=False)
         self._resources, self._faiss_index = self._alone(lambda: on_cpu.to_gpu(vectors, positions))
@@ -157,7 +157,7 @@ class Searcher:
         effort: search effort by skew.
 
     Raises:
-        SearchError: the index holds another number of rows than ``indexed``.
+        SearchError: the index has another number of rows than ``indexed`` marks, or other dimensions.
     """
 
     def __init__(
@@ -169,8 +169,10 @@ class Searcher:
         effort: Effort,
     ) -> None:
         rows = int(np.count_nonzero(indexed))
+        if vector_index.dim != layout.dim:
+            raise SearchError(f"the index has {vector_index.dim} dimensions, the slots {layout.dim}; build it again")
         if vector_index.engine.rows != rows:
-            raise SearchError(f"the index holds {vector_index.engine.rows} rows, the vectors have {rows} with a slot")
+            raise SearchError(f"the index holds {vector_index.engine.rows} rows, {rows} have a slot; build it again")
         self._index = vector_index
         self._vectors = vectors
         self._indexed = None if rows == indexed.shape[0] else indexed

@@ -1,0 +1,287 @@
+"""Bundle: the one thing that passes from offline to online, loaded and ready to answer.
+
+A directory with ``manifest.json`` and the files it lists (:mod:`index.manifest`). A Bundle never changes after loading;
+on the CPU any number of threads may use it at once.
+"""
+
+import datetime as dt
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from index.bundle_files import (
+    ItemRows,
+    map_vectors,
+    open_encoder,
+    open_index,
+    read_indexed,
+    read_items,
+    read_probes,
+)
+from index.encoder import OnnxSequenceEncoder
+from index.errors import BundleNotFound, SearchError
+from index.exact import check_allowed, check_k, check_queries
+from index.item_table import VECTORS_FILE
+from index.manifest import ENCODER_FILE, FAISS_FILE, INDEXED_FILE, ITEMS_FILE, PROBES_FILE, Manifest
+from index.probes import Probes
+from index.scoring import gather, slot_scores
+from index.search import Searcher
+from index.stamp import Verify, verify_files
+
+
+@dataclass(frozen=True)
+class Found:
+    """Rows with their scores, best first.
+
+    Attributes:
+        rows: (B, k) int64, −1 = none, only at the end.
+        scores: (B, k) float32, never increasing, −inf where the row is −1.
+    """
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+class Bundle:
+    """A verified bundle; make one with :meth:`load`.
+
+    Attributes:
+        path: its directory.
+        id: its name, unique by time and content.
+        manifest: what it says about itself.
+        layout: slots of items and queries.
+        ids: item id ↔ row.
+        metadata: n rows, one single-chunk column per field.
+        popularity: (n,) int64 training events per item.
+        probes: held-out histories.
+        indexed: (n,) bool, rows that a query can find.
+        max_history: the newest items of a history that :meth:`encode` reads.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        items: ItemRows,
+        vectors: NDArray[np.floating],
+        indexed: NDArray[np.bool_],
+        probes: Probes,
+        encoder: OnnxSequenceEncoder,
+        searcher: Searcher,
+    ) -> None:
+        self.path = path
+        self.id = manifest.id
+        self.manifest = manifest
+        self.layout = manifest.layout
+        self.ids = items.ids
+        self.metadata = items.metadata
+        self.popularity = items.popularity
+        self.probes = probes
+        self.indexed = indexed
+        self.max_history = encoder.max_history
+        self._vectors = vectors
+        self._encoder = encoder
+        self._searcher = searcher
+        self._columns = {name: _fastest(items.metadata.column(name)) for name in items.metadata.column_names}
+        self._by_popularity = np.argsort(-items.popularity, kind="stable")
+        self._events = max(1, int(items.popularity.sum()))
+
+    @classmethod
+    def load(cls, path: Path, *, device: str = "cpu", threads: int = 1, verify: Verify = "stamp") -> "Bundle":
+        """Verify a bundle and open it; vectors and index are mapped, not read.
+
+        Args:
+            path: its directory.
+            device: ``cpu`` or ``cuda``, for the encoder and the index.
+            threads: threads of one encoder run and of one search, at least 1.
+            verify: ``stamp`` or ``full``, see :func:`index.stamp.verify_files`.
+
+        Raises:
+            BundleNotFound: there is no such directory.
+            BundleInvalid: a file is missing, altered, of an unknown format, or does not fit the others.
+            EncoderError, SearchError: the device cannot be used.
+        """
+        if not path.is_dir():
+            raise BundleNotFound(f"{path}: there is no bundle; list what is published with `vlm2rec index list`")
+        if threads < 1:
+            raise SearchError(f"threads must be at least 1, got {threads}")
+        manifest = Manifest.read(path)
+        verify_files(path, manifest, verify)
+        items = read_items(path / ITEMS_FILE, manifest)
+        vectors = map_vectors(path / VECTORS_FILE, manifest)
+        indexed = read_indexed(path / INDEXED_FILE, manifest)
+        probes = read_probes(path / PROBES_FILE, manifest)
+        encoder = open_encoder(path / ENCODER_FILE, manifest, device, threads)
+        searcher = open_index(path / FAISS_FILE, manifest, vectors, indexed, device, threads)
+        return cls(path, manifest, items, vectors, indexed, probes, encoder, searcher)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Stored vectors.
+
+        Args:
+            rows: int64 of any shape, 0 ≤ row < n.
+
+        Returns:
+            (*rows.shape, Σd) float32.
+
+        Raises:
+            SearchError: a row outside the catalogue.
+        """
+        self._check_rows(rows, lowest=0)
+        return gather(self._vectors, rows)
+
+    def encode(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Queries of histories.
+
+        Args:
+            histories: B arrays of rows, oldest first, each of at least one; the newest ``max_history`` are used.
+
+        Returns:
+            (B, Σd) float32, finite, not normalised, slot weights still 1.
+
+        Raises:
+            SearchError: a row outside the catalogue.
+            EncoderError: an empty history, or a query that is not finite.
+        """
+        newest = [history[-self.max_history :] for history in histories]
+        for rows in newest:
+            self._check_rows(rows, lowest=0)
+        return self._encoder.encode([self._vectors.take(rows, axis=0) for rows in newest])
+
+    def warm_up(self) -> None:
+        """Run the encoder on every shape it is ever given, and one search, before the first request.
+
+        Raises:
+            EncoderError, SearchError: the bundle cannot answer.
+        """
+        self._encoder.warm_up()
+        first = np.array([self._by_popularity[0]], dtype=np.int64)
+        self.search(self.encode([first]), 1)
+
+    def search(self, queries: NDArray[np.floating], k: int, *, allowed: NDArray[np.bool_] | None = None) -> Found:
+        """The best k items per query.
+
+        Args:
+            queries: (B, Σd), slot weights already multiplied in.
+            k: at least 1; may exceed the catalogue.
+            allowed: (n,) bool shared by all queries, for example from :func:`index.filters.compile_filter`.
+
+        Returns:
+            (B, k): always min(k, allowed and indexed) rows; scores from the stored vectors in float32, ties by lower
+            row.
+
+        Raises:
+            SearchError: a shape, dtype or value breaks a rule.
+        """
+        return Found(*self._searcher.search(queries, k, allowed))
+
+    def contributions(self, queries: NDArray[np.floating], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What each slot adds to each score.
+
+        Args:
+            queries: (B, Σd) as they were given to :meth:`search`.
+            rows: (B, k) int64, −1 = none.
+
+        Returns:
+            (B, k, slots) float32 in the order of the layout; sums to the score within 1e-5; 0 for an absent slot and
+            where the row is −1.
+
+        Raises:
+            SearchError: a shape, dtype or value breaks a rule, or a row outside the catalogue.
+        """
+        checked = check_queries(queries, self.layout.dim)
+        if rows.ndim != 2 or rows.shape[0] != checked.shape[0]:
+            raise SearchError(f"rows must be ({checked.shape[0]}, k), got {rows.shape}")
+        self._check_rows(rows, lowest=-1)
+        parts = slot_scores(checked, gather(self._vectors, rows), self.layout)
+        parts[rows < 0] = 0.0
+        return parts
+
+    def popular(self, k: int, *, allowed: NDArray[np.bool_] | None = None) -> Found:
+        """The items of the most training events, those without a slot too.
+
+        Args:
+            k: at least 1; may exceed the catalogue.
+            allowed: (n,) bool.
+
+        Returns:
+            (1, k); the score is the share of all training events, 0 … 1; ties by lower row.
+
+        Raises:
+            SearchError: k or the mask breaks a rule.
+        """
+        check_k(k)
+        if allowed is None:
+            best = self._by_popularity[:k]
+        else:
+            check_allowed(allowed, -1, len(self))
+            best = _first_allowed(self._by_popularity, allowed, k)
+        rows = np.full((1, k), -1, dtype=np.int64)
+        scores = np.full((1, k), -np.inf, dtype=np.float32)
+        rows[0, : best.shape[0]] = best
+        scores[0, : best.shape[0]] = self.popularity[best] / self._events
+        return Found(rows, scores)
+
+    def fields(self, row: int, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Metadata of one item, ready for JSON; NaN and null are None, dates and times ISO 8601.
+
+        Args:
+            row: 0 ≤ row < n.
+            names: fields to give, in this order; None gives all. A name that is no field is left out.
+
+        Raises:
+            SearchError: a row outside the catalogue.
+        """
+        if not 0 <= row < len(self):
+            raise SearchError(f"rows must lie in 0 … {len(self) - 1}, got {row}")
+        wanted = self._columns if names is None else (name for name in names if name in self._columns)
+        return {name: _to_json(self._columns[name][row].as_py()) for name in wanted}
+
+    def _check_rows(self, rows: NDArray[np.int64], *, lowest: int) -> None:
+        if rows.size and not (lowest <= rows.min() and rows.max() < len(self)):
+            wrong = rows[(rows < lowest) | (rows >= len(self))][0]
+            raise SearchError(f"rows must lie in {lowest} … {len(self) - 1}, got {wrong}")
+
+
+def _fastest(column: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """The single chunk of a column; only columns beyond arrow's 2 GiB of text have several."""
+    return column.chunk(0) if column.num_chunks == 1 else column
+
+
+def _first_allowed(order: NDArray[np.int64], allowed: NDArray[np.bool_], k: int) -> NDArray[np.int64]:
+    """The first k of ``order`` that are allowed, looking only as far as needed."""
+    reach = 4 * k
+    while True:
+        head = order[:reach]
+        found = head[allowed[head]]
+        if found.shape[0] >= k or reach >= order.shape[0]:
+            return found[:k]
+        reach *= 8
+
+
+def _to_json(value: Any) -> Any:  # noqa: ANN401 - whatever arrow holds
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, np.floating | Decimal):
+        return _to_json(float(value))
+    if isinstance(value, dt.date | dt.time):
+        return value.isoformat()
+    if isinstance(value, list | tuple):
+        return [_to_json(part) for part in value]
+    if isinstance(value, dict):
+        return {str(name): _to_json(part) for name, part in value.items()}
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(value)
