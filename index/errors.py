@@ -10,6 +10,7 @@ IndexingError
 │   ├── BundleNotFound  there is no bundle at that path or under that id
 │   └── BundleInvalid   missing, truncated, altered or mismatched file, unknown format version
 └── RegistryError       publishing, listing or moving the pointer failed
+    └── GateRefused     a bundle's figures are below its own bounds
 
 Errors of faiss, onnxruntime, pyarrow and the file system are translated into these at the boundary. Every message says
 which value broke which rule and what to do about it.
@@ -62,3 +63,7 @@ class BundleInvalid(BundleError):
 
 class RegistryError(IndexingError):
     """Publishing, listing or moving the pointer failed."""
+
+
+class GateRefused(RegistryError):
+    """A bundle's figures are below its own bounds, so it is not published unless forced."""

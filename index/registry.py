@@ -1,0 +1,317 @@
+"""Registry: published bundles in one directory, and the pointer to the one that serves.
+
+``<id>/`` are the bundles, ``<id>.stamp.json`` vouches for their files, ``pointer.json`` names the current bundle and
+those before it. Every change is prepared aside and takes effect by one atomic rename, so whoever is killed at any
+moment leaves the old state or the new. Writers take turns by a lock that the kernel drops with its process; readers
+need none.
+"""
+
+import builtins
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from index.bundle import Bundle
+from index.errors import BundleInvalid, BundleNotFound, GateRefused, RegistryError
+from index.manifest import MANIFEST_FILE, Manifest, is_bundle_id
+from index.stamp import stamp_path, sync_directory, sync_file, verify_files, write_durably, write_stamp
+
+POINTER_FILE = "pointer.json"
+
+_POINTER_FORMAT = 1
+_LOCK_FILE = ".lock"
+_ASIDE = ".aside-"
+_KEPT_HISTORY = 100
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """One published bundle.
+
+    Attributes:
+        id: its name.
+        path: its directory.
+        current: whether the pointer names it.
+        created: when it was built; None if its manifest cannot be read.
+        items: rows of its catalogue.
+        size: bytes of all its files.
+        recall: recall by kind of query.
+        forced: published although a bound was missed.
+        problem: what is wrong with its manifest, None if nothing is.
+    """
+
+    id: str
+    path: Path
+    current: bool
+    created: datetime | None = None
+    items: int = 0
+    size: int = 0
+    recall: dict[str, float] | None = None
+    forced: bool = False
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class _Pointer:
+    current: str | None = None
+    previous: tuple[str, ...] = ()  # oldest first
+
+
+class Registry:
+    """Published bundles under one directory.
+
+    Args:
+        root: a local directory; made by the first publish. Other file systems are not supported yet.
+
+    Raises:
+        RegistryError: ``root`` is a URL.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        if "://" in str(root):
+            raise RegistryError(f"a registry must be a local directory so far, got {root!r}")
+        self.root = Path(root)
+
+    @property
+    def pointer(self) -> Path:
+        """The pointer's file; it is replaced, never written to, so its inode and time change with every move."""
+        return self.root / POINTER_FILE
+
+    def publish(
+        self, bundle: Path, *, force: bool = False, progress: Callable[[str, float], None] | None = None
+    ) -> str:
+        """Copy a bundle in, verify every byte of the copy, load it once, and point to it.
+
+        Files are hard-linked where the file system allows (a bundle's files are read-only), else copied. A bundle that
+        is there already and whole is only pointed to.
+
+        Args:
+            bundle: the bundle's directory.
+            force: publish although its recall is below its own bound; the manifest then says so.
+            progress: called with a file name and the share of bytes verified.
+
+        Returns:
+            The bundle's id.
+
+        Raises:
+            BundleNotFound: there is no such directory.
+            BundleInvalid: a file is missing, altered, or does not fit the others.
+            GateRefused: its recall is below the bound and ``force`` is off.
+            RegistryError: the directory cannot be written.
+        """
+        if not bundle.is_dir():
+            raise BundleNotFound(f"{bundle}: there is no bundle; build one with `vlm2rec index build`")
+        manifest = Manifest.read(bundle)
+        short = manifest.index.shortfalls
+        if short and not force:
+            figures = ", ".join(f"{name} {value:.4f}" for name, value in short.items())
+            raise GateRefused(
+                f"{bundle}: recall@{manifest.index.recall_k} is below its bound {manifest.index.min_recall}: {figures}"
+                "; build with another kind, or publish with --force"
+            )
+        with self._writing():
+            if not self._has_whole(manifest.id, progress):
+                self._copy_in(bundle, manifest.model_copy(update={"forced": bool(short)}), progress)
+            pointer = self._read_pointer()
+            if pointer.current != manifest.id:
+                kept = tuple(item for item in (*pointer.previous, pointer.current) if item and item != manifest.id)
+                self._write_pointer(_Pointer(manifest.id, kept[-_KEPT_HISTORY:]))
+        return manifest.id
+
+    def current(self) -> str | None:
+        """The id of the bundle that serves, None before the first publish.
+
+        Raises:
+            RegistryError: the pointer cannot be read.
+        """
+        return self._read_pointer().current
+
+    def path(self, bundle_id: str) -> Path:
+        """The directory of a published bundle.
+
+        Raises:
+            BundleNotFound: no such id here.
+        """
+        if not is_bundle_id(bundle_id) or not (self.root / bundle_id).is_dir():
+            raise BundleNotFound(f"{self.root}: no bundle {bundle_id[:60]!r}; see `vlm2rec index list`")
+        return self.root / bundle_id
+
+    def list(self) -> list[BundleInfo]:
+        """All published bundles, oldest first; unreadable ones with their problem.
+
+        Raises:
+            RegistryError: the pointer cannot be read.
+        """
+        current = self.current()
+        return [_describe(self.root / name, current=name == current) for name in self._ids()]
+
+    def rollback(self) -> str:
+        """Point back to the bundle before the current one and give its id; calling it again goes further back.
+
+        Raises:
+            RegistryError: there is no earlier bundle left.
+            BundleInvalid: the earlier bundle is damaged; the pointer stays.
+        """
+        with self._writing():
+            pointer = self._read_pointer()
+            left = [item for item in pointer.previous if (self.root / item).is_dir()]
+            if not left:
+                raise RegistryError(f"{self.root}: there is no earlier bundle to go back to; publish one")
+            target = left.pop()
+            verify_files(self.root / target, Manifest.read(self.root / target))
+            self._write_pointer(_Pointer(target, tuple(left)))
+        return target
+
+    def prune(self, keep: int) -> builtins.list[str]:
+        """Delete all but the newest bundles and the current one; gives the ids that went.
+
+        A service that still has one of them open keeps its files until it closes them.
+
+        Args:
+            keep: how many of the newest stay, at least 1.
+
+        Raises:
+            RegistryError: ``keep`` is below 1, or the directory cannot be written.
+        """
+        if keep < 1:
+            raise RegistryError(f"keep must be at least 1, got {keep}")
+        with self._writing():
+            pointer = self._read_pointer()
+            ids = self._ids()
+            gone = [item for item in ids[:-keep] if item != pointer.current]
+            if gone:
+                self._write_pointer(
+                    _Pointer(pointer.current, tuple(item for item in pointer.previous if item not in gone))
+                )
+            for item in gone:
+                aside = self._aside()
+                (self.root / item).rename(aside)
+                stamp_path(self.root / item).unlink(missing_ok=True)
+                shutil.rmtree(aside)
+        return gone
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One writer at a time; clears what dead writers left."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with (self.root / _LOCK_FILE).open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                for leftover in (*self.root.glob(f"{_ASIDE}*"), *self.root.glob(".*.part")):
+                    if leftover.is_dir():
+                        shutil.rmtree(leftover)
+                    else:
+                        leftover.unlink(missing_ok=True)
+                yield
+        except OSError as error:
+            raise RegistryError(
+                f"{self.root}: the registry cannot be written ({error}); check path and space"
+            ) from error
+
+    def _aside(self) -> Path:
+        return self.root / f"{_ASIDE}{uuid.uuid4().hex}"
+
+    def _has_whole(self, bundle_id: str, progress: Callable[[str, float], None] | None) -> bool:
+        """Whether a bundle is here and whole; a damaged one is moved away."""
+        path = self.root / bundle_id
+        if not path.is_dir():
+            return False
+        try:
+            manifest = Manifest.read(path)
+            verify_files(path, manifest, "full", progress)
+        except BundleInvalid:
+            stamp_path(path).unlink(missing_ok=True)
+            aside = self._aside()
+            path.rename(aside)
+            shutil.rmtree(aside)
+            return False
+        write_stamp(path, manifest)
+        return True
+
+    def _copy_in(self, bundle: Path, manifest: Manifest, progress: Callable[[str, float], None] | None) -> None:
+        aside = self._aside()
+        try:
+            aside.mkdir()
+            for name in manifest.files:
+                _link_or_copy(bundle / name, aside / name)
+            (aside / MANIFEST_FILE).write_text(manifest.to_json())
+            for path in (*(aside / name for name in manifest.files), aside / MANIFEST_FILE):
+                sync_file(path)
+            sync_directory(aside)
+            verify_files(aside, manifest, "full", progress)
+            write_stamp(aside, manifest)
+            Bundle.load(aside)  # every file fits the others, and the encoder and the index open
+            final = self.root / manifest.id
+            aside.rename(final)
+            sync_directory(self.root)
+            write_stamp(final, manifest)
+        finally:
+            stamp_path(aside).unlink(missing_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _ids(self) -> builtins.list[str]:
+        try:
+            return sorted(path.name for path in self.root.iterdir() if is_bundle_id(path.name) and path.is_dir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RegistryError(f"{self.root}: the registry cannot be read ({error})") from error
+
+    def _read_pointer(self) -> _Pointer:
+        try:
+            raw = json.loads(self.pointer.read_bytes())
+            names = (raw["current"], *raw["previous"])
+            known = raw["format"] == _POINTER_FORMAT and all(isinstance(n, str) and is_bundle_id(n) for n in names)
+        except FileNotFoundError:
+            return _Pointer()
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise RegistryError(f"{self.pointer}: cannot be read ({error}); delete it and publish again") from error
+        if not known:
+            raise RegistryError(
+                f"{self.pointer}: must name bundles in format {_POINTER_FORMAT}; delete it and publish again"
+            )
+        return _Pointer(names[0], names[1:])
+
+    def _write_pointer(self, pointer: _Pointer) -> None:
+        raw = {"format": _POINTER_FORMAT, "current": pointer.current, "previous": list(pointer.previous)}
+        write_durably(self.pointer, json.dumps(raw, indent=1).encode() + b"\n")
+
+
+def _describe(path: Path, *, current: bool) -> BundleInfo:
+    try:
+        manifest = Manifest.read(path)
+    except BundleInvalid as error:
+        return BundleInfo(path.name, path, current, problem=str(error))
+    if manifest.id != path.name:
+        return BundleInfo(path.name, path, current, problem=f"its manifest is that of {manifest.id}")
+    return BundleInfo(
+        path.name,
+        path,
+        current,
+        created=manifest.created,
+        items=manifest.items,
+        size=sum(entry.size for entry in manifest.files.values()),
+        recall=manifest.index.recall,
+        forced=manifest.forced,
+    )
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_symlink() or not source.is_file():
+        raise BundleInvalid(f"{source}: the file is missing or no regular file; build the bundle again")
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES}:
+            raise
+        shutil.copyfile(source, target)
+        target.chmod(0o444)
