@@ -39,7 +39,7 @@ class IndexSpec:
 
     kind: Literal["auto", "flat", "hnsw", "ivf"] = "auto"
     recall_k: int = 20
-    target_recall: float = 0.98
+    target_recall: float = 0.97
     min_recall: float | None = 0.95
     probes: int = 256
     links: int = 32

@@ -23,6 +23,8 @@ _ROWS_PER_BEAM_STEP = 100
 _FEW_ROWS = 500
 _FEW_SHARE = 64
 _SKIP_COST = 0.25
+# Effort for equal recall grows as the number of candidates to this power.
+_EFFORT_POWER = {"flat": 0.0, "hnsw": 0.75, "ivf": 0.5}
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def plan(engine: Engine, k: int, allowed: int, effort: int, per_k: int) -> Step:
         return _plan_unfiltered(engine, k, allowed, effort, per_k)
     if engine.kind == "flat" or effort == SCAN:
         return Step("scan", fetch, SCAN)
-    wider = max(1.0, fetch / per_k)
+    wider = _wider(engine, fetch, per_k)
     if engine.kind == "ivf":
         probes = math.ceil(effort * wider / share)
         return Step("scan", fetch, SCAN) if probes >= engine.lists else Step("index", fetch, probes)
@@ -134,6 +136,11 @@ def plan(engine: Engine, k: int, allowed: int, effort: int, per_k: int) -> Step:
     if beam * _ROWS_PER_BEAM_STEP >= scan_cost:
         return Step("scan", fetch, SCAN)
     return Step("index", fetch, beam)
+
+
+def _wider(engine: Engine, fetch: int, per_k: int) -> float:
+    """Factor on the effort for more candidates than it was measured with."""
+    return float(max(1.0, fetch / per_k) ** _EFFORT_POWER[engine.kind])
 
 
 def _plan_unfiltered(engine: Engine, k: int, allowed: int, effort: int, per_k: int) -> Step:
@@ -147,6 +154,6 @@ def _plan_unfiltered(engine: Engine, k: int, allowed: int, effort: int, per_k: i
         return exact
     if engine.kind == "flat":
         return Step("scan", fetch, SCAN)
-    probes = engine.lists if effort == SCAN else math.ceil(effort * max(1.0, fetch / per_k))
+    probes = engine.lists if effort == SCAN else math.ceil(effort * _wider(engine, fetch, per_k))
     probes = min(probes, engine.lists)
     return exact if probes > cap else Step("index", fetch, probes)

@@ -1,0 +1,369 @@
+"""One contract for every kind of index: what is found is what exact search finds, at any k and under any filter."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from index import search as search_module
+from index.errors import SearchError
+from index.exact import exact_top_k
+from index.plan import SCAN, Effort, Engine, Step
+from index.scoring import rank_again
+from index.search import CpuIndex, GpuIndex, Searcher
+from index.slots import Slot, SlotLayout
+
+LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
+ROWS = 3000
+KINDS = ["flat", "hnsw", "ivf"]
+
+
+def make_vectors(rows=ROWS, seed=0, dtype=np.float16):
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(20, LAYOUT.dim))
+    raw = (centres[rng.integers(0, 20, rows)] + 0.5 * rng.normal(size=(rows, LAYOUT.dim))).astype(np.float32)
+    slots = {slot.name: raw[:, LAYOUT.slice(slot.name)].copy() for slot in LAYOUT.slots}
+    slots["image"][::3] = 0
+    for block in slots.values():
+        block[5::50] = 0  # 60 rows without any slot
+    vectors = LAYOUT.stack(slots).astype(dtype)
+    vectors[11] = vectors[12] = vectors[13]  # equal scores
+    return vectors
+
+
+def write(kind, vectors, path):
+    half, product = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+    dim = vectors.shape[1]
+    if kind == "flat":
+        built = faiss.IndexScalarQuantizer(dim, half, product)
+    elif kind == "hnsw":
+        built = faiss.IndexHNSWSQ(dim, half, 16, product)
+    else:
+        built = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, 40, half, product, False)
+    built.train(vectors.astype(np.float32))
+    built.add(vectors.astype(np.float32))
+    faiss.write_index(built, str(path))
+    return path
+
+
+def effort_for(kind):
+    typical = (0.5, 0.3, 0.2)
+    bands = {
+        "flat": ((1.0, SCAN),),
+        "hnsw": ((0.3, 32), (1.0, 64)),
+        "ivf": ((0.3, 12), (0.6, 20), (1.0, SCAN)),
+    }
+    return Effort(typical, bands[kind], per_k=36)
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return make_vectors()
+
+
+@pytest.fixture(scope="module")
+def indexed(vectors):
+    return (vectors != 0).any(axis=1)
+
+
+@pytest.fixture(scope="module")
+def files(vectors, indexed, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("faiss")
+    return {kind: write(kind, vectors[indexed], directory / f"{kind}.faiss") for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def searchers(files, vectors, indexed):
+    return {kind: Searcher(CpuIndex(files[kind]), vectors, indexed, LAYOUT, effort_for(kind)) for kind in KINDS}
+
+
+def exact_rows(queries, vectors, k, mask):
+    rows, _ = exact_top_k(queries, vectors, min(k + 16, len(vectors)), allowed=mask)
+    return rank_again(queries, rows, vectors, LAYOUT, k)
+
+
+def check_contract(rows, scores, queries, vectors, mask, k):
+    """Everything that must hold at any recall."""
+    assert rows.shape == scores.shape == (len(queries), k)
+    assert rows.dtype == np.int64
+    assert scores.dtype == np.float32
+    real = rows >= 0
+    assert (real.sum(axis=1) == min(k, mask.sum())).all()
+    assert (np.sort(real, axis=1)[:, ::-1] == real).all()  # −1 only at the end
+    assert mask[rows[real]].all()
+    assert np.isneginf(scores[~real]).all()
+    for found, values, query in zip(rows, scores, queries, strict=True):
+        own = found[found >= 0]
+        assert len(set(own.tolist())) == len(own)
+        np.testing.assert_allclose(values[: len(own)], vectors[own].astype(np.float64) @ query, atol=1e-5)
+        order = sorted(range(len(own)), key=lambda place: (-values[place], own[place]))
+        assert order == list(range(len(own)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_contract(searchers, vectors, indexed, kind, data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**20)))
+    queries = rng.normal(size=(data.draw(st.integers(1, 6)), LAYOUT.dim)).astype(np.float32)
+    slot = data.draw(st.sampled_from([None, "text", "image", "behaviour"]))
+    if slot is not None:
+        queries *= LAYOUT.weights({slot: data.draw(st.sampled_from([0.0, 3.0, 10.0]))})
+    k = data.draw(st.one_of(st.integers(1, 60), st.sampled_from([500, 1000, ROWS, ROWS + 50])))
+    share = data.draw(st.sampled_from([None, 0.0, 1 / ROWS, 0.01, 0.1, 0.3, 0.6, 0.95, 1.0]))
+    allowed = None if share is None else rng.random(ROWS) < share
+    rows, scores = searchers[kind].search(queries, k, allowed)
+    mask = indexed if allowed is None else indexed & allowed
+    check_contract(rows, scores, queries, vectors, mask, k)
+    want_rows, want_scores = exact_rows(queries, vectors, k, mask)
+    if kind == "flat" or mask.sum() <= 500:
+        np.testing.assert_array_equal(rows, want_rows)
+        np.testing.assert_array_equal(scores, want_scores)
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+@pytest.mark.parametrize(("k", "share"), [(20, 1.0), (20, 0.5), (20, 0.2), (200, 1.0), (1000, 1.0), (200, 0.5)])
+def test_recall_holds_at_every_depth_and_filter(searchers, vectors, indexed, kind, k, share):
+    rng = np.random.default_rng(7)
+    queries = rng.normal(size=(80, LAYOUT.dim)).astype(np.float32)
+    allowed = rng.random(ROWS) < share
+    _, scores = searchers[kind].search(queries, k, allowed)
+    _, want = exact_rows(queries, vectors, k, indexed & allowed)
+    assert (scores >= want[:, -1:]).mean() >= 0.93
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_vectors_are_scored_in_full(tmp_path, kind):
+    vectors = make_vectors(400, dtype=np.float32)
+    indexed = (vectors != 0).any(axis=1)
+    path = write(kind, vectors[indexed], tmp_path / "x.faiss")
+    searcher = Searcher(CpuIndex(path), vectors, indexed, LAYOUT, Effort((0.5, 0.3, 0.2), ((1.0, SCAN),), 36))
+    queries = np.random.default_rng(1).normal(size=(20, LAYOUT.dim)).astype(np.float32)
+    rows, scores = searcher.search(queries, 20)
+    want_rows, want_scores = exact_rows(queries, vectors, 20, indexed)
+    np.testing.assert_array_equal(rows, want_rows)
+    np.testing.assert_array_equal(scores, want_scores)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_gaps_rows_are_positions(tmp_path, kind):
+    vectors = make_vectors(400)
+    vectors = vectors[(vectors != 0).any(axis=1)]
+    searcher = Searcher(
+        CpuIndex(write(kind, vectors, tmp_path / "x.faiss")),
+        vectors,
+        np.ones(len(vectors), bool),
+        LAYOUT,
+        Effort((0.5, 0.3, 0.2), ((1.0, 64 if kind == "hnsw" else SCAN),), 36),
+    )
+    queries = vectors[:30].astype(np.float32)
+    rows, scores = searcher.search(queries, 3)
+    assert (rows[:, 0] <= np.arange(30)).all()  # itself, or an equal vector in a lower row
+    np.testing.assert_allclose(scores[:, 0], 1.0, atol=2e-3)
+    allowed = np.arange(len(vectors)) % 2 == 0
+    assert (searcher.search(queries, 3, allowed)[0] % 2 == 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_threads_get_the_same_answers(searchers, kind):
+    rng = np.random.default_rng(3)
+    queries = rng.normal(size=(64, LAYOUT.dim)).astype(np.float32)
+    masks = [None, rng.random(ROWS) < 0.5, rng.random(ROWS) < 0.05, rng.random(ROWS) < 0.3]
+
+    def ask(number):
+        return searchers[kind].search(queries[number : number + 1], 20, masks[number % 4])[0]
+
+    alone = [ask(number) for number in range(64)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(ask, range(64)))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_no_queries_and_nothing_allowed(searchers):
+    for kind in KINDS:
+        rows, scores = searchers[kind].search(np.zeros((0, LAYOUT.dim), np.float32), 4)
+        assert rows.shape == scores.shape == (0, 4)
+        rows, scores = searchers[kind].search(np.ones((2, LAYOUT.dim), np.float32), 4, np.zeros(ROWS, bool))
+        assert (rows == -1).all()
+        assert np.isneginf(scores).all()
+
+
+def test_a_mask_of_rows_without_slots_only_finds_nothing(searchers, indexed):
+    assert (searchers["hnsw"].search(np.ones((1, LAYOUT.dim), np.float32), 4, ~indexed)[0] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("queries", "k", "allowed", "rule"),
+    [
+        (np.zeros((1, 3), np.float32), 5, None, "queries must be"),
+        (np.full((1, 12), np.inf, np.float32), 5, None, "query 0 is not"),
+        (np.zeros((1, 12), np.float32), -1, None, "k must be at least 1, got -1"),
+        (np.zeros((1, 12), np.float32), 5, np.ones(7, bool), "allowed must be bool of shape"),
+    ],
+)
+def test_refuses(searchers, queries, k, allowed, rule):
+    with pytest.raises(SearchError, match=rule):
+        searchers["flat"].search(queries, k, allowed)
+
+
+def test_refuses_files(tmp_path, files, vectors, indexed):
+    (tmp_path / "noise.faiss").write_bytes(b"not an index" * 50)
+    (tmp_path / "cut.faiss").write_bytes(files["ivf"].read_bytes()[:2000])
+    for name in ("none", "noise", "cut"):
+        with pytest.raises(SearchError, match=rf"{name}\.faiss: not a readable FAISS index"):
+            CpuIndex(tmp_path / f"{name}.faiss")
+    l2 = faiss.IndexFlatL2(4)
+    faiss.write_index(l2, str(tmp_path / "l2.faiss"))
+    with pytest.raises(SearchError, match="must use inner product"):
+        CpuIndex(tmp_path / "l2.faiss")
+    lsh = faiss.IndexPreTransform(faiss.IndexFlatIP(4))
+    faiss.write_index(lsh, str(tmp_path / "other.faiss"))
+    with pytest.raises(SearchError, match="is not known"):
+        CpuIndex(tmp_path / "other.faiss")
+    with pytest.raises(SearchError, match=r"holds 2940 rows, 3000 have a slot"):
+        Searcher(CpuIndex(files["flat"]), vectors, np.ones(ROWS, bool), LAYOUT, effort_for("flat"))
+    narrow = SlotLayout((Slot("text", 6),))
+    with pytest.raises(SearchError, match="has 12 dimensions, the slots 6"):
+        Searcher(CpuIndex(files["flat"]), vectors[:, :6], indexed, narrow, effort_for("flat"))
+
+
+def test_a_failure_of_faiss_is_translated(files, monkeypatch):
+    index = CpuIndex(files["flat"])
+    monkeypatch.setattr(index, "_flat", faiss.IndexFlatIP(5))
+    with pytest.raises(SearchError, match="FAISS could not search"):
+        index.search(np.zeros((1, 12), np.float32), Step("scan", 3, SCAN), None)
+
+
+# A GPU cannot be had here: these hold the logic around it, with FAISS's CPU classes in its place. Not run on a GPU.
+
+
+class FakeGpu:
+    """Stands where faiss-gpu would: keeps what it is asked, never filters, refuses more than 2048."""
+
+    def __init__(self, inner, threads):
+        self.inner = inner
+        self.threads = threads
+
+    def add(self, block):
+        self.inner.add(block)
+
+    def search(self, queries, k, params=None):
+        import threading
+
+        self.threads.add(threading.get_ident())
+        assert k <= 2048
+        assert params is None or (params.sel is None and params.nprobe <= 2048)
+        return self.inner.search(queries, k, params=params)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    used = set()
+    config = type("Config", (), {})
+    made = {"resources": 0}
+
+    def resources():
+        made["resources"] += 1
+        return object()
+
+    monkeypatch.setattr(faiss, "StandardGpuResources", resources, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
+    monkeypatch.setattr(faiss, "GpuClonerOptions", config, raising=False)
+    monkeypatch.setattr(faiss, "GpuIndexFlatConfig", config, raising=False)
+    monkeypatch.setattr(
+        faiss, "GpuIndexFlatIP", lambda _res, dim, _config: FakeGpu(faiss.IndexFlatIP(dim), used), raising=False
+    )
+    monkeypatch.setattr(
+        faiss, "index_cpu_to_gpu", lambda _res, _device, index, _options: FakeGpu(index, used), raising=False
+    )
+    return used, made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gpu_logic(files, vectors, indexed, gpu, kind):
+    used, made = gpu
+    on_gpu = GpuIndex(CpuIndex(files[kind]), vectors, np.flatnonzero(indexed))
+    effort = effort_for("ivf") if kind == "ivf" else effort_for("flat")
+    searcher = Searcher(on_gpu, vectors, indexed, LAYOUT, effort)
+    rng = np.random.default_rng(0)
+    for share in (None, 0.9, 0.3, 0.05, 0.01):
+        for k in (5, 100, 2500):
+            queries = rng.normal(size=(3, LAYOUT.dim)).astype(np.float32)
+            allowed = None if share is None else rng.random(ROWS) < share
+            mask = indexed if allowed is None else indexed & allowed
+            rows, scores = searcher.search(queries, k, allowed)
+            check_contract(rows, scores, queries, vectors, mask, k)
+            if kind != "ivf":
+                np.testing.assert_array_equal(rows, exact_rows(queries, vectors, k, mask)[0])
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: searcher.search(queries, 5), range(8)))
+    assert len(used) == 1  # one thread touches the GPU, whoever asks
+    assert made["resources"] == 1
+    with pytest.raises(SearchError, match="cannot filter"):
+        on_gpu.search(queries, Step("scan", 5, SCAN), np.zeros(4, np.uint8))
+
+
+def test_gpu_filter_that_hides_the_best_is_completed(files, vectors, indexed, gpu):
+    """All allowed rows lie on the far side of the query, so over-fetch finds none of them."""
+    searcher = Searcher(
+        GpuIndex(CpuIndex(files["flat"]), vectors, np.flatnonzero(indexed)),
+        vectors,
+        indexed,
+        LAYOUT,
+        effort_for("flat"),
+    )
+    query = np.random.default_rng(2).normal(size=(1, LAYOUT.dim)).astype(np.float32)
+    scores = vectors.astype(np.float32) @ query[0]
+    allowed = scores < np.median(scores)
+    rows, _ = searcher.search(query, 20, allowed)
+    np.testing.assert_array_equal(rows, exact_rows(query, vectors, 20, indexed & allowed)[0])
+
+
+def test_no_gpu_is_said_clearly(files, vectors, monkeypatch):
+    monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
+    with pytest.raises(SearchError, match=r"needs a GPU and the extra 'gpu'"):
+        GpuIndex(CpuIndex(files["flat"]), vectors, None)
+
+
+def test_gpu_without_gaps_adds_every_row(tmp_path, gpu, monkeypatch):
+    vectors = make_vectors(400)
+    vectors = vectors[(vectors != 0).any(axis=1)]
+    monkeypatch.setattr(search_module, "_ADD_ROWS", 64)
+    path = write("flat", vectors, tmp_path / "x.faiss")
+    on_gpu = GpuIndex(CpuIndex(path), vectors, None)
+    assert on_gpu.engine == Engine("flat", len(vectors), 0, filters=False, largest_fetch=2048)
+    query = vectors[:1].astype(np.float32)
+    positions = on_gpu.search(query, Step("scan", len(vectors), SCAN), None)
+    assert sorted(positions[0].tolist()) == list(range(len(vectors)))
+
+
+class Forgetful:
+    """An index whose graph answers only the first query."""
+
+    dim = LAYOUT.dim
+
+    def __init__(self, stored):
+        self.stored = stored.astype(np.float32)
+        self.engine = Engine("hnsw", len(stored))
+        self.asked = []
+
+    def search(self, queries, step, bitmap):
+        self.asked.append((step.path, len(queries)))
+        positions = np.argsort(-(queries @ self.stored.T), axis=1, kind="stable")[:, : step.fetch]
+        if step.path == "index":
+            positions[1:] = -1
+        return positions
+
+
+def test_short_answers_are_completed_by_a_scan(vectors, indexed, monkeypatch):
+    monkeypatch.setattr(search_module, "plan", lambda *_: Step("index", 36, 40))
+    forgetful = Forgetful(vectors[indexed])
+    searcher = Searcher(forgetful, vectors, indexed, LAYOUT, Effort((0.5, 0.3, 0.2), ((1.0, 40),), 36))
+    queries = np.random.default_rng(0).normal(size=(3, LAYOUT.dim)).astype(np.float32)
+    rows, _ = searcher.search(queries, 20)
+    assert forgetful.asked == [("index", 3), ("scan", 2)]
+    np.testing.assert_array_equal(rows, exact_rows(queries, vectors, 20, indexed)[0])
