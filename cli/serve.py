@@ -1,0 +1,58 @@
+"""`vlm2rec serve`: answer recommendations from the current bundle of a registry."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+_PANEL = "Redis"
+
+
+def serve(
+    registry: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Directory of published bundles.", show_default="VLM2REC_REGISTRY"),
+    ] = None,
+    redis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Redis of the histories.", show_default="VLM2REC_REDIS_URL", rich_help_panel=_PANEL
+        ),
+    ] = None,
+    embedded_redis: Annotated[
+        bool,
+        typer.Option(
+            "--embedded-redis", help="Start a Redis for this service and end it with it.", rich_help_panel=_PANEL
+        ),
+    ] = False,
+    redis_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where the embedded Redis keeps histories; else they are forgotten.", rich_help_panel=_PANEL),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.", show_default="8000")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
+) -> None:
+    """Serve the current bundle of a registry over HTTP.
+
+    Every option has a variable too (VLM2REC_PORT …); options win. Ctrl-C or SIGTERM ends it after the requests in
+    progress are answered. With Redis down it serves all the same: answers then lack the users' histories and say so.
+    """
+    if embedded_redis and redis is not None:
+        raise typer.BadParameter("give --redis URL or --embedded-redis, not both")
+    if redis_dir is not None and not embedded_redis:
+        raise typer.BadParameter("--redis-dir needs --embedded-redis")
+    from demo.embedded_redis import EmbeddedRedis
+    from service.server import serve as run
+    from service.settings import load_settings
+
+    console = Console(soft_wrap=True, highlight=False)
+    with ExitStack() as ends_with_us:
+        if embedded_redis:
+            redis = ends_with_us.enter_context(EmbeddedRedis(redis_dir, append_only=redis_dir is not None)).url
+        settings = load_settings(registry=registry, redis_url=redis, host=host, port=port, log_level=log_level)
+        run(settings, announce=lambda url: console.print(f"vlm2rec serves {url}   (API: {url}/docs)"))

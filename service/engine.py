@@ -1,0 +1,117 @@
+"""The engine: encodes histories and searches the index, for one request or for several at once.
+
+`look_up` is the work itself, on a batch. `InlineEngine` calls it in the event loop with a batch of one: encoder and
+search take less than a thread hop. Whatever collects requests under load puts the same lookups into bigger batches.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.bundle import Bundle
+from service.trace import Stopwatch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lookup:
+    """One request's work for the engine.
+
+    Attributes:
+        history: (h,) int64 rows for the encoder, oldest first; None: nothing is encoded.
+        query: from the encoder's answer (Σd,) float32, zeros if nothing is encoded, to the query (Σd,) float32.
+        k: how many items are wanted.
+        allowed: (n,) bool, rows that may be found; None: all.
+        watch: told about the stages ``encode`` and ``search``.
+    """
+
+    history: NDArray[np.int64] | None
+    query: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    k: int
+    allowed: NDArray[np.bool_] | None
+    watch: Stopwatch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LookedUp:
+    """What the engine found.
+
+    Attributes:
+        query: (Σd,) float32, slot weights multiplied in.
+        rows: (≤ k,) int64, best first.
+        scores: (≤ k,) float32, never increasing.
+    """
+
+    query: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """Runs a lookup, alone or together with others that wait at the same time."""
+
+    async def look_up(self, bundle: Bundle, lookup: Lookup) -> LookedUp:
+        """Encode and search.
+
+        Raises:
+            EncoderError: the encoder fails on this history.
+        """
+        ...
+
+
+class InlineEngine:
+    """Runs every lookup at once, in the event loop."""
+
+    async def look_up(self, bundle: Bundle, lookup: Lookup) -> LookedUp:
+        """Encode and search; see `Engine.look_up`."""
+        return look_up(bundle, [lookup])[0]
+
+
+def look_up(bundle: Bundle, lookups: Sequence[Lookup]) -> list[LookedUp]:
+    """Encode and search a batch.
+
+    Args:
+        bundle: the one bundle that all of them read.
+        lookups: at least one; those with equal ``allowed`` (or none) are searched together.
+
+    Returns:
+        One result a lookup, in the order given.
+
+    Raises:
+        EncoderError: the encoder fails; which history it was is not known.
+    """
+    encoded = _encode(bundle, lookups)
+    queries = np.stack([lookup.query(vector) for lookup, vector in zip(lookups, encoded, strict=True)])
+    for lookup in lookups:
+        lookup.watch.lap("encode")
+    found: list[LookedUp | None] = [None] * len(lookups)
+    for members in _same_allowed(lookups):
+        k = max(lookups[member].k for member in members)
+        hits = bundle.search(queries[members], k, allowed=lookups[members[0]].allowed)
+        for member, rows, scores in zip(members, hits.rows, hits.scores, strict=True):
+            wanted = lookups[member].k
+            real = int(np.count_nonzero(rows[:wanted] >= 0))
+            found[member] = LookedUp(queries[member], rows[:real], scores[:real])
+            lookups[member].watch.lap("search")
+    return [result for result in found if result is not None]
+
+
+def _encode(bundle: Bundle, lookups: Sequence[Lookup]) -> NDArray[np.float32]:
+    """(B, Σd) float32; zeros where nothing is to be encoded."""
+    histories = [lookup.history for lookup in lookups if lookup.history is not None]
+    if len(histories) == len(lookups):
+        return bundle.encode(histories)
+    encoded = np.zeros((len(lookups), bundle.layout.dim), dtype=np.float32)
+    if histories:
+        encoded[[lookup.history is not None for lookup in lookups]] = bundle.encode(histories)
+    return encoded
+
+
+def _same_allowed(lookups: Sequence[Lookup]) -> list[list[int]]:
+    """Positions grouped by the identity of their bitmap, so that each group is one search."""
+    groups: dict[int, list[int]] = {}
+    for position, lookup in enumerate(lookups):
+        groups.setdefault(id(lookup.allowed), []).append(position)
+    return list(groups.values())

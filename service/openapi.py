@@ -1,0 +1,98 @@
+"""The OpenAPI document: bodies are read by `service.bodies`, so their schemas are added here instead of by FastAPI."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service.problems import KINDS, MEDIA_TYPE
+from service.schemas import ANSWERS, REQUESTS, Problem
+
+_REF = "#/components/schemas/{model}"
+_ALWAYS = (405, 500)
+_HEADERS = {
+    "X-Request-ID": {"description": "The one sent, or a new one.", "schema": {"type": "string"}},
+    "Server-Timing": {"description": "Milliseconds by stage.", "schema": {"type": "string"}},
+}
+
+
+def operation(
+    *, body: type[BaseModel] | tuple[type[BaseModel], ...] | None = None, parameters: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """What FastAPI cannot know of an operation, for its ``openapi_extra``.
+
+    Args:
+        body: model of the JSON body; several: any one of them.
+        parameters: path and query parameters.
+    """
+    extra: dict[str, Any] = {}
+    if parameters:
+        extra["parameters"] = parameters
+    if body is not None:
+        models = body if isinstance(body, tuple) else (body,)
+        refs = [_reference(model) for model in models]
+        schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
+        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return extra
+
+
+def answers(model: type[BaseModel] | None, *problems: int, status: int = 200) -> dict[int | str, dict[str, Any]]:
+    """The documented answers of an operation, for its ``responses``.
+
+    Args:
+        model: of the answer; None: it has no body.
+        problems: statuses of the problems that it can answer besides those of every route.
+        status: of the answer.
+    """
+    success: dict[str, Any] = {"description": "Answered." if model else "Done.", "headers": _HEADERS}
+    if model is not None:
+        success["content"] = {"application/json": {"schema": _reference(model)}}
+    documented: dict[int | str, dict[str, Any]] = {status: success}
+    for problem in sorted({*problems, *_ALWAYS}):
+        titles = dict.fromkeys(kind.title for kind in KINDS if kind.status == problem)
+        documented[problem] = {
+            "description": "; or: ".join(titles) + ".",
+            "headers": _HEADERS,
+            "content": {MEDIA_TYPE: {"schema": _reference(Problem)}},
+        }
+    return documented
+
+
+def path_parameter(name: str, description: str) -> dict[str, Any]:
+    """A path parameter that holds an id, percent-encoded."""
+    schema = {"type": "string", "minLength": 1, "maxLength": 256}
+    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
+
+
+def query_parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
+    """The query parameters that a model of plain fields describes."""
+    properties = model.model_json_schema()["properties"]
+    return [
+        {"name": name, "in": "query", "description": schema.pop("description", ""), "schema": schema}
+        for name, schema in properties.items()
+    ]
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The whole document, made once and then kept."""
+    if app.openapi_schema:
+        return app.openapi_schema
+    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    models = [(model, "validation") for model in REQUESTS] + [(model, "serialization") for model in ANSWERS]
+    _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]
+    schema["components"] = {
+        "schemas": definitions["$defs"],
+        "securitySchemes": {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        },
+    }
+    schema["security"] = [{}, {"bearer": []}, {"key": []}]
+    app.openapi_schema = schema
+    return schema
+
+
+def _reference(model: type[BaseModel]) -> dict[str, Any]:
+    return {"$ref": _REF.format(model=model.__name__)}

@@ -1,0 +1,131 @@
+"""RFC 9457 problem details: the one place where errors become HTTP statuses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+
+from index.errors import FilterError
+from service import errors
+
+MEDIA_TYPE = "application/problem+json"
+_TYPE_PREFIX = "urn:vlm2rec:problem:"
+_MAX_VIOLATIONS = 20
+
+
+@dataclass(frozen=True)
+class ProblemKind:
+    """A stable kind of problem.
+
+    Attributes:
+        name: end of the ``type`` URI; never changes once released.
+        status: HTTP status code.
+        title: what this kind means, the same for every occurrence.
+    """
+
+    name: str
+    status: int
+    title: str
+
+    @property
+    def type(self) -> str:
+        """The stable ``type`` URI."""
+        return _TYPE_PREFIX + self.name
+
+
+MALFORMED_JSON = ProblemKind("malformed-json", 400, "The body is not JSON")
+KEY_MISSING = ProblemKind("key-missing", 401, "An API key is needed")
+KEY_REFUSED = ProblemKind("key-refused", 403, "The API key does not open this route")
+UNKNOWN_PATH = ProblemKind("unknown-path", 404, "There is nothing at this path")
+UNKNOWN_ITEM = ProblemKind("unknown-item", 404, "The current bundle does not have this item")
+METHOD_NOT_ALLOWED = ProblemKind("method-not-allowed", 405, "The path does not take this method")
+BODY_TOO_LARGE = ProblemKind("body-too-large", 413, "The body is over the limit")
+UNSUPPORTED_MEDIA_TYPE = ProblemKind("unsupported-media-type", 415, "The body must be JSON")
+RULE_BROKEN = ProblemKind("rule-broken", 422, "A field breaks a rule")
+REQUEST_REFUSED = ProblemKind("request-refused", 400, "The request cannot be answered")
+INTERNAL = ProblemKind("internal", 500, "Something went wrong inside")
+NOT_READY = ProblemKind("not-ready", 503, "Not ready to answer")
+SESSIONS_UNAVAILABLE = ProblemKind("sessions-unavailable", 503, "Histories cannot be reached")
+
+KINDS = (
+    MALFORMED_JSON,
+    KEY_MISSING,
+    KEY_REFUSED,
+    UNKNOWN_PATH,
+    UNKNOWN_ITEM,
+    METHOD_NOT_ALLOWED,
+    BODY_TOO_LARGE,
+    UNSUPPORTED_MEDIA_TYPE,
+    RULE_BROKEN,
+    REQUEST_REFUSED,
+    INTERNAL,
+    NOT_READY,
+    SESSIONS_UNAVAILABLE,
+)
+
+_BY_ERROR: dict[type[Exception], ProblemKind] = {
+    errors.MalformedBody: MALFORMED_JSON,
+    errors.KeyMissing: KEY_MISSING,
+    errors.KeyRefused: KEY_REFUSED,
+    errors.UnknownItem: UNKNOWN_ITEM,
+    errors.BodyTooLarge: BODY_TOO_LARGE,
+    errors.UnsupportedBody: UNSUPPORTED_MEDIA_TYPE,
+    errors.RuleBroken: RULE_BROKEN,
+    errors.SessionsUnavailable: SESSIONS_UNAVAILABLE,
+    errors.NotReady: NOT_READY,
+    FilterError: RULE_BROKEN,
+}
+ANSWERED_ERRORS = tuple(_BY_ERROR)
+
+
+def problem_response(
+    kind: ProblemKind,
+    detail: str,
+    *,
+    request_id: str,
+    violations: tuple[errors.Violation, ...] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """An answer in ``application/problem+json``.
+
+    Args:
+        kind: which problem.
+        detail: this occurrence, for a person: field, value received, rule. Never a stack trace.
+        request_id: repeated in the body, so that a copied answer can be found in the log.
+        violations: every broken rule; the first twenty are listed.
+        headers: further headers.
+    """
+    body: dict[str, Any] = {
+        "type": kind.type,
+        "title": kind.title,
+        "status": kind.status,
+        "detail": detail,
+        "request_id": request_id,
+    }
+    if violations:
+        body["errors"] = [violation._asdict() for violation in violations[:_MAX_VIOLATIONS]]
+    return Response(orjson.dumps(body), kind.status, dict(headers or {}), MEDIA_TYPE)
+
+
+def answer_error(error: Exception, *, request_id: str, retry_after_s: int) -> Response:
+    """The answer to an error of :data:`ANSWERED_ERRORS`.
+
+    Args:
+        error: what was raised.
+        request_id: of the request.
+        retry_after_s: seconds, sent with every 503.
+    """
+    kind = _BY_ERROR[type(error)]
+    headers: dict[str, str] = {}
+    if kind.status == NOT_READY.status:
+        headers["Retry-After"] = str(retry_after_s)
+    if kind is KEY_MISSING:
+        headers["WWW-Authenticate"] = "Bearer"
+    violations: tuple[errors.Violation, ...] = ()
+    if isinstance(error, errors.RuleBroken):
+        violations = error.violations
+    elif isinstance(error, FilterError):
+        violations = (errors.Violation("filter", f"a clause on {error.field!r}", str(error)),)
+    return problem_response(kind, str(error), request_id=request_id, violations=violations, headers=headers)

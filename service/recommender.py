@@ -1,0 +1,244 @@
+"""Recommendations: history → encode → search → filter → diversify → fall back. No HTTP, no Redis, no FAISS here."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.bundle import Bundle
+from index.errors import EncoderError
+from index.filters import compile_filter
+from service.answers import Answer, Degraded, Query, Strategy
+from service.diversity import maximal_marginal_relevance
+from service.engine import Engine, LookedUp, Lookup
+from service.errors import RuleBroken, SessionsUnavailable, Violation
+from service.ports import HistoryStore
+from service.taste import Taste, mean_query, sequence_query
+from service.trace import Stopwatch
+
+_MIN_POOL = 200  # the contract fixes both: MMR orders one pool of max(200, 5 (offset + k))
+_POOL_FACTOR = 5
+
+
+class Recommender:
+    """Answers queries from a bundle, the stored histories and an engine; keeps nothing between two queries.
+
+    Args:
+        histories: where the histories of users are.
+        engine: encodes and searches.
+    """
+
+    def __init__(self, histories: HistoryStore, engine: Engine) -> None:
+        self._histories = histories
+        self._engine = engine
+
+    async def recommend(self, bundle: Bundle, query: Query, watch: Stopwatch) -> Answer:
+        """What comes next: by the sequence; where that is not possible by likeness; else what is popular.
+
+        Args:
+            bundle: read by the whole answer.
+            query: what is asked.
+            watch: told about each stage.
+
+        Raises:
+            RuleBroken: an unknown slot, weights that are all 0, or an unknown item where that is refused.
+            FilterError: the filter does not fit the metadata.
+        """
+        stored, degraded = await self._stored(query, watch)
+        asked = _Asked.of(bundle, query, stored, liked=bundle.max_history)
+        watch.lap("filter")
+        return await self._first_that_finds(asked, ("sequence", "similar"), degraded, watch)
+
+    async def similar(self, bundle: Bundle, query: Query, watch: Stopwatch) -> Answer:
+        """What is like the given items, whatever their order; raises as :meth:`recommend`."""
+        asked = _Asked.of(bundle, query, [], liked=len(query.items))
+        watch.lap("filter")
+        return await self._first_that_finds(asked, ("similar",), None, watch)
+
+    async def _stored(self, query: Query, watch: Stopwatch) -> tuple[list[str], Degraded | None]:
+        if query.user_id is None:
+            return [], None
+        left_s = None if query.deadline_ms is None else max(query.deadline_ms - watch.elapsed_ms, 0.0) / 1000.0
+        try:
+            async with asyncio.timeout(left_s):
+                return await self._histories.recent(query.user_id), None
+        except SessionsUnavailable:
+            return [], "history_unavailable"
+        except TimeoutError:
+            return [], "deadline"
+        finally:
+            watch.lap("history")
+
+    async def _first_that_finds(
+        self, asked: "_Asked", strategies: Sequence[Strategy], degraded: Degraded | None, watch: Stopwatch
+    ) -> Answer:
+        """Try the strategies in order; one that fails or finds nothing leaves it to the next, and popular ends them."""
+        deadline_ms = asked.query.deadline_ms
+        trouble = None
+        for strategy in strategies:
+            late = degraded == "deadline" or (deadline_ms is not None and watch.elapsed_ms > deadline_ms)
+            if late:
+                degraded = degraded or "deadline"
+                break
+            lookup = asked.lookup(strategy, watch)
+            if lookup is None:
+                continue
+            try:
+                found = await self._engine.look_up(asked.bundle, lookup)
+            except EncoderError as error:
+                trouble = str(error)
+                continue
+            answer = await asked.ranked(found)
+            watch.lap("rank")
+            if answer is not None:
+                return replace(answer, strategy=strategy, degraded=degraded, trouble=trouble)
+        answer = asked.popular()
+        watch.lap("rank")
+        return replace(answer, degraded=degraded, trouble=trouble)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A query as one bundle reads it.
+
+    Attributes:
+        bundle: read by the whole answer.
+        query: what is asked.
+        taste: the items that shape the query vector; those without a slot cannot.
+        unknown: ids of the history, stored or given, that the bundle does not have.
+        barred: rows that must not be answered.
+        allowed: (n,) bool, rows that may be answered, `barred` taken out; None: all but `barred`, for which more is
+            fetched instead.
+        slot_weights: (Σd,) float32; None: every slot weighs 1.
+    """
+
+    bundle: Bundle
+    query: Query
+    taste: Taste
+    unknown: list[str]
+    barred: set[int]
+    allowed: NDArray[np.bool_] | None
+    slot_weights: NDArray[np.float32] | None
+
+    @classmethod
+    def of(cls, bundle: Bundle, query: Query, stored: Sequence[str], *, liked: int) -> "_Asked":
+        """Translate ids into rows; of what is liked only the newest ``liked`` items shape the query."""
+        slot_weights = _slot_weights(bundle, query)
+        rows: list[int] = []
+        weights: list[float] = []
+        unknown: dict[str, None] = {}
+        barred = {row for item_id in query.exclude if (row := bundle.ids.row(item_id)) is not None}
+        for item_id, weight in [*((item_id, 1.0) for item_id in stored), *query.items]:
+            row = bundle.ids.row(item_id)
+            if row is None:
+                unknown[item_id] = None
+                continue
+            if query.exclude_seen or weight == 0:
+                barred.add(row)
+            if weight != 0 and bundle.indexed[row]:
+                rows.append(row)
+                weights.append(weight)
+        if query.refuse_unknown:
+            _refuse_unknown(query, unknown)
+        taste = Taste(np.array(rows, dtype=np.int64), np.array(weights, dtype=np.float64))
+        allowed = None
+        if query.filter is not None:
+            allowed = compile_filter(bundle.metadata, query.filter)
+            allowed[list(barred)] = False
+        return cls(bundle, query, taste.newest(liked), list(unknown), barred, allowed, slot_weights)
+
+    @property
+    def pool(self) -> int:
+        """How many items are ranked before the page is cut."""
+        wanted = self.query.offset + self.query.k
+        return wanted if self.query.diversity == 0 else max(_MIN_POOL, _POOL_FACTOR * wanted)
+
+    @property
+    def more(self) -> int:
+        """How many found items may have to be left out."""
+        return len(self.barred) if self.allowed is None else 0
+
+    def lookup(self, strategy: Strategy, watch: Stopwatch) -> Lookup | None:
+        """The engine's work for a strategy; None where the history has nothing for it."""
+        history = self.taste.liked if strategy == "sequence" else None
+        if not len(self.taste) or (history is not None and not history.size):
+            return None
+
+        def query(encoded: NDArray[np.float32]) -> NDArray[np.float32]:
+            if history is None:
+                vector = mean_query(self.bundle.vectors(self.taste.rows), self.taste.weights)
+            elif self.taste.plain:
+                vector = encoded
+            else:
+                vector = sequence_query(encoded, self.bundle.vectors(self.taste.rows), self.taste.weights)
+            return vector if self.slot_weights is None else vector * self.slot_weights
+
+        return Lookup(history, query, self.pool + self.more, self.allowed, watch)
+
+    async def ranked(self, found: LookedUp) -> Answer | None:
+        """Leave out what is barred, diversify, cut the page, explain; None where nothing is left to rank."""
+        kept = self._kept(found.rows)[: self.pool]
+        if not kept.size or not found.query.any():
+            return None
+        if self.query.diversity > 0:
+            kept = kept[await self._diverse(found, kept)]
+        page = kept[self.query.offset : self.query.offset + self.query.k]
+        answer = Answer(found.rows[page], found.scores[page], len(self.taste), self.unknown)
+        if not self.query.explain or not page.size:
+            return answer
+        contributions = self.bundle.contributions(found.query[None], answer.rows[None])[0]
+        return replace(answer, contributions=contributions, nearest=self._nearest(answer.rows))
+
+    def popular(self) -> Answer:
+        """The items with the most events, whoever asks."""
+        wanted = self.query.offset + self.query.k
+        found = self.bundle.popular(wanted + self.more, allowed=self.allowed)
+        page = self._kept(found.rows[0])[self.query.offset : wanted]
+        return Answer(found.rows[0, page], found.scores[0, page], 0, self.unknown)
+
+    def _kept(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions of real rows that are not barred."""
+        kept = [place for place, row in enumerate(rows.tolist()) if row >= 0 and row not in self.barred]
+        return np.array(kept, dtype=np.int64)
+
+    async def _diverse(self, found: LookedUp, kept: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions into ``kept``; a large pool is ordered in a thread, as it would hold up everybody else."""
+        relevance = found.scores[kept] / np.linalg.norm(found.query.astype(np.float64))
+        vectors = self.bundle.vectors(found.rows[kept])
+        count = self.query.offset + self.query.k
+        if kept.size <= _MIN_POOL:
+            return maximal_marginal_relevance(relevance, vectors, self.query.diversity, count)
+        return await asyncio.to_thread(maximal_marginal_relevance, relevance, vectors, self.query.diversity, count)
+
+    def _nearest(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """The liked row with the largest unweighted ⟨x_item, x_h⟩ for each row; of equals the newest."""
+        newest_first = self.taste.liked[::-1]
+        if not newest_first.size:
+            return None
+        likeness = self.bundle.vectors(rows) @ self.bundle.vectors(newest_first).T
+        nearest: NDArray[np.int64] = newest_first[np.argmax(likeness, axis=1)]
+        return nearest
+
+
+def _refuse_unknown(query: Query, unknown: dict[str, None]) -> None:
+    rule = "must be in the bundle, as unknown_items is error"
+    refused: Iterator[str] = (item_id for item_id, _ in query.items if item_id in unknown)
+    violations = [Violation("items", f'"{item_id}"', rule) for item_id in refused]
+    if violations:
+        raise RuleBroken(violations)
+
+
+def _slot_weights(bundle: Bundle, query: Query) -> NDArray[np.float32] | None:
+    """(Σd,) float32, or None where every slot weighs 1."""
+    if not query.slot_weights:
+        return None
+    for name, weight in query.slot_weights.items():
+        if name not in bundle.layout.names:
+            rule = f"must be one of the slots {', '.join(bundle.layout.names)}"
+            raise RuleBroken([Violation(f"slot_weights.{name[:60]}", str(weight), rule)])
+    weights = bundle.layout.weights(query.slot_weights)
+    if not weights.any():
+        raise RuleBroken([Violation("slot_weights", str(dict(query.slot_weights)), "must not all be 0")])
+    return weights

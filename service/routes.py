@@ -1,0 +1,378 @@
+"""Routes: from wire types to the recommender and the histories, and back. No logic."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import time
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import orjson
+from fastapi import APIRouter
+from pydantic import TypeAdapter, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+from structlog.typing import FilteringBoundLogger
+
+from index.bundle import Bundle
+from index.manifest import REPORT_FILE
+from service import schemas
+from service.answers import Answer, Query, Strategy
+from service.auth import KeyRing
+from service.bodies import read_json, shown, validate
+from service.current import CurrentBundle
+from service.envelope import trace_of
+from service.errors import RuleBroken, UnknownItem, Violation
+from service.metrics import CONTENT_TYPE, Metrics
+from service.openapi import answers, operation, path_parameter, query_parameters
+from service.ports import Event, HistoryStore
+from service.recommender import Recommender
+from service.trace import Trace
+
+_KEY_PROBLEMS = (401, 403, 422, 503)
+_BODY_PROBLEMS = (400, 413, 415, *_KEY_PROBLEMS)
+_ITEM_ID = path_parameter("item_id", "Percent-encoded, a slash too.")
+_USER_ID = path_parameter("user_id", "Percent-encoded, a slash too.")
+_USER_ADAPTER: TypeAdapter[str] = TypeAdapter(schemas.Id)
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the routes work with; built once, in `service.app`.
+
+    Attributes:
+        current: which bundle answers.
+        histories: where histories are.
+        recommender: finds items.
+        metrics: counts.
+        data_keys: open the data routes.
+        log: the service's logger.
+        body_limit: largest request body in bytes.
+    """
+
+    current: CurrentBundle
+    histories: HistoryStore
+    recommender: Recommender
+    metrics: Metrics
+    data_keys: KeyRing
+    log: FilteringBoundLogger
+    body_limit: int
+
+
+class Routes:
+    """The handlers; every one reads the current bundle at most once.
+
+    Args:
+        services: what they work with.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def router(self) -> APIRouter:
+        """All routes with their documentation."""
+        router = APIRouter(redirect_slashes=False)
+        add = router.add_api_route
+        add(
+            "/recommend",
+            self.recommend,
+            methods=["POST"],
+            tags=["recommend"],
+            responses=answers(schemas.RecommendAnswer, *_BODY_PROBLEMS),
+            openapi_extra=operation(body=schemas.RecommendRequest),
+        )
+        add(
+            "/similar",
+            self.similar,
+            methods=["POST"],
+            tags=["recommend"],
+            responses=answers(schemas.RecommendAnswer, 404, *_BODY_PROBLEMS),
+            openapi_extra=operation(body=schemas.SimilarRequest),
+        )
+        add(
+            "/events",
+            self.store_events,
+            methods=["POST"],
+            tags=["users"],
+            responses=answers(schemas.StoredAnswer, *_BODY_PROBLEMS),
+            openapi_extra=operation(body=(schemas.EventRequest, schemas.EventsRequest)),
+        )
+        add(
+            "/users/{user_id}/history",
+            self.history,
+            methods=["GET"],
+            tags=["users"],
+            responses=answers(schemas.HistoryAnswer, *_KEY_PROBLEMS),
+            openapi_extra=operation(parameters=[_USER_ID]),
+        )
+        add(
+            "/users/{user_id}",
+            self.erase_user,
+            methods=["DELETE"],
+            status_code=204,
+            tags=["users"],
+            responses=answers(None, *_KEY_PROBLEMS, status=204),
+            openapi_extra=operation(parameters=[_USER_ID]),
+        )
+        add(
+            "/items",
+            self.items,
+            methods=["GET"],
+            tags=["catalogue"],
+            responses=answers(schemas.ItemsAnswer, *_KEY_PROBLEMS),
+            openapi_extra=operation(parameters=query_parameters(schemas.ItemsQuery)),
+        )
+        add(
+            "/items/{item_id}",
+            self.item,
+            methods=["GET"],
+            tags=["catalogue"],
+            responses=answers(schemas.ItemAnswer, 404, *_KEY_PROBLEMS),
+            openapi_extra=operation(parameters=[_ITEM_ID]),
+        )
+        add(
+            "/bundle",
+            self.bundle,
+            methods=["GET"],
+            tags=["catalogue"],
+            responses=answers(schemas.BundleAnswer, *_KEY_PROBLEMS),
+        )
+        add("/livez", self.live, methods=["GET"], tags=["operations"], responses=answers(schemas.Health))
+        add("/readyz", self.ready, methods=["GET"], tags=["operations"], responses=answers(schemas.Health, 503))
+        add("/metrics", self.metrics, methods=["GET"], tags=["operations"], include_in_schema=False)
+        return router
+
+    async def recommend(self, request: Request) -> Response:
+        """Recommend items to a user, or for a list of items, oldest first."""
+        trace, bundle = self._admit(request)
+        wish = validate(schemas.RecommendRequest, await read_json(request, self._services.body_limit))
+        _check_fields(bundle, wish.fields)
+        trace.lap("parse")
+        query = Query(
+            user_id=wish.user_id if wish.history == "use" else None,
+            items=[_weighted(item) for item in wish.items or ()],
+            exclude_seen=wish.exclude_seen,
+            **_common(wish),
+        )
+        answer = await self._services.recommender.recommend(bundle, query, trace)
+        return self._recommended(bundle, wish, answer, trace, wanted="sequence")
+
+    async def similar(self, request: Request) -> Response:
+        """Find the neighbours of an item, or of several; the order of the items has no part in it."""
+        trace, bundle = self._admit(request)
+        wish = validate(schemas.SimilarRequest, await read_json(request, self._services.body_limit))
+        _check_fields(bundle, wish.fields)
+        trace.lap("parse")
+        if wish.item_id is not None and wish.item_id not in bundle.ids:
+            raise UnknownItem(f"item_id must be in bundle {bundle.id}; received {shown(wish.item_id)}")
+        given = [_weighted(item) for item in wish.items or ()] or [(str(wish.item_id), 1.0)]
+        answer = await self._services.recommender.similar(bundle, Query(items=given, **_common(wish)), trace)
+        return self._recommended(bundle, wish, answer, trace, wanted="similar")
+
+    async def store_events(self, request: Request) -> Response:
+        """Store one event, or up to 1000, all or none; what is answered with 200 is in Redis."""
+        trace, _ = self._admit(request)
+        body = await read_json(request, self._services.body_limit)
+        if isinstance(body, dict) and "events" in body:
+            received = validate(schemas.EventsRequest, body).events
+        else:
+            received = [validate(schemas.EventRequest, body)]
+        trace.lap("parse")
+        now = time()
+        events = [_event(event, now) for event in received]
+        stored = await self._services.histories.append(events)
+        trace.lap("store")
+        duplicates = len(events) - stored
+        self._services.metrics.events(stored=stored, duplicates=duplicates)
+        return _json({"stored": stored, "duplicates": duplicates})
+
+    async def history(self, request: Request) -> Response:
+        """The kept history of a user, newest last."""
+        trace, _ = self._admit(request)
+        user_id = _user_id(request)
+        entries = await self._services.histories.entries(user_id)
+        trace.lap("history")
+        steps = [{"item_id": entry.item_id, "timestamp": entry.timestamp, "type": entry.type} for entry in entries]
+        return _json({"user_id": user_id, "items": steps})
+
+    async def erase_user(self, request: Request) -> Response:
+        """Erase all that is kept of a user; one that was never seen is no error."""
+        trace, _ = self._admit(request)
+        await self._services.histories.erase(_user_id(request))
+        trace.lap("erase")
+        return Response(status_code=204)
+
+    async def items(self, request: Request) -> Response:
+        """Browse the catalogue, page by page, in its own order."""
+        _, bundle = self._admit(request, takes_query=True)
+        page = _page(request)
+        end = min(page.cursor + page.limit, len(bundle))
+        events = int(bundle.popularity.sum())
+        found = [_item(bundle, row, events) for row in range(page.cursor, end)]
+        return _json({"bundle": bundle.id, "items": found, "next": end if end < len(bundle) else None})
+
+    async def item(self, request: Request) -> Response:
+        """One item of the current bundle."""
+        _, bundle = self._admit(request)
+        item_id = unquote(request.path_params["item_id"])
+        row = bundle.ids.row(item_id)
+        if row is None:
+            raise UnknownItem(f"item_id must be in bundle {bundle.id}; received {shown(item_id)}")
+        return _json(_item(bundle, row, int(bundle.popularity.sum())))
+
+    async def bundle(self, request: Request) -> Response:
+        """What answers now: manifest, report and age of the bundle."""
+        _, bundle = self._admit(request)
+        return _json(
+            {
+                "bundle": bundle.id,
+                "age_seconds": age_s(bundle),
+                "items": len(bundle),
+                "slots": {slot.name: slot.dim for slot in bundle.layout.slots},
+                "max_history": bundle.max_history,
+                "manifest": bundle.manifest.model_dump(mode="json"),
+                "report": _report(bundle),
+            }
+        )
+
+    async def live(self, _request: Request) -> Response:
+        """Whether the process is up."""
+        return _json({"status": "up"})
+
+    async def ready(self, _request: Request) -> Response:
+        """Whether a bundle is loaded and warm; with Redis down it is ready but degraded."""
+        bundle = self._services.current.get()
+        redis = "up" if await self._services.histories.alive() else "down"
+        return _json({"status": "ready", "bundle": bundle.id, "redis": redis})
+
+    async def metrics(self, _request: Request) -> Response:
+        """Metrics in Prometheus' text format."""
+        return Response(self._services.metrics.exposition(), media_type=CONTENT_TYPE)
+
+    def _admit(self, request: Request, *, takes_query: bool = False) -> tuple[Trace, Bundle]:
+        """Let a request to a data route in: key, readiness, query string."""
+        self._services.data_keys.check(request.headers)
+        if request.scope["query_string"] and not takes_query:
+            name = next(iter(request.query_params), "query")
+            raise RuleBroken([Violation(f"query parameter {name[:60]}", "it", "is not known to this route")])
+        return trace_of(request.scope), self._services.current.get()
+
+    def _recommended(
+        self, bundle: Bundle, wish: schemas.Wish, answer: Answer, trace: Trace, *, wanted: Strategy
+    ) -> Response:
+        body = {
+            "request_id": trace.request_id,
+            "bundle": bundle.id,
+            "strategy": answer.strategy,
+            "degraded": answer.degraded,
+            "history_used": answer.history_used,
+            "unknown_items": answer.unknown_items,
+            "items": _found(bundle, wish, answer),
+        }
+        self._services.metrics.recommended(
+            strategy=answer.strategy,
+            wanted=wanted,
+            degraded=answer.degraded,
+            history_used=answer.history_used,
+            unknown=len(answer.unknown_items),
+            trouble=answer.trouble is not None,
+        )
+        if answer.trouble is not None:
+            self._services.log.error("encoder failed", request_id=trace.request_id, reason=answer.trouble)
+        response = _json(body)
+        trace.lap("write")
+        return response
+
+
+def age_s(bundle: Bundle) -> float:
+    """Seconds since a bundle was built."""
+    return max((datetime.now(UTC) - bundle.manifest.created).total_seconds(), 0.0)
+
+
+def _report(bundle: Bundle) -> Any:  # noqa: ANN401 - any JSON value
+    """The report in the bundle's directory; None if the directory was pruned meanwhile."""
+    try:
+        return orjson.loads((bundle.path / REPORT_FILE).read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+
+
+def _json(value: Any) -> Response:  # noqa: ANN401 - any JSON-able value
+    return Response(orjson.dumps(value), media_type="application/json")
+
+
+def _weighted(item: str | schemas.WeightedItem) -> tuple[str, float]:
+    return (item, 1.0) if isinstance(item, str) else (item.item_id, item.weight)
+
+
+def _common(wish: schemas.Wish) -> dict[str, Any]:
+    return {
+        "k": wish.k,
+        "offset": wish.offset,
+        "filter": None if wish.filter is None else wish.filter.clauses(),
+        "exclude": wish.exclude,
+        "slot_weights": wish.slot_weights,
+        "diversity": wish.diversity,
+        "explain": wish.explain,
+        "refuse_unknown": wish.unknown_items == "error",
+        "deadline_ms": wish.deadline_ms,
+    }
+
+
+def _found(bundle: Bundle, wish: schemas.Wish, answer: Answer) -> list[dict[str, Any]]:
+    rows = answer.rows.tolist()
+    items = [
+        {"item_id": bundle.ids.id(row), "score": score} for row, score in zip(rows, answer.scores.tolist(), strict=True)
+    ]
+    if wish.explain:
+        parts = None if answer.contributions is None else answer.contributions.tolist()
+        nearest = None if answer.nearest is None else answer.nearest.tolist()
+        for place, item in enumerate(items):
+            item["contributions"] = None if parts is None else dict(zip(bundle.layout.names, parts[place], strict=True))
+            item["nearest_history_item"] = None if nearest is None else bundle.ids.id(nearest[place])
+    if wish.fields is not None:
+        for row, item in zip(rows, items, strict=True):
+            item["fields"] = bundle.fields(row, wish.fields)
+    return items
+
+
+def _event(event: schemas.EventRequest, now: float) -> Event:
+    return Event(
+        event.user_id,
+        event.item_id,
+        now if event.timestamp is None else event.timestamp,
+        event.type,
+        event.event_id,
+        event.request_id,
+    )
+
+
+def _check_fields(bundle: Bundle, names: list[str] | None) -> None:
+    for place, name in enumerate(names or ()):
+        if name not in bundle.metadata.column_names:
+            rule = f"must be one of the fields {', '.join(bundle.metadata.column_names)}"
+            raise RuleBroken([Violation(f"fields[{place}]", shown(name), rule)])
+
+
+def _user_id(request: Request) -> str:
+    """The user id in the path, held to the rule for ids."""
+    sent: str = request.path_params["user_id"]
+    try:
+        return _USER_ADAPTER.validate_python(unquote(sent, errors="strict"))
+    except (UnicodeDecodeError, ValidationError):
+        rule = "must be 1 to 256 bytes of percent-encoded UTF-8 without control characters"
+        raise RuleBroken([Violation("user_id", shown(sent), rule)]) from None
+
+
+def _page(request: Request) -> schemas.ItemsQuery:
+    return validate(schemas.ItemsQuery, dict(request.query_params))
+
+
+def _item(bundle: Bundle, row: int, events: int) -> dict[str, Any]:
+    present = bundle.layout.present(bundle.vectors(np.array([row])))[0].tolist()
+    return {
+        "item_id": bundle.ids.id(row),
+        "fields": bundle.fields(row, None),
+        "slots": [name for name, has in zip(bundle.layout.names, present, strict=True) if has],
+        "popularity": int(bundle.popularity[row]) / max(events, 1),
+    }

@@ -1,0 +1,102 @@
+"""The server process: one socket, one event loop, and an end in good order."""
+
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.app import create_app, load_current
+from service.errors import StartError
+from service.logs import configure_logs
+from service.settings import Settings
+
+_BACKLOG = 2048
+
+
+def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; requests in progress are answered first.
+
+    Args:
+        settings: what to serve, where.
+        announce: told the URL once, when requests are answered.
+
+    Raises:
+        StartError: the address cannot be used, nothing is published, or start-up failed.
+        IndexingError: the bundle cannot be read.
+        KeyboardInterrupt: after an end in good order, if it was SIGINT.
+    """
+    configure_logs(settings.log_level)
+    # Uvicorn hands a signal on after its own work. By default SIGTERM would then end the process before anything that
+    # was started beside it, such as an embedded Redis, is ended.
+    signal.signal(signal.SIGTERM, _exit)
+    with _listen(settings.host, settings.port) as listener:
+        app = create_app(settings, bundle=load_current(settings))
+        config = uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_graceful_shutdown=settings.drain_s,
+        )
+        port = listener.getsockname()[1]
+        server = _Server(config, app, lambda: announce(f"http://{_shown(settings.host)}:{port}"))
+        server.run(sockets=[listener])
+        if not server.was_ready:
+            raise StartError("the service could not start; its log has the reason")
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn that tells when it answers, and refuses new work from the first signal on."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._app = app
+        self._ready = ready
+        self.was_ready = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.was_ready = True
+            self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._app.state.current.drain()
+        super().handle_exit(sig, frame)
+
+
+def _exit(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise StartError(
+            f"{host} is not an address of this machine ({error.strerror}); choose another --host"
+        ) from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise StartError(f"port {port} on {host} cannot be used ({error.strerror}); choose another --port") from error
+    return listener
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
