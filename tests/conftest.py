@@ -1,10 +1,26 @@
-"""Fixtures that several packages share."""
+"""Fixtures that several packages share: a real Redis, and a small published bundle whose answers are known by hand."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
+import onnx
+import pyarrow as pa
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from demo.embedded_redis import EmbeddedRedis
+from index.build import build_bundle
+from index.item_ids import ItemIds
+from index.item_table import ItemTable
+from index.probes import Probes
+from index.registry import Registry
+from index.slots import Slot, SlotLayout
+
+SMALL_LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
+SMALL_ITEMS = 60
+MAX_HISTORY = 5
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +28,86 @@ def redis_url() -> Iterator[str]:
     """URL of a real Redis, for the whole run: use keys of your own, never flush it."""
     with EmbeddedRedis() as server:
         yield server.url
+
+
+@pytest.fixture(scope="session")
+def small_table() -> ItemTable:
+    """60 items in 3 slots: `i0` … `i57`, `ein Tee/grün` and `👟`.
+
+    Every seventh lacks its picture, row 3 has no slot at all but is the most popular; popularity falls with the row.
+    """
+    rng = np.random.default_rng(7)
+    raw = {slot.name: rng.normal(size=(SMALL_ITEMS, slot.dim)).astype(np.float32) for slot in SMALL_LAYOUT.slots}
+    raw["image"][::7] = 0
+    for block in raw.values():
+        block[3] = 0
+    popularity = np.arange(SMALL_ITEMS, 0, -1, dtype=np.int64)
+    popularity[3] = 500
+    metadata = pa.table(
+        {
+            "title": [None if row == 5 else f"Item number {row}" for row in range(SMALL_ITEMS)],
+            "image": [None if row % 7 == 0 else f"images/{row}.png" for row in range(SMALL_ITEMS)],
+            "category": [("shoes", "hats", "bags")[row % 3] for row in range(SMALL_ITEMS)],
+            "price": [None if row == 9 else row + 0.5 for row in range(SMALL_ITEMS)],
+            "tags": [["new"] * (row % 2) + ["sale"] * (row % 5 == 0) for row in range(SMALL_ITEMS)],
+        }
+    )
+    names = [*(f"i{row}" for row in range(SMALL_ITEMS - 2)), "ein Tee/grün", "👟"]
+    return ItemTable(
+        layout=SMALL_LAYOUT,
+        ids=ItemIds(names),
+        vectors=SMALL_LAYOUT.stack(raw).astype(np.float16),
+        popularity=popularity,
+        metadata=metadata,
+        model={"kind": "made"},
+    )
+
+
+@pytest.fixture(scope="session")
+def small_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder that says 1.5 × the mean of the history + its newest item; it reads the newest 5."""
+    nodes = [
+        helper.make_node("ReduceSum", ["histories", "axis"], ["total"], keepdims=0),
+        helper.make_node("Unsqueeze", ["lengths", "axis"], ["column"]),
+        helper.make_node("Cast", ["column"], ["count"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["total", "count"], ["mean"]),
+        helper.make_node("Mul", ["mean", "factor"], ["scaled"]),
+        helper.make_node("Sub", ["column", "axis"], ["last"]),
+        helper.make_node("GatherND", ["histories", "last"], ["newest"], batch_dims=1),
+        helper.make_node("Add", ["scaled", "newest"], ["queries"]),
+    ]
+    dim = SMALL_LAYOUT.dim
+    graph = helper.make_graph(
+        nodes,
+        "mean and newest",
+        [
+            helper.make_tensor_value_info("histories", TensorProto.FLOAT, ["B", "L", dim]),
+            helper.make_tensor_value_info("lengths", TensorProto.INT64, ["B"]),
+        ],
+        [helper.make_tensor_value_info("queries", TensorProto.FLOAT, ["B", dim])],
+        [
+            numpy_helper.from_array(np.array([1], dtype=np.int64), "axis"),
+            numpy_helper.from_array(np.array([1.5], dtype=np.float32), "factor"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    layout = json.dumps([[slot.name, slot.dim] for slot in SMALL_LAYOUT.slots])
+    helper.set_model_props(model, {"layout": layout, "max_history": str(MAX_HISTORY), "format": "1"})
+    path = tmp_path_factory.mktemp("small-encoder") / "encoder.onnx"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory, small_table: ItemTable, small_encoder: Path) -> Path:
+    """Directory of a bundle made of `small_table` and `small_encoder`."""
+    probes = Probes(np.array([[1, 2, 4], [10, 11, -1], [20, -1, -1]]), np.array([5, 12, 21]))
+    return build_bundle(small_table, small_encoder, probes, tmp_path_factory.mktemp("small-bundle"))
+
+
+@pytest.fixture(scope="session")
+def small_registry(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path) -> Path:
+    """A registry whose current bundle is `small_bundle`; do not publish to it."""
+    root = tmp_path_factory.mktemp("small-registry")
+    Registry(root).publish(small_bundle)
+    return root

@@ -215,7 +215,9 @@ def test_similar_needs_exactly_one_kind_of_item(body: dict[str, Any]) -> None:
 
 def test_a_bad_event_is_named_by_its_index() -> None:
     good = {"user_id": "u", "item_id": "i"}
-    with pytest.raises(RuleBroken, match=r"events\[2\].timestamp must be at most 253402300799; received 1790000000000.0"):
+    with pytest.raises(
+        RuleBroken, match=r"events\[2\].timestamp must be at most 253402300799; received 1790000000000.0"
+    ):
         validate(EventsRequest, {"events": [good, good, good | {"timestamp": 1.79e12}]})
 
 

@@ -27,7 +27,7 @@ def test_arguments_win_over_variables_and_these_over_the_file(monkeypatch: pytes
     monkeypatch.setenv("VLM2REC_PORT", "2")
     monkeypatch.setenv("VLM2REC_HOST", "variable")
     settings = load_settings(host="argument", log_level=None)
-    assert (settings.registry, settings.port, settings.host) == (Path("from file"), 2, "argument")
+    assert (settings.registry, settings.port, settings.host) == ("from file", 2, "argument")
     assert settings.history_cap == 7
     assert settings.log_level == "info"
     assert settings.api_keys == (SecretStr("0123456789abcdef"),)

@@ -1,0 +1,103 @@
+"""A bundle in memory, the arithmetic of its answers in plain numpy, and an application around it."""
+
+import logging
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+from starlette.testclient import TestClient
+
+from index.bundle import Bundle
+from index.item_table import ItemTable
+from service.app import create_app
+from service.settings import load_settings
+
+OpenClient = Callable[..., AbstractContextManager[TestClient]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet() -> None:
+    """No log lines from applications in this process; test_server.py reads those of a real one."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+
+@pytest.fixture(scope="session")
+def bundle(small_bundle: Path) -> Bundle:
+    loaded = Bundle.load(small_bundle)
+    loaded.warm_up()
+    return loaded
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What the small bundle must answer, worked out from the item table alone."""
+
+    table: ItemTable
+
+    @property
+    def vectors(self) -> np.ndarray:
+        return np.asarray(self.table.vectors, dtype=np.float64)
+
+    def row(self, item_id: str) -> int:
+        row = self.table.ids.row(item_id)
+        assert row is not None
+        return row
+
+    def encoded(self, items: list[str]) -> np.ndarray:
+        """1.5 × the mean of the newest five + the newest, as the encoder of `small_encoder` does."""
+        history = self.vectors[[self.row(item) for item in items][-5:]]
+        return 1.5 * history.mean(axis=0) + history[-1]
+
+    def best(
+        self, query: np.ndarray, k: int, without: set[str], allowed: np.ndarray | None = None
+    ) -> list[tuple[str, float]]:
+        """The k best items with their scores; never one without a slot."""
+        scores = self.vectors @ query
+        keep = np.any(self.vectors != 0, axis=1)
+        keep[[self.row(item) for item in without]] = False
+        if allowed is not None:
+            keep &= allowed
+        order = [row for row in np.argsort(-scores, kind="stable") if keep[row]][:k]
+        return [(self.table.ids.id(int(row)), float(scores[row])) for row in order]
+
+    def popular(
+        self, k: int, without: set[str] = frozenset(), allowed: np.ndarray | None = None
+    ) -> list[tuple[str, float]]:
+        """The k items with the most events with their shares."""
+        order = np.argsort(-self.table.popularity, kind="stable")
+        keep = np.ones(len(self.table), dtype=bool) if allowed is None else allowed.copy()
+        keep[[self.row(item) for item in without]] = False
+        total = self.table.popularity.sum()
+        rows = [int(row) for row in order if keep[row]][:k]
+        return [(self.table.ids.id(row), float(self.table.popularity[row] / total)) for row in rows]
+
+
+@pytest.fixture(scope="session")
+def oracle(small_table: ItemTable) -> Oracle:
+    return Oracle(small_table)
+
+
+@pytest.fixture(scope="session")
+def open_client(bundle: Bundle, redis_url: str) -> OpenClient:
+    """Open the whole application on the small bundle and a real Redis; settings by name."""
+
+    @contextmanager
+    def opened(**settings: Any) -> Iterator[TestClient]:
+        chosen = {"redis_url": redis_url, "redis_prefix": f"test-{uuid.uuid4().hex}", "redis_timeout_ms": 5000}
+        app = create_app(load_settings(registry="unused", **{**chosen, **settings}), bundle=bundle)
+        with TestClient(app, raise_server_exceptions=False) as client:
+            yield client
+
+    return opened
+
+
+@pytest.fixture(scope="module")
+def client(open_client: OpenClient) -> Iterator[TestClient]:
+    with open_client() as opened:
+        yield opened

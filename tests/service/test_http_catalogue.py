@@ -1,0 +1,178 @@
+"""Items, the bundle, health, metrics and the documentation over HTTP."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from index.bundle import Bundle
+from service import schemas
+
+
+def test_one_item(client: TestClient, oracle: Any) -> None:
+    answer = client.get("/items/i7")
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "item_id": "i7",
+        "fields": {"title": "Item number 7", "image": None, "category": "hats", "price": 7.5, "tags": ["new"]},
+        "slots": ["text", "behaviour"],
+        "popularity": pytest.approx(53 / oracle.table.popularity.sum()),
+    }
+    assert client.get("/items/i3").json()["slots"] == []
+
+
+@pytest.mark.parametrize("item", ["ein Tee/grün", "👟"])
+def test_an_item_of_an_odd_name(client: TestClient, item: str) -> None:
+    assert client.get(f"/items/{quote(item, safe='')}").json()["item_id"] == item
+
+
+@pytest.mark.parametrize("path", ["gone", "%00", "%ff", "a" * 300, "%69%31%2F"])
+def test_an_item_that_is_not_there(client: TestClient, path: str, bundle: Bundle) -> None:
+    answer = client.get(f"/items/{path}")
+    assert answer.status_code == 404
+    assert answer.json()["type"] == "urn:vlm2rec:problem:unknown-item"
+    assert answer.json()["detail"].startswith(f"item_id must be in bundle {bundle.id}; received ")
+
+
+def test_the_catalogue_page_by_page(client: TestClient, bundle: Bundle) -> None:
+    seen: list[str] = []
+    cursor: int | None = 0
+    while cursor is not None:
+        page = client.get("/items", params={"limit": 25, "cursor": cursor}).json()
+        assert page["bundle"] == bundle.id
+        seen += [item["item_id"] for item in page["items"]]
+        cursor = page["next"]
+    assert seen == [bundle.ids.id(row) for row in range(60)]
+    assert client.get("/items?cursor=60").json()["items"] == []
+    assert client.get("/items?cursor=9007199254740992").json() == {"bundle": bundle.id, "items": [], "next": None}
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [("limit=0", "limit"), ("limit=x", "limit"), ("limit=1001", "limit"), ("cursor=-1", "cursor"), ("q=shoe", "q")],
+)
+def test_a_bad_page(client: TestClient, query: str, field: str) -> None:
+    answer = client.get(f"/items?{query}")
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == field
+
+
+def test_the_bundle(client: TestClient, bundle: Bundle, small_bundle: Path) -> None:
+    body = client.get("/bundle").json()
+    assert 0 <= body.pop("age_seconds") < 3600
+    assert body == {
+        "bundle": bundle.id,
+        "items": 60,
+        "slots": {"text": 6, "image": 4, "behaviour": 2},
+        "max_history": 5,
+        "manifest": json.loads((small_bundle / "manifest.json").read_text()),
+        "report": json.loads((small_bundle / "report.json").read_text()),
+    }
+
+
+def test_health(client: TestClient, bundle: Bundle) -> None:
+    assert client.get("/livez").json() == {"status": "up"}
+    assert client.get("/readyz").json() == {"status": "ready", "bundle": bundle.id, "redis": "up"}
+
+
+def test_a_process_that_drains_refuses_new_work(open_client: Any) -> None:
+    with open_client(retry_after_s=7) as client:
+        client.app.state.current.drain()
+        for answer in (client.post("/recommend", json={"items": ["i1"]}), client.get("/readyz"), client.get("/bundle")):
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"] == "7"
+            assert answer.json()["type"] == "urn:vlm2rec:problem:not-ready"
+            assert answer.json()["detail"] == "this process is ending; ask another replica"
+        assert client.get("/livez").status_code == 200
+        assert client.get("/metrics").status_code == 200
+
+
+def samples(client: TestClient) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    answer = client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain")
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_count_what_happened(open_client: Any, bundle: Bundle) -> None:
+    with open_client() as client:
+        client.post("/recommend", json={"items": ["i1", "gone", "i2"]})
+        client.post("/recommend", json={"user_id": "nobody"})
+        client.post("/recommend", json={"k": 0})
+        client.post("/similar", json={"item_id": "i1"})
+        client.post("/events", json={"user_id": "u", "item_id": "i1", "event_id": "e"})
+        client.post("/events", json={"user_id": "u", "item_id": "i1", "event_id": "e"})
+        client.get("/items/i1")
+        client.get("/items/i2")
+        client.get("/nowhere/at/all")
+        client.request("BREW", "/livez")
+        found = samples(client)
+
+    def value(name: str, **labels: str) -> float:
+        return found[name, tuple(sorted(labels.items()))]
+
+    assert value("vlm2rec_requests_total", route="/recommend", method="POST", status="200") == 2
+    assert value("vlm2rec_requests_total", route="/recommend", method="POST", status="422") == 1
+    assert value("vlm2rec_requests_total", route="/items/{item_id}", method="GET", status="200") == 2
+    assert value("vlm2rec_requests_total", route="unmatched", method="GET", status="404") == 1
+    assert value("vlm2rec_requests_total", route="/livez", method="other", status="405") == 1
+    assert value("vlm2rec_request_seconds_count", route="/recommend") == 3
+    assert value("vlm2rec_stage_seconds_count", route="/recommend", stage="encode") == 1
+    assert value("vlm2rec_answers_total", strategy="sequence") == 1
+    assert value("vlm2rec_answers_total", strategy="popular") == 1
+    assert value("vlm2rec_answers_total", strategy="similar") == 1
+    assert value("vlm2rec_fallbacks_total", strategy="popular") == 1
+    assert ("vlm2rec_fallbacks_total", (("strategy", "similar"),)) not in found
+    assert value("vlm2rec_unknown_items_total") == 1
+    assert value("vlm2rec_history_length_sum") == 3
+    assert value("vlm2rec_events_total", outcome="stored") == 1
+    assert value("vlm2rec_events_total", outcome="duplicate") == 1
+    assert value("vlm2rec_bundle_info", bundle=bundle.id) == 1
+    assert value("vlm2rec_bundle_items") == 60
+    assert value("vlm2rec_bundle_age_seconds") > 0
+    assert value("process_open_fds") > 0
+
+
+def test_the_document_describes_every_route_and_every_problem(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    assert document["info"]["version"] == version("vlm2rec")
+    assert {path: sorted(operations) for path, operations in document["paths"].items()} == {
+        "/recommend": ["post"],
+        "/similar": ["post"],
+        "/events": ["post"],
+        "/users/{user_id}/history": ["get"],
+        "/users/{user_id}": ["delete"],
+        "/items": ["get"],
+        "/items/{item_id}": ["get"],
+        "/bundle": ["get"],
+        "/livez": ["get"],
+        "/readyz": ["get"],
+    }
+    recommend = document["paths"]["/recommend"]["post"]
+    assert set(recommend["responses"]) == {"200", "400", "401", "403", "405", "413", "415", "422", "500", "503"}
+    schema = recommend["requestBody"]["content"]["application/json"]["schema"]
+    assert schema == {"$ref": "#/components/schemas/RecommendRequest"}
+    assert recommend["responses"]["422"]["content"]["application/problem+json"]["schema"]["$ref"].endswith("/Problem")
+    schemas_named = document["components"]["schemas"]
+    assert set(schemas_named["RecommendRequest"]["properties"]) == set(schemas.RecommendRequest.model_fields)
+    text = json.dumps(document)
+    for reference in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
+        assert reference in schemas_named
+    clause = schemas_named["Clause"]["properties"]
+    assert set(clause) == {"field", "eq", "in", "gt", "gte", "lt", "lte", "exists"}
+
+
+def test_the_pages_for_people(client: TestClient) -> None:
+    answer = client.get("/docs")
+    assert answer.status_code == 200
+    assert "swagger" in answer.text
+    assert answer.headers["x-request-id"]

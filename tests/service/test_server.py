@@ -1,0 +1,229 @@
+"""The command as its users run it: a real process, a real socket, a real end."""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer import BadParameter
+
+from cli.serve import serve
+from service.errors import SettingsError, StartError
+
+SERVE = [sys.executable, "-m", "cli.main", "serve"]
+KEY = "a-key-that-must-not-be-logged"
+
+
+class Service:
+    """A running `vlm2rec serve` with its output."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [*SERVE, "--port", "0", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = re.search(r"http://[\d.]+:(\d+)", line)
+        assert found is not None, line + (self.process.communicate(timeout=30)[1] or "")
+        self.port = int(found[1])
+
+    def call(
+        self, method: str, path: str, body: Any = None, **headers: str
+    ) -> tuple[int, Any, http.client.HTTPMessage]:
+        sent = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}",
+            sent,
+            {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}},
+            method=method,
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status, json.loads(answer.read() or b"null"), answer.headers
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read()), error.headers
+
+    def end(self, by: signal.Signals = signal.SIGTERM) -> tuple[int, list[dict[str, Any]]]:
+        """Exit code and log lines."""
+        self.process.send_signal(by)
+        _, errors = self.process.communicate(timeout=20)
+        return self.process.returncode, [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Service]]:
+    started: list[Service] = []
+
+    def begin(*arguments: str, **environment: str) -> Service:
+        started.append(Service(*arguments, **environment))
+        return started[-1]
+
+    yield begin
+    for service in started:
+        if service.process.poll() is None:
+            service.process.kill()
+        service.process.communicate()
+
+
+def children(pid: int) -> set[int]:
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+def test_serves_logs_and_ends_with_its_redis(start: Callable[..., Service], small_registry: Path) -> None:
+    service = start("--registry", str(small_registry), "--embedded-redis", VLM2REC_API_KEYS=KEY)
+    (redis,) = children(service.process.pid)
+    authorised = {"X_API_Key": KEY}
+    status, ready, _ = service.call("GET", "/readyz")
+    assert (status, ready["status"], ready["redis"]) == (200, "ready", "up")
+    event = {"user_id": "anna", "item_id": "i1"}
+    assert service.call("POST", "/events", event, **authorised)[:2] == (200, {"stored": 1, "duplicates": 0})
+    status, body, headers = service.call("POST", "/recommend", {"user_id": "anna"}, X_Request_ID="my id", **authorised)
+    assert (status, body["strategy"], len(body["items"])) == (200, "sequence", 20)
+    assert headers["X-Request-ID"] == "my id"
+    assert "server" not in headers
+    assert service.call("POST", "/recommend", {"user_id": "anna"}, X_API_Key="wrong" + KEY)[0] == 403
+    code, lines = service.end()
+    assert code == 0
+    assert not Path(f"/proc/{redis}").exists()
+    ready_line = next(line for line in lines if line["event"] == "ready")
+    assert ready_line["bundle"] == body["bundle"]
+    request_line = next(line for line in lines if line.get("request_id") == "my id")
+    assert {name: request_line[name] for name in ("event", "level", "method", "route", "status")} == {
+        "event": "request",
+        "level": "info",
+        "method": "POST",
+        "route": "/recommend",
+        "status": 200,
+    }
+    assert request_line["ms"] > 0
+    assert KEY not in json.dumps(lines)
+
+
+def test_a_kept_redis_remembers_histories(start: Callable[..., Service], small_registry: Path, tmp_path: Path) -> None:
+    arguments = ("--registry", str(small_registry), "--embedded-redis", "--redis-dir", str(tmp_path))
+    first = start(*arguments)
+    first.call("POST", "/events", {"user_id": "anna", "item_id": "i1"})
+    assert first.end()[0] == 0
+    second = start(*arguments)
+    assert [step["item_id"] for step in second.call("GET", "/users/anna/history")[1]["items"]] == ["i1"]
+
+
+def test_an_interrupt_ends_it_in_order(start: Callable[..., Service], small_registry: Path) -> None:
+    service = start("--registry", str(small_registry), "--redis", "unix:///nonexistent/redis.sock")
+    assert service.call("POST", "/recommend", {"user_id": "u"})[1]["degraded"] == "history_unavailable"
+    code, lines = service.end(signal.SIGINT)
+    assert code == 130
+    assert not [line for line in lines if "Traceback" in json.dumps(line)]
+
+
+def test_a_request_in_progress_is_answered_before_the_end(start: Callable[..., Service], small_registry: Path) -> None:
+    service = start("--registry", str(small_registry), "--redis", "unix:///nonexistent/redis.sock")
+    body = json.dumps({"items": ["i1"], "k": 3}).encode()
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as slow:
+        lines = [
+            "POST /recommend HTTP/1.1",
+            "host: x",
+            "content-type: application/json",
+            f"content-length: {len(body)}",
+        ]
+        slow.sendall("\r\n".join([*lines, "", ""]).encode() + body[:5])
+        time.sleep(0.3)
+        ended = threading.Thread(target=service.end)
+        ended.start()
+        time.sleep(0.3)
+        slow.sendall(body[5:])
+        answer = slow.recv(65_536)
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+    ended.join(20)
+    assert service.process.returncode == 0
+
+
+def refused(*arguments: str, **environment: str) -> str:
+    ran = subprocess.run(
+        [*SERVE, *arguments], capture_output=True, text=True, timeout=60, env={**os.environ, **environment}, check=False
+    )
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stdout + ran.stderr
+    return " ".join((ran.stdout + ran.stderr).split())
+
+
+def test_a_taken_port_is_told(small_registry: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        message = refused("--registry", str(small_registry), "--port", str(port))
+    assert f"error: port {port} on 127.0.0.1 cannot be used (Address already in use); choose another --port" in message
+
+
+def test_an_empty_registry_is_told(tmp_path: Path) -> None:
+    message = refused("--registry", str(tmp_path), "--port", "0")
+    assert f"error: no bundle is published in {tmp_path}; publish one with `vlm2rec index publish" in message
+
+
+def test_a_damaged_bundle_is_told(small_registry: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_registry, tmp_path / "registry")
+    (vectors,) = (tmp_path / "registry").glob("*/vectors.npy")
+    vectors.chmod(0o644)
+    vectors.write_bytes(vectors.read_bytes()[:-10])
+    assert "error: " in (message := refused("--registry", str(tmp_path / "registry"), "--port", "0"))
+    assert "vectors.npy" in message
+
+
+def test_a_wrong_setting_is_told() -> None:
+    assert "error: registry must be set: with VLM2REC_REGISTRY, in the file, or on the command line" in refused()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"registry": "r", "log_level": "loud"}, SettingsError, "log_level: "),
+        ({"registry": "r", "host": "256.1.1.1"}, StartError, "256.1.1.1 is not an address of this machine"),
+        ({"registry": "r", "redis": "http://x", "port": 0}, SettingsError, "redis_url must be a redis://"),
+        (
+            {"registry": "r", "redis": "unix:///x", "embedded_redis": True},
+            BadParameter,
+            "--redis URL or --embedded-redis",
+        ),
+        ({"registry": "r", "redis_dir": Path("d")}, BadParameter, "--redis-dir needs --embedded-redis"),
+    ],
+)
+def test_a_wrong_argument_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    small_registry: Path,
+    arguments: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    monkeypatch.setattr("service.server.configure_logs", lambda _level: None)  # it would change this whole process
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(error, match=message):
+        serve(**{**arguments, "registry": str(small_registry)})
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_the_serving_process_loads_nothing_of_training() -> None:
+    code = (
+        "import cli.serve, service.app, service.server, sys\n"
+        "heavy = {'torch', 'transformers', 'peft', 'polars', 'sklearn', 'pandas', 'onnx', 'PIL'}\n"
+        "print(sorted(heavy & {name.partition('.')[0] for name in sys.modules}), 'service.routes' in sys.modules)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[] True"
+    code = "import cli.serve, sys; print(sorted({'fastapi', 'numpy', 'redis', 'pydantic'} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
