@@ -6,6 +6,7 @@ leaves nothing that loads. With :mod:`index.search` the only module that imports
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import uuid
@@ -232,6 +233,7 @@ def _seal(draft: Draft, record: IndexRecord, now: datetime, progress: Progress) 
         path.chmod(0o444)
         files[path.name] = FileEntry(sha256=sha256_of(path), size=path.stat().st_size)
     try:
+        json.dumps(table.model, allow_nan=False)
         manifest = Manifest.seal(
             created=now.astimezone(UTC).replace(microsecond=0),
             slots=tuple((slot.name, slot.dim) for slot in table.layout.slots),

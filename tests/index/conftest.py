@@ -1,7 +1,9 @@
 """A tiny catalogue and tiny ONNX encoders whose answers are known by hand."""
 
 import json
+import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import pyarrow as pa
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from index.build import build_bundle
+from index.index_spec import IndexSpec
 from index.item_ids import ItemIds
 from index.item_table import ItemTable
 from index.probes import Probes
@@ -115,3 +119,39 @@ def make_probes() -> Callable[..., Probes]:
         return Probes(histories, rng.integers(0, items, probes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_bundle(
+    make_table: Callable[..., ItemTable], make_probes: Callable[..., Probes], encoder_path: Path
+) -> Callable[..., Path]:
+    """Build a small bundle of a kind into a directory."""
+
+    def make(out: Path, kind: str = "flat", items: int = 300, seed: int = 0, **spec: object) -> Path:
+        settings = {"probes": 40, "threads": 1} | spec
+        return build_bundle(
+            make_table(items, seed),
+            encoder_path,
+            make_probes(items),
+            out,
+            IndexSpec(kind=kind, **settings),
+            now=datetime(2026, 11, 23, 4, 5, seed % 60, tzinfo=UTC),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, make_bundle: Callable[..., Path]) -> Path:
+    """One flat bundle of 300 items; never change it."""
+    return make_bundle(tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture
+def copied(built: Path, tmp_path: Path) -> Path:
+    """A copy of the built bundle that a test may damage."""
+    copy = tmp_path / built.name
+    shutil.copytree(built, copy)
+    for path in copy.iterdir():
+        path.chmod(0o644)
+    return copy

@@ -1,0 +1,298 @@
+"""Damaged bundles: each refused with the file's name, or harmless."""
+
+import json
+import os
+import random
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from index.bundle import Bundle
+from index.errors import BundleInvalid
+from index.manifest import MANIFEST_FILE, REQUIRED_FILES, FileEntry, Manifest
+from index.probes import Probes
+from index.stamp import sha256_of, stamp_path, verify_files, write_stamp
+
+NOW = datetime(2026, 11, 23, tzinfo=UTC)
+
+
+def reseal(bundle, **changes):
+    """A manifest that fits the files as they are now, and says what the test wants."""
+    old = Manifest.read(bundle)
+    parts = {name: getattr(old, name) for name in type(old).model_fields} | changes
+    for sealed in ("format", "id", "content", "created"):
+        parts.pop(sealed)
+    files = {
+        name: FileEntry(sha256=sha256_of(bundle / name), size=(bundle / name).stat().st_size) for name in old.files
+    }
+    manifest = Manifest.seal(NOW, **(parts | {"files": files}))
+    (bundle / MANIFEST_FILE).write_text(manifest.to_json())
+
+
+@pytest.mark.parametrize("name", [MANIFEST_FILE, *REQUIRED_FILES])
+@pytest.mark.parametrize("stamped", [False, True])
+def test_each_file_missing_truncated_or_longer(copied, name, stamped):
+    path = copied / name
+    whole = path.read_bytes()
+    if stamped:
+        write_stamp(copied, Manifest.read(copied))
+    for damaged in (None, b"", whole[: len(whole) // 2], whole[:-2], whole + b"\0"):
+        if damaged is None:
+            path.unlink()
+        else:
+            path.write_bytes(damaged)
+        with pytest.raises(BundleInvalid, match=name):
+            Bundle.load(copied)
+    path.write_bytes(whole)
+    assert len(Bundle.load(copied)) == 300
+
+
+def test_seeded_corruption(copied):
+    """One byte flipped, or a stretch overwritten, anywhere: refused by name; the untouched bundle loads again."""
+    chance = random.Random(20261123)
+    names = [MANIFEST_FILE, *REQUIRED_FILES]
+    for turn in range(120):
+        name = names[turn % len(names)]
+        path = copied / name
+        whole = path.read_bytes()
+        damaged = bytearray(whole)
+        place = chance.randrange(len(damaged))
+        if turn % 3:
+            damaged[place] ^= 1 << chance.randrange(8)
+        else:
+            stretch = min(chance.randrange(1, 200), len(damaged) - place)
+            damaged[place : place + stretch] = chance.randbytes(stretch)
+        if bytes(damaged) == whole:
+            continue
+        path.write_bytes(bytes(damaged))
+        try:
+            loaded = Bundle.load(copied)
+        except BundleInvalid as error:
+            assert name in str(error)  # noqa: PT017 - either outcome may be right
+        else:  # a manifest may say the same in other bytes
+            assert name == MANIFEST_FILE
+            path.write_bytes(whole)
+            original = Manifest.read(copied).model_copy(update={"forced": loaded.manifest.forced})
+            assert loaded.manifest == original
+        path.write_bytes(whole)
+    assert len(Bundle.load(copied)) == 300
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("", "not a readable manifest"),
+        ("[" * 100_000, "not a readable manifest"),
+        ("[]", "'format' is missing"),
+        ('{"id": "x"}', "'format' is missing"),
+        ('{"format": 2}', "bundle format 2, this version reads 1"),
+        ('{"format": "1"}', "bundle format '1', this version reads 1"),
+        ('{"format": true}', "bundle format True"),
+        ('{"format": 1}', "Field required"),
+        ("\udcff".encode("utf-8", "surrogateescape"), "not a readable manifest"),
+    ],
+)
+def test_refuses_manifests(copied, text, rule):
+    (copied / MANIFEST_FILE).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(BundleInvalid, match=rf"manifest\.json.*{rule}"):
+        Bundle.load(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"items": 0}, "items: Input should be greater than or equal to 1"),
+        ({"items": "300"}, "items: Input should be a valid integer"),
+        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
+        ({"id": "../../etc"}, "id: String should match pattern"),
+        ({"metric": "l2"}, "metric: Input should be 'inner_product'"),
+        ({"slots": [["text", 0]]}, "dim must be at least 1"),
+        ({"files": {}}, "files: Value error, the files items.parquet"),
+        ({"items": 301}, "does not fit its own hash"),
+        ({"model": {"kind": "other"}}, "does not fit its own hash"),
+    ],
+)
+def test_refuses_altered_manifests(copied, change, rule):
+    raw = json.loads((copied / MANIFEST_FILE).read_text())
+    (copied / MANIFEST_FILE).write_text(json.dumps(raw | change))
+    with pytest.raises(BundleInvalid, match=rule):
+        Bundle.load(copied)
+
+
+@pytest.mark.parametrize("name", ["../items.parquet", "/etc/passwd", "a/../../b", "a\\b", "manifest.json", "./x"])
+def test_refuses_paths_that_leave_the_bundle(copied, name):
+    raw = json.loads((copied / MANIFEST_FILE).read_text())
+    raw["files"][name] = {"sha256": "0" * 64, "size": 1}
+    (copied / MANIFEST_FILE).write_text(json.dumps(raw))
+    with pytest.raises(BundleInvalid, match="must be a plain path inside the bundle"):
+        Bundle.load(copied)
+
+
+def test_refuses_a_manifest_without_end(copied, monkeypatch):
+    monkeypatch.setattr("index.manifest._LARGEST_MANIFEST", 10)
+    with pytest.raises(BundleInvalid, match="larger than 10 bytes"):
+        Bundle.load(copied)
+
+
+def test_forced_may_be_set_on_a_copy(copied):
+    raw = json.loads((copied / MANIFEST_FILE).read_text())
+    (copied / MANIFEST_FILE).write_text(json.dumps(raw | {"forced": True}))
+    assert Bundle.load(copied).manifest.forced
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "rule"),
+    [
+        ({"items": 301}, "items.parquet", "holds 300 items, the manifest says 301"),
+        ({"dtype": "float32"}, "vectors.npy", "holds float16"),
+        ({"slots": (("text", 6), ("image", 6))}, "encoder.onnx", "the encoder is for the slots"),
+        ({"slots": (("text", 6), ("image", 4))}, "vectors.npy", r"holds float16 \(300, 12\)"),
+        ({"indexed": 300}, "indexed.npy", "must mark 300 of 300 rows"),
+        ({"max_history": 11}, "encoder.onnx", "11"),
+    ],
+)
+def test_refuses_a_manifest_that_does_not_fit_its_files(copied, change, name, rule):
+    reseal(copied, **change)
+    with pytest.raises(BundleInvalid, match=rf"{name}.*{rule}"):
+        Bundle.load(copied)
+
+
+def test_refuses_another_kind_of_index(copied):
+    record = Manifest.read(copied).index
+    reseal(copied, index=record.model_copy(update={"kind": "ivf"}))
+    with pytest.raises(BundleInvalid, match=r"index\.faiss: holds a flat index, the manifest says ivf"):
+        Bundle.load(copied)
+
+
+def _npy(value):
+    return lambda path: np.save(path, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "rule"),
+    [
+        ("vectors.npy", lambda path: path.write_bytes(b"\x93NUMPY garbage"), "not a readable array"),
+        ("vectors.npy", _npy(np.array([{}])), "not a readable array"),
+        ("vectors.npy", lambda path: path.open("wb").close(), "not a readable array"),
+        ("vectors.npy", _npy(np.zeros((12, 300), np.float16).T), "holds float16"),
+        ("indexed.npy", _npy(np.ones(300, bool)), "must mark 299 of 300"),
+        ("indexed.npy", _npy(np.ones((300, 1))), "must mark"),
+        ("indexed.npy", lambda path: path.write_bytes(b"x"), "not a readable array"),
+        ("probes.npz", lambda path: path.write_bytes(b"PK\x03\x04 broken"), "cannot be read"),
+        ("probes.npz", lambda path: Probes(np.array([[300]]), np.array([0])).save(path), "must lie in 0 … 299"),
+        ("items.parquet", lambda path: path.write_bytes(b"PAR1PAR1"), "the items cannot be read"),
+        ("encoder.onnx", lambda path: path.write_bytes(b"nonsense"), "not a readable ONNX model"),
+        ("index.faiss", lambda path: path.write_bytes(b"nonsense"), "not a readable FAISS index"),
+    ],
+)
+def test_refuses_files_that_are_not_what_they_should_be(copied, name, write, rule):
+    """The hashes fit: somebody wrote a wrong file and sealed it."""
+    write(copied / name)
+    reseal(copied)
+    with pytest.raises(BundleInvalid, match=rf"{name}.*{rule}"):
+        Bundle.load(copied)
+
+
+def test_refuses_negative_popularity_and_repeated_ids(copied):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    whole = pq.read_table(copied / "items.parquet")
+    for column, value, rule in (
+        ("popularity", pa.array([-1] + [0] * 299), "popularity counts events"),
+        ("item_id", pa.array(["same"] * 300), "item ids must be unique"),
+    ):
+        changed = whole.set_column(whole.column_names.index(column), column, value)
+        pq.write_table(changed, copied / "items.parquet")
+        reseal(copied)
+        with pytest.raises(BundleInvalid, match=rf"items\.parquet.*{rule}"):
+            Bundle.load(copied)
+
+
+def test_links_are_not_files(copied):
+    path = copied / "report.json"
+    path.rename(copied.parent / "elsewhere.json")
+    path.symlink_to(copied.parent / "elsewhere.json")
+    with pytest.raises(BundleInvalid, match=r"report\.json: must be a regular file"):
+        Bundle.load(copied)
+
+
+def test_further_files_are_ignored(copied):
+    (copied / "notes.txt").write_text("mine")
+    assert len(Bundle.load(copied)) == 300
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch):
+    monkeypatch.setattr("index.stamp._SMALL", 0)
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """Names of the files that get hashed."""
+    names = []
+
+    def spy(path):
+        names.append(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr("index.stamp.sha256_of", spy)
+    return names
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_a_stamp_saves_the_hashing(copied, hashed):
+    manifest = Manifest.read(copied)
+    write_stamp(copied, manifest)
+    hashed.clear()
+    verify_files(copied, manifest)
+    assert hashed == [MANIFEST_FILE]
+    hashed.clear()
+    verify_files(copied, manifest, "full")
+    assert sorted(hashed) == sorted(REQUIRED_FILES)
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_what_does_not_fit_the_stamp_is_hashed(copied, hashed):
+    manifest = Manifest.read(copied)
+    write_stamp(copied, manifest)
+    os.utime(copied / "vectors.npy", ns=(1, 1))
+    hashed.clear()
+    verify_files(copied, manifest)
+    assert hashed == [MANIFEST_FILE, "vectors.npy"]
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_a_change_that_keeps_size_and_time_is_found_by_full(copied):
+    manifest = Manifest.read(copied)
+    write_stamp(copied, manifest)
+    path = copied / "vectors.npy"
+    before = path.stat().st_mtime_ns
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    os.utime(path, ns=(before, before))
+    verify_files(copied, manifest)  # what the stamp cannot see, as documented
+    with pytest.raises(BundleInvalid, match=r"vectors\.npy: its content was altered"):
+        Bundle.load(copied, verify="full")
+
+
+@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"format": 9, "manifest": "", "files": {}}', '{"format": 1, "manifest": "x", "files": {}}'],
+)
+def test_a_bad_stamp_vouches_for_nothing(copied, hashed, text):
+    stamp_path(copied).write_text(text)
+    verify_files(copied, Manifest.read(copied))
+    assert set(hashed) >= set(REQUIRED_FILES)
+
+
+def test_verification_reports_progress(copied):
+    seen = []
+    verify_files(copied, Manifest.read(copied), "full", lambda name, share: seen.append((name, share)))
+    assert [name for name, _ in seen] == sorted(REQUIRED_FILES)
+    assert seen[-1][1] == pytest.approx(1.0)
+    shares = [share for _, share in seen]
+    assert shares == sorted(shares)
