@@ -43,10 +43,13 @@ class StageRecord:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._done: list[list[str]] = []
         try:
-            self._done: list[list[str]] = json.loads(path.read_text())["done"]
+            done = json.loads(path.read_text())["done"]
         except (OSError, ValueError, KeyError, TypeError):
-            self._done = []
+            return  # nothing usable is recorded, so everything is built again
+        if isinstance(done, list):
+            self._done = done
 
     def has(self, position: int, stage: Stage) -> bool:
         """Whether the stage at this position ran with these words and nothing before it changed."""
@@ -88,7 +91,7 @@ def demo(
 def _stages(directory: Path, *, no_vlm: bool) -> list[Stage]:
     data, run = str(directory / "data"), str(directory / ("run-no-vlm" if no_vlm else "run"))
     registry = _registry(directory, no_vlm=no_vlm)
-    train = [Stage("train the vision-language model", ("train", data, "--run", run, "--preset", "demo", "--resume"))]
+    train = [Stage("train the vision-language model", ("train", data, "--run", run, "--preset", "tiny", "--resume"))]
     return [
         Stage("make the catalogue", ("data", "make-demo", data)),
         Stage("check the catalogue", ("data", "check", data)),
@@ -143,7 +146,7 @@ def _run(stage: Stage) -> None:
 
 def _serve(directory: Path, host: str, port: int, *, no_vlm: bool, exit_after_check: bool) -> None:
     command = [sys.executable, "-m", "cli.main", "serve", "--registry", str(_registry(directory, no_vlm=no_vlm))]
-    command += ["--embedded-redis", "--host", host, "--port", str(port), "--log-level", "warning"]
+    command += ["--embedded-redis", "--redis-dir", str(directory / "redis"), "--host", host, "--port", str(port), "--log-level", "warning"]
     # The service gets a group of its own: Ctrl-C reaches this process alone, which then ends the service in order.
     service = subprocess.Popen(command, start_new_session=True)
     previous = signal.signal(signal.SIGTERM, _interrupt)

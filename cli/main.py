@@ -10,7 +10,7 @@ import sys
 import typer
 from rich.console import Console
 
-from cli import data, demo, encoder, serve, train
+from cli import data, demo, demo_data, encoder, serve, train
 from cli import index as index_commands
 from demo.errors import DemoError
 from index.errors import IndexingError
@@ -28,8 +28,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-data_app = typer.Typer(help="Look at a data set before it is used.", no_args_is_help=True)
+data_app = typer.Typer(help="Check a data set, or make the demo one.", no_args_is_help=True)
 data_app.command("check")(data.check)
+data_app.command("make-demo")(demo_data.make_demo)
 
 app.command("demo", rich_help_panel="Start here")(demo.demo)
 app.add_typer(data_app, name="data", rich_help_panel="Offline")

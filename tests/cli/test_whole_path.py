@@ -1,0 +1,135 @@
+"""The whole path through the real commands: a made catalogue in, `POST /recommend` out."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from index.bundle import Bundle
+from index.exact import exact_top_k
+from index.registry import Registry
+
+
+def vlm2rec(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def done(ran: subprocess.CompletedProcess[str]) -> str:
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small catalogue taken through every offline command without a VLM."""
+    home = tmp_path_factory.mktemp("path")
+    data, run = home / "data", home / "run"
+    done(vlm2rec("data", "make-demo", data, "--items", 60, "--users", 300, "--evaluation-users", 400))
+    done(vlm2rec("data", "check", data, "--json", home / "check.json"))
+    done(vlm2rec("embed", data, "--run", run, "--no-vlm"))
+    done(vlm2rec("fit-encoder", data, "--run", run))
+    users = data / "evaluation.parquet"
+    done(vlm2rec("evaluate", data, "--run", run, "--users", users, "--json", home / "evaluation.json"))
+    done(vlm2rec("index", "build", "--run", run, "--out", home / "built"))
+    (bundle,) = [path for path in (home / "built").iterdir() if path.is_dir()]
+    done(vlm2rec("index", "publish", bundle, "--registry", home / "bundles"))
+    return home
+
+
+@pytest.fixture(scope="module")
+def url(built: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "cli.main", "serve", "--registry", str(built / "bundles"), "--embedded-redis"]
+    service = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert service.stdout is not None
+        line = service.stdout.readline()
+        yield next(word for word in line.split() if word.startswith("http"))
+    finally:
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(20) == 0
+        assert service.stdout is not None
+        service.stdout.close()
+
+
+def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
+def test_answers_what_exact_arithmetic_gives(built: Path, url: str) -> None:
+    registry = Registry(built / "bundles")
+    bundle = Bundle.load(registry.path(str(registry.current())))
+    for probe in range(5):
+        rows = bundle.probes.history(probe)
+        items = [bundle.ids.id(int(row)) for row in rows]
+        answer = post(f"{url}/recommend", {"items": items, "k": 10, "explain": True})
+        allowed = bundle.indexed.copy()
+        allowed[rows] = False
+        everything = bundle.vectors(np.arange(len(bundle)))
+        exact_rows, scores = exact_top_k(bundle.encode([rows]), everything, 10, allowed=allowed)
+        assert answer["strategy"] == "sequence"
+        assert [item["item_id"] for item in answer["items"]] == [bundle.ids.id(int(row)) for row in exact_rows[0]]
+        np.testing.assert_allclose([item["score"] for item in answer["items"]], scores[0], rtol=1e-4)
+        for item in answer["items"]:
+            assert set(item["contributions"]) == {"text", "image", "behaviour"}
+            assert sum(item["contributions"].values()) == pytest.approx(item["score"], abs=1e-5)
+
+
+def test_remembers_events(built: Path, url: str) -> None:
+    item = (built / "data" / "items.csv").read_text().splitlines()[5].split(",")[0]
+    assert post(f"{url}/events", {"user_id": "ünï", "item_id": item})["stored"] == 1
+    answer = post(f"{url}/recommend", {"user_id": "ünï", "k": 3})
+    assert (answer["strategy"], answer["history_used"]) == ("sequence", 1)
+    assert item not in [found["item_id"] for found in answer["items"]]
+
+
+def test_reports_were_written(built: Path) -> None:
+    assert json.loads((built / "check.json").read_text())
+    evaluation = json.loads((built / "evaluation.json").read_text())
+    assert evaluation
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("train", "nowhere", "--run", "run"), "nowhere"),
+        (("embed", "nowhere", "--run", "run", "--no-vlm"), "nowhere"),
+        (("fit-encoder", "nowhere", "--run", "run"), "nowhere"),
+        (("evaluate", "nowhere", "--run", "run"), "nowhere"),
+        (("index", "build", "--run", "nowhere", "--out", "built"), "nowhere"),
+        (("index", "publish", "nowhere", "--registry", "bundles"), "nowhere"),
+        (("serve", "--registry", "nowhere"), "nowhere"),
+        (("data", "check", "nowhere"), "nowhere"),
+    ],
+)
+def test_a_path_that_is_not_there_is_one_clear_line(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "COLUMNS": "200"}
+    command = [sys.executable, "-m", "cli.main", *arguments]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert ran.returncode == 2, ran.stdout + ran.stderr
+    assert says in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_interrupting_a_long_command_is_not_an_error_message(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cli.main", "data", "make-demo", str(tmp_path / "data")]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(1.5)
+    running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate(timeout=20)
+    assert running.returncode == 130
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "data").exists()
