@@ -1,0 +1,156 @@
+"""Ranking metrics from ranks: hit rate, NDCG, coverage, and paired bootstrap intervals.
+
+A rank here is the number of candidates ahead of the target, so 0 is the best. Every user has one target, so the hit
+rate is the recall, and NDCG@k is ``1 / log2(rank + 2)`` inside the first k (Järvelin and Kekäläinen, 2002, with one
+relevant item). Higher is better for every metric.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.errors import EvaluationError
+
+_RESAMPLES_PER_BLOCK = 64
+
+
+def ranks(
+    scores: NDArray[np.floating],
+    targets: NDArray[np.int64],
+    candidates: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """How many candidates are ahead of each target; a tie counts half.
+
+    Counting half makes a model that gives every item the same score exactly as good as chance.
+
+    Args:
+        scores: (B, n), higher is better; only those of candidates and targets are looked at.
+        targets: (B,) int64 rows.
+        candidates: (B, n) bool, items that compete with the target; whether the target itself is one makes no
+            difference.
+
+    Returns:
+        (B,) float64, 0 = best.
+
+    Raises:
+        EvaluationError: the score of a candidate or a target is not finite.
+    """
+    users = np.arange(len(targets))
+    rivals = candidates.copy()
+    rivals[users, targets] = False
+    own = scores[users, targets]
+    broken = (rivals & ~np.isfinite(scores)).any(axis=1) | ~np.isfinite(own)
+    if broken.any():
+        raise EvaluationError(
+            f"scores must be finite, {int(broken.sum())} of {len(targets)} users have one that is not; "
+            "check the training run for a diverged loss"
+        )
+    ahead = np.count_nonzero(rivals & (scores > own[:, None]), axis=1)
+    tied = np.count_nonzero(rivals & (scores == own[:, None]), axis=1)
+    return np.asarray(ahead + 0.5 * tied, dtype=np.float64)
+
+
+def hits(rank: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+    """1 where the target is among the first k, else 0; an infinite rank (a target that cannot be found) is 0.
+
+    Args:
+        rank: (users,) float64, 0 = best.
+        k: length of the list, at least 1.
+
+    Returns:
+        (users,) float64; the mean is HR@k.
+    """
+    return (rank < k).astype(np.float64)
+
+
+def gains(rank: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+    """``1 / log2(rank + 2)`` where the target is among the first k, else 0.
+
+    Args:
+        rank: (users,) float64, 0 = best.
+        k: length of the list, at least 1.
+
+    Returns:
+        (users,) float64; the mean is NDCG@k.
+    """
+    return np.where(rank < k, 1.0 / np.log2(rank + 2.0), 0.0)
+
+
+def coverage(lists: Sequence[NDArray[np.int64]], items: int) -> float:
+    """Share of the catalogue that occurs in at least one list.
+
+    Args:
+        lists: arrays of item rows, −1 for an empty place.
+        items: size of the catalogue, at least 1.
+    """
+    seen = np.zeros(items, dtype=np.bool_)
+    for rows in lists:
+        seen[rows[rows >= 0]] = True
+    return float(seen.mean())
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A ratio of two means with its 95 % bootstrap interval.
+
+    Attributes:
+        ratio: mean of one system over mean of the baseline; NaN where the baseline's mean is 0.
+        low: 2.5 % quantile over resamples of the users.
+        high: 97.5 % quantile.
+    """
+
+    ratio: float
+    low: float
+    high: float
+
+
+def resampled_means(values: NDArray[np.float64], *, resamples: int = 1000, seed: int = 0) -> NDArray[np.float64]:
+    """Means over users drawn again with replacement (the bootstrap, Efron and Tibshirani, 1993).
+
+    The same users are drawn for every column, so that columns stay paired.
+
+    Args:
+        values: (users, columns) per-user metrics.
+        resamples: number of resamples.
+        seed: of the drawing.
+
+    Returns:
+        (resamples, columns) float64.
+
+    Raises:
+        EvaluationError: there are no users.
+    """
+    users = len(values)
+    if users < 1:
+        raise EvaluationError("an interval needs at least one user, got none")
+    generator = np.random.default_rng(seed)
+    share = np.full(users, 1.0 / users)
+    blocks = []
+    for start in range(0, resamples, _RESAMPLES_PER_BLOCK):
+        counts = generator.multinomial(users, share, size=min(_RESAMPLES_PER_BLOCK, resamples - start))
+        blocks.append(counts.astype(np.float64) @ values / users)
+    return np.concatenate(blocks)
+
+
+def ratio_interval(
+    values: NDArray[np.float64],
+    baseline: NDArray[np.float64],
+    drawn: NDArray[np.float64],
+    drawn_baseline: NDArray[np.float64],
+) -> Interval:
+    """How many times better a system is than a baseline, with its paired 95 % interval.
+
+    Args:
+        values: (users,) metric of the system.
+        baseline: (users,) the same metric of the baseline, users in the same order.
+        drawn: (resamples,) column of the system from :func:`resampled_means`.
+        drawn_baseline: (resamples,) column of the baseline from the same call; resamples in which it is 0 are left out.
+    """
+    ratio = float(values.mean() / baseline.mean()) if baseline.any() else float("nan")
+    usable = drawn_baseline > 0
+    if not usable.any():
+        return Interval(ratio, float("nan"), float("nan"))
+    low, high = np.quantile(drawn[usable] / drawn_baseline[usable], [0.025, 0.975])
+    return Interval(ratio, float(low), float(high))
