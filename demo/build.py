@@ -106,8 +106,11 @@ def build_demo(
         partial = directory.with_name(f"{directory.name}.part")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _fill(partial, plan, progress)
-        _put_in_place(partial, directory)
+        try:
+            _fill(partial, plan, progress)
+            _put_in_place(partial, directory)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise DemoError(f"{directory}: cannot be written ({error.strerror or error}); choose another place") from error
     return directory

@@ -72,7 +72,7 @@ def draw_picture(category: str, colour: str, shape: str, pattern: str, rng: np.r
     shift = np.array([rng.uniform(-0.015, 0.015), 0.0])
     parts = [replace(part, outline=part.outline + shift) for part in parts]
     _shadow(canvas, parts, hanging=category == "clock")
-    phase = float(rng.uniform(0.0, 1.0))
+    phase = float(rng.uniform(0.0, 0.2))
     for part in parts:
         mask, box = _mask(part.outline)
         if mask is not None:

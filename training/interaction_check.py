@@ -159,7 +159,4 @@ def _pairs(usable: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def _moment(microseconds: object) -> str | None:
     if not isinstance(microseconds, int):
         return None
-    try:
-        return datetime.fromtimestamp(microseconds / 1e6, tz=UTC).isoformat(timespec="seconds")
-    except (OverflowError, ValueError, OSError):
-        return None
+    return datetime.fromtimestamp(microseconds / 1e6, tz=UTC).isoformat(timespec="seconds")

@@ -248,6 +248,13 @@ def test_timestamps_in_every_accepted_spelling(tmp_path: Path, spelled: str, sec
     assert read_interactions(path)["timestamp"].to_list() == [seconds]
 
 
+@pytest.mark.parametrize("value", [1700000000, 1700000000.5, 1700000000123])
+def test_timestamps_as_numbers_in_parquet(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "interactions.parquet"
+    pl.DataFrame({"user_id": ["u"], "item_id": ["b"], "timestamp": [value]}).write_parquet(path)
+    assert read_interactions(path)["timestamp"].to_list() == [1700000000]
+
+
 def test_fractions_of_a_second_count_for_the_order(tmp_path: Path) -> None:
     path = tmp_path / "interactions.csv"
     path.write_text("user_id,item_id,timestamp\nu,late,5.9\nu,early,5.1\n")
