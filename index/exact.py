@@ -144,13 +144,11 @@ def _blocks(
 
 
 def _top(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Positions of the k largest scores, descending, equal scores by lower position."""
-    positions = np.arange(scores.shape[0], dtype=np.int64)
-    if scores.shape[0] > k:
-        bound = np.partition(scores, scores.shape[0] - k)[scores.shape[0] - k]
-        above = np.flatnonzero(scores > bound)
-        ties = np.flatnonzero(scores == bound)[: k - above.shape[0]]
-        positions = np.sort(np.concatenate([above, ties]))
+    """Positions of the k largest of at least k scores, descending, equal scores by lower position."""
+    bound = np.partition(scores, scores.shape[0] - k)[scores.shape[0] - k]
+    above = np.flatnonzero(scores > bound)
+    ties = np.flatnonzero(scores == bound)[: k - above.shape[0]]
+    positions = np.sort(np.concatenate([above, ties]))
     return positions[np.argsort(-scores[positions], kind="stable")]
 
 

@@ -146,7 +146,7 @@ def calibrate(
     typical = tuple(float(share) for share in slot_shares(plain, exact.layout).mean(axis=0))
     if index_kind == "flat":
         return Effort(typical, ((1.0, SCAN),), per_k)
-    skews = {kind: skew_of(queries, exact.layout, typical) for kind, queries in exact.kinds.items()}
+    skews = {kind: skew_of(queries, exact.layout, np.array(typical)) for kind, queries in exact.kinds.items()}
     first = float(np.clip(np.quantile(skews[PLAIN], 0.95), 0.05, 0.9))
     edges = [first, first + (1 - first) / 4, first + (1 - first) / 2, 1.0]
     measured: dict[float, int] = {}

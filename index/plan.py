@@ -7,6 +7,7 @@ fp16 vectors of 192 dimensions (docs/experiments.md, "Index"): one step of HNSW'
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -49,23 +50,36 @@ class Effort:
 
     def of(self, queries: NDArray[np.float32], layout: SlotLayout) -> NDArray[np.int64]:
         """(B,) int64 effort per query."""
+        edges, efforts, typical = self._arrays
+        if efforts.shape[0] == 1:
+            return np.repeat(efforts, queries.shape[0])
+        return efforts[np.searchsorted(edges, skew_of(queries, layout, typical), side="left")]
+
+    @cached_property
+    def _arrays(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+        """The inner edges of the bands, their efforts, the typical shares."""
         edges = np.array([skew for skew, _ in self.bands[:-1]])
-        efforts = np.array([effort for _, effort in self.bands], dtype=np.int64)
-        return efforts[np.searchsorted(edges, skew_of(queries, layout, self.typical), side="left")]
+        return edges, np.array([effort for _, effort in self.bands], dtype=np.int64), np.array(self.typical)
 
 
 def slot_shares(queries: NDArray[np.float32], layout: SlotLayout) -> NDArray[np.float64]:
     """(B, slots) float64 share of squared length per slot; rows sum to 1, a zero query spreads evenly."""
-    ends = np.cumsum([slot.dim for slot in layout.slots])
-    squares = np.square(queries, dtype=np.float64)
-    energy: NDArray[np.float64] = np.add.reduceat(squares, [0, *ends[:-1]], axis=1)
+    energy = np.empty((queries.shape[0], len(layout.slots)))
+    start = 0
+    for position, slot in enumerate(layout.slots):
+        part = queries[:, start : start + slot.dim]
+        energy[:, position] = np.vecdot(part, part)
+        start += slot.dim
     total = energy.sum(axis=1, keepdims=True)
+    if total.all():
+        shares: NDArray[np.float64] = energy / total
+        return shares
     return np.where(total > 0, energy / np.where(total > 0, total, 1.0), 1.0 / len(layout.slots))
 
 
-def skew_of(queries: NDArray[np.float32], layout: SlotLayout, typical: tuple[float, ...]) -> NDArray[np.float64]:
+def skew_of(queries: NDArray[np.float32], layout: SlotLayout, typical: NDArray[np.float64]) -> NDArray[np.float64]:
     """(B,) float64 skew, 0 … 1, of each query against the typical shares (see :class:`Effort`)."""
-    distance: NDArray[np.float64] = np.abs(slot_shares(queries, layout) - np.array(typical)).sum(axis=1) / 2
+    distance: NDArray[np.float64] = np.abs(slot_shares(queries, layout) - typical).sum(axis=1) / 2
     return distance
 
 

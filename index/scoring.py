@@ -52,8 +52,8 @@ def rank_again(
     scores = slot_scores(queries, gather(vectors, rows), layout).sum(axis=2)
     scores[rows < 0] = -np.inf
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
-    best_rows = np.take_along_axis(rows, order, axis=1)
-    best_scores = np.take_along_axis(scores, order, axis=1)
+    line = np.arange(rows.shape[0])[:, None]
+    best_rows, best_scores = rows[line, order], scores[line, order]
     missing = k - best_rows.shape[1]
     if missing > 0:
         best_rows = np.pad(best_rows, ((0, 0), (0, missing)), constant_values=-1)

@@ -11,6 +11,7 @@ import pytest
 
 from index.build import build_bundle
 from index.bundle import Bundle
+from index.encoder import OnnxSequenceEncoder
 from index.errors import BundleNotFound, EncoderError, SearchError
 from index.exact import exact_top_k
 from index.filters import compile_filter
@@ -188,6 +189,25 @@ def test_loading_refuses(built, tmp_path):
         Bundle.load(built, threads=0)
     with pytest.raises(EncoderError, match="device must be one of cpu, cuda, got 'tpu'"):
         Bundle.load(built, device="tpu")
+
+
+def test_on_a_gpu_the_index_is_copied_there(built, encoder_path, monkeypatch):
+    """Not run on a GPU: stand-ins show only that device 'cuda' reaches the encoder and the GPU index."""
+    asked = []
+
+    def on_gpu(on_cpu, vectors, positions):
+        asked.append((vectors.shape, positions.shape))
+        return on_cpu
+
+    def encoder(path, *, device, threads):
+        asked.append((path.name, device, threads))
+        return OnnxSequenceEncoder(path, threads=threads)
+
+    monkeypatch.setattr("index.bundle_files.GpuIndex", on_gpu)
+    monkeypatch.setattr("index.bundle_files.OnnxSequenceEncoder", encoder)
+    loaded = Bundle.load(built, device="cuda", threads=2)
+    assert asked == [("encoder.onnx", "cuda", 2), ((300, 12), (299,))]
+    assert loaded.search(np.ones((1, 12), np.float32), 3).rows.min() >= 0
 
 
 def test_warm_up_and_many_threads(bundle):

@@ -96,7 +96,7 @@ def clauses(draw):
     return {"field": field} | {side: draw(value) for side in sides if side}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(data=st.data())
 def test_equals_the_plain_evaluator(data):
     rows = data.draw(st.integers(0, 8))

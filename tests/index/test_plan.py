@@ -17,7 +17,7 @@ GPU_IVF = Engine("ivf", 1_000_000, lists=4000, filters=False, largest_fetch=2048
 def test_shares_and_skew_by_hand():
     queries = np.array([[3, 0, 4], [0, 0, 2], [0, 0, 0]], np.float32)
     np.testing.assert_allclose(slot_shares(queries, LAYOUT), [[0.36, 0.64], [0, 1], [0.5, 0.5]])
-    np.testing.assert_allclose(skew_of(queries, LAYOUT, (0.36, 0.64)), [0, 0.36, 0.14], atol=1e-7)
+    np.testing.assert_allclose(skew_of(queries, LAYOUT, np.array([0.36, 0.64])), [0, 0.36, 0.14], atol=1e-7)
 
 
 def test_effort_of_each_band():
