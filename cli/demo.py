@@ -146,7 +146,8 @@ def _run(stage: Stage) -> None:
 
 def _serve(directory: Path, host: str, port: int, *, no_vlm: bool, exit_after_check: bool) -> None:
     command = [sys.executable, "-m", "cli.main", "serve", "--registry", str(_registry(directory, no_vlm=no_vlm))]
-    command += ["--embedded-redis", "--redis-dir", str(directory / "redis"), "--host", host, "--port", str(port), "--log-level", "warning"]
+    command += ["--embedded-redis", "--redis-dir", str(directory / "redis")]
+    command += ["--host", host, "--port", str(port), "--log-level", "warning"]
     # The service gets a group of its own: Ctrl-C reaches this process alone, which then ends the service in order.
     service = subprocess.Popen(command, start_new_session=True)
     previous = signal.signal(signal.SIGTERM, _interrupt)
