@@ -110,6 +110,7 @@ def test_refuses_manifests(copied, text, rule):
         ({"slots": [["text", 0]]}, "dim must be at least 1"),
         ({"files": {}}, "files: Value error, the files items.parquet"),
         ({"items": 301}, "does not fit its own hash"),
+        ({"id": "20261123T040500Z-000000"}, "does not fit its own hash"),
         ({"model": {"kind": "other"}}, "does not fit its own hash"),
     ],
 )

@@ -81,8 +81,8 @@ ASKED = {
 
 
 @st.composite
-def clauses(draw):
-    field = draw(st.sampled_from(sorted(FIELDS)))
+def clauses(draw, field=None):
+    field = field or draw(st.sampled_from(sorted(FIELDS)))
     value = ASKED.get(field, FIELDS[field][1])
     forms = ["eq", "in", "exists"] + ([] if field == "open" else ["range"])
     form = draw(st.sampled_from(forms))
@@ -96,9 +96,20 @@ def clauses(draw):
     return {"field": field} | {side: draw(value) for side in sides if side}
 
 
-@settings(max_examples=250, deadline=None)
+@pytest.mark.parametrize("field", sorted(FIELDS))
+@settings(max_examples=120, deadline=None)
 @given(data=st.data())
-def test_equals_the_plain_evaluator(data):
+def test_one_clause_equals_the_plain_evaluator(field, data):
+    kind, value = FIELDS[field]
+    column = data.draw(st.lists(st.one_of(value, value, st.none()), min_size=1, max_size=6))
+    clause = data.draw(clauses(field))
+    matched = compile_filter(pa.table({field: pa.array(column, kind)}), {"must": [clause]})
+    assert matched.tolist() == [matches(entry, clause) for entry in column]
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_conditions_equal_the_plain_evaluator(data):
     rows = data.draw(st.integers(0, 8))
     columns = {
         name: data.draw(st.lists(st.one_of(st.none(), value), min_size=rows, max_size=rows))
