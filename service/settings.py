@@ -21,7 +21,7 @@ PREFIX = "VLM2REC_"
 FILE_VARIABLE = "VLM2REC_CONFIG"
 # Kubernetes describes a service called "vlm2rec" to every pod beside it in variables of these names.
 _KUBERNETES = re.compile(rf"{PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(?:TCP|UDP)\w*)")
-_SECRET = {"redis_url", "api_keys", "admin_keys"}
+_SECRET = {"redis_url", "api_keys"}
 
 ApiKeys = Annotated[tuple[SecretStr, ...], NoDecode]
 
@@ -29,7 +29,7 @@ ApiKeys = Annotated[tuple[SecretStr, ...], NoDecode]
 class Settings(BaseSettings):
     """Everything that can be set; a variable wins over the file.
 
-    Attributes: see the description of each field; docs/configuration.md lists them all.
+    Attributes: see the description of each field; docs/settings.md lists them all.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
@@ -62,7 +62,6 @@ class Settings(BaseSettings):
     stream_cap: int = Field(1_000_000, ge=1, description="Newest events of all users kept for retraining.")
     body_limit_bytes: int = Field(1_048_576, ge=1024, description="Largest request body.")
     api_keys: ApiKeys = Field((), description="Keys of the data routes, separated by commas; none: they are open.")
-    admin_keys: ApiKeys = Field((), description="Keys of the admin routes, separated by commas; none: they are closed.")
     retry_after_s: int = Field(1, ge=1, le=3600, description="Seconds sent as Retry-After with every 503.")
     drain_s: int = Field(10, ge=0, le=600, description="Seconds that requests in progress may take at the end.")
 
@@ -71,14 +70,14 @@ class Settings(BaseSettings):
     def _not_kubernetes(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the variable or the file holds
         return 8000 if isinstance(value, str) and value.startswith("tcp://") else value
 
-    @field_validator("api_keys", "admin_keys", mode="before")
+    @field_validator("api_keys", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the variable or the file holds
         if isinstance(value, str):
             return tuple(key.strip() for key in value.split(",") if key.strip())
         return tuple(value) if isinstance(value, list) else value
 
-    @field_validator("api_keys", "admin_keys")
+    @field_validator("api_keys")
     @classmethod
     def _long_enough(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if any(not 16 <= len(key) <= 512 or not key.get_secret_value().isascii() for key in value):

@@ -1,0 +1,35 @@
+"""The pages list what exists: every setting and every route."""
+
+from pathlib import Path
+
+import pytest
+
+from service.app import create_app
+from service.settings import Settings
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_every_setting_has_a_row(name: str) -> None:
+    field = Settings.model_fields[name]
+    row = next(line for line in (DOCS / "settings.md").read_text().splitlines() if f"`VLM2REC_{name.upper()}`" in line)
+    assert str(field.description) in row
+
+
+def test_no_setting_is_listed_that_does_not_exist() -> None:
+    listed = {
+        line.split("`")[1].removeprefix("VLM2REC_").lower()
+        for line in (DOCS / "settings.md").read_text().splitlines()
+        if line.startswith("| `VLM2REC_")
+    }
+    assert listed == set(Settings.model_fields) | {"config"}
+
+
+def test_every_route_is_documented(tmp_path: Path) -> None:
+    page = (DOCS / "http.md").read_text()
+    paths = create_app(Settings(registry=str(tmp_path))).openapi()["paths"]
+    assert paths
+    for path in paths:
+        shown = path.replace("{user_id}", "{id}").replace("{item_id}", "{id}")
+        assert f"`{shown}`" in page or f" {shown}`" in page, path
