@@ -131,8 +131,8 @@ def calibrate(
 ) -> Effort:
     """The least effort per band of skew that reaches a recall for every kind of query in the band.
 
-    Effort is raised by half from a small start until each kind's mean recall reaches the target; at the latest a full
-    scan does. The first band holds 95 % of the plain queries and is measured on them alone.
+    Effort is raised by a quarter at a time from a small start until each kind's mean recall reaches the target; at the
+    latest a full scan does. The first band holds 95 % of the plain queries and is measured on them alone.
 
     Args:
         index_kind: flat, hnsw or ivf.
@@ -174,7 +174,7 @@ def _climb(
     effort: int,
     target: float,
 ) -> int:
-    """Raise the effort by half until every kind reaches the target; :data:`SCAN` when nothing else does."""
+    """Raise the effort by a quarter until every kind reaches the target; :data:`SCAN` when nothing else does."""
     ceiling = 4096 if kind == "hnsw" else 65_536
     waiting = dict(members)
     while effort <= ceiling:
@@ -182,7 +182,7 @@ def _climb(
         waiting = {name: chosen for name, chosen in waiting.items() if exact.recall(searcher, name, chosen) < target}
         if not waiting:
             return effort
-        effort += max(1, effort // 2)
+        effort += max(1, effort // 4)
     return SCAN
 
 
