@@ -1,0 +1,31 @@
+"""SlotRanker: scores exactly as serving computes them, encoder first, then inner products in float32."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Encode = Callable[[Sequence[NDArray[np.float32]]], NDArray[np.float32]]
+"""Histories of stored vectors, (L_i, Σd) each, to queries (B, Σd)."""
+
+
+class SlotRanker:
+    """Encoder and stored vectors together.
+
+    Args:
+        vectors: (n, Σd) float32 stored vectors.
+        encode: the sequence encoder.
+        max_history: newest items of a history that it reads.
+
+    Attributes:
+        findable: (n,) bool, items that have a slot; the others cannot be found by a query.
+    """
+
+    def __init__(self, vectors: NDArray[np.float32], encode: Encode, max_history: int) -> None:
+        self._vectors, self._encode, self._max_history = vectors, encode, max_history
+        self.findable: NDArray[np.bool_] = vectors.any(axis=1)
+
+    def scores(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """(B, n) float32 scores of every item; higher is better."""
+        queries = self._encode([self._vectors[history[-self._max_history :]] for history in histories])
+        return np.asarray(queries @ self._vectors.T, dtype=np.float32)
