@@ -42,7 +42,7 @@ def test_encode_is_the_mean_of_the_newest_twelve(bundle, make_table):
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
 def test_search_equals_numpy(tmp_path, make_bundle, make_table, kind):
-    loaded = Bundle.load(make_bundle(tmp_path, kind))
+    loaded = Bundle.load(make_bundle(tmp_path, kind, target_recall=1.0))
     vectors = make_table().vectors.astype(np.float64)
     queries = loaded.encode([loaded.probes.history(probe) for probe in range(len(loaded.probes))])
     allowed = compile_filter(loaded.metadata, {"must": [{"field": "category", "in": ["shoes", "hats"]}]})
