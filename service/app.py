@@ -108,7 +108,7 @@ def create_app(settings: Settings | None = None, *, bundle: Bundle | None = None
         log=log,
         body_limit=settings.body_limit_bytes,
     )
-    app.include_router(Routes(services).router())
+    Routes(services).register(app)
     _answer_problems(app, settings.retry_after_s)
     return app
 

@@ -1,6 +1,7 @@
 """Prometheus metrics, in a registry of their own so that several apps can live in one process."""
 
 from collections.abc import Callable
+from functools import cache
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -45,6 +46,10 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        # Looking up a child by its labels costs more than counting; there are few, so they are kept.
+        self._count_of = cache(self._requests.labels)
+        self._seconds_of = cache(self._request_seconds.labels)
+        self._stage_of = cache(self._stage_seconds.labels)
         self._answers = Counter("vlm2rec_answers", "Answers with items, by strategy.", ["strategy"], registry=registry)
         self._fallbacks = Counter(
             "vlm2rec_fallbacks", "Answers by a lesser strategy than the route's own.", ["strategy"], registry=registry
@@ -75,10 +80,10 @@ class Metrics:
             seconds: from arrival to answer.
             stages: stage → milliseconds.
         """
-        self._requests.labels(route, method if method in _METHODS else "other", status).inc()
-        self._request_seconds.labels(route).observe(seconds)
+        self._count_of(route, method if method in _METHODS else "other", status).inc()
+        self._seconds_of(route).observe(seconds)
         for stage, milliseconds in stages.items():
-            self._stage_seconds.labels(route, stage).observe(milliseconds / 1000.0)
+            self._stage_of(route, stage).observe(milliseconds / 1000.0)
 
     def recommended(
         self, *, strategy: str, wanted: str, degraded: str | None, history_used: int, unknown: int, trouble: bool

@@ -12,6 +12,7 @@ The two keys of a user expire together, a fixed time after the last event; nothi
 characters, so U+001F separates safely.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -108,6 +109,7 @@ class RedisSessions:
             )
         except (ValueError, TypeError) as error:
             raise SettingsError(f"redis_url must be a redis://, rediss:// or unix:// URL: {error}") from error
+        self._reads = _CoalescedReads(self._redis)
         self._append = self._redis.register_script(_APPEND)
         self._erase_from_stream = self._redis.register_script(_ERASE_FROM_STREAM)
         self._caps = (history_cap, ttl_s, event_ids_cap, stream_cap)
@@ -172,7 +174,7 @@ class RedisSessions:
 
     async def _stored(self, user_id: str) -> list[str]:
         with self._translated("recent"):
-            stored: Any = await self._redis.lrange(self._keys(user_id)[0], 0, -1)
+            stored = await self._reads.read(self._keys(user_id)[0])
         return [entry.decode("utf-8", "replace") for entry in stored]
 
     @contextmanager
@@ -189,6 +191,52 @@ class RedisSessions:
         # The braces are a hash tag: a Redis Cluster keeps both keys on one node. They end at the first closing brace.
         tag = user_id.replace("%", "%25").replace("}", "%7D")
         return f"{self._prefix}:{{{tag}}}:history", f"{self._prefix}:{{{tag}}}:events"
+
+
+class _CoalescedReads:
+    """Reads whole lists; those that wait at the same time share one round trip, as redis-py is slow with many.
+
+    Args:
+        redis: the client.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._waiting: list[tuple[str, asyncio.Future[list[bytes]]]] = []
+        self._worker: asyncio.Task[None] | None = None
+
+    async def read(self, key: str) -> list[bytes]:
+        """The list at a key.
+
+        Raises:
+            RedisError: Redis did not answer, or the key holds something else.
+        """
+        answer: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((key, answer))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._serve())
+        return await answer
+
+    async def _serve(self) -> None:
+        """Read what waits until nothing waits; nobody who waits is ever left without an answer."""
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            results: list[Any] = [RedisError("the read was cancelled")] * len(batch)
+            try:
+                pipeline = self._redis.pipeline(transaction=False)
+                for key, _ in batch:
+                    pipeline.lrange(key, 0, -1)
+                results = await pipeline.execute(raise_on_error=False)
+            except (RedisError, OSError) as error:
+                results = [error] * len(batch)
+            finally:
+                for (_, answer), result in zip(batch, results, strict=True):
+                    if answer.done():
+                        continue  # whoever asked gave up
+                    if isinstance(result, Exception):
+                        answer.set_exception(result)
+                    else:
+                        answer.set_result(result)
 
 
 def _number(timestamp: float) -> str:

@@ -1,5 +1,6 @@
 """Routes: from wire types to the recommender and the histories, and back. No logic."""
 
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import time
@@ -8,7 +9,8 @@ from urllib.parse import unquote
 
 import numpy as np
 import orjson
-from fastapi import APIRouter
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
@@ -59,6 +61,14 @@ class Services:
     body_limit: int
 
 
+class _DirectRoute(APIRoute):
+    """A route whose handler takes the request and gives the response itself: a third of the work of FastAPI's own."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler itself."""
+        return self.endpoint
+
+
 class Routes:
     """The handlers; every one reads the current bundle at most once.
 
@@ -69,10 +79,10 @@ class Routes:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    def router(self) -> APIRouter:
-        """All routes with their documentation."""
-        router = APIRouter(redirect_slashes=False)
-        add = router.add_api_route
+    def register(self, app: FastAPI) -> None:
+        """Add all routes with their documentation."""
+        app.router.route_class = _DirectRoute
+        add = app.add_api_route
         add(
             "/recommend",
             self.recommend,
@@ -140,7 +150,6 @@ class Routes:
         add("/livez", self.live, methods=["GET"], tags=["operations"], responses=answers(schemas.Health))
         add("/readyz", self.ready, methods=["GET"], tags=["operations"], responses=answers(schemas.Health, 503))
         add("/metrics", self.metrics, methods=["GET"], tags=["operations"], include_in_schema=False)
-        return router
 
     async def recommend(self, request: Request) -> Response:
         """Recommend items to a user, or for a list of items, oldest first."""

@@ -1,5 +1,6 @@
 """The server process: one socket, one event loop, and an end in good order."""
 
+import gc
 import signal
 import socket
 import sys
@@ -35,6 +36,9 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     signal.signal(signal.SIGTERM, _exit)
     with _listen(settings.host, settings.port) as listener:
         app = create_app(settings, bundle=load_current(settings))
+        # What is loaded stays; without this every full collection would walk through all of it during a request.
+        gc.collect()
+        gc.freeze()
         config = uvicorn.Config(
             app,
             loop="uvloop",

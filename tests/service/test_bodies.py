@@ -62,6 +62,8 @@ def test_an_undeclared_length_over_the_limit_is_refused_at_once() -> None:
     with pytest.raises(BodyTooLarge):
         read(*parts, b"never read", limit=100)
     assert read(b"1" + b" " * 99, limit=100) == 1
+    with pytest.raises(BodyTooLarge):
+        read(b"1" + b" " * 100, limit=100)
 
 
 def test_a_client_that_leaves_is_no_malformed_body() -> None:
@@ -219,6 +221,12 @@ def test_a_bad_event_is_named_by_its_index() -> None:
         RuleBroken, match=r"events\[2\].timestamp must be at most 253402300799; received 1790000000000.0"
     ):
         validate(EventsRequest, {"events": [good, good, good | {"timestamp": 1.79e12}]})
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_must_be_finite_however_they_came_in(number: float) -> None:
+    with pytest.raises(RuleBroken, match=r"items\[0\].weight must be a finite number"):
+        validate(RecommendRequest, {"items": [{"item_id": "a", "weight": number}]})
 
 
 def test_all_broken_rules_are_counted() -> None:

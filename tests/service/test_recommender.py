@@ -168,6 +168,13 @@ def test_similar_is_the_weighted_mean_of_all_items_given(bundle: Bundle, oracle:
     assert (answer.strategy, answer.history_used) == ("similar", 11)
 
 
+def test_an_item_without_a_slot_shapes_nothing_but_is_excluded(bundle: Bundle, oracle: Any) -> None:
+    answer = ask(bundle, ["i1", "i3"], k=10)
+    same(items(bundle, answer), oracle.best(oracle.encoded(["i1"]), 10, {"i1", "i3"}))
+    assert answer.history_used == 1
+    assert answer.unknown_items == []
+
+
 @pytest.mark.parametrize("stored", [[], ["never heard of"], ["i3"]])
 def test_nothing_to_go_by_is_answered_by_what_is_popular(bundle: Bundle, oracle: Any, stored: list[str]) -> None:
     answer = ask(bundle, stored, k=10, explain=True)
@@ -248,6 +255,23 @@ def test_diversity_orders_one_pool_and_pages_slice_it(bundle: Bundle, oracle: An
         for item in items(bundle, ask(bundle, ["i1", "i2"], k=5, offset=offset, diversity=0.7))
     ]
     same(paged, found)
+
+
+def test_diversity_is_mmr_of_cosines(bundle: Bundle, oracle: Any) -> None:
+    query, vectors = oracle.encoded(["i1", "i2"]), oracle.vectors
+    candidates = [oracle.row(item) for item, _ in oracle.best(query, 60, {"i1", "i2"})]
+    chosen: list[int] = []
+    while len(chosen) < 15:
+        chosen.append(
+            max(
+                (row for row in candidates if row not in chosen),
+                key=lambda row: (
+                    0.4 * float(vectors[row] @ query / np.linalg.norm(query))
+                    - 0.6 * max((float(vectors[row] @ vectors[other]) for other in chosen), default=0.0)
+                ),
+            )
+        )
+    assert ask(bundle, ["i1", "i2"], k=15, diversity=0.6).rows.tolist() == chosen
 
 
 def test_diversity_makes_a_list_less_alike(bundle: Bundle) -> None:
@@ -361,3 +385,5 @@ def test_a_batch_gives_what_each_lookup_gives_alone(bundle: Bundle) -> None:
         assert np.array_equal(together.rows, alone.rows)
         assert together.scores == pytest.approx(alone.scores, abs=1e-6)
         assert together.rows.shape[0] <= one.k
+        assert together.rows.shape == together.scores.shape
+        assert np.isfinite(together.scores).all()

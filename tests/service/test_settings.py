@@ -89,5 +89,16 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "0123456789abcdef" not in repr(settings)
 
 
-def test_every_setting_says_what_it_is() -> None:
-    assert all(field.description for field in Settings.model_fields.values())
+def test_the_documentation_lists_every_setting_with_its_default() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    table = {cells[1]: cells[2:4] for line in page.splitlines() if len(cells := line.split("|")) > 3}
+    documented = {name.strip().strip("`"): [cell.strip() for cell in cells] for name, cells in table.items()}
+    for name, field in Settings.model_fields.items():
+        default, description = documented[f"VLM2REC_{name.upper()}"]
+        assert description == field.description
+        if field.is_required():
+            assert default == ""
+            continue
+        value = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
+        assert default == ("none" if value == () else f"`{value}`")
+    assert len(documented) == len(Settings.model_fields) + 2  # the head and the line below it
