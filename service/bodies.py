@@ -4,6 +4,8 @@ JSON is read by orjson: NaN, Infinity, lone surrogates, invalid UTF-8 and more t
 repeated key the last counts; integers beyond 64 bits become floats, and so break every rule that asks for an integer.
 """
 
+import asyncio
+import contextlib
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -14,6 +16,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from service.errors import BodyTooLarge, MalformedBody, RuleBroken, UnsupportedBody, Violation
 
+_DISCARDED_BYTES = 64 << 20
+_DISCARDED_S = 5.0
 _MAX_RECEIVED = 120
 _MAX_SHOWN_MEMBERS = 8
 _RULES = {
@@ -39,7 +43,7 @@ async def read_json(request: Request, limit: int) -> Any:  # noqa: ANN401 - any 
 
     Args:
         request: whose body was not read yet.
-        limit: largest body in bytes; more is refused without reading on, also when the length is not declared.
+        limit: largest body in bytes; more is refused and not kept, also when the length is not declared.
 
     Raises:
         UnsupportedBody: the content type is not JSON in UTF-8.
@@ -50,19 +54,18 @@ async def read_json(request: Request, limit: int) -> Any:  # noqa: ANN401 - any 
     _check_content_type(request.headers.get("content-type"))
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
+        await _discard(request, int(declared[:20]))
         raise _too_large(limit)
     parts: list[bytes] = []
     size, more = 0, True
     while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        part: bytes = message.get("body", b"")
+        part, more = await _next_part(request)
         size += len(part)
         if size > limit:
+            if more:
+                await _discard(request, 0)
             raise _too_large(limit)
         parts.append(part)
-        more = message.get("more_body", False)
     body = parts[0] if len(parts) == 1 else b"".join(parts)
     try:
         return orjson.loads(body)
@@ -96,6 +99,29 @@ def shown(value: Any) -> str:  # noqa: ANN401 - any JSON value
     except orjson.JSONEncodeError:
         text = repr(value)
     return text if len(text) <= _MAX_RECEIVED else f"{text[:_MAX_RECEIVED]}…"
+
+
+async def _next_part(request: Request) -> tuple[bytes, bool]:
+    """The next bytes of a body, and whether more come."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return message.get("body", b""), message.get("more_body", False)
+
+
+async def _discard(request: Request, declared: int) -> None:
+    """Read on for a while and keep nothing: many clients only look for an answer when their body is sent.
+
+    Not where the client asked first (``Expect``) or declares more than would be read anyway.
+    """
+    if "expect" in request.headers or declared > _DISCARDED_BYTES:
+        return
+    size, more = 0, True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARDED_S):
+            while more and size <= _DISCARDED_BYTES:
+                part, more = await _next_part(request)
+                size += len(part)
 
 
 def _check_content_type(content_type: str | None) -> None:

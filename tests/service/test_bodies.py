@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
+from service import bodies
 from service.bodies import read_json, shown, validate
 from service.errors import BodyTooLarge, MalformedBody, RuleBroken, UnsupportedBody
 from service.schemas import EventsRequest, RecommendRequest, SimilarRequest
@@ -50,17 +51,34 @@ def test_another_content_type_is_refused(content_type: str) -> None:
         read(b"{}", content_type=content_type)
 
 
-def test_a_declared_length_over_the_limit_is_refused_unread() -> None:
+def test_a_declared_length_over_the_limit_is_refused() -> None:
     with pytest.raises(BodyTooLarge, match="at most 100 bytes"):
-        read(limit=100, content_length="101")
-    with pytest.raises(BodyTooLarge):
-        read(limit=100, content_length="9" * 5000)
+        read(b"x" * 50, b"x" * 51, limit=100, content_length="101")
 
 
-def test_an_undeclared_length_over_the_limit_is_refused_at_once() -> None:
-    parts = [b"x" * 60] * 2
+@pytest.mark.parametrize("more", [{"content_length": "9" * 5000}, {"content_length": "101", "expect": "100-continue"}])
+def test_what_is_not_worth_discarding_is_refused_unread(more: dict[str, str]) -> None:
     with pytest.raises(BodyTooLarge):
-        read(*parts, b"never read", limit=100)
+        read(limit=100, **more)  # `receive` fails the test if it is called
+
+
+def test_a_client_that_leaves_while_its_body_is_discarded_is_let_go() -> None:
+    with pytest.raises(ClientDisconnect):
+        read(b"x" * 101, limit=100, disconnects=True)
+
+
+def test_discarding_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "_DISCARDED_BYTES", 300)
+    with pytest.raises(BodyTooLarge):
+        read(*[b"x" * 101] * 4, b"never read", limit=100)
+    monkeypatch.setattr(bodies, "_DISCARDED_S", 0.0)
+    with pytest.raises(BodyTooLarge):
+        read(b"x" * 101, b"x", limit=100)
+
+
+def test_an_undeclared_length_over_the_limit_is_refused() -> None:
+    with pytest.raises(BodyTooLarge):
+        read(b"x" * 60, b"x" * 60, b"thrown away", limit=100)
     assert read(b"1" + b" " * 99, limit=100) == 1
     with pytest.raises(BodyTooLarge):
         read(b"1" + b" " * 100, limit=100)
