@@ -32,6 +32,7 @@ class EncoderConfig(BaseModel):
         learning_rate: of AdamW, reached after ``warmup_steps``, then falling along a cosine to a tenth at the end.
         warmup_steps: steps of linear warm-up.
         weight_decay: of AdamW, on the matrices.
+        averaging: share of the averaged weights that stays in a step; the average is what is evaluated and kept.
         batch_size: training windows of a step.
         epochs: upper bound; training ends earlier when validation NDCG@10 stops rising.
         patience: epochs without a better validation NDCG@10 before training ends.
@@ -51,7 +52,7 @@ class EncoderConfig(BaseModel):
     whiten: float = Field(default=0.0, ge=0, le=1)
     min_events: int = Field(default=5, ge=1)
     max_history: int = Field(default=10, ge=1, le=512)
-    width: int = Field(default=128, ge=8, le=2048)
+    width: int = Field(default=64, ge=8, le=2048)
     layers: int = Field(default=2, ge=0, le=24)
     heads: int = Field(default=2, ge=1, le=64)
     dropout: float = Field(default=0.2, ge=0, lt=1)
@@ -65,6 +66,7 @@ class EncoderConfig(BaseModel):
     learning_rate: float = Field(default=2e-3, gt=0, le=1)
     warmup_steps: int = Field(default=100, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
+    averaging: float = Field(default=0.98, ge=0, lt=1)
     batch_size: int = Field(default=128, ge=1)
     epochs: int = Field(default=30, ge=1)
     patience: int = Field(default=5, ge=1)

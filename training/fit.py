@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from index.slots import BEHAVIOUR
 from training import checkpoints, metrics
+from training.averaging import WeightAverage
 from training.encoder_config import EncoderConfig
 from training.errors import TrainingDiverged
 from training.next_item_loss import full_softmax_loss, sampled_softmax_loss
@@ -122,7 +123,9 @@ def fit(
             set_rate(state.optimizer, config, state.epoch * steps + step, epochs * steps)
             torch.manual_seed(int(rng.integers(2**62)))
             losses.append(stepper.step(batch, state.optimizer, rng))
+            state.average.update()
             step_done((step + 1) / steps)
+        state.average.swap()
         line = {"epoch": state.epoch, "loss": round(float(np.mean(losses)), 5)} | validate(model, validation, config)
         state.end_epoch(line)
         report(line)
@@ -245,18 +248,18 @@ class _Progress:
         others = [weight for name, weight in model.named_parameters() if not _decays(name, weight)]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+        self.average = WeightAverage(model, config.averaging)
         self.epoch, self.best_epoch, self.lines = 0, 0, list[dict[str, Any]]()
-        found = checkpoints.newest(directory)
-        if found is not None and self._belongs():
-            state = checkpoints.restore(found, model, self.optimizer)
-            self.epoch, self.best_epoch, self.lines = state["epoch"], state["best_epoch"], state["lines"]
-        else:
+        if not self._resume():
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(parents=True)
             (directory / _FINGERPRINT_FILE).write_text(fingerprint, encoding="utf-8")
 
     def end_epoch(self, line: dict[str, Any]) -> None:
-        """Record an epoch and write everything; the best weights first, so that a kill in between loses nothing."""
+        """Record an epoch and write everything; the model holds the average and gets the trained weights back.
+
+        The checkpoint comes last: after a kill in between, the epoch is done again and writes the same files.
+        """
         self.lines.append(line)
         best = self.lines[self.best_epoch]
         if self.epoch == 0 or "ndcg@10" not in line or line["ndcg@10"] > best["ndcg@10"]:
@@ -264,16 +267,27 @@ class _Progress:
             partial = self._directory / f"{_BEST_FILE}.part"
             save_file({name: value.contiguous() for name, value in self._model.state_dict().items()}, partial)
             partial.replace(self._directory / _BEST_FILE)
+        self.average.swap()
         self.epoch += 1
+        self.average.save(self._directory / f"average-{self.epoch}.safetensors")
         state = {"epoch": self.epoch, "best_epoch": self.best_epoch, "lines": self.lines}
         checkpoints.write(self._directory, self.epoch, self._model, self.optimizer, state, keep=1)
+        (self._directory / f"average-{self.epoch - 1}.safetensors").unlink(missing_ok=True)
 
-    def _belongs(self) -> bool:
-        """Whether the checkpoints in the directory are of this data and configuration."""
+    def _resume(self) -> bool:
+        """Go on from a checkpoint of the same data and configuration; False if there is none."""
+        found = checkpoints.newest(self._directory)
         try:
-            return (self._directory / _FINGERPRINT_FILE).read_text(encoding="utf-8") == self._fingerprint
+            written = (self._directory / _FINGERPRINT_FILE).read_text(encoding="utf-8")
         except (OSError, ValueError):
             return False
+        if found is None or written != self._fingerprint:
+            return False
+        if not self.average.load(self._directory / f"average-{found.step}.safetensors"):
+            return False
+        state = checkpoints.restore(found, self._model, self.optimizer)
+        self.epoch, self.best_epoch, self.lines = state["epoch"], state["best_epoch"], state["lines"]
+        return True
 
     def restore_best(self) -> None:
         """Give the model the weights of the best epoch."""

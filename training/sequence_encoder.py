@@ -23,6 +23,7 @@ from torch.nn import functional
 _MASKED = -1e9
 _FIRST_OUTPUT_STD = 0.02
 _FIRST_DECAY = 0.5
+_FIRST_MEAN = 0.25
 
 
 class SlotProjection(nn.Module):
@@ -128,7 +129,7 @@ class SequenceEncoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.distance_bias = nn.Parameter(torch.zeros(max(layers, 1), heads, max_history))
         self.recency = nn.Parameter(-_FIRST_DECAY * torch.arange(max_history, dtype=torch.float32))
-        self.mean_scale = nn.Parameter(torch.ones(()))
+        self.mean_scale = nn.Parameter(torch.tensor(_FIRST_MEAN))
         nn.init.normal_(self.leave.weight, std=_FIRST_OUTPUT_STD)
         nn.init.zeros_(self.leave.bias)
         places = torch.arange(max_history)
