@@ -101,9 +101,12 @@ def false_negatives(item_ids: Tensor, histories: Tensor) -> Tensor:
     Returns:
         (B, B) bool, True = leave out. The diagonal is always True: a pair is no negative of itself.
     """
-    excluded = item_ids[:, None] == item_ids[None, :]
-    for column in histories.unbind(dim=1):
-        excluded = excluded | (column[:, None] == item_ids[None, :])
+    distinct, code = torch.unique(item_ids, return_inverse=True)
+    place = torch.searchsorted(distinct, histories.contiguous()).clamp(max=len(distinct) - 1)
+    place = place.masked_fill(distinct[place] != histories, len(distinct))  # of no item of this batch
+    seen = torch.zeros(len(item_ids), len(distinct) + 1, dtype=torch.bool, device=item_ids.device)
+    seen.scatter_(1, place, value=True)
+    excluded: Tensor = seen[:, code] | (code[:, None] == code[None, :])
     return excluded
 
 
@@ -381,18 +384,16 @@ def _fuse(text: ModalityPairs, image: ModalityPairs, *, items: bool) -> Tensor:
         parts = ((text.items, text.item_present), (image.items, image.item_present))
     else:
         parts = ((text.sequences, text.sequence_present), (image.sequences, image.sequence_present))
-    total = sum(_accumulating(vectors).masked_fill(~present[:, None], 0.0) for vectors, present in parts)
-    return functional.normalize(torch.as_tensor(total), dim=1, eps=_MIN_NORM)
+    wide = torch.promote_types(parts[0][0].dtype, torch.float32)
+    first, second = (vectors.to(wide).masked_fill(~present[:, None], 0.0) for vectors, present in parts)
+    return functional.normalize(first + second, dim=1, eps=_MIN_NORM)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """Left times right transposed in float32 at least, also inside an autocast region."""
+    wide = torch.promote_types(left.dtype, torch.float32)
     with torch.autocast(left.device.type, enabled=False):
-        return _accumulating(left) @ _accumulating(right).T
-
-
-def _accumulating(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
+        return left.to(wide) @ right.to(wide).T
 
 
 def _off_diagonal(square: Tensor) -> Tensor:

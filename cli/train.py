@@ -1,0 +1,157 @@
+"""`vlm2rec train` and `vlm2rec embed`: the vision-language model and the vectors that it makes of a catalogue."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from training.config import RunConfig
+
+_CONFIG_FILE = "config.toml"
+_TRAINING = "train"
+_EMBEDDINGS = "embeddings"
+_console = Console(highlight=False, soft_wrap=True)
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help="The data set.", metavar="DATA")],
+    run: Annotated[Path, typer.Option("--run", help="The run directory; made if needed.", metavar="RUN")],
+    interactions: Annotated[
+        Path | None, typer.Option(help="Interactions in place of those in DATA (.csv or .parquet).")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Configuration (TOML), copied to RUN/config.toml.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Start from this preset: tiny (the default) or qwen2.5-vl-3b.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what RUN holds, if it holds anything.")] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="In place of train.steps.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="In place of train.seed.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default as many as there are cores.")] = None,
+) -> None:
+    """Fine-tune a vision-language model on the histories, balanced between text and picture.
+
+    Every user's last two events are held out. The model, its checkpoints and log.jsonl go to RUN/train. A run that was
+    interrupted goes on with --resume, with the same order of the data and the same losses.
+    """
+    _calm_threads()
+    from training.config import load_config, to_toml
+    from training.dataset import load_dataset
+    from training.encoder_run import split_dataset
+    from training.trainer import Progress, train_vlm
+
+    kept = run / _CONFIG_FILE
+    path = kept if resume and config is None and preset is None and kept.is_file() else config
+    given = {"train.steps": steps, "train.seed": seed}
+    chosen = load_config(path, preset, {key: value for key, value in given.items() if value is not None})
+    dataset = load_dataset(data, interactions=interactions)
+    split = split_dataset(dataset, chosen.encoder.cold_items)
+    _set_threads(threads)
+    if not kept.is_file():
+        _write(kept, to_toml(chosen))
+    with _progress() as bar:
+        task = bar.add_task("training", total=chosen.train.steps)
+
+        def report(now: Progress) -> None:
+            shown = "training" if now.loss is None else f"training  loss {now.loss:.3f}"
+            bar.update(task, completed=now.step, description=shown)
+
+        model = train_vlm(dataset, split.parts.train, run / _TRAINING, chosen, resume=resume, report=report)
+    _write(kept, to_toml(chosen))
+    _console.print(f"trained {chosen.train.steps:,} steps: {model}")
+
+
+def embed(
+    data: Annotated[Path, typer.Argument(help="The data set.", metavar="DATA")],
+    run: Annotated[Path, typer.Option("--run", help="The run directory.", metavar="RUN")],
+    no_vlm: Annotated[
+        bool, typer.Option("--no-vlm", help="TF-IDF of the texts and simple picture features instead of a model.")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default as many as there are cores.")] = None,
+) -> None:
+    """Embed every item of the catalogue with the trained model and write RUN/embeddings.
+
+    An item without a text or a readable picture lacks that modality, which is recorded and no error. Run it again after
+    an interruption and it goes on with the next shard.
+    """
+    _calm_threads()
+    from training.dataset import load_dataset
+
+    dataset = load_dataset(data)
+    _set_threads(threads)
+    with _progress() as bar:
+        if no_vlm:
+            from training.catalogue_features import embed_without_vlm
+
+            embeddings = embed_without_vlm(dataset, progress=bar)
+            embeddings.save(run / _EMBEDDINGS)
+        else:
+            from training.embed import embed_catalogue
+            from training.trainer import MODEL_DIRECTORY
+            from training.vlm import load_embedder
+
+            chosen = _config_of(run)
+            embedding = load_embedder(
+                run / _TRAINING / MODEL_DIRECTORY, dtype=chosen.vlm.dtype, attention=chosen.vlm.attention
+            )
+            task = bar.add_task("embedding", total=len(dataset))
+            embeddings = embed_catalogue(
+                dataset,
+                embedding,
+                run / _EMBEDDINGS,
+                shard_items=chosen.embed.shard_items,
+                batch_items=chosen.embed.batch_items,
+                report=lambda done: bar.update(task, completed=done),
+            )
+    present = {name: int(block.any(axis=1).sum()) for name, block in embeddings.vectors.items()}
+    shown = ", ".join(f"{name} {count:,} × {embeddings.dims()[name]}" for name, count in present.items())
+    _console.print(f"embedded {len(embeddings):,} items: {shown}")
+
+
+def _calm_threads() -> None:
+    """Let OpenMP's threads sleep instead of spinning while they wait.
+
+    Spinning makes two threads tens of times slower than one as soon as another process wants the same cores. It is read
+    when the library is loaded, so this comes before torch.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _config_of(run: Path) -> "RunConfig":
+    """The configuration that the run was trained with."""
+    from training.config import load_config
+
+    path = run / _CONFIG_FILE
+    return load_config(path if path.is_file() else None)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _progress() -> "Progress":
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)

@@ -1,0 +1,133 @@
+"""Checkpoints of a training run: written aside and renamed, so that whatever is there is whole.
+
+A checkpoint is a directory ``step-<n>`` with the trained weights and AdamW's moments as safetensors (no pickle) and
+``state.json``. Order and dropout depend on the seed and the step alone, so there is no generator to save.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from training.errors import BackboneError
+
+_NAME = re.compile(r"step-(\d{8})")
+_WEIGHTS = "weights.safetensors"
+_MOMENTS = "optimizer.safetensors"
+_STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk.
+
+    Attributes:
+        path: its directory.
+        step: optimiser steps done.
+    """
+
+    path: Path
+    step: int
+
+
+def newest(directory: Path) -> Checkpoint | None:
+    """The newest whole checkpoint in a directory; None if there is none."""
+    found = _all(directory)
+    return found[-1] if found else None
+
+
+def write(
+    directory: Path, step: int, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any], *, keep: int
+) -> Checkpoint:
+    """Write a checkpoint and remove the oldest beyond ``keep``.
+
+    Args:
+        directory: of all the checkpoints of a run.
+        step: optimiser steps done.
+        model: only weights that are trained are written.
+        optimizer: AdamW over these weights.
+        state: JSON-able rest.
+        keep: how many stay, at least 1.
+    """
+    aside = directory / f".step-{step:08d}.part"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    save_file({name: weight.detach().cpu().contiguous() for name, weight in trained.items()}, aside / _WEIGHTS)
+    moments: dict[str, Tensor] = {}
+    for name, weight in trained.items():
+        for key, value in optimizer.state.get(weight, {}).items():
+            moments[f"{key}:{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    save_file(moments, aside / _MOMENTS)
+    (aside / _STATE).write_text(json.dumps(dict(state), indent=2) + "\n", encoding="utf-8")
+    for path in aside.iterdir():
+        _sync(path)
+    target = directory / f"step-{step:08d}"
+    shutil.rmtree(target, ignore_errors=True)
+    aside.rename(target)
+    _sync(directory)
+    for old in _all(directory)[:-keep]:
+        shutil.rmtree(old.path, ignore_errors=True)
+    return Checkpoint(target, step)
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Put weights and moments back.
+
+    Args:
+        checkpoint: to read.
+        model: the same model as when it was written.
+        optimizer: over the model's trained weights.
+
+    Returns:
+        The rest of the state.
+
+    Raises:
+        BackboneError: a file is unreadable, or fits another model.
+    """
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    try:
+        weights, moments = load_file(checkpoint.path / _WEIGHTS), load_file(checkpoint.path / _MOMENTS)
+        state = json.loads((checkpoint.path / _STATE).read_text(encoding="utf-8"))
+        if set(weights) != set(trained):
+            raise BackboneError(
+                f"{checkpoint.path}: the checkpoint holds the weights of another model; start a new run"
+            )
+        with torch.no_grad():
+            for name, weight in trained.items():
+                weight.copy_(weights[name])
+        for entry, value in moments.items():
+            key, name = entry.split(":", 1)
+            slot = optimizer.state[trained[name]]
+            slot[key] = value if key == "step" else value.to(trained[name].device)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise BackboneError(
+            f"{checkpoint.path}: the checkpoint cannot be read ({error}); remove it to resume from the one before"
+        ) from error
+    return dict(state)
+
+
+def _all(directory: Path) -> list[Checkpoint]:
+    """Whole checkpoints, oldest first."""
+    if not directory.is_dir():
+        return []
+    named = ((path, _NAME.fullmatch(path.name)) for path in directory.iterdir())
+    return sorted((Checkpoint(path, int(m.group(1))) for path, m in named if m), key=lambda found: found.step)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

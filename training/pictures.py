@@ -1,0 +1,166 @@
+"""Pictures as a vision tower takes them: patches, read once and kept while they fit into memory."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 100_000_000
+"""Larger pictures are refused unread."""
+_SAMPLE_SIDE = 16
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, Image.DecompressionBombError)
+
+
+class ImageProcessor(Protocol):
+    """What is used of an image processor of the Qwen-VL family in transformers."""
+
+    merge_size: int
+    size: Mapping[str, int]
+
+    def __call__(self, *, images: list[Image.Image], return_tensors: str) -> Mapping[str, Any]:
+        """``pixel_values`` (patches, values) and ``image_grid_thw`` (pictures, 3)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One preprocessed picture.
+
+    Attributes:
+        patches: (p, channels · frames · side²) float32.
+        grid: (3,) int64, frames × rows × columns of patches; their product is p.
+    """
+
+    patches: NDArray[np.float32]
+    grid: NDArray[np.int64]
+
+
+class PictureStore:
+    """Preprocessed pictures of a catalogue by item row; a picture that cannot be read is absent, never an error.
+
+    Attributes:
+        unreadable: rows whose picture file exists but cannot be used, with the reason, as far as they were asked for.
+    """
+
+    def __init__(
+        self,
+        image_path: Callable[[int], Path | None],
+        image_processor: ImageProcessor,
+        *,
+        memory_bytes: int,
+    ) -> None:
+        self._image_path = image_path
+        self._processor = image_processor
+        self._left = memory_bytes
+        self._kept: dict[int, Picture | None] = {}
+        self.merge = int(image_processor.merge_size) ** 2
+        self.unreadable: dict[int, str] = {}
+
+    def get(self, row: int) -> Picture | None:
+        """The picture of an item.
+
+        Args:
+            row: item row.
+
+        Returns:
+            Patches, from memory if they are there; None if the item has no readable picture.
+        """
+        if row in self._kept:
+            return self._kept[row]
+        picture = self._read(row)
+        size = 0 if picture is None else picture.patches.nbytes
+        if size <= self._left:
+            self._left -= size
+            self._kept[row] = picture
+        return picture
+
+    def tokens(self, picture: Picture) -> int:
+        """Visual tokens that a picture becomes in a prompt."""
+        return int(picture.grid.prod()) // self.merge
+
+    def _read(self, row: int) -> Picture | None:
+        path = self._image_path(row)
+        if path is None:
+            return None
+        try:
+            opened = open_picture(path, self._processor.size["longest_edge"])
+            made = self._processor(images=[opened], return_tensors="np")
+        except _BROKEN as error:
+            self.unreadable[row] = f"{type(error).__name__}: {error}"[:200]
+            return None
+        return Picture(
+            np.ascontiguousarray(made["pixel_values"], dtype=np.float32),
+            np.asarray(made["image_grid_thw"][0], dtype=np.int64),
+        )
+
+
+def open_picture(path: Path, pixels: int) -> Image.Image:
+    """A picture as RGB, upright, transparency over white, no larger than it will be needed.
+
+    Args:
+        path: any format that Pillow reads; of an animation the first frame.
+        pixels: what the image processor will at most make of it; a much larger picture is shrunk first.
+
+    Raises:
+        OSError: no picture, or a broken one; the other errors of Pillow for damaged files pass through.
+        ValueError: more than 100 megapixels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise ValueError(f"a picture may have {MAX_PIXELS:,} pixels, got {opened.width} × {opened.height}")
+            side = max(64, round(4 * pixels**0.5))
+            opened.draft("RGB", (side, side))
+            picture = ImageOps.exif_transpose(opened)
+            picture.thumbnail((side, side), Image.Resampling.BOX)
+            if picture.mode == "RGB":
+                return picture.copy()
+            layered = picture.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
+
+
+def colour_statistics(
+    image_path: Callable[[int], Path | None], rows: int, *, most: int = 1_000, seed: int = 0
+) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation of red, green and blue over a catalogue.
+
+    Args:
+        image_path: picture file of an item row.
+        rows: number of items.
+        most: a random sample of so many rows is enough.
+        seed: of the sample.
+
+    Returns:
+        Three means and three deviations (at least 0.01) in 0 … 1; None if none of the sampled pictures is readable.
+    """
+    sample = np.random.default_rng(seed).permutation(rows)[:most]
+    pixels = []
+    for row in sorted(sample.tolist()):
+        path = image_path(row)
+        if path is None:
+            continue
+        try:
+            small = open_picture(path, _SAMPLE_SIDE**2).resize((_SAMPLE_SIDE, _SAMPLE_SIDE))
+        except _BROKEN:
+            continue
+        pixels.append(np.asarray(small, dtype=np.float64).reshape(-1, 3) / 255)
+    if not pixels:
+        return None
+    joined = np.concatenate(pixels)
+    return joined.mean(axis=0).round(4).tolist(), np.maximum(joined.std(axis=0), 0.01).round(4).tolist()
+
+
+def preprocessing_hash(image_processor: ImageProcessor, max_text_tokens: int) -> str:
+    """16 hex digits over everything that is done to a picture or text before the model sees it."""
+    names = ("size", "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "resample")
+    settings = {name: str(getattr(image_processor, name, None)) for name in names}
+    settings |= {"version": "1", "max_text_tokens": str(max_text_tokens)}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,261 @@
+"""VlmEmbedder: a vision-language model as an embedder of prompts.
+
+Published (arXiv 2603.17450): the hidden state of a prompt's last token, L2-normalised; LoRA adapters on a pretrained
+backbone. A prompt is padded on the right, so causal attention never sees the padding and needs no mask.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import peft
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from training.backbone import Backbone, load_backbone, read_json
+from training.batches import PromptBatch, PromptGroup
+from training.errors import BackboneError
+from training.pictures import preprocessing_hash
+from training.prompts import prompt_hash
+
+DESCRIPTION_FILE = "vlm2rec.json"
+_ADAPTER = "adapter"
+_FORMAT_VERSION = 1
+
+
+class VlmEmbedder(nn.Module):
+    """Encodes prompts as unit vectors.
+
+    Args:
+        model: a Qwen-VL model, or one with LoRA adapters around it.
+
+    Attributes:
+        model: as given.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The Qwen-VL model itself, adapters in place."""
+        inner = self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
+        return cast("PreTrainedModel", inner)
+
+    @property
+    def dim(self) -> int:
+        """D, the length of the vectors."""
+        return int(self.base.config.get_text_config().hidden_size)
+
+    def forward(self, batch: PromptBatch) -> Tensor:
+        """Vectors of every token to pool.
+
+        Args:
+            batch: on the model's device.
+
+        Returns:
+            (K, D) float32, rows of length 1, in the order of the groups.
+        """
+        seen = None
+        if batch.patches is not None and batch.grids is not None:
+            seen = _VisualTokens.of(self.base, batch.patches, batch.grids)
+        pooled = [self._pool(group, seen) for group in batch.groups]
+        if not pooled:
+            return torch.zeros(0, self.dim, device=self.base.device)
+        return functional.normalize(torch.cat(pooled).float(), dim=1)
+
+    def _pool(self, group: PromptGroup, seen: "_VisualTokens | None") -> Tensor:
+        """(k, D) last hidden state of every token to pool."""
+        options: dict[str, Any] = {}
+        if seen is not None and len(group.visual):
+            options["mm_encoder_outputs"] = {"image": seen.of_group(group)}
+            options["position_ids"] = seen.positions(self.base, group)
+        hidden = self.base(input_ids=group.input_ids, use_cache=False, **options).last_hidden_state
+        pooled: Tensor = hidden[group.pooled[:, 0], group.pooled[:, 1]]
+        return pooled
+
+
+@dataclass(frozen=True)
+class _VisualTokens:
+    """What the vision tower makes of a batch's distinct pictures.
+
+    Attributes:
+        output: of ``get_image_features``, its token lists joined.
+        grids: (k, 3) int64.
+        single: every picture is one token, so that positions simply count up.
+    """
+
+    output: Any
+    grids: Tensor
+    single: bool
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, patches: Tensor, grids: Tensor) -> "_VisualTokens":
+        output = cast("Any", model).get_image_features(patches, grids, return_dict=True)
+        output.pooler_output = torch.cat(tuple(output.pooler_output))
+        merge = int(model.config.vision_config.spatial_merge_size) ** 2
+        return cls(output, grids, bool((grids.prod(dim=1) == merge).all()))
+
+    def of_group(self, group: PromptGroup) -> Any:  # noqa: ANN401 - a class of transformers per family
+        """The tokens that this group shows, as the model takes them in place of pixels."""
+        deep = getattr(self.output, "deepstack_features", None)
+        parts: dict[str, Any] = {"pooler_output": [self.output.pooler_output[group.visual]]}
+        if deep is not None:
+            parts["deepstack_features"] = [[torch.cat(tuple(layer))[group.visual]] for layer in deep]
+        return type(self.output)(**parts)
+
+    def positions(self, model: PreTrainedModel, group: PromptGroup) -> Tensor | None:
+        """(3, n, T) positions in time, height and width; None where counting up is right."""
+        if self.single:
+            return None
+        shown = (group.input_ids == model.config.image_token_id).int()
+        inside = torch.arange(group.input_ids.shape[1], device=shown.device)[None, :] < group.lengths[:, None]
+        positions, _ = cast("Any", model).get_rope_index(
+            group.input_ids, mm_token_type_ids=shown, image_grid_thw=self.grids[group.pictures], attention_mask=inside
+        )
+        return cast("Tensor", positions)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """An embedder with what it needs to read a catalogue.
+
+    Attributes:
+        embedder: the model.
+        backbone: the same model's tokenizer and image processor.
+        max_text_tokens: tokens kept of an item's text.
+        max_history: items of a history that it was trained on.
+        model: JSON-able provenance.
+    """
+
+    embedder: VlmEmbedder
+    backbone: Backbone
+    max_text_tokens: int
+    max_history: int
+    model: dict[str, Any]
+
+
+def adapt(backbone: Backbone, *, rank: int, alpha: int, dropout: float, targets: Sequence[str]) -> nn.Module:
+    """The backbone's model with LoRA adapters (Hu et al., 2021), everything else frozen.
+
+    Args:
+        backbone: pretrained.
+        rank: of the adapters; 0 returns the model itself, every weight trainable.
+        alpha: scale α / rank.
+        dropout: inside the adapters.
+        targets: names of the linear layers.
+
+    Raises:
+        BackboneError: no layer has one of these names.
+    """
+    if rank == 0:
+        return backbone.model
+    settings = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
+    try:
+        return cast("nn.Module", peft.get_peft_model(backbone.model, settings))
+    except ValueError as error:
+        raise BackboneError(f"vlm.lora.targets {list(targets)} fit no layer of this model: {error}") from error
+
+
+def save_embedder(
+    directory: Path, embedder: VlmEmbedder, backbone: Backbone, *, source: str | None, revision: str | None,
+    max_text_tokens: int, max_history: int,
+) -> None:  # fmt: skip
+    """Write a trained embedder; :func:`load_embedder` reads it back.
+
+    Args:
+        directory: made if needed; the description is written last.
+        embedder: with LoRA adapters only these are written, and the backbone is read from ``source`` again.
+        backbone: of the embedder.
+        source: directory or hub id of the pretrained backbone; None if it was made from scratch.
+        revision: of the hub id.
+        max_text_tokens: tokens kept of an item's text.
+        max_history: items of a history that it was trained on.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    adapted = isinstance(embedder.model, peft.PeftModel)
+    if adapted:
+        cast("Any", embedder.model).save_pretrained(directory / _ADAPTER)
+        backbone.save_processors(directory)
+    else:
+        backbone.save(directory)
+    description = {
+        "format": _FORMAT_VERSION,
+        "source": source,
+        "revision": revision,
+        "adapter": adapted,
+        "max_text_tokens": max_text_tokens,
+        "max_history": max_history,
+        "prompts": prompt_hash(),
+    }
+    (directory / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def load_embedder(directory: Path, *, dtype: str = "float32", attention: str = "sdpa") -> Embedding:
+    """Read a trained embedder.
+
+    Args:
+        directory: where :func:`save_embedder` wrote it.
+        dtype: of the weights.
+        attention: implementation of attention in transformers.
+
+    Raises:
+        BackboneError: a part is missing or unreadable, or the prompts have changed since it was trained.
+    """
+    path = directory / DESCRIPTION_FILE
+    if not path.is_file():
+        raise BackboneError(f"{directory}: no trained model here; run `vlm2rec train` first")
+    description = read_json(path)
+    if description.get("format") != _FORMAT_VERSION or description.get("prompts") != prompt_hash():
+        raise BackboneError(
+            f"{directory}: trained with format {description.get('format')!r} and prompts "
+            f"{description.get('prompts')!r}, this version has {_FORMAT_VERSION} and {prompt_hash()!r}; train again"
+        )
+    adapted = bool(description.get("adapter"))
+    source = str(description.get("source")) if adapted else directory
+    backbone = load_backbone(
+        source, revision=description.get("revision") if adapted else None, dtype=dtype, attention=attention
+    )
+    model: nn.Module = backbone.model
+    if adapted:
+        processors = load_processors(directory, backbone)
+        backbone = processors
+        try:
+            model = peft.PeftModel.from_pretrained(backbone.model, directory / _ADAPTER)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise BackboneError(
+                f"{directory / _ADAPTER}: the adapters cannot be loaded ({error}); train again"
+            ) from error
+    limits = int(description["max_text_tokens"]), int(description["max_history"])
+    provenance = {
+        "kind": "vlm",
+        "id": description.get("source") or f"{backbone.model.config.model_type} from scratch",
+        "revision": description.get("revision"),
+        "weights": weights_hash(directory),
+        "prompts": prompt_hash(),
+        "preprocessing": preprocessing_hash(backbone.image_processor, limits[0]),
+    }
+    return Embedding(VlmEmbedder(model), backbone, *limits, provenance)
+
+
+def load_processors(directory: Path, backbone: Backbone) -> Backbone:
+    """The same model with the image processor that was saved beside its adapters."""
+    settings = read_json(directory / "preprocessor_config.json")
+    backbone.image_processor.size = settings["size"]
+    return backbone
+
+
+def weights_hash(directory: Path) -> str:
+    """16 hex digits over every ``safetensors`` file below a directory."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.rglob("*.safetensors")):
+        digest.update(path.relative_to(directory).as_posix().encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
