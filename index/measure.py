@@ -6,6 +6,7 @@ Recall is counted by score: a row found is right when its score reaches that of 
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ PLAIN = "plain"
 
 _SMALLEST_SAMPLE = 8  # queries of one kind in one band of skew, below which its mean decides nothing
 _FIRST_EFFORT = {"flat": 1, "hnsw": 32, "ivf": 4}
+_CEILING = {"flat": 1, "hnsw": 4096, "ivf": 65_536}
+_SLACK = 0.01  # how far a whole kind of query may stay below the target, so that the everyday ones stay cheap
 _TIMED_QUERIES = 200
 
 
@@ -132,7 +135,8 @@ def calibrate(
     """The least effort per band of skew that reaches a recall for every kind of query in the band.
 
     Effort is raised by a quarter at a time from a small start until each kind's mean recall reaches the target; at the
-    latest a full scan does. The first band holds 95 % of the plain queries and is measured on them alone.
+    latest a full scan does. The first band holds 95 % of the plain queries and is measured on them alone; should that
+    leave another kind more than 0.01 below the target, all bands rise together.
 
     Args:
         index_kind: flat, hnsw or ivf.
@@ -162,7 +166,21 @@ def calibrate(
         if members or edge == edges[-1]:
             measured[edge] = effort
     # A band without queries takes the effort of the next one, as searchsorted skips it.
-    return Effort(typical, tuple(measured.items()), per_k)
+    found = Effort(typical, tuple(measured.items()), per_k)
+    while any(value != SCAN for _, value in found.bands) and not _holds(make_searcher(found), exact, target - _SLACK):
+        found = replace(found, bands=tuple((edge, _raised(index_kind, value)) for edge, value in found.bands))
+    return found
+
+
+def _holds(searcher: Searcher, exact: Exact, floor: float) -> bool:
+    """Whether every kind of query as a whole reaches a recall, those in the first band included."""
+    return all(exact.recall(searcher, kind) >= floor for kind in exact.kinds)
+
+
+def _raised(kind: IndexKind, effort: int) -> int:
+    """A quarter more effort; :data:`SCAN` beyond the ceiling, and for ever after."""
+    more = effort + max(1, effort // 4)
+    return SCAN if effort == SCAN or more > _CEILING[kind] else more
 
 
 def _climb(
@@ -175,15 +193,14 @@ def _climb(
     target: float,
 ) -> int:
     """Raise the effort by a quarter until every kind reaches the target; :data:`SCAN` when nothing else does."""
-    ceiling = 4096 if kind == "hnsw" else 65_536
     waiting = dict(members)
-    while effort <= ceiling:
+    while effort != SCAN:
         searcher = make_searcher(Effort(typical, ((1.0, effort),), exact.k + OVER_FETCH))
         waiting = {name: chosen for name, chosen in waiting.items() if exact.recall(searcher, name, chosen) < target}
         if not waiting:
-            return effort
-        effort += max(1, effort // 4)
-    return SCAN
+            break
+        effort = _raised(kind, effort)
+    return effort
 
 
 def latency_ms(searcher: Searcher, queries: NDArray[np.float32], k: int) -> dict[str, float]:

@@ -13,15 +13,16 @@ LAYOUT = SlotLayout((Slot("text", 2), Slot("image", 2)))
 class Gradual:
     """Finds the best k, but loses the last ones unless its effort reaches ``needed`` for the query's skew."""
 
-    def __init__(self, vectors, effort, needed):
-        self.vectors, self.effort, self.needed = vectors, effort, needed
+    def __init__(self, vectors, effort, needed, hopeless=False):
+        self.vectors, self.effort, self.needed, self.hopeless = vectors, effort, needed, hopeless
 
     def search(self, queries, k, allowed=None):
         scores = queries @ self.vectors.T
         rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         found = np.take_along_axis(scores, rows, axis=1)
         image_only = np.abs(queries[:, :2]).sum(axis=1) == 0
-        short = self.effort.of(queries, LAYOUT) < np.where(image_only, *self.needed)
+        effort = self.effort.of(queries, LAYOUT)
+        short = (effort < np.where(image_only, *self.needed)) & ((effort != SCAN) | self.hopeless)
         found[short, k // 2 :] = -np.inf
         return rows, found.astype(np.float32)
 
@@ -66,6 +67,29 @@ def test_what_no_effort_reaches_is_scanned(exact):
     assert effort.bands[-1] == (1.0, SCAN)
 
 
+def test_what_the_first_band_spares_is_made_up_for(exact):
+    """Here 'image x3' needs much more than plain queries of the same skew, so all bands rise together."""
+    answers, vectors = exact
+
+    class Picky(Gradual):
+        def search(self, queries, k, allowed=None):
+            rows, found = Gradual.search(self, queries, k)
+            tripled = np.abs(queries[:, 2:]).max(axis=1) > 1000  # plain components stay below
+            found[tripled & (self.effort.of(queries, LAYOUT) < 100), k // 2 :] = -np.inf
+            return rows, found
+
+    effort = calibrate("hnsw", lambda tried: Picky(vectors, tried, (40, 40)), answers, 0.97, lambda _: None)
+    final = Picky(vectors, effort, (40, 40))
+    assert effort.bands[0][1] >= 100
+    assert min(answers.recall(final, kind) for kind in answers.kinds) >= 0.96
+
+
+def test_an_index_that_never_gets_there_ends_at_scans(exact):
+    answers, vectors = exact
+    effort = calibrate("ivf", lambda tried: Gradual(vectors, tried, (9**9, 9**9), True), answers, 0.97, lambda _: None)
+    assert {value for _, value in effort.bands} == {SCAN}
+
+
 def test_flat_needs_no_effort(exact):
     answers, vectors = exact
     effort = calibrate("flat", lambda tried: Gradual(vectors, tried, (0, 0)), answers, 0.97, lambda _: None)
@@ -76,8 +100,8 @@ def test_recall_by_hand(exact):
     answers, vectors = exact
     effort = calibrate("flat", lambda tried: Gradual(vectors, tried, (0, 0)), answers, 0.97, lambda _: None)
     assert answers.recall(Gradual(vectors, effort, (0, 0)), PLAIN) == 1.0
-    assert answers.recall(Gradual(vectors, effort, (1, 1)), PLAIN) == 0.5  # half of each answer is lost
-    assert answers.recall(Gradual(vectors, effort, (1, 1)), PLAIN, np.array([3])) == 0.5
+    assert answers.recall(Gradual(vectors, effort, (1, 1), hopeless=True), PLAIN) == 0.5  # half of each answer is lost
+    assert answers.recall(Gradual(vectors, effort, (1, 1), hopeless=True), PLAIN, np.array([3])) == 0.5
 
 
 def test_equal_scores_are_not_held_against_the_index():
