@@ -6,7 +6,7 @@ import pytest
 from pydantic import SecretStr
 
 from service.errors import SettingsError
-from service.settings import Settings, load_settings
+from service.settings import load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -87,18 +87,3 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_settings(registry="r", redis_url="redis://:hunter2@host", api_keys="0123456789abcdef")
     assert "hunter2" not in repr(settings)
     assert "0123456789abcdef" not in repr(settings)
-
-
-def test_the_documentation_lists_every_setting_with_its_default() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
-    table = {cells[1]: cells[2:4] for line in page.splitlines() if len(cells := line.split("|")) > 3}
-    documented = {name.strip().strip("`"): [cell.strip() for cell in cells] for name, cells in table.items()}
-    for name, field in Settings.model_fields.items():
-        default, description = documented[f"VLM2REC_{name.upper()}"]
-        assert description == field.description
-        if field.is_required():
-            assert default == ""
-            continue
-        value = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
-        assert default == ("none" if value == () else f"`{value}`")
-    assert len(documented) == len(Settings.model_fields) + 2  # the head and the line below it
