@@ -56,6 +56,12 @@ class Draft:
         blocks = [self.table.layout.present(self.vectors[start : start + _BLOCK_ROWS]) for start in starts]
         return np.concatenate(blocks)
 
+    @property
+    def presence(self) -> dict[str, int]:
+        """Items per slot."""
+        counts = self.present.sum(axis=0)
+        return {name: int(count) for name, count in zip(self.table.layout.names, counts, strict=True)}
+
     def searcher(self, effort: Effort, threads: int) -> Searcher:
         """A searcher over the index file with an effort."""
         loaded = CpuIndex(self.directory / FAISS_FILE, threads=threads)
@@ -87,9 +93,8 @@ def write_report(
         IndexSpecError: the evaluation is no JSON.
     """
     spec, layout = draft.spec, draft.table.layout
-    presence = dict(zip(layout.names, (int(count) for count in draft.present.sum(axis=0)), strict=True))
     queries = probe_queries(draft.encoder, draft.vectors, draft.indexed, draft.probes, spec.probes)
-    kinds = query_kinds(queries, layout, presence)
+    kinds = query_kinds(queries, layout, draft.presence)
     exact = Exact(
         kinds, draft.vectors, draft.indexed, layout, spec.recall_k, lambda share: progress("exact answers", share)
     )
@@ -112,12 +117,7 @@ def write_report(
         min_recall=spec.min_recall,
     )
     report = {
-        "items": {
-            "total": len(draft.table),
-            "indexed": int(draft.indexed.sum()),
-            "with_slot": presence,
-            "with_all_slots": int(draft.present.all(axis=1).sum()),
-        },
+        "items": _item_counts(draft),
         "index": record.model_dump(mode="json"),
         "index_bytes": (draft.directory / FAISS_FILE).stat().st_size,
         "search_ms": {name: latency_ms(searcher, asked, exact.k) for name, asked in kinds.items()},
@@ -127,6 +127,15 @@ def write_report(
     }
     _write_json(draft.directory / REPORT_FILE, report)
     return record
+
+
+def _item_counts(draft: Draft) -> dict[str, Any]:
+    return {
+        "total": len(draft.table),
+        "indexed": int(draft.indexed.sum()),
+        "with_slot": draft.presence,
+        "with_all_slots": int(draft.present.all(axis=1).sum()),
+    }
 
 
 def _write_json(path: Path, report: Mapping[str, Any]) -> None:
