@@ -32,7 +32,8 @@ from service.problems import (
 )
 from service.recommender import Recommender
 from service.redis_sessions import RedisSessions
-from service.routes import Routes, Services, age_s
+from service.rendering import age_s
+from service.routes import Routes, Services
 from service.settings import Settings, load_settings
 
 _DESCRIPTION = """
@@ -67,16 +68,7 @@ def create_app(settings: Settings | None = None, *, bundle: Bundle | None = None
     log = logger()
     metrics = Metrics()
     current = CurrentBundle()
-    histories = RedisSessions(
-        settings.redis_url.get_secret_value(),
-        history_cap=settings.history_cap,
-        ttl_s=settings.history_ttl_days * 86_400,
-        stream_cap=settings.stream_cap,
-        event_ids_cap=settings.event_ids_cap,
-        timeout_s=settings.redis_timeout_ms / 1000.0,
-        prefix=settings.redis_prefix,
-        on_error=metrics.redis_error,
-    )
+    histories = _open_histories(settings, metrics)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -111,6 +103,19 @@ def create_app(settings: Settings | None = None, *, bundle: Bundle | None = None
     Routes(services).register(app)
     _answer_problems(app, settings.retry_after_s)
     return app
+
+
+def _open_histories(settings: Settings, metrics: Metrics) -> RedisSessions:
+    return RedisSessions(
+        settings.redis_url.get_secret_value(),
+        history_cap=settings.history_cap,
+        ttl_s=settings.history_ttl_days * 86_400,
+        stream_cap=settings.stream_cap,
+        event_ids_cap=settings.event_ids_cap,
+        timeout_s=settings.redis_timeout_ms / 1000.0,
+        prefix=settings.redis_prefix,
+        on_error=metrics.redis_error,
+    )
 
 
 def load_current(settings: Settings) -> Bundle:

@@ -38,18 +38,17 @@ def operation(
     return extra
 
 
-def answers(model: type[BaseModel] | None, *problems: int, status: int = 200) -> dict[int | str, dict[str, Any]]:
+def answers(model: type[BaseModel] | None, *problems: int) -> dict[int | str, dict[str, Any]]:
     """The documented answers of an operation, for its ``responses``.
 
     Args:
-        model: of the answer; None: it has no body.
+        model: of the answer; None: 204 without a body.
         problems: statuses of the problems that it can answer besides those of every route.
-        status: of the answer.
     """
     success: dict[str, Any] = {"description": "Answered." if model else "Done.", "headers": _HEADERS}
     if model is not None:
         success["content"] = {"application/json": {"schema": _reference(model)}}
-    documented: dict[int | str, dict[str, Any]] = {status: success}
+    documented: dict[int | str, dict[str, Any]] = {204 if model is None else 200: success}
     for problem in sorted({*problems, *_ALWAYS}):
         titles = dict.fromkeys(kind.title for kind in KINDS if kind.status == problem)
         documented[problem] = {

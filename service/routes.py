@@ -2,22 +2,18 @@
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from time import time
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-import numpy as np
-import orjson
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from structlog.typing import FilteringBoundLogger
 
 from index.bundle import Bundle
-from index.manifest import REPORT_FILE
 from service import schemas
 from service.answers import Answer, Query, Strategy
 from service.auth import KeyRing
@@ -29,12 +25,11 @@ from service.metrics import CONTENT_TYPE, Metrics
 from service.openapi import answers, operation, path_parameter, query_parameters
 from service.ports import Event, HistoryStore
 from service.recommender import Recommender
+from service.rendering import age_s, found_items, item_of, json_response, report_of
 from service.trace import Trace
 
 _KEY_PROBLEMS = (401, 403, 422, 503)
 _BODY_PROBLEMS = (400, 413, 415, *_KEY_PROBLEMS)
-_ITEM_ID = path_parameter("item_id", "Percent-encoded, a slash too.")
-_USER_ID = path_parameter("user_id", "Percent-encoded, a slash too.")
 _USER_ADAPTER: TypeAdapter[str] = TypeAdapter(schemas.Id)
 
 
@@ -62,11 +57,54 @@ class Services:
 
 
 class _DirectRoute(APIRoute):
-    """A route whose handler takes the request and gives the response itself: a third of the work of FastAPI's own."""
+    """A route whose handler takes the request and gives the response itself, for half the work of FastAPI's own."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler itself."""
         return self.endpoint
+
+
+class _Route(NamedTuple):
+    """One row of the table of routes.
+
+    Attributes:
+        method: HTTP method.
+        path: template.
+        handler: name of the method of `Routes`.
+        tag: group in the documentation.
+        answer: model of the answer; None: 204 without a body.
+        problems: statuses of its problems, besides those of every route.
+        extra: what `service.openapi.operation` says of body and parameters.
+    """
+
+    method: str
+    path: str
+    handler: str
+    tag: str
+    answer: type[BaseModel] | None
+    problems: tuple[int, ...] = _KEY_PROBLEMS
+    extra: dict[str, Any] | None = None
+
+
+_RECOMMEND = operation(body=schemas.RecommendRequest)
+_SIMILAR = operation(body=schemas.SimilarRequest)
+_EVENTS = operation(body=(schemas.EventRequest, schemas.EventsRequest))
+_USER = operation(parameters=[path_parameter("user_id", "Percent-encoded, a slash too.")])
+_ITEM = operation(parameters=[path_parameter("item_id", "Percent-encoded, a slash too.")])
+_PAGE = operation(parameters=query_parameters(schemas.ItemsQuery))
+
+_ROUTES = (
+    _Route("POST", "/recommend", "recommend", "recommend", schemas.RecommendAnswer, _BODY_PROBLEMS, _RECOMMEND),
+    _Route("POST", "/similar", "similar", "recommend", schemas.RecommendAnswer, (404, *_BODY_PROBLEMS), _SIMILAR),
+    _Route("POST", "/events", "store_events", "users", schemas.StoredAnswer, _BODY_PROBLEMS, _EVENTS),
+    _Route("GET", "/users/{user_id}/history", "history", "users", schemas.HistoryAnswer, extra=_USER),
+    _Route("DELETE", "/users/{user_id}", "erase_user", "users", None, extra=_USER),
+    _Route("GET", "/items", "items", "catalogue", schemas.ItemsAnswer, extra=_PAGE),
+    _Route("GET", "/items/{item_id}", "item", "catalogue", schemas.ItemAnswer, (404, *_KEY_PROBLEMS), _ITEM),
+    _Route("GET", "/bundle", "bundle", "catalogue", schemas.BundleAnswer),
+    _Route("GET", "/livez", "live", "operations", schemas.Health, ()),
+    _Route("GET", "/readyz", "ready", "operations", schemas.Health, (503,)),
+)
 
 
 class Routes:
@@ -82,74 +120,17 @@ class Routes:
     def register(self, app: FastAPI) -> None:
         """Add all routes with their documentation."""
         app.router.route_class = _DirectRoute
-        add = app.add_api_route
-        add(
-            "/recommend",
-            self.recommend,
-            methods=["POST"],
-            tags=["recommend"],
-            responses=answers(schemas.RecommendAnswer, *_BODY_PROBLEMS),
-            openapi_extra=operation(body=schemas.RecommendRequest),
-        )
-        add(
-            "/similar",
-            self.similar,
-            methods=["POST"],
-            tags=["recommend"],
-            responses=answers(schemas.RecommendAnswer, 404, *_BODY_PROBLEMS),
-            openapi_extra=operation(body=schemas.SimilarRequest),
-        )
-        add(
-            "/events",
-            self.store_events,
-            methods=["POST"],
-            tags=["users"],
-            responses=answers(schemas.StoredAnswer, *_BODY_PROBLEMS),
-            openapi_extra=operation(body=(schemas.EventRequest, schemas.EventsRequest)),
-        )
-        add(
-            "/users/{user_id}/history",
-            self.history,
-            methods=["GET"],
-            tags=["users"],
-            responses=answers(schemas.HistoryAnswer, *_KEY_PROBLEMS),
-            openapi_extra=operation(parameters=[_USER_ID]),
-        )
-        add(
-            "/users/{user_id}",
-            self.erase_user,
-            methods=["DELETE"],
-            status_code=204,
-            tags=["users"],
-            responses=answers(None, *_KEY_PROBLEMS, status=204),
-            openapi_extra=operation(parameters=[_USER_ID]),
-        )
-        add(
-            "/items",
-            self.items,
-            methods=["GET"],
-            tags=["catalogue"],
-            responses=answers(schemas.ItemsAnswer, *_KEY_PROBLEMS),
-            openapi_extra=operation(parameters=query_parameters(schemas.ItemsQuery)),
-        )
-        add(
-            "/items/{item_id}",
-            self.item,
-            methods=["GET"],
-            tags=["catalogue"],
-            responses=answers(schemas.ItemAnswer, 404, *_KEY_PROBLEMS),
-            openapi_extra=operation(parameters=[_ITEM_ID]),
-        )
-        add(
-            "/bundle",
-            self.bundle,
-            methods=["GET"],
-            tags=["catalogue"],
-            responses=answers(schemas.BundleAnswer, *_KEY_PROBLEMS),
-        )
-        add("/livez", self.live, methods=["GET"], tags=["operations"], responses=answers(schemas.Health))
-        add("/readyz", self.ready, methods=["GET"], tags=["operations"], responses=answers(schemas.Health, 503))
-        add("/metrics", self.metrics, methods=["GET"], tags=["operations"], include_in_schema=False)
+        for route in _ROUTES:
+            app.add_api_route(
+                route.path,
+                getattr(self, route.handler),
+                methods=[route.method],
+                status_code=200 if route.answer is not None else 204,
+                tags=[route.tag],
+                responses=answers(route.answer, *route.problems),
+                openapi_extra=route.extra,
+            )
+        app.add_api_route("/metrics", self.metrics, methods=["GET"], include_in_schema=False)
 
     async def recommend(self, request: Request) -> Response:
         """Recommend items to a user, or for a list of items, oldest first."""
@@ -193,7 +174,7 @@ class Routes:
         trace.lap("store")
         duplicates = len(events) - stored
         self._services.metrics.events(stored=stored, duplicates=duplicates)
-        return _json({"stored": stored, "duplicates": duplicates})
+        return json_response({"stored": stored, "duplicates": duplicates})
 
     async def history(self, request: Request) -> Response:
         """The kept history of a user, newest last."""
@@ -202,7 +183,7 @@ class Routes:
         entries = await self._services.histories.entries(user_id)
         trace.lap("history")
         steps = [{"item_id": entry.item_id, "timestamp": entry.timestamp, "type": entry.type} for entry in entries]
-        return _json({"user_id": user_id, "items": steps})
+        return json_response({"user_id": user_id, "items": steps})
 
     async def erase_user(self, request: Request) -> Response:
         """Erase all that is kept of a user; one that was never seen is no error."""
@@ -217,8 +198,8 @@ class Routes:
         page = _page(request)
         end = min(page.cursor + page.limit, len(bundle))
         events = int(bundle.popularity.sum())
-        found = [_item(bundle, row, events) for row in range(page.cursor, end)]
-        return _json({"bundle": bundle.id, "items": found, "next": end if end < len(bundle) else None})
+        found = [item_of(bundle, row, events) for row in range(page.cursor, end)]
+        return json_response({"bundle": bundle.id, "items": found, "next": end if end < len(bundle) else None})
 
     async def item(self, request: Request) -> Response:
         """One item of the current bundle."""
@@ -227,12 +208,12 @@ class Routes:
         row = bundle.ids.row(item_id)
         if row is None:
             raise UnknownItem(f"item_id must be in bundle {bundle.id}; received {shown(item_id)}")
-        return _json(_item(bundle, row, int(bundle.popularity.sum())))
+        return json_response(item_of(bundle, row, int(bundle.popularity.sum())))
 
     async def bundle(self, request: Request) -> Response:
         """What answers now: manifest, report and age of the bundle."""
         _, bundle = self._admit(request)
-        return _json(
+        return json_response(
             {
                 "bundle": bundle.id,
                 "age_seconds": age_s(bundle),
@@ -240,19 +221,19 @@ class Routes:
                 "slots": {slot.name: slot.dim for slot in bundle.layout.slots},
                 "max_history": bundle.max_history,
                 "manifest": bundle.manifest.model_dump(mode="json"),
-                "report": _report(bundle),
+                "report": report_of(bundle),
             }
         )
 
     async def live(self, _request: Request) -> Response:
         """Whether the process is up."""
-        return _json({"status": "up"})
+        return json_response({"status": "up"})
 
     async def ready(self, _request: Request) -> Response:
         """Whether a bundle is loaded and warm; with Redis down it is ready but degraded."""
         bundle = self._services.current.get()
         redis = "up" if await self._services.histories.alive() else "down"
-        return _json({"status": "ready", "bundle": bundle.id, "redis": redis})
+        return json_response({"status": "ready", "bundle": bundle.id, "redis": redis})
 
     async def metrics(self, _request: Request) -> Response:
         """Metrics in Prometheus' text format."""
@@ -276,7 +257,7 @@ class Routes:
             "degraded": answer.degraded,
             "history_used": answer.history_used,
             "unknown_items": answer.unknown_items,
-            "items": _found(bundle, wish, answer),
+            "items": found_items(bundle, answer, explain=wish.explain, fields=wish.fields),
         }
         self._services.metrics.recommended(
             strategy=answer.strategy,
@@ -288,26 +269,9 @@ class Routes:
         )
         if answer.trouble is not None:
             self._services.log.error("encoder failed", request_id=trace.request_id, reason=answer.trouble)
-        response = _json(body)
+        response = json_response(body)
         trace.lap("write")
         return response
-
-
-def age_s(bundle: Bundle) -> float:
-    """Seconds since a bundle was built."""
-    return max((datetime.now(UTC) - bundle.manifest.created).total_seconds(), 0.0)
-
-
-def _report(bundle: Bundle) -> Any:  # noqa: ANN401 - any JSON value
-    """The report in the bundle's directory; None if the directory was pruned meanwhile."""
-    try:
-        return orjson.loads((bundle.path / REPORT_FILE).read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return None
-
-
-def _json(value: Any) -> Response:  # noqa: ANN401 - any JSON-able value
-    return Response(orjson.dumps(value), media_type="application/json")
 
 
 def _weighted(item: str | schemas.WeightedItem) -> tuple[str, float]:
@@ -326,23 +290,6 @@ def _common(wish: schemas.Wish) -> dict[str, Any]:
         "refuse_unknown": wish.unknown_items == "error",
         "deadline_ms": wish.deadline_ms,
     }
-
-
-def _found(bundle: Bundle, wish: schemas.Wish, answer: Answer) -> list[dict[str, Any]]:
-    rows = answer.rows.tolist()
-    items = [
-        {"item_id": bundle.ids.id(row), "score": score} for row, score in zip(rows, answer.scores.tolist(), strict=True)
-    ]
-    if wish.explain:
-        parts = None if answer.contributions is None else answer.contributions.tolist()
-        nearest = None if answer.nearest is None else answer.nearest.tolist()
-        for place, item in enumerate(items):
-            item["contributions"] = None if parts is None else dict(zip(bundle.layout.names, parts[place], strict=True))
-            item["nearest_history_item"] = None if nearest is None else bundle.ids.id(nearest[place])
-    if wish.fields is not None:
-        for row, item in zip(rows, items, strict=True):
-            item["fields"] = bundle.fields(row, wish.fields)
-    return items
 
 
 def _event(event: schemas.EventRequest, now: float) -> Event:
@@ -375,13 +322,3 @@ def _user_id(request: Request) -> str:
 
 def _page(request: Request) -> schemas.ItemsQuery:
     return validate(schemas.ItemsQuery, dict(request.query_params))
-
-
-def _item(bundle: Bundle, row: int, events: int) -> dict[str, Any]:
-    present = bundle.layout.present(bundle.vectors(np.array([row])))[0].tolist()
-    return {
-        "item_id": bundle.ids.id(row),
-        "fields": bundle.fields(row, None),
-        "slots": [name for name, has in zip(bundle.layout.names, present, strict=True) if has],
-        "popularity": int(bundle.popularity[row]) / max(events, 1),
-    }

@@ -1,0 +1,72 @@
+"""Rendering: from rows and scores to what goes out."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import orjson
+from starlette.responses import Response
+
+from index.bundle import Bundle
+from index.manifest import REPORT_FILE
+from service.answers import Answer
+
+
+def age_s(bundle: Bundle) -> float:
+    """Seconds since a bundle was built."""
+    return max((datetime.now(UTC) - bundle.manifest.created).total_seconds(), 0.0)
+
+
+def report_of(bundle: Bundle) -> Any:  # noqa: ANN401 - any JSON value
+    """The report in the bundle's directory; None if the directory was pruned meanwhile."""
+    try:
+        return orjson.loads((bundle.path / REPORT_FILE).read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+
+
+def json_response(value: Any) -> Response:  # noqa: ANN401 - any JSON-able value
+    """A 200 with a JSON body; numbers that are not finite become null."""
+    return Response(orjson.dumps(value), media_type="application/json")
+
+
+def found_items(bundle: Bundle, answer: Answer, *, explain: bool, fields: list[str] | None) -> list[dict[str, Any]]:
+    """The items of an answer, best first.
+
+    Args:
+        bundle: the one that answered.
+        answer: rows and scores.
+        explain: with contributions and the nearest history item, null where the answer has none.
+        fields: metadata to add; None adds none.
+    """
+    rows = answer.rows.tolist()
+    items = [
+        {"item_id": bundle.ids.id(row), "score": score} for row, score in zip(rows, answer.scores.tolist(), strict=True)
+    ]
+    if explain:
+        parts = None if answer.contributions is None else answer.contributions.tolist()
+        nearest = None if answer.nearest is None else answer.nearest.tolist()
+        for place, item in enumerate(items):
+            item["contributions"] = None if parts is None else dict(zip(bundle.layout.names, parts[place], strict=True))
+            item["nearest_history_item"] = None if nearest is None else bundle.ids.id(nearest[place])
+    if fields is not None:
+        for row, item in zip(rows, items, strict=True):
+            item["fields"] = bundle.fields(row, fields)
+    return items
+
+
+def item_of(bundle: Bundle, row: int, events: int) -> dict[str, Any]:
+    """One item of the catalogue.
+
+    Args:
+        bundle: which catalogue.
+        row: of the item.
+        events: all training events, for the item's share.
+    """
+    present = bundle.layout.present(bundle.vectors(np.array([row])))[0].tolist()
+    return {
+        "item_id": bundle.ids.id(row),
+        "fields": bundle.fields(row, None),
+        "slots": [name for name, has in zip(bundle.layout.names, present, strict=True) if has],
+        "popularity": int(bundle.popularity[row]) / max(events, 1),
+    }
