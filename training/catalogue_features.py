@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
-from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.utils.extmath import randomized_svd
 
 from index.slots import IMAGE, TEXT
 from training.embeddings import Embeddings
@@ -97,7 +97,7 @@ def embed_texts(texts: Sequence[str | None], dim: int, *, seed: int) -> NDArray[
         reduced = terms.toarray()
     else:
         size = min(dim, terms.shape[1] - 1)
-        reduced = TruncatedSVD(size, n_iter=4, random_state=seed).fit_transform(terms)
+        reduced = _principal(terms, size, seed)
     return _place(reduced, rows, len(texts))
 
 
@@ -133,8 +133,14 @@ def embed_pictures(
     features = np.concatenate(blocks, axis=1)
     size = min(dim, *features.shape)
     if size < min(features.shape):
-        features = TruncatedSVD(size, n_iter=4, random_state=seed).fit_transform(features)
+        features = _principal(features, size, seed)
     return _place(features, rows, len(paths))
+
+
+def _principal(matrix: object, size: int, seed: int) -> NDArray[np.floating]:
+    """(rows, size): rows in the coordinates of the largest singular directions."""
+    left, values, _ = randomized_svd(matrix, size, n_iter=4, random_state=seed)
+    return np.asarray(left * values)
 
 
 def _equal_weight(block: NDArray[np.float32]) -> NDArray[np.float32]:
