@@ -167,7 +167,7 @@ def _read_shard(path: Path, mark: str) -> Vectors | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if str(stored["mark"]) != mark:
                 return None
             return {name: stored[name] for name in MODALITIES}

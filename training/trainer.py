@@ -127,7 +127,7 @@ class _Run:
         if config.vlm.model is not None:
             model = adapt(backbone, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets)
         if config.vlm.activation_checkpointing:
-            cast("Any", backbone.model).gradient_checkpointing_enable({"use_reentrant": False})
+            cast("Any", backbone.model).activation_checkpointing_enable({"use_reentrant": False})
         self.embedder = VlmEmbedder(model)
         self._optimizer = torch.optim.AdamW(_weight_groups(self.embedder, options.weight_decay, options.vision_rate))
         self._accelerator = Accelerator(mixed_precision=options.precision)

@@ -4,9 +4,11 @@ Published (arXiv 2603.17450): the hidden state of a prompt's last token, L2-norm
 backbone. A prompt is padded on the right, so causal attention never sees the padding and needs no mask.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -158,7 +160,8 @@ def adapt(backbone: Backbone, *, rank: int, alpha: int, dropout: float, targets:
         return backbone.model
     settings = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
     try:
-        return cast("nn.Module", peft.get_peft_model(backbone.model, settings))
+        with _without_notices():
+            return cast("nn.Module", peft.get_peft_model(backbone.model, settings))
     except ValueError as error:
         raise BackboneError(f"vlm.lora.targets {list(targets)} fit no layer of this model: {error}") from error
 
@@ -227,7 +230,8 @@ def load_embedder(directory: Path, *, dtype: str = "float32", attention: str = "
         processors = load_processors(directory, backbone)
         backbone = processors
         try:
-            model = peft.PeftModel.from_pretrained(backbone.model, directory / _ADAPTER)
+            with _without_notices():
+                model = peft.PeftModel.from_pretrained(backbone.model, directory / _ADAPTER)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise BackboneError(
                 f"{directory / _ADAPTER}: the adapters cannot be loaded ({error}); train again"
@@ -242,6 +246,14 @@ def load_embedder(directory: Path, *, dtype: str = "float32", attention: str = "
         "preprocessing": preprocessing_hash(backbone.image_processor, limits[0]),
     }
     return Embedding(VlmEmbedder(model), backbone, *limits, provenance)
+
+
+@contextlib.contextmanager
+def _without_notices() -> Iterator[None]:
+    """Without peft's use of names that transformers will drop."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        yield
 
 
 def load_processors(directory: Path, backbone: Backbone) -> Backbone:

@@ -1,0 +1,111 @@
+"""A small shop with every kind of gap, and models small enough to train in a second."""
+
+import csv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.backbone import Backbone, load_backbone, make_backbone
+from training.config import RunConfig, load_config
+from training.dataset import Dataset, load_dataset
+from training.sequences import Sequences, leave_one_out
+
+COLOURS = ("crimson", "teal", "amber", "violet", "olive", "coral")
+SHOP_ITEMS = 30
+NO_TEXT, NO_PICTURE, BROKEN_PICTURE, NOTHING = 3, 4, 5, 6
+SMALL: dict[str, Any] = {
+    "vlm.scratch.vocabulary": 320,
+    "vlm.scratch.hidden_size": 16,
+    "vlm.scratch.heads": 2,
+    "vlm.scratch.layers": 1,
+    "vlm.scratch.intermediate_size": 16,
+    "vlm.scratch.vision_hidden_size": 16,
+    "vlm.scratch.vision_heads": 2,
+    "vlm.scratch.vision_layers": 1,
+    "vlm.scratch.vision_intermediate_size": 16,
+    "vlm.scratch.patch_size": 4,
+    "vlm.min_picture_pixels": 64,
+    "vlm.max_picture_pixels": 64,
+    "vlm.max_text_tokens": 6,
+    "train.batch_size": 6,
+    "train.max_history": 4,
+    "train.steps": 6,
+    "train.log_every": 1,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def shop_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 items in 6 colours, told by text and picture alike; 40 users who stay with one colour."""
+    directory = tmp_path_factory.mktemp("shop")
+    (directory / "images").mkdir()
+    rng = np.random.default_rng(0)
+    with (directory / "items.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["item_id", "title", "text", "image"])
+        for row in range(SHOP_ITEMS):
+            colour = row % len(COLOURS)
+            pixels = np.full((16, 16, 3), 255 * np.eye(6)[colour][:3] + 40 * (colour > 2), dtype=np.float64)
+            pixels += rng.normal(0, 8, pixels.shape)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(directory / "images" / f"{row}.png")
+            text = "" if row in {NO_TEXT, NOTHING} else f"{COLOURS[colour]} thing {row}"
+            picture = "" if row in {NO_PICTURE, NOTHING} else f"images/{row}.png"
+            writer.writerow([f"i{row:02d}", text, text, picture])
+    (directory / "images" / f"{BROKEN_PICTURE}.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    with (directory / "interactions.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["user_id", "item_id", "timestamp"])
+        for user in range(40):
+            for place in range(6 + user % 3):
+                row = (user % 6) + 6 * int(rng.integers(0, 5))
+                writer.writerow([f"u{user}", f"i{row:02d}", 1_000_000 + 60 * place])
+    return directory
+
+
+@pytest.fixture(scope="session")
+def shop(shop_directory: Path) -> Dataset:
+    return load_dataset(shop_directory)
+
+
+@pytest.fixture(scope="session")
+def shop_train(shop: Dataset) -> Sequences:
+    return leave_one_out(Sequences.from_interactions(shop.interactions, shop.item_ids())).train
+
+
+@pytest.fixture
+def small() -> Callable[..., RunConfig]:
+    """A configuration of the smallest sensible model; keywords with ``__`` for dots change it."""
+
+    def make(**changes: Any) -> RunConfig:
+        named = {key.replace("__", "."): value for key, value in changes.items()}
+        return load_config(overrides={**SMALL, **named})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def backbone_directory(shop: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small backbone with random weights, as ``save_pretrained`` writes it."""
+    directory = tmp_path_factory.mktemp("backbone")
+    config = load_config(overrides=SMALL)
+    shape = config.vlm.scratch.model_dump()
+    make_backbone(shop.texts(), **shape, picture_pixels=(64, 64), seed=0).save(directory)
+    return directory
+
+
+@pytest.fixture
+def backbone(backbone_directory: Path) -> Backbone:
+    return load_backbone(backbone_directory)

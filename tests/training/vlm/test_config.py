@@ -1,0 +1,84 @@
+"""The configuration file: strict, explained, and written back as it was read."""
+
+from pathlib import Path
+
+import pytest
+
+from training.config import PRESETS, RunConfig, load_config, to_toml
+from training.errors import ConfigError
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_without_a_file_it_is_the_tiny_preset() -> None:
+    config = load_config()
+    assert config == RunConfig()
+    assert config.vlm.model is None
+
+
+def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
+    path = written(tmp_path, "[train]\nsteps = 7\n[vlm.scratch]\nlayers = 5\n[encoder]\nepochs = 2\n")
+    config = load_config(path)
+    assert (config.train.steps, config.vlm.scratch.layers, config.encoder.epochs) == (7, 5, 2)
+    assert config.train.batch_size == RunConfig().train.batch_size
+    assert config.vlm.scratch.heads == RunConfig().vlm.scratch.heads
+
+
+def test_overrides_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
+    path = written(tmp_path, 'preset = "qwen2.5-vl-3b"\n[train]\nsteps = 7\nbatch_size = 5\n')
+    config = load_config(path, overrides={"train.batch_size": 9, "vlm.lora.rank": 8})
+    assert config.vlm.model == "Qwen/Qwen2.5-VL-3B-Instruct"
+    assert (config.train.steps, config.train.batch_size, config.vlm.lora.rank) == (7, 9, 8)
+    assert load_config(path, preset="tiny").vlm.model is None
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_survives_being_written_and_read(preset: str, tmp_path: Path) -> None:
+    config = load_config(preset=preset, overrides={"vlm.revision": 'a "quoted" \\ tag'})
+    assert load_config(written(tmp_path, to_toml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[train]\nsteps = 0\n", ("train.steps", "greater than or equal to 1", "got 0")),
+        ('[train]\nsteps = "many"\n', ("train.steps", "got 'many'")),
+        ("[train]\nspeed = 3\n", ("train.speed", "unknown key")),
+        ("[trian]\nsteps = 3\n", ("trian", "unknown key")),
+        ('[loss]\nfusion = "mean"\n', ("loss.fusion", "'sum' or 'concat'", "got 'mean'")),
+        ("[vlm.scratch]\nheads = 3\n", ("vlm.scratch", "multiple of 2 · heads", "64 and 3")),
+        ("[vlm.scratch]\nvision_heads = 5\n", ("vlm.scratch", "multiple of 4 · vision_heads")),
+        ("[vlm]\nmin_picture_pixels = 999\n", ("vlm", "must not exceed", "999 and 784")),
+        ('[train]\nmodalities = ["text", "text"]\n', ("train", "modalities must name")),
+        ("[train]\nmodalities = []\n", ("train", "modalities must name")),
+        ('preset = "huge"\n', ("preset must be one of tiny", "'huge'")),
+        ("steps = \n", ("must be TOML",)),
+    ],
+)
+def test_a_broken_rule_is_named_with_section_key_and_value(text: str, said: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path, text))
+    assert all(part in str(caught.value) for part in said), str(caught.value)
+
+
+def test_every_broken_rule_is_named_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"loss\.temperature.*train\.steps"):
+        load_config(overrides={"train.steps": 0, "loss.temperature": 0})
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml: cannot read"):
+        load_config(tmp_path / "none.toml")
+    path = tmp_path / "latin.toml"
+    path.write_bytes(b'preset = "t\xefny"\n')
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load_config(path)
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_config().train.steps = 3  # type: ignore[misc]

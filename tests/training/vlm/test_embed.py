@@ -1,0 +1,176 @@
+"""Embedding a catalogue: complete, in order, and resumable shard by shard."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.backbone import load_backbone
+from training.dataset import Dataset, load_dataset
+from training.embed import CatalogueEncoder, embed_catalogue
+from training.embeddings import Embeddings
+from training.errors import EmbeddingsError
+from training.vlm import Embedding, VlmEmbedder
+
+
+@pytest.fixture
+def embedding(backbone_directory: Path) -> Embedding:
+    backbone = load_backbone(backbone_directory)
+    return Embedding(VlmEmbedder(backbone.model), backbone, 6, 4, {"kind": "vlm", "weights": "abc"})
+
+
+@pytest.fixture
+def own_shop(shop_directory: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(shop_directory, tmp_path / "shop"))
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The rows of every batch that is really encoded."""
+    seen: list[list[int]] = []
+    items = CatalogueEncoder.items
+    monkeypatch.setattr(CatalogueEncoder, "items", lambda self, rows: seen.append(rows.tolist()) or items(self, rows))
+    return seen
+
+
+class Killed(BaseException):
+    """Stands for a signal."""
+
+
+def run(dataset: Dataset, embedding: Embedding, directory: Path, **options: object) -> Embeddings:
+    chosen = {"shard_items": 8, "batch_items": 3, **options}
+    return embed_catalogue(dataset, embedding, directory, **chosen)  # type: ignore[arg-type]
+
+
+def test_every_item_has_its_own_vectors_in_the_catalogues_order(
+    shop: Dataset, embedding: Embedding, tmp_path: Path
+) -> None:
+    done: list[int] = []
+    made = run(shop, embedding, tmp_path, report=done.append)
+    assert made.item_ids == shop.item_ids()
+    alone = CatalogueEncoder(embedding, shop)
+    for row in range(len(shop)):
+        for name, block in alone.items(np.array([row])).items():
+            np.testing.assert_allclose(made.vectors[name][row], block[0], atol=2e-6)
+    assert done == sorted(done)
+    assert done[-1] == 30
+
+
+def test_absent_and_unreadable_modalities_are_zero_and_recorded(
+    shop: Dataset, embedding: Embedding, tmp_path: Path
+) -> None:
+    made = run(shop, embedding, tmp_path)
+    absent = {name: np.flatnonzero(~block.any(axis=1)).tolist() for name, block in made.vectors.items()}
+    assert absent == {"text": [3, 6], "image": [4, 5, 6]}
+    recorded = json.loads((tmp_path / "unreadable.json").read_text())
+    assert list(recorded) == ["i05"]
+
+
+def test_it_is_saved_with_its_provenance(shop: Dataset, embedding: Embedding, tmp_path: Path) -> None:
+    made = run(shop, embedding, tmp_path)
+    loaded = Embeddings.load(tmp_path)
+    np.testing.assert_array_equal(loaded.vectors["image"], made.vectors["image"])
+    assert loaded.model["weights"] == "abc"
+    assert loaded.model["inputs"]
+    assert not (tmp_path / "shards").exists()
+
+
+def test_the_rows_order_does_not_change_the_shards(own_shop: Path, embedding: Embedding, tmp_path: Path) -> None:
+    made = run(load_dataset(own_shop), embedding, tmp_path / "a")
+    lines = (own_shop / "items.csv").read_text().splitlines()
+    (own_shop / "items.csv").write_text("\n".join([lines[0], *lines[:0:-1]]) + "\n")
+    turned = run(load_dataset(own_shop), embedding, tmp_path / "b")
+    assert turned.item_ids == made.item_ids[::-1]
+    np.testing.assert_allclose(turned.vectors["text"], made.vectors["text"][::-1], atol=2e-6)
+    assert turned.model == made.model
+
+
+def test_a_killed_job_goes_on_with_the_next_shard(
+    shop: Dataset, embedding: Embedding, tmp_path: Path, encoded: list[list[int]]
+) -> None:
+    def kill(done: int) -> None:
+        if done >= 17:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(shop, embedding, tmp_path, report=kill)
+    assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["000000.npz", "000001.npz"]
+    encoded.clear()
+    made = run(shop, embedding, tmp_path)
+    assert sorted(row for rows in encoded for row in rows) == list(range(16, 30))
+    assert made.vectors["text"][:3].any(axis=1).all()
+
+
+def test_a_damaged_shard_is_made_again(
+    shop: Dataset, embedding: Embedding, tmp_path: Path, encoded: list[list[int]]
+) -> None:
+    (tmp_path / "shards").mkdir()
+    for number, content in enumerate((b"", b"PK\x03\x04 cut", b"\x93NUMPY")):
+        (tmp_path / "shards" / f"{number:06d}.npz").write_bytes(content)
+    run(shop, embedding, tmp_path)
+    assert sorted(row for rows in encoded for row in rows) == list(range(30))
+
+
+def test_finished_embeddings_are_not_made_again(
+    shop: Dataset, embedding: Embedding, tmp_path: Path, encoded: list[list[int]]
+) -> None:
+    run(shop, embedding, tmp_path)
+    encoded.clear()
+    done: list[int] = []
+    run(shop, embedding, tmp_path, report=done.append)
+    assert encoded == []
+    assert done == [30]
+
+
+def test_a_changed_picture_or_model_is_noticed(
+    own_shop: Path, embedding: Embedding, tmp_path: Path, encoded: list[list[int]]
+) -> None:
+    before = run(load_dataset(own_shop), embedding, tmp_path / "out")
+    picture = own_shop / "images" / "9.png"
+    Image.new("RGB", (16, 16), "white").save(picture)
+    os.utime(picture, (1, 1))
+    encoded.clear()
+    after = run(load_dataset(own_shop), embedding, tmp_path / "out")
+    assert encoded
+    changed = np.flatnonzero((before.vectors["image"] != after.vectors["image"]).any(axis=1))
+    assert changed.tolist() == [9]
+    encoded.clear()
+    other = Embedding(embedding.embedder, embedding.backbone, 6, 4, {"kind": "vlm", "weights": "def"})
+    run(load_dataset(own_shop), other, tmp_path / "out")
+    assert encoded
+
+
+def test_a_catalogue_without_anything_is_refused(own_shop: Path, embedding: Embedding, tmp_path: Path) -> None:
+    lines = ["item_id,text,image", *(f"i{n:02d},," for n in range(30))]
+    (own_shop / "items.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(EmbeddingsError, match="none of the 30 items"):
+        run(load_dataset(own_shop), embedding, tmp_path / "out")
+
+
+def test_values_that_are_not_finite_are_refused(shop: Dataset, embedding: Embedding, tmp_path: Path) -> None:
+    with torch.no_grad():
+        for weight in embedding.embedder.parameters():
+            weight.fill_(float("nan"))
+    with pytest.raises(EmbeddingsError, match="not finite"):
+        run(shop, embedding, tmp_path)
+
+
+def test_histories_are_encoded_for_direct_ranking(shop: Dataset, embedding: Embedding) -> None:
+    found = CatalogueEncoder(embedding, shop, picture_bytes=10**7).sequences([np.array([0, 1]), np.array([6])])
+    assert {name: block.shape for name, block in found.items()} == {"text": (2, 16), "image": (2, 16)}
+    assert [bool(row.any()) for row in found["text"]] == [True, False]
+
+
+def test_the_shards_are_those_of_sorted_ids(
+    own_shop: Path, embedding: Embedding, tmp_path: Path, encoded: list[list[int]]
+) -> None:
+    lines = (own_shop / "items.csv").read_text().splitlines()
+    (own_shop / "items.csv").write_text("\n".join([lines[0], lines[30], *lines[1:30]]) + "\n")  # i29 comes first
+    embed_catalogue(load_dataset(own_shop), embedding, tmp_path / "out", shard_items=29, batch_items=29)
+    assert encoded == [list(range(1, 30)), [0]]
