@@ -1,5 +1,6 @@
 """`vlm2rec serve`: answer recommendations from the current bundle of a registry."""
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -46,6 +47,10 @@ def serve(
         raise typer.BadParameter("give --redis URL or --embedded-redis, not both")
     if redis_dir is not None and not embedded_redis:
         raise typer.BadParameter("--redis-dir needs --embedded-redis")
+    # Requests are served side by side: a BLAS that spreads each small product over all cores only makes them wait.
+    # Set before numpy is loaded; a value that is set already is kept.
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
     from demo.embedded_redis import EmbeddedRedis
     from service.server import serve as run
     from service.settings import load_settings
