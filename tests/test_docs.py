@@ -1,5 +1,6 @@
 """The pages list what exists: every setting and every route."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from service.app import create_app
 from service.settings import Settings
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 
 
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))
@@ -33,3 +35,13 @@ def test_every_route_is_documented(tmp_path: Path) -> None:
     for path in paths:
         shown = path.replace("{user_id}", "{id}").replace("{item_id}", "{id}")
         assert f"`{shown}`" in page or f" {shown}`" in page, path
+
+
+def test_every_invariant_names_tests_that_exist() -> None:
+    rows = [line for line in (ROOT / "ARCHITECTURE.md").read_text().splitlines() if "`tests/" in line and "|" in line]
+    assert len(rows) >= 8
+    for row in rows:
+        file = ""
+        for named in re.findall(r"`((?:tests/[\w/]+\.py)?::\w+)`", row):
+            file, test = (named.split("::")[0] or file), named.split("::")[1]
+            assert f"def {test}(" in (ROOT / file).read_text(), named
