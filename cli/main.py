@@ -5,6 +5,7 @@ Command modules import nothing heavy at module level, so `vlm2rec --help` and `v
 Exit codes: 0 fine, 1 a check or a gate said no, 2 wrong usage or bad input, 130 interrupted.
 """
 
+import os
 import sys
 
 import typer
@@ -50,6 +51,9 @@ app.command("serve", rich_help_panel="Online")(serve.serve)
 
 def main() -> None:
     """Run the command line; never shows a traceback for an error that a package raised on purpose."""
+    # OpenMP's threads sleep while they wait: spinning ones are many times slower as soon as another process wants the
+    # same cores. It is read when the library is loaded, so it is set before any command loads torch or FAISS.
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     try:
         app()
     except (IndexingError, TrainingError, ServiceError, DemoError) as error:
