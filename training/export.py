@@ -99,7 +99,7 @@ def check_parity(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, se
         worst, cases = 0.0, 0
         for histories in _histories(encoder.max_history, layout, rng):
             expected = _by_torch(encoder, histories, rng)
-            worst = max(worst, _difference(served.encode(histories), expected))
+            worst = float(np.maximum(worst, _difference(served.encode(histories), expected)))  # keeps NaN
             cases += 1
     except EncoderError as error:
         raise ExportError(f"{path}: ONNX Runtime does not run what was exported ({error})") from error
