@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from training.evaluate import Table as EvaluationTable
     from training.metrics import Interval
 
+_ALL_COLUMNS = 125
+
 _console = Console(highlight=False)
 
 
@@ -124,18 +126,22 @@ def _epoch(line: Mapping[str, Any]) -> str:
 
 
 def _print_table(table: "EvaluationTable") -> None:
-    shown = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "hr@10/100", "ndcg@10/100", "coverage@10")
-    headings = ("HR@10", "NDCG@10", "HR@20", "NDCG@20", "HR@10 of 100", "NDCG@10 of 100", "coverage@10")
+    wide = Console(highlight=False, width=None if _console.is_terminal else 140)
+    columns = {"HR@10": "hr@10", "NDCG@10": "ndcg@10", "HR@20": "hr@20", "NDCG@20": "ndcg@20"}
+    if wide.width >= _ALL_COLUMNS:
+        columns |= {"HR@10/100": "hr@10/100", "NDCG@10/100": "ndcg@10/100", "coverage@10": "coverage@10"}
     title = f"{table.name}: {table.users:,} targets, full ranking over {table.items:,} items, history masked"
     printed = Table(title=title, title_justify="left", caption_justify="left")
-    printed.caption = "x popularity = ratio of NDCG@10 with a paired bootstrap 95 % interval; of 100 = 100 negatives"
+    printed.caption = (
+        "/100 = among 100 negatives; x popularity = ratio of NDCG@10 with a paired bootstrap 95 % interval"
+    )
     printed.add_column("system", no_wrap=True)
-    for heading in (*headings, "x popularity"):
-        printed.add_column(heading, justify="right")
+    for heading in (*columns, "x popularity"):
+        printed.add_column(heading, justify="right", no_wrap=True)
     for row in table.rows:
-        printed.add_row(row.name, *(f"{row.values[name]:.4f}" for name in shown), _ratio(row.ratios["ndcg@10"]))
-    wide = _console.width if _console.is_terminal else 150
-    _console.print(printed, width=max(wide, 100))
+        values = (f"{row.values[name]:.4f}" for name in columns.values())
+        printed.add_row(row.name, *values, _ratio(row.ratios["ndcg@10"]))
+    wide.print(printed)
 
 
 def _ratio(interval: "Interval") -> str:

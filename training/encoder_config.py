@@ -23,7 +23,7 @@ class EncoderConfig(BaseModel):
         heads: attention heads; must divide ``width``.
         dropout: inside the transformer.
         input_dropout: share of the items of a history that are blanked.
-        slot_dropout: share of the steps in which some of the slots are left out on both sides.
+        slot_dropout: share of the windows in which some of the slots are left out on both sides.
         cold_dropout: share of the items that lose their behaviour vector in a step, as new items lack it.
         reversed_share: share of the training windows turned round in time.
         temperature: divides the scores in the softmax.

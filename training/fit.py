@@ -1,7 +1,7 @@
 """Fitting slots and sequence encoder to histories.
 
 Every position of a training window names the next item (`training.windows`, `training.next_item_loss`). In a share of
-the steps some slots are left out of the histories *and* of the items that compete, and the rest is re-scaled as it
+the windows some slots are left out of the history *and* of the items that compete, and the rest is re-scaled as it
 would be stored: so a query means something for an item that has only a text, only a picture, or no history of its own
 (modality dropout, Neverova et al., 2016; on both sides is our reading). After each epoch validation targets are ranked
 exactly, against the vectors as they will be stored; the best epoch is kept.
@@ -30,7 +30,7 @@ from training import checkpoints, metrics
 from training.averaging import WeightAverage
 from training.encoder_config import EncoderConfig
 from training.errors import TrainingDiverged
-from training.next_item_loss import full_softmax_loss, sampled_softmax_loss
+from training.next_item_loss import NO_TARGET, full_softmax_loss, sampled_softmax_loss, slot_scale
 from training.ranking import rank_targets
 from training.sequences import Sequences, Targets
 from training.slot_model import SlotModel, stored_vectors, torch_encoder
@@ -200,39 +200,52 @@ class Stepper:
         return value
 
     def loss(self, batch: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
-        """The loss of a batch: full softmax over a small catalogue, else sampled."""
+        """The loss of a batch: full softmax over a small catalogue, else sampled.
+
+        Args:
+            batch: (B, L + 1) int64 rows, right-padded with −1.
+            rng: draws slots, cold items and negatives.
+
+        Returns:
+            Scalar in nats.
+        """
         model, config = self._model, self._config
         full = model.items <= config.sampled_above
         drawn, log_expected = self._sampler.draw(config.negatives, rng)
         rows = np.arange(model.items) if full else np.unique(np.concatenate([batch[batch >= 0], drawn]))
-        present = self._presence(torch.from_numpy(rows), rng)
-        items = model.stack(model.unit_slots(torch.from_numpy(rows)), present)
-        there = torch.stack(list(present.values())).any(dim=0)
-        local = torch.from_numpy(np.where(batch >= 0, np.searchsorted(rows, batch), 0))
-        queries = model.encoder.every_position(self._inputs(functional.embedding(local[:, :-1], items)))
-        counted = torch.from_numpy(batch[:, 1:] >= 0) & there[local[:, 1:]]
-        queries, targets = queries[counted], local[:, 1:][counted]
-        if not len(targets):
-            return queries.sum() * 0.0
+        units, present = self._units(torch.from_numpy(rows))
+        local = torch.from_numpy(np.where(batch >= 0, np.searchsorted(rows, batch), NO_TARGET))
+        kept = self._kept_slots(len(batch), rng)
+        scale, spread = slot_scale(kept, present), kept.float() @ model.slot_components
+        before = local[:, :-1].clamp(min=0)
+        histories = functional.embedding(before, units) * spread[:, None, :] * scale.gather(1, before)[..., None]
+        queries = model.encoder.every_position(self._blanked(histories)) * spread[:, None, :]
         if full:
-            return full_softmax_loss(queries, items, targets, there, config.temperature)
+            return full_softmax_loss(queries, units, local[:, 1:], scale, config.temperature)
         sample = torch.from_numpy(np.searchsorted(rows, drawn))
-        barred = (sample[None, :] == targets[:, None]) | ~there[sample][None, :]
-        return sampled_softmax_loss(
-            queries, items[targets], items[sample], barred, torch.from_numpy(log_expected), config.temperature
-        )
+        expected = torch.from_numpy(log_expected)
+        return sampled_softmax_loss(queries, units, local[:, 1:], scale, sample, expected, config.temperature)
 
-    def _presence(self, rows: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Slots that items have in this step, after slot dropout and cold dropout."""
-        present = {name: there[rows] for name, there in self._model.present.items()}
+    def _units(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(m, Σd) unit slots side by side and (m, slots) bool, after some items lost their behaviour vector."""
+        slots, names = self._model.unit_slots(rows), self._model.layout.names
+        present = {name: self._model.present[name][rows] for name in names}
         if BEHAVIOUR in present and len(present) > 1:
             present[BEHAVIOUR] = present[BEHAVIOUR] & (torch.rand(len(rows)) >= self._config.cold_dropout)
-        if self._subsets and rng.random() < self._config.slot_dropout:
-            kept = self._subsets[rng.integers(len(self._subsets))]
-            present = {name: there & (name in kept) for name, there in present.items()}
-        return present
+        units = torch.cat([slots[name] * present[name][:, None] for name in names], dim=1)
+        return units, torch.stack([present[name] for name in names], dim=1)
 
-    def _inputs(self, histories: Tensor) -> Tensor:
+    def _kept_slots(self, windows: int, rng: np.random.Generator) -> Tensor:
+        """(windows, slots) bool: all slots, or in a share of the windows one of the smaller sets, each as likely."""
+        names = self._model.layout.names
+        kept = np.ones((windows, len(names)), dtype=np.bool_)
+        if self._subsets:
+            fewer = rng.random(windows) < self._config.slot_dropout
+            table = np.array([[name in subset for name in names] for subset in self._subsets])
+            kept[fewer] = table[rng.integers(len(table), size=int(fewer.sum()))]
+        return torch.from_numpy(kept)
+
+    def _blanked(self, histories: Tensor) -> Tensor:
         """Blank a share of the items of the histories."""
         if not self._config.input_dropout:
             return histories

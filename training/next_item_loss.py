@@ -2,37 +2,57 @@
 
 Full softmax over a small catalogue; above that a sampled softmax whose negatives are weighted by the inverse of how
 often they are drawn (Bengio and Senécal, 2008), while the target keeps its exact term.
+
+Each window may see only some of the slots ("slot dropout"), so the same item has another stored vector in each. All of
+them are a scale away from the item's unit slots side by side: stored = units · kept / √(slots kept and present).
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+NO_TARGET = -1
 _IMPOSSIBLE = -1e9
 
 
-def full_softmax_loss(queries: Tensor, items: Tensor, targets: Tensor, present: Tensor, temperature: float) -> Tensor:
-    """Mean cross-entropy of the targets among all present items.
+def slot_scale(kept: Tensor, present: Tensor) -> Tensor:
+    """What the unit slots of an item are multiplied with in a window.
 
     Args:
-        queries: (N, Σd).
-        items: (n, Σd) stored vectors of the whole catalogue.
-        targets: (N,) int64 rows of ``items``, all present.
-        present: (n,) bool, rows that have at least one slot; the others cannot be recommended and do not compete.
+        kept: (B, slots) bool, slots that a window sees.
+        present: (m, slots) bool, slots that an item has.
+
+    Returns:
+        (B, m) float32, 1 / √(slots kept and present), 0 where there is none.
+    """
+    count = kept.float() @ present.float().T
+    return torch.where(count > 0, count.clamp(min=1).rsqrt(), 0.0)
+
+
+def full_softmax_loss(queries: Tensor, units: Tensor, targets: Tensor, scale: Tensor, temperature: float) -> Tensor:
+    """Mean cross-entropy of the targets among all items that have a slot in the window.
+
+    Args:
+        queries: (B, L, Σd), zero in the slots that a window does not see.
+        units: (n, Σd) unit slots of the whole catalogue side by side, zero where absent.
+        targets: (B, L) int64 rows of ``units``, −1 for none; a target without a slot in the window counts as none.
+        scale: (B, n), see :func:`slot_scale`.
         temperature: τ; scores are divided by it.
 
     Returns:
-        Scalar, in nats.
+        Scalar in nats; 0 if there is no target.
     """
-    logits = queries @ items.T / temperature
-    return functional.cross_entropy(logits.masked_fill(~present[None, :], _IMPOSSIBLE), targets)
+    logits = (queries @ units.T) * (scale / temperature)[:, None, :]
+    logits = logits.masked_fill((scale == 0)[:, None, :], _IMPOSSIBLE)
+    return _mean_cross_entropy(logits, torch.where(_counted(targets, scale), targets, NO_TARGET))
 
 
 def sampled_softmax_loss(
     queries: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    clash: Tensor,
+    units: Tensor,
+    targets: Tensor,
+    scale: Tensor,
+    sample: Tensor,
     log_expected: Tensor,
     temperature: float,
 ) -> Tensor:
@@ -42,17 +62,31 @@ def sampled_softmax_loss(
     sum is an unbiased estimate of that over all other items.
 
     Args:
-        queries: (N, Σd).
-        positives: (N, Σd) vector of the target of each query.
-        negatives: (m, Σd) vectors of the drawn items.
-        clash: (N, m) bool, where the negative is the target itself and does not count.
+        queries: (B, L, Σd), zero in the slots that a window does not see.
+        units: (n, Σd) unit slots of the items at hand side by side, zero where absent.
+        targets: (B, L) int64 rows of ``units``, −1 for none; a target without a slot in the window counts as none.
+        scale: (B, n), see :func:`slot_scale`.
+        sample: (m,) int64 rows of ``units``, the negatives.
         log_expected: (m,) ``log(m·Q_j)``, how often j is expected in the sample.
         temperature: τ; scores are divided by it.
 
     Returns:
-        Scalar, in nats.
+        Scalar in nats; 0 if there is no target.
     """
-    own = (queries * positives).sum(dim=1, keepdim=True) / temperature
-    others = queries @ negatives.T / temperature - log_expected[None, :]
-    logits = torch.cat([own, others.masked_fill(clash, _IMPOSSIBLE)], dim=1)
-    return functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+    rows = targets.clamp(min=0)
+    own = (queries * functional.embedding(rows, units)).sum(dim=-1) * scale.gather(1, rows) / temperature
+    reach = scale[:, sample]
+    others = (queries @ units[sample].T) * (reach / temperature)[:, None, :] - log_expected
+    barred = (reach == 0)[:, None, :] | (sample == rows[..., None])
+    logits = torch.cat([own[..., None], others.masked_fill(barred, _IMPOSSIBLE)], dim=-1)
+    return _mean_cross_entropy(logits, torch.where(_counted(targets, scale), 0, NO_TARGET))
+
+
+def _counted(targets: Tensor, scale: Tensor) -> Tensor:
+    return (targets >= 0) & (scale.gather(1, targets.clamp(min=0)) > 0)
+
+
+def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    if not bool((targets != NO_TARGET).any()):
+        return logits.sum() * 0.0
+    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET)

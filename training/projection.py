@@ -31,7 +31,7 @@ def project(embeddings: Embeddings, projection: SlotProjection) -> dict[str, NDA
     Raises:
         EmbeddingsError: a slot is missing or its vectors have another length.
     """
-    wanted = {name: int(linear.weight.shape[1]) for name, linear in _linears(projection).items()}
+    wanted = {name: int(linear.weight.shape[1]) for name, linear in projection.linears().items()}
     given = embeddings.dims()
     if any(given.get(name) != dim for name, dim in wanted.items()):
         raise EmbeddingsError(
@@ -52,7 +52,7 @@ def project(embeddings: Embeddings, projection: SlotProjection) -> dict[str, NDA
 
 def save_projection(projection: SlotProjection, path: Path) -> None:
     """Write ``projection.safetensors``, aside first."""
-    linears = _linears(projection)
+    linears = projection.linears()
     dims = {name: [int(size) for size in linear.weight.shape] for name, linear in linears.items()}
     tensors = {
         f"{name}.{part}": value.contiguous()
@@ -75,13 +75,9 @@ def load_projection(path: Path) -> SlotProjection:
             dims: dict[str, tuple[int, int]] = json.loads(file.metadata()[_DIMS])
             projection = SlotProjection({n: d[1] for n, d in dims.items()}, {n: d[0] for n, d in dims.items()})
             with torch.no_grad():
-                for name, linear in _linears(projection).items():
+                for name, linear in projection.linears().items():
                     linear.weight.copy_(file.get_tensor(f"{name}.weight"))
                     linear.bias.copy_(file.get_tensor(f"{name}.bias"))
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise EmbeddingsError(f"{path}: no readable projection ({error}); fit the encoder again") from error
     return projection.eval()
-
-
-def _linears(projection: SlotProjection) -> dict[str, torch.nn.Linear]:
-    return {name: linear for name, linear in projection.maps.items() if isinstance(linear, torch.nn.Linear)}

@@ -52,6 +52,10 @@ class SlotProjection(nn.Module):
             for name, block in vectors.items()
         }
 
+    def linears(self) -> dict[str, nn.Linear]:
+        """The maps by slot name."""
+        return {name: linear for name, linear in self.maps.items() if isinstance(linear, nn.Linear)}
+
 
 class Block(nn.Module):
     """One pre-norm transformer block that can answer for fewer positions than it looks at.

@@ -1,7 +1,7 @@
 """SlotModel: everything that is learned when slots and sequence encoder are fitted together."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -36,12 +36,16 @@ class SlotModel(nn.Module):
     Attributes:
         layout: slots of the stored vectors.
         present: slot name → (n,) bool, items that have the slot.
+        slot_components: (slots, Σd) float32, 1 where a component belongs to a slot, else 0.
     """
 
     def __init__(self, embeddings: Embeddings, warm: NDArray[np.bool_], config: EncoderConfig) -> None:
         super().__init__()
         self.layout = slot_layout(config, embeddings)
         self.items = len(embeddings)
+        self.slot_components = torch.zeros(len(self.layout.slots), self.layout.dim)
+        for number, name in enumerate(self.layout.names):
+            self.slot_components[number, self.layout.slice(name)] = 1
         self.bases: dict[str, ModalityBasis] = {}
         self.features: dict[str, Tensor] = {}
         self.present: dict[str, Tensor] = {}
@@ -50,8 +54,9 @@ class SlotModel(nn.Module):
                 self._add_modality(name, embeddings.vectors[name], config)
         widths = {name: self.features[name].shape[1] for name in self.features}
         self.projection = SlotProjection(widths, {s.name: s.dim for s in self.layout.slots if s.name in widths})
-        for linear in self.projection.maps.values():
-            _start_as_truncation(linear)
+        for linear in self.projection.linears().values():
+            nn.init.zeros_(linear.bias)
+            nn.init.eye_(linear.weight)  # begin with the first principal components as they are
         if BEHAVIOUR in self.layout.names:
             self.present[BEHAVIOUR] = torch.from_numpy(warm.copy())
             self.place = torch.from_numpy(np.maximum(np.cumsum(warm) - 1, 0))
@@ -81,27 +86,14 @@ class SlotModel(nn.Module):
             units[BEHAVIOUR] = functional.normalize(self.behaviour(self.place[rows]), dim=1) * there
         return dict(units)
 
-    def stack(self, units: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
-        """Stored vectors of items, as :meth:`index.slots.SlotLayout.stack` makes them, with gradients.
-
-        Args:
-            units: slot name → (m, d) as :meth:`unit_slots` gives them.
-            present: slot name → (m,) bool, slots to keep; a slot that is absent anyway must be False.
-
-        Returns:
-            (m, Σd).
-        """
-        count = torch.stack([present[name] for name in self.layout.names]).sum(dim=0)
-        scale = count.clamp(min=1).rsqrt()
-        return torch.cat([units[name] * (present[name] * scale)[:, None] for name in self.layout.names], dim=1)
-
     def final_projection(self) -> SlotProjection:
         """The projection with the fixed bases folded in: from modality vectors as they come to slots."""
         inputs = {name: len(basis.mean) for name, basis in self.bases.items()}
         outputs = {slot.name: slot.dim for slot in self.layout.slots if slot.name in inputs}
         folded = SlotProjection(inputs, outputs)
+        trained, targets = self.projection.linears(), folded.linears()
         for name, basis in self.bases.items():
-            learned, target = self.projection.maps[name], folded.maps[name]
+            learned, target = trained[name], targets[name]
             weight = learned.weight.detach().double() @ torch.from_numpy(basis.directions.T.copy())
             bias = learned.bias.detach().double() - weight @ torch.from_numpy(basis.mean)
             with torch.no_grad():
@@ -132,7 +124,8 @@ def stored_vectors(model: SlotModel, precision: str) -> NDArray[np.float32]:
     """
     blocks: dict[str, list[NDArray[np.float32]]] = {name: [] for name in model.layout.names}
     with torch.inference_mode():
-        for rows in torch.arange(model.items).split(_BLOCK_ROWS):
+        for start in range(0, model.items, _BLOCK_ROWS):
+            rows = torch.arange(start, min(start + _BLOCK_ROWS, model.items))
             for name, made in model.unit_slots(rows).items():
                 blocks[name].append(made.numpy())
     stacked = model.layout.stack({name: np.concatenate(parts) for name, parts in blocks.items()})
@@ -153,10 +146,3 @@ def torch_encoder(model: SlotModel) -> Callable[[Sequence[NDArray[np.float32]]],
 
 def _blocks(vectors: NDArray[np.float32], rows: int = _BLOCK_ROWS) -> list[NDArray[np.float32]]:
     return [vectors[start : start + rows] for start in range(0, max(len(vectors), 1), rows)]
-
-
-def _start_as_truncation(linear: nn.Module) -> None:
-    """Begin with the first principal components as they are."""
-    if isinstance(linear, nn.Linear):
-        nn.init.zeros_(linear.bias)
-        nn.init.eye_(linear.weight)

@@ -197,20 +197,21 @@ def test_batches_hold_every_window_once_and_are_no_wider_than_needed() -> None:
     assert {batch.shape[1] for batch in got} <= {2, 3}
 
 
-def test_slots_are_stacked_as_they_are_stored(
+def test_slots_are_absent_where_there_is_nothing_to_tell(
     ring_embeddings: Embeddings, small_config: EncoderConfig, walks: LeaveOneOut
 ) -> None:
     model = new_model(ring_embeddings, small_config.model_copy(update={"min_events": 20}), walks.train)
-    assert 0 < int(model.present["behaviour"].sum()) < RING  # some items have too little history
-    rows = torch.arange(RING)
+    warm = model.present["behaviour"]
+    assert 0 < int(warm.sum()) < RING  # some items have too little history
     with torch.inference_mode():
-        units = model.unit_slots(rows)
-        stacked = model.stack(units, model.present).numpy()
-    expected = model.layout.stack({name: block.numpy() for name, block in units.items()})
-    np.testing.assert_allclose(stacked, expected, atol=1e-6)
-    np.testing.assert_allclose(stored_vectors(model, "float32"), expected, atol=1e-6)
+        units = model.unit_slots(torch.arange(RING))
     assert not units["image"][-1].any()
-    assert not units["behaviour"][~model.present["behaviour"]].any()
+    assert not units["behaviour"][~warm].any()
+    np.testing.assert_allclose(units["behaviour"][warm].norm(dim=1).numpy(), 1, rtol=1e-5)
+    np.testing.assert_array_equal(model.behaviour_slots()[~warm.numpy()], 0)
+    np.testing.assert_array_equal(model.slot_components.sum(dim=1), [8, 6, 8])
+    expected = model.layout.stack({name: block.numpy() for name, block in units.items()})
+    np.testing.assert_allclose(stored_vectors(model, "float32"), expected, atol=1e-6)
 
 
 def test_dropped_slots_are_absent_on_both_sides(

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from training.modality_basis import fit_basis
-from training.next_item_loss import full_softmax_loss, sampled_softmax_loss
+from training.next_item_loss import full_softmax_loss, sampled_softmax_loss, slot_scale
 from training.sequence_encoder import SequenceEncoder, SlotProjection
 
 DIM, LONGEST = 12, 7
@@ -114,39 +114,57 @@ def test_equal_rows_stay_present(rows: int) -> None:
     np.testing.assert_allclose(np.linalg.norm(mapped, axis=1), np.ones(rows), rtol=1e-6)
 
 
+def test_the_scale_counts_the_slots_that_are_kept_and_present() -> None:
+    kept = torch.tensor([[True, True, True], [True, False, False], [False, True, True]])
+    present = torch.tensor([[True, True, True], [False, True, False], [False, False, False]])
+    expected = [[1 / np.sqrt(3), 1, 0], [1, 0, 0], [1 / np.sqrt(2), 1, 0]]
+    np.testing.assert_allclose(slot_scale(kept, present).numpy(), expected, rtol=1e-6)
+
+
 def test_full_softmax_of_orthonormal_items_in_closed_form() -> None:
     items, tau = torch.eye(6), 0.5
-    everything = torch.ones(6, dtype=torch.bool)
-    loss = full_softmax_loss(items[:4], items, torch.arange(4), everything, tau)
+    loss = full_softmax_loss(items[None, :4], items, torch.arange(4)[None], torch.ones(1, 6), tau)
     assert float(loss) == pytest.approx(np.log(np.exp(1 / tau) + 5) - 1 / tau, rel=1e-6)
-    permuted = full_softmax_loss(items[:4], items, torch.tensor([1, 2, 3, 0]), everything, tau)
+    permuted = full_softmax_loss(items[None, :4], items, torch.tensor([[1, 2, 3, 0]]), torch.ones(1, 6), tau)
     assert float(permuted) == pytest.approx(np.log(np.exp(1 / tau) + 5), rel=1e-6)
 
 
-def test_absent_items_do_not_compete() -> None:
-    items, present = torch.eye(6), torch.tensor([True, True, True, False, False, True])
-    loss = full_softmax_loss(items[:2], items, torch.arange(2), present, 1.0)
+def test_absent_items_neither_compete_nor_count_as_targets() -> None:
+    items, scale = torch.eye(6), torch.tensor([[1.0, 1, 1, 0, 0, 1]])
+    loss = full_softmax_loss(items[None, :2], items, torch.arange(2)[None], scale, 1.0)
     assert float(loss) == pytest.approx(np.log(np.e + 3) - 1, rel=1e-6)
+    with_more = full_softmax_loss(items[None, [0, 3, 1, 2]], items, torch.tensor([[0, 3, 1, -1]]), scale, 1.0)
+    torch.testing.assert_close(with_more, loss)
+    nothing = full_softmax_loss(items[None, :2], items, torch.tensor([[3, -1]]), scale, 1.0)
+    assert float(nothing) == 0
+
+
+def test_the_scale_is_that_of_the_stored_vector() -> None:
+    """Unit slots and a scale give the scores that the stored vectors give."""
+    torch.manual_seed(4)
+    units, queries = torch.randn(3, 4), torch.randn(1, 2, 4)
+    targets, scale = torch.tensor([[2, 0]]), torch.tensor([[1.0, 0.5, 0.25]])
+    stored = full_softmax_loss(queries, units * scale[0][:, None], targets, torch.ones(1, 3), 0.3)
+    torch.testing.assert_close(full_softmax_loss(queries, units, targets, scale, 0.3), stored)
 
 
 def test_a_sample_of_all_items_once_is_the_full_softmax() -> None:
     torch.manual_seed(2)
-    queries, items = torch.randn(4, 5), torch.randn(9, 5)
-    targets = torch.tensor([0, 8, 3, 3])
-    clash = torch.arange(9)[None, :] == targets[:, None]
-    sampled = sampled_softmax_loss(queries, items[targets], items, clash, torch.zeros(9), 0.7)
-    full = full_softmax_loss(queries, items, targets, torch.ones(9, dtype=torch.bool), 0.7)
-    torch.testing.assert_close(sampled, full)
+    queries, items = torch.randn(2, 3, 5), torch.randn(9, 5)
+    targets = torch.tensor([[0, 8, -1], [3, 4, 1]])
+    scale = torch.rand(2, 9)
+    scale[1, 4] = 0
+    sampled = sampled_softmax_loss(queries, items, targets, scale, torch.arange(9), torch.zeros(9), 0.7)
+    torch.testing.assert_close(sampled, full_softmax_loss(queries, items, targets, scale, 0.7))
 
 
 def test_an_item_drawn_three_times_as_often_counts_a_third_each_time() -> None:
     torch.manual_seed(3)
-    queries, items = torch.randn(2, 5), torch.randn(4, 5)
-    targets = torch.tensor([0, 0])
-    drawn = torch.tensor([1, 2, 2, 2, 3])
-    expected_times = torch.tensor([1.0, 3.0, 3.0, 3.0, 1.0])
-    sampled = sampled_softmax_loss(
-        queries, items[targets], items[drawn], drawn[None, :] == targets[:, None], expected_times.log(), 1.0
-    )
-    full = full_softmax_loss(queries, items, targets, torch.ones(4, dtype=torch.bool), 1.0)
-    torch.testing.assert_close(sampled, full)
+    queries, items = torch.randn(2, 1, 5), torch.randn(4, 5)
+    targets, scale = torch.tensor([[0], [0]]), torch.ones(2, 4)
+    drawn = torch.tensor([1, 2, 0, 2, 2, 3])  # the target itself among them does not count
+    expected_times = torch.tensor([1.0, 3.0, 1.0, 3.0, 3.0, 1.0])
+    sampled = sampled_softmax_loss(queries, items, targets, scale, drawn, expected_times.log(), 1.0)
+    torch.testing.assert_close(sampled, full_softmax_loss(queries, items, targets, scale, 1.0))
+    nothing = torch.full((2, 1), -1)
+    assert float(sampled_softmax_loss(queries, items, nothing, scale, drawn, expected_times.log(), 1.0)) == 0
