@@ -16,11 +16,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+import demo as demo_package
 from demo.errors import DemoError
 
 _READY_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 15.0
 _DEMO_USERS = 20
+_CONFIG = Path(demo_package.__file__).parent / "demo.toml"
 
 _console = Console(soft_wrap=True, highlight=False)
 
@@ -90,14 +92,14 @@ def demo(
 
 def _stages(directory: Path, *, no_vlm: bool) -> list[Stage]:
     data, run = str(directory / "data"), str(directory / ("run-no-vlm" if no_vlm else "run"))
-    registry = _registry(directory, no_vlm=no_vlm)
-    train = [Stage("train the vision-language model", ("train", data, "--run", run, "--preset", "tiny", "--resume"))]
+    registry, config = _registry(directory, no_vlm=no_vlm), str(_CONFIG)
+    train = [Stage("train the vision-language model", ("train", data, "--run", run, "--config", config, "--resume"))]
     return [
         Stage("make the catalogue", ("data", "make-demo", data)),
         Stage("check the catalogue", ("data", "check", data)),
         *([] if no_vlm else train),
         Stage("embed the items", ("embed", data, "--run", run, *(["--no-vlm"] if no_vlm else []))),
-        Stage("fit the sequence encoder", ("fit-encoder", data, "--run", run)),
+        Stage("fit the sequence encoder", ("fit-encoder", data, "--run", run, "--config", config)),
         Stage(
             "evaluate on fresh users",
             (
