@@ -49,7 +49,7 @@ class ScratchConfig(_Section):
     vision_heads: int = Field(default=4, ge=1, le=64)
     vision_intermediate_size: int = Field(default=128, ge=16, le=32_768)
     patch_size: int = Field(default=14, ge=2, le=64)
-    initializer_range: float = Field(default=0.05, gt=0, le=1)
+    initializer_range: float = Field(default=0.1, gt=0, le=1)
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ScratchConfig":
@@ -130,9 +130,9 @@ class LossConfig(_Section):
         lead_decay: weight of the old value in the moving average.
     """
 
-    temperature: float = Field(default=0.05, ge=1e-4, le=100)
-    fusion: Fusion = "sum"
-    mu: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=0.1, ge=1e-4, le=100)
+    fusion: Fusion = "concat"
+    mu: float = Field(default=0.5, ge=0)
     lam: float = Field(default=0.1, ge=0)
     alpha: float = Field(default=1.0, ge=0)
     weak_by: WeakBy = "ema"
@@ -172,7 +172,7 @@ class TrainConfig(_Section):
     pairs: Literal["every", "last"] = "every"
     max_history: int = Field(default=10, ge=1, le=512)
     modalities: tuple[Literal["text", "image"], ...] = ("text", "image")
-    learning_rate: float = Field(default=2e-3, gt=0, le=1)
+    learning_rate: float = Field(default=7e-4, gt=0, le=1)
     vision_rate: float = Field(default=1.0, gt=0, le=100)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: float = Field(default=0.1, ge=0, le=1)
