@@ -23,7 +23,7 @@ class SlotRanker:
 
     def __init__(self, vectors: NDArray[np.float32], encode: Encode, max_history: int) -> None:
         self._vectors, self._encode, self._max_history = vectors, encode, max_history
-        self.findable: NDArray[np.bool_] = vectors.any(axis=1)
+        self.findable: NDArray[np.bool_] = np.asarray(vectors.any(axis=1))
 
     def scores(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """(B, n) float32 scores of every item; higher is better."""
