@@ -5,8 +5,7 @@ modality's negatives; CRTR aligns the two modalities' similarity distributions b
 exact than that (the gap and its clip, the moving average, the masks, the two kinds of relations) is our reading: see
 docs/method.md, "Our reading". Lower is better for every term.
 
-All functions take the vectors of the whole (global) batch of B pairs: cached gradients or a gather over ranks happen
-outside. Sums are taken in float32 at least.
+All functions take vectors of the whole (global) batch of B pairs. Sums are taken in float32 at least.
 """
 
 from dataclasses import dataclass
