@@ -1,5 +1,6 @@
 """`vlm2rec demo`: from nothing to a served demo catalogue, by the same commands that a user's own data goes through."""
 
+import csv
 import json
 import shlex
 import signal
@@ -200,23 +201,21 @@ def _wait_until_ready(service: subprocess.Popen[bytes], url: str) -> None:
 
 
 def _remember_histories(data: Path, url: str) -> list[str]:
-    """Send the histories of a few catalogue users, so that asking by user id has an answer; repeating is harmless."""
-    from training.dataset import load_dataset
+    """Send the histories of a few catalogue users, so that asking by user id has an answer; repeating is harmless.
 
-    interactions = load_dataset(data).interactions
-    users: list[str] = interactions.get_column("user_id").unique(maintain_order=True).head(_DEMO_USERS).to_list()
-    events = [
-        {
-            "user_id": user,
-            "item_id": item,
-            "timestamp": timestamp,
-            "event_id": f"demo-{user}-{position}",
-        }
-        for position, (user, item, timestamp) in enumerate(interactions.iter_rows())
-        if user in set(users)
-    ]
-    _post(f"{url}/events", {"events": events[:1000]})
-    return users
+    Read without polars on purpose: its handler of SIGINT restarts system calls, so Ctrl-C would not end the wait for
+    the service.
+    """
+    histories: dict[str, list[dict[str, Any]]] = {}
+    with (data / "interactions.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["user_id"] not in histories and len(histories) == _DEMO_USERS:
+                break
+            events = histories.setdefault(row["user_id"], [])
+            event_id = f"demo-{row['user_id']}-{len(events)}"
+            events.append({**row, "timestamp": int(row["timestamp"]), "event_id": event_id})
+    _post(f"{url}/events", {"events": [event for events in histories.values() for event in events]})
+    return list(histories)
 
 
 def _post(url: str, body: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever JSON the service answers
