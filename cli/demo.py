@@ -3,6 +3,7 @@
 import csv
 import json
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -86,13 +87,15 @@ def demo(
     directory.mkdir(parents=True, exist_ok=True)
     record_path = directory / ("stages-no-vlm.json" if no_vlm else "stages.json")
     if rebuild:
+        # The record first: a run that was taken away half is then built again, never believed.
         record_path.unlink(missing_ok=True)
+        shutil.rmtree(_run_directory(directory, no_vlm=no_vlm), ignore_errors=True)
     _build(_stages(directory, no_vlm=no_vlm), StageRecord(record_path))
     _serve(directory, host, port, no_vlm=no_vlm, exit_after_check=exit_after_check)
 
 
 def _stages(directory: Path, *, no_vlm: bool) -> list[Stage]:
-    data, run = str(directory / "data"), str(directory / ("run-no-vlm" if no_vlm else "run"))
+    data, run = str(directory / "data"), str(_run_directory(directory, no_vlm=no_vlm))
     registry, config = _registry(directory, no_vlm=no_vlm), str(_CONFIG)
     train = [Stage("train the vision-language model", ("train", data, "--run", run, "--config", config, "--resume"))]
     return [
@@ -116,6 +119,10 @@ def _stages(directory: Path, *, no_vlm: bool) -> list[Stage]:
         ),
         Stage("build and publish the bundle", ("index", "build", "--run", run, "--publish", str(registry))),
     ]
+
+
+def _run_directory(directory: Path, *, no_vlm: bool) -> Path:
+    return directory / ("run-no-vlm" if no_vlm else "run")
 
 
 def _registry(directory: Path, *, no_vlm: bool) -> Path:
@@ -143,7 +150,7 @@ def _run(stage: Stage) -> None:
     if code != 0:
         raise DemoError(
             f"the step {stage.name!r} ended with exit code {code}; its own message is above. "
-            "Run the same command again: what is built is kept"
+            "Run the same command again: what is built is kept; or begin anew with --rebuild"
         )
 
 

@@ -108,7 +108,7 @@ def test_reports_were_written(built: Path) -> None:
         (("train", "nowhere", "--run", "run"), "nowhere"),
         (("embed", "nowhere", "--run", "run", "--no-vlm"), "nowhere"),
         (("fit-encoder", "nowhere", "--run", "run"), "nowhere"),
-        (("evaluate", "nowhere", "--run", "run"), "nowhere"),
+        (("evaluate", "nowhere", "--run", "run"), "run/encoder"),
         (("index", "build", "--run", "nowhere", "--out", "built"), "nowhere"),
         (("index", "publish", "nowhere", "--registry", "bundles"), "nowhere"),
         (("serve", "--registry", "nowhere"), "nowhere"),
