@@ -143,8 +143,7 @@ def test_fields_are_ready_for_json(tmp_path, make_table, make_probes, encoder_pa
 
 def test_a_catalogue_without_metadata(tmp_path, make_table, make_probes, encoder_path):
     bare = replace(make_table(20), metadata=pa.table({"x": range(20)}).drop_columns(["x"]))
-    if bare.metadata.num_rows != 20:
-        pytest.skip("this arrow loses the row count of a table without columns")
+    assert bare.metadata.num_rows == 20
     loaded = Bundle.load(build_bundle(bare, encoder_path, make_probes(20), tmp_path, IndexSpec(threads=1)))
     assert loaded.fields(3) == {}
 
