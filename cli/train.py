@@ -1,6 +1,5 @@
 """`vlm2rec train` and `vlm2rec embed`: the vision-language model and the vectors that it makes of a catalogue."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,7 +37,6 @@ def train(
     Every user's last two events are held out. The model, its checkpoints and log.jsonl go to RUN/train. A run that was
     interrupted goes on with --resume, with the same order of the data and the same losses.
     """
-    _calm_threads()
     from training.config import load_config, to_toml
     from training.dataset import load_dataset
     from training.encoder_run import split_dataset
@@ -78,7 +76,6 @@ def embed(
     An item without a text or a readable picture lacks that modality, which is recorded and no error. Run it again after
     an interruption and it goes on with the next shard.
     """
-    _calm_threads()
     from training.dataset import load_dataset
 
     dataset = load_dataset(data)
@@ -110,15 +107,6 @@ def embed(
     present = {name: int(block.any(axis=1).sum()) for name, block in embeddings.vectors.items()}
     shown = ", ".join(f"{name} {count:,} × {embeddings.dims()[name]}" for name, count in present.items())
     _console.print(f"embedded {len(embeddings):,} items: {shown}")
-
-
-def _calm_threads() -> None:
-    """Let OpenMP's threads sleep instead of spinning while they wait.
-
-    Spinning makes two threads tens of times slower than one as soon as another process wants the same cores. It is read
-    when the library is loaded, so this comes before torch.
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 
 def _set_threads(threads: int | None) -> None:

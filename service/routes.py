@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from structlog.typing import FilteringBoundLogger
 
 from index.bundle import Bundle
@@ -131,6 +131,11 @@ class Routes:
                 openapi_extra=route.extra,
             )
         app.add_api_route("/metrics", self.metrics, methods=["GET"], include_in_schema=False)
+        app.add_api_route("/", self.front, methods=["GET"], include_in_schema=False)
+
+    async def front(self, _request: Request) -> Response:
+        """Lead whoever opens the address in a browser to the documentation."""
+        return RedirectResponse("/docs")
 
     async def recommend(self, request: Request) -> Response:
         """Recommend items to a user, or for a list of items, oldest first."""
