@@ -28,8 +28,10 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Never part of CI: times depend on the machine, only ratios within one file can be compared.
 bench: $(VENV)/.installed
-	$(BIN)/python bench/serving.py
+	@test -e .demo/bundles || $(BIN)/vlm2rec demo .demo --port $(PORT) --exit-after-check
+	$(BIN)/python bench/serving.py --registry .demo/bundles
 
 clean:
 	rm -rf .demo build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
