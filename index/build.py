@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from index.encoder import OnnxSequenceEncoder
 from index.errors import BundleError, EncoderError, IndexSpecError
 from index.index_spec import IndexSpec
-from index.item_table import ITEM_ID, POPULARITY, VECTORS_FILE, ItemTable
+from index.item_table import ITEM_ID, MISSING_FILE, POPULARITY, VECTORS_FILE, ItemTable
 from index.manifest import (
     ENCODER_FILE,
     FAISS_FILE,
@@ -160,6 +160,7 @@ def _write_items(table: ItemTable, directory: Path, progress: Progress) -> NDArr
     vectors.flush()
     if not indexed.any():
         raise IndexSpecError(f"none of {len(table)} items has a text or picture vector, so there is nothing to index")
+    np.save(directory / MISSING_FILE, table.missing_record())
     np.save(directory / INDEXED_FILE, indexed)
     columns = {
         ITEM_ID: pa.array((table.ids.id(row) for row in range(len(table))), pa.string()),

@@ -23,12 +23,13 @@ from index.bundle_files import (
     open_index,
     read_indexed,
     read_items,
+    read_missing,
     read_probes,
 )
 from index.encoder import OnnxSequenceEncoder
 from index.errors import BundleNotFound, SearchError
 from index.exact import check_allowed, check_k, check_queries
-from index.item_table import VECTORS_FILE
+from index.item_table import MISSING_FILE, VECTORS_FILE
 from index.manifest import ENCODER_FILE, FAISS_FILE, INDEXED_FILE, ITEMS_FILE, PROBES_FILE, Manifest
 from index.probes import Probes
 from index.scoring import gather, slot_scores
@@ -62,6 +63,7 @@ class Bundle:
         popularity: (n,) int64 training events per item.
         probes: held-out histories.
         indexed: (n,) bool, rows that a query can find.
+        missing: (n, slots) uint8 codes of :class:`index.missing.Missing`, columns in the order of the layout.
         max_history: the newest items of a history that :meth:`encode` reads.
     """
 
@@ -72,6 +74,7 @@ class Bundle:
         items: ItemRows,
         vectors: NDArray[np.floating],
         indexed: NDArray[np.bool_],
+        missing: NDArray[np.uint8],
         probes: Probes,
         encoder: OnnxSequenceEncoder,
         searcher: Searcher,
@@ -85,6 +88,7 @@ class Bundle:
         self.popularity = items.popularity
         self.probes = probes
         self.indexed = indexed
+        self.missing = missing
         self.max_history = encoder.max_history
         self._vectors = vectors
         self._encoder = encoder
@@ -117,10 +121,11 @@ class Bundle:
         items = read_items(path / ITEMS_FILE, manifest)
         vectors = map_vectors(path / VECTORS_FILE, manifest)
         indexed = read_indexed(path / INDEXED_FILE, manifest)
+        missing = read_missing(path / MISSING_FILE, manifest, indexed)
         probes = read_probes(path / PROBES_FILE, manifest)
         encoder = open_encoder(path / ENCODER_FILE, manifest, device, threads)
         searcher = open_index(path / FAISS_FILE, manifest, vectors, indexed, device, threads)
-        return cls(path, manifest, items, vectors, indexed, probes, encoder, searcher)
+        return cls(path, manifest, items, vectors, indexed, missing, probes, encoder, searcher)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -13,6 +13,7 @@ from index.errors import BundleInvalid, EncoderError, ItemTableError, SearchErro
 from index.item_ids import ItemIds
 from index.item_table import ITEM_ID, POPULARITY
 from index.manifest import Manifest
+from index.missing import Missing, check_missing
 from index.plan import Effort
 from index.probes import Probes
 from index.search import CpuIndex, GpuIndex, Searcher
@@ -94,6 +95,26 @@ def read_indexed(path: Path, manifest: Manifest) -> NDArray[np.bool_]:
             f"{indexed.dtype} {indexed.shape}; build the bundle again"
         )
     return indexed
+
+
+def read_missing(path: Path, manifest: Manifest, indexed: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """(n, slots) codes of :class:`index.missing.Missing`; a row is indexed exactly if one of its slots is present.
+
+    Raises:
+        BundleInvalid: the file cannot be read or does not fit the manifest.
+    """
+    try:
+        missing: NDArray[np.uint8] = np.load(path, allow_pickle=False)
+        check_missing(missing, manifest.layout, manifest.items)
+    except (OSError, ValueError, TypeError, EOFError, ItemTableError) as error:
+        raise BundleInvalid(f"{path}: not a readable record ({error}); build the bundle again") from error
+    wrong = (missing == Missing.PRESENT).any(axis=1) != indexed
+    if wrong.any():
+        raise BundleInvalid(
+            f"{path}: row {int(np.argmax(wrong))} must have a present slot exactly if it is indexed; build the bundle "
+            "again"
+        )
+    return missing
 
 
 def read_probes(path: Path, manifest: Manifest) -> Probes:

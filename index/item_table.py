@@ -1,7 +1,7 @@
 """ItemTable: what training hands over to the index, and the serving process reads back.
 
-A directory with ``table.json`` (layout, model, counts), ``items.parquet`` (item_id, popularity, metadata columns) and
-``vectors.npy`` (stored vectors, memory-mapped on load).
+A directory with ``table.json`` (layout, model, counts), ``items.parquet`` (item_id, popularity, metadata columns),
+``vectors.npy`` (stored vectors, memory-mapped on load) and, where the reasons are known, ``missing.npy``.
 """
 
 import json
@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from index.errors import ItemTableError
 from index.item_ids import ItemIds
+from index.missing import check_missing, check_missing_fits, derive_missing
 from index.slots import Slot, SlotLayout
 
 TABLE_FILE = "table.json"
 ITEMS_FILE = "items.parquet"
 VECTORS_FILE = "vectors.npy"
+MISSING_FILE = "missing.npy"
 ITEM_ID = "item_id"
 POPULARITY = "popularity"
 _FORMAT_VERSION = 1
@@ -38,6 +40,8 @@ class ItemTable:
         metadata: n rows; ``title``, ``text`` and ``image`` (path relative to the data set, null when missing) where the
             catalogue has them, and every further column. Never ``item_id`` or ``popularity``.
         model: JSON-able provenance of the vectors: model id, prompt and preprocessing hashes, training run.
+        missing: (n, slots) uint8 codes of :class:`index.missing.Missing`, columns in the order of the layout: why a
+            slot is zero. None where only the vectors are known; see :meth:`missing_record`.
 
     Raises:
         ItemTableError: the parts disagree in their row counts, or a value breaks a rule.
@@ -49,6 +53,7 @@ class ItemTable:
     popularity: NDArray[np.int64]
     metadata: pa.Table
     model: dict[str, Any] = field(default_factory=dict)
+    missing: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.ids)
@@ -67,6 +72,9 @@ class ItemTable:
             raise ItemTableError(
                 f"metadata columns must not be called {sorted(reserved)}; rename them in the catalogue"
             )
+        if self.missing is not None:
+            check_missing(self.missing, self.layout, rows)
+            check_missing_fits(self.missing, self.layout, self.vectors)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,6 +83,10 @@ class ItemTable:
     def indexed(self) -> NDArray[np.bool_]:
         """(n,) bool: rows that have at least one slot and so can be found by a query."""
         return np.asarray(self.layout.present(self.vectors).any(axis=1))
+
+    def missing_record(self) -> NDArray[np.uint8]:
+        """(n, slots) uint8 codes of :class:`index.missing.Missing`: the field, or what the vectors tell."""
+        return derive_missing(self.layout, self.vectors) if self.missing is None else self.missing
 
     def save(self, directory: Path) -> None:
         """Write the table; an earlier one in the same directory is replaced file by file, ``table.json`` last.
@@ -87,6 +99,10 @@ class ItemTable:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / TABLE_FILE).unlink(missing_ok=True)
         np.save(directory / VECTORS_FILE, self.vectors)
+        if self.missing is None:
+            (directory / MISSING_FILE).unlink(missing_ok=True)
+        else:
+            np.save(directory / MISSING_FILE, self.missing)
         columns = {ITEM_ID: pa.array([self.ids.id(row) for row in range(len(self))], pa.string())}
         columns[POPULARITY] = pa.array(self.popularity, pa.int64())
         columns |= {name: self.metadata.column(name) for name in self.metadata.column_names}
@@ -96,6 +112,7 @@ class ItemTable:
             "slots": [[slot.name, slot.dim] for slot in self.layout.slots],
             "items": len(self),
             "model": self.model,
+            "missing": self.missing is not None,
         }
         partial = directory / f"{TABLE_FILE}.part"
         partial.write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
@@ -121,6 +138,8 @@ class ItemTable:
             layout = SlotLayout(tuple(Slot(str(name), int(dim)) for name, dim in description["slots"]))
             items = pq.read_table(directory / ITEMS_FILE)
             vectors = np.load(directory / VECTORS_FILE, mmap_mode="r" if mmap else None, allow_pickle=False)
+            # Tables written before the record existed do not name it.
+            recorded = description.get("missing", False)
             return cls(
                 layout=layout,
                 ids=ItemIds(items.column(ITEM_ID).to_pylist()),
@@ -128,6 +147,7 @@ class ItemTable:
                 popularity=items.column(POPULARITY).to_numpy().astype(np.int64),
                 metadata=items.drop_columns([ITEM_ID, POPULARITY]),
                 model=description["model"],
+                missing=np.load(directory / MISSING_FILE, allow_pickle=False) if recorded else None,
             )
         except (OSError, KeyError, TypeError, ValueError, EOFError, pa.ArrowException) as error:
             raise ItemTableError(

@@ -10,10 +10,10 @@ from typing import Any, Final, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from index.errors import BundleInvalid, ItemTableError
-from index.item_table import VECTORS_FILE
+from index.item_table import MISSING_FILE, VECTORS_FILE
 from index.slots import Slot, SlotLayout
 
-BUNDLE_FORMAT: Final = 1
+BUNDLE_FORMAT: Final = 2
 MANIFEST_FILE = "manifest.json"
 ITEMS_FILE = "items.parquet"
 FAISS_FILE = "index.faiss"
@@ -21,7 +21,16 @@ ENCODER_FILE = "encoder.onnx"
 INDEXED_FILE = "indexed.npy"
 PROBES_FILE = "probes.npz"
 REPORT_FILE = "report.json"
-REQUIRED_FILES = (ITEMS_FILE, VECTORS_FILE, INDEXED_FILE, FAISS_FILE, ENCODER_FILE, PROBES_FILE, REPORT_FILE)
+REQUIRED_FILES = (
+    ITEMS_FILE,
+    VECTORS_FILE,
+    MISSING_FILE,
+    INDEXED_FILE,
+    FAISS_FILE,
+    ENCODER_FILE,
+    PROBES_FILE,
+    REPORT_FILE,
+)
 
 _LARGEST_MANIFEST = 64 << 20
 _ID_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
@@ -80,10 +89,10 @@ class IndexRecord(_Part):
 
 
 class Manifest(_Part):
-    """The self-description of a bundle, format 1.
+    """The self-description of a bundle, format 2.
 
     Attributes:
-        format: always 1; another number is another format, which this version refuses.
+        format: always 2; another number is another format, which this version refuses.
         id: ``<UTC yyyymmddThhmmssZ>-<first 6 hex of content>``.
         content: sha256 of everything else in the manifest but ``forced``, and so of all files through their hashes.
         created: when it was built.
@@ -99,7 +108,7 @@ class Manifest(_Part):
         forced: published although a bound was missed.
     """
 
-    format: Literal[1]
+    format: Literal[2]
     id: str = Field(pattern=rf"^{_ID_PATTERN.pattern}$")
     content: str = Field(pattern=r"^[0-9a-f]{64}$")
     created: AwareDatetime

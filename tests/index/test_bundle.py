@@ -16,6 +16,7 @@ from index.errors import BundleNotFound, EncoderError, SearchError
 from index.exact import exact_top_k
 from index.filters import compile_filter
 from index.index_spec import IndexSpec
+from index.missing import Missing
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,19 @@ def test_attributes(bundle, built, layout, make_table, make_probes):
     assert bundle.max_history == 12
     assert np.flatnonzero(~bundle.indexed).tolist() == [3]
     np.testing.assert_array_equal(bundle.probes.targets, make_probes().targets)
+    assert bundle.missing.shape == (300, 3)
+    # every seventh item lacks its picture, row 3 everything: text, image, behaviour
+    assert bundle.missing[[0, 1, 3, 7]].tolist() == [[0, 1, 0], [0, 0, 0], [1, 1, 3], [0, 1, 0]]
+    assert np.count_nonzero(bundle.missing) == 43 + 3
+
+
+def test_reasons_pass_from_the_table_into_the_bundle(tmp_path, make_table, make_probes, encoder_path):
+    table = make_table(20)
+    record = table.missing_record()
+    record[7, 1] = Missing.UNREADABLE
+    path = build_bundle(replace(table, missing=record), encoder_path, make_probes(20), tmp_path, IndexSpec(threads=1))
+    assert Bundle.load(path).missing.tolist() == record.tolist()
+    assert record[7].tolist() == [0, 2, 0]
 
 
 def test_encode_is_the_mean_of_the_newest_twelve(bundle, make_table):

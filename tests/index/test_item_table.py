@@ -42,6 +42,41 @@ def test_round_trip(tmp_path: Path, mmap: bool) -> None:
     assert read.indexed.tolist() == [True, True, False]
 
 
+def test_what_is_missing_is_derived_or_kept(tmp_path: Path) -> None:
+    layout = SlotLayout((Slot("image", 1), Slot("behaviour", 2), Slot("sound", 1)))
+    vectors = np.array([[1, 0, 0, 0], [0, 0, 1, 1], [-0.0, 0, 0, 0]], dtype=np.float16)
+    plain = table(layout=layout, vectors=vectors)
+    derived = [[0, 3, 1], [1, 0, 0], [1, 3, 1]]
+    assert (plain.missing, plain.missing_record().tolist()) == (None, derived)
+    assert plain.missing_record().dtype == np.uint8
+    plain.save(tmp_path)
+    assert ItemTable.load(tmp_path).missing is None
+    given = np.array([[0, 3, 1], [2, 0, 0], [2, 1, 1]], dtype=np.uint8)
+    table(layout=layout, vectors=vectors, missing=given).save(tmp_path)
+    assert ItemTable.load(tmp_path).missing_record().tolist() == given.tolist()
+    (tmp_path / "missing.npy").unlink()
+    with pytest.raises(ItemTableError, match=r"missing\.npy"):
+        ItemTable.load(tmp_path)
+    plain.save(tmp_path)
+    assert ItemTable.load(tmp_path).missing_record().tolist() == derived
+
+
+def test_reads_a_table_from_before_the_record(tmp_path: Path) -> None:
+    table().save(tmp_path)
+    description = json.loads((tmp_path / "table.json").read_text())
+    del description["missing"]
+    (tmp_path / "table.json").write_text(json.dumps(description))
+    assert ItemTable.load(tmp_path).missing_record().tolist() == [[0, 1], [0, 0], [1, 1]]
+
+
+def test_finds_a_wrong_code_in_any_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("index.missing._BLOCK_ROWS", 2)
+    assert table().missing_record().tolist() == [[0, 1], [0, 0], [1, 1]]
+    wrong = np.array([[0, 1], [0, 0], [1, 0]], dtype=np.uint8)
+    with pytest.raises(ItemTableError, match="row 2: slot 'image' is zero, but its missing-modality code is PRESENT"):
+        table(missing=wrong)
+
+
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
@@ -51,6 +86,11 @@ def test_round_trip(tmp_path: Path, mmap: bool) -> None:
         ({"popularity": np.array([1, 2, -1])}, "cannot be negative"),
         ({"metadata": pa.table({"title": ["A"]})}, "need 3 rows"),
         ({"metadata": pa.table({"item_id": ["a", "b", "c"]})}, r"must not be called \['item_id'\]"),
+        ({"missing": np.zeros((3, 4), np.uint8)}, r"must be uint8 of shape \(3, 2\), got uint8 \(3, 4\)"),
+        ({"missing": np.zeros((3, 2), np.int64)}, r"must be uint8 of shape \(3, 2\), got int64"),
+        ({"missing": np.full((3, 2), 4, np.uint8)}, "must lie in 0 … 3, got 4"),
+        ({"missing": np.full((3, 2), 2, np.uint8)}, "row 0: slot 'text' is not zero, but its .* is UNREADABLE"),
+        ({"missing": np.zeros((3, 2), np.uint8)}, "row 0: slot 'image' is zero, but its .* is PRESENT"),
     ],
 )
 def test_refuses_parts_that_disagree(changes: dict[str, object], rule: str) -> None:
