@@ -60,7 +60,7 @@ def build(
             Probes.load(encoder / "probes.npz"),
             out or run / "bundles",
             spec,
-            evaluation=_read_evaluation(run, evaluation),
+            evaluation=read_evaluation(run, evaluation),
             progress=report,
         )
     _show_report(json.loads((bundle / "report.json").read_text()))
@@ -156,7 +156,12 @@ def _publish(bundle: Path, registry: Path, *, force: bool) -> None:
     _out.print(f"published: {name}")
 
 
-def _read_evaluation(run: Path, path: Path | None) -> dict[str, Any] | None:
+def read_evaluation(run: Path, path: Path | None) -> dict[str, Any] | None:
+    """The figures of ``evaluate --json``: from a file, else from ``RUN/evaluation.json`` if there is one.
+
+    Raises:
+        IndexSpecError: the file cannot be read.
+    """
     from index.errors import IndexSpecError
 
     chosen = path or run / "evaluation.json"

@@ -12,7 +12,7 @@ import sys
 import typer
 from rich.console import Console
 
-from cli import data, demo, demo_data, encoder, serve, train
+from cli import data, demo, demo_data, encoder, reindex, serve, train
 from cli import index as index_commands
 from demo.errors import DemoError
 from index.errors import IndexingError
@@ -41,6 +41,7 @@ app.command("train", rich_help_panel="Offline")(train.train)
 app.command("embed", rich_help_panel="Offline")(train.embed)
 app.command("fit-encoder", rich_help_panel="Offline")(encoder.fit_encoder)
 app.command("evaluate", rich_help_panel="Offline")(encoder.evaluate)
+app.command("reindex", rich_help_panel="Offline")(reindex.reindex)
 app.add_typer(
     index_commands.app,
     name="index",
