@@ -23,7 +23,14 @@ from training.batches import MODALITIES, Collator, PromptBatch, spread
 from training.contents import Contents, Delta, read_contents
 from training.dataset import Dataset
 from training.embedding_work import EmbeddingWork, remove_work
-from training.embeddings import EMBEDDINGS_FILE, UNREADABLE_FILE, Embeddings, EmbeddingsDraft, replace_items
+from training.embeddings import (
+    EMBEDDINGS_FILE,
+    UNREADABLE_FILE,
+    Embeddings,
+    EmbeddingsDraft,
+    remove_old_files,
+    replace_items,
+)
 from training.errors import EmbeddingsError, JobStopped
 from training.model_identity import differences
 from training.pictures import PictureStore
@@ -224,6 +231,7 @@ def embed_catalogue(
     embeddings = Embeddings.load(directory, check=False)
     _write_unreadable(directory, embeddings.unreadable)
     remove_work(directory)
+    remove_old_files(directory)
     return Embedded(embeddings, encoded, resumed)
 
 

@@ -27,6 +27,7 @@ EMBEDDINGS_FILE = "embeddings.json"
 UNREADABLE_FILE = "unreadable.json"
 _UNREADABLE = "unreadable"
 _FORMAT_VERSION = 2
+_CUT_SHORT = ".*.part"  # what a killed job leaves of a file that is written durably
 _OWN_FILE = re.compile(r"[a-z][a-z0-9_]{0,31}-\d{6}\.(npy|parquet)(\.part)?")
 _SLOT_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _NORM_TOLERANCE = 1e-3
@@ -197,6 +198,8 @@ def remove_old_files(directory: Path) -> None:
         own = _OWN_FILE.fullmatch(path.name)
         if own and (path.suffix == ".part" or (kept is not None and path.name not in kept)):
             path.unlink(missing_ok=True)
+    for path in directory.glob(_CUT_SHORT):
+        path.unlink(missing_ok=True)
 
 
 def _file_of(name: str, number: int) -> str:

@@ -179,6 +179,7 @@ def carry_out(
             state.succeeded()
             record.outcome = "nothing to do"
         shutil.rmtree(job.directory / _BUILT, ignore_errors=True)
+        state.clear_away()
         if job.keep is not None:
             record.pruned = job.registry.prune(job.keep)
     except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:

@@ -124,6 +124,11 @@ class ReindexState:
         """Record a job that found nothing to do."""
         self._write({name: part for name, part in self.read().items() if name in {"published", "inputs"}})
 
+    def clear_away(self) -> None:
+        """Remove what a killed job left of the file."""
+        for path in self._path.parent.glob(f".{STATE_FILE}.*.part"):
+            path.unlink(missing_ok=True)
+
     def _write(self, parts: Mapping[str, Any]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         content = {"format": _FORMAT_VERSION, **parts, "last_success": time.time()}

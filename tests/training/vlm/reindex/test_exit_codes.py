@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from training.contents import Contents
 from training.run_lock import run_lock
 
 if TYPE_CHECKING:
@@ -239,7 +239,12 @@ def test_a_catalogue_without_anything_to_embed_is_refused(nightly: "Shop") -> No
     assert nightly.registry.current() == before
 
 
-def test_hashing_is_told_and_pictures_are_hashed_by_threads(nightly: "Shop") -> None:
-    kept = Contents.load(nightly.run / "encoder" / "contents.parquet")
-    assert kept.frame["picture"].null_count() == 2
+def test_trusted_times_on_the_command_line(nightly: "Shop") -> None:
+    """The same size and time with other bytes is not seen with the option, and is without it."""
+    picture = nightly.data / "images" / "9.png"
+    status, content = picture.stat(), bytearray(picture.read_bytes())
+    content[-20] ^= 1
+    picture.write_bytes(content)
+    os.utime(picture, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert nightly.reindex("--trust-times")["outcome"] == "nothing to do"
+    assert nightly.reindex()["items"]["changed"] == 1
