@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
@@ -19,13 +20,12 @@ from cli.main import app
 from index.bundle import Bundle
 from index.registry import Registry
 from training.backbone import load_backbone
-from training.config import RunConfig, load_config, to_toml
+from training.config import load_config, to_toml
 from training.dataset import Dataset, load_dataset
 from training.embed import embed_catalogue, pending_items
 from training.encoder_config import EncoderConfig
 from training.encoder_run import fit_run
 from training.export import Parity
-from training.model_identity import ModelDescription
 from training.run_model import RunModel
 from training.vlm import VlmEmbedder, save_embedder
 
@@ -35,6 +35,14 @@ Run = tuple[Path, dict[str, Any]]
 # One process with everything imported; each job is a real process that it forks, so that starting one costs little.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["cli.main", "cli.index", "training.reindex", "training.vlm", "training.projection"])
+
+
+def ended(process: ForkServerProcess, within: float = 120) -> int | None:
+    """The exit code of a process, minus the signal that ended it."""
+    process.join(within)
+    code = process.exitcode
+    process.close()
+    return code
 
 
 @dataclass
@@ -74,6 +82,10 @@ class Shop:
         summary.unlink()
         return found
 
+    def run_through(self, *more: object) -> int | None:
+        """Run the job in a process of its own, and give its exit code."""
+        return ended(self.start(*more))
+
     def start(self, *more: object, before: str = "") -> ForkServerProcess:
         """Start the job in a process of its own, after some code."""
         code = (
@@ -82,6 +94,15 @@ class Shop:
         process = _FORKS.Process(target=exec, args=(code, {}))
         process.start()
         return process
+
+    def killed_after(self, seconds: float) -> bool:
+        """Start the job and kill it; whether the kill came before its own end."""
+        process = self.start()
+        process.join(seconds)
+        process.kill()
+        code = ended(process)
+        assert code in {-signal.SIGKILL, 0}
+        return code != 0
 
     def edit(self, change: Callable[[Rows], Rows]) -> None:
         """Change the rows of items.csv."""
@@ -115,45 +136,48 @@ class Shop:
 
 
 @pytest.fixture(scope="session")
-def model_config() -> RunConfig:
-    """How the shop's model embeds: shards of 8, batches of 3."""
-    return load_config(overrides={"embed.shard_items": 8, "embed.batch_items": 3})
-
-
-@pytest.fixture(scope="session")
-def shop_home(
-    shop: Dataset,
-    backbone_directory: Path,
-    ring_run: Run,
-    small_config: EncoderConfig,
-    model_config: RunConfig,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """The shop after its first night by hand; never write into it."""
-    home = tmp_path_factory.mktemp("nightly")
-    shutil.copytree(shop.directory, home / "data")
-    dataset = load_dataset(home / "data")
-    backbone = load_backbone(backbone_directory)
-    save_embedder(
-        home / "run" / "train" / "model", VlmEmbedder(backbone.model), backbone,
-        source=None, revision=None, max_text_tokens=6, max_history=4,
-    )  # fmt: skip
-    assert ModelDescription.read(home / "run" / "train" / "model").max_text_tokens == 6
-    (home / "run" / "config.toml").write_text(to_toml(model_config))
-    model = RunModel.of(home / "run")
-    pending = pending_items(dataset, model.provenance, model.embeddings)
-    made = embed_catalogue(dataset, pending, model.load, model.embeddings, shard_items=8, batch_items=3)
+def make_run(ring_run: Run, small_config: EncoderConfig) -> Callable[..., None]:
+    """Makes a run for a data set: a model with random weights, embeddings and a fitted encoder."""
 
     def use_the_ring_s(_encoder: object, _layout: object, path: Path, *, seed: int) -> Parity:
         """Exporting takes seconds; the ring's encoder stands in for any of the same shape."""
         shutil.copyfile(ring_run[0] / "encoder" / "encoder.onnx", path)
         return Parity(seed, 0.0)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.encoder_run.export_encoder", use_the_ring_s)
-        config = small_config.model_copy(update={"epochs": 2})
-        fit_run(dataset, made.embeddings, config, home / "run" / "encoder")
+    def make(data: Path, run: Path, backbone_directory: Path, shard_items: int, batch_items: int) -> None:
+        backbone, dataset = load_backbone(backbone_directory), load_dataset(data)
+        save_embedder(
+            run / "train" / "model", VlmEmbedder(backbone.model), backbone,
+            source=None, revision=None, max_text_tokens=6, max_history=4,
+        )  # fmt: skip
+        sizes = {"shard_items": shard_items, "batch_items": batch_items}
+        overrides = {f"embed.{name}": size for name, size in sizes.items()}
+        (run / "config.toml").write_text(to_toml(load_config(overrides=overrides)))
+        model = RunModel.of(run)
+        pending = pending_items(dataset, model.provenance, model.embeddings)
+        made = embed_catalogue(dataset, pending, model.load, model.embeddings, **sizes)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("training.encoder_run.export_encoder", use_the_ring_s)
+            fit_run(dataset, made.embeddings, small_config.model_copy(update={"epochs": 2}), run / "encoder")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shop_home(
+    shop: Dataset, backbone_directory: Path, make_run: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The shop before its first job, embedded in shards of 8 and batches of 3; never write into it."""
+    home = tmp_path_factory.mktemp("nightly")
+    shutil.copytree(shop.directory, home / "data")
+    make_run(home / "data", home / "run", backbone_directory, 8, 3)
     return home
+
+
+@pytest.fixture(scope="session")
+def shop_at() -> type[Shop]:
+    """A shop in a directory that a test has made itself."""
+    return Shop
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -242,14 +243,16 @@ def test_a_bundle_that_was_made_by_hand_is_replaced(nightly: "Shop", tmp_path: P
 
 
 def test_old_bundles_are_deleted_on_request(nightly: "Shop") -> None:
-    first = nightly.registry.current()
+    bundles = [nightly.registry.current()]
     for title in ("a", "b"):
+        time.sleep(1.1)  # ids tell the age of bundles by the second
         nightly.set(0, title=title)
-        last = nightly.reindex("--keep", 2)
-    assert last["pruned"] == [first]
-    assert len(nightly.registry.list()) == 2
-    assert nightly.reindex("--keep", 1)["pruned"]
-    assert [info.id for info in nightly.registry.list()] == [last["bundle"]]
+        summary = nightly.reindex("--keep", 2)
+        bundles.append(summary["bundle"])
+    assert summary["pruned"] == bundles[:1]
+    assert [info.id for info in nightly.registry.list()] == bundles[1:]
+    assert nightly.reindex("--keep", 1)["pruned"] == bundles[1:2]  # also where there is nothing else to do
+    assert nightly.registry.current() == bundles[2]
 
 
 def test_nothing_is_left_over(nightly: "Shop") -> None:
