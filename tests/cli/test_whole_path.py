@@ -102,9 +102,17 @@ def test_reports_were_written(built: Path) -> None:
     assert evaluation
 
 
+def test_features_without_a_model_cannot_be_reindexed(built: Path) -> None:
+    ran = vlm2rec("reindex", built / "data", "--run", built / "run", "--registry", built / "bundles")
+    assert ran.returncode == 2
+    assert "a new item cannot be embedded alone" in ran.stderr
+    assert len(Registry(built / "bundles").list()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("reindex", "nowhere", "--run", "run", "--registry", "bundles"), "nowhere"),
         (("train", "nowhere", "--run", "run"), "nowhere"),
         (("embed", "nowhere", "--run", "run", "--no-vlm"), "nowhere"),
         (("fit-encoder", "nowhere", "--run", "run"), "nowhere"),
