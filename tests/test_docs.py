@@ -4,7 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from cli import reindex
+from cli.main import app
 from service.app import create_app
 from service.settings import Settings
 
@@ -35,6 +38,19 @@ def test_every_route_is_documented(tmp_path: Path) -> None:
     for path in paths:
         shown = path.replace("{user_id}", "{id}").replace("{item_id}", "{id}")
         assert f"`{shown}`" in page or f" {shown}`" in page, path
+
+
+def test_every_option_and_exit_code_of_the_nightly_job_is_documented() -> None:
+    page = (DOCS / "reindex.md").read_text()
+    options = {
+        flag for option in get_command(app).commands["reindex"].params for flag in option.opts if flag[:2] == "--"
+    }
+    assert options >= {"--run", "--dry-run"}
+    for option in options:
+        assert f"`{option}" in page, option
+    for name, code in vars(reindex).items():
+        if name.startswith("_EXIT_"):
+            assert f"\n| {code} | " in page, name
 
 
 def test_every_invariant_names_tests_that_exist() -> None:
