@@ -6,7 +6,7 @@ on the CPU any number of threads may use it at once.
 
 import datetime as dt
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -34,7 +34,7 @@ from index.manifest import ENCODER_FILE, FAISS_FILE, INDEXED_FILE, ITEMS_FILE, P
 from index.probes import Probes
 from index.scoring import gather, slot_scores
 from index.search import Searcher
-from index.stamp import Verify, verify_files
+from index.stamp import Verify, hash_files, verify_files
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,21 @@ class Bundle:
         for rows in newest:
             self._check_rows(rows, lowest=0)
         return self._encoder.encode([self._vectors.take(rows, axis=0) for rows in newest])
+
+    def verify_in_full(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Hash every file of this bundle; for a thread beside a service that is answering already.
+
+        Args:
+            stop: asked before every megabyte; True ends the work.
+
+        Returns:
+            True when every file is whole, False when it was stopped before it knew.
+
+        Raises:
+            BundleNotFound: the bundle was deleted after it was loaded; what is mapped can still be served.
+            BundleInvalid: a file was altered; its name is in the message.
+        """
+        return hash_files(self.path, self.manifest, stop)
 
     def warm_up(self) -> None:
         """Run the encoder on every shape it is ever given, and one search, before the first request.

@@ -241,9 +241,9 @@ def hashed(monkeypatch):
     """Names of the files that get hashed."""
     names = []
 
-    def spy(path):
+    def spy(path, *between):
         names.append(path.name)
-        return sha256_of(path)
+        return sha256_of(path, *between)
 
     monkeypatch.setattr("index.stamp.sha256_of", spy)
     return names
