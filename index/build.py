@@ -18,13 +18,13 @@ from typing import Any
 import faiss
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from index.encoder import OnnxSequenceEncoder
 from index.errors import BundleError, EncoderError, IndexSpecError
 from index.index_spec import IndexSpec
-from index.item_table import ITEM_ID, MISSING_FILE, POPULARITY, VECTORS_FILE, ItemTable
+from index.item_rows import ItemRows
+from index.item_table import MISSING_FILE, VECTORS_FILE, ItemTable
 from index.manifest import (
     ENCODER_FILE,
     FAISS_FILE,
@@ -78,7 +78,7 @@ def build_bundle(
     Raises:
         IndexSpecError: nothing to index, or values that are not finite.
         EncoderError: the encoder cannot be loaded or is for other slots.
-        ItemTableError: a probe names a row that does not exist.
+        ItemTableError: a probe names a row that does not exist, or a metadata column has a type that is not stored.
         BundleError: the directory cannot be written.
     """
     spec = spec or IndexSpec()
@@ -162,11 +162,8 @@ def _write_items(table: ItemTable, directory: Path, progress: Progress) -> NDArr
         raise IndexSpecError(f"none of {len(table)} items has a text or picture vector, so there is nothing to index")
     np.save(directory / MISSING_FILE, table.missing_record())
     np.save(directory / INDEXED_FILE, indexed)
-    columns = {
-        ITEM_ID: pa.array((table.ids.id(row) for row in range(len(table))), pa.string()),
-        POPULARITY: pa.array(table.popularity, pa.int64()),
-    } | {name: table.metadata.column(name) for name in table.metadata.column_names}
-    pq.write_table(pa.table(columns), directory / ITEMS_FILE, compression="zstd")
+    progress("items", 0.0)
+    ItemRows(table.ids, table.popularity, table.metadata).save(directory / ITEMS_FILE)
     return indexed
 
 

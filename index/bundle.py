@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from index.bundle_files import (
-    ItemRows,
     map_vectors,
     open_encoder,
     open_index,
@@ -29,6 +27,7 @@ from index.bundle_files import (
 from index.encoder import OnnxSequenceEncoder
 from index.errors import BundleNotFound, SearchError
 from index.exact import check_allowed, check_k, check_queries
+from index.item_rows import ItemRows
 from index.item_table import MISSING_FILE, VECTORS_FILE
 from index.manifest import ENCODER_FILE, FAISS_FILE, INDEXED_FILE, ITEMS_FILE, PROBES_FILE, Manifest
 from index.probes import Probes
@@ -93,8 +92,8 @@ class Bundle:
         self._vectors = vectors
         self._encoder = encoder
         self._searcher = searcher
-        self._columns = {name: _fastest(items.metadata.column(name)) for name in items.metadata.column_names}
-        self._by_popularity = np.argsort(-items.popularity, kind="stable")
+        self._columns = {name: items.metadata.column(name).chunk(0) for name in items.metadata.column_names}
+        self._by_popularity = _by_popularity(items.popularity)
         self._events = max(1, int(items.popularity.sum()))
 
     @classmethod
@@ -273,9 +272,19 @@ class Bundle:
             raise SearchError(f"rows must lie in {lowest} … {len(self) - 1}, got {wrong}")
 
 
-def _fastest(column: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """The single chunk of a column; only columns beyond arrow's 2 GiB of text have several."""
-    return column.chunk(0) if column.num_chunks == 1 else column
+def _by_popularity(popularity: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n,) rows, the most popular first, ties by lower row.
+
+    Counts and rows that fit 63 bits together are sorted as one number, several times as fast as a stable argsort.
+    """
+    count = popularity.shape[0]
+    most, bits = int(popularity.max()), count.bit_length()
+    if most >> (63 - bits):
+        return np.argsort(-popularity, kind="stable")
+    order: NDArray[np.int64] = (most - popularity) << bits | np.arange(count, dtype=np.int64)
+    order.sort()
+    order &= (1 << bits) - 1
+    return order
 
 
 def _first_allowed(order: NDArray[np.int64], allowed: NDArray[np.bool_], k: int) -> NDArray[np.int64]:

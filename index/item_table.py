@@ -103,7 +103,7 @@ class ItemTable:
             (directory / MISSING_FILE).unlink(missing_ok=True)
         else:
             np.save(directory / MISSING_FILE, self.missing)
-        columns = {ITEM_ID: pa.array([self.ids.id(row) for row in range(len(self))], pa.string())}
+        columns = {ITEM_ID: self.ids.array}
         columns[POPULARITY] = pa.array(self.popularity, pa.int64())
         columns |= {name: self.metadata.column(name) for name in self.metadata.column_names}
         pq.write_table(pa.table(columns), directory / ITEMS_FILE, compression="zstd")
@@ -142,7 +142,7 @@ class ItemTable:
             recorded = description.get("missing", False)
             return cls(
                 layout=layout,
-                ids=ItemIds(items.column(ITEM_ID).to_pylist()),
+                ids=ItemIds(pa.concat_arrays(items.column(ITEM_ID).cast(pa.large_string()).chunks)),
                 vectors=vectors,
                 popularity=items.column(POPULARITY).to_numpy().astype(np.int64),
                 metadata=items.drop_columns([ITEM_ID, POPULARITY]),

@@ -15,7 +15,7 @@ from index.slots import Slot, SlotLayout
 
 BUNDLE_FORMAT: Final = 2
 MANIFEST_FILE = "manifest.json"
-ITEMS_FILE = "items.parquet"
+ITEMS_FILE = "items.arrow"
 FAISS_FILE = "index.faiss"
 ENCODER_FILE = "encoder.onnx"
 INDEXED_FILE = "indexed.npy"

@@ -127,28 +127,6 @@ def test_refuses_another_format_version(tmp_path: Path) -> None:
         ItemTable.load(tmp_path)
 
 
-def test_ids_map_both_ways() -> None:
-    ids = ItemIds(["b", "a"])
-    rows, unknown = ids.rows(["a", "x", "b", "x"])
-    assert rows.tolist() == [1, 0]
-    assert unknown == ["x", "x"]
-    assert (len(ids), ids.row("a"), ids.row("x"), ids.id(0), "a" in ids, "x" in ids) == (2, 1, None, "b", True, False)
-
-
-@pytest.mark.parametrize(
-    ("bad", "rule"),
-    [("", "1 to 256 bytes"), ("é" * 129, "got 258"), ("a\nb", "control"), ("a\x85", "control"), ("\ud800", "control")],
-)
-def test_refuses_an_id_that_breaks_the_rule(bad: str, rule: str) -> None:
-    with pytest.raises(ItemTableError, match=rule):
-        ItemIds(["fine", bad])
-
-
-def test_names_the_repeated_id() -> None:
-    with pytest.raises(ItemTableError, match="'b' is repeated"):
-        ItemIds(["a", "b", "c", "b"])
-
-
 def test_probes_round_trip(tmp_path: Path) -> None:
     Probes(np.array([[4, 2, -1], [1, -1, -1]]), np.array([0, 3])).save(tmp_path / "probes.npz")
     read = Probes.load(tmp_path / "probes.npz")
