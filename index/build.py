@@ -1,7 +1,7 @@
 """Building a bundle: item table, encoder and probes in; a verified, measured directory out.
 
 Everything is written into a hidden directory, flushed to the disk and renamed in one step, so a build that is killed
-leaves nothing that loads. With :mod:`index.search` the only module that imports faiss.
+leaves nothing that loads.
 """
 
 import contextlib
@@ -15,19 +15,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from index.encoder import OnnxSequenceEncoder
 from index.errors import BundleError, EncoderError, IndexSpecError
+from index.faiss_file import write_index
 from index.index_spec import IndexSpec
 from index.item_rows import ItemRows
 from index.item_table import MISSING_FILE, VECTORS_FILE, ItemTable
 from index.manifest import (
     ENCODER_FILE,
-    FAISS_FILE,
     INDEXED_FILE,
     ITEMS_FILE,
     MANIFEST_FILE,
@@ -36,7 +35,6 @@ from index.manifest import (
     IndexRecord,
     Manifest,
 )
-from index.plan import IndexKind
 from index.probes import Probes
 from index.report import Draft, write_report
 from index.stamp import sha256_of, sync_directory, sync_file
@@ -45,8 +43,6 @@ Progress = Callable[[str, float], None]
 
 _BUILDING = ".building-"
 _BLOCK_ROWS = 65_536
-_TRAINING_ROWS_PER_LIST = 64
-_KMEANS_ROUNDS = 10
 
 
 def build_bundle(
@@ -97,12 +93,8 @@ def build_bundle(
             shutil.copyfile(encoder, directory / ENCODER_FILE)
             probes.save(directory / PROBES_FILE)
             draft = Draft(directory, table, indexed, model, probes, spec)
-            kind, reason = spec.choose(int(indexed.sum()))
-            with _faiss_threads(spec.threads):
-                parameters = _write_faiss(
-                    kind, draft.vectors, np.flatnonzero(indexed), directory / FAISS_FILE, spec, report_progress
-                )
-            record = write_report(draft, kind, reason, parameters, evaluation, report_progress)
+            choice, parameters = write_index(draft, report_progress)
+            record = write_report(draft, choice.kind, choice.reason, parameters, evaluation, report_progress)
             manifest = _seal(draft, record, now or datetime.now(UTC), report_progress)
             return _put_in_place(directory, out / manifest.id)
     except (OSError, pa.ArrowException) as error:
@@ -165,59 +157,6 @@ def _write_items(table: ItemTable, directory: Path, progress: Progress) -> NDArr
     progress("items", 0.0)
     ItemRows(table.ids, table.popularity, table.metadata).save(directory / ITEMS_FILE)
     return indexed
-
-
-def _write_faiss(
-    kind: IndexKind,
-    vectors: NDArray[np.floating],
-    rows: NDArray[np.int64],
-    path: Path,
-    spec: IndexSpec,
-    progress: Progress,
-) -> dict[str, int | str]:
-    """Train, add and write the index; gives what it was built with."""
-    lists = spec.list_count(rows.shape[0])
-    faiss_index, parameters = _empty_index(kind, vectors.shape[1], lists, spec)
-    sample = lists * _TRAINING_ROWS_PER_LIST if kind == "ivf" else 1
-    chosen = rows
-    if sample < rows.shape[0]:
-        chosen = np.sort(np.random.default_rng(spec.seed).choice(rows, sample, replace=False))
-    step = min(_BLOCK_ROWS, max(5000, rows.shape[0] // 50))
-    try:
-        progress("train", 0.0)
-        faiss_index.train(np.ascontiguousarray(vectors[chosen], dtype=np.float32))
-        for start in range(0, rows.shape[0], step):
-            progress("add", start / rows.shape[0])
-            faiss_index.add(np.ascontiguousarray(vectors[rows[start : start + step]], dtype=np.float32))
-        progress("write", 0.0)
-        faiss.write_index(faiss_index, str(path))
-    except RuntimeError as error:
-        raise BundleError(f"{path}: FAISS could not build the index ({error}); check memory and disk space") from error
-    return parameters
-
-
-def _empty_index(kind: IndexKind, dim: int, lists: int, spec: IndexSpec) -> tuple[Any, dict[str, int | str]]:
-    """An untrained index with fp16 codes, and its parameters."""
-    product, half = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_fp16
-    if kind == "flat":
-        return faiss.IndexScalarQuantizer(dim, half, product), {"codes": "fp16"}
-    if kind == "hnsw":
-        graph = faiss.IndexHNSWSQ(dim, half, spec.links, product)
-        graph.hnsw.efConstruction = spec.construction
-        return graph, {"codes": "fp16", "links": spec.links, "construction": spec.construction}
-    inverted = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, lists, half, product, False)
-    inverted.cp.niter, inverted.cp.seed, inverted.cp.spherical = _KMEANS_ROUNDS, spec.seed, True
-    return inverted, {"codes": "fp16", "lists": lists, "seed": spec.seed}
-
-
-@contextlib.contextmanager
-def _faiss_threads(threads: int) -> Iterator[None]:
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(threads)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
 
 
 def _seal(draft: Draft, record: IndexRecord, now: datetime, progress: Progress) -> Manifest:

@@ -6,7 +6,7 @@ on the CPU any number of threads may use it at once.
 
 import datetime as dt
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index.allowed import Allowed
 from index.bundle_files import (
     map_vectors,
     open_encoder,
@@ -27,6 +28,7 @@ from index.bundle_files import (
 from index.encoder import OnnxSequenceEncoder
 from index.errors import BundleNotFound, SearchError
 from index.exact import check_allowed, check_k, check_queries
+from index.filter_cache import FilterCache
 from index.item_rows import ItemRows
 from index.item_table import MISSING_FILE, VECTORS_FILE
 from index.manifest import ENCODER_FILE, FAISS_FILE, INDEXED_FILE, ITEMS_FILE, PROBES_FILE, Manifest
@@ -92,6 +94,7 @@ class Bundle:
         self._vectors = vectors
         self._encoder = encoder
         self._searcher = searcher
+        self._filters = FilterCache(items.metadata, indexed)
         self._columns = {name: items.metadata.column(name).chunk(0) for name in items.metadata.column_names}
         self._by_popularity = _by_popularity(items.popularity)
         self._events = max(1, int(items.popularity.sum()))
@@ -187,13 +190,29 @@ class Bundle:
         first = np.array([self._by_popularity[0]], dtype=np.int64)
         self.search(self.encode([first]), 1)
 
-    def search(self, queries: NDArray[np.floating], k: int, *, allowed: NDArray[np.bool_] | None = None) -> Found:
+    def allowed(self, condition: Mapping[str, Any] | None = None) -> Allowed:
+        """The rows that a filter allows, for :meth:`search` and :meth:`popular`; kept, so a repeated one costs little.
+
+        Args:
+            condition: see :mod:`index.filters`; None allows every row.
+
+        Returns:
+            Read-only; its ``mask`` is (n,) bool, its ``without`` and ``&`` take further rows out.
+
+        Raises:
+            FilterError: the condition breaks the grammar, names an unknown field, or compares unlike types.
+        """
+        return self._filters.allowed(condition)
+
+    def search(
+        self, queries: NDArray[np.floating], k: int, *, allowed: Allowed | NDArray[np.bool_] | None = None
+    ) -> Found:
         """The best k items per query.
 
         Args:
             queries: (B, Σd), slot weights already multiplied in.
             k: at least 1; may exceed the catalogue.
-            allowed: (n,) bool shared by all queries, for example from :func:`index.filters.compile_filter`.
+            allowed: shared by all queries, from :meth:`allowed`; or a plain (n,) bool, which is counted at every call.
 
         Returns:
             (B, k): always min(k, allowed and indexed) rows; scores from the stored vectors in float32, ties by lower
@@ -226,12 +245,12 @@ class Bundle:
         parts[rows < 0] = 0.0
         return parts
 
-    def popular(self, k: int, *, allowed: NDArray[np.bool_] | None = None) -> Found:
+    def popular(self, k: int, *, allowed: Allowed | NDArray[np.bool_] | None = None) -> Found:
         """The items of the most training events, those without a slot too.
 
         Args:
             k: at least 1; may exceed the catalogue.
-            allowed: (n,) bool.
+            allowed: from :meth:`allowed`, or a plain (n,) bool.
 
         Returns:
             (1, k); the score is the share of all training events, 0 … 1; ties by lower row.
@@ -243,8 +262,9 @@ class Bundle:
         if allowed is None:
             best = self._by_popularity[:k]
         else:
-            check_allowed(allowed, -1, len(self))
-            best = _first_allowed(self._by_popularity, allowed, k)
+            mask = allowed.mask if isinstance(allowed, Allowed) else allowed
+            check_allowed(mask, -1, len(self))
+            best = _first_allowed(self._by_popularity, mask, k)
         rows = np.full((1, k), -1, dtype=np.int64)
         scores = np.full((1, k), -np.inf, dtype=np.float32)
         rows[0, : best.shape[0]] = best

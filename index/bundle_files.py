@@ -125,9 +125,9 @@ def open_index(
         BundleInvalid: the file cannot be read or does not fit the manifest.
     """
     record = manifest.index
-    effort = Effort(record.effort.typical, record.effort.bands, record.effort.per_k)
+    effort = Effort(record.effort.typical, record.effort.bands, record.effort.per_k, record.effort.growth)
     try:
-        on_cpu = CpuIndex(path, threads=threads)
+        on_cpu = CpuIndex(path, vectors, indexed, threads=threads)
         searcher = Searcher(on_cpu, vectors, indexed, manifest.layout, effort)
     except SearchError as error:
         raise BundleInvalid(f"{path}: {error}") from error
@@ -137,5 +137,4 @@ def open_index(
         )
     if device == "cpu":
         return searcher
-    positions = None if manifest.indexed == manifest.items else np.flatnonzero(indexed)
-    return Searcher(GpuIndex(on_cpu, vectors, positions), vectors, indexed, manifest.layout, effort)
+    return Searcher(GpuIndex(on_cpu), vectors, indexed, manifest.layout, effort)

@@ -58,6 +58,7 @@ class EffortRecord(_Part):
     typical: tuple[float, ...]
     bands: tuple[tuple[float, int], ...] = Field(min_length=1)
     per_k: int = Field(ge=1)
+    growth: float = Field(ge=0, le=4)
 
 
 class IndexRecord(_Part):

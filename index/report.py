@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index.calibrate import calibrate
 from index.encoder import OnnxSequenceEncoder
 from index.errors import IndexSpecError
 from index.index_spec import IndexSpec
 from index.item_table import VECTORS_FILE, ItemTable
 from index.manifest import FAISS_FILE, REPORT_FILE, EffortRecord, IndexRecord
-from index.measure import PLAIN, Exact, calibrate, latency_ms, probe_queries, query_kinds, spread
+from index.measure import PLAIN, Exact, latency_ms, probe_queries, query_kinds, spread
 from index.plan import Effort, IndexKind
 from index.probes import Probes
 from index.search import CpuIndex, Searcher
@@ -64,7 +65,7 @@ class Draft:
 
     def searcher(self, effort: Effort, threads: int) -> Searcher:
         """A searcher over the index file with an effort."""
-        loaded = CpuIndex(self.directory / FAISS_FILE, threads=threads)
+        loaded = CpuIndex(self.directory / FAISS_FILE, self.vectors, self.indexed, threads=threads)
         return Searcher(loaded, self.vectors, self.indexed, self.table.layout, effort)
 
 
@@ -113,14 +114,14 @@ def write_report(
         parameters=parameters,
         effort=EffortRecord(**asdict(effort)),
         recall_k=exact.k,
-        recall={name: round(exact.recall(searcher, name), 4) for name in kinds},
+        recall={name: round(exact.recall(searcher, name), 4) for name in exact.kinds},
         min_recall=spec.min_recall,
     )
     report = {
         "items": _item_counts(draft),
         "index": record.model_dump(mode="json"),
         "index_bytes": (draft.directory / FAISS_FILE).stat().st_size,
-        "search_ms": {name: latency_ms(searcher, asked, exact.k) for name, asked in kinds.items()},
+        "search_ms": {name: latency_ms(searcher, asked) for name, asked in exact.kinds.items()},
         "answers": spread(searcher, kinds[PLAIN], draft.vectors, layout, exact.k),
         "probes": {"held_out": len(draft.probes), "used": queries.shape[0]},
         "evaluation": evaluation,

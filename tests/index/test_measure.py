@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from index.measure import PLAIN, Exact, calibrate, query_kinds, spread
+from index.calibrate import calibrate
+from index.measure import PLAIN, Exact, query_kinds, spread
 from index.plan import SCAN
 from index.slots import Slot, SlotLayout
 
