@@ -358,4 +358,4 @@ def _short(value: object) -> str:
     try:
         return repr(value)[:80]
     except (ValueError, RecursionError):  # an integer of more than 4,300 digits; lists a thousand deep
-        return f"a {type(value).__name__} too large to show"
+        return f"something too large to show of type {type(value).__name__}"

@@ -76,7 +76,11 @@ class CpuIndex:
             raise SearchError(f"{path}: the index must use inner product; build it again")
         self.dim = int(self._faiss_index.d)
         if self.dim != vectors.shape[1]:
-            raise SearchError(f"{path}: the index has {self.dim} dimensions, the vectors {vectors.shape[1]}")
+            raise SearchError(
+                f"{path}: the index has {self.dim} dimensions, the vectors {vectors.shape[1]}; build it again"
+            )
+        if not vectors.flags.c_contiguous or vectors.dtype not in (np.float16, np.float32):
+            raise SearchError(f"vectors must be contiguous float16 or float32 to be read in place, got {vectors.dtype}")
         held = int(self._faiss_index.ntotal)
         self._bare = kind == "flat" and held == 0
         if held != rows and not self._bare:

@@ -17,6 +17,7 @@ from index.index_spec import IndexSpec
 from index.item_ids import ItemIds
 from index.item_table import ItemTable
 from index.probes import Probes
+from index.scoring import rank_again
 from index.slots import Slot, SlotLayout
 
 LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
@@ -155,3 +156,37 @@ def copied(built: Path, tmp_path: Path) -> Path:
     for path in copy.iterdir():
         path.chmod(0o644)
     return copy
+
+
+@pytest.fixture(scope="session")
+def check_answer() -> Callable[..., None]:
+    """What must hold of the answer of any index, at any recall: (rows, scores) of queries for k under a mask."""
+
+    def check(rows, scores, queries, vectors, mask, k) -> None:
+        assert rows.shape == scores.shape == (len(queries), k)
+        assert rows.dtype == np.int64
+        assert scores.dtype == np.float32
+        real = rows >= 0
+        assert (real.sum(axis=1) == min(k, mask.sum())).all()
+        assert (np.sort(real, axis=1)[:, ::-1] == real).all()  # −1 only at the end
+        assert mask[rows[real]].all()
+        assert np.isneginf(scores[~real]).all()
+        for found, values, query in zip(rows, scores, queries, strict=True):
+            own = found[found >= 0]
+            assert len(set(own.tolist())) == len(own)
+            np.testing.assert_allclose(values[: len(own)], vectors[own].astype(np.float64) @ query, atol=1e-5)
+            order = sorted(range(len(own)), key=lambda place: (-values[place], own[place]))
+            assert order == list(range(len(own)))
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def brute_force() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """Rows and scores of every allowed row scored and sorted, with neither FAISS nor blocks."""
+
+    def search(queries, vectors, layout, mask, k):
+        rows = np.flatnonzero(mask)
+        return rank_again(queries, np.tile(rows, (len(queries), 1)), vectors, layout, k)
+
+    return search
