@@ -6,6 +6,7 @@ on the CPU any number of threads may use it at once.
 
 import datetime as dt
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -114,7 +115,7 @@ class Bundle:
             BundleInvalid: a file is missing, altered, of an unknown format, or does not fit the others.
             EncoderError, SearchError: the device cannot be used.
         """
-        if not path.is_dir():
+        if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where the parent may not be read
             raise BundleNotFound(f"{path}: there is no bundle; list what is published with `vlm2rec index list`")
         if threads < 1:
             raise SearchError(f"threads must be at least 1, got {threads}")

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import re
+import stat
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from index.errors import BundleInvalid, ItemTableError
 from index.item_table import MISSING_FILE, VECTORS_FILE
@@ -33,11 +34,12 @@ REQUIRED_FILES = (
 )
 
 _LARGEST_MANIFEST = 64 << 20
+_LARGEST_EFFORT = 1 << 20  # far above any that is measured; FAISS allocates by it
 _ID_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class FileEntry(_Part):
@@ -59,6 +61,16 @@ class EffortRecord(_Part):
     bands: tuple[tuple[float, int], ...] = Field(min_length=1)
     per_k: int = Field(ge=1)
     growth: float = Field(ge=0, le=4)
+
+    @field_validator("bands")
+    @classmethod
+    def _in_order(cls, bands: tuple[tuple[float, int], ...]) -> tuple[tuple[float, int], ...]:
+        edges = [edge for edge, _ in bands]
+        if edges != sorted(edges) or edges[-1] != 1:
+            raise ValueError(f"skews must ascend to 1, got {edges}")
+        if not all(0 <= effort <= _LARGEST_EFFORT for _, effort in bands):
+            raise ValueError(f"an effort must lie in 0 … {_LARGEST_EFFORT}")
+        return bands
 
 
 class IndexRecord(_Part):
@@ -136,6 +148,14 @@ class Manifest(_Part):
             raise ValueError(f"the files {', '.join(missing)} are not listed")
         return files
 
+    @model_validator(mode="after")
+    def _agree(self) -> "Manifest":
+        if self.indexed > self.items:
+            raise ValueError(f"{self.indexed} of {self.items} items cannot be indexed")
+        if len(self.index.effort.typical) != len(self.slots):
+            raise ValueError(f"effort.typical needs a share for each of {len(self.slots)} slots")
+        return self
+
     @property
     def layout(self) -> SlotLayout:
         """The slots as a layout.
@@ -177,7 +197,10 @@ class Manifest(_Part):
         """
         path = bundle / MANIFEST_FILE
         try:
-            if path.stat().st_size > _LARGEST_MANIFEST:
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                raise BundleInvalid(f"{path}: must be a regular file; publish the bundle again")
+            if status.st_size > _LARGEST_MANIFEST:
                 raise BundleInvalid(f"{path}: larger than {_LARGEST_MANIFEST} bytes, not a manifest; build it again")
             text = path.read_bytes()
             raw = json.loads(text)
@@ -193,7 +216,7 @@ class Manifest(_Part):
             altered = manifest.content != _content_hash(raw)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
+            where = ".".join(str(part) for part in first["loc"]) or "as a whole"
             raise BundleInvalid(f"{path}: {where}: {first['msg']}; build the bundle again") from error
         except (OSError, ValueError, RecursionError, ItemTableError) as error:
             raise BundleInvalid(f"{path}: not a readable manifest ({error}); build the bundle again") from error

@@ -1,22 +1,45 @@
-"""Arrays of a bundle, mapped from npy files whose form is known beforehand.
+"""Arrays in npy files of one plain form, without the reader of numpy.
 
-The reader of numpy evaluates the header and allocates what it says. Here dtype and shape come from the manifest: a
-header that says anything else is refused, so no byte of a damaged one is ever acted on.
+That reader evaluates the header as Python and allocates what it says. Here only the text that ``np.save`` writes of a
+C-contiguous array of numbers is taken; whatever else a damaged header says is refused unread.
 """
 
 import math
 import mmap
-import struct
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index.errors import BundleInvalid
+from index.errors import BundleInvalid, ItemTableError
 
-_VERSION_1_0 = np.lib.format.magic(1, 0)
-_LENGTH = struct.Struct("<H")
+_FORM = re.compile(
+    rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '(?P<descr>[<|][a-z][0-9])', 'fortran_order': False, "
+    rb"'shape': \((?P<shape>[0-9]{1,15},|[0-9]{1,15}(?:, [0-9]{1,15}){1,3})\), \} *\n",
+    re.DOTALL,
+)
+
+
+def view_array(content: Any) -> NDArray[Any]:  # noqa: ANN401 - bytes or mmap
+    """The array in the content of an npy file, read-only and without a copy.
+
+    Raises:
+        ItemTableError: it is no npy file of version 1.0, not C-contiguous, not of numbers, or not whole.
+    """
+    found = _FORM.match(content)
+    if found is None or int.from_bytes(found["length"], "little") != found.end() - found.start("length") - 2:
+        raise ItemTableError("no npy file of version 1.0 with numbers in C order")
+    try:
+        dtype = np.dtype(found["descr"].decode())
+    except TypeError as error:
+        raise ItemTableError(f"an npy file of an unknown type ({error})") from error
+    shape = tuple(int(size) for size in found["shape"].rstrip(b",").split(b","))
+    size = found.end() + dtype.itemsize * math.prod(shape)
+    if len(content) != size:
+        raise ItemTableError(f"{dtype} {shape} takes {size} bytes, the file has {len(content)}")
+    return np.ndarray(shape, dtype, content, found.end())
 
 
 def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -25,27 +48,18 @@ def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
     Args:
         path: what ``np.save`` wrote of a C-contiguous array.
         dtype: name of the dtype that it must have.
-        shape: the shape that it must have, of at least one element.
+        shape: the shape that it must have.
 
     Raises:
-        BundleInvalid: the file cannot be read, is not an npy file of version 1.0, or holds another dtype, shape or
-            number of bytes.
+        BundleInvalid: the file cannot be read, or it holds anything else.
     """
-    wanted = np.dtype(dtype)
     try:
         with path.open("rb") as file:
-            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
+            array = view_array(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError, ItemTableError) as error:
         raise BundleInvalid(f"{path}: not a readable array ({error}); build the bundle again") from error
-    text = len(_VERSION_1_0) + _LENGTH.size
-    if len(pages) < text or pages[: len(_VERSION_1_0)] != _VERSION_1_0:
-        raise BundleInvalid(f"{path}: not a readable array (no npy file of version 1.0); build the bundle again")
-    start = text + _LENGTH.unpack_from(pages, len(_VERSION_1_0))[0]
-    header = pages[text:start].decode("latin-1").rstrip()
-    form = f"{{'descr': {wanted.str!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
-    if header != form:
-        raise BundleInvalid(f"{path}: holds {header[:200]!r}, the manifest says {form!r}; build the bundle again")
-    size = start + wanted.itemsize * math.prod(shape)
-    if len(pages) != size:
-        raise BundleInvalid(f"{path}: has {len(pages)} bytes, {form} takes {size}; build the bundle again")
-    return np.ndarray(shape, wanted, pages, start)
+    if array.dtype != dtype or array.shape != shape:
+        raise BundleInvalid(
+            f"{path}: holds {array.dtype} {array.shape}, the manifest says {dtype} {shape}; build the bundle again"
+        )
+    return array

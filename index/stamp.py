@@ -20,6 +20,7 @@ from index.manifest import MANIFEST_FILE, FileEntry, Manifest
 Verify = Literal["stamp", "full"]
 
 _STAMP_FORMAT = 1
+_LARGEST_STAMP = 64 << 20
 _SMALL = 1 << 20  # bytes; smaller files are hashed at every load
 _BLOCK = 1 << 20  # bytes hashed between two looks at whether to stop, about half a millisecond
 
@@ -165,8 +166,11 @@ def _signature(path: Path) -> list[int]:
 
 def _read_stamp(bundle: Path) -> dict[str, list[int]]:
     """What the stamp vouches for; nothing if it is missing, unreadable or belongs to another manifest."""
+    path = stamp_path(bundle)
     try:
-        stamp = json.loads(stamp_path(bundle).read_bytes())
+        if not path.is_file() or path.stat().st_size > _LARGEST_STAMP:
+            return {}
+        stamp = json.loads(path.read_bytes())
         if stamp["format"] != _STAMP_FORMAT or stamp["manifest"] != sha256_of(bundle / MANIFEST_FILE):
             return {}
         return dict(stamp["files"])
