@@ -1,9 +1,10 @@
 """IndexSpec: what index to build, and how good it must be."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from index.bounds import Bounds
 from index.errors import IndexSpecError
 from index.plan import IndexKind
 
@@ -25,7 +26,7 @@ class IndexSpec:
             rows, HNSW up to 2,000,000 and IVF beyond (docs/experiments.md, "Index").
         recall_k: k of all recall figures, at least 1.
         target_recall: search effort is calibrated until recall@k reaches this for every kind of query, 0 … 1.
-        min_recall: publishing refuses the bundle when recall@k of any kind of query is below; None for no bound.
+        bounds: what the bundle is held to before it may be published.
         probes: most held-out histories to measure with, at least 1.
         links: graph neighbours per row of HNSW (M), 4 … 128.
         construction: beam while HNSW is built (efConstruction), at least ``links``.
@@ -40,7 +41,7 @@ class IndexSpec:
     kind: Literal["auto", "flat", "hnsw", "ivf"] = "auto"
     recall_k: int = 20
     target_recall: float = 0.97
-    min_recall: float | None = 0.95
+    bounds: Bounds = field(default_factory=Bounds)
     probes: int = 256
     links: int = 32
     construction: int = 100
@@ -63,10 +64,8 @@ class IndexSpec:
                 raise IndexSpecError(f"{name} must be {low} … {high}, got {value}")
         if self.lists is not None and not 1 <= self.lists <= _MOST_LISTS:
             raise IndexSpecError(f"lists must be 1 … {_MOST_LISTS}, got {self.lists}")
-        for name in ("target_recall", "min_recall"):
-            share = getattr(self, name)
-            if share is not None and not 0 <= share <= 1:
-                raise IndexSpecError(f"{name} must be 0 … 1, got {share}")
+        if not 0 <= self.target_recall <= 1:
+            raise IndexSpecError(f"target_recall must be 0 … 1, got {self.target_recall}")
 
     def choose(self, rows: int) -> tuple[IndexKind, str]:
         """The kind for a number of rows, and why, in words."""

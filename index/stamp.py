@@ -72,6 +72,21 @@ def verify_files(
             progress(name, done / total)
 
 
+def verify_file(bundle: Path, manifest: Manifest, name: str) -> None:
+    """Hold one file of a bundle to its size and hash.
+
+    Args:
+        bundle: the bundle's directory.
+        manifest: its manifest.
+        name: of a file that the manifest lists.
+
+    Raises:
+        BundleInvalid: it is missing, not a regular file, of another size or content.
+    """
+    _check_size(bundle / name, manifest.files[name])
+    _check_hash(bundle / name, manifest.files[name])
+
+
 def write_durably(path: Path, content: bytes) -> None:
     """Write a file aside, flush it to the disk and put it in place in one step; the old content stays until then.
 
