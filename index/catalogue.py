@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from index.disagreement import NEAREST, SIGNIFICANT, Disagreement, disagreement
+from index.disagreement import NEAREST, Disagreement, disagreement
 from index.item_table import ItemTable
 from index.missing import Missing
 from index.near_duplicates import COSINE, NearDuplicates, near_duplicates
@@ -23,8 +23,7 @@ _SMALLEST_SAMPLE = 2_000
 _EXAMPLES = 10
 _NAMED = 5  # items of a group, and neighbours of an item
 _LONGEST_TITLE = 160
-_LOWEST_Z = 4.0  # the histogram goes from minus this to at least this; what lies beyond is in the last bins
-_BINS = 40
+_BINS = 20  # of the histogram of p
 
 _MODALITIES = (Missing.ABSENT, Missing.UNREADABLE)
 
@@ -87,23 +86,25 @@ class Catalogue:
         }
 
     def _disagreeing(self, found: Disagreement) -> dict[str, Any]:
-        ends = (-_LOWEST_Z, max(_LOWEST_Z, float(np.quantile(found.z, 0.98))))
-        counts, edges = np.histogram(np.clip(found.z, *ends), bins=_BINS, range=ends)
+        counts, _ = np.histogram(found.p, bins=_BINS, range=(0.0, 1.0))
+        suspects = found.suspects
         return {
             "nearest": NEAREST,
-            "significant": SIGNIFICANT,
             "sampled": int(found.rows.shape[0]),
-            "found": int(found.found.shape[0]),
+            "suspects": int(suspects.shape[0]),
             "share": round(found.share, 4),
-            "text_similarity": {"near": round(found.near, 4), "random": round(found.random, 4)},
-            "z": {"edges": [round(float(edge), 4) for edge in edges], "items": counts.tolist()},
+            "text_similarity": {
+                "own": round(float(found.own.mean()), 4),
+                "strangers": round(float(found.strangers.mean()), 4),
+            },
+            "p": counts.tolist(),
             "examples": [
                 {
                     **self.names.one(int(found.rows[place])),
-                    "z": round(float(found.z[place]), 2),
+                    "p": round(float(found.p[place]), 4),
                     "looks_like": self.names.of(found.neighbours[place, :_NAMED].tolist()),
                 }
-                for place in found.found[:_EXAMPLES]
+                for place in suspects[:_EXAMPLES]
             ],
         }
 
@@ -164,5 +165,5 @@ def examine(
         bound=COSINE,
         progress=progress,
     )
-    agreement = disagreement(vectors, layout.slice(TEXT), np.flatnonzero(both), near) if both.any() else None
+    agreement = disagreement(vectors, layout.slice(TEXT), np.flatnonzero(both), near, seed=seed) if both.any() else None
     return Catalogue(layout, missing, near_duplicates(near, pictured.shape[0]), agreement, names)

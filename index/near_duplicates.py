@@ -5,8 +5,12 @@ from dataclasses import dataclass
 
 from index.neighbours import Neighbours
 
-COSINE = 0.999
-"""From this cosine on two pictures count as the same; an embedder that uses little of its space puts others at .99."""
+COSINE = 0.995
+"""From this cosine on two pictures count as the same.
+
+With the demo's VLM, 40 copies saved again as JPEG of quality 60 or at 80 % of their size lie at 0.9956 to 0.9999, and
+no two of its 594 pictures with different contents do.
+"""
 
 
 @dataclass(frozen=True)

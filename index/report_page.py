@@ -172,20 +172,18 @@ def _system(system: Mapping[str, Any], bounds: Mapping[str, float | None], axis:
 
 
 def _agreement(found: Mapping[str, Any]) -> dict[str, Any]:
-    edges: Sequence[float] = found["z"]["edges"]
-    round_ticks = (tick for tick in axis_over(edges).ticks if edges[0] <= tick <= edges[-1])
-    axis = Axis(edges[0], edges[-1], tuple(round_ticks))
-    highest = max(found["z"]["items"]) or 1
+    counts: Sequence[int] = found["p"]
+    width, highest = 100.0 / len(counts), max(counts) or 1
     bars = [
-        {
-            "x": axis.at(low),
-            "width": axis.at(high) - axis.at(low),
-            "height": 100.0 * count / highest,
-            "apart": high <= found["significant"],
-        }
-        for low, high, count in zip(edges[:-1], edges[1:], found["z"]["items"], strict=True)
+        {"x": width * place, "width": width, "height": 100.0 * count / highest, "suspicious": place >= len(counts) / 2}
+        for place, count in enumerate(counts)
     ]
-    return {"axis": axis, "bars": bars, "line": axis.at(found["significant"]), "alarming": found["share"] <= _THE_RULE}
+    return {
+        "axis": Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0)),
+        "bars": bars,
+        "flat": 100.0 * sum(counts) * found["share"] / len(counts) / highest,
+        "alarming": found["share"] <= _THE_RULE,
+    }
 
 
 def _parts(sizes: Mapping[str, float]) -> list[dict[str, Any]]:

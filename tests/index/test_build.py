@@ -101,7 +101,6 @@ def test_list_count():
         ({"threads": 0}, "threads must be 1"),
         ({"probes": 0}, "probes must be 1"),
         ({"lists": 0}, "lists must be 1"),
-        ({"min_recall": 1.01}, "min_recall must be 0 … 1, got 1.01"),
         ({"target_recall": float("nan")}, "target_recall must be 0 … 1, got nan"),
     ],
 )
@@ -144,15 +143,6 @@ def test_same_content_in_the_same_second_is_one_bundle(tmp_path, make_table, enc
     assert [entry.name for entry in tmp_path.iterdir()] == [first.name]
 
 
-def test_the_evaluation_is_passed_on(tmp_path, make_table, encoder_path):
-    table = make_table(50)
-    path = build_bundle(table, encoder_path, NO_PROBES, tmp_path, evaluation={"ndcg@10": 0.25})
-    assert json.loads((path / "report.json").read_text())["evaluation"] == {"ndcg@10": 0.25}
-    for wrong in ({"ndcg": float("nan")}, {"ndcg": {1, 2}}):
-        with pytest.raises(IndexSpecError, match="evaluation figures must be JSON"):
-            build_bundle(table, encoder_path, NO_PROBES, tmp_path, evaluation=wrong)
-
-
 def test_progress_names_every_stage(tmp_path, make_table, make_probes, encoder_path):
     seen = []
     build_bundle(
@@ -164,7 +154,7 @@ def test_progress_names_every_stage(tmp_path, make_table, make_probes, encoder_p
         progress=lambda stage, share: seen.append((stage, share)),
     )
     stages = list(dict.fromkeys(stage for stage, _ in seen))
-    assert stages == ["vectors", "train", "add", "write", "exact answers", "calibrate", "measure", "hash"]
+    assert stages == ["vectors", "train", "add", "write", "exact answers", "calibrate", "measure", "pictures", "hash"]
     assert all(0 <= share <= 1 for _, share in seen)
 
 
