@@ -33,7 +33,7 @@ def axis_over(values: Sequence[float], *, high: float | None = None) -> Axis:
 
     Args:
         values: finite numbers, at least one.
-        high: where the axis ends; None for the first round number that holds all values.
+        high: where the axis ends, above the least value; None for the first round number that holds all values.
     """
     least, most = min(values), max(values) if high is None else high
     step = _round_step(most - least or abs(most) or 1.0)

@@ -4,6 +4,7 @@ No script, nothing from another host. Ids and titles come from strangers, so the
 given, and the page's own policy forbids scripts and requests should that ever fail.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -172,16 +173,23 @@ def _system(system: Mapping[str, Any], bounds: Mapping[str, float | None], axis:
 
 
 def _agreement(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A histogram with heights by the square root (a rootogram; Tukey, 1972), so that the few beside the many show."""
     counts: Sequence[int] = found["p"]
-    width, highest = 100.0 / len(counts), max(counts) or 1
+    width, highest = 100.0 / len(counts), math.sqrt(max(counts) or 1)
     bars = [
-        {"x": width * place, "width": width, "height": 100.0 * count / highest, "suspicious": place >= len(counts) / 2}
+        {
+            "x": width * place,
+            "width": width,
+            "height": 100.0 * math.sqrt(count) / highest,
+            "suspicious": place >= len(counts) / 2,
+        }
         for place, count in enumerate(counts)
     ]
+    unrelated = sum(counts) * found["share"] / len(counts)
     return {
         "axis": Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0)),
         "bars": bars,
-        "flat": 100.0 * sum(counts) * found["share"] / len(counts) / highest,
+        "flat": 100.0 * math.sqrt(unrelated) / highest,
         "alarming": found["share"] <= _THE_RULE,
     }
 
