@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from index.manifest import Manifest
     from index.registry import BundleInfo
 
+_WIDE = 1000
+
 _out = Console(soft_wrap=True, highlight=False)
 
 
@@ -120,15 +122,17 @@ def check_table(checks: "Sequence[Check]") -> Table:
     return table
 
 
-def bundle_table(found: "Iterable[BundleInfo]") -> Table:
-    """What a registry holds, a bundle a line."""
+def show_bundles(found: "Iterable[BundleInfo]") -> None:
+    """Print what a registry holds, a bundle a line."""
     table = Table(box=None, pad_edge=False)
     for name in ("", "bundle", "created", "items", "MB", "recall", "verdict"):
         number = name in {"items", "MB", "recall"}
         table.add_column(name, justify="right" if number else "left", no_wrap=name != "verdict", overflow="fold")
     for info in found:
         table.add_row(*_bundle_row(info), style="red" if info.problem else None)
-    return table
+    # In a file or a pipe a bundle stays on one line, for grep.
+    wide = Console(soft_wrap=True, highlight=False, width=None if _out.is_terminal else _WIDE)
+    wide.print(table)
 
 
 def _bundle_row(info: "BundleInfo") -> tuple[str, ...]:

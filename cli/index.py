@@ -9,10 +9,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cli.bundle_tables import bundle_table, check_table, show_bundle
+from cli.bundle_tables import check_table, show_bundle, show_bundles
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -93,7 +92,10 @@ def list_bundles(registry: RegistryOption) -> None:
     from index.registry import Registry
 
     found = Registry(registry).list()
-    _out.print(bundle_table(found) if found else escape(f"{registry}: nothing is published yet"))
+    if found:
+        show_bundles(found)
+    else:
+        _out.print(f"{registry}: nothing is published yet", markup=False)
 
 
 @app.command()

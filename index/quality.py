@@ -120,7 +120,7 @@ class Quality:
         if file.model.encoder.hash != own:
             raise IndexSpecError(
                 f"the evaluation measured the encoder {file.model.encoder.hash[:60]!r}, this bundle gets {own!r}; "
-                "evaluate again, or build without an evaluation"
+                "evaluate again, or take the evaluation away"
             )
         table = file.tables[0]
         systems = tuple(
