@@ -32,10 +32,12 @@ from index.manifest import (
     MANIFEST_FILE,
     PROBES_FILE,
     FileEntry,
+    GateRecord,
     IndexRecord,
     Manifest,
 )
 from index.probes import Probes
+from index.quality import Quality
 from index.report import Draft, write_report
 from index.stamp import sha256_of, sync_directory, sync_file
 
@@ -64,7 +66,7 @@ def build_bundle(
         probes: held-out histories as rows of the table; may be empty.
         out: directory that receives ``<bundle id>/``; made if missing.
         spec: what to build; the defaults of :class:`IndexSpec` if None.
-        evaluation: JSON-able figures of the model, copied into ``report.json``.
+        evaluation: what ``vlm2rec evaluate --json`` wrote about this encoder; its figures are held to the bounds.
         now: time of the build, aware; the present if None.
         progress: called with the name of a stage and the share of it that is done, 0 … 1.
 
@@ -72,7 +74,8 @@ def build_bundle(
         The bundle's directory.
 
     Raises:
-        IndexSpecError: nothing to index, or values that are not finite.
+        IndexSpecError: nothing to index, values that are not finite, a bound on a slot that the items do not have, or
+            an evaluation of another encoder.
         EncoderError: the encoder cannot be loaded or is for other slots.
         ItemTableError: a probe names a row that does not exist, or a metadata column has a type that is not stored.
         BundleError: the directory cannot be written.
@@ -86,6 +89,9 @@ def build_bundle(
             "fit the encoder again"
         )
     probes.check_rows(len(table))
+    spec.bounds.check_slots(table.layout)
+    created = now or datetime.now(UTC)
+    quality = None if evaluation is None else Quality.read(evaluation, encoder)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _scratch(out) as directory:
@@ -94,8 +100,10 @@ def build_bundle(
             probes.save(directory / PROBES_FILE)
             draft = Draft(directory, table, indexed, model, probes, spec)
             choice, parameters = write_index(draft, report_progress)
-            record = write_report(draft, choice.kind, choice.reason, parameters, evaluation, report_progress)
-            manifest = _seal(draft, record, now or datetime.now(UTC), report_progress)
+            record, gate = write_report(
+                draft, choice.kind, choice.reason, parameters, quality, created, report_progress
+            )
+            manifest = _seal(draft, record, gate, created, report_progress)
             return _put_in_place(directory, out / manifest.id)
     except (OSError, pa.ArrowException) as error:
         raise BundleError(
@@ -159,7 +167,7 @@ def _write_items(table: ItemTable, directory: Path, progress: Progress) -> NDArr
     return indexed
 
 
-def _seal(draft: Draft, record: IndexRecord, now: datetime, progress: Progress) -> Manifest:
+def _seal(draft: Draft, record: IndexRecord, gate: GateRecord, now: datetime, progress: Progress) -> Manifest:
     """Hash and flush every file, make them read-only, write the manifest last."""
     directory, table = draft.directory, draft.table
     files: dict[str, FileEntry] = {}
@@ -180,6 +188,7 @@ def _seal(draft: Draft, record: IndexRecord, now: datetime, progress: Progress) 
             max_history=draft.encoder.max_history,
             model=table.model,
             index=record,
+            gate=gate,
             files=files,
         )
         text = manifest.to_json()

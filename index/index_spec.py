@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from index.bounds import Bounds
 from index.errors import IndexSpecError
 from index.plan import IndexKind
 
@@ -54,7 +55,7 @@ class IndexSpec:
         memory_bytes: most bytes of ``index.faiss``, which is mapped; None sets no limit.
         recall_k: k of all recall figures, at least 1.
         target_recall: search effort is calibrated until recall@k reaches this for every kind of query, 0 … 1.
-        min_recall: publishing refuses the bundle when recall@k of any kind of query is below; None for no bound.
+        bounds: what the bundle is held to before it may be published.
         probes: most held-out histories to measure with, at least 1.
         links: graph neighbours per row of HNSW (M), 4 … 128.
         construction: beam while HNSW is built (efConstruction), at least ``links``.
@@ -71,7 +72,7 @@ class IndexSpec:
     memory_bytes: int | None = None
     recall_k: int = 20
     target_recall: float = 0.97
-    min_recall: float | None = 0.95
+    bounds: Bounds = field(default_factory=Bounds)
     probes: int = 256
     links: int = 32
     construction: int = 100
@@ -98,10 +99,8 @@ class IndexSpec:
             raise IndexSpecError(f"memory_bytes must be at least 1, got {self.memory_bytes}; leave it out for no limit")
         if self.lists is not None and not 1 <= self.lists <= _MOST_LISTS:
             raise IndexSpecError(f"lists must be 1 … {_MOST_LISTS}, got {self.lists}")
-        for name in ("target_recall", "min_recall"):
-            share = getattr(self, name)
-            if share is not None and not 0 <= share <= 1:
-                raise IndexSpecError(f"{name} must be 0 … 1, got {share}")
+        if not 0 <= self.target_recall <= 1:
+            raise IndexSpecError(f"target_recall must be 0 … 1, got {self.target_recall}")
 
     def choose(self, rows: int, dim: int, stored: Codes = "fp16") -> Choice:
         """What to build for a number of rows.

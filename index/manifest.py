@@ -4,12 +4,14 @@ import hashlib
 import json
 import re
 import stat
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from index.bounds import Check, check_figures, is_bound
 from index.errors import BundleInvalid, ItemTableError
 from index.item_table import MISSING_FILE, VECTORS_FILE
 from index.slots import Slot, SlotLayout
@@ -22,6 +24,7 @@ ENCODER_FILE = "encoder.onnx"
 INDEXED_FILE = "indexed.npy"
 PROBES_FILE = "probes.npz"
 REPORT_FILE = "report.json"
+PAGE_FILE = "report.html"
 REQUIRED_FILES = (
     ITEMS_FILE,
     VECTORS_FILE,
@@ -31,11 +34,15 @@ REQUIRED_FILES = (
     ENCODER_FILE,
     PROBES_FILE,
     REPORT_FILE,
+    PAGE_FILE,
 )
 
 _LARGEST_MANIFEST = 64 << 20
 _LARGEST_EFFORT = 1 << 20  # far above any that is measured; FAISS allocates by it
 _ID_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Part(BaseModel):
@@ -83,7 +90,6 @@ class IndexRecord(_Part):
         effort: search effort by the skew of a query's slots.
         recall_k: k of the recall below.
         recall: recall@k against exact search by kind of query (``plain``, ``image x3``, ``image alone`` …), 0 … 1.
-        min_recall: publishing refuses a bundle whose recall is lower in any row; None sets no bound.
     """
 
     kind: Literal["flat", "hnsw", "ivf"]
@@ -91,14 +97,38 @@ class IndexRecord(_Part):
     parameters: dict[str, int | str]
     effort: EffortRecord
     recall_k: int = Field(ge=1)
-    recall: dict[str, float]
-    min_recall: float | None = Field(default=None, ge=0, le=1)
+    recall: dict[str, Finite]
 
-    @property
-    def shortfalls(self) -> dict[str, float]:
-        """The kinds of query whose recall is below ``min_recall``, with their recall."""
-        bound = self.min_recall
-        return {} if bound is None else {name: value for name, value in self.recall.items() if value < bound}
+
+class GateRecord(_Part):
+    """What the bundle is held to before it may be published.
+
+    Attributes:
+        bounds: limit by name, see :class:`index.bounds.Bounds`.
+        figures: measured figures by name, without recall, which stands in the index record.
+        shortfalls: names of the figures that missed their bound when it was built. For the reader only: publishing
+            holds the figures to the bounds again.
+    """
+
+    bounds: dict[str, Finite]
+    figures: dict[str, Finite]
+    shortfalls: tuple[str, ...]
+
+    @field_validator("bounds")
+    @classmethod
+    def _known(cls, bounds: dict[str, float]) -> dict[str, float]:
+        unknown = [name for name in bounds if not is_bound(name)]
+        if unknown:
+            raise ValueError(f"unknown bound {unknown[0]!r}")
+        return bounds
+
+    def checks(self, recall: Mapping[str, float]) -> tuple[Check, ...]:
+        """Every figure beside its bound.
+
+        Args:
+            recall: recall@k by kind of query, from the index record.
+        """
+        return check_figures(self.bounds, {f"recall.{kind}": value for kind, value in recall.items()} | self.figures)
 
 
 class Manifest(_Part):
@@ -117,6 +147,7 @@ class Manifest(_Part):
         max_history: the newest items of a history that the encoder reads.
         model: provenance of the vectors, as training wrote it.
         index: what was built.
+        gate: what it is held to.
         files: every other file of the bundle by its relative path.
         forced: published although a bound was missed.
     """
@@ -133,6 +164,7 @@ class Manifest(_Part):
     max_history: int = Field(ge=1)
     model: dict[str, Any]
     index: IndexRecord
+    gate: GateRecord
     files: dict[str, FileEntry]
     forced: bool = False
 
@@ -164,6 +196,16 @@ class Manifest(_Part):
             ItemTableError: the slots break a rule.
         """
         return SlotLayout(tuple(Slot(name, dim) for name, dim in self.slots))
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """Every figure that has a bound beside it, computed, whatever the manifest says of itself."""
+        return self.gate.checks(self.index.recall)
+
+    @property
+    def shortfalls(self) -> tuple[Check, ...]:
+        """The checks that fail."""
+        return tuple(check for check in self.checks if not check.held)
 
     @classmethod
     def seal(cls, created: datetime, **parts: Any) -> "Manifest":  # noqa: ANN401 - the fields above

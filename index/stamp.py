@@ -92,6 +92,21 @@ def verify_files(
             progress(name, done / total)
 
 
+def verify_file(bundle: Path, manifest: Manifest, name: str) -> None:
+    """Hold one file of a bundle to its size and hash.
+
+    Args:
+        bundle: the bundle's directory.
+        manifest: its manifest.
+        name: of a file that the manifest lists.
+
+    Raises:
+        BundleInvalid: it is missing, not a regular file, of another size or content.
+    """
+    _check_size(bundle / name, manifest.files[name])
+    _check_hash(bundle / name, manifest.files[name])
+
+
 def hash_files(bundle: Path, manifest: Manifest, stop: Callable[[], bool]) -> bool:
     """Hold every file of a bundle to its manifest by its content, whatever a stamp says, for as long as it may run.
 

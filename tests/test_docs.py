@@ -1,10 +1,14 @@
-"""The pages list what exists: every setting and every route."""
+"""The pages list what exists: every setting, every route, every bound."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.index import app as index_commands
+from index.bounds import Bounds
 from service.app import create_app
 from service.settings import Settings
 
@@ -35,6 +39,14 @@ def test_every_route_is_documented(tmp_path: Path) -> None:
     for path in paths:
         shown = path.replace("{user_id}", "{id}").replace("{item_id}", "{id}")
         assert f"`{shown}`" in page or f" {shown}`" in page, path
+
+
+def test_every_bound_has_a_row_and_is_offered() -> None:
+    rows = [line for line in (DOCS / "bundles.md").read_text().splitlines() if line.startswith("| `")]
+    shown = " ".join(CliRunner().invoke(index_commands, ["build", "--help"], env={"COLUMNS": "300"}).stdout.split())
+    for bound in fields(Bounds):
+        assert any(f"`{bound.name}`" in row or f"`{bound.name}.SLOT`" in row for row in rows), bound.name
+        assert bound.name in shown, bound.name
 
 
 def test_every_invariant_names_tests_that_exist() -> None:

@@ -1,10 +1,12 @@
 """A tiny catalogue and tiny ONNX encoders whose answers are known by hand."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +19,7 @@ from index.index_spec import IndexSpec
 from index.item_ids import ItemIds
 from index.item_table import ItemTable
 from index.probes import Probes
+from index.registry import Registry
 from index.scoring import rank_again
 from index.slots import Slot, SlotLayout
 
@@ -128,7 +131,14 @@ def make_bundle(
 ) -> Callable[..., Path]:
     """Build a small bundle of a kind into a directory."""
 
-    def make(out: Path, kind: str = "flat", items: int = 300, seed: int = 0, **spec: object) -> Path:
+    def make(
+        out: Path,
+        kind: str = "flat",
+        items: int = 300,
+        seed: int = 0,
+        evaluation: dict[str, Any] | None = None,
+        **spec: object,
+    ) -> Path:
         settings = {"probes": 40, "threads": 1} | spec
         return build_bundle(
             make_table(items, seed),
@@ -136,8 +146,36 @@ def make_bundle(
             make_probes(items),
             out,
             IndexSpec(kind=kind, **settings),
+            evaluation=evaluation,
             now=datetime(2026, 11, 23, 4, 5, seed % 60, tzinfo=UTC),
         )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_evaluation(encoder_path: Path) -> Callable[..., dict[str, Any]]:
+    """What `vlm2rec evaluate --json` would write about the mean-of-history encoder."""
+
+    def make(served: float | None = 3.0) -> dict[str, Any]:
+        rows = {
+            "popularity": (0.02, [1.0, 1.0, 1.0]),
+            "served encoder": (0.06, [served, 2.5, 3.5]),
+            "text only": (0.01, [0.5, 0.4, 0.6]),
+            "image only": (0.0, [None, None, None]),
+        }
+        systems = [
+            {"name": name, "ndcg@10": value, "ratio_to_popularity": {"ndcg@10": ratio}}
+            for name, (value, ratio) in rows.items()
+        ]
+        return {
+            "tables": [
+                {"name": "test", "users": 610, "items": 300, "rows": systems},
+                {"name": "cold items", "users": 5, "items": 300, "rows": []},
+            ],
+            "model": {"encoder": {"hash": hashlib.sha256(encoder_path.read_bytes()).hexdigest()[:16]}},
+            "config": {"anything": ["else"]},
+        }
 
     return make
 
@@ -190,3 +228,16 @@ def brute_force() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
         return rank_again(queries, np.tile(rows, (len(queries), 1)), vectors, layout, k)
 
     return search
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory, make_bundle: Callable[..., Path]) -> list[Path]:
+    """Three bundles of 40 items, oldest first; never change them."""
+    out = tmp_path_factory.mktemp("many")
+    return [make_bundle(out, items=40, seed=seed) for seed in (1, 2, 3)]
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """An empty registry."""
+    return Registry(tmp_path / "registry")

@@ -147,15 +147,6 @@ def test_same_content_in_the_same_second_is_one_bundle(tmp_path, make_table, enc
     assert [entry.name for entry in tmp_path.iterdir()] == [first.name]
 
 
-def test_the_evaluation_is_passed_on(tmp_path, make_table, encoder_path):
-    table = make_table(50)
-    path = build_bundle(table, encoder_path, NO_PROBES, tmp_path, evaluation={"ndcg@10": 0.25})
-    assert json.loads((path / "report.json").read_text())["evaluation"] == {"ndcg@10": 0.25}
-    for wrong in ({"ndcg": float("nan")}, {"ndcg": {1, 2}}):
-        with pytest.raises(IndexSpecError, match="evaluation figures must be JSON"):
-            build_bundle(table, encoder_path, NO_PROBES, tmp_path, evaluation=wrong)
-
-
 def test_progress_names_every_stage(tmp_path, make_table, make_probes, encoder_path):
     seen = []
     build_bundle(
@@ -168,7 +159,8 @@ def test_progress_names_every_stage(tmp_path, make_table, make_probes, encoder_p
     )
     stages = list(dict.fromkeys(stage for stage, _ in seen))
     assert stages == [
-        *("vectors", "items", "codes", "train", "add", "write", "exact answers", "calibrate", "measure", "hash"),
+        *("vectors", "items", "codes", "train", "add", "write", "exact answers", "calibrate", "measure"),
+        *("pictures", "hash"),
     ]
     assert all(0 <= share <= 1 for _, share in seen)
 
