@@ -87,7 +87,8 @@ class Shelf:
         self._log = log
         self._aside = Background("bundle-trial")
         self._closed = False
-        self._let_go: set[asyncio.Task[None]] = set()
+        self._leaving: list[weakref.ref[Bundle]] = []
+        self._freeing: set[asyncio.Task[None]] = set()
         self.serving: Held | None = None
         self.previous: Held | None = None
         self.loading: str | None = None
@@ -130,7 +131,9 @@ class Shelf:
         self.loading = bundle_id
         try:
             identity = await asyncio.to_thread(self._source.identity, bundle_id)
-            await self._drop_previous()
+            if self.previous is not None:
+                self.let_go(self.previous)
+            await self._all_gone()
             passed = await self._try(bundle_id, bounds)
         finally:
             self.loading = None
@@ -170,25 +173,26 @@ class Shelf:
         """Free a bundle that will not be used again: in the background, as unmapping gigabytes takes a while."""
         if self.previous is held:
             self.previous = None
+        self._leaving.append(weakref.ref(held.bundle))
         if not self._closed:
             task = asyncio.create_task(self._aside.run([held].clear))
-            self._let_go.add(task)
-            task.add_done_callback(self._let_go.discard)
+            self._freeing.add(task)
+            task.add_done_callback(self._freeing.discard)
 
-    async def _drop_previous(self) -> None:
-        """Free the bundle before, and wait until no request in progress uses it."""
-        if self.previous is None:
-            return
-        gone = weakref.ref(self.previous.bundle)
-        box, self.previous = [self.previous], None
-        await self._aside.run(box.clear)
+    async def _all_gone(self) -> None:
+        """Wait until no request in progress uses a bundle that was let go.
+
+        Raises:
+            NotReady: one does for too long.
+        """
         started = monotonic()
         collected = False
-        while gone() is not None:
+        while self._leaving:
+            self._leaving = [bundle for bundle in self._leaving if bundle() is not None]
             waited = monotonic() - started
-            if waited > _GONE_LIMIT_S:
-                raise NotReady("the bundle before the last is still in use by a request; try again soon")
-            if waited > _GONE_COLLECT_S and not collected:
+            if self._leaving and waited > _GONE_LIMIT_S:
+                raise NotReady("a bundle of before is still in use by a request; try again soon")
+            if self._leaving and waited > _GONE_COLLECT_S and not collected:
                 collected = True
                 await self._aside.run(_collect)
             await asyncio.sleep(_GONE_STEP_S)
@@ -212,6 +216,10 @@ class Shelf:
         passed = await self._aside.run(partial(run_trial, bundle, trial))
         if isinstance(passed, Passed):
             self._hidden.adopt(bundle, passed.available, hidden)
+            return passed
+        refused = [bundle]
+        del bundle
+        await self._aside.run(refused.clear)
         return passed
 
 

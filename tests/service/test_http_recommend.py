@@ -71,6 +71,7 @@ def test_only_what_was_asked_for_is_in_an_item(client: TestClient) -> None:
         {
             "item_id": "i3",
             "score": body["items"][0]["score"],
+            "missing": {"text": "absent", "image": "absent", "behaviour": "cold"},
             "contributions": None,
             "nearest_history_item": None,
             "fields": {},
