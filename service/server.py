@@ -27,7 +27,8 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
 
     Raises:
         StartError: the address cannot be used, nothing is published, or start-up failed.
-        IndexingError: the bundle cannot be read.
+        BundleRefused: no published bundle is good.
+        IndexingError: the registry cannot be read.
         KeyboardInterrupt: after an end in good order, if it was SIGINT.
     """
     configure_logs(settings.log_level)
@@ -35,7 +36,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     # was started beside it, such as an embedded Redis, is ended.
     signal.signal(signal.SIGTERM, _exit)
     with _listen(settings.host, settings.port) as listener:
-        app = create_app(settings, bundle=load_current(settings))
+        app = create_app(settings, opening=load_current(settings))
         # What is loaded stays; without this every full collection would walk through all of it during a request.
         gc.collect()
         gc.freeze()

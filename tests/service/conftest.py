@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from index.bundle import Bundle
 from index.item_table import ItemTable
 from service.app import create_app
+from service.opening import Opening
 from service.settings import load_settings
 
 OpenClient = Callable[..., AbstractContextManager[TestClient]]
@@ -84,13 +85,17 @@ def oracle(small_table: ItemTable) -> Oracle:
 
 
 @pytest.fixture(scope="session")
-def open_client(bundle: Bundle, redis_url: str) -> OpenClient:
+def open_client(bundle: Bundle, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> OpenClient:
     """Open the whole application on the small bundle and a real Redis; settings by name."""
 
     @contextmanager
     def opened(**settings: Any) -> Iterator[TestClient]:
         chosen = {"redis_url": redis_url, "redis_prefix": f"test-{uuid.uuid4().hex}", "redis_timeout_ms": 5000}
-        app = create_app(load_settings(registry="unused", **{**chosen, **settings}), bundle=bundle)
+        settings = {
+            "registry": "unused",
+            "directives_file": tmp_path_factory.mktemp("state") / "directives.json",
+        } | settings
+        app = create_app(load_settings(**{**chosen, **settings}), opening=Opening(bundle))
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client
 
