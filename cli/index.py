@@ -67,7 +67,7 @@ def build(
             Probes.load(encoder / "probes.npz"),
             out or run / "bundles",
             spec,
-            evaluation=_read_evaluation(run, evaluation),
+            evaluation=read_evaluation(run, evaluation),
             progress=report,
         )
     show_bundle(bundle)
@@ -189,7 +189,12 @@ def _publish(bundle: Path, registry: str, *, force: bool) -> None:
     _out.print(f"published: {name}", markup=False)
 
 
-def _read_evaluation(run: Path, path: Path | None) -> dict[str, Any] | None:
+def read_evaluation(run: Path, path: Path | None) -> dict[str, Any] | None:
+    """The figures of ``evaluate --json``: from a file, else from ``RUN/evaluation.json`` if there is one.
+
+    Raises:
+        IndexSpecError: the file cannot be read.
+    """
     from index.errors import IndexSpecError
 
     chosen = path or run / "evaluation.json"

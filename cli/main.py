@@ -2,7 +2,8 @@
 
 Command modules import nothing heavy at module level, so `vlm2rec --help` and `vlm2rec serve` never load torch.
 
-Exit codes: 0 fine, 1 a check or a gate said no, 2 wrong usage or bad input, 130 interrupted.
+Exit codes: 0 fine, 1 a check or a gate said no, 2 wrong usage or bad input, 75 another job is at work on the run,
+130 interrupted.
 """
 
 import os
@@ -11,14 +12,15 @@ import sys
 import typer
 from rich.console import Console
 
-from cli import data, demo, demo_data, encoder, serve, train
+from cli import data, demo, demo_data, encoder, reindex, serve, train
 from cli import index as index_commands
 from demo.errors import DemoError
 from index.errors import IndexingError
 from service.errors import ServiceError
-from training.errors import TrainingError
+from training.errors import RunBusy, TrainingError
 
 _EXIT_BAD_INPUT = 2
+_EXIT_BUSY = 75  # EX_TEMPFAIL
 _EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
@@ -39,6 +41,7 @@ app.command("train", rich_help_panel="Offline")(train.train)
 app.command("embed", rich_help_panel="Offline")(train.embed)
 app.command("fit-encoder", rich_help_panel="Offline")(encoder.fit_encoder)
 app.command("evaluate", rich_help_panel="Offline")(encoder.evaluate)
+app.command("reindex", rich_help_panel="Offline")(reindex.reindex)
 app.add_typer(
     index_commands.app,
     name="index",
@@ -58,7 +61,7 @@ def main() -> None:
         app()
     except (IndexingError, TrainingError, ServiceError, DemoError) as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False, style="red")
-        sys.exit(_EXIT_BAD_INPUT)
+        sys.exit(_EXIT_BUSY if isinstance(error, RunBusy) else _EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(_EXIT_INTERRUPTED)
 

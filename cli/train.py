@@ -7,9 +7,11 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
-    from training.config import RunConfig
+    from training.dataset import Dataset
+    from training.embeddings import Embeddings
+    from training.run_model import RunModel
 
 _CONFIG_FILE = "config.toml"
 _TRAINING = "train"
@@ -69,44 +71,73 @@ def embed(
     no_vlm: Annotated[
         bool, typer.Option("--no-vlm", help="TF-IDF of the texts and simple picture features instead of a model.")
     ] = False,
+    trust_times: Annotated[
+        bool,
+        typer.Option("--trust-times", help="Take a picture of the same path, size and time for unchanged, unread."),
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default as many as there are cores.")] = None,
 ) -> None:
-    """Embed every item of the catalogue with the trained model and write RUN/embeddings.
+    """Embed the catalogue with the trained model and write RUN/embeddings; afterwards only new and changed items.
 
     An item without a text or a readable picture lacks that modality, which is recorded and no error. Run it again after
     an interruption and it goes on with the next shard.
     """
     from training.dataset import load_dataset
+    from training.run_lock import run_lock
 
     dataset = load_dataset(data)
     _set_threads(threads)
-    with _progress() as bar:
-        if no_vlm:
-            from training.catalogue_features import embed_without_vlm
+    if no_vlm:
+        from training.catalogue_features import embed_without_vlm
 
+        run.mkdir(parents=True, exist_ok=True)
+        with run_lock(run), _progress() as bar:
             embeddings = embed_without_vlm(dataset, progress=bar)
             embeddings.save(run / _EMBEDDINGS)
-        else:
-            from training.embed import embed_catalogue
-            from training.trainer import MODEL_DIRECTORY
-            from training.vlm import load_embedder
+        _console.print(f"embedded {len(embeddings):,} items: {_slots(embeddings)}")
+        return
+    from training.run_model import RunModel
 
-            chosen = _config_of(run)
-            embedding = load_embedder(
-                run / _TRAINING / MODEL_DIRECTORY, dtype=chosen.vlm.dtype, attention=chosen.vlm.attention
-            )
-            task = bar.add_task("embedding", total=len(dataset))
-            embeddings = embed_catalogue(
-                dataset,
-                embedding,
-                run / _EMBEDDINGS,
-                shard_items=chosen.embed.shard_items,
-                batch_items=chosen.embed.batch_items,
-                report=lambda done: bar.update(task, completed=done),
-            )
+    model = RunModel.of(run)
+    with run_lock(run):
+        _embed(dataset, model, trust_times=trust_times)
+
+
+def _embed(dataset: "Dataset", model: "RunModel", *, trust_times: bool) -> None:
+    from training.embed import embed_catalogue, pending_items
+
+    with _progress() as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def report(step: str, done: int, every: int) -> None:
+            if step not in tasks:
+                tasks[step] = bar.add_task(step)
+            bar.update(tasks[step], completed=done, total=every)
+
+        pending = pending_items(dataset, model.provenance, model.embeddings, trust_times=trust_times, progress=report)
+        if pending.reason is not None:
+            bar.console.print(f"embedding every item: {pending.reason}", markup=False)
+        done = embed_catalogue(
+            dataset,
+            pending,
+            model.load,
+            model.embeddings,
+            shard_items=model.config.embed.shard_items,
+            batch_items=model.config.embed.batch_items,
+            progress=report,
+        )
+    delta, wanted = pending.delta, int(pending.wanted.sum())
+    resumed = f" ({done.resumed:,} of them before an interruption)" if done.resumed else ""
+    _console.print(
+        f"embedded {wanted:,} of {len(dataset):,}{resumed}: {delta.new:,} new, {delta.changed:,} changed, "
+        f"{delta.unchanged:,} unchanged, {delta.deleted:,} deleted"
+    )
+    _console.print(f"vectors: {_slots(done.embeddings)}")
+
+
+def _slots(embeddings: "Embeddings") -> str:
     present = {name: int(block.any(axis=1).sum()) for name, block in embeddings.vectors.items()}
-    shown = ", ".join(f"{name} {count:,} × {embeddings.dims()[name]}" for name, count in present.items())
-    _console.print(f"embedded {len(embeddings):,} items: {shown}")
+    return ", ".join(f"{name} {count:,} × {embeddings.dims()[name]}" for name, count in present.items())
 
 
 def _set_threads(threads: int | None) -> None:
@@ -114,14 +145,6 @@ def _set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def _config_of(run: Path) -> "RunConfig":
-    """The configuration that the run was trained with."""
-    from training.config import load_config
-
-    path = run / _CONFIG_FILE
-    return load_config(path if path.is_file() else None)
 
 
 def _write(path: Path, text: str) -> None:

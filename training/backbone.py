@@ -6,7 +6,6 @@ part is never loaded, so torchvision is not needed.
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,18 +236,3 @@ def _quiet() -> Iterator[None]:
         switch.set_verbosity(level)
         if bars:
             switch.enable_progress_bar()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        BackboneError: it cannot be read.
-    """
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BackboneError(f"{path}: cannot be read ({error}); train the model again") from error
-    if not isinstance(loaded, dict):
-        raise BackboneError(f"{path}: must hold a JSON object; train the model again")
-    return loaded

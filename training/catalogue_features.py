@@ -67,13 +67,16 @@ def embed_without_vlm(
     advance = _bar(progress, "texts and pictures", len(ids) + 1)
     vectors = {TEXT: embed_texts(dataset.texts(), text_dim, seed=seed)}
     advance()
-    vectors[IMAGE] = embed_pictures([dataset.image_path(row) for row in range(len(ids))], image_dim, seed, advance)
+    paths = [dataset.image_path(row) for row in range(len(ids))]
+    vectors[IMAGE] = embed_pictures(paths, image_dim, seed, advance)
+    lacking = np.flatnonzero(~vectors[IMAGE].any(axis=1)).tolist()
+    unreadable = {ids[row]: "the file is no picture that can be decoded" for row in lacking if paths[row] is not None}
     if not any(block.any() for block in vectors.values()):
         raise EmbeddingsError(f"none of the {len(ids)} items has a text or a readable picture; nothing can be embedded")
     settings = _SETTINGS | {"text_dim": text_dim, "image_dim": image_dim, "seed": seed}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     model = {"kind": "no-vlm", "id": "tfidf-svd+colour-layout-edges", "settings": settings, "hash": digest[:16]}
-    return Embeddings(ids, vectors, model)
+    return Embeddings(ids, vectors, model, unreadable)
 
 
 def embed_texts(texts: Sequence[str | None], dim: int, *, seed: int) -> NDArray[np.float32]:

@@ -1,30 +1,89 @@
-"""Embedding a catalogue with a trained vision-language model, in shards that survive a kill."""
+"""Embedding a catalogue with a trained vision-language model: only what is new or changed, shard by shard.
 
-import hashlib
+Every item's text and picture are hashed (`training.contents`) and compared with what the vectors in force were made of.
+What differs is planned and embedded shard by shard (`training.embedding_work`); then one new set of embeddings is put
+together, the rows of unchanged items copied byte for byte, and put in force in one step. Another model, other prompts
+or another preprocessing embed everything again.
+"""
+
 import json
-import shutil
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from index.stamp import write_durably
 from training.batches import MODALITIES, Collator, PromptBatch, spread
+from training.contents import Contents, Delta, read_contents
 from training.dataset import Dataset
-from training.embeddings import Embeddings
-from training.errors import EmbeddingsError
+from training.embedding_work import EmbeddingWork, remove_work
+from training.embeddings import (
+    EMBEDDINGS_FILE,
+    UNREADABLE_FILE,
+    Embeddings,
+    EmbeddingsDraft,
+    remove_old_files,
+    replace_items,
+)
+from training.errors import EmbeddingsError, JobStopped
+from training.model_identity import differences
 from training.pictures import PictureStore
-from training.trainer import write_unreadable
-from training.vlm import Embedding
 
-_SHARDS = "shards"
+if TYPE_CHECKING:
+    from training.vlm import Embedding
+
 _CHUNK_TOKENS = 32_768
+_BLOCK_ROWS = 65_536
 Vectors = dict[str, NDArray[np.float32]]
 """Modality → (n, D) float32, rows of length 1; a row of zeros where the modality is absent."""
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a step, and how many of its pieces are done and are to do."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What there is to embed.
+
+    Attributes:
+        contents: what the catalogue's items are made of now.
+        base: the embeddings in force whose rows can be kept; None if there are none.
+        delta: how the catalogue differs from what was embedded last.
+        wanted: (n,) bool, items to embed: those that differ, or all without a base.
+        reason: why everything is embedded again; None where it is not.
+        model: provenance of the model.
+    """
+
+    contents: Contents
+    base: Embeddings | None
+    delta: Delta
+    wanted: NDArray[np.bool_]
+    reason: str | None
+    model: dict[str, Any]
+
+    def wanted_contents(self) -> Contents:
+        """What the items to embed are made of."""
+        return Contents(self.contents.frame.filter(pl.Series(self.wanted)))
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What embedding has done.
+
+    Attributes:
+        embeddings: of the whole catalogue, in its order.
+        encoded: items that the model encoded in this call.
+        resumed: items that an interrupted call had encoded.
+    """
+
+    embeddings: Embeddings
+    encoded: int
+    resumed: int
 
 
 class CatalogueEncoder:
@@ -33,19 +92,27 @@ class CatalogueEncoder:
     Args:
         embedding: a trained embedder; it is moved to the GPU if there is one, and set to evaluation.
         dataset: the catalogue.
+        rows: (n,) int64, the only items that will be asked for; None for any.
         picture_bytes: memory for preprocessed pictures; 0 keeps none.
 
     Attributes:
         pictures: the catalogue's pictures as they were read so far.
     """
 
-    def __init__(self, embedding: Embedding, dataset: Dataset, *, picture_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        embedding: "Embedding",
+        dataset: Dataset,
+        *,
+        rows: NDArray[np.int64] | None = None,
+        picture_bytes: int = 0,
+    ) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._embedder = embedding.embedder.to(self._device).eval()
         self.pictures = PictureStore(dataset.image_path, embedding.backbone.image_processor, memory_bytes=picture_bytes)
         self._collator = Collator(
             embedding.backbone.tokenizer,
-            dataset.texts(),
+            _only(dataset.texts(), rows),
             self.pictures,
             max_text_tokens=embedding.max_text_tokens,
             max_history=embedding.max_history,
@@ -82,115 +149,207 @@ class CatalogueEncoder:
         return {name: spread(outputs, found).numpy() for name, found in places.items()}
 
 
+def pending_items(
+    dataset: Dataset,
+    model: Mapping[str, Any],
+    directory: Path,
+    *,
+    trust_times: bool = False,
+    progress: Progress = lambda _step, _done, _all: None,
+) -> Pending:
+    """Compare a catalogue with the embeddings in force; reads only.
+
+    Args:
+        dataset: the catalogue.
+        model: provenance of the model, see :func:`training.model_identity.provenance`.
+        directory: of the embeddings.
+        trust_times: take a picture of the same path, size and time of change as unchanged, without reading its bytes.
+        progress: told how far hashing the pictures is; what it raises ends the work.
+    """
+    found, reason = None, None
+    if (directory / EMBEDDINGS_FILE).is_file():
+        try:
+            found = Embeddings.load(directory, check=False)
+            reason = _why_everything(found, model)
+        except EmbeddingsError as error:
+            reason = str(error)
+    earlier = found.contents if found is not None else None
+    contents = read_contents(
+        dataset,
+        trusted=earlier if trust_times else None,
+        progress=lambda done, every: progress("hashing pictures", done, every),
+    )
+    delta = contents.against(earlier)
+    base = found if reason is None else None
+    wanted = ~delta.same if base is not None else np.ones(len(contents), dtype=np.bool_)
+    return Pending(contents, base, delta, wanted, reason, dict(model))
+
+
 def embed_catalogue(
     dataset: Dataset,
-    embedding: Embedding,
+    pending: Pending,
+    load: Callable[[], "Embedding"],
     directory: Path,
     *,
     shard_items: int,
     batch_items: int,
-    report: Callable[[int], None] = lambda _: None,
-) -> Embeddings:
-    """Embed every item and write the result.
+    progress: Progress = lambda _step, _done, _all: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Embedded:
+    """Bring the embeddings of a catalogue up to date.
 
-    Items are taken in the order of their ids, in shards of fixed size; a shard is written aside and renamed, and one
-    that is there already for the same model and the same texts and pictures is not made again. They are removed once
-    the whole is written.
+    A call that was interrupted is gone on with by the next one. Where nothing differs, nothing is loaded or written.
 
     Args:
         dataset: the catalogue.
-        embedding: a trained embedder.
-        directory: where the embeddings go.
-        shard_items: items of a shard.
+        pending: what :func:`pending_items` has found in it.
+        load: gives the trained embedder; called only if something must be embedded.
+        directory: where the embeddings are.
+        shard_items: items of a shard, the unit that is kept when the job is interrupted.
         batch_items: items encoded at a time.
-        report: called with the number of items done.
-
-    Returns:
-        Embeddings in the catalogue's order.
+        progress: told how far each step is; what it raises ends the work like a kill.
+        stopped: asked before the first shard and after every one whether to stop there.
 
     Raises:
-        EmbeddingsError: no item has a text or a readable picture, or the model gives a value that is not finite.
+        EmbeddingsError: no item has a text or a readable picture, the model gives a value that is not finite, or it is
+            not the one that ``pending`` names.
+        JobStopped: ``stopped`` said so.
     """
-    ids, texts = dataset.item_ids(), dataset.texts()
-    order = np.array(sorted(range(len(ids)), key=lambda row: ids[row]), dtype=np.int64)
-    shards = [order[start : start + shard_items] for start in range(0, len(order), shard_items)]
-    marks = [_fingerprint(dataset, ids, texts, rows, embedding.model) for rows in shards]
-    model = {**embedding.model, "inputs": hashlib.sha256("".join(marks).encode()).hexdigest()[:16]}
-    finished = _finished(directory, model)
-    if finished is not None:
-        report(len(ids))
-        return finished
-    encoder = CatalogueEncoder(embedding, dataset)
-    vectors = {name: np.zeros((len(ids), embedding.embedder.dim), dtype=np.float32) for name in MODALITIES}
-    done = 0
-    for number, (rows, mark) in enumerate(zip(shards, marks, strict=True)):
-        path = directory / _SHARDS / f"{number:06d}.npz"
-        made = _read_shard(path, mark)
-        if made is None:
-            made = _encode_shard(encoder, rows, batch_items, done, report)
-            _write_shard(path, made, mark)
-        for name, block in made.items():
-            vectors[name][rows] = block
+    encoded = resumed = 0
+    wanted = np.flatnonzero(pending.wanted)
+    work = None
+    if len(wanted):
+        work = EmbeddingWork.open(
+            directory, pending.wanted_contents(), pending.model, shard_items=shard_items, batch_items=batch_items
+        )
+        encoded = _encode(dataset, load, pending, work, progress, stopped)
+        resumed = len(wanted) - encoded
+    if work is not None or not _in_place(pending):
+        _put_together(directory, pending, work, progress)
+    elif pending.base is not None and not _same_stamps(pending.base, pending.contents):
+        replace_items(directory, pending.base, pending.contents)
+    embeddings = Embeddings.load(directory, check=False)
+    _write_unreadable(directory, embeddings.unreadable)
+    remove_work(directory)
+    remove_old_files(directory)
+    return Embedded(embeddings, encoded, resumed)
+
+
+def _only(texts: list[str | None], rows: NDArray[np.int64] | None) -> list[str | None]:
+    """The texts of these rows; None for the others."""
+    if rows is None:
+        return texts
+    kept: list[str | None] = [None] * len(texts)
+    for row in rows.tolist():
+        kept[row] = texts[row]
+    return kept
+
+
+def _why_everything(found: Embeddings, model: Mapping[str, Any]) -> str | None:
+    changed = differences(found.model, dict(model))
+    if changed:
+        parts = (f"{name} {found.model.get(name)!r} → {model.get(name)!r}" for name in changed)
+        return f"the model that embeds has changed: {', '.join(parts)}"
+    if found.contents is None:
+        return "what the embeddings were made of is not recorded"
+    return None
+
+
+def _in_place(pending: Pending) -> bool:
+    """Whether the embeddings in force already have the catalogue's items in its order."""
+    return pending.base is not None and pending.base.item_ids == pending.contents.item_ids()
+
+
+def _same_stamps(base: Embeddings, contents: Contents) -> bool:
+    return base.contents is not None and base.contents.frame.equals(contents.frame)
+
+
+def _encode(
+    dataset: Dataset,
+    load: Callable[[], "Embedding"],
+    pending: Pending,
+    work: EmbeddingWork,
+    progress: Progress,
+    stopped: Callable[[], bool],
+) -> int:
+    """Make the shards that are not there; gives the number of items encoded."""
+    every = int(pending.wanted.sum())
+    left = [number for number in range(work.shards) if not work.has(number)]
+    done = every - sum(len(work.item_ids(number)) for number in left)
+    progress("embedding", done, every)
+    if not left:
+        return 0
+    if stopped():
+        raise JobStopped("stopped before the first shard; start the same command again to go on")
+    embedding = load()
+    if differences(embedding.model, pending.model):
+        raise EmbeddingsError("the model was replaced while its items were being compared; run the command again")
+    ids = pending.contents.item_ids()
+    places = {ids[row]: row for row in np.flatnonzero(pending.wanted).tolist()}
+    encoder = CatalogueEncoder(embedding, dataset, rows=np.array(sorted(places.values()), dtype=np.int64))
+    first = done
+    for number in left:
+        rows = np.array([places[item_id] for item_id in work.item_ids(number)], dtype=np.int64)
+        vectors = _encode_shard(encoder, rows, work.batch_items, done, every, progress)
+        reasons = {
+            ids[row]: encoder.pictures.unreadable[row] for row in rows.tolist() if row in encoder.pictures.unreadable
+        }
+        work.write(number, vectors, reasons)
         done += len(rows)
-        report(done)
-    if not any(block.any() for block in vectors.values()):
-        raise EmbeddingsError(f"none of the {len(ids)} items has a text or a readable picture; nothing can be embedded")
-    embeddings = Embeddings(ids, vectors, model)
-    embeddings.save(directory)
-    write_unreadable(directory, dataset, encoder.pictures)
-    shutil.rmtree(directory / _SHARDS, ignore_errors=True)
-    return embeddings
+        if stopped():
+            raise JobStopped(
+                f"stopped with {done:,} of {every:,} items embedded; start the same command again to go on"
+            )
+    return done - first
 
 
 def _encode_shard(
-    encoder: CatalogueEncoder, rows: NDArray[np.int64], batch_items: int, done: int, report: Callable[[int], None]
+    encoder: CatalogueEncoder, rows: NDArray[np.int64], batch_items: int, done: int, every: int, progress: Progress
 ) -> Vectors:
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in MODALITIES}
     for start in range(0, len(rows), batch_items):
         batch = rows[start : start + batch_items]
         for name, block in encoder.items(batch).items():
             parts[name].append(block)
-        report(done + start + len(batch))
+        progress("embedding", done + start + len(batch), every)
     return {name: np.concatenate(blocks) for name, blocks in parts.items()}
 
 
-def _write_shard(path: Path, vectors: Vectors, mark: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    with aside.open("wb") as file:
-        np.savez(file, allow_pickle=False, mark=np.array(mark), **vectors)
-    aside.replace(path)
+def _put_together(directory: Path, pending: Pending, work: EmbeddingWork | None, progress: Progress) -> None:
+    """Put a new set in force: kept rows from the base, the others from the shards."""
+    ids, base = pending.contents.item_ids(), pending.base
+    shards = work.results() if work is not None else iter(())
+    first = next(shards, None)
+    dims = base.dims() if first is None and base is not None else {}
+    if first is not None:
+        dims = {name: int(block.shape[1]) for name, block in first.vectors.items()}
+    unreadable: dict[str, str] = {}
+    with EmbeddingsDraft.open(directory, len(ids), dims) as draft:
+        if base is not None:
+            kept = np.flatnonzero(~pending.wanted)
+            for start in range(0, len(kept), _BLOCK_ROWS):
+                progress("putting together", start, len(ids))
+                rows = kept[start : start + _BLOCK_ROWS]
+                for name, block in draft.vectors.items():
+                    block[rows] = base.vectors[name][pending.delta.was[rows]]
+            unreadable = {ids[row]: base.unreadable[ids[row]] for row in kept.tolist() if ids[row] in base.unreadable}
+        places = {ids[row]: row for row in np.flatnonzero(pending.wanted).tolist()}
+        for shard in () if first is None else (first, *shards):
+            at = [places[item_id] for item_id in shard.item_ids]
+            for name, block in draft.vectors.items():
+                block[at] = shard.vectors[name]
+            unreadable |= shard.unreadable
+        if not any(block.any() for block in draft.vectors.values()):
+            raise EmbeddingsError(
+                f"none of the {len(ids)} items has a text or a readable picture; nothing can be embedded"
+            )
+        model = pending.model | {"inputs": pending.contents.digest()}
+        draft.commit(ids, model, unreadable, pending.contents)
 
 
-def _read_shard(path: Path, mark: str) -> Vectors | None:
-    """A shard that was made of the same inputs; None if there is none, or it is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            if str(stored["mark"]) != mark:
-                return None
-            return {name: stored[name] for name in MODALITIES}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-def _finished(directory: Path, model: dict[str, Any]) -> Embeddings | None:
-    """What an earlier call wrote from the same model and inputs."""
-    try:
-        found = Embeddings.load(directory)
-    except EmbeddingsError:
-        return None
-    return found if found.model == model else None
-
-
-def _fingerprint(
-    dataset: Dataset, ids: Sequence[str], texts: Sequence[str | None], rows: NDArray[np.int64], model: dict[str, Any]
-) -> str:
-    """16 hex digits over the model and the inputs of these rows; a picture counts by size and time of change."""
-    digest = hashlib.sha256(json.dumps(model, sort_keys=True).encode())
-    for row in rows.tolist():
-        path = dataset.image_path(row)
-        stamp = None if path is None else (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        digest.update(json.dumps([ids[row], texts[row], stamp]).encode())
-    return digest.hexdigest()[:16]
+def _write_unreadable(directory: Path, unreadable: Mapping[str, str]) -> None:
+    """``unreadable.json`` for people: item id → reason."""
+    text = json.dumps(dict(sorted(unreadable.items())), indent=2, ensure_ascii=False).encode() + b"\n"
+    path = directory / UNREADABLE_FILE
+    if not path.is_file() or path.read_bytes() != text:
+        write_durably(path, text)

@@ -1,8 +1,8 @@
 """From embeddings and histories to ``RUN/encoder``: what the index is built from.
 
-``table/`` (stored vectors, popularity, metadata), ``encoder.onnx``, ``probes.npz``, ``encoder.safetensors``,
-``projection.safetensors`` (slots for new items) and ``fit.json`` (configuration, data, log). Checkpoints lie in
-``checkpoints/`` while fitting and are removed at the end.
+``table/`` (stored vectors, popularity, metadata), ``contents.parquet`` (what its items were made of), ``encoder.onnx``,
+``probes.npz``, ``encoder.safetensors``, ``projection.safetensors`` (slots for new items) and ``fit.json``
+(configuration, data, log). Checkpoints lie in ``checkpoints/`` while fitting and are removed at the end.
 """
 
 import hashlib
@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 
 from index.item_ids import ItemIds
 from index.item_table import ItemTable
+from index.missing import Missing, derive_missing
 from index.probes import Probes
-from index.slots import BEHAVIOUR
+from index.slots import BEHAVIOUR, IMAGE, SlotLayout
 from training.cold_items import cold_mask, without_items
 from training.dataset import Dataset
 from training.embeddings import Embeddings
@@ -41,6 +42,7 @@ PROBES_FILE = "probes.npz"
 WEIGHTS_FILE = "encoder.safetensors"
 PROJECTION_FILE = "projection.safetensors"
 FIT_FILE = "fit.json"
+CONTENTS_FILE = "contents.parquet"
 CHECKPOINTS = "checkpoints"
 MOST_PROBES = 2_000
 _FORMAT_VERSION = 1
@@ -156,6 +158,25 @@ def check_same_catalogue(dataset: Dataset, embeddings: Embeddings) -> None:
     )
 
 
+def missing_record(layout: SlotLayout, vectors: NDArray[np.floating], embeddings: Embeddings) -> NDArray[np.uint8]:
+    """Why items lack slots.
+
+    Args:
+        layout: the slots.
+        vectors: (n, Σd) stored vectors.
+        embeddings: of the same items, rows alike; they know which pictures could not be read.
+
+    Returns:
+        (n, slots) uint8 codes of :class:`index.missing.Missing`, columns in the order of the layout.
+    """
+    missing = derive_missing(layout, vectors)
+    if IMAGE in layout.names:
+        picture = missing[:, layout.names.index(IMAGE)]
+        unreadable = np.array([item_id in embeddings.unreadable for item_id in embeddings.item_ids], dtype=np.bool_)
+        picture[unreadable & (picture != Missing.PRESENT)] = Missing.UNREADABLE
+    return missing
+
+
 def held_out_probes(parts: LeaveOneOut, max_history: int, most: int = MOST_PROBES) -> Probes:
     """Held-out histories for the bundle: test targets, then validation targets, evenly spaced where there are more.
 
@@ -195,7 +216,11 @@ def _write(
         popularity=popularity(split.parts.train, len(embeddings)),
         metadata=dataset.metadata(),
         model=provenance,
+        missing=missing_record(model.layout, vectors, embeddings),
     ).save(directory / TABLE_DIRECTORY)
+    (directory / CONTENTS_FILE).unlink(missing_ok=True)
+    if embeddings.contents is not None:
+        embeddings.contents.save(directory / CONTENTS_FILE)
     held_out_probes(split.parts, config.max_history).save(directory / PROBES_FILE)
     save_projection(projection, directory / PROJECTION_FILE)
     partial = directory / f"{WEIGHTS_FILE}.part"

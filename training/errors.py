@@ -7,7 +7,10 @@ TrainingError
 ├── EmbeddingsError    stored embeddings are missing, unreadable, or belong to another catalogue
 ├── TrainingDiverged   the loss or a gradient is not finite; carries the item ids of the batch
 ├── ExportError        the ONNX export failed or does not agree with PyTorch
-└── EvaluationError    nothing to evaluate, or a non-finite score
+├── EvaluationError    nothing to evaluate, or a non-finite score
+├── ReindexError       a run cannot be indexed again as it is
+├── RunBusy            another job is at work on the run
+└── JobStopped         a job was asked to stop; started again, it goes on where it was
 
 Every message says which value broke which rule and what to do about it.
 """
@@ -43,3 +46,15 @@ class ExportError(TrainingError):
 
 class EvaluationError(TrainingError):
     """Nothing to evaluate, or a non-finite score."""
+
+
+class ReindexError(TrainingError):
+    """A run cannot be indexed again as it is."""
+
+
+class RunBusy(TrainingError):
+    """Another job is at work on the run."""
+
+
+class JobStopped(TrainingError):
+    """A job was asked to stop; started again, it goes on where it was."""

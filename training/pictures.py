@@ -1,7 +1,5 @@
 """Pictures as a vision tower takes them: patches, read once and kept while they fit into memory."""
 
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +12,8 @@ from PIL import Image, ImageOps
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused unread."""
+PREPROCESSING_VERSION = 1
+"""Counts up when what is done to a picture or text here changes, so that everything is embedded again."""
 _SAMPLE_SIDE = 16
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, Image.DecompressionBombError)
 
@@ -156,11 +156,3 @@ def colour_statistics(
         return None
     joined = np.concatenate(pixels)
     return joined.mean(axis=0).round(4).tolist(), np.maximum(joined.std(axis=0), 0.01).round(4).tolist()
-
-
-def preprocessing_hash(image_processor: ImageProcessor, max_text_tokens: int) -> str:
-    """16 hex digits over everything that is done to a picture or text before the model sees it."""
-    names = ("size", "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "resample")
-    settings = {name: str(getattr(image_processor, name, None)) for name in names}
-    settings |= {"version": "1", "max_text_tokens": str(max_text_tokens)}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -118,7 +118,7 @@ class PromptWriter:
         there = [row for row, text in enumerate(texts) if text is not None]
         tokens: list[NDArray[np.int32] | None] = [None] * len(texts)
         # A special token inside a text is text: nobody's title may open a picture.
-        clean = [_without_special_tokens(texts[row] or "") for row in there]
+        clean = [plain_text(texts[row] or "") for row in there]
         if there:
             for row, ids in zip(there, self._tokenizer(clean, add_special_tokens=False)["input_ids"], strict=True):
                 tokens[row] = np.asarray(ids[:limit], dtype=np.int32) if ids else None
@@ -155,6 +155,6 @@ class PromptWriter:
         return ids
 
 
-def _without_special_tokens(text: str) -> str:
-    """The text with the bars of anything that looks like a special token taken out."""
+def plain_text(text: str) -> str:
+    """The text as the tokenizer gets it: with the bars of anything that looks like a special token taken out."""
     return text.replace("<|", "< ").replace("|>", " >")

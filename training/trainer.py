@@ -27,6 +27,7 @@ from training.config import RunConfig
 from training.dataset import Dataset
 from training.errors import ConfigError, TrainingDiverged
 from training.losses import MethodLoss, ModalityPairs, method_loss
+from training.model_identity import MODEL_DIRECTORY
 from training.pairs import TrainingPairs
 from training.pictures import PictureStore, colour_statistics
 from training.prompts import prompt_hash
@@ -35,7 +36,6 @@ from training.vlm import VlmEmbedder, adapt, save_embedder
 
 LOG_FILE = "log.jsonl"
 UNREADABLE_FILE = "unreadable.json"
-MODEL_DIRECTORY = "model"
 _CHECKPOINTS = "checkpoints"
 _START = "start"
 _IDS_SHOWN = 20

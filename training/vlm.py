@@ -5,8 +5,6 @@ backbone. A prompt is padded on the right, so causal attention never sees the pa
 """
 
 import contextlib
-import hashlib
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,15 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from training.backbone import Backbone, load_backbone, read_json
+from training.backbone import Backbone, load_backbone
 from training.batches import PromptBatch, PromptGroup
 from training.errors import BackboneError
-from training.pictures import preprocessing_hash
-from training.prompts import prompt_hash
+from training.model_identity import ModelDescription, provenance, read_json
 
-DESCRIPTION_FILE = "vlm2rec.json"
 _ADAPTER = "adapter"
-_FORMAT_VERSION = 1
 
 
 class VlmEmbedder(nn.Module):
@@ -188,16 +183,9 @@ def save_embedder(
         backbone.save_processors(directory)
     else:
         backbone.save(directory)
-    description = {
-        "format": _FORMAT_VERSION,
-        "source": source,
-        "revision": revision,
-        "adapter": adapted,
-        "max_text_tokens": max_text_tokens,
-        "max_history": max_history,
-        "prompts": prompt_hash(),
-    }
-    (directory / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    # The adapters fit the commit that they were trained on, also after the hub's default branch has moved.
+    pinned = revision or getattr(backbone.model.config, "_commit_hash", None)
+    ModelDescription(source, pinned, adapted, max_text_tokens, max_history).write(directory)
 
 
 def load_embedder(directory: Path, *, dtype: str = "float32", attention: str = "sdpa") -> Embedding:
@@ -211,24 +199,14 @@ def load_embedder(directory: Path, *, dtype: str = "float32", attention: str = "
     Raises:
         BackboneError: a part is missing or unreadable, or the prompts have changed since it was trained.
     """
-    path = directory / DESCRIPTION_FILE
-    if not path.is_file():
-        raise BackboneError(f"{directory}: no trained model here; run `vlm2rec train` first")
-    description = read_json(path)
-    if description.get("format") != _FORMAT_VERSION or description.get("prompts") != prompt_hash():
-        raise BackboneError(
-            f"{directory}: trained with format {description.get('format')!r} and prompts "
-            f"{description.get('prompts')!r}, this version has {_FORMAT_VERSION} and {prompt_hash()!r}; train again"
-        )
-    adapted = bool(description.get("adapter"))
-    source = str(description.get("source")) if adapted else directory
+    description = ModelDescription.read(directory)
+    adapted, source = description.adapted, description.source if description.adapted else directory
     backbone = load_backbone(
-        source, revision=description.get("revision") if adapted else None, dtype=dtype, attention=attention
+        str(source), revision=description.revision if adapted else None, dtype=dtype, attention=attention
     )
     model: nn.Module = backbone.model
     if adapted:
-        processors = load_processors(directory, backbone)
-        backbone = processors
+        backbone = load_processors(directory, backbone)
         try:
             with _without_notices():
                 model = peft.PeftModel.from_pretrained(backbone.model, directory / _ADAPTER)
@@ -236,16 +214,8 @@ def load_embedder(directory: Path, *, dtype: str = "float32", attention: str = "
             raise BackboneError(
                 f"{directory / _ADAPTER}: the adapters cannot be loaded ({error}); train again"
             ) from error
-    limits = int(description["max_text_tokens"]), int(description["max_history"])
-    provenance = {
-        "kind": "vlm",
-        "id": description.get("source") or f"{backbone.model.config.model_type} from scratch",
-        "revision": description.get("revision"),
-        "weights": weights_hash(directory),
-        "prompts": prompt_hash(),
-        "preprocessing": preprocessing_hash(backbone.image_processor, limits[0]),
-    }
-    return Embedding(VlmEmbedder(model), backbone, *limits, provenance)
+    made = provenance(directory, dtype=dtype, attention=attention)
+    return Embedding(VlmEmbedder(model), backbone, description.max_text_tokens, description.max_history, made)
 
 
 @contextlib.contextmanager
@@ -261,13 +231,3 @@ def load_processors(directory: Path, backbone: Backbone) -> Backbone:
     settings = read_json(directory / "preprocessor_config.json")
     backbone.image_processor.size = settings["size"]
     return backbone
-
-
-def weights_hash(directory: Path) -> str:
-    """16 hex digits over every ``safetensors`` file below a directory."""
-    digest = hashlib.sha256()
-    for path in sorted(directory.rglob("*.safetensors")):
-        digest.update(path.relative_to(directory).as_posix().encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]

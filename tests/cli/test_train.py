@@ -64,7 +64,9 @@ def test_train_then_embed(data: Path, config: Path, tmp_path: Path) -> None:
     assert "trained 2 steps" in said
     assert "steps = 2" in (run / "config.toml").read_text()
     assert len((run / "train" / "log.jsonl").read_text().splitlines()) == 1
-    assert "embedded 6 items: text 6 × 16, image 6 × 16" in vlm2rec("embed", data, "--run", run)
+    said = vlm2rec("embed", data, "--run", run)
+    assert "embedded 6 of 6: 6 new, 0 changed, 0 unchanged, 0 deleted" in said
+    assert "vectors: text 6 × 16, image 6 × 16" in said
     assert Embeddings.load(run / "embeddings").item_ids == [f"i{item}" for item in range(6)]
 
 

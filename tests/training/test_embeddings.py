@@ -57,7 +57,7 @@ def test_a_directory_without_embeddings_says_how_to_make_them(tmp_path: Path) ->
         Embeddings.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["text.npy", "image.npy", "item_ids.parquet", "embeddings.json"])
+@pytest.mark.parametrize("name", ["text-000001.npy", "image-000001.npy", "items-000001.parquet", "embeddings.json"])
 @pytest.mark.parametrize("damage", ["truncated", "gone", "garbage"])
 def test_a_damaged_file_is_named_and_never_a_traceback(tmp_path: Path, name: str, damage: str) -> None:
     made().save(tmp_path)

@@ -1,6 +1,7 @@
 """A small shop with every kind of gap, and models small enough to train in a second."""
 
 import csv
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from PIL import Image
 from training.backbone import Backbone, load_backbone, make_backbone
 from training.config import RunConfig, load_config
 from training.dataset import Dataset, load_dataset
+from training.embed import CatalogueEncoder
 from training.sequences import Sequences, leave_one_out
+from training.vlm import Embedding, VlmEmbedder
 
 COLOURS = ("crimson", "teal", "amber", "violet", "olive", "coral")
 SHOP_ITEMS = 30
@@ -109,3 +112,25 @@ def backbone_directory(shop: Dataset, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def backbone(backbone_directory: Path) -> Backbone:
     return load_backbone(backbone_directory)
+
+
+@pytest.fixture
+def embedding(backbone_directory: Path) -> Embedding:
+    """The small backbone as a trained embedder of the weights "abc"."""
+    backbone = load_backbone(backbone_directory)
+    return Embedding(VlmEmbedder(backbone.model), backbone, 6, 4, {"kind": "vlm", "weights": "abc"})
+
+
+@pytest.fixture
+def own_shop(shop_directory: Path, tmp_path: Path) -> Path:
+    """A copy of the shop that a test may change."""
+    return Path(shutil.copytree(shop_directory, tmp_path / "shop"))
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The rows of every batch that the model really encodes."""
+    seen: list[list[int]] = []
+    items = CatalogueEncoder.items
+    monkeypatch.setattr(CatalogueEncoder, "items", lambda self, rows: seen.append(rows.tolist()) or items(self, rows))
+    return seen

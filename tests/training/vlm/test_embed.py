@@ -1,58 +1,33 @@
-"""Embedding a catalogue: complete, in order, and resumable shard by shard."""
+"""Embedding a catalogue: complete, in order, with what is absent or unreadable recorded."""
 
 import json
-import os
-import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from training.backbone import load_backbone
 from training.dataset import Dataset, load_dataset
-from training.embed import CatalogueEncoder, embed_catalogue
+from training.embed import CatalogueEncoder, embed_catalogue, pending_items
 from training.embeddings import Embeddings
 from training.errors import EmbeddingsError
-from training.vlm import Embedding, VlmEmbedder
+from training.vlm import Embedding
 
 
-@pytest.fixture
-def embedding(backbone_directory: Path) -> Embedding:
-    backbone = load_backbone(backbone_directory)
-    return Embedding(VlmEmbedder(backbone.model), backbone, 6, 4, {"kind": "vlm", "weights": "abc"})
-
-
-@pytest.fixture
-def own_shop(shop_directory: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change."""
-    return Path(shutil.copytree(shop_directory, tmp_path / "shop"))
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The rows of every batch that is really encoded."""
-    seen: list[list[int]] = []
-    items = CatalogueEncoder.items
-    monkeypatch.setattr(CatalogueEncoder, "items", lambda self, rows: seen.append(rows.tolist()) or items(self, rows))
-    return seen
-
-
-class Killed(BaseException):
-    """Stands for a signal."""
-
-
-def run(dataset: Dataset, embedding: Embedding, directory: Path, **options: object) -> Embeddings:
+def run(dataset: Dataset, embedding: Embedding, directory: Path, **options: Any) -> Embeddings:
+    pending = pending_items(dataset, embedding.model, directory)
     chosen = {"shard_items": 8, "batch_items": 3, **options}
-    return embed_catalogue(dataset, embedding, directory, **chosen)  # type: ignore[arg-type]
+    return embed_catalogue(dataset, pending, lambda: embedding, directory, **chosen).embeddings
 
 
 def test_every_item_has_its_own_vectors_in_the_catalogues_order(
     shop: Dataset, embedding: Embedding, tmp_path: Path
 ) -> None:
     done: list[int] = []
-    made = run(shop, embedding, tmp_path, report=done.append)
+    made = run(
+        shop, embedding, tmp_path, progress=lambda step, n, _all: done.append(n) if step == "embedding" else None
+    )
     assert made.item_ids == shop.item_ids()
     alone = CatalogueEncoder(embedding, shop)
     for row in range(len(shop)):
@@ -78,7 +53,9 @@ def test_it_is_saved_with_its_provenance(shop: Dataset, embedding: Embedding, tm
     np.testing.assert_array_equal(loaded.vectors["image"], made.vectors["image"])
     assert loaded.model["weights"] == "abc"
     assert loaded.model["inputs"]
-    assert not (tmp_path / "shards").exists()
+    assert loaded.unreadable.keys() == {"i05"}
+    files = ["embeddings.json", "image-000001.npy", "items-000001.parquet", "text-000001.npy", "unreadable.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
 
 
 def test_the_rows_order_does_not_change_the_shards(own_shop: Path, embedding: Embedding, tmp_path: Path) -> None:
@@ -89,61 +66,6 @@ def test_the_rows_order_does_not_change_the_shards(own_shop: Path, embedding: Em
     assert turned.item_ids == made.item_ids[::-1]
     np.testing.assert_allclose(turned.vectors["text"], made.vectors["text"][::-1], atol=2e-6)
     assert turned.model == made.model
-
-
-def test_a_killed_job_goes_on_with_the_next_shard(
-    shop: Dataset, embedding: Embedding, tmp_path: Path, encoded: list[list[int]]
-) -> None:
-    def kill(done: int) -> None:
-        if done >= 17:
-            raise Killed
-
-    with pytest.raises(Killed):
-        run(shop, embedding, tmp_path, report=kill)
-    assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["000000.npz", "000001.npz"]
-    encoded.clear()
-    made = run(shop, embedding, tmp_path)
-    assert sorted(row for rows in encoded for row in rows) == list(range(16, 30))
-    assert made.vectors["text"][:3].any(axis=1).all()
-
-
-def test_a_damaged_shard_is_made_again(
-    shop: Dataset, embedding: Embedding, tmp_path: Path, encoded: list[list[int]]
-) -> None:
-    (tmp_path / "shards").mkdir()
-    for number, content in enumerate((b"", b"PK\x03\x04 cut", b"\x93NUMPY")):
-        (tmp_path / "shards" / f"{number:06d}.npz").write_bytes(content)
-    run(shop, embedding, tmp_path)
-    assert sorted(row for rows in encoded for row in rows) == list(range(30))
-
-
-def test_finished_embeddings_are_not_made_again(
-    shop: Dataset, embedding: Embedding, tmp_path: Path, encoded: list[list[int]]
-) -> None:
-    run(shop, embedding, tmp_path)
-    encoded.clear()
-    done: list[int] = []
-    run(shop, embedding, tmp_path, report=done.append)
-    assert encoded == []
-    assert done == [30]
-
-
-def test_a_changed_picture_or_model_is_noticed(
-    own_shop: Path, embedding: Embedding, tmp_path: Path, encoded: list[list[int]]
-) -> None:
-    before = run(load_dataset(own_shop), embedding, tmp_path / "out")
-    picture = own_shop / "images" / "9.png"
-    Image.new("RGB", (16, 16), "white").save(picture)
-    os.utime(picture, (1, 1))
-    encoded.clear()
-    after = run(load_dataset(own_shop), embedding, tmp_path / "out")
-    assert encoded
-    changed = np.flatnonzero((before.vectors["image"] != after.vectors["image"]).any(axis=1))
-    assert changed.tolist() == [9]
-    encoded.clear()
-    other = Embedding(embedding.embedder, embedding.backbone, 6, 4, {"kind": "vlm", "weights": "def"})
-    run(load_dataset(own_shop), other, tmp_path / "out")
-    assert encoded
 
 
 def test_a_catalogue_without_anything_is_refused(own_shop: Path, embedding: Embedding, tmp_path: Path) -> None:
@@ -172,5 +94,5 @@ def test_the_shards_are_those_of_sorted_ids(
 ) -> None:
     lines = (own_shop / "items.csv").read_text().splitlines()
     (own_shop / "items.csv").write_text("\n".join([lines[0], lines[30], *lines[1:30]]) + "\n")  # i29 comes first
-    embed_catalogue(load_dataset(own_shop), embedding, tmp_path / "out", shard_items=29, batch_items=29)
+    run(load_dataset(own_shop), embedding, tmp_path / "out", shard_items=29, batch_items=29)
     assert encoded == [list(range(1, 30)), [0]]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from training.backbone import Backbone
-from training.pictures import PictureStore, colour_statistics, open_picture, preprocessing_hash
+from training.pictures import PictureStore, colour_statistics, open_picture
 
 
 def store(paths: list[Path | None], backbone: Backbone, memory_bytes: int = 10**9) -> PictureStore:
@@ -108,11 +108,3 @@ def test_colour_statistics_by_hand(tmp_path: Path) -> None:
     paths = [tmp_path / "0.png", tmp_path / "1.png", tmp_path / "2.png", None]
     assert colour_statistics(lambda row: paths[row], 4) == ([0.5, 0.0, 0.0], [0.5, 0.01, 0.01])
     assert colour_statistics(lambda row: paths[row + 2], 2) is None
-
-
-def test_the_preprocessing_hash_tells_settings_apart(backbone: Backbone) -> None:
-    before = preprocessing_hash(backbone.image_processor, 16)
-    assert before == preprocessing_hash(backbone.image_processor, 16)
-    assert before != preprocessing_hash(backbone.image_processor, 17)
-    backbone.image_processor.size = {"shortest_edge": 64, "longest_edge": 128}  # type: ignore[misc]
-    assert before != preprocessing_hash(backbone.image_processor, 16)

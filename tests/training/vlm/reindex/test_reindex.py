@@ -1,0 +1,308 @@
+"""The nightly job in one process: what it embeds, what it keeps byte for byte, and what it publishes."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from index.exact import exact_top_k
+from index.item_ids import ItemIds
+from index.item_table import ItemTable
+from index.manifest import Manifest
+from index.missing import Missing
+from index.probes import Probes
+from index.registry import Registry
+from training.dataset import load_dataset
+from training.embeddings import Embeddings
+from training.encoder_run import split_dataset
+from training.item_updates import moved_probes
+from training.projection import load_projection, project
+from training.sequences import popularity
+
+if TYPE_CHECKING:
+    from conftest import Shop
+
+Encoded = list[list[int]]
+NO_TEXT, NO_PICTURE, BROKEN_PICTURE, NOTHING = 3, 4, 5, 6
+
+
+def items(summary: dict[str, dict[str, int]]) -> tuple[int, ...]:
+    return tuple(summary["items"][name] for name in ("new", "changed", "unchanged", "deleted"))
+
+
+def fresh_vectors(shop: "Shop") -> np.ndarray:
+    """The table that comes of projecting and stacking every item of the run's embeddings, behaviour by id."""
+    fitted = ItemTable.load(shop.run / "encoder" / "table")
+    embeddings = Embeddings.load(shop.run / "embeddings")
+    slots = dict(project(embeddings, load_projection(shop.run / "encoder" / "projection.safetensors")))
+    part = fitted.layout.slice("behaviour")
+    rows = [fitted.ids.row(item_id) for item_id in embeddings.item_ids]
+    slots["behaviour"] = np.stack(
+        [np.zeros(part.stop - part.start) if row is None else fitted.vectors[row, part] for row in rows]
+    )
+    return fitted.layout.stack(slots)
+
+
+def test_the_first_job_publishes_the_fitted_table_as_it_is(own: "Shop", encoded: Encoded) -> None:
+    summary = own.reindex()
+    assert (summary["outcome"], summary["why"]) == ("published", ["nothing is published yet"])
+    assert items(summary) == (0, 0, 30, 0)
+    assert encoded == []
+    bundle = own.bundle()
+    assert bundle.id == summary["bundle"]
+    table = ItemTable.load(own.run / "encoder" / "table")
+    assert (bundle.path / "vectors.npy").read_bytes() == (own.run / "encoder" / "table" / "vectors.npy").read_bytes()
+    np.testing.assert_array_equal(bundle.popularity, table.popularity)
+    np.testing.assert_array_equal(bundle.missing, table.missing)
+    assert bundle.manifest.model["encoder"] == table.model["encoder"]
+
+
+def test_the_fitted_table_records_what_is_missing(own: "Shop") -> None:
+    missing = ItemTable.load(own.run / "encoder" / "table").missing
+    assert missing is not None
+    text, image, behaviour = missing.T.tolist()
+    assert [row for row in range(30) if text[row] == Missing.ABSENT] == [NO_TEXT, NOTHING]
+    assert [row for row in range(30) if image[row] == Missing.ABSENT] == [NO_PICTURE, NOTHING]
+    assert [row for row in range(30) if image[row] == Missing.UNREADABLE] == [BROKEN_PICTURE]
+    train = split_dataset(load_dataset(own.data), 0.0).parts.train
+    cold = np.flatnonzero(popularity(train, 30) < 5).tolist()  # min_events of the configuration
+    assert [row for row in range(30) if behaviour[row] == Missing.COLD] == cold
+
+
+def test_a_second_job_has_nothing_to_do(nightly: "Shop", encoded: Encoded) -> None:
+    before = nightly.registry.current()
+    inode = nightly.registry.pointer.stat().st_ino
+    summary = nightly.reindex()
+    assert (summary["outcome"], summary["bundle"], summary["why"]) == ("nothing to do", before, [])
+    assert encoded == []
+    assert len(nightly.registry.list()) == 1
+    assert nightly.registry.pointer.stat().st_ino == inode
+
+
+def test_new_changed_and_deleted_items(nightly: "Shop", encoded: Encoded) -> None:
+    before, fitted = nightly.rows(), ItemTable.load(nightly.run / "encoder" / "table")
+    Image.new("RGB", (16, 16), "white").save(nightly.data / "images" / "9.png")
+    nightly.set(12, text="quite another text")
+    nightly.edit(lambda rows: [*rows[1:], {"item_id": "new", "title": "", "text": "crimson", "image": ""}])
+    summary = nightly.reindex()
+    assert items(summary) == (1, 2, 27, 1)
+    assert encoded == [[8, 11, 29]]  # i09, i12 and the new one
+    assert summary["embedding"] == {"needed": 3, "encoded": 3, "resumed": 0, "saved": 0.9}
+    assert summary["why"] == ["items changed", "metadata changed", "popularity changed"]
+    after, bundle = nightly.rows(), nightly.bundle()
+    assert list(after) == load_dataset(nightly.data).item_ids()
+    assert {item_id for item_id in after if after[item_id] != before.get(item_id)} == {"i09", "i12", "new"}
+    np.testing.assert_allclose(np.load(bundle.path / "vectors.npy"), fresh_vectors(nightly), atol=2e-3)
+    new = bundle.missing[29].tolist()
+    assert new == [Missing.PRESENT, Missing.ABSENT, Missing.COLD]
+    kept = bundle.layout.slice("behaviour")
+    changed = np.load(bundle.path / "vectors.npy")[11, kept].astype(np.float64)
+    known = fitted.vectors[12, kept].astype(np.float64)
+    np.testing.assert_allclose(changed / np.linalg.norm(changed), known / np.linalg.norm(known), atol=2e-3)
+
+
+def test_the_bundle_answers_with_its_new_item(nightly: "Shop") -> None:
+    warm = int(np.flatnonzero((nightly.bundle().missing == Missing.PRESENT).all(axis=1))[0])
+    nightly.edit(lambda rows: [*rows, {**rows[warm], "item_id": "twin"}])
+    nightly.reindex()
+    bundle = nightly.bundle()
+    assert bundle.ids.row("twin") == 30
+    query = bundle.vectors(np.array([30]))
+    found = bundle.search(query, 5)
+    np.testing.assert_array_equal(found.rows, exact_top_k(query, bundle.vectors(np.arange(31)), 5)[0])
+    assert found.rows[0].tolist()[:2] == [30, warm]
+    # Its text and picture are those of the other, which has a third slot: 2 · 1/√2 · 1/√3.
+    assert found.scores[0].tolist()[:2] == pytest.approx([1, (2 / 3) ** 0.5], abs=2e-3)
+
+
+def test_an_item_that_returns_has_its_behaviour_again(nightly: "Shop") -> None:
+    before = nightly.rows()
+    with_it = (nightly.data / "items.csv").read_bytes()
+    nightly.edit(lambda rows: rows[:-1])
+    nightly.reindex()
+    assert "i29" not in nightly.rows()
+    (nightly.data / "items.csv").write_bytes(with_it)
+    summary = nightly.reindex()
+    assert items(summary) == (1, 0, 29, 0)
+    behaviour = nightly.bundle().layout.slice("behaviour")
+    then, now = (np.frombuffer(rows["i29"], np.float16)[behaviour] for rows in (before, nightly.rows()))
+    assert then.any()
+    np.testing.assert_allclose(now.astype(np.float32), then.astype(np.float32), atol=1e-3)
+
+
+def test_rows_stay_the_same_night_after_night(nightly: "Shop") -> None:
+    """Also those of items that came after the fit, although their neighbours in a batch change."""
+    nightly.edit(lambda rows: [*rows, {"item_id": "a", "title": "", "text": "teal thing", "image": "images/1.png"}])
+    nightly.reindex()
+    first = nightly.rows()
+    nightly.edit(lambda rows: [{"item_id": "b", "title": "", "text": "amber", "image": ""}, *rows[:4], *rows[5:]])
+    assert items(nightly.reindex()) == (1, 0, 30, 1)
+    second = nightly.rows()
+    assert {item_id: second[item_id] for item_id in second if item_id != "b"} == {
+        item_id: first[item_id] for item_id in first if item_id != "i04"
+    }
+
+
+def test_metadata_alone_loads_no_model(nightly: "Shop", monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.run_model.RunModel.load", lambda _self: pytest.fail("the model was loaded"))
+    before = nightly.rows()
+    nightly.edit(lambda rows: [{**row, "colour": "red"} for row in rows])
+    summary = nightly.reindex()
+    assert (summary["outcome"], summary["why"]) == ("published", ["metadata changed"])
+    assert items(summary) == (0, 0, 30, 0)
+    assert nightly.rows() == before
+    assert nightly.bundle().fields(3, ["colour"]) == {"colour": "red"}
+
+
+def test_more_interactions_change_popularity_alone(nightly: "Shop") -> None:
+    with (nightly.data / "interactions.csv").open("a", encoding="utf-8") as file:
+        file.writelines(f"late,i{row:02d},{2_000_000 + row}\n" for row in (1, 1, 2, 3))
+    summary = nightly.reindex()
+    assert summary["why"] == ["popularity changed"]
+    train = split_dataset(load_dataset(nightly.data), 0.0).parts.train
+    np.testing.assert_array_equal(nightly.bundle().popularity, popularity(train, 30))
+
+
+def test_an_unreadable_picture_becomes_readable(nightly: "Shop") -> None:
+    assert nightly.reindex()["unreadable"].keys() == {"i05"}
+    Image.new("RGB", (16, 16), "teal").save(nightly.data / "images" / "5.png")
+    (nightly.data / "images" / "8.png").write_bytes(b"broken")
+    summary = nightly.reindex()
+    assert items(summary) == (0, 2, 28, 0)
+    assert list(summary["unreadable"]) == ["i08"]
+    assert nightly.bundle().missing[[5, 8], 1].tolist() == [Missing.PRESENT, Missing.UNREADABLE]
+
+
+def test_another_index_is_a_reason_and_embeds_nothing(nightly: "Shop", encoded: Encoded) -> None:
+    before = nightly.rows()
+    summary = nightly.reindex("--kind", "hnsw")
+    assert (summary["outcome"], summary["why"]) == ("published", ["index changed"])
+    assert encoded == []
+    assert nightly.rows() == before
+    assert nightly.bundle().manifest.index.kind == "hnsw"
+
+
+def test_an_evaluation_goes_into_the_report(nightly: "Shop") -> None:
+    (nightly.run / "evaluation.json").write_text('{"tables": []}')
+    assert nightly.reindex()["why"] == ["evaluation changed"]
+    assert json.loads((nightly.bundle().path / "report.json").read_text())["evaluation"] == {"tables": []}
+
+
+def test_the_dtype_of_the_model_embeds_everything_and_says_why(nightly: "Shop", encoded: Encoded) -> None:
+    config = nightly.run / "config.toml"
+    config.write_text(config.read_text().replace('dtype = "float32"', 'dtype = "bfloat16"'))
+    result = nightly.invoke()
+    assert result.exit_code == 0, result.output
+    assert "embedding every item" in result.output
+    assert "dtype 'float32' → 'bfloat16'" in result.output
+    assert sum(map(len, encoded)) == 30
+    assert nightly.bundle().manifest.model["embeddings"]["dtype"] == "bfloat16"
+
+
+def test_a_damaged_current_bundle_is_built_again(nightly: "Shop") -> None:
+    before = nightly.rows()
+    damaged = nightly.registry.path(str(nightly.registry.current())) / "vectors.npy"
+    damaged.chmod(0o644)
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    summary = nightly.reindex()
+    assert summary["outcome"] == "published"
+    assert "damaged" in summary["why"][0]
+    assert nightly.rows() == before
+
+
+def test_a_pointer_that_was_moved_back_is_left_there(nightly: "Shop") -> None:
+    first = nightly.registry.current()
+    nightly.set(0, title="another title")
+    second = nightly.reindex()["bundle"]
+    assert nightly.registry.rollback() == first
+    summary = nightly.reindex()
+    assert (summary["outcome"], summary["bundle"]) == ("nothing to do", second)
+    assert f"moved from {second}" in summary["why"][0]
+    assert nightly.registry.current() == first
+    nightly.set(0, title="yet another")
+    assert nightly.reindex()["outcome"] == "published"
+
+
+def test_another_registry_gets_its_own_bundle(nightly: "Shop", tmp_path: Path) -> None:
+    summary = nightly.reindex("--registry", tmp_path / "other")
+    assert summary["outcome"] == "published"
+    assert Registry(tmp_path / "other").current() == summary["bundle"]
+
+
+def test_a_bundle_that_was_made_by_hand_is_replaced(nightly: "Shop", tmp_path: Path, small_bundle: Path) -> None:
+    Registry(tmp_path / "other").publish(small_bundle)
+    summary = nightly.reindex("--registry", tmp_path / "other")
+    assert "not made by reindex" in summary["why"][0]
+
+
+def test_old_bundles_are_deleted_on_request(nightly: "Shop") -> None:
+    bundles = [nightly.registry.current()]
+    for title in ("a", "b"):
+        time.sleep(1.1)  # ids tell the age of bundles by the second
+        nightly.set(0, title=title)
+        summary = nightly.reindex("--keep", 2)
+        bundles.append(summary["bundle"])
+    assert summary["pruned"] == bundles[:1]
+    assert [info.id for info in nightly.registry.list()] == bundles[1:]
+    assert nightly.reindex("--keep", 1)["pruned"] == bundles[1:2]  # also where there is nothing else to do
+    assert nightly.registry.current() == bundles[2]
+
+
+def test_nothing_is_left_over(nightly: "Shop") -> None:
+    nightly.set(0, text="another text")
+    for path in (nightly.run / "reindex" / "built" / "20200101T000000Z-abcdef", nightly.run / "embeddings" / "work-0"):
+        path.mkdir(parents=True)
+    (nightly.run / "reindex" / ".table-000007.part").mkdir()
+    nightly.reindex()
+    assert sorted(path.name for path in (nightly.run / "reindex").iterdir()) == ["state.json", "table-000002"]
+    names = sorted(path.name for path in (nightly.run / "embeddings").iterdir())
+    assert names == [
+        "embeddings.json", "image-000002.npy", "items-000002.parquet", "text-000002.npy", "unreadable.json"
+    ]  # fmt: skip
+
+
+def test_a_damaged_table_falls_back_to_the_fitted_one(nightly: "Shop") -> None:
+    before = nightly.rows()
+    (nightly.run / "reindex" / "table-000001" / "vectors.npy").write_bytes(b"\x93NUMPY")
+    nightly.set(0, text="another text")
+    assert items(nightly.reindex()) == (0, 1, 29, 0)
+    after = nightly.rows()
+    assert [item_id for item_id in after if after[item_id] != before[item_id]] == ["i00"]
+
+
+def test_without_a_record_of_contents_every_row_is_made_anew(nightly: "Shop") -> None:
+    before = nightly.rows()
+    (nightly.run / "encoder" / "contents.parquet").unlink()
+    shutil.rmtree(nightly.run / "reindex")
+    nightly.set(0, title="x")
+    assert items(nightly.reindex()) == (30, 0, 0, 0)
+    for item_id, row in nightly.rows().items():
+        then, now = np.frombuffer(before[item_id], np.float16), np.frombuffer(row, np.float16)
+        np.testing.assert_allclose(now.astype(np.float32), then.astype(np.float32), atol=2e-3)
+
+
+def test_the_manifest_names_every_input(nightly: "Shop") -> None:
+    model = Manifest.read(nightly.bundle().path).model
+    assert set(model["reindex"]) == {
+        "items", "metadata", "popularity", "encoder", "model", "index", "evaluation", "format"
+    }  # fmt: skip
+    assert model["embeddings"]["kind"] == "vlm"
+
+
+def test_probes_follow_their_items() -> None:
+    before, now = ItemIds("abcde"), ItemIds("edxa")  # b and c are gone, x is new
+    probes = Probes(np.array([[0, 1, 3], [1, 2, -1], [4, 3, 0], [2, 0, -1], [3, -1, -1]]), np.array([4, 0, 1, 3, 0]))
+    moved = moved_probes(probes, before, now)
+    # a b d → e: b is left out. b c → a: no history is left. e d a → b: no target. c a → d: c is left out. d → a.
+    assert moved.histories.tolist() == [[3, 1, -1], [3, -1, -1], [1, -1, -1]]
+    assert moved.targets.tolist() == [0, 1, 3]
+    none = Probes(np.empty((0, 3), dtype=np.int64), np.empty(0, dtype=np.int64))
+    assert len(moved_probes(none, before, now)) == 0
+    assert len(moved_probes(probes, before, ItemIds("xyz"))) == 0

@@ -1,0 +1,344 @@
+"""The nightly job: a run's catalogue as it is now, embedded where it changed, indexed and published.
+
+Every step leaves something whole behind that says itself what it was made from, and the next step begins by looking for
+it: shards and embeddings (`training.embed`), the item table (`training.item_updates`), the built bundle
+(``RUN/reindex/built``), the published one. So a job that was killed anywhere is gone on with by the next one, whatever
+has changed in between, and one that finds its inputs in the published bundle has nothing to do.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from index.build import build_bundle
+from index.errors import BundleError, GateRefused, RegistryError
+from index.index_spec import IndexSpec
+from index.item_table import ItemTable
+from index.manifest import BUNDLE_FORMAT, Manifest
+from index.registry import Registry
+from index.stamp import verify_files
+from training.contents import Delta, metadata_digest
+from training.dataset import Dataset
+from training.embed import Pending, Progress, embed_catalogue, pending_items
+from training.embedding_work import work_done
+from training.embeddings import Embeddings
+from training.encoder_run import split_dataset
+from training.errors import JobStopped, ReindexError
+from training.fitted_encoder import FittedEncoder
+from training.item_updates import INPUTS, KeptTable, keep_table, moved_probes, remove_tables, updated_table
+from training.reindex_record import ReindexRecord, ReindexState
+from training.run_model import RunModel
+from training.sequences import popularity
+
+REINDEX_DIRECTORY = "reindex"
+_BUILT = "built"
+_SHARES = 1_000
+_OF_THE_INDEX = ("index", "evaluation", "format")
+
+
+@dataclass(frozen=True)
+class ReindexJob:
+    """What is to be indexed again, and how.
+
+    Attributes:
+        run: the run directory, with a trained model and a fitted encoder.
+        dataset: the catalogue and the interactions as they are now.
+        registry: where the bundle is published.
+        spec: of the index.
+        evaluation: JSON-able figures of the model for the report.
+        keep: the newest bundles to keep in the registry besides the current one; None deletes none.
+        force: publish although a bound is missed.
+        trust_times: take a picture of the same path, size and time of change as unchanged, without reading its bytes.
+    """
+
+    run: Path
+    dataset: Dataset
+    registry: Registry
+    spec: IndexSpec
+    evaluation: Mapping[str, Any] | None = None
+    keep: int | None = None
+    force: bool = False
+    trust_times: bool = False
+
+    @property
+    def directory(self) -> Path:
+        """``RUN/reindex``."""
+        return self.run / REINDEX_DIRECTORY
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a job has to do.
+
+    Attributes:
+        fitted: the encoder of the run.
+        model: its vision-language model.
+        pending: what there is to embed.
+        kept: the table whose rows can be kept.
+        delta: how the catalogue differs from that table.
+        counts: (n,) int64 training events per item.
+        inputs: fingerprints of all that the bundle depends on, by name.
+        bundle: a published, whole bundle of the same inputs; then there is nothing to do.
+        why: why a new bundle is needed, or what is remarkable although none is.
+    """
+
+    fitted: FittedEncoder
+    model: RunModel
+    pending: Pending
+    kept: KeptTable
+    delta: Delta
+    counts: NDArray[np.int64]
+    inputs: dict[str, str]
+    bundle: str | None
+    why: tuple[str, ...]
+
+    @property
+    def to_embed(self) -> int:
+        """Items whose vectors are not in force."""
+        return int(self.pending.wanted.sum()) if self.bundle is None else 0
+
+    def embedded_before(self) -> int:
+        """How many of these an interrupted job has embedded already."""
+        if not self.to_embed:
+            return 0
+        return work_done(self.model.embeddings, self.pending.wanted_contents(), self.model.provenance)
+
+
+def look(job: ReindexJob, progress: Progress = lambda _step, _done, _all: None) -> Findings:
+    """Find out what there is to do; reads only, and loads no model.
+
+    Raises:
+        ReindexError: the run cannot be indexed again as it is.
+        TrainingError, IndexingError: a part of the run or of the registry cannot be read.
+    """
+    fitted = FittedEncoder.load(job.run)
+    model = RunModel.of(job.run)
+    fitted.check_model(model.provenance)
+    pending = pending_items(
+        job.dataset, model.provenance, model.embeddings, trust_times=job.trust_times, progress=progress
+    )
+    kept = KeptTable.newest(job.directory, fitted, model.provenance)
+    counts = popularity(split_dataset(job.dataset, fitted.config.cold_items).parts.train, len(job.dataset))
+    inputs = {
+        "items": pending.contents.ordered_digest(),
+        "metadata": metadata_digest(job.dataset.metadata()),
+        "popularity": hashlib.sha256(counts.tobytes()).hexdigest()[:16],
+        "encoder": fitted.mark,
+        "model": _digest({name: part for name, part in model.provenance.items() if name != "inputs"}),
+        "index": _digest(dataclasses.replace(job.spec, threads=1)),  # they change nothing but the time it takes
+        "evaluation": _digest(job.evaluation),
+        "format": str(BUNDLE_FORMAT),
+    }
+    bundle, why = _published(job, inputs)
+    delta = pending.contents.against(kept.contents)
+    return Findings(fitted, model, pending, kept, delta, counts, inputs, bundle, why)
+
+
+def carry_out(
+    job: ReindexJob,
+    findings: Findings,
+    record: ReindexRecord,
+    *,
+    progress: Progress = lambda _step, _done, _all: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    """Do what there is to do: embed, put the table together, build, publish, clear away.
+
+    Args:
+        job: the job.
+        findings: of :func:`look`, a moment ago, under the same lock of the run.
+        record: is filled as the work goes on, so that it tells how far a job came that failed.
+        progress: told how far each step is.
+        stopped: asked between steps, and within all but the embedding of one shard, whether to stop.
+
+    Raises:
+        GateRefused: the bundle misses a bound of its specification; nothing is published.
+        JobStopped: ``stopped`` said so.
+        ReindexError: a file cannot be written.
+        TrainingError, IndexingError: a part is damaged, or cannot be embedded or built.
+    """
+    state = ReindexState(job.directory)
+    try:
+        if findings.bundle is None:
+            _publish(job, findings, record, progress, stopped)
+            state.published(record.bundle, findings.inputs)
+            record.outcome = "published"
+        else:
+            record.bundle = findings.bundle
+            _tidy(job, findings)
+            state.succeeded()
+            record.outcome = "nothing to do"
+        shutil.rmtree(job.directory / _BUILT, ignore_errors=True)
+        state.clear_away()
+        if job.keep is not None:
+            record.pruned = job.registry.prune(job.keep)
+    except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+        raise ReindexError(f"{job.run}: cannot be written ({error}); check the space left and permissions") from error
+
+
+def _publish(
+    job: ReindexJob,
+    findings: Findings,
+    record: ReindexRecord,
+    progress: Progress,
+    stopped: Callable[[], bool],
+) -> None:
+    """Everything from the shards to the pointer."""
+    config = findings.model.config.embed
+    done = embed_catalogue(
+        job.dataset,
+        findings.pending,
+        findings.model.load,
+        findings.model.embeddings,
+        shard_items=config.shard_items,
+        batch_items=config.batch_items,
+        progress=progress,
+        stopped=stopped,
+    )
+    record.encoded, record.resumed = done.encoded, done.resumed
+    record.unreadable = dict(done.embeddings.unreadable)
+
+    def report(step: str, done: int, every: int) -> None:
+        progress(step, done, every)
+        if stopped():
+            raise JobStopped(f"stopped while {step}; start the same command again to go on")
+
+    table = _table(job, findings, report)
+    built = _built(job, findings, table, lambda stage, share: report(stage, round(share * _SHARES), _SHARES))
+    record.bundle = built.name
+    try:
+        job.registry.publish(
+            built, force=job.force, progress=lambda _name, share: report("verify", round(share * _SHARES), _SHARES)
+        )
+    except GateRefused:
+        record.outcome, record.built = "refused", str(built)
+        raise
+
+
+def _tidy(job: ReindexJob, findings: Findings) -> None:
+    """Clear away what a job left that was killed after its last step but one."""
+    if not findings.pending.wanted.any():
+        config = findings.model.config.embed
+        embed_catalogue(
+            job.dataset,
+            findings.pending,
+            findings.model.load,
+            findings.model.embeddings,
+            shard_items=config.shard_items,
+            batch_items=config.batch_items,
+        )
+    if findings.kept.number:
+        remove_tables(job.directory, keep=findings.kept.number)
+
+
+def _published(job: ReindexJob, inputs: Mapping[str, str]) -> tuple[str | None, tuple[str, ...]]:
+    """A published, whole bundle of these inputs, and what is to be said about it or about the lack of it."""
+    current = job.registry.current()
+    if current is None:
+        return None, ("nothing is published yet",)
+    try:
+        found = _inputs_of(job.registry.path(current), whole=True)
+    except BundleError as error:
+        return None, (f"the current bundle is damaged: {error}",)
+    if found == inputs:
+        return current, ()
+    # Whoever moved the pointer back had a reason; the same content is not put in force again behind his back.
+    state = ReindexState(job.directory).read()
+    mine = state.get("published")
+    if isinstance(mine, str) and mine != current and state.get("inputs") == inputs:
+        try:
+            if _inputs_of(job.registry.path(mine), whole=True) == inputs:
+                moved = f"the pointer was moved from {mine}, which has these inputs, to {current}; it is left there"
+                return mine, (moved,)
+        except (BundleError, RegistryError):
+            pass  # it is gone or damaged, so it is built again
+    if found is None:
+        return None, (f"the current bundle {current} was not made by reindex",)
+    return None, tuple(f"{name} changed" for name in inputs if found.get(name) != inputs[name])
+
+
+def _inputs_of(bundle: Path, *, whole: bool) -> dict[str, Any] | None:
+    """The fingerprints that a bundle was made from; None if it was made otherwise.
+
+    Raises:
+        BundleError: it is damaged, in any file if ``whole`` asks for all of them.
+    """
+    manifest = Manifest.read(bundle)
+    if whole:
+        verify_files(bundle, manifest, "full")
+    found = manifest.model.get(INPUTS)
+    return dict(found) if isinstance(found, dict) else None
+
+
+def _table(job: ReindexJob, findings: Findings, report: Progress) -> ItemTable:
+    """The item table of these inputs: the one that is there, or a new one, which is kept."""
+    provenance = {
+        "embeddings": findings.model.provenance | {"inputs": findings.pending.contents.digest()},
+        "encoder": {"hash": findings.fitted.table.model.get("encoder", {}).get("hash")},
+        INPUTS: findings.inputs,
+    }
+    of_the_table = {name: mark for name, mark in findings.inputs.items() if name not in _OF_THE_INDEX}
+    kept = findings.kept
+    made_from = kept.table.model.get(INPUTS, {})
+    if kept.number and {name: made_from.get(name) for name in of_the_table} == of_the_table:
+        remove_tables(job.directory, keep=kept.number)
+        return dataclasses.replace(kept.table, model=provenance)
+    table = updated_table(
+        job.dataset,
+        Embeddings.load(findings.model.embeddings, check=False),
+        findings.pending.contents,
+        findings.fitted,
+        kept,
+        findings.counts,
+        provenance,
+        lambda done, every: report("projecting", done, every),
+    )
+    keep_table(job.directory, table, findings.pending.contents)
+    return table
+
+
+def _built(job: ReindexJob, findings: Findings, table: ItemTable, progress: Callable[[str, float], None]) -> Path:
+    """The bundle of these inputs: one that a killed job has built, or a new one. All others are removed."""
+    out = job.directory / _BUILT
+    for path in sorted(out.glob("[0-9]*")):
+        try:
+            if _inputs_of(path, whole=True) == findings.inputs:
+                return path
+        except BundleError:
+            pass  # built anew
+        shutil.rmtree(path)
+    fitted = findings.fitted
+    return build_bundle(
+        table,
+        fitted.encoder,
+        moved_probes(fitted.probes, fitted.table.ids, table.ids),
+        out,
+        job.spec,
+        evaluation=job.evaluation,
+        progress=progress,
+    )
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(value: object) -> object:
+    """Values as JSON has them: a specification by its fields, whatever mapping by its keys."""
+    if dataclasses.is_dataclass(value):
+        return {part.name: _plain(getattr(value, part.name)) for part in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
