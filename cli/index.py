@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cli.bundle_tables import check_table, show_bundle, show_bundles
+from cli.index_options import (
+    BoundOption,
+    BoundsOption,
+    CodesOption,
+    EvaluationOption,
+    ForceOption,
+    KindOption,
+    MemoryOption,
+    index_spec,
+)
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -27,38 +36,22 @@ RegistryOption = Annotated[str, typer.Option("--registry", help="Directory of pu
 def build(
     run: Annotated[Path, typer.Option(help="Run directory with `encoder/` from fit-encoder.")],
     out: Annotated[Path | None, typer.Option(help="Where the bundle goes; RUN/bundles if not given.")] = None,
-    kind: Annotated[str, typer.Option(help="auto, flat, hnsw or ivf.")] = "auto",
-    bounds: Annotated[
-        Path | None, typer.Option(help="TOML file with what the bundle is held to; see docs/bundles.md.")
-    ] = None,
-    bound: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="One bound, in place of the file's: recall=0.95, coverage=0.2, slot_share.image=0.05, "
-            "missing.image=0.1, served_quality=1, text_quality, image_quality, latency_p99_ms, near_duplicates, "
-            "disagreement; VALUE none lifts it. May be given several times.",
-        ),
-    ] = None,
+    kind: KindOption = "auto",
+    codes: CodesOption = "auto",
+    memory_mib: MemoryOption = None,
+    bounds: BoundsOption = None,
+    bound: BoundOption = None,
     threads: Annotated[int | None, typer.Option(help="Threads to build with; all cores if not given.")] = None,
-    evaluation: Annotated[
-        Path | None, typer.Option(help="JSON of `evaluate`; RUN/evaluation.json if it exists.")
-    ] = None,
+    evaluation: EvaluationOption = None,
     publish_to: Annotated[str | None, typer.Option("--publish", help="Registry to publish the bundle to.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Publish even below a bound; the manifest says so.")] = False,
+    force: ForceOption = False,
 ) -> None:
     """Build a bundle from a run, measure it, hold it to its bounds, and publish it if asked to."""
-    from index.bounds import read_bounds
     from index.build import build_bundle
-    from index.index_spec import IndexSpec
     from index.item_table import ItemTable
     from index.probes import Probes
 
-    spec = IndexSpec(
-        kind=kind,  # type: ignore[arg-type]  # checked by IndexSpec, with a better message
-        bounds=read_bounds(bounds, bound or []),
-        threads=threads if threads is not None else (os.cpu_count() or 1),
-    )
+    spec = index_spec(kind, codes, memory_mib, bounds, bound, threads)
     encoder = run / "encoder"
     with _progress() as report:
         bundle = build_bundle(
@@ -80,7 +73,7 @@ def build(
 def publish(
     bundle: Annotated[Path, typer.Argument(help="A bundle's directory.")],
     registry: RegistryOption,
-    force: Annotated[bool, typer.Option("--force", help="Publish even below a bound; the manifest says so.")] = False,
+    force: ForceOption = False,
 ) -> None:
     """Hold a bundle to its bounds, verify it, copy it into the registry and point to it."""
     _publish(bundle, registry, force=force)

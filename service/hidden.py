@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from index.allowed import Allowed
 from index.bundle import Bundle
 
 
@@ -35,7 +36,7 @@ class HiddenItems:
     def __init__(self, ids: Iterable[str] = ()) -> None:
         self._ids = set(ids)
         self._version = 0
-        self._available: WeakKeyDictionary[Bundle, NDArray[np.bool_]] = WeakKeyDictionary()
+        self._available: WeakKeyDictionary[Bundle, Allowed] = WeakKeyDictionary()
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -48,8 +49,8 @@ class HiddenItems:
         """The hidden item ids, those that no bundle has too; not to be kept."""
         return self._ids
 
-    def available(self, bundle: Bundle) -> NDArray[np.bool_] | None:
-        """(n,) bool, the rows of a bundle that may be answered, never written to; None where nothing is hidden."""
+    def available(self, bundle: Bundle) -> Allowed | None:
+        """The rows of a bundle that may be answered; None where nothing is hidden."""
         if not self._ids:
             return None
         known = self._available.get(bundle)
@@ -65,37 +66,34 @@ class HiddenItems:
         self._ids.update(hidden)
         self._ids.difference_update(shown)
         for bundle, available in list(self._available.items()):
-            self._available[bundle] = _turned(bundle, available, hidden, shown)
+            self._available[bundle] = _turned(bundle, available.mask, hidden, shown)
 
     def snapshot(self) -> Snapshot:
         """The hidden items now."""
         return Snapshot(frozenset(self._ids), self._version)
 
-    def adopt(self, bundle: Bundle, available: NDArray[np.bool_], snapshot: Snapshot) -> None:
+    def adopt(self, bundle: Bundle, available: Allowed, snapshot: Snapshot) -> None:
         """Take a bitmap that was worked out elsewhere, so that the first request need not.
 
         Args:
             bundle: whose rows they are.
-            available: (n,) bool from :func:`available_rows` on ``snapshot.ids``.
+            available: from :func:`available_rows` on ``snapshot.ids``.
             snapshot: from :meth:`snapshot`; what changed since is caught up with.
         """
         if snapshot.version != self._version:
-            available = _turned(bundle, available, self._ids - snapshot.ids, snapshot.ids - self._ids)
+            available = _turned(bundle, available.mask, self._ids - snapshot.ids, snapshot.ids - self._ids)
         self._available[bundle] = available
 
 
-def available_rows(bundle: Bundle, hidden: Iterable[str]) -> NDArray[np.bool_]:
-    """(n,) bool, read-only: the rows of a bundle that are not hidden; ids that it does not have do nothing."""
+def available_rows(bundle: Bundle, hidden: Iterable[str]) -> Allowed:
+    """The rows of a bundle that are not hidden; ids that it does not have do nothing."""
     return _turned(bundle, np.ones(len(bundle), dtype=np.bool_), hidden, ())
 
 
-def _turned(
-    bundle: Bundle, available: NDArray[np.bool_], hidden: Iterable[str], shown: Iterable[str]
-) -> NDArray[np.bool_]:
-    """A changed, read-only copy."""
+def _turned(bundle: Bundle, available: NDArray[np.bool_], hidden: Iterable[str], shown: Iterable[str]) -> Allowed:
+    """A changed copy, counted once for all searches to come."""
     changed = available.copy()
     for ids, state in ((hidden, False), (shown, True)):
         rows, _ = bundle.ids.rows(list(ids))
         changed[rows] = state
-    changed.flags.writeable = False
-    return changed
+    return Allowed.of(changed, bundle.indexed)

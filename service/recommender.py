@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from index.allowed import Allowed
 from index.bundle import Bundle
 from index.errors import EncoderError
-from index.filters import compile_filter
 from service.answers import Answer, Degraded, Query, Strategy
 from service.diversity import maximal_marginal_relevance
 from service.engine import Engine, LookedUp, Lookup
@@ -120,7 +120,7 @@ class _Asked:
         taste: the items that shape the query vector; those without a slot cannot.
         unknown: ids of the history, stored or given, that the bundle does not have.
         barred: rows that must not be answered.
-        allowed: (n,) bool, rows that may be answered, never written to; None: all. `barred` ones are still in it.
+        allowed: the rows that may be answered; None: all. `barred` ones are still in it.
         slot_weights: (Σd,) float32; None: every slot weighs 1.
     """
 
@@ -129,7 +129,7 @@ class _Asked:
     taste: Taste
     unknown: list[str]
     barred: set[int]
-    allowed: NDArray[np.bool_] | None
+    allowed: Allowed | None
     slot_weights: NDArray[np.float32] | None
 
     @classmethod
@@ -138,7 +138,7 @@ class _Asked:
         bundle: Bundle,
         query: Query,
         stored: Sequence[str],
-        available: NDArray[np.bool_] | None,
+        available: Allowed | None,
         *,
         liked: int,
     ) -> "_Asked":
@@ -163,8 +163,8 @@ class _Asked:
         taste = Taste(np.array(rows, dtype=np.int64), np.array(weights, dtype=np.float64))
         allowed = available
         if query.filter is not None:
-            allowed = compile_filter(bundle.metadata, query.filter)
-            allowed = allowed if available is None else allowed & available
+            allowed = bundle.allowed(query.filter)
+            allowed = allowed if available is None else allowed & available.mask
         return cls(bundle, query, taste.newest(liked), list(unknown), barred, allowed, slot_weights)
 
     @property
@@ -178,7 +178,7 @@ class _Asked:
         """How many found items may have to be left out."""
         if self.allowed is None or not self.barred:
             return len(self.barred)
-        return int(np.count_nonzero(self.allowed[list(self.barred)]))
+        return int(np.count_nonzero(self.allowed.mask[list(self.barred)]))
 
     def lookup(self, strategy: Strategy, watch: Stopwatch) -> Lookup | None:
         """The engine's work for a strategy; None where the history has nothing for it."""

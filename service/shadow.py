@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from index.allowed import Allowed
 from index.bundle import Bundle
 from index.errors import IndexingError
 from service.errors import BundleRefused
@@ -160,11 +161,11 @@ class Shadow:
 
     Attributes:
         bundle: loaded and warm.
-        available: (n,) bool, rows that may be answered; None: all.
+        available: the rows that may be answered; None: all.
     """
 
     bundle: Bundle
-    available: NDArray[np.bool_] | None
+    available: Allowed | None
 
 
 def compare(new: Shadow, old: Shadow | None, recent: Sequence[History], *, probes: int) -> Comparison:
@@ -185,7 +186,7 @@ def compare(new: Shadow, old: Shadow | None, recent: Sequence[History], *, probe
     if not any(before) and not any(after):
         source, asked = "probes", _probes(new.bundle, probes)
         before, after = _ask(new, old, asked)
-    if asked and not any(after) and (new.available is None or new.available.any()):
+    if asked and not any(after) and (new.available is None or new.available.mask.any()):
         raise BundleRefused(
             "answers",
             f"{new.bundle.id}: none of {len(asked)} histories ({source}) is answered; is it another catalogue?",

@@ -3,9 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from index.allowed import Allowed
 from index.bundle import Bundle
 from service.bundle_metrics import Lacking, count_lacking
 from service.errors import BundleRefused
@@ -43,14 +41,14 @@ class Passed:
 
     Attributes:
         bundle: loaded and warm.
-        available: (n,) bool, rows that are not hidden.
+        available: the rows that are not hidden.
         comparison: with what answered while it was tried.
         verified: whether every file was hashed.
         lacking: items that lack a slot.
     """
 
     bundle: Bundle
-    available: NDArray[np.bool_]
+    available: Allowed
     comparison: Comparison
     verified: bool
     lacking: Lacking

@@ -1,0 +1,69 @@
+"""Options of every command that builds an index, and the specification that they make together."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from index.index_spec import IndexSpec
+
+_MIB = 1 << 20
+
+KindOption = Annotated[str, typer.Option(help="Kind of the index: auto, flat, hnsw or ivf.")]
+CodesOption = Annotated[
+    str, typer.Option(help="How rows are kept in the index: auto, fp32, fp16 or sq8. Scores never depend on it.")
+]
+MemoryOption = Annotated[
+    int | None,
+    typer.Option("--memory-mib", min=1, help="Most MiB of the index file; no limit if not given."),
+]
+BoundsOption = Annotated[
+    Path | None, typer.Option(help="TOML file with what the bundle is held to; see docs/bundles.md.")
+]
+BoundOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="One bound, in place of the file's: recall=0.95, coverage=0.2, slot_share.image=0.05, "
+        "missing.image=0.1, served_quality=1, text_quality, image_quality, latency_p99_ms, near_duplicates, "
+        "disagreement; VALUE none lifts it. May be given several times.",
+    ),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Publish even below a bound; the manifest says so.")]
+EvaluationOption = Annotated[Path | None, typer.Option(help="JSON of `evaluate`; RUN/evaluation.json if it exists.")]
+
+
+def index_spec(
+    kind: str,
+    codes: str,
+    memory_mib: int | None,
+    bounds: Path | None,
+    bound: Sequence[str] | None,
+    threads: int | None,
+) -> "IndexSpec":
+    """What the options ask for.
+
+    Args:
+        kind: name of the kind of index.
+        codes: name of the codes.
+        memory_mib: most MiB of ``index.faiss``; None for no limit.
+        bounds: TOML file of bounds.
+        bound: ``name=value``, in place of the file's.
+        threads: threads of the build; None for all cores.
+
+    Raises:
+        IndexSpecError: a value breaks a rule.
+    """
+    from index.bounds import read_bounds
+    from index.index_spec import IndexSpec
+
+    return IndexSpec(
+        kind=kind,  # type: ignore[arg-type]  # checked by IndexSpec, with a better message
+        codes=codes,  # type: ignore[arg-type]  # likewise
+        memory_bytes=None if memory_mib is None else memory_mib * _MIB,
+        bounds=read_bounds(bounds, bound or []),
+        threads=threads if threads is not None else (os.cpu_count() or 1),
+    )
