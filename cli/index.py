@@ -31,6 +31,13 @@ def build(
     run: Annotated[Path, typer.Option(help="Run directory with `encoder/` from fit-encoder.")],
     out: Annotated[Path | None, typer.Option(help="Where the bundle goes; RUN/bundles if not given.")] = None,
     kind: Annotated[str, typer.Option(help="auto, flat, hnsw or ivf.")] = "auto",
+    codes: Annotated[str, typer.Option(help="How the index keeps rows: auto, fp32, fp16 or sq8.")] = "auto",
+    memory_mb: Annotated[
+        int | None, typer.Option("--memory-mb", help="Most megabytes of the index file, for auto to choose by.")
+    ] = None,
+    target_recall: Annotated[
+        float, typer.Option(help="Recall@20 that search effort is calibrated for; .999 and more is exact where it can.")
+    ] = 0.97,
     min_recall: Annotated[
         float, typer.Option(help="Publishing refuses the bundle below this recall@20, 0 sets no bound.")
     ] = 0.95,
@@ -49,6 +56,9 @@ def build(
 
     spec = IndexSpec(
         kind=kind,  # type: ignore[arg-type]  # checked by IndexSpec, with a better message
+        codes=codes,  # type: ignore[arg-type]
+        memory_bytes=None if memory_mb is None else memory_mb * 1_000_000,
+        target_recall=target_recall,
         min_recall=min_recall or None,
         threads=threads if threads is not None else (os.cpu_count() or 1),
     )
