@@ -23,7 +23,7 @@ INTRINSIC_DIM = 36
 HISTORY = 10
 
 _ITEMS_PER_CLUSTER = 250
-_SPREAD = 0.6  # of the items around their centre, relative to that of the centres
+_SPREAD = 1.5  # of the items around their centre, relative to that of the centres: clusters overlap, hard for lists
 _NOISE = 0.1  # of a slot's own, relative to what it shows
 _NO_PICTURE, _COLD, _NOTHING = 0.12, 0.08, 0.001
 _BLOCK_ROWS = 65_536
@@ -60,7 +60,7 @@ def make_catalogue(items: int, *, seed: int = 0, probes: int = 2_000) -> Catalog
     members = rng.integers(0, clusters, items)
     table = ItemTable(
         layout=LAYOUT,
-        ids=ItemIds(pc.binary_join_element_wise("item-", _text(np.arange(items)), "")),
+        ids=ItemIds(pc.binary_join_element_wise("item-", _text(np.arange(items)), "").to_pylist()),
         vectors=_vectors(members, clusters, rng),
         popularity=np.minimum(rng.zipf(1.4, items), 1_000_000).astype(np.int64),
         metadata=_metadata(items, rng),

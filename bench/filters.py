@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pyarrow as pa
-from catalogues import LAYOUT, made_histories, made_vectors
+from catalogues import HISTORY, LAYOUT, make_catalogue
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from rich.progress import Progress
@@ -33,18 +32,14 @@ from index.bundle import Bundle
 from index.exact import exact_top_k, exact_top_k_each
 from index.float16 import to_float32
 from index.index_spec import IndexSpec
-from index.item_ids import ItemIds
-from index.item_table import ItemTable
 from index.plan import OVER_FETCH, Effort
-from index.probes import Probes
 from index.scoring import rank_again
 from index.search import CpuIndex, Searcher
 
 BLOCK = 65_536
 SIDED = (0.5, 0.1, 0.01)
 SHARES = (1.0, 0.999, 0.9, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
-HISTORY = 10
-RANK = "rank"  # a metadata column: a random order of all rows, so that a bound on it allows any share
+FIELD = "serial"  # the row number, of which the vectors know nothing, so that a bound on it allows any share
 
 
 def mean_encoder(path: Path) -> None:
@@ -74,27 +69,17 @@ def built(options: argparse.Namespace) -> tuple[Path, float | None]:
     there = sorted(path for path in out.glob("*Z-*") if path.is_dir())
     if there:
         return there[-1], None
-    vectors = made_vectors(options.rows)
-    order = np.random.default_rng(7).permutation(options.rows)
-    table = ItemTable(
-        layout=LAYOUT,
-        ids=ItemIds(f"item-{row}" for row in range(options.rows)),
-        vectors=vectors,
-        popularity=np.ones(options.rows, dtype=np.int64),
-        metadata=pa.table({RANK: pa.array(order, pa.int64())}),
-    )
+    catalogue = make_catalogue(options.rows)
     out.mkdir(parents=True, exist_ok=True)
     mean_encoder(out / "encoder.onnx")
-    histories = made_histories(vectors, 512, HISTORY)
-    probes = Probes(histories, histories[:, 0].copy())
     spec = IndexSpec(kind=options.kind, threads=options.threads)
     with Progress() as bars:
         task = bars.add_task("", total=1.0)
         started = time.perf_counter()
         path = build_bundle(
-            table,
+            catalogue.table,
             out / "encoder.onnx",
-            probes,
+            catalogue.probes,
             out,
             spec,
             progress=lambda stage, share: bars.update(task, description=f"{stage:<16}", completed=share),
@@ -107,7 +92,7 @@ def filters_of(bundle: Bundle) -> Iterator[tuple[str, Allowed, dict[str, float]]
     for share in SHARES:
         count = round(share * len(bundle))
         if count:
-            condition = {"must": [{"field": RANK, "lt": count}]}
+            condition = {"must": [{"field": FIELD, "lt": count}]}
             first, again = (timed_ms(lambda: bundle.allowed(condition))[1] for _ in range(2))  # noqa: B023
             yield f"random {share:g}", bundle.allowed(condition), {"compile_ms": first, "again_ms": again}
 
@@ -189,8 +174,8 @@ def rows_of(bundle: Bundle, options: argparse.Namespace) -> Iterator[dict[str, A
     searcher = Searcher(
         CpuIndex(bundle.path / "index.faiss", vectors, bundle.indexed), vectors, bundle.indexed, LAYOUT, level
     )
-    histories = made_histories(vectors, options.queries, HISTORY, seed=99)
-    queries = bundle.encode(list(histories))
+    last = range(max(0, len(bundle.probes) - options.queries), len(bundle.probes))
+    queries = bundle.encode([bundle.probes.history(probe) for probe in last])
     bundle.search(queries[:1], options.k)
     shared = list(filters_of(bundle))
     masks = [allowed.findable for _, allowed, _ in shared]

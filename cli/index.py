@@ -19,6 +19,7 @@ from cli.index_options import (
     ForceOption,
     KindOption,
     MemoryOption,
+    TargetRecallOption,
     index_spec,
 )
 
@@ -38,7 +39,8 @@ def build(
     out: Annotated[Path | None, typer.Option(help="Where the bundle goes; RUN/bundles if not given.")] = None,
     kind: KindOption = "auto",
     codes: CodesOption = "auto",
-    memory_mib: MemoryOption = None,
+    memory_mb: MemoryOption = None,
+    target_recall: TargetRecallOption = 0.97,
     bounds: BoundsOption = None,
     bound: BoundOption = None,
     threads: Annotated[int | None, typer.Option(help="Threads to build with; all cores if not given.")] = None,
@@ -51,7 +53,7 @@ def build(
     from index.item_table import ItemTable
     from index.probes import Probes
 
-    spec = index_spec(kind, codes, memory_mib, bounds, bound, threads)
+    spec = index_spec(kind, codes, memory_mb, target_recall, bounds, bound, threads)
     encoder = run / "encoder"
     with _progress() as report:
         bundle = build_bundle(

@@ -10,15 +10,17 @@ import typer
 if TYPE_CHECKING:
     from index.index_spec import IndexSpec
 
-_MIB = 1 << 20
+_MEGABYTE = 1_000_000
 
 KindOption = Annotated[str, typer.Option(help="Kind of the index: auto, flat, hnsw or ivf.")]
 CodesOption = Annotated[
     str, typer.Option(help="How rows are kept in the index: auto, fp32, fp16 or sq8. Scores never depend on it.")
 ]
 MemoryOption = Annotated[
-    int | None,
-    typer.Option("--memory-mib", min=1, help="Most MiB of the index file; no limit if not given."),
+    int | None, typer.Option("--memory-mb", help="Most megabytes of the index file, for auto to choose by.")
+]
+TargetRecallOption = Annotated[
+    float, typer.Option(help="Recall@20 that search effort is calibrated for; .999 and more is exact where it can.")
 ]
 BoundsOption = Annotated[
     Path | None, typer.Option(help="TOML file with what the bundle is held to; see docs/bundles.md.")
@@ -39,7 +41,8 @@ EvaluationOption = Annotated[Path | None, typer.Option(help="JSON of `evaluate`;
 def index_spec(
     kind: str,
     codes: str,
-    memory_mib: int | None,
+    memory_mb: int | None,
+    target_recall: float,
     bounds: Path | None,
     bound: Sequence[str] | None,
     threads: int | None,
@@ -49,7 +52,8 @@ def index_spec(
     Args:
         kind: name of the kind of index.
         codes: name of the codes.
-        memory_mib: most MiB of ``index.faiss``; None for no limit.
+        memory_mb: most megabytes of ``index.faiss``; None for no limit.
+        target_recall: recall@20 that search effort is calibrated for.
         bounds: TOML file of bounds.
         bound: ``name=value``, in place of the file's.
         threads: threads of the build; None for all cores.
@@ -63,7 +67,8 @@ def index_spec(
     return IndexSpec(
         kind=kind,  # type: ignore[arg-type]  # checked by IndexSpec, with a better message
         codes=codes,  # type: ignore[arg-type]  # likewise
-        memory_bytes=None if memory_mib is None else memory_mib * _MIB,
+        memory_bytes=None if memory_mb is None else memory_mb * _MEGABYTE,
+        target_recall=target_recall,
         bounds=read_bounds(bounds, bound or []),
         threads=threads if threads is not None else (os.cpu_count() or 1),
     )

@@ -21,6 +21,7 @@ from cli.index_options import (
     ForceOption,
     KindOption,
     MemoryOption,
+    TargetRecallOption,
     index_spec,
 )
 
@@ -52,7 +53,8 @@ def reindex(
     ] = None,
     kind: KindOption = "auto",
     codes: CodesOption = "auto",
-    memory_mib: MemoryOption = None,
+    memory_mb: MemoryOption = None,
+    target_recall: TargetRecallOption = 0.97,
     bounds: BoundsOption = None,
     bound: BoundOption = None,
     evaluation: EvaluationOption = None,
@@ -91,7 +93,7 @@ def reindex(
 
             _check_places(json_file, textfile)
             _set_threads(threads)
-            spec = index_spec(kind, codes, memory_mib, bounds, bound, threads)
+            spec = index_spec(kind, codes, memory_mb, target_recall, bounds, bound, threads)
             dataset = load_dataset(data, interactions=interactions)
             figures = read_evaluation(run, evaluation)
             job = ReindexJob(run, dataset, Registry(registry), spec, figures, keep, force, trust_times)

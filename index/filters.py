@@ -253,8 +253,12 @@ class _Comparable:
         scalars = [scalar for scalar in map(self._scalar, values) if scalar is not None]
         if not scalars:
             return np.zeros(len(self.column), dtype=np.bool_)
-        wanted = pa.array([scalar.as_py() for scalar in scalars], self.column.type)
-        return _to_bool(pc.is_in(self.column, value_set=wanted))
+        if len(scalars) == 1:  # several times as fast as hashing the column, on a million rows of text
+            return _to_bool(pc.equal(self.column, scalars[0]))
+        wanted = [scalar.as_py() for scalar in scalars]
+        if self.kind == "real" and 0.0 in wanted:  # a hash tells the two zeros apart
+            wanted += [0.0, -0.0]
+        return _to_bool(pc.is_in(self.column, value_set=pa.array(wanted, self.column.type)))
 
     def _compare_integer(self, operator: str, value: float) -> NDArray[np.bool_]:
         """Exact comparison of integers with any number: the bound is moved to the integer next to it."""

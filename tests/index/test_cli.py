@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from cli.index import app
 from index.bundle import Bundle
 from index.errors import BundleInvalid, BundleNotFound, IndexSpecError, ItemTableError, RegistryError
+from index.manifest import Manifest
 from index.registry import Registry
 
 
@@ -160,3 +161,14 @@ def test_a_bad_evaluation_is_named(run_directory, text, rule):
     (run_directory / "figures.json").write_text(text)
     with pytest.raises(IndexSpecError, match=rf"figures\.json.*{rule}"):
         call("build", "--run", run_directory, "--evaluation", run_directory / "figures.json")
+
+
+def test_codes_memory_and_recall_are_options(run_directory, tmp_path):
+    asked = ["--kind", "ivf", "--codes", "fp16", "--memory-mb", 1, "--target-recall", 1]
+    call("build", "--run", run_directory, "--out", tmp_path / "out", *asked)
+    record = Manifest.read(next((tmp_path / "out").iterdir())).index
+    assert (record.kind, record.parameters["codes"]) == ("ivf", "fp16")
+    assert set(record.recall.values()) == {1.0}
+    for wrong, rule in ((("--codes", "pq"), "codes must be one of"), (("--memory-mb", 0), "memory_bytes must be")):
+        with pytest.raises(IndexSpecError, match=rule):
+            call("build", "--run", run_directory, "--out", tmp_path / "none", *wrong)
