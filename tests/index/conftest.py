@@ -16,8 +16,10 @@ from index.build import build_bundle
 from index.index_spec import IndexSpec
 from index.item_ids import ItemIds
 from index.item_table import ItemTable
+from index.manifest import MANIFEST_FILE, FileEntry, Manifest
 from index.probes import Probes
 from index.slots import Slot, SlotLayout
+from index.stamp import sha256_of
 
 LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
 
@@ -155,3 +157,21 @@ def copied(built: Path, tmp_path: Path) -> Path:
     for path in copy.iterdir():
         path.chmod(0o644)
     return copy
+
+
+@pytest.fixture
+def reseal() -> Callable[..., None]:
+    """Give a bundle a manifest that fits the files as they are now, and says what the test wants."""
+
+    def seal(bundle: Path, **changes: object) -> None:
+        old = Manifest.read(bundle)
+        parts = {name: getattr(old, name) for name in type(old).model_fields} | changes
+        for sealed in ("format", "id", "content", "created"):
+            parts.pop(sealed)
+        files = {
+            name: FileEntry(sha256=sha256_of(bundle / name), size=(bundle / name).stat().st_size) for name in old.files
+        }
+        manifest = Manifest.seal(datetime(2026, 11, 23, tzinfo=UTC), **(parts | {"files": files}))
+        (bundle / MANIFEST_FILE).write_text(manifest.to_json())
+
+    return seal
