@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from index.allowed import Allowed
 from index.bundle_files import (
+    check_vectors,
     map_vectors,
     open_encoder,
     open_index,
@@ -108,7 +109,7 @@ class Bundle:
             path: its directory.
             device: ``cpu`` or ``cuda``, for the encoder and the index.
             threads: threads of one encoder run and of one search, at least 1.
-            verify: ``stamp`` or ``full``, see :func:`index.stamp.verify_files`.
+            verify: ``stamp`` or ``full``, see :func:`index.stamp.verify_files`; ``full`` also looks at every vector.
 
         Raises:
             BundleNotFound: there is no such directory.
@@ -128,7 +129,10 @@ class Bundle:
         probes = read_probes(path / PROBES_FILE, manifest)
         encoder = open_encoder(path / ENCODER_FILE, manifest, device, threads)
         searcher = open_index(path / FAISS_FILE, manifest, vectors, indexed, device, threads)
-        return cls(path, manifest, items, vectors, indexed, missing, probes, encoder, searcher)
+        bundle = cls(path, manifest, items, vectors, indexed, missing, probes, encoder, searcher)
+        if verify == "full":
+            bundle.check_vectors()
+        return bundle
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -180,6 +184,14 @@ class Bundle:
             BundleInvalid: a file was altered; its name is in the message.
         """
         return hash_files(self.path, self.manifest, stop)
+
+    def check_vectors(self) -> None:
+        """Look at every stored vector: finite, and zero exactly where :attr:`missing` says so. Publishing does it once.
+
+        Raises:
+            BundleInvalid: a vector breaks the rule; its row is in the message.
+        """
+        check_vectors(self.path / VECTORS_FILE, self.manifest, self._vectors, self.missing)
 
     def warm_up(self) -> None:
         """Run the encoder on every shape it is ever given, and one search, before the first request.

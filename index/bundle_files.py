@@ -10,10 +10,12 @@ from index.errors import BundleInvalid, EncoderError, ItemTableError, SearchErro
 from index.item_rows import ItemRows
 from index.manifest import Manifest
 from index.mapped_array import map_array
-from index.missing import Missing, check_missing
+from index.missing import Missing, check_missing, check_missing_fits
 from index.plan import Effort
 from index.probes import Probes
 from index.search import CpuIndex, GpuIndex, Searcher
+
+_BLOCK_ROWS = 65_536
 
 
 def read_items(path: Path, manifest: Manifest) -> ItemRows:
@@ -38,6 +40,23 @@ def map_vectors(path: Path, manifest: Manifest) -> NDArray[np.floating]:
         BundleInvalid: the file cannot be read or does not fit the manifest.
     """
     return map_array(path, manifest.dtype, (manifest.items, manifest.layout.dim))
+
+
+def check_vectors(path: Path, manifest: Manifest, vectors: NDArray[np.floating], missing: NDArray[np.uint8]) -> None:
+    """Hold every stored vector to what the build promised: finite, and zero exactly where a slot is missing.
+
+    Raises:
+        BundleInvalid: a vector breaks the rule.
+    """
+    for start in range(0, vectors.shape[0], _BLOCK_ROWS):
+        finite = np.isfinite(vectors[start : start + _BLOCK_ROWS]).all(axis=1)
+        if not finite.all():
+            row = start + int(np.argmin(finite))
+            raise BundleInvalid(f"{path}: the vector in row {row} is not finite; build the bundle again")
+    try:
+        check_missing_fits(missing, manifest.layout, vectors)
+    except ItemTableError as error:
+        raise BundleInvalid(f"{path}: {error}; build the bundle again") from error
 
 
 def read_indexed(path: Path, manifest: Manifest) -> NDArray[np.bool_]:

@@ -26,6 +26,7 @@ MISSING_FILE = "missing.npy"
 ITEM_ID = "item_id"
 POPULARITY = "popularity"
 _FORMAT_VERSION = 1
+_BLOCK_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class ItemTable:
         Raises:
             ItemTableError: a vector is not finite.
         """
-        if not np.isfinite(self.vectors).all():
+        starts = range(0, len(self), _BLOCK_ROWS)
+        if not all(np.isfinite(self.vectors[start : start + _BLOCK_ROWS]).all() for start in starts):
             raise ItemTableError("vectors must be finite; check the training run for diverged losses")
         directory.mkdir(parents=True, exist_ok=True)
         (directory / TABLE_FILE).unlink(missing_ok=True)

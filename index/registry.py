@@ -266,7 +266,7 @@ class Registry:
             sync_directory(aside)
             verify_files(aside, manifest, "full", progress)
             write_stamp(aside, manifest)
-            Bundle.load(aside)  # every file fits the others, and the encoder and the index open
+            Bundle.load(aside).check_vectors()  # every file fits the others, and the encoder and the index open
             final = self.root / manifest.id
             aside.rename(final)
             sync_directory(self.root)

@@ -18,10 +18,12 @@ from index.build import build_bundle
 from index.index_spec import IndexSpec
 from index.item_ids import ItemIds
 from index.item_table import ItemTable
+from index.manifest import MANIFEST_FILE, FileEntry, Manifest
 from index.probes import Probes
 from index.registry import Registry
 from index.scoring import rank_again
 from index.slots import Slot, SlotLayout
+from index.stamp import sha256_of
 
 LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
 
@@ -241,3 +243,21 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, make_bundle: Callable[...,
 def registry(tmp_path: Path) -> Registry:
     """An empty registry."""
     return Registry(tmp_path / "registry")
+
+
+@pytest.fixture
+def reseal() -> Callable[..., None]:
+    """Give a bundle a manifest that fits the files as they are now, and says what the test wants."""
+
+    def seal(bundle: Path, **changes: object) -> None:
+        old = Manifest.read(bundle)
+        parts = {name: getattr(old, name) for name in type(old).model_fields} | changes
+        for sealed in ("format", "id", "content", "created"):
+            parts.pop(sealed)
+        files = {
+            name: FileEntry(sha256=sha256_of(bundle / name), size=(bundle / name).stat().st_size) for name in old.files
+        }
+        manifest = Manifest.seal(datetime(2026, 11, 23, tzinfo=UTC), **(parts | {"files": files}))
+        (bundle / MANIFEST_FILE).write_text(manifest.to_json())
+
+    return seal

@@ -3,31 +3,15 @@
 import json
 import os
 import random
-from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
 from index.bundle import Bundle
 from index.errors import BundleInvalid
-from index.manifest import MANIFEST_FILE, REQUIRED_FILES, FileEntry, Manifest
+from index.manifest import MANIFEST_FILE, REQUIRED_FILES, Manifest
 from index.probes import Probes
 from index.stamp import sha256_of, stamp_path, verify_files, write_stamp
-
-NOW = datetime(2026, 11, 23, tzinfo=UTC)
-
-
-def reseal(bundle, **changes):
-    """A manifest that fits the files as they are now, and says what the test wants."""
-    old = Manifest.read(bundle)
-    parts = {name: getattr(old, name) for name in type(old).model_fields} | changes
-    for sealed in ("format", "id", "content", "created"):
-        parts.pop(sealed)
-    files = {
-        name: FileEntry(sha256=sha256_of(bundle / name), size=(bundle / name).stat().st_size) for name in old.files
-    }
-    manifest = Manifest.seal(NOW, **(parts | {"files": files}))
-    (bundle / MANIFEST_FILE).write_text(manifest.to_json())
 
 
 @pytest.mark.parametrize("name", [MANIFEST_FILE, *REQUIRED_FILES])
@@ -159,13 +143,13 @@ def test_forced_may_be_set_on_a_copy(copied):
         ({"max_history": 11}, "encoder.onnx", "11"),
     ],
 )
-def test_refuses_a_manifest_that_does_not_fit_its_files(copied, change, name, rule):
+def test_refuses_a_manifest_that_does_not_fit_its_files(copied, reseal, change, name, rule):
     reseal(copied, **change)
     with pytest.raises(BundleInvalid, match=rf"{name}.*{rule}"):
         Bundle.load(copied)
 
 
-def test_refuses_another_kind_of_index(copied):
+def test_refuses_another_kind_of_index(copied, reseal):
     record = Manifest.read(copied).index
     reseal(copied, index=record.model_copy(update={"kind": "ivf"}))
     with pytest.raises(BundleInvalid, match=r"index\.faiss: holds a flat index, the manifest says ivf"):
@@ -212,7 +196,7 @@ def _as_bool(path, values):
         ("index.faiss", lambda path: path.write_bytes(b"nonsense"), "not a readable FAISS index"),
     ],
 )
-def test_refuses_files_that_are_not_what_they_should_be(copied, name, write, rule):
+def test_refuses_files_that_are_not_what_they_should_be(copied, reseal, name, write, rule):
     """The hashes fit: somebody wrote a wrong file and sealed it."""
     write(copied / name)
     reseal(copied)
