@@ -121,7 +121,7 @@ class Registry:
         short = manifest.shortfalls
         if short and not force:
             raise GateRefused(
-                f"{bundle}: {len(short)} of its figures miss their bound: {'; '.join(map(str, short))}. See "
+                f"{bundle}: these figures miss their bounds: {'; '.join(map(str, short))}. See "
                 f"{bundle / PAGE_FILE}; mend the cause and build again, or publish with --force",
                 shortfalls=short,
             )

@@ -36,7 +36,7 @@ def reseal(bundle, **changes):
 def test_each_bound_refuses_by_itself(registry, tmp_path, make_bundle, figure):
     bundle = make_bundle(tmp_path, bounds=MISSED[figure])
     with pytest.raises(
-        GateRefused, match=rf"1 of its figures miss their bound: {figure} .*report\.html.*--force"
+        GateRefused, match=rf"these figures miss their bounds: {figure} .*report\.html.*--force"
     ) as caught:
         registry.publish(bundle)
     assert [check.figure for check in caught.value.shortfalls] == [figure]
