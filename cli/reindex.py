@@ -97,7 +97,7 @@ def reindex(
             dataset = load_dataset(data, interactions=interactions)
             figures = read_evaluation(run, evaluation)
             job = ReindexJob(run, dataset, Registry(registry), spec, figures, keep, force, trust_times)
-            _look_only(job, record) if dry_run else _carry_out(job, record, asked)
+            _look_only(job, record, asked) if dry_run else _carry_out(job, record, asked)
 
         _guard(work, record)
         record.seconds = time.monotonic() - started
@@ -108,7 +108,7 @@ def reindex(
         raise typer.Exit(record.exit_code)
 
 
-def _look_only(job: "ReindexJob", record: "ReindexRecord") -> None:
+def _look_only(job: "ReindexJob", record: "ReindexRecord", asked: Callable[[], bool]) -> None:
     """Say what would be done. Another job is noticed, and not kept from starting in the meantime."""
     from training.reindex import look
     from training.run_lock import run_lock
@@ -116,7 +116,7 @@ def _look_only(job: "ReindexJob", record: "ReindexRecord") -> None:
     with run_lock(job.run, shared=True):
         pass
     with _progress() as report:
-        findings = look(job, report)
+        findings = look(job, _stoppable(report, asked))
     _count(findings, record)
     record.outcome = "dry run"
     before = findings.embedded_before()
@@ -128,22 +128,27 @@ def _look_only(job: "ReindexJob", record: "ReindexRecord") -> None:
 
 
 def _carry_out(job: "ReindexJob", record: "ReindexRecord", asked: Callable[[], bool]) -> None:
-    from training.errors import JobStopped
     from training.reindex import carry_out, look
     from training.run_lock import run_lock
 
     with run_lock(job.run), _progress() as report:
-
-        def looking(step: str, done: int, every: int) -> None:
-            report(step, done, every)
-            if asked():
-                raise JobStopped(f"stopped while {step}; start the same command again to go on")
-
-        findings = look(job, looking)
+        findings = look(job, _stoppable(report, asked))
         _count(findings, record)
         if findings.pending.reason is not None and record.to_embed:
             _err.print(f"embedding every item: {findings.pending.reason}", markup=False)
         carry_out(job, findings, record, progress=report, stopped=asked)
+
+
+def _stoppable(report: "Progress", asked: Callable[[], bool]) -> "Progress":
+    """A report of progress that ends the work once somebody has asked for it."""
+    from training.errors import JobStopped
+
+    def reporting(step: str, done: int, every: int) -> None:
+        report(step, done, every)
+        if asked():
+            raise JobStopped(f"stopped while {step}; start the same command again to go on")
+
+    return reporting
 
 
 def _count(findings: "Findings", record: "ReindexRecord") -> None:

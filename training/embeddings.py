@@ -159,8 +159,11 @@ class EmbeddingsDraft:
         """
         _check_ids(item_ids, contents)
         _check_shapes(self.vectors, len(item_ids))
-        for name, block in self.vectors.items():
-            _check_lengths(name, block)
+        try:
+            for name, block in self.vectors.items():
+                _check_lengths(name, block)
+        except EmbeddingsError as error:  # whatever it was put together from is damaged
+            raise EmbeddingsError(f"{error}. Delete {self.directory} and embed the catalogue again") from error
         files = {}
         for name, block in self.vectors.items():
             files[name] = _file_of(name, self.number)

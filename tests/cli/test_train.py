@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from cli.main import app
+from cli.main import app, main
 from training.embeddings import Embeddings
 from training.errors import BackboneError, ConfigError
+from training.run_lock import run_lock
 
 CONFIG = """
 [vlm]
@@ -68,6 +69,33 @@ def test_train_then_embed(data: Path, config: Path, tmp_path: Path) -> None:
     assert "embedded 6 of 6: 6 new, 0 changed, 0 unchanged, 0 deleted" in said
     assert "vectors: text 6 × 16, image 6 × 16" in said
     assert Embeddings.load(run / "embeddings").item_ids == [f"i{item}" for item in range(6)]
+
+
+def test_embedding_again_says_what_was_saved(data: Path, config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    vlm2rec("train", data, "--run", run, "--config", config, "--steps", 1)
+    vlm2rec("embed", data, "--run", run)
+    items = (data / "items.csv").read_text()
+    (data / "items.csv").write_text(items.replace("i5,", "i6,").replace("thing number 0", "another thing"))
+    (data / "interactions.csv").write_text((data / "interactions.csv").read_text().replace("i5", "i6"))
+    said = vlm2rec("embed", data, "--run", run)
+    assert "embedded 2 of 6: 1 new, 1 changed, 4 unchanged, 1 deleted" in said
+    assert "embedded 0 of 6: 0 new, 0 changed, 6 unchanged, 0 deleted" in vlm2rec("embed", data, "--run", run)
+    (run / "embeddings" / "embeddings.json").write_text("{")
+    said = vlm2rec("embed", data, "--run", run)
+    assert "embedding every item: " in said
+    assert "embedded 6 of 6" in said
+
+
+@pytest.mark.parametrize("words", [["embed", "--no-vlm"], ["fit-encoder"]])
+def test_a_run_at_which_another_job_is_at_work_is_left_alone(
+    data: Path, tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["vlm2rec", words[0], str(data), "--run", str(tmp_path), *words[1:]])
+    with run_lock(tmp_path), pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 75
+    assert "another job is at work" in capsys.readouterr().err
 
 
 def test_resume_takes_the_run_s_own_configuration(data: Path, config: Path, tmp_path: Path) -> None:

@@ -135,9 +135,17 @@ def test_another_encoders_evaluation_is_refused(built: Path) -> None:
     assert "Traceback" not in ran.stderr
 
 
+def test_features_without_a_model_cannot_be_reindexed(built: Path) -> None:
+    ran = vlm2rec("reindex", built / "data", "--run", built / "run", "--registry", built / "bundles")
+    assert ran.returncode == 2
+    assert "a new item cannot be embedded alone" in ran.stderr
+    assert len(Registry(built / "bundles").list()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("reindex", "nowhere", "--run", "run", "--registry", "bundles"), "nowhere"),
         (("train", "nowhere", "--run", "run"), "nowhere"),
         (("embed", "nowhere", "--run", "run", "--no-vlm"), "nowhere"),
         (("fit-encoder", "nowhere", "--run", "run"), "nowhere"),

@@ -1,0 +1,144 @@
+"""Contents: hashes that depend on what the model reads and on nothing else."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from training.contents import NOT_READ, SCHEMA, Contents, metadata_digest, read_contents, text_hash
+from training.dataset import Dataset, load_dataset
+from training.errors import EmbeddingsError
+
+
+def contents(**rows: tuple[str | None, str | None]) -> Contents:
+    columns = {
+        "item_id": list(rows),
+        "text": [text for text, _ in rows.values()],
+        "picture": [picture for _, picture in rows.values()],
+        **{name: [None] * len(rows) for name in ("image", "size", "mtime_ns")},
+    }
+    return Contents(pl.DataFrame(columns, schema=SCHEMA))
+
+
+def catalogue(directory: Path, *rows: str) -> Dataset:
+    (directory / "items.csv").write_text("\n".join(["item_id,title,text,image", *rows]) + "\n")
+    first = rows[0].split(",")[0]
+    (directory / "interactions.csv").write_text(f"user_id,item_id,timestamp\nu,{first},1\n")
+    return load_dataset(directory)
+
+
+def test_hashes_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "p.png").write_bytes(b"any bytes")
+    (tmp_path / "outside").mkdir()
+    data = catalogue(
+        tmp_path, "a,title,the <|text|>,p.png", "b,title,,./p.png", "c,,,", "d,t, ,gone.png", "e,t,,/etc/passwd"
+    )
+    frame = read_contents(data).frame
+    picture = hashlib.sha256(b"any bytes").hexdigest()[:32]
+    assert frame["picture"].to_list() == [picture, picture, None, None, None]
+    expected = ["the < text >", "title", None, "t", "t"]
+    assert frame["text"].to_list() == [
+        None if text is None else hashlib.sha256(text.encode()).hexdigest()[:32] for text in expected
+    ]
+    assert frame["size"].to_list() == [9, 9, None, None, None]
+    assert frame["mtime_ns"][0] == (tmp_path / "p.png").stat().st_mtime_ns
+
+
+def test_a_picture_that_the_system_refuses_is_a_state_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "p.png").write_bytes(b"x")
+    data = catalogue(tmp_path, "a,t,,p.png", "b,t,,p.png")
+
+    def refuse(*_arguments: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.contents.hashlib.file_digest", refuse)
+        broken = read_contents(data)
+        assert broken.frame["picture"].to_list() == [NOT_READ, NOT_READ]
+        assert read_contents(data).against(broken).unchanged == 2
+    assert read_contents(data, trusted=broken).against(broken).changed == 2
+
+
+def test_a_shared_picture_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "p.png").write_bytes(b"x")
+    read: list[object] = []
+    real = hashlib.file_digest
+    monkeypatch.setattr(
+        "training.contents.hashlib.file_digest", lambda file, name: read.append(file) or real(file, name)
+    )
+    seen: list[tuple[int, int]] = []
+    data = catalogue(tmp_path, *(f"i{row},t,,p.png" for row in range(50)))
+    made = read_contents(data, progress=lambda done, every: seen.append((done, every)))
+    assert made.frame["picture"].n_unique() == 1
+    assert len(read) == 1
+    assert seen == [(1, 1)]
+
+
+def test_a_delta_by_hand() -> None:
+    then = contents(a=("1", "2"), b=("1", None), c=(None, None), d=("1", "2"), e=(None, "2"))
+    now = contents(e=(None, "3"), c=(None, None), x=("1", "2"), b=("1", "2"), a=("1", "2"))
+    delta = now.against(then)
+    assert delta.was.tolist() == [4, 2, -1, 1, 0]
+    assert delta.same.tolist() == [False, True, False, False, True]
+    assert (delta.new, delta.changed, delta.unchanged, delta.deleted) == (1, 2, 2, 1)
+    first = now.against(None)
+    assert (first.new, first.changed, first.unchanged, first.deleted) == (5, 0, 0, 0)
+
+
+def test_digests() -> None:
+    one = contents(a=("1", "2"), b=(None, "2"))
+    turned = contents(b=(None, "2"), a=("1", "2"))
+    assert one.digest() == turned.digest()
+    assert one.ordered_digest() != turned.ordered_digest()
+    for other in (contents(a=("1", "2"), b=("2", None)), contents(a=("1", "2"), c=(None, "2")), contents(a=("1", "2"))):
+        assert one.digest() != other.digest()
+    moved = Contents(one.frame.with_columns(pl.lit("elsewhere.png").alias("image")))
+    assert moved.digest() == one.digest()
+
+
+def test_what_is_saved_is_loaded_unchanged(tmp_path: Path) -> None:
+    made = contents(ü=("1", None), b=(None, "2"))
+    made.save(tmp_path / "contents.parquet")
+    assert Contents.load(tmp_path / "contents.parquet").frame.equals(made.frame)
+    assert [path.name for path in tmp_path.iterdir()] == ["contents.parquet"]
+
+
+def test_rules(tmp_path: Path) -> None:
+    with pytest.raises(EmbeddingsError, match="columns"):
+        Contents(pl.DataFrame({"item_id": ["a"]}))
+    double = contents(a=("1", "2")).frame
+    with pytest.raises(EmbeddingsError, match="once"):
+        Contents(pl.concat([double, double]))
+    for content in (b"", b"PAR1", None):
+        if content is not None:
+            (tmp_path / "contents.parquet").write_bytes(content)
+        with pytest.raises(EmbeddingsError, match=r"contents\.parquet"):
+            Contents.load(tmp_path / ("contents.parquet" if content is not None else "none/contents.parquet"))
+
+
+def test_metadata_counts_by_its_values_not_by_how_it_is_stored() -> None:
+    table = pa.table({"colour": ["red", None, "ü"], "price": [1.5, None, 2.0], "tags": [["a"], [], None]})
+    chunked = pa.concat_tables([table.slice(0, 1), table.slice(1)])
+    assert chunked.column("colour").num_chunks == 2
+    assert metadata_digest(table) == metadata_digest(chunked)
+    others = [
+        table.rename_columns(["color", "price", "tags"]),
+        table.set_column(1, "price", pa.array([1.5, None, 2.5])),
+        table.set_column(1, "price", pa.array([1.5, None, 2.0], pa.float32())),
+        table.set_column(2, "tags", pa.array([["a"], None, []], pa.list_(pa.string()))),
+        table.slice(0, 2),
+    ]
+    digests = {metadata_digest(other) for other in (table, *others)}
+    assert len(digests) == len(others) + 1
+
+
+def test_the_hash_of_a_text_is_stable() -> None:
+    """Stored hashes of an earlier version must be found again."""
+    assert text_hash("crimson thing") == hashlib.sha256(b"crimson thing").hexdigest()[:32]
+    assert len(text_hash("\ud800 lone surrogate")) == 32
+    assert np.unique([text_hash(text) for text in ("a", "b", "a ")]).size == 3
