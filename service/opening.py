@@ -10,7 +10,7 @@ from service.errors import BundleRefused, DirectivesUnavailable, StartError
 from service.hidden import Snapshot
 from service.refusals import Refusal
 from service.source import BundleSource, Identity
-from service.trial import Passed, Trial, run_trial
+from service.trial import Trial, judge, prepare
 
 _PROBES = 20  # enough to see that a bundle answers, few enough to be ready soon
 
@@ -95,16 +95,12 @@ def _candidates(source: BundleSource, pin: str | None) -> Iterator[str]:
 
 
 def _try(source: BundleSource, bundle_id: str) -> Bundle:
-    trial = Trial(
-        old=None,
-        hidden=Snapshot(frozenset(), 0),
-        recent=(),
-        probes=_PROBES,
-        bounds=None,
-        hash_all=False,
-        stop=lambda: False,
-    )
-    found = run_trial(source.load(bundle_id), trial)
-    if isinstance(found, Passed):
-        return found.bundle
-    raise found
+    bundle = source.load(bundle_id)
+    trial = Trial(old=None, hidden=Snapshot(frozenset(), 0), recent=(), probes=_PROBES, bounds=None, hash_all=False)
+    prepared = prepare(bundle, trial)
+    if isinstance(prepared, BundleRefused):
+        raise prepared
+    found = judge(bundle, trial, verified=prepared)
+    if isinstance(found, BundleRefused):
+        raise found
+    return bundle

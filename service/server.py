@@ -16,6 +16,8 @@ from service.logs import configure_logs
 from service.settings import Settings
 
 _BACKLOG = 2048
+# How long the event loop may wait for a thread that loads a bundle to hand over the interpreter; by default 5 ms.
+_SWITCH_INTERVAL_S = 0.001
 
 
 def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
@@ -32,6 +34,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
         KeyboardInterrupt: after an end in good order, if it was SIGINT.
     """
     configure_logs(settings.log_level)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     # Uvicorn hands a signal on after its own work. By default SIGTERM would then end the process before anything that
     # was started beside it, such as an embedded Redis, is ended.
     signal.signal(signal.SIGTERM, _exit)

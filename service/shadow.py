@@ -10,8 +10,10 @@ All of it is our own definition:
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from time import sleep
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +26,7 @@ from service.errors import BundleRefused
 
 SHADOW_K = 20
 _LONGEST = 50
+_PAUSE_S = 0.001  # between two histories, so that the requests have the cores more often than the comparison has
 
 History = tuple[str, ...]
 
@@ -168,7 +171,30 @@ class Shadow:
     available: Allowed | None
 
 
-def compare(new: Shadow, old: Shadow | None, recent: Sequence[History], *, probes: int) -> Comparison:
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """The top k of one history.
+
+    Attributes:
+        items: ids, best first.
+        shares: (slots,) float64, the slot shares of their scores, summed.
+    """
+
+    items: list[str]
+    shares: NDArray[np.float64]
+
+
+AskOld = Callable[[Callable[[], Answer | None]], Answer | None]
+
+
+def ask_here(question: Callable[[], Answer | None]) -> Answer | None:
+    """Ask the old bundle in the calling thread."""
+    return question()
+
+
+def compare(
+    new: Shadow, old: Shadow | None, recent: Sequence[History], *, probes: int, ask_old: AskOld = ask_here
+) -> Comparison:
     """Ask both bundles with the same histories.
 
     Args:
@@ -176,17 +202,18 @@ def compare(new: Shadow, old: Shadow | None, recent: Sequence[History], *, probe
         old: the one that answers now; None: there is none.
         recent: histories of item ids, oldest item first.
         probes: how many probes of the new bundle are asked with where no recent history says anything.
+        ask_old: runs a question to the old bundle in the thread that may touch it.
 
     Raises:
         BundleRefused: the new bundle fails, gives scores that are not finite, or answers nothing at all.
     """
     source: Literal["recent", "probes"] = "recent"
     asked = list(recent)
-    before, after = _ask(new, old, asked)
+    before, after = _ask(new, old, asked, ask_old)
     if not any(before) and not any(after):
         source, asked = "probes", _probes(new.bundle, probes)
-        before, after = _ask(new, old, asked)
-    if asked and not any(after) and (new.available is None or new.available.mask.any()):
+        before, after = _ask(new, old, asked, ask_old)
+    if asked and not any(after) and (new.available is None or new.available.count):
         raise BundleRefused(
             "answers",
             f"{new.bundle.id}: none of {len(asked)} histories ({source}) is answered; is it another catalogue?",
@@ -206,20 +233,12 @@ def compare(new: Shadow, old: Shadow | None, recent: Sequence[History], *, probe
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Answer:
-    """The top k of one history: item ids, best first, and the summed slot shares of their scores (slots,)."""
-
-    items: list[str]
-    shares: NDArray[np.float64]
-
-
 def _ask(
-    new: Shadow, old: Shadow | None, histories: Sequence[History]
-) -> tuple[list[_Answer | None], list[_Answer | None]]:
+    new: Shadow, old: Shadow | None, histories: Sequence[History], ask_old: AskOld
+) -> tuple[list[Answer | None], list[Answer | None]]:
     """The old and the new answers; failures of the old bundle are not held against the new one."""
-    before: list[_Answer | None] = [None] * len(histories)
-    after: list[_Answer | None] = [None] * len(histories)
+    before: list[Answer | None] = [None] * len(histories)
+    after: list[Answer | None] = [None] * len(histories)
     for place, history in enumerate(histories):
         try:
             after[place] = _answer(new, history)
@@ -227,11 +246,12 @@ def _ask(
             raise BundleRefused("answers", f"{new.bundle.id}: a history cannot be answered: {error}") from error
         if old is not None:
             with contextlib.suppress(IndexingError, BundleRefused):
-                before[place] = _answer(old, history)
+                before[place] = ask_old(partial(_answer, old, history))
+        sleep(_PAUSE_S)
     return before, after
 
 
-def _answer(shadow: Shadow, history: History) -> _Answer | None:
+def _answer(shadow: Shadow, history: History) -> Answer | None:
     bundle = shadow.bundle
     seen, _ = bundle.ids.rows(history)
     usable = seen[bundle.indexed[seen]]
@@ -248,10 +268,10 @@ def _answer(shadow: Shadow, history: History) -> _Answer | None:
     parts = np.maximum(bundle.contributions(query, rows[None])[0], 0.0).astype(np.float64)
     totals = parts.sum(axis=1, keepdims=True)
     shares = (parts / np.where(totals > 0, totals, 1.0)).sum(axis=0)
-    return _Answer([bundle.ids.id(row) for row in rows.tolist()], shares)
+    return Answer([bundle.ids.id(row) for row in rows.tolist()], shares)
 
 
-def _side(bundle: Bundle, answers: Sequence[_Answer | None]) -> Side:
+def _side(bundle: Bundle, answers: Sequence[Answer | None]) -> Side:
     given = [answer for answer in answers if answer is not None]
     places = sum(len(answer.items) for answer in given)
     different = len({item for answer in given for item in answer.items})

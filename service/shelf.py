@@ -10,15 +10,15 @@ from time import monotonic
 from structlog.typing import FilteringBoundLogger
 
 from index.bundle import Bundle
-from service.background import Background
+from service.background import Background, run_in_loop
 from service.bundle_metrics import BundleMetrics, Lacking
 from service.current import CurrentBundle
 from service.errors import BundleRefused, NotReady
 from service.hidden import HiddenItems
 from service.refusals import Refusal, Refusals
-from service.shadow import Comparison, RecentHistories, Shadow, ShadowBounds
+from service.shadow import Comparison, RecentHistories, Shadow, ShadowBounds, ask_here
 from service.source import BundleSource, Identity
-from service.trial import Passed, Trial, run_trial
+from service.trial import Passed, Trial, judge, prepare
 
 _GONE_STEP_S = 0.02
 _GONE_COLLECT_S = 1.0
@@ -85,7 +85,8 @@ class Shelf:
         self._probes = probes
         self._metrics = metrics
         self._log = log
-        self._aside = Background("bundle-trial")
+        self._aside = Background("bundle-trial", lowest=False)
+        self._patient = Background("bundle-preparation", lowest=True)
         self._closed = False
         self._leaving: list[weakref.ref[Bundle]] = []
         self._freeing: set[asyncio.Task[None]] = set()
@@ -98,6 +99,7 @@ class Shelf:
         """Take no more work; a trial in progress ends soon."""
         self._closed = True
         self._aside.close()
+        self._patient.close()
 
     def serves(self, bundle_id: str) -> bool:
         """Whether this bundle answers and is whole as far as is known."""
@@ -208,12 +210,13 @@ class Shelf:
             bounds=bounds,
             hash_all=not self._source.hashes_all,
             stop=lambda: self._closed,
+            ask_old=partial(run_in_loop, asyncio.get_running_loop()) if self._source.one_thread else ask_here,
         )
-        load = partial(_load, self._source, bundle_id)
-        bundle = await (asyncio.to_thread(load) if self._source.starts_threads else self._aside.run(load))
+        # Loading happens at normal priority: threads that an encoder starts inherit that of the thread that loads it.
+        bundle = await self._aside.run(partial(_load, self._source, bundle_id))
         if isinstance(bundle, BundleRefused):
             return bundle
-        passed = await self._aside.run(partial(run_trial, bundle, trial))
+        passed = await self._tried(bundle, trial)
         if isinstance(passed, Passed):
             self._hidden.adopt(bundle, passed.available, hidden)
             return passed
@@ -221,6 +224,12 @@ class Shelf:
         del bundle
         await self._aside.run(refused.clear)
         return passed
+
+    async def _tried(self, bundle: Bundle, trial: Trial) -> Passed | BundleRefused:
+        verified = await self._patient.run(partial(prepare, bundle, trial))
+        if isinstance(verified, BundleRefused):
+            return verified
+        return await self._aside.run(partial(judge, bundle, trial, verified=verified))
 
 
 def _load(source: BundleSource, bundle_id: str) -> Bundle | BundleRefused:

@@ -51,9 +51,9 @@ class BundleSource:
         return self._verify == "full"
 
     @property
-    def starts_threads(self) -> bool:
-        """Whether a loaded bundle has threads of its own; they inherit the priority of the thread that loads it."""
-        return self._device != "cpu" or self._threads > 1
+    def one_thread(self) -> bool:
+        """Whether the encoder of a bundle that answers may be touched by the thread that answers alone."""
+        return self._device != "cpu"
 
     def pointed(self) -> str | None:
         """The id that the pointer names; None before the first publish.

@@ -8,7 +8,7 @@ from index.bundle import Bundle
 from service.bundle_metrics import Lacking, count_lacking
 from service.errors import BundleRefused
 from service.hidden import Snapshot, available_rows
-from service.shadow import Comparison, History, Shadow, ShadowBounds, compare
+from service.shadow import AskOld, Comparison, History, Shadow, ShadowBounds, ask_here, compare
 from service.source import refusal
 
 
@@ -24,6 +24,7 @@ class Trial:
         bounds: what the new bundle is held to beside the old one; None: the operator asked for this very bundle.
         hash_all: hash every file before it answers; nothing waits for it.
         stop: asked now and then; True ends the trial.
+        ask_old: runs a question to the old bundle in the thread that may touch it.
     """
 
     old: Shadow | None
@@ -32,7 +33,8 @@ class Trial:
     probes: int
     bounds: ShadowBounds | None
     hash_all: bool
-    stop: Callable[[], bool]
+    stop: Callable[[], bool] = lambda: False
+    ask_old: AskOld = ask_here
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,25 +56,34 @@ class Passed:
     lacking: Lacking
 
 
-def run_trial(bundle: Bundle, trial: Trial) -> Passed | BundleRefused:
-    """Try a loaded bundle, for a thread in the background.
+def prepare(bundle: Bundle, trial: Trial) -> bool | BundleRefused:
+    """Hash a loaded bundle and warm it up; almost all of it without the interpreter's lock.
 
     Returns:
-        A refusal is given back, not raised: the traceback of an exception would keep the bundle in memory.
+        Whether every file was hashed. A refusal is given back, not raised, here and below: the traceback of an
+        exception would keep the bundle in memory.
     """
     try:
-        return _pass(bundle, trial)
+        verified = trial.hash_all and bundle.verify_in_full(trial.stop)
+        bundle.warm_up()
     except Exception as error:  # noqa: BLE001 - whatever goes wrong in here, the bundle that serves stays
-        found = refusal(error)
-        return BundleRefused(found.reason, str(found))
+        return _bare(error)
+    return verified
 
 
-def _pass(bundle: Bundle, trial: Trial) -> Passed:
-    verified = trial.hash_all and bundle.verify_in_full(trial.stop)
-    bundle.warm_up()
-    available = available_rows(bundle, trial.hidden.ids)
-    shadow = Shadow(bundle, available if trial.hidden.ids else None)
-    comparison = compare(shadow, trial.old, trial.recent, probes=trial.probes)
-    if trial.bounds is not None:
-        trial.bounds.check(comparison)
-    return Passed(bundle, available, comparison, verified, count_lacking(bundle))
+def judge(bundle: Bundle, trial: Trial, *, verified: bool) -> Passed | BundleRefused:
+    """Ask a warm bundle beside the one that answers."""
+    try:
+        available = available_rows(bundle, trial.hidden.ids)
+        shadow = Shadow(bundle, available if trial.hidden.ids else None)
+        comparison = compare(shadow, trial.old, trial.recent, probes=trial.probes, ask_old=trial.ask_old)
+        if trial.bounds is not None:
+            trial.bounds.check(comparison)
+        return Passed(bundle, available, comparison, verified, count_lacking(bundle))
+    except Exception as error:  # noqa: BLE001 - likewise
+        return _bare(error)
+
+
+def _bare(error: Exception) -> BundleRefused:
+    found = refusal(error)
+    return BundleRefused(found.reason, str(found))

@@ -56,7 +56,7 @@ class Watcher:
         self._metrics = metrics
         self._log = log
         self._poll_s = poll_s
-        self._hashing = Background("bundle-hashes")
+        self._hashing = Background("bundle-hashes", lowest=True)
         self._changing = asyncio.Lock()
         self._wanted: str | None = None
         self._troubles: dict[str, str | None] = {}
@@ -156,7 +156,7 @@ class Watcher:
         return self._take_over(held)
 
     async def _watch(self) -> None:
-        while True:
+        while not self._stopped:  # a cancellation that falls into the middle of a call to Redis may get lost there
             try:
                 await self._look()
             except Exception as error:  # noqa: BLE001 - whatever one look meets, the next one is taken
