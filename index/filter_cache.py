@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from index.allowed import Allowed
 from index.filters import Clause, Filter
 
-CACHE_BYTES = 64 << 20
+CACHE_BYTES = 32 << 20  # 28 filters over a million items
 
 _KEY_BYTES = 32  # too many for anybody to find two filters with the same key
 _ENTRY_BYTES = 1024  # what an entry costs beside its arrays, so that a tiny catalogue does not collect filters for ever
