@@ -203,19 +203,24 @@ class Bundle:
         first = np.array([self._by_popularity[0]], dtype=np.int64)
         self.search(self.encode([first]), 1)
 
-    def allowed(self, condition: Mapping[str, Any] | None = None) -> Allowed:
+    def allowed(
+        self, condition: Mapping[str, Any] | None = None, available: NDArray[np.bool_] | None = None
+    ) -> Allowed:
         """The rows that a filter allows, for :meth:`search` and :meth:`popular`; kept, so a repeated one costs little.
 
         Args:
             condition: see :mod:`index.filters`; None allows every row.
+            available: (n,) bool, what may be answered at the moment, whatever the filter, such as all but the hidden
+                items; never written to. A new array makes all combinations anew, the same one finds them again.
 
         Returns:
             Read-only; its ``mask`` is (n,) bool, its ``without`` and ``&`` take further rows out.
 
         Raises:
             FilterError: the condition breaks the grammar, names an unknown field, or compares unlike types.
+            SearchError: ``available`` is of another dtype or length.
         """
-        return self._filters.allowed(condition)
+        return self._filters.allowed(condition, available)
 
     def search(
         self, queries: NDArray[np.floating], k: int, *, allowed: Allowed | NDArray[np.bool_] | None = None

@@ -142,7 +142,10 @@ def _write_faiss(
     try:
         progress("train", 0.0)
         if rows.size:
-            faiss_index.train(to_float32(vectors[_sample(rows, wanted, spec.seed)]))
+            sample = to_float32(vectors[_sample(rows, wanted, spec.seed)])
+            if choice.kind == "ivf":
+                _train_lists(faiss_index, sample, spec.seed, progress)
+            faiss_index.train(sample)  # what is left: the ranges of sq8
         for start in range(0, rows.shape[0], step):
             progress("add", start / rows.shape[0])
             faiss_index.add(to_float32(vectors[rows[start : start + step]]))
@@ -175,8 +178,16 @@ def _empty_index(choice: Choice, dim: int, lists: int, spec: IndexSpec) -> tuple
         inverted = faiss.IndexIVFFlat(centroids, dim, lists, product)
     else:
         inverted = faiss.IndexIVFScalarQuantizer(centroids, dim, lists, codes, product, False)
-    inverted.cp.niter, inverted.cp.seed, inverted.cp.spherical = _KMEANS_ROUNDS, spec.seed, True
     return inverted, {"codes": choice.codes, "lists": lists, "seed": spec.seed}
+
+
+def _train_lists(inverted: Any, sample: NDArray[np.float32], seed: int, progress: Progress) -> None:  # noqa: ANN401
+    """k-means of the lists, a round at a time: a million rows take minutes, which FAISS would spend without a sign."""
+    clustering = faiss.Clustering(sample.shape[1], inverted.nlist)
+    clustering.niter, clustering.seed, clustering.spherical = 1, seed, True
+    for round_number in range(_KMEANS_ROUNDS):
+        progress("train", round_number / _KMEANS_ROUNDS)
+        clustering.train(sample, inverted.quantizer)  # goes on from the centroids that it has
 
 
 @contextlib.contextmanager

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from index.allowed import Allowed
 from index.filters import Clause, Filter
 
-CACHE_BYTES = 64 << 20
+_Place = tuple[bytes, bool]  # the key of a filter, and whether it is combined with what is available
+
+CACHE_BYTES = 32 << 20  # 28 filters over a million items
 
 _KEY_BYTES = 32  # too many for anybody to find two filters with the same key
 _ENTRY_BYTES = 1024  # what an entry costs beside its arrays, so that a tiny catalogue does not collect filters for ever
@@ -32,28 +34,34 @@ class FilterCache:
         self._metadata = metadata
         self._indexed = indexed
         self._capacity = capacity
-        self._kept: OrderedDict[bytes, Allowed] = OrderedDict()
+        self._kept: OrderedDict[_Place, Allowed] = OrderedDict()
+        self._available: NDArray[np.bool_] | None = None
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def allowed(self, condition: Mapping[str, Any] | None) -> Allowed:
+    def allowed(self, condition: Mapping[str, Any] | None, available: NDArray[np.bool_] | None = None) -> Allowed:
         """The rows that a condition allows, see :mod:`index.filters`; all rows for None.
+
+        Args:
+            condition: what is asked for.
+            available: (n,) bool, what may be answered at the moment, the same for every condition, never written to;
+                None for everything. Filters are kept combined with the newest one, which is told by its identity.
 
         Raises:
             FilterError: the condition breaks the grammar, names an unknown field, or compares unlike types.
+            SearchError: ``available`` is of another dtype or length.
         """
         parsed = Filter.parse(condition or {})
         key = _key(parsed)
-        with self._lock:
-            found = None if key is None else self._kept.get(key)
-            if found is not None and key is not None:
-                self._kept.move_to_end(key)
-                return found
-        # Outside the lock: two threads may compile the same filter at once, but none waits for another's.
-        made = Allowed.of(parsed.rows(self._metadata), self._indexed)
-        if key is not None:
-            self._keep(key, made)
-        return made
+        if available is not None:
+            self._turn_to(available)
+            combined = self._found(key, available)
+            if combined is not None:
+                return combined
+        plain = self._found(key, None)
+        if plain is None:
+            plain = self._kept_as(key, None, self._compiled(parsed))
+        return plain if available is None else self._kept_as(key, available, plain & available)
 
     @property
     def nbytes(self) -> int:
@@ -63,18 +71,46 @@ class FilterCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def _keep(self, key: bytes, made: Allowed) -> None:
-        size = made.nbytes + _ENTRY_BYTES
-        if size > self._capacity:
-            return
+    def _compiled(self, parsed: Filter) -> Allowed:
+        """Called outside the lock: two threads may compile the same filter at once, but none waits for another's."""
+        return Allowed.of(parsed.rows(self._metadata), self._indexed)
+
+    def _turn_to(self, available: NDArray[np.bool_]) -> None:
+        """Forget what was combined with another mask."""
         with self._lock:
-            if key in self._kept:
+            if self._available is available:
                 return
-            self._kept[key] = made
+            self._available = available
+            for place in [place for place in self._kept if place[1]]:
+                self._bytes -= self._kept.pop(place).nbytes + _ENTRY_BYTES
+
+    def _found(self, key: bytes | None, available: NDArray[np.bool_] | None) -> Allowed | None:
+        if key is None:
+            return None
+        place = (key, available is not None)
+        with self._lock:
+            if available is not None and self._available is not available:
+                return None
+            found = self._kept.get(place)
+            if found is not None:
+                self._kept.move_to_end(place)
+            return found
+
+    def _kept_as(self, key: bytes | None, available: NDArray[np.bool_] | None, made: Allowed) -> Allowed:
+        size = made.nbytes + _ENTRY_BYTES
+        if key is None or size > self._capacity:
+            return made
+        place = (key, available is not None)
+        with self._lock:
+            outdated = available is not None and self._available is not available  # it changed in the meantime
+            if outdated or place in self._kept:
+                return made
+            self._kept[place] = made
             self._bytes += size
             while self._bytes > self._capacity:
                 _, dropped = self._kept.popitem(last=False)
                 self._bytes -= dropped.nbytes + _ENTRY_BYTES
+        return made
 
 
 def _key(parsed: Filter) -> bytes | None:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from index import filter_cache
-from index.errors import FilterError
+from index.errors import FilterError, SearchError
 from index.filter_cache import FilterCache
 from index.filters import compile_filter
 
@@ -140,3 +140,43 @@ def test_many_threads_at_once(monkeypatch):
     assert cache.nbytes <= 4 * size
     kept = sum(found.nbytes + filter_cache._ENTRY_BYTES for found in cache._kept.values())
     assert cache.nbytes == kept
+
+
+def test_filters_are_kept_with_what_is_available(cache):
+    condition = {"must": [{"field": "size", "eq": 1}]}
+    available = np.arange(ROWS) % 2 == 0
+    plain = cache.allowed(condition)
+    shown = cache.allowed(condition, available)
+    np.testing.assert_array_equal(shown.mask, plain.mask & available)
+    assert cache.allowed(condition, available) is shown
+    assert cache.allowed(condition) is plain
+    np.testing.assert_array_equal(cache.allowed(None, available).mask, available)
+    assert len(cache) == 4  # both conditions, each alone and combined
+
+
+def test_a_new_mask_of_what_is_available_drops_the_old_combinations(cache):
+    everything, none = np.ones(ROWS, bool), np.zeros(ROWS, bool)
+    assert cache.allowed({}, everything).count == ROWS - 1
+    before = cache.nbytes
+    assert cache.allowed({}, none).count == 0
+    assert cache.nbytes <= before
+    assert len(cache) == 2
+    kept = sum(found.nbytes + filter_cache._ENTRY_BYTES for found in cache._kept.values())
+    assert cache.nbytes == kept
+    with pytest.raises(SearchError, match="allowed must be bool of shape"):
+        cache.allowed({}, np.ones(3, bool))
+
+
+def test_a_mask_that_goes_out_of_date_meanwhile_is_never_kept(cache, monkeypatch):
+    """An item is hidden while another thread still combines the filter with the mask from before."""
+    before, after = np.ones(ROWS, bool), np.zeros(ROWS, bool)
+    real = FilterCache._compiled
+
+    def slowly(self, parsed):
+        made = real(self, parsed)
+        self._turn_to(after)
+        return made
+
+    monkeypatch.setattr(FilterCache, "_compiled", slowly)
+    assert cache.allowed({}, before).count == ROWS - 1  # as it was when it was asked
+    assert cache.allowed({}, after).count == 0

@@ -93,10 +93,11 @@ def test_the_filter_that_knows_the_query_forbids_its_nearest_hundredth(exact):
     searching = Searching(vectors)
     answers.recall(searching, "nearest 1 % barred")
     assert len(searching.asked) == len(asked.queries) == 32
-    for query, allowed in zip(asked.queries, searching.asked, strict=True):
+    for query, allowed, bound in zip(asked.queries, searching.asked, asked.bounds, strict=True):
         scores = np.where(INDEXED, vectors @ query, -np.inf)
         forbidden = np.flatnonzero(~allowed.mask)
         assert set(forbidden.tolist()) == set(np.argsort(-scores, kind="stable")[:18].tolist())
+        assert bound == np.sort(scores)[::-1][18 + 9]
         assert allowed.taken == 0  # a filter like any other, so nothing tells the search where to look
 
     class BlindToFilters(Searching):

@@ -42,6 +42,7 @@ def test_effort_of_each_band():
         (HNSW, 20, 1_000_000, SCAN, Step("scan", 36, SCAN)),
         (HNSW, 20_000, 1_000_000, 64, Step("scan", 20_016, SCAN)),  # so wide a beam costs five scans
         (IVF, 20, 1_000_000, 64, Step("index", 36, 64)),
+        (IVF, 5, 1_000_000, 64, Step("index", 21, 64)),  # fewer candidates never get less than was measured
         (IVF, 128, 1_000_000, 64, Step("index", 144, 128)),  # four times the candidates, twice the lists
         (IVF, 20, 1_000_000, 4000, Step("scan", 36, SCAN)),
         (IVF, 20, 1_000_000, SCAN, Step("scan", 36, SCAN)),

@@ -240,7 +240,10 @@ class Forgetful:
 
     def search(self, queries, step, allowed):
         self.asked.append((step.path, len(queries)))
-        rows = np.argsort(-(queries @ self.stored.T), axis=1, kind="stable")[:, : step.fetch]
+        scores = queries @ self.stored.T
+        if allowed is not None and step.path == "scan":
+            scores[:, ~allowed.findable] = -np.inf
+        rows = np.argsort(-scores, axis=1, kind="stable")[:, : step.fetch]
         if step.path == "index":
             rows[1:, 5:] = -1
         return rows
@@ -256,3 +259,19 @@ def test_short_answers_are_completed_by_a_scan(vectors, indexed, monkeypatch):
     rows, _ = searcher.search(queries, 20)
     assert forgetful.asked == [("index", 3), ("scan", 2)]
     np.testing.assert_array_equal(rows, exact_rows(queries, vectors, 20, indexed)[0])
+
+
+@pytest.mark.parametrize(("barred", "completed"), [(12, False), (13, True)])
+def test_an_over_fetch_must_leave_more_than_k_to_be_believed(vectors, indexed, monkeypatch, barred, completed):
+    """Of 40 candidates 28 must be allowed for k = 20; the last ones that an index finds are its least certain."""
+    monkeypatch.setattr(search_module, "plan", lambda *_: Step("index", 40, 40))
+    vectors = vectors[indexed]
+    indexed = np.ones(len(vectors), bool)
+    forgetful = Forgetful(vectors)
+    searcher = Searcher(forgetful, vectors, indexed, LAYOUT, Effort((0.5, 0.3, 0.2), ((1.0, 40),), 36))
+    query = np.random.default_rng(0).normal(size=(1, LAYOUT.dim)).astype(np.float32)
+    allowed = np.ones(len(vectors), bool)
+    allowed[np.argsort(-(query @ forgetful.stored.T)[0], kind="stable")[:barred]] = False
+    rows, _ = searcher.search(query, 20, allowed)
+    assert [path for path, _ in forgetful.asked] == (["index", "scan"] if completed else ["index"])
+    np.testing.assert_array_equal(rows, exact_rows(query, vectors, 20, allowed)[0])
