@@ -163,8 +163,7 @@ class _Asked:
         taste = Taste(np.array(rows, dtype=np.int64), np.array(weights, dtype=np.float64))
         allowed = available
         if query.filter is not None:
-            allowed = bundle.allowed(query.filter)
-            allowed = allowed if available is None else allowed & available.mask
+            allowed = bundle.allowed(query.filter, None if available is None else available.mask)
         return cls(bundle, query, taste.newest(liked), list(unknown), barred, allowed, slot_weights)
 
     @property
