@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from service.app import create_app, load_current
 from service.errors import StartError
+from service.heap import collect
 from service.logs import configure_logs
 from service.settings import Settings
 
@@ -41,7 +42,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     with _listen(settings.host, settings.port) as listener:
         app = create_app(settings, opening=load_current(settings))
         # What is loaded stays; without this every full collection would walk through all of it during a request.
-        gc.collect()
+        collect()
         gc.freeze()
         config = uvicorn.Config(
             app,

@@ -1,7 +1,6 @@
 """Shelf: the bundles in memory, the one that answers and the one before it; never more than two."""
 
 import asyncio
-import gc
 import weakref
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +13,7 @@ from service.background import Background, run_in_loop
 from service.bundle_metrics import BundleMetrics, Lacking
 from service.current import CurrentBundle
 from service.errors import BundleRefused, NotReady
+from service.heap import collect
 from service.hidden import HiddenItems
 from service.refusals import Refusal, Refusals
 from service.shadow import Comparison, RecentHistories, Shadow, ShadowBounds, ask_here
@@ -196,7 +196,7 @@ class Shelf:
                 raise NotReady("a bundle of before is still in use by a request; try again soon")
             if self._leaving and waited > _GONE_COLLECT_S and not collected:
                 collected = True
-                await self._aside.run(_collect)
+                await self._aside.run(collect)
             await asyncio.sleep(_GONE_STEP_S)
 
     async def _try(self, bundle_id: str, bounds: ShadowBounds | None) -> Passed | BundleRefused:
@@ -238,7 +238,3 @@ def _load(source: BundleSource, bundle_id: str) -> Bundle | BundleRefused:
         return source.load(bundle_id)
     except BundleRefused as error:
         return BundleRefused(error.reason, str(error))
-
-
-def _collect() -> None:
-    gc.collect()
