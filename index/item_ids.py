@@ -116,8 +116,8 @@ class ItemIds:
                 control[:-1] |= (block[:-1] == 0xC2) & (block[1:] >= 0x80) & (block[1:] < 0xA0)  # C1
                 places = bounds[0] + np.flatnonzero(control)
                 wrong = np.searchsorted(bounds, places, side="right") - 1
-            if wrong.size:
-                check_item_id(self.id(start + int(wrong[0])))
+            for row in wrong:
+                check_item_id(self.id(start + int(row)))
 
     def _check_unique(self, hashes: NDArray[np.int64], order: NDArray[np.int64]) -> None:
         """Refuse an id that two rows have; only rows of the same hash are compared.
@@ -139,24 +139,22 @@ class ItemIds:
 def _as_array(ids: Iterable[str] | pa.Array) -> pa.Array:
     """The ids as sound ``large_string`` without nulls."""
     try:
-        if isinstance(ids, pa.Array):
-            array = ids.cast(pa.large_string())
-        else:
-            texts = list(ids)
-            other = next((item_id for item_id in texts if not isinstance(item_id, str)), "")
-            if not isinstance(other, str):
-                raise ItemTableError(f"an item id must be text, got {other!r}")
-            array = pa.array(texts, pa.large_string())
+        array = ids.cast(pa.large_string()) if isinstance(ids, pa.Array) else pa.array(_texts(ids), pa.large_string())
         array.validate(full=True)
-    except UnicodeError:
-        for item_id in texts:
-            check_item_id(item_id)
-        raise
-    except pa.ArrowException as error:
-        raise ItemTableError(f"item ids must be text ({error})") from error
+    except (UnicodeError, pa.ArrowException) as error:
+        raise ItemTableError(f"item ids must be valid Unicode text ({error})") from error
     if array.null_count:
         raise ItemTableError(f"an item id must not be null, {array.null_count} are")
     return array
+
+
+def _texts(ids: Iterable[str]) -> list[str]:
+    """The ids as a list; arrow would take bytes for text and None for null."""
+    texts = list(ids)
+    for item_id in texts:
+        if not isinstance(item_id, str):
+            raise ItemTableError(f"an item id must be text, got {item_id!r}")
+    return texts
 
 
 def _hashes(array: pa.Array) -> NDArray[np.int64]:

@@ -96,7 +96,7 @@ def _only_batch(file: pa.Buffer) -> pa.RecordBatch:
     end = file.address + file.size
     for column in batch.columns:
         for buffer in _buffers(column):
-            if not file.address <= buffer.address <= buffer.address + buffer.size <= end:
+            if not file.address <= buffer.address < end:
                 raise ItemTableError("the items must be uncompressed, in the byte order of this machine")
     return batch
 
@@ -112,7 +112,7 @@ def _stored(name: str, column: pa.ChunkedArray) -> pa.Array:
     """A metadata column as one array of a type that a bundle holds."""
     try:
         kind = _storable(column.type)
-        chunks = column.unify_dictionaries().cast(kind).chunks
+        chunks = column.cast(kind).chunks
         return pa.concat_arrays(chunks) if chunks else pa.array([], kind)
     except (ItemTableError, pa.ArrowException) as error:
         raise ItemTableError(

@@ -68,7 +68,10 @@ class ItemTable:
             )
         if int(self.popularity.min(initial=0)) < 0:
             raise ItemTableError("popularity counts events and cannot be negative")
-        reserved = {ITEM_ID, POPULARITY} & set(self.metadata.column_names)
+        names = self.metadata.column_names
+        if len(set(names)) != len(names):
+            raise ItemTableError(f"metadata columns must have different names, got {names}")
+        reserved = {ITEM_ID, POPULARITY} & set(names)
         if reserved:
             raise ItemTableError(
                 f"metadata columns must not be called {sorted(reserved)}; rename them in the catalogue"

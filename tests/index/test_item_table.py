@@ -86,6 +86,7 @@ def test_finds_a_wrong_code_in_any_block(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"popularity": np.array([1, 2, -1])}, "cannot be negative"),
         ({"metadata": pa.table({"title": ["A"]})}, "need 3 rows"),
         ({"metadata": pa.table({"item_id": ["a", "b", "c"]})}, r"must not be called \['item_id'\]"),
+        ({"metadata": pa.table([[1, 2, 3]] * 2, ["a", "a"])}, "must have different names"),
         ({"missing": np.zeros((3, 4), np.uint8)}, r"must be uint8 of shape \(3, 2\), got uint8 \(3, 4\)"),
         ({"missing": np.zeros((3, 2), np.int64)}, r"must be uint8 of shape \(3, 2\), got int64"),
         ({"missing": np.full((3, 2), 4, np.uint8)}, "must lie in 0 … 3, got 4"),
