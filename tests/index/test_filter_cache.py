@@ -9,7 +9,7 @@ import pytest
 from index import filter_cache
 from index.errors import FilterError, SearchError
 from index.filter_cache import FilterCache
-from index.filters import compile_filter
+from index.filters import Filter, compile_filter
 
 ROWS = 400
 TABLE = pa.table(
@@ -180,3 +180,12 @@ def test_a_mask_that_goes_out_of_date_meanwhile_is_never_kept(cache, monkeypatch
     monkeypatch.setattr(FilterCache, "_compiled", slowly)
     assert cache.allowed({}, before).count == ROWS - 1  # as it was when it was asked
     assert cache.allowed({}, after).count == 0
+
+
+def test_one_mask_never_finds_what_was_combined_with_another(cache):
+    """A thread that still holds the old mask asks after another one has turned to the new."""
+    old, new = np.ones(ROWS, bool), np.zeros(ROWS, bool)
+    cache.allowed({}, new)
+    key = filter_cache._key(Filter.parse({}))
+    assert cache._found(key, new).count == 0
+    assert cache._found(key, old) is None
