@@ -3,8 +3,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PORT   ?= 8000
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
-.PHONY: demo test check check-slow format bench clean
+.PHONY: demo test check check-slow format bench-serving clean
 
 # Builds the demo catalogue, trains, indexes and serves it; Ctrl-C ends everything it started.
 demo: $(VENV)/.installed
@@ -28,13 +29,12 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Never part of CI: times depend on the machine, only ratios within one file can be compared.
-bench: $(VENV)/.installed
-	@test -e .demo/bundles || $(BIN)/vlm2rec demo .demo --port $(PORT) --exit-after-check
-	$(BIN)/python bench/serving.py --registry .demo/bundles
+# Never part of CI: times depend on the machine, only ratios within one file can be compared. Goes on where it ended.
+bench-serving: $(VENV)/.installed
+	$(BIN)/python -m bench.serving $(BENCH_ARGS)
 
 clean:
-	rm -rf .demo build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .bench .demo build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # Stamped last, so that an install which was broken off is done again.
 $(VENV)/.installed: pyproject.toml constraints/cpu.txt

@@ -4,8 +4,9 @@
     python -m bench.serving --fresh    # begins anew
     python -m bench.serving --smoke    # seconds, to see that everything runs
 
-Every measurement is stored as soon as it is done (bench/results/serving.json). Load generator, Redis and server share
-the machine, so only ratios within one file mean anything; contenders take turns for that reason.
+Every measurement is stored as soon as it is done (bench/results/serving.json); at the end docs/benchmarks.md is
+written. Load generator, Redis and server share the machine, so only ratios within one file mean anything; contenders
+take turns for that reason.
 """
 
 import argparse
@@ -18,10 +19,13 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.progress import Progress, TaskID
+
 from bench.bundles import Published, published
 from bench.closed_loop import load_tool
 from bench.environments import CannotInstall
 from bench.measurements import Measurements
+from bench.page import PAGE, write_page
 from bench.plan import SMOKE, Plan
 from bench.running import DidNotServe
 from bench.setting import Setting
@@ -38,23 +42,20 @@ def prepare(plan: Plan, results: Measurements, work: Path) -> dict[int, Publishe
     if not encoder.exists():
         subprocess.run([sys.executable, "-m", "bench.encoder", str(encoder)], check=True)
     found = {}
-    for rows in plan.sizes:
-        shown = ""
+    with Progress() as bars:
+        for rows in plan.sizes:
+            bar = bars.add_task(f"{rows:,} items", total=1.0)
 
-        def progress(stage: str, share: float, rows: int = rows) -> None:
-            nonlocal shown
-            line = f"{rows:,} items: {stage} {share:4.0%}"
-            if line != shown:
-                print(f"\r{line:<60}", end="", flush=True)
-            shown = line
+            def progress(stage: str, share: float, bar: TaskID = bar, rows: int = rows) -> None:
+                bars.update(bar, description=f"{rows:,} items: {stage}", completed=share)
 
-        started = time.perf_counter()
-        found[rows] = published(rows, work, encoder, progress)
-        key = f"bundle/{rows}"
-        if key not in results:
-            made = found[rows]
-            results.put(key, asdict(made), took_s=max(time.perf_counter() - started, made.build_s + made.publish_s))
-        print(f"\r{rows:,} items: {found[rows].kind} index{'':<40}")
+            started = time.perf_counter()
+            made = found[rows] = published(rows, work, encoder, progress)
+            bars.update(bar, description=f"{rows:,} items: {made.kind} index", completed=1.0)
+            key = f"bundle/{rows}"
+            if key not in results:
+                took_s = max(time.perf_counter() - started, made.build_s + made.publish_s)
+                results.put(key, asdict(made), took_s=took_s)
     return found
 
 
@@ -103,7 +104,8 @@ def main() -> None:
         for number, visit in enumerate(visits, 1):
             print(f"[{number}/{len(visits)}] {visit.stage}: {visit.contender.name} on {visit.rows:,} items", flush=True)
             carry_out(visit, setting, results)
-    print(f"all measured: {results.path}; make the page with `python -m bench.page`")
+    written = write_page(results.path, results.path.with_suffix(".md") if options.smoke else PAGE)
+    print(f"all measured: {results.path}, {written}")
 
 
 def _shown(measured: object) -> str:
