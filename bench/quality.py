@@ -64,7 +64,8 @@ def recall_served(
     """
     queries = bundle.encode(list(histories)) * kind.weights
     vectors = np.load(bundle.path / VECTORS_FILE, mmap_mode="r")
-    rows, _ = exact_top_k(queries, vectors, K + histories.shape[1], allowed=kind.allowed)
+    allowed = bundle.indexed if kind.allowed is None else kind.allowed & bundle.indexed
+    rows, _ = exact_top_k(queries, vectors, K + histories.shape[1], allowed=None if allowed.all() else allowed)
     hits = wanted = 0
     for number, (exact, history) in enumerate(zip(rows, histories, strict=True)):
         right = [bundle.ids.id(row) for row in exact.tolist() if row >= 0 and row not in history][:K]
