@@ -83,6 +83,31 @@ def saved_catalogue(directory: Path, items: int, *, seed: int = 0) -> Catalogue:
     return Catalogue(ItemTable.load(directory), made.probes)
 
 
+def made_vectors(rows: int, seed: int = 0) -> NDArray[np.float16]:
+    """(rows, 192) float16 stored vectors, without the rest of a catalogue."""
+    rng = np.random.default_rng(seed)
+    clusters = max(16, rows // _ITEMS_PER_CLUSTER)
+    return _vectors(rng.integers(0, clusters, rows), clusters, rng)
+
+
+def made_histories(vectors: NDArray[np.floating], count: int, length: int = 10, seed: int = 0) -> NDArray[np.int64]:
+    """(count, length) int64 rows: an item at random and those most like it among 2,000 others, as a user would take.
+
+    Args:
+        vectors: (n, Σd) stored vectors, n ≥ ``length``.
+        count: histories wanted.
+        length: items of each.
+        seed: of the choice.
+    """
+    rng = np.random.default_rng((seed, 1))
+    histories = np.empty((count, length), dtype=np.int64)
+    for row in histories:
+        pool = rng.choice(len(vectors), min(2000, len(vectors)), replace=False)
+        near = np.asarray(vectors[pool], np.float32) @ np.asarray(vectors[pool[0]], np.float32)
+        row[:] = pool[np.argsort(-near, kind="stable")[:length]]
+    return histories
+
+
 def _vectors(members: NDArray[np.int64], clusters: int, rng: np.random.Generator) -> NDArray[np.float16]:
     """(n, 192) stored vectors, made block by block."""
     centres = rng.standard_normal((clusters, INTRINSIC_DIM), dtype=np.float32)
