@@ -1,140 +1,119 @@
-"""Closed-loop load on `POST /recommend` beside a bare FastAPI echo of the same body, in one run on one machine.
+"""`POST /recommend` under load: vlm2rec, a bare echo and six other ways to serve the same bundle from the same Redis.
 
-    python bench/serving.py --registry .demo/bundles
+    python -m bench.serving            # goes on where the last run ended
+    python -m bench.serving --fresh    # begins anew
+    python -m bench.serving --smoke    # seconds, to see that everything runs
 
-Prints and writes JSON: requests per second, p50/p90/p99 in milliseconds, errors, and the ratio to the echo. Compare
-ratios within one file, never times across machines.
+Every measurement is stored as soon as it is done (bench/results/serving.json); at the end docs/benchmarks.md is
+written. Load generator, Redis and server share the machine, so only ratios within one file mean anything; contenders
+take turns for that reason.
 """
 
 import argparse
-import asyncio
-import json
-import platform
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from importlib.metadata import version
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from rich.progress import Progress, TaskID
 
-from index.bundle import Bundle
-from index.registry import Registry
+from bench.bundles import Published, published
+from bench.closed_loop import load_tool
+from bench.environments import CannotInstall
+from bench.measurements import Measurements
+from bench.page import PAGE, write_page
+from bench.plan import SMOKE, Plan
+from bench.running import DidNotServe
+from bench.setting import Setting
+from bench.stages import Visit, all_visits
 
-HISTORY = 10
-ECHO = """
-import uvicorn
-from fastapi import FastAPI
-from service.schemas import RecommendRequest
-app = FastAPI()
-@app.post("/recommend")
-async def echo(body: RecommendRequest) -> dict[str, object]:
-    return {"items": [{"item_id": "i", "score": 0.5}] * body.k}
-uvicorn.run(app, host="127.0.0.1", port=PORT, log_level="warning")
-"""
+_ROOT = Path(__file__).parent.parent
+_WORK = _ROOT / ".bench"
+_OUT = _ROOT / "bench" / "results" / "serving.json"
 
 
-async def connection(port: int, requests: list[bytes], until: float, latencies: list[float], errors: list[int]) -> None:
-    """Send one request after another over one kept-alive connection."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    number = 0
-    while time.perf_counter() < until:
-        started = time.perf_counter()
-        writer.write(requests[number % len(requests)])
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-        await reader.readexactly(length)
-        latencies.append(time.perf_counter() - started)
-        if not head.startswith(b"HTTP/1.1 200"):
-            errors.append(number)
-        number += 1
-    writer.close()
+def prepare(plan: Plan, results: Measurements, work: Path) -> dict[int, Published]:
+    """Build and publish the bundle of every size; what is there already stays."""
+    encoder = work / "encoder.onnx"
+    if not encoder.exists():
+        subprocess.run([sys.executable, "-m", "bench.encoder", str(encoder)], check=True)
+    found = {}
+    with Progress() as bars:
+        for rows in plan.sizes:
+            bar = bars.add_task(f"{rows:,} items", total=1.0)
+
+            def progress(stage: str, share: float, bar: TaskID = bar, rows: int = rows) -> None:
+                bars.update(bar, description=f"{rows:,} items: {stage}", completed=share)
+
+            started = time.perf_counter()
+            made = found[rows] = published(rows, work, encoder, progress)
+            bars.update(bar, description=f"{rows:,} items: {made.kind} index", completed=1.0)
+            key = f"bundle/{rows}"
+            if key not in results:
+                took_s = max(time.perf_counter() - started, made.build_s + made.publish_s)
+                results.put(key, asdict(made), took_s=took_s)
+    return found
 
 
-async def load(port: int, bodies: list[bytes], connections: int, seconds: float) -> dict[str, float]:
-    """Requests per second and latencies of a closed loop, after a second of warm-up that is not counted."""
-    head = "POST /recommend HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
-    requests = [head.format(len(body)).encode() + body for body in bodies]
-    for counted, duration in ((False, 1.0), (True, seconds)):
-        latencies: list[float] = []
-        errors: list[int] = []
-        started = time.perf_counter()
-        shares = [requests[number:] + requests[:number] for number in range(connections)]
-        await asyncio.gather(*(connection(port, share, started + duration, latencies, errors) for share in shares))
-        if counted:
-            p50, p90, p99 = np.percentile(np.array(latencies) * 1000, [50, 90, 99])
-            rate = len(latencies) / (time.perf_counter() - started)
-            return {"req_s": rate, "p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "errors": len(errors)}
-    raise RuntimeError("unreachable")
-
-
-def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
-    """Wait until the port takes connections."""
-    for _ in range(300):
-        probe = subprocess.run(
-            [sys.executable, "-c", f"import socket; socket.create_connection(('127.0.0.1', {port}), 1)"],
-            check=False, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        if probe.returncode == 0:
-            return
-        if server.poll() is not None:
-            sys.exit(f"the server on port {port} ended with exit code {server.returncode}")
-        time.sleep(0.1)
-    sys.exit(f"the server on port {port} did not start")
-
-
-def measure(command: list[str], port: int, bodies: list[bytes], options: argparse.Namespace) -> dict[str, float]:
-    """Start a server, load it, end it."""
-    server = subprocess.Popen(command)
+def carry_out(visit: Visit, setting: Setting, results: Measurements) -> None:
+    """Start a contender, do what is not measured yet, end it; one that cannot serve is recorded with the reason."""
+    missing = [task for task in visit.tasks if task.key not in results]
+    if not missing:
+        return
+    started = time.perf_counter()
     try:
-        wait_for(port, server)
-        return asyncio.run(load(port, bodies, options.connections, options.seconds))
-    finally:
-        server.terminate()
-        server.wait()
+        with setting.start(visit.contender, visit.rows, visit.users) as running:
+            if visit.warm:
+                setting.closed(running, visit.users, setting.plan.connections, setting.plan.warm_s)
+            for task in missing:
+                measured = task.measure(running)
+                results.put(task.key, measured, took_s=time.perf_counter() - started)
+                print(f"  {task.key:<44} {_shown(measured)}", flush=True)
+                started = time.perf_counter()
+    except (CannotInstall, DidNotServe) as error:
+        for task in missing:
+            if task.key not in results:
+                results.put(task.key, {"failed": str(error)}, took_s=time.perf_counter() - started)
+        print(f"  {visit.contender.name}: {error}", flush=True)
 
 
 def main() -> None:
-    """Measure both and write the result."""
+    """Measure everything that is not measured yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--registry", type=Path, required=True, help="registry with a published bundle")
-    parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--port", type=int, default=8890, help="and the next one")
-    parser.add_argument("--out", type=Path, default=Path("bench/results/serving.json"))
+    parser.add_argument("--fresh", action="store_true", help="begin anew; built bundles are kept all the same")
+    parser.add_argument("--smoke", action="store_true", help="seconds instead of minutes, results aside")
+    parser.add_argument("--out", type=Path, default=None, help=f"default {_OUT.relative_to(_ROOT)}")
+    parser.add_argument("--work", type=Path, default=_WORK, help="where bundles are kept between runs")
     options = parser.parse_args()
-    registry = Registry(options.registry)
-    current = registry.current()
-    if current is None:
-        sys.exit(f"no bundle is published in {options.registry}; run `make demo` first")
-    bundle = Bundle.load(registry.path(current))
-    rng = np.random.default_rng(0)
-    picks = rng.integers(len(bundle), size=(256, HISTORY))
-    bodies = [json.dumps({"items": [bundle.ids.id(int(row)) for row in rows], "k": 20}).encode() for rows in picks]
-    serve = [sys.executable, "-m", "cli.main", "serve", "--registry", str(options.registry), "--embedded-redis"]
-    serve += ["--port", str(options.port), "--log-level", "warning"]
-    echo = [sys.executable, "-c", ECHO.replace("PORT", str(options.port + 1))]
-    found: dict[str, Any] = {
-        "echo": measure(echo, options.port + 1, bodies, options),
-        "recommend": measure(serve, options.port, bodies, options),
-    }
-    found["ratio_to_echo"] = found["recommend"]["req_s"] / found["echo"]["req_s"]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    found |= {
-        "items": len(bundle),
-        "index": bundle.manifest.index.kind,
-        "history": HISTORY,
-        "k": 20,
-        "connections": options.connections,
-        "seconds": options.seconds,
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, Python {platform.python_version()}",
-        "versions": {name: version(name) for name in ("fastapi", "uvicorn", "faiss-cpu", "onnxruntime", "numpy")},
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended on the way out
+    plan = SMOKE if options.smoke else Plan()
+    aside = Path(tempfile.gettempdir()) / "vlm2rec-bench-smoke.json"
+    results = Measurements(
+        options.out or (aside if options.smoke else _OUT),
+        asdict(plan) | {"load": load_tool()},
+        fresh=options.fresh or options.smoke,
+    )
+    bundles = prepare(plan, results, options.work)
+    with ExitStack() as ends_with_us:
+        setting = ends_with_us.enter_context(Setting(plan, bundles))
+        visits = list(all_visits(setting, results))
+        for number, visit in enumerate(visits, 1):
+            print(f"[{number}/{len(visits)}] {visit.stage}: {visit.contender.name} on {visit.rows:,} items", flush=True)
+            carry_out(visit, setting, results)
+    written = write_page(results.path, results.path.with_suffix(".md") if options.smoke else PAGE)
+    print(f"all measured: {results.path}, {written}")
+
+
+def _shown(measured: object) -> str:
+    """The figures that a person watching wants to see."""
+    if not isinstance(measured, dict):
+        return ""
+    names = ("good", "p50_ms", "p90_ms", "p99_ms", "refused", "errors", "ready_s", "recall", "same")
+    return "  ".join(f"{name} {measured[name]:.4g}" for name in names if isinstance(measured.get(name), int | float))
 
 
 if __name__ == "__main__":

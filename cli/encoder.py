@@ -154,7 +154,8 @@ def _ratio(interval: "Interval") -> str:
 def _write_json(path: Path, tables: "list[EvaluationTable]", record: dict[str, Any]) -> None:
     from training.errors import EvaluationError
 
-    written = {"tables": [table.as_json() for table in tables], "data": record["data"], "config": record["config"]}
+    about = {name: record[name] for name in ("model", "data", "config")}
+    written = {"tables": [table.as_json() for table in tables], **about}
     partial = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,19 +2,26 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-if TYPE_CHECKING:
-    from index.registry import BundleInfo
+from cli.bundle_tables import check_table, show_bundle, show_bundles
+from cli.index_options import (
+    BoundOption,
+    BoundsOption,
+    CodesOption,
+    EvaluationOption,
+    ForceOption,
+    KindOption,
+    MemoryOption,
+    TargetRecallOption,
+    index_spec,
+)
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -23,35 +30,30 @@ _EXIT_REFUSED = 1
 _out = Console(soft_wrap=True, highlight=False)
 _err = Console(stderr=True, soft_wrap=True, highlight=False)
 
-RegistryOption = Annotated[Path, typer.Option("--registry", help="Directory of published bundles.")]
+RegistryOption = Annotated[str, typer.Option("--registry", help="Directory of published bundles, or its file:// URL.")]
 
 
 @app.command()
 def build(
     run: Annotated[Path, typer.Option(help="Run directory with `encoder/` from fit-encoder.")],
     out: Annotated[Path | None, typer.Option(help="Where the bundle goes; RUN/bundles if not given.")] = None,
-    kind: Annotated[str, typer.Option(help="auto, flat, hnsw or ivf.")] = "auto",
-    min_recall: Annotated[
-        float, typer.Option(help="Publishing refuses the bundle below this recall@20, 0 sets no bound.")
-    ] = 0.95,
+    kind: KindOption = "auto",
+    codes: CodesOption = "auto",
+    memory_mb: MemoryOption = None,
+    target_recall: TargetRecallOption = 0.97,
+    bounds: BoundsOption = None,
+    bound: BoundOption = None,
     threads: Annotated[int | None, typer.Option(help="Threads to build with; all cores if not given.")] = None,
-    evaluation: Annotated[
-        Path | None, typer.Option(help="JSON of `evaluate` for the report; RUN/evaluation.json if it exists.")
-    ] = None,
-    publish_to: Annotated[Path | None, typer.Option("--publish", help="Registry to publish the bundle to.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Publish even below the bound; the manifest says so.")] = False,
+    evaluation: EvaluationOption = None,
+    publish_to: Annotated[str | None, typer.Option("--publish", help="Registry to publish the bundle to.")] = None,
+    force: ForceOption = False,
 ) -> None:
-    """Build a bundle from a run, measure its recall, and publish it if asked to."""
+    """Build a bundle from a run, measure it, hold it to its bounds, and publish it if asked to."""
     from index.build import build_bundle
-    from index.index_spec import IndexSpec
     from index.item_table import ItemTable
     from index.probes import Probes
 
-    spec = IndexSpec(
-        kind=kind,  # type: ignore[arg-type]  # checked by IndexSpec, with a better message
-        min_recall=min_recall or None,
-        threads=threads if threads is not None else (os.cpu_count() or 1),
-    )
+    spec = index_spec(kind, codes, memory_mb, target_recall, bounds, bound, threads)
     encoder = run / "encoder"
     with _progress() as report:
         bundle = build_bundle(
@@ -63,7 +65,7 @@ def build(
             evaluation=read_evaluation(run, evaluation),
             progress=report,
         )
-    _show_report(json.loads((bundle / "report.json").read_text()))
+    show_bundle(bundle)
     _out.print(str(bundle), markup=False)
     if publish_to is not None:
         _publish(bundle, publish_to, force=force)
@@ -73,9 +75,9 @@ def build(
 def publish(
     bundle: Annotated[Path, typer.Argument(help="A bundle's directory.")],
     registry: RegistryOption,
-    force: Annotated[bool, typer.Option("--force", help="Publish even below the bound; the manifest says so.")] = False,
+    force: ForceOption = False,
 ) -> None:
-    """Verify a bundle, copy it into the registry and point to it."""
+    """Hold a bundle to its bounds, verify it, copy it into the registry and point to it."""
     _publish(bundle, registry, force=force)
 
 
@@ -84,29 +86,54 @@ def list_bundles(registry: RegistryOption) -> None:
     """List the published bundles, oldest first; * marks the current one."""
     from index.registry import Registry
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "bundle", "created", "items", "MB", "recall", "remark"):
-        number = name in {"items", "MB", "recall"}
-        table.add_column(name, justify="right" if number else "left", no_wrap=name != "remark", overflow="fold")
     found = Registry(registry).list()
-    for info in found:
-        table.add_row(*_row(info))
-    _out.print(table if found else escape(f"{registry}: nothing is published yet"))
+    if found:
+        show_bundles(found)
+    else:
+        _out.print(f"{registry}: nothing is published yet", markup=False)
 
 
 @app.command()
-def rollback(registry: RegistryOption) -> None:
-    """Point back to the bundle before the current one."""
+def show(
+    bundle: Annotated[str | None, typer.Argument(help="A bundle's directory; with --registry, an id.")] = None,
+    registry: Annotated[
+        str | None, typer.Option("--registry", help="Show one published here, the current one if no id is given.")
+    ] = None,
+) -> None:
+    """Show what a bundle measured of itself, beside its bounds."""
+    from index.errors import BundleNotFound
     from index.registry import Registry
 
-    _out.print(f"current: {Registry(registry).rollback()}")
+    if registry is None:
+        if bundle is None:
+            raise typer.BadParameter("give a bundle, or --registry for the current one")
+        show_bundle(Path(bundle))
+        return
+    published = Registry(registry)
+    name = bundle or published.current()
+    if name is None:
+        raise BundleNotFound(f"{registry}: nothing is published yet; publish one with `vlm2rec index publish`")
+    show_bundle(published.path(name))
+
+
+@app.command()
+def rollback(
+    registry: RegistryOption,
+    to: Annotated[
+        str | None, typer.Option(metavar="ID", help="The bundle to point to; the one before if not given.")
+    ] = None,
+) -> None:
+    """Point back to the bundle before the current one, or to any published one."""
+    from index.registry import Registry
+
+    _out.print(f"current: {Registry(registry).rollback(to)}", markup=False)
 
 
 @app.command()
 def verify(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle's directory.")] = None,
     registry: Annotated[
-        Path | None, typer.Option("--registry", help="Verify every bundle published here instead.")
+        str | None, typer.Option("--registry", help="Verify every bundle published here instead.")
     ] = None,
 ) -> None:
     """Hash every file of a bundle, or of all published ones, and open it once."""
@@ -116,7 +143,7 @@ def verify(
 
     if (bundle is None) == (registry is None):
         raise typer.BadParameter("give a bundle or --registry, exactly one of them")
-    paths = [bundle] if bundle is not None else [info.path for info in Registry(registry or Path()).list()]
+    paths = [bundle] if bundle is not None else [info.path for info in Registry(registry or "").list()]
     damaged = 0
     for path in paths:
         try:
@@ -143,7 +170,7 @@ def prune(
     _out.print("\n".join(f"deleted: {name}" for name in gone) or "nothing to delete", markup=False)
 
 
-def _publish(bundle: Path, registry: Path, *, force: bool) -> None:
+def _publish(bundle: Path, registry: str, *, force: bool) -> None:
     from index.errors import GateRefused
     from index.registry import Registry
 
@@ -151,9 +178,10 @@ def _publish(bundle: Path, registry: Path, *, force: bool) -> None:
         with _progress() as report:
             name = Registry(registry).publish(bundle, force=force, progress=report)
     except GateRefused as error:
+        _err.print(check_table(error.shortfalls))
         _err.print(f"refused: {error}", markup=False, style="red")
         raise typer.Exit(_EXIT_REFUSED) from error
-    _out.print(f"published: {name}")
+    _out.print(f"published: {name}", markup=False)
 
 
 def read_evaluation(run: Path, path: Path | None) -> dict[str, Any] | None:
@@ -189,27 +217,3 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
             bars.update(task, description=stage, completed=share)
 
         yield report
-
-
-def _show_report(report: dict[str, Any]) -> None:
-    items, built = report["items"], report["index"]
-    _out.print(
-        f"{built['kind']}: {built['reason']}; {items['indexed']} of {items['total']} items indexed", markup=False
-    )
-    table = Table(box=None, pad_edge=False)
-    table.add_column("queries")
-    for name in (f"recall@{built['recall_k']}", "p50 ms", "p99 ms"):
-        table.add_column(name, justify="right")
-    for name, value in built["recall"].items():
-        times = report["search_ms"][name]
-        low = built["min_recall"] is not None and value < built["min_recall"]
-        table.add_row(name, f"{value:.4f}", f"{times['p50']:.2f}", f"{times['p99']:.2f}", style="red" if low else None)
-    _out.print(table)
-
-
-def _row(info: "BundleInfo") -> tuple[str, ...]:
-    remark = escape(info.problem or "") or ("forced" if info.forced else "")
-    recall = f"{min(info.recall.values()):.3f}" if info.recall else ""
-    created = f"{info.created:%Y-%m-%d %H:%M:%S}" if info.created else ""
-    size = f"{info.size / 1e6:.1f}" if info.size else ""
-    return ("*" if info.current else "", info.id, created, str(info.items or ""), size, recall, remark)

@@ -13,8 +13,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from cli.index_options import (
+    BoundOption,
+    BoundsOption,
+    CodesOption,
+    EvaluationOption,
+    ForceOption,
+    KindOption,
+    MemoryOption,
+    TargetRecallOption,
+    index_spec,
+)
+
 if TYPE_CHECKING:
-    from index.index_spec import IndexSpec
     from training.embed import Progress
     from training.reindex import Findings, ReindexJob
     from training.reindex_record import ReindexRecord
@@ -40,18 +51,18 @@ def reindex(
     interactions: Annotated[
         Path | None, typer.Option(help="Interactions in place of those in DATA (.csv or .parquet).")
     ] = None,
-    kind: Annotated[str, typer.Option(help="Kind of the index: auto, flat, hnsw or ivf.")] = "auto",
-    min_recall: Annotated[
-        float, typer.Option(help="Publishing refuses the bundle below this recall@20, 0 sets no bound.")
-    ] = 0.95,
-    evaluation: Annotated[
-        Path | None, typer.Option(help="JSON of `evaluate` for the report; RUN/evaluation.json if it exists.")
-    ] = None,
+    kind: KindOption = "auto",
+    codes: CodesOption = "auto",
+    memory_mb: MemoryOption = None,
+    target_recall: TargetRecallOption = 0.97,
+    bounds: BoundsOption = None,
+    bound: BoundOption = None,
+    evaluation: EvaluationOption = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default as many as there are cores.")] = None,
     keep: Annotated[
         int | None, typer.Option(min=1, help="Afterwards delete all but so many newest bundles and the current one.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Publish even below a bound; the manifest says so.")] = False,
+    force: ForceOption = False,
     trust_times: Annotated[
         bool,
         typer.Option("--trust-times", help="Take a picture of the same path, size and time for unchanged, unread."),
@@ -82,7 +93,7 @@ def reindex(
 
             _check_places(json_file, textfile)
             _set_threads(threads)
-            spec = _spec(kind, min_recall, threads)
+            spec = index_spec(kind, codes, memory_mb, target_recall, bounds, bound, threads)
             dataset = load_dataset(data, interactions=interactions)
             figures = read_evaluation(run, evaluation)
             job = ReindexJob(run, dataset, Registry(registry), spec, figures, keep, force, trust_times)
@@ -95,16 +106,6 @@ def reindex(
             _tell(record, run, textfile, pushgateway)
     if record.exit_code:
         raise typer.Exit(record.exit_code)
-
-
-def _spec(kind: str, min_recall: float, threads: int | None) -> "IndexSpec":
-    from index.index_spec import IndexSpec
-
-    return IndexSpec(
-        kind=kind,  # type: ignore[arg-type]  # checked by IndexSpec, with a better message
-        min_recall=min_recall or None,
-        threads=threads if threads is not None else (os.cpu_count() or 1),
-    )
 
 
 def _look_only(job: "ReindexJob", record: "ReindexRecord", asked: Callable[[], bool]) -> None:

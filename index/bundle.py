@@ -6,18 +6,19 @@ on the CPU any number of threads may use it at once.
 
 import datetime as dt
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
+from index.allowed import Allowed
 from index.bundle_files import (
-    ItemRows,
+    check_vectors,
     map_vectors,
     open_encoder,
     open_index,
@@ -29,12 +30,14 @@ from index.bundle_files import (
 from index.encoder import OnnxSequenceEncoder
 from index.errors import BundleNotFound, SearchError
 from index.exact import check_allowed, check_k, check_queries
+from index.filter_cache import FilterCache
+from index.item_rows import ItemRows
 from index.item_table import MISSING_FILE, VECTORS_FILE
 from index.manifest import ENCODER_FILE, FAISS_FILE, INDEXED_FILE, ITEMS_FILE, PROBES_FILE, Manifest
 from index.probes import Probes
 from index.scoring import gather, slot_scores
 from index.search import Searcher
-from index.stamp import Verify, verify_files
+from index.stamp import Verify, hash_files, verify_files
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,9 @@ class Bundle:
         self._vectors = vectors
         self._encoder = encoder
         self._searcher = searcher
-        self._columns = {name: _fastest(items.metadata.column(name)) for name in items.metadata.column_names}
-        self._by_popularity = np.argsort(-items.popularity, kind="stable")
+        self._filters = FilterCache(items.metadata, indexed)
+        self._columns = {name: items.metadata.column(name).chunk(0) for name in items.metadata.column_names}
+        self._by_popularity = _by_popularity(items.popularity).astype(np.uint32)  # half the memory for life
         self._events = max(1, int(items.popularity.sum()))
 
     @classmethod
@@ -105,14 +109,14 @@ class Bundle:
             path: its directory.
             device: ``cpu`` or ``cuda``, for the encoder and the index.
             threads: threads of one encoder run and of one search, at least 1.
-            verify: ``stamp`` or ``full``, see :func:`index.stamp.verify_files`.
+            verify: ``stamp`` or ``full``, see :func:`index.stamp.verify_files`; ``full`` also looks at every vector.
 
         Raises:
             BundleNotFound: there is no such directory.
             BundleInvalid: a file is missing, altered, of an unknown format, or does not fit the others.
             EncoderError, SearchError: the device cannot be used.
         """
-        if not path.is_dir():
+        if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where the parent may not be read
             raise BundleNotFound(f"{path}: there is no bundle; list what is published with `vlm2rec index list`")
         if threads < 1:
             raise SearchError(f"threads must be at least 1, got {threads}")
@@ -125,7 +129,10 @@ class Bundle:
         probes = read_probes(path / PROBES_FILE, manifest)
         encoder = open_encoder(path / ENCODER_FILE, manifest, device, threads)
         searcher = open_index(path / FAISS_FILE, manifest, vectors, indexed, device, threads)
-        return cls(path, manifest, items, vectors, indexed, missing, probes, encoder, searcher)
+        bundle = cls(path, manifest, items, vectors, indexed, missing, probes, encoder, searcher)
+        if verify == "full":
+            bundle.check_vectors()
+        return bundle
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -163,6 +170,29 @@ class Bundle:
             self._check_rows(rows, lowest=0)
         return self._encoder.encode([self._vectors.take(rows, axis=0) for rows in newest])
 
+    def verify_in_full(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Hash every file of this bundle; for a thread beside a service that is answering already.
+
+        Args:
+            stop: asked before every megabyte; True ends the work.
+
+        Returns:
+            True when every file is whole, False when it was stopped before it knew.
+
+        Raises:
+            BundleNotFound: the bundle was deleted after it was loaded; what is mapped can still be served.
+            BundleInvalid: a file was altered; its name is in the message.
+        """
+        return hash_files(self.path, self.manifest, stop)
+
+    def check_vectors(self) -> None:
+        """Look at every stored vector: finite, and zero exactly where :attr:`missing` says so. Publishing does it once.
+
+        Raises:
+            BundleInvalid: a vector breaks the rule; its row is in the message.
+        """
+        check_vectors(self.path / VECTORS_FILE, self.manifest, self._vectors, self.missing)
+
     def warm_up(self) -> None:
         """Run the encoder on every shape it is ever given, and one search, before the first request.
 
@@ -173,13 +203,34 @@ class Bundle:
         first = np.array([self._by_popularity[0]], dtype=np.int64)
         self.search(self.encode([first]), 1)
 
-    def search(self, queries: NDArray[np.floating], k: int, *, allowed: NDArray[np.bool_] | None = None) -> Found:
+    def allowed(
+        self, condition: Mapping[str, Any] | None = None, available: NDArray[np.bool_] | None = None
+    ) -> Allowed:
+        """The rows that a filter allows, for :meth:`search` and :meth:`popular`; kept, so a repeated one costs little.
+
+        Args:
+            condition: see :mod:`index.filters`; None allows every row.
+            available: (n,) bool, what may be answered at the moment, whatever the filter, such as all but the hidden
+                items; never written to. A new array makes all combinations anew, the same one finds them again.
+
+        Returns:
+            Read-only; its ``mask`` is (n,) bool, its ``without`` and ``&`` take further rows out.
+
+        Raises:
+            FilterError: the condition breaks the grammar, names an unknown field, or compares unlike types.
+            SearchError: ``available`` is of another dtype or length.
+        """
+        return self._filters.allowed(condition, available)
+
+    def search(
+        self, queries: NDArray[np.floating], k: int, *, allowed: Allowed | NDArray[np.bool_] | None = None
+    ) -> Found:
         """The best k items per query.
 
         Args:
             queries: (B, Σd), slot weights already multiplied in.
             k: at least 1; may exceed the catalogue.
-            allowed: (n,) bool shared by all queries, for example from :func:`index.filters.compile_filter`.
+            allowed: shared by all queries, from :meth:`allowed`; or a plain (n,) bool, which is counted at every call.
 
         Returns:
             (B, k): always min(k, allowed and indexed) rows; scores from the stored vectors in float32, ties by lower
@@ -212,12 +263,12 @@ class Bundle:
         parts[rows < 0] = 0.0
         return parts
 
-    def popular(self, k: int, *, allowed: NDArray[np.bool_] | None = None) -> Found:
+    def popular(self, k: int, *, allowed: Allowed | NDArray[np.bool_] | None = None) -> Found:
         """The items of the most training events, those without a slot too.
 
         Args:
             k: at least 1; may exceed the catalogue.
-            allowed: (n,) bool.
+            allowed: from :meth:`allowed`, or a plain (n,) bool.
 
         Returns:
             (1, k); the score is the share of all training events, 0 … 1; ties by lower row.
@@ -229,8 +280,9 @@ class Bundle:
         if allowed is None:
             best = self._by_popularity[:k]
         else:
-            check_allowed(allowed, -1, len(self))
-            best = _first_allowed(self._by_popularity, allowed, k)
+            mask = allowed.mask if isinstance(allowed, Allowed) else allowed
+            check_allowed(mask, -1, len(self))
+            best = _first_allowed(self._by_popularity, mask, k)
         rows = np.full((1, k), -1, dtype=np.int64)
         scores = np.full((1, k), -np.inf, dtype=np.float32)
         rows[0, : best.shape[0]] = best
@@ -258,12 +310,22 @@ class Bundle:
             raise SearchError(f"rows must lie in {lowest} … {len(self) - 1}, got {wrong}")
 
 
-def _fastest(column: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """The single chunk of a column; only columns beyond arrow's 2 GiB of text have several."""
-    return column.chunk(0) if column.num_chunks == 1 else column
+def _by_popularity(popularity: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n,) rows, the most popular first, ties by lower row.
+
+    Counts and rows that fit 63 bits together are sorted as one number, several times as fast as a stable argsort.
+    """
+    count = popularity.shape[0]
+    most, bits = int(popularity.max()), count.bit_length()
+    if most >> (63 - bits):
+        return np.argsort(-popularity, kind="stable")
+    order: NDArray[np.int64] = (most - popularity) << bits | np.arange(count, dtype=np.int64)
+    order.sort()
+    order &= (1 << bits) - 1
+    return order
 
 
-def _first_allowed(order: NDArray[np.int64], allowed: NDArray[np.bool_], k: int) -> NDArray[np.int64]:
+def _first_allowed(order: NDArray[np.uint32], allowed: NDArray[np.bool_], k: int) -> NDArray[np.uint32]:
     """The first k of ``order`` that are allowed, looking only as far as needed."""
     reach = 4 * k
     while True:

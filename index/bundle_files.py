@@ -1,63 +1,36 @@
 """Reading the files of a bundle, each held to the manifest; foreign errors become BundleInvalid."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from index.encoder import OnnxSequenceEncoder
 from index.errors import BundleInvalid, EncoderError, ItemTableError, SearchError
-from index.item_ids import ItemIds
-from index.item_table import ITEM_ID, POPULARITY
+from index.item_rows import ItemRows
 from index.manifest import Manifest
-from index.missing import Missing, check_missing
+from index.mapped_array import map_array
+from index.missing import Missing, check_missing, check_missing_fits
 from index.plan import Effort
 from index.probes import Probes
 from index.search import CpuIndex, GpuIndex, Searcher
 
-
-@dataclass(frozen=True)
-class ItemRows:
-    """What ``items.parquet`` holds, row by row: ids, (n,) int64 training events, metadata in single chunks."""
-
-    ids: ItemIds
-    popularity: NDArray[np.int64]
-    metadata: pa.Table
+_BLOCK_ROWS = 65_536
 
 
 def read_items(path: Path, manifest: Manifest) -> ItemRows:
-    """Ids, popularity and metadata from ``items.parquet``.
+    """Ids, popularity and metadata from ``items.arrow``, mapped.
 
     Raises:
         BundleInvalid: the file cannot be read or does not fit the manifest.
     """
     try:
-        table = pq.read_table(path)
-        popularity = table.column(POPULARITY).to_numpy().astype(np.int64, copy=False)
-        items = ItemRows(
-            ids=ItemIds(table.column(ITEM_ID).to_pylist()),
-            popularity=popularity,
-            metadata=_single_chunks(table.drop_columns([ITEM_ID, POPULARITY])),
-        )
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, pa.ArrowException, ItemTableError) as error:
-        raise BundleInvalid(f"{path}: the items cannot be read ({error}); build the bundle again") from error
+        items = ItemRows.load(path)
+    except ItemTableError as error:
+        raise BundleInvalid(f"{path}: {error}; build the bundle again") from error
     if len(items.ids) != manifest.items:
         raise BundleInvalid(f"{path}: holds {len(items.ids)} items, the manifest says {manifest.items}; build it again")
-    if int(popularity.min(initial=0)) < 0:
-        raise BundleInvalid(f"{path}: popularity counts events and cannot be negative; build the bundle again")
     return items
-
-
-def _single_chunks(table: pa.Table) -> pa.Table:
-    """The same table with one chunk per column, so that a value is reached in one step."""
-    columns = {}
-    for name in table.column_names:
-        whole = table.column(name).combine_chunks()
-        columns[name] = whole if isinstance(whole, pa.ChunkedArray) else pa.chunked_array([whole])
-    return pa.table(columns) if columns else table
 
 
 def map_vectors(path: Path, manifest: Manifest) -> NDArray[np.floating]:
@@ -66,17 +39,24 @@ def map_vectors(path: Path, manifest: Manifest) -> NDArray[np.floating]:
     Raises:
         BundleInvalid: the file cannot be read or does not fit the manifest.
     """
+    return map_array(path, manifest.dtype, (manifest.items, manifest.layout.dim))
+
+
+def check_vectors(path: Path, manifest: Manifest, vectors: NDArray[np.floating], missing: NDArray[np.uint8]) -> None:
+    """Hold every stored vector to what the build promised: finite, and zero exactly where a slot is missing.
+
+    Raises:
+        BundleInvalid: a vector breaks the rule.
+    """
+    for start in range(0, vectors.shape[0], _BLOCK_ROWS):
+        finite = np.isfinite(vectors[start : start + _BLOCK_ROWS]).all(axis=1)
+        if not finite.all():
+            row = start + int(np.argmin(finite))
+            raise BundleInvalid(f"{path}: the vector in row {row} is not finite; build the bundle again")
     try:
-        vectors: NDArray[np.floating] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise BundleInvalid(f"{path}: not a readable array ({error}); build the bundle again") from error
-    wanted = (manifest.items, manifest.layout.dim)
-    if vectors.shape != wanted or vectors.dtype != np.dtype(manifest.dtype) or not vectors.flags.c_contiguous:
-        raise BundleInvalid(
-            f"{path}: holds {vectors.dtype} {vectors.shape}, the manifest says {manifest.dtype} {wanted}; build the "
-            "bundle again"
-        )
-    return vectors.view(np.ndarray)  # drops the memmap class, whose every view costs microseconds
+        check_missing_fits(missing, manifest.layout, vectors)
+    except ItemTableError as error:
+        raise BundleInvalid(f"{path}: {error}; build the bundle again") from error
 
 
 def read_indexed(path: Path, manifest: Manifest) -> NDArray[np.bool_]:
@@ -85,16 +65,15 @@ def read_indexed(path: Path, manifest: Manifest) -> NDArray[np.bool_]:
     Raises:
         BundleInvalid: the file cannot be read or does not fit the manifest.
     """
-    try:
-        indexed: NDArray[np.bool_] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise BundleInvalid(f"{path}: not a readable array ({error}); build the bundle again") from error
-    if indexed.dtype != np.bool_ or indexed.shape != (manifest.items,) or int(indexed.sum()) != manifest.indexed:
+    # Bytes, because a bool that is neither 0 nor 1 is undefined to numpy.
+    marks = map_array(path, "bool", (manifest.items,)).view(np.uint8)
+    marked = int(np.count_nonzero(marks))
+    if int(marks.max()) > 1 or marked != manifest.indexed:
         raise BundleInvalid(
-            f"{path}: must mark {manifest.indexed} of {manifest.items} rows as the manifest says, got "
-            f"{indexed.dtype} {indexed.shape}; build the bundle again"
+            f"{path}: must mark {manifest.indexed} of {manifest.items} rows as the manifest says, got {marked}; build "
+            "the bundle again"
         )
-    return indexed
+    return marks.view(np.bool_)
 
 
 def read_missing(path: Path, manifest: Manifest, indexed: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -103,11 +82,11 @@ def read_missing(path: Path, manifest: Manifest, indexed: NDArray[np.bool_]) -> 
     Raises:
         BundleInvalid: the file cannot be read or does not fit the manifest.
     """
+    missing: NDArray[np.uint8] = map_array(path, "uint8", (manifest.items, len(manifest.slots)))
     try:
-        missing: NDArray[np.uint8] = np.load(path, allow_pickle=False)
         check_missing(missing, manifest.layout, manifest.items)
-    except (OSError, ValueError, TypeError, EOFError, ItemTableError) as error:
-        raise BundleInvalid(f"{path}: not a readable record ({error}); build the bundle again") from error
+    except ItemTableError as error:
+        raise BundleInvalid(f"{path}: {error}; build the bundle again") from error
     wrong = (missing == Missing.PRESENT).any(axis=1) != indexed
     if wrong.any():
         raise BundleInvalid(
@@ -165,9 +144,9 @@ def open_index(
         BundleInvalid: the file cannot be read or does not fit the manifest.
     """
     record = manifest.index
-    effort = Effort(record.effort.typical, record.effort.bands, record.effort.per_k)
+    effort = Effort(record.effort.typical, record.effort.bands, record.effort.per_k, record.effort.growth)
     try:
-        on_cpu = CpuIndex(path, threads=threads)
+        on_cpu = CpuIndex(path, vectors, indexed, threads=threads)
         searcher = Searcher(on_cpu, vectors, indexed, manifest.layout, effort)
     except SearchError as error:
         raise BundleInvalid(f"{path}: {error}") from error
@@ -177,5 +156,4 @@ def open_index(
         )
     if device == "cpu":
         return searcher
-    positions = None if manifest.indexed == manifest.items else np.flatnonzero(indexed)
-    return Searcher(GpuIndex(on_cpu, vectors, positions), vectors, indexed, manifest.layout, effort)
+    return Searcher(GpuIndex(on_cpu), vectors, indexed, manifest.layout, effort)

@@ -10,11 +10,16 @@ IndexingError
 │   ├── BundleNotFound  there is no bundle at that path or under that id
 │   └── BundleInvalid   missing, truncated, altered or mismatched file, unknown format version
 └── RegistryError       publishing, listing or moving the pointer failed
-    └── GateRefused     a bundle's figures are below its own bounds
+    └── GateRefused     a bundle's figures miss its own bounds
 
 Errors of faiss, onnxruntime, pyarrow and the file system are translated into these at the boundary. Every message says
 which value broke which rule and what to do about it.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from index.bounds import Check
 
 
 class IndexingError(Exception):
@@ -66,4 +71,12 @@ class RegistryError(IndexingError):
 
 
 class GateRefused(RegistryError):
-    """A bundle's figures are below its own bounds, so it is not published unless forced."""
+    """A bundle's figures miss its own bounds, so it is not published unless forced.
+
+    Attributes:
+        shortfalls: the figures that miss their bound.
+    """
+
+    def __init__(self, message: str, *, shortfalls: "tuple[Check, ...]") -> None:
+        super().__init__(message)
+        self.shortfalls = shortfalls

@@ -1,13 +1,17 @@
 """Exact top-k by inner product: the oracle that every index is held against, and the path for narrow filters."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.errors import SearchError
+from index.float16 import to_float32
 
 _BLOCK_FLOATS = 1 << 22  # 16 MiB of float32 in one block of vectors, and as much again in its scores
+_CACHED_FLOATS = 1 << 19  # for few queries a block had better stay in the processor's cache: half the time
+_FEW_QUERIES = 16
 _QUERIES_PER_PASS = 256
 _LARGEST_COMPONENT = 1e15  # far above any sane query; keeps every inner product finite in float32
 
@@ -88,45 +92,121 @@ def exact_top_k(
     Raises:
         SearchError: a shape, dtype or value breaks a rule.
     """
-    if vectors.ndim != 2:
-        raise SearchError(f"vectors must be (n, Σd), got {vectors.shape}")
-    checked = check_queries(queries, vectors.shape[1])
-    check_k(k)
+    checked = _check(queries, vectors, k)
     if allowed is not None:
         check_allowed(allowed, checked.shape[0], vectors.shape[0])
-    rows = np.full((checked.shape[0], k), -1, dtype=np.int64)
-    scores = np.full((checked.shape[0], k), -np.inf, dtype=np.float32)
-    for start in range(0, checked.shape[0], _QUERIES_PER_PASS):
-        part = slice(start, start + _QUERIES_PER_PASS)
-        mask = allowed[part] if allowed is not None and allowed.ndim == 2 else allowed
-        _one_pass(checked[part], vectors, mask, rows[part], scores[part])
-    return rows, scores
+    chosen = np.flatnonzero(allowed) if allowed is not None and allowed.ndim == 1 else None
+    own = allowed if allowed is not None and allowed.ndim == 2 else None
+    return _top_k(checked, vectors, k, chosen, own)
 
 
-def _one_pass(
+def exact_top_k_among(
+    queries: NDArray[np.floating], vectors: NDArray[np.floating], k: int, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """As :func:`exact_top_k`, among given rows only: the path of narrow filters, whose rows are known already.
+
+    Args:
+        queries: (B, Σd), finite.
+        vectors: (n, Σd) stored vectors, finite.
+        k: at least 1; may exceed the number of rows.
+        rows: (r,) int64, ascending, each in 0 … n − 1.
+
+    Raises:
+        SearchError: a shape, dtype or value breaks a rule.
+    """
+    return _top_k(_check(queries, vectors, k), vectors, k, rows, None)
+
+
+def exact_top_k_each(
+    queries: NDArray[np.floating],
+    vectors: NDArray[np.floating],
+    k: int,
+    masks: Sequence[NDArray[np.bool_] | None],
+    progress: Callable[[float], None] = lambda _: None,
+) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """As :func:`exact_top_k` under each of several masks, but every score is computed only once.
+
+    Args:
+        queries: (B, Σd), finite.
+        vectors: (n, Σd) stored vectors, finite.
+        k: at least 1; may exceed n.
+        masks: (n,) bool each, or None for all rows.
+        progress: called with the share done, 0 … 1.
+
+    Returns:
+        One answer a mask, as :func:`exact_top_k` gives it.
+
+    Raises:
+        SearchError: a shape, dtype or value breaks a rule.
+    """
+    checked = _check(queries, vectors, k)
+    for mask in masks:
+        if mask is not None:
+            check_allowed(mask, -1, vectors.shape[0])
+    best = [_Best.of(checked.shape[0], k) for _ in masks]
+    for part in _passes(checked.shape[0]):
+        for numbers, block in _blocks(vectors, None, checked[part].shape[0]):
+            progress((part.start + checked[part].shape[0] * int(numbers[0]) / vectors.shape[0]) / checked.shape[0])
+            scored = checked[part] @ block.T
+            for mask, kept in zip(masks, best, strict=True):
+                columns = slice(None) if mask is None else np.flatnonzero(mask[numbers])
+                kept.take(part, numbers[columns], scored[:, columns])
+    return [(kept.rows, kept.scores) for kept in best]
+
+
+def _check(queries: NDArray[np.floating], vectors: NDArray[np.floating], k: int) -> NDArray[np.float32]:
+    if vectors.ndim != 2:
+        raise SearchError(f"vectors must be (n, Σd), got {vectors.shape}")
+    check_k(k)
+    return check_queries(queries, vectors.shape[1])
+
+
+def _top_k(
     queries: NDArray[np.float32],
     vectors: NDArray[np.floating],
-    allowed: NDArray[np.bool_] | None,
-    best_rows: NDArray[np.int64],
-    best_scores: NDArray[np.float32],
-) -> None:
-    """Fill ``best_rows`` and ``best_scores`` (views, preset to −1 and −inf) for one pass of queries."""
-    k = best_rows.shape[1]
-    shared = np.flatnonzero(allowed) if allowed is not None and allowed.ndim == 1 else None
-    own = allowed if allowed is not None and allowed.ndim == 2 else None
-    for numbers, block in _blocks(vectors, shared, queries.shape[0]):
-        scored = queries @ block.T
-        if own is not None:
-            scored[~own[:, numbers]] = -np.inf
+    k: int,
+    chosen: NDArray[np.int64] | None,
+    own: NDArray[np.bool_] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The best k among ``chosen`` rows (None: all), with a mask of their ``own`` for each query."""
+    best = _Best.of(queries.shape[0], k)
+    for part in _passes(queries.shape[0]):
+        for numbers, block in _blocks(vectors, chosen, queries[part].shape[0]):
+            scored = queries[part] @ block.T
+            if own is not None:
+                scored[~own[part][:, numbers]] = -np.inf
+            best.take(part, numbers, scored)
+    return best.rows, best.scores
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The best rows so far: (B, k) int64 rows, −1 = none, and (B, k) float32 scores, descending, −inf = none."""
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, queries: int, k: int) -> "_Best":
+        return cls(np.full((queries, k), -1, dtype=np.int64), np.full((queries, k), -np.inf, dtype=np.float32))
+
+    def take(self, part: slice, numbers: NDArray[np.int64], scored: NDArray[np.float32]) -> None:
+        """Merge the scores (part, c) of a block of rows, which come in ascending order."""
+        rows, scores = self.rows[part], self.scores[part]
         # A later row only displaces an earlier one with a strictly larger score, so ties stay with the lower row.
-        hopeful = scored > best_scores[:, -1:]
+        hopeful = scored > scores[:, -1:]
         for query in np.flatnonzero(hopeful.any(axis=1)):
             columns = np.flatnonzero(hopeful[query])
-            candidates = np.concatenate([best_scores[query], scored[query, columns]])
-            origin = np.concatenate([best_rows[query], numbers[columns]])
-            order = _top(candidates, k)
-            best_rows[query] = origin[order]
-            best_scores[query] = candidates[order]
+            candidates = np.concatenate([scores[query], scored[query, columns]])
+            origin = np.concatenate([rows[query], numbers[columns]])
+            order = _top(candidates, scores.shape[1])
+            rows[query] = origin[order]
+            scores[query] = candidates[order]
+
+
+def _passes(queries: int) -> Iterator[slice]:
+    for start in range(0, queries, _QUERIES_PER_PASS):
+        yield slice(start, start + _QUERIES_PER_PASS)
 
 
 def _blocks(
@@ -134,13 +214,15 @@ def _blocks(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Row numbers, ascending, with their vectors as float32, in blocks of bounded size."""
     total = vectors.shape[0] if chosen is None else chosen.shape[0]
-    step = max(1, _BLOCK_FLOATS // max(1, vectors.shape[1], queries))
+    floats = min(_BLOCK_FLOATS, _CACHED_FLOATS) if queries < _FEW_QUERIES else _BLOCK_FLOATS
+    step = max(1, floats // max(1, vectors.shape[1], queries))
     for start in range(0, total, step):
         stop = min(start + step, total)
         if chosen is None:
-            yield np.arange(start, stop, dtype=np.int64), np.asarray(vectors[start:stop], dtype=np.float32)
+            yield np.arange(start, stop, dtype=np.int64), to_float32(vectors[start:stop])
         else:
-            yield chosen[start:stop], np.asarray(vectors[chosen[start:stop]], dtype=np.float32)
+            numbers = chosen[start:stop]
+            yield numbers, to_float32(vectors.take(numbers, axis=0))
 
 
 def _top(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:

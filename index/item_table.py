@@ -26,6 +26,7 @@ MISSING_FILE = "missing.npy"
 ITEM_ID = "item_id"
 POPULARITY = "popularity"
 _FORMAT_VERSION = 1
+_BLOCK_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,10 @@ class ItemTable:
             )
         if int(self.popularity.min(initial=0)) < 0:
             raise ItemTableError("popularity counts events and cannot be negative")
-        reserved = {ITEM_ID, POPULARITY} & set(self.metadata.column_names)
+        names = self.metadata.column_names
+        if len(set(names)) != len(names):
+            raise ItemTableError(f"metadata columns must have different names, got {names}")
+        reserved = {ITEM_ID, POPULARITY} & set(names)
         if reserved:
             raise ItemTableError(
                 f"metadata columns must not be called {sorted(reserved)}; rename them in the catalogue"
@@ -94,7 +98,8 @@ class ItemTable:
         Raises:
             ItemTableError: a vector is not finite.
         """
-        if not np.isfinite(self.vectors).all():
+        starts = range(0, len(self), _BLOCK_ROWS)
+        if not all(np.isfinite(self.vectors[start : start + _BLOCK_ROWS]).all() for start in starts):
             raise ItemTableError("vectors must be finite; check the training run for diverged losses")
         directory.mkdir(parents=True, exist_ok=True)
         (directory / TABLE_FILE).unlink(missing_ok=True)
@@ -103,7 +108,7 @@ class ItemTable:
             (directory / MISSING_FILE).unlink(missing_ok=True)
         else:
             np.save(directory / MISSING_FILE, self.missing)
-        columns = {ITEM_ID: pa.array([self.ids.id(row) for row in range(len(self))], pa.string())}
+        columns = {ITEM_ID: self.ids.array}
         columns[POPULARITY] = pa.array(self.popularity, pa.int64())
         columns |= {name: self.metadata.column(name) for name in self.metadata.column_names}
         pq.write_table(pa.table(columns), directory / ITEMS_FILE, compression="zstd")
@@ -142,7 +147,7 @@ class ItemTable:
             recorded = description.get("missing", False)
             return cls(
                 layout=layout,
-                ids=ItemIds(items.column(ITEM_ID).to_pylist()),
+                ids=ItemIds(pa.concat_arrays(items.column(ITEM_ID).cast(pa.large_string()).chunks)),
                 vectors=vectors,
                 popularity=items.column(POPULARITY).to_numpy().astype(np.int64),
                 metadata=items.drop_columns([ITEM_ID, POPULARITY]),

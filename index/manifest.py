@@ -3,24 +3,28 @@
 import hashlib
 import json
 import re
+import stat
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from index.bounds import Check, check_figures, is_bound
 from index.errors import BundleInvalid, ItemTableError
 from index.item_table import MISSING_FILE, VECTORS_FILE
 from index.slots import Slot, SlotLayout
 
 BUNDLE_FORMAT: Final = 2
 MANIFEST_FILE = "manifest.json"
-ITEMS_FILE = "items.parquet"
+ITEMS_FILE = "items.arrow"
 FAISS_FILE = "index.faiss"
 ENCODER_FILE = "encoder.onnx"
 INDEXED_FILE = "indexed.npy"
 PROBES_FILE = "probes.npz"
 REPORT_FILE = "report.json"
+PAGE_FILE = "report.html"
 REQUIRED_FILES = (
     ITEMS_FILE,
     VECTORS_FILE,
@@ -30,14 +34,19 @@ REQUIRED_FILES = (
     ENCODER_FILE,
     PROBES_FILE,
     REPORT_FILE,
+    PAGE_FILE,
 )
 
 _LARGEST_MANIFEST = 64 << 20
+_LARGEST_EFFORT = 1 << 20  # far above any that is measured; FAISS allocates by it
 _ID_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class FileEntry(_Part):
@@ -58,6 +67,17 @@ class EffortRecord(_Part):
     typical: tuple[float, ...]
     bands: tuple[tuple[float, int], ...] = Field(min_length=1)
     per_k: int = Field(ge=1)
+    growth: float = Field(ge=0, le=4)
+
+    @field_validator("bands")
+    @classmethod
+    def _in_order(cls, bands: tuple[tuple[float, int], ...]) -> tuple[tuple[float, int], ...]:
+        edges = [edge for edge, _ in bands]
+        if edges != sorted(edges) or edges[-1] != 1:
+            raise ValueError(f"skews must ascend to 1, got {edges}")
+        if not all(0 <= effort <= _LARGEST_EFFORT for _, effort in bands):
+            raise ValueError(f"an effort must lie in 0 … {_LARGEST_EFFORT}")
+        return bands
 
 
 class IndexRecord(_Part):
@@ -70,7 +90,6 @@ class IndexRecord(_Part):
         effort: search effort by the skew of a query's slots.
         recall_k: k of the recall below.
         recall: recall@k against exact search by kind of query (``plain``, ``image x3``, ``image alone`` …), 0 … 1.
-        min_recall: publishing refuses a bundle whose recall is lower in any row; None sets no bound.
     """
 
     kind: Literal["flat", "hnsw", "ivf"]
@@ -78,14 +97,38 @@ class IndexRecord(_Part):
     parameters: dict[str, int | str]
     effort: EffortRecord
     recall_k: int = Field(ge=1)
-    recall: dict[str, float]
-    min_recall: float | None = Field(default=None, ge=0, le=1)
+    recall: dict[str, Finite]
 
-    @property
-    def shortfalls(self) -> dict[str, float]:
-        """The kinds of query whose recall is below ``min_recall``, with their recall."""
-        bound = self.min_recall
-        return {} if bound is None else {name: value for name, value in self.recall.items() if value < bound}
+
+class GateRecord(_Part):
+    """What the bundle is held to before it may be published.
+
+    Attributes:
+        bounds: limit by name, see :class:`index.bounds.Bounds`.
+        figures: measured figures by name, without recall, which stands in the index record.
+        shortfalls: names of the figures that missed their bound when it was built. For the reader only: publishing
+            holds the figures to the bounds again.
+    """
+
+    bounds: dict[str, Finite]
+    figures: dict[str, Finite]
+    shortfalls: tuple[str, ...]
+
+    @field_validator("bounds")
+    @classmethod
+    def _known(cls, bounds: dict[str, float]) -> dict[str, float]:
+        unknown = [name for name in bounds if not is_bound(name)]
+        if unknown:
+            raise ValueError(f"unknown bound {unknown[0]!r}")
+        return bounds
+
+    def checks(self, recall: Mapping[str, float]) -> tuple[Check, ...]:
+        """Every figure beside its bound.
+
+        Args:
+            recall: recall@k by kind of query, from the index record.
+        """
+        return check_figures(self.bounds, {f"recall.{kind}": value for kind, value in recall.items()} | self.figures)
 
 
 class Manifest(_Part):
@@ -104,6 +147,7 @@ class Manifest(_Part):
         max_history: the newest items of a history that the encoder reads.
         model: provenance of the vectors, as training wrote it.
         index: what was built.
+        gate: what it is held to.
         files: every other file of the bundle by its relative path.
         forced: published although a bound was missed.
     """
@@ -120,6 +164,7 @@ class Manifest(_Part):
     max_history: int = Field(ge=1)
     model: dict[str, Any]
     index: IndexRecord
+    gate: GateRecord
     files: dict[str, FileEntry]
     forced: bool = False
 
@@ -135,6 +180,14 @@ class Manifest(_Part):
             raise ValueError(f"the files {', '.join(missing)} are not listed")
         return files
 
+    @model_validator(mode="after")
+    def _agree(self) -> "Manifest":
+        if self.indexed > self.items:
+            raise ValueError(f"{self.indexed} of {self.items} items cannot be indexed")
+        if len(self.index.effort.typical) != len(self.slots):
+            raise ValueError(f"effort.typical needs a share for each of {len(self.slots)} slots")
+        return self
+
     @property
     def layout(self) -> SlotLayout:
         """The slots as a layout.
@@ -143,6 +196,16 @@ class Manifest(_Part):
             ItemTableError: the slots break a rule.
         """
         return SlotLayout(tuple(Slot(name, dim) for name, dim in self.slots))
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """Every figure that has a bound beside it, computed, whatever the manifest says of itself."""
+        return self.gate.checks(self.index.recall)
+
+    @property
+    def shortfalls(self) -> tuple[Check, ...]:
+        """The checks that fail."""
+        return tuple(check for check in self.checks if not check.held)
 
     @classmethod
     def seal(cls, created: datetime, **parts: Any) -> "Manifest":  # noqa: ANN401 - the fields above
@@ -176,7 +239,10 @@ class Manifest(_Part):
         """
         path = bundle / MANIFEST_FILE
         try:
-            if path.stat().st_size > _LARGEST_MANIFEST:
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                raise BundleInvalid(f"{path}: must be a regular file; publish the bundle again")
+            if status.st_size > _LARGEST_MANIFEST:
                 raise BundleInvalid(f"{path}: larger than {_LARGEST_MANIFEST} bytes, not a manifest; build it again")
             text = path.read_bytes()
             raw = json.loads(text)
@@ -192,7 +258,7 @@ class Manifest(_Part):
             altered = manifest.content != _content_hash(raw)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
+            where = ".".join(str(part) for part in first["loc"]) or "as a whole"
             raise BundleInvalid(f"{path}: {where}: {first['msg']}; build the bundle again") from error
         except (OSError, ValueError, RecursionError, ItemTableError) as error:
             raise BundleInvalid(f"{path}: not a readable manifest ({error}); build the bundle again") from error

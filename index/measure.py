@@ -1,31 +1,34 @@
-"""Measuring an index on held-out histories: recall by kind of query, the effort it takes, latency, coverage.
+"""Measuring an index on held-out histories: recall by kind of query, latency, coverage.
 
 Recall is counted by score: a row found is right when its score reaches that of the k-th exact row, so that equal scores
 (for example all items without the only slot asked for) are not held against the index.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index.allowed import Allowed
 from index.encoder import OnnxSequenceEncoder
-from index.exact import exact_top_k
-from index.plan import OVER_FETCH, SCAN, Effort, IndexKind, skew_of, slot_shares
+from index.exact import exact_top_k, exact_top_k_each
+from index.plan import OVER_FETCH
 from index.probes import Probes
 from index.scoring import gather, rank_again, slot_scores
 from index.search import Searcher
 from index.slots import SlotLayout
 
 PLAIN = "plain"
+SHARES = (0.5, 0.1, 0.01, 0.001)  # of the rows that random filters allow
 
-_SMALLEST_SAMPLE = 8  # queries of one kind in one band of skew, below which its mean decides nothing
-_FIRST_EFFORT = {"flat": 1, "hnsw": 32, "ivf": 4}
-_CEILING = {"flat": 1, "hnsw": 4096, "ivf": 65_536}
-_SLACK = 0.01  # how far a whole kind of query may stay below the target, so that the everyday ones stay cheap
+_DEEPER = 10  # times k: what pages and diversified answers ask for
+_DEEP_QUERIES = 64
+_BARRED_SHARE = 100  # the filter that knows the query forbids the nearest hundredth of all rows …
+_MOST_BARRED = 10_000  # … but no more than these
+_BARRED_QUERIES = 32
 _TIMED_QUERIES = 200
 
 
@@ -80,16 +83,88 @@ def query_kinds(
     return kinds
 
 
+def random_filters(indexed: NDArray[np.bool_], seed: int = 0) -> dict[str, Allowed | None]:
+    """Filters that allow a random share of the indexed rows and know nothing of any query.
+
+    Returns:
+        ``filtered 50 %`` … ``filtered 0.1 %``, less those that would not leave a single row.
+    """
+    rows = np.flatnonzero(indexed)
+    order = np.random.default_rng(seed).permutation(rows)
+    filters: dict[str, Allowed | None] = {}
+    for share in SHARES:
+        count = round(share * rows.shape[0])
+        if count:
+            mask = np.zeros(indexed.shape[0], dtype=np.bool_)
+            mask[order[:count]] = True
+            filters[f"filtered {100 * share:g} %"] = Allowed.of(mask, indexed)
+    return filters
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Queries of one kind, what they ask for, and the score that a right answer must reach.
+
+    Attributes:
+        queries: (p, Σd) float32.
+        k: results wanted, at least 1, no more than there are.
+        bounds: (p,) float32 the score of the k-th exact row.
+        allowed: the filter they share; None for none.
+        barred: (p, m) int64 rows forbidden to each query by a filter of its own; None for none.
+        indexed: (n,) bool, the rows that may be found.
+    """
+
+    queries: NDArray[np.float32]
+    k: int
+    bounds: NDArray[np.float32]
+    allowed: Allowed | None = None
+    barred: NDArray[np.int64] | None = None
+    indexed: NDArray[np.bool_] | None = None
+
+    @property
+    def everyday(self) -> bool:
+        """Whether neither a filter nor more results than usual are asked for."""
+        return self.allowed is None and self.barred is None
+
+    def recall(self, searcher: Searcher, chosen: NDArray[np.int64] | None = None) -> float:
+        """Recall@k of a searcher, 0 … 1, on the queries in ``chosen`` (c,) int64, None for all."""
+        places = np.arange(self.queries.shape[0]) if chosen is None else chosen
+        if self.barred is None:
+            _, scores = searcher.search(self.queries[places], self.k, self.allowed)
+            return float((scores >= self.bounds[places, None]).mean())
+        hits = [
+            (searcher.search(query, self.k, allowed)[1][0] >= bound).mean()
+            for (query, allowed), bound in zip(self.one_by_one(places), self.bounds[places], strict=True)
+        ]
+        return float(np.mean(hits))
+
+    def one_by_one(self, places: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.float32], Allowed | None]]:
+        """Each query, (1, Σd), with its filter."""
+        for place in places:
+            allowed = self.allowed
+            if self.barred is not None and self.indexed is not None:
+                mask = np.ones(self.indexed.shape[0], dtype=np.bool_)
+                mask[self.barred[place]] = False
+                allowed = Allowed.of(mask, self.indexed)
+            yield self.queries[[place]], allowed
+
+
 class Exact:
-    """The right answers to every kind of query, computed once.
+    """The right answers to every kind of query, computed once; scores are shared between filters.
 
     Args:
-        kinds: (p, Σd) queries per kind.
+        kinds: (p, Σd) queries per kind, :data:`PLAIN` among them. To these come the plain ones at ten times the depth,
+            under :func:`random_filters`, and each under a filter that forbids the rows nearest to it.
         vectors: (n, Σd) stored vectors.
         indexed: (n,) bool, the rows that may be found.
         layout: the slots.
         k: depth of the recall, at least 1.
         progress: called with the share done.
+
+    Attributes:
+        kinds: all kinds by name.
+        layout: the slots.
+        k: depth of the recall, no more than there are rows.
     """
 
     def __init__(
@@ -101,114 +176,65 @@ class Exact:
         k: int,
         progress: Callable[[float], None],
     ) -> None:
-        self.kinds = kinds
+        count = int(np.count_nonzero(indexed))
         self.layout = layout
-        self.k = min(k, int(np.count_nonzero(indexed)))
-        allowed = None if indexed.all() else indexed
-        self._bounds: dict[str, NDArray[np.float32]] = {}
+        self.k = min(k, count)
+        self.kinds: dict[str, Asked] = {}
+        self._vectors, self._indexed = vectors, indexed
+        self._all = None if count == indexed.shape[0] else indexed
         for done, (kind, queries) in enumerate(kinds.items()):
-            progress(done / len(kinds))
-            rows, _ = exact_top_k(queries, vectors, self.k + OVER_FETCH, allowed=allowed)
-            _, scores = rank_again(queries, rows, vectors, layout, self.k)
-            self._bounds[kind] = scores[:, -1]
+            part = _part_of(progress, done, len(kinds) + 1)
+            filters: dict[str, Allowed | None] = {kind: None}
+            self._add(filters | (random_filters(indexed) if kind == PLAIN else {}), queries, part)
+        plain = kinds[PLAIN]
+        if count > _DEEPER * self.k:
+            self._add_deep(plain[:_DEEP_QUERIES])
+        if count >= _BARRED_SHARE:
+            self._add_barred(plain[:_BARRED_QUERIES], min(count // _BARRED_SHARE, _MOST_BARRED))
 
     def recall(self, searcher: Searcher, kind: str, chosen: NDArray[np.int64] | None = None) -> float:
-        """Recall@k of a searcher on the queries of one kind, 0 … 1.
+        """Recall@k of a searcher on the queries of one kind, 0 … 1; see :meth:`Asked.recall`."""
+        return self.kinds[kind].recall(searcher, chosen)
 
-        Args:
-            searcher: what is measured.
-            kind: of :func:`query_kinds`.
-            chosen: (c,) int64 queries to use, None for all.
-        """
-        part: Any = slice(None) if chosen is None else chosen
-        _, scores = searcher.search(self.kinds[kind][part], self.k)
-        return float((scores >= self._bounds[kind][part, None]).mean())
+    def _add(
+        self, filters: Mapping[str, Allowed | None], queries: NDArray[np.float32], progress: Callable[[float], None]
+    ) -> None:
+        masks = [self._all if allowed is None else allowed.findable for allowed in filters.values()]
+        answers = exact_top_k_each(queries, self._vectors, self.k + OVER_FETCH, masks, progress)
+        for (name, allowed), (rows, _) in zip(filters.items(), answers, strict=True):
+            k = self.k if allowed is None else min(self.k, allowed.count)
+            self.kinds[name] = Asked(queries, k, self._bounds(queries, rows, k), allowed)
 
+    def _add_deep(self, queries: NDArray[np.float32]) -> None:
+        k = _DEEPER * self.k
+        rows, _ = exact_top_k(queries, self._vectors, k + OVER_FETCH, allowed=self._all)
+        self.kinds[f"{PLAIN} top {k}"] = Asked(queries, k, self._bounds(queries, rows, k))
 
-def calibrate(
-    index_kind: IndexKind,
-    make_searcher: Callable[[Effort], Searcher],
-    exact: Exact,
-    target: float,
-    progress: Callable[[float], None],
-) -> Effort:
-    """The least effort per band of skew that reaches a recall for every kind of query in the band.
+    def _add_barred(self, queries: NDArray[np.float32], barred: int) -> None:
+        rows, _ = exact_top_k(queries, self._vectors, barred + self.k + OVER_FETCH, allowed=self._all)
+        k = min(self.k, int(np.count_nonzero(self._indexed)) - barred)
+        bounds = self._bounds(queries, rows[:, barred:], k)
+        self.kinds[f"nearest {100 / _BARRED_SHARE:g} % barred"] = Asked(
+            queries, k, bounds, barred=rows[:, :barred], indexed=self._indexed
+        )
 
-    Effort is raised by a quarter at a time from a small start until each kind's mean recall reaches the target; at the
-    latest a full scan does. The first band holds 95 % of the plain queries and is measured on them alone; should that
-    leave another kind more than 0.01 below the target, all bands rise together.
-
-    Args:
-        index_kind: flat, hnsw or ivf.
-        make_searcher: a searcher over the index with a given effort.
-        exact: queries and right answers.
-        target: recall@k to reach, 0 … 1.
-        progress: called with the share done.
-    """
-    plain = exact.kinds[PLAIN]
-    per_k = exact.k + OVER_FETCH
-    typical = tuple(float(share) for share in slot_shares(plain, exact.layout).mean(axis=0))
-    if index_kind == "flat":
-        return Effort(typical, ((1.0, SCAN),), per_k)
-    skews = {kind: skew_of(queries, exact.layout, np.array(typical)) for kind, queries in exact.kinds.items()}
-    first = float(np.clip(np.quantile(skews[PLAIN], 0.95), 0.05, 0.9))
-    edges = [first, first + (1 - first) / 4, first + (1 - first) / 2, 1.0]
-    measured: dict[float, int] = {}
-    effort = _FIRST_EFFORT[index_kind]
-    for number, (lowest, edge) in enumerate(zip([-1.0, *edges], edges, strict=False)):
-        progress(number / len(edges))
-        members = {kind: np.flatnonzero((skew > lowest) & (skew <= edge)) for kind, skew in skews.items()}
-        if number == 0:  # the everyday queries alone decide what they cost
-            members = {PLAIN: members[PLAIN]}
-        members = {kind: chosen for kind, chosen in members.items() if chosen.shape[0] >= _SMALLEST_SAMPLE}
-        if members and effort != SCAN:  # more skew never needs less, so each band starts where the last one ended
-            effort = _climb(index_kind, make_searcher, typical, exact, members, effort, target)
-        if members or edge == edges[-1]:
-            measured[edge] = effort
-    # A band without queries takes the effort of the next one, as searchsorted skips it.
-    found = Effort(typical, tuple(measured.items()), per_k)
-    while any(value != SCAN for _, value in found.bands) and not _holds(make_searcher(found), exact, target - _SLACK):
-        found = replace(found, bands=tuple((edge, _raised(index_kind, value)) for edge, value in found.bands))
-    return found
+    def _bounds(self, queries: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> NDArray[np.float32]:
+        """(p,) the k-th score, computed as the searcher computes it."""
+        _, scores = rank_again(queries, rows, self._vectors, self.layout, k)
+        bounds: NDArray[np.float32] = scores[:, -1]
+        return bounds
 
 
-def _holds(searcher: Searcher, exact: Exact, floor: float) -> bool:
-    """Whether every kind of query as a whole reaches a recall, those in the first band included."""
-    return all(exact.recall(searcher, kind) >= floor for kind in exact.kinds)
+def _part_of(progress: Callable[[float], None], done: int, parts: int) -> Callable[[float], None]:
+    return lambda share: progress((done + share) / parts)
 
 
-def _raised(kind: IndexKind, effort: int) -> int:
-    """A quarter more effort; :data:`SCAN` beyond the ceiling, and for ever after."""
-    more = effort + max(1, effort // 4)
-    return SCAN if effort == SCAN or more > _CEILING[kind] else more
-
-
-def _climb(
-    kind: IndexKind,
-    make_searcher: Callable[[Effort], Searcher],
-    typical: tuple[float, ...],
-    exact: Exact,
-    members: Mapping[str, NDArray[np.int64]],
-    effort: int,
-    target: float,
-) -> int:
-    """Raise the effort by a quarter until every kind reaches the target; :data:`SCAN` when nothing else does."""
-    waiting = dict(members)
-    while effort != SCAN:
-        searcher = make_searcher(Effort(typical, ((1.0, effort),), exact.k + OVER_FETCH))
-        waiting = {name: chosen for name, chosen in waiting.items() if exact.recall(searcher, name, chosen) < target}
-        if not waiting:
-            break
-        effort = _raised(kind, effort)
-    return effort
-
-
-def latency_ms(searcher: Searcher, queries: NDArray[np.float32], k: int) -> dict[str, float]:
+def latency_ms(searcher: Searcher, asked: Asked) -> dict[str, float]:
     """Milliseconds of one search with one query at a time: p50, p90 and p99, lower is better."""
     times = []
-    for query in queries[:_TIMED_QUERIES]:
+    for query, allowed in asked.one_by_one(np.arange(min(asked.queries.shape[0], _TIMED_QUERIES))):
         started = time.perf_counter()
-        searcher.search(query[None], k)
+        searcher.search(query, asked.k, allowed)
         times.append(1000 * (time.perf_counter() - started))
     return {f"p{percent}": round(float(np.percentile(times, percent)), 4) for percent in (50, 90, 99)}
 

@@ -86,5 +86,5 @@ def check_missing_fits(missing: NDArray[np.uint8], layout: SlotLayout, vectors: 
             state = "zero" if missing[start + row, column] == Missing.PRESENT else "not zero"
             raise ItemTableError(
                 f"row {start + row}: slot {layout.names[column]!r} is {state}, but its missing-modality code is "
-                f"{Missing(missing[start + row, column]).name}; embed the catalogue again"
+                f"{Missing(missing[start + row, column]).name}"
             )

@@ -1,8 +1,16 @@
-"""How one search is carried out: how many candidates, how much effort, and when scanning beats the graph or the lists.
+"""How one search is carried out: how many candidates, how much effort, and which of three paths costs the least.
 
-Pure arithmetic on sizes and queries; nothing here knows FAISS. The costs behind the rules are ratios measured on
-fp16 vectors of 192 dimensions (docs/experiments.md, "Index"): one step of HNSW's beam costs about as much as scanning
-100 rows, gathering a row in numpy as much as scanning 15, skipping a masked row a quarter of scanning it.
+Pure arithmetic on sizes; nothing here knows FAISS. Costs are counted in rows of a plain sequential scan, as measured on
+fp16 vectors of 192 dimensions with 100,000 to 1,000,000 rows (docs/experiments.md, "Index"); only their ratios matter.
+
+A filter is met in one of these ways, whichever is the cheapest:
+
+- narrow: the allowed rows are read and multiplied, exact (``gather``);
+- middling: every row is looked at, those that a bitmap forbids are skipped, exact up to rounding (``scan``);
+- wide: the index gives more candidates than needed and the forbidden ones are dropped (``index``). The allowed rows
+  among its best are the best allowed rows, so enough of them prove that the filter has hidden nothing; when too few are
+  left, because the filter forbids what is near the query, an exact path answers instead. A bitmap inside graph or lists
+  costs no less and has no such proof: it gives k rows, but not the nearest ones.
 """
 
 import math
@@ -20,12 +28,21 @@ IndexKind = Literal["flat", "hnsw", "ivf"]
 OVER_FETCH = 16  # candidates beyond k, so that re-scoring can mend the index's rounding
 SCAN = 0  # the effort that means: look at every row
 
-_ROWS_PER_BEAM_STEP = 100
-_FEW_ROWS = 500
-_FEW_SHARE = 64
-_SKIP_COST = 0.25
-# Effort for equal recall grows as the number of candidates to this power.
-_EFFORT_POWER = {"flat": 0.0, "hnsw": 0.75, "ivf": 0.5}
+SPARE = OVER_FETCH // 2  # of those, the ones that must be left of an over-fetch to prove it sufficient
+
+_ROWS_PER_BEAM_STEP = 250
+_ROWS_PER_LISTED_ROW = 1.8
+_ROWS_PER_CENTROID = 2.0
+_ROWS_PER_CANDIDATE = 45.0
+_ROWS_PER_GATHERED_ROW = 8.0
+_ROWS_PER_SKIPPED_ROW = 0.1
+_ROWS_PER_ALLOWED_ROW = 3.0  # of a scan with a bitmap, which jumps about in memory …
+_ROWS_PER_FAR_ROW = 12.0  # … which costs more when that is larger than the processor's cache
+_CACHED_ROWS = 100_000
+_MOST_SCANS_PER_BITMAP = 2.5
+_MARGIN = 1.5  # over-fetch beyond what an average filter needs
+# Effort for equal recall grows as the number of candidates to this power, until the build has measured it.
+GROWTH = {"flat": 0.0, "hnsw": 0.75, "ivf": 0.5}
 
 
 @dataclass(frozen=True)
@@ -42,11 +59,13 @@ class Effort:
         bands: (skew, effort) pairs, skew ascending and ending at 1; a query takes the effort of the first band whose
             skew is at least its own. Effort is nprobe (IVF) or efSearch (HNSW) at ``per_k`` candidates; 0 scans.
         per_k: the number of candidates that the effort was measured with.
+        growth: effort for equal recall grows as the number of candidates to this power.
     """
 
     typical: tuple[float, ...]
     bands: tuple[tuple[float, int], ...]
     per_k: int
+    growth: float = 1.0
 
     def of(self, queries: NDArray[np.float32], layout: SlotLayout) -> NDArray[np.int64]:
         """(B,) int64 effort per query."""
@@ -88,8 +107,8 @@ class Step:
     """What to do for one group of queries.
 
     Attributes:
-        path: ``gather`` reads the allowed rows and multiplies (exact); ``scan`` lets the index look at every row (exact
-            up to its rounding); ``index`` uses lists or graph.
+        path: ``gather`` reads the allowed rows and multiplies (exact); ``scan`` lets the index look at every row that a
+            bitmap allows (exact up to its rounding); ``index`` asks it as it was built, with no filter.
         fetch: candidates to take before they are scored again, at least 1.
         effort: nprobe or efSearch under ``index``, else :data:`SCAN`.
     """
@@ -107,67 +126,76 @@ class Engine:
         kind: flat, hnsw or ivf.
         rows: rows in the index.
         lists: inverted lists of IVF; 0 otherwise.
-        filters: whether it honours a bitmap of allowed rows. Classic GPU indexes ignore one without a word (faiss
-            #3114, #3924), so there it is False and filters go through over-fetch.
-        largest_fetch: cap on candidates and on nprobe (2048 on the GPU), None for no cap.
+        largest_fetch: cap on candidates and on nprobe of ``index`` (2048 on the GPU), None for no cap.
+        advantage: how many times faster than a CPU ``index`` is; ``gather`` and ``scan`` are always the CPU's.
     """
 
     kind: IndexKind
     rows: int
     lists: int = 0
-    filters: bool = True
     largest_fetch: int | None = None
+    advantage: float = 1.0
 
 
-def plan(engine: Engine, k: int, allowed: int, effort: int, per_k: int) -> Step:
+def plan(engine: Engine, k: int, allowed: int, effort: int, level: Effort, taken: int = 0) -> Step:
     """Choose the path of one search.
 
     Args:
         engine: the loaded index.
         k: results wanted, at least 1.
         allowed: rows that may be found, 1 … ``engine.rows``.
-        effort: effort for plain k and no filter (:class:`Effort`); 0 scans.
-        per_k: candidates that ``effort`` was measured with.
+        effort: effort for plain k and no filter, from ``level``; 0 scans.
+        level: how effort grows with the number of candidates.
+        taken: rows forbidden one by one, which may all be nearer than any allowed one.
 
     Returns:
-        The step; with ``index`` and a filter the answer may come up short and must then be completed by a scan.
+        The step. After ``index`` under a filter, fewer than min(k + :data:`SPARE`, ``allowed``) allowed candidates
+        mean that :func:`exact_step` has to answer.
     """
-    share = allowed / engine.rows
+    exact_cost, exact = _exact(engine, k, allowed)
     fetch = min(k + OVER_FETCH, allowed)
-    filtered = allowed < engine.rows
-    if filtered and allowed <= max(_FEW_ROWS, engine.rows // _FEW_SHARE):
-        return Step("gather", fetch, SCAN)
-    if not engine.filters:
-        return _plan_unfiltered(engine, k, allowed, effort, per_k)
-    if engine.kind == "flat" or effort == SCAN:
-        return Step("scan", fetch, SCAN)
-    wider = _wider(engine, fetch, per_k)
-    if engine.kind == "ivf":
-        probes = math.ceil(effort * wider / share)
-        return Step("scan", fetch, SCAN) if probes >= engine.lists else Step("index", fetch, probes)
-    beam = max(fetch, math.ceil(effort * wider / share))
-    scan_cost = allowed + _SKIP_COST * (engine.rows - allowed)
-    if beam * _ROWS_PER_BEAM_STEP >= scan_cost:
-        return Step("scan", fetch, SCAN)
-    return Step("index", fetch, beam)
-
-
-def _wider(engine: Engine, fetch: int, per_k: int) -> float:
-    """Factor on the effort for more candidates than it was measured with."""
-    return float(max(1.0, fetch / per_k) ** _EFFORT_POWER[engine.kind])
-
-
-def _plan_unfiltered(engine: Engine, k: int, allowed: int, effort: int, per_k: int) -> Step:
-    """The plan for an index that cannot filter: over-fetch, or the exact path when that passes its cap."""
-    exact = Step("gather", min(k + OVER_FETCH, allowed), SCAN)
-    fetch = min(k + OVER_FETCH, engine.rows)
-    if allowed < engine.rows:  # half as much again as expected, for filters that correlate with the query
-        fetch = min(math.ceil(1.5 * fetch * engine.rows / allowed), engine.rows)
-    cap = engine.largest_fetch or engine.rows
-    if fetch > cap:
+    if allowed < engine.rows:
+        share = min(1.0, (allowed + taken) / engine.rows)
+        fetch = min(math.ceil(_MARGIN * fetch / share) + taken, engine.rows)
+    found = _through_index(engine, fetch, effort, level)
+    if found is None:
         return exact
+    cost, step = found
+    return step if cost <= exact_cost else exact
+
+
+def exact_step(engine: Engine, k: int, allowed: int) -> Step:
+    """The cheaper of the two paths that look at every allowed row; arguments as of :func:`plan`."""
+    return _exact(engine, k, allowed)[1]
+
+
+def _exact(engine: Engine, k: int, allowed: int) -> tuple[float, Step]:
+    fetch = min(k + OVER_FETCH, allowed)
+    scan = float(engine.rows)
+    if allowed < engine.rows:
+        jump = _ROWS_PER_ALLOWED_ROW if engine.rows <= _CACHED_ROWS else _ROWS_PER_FAR_ROW
+        scan = min(_ROWS_PER_SKIPPED_ROW * engine.rows + jump * allowed, _MOST_SCANS_PER_BITMAP * engine.rows)
+    gather = _ROWS_PER_GATHERED_ROW * allowed
+    cost = min(scan, gather) + _ROWS_PER_CANDIDATE * fetch
+    return cost, Step("gather" if gather < scan else "scan", fetch, SCAN)
+
+
+def _through_index(engine: Engine, fetch: int, effort: int, level: Effort) -> tuple[float, Step] | None:
+    """Cost and step of asking the index as it was built; None where that is impossible or no better than a scan."""
+    if engine.largest_fetch is not None and fetch > engine.largest_fetch:
+        return None
+    cost = _ROWS_PER_CANDIDATE * fetch
     if engine.kind == "flat":
-        return Step("scan", fetch, SCAN)
-    probes = engine.lists if effort == SCAN else math.ceil(effort * _wider(engine, fetch, per_k))
-    probes = min(probes, engine.lists)
-    return exact if probes > cap else Step("index", fetch, probes)
+        return (engine.rows + cost) / engine.advantage, Step("index", fetch, SCAN)
+    deeper = math.ceil(effort * max(1.0, fetch / level.per_k) ** level.growth)
+    if engine.kind == "hnsw":
+        beam = max(fetch, deeper)
+        cost += _ROWS_PER_BEAM_STEP * beam
+        return None if effort == SCAN else (cost / engine.advantage, Step("index", fetch, beam))
+    probes = engine.lists if effort == SCAN else min(deeper, engine.lists)
+    if engine.largest_fetch is None and probes == engine.lists:
+        return None  # a scan does the same
+    if engine.largest_fetch is not None and probes > engine.largest_fetch:
+        return None
+    cost += _ROWS_PER_CENTROID * engine.lists + _ROWS_PER_LISTED_ROW * probes * engine.rows / engine.lists
+    return cost / engine.advantage, Step("index", fetch, probes)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.errors import ItemTableError
+from index.mapped_array import view_array
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Probes:
 
     def save(self, path: Path) -> None:
         """Write ``probes.npz``."""
-        np.savez(path, histories=self.histories, targets=self.targets)
+        histories, targets = (np.ascontiguousarray(array, dtype=np.int64) for array in (self.histories, self.targets))
+        np.savez(path, histories=histories, targets=targets)
 
     @classmethod
     def load(cls, path: Path) -> "Probes":
@@ -70,8 +72,18 @@ class Probes:
             ItemTableError: the file is missing, unreadable or breaks a rule.
         """
         try:
-            # np.load leaves a file open that it opened itself and cannot read.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return cls(arrays["histories"].astype(np.int64), arrays["targets"].astype(np.int64))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            with zipfile.ZipFile(path) as archive:
+                histories, targets = (_member(archive, f"{name}.npy") for name in ("histories", "targets"))
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise ItemTableError(f"{path}: probes cannot be read ({error}); build the item table again") from error
+        return cls(histories, targets)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> NDArray[np.int64]:
+    """One stored array; raises ItemTableError for anything but 64-bit integers."""
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:  # a few bytes could become gigabytes
+        raise ItemTableError(f"{name} must be stored without compression; build the item table again")
+    array = view_array(archive.read(name))
+    if array.dtype != np.int64:
+        raise ItemTableError(f"{name} must hold 64-bit integers, got {array.dtype}; build the item table again")
+    return array

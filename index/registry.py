@@ -19,9 +19,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import get_protocol
+
+from index.bounds import Check
 from index.bundle import Bundle
 from index.errors import BundleInvalid, BundleNotFound, GateRefused, RegistryError
-from index.manifest import MANIFEST_FILE, Manifest, is_bundle_id
+from index.manifest import MANIFEST_FILE, PAGE_FILE, Manifest, is_bundle_id
 from index.stamp import stamp_path, sync_directory, sync_file, verify_files, write_durably, write_stamp
 
 POINTER_FILE = "pointer.json"
@@ -45,6 +50,8 @@ class BundleInfo:
         size: bytes of all its files.
         recall: recall by kind of query.
         forced: published although a bound was missed.
+        shortfalls: the bounds that it misses.
+        bounds: how many figures are held to a bound.
         problem: what is wrong with its manifest, None if nothing is.
     """
 
@@ -56,6 +63,8 @@ class BundleInfo:
     size: int = 0
     recall: dict[str, float] | None = None
     forced: bool = False
+    shortfalls: tuple[Check, ...] = ()
+    bounds: int = 0
     problem: str | None = None
 
 
@@ -69,16 +78,14 @@ class Registry:
     """Published bundles under one directory.
 
     Args:
-        root: a local directory; made by the first publish. Other file systems are not supported yet.
+        root: a directory, as a path or a ``file://`` URL; made by the first publish.
 
     Raises:
-        RegistryError: ``root`` is a URL.
+        RegistryError: ``root`` is a URL of another protocol.
     """
 
     def __init__(self, root: str | Path) -> None:
-        if "://" in str(root):
-            raise RegistryError(f"a registry must be a local directory so far, got {root!r}")
-        self.root = Path(root)
+        self.root = _local(root)
 
     @property
     def pointer(self) -> Path:
@@ -104,26 +111,27 @@ class Registry:
         Raises:
             BundleNotFound: there is no such directory.
             BundleInvalid: a file is missing, altered, or does not fit the others.
-            GateRefused: its recall is below the bound and ``force`` is off.
+            GateRefused: a figure misses its bound and ``force`` is off; figures are held to the bounds here, whatever
+                the manifest says of shortfalls.
             RegistryError: the directory cannot be written.
         """
         if not bundle.is_dir():
             raise BundleNotFound(f"{bundle}: there is no bundle; build one with `vlm2rec index build`")
         manifest = Manifest.read(bundle)
-        short = manifest.index.shortfalls
+        short = manifest.shortfalls
         if short and not force:
-            figures = ", ".join(f"{name} {value:.4f}" for name, value in short.items())
             raise GateRefused(
-                f"{bundle}: recall@{manifest.index.recall_k} is below its bound {manifest.index.min_recall}: {figures}"
-                "; build with another kind, or publish with --force"
+                f"{bundle}: these figures miss their bounds: {'; '.join(map(str, short))}. See "
+                f"{bundle / PAGE_FILE}; mend the cause and build again, or publish with --force",
+                shortfalls=short,
             )
         with self._writing():
-            if not self._has_whole(manifest.id, progress):
+            if not self._has_whole(manifest, progress):
                 self._copy_in(bundle, manifest.model_copy(update={"forced": bool(short)}), progress)
             pointer = self._read_pointer()
             if pointer.current != manifest.id:
-                kept = tuple(item for item in (*pointer.previous, pointer.current) if item and item != manifest.id)
-                self._write_pointer(_Pointer(manifest.id, kept[-_KEPT_HISTORY:]))
+                kept = tuple(item for item in pointer.previous if item != manifest.id)
+                self._write_pointer(_moved(_Pointer(pointer.current, kept), manifest.id))
         return manifest.id
 
     def current(self) -> str | None:
@@ -153,22 +161,29 @@ class Registry:
         current = self.current()
         return [_describe(self.root / name, current=name == current) for name in self._ids()]
 
-    def rollback(self) -> str:
-        """Point back to the bundle before the current one and give its id; calling it again goes further back.
+    def rollback(self, to: str | None = None) -> str:
+        """Point back to an earlier bundle and give its id.
+
+        Args:
+            to: a published bundle, earlier or later; None for the one before the current, so that calling it again
+                goes further back.
 
         Raises:
-            RegistryError: there is no earlier bundle left.
-            BundleInvalid: the earlier bundle is damaged; the pointer stays.
+            RegistryError: there is no earlier bundle left, or ``to`` is the current one.
+            BundleNotFound: ``to`` is not published here.
+            BundleInvalid: the bundle is damaged; the pointer stays.
         """
         with self._writing():
             pointer = self._read_pointer()
-            left = [item for item in pointer.previous if (self.root / item).is_dir()]
-            if not left:
+            left = tuple(item for item in pointer.previous if (self.root / item).is_dir())
+            if to is None and not left:
                 raise RegistryError(f"{self.root}: there is no earlier bundle to go back to; publish one")
-            target = left.pop()
-            verify_files(self.root / target, Manifest.read(self.root / target))
-            self._write_pointer(_Pointer(target, tuple(left)))
-        return target
+            if to is not None and to == pointer.current:
+                raise RegistryError(f"{self.root}: {to} is the current bundle already; name another one")
+            path = self.path(left[-1] if to is None else to)
+            verify_files(path, Manifest.read(path))
+            self._write_pointer(_moved(_Pointer(pointer.current, left), path.name))
+        return path.name
 
     def prune(self, keep: int) -> builtins.list[str]:
         """Delete all but the newest bundles and the current one; gives the ids that went.
@@ -219,22 +234,25 @@ class Registry:
     def _aside(self) -> Path:
         return self.root / f"{_ASIDE}{uuid.uuid4().hex}"
 
-    def _has_whole(self, bundle_id: str, progress: Callable[[str, float], None] | None) -> bool:
-        """Whether a bundle is here and whole; a damaged one is moved away."""
-        path = self.root / bundle_id
+    def _has_whole(self, wanted: Manifest, progress: Callable[[str, float], None] | None) -> bool:
+        """Whether a bundle is here and whole; a damaged one, or another under its name, is moved away."""
+        path = self.root / wanted.id
         if not path.is_dir():
             return False
         try:
             manifest = Manifest.read(path)
             verify_files(path, manifest, "full", progress)
+            whole = manifest.content == wanted.content
         except BundleInvalid:
-            stamp_path(path).unlink(missing_ok=True)
-            aside = self._aside()
-            path.rename(aside)
-            shutil.rmtree(aside)
-            return False
-        write_stamp(path, manifest)
-        return True
+            whole = False
+        if whole:
+            write_stamp(path, manifest)
+            return True
+        stamp_path(path).unlink(missing_ok=True)
+        aside = self._aside()
+        path.rename(aside)
+        shutil.rmtree(aside)
+        return False
 
     def _copy_in(self, bundle: Path, manifest: Manifest, progress: Callable[[str, float], None] | None) -> None:
         aside = self._aside()
@@ -248,7 +266,7 @@ class Registry:
             sync_directory(aside)
             verify_files(aside, manifest, "full", progress)
             write_stamp(aside, manifest)
-            Bundle.load(aside)  # every file fits the others, and the encoder and the index open
+            Bundle.load(aside).check_vectors()  # every file fits the others, and the encoder and the index open
             final = self.root / manifest.id
             aside.rename(final)
             sync_directory(self.root)
@@ -301,7 +319,28 @@ def _describe(path: Path, *, current: bool) -> BundleInfo:
         size=sum(entry.size for entry in manifest.files.values()),
         recall=manifest.index.recall,
         forced=manifest.forced,
+        shortfalls=manifest.shortfalls,
+        bounds=len(manifest.checks),
     )
+
+
+def _moved(pointer: _Pointer, target: str) -> _Pointer:
+    """The pointer on another bundle: back in its history, or one further on."""
+    if target in pointer.previous:
+        return _Pointer(target, pointer.previous[: pointer.previous.index(target)])
+    before = pointer.previous if pointer.current is None else (*pointer.previous, pointer.current)
+    return _Pointer(target, before[-_KEPT_HISTORY:])
+
+
+def _local(root: str | Path) -> Path:
+    """The local directory that a path or URL names."""
+    if isinstance(root, Path):
+        return root
+    if get_protocol(root) not in LocalFileSystem.protocol or "::" in root:  # :: chains file systems
+        raise RegistryError(
+            f"{root!r}: object stores are not supported yet; a registry must be a local path or a file:// URL"
+        )
+    return Path(url_to_fs(root)[1])
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ neither the index's own arithmetic nor the number of rows asked for can change a
 import numpy as np
 from numpy.typing import NDArray
 
+from index.float16 import to_float32
 from index.slots import SlotLayout
 
 
@@ -71,5 +72,4 @@ def gather(vectors: NDArray[np.floating], rows: NDArray[np.int64]) -> NDArray[np
     Returns:
         (*rows.shape, Σd) float32.
     """
-    picked: NDArray[np.float32] = vectors.take(np.maximum(rows, 0), axis=0).astype(np.float32, copy=False)
-    return picked
+    return to_float32(vectors.take(np.maximum(rows, 0), axis=0))

@@ -3,7 +3,7 @@
 Hashing gigabytes at every start would cost seconds, so publishing hashes everything and leaves a stamp beside the
 bundle (``<bundle>.stamp.json``: size and modification time per file, and the manifest's hash). Loading hashes only what
 is small or does not fit the stamp. A file changed in place with its size and time kept passes the stamp; ``full`` finds
-it.
+it, and so does :func:`hash_files` beside a service that is answering already.
 """
 
 import hashlib
@@ -14,19 +14,39 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from index.errors import BundleInvalid
+from index.errors import BundleInvalid, BundleNotFound
 from index.manifest import MANIFEST_FILE, FileEntry, Manifest
 
 Verify = Literal["stamp", "full"]
 
 _STAMP_FORMAT = 1
+_LARGEST_STAMP = 64 << 20
 _SMALL = 1 << 20  # bytes; smaller files are hashed at every load
+_BLOCK = 1 << 20  # bytes hashed between two looks at whether to stop, about half a millisecond
 
 
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's content, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class _Stopped(Exception):
+    """Hashing was told to stop; never leaves this module."""
+
+
+def _nothing() -> None:
+    pass
+
+
+def sha256_of(path: Path, between: Callable[[], None] = _nothing) -> str:
+    """sha256 of a file's content, hexadecimal.
+
+    Args:
+        path: the file.
+        between: called before every block of a megabyte; what it raises ends the work.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        between()
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            between()
+    return digest.hexdigest()
 
 
 def stamp_path(bundle: Path) -> Path:
@@ -72,6 +92,54 @@ def verify_files(
             progress(name, done / total)
 
 
+def verify_file(bundle: Path, manifest: Manifest, name: str) -> None:
+    """Hold one file of a bundle to its size and hash.
+
+    Args:
+        bundle: the bundle's directory.
+        manifest: its manifest.
+        name: of a file that the manifest lists.
+
+    Raises:
+        BundleInvalid: it is missing, not a regular file, of another size or content.
+    """
+    _check_size(bundle / name, manifest.files[name])
+    _check_hash(bundle / name, manifest.files[name])
+
+
+def hash_files(bundle: Path, manifest: Manifest, stop: Callable[[], bool]) -> bool:
+    """Hold every file of a bundle to its manifest by its content, whatever a stamp says, for as long as it may run.
+
+    Args:
+        bundle: the bundle's directory.
+        manifest: its manifest.
+        stop: asked before every block of a megabyte; True ends the work.
+
+    Returns:
+        True when every file is whole, False when it was stopped before it knew.
+
+    Raises:
+        BundleNotFound: the bundle was deleted meanwhile.
+        BundleInvalid: a file is missing, not a regular file, of another size or content.
+    """
+
+    def watch() -> None:
+        if stop():
+            raise _Stopped
+
+    try:
+        for name, entry in manifest.files.items():
+            _check_size(bundle / name, entry)
+            _check_hash(bundle / name, entry, watch)
+    except _Stopped:
+        return False
+    except BundleInvalid as error:
+        if not bundle.is_dir():
+            raise BundleNotFound(f"{bundle}: the bundle was deleted while it was verified") from error
+        raise
+    return True
+
+
 def write_durably(path: Path, content: bytes) -> None:
     """Write a file aside, flush it to the disk and put it in place in one step; the old content stays until then.
 
@@ -113,8 +181,11 @@ def _signature(path: Path) -> list[int]:
 
 def _read_stamp(bundle: Path) -> dict[str, list[int]]:
     """What the stamp vouches for; nothing if it is missing, unreadable or belongs to another manifest."""
+    path = stamp_path(bundle)
     try:
-        stamp = json.loads(stamp_path(bundle).read_bytes())
+        if not path.is_file() or path.stat().st_size > _LARGEST_STAMP:
+            return {}
+        stamp = json.loads(path.read_bytes())
         if stamp["format"] != _STAMP_FORMAT or stamp["manifest"] != sha256_of(bundle / MANIFEST_FILE):
             return {}
         return dict(stamp["files"])
@@ -135,9 +206,9 @@ def _check_size(path: Path, entry: FileEntry) -> None:
         )
 
 
-def _check_hash(path: Path, entry: FileEntry) -> None:
+def _check_hash(path: Path, entry: FileEntry, between: Callable[[], None] = _nothing) -> None:
     try:
-        found = sha256_of(path)
+        found = sha256_of(path, between)
     except OSError as error:
         raise BundleInvalid(f"{path}: cannot be read ({error}); publish the bundle again") from error
     if found != entry.sha256:

@@ -1,7 +1,7 @@
 """The one composition root: `create_app` picks every concrete class; nothing is built on import."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -13,15 +13,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from index.bundle import Bundle
-from index.registry import Registry
+from service.admin_routes import AdminRoutes
 from service.auth import KeyRing
 from service.current import CurrentBundle
+from service.directives import Directives
 from service.engine import InlineEngine
 from service.envelope import Envelope, trace_of
-from service.errors import StartError
 from service.logs import logger
 from service.metrics import Metrics
 from service.openapi import document
+from service.opening import Opening, open_first, read_pin
 from service.problems import (
     ANSWERED_ERRORS,
     METHOD_NOT_ALLOWED,
@@ -31,10 +32,15 @@ from service.problems import (
     problem_response,
 )
 from service.recommender import Recommender
+from service.redis_directives import RedisDirectives
 from service.redis_sessions import RedisSessions
-from service.rendering import age_s
-from service.routes import Routes, Services
+from service.routes import Routes
+from service.routing import DirectRoute, Services
 from service.settings import Settings, load_settings
+from service.shadow import RecentHistories, ShadowBounds
+from service.shelf import Shelf
+from service.source import BundleSource
+from service.watcher import Watcher
 
 _DESCRIPTION = """
 Multimodal sequential recommendations with an exact attribution of every score to text, image and behaviour.
@@ -51,12 +57,12 @@ class _Api(FastAPI):
         return document(self)
 
 
-def create_app(settings: Settings | None = None, *, bundle: Bundle | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, *, opening: Opening | None = None) -> FastAPI:
     """Build the service.
 
     Args:
         settings: None: read from ``VLM2REC_*`` and the file that they name.
-        bundle: the bundle to begin with, warm; None: the registry's current one, loaded at start-up.
+        opening: what to begin with; None: loaded from the registry at start-up.
 
     Returns:
         The application; ``app.state.current`` holds what answers.
@@ -65,20 +71,18 @@ def create_app(settings: Settings | None = None, *, bundle: Bundle | None = None
         SettingsError: a setting breaks a rule.
     """
     settings = settings or load_settings()
-    log = logger()
-    metrics = Metrics()
-    current = CurrentBundle()
-    histories = _open_histories(settings, metrics)
+    services = _services(settings)
+    # Emptied at the start: whatever still named the first bundle would keep it in memory for ever.
+    begin_with = [] if opening is None else [opening]
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        loaded = bundle if bundle is not None else await asyncio.to_thread(load_current, settings)
-        current.swap(loaded)
-        metrics.bundle(loaded.id, len(loaded), lambda: age_s(loaded))
-        log.info("ready", bundle=loaded.id, items=len(loaded), redis=await histories.alive())
+        await _begin(services, begin_with.pop() if begin_with else await asyncio.to_thread(load_current, settings))
         yield
-        current.drain()
-        await histories.close()
+        services.current.drain()
+        await services.watcher.stop()
+        await services.directives.close()
+        await services.histories.close()
 
     app = _Api(
         title="vlm2rec",
@@ -87,22 +91,70 @@ def create_app(settings: Settings | None = None, *, bundle: Bundle | None = None
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(Envelope, metrics=metrics, log=log)],
+        middleware=[Middleware(Envelope, metrics=services.metrics, log=services.log)],
     )
-    app.state.current = current
-    keys = KeyRing((key.get_secret_value() for key in settings.api_keys), open_without_keys=True)
-    services = Services(
+    app.router.route_class = DirectRoute
+    app.state.current = services.current
+    Routes(services).register(app)
+    AdminRoutes(services).register(app)
+    _answer_problems(app, settings.retry_after_s)
+    return app
+
+
+def _services(settings: Settings) -> Services:
+    log, metrics, current = logger(), Metrics(), CurrentBundle()
+    histories = _open_histories(settings, metrics)
+    directives = _open_directives(settings, metrics.redis_error)
+    recent = RecentHistories(settings.shadow_histories)
+    source = _open_source(settings, metrics.bundles.loaded)
+    shelf = Shelf(
         current=current,
+        hidden=directives.hidden,
+        source=source,
+        recent=recent,
+        probes=settings.shadow_histories,
+        metrics=metrics.bundles,
+        log=log,
+    )
+    watcher = Watcher(
+        shelf=shelf,
+        source=source,
+        directives=directives,
+        bounds=ShadowBounds(
+            settings.shadow_min_overlap,
+            settings.shadow_min_coverage,
+            settings.shadow_min_answered,
+            settings.shadow_max_slot_shift,
+        ),
+        metrics=metrics.bundles,
+        log=log,
+        poll_s=settings.poll_ms / 1000.0,
+    )
+    api_keys = [key.get_secret_value() for key in settings.api_keys]
+    admin_keys = [key.get_secret_value() for key in settings.admin_keys]
+    return Services(
+        current=current,
+        watcher=watcher,
+        directives=directives,
         histories=histories,
-        recommender=Recommender(histories, InlineEngine()),
+        recent=recent,
+        recommender=Recommender(histories, InlineEngine(), directives.hidden, recent),
         metrics=metrics,
-        data_keys=keys,
+        # An admin key opens the data routes too; alone it does not close them for everybody else.
+        data_keys=KeyRing([*api_keys, *admin_keys] if api_keys else [], open_without_keys=True),
+        admin_keys=KeyRing(admin_keys, open_without_keys=False),
         log=log,
         body_limit=settings.body_limit_bytes,
     )
-    Routes(services).register(app)
-    _answer_problems(app, settings.retry_after_s)
-    return app
+
+
+async def _begin(services: Services, opening: Opening) -> None:
+    await services.watcher.start(opening)
+    redis = await services.histories.alive()
+    if opening.bundle is None:
+        services.log.warning("waiting for a bundle", redis=redis)
+        return
+    services.log.info("ready", bundle=opening.bundle.id, items=len(opening.bundle), redis=redis)
 
 
 def _open_histories(settings: Settings, metrics: Metrics) -> RedisSessions:
@@ -118,25 +170,38 @@ def _open_histories(settings: Settings, metrics: Metrics) -> RedisSessions:
     )
 
 
-def load_current(settings: Settings) -> Bundle:
-    """Load the registry's current bundle and warm it.
+def _open_directives(settings: Settings, on_error: Callable[[str], None] | None = None) -> Directives:
+    store = RedisDirectives(
+        settings.redis_url.get_secret_value(),
+        timeout_s=settings.redis_timeout_ms / 1000.0,
+        prefix=settings.redis_prefix,
+        on_error=on_error,
+    )
+    return Directives(
+        store, settings.directives_path, lambda trouble: logger().error("directives not kept", detail=trouble)
+    )
+
+
+def _open_source(settings: Settings, loaded: Callable[[Bundle], None] = lambda _bundle: None) -> BundleSource:
+    return BundleSource(
+        settings.registry,
+        device=settings.device,
+        threads=settings.encoder_threads,
+        verify=settings.verify,
+        loaded=loaded,
+    )
+
+
+def load_current(settings: Settings) -> Opening:
+    """Load and warm the bundle that should serve; where it is bad, the newest good one before it.
 
     Raises:
-        StartError: nothing is published there.
-        IndexingError: the registry or the bundle cannot be read.
+        StartError: nothing is published, and `wait_for_bundle` is off.
+        BundleRefused: no bundle is good, likewise.
+        IndexingError: the registry cannot be read.
     """
-    registry = Registry(settings.registry)
-    published = registry.current()
-    if published is None:
-        raise StartError(
-            f"no bundle is published in {settings.registry}; publish one with `vlm2rec index publish BUNDLE "
-            f"--registry {settings.registry}`"
-        )
-    bundle = Bundle.load(
-        registry.path(published), device=settings.device, threads=settings.encoder_threads, verify=settings.verify
-    )
-    bundle.warm_up()
-    return bundle
+    pin = read_pin(lambda: _open_directives(settings))
+    return open_first(_open_source(settings), pin, wait=settings.wait_for_bundle)
 
 
 def _answer_problems(app: FastAPI, retry_after_s: int) -> None:

@@ -73,6 +73,12 @@ async def read_json(request: Request, limit: int) -> Any:  # noqa: ANN401 - any 
         raise MalformedBody(f"the body must be JSON; {error}, received {_shown_bytes(body)}") from None
 
 
+def has_body(request: Request) -> bool:
+    """Whether a request declares a body, for routes that need none."""
+    length = request.headers.get("content-length", "0")
+    return "transfer-encoding" in request.headers or length.strip() not in {"", "0"}
+
+
 def validate(model: type[Model], value: Any) -> Model:  # noqa: ANN401 - any JSON value
     """Hold a value to the rules of a model.
 

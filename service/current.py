@@ -21,21 +21,29 @@ class Loaded:
 
 
 class CurrentBundle:
-    """Holds the bundle that answers. A request calls :meth:`get` once and keeps what it got, so no answer mixes two."""
+    """Holds the bundle that answers. A request takes it once and keeps what it got, so no answer mixes two."""
 
     def __init__(self) -> None:
         self._loaded: Loaded | None = None
         self._draining = False
 
-    def get(self) -> Bundle:
-        """The bundle that answers now.
+    def admit(self) -> None:
+        """Let a request in; it takes its bundle with :meth:`get` when it needs it.
 
         Raises:
             NotReady: none is loaded yet, or the process is draining.
         """
-        loaded = self._loaded
         if self._draining:
             raise NotReady("this process is ending; ask another replica")
+        self.get()
+
+    def get(self) -> Bundle:
+        """The bundle that answers now, also to a request that was let in before the process began to drain.
+
+        Raises:
+            NotReady: none is loaded yet.
+        """
+        loaded = self._loaded
         if loaded is None:
             raise NotReady("no bundle is loaded yet; try again soon")
         return loaded.bundle

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from index.allowed import Allowed
 from index.bundle import Bundle
 from service.trace import Stopwatch
 
@@ -23,14 +24,14 @@ class Lookup:
         history: (h,) int64 rows for the encoder, oldest first; None: nothing is encoded.
         query: from the encoder's answer (Σd,) float32, zeros if nothing is encoded, to the query (Σd,) float32.
         k: how many items are wanted.
-        allowed: (n,) bool, rows that may be found; None: all.
+        allowed: rows that may be found; None: all.
         watch: told about the stages ``encode`` and ``search``.
     """
 
     history: NDArray[np.int64] | None
     query: Callable[[NDArray[np.float32]], NDArray[np.float32]]
     k: int
-    allowed: NDArray[np.bool_] | None
+    allowed: Allowed | None
     watch: Stopwatch
 
 

@@ -4,7 +4,9 @@ ServiceError
 ├── SettingsError           a setting breaks a rule (variable or key, value, rule)
 ├── StartError              the server cannot start: the port is taken, or no bundle is published
 ├── SessionsUnavailable     Redis did not answer; whether a write arrived is unknown
+├── DirectivesUnavailable   likewise, for the pin and the hidden items
 ├── NotReady                no bundle is loaded yet, or the process is draining
+├── BundleRefused           a bundle may not serve; carries the reason
 └── RequestRefused          a request that cannot be answered as it stands
     ├── MalformedBody       the body is not JSON
     ├── KeyMissing          the route needs an API key and none was sent
@@ -19,7 +21,9 @@ the boundary. Every message says which value broke which rule.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+RefusalReason = Literal["missing", "invalid", "encoder", "answers", "bound", "altered", "error"]
 
 
 class ServiceError(Exception):
@@ -38,8 +42,24 @@ class SessionsUnavailable(ServiceError):
     """The store of histories did not answer; whether a write arrived is unknown."""
 
 
+class DirectivesUnavailable(ServiceError):
+    """The store of the pin and the hidden items did not answer; whether a write arrived is unknown."""
+
+
 class NotReady(ServiceError):
     """No bundle is loaded yet, or the process is draining."""
+
+
+class BundleRefused(ServiceError):
+    """A bundle may not serve, so the one that serves stays.
+
+    Attributes:
+        reason: which rule it broke, one of a few words, for metrics and for `GET /bundle`.
+    """
+
+    def __init__(self, reason: RefusalReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class RequestRefused(ServiceError):

@@ -83,6 +83,9 @@ class MemorySessions:
         """Whether calls are answered."""
         return self.available
 
+    async def close(self) -> None:
+        """Nothing to close."""
+
     async def stream(self) -> list[Event]:
         """The stream of all events, oldest first."""
         return list(self._stream)

@@ -1,18 +1,18 @@
 """Prometheus metrics, in a registry of their own so that several apps can live in one process."""
 
-from collections.abc import Callable
 from functools import cache
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
-    Gauge,
     Histogram,
     PlatformCollector,
     ProcessCollector,
     generate_latest,
 )
+
+from service.bundle_metrics import BundleMetrics
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -22,7 +22,11 @@ _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"
 
 
 class Metrics:
-    """What the service counts. Route labels are templates, never paths, so that their number is bounded."""
+    """What the service counts. Route labels are templates, never paths, so that their number is bounded.
+
+    Attributes:
+        bundles: what the watcher of bundles counts.
+    """
 
     def __init__(self) -> None:
         registry = CollectorRegistry()
@@ -66,9 +70,13 @@ class Metrics:
         self._redis_errors = Counter(
             "vlm2rec_redis_errors", "Calls that Redis did not answer.", ["operation"], registry=registry
         )
-        self._bundle = Gauge("vlm2rec_bundle_info", "1 for the bundle that answers.", ["bundle"], registry=registry)
-        self._bundle_items = Gauge("vlm2rec_bundle_items", "Items in that bundle.", registry=registry)
-        self._bundle_age = Gauge("vlm2rec_bundle_age_seconds", "Since that bundle was built.", registry=registry)
+        self._lacking = Counter(
+            "vlm2rec_answered_missing",
+            "Answered items that lack a slot, by reason.",
+            ["slot", "reason"],
+            registry=registry,
+        )
+        self.bundles = BundleMetrics(registry)
 
     def answered(self, route: str, method: str, status: int, seconds: float, stages: dict[str, float]) -> None:
         """Count an answer.
@@ -118,18 +126,9 @@ class Metrics:
         """Count a call that Redis did not answer."""
         self._redis_errors.labels(operation).inc()
 
-    def bundle(self, bundle_id: str, items: int, age_s: Callable[[], float]) -> None:
-        """Say which bundle answers now.
-
-        Args:
-            bundle_id: its id.
-            items: how many it has.
-            age_s: asked at every scrape for the seconds since it was built.
-        """
-        self._bundle.clear()
-        self._bundle.labels(bundle_id).set(1)
-        self._bundle_items.set(items)
-        self._bundle_age.set_function(age_s)
+    def lacking(self, slot: str, reason: str) -> None:
+        """Count an answered item that lacks a slot."""
+        self._lacking.labels(slot, reason).inc()
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""

@@ -8,7 +8,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.problems import KINDS, MEDIA_TYPE
-from service.schemas import ANSWERS, REQUESTS, Problem
+from service.replies import ANSWERS, Problem
+from service.schemas import REQUESTS
 
 _REF = "#/components/schemas/{model}"
 _ALWAYS = (405, 500)
@@ -19,13 +20,17 @@ _HEADERS = {
 
 
 def operation(
-    *, body: type[BaseModel] | tuple[type[BaseModel], ...] | None = None, parameters: list[dict[str, Any]] | None = None
+    *,
+    body: type[BaseModel] | tuple[type[BaseModel], ...] | None = None,
+    parameters: list[dict[str, Any]] | None = None,
+    body_is_needed: bool = True,
 ) -> dict[str, Any]:
     """What FastAPI cannot know of an operation, for its ``openapi_extra``.
 
     Args:
         body: model of the JSON body; several: any one of them.
         parameters: path and query parameters.
+        body_is_needed: whether a request without a body is refused.
     """
     extra: dict[str, Any] = {}
     if parameters:
@@ -34,7 +39,7 @@ def operation(
         models = body if isinstance(body, tuple) else (body,)
         refs = [_reference(model) for model in models]
         schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
-        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        extra["requestBody"] = {"required": body_is_needed, "content": {"application/json": {"schema": schema}}}
     return extra
 
 

@@ -1,7 +1,8 @@
-"""What the service asks of the outside: the store of histories, as a Protocol with its value objects.
+"""What the service asks of the outside: stores of histories and of directives, as Protocols with their value objects.
 
-Adapters: `service.redis_sessions` (real) and `service.memory_sessions` (a fake with the same behaviour, held to it by
-one contract suite, tests/service/test_sessions_contract.py).
+Each has two adapters: a real one (`service.redis_sessions`, `service.redis_directives`) and a fake with the same
+behaviour (`service.memory_sessions`, `service.memory_directives`), held to it by one contract suite
+(tests/service/test_sessions_contract.py, tests/service/test_directives_contract.py).
 """
 
 from collections.abc import Sequence
@@ -67,4 +68,80 @@ class HistoryStore(Protocol):
 
     async def alive(self) -> bool:
         """Whether the store answers; never raises."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Edition:
+    """Which state of the directives something is.
+
+    Attributes:
+        epoch: names one life of the store, from its first directive until it loses all; empty before the first.
+        number: changes made in that life; every change adds one.
+    """
+
+    epoch: str = ""
+    number: int = 0
+
+    def is_behind(self, other: "Edition") -> bool:
+        """Whether this state lacks what ``other`` has: a store that lost everything, or went back in time."""
+        return bool(other.epoch) and (not self.epoch or (self.epoch == other.epoch and self.number < other.number))
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What changed in the directives.
+
+    Attributes:
+        edition: the state that these changes lead to, at least.
+        pin: the bundle that every replica serves whatever the pointer says; None: the pointer's.
+        whole: ``hidden`` is the whole set; what is not in it is shown.
+        hidden: item ids hidden since.
+        shown: item ids shown again since, all of them after any hiding in ``hidden``.
+    """
+
+    edition: Edition
+    pin: str | None
+    whole: bool
+    hidden: tuple[str, ...]
+    shown: tuple[str, ...] = ()
+
+
+class DirectiveStore(Protocol):
+    """Keeps what operators tell all replicas: which bundle is pinned and which items are hidden.
+
+    Every method raises `DirectivesUnavailable` when the store does not answer in its time. Those that write change
+    nothing and give False when the store is behind ``known``, so that its loss is repaired first, by :meth:`restore`.
+    """
+
+    async def edition(self) -> Edition:
+        """The state of the store now; one short call, for polling."""
+        ...
+
+    async def changes(self, since: Edition) -> Changes:
+        """What changed since a state; everything if that state is of another life or too old."""
+        ...
+
+    async def pin(self, bundle_id: str | None, known: Edition) -> bool:
+        """Pin a bundle, or none; the same pin again changes nothing."""
+        ...
+
+    async def hide(self, item_id: str, known: Edition) -> bool:
+        """Hide an item; one that is hidden already changes nothing."""
+        ...
+
+    async def show(self, item_id: str, known: Edition) -> bool:
+        """Show a hidden item again; one that is not hidden changes nothing."""
+        ...
+
+    async def restore(self, edition: Edition, pin: str | None, hidden: Sequence[str]) -> None:
+        """Give a store that is behind ``edition`` this state back; one that is not stays as it is."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
         ...

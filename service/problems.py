@@ -40,6 +40,7 @@ KEY_MISSING = ProblemKind("key-missing", 401, "An API key is needed")
 KEY_REFUSED = ProblemKind("key-refused", 403, "The API key does not open this route")
 UNKNOWN_PATH = ProblemKind("unknown-path", 404, "There is nothing at this path")
 UNKNOWN_ITEM = ProblemKind("unknown-item", 404, "The current bundle does not have this item")
+BUNDLE_REFUSED = ProblemKind("bundle-refused", 409, "The bundle may not serve")
 METHOD_NOT_ALLOWED = ProblemKind("method-not-allowed", 405, "The path does not take this method")
 BODY_TOO_LARGE = ProblemKind("body-too-large", 413, "The body is over the limit")
 UNSUPPORTED_MEDIA_TYPE = ProblemKind("unsupported-media-type", 415, "The body must be JSON")
@@ -48,6 +49,7 @@ REQUEST_REFUSED = ProblemKind("request-refused", 400, "The request cannot be ans
 INTERNAL = ProblemKind("internal", 500, "Something went wrong inside")
 NOT_READY = ProblemKind("not-ready", 503, "Not ready to answer")
 SESSIONS_UNAVAILABLE = ProblemKind("sessions-unavailable", 503, "Histories cannot be reached")
+DIRECTIVES_UNAVAILABLE = ProblemKind("directives-unavailable", 503, "Pin and hidden items cannot be reached")
 
 KINDS = (
     MALFORMED_JSON,
@@ -56,6 +58,7 @@ KINDS = (
     UNKNOWN_PATH,
     UNKNOWN_ITEM,
     METHOD_NOT_ALLOWED,
+    BUNDLE_REFUSED,
     BODY_TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
     RULE_BROKEN,
@@ -63,6 +66,7 @@ KINDS = (
     INTERNAL,
     NOT_READY,
     SESSIONS_UNAVAILABLE,
+    DIRECTIVES_UNAVAILABLE,
 )
 
 _BY_ERROR: dict[type[Exception], ProblemKind] = {
@@ -74,7 +78,9 @@ _BY_ERROR: dict[type[Exception], ProblemKind] = {
     errors.UnsupportedBody: UNSUPPORTED_MEDIA_TYPE,
     errors.RuleBroken: RULE_BROKEN,
     errors.SessionsUnavailable: SESSIONS_UNAVAILABLE,
+    errors.DirectivesUnavailable: DIRECTIVES_UNAVAILABLE,
     errors.NotReady: NOT_READY,
+    errors.BundleRefused: BUNDLE_REFUSED,
     FilterError: RULE_BROKEN,
 }
 ANSWERED_ERRORS = tuple(_BY_ERROR)

@@ -1,4 +1,8 @@
-"""Recommendations: history → encode → search → filter → diversify → fall back. No HTTP, no Redis, no FAISS here."""
+"""Recommendations: history → encode → search → filter → diversify → fall back. No HTTP, no Redis, no FAISS here.
+
+Which rows may be answered is a bitmap: those that the filter allows and that are not hidden. What one request leaves
+out besides (its history, `exclude`) is taken out of a longer answer, so that the bitmap stays the same for everybody.
+"""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -7,14 +11,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from index.allowed import Allowed
 from index.bundle import Bundle
 from index.errors import EncoderError
-from index.filters import compile_filter
 from service.answers import Answer, Degraded, Query, Strategy
 from service.diversity import maximal_marginal_relevance
 from service.engine import Engine, LookedUp, Lookup
 from service.errors import RuleBroken, SessionsUnavailable, Violation
+from service.hidden import HiddenItems
 from service.ports import HistoryStore
+from service.shadow import RecentHistories
 from service.taste import Taste, mean_query, sequence_query
 from service.trace import Stopwatch
 
@@ -23,16 +29,20 @@ _POOL_FACTOR = 5
 
 
 class Recommender:
-    """Answers queries from a bundle, the stored histories and an engine; keeps nothing between two queries.
+    """Answers queries from a bundle, the stored histories and an engine.
 
     Args:
         histories: where the histories of users are.
         engine: encodes and searches.
+        hidden: items that are never answered; one in a history still shapes the query.
+        recent: told every history that was asked with.
     """
 
-    def __init__(self, histories: HistoryStore, engine: Engine) -> None:
+    def __init__(self, histories: HistoryStore, engine: Engine, hidden: HiddenItems, recent: RecentHistories) -> None:
         self._histories = histories
         self._engine = engine
+        self._hidden = hidden
+        self._recent = recent
 
     async def recommend(self, bundle: Bundle, query: Query, watch: Stopwatch) -> Answer:
         """What comes next: by the sequence; where that is not possible by likeness; else what is popular.
@@ -47,13 +57,14 @@ class Recommender:
             FilterError: the filter does not fit the metadata.
         """
         stored, degraded = await self._stored(query, watch)
-        asked = _Asked.of(bundle, query, stored, liked=bundle.max_history)
+        self._recent.add([*stored, *(item_id for item_id, weight in query.items if weight > 0)])
+        asked = _Asked.of(bundle, query, stored, self._hidden.available(bundle), liked=bundle.max_history)
         watch.lap("filter")
         return await self._first_that_finds(asked, ("sequence", "similar"), degraded, watch)
 
     async def similar(self, bundle: Bundle, query: Query, watch: Stopwatch) -> Answer:
         """What is like the given items, whatever their order; raises as :meth:`recommend`."""
-        asked = _Asked.of(bundle, query, [], liked=len(query.items))
+        asked = _Asked.of(bundle, query, [], self._hidden.available(bundle), liked=len(query.items))
         watch.lap("filter")
         return await self._first_that_finds(asked, ("similar",), None, watch)
 
@@ -109,8 +120,7 @@ class _Asked:
         taste: the items that shape the query vector; those without a slot cannot.
         unknown: ids of the history, stored or given, that the bundle does not have.
         barred: rows that must not be answered.
-        allowed: (n,) bool, rows that may be answered, `barred` taken out; None: all but `barred`, for which more is
-            fetched instead.
+        allowed: the rows that may be answered; None: all. `barred` ones are still in it.
         slot_weights: (Σd,) float32; None: every slot weighs 1.
     """
 
@@ -119,11 +129,19 @@ class _Asked:
     taste: Taste
     unknown: list[str]
     barred: set[int]
-    allowed: NDArray[np.bool_] | None
+    allowed: Allowed | None
     slot_weights: NDArray[np.float32] | None
 
     @classmethod
-    def of(cls, bundle: Bundle, query: Query, stored: Sequence[str], *, liked: int) -> "_Asked":
+    def of(
+        cls,
+        bundle: Bundle,
+        query: Query,
+        stored: Sequence[str],
+        available: Allowed | None,
+        *,
+        liked: int,
+    ) -> "_Asked":
         """Translate ids into rows; of what is liked only the newest ``liked`` items shape the query."""
         slot_weights = _slot_weights(bundle, query)
         rows: list[int] = []
@@ -143,10 +161,9 @@ class _Asked:
         if query.refuse_unknown:
             _refuse_unknown(query, unknown)
         taste = Taste(np.array(rows, dtype=np.int64), np.array(weights, dtype=np.float64))
-        allowed = None
+        allowed = available
         if query.filter is not None:
-            allowed = compile_filter(bundle.metadata, query.filter)
-            allowed[list(barred)] = False
+            allowed = bundle.allowed(query.filter, None if available is None else available.mask)
         return cls(bundle, query, taste.newest(liked), list(unknown), barred, allowed, slot_weights)
 
     @property
@@ -158,7 +175,9 @@ class _Asked:
     @property
     def more(self) -> int:
         """How many found items may have to be left out."""
-        return len(self.barred) if self.allowed is None else 0
+        if self.allowed is None or not self.barred:
+            return len(self.barred)
+        return int(np.count_nonzero(self.allowed.mask[list(self.barred)]))
 
     def lookup(self, strategy: Strategy, watch: Stopwatch) -> Lookup | None:
         """The engine's work for a strategy; None where the history has nothing for it."""

@@ -13,17 +13,16 @@ characters, so U+001F separates safely.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from service.errors import SessionsUnavailable, SettingsError
+from service.errors import SessionsUnavailable
 from service.ports import Event, HistoryEntry
+from service.redis_client import open_client, translated
 
 _SEPARATOR: Final = "\x1f"
 _ERASE_BATCH: Final = 1000
@@ -101,14 +100,7 @@ class RedisSessions:
         prefix: str = "vlm2rec",
         on_error: Callable[[str], None] | None = None,
     ) -> None:
-        # No retries: a read answers degraded instead, a write must not be stored twice. A pooled connection that Redis
-        # closed is noticed and replaced before it is used.
-        try:
-            self._redis: Redis = Redis.from_url(
-                url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0)
-            )
-        except (ValueError, TypeError) as error:
-            raise SettingsError(f"redis_url must be a redis://, rediss:// or unix:// URL: {error}") from error
+        self._redis = open_client(url, timeout_s)
         self._reads = _CoalescedReads(self._redis)
         self._append = self._redis.register_script(_APPEND)
         self._erase_from_stream = self._redis.register_script(_ERASE_FROM_STREAM)
@@ -177,15 +169,8 @@ class RedisSessions:
             stored = await self._reads.read(self._keys(user_id)[0])
         return [entry.decode("utf-8", "replace") for entry in stored]
 
-    @contextmanager
-    def _translated(self, operation: str) -> Iterator[None]:
-        """Turn every failure of redis-py into ours; `OSError` covers sockets that go away at the wrong moment."""
-        try:
-            yield
-        except (RedisError, OSError) as error:
-            if self._on_error is not None:
-                self._on_error(operation)
-            raise SessionsUnavailable(f"Redis did not answer ({operation}: {type(error).__name__})") from error
+    def _translated(self, operation: str) -> AbstractContextManager[None]:
+        return translated(operation, SessionsUnavailable, self._on_error)
 
     def _keys(self, user_id: str) -> tuple[str, str]:
         # The braces are a hash tag: a Redis Cluster keeps both keys on one node. They end at the first closing brace.

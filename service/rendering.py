@@ -5,11 +5,15 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 from starlette.responses import Response
 
 from index.bundle import Bundle
 from index.manifest import REPORT_FILE
+from index.missing import Missing
 from service.answers import Answer
+
+_REASONS = [reason.name.lower() for reason in Missing]
 
 
 def age_s(bundle: Bundle) -> float:
@@ -41,7 +45,8 @@ def found_items(bundle: Bundle, answer: Answer, *, explain: bool, fields: list[s
     """
     rows = answer.rows.tolist()
     items = [
-        {"item_id": bundle.ids.id(row), "score": score} for row, score in zip(rows, answer.scores.tolist(), strict=True)
+        {"item_id": bundle.ids.id(row), "score": score, "missing": missing}
+        for row, score, missing in zip(rows, answer.scores.tolist(), missing_of(bundle, answer.rows), strict=True)
     ]
     if explain:
         parts = None if answer.contributions is None else answer.contributions.tolist()
@@ -55,18 +60,37 @@ def found_items(bundle: Bundle, answer: Answer, *, explain: bool, fields: list[s
     return items
 
 
-def item_of(bundle: Bundle, row: int, events: int) -> dict[str, Any]:
+def missing_of(bundle: Bundle, rows: NDArray[np.int64]) -> list[dict[str, str]]:
+    """What items lack: slot → absent, unreadable or cold; empty for an item that is whole.
+
+    Args:
+        bundle: which catalogue.
+        rows: (k,) int64 rows of the items.
+    """
+    codes = bundle.missing[rows]
+    if not codes.any():
+        return [{} for _ in range(len(rows))]
+    names = bundle.layout.names
+    return [
+        {name: _REASONS[code] for name, code in zip(names, states, strict=True) if code} for states in codes.tolist()
+    ]
+
+
+def item_of(bundle: Bundle, row: int, events: int, *, available: bool) -> dict[str, Any]:
     """One item of the catalogue.
 
     Args:
         bundle: which catalogue.
         row: of the item.
         events: all training events, for the item's share.
+        available: whether it may be answered.
     """
     present = bundle.layout.present(bundle.vectors(np.array([row])))[0].tolist()
     return {
         "item_id": bundle.ids.id(row),
         "fields": bundle.fields(row, None),
         "slots": [name for name, has in zip(bundle.layout.names, present, strict=True) if has],
+        "missing": missing_of(bundle, np.array([row]))[0],
         "popularity": int(bundle.popularity[row]) / max(events, 1),
+        "available": available,
     }

@@ -1,90 +1,27 @@
 """Routes: from wire types to the recommender and the histories, and back. No logic."""
 
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from time import time
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from structlog.typing import FilteringBoundLogger
 
 from index.bundle import Bundle
-from service import schemas
+from service import replies, schemas
 from service.answers import Answer, Query, Strategy
-from service.auth import KeyRing
 from service.bodies import read_json, shown, validate
-from service.current import CurrentBundle
-from service.envelope import trace_of
-from service.errors import RuleBroken, UnknownItem, Violation
-from service.metrics import CONTENT_TYPE, Metrics
-from service.openapi import answers, operation, path_parameter, query_parameters
-from service.ports import Event, HistoryStore
-from service.recommender import Recommender
+from service.errors import NotReady, RuleBroken, UnknownItem, Violation
+from service.metrics import CONTENT_TYPE
+from service.openapi import operation, path_parameter, query_parameters
+from service.ports import Event
 from service.rendering import age_s, found_items, item_of, json_response, report_of
+from service.routing import BODY_PROBLEMS, KEY_PROBLEMS, Route, Services, add_routes, admit, item_id_of
 from service.trace import Trace
 
-_KEY_PROBLEMS = (401, 403, 422, 503)
-_BODY_PROBLEMS = (400, 413, 415, *_KEY_PROBLEMS)
 _USER_ADAPTER: TypeAdapter[str] = TypeAdapter(schemas.Id)
-
-
-@dataclass(frozen=True)
-class Services:
-    """What the routes work with; built once, in `service.app`.
-
-    Attributes:
-        current: which bundle answers.
-        histories: where histories are.
-        recommender: finds items.
-        metrics: counts.
-        data_keys: open the data routes.
-        log: the service's logger.
-        body_limit: largest request body in bytes.
-    """
-
-    current: CurrentBundle
-    histories: HistoryStore
-    recommender: Recommender
-    metrics: Metrics
-    data_keys: KeyRing
-    log: FilteringBoundLogger
-    body_limit: int
-
-
-class _DirectRoute(APIRoute):
-    """A route whose handler takes the request and gives the response itself, for half the work of FastAPI's own."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler itself."""
-        return self.endpoint
-
-
-class _Route(NamedTuple):
-    """One row of the table of routes.
-
-    Attributes:
-        method: HTTP method.
-        path: template.
-        handler: name of the method of `Routes`.
-        tag: group in the documentation.
-        answer: model of the answer; None: 204 without a body.
-        problems: statuses of its problems, besides those of every route.
-        extra: what `service.openapi.operation` says of body and parameters.
-    """
-
-    method: str
-    path: str
-    handler: str
-    tag: str
-    answer: type[BaseModel] | None
-    problems: tuple[int, ...] = _KEY_PROBLEMS
-    extra: dict[str, Any] | None = None
-
 
 _RECOMMEND = operation(body=schemas.RecommendRequest)
 _SIMILAR = operation(body=schemas.SimilarRequest)
@@ -93,17 +30,17 @@ _USER = operation(parameters=[path_parameter("user_id", "Percent-encoded, a slas
 _ITEM = operation(parameters=[path_parameter("item_id", "Percent-encoded, a slash too.")])
 _PAGE = operation(parameters=query_parameters(schemas.ItemsQuery))
 
-_ROUTES = (
-    _Route("POST", "/recommend", "recommend", "recommend", schemas.RecommendAnswer, _BODY_PROBLEMS, _RECOMMEND),
-    _Route("POST", "/similar", "similar", "recommend", schemas.RecommendAnswer, (404, *_BODY_PROBLEMS), _SIMILAR),
-    _Route("POST", "/events", "store_events", "users", schemas.StoredAnswer, _BODY_PROBLEMS, _EVENTS),
-    _Route("GET", "/users/{user_id}/history", "history", "users", schemas.HistoryAnswer, extra=_USER),
-    _Route("DELETE", "/users/{user_id}", "erase_user", "users", None, extra=_USER),
-    _Route("GET", "/items", "items", "catalogue", schemas.ItemsAnswer, extra=_PAGE),
-    _Route("GET", "/items/{item_id}", "item", "catalogue", schemas.ItemAnswer, (404, *_KEY_PROBLEMS), _ITEM),
-    _Route("GET", "/bundle", "bundle", "catalogue", schemas.BundleAnswer),
-    _Route("GET", "/livez", "live", "operations", schemas.Health, ()),
-    _Route("GET", "/readyz", "ready", "operations", schemas.Health, (503,)),
+_TABLE = (
+    Route("POST", "/recommend", "recommend", "recommend", replies.RecommendAnswer, BODY_PROBLEMS, _RECOMMEND),
+    Route("POST", "/similar", "similar", "recommend", replies.RecommendAnswer, (404, *BODY_PROBLEMS), _SIMILAR),
+    Route("POST", "/events", "store_events", "users", replies.StoredAnswer, BODY_PROBLEMS, _EVENTS),
+    Route("GET", "/users/{user_id}/history", "history", "users", replies.HistoryAnswer, extra=_USER),
+    Route("DELETE", "/users/{user_id}", "erase_user", "users", None, extra=_USER),
+    Route("GET", "/items", "items", "catalogue", replies.ItemsAnswer, extra=_PAGE),
+    Route("GET", "/items/{item_id}", "item", "catalogue", replies.ItemAnswer, (404, *KEY_PROBLEMS), _ITEM),
+    Route("GET", "/bundle", "bundle", "catalogue", replies.BundleAnswer),
+    Route("GET", "/livez", "live", "operations", replies.Health, ()),
+    Route("GET", "/readyz", "ready", "operations", replies.Health, (503,)),
 )
 
 
@@ -119,17 +56,7 @@ class Routes:
 
     def register(self, app: FastAPI) -> None:
         """Add all routes with their documentation."""
-        app.router.route_class = _DirectRoute
-        for route in _ROUTES:
-            app.add_api_route(
-                route.path,
-                getattr(self, route.handler),
-                methods=[route.method],
-                status_code=200 if route.answer is not None else 204,
-                tags=[route.tag],
-                responses=answers(route.answer, *route.problems),
-                openapi_extra=route.extra,
-            )
+        add_routes(app, self, _TABLE)
         app.add_api_route("/metrics", self.metrics, methods=["GET"], include_in_schema=False)
         app.add_api_route("/", self.front, methods=["GET"], include_in_schema=False)
 
@@ -139,8 +66,9 @@ class Routes:
 
     async def recommend(self, request: Request) -> Response:
         """Recommend items to a user, or for a list of items, oldest first."""
-        trace, bundle = self._admit(request)
+        trace = self._admit(request)
         wish = validate(schemas.RecommendRequest, await read_json(request, self._services.body_limit))
+        bundle = self._services.current.get()
         _check_fields(bundle, wish.fields)
         trace.lap("parse")
         query = Query(
@@ -154,8 +82,9 @@ class Routes:
 
     async def similar(self, request: Request) -> Response:
         """Find the neighbours of an item, or of several; the order of the items has no part in it."""
-        trace, bundle = self._admit(request)
+        trace = self._admit(request)
         wish = validate(schemas.SimilarRequest, await read_json(request, self._services.body_limit))
+        bundle = self._services.current.get()
         _check_fields(bundle, wish.fields)
         trace.lap("parse")
         if wish.item_id is not None and wish.item_id not in bundle.ids:
@@ -166,7 +95,7 @@ class Routes:
 
     async def store_events(self, request: Request) -> Response:
         """Store one event, or up to 1000, all or none; what is answered with 200 is in Redis."""
-        trace, _ = self._admit(request)
+        trace = self._admit(request)
         body = await read_json(request, self._services.body_limit)
         if isinstance(body, dict) and "events" in body:
             received = validate(schemas.EventsRequest, body).events
@@ -183,7 +112,7 @@ class Routes:
 
     async def history(self, request: Request) -> Response:
         """The kept history of a user, newest last."""
-        trace, _ = self._admit(request)
+        trace = self._admit(request)
         user_id = _user_id(request)
         entries = await self._services.histories.entries(user_id)
         trace.lap("history")
@@ -192,32 +121,40 @@ class Routes:
 
     async def erase_user(self, request: Request) -> Response:
         """Erase all that is kept of a user; one that was never seen is no error."""
-        trace, _ = self._admit(request)
-        await self._services.histories.erase(_user_id(request))
+        trace = self._admit(request)
+        user_id = _user_id(request)
+        self._services.recent.clear()
+        await self._services.histories.erase(user_id)
         trace.lap("erase")
         return Response(status_code=204)
 
     async def items(self, request: Request) -> Response:
         """Browse the catalogue, page by page, in its own order."""
-        _, bundle = self._admit(request, takes_query=True)
+        self._admit(request, takes_query=True)
+        bundle = self._services.current.get()
         page = _page(request)
         end = min(page.cursor + page.limit, len(bundle))
         events = int(bundle.popularity.sum())
-        found = [item_of(bundle, row, events) for row in range(page.cursor, end)]
+        hidden = self._services.directives.hidden
+        rows = range(page.cursor, end)
+        found = [item_of(bundle, row, events, available=bundle.ids.id(row) not in hidden) for row in rows]
         return json_response({"bundle": bundle.id, "items": found, "next": end if end < len(bundle) else None})
 
     async def item(self, request: Request) -> Response:
         """One item of the current bundle."""
-        _, bundle = self._admit(request)
-        item_id = unquote(request.path_params["item_id"])
+        self._admit(request)
+        bundle = self._services.current.get()
+        item_id = item_id_of(request)
         row = bundle.ids.row(item_id)
         if row is None:
             raise UnknownItem(f"item_id must be in bundle {bundle.id}; received {shown(item_id)}")
-        return json_response(item_of(bundle, row, int(bundle.popularity.sum())))
+        available = item_id not in self._services.directives.hidden
+        return json_response(item_of(bundle, row, int(bundle.popularity.sum()), available=available))
 
     async def bundle(self, request: Request) -> Response:
-        """What answers now: manifest, report and age of the bundle."""
-        _, bundle = self._admit(request)
+        """What answers now: manifest, report and age of the bundle; and what this replica does about others."""
+        self._admit(request)
+        bundle = self._services.current.get()
         return json_response(
             {
                 "bundle": bundle.id,
@@ -227,6 +164,7 @@ class Routes:
                 "max_history": bundle.max_history,
                 "manifest": bundle.manifest.model_dump(mode="json"),
                 "report": report_of(bundle),
+                "swap": self._services.watcher.status(),
             }
         )
 
@@ -235,8 +173,11 @@ class Routes:
         return json_response({"status": "up"})
 
     async def ready(self, _request: Request) -> Response:
-        """Whether a bundle is loaded and warm; with Redis down it is ready but degraded."""
+        """Whether a bundle is loaded and warm and others are watched for; with Redis down it is ready but degraded."""
+        self._services.current.admit()
         bundle = self._services.current.get()
+        if not self._services.watcher.alive:
+            raise NotReady("the watcher of bundles has ended; start this process again")
         redis = "up" if await self._services.histories.alive() else "down"
         return json_response({"status": "ready", "bundle": bundle.id, "redis": redis})
 
@@ -244,17 +185,20 @@ class Routes:
         """Metrics in Prometheus' text format."""
         return Response(self._services.metrics.exposition(), media_type=CONTENT_TYPE)
 
-    def _admit(self, request: Request, *, takes_query: bool = False) -> tuple[Trace, Bundle]:
-        """Let a request to a data route in: key, readiness, query string."""
-        self._services.data_keys.check(request.headers)
-        if request.scope["query_string"] and not takes_query:
-            name = next(iter(request.query_params), "query")
-            raise RuleBroken([Violation(f"query parameter {name[:60]}", "it", "is not known to this route")])
-        return trace_of(request.scope), self._services.current.get()
+    def _admit(self, request: Request, *, takes_query: bool = False) -> Trace:
+        """Let a request to a data route in, if there is a bundle.
+
+        One with a body asks for the bundle only when all of the body is here: a client that sends it slowly would keep
+        an old bundle in memory.
+        """
+        trace = admit(request, self._services.data_keys, takes_query=takes_query)
+        self._services.current.admit()
+        return trace
 
     def _recommended(
         self, bundle: Bundle, wish: schemas.Wish, answer: Answer, trace: Trace, *, wanted: Strategy
     ) -> Response:
+        items = found_items(bundle, answer, explain=wish.explain, fields=wish.fields)
         body = {
             "request_id": trace.request_id,
             "bundle": bundle.id,
@@ -262,7 +206,7 @@ class Routes:
             "degraded": answer.degraded,
             "history_used": answer.history_used,
             "unknown_items": answer.unknown_items,
-            "items": found_items(bundle, answer, explain=wish.explain, fields=wish.fields),
+            "items": items,
         }
         self._services.metrics.recommended(
             strategy=answer.strategy,
@@ -272,6 +216,9 @@ class Routes:
             unknown=len(answer.unknown_items),
             trouble=answer.trouble is not None,
         )
+        for item in items:
+            for slot, reason in item["missing"].items():
+                self._services.metrics.lacking(slot, reason)
         if answer.trouble is not None:
             self._services.log.error("encoder failed", request_id=trace.request_id, reason=answer.trouble)
         response = json_response(body)

@@ -1,4 +1,4 @@
-"""Wire types: what comes in, held to its rules by pydantic, and what goes out, for the OpenAPI document.
+"""Wire types of what comes in, held to its rules by pydantic; what goes out is in `service.replies`.
 
 Requests are strict (a string is no number), refuse unknown keys, and stop at the first bad member of a list.
 """
@@ -27,6 +27,7 @@ MAX_VALUES = 1000
 MAX_FIELDS = 64
 MAX_VALUE_CHARACTERS = 1024
 MAX_EVENTS = 1000
+BUNDLE_ID = r"^\d{8}T\d{6}Z-[0-9a-f]{6}$"
 MAX_TIMESTAMP = 253_402_300_799  # the end of the year 9999
 _NOT_IN_IDS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -222,6 +223,20 @@ class EventsRequest(Received):
     events: Annotated[list[EventRequest], Field(fail_fast=True, min_length=1, max_length=MAX_EVENTS)]
 
 
+class AvailabilityRequest(Received):
+    """Whether an item may be answered."""
+
+    available: bool = Field(description="false: it is hidden from every answer, on every replica.")
+
+
+class RollbackRequest(Received):
+    """Which bundle to go back to."""
+
+    bundle: Annotated[str, Field(pattern=BUNDLE_ID)] | None = Field(
+        None, description="Its id; missing: the newest good one before the one that answers."
+    )
+
+
 class ItemsQuery(BaseModel):
     """Query parameters of ``GET /items``."""
 
@@ -231,122 +246,11 @@ class ItemsQuery(BaseModel):
     cursor: int = Field(0, ge=0, le=2**53, description="`next` of the page before.")
 
 
-class RecommendedItem(BaseModel):
-    """One item of an answer."""
-
-    item_id: str
-    score: float = Field(description="Inner product with the query; under popular the share of events, 0 to 1.")
-    contributions: dict[str, float] | None = Field(
-        None, description="With explain: parts of the score by slot, summing to it; null under popular."
-    )
-    nearest_history_item: str | None = Field(
-        None, description="With explain: the liked item of the history nearest to this one; null under popular."
-    )
-    fields: dict[str, Any] | None = Field(None, description="With fields: the metadata asked for.")
-
-
-class RecommendAnswer(BaseModel):
-    """Recommendations, best first."""
-
-    request_id: str
-    bundle: str = Field(description="The bundle that answered.")
-    strategy: Literal["sequence", "similar", "popular"]
-    degraded: Literal["history_unavailable", "deadline", "overload"] | None = Field(
-        description="Why the answer is less than it could be; the first reason met."
-    )
-    history_used: int = Field(description="Items that shaped the query.")
-    unknown_items: list[str] = Field(
-        description="Items of the history, stored or given, that the bundle does not have."
-    )
-    items: list[RecommendedItem]
-
-
-class StoredAnswer(BaseModel):
-    """What became of the events."""
-
-    stored: int = Field(description="Events that were new and are stored now.")
-    duplicates: int = Field(description="Events whose event_id this user had sent before.")
-
-
-class HistoryStep(BaseModel):
-    """One step of a history."""
-
-    item_id: str
-    timestamp: float = Field(description="Seconds since 1970, UTC.")
-    type: str | None
-
-
-class HistoryAnswer(BaseModel):
-    """A user's kept history, newest last; empty for a user never seen."""
-
-    user_id: str
-    items: list[HistoryStep]
-
-
-class ItemAnswer(BaseModel):
-    """One item of the current bundle."""
-
-    item_id: str
-    fields: dict[str, Any]
-    slots: list[str] = Field(description="The slots that this item has; without any it can only be popular.")
-    popularity: float = Field(description="Its share of training events, 0 to 1.")
-
-
-class ItemsAnswer(BaseModel):
-    """One page of the catalogue."""
-
-    bundle: str
-    items: list[ItemAnswer]
-    next: int | None = Field(description="cursor of the next page; null at the end.")
-
-
-class BundleAnswer(BaseModel):
-    """The current bundle."""
-
-    bundle: str
-    age_seconds: float = Field(description="Since it was built.")
-    items: int
-    slots: dict[str, int] = Field(description="Dimension per slot.")
-    max_history: int
-    manifest: dict[str, Any]
-    report: dict[str, Any] | None
-
-
-class Health(BaseModel):
-    """Whether the process is up, or ready."""
-
-    status: Literal["up", "ready"]
-    bundle: str | None = None
-    redis: Literal["up", "down"] | None = Field(None, description="down: ready, but histories are missing.")
-
-
-class Violation(BaseModel):
-    """One broken rule."""
-
-    field: str
-    received: str
-    rule: str
-
-
-class Problem(BaseModel):
-    """RFC 9457 problem details."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    request_id: str
-    errors: list[Violation] | None = None
-
-
-REQUESTS: tuple[type[BaseModel], ...] = (RecommendRequest, SimilarRequest, EventRequest, EventsRequest)
-ANSWERS: tuple[type[BaseModel], ...] = (
-    RecommendAnswer,
-    StoredAnswer,
-    HistoryAnswer,
-    ItemAnswer,
-    ItemsAnswer,
-    BundleAnswer,
-    Health,
-    Problem,
+REQUESTS: tuple[type[BaseModel], ...] = (
+    RecommendRequest,
+    SimilarRequest,
+    EventRequest,
+    EventsRequest,
+    AvailabilityRequest,
+    RollbackRequest,
 )

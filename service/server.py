@@ -12,10 +12,13 @@ from fastapi import FastAPI
 
 from service.app import create_app, load_current
 from service.errors import StartError
+from service.heap import collect
 from service.logs import configure_logs
 from service.settings import Settings
 
 _BACKLOG = 2048
+# How long the event loop may wait for a thread that loads a bundle to hand over the interpreter; by default 5 ms.
+_SWITCH_INTERVAL_S = 0.001
 
 
 def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
@@ -27,17 +30,19 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
 
     Raises:
         StartError: the address cannot be used, nothing is published, or start-up failed.
-        IndexingError: the bundle cannot be read.
+        BundleRefused: no published bundle is good.
+        IndexingError: the registry cannot be read.
         KeyboardInterrupt: after an end in good order, if it was SIGINT.
     """
     configure_logs(settings.log_level)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     # Uvicorn hands a signal on after its own work. By default SIGTERM would then end the process before anything that
     # was started beside it, such as an embedded Redis, is ended.
     signal.signal(signal.SIGTERM, _exit)
     with _listen(settings.host, settings.port) as listener:
-        app = create_app(settings, bundle=load_current(settings))
+        app = create_app(settings, opening=load_current(settings))
         # What is loaded stays; without this every full collection would walk through all of it during a request.
-        gc.collect()
+        collect()
         gc.freeze()
         config = uvicorn.Config(
             app,

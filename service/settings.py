@@ -1,11 +1,12 @@
 """Settings: read once at the door from ``VLM2REC_*`` variables and a TOML file, then handed on as plain values."""
 
+import hashlib
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -21,7 +22,7 @@ PREFIX = "VLM2REC_"
 FILE_VARIABLE = "VLM2REC_CONFIG"
 # Kubernetes describes a service called "vlm2rec" to every pod beside it in variables of these names.
 _KUBERNETES = re.compile(rf"{PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(?:TCP|UDP)\w*)")
-_SECRET = {"redis_url", "api_keys"}
+_SECRET = {"redis_url", "api_keys", "admin_keys"}
 
 ApiKeys = Annotated[tuple[SecretStr, ...], NoDecode]
 
@@ -45,6 +46,34 @@ class Settings(BaseSettings):
     verify: Literal["stamp", "full"] = Field(
         "stamp", description="How a bundle is checked before it serves: by its stamp, or by hashing every file."
     )
+    wait_for_bundle: bool = Field(
+        False, description="Start without a bundle and become ready when one is published, instead of failing."
+    )
+    poll_ms: int = Field(
+        500, ge=10, le=60_000, description="Milliseconds between two looks for a new bundle, a pin and hidden items."
+    )
+    shadow_histories: int = Field(
+        200,
+        ge=1,
+        le=10_000,
+        description="Newest different histories on which a new bundle is compared with the old one.",
+    )
+    shadow_min_overlap: float | None = Field(
+        None, ge=0, le=1, description="Refuse a new bundle whose overlap@20 with the old one is lower."
+    )
+    shadow_min_coverage: float | None = Field(
+        None, ge=0, le=1, description="Refuse a new bundle whose answers cover less."
+    )
+    shadow_min_answered: float | None = Field(
+        None, ge=0, le=1, description="Refuse a new bundle that answers a smaller share of the histories."
+    )
+    shadow_max_slot_shift: float | None = Field(
+        None, ge=0, le=1, description="Refuse a new bundle in which the share of any slot changes by more."
+    )
+    directives_file: Path | None = Field(
+        None,
+        description="Where this replica keeps its copy of pin and hidden items; unset: under XDG_STATE_HOME.",
+    )
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"), description="Redis of the histories: redis://, rediss:// or unix://."
     )
@@ -62,26 +91,46 @@ class Settings(BaseSettings):
     stream_cap: int = Field(1_000_000, ge=1, description="Newest events of all users kept for retraining.")
     body_limit_bytes: int = Field(1_048_576, ge=1024, description="Largest request body.")
     api_keys: ApiKeys = Field((), description="Keys of the data routes, separated by commas; none: they are open.")
+    admin_keys: ApiKeys = Field(
+        (), description="Keys of all routes, the admin routes too; none: the admin routes are closed."
+    )
     retry_after_s: int = Field(1, ge=1, le=3600, description="Seconds sent as Retry-After with every 503.")
     drain_s: int = Field(10, ge=0, le=600, description="Seconds that requests in progress may take at the end.")
+
+    @property
+    def directives_path(self) -> Path:
+        """Where this replica keeps its copy of pin and hidden items; by default one file a registry and prefix."""
+        if self.directives_file is not None:
+            return self.directives_file
+        of_whom = f"{Path(self.registry).absolute()}\n{self.redis_prefix}"
+        state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+        name = f"directives-{hashlib.sha256(of_whom.encode()).hexdigest()[:12]}.json"
+        return Path(os.path.expanduser(state)) / "vlm2rec" / name  # noqa: PTH111 - keeps the ~ where nobody has a home
 
     @field_validator("port", mode="before")
     @classmethod
     def _not_kubernetes(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the variable or the file holds
         return 8000 if isinstance(value, str) and value.startswith("tcp://") else value
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "admin_keys", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the variable or the file holds
         if isinstance(value, str):
             return tuple(key.strip() for key in value.split(",") if key.strip())
         return tuple(value) if isinstance(value, list) else value
 
-    @field_validator("api_keys")
+    @field_validator("api_keys", "admin_keys")
     @classmethod
     def _long_enough(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if any(not 16 <= len(key) <= 512 or not key.get_secret_value().isascii() for key in value):
             raise ValueError("every key must have 16 to 512 ASCII characters")
+        return value
+
+    @field_validator("admin_keys")
+    @classmethod
+    def _apart(cls, value: tuple[SecretStr, ...], info: ValidationInfo) -> tuple[SecretStr, ...]:
+        if set(value) & set(info.data.get("api_keys", ())):
+            raise ValueError("a key must not be both an API key and an admin key")
         return value
 
     @classmethod

@@ -16,6 +16,7 @@ import pytest
 
 from index.bundle import Bundle
 from index.exact import exact_top_k
+from index.manifest import Manifest
 from index.registry import Registry
 
 
@@ -41,7 +42,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done(vlm2rec("fit-encoder", data, "--run", run))
     users = data / "evaluation.parquet"
     done(vlm2rec("evaluate", data, "--run", run, "--users", users, "--json", home / "evaluation.json"))
-    done(vlm2rec("index", "build", "--run", run, "--out", home / "built"))
+    evaluation = ("--evaluation", home / "evaluation.json")
+    # So few items and users teach little; see test_the_gate_is_on_without_being_asked_for.
+    done(vlm2rec("index", "build", "--run", run, "--out", home / "built", *evaluation, "--bound", "served_quality=0.5"))
     (bundle,) = [path for path in (home / "built").iterdir() if path.is_dir()]
     done(vlm2rec("index", "publish", bundle, "--registry", home / "bundles"))
     return home
@@ -99,7 +102,37 @@ def test_remembers_events(built: Path, url: str) -> None:
 def test_reports_were_written(built: Path) -> None:
     assert json.loads((built / "check.json").read_text())
     evaluation = json.loads((built / "evaluation.json").read_text())
-    assert evaluation
+    served = next(row for row in evaluation["tables"][0]["rows"] if row["name"] == "served encoder")
+    (bundle,) = (path for path in (built / "bundles").iterdir() if path.is_dir())
+    gate = Manifest.read(bundle).gate
+    assert gate.bounds["served_quality"] == 0.5
+    assert gate.figures["served_quality"] == served["ratio_to_popularity"]["ndcg@10"][0]
+    assert "Fit to publish" in (bundle / "report.html").read_text()
+
+
+def test_the_gate_is_on_without_being_asked_for(built: Path) -> None:
+    evaluation = json.loads((built / "evaluation.json").read_text())
+    served = next(row for row in evaluation["tables"][0]["rows"] if row["name"] == "served encoder")
+    served["ratio_to_popularity"]["ndcg@10"] = [0.99, 0.9, 1.1]
+    path, registry = built / "worse.json", built / "worse"
+    path.write_text(json.dumps(evaluation))
+    ran = vlm2rec(
+        "index", "build", "--run", built / "run", "--out", built / "w", "--evaluation", path, "--publish", registry
+    )
+    assert ran.returncode == 1
+    assert "served_quality 0.99 (must be at least 1)" in " ".join(ran.stderr.split())
+    assert not (registry / "pointer.json").exists()
+
+
+def test_another_encoders_evaluation_is_refused(built: Path) -> None:
+    stale = json.loads((built / "evaluation.json").read_text())
+    stale["model"]["encoder"]["hash"] = "0" * 16
+    path = built / "stale.json"
+    path.write_text(json.dumps(stale))
+    ran = vlm2rec("index", "build", "--run", built / "run", "--out", built / "stale", "--evaluation", path)
+    assert ran.returncode == 2
+    assert "measured the encoder '0000000000000000'" in " ".join(ran.stderr.split())
+    assert "Traceback" not in ran.stderr
 
 
 def test_features_without_a_model_cannot_be_reindexed(built: Path) -> None:

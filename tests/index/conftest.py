@@ -1,10 +1,12 @@
 """A tiny catalogue and tiny ONNX encoders whose answers are known by hand."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,8 +18,12 @@ from index.build import build_bundle
 from index.index_spec import IndexSpec
 from index.item_ids import ItemIds
 from index.item_table import ItemTable
+from index.manifest import MANIFEST_FILE, FileEntry, Manifest
 from index.probes import Probes
+from index.registry import Registry
+from index.scoring import rank_again
 from index.slots import Slot, SlotLayout
+from index.stamp import sha256_of
 
 LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
 
@@ -127,7 +133,14 @@ def make_bundle(
 ) -> Callable[..., Path]:
     """Build a small bundle of a kind into a directory."""
 
-    def make(out: Path, kind: str = "flat", items: int = 300, seed: int = 0, **spec: object) -> Path:
+    def make(
+        out: Path,
+        kind: str = "flat",
+        items: int = 300,
+        seed: int = 0,
+        evaluation: dict[str, Any] | None = None,
+        **spec: object,
+    ) -> Path:
         settings = {"probes": 40, "threads": 1} | spec
         return build_bundle(
             make_table(items, seed),
@@ -135,8 +148,36 @@ def make_bundle(
             make_probes(items),
             out,
             IndexSpec(kind=kind, **settings),
+            evaluation=evaluation,
             now=datetime(2026, 11, 23, 4, 5, seed % 60, tzinfo=UTC),
         )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_evaluation(encoder_path: Path) -> Callable[..., dict[str, Any]]:
+    """What `vlm2rec evaluate --json` would write about the mean-of-history encoder."""
+
+    def make(served: float | None = 3.0) -> dict[str, Any]:
+        rows = {
+            "popularity": (0.02, [1.0, 1.0, 1.0]),
+            "served encoder": (0.06, [served, 2.5, 3.5]),
+            "text only": (0.01, [0.5, 0.4, 0.6]),
+            "image only": (0.0, [None, None, None]),
+        }
+        systems = [
+            {"name": name, "ndcg@10": value, "ratio_to_popularity": {"ndcg@10": ratio}}
+            for name, (value, ratio) in rows.items()
+        ]
+        return {
+            "tables": [
+                {"name": "test", "users": 610, "items": 300, "rows": systems},
+                {"name": "cold items", "users": 5, "items": 300, "rows": []},
+            ],
+            "model": {"encoder": {"hash": hashlib.sha256(encoder_path.read_bytes()).hexdigest()[:16]}},
+            "config": {"anything": ["else"]},
+        }
 
     return make
 
@@ -155,3 +196,68 @@ def copied(built: Path, tmp_path: Path) -> Path:
     for path in copy.iterdir():
         path.chmod(0o644)
     return copy
+
+
+@pytest.fixture(scope="session")
+def check_answer() -> Callable[..., None]:
+    """What must hold of the answer of any index, at any recall: (rows, scores) of queries for k under a mask."""
+
+    def check(rows, scores, queries, vectors, mask, k) -> None:
+        assert rows.shape == scores.shape == (len(queries), k)
+        assert rows.dtype == np.int64
+        assert scores.dtype == np.float32
+        real = rows >= 0
+        assert (real.sum(axis=1) == min(k, mask.sum())).all()
+        assert (np.sort(real, axis=1)[:, ::-1] == real).all()  # −1 only at the end
+        assert mask[rows[real]].all()
+        assert np.isneginf(scores[~real]).all()
+        for found, values, query in zip(rows, scores, queries, strict=True):
+            own = found[found >= 0]
+            assert len(set(own.tolist())) == len(own)
+            np.testing.assert_allclose(values[: len(own)], vectors[own].astype(np.float64) @ query, atol=1e-5)
+            order = sorted(range(len(own)), key=lambda place: (-values[place], own[place]))
+            assert order == list(range(len(own)))
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def brute_force() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """Rows and scores of every allowed row scored and sorted, with neither FAISS nor blocks."""
+
+    def search(queries, vectors, layout, mask, k):
+        rows = np.flatnonzero(mask)
+        return rank_again(queries, np.tile(rows, (len(queries), 1)), vectors, layout, k)
+
+    return search
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory, make_bundle: Callable[..., Path]) -> list[Path]:
+    """Three bundles of 40 items, oldest first; never change them."""
+    out = tmp_path_factory.mktemp("many")
+    return [make_bundle(out, items=40, seed=seed) for seed in (1, 2, 3)]
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """An empty registry."""
+    return Registry(tmp_path / "registry")
+
+
+@pytest.fixture
+def reseal() -> Callable[..., None]:
+    """Give a bundle a manifest that fits the files as they are now, and says what the test wants."""
+
+    def seal(bundle: Path, **changes: object) -> None:
+        old = Manifest.read(bundle)
+        parts = {name: getattr(old, name) for name in type(old).model_fields} | changes
+        for sealed in ("format", "id", "content", "created"):
+            parts.pop(sealed)
+        files = {
+            name: FileEntry(sha256=sha256_of(bundle / name), size=(bundle / name).stat().st_size) for name in old.files
+        }
+        manifest = Manifest.seal(datetime(2026, 11, 23, tzinfo=UTC), **(parts | {"files": files}))
+        (bundle / MANIFEST_FILE).write_text(manifest.to_json())
+
+    return seal

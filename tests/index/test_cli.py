@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from cli.index import app
 from index.bundle import Bundle
-from index.errors import BundleNotFound, IndexSpecError, ItemTableError, RegistryError
+from index.errors import BundleInvalid, BundleNotFound, IndexSpecError, ItemTableError, RegistryError
+from index.manifest import Manifest
 from index.registry import Registry
 
 
@@ -29,36 +30,48 @@ def call(*arguments, code=0):
     return result
 
 
-def test_build_prints_the_recall_and_the_path(run_directory, tmp_path):
+def test_build_prints_the_report_and_the_path(run_directory, tmp_path):
     result = call("build", "--run", run_directory, "--out", tmp_path / "out", "--kind", "hnsw", "--threads", 1)
     path = next((tmp_path / "out").iterdir())
     lines = result.stdout.splitlines()
-    assert lines[0] == "hnsw: asked for by name; 79 of 80 items indexed"
+    assert lines[0] == (
+        "hnsw: asked for by name; sq8, whose rounding alone leaves recall 1.0000; 79 of 80 items indexed"
+    )
     assert lines[1].split() == ["queries", "recall@20", "p50", "ms", "p99", "ms"]
     assert lines[2].split()[0] == "plain"
+    assert "without image: 13 not in the catalogue, 0 unreadable, 0 with too little history" in lines
+    assert lines[-2] == f"keeps to all 10 bounds; as a page: {path / 'report.html'}"
     assert lines[-1] == str(path)
     assert len(Bundle.load(path)) == 80
+    # The same again from the bundle.
+    assert call("show", path).stdout.splitlines() == lines[:-1]
 
 
-def test_from_build_to_prune(run_directory, tmp_path):
+def test_from_build_to_prune(run_directory, tmp_path, make_evaluation):
     registry = tmp_path / "registry"
     assert "nothing is published yet" in call("list", "--registry", registry).stdout
     assert "nothing is published yet" in call("verify", "--registry", registry).stdout
-    (run_directory / "evaluation.json").write_text('{"ndcg@10": 0.5}')
-    published = call("build", "--run", run_directory, "--publish", registry).stdout.splitlines()[-1]
-    first = published.removeprefix("published: ")
+    (run_directory / "evaluation.json").write_text(json.dumps(make_evaluation()))
+    result = call("build", "--run", run_directory, "--publish", registry)
+    assert "served encoder 3.00 [2.50, 3.50], text only 0.50 [0.40, 0.60], image only not defined" in result.stdout
+    first = result.stdout.splitlines()[-1].removeprefix("published: ")
     assert Registry(registry).current() == first
-    built = run_directory / "bundles" / first
-    assert json.loads((built / "report.json").read_text())["evaluation"] == {"ndcg@10": 0.5}
-    call("build", "--run", run_directory, "--out", tmp_path / "out", "--kind", "ivf")
+    call("build", "--run", run_directory, "--out", tmp_path / "out", "--kind", "ivf", "--bound", "recall=none",
+         "--bound", "served_quality=none")  # fmt: skip
     second = next((tmp_path / "out").iterdir())
     assert call("publish", second, "--registry", registry).stdout == f"published: {second.name}\n"
-    listed = call("list", "--registry", registry).stdout.splitlines()
-    assert listed[0].split() == ["bundle", "created", "items", "MB", "recall", "remark"]
+    listed = call("list", "--registry", f"file://{registry}").stdout.splitlines()
+    assert listed[0].split() == ["bundle", "created", "items", "MB", "recall", "verdict"]
     current = next(line for line in listed if line.startswith("*"))
     assert second.name in current
     assert " 80 " in current
+    assert "no bounds" in current
+    assert "keeps to 11 bounds" in next(line for line in listed if first in line)
     assert call("rollback", "--registry", registry).stdout == f"current: {first}\n"
+    assert call("rollback", "--registry", registry, "--to", second.name).stdout == f"current: {second.name}\n"
+    assert "no bound was set" in call("show", "--registry", registry).stdout
+    assert "keeps to all 11 bounds" in call("show", first, "--registry", registry).stdout
+    call("rollback", "--registry", registry)
     assert "whole, 80 items" in call("verify", second).stdout
     assert call("verify", "--registry", registry).stdout.count("whole") == 2
     gone = call("prune", "--registry", registry, "--keep", 1).stdout
@@ -66,18 +79,47 @@ def test_from_build_to_prune(run_directory, tmp_path):
     assert gone == ("nothing to delete\n" if expected == first else f"deleted: {expected}\n")
 
 
-def test_the_gate_ends_with_one(run_directory, tmp_path, monkeypatch):
-    monkeypatch.setattr("index.measure.Exact.recall", lambda *_: 0.42)
+def test_the_gate_ends_with_one(run_directory, tmp_path):
     registry = tmp_path / "registry"
-    result = call("build", "--run", run_directory, "--publish", registry, code=1)
+    (tmp_path / "bounds.toml").write_text("coverage = 1.0\n[missing]\nimage = 0.1\n")
+    strict = ("--bounds", tmp_path / "bounds.toml", "--bound", "served_quality=1")
+    result = call("build", "--run", run_directory, "--publish", registry, *strict, code=1)
+    table = [line.split() for line in result.stderr.splitlines()]
+    assert ["figure", "measured", "bound"] in table
+    assert ["served_quality", "–", "≥", "1", "not", "measured"] in table
+    assert next(line for line in table if line and line[0] == "coverage")[2:] == ["≥", "1", "missed"]
+    assert ["missing.image", "0.1625", "≤", "0.1", "missed"] in table
     assert "refused: " in result.stderr
-    assert "plain 0.4200" in result.stderr
+    assert "misses 3 of 13 bounds" in result.stdout
     assert Registry(registry).current() is None
     bundle = next((run_directory / "bundles").iterdir())
     call("publish", bundle, "--registry", registry, code=1)
     call("publish", bundle, "--registry", registry, "--force")
-    assert "forced" in call("list", "--registry", registry).stdout
-    call("build", "--run", run_directory, "--publish", registry, "--min-recall", 0)
+    listed = call("list", "--registry", registry).stdout
+    assert "forced: misses served_quality, coverage, missing.image" in listed
+    assert "misses 3 of 13 bounds, published by force" in call("show", "--registry", registry).stdout
+
+
+def test_show_names_what_is_wrong(copied, tmp_path):
+    with pytest.raises(BundleNotFound, match="there is no bundle"):
+        call("show", tmp_path / "none")
+    with pytest.raises(BundleNotFound, match="nothing is published yet"):
+        call("show", "--registry", tmp_path / "r")
+    call("show", code=2)
+    (copied / "report.json").write_text("{}")
+    with pytest.raises(BundleInvalid, match=r"report\.json"):
+        call("show", copied)
+
+
+@pytest.mark.parametrize(
+    "change", [{"search_ms": None}, {"answers": {}}, {"memory": {"vectors": "x"}}, {"missing": [1]}, {"quality": {}}]
+)
+def test_a_report_of_another_form_is_one_clear_line(copied, monkeypatch, change):
+    path = copied / "report.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    monkeypatch.setattr("index.report_file.verify_file", lambda *_: None)
+    with pytest.raises(BundleInvalid, match=r"report\.json: not a report that this version reads"):
+        call("show", copied)
 
 
 def test_verify_ends_with_one_for_a_damaged_bundle(copied):
@@ -96,6 +138,16 @@ def test_package_errors_reach_the_caller(run_directory, tmp_path):
         call("build", "--run", tmp_path / "nothing")
     with pytest.raises(IndexSpecError, match="kind must be one of"):
         call("build", "--run", run_directory, "--kind", "pq")
+    with pytest.raises(IndexSpecError, match="unknown bound 'recal'"):
+        call("build", "--run", run_directory, "--bound", "recal=0.9")
+    with pytest.raises(IndexSpecError, match=r"none\.toml: not usable as bounds"):
+        call("build", "--run", run_directory, "--bounds", tmp_path / "none.toml")
+    with pytest.raises(RegistryError, match="object stores are not supported yet"):
+        call("list", "--registry", "s3://bucket/registry")
+    with pytest.raises(RegistryError, match="keep must be at least 1, got 0"):
+        call("prune", "--registry", tmp_path / "r", "--keep", 0)
+    with pytest.raises(BundleNotFound, match="no bundle"):
+        call("rollback", "--registry", tmp_path / "r", "--to", "20200101T000000Z-000000")
     with pytest.raises(BundleNotFound):
         call("publish", tmp_path / "none", "--registry", tmp_path / "r")
     with pytest.raises(RegistryError, match="no earlier bundle"):
@@ -109,3 +161,14 @@ def test_a_bad_evaluation_is_named(run_directory, text, rule):
     (run_directory / "figures.json").write_text(text)
     with pytest.raises(IndexSpecError, match=rf"figures\.json.*{rule}"):
         call("build", "--run", run_directory, "--evaluation", run_directory / "figures.json")
+
+
+def test_codes_memory_and_recall_are_options(run_directory, tmp_path):
+    asked = ["--kind", "ivf", "--codes", "fp16", "--memory-mb", 1, "--target-recall", 1]
+    call("build", "--run", run_directory, "--out", tmp_path / "out", *asked)
+    record = Manifest.read(next((tmp_path / "out").iterdir())).index
+    assert (record.kind, record.parameters["codes"]) == ("ivf", "fp16")
+    assert set(record.recall.values()) == {1.0}
+    for wrong, rule in ((("--codes", "pq"), "codes must be one of"), (("--memory-mb", 0), "memory_bytes must be")):
+        with pytest.raises(IndexSpecError, match=rule):
+            call("build", "--run", run_directory, "--out", tmp_path / "none", *wrong)

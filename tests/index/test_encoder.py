@@ -42,9 +42,9 @@ def test_only_bucket_shapes_reach_the_model(encoder, layout, monkeypatch):
     shapes = []
     run = OnnxSequenceEncoder._run
 
-    def spy(self, histories, lengths):
+    def spy(self, histories, lengths, *options):
         shapes.append(histories.shape[:2])
-        return run(self, histories, lengths)
+        return run(self, histories, lengths, *options)
 
     monkeypatch.setattr(OnnxSequenceEncoder, "_run", spy)
     for batch in (1, 5, 66):

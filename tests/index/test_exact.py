@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from index import exact
 from index.errors import SearchError
-from index.exact import exact_top_k, recall
+from index.exact import exact_top_k, exact_top_k_among, exact_top_k_each, recall
 
 
 def sorted_by_hand(queries, vectors, k, allowed=None):
@@ -55,6 +55,45 @@ def test_many_blocks_and_passes_give_the_same_answer(monkeypatch, masked):
     pieces = exact_top_k(asked, vectors, 9, allowed=allowed)
     np.testing.assert_array_equal(whole[0], pieces[0])
     np.testing.assert_array_equal(whole[1], pieces[1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_several_masks_at_once_and_given_rows_equal_one_mask_at_a_time(data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 10_000)))
+    n, k = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 50))
+    vectors = rng.integers(-2, 3, (n, 3)).astype(np.float16)
+    asked = rng.integers(-2, 3, (4, 3)).astype(np.float32)
+    masks = [None, *(rng.random(n) < share for share in (0.0, 0.2, 0.9))]
+    answers = exact_top_k_each(asked, vectors, k, masks)
+    for mask, (rows, scores) in zip(masks, answers, strict=True):
+        want_rows, want_scores = sorted_by_hand(asked, vectors, k, mask)
+        np.testing.assert_array_equal(rows, want_rows)
+        np.testing.assert_array_equal(scores, want_scores)
+        if mask is not None:
+            among = exact_top_k_among(asked, vectors, k, np.flatnonzero(mask))
+            np.testing.assert_array_equal(among[0], want_rows)
+            np.testing.assert_array_equal(among[1], want_scores)
+
+
+def test_several_masks_in_many_blocks_and_passes(monkeypatch):
+    rng = np.random.default_rng(6)
+    vectors = rng.integers(-3, 4, (500, 4)).astype(np.float16)
+    asked = rng.integers(-3, 4, (17, 4)).astype(np.float32)
+    masks = [rng.random(500) < 0.3, None]
+    whole = exact_top_k_each(asked, vectors, 9, masks)
+    monkeypatch.setattr(exact, "_BLOCK_FLOATS", 64)
+    monkeypatch.setattr(exact, "_QUERIES_PER_PASS", 4)
+    shares = []
+    pieces = exact_top_k_each(asked, vectors, 9, masks, shares.append)
+    for one, other in zip(whole, pieces, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+    assert shares == sorted(shares)
+    assert shares[0] == 0.0
+    assert 0.99 < shares[-1] < 1
+    with pytest.raises(SearchError, match="allowed must be bool of shape"):
+        exact_top_k_each(asked, vectors, 9, [np.ones(7, bool)])
 
 
 @pytest.mark.parametrize(

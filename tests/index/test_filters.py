@@ -51,7 +51,7 @@ def by_hand(columns, condition):
 small_text = st.text(alphabet="abé日😀", max_size=2)
 small_int = st.integers(-3, 3)
 edge_int = st.sampled_from([-(2**63), 2**63 - 1, 2**53 + 1, 2**53, 0, 1])
-half = st.integers(-6, 6).map(lambda number: number / 2)
+half = st.one_of(st.integers(-6, 6).map(lambda number: number / 2), st.just(-0.0))
 FIELDS = {
     "name": (pa.string(), small_text),
     "wide": (pa.large_string(), small_text),

@@ -86,6 +86,7 @@ def test_finds_a_wrong_code_in_any_block(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"popularity": np.array([1, 2, -1])}, "cannot be negative"),
         ({"metadata": pa.table({"title": ["A"]})}, "need 3 rows"),
         ({"metadata": pa.table({"item_id": ["a", "b", "c"]})}, r"must not be called \['item_id'\]"),
+        ({"metadata": pa.table([[1, 2, 3]] * 2, ["a", "a"])}, "must have different names"),
         ({"missing": np.zeros((3, 4), np.uint8)}, r"must be uint8 of shape \(3, 2\), got uint8 \(3, 4\)"),
         ({"missing": np.zeros((3, 2), np.int64)}, r"must be uint8 of shape \(3, 2\), got int64"),
         ({"missing": np.full((3, 2), 4, np.uint8)}, "must lie in 0 … 3, got 4"),
@@ -125,28 +126,6 @@ def test_refuses_another_format_version(tmp_path: Path) -> None:
     (tmp_path / "table.json").write_text(json.dumps(description | {"format": 99}))
     with pytest.raises(ItemTableError, match="format 99"):
         ItemTable.load(tmp_path)
-
-
-def test_ids_map_both_ways() -> None:
-    ids = ItemIds(["b", "a"])
-    rows, unknown = ids.rows(["a", "x", "b", "x"])
-    assert rows.tolist() == [1, 0]
-    assert unknown == ["x", "x"]
-    assert (len(ids), ids.row("a"), ids.row("x"), ids.id(0), "a" in ids, "x" in ids) == (2, 1, None, "b", True, False)
-
-
-@pytest.mark.parametrize(
-    ("bad", "rule"),
-    [("", "1 to 256 bytes"), ("é" * 129, "got 258"), ("a\nb", "control"), ("a\x85", "control"), ("\ud800", "control")],
-)
-def test_refuses_an_id_that_breaks_the_rule(bad: str, rule: str) -> None:
-    with pytest.raises(ItemTableError, match=rule):
-        ItemIds(["fine", bad])
-
-
-def test_names_the_repeated_id() -> None:
-    with pytest.raises(ItemTableError, match="'b' is repeated"):
-        ItemIds(["a", "b", "c", "b"])
 
 
 def test_probes_round_trip(tmp_path: Path) -> None:

@@ -1,39 +1,45 @@
-"""Calibration and measurement on searchers whose quality is known."""
+"""Kinds of query, filters and recall, by hand and on searchers whose quality is known."""
+
+import itertools
 
 import numpy as np
 import pytest
 
-from index.measure import PLAIN, Exact, calibrate, query_kinds, spread
-from index.plan import SCAN
+from index.allowed import Allowed
+from index.measure import PLAIN, Exact, latency_ms, query_kinds, random_filters, spread
 from index.slots import Slot, SlotLayout
 
 LAYOUT = SlotLayout((Slot("text", 2), Slot("image", 2)))
 
 
-class Gradual:
-    """Finds the best k, but loses the last ones unless its effort reaches ``needed`` for the query's skew."""
+class Searching:
+    """Finds exactly the best allowed rows; then loses a share of each answer, from its end."""
 
-    def __init__(self, vectors, effort, needed, hopeless=False):
-        self.vectors, self.effort, self.needed, self.hopeless = vectors, effort, needed, hopeless
+    def __init__(self, vectors, lost=0.0):
+        self.vectors, self.lost, self.asked = vectors, lost, []
 
     def search(self, queries, k, allowed=None):
+        self.asked.append(allowed)
         scores = queries @ self.vectors.T
+        if allowed is not None:
+            scores[:, ~allowed.findable] = -np.inf
         rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         found = np.take_along_axis(scores, rows, axis=1)
-        image_only = np.abs(queries[:, :2]).sum(axis=1) == 0
-        effort = self.effort.of(queries, LAYOUT)
-        short = (effort < np.where(image_only, *self.needed)) & ((effort != SCAN) | self.hopeless)
-        found[short, k // 2 :] = -np.inf
+        found[:, k - round(self.lost * k) :] = -np.inf
         return rows, found.astype(np.float32)
+
+
+INDEXED = np.arange(2000) % 10 != 0
 
 
 @pytest.fixture(scope="module")
 def exact():
     rng = np.random.default_rng(0)
-    vectors = rng.integers(-1000, 1000, (500, 4)).astype(np.float32)  # integers, so that every sum is exact
-    queries = rng.integers(-1000, 1000, (200, 4)).astype(np.float32)
-    kinds = query_kinds(queries, LAYOUT, {"text": 500, "image": 500})
-    return Exact(kinds, vectors, np.ones(500, bool), LAYOUT, 10, lambda _: None), vectors
+    vectors = rng.integers(-1000, 1000, (2000, 4)).astype(np.float32)  # integers, so that every sum is exact
+    vectors[~INDEXED] = 0
+    queries = rng.integers(-1000, 1000, (70, 4)).astype(np.float32)
+    kinds = query_kinds(queries, LAYOUT, {"text": 1800, "image": 1800})
+    return Exact(kinds, vectors, INDEXED, LAYOUT, 10, lambda _: None), vectors
 
 
 def test_kinds_by_hand():
@@ -47,61 +53,76 @@ def test_kinds_by_hand():
     assert list(query_kinds(queries[:, :2], SlotLayout((Slot("text", 2),)), {"text": 5})) == [PLAIN]
 
 
-def test_effort_rises_only_where_it_must(exact):
+def test_every_kind_is_asked(exact):
+    answers, _ = exact
+    filters = ["filtered 50 %", "filtered 10 %", "filtered 1 %", "filtered 0.1 %"]
+    slots = [f"{slot} {how}" for slot in LAYOUT.names for how in ("x3", "alone")]
+    assert list(answers.kinds) == [PLAIN, *filters, *slots, "plain top 100", "nearest 1 % barred"]
+    everyday = [kind for kind, asked in answers.kinds.items() if asked.everyday and asked.k == 10]
+    assert everyday == [PLAIN, *slots]
+    assert {kind: answers.kinds[kind].allowed.count for kind in filters} == {
+        "filtered 50 %": 900,
+        "filtered 10 %": 180,
+        "filtered 1 %": 18,
+        "filtered 0.1 %": 2,
+    }
+    assert [asked.k for asked in answers.kinds.values()] == [10, 10, 10, 10, 2, *[10] * 4, 100, 10]
+
+
+def test_random_filters_allow_indexed_rows_only_and_are_nested():
+    filters = list(random_filters(INDEXED).values())
+    for wide, narrow in itertools.pairwise(filters):
+        assert (wide.mask & ~INDEXED).sum() == 0
+        assert (narrow.mask & ~wide.mask).sum() == 0
+    assert list(random_filters(np.ones(40, bool))) == ["filtered 50 %", "filtered 10 %"]
+    assert random_filters(np.zeros(40, bool)) == {}
+
+
+def test_a_perfect_searcher_has_recall_1_and_half_of_it_half(exact):
     answers, vectors = exact
-    effort = calibrate("hnsw", lambda tried: Gradual(vectors, tried, (200, 40)), answers, 0.97, lambda _: None)
-    assert effort.per_k == 26
-    assert sum(effort.typical) == pytest.approx(1)
-    assert effort.bands[0][1] == 40  # the first of 32, 40, 50 … that is at least 40
-    assert effort.bands[-1] == (1.0, 233)  # … 150, 187, 233 ≥ 200
-    efforts = [value for _, value in effort.bands]
-    assert efforts == sorted(efforts)
-    final = Gradual(vectors, effort, (200, 40))
-    assert all(answers.recall(final, kind) == 1.0 for kind in answers.kinds if kind != "image alone")
+    for kind in answers.kinds:
+        assert answers.recall(Searching(vectors), kind) == 1.0
+        assert answers.recall(Searching(vectors, lost=0.5), kind) == 0.5
+        assert answers.recall(Searching(vectors, lost=0.5), kind, np.array([3])) == 0.5
+        assert answers.recall(Searching(vectors, lost=1), kind) == 0.0
 
 
-def test_what_no_effort_reaches_is_scanned(exact):
+def test_the_filter_that_knows_the_query_forbids_its_nearest_hundredth(exact):
     answers, vectors = exact
-    effort = calibrate("hnsw", lambda tried: Gradual(vectors, tried, (10**9, 40)), answers, 0.97, lambda _: None)
-    assert effort.bands[0][1] == 40
-    assert effort.bands[-1] == (1.0, SCAN)
+    asked = answers.kinds["nearest 1 % barred"]
+    searching = Searching(vectors)
+    answers.recall(searching, "nearest 1 % barred")
+    assert len(searching.asked) == len(asked.queries) == 32
+    for query, allowed, bound in zip(asked.queries, searching.asked, asked.bounds, strict=True):
+        scores = np.where(INDEXED, vectors @ query, -np.inf)
+        forbidden = np.flatnonzero(~allowed.mask)
+        assert set(forbidden.tolist()) == set(np.argsort(-scores, kind="stable")[:18].tolist())
+        assert bound == np.sort(scores)[::-1][18 + 9]
+        assert allowed.taken == 0  # a filter like any other, so nothing tells the search where to look
 
-
-def test_what_the_first_band_spares_is_made_up_for(exact):
-    """Here 'image x3' needs much more than plain queries of the same skew, so all bands rise together."""
-    answers, vectors = exact
-
-    class Picky(Gradual):
+    class BlindToFilters(Searching):
         def search(self, queries, k, allowed=None):
-            rows, found = Gradual.search(self, queries, k)
-            tripled = np.abs(queries[:, 2:]).max(axis=1) > 1000  # plain components stay below
-            found[tripled & (self.effort.of(queries, LAYOUT) < 100), k // 2 :] = -np.inf
-            return rows, found
+            rows, scores = super().search(queries, k)
+            scores[~allowed.findable[rows]] = -np.inf
+            return rows, scores
 
-    effort = calibrate("hnsw", lambda tried: Picky(vectors, tried, (40, 40)), answers, 0.97, lambda _: None)
-    final = Picky(vectors, effort, (40, 40))
-    assert effort.bands[0][1] >= 100
-    assert min(answers.recall(final, kind) for kind in answers.kinds) >= 0.96
+    assert answers.recall(BlindToFilters(vectors), "nearest 1 % barred") == 0.0
 
 
-def test_an_index_that_never_gets_there_ends_at_scans(exact):
+def test_too_few_rows_for_some_kinds():
+    vectors = np.eye(4, dtype=np.float32)
+    answers = Exact({PLAIN: vectors}, vectors, np.ones(4, bool), LAYOUT, 10, lambda _: None)
+    assert {kind: asked.k for kind, asked in answers.kinds.items()} == {PLAIN: 4, "filtered 50 %": 2}
+    assert answers.recall(Searching(vectors), "filtered 50 %") == 1.0
+
+
+def test_latency_is_measured_one_query_at_a_time_under_its_filter(exact):
     answers, vectors = exact
-    effort = calibrate("ivf", lambda tried: Gradual(vectors, tried, (9**9, 9**9), True), answers, 0.97, lambda _: None)
-    assert {value for _, value in effort.bands} == {SCAN}
-
-
-def test_flat_needs_no_effort(exact):
-    answers, vectors = exact
-    effort = calibrate("flat", lambda tried: Gradual(vectors, tried, (0, 0)), answers, 0.97, lambda _: None)
-    assert effort.bands == ((1.0, SCAN),)
-
-
-def test_recall_by_hand(exact):
-    answers, vectors = exact
-    effort = calibrate("flat", lambda tried: Gradual(vectors, tried, (0, 0)), answers, 0.97, lambda _: None)
-    assert answers.recall(Gradual(vectors, effort, (0, 0)), PLAIN) == 1.0
-    assert answers.recall(Gradual(vectors, effort, (1, 1), hopeless=True), PLAIN) == 0.5  # half of each answer is lost
-    assert answers.recall(Gradual(vectors, effort, (1, 1), hopeless=True), PLAIN, np.array([3])) == 0.5
+    searching = Searching(vectors)
+    times = latency_ms(searching, answers.kinds["nearest 1 % barred"])
+    assert 0 <= times["p50"] <= times["p90"] <= times["p99"]
+    assert len(searching.asked) == 32
+    assert all(isinstance(allowed, Allowed) for allowed in searching.asked)
 
 
 def test_equal_scores_are_not_held_against_the_index():

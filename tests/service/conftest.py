@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import structlog
+from shops import ADMIN, Shop, other_bundle
 from starlette.testclient import TestClient
 
 from index.bundle import Bundle
 from index.item_table import ItemTable
 from service.app import create_app
+from service.opening import Opening
 from service.settings import load_settings
 
 OpenClient = Callable[..., AbstractContextManager[TestClient]]
@@ -84,13 +86,17 @@ def oracle(small_table: ItemTable) -> Oracle:
 
 
 @pytest.fixture(scope="session")
-def open_client(bundle: Bundle, redis_url: str) -> OpenClient:
+def open_client(bundle: Bundle, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> OpenClient:
     """Open the whole application on the small bundle and a real Redis; settings by name."""
 
     @contextmanager
     def opened(**settings: Any) -> Iterator[TestClient]:
         chosen = {"redis_url": redis_url, "redis_prefix": f"test-{uuid.uuid4().hex}", "redis_timeout_ms": 5000}
-        app = create_app(load_settings(registry="unused", **{**chosen, **settings}), bundle=bundle)
+        settings = {
+            "registry": "unused",
+            "directives_file": tmp_path_factory.mktemp("state") / "directives.json",
+        } | settings
+        app = create_app(load_settings(**{**chosen, **settings}), opening=Opening(bundle))
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client
 
@@ -101,3 +107,40 @@ def open_client(bundle: Bundle, redis_url: str) -> OpenClient:
 def client(open_client: OpenClient) -> Iterator[TestClient]:
     with open_client() as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def day_bundles(tmp_path_factory: pytest.TempPathFactory, small_table: ItemTable, small_encoder: Path) -> list[Path]:
+    """Four bundles of the items of `small_table`, one a day, each with vectors of its own; never change one."""
+    out = tmp_path_factory.mktemp("day-bundles")
+    return [other_bundle(small_table, small_encoder, out, day) for day in (1, 2, 3, 4)]
+
+
+@pytest.fixture
+def shop(tmp_path: Path, day_bundles: list[Path]) -> Shop:
+    """A registry of its own with the four bundles, the first of them current."""
+    return Shop(tmp_path / "registry", day_bundles)
+
+
+@pytest.fixture
+def open_shop(redis_url: str, tmp_path: Path, shop: Shop) -> OpenClient:
+    """Open the whole application on the shop; those of one test are replicas with one Redis. Settings by name."""
+    prefix = f"test-{uuid.uuid4().hex}"
+    opened_so_far: list[int] = []
+
+    @contextmanager
+    def opened(**settings: Any) -> Iterator[TestClient]:
+        opened_so_far.append(1)
+        chosen = {
+            "registry": str(shop.registry.root),
+            "redis_url": redis_url,
+            "redis_prefix": prefix,
+            "redis_timeout_ms": 5000,
+            "poll_ms": 20,
+            "admin_keys": [ADMIN],
+            "directives_file": tmp_path / f"directives-{len(opened_so_far)}.json",
+        }
+        with TestClient(create_app(load_settings(**{**chosen, **settings})), raise_server_exceptions=False) as client:
+            yield client
+
+    return opened

@@ -21,9 +21,13 @@ def test_one_item(client: TestClient, oracle: Any) -> None:
         "item_id": "i7",
         "fields": {"title": "Item number 7", "image": None, "category": "hats", "price": 7.5, "tags": ["new"]},
         "slots": ["text", "behaviour"],
+        "missing": {"image": "absent"},
+        "available": True,
         "popularity": pytest.approx(53 / oracle.table.popularity.sum()),
     }
     assert client.get("/items/i3").json()["slots"] == []
+    assert client.get("/items/i3").json()["missing"] == {"text": "absent", "image": "absent", "behaviour": "cold"}
+    assert client.get("/items/i1").json()["missing"] == {}
 
 
 @pytest.mark.parametrize("item", ["ein Tee/grün", "👟"])
@@ -64,6 +68,16 @@ def test_a_bad_page(client: TestClient, query: str, field: str) -> None:
 
 def test_the_bundle(client: TestClient, bundle: Bundle, small_bundle: Path) -> None:
     body = client.get("/bundle").json()
+    assert 0 <= body["swap"].pop("last_look_seconds") < 60
+    body["swap"].pop("verified")  # by a thread beside, at some moment
+    assert body.pop("swap") == {
+        "pin": None,
+        "wanted": None,
+        "loading": None,
+        "previous": None,
+        "comparison": None,
+        "refused": [],
+    }
     assert 0 <= body.pop("age_seconds") < 3600
     assert body == {
         "bundle": bundle.id,
@@ -153,7 +167,10 @@ def test_the_document_describes_every_route_and_every_problem(client: TestClient
         "/users/{user_id}": ["delete"],
         "/items": ["get"],
         "/items/{item_id}": ["get"],
+        "/items/{item_id}/availability": ["put"],
         "/bundle": ["get"],
+        "/bundle/reload": ["post"],
+        "/bundle/rollback": ["post"],
         "/livez": ["get"],
         "/readyz": ["get"],
     }

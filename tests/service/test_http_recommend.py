@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from index.bundle import Bundle
-from service.schemas import RecommendAnswer
+from service.replies import RecommendAnswer
 
 
 def post(client: TestClient, path: str, body: Any, status: int = 200) -> Any:
@@ -49,7 +49,7 @@ def test_a_whole_answer(client: TestClient, bundle: Bundle, oracle: Any) -> None
         "unknown_items": [],
     }
     for item, (item_id, score) in zip(body["items"], best, strict=True):
-        assert set(item) == {"item_id", "score", "contributions", "nearest_history_item", "fields"}
+        assert set(item) == {"item_id", "score", "missing", "contributions", "nearest_history_item", "fields"}
         assert item["item_id"] == item_id
         assert item["score"] == pytest.approx(score, abs=1e-5)
         assert set(item["contributions"]) == {"text", "image", "behaviour"}
@@ -65,12 +65,13 @@ def test_a_whole_answer(client: TestClient, bundle: Bundle, oracle: Any) -> None
 
 def test_only_what_was_asked_for_is_in_an_item(client: TestClient) -> None:
     body = post(client, "/recommend", {"items": ["i1"], "k": 3})
-    assert [set(item) for item in body["items"]] == [{"item_id", "score"}] * 3
+    assert [set(item) for item in body["items"]] == [{"item_id", "score", "missing"}] * 3
     body = post(client, "/recommend", {"user_id": "nobody", "k": 1, "explain": True, "fields": []})
     assert body["items"] == [
         {
             "item_id": "i3",
             "score": body["items"][0]["score"],
+            "missing": {"text": "absent", "image": "absent", "behaviour": "cold"},
             "contributions": None,
             "nearest_history_item": None,
             "fields": {},

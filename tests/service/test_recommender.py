@@ -13,17 +13,23 @@ from service import recommender
 from service.answers import Answer, Query
 from service.engine import InlineEngine, LookedUp, Lookup, look_up
 from service.errors import RuleBroken
+from service.hidden import HiddenItems
 from service.memory_sessions import MemorySessions
 from service.ports import Event
 from service.recommender import Recommender
+from service.shadow import RecentHistories
 from service.trace import Trace
+
+
+def recommending(histories: MemorySessions, engine: InlineEngine | None = None) -> Recommender:
+    return Recommender(histories, engine or InlineEngine(), HiddenItems(), RecentHistories(10))
 
 
 def ask(bundle: Bundle, stored: Sequence[str] = (), *, similar: bool = False, **query: Any) -> Answer:
     async def run() -> Answer:
         histories = MemorySessions()
         await histories.append([Event("u", item, place) for place, item in enumerate(stored)])
-        asked = Recommender(histories, InlineEngine())
+        asked = recommending(histories)
         call = asked.similar if similar else asked.recommend
         return await call(bundle, Query(**{"user_id": "u", **query}), Trace("r"))
 
@@ -323,7 +329,7 @@ def run(asked: Recommender, bundle: Bundle, **query: Any) -> Answer:
 def test_histories_that_cannot_be_had_degrade_the_answer(bundle: Bundle, oracle: Any) -> None:
     down = MemorySessions()
     down.available = False
-    asked = Recommender(down, InlineEngine())
+    asked = recommending(down)
     answer = run(asked, bundle, user_id="u", k=3)
     same(items(bundle, answer), oracle.popular(3))
     assert (answer.strategy, answer.degraded) == ("popular", "history_unavailable")
@@ -334,13 +340,13 @@ def test_histories_that_cannot_be_had_degrade_the_answer(bundle: Bundle, oracle:
 
 
 def test_a_deadline_that_passes_is_answered_by_what_is_popular(bundle: Bundle, oracle: Any) -> None:
-    answer = run(Recommender(Slow(), InlineEngine()), bundle, user_id="u", items=plain("i1"), k=3, deadline_ms=20.0)
+    answer = run(recommending(Slow()), bundle, user_id="u", items=plain("i1"), k=3, deadline_ms=20.0)
     same(items(bundle, answer), oracle.popular(3, {"i1"}))
     assert (answer.strategy, answer.degraded) == ("popular", "deadline")
     late = Trace("r")
     late.started -= 1.0
     query = Query(items=plain("i1"), k=3, deadline_ms=900.0)
-    answer = asyncio.run(Recommender(MemorySessions(), InlineEngine()).recommend(bundle, query, late))
+    answer = asyncio.run(recommending(MemorySessions()).recommend(bundle, query, late))
     assert (answer.strategy, answer.degraded) == ("popular", "deadline")
 
 
@@ -355,12 +361,12 @@ def test_the_first_reason_met_is_given(bundle: Bundle) -> None:
     late = Trace("r")
     late.started -= 1.0
     query = Query(user_id="u", items=plain("i1"), deadline_ms=900.0)
-    answer = asyncio.run(Recommender(down, InlineEngine()).recommend(bundle, query, late))
+    answer = asyncio.run(recommending(down).recommend(bundle, query, late))
     assert (answer.strategy, answer.degraded) == ("popular", "history_unavailable")
 
 
 def test_an_encoder_that_fails_leaves_it_to_likeness(bundle: Bundle, oracle: Any) -> None:
-    answer = run(Recommender(MemorySessions(), Failing()), bundle, items=plain("i1", "i2"), k=3)
+    answer = run(recommending(MemorySessions(), Failing()), bundle, items=plain("i1", "i2"), k=3)
     same(items(bundle, answer), oracle.best(oracle.vectors[[1, 2]].mean(axis=0), 3, {"i1", "i2"}))
     assert answer.strategy == "similar"
     assert answer.trouble == "the encoder gave a query that is not finite"

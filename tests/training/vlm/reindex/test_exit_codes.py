@@ -29,19 +29,13 @@ def figures(text: str) -> dict[str, float]:
     }
 
 
-@pytest.fixture
-def strict(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every index finds only nine of ten."""
-    monkeypatch.setattr("index.report.Exact.recall", lambda *_: 0.9)
-
-
-@pytest.mark.usefixtures("strict")
 def test_the_gate_refuses_and_the_pointer_stays(nightly: "Shop", tmp_path: Path) -> None:
     before = nightly.registry.current()
     nightly.set(0, text="another text")
-    result = nightly.invoke("--json", tmp_path / "summary.json", "--textfile", tmp_path / "job.prom")
+    bound = ("--bound", "latency_p99_ms=0.000001")  # no search is that fast
+    result = nightly.invoke("--json", tmp_path / "summary.json", "--textfile", tmp_path / "job.prom", *bound)
     assert result.exit_code == 1
-    assert re.search(r"refused: .*recall.*0\.9", result.output)
+    assert re.search(r"refused: .*latency_p99_ms\.plain \d", result.output)
     assert nightly.registry.current() == before
     assert len(nightly.registry.list()) == 1
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -49,8 +43,8 @@ def test_the_gate_refuses_and_the_pointer_stays(nightly: "Shop", tmp_path: Path)
     told = figures((tmp_path / "job.prom").read_text())
     assert (told["exit_status"], told[f"bundle_info/{before}"]) == (1, 1)
     built = Path(summary["built"])
-    assert nightly.reindex(code=1)["built"] == str(built)  # it is not built again …
-    assert nightly.reindex("--force")["bundle"] == built.name  # … and can be published as it is
+    assert nightly.reindex(*bound, code=1)["built"] == str(built)  # it is not built again …
+    assert nightly.reindex(*bound, "--force")["bundle"] == built.name  # … and can be published as it is
     assert nightly.bundle().manifest.forced
     assert not built.exists()
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from cli.main import app
 from index.exact import exact_top_k
 from index.item_ids import ItemIds
 from index.item_table import ItemTable
@@ -188,9 +190,14 @@ def test_another_index_is_a_reason_and_embeds_nothing(nightly: "Shop", encoded: 
 
 
 def test_an_evaluation_goes_into_the_report(nightly: "Shop") -> None:
-    (nightly.run / "evaluation.json").write_text('{"tables": []}')
-    assert nightly.reindex()["why"] == ["evaluation changed"]
-    assert json.loads((nightly.bundle().path / "report.json").read_text())["evaluation"] == {"tables": []}
+    figures = nightly.run / "evaluation.json"
+    words = ["evaluate", str(nightly.data), "--run", str(nightly.run), "--json", str(figures)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    why = nightly.reindex("--bound", "served_quality=none")["why"]
+    assert why == ["index changed", "evaluation changed"]  # the bound is part of what the index must be
+    report = json.loads((nightly.bundle().path / "report.json").read_text())
+    assert report["evaluation"] == json.loads(figures.read_text())
+    assert report["quality"]["systems"]
 
 
 def test_the_dtype_of_the_model_embeds_everything_and_says_why(nightly: "Shop", encoded: Encoded) -> None:

@@ -1,0 +1,89 @@
+"""Measurements: one JSON file that grows by a measurement at a time, so that a run can end at any moment and go on."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_FORMAT = 2
+
+
+class Measurements:
+    """All of one run.
+
+    Args:
+        path: the file; what it holds already is kept.
+        settings: of the run; a file of a run with others is not gone on with.
+        fresh: begin anew, whatever the file holds.
+
+    Raises:
+        SystemExit: the file is of another run.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, fresh: bool) -> None:
+        self.path = path
+        about = {"format": _FORMAT, "settings": json.loads(json.dumps(settings)), "machine": machine()}
+        found = {} if fresh or not path.exists() else json.loads(path.read_text())
+        if found.get("format") == _FORMAT and any(found[name] != about[name] for name in about):
+            raise SystemExit(f"{path} is of a run with other settings or on another machine; begin anew with --fresh")
+        measured = found.get("measurements", {}) if found.get("format") == _FORMAT else {}
+        self._all: dict[str, Any] = about | {"measurements": measured}
+
+    def __contains__(self, key: object) -> bool:
+        """Whether a measurement is there; one that failed is tried again."""
+        found = self._all["measurements"].get(key)
+        return found is not None and "failed" not in found
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._all["measurements"][key]
+        return found
+
+    def put(self, key: str, measured: Mapping[str, Any], *, took_s: float) -> None:
+        """Store a measurement at once, with the commit and how busy the machine was."""
+        about = {
+            "took_s": round(took_s, 1),
+            "commit": commit(),
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "load_average": round(os.getloadavg()[0], 2),
+        }
+        self._all["measurements"][key] = _rounded(measured) | about
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".{self.path.name}.part")
+        partial.write_text(json.dumps(self._all, indent=1, ensure_ascii=False) + "\n")
+        partial.replace(self.path)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": (models or [platform.machine()])[0],
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def commit() -> str:
+    """The commit checked out, with a + when files differ from it."""
+    ran = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--exclude=*"], capture_output=True, text=True, check=False
+    )
+    return ran.stdout.strip() or "unknown"
+
+
+def _rounded(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Numbers with six digits, so that the file stays readable."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {name: _rounded(part) for name, part in value.items()}
+    return [_rounded(part) for part in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,23 @@
+"""The request and answer of the peers that validate: less than `vlm2rec serve` takes and checks."""
+
+from pydantic import BaseModel, Field
+
+
+class Ask(BaseModel):
+    """Who asks, and for how many items."""
+
+    user_id: str = Field(min_length=1, max_length=256)
+    k: int = Field(20, ge=1, le=1000)
+
+
+class Item(BaseModel):
+    """One item of an answer."""
+
+    item_id: str
+    score: float
+
+
+class Answer(BaseModel):
+    """Items, best first."""
+
+    items: list[Item]

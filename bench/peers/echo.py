@@ -1,0 +1,20 @@
+"""The reference: FastAPI that reads the whole request of `POST /recommend` through pydantic and answers constants."""
+
+import uvicorn
+from fastapi import FastAPI
+
+from bench.peers.answering import PORT
+from bench.peers.ask import Answer, Item
+from service.schemas import RecommendRequest
+
+app = FastAPI()
+
+
+@app.post("/recommend")
+async def echo(body: RecommendRequest) -> Answer:
+    """As many items as asked for, all the same."""
+    return Answer(items=[Item(item_id="item-0000001", score=0.5)] * body.k)
+
+
+if __name__ == "__main__":
+    uvicorn.run(app, host="127.0.0.1", port=PORT, log_level="warning", access_log=False)

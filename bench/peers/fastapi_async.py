@@ -1,0 +1,23 @@
+"""FastAPI with an `async def` endpoint that encodes and searches in the event loop: no thread hop, no batching."""
+
+import uvicorn
+from fastapi import FastAPI
+from redis.asyncio import Redis
+
+from bench.peers.answering import PORT, REDIS, WORKERS, Answering, key_of
+from bench.peers.ask import Answer, Ask
+
+app = FastAPI()
+answering = Answering()
+store = Redis.from_url(REDIS)
+
+
+@app.post("/recommend", response_model=Answer)
+async def recommend(ask: Ask) -> object:
+    """Recommend to a user."""
+    return answering.answer([await store.lrange(key_of(ask.user_id), 0, -1)], [ask.k])[0]
+
+
+if __name__ == "__main__":
+    target = "bench.peers.fastapi_async:app" if WORKERS > 1 else app
+    uvicorn.run(target, host="127.0.0.1", port=PORT, log_level="warning", access_log=False, workers=WORKERS)

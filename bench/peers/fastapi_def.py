@@ -1,0 +1,22 @@
+"""FastAPI with a `def` endpoint: each request on a thread of the pool, one Redis read, a batch of one."""
+
+import redis
+import uvicorn
+from fastapi import FastAPI
+
+from bench.peers.answering import PORT, REDIS, Answering, key_of
+from bench.peers.ask import Answer, Ask
+
+app = FastAPI()
+answering = Answering()
+store = redis.Redis.from_url(REDIS)
+
+
+@app.post("/recommend", response_model=Answer)
+def recommend(ask: Ask) -> object:
+    """Recommend to a user."""
+    return answering.answer([store.lrange(key_of(ask.user_id), 0, -1)], [ask.k])[0]
+
+
+if __name__ == "__main__":
+    uvicorn.run(app, host="127.0.0.1", port=PORT, log_level="warning", access_log=False)

@@ -1,0 +1,60 @@
+"""What is measured: sizes, rates and durations. Everything else in the bench follows from one of these."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes, rates and durations of a run.
+
+    Attributes:
+        sizes: items of the catalogues, ascending; peers and overload are measured on ``main``.
+        main: the size on which everybody is measured.
+        rounds: how often everything is measured, in turn (A B C A B C …), because the machine is noisy.
+        connections: of the closed loop.
+        warm_s: seconds of closed-loop load before each contender is measured, not counted.
+        closed_s: seconds of closed-loop load.
+        open_s: seconds at each open-loop rate.
+        rates: open-loop requests a second for vlm2rec on ``main``.
+        peer_rates: the same for peers, fewer to save time.
+        size_rates: the same for vlm2rec on every size.
+        overload_s: seconds of each overload.
+        overloads: multiples of the measured peak that are offered, and of the connections.
+        users: histories in Redis.
+        many_users: histories in the other Redis, to see what more users cost.
+        checked: users whose answers are held against exact search.
+    """
+
+    sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    main: int = 100_000
+    rounds: int = 3
+    connections: int = 64
+    warm_s: float = 2.0
+    closed_s: float = 8.0
+    open_s: float = 8.0
+    rates: tuple[int, ...] = (400, 500, 800, 1000)
+    peer_rates: tuple[int, ...] = (500, 1000)
+    size_rates: tuple[int, ...] = (400, 800)
+    overload_s: float = 10.0
+    overloads: tuple[int, ...] = (2, 5)
+    users: int = 10_000
+    many_users: int = 100_000
+    checked: int = 200
+
+
+SMOKE = Plan(
+    sizes=(1_000, 2_000, 4_000),
+    main=2_000,
+    rounds=1,
+    warm_s=1.0,
+    closed_s=1.0,
+    open_s=1.0,
+    rates=(50, 100),
+    peer_rates=(50, 100),
+    size_rates=(50,),
+    overload_s=1.0,
+    users=200,
+    many_users=400,
+    checked=20,
+)
+"""Seconds instead of minutes, to see that everything runs; its figures mean nothing."""

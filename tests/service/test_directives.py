@@ -1,0 +1,208 @@
+"""What a replica knows of the directives: catching up, healing a store that lost them, and the local file."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from service.directives import Directives, DirectivesCopy
+from service.errors import DirectivesUnavailable
+from service.memory_directives import MemoryDirectives
+from service.ports import Edition
+
+
+class Replica(Directives):
+    """Directives that remember what they were told about their file."""
+
+    def __init__(self, store: MemoryDirectives, path: Path) -> None:
+        self.file_errors: list[str] = []
+        super().__init__(store, path, self.file_errors.append)
+
+    @property
+    def known(self) -> tuple[str | None, set[str]]:
+        return self.pin, set(self.hidden.ids)
+
+
+def test_a_change_on_one_replica_reaches_the_other(tmp_path: Path) -> None:
+    async def check() -> None:
+        store = MemoryDirectives()
+        one, other = Replica(store, tmp_path / "1"), Replica(store, tmp_path / "2")
+        await one.set_available("a", available=False)
+        await one.set_available("b", available=False)
+        await one.set_pin("p")
+        assert one.known == ("p", {"a", "b"})
+        await other.sync()
+        assert other.known == ("p", {"a", "b"})
+        await other.set_available("a", available=True)
+        await other.set_pin(None)
+        await one.sync()
+        assert one.known == other.known == (None, {"b"})
+
+    asyncio.run(check())
+
+
+def test_a_store_that_lost_everything_gets_it_back_from_whoever_notices(tmp_path: Path) -> None:
+    async def check() -> None:
+        store = MemoryDirectives()
+        one, other = Replica(store, tmp_path / "1"), Replica(store, tmp_path / "2")
+        await one.set_available("a", available=False)
+        await one.set_pin("p")
+        await other.sync()
+        store.lose()
+        await other.sync()
+        fresh = Replica(store, tmp_path / "3")
+        await fresh.sync()
+        assert fresh.known == ("p", {"a"})
+        store.lose()
+        await one.set_available("b", available=False)  # a change is the first to notice
+        for replica in (other, fresh):
+            await replica.sync()
+            assert replica.known == ("p", {"a", "b"})
+
+    asyncio.run(check())
+
+
+def test_a_store_with_a_life_of_its_own_is_the_truth(tmp_path: Path) -> None:
+    async def check() -> None:
+        old, new = MemoryDirectives(), MemoryDirectives()
+        before = Replica(old, tmp_path / "1")
+        await before.set_available("a", available=False)
+        await before.save()
+        other = Replica(new, tmp_path / "2")
+        await other.set_available("b", available=False)
+        moved = Replica(new, tmp_path / "1")
+        assert moved.known == (None, {"a"})
+        await moved.sync()
+        assert moved.known == (None, {"b"})
+
+    asyncio.run(check())
+
+
+def test_what_was_known_survives_a_restart_while_the_store_is_down(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "directives.json"
+
+    async def check() -> None:
+        store = MemoryDirectives()
+        before = Replica(store, path)
+        await before.sync()
+        assert not path.exists()  # nothing was ever said
+        await before.set_available("ü", available=False)
+        await before.set_pin("p")
+        await before.close()
+        store.available = False
+        after = Replica(store, path)
+        with pytest.raises(DirectivesUnavailable):
+            await after.sync()
+        assert after.known == ("p", {"ü"})
+        assert after.file_errors == []
+
+    asyncio.run(check())
+
+
+def test_a_change_that_the_store_did_not_take_is_not_made(tmp_path: Path) -> None:
+    async def check() -> None:
+        store = MemoryDirectives()
+        replica = Replica(store, tmp_path / "1")
+        store.available = False
+        for call in (replica.set_available("a", available=False), replica.set_pin("p")):
+            with pytest.raises(DirectivesUnavailable):
+                await call
+        assert replica.known == (None, set())
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b'{"format": 2, "epoch": "e", "number": 1, "pin": null, "hidden": []}',
+        b'{"format": 1, "epoch": 7, "number": 1, "pin": null, "hidden": []}',
+        b'{"format": 1, "epoch": "e", "number": true, "pin": null, "hidden": []}',
+        b'{"format": 1, "epoch": "e", "number": 1, "pin": 5, "hidden": []}',
+        b'{"format": 1, "epoch": "e", "number": 1, "pin": null, "hidden": "abc"}',
+        b'{"format": 1, "epoch": "e", "number": 1, "pin": null, "hidden": ["a", 5]}',
+    ],
+)
+def test_a_file_that_holds_something_else_is_told_and_ignored(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "directives.json"
+    path.write_bytes(content)
+    replica = Replica(MemoryDirectives(), path)
+    assert replica.known == (None, set())
+    (told,) = replica.file_errors
+    assert told.startswith(f"{path}: the directives kept here cannot be read")
+
+
+def test_a_file_that_cannot_be_written_is_told_once_a_change(tmp_path: Path) -> None:
+    async def check() -> None:
+        (tmp_path / "taken").touch()
+        replica = Replica(MemoryDirectives(), tmp_path / "taken" / "directives.json")
+        replica.file_errors.clear()
+        await replica.set_available("a", available=False)
+        for _ in range(3):
+            await replica.sync()
+        (told,) = replica.file_errors
+        assert "the directives cannot be kept here" in told
+        assert replica.known == (None, {"a"})
+
+    asyncio.run(check())
+
+
+def test_a_file_edited_by_hand_can_still_be_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "directives.json"
+    kept = {"format": 1, "epoch": "e", "number": 1, "pin": None, "hidden": ["a", "b", "c"]}
+    path.write_text(json.dumps(kept))
+    assert DirectivesCopy.load(path).edition == Edition("e", 3)
+
+    async def check() -> None:
+        store = MemoryDirectives()
+        await Replica(store, path).sync()
+        fresh = Replica(store, tmp_path / "2")
+        await fresh.sync()
+        assert fresh.known == (None, {"a", "b", "c"})
+
+    asyncio.run(check())
+
+
+class Forgetful(MemoryDirectives):
+    """A store that loses everything again and again."""
+
+    async def restore(self, *_: object) -> None:
+        self.lose()
+
+
+def test_a_store_that_cannot_keep_anything_is_unavailable(tmp_path: Path) -> None:
+    async def check() -> None:
+        store = Forgetful()
+        replica = Replica(store, tmp_path / "1")
+        await replica.set_available("a", available=False)
+        store.lose()
+        with pytest.raises(DirectivesUnavailable, match="lost its state twice"):
+            await replica.set_available("b", available=False)
+        assert replica.known == (None, {"a"})
+
+    asyncio.run(check())
+
+
+class Racing(MemoryDirectives):
+    """A store that loses everything between two calls."""
+
+    async def changes(self, since: Edition) -> object:  # type: ignore[override]
+        self.lose()
+        return await super().changes(since)
+
+
+def test_a_loss_between_two_calls_shows_nothing_again(tmp_path: Path) -> None:
+    async def check() -> None:
+        store = Racing()
+        await store.restore(Edition("e", 2), None, ["a"])
+        replica = Replica(store, tmp_path / "1")
+        replica._edition = Edition("e", 1)
+        replica.hidden.change(["a"], [])
+        await replica.sync()
+        assert replica.known == (None, {"a"})
+
+    asyncio.run(check())

@@ -1,0 +1,227 @@
+"""One behaviour for every store of directives: the fake in memory and the real Redis."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import redis
+
+from service.errors import DirectivesUnavailable, SettingsError
+from service.memory_directives import MemoryDirectives
+from service.ports import Changes, Edition
+from service.redis_directives import RedisDirectives
+
+Store = MemoryDirectives | RedisDirectives
+OpenStore = Callable[..., Any]
+NEW = Edition()
+
+
+@pytest.fixture(params=["memory", "redis"])
+def open_store(request: pytest.FixtureRequest) -> OpenStore:
+    @asynccontextmanager
+    async def opened(**options: Any) -> AsyncIterator[Store]:
+        if request.param == "memory":
+            yield MemoryDirectives(**options)
+            return
+        url = request.getfixturevalue("redis_url")
+        store = RedisDirectives(url, prefix=f"test-{uuid.uuid4().hex}", timeout_s=5.0, **options)
+        yield store
+        await store.close()
+
+    return opened
+
+
+def test_nothing_was_ever_said(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            assert await store.edition() == NEW
+            assert await store.changes(NEW) == Changes(NEW, None, False, ())
+
+    asyncio.run(check())
+
+
+def test_every_change_counts_one_and_the_same_again_counts_nothing(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            numbers = []
+            for write in (
+                store.hide("a", NEW),
+                store.hide("a", NEW),
+                store.hide("ü/b", NEW),
+                store.show("a", NEW),
+                store.show("a", NEW),
+                store.show("never hidden", NEW),
+                store.pin("20261124T000000Z-abcdef", NEW),
+                store.pin("20261124T000000Z-abcdef", NEW),
+                store.pin(None, NEW),
+                store.pin(None, NEW),
+            ):
+                assert await write is True
+                numbers.append((await store.edition()).number)
+            assert numbers == [1, 1, 2, 3, 3, 3, 4, 4, 5, 5]
+            epoch = (await store.edition()).epoch
+            assert epoch
+            assert await store.changes(NEW) == Changes(Edition(epoch, 5), None, True, ("ü/b",))
+
+    asyncio.run(check())
+
+
+def test_changes_since_a_state_are_those_alone(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            for item in "abc":
+                await store.hide(item, NEW)
+            since = await store.edition()
+            await store.hide("d", since)
+            await store.show("a", since)
+            await store.show("d", since)
+            await store.hide("a", since)
+            await store.pin("p", since)
+            now = Edition(since.epoch, 8)
+            assert await store.changes(since) == Changes(now, "p", False, ("a",), ("d",))
+            assert await store.changes(now) == Changes(now, "p", False, ())
+            whole = await store.changes(Edition("another life", 99))
+            assert (whole.whole, sorted(whole.hidden), whole.shown) == (True, ["a", "b", "c"], ())
+
+    asyncio.run(check())
+
+
+def test_a_state_too_old_to_be_caught_up_with_gets_everything(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store(shown_cap=2) as store:
+            for item in "abcd":
+                await store.hide(item, NEW)
+            since = await store.edition()
+            for item in "abc":
+                await store.show(item, since)
+            # "a" (change 5) is no longer remembered as shown; whoever has seen change 5 needs it no more
+            assert (await store.changes(since)).whole
+            assert (await store.changes(since)).hidden == ("d",)
+            later = await store.changes(Edition(since.epoch, 5))
+            assert (later.whole, later.shown) == (False, ("b", "c"))
+
+    asyncio.run(check())
+
+
+def test_a_large_set_is_read_whole(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            items = tuple(f"item {number}" for number in range(2345))
+            await store.restore(Edition("e", 5000), "p", items)
+            assert await store.edition() == Edition("e", 5000)
+            found = await store.changes(NEW)
+            assert found == Changes(Edition("e", 5000), "p", True, items)
+            assert (await store.changes(Edition("e", 4999))).whole
+            assert await store.hide("item 0", found.edition)  # hidden already
+            assert await store.edition() == Edition("e", 5000)
+            assert await store.show("item 0", found.edition)
+            assert await store.changes(found.edition) == Changes(Edition("e", 5001), "p", False, (), ("item 0",))
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("known", [Edition("another life", 1), Edition("", 0)])
+def test_a_store_that_is_not_behind_keeps_what_it_has(open_store: OpenStore, known: Edition) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            await store.hide("a", NEW)
+            before = await store.changes(NEW)
+            await store.restore(known, "p", ["b"])
+            assert await store.changes(NEW) == before
+            await store.restore(Edition(before.edition.epoch, 1), "p", ["b"])
+            assert await store.changes(NEW) == before
+            assert await store.hide("c", known) is True
+
+    asyncio.run(check())
+
+
+def test_a_store_that_lost_something_takes_no_change_before_it_is_restored(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            lost = Edition("e", 3)
+            for write in (store.hide("a", lost), store.show("a", lost), store.pin("p", lost)):
+                assert await write is False
+            assert await store.edition() == NEW
+            await store.restore(lost, None, ["x", "y"])
+            assert await store.hide("a", lost) is True
+            assert await store.changes(lost) == Changes(Edition("e", 4), None, False, ("a",))
+            # back in time: this life, but fewer changes
+            assert await store.hide("b", Edition("e", 9)) is False
+            await store.restore(Edition("e", 9), "p", [])
+            assert await store.changes(NEW) == Changes(Edition("e", 9), "p", True, ())
+
+    asyncio.run(check())
+
+
+def test_concurrent_changes_are_all_counted(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            items = [f"i{number}" for number in range(50)]
+            await asyncio.gather(*(store.hide(item, NEW) for item in items))
+            found = await store.changes(NEW)
+            assert (found.edition.number, sorted(found.hidden)) == (50, sorted(items))
+
+    asyncio.run(check())
+
+
+def test_a_store_that_is_down_says_so_in_one_way() -> None:
+    errors: list[str] = []
+    memory = MemoryDirectives()
+    memory.available = False
+    gone = RedisDirectives("unix:///nonexistent/redis.sock", on_error=errors.append)
+
+    async def check(store: Store) -> None:
+        for call in (
+            store.edition(),
+            store.changes(NEW),
+            store.pin("p", NEW),
+            store.hide("a", NEW),
+            store.show("a", NEW),
+            store.restore(Edition("e", 1), None, ["a"]),
+        ):
+            with pytest.raises(DirectivesUnavailable):
+                await call
+
+    asyncio.run(check(memory))
+    asyncio.run(check(gone))
+    assert errors == ["directives", "directives", "pin", "hide", "show", "restore"]
+
+
+def test_a_url_that_is_none_is_refused() -> None:
+    with pytest.raises(SettingsError, match="must be a redis://"):
+        RedisDirectives("http://localhost")
+
+
+def test_keys_in_redis_share_a_slot_and_never_expire(redis_url: str) -> None:
+    prefix = f"test-{uuid.uuid4().hex}"
+
+    async def check() -> None:
+        store = RedisDirectives(redis_url, prefix=prefix)
+        await store.restore(Edition("e", 9), "p", ["a", "b"])
+        await store.show("a", Edition("e", 9))
+        await store.restore(Edition("e", 1), None, ["a", "b"])  # not behind: what was put aside goes
+        await store.close()
+
+    asyncio.run(check())
+    with redis.Redis.from_url(redis_url) as client:
+        keys = {key.decode(): client.ttl(key) for key in client.keys(f"{prefix}*")}
+        assert keys == {f"{prefix}:{{directives}}:{name}": -1 for name in ("state", "hidden", "shown")}
+
+
+def test_what_others_wrote_into_a_key_is_no_crash(redis_url: str) -> None:
+    prefix = f"test-{uuid.uuid4().hex}"
+
+    async def check() -> None:
+        store = RedisDirectives(redis_url, prefix=prefix)
+        assert await store.edition() == Edition("\ufffd", 0)
+        with pytest.raises(DirectivesUnavailable):
+            await store.changes(NEW)
+        await store.close()
+
+    with redis.Redis.from_url(redis_url) as client:
+        client.hset(f"{prefix}:{{directives}}:state", mapping={"epoch": b"\xff", "number": "no number"})
+        client.set(f"{prefix}:{{directives}}:hidden", "not a zset")
+        asyncio.run(check())
