@@ -16,7 +16,7 @@ from index.item_table import ItemTable
 from index.probes import Probes
 from index.slots import BEHAVIOUR
 from index.stamp import sync_directory, sync_file
-from training.contents import Contents
+from training.contents import Contents, Delta
 from training.dataset import Dataset
 from training.embeddings import Embeddings
 from training.encoder_run import CONTENTS_FILE, missing_record
@@ -38,13 +38,21 @@ class KeptTable:
 
     Attributes:
         table: the items.
-        contents: what they were made of; None where that is not recorded, then no row can be kept.
+        contents: what they were made of; None where that is not known for vectors of this model, then no row is kept.
         number: of the table in ``RUN/reindex``; 0 for that of the fitted encoder.
     """
 
     table: ItemTable
     contents: Contents | None
     number: int
+
+    def delta(self, contents: Contents) -> Delta:
+        """How a catalogue differs from this table; without contents every item that it knows counts as changed."""
+        if self.contents is not None:
+            return contents.against(self.contents)
+        places = (self.table.ids.row(item_id) for item_id in contents.item_ids())
+        was = np.array([-1 if place is None else place for place in places], dtype=np.int64)
+        return Delta(was, np.zeros(len(was), dtype=np.bool_), len(self.table) - int((was >= 0).sum()))
 
     @classmethod
     def newest(cls, directory: Path, fitted: FittedEncoder, model: Mapping[str, Any]) -> "KeptTable":
@@ -100,7 +108,7 @@ def updated_table(
         EmbeddingsError: the projection cannot be read or does not fit.
     """
     layout = fitted.table.layout
-    delta = contents.against(kept.contents)
+    delta = kept.delta(contents)
     vectors = np.zeros((len(contents), layout.dim), dtype=fitted.table.vectors.dtype)
     same = np.flatnonzero(delta.same)
     vectors[same] = kept.table.vectors[delta.was[same]]

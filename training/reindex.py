@@ -140,7 +140,7 @@ def look(job: ReindexJob, progress: Progress = lambda _step, _done, _all: None) 
         "format": str(BUNDLE_FORMAT),
     }
     bundle, why = _published(job, inputs)
-    delta = pending.contents.against(kept.contents)
+    delta = kept.delta(pending.contents)
     return Findings(fitted, model, pending, kept, delta, counts, inputs, bundle, why)
 
 

@@ -201,14 +201,20 @@ def test_an_evaluation_goes_into_the_report(nightly: "Shop") -> None:
 
 
 def test_the_dtype_of_the_model_embeds_everything_and_says_why(nightly: "Shop", encoded: Encoded) -> None:
+    before = np.load(nightly.bundle().path / "vectors.npy")
     config = nightly.run / "config.toml"
     config.write_text(config.read_text().replace('dtype = "float32"', 'dtype = "bfloat16"'))
     result = nightly.invoke()
     assert result.exit_code == 0, result.output
     assert "embedding every item" in result.output
     assert "dtype 'float32' → 'bfloat16'" in result.output
+    assert "0 new, 30 changed, 0 unchanged, 0 deleted" in result.output
     assert sum(map(len, encoded)) == 30
-    assert nightly.bundle().manifest.model["embeddings"]["dtype"] == "bfloat16"
+    bundle = nightly.bundle()
+    assert bundle.manifest.model["embeddings"]["dtype"] == "bfloat16"
+    made = np.load(bundle.path / "vectors.npy")
+    np.testing.assert_allclose(made, fresh_vectors(nightly), atol=2e-3)
+    assert np.abs(made - before).max() > 2e-3  # half as many digits show
 
 
 def test_a_damaged_current_bundle_is_built_again(nightly: "Shop") -> None:
@@ -284,13 +290,25 @@ def test_a_damaged_table_falls_back_to_the_fitted_one(nightly: "Shop") -> None:
     assert [item_id for item_id in after if after[item_id] != before[item_id]] == ["i00"]
 
 
+def test_after_another_fit_the_rows_are_those_of_its_table(nightly: "Shop") -> None:
+    """A fit writes new slots and a new ``fit.json``; here every vector is turned round, which no other table has."""
+    directory = nightly.run / "encoder"
+    turned = -np.load(directory / "table" / "vectors.npy")
+    np.save(directory / "table" / "vectors.npy", turned)
+    (directory / "fit.json").write_text((directory / "fit.json").read_text() + " ")
+    summary = nightly.reindex()
+    assert summary["why"] == ["encoder changed"]
+    assert items(summary) == (0, 0, 30, 0)
+    np.testing.assert_array_equal(np.load(nightly.bundle().path / "vectors.npy"), turned)
+
+
 def test_without_a_record_of_contents_every_row_is_made_anew(nightly: "Shop") -> None:
     before = nightly.rows()
     (nightly.run / "encoder" / "contents.parquet").unlink()
     shutil.rmtree(nightly.run / "reindex")
-    nightly.set(0, title="x")
-    assert items(nightly.reindex()) == (30, 0, 0, 0)
-    for item_id, row in nightly.rows().items():
+    nightly.edit(lambda rows: [{**rows[0], "item_id": "new"}, *rows[:-1]])
+    assert items(nightly.reindex()) == (1, 29, 0, 1)
+    for item_id, row in list(nightly.rows().items())[1:]:
         then, now = np.frombuffer(before[item_id], np.float16), np.frombuffer(row, np.float16)
         np.testing.assert_allclose(now.astype(np.float32), then.astype(np.float32), atol=2e-3)
 
