@@ -5,9 +5,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
+from cli import reindex
 from cli.index import app as index_commands
+from cli.main import app
 from index.bounds import Bounds
 from service.app import create_app
 from service.settings import Settings
@@ -47,6 +50,19 @@ def test_every_bound_has_a_row_and_is_offered() -> None:
     for bound in fields(Bounds):
         assert any(f"`{bound.name}`" in row or f"`{bound.name}.SLOT`" in row for row in rows), bound.name
         assert bound.name in shown, bound.name
+
+
+def test_every_option_and_exit_code_of_the_nightly_job_is_documented() -> None:
+    page = (DOCS / "reindex.md").read_text()
+    options = {
+        flag for option in get_command(app).commands["reindex"].params for flag in option.opts if flag[:2] == "--"
+    }
+    assert options >= {"--run", "--dry-run"}
+    for option in options:
+        assert f"`{option}" in page, option
+    for name, code in vars(reindex).items():
+        if name.startswith("_EXIT_"):
+            assert f"\n| {code} | " in page, name
 
 
 def test_every_invariant_names_tests_that_exist() -> None:
