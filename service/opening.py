@@ -96,9 +96,7 @@ def _candidates(source: BundleSource, pin: str | None) -> Iterator[str]:
 
 def _try(source: BundleSource, bundle_id: str) -> Bundle:
     bundle = source.load(bundle_id)
-    trial = Trial(
-        old=None, hidden=Snapshot(frozenset(), 0), recent=(), probes=_PROBES, bounds=None, hash_all=False
-    )
+    trial = Trial(old=None, hidden=Snapshot(frozenset(), 0), recent=(), probes=_PROBES, bounds=None, hash_all=False)
     prepared = prepare(bundle, trial)
     if isinstance(prepared, BundleRefused):
         raise prepared
