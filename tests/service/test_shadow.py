@@ -13,6 +13,7 @@ from index.errors import EncoderError
 from index.item_table import ItemTable
 from index.manifest import ENCODER_FILE
 from service.errors import BundleRefused
+from service.hidden import available_rows
 from service.shadow import Comparison, RecentHistories, Shadow, ShadowBounds, Side, compare
 
 HISTORIES = [("i1", "i2"), ("i10",), ("i4", "i5", "i6", "i8", "i9", "i11")]
@@ -84,12 +85,12 @@ def test_slot_shares_are_the_mean_share_of_what_speaks_for_an_item(bundle: Bundl
 def test_hidden_items_are_not_in_either_answer(days: tuple[Bundle, Bundle]) -> None:
     history = HISTORIES[0]
     hidden = frozenset(best(days[0], history)[:10])
-    available = np.array([days[0].ids.id(row) not in hidden for row in range(60)])
-    found = compare(Shadow(days[1], available), Shadow(days[0], available), [history], probes=5)
+    old, new = (Shadow(day, available_rows(day, hidden)) for day in days)
+    found = compare(new, old, [history], probes=5)
     shared = set(best(days[0], history, hidden)) & set(best(days[1], history, hidden))
     assert found.overlap == pytest.approx(len(shared) / 20)
-    nothing = np.zeros(60, dtype=bool)
-    assert compare(Shadow(days[1], nothing), Shadow(days[0], nothing), [history], probes=5).new.answered == 0
+    old, new = (Shadow(day, available_rows(day, {day.ids.id(row) for row in range(60)})) for day in days)
+    assert compare(new, old, [history], probes=5).new.answered == 0
 
 
 @pytest.mark.parametrize("recent", [[], [("gone",), ("i3",)]])
