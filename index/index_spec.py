@@ -73,8 +73,8 @@ class IndexSpec:
     target_recall: float = 0.97
     min_recall: float | None = 0.95
     probes: int = 256
-    links: int = 32
-    construction: int = 100
+    links: int = 24
+    construction: int = 64
     lists: int | None = None
     threads: int = 2
     seed: int = 0
