@@ -46,6 +46,11 @@ class ModalityPairs:
         """(B,) bool: the modality is there on both sides."""
         return self.sequence_present & self.item_present
 
+    def widened(self) -> "ModalityPairs":
+        """The same in float32 at least; done once, so that the gradients of several terms add up in float32 too."""
+        wide = torch.promote_types(self.sequences.dtype, torch.float32)
+        return ModalityPairs(self.sequences.to(wide), self.items.to(wide), self.sequence_present, self.item_present)
+
 
 @dataclass(frozen=True)
 class Similarities:
@@ -72,7 +77,7 @@ class MethodLoss:
         wpcl: scalar, None if its weight is 0.
         crtr: scalar, None if its weight is 0.
         lead: scalar, moving average of log c^text − log c^image after this batch; above 0 the image is the weak one.
-            None if nothing asked for it.
+            None if both weights are 0.
         gap: scalar, mean g over the rows with both modalities; None like ``lead``.
         log_beta: scalar, mean log β over these rows; None if WPCL is not computed.
         image_weak: scalar in [0, 1], share of these rows where the image is the weaker one; None like ``lead``.
@@ -208,18 +213,13 @@ def method_loss(
     Returns:
         The terms. With mu = lam = 0, ``total`` is ``nce`` itself: plain contrastive fine-tuning.
     """
+    text, image = text.widened(), image.widened()
     excluded = false_negatives(item_ids, histories)
     fused = fused_similarities(text, image, excluded, temperature, fusion)
     nce = info_nce(fused)
     rows = int(fused.rows.sum())
-    if mu == 0 and (lam == 0 or not detach_strong):
-        crtr = None
-        total = nce
-        if lam != 0:
-            crtr = relational_topology(text, image, item_ids, excluded, temperature, relation_temperature, None)
-            total = nce + lam * crtr
-        return MethodLoss(total, nce, None, crtr, None, None, None, None, rows)
-
+    if mu == 0 and lam == 0:
+        return MethodLoss(nce, nce, None, None, None, None, None, None, rows)
     by_text, by_image = similarities(text, excluded, temperature), similarities(image, excluded, temperature)
     balance = weak_modality(by_text, by_image, weak_by, gap_kind, lead, lead_decay)
     total, wpcl, crtr, log_beta = nce, None, None, None
