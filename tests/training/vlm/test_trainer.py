@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from training import checkpoints, trainer
+from training import checkpoints, contrastive_step, trainer
 from training.backbone import load_backbone
 from training.config import RunConfig
 from training.dataset import Dataset
@@ -147,25 +147,29 @@ def test_a_loss_that_is_not_finite_names_the_items(
     seen: list[PairBatch] = []
     collate = trainer.Collator.pairs
     monkeypatch.setattr(trainer.Collator, "pairs", lambda self, w: seen.append(collate(self, w)) or seen[-1])
-    monkeypatch.setattr(trainer, "method_loss", poisoned(trainer.method_loss, after=2))
+    monkeypatch.setattr(contrastive_step, "method_loss", poisoned(contrastive_step.method_loss, after=2))
     with pytest.raises(TrainingDiverged, match="loss must be finite, got nan in step 3") as caught:
         train_vlm(shop, shop_train, tmp_path, small())
-    ids = [f"i{row:02d}" for row in seen[-1].item_ids.tolist()]
-    assert ", ".join(ids[:20]) in str(caught.value)
+    ids = [f"i{row:02d}" for row in seen[2].item_ids.tolist()]  # batches are put together ahead
+    assert str(caught.value).endswith(", ".join(ids[:20]) + (" …" if len(ids) > 20 else ""))
+    record = json.loads((tmp_path / "diverged.json").read_text())
+    assert (record["step"], record["what"], record["value"], record["next_items"]) == (3, "loss", "nan", ids)
+    assert record["terms"]["nce"] != "nan"
+    assert all(target in own for target, own in zip(ids, record["left_out_of_negatives"], strict=True))
     assert not (tmp_path / "model").exists()
 
 
 def test_a_gradient_that_is_not_finite_is_told(
     shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss = trainer.method_loss
+    loss = contrastive_step.method_loss
 
     def steep(*args: Any, **options: Any) -> MethodLoss:
         found = loss(*args, **options)
         bent = found.total - found.total.detach()  # 0 with a gradient of 1
         return replace(found, total=found.total.detach() + bent * float("inf") if bent.item() else bent.sqrt())
 
-    monkeypatch.setattr(trainer, "method_loss", steep)
+    monkeypatch.setattr(contrastive_step, "method_loss", steep)
     with pytest.raises(TrainingDiverged, match="norm of the gradient must be finite"):
         train_vlm(shop, shop_train, tmp_path, small())
 

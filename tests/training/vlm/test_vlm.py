@@ -105,14 +105,13 @@ def test_the_order_of_a_history_matters(shop: Dataset, backbone: Backbone) -> No
 
 def test_a_picture_is_held_once_however_often_it_is_shown(shop: Dataset, backbone: Backbone) -> None:
     prompts, _ = collator(shop, backbone).sequences([np.array([0, 0, 1]), np.array([1, 0])])
-    assert prompts.grids is not None
-    assert len(prompts.grids) == 2
+    assert [len(pictures.grids) for pictures in prompts.pictures] == [2]
     assert sum(len(group.visual) for group in prompts.groups) == 5
 
 
 def test_a_modality_that_is_not_trained_is_not_encoded(shop: Dataset, backbone: Backbone) -> None:
     prompts, places = collator(shop, backbone, modalities=("text",)).items(np.arange(3))
-    assert prompts.patches is None
+    assert prompts.pictures == ()
     assert list(places) == ["text"]
 
 
@@ -135,14 +134,15 @@ def test_prompts_are_grouped_by_length(shop: Dataset, backbone: Backbone) -> Non
 
 def plain_forward(backbone: Backbone, group: Any, prompts: PromptBatch) -> Tensor:
     """Transformers' documented call: pixels of every shown picture in order, attention mask, token types."""
-    bounds = torch.cat([torch.zeros(1, dtype=torch.int64), prompts.grids.prod(dim=1).cumsum(0)])  # type: ignore[union-attr]
-    pixels = torch.cat([prompts.patches[bounds[n] : bounds[n + 1]] for n in group.pictures])  # type: ignore[index]
+    (pictures,) = prompts.pictures
+    bounds = torch.cat([torch.zeros(1, dtype=torch.int64), pictures.grids.prod(dim=1).cumsum(0)])
+    pixels = torch.cat([pictures.patches[bounds[n] : bounds[n + 1]] for n in group.pictures])
     width = group.input_ids.shape[1]
     output = backbone.model(
         input_ids=group.input_ids,
         attention_mask=(torch.arange(width)[None, :] < group.lengths[:, None]).long(),
         pixel_values=pixels,
-        image_grid_thw=prompts.grids[group.pictures],  # type: ignore[index]
+        image_grid_thw=pictures.grids[group.pictures],
         mm_token_type_ids=(group.input_ids == backbone.model.config.image_token_id).int(),
     )
     hidden = output.last_hidden_state[group.pooled[:, 0], group.pooled[:, 1]]
