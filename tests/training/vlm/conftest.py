@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import PreTrainedModel, Qwen2VLConfig, Qwen2VLModel, Qwen3VLConfig, Qwen3VLModel
 
 from training.backbone import Backbone, load_backbone, make_backbone
 from training.config import RunConfig, load_config
@@ -109,3 +110,49 @@ def backbone_directory(shop: Dataset, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def backbone(backbone_directory: Path) -> Backbone:
     return load_backbone(backbone_directory)
+
+
+@pytest.fixture
+def family(backbone: Backbone, tmp_path: Path) -> Callable[[str], Backbone]:
+    """A small backbone of a ``model_type``, read from shards that ``save_pretrained`` wrote."""
+
+    def make(name: str) -> Backbone:
+        if name == "qwen2_5_vl":
+            return backbone
+        directory = tmp_path / name
+        _model_of(name, backbone).save_pretrained(directory, max_shard_size="20KB")
+        assert len(list(directory.glob("*.safetensors"))) > 1
+        backbone.save_processors(directory)
+        return load_backbone(directory)
+
+    return make
+
+
+def _model_of(name: str, backbone: Backbone) -> PreTrainedModel:
+    """A tiny model of another class with the same vocabulary."""
+    text = backbone.model.config.text_config
+    shared = {
+        "vocab_size": text.vocab_size,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]},
+    }
+    ids = {key: getattr(backbone.model.config, key) for key in ("image_token_id", "video_token_id")}
+    torch.manual_seed(1)
+    if name == "qwen2_vl":
+        vision = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "mlp_ratio": 1}
+        return Qwen2VLModel(Qwen2VLConfig(text_config=shared, vision_config=vision, **ids))
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "patch_size": 4,
+        "out_hidden_size": 16,
+        "deepstack_visual_indexes": [0],
+        "num_position_embeddings": 16,
+    }
+    return Qwen3VLModel(Qwen3VLConfig(text_config={**shared, "head_dim": 8}, vision_config=vision, **ids))
