@@ -129,7 +129,9 @@ def test_under_autocast_every_weight_gets_its_gradient(
     embedder = VlmEmbedder(backbone.model).train()
     value, expected = by_pass(embedder, batch, cached=False, autocast=autocast)
     got, found = by_pass(embedder, batch, cached=True, autocast=autocast)
-    assert got == pytest.approx(value, rel=1e-3)
+    in_full, _ = plain(embedder, batch)
+    assert value != pytest.approx(in_full, rel=1e-5)
+    assert got == pytest.approx(value, rel=1e-6)
     assert_same(expected, found, tolerance=0.02)
 
 
@@ -142,10 +144,13 @@ def test_only_what_is_trained_gets_a_gradient(
     embedder = VlmEmbedder(adapt(backbone, rank=2, alpha=4, dropout=0.0, targets=targets)).train()
     assert embedder.trains_vision == (targets == ["qkv"])
     value, expected = plain(embedder, batch)
+    looks: list[object] = []
+    embedder.base.visual.register_forward_hook(lambda *call: looks.append(call))
     got, found = by_pass(embedder, batch, cached=True, autocast=contextlib.nullcontext)
     assert got == pytest.approx(value, rel=1e-6)
     assert all("lora_" in name for name in found)
     assert_same(expected, found)
+    assert len(looks) == (2 if embedder.trains_vision else 1) * len(batch.prompts.pictures)
 
 
 @pytest.mark.parametrize("cached", [False, True])
