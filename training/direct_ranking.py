@@ -24,6 +24,8 @@ METRIC = "ndcg@10"
 _CUT = 10
 _ENCODED_AT_A_TIME = 256
 _SCORES_PER_BLOCK = 1 << 22
+_DECIMALS = 5
+"""Equal prompts must tie, but their vectors differ in the last digits with the batch that they were encoded in."""
 Vectors: TypeAlias = Mapping[str, NDArray[np.float32]]
 """Modality → (n, D) float32, rows of length 1, zeros where it is absent."""
 
@@ -124,7 +126,7 @@ class DirectRanking:
             reachable = comparable[np.arange(len(targets)), targets]
             for candidates, history in zip(comparable, self._histories[users], strict=True):
                 candidates[[place[row] for row in history.tolist() if row in place]] = False
-            ranks = np.where(reachable, metrics.ranks(scores, targets, comparable), np.inf)
+            ranks = np.where(reachable, metrics.ranks(np.round(scores, _DECIMALS), targets, comparable), np.inf)
             found.append(metrics.gains(ranks, _CUT))
         return float(np.concatenate(found).mean())
 

@@ -46,6 +46,12 @@ class Ranks:
         """Return once every rank is here."""
         self._accelerator.wait_for_everyone()
 
+    def leave(self) -> None:
+        """End the group, once every rank is here."""
+        self.wait()
+        if self.count > 1:
+            self._accelerator.end_training()
+
     def gathered(self, rows: Tensor) -> Tensor:
         """The rows of all ranks, in their order.
 

@@ -116,7 +116,8 @@ def train_vlm(
         OutOfMemory: a step does not fit into memory.
     """
     pairs = TrainingPairs.of(train)
-    accelerator = Accelerator(mixed_precision=config.train.precision)
+    # Without `cpu`, accelerate joins no group of processes where there is no GPU, and each would train alone.
+    accelerator = Accelerator(mixed_precision=config.train.precision, cpu=not torch.accelerator.is_available())
     ranks, place = Ranks(accelerator), RunDirectory(directory)
     _check(config, validation, ranks)
     if ranks.first:
@@ -129,7 +130,7 @@ def train_vlm(
         run.to_the_end(report if ranks.first else lambda _: None)
         if ranks.first:
             run.save()
-    ranks.wait()
+    ranks.leave()
     return place.model
 
 

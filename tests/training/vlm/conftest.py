@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Qwen2VLConfig, Qwen2VLModel, Qwen3VLCo
 from training.backbone import Backbone, load_backbone, make_backbone
 from training.config import RunConfig, load_config
 from training.dataset import Dataset, load_dataset
-from training.sequences import Sequences, leave_one_out
+from training.sequences import LeaveOneOut, Sequences, leave_one_out
 
 COLOURS = ("crimson", "teal", "amber", "violet", "olive", "coral")
 SHOP_ITEMS = 30
@@ -82,8 +82,19 @@ def shop(shop_directory: Path) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def shop_train(shop: Dataset) -> Sequences:
-    return leave_one_out(Sequences.from_interactions(shop.interactions, shop.item_ids())).train
+def shop_parts(shop: Dataset) -> LeaveOneOut:
+    return leave_one_out(Sequences.from_interactions(shop.interactions, shop.item_ids()))
+
+
+@pytest.fixture(scope="session")
+def shop_train(shop_parts: LeaveOneOut) -> Sequences:
+    return shop_parts.train
+
+
+@pytest.fixture(scope="session")
+def smallest() -> dict[str, Any]:
+    """Dotted keys of the smallest sensible model, for a run in a process of its own."""
+    return dict(SMALL)
 
 
 @pytest.fixture
