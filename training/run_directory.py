@@ -5,10 +5,12 @@
 ``model``. Files are written aside and renamed, so that a kill at any moment leaves something to go on from.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -75,12 +77,25 @@ class RunDirectory:
         self.log = path / "log.jsonl"
         self.diverged = path / "diverged.json"
 
-    def claim(self, fingerprint: str, *, resume: bool) -> None:
-        """Make the directory this run's own.
+    @contextlib.contextmanager
+    def claimed(self, fingerprint: str, *, resume: bool) -> Iterator[None]:
+        """Make the directory this run's own; no other process gets it meanwhile, a killed one gives it back.
 
         Raises:
-            ConfigError: it is another run's, or this run's and it is not to be resumed.
+            ConfigError: it is another run's, or this run's and it is not to be resumed, or a process is training in it.
         """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ConfigError(
+                    f"{self.path}: another process is training here; wait for it or end it, or use another --run"
+                ) from error
+            self._check(fingerprint, resume=resume)
+            yield
+
+    def _check(self, fingerprint: str, *, resume: bool) -> None:
         mark = self.path / "fingerprint"
         if any(part.is_dir() for part in (self.start, self.checkpoints, self.model)):
             if not resume:
@@ -94,7 +109,6 @@ class RunDirectory:
                     f"{fingerprint}); resume it with the same ones, or use another --run"
                 )
             return
-        self.path.mkdir(parents=True, exist_ok=True)
         mark.write_text(fingerprint + "\n", encoding="utf-8")
 
     def make(self, target: Path, write: Callable[[Path], None]) -> None:

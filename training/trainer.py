@@ -6,6 +6,7 @@ processes, devices, casts and clips; what stays ours, and why, is in docs/adr/00
 be killed at any time: a resumed one has the same data order, dropout and loss curve.
 """
 
+import contextlib
 import json
 import math
 import time
@@ -108,8 +109,9 @@ def train_vlm(
         Directory of the trained model, for :func:`training.vlm.load_embedder`.
 
     Raises:
-        ConfigError: the directory holds another run, or this one is to start where one is already; or the
-            configuration asks for what cannot be: validation without events, more processes than a batch has windows.
+        ConfigError: the directory holds another run, or this one is to start where one is already or is still going
+            on; or the configuration asks for what cannot be: validation without events, more processes than a batch
+            has windows.
         BackboneError: the model cannot be loaded.
         DatasetError: there is no pair to train on.
         TrainingDiverged: the loss or a gradient is not finite.
@@ -120,17 +122,19 @@ def train_vlm(
     accelerator = Accelerator(mixed_precision=config.train.precision, cpu=not torch.accelerator.is_available())
     ranks, place = Ranks(accelerator), RunDirectory(directory)
     _check(config, validation, ranks)
-    if ranks.first:
-        place.claim(run_fingerprint(dataset, train, validation, config), resume=resume)
-        if config.vlm.model is None and not place.start.is_dir() and not place.model.is_dir():
-            place.make(place.start, lambda aside: make_start(dataset, config.vlm, config.train.seed, aside))
-    ranks.wait()
-    if not place.model.is_dir():
-        run = _Run(dataset, pairs, validation, place, config, accelerator, ranks)
-        run.to_the_end(report if ranks.first else lambda _: None)
+    with contextlib.ExitStack() as until_the_end:
         if ranks.first:
-            run.save()
-    ranks.leave()
+            mark = run_fingerprint(dataset, train, validation, config)
+            until_the_end.enter_context(place.claimed(mark, resume=resume))
+            if config.vlm.model is None and not place.start.is_dir() and not place.model.is_dir():
+                place.make(place.start, lambda aside: make_start(dataset, config.vlm, config.train.seed, aside))
+        ranks.wait()
+        if not place.model.is_dir():
+            run = _Run(dataset, pairs, validation, place, config, accelerator, ranks)
+            run.to_the_end(report if ranks.first else lambda _: None)
+            if ranks.first:
+                run.save()
+        ranks.leave()
     return place.model
 
 

@@ -113,6 +113,18 @@ def test_a_directory_belongs_to_one_run(shop: Dataset, shop_train: Sequences, sm
     train_vlm(shop, shop_train, tmp_path, changed, resume=True)
 
 
+def test_a_directory_is_trained_in_by_one_process_at_a_time(
+    shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path
+) -> None:
+    def another(now: Progress) -> None:
+        if now.step == 2:
+            with pytest.raises(ConfigError, match="another process is training here"):
+                train_vlm(shop, shop_train, tmp_path, small(), resume=True)
+
+    train_vlm(shop, shop_train, tmp_path, small(train__steps=3), report=another)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
 def test_only_the_newest_checkpoints_are_kept(
     shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path
 ) -> None:
