@@ -21,7 +21,7 @@ from training.dataset import Dataset
 from training.errors import BackboneError, ConfigError, DatasetError, TrainingDiverged
 from training.losses import MethodLoss
 from training.sequences import Sequences
-from training.trainer import Progress, schedule, train_vlm
+from training.trainer import Progress, train_vlm
 from training.vlm import load_embedder
 
 if TYPE_CHECKING:
@@ -258,16 +258,6 @@ def test_a_missing_backbone_leaves_the_directory_free(
     with pytest.raises(BackboneError):
         train_vlm(shop, shop_train, tmp_path, small(vlm__model=str(tmp_path / "none")))
     train_vlm(shop, shop_train, tmp_path, small(train__steps=1))
-
-
-def test_the_schedule_by_hand() -> None:
-    """10 steps, 2 of warm-up: ½, 1, then half a cosine sampled at the middle of each of the 8 steps left."""
-    found = [schedule(step, 10, 0.2) for step in range(10)]
-    assert found[:2] == [0.5, 1.0]
-    expected = [0.5 * (1 + math.cos(math.pi * (n + 0.5) / 8)) for n in range(8)]
-    assert found[2:] == pytest.approx(expected)
-    assert all(0 < value <= 1 for value in found)
-    assert schedule(0, 1, 0.0) == 1.0
 
 
 def test_a_line_cut_short_by_a_kill_is_dropped(
