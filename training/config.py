@@ -172,6 +172,7 @@ class TrainConfig(_Section):
         patience: training ends after so many validations in a row without a better one, and the best one's weights
             are kept; 0 = all steps are done and the last weights are kept.
         log_every: steps between two lines of ``log.jsonl``.
+        diagnose_every: steps between two looks at how the modalities fare (:mod:`training.diagnostics`); 0 = none.
         checkpoint_steps: steps between two checkpoints.
         checkpoint_seconds: a checkpoint is also written after so many seconds.
         keep_checkpoints: older ones are removed.
@@ -200,6 +201,7 @@ class TrainConfig(_Section):
     validation_items: int = Field(default=10_000, ge=2)
     patience: int = Field(default=0, ge=0)
     log_every: int = Field(default=10, ge=1)
+    diagnose_every: int = Field(default=10, ge=0)
     checkpoint_steps: int = Field(default=200, ge=1)
     checkpoint_seconds: float = Field(default=300.0, gt=0)
     keep_checkpoints: int = Field(default=2, ge=1)
@@ -257,6 +259,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "learning_rate": 1e-4,
             "precision": "bf16",
             "picture_memory_mib": 8_192,
+            "workers": 4,
             "checkpoint_seconds": 900.0,
         },
         "embed": {"batch_items": 64, "shard_items": 1_024},

@@ -1,6 +1,7 @@
 """One optimiser step: the vectors of a batch, the loss over the global batch, and the weights' move by AdamW."""
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from index.slots import IMAGE, TEXT
+from training import diagnostics
 from training.batches import PairBatch, spread
 from training.config import LossConfig, TrainConfig
 from training.encoding_pass import encode
@@ -48,11 +50,13 @@ class Step:
         loss: its terms.
         gradient_norm: before clipping; None if the loss was not finite.
         batch: of all ranks.
+        diagnostics: how the modalities fare, see :mod:`training.diagnostics`; empty unless asked for.
     """
 
     loss: MethodLoss
     gradient_norm: float | None
     batch: GlobalBatch
+    diagnostics: Mapping[str, float]
 
     @property
     def diverged(self) -> tuple[str, float] | None:
@@ -83,11 +87,11 @@ class ContrastiveStep:
         self, embedder: VlmEmbedder, accelerator: Accelerator, ranks: Ranks, loss: LossConfig, train: TrainConfig
     ) -> None:
         self._accelerator, self._ranks = accelerator, ranks
-        self._terms, self._options = loss.model_dump(), train
+        self._terms, self._options, self._temperature = loss.model_dump(), train, loss.temperature
         self._embedder = embedder.to(accelerator.device)
         self.optimizer = AdamW(_weight_groups(embedder, train.weight_decay, train.vision_rate))
 
-    def __call__(self, own: PairBatch, *, step: int, lead: float, rate: float) -> Step:
+    def __call__(self, own: PairBatch, *, step: int, lead: float, rate: float, diagnose: bool = False) -> Step:
         """Take a step.
 
         Args:
@@ -95,6 +99,7 @@ class ContrastiveStep:
             step: steps done before; with the seed and the rank it decides what dropout draws.
             lead: moving average before this batch, see :func:`training.losses.method_loss`.
             rate: of AdamW.
+            diagnose: look at the modalities as well.
 
         Returns:
             What it gave; where the loss or the norm of the gradient is not finite, the weights are as before.
@@ -103,7 +108,7 @@ class ContrastiveStep:
             OutOfMemory: the batch does not fit; the message says what to lower.
         """
         try:
-            return self._take(own, step, lead, rate)
+            return self._take(own, step, lead, rate, diagnose=diagnose)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not isinstance(error, torch.OutOfMemoryError) and _HOST_IS_FULL not in str(error):
                 raise
@@ -113,30 +118,53 @@ class ContrastiveStep:
         """The context that the model runs under."""
         return cast("AbstractContextManager[None]", self._accelerator.autocast())
 
-    def _take(self, own: PairBatch, step: int, lead: float, rate: float) -> Step:
+    def _take(self, own: PairBatch, step: int, lead: float, rate: float, *, diagnose: bool) -> Step:
         torch.manual_seed(hash((self._options.seed, step, self._ranks.number)) % 2**63)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         prompts = own.prompts.to(self._accelerator.device)
         encoded = encode(self._embedder, prompts, autocast=self.autocast, cached=self._options.cached_gradients)
-        batch = self._global(encoded.outputs, own)
+        text, image = (_side(encoded.outputs, own, name) for name in (TEXT, IMAGE))
+        if diagnose:
+            for vectors in (text.sequences, text.items, image.sequences, image.items):
+                vectors.retain_grad()
+        batch = self._global(text, image, own)
         loss = method_loss(batch.text, batch.image, batch.item_ids, batch.histories, lead=lead, **self._terms)
         if not math.isfinite(loss.total.item()):
-            return Step(loss, None, batch)
+            return Step(loss, None, batch, {})
         torch.autograd.backward([loss.total])
         encoded.backward()
         weights = list(self._embedder.parameters())
         self._ranks.sum_gradients(weights)
+        found = self._diagnose(text, image, batch) if diagnose else {}
         norm = float(self._accelerator.clip_grad_norm_(weights, self._options.gradient_clip))
         if math.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad()
-        return Step(loss, norm, batch)
+        return Step(loss, norm, batch, found)
 
-    def _global(self, outputs: Tensor, own: PairBatch) -> GlobalBatch:
+    def _diagnose(self, text: ModalityPairs, image: ModalityPairs, batch: GlobalBatch) -> dict[str, float]:
+        """How the modalities fare in this batch, while the gradients are whole and not yet clipped."""
+        squares = self._ranks.summed(diagnostics.squared_gradients(text, image))
+        towers = {"language model": 0.0, "vision tower": 0.0}
+        for name, weight in self._embedder.named_parameters():
+            if weight.grad is not None:
+                towers["vision tower" if VISION in name else "language model"] += (
+                    weight.grad.float().square().sum().item()
+                )
+        norms = {name: math.sqrt(value) for name, value in squares.items()}
+        norms |= {f"gradient {name}": math.sqrt(value) for name, value in towers.items()}
+        sides = batch.text, batch.image
+        return {
+            **diagnostics.balance_of(*sides, batch.item_ids, batch.histories, temperature=self._temperature),
+            **diagnostics.spread_of_items(*sides),
+            **norms,
+        }
+
+    def _global(self, text: ModalityPairs, image: ModalityPairs, own: PairBatch) -> GlobalBatch:
         """The pairs of all ranks from this rank's vectors."""
-        text, image = (_side(outputs, own, name) for name in (TEXT, IMAGE))
-        item_ids, histories = own.item_ids.to(outputs.device), own.histories.to(outputs.device)
+        device = self._accelerator.device
+        item_ids, histories = own.item_ids.to(device), own.histories.to(device)
         if self._ranks.count == 1:
             return GlobalBatch(text, image, item_ids, histories)
         vectors = torch.cat([text.sequences, text.items, image.sequences, image.items], dim=1)

@@ -170,7 +170,7 @@ def info_nce(scores: Similarities) -> Tensor:
     Returns:
         Scalar ≥ 0; exactly 0 if no row is defined. For B orthonormal pairs it is log(e^{1/τ} + B − 1) − 1/τ.
     """
-    return _mean_over(-_log_confidence(scores), scores.rows)
+    return _mean_over(-log_confidence(scores), scores.rows)
 
 
 def method_loss(
@@ -275,7 +275,7 @@ def weak_modality(
         The balance. An average of exactly 0 leaves the weak modality open: every gap is then 0, so β = 1.
     """
     rows = by_text.rows & by_image.rows
-    log_text, log_image = _log_confidence(by_text), _log_confidence(by_image)
+    log_text, log_image = log_confidence(by_text), log_confidence(by_image)
     difference = (log_text - log_image).masked_fill(~rows, 0.0)
     gap = difference.abs().clamp(max=GAP_CLIP)
     if gap_kind == "probability":
@@ -305,7 +305,7 @@ def weak_penalised(by_text: Similarities, by_image: Similarities, balance: Balan
     logits = torch.where(weak, by_image.logits, by_text.logits)
     negatives = torch.where(weak, by_image.negatives, by_text.negatives)
     raised = logits + log_beta[:, None] * _off_diagonal(logits)
-    return _mean_over(-_log_confidence(Similarities(raised, negatives, balance.rows)), balance.rows)
+    return _mean_over(-log_confidence(Similarities(raised, negatives, balance.rows)), balance.rows)
 
 
 def relational_topology(
@@ -365,7 +365,7 @@ def _symmetric_kl(by_text: Tensor, by_image: Tensor, others: Tensor, rows: Tenso
     return _mean_over(both_ways, rows) / 2
 
 
-def _log_confidence(scores: Similarities) -> Tensor:
+def log_confidence(scores: Similarities) -> Tensor:
     """(B,) log of softmax(S_b)[b] over the row's own pair and its negatives."""
     kept = scores.negatives | ~_off_diagonal(scores.logits)
     return torch.log_softmax(scores.logits.masked_fill(~kept, _MASKED), dim=1).diagonal()

@@ -6,7 +6,7 @@ rows included; summed over the ranks, the weights' gradients are exactly those o
 With a single rank nothing is sent and nothing is copied.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -90,6 +90,14 @@ class Ranks:
             summed = self._accelerator.reduce(flat, reduction="sum")
             for weight, part in zip(bucket, summed.split([weight.numel() for weight in bucket]), strict=True):
                 weight.grad = part.view_as(weight).clone()
+
+    def summed(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Sums over the ranks, which must all name the same values in the same order."""
+        if self.count == 1:
+            return dict(values)
+        own = torch.tensor(list(values.values()), dtype=torch.float32, device=self._accelerator.device)
+        found = self._accelerator.reduce(own, reduction="sum").tolist()
+        return dict(zip(values, found, strict=True))
 
     def agreed(self, value: _Plain) -> _Plain:
         """What rank 0 has; a decision on a number that other hardware may round differently is taken once."""

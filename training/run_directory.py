@@ -1,8 +1,9 @@
 """The directory of a training run: whose it is, its log, and where everything lies.
 
 ``fingerprint`` (what the run's course depends on), ``start`` (a backbone made from scratch), ``checkpoints``,
-``log.jsonl`` (a line every few steps), ``diverged.json`` (the batch that broke the run, if one did) and in the end
-``model``. Files are written aside and renamed, so that a kill at any moment leaves something to go on from.
+``log.jsonl`` (a line every few steps), ``events`` (the same for TensorBoard), ``diverged.json`` (the batch that broke
+the run, if one did) and in the end ``model``. Files are written aside and renamed, so that a kill at any moment leaves
+something to go on from.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ _WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = {
     "vlm": ("attention", "activation_checkpointing"),
     "train": (
         "cached_gradients", "checkpoint_seconds", "checkpoint_steps", "chunk_patches", "chunk_tokens",
-        "keep_checkpoints", "log_every", "picture_memory_mib", "workers",
+        "diagnose_every", "keep_checkpoints", "log_every", "picture_memory_mib", "workers",
     ),
 }  # fmt: skip
 """Keys that change what a run costs, but not where it goes (up to rounding, and to which weights dropout draws)."""
@@ -66,6 +67,7 @@ class RunDirectory:
         checkpoints: of the run.
         model: the trained model.
         log: one JSON object a line.
+        events: the same for TensorBoard.
         diverged: what is known of the batch whose loss was not finite.
     """
 
@@ -75,6 +77,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
         self.log = path / "log.jsonl"
+        self.events = path / "events"
         self.diverged = path / "diverged.json"
 
     @contextlib.contextmanager

@@ -131,6 +131,7 @@ def train_vlm(
         ranks.wait()
         if not place.model.is_dir():
             run = _Run(dataset, pairs, validation, place, config, accelerator, ranks)
+            until_the_end.callback(run.close)
             run.to_the_end(report if ranks.first else lambda _: None)
             if ranks.first:
                 run.save()
@@ -186,8 +187,7 @@ class _Run:
         last = checkpoints.newest(place.checkpoints)
         if last is not None:
             self._state = _State(**checkpoints.restore(last, self._embedder, self._move.optimizer))
-        self._log = RunLog(place.log, self._state.window, writes=ranks.first)
-        self._log.cut(self._state.step)
+        self._log = RunLog(place.log, place.events, self._state.window, self._state.step, writes=ranks.first)
 
     def to_the_end(self, report: Callable[[Progress], None]) -> None:
         """Every step that is left; then the best validated weights, if training could have ended early."""
@@ -216,6 +216,10 @@ class _Run:
             checkpoints.restore(
                 checkpoints.at(self._place.checkpoints, state.best_step), self._embedder, self._move.optimizer
             )
+
+    def close(self) -> None:
+        """End what runs beside the training; the log is whole without it."""
+        self._log.close()
 
     def save(self) -> None:
         """Write the model and the list of pictures that could not be used."""
@@ -246,13 +250,15 @@ class _Run:
         """One optimiser step; returns what the log averages."""
         options, state = self._config.train, self._state
         rate = options.learning_rate * schedule(state.step, options.steps, options.warmup, options.decay)
-        taken = self._move(batch, step=state.step, lead=state.lead, rate=rate)
+        diagnose = options.diagnose_every > 0 and (state.step + 1) % options.diagnose_every == 0
+        taken = self._move(batch, step=state.step, lead=state.lead, rate=rate, diagnose=diagnose)
         if taken.diverged is not None:
             raise self._diverged(*taken.diverged, taken)
         if taken.loss.lead is not None:
             state.lead = taken.loss.lead.item()
         return {
             "loss": taken.loss.total.item(),
+            **taken.diagnostics,
             **_terms(taken.loss),
             "pairs": float(taken.loss.rows),
             "gradient_norm": taken.gradient_norm or 0.0,

@@ -37,6 +37,7 @@ def exchange(ranks: Ranks) -> dict[str, object]:
         "nothing": ranks.gathered(torch.zeros(0 if ranks.first else 2, 3, dtype=torch.int64)).shape[0],
         "padded": ranks.padded(torch.full((1, 1 + ranks.number), 7), -1).tolist(),
         "summed": [None if weight.grad is None else weight.grad.tolist() for weight in weights],
+        "summed_values": ranks.summed({"one": ranks.number, "other": 2}),
         "agreed": ranks.agreed({"value": ranks.number}),
     }
 

@@ -30,6 +30,7 @@ CHANGES: dict[str, Any] = {
     "train.chunk_patches": 20,
     "train.validate_every": 2,
     "train.checkpoint_steps": 3,
+    "train.diagnose_every": 2,
     "loss.mu": 0.5,
     "loss.alpha": 2.0,
     "loss.lam": 0.3,
@@ -74,6 +75,7 @@ def test_what_crosses_between_ranks(two_ranks: Path) -> None:
     assert (first["padded"], second["padded"]) == ([[7, -1]], [[7, 7]])
     # Summed; had by one rank only; had by none; of another dtype.
     assert first["summed"] == second["summed"] == [[3, 3], [4, -1], None, [20, 20]]
+    assert first["summed_values"] == second["summed_values"] == {"one": 1, "other": 4}
     assert first["agreed"] == second["agreed"] == {"value": 0}
 
 

@@ -196,6 +196,41 @@ def test_adapters_are_those_of_the_configuration(
     assert json.loads((adapter / "adapter_config.json").read_text())["lora_alpha"] == 6
 
 
+# --- diagnostics
+
+
+def test_what_is_seen_of_the_modalities_goes_into_the_log(
+    shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path
+) -> None:
+    names = {
+        "confidence text", "confidence image", "gap", "image_weak", "effective rank text", "effective rank image",
+        "uniformity text", "uniformity image", "cross-modal gap", "gradient text", "gradient image",
+        "gradient language model", "gradient vision tower",
+    }  # fmt: skip
+    plain = {"loss__mu": 0.0, "loss__lam": 0.0}
+    train_vlm(shop, shop_train, tmp_path / "seen", small(**plain, train__diagnose_every=2))
+    train_vlm(shop, shop_train, tmp_path / "unseen", small(**plain, train__diagnose_every=0))
+    seen, unseen = log(tmp_path / "seen"), log(tmp_path / "unseen")
+    for line, other in zip(seen, unseen, strict=True):
+        assert (set(line) - set(other)) == (names if line["step"] % 2 == 0 else set())
+        assert {name: line[name] for name in other} == other  # looking changes nothing
+        if line["step"] % 2 == 0:
+            towers = math.hypot(line["gradient language model"], line["gradient vision tower"])
+            assert towers == pytest.approx(line["gradient_norm"], rel=1e-5)
+            assert line["gradient text"] > 0
+            assert line["gradient image"] > 0
+            assert 1 <= line["effective rank image"] <= 16
+
+
+def test_a_modality_alone_is_seen_alone(shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path) -> None:
+    train_vlm(shop, shop_train, tmp_path, small(train__modalities=["image"], train__diagnose_every=1, train__steps=1))
+    (line,) = log(tmp_path)
+    assert line["gradient text"] == 0
+    assert line["gradient image"] > 0
+    assert "effective rank text" not in line
+    assert "confidence text" not in line
+
+
 # --- threads and schedules
 
 
