@@ -74,6 +74,10 @@ def test_balance_by_hand() -> None:
     assert found["confidence image"] == pytest.approx((sure + 3 * blind) / 4, rel=1e-5)
     assert found["gap"] == pytest.approx(0.75 * (sure - blind), rel=1e-5)
     assert found["image_weak"] == pytest.approx(0.75)
+    third = pairs(image.sequences, image.items, torch.tensor([True, False, True, True]))
+    assert balance_of(text, third, ids, histories, temperature=1.0)["confidence image"] == pytest.approx(
+        (1 - math.log(math.e + 2) - 2 * math.log(3)) / 3, rel=1e-5
+    )
     nobody = pairs(torch.zeros(4, 4), torch.zeros(4, 4), torch.zeros(4, dtype=torch.bool))
     assert set(balance_of(text, nobody, ids, histories, temperature=1.0)) == {"confidence text"}
 

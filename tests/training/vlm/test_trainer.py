@@ -286,7 +286,9 @@ class TestCheckpoints:
         written = checkpoints.write(tmp_path, 3, layer, optimizer, {"step": 3}, keep=2)
         (tmp_path / ".step-00000009.part").mkdir()
         (tmp_path / "step-x").mkdir()
-        assert checkpoints.newest(tmp_path) == written
+        assert checkpoints.newest(tmp_path) == written == checkpoints.at(tmp_path, 3)
+        checkpoints.write(tmp_path, 4, layer, optimizer, {"step": 4}, keep=1, beside={3})
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004", "step-x"]
         assert checkpoints.newest(tmp_path / "none") is None
 
     def test_moments_come_back(self, tmp_path: Path) -> None:

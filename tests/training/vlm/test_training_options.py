@@ -231,6 +231,39 @@ def test_a_modality_alone_is_seen_alone(shop: Dataset, shop_train: Sequences, sm
     assert "confidence text" not in line
 
 
+# --- what goes from step to step
+
+
+def test_the_moving_average_goes_from_step_to_step(
+    shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = [], []
+    loss = contrastive_step.method_loss
+
+    def noted(*args: Any, lead: float, **options: Any) -> Any:
+        found = loss(*args, lead=lead, **options)
+        before.append(lead)
+        after.append(found.lead.item())
+        return found
+
+    monkeypatch.setattr(contrastive_step, "method_loss", noted)
+    train_vlm(shop, shop_train, tmp_path, small())
+    assert before == [0.0, *after[:-1]]
+    assert len(set(after)) == 6
+    assert [line["lead"] for line in log(tmp_path)] == after
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    model = torch.nn.Sequential()
+    model.add_module("visual", torch.nn.Linear(2, 3))
+    model.add_module("language", torch.nn.Linear(2, 3))
+    model.add_module("norm", torch.nn.LayerNorm(3))
+    model.norm.weight.requires_grad = False
+    groups = contrastive_step._weight_groups(model, 0.1, 2.0)
+    found = {(group["factor"], group["weight_decay"]): [tuple(w.shape) for w in group["params"]] for group in groups}
+    assert found == {(2.0, 0.1): [(3, 2)], (2.0, 0.0): [(3,)], (1.0, 0.1): [(3, 2)], (1.0, 0.0): [(3,), (3,)]}
+
+
 # --- threads and schedules
 
 
