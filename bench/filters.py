@@ -25,6 +25,7 @@ from catalogues import HISTORY, LAYOUT, make_catalogue
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from rich.progress import Progress
+from threadpoolctl import threadpool_limits
 
 from index.allowed import Allowed
 from index.build import build_bundle
@@ -205,9 +206,10 @@ def main() -> None:
     path, seconds = built(options)
     bundle = Bundle.load(path)
     lines = []
-    for line in rows_of(bundle, options):
-        print(json.dumps(line), flush=True)
-        lines.append(line)
+    with threadpool_limits(1, user_api="blas"):  # as `vlm2rec serve` runs
+        for line in rows_of(bundle, options):
+            print(json.dumps(line), flush=True)
+            lines.append(line)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     report = json.loads((path / "report.json").read_text())
     result = {

@@ -11,6 +11,8 @@ from typing import Any
 
 import psutil
 
+from bench.reading import Reading
+
 _FORMAT = 2
 
 
@@ -43,6 +45,10 @@ class Measurements:
     def __getitem__(self, key: str) -> dict[str, Any]:
         found: dict[str, Any] = self._all["measurements"][key]
         return found
+
+    def read(self) -> Reading:
+        """What is measured so far, for medians and ratios."""
+        return Reading(self._all)
 
     def put(self, key: str, measured: Mapping[str, Any], *, took_s: float) -> None:
         """Store a measurement at once, with the commit and how busy the machine was."""

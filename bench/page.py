@@ -129,9 +129,15 @@ def _contenders(read: Reading, images: Path) -> Iterator[str]:
     )
     yield "How each is set up:\n"
     for one in EVERYONE:
-        packages = read.measurements.get(f"contenders/1/{one.name}/versions", {}).get("versions", {})
-        listed = ", ".join(f"{name} {version}" for name, version in packages.items())
-        yield f"- **{one.name}**: {one.settings}{f' ({listed})' if listed else ''}"
+        found = read.measurements.get(f"contenders/1/{one.name}/versions", {})
+        listed = ", ".join(f"{name} {version}" for name, version in found.get("versions", {}).items())
+        tried = [
+            f"{rate:,.0f} req/s with {processes}"
+            for processes in one.processes
+            if (rate := read.mean(f"tuning/{{round}}/{one.name}/{processes}", "good")) is not None
+        ]
+        best = f" The number of processes was tried: {', '.join(tried)}." if tried else ""
+        yield f"- **{one.name}**: {found.get('settings', one.settings)}{f' ({listed})' if listed else ''}.{best}"
     yield ""
 
 

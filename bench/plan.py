@@ -11,6 +11,8 @@ class Plan:
         sizes: items of the catalogues, ascending; peers and overload are measured on ``main``.
         main: the size on which everybody is measured.
         rounds: how often everything is measured, in turn (A B C A B C …), because the machine is noisy.
+        tuning_rounds: how often each number of processes of each peer is tried before.
+        tuning_s: seconds of closed-loop load of each try.
         connections: of the closed loop.
         warm_s: seconds of closed-loop load before each contender is measured, not counted.
         closed_s: seconds of closed-loop load.
@@ -28,6 +30,8 @@ class Plan:
     sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     main: int = 100_000
     rounds: int = 3
+    tuning_rounds: int = 2
+    tuning_s: float = 4.0
     connections: int = 64
     warm_s: float = 2.0
     closed_s: float = 8.0
@@ -46,6 +50,8 @@ SMOKE = Plan(
     sizes=(1_000, 2_000, 4_000),
     main=2_000,
     rounds=1,
+    tuning_rounds=1,
+    tuning_s=1.0,
     warm_s=1.0,
     closed_s=1.0,
     open_s=1.0,

@@ -38,9 +38,9 @@ async def open_loop(port: int, bodies: Sequence[bytes], rate: float, seconds: fl
         status, body = 0, b""
         try:
             # The server closes a connection that was idle for some seconds, maybe just when it is used again.
-            used, reader, writer = idle.pop() if idle else (0.0, None, None)
-            if writer is None or reader is None or time.perf_counter() - used > _FRESH_S:
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            while idle and time.perf_counter() - idle[0][0] > _FRESH_S:
+                idle.pop(0)[2].close()
+            _, reader, writer = idle.pop() if idle else (0.0, *await asyncio.open_connection("127.0.0.1", port))
             writer.write(_HEAD.format(len(bodies[number])).encode() + bodies[number])
             head = await reader.readuntil(b"\r\n\r\n")
             body = await reader.readexactly(int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0]))
@@ -56,4 +56,5 @@ async def open_loop(port: int, bodies: Sequence[bytes], rate: float, seconds: fl
             group.create_task(send(int(rng.integers(len(bodies))), started + gap))
     for *_, writer in idle:
         writer.close()
+        await writer.wait_closed()
     return answered

@@ -43,6 +43,12 @@ class Reading:
         """Median of a figure over the rounds; the key has ``{round}`` in it."""
         return _median(self.value(key.format(round=number), name) for number in self.rounds)
 
+    def mean(self, key: str, name: str) -> float | None:
+        """Mean of a figure over the rounds of the tuning."""
+        numbers = range(1, int(self.settings.get("tuning_rounds", 0)) + 1)
+        values = [value for number in numbers if (value := self.value(key.format(round=number), name)) is not None]
+        return statistics.fmean(values) if values else None
+
     def ratio(self, key: str, to: str, name: str = "good", to_name: str | None = None) -> float | None:
         """Median over the rounds of the ratio of a figure to one of the same round (of the same name by default)."""
         pairs = (

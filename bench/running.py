@@ -1,10 +1,14 @@
 """A running contender: started on a free port, watched until it answers, measured, ended with all its processes."""
 
+import contextlib
+import ctypes
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +22,8 @@ from bench.contenders import Contender
 PATH = "/recommend"
 _PATIENCE_S = 120.0
 _END_S = 30.0
+_LIBC = ctypes.CDLL(None)
+_PARENT_DEATH_SIGNAL = 1
 
 
 class DidNotServe(Exception):
@@ -61,7 +67,12 @@ class Running:
         started = time.perf_counter()
         with self._log.open("wb") as log:
             self._process = psutil.Popen(
-                self._command, env=self._variables, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                self._command,
+                env=self._variables,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_us,
             )
         try:
             self._wait(started)
@@ -128,10 +139,18 @@ class Running:
             except psutil.Error:
                 continue
         psutil.wait_procs(alive, _END_S)
+        with contextlib.suppress(ProcessLookupError):  # whatever was started in the meantime
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _tail(self) -> str:
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         return json.dumps(" / ".join(lines[-3:])[-500:], ensure_ascii=False)
+
+
+def _end_with_us() -> None:
+    """Runs in the new process: asks the kernel for SIGTERM when the bench is killed (Linux)."""
+    if sys.platform == "linux":
+        _LIBC.prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def _free_port() -> int:

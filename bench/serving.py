@@ -29,7 +29,7 @@ from bench.page import PAGE, write_page
 from bench.plan import SMOKE, Plan
 from bench.running import DidNotServe
 from bench.setting import Setting
-from bench.stages import Visit, all_visits
+from bench.stages import Visit, measured_visits, tuning_visits
 
 _ROOT = Path(__file__).parent.parent
 _WORK = _ROOT / ".bench"
@@ -100,10 +100,13 @@ def main() -> None:
     bundles = prepare(plan, results, options.work)
     with ExitStack() as ends_with_us:
         setting = ends_with_us.enter_context(Setting(plan, bundles))
-        visits = list(all_visits(setting, results))
-        for number, visit in enumerate(visits, 1):
-            print(f"[{number}/{len(visits)}] {visit.stage}: {visit.contender.name} on {visit.rows:,} items", flush=True)
-            carry_out(visit, setting, results)
+        for visits in (tuning_visits(setting), measured_visits(setting, results)):
+            planned = list(visits)  # only now, since the tuning decides how peers are measured
+            for number, visit in enumerate(planned, 1):
+                print(
+                    f"[{number}/{len(planned)}] {visit.stage}: {visit.contender.name}, {visit.rows:,} items", flush=True
+                )
+                carry_out(visit, setting, results)
     written = write_page(results.path, results.path.with_suffix(".md") if options.smoke else PAGE)
     print(f"all measured: {results.path}, {written}")
 

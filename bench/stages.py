@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bench.contenders import ECHO, EVERYONE, OURS, Contender
+from bench.contenders import ECHO, EVERYONE, OURS, PEERS, Contender
 from bench.histories import bytes_per_user, used_bytes
 from bench.measurements import Measurements
 from bench.quality import PLAIN, kinds_of, recall_served, same_as_bundle
+from bench.reading import Reading
 from bench.running import Running
 from bench.setting import Setting
 
@@ -58,11 +59,33 @@ class Visit:
     warm: bool = True
 
 
-def all_visits(setting: Setting, results: Measurements) -> Iterator[Visit]:
-    """Every visit in its order; contenders take turns within a stage."""
+def tuning_visits(setting: Setting) -> Iterator[Visit]:
+    """Every number of processes of every peer, so that each is measured at its best on this machine."""
     plan = setting.plan
+    for number in range(1, plan.tuning_rounds + 1):
+        for peer in PEERS:
+            for processes in peer.processes:
+                key = f"tuning/{number}/{peer.name}/{processes}"
+                task = Task(key, lambda running: setting.closed(running, plan.users, plan.connections, plan.tuning_s))
+                yield Visit("tuning", peer.with_processes(processes), plan.main, plan.users, [task])
+
+
+def at_its_best(contender: Contender, read: Reading) -> Contender:
+    """A contender with the number of processes that gave the most whole answers; as it is where nothing is known."""
+    rates = {
+        processes: rate
+        for processes in contender.processes
+        if (rate := read.mean(f"tuning/{{round}}/{contender.name}/{processes}", "good")) is not None
+    }
+    return contender.with_processes(max(rates, key=rates.__getitem__)) if rates else contender
+
+
+def measured_visits(setting: Setting, results: Measurements) -> Iterator[Visit]:
+    """Every visit after the tuning, in order; contenders take turns within a stage."""
+    plan = setting.plan
+    everyone = [at_its_best(contender, results.read()) for contender in EVERYONE]
     for number in range(1, plan.rounds + 1):
-        for contender in EVERYONE:
+        for contender in everyone:
             yield _contender(setting, contender, number)
     for number in range(1, plan.rounds + 1):
         for rows in plan.sizes:
@@ -77,7 +100,7 @@ def all_visits(setting: Setting, results: Measurements) -> Iterator[Visit]:
 def _contender(setting: Setting, contender: Contender, number: int) -> Visit:
     """Everybody on the main catalogue: start, peak, latency at fixed rates, memory, right answers."""
     plan, key = setting.plan, f"contenders/{number}/{contender.name}"
-    rates = plan.rates if contender in (OURS, ECHO) else plan.peer_rates
+    rates = plan.rates if contender.name in (OURS.name, ECHO.name) else plan.peer_rates
     tasks = [Task(f"{key}/start", _start), *_loads(setting, key, plan.users, rates, number)]
     if number == 1:
         if contender.answers:

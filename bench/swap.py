@@ -32,6 +32,7 @@ import pyarrow as pa
 from catalogues import LAYOUT, made_vectors
 from poisson import Answered, open_loop
 
+from index.bounds import Bounds
 from index.build import build_bundle
 from index.bundle import Bundle
 from index.index_spec import IndexSpec
@@ -135,10 +136,10 @@ def point_to(registry: Path, bundle_id: str) -> None:
 
 
 class Server:
-    """A running `vlm2rec serve` on a registry, with a Redis of its own."""
+    """A running `vlm2rec serve` on a registry, with a Redis of its own; further settings by variable."""
 
-    def __init__(self, registry: Path, state: Path) -> None:
-        settings = {"VLM2REC_LOG_LEVEL": "warning", "VLM2REC_DIRECTIVES_FILE": str(state / "directives.json")}
+    def __init__(self, registry: Path, state: Path, **further: str) -> None:
+        settings = {"VLM2REC_LOG_LEVEL": "error", "VLM2REC_DIRECTIVES_FILE": str(state / "directives.json")} | further
         self._process = subprocess.Popen(
             [sys.executable, "-m", "cli.main", "serve", "--registry", str(registry), "--embedded-redis", "--port", "0"],
             stdout=subprocess.PIPE,
@@ -296,7 +297,7 @@ def made_bundles(work: Path, items: int) -> list[Path]:
         probes = Probes(rng.integers(0, items, (500, HISTORY)), rng.integers(0, items, 500))
         now = datetime(2026, 1, 1 + seed, tzinfo=UTC)
         print(f"building bundle {seed + 1} of 3 with {items} items", file=sys.stderr)
-        build_bundle(table, out / "encoder.onnx", probes, out, IndexSpec(min_recall=None), now=now)
+        build_bundle(table, out / "encoder.onnx", probes, out, IndexSpec(bounds=Bounds(recall=None)), now=now)
     (out / "done").touch()
     return sorted(out.glob("*Z-*"))
 

@@ -13,7 +13,7 @@ Codes = Literal["fp32", "fp16", "sq8"]
 
 LARGEST_FLAT = 20_000
 LARGEST_EXACT = 300_000
-LARGEST_HNSW = 500_000
+LARGEST_HNSW = 1_200_000
 NEARLY_ONE = 0.999
 
 _KINDS = ("auto", *get_args(IndexKind))
@@ -47,7 +47,7 @@ class IndexSpec:
     Attributes:
         kind: ``flat`` looks at every row, exact; ``hnsw`` walks a graph, the best recall at a given latency; ``ivf``
             scans some of many lists, quick to build; ``auto`` takes flat up to 20,000 rows (up to 300,000 when the
-            recall asked for is .999 or more), HNSW up to 500,000, IVF beyond, and whatever comes next in that order
+            recall asked for is .999 or more), HNSW up to 1,200,000, IVF beyond, and whatever comes next in that order
             when the memory is too small (docs/experiments.md, "Index").
         codes: how rows are kept in the index: ``fp32``, ``fp16``, or ``sq8`` (a byte per component). ``auto`` has flat
             read the stored vectors themselves; else it takes fp16 for a recall of .999 or more, and sq8 where the
@@ -74,8 +74,8 @@ class IndexSpec:
     target_recall: float = 0.97
     bounds: Bounds = field(default_factory=Bounds)
     probes: int = 256
-    links: int = 32
-    construction: int = 100
+    links: int = 24
+    construction: int = 64
     lists: int | None = None
     threads: int = 2
     seed: int = 0

@@ -65,7 +65,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         opening: what to begin with; None: loaded from the registry at start-up.
 
     Returns:
-        The application; ``app.state.current`` holds what answers.
+        The application; ``app.state.current`` holds what answers, ``app.state.watcher`` swaps it.
 
     Raises:
         SettingsError: a setting breaks a rule.
@@ -95,6 +95,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
     )
     app.router.route_class = DirectRoute
     app.state.current = services.current
+    app.state.watcher = services.watcher
     Routes(services).register(app)
     AdminRoutes(services).register(app)
     _answer_problems(app, settings.retry_after_s)

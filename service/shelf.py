@@ -220,6 +220,8 @@ class Shelf:
         if isinstance(passed, Passed):
             self._hidden.adopt(bundle, passed.available, hidden)
             return passed
+        # The other thread may hold it for a moment longer than its answer took.
+        self._leaving.append(weakref.ref(bundle))
         refused = [bundle]
         del bundle
         await self._aside.run(refused.clear)

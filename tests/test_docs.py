@@ -44,6 +44,14 @@ def test_every_route_is_documented(tmp_path: Path) -> None:
         assert f"`{shown}`" in page or f" {shown}`" in page, path
 
 
+def test_every_bound_has_a_row_and_is_offered() -> None:
+    rows = [line for line in (DOCS / "bundles.md").read_text().splitlines() if line.startswith("| `")]
+    shown = " ".join(CliRunner().invoke(index_commands, ["build", "--help"], env={"COLUMNS": "300"}).stdout.split())
+    for bound in fields(Bounds):
+        assert any(f"`{bound.name}`" in row or f"`{bound.name}.SLOT`" in row for row in rows), bound.name
+        assert bound.name in shown, bound.name
+
+
 def test_every_option_and_exit_code_of_the_nightly_job_is_documented() -> None:
     page = (DOCS / "reindex.md").read_text()
     options = {
@@ -55,14 +63,6 @@ def test_every_option_and_exit_code_of_the_nightly_job_is_documented() -> None:
     for name, code in vars(reindex).items():
         if name.startswith("_EXIT_"):
             assert f"\n| {code} | " in page, name
-
-
-def test_every_bound_has_a_row_and_is_offered() -> None:
-    rows = [line for line in (DOCS / "bundles.md").read_text().splitlines() if line.startswith("| `")]
-    shown = " ".join(CliRunner().invoke(index_commands, ["build", "--help"], env={"COLUMNS": "300"}).stdout.split())
-    for bound in fields(Bounds):
-        assert any(f"`{bound.name}`" in row or f"`{bound.name}.SLOT`" in row for row in rows), bound.name
-        assert bound.name in shown, bound.name
 
 
 def test_every_invariant_names_tests_that_exist() -> None:

@@ -4,7 +4,7 @@ import redis
 import uvicorn
 from fastapi import FastAPI
 
-from bench.peers.answering import PORT, REDIS, Answering, key_of
+from bench.peers.answering import PORT, REDIS, WORKERS, Answering, key_of
 from bench.peers.ask import Answer, Ask
 
 app = FastAPI()
@@ -19,4 +19,5 @@ def recommend(ask: Ask) -> object:
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=PORT, log_level="warning", access_log=False)
+    target = "bench.peers.fastapi_def:app" if WORKERS > 1 else app
+    uvicorn.run(target, host="127.0.0.1", port=PORT, log_level="warning", access_log=False, workers=WORKERS)

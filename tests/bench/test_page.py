@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from bench.contenders import EVERYONE, OURS
 from bench.page import page
 from bench.plan import Plan
 from bench.reading import Reading
+from bench.stages import at_its_best
 from bench.targets import verdicts
 
 ABOUT = {"took_s": 30.0, "commit": "abc1234", "at": "2026-11-24T10:00:00Z", "load_average": 2.5}
@@ -42,6 +44,20 @@ def test_a_ratio_is_the_median_of_the_ratios_within_rounds() -> None:
     )
     assert verdict(read, "FastAPI echo") == ("0.34 ×", False)
     assert verdict(read, "2,000 req/s") == ("2,040 req/s", True)
+
+
+def test_each_peer_is_measured_with_the_processes_that_answer_most() -> None:
+    read = run(
+        **{
+            "tuning/*/MOSEC/1": {"good": [3000.0, 2000.0, 0.0]},
+            "tuning/*/MOSEC/2": {"good": [2900.0, 2300.0, 9e9]},  # there are two rounds of tuning
+        }
+    )
+    chosen = {one.name: at_its_best(one, read) for one in EVERYONE}
+    assert chosen["MOSEC"].environment["BENCH_WORKERS"] == "2"
+    assert chosen["MOSEC"].settings.startswith("2 worker processes; batches")
+    assert "BENCH_WORKERS" not in chosen["BentoML"].environment
+    assert chosen["vlm2rec"] == OURS
 
 
 def test_nothing_measured_is_said_so() -> None:

@@ -14,22 +14,22 @@ DIM = 192
         (1, {}, "flat", "fp16", "up to 20000 are scanned"),
         (20_000, {}, "flat", "fp16", "up to 20000 are scanned"),
         (20_001, {}, "hnsw", "sq8", "the graph finds more"),
-        (500_000, {}, "hnsw", "sq8", "up to 500000"),
-        (500_001, {}, "ivf", "sq8", "takes too long to build"),
+        (1_200_000, {}, "hnsw", "sq8", "up to 1200000"),
+        (1_200_001, {}, "ivf", "sq8", "takes too long to build"),
         # a recall near 1: flat as long as it can be afforded, fp16 beyond
         (300_000, {"target_recall": 0.999}, "flat", "fp16", "recall 0.999 is asked for"),
-        (300_001, {"target_recall": 0.999}, "hnsw", "fp16", "up to 500000"),
-        (300_000, {"target_recall": 0.998}, "hnsw", "sq8", "up to 500000"),
-        # memory: a graph of 100,000 × (192 + 256 + 4 + 12) bytes, lists of 100,000 × 200 + 1,264 × 768
-        (100_000, {"memory_bytes": 46_400_000}, "hnsw", "sq8", "up to 500000"),
-        (100_000, {"memory_bytes": 46_399_999}, "ivf", "sq8", "hnsw sq8 (46400000 bytes) would not fit 46399999"),
+        (300_001, {"target_recall": 0.999}, "hnsw", "fp16", "up to 1200000"),
+        (300_000, {"target_recall": 0.998}, "hnsw", "sq8", "up to 1200000"),
+        # memory: a graph of 100,000 × (192 + 192 + 4 + 12) bytes, lists of 100,000 × 200 + 1,264 × 768
+        (100_000, {"memory_bytes": 40_000_000}, "hnsw", "sq8", "up to 1200000"),
+        (100_000, {"memory_bytes": 39_999_999}, "ivf", "sq8", "hnsw sq8 (40000000 bytes) would not fit 39999999"),
         (100_000, {"memory_bytes": 20_970_752}, "ivf", "sq8", "lists take less memory than a graph"),
         (
             100_000,
             {"memory_bytes": 20_970_751},
             "flat",
             "fp16",
-            "hnsw sq8 (46400000 bytes) and ivf sq8 (20970752 bytes)",
+            "hnsw sq8 (40000000 bytes) and ivf sq8 (20970752 bytes)",
         ),
         (2_000_000, {"memory_bytes": 1}, "flat", "fp16", "takes no memory of its own"),
         # by name
@@ -37,7 +37,7 @@ DIM = 192
         (1_000_000, {"kind": "flat"}, "flat", "fp16", "asked for by name"),
         (1_000_000, {"kind": "flat", "codes": "fp32"}, "flat", "fp32", "asked for by name"),
         (100, {"codes": "sq8"}, "flat", "sq8", "up to 20000"),
-        (100_000, {"codes": "fp32"}, "hnsw", "fp32", "up to 500000"),
+        (100_000, {"codes": "fp32"}, "hnsw", "fp32", "up to 1200000"),
     ],
 )
 def test_chooses_and_says_why(rows, spec, kind, codes, why):
@@ -79,7 +79,7 @@ def test_list_count():
         ({"memory_bytes": 0}, "memory_bytes must be at least 1, got 0"),
         ({"recall_k": 0}, r"recall_k must be 1 … 1000, got 0"),
         ({"links": 3}, "links must be 4"),
-        ({"construction": 8}, "construction must be 32"),
+        ({"construction": 8}, "construction must be 24"),
         ({"threads": 0}, "threads must be 1"),
         ({"probes": 0}, "probes must be 1"),
         ({"lists": 0}, "lists must be 1"),

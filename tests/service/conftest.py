@@ -4,13 +4,12 @@ import logging
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import structlog
+from oracle import Oracle
 from shops import ADMIN, Shop, other_bundle
 from starlette.testclient import TestClient
 
@@ -34,50 +33,6 @@ def bundle(small_bundle: Path) -> Bundle:
     loaded = Bundle.load(small_bundle)
     loaded.warm_up()
     return loaded
-
-
-@dataclass(frozen=True)
-class Oracle:
-    """What the small bundle must answer, worked out from the item table alone."""
-
-    table: ItemTable
-
-    @property
-    def vectors(self) -> np.ndarray:
-        return np.asarray(self.table.vectors, dtype=np.float64)
-
-    def row(self, item_id: str) -> int:
-        row = self.table.ids.row(item_id)
-        assert row is not None
-        return row
-
-    def encoded(self, items: list[str]) -> np.ndarray:
-        """1.5 × the mean of the newest five + the newest, as the encoder of `small_encoder` does."""
-        history = self.vectors[[self.row(item) for item in items][-5:]]
-        return 1.5 * history.mean(axis=0) + history[-1]
-
-    def best(
-        self, query: np.ndarray, k: int, without: set[str], allowed: np.ndarray | None = None
-    ) -> list[tuple[str, float]]:
-        """The k best items with their scores; never one without a slot."""
-        scores = self.vectors @ query
-        keep = np.any(self.vectors != 0, axis=1)
-        keep[[self.row(item) for item in without]] = False
-        if allowed is not None:
-            keep &= allowed
-        order = [row for row in np.argsort(-scores, kind="stable") if keep[row]][:k]
-        return [(self.table.ids.id(int(row)), float(scores[row])) for row in order]
-
-    def popular(
-        self, k: int, without: set[str] = frozenset(), allowed: np.ndarray | None = None
-    ) -> list[tuple[str, float]]:
-        """The k items with the most events with their shares."""
-        order = np.argsort(-self.table.popularity, kind="stable")
-        keep = np.ones(len(self.table), dtype=bool) if allowed is None else allowed.copy()
-        keep[[self.row(item) for item in without]] = False
-        total = self.table.popularity.sum()
-        rows = [int(row) for row in order if keep[row]][:k]
-        return [(self.table.ids.id(row), float(self.table.popularity[row] / total)) for row in rows]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,54 @@
+"""Threads beside the event loop."""
+
+import asyncio
+import os
+import sys
+import threading
+from functools import partial
+
+import pytest
+
+from service.background import Background, run_in_loop
+
+
+def priority() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a thread has a priority of its own")
+def test_only_the_patient_thread_steps_back() -> None:
+    async def check() -> None:
+        before = priority()
+        patient, other = Background("patient", lowest=True), Background("other", lowest=False)
+        assert await patient.run(priority) == 19
+        assert await other.run(priority) == priority() == before
+        patient.close()
+        other.close()
+
+    asyncio.run(check())
+
+
+def test_one_thing_at_a_time_in_order_and_errors_come_through() -> None:
+    async def check() -> None:
+        background = Background("one", lowest=False)
+        order: list[int] = []
+        await asyncio.gather(*(background.run(partial(order.append, number)) for number in range(20)))
+        assert order == list(range(20))
+        with pytest.raises(ZeroDivisionError):
+            await background.run(lambda: 1 // 0)
+        background.close()
+        with pytest.raises(RuntimeError):
+            await background.run(lambda: 1)
+
+    asyncio.run(check())
+
+
+def test_a_question_is_answered_in_the_thread_of_the_loop() -> None:
+    async def check() -> None:
+        loop, here = asyncio.get_running_loop(), threading.get_ident()
+        assert await asyncio.to_thread(run_in_loop, loop, threading.get_ident) == here
+        assert await asyncio.to_thread(threading.get_ident) != here
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.to_thread(run_in_loop, loop, lambda: 1 // 0)
+
+    asyncio.run(check())

@@ -1,0 +1,168 @@
+"""Hidden items: answered nowhere, on no replica, whatever else is asked for; they still shape a query."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+from shops import ADMIN, AS_ADMIN, Shop, eventually, metric, serving
+from starlette.testclient import TestClient
+
+from demo.embedded_redis import EmbeddedRedis
+from index.bundle import Bundle
+from service.hidden import HiddenItems, available_rows
+
+
+def make_available(client: TestClient, item: str, available: bool) -> int:
+    path = f"/items/{quote(item, safe='')}/availability"
+    return client.put(path, json={"available": available}, headers=AS_ADMIN).status_code
+
+
+def answered(client: TestClient, path: str = "/recommend", **body: Any) -> list[str]:
+    answer = client.post(path, json={"k": 100, **body})
+    assert answer.status_code == 200
+    return [item["item_id"] for item in answer.json()["items"]]
+
+
+QUESTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sequence": ("/recommend", {"items": ["i1", "i2"]}),
+    "pushed away": ("/recommend", {"items": [{"item_id": "i1", "weight": -1.0}]}),
+    "similar": ("/similar", {"item_id": "i1"}),
+    "popular": ("/recommend", {"user_id": "nobody"}),
+    "filtered": ("/recommend", {"items": ["i1"], "filter": {"must": [{"field": "category", "in": ["hats", "bags"]}]}}),
+    "diverse": ("/recommend", {"items": ["i1", "i2"], "diversity": 0.5}),
+    "slot weights": ("/recommend", {"items": ["i1", "i2"], "slot_weights": {"image": 3.0, "text": 0.0}}),
+    "popular, filtered": ("/recommend", {"user_id": "nobody", "filter": {"must": [{"field": "price", "gte": 10}]}}),
+    "seen too": ("/recommend", {"items": ["i1", "i4"], "exclude_seen": False}),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_hidden_item_is_answered_nowhere_and_nothing_else_changes(open_client: Any, question: str) -> None:
+    path, body = QUESTIONS[question]
+    with open_client(admin_keys=[ADMIN]) as client:
+        before = answered(client, path, **body)
+        for item in (hidden := [before[0], before[3], before[-1]]):
+            assert make_available(client, item, False) == 204
+        after = answered(client, path, **body)
+        if question == "diverse":
+            assert sorted(after) == sorted(set(before) - set(hidden))
+        else:
+            assert after == [item for item in before if item not in hidden]
+        pages = [item for offset in range(0, 60, 7) for item in answered(client, path, **body, k=7, offset=offset)]
+        assert pages == after
+        for item in hidden:
+            assert make_available(client, item, True) == 204
+        assert answered(client, path, **body) == before
+
+
+def test_a_hidden_item_in_a_history_still_shapes_the_query(open_client: Any) -> None:
+    with open_client(admin_keys=[ADMIN]) as client:
+        before = answered(client, items=["i1", "i2"])
+        assert make_available(client, "i2", False) == 204
+        assert answered(client, items=["i1", "i2"]) == before
+        similar = answered(client, "/similar", item_id="i2")
+        assert len(similar) == 58
+        assert client.post("/recommend", json={"items": ["i2"]}).json()["history_used"] == 1
+
+
+def test_all_hidden_is_answered_with_nothing(open_client: Any, bundle: Bundle) -> None:
+    with open_client(admin_keys=[ADMIN]) as client:
+        for row in range(len(bundle)):
+            assert make_available(client, bundle.ids.id(row), False) == 204
+        assert answered(client, items=["i1"]) == answered(client, user_id="nobody") == []
+        assert metric(client, "vlm2rec_hidden_items") == 60
+
+
+def test_the_catalogue_says_what_is_hidden(open_client: Any) -> None:
+    with open_client(admin_keys=[ADMIN]) as client:
+        assert make_available(client, "ein Tee/grün", False) == 204
+        assert client.get(f"/items/{quote('ein Tee/grün', safe='')}").json()["available"] is False
+        assert client.get("/items/i1").json()["available"] is True
+        page = client.get("/items?limit=100").json()["items"]
+        assert [item["item_id"] for item in page if not item["available"]] == ["ein Tee/grün"]
+
+
+def test_an_item_that_is_not_there(open_client: Any) -> None:
+    with open_client(admin_keys=[ADMIN]) as client:
+        for available in (False, True):
+            assert make_available(client, "gone", available) == 404
+        assert make_available(client, "i1", True) == 204  # not hidden: nothing to do
+        for body in ({}, {"available": "no"}, {"available": True, "until": 5}, []):
+            assert client.put("/items/i1/availability", json=body, headers=AS_ADMIN).status_code == 422
+
+
+def test_every_replica_hides_within_a_second(open_shop: Any) -> None:
+    with open_shop(poll_ms=500) as one, open_shop(poll_ms=500) as other:
+        best = answered(one, items=["i1"])[0]
+        assert make_available(one, best, False) == 204
+        assert best not in answered(one, items=["i1"])  # here at once
+        started = time.monotonic()
+        eventually(lambda: best not in answered(other, items=["i1"]))
+        assert time.monotonic() - started < 1.0
+        assert make_available(other, best, True) == 204
+        eventually(lambda: answered(one, items=["i1"])[0] == best)
+
+
+def test_what_is_hidden_stays_hidden_in_the_next_bundle(open_shop: Any, shop: Shop) -> None:
+    with open_shop() as client:
+        assert make_available(client, "i7", False) == 204
+        shop.point(shop.ids[1])
+        eventually(lambda: serving(client) == shop.ids[1])
+        assert "i7" not in answered(client, items=["i1"])
+        assert make_available(client, "i8", False) == 204
+        assert client.post("/bundle/rollback", headers=AS_ADMIN).json()["bundle"] == shop.ids[0]
+        assert {"i7", "i8"}.isdisjoint(answered(client, items=["i1"]))
+        assert make_available(client, "i7", True) == 204
+        assert "i7" in answered(client, items=["i1"])
+
+
+def test_an_item_that_left_the_catalogue_can_still_be_shown_again(open_shop: Any, tmp_path: Path) -> None:
+    file = tmp_path / "kept.json"
+    file.write_text(json.dumps({"format": 1, "epoch": "e", "number": 3, "pin": None, "hidden": ["left", "i5"]}))
+    with open_shop(directives_file=file) as client:
+        assert "i5" not in answered(client, items=["i1"])
+        assert make_available(client, "left", False) == 404
+        assert make_available(client, "left", True) == 204
+        assert make_available(client, "left", True) == 404
+
+
+def test_what_is_hidden_outlives_redis_and_a_restart_without_it(open_shop: Any, tmp_path: Path) -> None:
+    file = tmp_path / "kept.json"
+    with EmbeddedRedis() as redis:
+        with open_shop(redis_url=redis.url, directives_file=file, redis_timeout_ms=200) as client:
+            assert make_available(client, "i5", False) == 204
+            eventually(file.exists)
+            redis.kill()
+            assert "i5" not in answered(client, items=["i1"])
+            refused = client.put("/items/i6/availability", json={"available": False}, headers=AS_ADMIN)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert "i6" in answered(client, items=["i1"])
+        with open_shop(redis_url=redis.url, directives_file=file, redis_timeout_ms=200) as client:
+            assert "i5" not in answered(client, items=["i1"])
+            redis.start()  # empty: it has no disk
+            with open_shop(redis_url=redis.url, directives_file=tmp_path / "other.json") as fresh:
+                eventually(lambda: "i5" not in answered(fresh, items=["i1"]))
+
+
+def test_a_bitmap_worked_out_elsewhere_is_caught_up_with(bundle: Bundle) -> None:
+    def left_out(available: Any) -> set[int]:
+        """The rows with a slot that a search finds no more."""
+        found = bundle.search(bundle.vectors(np.array([8])), 60, allowed=available).rows
+        return set(np.flatnonzero(bundle.indexed).tolist()) - set(found.ravel().tolist())
+
+    hidden = HiddenItems(["i1", "i2", "no item"])
+    assert hidden.available(bundle) is hidden.available(bundle)
+    snapshot = hidden.snapshot()
+    elsewhere = available_rows(bundle, snapshot.ids)
+    assert left_out(elsewhere) == {1, 2}
+    hidden.change(["i4"], ["i2"])
+    hidden.adopt(bundle, elsewhere, snapshot)
+    assert left_out(hidden.available(bundle)) == {1, 4}
+    assert left_out(elsewhere) == {1, 2}  # whoever holds it sees no change
+    hidden.change([], ["i1", "i4", "no item"])
+    assert hidden.available(bundle) is None
+    assert ("i1" in hidden, len(hidden)) == (False, 0)
