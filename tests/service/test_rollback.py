@@ -89,6 +89,16 @@ def test_going_back_passes_over_bad_bundles(open_shop: Any, shop: Shop) -> None:
         assert {kept["bundle"] for kept in swap_of(client)["refused"]} == {shop.ids[1], shop.ids[2]}
 
 
+def test_going_back_does_not_try_again_what_was_refused(open_shop: Any, shop: Shop) -> None:
+    shop.point(shop.ids[3])
+    shop.cut(shop.ids[2])
+    with open_shop() as client:
+        shop.point(shop.ids[2])
+        eventually(lambda: swap_of(client)["refused"])
+        assert post(client, "/bundle/rollback")[1]["bundle"] == shop.ids[1]
+        assert metric(client, "vlm2rec_bundle_refusals_total") == 1
+
+
 @pytest.mark.parametrize("kind", ["unknown", "cut", "blind"])
 def test_a_pin_of_a_bad_bundle_is_not_written(
     open_shop: Any, shop: Shop, day_bundles: list[Path], tmp_path: Path, kind: str

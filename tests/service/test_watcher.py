@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 from shops import AS_ADMIN, Shop, eventually, metric, serving
+from starlette.testclient import TestClient
 
 from index.bundle import Bundle
 from index.errors import EncoderError
 from service import shelf
+from service.app import create_app
 from service.directives import Directives
 from service.errors import BundleRefused
-from service.opening import open_first
+from service.opening import Opening, open_first
 from service.refusals import Refusal, Refusals
+from service.settings import load_settings
 from service.shelf import Shelf
 from service.source import BundleSource
 
@@ -47,6 +50,25 @@ def test_a_bundle_in_a_reference_cycle_is_collected(
         gone = weakref.ref(cycle[0])
         cycle.append(cycle)  # type: ignore[arg-type]
         del cycle
+        for bundle_id in shop.ids[1:3]:
+            shop.point(bundle_id)
+            eventually(lambda wanted=bundle_id: serving(client) == wanted)
+        assert gone() is None
+
+
+def test_the_first_bundle_is_freed_like_any_other(shop: Shop, redis_url: str, tmp_path: Path) -> None:
+    settings = load_settings(
+        registry=str(shop.registry.root),
+        redis_url=redis_url,
+        redis_prefix=f"test-{tmp_path.name}",
+        directives_file=tmp_path / "directives.json",
+        poll_ms=20,
+    )
+    first = Bundle.load(shop.path(shop.ids[0]))
+    gone = weakref.ref(first)
+    app = create_app(settings, opening=Opening(first))
+    del first
+    with TestClient(app) as client:
         for bundle_id in shop.ids[1:3]:
             shop.point(bundle_id)
             eventually(lambda wanted=bundle_id: serving(client) == wanted)
