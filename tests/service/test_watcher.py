@@ -1,9 +1,10 @@
 """What a watcher does about the unforeseen: bundles that somebody keeps, failures inside, refusals without end."""
 
+import re
 import shutil
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from shops import AS_ADMIN, Shop, eventually, metric, serving
@@ -14,7 +15,7 @@ from index.errors import EncoderError
 from service import shelf
 from service.app import create_app
 from service.directives import Directives
-from service.errors import BundleRefused
+from service.errors import BundleRefused, RefusalReason
 from service.opening import Opening, open_first
 from service.refusals import Refusal, Refusals
 from service.settings import load_settings
@@ -162,6 +163,22 @@ def test_every_file_is_hashed_before_the_start_where_that_is_asked_for(open_shop
         shop.point(shop.ids[1])
         eventually(lambda: serving(client) == shop.ids[1])
         assert client.get("/bundle").json()["swap"]["verified"] is True
+
+
+def test_every_metric_and_every_reason_is_explained(open_shop: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "swap.md").read_text()
+    with open_shop() as client:
+        families = re.findall(r"^# TYPE (vlm2rec_\w+)", client.get("/metrics").text, re.MULTILINE)
+    ours = {
+        re.sub(r"_(total|created)$", "", name)
+        for name in families
+        if re.match(r"vlm2rec_(bundle|shadow|hidden|watcher|answered)", name)
+    }
+    assert len(ours) == 18
+    for name in ours:
+        assert f"`{name}`" in page, name
+    for reason in get_args(RefusalReason):
+        assert f"| `{reason}` |" in page, reason
 
 
 def test_the_newest_hundred_refusals_are_remembered() -> None:
