@@ -234,7 +234,7 @@ def quantiles(answers: Sequence[Answered]) -> dict[str, float]:
     """Latencies in milliseconds."""
     if not answers:
         return {}
-    p50, p90, p99, most = np.percentile([answer.seconds * 1000 for answer in answers], [50, 90, 99, 100])
+    p50, p90, p99, most = np.percentile([answer.seconds * 1000 for answer in answers], [50, 90, 99, 100]).tolist()
     return {"requests": len(answers), "p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "max_ms": most}
 
 

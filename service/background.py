@@ -1,7 +1,7 @@
 """Background: a thread for work that nobody waits for, beside the event loop that answers requests.
 
-Only work that hardly ever holds the interpreter's lock may run at the lowest priority: a thread that is put off the
-core while it holds the lock keeps the event loop waiting for as long as others want the core (docs/adr/0005).
+Only work that hardly ever holds the interpreter's lock may step back behind others: a thread that is put off the core
+while it holds the lock keeps the event loop waiting for as long as others want the core (docs/adr/0009).
 """
 
 import asyncio
@@ -15,7 +15,6 @@ from functools import partial
 from typing import TypeVar
 
 _T = TypeVar("_T")
-_LOWEST = 19
 _LOOP_ANSWERS_S = 30.0
 
 
@@ -24,12 +23,14 @@ class Background:
 
     Args:
         name: of the thread.
-        lowest: let it step back behind everybody else who wants the cores.
+        nice: its priority as the operating system counts it: 0 that of the process, 10 a tenth of the time of others
+            who want the cores, 19 hardly any.
     """
 
-    def __init__(self, name: str, *, lowest: bool) -> None:
-        begin = _step_back if lowest else None
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=begin)
+    def __init__(self, name: str, *, nice: int) -> None:
+        self._executor = ThreadPoolExecutor(
+            1, thread_name_prefix=name, initializer=partial(_step_back, nice) if nice else None
+        )
 
     async def run(self, call: Callable[[], _T]) -> _T:
         """Run a call after those that were given before; what it raises comes through."""
@@ -62,8 +63,9 @@ def _answer(answer: "Future[_T]", call: Callable[[], _T]) -> None:
         answer.set_exception(error)
 
 
-def _step_back() -> None:
+def _step_back(nice: int) -> None:
     """Lower the priority of the calling thread; on Linux, where a thread has one of its own."""
     if sys.platform == "linux":
+        thread = threading.get_native_id()
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
+            os.setpriority(os.PRIO_PROCESS, thread, max(nice, os.getpriority(os.PRIO_PROCESS, thread)))

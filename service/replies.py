@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from service.errors import RefusalReason
+
 MissingReason = Literal["absent", "unreadable", "cold"]
 
 
@@ -103,7 +105,7 @@ class RefusedBundle(BaseModel):
     """A bundle that may not serve; the log has the whole reason."""
 
     bundle: str
-    reason: Literal["missing", "invalid", "encoder", "answers", "bound", "altered", "error"]
+    reason: RefusalReason
     at: float = Field(description="Seconds since 1970, UTC.")
 
 

@@ -20,6 +20,7 @@ from service.shadow import Comparison, RecentHistories, Shadow, ShadowBounds, as
 from service.source import BundleSource, Identity
 from service.trial import Passed, Trial, judge, prepare
 
+_PREPARING_NICE = 10  # not the lowest: on a machine without a free core it would keep a rollback waiting for a minute
 _GONE_STEP_S = 0.02
 _GONE_COLLECT_S = 1.0
 _GONE_LIMIT_S = 10.0
@@ -85,8 +86,8 @@ class Shelf:
         self._probes = probes
         self._metrics = metrics
         self._log = log
-        self._aside = Background("bundle-trial", lowest=False)
-        self._patient = Background("bundle-preparation", lowest=True)
+        self._aside = Background("bundle-trial", nice=0)
+        self._patient = Background("bundle-preparation", nice=_PREPARING_NICE)
         self._closed = False
         self._leaving: list[weakref.ref[Bundle]] = []
         self._freeing: set[asyncio.Task[None]] = set()

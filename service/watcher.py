@@ -56,7 +56,7 @@ class Watcher:
         self._metrics = metrics
         self._log = log
         self._poll_s = poll_s
-        self._hashing = Background("bundle-hashes", lowest=True)
+        self._hashing = Background("bundle-hashes", nice=19)
         self._changing = asyncio.Lock()
         self._wanted: str | None = None
         self._troubles: dict[str, str | None] = {}

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import numpy_helper
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
@@ -22,6 +23,7 @@ from index.manifest import ENCODER_FILE, FAISS_FILE, MANIFEST_FILE, FileEntry, M
 from index.probes import Probes
 from index.registry import POINTER_FILE, Registry
 from index.stamp import sha256_of, write_durably, write_stamp
+from service.directives import Directives
 
 ADMIN = "an-admin-key-for-tests"
 AS_ADMIN = {"X-API-Key": ADMIN}
@@ -119,6 +121,26 @@ def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
         assert time.monotonic() < until, "did not come about"
         time.sleep(0.01)
     return found
+
+
+class Looks:
+    """What a replica knew and answered with at the start of each look; two looks are a second at the most."""
+
+    def __init__(self, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[tuple[str, frozenset[str]]] = []
+        watched, current, sync = client.app.state.watcher._directives, client.app.state.current, Directives.sync
+
+        async def recording(directives: Directives) -> None:
+            if directives is watched:
+                self.seen.append((current.get().id, frozenset(directives.hidden.ids)))
+            await sync(directives)
+
+        monkeypatch.setattr(Directives, "sync", recording)
+
+    def until(self, holds: Callable[[str, frozenset[str]], bool]) -> int:
+        """How many looks began from now on before something was so."""
+        begun = len(self.seen)
+        return int(eventually(lambda: [n for n, seen in enumerate(self.seen[begun:], 1) if holds(*seen)])[0]) - 1
 
 
 def serving(client: TestClient) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from service.background import Background, run_in_loop
+from service.background import Background, _step_back, run_in_loop
 
 
 def priority() -> int:
@@ -19,9 +19,10 @@ def priority() -> int:
 def test_only_the_patient_thread_steps_back() -> None:
     async def check() -> None:
         before = priority()
-        patient, other = Background("patient", lowest=True), Background("other", lowest=False)
+        patient, other = Background("patient", nice=19), Background("other", nice=0)
         assert await patient.run(priority) == 19
         assert await other.run(priority) == priority() == before
+        assert await patient.run(lambda: _step_back(5) or priority()) == 19  # never forward
         patient.close()
         other.close()
 
@@ -30,7 +31,7 @@ def test_only_the_patient_thread_steps_back() -> None:
 
 def test_one_thing_at_a_time_in_order_and_errors_come_through() -> None:
     async def check() -> None:
-        background = Background("one", lowest=False)
+        background = Background("one", nice=0)
         order: list[int] = []
         await asyncio.gather(*(background.run(partial(order.append, number)) for number in range(20)))
         assert order == list(range(20))

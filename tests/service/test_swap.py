@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from shops import AS_ADMIN, Shop, eventually, metric, other_bundle, serving, with_blind_encoder, with_file
 
+from index import stamp
 from index.bundle import Bundle
 from index.item_table import ItemTable
 from index.manifest import ENCODER_FILE
@@ -113,6 +114,17 @@ def test_a_repaired_bundle_of_the_same_id_is_tried_again(open_shop: Any, shop: S
         shop.repair(day_bundles[1])
         eventually(lambda: serving(client) == shop.ids[1])
         assert refused(client) == {}
+
+
+def test_every_file_is_hashed_before_a_bundle_takes_over_whatever_its_stamp_says(
+    open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stamp, "_SMALL", 0)  # small files are hashed at every load; a large one is taken by its stamp
+    shop.flip(shop.ids[1])
+    with open_shop() as client:
+        shop.point(shop.ids[1])
+        eventually(lambda: refused(client) == {shop.ids[1]: "invalid"})
+        assert metric(client, "vlm2rec_bundle_swaps_total") == 0
 
 
 def test_a_pointer_that_cannot_be_read_changes_nothing(open_shop: Any, shop: Shop) -> None:

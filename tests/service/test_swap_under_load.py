@@ -1,8 +1,10 @@
 """bench/swap.py on small bundles: what must hold at any size. Nothing here is timed; the bench is for that."""
 
 import asyncio
+import json
 from pathlib import Path
 
+from poisson import Answered
 from shops import eventually
 from swap import Server, drive, expected, judge, mixed, set_stage, store_histories
 
@@ -19,6 +21,7 @@ def test_five_swaps_under_load(day_bundles: list[Path], tmp_path: Path) -> None:
         figures = judge(stage, answers, moved, wrong, server)
     finally:
         server.end()
+    assert json.dumps(figures)
     assert len(answers) > 100
     assert [answer.status for answer in answers] == [200] * len(answers)
     assert wrong == []
@@ -29,15 +32,11 @@ def test_five_swaps_under_load(day_bundles: list[Path], tmp_path: Path) -> None:
 
 
 def test_a_mixed_answer_would_be_noticed(day_bundles: list[Path], tmp_path: Path) -> None:
-    from poisson import Answered
-
     stage = set_stage(tmp_path, day_bundles[:3], histories=2)
     right = expected(stage)
     first, second = stage.good[:2]
 
     def answer(bundle_id: str, items: list[tuple[str, float]]) -> Answered:
-        import json
-
         shown = [{"item_id": item, "score": score} for item, score in items]
         body = {"bundle": bundle_id, "strategy": "sequence", "degraded": None, "items": shown}
         return Answered(0, 0.0, 0.001, 200, json.dumps(body).encode())
