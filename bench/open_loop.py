@@ -15,7 +15,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,19 @@ _MOST_CONNECTIONS = 1000
 
 # due, answered (perf_counter seconds), status, degraded (0 or 1), milliseconds inside the server if it refused
 Record = tuple[float, float, int, int, float]
+Keep = Callable[[bytes, float, float, int, bytes], None]
 
 
 class Client:
-    """Connections to one server and what became of the requests."""
+    """Connections to one server and what became of the requests.
 
-    def __init__(self, port: int) -> None:
+    Args:
+        port: where it listens on this machine.
+        keep: told every answer: the request, when it was due and answered (perf_counter seconds), status, body.
+    """
+
+    def __init__(self, port: int, keep: Keep | None = None) -> None:
+        self._keep = keep
         self._address = ("127.0.0.1", port)
         self._poll = select.epoll()
         self._timer = _LIBC.timerfd_create(_MONOTONIC, _NONBLOCK)
@@ -44,7 +51,7 @@ class Client:
         self._sockets: dict[int, socket.socket] = {}
         self._idle: list[int] = []
         self._unsent: dict[int, bytes] = {}
-        self._busy: dict[int, tuple[float, bytearray]] = {}
+        self._busy: dict[int, tuple[float, bytearray, bytes]] = {}
         self.records: list[Record] = []
 
     def run(self, requests: Sequence[bytes], due: NDArray[np.float64]) -> None:
@@ -64,7 +71,7 @@ class Client:
                 if descriptor != self._timer:
                     self._receive(descriptor)
         self.records += [(was_due, 0.0, 0, 0, 0.0) for was_due in (*(d for _, d in waiting), *moments[number:])]
-        self.records += [(was_due, 0.0, 0, 0, 0.0) for was_due, _ in self._busy.values()]
+        self.records += [(was_due, 0.0, 0, 0, 0.0) for was_due, *_ in self._busy.values()]
 
     def close(self) -> None:
         """Close every connection."""
@@ -81,7 +88,7 @@ class Client:
     def _send(self, request: bytes, due: float) -> None:
         if self._idle:
             descriptor = self._idle.pop()
-            self._busy[descriptor] = (due, bytearray())
+            self._busy[descriptor] = (due, bytearray(), request)
             self._write(descriptor, request)
             return
         connection = socket.socket()
@@ -90,7 +97,7 @@ class Client:
         connection.connect_ex(self._address)
         descriptor = connection.fileno()
         self._sockets[descriptor], self._unsent[descriptor] = connection, request
-        self._busy[descriptor] = (due, bytearray())
+        self._busy[descriptor] = (due, bytearray(), request)
         self._poll.register(descriptor, select.EPOLLOUT)  # until it is connected: a full backlog must not hold us up
 
     def _write(self, descriptor: int, request: bytes) -> None:
@@ -111,22 +118,27 @@ class Client:
         if not data:
             self._closed(descriptor)
             return
-        due, buffer = self._busy[descriptor]
+        due, buffer, request = self._busy[descriptor]
         buffer += data
         body = buffer.find(b"\r\n\r\n") + 4
         if body < 4 or not _complete(buffer, body):
             return
         del self._busy[descriptor]
         self._idle.append(descriptor)
-        self.records.append((due, time.perf_counter(), int(buffer[9:12]), *_kind(buffer, body)))
+        answered, status = time.perf_counter(), int(buffer[9:12])
+        self.records.append((due, answered, status, *_kind(buffer, body)))
+        if self._keep is not None:
+            self._keep(request, due, answered, status, bytes(buffer[body:]))
 
     def _closed(self, descriptor: int) -> None:
         """The server ended a connection: no harm to an idle one, a failed request on a busy one."""
         self._poll.unregister(descriptor)
         self._sockets.pop(descriptor).close()
         if descriptor in self._busy:
-            due, _ = self._busy.pop(descriptor)
+            due, _, request = self._busy.pop(descriptor)
             self.records.append((due, time.perf_counter(), 0, 0, 0.0))
+            if self._keep is not None:
+                self._keep(request, due, time.perf_counter(), 0, b"")
         else:
             self._idle.remove(descriptor)
 
@@ -147,15 +159,25 @@ def _kind(buffer: bytearray, body: int) -> tuple[int, float]:
     return 0, float(buffer[at + 10 : buffer.index(b"\r", at)].split(b",")[0]) if at >= 0 else float("nan")
 
 
+def requests_of(path: str, bodies: Sequence[bytes]) -> list[bytes]:
+    """Whole POST requests."""
+    return [_HEAD % (path.encode(), len(body)) + body for body in bodies]
+
+
+def arrivals(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
+    """When requests are due: seconds from the start, ascending, a Poisson process."""
+    gaps = np.random.default_rng(seed).exponential(1 / rate, int(1.5 * rate * seconds) + 100).cumsum()
+    due: NDArray[np.float64] = gaps[gaps < seconds]
+    return due
+
+
 def open_loop(port: int, path: str, bodies: Sequence[bytes], rate: float, seconds: float, seed: int) -> dict[str, Any]:
     """Offer requests at a rate for a while; figures as :func:`summary` gives them."""
-    requests = [_HEAD % (path.encode(), len(body)) + body for body in bodies]
-    gaps = np.random.default_rng(seed).exponential(1 / rate, int(1.5 * rate * seconds) + 100).cumsum()
     client = Client(port)
     started = time.perf_counter() + 0.05
     cpu = time.process_time()
     try:
-        client.run(requests, started + gaps[gaps < seconds])
+        client.run(requests_of(path, bodies), started + arrivals(rate, seconds, seed))
     finally:
         client.close()
     return summary(client.records, started, seconds) | {"client_cpu": (time.process_time() - cpu) / seconds}

@@ -8,7 +8,7 @@ moment a request was due. Prints and writes JSON; compare figures within one fil
 """
 
 import argparse
-import asyncio
+import gc
 import json
 import os
 import platform
@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from catalogues import LAYOUT, made_vectors
-from poisson import Answered, open_loop
+from open_loop import Client, arrivals, requests_of
 
 from index.bounds import Bounds
 from index.build import build_bundle
@@ -47,6 +48,20 @@ K = 20
 HISTORY = 10
 WINDOW_S = 4.0  # of a swap, from the moment the pointer moves
 TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One request: which body, when it was due (perf_counter), seconds from then to the answer, status, body.
+
+    A server that stalls is charged for all that waited meanwhile. Status 0 is a connection that failed.
+    """
+
+    number: int
+    due: float
+    seconds: float
+    status: int
+    body: bytes
 
 
 @dataclass
@@ -173,18 +188,42 @@ class Server:
         self._process.communicate(timeout=60)
 
 
-async def drive(server: Server, stage: Stage, rate: float, seconds: float) -> tuple[list[Answered], list[float]]:
+def load(server: Server, stage: Stage, rate: float, seconds: float) -> list[Answered]:
+    """Every body in turn, each request at its own random moment, whatever the answers do meanwhile."""
+    requests = requests_of("/recommend", stage.bodies)
+    numbers = {request: number for number, request in enumerate(requests)}
+    answered: list[Answered] = []
+
+    def keep(request: bytes, due: float, at: float, status: int, body: bytes) -> None:
+        answered.append(Answered(numbers[request], due, at - due, status, body))
+
+    client = Client(server.port, keep)
+    gc.disable()  # a collection among all that building bundles loaded would hold up the client, not the server
+    due = time.perf_counter() + 0.1 + arrivals(rate, seconds, seed=0)
+    try:
+        client.run(requests, due)
+    finally:
+        gc.enable()
+        client.close()
+    # What was still unanswered, or never sent, when the client gave up.
+    lost = [Answered(0, record[0], float("inf"), 0, b"") for record in client.records if record[1] == 0]
+    return answered + lost
+
+
+def drive(server: Server, stage: Stage, rate: float, seconds: float) -> tuple[list[Answered], list[float]]:
     """Load for a while, and the pointer moved five times meanwhile; gives the answers and the moments it moved."""
     moved: list[float] = []
 
-    async def move() -> None:
-        gap = seconds / (len(stage.swaps) + 1)
+    def move() -> None:
         for _, bundle_id in stage.swaps:
-            await asyncio.sleep(gap)
+            time.sleep(seconds / (len(stage.swaps) + 1))
             moved.append(time.perf_counter())
-            await asyncio.to_thread(point_to, stage.registry, bundle_id)
+            point_to(stage.registry, bundle_id)
 
-    answers, _ = await asyncio.gather(open_loop(server.port, stage.bodies, rate, seconds), move())
+    mover = threading.Thread(target=move)
+    mover.start()
+    answers = load(server, stage, rate, seconds)
+    mover.join()
     return answers, moved
 
 
@@ -317,8 +356,8 @@ def main() -> None:
         server = Server(stage.registry, Path(scratch))
         try:
             store_histories(server, stage)
-            asyncio.run(open_loop(server.port, stage.bodies, options.rate, 2.0))  # warm, not counted
-            answers, moved = asyncio.run(drive(server, stage, options.rate, options.seconds))
+            load(server, stage, options.rate, 2.0)  # warm, not counted
+            answers, moved = drive(server, stage, options.rate, options.seconds)
             found = judge(stage, answers, moved, mixed(answers, expected(stage)), server)
         finally:
             server.end()

@@ -1,12 +1,10 @@
 """bench/swap.py on small bundles: what must hold at any size. Nothing here is timed; the bench is for that."""
 
-import asyncio
 import json
 from pathlib import Path
 
-from poisson import Answered
 from shops import eventually
-from swap import Server, drive, expected, judge, mixed, set_stage, store_histories
+from swap import Answered, Server, drive, expected, judge, mixed, set_stage, store_histories
 
 
 def test_five_swaps_under_load(day_bundles: list[Path], tmp_path: Path) -> None:
@@ -15,7 +13,7 @@ def test_five_swaps_under_load(day_bundles: list[Path], tmp_path: Path) -> None:
     server = Server(stage.registry, tmp_path, VLM2REC_POLL_MS="50")
     try:
         store_histories(server, stage)
-        answers, moved = asyncio.run(drive(server, stage, rate=80.0, seconds=4.0))
+        answers, moved = drive(server, stage, rate=80.0, seconds=4.0)
         eventually(lambda: server.metric("vlm2rec_bundle_swaps_total") == 3)
         wrong = mixed(answers, expected(stage))
         figures = judge(stage, answers, moved, wrong, server)
