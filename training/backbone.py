@@ -99,10 +99,10 @@ def load_backbone(
         raise
     except _UNREADABLE as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BackboneError(
-            f"{source}: the model cannot be loaded ({reason}); give a directory written by save_pretrained or a hub id "
-            "that can be reached from here"
-        ) from error
+        todo = "give a directory written by save_pretrained or a hub id that can be reached from here"
+        if isinstance(error, ImportError):
+            todo = f'install what it needs for vlm.attention = "{attention}", or set vlm.attention = "sdpa"'
+        raise BackboneError(f"{source}: the model cannot be loaded ({reason}); {todo}") from error
     pack_vision_attention(model)
     if picture_pixels is not None:
         image_processor.size = {"shortest_edge": picture_pixels[0], "longest_edge": picture_pixels[1]}
