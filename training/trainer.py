@@ -2,8 +2,8 @@
 
 One step encodes the four prompts of every pair (history and next item, text and picture), takes the loss of
 docs/method.md over the batch, and moves the weights by AdamW under a linear warm-up and a decay. accelerate sets up the
-processes, devices, casts and clips; what stays ours, and why, is in docs/adr/0005-our-own-training-loop.md. A run can
-be killed at any time: a resumed one has the same data order, dropout and loss curve.
+processes and devices, casts and clips; what stays ours, and why, is told in docs/adr ("the training loop stays ours").
+A run can be killed at any time: a resumed one has the same data order, dropout and loss curve.
 """
 
 import contextlib
