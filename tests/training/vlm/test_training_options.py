@@ -65,7 +65,8 @@ def test_a_large_model_is_trained_in_16_bits_with_everything_that_saves_memory(
     """As the preset for a real backbone has it: 16-bit weights that stay as they are, float32 adapters that move."""
     config = small(
         vlm__model=str(backbone_directory), vlm__dtype="bfloat16", vlm__activation_checkpointing=True,
-        vlm__lora__rank=2, train__precision="bf16", train__cached_gradients=True, train__chunk_tokens=64, train__learning_rate=0.01,
+        vlm__lora__rank=2, train__precision="bf16", train__cached_gradients=True, train__chunk_tokens=64,
+        train__learning_rate=0.01,
     )  # fmt: skip
     model = train_vlm(shop, shop_train, tmp_path, config)
     assert all(math.isfinite(value) for line in log(tmp_path) for value in line.values())
