@@ -148,7 +148,7 @@ class TrainConfig(_Section):
 
     Attributes:
         steps: optimiser steps.
-        batch_size: windows of users' events a step.
+        batch_size: windows of users' events a step, of all processes together.
         pairs: ``every`` reads each event of a window after its first as a next item, in one pass over the window's
             prompt; ``last`` its last event alone, so that a window is one pair.
         max_history: items of a history that are read, the newest ones.
@@ -172,7 +172,7 @@ class TrainConfig(_Section):
         patience: training ends after so many validations in a row without a better one, and the best one's weights
             are kept; 0 = all steps are done and the last weights are kept.
         log_every: steps between two lines of ``log.jsonl``.
-        diagnose_every: steps between two looks at how the modalities fare (:mod:`training.diagnostics`); 0 = none.
+        diagnose_every: steps between two looks at how the modalities fare; 0 = none.
         checkpoint_steps: steps between two checkpoints.
         checkpoint_seconds: a checkpoint is also written after so many seconds.
         keep_checkpoints: older ones are removed.

@@ -216,8 +216,7 @@ def method_loss(
     text, image = text.widened(), image.widened()
     excluded = false_negatives(item_ids, histories)
     fused = fused_similarities(text, image, excluded, temperature, fusion)
-    nce = info_nce(fused)
-    rows = int(fused.rows.sum())
+    nce, rows = info_nce(fused), int(fused.rows.sum())
     if mu == 0 and lam == 0:
         return MethodLoss(nce, nce, None, None, None, None, None, None, rows)
     by_text, by_image = similarities(text, excluded, temperature), similarities(image, excluded, temperature)
@@ -232,8 +231,7 @@ def method_loss(
         strong = balance.image_weak if detach_strong else None
         crtr = relational_topology(text, image, item_ids, excluded, temperature, relation_temperature, strong)
         total = total + lam * crtr
-    image_weak = _mean_over((balance.difference > 0).to(nce.dtype), balance.rows)
-    gap = _mean_over(balance.gap, balance.rows)
+    image_weak, gap = (_mean_over(v, balance.rows) for v in ((balance.difference > 0).to(nce.dtype), balance.gap))
     return MethodLoss(total, nce, wpcl, crtr, balance.lead, gap, log_beta, image_weak, rows)
 
 

@@ -5,7 +5,7 @@ preprocessed pictures serves all of them.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +13,9 @@ _Input = TypeVar("_Input")
 _Output = TypeVar("_Output")
 
 
-def prefetched(inputs: Iterable[_Input], make: Callable[[_Input], _Output], *, workers: int) -> Iterator[_Output]:
+def prefetched(
+    inputs: Iterable[_Input], make: Callable[[_Input], _Output], *, workers: int
+) -> Generator[_Output, None, None]:
     """``map(make, inputs)``, made ahead of time by threads.
 
     Args:
@@ -22,7 +24,8 @@ def prefetched(inputs: Iterable[_Input], make: Callable[[_Input], _Output], *, w
         workers: threads, and how many results are made ahead; 0 makes each when it is asked for.
 
     Yields:
-        Results in the order of the inputs. What ``make`` raises is raised where its result would have come.
+        Results in the order of the inputs. What ``make`` raises is raised where its result would have come. Close it to
+        end the threads early.
     """
     if workers == 0:
         yield from map(make, inputs)

@@ -2,8 +2,8 @@
 
 One step encodes the four prompts of every pair (history and next item, text and picture), takes the loss of
 docs/method.md over the batch, and moves the weights by AdamW under a linear warm-up and a decay. accelerate sets up the
-processes, devices, casts and clips; what stays ours, and why, is in docs/adr/0005-our-own-training-loop.md. A run can
-be killed at any time: a resumed one has the same data order, dropout and loss curve.
+processes and devices, casts and clips; what stays ours, and why, is told in docs/adr ("the training loop stays ours").
+A run can be killed at any time: a resumed one has the same data order, dropout and loss curve.
 """
 
 import contextlib
@@ -186,31 +186,25 @@ class _Run:
         last = checkpoints.newest(place.checkpoints)
         if last is not None:
             self._state = _State(**checkpoints.restore(last, self._embedder, self._move.optimizer))
+        self._written = time.monotonic()
         self._log = RunLog(place.log, place.events, self._state.window, self._state.step, writes=ranks.first)
 
     def to_the_end(self, report: Callable[[Progress], None]) -> None:
         """Every step that is left; then the best validated weights, if training could have ended early."""
         options, state = self._config.train, self._state
         self._embedder.train()
-        written = started = time.monotonic()
         report(Progress(state.step, options.steps, None))
-        for batch in prefetched(self._numbers(), self._collate, workers=options.workers):
-            values = self._step(batch)
-            state.step += 1
-            self._log.add(values)
-            state.seconds += time.monotonic() - started
-            validated = self._validate()
-            if validated or state.step % options.log_every == 0 or state.step == options.steps:
-                rest = {"lead": state.lead, **validated, "seconds": round(state.seconds, 3)}
-                self._log.write(state.step, rest)
-            due = bool(validated) or state.step % options.checkpoint_steps == 0
-            if due or time.monotonic() - written > options.checkpoint_seconds:
-                self._checkpoint()
-                written = time.monotonic()
-            report(Progress(state.step, options.steps, values["loss"]))
-            if self._out_of_patience():
-                break
+        with contextlib.closing(prefetched(self._numbers(), self._collate, workers=options.workers)) as batches:
             started = time.monotonic()
+            for batch in batches:
+                values = self._step(batch)
+                state.step += 1
+                state.seconds += time.monotonic() - started
+                self._keep(values)
+                report(Progress(state.step, options.steps, values["loss"]))
+                if self._out_of_patience():
+                    break
+                started = time.monotonic()
         if options.patience and state.best_step not in {0, state.step}:
             checkpoints.restore(
                 checkpoints.at(self._place.checkpoints, state.best_step), self._embedder, self._move.optimizer
@@ -263,6 +257,18 @@ class _Run:
             "gradient_norm": taken.gradient_norm or 0.0,
             "learning_rate": rate,
         }
+
+    def _keep(self, values: dict[str, float]) -> None:
+        """After a step: validate, write a line and a checkpoint, each if it is due."""
+        options, state = self._config.train, self._state
+        self._log.add(values)
+        validated = self._validate()
+        if validated or state.step % options.log_every == 0 or state.step == options.steps:
+            self._log.write(state.step, {"lead": state.lead, **validated, "seconds": round(state.seconds, 3)})
+        due = bool(validated) or state.step % options.checkpoint_steps == 0
+        if due or time.monotonic() - self._written > options.checkpoint_seconds:
+            self._checkpoint()
+            self._written = time.monotonic()
 
     def _diverged(self, what: str, value: float, taken: Step) -> TrainingDiverged:
         """What to raise; the whole batch is written down first."""

@@ -38,7 +38,7 @@ def test_no_more_is_made_ahead_than_there_are_workers(workers: int) -> None:
     for taken in range(1, 8):
         assert next(results) == taken - 1
         assert max(begun) < taken + workers
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert threads() == 0
 
 

@@ -15,7 +15,30 @@ Array = NDArray[np.float64]
 Make = Callable[..., ModalityPairs]
 
 
-def reference(  # noqa: C901
+def relations(modalities: list[tuple[Array, ...]], ids: Tensor, out: list[list[bool]], scale: float) -> float:
+    """CRTR, the mean of the relations to items and between items."""
+    size = len(ids)
+    terms = []
+    for between in (False, True):
+        found = []
+        for b in range(size):
+            here = (all(m[3][b] for m in modalities)) if between else all(m[2][b] for m in modalities)
+            others = [
+                j for j in range(size)
+                if all(m[3][j] for m in modalities) and (ids[j] != ids[b] if between else not out[b][j])
+            ]  # fmt: skip
+            if not here or len(others) < 2:
+                continue
+            p, q = (
+                np.exp([float((m[1] if between else m[0])[b] @ m[1][j]) / scale for j in others]) for m in modalities
+            )
+            p, q = p / p.sum(), q / q.sum()
+            found.append(0.5 * float((p * np.log(p / q)).sum() + (q * np.log(q / p)).sum()))
+        terms.append(float(np.mean(found)) if found else 0.0)
+    return sum(terms) / 2
+
+
+def reference(
     text: ModalityPairs, image: ModalityPairs, ids: Tensor, histories: Tensor, *, fusion: str, weak_by: str,
     gap_kind: str, temperature: float, alpha: float, relation_temperature: float,
 ) -> tuple[float, float, float]:  # fmt: skip
@@ -61,25 +84,8 @@ def reference(  # noqa: C901
         gap = min(abs(math.log(c_text / c_image)), 4.0) if gap_kind == "log_ratio" else abs(c_text - c_image)
         weak = int(lead > 0) if weak_by == "ema" else int(c_text > c_image)
         wpcl.append(-math.log(confidence(*confidences[b][weak], beta=1 + alpha * gap)))
-    terms = []
-    for between in (False, True):
-        found = []
-        for b in range(size):
-            here = (all(m[3][b] for m in modalities)) if between else all(m[2][b] for m in modalities)
-            others = [
-                j for j in range(size)
-                if all(m[3][j] for m in modalities) and (ids[j] != ids[b] if between else not out[b][j])
-            ]  # fmt: skip
-            if not here or len(others) < 2:
-                continue
-            scale = temperature * relation_temperature
-            p, q = (
-                np.exp([float((m[1] if between else m[0])[b] @ m[1][j]) / scale for j in others]) for m in modalities
-            )
-            p, q = p / p.sum(), q / q.sum()
-            found.append(0.5 * float((p * np.log(p / q)).sum() + (q * np.log(q / p)).sum()))
-        terms.append(float(np.mean(found)) if found else 0.0)
-    return float(np.mean(nce)) if nce else 0.0, float(np.mean(wpcl)) if wpcl else 0.0, sum(terms) / 2
+    crtr = relations(modalities, ids, out, temperature * relation_temperature)
+    return float(np.mean(nce)) if nce else 0.0, float(np.mean(wpcl)) if wpcl else 0.0, crtr
 
 
 @pytest.mark.parametrize("fusion", ["sum", "concat"])

@@ -59,6 +59,22 @@ def test_cached_gradients_train_like_plain_ones(
         assert other == pytest.approx(one, rel=1e-4 if precision == "no" else 0.03, abs=1e-3)
 
 
+def test_a_large_model_is_trained_in_16_bits_with_everything_that_saves_memory(
+    shop: Dataset, shop_train: Sequences, small: Small, backbone_directory: Path, tmp_path: Path
+) -> None:
+    """As the preset for a real backbone has it: 16-bit weights that stay as they are, float32 adapters that move."""
+    config = small(
+        vlm__model=str(backbone_directory), vlm__dtype="bfloat16", vlm__activation_checkpointing=True,
+        vlm__lora__rank=2, train__precision="bf16", train__cached_gradients=True, train__chunk_tokens=64,
+        train__learning_rate=0.01,
+    )  # fmt: skip
+    model = train_vlm(shop, shop_train, tmp_path, config)
+    assert all(math.isfinite(value) for line in log(tmp_path) for value in line.values())
+    kept = load_file(model / "adapter" / "adapter_model.safetensors")
+    assert {weight.dtype for weight in kept.values()} == {torch.float32}
+    assert any(weight.abs().max() > 0 for name, weight in kept.items() if "lora_B" in name)
+
+
 def failing(step: int, error: Callable[[], None]) -> Encode:
     """The real encoding until a step, then an error as PyTorch raises it."""
     calls, encode = 0, contrastive_step.encode
