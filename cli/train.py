@@ -1,5 +1,6 @@
 """`vlm2rec train` and `vlm2rec embed`: the vision-language model and the vectors that it makes of a catalogue."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,7 +38,8 @@ def train(
     """Fine-tune a vision-language model on the histories, balanced between text and picture.
 
     Every user's last two events are held out. The model, its checkpoints and log.jsonl go to RUN/train. A run that was
-    interrupted goes on with --resume, with the same order of the data and the same losses.
+    interrupted goes on with --resume, with the same order of the data and the same losses. For several processes put
+    `torchrun --nproc-per-node N -m cli.main` in place of `vlm2rec`; they share each batch.
     """
     from training.config import load_config, to_toml
     from training.dataset import load_dataset
@@ -51,18 +53,31 @@ def train(
     dataset = load_dataset(data, interactions=interactions)
     split = split_dataset(dataset, chosen.encoder.cold_items)
     _set_threads(threads)
-    if not kept.is_file():
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    if first and not kept.is_file():
         _write(kept, to_toml(chosen))
-    with _progress() as bar:
+    with _progress(shown=first) as bar:
         task = bar.add_task("training", total=chosen.train.steps)
+        done = chosen.train.steps
 
         def report(now: Progress) -> None:
+            nonlocal done
+            done = now.step
             shown = "training" if now.loss is None else f"training  loss {now.loss:.3f}"
             bar.update(task, completed=now.step, description=shown)
 
-        model = train_vlm(dataset, split.parts.train, run / _TRAINING, chosen, resume=resume, report=report)
-    _write(kept, to_toml(chosen))
-    _console.print(f"trained {chosen.train.steps:,} steps: {model}")
+        model = train_vlm(
+            dataset,
+            split.parts.train,
+            run / _TRAINING,
+            chosen,
+            validation=split.parts.validation,
+            resume=resume,
+            report=report,
+        )
+    if first:
+        _write(kept, to_toml(chosen))
+        _console.print(f"trained {done:,} steps: {model}")
 
 
 def embed(
@@ -154,7 +169,7 @@ def _write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _progress() -> "Progress":
+def _progress(*, shown: bool = True) -> "Progress":
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -165,4 +180,11 @@ def _progress() -> "Progress":
     )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    return Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not shown,
+    )

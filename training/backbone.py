@@ -99,10 +99,10 @@ def load_backbone(
         raise
     except _UNREADABLE as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BackboneError(
-            f"{source}: the model cannot be loaded ({reason}); give a directory written by save_pretrained or a hub id "
-            "that can be reached from here"
-        ) from error
+        todo = "give a directory written by save_pretrained or a hub id that can be reached from here"
+        if isinstance(error, ImportError):
+            todo = f'install what it needs for vlm.attention = "{attention}", or set vlm.attention = "sdpa"'
+        raise BackboneError(f"{source}: the model cannot be loaded ({reason}); {todo}") from error
     pack_vision_attention(model)
     if picture_pixels is not None:
         image_processor.size = {"shortest_edge": picture_pixels[0], "longest_edge": picture_pixels[1]}
@@ -156,40 +156,34 @@ def make_backbone(
     """
     tokenizer = train_tokenizer([text for text in texts[:_MOST_TEXTS] if text is not None], vocabulary)
     ids = tokenizer.get_vocab()
-    half_head = hidden_size // heads // 2
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": hidden_size,
-            "intermediate_size": intermediate_size,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10_000.0,
-                "mrope_section": [half_head - 2 * (half_head // 3), half_head // 3, half_head // 3],
-            },
-            "initializer_range": initializer_range,
-            "bos_token_id": ids[END],
-            "eos_token_id": ids[END],
-            "pad_token_id": ids[END],
-        },
-        vision_config={
-            "depth": vision_layers,
-            "hidden_size": vision_hidden_size,
-            "intermediate_size": vision_intermediate_size,
-            "num_heads": vision_heads,
-            "patch_size": patch_size,
-            "out_hidden_size": hidden_size,
-            "fullatt_block_indexes": list(range(vision_layers)),
-            "initializer_range": initializer_range,
-        },
-        image_token_id=ids[IMAGE_PAD],
-        video_token_id=ids[VIDEO_PAD],
-        vision_start_token_id=ids[VISION_START],
-        vision_end_token_id=ids[VISION_END],
-    )
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "rope_parameters": _rotary(hidden_size // heads // 2),
+        "initializer_range": initializer_range,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), ids[END]),
+    }
+    vision = {
+        "depth": vision_layers,
+        "hidden_size": vision_hidden_size,
+        "intermediate_size": vision_intermediate_size,
+        "num_heads": vision_heads,
+        "patch_size": patch_size,
+        "out_hidden_size": hidden_size,
+        "fullatt_block_indexes": list(range(vision_layers)),
+        "initializer_range": initializer_range,
+    }
+    marks: dict[str, Any] = {
+        "image_token_id": ids[IMAGE_PAD],
+        "video_token_id": ids[VIDEO_PAD],
+        "vision_start_token_id": ids[VISION_START],
+        "vision_end_token_id": ids[VISION_END],
+    }
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **marks)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLModel(config)
@@ -198,6 +192,13 @@ def make_backbone(
     if colours is not None:
         processor.image_mean, processor.image_std = list(colours[0]), list(colours[1])
     return Backbone(model, tokenizer, cast("ImageProcessor", processor))
+
+
+def _rotary(half_head: int) -> dict[str, Any]:
+    """Rotary positions of time, height and width over half a head's width."""
+    third = half_head // 3
+    sections = [half_head - 2 * third, third, third]
+    return {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": sections}
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MODALITIES = (TEXT, IMAGE)
+CHUNK_PATCHES = 65_536
+"""Patches that the vision tower sees at a time unless told otherwise."""
 _SMALLEST_GROUP = 8
 _LENGTH_RATIO = 1.25
 
@@ -51,25 +53,39 @@ class PromptGroup:
 
 
 @dataclass(frozen=True)
+class PictureGroup:
+    """Pictures that the vision tower sees in one pass.
+
+    Attributes:
+        patches: (P, values) float32 of the pictures, one after the other.
+        grids: (k, 3) int64, patches of each picture as frames × rows × columns; their products add up to P.
+    """
+
+    patches: Tensor
+    grids: Tensor
+
+    def to(self, device: torch.device) -> "PictureGroup":
+        """The same on a device."""
+        return PictureGroup(self.patches.to(device), self.grids.to(device))
+
+
+@dataclass(frozen=True)
 class PromptBatch:
     """Everything that one encoding pass reads.
 
     Attributes:
         groups: the prompts; an encoder's output has a row per token to pool, in this order.
-        patches: (P, values) float32 of the distinct pictures, one after the other; None without any.
-        grids: (k, 3) int64, patches of each picture as frames × rows × columns; None without any.
+        pictures: the distinct pictures that the prompts show, numbered through all groups of pictures.
     """
 
     groups: tuple[PromptGroup, ...]
-    patches: Tensor | None
-    grids: Tensor | None
+    pictures: tuple[PictureGroup, ...]
 
     def to(self, device: torch.device) -> "PromptBatch":
         """The same on a device."""
-        moved = tuple(group.to(device) for group in self.groups)
-        if self.patches is None or self.grids is None:
-            return PromptBatch(moved, None, None)
-        return PromptBatch(moved, self.patches.to(device), self.grids.to(device))
+        return PromptBatch(
+            tuple(group.to(device) for group in self.groups), tuple(group.to(device) for group in self.pictures)
+        )
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,7 @@ class Collator:
         max_text_tokens: tokens kept of an item's text.
         max_history: items of a history that are read, the newest ones.
         chunk_tokens: largest padded size of a group of prompts, unless a single prompt is longer.
+        chunk_patches: most patches of a group of pictures, unless a single picture has more.
         modalities: what is encoded; the others count as absent everywhere.
     """
 
@@ -113,13 +130,14 @@ class Collator:
         max_text_tokens: int,
         max_history: int,
         chunk_tokens: int,
+        chunk_patches: int = CHUNK_PATCHES,
         modalities: Sequence[str] = MODALITIES,
     ) -> None:
         self._writer = PromptWriter(tokenizer)
         self._tokens = self._writer.tokenise(texts, max_text_tokens)
         self._pictures = pictures
         self._max_history = max_history
-        self._chunk_tokens = chunk_tokens
+        self._chunks = _Chunks(chunk_tokens, chunk_patches)
         self.modalities = tuple(modalities)
 
     def pairs(self, windows: Sequence[Window]) -> PairBatch:
@@ -134,7 +152,7 @@ class Collator:
         distinct, back = np.unique(targets, return_inverse=True)
         items = {m: self._items(sheet, m, distinct)[back] for m in self.modalities}
         sequences = {m: self._windows(sheet, m, windows) for m in self.modalities}
-        prompts, order = sheet.prompts(self._writer, self._chunk_tokens)
+        prompts, order = sheet.prompts(self._writer, self._chunks)
         own = np.full((len(windows), max(1, *(len(window.own) for window in windows))), -1, dtype=np.int64)
         for row, window in enumerate(windows):
             own[row, : len(window.own)] = window.own
@@ -150,7 +168,7 @@ class Collator:
         """Item prompts of these rows, and per modality the (n,) rows of the encoder's output, −1 where absent."""
         sheet = _Sheet(self._pictures)
         numbers = {m: self._items(sheet, m, rows) for m in self.modalities}
-        prompts, order = sheet.prompts(self._writer, self._chunk_tokens)
+        prompts, order = sheet.prompts(self._writer, self._chunks)
         return prompts, {m: _placed(found, order) for m, found in numbers.items()}
 
     def sequences(self, histories: Sequence[NDArray[np.int64]]) -> tuple[PromptBatch, dict[str, Tensor]]:
@@ -161,7 +179,7 @@ class Collator:
             m: np.array([self._write(sheet, f"sequence_{m}", m, rows, [len(rows)])[0] for rows in kept], dtype=np.int64)
             for m in self.modalities
         }
-        prompts, order = sheet.prompts(self._writer, self._chunk_tokens)
+        prompts, order = sheet.prompts(self._writer, self._chunks)
         return prompts, {m: _placed(found, order) for m, found in numbers.items()}
 
     def _items(self, sheet: "_Sheet", modality: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -196,6 +214,12 @@ class Collator:
         if len(pooled):
             found[last >= 0] = sheet.add(prompt, [prompt.marks[mark] for mark in pooled.tolist()], shown) + back
         return found
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    tokens: int
+    patches: int
 
 
 @dataclass(frozen=True)
@@ -236,7 +260,7 @@ class _Sheet:
                 self.sizes.append(self._store.tokens(picture))
         return self._numbers[row]
 
-    def prompts(self, writer: PromptWriter, chunk_tokens: int) -> tuple[PromptBatch, NDArray[np.int64]]:
+    def prompts(self, writer: PromptWriter, chunks: _Chunks) -> tuple[PromptBatch, NDArray[np.int64]]:
         """The prompts in groups, and for each token to pool its row in the groups one after the other."""
         starts = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         by_length = sorted(self._entries, key=lambda entry: len(entry.ids))
@@ -245,12 +269,15 @@ class _Sheet:
         for entry in by_length:
             order[entry.first : entry.first + len(entry.pooled)] = np.arange(done, done + len(entry.pooled))
             done += len(entry.pooled)
-        groups = tuple(_group(members, starts, writer.pad) for members in _grouped(by_length, chunk_tokens))
-        if not self._shown:
-            return PromptBatch(groups, None, None), order
-        patches = torch.from_numpy(np.concatenate([picture.patches for picture in self._shown]))
-        grids = torch.from_numpy(np.stack([picture.grid for picture in self._shown]))
-        return PromptBatch(groups, patches, grids), order
+        groups = tuple(_group(members, starts, writer.pad) for members in _grouped(by_length, chunks.tokens))
+        pictures = tuple(
+            PictureGroup(
+                torch.from_numpy(np.concatenate([picture.patches for picture in part])),
+                torch.from_numpy(np.stack([picture.grid for picture in part])),
+            )
+            for part in _cut(self._shown, chunks.patches)
+        )
+        return PromptBatch(groups, pictures), order
 
 
 def _group(members: Sequence[_Entry], starts: NDArray[np.int64], pad: int) -> PromptGroup:
@@ -286,6 +313,19 @@ def _grouped(by_length: Sequence[_Entry], chunk_tokens: int) -> Iterator[Sequenc
                 continue
         yield by_length[start:place]
         start = place
+
+
+def _cut(pictures: Sequence[Picture], chunk_patches: int) -> Iterator[Sequence[Picture]]:
+    """Cut pictures, in their order, into groups of at most so many patches."""
+    start, filled = 0, 0
+    for place, picture in enumerate(pictures):
+        size = len(picture.patches)
+        if place > start and filled + size > chunk_patches:
+            yield pictures[start:place]
+            start, filled = place, 0
+        filled += size
+    if start < len(pictures):
+        yield pictures[start:]
 
 
 def _placed(numbers: NDArray[np.int64], order: NDArray[np.int64]) -> Tensor:

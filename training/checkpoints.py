@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,20 @@ def newest(directory: Path) -> Checkpoint | None:
     return found[-1] if found else None
 
 
+def at(directory: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step, whether or not it is there."""
+    return Checkpoint(directory / f"step-{step:08d}", step)
+
+
 def write(
-    directory: Path, step: int, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any], *, keep: int
+    directory: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    state: Mapping[str, Any],
+    *,
+    keep: int,
+    beside: Collection[int] = (),
 ) -> Checkpoint:
     """Write a checkpoint and remove the oldest beyond ``keep``.
 
@@ -57,10 +69,13 @@ def write(
         model: only weights that are trained are written.
         optimizer: AdamW over these weights.
         state: JSON-able rest.
-        keep: how many stay, at least 1.
+        keep: how many of the newest stay, at least 1.
+        beside: steps whose checkpoints stay as well.
     """
-    aside = directory / f".step-{step:08d}.part"
-    shutil.rmtree(aside, ignore_errors=True)
+    for part in directory.glob(".step-*.part"):  # what a kill left half written
+        shutil.rmtree(part, ignore_errors=True)
+    target = at(directory, step)
+    aside = directory / f".{target.path.name}.part"
     aside.mkdir(parents=True)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     save_file({name: weight.detach().cpu().contiguous() for name, weight in trained.items()}, aside / _WEIGHTS)
@@ -72,13 +87,13 @@ def write(
     (aside / _STATE).write_text(json.dumps(dict(state), indent=2) + "\n", encoding="utf-8")
     for path in aside.iterdir():
         _sync(path)
-    target = directory / f"step-{step:08d}"
-    shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
+    shutil.rmtree(target.path, ignore_errors=True)
+    aside.rename(target.path)
     _sync(directory)
     for old in _all(directory)[:-keep]:
-        shutil.rmtree(old.path, ignore_errors=True)
-    return Checkpoint(target, step)
+        if old.step not in beside:
+            shutil.rmtree(old.path, ignore_errors=True)
+    return target
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from training.batches import CHUNK_PATCHES
 from training.encoder_config import EncoderConfig
 from training.errors import ConfigError
 from training.losses import Fusion, GapKind, WeakBy
@@ -147,20 +148,31 @@ class TrainConfig(_Section):
 
     Attributes:
         steps: optimiser steps.
-        batch_size: windows of users' events a step.
+        batch_size: windows of users' events a step, of all processes together.
         pairs: ``every`` reads each event of a window after its first as a next item, in one pass over the window's
             prompt; ``last`` its last event alone, so that a window is one pair.
         max_history: items of a history that are read, the newest ones.
         modalities: what is trained; one alone for the single-modality reference.
-        learning_rate: peak of AdamW's rate, after a linear warm-up, decaying along a cosine to 0.
+        learning_rate: peak of AdamW's rate, after a linear warm-up.
         vision_rate: factor on the rate for the vision tower.
         weight_decay: of AdamW; not on biases and norms.
         warmup: share of the steps.
+        decay: how the rate goes down after the warm-up.
         gradient_clip: largest norm of the gradient.
         precision: autocast dtype.
         chunk_tokens: prompts are encoded in groups of similar length of at most so many tokens.
+        chunk_patches: pictures are seen in groups of at most so many patches.
+        cached_gradients: keep the activations of one group alone instead of the batch's (GradCache), so that memory
+            does not depend on ``batch_size``; costs a second forward pass.
         picture_memory_mib: preprocessed pictures kept in memory.
+        workers: threads that read pictures and put the next batches together; 0 = the training thread does.
+        validate_every: steps between two validations (direct ranking of held-out events); 0 = none.
+        validation_users: at most so many users' held-out events.
+        validation_items: at most so many items, the targets among them, are ranked.
+        patience: training ends after so many validations in a row without a better one, and the best one's weights
+            are kept; 0 = all steps are done and the last weights are kept.
         log_every: steps between two lines of ``log.jsonl``.
+        diagnose_every: steps between two looks at how the modalities fare; 0 = none.
         checkpoint_steps: steps between two checkpoints.
         checkpoint_seconds: a checkpoint is also written after so many seconds.
         keep_checkpoints: older ones are removed.
@@ -176,11 +188,20 @@ class TrainConfig(_Section):
     vision_rate: float = Field(default=1.0, gt=0, le=100)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: float = Field(default=0.1, ge=0, le=1)
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
     gradient_clip: float = Field(default=1.0, gt=0)
     precision: Literal["no", "bf16"] = "no"
     chunk_tokens: int = Field(default=16_384, ge=64)
+    chunk_patches: int = Field(default=CHUNK_PATCHES, ge=16)
+    cached_gradients: bool = False
     picture_memory_mib: int = Field(default=1_024, ge=0)
+    workers: int = Field(default=1, ge=0, le=64)
+    validate_every: int = Field(default=0, ge=0)
+    validation_users: int = Field(default=1_000, ge=1)
+    validation_items: int = Field(default=10_000, ge=2)
+    patience: int = Field(default=0, ge=0)
     log_every: int = Field(default=10, ge=1)
+    diagnose_every: int = Field(default=10, ge=0)
     checkpoint_steps: int = Field(default=200, ge=1)
     checkpoint_seconds: float = Field(default=300.0, gt=0)
     keep_checkpoints: int = Field(default=2, ge=1)
@@ -190,6 +211,12 @@ class TrainConfig(_Section):
     def _some_modality(self) -> "TrainConfig":
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):
             raise ValueError(f"modalities must name text, image or both once, got {list(self.modalities)}")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_wait_for(self) -> "TrainConfig":
+        if self.patience and not self.validate_every:
+            raise ValueError(f"patience needs validate_every, got {self.patience} and 0")
         return self
 
 
@@ -232,6 +259,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "learning_rate": 1e-4,
             "precision": "bf16",
             "picture_memory_mib": 8_192,
+            "workers": 4,
             "checkpoint_seconds": 900.0,
         },
         "embed": {"batch_items": 64, "shard_items": 1_024},

@@ -6,6 +6,7 @@ TrainingError
 ├── BackboneError      a vision-language model cannot be loaded or does not fit the configuration
 ├── EmbeddingsError    stored embeddings are missing, unreadable, or belong to another catalogue
 ├── TrainingDiverged   the loss or a gradient is not finite; carries the item ids of the batch
+├── OutOfMemory        a training step does not fit into memory; says which keys to lower
 ├── ExportError        the ONNX export failed or does not agree with PyTorch
 ├── EvaluationError    nothing to evaluate, or a non-finite score
 ├── ReindexError       a run cannot be indexed again as it is
@@ -38,6 +39,10 @@ class EmbeddingsError(TrainingError):
 
 class TrainingDiverged(TrainingError):
     """The loss or a gradient is not finite."""
+
+
+class OutOfMemory(TrainingError):
+    """A training step does not fit into memory."""
 
 
 class ExportError(TrainingError):

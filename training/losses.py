@@ -46,6 +46,11 @@ class ModalityPairs:
         """(B,) bool: the modality is there on both sides."""
         return self.sequence_present & self.item_present
 
+    def widened(self) -> "ModalityPairs":
+        """The same in float32 at least; done once, so that the gradients of several terms add up in float32 too."""
+        wide = torch.promote_types(self.sequences.dtype, torch.float32)
+        return ModalityPairs(self.sequences.to(wide), self.items.to(wide), self.sequence_present, self.item_present)
+
 
 @dataclass(frozen=True)
 class Similarities:
@@ -72,7 +77,7 @@ class MethodLoss:
         wpcl: scalar, None if its weight is 0.
         crtr: scalar, None if its weight is 0.
         lead: scalar, moving average of log c^text − log c^image after this batch; above 0 the image is the weak one.
-            None if nothing asked for it.
+            None if both weights are 0.
         gap: scalar, mean g over the rows with both modalities; None like ``lead``.
         log_beta: scalar, mean log β over these rows; None if WPCL is not computed.
         image_weak: scalar in [0, 1], share of these rows where the image is the weaker one; None like ``lead``.
@@ -165,7 +170,7 @@ def info_nce(scores: Similarities) -> Tensor:
     Returns:
         Scalar ≥ 0; exactly 0 if no row is defined. For B orthonormal pairs it is log(e^{1/τ} + B − 1) − 1/τ.
     """
-    return _mean_over(-_log_confidence(scores), scores.rows)
+    return _mean_over(-log_confidence(scores), scores.rows)
 
 
 def method_loss(
@@ -208,18 +213,12 @@ def method_loss(
     Returns:
         The terms. With mu = lam = 0, ``total`` is ``nce`` itself: plain contrastive fine-tuning.
     """
+    text, image = text.widened(), image.widened()
     excluded = false_negatives(item_ids, histories)
     fused = fused_similarities(text, image, excluded, temperature, fusion)
-    nce = info_nce(fused)
-    rows = int(fused.rows.sum())
-    if mu == 0 and (lam == 0 or not detach_strong):
-        crtr = None
-        total = nce
-        if lam != 0:
-            crtr = relational_topology(text, image, item_ids, excluded, temperature, relation_temperature, None)
-            total = nce + lam * crtr
-        return MethodLoss(total, nce, None, crtr, None, None, None, None, rows)
-
+    nce, rows = info_nce(fused), int(fused.rows.sum())
+    if mu == 0 and lam == 0:
+        return MethodLoss(nce, nce, None, None, None, None, None, None, rows)
     by_text, by_image = similarities(text, excluded, temperature), similarities(image, excluded, temperature)
     balance = weak_modality(by_text, by_image, weak_by, gap_kind, lead, lead_decay)
     total, wpcl, crtr, log_beta = nce, None, None, None
@@ -232,8 +231,7 @@ def method_loss(
         strong = balance.image_weak if detach_strong else None
         crtr = relational_topology(text, image, item_ids, excluded, temperature, relation_temperature, strong)
         total = total + lam * crtr
-    image_weak = _mean_over((balance.difference > 0).to(nce.dtype), balance.rows)
-    gap = _mean_over(balance.gap, balance.rows)
+    image_weak, gap = (_mean_over(v, balance.rows) for v in ((balance.difference > 0).to(nce.dtype), balance.gap))
     return MethodLoss(total, nce, wpcl, crtr, balance.lead, gap, log_beta, image_weak, rows)
 
 
@@ -275,7 +273,7 @@ def weak_modality(
         The balance. An average of exactly 0 leaves the weak modality open: every gap is then 0, so β = 1.
     """
     rows = by_text.rows & by_image.rows
-    log_text, log_image = _log_confidence(by_text), _log_confidence(by_image)
+    log_text, log_image = log_confidence(by_text), log_confidence(by_image)
     difference = (log_text - log_image).masked_fill(~rows, 0.0)
     gap = difference.abs().clamp(max=GAP_CLIP)
     if gap_kind == "probability":
@@ -305,7 +303,7 @@ def weak_penalised(by_text: Similarities, by_image: Similarities, balance: Balan
     logits = torch.where(weak, by_image.logits, by_text.logits)
     negatives = torch.where(weak, by_image.negatives, by_text.negatives)
     raised = logits + log_beta[:, None] * _off_diagonal(logits)
-    return _mean_over(-_log_confidence(Similarities(raised, negatives, balance.rows)), balance.rows)
+    return _mean_over(-log_confidence(Similarities(raised, negatives, balance.rows)), balance.rows)
 
 
 def relational_topology(
@@ -365,7 +363,7 @@ def _symmetric_kl(by_text: Tensor, by_image: Tensor, others: Tensor, rows: Tenso
     return _mean_over(both_ways, rows) / 2
 
 
-def _log_confidence(scores: Similarities) -> Tensor:
+def log_confidence(scores: Similarities) -> Tensor:
     """(B,) log of softmax(S_b)[b] over the row's own pair and its negatives."""
     kept = scores.negatives | ~_off_diagonal(scores.logits)
     return torch.log_softmax(scores.logits.masked_fill(~kept, _MASKED), dim=1).diagonal()

@@ -1,5 +1,7 @@
 """Pictures as a vision tower takes them: patches, read once and kept while they fit into memory."""
 
+import re
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ MAX_PIXELS = 100_000_000
 PREPROCESSING_VERSION = 1
 """Counts up when what is done to a picture or text here changes, so that everything is embedded again."""
 _SAMPLE_SIDE = 16
+_PILLOW = r"PIL\."
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, Image.DecompressionBombError)
 
 
@@ -45,6 +48,8 @@ class Picture:
 class PictureStore:
     """Preprocessed pictures of a catalogue by item row; a picture that cannot be read is absent, never an error.
 
+    Several threads may ask at once; at worst two of them read the same picture.
+
     Attributes:
         unreadable: rows whose picture file exists but cannot be used, with the reason, as far as they were asked for.
     """
@@ -60,6 +65,7 @@ class PictureStore:
         self._processor = image_processor
         self._left = memory_bytes
         self._kept: dict[int, Picture | None] = {}
+        self._lock = threading.Lock()
         self.merge = int(image_processor.merge_size) ** 2
         self.unreadable: dict[int, str] = {}
 
@@ -76,9 +82,10 @@ class PictureStore:
             return self._kept[row]
         picture = self._read(row)
         size = 0 if picture is None else picture.patches.nbytes
-        if size <= self._left:
-            self._left -= size
-            self._kept[row] = picture
+        with self._lock:
+            if size <= self._left and row not in self._kept:
+                self._left -= size
+                self._kept[row] = picture
         return picture
 
     def tokens(self, picture: Picture) -> int:
@@ -112,19 +119,24 @@ def open_picture(path: Path, pixels: int) -> Image.Image:
         OSError: no picture, or a broken one; the other errors of Pillow for damaged files pass through.
         ValueError: more than 100 megapixels.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(path) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise ValueError(f"a picture may have {MAX_PIXELS:,} pixels, got {opened.width} × {opened.height}")
-            side = max(64, round(4 * pixels**0.5))
-            opened.draft("RGB", (side, side))
-            picture = ImageOps.exif_transpose(opened)
-            picture.thumbnail((side, side), Image.Resampling.BOX)
-            if picture.mode == "RGB":
-                return picture.copy()
-            layered = picture.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
+    _silence_pillow()
+    with Image.open(path) as opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise ValueError(f"a picture may have {MAX_PIXELS:,} pixels, got {opened.width} × {opened.height}")
+        side = max(64, round(4 * pixels**0.5))
+        opened.draft("RGB", (side, side))
+        picture = ImageOps.exif_transpose(opened)
+        picture.thumbnail((side, side), Image.Resampling.BOX)
+        if picture.mode == "RGB":
+            return picture.copy()
+        layered = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
+
+
+def _silence_pillow() -> None:
+    """No notices about odd but readable files, for good: to take the filter back is not safe while threads read."""
+    if ("ignore", None, Warning, re.compile(_PILLOW), 0) not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_PILLOW)
 
 
 def colour_statistics(

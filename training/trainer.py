@@ -1,43 +1,44 @@
 """Contrastive fine-tuning of a vision-language model: history → next item.
 
 One step encodes the four prompts of every pair (history and next item, text and picture), takes the loss of
-docs/method.md over the batch, and moves the weights by AdamW under a linear warm-up and a cosine. accelerate places the
-model, casts and clips; the loop itself is ours because a contrastive loss needs the vectors of the whole batch at once.
+docs/method.md over the batch, and moves the weights by AdamW under a linear warm-up and a decay. accelerate sets up the
+processes and devices, casts and clips; what stays ours, and why, is told in docs/adr ("the training loop stays ours").
 A run can be killed at any time: a resumed one has the same data order, dropout and loss curve.
 """
 
-import hashlib
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from index.slots import IMAGE, TEXT
 from training import checkpoints
-from training.backbone import Backbone, load_backbone, make_backbone
-from training.batches import Collator, PairBatch, spread
+from training.batches import Collator, PairBatch
 from training.config import RunConfig
+from training.contrastive_step import ContrastiveStep, Step
 from training.dataset import Dataset
+from training.direct_ranking import METRIC, DirectRanking
 from training.errors import ConfigError, TrainingDiverged
-from training.losses import MethodLoss, ModalityPairs, method_loss
-from training.model_identity import MODEL_DIRECTORY
+from training.losses import MethodLoss
 from training.pairs import TrainingPairs
-from training.pictures import PictureStore, colour_statistics
-from training.prompts import prompt_hash
-from training.sequences import Sequences
-from training.vlm import VlmEmbedder, adapt, save_embedder
+from training.pictures import PictureStore
+from training.prefetch import prefetched
+from training.ranks import Ranks
+from training.run_directory import RunDirectory, run_fingerprint
+from training.run_log import RunLog
+from training.sequences import Sequences, Targets
+from training.starting_model import load_start, make_start, trainable
+from training.vlm import VlmEmbedder, save_embedder
 
-LOG_FILE = "log.jsonl"
 UNREADABLE_FILE = "unreadable.json"
-_CHECKPOINTS = "checkpoints"
-_START = "start"
 _IDS_SHOWN = 20
 _MIB = 2**20
 
@@ -59,12 +60,25 @@ class Progress:
 
 @dataclass
 class _State:
-    """What changes from step to step beside weights and moments."""
+    """What changes from step to step beside weights and moments.
+
+    Attributes:
+        step: steps done.
+        lead: moving average of the loss.
+        window: values of the steps since the last line of the log.
+        seconds: time in steps, waiting for batches included.
+        best: highest validation metric so far; None before the first validation.
+        best_step: the step that it was measured after.
+        worse: validations since then.
+    """
 
     step: int = 0
     lead: float = 0.0
     window: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    best: float | None = None
+    best_step: int = 0
+    worse: int = 0
 
 
 def train_vlm(
@@ -73,215 +87,271 @@ def train_vlm(
     directory: Path,
     config: RunConfig,
     *,
+    validation: Targets | None = None,
     resume: bool = False,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> Path:
     """Train a model, or go on training it.
 
+    Under `torchrun` every process calls this; the first one writes the files.
+
     Args:
         dataset: the catalogue.
         train: training histories only.
-        directory: of the run's training: checkpoints, ``log.jsonl``, and in the end ``model``.
+        directory: of the run's training, see :mod:`training.run_directory`.
         config: of the run.
+        validation: held-out events, needed if ``train.validate_every`` is set.
         resume: go on from the newest checkpoint; without one, start.
-        report: called after every step.
+        report: called after every step, in the first process alone.
 
     Returns:
         Directory of the trained model, for :func:`training.vlm.load_embedder`.
 
     Raises:
-        ConfigError: the directory holds another run, or this one is to start where one is already.
+        ConfigError: the directory holds another run, or this one is to start where one is already or is still going
+            on; or the configuration asks for what cannot be: validation without events, more processes than a batch
+            has windows.
         BackboneError: the model cannot be loaded.
         DatasetError: there is no pair to train on.
         TrainingDiverged: the loss or a gradient is not finite.
+        OutOfMemory: a step does not fit into memory.
     """
     pairs = TrainingPairs.of(train)
-    _claim(directory, _fingerprint(dataset, train, config), resume=resume)
-    finished = directory / MODEL_DIRECTORY
-    if finished.is_dir():
-        return finished
-    backbone = _start(dataset, directory, config)
-    run = _Run(dataset, pairs, directory, config, backbone)
-    run.to_the_end(report)
-    write_unreadable(directory, dataset, run.pictures)
-    aside = directory / f".{MODEL_DIRECTORY}.part"
-    save_embedder(
-        aside, run.embedder, backbone, source=config.vlm.model, revision=config.vlm.revision,
-        max_text_tokens=config.vlm.max_text_tokens, max_history=config.train.max_history,
-    )  # fmt: skip
-    aside.rename(finished)
-    return finished
+    # Without `cpu`, accelerate joins no group of processes where there is no GPU, and each would train alone.
+    accelerator = Accelerator(mixed_precision=config.train.precision, cpu=not torch.accelerator.is_available())
+    ranks, place = Ranks(accelerator), RunDirectory(directory)
+    _check(config, validation, ranks)
+    with contextlib.ExitStack() as until_the_end:
+        if ranks.first:
+            mark = run_fingerprint(dataset, train, validation, config)
+            until_the_end.enter_context(place.claimed(mark, resume=resume))
+            if config.vlm.model is None and not place.start.is_dir() and not place.model.is_dir():
+                place.make(place.start, lambda aside: make_start(dataset, config.vlm, config.train.seed, aside))
+        ranks.wait()
+        if not place.model.is_dir():
+            run = _Run(dataset, pairs, validation, place, config, accelerator, ranks)
+            until_the_end.callback(run.close)
+            run.to_the_end(report if ranks.first else lambda _: None)
+            if ranks.first:
+                run.save()
+        ranks.leave()
+    return place.model
 
 
 class _Run:
     """One run from where its newest checkpoint is to its end."""
 
     def __init__(
-        self, dataset: Dataset, pairs: TrainingPairs, directory: Path, config: RunConfig, backbone: Backbone
+        self,
+        dataset: Dataset,
+        pairs: TrainingPairs,
+        validation: Targets | None,
+        place: RunDirectory,
+        config: RunConfig,
+        accelerator: Accelerator,
+        ranks: Ranks,
     ) -> None:
-        self._config, self._pairs, self._directory = config, pairs, directory
-        self._item_ids = dataset.item_ids()
-        options, lora = config.train, config.vlm.lora
+        self._dataset, self._pairs, self._place, self._config, self._ranks = dataset, pairs, place, config, ranks
+        options = config.train
         torch.manual_seed(options.seed)
-        model: nn.Module = backbone.model
-        if config.vlm.model is not None:
-            model = adapt(backbone, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets)
-        if config.vlm.activation_checkpointing:
-            cast("Any", backbone.model).activation_checkpointing_enable({"use_reentrant": False})
-        self.embedder = VlmEmbedder(model)
-        self._optimizer = torch.optim.AdamW(_weight_groups(self.embedder, options.weight_decay, options.vision_rate))
-        self._accelerator = Accelerator(mixed_precision=options.precision)
-        self._model, self._adam = self._accelerator.prepare(self.embedder, self._optimizer)
-        self.pictures = PictureStore(
-            dataset.image_path, backbone.image_processor, memory_bytes=options.picture_memory_mib * _MIB
+        self._backbone = load_start(config.vlm, place.start)
+        self._embedder = VlmEmbedder(trainable(self._backbone, config.vlm))
+        self._move = ContrastiveStep(self._embedder, accelerator, ranks, config.loss, options)
+        self._pictures = PictureStore(
+            dataset.image_path, self._backbone.image_processor, memory_bytes=options.picture_memory_mib * _MIB
         )
         self._collator = Collator(
-            backbone.tokenizer,
+            self._backbone.tokenizer,
             dataset.texts(),
-            self.pictures,
+            self._pictures,
             max_text_tokens=config.vlm.max_text_tokens,
             max_history=options.max_history,
             chunk_tokens=options.chunk_tokens,
+            chunk_patches=options.chunk_patches,
             modalities=options.modalities,
         )
+        self._ranking: DirectRanking | None = None
+        if options.validate_every and validation is not None:
+            self._ranking = DirectRanking(
+                self._collator,
+                ranks,
+                validation,
+                len(dataset),
+                users=options.validation_users,
+                items=options.validation_items,
+                fusion=config.loss.fusion,
+                seed=options.seed,
+            )
         self._state = _State()
-        last = checkpoints.newest(directory / _CHECKPOINTS)
+        last = checkpoints.newest(place.checkpoints)
         if last is not None:
-            self._state = _State(**checkpoints.restore(last, self.embedder, self._optimizer))
-        _cut_log(directory / LOG_FILE, self._state.step)
+            self._state = _State(**checkpoints.restore(last, self._embedder, self._move.optimizer))
+        self._written = time.monotonic()
+        self._log = RunLog(place.log, place.events, self._state.window, self._state.step, writes=ranks.first)
 
     def to_the_end(self, report: Callable[[Progress], None]) -> None:
-        """Every step that is left."""
+        """Every step that is left; then the best validated weights, if training could have ended early."""
         options, state = self._config.train, self._state
-        self._model.train()
-        written = time.monotonic()
+        self._embedder.train()
         report(Progress(state.step, options.steps, None))
-        for numbers in self._pairs.batches(options.batch_size, options.seed, state.step):
-            if state.step >= options.steps:
-                break
+        with contextlib.closing(prefetched(self._numbers(), self._collate, workers=options.workers)) as batches:
             started = time.monotonic()
-            windows = self._pairs.windows(numbers, options.max_history, every=options.pairs == "every")
-            values = self._step(self._collator.pairs(windows))
-            state.step += 1
-            state.window.append(values)
-            state.seconds += time.monotonic() - started
-            if state.step % options.log_every == 0 or state.step == options.steps:
-                self._log()
-            due = state.step % options.checkpoint_steps == 0
-            if due or time.monotonic() - written > options.checkpoint_seconds:
-                self._checkpoint()
-                written = time.monotonic()
-            report(Progress(state.step, options.steps, values["loss"]))
+            for batch in batches:
+                values = self._step(batch)
+                state.step += 1
+                state.seconds += time.monotonic() - started
+                self._keep(values)
+                report(Progress(state.step, options.steps, values["loss"]))
+                if self._out_of_patience():
+                    break
+                started = time.monotonic()
+        if options.patience and state.best_step not in {0, state.step}:
+            checkpoints.restore(
+                checkpoints.at(self._place.checkpoints, state.best_step), self._embedder, self._move.optimizer
+            )
+
+    def close(self) -> None:
+        """End what runs beside the training; the log is whole without it."""
+        self._log.close()
+
+    def save(self) -> None:
+        """Write the model and the list of pictures that could not be used."""
+        write_unreadable(self._place.path, self._dataset, self._pictures)
+        vlm = self._config.vlm
+        self._place.make(
+            self._place.model,
+            lambda aside: save_embedder(
+                aside, self._embedder, self._backbone, source=vlm.model, revision=vlm.revision,
+                max_text_tokens=vlm.max_text_tokens, max_history=self._config.train.max_history,
+            ),
+        )  # fmt: skip
+
+    def _numbers(self) -> Iterator[NDArray[np.int64]]:
+        """This rank's pair numbers of every step that is left."""
+        options, step = self._config.train, self._state.step
+        if self._out_of_patience():
+            return
+        left = range(step, options.steps)
+        for _, numbers in zip(left, self._pairs.batches(options.batch_size, options.seed, step), strict=False):
+            yield self._ranks.share(numbers)
+
+    def _collate(self, numbers: NDArray[np.int64]) -> PairBatch:
+        options = self._config.train
+        return self._collator.pairs(self._pairs.windows(numbers, options.max_history, every=options.pairs == "every"))
 
     def _step(self, batch: PairBatch) -> dict[str, float]:
         """One optimiser step; returns what the log averages."""
         options, state = self._config.train, self._state
-        torch.manual_seed(hash((options.seed, state.step)) % 2**63)
-        rate = options.learning_rate * schedule(state.step, options.steps, options.warmup)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-        device = self._accelerator.device
-        with self._accelerator.autocast():
-            outputs = self._model(batch.prompts.to(device))
-        loss = self._loss(outputs, batch, device)
-        if not math.isfinite(loss.total.item()):
-            raise self._diverged("loss", loss.total.item(), batch)
-        self._accelerator.backward(loss.total)
-        norm = float(self._accelerator.clip_grad_norm_(self.embedder.parameters(), options.gradient_clip))
-        if not math.isfinite(norm):
-            raise self._diverged("norm of the gradient", norm, batch)
-        self._adam.step()
-        self._adam.zero_grad()
-        if loss.lead is not None:
-            state.lead = loss.lead.item()
+        rate = options.learning_rate * schedule(state.step, options.steps, options.warmup, options.decay)
+        diagnose = options.diagnose_every > 0 and (state.step + 1) % options.diagnose_every == 0
+        taken = self._move(batch, step=state.step, lead=state.lead, rate=rate, diagnose=diagnose)
+        if taken.diverged is not None:
+            raise self._diverged(*taken.diverged, taken)
+        if taken.loss.lead is not None:
+            state.lead = taken.loss.lead.item()
         return {
-            "loss": loss.total.item(),
-            **_terms(loss),
-            "pairs": float(loss.rows),
-            "gradient_norm": norm,
+            "loss": taken.loss.total.item(),
+            **taken.diagnostics,
+            **_terms(taken.loss),
+            "pairs": float(taken.loss.rows),
+            "gradient_norm": taken.gradient_norm or 0.0,
             "learning_rate": rate,
         }
 
-    def _loss(self, outputs: Tensor, batch: PairBatch, device: torch.device) -> MethodLoss:
-        options = self._config.loss
-        sides = {name: self._side(outputs, batch, name) for name in (TEXT, IMAGE)}
-        return method_loss(
-            sides[TEXT],
-            sides[IMAGE],
-            batch.item_ids.to(device),
-            batch.histories.to(device),
-            lead=self._state.lead,
-            **options.model_dump(),
-        )
+    def _keep(self, values: dict[str, float]) -> None:
+        """After a step: validate, write a line and a checkpoint, each if it is due."""
+        options, state = self._config.train, self._state
+        self._log.add(values)
+        validated = self._validate()
+        if validated or state.step % options.log_every == 0 or state.step == options.steps:
+            self._log.write(state.step, {"lead": state.lead, **validated, "seconds": round(state.seconds, 3)})
+        due = bool(validated) or state.step % options.checkpoint_steps == 0
+        if due or time.monotonic() - self._written > options.checkpoint_seconds:
+            self._checkpoint()
+            self._written = time.monotonic()
 
-    @staticmethod
-    def _side(outputs: Tensor, batch: PairBatch, modality: str) -> ModalityPairs:
-        """A modality's vectors; all absent if it is not trained."""
-        nowhere = torch.full_like(batch.item_ids, -1)
-        sequences = batch.sequences.get(modality, nowhere).to(outputs.device)
-        items = batch.items.get(modality, nowhere).to(outputs.device)
-        return ModalityPairs(spread(outputs, sequences), spread(outputs, items), sequences >= 0, items >= 0)
-
-    def _diverged(self, what: str, value: float, batch: PairBatch) -> TrainingDiverged:
-        ids = [self._item_ids[row] for row in batch.item_ids.tolist()]
-        shown = ", ".join(ids[:_IDS_SHOWN]) + (" …" if len(ids) > _IDS_SHOWN else "")
+    def _diverged(self, what: str, value: float, taken: Step) -> TrainingDiverged:
+        """What to raise; the whole batch is written down first."""
+        ids = self._dataset.item_ids()
+        targets = [ids[row] for row in taken.batch.item_ids.tolist()]
+        step = self._state.step + 1
+        if self._ranks.first:
+            histories = [[ids[row] for row in rows if row >= 0] for rows in taken.batch.histories.tolist()]
+            record = {
+                "step": step,
+                "what": what,
+                "value": str(value),
+                "terms": {name: str(term) for name, term in _terms(taken.loss).items()},
+                "next_items": targets,
+                "left_out_of_negatives": histories,
+            }
+            self._place.diverged.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        shown = ", ".join(targets[:_IDS_SHOWN]) + (" …" if len(targets) > _IDS_SHOWN else "")
         return TrainingDiverged(
-            f"the {what} must be finite, got {value} in step {self._state.step + 1}; lower train.learning_rate or "
-            f"raise loss.temperature and start a new run. Next items of the batch: {shown}"
+            f"the {what} must be finite, got {value} in step {step}; lower train.learning_rate or raise "
+            f"loss.temperature and start a new run. Next items of the batch (all in {self._place.diverged}): {shown}"
         )
 
-    def _log(self) -> None:
-        """One line: the mean of every value since the last line."""
-        state = self._state
-        names = {name: None for values in state.window for name in values}
-        means = {
-            name: math.fsum(found) / len(found)
-            for name in names
-            if (found := [values[name] for values in state.window if name in values])
-        }
-        line = {"step": state.step, **means, "lead": state.lead, "seconds": round(state.seconds, 3)}
-        with (self._directory / LOG_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        state.window.clear()
+    def _validate(self) -> dict[str, float]:
+        """What was measured after this step, if it is one to validate after; also keeps count of patience."""
+        options, state = self._config.train, self._state
+        due = options.validate_every and (state.step % options.validate_every == 0 or state.step == options.steps)
+        if self._ranking is None or not due:
+            return {}
+        found = self._ranking.measure(self._embedder, self._move.autocast)
+        if state.best is None or found[METRIC] > state.best:
+            state.best, state.best_step, state.worse = found[METRIC], state.step, 0
+        else:
+            state.worse += 1
+        return found
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self._config.train.patience <= self._state.worse
 
     def _checkpoint(self) -> None:
         state = self._state
-        saved = {"step": state.step, "lead": state.lead, "window": state.window, "seconds": state.seconds}
+        if not self._ranks.first:
+            return
         checkpoints.write(
-            self._directory / _CHECKPOINTS,
+            self._place.checkpoints,
             state.step,
-            self.embedder,
-            self._optimizer,
-            saved,
+            self._embedder,
+            self._move.optimizer,
+            asdict(state),
             keep=self._config.train.keep_checkpoints,
+            beside={state.best_step},
         )
 
 
-def schedule(step: int, steps: int, warmup: float) -> float:
-    """Factor on the learning rate: linear up over the warm-up, then half a cosine down to 0.
+def schedule(step: int, steps: int, warmup: float, decay: str = "cosine") -> float:
+    """Factor on the learning rate: linear up over the warm-up, then half a cosine or a line down to 0, or level.
 
     Args:
         step: steps done before this one, from 0.
         steps: in all.
         warmup: share of the steps.
+        decay: ``cosine``, ``linear`` or ``constant``.
 
     Returns:
-        In (0, 1]; the first step is never 0, the last one nearly.
+        In (0, 1]; the first step is never 0, and the last one at most nearly.
     """
     rising = max(1, round(warmup * steps))
     if step < rising:
         return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising + 0.5) / max(1, steps - rising)))
+    done, left = step - rising + 0.5, max(1, steps - rising)
+    return {"cosine": 0.5 * (1 + math.cos(math.pi * done / left)), "linear": 1 - done / left, "constant": 1.0}[decay]
 
 
-def _weight_groups(model: nn.Module, weight_decay: float, vision_rate: float) -> list[dict[str, Any]]:
-    """AdamW's groups: the vision tower has its own rate, biases and norms no decay."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            key = (vision_rate if "visual." in name else 1.0, weight_decay if weight.ndim > 1 else 0.0)
-            groups.setdefault(key, []).append(weight)
-    return [{"params": found, "factor": key[0], "weight_decay": key[1]} for key, found in groups.items()]
+def _check(config: RunConfig, validation: Targets | None, ranks: Ranks) -> None:
+    if config.train.validate_every and (validation is None or not len(validation)):
+        raise ConfigError(
+            f"train.validate_every = {config.train.validate_every} needs held-out events and there are none; users "
+            "need at least 3 interactions, or set it to 0"
+        )
+    if config.train.batch_size < ranks.count:
+        raise ConfigError(
+            f"train.batch_size must be at least the number of processes ({ranks.count}), got {config.train.batch_size}"
+        )
 
 
 def _terms(loss: MethodLoss) -> dict[str, float]:
@@ -297,27 +367,6 @@ def _terms(loss: MethodLoss) -> dict[str, float]:
     return {name: term.item() for name, term in terms.items() if term is not None}
 
 
-def _start(dataset: Dataset, directory: Path, config: RunConfig) -> Backbone:
-    """The backbone that training starts from; one from scratch is made once and then read like any other."""
-    vlm = config.vlm
-    pixels = (vlm.min_picture_pixels, vlm.max_picture_pixels)
-    source: str | Path | None = vlm.model
-    if source is None:
-        source = directory / _START
-        if not source.is_dir():
-            aside = directory / f".{_START}.part"
-            made = make_backbone(
-                dataset.texts(),
-                **vlm.scratch.model_dump(),
-                picture_pixels=pixels,
-                colours=colour_statistics(dataset.image_path, len(dataset)),
-                seed=config.train.seed,
-            )
-            made.save(aside)
-            aside.rename(source)
-    return load_backbone(source, revision=vlm.revision, dtype=vlm.dtype, attention=vlm.attention, picture_pixels=pixels)
-
-
 def write_unreadable(directory: Path, dataset: Dataset, pictures: PictureStore) -> None:
     """Write item id → reason for the pictures that could not be used to ``unreadable.json``.
 
@@ -329,52 +378,3 @@ def write_unreadable(directory: Path, dataset: Dataset, pictures: PictureStore) 
     ids = dataset.item_ids()
     found = {ids[row]: reason for row, reason in sorted(pictures.unreadable.items())}
     (directory / UNREADABLE_FILE).write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _fingerprint(dataset: Dataset, train: Sequences, config: RunConfig) -> str:
-    """16 hex digits over what the course of a run depends on."""
-    digest = hashlib.sha256(prompt_hash().encode())
-    shape = config.model_dump(mode="json", include={"vlm", "loss", "train"})
-    for name in ("log_every", "checkpoint_steps", "checkpoint_seconds", "keep_checkpoints", "picture_memory_mib"):
-        del shape["train"][name]
-    digest.update(json.dumps(shape, sort_keys=True).encode())
-    digest.update(json.dumps([dataset.item_ids(), dataset.texts()]).encode())
-    digest.update(train.offsets.tobytes() + train.rows.tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _claim(directory: Path, fingerprint: str, *, resume: bool) -> None:
-    """Make the directory this run's own.
-
-    Raises:
-        ConfigError: it is another run's, or this run's and it is not to be resumed.
-    """
-    mark = directory / "fingerprint"
-    if any((directory / name).is_dir() for name in (_START, _CHECKPOINTS, MODEL_DIRECTORY)):
-        if not resume:
-            raise ConfigError(f"{directory}: a training run is here already; go on with --resume, or use another --run")
-        found = mark.read_text(encoding="utf-8").strip() if mark.is_file() else "unknown"
-        if found != fingerprint:
-            raise ConfigError(
-                f"{directory}: this run was started with another configuration or other data ({found}, now "
-                f"{fingerprint}); resume it with the same ones, or use another --run"
-            )
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    mark.write_text(fingerprint + "\n", encoding="utf-8")
-
-
-def _cut_log(path: Path, step: int) -> None:
-    """Take out lines of steps that will be done again."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):  # a line cut short by a kill
-            continue
-    aside = path.with_suffix(".part")
-    aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    aside.replace(path)

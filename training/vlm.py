@@ -7,7 +7,7 @@ backbone. A prompt is padded on the right, so causal attention never sees the pa
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +18,12 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from training.backbone import Backbone, load_backbone
-from training.batches import PromptBatch, PromptGroup
+from training.batches import PictureGroup, PromptBatch, PromptGroup
 from training.errors import BackboneError
 from training.model_identity import ModelDescription, provenance, read_json
 
+VISION = "visual."
+"""What the names of the vision tower's weights contain."""
 _ADAPTER = "adapter"
 
 
@@ -50,6 +52,11 @@ class VlmEmbedder(nn.Module):
         """D, the length of the vectors."""
         return int(self.base.config.get_text_config().hidden_size)
 
+    @property
+    def trains_vision(self) -> bool:
+        """Whether any weight of the vision tower is trained."""
+        return any(weight.requires_grad for name, weight in self.named_parameters() if VISION in name)
+
     def forward(self, batch: PromptBatch) -> Tensor:
         """Vectors of every token to pool.
 
@@ -59,53 +66,76 @@ class VlmEmbedder(nn.Module):
         Returns:
             (K, D) float32, rows of length 1, in the order of the groups.
         """
-        seen = None
-        if batch.patches is not None and batch.grids is not None:
-            seen = _VisualTokens.of(self.base, batch.patches, batch.grids)
-        pooled = [self._pool(group, seen) for group in batch.groups]
-        if not pooled:
-            return torch.zeros(0, self.dim, device=self.base.device)
-        return functional.normalize(torch.cat(pooled).float(), dim=1)
+        seen = self.joined([self.see(pictures) for pictures in batch.pictures])
+        made = [self.read(group, seen) for group in batch.groups]
+        return torch.cat(made) if made else self.nothing()
 
-    def _pool(self, group: PromptGroup, seen: "_VisualTokens | None") -> Tensor:
-        """(k, D) last hidden state of every token to pool."""
+    def nothing(self) -> Tensor:
+        """(0, D) float32, the vectors of no token at all."""
+        return torch.zeros(0, self.dim, device=self.base.device)
+
+    def see(self, pictures: PictureGroup) -> "VisualTokens":
+        """What the vision tower makes of a group of pictures."""
+        output = cast("Any", self.base).get_image_features(pictures.patches, pictures.grids, return_dict=True)
+        deep = getattr(output, "deepstack_features", None) or ()
+        layers = (torch.cat(tuple(tokens)) for tokens in (output.pooler_output, *deep))
+        return VisualTokens(type(output), tuple(layers), pictures.grids)
+
+    def joined(self, parts: Sequence["VisualTokens"]) -> "VisualTokens | None":
+        """The visual tokens of all groups of pictures, in the batch's numbering; None without any."""
+        if not parts:
+            return None
+        layers = tuple(torch.cat(same) for same in zip(*(part.layers for part in parts), strict=True))
+        grids = torch.cat([part.grids for part in parts])
+        merge = int(self.base.config.vision_config.spatial_merge_size) ** 2
+        return VisualTokens(parts[0].kind, layers, grids, single=bool((grids.prod(dim=1) == merge).all()))
+
+    def read(self, group: PromptGroup, seen: "VisualTokens | None") -> Tensor:
+        """Vectors of one group's tokens to pool.
+
+        Args:
+            group: on the model's device.
+            seen: visual tokens of the whole batch.
+
+        Returns:
+            (k, D) float32, rows of length 1.
+        """
         options: dict[str, Any] = {}
         if seen is not None and len(group.visual):
             options["mm_encoder_outputs"] = {"image": seen.of_group(group)}
             options["position_ids"] = seen.positions(self.base, group)
         hidden = self.base(input_ids=group.input_ids, use_cache=False, **options).last_hidden_state
-        pooled: Tensor = hidden[group.pooled[:, 0], group.pooled[:, 1]]
-        return pooled
+        return functional.normalize(hidden[group.pooled[:, 0], group.pooled[:, 1]].float(), dim=1)
 
 
 @dataclass(frozen=True)
-class _VisualTokens:
-    """What the vision tower makes of a batch's distinct pictures.
+class VisualTokens:
+    """What the vision tower makes of pictures.
 
     Attributes:
-        output: of ``get_image_features``, its token lists joined.
-        grids: (k, 3) int64.
+        kind: class of transformers in which a model takes them in place of pixels.
+        layers: (V, D) each: the visual tokens of all pictures, one after the other, and what deeper layers add.
+        grids: (k, 3) int64, patches of each picture.
         single: every picture is one token, so that positions simply count up.
     """
 
-    output: Any
+    kind: type[Any]
+    layers: tuple[Tensor, ...]
     grids: Tensor
-    single: bool
+    single: bool = False
 
-    @classmethod
-    def of(cls, model: PreTrainedModel, patches: Tensor, grids: Tensor) -> "_VisualTokens":
-        output = cast("Any", model).get_image_features(patches, grids, return_dict=True)
-        output.pooler_output = torch.cat(tuple(output.pooler_output))
-        merge = int(model.config.vision_config.spatial_merge_size) ** 2
-        return cls(output, grids, bool((grids.prod(dim=1) == merge).all()))
+    def as_leaves(self, *, requires_grad: bool) -> "VisualTokens":
+        """The same values without a graph behind them, able to gather a gradient if wanted."""
+        layers = tuple(layer.detach().requires_grad_(requires_grad) for layer in self.layers)
+        return replace(self, layers=layers)
 
     def of_group(self, group: PromptGroup) -> Any:  # noqa: ANN401 - a class of transformers per family
         """The tokens that this group shows, as the model takes them in place of pixels."""
-        deep = getattr(self.output, "deepstack_features", None)
-        parts: dict[str, Any] = {"pooler_output": [self.output.pooler_output[group.visual]]}
-        if deep is not None:
-            parts["deepstack_features"] = [[torch.cat(tuple(layer))[group.visual]] for layer in deep]
-        return type(self.output)(**parts)
+        first, *deep = (layer[group.visual] for layer in self.layers)
+        parts: dict[str, Any] = {"pooler_output": [first]}
+        if deep:
+            parts["deepstack_features"] = [[layer] for layer in deep]
+        return self.kind(**parts)
 
     def positions(self, model: PreTrainedModel, group: PromptGroup) -> Tensor | None:
         """(3, n, T) positions in time, height and width; None where counting up is right."""

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import PreTrainedModel, Qwen2VLConfig, Qwen2VLModel, Qwen3VLConfig, Qwen3VLModel
 
 from training.backbone import Backbone, load_backbone, make_backbone
 from training.config import RunConfig, load_config
 from training.dataset import Dataset, load_dataset
 from training.embed import CatalogueEncoder
-from training.sequences import Sequences, leave_one_out
+from training.sequences import LeaveOneOut, Sequences, leave_one_out
 from training.vlm import Embedding, VlmEmbedder
 
 COLOURS = ("crimson", "teal", "amber", "violet", "olive", "coral")
@@ -84,8 +85,19 @@ def shop(shop_directory: Path) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def shop_train(shop: Dataset) -> Sequences:
-    return leave_one_out(Sequences.from_interactions(shop.interactions, shop.item_ids())).train
+def shop_parts(shop: Dataset) -> LeaveOneOut:
+    return leave_one_out(Sequences.from_interactions(shop.interactions, shop.item_ids()))
+
+
+@pytest.fixture(scope="session")
+def shop_train(shop_parts: LeaveOneOut) -> Sequences:
+    return shop_parts.train
+
+
+@pytest.fixture(scope="session")
+def smallest() -> dict[str, Any]:
+    """Dotted keys of the smallest sensible model, for a run in a process of its own."""
+    return dict(SMALL)
 
 
 @pytest.fixture
@@ -134,3 +146,49 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     items = CatalogueEncoder.items
     monkeypatch.setattr(CatalogueEncoder, "items", lambda self, rows: seen.append(rows.tolist()) or items(self, rows))
     return seen
+
+
+@pytest.fixture
+def family(backbone: Backbone, tmp_path: Path) -> Callable[[str], Backbone]:
+    """A small backbone of a ``model_type``, read from shards that ``save_pretrained`` wrote."""
+
+    def make(name: str) -> Backbone:
+        if name == "qwen2_5_vl":
+            return backbone
+        directory = tmp_path / name
+        _model_of(name, backbone).save_pretrained(directory, max_shard_size="20KB")
+        assert len(list(directory.glob("*.safetensors"))) > 1
+        backbone.save_processors(directory)
+        return load_backbone(directory)
+
+    return make
+
+
+def _model_of(name: str, backbone: Backbone) -> PreTrainedModel:
+    """A tiny model of another class with the same vocabulary."""
+    text = backbone.model.config.text_config
+    shared = {
+        "vocab_size": text.vocab_size,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]},
+    }
+    ids = {key: getattr(backbone.model.config, key) for key in ("image_token_id", "video_token_id")}
+    torch.manual_seed(1)
+    if name == "qwen2_vl":
+        vision = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "mlp_ratio": 1}
+        return Qwen2VLModel(Qwen2VLConfig(text_config=shared, vision_config=vision, **ids))
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "patch_size": 4,
+        "out_hidden_size": 16,
+        "deepstack_visual_indexes": [0],
+        "num_position_embeddings": 16,
+    }
+    return Qwen3VLModel(Qwen3VLConfig(text_config={**shared, "head_dim": 8}, vision_config=vision, **ids))

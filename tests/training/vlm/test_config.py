@@ -1,10 +1,21 @@
 """The configuration file: strict, explained, and written back as it was read."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from training.config import PRESETS, RunConfig, load_config, to_toml
+from training.config import (
+    PRESETS,
+    LoraConfig,
+    LossConfig,
+    RunConfig,
+    ScratchConfig,
+    TrainConfig,
+    VlmConfig,
+    load_config,
+    to_toml,
+)
 from training.errors import ConfigError
 
 
@@ -55,6 +66,8 @@ def test_every_preset_survives_being_written_and_read(preset: str, tmp_path: Pat
         ("[vlm]\nmin_picture_pixels = 999\n", ("vlm", "must not exceed", "999 and 784")),
         ('[train]\nmodalities = ["text", "text"]\n', ("train", "modalities must name")),
         ("[train]\nmodalities = []\n", ("train", "modalities must name")),
+        ("[train]\npatience = 2\n", ("train", "patience needs validate_every", "got 2 and 0")),
+        ('[train]\ndecay = "step"\n', ("train.decay", "'cosine', 'linear' or 'constant'", "got 'step'")),
         ('preset = "huge"\n', ("preset must be one of tiny", "'huge'")),
         ("steps = \n", ("must be TOML",)),
     ],
@@ -82,3 +95,28 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_config().train.steps = 3  # type: ignore[misc]
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "training.md"
+SECTIONS = {
+    "vlm": VlmConfig,
+    "vlm.scratch": ScratchConfig,
+    "vlm.lora": LoraConfig,
+    "loss": LossConfig,
+    "train": TrainConfig,
+}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_the_page_lists_every_key_with_its_default_and_meaning(name: str) -> None:
+    section = SECTIONS[name]
+    table = PAGE.read_text().split(f"### `[{name}]`")[1].split("###")[0]
+    rows = {row.split("`")[1]: row for row in table.splitlines() if row.startswith("| `")}
+    keys = {key: field for key, field in section.model_fields.items() if key not in {"scratch", "lora"}}
+    assert list(rows) == list(keys)
+    meanings = " ".join((section.__doc__ or "").split()).replace("``", "`")
+    for key, field in keys.items():
+        _, _, shown, meaning, _ = rows[key].split("|")
+        default = "–" if field.default is None else json.dumps(field.default)
+        assert default in shown
+        assert f"{key}: {meaning.strip()}" in meanings

@@ -14,14 +14,14 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from training import checkpoints, trainer
+from training import checkpoints, contrastive_step, trainer
 from training.backbone import load_backbone
 from training.config import RunConfig
 from training.dataset import Dataset
 from training.errors import BackboneError, ConfigError, DatasetError, TrainingDiverged
 from training.losses import MethodLoss
 from training.sequences import Sequences
-from training.trainer import Progress, schedule, train_vlm
+from training.trainer import Progress, train_vlm
 from training.vlm import load_embedder
 
 if TYPE_CHECKING:
@@ -113,6 +113,18 @@ def test_a_directory_belongs_to_one_run(shop: Dataset, shop_train: Sequences, sm
     train_vlm(shop, shop_train, tmp_path, changed, resume=True)
 
 
+def test_a_directory_is_trained_in_by_one_process_at_a_time(
+    shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path
+) -> None:
+    def another(now: Progress) -> None:
+        if now.step == 2:
+            with pytest.raises(ConfigError, match="another process is training here"):
+                train_vlm(shop, shop_train, tmp_path, small(), resume=True)
+
+    train_vlm(shop, shop_train, tmp_path, small(train__steps=3), report=another)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
 def test_only_the_newest_checkpoints_are_kept(
     shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path
 ) -> None:
@@ -147,25 +159,29 @@ def test_a_loss_that_is_not_finite_names_the_items(
     seen: list[PairBatch] = []
     collate = trainer.Collator.pairs
     monkeypatch.setattr(trainer.Collator, "pairs", lambda self, w: seen.append(collate(self, w)) or seen[-1])
-    monkeypatch.setattr(trainer, "method_loss", poisoned(trainer.method_loss, after=2))
+    monkeypatch.setattr(contrastive_step, "method_loss", poisoned(contrastive_step.method_loss, after=2))
     with pytest.raises(TrainingDiverged, match="loss must be finite, got nan in step 3") as caught:
         train_vlm(shop, shop_train, tmp_path, small())
-    ids = [f"i{row:02d}" for row in seen[-1].item_ids.tolist()]
-    assert ", ".join(ids[:20]) in str(caught.value)
+    ids = [f"i{row:02d}" for row in seen[2].item_ids.tolist()]  # batches are put together ahead
+    assert str(caught.value).endswith(", ".join(ids[:20]) + (" …" if len(ids) > 20 else ""))
+    record = json.loads((tmp_path / "diverged.json").read_text())
+    assert (record["step"], record["what"], record["value"], record["next_items"]) == (3, "loss", "nan", ids)
+    assert record["terms"]["nce"] != "nan"
+    assert all(target in own for target, own in zip(ids, record["left_out_of_negatives"], strict=True))
     assert not (tmp_path / "model").exists()
 
 
 def test_a_gradient_that_is_not_finite_is_told(
     shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss = trainer.method_loss
+    loss = contrastive_step.method_loss
 
     def steep(*args: Any, **options: Any) -> MethodLoss:
         found = loss(*args, **options)
         bent = found.total - found.total.detach()  # 0 with a gradient of 1
         return replace(found, total=found.total.detach() + bent * float("inf") if bent.item() else bent.sqrt())
 
-    monkeypatch.setattr(trainer, "method_loss", steep)
+    monkeypatch.setattr(contrastive_step, "method_loss", steep)
     with pytest.raises(TrainingDiverged, match="norm of the gradient must be finite"):
         train_vlm(shop, shop_train, tmp_path, small())
 
@@ -244,16 +260,6 @@ def test_a_missing_backbone_leaves_the_directory_free(
     train_vlm(shop, shop_train, tmp_path, small(train__steps=1))
 
 
-def test_the_schedule_by_hand() -> None:
-    """10 steps, 2 of warm-up: ½, 1, then half a cosine sampled at the middle of each of the 8 steps left."""
-    found = [schedule(step, 10, 0.2) for step in range(10)]
-    assert found[:2] == [0.5, 1.0]
-    expected = [0.5 * (1 + math.cos(math.pi * (n + 0.5) / 8)) for n in range(8)]
-    assert found[2:] == pytest.approx(expected)
-    assert all(0 < value <= 1 for value in found)
-    assert schedule(0, 1, 0.0) == 1.0
-
-
 def test_a_line_cut_short_by_a_kill_is_dropped(
     shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path
 ) -> None:
@@ -280,7 +286,9 @@ class TestCheckpoints:
         written = checkpoints.write(tmp_path, 3, layer, optimizer, {"step": 3}, keep=2)
         (tmp_path / ".step-00000009.part").mkdir()
         (tmp_path / "step-x").mkdir()
-        assert checkpoints.newest(tmp_path) == written
+        assert checkpoints.newest(tmp_path) == written == checkpoints.at(tmp_path, 3)
+        checkpoints.write(tmp_path, 4, layer, optimizer, {"step": 4}, keep=1, beside={3})
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004", "step-x"]
         assert checkpoints.newest(tmp_path / "none") is None
 
     def test_moments_come_back(self, tmp_path: Path) -> None:

@@ -1,0 +1,151 @@
+"""Direct ranking: a model's own vectors of histories against those of items, on held-out events, while it trains.
+
+The protocol is that of docs/method.md (whole prior history masked, a tie counts half), over the whole catalogue or, if
+that is too large to be encoded again and again, over a fixed random part of it that holds every target.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training import metrics
+from training.batches import Collator, PromptBatch, spread
+from training.encoding_pass import Autocast
+from training.losses import Fusion
+from training.ranks import Ranks
+from training.sequences import Targets
+from training.vlm import VlmEmbedder
+
+METRIC = "ndcg@10"
+_CUT = 10
+_ENCODED_AT_A_TIME = 256
+_SCORES_PER_BLOCK = 1 << 22
+_DECIMALS = 5
+"""Equal prompts must tie, but their vectors differ in the last digits with the batch that they were encoded in."""
+Vectors: TypeAlias = Mapping[str, NDArray[np.float32]]
+"""Modality → (n, D) float32, rows of length 1, zeros where it is absent."""
+
+
+class DirectRanking:
+    """Measures a model on held-out events.
+
+    Args:
+        collator: writes the prompts.
+        ranks: all processes of the run; each encodes its part.
+        targets: held-out events; evenly spaced ones where there are more than ``users``.
+        catalogue: number of items.
+        users: at most so many events.
+        items: at most so many items compete, drawn at random beside the targets.
+        fusion: how the two modalities make one score.
+        seed: of the drawing.
+    """
+
+    def __init__(
+        self,
+        collator: Collator,
+        ranks: Ranks,
+        targets: Targets,
+        catalogue: int,
+        *,
+        users: int,
+        items: int,
+        fusion: Fusion,
+        seed: int,
+    ) -> None:
+        self._collator, self._ranks, self._fusion = collator, ranks, fusion
+        chosen = np.linspace(0, len(targets) - 1, min(len(targets), users)).astype(np.int64).tolist()
+        self._histories = [targets.histories[number] for number in chosen]
+        rows = targets.targets[chosen]
+        order = np.random.default_rng(seed).permutation(catalogue)
+        others = order[~np.isin(order, rows)]
+        self._items = np.union1d(rows, others[: max(0, items - len(np.unique(rows)))])
+        self._targets = np.searchsorted(self._items, rows)
+
+    def measure(self, embedder: VlmEmbedder, autocast: Autocast) -> dict[str, float]:
+        """NDCG@10 of the fused score and, of a model of both, of each modality alone.
+
+        Args:
+            embedder: left in training mode.
+            autocast: entered around every call of the model.
+
+        Returns:
+            Metric name → mean over the users, higher is better.
+
+        Raises:
+            EvaluationError: a score is not finite.
+        """
+        embedder.eval()
+        items = self._encoded(embedder, autocast, self._collator.items, self._items)
+        numbers = np.arange(len(self._histories))
+        histories = self._encoded(
+            embedder, autocast, lambda part: self._collator.sequences([self._histories[n] for n in part]), numbers
+        )
+        embedder.train()
+        found = {METRIC: self._gain(histories, items)}
+        if len(items) > 1:
+            found |= {f"{METRIC} {name}": self._gain({name: histories[name]}, {name: items[name]}) for name in items}
+        return self._ranks.agreed(found)
+
+    @torch.inference_mode()
+    def _encoded(
+        self,
+        embedder: VlmEmbedder,
+        autocast: Autocast,
+        collate: Callable[[NDArray[np.int64]], tuple[PromptBatch, dict[str, Tensor]]],
+        numbers: NDArray[np.int64],
+    ) -> Vectors:
+        """Vectors in the order of the numbers, each rank's part encoded by it."""
+        own = self._ranks.share(numbers)
+        device = embedder.base.device
+        parts: dict[str, list[Tensor]] = {name: [torch.zeros(0, embedder.dim, device=device)] for name in self._names}
+        for start in range(0, len(own), _ENCODED_AT_A_TIME):
+            prompts, places = collate(own[start : start + _ENCODED_AT_A_TIME])
+            with autocast():
+                outputs = embedder(prompts.to(device))
+            for name, found in places.items():
+                parts[name].append(spread(outputs, found.to(device)))
+        return {name: self._ranks.gathered(torch.cat(blocks)).cpu().numpy() for name, blocks in parts.items()}
+
+    @property
+    def _names(self) -> Sequence[str]:
+        return self._collator.modalities
+
+    def _gain(self, histories: Vectors, items: Vectors) -> float:
+        """Mean NDCG@10; a target that cannot be compared is never found."""
+        place = {row: number for number, row in enumerate(self._items.tolist())}
+        found = []
+        block = max(1, _SCORES_PER_BLOCK // len(self._items))
+        for start in range(0, len(self._histories), block):
+            users = slice(start, start + block)
+            scores, comparable = _scores({name: rows[users] for name, rows in histories.items()}, items, self._fusion)
+            targets = self._targets[users]
+            reachable = comparable[np.arange(len(targets)), targets]
+            for candidates, history in zip(comparable, self._histories[users], strict=True):
+                candidates[[place[row] for row in history.tolist() if row in place]] = False
+            ranks = np.where(reachable, metrics.ranks(np.round(scores, _DECIMALS), targets, comparable), np.inf)
+            found.append(metrics.gains(ranks, _CUT))
+        return float(np.concatenate(found).mean())
+
+
+def _scores(histories: Vectors, items: Vectors, fusion: Fusion) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """(B, n) scores, 0 where history and item share nothing, and (B, n) where they do share something."""
+    if fusion == "sum":
+        left, right = (_unit(np.sum(list(side.values()), axis=0)) for side in (histories, items))
+        return left @ right.T, _there(left)[:, None] & _there(right)[None, :]
+    products = [histories[name] @ items[name].T for name in items]
+    shared = np.array([_there(histories[name])[:, None] & _there(items[name])[None, :] for name in items])
+    count = shared.sum(axis=0)
+    return (np.sum(products, axis=0) / np.maximum(count, 1)).astype(np.float32), count > 0
+
+
+def _there(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(n,) bool, rows that are not all zero."""
+    return np.asarray(rows.any(axis=1))
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6), dtype=np.float32)

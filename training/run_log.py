@@ -1,0 +1,117 @@
+"""The log of a training run: one JSON object a line, means over the steps since the last line.
+
+The same numbers stand beside it as event files of TensorBoard. The log is what counts: a resumed run cuts it back to
+its checkpoint and writes the event files anew from it.
+"""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+_STEP, _SECONDS = "step", "seconds"
+
+
+class RunLog:
+    """A log file that a resumed run continues as if it had never been broken off.
+
+    Args:
+        path: of the file.
+        events: directory of the event files.
+        window: values of the steps since the last line, as an earlier part of the run left them.
+        step: steps that are done; later lines, and one that a kill cut short, are taken out.
+        writes: whether this process is the one that writes.
+
+    Attributes:
+        window: the same, as it is now.
+    """
+
+    def __init__(self, path: Path, events: Path, window: list[dict[str, float]], step: int, *, writes: bool) -> None:
+        self._path = path
+        self._events: _EventFiles | None = None
+        self.window = window
+        if writes:
+            shutil.rmtree(events, ignore_errors=True)
+            self._events = _EventFiles(events)
+            for line in self._cut(step):
+                self._events.add(line)
+
+    def add(self, values: dict[str, float]) -> None:
+        """Take in one step's values; a name may be missing from some steps."""
+        self.window.append(values)
+
+    def write(self, step: int, rest: Mapping[str, float]) -> None:
+        """Write a line and begin a new window.
+
+        Args:
+            step: steps done.
+            rest: what is not a mean; ``seconds`` among it.
+        """
+        names = {name: None for values in self.window for name in values}
+        means = {
+            name: math.fsum(found) / len(found)
+            for name in names
+            if (found := [values[name] for values in self.window if name in values])
+        }
+        self.window.clear()
+        if self._events is not None:
+            line = {_STEP: step, **means, **rest}
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            self._events.add(line)
+
+    def close(self) -> None:
+        """Close the event files."""
+        if self._events is not None:
+            self._events.close()
+
+    def _cut(self, step: int) -> list[dict[str, float]]:
+        kept = []
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
+        for text in lines:
+            try:
+                line = json.loads(text)
+                if line[_STEP] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue
+        if lines:
+            aside = self._path.with_suffix(".part")
+            aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            aside.replace(self._path)
+        return kept
+
+
+class _EventFiles:
+    """Event files of TensorBoard; their clock is the time in training steps."""
+
+    def __init__(self, directory: Path) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+
+        directory.mkdir(parents=True)
+        self._writer = cast("Any", EventsWriter)(str(directory / "events"))
+
+    def add(self, line: Mapping[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=_tag(name), simple_value=value)
+            for name, value in line.items()
+            if name not in {_STEP, _SECONDS}
+        ]
+        event = Event(wall_time=line.get(_SECONDS, 0.0), step=int(line[_STEP]), summary=Summary(value=values))
+        self._writer.write_event(event)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _tag(name: str) -> str:
+    """``effective rank text`` → ``effective_rank/text``: what belongs together stands in one panel."""
+    group, _, last = name.replace("@", "_at_").rpartition(" ")
+    return re.sub(r"[^\w/.-]", "_", f"{group or 'train'}/{last}")
