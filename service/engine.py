@@ -88,13 +88,13 @@ def look_up(bundle: Bundle, lookups: Sequence[Lookup]) -> list[LookedUp]:
     for lookup in lookups:
         lookup.watch.lap("encode")
     found: list[LookedUp | None] = [None] * len(lookups)
-    for members in _same_allowed(lookups):
+    for members in _alike(lookups):
         k = max(lookups[member].k for member in members)
-        hits = bundle.search(queries[members], k, allowed=lookups[members[0]].allowed)
-        for member, rows, scores in zip(members, hits.rows, hits.scores, strict=True):
-            wanted = lookups[member].k
-            real = int(np.count_nonzero(rows[:wanted] >= 0))
-            found[member] = LookedUp(queries[member], rows[:real], scores[:real])
+        hits = bundle.search(queries if len(members) == len(lookups) else queries[members], k, allowed=lookups[members[0]].allowed)
+        real = np.count_nonzero(hits.rows >= 0, axis=1).tolist()
+        for place, member in enumerate(members):
+            wanted = min(lookups[member].k, real[place])
+            found[member] = LookedUp(queries[member], hits.rows[place, :wanted], hits.scores[place, :wanted])
             lookups[member].watch.lap("search")
     return [result for result in found if result is not None]
 
@@ -110,9 +110,12 @@ def _encode(bundle: Bundle, lookups: Sequence[Lookup]) -> NDArray[np.float32]:
     return encoded
 
 
-def _same_allowed(lookups: Sequence[Lookup]) -> list[list[int]]:
-    """Positions grouped by the identity of their bitmap, so that each group is one search."""
-    groups: dict[int, list[int]] = {}
+def _alike(lookups: Sequence[Lookup]) -> list[list[int]]:
+    """Positions grouped so that each group is one search: the very same bitmap, and a k of about the same size.
+
+    A group is searched with its largest k, so those that want much are kept from those that want little.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
     for position, lookup in enumerate(lookups):
-        groups.setdefault(id(lookup.allowed), []).append(position)
+        groups.setdefault((id(lookup.allowed), lookup.k.bit_length()), []).append(position)
     return list(groups.values())

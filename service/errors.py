@@ -6,6 +6,7 @@ ServiceError
 ├── SessionsUnavailable     Redis did not answer; whether a write arrived is unknown
 ├── DirectivesUnavailable   likewise, for the pin and the hidden items
 ├── NotReady                no bundle is loaded yet, or the process is draining
+├── QueueFull               more waits already than may
 ├── BundleRefused           a bundle may not serve; carries the reason
 └── RequestRefused          a request that cannot be answered as it stands
     ├── MalformedBody       the body is not JSON
@@ -48,6 +49,10 @@ class DirectivesUnavailable(ServiceError):
 
 class NotReady(ServiceError):
     """No bundle is loaded yet, or the process is draining."""
+
+
+class QueueFull(ServiceError):
+    """As many requests wait as may; asking again later helps, asking again at once does not."""
 
 
 class BundleRefused(ServiceError):
