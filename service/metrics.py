@@ -1,11 +1,15 @@
 """Prometheus metrics, in a registry of their own so that several apps can live in one process."""
 
+from collections.abc import Callable
 from functools import cache
+from typing import Literal
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
+    Enum,
+    Gauge,
     Histogram,
     PlatformCollector,
     ProcessCollector,
@@ -18,7 +22,12 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _LENGTHS = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+_WAITS = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
+
+BreakerState = Literal["closed", "half_open", "open"]
+_BREAKER_STATES: tuple[BreakerState, ...] = ("closed", "half_open", "open")
 
 
 class Metrics:
@@ -67,9 +76,8 @@ class Metrics:
             "vlm2rec_history_length", "Items that shaped a query.", buckets=_LENGTHS, registry=registry
         )
         self._events = Counter("vlm2rec_events", "Events by what became of them.", ["outcome"], registry=registry)
-        self._redis_errors = Counter(
-            "vlm2rec_redis_errors", "Calls that Redis did not answer.", ["operation"], registry=registry
-        )
+        self._add_queue(registry)
+        self._add_redis(registry)
         self._lacking = Counter(
             "vlm2rec_answered_missing",
             "Answered items that lack a slot, by reason.",
@@ -77,6 +85,46 @@ class Metrics:
             registry=registry,
         )
         self.bundles = BundleMetrics(registry)
+
+    def _add_queue(self, registry: CollectorRegistry) -> None:
+        self._batch_size = Histogram(
+            "vlm2rec_batch_size", "Lookups that ran together.", buckets=_BATCH_SIZES, registry=registry
+        )
+        self._queue_wait = Histogram(
+            "vlm2rec_queue_wait_seconds",
+            "How long the lookup that waited longest in a batch had waited.",
+            buckets=_WAITS,
+            registry=registry,
+        )
+        self._queue_depth = Gauge("vlm2rec_queue_depth", "Lookups that wait now.", registry=registry)
+        self._shed = Counter("vlm2rec_shed", "Requests not served in full for overload.", ["reason"], registry=registry)
+        self._shed_of = cache(self._shed.labels)
+
+    def _add_redis(self, registry: CollectorRegistry) -> None:
+        self._redis_seconds = Histogram(
+            "vlm2rec_redis_seconds",
+            "Calls of Redis from asking to the answer, to an error, or to the end of patience.",
+            ["operation"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._redis_errors = Counter(
+            "vlm2rec_redis_errors", "Calls that Redis did not answer.", ["operation"], registry=registry
+        )
+        self._breaker = Enum(
+            "vlm2rec_redis_breaker_state",
+            "1 for the state of the circuit breaker before Redis.",
+            states=_BREAKER_STATES,
+            registry=registry,
+        )
+        self._breaker_changes = Counter(
+            "vlm2rec_redis_breaker_changes",
+            "Changes of the circuit breaker, by the new state.",
+            ["state"],
+            registry=registry,
+        )
+        self._redis_seconds_of = cache(self._redis_seconds.labels)
+        self._redis_errors_of = cache(self._redis_errors.labels)
 
     def answered(self, route: str, method: str, status: int, seconds: float, stages: dict[str, float]) -> None:
         """Count an answer.
@@ -122,9 +170,41 @@ class Metrics:
         self._events.labels("stored").inc(stored)
         self._events.labels("duplicate").inc(duplicates)
 
+    def batch(self, size: int, waited_s: float) -> None:
+        """Count lookups that ran together; one that ran alone and at once is a batch of 1 that waited 0.
+
+        Args:
+            size: how many, at least 1.
+            waited_s: seconds from the arrival of the oldest of them in the queue to the start of the work.
+        """
+        self._batch_size.observe(size)
+        self._queue_wait.observe(waited_s)
+
+    def queue_depth(self, ask: Callable[[], int]) -> None:
+        """Say whom to ask at every scrape how many lookups wait."""
+        self._queue_depth.set_function(ask)
+
+    def shed(self, reason: str) -> None:
+        """Count a request that overload kept from being served in full; the reason is one of a few words."""
+        self._shed_of(reason).inc()
+
+    def redis_call(self, operation: str, seconds: float) -> None:
+        """Count a call of Redis, answered or not.
+
+        Args:
+            operation: one of a few words, such as ``recent`` and ``append``.
+            seconds: from asking to the answer or to the error.
+        """
+        self._redis_seconds_of(operation).observe(seconds)
+
     def redis_error(self, operation: str) -> None:
         """Count a call that Redis did not answer."""
-        self._redis_errors.labels(operation).inc()
+        self._redis_errors_of(operation).inc()
+
+    def breaker_state(self, state: BreakerState) -> None:
+        """Say in which state the circuit breaker before Redis is from now on."""
+        self._breaker.state(state)
+        self._breaker_changes.labels(state).inc()
 
     def lacking(self, slot: str, reason: str) -> None:
         """Count an answered item that lacks a slot."""
