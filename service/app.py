@@ -1,6 +1,7 @@
 """The one composition root: `create_app` picks every concrete class; nothing is built on import."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -15,9 +16,9 @@ from starlette.responses import Response
 from index.bundle import Bundle
 from service.admin_routes import AdminRoutes
 from service.auth import KeyRing
+from service.batching import MicroBatcher
 from service.current import CurrentBundle
 from service.directives import Directives
-from service.engine import InlineEngine
 from service.envelope import Envelope, trace_of
 from service.logs import logger
 from service.metrics import Metrics
@@ -42,6 +43,7 @@ from service.shelf import Shelf
 from service.source import BundleSource
 from service.watcher import Watcher
 
+_MOST_ENGINE_THREADS = 4
 _DESCRIPTION = """
 Multimodal sequential recommendations with an exact attribution of every score to text, image and behaviour.
 
@@ -83,6 +85,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         await services.watcher.stop()
         await services.directives.close()
         await services.histories.close()
+        services.batcher.close()
 
     app = _Api(
         title="vlm2rec",
@@ -131,6 +134,8 @@ def _services(settings: Settings) -> Services:
         log=log,
         poll_s=settings.poll_ms / 1000.0,
     )
+    batcher = MicroBatcher(bound=settings.queue_bound, threads=_engine_threads(settings), metrics=metrics, log=log)
+    metrics.queue_depth(lambda: batcher.depth)
     api_keys = [key.get_secret_value() for key in settings.api_keys]
     admin_keys = [key.get_secret_value() for key in settings.admin_keys]
     return Services(
@@ -138,8 +143,9 @@ def _services(settings: Settings) -> Services:
         watcher=watcher,
         directives=directives,
         histories=histories,
+        batcher=batcher,
         recent=recent,
-        recommender=Recommender(histories, InlineEngine(), directives.hidden, recent),
+        recommender=Recommender(histories, batcher, directives.hidden, recent),
         metrics=metrics,
         # An admin key opens the data routes too; alone it does not close them for everybody else.
         data_keys=KeyRing([*api_keys, *admin_keys] if api_keys else [], open_without_keys=True),
@@ -147,6 +153,13 @@ def _services(settings: Settings) -> Services:
         log=log,
         body_limit=settings.body_limit_bytes,
     )
+
+
+def _engine_threads(settings: Settings) -> int:
+    """Workers of the batcher: none on CUDA; else as many as the cores, at most four, for one event loop feeds no more."""
+    if settings.device != "cpu":
+        return 0
+    return settings.engine_threads or min(len(os.sched_getaffinity(0)), _MOST_ENGINE_THREADS)
 
 
 async def _begin(services: Services, opening: Opening) -> None:

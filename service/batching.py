@@ -1,10 +1,10 @@
 """MicroBatcher: lookups that wait at the same time are encoded and searched together.
 
-Nothing is ever waited for. A lookup joins those that the event loop has at hand in the same turn; a few of them are
-looked up in the event loop, as that takes less than a hop to another thread. More go to a worker thread as one batch,
-and what comes in meanwhile is the next batch: encoder and index leave the interpreter's lock alone, so the event loop
-reads and writes while the worker searches, and the busier the service, the larger its batches and the cheaper each
-request (docs/adr/0014).
+Nothing is ever waited for. A lookup joins those that the event loop has at hand in the same turn. One that is alone is
+looked up at once in the event loop, which takes less than a hop to another thread. Several go to a worker thread as one
+batch, and what comes in while all workers are busy is the next batch: encoder and index let go of the interpreter's
+lock, so the event loop reads and writes while the workers search, and the busier the service, the larger its batches
+and the cheaper each request (docs/adr/0014).
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from time import monotonic
-from typing import Protocol
+from typing import Final, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
@@ -22,23 +22,21 @@ from index.bundle import Bundle
 from service.engine import LookedUp, Lookup, look_up
 from service.errors import QueueFull
 
-LARGEST_BATCH = 64
-"""As many as the encoder's largest bucket."""
-
-THREAD_NAME = "engine"
-_MOST_RESTARTS = 5
-_RESTARTS_WITHIN_S = 60.0
+THREAD_NAME: Final = "engine"
+_LARGEST_BATCH: Final = 16  # more leaves one thread idle while the other works, fewer cost more each (docs/adr/0014)
+_MOST_DEATHS: Final = 5
+_DEATHS_WITHIN_S: Final = 60.0
 
 
 class BatchMetrics(Protocol):
     """What a batcher counts."""
 
-    def batch(self, size: int) -> None:
-        """Count a batch of so many lookups."""
+    def batch(self, size: int, waited_s: float) -> None:
+        """Count a batch of so many lookups, the oldest of which waited for so many seconds."""
         ...
 
     def worker_died(self) -> None:
-        """Count the end of a worker thread that was not asked to end."""
+        """Count the end of a worker thread that nobody asked for."""
         ...
 
 
@@ -47,6 +45,7 @@ class _Waiting:
     bundle: Bundle
     lookup: Lookup
     answer: "asyncio.Future[LookedUp]"
+    since: float
 
 
 _Batch = list[_Waiting]
@@ -56,43 +55,34 @@ _Results = list[LookedUp | Exception]
 class MicroBatcher:
     """An engine for one event loop: alone at once, together under load, and bounded.
 
-    A worker thread that ends by an accident is started again and its batch looked up in the event loop, so no request
-    is lost; should it end five times within a minute, everything is looked up in the event loop and :attr:`alive` is
-    False, for an orchestrator to replace the process.
+    The batch of a worker thread that ends by an accident is looked up in the event loop, and another worker takes its
+    place, so no request is lost. Should five end within a minute, everything is looked up in the event loop and
+    :attr:`alive` is False, for an orchestrator to replace the process.
 
     Args:
-        bound: most lookups that wait.
-        inline: most lookups at hand that are looked up in the event loop instead of by the worker.
-        threaded: False: never use a worker. On CUDA only one thread may touch encoder and index.
+        bound: most lookups that wait, at least 1.
+        threads: most workers; 0: everything is looked up in the event loop, as on CUDA, where only one thread may touch
+            encoder and index.
         metrics: counts batches.
         log: told when a worker dies.
     """
 
-    def __init__(
-        self,
-        *,
-        bound: int,
-        inline: int = 3,
-        threaded: bool = True,
-        metrics: BatchMetrics,
-        log: FilteringBoundLogger,
-    ) -> None:
+    def __init__(self, *, bound: int, threads: int, metrics: BatchMetrics, log: FilteringBoundLogger) -> None:
         self._bound = bound
-        self._inline = inline if threaded else LARGEST_BATCH
-        self._threaded = threaded
+        self._threads = threads
         self._metrics = metrics
         self._log = log
         self._waiting: deque[_Waiting] = deque()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._planned = False
-        self._worker: _Worker | None = None
-        self._deaths: deque[float] = deque(maxlen=_MOST_RESTARTS)
+        self._workers: list[_Worker] = []
+        self._deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
         self._closed = False
 
     @property
     def alive(self) -> bool:
-        """Whether batches still go to a worker, where they should."""
-        return not self._given_up
+        """Whether batches still go to workers, where they should."""
+        deaths = self._deaths
+        return len(deaths) < _MOST_DEATHS or deaths[-1] - deaths[0] > _DEATHS_WITHIN_S
 
     @property
     def depth(self) -> int:
@@ -108,48 +98,55 @@ class MicroBatcher:
         """
         if len(self._waiting) >= self._bound:
             raise QueueFull(f"{self._bound} lookups wait already")
-        loop = self._loop
-        if loop is None:
-            loop = self._loop = asyncio.get_running_loop()
-        answer: asyncio.Future[LookedUp] = loop.create_future()
-        self._waiting.append(_Waiting(bundle, lookup, answer))
+        answer: asyncio.Future[LookedUp] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(bundle, lookup, answer, monotonic()))
         self._plan()
         return await answer
 
     def close(self) -> None:
-        """End the worker when it has done what it has."""
+        """End the workers when they have done what they have."""
         self._closed = True
-        if self._worker is not None:
-            self._worker.end()
-
-    @property
-    def _given_up(self) -> bool:
-        deaths = self._deaths
-        return len(deaths) == _MOST_RESTARTS and deaths[-1] - deaths[0] < _RESTARTS_WITHIN_S
+        for worker in self._workers:
+            worker.end()
 
     def _plan(self) -> None:
         """Have what waits looked up in the next turn of the loop, together with what joins it until then."""
-        if not self._planned and self._loop is not None and (self._worker is None or self._worker.batch is None):
+        if not self._planned and (len(self._workers) < self._threads or self._idle() is not None or not self._threaded):
             self._planned = True
-            self._loop.call_soon(self._dispatch)
+            asyncio.get_running_loop().call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
         self._planned = False
-        batch = self._take()
-        if not batch:
-            return
-        self._metrics.batch(len(batch))
-        if len(batch) <= self._inline or self._given_up:
-            _deliver(batch, _looked_up(batch))
-        else:
-            self._hand_over(batch)
+        while batch := self._take():
+            self._metrics.batch(len(batch), monotonic() - batch[0].since)
+            if len(batch) == 1 or not self._threaded:
+                _deliver(batch, _looked_up(batch))
+                break  # others had to wait meanwhile: let the loop turn
+            self._worker().start(batch)
+            if len(self._workers) == self._threads and self._idle() is None:
+                return  # whoever is ready first takes what waits
         if self._waiting:
             self._plan()
+
+    @property
+    def _threaded(self) -> bool:
+        return self._threads > 0 and self.alive
+
+    def _idle(self) -> "_Worker | None":
+        return next((worker for worker in self._workers if worker.batch is None), None)
+
+    def _worker(self) -> "_Worker":
+        """One that has nothing to do, started if need be; there are fewer than may be, or one is idle."""
+        worker = self._idle()
+        if worker is None:
+            worker = _Worker(asyncio.get_running_loop(), self._finished, self._died)
+            self._workers.append(worker)
+        return worker
 
     def _take(self) -> _Batch:
         """The oldest that wait, of one bundle; those that nobody waits for any more are dropped."""
         batch: _Batch = []
-        while self._waiting and len(batch) < LARGEST_BATCH:
+        while self._waiting and len(batch) < _LARGEST_BATCH:
             first = self._waiting[0]
             if batch and first.bundle is not batch[0].bundle:
                 break
@@ -158,28 +155,21 @@ class MicroBatcher:
                 batch.append(first)
         return batch
 
-    def _hand_over(self, batch: _Batch) -> None:
-        if self._worker is None and self._loop is not None:
-            self._worker = _Worker(self._loop, self._finished, self._died)
-        if self._worker is not None:
-            self._worker.start(batch)
-
     def _finished(self, batch: _Batch, results: _Results) -> None:
         _deliver(batch, results)
         if self._waiting:
             self._dispatch()
 
     def _died(self, worker: "_Worker") -> None:
-        """The worker is gone: do its work here, and have another one when there is more."""
-        if self._closed or worker is not self._worker:
+        """A worker is gone: do its work here; another one is started when there is more."""
+        if self._closed:
             return
-        self._worker = None
+        self._workers.remove(worker)
         self._deaths.append(monotonic())
         self._metrics.worker_died()
-        self._log.error("engine thread died", given_up=self._given_up)
-        batch = worker.batch
-        if batch is not None:
-            _deliver(batch, _looked_up(batch))
+        self._log.error("engine thread died", serves_without=not self.alive)
+        if worker.batch is not None:
+            _deliver(worker.batch, _looked_up(worker.batch))
         if self._waiting:
             self._plan()
 
@@ -207,8 +197,7 @@ class _Worker:
         self._died = died
         self._jobs: SimpleQueue[_Batch | None] = SimpleQueue()
         self.batch: _Batch | None = None
-        self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name=THREAD_NAME, daemon=True).start()
 
     def start(self, batch: _Batch) -> None:
         """Begin with a batch; only when there is none."""

@@ -96,6 +96,9 @@ class Metrics:
             buckets=_WAITS,
             registry=registry,
         )
+        self._worker_deaths = Counter(
+            "vlm2rec_engine_deaths", "Ends of the engine's thread that nobody asked for.", registry=registry
+        )
         self._queue_depth = Gauge("vlm2rec_queue_depth", "Lookups that wait now.", registry=registry)
         self._shed = Counter("vlm2rec_shed", "Requests not served in full for overload.", ["reason"], registry=registry)
         self._shed_of = cache(self._shed.labels)
@@ -179,6 +182,10 @@ class Metrics:
         """
         self._batch_size.observe(size)
         self._queue_wait.observe(waited_s)
+
+    def worker_died(self) -> None:
+        """Count an end of the engine's thread that nobody asked for."""
+        self._worker_deaths.inc()
 
     def queue_depth(self, ask: Callable[[], int]) -> None:
         """Say whom to ask at every scrape how many lookups wait."""

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from structlog.typing import FilteringBoundLogger
 
 from service.auth import KeyRing
+from service.batching import MicroBatcher
 from service.current import CurrentBundle
 from service.directives import Directives
 from service.envelope import trace_of
@@ -38,6 +39,7 @@ class Services:
         watcher: swaps bundles.
         directives: pin and hidden items.
         histories: where histories are.
+        batcher: the engine under the recommender.
         recent: histories that were asked with.
         recommender: finds items.
         metrics: counts.
@@ -51,6 +53,7 @@ class Services:
     watcher: Watcher
     directives: Directives
     histories: HistoryStore
+    batcher: MicroBatcher
     recent: RecentHistories
     recommender: Recommender
     metrics: Metrics

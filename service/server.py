@@ -18,7 +18,7 @@ from service.settings import Settings
 
 _BACKLOG = 2048
 # How long the event loop may wait for a thread that loads a bundle to hand over the interpreter; by default 5 ms.
-_SWITCH_INTERVAL_S = 0.001
+_SWITCH_INTERVAL_S = 0.00001
 
 
 def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:

@@ -43,6 +43,18 @@ class Settings(BaseSettings):
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the sequence encoder runs.")
     encoder_threads: int = Field(1, ge=1, le=256, description="Threads that one encoder call uses.")
+    engine_threads: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Threads that look up what waits together; 0: one a core, at most four. None on CUDA.",
+    )
+    queue_bound: int = Field(
+        1024,
+        ge=2,
+        le=100_000,
+        description="Requests in progress at which further ones are refused; above half of it they get popular items.",
+    )
     verify: Literal["stamp", "full"] = Field(
         "stamp", description="How a bundle is checked before it serves: by its stamp, or by hashing every file."
     )
