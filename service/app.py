@@ -2,24 +2,26 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from index.bundle import Bundle
 from service.admin_routes import AdminRoutes
+from service.admission import Admission
 from service.auth import KeyRing
 from service.batching import MicroBatcher
 from service.current import CurrentBundle
 from service.directives import Directives
 from service.envelope import Envelope, trace_of
+from service.load import Load
 from service.logs import logger
 from service.metrics import Metrics
 from service.openapi import document
@@ -30,13 +32,14 @@ from service.problems import (
     REQUEST_REFUSED,
     UNKNOWN_PATH,
     answer_error,
+    internal_problem,
     problem_response,
 )
 from service.recommender import Recommender
 from service.redis_directives import RedisDirectives
 from service.redis_sessions import RedisSessions
 from service.routes import Routes
-from service.routing import DirectRoute, Services
+from service.routing import DirectRoute, Services, ShortWay
 from service.settings import Settings, load_settings
 from service.shadow import RecentHistories, ShadowBounds
 from service.shelf import Shelf
@@ -53,7 +56,21 @@ Unknown keys are refused. Of a key that is repeated in one object the last count
 
 
 class _Api(FastAPI):
-    """FastAPI with the document that `service.openapi` writes."""
+    """FastAPI with the document that `service.openapi` writes, behind layers of our own.
+
+    They stand before FastAPI's own, which the short way leaves out.
+    """
+
+    _front: ASGIApp | None = None
+
+    def put_before(self, wrap: Callable[[ASGIApp], ASGIApp]) -> None:
+        """Put a layer before everything that answers requests so far."""
+        self._front = wrap(self._front or super().__call__)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or begin and end the application."""
+        answer = super().__call__ if scope["type"] != "http" or self._front is None else self._front
+        await answer(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         return document(self)
@@ -94,7 +111,6 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(Envelope, metrics=services.metrics, log=services.log)],
     )
     app.router.route_class = DirectRoute
     app.state.current = services.current
@@ -102,6 +118,9 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
     Routes(services).register(app)
     AdminRoutes(services).register(app)
     _answer_problems(app, settings.retry_after_s)
+    log, metrics, load = services.log, services.metrics, services.load
+    app.put_before(lambda inner: Admission(inner, load=load, metrics=metrics, retry_after_s=settings.retry_after_s))
+    app.put_before(lambda inner: Envelope(inner, metrics=metrics, log=log))
     return app
 
 
@@ -134,6 +153,7 @@ def _services(settings: Settings) -> Services:
         log=log,
         poll_s=settings.poll_ms / 1000.0,
     )
+    load = Load(settings.queue_bound)
     batcher = MicroBatcher(bound=settings.queue_bound, threads=_engine_threads(settings), metrics=metrics, log=log)
     metrics.queue_depth(lambda: batcher.depth)
     api_keys = [key.get_secret_value() for key in settings.api_keys]
@@ -144,8 +164,9 @@ def _services(settings: Settings) -> Services:
         directives=directives,
         histories=histories,
         batcher=batcher,
+        load=load,
         recent=recent,
-        recommender=Recommender(histories, batcher, directives.hidden, recent),
+        recommender=Recommender(histories, batcher, directives.hidden, recent, load),
         metrics=metrics,
         # An admin key opens the data routes too; alone it does not close them for everybody else.
         data_keys=KeyRing([*api_keys, *admin_keys] if api_keys else [], open_without_keys=True),
@@ -156,7 +177,7 @@ def _services(settings: Settings) -> Services:
 
 
 def _engine_threads(settings: Settings) -> int:
-    """Workers of the batcher: none on CUDA; else as many as the cores, at most four, for one event loop feeds no more."""
+    """Workers of the batcher: none on CUDA; else one a core, at most four, as one event loop feeds no more."""
     if settings.device != "cpu":
         return 0
     return settings.engine_threads or min(len(os.sched_getaffinity(0)), _MOST_ENGINE_THREADS)
@@ -218,7 +239,7 @@ def load_current(settings: Settings) -> Opening:
     return open_first(_open_source(settings), pin, wait=settings.wait_for_bundle)
 
 
-def _answer_problems(app: FastAPI, retry_after_s: int) -> None:
+def _answer_problems(app: _Api, retry_after_s: int) -> None:
     """Turn every error into a problem; what is not expected is left to the envelope."""
 
     async def refused(request: Request, error: Exception) -> Response:
@@ -239,6 +260,14 @@ def _answer_problems(app: FastAPI, retry_after_s: int) -> None:
             return problem_response(UNKNOWN_PATH, detail, request_id=request_id)
         return problem_response(REQUEST_REFUSED, str(error), request_id=request_id)
 
-    for kind in ANSWERED_ERRORS:
-        app.add_exception_handler(kind, refused)
-    app.add_exception_handler(HTTPException, no_route)
+    async def failed(request: Request, _error: Exception) -> Response:
+        return internal_problem(trace_of(request.scope).request_id)  # the envelope logs it
+
+    answers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+        **dict.fromkeys(ANSWERED_ERRORS, refused),
+        HTTPException: no_route,
+    }
+    for kind, answer in answers.items():
+        app.add_exception_handler(kind, answer)
+    app.add_exception_handler(Exception, failed)
+    app.put_before(lambda inner: ShortWay(inner, app.routes, answers))

@@ -90,7 +90,9 @@ def look_up(bundle: Bundle, lookups: Sequence[Lookup]) -> list[LookedUp]:
     found: list[LookedUp | None] = [None] * len(lookups)
     for members in _alike(lookups):
         k = max(lookups[member].k for member in members)
-        hits = bundle.search(queries if len(members) == len(lookups) else queries[members], k, allowed=lookups[members[0]].allowed)
+        hits = bundle.search(
+            queries if len(members) == len(lookups) else queries[members], k, allowed=lookups[members[0]].allowed
+        )
         real = np.count_nonzero(hits.rows >= 0, axis=1).tolist()
         for place, member in enumerate(members):
             wanted = min(lookups[member].k, real[place])

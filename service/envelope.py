@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
 from service.metrics import Metrics
-from service.problems import INTERNAL, problem_response
+from service.problems import internal_problem
 from service.trace import Trace, request_id_from
 
 TRACE = "vlm2rec.trace"
@@ -40,10 +40,11 @@ class Envelope:
         trace = Trace(request_id_from(_header(scope, b"x-request-id")))
         scope[TRACE] = trace
         scope["path"] = scope.get("raw_path", quote(scope["path"]).encode()).decode("ascii", "replace")
-        status = 0
+        status, ended = 0, False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, ended
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [
@@ -59,10 +60,10 @@ class Envelope:
             pass  # nobody is left to answer
         except Exception as error:  # the last resort: logged here, and the client gets a problem
             self._log.error("failed", request_id=trace.request_id, exc_info=error)
-            if status:
+            if status and not ended:
                 raise  # half an answer is out; closing the connection is all that is left
-            detail = f"the log has the reason under request_id {trace.request_id}"
-            await problem_response(INTERNAL, detail, request_id=trace.request_id)(scope, receive, send_with_headers)
+            if not status:
+                await internal_problem(trace.request_id)(scope, receive, send_with_headers)
         finally:
             self._report(scope, trace, status)
 

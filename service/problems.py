@@ -47,6 +47,7 @@ UNSUPPORTED_MEDIA_TYPE = ProblemKind("unsupported-media-type", 415, "The body mu
 RULE_BROKEN = ProblemKind("rule-broken", 422, "A field breaks a rule")
 REQUEST_REFUSED = ProblemKind("request-refused", 400, "The request cannot be answered")
 INTERNAL = ProblemKind("internal", 500, "Something went wrong inside")
+OVERLOADED = ProblemKind("overloaded", 429, "Too many requests are in progress")
 NOT_READY = ProblemKind("not-ready", 503, "Not ready to answer")
 SESSIONS_UNAVAILABLE = ProblemKind("sessions-unavailable", 503, "Histories cannot be reached")
 DIRECTIVES_UNAVAILABLE = ProblemKind("directives-unavailable", 503, "Pin and hidden items cannot be reached")
@@ -64,6 +65,7 @@ KINDS = (
     RULE_BROKEN,
     REQUEST_REFUSED,
     INTERNAL,
+    OVERLOADED,
     NOT_READY,
     SESSIONS_UNAVAILABLE,
     DIRECTIVES_UNAVAILABLE,
@@ -79,6 +81,7 @@ _BY_ERROR: dict[type[Exception], ProblemKind] = {
     errors.RuleBroken: RULE_BROKEN,
     errors.SessionsUnavailable: SESSIONS_UNAVAILABLE,
     errors.DirectivesUnavailable: DIRECTIVES_UNAVAILABLE,
+    errors.QueueFull: OVERLOADED,
     errors.NotReady: NOT_READY,
     errors.BundleRefused: BUNDLE_REFUSED,
     FilterError: RULE_BROKEN,
@@ -115,17 +118,23 @@ def problem_response(
     return Response(orjson.dumps(body), kind.status, dict(headers or {}), MEDIA_TYPE)
 
 
+def internal_problem(request_id: str) -> Response:
+    """The answer where something went wrong that nobody thought of; what it was is in the log alone."""
+    detail = f"the log has the reason under request_id {request_id}"
+    return problem_response(INTERNAL, detail, request_id=request_id)
+
+
 def answer_error(error: Exception, *, request_id: str, retry_after_s: int) -> Response:
     """The answer to an error of :data:`ANSWERED_ERRORS`.
 
     Args:
         error: what was raised.
         request_id: of the request.
-        retry_after_s: seconds, sent with every 503.
+        retry_after_s: seconds, sent with every 429 and 503.
     """
     kind = _BY_ERROR[type(error)]
     headers: dict[str, str] = {}
-    if kind.status == NOT_READY.status:
+    if kind.status in (OVERLOADED.status, NOT_READY.status):
         headers["Retry-After"] = str(retry_after_s)
     if kind is KEY_MISSING:
         headers["WWW-Authenticate"] = "Bearer"

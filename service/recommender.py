@@ -5,8 +5,9 @@ out besides (its history, `exclude`) is taken out of a longer answer, so that th
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,13 @@ from service.diversity import maximal_marginal_relevance
 from service.engine import Engine, LookedUp, Lookup
 from service.errors import RuleBroken, SessionsUnavailable, Violation
 from service.hidden import HiddenItems
+from service.load import Load
 from service.ports import HistoryStore
 from service.shadow import RecentHistories
 from service.taste import Taste, mean_query, sequence_query
 from service.trace import Stopwatch
 
+_T = TypeVar("_T")
 _MIN_POOL = 200  # the contract fixes both: MMR orders one pool of max(200, 5 (offset + k))
 _POOL_FACTOR = 5
 
@@ -36,13 +39,17 @@ class Recommender:
         engine: encodes and searches.
         hidden: items that are never answered; one in a history still shapes the query.
         recent: told every history that was asked with.
+        load: how busy the process is; when it is high, popular items are answered at once.
     """
 
-    def __init__(self, histories: HistoryStore, engine: Engine, hidden: HiddenItems, recent: RecentHistories) -> None:
+    def __init__(
+        self, histories: HistoryStore, engine: Engine, hidden: HiddenItems, recent: RecentHistories, load: Load
+    ) -> None:
         self._histories = histories
         self._engine = engine
         self._hidden = hidden
         self._recent = recent
+        self._load = load
 
     async def recommend(self, bundle: Bundle, query: Query, watch: Stopwatch) -> Answer:
         """What comes next: by the sequence; where that is not possible by likeness; else what is popular.
@@ -66,15 +73,15 @@ class Recommender:
         """What is like the given items, whatever their order; raises as :meth:`recommend`."""
         asked = _Asked.of(bundle, query, [], self._hidden.available(bundle), liked=len(query.items))
         watch.lap("filter")
-        return await self._first_that_finds(asked, ("similar",), None, watch)
+        return await self._first_that_finds(asked, ("similar",), "overload" if self._load.is_high else None, watch)
 
     async def _stored(self, query: Query, watch: Stopwatch) -> tuple[list[str], Degraded | None]:
+        if self._load.is_high:
+            return [], "overload"
         if query.user_id is None:
             return [], None
-        left_s = None if query.deadline_ms is None else max(query.deadline_ms - watch.elapsed_ms, 0.0) / 1000.0
         try:
-            async with asyncio.timeout(left_s):
-                return await self._histories.recent(query.user_id), None
+            return await _in_time(self._histories.recent(query.user_id), _left_s(query, watch)), None
         except SessionsUnavailable:
             return [], "history_unavailable"
         except TimeoutError:
@@ -86,28 +93,31 @@ class Recommender:
         self, asked: "_Asked", strategies: Sequence[Strategy], degraded: Degraded | None, watch: Stopwatch
     ) -> Answer:
         """Try the strategies in order; one that fails or finds nothing leaves it to the next, and popular ends them."""
-        deadline_ms = asked.query.deadline_ms
         trouble = None
+        hurry = degraded == "overload"
         for strategy in strategies:
-            late = degraded == "deadline" or (deadline_ms is not None and watch.elapsed_ms > deadline_ms)
-            if late:
+            left_s = _left_s(asked.query, watch)
+            if hurry or left_s == 0:
                 degraded = degraded or "deadline"
                 break
             lookup = asked.lookup(strategy, watch)
             if lookup is None:
                 continue
             try:
-                found = await self._engine.look_up(asked.bundle, lookup)
+                found = await _in_time(self._engine.look_up(asked.bundle, lookup), left_s)
             except EncoderError as error:
                 trouble = str(error)
                 continue
-            answer = await asked.ranked(found)
+            except TimeoutError:
+                degraded = degraded or "deadline"
+                break
+            answer = await asked.ranked(found, strategy, degraded, trouble)
             watch.lap("rank")
             if answer is not None:
-                return replace(answer, strategy=strategy, degraded=degraded, trouble=trouble)
-        answer = asked.popular()
+                return answer
+        answer = asked.popular(degraded, trouble)
         watch.lap("rank")
-        return replace(answer, degraded=degraded, trouble=trouble)
+        return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +206,9 @@ class _Asked:
 
         return Lookup(history, query, self.pool + self.more, self.allowed, watch)
 
-    async def ranked(self, found: LookedUp) -> Answer | None:
+    async def ranked(
+        self, found: LookedUp, strategy: Strategy, degraded: Degraded | None, trouble: str | None
+    ) -> Answer | None:
         """Leave out what is barred, diversify, cut the page, explain; None where nothing is left to rank."""
         kept = self._kept(found.rows)[: self.pool]
         if not kept.size or not found.query.any():
@@ -204,18 +216,20 @@ class _Asked:
         if self.query.diversity > 0:
             kept = kept[await self._diverse(found, kept)]
         page = kept[self.query.offset : self.query.offset + self.query.k]
-        answer = Answer(found.rows[page], found.scores[page], len(self.taste), self.unknown)
-        if not self.query.explain or not page.size:
-            return answer
-        contributions = self.bundle.contributions(found.query[None], answer.rows[None])[0]
-        return replace(answer, contributions=contributions, nearest=self._nearest(answer.rows))
+        rows, contributions, nearest = found.rows[page], None, None
+        if self.query.explain and page.size:
+            contributions = self.bundle.contributions(found.query[None], rows[None])[0]
+            nearest = self._nearest(rows)
+        used, scores = len(self.taste), found.scores[page]
+        return Answer(rows, scores, used, self.unknown, contributions, nearest, strategy, degraded, trouble)
 
-    def popular(self) -> Answer:
+    def popular(self, degraded: Degraded | None, trouble: str | None) -> Answer:
         """The items with the most events, whoever asks."""
         wanted = self.query.offset + self.query.k
         found = self.bundle.popular(wanted + self.more, allowed=self.allowed)
         page = self._kept(found.rows[0])[self.query.offset : wanted]
-        return Answer(found.rows[0, page], found.scores[0, page], 0, self.unknown)
+        rows, scores = found.rows[0, page], found.scores[0, page]
+        return Answer(rows, scores, 0, self.unknown, degraded=degraded, trouble=trouble)
 
     def _kept(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Positions of real rows that are not barred."""
@@ -239,6 +253,19 @@ class _Asked:
         likeness = self.bundle.vectors(rows) @ self.bundle.vectors(newest_first).T
         nearest: NDArray[np.int64] = newest_first[np.argmax(likeness, axis=1)]
         return nearest
+
+
+async def _in_time(work: Awaitable[_T], left_s: float | None) -> _T:
+    """Wait for work, at most so many seconds; None sets no limit and costs nothing."""
+    if left_s is None:
+        return await work
+    async with asyncio.timeout(left_s):
+        return await work
+
+
+def _left_s(query: Query, watch: Stopwatch) -> float | None:
+    """Seconds until the deadline, 0 when it has passed, None where there is none."""
+    return None if query.deadline_ms is None else max(query.deadline_ms - watch.elapsed_ms, 0.0) / 1000.0
 
 
 def _refuse_unknown(query: Query, unknown: dict[str, None]) -> None:

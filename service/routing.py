@@ -1,6 +1,6 @@
 """Routing: what the groups of routes share: the services they work with, their tables, and letting requests in."""
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -10,6 +10,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
 from service.auth import KeyRing
@@ -18,6 +20,7 @@ from service.current import CurrentBundle
 from service.directives import Directives
 from service.envelope import trace_of
 from service.errors import RuleBroken, Violation
+from service.load import Load
 from service.metrics import Metrics
 from service.openapi import answers
 from service.ports import HistoryStore
@@ -40,6 +43,8 @@ class Services:
         directives: pin and hidden items.
         histories: where histories are.
         batcher: the engine under the recommender.
+        load: how much is in progress.
+        load: how much is in progress.
         recent: histories that were asked with.
         recommender: finds items.
         metrics: counts.
@@ -54,6 +59,7 @@ class Services:
     directives: Directives
     histories: HistoryStore
     batcher: MicroBatcher
+    load: Load
     recent: RecentHistories
     recommender: Recommender
     metrics: Metrics
@@ -111,6 +117,49 @@ def add_routes(app: FastAPI, handlers: object, table: Iterable[Route]) -> None:
             responses=answers(route.answer, *route.problems),
             openapi_extra=route.extra,
         )
+
+
+class ShortWay:
+    """ASGI app before the framework: routes without parameters are found in a dict and answered at once.
+
+    It does what FastAPI would do for them in several layers: it finds the route and turns errors into answers.
+    Everything else, the unknown and the wrong method included, goes on to FastAPI.
+
+    Args:
+        app: takes what is not found here.
+        routes: of the application; those with parameters are left to it.
+        answers: error → its answer, as the application has it.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        routes: Iterable[BaseRoute],
+        answers: Mapping[type[Exception], Callable[[Request, Exception], Awaitable[Response]]],
+    ) -> None:
+        self._app = app
+        self._answers = answers
+        self._errors = tuple(answers)
+        self._routes = {
+            (method, route.path): route
+            for route in routes
+            if isinstance(route, DirectRoute) and not route.param_convertors
+            for method in route.methods or ()
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        route = self._routes.get((scope["method"], scope["path"]))
+        if route is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = route
+        request = Request(scope, receive)
+        try:
+            response = await route.endpoint(request)
+        except self._errors as error:
+            response = await self._answers[type(error)](request, error)
+        await response(scope, receive, send)
 
 
 def admit(request: Request, keys: KeyRing, *, takes_query: bool = False) -> Trace:

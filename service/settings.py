@@ -106,7 +106,9 @@ class Settings(BaseSettings):
     admin_keys: ApiKeys = Field(
         (), description="Keys of all routes, the admin routes too; none: the admin routes are closed."
     )
-    retry_after_s: int = Field(1, ge=1, le=3600, description="Seconds sent as Retry-After with every 503.")
+    retry_after_s: int = Field(
+        1, ge=1, le=3600, description="Seconds sent as Retry-After with every 503, and with 429 in overload."
+    )
     drain_s: int = Field(10, ge=0, le=600, description="Seconds that requests in progress may take at the end.")
 
     @property
