@@ -84,7 +84,8 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         opening: what to begin with; None: loaded from the registry at start-up.
 
     Returns:
-        The application; ``app.state.current`` holds what answers, ``app.state.watcher`` swaps it.
+        The application; ``app.state.current`` holds what answers, ``app.state.watcher`` swaps it,
+        ``app.state.load`` counts what is in progress.
 
     Raises:
         SettingsError: a setting breaks a rule.
@@ -115,6 +116,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
     app.router.route_class = DirectRoute
     app.state.current = services.current
     app.state.watcher = services.watcher
+    app.state.load = services.load
     Routes(services).register(app)
     AdminRoutes(services).register(app)
     _answer_problems(app, settings.retry_after_s)

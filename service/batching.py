@@ -160,14 +160,14 @@ class MicroBatcher:
         if self._waiting:
             self._dispatch()
 
-    def _died(self, worker: "_Worker") -> None:
+    def _died(self, worker: "_Worker", reason: str) -> None:
         """A worker is gone: do its work here; another one is started when there is more."""
         if self._closed:
             return
         self._workers.remove(worker)
         self._deaths.append(monotonic())
         self._metrics.worker_died()
-        self._log.error("engine thread died", serves_without=not self.alive)
+        self._log.error("engine thread died", reason=reason, given_up=not self.alive)
         if worker.batch is not None:
             _deliver(worker.batch, _looked_up(worker.batch))
         if self._waiting:
@@ -180,7 +180,7 @@ class _Worker:
     Args:
         loop: in which ``finished`` and ``died`` are called.
         finished: given a batch and its results.
-        died: called when the thread has ended without being asked to.
+        died: called with the reason when the thread has ended without being asked to.
 
     Attributes:
         batch: what it is at; None when it waits. Of the event loop alone.
@@ -190,7 +190,7 @@ class _Worker:
         self,
         loop: asyncio.AbstractEventLoop,
         finished: Callable[[_Batch, _Results], None],
-        died: Callable[["_Worker"], None],
+        died: Callable[["_Worker", str], None],
     ) -> None:
         self._loop = loop
         self._finished = finished
@@ -209,16 +209,14 @@ class _Worker:
         self._jobs.put(None)
 
     def _run(self) -> None:
-        asked_to_end = False
         try:
             while (batch := self._jobs.get()) is not None:
                 results = _looked_up(batch)
                 self._loop.call_soon_threadsafe(self._answer, batch, results)
                 del batch, results  # while it waits it must not keep a bundle in memory
-            asked_to_end = True
-        finally:
-            if not asked_to_end and not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._died, self)
+        except BaseException as error:  # noqa: BLE001 - the thread ends here; whoever takes over says why
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._died, self, repr(error))
 
     def _answer(self, batch: _Batch, results: _Results) -> None:
         self.batch = None

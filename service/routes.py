@@ -178,6 +178,8 @@ class Routes:
         bundle = self._services.current.get()
         if not self._services.watcher.alive:
             raise NotReady("the watcher of bundles has ended; start this process again")
+        if not self._services.batcher.alive:
+            raise NotReady("the engine's threads keep dying; start this process again")
         redis = "up" if await self._services.histories.alive() else "down"
         return json_response({"status": "ready", "bundle": bundle.id, "redis": redis})
 

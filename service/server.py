@@ -17,7 +17,8 @@ from service.logs import configure_logs
 from service.settings import Settings
 
 _BACKLOG = 2048
-# How long the event loop may wait for a thread that loads a bundle to hand over the interpreter; by default 5 ms.
+# How long a thread may wait for another to hand over the interpreter, by default 5 ms: what the engine's threads do
+# between two calls of FAISS and ONNX Runtime is shorter than any wait (docs/adr/0014).
 _SWITCH_INTERVAL_S = 0.00001
 
 

@@ -1,0 +1,229 @@
+"""The batcher against one lookup at a time: the same answers in any company, and none of them ever lost."""
+
+import asyncio
+import ctypes
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+
+from index.bundle import Bundle
+from index.errors import EncoderError
+from service import batching
+from service.batching import THREAD_NAME, MicroBatcher
+from service.engine import LookedUp, Lookup, look_up
+from service.errors import QueueFull
+from service.trace import Trace
+
+
+class Counted:
+    """Metrics that remember."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.deaths = 0
+
+    def batch(self, size: int, waited_s: float) -> None:
+        assert waited_s >= 0
+        self.sizes.append(size)
+
+    def worker_died(self) -> None:
+        self.deaths += 1
+
+
+def lookup(*history: int, k: int = 5) -> Lookup:
+    return Lookup(np.array(history, dtype=np.int64), lambda encoded: encoded, k, None, Trace("r"))
+
+
+def histories(count: int) -> list[Lookup]:
+    return [lookup(number % 50 + 8, (7 * number) % 50 + 8, k=3 + number % 4) for number in range(count)]
+
+
+def run(work: Callable[[MicroBatcher], Awaitable[Any]], counted: Counted, *, bound: int = 500, threads: int = 2) -> Any:
+    async def go() -> Any:
+        batcher = MicroBatcher(bound=bound, threads=threads, metrics=counted, log=structlog.get_logger())
+        try:
+            return await work(batcher)
+        finally:
+            batcher.close()
+
+    return asyncio.run(go())
+
+
+def together(bundle: Bundle, lookups: Sequence[Lookup]) -> Callable[[MicroBatcher], Awaitable[list[Any]]]:
+    async def work(batcher: MicroBatcher) -> list[Any]:
+        return await asyncio.gather(*(batcher.look_up(bundle, one) for one in lookups), return_exceptions=True)
+
+    return work
+
+
+def same(found: LookedUp, bundle: Bundle, asked: Lookup) -> None:
+    (alone,) = look_up(bundle, [asked])
+    assert found.rows.tolist() == alone.rows.tolist()
+    assert found.scores == pytest.approx(alone.scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2, 4])
+@pytest.mark.parametrize("count", [1, 2, 17, 100])
+def test_in_company_each_gets_its_own_answer(bundle: Bundle, threads: int, count: int) -> None:
+    counted, asked = Counted(), histories(count)
+    for found, one in zip(run(together(bundle, asked), counted, threads=threads), asked, strict=True):
+        same(found, bundle, one)
+        assert found.rows.shape == (one.k,)
+    assert sum(counted.sizes) == count
+    assert max(counted.sizes) <= 16
+
+
+def test_one_alone_never_leaves_the_event_loop(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def watched(of: Bundle, lookups: Sequence[Lookup]) -> list[LookedUp]:
+        seen.append(threading.current_thread().name)
+        return look_up(of, lookups)
+
+    monkeypatch.setattr(batching, "look_up", watched)
+
+    async def one_by_one(batcher: MicroBatcher) -> None:
+        for asked in histories(3):
+            await batcher.look_up(bundle, asked)
+
+    run(one_by_one, Counted())
+    assert seen == [threading.main_thread().name] * 3
+    seen.clear()
+    run(together(bundle, histories(32)), Counted())
+    assert seen == [THREAD_NAME] * 2
+
+
+def test_the_loop_goes_on_while_workers_search(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow(of: Bundle, lookups: Sequence[Lookup]) -> list[LookedUp]:
+        begun.set()
+        assert may_end.wait(10)
+        return look_up(of, lookups)
+
+    monkeypatch.setattr(batching, "look_up", slow)
+
+    async def work(batcher: MicroBatcher) -> list[int]:
+        waiting = [asyncio.ensure_future(batcher.look_up(bundle, asked)) for asked in histories(20)]
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        depth = batcher.depth  # one worker has sixteen of them
+        may_end.set()
+        await asyncio.gather(*waiting)
+        return [depth, batcher.depth]
+
+    assert run(work, Counted(), threads=1) == [4, 0]
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_one_that_fails_fails_alone(bundle: Bundle, threads: int) -> None:
+    def broken(_encoded: Any) -> Any:
+        raise EncoderError("not finite")
+
+    asked = histories(20)
+    asked[7] = Lookup(np.array([9]), broken, 3, None, Trace("r"))
+    found = run(together(bundle, asked), Counted(), threads=threads)
+    assert isinstance(found[7], EncoderError)
+    for place, one in enumerate(asked):
+        if place != 7:
+            same(found[place], bundle, one)
+
+
+def test_two_bundles_are_never_in_one_batch(bundle: Bundle, day_bundles: list[Any]) -> None:
+    other = Bundle.load(day_bundles[0])
+    asked = histories(30)
+
+    async def work(batcher: MicroBatcher) -> list[LookedUp]:
+        return await asyncio.gather(
+            *(batcher.look_up(other if number % 3 else bundle, one) for number, one in enumerate(asked))
+        )
+
+    for number, (found, one) in enumerate(zip(run(work, Counted()), asked, strict=True)):
+        same(found, other if number % 3 else bundle, one)
+
+
+def test_what_is_beyond_the_bound_is_refused_and_the_rest_answered(bundle: Bundle) -> None:
+    found = run(together(bundle, histories(30)), Counted(), bound=20)
+    assert [isinstance(answer, QueueFull) for answer in found] == [False] * 20 + [True] * 10
+
+
+def test_nobody_searches_for_whoever_gave_up(bundle: Bundle) -> None:
+    counted = Counted()
+
+    async def work(batcher: MicroBatcher) -> list[Any]:
+        waiting = [asyncio.ensure_future(batcher.look_up(bundle, asked)) for asked in histories(10)]
+        await asyncio.sleep(0)
+        for gone in waiting[::2]:
+            gone.cancel()
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    found = run(work, counted)
+    assert [isinstance(answer, asyncio.CancelledError) for answer in found] == [True, False] * 5
+    assert counted.sizes == [5]
+
+
+def kill_engine_threads() -> int:
+    """Raise SystemExit in every engine thread, as nothing of ours does."""
+    engines = [thread for thread in threading.enumerate() if thread.name == THREAD_NAME]
+    for engine in engines:
+        assert engine.ident is not None
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(engine.ident), ctypes.py_object(SystemExit))
+    return len(engines)
+
+
+def test_a_worker_that_dies_loses_nothing_and_has_an_heir(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, lives = Counted(), [2]
+
+    def deadly(of: Bundle, lookups: Sequence[Lookup]) -> list[LookedUp]:
+        if threading.current_thread().name == THREAD_NAME and lives[0]:
+            lives[0] -= 1
+            raise SystemExit
+        return look_up(of, lookups)
+
+    monkeypatch.setattr(batching, "look_up", deadly)
+    asked = histories(100)
+
+    async def work(batcher: MicroBatcher) -> tuple[list[Any], bool]:
+        return await asyncio.gather(*(batcher.look_up(bundle, one) for one in asked)), batcher.alive
+
+    found, alive = run(work, counted)
+    for answer, one in zip(found, asked, strict=True):
+        same(answer, bundle, one)
+    assert (counted.deaths, alive) == (2, True)
+
+
+def test_a_worker_killed_while_it_waits_is_replaced(bundle: Bundle) -> None:
+    counted = Counted()
+
+    async def work(batcher: MicroBatcher) -> None:
+        await together(bundle, histories(32))(batcher)
+        assert kill_engine_threads() == 2
+        asked = histories(64)  # an exception from outside arrives when the thread next runs Python
+        for answer, one in zip(await together(bundle, asked)(batcher), asked, strict=True):
+            same(answer, bundle, one)
+
+    run(work, counted)
+    assert counted.deaths == 2
+
+
+def test_workers_that_keep_dying_are_given_up(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deadly(of: Bundle, lookups: Sequence[Lookup]) -> list[LookedUp]:
+        if threading.current_thread().name == THREAD_NAME:
+            raise SystemExit
+        return look_up(of, lookups)
+
+    monkeypatch.setattr(batching, "look_up", deadly)
+    counted, asked = Counted(), histories(300)
+
+    async def work(batcher: MicroBatcher) -> tuple[list[Any], bool]:
+        return await asyncio.gather(*(batcher.look_up(bundle, one) for one in asked)), batcher.alive
+
+    found, alive = run(work, counted)
+    for answer, one in zip(found, asked, strict=True):
+        same(answer, bundle, one)
+    assert alive is False
+    assert 5 <= counted.deaths <= 6  # a second worker may be dying at that moment
