@@ -15,6 +15,8 @@ from starlette.responses import Response
 from index.bundle import Bundle
 from service.admin_routes import AdminRoutes
 from service.auth import KeyRing
+from service.batch_routes import BatchRoutes
+from service.catalogue_routes import CatalogueRoutes
 from service.current import CurrentBundle
 from service.directives import Directives
 from service.engine import InlineEngine
@@ -40,6 +42,7 @@ from service.settings import Settings, load_settings
 from service.shadow import RecentHistories, ShadowBounds
 from service.shelf import Shelf
 from service.source import BundleSource
+from service.user_routes import UserRoutes
 from service.watcher import Watcher
 
 _DESCRIPTION = """
@@ -96,8 +99,8 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
     app.router.route_class = DirectRoute
     app.state.current = services.current
     app.state.watcher = services.watcher
-    Routes(services).register(app)
-    AdminRoutes(services).register(app)
+    for group in (Routes, BatchRoutes, UserRoutes, CatalogueRoutes, AdminRoutes):
+        group(services).register(app)
     _answer_problems(app, settings.retry_after_s)
     return app
 
@@ -146,6 +149,8 @@ def _services(settings: Settings) -> Services:
         admin_keys=KeyRing(admin_keys, open_without_keys=False),
         log=log,
         body_limit=settings.body_limit_bytes,
+        require_consent=settings.require_consent,
+        one_thread=source.one_thread,
     )
 
 

@@ -117,10 +117,11 @@ class Metrics:
         if trouble:
             self._encoder_errors.inc()
 
-    def events(self, *, stored: int, duplicates: int) -> None:
-        """Count events that Redis holds now."""
+    def events(self, *, stored: int, duplicates: int, without_consent: int) -> None:
+        """Count events that Redis holds now, and those that were not kept for want of consent."""
         self._events.labels("stored").inc(stored)
         self._events.labels("duplicate").inc(duplicates)
+        self._events.labels("without_consent").inc(without_consent)
 
     def redis_error(self, operation: str) -> None:
         """Count a call that Redis did not answer."""

@@ -103,6 +103,14 @@ def problem_response(
         violations: every broken rule; the first twenty are listed.
         headers: further headers.
     """
+    body = problem_body(kind, detail, request_id=request_id, violations=violations)
+    return Response(orjson.dumps(body), kind.status, dict(headers or {}), MEDIA_TYPE)
+
+
+def problem_body(
+    kind: ProblemKind, detail: str, *, request_id: str, violations: tuple[errors.Violation, ...] = ()
+) -> dict[str, Any]:
+    """The problem document itself, whole answer or member of a batch; arguments as in :func:`problem_response`."""
     body: dict[str, Any] = {
         "type": kind.type,
         "title": kind.title,
@@ -112,7 +120,12 @@ def problem_response(
     }
     if violations:
         body["errors"] = [violation._asdict() for violation in violations[:_MAX_VIOLATIONS]]
-    return Response(orjson.dumps(body), kind.status, dict(headers or {}), MEDIA_TYPE)
+    return body
+
+
+def error_body(error: Exception, *, request_id: str) -> dict[str, Any]:
+    """The problem document of an error of :data:`ANSWERED_ERRORS`."""
+    return problem_body(_BY_ERROR[type(error)], str(error), request_id=request_id, violations=_violations(error))
 
 
 def answer_error(error: Exception, *, request_id: str, retry_after_s: int) -> Response:
@@ -129,9 +142,13 @@ def answer_error(error: Exception, *, request_id: str, retry_after_s: int) -> Re
         headers["Retry-After"] = str(retry_after_s)
     if kind is KEY_MISSING:
         headers["WWW-Authenticate"] = "Bearer"
-    violations: tuple[errors.Violation, ...] = ()
-    if isinstance(error, errors.RuleBroken):
-        violations = error.violations
-    elif isinstance(error, FilterError):
-        violations = (errors.Violation("filter", f"a clause on {error.field!r}", str(error)),)
+    violations = _violations(error)
     return problem_response(kind, str(error), request_id=request_id, violations=violations, headers=headers)
+
+
+def _violations(error: Exception) -> tuple[errors.Violation, ...]:
+    if isinstance(error, errors.RuleBroken):
+        return error.violations
+    if isinstance(error, FilterError):
+        return (errors.Violation("filter", f"a clause on {error.field!r}", str(error)),)
+    return ()

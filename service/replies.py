@@ -45,6 +45,7 @@ class StoredAnswer(BaseModel):
 
     stored: int = Field(description="Events that were new and are stored now.")
     duplicates: int = Field(description="Events whose event_id this user had sent before.")
+    without_consent: int = Field(description="Events that were not kept in any form.")
 
 
 class HistoryStep(BaseModel):
@@ -170,8 +171,23 @@ class Problem(BaseModel):
     errors: list[Violation] | None = None
 
 
+class RefusedRequest(BaseModel):
+    """One request of a batch that could not be answered."""
+
+    problem: Problem
+
+
+class BatchAnswer(BaseModel):
+    """One answer a request, in the order of the requests, all of them from one bundle."""
+
+    request_id: str
+    bundle: str = Field(description="The bundle that answered.")
+    answers: list[RecommendAnswer | RefusedRequest]
+
+
 ANSWERS: tuple[type[BaseModel], ...] = (
     RecommendAnswer,
+    BatchAnswer,
     StoredAnswer,
     HistoryAnswer,
     ItemAnswer,

@@ -45,6 +45,8 @@ class Services:
         admin_keys: open the admin routes.
         log: the service's logger.
         body_limit: largest request body in bytes.
+        require_consent: whether events are only kept where consent is said to be given.
+        one_thread: whether only the event loop may run a bundle's encoder, as on a GPU.
     """
 
     current: CurrentBundle
@@ -58,6 +60,8 @@ class Services:
     admin_keys: KeyRing
     log: FilteringBoundLogger
     body_limit: int
+    require_consent: bool
+    one_thread: bool
 
 
 class DirectRoute(APIRoute):
@@ -122,6 +126,21 @@ def admit(request: Request, keys: KeyRing, *, takes_query: bool = False) -> Trac
         name = next(iter(request.query_params), "query")
         raise RuleBroken([Violation(f"query parameter {name[:60]}", "it", "is not known to this route")])
     return trace_of(request.scope)
+
+
+def admit_to_data(request: Request, services: Services, *, takes_query: bool = False) -> Trace:
+    """Let a request to a data route in, if there is a bundle.
+
+    One with a body asks for the bundle only when all of the body is here: a client that sends it slowly would keep an
+    old bundle in memory.
+
+    Raises:
+        KeyMissing, KeyRefused, RuleBroken: see :func:`admit`.
+        NotReady: there is no bundle yet, or the process is draining.
+    """
+    trace = admit(request, services.data_keys, takes_query=takes_query)
+    services.current.admit()
+    return trace
 
 
 def item_id_of(request: Request) -> str:

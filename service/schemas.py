@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SkipValidation,
     Tag,
     WithJsonSchema,
     model_validator,
@@ -27,6 +28,7 @@ MAX_VALUES = 1000
 MAX_FIELDS = 64
 MAX_VALUE_CHARACTERS = 1024
 MAX_EVENTS = 1000
+MAX_BATCH = 256
 BUNDLE_ID = r"^\d{8}T\d{6}Z-[0-9a-f]{6}$"
 MAX_TIMESTAMP = 253_402_300_799  # the end of the year 9999
 _NOT_IN_IDS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -191,6 +193,12 @@ class RecommendRequest(Wish):
         return self
 
 
+class BatchRequest(Received):
+    """Several requests of `/recommend`; each is held to the rules by itself, so a bad one leaves the others alone."""
+
+    requests: Annotated[list[SkipValidation[RecommendRequest] | Any], Field(min_length=1, max_length=MAX_BATCH)]
+
+
 class SimilarRequest(Wish):
     """One item, or several with weights, whose neighbours are wanted."""
 
@@ -215,6 +223,9 @@ class EventRequest(Received):
     type: ShortText | None = Field(None, description="What was done, as in purchase.")
     request_id: RequestId | None = Field(None, description="The answer that led to it.")
     event_id: Id | None = Field(None, description="An event of this user with the same id is stored once.")
+    consent: bool | None = Field(
+        None, description="false: the event is counted and not kept in any form. Not said: as the service is set up."
+    )
 
 
 class EventsRequest(Received):
@@ -248,6 +259,7 @@ class ItemsQuery(BaseModel):
 
 REQUESTS: tuple[type[BaseModel], ...] = (
     RecommendRequest,
+    BatchRequest,
     SimilarRequest,
     EventRequest,
     EventsRequest,

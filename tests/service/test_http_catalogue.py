@@ -161,6 +161,7 @@ def test_the_document_describes_every_route_and_every_problem(client: TestClient
     assert document["info"]["version"] == version("vlm2rec")
     assert {path: sorted(operations) for path, operations in document["paths"].items()} == {
         "/recommend": ["post"],
+        "/recommend/batch": ["post"],
         "/similar": ["post"],
         "/events": ["post"],
         "/users/{user_id}/history": ["get"],
