@@ -87,7 +87,7 @@ def test_a_bad_bundle_never_replaces_a_good_one(
 ) -> None:
     bad = bad_bundle(kind, shop, day_bundles, small_table, tmp_path)
     with open_shop() as client:
-        serving(client)
+        returning(client)
         shop.point(bad)
         eventually(lambda: refused(client) == {bad: reason})
         assert serving(client) == shop.ids[0]
