@@ -39,6 +39,7 @@ from index.probes import Probes
 from index.scoring import gather, slot_scores
 from index.search import Searcher
 from index.stamp import Verify, hash_files, verify_files
+from index.text_search import TextSearch
 from index.thumbnails import THUMBNAILS_FILE, Thumbnails
 
 
@@ -67,6 +68,7 @@ class Bundle:
         metadata: n rows, one single-chunk column per field.
         popularity: (n,) int64 training events per item.
         events: all of them together, at least 1.
+        text_search: finds items by a text in id or metadata.
         thumbnails: a small picture of each item that has one; None in a bundle without any.
         probes: held-out histories.
         indexed: (n,) bool, rows that a query can find.
@@ -104,6 +106,7 @@ class Bundle:
         self._encoder = encoder
         self._searcher = searcher
         self._filters = FilterCache(items.metadata, indexed)
+        self.text_search = TextSearch(items.ids.array, items.metadata)
         self._columns = {name: items.metadata.column(name).chunk(0) for name in items.metadata.column_names}
         self._by_popularity = _by_popularity(items.popularity).astype(np.uint32)  # half the memory for life
 

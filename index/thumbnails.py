@@ -50,15 +50,23 @@ class Thumbnails:
         """Rows with a picture."""
         return int(np.count_nonzero(np.diff(self._offsets)))
 
+    def has(self, row: int) -> bool:
+        """Whether a row has a picture; raises as :meth:`get`."""
+        self._check_row(row)
+        return bool(self._offsets[row] != self._offsets[row + 1])
+
     def get(self, row: int) -> bytes | None:
         """The picture of a row, a JPEG; None if it has none.
 
         Raises:
             ItemTableError: there is no such row.
         """
+        self._check_row(row)
+        return self._pictures[self._offsets[row] : self._offsets[row + 1]].tobytes() or None
+
+    def _check_row(self, row: int) -> None:
         if not 0 <= row < len(self):
             raise ItemTableError(f"rows must lie in 0 … {len(self) - 1}, got {row}")
-        return self._pictures[self._offsets[row] : self._offsets[row + 1]].tobytes() or None
 
     def copy_to(self, path: Path) -> None:
         """Copy the file, aside first; over itself does nothing."""

@@ -41,6 +41,7 @@ from service.routing import DirectRoute, Services
 from service.settings import Settings, load_settings
 from service.shadow import RecentHistories, ShadowBounds
 from service.shelf import Shelf
+from service.slow_lane import SlowLane
 from service.source import BundleSource
 from service.user_routes import UserRoutes
 from service.watcher import Watcher
@@ -86,6 +87,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         await services.watcher.stop()
         await services.directives.close()
         await services.histories.close()
+        services.slow_lane.close()
 
     app = _Api(
         title="vlm2rec",
@@ -149,6 +151,7 @@ def _services(settings: Settings) -> Services:
         admin_keys=KeyRing(admin_keys, open_without_keys=False),
         log=log,
         body_limit=settings.body_limit_bytes,
+        slow_lane=SlowLane(),
         require_consent=settings.require_consent,
         one_thread=source.one_thread,
     )

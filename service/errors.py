@@ -6,11 +6,13 @@ ServiceError
 ├── SessionsUnavailable     Redis did not answer; whether a write arrived is unknown
 ├── DirectivesUnavailable   likewise, for the pin and the hidden items
 ├── NotReady                no bundle is loaded yet, or the process is draining
+├── QueueFull               more waits already than may
 ├── BundleRefused           a bundle may not serve; carries the reason
 └── RequestRefused          a request that cannot be answered as it stands
     ├── MalformedBody       the body is not JSON
     ├── KeyMissing          the route needs an API key and none was sent
     ├── KeyRefused          the API key is not one of ours, or the route is closed
+    ├── NoPicture           the bundle has no picture of the item
     ├── UnknownItem         the path or the body names an item that this bundle does not have
     ├── BodyTooLarge        the body is over the limit
     ├── UnsupportedBody     the body is not declared as JSON
@@ -50,6 +52,10 @@ class NotReady(ServiceError):
     """No bundle is loaded yet, or the process is draining."""
 
 
+class QueueFull(ServiceError):
+    """As many requests wait as may; asking again later helps, asking again at once does not."""
+
+
 class BundleRefused(ServiceError):
     """A bundle may not serve, so the one that serves stays.
 
@@ -76,6 +82,10 @@ class KeyMissing(RequestRefused):
 
 class KeyRefused(RequestRefused):
     """The API key is not one of ours, or the route is closed."""
+
+
+class NoPicture(RequestRefused):
+    """The bundle has no picture of the item."""
 
 
 class UnknownItem(RequestRefused):

@@ -39,6 +39,7 @@ MALFORMED_JSON = ProblemKind("malformed-json", 400, "The body is not JSON")
 KEY_MISSING = ProblemKind("key-missing", 401, "An API key is needed")
 KEY_REFUSED = ProblemKind("key-refused", 403, "The API key does not open this route")
 UNKNOWN_PATH = ProblemKind("unknown-path", 404, "There is nothing at this path")
+NO_PICTURE = ProblemKind("no-picture", 404, "The current bundle has no picture of this item")
 UNKNOWN_ITEM = ProblemKind("unknown-item", 404, "The current bundle does not have this item")
 BUNDLE_REFUSED = ProblemKind("bundle-refused", 409, "The bundle may not serve")
 METHOD_NOT_ALLOWED = ProblemKind("method-not-allowed", 405, "The path does not take this method")
@@ -46,6 +47,7 @@ BODY_TOO_LARGE = ProblemKind("body-too-large", 413, "The body is over the limit"
 UNSUPPORTED_MEDIA_TYPE = ProblemKind("unsupported-media-type", 415, "The body must be JSON")
 RULE_BROKEN = ProblemKind("rule-broken", 422, "A field breaks a rule")
 REQUEST_REFUSED = ProblemKind("request-refused", 400, "The request cannot be answered")
+QUEUE_FULL = ProblemKind("queue-full", 429, "More requests wait than may")
 INTERNAL = ProblemKind("internal", 500, "Something went wrong inside")
 NOT_READY = ProblemKind("not-ready", 503, "Not ready to answer")
 SESSIONS_UNAVAILABLE = ProblemKind("sessions-unavailable", 503, "Histories cannot be reached")
@@ -56,6 +58,7 @@ KINDS = (
     KEY_MISSING,
     KEY_REFUSED,
     UNKNOWN_PATH,
+    NO_PICTURE,
     UNKNOWN_ITEM,
     METHOD_NOT_ALLOWED,
     BUNDLE_REFUSED,
@@ -63,6 +66,7 @@ KINDS = (
     UNSUPPORTED_MEDIA_TYPE,
     RULE_BROKEN,
     REQUEST_REFUSED,
+    QUEUE_FULL,
     INTERNAL,
     NOT_READY,
     SESSIONS_UNAVAILABLE,
@@ -73,12 +77,14 @@ _BY_ERROR: dict[type[Exception], ProblemKind] = {
     errors.MalformedBody: MALFORMED_JSON,
     errors.KeyMissing: KEY_MISSING,
     errors.KeyRefused: KEY_REFUSED,
+    errors.NoPicture: NO_PICTURE,
     errors.UnknownItem: UNKNOWN_ITEM,
     errors.BodyTooLarge: BODY_TOO_LARGE,
     errors.UnsupportedBody: UNSUPPORTED_MEDIA_TYPE,
     errors.RuleBroken: RULE_BROKEN,
     errors.SessionsUnavailable: SESSIONS_UNAVAILABLE,
     errors.DirectivesUnavailable: DIRECTIVES_UNAVAILABLE,
+    errors.QueueFull: QUEUE_FULL,
     errors.NotReady: NOT_READY,
     errors.BundleRefused: BUNDLE_REFUSED,
     FilterError: RULE_BROKEN,
@@ -134,11 +140,11 @@ def answer_error(error: Exception, *, request_id: str, retry_after_s: int) -> Re
     Args:
         error: what was raised.
         request_id: of the request.
-        retry_after_s: seconds, sent with every 503.
+        retry_after_s: seconds, sent with every 429 and 503.
     """
     kind = _BY_ERROR[type(error)]
     headers: dict[str, str] = {}
-    if kind.status == NOT_READY.status:
+    if kind.status in {NOT_READY.status, QUEUE_FULL.status}:
         headers["Retry-After"] = str(retry_after_s)
     if kind is KEY_MISSING:
         headers["WWW-Authenticate"] = "Bearer"

@@ -5,6 +5,7 @@ out besides (its history, `exclude`) is taken out of a longer answer, so that th
 """
 
 import asyncio
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -46,7 +47,9 @@ class Recommender:
 
     def reading(self, histories: HistoryReader) -> "Recommender":
         """The same recommender with histories that are read elsewhere, as those of a whole batch are."""
-        return Recommender(histories, self._engine, self._hidden, self._recent)
+        other = copy.copy(self)
+        other._histories = histories  # noqa: SLF001 - of this very class
+        return other
 
     async def recommend(self, bundle: Bundle, query: Query, watch: Stopwatch) -> Answer:
         """What comes next: by the sequence; where that is not possible by likeness; else what is popular.

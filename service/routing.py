@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from structlog.typing import FilteringBoundLogger
 
 from service.auth import KeyRing
@@ -18,14 +18,15 @@ from service.directives import Directives
 from service.envelope import trace_of
 from service.errors import RuleBroken, Violation
 from service.metrics import Metrics
-from service.openapi import answers
+from service.openapi import answers, tagged_answers
 from service.ports import HistoryStore
 from service.recommender import Recommender
 from service.shadow import RecentHistories
+from service.slow_lane import SlowLane
 from service.trace import Trace
 from service.watcher import Watcher
 
-KEY_PROBLEMS = (401, 403, 422, 503)
+KEY_PROBLEMS = (401, 403, 422, 429, 503)
 BODY_PROBLEMS = (400, 413, 415, *KEY_PROBLEMS)
 
 
@@ -45,6 +46,7 @@ class Services:
         admin_keys: open the admin routes.
         log: the service's logger.
         body_limit: largest request body in bytes.
+        slow_lane: for what takes longer than a recommendation.
         require_consent: whether events are only kept where consent is said to be given.
         one_thread: whether only the event loop may run a bundle's encoder, as on a GPU.
     """
@@ -60,6 +62,7 @@ class Services:
     admin_keys: KeyRing
     log: FilteringBoundLogger
     body_limit: int
+    slow_lane: SlowLane
     require_consent: bool
     one_thread: bool
 
@@ -83,6 +86,7 @@ class Route(NamedTuple):
         answer: model of the answer; None: 204 without a body.
         problems: statuses of its problems, besides those of every route.
         extra: what `service.openapi.operation` says of body and parameters.
+        media_type: of an answer that is no JSON; it may also be 304.
     """
 
     method: str
@@ -92,6 +96,7 @@ class Route(NamedTuple):
     answer: type[BaseModel] | None
     problems: tuple[int, ...] = KEY_PROBLEMS
     extra: dict[str, Any] | None = None
+    media_type: str | None = None
 
 
 def add_routes(app: FastAPI, handlers: object, table: Iterable[Route]) -> None:
@@ -103,13 +108,19 @@ def add_routes(app: FastAPI, handlers: object, table: Iterable[Route]) -> None:
         table: one row a route.
     """
     for route in table:
+        documented = (
+            answers(route.answer, *route.problems)
+            if route.media_type is None
+            else tagged_answers(route.media_type, *route.problems)
+        )
         app.add_api_route(
             route.path,
             getattr(handlers, route.handler),
             methods=[route.method],
-            status_code=200 if route.answer is not None else 204,
+            status_code=next(iter(documented)),
             tags=[route.tag],
-            responses=answers(route.answer, *route.problems),
+            responses=documented,
+            response_class=JSONResponse if route.media_type is None else Response,
             openapi_extra=route.extra,
         )
 

@@ -17,6 +17,7 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 MAX_ID_BYTES = 256
@@ -70,6 +71,7 @@ _ID_SCHEMA = {
 Id = Annotated[str, AfterValidator(_check_id), WithJsonSchema(_ID_SCHEMA)]
 ShortText = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 RequestId = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\x20-\x7e]+$")]
+SearchText = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 ItemWeight = Annotated[float, Field(ge=-10, le=10)]
 SlotWeight = Annotated[float, Field(ge=0, le=10)]
 Scalar = Annotated[Any, AfterValidator(_check_scalar), WithJsonSchema({"type": ["string", "number", "boolean"]})]
@@ -255,6 +257,9 @@ class ItemsQuery(BaseModel):
 
     limit: int = Field(20, ge=1, le=MAX_WINDOW, description="Items wanted.")
     cursor: int = Field(0, ge=0, le=2**53, description="`next` of the page before.")
+    q: SearchText | SkipJsonSchema[None] = Field(
+        None, description="A text that the id, the title or another text field contains, whatever the case."
+    )
 
 
 REQUESTS: tuple[type[BaseModel], ...] = (

@@ -1,5 +1,6 @@
 """Routes of users: what they did, what is kept of them, and its erasure. No logic."""
 
+from functools import partial
 from time import time
 from urllib.parse import unquote
 
@@ -8,21 +9,28 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from index.bundle import Bundle
+from index.errors import EncoderError
 from service import replies, schemas
 from service.bodies import read_json, shown, validate
 from service.errors import RuleBroken, Violation
 from service.openapi import operation, path_parameter
 from service.ports import Event
-from service.rendering import json_response
+from service.profile import Profile, profile_of
+from service.rendering import json_response, samples_of
 from service.routing import BODY_PROBLEMS, Route, Services, add_routes, admit_to_data
+from service.trace import Trace
 
 _USER_ADAPTER: TypeAdapter[str] = TypeAdapter(schemas.Id)
+_SAMPLES = 12
 _EVENTS = operation(body=(schemas.EventRequest, schemas.EventsRequest))
 _USER = operation(parameters=[path_parameter("user_id", "Percent-encoded, a slash too.")])
 
 _TABLE = (
     Route("POST", "/events", "store_events", "users", replies.StoredAnswer, BODY_PROBLEMS, _EVENTS),
     Route("GET", "/users/{user_id}/history", "history", "users", replies.HistoryAnswer, extra=_USER),
+    Route("GET", "/users/{user_id}/profile", "profile", "users", replies.ProfileAnswer, extra=_USER),
+    Route("GET", "/users/samples", "samples", "users", replies.SamplesAnswer),
     Route("DELETE", "/users/{user_id}", "erase_user", "users", None, extra=_USER),
 )
 
@@ -70,6 +78,34 @@ class UserRoutes:
         trace.lap("history")
         steps = [{"item_id": entry.item_id, "timestamp": entry.timestamp, "type": entry.type} for entry in entries]
         return json_response({"user_id": user_id, "items": steps})
+
+    async def profile(self, request: Request) -> Response:
+        """How visual, how textual: share per slot of what the user really took next."""
+        trace = admit_to_data(request, self._services)
+        user_id = _user_id(request)
+        item_ids = await self._services.histories.recent(user_id)
+        trace.lap("history")
+        bundle = self._services.current.get()
+        profile = await self._profile(bundle, item_ids, trace)
+        trace.lap("encode")
+        return json_response(
+            {"user_id": user_id, "bundle": bundle.id, "steps": profile.steps, "shares": profile.shares}
+        )
+
+    async def _profile(self, bundle: Bundle, item_ids: list[str], trace: Trace) -> Profile:
+        work = partial(profile_of, bundle, item_ids)
+        try:
+            return work() if self._services.one_thread else await self._services.slow_lane.run(work)
+        except EncoderError as error:
+            trouble = str(error)
+        self._services.log.error("encoder failed", request_id=trace.request_id, reason=trouble)
+        return Profile(0, None)
+
+    async def samples(self, request: Request) -> Response:
+        """A few held-out histories of users without a name, and what they really took next."""
+        admit_to_data(request, self._services)
+        bundle = self._services.current.get()
+        return json_response({"bundle": bundle.id, "samples": samples_of(bundle, _SAMPLES)})
 
     async def erase_user(self, request: Request) -> Response:
         """Erase all that is kept of a user; one that was never seen is no error."""
