@@ -1,6 +1,7 @@
 """The one composition root: `create_app` picks every concrete class; nothing is built on import."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -151,7 +152,7 @@ def _services(settings: Settings) -> Services:
         admin_keys=KeyRing(admin_keys, open_without_keys=False),
         log=log,
         body_limit=settings.body_limit_bytes,
-        slow_lane=SlowLane(),
+        slow_lane=SlowLane(threads=max(1, (os.cpu_count() or 1) // 2)),
         require_consent=settings.require_consent,
         one_thread=source.one_thread,
     )

@@ -18,7 +18,7 @@ class SlowLane:
         bound: calls at work and waiting together; one more is refused.
     """
 
-    def __init__(self, *, threads: int = 2, bound: int = 64) -> None:
+    def __init__(self, *, threads: int, bound: int = 64) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="slow-lane")
         self._bound = bound
         self._inside = 0
