@@ -3,7 +3,7 @@
 import hashlib
 import re
 
-_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+_TAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 
 
 def entity_tag(content: bytes) -> str:

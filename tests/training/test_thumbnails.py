@@ -115,7 +115,7 @@ def test_what_did_not_change_is_taken_over_byte_for_byte(pictures: Dataset, tmp_
 
 def test_a_killed_call_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thumbnails_module, "_SHARD_ITEMS", 2)
-    names = [f"{row}.png" for row in range(6)]
+    names = [f"{row}.bmp" for row in range(6)]
     for row, name in enumerate(names):
         Image.new("RGB", (20 + row, 20), "red").save(tmp_path / name)
     dataset, read = dataset_of(tmp_path, list(names)), []
@@ -135,9 +135,10 @@ def test_a_killed_call_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monke
     assert sorted(read) == names[:4]
     assert not (tmp_path / "t.npy").exists()
     read.clear()
-    Image.new("RGB", (90, 20), "blue").save(tmp_path / "0.png")  # changed meanwhile: its shard is made again
+    Image.new("RGB", (20, 20), "blue").save(tmp_path / "0.bmp")  # of the same size: its shard is made again
     made = make_thumbnails(dataset, tmp_path / "t.npy")
-    assert sorted(read) == ["0.png", "1.png", "4.png", "5.png"]
+    assert sorted(read) == ["0.bmp", "1.bmp", "4.bmp", "5.bmp"]
     assert made.made == 6
-    widths = [opened(Thumbnails.load(tmp_path / "t.npy", 6).get(row)).width for row in range(6)]
-    assert widths == [90, 21, 22, 23, 24, 25]
+    shown = [opened(Thumbnails.load(tmp_path / "t.npy", 6).get(row)) for row in range(6)]
+    assert [picture.width for picture in shown] == [20, 21, 22, 23, 24, 25]
+    assert np.asarray(shown[0])[9, 9].tolist() == pytest.approx([0, 0, 255], abs=4)
