@@ -49,6 +49,7 @@ def fit_encoder(
         embeddings = Embeddings.load(run / "embeddings")
         epochs = bar.add_task("fitting", total=chosen.epochs)
         steps = bar.add_task("epoch", total=1.0)
+        pictures = bar.add_task("thumbnails", total=None, visible=False)
 
         def report(line: Mapping[str, Any]) -> None:
             bar.update(epochs, completed=line["epoch"] + 1, description=f"fitting  {_epoch(line)}")
@@ -60,6 +61,7 @@ def fit_encoder(
             run / ENCODER_DIRECTORY,
             report=report,
             step_done=lambda share: bar.update(steps, completed=share),
+            pictured=lambda done, every: bar.update(pictures, completed=done, total=max(every, 1), visible=True),
         )
     best = record["log"][record["best_epoch"]]
     _console.print(f"best of {len(record['log'])} epochs: {_epoch(best)}")
@@ -67,6 +69,10 @@ def fit_encoder(
         f"{record['data']['items']:,} items, slots {', '.join(f'{name} {dim}' for name, dim in record['slots'])}, "
         f"{record['seconds']:.0f} s; ONNX Runtime agrees with PyTorch to {record['parity']['difference']:.1g}"
     )
+    thumbnails = record["thumbnails"]
+    if thumbnails["made"] or thumbnails["unreadable"]:
+        skipped = f", {thumbnails['unreadable']:,} unreadable pictures skipped" if thumbnails["unreadable"] else ""
+        _console.print(f"{thumbnails['made']:,} thumbnails{skipped}")
 
 
 def evaluate(

@@ -40,6 +40,7 @@ from index.probes import Probes
 from index.quality import Quality
 from index.report import Draft, write_report
 from index.stamp import sha256_of, sync_directory, sync_file
+from index.thumbnails import THUMBNAILS_FILE
 
 Progress = Callable[[str, float], None]
 
@@ -164,6 +165,8 @@ def _write_items(table: ItemTable, directory: Path, progress: Progress) -> NDArr
     np.save(directory / INDEXED_FILE, indexed)
     progress("items", 0.0)
     ItemRows(table.ids, table.popularity, table.metadata).save(directory / ITEMS_FILE)
+    if table.thumbnails is not None:
+        table.thumbnails.copy_to(directory / THUMBNAILS_FILE)
     return indexed
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from index.allowed import Allowed
 from index.bundle_files import (
     check_vectors,
+    map_thumbnails,
     map_vectors,
     open_encoder,
     open_index,
@@ -38,6 +39,8 @@ from index.probes import Probes
 from index.scoring import gather, slot_scores
 from index.search import Searcher
 from index.stamp import Verify, hash_files, verify_files
+from index.text_search import TextSearch
+from index.thumbnails import THUMBNAILS_FILE, Thumbnails
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ class Bundle:
         ids: item id ↔ row.
         metadata: n rows, one single-chunk column per field.
         popularity: (n,) int64 training events per item.
+        events: all of them together, at least 1.
+        text_search: finds items by a text in id or metadata.
+        thumbnails: a small picture of each item that has one; None in a bundle without any.
         probes: held-out histories.
         indexed: (n,) bool, rows that a query can find.
         missing: (n, slots) uint8 codes of :class:`index.missing.Missing`, columns in the order of the layout.
@@ -81,6 +87,7 @@ class Bundle:
         probes: Probes,
         encoder: OnnxSequenceEncoder,
         searcher: Searcher,
+        thumbnails: Thumbnails | None = None,
     ) -> None:
         self.path = path
         self.id = manifest.id
@@ -89,6 +96,8 @@ class Bundle:
         self.ids = items.ids
         self.metadata = items.metadata
         self.popularity = items.popularity
+        self.events = max(1, int(items.popularity.sum()))
+        self.thumbnails = thumbnails
         self.probes = probes
         self.indexed = indexed
         self.missing = missing
@@ -97,9 +106,9 @@ class Bundle:
         self._encoder = encoder
         self._searcher = searcher
         self._filters = FilterCache(items.metadata, indexed)
+        self.text_search = TextSearch(items.ids.array, items.metadata)
         self._columns = {name: items.metadata.column(name).chunk(0) for name in items.metadata.column_names}
         self._by_popularity = _by_popularity(items.popularity).astype(np.uint32)  # half the memory for life
-        self._events = max(1, int(items.popularity.sum()))
 
     @classmethod
     def load(cls, path: Path, *, device: str = "cpu", threads: int = 1, verify: Verify = "stamp") -> "Bundle":
@@ -129,7 +138,8 @@ class Bundle:
         probes = read_probes(path / PROBES_FILE, manifest)
         encoder = open_encoder(path / ENCODER_FILE, manifest, device, threads)
         searcher = open_index(path / FAISS_FILE, manifest, vectors, indexed, device, threads)
-        bundle = cls(path, manifest, items, vectors, indexed, missing, probes, encoder, searcher)
+        thumbnails = map_thumbnails(path / THUMBNAILS_FILE, manifest)
+        bundle = cls(path, manifest, items, vectors, indexed, missing, probes, encoder, searcher, thumbnails)
         if verify == "full":
             bundle.check_vectors()
         return bundle
@@ -286,7 +296,7 @@ class Bundle:
         rows = np.full((1, k), -1, dtype=np.int64)
         scores = np.full((1, k), -np.inf, dtype=np.float32)
         rows[0, : best.shape[0]] = best
-        scores[0, : best.shape[0]] = self.popularity[best] / self._events
+        scores[0, : best.shape[0]] = self.popularity[best] / self.events
         return Found(rows, scores)
 
     def fields(self, row: int, names: Sequence[str] | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from index.missing import Missing, check_missing, check_missing_fits
 from index.plan import Effort
 from index.probes import Probes
 from index.search import CpuIndex, GpuIndex, Searcher
+from index.thumbnails import Thumbnails
 
 _BLOCK_ROWS = 65_536
 
@@ -108,6 +109,20 @@ def read_probes(path: Path, manifest: Manifest) -> Probes:
     except ItemTableError as error:
         raise BundleInvalid(f"{path}: {error}") from error
     return probes
+
+
+def map_thumbnails(path: Path, manifest: Manifest) -> Thumbnails | None:
+    """The items' small pictures, mapped read-only; None in a bundle without.
+
+    Raises:
+        BundleInvalid: the file cannot be read or does not fit the manifest.
+    """
+    if path.name not in manifest.files:
+        return None
+    try:
+        return Thumbnails.load(path, manifest.items)
+    except ItemTableError as error:
+        raise BundleInvalid(f"{path}: {error}; build the bundle again") from error
 
 
 def open_encoder(path: Path, manifest: Manifest, device: str, threads: int) -> OnnxSequenceEncoder:

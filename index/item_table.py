@@ -1,7 +1,8 @@
 """ItemTable: what training hands over to the index, and the serving process reads back.
 
 A directory with ``table.json`` (layout, model, counts), ``items.parquet`` (item_id, popularity, metadata columns),
-``vectors.npy`` (stored vectors, memory-mapped on load) and, where the reasons are known, ``missing.npy``.
+``vectors.npy`` (stored vectors, memory-mapped on load), where the reasons are known ``missing.npy``, and where the
+catalogue has pictures ``thumbnails.npy``.
 """
 
 import json
@@ -18,6 +19,7 @@ from index.errors import ItemTableError
 from index.item_ids import ItemIds
 from index.missing import check_missing, check_missing_fits, derive_missing
 from index.slots import Slot, SlotLayout
+from index.thumbnails import THUMBNAILS_FILE, Thumbnails
 
 TABLE_FILE = "table.json"
 ITEMS_FILE = "items.parquet"
@@ -43,6 +45,7 @@ class ItemTable:
         model: JSON-able provenance of the vectors: model id, prompt and preprocessing hashes, training run.
         missing: (n, slots) uint8 codes of :class:`index.missing.Missing`, columns in the order of the layout: why a
             slot is zero. None where only the vectors are known; see :meth:`missing_record`.
+        thumbnails: a small picture of each item that has one, rows alike; None where none were made.
 
     Raises:
         ItemTableError: the parts disagree in their row counts, or a value breaks a rule.
@@ -55,6 +58,7 @@ class ItemTable:
     metadata: pa.Table
     model: dict[str, Any] = field(default_factory=dict)
     missing: NDArray[np.uint8] | None = None
+    thumbnails: Thumbnails | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.ids)
@@ -79,6 +83,8 @@ class ItemTable:
         if self.missing is not None:
             check_missing(self.missing, self.layout, rows)
             check_missing_fits(self.missing, self.layout, self.vectors)
+        if self.thumbnails is not None and len(self.thumbnails) != rows:
+            raise ItemTableError(f"thumbnails must have {rows} rows, got {len(self.thumbnails)}; make them again")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -108,6 +114,10 @@ class ItemTable:
             (directory / MISSING_FILE).unlink(missing_ok=True)
         else:
             np.save(directory / MISSING_FILE, self.missing)
+        if self.thumbnails is None:
+            (directory / THUMBNAILS_FILE).unlink(missing_ok=True)
+        else:
+            self.thumbnails.copy_to(directory / THUMBNAILS_FILE)
         columns = {ITEM_ID: self.ids.array}
         columns[POPULARITY] = pa.array(self.popularity, pa.int64())
         columns |= {name: self.metadata.column(name) for name in self.metadata.column_names}
@@ -118,6 +128,7 @@ class ItemTable:
             "items": len(self),
             "model": self.model,
             "missing": self.missing is not None,
+            "thumbnails": self.thumbnails is not None,
         }
         partial = directory / f"{TABLE_FILE}.part"
         partial.write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
@@ -143,8 +154,8 @@ class ItemTable:
             layout = SlotLayout(tuple(Slot(str(name), int(dim)) for name, dim in description["slots"]))
             items = pq.read_table(directory / ITEMS_FILE)
             vectors = np.load(directory / VECTORS_FILE, mmap_mode="r" if mmap else None, allow_pickle=False)
-            # Tables written before the record existed do not name it.
-            recorded = description.get("missing", False)
+            # Tables written before the record or the thumbnails existed do not name them.
+            recorded, pictured = description.get("missing", False), description.get("thumbnails", False)
             return cls(
                 layout=layout,
                 ids=ItemIds(pa.concat_arrays(items.column(ITEM_ID).cast(pa.large_string()).chunks)),
@@ -153,6 +164,7 @@ class ItemTable:
                 metadata=items.drop_columns([ITEM_ID, POPULARITY]),
                 model=description["model"],
                 missing=np.load(directory / MISSING_FILE, allow_pickle=False) if recorded else None,
+                thumbnails=Thumbnails.load(directory / THUMBNAILS_FILE, len(items)) if pictured else None,
             )
         except (OSError, KeyError, TypeError, ValueError, EOFError, pa.ArrowException) as error:
             raise ItemTableError(

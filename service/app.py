@@ -17,7 +17,9 @@ from index.bundle import Bundle
 from service.admin_routes import AdminRoutes
 from service.admission import Admission
 from service.auth import KeyRing
+from service.batch_routes import BatchRoutes
 from service.batching import MicroBatcher
+from service.catalogue_routes import CatalogueRoutes
 from service.current import CurrentBundle
 from service.directives import Directives
 from service.envelope import Envelope, trace_of
@@ -43,7 +45,9 @@ from service.routing import DirectRoute, Services, ShortWay
 from service.settings import Settings, load_settings
 from service.shadow import RecentHistories, ShadowBounds
 from service.shelf import Shelf
+from service.slow_lane import SlowLane
 from service.source import BundleSource
+from service.user_routes import UserRoutes
 from service.watcher import Watcher
 
 _MOST_ENGINE_THREADS = 4
@@ -104,6 +108,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         await services.directives.close()
         await services.histories.close()
         services.batcher.close()
+        services.slow_lane.close()
 
     app = _Api(
         title="vlm2rec",
@@ -117,8 +122,8 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
     app.state.current = services.current
     app.state.watcher = services.watcher
     app.state.load = services.load
-    Routes(services).register(app)
-    AdminRoutes(services).register(app)
+    for group in (Routes, BatchRoutes, UserRoutes, CatalogueRoutes, AdminRoutes):
+        group(services).register(app)
     _answer_problems(app, settings.retry_after_s)
     log, metrics, load = services.log, services.metrics, services.load
     app.put_before(lambda inner: Admission(inner, load=load, metrics=metrics, retry_after_s=settings.retry_after_s))
@@ -175,6 +180,9 @@ def _services(settings: Settings) -> Services:
         admin_keys=KeyRing(admin_keys, open_without_keys=False),
         log=log,
         body_limit=settings.body_limit_bytes,
+        slow_lane=SlowLane(threads=max(1, (os.cpu_count() or 1) // 2)),
+        require_consent=settings.require_consent,
+        one_thread=source.one_thread,
     )
 
 

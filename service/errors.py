@@ -12,6 +12,7 @@ ServiceError
     ├── MalformedBody       the body is not JSON
     ├── KeyMissing          the route needs an API key and none was sent
     ├── KeyRefused          the API key is not one of ours, or the route is closed
+    ├── NoPicture           the bundle has no picture of the item
     ├── UnknownItem         the path or the body names an item that this bundle does not have
     ├── BodyTooLarge        the body is over the limit
     ├── UnsupportedBody     the body is not declared as JSON
@@ -81,6 +82,10 @@ class KeyMissing(RequestRefused):
 
 class KeyRefused(RequestRefused):
     """The API key is not one of ours, or the route is closed."""
+
+
+class NoPicture(RequestRefused):
+    """The bundle has no picture of the item."""
 
 
 class UnknownItem(RequestRefused):

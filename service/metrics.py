@@ -168,10 +168,11 @@ class Metrics:
         if trouble:
             self._encoder_errors.inc()
 
-    def events(self, *, stored: int, duplicates: int) -> None:
-        """Count events that Redis holds now."""
+    def events(self, *, stored: int, duplicates: int, without_consent: int) -> None:
+        """Count events that Redis holds now, and those that were not kept for want of consent."""
         self._events.labels("stored").inc(stored)
         self._events.labels("duplicate").inc(duplicates)
+        self._events.labels("without_consent").inc(without_consent)
 
     def batch(self, size: int, waited_s: float) -> None:
         """Count lookups that ran together; one that ran alone and at once is a batch of 1 that waited 0.

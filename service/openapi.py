@@ -13,6 +13,7 @@ from service.schemas import REQUESTS
 
 _REF = "#/components/schemas/{model}"
 _ALWAYS = (405, 500)
+_NO_CONTENT = 204
 _HEADERS = {
     "X-Request-ID": {"description": "The one sent, or a new one.", "schema": {"type": "string"}},
     "Server-Timing": {"description": "Milliseconds by stage.", "schema": {"type": "string"}},
@@ -62,6 +63,24 @@ def answers(model: type[BaseModel] | None, *problems: int) -> dict[int | str, di
             "content": {MEDIA_TYPE: {"schema": _reference(Problem)}},
         }
     return documented
+
+
+def tagged_answers(media_type: str, *problems: int) -> dict[int | str, dict[str, Any]]:
+    """The documented answers of an operation that gives bytes with an entity tag.
+
+    Args:
+        media_type: of the bytes.
+        problems: as for :func:`answers`.
+    """
+    headers = _HEADERS | {name: {"schema": {"type": "string"}} for name in ("ETag", "Cache-Control")}
+    found = {
+        "description": "Found.",
+        "headers": headers,
+        "content": {media_type: {"schema": {"type": "string", "contentMediaType": media_type}}},
+    }
+    unchanged = {"description": "What If-None-Match names is still right.", "headers": headers}
+    failed = {status: answer for status, answer in answers(None, *problems).items() if status != _NO_CONTENT}
+    return {200: found, 304: unchanged, **failed}
 
 
 def path_parameter(name: str, description: str) -> dict[str, Any]:

@@ -40,7 +40,19 @@ class HistoryEntry:
     type: str | None = None
 
 
-class HistoryStore(Protocol):
+class HistoryReader(Protocol):
+    """What a recommendation needs of the histories."""
+
+    async def recent(self, user_id: str) -> list[str]:
+        """Item ids of a user's whole kept history, oldest first; empty for an unknown user.
+
+        Raises:
+            SessionsUnavailable: the store does not answer in its time.
+        """
+        ...
+
+
+class HistoryStore(HistoryReader, Protocol):
     """Keeps the newest events of each user, and all events in one capped stream for retraining.
 
     Every method raises `SessionsUnavailable` when the store does not answer in its time.
@@ -52,10 +64,6 @@ class HistoryStore(Protocol):
         Returns:
             How many were new: an event whose id this user already sent is not stored again.
         """
-        ...
-
-    async def recent(self, user_id: str) -> list[str]:
-        """Item ids of a user's whole kept history, oldest first; empty for an unknown user."""
         ...
 
     async def entries(self, user_id: str) -> list[HistoryEntry]:

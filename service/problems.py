@@ -39,6 +39,7 @@ MALFORMED_JSON = ProblemKind("malformed-json", 400, "The body is not JSON")
 KEY_MISSING = ProblemKind("key-missing", 401, "An API key is needed")
 KEY_REFUSED = ProblemKind("key-refused", 403, "The API key does not open this route")
 UNKNOWN_PATH = ProblemKind("unknown-path", 404, "There is nothing at this path")
+NO_PICTURE = ProblemKind("no-picture", 404, "The current bundle has no picture of this item")
 UNKNOWN_ITEM = ProblemKind("unknown-item", 404, "The current bundle does not have this item")
 BUNDLE_REFUSED = ProblemKind("bundle-refused", 409, "The bundle may not serve")
 METHOD_NOT_ALLOWED = ProblemKind("method-not-allowed", 405, "The path does not take this method")
@@ -46,8 +47,8 @@ BODY_TOO_LARGE = ProblemKind("body-too-large", 413, "The body is over the limit"
 UNSUPPORTED_MEDIA_TYPE = ProblemKind("unsupported-media-type", 415, "The body must be JSON")
 RULE_BROKEN = ProblemKind("rule-broken", 422, "A field breaks a rule")
 REQUEST_REFUSED = ProblemKind("request-refused", 400, "The request cannot be answered")
+QUEUE_FULL = ProblemKind("queue-full", 429, "More requests wait than may")
 INTERNAL = ProblemKind("internal", 500, "Something went wrong inside")
-OVERLOADED = ProblemKind("overloaded", 429, "Too many requests are in progress")
 NOT_READY = ProblemKind("not-ready", 503, "Not ready to answer")
 SESSIONS_UNAVAILABLE = ProblemKind("sessions-unavailable", 503, "Histories cannot be reached")
 DIRECTIVES_UNAVAILABLE = ProblemKind("directives-unavailable", 503, "Pin and hidden items cannot be reached")
@@ -57,6 +58,7 @@ KINDS = (
     KEY_MISSING,
     KEY_REFUSED,
     UNKNOWN_PATH,
+    NO_PICTURE,
     UNKNOWN_ITEM,
     METHOD_NOT_ALLOWED,
     BUNDLE_REFUSED,
@@ -64,8 +66,8 @@ KINDS = (
     UNSUPPORTED_MEDIA_TYPE,
     RULE_BROKEN,
     REQUEST_REFUSED,
+    QUEUE_FULL,
     INTERNAL,
-    OVERLOADED,
     NOT_READY,
     SESSIONS_UNAVAILABLE,
     DIRECTIVES_UNAVAILABLE,
@@ -75,13 +77,14 @@ _BY_ERROR: dict[type[Exception], ProblemKind] = {
     errors.MalformedBody: MALFORMED_JSON,
     errors.KeyMissing: KEY_MISSING,
     errors.KeyRefused: KEY_REFUSED,
+    errors.NoPicture: NO_PICTURE,
     errors.UnknownItem: UNKNOWN_ITEM,
     errors.BodyTooLarge: BODY_TOO_LARGE,
     errors.UnsupportedBody: UNSUPPORTED_MEDIA_TYPE,
     errors.RuleBroken: RULE_BROKEN,
     errors.SessionsUnavailable: SESSIONS_UNAVAILABLE,
     errors.DirectivesUnavailable: DIRECTIVES_UNAVAILABLE,
-    errors.QueueFull: OVERLOADED,
+    errors.QueueFull: QUEUE_FULL,
     errors.NotReady: NOT_READY,
     errors.BundleRefused: BUNDLE_REFUSED,
     FilterError: RULE_BROKEN,
@@ -106,6 +109,14 @@ def problem_response(
         violations: every broken rule; the first twenty are listed.
         headers: further headers.
     """
+    body = problem_body(kind, detail, request_id=request_id, violations=violations)
+    return Response(orjson.dumps(body), kind.status, dict(headers or {}), MEDIA_TYPE)
+
+
+def problem_body(
+    kind: ProblemKind, detail: str, *, request_id: str, violations: tuple[errors.Violation, ...] = ()
+) -> dict[str, Any]:
+    """The problem document itself, whole answer or member of a batch; arguments as in :func:`problem_response`."""
     body: dict[str, Any] = {
         "type": kind.type,
         "title": kind.title,
@@ -115,7 +126,12 @@ def problem_response(
     }
     if violations:
         body["errors"] = [violation._asdict() for violation in violations[:_MAX_VIOLATIONS]]
-    return Response(orjson.dumps(body), kind.status, dict(headers or {}), MEDIA_TYPE)
+    return body
+
+
+def error_body(error: Exception, *, request_id: str) -> dict[str, Any]:
+    """The problem document of an error of :data:`ANSWERED_ERRORS`."""
+    return problem_body(_BY_ERROR[type(error)], str(error), request_id=request_id, violations=_violations(error))
 
 
 def internal_problem(request_id: str) -> Response:
@@ -134,13 +150,17 @@ def answer_error(error: Exception, *, request_id: str, retry_after_s: int) -> Re
     """
     kind = _BY_ERROR[type(error)]
     headers: dict[str, str] = {}
-    if kind.status in (OVERLOADED.status, NOT_READY.status):
+    if kind.status in {NOT_READY.status, QUEUE_FULL.status}:
         headers["Retry-After"] = str(retry_after_s)
     if kind is KEY_MISSING:
         headers["WWW-Authenticate"] = "Bearer"
-    violations: tuple[errors.Violation, ...] = ()
-    if isinstance(error, errors.RuleBroken):
-        violations = error.violations
-    elif isinstance(error, FilterError):
-        violations = (errors.Violation("filter", f"a clause on {error.field!r}", str(error)),)
+    violations = _violations(error)
     return problem_response(kind, str(error), request_id=request_id, violations=violations, headers=headers)
+
+
+def _violations(error: Exception) -> tuple[errors.Violation, ...]:
+    if isinstance(error, errors.RuleBroken):
+        return error.violations
+    if isinstance(error, FilterError):
+        return (errors.Violation("filter", f"a clause on {error.field!r}", str(error)),)
+    return ()

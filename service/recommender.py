@@ -5,6 +5,7 @@ out besides (its history, `exclude`) is taken out of a longer answer, so that th
 """
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -21,7 +22,7 @@ from service.engine import Engine, LookedUp, Lookup
 from service.errors import RuleBroken, SessionsUnavailable, Violation
 from service.hidden import HiddenItems
 from service.load import Load
-from service.ports import HistoryStore
+from service.ports import HistoryReader
 from service.shadow import RecentHistories
 from service.taste import Taste, mean_query, sequence_query
 from service.trace import Stopwatch
@@ -38,18 +39,24 @@ class Recommender:
         histories: where the histories of users are.
         engine: encodes and searches.
         hidden: items that are never answered; one in a history still shapes the query.
-        recent: told every history that was asked with.
+        recent: told every stored history that was asked with.
         load: how busy the process is; when it is high, popular items are answered at once.
     """
 
     def __init__(
-        self, histories: HistoryStore, engine: Engine, hidden: HiddenItems, recent: RecentHistories, load: Load
+        self, histories: HistoryReader, engine: Engine, hidden: HiddenItems, recent: RecentHistories, load: Load
     ) -> None:
         self._histories = histories
         self._engine = engine
         self._hidden = hidden
         self._recent = recent
         self._load = load
+
+    def reading(self, histories: HistoryReader) -> "Recommender":
+        """The same recommender with histories that are read elsewhere, as those of a whole batch are."""
+        other = copy.copy(self)
+        other._histories = histories  # noqa: SLF001 - of this very class
+        return other
 
     async def recommend(self, bundle: Bundle, query: Query, watch: Stopwatch) -> Answer:
         """What comes next: by the sequence; where that is not possible by likeness; else what is popular.
@@ -64,7 +71,7 @@ class Recommender:
             FilterError: the filter does not fit the metadata.
         """
         stored, degraded = await self._stored(query, watch)
-        self._recent.add([*stored, *(item_id for item_id, weight in query.items if weight > 0)])
+        self._recent.add(stored)  # never what a request brings along: whose it is may not have consented
         asked = _Asked.of(bundle, query, stored, self._hidden.available(bundle), liked=bundle.max_history)
         watch.lap("filter")
         return await self._first_that_finds(asked, ("sequence", "similar"), degraded, watch)

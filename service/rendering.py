@@ -1,5 +1,6 @@
 """Rendering: from rows and scores to what goes out."""
 
+from collections.abc import Container, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from index.manifest import REPORT_FILE
 from index.missing import Missing
 from service.answers import Answer
 
+_TITLE = "title"
 _REASONS = [reason.name.lower() for reason in Missing]
 
 
@@ -76,21 +78,42 @@ def missing_of(bundle: Bundle, rows: NDArray[np.int64]) -> list[dict[str, str]]:
     ]
 
 
-def item_of(bundle: Bundle, row: int, events: int, *, available: bool) -> dict[str, Any]:
-    """One item of the catalogue.
+def items_of(bundle: Bundle, rows: Sequence[int], hidden: Container[str]) -> list[dict[str, Any]]:
+    """Items of the catalogue.
 
     Args:
         bundle: which catalogue.
-        row: of the item.
-        events: all training events, for the item's share.
-        available: whether it may be answered.
+        rows: of the items.
+        hidden: ids of those that may not be answered.
     """
-    present = bundle.layout.present(bundle.vectors(np.array([row])))[0].tolist()
-    return {
-        "item_id": bundle.ids.id(row),
-        "fields": bundle.fields(row, None),
-        "slots": [name for name, has in zip(bundle.layout.names, present, strict=True) if has],
-        "missing": missing_of(bundle, np.array([row]))[0],
-        "popularity": int(bundle.popularity[row]) / max(events, 1),
-        "available": available,
-    }
+    lacking = missing_of(bundle, np.array(rows, dtype=np.int64))
+    thumbnails = bundle.thumbnails
+    return [
+        {
+            "item_id": (item_id := bundle.ids.id(row)),
+            "fields": bundle.fields(row, None),
+            "slots": [name for name in bundle.layout.names if name not in missing],
+            "missing": missing,
+            "popularity": int(bundle.popularity[row]) / bundle.events,
+            "picture": thumbnails is not None and thumbnails.has(row),
+            "available": item_id not in hidden,
+        }
+        for row, missing in zip(rows, lacking, strict=True)
+    ]
+
+
+def samples_of(bundle: Bundle, most: int) -> list[dict[str, Any]]:
+    """Held-out histories with their targets, evenly spaced over the probes of a bundle."""
+    probes = bundle.probes
+    chosen = np.linspace(0, len(probes) - 1, min(len(probes), most)).astype(np.int64).tolist()
+
+    def named(row: int) -> dict[str, Any]:
+        return {"item_id": bundle.ids.id(row), "title": bundle.fields(row, [_TITLE]).get(_TITLE)}
+
+    return [
+        {
+            "history": [named(row) for row in probes.history(probe).tolist()],
+            "target": named(int(probes.targets[probe])),
+        }
+        for probe in chosen
+    ]

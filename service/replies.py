@@ -45,6 +45,7 @@ class StoredAnswer(BaseModel):
 
     stored: int = Field(description="Events that were new and are stored now.")
     duplicates: int = Field(description="Events whose event_id this user had sent before.")
+    without_consent: int = Field(description="Events that were not kept in any form.")
 
 
 class HistoryStep(BaseModel):
@@ -62,6 +63,36 @@ class HistoryAnswer(BaseModel):
     items: list[HistoryStep]
 
 
+class ProfileAnswer(BaseModel):
+    """How visual and how textual a user is, by what was really taken next."""
+
+    user_id: str
+    bundle: str = Field(description="The bundle that told.")
+    steps: int = Field(description="Steps of the history that count, the newest ones.")
+    shares: dict[str, float] | None = Field(description="Share by slot, summing to 1; null if nothing can be told.")
+
+
+class NamedItem(BaseModel):
+    """An item with its title."""
+
+    item_id: str
+    title: str | None
+
+
+class SampleUser(BaseModel):
+    """A held-out history of a user without a name."""
+
+    history: list[NamedItem] = Field(description="Oldest first.")
+    target: NamedItem = Field(description="What was really taken next.")
+
+
+class SamplesAnswer(BaseModel):
+    """A few users to try things with."""
+
+    bundle: str
+    samples: list[SampleUser]
+
+
 class ItemAnswer(BaseModel):
     """One item of the current bundle."""
 
@@ -70,6 +101,7 @@ class ItemAnswer(BaseModel):
     slots: list[str] = Field(description="The slots that this item has; without any it can only be popular.")
     missing: dict[str, MissingReason] = Field(description="The slots that it lacks and why.")
     popularity: float = Field(description="Its share of training events, 0 to 1.")
+    picture: bool = Field(description="Whether there is a picture of it under its path and /image.")
     available: bool = Field(description="false: hidden by an operator, never answered.")
 
 
@@ -78,7 +110,7 @@ class ItemsAnswer(BaseModel):
 
     bundle: str
     items: list[ItemAnswer]
-    next: int | None = Field(description="cursor of the next page; null at the end.")
+    next: int | None = Field(description="cursor of the next page; null at the end. A page may be short before that.")
 
 
 class ShadowSide(BaseModel):
@@ -170,10 +202,27 @@ class Problem(BaseModel):
     errors: list[Violation] | None = None
 
 
+class RefusedRequest(BaseModel):
+    """One request of a batch that could not be answered."""
+
+    problem: Problem
+
+
+class BatchAnswer(BaseModel):
+    """One answer a request, in the order of the requests, all of them from one bundle."""
+
+    request_id: str
+    bundle: str = Field(description="The bundle that answered.")
+    answers: list[RecommendAnswer | RefusedRequest]
+
+
 ANSWERS: tuple[type[BaseModel], ...] = (
     RecommendAnswer,
+    BatchAnswer,
     StoredAnswer,
     HistoryAnswer,
+    ProfileAnswer,
+    SamplesAnswer,
     ItemAnswer,
     ItemsAnswer,
     BundleAnswer,

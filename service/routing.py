@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
@@ -22,14 +22,15 @@ from service.envelope import trace_of
 from service.errors import RuleBroken, Violation
 from service.load import Load
 from service.metrics import Metrics
-from service.openapi import answers
+from service.openapi import answers, tagged_answers
 from service.ports import HistoryStore
 from service.recommender import Recommender
 from service.shadow import RecentHistories
+from service.slow_lane import SlowLane
 from service.trace import Trace
 from service.watcher import Watcher
 
-KEY_PROBLEMS = (401, 403, 422, 503)
+KEY_PROBLEMS = (401, 403, 422, 429, 503)
 BODY_PROBLEMS = (400, 413, 415, *KEY_PROBLEMS)
 
 
@@ -52,6 +53,9 @@ class Services:
         admin_keys: open the admin routes.
         log: the service's logger.
         body_limit: largest request body in bytes.
+        slow_lane: for what takes longer than a recommendation.
+        require_consent: whether events are only kept where consent is said to be given.
+        one_thread: whether only the event loop may run a bundle's encoder, as on a GPU.
     """
 
     current: CurrentBundle
@@ -67,6 +71,9 @@ class Services:
     admin_keys: KeyRing
     log: FilteringBoundLogger
     body_limit: int
+    slow_lane: SlowLane
+    require_consent: bool
+    one_thread: bool
 
 
 class DirectRoute(APIRoute):
@@ -88,6 +95,7 @@ class Route(NamedTuple):
         answer: model of the answer; None: 204 without a body.
         problems: statuses of its problems, besides those of every route.
         extra: what `service.openapi.operation` says of body and parameters.
+        media_type: of an answer that is no JSON; it may also be 304.
     """
 
     method: str
@@ -97,6 +105,7 @@ class Route(NamedTuple):
     answer: type[BaseModel] | None
     problems: tuple[int, ...] = KEY_PROBLEMS
     extra: dict[str, Any] | None = None
+    media_type: str | None = None
 
 
 def add_routes(app: FastAPI, handlers: object, table: Iterable[Route]) -> None:
@@ -108,13 +117,19 @@ def add_routes(app: FastAPI, handlers: object, table: Iterable[Route]) -> None:
         table: one row a route.
     """
     for route in table:
+        documented = (
+            answers(route.answer, *route.problems)
+            if route.media_type is None
+            else tagged_answers(route.media_type, *route.problems)
+        )
         app.add_api_route(
             route.path,
             getattr(handlers, route.handler),
             methods=[route.method],
-            status_code=200 if route.answer is not None else 204,
+            status_code=next(iter(documented)),
             tags=[route.tag],
-            responses=answers(route.answer, *route.problems),
+            responses=documented,
+            response_class=JSONResponse if route.media_type is None else Response,
             openapi_extra=route.extra,
         )
 
@@ -174,6 +189,21 @@ def admit(request: Request, keys: KeyRing, *, takes_query: bool = False) -> Trac
         name = next(iter(request.query_params), "query")
         raise RuleBroken([Violation(f"query parameter {name[:60]}", "it", "is not known to this route")])
     return trace_of(request.scope)
+
+
+def admit_to_data(request: Request, services: Services, *, takes_query: bool = False) -> Trace:
+    """Let a request to a data route in, if there is a bundle.
+
+    One with a body asks for the bundle only when all of the body is here: a client that sends it slowly would keep an
+    old bundle in memory.
+
+    Raises:
+        KeyMissing, KeyRefused, RuleBroken: see :func:`admit`.
+        NotReady: there is no bundle yet, or the process is draining.
+    """
+    trace = admit(request, services.data_keys, takes_query=takes_query)
+    services.current.admit()
+    return trace
 
 
 def item_id_of(request: Request) -> str:

@@ -12,10 +12,12 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SkipValidation,
     Tag,
     WithJsonSchema,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 MAX_ID_BYTES = 256
@@ -27,6 +29,7 @@ MAX_VALUES = 1000
 MAX_FIELDS = 64
 MAX_VALUE_CHARACTERS = 1024
 MAX_EVENTS = 1000
+MAX_BATCH = 256
 BUNDLE_ID = r"^\d{8}T\d{6}Z-[0-9a-f]{6}$"
 MAX_TIMESTAMP = 253_402_300_799  # the end of the year 9999
 _NOT_IN_IDS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -68,6 +71,7 @@ _ID_SCHEMA = {
 Id = Annotated[str, AfterValidator(_check_id), WithJsonSchema(_ID_SCHEMA)]
 ShortText = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 RequestId = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\x20-\x7e]+$")]
+SearchText = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 ItemWeight = Annotated[float, Field(ge=-10, le=10)]
 SlotWeight = Annotated[float, Field(ge=0, le=10)]
 Scalar = Annotated[Any, AfterValidator(_check_scalar), WithJsonSchema({"type": ["string", "number", "boolean"]})]
@@ -191,6 +195,12 @@ class RecommendRequest(Wish):
         return self
 
 
+class BatchRequest(Received):
+    """Several requests of `/recommend`; each is held to the rules by itself, so a bad one leaves the others alone."""
+
+    requests: Annotated[list[SkipValidation[RecommendRequest] | Any], Field(min_length=1, max_length=MAX_BATCH)]
+
+
 class SimilarRequest(Wish):
     """One item, or several with weights, whose neighbours are wanted."""
 
@@ -215,6 +225,9 @@ class EventRequest(Received):
     type: ShortText | None = Field(None, description="What was done, as in purchase.")
     request_id: RequestId | None = Field(None, description="The answer that led to it.")
     event_id: Id | None = Field(None, description="An event of this user with the same id is stored once.")
+    consent: bool | None = Field(
+        None, description="false: the event is counted and not kept in any form. Not said: as the service is set up."
+    )
 
 
 class EventsRequest(Received):
@@ -244,10 +257,14 @@ class ItemsQuery(BaseModel):
 
     limit: int = Field(20, ge=1, le=MAX_WINDOW, description="Items wanted.")
     cursor: int = Field(0, ge=0, le=2**53, description="`next` of the page before.")
+    q: SearchText | SkipJsonSchema[None] = Field(
+        None, description="A text that the id, the title or another text field contains, whatever the case."
+    )
 
 
 REQUESTS: tuple[type[BaseModel], ...] = (
     RecommendRequest,
+    BatchRequest,
     SimilarRequest,
     EventRequest,
     EventsRequest,

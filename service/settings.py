@@ -101,6 +101,9 @@ class Settings(BaseSettings):
         1000, ge=1, le=100_000, description="Newest event ids of each user against which retries are recognised."
     )
     stream_cap: int = Field(1_000_000, ge=1, description="Newest events of all users kept for retraining.")
+    require_consent: bool = Field(
+        False, description="Keep only events that say `consent: true`; off: a consent that is not said counts as given."
+    )
     body_limit_bytes: int = Field(1_048_576, ge=1024, description="Largest request body.")
     api_keys: ApiKeys = Field((), description="Keys of the data routes, separated by commas; none: they are open.")
     admin_keys: ApiKeys = Field(

@@ -1,8 +1,8 @@
 """From embeddings and histories to ``RUN/encoder``: what the index is built from.
 
-``table/`` (stored vectors, popularity, metadata), ``contents.parquet`` (what its items were made of), ``encoder.onnx``,
-``probes.npz``, ``encoder.safetensors``, ``projection.safetensors`` (slots for new items) and ``fit.json``
-(configuration, data, log). Checkpoints lie in ``checkpoints/`` while fitting and are removed at the end.
+``table/`` (stored vectors, popularity, metadata, thumbnails), ``contents.parquet`` (what its items were made of),
+``encoder.onnx``, ``probes.npz``, ``encoder.safetensors``, ``projection.safetensors`` (slots for new items) and
+``fit.json`` (configuration, data, log). Checkpoints lie in ``checkpoints/`` while fitting and are removed at the end.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from index.item_table import ItemTable
 from index.missing import Missing, derive_missing
 from index.probes import Probes
 from index.slots import BEHAVIOUR, IMAGE, SlotLayout
+from index.thumbnails import THUMBNAILS_FILE
 from training.cold_items import cold_mask, without_items
 from training.dataset import Dataset
 from training.embeddings import Embeddings
@@ -34,6 +35,7 @@ from training.fit import FitLog, Report, fit
 from training.projection import project, save_projection
 from training.sequences import LeaveOneOut, Sequences, leave_one_out, popularity
 from training.slot_model import SlotModel
+from training.thumbnails import MARK, VERSION, MadeThumbnails, make_thumbnails
 
 ENCODER_DIRECTORY = "encoder"
 TABLE_DIRECTORY = "table"
@@ -89,6 +91,7 @@ def fit_run(
     *,
     report: Report = lambda _line: None,
     step_done: Callable[[float], None] = lambda _share: None,
+    pictured: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> dict[str, Any]:
     """Fit slots and sequence encoder and write everything that the index needs.
 
@@ -99,6 +102,7 @@ def fit_run(
         directory: ``RUN/encoder``; a run that was killed goes on from its last whole epoch.
         report: called after every epoch with its line of the log.
         step_done: called after every step with the share of the epoch that is done.
+        pictured: told how many thumbnails are made at the end, and of how many.
 
     Returns:
         What is written to ``fit.json``.
@@ -134,7 +138,10 @@ def fit_run(
         report=report,
         step_done=step_done,
     )
-    record = _write(directory, dataset, embeddings, model, split, config)
+    directory.mkdir(parents=True, exist_ok=True)
+    made = make_thumbnails(dataset, directory / THUMBNAILS_FILE, progress=pictured)
+    record = _write(directory, dataset, embeddings, model, split, config, made)
+    (directory / THUMBNAILS_FILE).unlink()  # the table has a copy
     record |= _account(log, split, counts) | {"seconds": round(time.monotonic() - started, 1)}
     _replace_text(directory / FIT_FILE, json.dumps(record, indent=2) + "\n")
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
@@ -197,10 +204,15 @@ def held_out_probes(parts: LeaveOneOut, max_history: int, most: int = MOST_PROBE
 
 
 def _write(
-    directory: Path, dataset: Dataset, embeddings: Embeddings, model: SlotModel, split: Split, config: EncoderConfig
+    directory: Path,
+    dataset: Dataset,
+    embeddings: Embeddings,
+    model: SlotModel,
+    split: Split,
+    config: EncoderConfig,
+    made: MadeThumbnails,
 ) -> dict[str, Any]:
     """All files but ``fit.json``, which goes first and comes back last, so that it marks a whole directory."""
-    directory.mkdir(parents=True, exist_ok=True)
     (directory / FIT_FILE).unlink(missing_ok=True)
     projection = model.final_projection()
     slots: Mapping[str, NDArray[np.floating]] = project(embeddings, projection)
@@ -208,7 +220,11 @@ def _write(
         slots = {**slots, BEHAVIOUR: model.behaviour_slots()}
     vectors = model.layout.stack(slots).astype(config.precision)
     parity: Parity = export_encoder(model.encoder, model.layout, directory / ENCODER_FILE, seed=config.seed)
-    provenance = {"embeddings": embeddings.model, "encoder": {"hash": _digest_file(directory / ENCODER_FILE)}}
+    provenance = {
+        "embeddings": embeddings.model,
+        "encoder": {"hash": _digest_file(directory / ENCODER_FILE)},
+        MARK: VERSION,
+    }
     ItemTable(
         layout=model.layout,
         ids=ItemIds(embeddings.item_ids),
@@ -217,6 +233,7 @@ def _write(
         metadata=dataset.metadata(),
         model=provenance,
         missing=missing_record(model.layout, vectors, embeddings),
+        thumbnails=made.thumbnails,
     ).save(directory / TABLE_DIRECTORY)
     (directory / CONTENTS_FILE).unlink(missing_ok=True)
     if embeddings.contents is not None:
@@ -232,6 +249,7 @@ def _write(
         "slots": [[slot.name, slot.dim] for slot in model.layout.slots],
         "model": provenance,
         "parity": {"cases": parity.cases, "difference": parity.difference},
+        "thumbnails": {"made": made.made, "unreadable": made.unreadable},
     }
 
 

@@ -16,6 +16,7 @@ from index.item_table import ItemTable
 from index.probes import Probes
 from index.slots import BEHAVIOUR
 from index.stamp import sync_directory, sync_file
+from index.thumbnails import Thumbnails
 from training.contents import Contents, Delta
 from training.dataset import Dataset
 from training.embeddings import Embeddings
@@ -25,6 +26,7 @@ from training.fitted_encoder import FittedEncoder
 from training.model_identity import differences
 from training.projection import load_projection, project
 from training.sequence_encoder import SlotProjection
+from training.thumbnails import MARK, VERSION
 
 INPUTS = "reindex"
 """Key of the item table's provenance under which the fingerprints of what it was made from stand."""
@@ -75,6 +77,16 @@ class KeptTable:
         first = cls(fitted.table, fitted.contents, 0)
         return first if first._of(model) else cls(fitted.table, None, 0)
 
+    def pictures(self, contents: Contents) -> tuple[Thumbnails | None, NDArray[np.int64]]:
+        """Thumbnails that are as they would be made now, and the row of each item among them.
+
+        Returns:
+            The thumbnails, None where they would be made in another way; (n,) int64 rows, −1 where the item is another.
+        """
+        delta = self.delta(contents)
+        usable = self.table.model.get(MARK) == VERSION
+        return (self.table.thumbnails if usable else None), np.where(delta.same, delta.was, -1)
+
     def _of(self, model: Mapping[str, Any]) -> bool:
         return not differences(dict(self.table.model.get("embeddings", {})), dict(model))
 
@@ -87,6 +99,7 @@ def updated_table(
     kept: KeptTable,
     popularity: NDArray[np.int64],
     provenance: Mapping[str, Any],
+    thumbnails: Thumbnails | None,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> ItemTable:
     """The table of a catalogue as it is now.
@@ -102,6 +115,7 @@ def updated_table(
         kept: rows to keep.
         popularity: (n,) int64 training events per item.
         provenance: of the new table.
+        thumbnails: of the same catalogue.
         progress: told how many of the changed items are done.
 
     Raises:
@@ -127,6 +141,7 @@ def updated_table(
         metadata=dataset.metadata(),
         model=dict(provenance),
         missing=missing_record(layout, vectors, embeddings),
+        thumbnails=thumbnails,
     )
 
 

@@ -18,7 +18,8 @@ PREPROCESSING_VERSION = 1
 """Counts up when what is done to a picture or text here changes, so that everything is embedded again."""
 _SAMPLE_SIDE = 16
 _PILLOW = r"PIL\."
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, Image.DecompressionBombError)
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, Image.DecompressionBombError)
+"""What Pillow raises on pictures that are damaged, too large or none at all."""
 
 
 class ImageProcessor(Protocol):
@@ -99,7 +100,7 @@ class PictureStore:
         try:
             opened = open_picture(path, self._processor.size["longest_edge"])
             made = self._processor(images=[opened], return_tensors="np")
-        except _BROKEN as error:
+        except BROKEN as error:
             self.unreadable[row] = f"{type(error).__name__}: {error}"[:200]
             return None
         return Picture(
@@ -161,7 +162,7 @@ def colour_statistics(
             continue
         try:
             small = open_picture(path, _SAMPLE_SIDE**2).resize((_SAMPLE_SIDE, _SAMPLE_SIDE))
-        except _BROKEN:
+        except BROKEN:
             continue
         pixels.append(np.asarray(small, dtype=np.float64).reshape(-1, 3) / 255)
     if not pixels:

@@ -27,6 +27,7 @@ from index.item_table import ItemTable
 from index.manifest import BUNDLE_FORMAT, Manifest
 from index.registry import Registry
 from index.stamp import verify_files
+from index.thumbnails import THUMBNAILS_FILE
 from training.contents import Delta, metadata_digest
 from training.dataset import Dataset
 from training.embed import Pending, Progress, embed_catalogue, pending_items
@@ -39,6 +40,7 @@ from training.item_updates import INPUTS, KeptTable, keep_table, moved_probes, r
 from training.reindex_record import ReindexRecord, ReindexState
 from training.run_model import RunModel
 from training.sequences import popularity
+from training.thumbnails import MARK, VERSION, make_thumbnails
 
 REINDEX_DIRECTORY = "reindex"
 _BUILT = "built"
@@ -138,6 +140,7 @@ def look(job: ReindexJob, progress: Progress = lambda _step, _done, _all: None) 
         "index": _digest(dataclasses.replace(job.spec, threads=1)),  # they change nothing but the time it takes
         "evaluation": _digest(job.evaluation),
         "format": str(BUNDLE_FORMAT),
+        MARK: VERSION,
     }
     bundle, why = _published(job, inputs)
     delta = kept.delta(pending.contents)
@@ -179,6 +182,7 @@ def carry_out(
             state.succeeded()
             record.outcome = "nothing to do"
         shutil.rmtree(job.directory / _BUILT, ignore_errors=True)
+        (job.directory / THUMBNAILS_FILE).unlink(missing_ok=True)  # the table has a copy
         state.clear_away()
         if job.keep is not None:
             record.pruned = job.registry.prune(job.keep)
@@ -286,6 +290,7 @@ def _table(job: ReindexJob, findings: Findings, report: Progress) -> ItemTable:
         "embeddings": findings.model.provenance | {"inputs": findings.pending.contents.digest()},
         "encoder": {"hash": findings.fitted.table.model.get("encoder", {}).get("hash")},
         INPUTS: findings.inputs,
+        MARK: VERSION,
     }
     of_the_table = {name: mark for name, mark in findings.inputs.items() if name not in _OF_THE_INDEX}
     kept = findings.kept
@@ -293,6 +298,14 @@ def _table(job: ReindexJob, findings: Findings, report: Progress) -> ItemTable:
     if kept.number and {name: made_from.get(name) for name in of_the_table} == of_the_table:
         remove_tables(job.directory, keep=kept.number)
         return dataclasses.replace(kept.table, model=provenance)
+    before, was = kept.pictures(findings.pending.contents)
+    made = make_thumbnails(
+        job.dataset,
+        job.directory / THUMBNAILS_FILE,
+        kept=before,
+        was=was,
+        progress=lambda done, every: report("making thumbnails", done, every),
+    )
     table = updated_table(
         job.dataset,
         Embeddings.load(findings.model.embeddings, check=False),
@@ -301,6 +314,7 @@ def _table(job: ReindexJob, findings: Findings, report: Progress) -> ItemTable:
         kept,
         findings.counts,
         provenance,
+        made.thumbnails,
         lambda done, every: report("projecting", done, every),
     )
     keep_table(job.directory, table, findings.pending.contents)

@@ -1,11 +1,14 @@
 """The whole path through the real commands: a made catalogue in, `POST /recommend` out."""
 
+import csv
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from index.bundle import Bundle
 from index.exact import exact_top_k
@@ -97,6 +101,37 @@ def test_remembers_events(built: Path, url: str) -> None:
     answer = post(f"{url}/recommend", {"user_id": "ünï", "k": 3})
     assert (answer["strategy"], answer["history_used"]) == ("sequence", 1)
     assert item not in [found["item_id"] for found in answer["items"]]
+
+
+def test_every_item_with_a_readable_picture_is_shown_and_can_be_searched(built: Path, url: str) -> None:
+    with (built / "data" / "items.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {bool(row["image"]) for row in rows} == {True, False}
+    for row in rows:
+        item_id, title, image = row["item_id"], row["title"], row["image"]
+        with urllib.request.urlopen(f"{url}/items/{item_id}", timeout=20) as answer:
+            assert json.load(answer)["picture"] == bool(image)
+        if image:
+            with urllib.request.urlopen(f"{url}/items/{item_id}/image", timeout=20) as answer:
+                picture = Image.open(io.BytesIO(answer.read()))
+            assert (picture.format, max(picture.size) <= 256) == ("JPEG", True)
+        if title:
+            query = urllib.parse.urlencode({"q": title.upper()})
+            with urllib.request.urlopen(f"{url}/items?{query}", timeout=20) as answer:
+                assert item_id in [item["item_id"] for item in json.load(answer)["items"]]
+
+
+def test_a_user_has_a_profile_and_samples_can_be_played_with(built: Path, url: str) -> None:
+    with urllib.request.urlopen(f"{url}/users/samples", timeout=20) as answer:
+        sample = json.load(answer)["samples"][0]
+    items = [item["item_id"] for item in (*sample["history"], sample["target"])]
+    assert len(post(f"{url}/recommend", {"items": items, "k": 2})["items"]) == 2
+    events = [{"user_id": "played", "item_id": item, "timestamp": at} for at, item in enumerate(items)]
+    post(f"{url}/events", {"events": events})
+    with urllib.request.urlopen(f"{url}/users/played/profile", timeout=20) as answer:
+        profile = json.load(answer)
+    assert profile["steps"] == len(items) - 1
+    assert sum(profile["shares"].values()) == pytest.approx(1)
 
 
 def test_reports_were_written(built: Path) -> None:

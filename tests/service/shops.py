@@ -150,6 +150,12 @@ def serving(client: TestClient) -> str:
     return bundle
 
 
+def returning(client: TestClient) -> None:
+    """Let a user come back who has a stored history; only such ones are asked with in a comparison."""
+    assert client.post("/events", json={"user_id": "back", "item_id": "i1", "event_id": "1"}).status_code == 200
+    assert client.post("/recommend", json={"user_id": "back", "k": 3}).json()["strategy"] == "sequence"
+
+
 def metric(client: TestClient, name: str, **labels: str) -> float:
     """The value of a metric; 0 where it was never set."""
     return sum(

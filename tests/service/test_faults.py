@@ -43,7 +43,11 @@ def check_degraded(client: TestClient) -> None:
 
 def check_whole(client: TestClient, item: str) -> None:
     assert client.get("/readyz").json()["redis"] == "up"
-    assert client.post("/events", json={"user_id": "u", "item_id": item}).json() == {"stored": 1, "duplicates": 0}
+    assert client.post("/events", json={"user_id": "u", "item_id": item}).json() == {
+        "stored": 1,
+        "duplicates": 0,
+        "without_consent": 0,
+    }
     answer = client.post("/recommend", json={"user_id": "u"}).json()
     assert (answer["strategy"], answer["degraded"]) == ("sequence", None)
 

@@ -22,6 +22,7 @@ def test_one_item(client: TestClient, oracle: Any) -> None:
         "fields": {"title": "Item number 7", "image": None, "category": "hats", "price": 7.5, "tags": ["new"]},
         "slots": ["text", "behaviour"],
         "missing": {"image": "absent"},
+        "picture": False,
         "available": True,
         "popularity": pytest.approx(53 / oracle.table.popularity.sum()),
     }
@@ -58,7 +59,13 @@ def test_the_catalogue_page_by_page(client: TestClient, bundle: Bundle) -> None:
 
 @pytest.mark.parametrize(
     ("query", "field"),
-    [("limit=0", "limit"), ("limit=x", "limit"), ("limit=1001", "limit"), ("cursor=-1", "cursor"), ("q=shoe", "q")],
+    [
+        ("limit=0", "limit"),
+        ("limit=x", "limit"),
+        ("limit=1001", "limit"),
+        ("cursor=-1", "cursor"),
+        ("query=shoe", "query"),
+    ],
 )
 def test_a_bad_page(client: TestClient, query: str, field: str) -> None:
     answer = client.get(f"/items?{query}")
@@ -161,12 +168,16 @@ def test_the_document_describes_every_route_and_every_problem(client: TestClient
     assert document["info"]["version"] == version("vlm2rec")
     assert {path: sorted(operations) for path, operations in document["paths"].items()} == {
         "/recommend": ["post"],
+        "/recommend/batch": ["post"],
         "/similar": ["post"],
         "/events": ["post"],
         "/users/{user_id}/history": ["get"],
+        "/users/{user_id}/profile": ["get"],
+        "/users/samples": ["get"],
         "/users/{user_id}": ["delete"],
         "/items": ["get"],
         "/items/{item_id}": ["get"],
+        "/items/{item_id}/image": ["get"],
         "/items/{item_id}/availability": ["put"],
         "/bundle": ["get"],
         "/bundle/reload": ["post"],
@@ -175,7 +186,7 @@ def test_the_document_describes_every_route_and_every_problem(client: TestClient
         "/readyz": ["get"],
     }
     recommend = document["paths"]["/recommend"]["post"]
-    assert set(recommend["responses"]) == {"200", "400", "401", "403", "405", "413", "415", "422", "500", "503"}
+    assert set(recommend["responses"]) == {"200", "400", "401", "403", "405", "413", "415", "422", "429", "500", "503"}
     schema = recommend["requestBody"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": "#/components/schemas/RecommendRequest"}
     assert recommend["responses"]["422"]["content"]["application/problem+json"]["schema"]["$ref"].endswith("/Problem")

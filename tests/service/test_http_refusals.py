@@ -73,10 +73,10 @@ def test_the_largest_body_that_is_taken(open_client: Any) -> None:
     [
         ("GET", "/nowhere"),
         ("POST", "/recommend/"),
-        ("POST", "/recommend/batch"),
+        ("POST", "/recommend/batches"),
         ("POST", "/%72ecommend"),
         ("GET", "/users"),
-        ("GET", "/users/u/profile"),
+        ("GET", "/users/u/profiles"),
         ("GET", "/users//history"),
         ("DELETE", "/users/a/b"),
         ("GET", "/items/"),

@@ -20,7 +20,7 @@ def history(client: TestClient, user: str) -> list[dict[str, Any]]:
 def test_one_event(client: TestClient) -> None:
     before = time.time()
     answer = client.post("/events", json={"user_id": "one", "item_id": "not in the bundle"})
-    assert (answer.status_code, answer.json()) == (200, {"stored": 1, "duplicates": 0})
+    assert (answer.status_code, answer.json()) == (200, {"stored": 1, "duplicates": 0, "without_consent": 0})
     (step,) = history(client, "one")
     assert before - 0.001 <= step.pop("timestamp") <= time.time() + 0.001
     assert step == {"item_id": "not in the bundle", "type": None}
@@ -32,7 +32,7 @@ def test_many_events_by_timestamp_within_the_call(client: TestClient) -> None:
         {"user_id": "many", "item_id": "i1", "timestamp": 100.5, "event_id": "e"},
     ]
     answer = client.post("/events", json={"events": events})
-    assert (answer.status_code, answer.json()) == (200, {"stored": 2, "duplicates": 0})
+    assert (answer.status_code, answer.json()) == (200, {"stored": 2, "duplicates": 0, "without_consent": 0})
     assert history(client, "many") == [
         {"item_id": "i1", "timestamp": 100.5, "type": None},
         {"item_id": "i2", "timestamp": 200.0, "type": "view"},
@@ -41,8 +41,8 @@ def test_many_events_by_timestamp_within_the_call(client: TestClient) -> None:
 
 def test_a_retry_is_stored_once(client: TestClient) -> None:
     body = {"events": [{"user_id": "retry", "item_id": "i1", "event_id": "e1"}, {"user_id": "retry", "item_id": "i2"}]}
-    assert client.post("/events", json=body).json() == {"stored": 2, "duplicates": 0}
-    assert client.post("/events", json=body).json() == {"stored": 1, "duplicates": 1}
+    assert client.post("/events", json=body).json() == {"stored": 2, "duplicates": 0, "without_consent": 0}
+    assert client.post("/events", json=body).json() == {"stored": 1, "duplicates": 1, "without_consent": 0}
     assert [step["item_id"] for step in history(client, "retry")] == ["i1", "i2", "i2"]
 
 
@@ -54,7 +54,7 @@ def test_a_retry_is_stored_once(client: TestClient) -> None:
         ({"user_id": "whole", "item_id": "i1", "timestamp": -1}, "events[1].timestamp"),
         ({"user_id": "whole", "item_id": "i1", "type": "a\nb"}, "events[1].type"),
         ({"user_id": "whole", "item_id": "i1", "event_id": ""}, "events[1].event_id"),
-        ({"user_id": "whole", "item_id": "i1", "consent": True}, "events[1].consent"),
+        ({"user_id": "whole", "item_id": "i1", "consent": "yes"}, "events[1].consent"),
         ("i1", "events[1]"),
     ],
 )
@@ -83,7 +83,11 @@ def test_too_few_and_too_many(client: TestClient, body: Any, field: str) -> None
 
 def test_a_thousand_at_once(client: TestClient) -> None:
     events = [{"user_id": f"crowd{number % 7}", "item_id": "i1", "event_id": str(number)} for number in range(1000)]
-    assert client.post("/events", json={"events": events}).json() == {"stored": 1000, "duplicates": 0}
+    assert client.post("/events", json={"events": events}).json() == {
+        "stored": 1000,
+        "duplicates": 0,
+        "without_consent": 0,
+    }
     assert len(history(client, "crowd0")) == 143
 
 

@@ -92,7 +92,10 @@ def test_serves_logs_and_ends_with_its_redis(start: Callable[..., Service], smal
     status, ready, _ = service.call("GET", "/readyz")
     assert (status, ready["status"], ready["redis"]) == (200, "ready", "up")
     event = {"user_id": "anna", "item_id": "i1"}
-    assert service.call("POST", "/events", event, **authorised)[:2] == (200, {"stored": 1, "duplicates": 0})
+    assert service.call("POST", "/events", event, **authorised)[:2] == (
+        200,
+        {"stored": 1, "duplicates": 0, "without_consent": 0},
+    )
     status, body, headers = service.call("POST", "/recommend", {"user_id": "anna"}, X_Request_ID="my id", **authorised)
     assert (status, body["strategy"], len(body["items"])) == (200, "sequence", 20)
     assert headers["X-Request-ID"] == "my id"

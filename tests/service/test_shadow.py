@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from oracle import Oracle
-from shops import AS_ADMIN, Shop, eventually, metric, other_bundle, serving, with_blind_encoder
+from shops import AS_ADMIN, Shop, eventually, metric, other_bundle, returning, serving, with_blind_encoder
 
 from index.bundle import Bundle
 from index.errors import EncoderError
@@ -183,7 +183,7 @@ def test_a_bound_of_the_operator_refuses_and_a_pin_overrules_it(open_shop: Any, 
 
 def test_erasing_a_user_forgets_the_recent_histories_too(open_shop: Any, shop: Shop) -> None:
     with open_shop() as client:
-        serving(client)
+        returning(client)
         assert client.delete("/users/u").status_code == 204
         shop.point(shop.ids[1])
         eventually(lambda: client.get("/bundle").json()["bundle"] == shop.ids[1])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shops import AS_ADMIN, Shop, eventually, metric, other_bundle, serving, with_blind_encoder, with_file
+from shops import AS_ADMIN, Shop, eventually, metric, other_bundle, returning, serving, with_blind_encoder, with_file
 
 from index import stamp
 from index.bundle import Bundle
@@ -25,6 +25,7 @@ def test_a_new_pointer_is_noticed_and_its_bundle_takes_over(open_shop: Any, shop
     with open_shop() as client:
         assert serving(client) == shop.ids[0]
         assert client.get("/bundle").json()["swap"]["comparison"] is None
+        returning(client)
         shop.point(shop.ids[1])
         eventually(lambda: serving(client) == shop.ids[1])
         swap = client.get("/bundle").json()["swap"]
@@ -86,7 +87,7 @@ def test_a_bad_bundle_never_replaces_a_good_one(
 ) -> None:
     bad = bad_bundle(kind, shop, day_bundles, small_table, tmp_path)
     with open_shop() as client:
-        serving(client)
+        returning(client)
         shop.point(bad)
         eventually(lambda: refused(client) == {bad: reason})
         assert serving(client) == shop.ids[0]

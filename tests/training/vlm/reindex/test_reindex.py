@@ -316,7 +316,7 @@ def test_without_a_record_of_contents_every_row_is_made_anew(nightly: "Shop") ->
 def test_the_manifest_names_every_input(nightly: "Shop") -> None:
     model = Manifest.read(nightly.bundle().path).model
     assert set(model["reindex"]) == {
-        "items", "metadata", "popularity", "encoder", "model", "index", "evaluation", "format"
+        "items", "metadata", "popularity", "encoder", "model", "index", "evaluation", "format", "thumbnails"
     }  # fmt: skip
     assert model["embeddings"]["kind"] == "vlm"
 

@@ -1,0 +1,241 @@
+"""Many recommendations in one request: each as if asked alone, each failing alone."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from redis.asyncio.client import Pipeline
+from starlette.testclient import TestClient
+
+from index.bundle import Bundle
+from index.errors import EncoderError
+from service.engine import InlineEngine, LookedUp, Lookup
+from service.errors import SessionsUnavailable
+from service.memory_sessions import MemorySessions
+from service.ports import Event
+from service.prefetch import Prefetched
+from service.recommender import Recommender
+from service.replies import BatchAnswer
+
+
+def batch(client: TestClient, *requests: Any) -> Any:
+    answer = client.post("/recommend/batch", json={"requests": requests})
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    BatchAnswer.model_validate(body, extra="forbid")
+    assert body["request_id"] == answer.headers["x-request-id"]
+    assert len(body["answers"]) == len(requests)
+    return body
+
+
+def test_every_member_is_answered_as_if_alone_and_in_order(client: TestClient, bundle: Bundle) -> None:
+    client.post("/events", json={"events": [{"user_id": "b", "item_id": item} for item in ("i4", "i8", "gone")]})
+    requests: list[dict[str, Any]] = [
+        {"user_id": "b", "k": 5, "explain": True},
+        {"items": ["i1", {"item_id": "i2", "weight": -1.0}], "k": 3, "fields": ["title"]},
+        {"user_id": "nobody", "k": 2},
+        {"user_id": "b", "items": ["i1"], "history": "ignore", "k": 4, "slot_weights": {"image": 3.0}},
+        {"user_id": "b", "filter": {"must": [{"field": "category", "eq": "hats"}]}, "diversity": 0.5},
+    ]
+    body = batch(client, *requests)
+    assert body["bundle"] == bundle.id
+    for request, answer in zip(requests, body["answers"], strict=True):
+        alone = client.post("/recommend", json=request).json()
+        assert answer | {"request_id": ""} == alone | {"request_id": ""}
+        assert answer["request_id"] == body["request_id"]
+    assert [answer["strategy"] for answer in body["answers"]] == [
+        "sequence", "sequence", "popular", "sequence", "sequence",
+    ]  # fmt: skip
+
+
+def test_a_bad_member_gets_the_problem_that_it_would_get_alone(client: TestClient) -> None:
+    good = {"items": ["i1"], "k": 2}
+    bad: list[Any] = [
+        {"items": ["i1"], "k": 0},
+        {"k": 5},
+        {"items": ["i1"], "colour": "red", "k": "x"},
+        {"items": ["i1"], "slot_weights": {"sound": 1.0}},
+        {"items": ["i1"], "filter": {"must": [{"field": "size", "eq": 1}]}},
+        {"items": ["gone"], "unknown_items": "error"},
+        {"items": ["i1"], "fields": ["size"]},
+        "i1",
+        None,
+        ["i1"],
+    ]
+    answers = batch(client, *(part for member in bad for part in (member, good)))["answers"]
+    wanted = client.post("/recommend", json=good).json()["items"]
+    assert all(answer["items"] == wanted for answer in answers[1::2])
+    for member, answer in zip(bad, answers[::2], strict=True):
+        alone = client.post("/recommend", content=json.dumps(member), headers={"content-type": "application/json"})
+        assert set(answer) == {"problem"}
+        assert alone.status_code == answer["problem"]["status"] == 422
+        assert answer["problem"] | {"request_id": ""} == alone.json() | {"request_id": ""}
+        assert answer["problem"]["errors"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "requests"),
+        ({"requests": []}, "requests"),
+        ({"requests": {"0": {}}}, "requests"),
+        ({"requests": [{"items": ["i1"]}] * 257}, "requests"),
+        ({"requests": [{"items": ["i1"]}], "k": 5}, "k"),
+        ([{"items": ["i1"]}], "body"),
+    ],
+)
+def test_rules_of_the_whole_body(client: TestClient, body: Any, field: str) -> None:
+    answer = client.post("/recommend/batch", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == field
+
+
+def test_the_most_at_once_read_their_histories_in_one_round_trip(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = [f"many{number}" for number in range(128)]
+    client.post("/events", json={"events": [{"user_id": user, "item_id": "i1"} for user in users]})
+    reads: list[int] = []
+    execute = Pipeline.execute
+
+    async def counted(pipeline: Pipeline, *args: Any, **kwargs: Any) -> Any:
+        commands = [command[0][0] for command in pipeline.command_stack]
+        if set(commands) == {"LRANGE"}:  # the watcher's own reads are others
+            reads.append(len(commands))
+        return await execute(pipeline, *args, **kwargs)
+
+    monkeypatch.setattr(Pipeline, "execute", counted)
+    answers = batch(client, *({"user_id": user, "k": 1} for user in users * 2))["answers"]
+    assert [answer["history_used"] for answer in answers] == [1] * 256
+    assert reads == [128]
+
+
+def test_a_crash_in_one_member_ends_no_other(
+    client: TestClient, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = bundle.search
+
+    def broken(queries: Any, k: int, **more: Any) -> Any:
+        if k == 8:  # 7 wanted, and one that may have to be left out
+            raise RuntimeError("secret inner workings")
+        return search(queries, k, **more)
+
+    monkeypatch.setattr(bundle, "search", broken)
+    body = batch(client, *({"items": ["i1"], "k": k} for k in (6, 7, 8)))
+    assert [len(answer.get("items", ())) for answer in body["answers"]] == [6, 0, 8]
+    problem = body["answers"][1]["problem"]
+    assert (problem["status"], problem["type"]) == (500, "urn:vlm2rec:problem:internal")
+    assert problem["detail"] == f"the log has the reason under request_id {body['request_id']}"
+
+
+def test_one_bundle_answers_all_of_it_even_if_another_takes_over(open_client: Any, day_bundles: list[Any]) -> None:
+    other = Bundle.load(day_bundles[0])
+    with open_client() as client:
+        first, current = client.app.state.current.get(), client.app.state.current
+        recommend = Recommender.recommend
+
+        async def swapping(self: Recommender, bundle: Bundle, *rest: Any) -> Any:
+            current.swap(other)
+            return await recommend(self, bundle, *rest)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Recommender, "recommend", swapping)
+            body = batch(client, *[{"items": ["i1"]}] * 20)
+        assert {body["bundle"], *(answer["bundle"] for answer in body["answers"])} == {first.id}
+        assert client.post("/recommend", json={"items": ["i1"]}).json()["bundle"] == other.id
+        scores = [answer["items"][0]["score"] for answer in body["answers"]]
+        assert scores == [scores[0]] * 20
+
+
+def test_members_are_at_work_at_the_same_time_but_not_all(open_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_work, most = 0, 0
+    look_up = InlineEngine.look_up
+
+    async def slow(self: InlineEngine, bundle: Bundle, lookup: Lookup) -> LookedUp:
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        await asyncio.sleep(0.001)
+        at_work -= 1
+        return await look_up(self, bundle, lookup)
+
+    monkeypatch.setattr(InlineEngine, "look_up", slow)
+    with open_client() as client:
+        batch(client, *[{"items": ["i1"], "k": 1}] * 40)
+    assert most == 8
+
+
+def test_what_fails_in_the_encoder_degrades_that_member_alone(
+    client: TestClient, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = bundle.encode
+
+    def failing(histories: Any) -> Any:
+        if any(2 in history for history in histories):
+            raise EncoderError("not finite")
+        return encode(histories)
+
+    monkeypatch.setattr(bundle, "encode", failing)
+    answers = batch(client, {"items": ["i1"]}, {"items": ["i2"]})["answers"]
+    assert [answer["strategy"] for answer in answers] == ["sequence", "similar"]
+
+
+def test_a_redis_that_is_down_degrades_the_members_that_need_it(open_client: Any) -> None:
+    with open_client(redis_url="redis://127.0.0.1:1/0") as client:
+        answers = batch(client, {"user_id": "u", "items": ["i1"]}, {"user_id": "u"}, {"items": ["i1"]})["answers"]
+    assert [(answer["strategy"], answer["degraded"]) for answer in answers] == [
+        ("sequence", "history_unavailable"),
+        ("popular", "history_unavailable"),
+        ("sequence", None),
+    ]
+
+
+def test_prefetching_reads_each_user_once_and_forgets_nobody() -> None:
+    class Counting(MemorySessions):
+        asked: list[str] = []
+
+        async def recent(self, user_id: str) -> list[str]:
+            self.asked.append(user_id)
+            return await super().recent(user_id)
+
+    async def scene() -> None:
+        store = Counting()
+        await store.append([Event("u", "i1", 1.0), Event("v", "i2", 2.0)])
+        read = Prefetched(store, ["u", "v", "u"])
+        first, second, third = await asyncio.gather(read.recent("u"), read.recent("u"), read.recent("v"))
+        assert (first, second, third) == (["i1"], ["i1"], ["i2"])
+        first.append("changed")
+        assert await read.recent("u") == ["i1"]
+        assert store.asked == ["u", "v"]
+        store.available = False
+        lost = Prefetched(store, ["u"])
+        with pytest.raises(SessionsUnavailable):
+            await lost.recent("u")
+        Prefetched(store, ["u"])  # nobody asks; under -W error a forgotten failure would end the test
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    asyncio.run(scene())
+
+
+def test_giving_up_on_a_shared_read_leaves_it_to_the_others() -> None:
+    class Slow(MemorySessions):
+        async def recent(self, user_id: str) -> list[str]:
+            await asyncio.sleep(0.05)
+            return await super().recent(user_id)
+
+    async def scene() -> None:
+        store = Slow()
+        await store.append([Event("u", "i1", 1.0)])
+        read = Prefetched(store, ["u"])
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await read.recent("u")
+        assert await read.recent("u") == ["i1"]
+        ending = Prefetched(store, ["u"])
+        ending.close()
+        with pytest.raises(asyncio.CancelledError):
+            await ending.recent("u")
+
+    asyncio.run(scene())

@@ -1,0 +1,63 @@
+"""The nightly job and the items' small pictures: made for what changed, taken over for the rest."""
+
+import dataclasses
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training import thumbnails
+from training.contents import Contents
+from training.fitted_encoder import FittedEncoder
+from training.item_updates import KeptTable
+from training.run_model import RunModel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Shop
+
+
+def pictures(shop: "Shop") -> dict[str, bytes | None]:
+    bundle = shop.bundle()
+    assert bundle.thumbnails is not None
+    return {bundle.ids.id(row): bundle.thumbnails.get(row) for row in range(len(bundle))}
+
+
+def test_pictures_of_changed_items_are_made_and_the_others_kept(
+    nightly: "Shop", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pictures(nightly)
+    assert 20 < sum(picture is not None for picture in before.values()) < 30
+    Image.new("RGB", (16, 16), "white").save(nightly.data / "images" / "9.png")
+    nightly.edit(lambda rows: rows[1:])
+    made: list[str] = []
+    make = thumbnails.make_thumbnail
+
+    def counted(path: "Path") -> bytes | None:
+        made.append(path.name)
+        return make(path)
+
+    monkeypatch.setattr(thumbnails, "make_thumbnail", counted)
+    nightly.reindex()
+    after = pictures(nightly)
+    assert made == ["9.png"]
+    changed = after.pop("i09")
+    assert changed is not None
+    assert np.asarray(Image.open(io.BytesIO(changed))).min() > 250
+    assert after == {item_id: picture for item_id, picture in before.items() if item_id in after}
+    assert not list((nightly.run / "reindex").glob("thumbnails*"))
+
+
+def test_what_was_made_in_another_way_or_of_unknown_files_is_made_again(own: "Shop") -> None:
+    fitted, model = FittedEncoder.load(own.run), RunModel.of(own.run).provenance
+    kept = KeptTable.newest(own.run / "reindex", fitted, model)
+    contents = Contents.load(own.run / "encoder" / "contents.parquet")
+    found, was = kept.pictures(contents)
+    assert found is not None
+    assert was.tolist() == list(range(30))
+    earlier = dataclasses.replace(kept.table, model={**kept.table.model, "thumbnails": "0"})
+    assert dataclasses.replace(kept, table=earlier).pictures(contents)[0] is None
+    assert dataclasses.replace(kept, contents=None).pictures(contents)[1].tolist() == [-1] * 30
