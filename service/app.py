@@ -4,21 +4,27 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from structlog.typing import FilteringBoundLogger
 
 from index.bundle import Bundle
 from service.admin_routes import AdminRoutes
 from service.auth import KeyRing
+from service.body_budget import BodyBudget
 from service.current import CurrentBundle
 from service.directives import Directives
 from service.engine import InlineEngine
 from service.envelope import Envelope, trace_of
+from service.key_source import KeySource
 from service.logs import logger
 from service.metrics import Metrics
 from service.openapi import document
@@ -31,6 +37,7 @@ from service.problems import (
     answer_error,
     problem_response,
 )
+from service.rate_limit import RateLimit
 from service.recommender import Recommender
 from service.redis_directives import RedisDirectives
 from service.redis_sessions import RedisSessions
@@ -65,7 +72,8 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         opening: what to begin with; None: loaded from the registry at start-up.
 
     Returns:
-        The application; ``app.state.current`` holds what answers, ``app.state.watcher`` swaps it.
+        The application; ``app.state.current`` holds what answers, ``app.state.watcher`` swaps it,
+        ``app.state.metrics`` counts.
 
     Raises:
         SettingsError: a setting breaks a rule.
@@ -91,11 +99,12 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(Envelope, metrics=services.metrics, log=services.log)],
+        middleware=_middleware(settings, services),
     )
     app.router.route_class = DirectRoute
     app.state.current = services.current
     app.state.watcher = services.watcher
+    app.state.metrics = services.metrics
     Routes(services).register(app)
     AdminRoutes(services).register(app)
     _answer_problems(app, settings.retry_after_s)
@@ -131,8 +140,7 @@ def _services(settings: Settings) -> Services:
         log=log,
         poll_s=settings.poll_ms / 1000.0,
     )
-    api_keys = [key.get_secret_value() for key in settings.api_keys]
-    admin_keys = [key.get_secret_value() for key in settings.admin_keys]
+    data_keys, admin_keys = _key_rings(settings, metrics, log)
     return Services(
         current=current,
         watcher=watcher,
@@ -141,12 +149,54 @@ def _services(settings: Settings) -> Services:
         recent=recent,
         recommender=Recommender(histories, InlineEngine(), directives.hidden, recent),
         metrics=metrics,
-        # An admin key opens the data routes too; alone it does not close them for everybody else.
-        data_keys=KeyRing([*api_keys, *admin_keys] if api_keys else [], open_without_keys=True),
-        admin_keys=KeyRing(admin_keys, open_without_keys=False),
+        data_keys=data_keys,
+        admin_keys=admin_keys,
         log=log,
         body_limit=settings.body_limit_bytes,
     )
+
+
+def _middleware(settings: Settings, services: Services) -> list[Middleware]:
+    """Around the application; the first is the outermost."""
+    around = [
+        Middleware(
+            Envelope,
+            metrics=services.metrics,
+            log=services.log,
+            bodies=BodyBudget(settings.bodies_limit_bytes),
+            retry_after_s=settings.retry_after_s,
+        )
+    ]
+    if settings.cors_origins:
+        around.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=("GET", "POST", "PUT", "DELETE"),
+                allow_headers=("Authorization", "Content-Type", "X-API-Key", "X-Request-ID"),
+                expose_headers=("Retry-After", "Server-Timing", "X-Request-ID"),
+            )
+        )
+    return around
+
+
+def _key_rings(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> tuple[KeyRing, KeyRing]:
+    """Keys of the data routes, and of the admin routes."""
+
+    def source(name: str, given: tuple[SecretStr, ...], file: Path | None) -> KeySource:
+        keys = [key.get_secret_value() for key in given]
+        return KeySource(name, keys, file, on_trouble=lambda trouble: log.error("keys not read again", detail=trouble))
+
+    api = source("api_keys_file", settings.api_keys, settings.api_keys_file)
+    admin = source("admin_keys_file", settings.admin_keys, settings.admin_keys_file)
+    api.keep_apart_from(admin)
+    admin.keep_apart_from(api)
+    limit = None
+    if settings.rate_limit is not None:
+        limit = RateLimit(settings.rate_limit, settings.rate_burst, on_refusal=metrics.clients.rate_limited)
+    # An admin key opens the data routes too; alone it does not close them for everybody else.
+    data_keys = KeyRing([api, admin] if api.configured else [], open_without_keys=True, limit=limit)
+    return data_keys, KeyRing([admin], open_without_keys=False, limit=limit)
 
 
 async def _begin(services: Services, opening: Opening) -> None:

@@ -13,6 +13,7 @@ from prometheus_client import (
 )
 
 from service.bundle_metrics import BundleMetrics
+from service.client_metrics import ClientMetrics
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -26,6 +27,7 @@ class Metrics:
 
     Attributes:
         bundles: what the watcher of bundles counts.
+        clients: what is counted of connections and callers.
     """
 
     def __init__(self) -> None:
@@ -77,6 +79,7 @@ class Metrics:
             registry=registry,
         )
         self.bundles = BundleMetrics(registry)
+        self.clients = ClientMetrics(registry)
 
     def answered(self, route: str, method: str, status: int, seconds: float, stages: dict[str, float]) -> None:
         """Count an answer.

@@ -8,11 +8,20 @@ from starlette.requests import ClientDisconnect, Request
 
 from service import bodies
 from service.bodies import read_json, shown, validate
+from service.body_budget import BODIES, BodyBudget
 from service.errors import BodyTooLarge, MalformedBody, RuleBroken, UnsupportedBody
+from service.http_protocol import LATE
 from service.schemas import EventsRequest, RecommendRequest, SimilarRequest
 
 
-def read(*parts: bytes, limit: int = 100, disconnects: bool = False, **headers: str) -> Any:
+def read(
+    *parts: bytes,
+    limit: int = 100,
+    disconnects: bool = False,
+    budget: BodyBudget | None = None,
+    late: bool = False,
+    **headers: str,
+) -> Any:
     messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
     if disconnects:
         messages.append({"type": "http.disconnect"})
@@ -26,7 +35,10 @@ def read(*parts: bytes, limit: int = 100, disconnects: bool = False, **headers: 
 
     sent = {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
     raw = [(name.encode(), value.encode()) for name, value in sent.items() if value]
-    return asyncio.run(read_json(Request({"type": "http", "headers": raw}, receive), limit))
+    scope: dict[str, Any] = {"type": "http", "headers": raw, BODIES: budget or BodyBudget(1000)}
+    if late:
+        scope[LATE] = True
+    return asyncio.run(read_json(Request(scope, receive), limit))
 
 
 def test_parts_are_put_together() -> None:
