@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import uvicorn
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from service.connections import Connections
@@ -95,6 +95,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._all = config.guarded
         self._limits = config.guarded.limits
+        self._running: RequestResponseCycle | None = None
         self._crowded = False  # there is no room for it: one answer, and the end
         self._deaf = False  # what comes is read and dropped
         self._idle = False  # between two requests
@@ -115,8 +116,9 @@ class GuardedProtocol(HttpToolsProtocol):
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
+        """End; the request that is worked on is told, also where later ones wait behind it."""
         self._all.remove(self)
+        self._disconnect()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -183,7 +185,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def look(self, now: float, patience_s: float) -> None:
         """End it if it has kept the service waiting for too long; see `Connection.look`."""
         if now >= self._abort_at:
-            self.transport.abort()
+            self._abort()
             return
         if self.transport.get_write_buffer_size() == 0:
             self._unread_since = inf
@@ -191,12 +193,12 @@ class GuardedProtocol(HttpToolsProtocol):
             self._unread_since = now
         elif now - self._unread_since > self._limits.request_s:
             self._all.on_drop("stalled")
-            self.transport.abort()
+            self._abort()
             return
         waited = now - self._waiting_since
         if waited > patience_s:
             self._all.on_drop("crowded")
-            self.transport.abort()
+            self._abort()
         elif waited > self._limits.request_s and not self._idle:
             self._give_up_waiting()
 
@@ -213,17 +215,13 @@ class GuardedProtocol(HttpToolsProtocol):
         return None
 
     def _give_up_waiting(self) -> None:
-        if self._in_head:
-            if self._unused_bytes:
-                self._refuse(REQUEST_LATE, "late")
-            else:
-                self._all.on_drop("late")
-                self.transport.close()
+        if self._in_head and self._unused_bytes:
+            self._refuse(REQUEST_LATE, "late")
             return
         self._all.on_drop("late")
         cycle = self.cycle
-        if cycle.response_started:
-            self.transport.abort()
+        if self._in_head or cycle.response_started:
+            self._abort()
             return
         # The application waits for the rest of the body, or will: it gets an end, and why.
         cycle.scope[LATE] = True  # type: ignore[typeddict-unknown-key]
@@ -244,14 +242,29 @@ class GuardedProtocol(HttpToolsProtocol):
         self._waiting_since = inf
         if self.cycle is not None and not self.cycle.response_complete:
             if self.cycle.response_started or self.pipeline:
-                self.transport.abort()  # it would be taken for the answer to another request
+                self._abort()  # it would be taken for the answer to another request
                 return
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+            self._disconnect()
         self._abort_at = self._all.clock() + self._limits.linger_s
         self.transport.write(self._refusal_bytes(kind))
         # Half closed and read on: a close with unread bytes would reset the connection, and the answer with it.
         self.transport.write_eof()
+
+    def _abort(self) -> None:
+        self._all.remove(self)  # now, as another connection may wait for its place
+        self._disconnect()
+        self.transport.abort()
+
+    def _disconnect(self) -> None:
+        """Let the request that is worked on know that nobody is there; uvicorn tells only the last one received."""
+        self.pipeline.clear()
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - uvicorn's types
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _refusal_bytes(self, kind: ProblemKind) -> bytes:
         request_id = uuid.uuid4().hex
