@@ -22,6 +22,7 @@ from service.auth import KeyRing
 from service.body_budget import BodyBudget
 from service.current import CurrentBundle
 from service.directives import Directives
+from service.docs_page import DocsPage
 from service.engine import InlineEngine
 from service.envelope import Envelope, trace_of
 from service.key_source import KeySource
@@ -97,6 +98,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         version=version("vlm2rec"),
         description=_DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         middleware=_middleware(settings, services),
@@ -107,6 +109,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
     app.state.metrics = services.metrics
     Routes(services).register(app)
     AdminRoutes(services).register(app)
+    DocsPage(app.title, str(app.openapi_url)).register(app)
     _answer_problems(app, settings.retry_after_s)
     return app
 

@@ -28,8 +28,9 @@ def open_client(url: str, timeout_s: float) -> Redis:
         client: Redis = Redis.from_url(
             url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0)
         )
-    except (ValueError, TypeError) as error:
-        raise SettingsError(f"redis_url must be a redis://, rediss:// or unix:// URL: {error}") from error
+    except (ValueError, TypeError):
+        # Without the reason, which may quote the password.
+        raise SettingsError("redis_url must be a redis://, rediss:// or unix:// URL that redis-py knows") from None
     return client
 
 

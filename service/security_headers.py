@@ -7,7 +7,6 @@ Header = tuple[bytes, bytes]
 _ALWAYS: Final[tuple[Header, ...]] = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
 )
 _NO_STORE: Final[Header] = (b"cache-control", b"no-store")
 # For pages without a policy of their own, and for answers that somebody opens as if they were pages.
