@@ -50,7 +50,8 @@ def test_no_secret_is_told(small_registry: Path, tmp_path: Path) -> None:
         VLM2REC_ADMIN_KEYS=ADMIN,
         VLM2REC_API_KEYS_FILE=str(keys),
         VLM2REC_REDIS_URL_FILE=str(url),
-        VLM2REC_RATE_LIMIT="5",
+        VLM2REC_RATE_LIMIT="0.5",
+        VLM2REC_RATE_BURST="5",
     ) as service:
         told: list[bytes] = []
         for key in (KEY, ADMIN, FILED, NEXT, KEY[:-1], KEY + "x"):
