@@ -8,12 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 from shops import eventually
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog import get_logger
 
 from service.bodies import read_json
@@ -35,19 +35,23 @@ def post(body: bytes, length: int | None = None, path: str = "/") -> bytes:
     return head.encode() + body
 
 
-async def answering(scope: Scope, receive: Receive, send: Send) -> None:
-    """Reads bodies as the service does; `/big` answers megabytes, `/slow` after a moment."""
-    if scope["method"] == "POST":
-        try:
-            value = await read_json(Request(scope, receive), 100_000)
-        except RequestRefused as error:
-            refused = answer_error(error, request_id=trace_of(scope).request_id, retry_after_s=1)
-            return await refused(scope, receive, send)
-        return await PlainTextResponse(str(value)[:100])(scope, receive, send)
-    if scope["path"] == "/slow":
-        await asyncio.sleep(0.5)
-    size = BIG_ANSWER if scope["path"] == "/big" else 10
-    return await PlainTextResponse("x" * size)(scope, receive, send)
+def answering(released: threading.Event) -> ASGIApp:
+    """Reads bodies as the service does; `/big` answers megabytes, `/slow` once it is released."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        answer: Response
+        if scope["method"] == "POST":
+            try:
+                answer = PlainTextResponse(str(await read_json(Request(scope, receive), 100_000))[:100])
+            except RequestRefused as error:
+                answer = answer_error(error, request_id=trace_of(scope).request_id, retry_after_s=1)
+        else:
+            while scope["path"] == "/slow" and not released.is_set():
+                await asyncio.sleep(0.01)
+            answer = PlainTextResponse("x" * (BIG_ANSWER if scope["path"] == "/big" else 10))
+        await answer(scope, receive, send)
+
+    return app
 
 
 @dataclass
@@ -58,11 +62,13 @@ class Running:
         port: where.
         connections: all of it.
         drops: why connections were ended, counted.
+        released: set: `/slow` is answered.
     """
 
     port: int
     connections: Connections
     drops: Counter[str]
+    released: threading.Event
     clients: list["Client"] = field(default_factory=list)
 
     def open(self, *sent: bytes) -> "Client":
@@ -119,13 +125,14 @@ class Client:
 
 
 @contextlib.contextmanager
-def running(
-    limits: ConnectionLimits, *, bodies: int = 1_000_000, keep_alive_s: int = 5, app: Any = None
-) -> Iterator[Running]:
+def running(limits: ConnectionLimits, *, bodies: int = 1_000_000, keep_alive_s: int = 5) -> Iterator[Running]:
     """Run a server until the end of the context; every connection is gone then."""
     drops: Counter[str] = Counter()
     connections = Connections(limits, retry_after_s=7, on_drop=lambda reason: drops.update([reason]))
-    whole = app or Envelope(answering, metrics=Metrics(), log=get_logger(), bodies=BodyBudget(bodies), retry_after_s=7)
+    released = threading.Event()
+    whole = Envelope(
+        answering(released), metrics=Metrics(), log=get_logger(), bodies=BodyBudget(bodies), retry_after_s=7
+    )
     listener = socket.create_server(("127.0.0.1", 0))
     config = GuardedConfig(
         whole,
@@ -145,10 +152,11 @@ def running(
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     eventually(lambda: server.started)
-    ours = Running(listener.getsockname()[1], connections, drops)
+    ours = Running(listener.getsockname()[1], connections, drops, released)
     try:
         yield ours
     finally:
+        released.set()
         for client in ours.clients:
             client.close()
         server.should_exit = True

@@ -111,7 +111,7 @@ def test_tls(tmp_path: Path, certificates: Certificates, open_client: OpenClient
             assert store_and_read(client) == (200, None, "up")
         bad = [url, trusted.replace("127.0.0.1", "localhost"), url.replace("rediss", "redis")]
         for refused in [*bad, trusted] if mutual else bad:
-            with open_client(redis_url=refused, redis_timeout_ms=1000) as client:
+            with open_client(redis_url=refused, redis_timeout_ms=400) as client:
                 assert store_and_read(client) == (503, "history_unavailable", "down"), refused
         if not mutual:
             with open_client(redis_url=trusted) as client:

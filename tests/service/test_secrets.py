@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import time
@@ -10,7 +11,11 @@ from pathlib import Path
 
 import pytest
 from conftest import OpenClient
-from test_server import Service, refused
+from test_server import Service
+
+from service.app import create_app
+from service.errors import SettingsError
+from service.settings import load_settings
 
 KEY, ADMIN, FILED, NEXT = (
     "key-0123456789-of-shop",
@@ -54,7 +59,7 @@ def test_no_secret_is_told(small_registry: Path, tmp_path: Path) -> None:
         VLM2REC_RATE_BURST="5",
     ) as service:
         told: list[bytes] = []
-        for key in (KEY, ADMIN, FILED, NEXT, KEY[:-1], KEY + "x"):
+        for key in (KEY, ADMIN, FILED, NEXT):
             for header in (
                 f"authorization: Bearer {key}",
                 f"authorization: {key}",
@@ -86,7 +91,7 @@ def test_no_secret_is_told(small_registry: Path, tmp_path: Path) -> None:
         service.process.send_signal(signal.SIGTERM)
         output, errors = service.process.communicate(timeout=20)
     assert "keys not read again" in errors
-    assert len([line for line in errors.splitlines() if '"event":"request"' in line]) > 100
+    assert len([line for line in errors.splitlines() if '"event":"request"' in line]) > 80
     everything = b"".join(told).decode() + output + errors
     for secret in SECRETS:
         assert secret not in everything
@@ -94,29 +99,47 @@ def test_no_secret_is_told(small_registry: Path, tmp_path: Path) -> None:
     assert "Traceback" not in everything
 
 
+@pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in [name for name in os.environ if name.startswith("VLM2REC_")]:
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def failure() -> str:
+    """What is said where the start fails; the command prints just that."""
+    with pytest.raises(SettingsError) as failed:
+        create_app(load_settings(registry="unused"))
+    assert failed.value.__cause__ is None or not [
+        secret for secret in SECRETS if secret in repr(failed.value.__cause__)
+    ]
+    return str(failed.value)
+
+
 @pytest.mark.parametrize(
     "environment",
     [
-        {"VLM2REC_API_KEYS": f"{KEY}, {KEY[:10]}"},
-        {"VLM2REC_API_KEYS": KEY, "VLM2REC_ADMIN_KEYS": KEY},
-        {"VLM2REC_REDIS_URL": f"redis://shop:{PASSWORD[:5]}/{PASSWORD}@redis:6379"},
-        {"VLM2REC_REDIS_URL": f"http://shop:{PASSWORD}@redis:6379"},
-        {"VLM2REC_REDIS_URL": f"redis://shop:{PASSWORD}@redis:port"},
+        {"API_KEYS": f"{KEY}, {KEY[:10]}"},
+        {"API_KEYS": KEY, "ADMIN_KEYS": KEY},
+        {"REDIS_URL": f"redis://shop:{PASSWORD[:5]}/{PASSWORD}@redis:6379"},
+        {"REDIS_URL": f"http://shop:{PASSWORD}@redis:6379"},
+        {"REDIS_URL": f"redis://shop:{PASSWORD}@redis:port"},
+        {"REDIS_URL": f"redis://shop:{PASSWORD}@redis", "REDIS_URL_FILE": "/nowhere", "API_KEYS": KEY},
     ],
 )
-def test_no_secret_is_told_where_the_start_fails(small_registry: Path, environment: dict[str, str]) -> None:
-    message = refused("--registry", str(small_registry), "--port", "0", **environment)
-    assert "error: " in message
+def test_no_secret_is_told_where_the_start_fails(clean: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+    for name, value in environment.items():
+        clean.setenv(f"VLM2REC_{name}", value)
+    message = failure()
     assert not [secret for secret in (*SECRETS, KEY[:10], PASSWORD[:5]) if secret in message]
 
 
 @pytest.mark.parametrize("text", ['api_key = ["{}"]', 'apikeys = "{}"', 'api_keys = ["{}", 7]', 'api_keys = "{}\n"'])
-def test_no_secret_is_told_of_a_wrong_file(tmp_path: Path, text: str) -> None:
+def test_no_secret_is_told_of_a_wrong_file(clean: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
     file = tmp_path / "service.toml"
-    file.write_text('registry = "r"\n' + text.format(KEY))
-    message = refused(VLM2REC_CONFIG=str(file))
-    assert "error: " in message
-    assert KEY not in message
+    file.write_text(text.format(KEY))
+    clean.setenv("VLM2REC_CONFIG", str(file))
+    assert KEY not in failure()
 
 
 def test_no_stack_trace_gets_out(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def test_only_a_trusted_proxy_says_who_calls(small_registry: Path, trusted: bool
         VLM2REC_RATE_LIMIT="0.01",
         VLM2REC_RATE_BURST="1",
         VLM2REC_MAX_CONNECTIONS="30",
-        VLM2REC_REQUEST_TIMEOUT_S="0.5",
+        VLM2REC_REQUEST_TIMEOUT_S="1",
         **environment,
     )
     try:
