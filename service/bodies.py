@@ -14,7 +14,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
-from service.errors import BodyTooLarge, MalformedBody, RuleBroken, UnsupportedBody, Violation
+from service.body_budget import BODIES, BodyBudget
+from service.errors import BodyTooLarge, MalformedBody, RequestLate, RuleBroken, UnsupportedBody, Violation
+from service.http_protocol import LATE
 
 _DISCARDED_BYTES = 64 << 20
 _DISCARDED_S = 5.0
@@ -48,6 +50,8 @@ async def read_json(request: Request, limit: int) -> Any:  # noqa: ANN401 - any 
     Raises:
         UnsupportedBody: the content type is not JSON in UTF-8.
         BodyTooLarge: the body is over the limit.
+        BodiesFull: too much of other bodies is waited for.
+        RequestLate: the body did not arrive in time.
         MalformedBody: the body is not JSON.
         ClientDisconnect: the client left before its body was complete.
     """
@@ -56,17 +60,11 @@ async def read_json(request: Request, limit: int) -> Any:  # noqa: ANN401 - any 
     if declared.isdecimal() and int(declared[:20]) > limit:
         await _discard(request, int(declared[:20]))
         raise _too_large(limit)
-    parts: list[bytes] = []
-    size, more = 0, True
-    while more:
-        part, more = await _next_part(request)
-        size += len(part)
-        if size > limit:
-            if more:
-                await _discard(request, 0)
-            raise _too_large(limit)
-        parts.append(part)
-    body = parts[0] if len(parts) == 1 else b"".join(parts)
+    body, more = await _next_part(request)
+    if more or len(body) > limit:
+        body = await _whole(request, body, more, limit)
+    if LATE in request.scope:
+        raise RequestLate(f"the body must arrive sooner; of {declared or 'unknown'} bytes {len(body)} came in time")
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -115,17 +113,42 @@ async def _next_part(request: Request) -> tuple[bytes, bool]:
     return message.get("body", b""), message.get("more_body", False)
 
 
+async def _whole(request: Request, first: bytes, more: bool, limit: int) -> bytes:
+    """The rest of a body that does not come in one piece, within what all of those may take together."""
+    parts, size = [first], len(first)
+    with _budget_of(request).holding() as share:
+        share.grow(size)
+        while more and size <= limit:
+            part, more = await _next_part(request)
+            size += len(part)
+            if size <= limit:
+                share.grow(len(part))
+                parts.append(part)
+        if size <= limit:
+            return b"".join(parts)
+        parts.clear()
+    if more:
+        await _discard(request, 0)
+    raise _too_large(limit)
+
+
+def _budget_of(request: Request) -> BodyBudget:
+    """The budget that the envelope put into the scope."""
+    budget: BodyBudget = request.scope[BODIES]
+    return budget
+
+
 async def _discard(request: Request, declared: int) -> None:
     """Read on for a while and keep nothing: many clients only look for an answer when their body is sent.
 
-    Not where the client asked first (``Expect``) or declares more than would be read anyway.
+    Not where the client asked first (``Expect``), declares more than would be read anyway, or comes with many others.
     """
     if "expect" in request.headers or declared > _DISCARDED_BYTES:
         return
     size, more = 0, True
-    with contextlib.suppress(TimeoutError):
+    with _budget_of(request).discarding() as allowed, contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DISCARDED_S):
-            while more and size <= _DISCARDED_BYTES:
+            while allowed and more and size <= _DISCARDED_BYTES:
                 part, more = await _next_part(request)
                 size += len(part)
 

@@ -1,4 +1,4 @@
-"""Envelope: what every answer gets, whatever happens inside: request id, timing, metrics, a log line."""
+"""Envelope: what every answer gets whatever happens inside: request id, timing, headers, metrics, a log line."""
 
 from urllib.parse import quote
 
@@ -6,8 +6,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
+from service.body_budget import BODIES, BodyBudget
+from service.http_protocol import HURRY, REFUSAL
 from service.metrics import Metrics
-from service.problems import internal_problem
+from service.problems import CROWDED, internal_problem, problem_response
+from service.security_headers import added_to
 from service.trace import Trace, request_id_from
 
 TRACE = "vlm2rec.trace"
@@ -25,10 +28,16 @@ class Envelope:
         app: what it wraps.
         metrics: counts every answer.
         log: writes a line for every answer.
+        bodies: what the bodies that are still arriving may take.
+        retry_after_s: seconds, sent with refusals for want of room.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, log: FilteringBoundLogger, bodies: BodyBudget, retry_after_s: int
+    ) -> None:
         self._app = app
+        self._bodies = bodies
+        self._retry_after = str(retry_after_s)
         self._metrics = metrics
         self._log = log
 
@@ -37,8 +46,9 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        trace = Trace(request_id_from(_header(scope, b"x-request-id")))
+        trace = Trace(request_id_from(_header(scope, b"x-request-id")), hurry=HURRY in scope)
         scope[TRACE] = trace
+        scope[BODIES] = self._bodies
         scope["path"] = scope.get("raw_path", quote(scope["path"]).encode()).decode("ascii", "replace")
         status, ended = 0, False
 
@@ -47,15 +57,17 @@ class Envelope:
             ended = message["type"] == "http.response.body" and not message.get("more_body", False)
             if message["type"] == "http.response.start":
                 status = message["status"]
+                sent = message.get("headers", [])
                 message["headers"] = [
-                    *message.get("headers", ()),
+                    *sent,
+                    *added_to(sent),
                     (b"x-request-id", trace.request_id.encode()),
                     (b"server-timing", trace.server_timing().encode()),
                 ]
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self._answer(scope, receive, send_with_headers)
         except ClientDisconnect:
             pass  # nobody is left to answer
         except Exception as error:  # the last resort: logged here, and the client gets a problem
@@ -66,6 +78,19 @@ class Envelope:
                 await internal_problem(trace.request_id)(scope, receive, send_with_headers)
         finally:
             self._report(scope, trace, status)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer, unless the connection said that this request may not come so far."""
+        refusal = scope.get(REFUSAL)
+        if refusal is None:
+            await self._app(scope, receive, send)
+            return
+        kind, detail = refusal
+        headers = {"Connection": "close"}
+        if kind is CROWDED:
+            headers["Retry-After"] = self._retry_after
+        request_id = trace_of(scope).request_id
+        await problem_response(kind, detail, request_id=request_id, headers=headers)(scope, receive, send)
 
     def _report(self, scope: Scope, trace: Trace, status: int) -> None:
         route = getattr(scope.get("route"), "path_format", UNMATCHED)

@@ -14,6 +14,9 @@ ServiceError
     ├── KeyRefused          the API key is not one of ours, or the route is closed
     ├── NoPicture           the bundle has no picture of the item
     ├── UnknownItem         the path or the body names an item that this bundle does not have
+    ├── RateExceeded        too many requests of one key or address; carries when to try again
+    ├── RequestLate         the body did not arrive in time
+    ├── BodiesFull          too many bodies are waited for at once
     ├── BodyTooLarge        the body is over the limit
     ├── UnsupportedBody     the body is not declared as JSON
     └── RuleBroken          a field breaks a rule; carries every violation found
@@ -90,6 +93,26 @@ class NoPicture(RequestRefused):
 
 class UnknownItem(RequestRefused):
     """The path or the body names an item that this bundle does not have."""
+
+
+class RateExceeded(RequestRefused):
+    """Too many requests of one key or address.
+
+    Attributes:
+        retry_after_s: whole seconds after which one more is let in.
+    """
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RequestLate(RequestRefused):
+    """The body did not arrive in time."""
+
+
+class BodiesFull(RequestRefused):
+    """Too many bodies are waited for at once."""
 
 
 class BodyTooLarge(RequestRefused):

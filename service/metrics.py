@@ -17,8 +17,12 @@ from prometheus_client import (
 )
 
 from service.bundle_metrics import BundleMetrics
+from service.client_metrics import ClientMetrics
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+TURNED_AWAY = "turned away"
+"""What stands for the route of requests that were refused before it was known."""
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _LENGTHS = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
@@ -35,6 +39,7 @@ class Metrics:
 
     Attributes:
         bundles: what the watcher of bundles counts.
+        clients: what is counted of connections and callers.
     """
 
     def __init__(self) -> None:
@@ -85,6 +90,7 @@ class Metrics:
             registry=registry,
         )
         self.bundles = BundleMetrics(registry)
+        self.clients = ClientMetrics(registry)
 
     def _add_queue(self, registry: CollectorRegistry) -> None:
         self._batch_size = Histogram(
@@ -195,6 +201,11 @@ class Metrics:
     def shed(self, reason: str) -> None:
         """Count a request that overload kept from being served in full; the reason is one of a few words."""
         self._shed_of(reason).inc()
+
+    def turned_away(self, method: str) -> None:
+        """Count a request that was refused before its path was looked at, because too much was in progress."""
+        self._count_of(TURNED_AWAY, method if method in _METHODS else "other", 429).inc()
+        self._shed_of("refused").inc()
 
     def redis_call(self, operation: str, seconds: float) -> None:
         """Count a call of Redis, answered or not.

@@ -12,7 +12,7 @@ from service.replies import ANSWERS, Problem
 from service.schemas import REQUESTS
 
 _REF = "#/components/schemas/{model}"
-_ALWAYS = (405, 500)
+_ALWAYS = (405, 431, 500)
 _NO_CONTENT = 204
 _HEADERS = {
     "X-Request-ID": {"description": "The one sent, or a new one.", "schema": {"type": "string"}},

@@ -35,6 +35,7 @@ class ProblemKind:
         return _TYPE_PREFIX + self.name
 
 
+NOT_HTTP = ProblemKind("not-http", 400, "This is not HTTP")
 MALFORMED_JSON = ProblemKind("malformed-json", 400, "The body is not JSON")
 KEY_MISSING = ProblemKind("key-missing", 401, "An API key is needed")
 KEY_REFUSED = ProblemKind("key-refused", 403, "The API key does not open this route")
@@ -43,17 +44,22 @@ NO_PICTURE = ProblemKind("no-picture", 404, "The current bundle has no picture o
 UNKNOWN_ITEM = ProblemKind("unknown-item", 404, "The current bundle does not have this item")
 BUNDLE_REFUSED = ProblemKind("bundle-refused", 409, "The bundle may not serve")
 METHOD_NOT_ALLOWED = ProblemKind("method-not-allowed", 405, "The path does not take this method")
+REQUEST_LATE = ProblemKind("request-late", 408, "The request did not arrive in time")
 BODY_TOO_LARGE = ProblemKind("body-too-large", 413, "The body is over the limit")
 UNSUPPORTED_MEDIA_TYPE = ProblemKind("unsupported-media-type", 415, "The body must be JSON")
 RULE_BROKEN = ProblemKind("rule-broken", 422, "A field breaks a rule")
+RATE_EXCEEDED = ProblemKind("rate-exceeded", 429, "Too many requests of one key or address")
+HEAD_TOO_LARGE = ProblemKind("head-too-large", 431, "Address and headers are over the limit")
 REQUEST_REFUSED = ProblemKind("request-refused", 400, "The request cannot be answered")
 QUEUE_FULL = ProblemKind("queue-full", 429, "More requests wait than may")
 INTERNAL = ProblemKind("internal", 500, "Something went wrong inside")
 NOT_READY = ProblemKind("not-ready", 503, "Not ready to answer")
+CROWDED = ProblemKind("crowded", 503, "Too many clients at once")
 SESSIONS_UNAVAILABLE = ProblemKind("sessions-unavailable", 503, "Histories cannot be reached")
 DIRECTIVES_UNAVAILABLE = ProblemKind("directives-unavailable", 503, "Pin and hidden items cannot be reached")
 
 KINDS = (
+    NOT_HTTP,
     MALFORMED_JSON,
     KEY_MISSING,
     KEY_REFUSED,
@@ -61,14 +67,18 @@ KINDS = (
     NO_PICTURE,
     UNKNOWN_ITEM,
     METHOD_NOT_ALLOWED,
+    REQUEST_LATE,
     BUNDLE_REFUSED,
     BODY_TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
     RULE_BROKEN,
+    RATE_EXCEEDED,
+    HEAD_TOO_LARGE,
     REQUEST_REFUSED,
     QUEUE_FULL,
     INTERNAL,
     NOT_READY,
+    CROWDED,
     SESSIONS_UNAVAILABLE,
     DIRECTIVES_UNAVAILABLE,
 )
@@ -79,6 +89,9 @@ _BY_ERROR: dict[type[Exception], ProblemKind] = {
     errors.KeyRefused: KEY_REFUSED,
     errors.NoPicture: NO_PICTURE,
     errors.UnknownItem: UNKNOWN_ITEM,
+    errors.RateExceeded: RATE_EXCEEDED,
+    errors.RequestLate: REQUEST_LATE,
+    errors.BodiesFull: CROWDED,
     errors.BodyTooLarge: BODY_TOO_LARGE,
     errors.UnsupportedBody: UNSUPPORTED_MEDIA_TYPE,
     errors.RuleBroken: RULE_BROKEN,
@@ -152,6 +165,10 @@ def answer_error(error: Exception, *, request_id: str, retry_after_s: int) -> Re
     headers: dict[str, str] = {}
     if kind.status in {NOT_READY.status, QUEUE_FULL.status}:
         headers["Retry-After"] = str(retry_after_s)
+    if isinstance(error, errors.RateExceeded):
+        headers["Retry-After"] = str(error.retry_after_s)
+    if kind is REQUEST_LATE:
+        headers["Connection"] = "close"  # the rest of the body would be taken for the next request
     if kind is KEY_MISSING:
         headers["WWW-Authenticate"] = "Bearer"
     violations = _violations(error)

@@ -21,7 +21,6 @@ from service.diversity import maximal_marginal_relevance
 from service.engine import Engine, LookedUp, Lookup
 from service.errors import RuleBroken, SessionsUnavailable, Violation
 from service.hidden import HiddenItems
-from service.load import Load
 from service.ports import HistoryReader
 from service.shadow import RecentHistories
 from service.taste import Taste, mean_query, sequence_query
@@ -40,17 +39,13 @@ class Recommender:
         engine: encodes and searches.
         hidden: items that are never answered; one in a history still shapes the query.
         recent: told every stored history that was asked with.
-        load: how busy the process is; when it is high, popular items are answered at once.
     """
 
-    def __init__(
-        self, histories: HistoryReader, engine: Engine, hidden: HiddenItems, recent: RecentHistories, load: Load
-    ) -> None:
+    def __init__(self, histories: HistoryReader, engine: Engine, hidden: HiddenItems, recent: RecentHistories) -> None:
         self._histories = histories
         self._engine = engine
         self._hidden = hidden
         self._recent = recent
-        self._load = load
 
     def reading(self, histories: HistoryReader) -> "Recommender":
         """The same recommender with histories that are read elsewhere, as those of a whole batch are."""
@@ -80,10 +75,10 @@ class Recommender:
         """What is like the given items, whatever their order; raises as :meth:`recommend`."""
         asked = _Asked.of(bundle, query, [], self._hidden.available(bundle), liked=len(query.items))
         watch.lap("filter")
-        return await self._first_that_finds(asked, ("similar",), "overload" if self._load.is_high else None, watch)
+        return await self._first_that_finds(asked, ("similar",), "overload" if watch.hurry else None, watch)
 
     async def _stored(self, query: Query, watch: Stopwatch) -> tuple[list[str], Degraded | None]:
-        if self._load.is_high:
+        if watch.hurry:
             return [], "overload"
         if query.user_id is None:
             return [], None
@@ -101,10 +96,9 @@ class Recommender:
     ) -> Answer:
         """Try the strategies in order; one that fails or finds nothing leaves it to the next, and popular ends them."""
         trouble = None
-        hurry = degraded == "overload"
         for strategy in strategies:
             left_s = _left_s(asked.query, watch)
-            if hurry or left_s == 0:
+            if watch.hurry or left_s == 0:
                 degraded = degraded or "deadline"
                 break
             lookup = asked.lookup(strategy, watch)

@@ -28,8 +28,11 @@ def open_client(url: str, timeout_s: float) -> Redis:
         client: Redis = Redis.from_url(
             url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0)
         )
-    except (ValueError, TypeError) as error:
-        raise SettingsError(f"redis_url must be a redis://, rediss:// or unix:// URL: {error}") from error
+        # Unknown parameters in the URL are found out only here, which would otherwise be in the middle of a request.
+        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+    except (ValueError, TypeError):
+        # Without the reason, which may quote the password.
+        raise SettingsError("redis_url must be a redis://, rediss:// or unix:// URL that redis-py knows") from None
     return client
 
 

@@ -31,7 +31,7 @@ from service.trace import Trace
 from service.watcher import Watcher
 
 KEY_PROBLEMS = (401, 403, 422, 429, 503)
-BODY_PROBLEMS = (400, 413, 415, *KEY_PROBLEMS)
+BODY_PROBLEMS = (400, 408, 413, 415, *KEY_PROBLEMS)
 
 
 @dataclass(frozen=True)
@@ -178,13 +178,14 @@ class ShortWay:
 
 
 def admit(request: Request, keys: KeyRing, *, takes_query: bool = False) -> Trace:
-    """Let a request in: key and query string.
+    """Let a request in: key, rate and query string.
 
     Raises:
         KeyMissing, KeyRefused: the key.
+        RateExceeded: its key or address called too often.
         RuleBroken: a query parameter where none is known.
     """
-    keys.check(request.headers)
+    keys.admit(request)
     if request.scope["query_string"] and not takes_query:
         name = next(iter(request.query_params), "query")
         raise RuleBroken([Violation(f"query parameter {name[:60]}", "it", "is not known to this route")])

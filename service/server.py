@@ -1,25 +1,31 @@
 """The server process: one socket, one event loop, and an end in good order."""
 
 import gc
+import resource
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 
-import uvicorn
 from fastapi import FastAPI
 
-from service.app import create_app, load_current
+from service.app import create_app
+from service.connections import ConnectionLimits, Connections
 from service.errors import StartError
 from service.heap import collect
-from service.logs import configure_logs
+from service.http_protocol import GuardedConfig, GuardedServer
+from service.logs import configure_logs, logger
+from service.metrics import Metrics
 from service.settings import Settings
+from service.wiring import load_current
 
 _BACKLOG = 2048
 # How long a thread may wait for another to hand over the interpreter, by default 5 ms: what the engine's threads do
 # between two calls of FAISS and ONNX Runtime is shorter than any wait (docs/adr/0014).
 _SWITCH_INTERVAL_S = 0.00001
+_OTHER_FILES = 256  # besides connections: mapped bundles, Redis, logs
 
 
 def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
@@ -45,16 +51,20 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
         # What is loaded stays; without this every full collection would walk through all of it during a request.
         collect()
         gc.freeze()
-        config = uvicorn.Config(
+        config = GuardedConfig(
             app,
+            _connections(settings, app.state.metrics),
+            app.state.load,
             loop="uvloop",
-            http="httptools",
             ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,
             date_header=False,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=list(settings.trusted_proxies),
+            timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=settings.drain_s,
         )
         port = listener.getsockname()[1]
@@ -64,10 +74,10 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
             raise StartError("the service could not start; its log has the reason")
 
 
-class _Server(uvicorn.Server):
+class _Server(GuardedServer):
     """Uvicorn that tells when it answers, and refuses new work from the first signal on."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, ready: Callable[[], None]) -> None:
+    def __init__(self, config: GuardedConfig, app: FastAPI, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._app = app
         self._ready = ready
@@ -82,6 +92,33 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._app.state.current.drain()
         super().handle_exit(sig, frame)
+
+
+def _connections(settings: Settings, metrics: Metrics) -> Connections:
+    limits = ConnectionLimits(settings.max_connections, settings.request_timeout_s)
+    wanted = limits.connections + limits.spare + _OTHER_FILES
+    allowed = _allow_files(wanted)
+    if allowed < wanted:
+        fewer = max(1, allowed - limits.spare - _OTHER_FILES)
+        logger().warning("fewer connections", wanted=limits.connections, possible=fewer, open_files=allowed)
+        limits = replace(limits, connections=fewer)
+    return Connections(
+        limits,
+        retry_after_s=settings.retry_after_s,
+        on_open=metrics.clients.connections,
+        on_drop=metrics.clients.dropped,
+        on_turned_away=metrics.turned_away,
+    )
+
+
+def _allow_files(wanted: int) -> int:
+    """Raise the bound on open files of this process as far as it is needed and possible; what it is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft == resource.RLIM_INFINITY or soft >= most:
+        return wanted if soft == resource.RLIM_INFINITY else soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
 
 
 def _exit(_signal: int, _frame: FrameType | None) -> None:

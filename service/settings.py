@@ -3,10 +3,11 @@
 import hashlib
 import os
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -17,14 +18,16 @@ from pydantic_settings import (
 from pydantic_settings.exceptions import SettingsError as SourceError
 
 from service.errors import SettingsError
+from service.secret_files import KEY_RULE, is_key, read_secret
 
 PREFIX = "VLM2REC_"
 FILE_VARIABLE = "VLM2REC_CONFIG"
 # Kubernetes describes a service called "vlm2rec" to every pod beside it in variables of these names.
 _KUBERNETES = re.compile(rf"{PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(?:TCP|UDP)\w*)")
 _SECRET = {"redis_url", "api_keys", "admin_keys"}
-
+_ORIGIN = re.compile(r"\*|https?://[^\s/?#@,*]+")
 ApiKeys = Annotated[tuple[SecretStr, ...], NoDecode]
+Names = Annotated[tuple[str, ...], NoDecode]
 
 
 class Settings(BaseSettings):
@@ -50,7 +53,7 @@ class Settings(BaseSettings):
         description="Threads that look up what waits together; 0: one a core, at most four. None on CUDA.",
     )
     queue_bound: int = Field(
-        1024,
+        768,
         ge=2,
         le=100_000,
         description="Requests in progress at which further ones are refused; above half of it they get popular items.",
@@ -93,6 +96,9 @@ class Settings(BaseSettings):
     redis_timeout_ms: int = Field(
         250, ge=1, le=60_000, description="Milliseconds that one Redis answer may take before the answer degrades."
     )
+    redis_url_file: Path | None = Field(
+        None, description="File that holds the Redis URL, for Docker and Kubernetes secrets; read once, at the start."
+    )
     history_cap: int = Field(200, ge=1, le=10_000, description="Newest events kept of each user.")
     history_ttl_days: int = Field(
         90, ge=1, le=3650, description="Days after a user's last event until it is forgotten."
@@ -105,9 +111,42 @@ class Settings(BaseSettings):
         False, description="Keep only events that say `consent: true`; off: a consent that is not said counts as given."
     )
     body_limit_bytes: int = Field(1_048_576, ge=1024, description="Largest request body.")
+    bodies_limit_bytes: int = Field(
+        268_435_456, ge=1024, description="Bytes of all bodies together that may be waited for; beyond: 503."
+    )
+    max_connections: int = Field(
+        4096, ge=1, le=1_000_000, description="Connections at once; one more takes an idle one's place, or gets 503."
+    )
+    request_timeout_s: float = Field(
+        20, ge=0.1, le=3600, description="Seconds in which a request must arrive whole, and its answer be taken."
+    )
+    keep_alive_s: int = Field(
+        65, ge=1, le=3600, description="Seconds that a connection may idle; longer than the load balancer's."
+    )
+    trusted_proxies: Names = Field(
+        (), description="Addresses or networks of proxies whose X-Forwarded-For is believed, separated by commas."
+    )
+    cors_origins: Names = Field(
+        (), description="Origins whose pages may call from a browser, separated by commas; `*`: all; none: CORS is off."
+    )
+    rate_limit: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="Requests a second of each key, or of each address where no keys are set; unset: no limit.",
+    )
+    rate_burst: int | None = Field(
+        None, ge=1, le=10**6, description="Requests at once after a pause; unset: those of two seconds."
+    )
     api_keys: ApiKeys = Field((), description="Keys of the data routes, separated by commas; none: they are open.")
     admin_keys: ApiKeys = Field(
         (), description="Keys of all routes, the admin routes too; none: the admin routes are closed."
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File with more keys of the data routes, one a line; read again when it changes."
+    )
+    admin_keys_file: Path | None = Field(
+        None, description="File with more keys of all routes, one a line; read again when it changes."
     )
     retry_after_s: int = Field(
         1, ge=1, le=3600, description="Seconds sent as Retry-After with every 503, and with 429 in overload."
@@ -129,18 +168,28 @@ class Settings(BaseSettings):
     def _not_kubernetes(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the variable or the file holds
         return 8000 if isinstance(value, str) and value.startswith("tcp://") else value
 
-    @field_validator("api_keys", "admin_keys", mode="before")
+    @model_validator(mode="before")
+    @classmethod
+    def _read_redis_url(cls, given: dict[str, Any]) -> dict[str, Any]:
+        file = given.get("redis_url_file")
+        if file is None:
+            return given
+        if "redis_url" in given:
+            raise ValueError("set redis_url or redis_url_file, not both")
+        return {**given, "redis_url": read_secret(Path(file), "redis_url_file").strip()}
+
+    @field_validator("api_keys", "admin_keys", "trusted_proxies", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the variable or the file holds
         if isinstance(value, str):
-            return tuple(key.strip() for key in value.split(",") if key.strip())
+            return tuple(part.strip() for part in value.split(",") if part.strip())
         return tuple(value) if isinstance(value, list) else value
 
     @field_validator("api_keys", "admin_keys")
     @classmethod
     def _long_enough(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if any(not 16 <= len(key) <= 512 or not key.get_secret_value().isascii() for key in value):
-            raise ValueError("every key must have 16 to 512 ASCII characters")
+        if not all(is_key(key.get_secret_value()) for key in value):
+            raise ValueError(KEY_RULE)
         return value
 
     @field_validator("admin_keys")
@@ -148,6 +197,21 @@ class Settings(BaseSettings):
     def _apart(cls, value: tuple[SecretStr, ...], info: ValidationInfo) -> tuple[SecretStr, ...]:
         if set(value) & set(info.data.get("api_keys", ())):
             raise ValueError("a key must not be both an API key and an admin key")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            ip_network(network)  # its error names value and rule
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError("every origin must be `*`, or scheme and host as in https://shop.example")
         return value
 
     @classmethod
@@ -193,10 +257,12 @@ def load_settings(**given: Any) -> Settings:  # noqa: ANN401 - checked by the mo
 
 
 def _line(problem: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
-    name = str(problem["loc"][0]) if problem["loc"] else "settings"
+    if not problem["loc"]:
+        return str(problem["msg"])  # the input is all settings, secrets too
+    name = str(problem["loc"][0])
     received = "a value not shown here" if name in _SECRET else repr(problem["input"])[:80]
     if problem["type"] == "missing":
         return f"{name} must be set: with {PREFIX}{name.upper()}, in the file, or on the command line"
     if problem["type"] == "extra_forbidden":
-        return f"{name} is not a setting, got {received}"
+        return f"{name} is not a setting"  # its value may be a secret under a wrong name
     return f"{name}: {problem['msg']}, got {received}"

@@ -21,23 +21,31 @@ class Stopwatch(Protocol):
         """Milliseconds since the request arrived."""
         ...
 
+    @property
+    def hurry(self) -> bool:
+        """Whether so much is in progress that there is only time for a cheap answer."""
+        ...
+
 
 class Trace:
     """Request id and stage times of one request.
 
     Args:
         request_id: as from :func:`request_id_from`.
+        hurry: whether so much is in progress that there is only time for a cheap answer.
 
     Attributes:
+        hurry: likewise.
         request_id: answered as ``X-Request-ID`` and logged.
         stages: stage → milliseconds; a stage that ran twice is summed.
         started: `perf_counter` seconds when the request arrived.
     """
 
-    __slots__ = ("_last", "request_id", "stages", "started")
+    __slots__ = ("_last", "hurry", "request_id", "stages", "started")
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, *, hurry: bool = False) -> None:
         self.request_id = request_id
+        self.hurry = hurry
         self.stages: dict[str, float] = {}
         self.started = self._last = perf_counter()
 

@@ -5,6 +5,7 @@ from starlette.datastructures import Headers
 
 from service.auth import KeyRing
 from service.errors import KeyMissing, KeyRefused
+from service.key_source import KeySource
 
 OLD, NEW = "the-old-key-123456", "the-new-key-123456"
 
@@ -13,28 +14,32 @@ def headers(**sent: str) -> Headers:
     return Headers({name.replace("_", "-"): value for name, value in sent.items()})
 
 
+def ring(*keys: str, open_without_keys: bool = True) -> KeyRing:
+    return KeyRing([KeySource("api_keys_file", keys)], open_without_keys=open_without_keys)
+
+
 @pytest.mark.parametrize("key", [OLD, NEW])
 def test_every_key_opens_in_either_header(key: str) -> None:
-    ring = KeyRing([OLD, NEW], open_without_keys=True)
-    ring.check(headers(authorization=f"Bearer {key}"))
-    ring.check(headers(authorization=f"bearer  {key} "))
-    ring.check(headers(x_api_key=key))
+    both = ring(OLD, NEW)
+    both.check(headers(authorization=f"Bearer {key}"))
+    both.check(headers(authorization=f"bearer  {key} "))
+    both.check(headers(x_api_key=key))
 
 
 @pytest.mark.parametrize("key", ["wrong", OLD[:-1], OLD + "x", "ключ", OLD.upper()])
 def test_any_other_is_refused_and_not_repeated(key: str) -> None:
     with pytest.raises(KeyRefused) as refused:
-        KeyRing([OLD], open_without_keys=True).check(Headers(raw=[(b"x-api-key", key.encode())]))
+        ring(OLD).check(Headers(raw=[(b"x-api-key", key.encode())]))
     assert key not in str(refused.value)
 
 
 @pytest.mark.parametrize("sent", [{}, {"authorization": f"Basic {OLD}"}, {"authorization": "Bearer "}])
 def test_none_is_asked_for(sent: dict[str, str]) -> None:
     with pytest.raises(KeyMissing, match="Authorization: Bearer KEY"):
-        KeyRing([OLD], open_without_keys=True).check(headers(**sent))
+        ring(OLD).check(headers(**sent))
 
 
 def test_without_keys_data_is_open_and_admin_is_closed() -> None:
-    KeyRing([], open_without_keys=True).check(headers())
+    ring().check(headers())
     with pytest.raises(KeyRefused, match="closed"):
-        KeyRing([], open_without_keys=False).check(headers(x_api_key=OLD))
+        ring(open_without_keys=False).check(headers(x_api_key=OLD))

@@ -8,11 +8,20 @@ from starlette.requests import ClientDisconnect, Request
 
 from service import bodies
 from service.bodies import read_json, shown, validate
-from service.errors import BodyTooLarge, MalformedBody, RuleBroken, UnsupportedBody
+from service.body_budget import BODIES, BodyBudget
+from service.errors import BodiesFull, BodyTooLarge, MalformedBody, RequestLate, RuleBroken, UnsupportedBody
+from service.http_protocol import LATE
 from service.schemas import EventsRequest, RecommendRequest, SimilarRequest
 
 
-def read(*parts: bytes, limit: int = 100, disconnects: bool = False, **headers: str) -> Any:
+def read(
+    *parts: bytes,
+    limit: int = 100,
+    disconnects: bool = False,
+    budget: BodyBudget | None = None,
+    late: bool = False,
+    **headers: str,
+) -> Any:
     messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
     if disconnects:
         messages.append({"type": "http.disconnect"})
@@ -26,7 +35,10 @@ def read(*parts: bytes, limit: int = 100, disconnects: bool = False, **headers: 
 
     sent = {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
     raw = [(name.encode(), value.encode()) for name, value in sent.items() if value]
-    return asyncio.run(read_json(Request({"type": "http", "headers": raw}, receive), limit))
+    scope: dict[str, Any] = {"type": "http", "headers": raw, BODIES: budget or BodyBudget(1000)}
+    if late:
+        scope[LATE] = True
+    return asyncio.run(read_json(Request(scope, receive), limit))
 
 
 def test_parts_are_put_together() -> None:
@@ -264,3 +276,34 @@ def test_what_is_shown_is_short() -> None:
     assert shown({str(key): key for key in range(9)}) == "an object of 9 keys"
     assert shown([["x" * 100] * 8] * 8).endswith("…")
     assert shown({"a": "\ud800"}) == "{'a': '\\ud800'}"
+
+
+def test_bodies_that_come_in_parts_share_a_budget() -> None:
+    budget = BodyBudget(100)
+    with budget.holding() as elsewhere:
+        elsewhere.grow(50)
+        assert read(b'"' + b"x" * 58 + b'"', budget=budget) == "x" * 58  # in one piece: not counted
+        assert read(b'"' + b"x" * 20, b"x" * 20 + b'"', budget=budget) == "x" * 40
+        with pytest.raises(BodiesFull, match="bodies of 100 bytes in all are waited for already"):
+            read(b'"' + b"x" * 30, b"x" * 30 + b'"', budget=budget)
+        with pytest.raises(ClientDisconnect):
+            read(b"x" * 40, disconnects=True, budget=budget)
+        with pytest.raises(BodyTooLarge):
+            read(b"x" * 30, b"x" * 30, limit=50, budget=budget)
+        elsewhere.grow(50)  # all that was taken in between is back
+    assert read(b'"' + b"x" * 49, b"x" * 49 + b'"', budget=budget) == "x" * 98
+
+
+def test_only_so_many_bodies_are_discarded_at_once() -> None:
+    budget = BodyBudget(1000, discarding=1)
+    with budget.discarding(), pytest.raises(BodyTooLarge):
+        read(limit=100, content_length="101", budget=budget)  # unread: `receive` fails the test if it is called
+    with pytest.raises(BodyTooLarge):
+        read(b"x" * 101, limit=100, content_length="101", budget=budget)
+
+
+@pytest.mark.parametrize("parts", [(b"1",), (b"1", b"2"), (b"",)])
+def test_a_body_that_was_cut_short_by_the_clock_is_not_taken_for_whole(parts: tuple[bytes, ...]) -> None:
+    came = sum(map(len, parts))
+    with pytest.raises(RequestLate, match=f"the body must arrive sooner; of 50 bytes {came} came in time"):
+        read(*parts, late=True, content_length="50")

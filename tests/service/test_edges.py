@@ -14,13 +14,14 @@ from starlette.types import Message
 
 from index.bundle import Bundle
 from index.errors import EncoderError
-from service.app import create_app, load_current
+from service.app import create_app
 from service.bodies import validate
 from service.current import CurrentBundle
 from service.errors import NotReady, RuleBroken, StartError
 from service.schemas import RecommendRequest
 from service.server import _Server
 from service.settings import load_settings
+from service.wiring import load_current
 
 
 def call(app: FastAPI, messages: list[Message], path: str = "/recommend") -> list[Message]:

@@ -20,7 +20,6 @@ from index.probes import Probes
 from service.answers import Answer, Query
 from service.engine import InlineEngine
 from service.hidden import HiddenItems
-from service.load import Load
 from service.memory_sessions import MemorySessions
 from service.ports import Event
 from service.recommender import Recommender
@@ -34,7 +33,7 @@ def ask(bundle: Bundle, stored: list[str], hidden: list[str], **query: Any) -> A
     async def run() -> Answer:
         histories = MemorySessions(history_cap=200)
         await histories.append([Event("u", item, place) for place, item in enumerate(stored)])
-        recommender = Recommender(histories, InlineEngine(), HiddenItems(hidden), RecentHistories(10), Load(1000))
+        recommender = Recommender(histories, InlineEngine(), HiddenItems(hidden), RecentHistories(10))
         return await recommender.recommend(bundle, Query(user_id="u", **query), Trace("r"))
 
     return asyncio.run(run())

@@ -14,7 +14,6 @@ from service.answers import Answer, Query
 from service.engine import InlineEngine, LookedUp, Lookup, look_up
 from service.errors import RuleBroken
 from service.hidden import HiddenItems
-from service.load import Load
 from service.memory_sessions import MemorySessions
 from service.ports import Event
 from service.recommender import Recommender
@@ -23,7 +22,7 @@ from service.trace import Trace
 
 
 def recommending(histories: MemorySessions, engine: InlineEngine | None = None) -> Recommender:
-    return Recommender(histories, engine or InlineEngine(), HiddenItems(), RecentHistories(10), Load(1000))
+    return Recommender(histories, engine or InlineEngine(), HiddenItems(), RecentHistories(10))
 
 
 def ask(bundle: Bundle, stored: Sequence[str] = (), *, similar: bool = False, **query: Any) -> Answer:

@@ -11,9 +11,10 @@ from starlette.testclient import TestClient
 
 from demo.embedded_redis import EmbeddedRedis
 from index.errors import RegistryError
-from service.app import create_app, load_current
+from service.app import create_app
 from service.errors import BundleRefused, StartError
 from service.settings import Settings, load_settings
+from service.wiring import load_current
 
 
 def swap_of(client: TestClient) -> dict[str, Any]:

@@ -47,6 +47,12 @@ def test_keys_in_a_variable_are_separated_by_commas(monkeypatch: pytest.MonkeyPa
         ("VLM2REC_PORT", "65536", "port: .*less than or equal to 65535.*got '65536'"),
         ("VLM2REC_LOG_LEVEL", "loud", "log_level: .*'debug', 'info', 'warning' or 'error', got 'loud'"),
         ("VLM2REC_API_KEYS", "short-key", "api_keys: .*16 to 512 ASCII characters, got a value not shown here"),
+        ("VLM2REC_CORS_ORIGINS", "https://a.example/path", "cors_origins: .*as in https://shop.example, got"),
+        ("VLM2REC_CORS_ORIGINS", "https://*.example", "cors_origins: .*every origin must be"),
+        ("VLM2REC_CORS_ORIGINS", "a.example", "cors_origins: .*every origin must be"),
+        ("VLM2REC_TRUSTED_PROXIES", "10.0.0.1, proxy", "trusted_proxies: .*'proxy' does not appear to be"),
+        ("VLM2REC_TRUSTED_PROXIES", "*", "trusted_proxies: "),
+        ("VLM2REC_RATE_LIMIT", "0", "rate_limit: .*greater than 0"),
         ("VLM2REC_CONFIG", "/nonexistent.toml", "VLM2REC_CONFIG must name a TOML file"),
     ],
 )
@@ -57,6 +63,15 @@ def test_a_wrong_value_is_refused_by_name(
     with pytest.raises(SettingsError, match=message) as refused:
         load_settings(registry="r")
     assert "short-key" not in str(refused.value)
+
+
+def test_lists_in_a_variable_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLM2REC_CORS_ORIGINS", "https://a.example, http://localhost:3000")
+    monkeypatch.setenv("VLM2REC_TRUSTED_PROXIES", "10.0.0.0/8,::1")
+    settings = load_settings(registry="r")
+    assert settings.cors_origins == ("https://a.example", "http://localhost:3000")
+    assert settings.trusted_proxies == ("10.0.0.0/8", "::1")
+    assert load_settings(registry="r", cors_origins="*").cors_origins == ("*",)
 
 
 def test_the_registry_must_be_set() -> None:

@@ -1,0 +1,338 @@
+"""GuardedProtocol: uvicorn's HTTP/1.1, for clients that are slow, silent, greedy or broken.
+
+Uvicorn itself sets no time in which a request must arrive, and no bound on headers, on pipelined requests, or on an
+answer that nobody reads. All of that is added here, on top of `HttpToolsProtocol`, whose inner workings this relies on:
+hence the narrow bound on uvicorn's version.
+"""
+
+import asyncio
+import uuid
+from functools import partial
+from math import inf
+from time import perf_counter
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from service.connections import Connections
+from service.load import Load
+from service.problems import CROWDED, HEAD_TOO_LARGE, NOT_HTTP, QUEUE_FULL, REQUEST_LATE, ProblemKind, problem_response
+from service.security_headers import PLAIN
+from service.trace import request_id_from
+
+# What a connection says of a request in its scope; `service.envelope` and `service.bodies` act on it.
+REFUSAL: Final = "vlm2rec.refusal"
+LATE: Final = "vlm2rec.late"
+HURRY: Final = "vlm2rec.hurry"
+
+_BEAT_S = 0.02
+_ALWAYS_ANSWERED = frozenset({b"/livez", b"/readyz", b"/metrics"})
+_DETAILS = {
+    CROWDED: "there are too many connections; try again later",
+    HEAD_TOO_LARGE: "address and headers must have at most 65536 bytes together",
+    REQUEST_LATE: "address and headers must arrive sooner; send them at once",
+    NOT_HTTP: "what was received is not HTTP/1.1",
+}
+
+
+class GuardedConfig(uvicorn.Config):
+    """Uvicorn's configuration with the connections that the protocol reports to.
+
+    Args:
+        app: ASGI application.
+        connections: all of the server.
+        load: what is in progress; counted here.
+        **options: of `uvicorn.Config`.
+    """
+
+    def __init__(self, app: Any, connections: Connections, load: Load, **options: Any) -> None:  # noqa: ANN401 - uvicorn's
+        super().__init__(app, http=GuardedProtocol, **options)
+        self.guarded = connections
+        self.in_progress = load
+
+
+class GuardedServer(uvicorn.Server):
+    """Uvicorn's server, which looks at the connections now and then, and often at how late its event loop is.
+
+    Args:
+        config: see there.
+    """
+
+    config: GuardedConfig
+
+    def __init__(self, config: GuardedConfig) -> None:
+        super().__init__(config)
+        self._beat_due = 0.0
+
+    async def main_loop(self) -> None:
+        """Uvicorn's, until it is told to end."""
+        loop = asyncio.get_running_loop()
+        self._beat_due = loop.time()
+        self._beat(loop)
+        await super().main_loop()
+
+    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        self.config.in_progress.adapt(now - self._beat_due)
+        self._beat_due = now + _BEAT_S
+        loop.call_at(self._beat_due, self._beat, loop)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Uvicorn calls this ten times a second."""
+        self.config.guarded.sweep()
+        return await super().on_tick(counter)
+
+
+class _PipelineFlow(FlowControl):
+    """Flow control that reads nothing while requests wait their turn, however often uvicorn asks to read on."""
+
+    def __init__(self, transport: asyncio.Transport, pipeline: Any) -> None:  # noqa: ANN401 - uvicorn's deque
+        super().__init__(transport)
+        self._pipeline = pipeline
+
+    def resume_reading(self) -> None:
+        if not self._pipeline:
+            super().resume_reading()
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection. It waits for its client since `_waiting_since`; while that is infinite, the client waits for us.
+
+    Args:
+        config: with the connections that it reports to.
+        server_state: uvicorn's.
+        app_state: uvicorn's.
+    """
+
+    def __init__(
+        self,
+        config: GuardedConfig,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._all = config.guarded
+        self._limits = config.guarded.limits
+        self._load = config.in_progress
+        self._running: RequestResponseCycle | None = None
+        self._crowded = False  # there is no room for it: one answer, and the end
+        self._deaf = False  # what comes is read and dropped
+        self._idle = False  # between two requests
+        self._in_head = True
+        self._unused_bytes = 0  # received since the last thing that could be used
+        self._waiting_since = self._all.clock()
+        self._unread_since = inf
+        self._abort_at = inf
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin; far beyond the bound on connections, only to say so."""
+        self._all.add(self)
+        super().connection_made(transport)
+        self.flow = _PipelineFlow(transport, self.pipeline)
+        self._crowded = self._all.room < 0
+        if self._all.room < -self._limits.spare:
+            self._refuse(CROWDED, "crowded")
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End; the request that is worked on is told, also where later ones wait behind it."""
+        self._all.remove(self)
+        self._disconnect()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, unless this client has been told that it is heard no more."""
+        if self._deaf:
+            return
+        self._idle = False
+        self._unused_bytes += len(data)
+        super().data_received(data)
+        if self._unused_bytes > self._limits.head_bytes and self._waiting_since < inf and not self._deaf:
+            self._refuse(HEAD_TOO_LARGE, "head")
+
+    def on_message_begin(self) -> None:
+        """Start the clock of a request."""
+        super().on_message_begin()
+        self._in_head = True
+        if not self._deaf:
+            self._waiting_since = self._all.clock()
+
+    def on_headers_complete(self) -> None:
+        """Hand a request, or the refusal that it gets, to the application."""
+        if self._deaf:
+            return
+        if len(self.pipeline) >= self._limits.pipelined:
+            self._all.on_drop("pipeline")
+            self._hear_no_more()
+            self._waiting_since = inf
+            return
+        refusal = self._refusal()
+        self._in_head = False
+        self._unused_bytes = 0
+        if refusal is not None:
+            self.scope[REFUSAL] = refusal, _DETAILS[refusal]  # type: ignore[typeddict-unknown-key]
+        super().on_headers_complete()
+        if refusal is not None or self._crowded:
+            self._hear_no_more()
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a part of the body."""
+        self._unused_bytes = 0
+        if not self._deaf:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Stop the clock."""
+        if self._deaf:
+            return
+        self._unused_bytes = 0
+        self._waiting_since = inf
+        super().on_message_complete()
+        if self.cycle.response_complete and not self.pipeline:  # answered before all of it was here
+            self._idle = True
+            self._waiting_since = self._all.clock()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, or for the rest of this one."""
+        if self._running is not None:
+            self._load.leave(self._running)
+        super().on_response_complete()
+        if self._waiting_since == inf and not self.pipeline and self.cycle.response_complete:
+            self._idle = True
+            self._waiting_since = self._all.clock()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words are not ours
+        """Answer what is no HTTP."""
+        if not self._deaf:
+            self._refuse(NOT_HTTP, "malformed")
+
+    def look(self, now: float, patience_s: float) -> None:
+        """End it if it has kept the service waiting for too long; see `Connection.look`."""
+        if now >= self._abort_at:
+            self._abort()
+            return
+        if self.transport.get_write_buffer_size() == 0:
+            self._unread_since = inf
+        elif self._unread_since == inf:
+            self._unread_since = now
+        elif now - self._unread_since > self._limits.request_s:
+            self._all.on_drop("stalled")
+            self._abort()
+            return
+        waited = now - self._waiting_since
+        if waited > patience_s:
+            self._all.on_drop("crowded")
+            self._abort()
+        elif waited > self._limits.request_s and not self._idle:
+            self._give_up_waiting()
+
+    def _refusal(self) -> ProblemKind | None:
+        """What is wrong with a request whose head is complete."""
+        if self._unused_bytes > self._limits.head_bytes:
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > self._limits.head_bytes:
+                self._all.on_drop("head")
+                return HEAD_TOO_LARGE
+        if self._crowded and self.url.partition(b"?")[0] not in _ALWAYS_ANSWERED:
+            self._all.on_drop("crowded")
+            return CROWDED
+        return None
+
+    def _give_up_waiting(self) -> None:
+        if self._in_head and self._unused_bytes:
+            self._refuse(REQUEST_LATE, "late")
+            return
+        self._all.on_drop("late")
+        cycle = self.cycle
+        if self._in_head or cycle.response_started:
+            self._abort()
+            return
+        # The application waits for the rest of the body, or will: it gets an end, and why.
+        cycle.scope[LATE] = True  # type: ignore[typeddict-unknown-key]
+        self._hear_no_more()
+        self._waiting_since = inf
+        cycle.more_body = False
+        cycle.message_event.set()
+
+    def _hear_no_more(self) -> None:
+        """Answer what has been heard, then end."""
+        self._deaf = True
+        self.cycle.keep_alive = False
+
+    def _refuse(self, kind: ProblemKind, reason: str) -> None:
+        """Say what is wrong without asking the application, and end once that was read."""
+        self._all.on_drop(reason)
+        self._deaf = True
+        self._waiting_since = inf
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self.cycle.response_started or self.pipeline:
+                self._abort()  # it would be taken for the answer to another request
+                return
+            self._disconnect()
+        self._abort_at = self._all.clock() + self._limits.linger_s
+        self.transport.write(self._refusal_bytes(kind))
+        # Half closed and read on: a close with unread bytes would reset the connection, and the answer with it.
+        self.transport.write_eof()
+
+    def _abort(self) -> None:
+        self._all.remove(self)  # now, as another connection may wait for its place
+        self._disconnect()
+        self.transport.abort()
+
+    def _disconnect(self) -> None:
+        """Let the request that is worked on know that nobody is there; uvicorn tells only the last one received."""
+        self.pipeline.clear()
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - uvicorn's types
+        self._running = cycle
+        counted = cycle.scope["raw_path"] not in _ALWAYS_ANSWERED
+        if counted and not self._load.enter(cycle):
+            self._turn_away(cycle)
+            return
+        if counted and self._load.is_high:
+            cycle.scope[HURRY] = True  # type: ignore[typeddict-unknown-key]
+        task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(partial(self._ended, cycle))
+        self.tasks.add(task)
+
+    def _ended(self, cycle: RequestResponseCycle, task: "asyncio.Task[None]") -> None:
+        self.tasks.discard(task)
+        self._load.leave(cycle)
+
+    def _turn_away(self, cycle: RequestResponseCycle) -> None:
+        """Refuse a request at once, for a small part of what it costs to ask the application."""
+        started = perf_counter()
+        given = next((value for name, value in cycle.scope["headers"] if name == b"x-request-id"), None)
+        request_id = request_id_from(given)
+        more = {"X-Request-ID": request_id, "Retry-After": str(self._all.retry_after_s)}
+        detail = "more requests are in progress than can be answered soon; ask again later"
+        more["Server-Timing"] = f"total;dur={(perf_counter() - started) * 1000.0:.3f}"
+        if not cycle.keep_alive:
+            more["Connection"] = "close"
+        cycle.response_started = cycle.response_complete = True
+        self.transport.write(_answer_bytes(QUEUE_FULL, detail, request_id, more))
+        self._all.on_turned_away(cycle.scope["method"])
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
+
+    def _refusal_bytes(self, kind: ProblemKind) -> bytes:
+        request_id = uuid.uuid4().hex
+        more = {"X-Request-ID": request_id, "Connection": "close"}
+        if kind is CROWDED:
+            more["Retry-After"] = str(self._all.retry_after_s)
+        return _answer_bytes(kind, _DETAILS[kind], request_id, more)
+
+
+def _answer_bytes(kind: ProblemKind, detail: str, request_id: str, more: dict[str, str]) -> bytes:
+    """A problem as it goes over the wire."""
+    answer = problem_response(kind, detail, request_id=request_id, headers=more)
+    headers = b"".join(name + b": " + value + b"\r\n" for name, value in (*answer.raw_headers, *PLAIN))
+    return STATUS_LINE[kind.status] + headers + b"\r\n" + bytes(answer.body)

@@ -1,0 +1,159 @@
+"""Wiring: picks every concrete class of what the routes work with, from the settings alone."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import SecretStr
+from structlog.typing import FilteringBoundLogger
+
+from index.bundle import Bundle
+from service.auth import KeyRing
+from service.batching import MicroBatcher
+from service.current import CurrentBundle
+from service.directives import Directives
+from service.key_source import KeySource
+from service.load import Load
+from service.logs import logger
+from service.metrics import Metrics
+from service.opening import Opening, open_first, read_pin
+from service.rate_limit import RateLimit
+from service.recommender import Recommender
+from service.redis_directives import RedisDirectives
+from service.redis_sessions import RedisSessions
+from service.routing import Services
+from service.settings import Settings
+from service.shadow import RecentHistories, ShadowBounds
+from service.shelf import Shelf
+from service.slow_lane import SlowLane
+from service.source import BundleSource
+from service.watcher import Watcher
+
+_MOST_ENGINE_THREADS = 4
+
+
+def open_services(settings: Settings) -> Services:
+    """Everything that the routes work with; nothing is connected to or loaded yet."""
+    log, metrics, current = logger(), Metrics(), CurrentBundle()
+    histories = _open_histories(settings, metrics)
+    directives = _open_directives(settings, metrics.redis_error)
+    recent = RecentHistories(settings.shadow_histories)
+    source = _open_source(settings, metrics.bundles.loaded)
+    shelf = Shelf(
+        current=current,
+        hidden=directives.hidden,
+        source=source,
+        recent=recent,
+        probes=settings.shadow_histories,
+        metrics=metrics.bundles,
+        log=log,
+    )
+    watcher = Watcher(
+        shelf=shelf,
+        source=source,
+        directives=directives,
+        bounds=ShadowBounds(
+            settings.shadow_min_overlap,
+            settings.shadow_min_coverage,
+            settings.shadow_min_answered,
+            settings.shadow_max_slot_shift,
+        ),
+        metrics=metrics.bundles,
+        log=log,
+        poll_s=settings.poll_ms / 1000.0,
+    )
+    load = Load(settings.queue_bound)
+    batcher = MicroBatcher(bound=settings.queue_bound, threads=_engine_threads(settings), metrics=metrics, log=log)
+    metrics.queue_depth(lambda: batcher.depth)
+    data_keys, admin_keys = _key_rings(settings, metrics, log)
+    return Services(
+        current=current,
+        watcher=watcher,
+        directives=directives,
+        histories=histories,
+        batcher=batcher,
+        load=load,
+        recent=recent,
+        recommender=Recommender(histories, batcher, directives.hidden, recent),
+        metrics=metrics,
+        data_keys=data_keys,
+        admin_keys=admin_keys,
+        log=log,
+        body_limit=settings.body_limit_bytes,
+        slow_lane=SlowLane(threads=max(1, (os.cpu_count() or 1) // 2)),
+        require_consent=settings.require_consent,
+        one_thread=source.one_thread,
+    )
+
+
+def _engine_threads(settings: Settings) -> int:
+    """Workers of the batcher: none on CUDA; else one a core, at most four, as one event loop feeds no more."""
+    if settings.device != "cpu":
+        return 0
+    return settings.engine_threads or min(len(os.sched_getaffinity(0)), _MOST_ENGINE_THREADS)
+
+
+def _key_rings(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> tuple[KeyRing, KeyRing]:
+    """Keys of the data routes, and of the admin routes."""
+
+    def source(name: str, given: tuple[SecretStr, ...], file: Path | None) -> KeySource:
+        keys = [key.get_secret_value() for key in given]
+        return KeySource(name, keys, file, on_trouble=lambda trouble: log.error("keys not read again", detail=trouble))
+
+    api = source("api_keys_file", settings.api_keys, settings.api_keys_file)
+    admin = source("admin_keys_file", settings.admin_keys, settings.admin_keys_file)
+    api.keep_apart_from(admin)
+    admin.keep_apart_from(api)
+    limit = None
+    if settings.rate_limit is not None:
+        limit = RateLimit(settings.rate_limit, settings.rate_burst, on_refusal=metrics.clients.rate_limited)
+    # An admin key opens the data routes too; alone it does not close them for everybody else.
+    data_keys = KeyRing([api, admin] if api.configured else [], open_without_keys=True, limit=limit)
+    return data_keys, KeyRing([admin], open_without_keys=False, limit=limit)
+
+
+def _open_histories(settings: Settings, metrics: Metrics) -> RedisSessions:
+    return RedisSessions(
+        settings.redis_url.get_secret_value(),
+        history_cap=settings.history_cap,
+        ttl_s=settings.history_ttl_days * 86_400,
+        stream_cap=settings.stream_cap,
+        event_ids_cap=settings.event_ids_cap,
+        timeout_s=settings.redis_timeout_ms / 1000.0,
+        prefix=settings.redis_prefix,
+        on_error=metrics.redis_error,
+    )
+
+
+def _open_directives(settings: Settings, on_error: Callable[[str], None] | None = None) -> Directives:
+    store = RedisDirectives(
+        settings.redis_url.get_secret_value(),
+        timeout_s=settings.redis_timeout_ms / 1000.0,
+        prefix=settings.redis_prefix,
+        on_error=on_error,
+    )
+    return Directives(
+        store, settings.directives_path, lambda trouble: logger().error("directives not kept", detail=trouble)
+    )
+
+
+def _open_source(settings: Settings, loaded: Callable[[Bundle], None] = lambda _bundle: None) -> BundleSource:
+    return BundleSource(
+        settings.registry,
+        device=settings.device,
+        threads=settings.encoder_threads,
+        verify=settings.verify,
+        loaded=loaded,
+    )
+
+
+def load_current(settings: Settings) -> Opening:
+    """Load and warm the bundle that should serve; where it is bad, the newest good one before it.
+
+    Raises:
+        StartError: nothing is published, and `wait_for_bundle` is off.
+        BundleRefused: no bundle is good, likewise.
+        IndexingError: the registry cannot be read.
+    """
+    pin = read_pin(lambda: _open_directives(settings))
+    return open_first(_open_source(settings), pin, wait=settings.wait_for_bundle)

@@ -1,0 +1,135 @@
+"""Overload: half full, answers are cheap and say so; full, requests are turned away at once; health is always told."""
+
+import json
+from typing import Any
+
+from conftest import OpenClient
+from shops import eventually
+from sockets import GET, Client, Running, post, running
+from starlette.testclient import TestClient
+
+from service.connections import ConnectionLimits
+from service.http_protocol import HURRY
+from service.load import Load
+
+ASK = {"items": ["i1", "i2"], "k": 3}
+SLOW = GET.replace(b"GET /", b"GET /slow")
+READY = GET.replace(b"GET /", b"GET /readyz")
+LIMITS = ConnectionLimits(connections=64, request_s=10.0)
+
+
+def test_half_full_one_cheap_answer_is_let_in_for_five_answers_given() -> None:
+    load = Load(200)
+    assert all(load.enter(request) for request in range(100))
+    assert not load.is_high
+    assert [load.enter(request) for request in range(100, 170)] == [True] * 64 + [False] * 6  # saved while it was quiet
+    assert load.is_high
+    for request in (*range(10), *range(10)):  # once is enough
+        load.leave(request)
+    assert (load.in_progress, [load.enter(request) for request in range(3)]) == (154, [True, True, False])
+    for request in range(10, 67):
+        load.leave(request)
+    assert (load.in_progress, load.is_high, load.enter(300)) == (99, False, True)  # below half everybody is
+
+
+def test_at_the_bound_nobody_is_let_in() -> None:
+    load = Load(4)
+    assert [load.enter(request) for request in range(5)] == [True] * 4 + [False]
+
+
+def filled(server: Running, load: Load) -> list[Client]:
+    """As many clients as may be in progress, all of whom wait until the server is told to answer them."""
+    clients = [server.open(SLOW) for _ in range(load.bound)]
+    eventually(lambda: load.in_progress == load.bound)
+    return clients
+
+
+def test_full_it_turns_away_at_once_and_takes_the_next_when_there_is_room() -> None:
+    load = Load(3)
+    with running(LIMITS, load=load) as server:
+        busy = filled(server, load)
+        client = server.open(GET.replace(b"host: x", b"host: x\r\nx-request-id: mine"))
+        status, headers, body = client.answer()
+        assert (status, headers["retry-after"], headers["content-type"]) == (429, "7", "application/problem+json")
+        assert headers["x-request-id"] == json.loads(body)["request_id"] == "mine"
+        assert float(headers["server-timing"].removeprefix("total;dur=")) < 1000.0
+        assert headers["x-content-type-options"] == "nosniff"
+        assert json.loads(body)["type"] == "urn:vlm2rec:problem:queue-full"
+        assert client.send(READY).answer()[0] == 200  # the connection goes on, and health is told
+        assert client.send(post(b"[1]")).answer()[0] == 429
+        assert server.drops == {"turned away: GET": 1, "turned away: POST": 1}
+        server.released.set()
+        assert [one.answer()[0] for one in busy] == [200] * 3
+        eventually(lambda: load.in_progress == 0)
+        assert client.send(post(b"[1]")).answer()[2] == b"[1]"
+
+
+def test_one_turned_away_may_send_the_rest_of_its_body_and_ask_again() -> None:
+    load = Load(2)
+    with running(LIMITS, load=load) as server:
+        busy = filled(server, load)
+        client = server.open(post(b"[", length=5))
+        assert client.answer()[0] == 429
+        server.released.set()
+        assert [one.answer()[0] for one in busy] == [200, 200]
+        eventually(lambda: load.in_progress == 0)
+        client.send(b"1,2]")  # still of the body that nobody wanted
+        assert client.send(post(b"[3]")).answer()[2] == b"[3]"
+
+
+def test_pipelined_requests_are_turned_away_in_their_order() -> None:
+    load = Load(2)
+    with running(LIMITS, load=load) as server:
+        busy = filled(server, load)
+        client = server.open(GET + READY + GET)
+        assert [client.answer()[0] for _ in range(3)] == [429, 200, 429]
+        server.released.set()
+        assert [one.answer()[0] for one in busy] == [200, 200]
+
+
+def test_one_that_wants_no_more_is_closed_after_it_was_turned_away() -> None:
+    load = Load(2)
+    with running(LIMITS, load=load) as server:
+        filled(server, load)
+        client = server.open(GET.replace(b"host: x", b"host: x\r\nconnection: close"))
+        status, headers, _ = client.answer()
+        assert (status, headers["connection"]) == (429, "close")
+        assert client.is_closed()
+
+
+def test_a_client_that_leaves_makes_room() -> None:
+    load = Load(2)
+    with running(LIMITS, load=load) as server:
+        for client in filled(server, load):
+            client.close()
+        server.released.set()
+        eventually(lambda: load.in_progress == 0)
+
+
+def in_a_hurry(client: TestClient, ask: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    """An answer to a request that came when more than half of what may be was in progress."""
+    app: Any = client.app
+
+    async def marked(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope if scope["type"] != "http" else scope | {HURRY: True}, receive, send)
+
+    answer = TestClient(marked).post(ask[0], json=ask[1])
+    assert answer.status_code == 200
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_half_full_everybody_gets_what_is_popular(open_client: OpenClient, oracle: Any) -> None:
+    with open_client() as client:
+        asks: tuple[tuple[str, dict[str, Any]], ...] = (
+            ("/recommend", ASK),
+            ("/similar", ASK),
+            ("/recommend", {"user_id": "u", "k": 3}),
+        )
+        for ask in asks:
+            answer = in_a_hurry(client, ask)
+            assert (answer["strategy"], answer["degraded"]) == ("popular", "overload")
+            wanted = [item for item, _ in oracle.popular(3, set(ask[1].get("items", ())))]
+            assert [item["item_id"] for item in answer["items"]] == wanted
+        assert client.post("/recommend", json=ASK).json()["degraded"] is None
+        assert 'vlm2rec_degraded_total{reason="overload"} 3.0' in client.get("/metrics").text

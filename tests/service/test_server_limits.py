@@ -1,0 +1,88 @@
+"""What the server process sets around the application: open files, proxies to believe, the bound on connections."""
+
+import json
+import resource
+import socket
+from pathlib import Path
+
+import pytest
+from test_server import Service
+
+from service.client_metrics import ClientMetrics
+from service.server import _allow_files, _connections
+from service.settings import load_settings
+
+GET = b"GET %s HTTP/1.1\r\nhost: x\r\n%s\r\n\r\n"
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The bounds on open files, without setting those of this process; the first is what they are."""
+    bounds = [(1024, 8192)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: bounds[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _which, bound: bounds.append(bound))
+    return bounds
+
+
+def test_open_files_are_allowed_as_needed_and_no_further_than_possible(files: list[tuple[int, int]]) -> None:
+    assert _allow_files(1000) == 1024
+    assert len(files) == 1
+    assert _allow_files(5000) == 5000
+    assert files[-1] == (5000, 8192)
+    assert _allow_files(9000) == 8192
+    files.append((resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert _allow_files(9000) == 9000
+    files.append((10, resource.RLIM_INFINITY))
+    assert _allow_files(9000) == 9000
+
+
+def test_there_are_no_more_connections_than_open_files(files: list[tuple[int, int]]) -> None:
+    from prometheus_client import CollectorRegistry
+
+    metrics = ClientMetrics(CollectorRegistry())
+    assert _connections(load_settings(registry="r"), metrics).limits.connections == 4096
+    files.append((1024, 1024))
+    limits = _connections(load_settings(registry="r", request_timeout_s=3), metrics).limits
+    assert limits.connections + limits.spare + 256 == 1024
+    assert limits.request_s == 3
+
+
+class Caller:
+    """Asks a service over one connection after the other."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    def __call__(self, path: bytes = b"/items", header: bytes = b"accept: */*") -> tuple[int, bytes]:
+        with socket.create_connection(("127.0.0.1", self._port), timeout=10) as client:
+            client.sendall(GET % (path, header + b"\r\nconnection: close"))
+            answer = b"".join(iter(lambda: client.recv(65_536), b""))
+        return int(answer.split()[1]), answer.partition(b"\r\n\r\n")[2]
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_only_a_trusted_proxy_says_who_calls(small_registry: Path, trusted: bool) -> None:
+    environment = {"VLM2REC_TRUSTED_PROXIES": "10.1.0.0/16, 127.0.0.1"} if trusted else {}
+    service = Service(
+        *("--registry", str(small_registry), "--redis", "unix:///nonexistent/redis.sock"),
+        VLM2REC_RATE_LIMIT="0.01",
+        VLM2REC_RATE_BURST="1",
+        VLM2REC_MAX_CONNECTIONS="30",
+        VLM2REC_REQUEST_TIMEOUT_S="1",
+        **environment,
+    )
+    try:
+        ask = Caller(service.port)
+        statuses = [ask(header=b"x-forwarded-for: 10.9.9.%d" % number)[0] for number in range(3)]
+        assert statuses == ([200, 200, 200] if trusted else [200, 429, 429])
+        with socket.create_connection(("127.0.0.1", service.port), timeout=10) as slow:
+            slow.sendall(b"GET / HTTP/1.1\r\n")
+            answer = b"".join(iter(lambda: slow.recv(65_536), b""))
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"] == "urn:vlm2rec:problem:request-late"
+        told = ask(b"/metrics")[1].decode()
+        assert 'vlm2rec_connections_dropped_total{reason="late"} 1.0' in told
+        assert "vlm2rec_connections 1.0" in told
+        assert f"vlm2rec_rate_limited_total {0 if trusted else 2}.0" in told
+    finally:
+        assert service.end()[0] == 0
