@@ -18,8 +18,8 @@ class Load:
 
     `service.http_protocol` counts them and turns away what is too much before the application is asked.
 
-    A cheap answer takes the event loop about as long as a whole one, so at most one is given for five answers; else there
-    were no time left for whole ones. Turning away takes little time, but an event loop that has more to do than it can
+    A cheap answer takes the event loop about as long as a whole one, so at most one is given for five answers; else no
+    time would be left for whole ones. Turning away takes little time, but an event loop that has more to do than it can
     is late with that too, and then nobody is answered in time. So the number that is let in shrinks until the event
     loop is prompt, and grows again when it is.
 
