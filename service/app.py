@@ -98,6 +98,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         version=version("vlm2rec"),
         description=_DESCRIPTION,
         lifespan=lifespan,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -109,7 +110,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
     app.state.metrics = services.metrics
     Routes(services).register(app)
     AdminRoutes(services).register(app)
-    DocsPage(app.title, str(app.openapi_url)).register(app)
+    DocsPage(app).register()
     _answer_problems(app, settings.retry_after_s)
     return app
 
