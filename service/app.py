@@ -100,6 +100,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         version=version("vlm2rec"),
         description=_DESCRIPTION,
         lifespan=lifespan,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -111,7 +112,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
     app.state.metrics = services.metrics
     for group in (Routes, BatchRoutes, UserRoutes, CatalogueRoutes, AdminRoutes):
         group(services).register(app)
-    DocsPage(app.title, str(app.openapi_url)).register(app)
+    DocsPage(app).register()
     _answer_problems(app, settings.retry_after_s)
     _put_layers(app, settings, services)
     return app

@@ -1,4 +1,4 @@
-"""The page at /docs: Swagger UI from a package instead of a content delivery network, under a strict policy."""
+"""The API's description: the document, and the page at /docs, Swagger UI from a package, under a strict policy."""
 
 import base64
 import hashlib
@@ -7,30 +7,33 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
+import orjson
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 
 _FILES: Final = {"/docs/swagger-ui.js": "swagger-ui-bundle.js", "/docs/swagger-ui.css": "swagger-ui.css"}
+_DOCUMENT: Final = "/openapi.json"
 _DAY = {"cache-control": "public, max-age=86400"}
 _INLINE_SCRIPT: Final = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
 class DocsPage:
-    """The page and what it needs; made once.
+    """Document, page and what it needs. All of it is made once: none of it needs a key, so it must cost nothing.
 
     Args:
-        title: of the page.
-        openapi_url: path of the document that it shows.
+        app: whose document it is.
     """
 
-    def __init__(self, title: str, openapi_url: str) -> None:
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        self._document: bytes | None = None
         script, style = _FILES
         self._html = bytes(
             get_swagger_ui_html(
-                openapi_url=openapi_url,
-                title=title,
+                openapi_url=_DOCUMENT,
+                title=app.title,
                 swagger_js_url=script,
                 swagger_css_url=style,
                 swagger_favicon_url="data:,",
@@ -39,11 +42,20 @@ class DocsPage:
         self._headers = {"content-security-policy": policy_of(self._html)}
         self._files = Path(str(resources.files("fastapi_offline"))) / "static"
 
-    def register(self, app: FastAPI) -> None:
-        """Add its routes."""
-        app.add_api_route("/docs", self.page, methods=["GET"], include_in_schema=False)
-        for path in _FILES:
-            app.add_api_route(path, self.file, methods=["GET"], include_in_schema=False)
+    def register(self) -> None:
+        """Add the routes."""
+        for path, handler in (
+            (_DOCUMENT, self.document),
+            ("/docs", self.page),
+            *((file, self.file) for file in _FILES),
+        ):
+            self._app.add_api_route(path, handler, methods=["GET"], include_in_schema=False)
+
+    async def document(self, _request: Request) -> Response:
+        """The document."""
+        if self._document is None:
+            self._document = orjson.dumps(self._app.openapi())
+        return Response(self._document, media_type="application/json")
 
     async def page(self, _request: Request) -> Response:
         """The page."""

@@ -86,9 +86,7 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         kind, detail = refusal
-        headers = {"Connection": "close"}
-        if kind is CROWDED:
-            headers["Retry-After"] = self._retry_after
+        headers = {"Retry-After": self._retry_after} if kind is CROWDED else None
         request_id = trace_of(scope).request_id
         await problem_response(kind, detail, request_id=request_id, headers=headers)(scope, receive, send)
 

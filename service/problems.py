@@ -167,8 +167,6 @@ def answer_error(error: Exception, *, request_id: str, retry_after_s: int) -> Re
         headers["Retry-After"] = str(retry_after_s)
     if isinstance(error, errors.RateExceeded):
         headers["Retry-After"] = str(error.retry_after_s)
-    if kind is REQUEST_LATE:
-        headers["Connection"] = "close"  # the rest of the body would be taken for the next request
     if kind is KEY_MISSING:
         headers["WWW-Authenticate"] = "Bearer"
     violations = _violations(error)

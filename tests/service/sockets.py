@@ -36,8 +36,8 @@ def post(body: bytes, length: int | None = None, path: str = "/") -> bytes:
     return head.encode() + body
 
 
-def answering(released: threading.Event) -> ASGIApp:
-    """Reads bodies as the service does; `/big` answers megabytes, `/slow` once it is released."""
+def answering(released: threading.Event, steps: threading.Semaphore) -> ASGIApp:
+    """Reads bodies as the service does; `/big` answers megabytes, `/slow` once it is released, `/step` one a step."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         answer: Response
@@ -48,6 +48,8 @@ def answering(released: threading.Event) -> ASGIApp:
                 answer = answer_error(error, request_id=trace_of(scope).request_id, retry_after_s=1)
         else:
             while scope["path"] == "/slow" and not released.is_set():
+                await asyncio.sleep(0.01)
+            while scope["path"] == "/step" and not steps.acquire(blocking=False):
                 await asyncio.sleep(0.01)
             answer = PlainTextResponse("x" * (BIG_ANSWER if scope["path"] == "/big" else 10))
         await answer(scope, receive, send)
@@ -64,12 +66,14 @@ class Running:
         connections: all of it.
         drops: why connections were ended, counted.
         released: set: `/slow` is answered.
+        steps: each lets one `/step` be answered.
     """
 
     port: int
     connections: Connections
     drops: Counter[str]
     released: threading.Event
+    steps: threading.Semaphore
     clients: list["Client"] = field(default_factory=list)
 
     def open(self, *sent: bytes) -> "Client":
@@ -137,9 +141,9 @@ def running(
         on_drop=lambda reason: drops.update([reason]),
         on_turned_away=lambda method: drops.update([f"turned away: {method}"]),
     )
-    released = threading.Event()
+    released, steps = threading.Event(), threading.Semaphore(0)
     whole = Envelope(
-        answering(released), metrics=Metrics(), log=get_logger(), bodies=BodyBudget(bodies), retry_after_s=7
+        answering(released, steps), metrics=Metrics(), log=get_logger(), bodies=BodyBudget(bodies), retry_after_s=7
     )
     listener = socket.create_server(("127.0.0.1", 0))
     config = GuardedConfig(
@@ -161,11 +165,12 @@ def running(
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     eventually(lambda: server.started)
-    ours = Running(listener.getsockname()[1], connections, drops, released)
+    ours = Running(listener.getsockname()[1], connections, drops, released, steps)
     try:
         yield ours
     finally:
         released.set()
+        steps.release(100)
         for client in ours.clients:
             client.close()
         server.should_exit = True

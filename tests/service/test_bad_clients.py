@@ -2,13 +2,14 @@
 
 import contextlib
 import json
+import threading
 import time
 from typing import Any
 
 import psutil
 import pytest
 from shops import eventually
-from sockets import BIG_ANSWER, GET, Client, post, regular, running
+from sockets import BIG_ANSWER, GET, Client, Running, post, regular, running
 
 from service.connections import ConnectionLimits
 
@@ -178,6 +179,16 @@ def test_a_head_within_the_limit_is_fine_also_with_its_body_behind_it() -> None:
         assert client.answer()[2] == b"1"
 
 
+def test_a_body_over_the_limit_for_heads_is_fine_however_it_comes() -> None:
+    sent = post(b"1".ljust(99_000))
+    with running(ConnectionLimits(connections=9, request_s=10)) as server:
+        client = server.open()
+        for start in range(0, len(sent), 9000):
+            client.send(sent[start : start + 9000])
+            time.sleep(0.02)
+        assert client.answer()[2] == b"1"
+
+
 def test_endless_trailers_are_refused() -> None:
     with running(LIMITS) as server:
         client = server.open(CHUNKED, b"0\r\nx-trailer: " + b"a" * 600_000)
@@ -189,6 +200,26 @@ def test_what_is_no_http_is_told_so() -> None:
         problem(server.open(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"), 400, "not-http")
         problem(server.open(b"HELLO\r\n\r\n"), 400, "not-http")
         assert server.drops == {"malformed": 2}
+
+
+def test_a_refusal_is_read_also_by_a_client_that_talks_on_and_stays() -> None:
+    with running(LIMITS) as server:
+        client = server.open(b"HELLO\r\n\r\n")
+        eventually(lambda: server.drops["malformed"])
+        client.send(b"x" * 100_000)
+        time.sleep(0.1)
+        assert client.answer()[0] == 400
+        eventually(lambda: len(server.connections) == 0)  # though the client did not close
+
+
+def test_garbage_behind_requests_ends_them_all_in_good_order(caplog: pytest.LogCaptureFixture) -> None:
+    with running(LIMITS) as server:
+        client = server.open(GET.replace(b"/", b"/slow", 1) + GET + b"HELLO\r\n\r\n")
+        eventually(lambda: server.drops["malformed"])
+        server.released.set()
+        assert client.is_closed()
+        eventually(lambda: len(server.connections) == 0)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_requests_that_nobody_waits_for_do_not_pile_up() -> None:
@@ -219,6 +250,25 @@ def test_nothing_is_read_while_requests_wait_their_turn() -> None:
         assert sent < 20_000_000  # what the buffers of both sockets hold
         server.released.set()
         assert [client.answer()[0] for _ in range(3)] == [200, 200, 413]
+
+
+def test_bodies_do_not_pile_up_behind_requests_that_are_answered_one_by_one() -> None:
+    def waiting(server: Running) -> int:
+        return sum(len(cycle.body) for held in server.connections._open for cycle, _ in held.pipeline)
+
+    with running(ConnectionLimits(connections=9, request_s=10)) as server:
+        client = server.open(GET.replace(b"/", b"/step", 1) * 12)
+        eventually(lambda: len(server.connections) == 1)
+        sender = threading.Thread(target=client.send, args=(post(b"1".ljust(95_000)) * 12,))
+        sender.start()
+        for answered in range(1, 9):
+            server.steps.release()
+            assert client.answer()[0] == 200
+            time.sleep(0.03)
+            assert waiting(server) < 600_000, answered
+        server.steps.release(100)
+        assert [client.answer()[0] for _ in range(16)] == [200] * 16
+        sender.join(20)
 
 
 def test_a_hundred_clients_with_big_bodies_hold_no_memory() -> None:
