@@ -32,6 +32,7 @@ from service.problems import (
     problem_response,
 )
 from service.recommender import Recommender
+from service.redis_client import UNWATCHED, RedisWatch
 from service.redis_directives import RedisDirectives
 from service.redis_sessions import RedisSessions
 from service.routes import Routes
@@ -105,7 +106,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
 def _services(settings: Settings) -> Services:
     log, metrics, current = logger(), Metrics(), CurrentBundle()
     histories = _open_histories(settings, metrics)
-    directives = _open_directives(settings, metrics.redis_error)
+    directives = _open_directives(settings, RedisWatch(on_error=metrics.redis_error))
     recent = RecentHistories(settings.shadow_histories)
     source = _open_source(settings, metrics.bundles.loaded)
     shelf = Shelf(
@@ -167,16 +168,16 @@ def _open_histories(settings: Settings, metrics: Metrics) -> RedisSessions:
         event_ids_cap=settings.event_ids_cap,
         timeout_s=settings.redis_timeout_ms / 1000.0,
         prefix=settings.redis_prefix,
-        on_error=metrics.redis_error,
+        watch=RedisWatch(on_error=metrics.redis_error),
     )
 
 
-def _open_directives(settings: Settings, on_error: Callable[[str], None] | None = None) -> Directives:
+def _open_directives(settings: Settings, watch: RedisWatch = UNWATCHED) -> Directives:
     store = RedisDirectives(
         settings.redis_url.get_secret_value(),
         timeout_s=settings.redis_timeout_ms / 1000.0,
         prefix=settings.redis_prefix,
-        on_error=on_error,
+        watch=watch,
     )
     return Directives(
         store, settings.directives_path, lambda trouble: logger().error("directives not kept", detail=trouble)
