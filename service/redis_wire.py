@@ -7,7 +7,7 @@ from typing import Any, Final
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as ConnectionLost
-from redis.exceptions import InvalidResponse, RedisError, ResponseError
+from redis.exceptions import InvalidResponse, NoPermissionError, RedisError, ResponseError
 
 from service.redis_client import Connect
 
@@ -93,6 +93,7 @@ async def _reply(connection: AbstractConnection) -> Any:  # noqa: ANN401 - whate
 async def answers(wire: RedisWire) -> bool:
     """Whether there is a Redis at the other end, ready to serve; never raises."""
     try:
-        return await wire.exchange([PING]) == [b"PONG"]
+        (reply,) = await wire.exchange([PING])
+        return reply == b"PONG" or isinstance(reply, NoPermissionError)
     except Exception:  # noqa: BLE001 - whatever redis-py meets there
         return False
