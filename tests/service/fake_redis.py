@@ -73,11 +73,13 @@ async def fake_redis() -> AsyncIterator[FakeRedis]:
         yield fake
     finally:
         server.close()
-        for task in set(handlers):
-            task.cancel()
-        if handlers:
-            await asyncio.wait(set(handlers))
         await server.wait_closed()
+        await asyncio.sleep(0.01)  # whoever was accepted last has a handler now
+        while handlers:
+            for task in handlers:
+                task.cancel()
+            await asyncio.wait(set(handlers))
+        await asyncio.sleep(0)  # and the last connection is closed
 
 
 async def _command(reader: asyncio.StreamReader) -> list[bytes]:
