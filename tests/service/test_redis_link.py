@@ -4,43 +4,17 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from fake_redis import FakeRedis, as_list, fake_redis, own_key
+from fake_redis import as_list, fake_redis, linked, never, of_links, own_key, read, read_at_last, run, until
 
 from service.errors import LinkDown
 from service.redis_client import connector
-from service.redis_link import MOST_WAITING, RedisLink, Script
+from service.redis_link import MOST_WAITING, RedisLink
 
 TIMEOUT_S = 0.1
-
-
-@asynccontextmanager
-async def linked(timeout_s: float = TIMEOUT_S) -> AsyncIterator[tuple[FakeRedis, RedisLink]]:
-    async with fake_redis() as fake:
-        link = RedisLink(connector(fake.url, timeout_s), timeout_s=timeout_s)
-        try:
-            yield fake, link
-        finally:
-            await link.close()
-
-
-async def read(link: RedisLink, key: str) -> list[str]:
-    return [entry.decode() for entry in await link.call("LRANGE", key, 0, -1, kind=list)]
-
-
-async def until(condition: Callable[[], bool], seconds: float = 2.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-async def never(_command: list[bytes]) -> bytes:
-    await asyncio.Event().wait()
-    return b""
 
 
 def test_late_replies_and_callers_who_leave_never_mix_up_answers() -> None:
@@ -77,9 +51,9 @@ def test_late_replies_and_callers_who_leave_never_mix_up_answers() -> None:
             fake.answer = own_key
             await until(lambda: link.state == "closed")
             for turn in range(5):
-                assert await read(link, f"after {turn}") == [f"after {turn}"]
+                assert await read_at_last(link, f"after {turn}") == [f"after {turn}"]
 
-    asyncio.run(check())
+    run(check)
     assert set(became) == {"answered", "left", "refused"}  # or nothing was tried
 
 
@@ -102,6 +76,7 @@ class Stubborn:
         return False
 
     async def send_packed_command(self, command: bytes, check_health: bool) -> None:
+        assert not self.closed
         self.sent += [part for part in command.split(b"\r\n") if part.startswith((b"key", b"PING"))]
 
     async def read_response(self) -> Any:
@@ -135,14 +110,39 @@ def test_a_lost_cancellation_gives_nobody_the_reply_of_another() -> None:
         assert not asked.done()
         second.may_answer.set()
         assert await asked == ["key of another"]
+        assert await read(link, "key of a third") == ["key of a third"]
         await link.close()
 
-    asyncio.run(check())
+    run(check)
+
+
+def test_a_connection_that_opens_after_it_was_given_up_is_closed_unused() -> None:
+    class Slow(Stubborn):
+        async def connect(self) -> None:
+            while not self.may_answer.is_set():
+                with suppress(asyncio.CancelledError):
+                    await self.may_answer.wait()
+            self.closed = False
+
+    async def check() -> None:
+        Slow.made = []
+        link = RedisLink(Slow, timeout_s=0.05)  # type: ignore[arg-type]
+        with pytest.raises(LinkDown, match="no answer within"):
+            await read(link, "key")
+        first = Slow.made[0]
+        first.may_answer.set()
+        await until(lambda: first.closed)
+        assert first.sent == []
+        for connection in Slow.made:
+            connection.may_answer.set()
+        await link.close()
+
+    run(check)
 
 
 def test_who_leaves_does_not_hurt_those_who_share_the_exchange() -> None:
     async def check() -> None:
-        async with linked() as (fake, link):
+        async with linked(timeout_s=5.0) as (fake, link):
             go = asyncio.Event()
 
             async def answer(command: list[bytes]) -> bytes:
@@ -160,7 +160,7 @@ def test_who_leaves_does_not_hurt_those_who_share_the_exchange() -> None:
             assert all(isinstance(left, asyncio.CancelledError) for left in found[::2])
             assert (fake.connections, link.state) == (1, "closed")
 
-    asyncio.run(check())
+    run(check)
 
 
 def test_calls_of_one_moment_are_one_round_trip() -> None:
@@ -178,7 +178,29 @@ def test_calls_of_one_moment_are_one_round_trip() -> None:
             assert await asyncio.gather(*(read(link, key) for key in keys)) == [[key] for key in keys]
             assert (fake.keys, fake.connections) == (keys, 1)
 
-    asyncio.run(check())
+    run(check)
+
+
+@pytest.mark.parametrize(("size", "together"), [(10, 128), (300_000, 3)])
+def test_an_exchange_has_so_many_calls_and_so_many_bytes(size: int, together: int) -> None:
+    async def check() -> None:
+        async with linked(timeout_s=10.0) as (fake, link):
+
+            async def silent(_command: list[bytes]) -> bytes:
+                return b""
+
+            fake.answer = silent
+            keys = [f"{number:0{size}}" for number in range(together + 2)]
+            asked = asyncio.gather(*(read(link, key) for key in keys))
+            await until(lambda: len(fake.asked) >= together)
+            await asyncio.sleep(0.05)  # more would come now
+            assert len(fake.asked) == together
+            fake.answer = own_key
+            (writer,) = fake.writers
+            writer.write(b"".join(as_list(command[1]) for command in fake.asked))
+            assert await asked == [[key] for key in keys]
+
+    run(check)
 
 
 def test_a_redis_that_hangs_holds_up_nobody_for_long_and_few_at_all() -> None:
@@ -194,7 +216,7 @@ def test_a_redis_that_hangs_holds_up_nobody_for_long_and_few_at_all() -> None:
             assert refused == [False] * MOST_WAITING + [True] * 300
             assert link.state != "closed"
 
-    asyncio.run(check())
+    run(check)
 
 
 def test_while_it_is_open_calls_are_refused_without_being_sent() -> None:
@@ -210,7 +232,7 @@ def test_while_it_is_open_calls_are_refused_without_being_sent() -> None:
             await asyncio.sleep(0.02)
             assert fake.keys == ["opens it"]
 
-    asyncio.run(check())
+    run(check)
 
 
 def test_it_comes_back_by_itself_on_the_connection_of_the_probe() -> None:
@@ -227,7 +249,7 @@ def test_it_comes_back_by_itself_on_the_connection_of_the_probe() -> None:
             assert await read(link, "key") == ["key"]
             assert fake.connections == connections
 
-    asyncio.run(check())
+    run(check)
 
 
 def test_one_probe_at_a_time_is_on_its_way() -> None:
@@ -246,140 +268,8 @@ def test_one_probe_at_a_time_is_on_its_way() -> None:
         await link.close()
 
     in_use: list[int] = []
-    asyncio.run(check())
+    run(check)
     assert set(in_use) == {1}
-
-
-RUBBISH = {
-    "another protocol": b"HTTP/1.1 200 OK\r\n\r\n",
-    "bytes": b"\xff\x00\xfe garbage",
-    "half a list": b"*2\r\n$1\r\na\r\n",
-    "half a string": b"*1\r\n$5\r\nab",
-    "a length below nothing": b"*1\r\n$-7\r\n",
-    "a length that is none": b"$x\r\n\r\n",
-    "a number": b":1\r\n",
-    "a word": b"+OK\r\n",
-    "nothing": b"$-1\r\n",
-    "no list": b"*-1\r\n",
-    "a loading server": b"-LOADING Redis is loading the dataset in memory\r\n",
-    "too many clients": b"-ERR max number of clients reached\r\n",
-    "a huge list": b"*100000000\r\n",
-    "the end": None,
-}
-
-
-@pytest.mark.parametrize("name", RUBBISH)
-def test_rubbish_is_no_answer_and_no_accident(name: str) -> None:
-    async def rubbish(_command: list[bytes]) -> bytes | None:
-        return RUBBISH[name]
-
-    async def check() -> None:
-        async with linked(timeout_s=0.05) as (fake, link):
-            assert await read(link, "before") == ["before"]
-            fake.answer = rubbish
-            for number in range(5):
-                with pytest.raises(LinkDown):
-                    await read(link, f"key {number}")
-            assert link.state != "closed"
-            fake.answer = own_key
-            await until(lambda: link.state == "closed")
-            assert await read(link, "after") == ["after"]
-
-    asyncio.run(check())
-
-
-def test_a_reply_that_drips_is_not_waited_for() -> None:
-    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """The end never comes, but there is always something new to read."""
-        try:
-            await reader.read(1)
-            writer.write(b"+OK\r\n+OK\r\n*1\r\n$100000\r\n")  # connecting asks twice
-            while not writer.is_closing():
-                writer.write(b"1")
-                await asyncio.sleep(0.01)
-        finally:
-            writer.close()
-
-    async def check() -> None:
-        server = await asyncio.start_server(drip, "127.0.0.1", 0)
-        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        link = RedisLink(connector(url, TIMEOUT_S), timeout_s=TIMEOUT_S)
-        async with asyncio.timeout(1.0):
-            with pytest.raises(LinkDown, match="no answer within"):
-                await read(link, "key")
-        await link.close()
-        server.close()
-        await server.wait_closed()
-        await asyncio.sleep(0.05)  # whoever drips notices
-
-    asyncio.run(check())
-
-
-def test_an_error_of_redis_is_that_callers_own() -> None:
-    async def answer(command: list[bytes]) -> bytes:
-        return b"-OOM command not allowed\r\n" if command[1] == b"full" else await own_key(command)
-
-    async def check() -> None:
-        from redis.exceptions import OutOfMemoryError
-
-        async with linked() as (fake, link):
-            fake.answer = answer
-            for _ in range(10):
-                found = await asyncio.gather(
-                    read(link, "a"), read(link, "full"), read(link, "b"), return_exceptions=True
-                )
-                assert [found[0], found[2]] == [["a"], ["b"]]
-                assert isinstance(found[1], OutOfMemoryError)
-            assert (link.state, fake.connections) == ("closed", 1)
-
-    asyncio.run(check())
-
-
-def test_a_replica_is_left_for_whoever_has_its_name_now_but_not_at_every_call() -> None:
-    async def read_only(_command: list[bytes]) -> bytes:
-        return b"-READONLY You can't write against a read only replica.\r\n"
-
-    async def check() -> None:
-        from redis.exceptions import ReadOnlyError
-
-        async with linked() as (fake, link):
-            fake.answer = read_only
-            for _ in range(20):
-                with pytest.raises(ReadOnlyError):
-                    await read(link, "key")
-            assert (fake.connections, link.state) == (2, "closed")
-            fake.answer = own_key
-            assert await read(link, "key") == ["key"]
-
-    asyncio.run(check())
-
-
-def test_a_connection_closed_while_nobody_asked_costs_no_answer() -> None:
-    async def check() -> None:
-        async with linked() as (fake, link):
-            assert await read(link, "first") == ["first"]
-            fake.answer = _closing
-            with pytest.raises(LinkDown):
-                await read(link, "second")
-            fake.answer = own_key
-            assert await read(link, "third") == ["third"]
-            assert link.state == "closed"
-
-    async def _closing(_command: list[bytes]) -> None:
-        return None
-
-    asyncio.run(check())
-
-
-def test_what_cannot_be_sent_is_its_callers_own_error() -> None:
-    async def check() -> None:
-        async with linked() as (_, link):
-            found = await asyncio.gather(read(link, "a"), read(link, "\ud800"), return_exceptions=True)
-            assert found[0] == ["a"]
-            assert isinstance(found[1], UnicodeEncodeError)
-            assert link.state == "closed"
-
-    asyncio.run(check())
 
 
 def test_closing_leaves_nobody_waiting_and_nothing_running() -> None:
@@ -394,10 +284,9 @@ def test_closing_leaves_nobody_waiting_and_nothing_running() -> None:
             assert {str(error) for error in found} == {"this process is ending"}
             with pytest.raises(LinkDown, match="ending"):
                 await read(link, "too late")
-            others = {task for task in asyncio.all_tasks() if "serve" not in repr(task)}
-            assert others == {asyncio.current_task()}
+            assert of_links() == []
 
-    asyncio.run(check())
+    run(check)
 
 
 def test_closing_ends_the_probing() -> None:
@@ -409,9 +298,9 @@ def test_closing_ends_the_probing() -> None:
             await until(lambda: link.state == "half_open")
             async with asyncio.timeout(1.0):
                 await link.close()
-            assert {task for task in asyncio.all_tasks() if "serve" not in repr(task)} == {asyncio.current_task()}
+            assert of_links() == []
 
-    asyncio.run(check())
+    run(check)
 
 
 def test_a_process_that_was_held_up_itself_does_not_blame_redis(redis_url: str) -> None:
@@ -427,23 +316,4 @@ def test_a_process_that_was_held_up_itself_does_not_blame_redis(redis_url: str) 
         assert link.state == "closed"
         await link.close()
 
-    asyncio.run(check())
-
-
-def test_a_script_that_redis_has_forgotten_is_told_again(redis_url: str) -> None:
-    import redis
-
-    def forget() -> None:
-        with redis.Redis.from_url(redis_url) as client:
-            client.script_flush()
-
-    async def check() -> None:
-        link = RedisLink(connector(redis_url, 5.0), timeout_s=5.0)
-        script = Script("return #KEYS * 10 + tonumber(ARGV[1])")
-        for _ in range(2):
-            calls: list[Awaitable[int]] = [link.run(script, ["a", "b"], [number], int) for number in range(5)]
-            assert await asyncio.gather(*calls) == [20, 21, 22, 23, 24]
-            await asyncio.to_thread(forget)
-        await link.close()
-
-    asyncio.run(check())
+    run(check)
