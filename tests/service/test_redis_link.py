@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from fake_redis import as_list, fake_redis, linked, never, of_links, own_key, read, read_at_last, run, until
+from fake_redis import FakeRedis, as_list, fake_redis, linked, never, of_links, own_key, read, read_at_last, run, until
 
 from service.errors import LinkDown
 from service.redis_client import connector
@@ -66,7 +66,8 @@ class Stubborn:
         self.socket_timeout: float | None = None
         self.sent: list[bytes] = []
         self.may_answer = asyncio.Event()
-        self.closed = False
+        self.ever_sent: list[bytes] = []
+        self.opened = self.closed = False
         self.made.append(self)
 
     async def connect(self) -> None:
@@ -77,6 +78,7 @@ class Stubborn:
 
     async def send_packed_command(self, command: bytes, check_health: bool) -> None:
         assert not self.closed
+        self.ever_sent.append(command)
         self.sent += [part for part in command.split(b"\r\n") if part.startswith((b"key", b"PING"))]
 
     async def read_response(self) -> Any:
@@ -108,9 +110,12 @@ def test_a_lost_cancellation_gives_nobody_the_reply_of_another() -> None:
         first.may_answer.set()  # now the first reply comes, to nobody
         await asyncio.sleep(0.01)
         assert not asked.done()
+        third = asyncio.create_task(read(link, "key of a third"))
+        await asyncio.sleep(0.01)
+        assert not third.done()
         second.may_answer.set()
         assert await asked == ["key of another"]
-        assert await read(link, "key of a third") == ["key of a third"]
+        assert await third == ["key of a third"]
         await link.close()
 
     run(check)
@@ -122,7 +127,7 @@ def test_a_connection_that_opens_after_it_was_given_up_is_closed_unused() -> Non
             while not self.may_answer.is_set():
                 with suppress(asyncio.CancelledError):
                     await self.may_answer.wait()
-            self.closed = False
+            self.closed, self.opened = False, True
 
     async def check() -> None:
         Slow.made = []
@@ -131,8 +136,8 @@ def test_a_connection_that_opens_after_it_was_given_up_is_closed_unused() -> Non
             await read(link, "key")
         first = Slow.made[0]
         first.may_answer.set()
-        await until(lambda: first.closed)
-        assert first.sent == []
+        await until(lambda: first.opened and first.closed)
+        assert first.ever_sent == []
         for connection in Slow.made:
             connection.may_answer.set()
         await link.close()
@@ -200,6 +205,26 @@ def test_an_exchange_has_so_many_calls_and_so_many_bytes(size: int, together: in
             writer.write(b"".join(as_list(command[1]) for command in fake.asked))
             assert await asked == [[key] for key in keys]
 
+    run(check)
+
+
+def test_who_waited_too_long_behind_others_is_not_asked_for_any_more() -> None:
+    async def slow(command: list[bytes]) -> bytes:
+        if (len(fake.asked) - 1) % 128 == 0:
+            await asyncio.sleep(0.6)
+        return await own_key(command)
+
+    async def check() -> None:
+        nonlocal fake
+        async with linked(timeout_s=1.0) as (fake, link):
+            fake.answer = slow
+            keys = [f"key {number}" for number in range(300)]
+            found = await asyncio.gather(*(read(link, key) for key in keys), return_exceptions=True)
+            assert found[:256] == [[key] for key in keys[:256]]
+            assert {str(error) for error in found[256:]} == {"not asked, as calls before it took more than 1 s"}
+            assert (len(fake.asked), link.state) == (256, "closed")
+
+    fake = FakeRedis()
     run(check)
 
 
