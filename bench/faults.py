@@ -299,8 +299,8 @@ def table(found: dict[str, Any]) -> str:
         f"({about['cpu']}), commit {found['commit']}. Of {found['events_acknowledged']:,} acknowledged events "
         f"{found['events_lost']} were lost and {found['events_doubled']} stored twice.",
         "",
-        "| fault | answers | degraded: seen, counted | events refused, stored later | other failures | histories back | "
-        "events back |",
+        "| fault | answers | degraded: seen, counted | events refused, stored later | other failures | histories back "
+        "| events back |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, phase in found["phases"].items():
