@@ -44,7 +44,8 @@ class EmbeddedRedis:
 
     Args:
         directory: where data and log stay; None: a temporary directory, removed at the end.
-        append_only: keep an append-only file, so that what is stored outlives the process (fsync every second).
+        append_only: keep an append-only file, so that what is stored outlives the process.
+        fsync_always: write that file through to the disk before every answer, not every second.
 
     Attributes:
         url: ``unix://…``, as redis-py's ``from_url`` takes it; the same after a restart of the same object.
@@ -54,8 +55,9 @@ class EmbeddedRedis:
             not start.
     """
 
-    def __init__(self, directory: Path | None = None, *, append_only: bool = False) -> None:
+    def __init__(self, directory: Path | None = None, *, append_only: bool = False, fsync_always: bool = False) -> None:
         self._append_only = append_only
+        self._fsync = "always" if fsync_always else "everysec"
         # Apart from the data: the path of a Unix socket may have 107 bytes at most.
         self._private = Path(tempfile.mkdtemp(prefix="vlm2rec-redis-"))
         self._directory = self._private if directory is None else directory.resolve()
@@ -133,6 +135,7 @@ class EmbeddedRedis:
             *("--logfile", str(self._log)),
             *("--save", ""),
             *("--appendonly", "yes" if self._append_only else "no"),
+            *("--appendfsync", self._fsync),
             *("--maxmemory-policy", "volatile-ttl"),
         ]
 

@@ -5,6 +5,7 @@ ServiceError
 ├── StartError              the server cannot start: the port is taken, or no bundle is published
 ├── SessionsUnavailable     Redis did not answer; whether a write arrived is unknown
 ├── DirectivesUnavailable   likewise, for the pin and the hidden items
+├── LinkDown                a call was not answered by Redis; the adapters turn it into one of the two above
 ├── NotReady                no bundle is loaded yet, or the process is draining
 ├── QueueFull               more waits already than may
 ├── BundleRefused           a bundle may not serve; carries the reason
@@ -49,6 +50,10 @@ class SessionsUnavailable(ServiceError):
 
 class DirectivesUnavailable(ServiceError):
     """The store of the pin and the hidden items did not answer; whether a write arrived is unknown."""
+
+
+class LinkDown(ServiceError):
+    """A call was refused at once, not answered in time, or lost with its connection; a write may have arrived."""
 
 
 class NotReady(ServiceError):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -16,6 +15,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from service.breaker import STATES, BreakerState
 from service.bundle_metrics import BundleMetrics
 from service.client_metrics import ClientMetrics
 
@@ -29,9 +29,6 @@ _LENGTHS = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _WAITS = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
-
-BreakerState = Literal["closed", "half_open", "open"]
-_BREAKER_STATES: tuple[BreakerState, ...] = ("closed", "half_open", "open")
 
 
 class Metrics:
@@ -123,7 +120,7 @@ class Metrics:
         self._breaker = Enum(
             "vlm2rec_redis_breaker_state",
             "1 for the state of the circuit breaker before Redis.",
-            states=_BREAKER_STATES,
+            states=STATES,
             registry=registry,
         )
         self._breaker_changes = Counter(

@@ -11,12 +11,13 @@ Keys, all under one prefix (default ``vlm2rec``), on one node of a cluster, none
 """
 
 import uuid
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 from service.errors import DirectivesUnavailable
 from service.ports import Changes, Edition
-from service.redis_client import open_client, translated
+from service.redis_client import UNWATCHED, RedisWatch, connector, texts, translated
+from service.redis_link import RedisLink, Script
 
 _PAGE: Final = 1000
 _RESTORING_TTL_S: Final = 60
@@ -28,7 +29,7 @@ local epoch, number = state[1] or '', tonumber(state[2] or '0')
 local behind = ARGV[1] ~= '' and (epoch == '' or (epoch == ARGV[1] and number < tonumber(ARGV[2])))
 """
 
-_CHANGE: Final = (
+_CHANGE: Final = Script(
     _BEHIND
     + """
 if behind then
@@ -61,7 +62,7 @@ return 1
 )
 
 # KEYS[4] holds the hidden items, put there beforehand in small steps; where there are none it does not exist.
-_RESTORE: Final = (
+_RESTORE: Final = Script(
     _BEHIND
     + """
 if not behind then
@@ -87,7 +88,7 @@ class RedisDirectives:
         timeout_s: seconds that one answer, or connecting, may take.
         prefix: start of every key.
         shown_cap: newest items shown again that are remembered as changes.
-        on_error: told the name of every operation that Redis did not answer.
+        watch: told how calls go; not told of the state of the breaker, which is of this connection alone.
 
     Raises:
         SettingsError: the URL is not one that redis-py understands.
@@ -100,25 +101,23 @@ class RedisDirectives:
         timeout_s: float = 0.25,
         prefix: str = "vlm2rec",
         shown_cap: int = 10_000,
-        on_error: Callable[[str], None] | None = None,
+        watch: RedisWatch = UNWATCHED,
     ) -> None:
-        self._redis = open_client(url, timeout_s)
-        self._change = self._redis.register_script(_CHANGE)
-        self._restore = self._redis.register_script(_RESTORE)
+        self._link = RedisLink(connector(url, timeout_s), timeout_s=timeout_s)
         self._base = f"{prefix}:{{directives}}"
         self._keys = [f"{self._base}:{name}" for name in ("state", "hidden", "shown")]
         self._shown_cap = shown_cap
-        self._on_error = on_error
+        self._watch = watch
 
     async def edition(self) -> Edition:
         """The state now; see `DirectiveStore.edition`."""
-        with translated("directives", DirectivesUnavailable, self._on_error):
+        with translated("directives", DirectivesUnavailable, self._watch):
             epoch, number = await self._read("epoch", "number")
         return Edition(epoch, _count(number))
 
     async def changes(self, since: Edition) -> Changes:
         """What changed; see `DirectiveStore.changes`. Read in pages, so that a large set holds nobody up."""
-        with translated("directives", DirectivesUnavailable, self._on_error):
+        with translated("directives", DirectivesUnavailable, self._watch):
             # The state is read first: what changes while the pages are read has a later edition and is read again.
             epoch, number, floor, pin = await self._read("epoch", "number", "floor", "pin")
             whole = since.epoch != epoch or since.number < _count(floor)
@@ -142,39 +141,38 @@ class RedisDirectives:
     async def restore(self, edition: Edition, pin: str | None, hidden: Sequence[str]) -> None:
         """Take a state back; see `DirectiveStore.restore`."""
         aside = f"{self._base}:restoring:{uuid.uuid4().hex}"
-        with translated("restore", DirectivesUnavailable, self._on_error):
+        with translated("restore", DirectivesUnavailable, self._watch):
             for start in range(0, len(hidden), _PAGE):
                 page = hidden[start : start + _PAGE]
-                await self._redis.zadd(aside, {item: start + place for place, item in enumerate(page, 1)})
-                await self._redis.expire(aside, _RESTORING_TTL_S)
-            await self._restore(keys=[*self._keys, aside], args=[edition.epoch, edition.number, pin or ""])
+                scored = [part for place, item in enumerate(page, start + 1) for part in (place, item)]
+                await self._link.call("ZADD", aside, *scored, kind=int)
+                await self._link.call("EXPIRE", aside, _RESTORING_TTL_S, kind=int)
+            await self._link.run(_RESTORE, [*self._keys, aside], [edition.epoch, edition.number, pin or ""], int)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._redis.aclose()
+        await self._link.close()
 
     async def _read(self, *names: str) -> list[str]:
-        stored: Any = await self._redis.hmget(self._keys[0], list(names))
-        return [_text(value) if value is not None else "" for value in stored]
+        stored = await self._link.call("HMGET", self._keys[0], *names, kind=list)
+        return texts(value or b"" for value in stored)
 
     async def _after(self, key: str, number: int) -> tuple[str, ...]:
         """The members of a zset with a score above a number, by score."""
         found: list[str] = []
+        above = str(number)
         while True:
-            page: Any = await self._redis.zrangebyscore(key, f"({number}", "+inf", 0, _PAGE, withscores=True)
-            found += [_text(member) for member, _ in page]
-            if len(page) < _PAGE:
+            page = ("WITHSCORES", "LIMIT", 0, _PAGE)
+            answered = texts(await self._link.call("ZRANGEBYSCORE", key, f"({above}", "+inf", *page, kind=list))
+            found += answered[::2]  # members and scores by turns
+            if len(answered) < 2 * _PAGE:
                 return tuple(found)
-            number = int(page[-1][1])
+            above = answered[-1]
 
     async def _write(self, verb: str, value: str, known: Edition) -> bool:
         arguments: list[str | int] = [known.epoch, known.number, uuid.uuid4().hex, verb, value, self._shown_cap]
-        with translated(verb, DirectivesUnavailable, self._on_error):
-            return bool(await self._change(keys=self._keys, args=arguments))
-
-
-def _text(stored: bytes) -> str:
-    return stored.decode("utf-8", "replace")
+        with translated(verb, DirectivesUnavailable, self._watch):
+            return bool(await self._link.run(_CHANGE, self._keys, arguments, int))
 
 
 def _count(stored: str) -> int:

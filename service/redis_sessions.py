@@ -12,24 +12,29 @@ The two keys of a user expire together, a fixed time after the last event; nothi
 characters, so U+001F separates safely.
 """
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
-
+from service.breaker import WorstState
 from service.errors import SessionsUnavailable
 from service.ports import Event, HistoryEntry
-from service.redis_client import open_client, translated
+from service.redis_client import UNWATCHED, RedisWatch, connector, texts, translated
+from service.redis_link import RedisLink, Script
 
 _SEPARATOR: Final = "\x1f"
 _ERASE_BATCH: Final = 1000
 
-# One call, all or none: Redis runs a script alone and to its end. Members of one user's `events` are scored by arrival,
-# so that the oldest are dropped first.
-_APPEND: Final = """
+# One call, all or none: Redis runs a script alone and to its end, and refuses its first write or none. A key of another
+# kind would end it in the middle, with an event id kept and its event not, so kinds are looked at first. Members of one
+# user's `events` are scored by arrival, so that the oldest are dropped first.
+_APPEND: Final = Script("""
+for at = 1, #KEYS do
+    local found, wanted = redis.call('TYPE', KEYS[at]).ok, at == 1 and 'stream' or at % 2 == 0 and 'list' or 'zset'
+    if found ~= 'none' and found ~= wanted then
+        return redis.error_reply('WRONGTYPE a key of this prefix is a ' .. found .. ' and not a ' .. wanted)
+    end
+end
 local history_cap, ttl, event_ids_cap, stream_cap =
     tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local time = redis.call('TIME')
@@ -52,10 +57,10 @@ for user, _ in pairs(touched) do
     redis.call('EXPIRE', KEYS[2 * user + 1], ttl)
 end
 return stored
-"""
+""")
 
 # One batch of the stream: deletes the user's entries among the next ones, answers where to go on ('' at the end).
-_ERASE_FROM_STREAM: Final = """
+_ERASE_FROM_STREAM: Final = Script("""
 local entries = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[3])
 for _, entry in ipairs(entries) do
     if entry[2][2] == ARGV[2] then
@@ -66,13 +71,14 @@ if #entries < tonumber(ARGV[3]) then
     return ''
 end
 return entries[#entries][1]
-"""
+""")
 
 
 class RedisSessions:
     """Histories in Redis; see the module for the keys.
 
-    Connects on first use, so a Redis that is down at start is no error, and again after every failure.
+    Connects on first use, so a Redis that is down at start is no error, and again after every failure. Reads and writes
+    have a connection and a breaker each: where writes hang, reads go on.
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``.
@@ -82,7 +88,7 @@ class RedisSessions:
         event_ids_cap: newest event ids of each user against which retries are recognised.
         timeout_s: seconds that one answer, or connecting, may take.
         prefix: start of every key.
-        on_error: told the name of every operation that Redis did not answer.
+        watch: told how calls go.
 
     Raises:
         SettingsError: the URL is not one that redis-py understands.
@@ -98,15 +104,14 @@ class RedisSessions:
         event_ids_cap: int = 1000,
         timeout_s: float = 0.25,
         prefix: str = "vlm2rec",
-        on_error: Callable[[str], None] | None = None,
+        watch: RedisWatch = UNWATCHED,
     ) -> None:
-        self._redis = open_client(url, timeout_s)
-        self._reads = _CoalescedReads(self._redis)
-        self._append = self._redis.register_script(_APPEND)
-        self._erase_from_stream = self._redis.register_script(_ERASE_FROM_STREAM)
+        connect, worst = connector(url, timeout_s), WorstState(watch.on_state)
+        self._reads = RedisLink(connect, timeout_s=timeout_s, on_state=worst.of("reads"))
+        self._writes = RedisLink(connect, timeout_s=timeout_s, on_state=worst.of("writes"))
         self._caps = (history_cap, ttl_s, event_ids_cap, stream_cap)
         self._prefix = prefix
-        self._on_error = on_error
+        self._watch = watch
         self._stream_key = f"{prefix}:events"
 
     async def append(self, events: Sequence[Event]) -> int:
@@ -127,7 +132,8 @@ class RedisSessions:
                 event.request_id or "",
             ]
         with self._translated("append"):
-            return int(await self._append(keys=keys, args=arguments))
+            stored: int = await self._writes.run(_APPEND, keys, arguments, int)
+        return stored
 
     async def recent(self, user_id: str) -> list[str]:
         """Item ids, oldest first; see `HistoryStore.recent`."""
@@ -140,88 +146,43 @@ class RedisSessions:
     async def erase(self, user_id: str) -> None:
         """Forget a user; see `HistoryStore.erase`. Reads the whole stream, in batches of 1000."""
         with self._translated("erase"):
-            await self._redis.unlink(*self._keys(user_id))
+            await self._writes.call("UNLINK", *self._keys(user_id), kind=int)
             start = "-"
             while start:
-                last = await self._erase_from_stream(keys=[self._stream_key], args=[start, user_id, _ERASE_BATCH])
+                asked: list[str | int] = [start, user_id, _ERASE_BATCH]
+                last = await self._writes.run(_ERASE_FROM_STREAM, [self._stream_key], asked, bytes)
                 start = f"({last.decode()}" if last else ""
 
     async def alive(self) -> bool:
         """Whether Redis answers."""
         try:
             with self._translated("ping"):
-                return bool(await self._redis.ping())
+                return bool(await self._reads.call("PING", kind=bytes) == b"PONG")
         except SessionsUnavailable:
             return False
 
     async def stream(self) -> list[Event]:
         """The stream of all events, oldest first; for tests and small exports."""
         with self._translated("stream"):
-            stored: Any = await self._redis.xrange(self._stream_key)
-        return [_event(fields) for _, fields in stored]
+            stored = await self._reads.call("XRANGE", self._stream_key, "-", "+", kind=list)
+        return [_event(texts(fields)) for _, fields in stored]
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._redis.aclose()
+        await self._reads.close()
+        await self._writes.close()
 
     async def _stored(self, user_id: str) -> list[str]:
         with self._translated("recent"):
-            stored = await self._reads.read(self._keys(user_id)[0])
-        return [entry.decode("utf-8", "replace") for entry in stored]
+            return texts(await self._reads.call("LRANGE", self._keys(user_id)[0], 0, -1, kind=list))
 
     def _translated(self, operation: str) -> AbstractContextManager[None]:
-        return translated(operation, SessionsUnavailable, self._on_error)
+        return translated(operation, SessionsUnavailable, self._watch)
 
     def _keys(self, user_id: str) -> tuple[str, str]:
         # The braces are a hash tag: a Redis Cluster keeps both keys on one node. They end at the first closing brace.
         tag = user_id.replace("%", "%25").replace("}", "%7D")
         return f"{self._prefix}:{{{tag}}}:history", f"{self._prefix}:{{{tag}}}:events"
-
-
-class _CoalescedReads:
-    """Reads whole lists; those that wait at the same time share one round trip, as redis-py is slow with many.
-
-    Args:
-        redis: the client.
-    """
-
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-        self._waiting: list[tuple[str, asyncio.Future[list[bytes]]]] = []
-        self._worker: asyncio.Task[None] | None = None
-
-    async def read(self, key: str) -> list[bytes]:
-        """The list at a key.
-
-        Raises:
-            RedisError: Redis did not answer, or the key holds something else.
-        """
-        answer: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((key, answer))
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._serve())
-        return await answer
-
-    async def _serve(self) -> None:
-        """Read what waits until nothing waits; nobody who waits is ever left without an answer."""
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            results: list[Any] = [RedisError("the read was cancelled")] * len(batch)
-            try:
-                pipeline = self._redis.pipeline(transaction=False)
-                for key, _ in batch:
-                    pipeline.lrange(key, 0, -1)
-                results = await pipeline.execute(raise_on_error=False)
-            except (RedisError, OSError) as error:
-                results = [error] * len(batch)
-            finally:
-                for (_, answer), result in zip(batch, results, strict=True):
-                    if answer.done():
-                        continue  # whoever asked gave up
-                    if isinstance(result, Exception):
-                        answer.set_exception(result)
-                    else:
-                        answer.set_result(result)
 
 
 def _number(timestamp: float) -> str:
@@ -235,9 +196,10 @@ def _entry(stored: str) -> HistoryEntry:
     return HistoryEntry(item_id, _seconds(timestamp), kind or None)
 
 
-def _event(fields: dict[bytes, bytes]) -> Event:
-    text: dict[str, Any] = {name.decode(): value.decode("utf-8", "replace") or None for name, value in fields.items()}
-    return Event(**{**text, "timestamp": _seconds(text["timestamp"] or "")})
+def _event(fields: Sequence[str]) -> Event:
+    """From names and values by turns."""
+    found: dict[str, Any] = dict(zip(fields[::2], (value or None for value in fields[1::2]), strict=True))
+    return Event(**{**found, "timestamp": _seconds(found["timestamp"] or "")})
 
 
 def _seconds(stored: str) -> float:

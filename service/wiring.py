@@ -19,6 +19,7 @@ from service.metrics import Metrics
 from service.opening import Opening, open_first, read_pin
 from service.rate_limit import RateLimit
 from service.recommender import Recommender
+from service.redis_client import UNWATCHED, RedisWatch
 from service.redis_directives import RedisDirectives
 from service.redis_sessions import RedisSessions
 from service.routing import Services
@@ -36,7 +37,8 @@ def open_services(settings: Settings) -> Services:
     """Everything that the routes work with; nothing is connected to or loaded yet."""
     log, metrics, current = logger(), Metrics(), CurrentBundle()
     histories = _open_histories(settings, metrics)
-    directives = _open_directives(settings, metrics.redis_error)
+    watch = RedisWatch(metrics.redis_call, metrics.redis_error)
+    directives = _open_directives(settings, watch)
     recent = RecentHistories(settings.shadow_histories)
     source = _open_source(settings, metrics.bundles.loaded)
     shelf = Shelf(
@@ -121,16 +123,16 @@ def _open_histories(settings: Settings, metrics: Metrics) -> RedisSessions:
         event_ids_cap=settings.event_ids_cap,
         timeout_s=settings.redis_timeout_ms / 1000.0,
         prefix=settings.redis_prefix,
-        on_error=metrics.redis_error,
+        watch=RedisWatch(metrics.redis_call, metrics.redis_error, metrics.breaker_state),
     )
 
 
-def _open_directives(settings: Settings, on_error: Callable[[str], None] | None = None) -> Directives:
+def _open_directives(settings: Settings, watch: RedisWatch = UNWATCHED) -> Directives:
     store = RedisDirectives(
         settings.redis_url.get_secret_value(),
         timeout_s=settings.redis_timeout_ms / 1000.0,
         prefix=settings.redis_prefix,
-        on_error=on_error,
+        watch=watch,
     )
     return Directives(
         store, settings.directives_path, lambda trouble: logger().error("directives not kept", detail=trouble)

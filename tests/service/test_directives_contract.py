@@ -12,6 +12,7 @@ import redis
 from service.errors import DirectivesUnavailable, SettingsError
 from service.memory_directives import MemoryDirectives
 from service.ports import Changes, Edition
+from service.redis_client import RedisWatch
 from service.redis_directives import RedisDirectives
 
 Store = MemoryDirectives | RedisDirectives
@@ -171,7 +172,7 @@ def test_a_store_that_is_down_says_so_in_one_way() -> None:
     errors: list[str] = []
     memory = MemoryDirectives()
     memory.available = False
-    gone = RedisDirectives("unix:///nonexistent/redis.sock", on_error=errors.append)
+    gone = RedisDirectives("unix:///nonexistent/redis.sock", watch=RedisWatch(on_error=errors.append))
 
     async def check(store: Store) -> None:
         for call in (

@@ -2,11 +2,12 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from redis import Redis
+from shops import eventually, metric
 from starlette.testclient import TestClient
 
 from demo.embedded_redis import EmbeddedRedis
@@ -42,14 +43,13 @@ def check_degraded(client: TestClient) -> None:
 
 
 def check_whole(client: TestClient, item: str) -> None:
-    assert client.get("/readyz").json()["redis"] == "up"
-    assert client.post("/events", json={"user_id": "u", "item_id": item}).json() == {
-        "stored": 1,
-        "duplicates": 0,
-        "without_consent": 0,
-    }
-    answer = client.post("/recommend", json={"user_id": "u"}).json()
-    assert (answer["strategy"], answer["degraded"]) == ("sequence", None)
+    """Histories are read and events stored again, by itself; bench/faults.py measures after how long."""
+    event = {"user_id": "u", "item_id": item, "event_id": item}
+    eventually(lambda: client.get("/readyz").json()["redis"] == "up")
+    eventually(lambda: client.post("/events", json=event).status_code == 200)
+    eventually(lambda: client.post("/recommend", json={"user_id": "u"}).json()["degraded"] is None)
+    assert client.post("/recommend", json={"user_id": "u"}).json()["strategy"] == "sequence"
+    assert client.post("/events", json=event).json() == {"stored": 0, "duplicates": 1, "without_consent": 0}
 
 
 def test_killed_and_brought_back(open_client: Any, redis: EmbeddedRedis) -> None:
@@ -60,21 +60,18 @@ def test_killed_and_brought_back(open_client: Any, redis: EmbeddedRedis) -> None
         redis.start()
         check_whole(client, "i4")
         assert [step["item_id"] for step in client.get("/users/u/history").json()["items"]] == ["i4"]
-        metrics = client.get("/metrics").text
-        assert 'vlm2rec_degraded_total{reason="history_unavailable"} 2.0' in metrics
-        for operation, count in (("recent", 3), ("append", 1), ("erase", 1), ("ping", 1)):
-            assert f'vlm2rec_redis_errors_total{{operation="{operation}"}} {count}.0' in metrics
+        assert metric(client, "vlm2rec_degraded_total", reason="history_unavailable") == 2
+        for operation in ("recent", "append", "erase", "ping"):
+            assert metric(client, "vlm2rec_redis_errors_total", operation=operation) >= 1
 
 
 def test_stopped_and_continued(open_client: Any, redis: EmbeddedRedis) -> None:
-    with open_client(redis_url=redis.url, redis_timeout_ms=100) as client:
+    with open_client(redis_url=redis.url, redis_timeout_ms=200) as client:
         check_whole(client, "i1")
         assert redis.pid is not None
         os.kill(redis.pid, signal.SIGSTOP)
         try:
-            started = time.monotonic()
             check_degraded(client)
-            assert time.monotonic() - started < 5.0  # seven calls that each wait at most two timeouts
         finally:
             os.kill(redis.pid, signal.SIGCONT)
         check_whole(client, "i4")
@@ -88,19 +85,60 @@ def test_down_at_the_start(open_client: Any, redis: EmbeddedRedis) -> None:
         check_whole(client, "i1")
 
 
-def test_a_full_redis_refuses_events_but_answers(open_client: Any, redis: EmbeddedRedis) -> None:
-    import redis as client_library
+def check_events_refused(client: TestClient) -> None:
+    answer = client.post("/events", json={"user_id": "u", "item_id": "i2", "event_id": "refused"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
-    with open_client(redis_url=redis.url) as client, client_library.Redis.from_url(redis.url) as admin:
+
+def check_reads_go_on(client: TestClient) -> None:
+    for _ in range(10):  # more than it takes to open a breaker
+        check_events_refused(client)
+        body = client.post("/recommend", json={"user_id": "u"}).json()
+        assert (body["strategy"], body["degraded"], body["history_used"]) == ("sequence", None, 1)
+    assert client.get("/readyz").json()["redis"] == "up"
+
+
+def test_a_full_redis_refuses_events_but_answers(open_client: Any, redis: EmbeddedRedis) -> None:
+    with open_client(redis_url=redis.url) as client, Redis.from_url(redis.url) as admin:
         check_whole(client, "i1")
         admin.config_set("maxmemory-policy", "noeviction")
         admin.config_set("maxmemory", 1)
-        answer = client.post("/events", json={"user_id": "u", "item_id": "i2"})
-        assert answer.status_code == 503
-        body = client.post("/recommend", json={"user_id": "u"}).json()
-        assert (body["strategy"], body["degraded"], body["history_used"]) == ("sequence", None, 1)
+        check_reads_go_on(client)
         admin.config_set("maxmemory", 0)
+        # No breaker is open: the first event is stored.
+        event = {"user_id": "u", "item_id": "i4", "event_id": "refused"}
+        assert client.post("/events", json=event).json() == {"stored": 1, "duplicates": 0}
+
+
+def test_a_replica_refuses_events_but_answers(open_client: Any, redis: EmbeddedRedis) -> None:
+    with open_client(redis_url=redis.url) as client, Redis.from_url(redis.url) as admin:
+        check_whole(client, "i1")
+        admin.replicaof("127.0.0.1", 1)
+        check_reads_go_on(client)
+        admin.replicaof("NO", "ONE")
+        event = {"user_id": "u", "item_id": "i4", "event_id": "refused"}
+        assert client.post("/events", json=event).json() == {"stored": 1, "duplicates": 0}
+
+
+def test_where_writes_hang_reads_go_on(open_client: Any, redis: EmbeddedRedis) -> None:
+    with open_client(redis_url=redis.url, redis_timeout_ms=200) as client, Redis.from_url(redis.url) as admin:
+        check_whole(client, "i1")
+        admin.client_pause(60_000, all=False)  # writes alone
+        check_reads_go_on(client)
+        admin.client_unpause()
         check_whole(client, "i4")
+
+
+def test_keys_of_another_kind_lose_no_event(open_client: Any, redis: EmbeddedRedis) -> None:
+    """An event that cannot be stored whole leaves nothing behind, not even its id: its retry is no duplicate."""
+    with open_client(redis_url=redis.url, redis_prefix="p") as client, Redis.from_url(redis.url) as admin:
+        events = [{"user_id": user, "item_id": "i1", "event_id": "e"} for user in ("a", "b")]
+        for key, command in (("p:events", "SET"), ("p:{b}:history", "SET"), ("p:{b}:events", "SET")):
+            admin.execute_command(command, key, "a string")
+            assert client.post("/events", json={"events": events}).status_code == 503
+            assert admin.keys("p:*") == [key.encode()]
+            admin.delete(key)
+        assert client.post("/events", json={"events": events}).json() == {"stored": 2, "duplicates": 0}
 
 
 def test_something_that_is_no_redis(open_client: Any, tmp_path: Any) -> None:
@@ -120,7 +158,7 @@ def test_something_that_is_no_redis(open_client: Any, tmp_path: Any) -> None:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            with open_client(redis_url=f"unix://{path}", redis_timeout_ms=100) as client:
+            with open_client(redis_url=f"unix://{path}", redis_timeout_ms=200) as client:
                 check_degraded(client)
         finally:
             server.shutdown()

@@ -12,6 +12,7 @@ import redis
 from service.errors import SessionsUnavailable, SettingsError
 from service.memory_sessions import MemorySessions
 from service.ports import Event, HistoryEntry
+from service.redis_client import RedisWatch
 from service.redis_sessions import RedisSessions
 
 Store = MemorySessions | RedisSessions
@@ -198,7 +199,7 @@ def test_a_store_that_is_down_says_so_in_one_way() -> None:
     errors: list[str] = []
     memory = MemorySessions()
     memory.available = False
-    gone = RedisSessions("unix:///nonexistent/redis.sock", on_error=errors.append)
+    gone = RedisSessions("unix:///nonexistent/redis.sock", watch=RedisWatch(on_error=errors.append))
 
     async def check(store: Store) -> None:
         for call in (store.append([event("u", "a")]), store.recent("u"), store.entries("u"), store.erase("u")):

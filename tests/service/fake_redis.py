@@ -1,0 +1,151 @@
+"""A server that speaks Redis' protocol well or badly: late, by halves, rubbish, or not at all; and a link to it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from service.errors import LinkDown
+from service.redis_client import connector
+from service.redis_link import RedisLink
+
+Answer = Callable[[list[bytes]], Awaitable[bytes | None]]
+
+
+def as_list(*values: bytes) -> bytes:
+    return b"*%d\r\n" % len(values) + b"".join(b"$%d\r\n%s\r\n" % (len(value), value) for value in values)
+
+
+async def own_key(command: list[bytes]) -> bytes:
+    """As Redis would, if the list at every key held the key itself."""
+    return b"+PONG\r\n" if command[0] == b"PING" else as_list(command[1])
+
+
+class FakeRedis:
+    """What it was asked, and how it answers.
+
+    Attributes:
+        answer: gives the bytes sent for a command; None closes the connection.
+        asked: every command received but those of connecting.
+        connections: how many there were.
+    """
+
+    def __init__(self) -> None:
+        self.answer: Answer = own_key
+        self.asked: list[list[bytes]] = []
+        self.connections = 0
+        self.writers: set[asyncio.StreamWriter] = set()
+        self.url = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.writers.add(writer)
+        try:
+            with suppress(OSError, asyncio.IncompleteReadError):
+                while await self._answered(await _command(reader), writer):
+                    await writer.drain()
+        finally:
+            self.writers.discard(writer)
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def _answered(self, command: list[bytes], writer: asyncio.StreamWriter) -> bool:
+        if command[0] == b"CLIENT":
+            writer.write(b"+OK\r\n")
+            return True
+        self.asked.append(command)
+        sent = await self.answer(command)
+        writer.write(sent or b"")
+        return sent is not None
+
+    async def kick(self) -> None:
+        """Close every connection, and wait until the other side can know."""
+        for writer in self.writers:
+            writer.close()
+        while self.writers:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.02)
+
+    @property
+    def keys(self) -> list[str]:
+        return [command[1].decode() for command in self.asked if command[0] == b"LRANGE"]
+
+
+@asynccontextmanager
+async def fake_redis() -> AsyncIterator[FakeRedis]:
+    """A server for as long as the context lasts."""
+    fake = FakeRedis()
+    handlers: set[asyncio.Task[None]] = set()
+
+    def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(fake.serve(reader, writer))
+        handlers.add(task)
+        task.add_done_callback(handlers.discard)
+
+    server = await asyncio.start_server(begin, "127.0.0.1", 0)
+    fake.url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield fake
+    finally:
+        server.close()
+        await server.wait_closed()
+        await asyncio.sleep(0.01)  # whoever was accepted last has a handler now
+        while handlers:
+            for task in handlers:
+                task.cancel()
+            await asyncio.wait(set(handlers))
+        await asyncio.sleep(0)  # and the last connection is closed
+
+
+async def _command(reader: asyncio.StreamReader) -> list[bytes]:
+    parts = int((await reader.readuntil())[1:])
+    command = []
+    for _ in range(parts):
+        length = int((await reader.readuntil())[1:])
+        command.append((await reader.readexactly(length + 2))[:-2])
+    return command
+
+
+@asynccontextmanager
+async def linked(timeout_s: float = 0.1) -> AsyncIterator[tuple[FakeRedis, RedisLink]]:
+    async with fake_redis() as fake:
+        link = RedisLink(connector(fake.url, timeout_s), timeout_s=timeout_s)
+        try:
+            yield fake, link
+        finally:
+            await link.close()
+
+
+def run(check: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(check(), 30.0))
+
+
+async def read(link: RedisLink, key: str) -> list[str]:
+    return [entry.decode() for entry in await link.call("LRANGE", key, 0, -1, kind=list)]
+
+
+async def until(condition: Callable[[], bool], seconds: float = 2.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def read_at_last(link: RedisLink, key: str) -> list[str]:
+    """Read as often as it takes: on a busy machine a short timeout may pass once more."""
+    async with asyncio.timeout(10.0):
+        while True:
+            with suppress(LinkDown):
+                return await read(link, key)
+            await asyncio.sleep(0.01)
+
+
+def of_links() -> list[asyncio.Task[Any]]:
+    """What links still run in this loop."""
+    parts = ("RedisLink", "RedisWire", "answers")
+    return [task for task in asyncio.all_tasks() if any(part in repr(task.get_coro()) for part in parts)]
+
+
+async def never(_command: list[bytes]) -> bytes:
+    await asyncio.Event().wait()
+    return b""
