@@ -54,7 +54,7 @@ class _Api(FastAPI):
     """FastAPI with the document that `service.openapi` writes."""
 
     def openapi(self) -> dict[str, Any]:
-        return document(self)
+        return document(self, keyed=self.state.keyed)
 
 
 def create_app(settings: Settings | None = None, *, opening: Opening | None = None) -> FastAPI:
@@ -95,6 +95,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
     )
     app.router.route_class = DirectRoute
     app.state.current = services.current
+    app.state.keyed = bool(settings.api_keys)
     app.state.watcher = services.watcher
     Routes(services).register(app)
     AdminRoutes(services).register(app)
