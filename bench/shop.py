@@ -5,6 +5,7 @@ Four bundles of the same items, built once a size; some items have ids that are 
 
 import contextlib
 import ctypes
+import json
 import os
 import re
 import shutil
@@ -28,7 +29,8 @@ from index.bundle import Bundle
 from index.index_spec import IndexSpec
 from index.item_ids import ItemIds
 from index.item_table import ItemTable
-from index.registry import Registry
+from index.registry import POINTER_FILE, Registry
+from index.stamp import write_durably
 
 ODD_IDS = ("ein Tee/grün", "a%2Fb", "👟", "..", "a b?c#d", "'; DROP TABLE items;--", "é" * 128, "x" * 256)
 _BUNDLES = 4
@@ -40,7 +42,7 @@ _PARENT_DEATH_SIGNAL = 1
 
 @dataclass(frozen=True)
 class Shop:
-    """A registry whose current bundle is the first.
+    """A registry with all bundles in place, the first of them current.
 
     Attributes:
         registry: its directory.
@@ -51,6 +53,11 @@ class Shop:
     registry: Path
     bundles: list[str]
     items: list[str]
+
+    def point_to(self, bundle: str) -> None:
+        """Move the registry's pointer alone, as publishing would do at its end."""
+        pointer = {"format": 1, "current": bundle, "previous": []}
+        write_durably(self.registry / POINTER_FILE, json.dumps(pointer).encode())
 
 
 def open_shop(work: Path, items: int, scratch: Path) -> Shop:
@@ -106,6 +113,7 @@ class Service:
         registry: of its bundles.
         redis: URL.
         log: file for its log lines.
+        witness: file for `bench.watched_service`, which then runs the service; None: it runs alone.
         settings: further ones, as ``VLM2REC_*`` without the prefix.
 
     Attributes:
@@ -116,9 +124,10 @@ class Service:
         DidNotServe: on entering.
     """
 
-    def __init__(self, registry: Path, redis: str, log: Path, **settings: str) -> None:
+    def __init__(self, registry: Path, redis: str, log: Path, *, witness: Path | None = None, **settings: str) -> None:
         self._log = log
-        self._command = [sys.executable, "-m", "cli.main", "serve", "--registry", str(registry), "--redis", redis]
+        program = ["cli.main"] if witness is None else ["bench.watched_service", str(witness)]
+        self._command = [sys.executable, "-m", *program, "serve", "--registry", str(registry), "--redis", redis]
         directives = {"VLM2REC_DIRECTIVES_FILE": str(log.with_suffix(".directives.json")), "VLM2REC_LOG_LEVEL": "error"}
         given = {f"VLM2REC_{name.upper()}": value for name, value in settings.items()}
         self._variables = {**os.environ, **directives, **given}
