@@ -7,7 +7,9 @@ import numpy as np
 
 MOST_GROWTH = 0.02
 """Largest growth within an hour that counts as flat, as a share of the figure itself."""
-JUDGED = ("rss", "anonymous", "blocks", "objects")
+JUDGED = ("rss", "anonymous", "blocks")
+COUNTED = ("descriptors", "stores", "threads")
+"""Of these the median may not be higher in the second half: single samples fall into a swap or a reconnect."""
 _LEAST_S = 900.0  # of the judged half: an hour's growth is not told from less without guessing
 _WINDOW_S = 120.0  # of a bundle's stay: medians over it do not see that memory rises and falls with a swap
 
@@ -37,11 +39,11 @@ def hourly_growth(seconds: Sequence[float], values: Sequence[float]) -> float:
 
 
 def judge(samples: Sequence[Mapping[str, Any]], rest: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    """What holds of a run: flat memory and objects, descriptors and threads back where they were.
+    """What holds of a run: memory, descriptors and threads flat, and all descriptors closed again at the end.
 
     Args:
         samples: as `bench.soak.Sample`, oldest first.
-        rest: descriptors and threads ``before`` and ``after`` the load, when nothing was asked.
+        rest: descriptors and clients ``before`` and ``after`` the load, when nothing was asked.
 
     Returns:
         ``holds`` is None while the run is too short to be judged.
@@ -51,24 +53,28 @@ def judge(samples: Sequence[Mapping[str, Any]], rest: Mapping[str, Mapping[str, 
         return {"holds": None}
     seconds = [float(sample["second"]) for sample in half]
     growth = {name: hourly_growth(seconds, [float(sample[name]) for sample in half]) for name in JUDGED}
-    earlier = [int(sample["descriptors"]) for sample in samples[: len(samples) // 2]]
-    later = [int(sample["descriptors"]) for sample in half]
-    back = (
-        all(rest["after"][name] == rest["before"][name] for name in ("descriptors", "threads"))
-        if {"before", "after"} <= set(rest)
-        else None
-    )
+    first = samples[: len(samples) // 2]
+    counts = {name: (_spread(first, name), _spread(half, name)) for name in COUNTED}
+    flat = all(later[1] <= earlier[1] for earlier, later in counts.values())
+    back = None
+    if {"before", "after"} <= set(rest):
+        back = rest["after"]["descriptors"] == rest["before"]["descriptors"] and rest["after"]["clients"] == 0
     latencies = [float(sample["p99_ms"]) for sample in half if sample["p99_ms"] is not None]
     long_enough = seconds[-1] - seconds[0] >= _LEAST_S - _WINDOW_S / 2
-    flat = all(share < MOST_GROWTH for share in growth.values()) and max(later) <= max(earlier)
+    flat = flat and all(share < MOST_GROWTH for share in growth.values())
     return {
         "judged_s": round(seconds[-1] - seconds[0], 1),
         "hourly_growth": {name: round(share, 5) for name, share in growth.items()},
         "most_growth": MOST_GROWTH,
-        "descriptors_first_half": [min(earlier), max(earlier)],
-        "descriptors_second_half": [min(later), max(later)],
-        "descriptors_and_threads_back": back,
+        "counts": {name: {"first_half": earlier, "second_half": later} for name, (earlier, later) in counts.items()},
+        "descriptors_back": back,
         "median_p99_ms": round(float(np.median(latencies)), 2) if latencies else None,
         "worst_p99_ms": max(latencies, default=None),
         "holds": (flat and back is not False) if long_enough else None,
     }
+
+
+def _spread(samples: Sequence[Mapping[str, Any]], name: str) -> tuple[int, float, int]:
+    """Smallest, median and largest."""
+    values = [int(sample[name]) for sample in samples]
+    return min(values), float(np.median(values)), max(values)

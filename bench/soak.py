@@ -50,8 +50,9 @@ class Sample:
     Attributes:
         second: since the load began.
         rss, pss, anonymous: memory of the service in MiB: resident, shared pages in part, without mapped files.
-        descriptors: open file descriptors but those of clients.
+        descriptors: open file descriptors that are no sockets.
         clients: connections of clients.
+        stores: all other sockets, most of them connections to Redis.
         threads: of the process.
         objects, blocks, lag_ms: see `bench.watched_service`.
         redis: MiB that Redis has allocated; None while it is down.
@@ -64,6 +65,7 @@ class Sample:
     anonymous: float
     descriptors: int
     clients: int
+    stores: int
     threads: int
     objects: int
     blocks: int
@@ -121,10 +123,10 @@ class Soak:
         self.write()
 
     async def _at_rest(self) -> dict[str, int]:
-        """Descriptors and threads when nothing is asked."""
+        """Descriptors, sockets and threads when nothing is asked."""
         await asyncio.sleep(_REST_S)
         seen = self._look()
-        return {"descriptors": seen.descriptors, "clients": seen.clients, "threads": seen.threads}
+        return {name: getattr(seen, name) for name in ("descriptors", "clients", "stores", "threads")}
 
     async def _sample(self) -> None:
         written = time.monotonic()
@@ -145,9 +147,9 @@ class Soak:
     def _look(self) -> Sample:
         process, port = self._service.process, self._service.port
         with process.oneshot():
-            memory, descriptors = process.memory_full_info(), process.num_fds()
+            memory, threads = process.memory_full_info(), process.num_threads()
             clients = sum(one.laddr[1] == port and bool(one.raddr) for one in process.net_connections("tcp"))
-            threads = process.num_threads()
+        descriptors, sockets = _descriptors(process.pid)
         status = Path(f"/proc/{process.pid}/status").read_text()
         anonymous = int(status.partition("RssAnon:")[2].split()[0])
         lines = self._witness.read_text().splitlines() if self._witness.exists() else []
@@ -159,8 +161,9 @@ class Soak:
             rss=memory.rss / 2**20,
             pss=memory.pss / 2**20,
             anonymous=anonymous / 2**10,
-            descriptors=descriptors - clients,
+            descriptors=descriptors,
             clients=clients,
+            stores=max(sockets - clients, 0),
             threads=threads,
             objects=inside["objects"],
             blocks=inside["blocks"],
@@ -233,6 +236,16 @@ class Soak:
         partial = options.out.with_name(f".{options.out.name}.part")
         partial.write_text(json.dumps(found, indent=1) + "\n")
         partial.replace(options.out)
+
+
+def _descriptors(pid: int) -> tuple[int, int]:
+    """Open descriptors of a process that are no sockets, and sockets."""
+    targets = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            targets.append(str(link.readlink()))
+    sockets = sum(target.startswith("socket:") for target in targets)
+    return len(targets) - sockets, sockets
 
 
 def _short(value: Any) -> Any:  # noqa: ANN401 - a number or None

@@ -157,6 +157,9 @@ class Filter(Received):
         if len(self.must) + len(self.must_not) > MAX_CLAUSES:
             count = len(self.must) + len(self.must_not)
             raise PydanticCustomError("clauses", f"must have at most {MAX_CLAUSES} clauses in all, not {count}")
+        values = sum(len(clause.in_) for clause in (*self.must, *self.must_not))
+        if values > MAX_VALUES:
+            raise PydanticCustomError("values", f"must have at most {MAX_VALUES} values of `in` in all, not {values}")
         return self
 
     def clauses(self) -> dict[str, list[dict[str, Any]]]:
