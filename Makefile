@@ -6,7 +6,7 @@ DEMO_ARGS ?=
 BENCH_ROWS ?= 1000000
 BENCH_ARGS ?=
 
-.PHONY: demo test check check-slow audit format bench-serving bench-filters bench-index bench-swap clean
+.PHONY: demo test check check-slow audit format bench-serving bench-faults bench-filters bench-index bench-swap bench-soak fuzz clean
 
 # Builds the demo catalogue, trains, indexes and serves it; Ctrl-C ends everything it started.
 demo: $(VENV)/.installed
@@ -49,6 +49,14 @@ bench-index: $(VENV)/.installed
 # Five swaps, two of them of damaged bundles, under 300 requests a second: about two minutes.
 bench-swap: $(VENV)/.installed
 	$(BIN)/python bench/swap.py $(BENCH_ARGS)
+
+# Thirty minutes of mixed load with swaps and a Redis that restarts; BENCH_ARGS="--minutes 2" for a quick look.
+bench-soak: $(VENV)/.installed
+	$(BIN)/python -m bench.soak $(BENCH_ARGS)
+
+# schemathesis on every operation, at least 20,000 requests, and garbage below HTTP: about five minutes; goes on where it ended.
+fuzz: $(VENV)/.installed
+	$(BIN)/python -m bench.fuzz $(BENCH_ARGS)
 
 clean:
 	rm -rf .audit .bench .demo build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

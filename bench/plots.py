@@ -74,6 +74,36 @@ def latency(
         _save(figure, path)
 
 
+def timelines(
+    path: Path,
+    moments: Sequence[float],
+    series: Mapping[str, Sequence[float | None]],
+    *,
+    over: str,
+    marks: Sequence[float],
+) -> None:
+    """Figures of one run over its time, one below the other, each from zero.
+
+    Args:
+        path: of the SVG file.
+        moments: when.
+        series: as many values by name; None leaves a gap.
+        over: what the moments are.
+        marks: moments drawn as dashed lines.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.0, 1.1 * len(series)))
+        rows = figure.subplots(len(series), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (name, values) in zip(rows, series.items(), strict=True):
+            axes.plot(moments, [float("nan") if value is None else value for value in values], color=OURS, lw=1.2)
+            axes.set_ylabel(name, fontsize=7)
+            axes.set_ylim(bottom=0)
+            for mark in marks:
+                axes.axvline(mark, color="black", lw=0.5, ls=(0, (2, 3)))
+        rows[-1].set_xlabel(over)
+        _save(figure, path)
+
+
 def _canvas(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7.0, height))
     return figure, figure.subplots()

@@ -63,6 +63,15 @@ class FilterCache:
             plain = self._kept_as(key, None, self._compiled(parsed))
         return plain if available is None else self._kept_as(key, available, plain & available)
 
+    def keeps(self, condition: Mapping[str, Any], available: NDArray[np.bool_] | None = None) -> bool:
+        """Whether :meth:`allowed` would answer without a pass over the catalogue.
+
+        Raises:
+            FilterError: the condition breaks the grammar.
+        """
+        key = _key(Filter.parse(condition))
+        return self._found(key, None) is not None or (available is not None and self._found(key, available) is not None)
+
     @property
     def nbytes(self) -> int:
         """Bytes that are kept, by :attr:`Allowed.nbytes`."""

@@ -62,7 +62,7 @@ class _Api(FastAPI):
         await answer(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
-        return document(self)
+        return document(self, keyed=self.state.keyed)
 
 
 def create_app(settings: Settings | None = None, *, opening: Opening | None = None) -> FastAPI:
@@ -107,6 +107,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
     )
     app.router.route_class = DirectRoute
     app.state.current = services.current
+    app.state.keyed = bool(settings.api_keys)
     app.state.watcher = services.watcher
     app.state.load = services.load
     app.state.metrics = services.metrics

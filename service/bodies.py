@@ -22,6 +22,7 @@ _DISCARDED_BYTES = 64 << 20
 _DISCARDED_S = 5.0
 _MAX_RECEIVED = 120
 _MAX_SHOWN_MEMBERS = 8
+_MAX_TOLD = 200
 _RULES = {
     "missing": "is required",
     "extra_forbidden": "is not a known field",
@@ -86,6 +87,9 @@ def validate(model: type[Model], value: Any) -> Model:  # noqa: ANN401 - any JSO
     try:
         return model.model_validate(value)
     except ValidationError as error:
+        if error.error_count() > _MAX_TOLD:  # telling tens of thousands would hold up everybody else
+            rule = f"breaks {error.error_count()} rules, too many to tell; try a small part of it"
+            raise RuleBroken([Violation("body", "too much to show", rule)]) from None
         details = error.errors(include_url=False)
         raise RuleBroken([_violation(detail, value) for detail in details]) from None
 

@@ -52,13 +52,15 @@ class MemorySessions:
                 if event.event_id in event_ids:
                     continue
                 event_ids[event.event_id] = None
-                while len(event_ids) > self._event_ids_cap:
-                    del event_ids[next(iter(event_ids))]
             history = self._histories.setdefault(event.user_id, deque(maxlen=self._history_cap))
             history.append(HistoryEntry(event.item_id, event.timestamp, event.type))
             self._expires[event.user_id] = self._clock() + self._ttl_s
             self._stream.append(event)
             stored += 1
+        for user_id in {event.user_id for event in events}:  # after the whole call, as all of it is one
+            event_ids = self._event_ids[user_id]
+            while len(event_ids) > self._event_ids_cap:
+                del event_ids[next(iter(event_ids))]
         return stored
 
     async def recent(self, user_id: str) -> list[str]:

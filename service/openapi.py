@@ -15,9 +15,27 @@ _REF = "#/components/schemas/{model}"
 _ALWAYS = (405, 431, 500)
 _NO_CONTENT = 204
 _HEADERS = {
-    "X-Request-ID": {"description": "The one sent, or a new one.", "schema": {"type": "string"}},
-    "Server-Timing": {"description": "Milliseconds by stage.", "schema": {"type": "string"}},
+    "X-Request-ID": {"description": "The one sent, or a new one.", "required": True, "schema": {"type": "string"}},
+    "Server-Timing": {"description": "Milliseconds by stage.", "required": True, "schema": {"type": "string"}},
 }
+_RETRY_AFTER = {
+    "Retry-After": {
+        "description": "Seconds until it is worth trying again.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1},
+    }
+}
+_FURTHER_HEADERS: dict[int, dict[str, Any]] = {
+    401: {
+        "WWW-Authenticate": {"description": "How to send a key.", "required": True, "schema": {"const": "Bearer"}},
+    },
+    405: {
+        "Allow": {"description": "What the path takes.", "required": True, "schema": {"type": "string"}},
+    },
+    429: _RETRY_AFTER,
+    503: _RETRY_AFTER,
+}
+_BY_KEY: list[dict[str, list[str]]] = [{"bearer": []}, {"key": []}]
 
 
 def operation(
@@ -59,7 +77,7 @@ def answers(model: type[BaseModel] | None, *problems: int) -> dict[int | str, di
         titles = dict.fromkeys(kind.title for kind in KINDS if kind.status == problem)
         documented[problem] = {
             "description": "; or: ".join(titles) + ".",
-            "headers": _HEADERS,
+            "headers": _HEADERS | _FURTHER_HEADERS.get(problem, {}),
             "content": {MEDIA_TYPE: {"schema": _reference(Problem)}},
         }
     return documented
@@ -98,8 +116,13 @@ def query_parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
     ]
 
 
-def document(app: FastAPI) -> dict[str, Any]:
-    """The whole document, made once and then kept."""
+def document(app: FastAPI, *, keyed: bool) -> dict[str, Any]:
+    """The whole document, made once and then kept.
+
+    Args:
+        app: whose routes they are.
+        keyed: whether the data routes need a key; the admin routes always do.
+    """
     if app.openapi_schema:
         return app.openapi_schema
     schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
@@ -112,7 +135,13 @@ def document(app: FastAPI) -> dict[str, Any]:
             "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
         },
     }
-    schema["security"] = [{}, {"bearer": []}, {"key": []}]
+    schema["security"] = _BY_KEY if keyed else [{}, *_BY_KEY]
+    for operations in schema["paths"].values():
+        for found in operations.values():
+            if found["tags"] == ["admin"]:
+                found["security"] = _BY_KEY
+            elif found["tags"] == ["operations"]:
+                found["security"] = []
     app.openapi_schema = schema
     return schema
 

@@ -29,6 +29,7 @@ from service.trace import Stopwatch
 _T = TypeVar("_T")
 _MIN_POOL = 200  # the contract fixes both: MMR orders one pool of max(200, 5 (offset + k))
 _POOL_FACTOR = 5
+_INLINE_COMPARISONS = 250_000  # a millisecond or two
 
 
 class Recommender:
@@ -67,15 +68,26 @@ class Recommender:
         """
         stored, degraded = await self._stored(query, watch)
         self._recent.add(stored)  # never what a request brings along: whose it is may not have consented
-        asked = _Asked.of(bundle, query, stored, self._hidden.available(bundle), liked=bundle.max_history)
+        asked = _Asked.of(bundle, query, stored, await self._allowed(bundle, query), liked=bundle.max_history)
         watch.lap("filter")
         return await self._first_that_finds(asked, ("sequence", "similar"), degraded, watch)
 
     async def similar(self, bundle: Bundle, query: Query, watch: Stopwatch) -> Answer:
         """What is like the given items, whatever their order; raises as :meth:`recommend`."""
-        asked = _Asked.of(bundle, query, [], self._hidden.available(bundle), liked=len(query.items))
+        asked = _Asked.of(bundle, query, [], await self._allowed(bundle, query), liked=len(query.items))
         watch.lap("filter")
         return await self._first_that_finds(asked, ("similar",), "overload" if watch.hurry else None, watch)
+
+    async def _allowed(self, bundle: Bundle, query: Query) -> Allowed | None:
+        """The rows that may be answered; a pass of a new filter over many items is made in a thread, beside others."""
+        available = self._hidden.available(bundle)
+        if query.filter is None:
+            return available
+        mask = None if available is None else available.mask
+        comparisons = len(bundle) * sum(len(clauses) for clauses in query.filter.values())
+        if comparisons <= _INLINE_COMPARISONS or bundle.keeps_filter(query.filter, mask):
+            return bundle.allowed(query.filter, mask)
+        return await asyncio.to_thread(bundle.allowed, query.filter, mask)
 
     async def _stored(self, query: Query, watch: Stopwatch) -> tuple[list[str], Degraded | None]:
         if watch.hurry:
@@ -149,7 +161,7 @@ class _Asked:
         bundle: Bundle,
         query: Query,
         stored: Sequence[str],
-        available: Allowed | None,
+        allowed: Allowed | None,
         *,
         liked: int,
     ) -> "_Asked":
@@ -172,9 +184,6 @@ class _Asked:
         if query.refuse_unknown:
             _refuse_unknown(query, unknown)
         taste = Taste(np.array(rows, dtype=np.int64), np.array(weights, dtype=np.float64))
-        allowed = available
-        if query.filter is not None:
-            allowed = bundle.allowed(query.filter, None if available is None else available.mask)
         return cls(bundle, query, taste.newest(liked), list(unknown), barred, allowed, slot_weights)
 
     @property

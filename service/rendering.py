@@ -57,8 +57,8 @@ def found_items(bundle: Bundle, answer: Answer, *, explain: bool, fields: list[s
             item["contributions"] = None if parts is None else dict(zip(bundle.layout.names, parts[place], strict=True))
             item["nearest_history_item"] = None if nearest is None else bundle.ids.id(nearest[place])
     if fields is not None:
-        for row, item in zip(rows, items, strict=True):
-            item["fields"] = bundle.fields(row, fields)
+        for item, found in zip(items, bundle.fields_of(answer.rows, fields), strict=True):
+            item["fields"] = found
     return items
 
 

@@ -78,6 +78,11 @@ Scalar = Annotated[Any, AfterValidator(_check_scalar), WithJsonSchema({"type": [
 Bound = Annotated[Any, AfterValidator(_check_bound), WithJsonSchema({"type": ["string", "number"]})]
 
 
+def _has(name: str, kind: str) -> dict[str, Any]:
+    """JSON schema of an object in which a property is there and not null; the validators below say the same."""
+    return {"required": [name], "properties": {name: {"type": kind}}}
+
+
 class Received(BaseModel):
     """Base of everything that comes in."""
 
@@ -104,6 +109,18 @@ Items = Annotated[list[Item], Field(fail_fast=True, max_length=MAX_ITEMS)]
 
 class Clause(Received):
     """One condition on one metadata field: eq, in, exists, or a range of gt or gte and lt or lte."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["eq"]},
+                {"required": ["in"]},
+                {"required": ["exists"]},
+                {"anyOf": [{"required": [name]} for name in ("gt", "gte", "lt", "lte")]},
+            ],
+            "not": {"anyOf": [{"required": ["gt", "gte"]}, {"required": ["lt", "lte"]}]},
+        }
+    )
 
     field: Annotated[str, Field(min_length=1, max_length=256)]
     eq: Scalar = Field(default_factory=lambda: None)
@@ -144,6 +161,9 @@ class Filter(Received):
         if len(self.must) + len(self.must_not) > MAX_CLAUSES:
             count = len(self.must) + len(self.must_not)
             raise PydanticCustomError("clauses", f"must have at most {MAX_CLAUSES} clauses in all, not {count}")
+        values = sum(len(clause.in_) for clause in (*self.must, *self.must_not))
+        if values > MAX_VALUES:
+            raise PydanticCustomError("values", f"must have at most {MAX_VALUES} values of `in` in all, not {values}")
         return self
 
     def clauses(self) -> dict[str, list[dict[str, Any]]]:
@@ -183,6 +203,8 @@ class Wish(Received):
 class RecommendRequest(Wish):
     """Who asks (``user_id``, ``items`` oldest first, or both) and what is wanted."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_has("user_id", "string"), _has("items", "array")]})
+
     user_id: Id | None = None
     items: Items | None = Field(None, description="Oldest first; they come after the user's stored history.")
     history: Literal["use", "ignore"] = Field("use", description="ignore: the stored history is not even read.")
@@ -203,6 +225,8 @@ class BatchRequest(Received):
 
 class SimilarRequest(Wish):
     """One item, or several with weights, whose neighbours are wanted."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_has("item_id", "string"), _has("items", "array")]})
 
     item_id: Id | None = None
     items: Annotated[Items, Field(min_length=1)] | None = None

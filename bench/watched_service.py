@@ -1,0 +1,69 @@
+"""`vlm2rec` with a witness inside: a thread that tells how many objects the interpreter holds and how late the loop is.
+
+    python -m bench.watched_service WITNESS.jsonl serve --registry …
+
+A line every few seconds: Python objects that the collector tracks (those frozen at the start not), blocks of memory
+that the interpreter's allocator has given out, threads, and the longest time since the line before that the event loop
+took to answer this thread, in milliseconds.
+"""
+
+import asyncio
+import gc
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import uvicorn
+
+from cli.main import main as vlm2rec
+
+EVERY_S = 5.0
+_PROBE_S = 0.02
+_loops: list[asyncio.AbstractEventLoop] = []
+
+
+def _watch(witness: Path) -> None:
+    """Ask the loop again and again whether it is free, and write down what is seen."""
+    while not _loops:
+        time.sleep(0.1)
+    lag_ms, due = 0.0, time.monotonic()
+    while True:
+        asked, answered = time.perf_counter(), threading.Event()
+        try:
+            _loops[0].call_soon_threadsafe(answered.set)
+        except RuntimeError:
+            return  # the loop has ended
+        answered.wait(10.0)
+        lag_ms = max(lag_ms, 1000 * (time.perf_counter() - asked))
+        if time.monotonic() >= due:
+            due += EVERY_S
+            line = {
+                "objects": len(gc.get_objects()),
+                "blocks": sys.getallocatedblocks(),
+                "threads": threading.active_count(),
+                "lag_ms": round(lag_ms, 2),
+            }
+            lag_ms = 0.0
+            with witness.open("a") as out:
+                out.write(json.dumps(line) + "\n")
+        time.sleep(_PROBE_S)
+
+
+def main() -> None:
+    """Watch, and be `vlm2rec` with the rest of the arguments."""
+    witness = Path(sys.argv.pop(1))
+    started = uvicorn.Server.startup
+
+    async def startup(self: uvicorn.Server, sockets: object = None) -> None:
+        _loops.append(asyncio.get_running_loop())
+        await started(self, sockets)  # type: ignore[arg-type]
+
+    uvicorn.Server.startup = startup  # type: ignore[method-assign]
+    threading.Thread(target=_watch, args=(witness,), daemon=True).start()
+    vlm2rec()
+
+
+if __name__ == "__main__":
+    main()
