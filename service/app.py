@@ -36,6 +36,7 @@ from service.redis_directives import RedisDirectives
 from service.redis_sessions import RedisSessions
 from service.routes import Routes
 from service.routing import DirectRoute, Services
+from service.sampler import Sampler
 from service.settings import Settings, load_settings
 from service.shadow import RecentHistories, ShadowBounds
 from service.shelf import Shelf
@@ -80,6 +81,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         await _begin(services, begin_with.pop() if begin_with else await asyncio.to_thread(load_current, settings))
         yield
         services.current.drain()
+        await services.sampler.close()
         await services.watcher.stop()
         await services.directives.close()
         await services.histories.close()
@@ -131,6 +133,9 @@ def _services(settings: Settings) -> Services:
         log=log,
         poll_s=settings.poll_ms / 1000.0,
     )
+    sampler = Sampler(
+        metrics.quality, log, checks_per_s=settings.recall_checks_per_s, cpu_share=settings.recall_check_cpu
+    )
     api_keys = [key.get_secret_value() for key in settings.api_keys]
     admin_keys = [key.get_secret_value() for key in settings.admin_keys]
     return Services(
@@ -139,13 +144,14 @@ def _services(settings: Settings) -> Services:
         directives=directives,
         histories=histories,
         recent=recent,
-        recommender=Recommender(histories, InlineEngine(), directives.hidden, recent),
+        recommender=Recommender(histories, InlineEngine(), directives.hidden, recent, sampler),
         metrics=metrics,
         # An admin key opens the data routes too; alone it does not close them for everybody else.
         data_keys=KeyRing([*api_keys, *admin_keys] if api_keys else [], open_without_keys=True),
         admin_keys=KeyRing(admin_keys, open_without_keys=False),
         log=log,
         body_limit=settings.body_limit_bytes,
+        sampler=sampler,
     )
 
 

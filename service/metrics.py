@@ -17,6 +17,7 @@ from prometheus_client import (
 )
 
 from service.bundle_metrics import BundleMetrics
+from service.quality_metrics import QualityMetrics
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -35,6 +36,7 @@ class Metrics:
 
     Attributes:
         bundles: what the watcher of bundles counts.
+        quality: what the sampler of answers finds out.
     """
 
     def __init__(self) -> None:
@@ -85,6 +87,7 @@ class Metrics:
             registry=registry,
         )
         self.bundles = BundleMetrics(registry)
+        self.quality = QualityMetrics(registry)
 
     def _add_queue(self, registry: CollectorRegistry) -> None:
         self._batch_size = Histogram(

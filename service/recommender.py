@@ -5,7 +5,7 @@ out besides (its history, `exclude`) is taken out of a longer answer, so that th
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +27,8 @@ from service.trace import Stopwatch
 _MIN_POOL = 200  # the contract fixes both: MMR orders one pool of max(200, 5 (offset + k))
 _POOL_FACTOR = 5
 
+Observe = Callable[[Bundle, Query, Lookup, LookedUp, Answer], None]
+
 
 class Recommender:
     """Answers queries from a bundle, the stored histories and an engine.
@@ -36,13 +38,22 @@ class Recommender:
         engine: encodes and searches.
         hidden: items that are never answered; one in a history still shapes the query.
         recent: told every history that was asked with.
+        observe: told every answer that the engine found, in the event loop, so it must be quick.
     """
 
-    def __init__(self, histories: HistoryStore, engine: Engine, hidden: HiddenItems, recent: RecentHistories) -> None:
+    def __init__(
+        self,
+        histories: HistoryStore,
+        engine: Engine,
+        hidden: HiddenItems,
+        recent: RecentHistories,
+        observe: Observe = lambda *_: None,
+    ) -> None:
         self._histories = histories
         self._engine = engine
         self._hidden = hidden
         self._recent = recent
+        self._observe = observe
 
     async def recommend(self, bundle: Bundle, query: Query, watch: Stopwatch) -> Answer:
         """What comes next: by the sequence; where that is not possible by likeness; else what is popular.
@@ -104,6 +115,7 @@ class Recommender:
             answer = await asked.ranked(found)
             watch.lap("rank")
             if answer is not None:
+                self._observe(asked.bundle, asked.query, lookup, found, answer)
                 return replace(answer, strategy=strategy, degraded=degraded, trouble=trouble)
         answer = asked.popular()
         watch.lap("rank")

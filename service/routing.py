@@ -21,6 +21,7 @@ from service.metrics import Metrics
 from service.openapi import answers
 from service.ports import HistoryStore
 from service.recommender import Recommender
+from service.sampler import Sampler
 from service.shadow import RecentHistories
 from service.trace import Trace
 from service.watcher import Watcher
@@ -45,6 +46,7 @@ class Services:
         admin_keys: open the admin routes.
         log: the service's logger.
         body_limit: largest request body in bytes.
+        sampler: looks at some answers.
     """
 
     current: CurrentBundle
@@ -58,6 +60,7 @@ class Services:
     admin_keys: KeyRing
     log: FilteringBoundLogger
     body_limit: int
+    sampler: Sampler
 
 
 class DirectRoute(APIRoute):

@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line written; every request is one line at info."
     )
+    recall_checks_per_s: float = Field(
+        1.0, ge=0, le=100, description="Most answers a second that are checked against exact search; 0: none."
+    )
+    recall_check_cpu: float = Field(
+        0.01, gt=0, le=1, description="Most of one core that these checks may take; they come less often to keep to it."
+    )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the sequence encoder runs.")
     encoder_threads: int = Field(1, ge=1, le=256, description="Threads that one encoder call uses.")
     verify: Literal["stamp", "full"] = Field(
