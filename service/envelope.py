@@ -39,6 +39,7 @@ class Envelope:
             return
         trace = Trace(request_id_from(_header(scope, b"x-request-id")))
         scope[TRACE] = trace
+        self._metrics.arrived()
         scope["path"] = scope.get("raw_path", quote(scope["path"]).encode()).decode("ascii", "replace")
         status = 0
 

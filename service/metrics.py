@@ -8,7 +8,6 @@ from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
-    Enum,
     Gauge,
     Histogram,
     PlatformCollector,
@@ -61,13 +60,19 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._in_progress = Gauge(
+            "vlm2rec_requests_in_progress", "Requests between arrival and answer.", registry=registry
+        )
         # Looking up a child by its labels costs more than counting; there are few, so they are kept.
         self._count_of = cache(self._requests.labels)
         self._seconds_of = cache(self._request_seconds.labels)
         self._stage_of = cache(self._stage_seconds.labels)
         self._answers = Counter("vlm2rec_answers", "Answers with items, by strategy.", ["strategy"], registry=registry)
         self._fallbacks = Counter(
-            "vlm2rec_fallbacks", "Answers by a lesser strategy than the route's own.", ["strategy"], registry=registry
+            "vlm2rec_fallbacks",
+            "Answers by a lesser strategy than the route's own, by reason.",
+            ["strategy", "reason"],
+            registry=registry,
         )
         self._degraded = Counter("vlm2rec_degraded", "Degraded answers by reason.", ["reason"], registry=registry)
         self._encoder_errors = Counter("vlm2rec_encoder_errors", "Histories the encoder failed on.", registry=registry)
@@ -114,12 +119,14 @@ class Metrics:
         self._redis_errors = Counter(
             "vlm2rec_redis_errors", "Calls that Redis did not answer.", ["operation"], registry=registry
         )
-        self._breaker = Enum(
+        breaker = Gauge(
             "vlm2rec_redis_breaker_state",
             "1 for the state of the circuit breaker before Redis.",
-            states=_BREAKER_STATES,
+            ["state"],
             registry=registry,
         )
+        self._breaker = {state: breaker.labels(state) for state in _BREAKER_STATES}
+        self._breaker["closed"].set(1)
         self._breaker_changes = Counter(
             "vlm2rec_redis_breaker_changes",
             "Changes of the circuit breaker, by the new state.",
@@ -128,6 +135,10 @@ class Metrics:
         )
         self._redis_seconds_of = cache(self._redis_seconds.labels)
         self._redis_errors_of = cache(self._redis_errors.labels)
+
+    def arrived(self) -> None:
+        """Count a request in, which :meth:`answered` will count out."""
+        self._in_progress.inc()
 
     def answered(self, route: str, method: str, status: int, seconds: float, stages: dict[str, float]) -> None:
         """Count an answer.
@@ -139,6 +150,7 @@ class Metrics:
             seconds: from arrival to answer.
             stages: stage → milliseconds.
         """
+        self._in_progress.dec()
         self._count_of(route, method if method in _METHODS else "other", status).inc()
         self._seconds_of(route).observe(seconds)
         for stage, milliseconds in stages.items():
@@ -160,7 +172,8 @@ class Metrics:
         self._answers.labels(strategy).inc()
         self._history_length.observe(history_used)
         if strategy != wanted:
-            self._fallbacks.labels(strategy).inc()
+            reason = "encoder" if trouble else degraded or ("nothing_liked" if strategy == "similar" else "no_history")
+            self._fallbacks.labels(strategy, reason).inc()
         if degraded is not None:
             self._degraded.labels(degraded).inc()
         if unknown:
@@ -206,7 +219,8 @@ class Metrics:
 
     def breaker_state(self, state: BreakerState) -> None:
         """Say in which state the circuit breaker before Redis is from now on."""
-        self._breaker.state(state)
+        for known, gauge in self._breaker.items():
+            gauge.set(known == state)
         self._breaker_changes.labels(state).inc()
 
     def lacking(self, slot: str, reason: str) -> None:

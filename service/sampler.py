@@ -156,7 +156,7 @@ class Sampler:
             return
         truth, cpu_s = checked
         self._check_due = self._clock() + max(self._pause_s, cpu_s / self._cpu_share)
-        if not truth.size or check.bundle_id != self._of:
+        if not truth.size:
             return
         recalls = self._recalls.setdefault(check.filtered, deque(maxlen=WINDOW))
         recalls.append(recall_of(check.scores, truth))
@@ -169,7 +169,6 @@ class _Check:
 
     Attributes:
         bundle: gives the bundle, None if it is gone.
-        bundle_id: its id.
         query: (Σd,) float32.
         allowed: the rows that may be found; None: all.
         k: how many are right.
@@ -178,7 +177,6 @@ class _Check:
     """
 
     bundle: Callable[[], Bundle | None]
-    bundle_id: str
     query: NDArray[np.float32]
     allowed: Allowed | None
     k: int
@@ -190,7 +188,7 @@ class _Check:
         """The check of an answer."""
         bundle, k = sample.bundle, min(sample.lookup.k, RECALL_K)
         query, scores = sample.found.query, sample.found.scores[:k]
-        return cls(weakref.ref(bundle), bundle.id, query, sample.lookup.allowed, k, scores, sample.filtered)
+        return cls(weakref.ref(bundle), query, sample.lookup.allowed, k, scores, sample.filtered)
 
     def run(self) -> tuple[NDArray[np.float32], float] | None:
         """(≤ k,) float32 the best scores, and the processor seconds that this took; None: the bundle is gone."""

@@ -220,19 +220,21 @@ def test_a_check_that_waits_for_a_core_keeps_no_bundle_in_memory(day_bundles: li
         watched, waiting = Watched(Bundle.load(day_bundles[0])), threading.Event()
         gone = weakref.ref(watched.bundle)
         busy = asyncio.create_task(watched.sampler._background.run(waiting.wait))
-        await asyncio.sleep(0)
-        watched.clock.now += 1.0
-        shown = asyncio.create_task(watched.show())
-        while watched.sampler._task is None or watched.value("vlm2rec_slot_share", slot="text") is None:
-            await asyncio.sleep(0.001)
-        del watched.bundle
-        shown.cancel()
-        await asyncio.gather(shown, return_exceptions=True)
-        del shown
-        gc.collect()
-        assert gone() is None
-        waiting.set()
-        await busy
+        try:
+            await asyncio.sleep(0)
+            watched.clock.now += 1.0
+            shown = asyncio.create_task(watched.show())
+            while watched.sampler._task is None or watched.value("vlm2rec_slot_share", slot="text") is None:
+                await asyncio.sleep(0.001)
+            del watched.bundle
+            shown.cancel()
+            await asyncio.gather(shown, return_exceptions=True)
+            del shown
+            gc.collect()
+            assert gone() is None
+        finally:
+            waiting.set()
+            await busy
         while watched.sampler._task is not None:
             await asyncio.sleep(0.001)
         assert watched.value("vlm2rec_recall", filtered="no") is None
