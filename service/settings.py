@@ -102,6 +102,9 @@ class Settings(BaseSettings):
     )
     retry_after_s: int = Field(1, ge=1, le=3600, description="Seconds sent as Retry-After with every 503.")
     drain_s: int = Field(10, ge=0, le=600, description="Seconds that requests in progress may take at the end.")
+    drain_delay_s: float = Field(
+        0, ge=0, le=600, description="Seconds at the end in which it is not ready but still answers new requests."
+    )
 
     @property
     def directives_path(self) -> Path:
