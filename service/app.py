@@ -19,7 +19,7 @@ from service.current import CurrentBundle
 from service.directives import Directives
 from service.engine import InlineEngine
 from service.envelope import Envelope, trace_of
-from service.logs import logger
+from service.logs import lines_dropped, logger
 from service.metrics import Metrics
 from service.openapi import document
 from service.opening import Opening, open_first, read_pin
@@ -93,7 +93,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(Envelope, metrics=services.metrics, log=services.log)],
+        middleware=[Middleware(Envelope, metrics=services.metrics, log=services.log, access_log=settings.access_log)],
     )
     app.router.route_class = DirectRoute
     app.state.current = services.current
@@ -133,6 +133,7 @@ def _services(settings: Settings) -> Services:
         log=log,
         poll_s=settings.poll_ms / 1000.0,
     )
+    metrics.log_lines_dropped(lines_dropped)
     sampler = Sampler(
         metrics.quality, log, checks_per_s=settings.recall_checks_per_s, cpu_share=settings.recall_check_cpu
     )

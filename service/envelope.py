@@ -1,11 +1,13 @@
 """Envelope: what every answer gets, whatever happens inside: request id, timing, metrics, a log line."""
 
+from typing import Literal
 from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
+from service.logs import REQUEST_ID
 from service.metrics import Metrics
 from service.problems import INTERNAL, problem_response
 from service.trace import Trace, request_id_from
@@ -13,6 +15,8 @@ from service.trace import Trace, request_id_from
 TRACE = "vlm2rec.trace"
 UNMATCHED = "unmatched"
 _CLIENT_LEFT = 499
+AccessLog = Literal["all", "errors", "off"]
+_LOGGED_FROM: dict[AccessLog, int] = {"all": 0, "errors": 400, "off": 1000}
 
 
 class Envelope:
@@ -25,10 +29,14 @@ class Envelope:
         app: what it wraps.
         metrics: counts every answer.
         log: writes a line for every answer.
+        access_log: for which answers: all, those of status 400 and above (``errors``), or none (``off``).
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, log: FilteringBoundLogger, access_log: AccessLog = "all"
+    ) -> None:
         self._app = app
+        self._logged_from = _LOGGED_FROM[access_log]
         self._metrics = metrics
         self._log = log
 
@@ -39,6 +47,7 @@ class Envelope:
             return
         trace = Trace(request_id_from(_header(scope, b"x-request-id")))
         scope[TRACE] = trace
+        REQUEST_ID.set(trace.request_id)
         self._metrics.arrived()
         scope["path"] = scope.get("raw_path", quote(scope["path"]).encode()).decode("ascii", "replace")
         status = 0
@@ -72,14 +81,15 @@ class Envelope:
         elapsed_ms = trace.elapsed_ms
         status = status or _CLIENT_LEFT
         self._metrics.answered(route, scope["method"], status, elapsed_ms / 1000.0, trace.stages)
-        self._log.info(
-            "request",
-            request_id=trace.request_id,
-            method=scope["method"],
-            route=route,
-            status=status,
-            ms=round(elapsed_ms, 3),
-        )
+        if status >= self._logged_from:
+            self._log.info(
+                "request",
+                request_id=trace.request_id,
+                method=scope["method"],
+                route=route,
+                status=status,
+                ms=round(elapsed_ms, 3),
+            )
 
 
 def trace_of(scope: Scope) -> Trace:

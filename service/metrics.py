@@ -91,6 +91,9 @@ class Metrics:
             ["slot", "reason"],
             registry=registry,
         )
+        self._log_dropped = Gauge(
+            "vlm2rec_log_lines_dropped", "Log lines since the start that nobody read in time.", registry=registry
+        )
         self.bundles = BundleMetrics(registry)
         self.quality = QualityMetrics(registry)
 
@@ -226,6 +229,10 @@ class Metrics:
     def lacking(self, slot: str, reason: str) -> None:
         """Count an answered item that lacks a slot."""
         self._lacking.labels(slot, reason).inc()
+
+    def log_lines_dropped(self, ask: Callable[[], int]) -> None:
+        """Say whom to ask at every scrape how many log lines nobody read in time."""
+        self._log_dropped.set_function(ask)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""

@@ -39,7 +39,10 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe log line written; every request is one line at info."
+        "info", description="Least severe log line written."
+    )
+    access_log: Literal["all", "errors", "off"] = Field(
+        "all", description="Which requests get a line at info: all, those answered with 400 and above, or none."
     )
     recall_checks_per_s: float = Field(
         1.0, ge=0, le=100, description="Most answers a second that are checked against exact search; 0: none."

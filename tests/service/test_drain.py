@@ -39,7 +39,7 @@ class Client(threading.Thread):
         self.failures: list[str] = []
 
     def run(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         while True:
             if connection.sock is None:
                 try:
@@ -68,10 +68,10 @@ def under_load(service: Service, end: Callable[[list[Client]], None]) -> list[Cl
     clients = [Client(service.port, path) for path in ("/recommend", "/recommend", "/events", "/events")]
     for client in clients:
         client.start()
-    eventually(lambda: all(len(client.answers) > 20 for client in clients))
+    eventually(lambda: all(len(client.answers) > 20 for client in clients), 60)
     end(clients)
     for client in clients:
-        client.join(20)
+        client.join(60)
         assert not client.is_alive()
     assert [client.failures for client in clients] == [[]] * 4
     return clients
@@ -87,7 +87,7 @@ def stored(url: str, prefix: str) -> set[str]:
     return asyncio.run(read())
 
 
-@pytest.mark.parametrize("delay", ["0", "0.7"])
+@pytest.mark.parametrize("delay", ["0", "600"])
 def test_nothing_fails_but_with_503_and_no_acknowledged_event_is_lost(
     start: Callable[..., Service], small_registry: Path, redis_url: str, delay: str
 ) -> None:
@@ -102,22 +102,21 @@ def test_nothing_fails_but_with_503_and_no_acknowledged_event_is_lost(
         VLM2REC_EVENT_IDS_CAP="100000",
         VLM2REC_REDIS_TIMEOUT_MS="5000",
     )
-    ended: list[tuple[int, list[dict[str, Any]]]] = []
 
     def end(clients: list[Client]) -> None:
-        ending = threading.Thread(target=lambda: ended.append(service.end()))
-        ending.start()
+        service.process.terminate()
         if delay != "0":
             eventually(lambda: service.call("GET", "/readyz")[0] == 503)
-            eventually(lambda: all(client.answers[-1][1] for client in clients))
+            eventually(lambda: all(client.answers[-1][1] for client in clients), 60)
             asked = [len(client.answers) for client in clients]
-            eventually(lambda: all(len(client.answers) > had + 5 for client, had in zip(clients, asked, strict=True)))
+            eventually(lambda: all(len(c.answers) > had + 5 for c, had in zip(clients, asked, strict=True)), 60)
             for client, had in zip(clients, asked, strict=True):  # not ready, and yet it answers
                 assert {answer[:2] for answer in client.answers[had : had + 5]} == {(200, True)}
-        ending.join(20)
+            service.process.terminate()  # enough of the delay
 
     clients = under_load(service, end)
-    assert ended[0][0] == 0
+    service.process.communicate(timeout=60)
+    assert service.process.returncode == 0
     for client in clients:
         assert {status for status, _, _ in client.answers} <= {200, 503}
         assert all(after == "1" and closes for status, closes, after in client.answers if status == 503)
