@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import socket
 import threading
 import uuid
 from collections.abc import Callable
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from shops import eventually
 from test_server import Service, start
 
 from index.bundle import Bundle
 from service.current import CurrentBundle
+from service.drain import DrainingServer
 from service.errors import NotReady
 from service.redis_sessions import RedisSessions
 
@@ -148,3 +151,49 @@ def test_leaving_is_not_draining(bundle: Bundle) -> None:
         with pytest.raises(NotReady, match="is ending"):
             check()
     assert current.get() is bundle
+
+
+def test_an_open_connection_gets_its_refusal_before_it_is_closed(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.drain._LINGER_S", 60.0)
+    current = CurrentBundle()
+    current.swap(bundle)
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        try:
+            current.admit()
+        except NotReady:
+            status = 503
+        else:
+            status = 200
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        return await reader.readuntil(b"\r\n\r\n")
+
+    async def steps() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            config = uvicorn.Config(app, lifespan="off", log_config=None, http="httptools")
+            server = DrainingServer(config, current, delay_s=0.0)
+            served = asyncio.create_task(server._serve([listener]))
+            address = listener.getsockname()
+            connection = await asyncio.open_connection(*address)
+            other = await asyncio.open_connection(*address)
+            assert (await ask(*connection)).startswith(b"HTTP/1.1 200 ")
+            server.should_exit = True
+            with pytest.raises(ConnectionRefusedError):
+                while True:
+                    (await asyncio.open_connection(*address))[1].close()
+                    await asyncio.sleep(0.01)
+            for reader, writer in (connection, other):
+                answer = await ask(reader, writer)
+                assert answer.startswith(b"HTTP/1.1 503 ")
+                assert b"connection: close" in answer
+                assert await reader.read() == b""
+                writer.close()
+            await served
+
+    asyncio.run(steps())
