@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import socket
+import sys
 import threading
 import uuid
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from test_server import Service, start
 
 from index.bundle import Bundle
 from service.current import CurrentBundle
-from service.drain import DrainingServer
+from service.drain import DrainingServer, hear_no_more
 from service.errors import NotReady
 from service.redis_sessions import RedisSessions
 
@@ -184,10 +185,10 @@ def test_an_open_connection_gets_its_refusal_before_it_is_closed(
             other = await asyncio.open_connection(*address)
             assert (await ask(*connection)).startswith(b"HTTP/1.1 200 ")
             server.should_exit = True
+            while listener.fileno() >= 0:  # until the server has closed it
+                await asyncio.sleep(0.01)
             with pytest.raises(ConnectionRefusedError):
-                while True:
-                    (await asyncio.open_connection(*address))[1].close()
-                    await asyncio.sleep(0.01)
+                await asyncio.open_connection(*address)
             for reader, writer in (connection, other):
                 answer = await ask(reader, writer)
                 assert answer.startswith(b"HTTP/1.1 503 ")
@@ -197,3 +198,17 @@ def test_an_open_connection_gets_its_refusal_before_it_is_closed(
             await served
 
     asyncio.run(steps())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there are no such filters elsewhere")
+def test_a_deaf_listener_keeps_what_it_has_heard() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        early = socket.create_connection(listener.getsockname())
+        hear_no_more(listener)
+        with pytest.raises(TimeoutError):
+            socket.create_connection(listener.getsockname(), timeout=0.3)
+        accepted, _ = listener.accept()
+        early.sendall(b"still heard")
+        assert accepted.recv(100) == b"still heard"
+        early.close()
+        accepted.close()
