@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from index.bundle import Bundle
 from index.exact import exact_top_k
@@ -91,6 +93,44 @@ def test_answers_what_exact_arithmetic_gives(built: Path, url: str) -> None:
             assert sum(item["contributions"].values()) == pytest.approx(item["score"], abs=1e-5)
 
 
+def test_pytorch_onnx_and_the_live_service_agree(built: Path, url: str) -> None:
+    registry = built / "bundles"
+    ran = done(vlm2rec("verify", url, "--registry", registry, "--run", built / "run", "--histories", 20, "--json"))
+    pairs = {pair["name"]: pair for pair in json.loads(ran)["pairs"]}
+    assert set(pairs) == {"PyTorch – ONNX", "ONNX – live"}
+    for pair in pairs.values():
+        assert pair["agrees"]
+        assert pair["histories"] == 20
+        assert pair["difference"] < 1e-4
+    table = done(vlm2rec("verify", url, "--bundle", next(registry.glob("2*Z-*")), "--histories", 5))
+    assert "ONNX – live" in table
+    assert "agree" in table
+
+
+def test_other_weights_and_another_bundle_are_noticed(built: Path, url: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(built / "run" / "encoder", run / "encoder")
+    weights = load_file(run / "encoder" / "encoder.safetensors")
+    weights["leave.bias"] += 0.01
+    save_file(weights, run / "encoder" / "encoder.safetensors")
+    ran = vlm2rec("verify", url, "--registry", built / "bundles", "--run", run, "--histories", 5)
+    assert ran.returncode == 1, ran.stderr
+    assert "5 differ" in ran.stdout
+    assert "PyTorch – ONNX: history " in ran.stderr
+    (run / "encoder" / "encoder.onnx").write_bytes(b"another")
+    for arguments, says in (
+        (("--registry", built / "bundles", "--run", run), "holds another encoder than bundle"),
+        (("--registry", built / "bundles", "--run", tmp_path), "no fitted encoder here"),
+        (("--registry", tmp_path), f"which {tmp_path} does not have"),
+        (("--bundle", tmp_path / "nothing"), "there is no bundle"),
+        ((), "give --registry or --bundle"),
+    ):
+        ran = vlm2rec("verify", url, *arguments)
+        assert ran.returncode == 2, ran.stdout
+        assert says in " ".join(ran.stderr.replace("│", " ").split())
+        assert "Traceback" not in ran.stderr
+
+
 def test_remembers_events(built: Path, url: str) -> None:
     item = (built / "data" / "items.csv").read_text().splitlines()[5].split(",")[0]
     assert post(f"{url}/events", {"user_id": "ünï", "item_id": item})["stored"] == 1
@@ -154,6 +194,7 @@ def test_features_without_a_model_cannot_be_reindexed(built: Path) -> None:
         (("index", "publish", "nowhere", "--registry", "bundles"), "nowhere"),
         (("serve", "--registry", "nowhere"), "nowhere"),
         (("data", "check", "nowhere"), "nowhere"),
+        (("verify", "http://127.0.0.1:9", "--registry", "nowhere"), "127.0.0.1:9 does not answer"),
     ],
 )
 def test_a_path_that_is_not_there_is_one_clear_line(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
