@@ -14,12 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from safetensors.numpy import load_file, save_file
 
+from cli.errors import LiveServiceError
+from cli.verify import verify
 from index.bundle import Bundle
+from index.errors import BundleNotFound
 from index.exact import exact_top_k
 from index.manifest import Manifest
 from index.registry import Registry
+from training.errors import ExportError
 
 
 def vlm2rec(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -102,33 +107,40 @@ def test_pytorch_onnx_and_the_live_service_agree(built: Path, url: str) -> None:
         assert pair["agrees"]
         assert pair["histories"] == 20
         assert pair["difference"] < 1e-4
-    table = done(vlm2rec("verify", url, "--bundle", next(registry.glob("2*Z-*")), "--histories", 5))
+    (bundle,) = [path for path in registry.iterdir() if path.is_dir()]
+    table = done(vlm2rec("verify", url, "--bundle", bundle, "--histories", 5))
     assert "ONNX – live" in table
     assert "agree" in table
 
 
-def test_other_weights_and_another_bundle_are_noticed(built: Path, url: str, tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def test_other_weights_and_another_bundle_are_noticed(
+    built: Path, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check(**given: Any) -> None:
+        asked = {"registry": None, "bundle": None, "run": None, "item": None, "api_key": None, "as_json": False}
+        verify(url, **{**asked, "histories": 5, "k": 20, "tolerance": 1e-4, "timeout": 20.0, **given})
+
+    run, registry = tmp_path / "run", str(built / "bundles")
     shutil.copytree(built / "run" / "encoder", run / "encoder")
     weights = load_file(run / "encoder" / "encoder.safetensors")
     weights["leave.bias"] += 0.01
     save_file(weights, run / "encoder" / "encoder.safetensors")
-    ran = vlm2rec("verify", url, "--registry", built / "bundles", "--run", run, "--histories", 5)
-    assert ran.returncode == 1, ran.stderr
-    assert "5 differ" in ran.stdout
-    assert "PyTorch – ONNX: history " in ran.stderr
+    with pytest.raises(typer.Exit) as ended:
+        check(registry=registry, run=run)
+    assert ended.value.exit_code == 1
+    printed = capsys.readouterr()
+    assert "5 differ" in printed.out
+    assert "PyTorch – ONNX: history " in printed.err
     (run / "encoder" / "encoder.onnx").write_bytes(b"another")
-    for arguments, says in (
-        (("--registry", built / "bundles", "--run", run), "holds another encoder than bundle"),
-        (("--registry", built / "bundles", "--run", tmp_path), "no fitted encoder here"),
-        (("--registry", tmp_path), f"which {tmp_path} does not have"),
-        (("--bundle", tmp_path / "nothing"), "there is no bundle"),
-        ((), "give --registry or --bundle"),
+    for error, given, says in (
+        (LiveServiceError, {"registry": registry, "run": run}, "holds another encoder than bundle"),
+        (ExportError, {"registry": registry, "run": tmp_path}, "no fitted encoder here"),
+        (LiveServiceError, {"registry": str(tmp_path)}, f"which {tmp_path} does not have"),
+        (BundleNotFound, {"bundle": tmp_path / "nothing"}, "there is no bundle"),
+        (typer.BadParameter, {}, "give --registry or --bundle"),
     ):
-        ran = vlm2rec("verify", url, *arguments)
-        assert ran.returncode == 2, ran.stdout
-        assert says in " ".join(ran.stderr.replace("│", " ").split())
-        assert "Traceback" not in ran.stderr
+        with pytest.raises(error, match=says):
+            check(**given)
 
 
 def test_remembers_events(built: Path, url: str) -> None:
