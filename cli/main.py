@@ -12,8 +12,9 @@ import sys
 import typer
 from rich.console import Console
 
-from cli import data, demo, demo_data, encoder, reindex, serve, train
+from cli import data, demo, demo_data, encoder, reindex, serve, train, verify
 from cli import index as index_commands
+from cli.errors import CliError
 from demo.errors import DemoError
 from index.errors import IndexingError
 from service.errors import ServiceError
@@ -50,6 +51,7 @@ app.add_typer(
     no_args_is_help=True,
 )
 app.command("serve", rich_help_panel="Online")(serve.serve)
+app.command("verify", rich_help_panel="Online")(verify.verify)
 
 
 def main() -> None:
@@ -59,7 +61,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     try:
         app()
-    except (IndexingError, TrainingError, ServiceError, DemoError) as error:
+    except (IndexingError, TrainingError, ServiceError, DemoError, CliError) as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False, style="red")
         sys.exit(_EXIT_BUSY if isinstance(error, RunBusy) else _EXIT_BAD_INPUT)
     except KeyboardInterrupt:

@@ -35,6 +35,7 @@ from index.filter_cache import FilterCache
 from index.item_rows import ItemRows
 from index.item_table import MISSING_FILE, VECTORS_FILE
 from index.manifest import ENCODER_FILE, FAISS_FILE, INDEXED_FILE, ITEMS_FILE, PROBES_FILE, Manifest
+from index.missing import Missing
 from index.probes import Probes
 from index.scoring import gather, slot_scores
 from index.search import Searcher
@@ -74,6 +75,7 @@ class Bundle:
         indexed: (n,) bool, rows that a query can find.
         missing: (n, slots) uint8 codes of :class:`index.missing.Missing`, columns in the order of the layout.
         max_history: the newest items of a history that :meth:`encode` reads.
+        slots_in_use: (slots,) bool, the slots that any item has.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Bundle:
         self.indexed = indexed
         self.missing = missing
         self.max_history = encoder.max_history
+        self.slots_in_use: NDArray[np.bool_] = (missing == Missing.PRESENT).any(axis=0)
         self._vectors = vectors
         self._encoder = encoder
         self._searcher = searcher
@@ -258,6 +261,12 @@ class Bundle:
             SearchError: a shape, dtype or value breaks a rule.
         """
         return Found(*self._searcher.search(queries, k, allowed))
+
+    def exact(
+        self, queries: NDArray[np.floating], k: int, *, allowed: Allowed | NDArray[np.bool_] | None = None
+    ) -> Found:
+        """As :meth:`search`, but exact: every allowed row is looked at. For checks, as it takes its time."""
+        return Found(*self._searcher.exact(queries, k, allowed))
 
     def contributions(self, queries: NDArray[np.floating], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """What each slot adds to each score.

@@ -234,6 +234,22 @@ class Searcher:
             rows[members], scores[members] = self._group(checked[members], k, narrowed, int(effort))
         return rows, scores
 
+    def exact(
+        self, queries: NDArray[np.floating], k: int, allowed: Allowed | NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """As :meth:`search`, but every allowed row is looked at: what the answers of an index are held against.
+
+        On the CPU whatever the index lives on; nearly all of it is one call without the interpreter's lock.
+        """
+        checked = check_queries(queries, self._layout.dim)
+        check_k(k)
+        narrowed = self._narrowed(allowed)
+        count = self._count if narrowed is None else narrowed.count
+        if checked.shape[0] == 0 or count == 0:
+            return _nothing(checked.shape[0], k)
+        candidates = self._candidates(checked, exact_step(self._index.engine, k, count), narrowed)
+        return rank_again(checked, candidates, self._vectors, self._layout, k)
+
     def planned(self, query: NDArray[np.float32], k: int, allowed: Allowed | NDArray[np.bool_] | None = None) -> Step:
         """The step that :meth:`search` would begin with for one query (Σd,), for benches and reports."""
         effort = int(self._effort.of(check_queries(query[None], self._layout.dim), self._layout)[0])

@@ -89,6 +89,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         await _begin(services, begin_with.pop() if begin_with else await asyncio.to_thread(load_current, settings))
         yield
         services.current.drain()
+        await services.sampler.close()
         await services.watcher.stop()
         await services.directives.close()
         await services.histories.close()
@@ -143,7 +144,14 @@ def _put_layers(app: _Api, settings: Settings, services: Services) -> None:
         )
     bodies = BodyBudget(settings.bodies_limit_bytes)
     app.put_before(
-        lambda inner: Envelope(inner, metrics=metrics, log=services.log, bodies=bodies, retry_after_s=retry_after_s)
+        lambda inner: Envelope(
+            inner,
+            metrics=metrics,
+            log=services.log,
+            bodies=bodies,
+            retry_after_s=retry_after_s,
+            access_log=settings.access_log,
+        )
     )
 
 

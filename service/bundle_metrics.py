@@ -8,6 +8,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from index.bundle import Bundle
+from index.manifest import Manifest
 from index.missing import Missing
 from service.shadow import Comparison, Side
 
@@ -44,6 +45,7 @@ class BundleMetrics:
             ["slot", "reason"],
             registry=registry,
         )
+        self._add_report(registry)
         self._behind = Gauge(
             "vlm2rec_bundle_behind",
             "1 while another bundle should answer: the pinned or pointed-to.",
@@ -81,6 +83,21 @@ class BundleMetrics:
         in_memory = Gauge("vlm2rec_bundles_in_memory", "Loaded bundles; at most two.", registry=registry)
         in_memory.set_function(lambda: len(self._loaded))
 
+    def _add_report(self, registry: CollectorRegistry) -> None:
+        self._slots = Gauge("vlm2rec_bundle_slot_dims", "Components of a slot.", ["slot"], registry=registry)
+        self._figures = Gauge(
+            "vlm2rec_bundle_figure",
+            "What that bundle measured of itself when it was built, as in its report.",
+            ["figure"],
+            registry=registry,
+        )
+        self._bounds = Gauge(
+            "vlm2rec_bundle_bound", "What a figure was held to, by the figure's name.", ["figure"], registry=registry
+        )
+        self._shortfalls = Gauge(
+            "vlm2rec_bundle_shortfalls", "Figures of that bundle that miss their bounds.", registry=registry
+        )
+
     def loaded(self, bundle: Bundle) -> None:
         """Count a bundle for as long as it is in memory."""
         self._loaded.add(bundle)
@@ -97,9 +114,22 @@ class BundleMetrics:
         self._serving.labels(bundle.id).set(1)
         self._items.set(len(bundle))
         self._age.set_function(lambda: max(time() - created, 0.0))
+        self._report(bundle.manifest)
         self._lacking.clear()
         for (slot, reason), count in lacking.items():
             self._lacking.labels(slot, reason).set(count)
+
+    def _report(self, manifest: Manifest) -> None:
+        for gauge in (self._slots, self._figures, self._bounds):
+            gauge.clear()
+        for slot, dim in manifest.slots:
+            self._slots.labels(slot).set(dim)
+        recall = {f"recall.{kind}": value for kind, value in manifest.index.recall.items()}
+        for figure, value in (recall | manifest.gate.figures).items():
+            self._figures.labels(figure).set(value)
+        for check in manifest.checks:
+            self._bounds.labels(check.figure).set(check.limit)
+        self._shortfalls.set(len(manifest.shortfalls))
 
     def swapped(self, seconds: float, comparison: Comparison | None) -> None:
         """Count a bundle that took over.

@@ -6,6 +6,8 @@ from time import time
 from index.bundle import Bundle
 from service.errors import NotReady
 
+_ENDING = "this process is ending; ask another replica"
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -25,6 +27,7 @@ class CurrentBundle:
 
     def __init__(self) -> None:
         self._loaded: Loaded | None = None
+        self._leaving = False
         self._draining = False
 
     def admit(self) -> None:
@@ -34,8 +37,18 @@ class CurrentBundle:
             NotReady: none is loaded yet, or the process is draining.
         """
         if self._draining:
-            raise NotReady("this process is ending; ask another replica")
+            raise NotReady(_ENDING)
         self.get()
+
+    def check_ready(self) -> None:
+        """Whether more requests should be sent here.
+
+        Raises:
+            NotReady: none is loaded yet, or the process is about to end, though it still answers.
+        """
+        if self._leaving:
+            raise NotReady(_ENDING)
+        self.admit()
 
     def get(self) -> Bundle:
         """The bundle that answers now, also to a request that was let in before the process began to drain.
@@ -51,6 +64,10 @@ class CurrentBundle:
     def swap(self, bundle: Bundle) -> None:
         """Let another bundle, loaded and warm, answer from now on."""
         self._loaded = Loaded(bundle, time())
+
+    def leave(self) -> None:
+        """Be ready no more, but answer."""
+        self._leaving = True
 
     def drain(self) -> None:
         """Refuse new requests from now on."""

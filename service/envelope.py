@@ -1,5 +1,6 @@
 """Envelope: what every answer gets whatever happens inside: request id, timing, headers, metrics, a log line."""
 
+from typing import Literal
 from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect
@@ -8,6 +9,7 @@ from structlog.typing import FilteringBoundLogger
 
 from service.body_budget import BODIES, BodyBudget
 from service.http_protocol import HURRY, REFUSAL
+from service.logs import REQUEST_ID
 from service.metrics import Metrics
 from service.problems import CROWDED, internal_problem, problem_response
 from service.security_headers import added_to
@@ -16,6 +18,8 @@ from service.trace import Trace, request_id_from
 TRACE = "vlm2rec.trace"
 UNMATCHED = "unmatched"
 _CLIENT_LEFT = 499
+AccessLog = Literal["all", "errors", "off"]
+_LOGGED_FROM: dict[AccessLog, int] = {"all": 0, "errors": 400, "off": 1000}
 
 
 class Envelope:
@@ -30,14 +34,23 @@ class Envelope:
         log: writes a line for every answer.
         bodies: what the bodies that are still arriving may take.
         retry_after_s: seconds, sent with refusals for want of room.
+        access_log: for which answers a line: all, those of status 400 and above (``errors``), or none (``off``).
     """
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, log: FilteringBoundLogger, bodies: BodyBudget, retry_after_s: int
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        log: FilteringBoundLogger,
+        bodies: BodyBudget,
+        retry_after_s: int,
+        access_log: AccessLog = "all",
     ) -> None:
         self._app = app
         self._bodies = bodies
         self._retry_after = str(retry_after_s)
+        self._logged_from = _LOGGED_FROM[access_log]
         self._metrics = metrics
         self._log = log
 
@@ -49,6 +62,7 @@ class Envelope:
         trace = Trace(request_id_from(_header(scope, b"x-request-id")), hurry=HURRY in scope)
         scope[TRACE] = trace
         scope[BODIES] = self._bodies
+        REQUEST_ID.set(trace.request_id)
         scope["path"] = scope.get("raw_path", quote(scope["path"]).encode()).decode("ascii", "replace")
         status, ended = 0, False
 
@@ -95,14 +109,15 @@ class Envelope:
         elapsed_ms = trace.elapsed_ms
         status = status or _CLIENT_LEFT
         self._metrics.answered(route, scope["method"], status, elapsed_ms / 1000.0, trace.stages)
-        self._log.info(
-            "request",
-            request_id=trace.request_id,
-            method=scope["method"],
-            route=route,
-            status=status,
-            ms=round(elapsed_ms, 3),
-        )
+        if status >= self._logged_from:
+            self._log.info(
+                "request",
+                request_id=trace.request_id,
+                method=scope["method"],
+                route=route,
+                status=status,
+                ms=round(elapsed_ms, 3),
+            )
 
 
 def trace_of(scope: Scope) -> Trace:

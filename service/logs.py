@@ -1,11 +1,24 @@
-"""Structured logs: one JSON object a line on standard error, from structlog and from the libraries' own loggers."""
+"""Structured logs: one JSON object a line on standard error, from structlog and from the libraries' own loggers.
 
+A line that belongs to a request has its `request_id`, whoever wrote it.
+"""
+
+import atexit
 import logging
 import sys
+from contextvars import ContextVar
+from typing import Any
 
 import orjson
 import structlog
-from structlog.typing import FilteringBoundLogger, Processor
+from structlog.typing import EventDict, FilteringBoundLogger, Processor
+
+from service.log_writer import LogWriter
+
+REQUEST_ID: ContextVar[str | None] = ContextVar("vlm2rec_request_id", default=None)
+"""The request that is worked on; set by `service.envelope`, in whose task it ends."""
+
+_writers: list[LogWriter] = []
 
 
 def configure_logs(level: str) -> None:
@@ -14,8 +27,12 @@ def configure_logs(level: str) -> None:
     Args:
         level: least severe level written: debug, info, warning or error.
     """
+    writer = LogWriter(sys.stderr.fileno())
+    _writers.append(writer)
+    atexit.register(writer.close)
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
+        _add_request_id,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -23,10 +40,10 @@ def configure_logs(level: str) -> None:
     structlog.configure(
         processors=[*shared, structlog.processors.JSONRenderer(serializer=_dumps)],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
+        logger_factory=lambda *_: _Lines(writer),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(writer)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -44,6 +61,44 @@ def logger() -> FilteringBoundLogger:
     """The service's logger."""
     made: FilteringBoundLogger = structlog.get_logger("service")
     return made
+
+
+def lines_dropped() -> int:
+    """Lines of this process that nobody read in time."""
+    return sum(writer.dropped for writer in _writers)
+
+
+class _Lines:
+    """What structlog writes its rendered lines to, one method a level."""
+
+    def __init__(self, writer: LogWriter) -> None:
+        self._writer = writer
+
+    def msg(self, line: bytes) -> None:
+        self._writer.write(line + b"\n")
+
+    debug = info = warning = error = critical = msg
+
+
+class _Handler(logging.Handler):
+    """What the libraries' loggers write to."""
+
+    def __init__(self, writer: LogWriter) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._writer.write(f"{self.format(record)}\n".encode(errors="backslashreplace"))
+        except Exception:  # noqa: BLE001 - as every handler does: a line that cannot be written must not fail the work
+            self.handleError(record)
+
+
+def _add_request_id(_logger: Any, _method: str, event: EventDict) -> EventDict:  # noqa: ANN401 - structlog's types
+    request_id = REQUEST_ID.get()
+    if request_id is not None and "request_id" not in event:
+        event["request_id"] = request_id
+    return event
 
 
 def _dumps(event: object, **_: object) -> bytes:

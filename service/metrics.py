@@ -7,7 +7,6 @@ from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
-    Enum,
     Gauge,
     Histogram,
     PlatformCollector,
@@ -18,6 +17,7 @@ from prometheus_client import (
 from service.breaker import STATES, BreakerState
 from service.bundle_metrics import BundleMetrics
 from service.client_metrics import ClientMetrics
+from service.quality_metrics import QualityMetrics
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -37,6 +37,7 @@ class Metrics:
     Attributes:
         bundles: what the watcher of bundles counts.
         clients: what is counted of connections and callers.
+        quality: what the sampler of answers finds out.
     """
 
     def __init__(self) -> None:
@@ -61,13 +62,19 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._in_progress = Gauge(
+            "vlm2rec_requests_in_progress", "Requests between arrival and answer.", registry=registry
+        )
         # Looking up a child by its labels costs more than counting; there are few, so they are kept.
         self._count_of = cache(self._requests.labels)
         self._seconds_of = cache(self._request_seconds.labels)
         self._stage_of = cache(self._stage_seconds.labels)
         self._answers = Counter("vlm2rec_answers", "Answers with items, by strategy.", ["strategy"], registry=registry)
         self._fallbacks = Counter(
-            "vlm2rec_fallbacks", "Answers by a lesser strategy than the route's own.", ["strategy"], registry=registry
+            "vlm2rec_fallbacks",
+            "Answers by a lesser strategy than the route's own, by reason.",
+            ["strategy", "reason"],
+            registry=registry,
         )
         self._degraded = Counter("vlm2rec_degraded", "Degraded answers by reason.", ["reason"], registry=registry)
         self._encoder_errors = Counter("vlm2rec_encoder_errors", "Histories the encoder failed on.", registry=registry)
@@ -86,8 +93,12 @@ class Metrics:
             ["slot", "reason"],
             registry=registry,
         )
+        self._log_dropped = Gauge(
+            "vlm2rec_log_lines_dropped", "Log lines since the start that nobody read in time.", registry=registry
+        )
         self.bundles = BundleMetrics(registry)
         self.clients = ClientMetrics(registry)
+        self.quality = QualityMetrics(registry)
 
     def _add_queue(self, registry: CollectorRegistry) -> None:
         self._batch_size = Histogram(
@@ -117,12 +128,14 @@ class Metrics:
         self._redis_errors = Counter(
             "vlm2rec_redis_errors", "Calls that Redis did not answer.", ["operation"], registry=registry
         )
-        self._breaker = Enum(
+        breaker = Gauge(
             "vlm2rec_redis_breaker_state",
             "1 for the state of the circuit breaker before Redis.",
-            states=STATES,
+            ["state"],
             registry=registry,
         )
+        self._breaker = {state: breaker.labels(state) for state in STATES}
+        self._breaker["closed"].set(1)
         self._breaker_changes = Counter(
             "vlm2rec_redis_breaker_changes",
             "Changes of the circuit breaker, by the new state.",
@@ -131,6 +144,10 @@ class Metrics:
         )
         self._redis_seconds_of = cache(self._redis_seconds.labels)
         self._redis_errors_of = cache(self._redis_errors.labels)
+
+    def in_progress(self, ask: Callable[[], int]) -> None:
+        """Say whom to ask at every scrape how many requests are in progress."""
+        self._in_progress.set_function(ask)
 
     def answered(self, route: str, method: str, status: int, seconds: float, stages: dict[str, float]) -> None:
         """Count an answer.
@@ -163,7 +180,8 @@ class Metrics:
         self._answers.labels(strategy).inc()
         self._history_length.observe(history_used)
         if strategy != wanted:
-            self._fallbacks.labels(strategy).inc()
+            reason = "encoder" if trouble else degraded or ("nothing_liked" if strategy == "similar" else "no_history")
+            self._fallbacks.labels(strategy, reason).inc()
         if degraded is not None:
             self._degraded.labels(degraded).inc()
         if unknown:
@@ -219,12 +237,17 @@ class Metrics:
 
     def breaker_state(self, state: BreakerState) -> None:
         """Say in which state the circuit breaker before Redis is from now on."""
-        self._breaker.state(state)
+        for known, gauge in self._breaker.items():
+            gauge.set(known == state)
         self._breaker_changes.labels(state).inc()
 
     def lacking(self, slot: str, reason: str) -> None:
         """Count an answered item that lacks a slot."""
         self._lacking.labels(slot, reason).inc()
+
+    def log_lines_dropped(self, ask: Callable[[], int]) -> None:
+        """Say whom to ask at every scrape how many log lines nobody read in time."""
+        self._log_dropped.set_function(ask)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""

@@ -6,7 +6,7 @@ out besides (its history, `exclude`) is taken out of a longer answer, so that th
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -31,6 +31,8 @@ _MIN_POOL = 200  # the contract fixes both: MMR orders one pool of max(200, 5 (o
 _POOL_FACTOR = 5
 _INLINE_COMPARISONS = 250_000  # a millisecond or two
 
+Observe = Callable[[Bundle, Query, Lookup, LookedUp, Answer], None]
+
 
 class Recommender:
     """Answers queries from a bundle, the stored histories and an engine.
@@ -40,13 +42,22 @@ class Recommender:
         engine: encodes and searches.
         hidden: items that are never answered; one in a history still shapes the query.
         recent: told every stored history that was asked with.
+        observe: told every answer that the engine found, in the event loop, so it must be quick.
     """
 
-    def __init__(self, histories: HistoryReader, engine: Engine, hidden: HiddenItems, recent: RecentHistories) -> None:
+    def __init__(
+        self,
+        histories: HistoryReader,
+        engine: Engine,
+        hidden: HiddenItems,
+        recent: RecentHistories,
+        observe: Observe = lambda *_: None,
+    ) -> None:
         self._histories = histories
         self._engine = engine
         self._hidden = hidden
         self._recent = recent
+        self._observe = observe
 
     def reading(self, histories: HistoryReader) -> "Recommender":
         """The same recommender with histories that are read elsewhere, as those of a whole batch are."""
@@ -127,6 +138,7 @@ class Recommender:
             answer = await asked.ranked(found, strategy, degraded, trouble)
             watch.lap("rank")
             if answer is not None:
+                self._observe(asked.bundle, asked.query, lookup, found, answer)
                 return answer
         answer = asked.popular(degraded, trouble)
         watch.lap("rank")

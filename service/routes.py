@@ -92,7 +92,7 @@ class Routes:
 
     async def ready(self, _request: Request) -> Response:
         """Whether a bundle is loaded and warm and others are watched for; with Redis down it is ready but degraded."""
-        self._services.current.admit()
+        self._services.current.check_ready()
         bundle = self._services.current.get()
         if not self._services.watcher.alive:
             raise NotReady("the watcher of bundles has ended; start this process again")

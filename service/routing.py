@@ -25,6 +25,7 @@ from service.metrics import Metrics
 from service.openapi import answers, tagged_answers
 from service.ports import HistoryStore
 from service.recommender import Recommender
+from service.sampler import Sampler
 from service.shadow import RecentHistories
 from service.slow_lane import SlowLane
 from service.trace import Trace
@@ -56,6 +57,7 @@ class Services:
         slow_lane: for what takes longer than a recommendation.
         require_consent: whether events are only kept where consent is said to be given.
         one_thread: whether only the event loop may run a bundle's encoder, as on a GPU.
+        sampler: looks at some answers.
     """
 
     current: CurrentBundle
@@ -74,6 +76,7 @@ class Services:
     slow_lane: SlowLane
     require_consent: bool
     one_thread: bool
+    sampler: Sampler
 
 
 class DirectRoute(APIRoute):

@@ -13,9 +13,10 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.connections import ConnectionLimits, Connections
+from service.drain import DrainingServer
 from service.errors import StartError
 from service.heap import collect
-from service.http_protocol import GuardedConfig, GuardedServer
+from service.http_protocol import GuardedConfig
 from service.logs import configure_logs, logger
 from service.metrics import Metrics
 from service.settings import Settings
@@ -68,18 +69,19 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
             timeout_graceful_shutdown=settings.drain_s,
         )
         port = listener.getsockname()[1]
-        server = _Server(config, app, lambda: announce(f"http://{_shown(settings.host)}:{port}"))
+        server = _Server(
+            config, app, settings.drain_delay_s, lambda: announce(f"http://{_shown(settings.host)}:{port}")
+        )
         server.run(sockets=[listener])
         if not server.was_ready:
             raise StartError("the service could not start; its log has the reason")
 
 
-class _Server(GuardedServer):
-    """Uvicorn that tells when it answers, and refuses new work from the first signal on."""
+class _Server(DrainingServer):
+    """Uvicorn that tells when it answers, and is not ready from the first signal on."""
 
-    def __init__(self, config: GuardedConfig, app: FastAPI, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._app = app
+    def __init__(self, config: GuardedConfig, app: FastAPI, delay_s: float, ready: Callable[[], None]) -> None:
+        super().__init__(config, app.state.current, delay_s)
         self._ready = ready
         self.was_ready = False
 
@@ -90,7 +92,7 @@ class _Server(GuardedServer):
             self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._app.state.current.drain()
+        self._current.leave()
         super().handle_exit(sig, frame)
 
 

@@ -42,7 +42,16 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe log line written; every request is one line at info."
+        "info", description="Least severe log line written."
+    )
+    access_log: Literal["all", "errors", "off"] = Field(
+        "all", description="Which requests get a line at info: all, those answered with 400 and above, or none."
+    )
+    recall_checks_per_s: float = Field(
+        1.0, ge=0, le=100, description="Most answers a second that are checked against exact search; 0: none."
+    )
+    recall_check_cpu: float = Field(
+        0.01, gt=0, le=1, description="Most of one core that these checks may take; they come less often to keep to it."
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the sequence encoder runs.")
     encoder_threads: int = Field(1, ge=1, le=256, description="Threads that one encoder call uses.")
@@ -152,6 +161,9 @@ class Settings(BaseSettings):
         1, ge=1, le=3600, description="Seconds sent as Retry-After with every 503, and with 429 in overload."
     )
     drain_s: int = Field(10, ge=0, le=600, description="Seconds that requests in progress may take at the end.")
+    drain_delay_s: float = Field(
+        0, ge=0, le=600, description="Seconds at the end in which it is not ready but still answers new requests."
+    )
 
     @property
     def directives_path(self) -> Path:

@@ -14,7 +14,7 @@ from service.current import CurrentBundle
 from service.directives import Directives
 from service.key_source import KeySource
 from service.load import Load
-from service.logs import logger
+from service.logs import lines_dropped, logger
 from service.metrics import Metrics
 from service.opening import Opening, open_first, read_pin
 from service.rate_limit import RateLimit
@@ -23,6 +23,7 @@ from service.redis_client import UNWATCHED, RedisWatch
 from service.redis_directives import RedisDirectives
 from service.redis_sessions import RedisSessions
 from service.routing import Services
+from service.sampler import Sampler
 from service.settings import Settings
 from service.shadow import RecentHistories, ShadowBounds
 from service.shelf import Shelf
@@ -64,8 +65,13 @@ def open_services(settings: Settings) -> Services:
         log=log,
         poll_s=settings.poll_ms / 1000.0,
     )
+    metrics.log_lines_dropped(lines_dropped)
+    sampler = Sampler(
+        metrics.quality, log, checks_per_s=settings.recall_checks_per_s, cpu_share=settings.recall_check_cpu
+    )
     load = Load(settings.queue_bound)
     batcher = MicroBatcher(bound=settings.queue_bound, threads=_engine_threads(settings), metrics=metrics, log=log)
+    metrics.in_progress(lambda: load.in_progress)
     metrics.queue_depth(lambda: batcher.depth)
     data_keys, admin_keys = _key_rings(settings, metrics, log)
     return Services(
@@ -76,12 +82,13 @@ def open_services(settings: Settings) -> Services:
         batcher=batcher,
         load=load,
         recent=recent,
-        recommender=Recommender(histories, batcher, directives.hidden, recent),
+        recommender=Recommender(histories, batcher, directives.hidden, recent, sampler),
         metrics=metrics,
         data_keys=data_keys,
         admin_keys=admin_keys,
         log=log,
         body_limit=settings.body_limit_bytes,
+        sampler=sampler,
         slow_lane=SlowLane(threads=max(1, (os.cpu_count() or 1) // 2)),
         require_consent=settings.require_consent,
         one_thread=source.one_thread,

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +17,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
+from cli.errors import LiveServiceError
+from cli.verify import verify
 from index.bundle import Bundle
+from index.errors import BundleNotFound
 from index.exact import exact_top_k
 from index.manifest import Manifest
 from index.registry import Registry
+from training.errors import ExportError
 
 
 def vlm2rec(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -93,6 +100,51 @@ def test_answers_what_exact_arithmetic_gives(built: Path, url: str) -> None:
         for item in answer["items"]:
             assert set(item["contributions"]) == {"text", "image", "behaviour"}
             assert sum(item["contributions"].values()) == pytest.approx(item["score"], abs=1e-5)
+
+
+def test_pytorch_onnx_and_the_live_service_agree(built: Path, url: str) -> None:
+    registry = built / "bundles"
+    ran = done(vlm2rec("verify", url, "--registry", registry, "--run", built / "run", "--histories", 20, "--json"))
+    pairs = {pair["name"]: pair for pair in json.loads(ran)["pairs"]}
+    assert set(pairs) == {"PyTorch – ONNX", "ONNX – live"}
+    for pair in pairs.values():
+        assert pair["agrees"]
+        assert pair["histories"] == 20
+        assert pair["difference"] < 1e-4
+    (bundle,) = [path for path in registry.iterdir() if path.is_dir()]
+    table = done(vlm2rec("verify", url, "--bundle", bundle, "--histories", 5))
+    assert "ONNX – live" in table
+    assert "agree" in table
+
+
+def test_other_weights_and_another_bundle_are_noticed(
+    built: Path, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check(**given: Any) -> None:
+        asked = {"registry": None, "bundle": None, "run": None, "item": None, "api_key": None, "as_json": False}
+        verify(url, **{**asked, "histories": 5, "k": 20, "tolerance": 1e-4, "timeout": 20.0, **given})
+
+    run, registry = tmp_path / "run", str(built / "bundles")
+    shutil.copytree(built / "run" / "encoder", run / "encoder")
+    weights = load_file(run / "encoder" / "encoder.safetensors")
+    weights["leave.bias"] += 0.01
+    save_file(weights, run / "encoder" / "encoder.safetensors")
+    with pytest.raises(typer.Exit) as ended:
+        check(registry=registry, run=run)
+    assert ended.value.exit_code == 1
+    printed = capsys.readouterr()
+    assert "5 differ" in printed.out
+    assert "PyTorch – ONNX: history " in printed.err
+    (run / "encoder" / "encoder.onnx").write_bytes(b"another")
+    for error, given, says in (
+        (LiveServiceError, {"registry": registry, "run": run}, "holds another encoder than bundle"),
+        (ExportError, {"registry": registry, "run": tmp_path}, "no fitted encoder here"),
+        (LiveServiceError, {"registry": str(tmp_path)}, f"which {tmp_path} does not have"),
+        (BundleNotFound, {"bundle": tmp_path / "nothing"}, "there is no bundle"),
+        (typer.BadParameter, {}, "give --registry or --bundle"),
+    ):
+        with pytest.raises(error, match=says):
+            check(**given)
 
 
 def test_remembers_events(built: Path, url: str) -> None:
@@ -189,6 +241,7 @@ def test_features_without_a_model_cannot_be_reindexed(built: Path) -> None:
         (("index", "publish", "nowhere", "--registry", "bundles"), "nowhere"),
         (("serve", "--registry", "nowhere"), "nowhere"),
         (("data", "check", "nowhere"), "nowhere"),
+        (("verify", "http://127.0.0.1:9", "--registry", "nowhere"), "127.0.0.1:9 does not answer"),
     ],
 )
 def test_a_path_that_is_not_there_is_one_clear_line(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:

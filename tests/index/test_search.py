@@ -127,6 +127,22 @@ def test_without_gaps_rows_are_positions(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.01])
+def test_exact_answers_miss_nothing_whatever_the_index_finds(files, vectors, indexed, kind, share):
+    blind = Effort((0.5, 0.3, 0.2), ((1.0, 1),), 36)  # one list, or a beam of one
+    searcher = Searcher(CpuIndex(files[kind], vectors, indexed), vectors, indexed, LAYOUT, blind)
+    queries = np.random.default_rng(2).normal(size=(20, LAYOUT.dim)).astype(np.float32)
+    mask = None if share == 1 else np.random.default_rng(3).random(ROWS) < share
+    rows, scores = searcher.exact(queries, 40, mask)
+    want_rows, want_scores = exact_rows(queries, vectors, 40, indexed if mask is None else indexed & mask)
+    np.testing.assert_array_equal(rows, want_rows)
+    np.testing.assert_array_equal(scores, want_scores)
+    if kind == "ivf" and share == 1:
+        assert not np.array_equal(searcher.search(queries, 40)[0], want_rows)
+    assert (searcher.exact(queries, 4, np.zeros(ROWS, bool))[0] == -1).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_many_threads_get_the_same_answers(searchers, kind):
     rng = np.random.default_rng(3)
     queries = rng.normal(size=(64, LAYOUT.dim)).astype(np.float32)

@@ -1,0 +1,78 @@
+"""Prometheus metrics of what live answers are worth: recall of the index, and how much each slot adds to scores."""
+
+from collections.abc import Sequence
+from math import nan
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+
+class QualityMetrics:
+    """What the sampler of answers finds out. A figure is absent, or NaN, until there is something to tell.
+
+    Args:
+        registry: of the service's metrics.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._recall = Gauge(
+            "vlm2rec_recall",
+            "Recall@20 of the index on the last checked answers, against exact search, 0 to 1.",
+            ["filtered"],
+            registry=registry,
+        )
+        self._checks = Counter(
+            "vlm2rec_recall_checks", "Answers that were checked against exact search.", ["filtered"], registry=registry
+        )
+        self._check_cpu = Counter(
+            "vlm2rec_recall_check_cpu_seconds", "Processor time that these checks took.", registry=registry
+        )
+        self._failures = Counter(
+            "vlm2rec_sample_failures", "Answers that could not be looked at closer.", registry=registry
+        )
+        self._shares = Gauge(
+            "vlm2rec_slot_share",
+            "Mean share of a slot in the scores of the last sampled answers, 0 to 1.",
+            ["slot"],
+            registry=registry,
+        )
+        self._balance = Gauge(
+            "vlm2rec_slot_balance",
+            "The smallest slot share over the largest: 0 if a slot adds nothing, 1 if all add the same.",
+            registry=registry,
+        )
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was measured on another bundle; counters go on."""
+        self._recall.clear()
+        self._shares.clear()
+        self._balance.set(nan)
+
+    def checked(self, recall: float, *, filtered: bool, cpu_s: float) -> None:
+        """Count a check.
+
+        Args:
+            recall: of the newest checks, with this one, 0 … 1.
+            filtered: whether it was under a filter.
+            cpu_s: processor seconds that it took.
+        """
+        label = "yes" if filtered else "no"
+        self._recall.labels(label).set(recall)
+        self._checks.labels(label).inc()
+        self._check_cpu.inc(cpu_s)
+
+    def slot_shares(self, names: Sequence[str], shares: Sequence[float], balance: float) -> None:
+        """Say what each slot adds.
+
+        Args:
+            names: of the slots.
+            shares: of each, 0 … 1.
+            balance: smallest over largest share, 0 … 1; NaN where there is nothing to compare.
+        """
+        for name, share in zip(names, shares, strict=True):
+            self._shares.labels(name).set(share)
+        self._balance.set(balance)
+
+    def failed(self) -> None:
+        """Count an answer that could not be looked at."""
+        self._failures.inc()

@@ -1,0 +1,75 @@
+"""Parity of rankings, by hand."""
+
+import math
+import re
+
+import pytest
+
+from index.errors import SearchError
+from index.parity import Parity, Ranking
+
+SCORES = {"a": 0.9, "b": 0.8, "c": 0.8, "d": 0.5, "e": 0.3}
+RIGHT = Ranking(["a", "b", "d"], [0.9, 0.8, 0.5])
+
+
+def compared(ids: str, scores: list[float], right: Ranking = RIGHT) -> Parity:
+    parity = Parity("one – other", tolerance=1e-4)
+    parity.compare("h", right, Ranking(list(ids), scores), SCORES.get)
+    return parity
+
+
+def test_the_same_answer_agrees() -> None:
+    parity = compared("abd", [0.9, 0.8, 0.5])
+    assert parity.agrees
+    assert (parity.histories, parity.identical, parity.difference) == (1, 1, 0.0)
+
+
+def test_nothing_compared_is_no_agreement() -> None:
+    assert not Parity("one – other").agrees
+
+
+@pytest.mark.parametrize(
+    ("ids", "scores", "difference"),
+    [
+        ("abd", [0.90005, 0.8, 0.5], 0.00005),
+        ("acd", [0.9, 0.8, 0.5], 0.0),  # of equals another
+        ("abc", [0.9, 0.8, 0.8], 0.0),  # a better one was found
+    ],
+)
+def test_small_differences_ties_and_better_finds_agree(ids: str, scores: list[float], difference: float) -> None:
+    parity = compared(ids, scores)
+    assert parity.agrees
+    assert parity.difference == pytest.approx(difference)
+    assert parity.identical == (ids == "abd")
+
+
+@pytest.mark.parametrize(
+    ("ids", "scores", "says"),
+    [
+        ("abd", [0.9, 0.8, 0.501], "'d' at place 3 scores 0.501000 instead of 0.500000"),
+        ("abd", [0.9, math.nan, 0.5], "'b' at place 2 scores nan"),
+        ("abe", [0.9, 0.8, 0.3], r"'e' \(0.300000\) at place 3 instead of 'd' \(0.500000\)"),
+        ("bad", [0.8, 0.9, 0.5], r"'b' \(0.800000\) at place 1 instead of 'a'"),
+        ("abe", [0.9, 0.8, 0.5], "'e' at place 3 scores 0.500000 instead of 0.300000"),
+        ("abx", [0.9, 0.8, 0.5], "'x' at place 3 is unknown"),
+        ("aab", [0.9, 0.9, 0.8], "an item comes twice"),
+        ("ab", [0.9, 0.8], "2 items instead of 3"),
+    ],
+)
+def test_what_differs_is_told(ids: str, scores: list[float], says: str) -> None:
+    parity = compared(ids, scores)
+    assert not parity.agrees
+    (line,) = parity.wrong
+    assert re.search(f"^h: .*{says}", line)
+
+
+def test_one_history_that_differs_spoils_it() -> None:
+    parity = compared("abd", [0.9, 0.8, 0.5])
+    parity.fail("other", "no answer")
+    assert not parity.agrees
+    assert (parity.histories, parity.identical, parity.wrong) == (2, 1, ["other: no answer"])
+
+
+def test_a_ranking_has_a_score_for_each_item() -> None:
+    with pytest.raises(SearchError, match="got 2 and 1"):
+        Ranking(["a", "b"], [0.1])
