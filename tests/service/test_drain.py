@@ -18,10 +18,10 @@ from test_server import Service, start
 from index.bundle import Bundle
 from service.connections import ConnectionLimits, Connections
 from service.current import CurrentBundle
-from service.drain import DrainingServer
+from service.drain import DrainingServer, hear_no_more
 from service.errors import NotReady
 from service.http_protocol import GuardedConfig
-from service.load import Load, hear_no_more
+from service.load import Load
 from service.redis_sessions import RedisSessions
 
 __all__ = ["start"]  # the fixture
