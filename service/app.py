@@ -41,6 +41,7 @@ from service.settings import Settings, load_settings
 from service.shadow import RecentHistories, ShadowBounds
 from service.shelf import Shelf
 from service.source import BundleSource
+from service.telemetry import open_spans
 from service.watcher import Watcher
 
 _DESCRIPTION = """
@@ -73,6 +74,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
     """
     settings = settings or load_settings()
     services = _services(settings)
+    spans = open_spans(settings.otel, services.log)
     # Emptied at the start: whatever still named the first bundle would keep it in memory for ever.
     begin_with = [] if opening is None else [opening]
 
@@ -85,6 +87,8 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         await services.watcher.stop()
         await services.directives.close()
         await services.histories.close()
+        if spans is not None:
+            await asyncio.to_thread(spans.close)
 
     app = _Api(
         title="vlm2rec",
@@ -93,7 +97,13 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(Envelope, metrics=services.metrics, log=services.log, access_log=settings.access_log)],
+        # FastAPI's own would put paths, and with them the ids of users, into every span; see service.telemetry.
+        telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
+        middleware=[
+            Middleware(
+                Envelope, metrics=services.metrics, log=services.log, access_log=settings.access_log, spans=spans
+            )
+        ],
     )
     app.router.route_class = DirectRoute
     app.state.current = services.current

@@ -10,6 +10,7 @@ from structlog.typing import FilteringBoundLogger
 from service.logs import REQUEST_ID
 from service.metrics import Metrics
 from service.problems import INTERNAL, problem_response
+from service.telemetry import SpanRecorder
 from service.trace import Trace, request_id_from
 
 TRACE = "vlm2rec.trace"
@@ -30,12 +31,20 @@ class Envelope:
         metrics: counts every answer.
         log: writes a line for every answer.
         access_log: for which answers: all, those of status 400 and above (``errors``), or none (``off``).
+        spans: makes a span for every answer; None: none are wanted.
     """
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, log: FilteringBoundLogger, access_log: AccessLog = "all"
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        log: FilteringBoundLogger,
+        access_log: AccessLog = "all",
+        spans: SpanRecorder | None = None,
     ) -> None:
         self._app = app
+        self._spans = spans
         self._logged_from = _LOGGED_FROM[access_log]
         self._metrics = metrics
         self._log = log
@@ -81,6 +90,8 @@ class Envelope:
         elapsed_ms = trace.elapsed_ms
         status = status or _CLIENT_LEFT
         self._metrics.answered(route, scope["method"], status, elapsed_ms / 1000.0, trace.stages)
+        if self._spans is not None:
+            self._spans.record(trace, scope["headers"], scope["method"], route, status)
         if status >= self._logged_from:
             self._log.info(
                 "request",
