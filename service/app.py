@@ -33,6 +33,7 @@ from service.problems import (
 from service.routes import Routes
 from service.routing import DirectRoute, Services, ShortWay
 from service.settings import Settings, load_settings
+from service.telemetry import SpanRecorder, open_spans
 from service.user_routes import UserRoutes
 from service.wiring import load_current, open_services
 
@@ -81,6 +82,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
     """
     settings = settings or load_settings()
     services = open_services(settings)
+    spans = open_spans(settings.otel, services.log)
     # Emptied at the start: whatever still named the first bundle would keep it in memory for ever.
     begin_with = [] if opening is None else [opening]
 
@@ -95,6 +97,8 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         await services.histories.close()
         services.batcher.close()
         services.slow_lane.close()
+        if spans is not None:
+            await asyncio.to_thread(spans.close)
 
     app = _Api(
         title="vlm2rec",
@@ -105,6 +109,8 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # FastAPI's own would put paths, and with them the ids of users, into every span; see service.telemetry.
+        telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
     app.router.route_class = DirectRoute
     app.state.current = services.current
@@ -116,7 +122,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         group(services).register(app)
     DocsPage(app).register()
     _answer_problems(app, settings.retry_after_s)
-    _put_layers(app, settings, services)
+    _put_layers(app, settings, services, spans)
     return app
 
 
@@ -129,7 +135,7 @@ async def _begin(services: Services, opening: Opening) -> None:
     services.log.info("ready", bundle=opening.bundle.id, items=len(opening.bundle), redis=redis)
 
 
-def _put_layers(app: _Api, settings: Settings, services: Services) -> None:
+def _put_layers(app: _Api, settings: Settings, services: Services, spans: SpanRecorder | None) -> None:
     """What stands before the routes; the last one put is the outermost."""
     metrics, retry_after_s = services.metrics, settings.retry_after_s
     if settings.cors_origins:
@@ -151,6 +157,7 @@ def _put_layers(app: _Api, settings: Settings, services: Services) -> None:
             bodies=bodies,
             retry_after_s=retry_after_s,
             access_log=settings.access_log,
+            spans=spans,
         )
     )
 

@@ -13,6 +13,7 @@ from service.logs import REQUEST_ID
 from service.metrics import Metrics
 from service.problems import CROWDED, internal_problem, problem_response
 from service.security_headers import added_to
+from service.telemetry import SpanRecorder
 from service.trace import Trace, request_id_from
 
 TRACE = "vlm2rec.trace"
@@ -35,6 +36,7 @@ class Envelope:
         bodies: what the bodies that are still arriving may take.
         retry_after_s: seconds, sent with refusals for want of room.
         access_log: for which answers a line: all, those of status 400 and above (``errors``), or none (``off``).
+        spans: makes a span for every answer; None: none are wanted.
     """
 
     def __init__(
@@ -46,10 +48,12 @@ class Envelope:
         bodies: BodyBudget,
         retry_after_s: int,
         access_log: AccessLog = "all",
+        spans: SpanRecorder | None = None,
     ) -> None:
         self._app = app
         self._bodies = bodies
         self._retry_after = str(retry_after_s)
+        self._spans = spans
         self._logged_from = _LOGGED_FROM[access_log]
         self._metrics = metrics
         self._log = log
@@ -109,6 +113,8 @@ class Envelope:
         elapsed_ms = trace.elapsed_ms
         status = status or _CLIENT_LEFT
         self._metrics.answered(route, scope["method"], status, elapsed_ms / 1000.0, trace.stages)
+        if self._spans is not None:
+            self._spans.record(trace, scope["headers"], scope["method"], route, status)
         if status >= self._logged_from:
             self._log.info(
                 "request",

@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     access_log: Literal["all", "errors", "off"] = Field(
         "all", description="Which requests get a line at info: all, those answered with 400 and above, or none."
     )
+    otel: Literal["auto", "on", "off"] = Field(
+        "auto", description="Spans of OpenTelemetry: where OTEL_* variables name an exporter, always, or never."
+    )
     recall_checks_per_s: float = Field(
         1.0, ge=0, le=100, description="Most answers a second that are checked against exact search; 0: none."
     )

@@ -98,9 +98,9 @@ def test_the_application_loads_the_current_bundle_itself(small_registry: Path, b
         assert client.get("/openapi.json").json() == client.get("/openapi.json").json()
 
 
-def test_the_first_signal_ends_the_taking_of_new_work(open_client: Any) -> None:
+def test_from_the_first_signal_on_it_is_not_ready(open_client: Any) -> None:
     with open_client() as client:
-        server = _Server(uvicorn.Config(client.app), client.app, lambda: None)
+        server = _Server(uvicorn.Config(client.app), client.app, 0.0, lambda: None)
         assert client.get("/readyz").status_code == 200
         server.handle_exit(signal.SIGTERM, None)
         assert server.should_exit
@@ -123,7 +123,7 @@ def test_an_encoder_that_fails_is_counted_and_logged(
     assert (answer.status_code, answer.json()["strategy"]) == (200, "similar")
     metrics = client.get("/metrics").text
     assert "vlm2rec_encoder_errors_total 1.0" in metrics
-    assert 'vlm2rec_fallbacks_total{strategy="similar"} 1.0' in metrics
+    assert 'vlm2rec_fallbacks_total{reason="encoder",strategy="similar"} 1.0' in metrics
 
 
 def test_a_report_that_was_pruned_is_null(client: TestClient, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """What a watcher does about the unforeseen: bundles that somebody keeps, failures inside, refusals without end."""
 
-import re
 import shutil
 import weakref
 from pathlib import Path
@@ -165,18 +164,8 @@ def test_every_file_is_hashed_before_the_start_where_that_is_asked_for(open_shop
         assert client.get("/bundle").json()["swap"]["verified"] is True
 
 
-def test_every_metric_and_every_reason_is_explained(open_shop: Any) -> None:
+def test_every_reason_is_explained() -> None:
     page = (Path(__file__).parents[2] / "docs" / "swap.md").read_text()
-    with open_shop() as client:
-        families = re.findall(r"^# TYPE (vlm2rec_\w+)", client.get("/metrics").text, re.MULTILINE)
-    ours = {
-        re.sub(r"_(total|created)$", "", name)
-        for name in families
-        if re.match(r"vlm2rec_(bundle|shadow|hidden|watcher|answered)", name)
-    }
-    assert len(ours) == 18
-    for name in ours:
-        assert f"`{name}`" in page, name
     for reason in get_args(RefusalReason):
         assert f"| `{reason}` |" in page, reason
 
