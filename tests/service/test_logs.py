@@ -13,6 +13,7 @@ import pytest
 from exposed import exposed
 from test_server import Service, start
 
+from service.body_budget import BodyBudget
 from service.envelope import Envelope
 from service.log_writer import LogWriter
 from service.metrics import Metrics
@@ -146,7 +147,7 @@ def test_which_requests_get_a_line(access_log: Any, logged: list[int]) -> None:
     async def send(_message: Any) -> None:
         pass
 
-    envelope = Envelope(app, metrics=metrics, log=lines, access_log=access_log)  # type: ignore[arg-type]
+    envelope = Envelope(app, metrics=metrics, log=lines, bodies=BodyBudget(1), retry_after_s=1, access_log=access_log)  # type: ignore[arg-type]
     for status in (200, 204, 404, 499, 503):
         scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "status": status}
         asyncio.run(envelope(scope, None, send))  # type: ignore[arg-type]

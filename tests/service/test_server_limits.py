@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_server import Service
 
-from service.client_metrics import ClientMetrics
+from service.metrics import Metrics
 from service.server import _allow_files, _connections
 from service.settings import load_settings
 
@@ -37,9 +37,7 @@ def test_open_files_are_allowed_as_needed_and_no_further_than_possible(files: li
 
 
 def test_there_are_no_more_connections_than_open_files(files: list[tuple[int, int]]) -> None:
-    from prometheus_client import CollectorRegistry
-
-    metrics = ClientMetrics(CollectorRegistry())
+    metrics = Metrics()
     assert _connections(load_settings(registry="r"), metrics).limits.connections == 4096
     files.append((1024, 1024))
     limits = _connections(load_settings(registry="r", request_timeout_s=3), metrics).limits

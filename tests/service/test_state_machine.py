@@ -20,7 +20,7 @@ from redis import Redis
 from shops import ADMIN, AS_ADMIN
 from starlette.testclient import TestClient
 
-from service import app as composition
+from service import wiring
 from service.memory_directives import MemoryDirectives
 from service.memory_sessions import MemorySessions
 
@@ -115,14 +115,20 @@ class Shopping(RuleBasedStateMachine):
         self.is_checked = False
         answer = self.client.post("/events", json={"events": sent})
         stored = self.model.store(sent)
-        assert (answer.status_code, answer.json()) == (200, {"stored": stored, "duplicates": len(sent) - stored})
+        assert (answer.status_code, answer.json()) == (
+            200,
+            {"stored": stored, "duplicates": len(sent) - stored, "without_consent": 0},
+        )
 
     @rule(event=events)
     def store_one(self, event: dict[str, Any]) -> None:
         self.is_checked = False
         answer = self.client.post("/events", json=event)
         stored = self.model.store([event])
-        assert (answer.status_code, answer.json()) == (200, {"stored": stored, "duplicates": 1 - stored})
+        assert (answer.status_code, answer.json()) == (
+            200,
+            {"stored": stored, "duplicates": 1 - stored, "without_consent": 0},
+        )
 
     @rule(good=events, bad=st.sampled_from([{"user_id": "anna"}, {"user_id": "anna", "item_id": ""}, {"x": 1}, None]))
     def refuse_all_for_one(self, good: dict[str, Any], bad: Any) -> None:
@@ -263,15 +269,15 @@ def test_any_order_on_redis_at_length(with_redis: Callable[[int], None]) -> None
 
 def test_any_order_in_memory(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:
     sessions = MemorySessions(**CAPS)
-    opened = composition._open_directives
+    opened = wiring._open_directives
 
     def open_directives(*arguments: Any) -> Any:
         directives = opened(*arguments)
         directives._store = MemoryDirectives()
         return directives
 
-    monkeypatch.setattr(composition, "_open_histories", lambda *_: sessions)
-    monkeypatch.setattr(composition, "_open_directives", open_directives)
+    monkeypatch.setattr(wiring, "_open_histories", lambda *_: sessions)
+    monkeypatch.setattr(wiring, "_open_directives", open_directives)
 
     def stream() -> list[tuple[str, str, float, str | None]]:
         return [(event.user_id, event.item_id, event.timestamp, event.type) for event in sessions._stream]

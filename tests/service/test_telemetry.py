@@ -123,7 +123,7 @@ def test_every_request_of_the_application_is_one_trace(
     assert served[0].attributes["vlm2rec.request_id"] == "r1"
     assert f"{served[0].context.trace_id:032x}" == TRACE_ID
     stages = [span.name for span in spans if span.parent and span.parent.span_id == served[0].context.span_id]
-    assert stages == ["parse", "history", "filter", "encode", "search", "rank", "write"]
+    assert stages == ["parse", "history", "filter", "queue", "encode", "search", "rank", "write"]
     assert len(spans) == len({span.context.span_id for span in spans})
     assert "secret" not in "".join(span.to_json() for span in spans)
 
