@@ -6,7 +6,7 @@ DEMO_ARGS ?=
 BENCH_ROWS ?= 1000000
 BENCH_ARGS ?=
 
-.PHONY: demo test check check-slow format bench-serving bench-filters bench-index bench-swap clean
+.PHONY: demo test check check-slow format bench-serving bench-filters bench-index bench-swap bench-faults clean
 
 # Builds the demo catalogue, trains, indexes and serves it; Ctrl-C ends everything it started.
 demo: $(VENV)/.installed
@@ -45,6 +45,10 @@ bench-index: $(VENV)/.installed
 # Five swaps, two of them of damaged bundles, under 300 requests a second: about two minutes.
 bench-swap: $(VENV)/.installed
 	$(BIN)/python bench/swap.py $(BENCH_ARGS)
+
+# Redis and the service killed, stopped, filled and restarted under 300 requests a second: about two minutes.
+bench-faults: $(VENV)/.installed
+	$(BIN)/python -m bench.faults $(BENCH_ARGS)
 
 clean:
 	rm -rf .bench .demo build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -13,6 +13,7 @@ from service.trace import Trace, request_id_from
 TRACE = "vlm2rec.trace"
 UNMATCHED = "unmatched"
 _CLIENT_LEFT = 499
+_LEFT = "the handler is closed"  # uvloop's words for writing to a client that has reset its connection
 
 
 class Envelope:
@@ -51,7 +52,12 @@ class Envelope:
                     (b"x-request-id", trace.request_id.encode()),
                     (b"server-timing", trace.server_timing().encode()),
                 ]
-            await send(message)
+            try:
+                await send(message)
+            except RuntimeError as error:
+                if _LEFT not in str(error):
+                    raise
+                raise ClientDisconnect from error
 
         try:
             await self._app(scope, receive, send_with_headers)
