@@ -1,5 +1,6 @@
 """Redis killed, stopped, full or not a Redis at all under a running service: answers degrade and say so."""
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
@@ -11,6 +12,10 @@ from shops import eventually, metric
 from starlette.testclient import TestClient
 
 from demo.embedded_redis import EmbeddedRedis
+from service.errors import SessionsUnavailable
+from service.ports import Event
+from service.redis_client import RedisWatch
+from service.redis_sessions import RedisSessions
 
 
 @pytest.fixture
@@ -63,6 +68,31 @@ def test_killed_and_brought_back(open_client: Any, redis: EmbeddedRedis) -> None
         assert metric(client, "vlm2rec_degraded_total", reason="history_unavailable") == 2
         for operation in ("recent", "append", "erase", "ping"):
             assert metric(client, "vlm2rec_redis_errors_total", operation=operation) >= 1
+
+
+def test_calls_failures_and_the_worst_breaker_are_told(redis: EmbeddedRedis) -> None:
+    calls: list[tuple[str, bool]] = []
+    errors: list[str] = []
+    states: list[str] = []
+    watch = RedisWatch(lambda name, seconds: calls.append((name, seconds >= 0)), errors.append, states.append)
+
+    async def check() -> None:
+        store = RedisSessions(redis.url, timeout_s=5.0, watch=watch)
+        await store.append([Event("u", "a", 1.0)])
+        assert await store.recent("u") == ["a"]
+        redis.kill()
+        for _ in range(3):
+            with pytest.raises(SessionsUnavailable):
+                await store.recent("u")
+        redis.start()
+        while not await store.alive():
+            await asyncio.sleep(0.02)
+        await store.close()
+
+    asyncio.run(asyncio.wait_for(check(), 30.0))
+    assert calls[:5] == [("append", True), *[("recent", True)] * 4]
+    assert errors[:3] == ["recent"] * 3
+    assert (states[0], states[-2:]) == ("open", ["half_open", "closed"])
 
 
 def test_stopped_and_continued(open_client: Any, redis: EmbeddedRedis) -> None:
