@@ -58,6 +58,10 @@ bench-soak: $(VENV)/.installed
 fuzz: $(VENV)/.installed
 	$(BIN)/python -m bench.fuzz $(BENCH_ARGS)
 
+# Redis and the service killed, stopped, filled and restarted under 300 requests a second: about two minutes.
+bench-faults: $(VENV)/.installed
+	$(BIN)/python -m bench.faults $(BENCH_ARGS)
+
 clean:
 	rm -rf .audit .bench .demo build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 

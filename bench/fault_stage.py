@@ -21,6 +21,7 @@ from demo.embedded_redis import EmbeddedRedis
 from service.settings import Settings
 
 _READY_S = 60.0
+_BURST = 64
 _DRAIN_DELAY_S = 0.5  # longer than the balancer takes to notice
 _METRIC = re.compile(r"^(vlm2rec_\w+)(\{[^}]*\})? ([\d.e+-]+)$", re.MULTILINE)
 
@@ -69,6 +70,18 @@ class Replica:
         """End the threads of its engine."""
         if self._process is not None:
             self._process.send_signal(signal.SIGUSR1)
+
+    def burst(self) -> None:
+        """Have it answer many recommendations that come at the same moment."""
+        body = b'{"user_id":"user-0"}'
+        head = b"POST /recommend HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        clients = [socket.create_connection(("127.0.0.1", self.port), timeout=5) for _ in range(_BURST)]
+        for client in clients:
+            client.sendall(head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        for client in clients:
+            with client:
+                while client.recv(1 << 16):
+                    pass
 
     def status(self, path: str) -> int:
         """Of the answer to a GET; 0 where nothing answers."""

@@ -47,6 +47,7 @@ class Fault:
         degrades: histories cannot be read meanwhile.
         refuses: events cannot be stored meanwhile.
         drains: a replica ends in order meanwhile, and may answer 503.
+        kills: threads of the engine end meanwhile.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Fault:
     degrades: bool = False
     refuses: bool = False
     drains: bool = False
+    kills: bool = False
 
 
 def _signal_redis(stage: Stage, which: signal.Signals) -> None:
@@ -75,7 +77,9 @@ def _command(stage: Stage, *command: str) -> None:
 
 def _end_workers(stage: Stage) -> None:
     for replica in stage.replicas:
+        replica.burst()  # threads are started when several requests come at once
         replica.end_workers()
+        replica.burst()  # and end at their next step
 
 
 FAULTS = (
@@ -109,7 +113,7 @@ FAULTS = (
     Fault(
         "one replica restarted (SIGTERM)", lambda s: s.replicas[0].end(), lambda s: s.replicas[0].start(), drains=True
     ),
-    Fault("worker threads killed", _end_workers, lambda _: None),
+    Fault("worker threads killed", _end_workers, lambda _: None, kills=True),
 )
 
 
@@ -196,6 +200,8 @@ class Phase:
             told.append("the fault was not felt by recommendations")
         if self.fault.refuses and not any(outcome.status == 503 for outcome in self.outcomes):
             told.append("the fault was not felt by events")
+        if self.fault.kills and not self.counted.get(_DEATHS_METRIC, 1):
+            told.append("no worker died")
         if self.unstored:
             told.append(f"{self.unstored} events were refused for ever")
         if self.repeated[1]:

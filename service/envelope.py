@@ -21,6 +21,7 @@ UNMATCHED = "unmatched"
 _CLIENT_LEFT = 499
 AccessLog = Literal["all", "errors", "off"]
 _LOGGED_FROM: dict[AccessLog, int] = {"all": 0, "errors": 400, "off": 1000}
+_LEFT = "the handler is closed"  # uvloop's words for writing to a client that has reset its connection
 
 
 class Envelope:
@@ -82,7 +83,12 @@ class Envelope:
                     (b"x-request-id", trace.request_id.encode()),
                     (b"server-timing", trace.server_timing().encode()),
                 ]
-            await send(message)
+            try:
+                await send(message)
+            except RuntimeError as error:
+                if _LEFT not in str(error):
+                    raise
+                raise ClientDisconnect from error
 
         try:
             await self._answer(scope, receive, send_with_headers)

@@ -16,7 +16,7 @@ from service.errors import LinkDown, ServiceError, SettingsError
 
 Connect = Callable[[], AbstractConnection]
 
-_LONGEST_CONNECT_S = 1.0
+_LONGEST_CONNECT_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,7 @@ class RedisDirectives:
 
     async def _read(self, *names: str) -> list[str]:
         stored = await self._link.call("HMGET", self._keys[0], *names, kind=list)
-        return texts(value or b"" for value in stored)
+        return texts([value or b"" for value in stored])
 
     async def _after(self, key: str, number: int) -> tuple[str, ...]:
         """The members of a zset with a score above a number, by score."""

@@ -4,12 +4,13 @@ import asyncio
 
 import pytest
 import redis
-from fake_redis import linked, own_key, read, run, until
+from fake_redis import fake_redis, linked, own_key, read, run, until
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 
-from service.errors import LinkDown
+from service.errors import LinkDown, SessionsUnavailable
 from service.redis_client import connector
 from service.redis_link import RedisLink, Script
+from service.redis_sessions import RedisSessions
 
 TIMEOUT_S = 0.1
 
@@ -48,6 +49,22 @@ def test_rubbish_is_no_answer_and_no_accident(name: str) -> None:
             fake.answer = own_key
             await until(lambda: link.state == "closed")
             assert await read(link, "after") == ["after"]
+
+    run(check)
+
+
+@pytest.mark.parametrize("inner", [b":5\r\n", b"$-1\r\n", b"*1\r\n$1\r\na\r\n"])
+def test_a_history_of_anything_but_strings_is_refused(inner: bytes) -> None:
+    async def odd(_command: list[bytes]) -> bytes:
+        return b"*2\r\n$1\r\na\r\n" + inner
+
+    async def check() -> None:
+        async with fake_redis() as fake:
+            fake.answer = odd
+            store = RedisSessions(fake.url, timeout_s=5.0)
+            with pytest.raises(SessionsUnavailable, match="another form"):
+                await store.recent("u")
+            await store.close()
 
     run(check)
 

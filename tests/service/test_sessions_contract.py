@@ -241,11 +241,13 @@ def test_what_others_wrote_into_a_key_is_no_crash(redis_url: str) -> None:
     async def check() -> None:
         store = RedisSessions(redis_url, prefix=prefix)
         assert await store.entries("u") == [HistoryEntry("�", 0.0, None), HistoryEntry("b", 0.0, None)]
+        assert await store.recent("v") == ["a\x1eb", "\x1e", "c"]
         with pytest.raises(SessionsUnavailable):
             await store.recent("w")
         await store.close()
 
     with redis.Redis.from_url(redis_url) as client:
         client.rpush(f"{prefix}:{{u}}:history", b"\xff", b"b\x1fno number\x1f")
+        client.rpush(f"{prefix}:{{v}}:history", b"a\x1eb", b"\x1e", b"c\x1f1\x1f")
         client.set(f"{prefix}:{{w}}:history", "not a list")
         asyncio.run(check())
