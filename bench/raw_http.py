@@ -279,7 +279,7 @@ class DamagedRequests:
     def _proper(self) -> bool:
         with socket.create_connection(("127.0.0.1", self._port), timeout=_PATIENCE_S) as connection:
             connection.sendall(_request("POST", "/recommend", _BODY, b"Connection: close"))
-            return _read(connection, ()) == "200"
+            return _read(connection, (), silence_s=_PATIENCE_S) == "200"
 
 
 def _request(method: str, path: str, body: bytes, header: bytes = b"X: y") -> bytes:
@@ -287,14 +287,14 @@ def _request(method: str, path: str, body: bytes, header: bytes = b"X: y") -> by
     return head.encode() + header + b"\r\n\r\n" + body
 
 
-def _read(connection: socket.socket, asked: tuple[str, ...]) -> str:
+def _read(connection: socket.socket, asked: tuple[str, ...], silence_s: float = _SILENCE_S) -> str:
     """What came back: the first status that is no 2xx, else the first; ``closed`` or ``waiting`` without any."""
     data, ended = b"", "waiting"
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline and len(data) < _MOST_READ:
         answers, rest = _answers(data)
         is_done = len(answers) >= max(len(asked), 1) and not rest
-        connection.settimeout(0.02 if is_done else _PATIENCE_S if asked else _SILENCE_S)
+        connection.settimeout(0.02 if is_done else _PATIENCE_S if asked else silence_s)
         try:
             received = connection.recv(1 << 16)
         except TimeoutError:
