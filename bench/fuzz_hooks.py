@@ -23,18 +23,35 @@ _undocumented: Counter[str] = Counter()
 def before_load_schema(_context: Any, raw_schema: dict[str, Any]) -> None:  # noqa: ANN401 - schemathesis' own
     """Offer values that exist beside those that merely fit; what is allowed stays what it is."""
     schemas = raw_schema["components"]["schemas"]
-    for schema in schemas.values():
-        _offer(schema)
+    bodies = [
+        one["requestBody"] for path in raw_schema["paths"].values() for one in path.values() if "requestBody" in one
+    ]
+    for name in _named(bodies, schemas, set()):  # not the answers: they are held to their schemas
+        _offer(schemas[name])
     wanted = schemas.get("Filter")
     if wanted is not None:
         schemas["AnyFilter"] = dict(wanted)
         schemas["Filter"] = {"anyOf": [{"enum": _KNOWN["filters"]}, {"$ref": "#/components/schemas/AnyFilter"}]}
 
 
+def _named(part: Any, schemas: dict[str, Any], found: set[str]) -> set[str]:  # noqa: ANN401 - any JSON value
+    """Names of the schemas that a part of the document leads to."""
+    if isinstance(part, list):
+        for member in part:
+            _named(member, schemas, found)
+    elif isinstance(part, dict):
+        name = str(part.get("$ref", "")).rpartition("/")[2]
+        if name in schemas and name not in found:
+            found.add(name)
+            _named(schemas[name], schemas, found)
+        _named(list(part.values()), schemas, found)
+    return found
+
+
 def _offer(schema: dict[str, Any]) -> None:
     """Known ids, and only fields and slots that exist: the service refuses all others."""
     for name, part in schema.get("properties", {}).items():
-        if name in {"item_id", "user_id"} and part.get("pattern"):
+        if name in {"item_id", "user_id"}:
             schema["properties"][name] = {"anyOf": [{"enum": _KNOWN["ids"]}, part]}
         elif name == "fields":
             _each(part, "array", lambda found: found.update(items={"enum": _KNOWN["fields"]}))

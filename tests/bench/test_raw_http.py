@@ -65,3 +65,16 @@ def test_pipelined_answers_must_come_in_order() -> None:
     assert outcome(case, right[0] + right[1]) == "200"
     assert outcome(case, right[1] + right[0]).startswith("unequal")
     assert outcome(case, right[0]).startswith("unequal")
+    assert outcome(case, right[0] + HEAD % (b"503 No", b"other")).startswith("unequal")
+
+
+def test_of_a_long_pipeline_the_end_may_be_refused() -> None:
+    names = tuple(f"n{number}" for number in range(60))
+    case = Damaged("sixty", (b"GET / HTTP/1.1\r\n\r\n" * 60,), asked=names)
+    answers = [HEAD % (b"200 OK", name.encode()) for name in names]
+    refusal = HEAD % (b"503 No", b"other")
+    assert outcome(case, b"".join(answers)) == "200"
+    assert outcome(case, b"".join(answers[:12]) + refusal) == "503"
+    assert outcome(case, b"".join(answers[:16])) == "200"
+    assert outcome(case, b"".join(answers[:11]) + refusal).startswith("unequal")
+    assert outcome(case, b"".join(answers[1:20])).startswith("unequal")

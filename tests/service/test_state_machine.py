@@ -4,6 +4,7 @@ The model knows nothing of Redis: caps, the order within one call, repeated even
 items may be answered. `k` is larger than the catalogue, so that an answer must be a whole set, not merely a part of it.
 """
 
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,9 +21,10 @@ from redis import Redis
 from shops import ADMIN, AS_ADMIN
 from starlette.testclient import TestClient
 
-from service import wiring
 from service.memory_directives import MemoryDirectives
 from service.memory_sessions import MemorySessions
+from service.redis_directives import RedisDirectives
+from service.redis_sessions import RedisSessions
 
 HISTORY_CAP, EVENT_IDS_CAP, STREAM_CAP, MAX_HISTORY = 6, 3, 14, 5
 ALL_ITEMS = [*(f"i{row}" for row in range(58)), "ein Tee/grün", "👟"]
@@ -115,20 +117,16 @@ class Shopping(RuleBasedStateMachine):
         self.is_checked = False
         answer = self.client.post("/events", json={"events": sent})
         stored = self.model.store(sent)
-        assert (answer.status_code, answer.json()) == (
-            200,
-            {"stored": stored, "duplicates": len(sent) - stored, "without_consent": 0},
-        )
+        assert answer.status_code == 200
+        assert answer.json().items() >= {"stored": stored, "duplicates": len(sent) - stored}.items()
 
     @rule(event=events)
     def store_one(self, event: dict[str, Any]) -> None:
         self.is_checked = False
         answer = self.client.post("/events", json=event)
         stored = self.model.store([event])
-        assert (answer.status_code, answer.json()) == (
-            200,
-            {"stored": stored, "duplicates": 1 - stored, "without_consent": 0},
-        )
+        assert answer.status_code == 200
+        assert answer.json().items() >= {"stored": stored, "duplicates": 1 - stored}.items()
 
     @rule(good=events, bad=st.sampled_from([{"user_id": "anna"}, {"user_id": "anna", "item_id": ""}, {"x": 1}, None]))
     def refuse_all_for_one(self, good: dict[str, Any], bad: Any) -> None:
@@ -267,17 +265,17 @@ def test_any_order_on_redis_at_length(with_redis: Callable[[int], None]) -> None
     with_redis(1_000)
 
 
+def put_in_place_of(store: type, instead: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever module of the service makes the store gets the other one."""
+    for module in [found for name, found in sys.modules.items() if name.startswith("service.")]:
+        if getattr(module, store.__name__, None) is store:
+            monkeypatch.setattr(module, store.__name__, lambda *_, **__: instead)
+
+
 def test_any_order_in_memory(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:
     sessions = MemorySessions(**CAPS)
-    opened = wiring._open_directives
-
-    def open_directives(*arguments: Any) -> Any:
-        directives = opened(*arguments)
-        directives._store = MemoryDirectives()
-        return directives
-
-    monkeypatch.setattr(wiring, "_open_histories", lambda *_: sessions)
-    monkeypatch.setattr(wiring, "_open_directives", open_directives)
+    for store, instead in ((RedisSessions, sessions), (RedisDirectives, MemoryDirectives())):
+        put_in_place_of(store, instead, monkeypatch)
 
     def stream() -> list[tuple[str, str, float, str | None]]:
         return [(event.user_id, event.item_id, event.timestamp, event.type) for event in sessions._stream]
