@@ -25,7 +25,7 @@ def calibrate(
 ) -> Effort:
     """The least effort per band of skew that reaches a recall for every kind of query in the band.
 
-    Effort is raised by a quarter at a time from a small start until each kind's mean recall reaches the target; at the
+    Effort is raised by an eighth at a time from a small start until each kind's mean recall reaches the target; at the
     latest a full scan does. The first band holds 95 % of the plain queries and is measured on them alone. Then effort
     is made to grow faster with the number of candidates until filtered and deep queries reach the target too. Should
     that leave any kind more than 0.01 below the target, all bands rise together.
@@ -93,8 +93,8 @@ def _holds(searcher: Searcher, exact: Exact, floor: float) -> bool:
 
 
 def _raised(kind: IndexKind, effort: int) -> int:
-    """A quarter more effort; :data:`SCAN` beyond the ceiling, and for ever after."""
-    more = effort + max(1, effort // 4)
+    """An eighth more effort; :data:`SCAN` beyond the ceiling, and for ever after."""
+    more = effort + max(1, effort // 8)
     return SCAN if effort == SCAN or more > _CEILING[kind] else more
 
 
@@ -107,7 +107,7 @@ def _climb(
     effort: int,
     target: float,
 ) -> int:
-    """Raise the effort by a quarter until every kind reaches the target; :data:`SCAN` when nothing else does."""
+    """Raise the effort by an eighth until every kind reaches the target; :data:`SCAN` when nothing else does."""
     waiting = dict(members)
     while effort != SCAN:
         searcher = make_searcher(replace(start, bands=((1.0, effort),)))
