@@ -59,7 +59,7 @@ fuzz: $(VENV)/.installed
 	$(BIN)/python -m bench.fuzz $(BENCH_ARGS)
 
 clean:
-	rm -rf .audit .bench .demo build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .audit .bench .demo .screenshots build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # Stamped last, so that an install which was broken off is done again.
 $(VENV)/.installed: pyproject.toml constraints/cpu.txt

@@ -60,7 +60,7 @@ function begin(bundle, items, samples) {
   slots.splice(0, slots.length, ...Object.keys(bundle.slots));
   session.weights = Object.fromEntries(slots.map((slot) => [slot, 1]));
   session.fields = items.some((item) => "title" in item.fields) ? ["title"] : [];
-  byId("bundle-facts").textContent = `· ${bundle.items.toLocaleString()} items`;
+  byId("bundle-facts").textContent = `${bundle.items.toLocaleString()} items in the catalogue`;
   new TuningPanel(session, slots, items);
   byId("legend").replaceChildren(...legendOf([], slots));
   history.offer(samples);

@@ -26,8 +26,8 @@ export function showFacts(answer, timing) {
     const words = TROUBLES[answer.degraded] ?? answer.degraded;
     facts.push(element("li", { class: "degraded", "data-fact": "degraded", text: words, title: answer.degraded }));
   }
+  facts.push(element("li", { "data-fact": "bundle", text: answer.bundle, title: "The bundle that answered" }));
   byId("facts").replaceChildren(...facts);
-  byId("bundle").textContent = answer.bundle;
 }
 
 /** Say in a few words, for those who do not see it, what came. */

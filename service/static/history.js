@@ -47,7 +47,7 @@ export class HistoryPanel {
     byId("history").replaceChildren(...history.map((itemId) => this.#step(itemId)));
     byId("history-empty").hidden = history.length > 0;
     byId("history-clear").disabled = history.length === 0;
-    byId("history").scrollTo?.({ top: byId("history").scrollHeight });
+    byId("history").scrollTo(byId("history").scrollWidth, byId("history").scrollHeight); // the newest is last
     if (place < 0) return;
     const next = byId("history").children[Math.min(place, history.length - 1)];
     (next?.querySelector("button") ?? byId("results-title")).focus();

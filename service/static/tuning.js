@@ -57,7 +57,7 @@ export class TuningPanel {
   }
 
   #choice({ field, values }) {
-    const select = element("select", {}, element("option", { value: "", text: "any" }),
+    const select = element("select", { "aria-label": field }, element("option", { value: "", text: "any" }),
       ...values.map((value, place) => element("option", { value: place, text: String(value) })));
     select.addEventListener("change", () => {
       this.#session.setFilter(field, select.value === "" ? null : { eq: values[Number(select.value)] });
@@ -67,13 +67,16 @@ export class TuningPanel {
   }
 
   #limit({ field, most }) {
-    const input = element("input", { type: "number", inputmode: "decimal", min: 0, step: "any", placeholder: `to ${most}` });
+    const name = `${field}, at most`;
+    const input = element("input", {
+      type: "number", inputmode: "decimal", step: "any", placeholder: `to ${most}`, "aria-label": name,
+    });
     input.addEventListener("input", () => {
       const limit = input.value === "" ? Number.NaN : Number(input.value);
       this.#session.setFilter(field, Number.isFinite(limit) ? { lte: limit } : null);
     });
     this.#whenEnded(field, () => { if (Number.isFinite(input.valueAsNumber)) input.value = ""; });
-    return element("label", {}, element("span", { text: `${field}, at most` }), input);
+    return element("label", {}, element("span", { text: name }), input);
   }
 
   /** Empty a control when something else, like the reset, ended its filter. */
