@@ -2,17 +2,14 @@
 
 import dataclasses
 import io
-import os
-import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from served import HOSTILE, Served
 
 from index.build import build_bundle
 from index.item_table import ItemTable
@@ -20,32 +17,10 @@ from index.probes import Probes
 from index.registry import Registry
 from index.thumbnails import Thumbnails, write_thumbnails
 
-HOSTILE = '<img src=x onerror="window.hacked = 1"> \'</script>'
+_TELL_VIOLATIONS = (
+    "addEventListener('securitypolicyviolation', (event) => console.log('policy: ' + event.violatedDirective))"
+)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-SHOTS = Path(__file__).parents[2] / ".screenshots"
-
-
-class Served:
-    """A running `vlm2rec serve`; may be ended and begun again at the same address."""
-
-    def __init__(self, registry: Path, **environment: str) -> None:
-        self._registry = registry
-        self._environment = {**os.environ, "VLM2REC_ACCESS_LOG": "off", "VLM2REC_LOG_LEVEL": "error", **environment}
-        self._port = "0"
-        self.begin()
-
-    def begin(self) -> None:
-        command = [sys.executable, "-m", "cli.main", "serve", "--registry", str(self._registry), "--port", self._port]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=self._environment)
-        assert self._process.stdout is not None
-        found = re.search(r"http://[\d.]+:(\d+)", self._process.stdout.readline())
-        assert found is not None
-        self._port = found[1]
-        self.url = f"http://127.0.0.1:{self._port}/"
-
-    def end(self) -> None:
-        self._process.terminate()
-        self._process.communicate(timeout=20)
 
 
 @pytest.fixture(scope="session")
@@ -99,10 +74,11 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     def opened(url: str, *, wait: bool = True, **profile: Any) -> Any:
         options = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **profile}
         contexts.append(browser.new_context(**options))
+        contexts[-1].add_init_script(_TELL_VIOLATIONS)
         page = contexts[-1].new_page()
         page.set_default_timeout(10_000)
         page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("console", lambda said: troubles.append(said.text) if "Content Security Policy" in said.text else None)
+        page.on("console", lambda said: troubles.append(said.text) if said.text.startswith("policy: ") else None)
         page.goto(url)
         if wait:
             page.locator("#grid .card[data-item]").first.wait_for()

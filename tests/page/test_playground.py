@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from served import HOSTILE
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
-HOSTILE = '<img src=x onerror="window.hacked = 1"> \'</script>'
 CARDS = "#grid .card[data-item]"
 
 
@@ -79,6 +79,7 @@ def test_a_slider_ranks_again_and_the_command_is_what_was_sent(page: Any, served
     assert ids(page) == before
 
 
+@pytest.mark.slow
 def test_bars_show_the_shares_of_the_answer(page: Any) -> None:
     _, answer = asked(page, page.locator(".shopper").nth(1).click)
     parts = answer["items"][0]["contributions"]
@@ -93,6 +94,7 @@ def test_bars_show_the_shares_of_the_answer(page: Any) -> None:
     assert against == sum(part < 0 for part in parts.values())
 
 
+@pytest.mark.slow
 def test_filters_come_from_the_catalogue_and_hold(page: Any) -> None:
     before = ids(page)
     category = page.get_by_label("category", exact=True)
@@ -142,6 +144,7 @@ def test_a_history_is_built_by_keyboard_alone(page: Any) -> None:
     assert page.locator("button:not([aria-label])").evaluate_all("all => all.every((one) => one.textContent.trim())")
 
 
+@pytest.mark.slow
 def test_the_catalogue_is_searched_and_paged(page: Any) -> None:
     expect(page.locator("#catalogue .tile")).to_have_count(24)
     page.get_by_role("button", name="Show more").click()
