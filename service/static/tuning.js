@@ -5,7 +5,7 @@ import { colourOf } from "./shares.js";
 
 const MOST_WEIGHT = 3;
 const MOST_VALUES = 30;
-const MOST_FILTERS = 6;
+const MOST_FILTERS = 8;
 /** Fields that say something about one item alone. */
 const NO_CATEGORIES = new Set(["title", "text", "image", "item_id"]);
 
