@@ -45,6 +45,7 @@ const answers = new Latest();
 /** Learn what the service has, then ask for the first recommendations. */
 function start() {
   notice.hide();
+  showParts(true);
   grid.showLoading(8);
   opening.ask(
     (signal) => Promise.all([
@@ -100,9 +101,13 @@ function show(answer, timing) {
 }
 
 function fail(failure, again) {
-  if (slots.length === 0) grid.show([]); // nothing was ever shown: no grey shapes that never fill
+  if (slots.length === 0) showParts(false); // nothing was ever shown: no grey shapes that never fill
   byId("grid").setAttribute("aria-busy", "false");
   notice.show(failure, again);
+}
+
+function showParts(shown) {
+  for (const part of ["columns", "browse"]) byId(part).hidden = !shown;
 }
 
 async function copyCurl() {

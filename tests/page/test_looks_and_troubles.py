@@ -199,6 +199,7 @@ def test_a_key_is_asked_for_sent_and_kept_in_this_tab_alone(
     service = own_service(VLM2REC_API_KEYS=KEY)
     page = open_page(service.url, wait=False)
     expect(page.get_by_role("alert")).to_contain_text("wants an API key")
+    expect(page.locator("#columns")).to_be_hidden()
     page.get_by_role("button", name="Enter a key").click()
     page.keyboard.type("wrong")
     page.keyboard.press("Enter")
