@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -77,6 +78,17 @@ def test_a_slider_ranks_again_and_the_command_is_what_was_sent(page: Any, served
     body, _ = asked(page, page.get_by_role("button", name="Back to the defaults").click)
     assert "slot_weights" not in body
     assert ids(page) == before
+
+
+def test_no_id_breaks_out_of_the_command(page: Any) -> None:
+    body = json.dumps({"items": ["it's", '$(id) `id` \\ " ;\n#']})
+    made = "([body]) => import('/playground/session.js').then((own) => own.curlOf('http://a/b', body, true))"
+    command = page.evaluate(made, [body])
+    told = subprocess.run(
+        ["sh", "-c", f"curl() {{ printf '%s\\0' \"$@\"; }}\n{command}"], capture_output=True, check=True
+    )
+    words = told.stdout.decode().split("\0")[:-1]
+    assert words == ["-s", "http://a/b", "-H", "Content-Type: application/json", "-H", "X-API-Key: ", "-d", body]
 
 
 @pytest.mark.slow
