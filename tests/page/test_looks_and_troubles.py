@@ -142,6 +142,20 @@ def test_the_last_answer_wins(page: Any) -> None:
     expect(page.locator("#grid")).to_have_attribute("aria-busy", "false")
     assert held[0].request.failure is not None  # given up by the page itself
     assert page.locator(CARDS).evaluate_all("cards => cards.map((card) => card.dataset.item)") == wanted
+    # The same for an answer that was there already when it became outdated, and for a failure.
+    told = page.evaluate("""async () => {
+        const { Latest } = await import('/playground/latest.js')
+        const [latest, told] = [new Latest(), []]
+        const tell = { answered: (answer) => told.push(answer), failed: () => told.push('failed') }
+        const ends = []
+        const asked = [1, 2, 3].map(() => latest.ask(() => new Promise((...end) => ends.push(end)), tell))
+        ends[2][0]('third')
+        ends[0][0]('first')
+        ends[1][1](new Error('second'))
+        await Promise.all(asked)
+        return told
+    }""")
+    assert told == ["third"]
 
 
 @pytest.mark.slow

@@ -106,6 +106,16 @@ def test_bars_show_the_shares_of_the_answer(page: Any) -> None:
     assert against == sum(part < 0 for part in parts.values())
 
 
+def test_what_speaks_against_an_item_counts_by_its_size(page: Any) -> None:
+    made = """async () => {
+        const { inWords, shareBar, sharesOf } = await import('/playground/shares.js')
+        const parts = { text: 1, image: -3 }
+        const against = [...shareBar(parts, ['text', 'image']).children].map((one) => one.classList.contains('against'))
+        return [sharesOf(parts).map((entry) => entry.share), inWords(sharesOf(parts)), against]
+    }"""
+    assert page.evaluate(made) == [[0.25, 0.75], "text 25 %, image 75 % against", [False, True]]
+
+
 @pytest.mark.slow
 def test_filters_come_from_the_catalogue_and_hold(page: Any) -> None:
     before = ids(page)
