@@ -6,7 +6,7 @@ DEMO_ARGS ?=
 BENCH_ROWS ?= 1000000
 BENCH_ARGS ?=
 
-.PHONY: demo test check check-slow audit format bench-serving bench-faults bench-filters bench-index bench-swap bench-soak fuzz clean
+.PHONY: demo test check check-slow audit format bench-serving bench-faults bench-filters bench-index bench-swap bench-soak fuzz site clean
 
 # Builds the demo catalogue, trains, indexes and serves it; Ctrl-C ends everything it started.
 demo: $(VENV)/.installed
@@ -62,8 +62,12 @@ fuzz: $(VENV)/.installed
 bench-faults: $(VENV)/.installed
 	$(BIN)/python -m bench.faults $(BENCH_ARGS)
 
+# The documentation, built strictly: a broken link ends it.
+site: $(VENV)/.installed
+	$(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf .audit .bench .demo build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .audit .bench .demo .screenshots .site build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # Stamped last, so that an install which was broken off is done again.
 $(VENV)/.installed: pyproject.toml constraints/cpu.txt

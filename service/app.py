@@ -21,6 +21,7 @@ from service.docs_page import DocsPage
 from service.envelope import Envelope, trace_of
 from service.openapi import document
 from service.opening import Opening
+from service.playground import Playground
 from service.problems import (
     ANSWERED_ERRORS,
     METHOD_NOT_ALLOWED,
@@ -121,6 +122,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
     for group in (Routes, BatchRoutes, UserRoutes, CatalogueRoutes, AdminRoutes):
         group(services).register(app)
     DocsPage(app).register()
+    Playground(app).register()
     _answer_problems(app, settings.retry_after_s)
     _put_layers(app, settings, services, spans)
     return app

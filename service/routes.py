@@ -2,7 +2,7 @@
 
 from fastapi import FastAPI
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from index.bundle import Bundle
 from service import replies, schemas
@@ -42,11 +42,6 @@ class Routes:
         """Add all routes with their documentation."""
         add_routes(app, self, _TABLE)
         app.add_api_route("/metrics", self.metrics, methods=["GET"], include_in_schema=False)
-        app.add_api_route("/", self.front, methods=["GET"], include_in_schema=False)
-
-    async def front(self, _request: Request) -> Response:
-        """Lead whoever opens the address in a browser to the documentation."""
-        return RedirectResponse("/docs")
 
     async def recommend(self, request: Request) -> Response:
         """Recommend items to a user, or for a list of items, oldest first."""

@@ -21,7 +21,6 @@ SHOP = "https://shop.example"
         ("GET", "/items", 200),
         ("GET", "/openapi.json", 200),
         ("GET", "/docs", 200),
-        ("GET", "/", 307),
         ("GET", "/nothing", 404),
         ("PUT", "/recommend", 405),
         ("POST", "/recommend", 415),

@@ -1,0 +1,142 @@
+/** Cards of items in a grid that keeps its cards, and glides them to where a new answer wants them. */
+
+import { element, still } from "./dom.js";
+import { picture } from "./picture.js";
+import { shareBar } from "./shares.js";
+
+const GLIDE_MS = 420;
+const EASE = "cubic-bezier(.2, .7, .2, 1)";
+
+/**
+ * What a card does: `add(id)`, `similar(id, title)`, `titleOf(id)`; `slots`, in their order; `target()`, the item to be
+ * marked as really taken next, or null.
+ * @typedef {{add: Function, similar: Function, titleOf: Function, target: Function, slots: string[]}} Actions
+ */
+
+export class Grid {
+  #list;
+  #actions;
+  /** Item id → its card. */
+  #cards = new Map();
+
+  /** @param {HTMLElement} list @param {Actions} actions */
+  constructor(list, actions) {
+    this.#list = list;
+    this.#actions = actions;
+  }
+
+  get isEmpty() {
+    return this.#cards.size === 0;
+  }
+
+  /** Grey shapes, until there is something to show. */
+  showLoading(count) {
+    this.#cards.clear();
+    this.#list.setAttribute("aria-busy", "true");
+    this.#list.replaceChildren(
+      ...Array.from({ length: count }, () =>
+        element("li", { class: "card ghost", "aria-hidden": "true" }, element("span", { class: "picture" }))),
+    );
+  }
+
+  /** Show the items of an answer. */
+  show(items) {
+    const before = this.#places();
+    const held = this.#focused();
+    const next = new Map();
+    items.forEach((item, place) => {
+      const card = this.#cards.get(item.item_id) ?? new Card(item, this.#actions);
+      card.update(item, place + 1);
+      next.set(item.item_id, card);
+    });
+    this.#cards = next;
+    this.#list.replaceChildren(...[...next.values()].map((card) => card.node));
+    this.#list.setAttribute("aria-busy", "false");
+    this.#focusAgain(held);
+    this.#glide(before);
+  }
+
+  #places() {
+    return new Map([...this.#cards].map(([itemId, card]) => [itemId, card.node.getBoundingClientRect()]));
+  }
+
+  /** Which button of which card has the focus: moving a node takes it away. */
+  #focused() {
+    const place = [...this.#cards.values()].findIndex((card) => card.node.contains(document.activeElement));
+    return place < 0 ? null : { place, button: document.activeElement };
+  }
+
+  #focusAgain(held) {
+    if (held === null) return;
+    const cards = [...this.#cards.values()];
+    const target = held.button.isConnected ? held.button : cards[Math.min(held.place, cards.length - 1)]?.main;
+    target?.focus({ preventScroll: true });
+  }
+
+  #glide(before) {
+    if (still()) return;
+    for (const [itemId, card] of this.#cards) {
+      const from = before.get(itemId);
+      if (from === undefined) {
+        card.node.animate([{ opacity: 0, transform: "scale(.97)" }, { opacity: 1, transform: "none" }],
+          { duration: GLIDE_MS, easing: EASE });
+        continue;
+      }
+      const to = card.node.getBoundingClientRect();
+      const [x, y] = [from.left - to.left, from.top - to.top];
+      if (x !== 0 || y !== 0) {
+        card.node.animate([{ transform: `translate(${x}px, ${y}px)` }, { transform: "none" }],
+          { duration: GLIDE_MS, easing: EASE });
+      }
+    }
+  }
+}
+
+class Card {
+  #actions;
+  #why = element("div", { class: "why" });
+  #rank = element("span", { class: "rank", "aria-hidden": "true" });
+  #badge = element("span", { class: "badge", text: "Really taken next", hidden: true });
+
+  constructor(item, actions) {
+    this.#actions = actions;
+    const title = titleOf(item);
+    this.main = element("button",
+      { type: "button", class: "card-main", "aria-label": `Add ${title} to the history`, on: { click: () => actions.add(item.item_id) } },
+      picture(item.item_id, title),
+      element("span", { class: "plus", text: "+", "aria-hidden": "true" }),
+    );
+    const similar = element("button", {
+      type: "button", class: "quiet", text: "More like this", "aria-label": `More like ${title}`,
+      on: { click: () => actions.similar(item.item_id, title) },
+    });
+    const head = element("div", { class: "card-title" }, element("h3", { text: title, title }), this.#rank);
+    this.node = element("li", { class: "card", "data-item": item.item_id },
+      this.main, this.#badge, element("div", { class: "card-text" }, head, this.#why, similar));
+  }
+
+  /** Show what an answer says of the item; @param {number} rank from 1 on */
+  update(item, rank) {
+    this.#rank.textContent = String(rank);
+    this.#badge.hidden = this.#actions.target() !== item.item_id;
+    if (!item.contributions) {
+      this.#why.replaceChildren(element("p", { class: "because", text: "Popular with everyone" }));
+      return;
+    }
+    this.#why.replaceChildren(
+      shareBar(item.contributions, this.#actions.slots), this.#because(item.nearest_history_item));
+  }
+
+  #because(nearest) {
+    if (!nearest) return "";
+    const title = this.#actions.titleOf(nearest);
+    return element("p", { class: "because" },
+      picture(nearest, title), element("span", { title }, "because of ", element("b", { text: title })));
+  }
+}
+
+/** The title of an item, or its id where it has none. */
+export function titleOf(item) {
+  const title = item.fields?.title ?? item.title;
+  return typeof title === "string" && title.trim() !== "" ? title : item.item_id;
+}

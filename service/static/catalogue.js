@@ -1,0 +1,88 @@
+/** The catalogue: looked through by text, page by page; what is touched goes into the history. */
+
+import { ask } from "./api.js";
+import { titleOf } from "./cards.js";
+import { byId, debounced, element } from "./dom.js";
+import { Latest } from "./latest.js";
+import { picture } from "./picture.js";
+
+const PAGE = 24;
+const EMPTY_PAGES = 5; // a page may be empty before the end: the service bounds what one search reads
+const TYPING_MS = 200;
+
+export class CataloguePanel {
+  #session;
+  #titles;
+  #latest = new Latest();
+  #next = null;
+
+  /**
+   * @param {import("./session.js").Session} session
+   * @param {{learn: (items: Object[]) => void}} titles
+   */
+  constructor(session, titles) {
+    this.#session = session;
+    this.#titles = titles;
+    byId("search").addEventListener("input", debounced(TYPING_MS, () => this.load()));
+    byId("catalogue-more").addEventListener("click", () => this.#page(this.#next, true));
+    session.addEventListener("change", () => this.#mark());
+  }
+
+  /** Show the first page of what is looked for. */
+  load() {
+    this.#page(0, false);
+  }
+
+  #page(cursor, more) {
+    const text = byId("search").value.trim();
+    this.#latest.ask((signal) => pageOf(text, cursor, signal), {
+      answered: (page) => this.#show(page, more, text),
+      failed: (failure) => this.#say(`${failure.title}. ${failure.detail ?? ""}`),
+    });
+  }
+
+  #show({ items, next }, more, text) {
+    this.#titles.learn(items);
+    const tiles = items.map((item) => this.#tile(item));
+    if (more) byId("catalogue").append(...tiles);
+    else byId("catalogue").replaceChildren(...tiles);
+    if (more) tiles[0]?.querySelector("button").focus({ preventScroll: true });
+    this.#next = next;
+    byId("catalogue-more").hidden = next === null;
+    const nothing = byId("catalogue").childElementCount === 0;
+    this.#say(nothing ? `Nothing in the catalogue says “${text}”.` : "");
+    this.#mark();
+  }
+
+  #say(words) {
+    byId("catalogue-empty").textContent = words;
+    byId("catalogue-empty").hidden = words === "";
+  }
+
+  #tile(item) {
+    const title = titleOf(item);
+    return element("li", { class: "tile", "data-item": item.item_id },
+      element("button",
+        { type: "button", "aria-label": `Add ${title} to the history`, on: { click: () => this.#session.add(item.item_id) } },
+        picture(item.item_id, title),
+        element("span", { class: "plus", text: "+", "aria-hidden": "true" }),
+        element("span", { class: "step-title", text: title, title })),
+    );
+  }
+
+  #mark() {
+    const known = new Set(this.#session.history);
+    for (const tile of byId("catalogue").children) tile.classList.toggle("taken", known.has(tile.dataset.item));
+  }
+}
+
+async function pageOf(text, cursor, signal) {
+  let next = cursor;
+  for (let tries = 0; tries < EMPTY_PAGES; tries += 1) {
+    const query = new URLSearchParams({ limit: PAGE, cursor: next, ...(text !== "" && { q: text }) });
+    const { data } = await ask(`items?${query}`, { signal });
+    if (data.items.length > 0 || data.next === null) return data;
+    next = data.next;
+  }
+  return { items: [], next };
+}

@@ -1,0 +1,38 @@
+/** What is said about an answer: who gave it, from what, how fast, and whether it is less than it could be. */
+
+import { stages } from "./api.js";
+import { byId, element } from "./dom.js";
+
+const STRATEGIES = { sequence: "from the sequence", similar: "by likeness", popular: "by popularity" };
+const TROUBLES = {
+  history_unavailable: "histories cannot be read",
+  deadline: "answered in a hurry",
+  overload: "answered under load",
+};
+
+/** Show them over the results; @param {string} timing the Server-Timing header */
+export function showFacts(answer, timing) {
+  const spent = stages(timing);
+  const inFull = Object.entries(spent).map(([stage, time]) => `${stage} ${time.toFixed(2)} ms`).join(", ");
+  const used = answer.history_used;
+  const facts = [
+    element("li", { "data-fact": "strategy", text: STRATEGIES[answer.strategy] ?? answer.strategy, title: answer.strategy }),
+    element("li", { "data-fact": "history", text: `${used} ${used === 1 ? "item" : "items"} of history` }),
+  ];
+  if (spent.total !== undefined) {
+    facts.push(element("li", { "data-fact": "latency", text: `${spent.total.toFixed(1)} ms`, title: inFull }));
+  }
+  if (answer.degraded) {
+    const words = TROUBLES[answer.degraded] ?? answer.degraded;
+    facts.push(element("li", { class: "degraded", "data-fact": "degraded", text: words, title: answer.degraded }));
+  }
+  facts.push(element("li", { "data-fact": "bundle", text: answer.bundle, title: "The bundle that answered" }));
+  byId("facts").replaceChildren(...facts);
+}
+
+/** Say in a few words, for those who do not see it, what came. */
+export function announce(items, titleOf) {
+  const first = items.slice(0, 3).map(titleOf).join(", ");
+  const words = items.length === 0 ? "No recommendations" : `${items.length} recommendations, first ${first}`;
+  byId("announcement").textContent = words;
+}

@@ -1,0 +1,96 @@
+"""A real service with pictures and hostile titles, and a real Chromium that looks at it."""
+
+import dataclasses
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from served import HOSTILE, Served
+
+from index.build import build_bundle
+from index.item_table import ItemTable
+from index.probes import Probes
+from index.registry import Registry
+from index.thumbnails import Thumbnails, write_thumbnails
+
+_TELL_VIOLATIONS = (
+    "addEventListener('securitypolicyviolation', (event) => console.log('policy: ' + event.violatedDirective))"
+)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="session")
+def pictured_registry(tmp_path_factory: pytest.TempPathFactory, small_table: ItemTable, small_encoder: Path) -> Path:
+    """The small bundle with a picture of every item but each seventh; items 2 and 12 have hostile titles."""
+    image = pytest.importorskip("PIL.Image")
+    root = tmp_path_factory.mktemp("pictured")
+    with write_thumbnails(root / "made.npy", len(small_table)) as writer:
+        for row in range(len(small_table)):
+            picture = io.BytesIO()
+            image.new("RGB", (64, 64), (row * 4, 200 - row * 3, 120)).save(picture, "JPEG")
+            writer.add(None if row % 7 == 0 else picture.getvalue())
+    titles = small_table.metadata["title"].to_pylist()
+    titles[2] = titles[12] = HOSTILE
+    place = small_table.metadata.column_names.index("title")
+    metadata = small_table.metadata.set_column(place, "title", [titles])
+    table = dataclasses.replace(
+        small_table, metadata=metadata, thumbnails=Thumbnails.load(root / "made.npy", len(small_table))
+    )
+    probes = Probes(np.array([[1, 2, 4], [10, 11, -1], [20, -1, -1]]), np.array([5, 12, 21]))
+    registry = root / "registry"
+    Registry(registry).publish(build_bundle(table, small_encoder, probes, root))
+    return registry
+
+
+@pytest.fixture(scope="module")
+def served(pictured_registry: Path) -> Iterator[Served]:
+    service = Served(pictured_registry)
+    yield service
+    service.end()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium for one module: while it runs, no other event loop can run in this thread."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open a page in a profile of its own; a broken policy or an error in a script fails the test at its end."""
+    contexts = []
+    troubles: list[str] = []
+
+    def opened(url: str, *, wait: bool = True, **profile: Any) -> Any:
+        options = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **profile}
+        contexts.append(browser.new_context(**options))
+        contexts[-1].add_init_script(_TELL_VIOLATIONS)
+        page = contexts[-1].new_page()
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("console", lambda said: troubles.append(said.text) if said.text.startswith("policy: ") else None)
+        page.goto(url)
+        if wait:
+            page.locator("#grid .card[data-item]").first.wait_for()
+        return page
+
+    opened.troubles = troubles  # type: ignore[attr-defined]
+    yield opened
+    for context in contexts:
+        context.close()
+    assert troubles == []
+
+
+@pytest.fixture
+def page(open_page: Callable[..., Any], served: Served) -> Any:
+    return open_page(served.url)
