@@ -37,6 +37,33 @@ def test_at_the_bound_nobody_is_let_in() -> None:
     assert [load.enter(request) for request in range(5)] == [True] * 4 + [False]
 
 
+def test_while_it_turns_away_and_is_late_it_lets_in_fewer_and_more_again_when_it_is_prompt() -> None:
+    def turned_away_and(late_s: float) -> int:
+        """How many were in progress when the first was turned away, then the beat."""
+        inside = []
+        while load.enter(request := object()):
+            inside.append(request)
+        for request in inside:
+            load.leave(request)
+        load.adapt(late_s)
+        return len(inside)
+
+    load = Load(400)
+    counts = [turned_away_and(0.05) for _ in range(30)]
+    cheap = 64  # saved while it was quiet, and again by so many who leave
+    assert counts[0] == 200 + cheap
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] < 16 + cheap  # few, but never none
+    assert counts[-1] >= 16
+    prompt = [turned_away_and(0.001) for _ in range(30)]
+    assert prompt == sorted(prompt)
+    assert 200 <= prompt[-1] <= 200 + cheap
+
+    load = Load(400)
+    load.adapt(5.0)  # late, but nobody was turned away: whoever swaps a bundle refuses nobody for it
+    assert turned_away_and(0.0) == 200 + cheap
+
+
 def filled(server: Running, load: Load) -> list[Client]:
     """As many clients as may be in progress, all of whom wait until the server is told to answer them."""
     clients = [server.open(SLOW) for _ in range(load.bound)]
