@@ -112,15 +112,15 @@ class Soak:
         self._started = time.monotonic()
         until = self._started + 60 * self._options.minutes
         beside = [asyncio.create_task(work) for work in (self._sample(), self._swap_often(), self._restart_often())]
-        failed = asyncio.create_task(self._load.run(until))
+        loading = asyncio.create_task(self._load.run(until))
         try:
-            done, _ = await asyncio.wait([failed, *beside], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([loading, *beside], return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            for task in [*beside, failed]:
+            for task in [*beside, loading]:
                 task.cancel()
-            await asyncio.gather(*beside, failed, return_exceptions=True)
+            await asyncio.gather(*beside, loading, return_exceptions=True)
         await asyncio.to_thread(self._store.start)
         self._rest["after"] = await self._at_rest()
         self._ended = True
