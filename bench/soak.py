@@ -38,7 +38,8 @@ _WORK = _ROOT / ".bench"
 _ADMIN_KEY = "an-admin-key-for-the-soak"
 # Small, so that what Redis keeps is full long before the half that is judged begins.
 _SETTINGS = {"history_cap": "20", "event_ids_cap": "20", "stream_cap": "20000", "admin_keys": _ADMIN_KEY}
-_WARM_S, _REST_S = 10.0, 4.0
+_WARM_S, _REST_S = 80.0, 4.0
+_WARM_SWAP_S = 4.0  # memory is flat from about the twentieth swap on, when the heap has found its shape
 _WRITE_S = 30.0
 _DOWN_S = 3.0
 
@@ -97,26 +98,29 @@ class Soak:
         self._swaps: list[float] = []
         self._rest: dict[str, dict[str, int]] = {}
         self._started = 0.0
+        self._swapped = 0
         self._ended = False
 
     async def run(self) -> None:
         """Warm up, rest, load and disturb, rest again."""
-        self._swap(1)  # so that two bundles are in memory from the start
-        await self._load.run(time.monotonic() + _WARM_S)
+        swapping = asyncio.create_task(self._swap_to_warm_up())
+        await self._load.run(time.monotonic() + min(_WARM_S, 60 * self._options.minutes / 4))
+        swapping.cancel()
+        await asyncio.gather(swapping, return_exceptions=True)
         self._rest["before"] = await self._at_rest()
         self._load.seen.latencies.clear()
         self._started = time.monotonic()
         until = self._started + 60 * self._options.minutes
         beside = [asyncio.create_task(work) for work in (self._sample(), self._swap_often(), self._restart_often())]
-        failed = asyncio.create_task(self._load.run(until))
+        loading = asyncio.create_task(self._load.run(until))
         try:
-            done, _ = await asyncio.wait([failed, *beside], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([loading, *beside], return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            for task in [*beside, failed]:
+            for task in [*beside, loading]:
                 task.cancel()
-            await asyncio.gather(*beside, failed, return_exceptions=True)
+            await asyncio.gather(*beside, loading, return_exceptions=True)
         await asyncio.to_thread(self._store.start)
         self._rest["after"] = await self._at_rest()
         self._ended = True
@@ -178,15 +182,19 @@ class Soak:
         except (redis.RedisError, OSError):
             return None
 
-    def _swap(self, number: int) -> None:
-        self._shop.point_to(self._shop.bundles[number % len(self._shop.bundles)])
+    def _swap(self) -> None:
+        self._swapped += 1
+        self._shop.point_to(self._shop.bundles[self._swapped % len(self._shop.bundles)])
+
+    async def _swap_to_warm_up(self) -> None:
+        while True:
+            self._swap()
+            await asyncio.sleep(_WARM_SWAP_S)
 
     async def _swap_often(self) -> None:
-        number = 1
         while True:
             await asyncio.sleep(min(120.0, 60 * self._options.minutes / 6))
-            number += 1
-            self._swap(number)
+            self._swap()
             self._swaps.append(time.monotonic() - self._started)
 
     async def _restart_often(self) -> None:
