@@ -115,7 +115,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
     )
     app.router.route_class = DirectRoute
     app.state.current = services.current
-    app.state.keyed = bool(settings.api_keys)
+    app.state.keyed = bool(settings.api_keys or settings.api_keys_file)
     app.state.watcher = services.watcher
     app.state.load = services.load
     app.state.metrics = services.metrics

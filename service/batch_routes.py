@@ -48,6 +48,7 @@ class BatchRoutes:
         """Recommend for up to 256 requests at once, all from one bundle; a bad one gets its own problem."""
         trace = admit_to_data(request, self._services)
         batch = validate(schemas.BatchRequest, await read_json(request, self._services.body_limit))
+        self._services.data_keys.charge(request, len(batch.requests))
         bundle = self._services.current.get()
         members = [_checked(bundle, member) for member in batch.requests]
         trace.lap("parse")

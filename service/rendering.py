@@ -86,19 +86,20 @@ def items_of(bundle: Bundle, rows: Sequence[int], hidden: Container[str]) -> lis
         rows: of the items.
         hidden: ids of those that may not be answered.
     """
-    lacking = missing_of(bundle, np.array(rows, dtype=np.int64))
+    chosen = np.array(rows, dtype=np.int64)
+    lacking, fields = missing_of(bundle, chosen), bundle.fields_of(chosen)
     thumbnails = bundle.thumbnails
     return [
         {
             "item_id": (item_id := bundle.ids.id(row)),
-            "fields": bundle.fields(row, None),
+            "fields": found,
             "slots": [name for name in bundle.layout.names if name not in missing],
             "missing": missing,
             "popularity": int(bundle.popularity[row]) / bundle.events,
             "picture": thumbnails is not None and thumbnails.has(row),
             "available": item_id not in hidden,
         }
-        for row, missing in zip(rows, lacking, strict=True)
+        for row, missing, found in zip(rows, lacking, fields, strict=True)
     ]
 
 

@@ -87,3 +87,10 @@ def test_a_batch_counts_as_its_members(open_client: OpenClient) -> None:
     open_ring = KeyRing([], open_without_keys=True)
     open_ring.admit(request(ONE))
     open_ring.charge(request(ONE), 256)  # no limit, nothing to count
+
+
+def test_a_batch_counts_as_many_as_it_has_members(open_client: OpenClient) -> None:
+    with open_client(rate_limit=0.01, rate_burst=3) as client:
+        ask = {"items": ["i1"]}
+        assert client.post("/recommend/batch", json={"requests": [ask] * 3}).status_code == 200
+        assert client.post("/recommend", json=ask).status_code == 429
