@@ -205,9 +205,3 @@ def test_the_pages_for_people(client: TestClient) -> None:
     assert answer.status_code == 200
     assert "swagger" in answer.text
     assert answer.headers["x-request-id"]
-
-
-def test_the_address_alone_leads_to_the_documentation(client: TestClient) -> None:
-    answer = client.get("/", follow_redirects=False)
-    assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
-    assert "swagger" in client.get("/").text.lower()
