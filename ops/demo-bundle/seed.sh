@@ -5,5 +5,5 @@ if [ -e "$VLM2REC_REGISTRY/pointer.json" ]; then
     echo "a bundle is published already; the demo stays aside"
     exit 0
 fi
-cd /tmp && tar -xf /demo/bundle.tar
+cd /tmp && tar -xzf /demo/bundle.tar.gz
 exec vlm2rec index publish /tmp/bundle --registry "$VLM2REC_REGISTRY"
