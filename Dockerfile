@@ -27,7 +27,7 @@ RUN python -m venv --without-pip /opt/vlm2rec \
     && /opt/tools/bin/pip install --no-cache-dir --disable-pip-version-check hatchling==1.33.0 cyclonedx-bom==7.5.0
 COPY pyproject.toml constraints/cpu.txt ./
 COPY wheels wheels
-COPY ops/build/requirements.py .
+COPY ops/image/requirements.py .
 # The dependencies are a layer of their own: it is made again only when they change, not with every line of code.
 RUN python requirements.py "$ENGINE" > requirements.txt \
     && /opt/tools/bin/pip --python /opt/vlm2rec/bin/python install --no-cache-dir --disable-pip-version-check \
