@@ -115,7 +115,7 @@ for port in ${PUBLISH_PORT/-/ }; do
     url=http://127.0.0.1:$port
     until_true 30 "trained; a replica swapped to $trained" serves "$trained"
 done
-job --entrypoint sed train -i '2s/,[^,]*$/,changed/' data/demo/items.csv
+job --entrypoint sed train -i '2s#,images/# It is new.,images/#' data/demo/items.csv
 job reindex >"$work/reindex.log" 2>&1 || { tail -30 "$work/reindex.log" >&2; fail "reindex"; }
 tail -4 "$work/reindex.log"
 changed=$(job --entrypoint sh train -c 'ls bundles | grep -E "^[0-9T]+Z-[0-9a-f]{6}$" | sort | tail -1' | tr -d '\r')
