@@ -20,9 +20,8 @@ from typing import Any
 
 import pytest
 from promql import DASHBOARDS, OPS, queries
-from shops import other_bundle
+from shops import with_file
 
-from index.item_table import ItemTable
 from index.registry import Registry
 
 pytestmark = pytest.mark.slow
@@ -71,17 +70,15 @@ def some_load(url: str, item: str, rounds: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def prometheus(
-    tmp_path_factory: pytest.TempPathFactory, small_table: ItemTable, small_encoder: Path
-) -> Iterator[str]:
-    """URL of a Prometheus that has scraped a service through load and a swap to the demo bundle."""
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a Prometheus that has scraped a service through load and a swap."""
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not on PATH")
     folder = tmp_path_factory.mktemp("prometheus")
     with tarfile.open(OPS / "demo-bundle" / "bundle.tar.gz") as packed:
         packed.extractall(folder, filter="data")
     registry = Registry(folder / "bundles")
-    registry.publish(other_bundle(small_table, small_encoder, folder, 1), force=True)
+    registry.publish(folder / "bundle")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     serve = [sys.executable, "-m", "cli.main", "serve", "--embedded-redis", "--port", "0", "--registry"]
@@ -96,11 +93,11 @@ def prometheus(
         options = (f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb")
         with running("prometheus", *options, f"--web.listen-address=127.0.0.1:{port}"):
             eventually(lambda: series(asked, 'up{job="vlm2rec"} == 1'))
-            some_load(url, "i1", 20)
-            demo = registry.publish(folder / "bundle")
-            eventually(lambda: call(f"{url}/bundle")["bundle"] == demo)
+            some_load(url, "item-00001", 20)
+            changed = registry.publish(with_file(folder / "bundle", folder, "report.html", b"<p>another one"))
+            eventually(lambda: call(f"{url}/bundle")["bundle"] == changed)
             for _ in range(6):  # rates need two scrapes with counts between them
-                some_load(url, "item-00001", 10)
+                some_load(url, "item-00002", 10)
                 time.sleep(1)
             eventually(lambda: series(asked, "vlm2rec_recall"))
             eventually(lambda: series(asked, 'vlm2rec_slot_share{slot="image"}'))
