@@ -104,11 +104,12 @@ done
 url=http://127.0.0.1:${PUBLISH_PORT%-*}
 
 # Training on a small catalogue of its own, then a nightly job on a changed one; both replicas swap.
-job() { compose --profile jobs run --rm -T "$@"; }
-job --entrypoint vlm2rec train data make-demo data/demo --items 60 --users 300 --evaluation-users 100 >/dev/null 2>&1 || fail "make-demo"
+job() { compose --profile jobs run --rm -T "$@" 2>>"$work/jobs.log"; }
+job --entrypoint vlm2rec train data make-demo data/demo --items 60 --users 300 --evaluation-users 100 >/dev/null || fail "make-demo"
 job --entrypoint sh train -c 'printf "[train]\nsteps = 20\n[encoder]\nepochs = 2\n" > data/tiny.toml'
 export DATA=demo CONFIG=/var/lib/vlm2rec/data/tiny.toml INDEX_ARGS="--bound served_quality=0" # nearly untrained, on purpose
-job train >"$work/train.log" 2>&1 || { tail -30 "$work/train.log" >&2; fail "train"; }
+job train >"$work/jobs.log" || { tail -30 "$work/jobs.log" >&2; fail "train"; }
+held "trained and published"
 trained=$(job --entrypoint sh train -c 'ls bundles | grep -E "^[0-9T]+Z-[0-9a-f]{6}$" | sort | tail -1' | tr -d '\r')
 [ "$trained" != "$demo" ] || fail "nothing was published"
 for port in ${PUBLISH_PORT/-/ }; do
@@ -116,8 +117,8 @@ for port in ${PUBLISH_PORT/-/ }; do
     until_true 30 "trained; a replica swapped to $trained" serves "$trained"
 done
 job --entrypoint sed train -i '2s#,images/# It is new.,images/#' data/demo/items.csv
-job reindex >"$work/reindex.log" 2>&1 || { tail -30 "$work/reindex.log" >&2; fail "reindex"; }
-tail -4 "$work/reindex.log"
+job reindex >"$work/reindex.log" || { tail -30 "$work/jobs.log" >&2; fail "reindex"; }
+held "$(tail -n 1 "$work/reindex.log" | tr -d '\r')"
 changed=$(job --entrypoint sh train -c 'ls bundles | grep -E "^[0-9T]+Z-[0-9a-f]{6}$" | sort | tail -1' | tr -d '\r')
 [ "$changed" != "$trained" ] || fail "the job published nothing"
 for port in ${PUBLISH_PORT/-/ }; do
