@@ -81,9 +81,7 @@ def test_a_dashboard_is_whole(dashboard: Path) -> None:
         defaults, place = panel["fieldConfig"]["defaults"], panel["gridPos"]
         assert defaults["unit"], panel["title"]
         assert defaults["thresholds"]["steps"][0] == {"color": "green", "value": None}
-        cells = {
-            (place["x"] + column, place["y"] + row) for column in range(place["w"]) for row in range(place["h"])
-        }
+        cells = {(place["x"] + column, place["y"] + row) for column in range(place["w"]) for row in range(place["h"])}
         assert max(column for column, _ in cells) < 24
         assert not cells & taken, panel["title"]
         taken |= cells
