@@ -25,7 +25,7 @@ trap 'cd "$work/vlm2rec" 2>/dev/null && compose --profile jobs down --volumes --
 
 started=$SECONDS
 held() { printf 'ok   %4d s  %s\n' $((SECONDS - started)) "$*"; }
-fail() { echo "FAIL $*" >&2; compose ps >&2; compose logs --tail 20 >&2; exit 1; }
+fail() { echo "FAIL $*" >&2; compose ps >&2; compose logs --no-color --tail 10 >&2; exit 1; }
 until_true() { # until_true SECONDS WHAT COMMAND…
     local limit=$((SECONDS + $1)) what=$2
     shift 2
@@ -116,7 +116,7 @@ for port in ${PUBLISH_PORT/-/ }; do
     url=http://127.0.0.1:$port
     until_true 30 "trained; a replica swapped to $trained" serves "$trained"
 done
-job --entrypoint sed train -i '2s#,images/# It is new.,images/#' data/demo/items.csv
+job --entrypoint sed train -i '2s/The /This /' data/demo/items.csv
 job reindex >"$work/reindex.log" || { tail -30 "$work/jobs.log" >&2; fail "reindex"; }
 held "$(tail -n 1 "$work/reindex.log" | tr -d '\r')"
 changed=$(job --entrypoint sh train -c 'ls bundles | grep -E "^[0-9T]+Z-[0-9a-f]{6}$" | sort | tail -1' | tr -d '\r')
@@ -126,4 +126,15 @@ for port in ${PUBLISH_PORT/-/ }; do
     until_true 30 "re-indexed; a replica swapped to $changed" serves "$changed"
 done
 [ "$(ask "$url/users/try/history" | field '["items"].__len__()')" = 1 ] || fail "the event is gone"
+
+# With keys and a Redis that asks for a password.
+sh ops/make-secrets.sh >/dev/null
+key=$(cat secrets/api-keys)
+PUBLISH_PORT=${PUBLISH_PORT%-*} compose -f docker-compose.yml -f docker-compose.secrets.yml up -d redis service >/dev/null 2>&1 || fail "keys"
+url=http://127.0.0.1:${PUBLISH_PORT%-*}
+until_true 60 "ready with keys" ready
+[ "$(curl -s -o "$work/refused" -w '%{http_code}' "$url/users/try/history")" = 401 ] || fail "no key is refused"
+[ "$(ask -H "X-API-Key: $key" "$url/users/try/history" | field '["items"].__len__()')" = 1 ] || fail "the history with a key"
+! compose exec -T redis redis-cli get x 2>/dev/null | grep -qv NOAUTH || fail "Redis asks for a password"
+held "without a key 401, with it the event; Redis asks for a password"
 held "all of it"
