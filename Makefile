@@ -5,8 +5,10 @@ PORT   ?= 8000
 DEMO_ARGS ?=
 BENCH_ROWS ?= 1000000
 BENCH_ARGS ?=
+ENGINE ?= cpu
+TRY_ARGS ?=
 
-.PHONY: demo test check check-slow audit format bench-serving bench-faults bench-filters bench-index bench-swap bench-soak fuzz site clean
+.PHONY: demo test check check-slow audit format bench-serving bench-faults bench-filters bench-index bench-swap bench-soak fuzz site images sbom secrets demo-bundle try-compose clean
 
 # Builds the demo catalogue, trains, indexes and serves it; Ctrl-C ends everything it started.
 demo: $(VENV)/.installed
@@ -65,6 +67,30 @@ bench-faults: $(VENV)/.installed
 # The documentation, built strictly: a broken link ends it.
 site: $(VENV)/.installed
 	$(BIN)/mkdocs build --strict --quiet
+
+# The two images, for a CPU; ENGINE=gpu for a GPU. A CPU build of torch in wheels/ saves gigabytes: docs/operating.md.
+images:
+	docker build --target serve --build-arg ENGINE=$(ENGINE) --tag vlm2rec:serve .
+	docker build --target train --build-arg ENGINE=$(ENGINE) --tag vlm2rec:train .
+
+# What the images hold, as CycloneDX; made by their own build.
+sbom:
+	@mkdir -p build
+	docker run --rm --entrypoint cat vlm2rec:serve /opt/vlm2rec/sbom.cdx.json > build/sbom-serve.cdx.json
+	docker run --rm --entrypoint cat vlm2rec:train /opt/vlm2rec/sbom.cdx.json > build/sbom-train.cdx.json
+
+# Random keys and a Redis password for docker-compose.secrets.yml; never overwrites.
+secrets:
+	@sh ops/make-secrets.sh
+
+# The bundle that `docker compose up` starts with, from what `make demo` built.
+demo-bundle: $(VENV)/.installed
+	$(BIN)/vlm2rec demo .demo --port $(PORT) --exit-after-check
+	sh ops/demo-bundle/pack.sh .demo/bundles
+
+# docker-compose.yml for real: up, restart, kills, replicas, training, re-index. Needs Docker and the images; five minutes.
+try-compose:
+	ops/try-compose.sh $(TRY_ARGS)
 
 clean:
 	rm -rf .audit .bench .demo .screenshots .site build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -176,4 +176,13 @@ def _traced(encoder: SequenceEncoder) -> onnx.ModelProto:
     if program is None:
         raise ExportError("the exporter gave no model")
     model: onnx.ModelProto = program.model_proto
+    _forget_the_machine(model)
     return model
+
+
+def _forget_the_machine(model: onnx.ModelProto) -> None:
+    """Drop what the exporter notes for debugging: stack traces with the paths of this machine, in a published file."""
+    graph = model.graph
+    values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    for noted in (model, graph, *graph.node, *values):
+        del noted.metadata_props[:]

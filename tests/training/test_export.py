@@ -51,6 +51,12 @@ def test_the_model_keeps_its_contract(exported: tuple[Path, Parity]) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["encoder.onnx"]
 
 
+def test_a_published_model_tells_no_path_of_the_machine_that_made_it(exported: tuple[Path, Parity]) -> None:
+    content = exported[0].read_bytes()
+    assert b"sequence_encoder.py" not in content
+    assert str(Path(__file__).parents[2]).encode() not in content
+
+
 @pytest.mark.parametrize("batch", [1, 3, 130])
 @pytest.mark.parametrize("length", [1, 2, LONGEST])
 def test_onnx_runtime_answers_as_pytorch_does(exported: tuple[Path, Parity], batch: int, length: int) -> None:

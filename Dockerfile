@@ -1,0 +1,80 @@
+# Two images: `serve` (no torch) and `train`. Built by BuildKit and by the classic builder alike.
+#
+#   docker build --target serve -t vlm2rec:serve .
+#   docker build --target train -t vlm2rec:train .
+#   docker build --target serve --build-arg ENGINE=gpu -t vlm2rec:serve-gpu .
+#
+# The classic builder makes every stage above the target, so `serve` stands first and never waits for torch.
+# Wheels in wheels/ are preferred to those of the package index: that is how a CPU build of torch gets in.
+
+FROM python:3.11-slim-bookworm AS base
+ENV PATH=/opt/vlm2rec/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1
+# The id is a number, so that Kubernetes can see that it is not root. Volumes take their owner from these directories.
+RUN groupadd --gid 10001 vlm2rec \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin vlm2rec \
+    && install -d -o 10001 -g 10001 /var/lib/vlm2rec /var/lib/vlm2rec/bundles /var/lib/vlm2rec/state \
+        /var/lib/vlm2rec/runs /var/lib/vlm2rec/data
+
+# ---- what `serve` is made of
+FROM base AS build-serve
+ARG ENGINE=cpu
+WORKDIR /build
+# pip and the tools of the build stay outside of the environment that is shipped.
+RUN python -m venv --without-pip /opt/vlm2rec \
+    && python -m venv /opt/tools \
+    && /opt/tools/bin/pip install --no-cache-dir --disable-pip-version-check hatchling==1.33.0 cyclonedx-bom==7.5.0
+COPY pyproject.toml constraints/cpu.txt ./
+COPY wheels wheels
+COPY ops/image/requirements.py .
+# The dependencies are a layer of their own: it is made again only when they change, not with every line of code.
+RUN python requirements.py "$ENGINE" > requirements.txt \
+    && /opt/tools/bin/pip --python /opt/vlm2rec/bin/python install --no-cache-dir --disable-pip-version-check \
+        --only-binary :all: --find-links wheels --constraint cpu.txt --requirement requirements.txt \
+    && cd /opt/vlm2rec/lib/python3*/site-packages/pyarrow && rm -rf include tests
+COPY README.md LICENSE ./
+COPY cli cli
+COPY demo demo
+COPY index index
+COPY service service
+COPY training training
+RUN /opt/tools/bin/pip wheel --disable-pip-version-check --no-deps --no-index --no-build-isolation --wheel-dir dist . \
+    && /opt/tools/bin/pip --python /opt/vlm2rec/bin/python install --no-cache-dir --disable-pip-version-check \
+        --no-deps --no-index dist/*.whl \
+    && /opt/tools/bin/cyclonedx-py environment --output-reproducible --output-file /opt/vlm2rec/sbom.cdx.json \
+        /opt/vlm2rec/bin/python
+
+FROM base AS serve
+COPY --from=build-serve /opt/vlm2rec /opt/vlm2rec
+ENV VLM2REC_HOST=0.0.0.0 \
+    VLM2REC_PORT=8000 \
+    VLM2REC_REGISTRY=/var/lib/vlm2rec/bundles \
+    VLM2REC_DIRECTIVES_FILE=/var/lib/vlm2rec/state/directives.json
+USER 10001:10001
+WORKDIR /var/lib/vlm2rec
+EXPOSE 8000
+HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['VLM2REC_PORT']), timeout=2); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["vlm2rec"]
+CMD ["serve"]
+
+# ---- what `train` is made of
+FROM build-serve AS build-train
+ARG ENGINE=cpu
+RUN python requirements.py "$ENGINE" train > requirements.txt \
+    && /opt/tools/bin/pip --python /opt/vlm2rec/bin/python install --no-cache-dir --disable-pip-version-check \
+        --only-binary :all: --find-links wheels --constraint cpu.txt --requirement requirements.txt \
+    && /opt/tools/bin/cyclonedx-py environment --output-reproducible --output-file /opt/vlm2rec/sbom.cdx.json \
+        /opt/vlm2rec/bin/python
+
+FROM base AS train
+COPY --from=build-train /opt/vlm2rec /opt/vlm2rec
+COPY ops/jobs /opt/jobs
+# Caches of the libraries; also where a hub model is kept, so mount a volume to download it once.
+ENV HOME=/var/lib/vlm2rec/runs/.home \
+    HF_HOME=/var/lib/vlm2rec/runs/.home/huggingface
+USER 10001:10001
+WORKDIR /var/lib/vlm2rec
+ENTRYPOINT ["vlm2rec"]
+CMD ["--help"]

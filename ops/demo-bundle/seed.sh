@@ -1,0 +1,9 @@
+#!/bin/sh
+# Publish the demo bundle where nothing is published yet; never touches what is there.
+set -eu
+if [ -e "$VLM2REC_REGISTRY/pointer.json" ]; then
+    echo "a bundle is published already; the demo stays aside"
+    exit 0
+fi
+cd /tmp && tar -xzf /demo/bundle.tar.gz
+exec vlm2rec index publish /tmp/bundle --registry "$VLM2REC_REGISTRY"

@@ -1,0 +1,26 @@
+#!/bin/sh
+# nightly.sh HH:MM COMMAND …: run the command every day at that time (UTC), until SIGTERM, which the command gets too.
+set -u
+at=$1
+shift
+child=
+stop() {
+    trap '' TERM INT
+    [ -n "$child" ] && kill -TERM "$child" 2>/dev/null && wait "$child"
+    exit 0
+}
+trap stop TERM INT
+while :; do
+    now=$(date -u +%s)
+    next=$(date -u -d "today $at" +%s) || exit 2
+    [ "$next" -gt "$now" ] || next=$(date -u -d "tomorrow $at" +%s)
+    echo "next run: $(date -u -d "@$next" +%Y-%m-%dT%H:%MZ)"
+    sleep $((next - now)) &
+    child=$!
+    wait "$child"
+    "$@" &
+    child=$!
+    wait "$child"
+    echo "ended with exit code $?"
+    child=
+done

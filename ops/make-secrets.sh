@@ -1,0 +1,19 @@
+#!/bin/sh
+# Make secrets/ for docker-compose.secrets.yml: two keys and a Redis user. What is there stays.
+set -eu
+cd "$(dirname "$0")/.."
+mkdir -p -m 0755 secrets
+random() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
+for name in api-keys admin-keys; do
+    [ -e "secrets/$name" ] || random > "secrets/$name"
+done
+if [ ! -e secrets/redis-users ]; then
+    password=$(random)
+    printf '%s\n' "redis://vlm2rec:$password@redis:6379/0" > secrets/redis-url
+    # Nobody logs in as `default`; it keeps its rights because Redis reads its append-only file as that user: without them it
+    # skips every transaction in it, and the events are gone.
+    printf '%s\n' "user default off ~* &* +@all" "$(sed -n 's/^\(user vlm2rec on\) >PASSWORD/\1/p' docs/security.md | sed "s/^user vlm2rec on/& >$password/")" > secrets/redis-users
+fi
+# The services are other users than the one who makes these files; keep the directory above to yourself.
+chmod 0644 secrets/*
+echo "secrets/: api-keys, admin-keys, redis-url, redis-users"
