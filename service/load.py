@@ -6,9 +6,9 @@ although the event loop does not keep up, still fewer are let in (docs/adr/0014)
 
 from typing import Final
 
-_ANSWERS_PER_CHEAP_ONE: Final = 5
-_MOST_SAVED: Final = 320
-_PROMPT_S: Final = 0.02  # as late as the event loop may be while it turns requests away
+_ANSWERS_PER_CHEAP_ONE: Final = 10
+_MOST_SAVED: Final = 640
+_PROMPT_S: Final = 0.005  # as late as the event loop may be while it turns requests away
 _LEAST: Final = 16
 _SHRINK, _GROW = 0.7, 1.2
 
@@ -18,7 +18,7 @@ class Load:
 
     `service.http_protocol` counts them and turns away what is too much before the application is asked.
 
-    A cheap answer takes the event loop about as long as a whole one, so at most one is given for five answers; else no
+    A cheap answer takes the event loop about as long as a whole one, so at most one is given for ten answers; else no
     time would be left for whole ones. Turning away takes little time, but an event loop that has more to do than it can
     is late with that too, and then nobody is answered in time. So the number that is let in shrinks until the event
     loop is prompt, and grows again when it is.
