@@ -2,15 +2,15 @@
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 from oracle import Oracle
-from shops import ADMIN, Shop, other_bundle
+from shops import ADMIN, OpenClient, Shop, other_bundle
 from starlette.testclient import TestClient
 
 from index.bundle import Bundle
@@ -18,8 +18,6 @@ from index.item_table import ItemTable
 from service.app import create_app
 from service.opening import Opening
 from service.settings import load_settings
-
-OpenClient = Callable[..., AbstractContextManager[TestClient]]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from index.probes import Probes
 from index.registry import POINTER_FILE, Registry
 from index.stamp import sha256_of, write_durably, write_stamp
 from service.directives import Directives
+
+OpenClient = Callable[..., AbstractContextManager[TestClient]]
 
 ADMIN = "an-admin-key-for-tests"
 AS_ADMIN = {"X-API-Key": ADMIN}

@@ -5,7 +5,7 @@ import hashlib
 import re
 
 import pytest
-from conftest import OpenClient
+from shops import OpenClient
 from starlette.testclient import TestClient
 
 from service.security_headers import added_to

@@ -3,8 +3,7 @@
 from typing import Any
 
 import pytest
-from conftest import OpenClient
-from shops import ADMIN
+from shops import ADMIN, OpenClient
 from starlette.testclient import TestClient
 
 KEY = "a-data-key-for-this-test"

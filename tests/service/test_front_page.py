@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import OpenClient
+from shops import OpenClient
 from starlette.testclient import TestClient
 
 import service

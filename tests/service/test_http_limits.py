@@ -3,8 +3,7 @@
 from typing import Any
 
 import pytest
-from conftest import OpenClient
-from shops import metric
+from shops import OpenClient, metric
 from starlette.testclient import TestClient
 
 ONE, TWO, ADMIN = "the-first-key-0123", "the-second-key-0123", "the-admin-key-0123"

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import OpenClient
+from shops import OpenClient
 from starlette.testclient import TestClient
 
 from service.auth import KeyRing

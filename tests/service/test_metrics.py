@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-from conftest import OpenClient
 from exposed import exposed
-from shops import metric
+from shops import OpenClient, metric
 
 from index.bundle import Bundle
 from service.metrics import Metrics

@@ -3,8 +3,7 @@
 import json
 from typing import Any
 
-from conftest import OpenClient
-from shops import eventually
+from shops import OpenClient, eventually
 from sockets import GET, Client, Running, post, running
 from starlette.testclient import TestClient
 
@@ -50,13 +49,12 @@ def test_while_it_turns_away_and_is_late_it_lets_in_fewer_and_more_again_when_it
 
     load = Load(400)
     counts = [turned_away_and(0.05) for _ in range(30)]
-    cheap = 64  # saved while it was quiet, and again by so many who leave
+    cheap = 64  # let in for cheap answers: what was saved while it was quiet
     assert counts[0] == 200 + cheap
-    assert counts == sorted(counts, reverse=True)
-    assert counts[-1] < 16 + cheap  # few, but never none
-    assert counts[-1] >= 16
+    assert counts[:6] == sorted(counts[:6], reverse=True)
+    assert all(16 <= count <= 20 for count in counts[10:])  # few, but never none
     prompt = [turned_away_and(0.001) for _ in range(30)]
-    assert prompt == sorted(prompt)
+    assert prompt[:6] == sorted(prompt[:6])
     assert 200 <= prompt[-1] <= 200 + cheap
 
     load = Load(400)

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import OpenClient
-from shops import ADMIN, AS_ADMIN
+from shops import ADMIN, AS_ADMIN, OpenClient
 from starlette.testclient import TestClient
 
 from cli.errors import LiveServiceError

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import OpenClient
 from redis_servers import Certificates, free_port, program_with_tls, redis_server
+from shops import OpenClient
 from starlette.testclient import TestClient
 
 from service.errors import SettingsError

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import OpenClient
 from exposed import exposed
-from shops import eventually, metric
+from shops import OpenClient, eventually, metric
 
 from index.bundle import Bundle
 from service import sampler as sampler_module

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import OpenClient
+from shops import OpenClient
 from test_server import Service
 
 from service.app import create_app

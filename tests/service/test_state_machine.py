@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pytest
-from conftest import OpenClient
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from redis import Redis
-from shops import ADMIN, AS_ADMIN
+from shops import ADMIN, AS_ADMIN, OpenClient
 from starlette.testclient import TestClient
 
 from service.memory_directives import MemoryDirectives
