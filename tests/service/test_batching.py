@@ -1,7 +1,6 @@
 """The batcher against one lookup at a time: the same answers in any company, and none of them ever lost."""
 
 import asyncio
-import ctypes
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -166,15 +165,6 @@ def test_nobody_searches_for_whoever_gave_up(bundle: Bundle) -> None:
     assert counted.sizes == [5]
 
 
-def kill_engine_threads() -> int:
-    """Raise SystemExit in every engine thread, as nothing of ours does."""
-    engines = [thread for thread in threading.enumerate() if thread.name == THREAD_NAME]
-    for engine in engines:
-        assert engine.ident is not None
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(engine.ident), ctypes.py_object(SystemExit))
-    return len(engines)
-
-
 def test_a_worker_that_dies_loses_nothing_and_has_an_heir(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     counted, lives = Counted(), [2]
 
@@ -194,20 +184,6 @@ def test_a_worker_that_dies_loses_nothing_and_has_an_heir(bundle: Bundle, monkey
     for answer, one in zip(found, asked, strict=True):
         same(answer, bundle, one)
     assert (counted.deaths, alive) == (2, True)
-
-
-def test_a_worker_killed_while_it_waits_is_replaced(bundle: Bundle) -> None:
-    counted = Counted()
-
-    async def work(batcher: MicroBatcher) -> None:
-        await together(bundle, histories(32))(batcher)
-        assert kill_engine_threads() == 2
-        asked = histories(64)  # an exception from outside arrives when the thread next runs Python
-        for answer, one in zip(await together(bundle, asked)(batcher), asked, strict=True):
-            same(answer, bundle, one)
-
-    run(work, counted)
-    assert counted.deaths == 2
 
 
 def test_workers_that_keep_dying_are_given_up(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
