@@ -50,7 +50,7 @@ def test_the_demo_bundle_is_small_whole_and_tells_nothing_of_its_maker(demo_bund
 
 def test_the_seed_publishes_once_and_leaves_another_bundle_alone(tmp_path: Path, demo_bundle: Path) -> None:
     script = (OPS / "demo-bundle" / "seed.sh").read_text()
-    script = script.replace("/demo/", f"{OPS}/demo-bundle/").replace("/tmp", str(tmp_path))
+    script = script.replace("/tmp", str(tmp_path)).replace("/demo/", f"{OPS}/demo-bundle/")
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin" / "vlm2rec"
     command.write_text(f'#!/bin/sh\ncd "{ROOT}" && exec "{sys.executable}" -m cli.main "$@"\n')
