@@ -34,7 +34,7 @@ def request(body: dict[str, Any], path: str = "/recommend") -> bytes:
 def leave(port: int, number: int, stop: threading.Event) -> None:
     """Send requests whole or in part and go, with or without a reset, before the answer."""
     rng = random.Random(number)
-    while not stop.is_set():
+    while not stop.wait(0.02):  # enough of them to meet those who stay, not so many that the process is full of them
         asked = request({"user_id": f"user-{rng.randrange(20)}"})
         if rng.random() < 0.3:
             asked = asked[: rng.randrange(1, len(asked))]
