@@ -244,7 +244,7 @@ def test_a_check_that_waits_for_a_core_keeps_no_bundle_in_memory(day_bundles: li
 
 
 def test_live_answers_are_sampled(open_client: OpenClient) -> None:
-    with open_client(recall_checks_per_s=100) as client:
+    with open_client(recall_checks_per_s=100, recall_check_cpu=1.0) as client:
 
         def known() -> bool:
             client.post("/recommend", json={"items": ["i1", "i2"]})
