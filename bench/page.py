@@ -22,7 +22,7 @@ _IMAGES = "img"
 _OURS, _ECHO = "vlm2rec", "echo"
 _INTRO = """# Benchmarks
 
-Made by `python -m bench.page` from [bench/results/](../bench/results/); do not edit. To measure again, on a quiet
+Made by `python -m bench.page` from `bench/results/`; do not edit. To measure again, on a quiet
 machine:
 
 ```sh
@@ -277,7 +277,7 @@ def _stages(read: Reading) -> Iterator[str]:
 
 
 def _others(others: Iterable[Path]) -> Iterator[str]:
-    listed = [f"- [{path.name}](../bench/results/{path.name})" for path in sorted(others)]
+    listed = [f"- `bench/results/{path.name}`" for path in sorted(others)]
     if listed:
         yield "## Results of the other benches\n"
         yield from listed

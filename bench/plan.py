@@ -29,8 +29,8 @@ class Plan:
 
     sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     main: int = 100_000
-    rounds: int = 2
-    tuning_rounds: int = 1
+    rounds: int = 3
+    tuning_rounds: int = 2
     tuning_s: float = 4.0
     connections: int = 64
     warm_s: float = 2.0
