@@ -55,7 +55,8 @@ def prepare(plan: Plan, results: Measurements, work: Path) -> dict[int, Publishe
             key = f"bundle/{rows}"
             if key not in results:
                 took_s = max(time.perf_counter() - started, made.build_s + made.publish_s)
-                results.put(key, asdict(made), took_s=took_s)
+                where = {name: Path(getattr(made, name)).name for name in ("registry", "bundle")}  # not whose machine
+                results.put(key, asdict(made) | where, took_s=took_s)
     return found
 
 
