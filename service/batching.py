@@ -111,22 +111,25 @@ class MicroBatcher:
 
     def _plan(self) -> None:
         """Have what waits looked up in the next turn of the loop, together with what joins it until then."""
-        if not self._planned and (len(self._workers) < self._threads or self._idle() is not None or not self._threaded):
+        if self._waiting and not self._planned and self._has_room:
             self._planned = True
             asyncio.get_running_loop().call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
         self._planned = False
-        while batch := self._take():
+        # Looked at anew: since this turn was planned, a worker that became ready may have taken another batch.
+        while self._has_room and (batch := self._take()):
             self._metrics.batch(len(batch), monotonic() - batch[0].since)
             if len(batch) == 1 or not self._threaded:
                 _deliver(batch, _looked_up(batch))
                 break  # others had to wait meanwhile: let the loop turn
             self._worker().start(batch)
-            if len(self._workers) == self._threads and self._idle() is None:
-                return  # whoever is ready first takes what waits
-        if self._waiting:
-            self._plan()
+        self._plan()  # where there is no room, whoever is ready first takes what waits
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether what waits can be looked up now: here, by a worker that waits too, or by another one."""
+        return not self._threaded or len(self._workers) < self._threads or self._idle() is not None
 
     @property
     def _threaded(self) -> bool:
@@ -157,8 +160,7 @@ class MicroBatcher:
 
     def _finished(self, batch: _Batch, results: _Results) -> None:
         _deliver(batch, results)
-        if self._waiting:
-            self._dispatch()
+        self._dispatch()
 
     def _died(self, worker: "_Worker", reason: str) -> None:
         """A worker is gone: do its work here; another one is started when there is more."""
@@ -170,8 +172,7 @@ class MicroBatcher:
         self._log.error("engine thread died", reason=reason, given_up=not self.alive)
         if worker.batch is not None:
             _deliver(worker.batch, _looked_up(worker.batch))
-        if self._waiting:
-            self._plan()
+        self._plan()
 
 
 class _Worker:

@@ -118,6 +118,31 @@ def test_the_loop_goes_on_while_workers_search(bundle: Bundle, monkeypatch: pyte
     assert run(work, Counted(), threads=1) == [4, 0]
 
 
+def test_there_are_never_more_workers_than_asked_for(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker gets ready, and takes from what waits, between the plan to hand it out and that turn of the loop."""
+    may_end = threading.Event()
+
+    def slow(of: Bundle, lookups: Sequence[Lookup]) -> list[LookedUp]:
+        assert may_end.wait(10)
+        return look_up(of, lookups)
+
+    monkeypatch.setattr(batching, "look_up", slow)
+    before = set(threading.enumerate())
+
+    async def work(batcher: MicroBatcher) -> tuple[int, int]:
+        waiting = [asyncio.ensure_future(batcher.look_up(bundle, asked)) for asked in histories(48)]
+        await asyncio.sleep(0)  # all of them wait, and a turn is planned
+        batcher._finished([], [])
+        await asyncio.sleep(0.01)
+        workers = [one for one in threading.enumerate() if one.name == THREAD_NAME and one not in before]
+        depth = batcher.depth
+        may_end.set()
+        await asyncio.gather(*waiting)
+        return len(workers), depth
+
+    assert run(work, Counted(), threads=2) == (2, 16)
+
+
 @pytest.mark.parametrize("threads", [0, 2])
 def test_one_that_fails_fails_alone(bundle: Bundle, threads: int) -> None:
     def broken(_encoded: Any) -> Any:
