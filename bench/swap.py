@@ -160,8 +160,8 @@ class Server:
             env={**os.environ, **settings},
             text=True,
         )
-        assert self._process.stdout is not None
-        found = re.search(r"http://[\d.]+:(\d+)", self._process.stdout.readline())
+        announced = "" if self._process.stdout is None else self._process.stdout.readline()
+        found = re.search(r"http://[\d.]+:(\d+)", announced)
         if found is None:
             sys.exit("the service did not start")
         self.port = int(found[1])
