@@ -123,6 +123,8 @@ class LossConfig(_Section):
         fusion: how the two modalities make one similarity.
         mu: weight of WPCL; 0 = plain fine-tuning without it.
         lam: weight of CRTR; 0 = without it.
+        nu: weight of an InfoNCE of each modality on its own, unweighted; 0 = without it.
+        modality_dropout: share of the histories with both modalities of which the fused loss sees one alone.
         alpha: slope of β = 1 + α g.
         weak_by: weak modality by the moving average over batches, or row by row.
         gap_kind: g as a log-ratio clipped at 4, or as a difference of probabilities.
@@ -135,6 +137,8 @@ class LossConfig(_Section):
     fusion: Fusion = "concat"
     mu: float = Field(default=0.5, ge=0)
     lam: float = Field(default=0.1, ge=0)
+    nu: float = Field(default=0.0, ge=0)
+    modality_dropout: float = Field(default=0.0, ge=0, le=1)
     alpha: float = Field(default=1.0, ge=0)
     weak_by: WeakBy = "ema"
     gap_kind: GapKind = "log_ratio"

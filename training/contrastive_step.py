@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from training.losses import MethodLoss, ModalityPairs, method_loss
 from training.ranks import Ranks
 from training.vlm import VISION, VlmEmbedder
 
+_DROPOUT = 1
+"""Keeps the draws of modality dropout apart from those of the order of the pairs."""
 _HOST_IS_FULL = "DefaultCPUAllocator"
 """What PyTorch's message says when the host's memory, not a GPU's, is used up; that error has no class of its own."""
 
@@ -88,6 +91,7 @@ class ContrastiveStep:
     ) -> None:
         self._accelerator, self._ranks = accelerator, ranks
         self._terms, self._options, self._temperature = loss.model_dump(), train, loss.temperature
+        self._modality_dropout = float(self._terms.pop("modality_dropout"))
         self._embedder = embedder.to(accelerator.device)
         self.optimizer = AdamW(_weight_groups(embedder, train.weight_decay, train.vision_rate))
 
@@ -129,7 +133,11 @@ class ContrastiveStep:
             for vectors in (text.sequences, text.items, image.sequences, image.items):
                 vectors.retain_grad()
         batch = self._global(text, image, own)
-        loss = method_loss(batch.text, batch.image, batch.item_ids, batch.histories, lead=lead, **self._terms)
+        both = batch.text.present & batch.image.present
+        hidden = hidden_modalities(both, self._modality_dropout, seed=self._options.seed, step=step)
+        loss = method_loss(
+            batch.text, batch.image, batch.item_ids, batch.histories, lead=lead, hidden=hidden, **self._terms
+        )
         if not math.isfinite(loss.total.item()):
             return Step(loss, None, batch, {})
         torch.autograd.backward([loss.total])
@@ -194,6 +202,25 @@ class ContrastiveStep:
             "most of all. What changes no result (all but batch size, precision, pixels and text) can be changed for "
             "--resume"
         )
+
+
+def hidden_modalities(both: Tensor, share: float, *, seed: int, step: int) -> Tensor | None:
+    """Which histories the fused loss sees one modality of (modality dropout); the same on every rank.
+
+    Args:
+        both: (B,) bool, pairs with both modalities on both sides.
+        share: of these, that lose one; either modality is lost equally often.
+        seed: of the run.
+        step: steps done before.
+
+    Returns:
+        (B, 2) bool, whether the text and whether the image is hidden; None if the share is 0.
+    """
+    if not share:
+        return None
+    drawn = torch.from_numpy(np.random.default_rng([_DROPOUT, seed, step]).random((len(both), 2))).to(both.device)
+    loses, is_text = both & (drawn[:, 0] < share), drawn[:, 1] < 0.5
+    return torch.stack([loses & is_text, loses & ~is_text], dim=1)
 
 
 def _side(outputs: Tensor, batch: PairBatch, modality: str) -> ModalityPairs:

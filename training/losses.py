@@ -51,6 +51,10 @@ class ModalityPairs:
         wide = torch.promote_types(self.sequences.dtype, torch.float32)
         return ModalityPairs(self.sequences.to(wide), self.items.to(wide), self.sequence_present, self.item_present)
 
+    def without(self, hidden: Tensor) -> "ModalityPairs":
+        """The same with this modality absent from some histories, (B,) bool."""
+        return ModalityPairs(self.sequences, self.items, self.sequence_present & ~hidden, self.item_present)
+
 
 @dataclass(frozen=True)
 class Similarities:
@@ -72,12 +76,13 @@ class MethodLoss:
     """What one batch gives.
 
     Attributes:
-        total: scalar, ``nce + mu * wpcl + lam * crtr``; the nce itself if both weights are 0.
+        total: scalar, ``nce + mu * wpcl + lam * crtr + nu * unimodal``; the nce itself if all weights are 0.
         nce: scalar.
         wpcl: scalar, None if its weight is 0.
         crtr: scalar, None if its weight is 0.
+        unimodal: scalar, None if its weight is 0.
         lead: scalar, moving average of log c^text − log c^image after this batch; above 0 the image is the weak one.
-            None if both weights are 0.
+            None if all weights are 0.
         gap: scalar, mean g over the rows with both modalities; None like ``lead``.
         log_beta: scalar, mean log β over these rows; None if WPCL is not computed.
         image_weak: scalar in [0, 1], share of these rows where the image is the weaker one; None like ``lead``.
@@ -88,6 +93,7 @@ class MethodLoss:
     nce: Tensor
     wpcl: Tensor | None
     crtr: Tensor | None
+    unimodal: Tensor | None
     lead: Tensor | None
     gap: Tensor | None
     log_beta: Tensor | None
@@ -183,7 +189,9 @@ def method_loss(
     fusion: Fusion = "sum",
     mu: float = 0.0,
     lam: float = 0.0,
+    nu: float = 0.0,
     alpha: float = 1.0,
+    hidden: Tensor | None = None,
     weak_by: WeakBy = "ema",
     gap_kind: GapKind = "log_ratio",
     relation_temperature: float = 1.0,
@@ -191,7 +199,7 @@ def method_loss(
     lead: float = 0.0,
     lead_decay: float = 0.9,
 ) -> MethodLoss:
-    """L = L_nce + μ L_wpcl + λ L_crtr over a global batch of B pairs.
+    """L = L_nce + μ L_wpcl + λ L_crtr + ν L_unimodal over a global batch of B pairs.
 
     Args:
         text: vectors of the text prompts.
@@ -202,7 +210,9 @@ def method_loss(
         fusion: see :func:`fused_similarities`.
         mu: weight of WPCL; 0 = not computed.
         lam: weight of CRTR; 0 = not computed.
+        nu: weight of the sum of both modalities' own InfoNCE, the plain remedy; 0 = not computed.
         alpha: slope of β = 1 + α g.
+        hidden: (B, 2) bool, histories whose text or image the fused loss does not see; None = none.
         weak_by: the weak modality of a row by the moving average (``ema``) or row by row (``row``).
         gap_kind: g = |log c^text − log c^image| clipped at 4, or |c^text − c^image|.
         relation_temperature: τ_r of CRTR.
@@ -211,17 +221,18 @@ def method_loss(
         lead_decay: weight of the old average.
 
     Returns:
-        The terms. With mu = lam = 0, ``total`` is ``nce`` itself: plain contrastive fine-tuning.
+        The terms. With mu = lam = nu = 0, ``total`` is ``nce`` itself: plain contrastive fine-tuning.
     """
     text, image = text.widened(), image.widened()
     excluded = false_negatives(item_ids, histories)
-    fused = fused_similarities(text, image, excluded, temperature, fusion)
+    seen = (text, image) if hidden is None else (text.without(hidden[:, 0]), image.without(hidden[:, 1]))
+    fused = fused_similarities(*seen, excluded, temperature, fusion)
     nce, rows = info_nce(fused), int(fused.rows.sum())
-    if mu == 0 and lam == 0:
-        return MethodLoss(nce, nce, None, None, None, None, None, None, rows)
+    if mu == 0 and lam == 0 and nu == 0:
+        return MethodLoss(nce, nce, None, None, None, None, None, None, None, rows)
     by_text, by_image = similarities(text, excluded, temperature), similarities(image, excluded, temperature)
     balance = weak_modality(by_text, by_image, weak_by, gap_kind, lead, lead_decay)
-    total, wpcl, crtr, log_beta = nce, None, None, None
+    total, wpcl, crtr, unimodal, log_beta = nce, None, None, None, None
     if mu != 0:
         row_log_beta = torch.log1p(alpha * balance.gap)
         wpcl = weak_penalised(by_text, by_image, balance, row_log_beta)
@@ -231,8 +242,11 @@ def method_loss(
         strong = balance.image_weak if detach_strong else None
         crtr = relational_topology(text, image, item_ids, excluded, temperature, relation_temperature, strong)
         total = total + lam * crtr
+    if nu != 0:
+        unimodal = info_nce(by_text) + info_nce(by_image)
+        total = total + nu * unimodal
     image_weak, gap = (_mean_over(v, balance.rows) for v in ((balance.difference > 0).to(nce.dtype), balance.gap))
-    return MethodLoss(total, nce, wpcl, crtr, balance.lead, gap, log_beta, image_weak, rows)
+    return MethodLoss(total, nce, wpcl, crtr, unimodal, balance.lead, gap, log_beta, image_weak, rows)
 
 
 @dataclass(frozen=True)

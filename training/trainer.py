@@ -360,6 +360,7 @@ def _terms(loss: MethodLoss) -> dict[str, float]:
         "nce": loss.nce,
         "wpcl": loss.wpcl,
         "crtr": loss.crtr,
+        "unimodal": loss.unimodal,
         "gap": loss.gap,
         "log_beta": loss.log_beta,
         "image_weak": loss.image_weak,

@@ -34,6 +34,8 @@ CHANGES: dict[str, Any] = {
     "loss.mu": 0.5,
     "loss.alpha": 2.0,
     "loss.lam": 0.3,
+    "loss.nu": 0.2,
+    "loss.modality_dropout": 0.4,
 }
 
 
