@@ -4,7 +4,7 @@
     python -m bench.soak --minutes 2 --out /tmp/soak.json # a quick look; too short for a verdict on growth
 
 Users, filters, diversity, batches, bad requests, clients that leave in the middle, a bundle swap every two minutes, and
-a Redis that is killed and comes back every five. Memory, file descriptors, threads, objects and Redis are read every
+a Redis that is killed and comes back every five. Memory, file descriptors, threads and Redis are read every
 five seconds. What is measured is written every half minute, so the run may be ended at any moment.
 """
 
@@ -55,7 +55,7 @@ class Sample:
         clients: connections of clients.
         stores: all other sockets, most of them connections to Redis.
         threads: of the process.
-        objects, blocks, lag_ms: see `bench.watched_service`.
+        blocks, lag_ms: see `bench.watched_service`.
         redis: MiB that Redis has allocated; None while it is down.
         p99_ms: of the requests due in the last five seconds, those of bad requests left out.
     """
@@ -68,7 +68,6 @@ class Sample:
     clients: int
     stores: int
     threads: int
-    objects: int
     blocks: int
     lag_ms: float
     redis: float | None
@@ -157,7 +156,7 @@ class Soak:
         status = Path(f"/proc/{process.pid}/status").read_text()
         anonymous = int(status.partition("RssAnon:")[2].split()[0])
         lines = self._witness.read_text().splitlines() if self._witness.exists() else []
-        inside = json.loads(lines[-1]) if lines else {"objects": 0, "blocks": 0, "lag_ms": 0.0}
+        inside = json.loads(lines[-1]) if lines else {"blocks": 0, "lag_ms": 0.0}
         latencies = [seconds for _, seconds in self._load.seen.latencies]
         self._load.seen.latencies.clear()
         return Sample(
@@ -169,7 +168,6 @@ class Soak:
             clients=clients,
             stores=max(sockets - clients, 0),
             threads=threads,
-            objects=inside["objects"],
             blocks=inside["blocks"],
             lag_ms=inside["lag_ms"],
             redis=self._redis_mib(),

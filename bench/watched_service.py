@@ -1,14 +1,13 @@
-"""`vlm2rec` with a witness inside: a thread that tells how many objects the interpreter holds and how late the loop is.
+"""`vlm2rec` with a witness inside: a thread that tells how much the interpreter holds and how late the loop is.
 
     python -m bench.watched_service WITNESS.jsonl serve --registry …
 
-A line every few seconds: Python objects that the collector tracks (those frozen at the start not), blocks of memory
-that the interpreter's allocator has given out, threads, and the longest time since the line before that the event loop
-took to answer this thread, in milliseconds.
+A line every few seconds: blocks of memory that the interpreter's allocator has given out, threads, and the longest time
+since the line before that the event loop took to answer this thread, in milliseconds. The collector's objects are not
+counted: `gc.get_objects` holds tuples that another thread is still making, which then fail with a SystemError.
 """
 
 import asyncio
-import gc
 import json
 import sys
 import threading
@@ -40,7 +39,6 @@ def _watch(witness: Path) -> None:
         if time.monotonic() >= due:
             due += EVERY_S
             line = {
-                "objects": len(gc.get_objects()),
                 "blocks": sys.getallocatedblocks(),
                 "threads": threading.active_count(),
                 "lag_ms": round(lag_ms, 2),

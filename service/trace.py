@@ -37,23 +37,30 @@ class Trace:
     Attributes:
         hurry: likewise.
         request_id: answered as ``X-Request-ID`` and logged.
-        stages: stage → milliseconds; a stage that ran twice is summed.
         started: `perf_counter` seconds when the request arrived.
     """
 
-    __slots__ = ("_last", "hurry", "request_id", "stages", "started")
+    __slots__ = ("_last", "_stages", "hurry", "request_id", "started")
 
     def __init__(self, request_id: str, *, hurry: bool = False) -> None:
         self.request_id = request_id
         self.hurry = hurry
-        self.stages: dict[str, float] = {}
+        self._stages: dict[str, float] = {}
         self.started = self._last = perf_counter()
 
     def lap(self, stage: str) -> None:
         """End a stage: all time since the previous lap is its own."""
         now = perf_counter()
-        self.stages[stage] = self.stages.get(stage, 0.0) + (now - self._last) * 1000.0
+        self._stages[stage] = self._stages.get(stage, 0.0) + (now - self._last) * 1000.0
         self._last = now
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Stage → milliseconds so far, a stage that ran twice summed.
+
+        A copy: work whose answer was not waited for any more may end another stage while this is read.
+        """
+        return self._stages.copy()
 
     @property
     def elapsed_ms(self) -> float:

@@ -58,7 +58,7 @@ def recorder(exported: InMemorySpanExporter) -> Iterator[SpanRecorder]:
 
 def test_stages_are_laid_one_after_the_other(recorder: SpanRecorder, exported: InMemorySpanExporter) -> None:
     trace = Trace("r1")
-    trace.stages = {"parse": 1.0, "encode": 2.5, "write": 0.5}
+    trace._stages = {"parse": 1.0, "encode": 2.5, "write": 0.5}
     trace.started -= 0.004  # it arrived four milliseconds ago
     recorder.record(trace, [], "POST", "/recommend", 200)
     parse, encode, write, whole = exported.get_finished_spans()

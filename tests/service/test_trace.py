@@ -27,3 +27,12 @@ def test_laps_share_out_all_time_and_add_up() -> None:
     assert list(trace.stages) == ["a", "b"]
     assert 0 <= sum(trace.stages.values()) <= trace.elapsed_ms
     assert re.fullmatch(r"a;dur=\d+\.\d{3}, b;dur=\d+\.\d{3}, total;dur=\d+\.\d{3}", trace.server_timing())
+
+
+def test_stages_may_end_while_others_are_read() -> None:
+    """An abandoned search goes on and ends its stage while its request is counted."""
+    trace = Trace("r")
+    trace.lap("encode")
+    for _ in trace.stages:
+        trace.lap("search")
+    assert list(trace.stages) == ["encode", "search"]
