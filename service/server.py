@@ -15,7 +15,7 @@ from service.app import create_app
 from service.connections import ConnectionLimits, Connections
 from service.drain import DrainingServer
 from service.errors import StartError
-from service.heap import collect
+from service.heap import collect, settle
 from service.http_protocol import GuardedConfig
 from service.logs import configure_logs, logger
 from service.metrics import Metrics
@@ -44,6 +44,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     """
     configure_logs(settings.log_level)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    settle()
     # Uvicorn hands a signal on after its own work. By default SIGTERM would then end the process before anything that
     # was started beside it, such as an embedded Redis, is ended.
     signal.signal(signal.SIGTERM, _exit)
