@@ -5,6 +5,7 @@ provider grows with every new shape (onnxruntime #22899) and a fixed shape lets 
 """
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,15 @@ class OnnxSequenceEncoder:
     ``format``. Its answer must not depend on padding or batch (docs/method.md, "From VLM vectors to an online
     encoder"), which is what allows the buckets.
 
-    On the CPU any number of threads may call :meth:`encode` at the same time; on CUDA only one thread may.
+    On the CPU any number of threads may call :meth:`encode` at the same time; on CUDA only one thread may. Threads that
+    call it with bound buffers take turns.
 
     Args:
         path: the model file. It is read once, whole; weights in files beside it are not followed.
         device: ``cpu`` or ``cuda``.
         threads: intra-op threads, at least 1; they sleep, not spin, between calls.
+        bound: keep inputs and outputs of every shape in buffers on the device, so that a call allocates nothing there;
+            None does so on CUDA alone, because on the CPU it saves nothing and makes threads wait.
 
     Attributes:
         layout: slots of the vectors and the queries.
@@ -65,7 +69,7 @@ class OnnxSequenceEncoder:
     layout: SlotLayout
     max_history: int
 
-    def __init__(self, path: Path, *, device: str = "cpu", threads: int = 1) -> None:
+    def __init__(self, path: Path, *, device: str = "cpu", threads: int = 1, bound: bool | None = None) -> None:
         if device not in _PROVIDERS:
             raise EncoderError(f"device must be one of {', '.join(_PROVIDERS)}, got {device!r}")
         if threads < 1:
@@ -89,6 +93,8 @@ class OnnxSequenceEncoder:
         self.layout, self.max_history = _contract(path, metadata)
         self._lengths = _length_buckets(self.max_history)
         self._check_width()
+        if bound or (bound is None and not self._on_cpu):
+            self._session = _BoundSession(self._session, device, self.layout.dim)
 
     @property
     def buckets(self) -> tuple[tuple[int, int], ...]:
@@ -183,6 +189,57 @@ class OnnxSequenceEncoder:
                 f"{self._path}: input 'histories' must be (B, L, {self.layout.dim}) for the slots "
                 f"{', '.join(self.layout.names)}, got {shape}; export the encoder again"
             )
+
+
+class _BoundSession:
+    """A session that runs every shape on buffers of its own, made on the device when the shape first comes.
+
+    Called as the session itself is, so that the path without buffers has nothing to ask. Safe because the shapes are
+    the encoder's few buckets: together they hold what one call of each would.
+    """
+
+    def __init__(self, session: ort.InferenceSession, device: str, dim: int) -> None:
+        self._session, self._device, self._dim = session, device, dim
+        self._buffers: dict[tuple[int, int], _Buffers] = {}
+        self._turn = threading.Lock()
+
+    def run(
+        self, _names: Sequence[str], inputs: Mapping[str, NDArray[Any]], options: ort.RunOptions | None
+    ) -> list[NDArray[np.float32]]:
+        """See :meth:`onnxruntime.InferenceSession.run`; the answer is a copy on the host."""
+        batch, length, _ = inputs["histories"].shape
+        with self._turn:
+            buffers = self._buffers.get((batch, length))
+            if buffers is None:
+                buffers = _Buffers(self._session, self._device, batch, length, self._dim)
+                self._buffers[batch, length] = buffers
+            return [buffers.run(inputs["histories"], inputs["lengths"], options)]
+
+
+class _Buffers:
+    """Inputs and output of one shape, bound to a session."""
+
+    def __init__(self, session: ort.InferenceSession, device: str, batch: int, length: int, dim: int) -> None:
+        made = ort.OrtValue.ortvalue_from_shape_and_type
+        self._session = session
+        self._histories = made([batch, length, dim], np.float32, device)
+        self._lengths = made([batch], np.int64, device)
+        self._queries = made([batch, dim], np.float32, device)
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input("histories", self._histories)
+        self._binding.bind_ortvalue_input("lengths", self._lengths)
+        self._binding.bind_ortvalue_output("queries", self._queries)
+
+    def run(
+        self, histories: NDArray[np.float32], lengths: NDArray[np.int64], options: ort.RunOptions | None
+    ) -> NDArray[np.float32]:
+        """Copy in, run, copy out; what was in the buffers before is overwritten whole."""
+        self._histories.update_inplace(histories)
+        self._lengths.update_inplace(lengths)
+        self._session.run_with_iobinding(self._binding, options)
+        self._binding.synchronize_outputs()
+        # On the CPU `numpy` shows the buffer itself, which the next call overwrites.
+        return np.array(self._queries.numpy())
 
 
 def _options(threads: int) -> ort.SessionOptions:

@@ -6,7 +6,8 @@ part is never loaded, so torchvision is not needed.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +38,8 @@ from training.prompts import END, IMAGE_PAD, SPECIAL_TOKENS, VIDEO_PAD, VISION_E
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 """``model_type`` of the models whose image prompts are known here."""
 _MOST_TEXTS = 200_000
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_WEIGHTS_SHOWN = 3
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError, HFValidationError)
 
 
@@ -78,21 +81,27 @@ def load_backbone(
 
     Args:
         source: directory or hub id.
-        revision: commit or tag of a hub id.
+        revision: commit of a hub id.
         dtype: ``float32`` or ``bfloat16``.
         attention: implementation of attention in transformers.
         picture_pixels: fewest and most pixels of a preprocessed picture; None keeps what the processor says.
 
     Raises:
-        BackboneError: it cannot be found or read, or is not of the Qwen-VL family.
+        BackboneError: it is not pinned, cannot be found or read, lacks weights, or is not of the Qwen-VL family.
     """
+    check_pinned(source, revision)
     options = {"revision": revision, "trust_remote_code": False}
     try:
         with _quiet():
             _check_family(source, AutoConfig.from_pretrained(source, **options).model_type)
-            model = AutoModel.from_pretrained(
-                source, dtype=getattr(torch, dtype), attn_implementation=attention, **options
+            model, found = AutoModel.from_pretrained(
+                source,
+                dtype=getattr(torch, dtype),
+                attn_implementation=attention,
+                output_loading_info=True,
+                **options,
             )
+            _check_complete(source, found["missing_keys"])
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             image_processor = cast("Any", AutoImageProcessor).from_pretrained(source, use_fast=False, **options)
     except BackboneError:
@@ -107,6 +116,33 @@ def load_backbone(
     if picture_pixels is not None:
         image_processor.size = {"shortest_edge": picture_pixels[0], "longest_edge": picture_pixels[1]}
     return Backbone(model, tokenizer, image_processor)
+
+
+def check_pinned(source: str | Path, revision: str | None) -> None:
+    """Hold a hub id to one commit: a branch or tag can be moved to other weights between two runs.
+
+    Args:
+        source: directory or hub id.
+        revision: of a hub id.
+
+    Raises:
+        BackboneError: there is no such directory, and the revision is not a commit.
+    """
+    if not Path(source).is_dir() and _COMMIT.fullmatch(revision or "") is None:
+        raise BackboneError(
+            f"{source}: there is no such directory, and a hub id must be pinned to a commit of 40 hexadecimal digits, "
+            f"got {revision!r}; set vlm.revision to the commit that the model's page on the hub shows"
+        )
+
+
+def _check_complete(source: str | Path, missing: Iterable[str]) -> None:
+    """Refuse what transformers would fill up with random numbers, with no more than a notice."""
+    names = sorted(missing)
+    if names:
+        shown = ", ".join(names[:_WEIGHTS_SHOWN]) + (", …" if len(names) > _WEIGHTS_SHOWN else "")
+        raise BackboneError(
+            f"{source}: {len(names)} of the model's weights are in none of its files ({shown}); get the whole model"
+        )
 
 
 def _check_family(source: str | Path, model_type: str) -> None:

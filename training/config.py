@@ -85,7 +85,7 @@ class VlmConfig(_Section):
 
     Attributes:
         model: directory or hub id of a Qwen-VL model; not set = made from scratch as ``vlm.scratch`` says.
-        revision: commit or tag of a hub model, to pin it.
+        revision: commit of a hub model, 40 hexadecimal digits; a hub model must be pinned.
         dtype: dtype of the weights.
         attention: implementation of attention in transformers.
         activation_checkpointing: recompute activations in the backward pass to save memory.
@@ -251,6 +251,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "qwen2.5-vl-3b": {
         "vlm": {
             "model": "Qwen/Qwen2.5-VL-3B-Instruct",
+            "revision": "66285546d2b821cf421d4f5eb2576359d3770cd3",
             "dtype": "bfloat16",
             "activation_checkpointing": True,
             "min_picture_pixels": 28 * 28 * 16,

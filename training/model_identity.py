@@ -30,7 +30,7 @@ class ModelDescription:
 
     Attributes:
         source: directory or hub id of the pretrained backbone; None if it was made from scratch.
-        revision: commit or tag of a hub id.
+        revision: commit of a hub id.
         adapted: only LoRA adapters lie here, the backbone is read from ``source``.
         max_text_tokens: tokens kept of an item's text.
         max_history: items of a history that it was trained on.

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training import checkpoints
+from training.backbone import check_pinned
 from training.batches import Collator, PairBatch
 from training.config import RunConfig
 from training.contrastive_step import ContrastiveStep, Step
@@ -343,6 +344,9 @@ def schedule(step: int, steps: int, warmup: float, decay: str = "cosine") -> flo
 
 
 def _check(config: RunConfig, validation: Targets | None, ranks: Ranks) -> None:
+    """What would fail later, before anything is written."""
+    if config.vlm.model is not None:
+        check_pinned(config.vlm.model, config.vlm.revision)
     if config.train.validate_every and (validation is None or not len(validation)):
         raise ConfigError(
             f"train.validate_every = {config.train.validate_every} needs held-out events and there are none; users "

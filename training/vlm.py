@@ -209,11 +209,12 @@ def save_embedder(
     directory.mkdir(parents=True, exist_ok=True)
     adapted = isinstance(embedder.model, peft.PeftModel)
     if adapted:
-        cast("Any", embedder.model).save_pretrained(directory / _ADAPTER)
+        # Left to itself, peft asks the hub whether the vocabulary has grown, which it never has here.
+        cast("Any", embedder.model).save_pretrained(directory / _ADAPTER, save_embedding_layers=False)
         backbone.save_processors(directory)
     else:
         backbone.save(directory)
-    # The adapters fit the commit that they were trained on, also after the hub's default branch has moved.
+    # A directory may be a snapshot in the hub's cache, which knows its commit.
     pinned = revision or getattr(backbone.model.config, "_commit_hash", None)
     ModelDescription(source, pinned, adapted, max_text_tokens, max_history).write(directory)
 

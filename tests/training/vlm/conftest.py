@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import PreTrainedModel, Qwen2VLConfig, Qwen2VLModel, Qwen3VLConfig, Qwen3VLModel
+from transformers import (
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLModel,
+    Qwen2VLConfig,
+    Qwen2VLModel,
+    Qwen3VLConfig,
+    Qwen3VLModel,
+)
 
 from training.backbone import Backbone, load_backbone, make_backbone
 from training.config import RunConfig, load_config
@@ -149,23 +157,34 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 
 @pytest.fixture
-def family(backbone: Backbone, tmp_path: Path) -> Callable[[str], Backbone]:
-    """A small backbone of a ``model_type``, read from shards that ``save_pretrained`` wrote."""
+def family_directory(shop: Dataset, backbone: Backbone, tmp_path: Path) -> Callable[..., Path]:
+    """A small model of a ``model_type``, patches so many pixels wide, in shards that ``save_pretrained`` wrote."""
 
-    def make(name: str) -> Backbone:
-        if name == "qwen2_5_vl":
-            return backbone
-        directory = tmp_path / name
-        _model_of(name, backbone).save_pretrained(directory, max_shard_size="20KB")
+    def make(name: str, patch: int = 4) -> Path:
+        directory = tmp_path / f"{name}-{patch}"
+        _model_of(name, patch, backbone).save_pretrained(directory, max_shard_size="20KB")
         assert len(list(directory.glob("*.safetensors"))) > 1
-        backbone.save_processors(directory)
-        return load_backbone(directory)
+        shape = load_config(overrides=SMALL).vlm.scratch.model_dump() | {"patch_size": patch}
+        side = 2 * patch
+        made = make_backbone(shop.texts(), **shape, picture_pixels=(side * side, side * side), seed=0)
+        made.save_processors(directory)
+        return directory
 
     return make
 
 
-def _model_of(name: str, backbone: Backbone) -> PreTrainedModel:
-    """A tiny model of another class with the same vocabulary."""
+@pytest.fixture
+def family(family_directory: Callable[..., Path]) -> Callable[..., Backbone]:
+    """The model of :func:`family_directory` as it is loaded."""
+    return lambda name, patch=4: load_backbone(family_directory(name, patch))
+
+
+def _model_of(name: str, patch: int, backbone: Backbone) -> PreTrainedModel:
+    """A tiny model with the same vocabulary, put together as the published ones are.
+
+    Qwen2.5-VL looks at windows of 2 × 2 visual tokens in its first block and at the whole picture in its last;
+    Qwen3-VL adds what its first block saw to the language model's first layer.
+    """
     text = backbone.model.config.text_config
     shared = {
         "vocab_size": text.vocab_size,
@@ -173,22 +192,20 @@ def _model_of(name: str, backbone: Backbone) -> PreTrainedModel:
         "intermediate_size": 16,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "num_key_value_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]},
     }
     ids = {key: getattr(backbone.model.config, key) for key in ("image_token_id", "video_token_id")}
+    seen = {"depth": 2, "hidden_size": 16, "num_heads": 2, "patch_size": patch}
     torch.manual_seed(1)
     if name == "qwen2_vl":
-        vision = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "mlp_ratio": 1}
-        return Qwen2VLModel(Qwen2VLConfig(text_config=shared, vision_config=vision, **ids))
-    vision = {
-        "depth": 2,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_heads": 2,
-        "patch_size": 4,
-        "out_hidden_size": 16,
-        "deepstack_visual_indexes": [0],
-        "num_position_embeddings": 16,
-    }
-    return Qwen3VLModel(Qwen3VLConfig(text_config={**shared, "head_dim": 8}, vision_config=vision, **ids))
+        return Qwen2VLModel(
+            Qwen2VLConfig(text_config=shared, vision_config={**seen, "embed_dim": 16, "mlp_ratio": 1}, **ids)
+        )
+    seen |= {"intermediate_size": 16, "out_hidden_size": 16}
+    if name == "qwen2_5_vl":
+        windows = {"window_size": 4 * patch, "fullatt_block_indexes": [1]}
+        return Qwen2_5_VLModel(Qwen2_5_VLConfig(text_config=shared, vision_config={**seen, **windows}, **ids))
+    deep = {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+    return Qwen3VLModel(Qwen3VLConfig(text_config=shared, vision_config={**seen, **deep}, **ids))

@@ -84,7 +84,7 @@ def test_dtype_and_attention_round_but_stay_in_the_space(backbone: Backbone, tmp
     assert other_space(before, after) == []
 
 
-def test_a_hub_model_is_pinned_to_the_commit_it_was_trained_on(backbone: Backbone, tmp_path: Path) -> None:
+def test_a_snapshot_of_the_hub_is_known_by_its_commit(backbone: Backbone, tmp_path: Path) -> None:
     backbone.model.config._commit_hash = "0123abcd"  # what from_pretrained leaves there
     assert ModelDescription.read(saved(backbone, tmp_path)).revision == "0123abcd"
 
