@@ -4,6 +4,7 @@ Places are on 0 … 100 from left to right and from top to bottom, so that a pag
 log is drawn as the means of equally many lines each.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from index.axis import Axis, axis_over
 from training.run_history import Point, RunHistory
 
 MOST_POINTS = 80
+_FEW_POINTS = 24
 _LABEL_GAP = 9.0
 """Least distance of two labels beside a plot, as a share of its height."""
 
@@ -28,6 +30,7 @@ class Measure:
         rule: a number with a meaning, drawn as a line; None for no line.
         above: what it means to lie above the rule.
         below: what it means to lie below it.
+        marks: further numbers to draw, what was measured elsewhere.
     """
 
     title: str
@@ -37,6 +40,22 @@ class Measure:
     rule: float | None = None
     above: str = ""
     below: str = ""
+    marks: tuple["Mark", ...] = ()
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A number beside the lines.
+
+    Attributes:
+        name: whose colour it has.
+        label: for people.
+        value: on the vertical axis.
+    """
+
+    name: str
+    label: str
+    value: float
 
 
 @dataclass(frozen=True)
@@ -48,6 +67,7 @@ class Line:
         label: for people.
         points: step and value, ascending.
         path: of an SVG, on 0 … 100 twice.
+        dots: of an SVG, its points where they are few.
         end: place of its last point, from the top.
         label_at: place of its label, from the top, away from the other labels.
     """
@@ -56,6 +76,7 @@ class Line:
     label: str
     points: tuple[Point, ...]
     path: str
+    dots: str
     end: float
     label_at: float
 
@@ -73,7 +94,7 @@ class Stop:
         step: steps done.
         left: where its strip begins, 0 … 100.
         width: of its strip.
-        at: place of the step itself inside the whole plot.
+        at: place of the step itself inside its strip, 0 … 100.
         values: label → value, of the lines that have one here.
     """
 
@@ -110,6 +131,11 @@ class Curve:
         return None if self.measure.rule is None else 100.0 - self.axis.at(self.measure.rule)
 
     @property
+    def marks_at(self) -> tuple[float, ...]:
+        """Places of the marks, from the top."""
+        return tuple(100.0 - self.axis.at(mark.value) for mark in self.measure.marks)
+
+    @property
     def said(self) -> str:
         """The plot in words."""
         told = [
@@ -137,12 +163,12 @@ def curve(history: RunHistory, measure: Measure) -> Curve | None:
         return None
     values = [value for points in series.values() for _, value in points]
     rule = () if measure.rule is None else (measure.rule,)
-    axis = axis_over([*values, *measure.around, *rule])
+    axis = axis_over([*values, *measure.around, *rule, *(mark.value for mark in measure.marks)])
     steps = axis_over([0.0, float(max(history.steps, 1))], high=float(max(history.steps, 1)))
     ends = {name: 100.0 - axis.at(points[-1][1]) for name, points in series.items()}
     labels = _apart(ends)
     lines = tuple(
-        Line(name, measure.names[name], points, _path(points, steps, axis), ends[name], labels[name])
+        Line(name, measure.names[name], points, *_paths(points, steps, axis), ends[name], labels[name])
         for name, points in series.items()
     )
     return Curve(measure, lines, steps, axis, _stops(lines, steps), binned)
@@ -154,11 +180,11 @@ def _thinned(points: Sequence[Point], together: int) -> tuple[Point, ...]:
     return tuple((group[-1][0], math.fsum(value for _, value in group) / len(group)) for group in groups)
 
 
-def _path(points: Sequence[Point], steps: Axis, axis: Axis) -> str:
+def _paths(points: Sequence[Point], steps: Axis, axis: Axis) -> tuple[str, str]:
+    """The line, and its points; a line of no length is drawn as a dot, as line ends are round."""
     places = [f"{steps.at(step):g} {100.0 - axis.at(value):g}" for step, value in points]
-    if len(places) == 1:
-        return f"M{places[0]}h0"  # a dot, as line ends are round
-    return "M" + "L".join(places)
+    dots = "".join(f"M{place}h0" for place in places) if len(places) <= _FEW_POINTS else ""
+    return "M" + "L".join(places), dots
 
 
 def _stops(lines: Sequence[Line], steps: Axis) -> tuple[Stop, ...]:
@@ -166,14 +192,14 @@ def _stops(lines: Sequence[Line], steps: Axis) -> tuple[Stop, ...]:
     every = sorted({step for line in lines for step, _ in line.points})
     values = {line.label: dict(line.points) for line in lines}
     places = [steps.at(step) for step in every]
-    between = [(before + after) / 2 for before, after in zip(places, places[1:], strict=False)]
+    between = [(before + after) / 2 for before, after in itertools.pairwise(places)]
     starts, ends = [0.0, *between], [*between, 100.0]
     return tuple(
         Stop(
             step,
             round(start, 3),
             round(end - start, 3),
-            place,
+            round(100.0 * (place - start) / (end - start or 1.0), 3),
             {label: found[step] for label, found in values.items() if step in found},
         )
         for step, place, start, end in zip(every, places, starts, ends, strict=True)
