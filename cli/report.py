@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from training.dataset import Dataset
     from training.run_report import RunReport
 
+REPORT_FILE = "report.html"
 _console = Console(highlight=False, soft_wrap=True)
 
 
@@ -60,7 +61,7 @@ def write_report(
     from index.stamp import write_durably
     from training.errors import EvaluationError
     from training.run_page import render_run
-    from training.run_report import REPORT_FILE, gather
+    from training.run_report import gather
 
     with Console(stderr=True).status("reading the run") as status:
         told = gather(dataset, run, alone=alone, evaluation=evaluation, progress=status.update)

@@ -30,8 +30,8 @@ BALANCE = (
         "next item within its batch.",
         {"lead": "lead"},
         rule=0.0,
-        above="text is ahead",
-        below="image is ahead",
+        above="the text is ahead",
+        below="the image is",
     ),
     Measure(
         "Confidence",
@@ -51,8 +51,8 @@ BALANCE = (
         {"image_weak": "share"},
         around=(0.0, 1.0),
         rule=0.5,
-        above="image is the weaker one",
-        below="text is the weaker one",
+        above="the image is the weaker one",
+        below="the text is",
     ),
     Measure(
         "Gradient by modality",

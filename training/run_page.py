@@ -50,7 +50,7 @@ def render_run(report: RunReport, *, now: datetime | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": as_figure, "tone": tone, "code": in_code, "share": as_share}
+    environment.filters |= {"figure": as_figure, "short": as_short, "tone": tone, "code": in_code, "share": as_share}
     made = (now or datetime.now(UTC)).astimezone(UTC)
     return environment.get_template(_TEMPLATE).render(
         report=report,
@@ -71,6 +71,11 @@ def as_figure(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def as_short(value: float) -> str:
+    """A measured number, where there is little room."""
+    return f"{value:.3g}"
 
 
 def as_span(seconds: float) -> str:
@@ -106,11 +111,11 @@ def _told(report: RunReport) -> list[str]:
     if not run.history.lines:
         return ["No training was logged in this run."]
     model = run.config.vlm.model
-    what = f"the pretrained model {model}" if model else "a small vision-language model, made from scratch,"
+    what = f"The pretrained model {model}" if model else "A small vision-language model, made from scratch,"
     seen = "" if run.history.pairs is None else f", {run.history.pairs:,} pairs of a history and its next item"
     took = "" if run.history.seconds is None else f", in {as_span(run.history.seconds)} of training steps"
     told = [
-        f"Trained was {what} on {' and '.join(run.modalities)} of {len(report.dataset):,} items and the histories of "
+        f"{what} was trained on {' and '.join(run.modalities)} of {len(report.dataset):,} items and the histories of "
         f"{report.histories:,} users: {run.history.steps:,} of {options.steps:,} steps{seen}{took}."
     ]
     if run.diverged:
@@ -162,9 +167,9 @@ def _tiles(report: RunReport) -> list[tuple[str, str, str]]:
         tiles.append(("Image over text", f"{image / text:.2f}", "NDCG@10 of each alone"))
     share = gradient_share(run, "image")
     if share is not None and len(run.modalities) > 1:
-        tiles.append(("Gradient of image", f"{share:.0%}", "of both, late in the run"))
+        tiles.append(("Gradient of image", as_share(round(share, 2)), "of both, late in the run"))
     tiles += [
-        (f"Utilisation of {each.modality}", as_ratio(each.ratio), "of what it teaches alone")
+        (f"{each.modality.capitalize()} utilisation", as_ratio(each.ratio), "of what it teaches alone")
         for each in report.utilisations
     ]
     return tiles

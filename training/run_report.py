@@ -23,7 +23,6 @@ from training.training_run import TrainingRun
 from training.utilisation import Utilisation, utilisation
 from training.verdict import Verdict, judge
 
-REPORT_FILE = "report.html"
 EVALUATION_FILE = "evaluation.json"
 
 

@@ -4,6 +4,7 @@ The ratio of two validation figures means something only if both were measured o
 fingerprints of both runs are held to the data set, and what they were validated on is compared.
 """
 
+import math
 from dataclasses import dataclass
 
 from training.dataset import Dataset
@@ -40,6 +41,11 @@ class Utilisation:
     def ratio(self) -> float | None:
         """``joint / alone``; None where the modality alone finds nothing, so that there is nothing to use."""
         return self.joint / self.alone if self.alone > 0 else None
+
+    @property
+    def chance(self) -> float:
+        """NDCG@10 to be expected of an order by chance, as if no history were masked."""
+        return math.fsum(1 / math.log2(rank + 1) for rank in range(1, min(10, self.items) + 1)) / self.items
 
 
 def utilisation(joint: TrainingRun, alone: TrainingRun, modality: str, dataset: Dataset, split: Split) -> Utilisation:

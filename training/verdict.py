@@ -84,8 +84,8 @@ def _by_utilisation(utilisations: Sequence[Utilisation], reasons: tuple[str, ...
         return Verdict("bad", f"The {modality} side has collapsed", words + reasons)
     if least < USED:
         return Verdict("warn", f"The {modality} side is not fully used", words + reasons)
-    names = " and ".join(name for _, name in sorted(measured, key=lambda pair: MODALITIES.index(pair[1])))
-    return Verdict("good", f"What {names} can teach is used", words + reasons)
+    used = f"The {modality} side is" if len(measured) == 1 else "Text and image are both"
+    return Verdict("good", f"{used} fully used", words + reasons)
 
 
 def _used(found: Utilisation) -> str:
@@ -112,7 +112,7 @@ def _neglected(run: TrainingRun) -> tuple[str | None, str | None]:
     if share is None:
         return None, None
     weak = "image" if share < LITTLE_GRADIENT else ("text" if 1 - share < LITTLE_GRADIENT else None)
-    return weak, f"Image gets {share:.0%} of the gradient late in the run, text {1 - share:.0%}."
+    return weak, f"Image gets {100 * share:.0f} % of the gradient late in the run, text {100 - 100 * share:.0f} %."
 
 
 def _far_behind(run: TrainingRun) -> tuple[str | None, str | None]:
