@@ -40,8 +40,8 @@ def train(
 
     Every user's last two events are held out. The model, its checkpoints and log.jsonl go to RUN/train. A run that was
     interrupted goes on with --resume, with the same order of the data and the same losses. At the end RUN/report.html
-    shows how it went. For several processes put
-    `torchrun --nproc-per-node N -m cli.main` in place of `vlm2rec`; they share each batch.
+    shows how it went. For several processes put `torchrun --nproc-per-node N -m cli.main` in place of `vlm2rec`; they
+    share each batch.
     """
     from training.config import load_config, to_toml
     from training.dataset import load_dataset
