@@ -69,7 +69,7 @@ def test_a_finished_run(whole: Path, page: Callable[..., Any]) -> None:
     assert "Both modalities are alive" in found.words
     assert "NDCG@10 by image alone is 0.2000, by text alone 0.2500." in found.words
     assert "Image gets 25 % of the gradient" in found.words
-    assert "Image over text 0.80 " in found.words
+    assert "Image over text0.80NDCG@10 of each alone" in found.words
     assert "Utilisation of image: give a run that was trained on it alone, --image-alone RUN2." in found.words
     assert "other data" not in found.words
 
