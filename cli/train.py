@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _CONFIG_FILE = "config.toml"
 _TRAINING = "train"
+_MODEL = "model"
 _EMBEDDINGS = "embeddings"
 _console = Console(highlight=False, soft_wrap=True)
 
@@ -38,8 +39,9 @@ def train(
     """Fine-tune a vision-language model on the histories, balanced between text and picture.
 
     Every user's last two events are held out. The model, its checkpoints and log.jsonl go to RUN/train. A run that was
-    interrupted goes on with --resume, with the same order of the data and the same losses. For several processes put
-    `torchrun --nproc-per-node N -m cli.main` in place of `vlm2rec`; they share each batch.
+    interrupted goes on with --resume, with the same order of the data and the same losses. At the end RUN/report.html
+    shows how it went. For several processes put `torchrun --nproc-per-node N -m cli.main` in place of `vlm2rec`; they
+    share each batch.
     """
     from training.config import load_config, to_toml
     from training.dataset import load_dataset
@@ -58,7 +60,7 @@ def train(
         _write(kept, to_toml(chosen))
     with _progress(shown=first) as bar:
         task = bar.add_task("training", total=chosen.train.steps)
-        done = chosen.train.steps
+        done, before = chosen.train.steps, (run / _TRAINING / _MODEL).is_dir()
 
         def report(now: Progress) -> None:
             nonlocal done
@@ -78,6 +80,22 @@ def train(
     if first:
         _write(kept, to_toml(chosen))
         _console.print(f"trained {done:,} steps: {model}")
+        _report(dataset, run, anew=not before)
+
+
+def _report(dataset: "Dataset", run: Path, *, anew: bool) -> None:
+    """Draw the run, unless it is as it was; that never makes a training fail which has just ended."""
+    from cli.report import REPORT_FILE, write_report
+    from training.errors import TrainingError
+
+    if not anew and (run / REPORT_FILE).is_file():
+        return  # what is there may tell more, e.g. of other runs
+    try:
+        _, path = write_report(dataset, run)
+    except TrainingError as error:
+        _console.print(f"no report: {error}", markup=False)
+    else:
+        _console.print(f"report: {path}", markup=False)
 
 
 def embed(

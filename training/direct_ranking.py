@@ -18,6 +18,7 @@ from training.encoding_pass import Autocast
 from training.losses import Fusion
 from training.ranks import Ranks
 from training.sequences import Targets
+from training.validation_events import ValidationEvents
 from training.vlm import VlmEmbedder
 
 METRIC = "ndcg@10"
@@ -57,13 +58,9 @@ class DirectRanking:
         seed: int,
     ) -> None:
         self._collator, self._ranks, self._fusion = collator, ranks, fusion
-        chosen = np.linspace(0, len(targets) - 1, min(len(targets), users)).astype(np.int64).tolist()
-        self._histories = [targets.histories[number] for number in chosen]
-        rows = targets.targets[chosen]
-        order = np.random.default_rng(seed).permutation(catalogue)
-        others = order[~np.isin(order, rows)]
-        self._items = np.union1d(rows, others[: max(0, items - len(np.unique(rows)))])
-        self._targets = np.searchsorted(self._items, rows)
+        chosen = ValidationEvents.choose(targets, catalogue, users=users, items=items, seed=seed)
+        self._histories, self._items = chosen.histories, chosen.items
+        self._targets = np.searchsorted(self._items, chosen.targets)
 
     def measure(self, embedder: VlmEmbedder, autocast: Autocast) -> dict[str, float]:
         """NDCG@10 of the fused score and, of a model of both, of each modality alone.

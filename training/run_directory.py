@@ -69,6 +69,7 @@ class RunDirectory:
         log: one JSON object a line.
         events: the same for TensorBoard.
         diverged: what is known of the batch whose loss was not finite.
+        fingerprint: what the run's course depends on.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,6 +80,7 @@ class RunDirectory:
         self.log = path / "log.jsonl"
         self.events = path / "events"
         self.diverged = path / "diverged.json"
+        self.fingerprint = path / "fingerprint"
 
     @contextlib.contextmanager
     def claimed(self, fingerprint: str, *, resume: bool) -> Iterator[None]:
@@ -99,7 +101,7 @@ class RunDirectory:
             yield
 
     def _check(self, fingerprint: str, *, resume: bool) -> None:
-        mark = self.path / "fingerprint"
+        mark = self.fingerprint
         if any(part.is_dir() for part in (self.start, self.checkpoints, self.model)):
             if not resume:
                 raise ConfigError(

@@ -99,11 +99,11 @@ def make_thumbnails(
     return MadeThumbnails(found if found.count else None, made, found.count - made, named - made)
 
 
-def make_thumbnail(path: Path) -> bytes | None:
-    """A JPEG of at most :data:`index.thumbnails.MAX_SIDE` pixels a side; None if the picture cannot be used."""
+def make_thumbnail(path: Path, side: int = MAX_SIDE) -> bytes | None:
+    """A JPEG of at most ``side`` pixels a side; None if the picture cannot be used."""
     try:
-        picture = open_picture(path, MAX_SIDE**2)
-        picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        picture = open_picture(path, side**2)
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
         # Pillow carries a comment of the source over; a new picture has nothing to carry.
         bare = Image.new("RGB", picture.size)
         bare.paste(picture)
