@@ -94,6 +94,7 @@ class CatalogueEncoder:
         dataset: the catalogue.
         rows: (n,) int64, the only items that will be asked for; None for any.
         picture_bytes: memory for preprocessed pictures; 0 keeps none.
+        modalities: what is encoded.
 
     Attributes:
         pictures: the catalogue's pictures as they were read so far.
@@ -106,6 +107,7 @@ class CatalogueEncoder:
         *,
         rows: NDArray[np.int64] | None = None,
         picture_bytes: int = 0,
+        modalities: Sequence[str] = MODALITIES,
     ) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._embedder = embedding.embedder.to(self._device).eval()
@@ -117,6 +119,7 @@ class CatalogueEncoder:
             max_text_tokens=embedding.max_text_tokens,
             max_history=embedding.max_history,
             chunk_tokens=_CHUNK_TOKENS,
+            modalities=modalities,
         )
 
     def items(self, rows: NDArray[np.int64]) -> Vectors:
