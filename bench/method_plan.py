@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+SFT_LINE, OURS_LINE, TEXT_ALONE, IMAGE_ALONE = "sft", "vlm2rec", "text-alone", "image-alone"
+"""Groups that goals and utilisation speak of."""
 _FORMAT = 1
 """Counts up when what a unit measures changes, so that every unit is done again."""
 
@@ -23,7 +25,6 @@ class Row:
         title: what the table calls it.
         overrides: dotted key → value, as :func:`training.config.load_config` takes them, over those of the catalogue.
         group: rows among which validation chooses; default a group of its own.
-        against: the group whose chosen row the ratios are against.
         frozen: the model that training would start from.
     """
 
@@ -31,7 +32,6 @@ class Row:
     title: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
     group: str = ""
-    against: str = "sft"
     frozen: bool = False
 
     @property
@@ -51,8 +51,6 @@ class Catalogue:
         base: dotted key → value, for every row.
         rows: what is trained.
         goal: ``collapse`` or ``balanced``, a key of :data:`bench.method_goals.GOALS`; empty = held to nothing.
-        image_alone: group of the models trained on pictures alone, for utilisation.
-        text_alone: group of the models trained on texts alone.
     """
 
     name: str
@@ -61,8 +59,6 @@ class Catalogue:
     base: Mapping[str, Any]
     rows: tuple[Row, ...]
     goal: str = ""
-    image_alone: str = "image-alone"
-    text_alone: str = "text-alone"
 
 
 @dataclass(frozen=True)
@@ -138,12 +134,12 @@ def _of_each_fusion(name: str, title: str, overrides: Mapping[str, Any]) -> tupl
 
 ROWS: tuple[Row, ...] = (
     Row("frozen", "untrained", frozen=True),
-    Row("text-alone", "trained on texts alone", {**SFT, "train.modalities": ["text"]}),
-    Row("image-alone", "trained on pictures alone", {**SFT, "train.modalities": ["image"]}),
-    *_of_each_fusion("sft", "SFT", SFT),
+    Row(TEXT_ALONE, "trained on texts alone", {**SFT, "train.modalities": ["text"]}),
+    Row(IMAGE_ALONE, "trained on pictures alone", {**SFT, "train.modalities": ["image"]}),
+    *_of_each_fusion(SFT_LINE, "SFT", SFT),
     *_of_each_fusion("wpcl", "+ WPCL", WPCL),
     *_of_each_fusion("crtr", "+ CRTR", CRTR),
-    *_of_each_fusion("vlm2rec", "VLM2Rec", BOTH),
+    *_of_each_fusion(OURS_LINE, "VLM2Rec", BOTH),
     *_of_each_fusion("weak-plain", "extra loss on the weak modality, α = 0", {**WPCL, "loss.alpha": 0.0}),
     *_of_each_fusion("vision-rate", "SFT, image tower at three times the rate", {**SFT, "train.vision_rate": 3.0}),
 )

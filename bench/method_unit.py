@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from bench.measurements import commit
 from bench.method_plan import Catalogue, Unit
+from bench.method_readings import FUSED
 from demo.build import EVALUATION_FILE, build_demo
 from training import metrics
 from training.baselines import Popularity
@@ -35,11 +36,12 @@ from training.starting_model import load_start, make_start, trainable
 from training.trainer import Progress, train_vlm
 from training.vlm import Embedding, VlmEmbedder, load_embedder
 
-FUSED = "fused"
 FRESH, VALIDATION = "fresh", "validation"
 CUT = 10
 POPULARITY_FILE = "popularity.npz"
 _ENCODED_AT_A_TIME = 2_048
+_CHUNK_TOKENS = 4_096
+"""On one core a quarter faster than groups of 32,768, which do not fit its cache."""
 _PICTURE_BYTES = 2**30
 _DECIMALS = 6
 
@@ -224,7 +226,9 @@ def _ranks(
 ) -> dict[str, NDArray[np.float64]]:
     """Part and reading → (users,) ranks over the whole catalogue, the history masked."""
     names, fusion = config.train.modalities, config.loss.fusion
-    encoder = CatalogueEncoder(embedding, world.dataset, picture_bytes=_PICTURE_BYTES, modalities=names)
+    encoder = CatalogueEncoder(
+        embedding, world.dataset, picture_bytes=_PICTURE_BYTES, modalities=names, chunk_tokens=_CHUNK_TOKENS
+    )
     items = encoder.items(np.arange(len(world.dataset)))
     found = {}
     for part, targets in ((VALIDATION, world.parts.validation), (FRESH, world.fresh)):
