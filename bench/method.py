@@ -1,7 +1,7 @@
 """What balancing text and picture is worth: trains every row of a plan on every catalogue, three seeds each.
 
     make bench-method                      # BENCH_ARGS="--jobs 2 --threads 1" and the like
-    python -m bench.method --smoke         # the same in a minute, to see that everything runs
+    python -m bench.method --smoke         # the same in two minutes, to see that everything runs
     python -m bench.method --only CATALOGUE/ROW/SEED
     python -m bench.method --table         # the table and the page of what is done so far
 
@@ -159,11 +159,11 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
     parser.add_argument("--only", metavar="CATALOGUE/ROW/SEED", help="one run in this process, and no table")
     parser.add_argument("--table", action="store_true", help="train nothing, write the table of what is done")
-    parser.add_argument("--smoke", action="store_true", help="a minute instead of hours, results aside")
+    parser.add_argument("--smoke", action="store_true", help="two minutes instead of hours, results aside")
     parser.add_argument("--work", type=Path, default=None, help=f"default {_WORK.relative_to(_ROOT)}")
     parser.add_argument("--out", type=Path, default=None, help=f"default {OUT.relative_to(_ROOT)}")
     return parser.parse_args()

@@ -33,7 +33,7 @@ Made by `python -m bench.method_page` from `bench/results/method.json`; do not e
 of CI; it can be killed at any moment and goes on where it was):
 
 ```sh
-make bench-method                         # BENCH_ARGS="--jobs 2 --threads 1"; --smoke takes a minute
+make bench-method                         # BENCH_ARGS="--jobs 2 --threads 1"; --smoke takes two minutes
 ```
 
 Tiny Qwen2.5-VL models trained from scratch on made catalogues ([docs/method.md](method.md) says what the terms are),

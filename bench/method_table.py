@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.measurements import commit, machine, rounded
 from bench.method_goals import GOALS, checked
 from bench.method_plan import IMAGE_ALONE, SFT_LINE, TEXT_ALONE, Catalogue, Plan, Row, Unit
 from bench.method_readings import FUSED, POPULARITY, Reading, Readings
-from bench.method_unit import CUT, FRESH, POPULARITY_FILE, VALIDATION, UnitPlace
+from bench.method_unit import CUT, FRESH, VALIDATION, UnitPlace
 from training import metrics
 from training.metrics import Interval
 
@@ -69,16 +70,15 @@ def of_catalogue(catalogue: Catalogue, seeds: tuple[int, ...], work: Path) -> di
     if not any(results.values()):
         return {**about, "rows": [], "goals": []}
     ranks = {name: {seed: places[name][seed].ranks() for seed in of} for name, of in results.items()}
-    with np.load(work / catalogue.name / POPULARITY_FILE) as by_popularity:
-        popular = {part: by_popularity[part].astype(np.float64) for part in (FRESH, VALIDATION)}
-    fresh = _readings(ranks, popular, FRESH)
-    chosen = choose(catalogue.rows, _readings(ranks, popular, VALIDATION))
+    popular = next(found for of in ranks.values() for found in of.values())
+    fresh = _readings(ranks, FRESH)
+    chosen = choose(catalogue.rows, _readings(ranks, VALIDATION))
     return {
         **about,
-        "users": {part: len(found) for part, found in popular.items()},
+        "users": {part: len(popular[f"{part} {POPULARITY}"]) for part in (FRESH, VALIDATION)},
         POPULARITY: {
             f"ndcg@{CUT}": fresh.mean(Reading(POPULARITY)),
-            f"hr@{CUT}": float(metrics.hits(popular[FRESH], CUT).mean()),
+            f"hr@{CUT}": float(metrics.hits(popular[f"{FRESH} {POPULARITY}"], CUT).mean()),
         },
         "chosen": chosen,
         "rows": [_row(row, fresh, results[row.name], chosen) for row in catalogue.rows if results[row.name]],
@@ -100,20 +100,21 @@ def choose(rows: tuple[Row, ...], validation: Readings) -> dict[str, str]:
     return chosen
 
 
-def _readings(ranks: Mapping[str, Mapping[int, Mapping[str, Any]]], popular: Mapping[str, Any], part: str) -> Readings:
+def _readings(ranks: Mapping[str, Mapping[int, Mapping[str, NDArray[np.float64]]]], part: str) -> Readings:
     """NDCG@10 of every user of one part."""
-    runs = {
+    gains = {
         row: {
             seed: {
-                key.removeprefix(f"{part} "): metrics.gains(found, CUT)
-                for key, found in readings.items()
+                key.removeprefix(f"{part} "): metrics.gains(of_key, CUT)
+                for key, of_key in found.items()
                 if key.startswith(f"{part} ")
             }
-            for seed, readings in of.items()
+            for seed, found in of.items()
         }
         for row, of in ranks.items()
     }
-    return Readings(runs, metrics.gains(popular[part], CUT))
+    popular = [found.pop(POPULARITY) for of in gains.values() for found in of.values()]
+    return Readings(gains, popular[0])
 
 
 def _row(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from bench.measurements import commit
 from bench.method_plan import Catalogue, Unit
-from bench.method_readings import FUSED
+from bench.method_readings import FUSED, POPULARITY
 from demo.build import EVALUATION_FILE, build_demo
 from training import metrics
 from training.baselines import Popularity
@@ -38,7 +38,6 @@ from training.vlm import Embedding, VlmEmbedder, load_embedder
 
 FRESH, VALIDATION = "fresh", "validation"
 CUT = 10
-POPULARITY_FILE = "popularity.npz"
 _ENCODED_AT_A_TIME = 2_048
 _CHUNK_TOKENS = 4_096
 """On one core a quarter faster than groups of 32,768, which do not fit its cache."""
@@ -168,7 +167,7 @@ def carry_out(unit: Unit, work: Path, *, report: Callable[[str, float], None] = 
 def load_world(
     catalogue: Catalogue, work: Path, *, report: Callable[[str, float], None] = lambda _step, _share: None
 ) -> World:
-    """Build a catalogue if it is not there, and read it; ranks by popularity are left beside it."""
+    """Build a catalogue if it is not there, and read it."""
     directory = work / catalogue.name
     directory.mkdir(parents=True, exist_ok=True)
     with _locked(directory / "lock"):
@@ -176,15 +175,7 @@ def load_world(
         dataset = load_dataset(data)
         parts = leave_one_out(Sequences.from_interactions(dataset.interactions, dataset.item_ids()))
         fresh = last_item(Sequences.from_interactions(read_interactions(data / EVALUATION_FILE), dataset.item_ids()))
-        world = World(dataset, parts, fresh)
-        counts = Popularity(popularity(parts.train, len(dataset)))
-        everything = np.ones(len(dataset), dtype=np.bool_)
-        ranks = {
-            name: rank_targets(counts, targets, everything).full
-            for name, targets in ((FRESH, fresh), (VALIDATION, parts.validation))
-        }
-        _write_arrays(directory / POPULARITY_FILE, ranks)
-    return world
+    return World(dataset, parts, fresh)
 
 
 def read_log(path: Path) -> dict[str, Any]:
@@ -224,12 +215,13 @@ def _untrained(unit: Unit, world: World, config: RunConfig, place: UnitPlace) ->
 def _ranks(
     embedding: Embedding, world: World, config: RunConfig, report: Callable[[str, float], None]
 ) -> dict[str, NDArray[np.float64]]:
-    """Part and reading → (users,) ranks over the whole catalogue, the history masked."""
+    """Part and reading, popularity among them → (users,) ranks over the whole catalogue, the history masked."""
     names, fusion = config.train.modalities, config.loss.fusion
     encoder = CatalogueEncoder(
         embedding, world.dataset, picture_bytes=_PICTURE_BYTES, modalities=names, chunk_tokens=_CHUNK_TOKENS
     )
     items = encoder.items(np.arange(len(world.dataset)))
+    popular = Popularity(popularity(world.parts.train, len(world.dataset)))
     found = {}
     for part, targets in ((VALIDATION, world.parts.validation), (FRESH, world.fresh)):
         histories = _encoded(encoder, targets, lambda share, part=part: report(f"ranking {part}", share))
@@ -241,6 +233,8 @@ def _ranks(
                 targets.targets,
                 fusion,
             )
+        everything = np.ones(len(world.dataset), dtype=np.bool_)
+        found[f"{part} {POPULARITY}"] = rank_targets(popular, targets, everything).full
     return found
 
 
