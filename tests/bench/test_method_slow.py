@@ -1,8 +1,6 @@
 """The whole bench of the method at toy size, killed and started again."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +13,8 @@ from bench.method_plan import SMOKE
 from bench.method_unit import UnitPlace
 
 ROOT = Path(__file__).parents[2]
-_PATIENCE_S = 600.0
+_PATIENCE_S = 1_800.0
+"""A bound on hanging, not on time: a unit takes seconds, or minutes where others want the cores too."""
 
 
 def start(work: Path) -> subprocess.Popen[str]:
@@ -39,16 +38,19 @@ def test_killed_with_its_children_it_goes_on_and_does_nothing_twice(tmp_path: Pa
     deadline = time.monotonic() + _PATIENCE_S
     while len(done(tmp_path)) < 3 and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    children = psutil.Process(first.pid).children()
-    assert children
-    os.kill(first.pid, signal.SIGKILL)
+    children = psutil.Process(first.pid).children() if first.poll() is None else []
+    first.kill()
     first.communicate()
+    assert children
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
     before = done(tmp_path)
     assert 3 <= len(before) < len(list(SMOKE.units()))
     second = start(tmp_path)
-    said, _ = second.communicate(timeout=_PATIENCE_S)
+    try:
+        said, _ = second.communicate(timeout=_PATIENCE_S)
+    finally:
+        second.kill()
     assert second.returncode == 0, said
     after = done(tmp_path)
     assert set(after) == {unit.name for unit in SMOKE.units()}
