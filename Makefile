@@ -8,7 +8,7 @@ BENCH_ARGS ?=
 ENGINE ?= cpu
 TRY_ARGS ?=
 
-.PHONY: demo test check check-slow audit format bench-serving bench-faults bench-filters bench-index bench-swap bench-soak fuzz site images sbom secrets demo-bundle try-compose clean
+.PHONY: demo test check check-slow audit format bench-serving bench-faults bench-filters bench-index bench-method bench-swap bench-soak fuzz site images sbom secrets demo-bundle try-compose clean
 
 # Builds the demo catalogue, trains, indexes and serves it; Ctrl-C ends everything it started.
 demo: $(VENV)/.installed
@@ -47,6 +47,11 @@ bench-filters: $(VENV)/.installed
 # A million items: about ten minutes to build on two cores, 3 GB of disk in .bench, kept for the next run.
 bench-index: $(VENV)/.installed
 	$(BIN)/python bench/index_1m.py $(BENCH_ARGS)
+
+# What balancing text and picture is worth: dozens of training runs, hours, never part of CI. Killed at any moment it goes on
+# where it was; BENCH_ARGS="--jobs 4 --threads 2", or --smoke for two minutes.
+bench-method: $(VENV)/.installed
+	$(BIN)/python -m bench.method $(BENCH_ARGS)
 
 # Five swaps, two of them of damaged bundles, under 300 requests a second: about two minutes.
 bench-swap: $(VENV)/.installed

@@ -58,7 +58,7 @@ class Measurements:
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "load_average": round(os.getloadavg()[0], 2),
         }
-        self._all["measurements"][key] = _rounded(measured) | about
+        self._all["measurements"][key] = rounded(measured) | about
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}.part")
         partial.write_text(json.dumps(self._all, indent=1, ensure_ascii=False) + "\n")
@@ -86,10 +86,10 @@ def commit() -> str:
     return ran.stdout.strip() or "unknown"
 
 
-def _rounded(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+def rounded(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     """Numbers with six digits, so that the file stays readable."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, Mapping):
-        return {name: _rounded(part) for name, part in value.items()}
-    return [_rounded(part) for part in value] if isinstance(value, list | tuple) else value
+        return {name: rounded(part) for name, part in value.items()}
+    return [rounded(part) for part in value] if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""The plots of docs/benchmarks.md, as small SVG files that come out the same for the same figures."""
+"""The plots of the pages that benches write, as small SVG files that come out the same for the same figures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,6 +101,32 @@ def timelines(
             for mark in marks:
                 axes.axvline(mark, color="black", lw=0.5, ls=(0, (2, 3)))
         rows[-1].set_xlabel(over)
+        _save(figure, path)
+
+
+def readings(
+    path: Path, rows: Mapping[str, Mapping[str, float]], *, names: Sequence[str], over: str, reference: float
+) -> None:
+    """Bars of several readings of each row, drawn from the top.
+
+    Args:
+        path: of the SVG file.
+        rows: reading → value, by row; a reading may be missing.
+        names: of the readings, in the order of their bars.
+        over: what the values are.
+        reference: drawn as a dashed line.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, axes = _canvas(0.8 + 0.2 * len(names) * len(rows))
+        width = 0.8 / len(names)
+        for number, (name, colour) in enumerate(zip(names, (OURS, *_LINES), strict=False)):
+            values = [of.get(name, 0.0) for of in reversed(rows.values())]
+            places = [place + 0.4 - (number + 0.5) * width for place in range(len(rows))]
+            axes.barh(places, values, width * 0.9, color=colour, label=name)
+        axes.axvline(reference, color="black", lw=0.7, ls=(0, (2, 3)))
+        axes.set_yticks(range(len(rows)), list(reversed(rows)))
+        axes.set_xlabel(over)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         _save(figure, path)
 
 

@@ -72,7 +72,7 @@ class Running:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_end_with_us,
+                preexec_fn=end_with_us,
             )
         try:
             self._wait(started)
@@ -147,7 +147,7 @@ class Running:
         return json.dumps(" / ".join(lines[-3:])[-500:], ensure_ascii=False)
 
 
-def _end_with_us() -> None:
+def end_with_us() -> None:
     """Runs in the new process: asks the kernel for SIGTERM when the bench is killed (Linux)."""
     if sys.platform == "linux":
         _LIBC.prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)

@@ -61,6 +61,8 @@ class DirectRanking:
         chosen = ValidationEvents.choose(targets, catalogue, users=users, items=items, seed=seed)
         self._histories, self._items = chosen.histories, chosen.items
         self._targets = np.searchsorted(self._items, chosen.targets)
+        place = {row: number for number, row in enumerate(self._items.tolist())}
+        self._seen = [np.array([place[r] for r in h.tolist() if r in place], np.int64) for h in self._histories]
 
     def measure(self, embedder: VlmEmbedder, autocast: Autocast) -> dict[str, float]:
         """NDCG@10 of the fused score and, of a model of both, of each modality alone.
@@ -113,19 +115,43 @@ class DirectRanking:
 
     def _gain(self, histories: Vectors, items: Vectors) -> float:
         """Mean NDCG@10; a target that cannot be compared is never found."""
-        place = {row: number for number, row in enumerate(self._items.tolist())}
-        found = []
-        block = max(1, _SCORES_PER_BLOCK // len(self._items))
-        for start in range(0, len(self._histories), block):
-            users = slice(start, start + block)
-            scores, comparable = _scores({name: rows[users] for name, rows in histories.items()}, items, self._fusion)
-            targets = self._targets[users]
-            reachable = comparable[np.arange(len(targets)), targets]
-            for candidates, history in zip(comparable, self._histories[users], strict=True):
-                candidates[[place[row] for row in history.tolist() if row in place]] = False
-            ranks = np.where(reachable, metrics.ranks(np.round(scores, _DECIMALS), targets, comparable), np.inf)
-            found.append(metrics.gains(ranks, _CUT))
-        return float(np.concatenate(found).mean())
+        ranks = direct_ranks(histories, items, self._seen, self._targets, self._fusion)
+        return float(metrics.gains(ranks, _CUT).mean())
+
+
+def direct_ranks(
+    histories: Vectors,
+    items: Vectors,
+    seen: Sequence[NDArray[np.int64]],
+    targets: NDArray[np.int64],
+    fusion: Fusion,
+) -> NDArray[np.float64]:
+    """Rank of each history's target among the items, what was seen masked; a tie counts half.
+
+    Args:
+        histories: vectors of the histories, of one modality or both.
+        items: vectors of the items, of the same modalities.
+        seen: for each history the places of the items that do not compete with its target.
+        targets: (B,) int64 places of the targets among the items.
+        fusion: how two modalities make one score.
+
+    Returns:
+        (B,) float64, 0 = best; infinite where history and target share no modality.
+
+    Raises:
+        EvaluationError: a score is not finite.
+    """
+    found = [np.zeros(0)]
+    block = max(1, _SCORES_PER_BLOCK // len(next(iter(items.values()))))
+    for start in range(0, len(targets), block):
+        users = slice(start, start + block)
+        scores, comparable = _scores({name: rows[users] for name, rows in histories.items()}, items, fusion)
+        wanted = targets[users]
+        reachable = comparable[np.arange(len(wanted)), wanted]
+        for candidates, rows in zip(comparable, seen[users], strict=True):
+            candidates[rows] = False
+        found.append(np.where(reachable, metrics.ranks(np.round(scores, _DECIMALS), wanted, comparable), np.inf))
+    return np.concatenate(found)
 
 
 def _scores(histories: Vectors, items: Vectors, fusion: Fusion) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

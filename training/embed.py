@@ -94,6 +94,8 @@ class CatalogueEncoder:
         dataset: the catalogue.
         rows: (n,) int64, the only items that will be asked for; None for any.
         picture_bytes: memory for preprocessed pictures; 0 keeps none.
+        modalities: what is encoded.
+        chunk_tokens: largest padded size of a group of prompts; on a CPU, groups that fit its cache are faster.
 
     Attributes:
         pictures: the catalogue's pictures as they were read so far.
@@ -106,6 +108,8 @@ class CatalogueEncoder:
         *,
         rows: NDArray[np.int64] | None = None,
         picture_bytes: int = 0,
+        modalities: Sequence[str] = MODALITIES,
+        chunk_tokens: int = _CHUNK_TOKENS,
     ) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._embedder = embedding.embedder.to(self._device).eval()
@@ -116,7 +120,8 @@ class CatalogueEncoder:
             self.pictures,
             max_text_tokens=embedding.max_text_tokens,
             max_history=embedding.max_history,
-            chunk_tokens=_CHUNK_TOKENS,
+            chunk_tokens=chunk_tokens,
+            modalities=modalities,
         )
 
     def items(self, rows: NDArray[np.int64]) -> Vectors:
