@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -32,13 +33,15 @@ def print_table(table: "EvaluationTable", against: str) -> None:
     columns = _FULL | (_MORE if console.width >= _ALL_COLUMNS else {})
     printed = Table(title=_title(table), title_justify="left", caption_justify="left")
     printed.caption = (
-        f"/100 = among 100 negatives; last column: NDCG@10 over that of {against}, paired bootstrap 95 % interval"
+        f"/100 = among 100 negatives; last column: NDCG@10 over that of {escape(against)}, paired 95 % bootstrap"
     )
     printed.add_column("system", no_wrap=True)
-    for heading in (*columns, f"x {against}"):
+    for heading in (*columns, escape(f"x {against}")):
         printed.add_column(heading, justify="right", no_wrap=True)
     for row in table.rows:
-        printed.add_row(row.name, *_values(row, columns.values()), _ratio(table.ratio(row.name, against, "ndcg@10")))
+        printed.add_row(
+            escape(row.name), *_values(row, columns.values()), _ratio(table.ratio(row.name, against, "ndcg@10"))
+        )
     console.print(printed)
 
 
