@@ -8,7 +8,7 @@ BENCH_ARGS ?=
 ENGINE ?= cpu
 TRY_ARGS ?=
 
-.PHONY: demo test check check-slow audit format bench-serving bench-faults bench-filters bench-index bench-method bench-swap bench-soak fuzz site images sbom secrets demo-bundle try-compose clean
+.PHONY: demo test check check-slow audit format bench-serving bench-faults bench-filters bench-index bench-method bench-sasrec bench-swap bench-soak fuzz site images sbom secrets demo-bundle try-compose clean
 
 # Builds the demo catalogue, trains, indexes and serves it; Ctrl-C ends everything it started.
 demo: $(VENV)/.installed
@@ -60,6 +60,11 @@ bench-swap: $(VENV)/.installed
 # Thirty minutes of mixed load with swaps and a Redis that restarts; BENCH_ARGS="--minutes 2" for a quick look.
 bench-soak: $(VENV)/.installed
 	$(BIN)/python -m bench.soak $(BENCH_ARGS)
+
+# RecTools' SASRec on item ids, in an environment of its own, as a row for `vlm2rec evaluate --ranks`:
+# make bench-sasrec BENCH_ARGS="DATA --interactions FILE --out ranks.parquet"
+bench-sasrec: $(VENV)/.installed
+	$(BIN)/python -m bench.sasrec $(BENCH_ARGS)
 
 # schemathesis on every operation, at least 20,000 requests, and garbage below HTTP: about five minutes; goes on where it ended.
 fuzz: $(VENV)/.installed

@@ -115,6 +115,7 @@ def _stages(directory: Path, *, no_vlm: bool) -> list[Stage]:
                 f"{data}/evaluation.parquet",
                 "--json",
                 f"{run}/evaluation.json",
+                "--no-direct",  # encoding 20,000 histories with two models takes minutes
             ),
         ),
         Stage("build and publish the bundle", ("index", "build", "--run", run, "--publish", str(registry))),

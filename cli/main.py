@@ -12,7 +12,7 @@ import sys
 import typer
 from rich.console import Console
 
-from cli import data, demo, demo_data, encoder, reindex, report, serve, train, verify
+from cli import data, demo, demo_data, encoder, evaluate, reindex, report, serve, train, verify
 from cli import index as index_commands
 from cli.errors import CliError
 from demo.errors import DemoError
@@ -41,7 +41,7 @@ app.add_typer(data_app, name="data", rich_help_panel="Offline")
 app.command("train", rich_help_panel="Offline")(train.train)
 app.command("embed", rich_help_panel="Offline")(train.embed)
 app.command("fit-encoder", rich_help_panel="Offline")(encoder.fit_encoder)
-app.command("evaluate", rich_help_panel="Offline")(encoder.evaluate)
+app.command("evaluate", rich_help_panel="Offline")(evaluate.evaluate)
 app.command("report", rich_help_panel="Offline")(report.report)
 app.command("reindex", rich_help_panel="Offline")(reindex.reindex)
 app.add_typer(

@@ -9,11 +9,12 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
+from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd
 
@@ -90,18 +91,34 @@ def embed_texts(texts: Sequence[str | None], dim: int, *, seed: int) -> NDArray[
     Returns:
         (n, D) float32 with D ≤ dim, rows of length 1, or zero without a known word.
     """
-    rows = [row for row, text in enumerate(texts) if text is not None and any(char.isalnum() for char in text)]
+    terms, rows = term_weights(texts)
     if not rows:
         return np.zeros((len(texts), 1), dtype=np.float32)
-    terms = TfidfVectorizer(
-        ngram_range=(1, 2), sublinear_tf=True, max_features=MAX_TERMS, token_pattern=_WORD, dtype=np.float64
-    ).fit_transform([texts[row] for row in rows])
     if terms.shape[1] <= 2:
         reduced = terms.toarray()
     else:
         size = min(dim, terms.shape[1] - 1)
         reduced = _principal(terms, size, seed)
     return _place(reduced, rows, len(texts))
+
+
+def term_weights(texts: Sequence[str | None]) -> tuple[Any, list[int]]:
+    """TF-IDF of words and word pairs, sublinear in the count.
+
+    Args:
+        texts: text per item; None for none.
+
+    Returns:
+        A sparse (m, terms) float64 matrix of scipy, rows of length 1, and the m rows of the catalogue that they are of:
+        those with a word in their text.
+    """
+    rows = [row for row, text in enumerate(texts) if text is not None and any(char.isalnum() for char in text)]
+    if not rows:
+        return csr_matrix((0, 1), dtype=np.float64), rows
+    vectoriser = TfidfVectorizer(
+        ngram_range=(1, 2), sublinear_tf=True, max_features=MAX_TERMS, token_pattern=_WORD, dtype=np.float64
+    )
+    return vectoriser.fit_transform([texts[row] for row in rows]), rows
 
 
 def embed_pictures(

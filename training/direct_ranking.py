@@ -4,8 +4,7 @@ The protocol is that of docs/method.md (whole prior history masked, a tie counts
 that is too large to be encoded again and again, over a fixed random part of it that holds every target.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from training import metrics
 from training.batches import Collator, PromptBatch, spread
 from training.encoding_pass import Autocast
+from training.fused_scores import Vectors, fused_scores
 from training.losses import Fusion
 from training.ranks import Ranks
 from training.sequences import Targets
@@ -25,10 +25,6 @@ METRIC = "ndcg@10"
 _CUT = 10
 _ENCODED_AT_A_TIME = 256
 _SCORES_PER_BLOCK = 1 << 22
-_DECIMALS = 5
-"""Equal prompts must tie, but their vectors differ in the last digits with the batch that they were encoded in."""
-Vectors: TypeAlias = Mapping[str, NDArray[np.float32]]
-"""Modality → (n, D) float32, rows of length 1, zeros where it is absent."""
 
 
 class DirectRanking:
@@ -145,30 +141,10 @@ def direct_ranks(
     block = max(1, _SCORES_PER_BLOCK // len(next(iter(items.values()))))
     for start in range(0, len(targets), block):
         users = slice(start, start + block)
-        scores, comparable = _scores({name: rows[users] for name, rows in histories.items()}, items, fusion)
+        scores, comparable = fused_scores({name: rows[users] for name, rows in histories.items()}, items, fusion)
         wanted = targets[users]
         reachable = comparable[np.arange(len(wanted)), wanted]
         for candidates, rows in zip(comparable, seen[users], strict=True):
             candidates[rows] = False
-        found.append(np.where(reachable, metrics.ranks(np.round(scores, _DECIMALS), wanted, comparable), np.inf))
+        found.append(np.where(reachable, metrics.ranks(scores, wanted, comparable), np.inf))
     return np.concatenate(found)
-
-
-def _scores(histories: Vectors, items: Vectors, fusion: Fusion) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """(B, n) scores, 0 where history and item share nothing, and (B, n) where they do share something."""
-    if fusion == "sum":
-        left, right = (_unit(np.sum(list(side.values()), axis=0)) for side in (histories, items))
-        return left @ right.T, _there(left)[:, None] & _there(right)[None, :]
-    products = [histories[name] @ items[name].T for name in items]
-    shared = np.array([_there(histories[name])[:, None] & _there(items[name])[None, :] for name in items])
-    count = shared.sum(axis=0)
-    return (np.sum(products, axis=0) / np.maximum(count, 1)).astype(np.float32), count > 0
-
-
-def _there(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """(n,) bool, rows that are not all zero."""
-    return np.asarray(rows.any(axis=1))
-
-
-def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6), dtype=np.float32)

@@ -11,8 +11,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +26,7 @@ from index.item_table import ITEM_ID
 from index.stamp import sync_directory, sync_file
 from training.contents import PICTURE_HASH, TEXT_HASH, Contents
 from training.errors import EmbeddingsError
+from training.vector_shard import Shard
 
 PLAN_FILE = "plan.parquet"
 _PREFIX = "work-"
@@ -36,31 +35,7 @@ _EARLIER = "earlier-*.npz"
 _KEY = b"vlm2rec"
 _TAKEN_OVER = "taken_over"
 _COLUMNS = (ITEM_ID, TEXT_HASH, PICTURE_HASH)
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Vectors of some items.
-
-    Attributes:
-        item_ids: ids.
-        vectors: slot name → (n, D) float32, rows as the ids.
-        unreadable: item id → reason, for pictures that could not be used.
-    """
-
-    item_ids: list[str]
-    vectors: dict[str, NDArray[np.float32]]
-    unreadable: dict[str, str]
-
-    def only(self, kept: set[str]) -> "Shard":
-        """The same without the other items."""
-        rows = [row for row, item_id in enumerate(self.item_ids) if item_id in kept]
-        return Shard(
-            [self.item_ids[row] for row in rows],
-            {name: block[rows] for name, block in self.vectors.items()},
-            {item_id: reason for item_id, reason in self.unreadable.items() if item_id in kept},
-        )
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -118,7 +93,7 @@ class EmbeddingWork:
     def write(self, number: int, vectors: Mapping[str, NDArray[np.float32]], unreadable: Mapping[str, str]) -> None:
         """Write a shard durably: aside, then renamed."""
         shard = Shard(self.item_ids(number), dict(vectors), dict(unreadable))
-        _write_shard(self.directory / f"{number:06d}.npz", shard)
+        shard.save(self.directory / f"{number:06d}.npz")
 
     def results(self) -> Iterator[Shard]:
         """Everything that is done, shard by shard.
@@ -127,7 +102,7 @@ class EmbeddingWork:
             EmbeddingsError: a shard is missing or damaged.
         """
         for path in sorted(self.directory.glob(_EARLIER)):
-            shard = _read_shard(path)
+            shard = Shard.read(path)
             if shard is not None:
                 yield shard
         for number in range(self.shards):
@@ -137,7 +112,7 @@ class EmbeddingWork:
             yield shard
 
     def _shard(self, number: int) -> Shard | None:
-        shard = _read_shard(self.directory / f"{number:06d}.npz")
+        shard = Shard.read(self.directory / f"{number:06d}.npz")
         return shard if shard is not None and shard.item_ids == self.item_ids(number) else None
 
     @classmethod
@@ -147,7 +122,7 @@ class EmbeddingWork:
         if written is None or not written.items.select(_COLUMNS).equals(everything):
             return None
         done = {
-            item_id for path in directory.glob(_EARLIER) if (found := _read_shard(path)) for item_id in found.item_ids
+            item_id for path in directory.glob(_EARLIER) if (found := Shard.read(path)) for item_id in found.item_ids
         }
         if done != set(written.items.filter(pl.col(_TAKEN_OVER))[ITEM_ID]):
             return None
@@ -221,7 +196,7 @@ def _take_over(parent: Path, aside: Path, everything: pl.DataFrame, model: Mappi
     for number, shard in enumerate(_earlier_shards(parent, model, everything)):
         rest = shard.only({item_id for item_id in shard.item_ids if item_id not in done})
         if rest.item_ids:
-            _write_shard(aside / _EARLIER.replace("*", f"{number:06d}"), rest)
+            rest.save(aside / _EARLIER.replace("*", f"{number:06d}"))
             done.update(rest.item_ids)
     return done
 
@@ -235,30 +210,6 @@ def _earlier_shards(parent: Path, model: Mapping[str, Any], everything: pl.DataF
         kept = written.items.join(everything, on=_COLUMNS, how="inner", nulls_equal=True)
         ids = set(kept[ITEM_ID])
         for path in sorted(directory.glob("*.npz")):
-            shard = _read_shard(path)
+            shard = Shard.read(path)
             if shard is not None:
                 yield shard.only(ids)
-
-
-def _write_shard(path: Path, shard: Shard) -> None:
-    aside = path.with_suffix(".part")
-    about = json.dumps({"item_ids": shard.item_ids, "unreadable": shard.unreadable}).encode()
-    with aside.open("wb") as file:
-        arrays: dict[str, Any] = dict(shard.vectors)
-        np.savez(file, allow_pickle=False, about=np.frombuffer(about, dtype=np.uint8), **arrays)
-    sync_file(aside)
-    aside.replace(path)
-    sync_directory(path.parent)
-
-
-def _read_shard(path: Path) -> Shard | None:
-    """A shard; None if there is none, or it is damaged."""
-    with contextlib.suppress(*_DAMAGED):
-        # np.load leaves a file open that it opened itself and cannot read.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            about = json.loads(stored["about"].tobytes())
-            vectors = {name: stored[name] for name in stored.files if name != "about"}
-        ids = [str(item_id) for item_id in about["item_ids"]]
-        if vectors and all(block.ndim == 2 and len(block) == len(ids) for block in vectors.values()):
-            return Shard(ids, vectors, dict(about["unreadable"]))
-    return None

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,85 +17,34 @@ from numpy.typing import NDArray
 from index.encoder import OnnxSequenceEncoder
 from index.errors import IndexingError
 from index.item_table import ItemTable
-from training import metrics
 from training.baselines import CoOccurrence, ItemMean, Popularity, Ranker
 from training.cold_items import cold_targets
 from training.dataset import Dataset
 from training.encoder_run import ENCODER_FILE, FIT_FILE, TABLE_DIRECTORY, Split, split_dataset
 from training.errors import EvaluationError
-from training.ranking import Ranking, rank_targets, sample_negatives
-from training.sequences import Targets
+from training.evaluation_table import (
+    CO_OCCURRENCE,
+    COLD_ITEMS,
+    FRESH_USERS,
+    NEGATIVES,
+    POPULARITY,
+    TEST,
+    TFIDF,
+    VALIDATION,
+    Table,
+)
+from training.ranking import rank_targets, sample_negatives
+from training.ranks_file import RankedTable
+from training.sequences import Targets, evenly_spaced
 from training.slot_ranker import SlotRanker
+from training.tfidf_neighbours import TfidfNeighbours
 
-NEGATIVES = 100
-RESAMPLES = 1_000
-BASELINE = "popularity"
 SERVED = "served encoder"
-CUTS = (10, 20)
 _SUBSETS = (("text",), ("image",), ("behaviour",), ("text", "image"))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One system, measured.
-
-    Attributes:
-        name: of the system.
-        values: metric name → mean over users; ``hr@10`` … for full ranking, ``hr@10/100`` … for the 100 negatives,
-            ``coverage@10`` = share of the catalogue in anyone's first ten.
-        ratios: metric name → ratio to popularity on the same users, with its 95 % interval.
-    """
-
-    name: str
-    values: dict[str, float]
-    ratios: dict[str, metrics.Interval]
-
-
-@dataclass(frozen=True)
-class Table:
-    """All systems on one set of targets.
-
-    Attributes:
-        name: ``test``, ``validation``, ``fresh users`` or ``cold items``.
-        users: number of targets.
-        items: number of candidates before the mask.
-        rows: one per system, popularity first.
-    """
-
-    name: str
-    users: int
-    items: int
-    rows: list[Row]
-
-    def row(self, name: str) -> Row:
-        """The row of one system.
-
-        Raises:
-            EvaluationError: there is none of this name.
-        """
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise EvaluationError(f"no row {name!r}; the table has {[row.name for row in self.rows]}")
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file; a ratio that is not defined is null."""
-        return {
-            "name": self.name,
-            "users": self.users,
-            "items": self.items,
-            "rows": [
-                {
-                    "name": row.name,
-                    **row.values,
-                    "ratio_to_popularity": {
-                        metric: [_plain(part) for part in (interval.ratio, interval.low, interval.high)]
-                        for metric, interval in row.ratios.items()
-                    },
-                }
-                for row in self.rows
-            ],
-        }
+System: TypeAlias = tuple[Ranker, NDArray[np.bool_]]
+"""A ranker and the (n,) bool items that it can return at all."""
+Systems: TypeAlias = Mapping[str, System]
+"""Name → system."""
 
 
 @dataclass(frozen=True)
@@ -152,26 +101,45 @@ class FittedRun:
         return split
 
 
-def rankers(run: FittedRun, split: Split) -> dict[str, tuple[Ranker, NDArray[np.bool_]]]:
-    """Every system to be measured, with the items it can return.
+@dataclass(frozen=True)
+class TargetSet:
+    """Held-out events under a name.
+
+    Attributes:
+        name: of their table.
+        targets: those that are measured.
+        whole: how many there are in all.
+    """
+
+    name: str
+    targets: Targets
+    whole: int
+
+
+def rankers(run: FittedRun, split: Split, texts: Sequence[str | None] | None = None) -> dict[str, System]:
+    """Every system to be measured that needs no vision-language model.
 
     Args:
         run: the fitted run.
         split: of the same data set; only its training part is used.
+        texts: of its items, for the neighbours by TF-IDF; None leaves them out.
 
     Returns:
-        Name → ranker and (n,) bool; popularity first.
+        Name → ranker and the (n,) bool items that it can return; popularity first.
     """
     layout, vectors = run.table.layout, np.asarray(run.table.vectors, dtype=np.float32)
     items = len(run.table)
     everything = np.ones(items, dtype=np.bool_)
     served = SlotRanker(vectors, run.encoder.encode, run.encoder.max_history)
-    systems: dict[str, tuple[Ranker, NDArray[np.bool_]]] = {
-        BASELINE: (Popularity(run.table.popularity), everything),
-        "co-occurrence": (CoOccurrence(split.parts.train, items), everything),
-        "item-mean": (ItemMean(vectors, run.encoder.max_history), served.findable),
-        SERVED: (served, served.findable),
+    systems: dict[str, System] = {
+        POPULARITY: (Popularity(run.table.popularity), everything),
+        CO_OCCURRENCE: (CoOccurrence(split.parts.train, items), everything),
     }
+    if texts is not None:
+        alike = TfidfNeighbours(texts, run.encoder.max_history)
+        systems[TFIDF] = (alike, alike.findable)
+    systems["item-mean"] = (ItemMean(vectors, run.encoder.max_history), served.findable)
+    systems[SERVED] = (served, served.findable)
     for subset in _SUBSETS:
         if set(subset) < set(layout.names):
             some = SlotRanker(layout.keep_only(subset, vectors), run.encoder.encode, run.encoder.max_history)
@@ -184,57 +152,94 @@ def subset_name(subset: Sequence[str]) -> str:
     return f"{' + '.join(subset)} only"
 
 
-def evaluate_targets(
-    name: str,
-    systems: Mapping[str, tuple[Ranker, NDArray[np.bool_]]],
-    targets: Targets,
+def target_sets(
+    split: Split, *, fresh: Targets | None = None, on_validation: bool = False, most: int | None = None
+) -> list[TargetSet]:
+    """What a run is measured on: test (or validation, or fresh users), and cold items if some were held out.
+
+    Args:
+        split: as :meth:`FittedRun.split` gives it.
+        fresh: targets of users that training never saw; in place of the test targets.
+        on_validation: measure on validation targets, while choosing.
+        most: evenly spaced targets of each set where there are more; None for all.
+    """
+    if fresh is not None:
+        found = {FRESH_USERS: fresh}
+    elif on_validation:
+        found = {VALIDATION: split.parts.validation}
+    else:
+        found = {TEST: split.parts.test}
+    if split.cold.any():
+        cold = cold_targets(split.sequences, split.cold)
+        if len(cold):
+            found[COLD_ITEMS] = cold
+    return [TargetSet(name, evenly_spaced(targets, most), len(targets)) for name, targets in found.items()]
+
+
+def rank_sets(
+    sets: Sequence[TargetSet],
+    systems: Systems,
     *,
     seed: int = 0,
     advance: Callable[[int], None] = lambda _users: None,
-) -> Table:
-    """Measure systems on one set of targets.
+) -> list[RankedTable]:
+    """Let every system rank the catalogue for the same targets.
 
     Args:
-        name: of the table.
-        systems: name → ranker and the items it can return; the first is the one the ratios are against.
-        targets: held-out events.
-        seed: of the negatives and the bootstrap.
+        sets: held-out events.
+        systems: name → ranker and the items it can return; the first is the one that ``Row.ratios`` are against.
+        seed: of the negatives.
         advance: called with the number of users done, once per system and block.
 
     Raises:
         EvaluationError: no targets, or a score that is not finite.
     """
-    if not len(targets):
-        raise EvaluationError(f"{name}: nothing to evaluate, no user has a held-out event")
-    items = len(next(iter(systems.values()))[1])
-    negatives = sample_negatives(targets, items, NEGATIVES, seed=seed)
-    per_user: dict[str, dict[str, NDArray[np.float64]]] = {}
-    lists: dict[str, NDArray[np.int64]] = {}
-    for system, (ranker, findable) in systems.items():
-        ranking = rank_targets(ranker, targets, findable, negatives=negatives, advance=advance)
-        per_user[system], lists[system] = _per_user(ranking), ranking.lists
-    ratios = _ratios(per_user, seed)
-    rows = [
-        Row(
-            system,
-            {metric: float(values.mean()) for metric, values in measured.items()}
-            | {"coverage@10": metrics.coverage([lists[system]], items)},
-            ratios[system],
-        )
-        for system, measured in per_user.items()
-    ]
-    return Table(name, len(targets), items, rows)
+    items, tables = len(next(iter(systems.values()))[1]), []
+    for part in sets:
+        if not part.whole:
+            raise EvaluationError(f"{part.name}: nothing to evaluate, no user has a held-out event")
+        negatives = sample_negatives(part.targets, items, NEGATIVES, seed=seed)
+        rankings = {
+            name: rank_targets(ranker, part.targets, findable, negatives=negatives, advance=advance)
+            for name, (ranker, findable) in systems.items()
+        }
+        tables.append(RankedTable(part.name, part.targets, items, rankings, part.whole))
+    return tables
+
+
+def evaluate_targets(
+    name: str,
+    systems: Systems,
+    targets: Targets,
+    *,
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda _users: None,
+) -> Table:
+    """Measure systems on one set of targets, see :func:`rank_sets`.
+
+    Args:
+        name: of the table.
+        systems: name → ranker and the items it can return.
+        targets: held-out events.
+        seed: of the negatives and the bootstrap.
+        advance: called with the number of users done.
+
+    Raises:
+        EvaluationError: no targets, or a score that is not finite.
+    """
+    (ranked,) = rank_sets([TargetSet(name, targets, len(targets))], systems, seed=seed, advance=advance)
+    return ranked.measured(seed=seed)
 
 
 def evaluate_run(
     split: Split,
-    systems: Mapping[str, tuple[Ranker, NDArray[np.bool_]]],
+    systems: Systems,
     *,
     fresh: Targets | None = None,
     on_validation: bool = False,
     advance: Callable[[int], None] = lambda _users: None,
 ) -> list[Table]:
-    """All tables of a run: test (or validation, or fresh users), and cold items if some were held out.
+    """All tables of a run, see :func:`target_sets`.
 
     Args:
         split: as :meth:`FittedRun.split` gives it.
@@ -246,50 +251,5 @@ def evaluate_run(
     Raises:
         EvaluationError: nothing to evaluate, or a score that is not finite.
     """
-    if fresh is not None:
-        tables = [evaluate_targets("fresh users", systems, fresh, advance=advance)]
-    elif on_validation:
-        tables = [evaluate_targets("validation", systems, split.parts.validation, advance=advance)]
-    else:
-        tables = [evaluate_targets("test", systems, split.parts.test, advance=advance)]
-    if split.cold.any():
-        cold = cold_targets(split.sequences, split.cold)
-        if len(cold):
-            tables.append(evaluate_targets("cold items", systems, cold, advance=advance))
-    return tables
-
-
-def _per_user(ranking: Ranking) -> dict[str, NDArray[np.float64]]:
-    measured = {}
-    for k in CUTS:
-        measured[f"hr@{k}"] = metrics.hits(ranking.full, k)
-        measured[f"ndcg@{k}"] = metrics.gains(ranking.full, k)
-    for k in CUTS:
-        measured[f"hr@{k}/{NEGATIVES}"] = metrics.hits(ranking.sampled, k)
-        measured[f"ndcg@{k}/{NEGATIVES}"] = metrics.gains(ranking.sampled, k)
-    return measured
-
-
-def _ratios(
-    per_user: Mapping[str, Mapping[str, NDArray[np.float64]]], seed: int
-) -> dict[str, dict[str, metrics.Interval]]:
-    """Paired intervals of HR and NDCG at 10, full ranking, against the first system."""
-    names = [f"hr@{CUTS[0]}", f"ndcg@{CUTS[0]}"]
-    columns = np.stack([measured[name] for measured in per_user.values() for name in names], axis=1)
-    drawn = metrics.resampled_means(columns, resamples=RESAMPLES, seed=seed)
-    ratios: dict[str, dict[str, metrics.Interval]] = {}
-    for number, system in enumerate(per_user):
-        ratios[system] = {
-            name: metrics.ratio_interval(
-                columns[:, number * len(names) + place],
-                columns[:, place],
-                drawn[:, number * len(names) + place],
-                drawn[:, place],
-            )
-            for place, name in enumerate(names)
-        }
-    return ratios
-
-
-def _plain(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+    sets = target_sets(split, fresh=fresh, on_validation=on_validation)
+    return [ranked.measured() for ranked in rank_sets(sets, systems, advance=advance)]

@@ -6,7 +6,7 @@ that an embedding depends on besides the item itself; two runs with the same pro
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,42 @@ def provenance(directory: Path, *, dtype: str, attention: str) -> dict[str, Any]
         "kind": KIND,
         "id": source or f"{model_type} from scratch",
         "revision": description.revision,
+        "weights": weights,
+        "prompts": prompt_hash(),
+        "preprocessing": hashlib.sha256(preprocessing.encode()).hexdigest()[:16],
+        "dtype": dtype,
+        "attention": attention,
+    }
+
+
+def backbone_provenance(
+    source: str | Path, revision: str | None, *, dtype: str, attention: str, limits: Sequence[int]
+) -> dict[str, Any]:
+    """Everything that the vectors of a model before its training depend on besides the item.
+
+    Args:
+        source: directory or hub id.
+        revision: commit or tag of a hub id.
+        dtype: of the weights when they are loaded.
+        attention: implementation of attention.
+        limits: what else cuts an item short: pixels, tokens.
+
+    Returns:
+        JSON-able, as :func:`provenance`.
+
+    Raises:
+        BackboneError: a file cannot be read.
+    """
+    local = [Path(source)] if Path(source).is_dir() else []
+    try:
+        weights, processors = _files_hash(local, _WEIGHTS), _files_hash(local, _PROCESSORS)
+    except OSError as error:
+        raise BackboneError(f"{source}: the model cannot be read ({error}); check its files") from error
+    preprocessing = f"{PREPROCESSING_VERSION} {list(limits)} {processors}"
+    return {
+        "kind": KIND,
+        "id": Path(source).name if local else str(source),
+        "revision": revision,
         "weights": weights,
         "prompts": prompt_hash(),
         "preprocessing": hashlib.sha256(preprocessing.encode()).hexdigest()[:16],

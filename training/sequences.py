@@ -95,6 +95,22 @@ class LeaveOneOut:
     test: Targets
 
 
+def evenly_spaced(targets: Targets, most: int | None) -> Targets:
+    """At most so many targets, the first and the last among them; None keeps all.
+
+    Args:
+        targets: held-out events.
+        most: at least 1.
+    """
+    if most is None or most >= len(targets):
+        return targets
+    chosen = np.linspace(0, len(targets) - 1, most).astype(np.int64)
+    users, histories = targets.users, targets.histories
+    return Targets(
+        [histories[n] for n in chosen.tolist()], targets.targets[chosen], [users[n] for n in chosen.tolist()]
+    )
+
+
 def leave_one_out(sequences: Sequences) -> LeaveOneOut:
     """Split users with at least 3 events: last = test, the one before = validation, the rest = training.
 

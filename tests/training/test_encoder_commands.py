@@ -1,4 +1,4 @@
-"""`vlm2rec fit-encoder` and `vlm2rec evaluate`, called as the command line calls them."""
+"""`vlm2rec fit-encoder`, called as the command line calls them."""
 
 import json
 import shutil
@@ -9,7 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cli.encoder import evaluate, fit_encoder
+from cli.encoder import fit_encoder
+from cli.evaluate import evaluate
 from training.encoder_config import EncoderConfig
 from training.errors import ConfigError, EmbeddingsError, EvaluationError
 from training.export import Parity
@@ -74,35 +75,3 @@ def test_fit_without_embeddings_or_with_a_bad_configuration(ring_directory: Path
     result = runner.invoke(app, words)
     assert isinstance(result.exception, ConfigError)
     assert "heads must divide width" in str(result.exception)
-
-
-def test_evaluate_prints_a_table_and_writes_json(ring_run: Run, ring_directory: Path, tmp_path: Path) -> None:
-    written = tmp_path / "new" / "figures.json"
-    words = ["evaluate", str(ring_directory), "--run", str(ring_run[0]), "--json", str(written)]
-    result = runner.invoke(app, words)
-    assert result.exit_code == 0, result.output
-    for shown in ("test: 40 targets", "popularity", "served encoder", "image only", "NDCG@10", "coverage@10"):
-        assert shown in result.output
-    figures = json.loads(written.read_text())
-    (table,) = figures["tables"]
-    assert table["users"] == 40
-    served = next(row for row in table["rows"] if row["name"] == "served encoder")
-    assert f"{served['ndcg@10']:.4f}" in result.output
-    assert figures["data"] == ring_run[1]["data"]
-
-
-@pytest.mark.parametrize(("more", "title"), [(["--validation"], "validation: 40"), (["--users"], "fresh users: 6")])
-def test_evaluate_on_other_targets(ring_run: Run, ring_directory: Path, more: list[str], title: str) -> None:
-    if more == ["--users"]:
-        more = [*more, str(ring_directory / "fresh.csv")]
-    result = runner.invoke(app, ["evaluate", str(ring_directory), "--run", str(ring_run[0]), *more])
-    assert result.exit_code == 0, result.output
-    assert title in result.output
-
-
-def test_figures_that_cannot_be_written_are_a_clear_error(ring_run: Run, ring_directory: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    words = ["evaluate", str(ring_directory), "--run", str(ring_run[0]), "--json", str(tmp_path / "file" / "x.json")]
-    result = runner.invoke(app, words)
-    assert isinstance(result.exception, EvaluationError)
-    assert "--json" in str(result.exception)

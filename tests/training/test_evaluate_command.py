@@ -1,0 +1,139 @@
+"""`vlm2rec evaluate`, called as the command line calls it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cli.evaluate import evaluate
+from training.errors import BackboneError, EvaluationError
+
+Run = tuple[Path, dict[str, Any]]
+
+app = typer.Typer()
+app.command("evaluate")(evaluate)
+
+
+@pytest.fixture
+def ask(ring_run: Run, ring_directory: Path, tmp_path: Path) -> Any:
+    """Evaluates the ring's run with these options; gives the result and the file of figures."""
+
+    def invoke(*more: object) -> tuple[Any, Path]:
+        path = tmp_path / "new" / "figures.json"
+        words = [str(ring_directory), "--run", str(ring_run[0]), "--json", str(path), *map(str, more)]
+        return CliRunner().invoke(app, words), path
+
+    return invoke
+
+
+def test_it_prints_a_table_and_writes_json_and_markdown(ask: Any, ring_run: Run) -> None:
+    result, path = ask()
+    assert result.exit_code == 0, result.output
+    for shown in ("test: 40 targets", "popularity", "served encoder", "image only", "NDCG@10", "coverage@10"):
+        assert shown in result.output
+    figures = json.loads(path.read_text())
+    (table,) = figures["tables"]
+    assert (table["users"], table["whole"]) == (40, 40)
+    served = next(row for row in table["rows"] if row["name"] == "served encoder")
+    assert f"{served['ndcg@10']:.4f}" in result.output
+    assert figures["data"] == ring_run[1]["data"]
+    assert "vlm" not in figures
+    assert set(served["ratios"]) == {"popularity", "co-occurrence", "TF-IDF neighbours"}
+    assert served["ratios"]["popularity"] == served["ratio_to_popularity"]
+    page = path.with_suffix(".md").read_text().splitlines()
+    assert page[0] == "## test: 40 targets, full ranking over 12 items, history masked"
+    line = next(line for line in page if line.startswith("| served encoder |"))
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert len(cells) == page[4].count("|") - 1 == 12
+    assert cells[1:3] == [f"{served['hr@10']:.4f}", f"{served['ndcg@10']:.4f}"]
+    low, high = served["ratio_to_popularity"]["ndcg@10"][1:]
+    assert cells[-1].endswith(f"[{low:.2f}, {high:.2f}]")
+
+
+def test_without_a_file_it_is_saved_with_the_run(ring_run: Run, ring_directory: Path) -> None:
+    words = [str(ring_directory), "--run", str(ring_run[0]), "--users", str(ring_directory / "fresh.csv")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert (ring_run[0] / "evaluation" / "fresh-users.json").is_file()
+    assert (ring_run[0] / "evaluation" / "fresh-users.md").is_file()
+
+
+@pytest.mark.parametrize(("more", "title"), [(["--validation"], "validation: 40"), (["--users"], "fresh users: 6")])
+def test_other_targets(ask: Any, ring_directory: Path, more: list[str], title: str) -> None:
+    result, _ = ask(*more, *([ring_directory / "fresh.csv"] if more == ["--users"] else []))
+    assert result.exit_code == 0, result.output
+    assert title in result.output
+
+
+def test_fewer_targets_are_named_as_such(ask: Any) -> None:
+    result, path = ask("--targets", 7)
+    assert "test: 7 targets (evenly spaced, of 40), full ranking" in result.output
+    (table,) = json.loads(path.read_text())["tables"]
+    assert (table["users"], table["whole"]) == (7, 40)
+
+
+def test_any_row_can_be_compared_with(ask: Any) -> None:
+    result, path = ask("--against", "text only")
+    assert "x text only" in result.output
+    (table,) = json.loads(path.read_text())["tables"]
+    rows = {row["name"]: row for row in table["rows"]}
+    assert rows["text only"]["ratios"]["text only"]["ndcg@20"] == [1, 1, 1]
+    expected = rows["served encoder"]["ndcg@20"] / rows["text only"]["ndcg@20"]
+    assert rows["served encoder"]["ratios"]["text only"]["ndcg@20"][0] == pytest.approx(expected)
+    refused, _ = ask("--against", "nobody")
+    assert isinstance(refused.exception, EvaluationError)
+    assert "no row 'nobody'" in str(refused.exception)
+
+
+def test_rows_of_another_run_stand_beside(ask: Any, tmp_path: Path) -> None:
+    _, path = ask("--save-ranks", tmp_path / "ranks" / "a.parquet")
+    own = {row["name"]: row for row in json.loads(path.read_text())["tables"][0]["rows"]}
+    result, _ = ask("--ranks", f"[run] A={tmp_path / 'ranks' / 'a.parquet'}", "--against", "served encoder ([run] A)")
+    assert result.exit_code == 0, result.output
+    assert "image only ([run] A)" in result.output
+    assert "popularity ([run] A)" not in result.output
+    rows = {row["name"]: row for row in json.loads(path.read_text())["tables"][0]["rows"]}
+    there = rows["served encoder ([run] A)"]
+    assert {k: v for k, v in there.items() if k[-1].isdigit()} == {
+        k: v for k, v in own["served encoder"].items() if k[-1].isdigit()
+    }
+    assert rows["served encoder"]["ratios"]["served encoder ([run] A)"]["hr@10"] == [1, 1, 1]
+    twice, _ = ask("--ranks", tmp_path / "ranks" / "a.parquet")
+    assert isinstance(twice.exception, EvaluationError)
+    assert "--ranks LABEL=" in str(twice.exception)
+
+
+def test_a_file_of_one_other_system_needs_no_label(ask: Any, tmp_path: Path) -> None:
+    ask("--save-ranks", tmp_path / "a.parquet")
+    only = pl.read_parquet(tmp_path / "a.parquet").filter(pl.col("system") == "served encoder")
+    only.with_columns(pl.lit("SASRec").alias("system")).write_parquet(tmp_path / "b=1.parquet")
+    result, _ = ask("--ranks", tmp_path / "b=1.parquet")
+    assert result.exit_code == 0, result.output
+    assert "SASRec" in result.output
+
+
+def test_ranks_of_other_targets_are_refused(ask: Any, tmp_path: Path) -> None:
+    ask("--save-ranks", tmp_path / "a.parquet", "--targets", 9)
+    result, _ = ask("--ranks", f"A={tmp_path / 'a.parquet'}")
+    assert isinstance(result.exception, EvaluationError)
+    assert "other test targets" in str(result.exception)
+    result, _ = ask("--ranks", f"A={tmp_path / 'a.parquet'}", "--targets", 9)
+    assert result.exit_code == 0, result.output
+
+
+def test_direct_ranking_needs_a_model(ask: Any) -> None:
+    result, _ = ask("--direct")
+    assert isinstance(result.exception, BackboneError)
+    assert "vlm2rec train" in str(result.exception)
+
+
+@pytest.mark.parametrize("option", ["--json", "--save-ranks"])
+def test_files_that_cannot_be_written_are_a_clear_error(ask: Any, tmp_path: Path, option: str) -> None:
+    (tmp_path / "file").write_text("")
+    result, _ = ask(option, tmp_path / "file" / "x.json")
+    assert isinstance(result.exception, EvaluationError)
+    assert "cannot be written" in str(result.exception)

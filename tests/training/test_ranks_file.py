@@ -1,0 +1,101 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from training.errors import EvaluationError
+from training.ranking import Ranking
+from training.ranks_file import RankedTable, read_ranks, save_ranks, targets_fingerprint
+from training.sequences import Targets
+
+ITEMS = 9
+TARGETS = Targets([np.array([1, 2]), np.array([3])], np.array([4, 5]), ["u", "v"])
+
+
+def ranked(name: str = "test", systems: tuple[str, ...] = ("a", "b")) -> RankedTable:
+    lists = np.array([[*range(9), -1], [*range(9)[::-1], -1]])
+    rankings = {
+        system: Ranking(np.array([number, np.inf]), np.array([0.5, number]), lists)
+        for number, system in enumerate(systems)
+    }
+    return RankedTable(name, TARGETS, ITEMS, rankings, 2)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    save_ranks(tmp_path / "new" / "r.parquet", [ranked(), ranked("cold items", ("a",))])
+    return tmp_path / "new" / "r.parquet"
+
+
+def test_what_is_written_is_read(path: Path) -> None:
+    found = read_ranks(path, "test", TARGETS, ITEMS)
+    assert list(found) == ["a", "b"]
+    for name, ranking in ranked().rankings.items():
+        np.testing.assert_array_equal(found[name].full, ranking.full)
+        np.testing.assert_array_equal(found[name].sampled, ranking.sampled)
+        np.testing.assert_array_equal(found[name].lists, ranking.lists)
+    assert list(read_ranks(path, "cold items", TARGETS, ITEMS)) == ["a"]
+    assert read_ranks(path, "validation", TARGETS, ITEMS) == {}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(TARGETS, histories=[np.array([1, 2]), np.array([3, 3])]),
+        replace(TARGETS, histories=[np.array([1]), np.array([2, 3])]),
+        replace(TARGETS, targets=np.array([4, 6])),
+        replace(TARGETS, users=["u", "w"]),
+        Targets(TARGETS.histories[:1], TARGETS.targets[:1], ["u"]),
+    ],
+)
+def test_other_targets_are_refused(path: Path, other: Targets) -> None:
+    with pytest.raises(EvaluationError, match="'a' was ranked on other test targets"):
+        read_ranks(path, "test", other, ITEMS)
+    assert targets_fingerprint(other, ITEMS) != targets_fingerprint(TARGETS, ITEMS)
+
+
+def test_another_catalogue_is_refused(path: Path) -> None:
+    with pytest.raises(EvaluationError, match="other test targets"):
+        read_ranks(path, "test", TARGETS, ITEMS + 1)
+
+
+def test_names_are_told_apart_by_a_label(path: Path) -> None:
+    assert list(ranked(systems=("c",)).joined(path, None).rankings) == ["c", "a", "b"]
+    assert list(ranked().joined(path, "x").rankings) == ["a", "b", "a (x)", "b (x)"]
+    with pytest.raises(EvaluationError, match="a row 'b' already"):
+        ranked(systems=("b", "c")).joined(path, None)
+    save_ranks(path, [ranked(systems=("popularity", "a"))])
+    assert list(ranked().joined(path, "x").rankings) == ["a", "b", "a (x)"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda frame: frame.drop("first"), "no file of ranks"),
+        (lambda frame: frame.with_columns(pl.col("full").cast(pl.Float32)), "has the columns"),
+        (lambda frame: frame.with_columns(user=None), "has the columns"),
+        (lambda frame: frame.with_columns(user=pl.lit(None, pl.String)), "without nulls"),
+        (lambda frame: frame.with_columns(full=pl.lit(-1.0)), "must be 0 or more"),
+        (lambda frame: frame.with_columns(sampled=pl.lit(np.nan)), "must be 0 or more"),
+        (lambda frame: frame.with_columns(first=pl.col("first").list.head(9)), "must be 0 or more"),
+        (lambda frame: frame.with_columns(first=pl.col("first").list.eval(pl.element() + 1)), "must be 0 or more"),
+        (lambda frame: frame.with_columns(first=pl.col("first").list.eval(pl.element() - 1)), "must be 0 or more"),
+        (lambda frame: frame.with_columns(first=pl.lit([None] * 10, pl.List(pl.Int64))), "must be 0 or more"),
+    ],
+)
+def test_a_file_that_breaks_a_rule_is_refused(
+    path: Path, spoil: Callable[[pl.DataFrame], pl.DataFrame], message: str
+) -> None:
+    spoil(pl.read_parquet(path)).write_parquet(path)
+    with pytest.raises(EvaluationError, match=message):
+        read_ranks(path, "test", TARGETS, ITEMS)
+
+
+def test_garbage_and_nothing_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"PAR1 and no more PAR1")
+    for name in ("x", "none"):
+        with pytest.raises(EvaluationError, match="no file of ranks"):
+            read_ranks(tmp_path / name, "test", TARGETS, ITEMS)

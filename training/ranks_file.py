@@ -1,0 +1,168 @@
+"""Ranks of systems in a file, so that rows of several runs, or of another library, stand in one paired table.
+
+A Parquet file with a row per system and target: ``table``, ``targets`` (a fingerprint of that table's targets),
+``system``, ``user``, ``full`` and ``sampled`` (ranks, 0 = best, infinite = cannot be found) and ``first`` (the rows of
+the ten first items, −1 for an empty place), targets in their order.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from training.errors import EvaluationError
+from training.evaluation_table import BASELINES, Table
+from training.ranking import LIST_LENGTH, Ranking
+from training.sequences import Targets
+
+_SCHEMA = pl.Schema(
+    {
+        "table": pl.String(),
+        "targets": pl.String(),
+        "system": pl.String(),
+        "user": pl.String(),
+        "full": pl.Float64(),
+        "sampled": pl.Float64(),
+        "first": pl.List(pl.Int64()),
+    }
+)
+_TODO = "write it again with `vlm2rec evaluate --save-ranks` or `bench/sasrec.py`"
+
+
+@dataclass(frozen=True)
+class RankedTable:
+    """One set of targets with what systems did on it.
+
+    Attributes:
+        name: of the table.
+        targets: the held-out events.
+        items: size of the catalogue.
+        rankings: system → ranking of these targets; the first is the one that ratios are against.
+        whole: number of targets before evenly spaced ones were taken.
+    """
+
+    name: str
+    targets: Targets
+    items: int
+    rankings: Mapping[str, Ranking]
+    whole: int
+
+    def measured(self, *, seed: int = 0) -> Table:
+        """The table of metrics.
+
+        Args:
+            seed: of the bootstrap.
+        """
+        return Table.of(self.name, self.rankings, self.items, whole=self.whole, seed=seed)
+
+    def joined(self, path: Path, label: str | None) -> "RankedTable":
+        """The same with the systems of a file of ranks.
+
+        Args:
+            path: what :func:`save_ranks` wrote.
+            label: added to their names in brackets; the baselines, which are the same everywhere, are then left out.
+
+        Raises:
+            EvaluationError: the file cannot be read, is of other targets, or has a system of a name that is here.
+        """
+        found = read_ranks(path, self.name, self.targets, self.items)
+        if label is not None:
+            found = {f"{name} ({label})": ranking for name, ranking in found.items() if name not in BASELINES}
+        twice = sorted(set(found) & set(self.rankings))
+        if twice:
+            raise EvaluationError(f"{path}: there is a row {twice[0]!r} already; tell them apart: --ranks LABEL={path}")
+        return replace(self, rankings={**self.rankings, **found})
+
+
+def targets_fingerprint(targets: Targets, items: int) -> str:
+    """16 hex digits over users, histories, targets and the size of the catalogue."""
+    digest = hashlib.sha256(f"{items}\n".encode() + "\n".join(targets.users).encode("utf-8", "surrogatepass"))
+    lengths = np.array([len(history) for history in targets.histories], dtype=np.int64)
+    for array in (targets.targets, lengths, *targets.histories):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_ranks(path: Path, tables: Sequence[RankedTable]) -> None:
+    """Write every ranking of these tables, aside first.
+
+    Raises:
+        EvaluationError: the file cannot be written.
+    """
+    frames = [
+        pl.DataFrame(
+            {
+                "table": [table.name] * len(table.targets),
+                "targets": [targets_fingerprint(table.targets, table.items)] * len(table.targets),
+                "system": [system] * len(table.targets),
+                "user": table.targets.users,
+                "full": ranking.full,
+                "sampled": ranking.sampled,
+                "first": ranking.lists.tolist(),
+            },
+            schema=_SCHEMA,
+        )
+        for table in tables
+        for system, ranking in table.rankings.items()
+    ]
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pl.concat(frames).write_parquet(partial)
+        partial.replace(path)
+    except OSError as error:
+        raise EvaluationError(f"{path}: the ranks cannot be written ({error}); check the path") from error
+
+
+def read_ranks(path: Path, table: str, targets: Targets, items: int) -> dict[str, Ranking]:
+    """The rankings of one table.
+
+    Args:
+        path: what :func:`save_ranks` wrote.
+        table: its name.
+        targets: that it must have been made on.
+        items: size of the catalogue.
+
+    Returns:
+        System → ranking; nothing where the file has no such table.
+
+    Raises:
+        EvaluationError: the file cannot be read, is no such file, or is of other targets.
+    """
+    try:
+        frame = pl.read_parquet(path, glob=False, columns=list(_SCHEMA))
+    except (OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise EvaluationError(f"{path}: no file of ranks ({error}); {_TODO}") from error
+    if frame.schema != _SCHEMA or frame.select(pl.any_horizontal(pl.all().has_nulls())).item():
+        raise EvaluationError(f"{path}: a file of ranks has the columns {dict(_SCHEMA)} without nulls; {_TODO}")
+    part = frame.filter(pl.col("table") == table)
+    own = targets_fingerprint(targets, items)
+    found: dict[str, Ranking] = {}
+    for (system,), rows in part.group_by("system", maintain_order=True):
+        if rows["targets"].unique().to_list() != [own] or rows["user"].to_list() != targets.users:
+            raise EvaluationError(
+                f"{path}: {system!r} was ranked on other {table} targets than these ({own}); use the same data set, "
+                "interactions, share of cold items and number of targets for both"
+            )
+        found[str(system)] = _ranking(path, rows, items)
+    return found
+
+
+def _ranking(path: Path, rows: pl.DataFrame, items: int) -> Ranking:
+    lists = rows["first"]
+    full, sampled = rows["full"].to_numpy(), rows["sampled"].to_numpy()
+    fits = bool((lists.list.len() == LIST_LENGTH).all()) and not lists.explode().is_null().any()
+    first: NDArray[np.int64] = lists.explode().to_numpy().astype(np.int64).reshape(-1, LIST_LENGTH) if fits else _NONE
+    within = fits and bool(((first >= -1) & (first < items)).all())
+    if not within or not ((full >= 0).all() and (sampled >= 0).all()):
+        raise EvaluationError(
+            f"{path}: ranks must be 0 or more, and a list {LIST_LENGTH} rows of the catalogue or −1; {_TODO}"
+        )
+    return Ranking(full, sampled, first)
+
+
+_NONE: NDArray[np.int64] = np.zeros((0, LIST_LENGTH), dtype=np.int64)
