@@ -7,7 +7,8 @@ child=
 signal=KILL
 stop() {
     trap '' TERM INT
-    [ -n "$child" ] && kill -"$signal" "$child" 2>/dev/null && wait "$child"
+    exec 2>/dev/null  # says "Killed"
+    [ -n "$child" ] && kill -"$signal" "$child" && wait "$child"
     exit 0
 }
 trap stop TERM INT
