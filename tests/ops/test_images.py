@@ -139,7 +139,10 @@ def test_the_nightly_script_waits_and_hands_the_end_on() -> None:
         assert running.stdout is not None
         assert re.fullmatch(r"next run: \d{4}-\d\d-\d\dT02:15Z\n", running.stdout.readline())
         running.send_signal(signal.SIGTERM)
-        assert running.wait(10) == 0
+        try:
+            assert running.wait(10) == 0
+        finally:
+            running.kill()
     refused = subprocess.run(
         ["sh", OPS / "jobs" / "nightly.sh", "25:99", "false"], capture_output=True, text=True, check=False
     )
