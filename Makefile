@@ -8,7 +8,7 @@ BENCH_ARGS ?=
 ENGINE ?= cpu
 TRY_ARGS ?=
 
-.PHONY: demo test check check-slow audit format bench-serving bench-faults bench-filters bench-index bench-method bench-sasrec bench-swap bench-soak fuzz site images sbom secrets demo-bundle try-compose clean
+.PHONY: demo test check check-slow audit format bench-serving bench-faults bench-filters bench-fit bench-index bench-method bench-sasrec bench-swap bench-soak fuzz site images sbom secrets demo-bundle try-compose clean
 
 # Builds the demo catalogue, trains, indexes and serves it; Ctrl-C ends everything it started.
 demo: $(VENV)/.installed
@@ -43,6 +43,10 @@ bench-serving: $(VENV)/.installed
 # Latency, path and recall of filters from one row to all; BENCH_ROWS=50000 for a quick look.
 bench-filters: $(VENV)/.installed
 	$(BIN)/python bench/filters.py --rows $(BENCH_ROWS)
+
+# An epoch of the sequence encoder over a million interactions: about two minutes.
+bench-fit: $(VENV)/.installed
+	$(BIN)/python -m bench.fit_epoch $(BENCH_ARGS)
 
 # A million items: about ten minutes to build on two cores, 3 GB of disk in .bench, kept for the next run.
 bench-index: $(VENV)/.installed

@@ -4,12 +4,9 @@ A directory with ``manifest.json`` and the files it lists (:mod:`index.manifest`
 on the CPU any number of threads may use it at once.
 """
 
-import datetime as dt
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +31,7 @@ from index.exact import check_allowed, check_k, check_queries
 from index.filter_cache import FilterCache
 from index.item_rows import ItemRows
 from index.item_table import MISSING_FILE, VECTORS_FILE
+from index.json_values import json_value
 from index.manifest import ENCODER_FILE, FAISS_FILE, INDEXED_FILE, ITEMS_FILE, PROBES_FILE, Manifest
 from index.missing import Missing
 from index.probes import Probes
@@ -328,7 +326,7 @@ class Bundle:
         """
         if not 0 <= row < len(self):
             raise SearchError(f"rows must lie in 0 … {len(self) - 1}, got {row}")
-        return {name: _to_json(self._columns[name][row].as_py()) for name in self._fields(names)}
+        return {name: json_value(self._columns[name][row].as_py()) for name in self._fields(names)}
 
     def fields_of(self, rows: NDArray[np.int64], names: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Metadata of several items, as :meth:`fields` of each, in a fifth of the time for a thousand.
@@ -342,7 +340,7 @@ class Bundle:
         """
         self._check_rows(rows, lowest=0)
         wanted = self._fields(names)
-        columns = ([_to_json(value) for value in self._columns[name].take(rows).to_pylist()] for name in wanted)
+        columns = ([json_value(value) for value in self._columns[name].take(rows).to_pylist()] for name in wanted)
         values = zip(*columns, strict=True) if wanted else ((),) * len(rows)
         return [dict(zip(wanted, one, strict=True)) for one in values]
 
@@ -381,21 +379,3 @@ def _first_allowed(order: NDArray[np.uint32], allowed: NDArray[np.bool_], k: int
         if found.shape[0] >= k or reach >= order.shape[0]:
             return found[:k]
         reach *= 8
-
-
-def _to_json(value: Any) -> Any:  # noqa: ANN401 - whatever arrow holds
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, np.floating | Decimal):
-        return _to_json(float(value))
-    if isinstance(value, dt.date | dt.time):
-        return value.isoformat()
-    if isinstance(value, list | tuple):
-        return [_to_json(part) for part in value]
-    if isinstance(value, dict):
-        return {str(name): _to_json(part) for name, part in value.items()}
-    if isinstance(value, bytes):
-        return value.hex()
-    return str(value)

@@ -35,6 +35,7 @@ from service.routes import Routes
 from service.routing import DirectRoute, Services, ShortWay
 from service.settings import Settings, load_settings
 from service.telemetry import SpanRecorder, open_spans
+from service.thread_pool import started_pool
 from service.user_routes import UserRoutes
 from service.wiring import load_current, open_services
 
@@ -89,6 +90,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_default_executor(started_pool())
         await _begin(services, begin_with.pop() if begin_with else await asyncio.to_thread(load_current, settings))
         yield
         services.current.drain()

@@ -58,6 +58,7 @@ class Watcher:
         self._poll_s = poll_s
         self._hashing = Background("bundle-hashes", nice=19)
         self._changing = asyncio.Lock()
+        self._obeyed = 0
         self._wanted: str | None = None
         self._troubles: dict[str, str | None] = {}
         self._looked = monotonic()
@@ -153,6 +154,7 @@ class Watcher:
                 self._shelf.let_go(held)
             raise
         self._wanted = held.bundle.id
+        self._obeyed += 1
         return self._take_over(held)
 
     async def _watch(self) -> None:
@@ -167,8 +169,11 @@ class Watcher:
 
     async def _look(self) -> None:
         await self._follow_directives()
-        pin = self._directives.pin
-        wanted = self._wanted = pin or await self._pointed()
+        obeyed, pin = self._obeyed, self._directives.pin
+        wanted = pin or await self._pointed()
+        if obeyed != self._obeyed:
+            return  # while the pointer was read an operator had a say: what it says is old
+        self._wanted = wanted
         is_behind = wanted is not None and not self._shelf.serves(wanted)
         self._metrics.wanted(pin, behind=is_behind)
         if wanted is None or not is_behind or self._changing.locked():

@@ -18,7 +18,8 @@ from training.batches import PairBatch, spread
 from training.config import LossConfig, TrainConfig
 from training.encoding_pass import encode
 from training.errors import OutOfMemory
-from training.losses import MethodLoss, ModalityPairs, method_loss
+from training.losses import MethodLoss, method_loss
+from training.modality_pairs import ModalityPairs
 from training.ranks import Ranks
 from training.vlm import VISION, VlmEmbedder
 

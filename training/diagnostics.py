@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from training.batches import MODALITIES
-from training.losses import ModalityPairs, false_negatives, log_confidence, similarities, weak_modality
+from training.losses import false_negatives, log_confidence, similarities, weak_modality
+from training.modality_pairs import ModalityPairs
 
 MOST_ROWS = 1_024
 """Vectors that the spectrum and the distances are taken of; a batch may have many more."""

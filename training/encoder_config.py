@@ -29,6 +29,8 @@ class EncoderConfig(BaseModel):
         temperature: divides the scores in the softmax.
         sampled_above: catalogues with more items use sampled negatives instead of the full softmax.
         negatives: sampled negatives of a step, when they are used.
+        unseen_negatives: whether items without any training event are negatives too. Without, a new item is not learned
+            to be a wrong answer.
         learning_rate: of AdamW, reached after ``warmup_steps``, then falling along a cosine to a tenth at the end.
         warmup_steps: steps of linear warm-up.
         weight_decay: of AdamW, on the matrices.
@@ -63,6 +65,7 @@ class EncoderConfig(BaseModel):
     temperature: float = Field(default=0.05, gt=0, le=10)
     sampled_above: int = Field(default=1_000, ge=0)
     negatives: int = Field(default=512, ge=1)
+    unseen_negatives: bool = False
     learning_rate: float = Field(default=4e-3, gt=0, le=1)
     warmup_steps: int = Field(default=100, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)

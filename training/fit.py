@@ -65,13 +65,21 @@ class NegativeSampler:
 
     Args:
         counts: (n,) training events.
-        present: (n,) bool; the others are never drawn.
+        competing: (n,) bool; the others are never drawn.
     """
 
-    def __init__(self, counts: NDArray[np.int64], present: NDArray[np.bool_]) -> None:
-        weights = np.where(present, (counts + 1.0) ** _NEGATIVE_POWER, 0.0)
+    def __init__(self, counts: NDArray[np.int64], competing: NDArray[np.bool_]) -> None:
+        self.competing = competing
+        weights = np.where(competing, (counts + 1.0) ** _NEGATIVE_POWER, 0.0)
         self._share = weights / weights.sum()
         self._up_to = np.cumsum(self._share)
+
+    @classmethod
+    def of(cls, model: SlotModel, train: Sequences, config: EncoderConfig) -> "NegativeSampler":
+        """Items with a slot compete; those without a training event only if the configuration says so."""
+        counts = np.bincount(train.rows, minlength=model.items)
+        present = torch.stack(list(model.present.values())).any(dim=0).numpy()
+        return cls(counts, present & ((counts > 0) | config.unseen_negatives))
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Draw with repetition.
@@ -110,9 +118,7 @@ def fit(
         TrainingDiverged: the loss is not finite.
     """
     state = _Progress(model, config, directory, fingerprint)
-    counts = np.bincount(train.rows, minlength=model.items)
-    present = torch.stack(list(model.present.values())).any(dim=0)
-    stepper = Stepper(model, config, NegativeSampler(counts, present.numpy()))
+    stepper = Stepper(model, config, NegativeSampler.of(model, train, config))
     epochs = config.epochs if len(validation) else min(config.epochs, config.patience)
     while state.epoch < epochs and state.epoch - state.best_epoch <= config.patience:
         rng = np.random.default_rng([config.seed, state.epoch])
@@ -221,6 +227,7 @@ class Stepper:
         histories = functional.embedding(before, units) * spread[:, None, :] * scale.gather(1, before)[..., None]
         queries = model.encoder.every_position(self._blanked(histories)) * spread[:, None, :]
         if full:
+            scale = scale * torch.from_numpy(self._sampler.competing)
             return full_softmax_loss(queries, units, local[:, 1:], scale, config.temperature)
         sample = torch.from_numpy(np.searchsorted(rows, drawn))
         expected = torch.from_numpy(log_expected)

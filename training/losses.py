@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from training.modality_pairs import ModalityPairs
+
 Fusion = Literal["sum", "concat"]
 WeakBy = Literal["ema", "row"]
 GapKind = Literal["log_ratio", "probability"]
@@ -23,37 +25,6 @@ GAP_CLIP = 4.0
 """Largest log-ratio gap that counts (our reading)."""
 _MASKED = float("-inf")
 _MIN_NORM = 1e-6
-
-
-@dataclass(frozen=True)
-class ModalityPairs:
-    """One modality's vectors of a batch of B pairs (history, next item).
-
-    Attributes:
-        sequences: (B, D) L2-normalised; an absent row is zeros (any finite value gives the same loss).
-        items: (B, D) L2-normalised; likewise.
-        sequence_present: (B,) bool, whether any item of the history has this modality.
-        item_present: (B,) bool, whether the next item has it.
-    """
-
-    sequences: Tensor
-    items: Tensor
-    sequence_present: Tensor
-    item_present: Tensor
-
-    @property
-    def present(self) -> Tensor:
-        """(B,) bool: the modality is there on both sides."""
-        return self.sequence_present & self.item_present
-
-    def widened(self) -> "ModalityPairs":
-        """The same in float32 at least; done once, so that the gradients of several terms add up in float32 too."""
-        wide = torch.promote_types(self.sequences.dtype, torch.float32)
-        return ModalityPairs(self.sequences.to(wide), self.items.to(wide), self.sequence_present, self.item_present)
-
-    def without(self, hidden: Tensor) -> "ModalityPairs":
-        """The same with this modality absent from some histories, (B,) bool."""
-        return ModalityPairs(self.sequences, self.items, self.sequence_present & ~hidden, self.item_present)
 
 
 @dataclass(frozen=True)

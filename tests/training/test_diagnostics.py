@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from training.diagnostics import MOST_ROWS, balance_of, effective_rank, spread_of_items, squared_gradients, uniformity
-from training.losses import ModalityPairs
+from training.modality_pairs import ModalityPairs
 
 
 def pairs(sequences: Tensor, items: Tensor, there: Tensor | None = None) -> ModalityPairs:

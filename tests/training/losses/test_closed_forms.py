@@ -11,7 +11,6 @@ from torch import Tensor
 
 from training import losses
 from training.losses import (
-    ModalityPairs,
     false_negatives,
     fused_similarities,
     info_nce,
@@ -20,6 +19,7 @@ from training.losses import (
     similarities,
     weak_modality,
 )
+from training.modality_pairs import ModalityPairs
 
 Make = Callable[..., ModalityPairs]
 LossOf = Callable[..., Any]

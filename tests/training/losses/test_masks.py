@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from training.losses import (
-    ModalityPairs,
     false_negatives,
     fused_similarities,
     info_nce,
@@ -17,6 +16,7 @@ from training.losses import (
     relational_topology,
     similarities,
 )
+from training.modality_pairs import ModalityPairs
 
 Make = Callable[..., ModalityPairs]
 LossOf = Callable[..., Any]

@@ -9,7 +9,7 @@ import torch
 
 from training.config import LossConfig, TrainConfig
 from training.contrastive_step import hidden_modalities
-from training.losses import ModalityPairs
+from training.modality_pairs import ModalityPairs
 
 Make = Callable[..., ModalityPairs]
 LossOf = Callable[..., Any]

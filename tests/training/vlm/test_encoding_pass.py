@@ -14,7 +14,8 @@ from training.backbone import Backbone
 from training.batches import Collator, PairBatch, spread
 from training.dataset import Dataset
 from training.encoding_pass import encode
-from training.losses import ModalityPairs, method_loss
+from training.losses import method_loss
+from training.modality_pairs import ModalityPairs
 from training.pairs import TrainingPairs
 from training.pictures import PictureStore
 from training.sequences import Sequences
