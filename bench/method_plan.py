@@ -152,6 +152,10 @@ BALANCED: tuple[Row, ...] = (
     Row("nu", "SFT + an unweighted loss per modality (ν .5), concat", {**SFT, **_CONCAT, "loss.nu": 0.5}),
 )
 
+STRONG_TEXT: tuple[Row, ...] = tuple(
+    row for row in COLLAPSE if row.name in {TEXT_ALONE, IMAGE_ALONE, SFT_LINE, "sft-concat", OURS_LINE, "nu"}
+)
+
 _BASE: Mapping[str, Any] = {
     "train.batch_size": 48,
     "vlm.max_text_tokens": 12,
@@ -176,6 +180,14 @@ PLAN = Plan(
             {**_BASE, "train.steps": 300},
             BALANCED,
             goal="balanced",
+        ),
+        Catalogue(
+            "strong-text",
+            "a stronger taste in text (3.5) than in pictures (2.5), independent, 500 steps",
+            {"text_taste": 3.5},
+            {**_BASE, "train.steps": 500},
+            STRONG_TEXT,
+            goal="collapse",
         ),
     )
 )
