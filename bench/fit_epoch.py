@@ -80,7 +80,7 @@ def measured(interactions: int, items: int, threads: int) -> dict[str, Any]:
         "interactions": interactions,
         "items": items,
         "threads": threads,
-        "seconds": round(seconds, 1),
+        "seconds": round(seconds, 3),
         "loss": log.epochs[0]["loss"],
         "config": config.model_dump(mode="json"),
         "machine": machine(),
@@ -98,7 +98,7 @@ def main() -> None:
     options = parser.parse_args()
     found = measured(options.interactions, options.items, options.threads)
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(f"{found['seconds']} s an epoch of {found['interactions']:,} interactions; written to {options.out}")
+    print(f"{found["seconds"]:.1f} s an epoch of {found['interactions']:,} interactions; written to {options.out}")
 
 
 if __name__ == "__main__":
