@@ -98,7 +98,7 @@ def main() -> None:
     options = parser.parse_args()
     found = measured(options.interactions, options.items, options.threads)
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(f"{found["seconds"]:.1f} s an epoch of {found['interactions']:,} interactions; written to {options.out}")
+    print(f"{found['seconds']:.1f} s an epoch of {found['interactions']:,} interactions; written to {options.out}")
 
 
 if __name__ == "__main__":
