@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from training.dataset import Dataset
     from training.encoder_run import Split
     from training.evaluate import System, TargetSet
+    from training.evaluation_table import Table
     from training.ranks_file import RankedTable
 
 _DIRECTORY = "evaluation"
@@ -148,10 +149,27 @@ def _joined(ranked: "list[RankedTable]", given: Iterable[str]) -> "list[RankedTa
     return ranked
 
 
+def yardsticks(tables: "Sequence[Table]", against: str | None) -> list[str]:
+    """What each table is compared with; one that lacks the row that another has keeps its usual one.
+
+    Ranks of another library may be of one table alone.
+
+    Args:
+        tables: of one evaluation.
+        against: name of a row; None for the usual ones.
+
+    Raises:
+        EvaluationError: no table has such a row.
+    """
+    having = [any(row.name == against for row in table.rows) for table in tables]
+    wanted = [against if has or not any(having) else None for has in having]
+    return [table.yardstick(name) for table, name in zip(tables, wanted, strict=True)]
+
+
 def _report(ranked: "list[RankedTable]", against: str | None, path: Path, about: dict[str, Any]) -> None:
     """Measure, print and save."""
     tables = [part.measured() for part in ranked]
-    compared = [(table, table.yardstick(against)) for table in tables]
+    compared = list(zip(tables, yardsticks(tables, against), strict=True))
     for table, yardstick in compared:
         print_table(table, yardstick)
     written = {"tables": [table.as_json([yardstick]) for table, yardstick in compared], **about}

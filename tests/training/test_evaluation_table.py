@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
+from cli.evaluate import yardsticks
 from training.errors import EvaluationError
 from training.evaluation_table import COLD_ITEMS, PAIRED, Table
 from training.ranking import Ranking
@@ -47,6 +48,16 @@ def test_cold_items_are_compared_with_what_can_find_them() -> None:
     assert table(rows).yardstick("x") == "x"
     with pytest.raises(EvaluationError, match="no row 'y'"):
         table(rows).yardstick("y")
+
+
+def test_a_table_without_the_row_asked_for_keeps_its_usual_yardstick() -> None:
+    rows = {"popularity": [99.0, 99.0], "TF-IDF neighbours": [0.0, 99.0]}
+    both = [table({**rows, "x": [0.0, 0.0]}), table(rows, COLD_ITEMS)]
+    assert yardsticks(both, "x") == ["x", "TF-IDF neighbours"]
+    assert yardsticks(both, None) == ["popularity", "TF-IDF neighbours"]
+    assert yardsticks(both, "popularity") == ["popularity", "popularity"]
+    with pytest.raises(EvaluationError, match="no row 'y'"):
+        yardsticks(both, "y")
 
 
 def test_the_file_has_the_ratios_of_every_row_to_the_baselines_and_what_was_asked_for() -> None:
