@@ -152,8 +152,9 @@ BALANCED: tuple[Row, ...] = (
     Row("nu", "SFT + an unweighted loss per modality (ν .5), concat", {**SFT, **_CONCAT, "loss.nu": 0.5}),
 )
 
-STRONG_TEXT: tuple[Row, ...] = tuple(
-    row for row in COLLAPSE if row.name in {TEXT_ALONE, IMAGE_ALONE, SFT_LINE, "sft-concat", OURS_LINE, "nu"}
+STRONG_TEXT: tuple[Row, ...] = (
+    *(row for row in COLLAPSE if row.name in {TEXT_ALONE, IMAGE_ALONE, SFT_LINE, "sft-concat", OURS_LINE, "nu"}),
+    Row("vlm2rec-concat", "VLM2Rec (μ 1, α 1, λ .1), concat", _OURS_CONCAT, group=OURS_LINE),
 )
 
 _BASE: Mapping[str, Any] = {
