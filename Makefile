@@ -44,7 +44,7 @@ bench-serving: $(VENV)/.installed
 bench-filters: $(VENV)/.installed
 	$(BIN)/python bench/filters.py --rows $(BENCH_ROWS)
 
-# An epoch of the sequence encoder over a million interactions: about two minutes.
+# An epoch of the sequence encoder over a million interactions: less than a minute on two cores.
 bench-fit: $(VENV)/.installed
 	$(BIN)/python -m bench.fit_epoch $(BENCH_ARGS)
 

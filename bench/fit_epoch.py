@@ -1,6 +1,6 @@
 """One epoch of the sequence encoder over a million interactions: how long it takes on this machine.
 
-    python -m bench.fit_epoch                                          # about two minutes on two cores
+    python -m bench.fit_epoch                                          # less than a minute on two cores
     python -m bench.fit_epoch --interactions 20000 --items 500 --out /tmp/fit.json
 
 Made histories and made modality vectors (text 256, image 128 components), the default configuration. Times the fit

@@ -76,10 +76,19 @@ class NegativeSampler:
 
     @classmethod
     def of(cls, model: SlotModel, train: Sequences, config: EncoderConfig) -> "NegativeSampler":
-        """Items with a slot compete; those without a training event only if the configuration says so."""
+        """Items with a slot compete; those without a training event only if the configuration says so.
+
+        Where no item with an event has a slot there is nothing to learn, and all with a slot compete.
+
+        Args:
+            model: says which items have a slot.
+            train: training histories.
+            config: ``unseen_negatives``.
+        """
         counts = np.bincount(train.rows, minlength=model.items)
         present = torch.stack(list(model.present.values())).any(dim=0).numpy()
-        return cls(counts, present & ((counts > 0) | config.unseen_negatives))
+        competing = present & ((counts > 0) | config.unseen_negatives)
+        return cls(counts, competing if competing.any() else present)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Draw with repetition.
