@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.markdown_table import markdown_table
 from bench.plots import readings
 
 _ROOT = Path(__file__).parent.parent
@@ -94,7 +95,7 @@ def _catalogue(one: Mapping[str, Any], images: Path) -> Iterator[str]:
     name = f"method-{one['name']}.svg"
     readings(images / name, shown, names=_NAMES, over="NDCG@10 (dashed: popularity)", reference=popular)
     yield f"![NDCG@10 of every line, fused, text only and image only]({_IMAGES}/{name})\n"
-    yield from _table(
+    yield from markdown_table(
         ("NDCG@10", *_NAMES, "HR@10 fused", "validation", "fused ÷ popularity", "minutes"),
         (
             (
@@ -119,7 +120,7 @@ def _goals(goals: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     found = list(goals)
     if not found:
         return
-    yield from _table(
+    yield from markdown_table(
         ("goal", "measured", "against", "holds"),
         (
             (
@@ -142,7 +143,7 @@ def _holds(one: Mapping[str, Any]) -> str:
 
 def _ratios(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     names = [f"{reading} ÷ SFT's" for reading in _NAMES]
-    yield from _table(
+    yield from markdown_table(
         ("ratios", *names, "fused, seed by seed", "image utilisation", "text utilisation"),
         (
             (
@@ -158,7 +159,7 @@ def _ratios(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _diagnostics(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    yield from _table(
+    yield from markdown_table(
         ("end of training", *_DIAGNOSTICS.values()),
         (
             (_name(row), *(_number(row["diagnostics"].get(name), "{:.3g}") for name in _DIAGNOSTICS))
@@ -187,15 +188,6 @@ def _interval(found: list[float] | None) -> str:
 
 def _number(value: Any, form: str) -> str:  # noqa: ANN401 - a number or nothing
     return "–" if value is None else form.format(value)
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
-    names = list(head)
-    yield "| " + " | ".join(names) + " |"
-    yield "|" + "---|" * len(names)
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
-    yield ""
 
 
 def write_page(results: Path, out: Path) -> Path:

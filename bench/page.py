@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.contenders import EVERYONE
+from bench.markdown_table import markdown_table
 from bench.plots import latency, throughput
 from bench.reading import Reading
 from bench.targets import MOST_P90_MS, MOST_P99_MS, Verdict, contender, size, verdicts
@@ -88,7 +89,7 @@ def _run(read: Reading) -> Iterator[str]:
 
 
 def _verdicts(found: list[Verdict]) -> Iterator[str]:
-    yield from _table(
+    yield from markdown_table(
         ("", "target", "measured", "holds"),
         ((one.about, one.target + (" (goal)" if one.goal else ""), one.measured, _holds(one)) for one in found),
     )
@@ -123,7 +124,7 @@ def _contenders(read: Reading, images: Path) -> Iterator[str]:
         yield f"![p99 at fixed rates by contender]({_IMAGES}/latency.svg)\n"
     names = ("closed req/s", "vlm2rec ÷ it", "p50 / p99 at 500/s", "p50 / p99 at 1,000/s", "errors", "recall@20")
     more = ("same items", "memory", "start")
-    yield from _table(("", *names, *more), (_row(read, one.name) for one in EVERYONE))
+    yield from markdown_table(("", *names, *more), (_row(read, one.name) for one in EVERYONE))
     yield (
         "Memory counts pages shared between processes once. Start: from the start of the process to its first answer. "
         "Recall and “same items” hold served answers against exact search and against the bundle asked directly; the "
@@ -195,7 +196,7 @@ def _sizes(read: Reading, images: Path) -> Iterator[str]:
     rates = read.settings.get("size_rates", [])
     latencies = (f"p50 / p90 / p99 at {at}/s" for at in rates)
     names = ("index", "closed req/s", *latencies, "resident", "vectors + index", "start", "build")
-    yield from _table(("items", *names), (_size_row(read, rows, rates) for rows in sizes))
+    yield from markdown_table(("items", *names), (_size_row(read, rows, rates) for rows in sizes))
 
 
 def _size_row(read: Reading, rows: int, rates: list[int]) -> tuple[str, ...]:
@@ -224,7 +225,7 @@ def _recall(read: Reading) -> Iterator[str]:
     yield "## Recall of what was served\n"
     yield "recall@20 of answers over HTTP against exact search, the user's own items left out on both sides.\n"
     lines = ((kind, *(_number(found[rows].get(kind), "{:.3f}") for rows in sizes)) for kind in kinds)
-    yield from _table(("request", *(f"{rows:,} items" for rows in sizes)), lines)
+    yield from markdown_table(("request", *(f"{rows:,} items" for rows in sizes)), lines)
 
 
 def _overload(read: Reading) -> Iterator[str]:
@@ -245,7 +246,7 @@ def _overload(read: Reading) -> Iterator[str]:
         share = _number(read.ratio(key, "overload/{round}/peak"), "{:.0%}")
         rows.append((key.rpartition("/")[2], *seen, share, f"{latencies} ms", refusal))
     names = ("offered/s", "good/s", "degraded/s", "late/s", "refused/s", "errors", "good ÷ peak", "p50 / p99")
-    yield from _table(("", *names, "p99 to refuse"), rows)
+    yield from markdown_table(("", *names, "p99 to refuse"), rows)
 
 
 def _users(read: Reading) -> Iterator[str]:
@@ -265,7 +266,7 @@ def _users(read: Reading) -> Iterator[str]:
             )
         )
     head = ("users", "Redis bytes a user", "Redis in all, event stream included", f"p50 / p90 / p99 at {rate}/s")
-    yield from _table(head, rows)
+    yield from markdown_table(head, rows)
 
 
 def _stages(read: Reading) -> Iterator[str]:
@@ -275,7 +276,9 @@ def _stages(read: Reading) -> Iterator[str]:
         stage = key.partition("/")[0]
         spent[stage] = spent.get(stage, 0.0) + float(one["took_s"])
     total = sum(spent.values())
-    yield from _table(("stage", "minutes"), ((s, f"{t / 60:.1f}") for s, t in {**spent, "in all": total}.items()))
+    yield from markdown_table(
+        ("stage", "minutes"), ((s, f"{t / 60:.1f}") for s, t in {**spent, "in all": total}.items())
+    )
 
 
 def _others(others: Iterable[Path]) -> Iterator[str]:
@@ -283,15 +286,6 @@ def _others(others: Iterable[Path]) -> Iterator[str]:
     if listed:
         yield "## Results of the other benches\n"
         yield from listed
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
-    names = list(head)
-    yield "| " + " | ".join(names) + " |"
-    yield "|" + "---|" * len(names)
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
-    yield ""
 
 
 def _number(value: Any, form: str) -> str:  # noqa: ANN401 - a number or nothing

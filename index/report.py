@@ -138,13 +138,7 @@ def write_report(
         "answers": spread(searcher, kinds[PLAIN], draft.vectors, layout, exact.k),
         "probes": {"held_out": len(draft.probes), "used": queries.shape[0]},
     }
-    catalogue = examine(
-        draft.table,
-        draft.vectors,
-        np.load(draft.directory / MISSING_FILE),
-        seed=spec.seed,
-        progress=lambda share: progress("pictures", share),
-    )
+    catalogue = _look_through(draft, lambda share: progress("pictures", share))
     gate = _hold(draft, record, report, catalogue, quality)
     report |= catalogue.as_json() | {
         "quality": None if quality is None else quality.as_json(),
@@ -154,6 +148,11 @@ def write_report(
     (draft.directory / REPORT_FILE).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     (draft.directory / PAGE_FILE).write_text(render_page(report, gate), encoding="utf-8")
     return record, gate
+
+
+def _look_through(draft: Draft, progress: Callable[[float], None]) -> Catalogue:
+    missing = np.load(draft.directory / MISSING_FILE)
+    return examine(draft.table, draft.vectors, missing, seed=draft.spec.seed, progress=progress)
 
 
 def _hold(

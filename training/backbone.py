@@ -7,7 +7,7 @@ part is never loaded, so torchvision is not needed.
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -213,21 +213,31 @@ def make_backbone(
         "fullatt_block_indexes": list(range(vision_layers)),
         "initializer_range": initializer_range,
     }
-    marks: dict[str, Any] = {
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_marks(ids))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLModel(config)
+    return Backbone(model, tokenizer, _picture_processor(picture_pixels, patch_size, colours))
+
+
+def _marks(ids: Mapping[str, int]) -> dict[str, Any]:
+    """Which tokens stand for pictures and their bounds."""
+    return {
         "image_token_id": ids[IMAGE_PAD],
         "video_token_id": ids[VIDEO_PAD],
         "vision_start_token_id": ids[VISION_START],
         "vision_end_token_id": ids[VISION_END],
     }
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **marks)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen2_5_VLModel(config)
-    size = {"shortest_edge": picture_pixels[0], "longest_edge": picture_pixels[1]}
+
+
+def _picture_processor(
+    pixels: tuple[int, int], patch_size: int, colours: tuple[Sequence[float], Sequence[float]] | None
+) -> "ImageProcessor":
+    size = {"shortest_edge": pixels[0], "longest_edge": pixels[1]}
     processor = Qwen2VLImageProcessorPil(size=size, patch_size=patch_size)
     if colours is not None:
         processor.image_mean, processor.image_std = list(colours[0]), list(colours[1])
-    return Backbone(model, tokenizer, cast("ImageProcessor", processor))
+    return cast("ImageProcessor", processor)
 
 
 def _rotary(half_head: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny_model import TINY_VLM
 from typer.testing import CliRunner
 
 from cli.main import app, main
@@ -12,22 +13,7 @@ from training.embeddings import Embeddings
 from training.errors import BackboneError, ConfigError
 from training.run_lock import run_lock
 
-CONFIG = """
-[vlm]
-min_picture_pixels = 64
-max_picture_pixels = 64
-[vlm.scratch]
-vocabulary = 300
-hidden_size = 16
-heads = 2
-layers = 1
-intermediate_size = 16
-vision_hidden_size = 16
-vision_heads = 2
-vision_layers = 1
-vision_intermediate_size = 16
-patch_size = 4
-[train]
+CONFIG = f"""{TINY_VLM}[train]
 batch_size = 4
 """
 
