@@ -32,7 +32,7 @@ from training.encoder_config import EncoderConfig
 from training.errors import TrainingDiverged
 from training.next_item_loss import NO_TARGET, full_softmax_loss, sampled_softmax_loss, slot_scale
 from training.ranking import rank_targets
-from training.sequences import Sequences, Targets
+from training.sequences import Sequences, Targets, evenly_spaced
 from training.slot_model import SlotModel, stored_vectors, torch_encoder
 from training.slot_ranker import SlotRanker
 from training.windows import batches, training_windows
@@ -152,12 +152,7 @@ def validate(model: SlotModel, validation: Targets, config: EncoderConfig) -> di
     """NDCG@10 and HR@10 of at most ``validation_users`` evenly spaced targets, ranked exactly; {} without any."""
     if not len(validation):
         return {}
-    chosen = np.linspace(0, len(validation) - 1, min(len(validation), config.validation_users)).astype(np.int64)
-    some = Targets(
-        [validation.histories[user] for user in chosen],
-        validation.targets[chosen],
-        [validation.users[user] for user in chosen],
-    )
+    some = evenly_spaced(validation, config.validation_users)
     model.eval()
     ranker = SlotRanker(stored_vectors(model, config.precision), torch_encoder(model), config.max_history)
     rank = rank_targets(ranker, some, ranker.findable).full

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.sequences import Targets
+from training.sequences import Targets, evenly_spaced
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class ValidationEvents:
             items: at most so many items compete, drawn at random beside the targets.
             seed: of the drawing.
         """
-        chosen = np.linspace(0, len(targets) - 1, min(len(targets), users)).astype(np.int64).tolist()
-        rows = targets.targets[chosen]
+        chosen = evenly_spaced(targets, users)
+        rows = chosen.targets
         order = np.random.default_rng(seed).permutation(catalogue)
         others = order[~np.isin(order, rows)]
         competing = np.union1d(rows, others[: max(0, items - len(np.unique(rows)))])
-        return cls([targets.histories[number] for number in chosen], rows, competing)
+        return cls(list(chosen.histories), rows, competing)
 
     def same_as(self, other: "ValidationEvents") -> bool:
         """Whether the same events are ranked among the same items."""
