@@ -4,6 +4,7 @@ With :mod:`index.faiss_file` the only module that imports faiss. What an index r
 rows are scored again from the stored vectors, so every kind of index gives the same scores, and −1 never leaves.
 """
 
+import mmap
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -67,10 +68,7 @@ class CpuIndex:
     def __init__(
         self, path: Path, vectors: NDArray[np.floating], indexed: NDArray[np.bool_], *, threads: int = 1
     ) -> None:
-        try:
-            self._faiss_index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
-            raise SearchError(f"{path}: not a readable FAISS index ({_first_line(error)}); build it again") from error
+        self._faiss_index, self._pages = _mapped(path)
         rows, kind = int(np.count_nonzero(indexed)), _kind(self._faiss_index)
         if self._faiss_index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise SearchError(f"{path}: the index must use inner product; build it again")
@@ -88,7 +86,7 @@ class CpuIndex:
         self.engine = Engine(kind, rows, _lists(self._faiss_index))
         self._threads = threads
         self._everything = None if rows == indexed.shape[0] else np.packbits(indexed, bitorder="little")
-        self._rows = None if rows == indexed.shape[0] else np.flatnonzero(indexed)
+        self._rows = None if rows == indexed.shape[0] else np.flatnonzero(indexed).astype(np.uint32)
         self._vectors = vectors  # the view below does not keep them alive
         self._stored = _view_of(vectors)
 
@@ -127,8 +125,8 @@ class CpuIndex:
         return resources, flat
 
     @property
-    def rows(self) -> NDArray[np.int64] | None:
-        """(rows,) int64 the row of each position in the index; None when position and row are the same."""
+    def rows(self) -> NDArray[np.uint32] | None:
+        """(rows,) uint32 the row of each position in the index; None when position and row are the same."""
         return self._rows
 
 
@@ -295,14 +293,27 @@ class Searcher:
         return np.take_along_axis(rows, np.argsort(rows < 0, axis=1, kind="stable"), axis=1)
 
 
-def as_rows(positions: NDArray[np.int64], rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+def as_rows(positions: NDArray[np.int64], rows: NDArray[np.integer] | None) -> NDArray[np.int64]:
     """Positions in an index, −1 = none, as rows of the catalogue.
 
     Args:
         positions: int64 of any shape.
-        rows: (·,) int64 the row of each position; None when they are the same.
+        rows: (·,) int64 or uint32, the row of each position; None when they are the same.
     """
-    return positions if rows is None else np.where(positions < 0, -1, rows[positions])
+    return positions if rows is None else np.where(positions < 0, np.int64(-1), rows[positions])
+
+
+def _mapped(path: Path) -> tuple[Any, NDArray[np.uint8]]:
+    """An index that reads its codes and lists or neighbours in the mapped file, and the bytes that must outlive it."""
+    try:
+        with path.open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        pages = np.frombuffer(mapping, dtype=np.uint8)
+        faiss_index = faiss.read_index(faiss.ZeroCopyIOReader(faiss.swig_ptr(pages), pages.size))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SearchError(f"{path}: not a readable FAISS index ({_first_line(error)}); build it again") from error
+    mapping.madvise(mmap.MADV_DONTNEED)  # what was copied is never read here again; the rest comes back when it is
+    return faiss_index, pages
 
 
 def _view_of(vectors: NDArray[np.floating]) -> Any:  # noqa: ANN401 - faiss has no types
@@ -311,9 +322,9 @@ def _view_of(vectors: NDArray[np.floating]) -> Any:  # noqa: ANN401 - faiss has 
         flat = faiss.IndexScalarQuantizer(vectors.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     else:
         flat = faiss.IndexFlatIP(vectors.shape[1])
-    nobody = faiss.MaybeOwnedVectorUInt8().owner
+    unowned = faiss.MaybeOwnedVectorUInt8()  # named, as what it lends of itself does not keep it alive
     flat.codes = faiss.MaybeOwnedVectorUInt8.create_view(
-        faiss.swig_ptr(vectors.reshape(-1).view(np.uint8)), vectors.nbytes, nobody
+        faiss.swig_ptr(vectors.reshape(-1).view(np.uint8)), vectors.nbytes, unowned.owner
     )
     flat.ntotal = vectors.shape[0]
     return flat

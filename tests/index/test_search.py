@@ -1,6 +1,9 @@
 """The index behind its face: FAISS files, stored vectors read in place, completion; contracts of all kinds are in
 test_filtered_search.py."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import faiss
@@ -188,7 +191,8 @@ def test_refuses(searchers, queries, k, allowed, rule):
 def test_refuses_files(tmp_path, files, vectors, indexed):
     (tmp_path / "noise.faiss").write_bytes(b"not an index" * 50)
     (tmp_path / "cut.faiss").write_bytes(files["ivf"].read_bytes()[:2000])
-    for name in ("none", "noise", "cut"):
+    (tmp_path / "empty.faiss").touch()
+    for name in ("none", "noise", "cut", "empty"):
         with pytest.raises(SearchError, match=rf"{name}\.faiss: not a readable FAISS index"):
             CpuIndex(tmp_path / f"{name}.faiss", vectors, indexed)
     l2 = faiss.IndexFlatL2(4)
@@ -242,6 +246,19 @@ def test_a_scan_reads_the_stored_vectors_where_they_lie(tmp_path, dtype):
     assert index.search(query, Step("index", 1, SCAN), None).tolist() == [[7]]
     found = index.search(-query, Step("scan", 200, SCAN), None)[0]
     assert set(found[found >= 0].tolist()) == set(np.flatnonzero(indexed).tolist())  # never a row without a slot
+
+
+def test_a_view_uses_no_memory_that_is_free_again():
+    """Under a glibc that overwrites what is freed, the process used to die here."""
+    code = """if True:
+        import numpy as np
+        from index.search import _view_of
+        stored = np.ones((64, 8), np.float16)
+        print(_view_of(stored).search(np.ones((1, 8), np.float32), 1)[0][0, 0])
+    """
+    strict = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0", "MALLOC_PERTURB_": "165"}
+    ran = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=strict)
+    assert (ran.returncode, ran.stdout) == (0, "8.0\n"), ran.stderr
 
 
 class Forgetful:
