@@ -27,11 +27,13 @@ class ItemRows:
         ids: item id ↔ row.
         popularity: (n,) int64 training events.
         metadata: n rows, one column of a single chunk per field.
+        pages: of the file they are mapped from; None: they are in memory.
     """
 
     ids: ItemIds
     popularity: NDArray[np.int64]
     metadata: pa.Table
+    pages: mmap.mmap | None = None
 
     def save(self, path: Path) -> None:
         """Write ``items.arrow``; text and lists get 8-byte offsets, so that no column has to be split at 2 GiB.
@@ -65,14 +67,18 @@ class ItemRows:
                 ids=ItemIds(batch.column(ITEM_ID)),
                 popularity=batch.column(POPULARITY).to_numpy(),
                 metadata=pa.Table.from_batches([batch]).drop_columns([ITEM_ID, POPULARITY]),
+                pages=pages,
             )
         except (OSError, ValueError, KeyError, RecursionError, MemoryError, pa.ArrowException) as error:
             raise ItemTableError(f"the items cannot be read ({error})") from error
         if int(rows.popularity.min(initial=0)) < 0:
             raise ItemTableError("popularity counts events and cannot be negative")
-        # The check has looked at every page; most are long texts that few requests ask for.
-        pages.madvise(mmap.MADV_DONTNEED)
         return rows
+
+    def release_pages(self) -> None:
+        """Give back the memory of what was looked at: all was, and most of it few requests ask for. It stays mapped."""
+        if self.pages is not None:
+            self.pages.madvise(mmap.MADV_DONTNEED)
 
 
 def _only_batch(file: pa.Buffer) -> pa.RecordBatch:
