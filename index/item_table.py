@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from index.errors import ItemTableError
@@ -104,6 +103,8 @@ class ItemTable:
         Raises:
             ItemTableError: a vector is not finite.
         """
+        import pyarrow.parquet as pq  # 9 MiB, which a service has no use for
+
         starts = range(0, len(self), _BLOCK_ROWS)
         if not all(np.isfinite(self.vectors[start : start + _BLOCK_ROWS]).all() for start in starts):
             raise ItemTableError("vectors must be finite; check the training run for diverged losses")
@@ -145,6 +146,8 @@ class ItemTable:
         Raises:
             ItemTableError: a file is missing, unreadable, of another format version, or they disagree.
         """
+        import pyarrow.parquet as pq
+
         try:
             description = json.loads((directory / TABLE_FILE).read_text())
             if description["format"] != _FORMAT_VERSION:
