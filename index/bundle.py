@@ -35,6 +35,7 @@ from index.json_values import json_value
 from index.manifest import ENCODER_FILE, FAISS_FILE, INDEXED_FILE, ITEMS_FILE, PROBES_FILE, Manifest
 from index.missing import Missing
 from index.probes import Probes
+from index.read_ahead import read_ahead
 from index.scoring import gather, slot_scores
 from index.search import Searcher
 from index.stamp import Verify, hash_files, verify_files
@@ -110,6 +111,7 @@ class Bundle:
         self.text_search = TextSearch(items.ids.array, items.metadata)
         self._columns = {name: items.metadata.column(name).chunk(0) for name in items.metadata.column_names}
         self._by_popularity = _by_popularity(items.popularity).astype(np.uint32)  # half the memory for life
+        items.release_pages()
 
     @classmethod
     def load(cls, path: Path, *, device: str = "cpu", threads: int = 1, verify: Verify = "stamp") -> "Bundle":
@@ -131,6 +133,7 @@ class Bundle:
         if threads < 1:
             raise SearchError(f"threads must be at least 1, got {threads}")
         manifest = Manifest.read(path)
+        read_ahead(path / name for name in (ITEMS_FILE, FAISS_FILE, VECTORS_FILE))
         verify_files(path, manifest, verify)
         items = read_items(path / ITEMS_FILE, manifest)
         vectors = map_vectors(path / VECTORS_FILE, manifest)
