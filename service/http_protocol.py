@@ -6,7 +6,6 @@ hence the narrow bound on uvicorn's version.
 """
 
 import asyncio
-import uuid
 from functools import partial
 from math import inf
 from time import perf_counter
@@ -19,9 +18,10 @@ from uvicorn.server import ServerState
 
 from service.connections import Connections
 from service.load import Load
+from service.one_write import OneWrite
 from service.problems import CROWDED, HEAD_TOO_LARGE, NOT_HTTP, QUEUE_FULL, REQUEST_LATE, ProblemKind, problem_response
 from service.security_headers import PLAIN
-from service.trace import request_id_from
+from service.trace import new_request_id, request_id_from
 
 # What a connection says of a request in its scope; `service.envelope` and `service.bodies` act on it.
 REFUSAL: Final = "vlm2rec.refusal"
@@ -119,6 +119,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._limits = config.guarded.limits
         self._load = config.in_progress
         self._running: RequestResponseCycle | None = None
+        self._answering: OneWrite | None = None
         self._crowded = False  # there is no room for it: one answer, and the end
         self._deaf = False  # what comes is read and dropped
         self._idle = False  # between two requests
@@ -200,6 +201,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Wait for the next request, or for the rest of this one."""
         if self._running is not None:
             self._load.leave(self._running)
+        if self._answering is not None:
+            self._answering.flush()
         super().on_response_complete()
         if self._waiting_since == inf and not self.pipeline and self.cycle.response_complete:
             self._idle = True
@@ -298,6 +301,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if counted and self._load.is_high:
             cycle.scope[HURRY] = True  # type: ignore[typeddict-unknown-key]
+        cycle.transport = self._answering = OneWrite(self.transport)  # type: ignore[assignment]
         task = self.loop.create_task(cycle.run_asgi(app))
         task.add_done_callback(partial(self._ended, cycle))
         self.tasks.add(task)
@@ -324,7 +328,7 @@ class GuardedProtocol(HttpToolsProtocol):
         cycle.on_response()
 
     def _refusal_bytes(self, kind: ProblemKind) -> bytes:
-        request_id = uuid.uuid4().hex
+        request_id = new_request_id()
         more = {"X-Request-ID": request_id, "Connection": "close"}
         if kind is CROWDED:
             more["Retry-After"] = str(self._all.retry_after_s)

@@ -46,7 +46,6 @@ class Services:
         histories: where histories are.
         batcher: the engine under the recommender.
         load: how much is in progress.
-        load: how much is in progress.
         recent: histories that were asked with.
         recommender: finds items.
         metrics: counts.

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from service.trace import Trace, request_id_from
+from service.trace import Trace, new_request_id, request_id_from
 
 
 @pytest.mark.parametrize("given", ["a", "order 7/äh".replace("ä", "a"), "x" * 128, "!~"])
@@ -17,6 +17,10 @@ def test_any_other_is_replaced_by_a_new_one(given: bytes | None) -> None:
     made = request_id_from(given)
     assert re.fullmatch("[0-9a-f]{32}", made)
     assert request_id_from(given) != made
+
+
+def test_new_ids_are_all_different() -> None:
+    assert len({new_request_id() for _ in range(10_000)}) == 10_000
 
 
 def test_laps_share_out_all_time_and_add_up() -> None:
