@@ -36,6 +36,10 @@ loop: requests due at random moments of a constant rate (Poisson), latency count
 Every request names a user with a stored history of 10 and asks for 20 items; catalogues are made, clustered vectors of
 192 dimensions (text, image, behaviour), the encoder has 2 layers of 128.
 """
+_WHY = (
+    "Where the time goes, and so why some do not hold, is in "
+    "[experiments.md](experiments.md#where-the-time-goes), with what was tried against it.\n"
+)
 _NOT_RUN = """## Not run
 
 - **GPU**: no figures; none was at hand. `python -m bench.gpu_serving` measures p50 and p99 at 1,000 requests a second
@@ -60,6 +64,7 @@ def page(read: Reading, images: Path, others: Iterable[Path]) -> str:
         *_run(read),
         "## What holds\n",
         *_verdicts(verdicts(read)),
+        _WHY,
         *_contenders(read, images),
         *_sizes(read, images),
         *_recall(read),
