@@ -111,11 +111,10 @@ class Bundle:
         self.text_search = TextSearch(items.ids.array, items.metadata)
         self._columns = {name: items.metadata.column(name).chunk(0) for name in items.metadata.column_names}
         self._by_popularity = _by_popularity(items.popularity).astype(np.uint32)  # half the memory for life
-        items.release_pages()
 
     @classmethod
     def load(cls, path: Path, *, device: str = "cpu", threads: int = 1, verify: Verify = "stamp") -> "Bundle":
-        """Verify a bundle and open it; vectors and index are mapped, not read.
+        """Verify a bundle and open it; vectors and index are mapped, and brought into the system's cache meanwhile.
 
         Args:
             path: its directory.
@@ -133,8 +132,9 @@ class Bundle:
         if threads < 1:
             raise SearchError(f"threads must be at least 1, got {threads}")
         manifest = Manifest.read(path)
-        read_ahead(path / name for name in (ITEMS_FILE, FAISS_FILE, VECTORS_FILE))
         verify_files(path, manifest, verify)
+        if verify != "full":  # which has read them
+            read_ahead(path / name for name in (ITEMS_FILE, FAISS_FILE, VECTORS_FILE))
         items = read_items(path / ITEMS_FILE, manifest)
         vectors = map_vectors(path / VECTORS_FILE, manifest)
         indexed = read_indexed(path / INDEXED_FILE, manifest)
@@ -144,6 +144,7 @@ class Bundle:
         searcher = open_index(path / FAISS_FILE, manifest, vectors, indexed, device, threads)
         thumbnails = map_thumbnails(path / THUMBNAILS_FILE, manifest)
         bundle = cls(path, manifest, items, vectors, indexed, missing, probes, encoder, searcher, thumbnails)
+        items.release_pages()
         if verify == "full":
             bundle.check_vectors()
         return bundle

@@ -103,7 +103,7 @@ class ItemTable:
         Raises:
             ItemTableError: a vector is not finite.
         """
-        import pyarrow.parquet as pq  # 9 MiB, which a service has no use for
+        import pyarrow.parquet as pq  # 9 MiB by itself, which a service has no use for
 
         starts = range(0, len(self), _BLOCK_ROWS)
         if not all(np.isfinite(self.vectors[start : start + _BLOCK_ROWS]).all() for start in starts):

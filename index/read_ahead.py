@@ -20,7 +20,8 @@ def read_ahead(paths: Iterable[Path]) -> None:
     A file that cannot be read is left to whoever opens it, who says what is wrong with it.
 
     Args:
-        paths: of files; nothing is done if together they are larger than half of the machine's memory.
+        paths: of files that were verified, so that each of them has an end; nothing is done if together they are larger
+            than half of the machine's memory. A container's own bound is not asked for: there the cache gives way.
     """
     threading.Thread(target=_read, args=(tuple(paths),), name="read-ahead", daemon=True).start()
 

@@ -30,7 +30,7 @@ def test_loads_nothing_that_it_should_not(statement: str, forbidden: list[str]) 
 
 
 def test_a_service_has_no_use_for_parquet() -> None:
-    """It would take 9 MiB."""
+    """By itself it takes 9 MiB."""
     code = "import service.server, sys; print('pyarrow' in sys.modules, 'pyarrow.parquet' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["True", "False"]

@@ -1,6 +1,7 @@
 """Bundle: its answers against brute force, and its manners against bad input."""
 
 import datetime as dt
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
@@ -12,7 +13,7 @@ import pytest
 from index.build import build_bundle
 from index.bundle import Bundle
 from index.encoder import OnnxSequenceEncoder
-from index.errors import BundleNotFound, EncoderError, SearchError
+from index.errors import BundleInvalid, BundleNotFound, EncoderError, SearchError
 from index.exact import exact_top_k
 from index.filters import compile_filter
 from index.index_spec import IndexSpec
@@ -36,6 +37,22 @@ def test_attributes(bundle, built, layout, make_table, make_probes):
     # every seventh item lacks its picture, row 3 everything: text, image, behaviour
     assert bundle.missing[[0, 1, 3, 7]].tolist() == [[0, 1, 0], [0, 0, 0], [1, 1, 3], [0, 1, 0]]
     assert np.count_nonzero(bundle.missing) == 43 + 3
+
+
+@pytest.mark.parametrize(("verify", "ahead"), [("stamp", ["items.arrow", "index.faiss", "vectors.npy"]), ("full", [])])
+def test_large_files_are_read_ahead_unless_hashing_has_read_them(built, monkeypatch, verify, ahead):
+    asked = []
+    monkeypatch.setattr("index.bundle.read_ahead", asked.extend)
+    Bundle.load(built, verify=verify)
+    assert [path.relative_to(built).as_posix() for path in asked] == ahead
+
+
+def test_what_is_no_bundle_is_not_read_ahead(tmp_path, built, monkeypatch):
+    damaged = shutil.copytree(built, tmp_path / built.name)
+    (damaged / "index.faiss").write_bytes(b"endless")
+    monkeypatch.setattr("index.bundle.read_ahead", lambda paths: pytest.fail("read before it was verified"))
+    with pytest.raises(BundleInvalid):
+        Bundle.load(damaged)
 
 
 def test_reasons_pass_from_the_table_into_the_bundle(tmp_path, make_table, make_probes, encoder_path):
