@@ -89,7 +89,9 @@ def _run(read: Reading) -> Iterator[str]:
         f"{' to '.join(days[:1] + days[1:][-1:])}, commit {', '.join(commits)}; load average while measuring "
         f"{min(load):.1f} to {max(load):.1f}, the bench's own load included.\n"
     )
-    if len(commits) > 1:
+    if any(one.endswith("+") for one in commits):
+        yield "**+: files of the working tree differed from that commit while this was measured.**\n"
+    if len({one.rstrip("+") for one in commits}) > 1:
         yield "**The run was gone on with after a commit: figures from different stages are of different code.**\n"
 
 

@@ -136,3 +136,14 @@ def test_an_unfinished_measurement_is_a_dash(tmp_path: Path, missing: str) -> No
     measured = {"good": 2000.0, "p50_ms": 1.0, "p90_ms": 1.0, "p99_ms": 1.0}
     del measured[missing]
     assert "–" in page(run(**{"contenders/*/vlm2rec/closed": measured}), tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    ("commits", "said"), [(["a", "a"], []), (["a", "a+"], ["+: files"]), (["a+", "b"], ["+: files", "gone on with"])]
+)
+def test_the_page_tells_of_what_code_its_figures_are(tmp_path: Path, commits: list[str], said: list[str]) -> None:
+    read = run(**{"contenders/*/echo/closed": {"good": 6000.0}, "contenders/*/vlm2rec/closed": {"good": 2000.0}})
+    for number, one in enumerate(read.measurements.values()):
+        one["commit"] = commits[number % 2]
+    text = page(read, tmp_path, [])
+    assert [words for words in ("+: files", "gone on with") if words in text] == said
