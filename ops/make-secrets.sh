@@ -12,7 +12,14 @@ if [ ! -e secrets/redis-users ]; then
     printf '%s\n' "redis://vlm2rec:$password@redis:6379/0" > secrets/redis-url
     # Nobody logs in as `default`; it keeps its rights because Redis reads its append-only file as that user: without them it
     # skips every transaction in it, and the events are gone.
-    printf '%s\n' "user default off ~* &* +@all" "$(sed -n 's/^\(user vlm2rec on\) >PASSWORD/\1/p' docs/security.md | sed "s/^user vlm2rec on/& >$password/")" > secrets/redis-users
+    {
+        printf '%s\n' "user default off ~* &* +@all"
+        while read -r line; do
+            case $line in
+                "user vlm2rec on >PASSWORD "*) printf '%s\n' "user vlm2rec on >$password ${line#*PASSWORD }" ;;
+            esac
+        done < docs/security.md
+    } > secrets/redis-users
 fi
 # The services are other users than the one who makes these files; keep the directory above to yourself.
 chmod 0644 secrets/*

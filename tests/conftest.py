@@ -1,6 +1,7 @@
 """Fixtures that several packages share: a real Redis, and a small published bundle whose answers are known by hand."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,14 @@ from index.slots import Slot, SlotLayout
 SMALL_LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
 SMALL_ITEMS = 60
 MAX_HISTORY = 5
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a program that is not here; the install brings none of them."""
+    for item in items:
+        for marker in item.iter_markers("program"):
+            if not any(map(shutil.which, marker.args)):
+                item.add_marker(pytest.mark.skip(reason=f"no {' or '.join(marker.args)} on PATH"))
 
 
 @pytest.fixture(scope="session")

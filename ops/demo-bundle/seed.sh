@@ -5,5 +5,5 @@ if [ -e "$VLM2REC_REGISTRY/pointer.json" ]; then
     echo "a bundle is published already; the demo stays aside"
     exit 0
 fi
-cd /tmp && tar -xzf /demo/bundle.tar.gz
+python3 -m tarfile -e /demo/bundle.tar.gz /tmp
 exec vlm2rec index publish /tmp/bundle --registry "$VLM2REC_REGISTRY"

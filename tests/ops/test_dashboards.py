@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from shops import with_file
 
 from index.registry import Registry
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.program("prometheus")]
 
 
 def call(url: str, body: Any = None) -> Any:
@@ -72,8 +71,6 @@ def some_load(url: str, item: str, rounds: int) -> None:
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a Prometheus that has scraped a service through load and a swap."""
-    if shutil.which("prometheus") is None:
-        pytest.skip("prometheus is not on PATH")
     folder = tmp_path_factory.mktemp("prometheus")
     with tarfile.open(OPS / "demo-bundle" / "bundle.tar.gz") as packed:
         packed.extractall(folder, filter="data")

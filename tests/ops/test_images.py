@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -99,10 +98,9 @@ def test_an_image_gets_the_dependencies_of_its_extras() -> None:
     assert "tpu" in refused.stderr
 
 
+@pytest.mark.program("docker-compose")
 @pytest.mark.parametrize("name", [file.name for file in COMPOSE_FILES])
 def test_docker_compose_takes_the_file(name: str) -> None:
-    if shutil.which("docker-compose") is None:
-        pytest.skip("docker-compose is not on PATH")
     files = dict.fromkeys(["docker-compose.yml", name])
     command = [
         "docker-compose",

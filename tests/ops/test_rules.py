@@ -1,7 +1,6 @@
 """Rules and panels ask for what exists; every rule is tested by promtool, every alert has a section of the runbook."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -61,10 +60,9 @@ def test_every_rule_is_tested() -> None:
     assert {name for name in RECORDS if name in expressions} == set(RECORDS)
 
 
+@pytest.mark.program("promtool")
 @pytest.mark.parametrize("arguments", [("check", "config", "prometheus.yml"), ("test", "rules")])
 def test_promtool_agrees(arguments: tuple[str, ...]) -> None:
-    if shutil.which("promtool") is None:
-        pytest.skip("promtool is not on PATH")
     files = [str(file) for file in TESTS] if arguments[0] == "test" else []
     ran = subprocess.run(
         ["promtool", *arguments, *files], cwd=OPS / "prometheus", capture_output=True, text=True, check=False

@@ -1,6 +1,5 @@
 """The files of `make secrets`, with a real Redis."""
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 import redis
 from promql import OPS
-from redis_servers import redis_server
+from redis_servers import redis_programs, redis_server
 
 from service.settings import Settings
 
@@ -24,16 +23,13 @@ def secrets(tmp_path: Path) -> Path:
 
 
 def newest_server() -> str:
-    """The redis-server on PATH with the highest version: only from 7 on does the default user matter."""
-    found = {shutil.which("redis-server", path=folder) for folder in os.environ["PATH"].split(os.pathsep)} - {None}
-    if not found:
-        pytest.skip("no redis-server is on PATH")
+    """The redis-server with the highest version: only from 7 on does the default user matter."""
 
     def version(program: str) -> list[int]:
         told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
         return [int(part) for part in told.partition("v=")[2].partition(" ")[0].split(".")]
 
-    return max(found, key=version)
+    return max(redis_programs(), key=version)
 
 
 def test_keys_are_taken_and_kept(secrets: Path, tmp_path: Path) -> None:

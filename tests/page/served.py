@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")  # the names that it goes by
 HOSTILE = '<img src=x onerror="window.hacked = 1"> \'</script>'
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Served
+from served import CHROMIUM, Served
 
 expect = pytest.importorskip("playwright.sync_api").expect
+
+pytestmark = pytest.mark.program(*CHROMIUM)
 
 CARDS = "#grid .card[data-item]"
 SHOTS = Path(__file__).parents[2] / ".screenshots"

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from served import HOSTILE
+from served import CHROMIUM, HOSTILE
 
 expect = pytest.importorskip("playwright.sync_api").expect
+
+pytestmark = pytest.mark.program(*CHROMIUM)
 
 CARDS = "#grid .card[data-item]"
 
