@@ -1,72 +1,39 @@
-"""The `vlm2rec` command: composes the commands and turns the packages' errors into one clear line.
-
-Command modules import nothing heavy at module level, so `vlm2rec --help` and `vlm2rec serve` never load torch.
+"""The `vlm2rec` command: loads the command line and runs it.
 
 Exit codes: 0 fine, 1 a check or a gate said no, 2 wrong usage or bad input, 75 another job is at work on the run,
 130 interrupted.
 """
 
 import os
+import signal
 import sys
+from types import FrameType
 
-import typer
-from rich.console import Console
-
-from cli import data, demo, demo_data, encoder, evaluate, reindex, report, serve, train, verify
-from cli import index as index_commands
-from cli.errors import CliError
-from demo.errors import DemoError
-from index.errors import IndexingError
-from service.errors import ServiceError
-from training.errors import RunBusy, TrainingError
-
-_EXIT_BAD_INPUT = 2
-_EXIT_BUSY = 75  # EX_TEMPFAIL
 _EXIT_INTERRUPTED = 130
-
-app = typer.Typer(
-    name="vlm2rec",
-    help="Multimodal sequential recommendations: train, index and serve.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-data_app = typer.Typer(help="Check a data set, or make the demo one.", no_args_is_help=True)
-data_app.command("check")(data.check)
-data_app.command("make-demo")(demo_data.make_demo)
-
-app.command("demo", rich_help_panel="Start here")(demo.demo)
-app.add_typer(data_app, name="data", rich_help_panel="Offline")
-app.command("train", rich_help_panel="Offline")(train.train)
-app.command("embed", rich_help_panel="Offline")(train.embed)
-app.command("fit-encoder", rich_help_panel="Offline")(encoder.fit_encoder)
-app.command("evaluate", rich_help_panel="Offline")(evaluate.evaluate)
-app.command("report", rich_help_panel="Offline")(report.report)
-app.command("reindex", rich_help_panel="Offline")(reindex.reindex)
-app.add_typer(
-    index_commands.app,
-    name="index",
-    help="Build, publish and inspect bundles.",
-    rich_help_panel="Online",
-    no_args_is_help=True,
-)
-app.command("serve", rich_help_panel="Online")(serve.serve)
-app.command("verify", rich_help_panel="Online")(verify.verify)
 
 
 def main() -> None:
-    """Run the command line; never shows a traceback for an error that a package raised on purpose."""
+    """Run the command line; an interrupt at any moment of it is exit code 130 and no traceback."""
     # OpenMP's threads sleep while they wait: spinning ones are many times slower as soon as another process wants the
     # same cores. It is read when the library is loaded, so it is set before any command loads torch or FAISS.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    # An exception in the middle of an import may be swallowed, or end as a traceback. Nothing has begun yet, so the
+    # process may simply end. Where interrupts are ignored, as in the background of a shell, that stays so.
+    if on_interrupt is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
     try:
-        app()
-    except (IndexingError, TrainingError, ServiceError, DemoError, CliError) as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False, style="red")
-        sys.exit(_EXIT_BUSY if isinstance(error, RunBusy) else _EXIT_BAD_INPUT)
+        from cli.app import run
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        run()
     except KeyboardInterrupt:
         sys.exit(_EXIT_INTERRUPTED)
+
+
+def _end(_signal: int, _frame: FrameType | None) -> None:
+    os._exit(_EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from cli import reindex
+from cli.app import app
 from cli.index import app as index_commands
-from cli.main import app
 from index.bounds import Bounds
 from service.app import create_app
 from service.settings import Settings

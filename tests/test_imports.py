@@ -18,7 +18,7 @@ def loaded_after(statement: str) -> set[str]:
     ("statement", "forbidden"),
     [
         ("import service.app", [*TRAINING_STACK, "jinja2"]),
-        ("import cli.main", [*TRAINING_STACK, "faiss", "onnxruntime", "fastapi", "redis", "numpy"]),
+        ("import cli.app", [*TRAINING_STACK, "faiss", "onnxruntime", "fastapi", "redis", "numpy"]),
         ("import index.registry, index.bundle", [*TRAINING_STACK, "fastapi", "redis"]),
         ("import training.dataset", ["torch", "transformers", "fastapi", "redis", "faiss"]),
     ],

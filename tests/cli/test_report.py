@@ -7,7 +7,7 @@ from PIL import Image
 from tiny_model import TINY_VLM
 from typer.testing import CliRunner
 
-from cli.main import app
+from cli.app import app
 from training.errors import ConfigError, EvaluationError
 
 CONFIG = f"""{TINY_VLM}[train]

@@ -8,7 +8,8 @@ from PIL import Image
 from tiny_model import TINY_VLM
 from typer.testing import CliRunner
 
-from cli.main import app, main
+from cli.app import app
+from cli.main import main
 from training.embeddings import Embeddings
 from training.errors import BackboneError, ConfigError
 from training.run_lock import run_lock

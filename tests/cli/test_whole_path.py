@@ -256,9 +256,27 @@ def test_a_path_that_is_not_there_is_one_clear_line(arguments: tuple[str, ...], 
 def test_interrupting_a_long_command_is_not_an_error_message(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cli.main", "data", "make-demo", str(tmp_path / "data")]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(1.5)
+    while running.poll() is None and not any(tmp_path.iterdir()):
+        time.sleep(0.01)  # it is at work as soon as there is something
     running.send_signal(signal.SIGINT)
-    _, stderr = running.communicate(timeout=20)
+    _, stderr = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "Traceback" not in stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_an_interrupt_while_the_commands_are_loaded_is_not_an_error_message() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from cli.main import main\n"
+        "class Interrupting:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name == 'typer':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "assert 'typer' not in sys.modules\n"
+        "sys.meta_path.insert(0, Interrupting)\n"
+        "sys.argv = ['vlm2rec', '--help']\n"
+        "main()\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "")

@@ -16,7 +16,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from cli.main import app
+from cli.app import app
 from index.bundle import Bundle
 from index.registry import Registry
 from training.backbone import load_backbone
@@ -34,7 +34,7 @@ Run = tuple[Path, dict[str, Any]]
 
 # One process with everything imported; each job is a real process that it forks, so that starting one costs little.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["cli.main", "cli.index", "training.reindex", "training.vlm", "training.projection"])
+_FORKS.set_forkserver_preload(["cli.app", "cli.index", "training.reindex", "training.vlm", "training.projection"])
 
 
 def ended(process: ForkServerProcess, within: float = 120) -> int | None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from cli.main import app
+from cli.app import app
 from index.exact import exact_top_k
 from index.item_ids import ItemIds
 from index.item_table import ItemTable

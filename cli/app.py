@@ -1,0 +1,59 @@
+"""The command line: composes the commands and turns the packages' errors into one clear line.
+
+Command modules import nothing heavy at module level, so `vlm2rec --help` and `vlm2rec serve` never load torch.
+"""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from cli import data, demo, demo_data, encoder, evaluate, reindex, report, serve, train, verify
+from cli import index as index_commands
+from cli.errors import CliError
+from demo.errors import DemoError
+from index.errors import IndexingError
+from service.errors import ServiceError
+from training.errors import RunBusy, TrainingError
+
+_EXIT_BAD_INPUT = 2
+_EXIT_BUSY = 75  # EX_TEMPFAIL
+
+app = typer.Typer(
+    name="vlm2rec",
+    help="Multimodal sequential recommendations: train, index and serve.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+data_app = typer.Typer(help="Check a data set, or make the demo one.", no_args_is_help=True)
+data_app.command("check")(data.check)
+data_app.command("make-demo")(demo_data.make_demo)
+
+app.command("demo", rich_help_panel="Start here")(demo.demo)
+app.add_typer(data_app, name="data", rich_help_panel="Offline")
+app.command("train", rich_help_panel="Offline")(train.train)
+app.command("embed", rich_help_panel="Offline")(train.embed)
+app.command("fit-encoder", rich_help_panel="Offline")(encoder.fit_encoder)
+app.command("evaluate", rich_help_panel="Offline")(evaluate.evaluate)
+app.command("report", rich_help_panel="Offline")(report.report)
+app.command("reindex", rich_help_panel="Offline")(reindex.reindex)
+app.add_typer(
+    index_commands.app,
+    name="index",
+    help="Build, publish and inspect bundles.",
+    rich_help_panel="Online",
+    no_args_is_help=True,
+)
+app.command("serve", rich_help_panel="Online")(serve.serve)
+app.command("verify", rich_help_panel="Online")(verify.verify)
+
+
+def run() -> None:
+    """Run the command line; never shows a traceback for an error that a package raised on purpose."""
+    try:
+        app()
+    except (IndexingError, TrainingError, ServiceError, DemoError, CliError) as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False, style="red")
+        sys.exit(_EXIT_BUSY if isinstance(error, RunBusy) else _EXIT_BAD_INPUT)
