@@ -133,10 +133,19 @@ class Directives:
                 return
             copy = DirectivesCopy(self._edition, self.pin, tuple(self.hidden.ids))
             self._saved = copy.edition
+            writing = asyncio.create_task(self._keep(copy))
             try:
-                await asyncio.to_thread(copy.save, self._path)
-            except OSError as error:
-                self._on_file_error(f"{self._path}: the directives cannot be kept here ({error}); check path and space")
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                # Cancelled while no thread is free, it would never be written; left alone, it might be written last.
+                await asyncio.wait({writing})
+                raise
+
+    async def _keep(self, copy: DirectivesCopy) -> None:
+        try:
+            await asyncio.to_thread(copy.save, self._path)
+        except OSError as error:
+            self._on_file_error(f"{self._path}: the directives cannot be kept here ({error}); check path and space")
 
     async def close(self) -> None:
         """Keep what is known in the local file, and close the store."""

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -204,5 +207,34 @@ def test_a_loss_between_two_calls_shows_nothing_again(tmp_path: Path) -> None:
         replica.hidden.change(["a"], [])
         await replica.sync()
         assert replica.known == (None, {"a"})
+
+    asyncio.run(check())
+
+
+def test_a_look_that_is_cancelled_before_its_file_is_written_loses_nothing(tmp_path: Path) -> None:
+    async def check() -> None:
+        asked, may_go_on = threading.Event(), threading.Event()
+
+        class OneThread(ThreadPoolExecutor):
+            def submit(self, *work: Any, **more: Any) -> Any:
+                asked.set()
+                return super().submit(*work, **more)
+
+        threads = OneThread(max_workers=1)
+        threads.submit(may_go_on.wait)
+        asyncio.get_running_loop().set_default_executor(threads)
+        replica = Replica(MemoryDirectives(), tmp_path / "kept")
+        await replica.set_pin("p")
+        asked.clear()
+        look = asyncio.create_task(replica.sync())
+        while not asked.is_set():
+            await asyncio.sleep(0)
+        look.cancel()
+        await asyncio.sleep(0)
+        may_go_on.set()
+        await asyncio.wait({look})
+        assert look.cancelled()
+        await replica.close()
+        assert DirectivesCopy.load(tmp_path / "kept").pin == "p"
 
     asyncio.run(check())
