@@ -6,8 +6,11 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from service.errors import LinkDown
-from service.redis_client import connector
+from service.redis_client import Connect, connector
 from service.redis_link import RedisLink
+
+PATIENT_S = 20.0
+"""A timeout that passes only when a test moves the clock, however slow the machine is."""
 
 Answer = Callable[[list[bytes]], Awaitable[bytes | None]]
 
@@ -110,22 +113,44 @@ async def _command(reader: asyncio.StreamReader) -> list[bytes]:
 @asynccontextmanager
 async def linked(timeout_s: float = 0.1) -> AsyncIterator[tuple[FakeRedis, RedisLink]]:
     async with fake_redis() as fake:
-        link = RedisLink(connector(fake.url, timeout_s), timeout_s=timeout_s)
+        link = RedisLink(connector(fake.url, timeout_s), timeout_s=timeout_s, clock=asyncio.get_running_loop().time)
         try:
             yield fake, link
         finally:
             await link.close()
 
 
+class MovableLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock a test can move on, so that a timeout passes when the test wants it to."""
+
+    moved_s = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.moved_s
+
+
+def move_clock(seconds: float) -> None:
+    """Let this much time pass in the running loop of `run`."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, MovableLoop)
+    loop.moved_s += seconds
+
+
 def run(check: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(check(), 30.0))
+    with asyncio.Runner(loop_factory=MovableLoop) as runner:
+        runner.run(asyncio.wait_for(check(), 30 * PATIENT_S))
+
+
+def patient_link(connect: Connect) -> RedisLink:
+    """A link whose timeouts pass by `move_clock` alone."""
+    return RedisLink(connect, timeout_s=PATIENT_S, clock=asyncio.get_running_loop().time)
 
 
 async def read(link: RedisLink, key: str) -> list[str]:
     return [entry.decode() for entry in await link.call("LRANGE", key, 0, -1, kind=list)]
 
 
-async def until(condition: Callable[[], bool], seconds: float = 2.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = PATIENT_S) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)

@@ -2,19 +2,47 @@
 
 import asyncio
 import random
-import time
+import select
 from collections import Counter
 from contextlib import suppress
 from typing import Any
 
 import pytest
-from fake_redis import FakeRedis, as_list, fake_redis, linked, never, of_links, own_key, read, read_at_last, run, until
+from fake_redis import (
+    PATIENT_S,
+    FakeRedis,
+    as_list,
+    fake_redis,
+    linked,
+    move_clock,
+    never,
+    of_links,
+    own_key,
+    patient_link,
+    read,
+    read_at_last,
+    run,
+    until,
+)
 
 from service.errors import LinkDown
 from service.redis_client import connector
 from service.redis_link import MOST_WAITING, RedisLink
 
-TIMEOUT_S = 0.1
+
+async def run_out(fake: FakeRedis, link: RedisLink) -> None:
+    """Let a call that was sent wait for longer than it may."""
+    asked = asyncio.create_task(read(link, "opens it"))
+    await until(lambda: fake.keys == ["opens it"])
+    move_clock(PATIENT_S)
+    with pytest.raises(LinkDown, match="no answer within"):
+        await asked
+
+
+def held_up_until_answered(connection: Any) -> None:
+    """Keep the event loop from running until the reply lies in the socket."""
+    socket = connection._writer.get_extra_info("socket")
+    select.select([socket.fileno()], [], [])
 
 
 def test_late_replies_and_callers_who_leave_never_mix_up_answers() -> None:
@@ -98,15 +126,18 @@ class Stubborn:
 def test_a_lost_cancellation_gives_nobody_the_reply_of_another() -> None:
     async def check() -> None:
         Stubborn.made = []
-        link = RedisLink(Stubborn, timeout_s=0.05)  # type: ignore[arg-type]
+        link = patient_link(Stubborn)  # type: ignore[arg-type]
+        asked = asyncio.create_task(read(link, "key of one"))
+        await until(lambda: bool(Stubborn.made and Stubborn.made[0].ever_sent))
+        move_clock(PATIENT_S)
         with pytest.raises(LinkDown, match="no answer within"):
-            await read(link, "key of one")
+            await asked
         (first,) = Stubborn.made
-        assert first.closed
+        await until(lambda: first.closed)
         await until(lambda: link.state == "closed")
         second = Stubborn.made[-1]
         asked = asyncio.create_task(read(link, "key of another"))
-        await asyncio.sleep(0.01)
+        await until(lambda: len(second.ever_sent) == 2)  # after the PING of the probe
         first.may_answer.set()  # now the first reply comes, to nobody
         await asyncio.sleep(0.01)
         assert not asked.done()
@@ -211,17 +242,17 @@ def test_an_exchange_has_so_many_calls_and_so_many_bytes(size: int, together: in
 def test_who_waited_too_long_behind_others_is_not_asked_for_any_more() -> None:
     async def slow(command: list[bytes]) -> bytes:
         if (len(fake.asked) - 1) % 128 == 0:
-            await asyncio.sleep(0.6)
+            move_clock(0.6 * PATIENT_S)
         return await own_key(command)
 
     async def check() -> None:
         nonlocal fake
-        async with linked(timeout_s=1.0) as (fake, link):
+        async with linked(PATIENT_S) as (fake, link):
             fake.answer = slow
             keys = [f"key {number}" for number in range(300)]
             found = await asyncio.gather(*(read(link, key) for key in keys), return_exceptions=True)
             assert found[:256] == [[key] for key in keys[:256]]
-            assert {str(error) for error in found[256:]} == {"not asked, as calls before it took more than 1 s"}
+            assert {str(error) for error in found[256:]} == {"not asked, as calls before it took more than 20 s"}
             assert (len(fake.asked), link.state) == (256, "closed")
 
     fake = FakeRedis()
@@ -230,12 +261,13 @@ def test_who_waited_too_long_behind_others_is_not_asked_for_any_more() -> None:
 
 def test_a_redis_that_hangs_holds_up_nobody_for_long_and_few_at_all() -> None:
     async def check() -> None:
-        async with linked() as (fake, link):
+        async with linked(PATIENT_S) as (fake, link):
             fake.answer = never
             asked = [asyncio.create_task(read(link, f"key {number}")) for number in range(MOST_WAITING + 300)]
-            began = time.monotonic()
-            found = await asyncio.gather(*asked, return_exceptions=True)
-            assert time.monotonic() - began < 1.0  # a generous bound for 0.1 s: all of them wait for the same moment
+            await until(lambda: bool(fake.asked))
+            move_clock(PATIENT_S)
+            async with asyncio.timeout(PATIENT_S / 2):  # all of them wait for the same moment
+                found = await asyncio.gather(*asked, return_exceptions=True)
             assert Counter(type(error) for error in found) == {LinkDown: MOST_WAITING + 300}
             refused = [str(error) == f"not asked, as {MOST_WAITING} calls wait already" for error in found]
             assert refused == [False] * MOST_WAITING + [True] * 300
@@ -246,10 +278,9 @@ def test_a_redis_that_hangs_holds_up_nobody_for_long_and_few_at_all() -> None:
 
 def test_while_it_is_open_calls_are_refused_without_being_sent() -> None:
     async def check() -> None:
-        async with linked() as (fake, link):
+        async with linked(PATIENT_S) as (fake, link):
             fake.answer = never
-            with pytest.raises(LinkDown):
-                await read(link, "opens it")
+            await run_out(fake, link)
             for number in range(1000):
                 call = link.call("LRANGE", f"key {number}", 0, -1, kind=list)
                 with pytest.raises(LinkDown, match="not asked"):
@@ -262,13 +293,14 @@ def test_while_it_is_open_calls_are_refused_without_being_sent() -> None:
 
 def test_it_comes_back_by_itself_on_the_connection_of_the_probe() -> None:
     async def check() -> None:
-        async with linked(timeout_s=0.05) as (fake, link):
+        async with linked(PATIENT_S) as (fake, link):
             fake.answer = never
-            with pytest.raises(LinkDown):
-                await read(link, "opens it")
-            await until(lambda: fake.asked.count([b"PING"]) >= 3, 5.0)
-            assert link.state != "closed"
-            fake.answer = own_key
+            await run_out(fake, link)
+            for probes in (1, 2, 3):
+                await until(lambda probes=probes: fake.asked.count([b"PING"]) == probes)
+                assert link.state != "closed"
+                fake.answer = never if probes < 3 else own_key
+                move_clock(PATIENT_S)
             await until(lambda: link.state == "closed")
             connections = fake.connections
             assert await read(link, "key") == ["key"]
@@ -289,7 +321,7 @@ def test_one_probe_at_a_time_is_on_its_way() -> None:
         Silent.made = []
         link = RedisLink(Silent, timeout_s=0.02)  # type: ignore[arg-type]
         await asyncio.gather(*(read(link, str(number)) for number in range(10)), return_exceptions=True)
-        await until(lambda: len(in_use) > 5, 5.0)
+        await until(lambda: len(in_use) > 5)
         await link.close()
 
     in_use: list[int] = []
@@ -316,10 +348,9 @@ def test_closing_leaves_nobody_waiting_and_nothing_running() -> None:
 
 def test_closing_ends_the_probing() -> None:
     async def check() -> None:
-        async with linked(timeout_s=0.05) as (fake, link):
+        async with linked(PATIENT_S) as (fake, link):
             fake.answer = never
-            with pytest.raises(LinkDown):
-                await read(link, "opens it")
+            await run_out(fake, link)
             await until(lambda: link.state == "half_open")
             async with asyncio.timeout(1.0):
                 await link.close()
@@ -330,13 +361,15 @@ def test_closing_ends_the_probing() -> None:
 
 def test_a_process_that_was_held_up_itself_does_not_blame_redis(redis_url: str) -> None:
     async def check() -> None:
-        link = RedisLink(connector(redis_url, TIMEOUT_S), timeout_s=TIMEOUT_S)
+        link = patient_link(connector(redis_url, PATIENT_S))
         assert await read(link, "nothing there") == []
+        connection = link._wire._connection
         for _ in range(3):
             asked = asyncio.create_task(read(link, "nothing there"))
             await asyncio.sleep(0)  # the call begins
             await asyncio.sleep(0)  # and is sent
-            time.sleep(3 * TIMEOUT_S)
+            held_up_until_answered(connection)
+            move_clock(3 * PATIENT_S)
             assert await asked == []
         assert link.state == "closed"
         await link.close()

@@ -4,16 +4,24 @@ import asyncio
 
 import pytest
 import redis
-from fake_redis import fake_redis, linked, own_key, read, run, until
+from fake_redis import (
+    PATIENT_S,
+    fake_redis,
+    linked,
+    move_clock,
+    own_key,
+    patient_link,
+    read,
+    read_at_last,
+    run,
+    until,
+)
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 
 from service.errors import LinkDown, SessionsUnavailable
 from service.redis_client import connector
 from service.redis_link import RedisLink, Script
 from service.redis_sessions import RedisSessions
-
-TIMEOUT_S = 0.1
-
 
 RUBBISH = {
     "another protocol": b"HTTP/1.1 200 OK\r\n\r\n",
@@ -40,7 +48,7 @@ def test_rubbish_is_no_answer_and_no_accident(name: str) -> None:
 
     async def check() -> None:
         async with linked(timeout_s=0.2) as (fake, link):
-            assert await read(link, "before") == ["before"]
+            assert await read_at_last(link, "before") == ["before"]
             fake.answer = rubbish
             for number in range(5):
                 with pytest.raises(LinkDown):
@@ -48,7 +56,7 @@ def test_rubbish_is_no_answer_and_no_accident(name: str) -> None:
             assert link.state != "closed"
             fake.answer = own_key
             await until(lambda: link.state == "closed")
-            assert await read(link, "after") == ["after"]
+            assert await read_at_last(link, "after") == ["after"]
 
     run(check)
 
@@ -77,22 +85,30 @@ def test_a_reply_that_drips_is_not_waited_for() -> None:
             writer.write(b"+OK\r\n+OK\r\n*1\r\n$100000\r\n")  # connecting asks twice
             while not writer.is_closing():
                 writer.write(b"1")
+                drops.append(b"1")
                 await asyncio.sleep(0.01)
         finally:
             writer.close()
+            ended.set()
 
     async def check() -> None:
         server = await asyncio.start_server(drip, "127.0.0.1", 0)
         url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        link = RedisLink(connector(url, TIMEOUT_S), timeout_s=TIMEOUT_S)
-        async with asyncio.timeout(1.0):
+        link = patient_link(connector(url, PATIENT_S))
+        asked = asyncio.create_task(read(link, "key"))
+        await until(lambda: len(drops) > 10)
+        assert not asked.done()
+        move_clock(PATIENT_S)
+        async with asyncio.timeout(PATIENT_S / 2):
             with pytest.raises(LinkDown, match="no answer within"):
-                await read(link, "key")
+                await asked
         await link.close()
+        await ended.wait()
         server.close()
         await server.wait_closed()
-        await asyncio.sleep(0.05)  # whoever drips notices
 
+    drops: list[bytes] = []
+    ended = asyncio.Event()
     run(check)
 
 
