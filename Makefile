@@ -6,6 +6,7 @@ DEMO_ARGS ?=
 BENCH_ROWS ?= 1000000
 BENCH_ARGS ?=
 ENGINE ?= cpu
+TEST_PROCESSES ?= 2
 TRY_ARGS ?=
 
 .PHONY: demo test check check-slow audit format bench-serving bench-faults bench-filters bench-fit bench-index bench-method bench-sasrec bench-swap bench-soak fuzz site images sbom secrets demo-bundle try-compose clean
@@ -17,13 +18,15 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	@$(MAKE) --no-print-directory check
 
-# The one gate: format, lint, strict types, import contracts, tests with warnings as errors and branch coverage.
+# The one gate: format, lint, strict types, import contracts, tests with warnings as errors and branch coverage. The tests of a
+# file share its fixtures, so they stay in one process; TEST_PROCESSES=8 on a larger machine.
 check:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile \
+		--cov --cov-report=term:skip-covered --cov-fail-under=90
 
 # With them, those that need a program beyond the install: they are skipped on a PATH that has none.
 check-slow:

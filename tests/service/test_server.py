@@ -9,14 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from shops import eventually
 from typer import BadParameter
 
 from cli.serve import serve
@@ -146,15 +145,29 @@ def test_a_request_in_progress_is_answered_before_the_end(start: Callable[..., S
             f"content-length: {len(body)}",
         ]
         slow.sendall("\r\n".join([*lines, "", ""]).encode() + body[:5])
-        time.sleep(0.3)
-        ended = threading.Thread(target=service.end)
-        ended.start()
-        time.sleep(0.3)
+        eventually(lambda: in_progress(service) == 1)
+        service.process.terminate()
+        eventually(lambda: is_deaf(service.port))
         slow.sendall(body[5:])
         answer = slow.recv(65_536)
         assert answer.startswith(b"HTTP/1.1 200 OK")
-    ended.join(20)
-    assert service.process.returncode == 0
+    assert service.process.wait(60) == 0
+
+
+def in_progress(service: Service) -> float:
+    """Requests whose head has arrived; the one that asks is none of them."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{service.port}/metrics", timeout=60) as answer:
+        (line,) = re.findall(rb"^vlm2rec_requests_in_progress (\S+)$", answer.read(), re.MULTILINE)
+    return float(line)
+
+
+def is_deaf(port: int) -> bool:
+    """Whether nobody listens any more."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=60).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def refused(*arguments: str, **environment: str) -> str:

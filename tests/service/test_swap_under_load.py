@@ -1,10 +1,55 @@
 """bench/swap.py on small bundles: what must hold at any size. Nothing here is timed; the bench is for that."""
 
+import contextlib
 import json
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from shops import eventually
-from swap import Answered, Server, drive, expected, judge, mixed, set_stage, store_histories
+from swap import Answered, Server, Stage, expected, judge, load, mixed, point_to, set_stage, store_histories
+
+
+@contextlib.contextmanager
+def asking(server: Server, stage: Stage) -> Iterator[list[Answered]]:
+    """Four clients meanwhile, each with one request after the other; gives the answers so far."""
+    answers: list[Answered] = []
+    ended = threading.Event()
+
+    def ask(first: int) -> None:
+        number = first
+        while not ended.is_set():
+            due = time.perf_counter()
+            body = server.call("/recommend", json.loads(stage.bodies[number]))  # an error ends it: see `alive` below
+            answers.append(Answered(number, due, time.perf_counter() - due, 200, body))
+            number = (number + 1) % len(stage.bodies)
+
+    clients = [threading.Thread(target=ask, args=(first,), daemon=True) for first in range(0, len(stage.bodies), 8)]
+    for client in clients:
+        client.start()
+    try:
+        yield answers
+    finally:
+        alive = [client.is_alive() for client in clients]
+        ended.set()
+        for client in clients:
+            client.join(60)
+    assert alive == [True] * len(clients)
+
+
+def swapped(server: Server, stage: Stage, answers: list[Answered]) -> list[float]:
+    """Move the pointer five times, each time once the swap before has come to something; the moments it moved."""
+    moved = []
+    for kind, bundle_id in stage.swaps:
+        marker, refusals = f'"bundle":"{bundle_id}"'.encode(), server.metric("vlm2rec_bundle_refusals_total")
+        moved.append(time.perf_counter())
+        point_to(stage.registry, bundle_id)
+        if kind == "good":
+            eventually(lambda marker=marker: sum(marker in answer.body for answer in answers) > 20, 60)
+        else:
+            eventually(lambda n=refusals: server.metric("vlm2rec_bundle_refusals_total") == n + 1, 60)
+    return moved
 
 
 def test_five_swaps_under_load(day_bundles: list[Path], tmp_path: Path) -> None:
@@ -13,8 +58,11 @@ def test_five_swaps_under_load(day_bundles: list[Path], tmp_path: Path) -> None:
     server = Server(stage.registry, tmp_path, VLM2REC_POLL_MS="50")
     try:
         store_histories(server, stage)
-        answers, moved = drive(server, stage, rate=80.0, seconds=4.0)
-        eventually(lambda: server.metric("vlm2rec_bundle_swaps_total") == 3)
+        with asking(server, stage) as answers:
+            eventually(lambda: len(answers) > 20, 60)
+            moved = swapped(server, stage, answers)
+        assert server.metric("vlm2rec_bundle_swaps_total") == 3
+        answers += load(server, stage, rate=80.0, seconds=0.5)
         wrong = mixed(answers, expected(stage))
         figures = judge(stage, answers, moved, wrong, server)
     finally:
