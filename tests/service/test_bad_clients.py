@@ -4,6 +4,7 @@ import contextlib
 import json
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -14,6 +15,8 @@ from sockets import BIG_ANSWER, GET, Client, Running, post, regular, running
 from service.connections import ConnectionLimits
 
 LIMITS = ConnectionLimits(connections=500, request_s=0.5, crowded_s=0.3, linger_s=0.3)
+
+PATIENT = replace(LIMITS, request_s=60)  # where it is not about being late
 
 CHUNKED = b"POST / HTTP/1.1\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n1\r\n1\r\n"
 
@@ -108,12 +111,16 @@ def test_a_body_for_an_answer_that_was_given_ends() -> None:
 
 
 def test_idle_connections_stay_as_long_as_they_may_and_no_longer() -> None:
-    with running(LIMITS, keep_alive_s=3) as server:
+    with running(LIMITS, keep_alive_s=60) as server:
         client = server.open(GET)
         assert client.answer()[0] == 200
         assert not client.is_closed(1.2)  # more than twice as long as a request may take
         assert client.send(GET).answer()[0] == 200
-        assert client.is_closed(10.0)
+        assert not server.drops
+    with running(LIMITS, keep_alive_s=1) as server:
+        client = server.open(GET)
+        assert client.answer()[0] == 200
+        assert client.is_closed()
         assert not server.drops
 
 
@@ -136,7 +143,7 @@ def test_answers_that_nobody_reads_end(path: bytes) -> None:
 
 
 def test_a_reader_who_takes_his_time_within_reason_gets_it_all() -> None:
-    with running(ConnectionLimits(connections=9, request_s=3)) as server:
+    with running(ConnectionLimits(connections=9, request_s=30)) as server:
         client = server.open(GET.replace(b"/", b"/big", 1))
         time.sleep(1.0)
         status, _, body = client.answer()
@@ -149,7 +156,7 @@ def test_a_reader_who_takes_his_time_within_reason_gets_it_all() -> None:
     ids=["address", "value", "name", "second"],
 )
 def test_a_head_without_end_is_refused(start: bytes) -> None:
-    with running(LIMITS) as server:
+    with running(PATIENT) as server:
         client = server.open(start)
         if start.startswith(GET):
             assert client.answer()[0] == 200
@@ -164,7 +171,7 @@ def test_a_head_without_end_is_refused(start: bytes) -> None:
 def test_a_head_over_the_limit_is_refused_however_it_comes(pieces: int) -> None:
     lines = b"".join(b"x-%d: %s\r\n" % (number, b"a" * 1000) for number in range(70))
     head = b"GET / HTTP/1.1\r\nhost: x\r\n" + lines + b"\r\n"
-    with running(LIMITS) as server:
+    with running(PATIENT) as server:
         client, step = server.open(), len(head) // pieces + 1
         for start in range(0, len(head), step):
             client.send(head[start : start + step])
@@ -174,7 +181,7 @@ def test_a_head_over_the_limit_is_refused_however_it_comes(pieces: int) -> None:
 
 def test_a_head_within_the_limit_is_fine_also_with_its_body_behind_it() -> None:
     head = b"POST / HTTP/1.1\r\nhost: x\r\nx-a: " + b"a" * 60_000
-    with running(LIMITS) as server:
+    with running(PATIENT) as server:
         client = server.open(head + post(b"1".ljust(90_000)).removeprefix(b"POST / HTTP/1.1"))
         assert client.answer()[2] == b"1"
 
@@ -190,30 +197,29 @@ def test_a_body_over_the_limit_for_heads_is_fine_however_it_comes() -> None:
 
 
 def test_endless_trailers_are_refused() -> None:
-    with running(LIMITS) as server:
+    with running(PATIENT) as server:
         client = server.open(CHUNKED, b"0\r\nx-trailer: " + b"a" * 600_000)
         problem(client, 431, "head-too-large")
 
 
 def test_what_is_no_http_is_told_so() -> None:
-    with running(LIMITS) as server, regular(server.port):
+    with running(PATIENT) as server, regular(server.port):
         problem(server.open(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"), 400, "not-http")
         problem(server.open(b"HELLO\r\n\r\n"), 400, "not-http")
         assert server.drops == {"malformed": 2}
 
 
 def test_a_refusal_is_read_also_by_a_client_that_talks_on_and_stays() -> None:
-    with running(LIMITS) as server:
+    with running(replace(PATIENT, linger_s=2)) as server:
         client = server.open(b"HELLO\r\n\r\n")
         eventually(lambda: server.drops["malformed"])
         client.send(b"x" * 100_000)
-        time.sleep(0.1)
         assert client.answer()[0] == 400
         eventually(lambda: len(server.connections) == 0)  # though the client did not close
 
 
 def test_garbage_behind_requests_ends_them_all_in_good_order(caplog: pytest.LogCaptureFixture) -> None:
-    with running(LIMITS) as server:
+    with running(PATIENT) as server:
         client = server.open(GET.replace(b"/", b"/slow", 1) + GET + b"HELLO\r\n\r\n")
         eventually(lambda: server.drops["malformed"])
         server.released.set()
@@ -223,7 +229,7 @@ def test_garbage_behind_requests_ends_them_all_in_good_order(caplog: pytest.LogC
 
 
 def test_requests_that_nobody_waits_for_do_not_pile_up() -> None:
-    with running(LIMITS) as server, regular(server.port):
+    with running(PATIENT) as server, regular(server.port):
         client = server.open(GET * 1000)
         for _ in range(LIMITS.pipelined + 1):
             assert client.answer()[0] == 200
@@ -232,7 +238,7 @@ def test_requests_that_nobody_waits_for_do_not_pile_up() -> None:
 
 
 def test_a_few_requests_at_once_are_answered_in_order() -> None:
-    with running(LIMITS) as server:
+    with running(PATIENT) as server:
         bodies = [str(number).encode() for number in range(LIMITS.pipelined)]
         client = server.open(b"".join(post(body) for body in bodies))
         assert [client.answer()[2] for _ in bodies] == bodies
@@ -240,7 +246,7 @@ def test_a_few_requests_at_once_are_answered_in_order() -> None:
 
 
 def test_nothing_is_read_while_requests_wait_their_turn() -> None:
-    with running(LIMITS) as server:
+    with running(PATIENT) as server:
         client = server.open(GET.replace(b"/", b"/slow", 1) + GET + post(b"", 100_000_000))
         client.socket.settimeout(0.2)
         sent, until = 0, time.monotonic() + 0.3
@@ -272,7 +278,7 @@ def test_bodies_do_not_pile_up_behind_requests_that_are_answered_one_by_one() ->
 
 
 def test_a_hundred_clients_with_big_bodies_hold_no_memory() -> None:
-    with running(ConnectionLimits(500, 5.0), bodies=1_000_000) as server, regular(server.port):
+    with running(ConnectionLimits(500, 60.0), bodies=1_000_000) as server, regular(server.port):
         begun = psutil.Process().memory_info().rss
         big = [server.open(post(b" " * 60_000, 64_000_000)) for _ in range(50)]
         big += [server.open(post(b" " * 60_000, 90_000)) for _ in range(50)]
