@@ -12,7 +12,7 @@ from service.replies import ANSWERS, Problem
 from service.schemas import REQUESTS
 
 _REF = "#/components/schemas/{model}"
-_ALWAYS = (405, 431, 500)
+_ALWAYS = (400, 405, 431, 500, 501)
 _NO_CONTENT = 204
 _HEADERS = {
     "X-Request-ID": {"description": "The one sent, or a new one.", "required": True, "schema": {"type": "string"}},

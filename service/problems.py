@@ -36,6 +36,7 @@ class ProblemKind:
 
 
 NOT_HTTP = ProblemKind("not-http", 400, "This is not HTTP")
+INVALID_HEAD = ProblemKind("invalid-head", 400, "The head of the request breaks a rule of HTTP/1.1")
 MALFORMED_JSON = ProblemKind("malformed-json", 400, "The body is not JSON")
 KEY_MISSING = ProblemKind("key-missing", 401, "An API key is needed")
 KEY_REFUSED = ProblemKind("key-refused", 403, "The API key does not open this route")
@@ -53,6 +54,7 @@ HEAD_TOO_LARGE = ProblemKind("head-too-large", 431, "Address and headers are ove
 REQUEST_REFUSED = ProblemKind("request-refused", 400, "The request cannot be answered")
 QUEUE_FULL = ProblemKind("queue-full", 429, "More requests wait than may")
 INTERNAL = ProblemKind("internal", 500, "Something went wrong inside")
+NOT_IMPLEMENTED = ProblemKind("not-implemented", 501, "This part of HTTP is not implemented")
 NOT_READY = ProblemKind("not-ready", 503, "Not ready to answer")
 CROWDED = ProblemKind("crowded", 503, "Too many clients at once")
 SESSIONS_UNAVAILABLE = ProblemKind("sessions-unavailable", 503, "Histories cannot be reached")
@@ -60,6 +62,7 @@ DIRECTIVES_UNAVAILABLE = ProblemKind("directives-unavailable", 503, "Pin and hid
 
 KINDS = (
     NOT_HTTP,
+    INVALID_HEAD,
     MALFORMED_JSON,
     KEY_MISSING,
     KEY_REFUSED,
@@ -77,6 +80,7 @@ KINDS = (
     REQUEST_REFUSED,
     QUEUE_FULL,
     INTERNAL,
+    NOT_IMPLEMENTED,
     NOT_READY,
     CROWDED,
     SESSIONS_UNAVAILABLE,
