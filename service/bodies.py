@@ -104,9 +104,16 @@ def shown(value: Any) -> str:  # noqa: ANN401 - any JSON value
         value = value[: _MAX_RECEIVED + 1]
     try:
         text = orjson.dumps(value).decode()
-    except orjson.JSONEncodeError:
-        text = repr(value)
+    except orjson.JSONEncodeError:  # orjson reads 1024 levels, but writes 254
+        text = _shown_by_python(value)
     return text if len(text) <= _MAX_RECEIVED else f"{text[:_MAX_RECEIVED]}…"
+
+
+def _shown_by_python(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    try:
+        return repr(value)
+    except RecursionError:
+        return f"{'a list' if isinstance(value, list) else 'an object'} of too many levels to show"
 
 
 async def _next_part(request: Request) -> tuple[bytes, bool]:
