@@ -98,6 +98,7 @@ _BY_ERROR: dict[type[Exception], ProblemKind] = {
     errors.BodiesFull: CROWDED,
     errors.BodyTooLarge: BODY_TOO_LARGE,
     errors.UnsupportedBody: UNSUPPORTED_MEDIA_TYPE,
+    errors.EncodedBody: UNSUPPORTED_MEDIA_TYPE,
     errors.RuleBroken: RULE_BROKEN,
     errors.SessionsUnavailable: SESSIONS_UNAVAILABLE,
     errors.DirectivesUnavailable: DIRECTIVES_UNAVAILABLE,
@@ -171,6 +172,8 @@ def answer_error(error: Exception, *, request_id: str, retry_after_s: int) -> Re
         headers["Retry-After"] = str(retry_after_s)
     if isinstance(error, errors.RateExceeded):
         headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, errors.EncodedBody):
+        headers["Accept-Encoding"] = "identity"  # tells it apart from a wrong media type (RFC 9110, 15.5.16)
     if kind is KEY_MISSING:
         headers["WWW-Authenticate"] = "Bearer"
     violations = _violations(error)

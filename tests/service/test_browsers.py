@@ -70,6 +70,19 @@ def test_only_the_script_of_the_page_itself_may_run(client: TestClient) -> None:
     assert policy["connect-src"] == "'self'"
 
 
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [("POST", "content-type,traceparent,tracestate"), ("HEAD", "x-api-key, traceparent"), ("GET", "baggage")],
+)
+def test_a_page_that_is_listed_may_trace_its_requests(open_client: OpenClient, method: str, names: str) -> None:
+    asked = {"origin": SHOP, "access-control-request-method": method, "access-control-request-headers": names}
+    with open_client(cors_origins=SHOP) as client:
+        allowed = client.options("/recommend", headers=asked)
+        assert (allowed.status_code, allowed.text) == (200, "OK")
+        told = {name.strip() for name in allowed.headers["access-control-allow-headers"].lower().split(",")}
+        assert {name.strip() for name in names.split(",")} <= told
+
+
 def test_no_page_of_another_origin_may_call_unless_it_is_listed(open_client: OpenClient) -> None:
     asked = {"origin": SHOP, "access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
     with open_client() as client:

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from service.connections import ConnectionLimits, Connections
@@ -80,17 +80,26 @@ class Wire(asyncio.Transport):
 
 
 class Wires:
-    """Makes connections of one server; of one event loop."""
+    """Makes connections of one server; of one event loop.
 
-    def __init__(self) -> None:
+    Args:
+        app: answers.
+        load: what is in progress.
+    """
+
+    def __init__(self, app: ASGIApp = echo, load: Load | None = None) -> None:
         connections = Connections(ConnectionLimits(connections=10**6, request_s=60.0), retry_after_s=1)
         self._config = GuardedConfig(
-            echo, connections, Load(10**6), ws="none", log_config=None, access_log=False, lifespan="off"
+            app, connections, load or Load(10**6), ws="none", log_config=None, access_log=False, lifespan="off"
         )
         self._config.load()
 
     async def answers(self, *segments: bytes, wanted: int) -> list[bytes]:
-        """The bodies of the answers to what came in these segments.
+        """The bodies of the answers to what came in these segments; see :meth:`wire`."""
+        return (await self.wire(*segments, wanted=wanted)).answers()
+
+    async def wire(self, *segments: bytes, wanted: int) -> Wire:
+        """A connection on which these segments came and that has ended.
 
         Args:
             *segments: each is received by itself, when what came before has been dealt with.
@@ -109,7 +118,7 @@ class Wires:
         await _turns(5)
         protocol.connection_lost(None)
         await _turns(2)
-        return wire.answers()
+        return wire
 
 
 async def _turns(count: int) -> None:
