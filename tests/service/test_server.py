@@ -135,7 +135,10 @@ def test_an_interrupt_ends_it_in_order(start: Callable[..., Service], small_regi
     assert not [line for line in lines if "Traceback" in json.dumps(line)]
 
 
-def test_a_request_in_progress_is_answered_before_the_end(start: Callable[..., Service], small_registry: Path) -> None:
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGHUP])
+def test_a_request_in_progress_is_answered_before_the_end(
+    start: Callable[..., Service], small_registry: Path, by: signal.Signals
+) -> None:
     service = start("--registry", str(small_registry), "--redis", "unix:///nonexistent/redis.sock")
     body = json.dumps({"items": ["i1"], "k": 3}).encode()
     with socket.create_connection(("127.0.0.1", service.port), timeout=10) as slow:
@@ -147,7 +150,7 @@ def test_a_request_in_progress_is_answered_before_the_end(start: Callable[..., S
         ]
         slow.sendall("\r\n".join([*lines, "", ""]).encode() + body[:5])
         time.sleep(0.3)
-        ended = threading.Thread(target=service.end)
+        ended = threading.Thread(target=service.end, args=(by,))
         ended.start()
         time.sleep(0.3)
         slow.sendall(body[5:])
@@ -155,6 +158,27 @@ def test_a_request_in_progress_is_answered_before_the_end(start: Callable[..., S
         assert answer.startswith(b"HTTP/1.1 200 OK")
     ended.join(20)
     assert service.process.returncode == 0
+
+
+def test_signals_that_ask_for_nothing_here_end_nothing(start: Callable[..., Service], small_registry: Path) -> None:
+    service = start("--registry", str(small_registry), "--redis", "unix:///nonexistent/redis.sock")
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        service.process.send_signal(number)
+        assert service.call("GET", "/readyz")[0] == 200
+    assert service.end(signal.SIGHUP)[0] == 0
+
+
+def test_nohup_is_respected(small_registry: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the service inherits it
+    try:
+        service = Service("--registry", str(small_registry), "--redis", "unix:///nonexistent/redis.sock")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    try:
+        service.process.send_signal(signal.SIGHUP)
+        assert service.call("GET", "/readyz")[0] == 200
+    finally:
+        assert service.end()[0] == 0
 
 
 def refused(*arguments: str, **environment: str) -> str:
