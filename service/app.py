@@ -73,7 +73,7 @@ class _Api(FastAPI):
         await answer(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
-        return document(self, keyed=self.state.keyed)
+        return document(self, keyed=self.state.keyed, root_path=self.state.root_path)
 
 
 def create_app(settings: Settings | None = None, *, opening: Opening | None = None) -> FastAPI:
@@ -126,6 +126,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
     app.router.route_class = DirectRoute
     app.state.current = services.current
     app.state.keyed = bool(settings.api_keys or settings.api_keys_file)
+    app.state.root_path = settings.root_path
     app.state.watcher = services.watcher
     app.state.load = services.load
     app.state.metrics = services.metrics

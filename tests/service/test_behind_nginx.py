@@ -3,9 +3,13 @@
 import contextlib
 import json
 import random
+import re
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 from nginx import free_port, nginx
@@ -27,6 +31,16 @@ WEBSOCKET = """
             proxy_set_header Connection $connection_upgrade;
             proxy_request_buffering {buffering};
         }}
+    }}
+"""
+# The address as it was sent, without the prefix: `proxy_pass http://service/` would decode an id's `%2F`.
+PREFIX = """
+    map $request_uri $below_rec {{ ~^/rec(?<below>/.*)$ $below; }}
+    upstream service {{ server 127.0.0.1:{service}; keepalive 4; }}
+    server {{
+        listen 127.0.0.1:{port};
+        location /plain/ {{ proxy_pass http://service/; }}
+        location /rec/ {{ proxy_pass http://service$below_rec; }}
     }}
 """
 TRIES = 300
@@ -94,3 +108,39 @@ def test_nobody_gets_an_answer_of_another(service: Service, tmp_path: Path, buff
         for thread in others:
             thread.join()
     assert not failures, failures
+
+
+def fetched(url: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+@pytest.mark.parametrize("prefix", ["plain", "rec"])
+def test_both_pages_load_all_they_need_under_a_prefix(service: Service, tmp_path: Path, prefix: str) -> None:
+    port = free_port()
+    with nginx(tmp_path, PREFIX.format(service=service.port, port=port), port):
+        below = f"http://127.0.0.1:{port}/{prefix}/"
+        for page, least in (("docs", 3), ("", 5)):
+            status, html = fetched(below + page)
+            assert status == 200
+            loaded = re.findall(r"""(?:src|href)=["']([^"'#]+)["']|url: '([^']+)'""", html.decode())
+            urls = {urljoin(below + page, one or other) for one, other in loaded if not one.startswith("data:")}
+            assert len(urls) >= least
+            for url in urls:
+                assert url.startswith(below)
+                assert fetched(url)[0] == 200, url
+        assert fetched(f"{below}items?limit=2")[0] == 200
+
+
+def test_an_id_with_a_slash_arrives_where_the_address_is_passed_on_as_sent(service: Service, tmp_path: Path) -> None:
+    port = free_port()
+    with nginx(tmp_path, PREFIX.format(service=service.port, port=port), port):
+        status, answer = fetched(f"http://127.0.0.1:{port}/rec/items/a%2Fb%3F%25")
+        assert (status, json.loads(answer)["type"]) == (404, "urn:vlm2rec:problem:unknown-item")
+        assert 'received "a/b?%"' in json.loads(answer)["detail"]
+        status, answer = fetched(f"http://127.0.0.1:{port}/plain/items/a%2Fb")
+        assert (status, json.loads(answer)["type"]) == (404, "urn:vlm2rec:problem:unknown-path")
+        assert fetched(f"http://127.0.0.1:{port}/rec/items?limit=1")[0] == 200
