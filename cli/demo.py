@@ -161,7 +161,9 @@ def _serve(directory: Path, host: str, port: int, *, no_vlm: bool, exit_after_ch
     command += ["--host", host, "--port", str(port), "--log-level", "warning"]
     # The service gets a group of its own: Ctrl-C reaches this process alone, which then ends the service in order.
     service = subprocess.Popen(command, start_new_session=True)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    # SIGHUP: the terminal is closed, of which the service hears nothing; `nohup` has it ignored, and it stays so.
+    caught = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, _interrupt) for number in caught}
     try:
         everywhere = host in {"0.0.0.0", "::"}  # noqa: S104 - the user's choice, only compared with
         url = f"http://{'127.0.0.1' if everywhere else host}:{port}"
@@ -177,7 +179,8 @@ def _serve(directory: Path, host: str, port: int, *, no_vlm: bool, exit_after_ch
     except KeyboardInterrupt:
         _console.print("\nending the service …", style="dim")
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         _end(service)
 
 

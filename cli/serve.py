@@ -40,8 +40,8 @@ def serve(
 ) -> None:
     """Serve the current bundle of a registry over HTTP.
 
-    Every option has a variable too (VLM2REC_PORT …); options win. Ctrl-C or SIGTERM ends it after the requests in
-    progress are answered. With Redis down it serves all the same: answers then lack the users' histories and say so.
+    Every option has a variable too (VLM2REC_PORT …); options win. Ctrl-C, SIGTERM or SIGHUP ends it after the requests
+    in progress are answered. With Redis down it serves all the same: answers then lack the users' histories and say so.
     """
     if embedded_redis and redis is not None:
         raise typer.BadParameter("give --redis URL or --embedded-redis, not both")

@@ -19,6 +19,7 @@ from service.body_budget import BodyBudget
 from service.catalogue_routes import CatalogueRoutes
 from service.docs_page import DocsPage
 from service.envelope import Envelope, trace_of
+from service.head_requests import HeadRequests
 from service.openapi import document
 from service.opening import Opening
 from service.playground import Playground
@@ -47,6 +48,13 @@ Unknown keys are refused. Of a key that is repeated in one object the last count
 """
 
 
+# The last three are what tracing in a browser adds to every request (W3C Trace Context and Baggage).
+_FROM_BROWSERS = (
+    *("Authorization", "Content-Type", "X-API-Key", "X-Request-ID"),
+    *("traceparent", "tracestate", "baggage"),
+)
+
+
 class _Api(FastAPI):
     """FastAPI with the document that `service.openapi` writes, behind layers of our own.
 
@@ -65,7 +73,7 @@ class _Api(FastAPI):
         await answer(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
-        return document(self, keyed=self.state.keyed)
+        return document(self, keyed=self.state.keyed, root_path=self.state.root_path)
 
 
 def create_app(settings: Settings | None = None, *, opening: Opening | None = None) -> FastAPI:
@@ -118,6 +126,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
     app.router.route_class = DirectRoute
     app.state.current = services.current
     app.state.keyed = bool(settings.api_keys or settings.api_keys_file)
+    app.state.root_path = settings.root_path
     app.state.watcher = services.watcher
     app.state.load = services.load
     app.state.metrics = services.metrics
@@ -142,13 +151,14 @@ async def _begin(services: Services, opening: Opening) -> None:
 def _put_layers(app: _Api, settings: Settings, services: Services, spans: SpanRecorder | None) -> None:
     """What stands before the routes; the last one put is the outermost."""
     metrics, retry_after_s = services.metrics, settings.retry_after_s
+    app.put_before(HeadRequests)
     if settings.cors_origins:
         app.put_before(
             lambda inner: CORSMiddleware(
                 inner,
                 allow_origins=settings.cors_origins,
-                allow_methods=("GET", "POST", "PUT", "DELETE"),
-                allow_headers=("Authorization", "Content-Type", "X-API-Key", "X-Request-ID"),
+                allow_methods=("GET", "HEAD", "POST", "PUT", "DELETE"),
+                allow_headers=_FROM_BROWSERS,
                 expose_headers=("Retry-After", "Server-Timing", "X-Request-ID"),
             )
         )
@@ -179,8 +189,8 @@ def _answer_problems(app: _Api, retry_after_s: int) -> None:
         path, method = request.scope["path"][:200], request.method
         request_id = trace_of(request.scope).request_id
         if status == METHOD_NOT_ALLOWED.status:
-            allowed = (headers or {}).get("Allow", "other methods")
-            detail = f"{path} takes {allowed}; received {method}"
+            allowed = _with_head((headers or {})["Allow"])
+            detail, headers = f"{path} takes {allowed}; received {method}", {"Allow": allowed}
             return problem_response(METHOD_NOT_ALLOWED, detail, request_id=request_id, headers=headers)
         if status == UNKNOWN_PATH.status:
             detail = f"no route has the path {path}; /docs lists them all"
@@ -198,3 +208,9 @@ def _answer_problems(app: _Api, retry_after_s: int) -> None:
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(Exception, failed)
     app.put_before(lambda inner: ShortWay(inner, app.routes, answers))
+
+
+def _with_head(allowed: str) -> str:
+    """Methods as in `Allow`, with HEAD where GET is."""
+    methods = allowed.split(", ")
+    return ", ".join([*methods, "HEAD"] if "GET" in methods else methods)

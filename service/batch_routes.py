@@ -91,11 +91,11 @@ class BatchRoutes:
 
 
 def _checked(bundle: Bundle, member: Any) -> _Checked:  # noqa: ANN401 - any JSON value
-    """A member held to the rules, or how it breaks them."""
+    """A member held to the rules, or how it breaks them, or what failed in here; it ends no other member."""
     try:
         wish = validate(schemas.RecommendRequest, member)
         check_fields(bundle, wish.fields)
-    except ANSWERED_ERRORS as error:
+    except Exception as error:  # noqa: BLE001 - raised again where this member is answered, and logged there
         return error
     return wish
 

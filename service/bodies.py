@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
 from service.body_budget import BODIES, BodyBudget
-from service.errors import BodyTooLarge, MalformedBody, RequestLate, RuleBroken, UnsupportedBody, Violation
+from service.errors import BodyTooLarge, EncodedBody, MalformedBody, RequestLate, RuleBroken, UnsupportedBody, Violation
 from service.http_protocol import LATE
 
 _DISCARDED_BYTES = 64 << 20
@@ -50,6 +50,7 @@ async def read_json(request: Request, limit: int) -> Any:  # noqa: ANN401 - any 
 
     Raises:
         UnsupportedBody: the content type is not JSON in UTF-8.
+        EncodedBody: the content encoding is not ``identity``.
         BodyTooLarge: the body is over the limit.
         BodiesFull: too much of other bodies is waited for.
         RequestLate: the body did not arrive in time.
@@ -57,6 +58,7 @@ async def read_json(request: Request, limit: int) -> Any:  # noqa: ANN401 - any 
         ClientDisconnect: the client left before its body was complete.
     """
     _check_content_type(request.headers.get("content-type"))
+    _check_content_encoding(request.headers.getlist("content-encoding"))
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
         await _discard(request, int(declared[:20]))
@@ -104,9 +106,16 @@ def shown(value: Any) -> str:  # noqa: ANN401 - any JSON value
         value = value[: _MAX_RECEIVED + 1]
     try:
         text = orjson.dumps(value).decode()
-    except orjson.JSONEncodeError:
-        text = repr(value)
+    except orjson.JSONEncodeError:  # orjson reads 1024 levels, but writes 254
+        text = _shown_by_python(value)
     return text if len(text) <= _MAX_RECEIVED else f"{text[:_MAX_RECEIVED]}…"
+
+
+def _shown_by_python(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    try:
+        return repr(value)
+    except RecursionError:
+        return f"{'a list' if isinstance(value, list) else 'an object'} of too many levels to show"
 
 
 async def _next_part(request: Request) -> tuple[bytes, bool]:
@@ -165,6 +174,14 @@ def _check_content_type(content_type: str | None) -> None:
     if not is_json or charset not in {"", "utf-8", "utf8"}:
         received = "nothing" if content_type is None else shown(content_type)
         raise UnsupportedBody(f"content-type must be application/json in UTF-8; received {received}")
+
+
+def _check_content_encoding(sent: list[str]) -> None:
+    codings = [coding.strip().lower() for value in sent for coding in value.split(",")]
+    if not all(coding in {"", "identity"} for coding in codings):
+        raise EncodedBody(
+            f"content-encoding must be identity: send the body as it is; received {shown(', '.join(sent))}"
+        )
 
 
 def _too_large(limit: int) -> BodyTooLarge:

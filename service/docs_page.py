@@ -32,10 +32,10 @@ class DocsPage:
         script, style = _FILES
         self._html = bytes(
             get_swagger_ui_html(
-                openapi_url=_DOCUMENT,
+                openapi_url=_beside(_DOCUMENT),
                 title=app.title,
-                swagger_js_url=script,
-                swagger_css_url=style,
+                swagger_js_url=_beside(script),
+                swagger_css_url=_beside(style),
                 swagger_favicon_url="data:,",
             ).body
         )
@@ -64,6 +64,11 @@ class DocsPage:
     async def file(self, request: Request) -> Response:
         """Script or style."""
         return FileResponse(self._files / _FILES[request.scope["path"]], headers=_DAY)
+
+
+def _beside(path: str) -> str:
+    """A path of the service as the page at /docs names it, whatever prefix a proxy puts before both."""
+    return path.removeprefix("/")
 
 
 def policy_of(html: bytes) -> str:

@@ -19,7 +19,8 @@ from collections.abc import Callable
 from time import monotonic
 
 from service.current import CurrentBundle
-from service.http_protocol import GuardedConfig, GuardedServer
+from service.guarded_server import GuardedServer
+from service.http_protocol import GuardedConfig
 
 _CLOSE = (b"connection", b"close")
 _ARRIVE_S = 0.2

@@ -20,6 +20,7 @@ ServiceError
     ├── BodiesFull          too many bodies are waited for at once
     ├── BodyTooLarge        the body is over the limit
     ├── UnsupportedBody     the body is not declared as JSON
+    ├── EncodedBody         the body is compressed, or encoded otherwise
     └── RuleBroken          a field breaks a rule; carries every violation found
 
 HTTP status codes are chosen in `service.problems` alone. Errors of redis-py and pydantic are translated into these at
@@ -126,6 +127,10 @@ class BodyTooLarge(RequestRefused):
 
 class UnsupportedBody(RequestRefused):
     """The body is not declared as JSON."""
+
+
+class EncodedBody(RequestRefused):
+    """The body is compressed, or encoded otherwise."""
 
 
 class Violation(NamedTuple):

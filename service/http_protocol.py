@@ -11,6 +11,7 @@ from math import inf
 from time import perf_counter
 from typing import Any, Final
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -19,7 +20,17 @@ from uvicorn.server import ServerState
 from service.connections import Connections
 from service.load import Load
 from service.one_write import OneWrite
-from service.problems import CROWDED, HEAD_TOO_LARGE, NOT_HTTP, QUEUE_FULL, REQUEST_LATE, ProblemKind, problem_response
+from service.problems import (
+    CROWDED,
+    HEAD_TOO_LARGE,
+    NOT_HTTP,
+    NOT_IMPLEMENTED,
+    QUEUE_FULL,
+    REQUEST_LATE,
+    ProblemKind,
+    problem_response,
+)
+from service.request_head import HeadFault, fault_in, path_of
 from service.security_headers import PLAIN
 from service.trace import new_request_id, request_id_from
 
@@ -28,14 +39,15 @@ REFUSAL: Final = "vlm2rec.refusal"
 LATE: Final = "vlm2rec.late"
 HURRY: Final = "vlm2rec.hurry"
 
-_BEAT_S = 0.02
 _ALWAYS_ANSWERED = frozenset({b"/livez", b"/readyz", b"/metrics"})
 _DETAILS = {
     CROWDED: "there are too many connections; try again later",
     HEAD_TOO_LARGE: "address and headers must have at most 65536 bytes together",
     REQUEST_LATE: "address and headers must arrive sooner; send them at once",
-    NOT_HTTP: "what was received is not HTTP/1.1",
 }
+_MAX_URL_BYTES = 65_535  # the parser of addresses takes no more
+# llhttp's words for a coding that is none, or that is not the last; most of them are found only by `fault_in`.
+_UNKNOWN_CODING = "`Transfer-Encoding`"
 
 
 class GuardedConfig(uvicorn.Config):
@@ -52,38 +64,6 @@ class GuardedConfig(uvicorn.Config):
         super().__init__(app, http=GuardedProtocol, **options)
         self.guarded = connections
         self.in_progress = load
-
-
-class GuardedServer(uvicorn.Server):
-    """Uvicorn's server, which looks at the connections now and then, and often at how late its event loop is.
-
-    Args:
-        config: see there.
-    """
-
-    config: GuardedConfig
-
-    def __init__(self, config: GuardedConfig) -> None:
-        super().__init__(config)
-        self._beat_due = 0.0
-
-    async def main_loop(self) -> None:
-        """Uvicorn's, until it is told to end."""
-        loop = asyncio.get_running_loop()
-        self._beat_due = loop.time()
-        self._beat(loop)
-        await super().main_loop()
-
-    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
-        self.config.in_progress.adapt(now - self._beat_due)
-        self._beat_due = now + _BEAT_S
-        loop.call_at(self._beat_due, self._beat, loop)
-
-    async def on_tick(self, counter: int) -> bool:
-        """Uvicorn calls this ten times a second."""
-        self.config.guarded.sweep()
-        return await super().on_tick(counter)
 
 
 class _PipelineFlow(FlowControl):
@@ -122,6 +102,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._answering: OneWrite | None = None
         self._crowded = False  # there is no room for it: one answer, and the end
         self._deaf = False  # what comes is read and dropped
+        self._has_left = False  # the client sends no more
         self._idle = False  # between two requests
         self._in_head = True
         self._unused_bytes = 0  # received since the last thing that could be used
@@ -151,9 +132,25 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         self._idle = False
         self._unused_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError as error:
+            self._refuse_unparsed(str(error))
         if self._unused_bytes > self._limits.head_bytes and self._waiting_since < inf and not self._deaf:
             self._refuse(HEAD_TOO_LARGE, "head")
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn's never keeps the connection
+        """The client sends no more. What it sent whole is answered before the connection ends.
+
+        Returns:
+            Whether the connection stays open for writing.
+        """
+        self._has_left = True
+        if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
+            return False
+        self._hear_no_more()
+        return True
 
     def on_message_begin(self) -> None:
         """Start the clock of a request."""
@@ -172,11 +169,17 @@ class GuardedProtocol(HttpToolsProtocol):
             self._waiting_since = inf
             return
         refusal = self._refusal()
+        if refusal is None and self.parser.should_upgrade():
+            return  # the parser stops here; `_ignore_upgrade` has the head read again
         self._in_head = False
         self._unused_bytes = 0
         if refusal is not None:
-            self.scope[REFUSAL] = refusal, _DETAILS[refusal]  # type: ignore[typeddict-unknown-key]
+            self.scope[REFUSAL] = refusal  # type: ignore[typeddict-unknown-key]
+            self.url = b"/"  # whatever was sent may be no address
+        elif self.url[:1] != b"/":
+            self.url = path_of(self.url)
         super().on_headers_complete()
+        self.headers = []  # trailers must not become headers
         if refusal is not None or self._crowded:
             self._hear_no_more()
 
@@ -188,7 +191,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Stop the clock."""
-        if self._deaf:
+        if self._deaf or self.parser.should_upgrade():
             return
         self._unused_bytes = 0
         self._waiting_since = inf
@@ -207,11 +210,6 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._waiting_since == inf and not self.pipeline and self.cycle.response_complete:
             self._idle = True
             self._waiting_since = self._all.clock()
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words are not ours
-        """Answer what is no HTTP."""
-        if not self._deaf:
-            self._refuse(NOT_HTTP, "malformed")
 
     def look(self, now: float, patience_s: float) -> None:
         """End it if it has kept the service waiting for too long; see `Connection.look`."""
@@ -233,17 +231,59 @@ class GuardedProtocol(HttpToolsProtocol):
         elif waited > self._limits.request_s and not self._idle:
             self._give_up_waiting()
 
-    def _refusal(self) -> ProblemKind | None:
+    def _parse(self, data: bytes) -> None:
+        """Parse what came.
+
+        The parser stops behind a head that asks for an upgrade, as if all that follows were of another protocol. No
+        upgrade is taken here, so what follows is the body, and then other requests (RFC 9110, 7.8).
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as stop:
+                if self._deaf:
+                    return
+                data = data[stop.args[0] :]
+                self._ignore_upgrade()
+            else:
+                return
+
+    def _ignore_upgrade(self) -> None:
+        """Have a new parser read the head again without the upgrade; the request keeps its clock."""
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        lines = b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
+        head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, lines)
+        began = self._waiting_since
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn sets it
+        self.parser.feed_data(head)
+        if self._waiting_since < inf and not self._idle:
+            self._waiting_since = began
+
+    def _refusal(self) -> HeadFault | None:
         """What is wrong with a request whose head is complete."""
-        if self._unused_bytes > self._limits.head_bytes:
+        if self._unused_bytes > self._limits.head_bytes or len(self.url) > _MAX_URL_BYTES:
             size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-            if size > self._limits.head_bytes:
+            if size > self._limits.head_bytes or len(self.url) > _MAX_URL_BYTES:
                 self._all.on_drop("head")
-                return HEAD_TOO_LARGE
+                return HeadFault(HEAD_TOO_LARGE, _DETAILS[HEAD_TOO_LARGE])
+        fault = fault_in(self.parser.get_method().decode("ascii"), self.parser.get_http_version(), self.headers)
+        if fault is not None:
+            self._all.on_drop("malformed")
+            return fault
         if self._crowded and self.url.partition(b"?")[0] not in _ALWAYS_ANSWERED:
             self._all.on_drop("crowded")
-            return CROWDED
+            return HeadFault(CROWDED, _DETAILS[CROWDED])
         return None
+
+    def _refuse_unparsed(self, reason: str) -> None:
+        """Answer what is no HTTP, with the parser's reason."""
+        if self._deaf:
+            return
+        if _UNKNOWN_CODING in reason:
+            self._refuse(NOT_IMPLEMENTED, "malformed", f"Transfer-Encoding must be chunked; {reason}")
+        else:
+            self._refuse(NOT_HTTP, "malformed", f"what was received is not HTTP/1.1: {reason}")
 
     def _give_up_waiting(self) -> None:
         if self._in_head and self._unused_bytes:
@@ -266,19 +306,36 @@ class GuardedProtocol(HttpToolsProtocol):
         self._deaf = True
         self.cycle.keep_alive = False
 
-    def _refuse(self, kind: ProblemKind, reason: str) -> None:
-        """Say what is wrong without asking the application, and end once that was read."""
+    def _refuse(self, kind: ProblemKind, reason: str, detail: str | None = None) -> None:
+        """Say what is wrong without asking the application, and end once that was read.
+
+        Where earlier requests have no answer yet, they get theirs, and then the end: a refusal would be taken for the
+        answer to one of them.
+        """
         self._all.on_drop(reason)
         self._deaf = True
         self._waiting_since = inf
         if self.cycle is not None and not self.cycle.response_complete:
+            if self._in_head:
+                self.cycle.keep_alive = False
+                return
             if self.cycle.response_started or self.pipeline:
-                self._abort()  # it would be taken for the answer to another request
+                self._abort()
                 return
             self._disconnect()
+        self.transport.write(self._refusal_bytes(kind, _DETAILS[kind] if detail is None else detail))
+        self._end_when_read()
+
+    def _end(self) -> None:
+        """End after the last answer; in a crowd at once, as others wait for the place."""
+        if self._deaf and not self._has_left and not self._crowded:
+            self._end_when_read()
+        else:
+            self.transport.close()
+
+    def _end_when_read(self) -> None:
+        """Half close and read on: a close with unread bytes would reset the connection, and the answer with it."""
         self._abort_at = self._all.clock() + self._limits.linger_s
-        self.transport.write(self._refusal_bytes(kind))
-        # Half closed and read on: a close with unread bytes would reset the connection, and the answer with it.
         self.transport.write_eof()
 
     def _abort(self) -> None:
@@ -301,7 +358,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if counted and self._load.is_high:
             cycle.scope[HURRY] = True  # type: ignore[typeddict-unknown-key]
-        cycle.transport = self._answering = OneWrite(self.transport)  # type: ignore[assignment]
+        cycle.transport = self._answering = OneWrite(self.transport, self._end)  # type: ignore[assignment]
         task = self.loop.create_task(cycle.run_asgi(app))
         task.add_done_callback(partial(self._ended, cycle))
         self.tasks.add(task)
@@ -327,12 +384,12 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
         cycle.on_response()
 
-    def _refusal_bytes(self, kind: ProblemKind) -> bytes:
+    def _refusal_bytes(self, kind: ProblemKind, detail: str) -> bytes:
         request_id = new_request_id()
         more = {"X-Request-ID": request_id, "Connection": "close"}
         if kind is CROWDED:
             more["Retry-After"] = str(self._all.retry_after_s)
-        return _answer_bytes(kind, _DETAILS[kind], request_id, more)
+        return _answer_bytes(kind, detail, request_id, more)
 
 
 def _answer_bytes(kind: ProblemKind, detail: str, request_id: str, more: dict[str, str]) -> bytes:

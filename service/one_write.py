@@ -4,6 +4,7 @@ Uvicorn writes them one after the other, and each write is a call into the syste
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 _INTERIM: Final = b"HTTP/1.1 1"  # 100 Continue: the client waits for it
@@ -17,12 +18,14 @@ class OneWrite:
 
     Args:
         transport: of the connection.
+        end: closes the connection when what was written to it has gone out.
     """
 
-    __slots__ = ("_head", "_started", "_transport")
+    __slots__ = ("_end", "_head", "_started", "_transport")
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, end: Callable[[], None]) -> None:
         self._transport = transport
+        self._end = end
         self._started = False
         self._head = b""
 
@@ -45,7 +48,7 @@ class OneWrite:
     def close(self) -> None:
         """Close the connection when all of it is written."""
         self.flush()
-        self._transport.close()
+        self._end()
 
     def is_closing(self) -> bool:
         """Whether the connection is closed or about to be."""

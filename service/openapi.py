@@ -12,7 +12,7 @@ from service.replies import ANSWERS, Problem
 from service.schemas import REQUESTS
 
 _REF = "#/components/schemas/{model}"
-_ALWAYS = (405, 431, 500)
+_ALWAYS = (400, 405, 431, 500, 501)
 _NO_CONTENT = 204
 _HEADERS = {
     "X-Request-ID": {"description": "The one sent, or a new one.", "required": True, "schema": {"type": "string"}},
@@ -116,16 +116,20 @@ def query_parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
     ]
 
 
-def document(app: FastAPI, *, keyed: bool) -> dict[str, Any]:
+def document(app: FastAPI, *, keyed: bool, root_path: str) -> dict[str, Any]:
     """The whole document, made once and then kept.
 
     Args:
         app: whose routes they are.
         keyed: whether the data routes need a key; the admin routes always do.
+        root_path: prefix that a proxy puts before every path; empty: none.
     """
     if app.openapi_schema:
         return app.openapi_schema
-    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    servers = [{"url": root_path}] if root_path else None
+    schema = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes, servers=servers
+    )
     models = [(model, "validation") for model in REQUESTS] + [(model, "serialization") for model in ANSWERS]
     _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]
     schema["components"] = {

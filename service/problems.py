@@ -36,6 +36,7 @@ class ProblemKind:
 
 
 NOT_HTTP = ProblemKind("not-http", 400, "This is not HTTP")
+INVALID_HEAD = ProblemKind("invalid-head", 400, "The head of the request breaks a rule of HTTP/1.1")
 MALFORMED_JSON = ProblemKind("malformed-json", 400, "The body is not JSON")
 KEY_MISSING = ProblemKind("key-missing", 401, "An API key is needed")
 KEY_REFUSED = ProblemKind("key-refused", 403, "The API key does not open this route")
@@ -53,6 +54,7 @@ HEAD_TOO_LARGE = ProblemKind("head-too-large", 431, "Address and headers are ove
 REQUEST_REFUSED = ProblemKind("request-refused", 400, "The request cannot be answered")
 QUEUE_FULL = ProblemKind("queue-full", 429, "More requests wait than may")
 INTERNAL = ProblemKind("internal", 500, "Something went wrong inside")
+NOT_IMPLEMENTED = ProblemKind("not-implemented", 501, "This part of HTTP is not implemented")
 NOT_READY = ProblemKind("not-ready", 503, "Not ready to answer")
 CROWDED = ProblemKind("crowded", 503, "Too many clients at once")
 SESSIONS_UNAVAILABLE = ProblemKind("sessions-unavailable", 503, "Histories cannot be reached")
@@ -60,6 +62,7 @@ DIRECTIVES_UNAVAILABLE = ProblemKind("directives-unavailable", 503, "Pin and hid
 
 KINDS = (
     NOT_HTTP,
+    INVALID_HEAD,
     MALFORMED_JSON,
     KEY_MISSING,
     KEY_REFUSED,
@@ -77,6 +80,7 @@ KINDS = (
     REQUEST_REFUSED,
     QUEUE_FULL,
     INTERNAL,
+    NOT_IMPLEMENTED,
     NOT_READY,
     CROWDED,
     SESSIONS_UNAVAILABLE,
@@ -94,6 +98,7 @@ _BY_ERROR: dict[type[Exception], ProblemKind] = {
     errors.BodiesFull: CROWDED,
     errors.BodyTooLarge: BODY_TOO_LARGE,
     errors.UnsupportedBody: UNSUPPORTED_MEDIA_TYPE,
+    errors.EncodedBody: UNSUPPORTED_MEDIA_TYPE,
     errors.RuleBroken: RULE_BROKEN,
     errors.SessionsUnavailable: SESSIONS_UNAVAILABLE,
     errors.DirectivesUnavailable: DIRECTIVES_UNAVAILABLE,
@@ -167,6 +172,8 @@ def answer_error(error: Exception, *, request_id: str, retry_after_s: int) -> Re
         headers["Retry-After"] = str(retry_after_s)
     if isinstance(error, errors.RateExceeded):
         headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, errors.EncodedBody):
+        headers["Accept-Encoding"] = "identity"  # tells it apart from a wrong media type (RFC 9110, 15.5.16)
     if kind is KEY_MISSING:
         headers["WWW-Authenticate"] = "Bearer"
     violations = _violations(error)

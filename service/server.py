@@ -1,11 +1,12 @@
 """The server process: one socket, one event loop, and an end in good order."""
 
+import contextlib
 import gc
 import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import FrameType
 
@@ -30,7 +31,10 @@ _OTHER_FILES = 256  # besides connections: mapped bundles, Redis, logs
 
 
 def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; requests in progress are answered first.
+    """Serve until SIGTERM, SIGHUP or SIGINT; requests in progress are answered first.
+
+    SIGUSR1 and SIGUSR2 do nothing. A signal that is ignored or handled already when this begins is left as it is:
+    `nohup` has SIGHUP ignored.
 
     Args:
         settings: what to serve, where.
@@ -48,6 +52,9 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     # Uvicorn hands a signal on after its own work. By default SIGTERM would then end the process before anything that
     # was started beside it, such as an embedded Redis, is ended.
     signal.signal(signal.SIGTERM, _exit)
+    _handle_unless_handled(signal.SIGHUP, _exit)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # by default they kill; log rotation, for one, sends them
+        _handle_unless_handled(number, _do_nothing)
     with _listen(settings.host, settings.port) as listener:
         app = create_app(settings, opening=load_current(settings))
         # What is loaded stays; without this every full collection would walk through all of it during a request.
@@ -92,6 +99,19 @@ class _Server(DrainingServer):
             self.was_ready = True
             self._ready()
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Uvicorn's signals, and SIGHUP if it is not ignored; handed on by uvicorn when this has given it back."""
+        with super().capture_signals():
+            if signal.getsignal(signal.SIGHUP) is not _exit:
+                yield
+                return
+            signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGHUP, _exit)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._current.leave()
         super().handle_exit(sig, frame)
@@ -126,6 +146,15 @@ def _allow_files(wanted: int) -> int:
 
 def _exit(_signal: int, _frame: FrameType | None) -> None:
     sys.exit(0)
+
+
+def _do_nothing(_signal: int, _frame: FrameType | None) -> None:
+    pass
+
+
+def _handle_unless_handled(number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> None:
+    if signal.getsignal(number) is signal.SIG_DFL:
+        signal.signal(number, handler)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -25,6 +25,7 @@ FILE_VARIABLE = "VLM2REC_CONFIG"
 # Kubernetes describes a service called "vlm2rec" to every pod beside it in variables of these names.
 _KUBERNETES = re.compile(rf"{PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(?:TCP|UDP)\w*)")
 _SECRET = {"redis_url", "api_keys", "admin_keys"}
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 _ORIGIN = re.compile(r"\*|https?://[^\s/?#@,*]+")
 ApiKeys = Annotated[tuple[SecretStr, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -40,6 +41,11 @@ class Settings(BaseSettings):
 
     registry: str = Field(min_length=1, description="Directory of published bundles.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
+    root_path: str = Field(
+        "",
+        max_length=256,
+        description="Path under which a proxy has this service, as in `/rec`; told in the API's document alone.",
+    )
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line written."
@@ -177,6 +183,13 @@ class Settings(BaseSettings):
         state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
         name = f"directives-{hashlib.sha256(of_whom.encode()).hexdigest()[:12]}.json"
         return Path(os.path.expanduser(state)) / "vlm2rec" / name  # noqa: PTH111 - keeps the ~ where nobody has a home
+
+    @field_validator("root_path")
+    @classmethod
+    def _prefix(cls, value: str) -> str:
+        if not _ROOT_PATH.fullmatch(value):
+            raise ValueError("must be empty, or a path with a / before each part and none at its end, as in /rec")
+        return value
 
     @field_validator("port", mode="before")
     @classmethod

@@ -49,7 +49,8 @@ def test_beats_popularity_with_both_modalities_and_with_either_alone(built: tupl
         assert ratio >= minimum, (system, ratio)
 
 
-def test_a_second_start_builds_nothing_and_ends_what_it_started(built: tuple[Path, str]) -> None:
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_second_start_builds_nothing_and_ends_what_it_started(built: tuple[Path, str], by: signal.Signals) -> None:
     port = free_port()
     command = [sys.executable, "-m", "cli.main", "demo", str(built[0]), "--port", str(port)]
     demo = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -61,7 +62,7 @@ def test_a_second_start_builds_nothing_and_ends_what_it_started(built: tuple[Pat
     assert sum("done before" in line for line in lines) == sum(line.startswith("[") for line in lines)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as ready:
         assert json.load(ready)["redis"] == "up"
-    demo.send_signal(signal.SIGINT)
+    demo.send_signal(by)
     demo.wait(30)
     demo.stdout.close()
     time.sleep(0.5)

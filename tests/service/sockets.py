@@ -21,7 +21,8 @@ from service.body_budget import BodyBudget
 from service.connections import ConnectionLimits, Connections
 from service.envelope import Envelope, trace_of
 from service.errors import RequestRefused
-from service.http_protocol import GuardedConfig, GuardedServer
+from service.guarded_server import GuardedServer
+from service.http_protocol import GuardedConfig
 from service.load import Load
 from service.metrics import Metrics
 from service.problems import answer_error
@@ -102,7 +103,7 @@ class Client:
             self._more()
         head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
         first, *lines = head.decode().split("\r\n")
-        headers = dict(line.split(": ", 1) for line in lines)
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
         length = int(headers.get("content-length", 0))
         while len(self._buffer) < length:
             self._more()

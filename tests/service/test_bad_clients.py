@@ -18,7 +18,9 @@ LIMITS = ConnectionLimits(connections=500, request_s=0.5, crowded_s=0.3, linger_
 
 PATIENT = replace(LIMITS, request_s=60)  # where it is not about being late
 
-CHUNKED = b"POST / HTTP/1.1\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n1\r\n1\r\n"
+CHUNKED = (
+    b"POST / HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n1\r\n1\r\n"
+)
 
 
 def problem(client: Client, status: int, name: str) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def test_the_second_request_on_a_connection_has_no_more_time_than_the_first() ->
     with running(LIMITS) as server:
         client = server.open(GET)
         assert client.answer()[0] == 200
-        trickle(client, b"GET / HTTP/1.1\r\nx-a: " + b"a" * 1000)
+        trickle(client, b"GET / HTTP/1.1\r\nhost: x\r\nx-a: " + b"a" * 1000)
         problem(client, 408, "request-late")
 
 
@@ -180,7 +182,7 @@ def test_a_head_over_the_limit_is_refused_however_it_comes(pieces: int) -> None:
 
 
 def test_a_head_within_the_limit_is_fine_also_with_its_body_behind_it() -> None:
-    head = b"POST / HTTP/1.1\r\nhost: x\r\nx-a: " + b"a" * 60_000
+    head = b"POST / HTTP/1.1\r\nx-a: " + b"a" * 60_000
     with running(PATIENT) as server:
         client = server.open(head + post(b"1".ljust(90_000)).removeprefix(b"POST / HTTP/1.1"))
         assert client.answer()[2] == b"1"
@@ -218,11 +220,15 @@ def test_a_refusal_is_read_also_by_a_client_that_talks_on_and_stays() -> None:
         eventually(lambda: len(server.connections) == 0)  # though the client did not close
 
 
-def test_garbage_behind_requests_ends_them_all_in_good_order(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("pipelined", [b"", GET])
+def test_garbage_behind_requests_ends_the_connection_after_their_answers(
+    caplog: pytest.LogCaptureFixture, pipelined: bytes
+) -> None:
     with running(PATIENT) as server:
-        client = server.open(GET.replace(b"/", b"/slow", 1) + GET + b"HELLO\r\n\r\n")
+        client = server.open(GET.replace(b"/", b"/slow", 1) + pipelined + b"HELLO\r\n\r\n")
         eventually(lambda: server.drops["malformed"])
         server.released.set()
+        assert [client.answer()[0] for _ in range(2 if pipelined else 1)] == [200] * (2 if pipelined else 1)
         assert client.is_closed()
         eventually(lambda: len(server.connections) == 0)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]

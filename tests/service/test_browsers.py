@@ -53,7 +53,8 @@ def test_the_documentation_loads_nothing_from_elsewhere(client: TestClient) -> N
     page = client.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     loaded = re.findall(r"""(?:src|href)=["']([^"']*)["']""", page.text)
-    assert sorted(loaded) == ["/docs/swagger-ui.css", "/docs/swagger-ui.js", "data:,"]
+    assert sorted(loaded) == ["data:,", "docs/swagger-ui.css", "docs/swagger-ui.js"]
+    assert "url: 'openapi.json'," in page.text  # relative as well: a proxy may put a prefix before all of it
     script, style = client.get("/docs/swagger-ui.js"), client.get("/docs/swagger-ui.css")
     assert script.headers["content-type"].startswith("text/javascript")
     assert style.headers["content-type"].startswith("text/css")
@@ -68,6 +69,19 @@ def test_only_the_script_of_the_page_itself_may_run(client: TestClient) -> None:
     policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
     assert policy["script-src"] == f"'self' 'sha256-{digest}'"
     assert policy["connect-src"] == "'self'"
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [("POST", "content-type,traceparent,tracestate"), ("HEAD", "x-api-key, traceparent"), ("GET", "baggage")],
+)
+def test_a_page_that_is_listed_may_trace_its_requests(open_client: OpenClient, method: str, names: str) -> None:
+    asked = {"origin": SHOP, "access-control-request-method": method, "access-control-request-headers": names}
+    with open_client(cors_origins=SHOP) as client:
+        allowed = client.options("/recommend", headers=asked)
+        assert (allowed.status_code, allowed.text) == (200, "OK")
+        told = {name.strip() for name in allowed.headers["access-control-allow-headers"].lower().split(",")}
+        assert {name.strip() for name in names.split(",")} <= told
 
 
 def test_no_page_of_another_origin_may_call_unless_it_is_listed(open_client: OpenClient) -> None:

@@ -64,3 +64,11 @@ def test_what_a_body_must_have_is_in_its_schema(client: TestClient) -> None:
     assert [one["required"] for one in schemas["SimilarRequest"]["oneOf"]] == [["item_id"], ["items"]]
     assert [one.get("required") for one in schemas["Clause"]["oneOf"]] == [["eq"], ["in"], ["exists"], None]
     assert schemas["Clause"]["not"] == {"anyOf": [{"required": ["gt", "gte"]}, {"required": ["lt", "lte"]}]}
+
+
+def test_the_path_that_a_proxy_puts_before_all_is_told(open_client: OpenClient) -> None:
+    with open_client() as client:
+        assert "servers" not in client.get("/openapi.json").json()
+    with open_client(root_path="/shop/rec") as client:
+        assert client.get("/openapi.json").json()["servers"] == [{"url": "/shop/rec"}]
+        assert client.get("/items/i1").status_code == 200  # the proxy takes the path away before it gets here

@@ -186,7 +186,7 @@ def test_the_document_describes_every_route_and_every_problem(client: TestClient
         "/readyz": ["get"],
     }
     recommend = document["paths"]["/recommend"]["post"]
-    statuses = "200 400 401 403 405 408 413 415 422 429 431 500 503"
+    statuses = "200 400 401 403 405 408 413 415 422 429 431 500 501 503"
     assert sorted(recommend["responses"]) == statuses.split()
     schema = recommend["requestBody"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": "#/components/schemas/RecommendRequest"}

@@ -1,5 +1,6 @@
 """What the service refuses: always a problem, never a stack trace, never a 500."""
 
+import gzip
 import json
 import threading
 from collections.abc import Iterator
@@ -44,6 +45,21 @@ def test_what_is_not_declared_as_json(client: TestClient, path: str) -> None:
     assert problem["detail"] == "content-type must be application/json in UTF-8; received nothing"
     answer = client.post(path, content=b"{}", headers={"content-type": "text/plain"})
     assert 'received "text/plain"' in check_problem(answer, 415, "unsupported-media-type")["detail"]
+
+
+@pytest.mark.parametrize("path", ["/recommend", "/recommend/batch", "/similar", "/events"])
+@pytest.mark.parametrize("coding", ["gzip", "br", "GZIP", "identity, gzip", "x-unknown"])
+def test_a_body_that_is_encoded(client: TestClient, path: str, coding: str) -> None:
+    answer = client.post(path, content=gzip.compress(b'{"items": ["i1"]}'), headers=JSON | {"content-encoding": coding})
+    problem = check_problem(answer, 415, "unsupported-media-type")
+    assert problem["detail"] == (f'content-encoding must be identity: send the body as it is; received "{coding}"')
+    assert answer.headers["accept-encoding"] == "identity"
+
+
+def test_a_body_that_is_said_to_be_as_it_is(client: TestClient) -> None:
+    for coding in ("identity", ""):
+        answer = client.post("/recommend", json={"items": ["i1"]}, headers={"content-encoding": coding})
+        assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/recommend", "/similar", "/events"])
@@ -95,10 +111,10 @@ def test_paths_without_a_route(client: TestClient, method: str, path: str) -> No
     [
         ("GET", "/recommend", "POST"),
         ("PUT", "/events", "POST"),
-        ("POST", "/items/i1", "GET"),
-        ("HEAD", "/livez", "GET"),
+        ("POST", "/items/i1", "GET, HEAD"),
+        ("HEAD", "/recommend", "POST"),
         ("OPTIONS", "/recommend", "POST"),
-        ("PATCH", "/bundle", "GET"),
+        ("PATCH", "/bundle", "GET, HEAD"),
     ],
 )
 def test_methods_that_a_path_does_not_take(client: TestClient, method: str, path: str, allowed: str) -> None:

@@ -77,15 +77,18 @@ def test_no_secret_is_told(small_registry: Path, tmp_path: Path) -> None:
                         )
                     )
         told += [
-            raw(service.port, f"GET / HTTP/1.1\r\nx-api-key: {KEY}\r\nbroken\r\n\r\n".encode()),
+            raw(service.port, f"GET / HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\nbroken\r\n\r\n".encode()),
             raw(service.port, f"GET / HTTP/9.9\r\nx-api-key: {KEY}\r\n\r\n".encode()),
-            raw(service.port, f"POST /events HTTP/1.1\r\nx-api-key: {KEY}\r\ncontent-length: 9\r\n\r\n{{".encode()),
-            raw(service.port, f"GET / HTTP/1.1\r\nx-api-key: {KEY}\r\nx-a: {'a' * 70_000}\r\n\r\n".encode()),
+            raw(
+                service.port,
+                f"POST /events HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\ncontent-length: 9\r\n\r\n{{".encode(),
+            ),
+            raw(service.port, f"GET / HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\nx-a: {'a' * 70_000}\r\n\r\n".encode()),
         ]
         keys.write_text(f"{NEXT}\nshort")
         time.sleep(1.1)
-        told.append(raw(service.port, f"GET /items HTTP/1.1\r\nx-api-key: {FILED}\r\n\r\n".encode()))
-        told.append(raw(service.port, b"GET /metrics HTTP/1.1\r\n\r\n"))
+        told.append(raw(service.port, f"GET /items HTTP/1.1\r\nhost: x\r\nx-api-key: {FILED}\r\n\r\n".encode()))
+        told.append(raw(service.port, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"))
         statuses = {int(answer.split()[1]) for answer in told if answer}  # one left before it asked
         assert statuses >= {200, 401, 403, 404, 400, 429, 431}
         service.process.send_signal(signal.SIGTERM)

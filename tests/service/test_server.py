@@ -134,7 +134,10 @@ def test_an_interrupt_ends_it_in_order(start: Callable[..., Service], small_regi
     assert not [line for line in lines if "Traceback" in json.dumps(line)]
 
 
-def test_a_request_in_progress_is_answered_before_the_end(start: Callable[..., Service], small_registry: Path) -> None:
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGHUP])
+def test_a_request_in_progress_is_answered_before_the_end(
+    start: Callable[..., Service], small_registry: Path, by: signal.Signals
+) -> None:
     service = start("--registry", str(small_registry), "--redis", "unix:///nonexistent/redis.sock")
     body = json.dumps({"items": ["i1"], "k": 3}).encode()
     with socket.create_connection(("127.0.0.1", service.port), timeout=10) as slow:
@@ -146,7 +149,7 @@ def test_a_request_in_progress_is_answered_before_the_end(start: Callable[..., S
         ]
         slow.sendall("\r\n".join([*lines, "", ""]).encode() + body[:5])
         eventually(lambda: in_progress(service) == 1)
-        service.process.terminate()
+        service.process.send_signal(by)
         eventually(lambda: is_deaf(service.port))
         slow.sendall(body[5:])
         answer = slow.recv(65_536)
@@ -168,6 +171,27 @@ def is_deaf(port: int) -> bool:
     except ConnectionRefusedError:
         return True
     return False
+
+
+def test_signals_that_ask_for_nothing_here_end_nothing(start: Callable[..., Service], small_registry: Path) -> None:
+    service = start("--registry", str(small_registry), "--redis", "unix:///nonexistent/redis.sock")
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        service.process.send_signal(number)
+        assert service.call("GET", "/readyz")[0] == 200
+    assert service.end(signal.SIGHUP)[0] == 0
+
+
+def test_nohup_is_respected(small_registry: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the service inherits it
+    try:
+        service = Service("--registry", str(small_registry), "--redis", "unix:///nonexistent/redis.sock")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    try:
+        service.process.send_signal(signal.SIGHUP)
+        assert service.call("GET", "/readyz")[0] == 200
+    finally:
+        assert service.end()[0] == 0
 
 
 def refused(*arguments: str, **environment: str) -> str:
