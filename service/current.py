@@ -27,6 +27,7 @@ class CurrentBundle:
 
     def __init__(self) -> None:
         self._loaded: Loaded | None = None
+        self._none_loaded = "no bundle is loaded yet; try again soon"
         self._leaving = False
         self._draining = False
 
@@ -54,12 +55,20 @@ class CurrentBundle:
         """The bundle that answers now, also to a request that was let in before the process began to drain.
 
         Raises:
-            NotReady: none is loaded yet.
+            NotReady: none is loaded yet, or the last one was withdrawn.
         """
         loaded = self._loaded
         if loaded is None:
-            raise NotReady("no bundle is loaded yet; try again soon")
+            raise NotReady(self._none_loaded)
         return loaded.bundle
+
+    def withdraw(self, reason: str) -> None:
+        """Let no bundle answer until another one is swapped in.
+
+        Args:
+            reason: told to those who ask meanwhile.
+        """
+        self._loaded, self._none_loaded = None, reason
 
     def swap(self, bundle: Bundle) -> None:
         """Let another bundle, loaded and warm, answer from now on."""
