@@ -6,7 +6,7 @@ from time import time
 from index.bundle import Bundle
 from service.errors import NotReady
 
-_ENDING = "this process is ending; ask another replica"
+ENDING = "this process is ending; ask another replica"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class CurrentBundle:
             NotReady: none is loaded yet, or the process is draining.
         """
         if self._draining:
-            raise NotReady(_ENDING)
+            raise NotReady(ENDING)
         self.get()
 
     def check_ready(self) -> None:
@@ -48,7 +48,7 @@ class CurrentBundle:
             NotReady: none is loaded yet, or the process is about to end, though it still answers.
         """
         if self._leaving:
-            raise NotReady(_ENDING)
+            raise NotReady(ENDING)
         self.admit()
 
     def get(self) -> Bundle:

@@ -233,7 +233,7 @@ class Shelf:
             return bundle
         passed = await self._tried(bundle, trial)
         if isinstance(passed, Passed):
-            self._hidden.adopt(bundle, passed.available, hidden)
+            await self._hidden.adopt(bundle, passed.available, hidden)
             return passed
         # The other thread may hold it for a moment longer than its answer took.
         self._leaving.append(weakref.ref(bundle))

@@ -75,7 +75,7 @@ class Watcher:
             self._metrics.loaded(opening.bundle)
             hidden = self._directives.hidden.snapshot()
             available = await asyncio.to_thread(available_rows, opening.bundle, hidden.ids)
-            self._directives.hidden.adopt(opening.bundle, available, hidden)
+            await self._directives.hidden.adopt(opening.bundle, available, hidden)
             lacking = await asyncio.to_thread(count_lacking, opening.bundle)
             self._take_over(Held(opening.bundle, opening.identity, lacking, verified=opening.verified))
         hidden_items = self._directives.hidden
