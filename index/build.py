@@ -36,6 +36,7 @@ from index.manifest import (
     IndexRecord,
     Manifest,
 )
+from index.permissions import READ_ONLY
 from index.probes import Probes
 from index.quality import Quality
 from index.report import Draft, write_report
@@ -178,7 +179,7 @@ def _seal(draft: Draft, record: IndexRecord, gate: GateRecord, now: datetime, pr
     for number, path in enumerate(written):
         progress("hash", number / len(written))
         sync_file(path)
-        path.chmod(0o444)
+        path.chmod(READ_ONLY)
         files[path.name] = FileEntry(sha256=sha256_of(path), size=path.stat().st_size)
     try:
         json.dumps(table.model, allow_nan=False)
@@ -198,6 +199,7 @@ def _seal(draft: Draft, record: IndexRecord, gate: GateRecord, now: datetime, pr
     except (TypeError, ValueError) as error:
         raise IndexSpecError(f"the provenance of the item table must be JSON ({error}); embed it again") from error
     (directory / MANIFEST_FILE).write_text(text)
+    (directory / MANIFEST_FILE).chmod(READ_ONLY)
     sync_file(directory / MANIFEST_FILE)
     sync_directory(directory)
     return manifest

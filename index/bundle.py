@@ -29,6 +29,7 @@ from index.encoder import OnnxSequenceEncoder
 from index.errors import BundleNotFound, SearchError
 from index.exact import check_allowed, check_k, check_queries
 from index.filter_cache import FilterCache
+from index.held_files import HeldFiles
 from index.item_rows import ItemRows
 from index.item_table import MISSING_FILE, VECTORS_FILE
 from index.json_values import json_value
@@ -41,6 +42,8 @@ from index.search import Searcher
 from index.stamp import Verify, hash_files, verify_files
 from index.text_search import TextSearch
 from index.thumbnails import THUMBNAILS_FILE, Thumbnails
+
+_MAPPED = (ITEMS_FILE, VECTORS_FILE, INDEXED_FILE, MISSING_FILE, FAISS_FILE, THUMBNAILS_FILE)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Bundle:
         missing: (n, slots) uint8 codes of :class:`index.missing.Missing`, columns in the order of the layout.
         max_history: the newest items of a history that :meth:`encode` reads.
         slots_in_use: (slots,) bool, the slots that any item has.
+        files: the mapped files, to see whether somebody writes to them.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Bundle:
         probes: Probes,
         encoder: OnnxSequenceEncoder,
         searcher: Searcher,
+        files: HeldFiles,
         thumbnails: Thumbnails | None = None,
     ) -> None:
         self.path = path
@@ -104,6 +109,7 @@ class Bundle:
         self.missing = missing
         self.max_history = encoder.max_history
         self.slots_in_use: NDArray[np.bool_] = (missing == Missing.PRESENT).any(axis=0)
+        self.files = files
         self._vectors = vectors
         self._encoder = encoder
         self._searcher = searcher
@@ -135,6 +141,7 @@ class Bundle:
         verify_files(path, manifest, verify)
         if verify != "full":  # which has read them
             read_ahead(path / name for name in (ITEMS_FILE, FAISS_FILE, VECTORS_FILE))
+        files = HeldFiles(path / name for name in _MAPPED if name in manifest.files)
         items = read_items(path / ITEMS_FILE, manifest)
         vectors = map_vectors(path / VECTORS_FILE, manifest)
         indexed = read_indexed(path / INDEXED_FILE, manifest)
@@ -143,7 +150,7 @@ class Bundle:
         encoder = open_encoder(path / ENCODER_FILE, manifest, device, threads)
         searcher = open_index(path / FAISS_FILE, manifest, vectors, indexed, device, threads)
         thumbnails = map_thumbnails(path / THUMBNAILS_FILE, manifest)
-        bundle = cls(path, manifest, items, vectors, indexed, missing, probes, encoder, searcher, thumbnails)
+        bundle = cls(path, manifest, items, vectors, indexed, missing, probes, encoder, searcher, files, thumbnails)
         items.release_pages()
         if verify == "full":
             bundle.check_vectors()

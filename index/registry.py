@@ -27,6 +27,7 @@ from index.bounds import Check
 from index.bundle import Bundle
 from index.errors import BundleInvalid, BundleNotFound, GateRefused, RegistryError
 from index.manifest import MANIFEST_FILE, PAGE_FILE, Manifest, is_bundle_id
+from index.permissions import READ_ONLY, allow_removal, is_read_only, make_read_only, remove_directory
 from index.stamp import stamp_path, sync_directory, sync_file, verify_files, write_durably, write_stamp
 
 POINTER_FILE = "pointer.json"
@@ -97,8 +98,8 @@ class Registry:
     ) -> str:
         """Copy a bundle in, verify every byte of the copy, load it once, and point to it.
 
-        Files are hard-linked where the file system allows (a bundle's files are read-only), else copied. A bundle that
-        is there already and whole is only pointed to.
+        Files are hard-linked where they are read-only and the file system allows it, else copied; all of them are
+        read-only afterwards. A bundle that is there already and whole is only pointed to.
 
         Args:
             bundle: the bundle's directory.
@@ -202,6 +203,8 @@ class Registry:
             pointer = self._read_pointer()
             ids = self._ids()
             gone = [item for item in ids[:-keep] if item != pointer.current]
+            for item in gone:
+                allow_removal(self.root / item)  # before the pointer forgets them
             if gone:
                 self._write_pointer(
                     _Pointer(pointer.current, tuple(item for item in pointer.previous if item not in gone))
@@ -210,7 +213,7 @@ class Registry:
                 aside = self._aside()
                 (self.root / item).rename(aside)
                 stamp_path(self.root / item).unlink(missing_ok=True)
-                shutil.rmtree(aside)
+                remove_directory(aside)
         return gone
 
     @contextlib.contextmanager
@@ -222,7 +225,7 @@ class Registry:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 for leftover in (*self.root.glob(f"{_ASIDE}*"), *self.root.glob(".*.part")):
                     if leftover.is_dir():
-                        shutil.rmtree(leftover)
+                        remove_directory(leftover)
                     else:
                         leftover.unlink(missing_ok=True)
                 yield
@@ -246,12 +249,13 @@ class Registry:
         except BundleInvalid:
             whole = False
         if whole:
+            make_read_only(path / name for name in (*manifest.files, MANIFEST_FILE))
             write_stamp(path, manifest)
             return True
         stamp_path(path).unlink(missing_ok=True)
         aside = self._aside()
         path.rename(aside)
-        shutil.rmtree(aside)
+        remove_directory(aside)
         return False
 
     def _copy_in(self, bundle: Path, manifest: Manifest, progress: Callable[[str, float], None] | None) -> None:
@@ -261,6 +265,7 @@ class Registry:
             for name in manifest.files:
                 _link_or_copy(bundle / name, aside / name)
             (aside / MANIFEST_FILE).write_text(manifest.to_json())
+            (aside / MANIFEST_FILE).chmod(READ_ONLY)
             for path in (*(aside / name for name in manifest.files), aside / MANIFEST_FILE):
                 sync_file(path)
             sync_directory(aside)
@@ -347,10 +352,13 @@ def _link_or_copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_symlink() or not source.is_file():
         raise BundleInvalid(f"{source}: the file is missing or no regular file; build the bundle again")
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES}:
-            raise
-        shutil.copyfile(source, target)
-        target.chmod(0o444)
+    if is_read_only(source):  # a link to a file that somebody may write to would let him write into the registry
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno not in {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES}:
+                raise
+        else:
+            return
+    shutil.copyfile(source, target)
+    target.chmod(READ_ONLY)

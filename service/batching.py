@@ -19,8 +19,9 @@ from typing import Final, Protocol
 from structlog.typing import FilteringBoundLogger
 
 from index.bundle import Bundle
+from service.current import ENDING
 from service.engine import LookedUp, Lookup, look_up
-from service.errors import QueueFull
+from service.errors import NotReady, QueueFull
 
 THREAD_NAME: Final = "engine"
 _LARGEST_BATCH: Final = 16  # more leaves one thread idle while the other works, fewer cost more each (docs/adr/0014)
@@ -94,8 +95,11 @@ class MicroBatcher:
 
         Raises:
             QueueFull: as many wait as may.
+            NotReady: the batcher is closed, or was before this lookup was begun.
             EncoderError: the encoder fails on this history.
         """
+        if self._closed:
+            raise NotReady(ENDING)
         if len(self._waiting) >= self._bound:
             raise QueueFull(f"{self._bound} lookups wait already")
         answer: asyncio.Future[LookedUp] = asyncio.get_running_loop().create_future()
@@ -104,8 +108,11 @@ class MicroBatcher:
         return await answer
 
     def close(self) -> None:
-        """End the workers when they have done what they have."""
+        """End the workers when they have done what they have; what only waits is refused."""
         self._closed = True
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        _refuse(waiting)
         for worker in self._workers:
             worker.end()
 
@@ -165,6 +172,7 @@ class MicroBatcher:
     def _died(self, worker: "_Worker", reason: str) -> None:
         """A worker is gone: do its work here; another one is started when there is more."""
         if self._closed:
+            _refuse(worker.batch or ())
             return
         self._workers.remove(worker)
         self._deaths.append(monotonic())
@@ -243,6 +251,10 @@ def _alone(bundle: Bundle, lookup: Lookup) -> LookedUp | Exception:
         return look_up(bundle, [lookup])[0]
     except Exception as error:  # noqa: BLE001 - it belongs to whoever asked
         return error
+
+
+def _refuse(waiting: Sequence[_Waiting]) -> None:
+    _deliver(waiting, [NotReady(ENDING) for _ in waiting])
 
 
 def _deliver(batch: Sequence[_Waiting], results: _Results) -> None:

@@ -6,7 +6,7 @@ from time import time
 from index.bundle import Bundle
 from service.errors import NotReady
 
-_ENDING = "this process is ending; ask another replica"
+ENDING = "this process is ending; ask another replica"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class CurrentBundle:
 
     def __init__(self) -> None:
         self._loaded: Loaded | None = None
+        self._none_loaded = "no bundle is loaded yet; try again soon"
         self._leaving = False
         self._draining = False
 
@@ -37,7 +38,7 @@ class CurrentBundle:
             NotReady: none is loaded yet, or the process is draining.
         """
         if self._draining:
-            raise NotReady(_ENDING)
+            raise NotReady(ENDING)
         self.get()
 
     def check_ready(self) -> None:
@@ -47,19 +48,27 @@ class CurrentBundle:
             NotReady: none is loaded yet, or the process is about to end, though it still answers.
         """
         if self._leaving:
-            raise NotReady(_ENDING)
+            raise NotReady(ENDING)
         self.admit()
 
     def get(self) -> Bundle:
         """The bundle that answers now, also to a request that was let in before the process began to drain.
 
         Raises:
-            NotReady: none is loaded yet.
+            NotReady: none is loaded yet, or the last one was withdrawn.
         """
         loaded = self._loaded
         if loaded is None:
-            raise NotReady("no bundle is loaded yet; try again soon")
+            raise NotReady(self._none_loaded)
         return loaded.bundle
+
+    def withdraw(self, reason: str) -> None:
+        """Let no bundle answer until another one is swapped in.
+
+        Args:
+            reason: told to those who ask meanwhile.
+        """
+        self._loaded, self._none_loaded = None, reason
 
     def swap(self, bundle: Bundle) -> None:
         """Let another bundle, loaded and warm, answer from now on."""

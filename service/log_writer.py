@@ -2,11 +2,12 @@
 
 A pipe whose reader sleeps blocks every write to it for ever, and the event loop with it. So lines are only put down
 here, and a thread writes them, all that wait at once, which also costs the requests less than a write each. What does
-not fit is dropped and counted, and the next line that gets through says how many were.
+not fit is dropped, what cannot be written (a full disk, a reader that is gone) is lost; both are counted, and the next
+line that gets through says how many there were.
 """
 
-import contextlib
 import os
+import select
 import threading
 from collections import deque
 from time import sleep
@@ -27,6 +28,7 @@ class LogWriter:
 
     Attributes:
         dropped: lines that found no room.
+        failed: lines that could not be written.
     """
 
     def __init__(self, descriptor: int, *, limit_bytes: int = _LIMIT_BYTES) -> None:
@@ -36,9 +38,11 @@ class LogWriter:
         self._lines: deque[bytes] = deque()
         self._bytes = 0
         self._told = 0
+        self._torn = False
         self._there_is_work = threading.Event()
         self._closed = False
         self.dropped = 0
+        self.failed = 0
         # A daemon: a reader that sleeps must not keep the process from ending either.
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
@@ -71,24 +75,43 @@ class LogWriter:
             if not self._closed:
                 sleep(_GATHER_S)
             self._there_is_work.clear()
-            with contextlib.suppress(OSError):  # nobody reads any more
-                self._write_out(self._take())
+            self.failed += self._write_out(self._take()).count(b"\n")
+            self._tell_losses()
             if self._closed and not self._lines:
                 return
 
     def _take(self) -> bytes:
         """What waits; its room is free from now on."""
         with self._lock:
-            lost = self.dropped - self._told
-            self._told = self.dropped
             out = b"".join(self._lines)
             self._lines.clear()
             self._bytes = 0
-        if lost:
-            out += orjson.dumps({"event": "log lines dropped", "level": "warning", "lines": lost}) + b"\n"
         return out
 
-    def _write_out(self, out: bytes) -> None:
+    def _tell_losses(self) -> None:
+        """Write how many lines were lost since this was last written."""
+        lost = self.dropped + self.failed - self._told
+        if not lost:
+            return
+        line = orjson.dumps({"event": "log lines dropped", "level": "warning", "lines": lost}) + b"\n"
+        if not self._write_out(line):
+            self._told += lost
+
+    def _write_out(self, out: bytes) -> bytes:
+        """Write as long as somebody reads; gives what could not be written. A line that broke off ends first."""
+        if out and self._torn:
+            out = b"\n" + out
         left = memoryview(out)
-        while left:
-            left = left[os.write(self._descriptor, left) :]
+        try:
+            while left:
+                try:
+                    left = left[os.write(self._descriptor, left) :]
+                except BlockingIOError:  # somebody who shares the descriptor set it so
+                    select.select([], [self._descriptor], [])
+        except OSError:
+            pass
+        sent = len(out) - len(left)
+        if sent:
+            self._torn = out[sent - 1 : sent] != b"\n"
+            return bytes(left)
+        return bytes(left).removeprefix(b"\n")

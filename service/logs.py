@@ -63,6 +63,11 @@ def logger() -> FilteringBoundLogger:
     return made
 
 
+def lines_failed() -> int:
+    """Lines of this process that could not be written."""
+    return sum(writer.failed for writer in _writers)
+
+
 def lines_dropped() -> int:
     """Lines of this process that nobody read in time."""
     return sum(writer.dropped for writer in _writers)

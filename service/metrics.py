@@ -96,6 +96,9 @@ class Metrics:
         self._log_dropped = Gauge(
             "vlm2rec_log_lines_dropped", "Log lines since the start that nobody read in time.", registry=registry
         )
+        self._log_failed = Gauge(
+            "vlm2rec_log_lines_failed", "Log lines since the start that could not be written.", registry=registry
+        )
         self.bundles = BundleMetrics(registry)
         self.clients = ClientMetrics(registry)
         self.quality = QualityMetrics(registry)
@@ -245,9 +248,10 @@ class Metrics:
         """Count an answered item that lacks a slot."""
         self._lacking.labels(slot, reason).inc()
 
-    def log_lines_dropped(self, ask: Callable[[], int]) -> None:
-        """Say whom to ask at every scrape how many log lines nobody read in time."""
-        self._log_dropped.set_function(ask)
+    def log_lines(self, *, dropped: Callable[[], int], failed: Callable[[], int]) -> None:
+        """Say whom to ask at every scrape how many log lines nobody read in time, and how many were not written."""
+        self._log_dropped.set_function(dropped)
+        self._log_failed.set_function(failed)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""

@@ -195,6 +195,7 @@ class _Check:
         started, bundle = thread_time(), self.bundle()
         if bundle is None:
             return None
+        bundle.files.check_sizes()  # a check may have waited, and it reads every stored vector
         found = bundle.exact(self.query[None], self.k, allowed=self.allowed)
         return found.scores[0][found.rows[0] >= 0], thread_time() - started
 

@@ -9,6 +9,7 @@ from time import monotonic
 from structlog.typing import FilteringBoundLogger
 
 from index.bundle import Bundle
+from index.errors import BundleInvalid
 from service.background import Background, run_in_loop
 from service.bundle_metrics import BundleMetrics, Lacking
 from service.current import CurrentBundle
@@ -37,6 +38,7 @@ class Held:
         comparison: with what answered before it; None for the first, and for one that was in memory already.
         verified: whether every file was hashed.
         altered: whether a file was found altered.
+        shortened: whether a mapped file is shorter now; nothing of the bundle may be read any more.
         found: monotonic seconds when it was found.
     """
 
@@ -46,6 +48,7 @@ class Held:
     comparison: Comparison | None = None
     verified: bool = False
     altered: bool = False
+    shortened: bool = False
     found: float = field(default_factory=monotonic)
 
 
@@ -113,6 +116,9 @@ class Shelf:
         previous = self.previous
         if previous is None or previous.altered or previous.bundle.id != bundle_id:
             return None
+        if was_written(previous):
+            self.let_go(previous)  # loaded anew it is held to its hashes
+            return None
         previous.found, previous.comparison = monotonic(), None
         return previous
 
@@ -166,6 +172,14 @@ class Shelf:
             self.let_go(old)
         return True
 
+    def withdraw(self, held: Held) -> None:
+        """Let a bundle that became shorter answer no more, at once; :meth:`take_over` replaces it."""
+        held.altered = held.shortened = True
+        if self.serving is held:
+            self._current.withdraw(
+                "the bundle that answered is damaged, and no other one is loaded yet; try again soon"
+            )
+
     def refuse(self, refusal: Refusal) -> None:
         """Remember, count and log a bundle that may not serve."""
         self.refusals.add(refusal)
@@ -202,7 +216,7 @@ class Shelf:
 
     async def _try(self, bundle_id: str, bounds: ShadowBounds | None) -> Passed | BundleRefused:
         hidden = self._hidden.snapshot()
-        old = None if self.serving is None else self.serving.bundle
+        old = None if self.serving is None or self.serving.shortened else self.serving.bundle
         trial = Trial(
             old=None if old is None else Shadow(old, self._hidden.available(old)),
             hidden=hidden,
@@ -219,7 +233,7 @@ class Shelf:
             return bundle
         passed = await self._tried(bundle, trial)
         if isinstance(passed, Passed):
-            self._hidden.adopt(bundle, passed.available, hidden)
+            await self._hidden.adopt(bundle, passed.available, hidden)
             return passed
         # The other thread may hold it for a moment longer than its answer took.
         self._leaving.append(weakref.ref(bundle))
@@ -233,6 +247,14 @@ class Shelf:
         if isinstance(verified, BundleRefused):
             return verified
         return await self._aside.run(partial(judge, bundle, trial, verified=verified))
+
+
+def was_written(held: Held) -> bool:
+    """Whether a mapped file of a bundle was written to since the last look, one that became shorter too."""
+    try:
+        return held.bundle.files.written()
+    except BundleInvalid:
+        return True
 
 
 def _load(source: BundleSource, bundle_id: str) -> Bundle | BundleRefused:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from service.errors import QueueFull
+from service.current import ENDING
+from service.errors import NotReady, QueueFull
 
 _T = TypeVar("_T")
 
@@ -22,21 +23,35 @@ class SlowLane:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="slow-lane")
         self._bound = bound
         self._inside = 0
+        self._closed = False
 
     async def run(self, call: Callable[[], _T]) -> _T:
         """Run a call in one of the threads; what it raises comes through.
 
         Raises:
             QueueFull: too many wait already.
+            NotReady: the lane is closed, or was before this call was begun.
         """
+        self._check_open()
         if self._inside >= self._bound:
             raise QueueFull(f"at most {self._bound} requests of this kind may wait at the same time; try again later")
         self._inside += 1
+        future = self._executor.submit(call)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if future.cancelled() and (task is None or not task.cancelling()):
+                self._check_open()  # the call was cancelled, not whoever waits for it
+            raise
         finally:
             self._inside -= 1
 
     def close(self) -> None:
-        """Take no more work; calls in progress end by themselves."""
+        """Take no more work; calls in progress end by themselves, those that only wait are refused."""
+        self._closed = True
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NotReady(ENDING)

@@ -79,6 +79,7 @@ def judge(bundle: Bundle, trial: Trial, *, verified: bool) -> Passed | BundleRef
         comparison = compare(shadow, trial.old, trial.recent, probes=trial.probes, ask_old=trial.ask_old)
         if trial.bounds is not None:
             trial.bounds.check(comparison)
+        bundle.files.check_sizes()
         return Passed(bundle, available, comparison, verified, count_lacking(bundle))
     except Exception as error:  # noqa: BLE001 - likewise
         return _bare(error)

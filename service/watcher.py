@@ -21,7 +21,7 @@ from service.hidden import available_rows
 from service.opening import Opening
 from service.refusals import Refusal
 from service.shadow import ShadowBounds
-from service.shelf import Held, Shelf
+from service.shelf import Held, Shelf, was_written
 from service.source import BundleSource
 
 
@@ -75,7 +75,7 @@ class Watcher:
             self._metrics.loaded(opening.bundle)
             hidden = self._directives.hidden.snapshot()
             available = await asyncio.to_thread(available_rows, opening.bundle, hidden.ids)
-            self._directives.hidden.adopt(opening.bundle, available, hidden)
+            await self._directives.hidden.adopt(opening.bundle, available, hidden)
             lacking = await asyncio.to_thread(count_lacking, opening.bundle)
             self._take_over(Held(opening.bundle, opening.identity, lacking, verified=opening.verified))
         hidden_items = self._directives.hidden
@@ -160,6 +160,7 @@ class Watcher:
     async def _watch(self) -> None:
         while not self._stopped:  # a cancellation that falls into the middle of a call to Redis may get lost there
             try:
+                self._check_files()
                 await self._look()
             except Exception as error:  # noqa: BLE001 - whatever one look meets, the next one is taken
                 self._metrics.failed("look")
@@ -185,6 +186,26 @@ class Watcher:
         identity = await asyncio.to_thread(self._source.identity, wanted)
         if not self._shelf.refusals.knows(wanted, identity) and not self._changing.locked():
             self._spawn(self._change(wanted))
+
+    def _check_files(self) -> None:
+        """Look whether somebody writes into the bundles in memory; one that became shorter answers no more, at once."""
+        shelf, held = self._shelf, self._shelf.serving
+        if shelf.previous is not None and was_written(shelf.previous):
+            self._log.warning("files written to in place", bundle=shelf.previous.bundle.id)
+            shelf.let_go(shelf.previous)  # loaded anew it is held to its hashes
+        if held is None or held.shortened:
+            return
+        try:
+            written = held.bundle.files.written()
+        except BundleInvalid as error:
+            shelf.withdraw(held)
+            self._log.error("file shorter than what is mapped", bundle=held.bundle.id, detail=str(error))
+            self._spawn(self._replace(held, BundleRefused("altered", str(error))))
+            return
+        if written and not held.altered:
+            self._log.warning("files written to in place", bundle=held.bundle.id)
+            held.verified = False
+            self._spawn(self._verify(held))
 
     async def _follow_directives(self) -> None:
         """Catch up with what operators said; with the store down, what is known stays."""
@@ -288,7 +309,13 @@ class Watcher:
         if isinstance(found, bool):
             held.verified = found
             return
+        if held.altered:
+            return  # found by another look
         held.altered = True
+        await self._replace(held, found)
+
+    async def _replace(self, held: Held, found: BundleRefused) -> None:
+        """Let the last good bundle answer instead of an altered one."""
         async with self._changing:
             self._shelf.refuse(Refusal.of(held.bundle.id, held.identity, found))
             if self._shelf.previous is held:
@@ -298,7 +325,8 @@ class Watcher:
             try:
                 self._take_over(await self._earlier())
             except (BundleRefused, NotReady) as error:
-                self._log.error("altered bundle goes on answering", bundle=held.bundle.id, detail=str(error))
+                event = "no bundle answers" if held.shortened else "altered bundle goes on answering"
+                self._log.error(event, bundle=held.bundle.id, detail=str(error))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run beside; a failure that nobody foresaw is logged."""

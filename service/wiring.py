@@ -14,7 +14,7 @@ from service.current import CurrentBundle
 from service.directives import Directives
 from service.key_source import KeySource
 from service.load import Load
-from service.logs import lines_dropped, logger
+from service.logs import lines_dropped, lines_failed, logger
 from service.metrics import Metrics
 from service.opening import Opening, open_first, read_pin
 from service.rate_limit import RateLimit
@@ -65,7 +65,7 @@ def open_services(settings: Settings) -> Services:
         log=log,
         poll_s=settings.poll_ms / 1000.0,
     )
-    metrics.log_lines_dropped(lines_dropped)
+    metrics.log_lines(dropped=lines_dropped, failed=lines_failed)
     sampler = Sampler(
         metrics.quality, log, checks_per_s=settings.recall_checks_per_s, cpu_share=settings.recall_check_cpu
     )

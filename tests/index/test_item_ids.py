@@ -23,6 +23,9 @@ def test_maps_both_ways() -> None:
     assert (len(ids), ids.row("a"), ids.row("x"), ids.id(0), "a" in ids, "x" in ids) == (2, 1, None, "b", True, False)
     assert 7 not in ids
     assert ids.rows([])[0].tolist() == []
+    assert ids.among(["a", "x", "a", "\ud800"]).tolist() == [False, True]
+    assert ids.among([]).tolist() == [False, False]
+    assert ids.among(iter(["b", "a"])).dtype == np.bool_
 
 
 @settings(max_examples=60, deadline=None)

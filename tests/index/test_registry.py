@@ -227,6 +227,7 @@ def test_a_bad_pointer_is_named(registry, bundles, text):
 def test_list_shows_problems(registry, bundles):
     for bundle in bundles:
         registry.publish(bundle)
+    (registry.root / bundles[0].name / "manifest.json").chmod(0o644)
     (registry.root / bundles[0].name / "manifest.json").write_text("{}")
     (registry.root / bundles[1].name).rename(registry.root / "20200101T000000Z-000000")
     problems = {info.id: info.problem for info in registry.list()}

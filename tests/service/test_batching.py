@@ -14,7 +14,7 @@ from index.errors import EncoderError
 from service import batching
 from service.batching import THREAD_NAME, MicroBatcher
 from service.engine import LookedUp, Lookup, look_up
-from service.errors import QueueFull
+from service.errors import NotReady, QueueFull
 from service.trace import Trace
 
 
@@ -228,3 +228,67 @@ def test_workers_that_keep_dying_are_given_up(bundle: Bundle, monkeypatch: pytes
         same(answer, bundle, one)
     assert alive is False
     assert 5 <= counted.deaths <= 6  # a second worker may be dying at that moment
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_closed_batcher_refuses(bundle: Bundle, threads: int) -> None:
+    async def go() -> None:
+        batcher = MicroBatcher(bound=500, threads=threads, metrics=Counted(), log=structlog.get_logger())
+        await together(bundle, histories(20))(batcher)
+        batcher.close()
+        for found in await together(bundle, histories(20))(batcher):
+            assert isinstance(found, NotReady)
+            assert "ask another replica" in str(found)
+        assert batcher.depth == 0
+
+    asyncio.run(asyncio.wait_for(go(), 20))
+
+
+def test_what_only_waits_is_refused_at_the_end_and_what_was_begun_is_answered(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow(of: Bundle, lookups: Sequence[Lookup]) -> list[LookedUp]:
+        begun.set()
+        assert may_end.wait(10)
+        return look_up(of, lookups)
+
+    monkeypatch.setattr(batching, "look_up", slow)
+
+    async def go() -> None:
+        batcher = MicroBatcher(bound=500, threads=1, metrics=Counted(), log=structlog.get_logger())
+        waiting = [asyncio.ensure_future(batcher.look_up(bundle, asked)) for asked in histories(20)]
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        batcher.close()
+        may_end.set()
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(one) for one in found] == [LookedUp] * 16 + [NotReady] * 4
+
+    asyncio.run(asyncio.wait_for(go(), 20))
+
+
+def test_a_worker_that_dies_after_the_end_leaves_nobody_waiting(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def deadly(_: Bundle, __: Sequence[Lookup]) -> list[LookedUp]:
+        begun.set()
+        assert may_end.wait(10)
+        raise SystemExit
+
+    monkeypatch.setattr(batching, "look_up", deadly)
+
+    async def go() -> None:
+        batcher = MicroBatcher(bound=500, threads=1, metrics=Counted(), log=structlog.get_logger())
+        waiting = [asyncio.ensure_future(batcher.look_up(bundle, asked)) for asked in histories(2)]
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        batcher.close()
+        may_end.set()
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(one) for one in found] == [NotReady] * 2
+
+    asyncio.run(asyncio.wait_for(go(), 20))

@@ -204,7 +204,7 @@ def test_a_loss_between_two_calls_shows_nothing_again(tmp_path: Path) -> None:
         await store.restore(Edition("e", 2), None, ["a"])
         replica = Replica(store, tmp_path / "1")
         replica._edition = Edition("e", 1)
-        replica.hidden.change(["a"], [])
+        await replica.hidden.change(["a"], [])
         await replica.sync()
         assert replica.known == (None, {"a"})
 

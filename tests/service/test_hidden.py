@@ -1,6 +1,8 @@
 """Hidden items: answered nowhere, on no replica, whatever else is asked for; they still shape a query."""
 
+import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -10,9 +12,13 @@ import pytest
 from shops import ADMIN, AS_ADMIN, Looks, Shop, eventually, metric, serving
 from starlette.testclient import TestClient
 
+import service.hidden
 from demo.embedded_redis import EmbeddedRedis
 from index.bundle import Bundle
+from service.directives import Directives
 from service.hidden import HiddenItems, available_rows
+from service.memory_directives import MemoryDirectives
+from service.ports import Edition
 
 
 def make_available(client: TestClient, item: str, available: bool) -> int:
@@ -158,10 +164,81 @@ def test_a_bitmap_worked_out_elsewhere_is_caught_up_with(bundle: Bundle) -> None
     snapshot = hidden.snapshot()
     elsewhere = available_rows(bundle, snapshot.ids)
     assert left_out(elsewhere) == {1, 2}
-    hidden.change(["i4"], ["i2"])
-    hidden.adopt(bundle, elsewhere, snapshot)
+    asyncio.run(hidden.change(["i4"], ["i2"]))
+    asyncio.run(hidden.adopt(bundle, elsewhere, snapshot))
     assert left_out(hidden.available(bundle)) == {1, 4}
     assert left_out(elsewhere) == {1, 2}  # whoever holds it sees no change
-    hidden.change([], ["i1", "i4", "no item"])
+    asyncio.run(hidden.change([], ["i1", "i4", "no item"]))
     assert hidden.available(bundle) is None
     assert ("i1" in hidden, len(hidden)) == (False, 0)
+
+
+def as_oracle(bundle: Bundle, hidden: set[str]) -> list[bool]:
+    return [bundle.ids.id(row) not in hidden for row in range(len(bundle))]
+
+
+def test_a_large_set_is_applied_beside_the_event_loop_and_takes_effect_at_once(
+    bundle: Bundle, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = {f"gone-{number}" for number in range(100_000)}
+    begun, may_end, work = threading.Event(), threading.Event(), available_rows
+
+    def held_up(of: Bundle, ids: Any) -> Any:
+        begun.set()
+        assert may_end.wait(20)  # only the event loop lets it go on, which is therefore free
+        return work(of, ids)
+
+    monkeypatch.setattr(service.hidden, "available_rows", held_up)
+
+    async def check() -> None:
+        store, other = MemoryDirectives(), Bundle.load(small_bundle)
+        await store.restore(Edition("e", 200_000), "pinned", [*many, "i5"])
+        replica = Directives(store, tmp_path / "directives.json", lambda _trouble: None)
+        hidden = replica.hidden
+        await hidden.change(["i1"], [])
+        await hidden.adopt(bundle, work(bundle, hidden.ids), hidden.snapshot())
+        before, known = hidden.available(bundle), hidden.snapshot()
+        applying = asyncio.create_task(replica.sync())
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        assert hidden.available(bundle) is before
+        assert (len(hidden), "i5" in hidden, replica.pin) == (1, False, None)
+        await hidden.adopt(other, work(other, known.ids), known)  # a bundle that takes over meanwhile
+        may_end.set()
+        await applying
+        assert hidden.ids == many | {"i5"}
+        assert replica.pin == "pinned"
+        for one in (bundle, other):
+            found = hidden.available(one)
+            assert found is not None
+            assert found.mask.tolist() == as_oracle(one, {"i5"})
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("unknown", [0, 300])
+def test_any_change_large_or_small_gives_the_same(bundle: Bundle, unknown: int) -> None:
+    others = [f"gone-{number}" for number in range(unknown)]  # enough of them for a thread
+
+    async def check() -> None:
+        hidden = HiddenItems()
+        await hidden.adopt(bundle, available_rows(bundle, ()), hidden.snapshot())
+        late = hidden.snapshot()
+        for replace, hide, show, left in (
+            (False, ["i1", "i2", *others], ["i9"], {"i1", "i2"}),
+            (False, ["i3"], ["i1", *others], {"i2", "i3"}),
+            (True, ["i4", "i3", *others], [], {"i3", "i4"}),
+            (True, ["i4"], [], {"i4"}),
+        ):
+            await (hidden.replace(hide) if replace else hidden.change(hide, show))
+            found = hidden.available(bundle)
+            assert found is not None
+            assert found.mask.tolist() == as_oracle(bundle, left)
+        await hidden.adopt(bundle, available_rows(bundle, late.ids), late)
+        found = hidden.available(bundle)
+        assert found is not None
+        assert found.mask.tolist() == as_oracle(bundle, {"i4"})
+        await hidden.replace(())
+        assert hidden.available(bundle) is None
+
+    asyncio.run(check())

@@ -1,10 +1,13 @@
 """Log lines: whoever reads them, or does not, the requests go on."""
 
 import asyncio
+import errno
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,7 +95,62 @@ def test_a_reader_that_is_gone_is_no_trouble() -> None:
     writer.write(b"to nobody\n")
     writer.close()
     assert not writer._thread.is_alive()
+    assert writer.failed == 1
     os.close(writing)
+
+
+def test_lines_that_cannot_be_written_are_counted_and_told_later(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, write, tried = LogWriter(pipe[1]), os.write, threading.Event()
+
+    def full(descriptor: int, data: Any) -> int:
+        if tried.is_set() or descriptor != pipe[1]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        tried.set()
+        return write(descriptor, data[:9])  # the first line and a half
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with writer._lock:  # so that all three go out together
+            writer._lines.extend([b"line 1\n", b"line 2\n"])
+            writer._bytes += 14
+        writer._there_is_work.set()
+        while writer.failed < 1:
+            time.sleep(0.001)
+        assert writer.failed == 1
+        writer.write(b"line 3\n")
+        while writer.failed < 2:
+            time.sleep(0.001)
+    writer.write(b"line 4\n")
+    first, torn, *others = read_all(pipe[0], 4)
+    assert (first, torn) == (b"line 1", b"li")
+    notice, line = sorted(others, key=lambda one: not one.startswith(b"{"))
+    assert line == b"line 4"
+    assert json.loads(notice).items() >= {"event": "log lines dropped", "lines": 2}.items()
+    writer.write(b"line 5\n")
+    assert read_all(pipe[0], 1) == [b"line 5"]  # each loss is told once
+    assert (writer.failed, writer.dropped) == (2, 0)
+    writer.close()
+
+
+def test_a_descriptor_that_does_not_block_loses_no_line(pipe: tuple[int, int]) -> None:
+    os.set_blocking(pipe[1], False)
+    writer = LogWriter(pipe[1])
+    sent = [b"%0999d" % number for number in range(500)]  # several times what a pipe holds
+    for line in sent:
+        writer.write(line + b"\n")
+    assert read_all(pipe[0], 500) == sent
+    assert (writer.failed, writer.dropped) == (0, 0)
+    writer.close()
+
+
+def test_lost_lines_are_in_the_metrics() -> None:
+    metrics = Metrics()
+    metrics.log_lines(dropped=lambda: 3, failed=lambda: 5)
+    text = metrics.exposition().decode()
+    assert "vlm2rec_log_lines_dropped 3.0" in text
+    assert "vlm2rec_log_lines_failed 5.0" in text
 
 
 def test_every_line_of_a_request_has_its_id() -> None:
