@@ -9,6 +9,7 @@ import functools
 import re
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
@@ -25,6 +26,7 @@ _REASON_CHARACTERS = 200
 _PILLOW = r"PIL\."
 _OTHER_PROGRAMS = {"EPS", "WMF"}  # decoded by Ghostscript or by Windows, which runs what a file says
 _TRANSPARENT = "transparency"
+_ALWAYS_READ_ALIKE = {"RGB", "RGBA", "L", "LA"}
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # of 255, between one level and the next
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -65,6 +67,21 @@ def open_picture(path: Path, pixels: int) -> Image.Image:
     except Exception as error:  # decoders raise what they like on a damaged file: struct.error, RuntimeError, …
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise PictureError(reason[:_REASON_CHARACTERS]) from error
+
+
+def decoding_has_changed(file: BinaryIO) -> bool:
+    """Whether a picture was read otherwise, or not at all, before all colours were converted first and scaled.
+
+    Args:
+        file: of the picture; only its header is read.
+    """
+    _silence_pillow()
+    try:
+        with Image.open(file, formats=_formats()) as opened:
+            plain = opened.mode in _ALWAYS_READ_ALIKE and _TRANSPARENT not in opened.info
+            return not plain or opened.format == "TIFF"
+    except Exception:  # noqa: BLE001 - what cannot be opened could not be opened before
+        return False
 
 
 @functools.cache
