@@ -1,5 +1,6 @@
 """`vlm2rec train` and `vlm2rec embed`: the vision-language model and the vectors that it makes of a catalogue."""
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,6 +9,8 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.progress import Progress, TaskID
 
     from training.dataset import Dataset
@@ -18,6 +21,7 @@ _CONFIG_FILE = "config.toml"
 _TRAINING = "train"
 _MODEL = "model"
 _EMBEDDINGS = "embeddings"
+_UNREADABLE_SHOWN = 5
 _console = Console(highlight=False, soft_wrap=True)
 
 
@@ -46,7 +50,7 @@ def train(
     from training.config import load_config, to_toml
     from training.dataset import load_dataset
     from training.encoder_run import split_dataset
-    from training.trainer import Progress, train_vlm
+    from training.trainer import UNREADABLE_FILE, Progress, train_vlm
 
     kept = run / _CONFIG_FILE
     path = kept if resume and config is None and preset is None and kept.is_file() else config
@@ -80,6 +84,7 @@ def train(
     if first:
         _write(kept, to_toml(chosen))
         _console.print(f"trained {done:,} steps: {model}")
+        _print_unreadable(json.loads((run / _TRAINING / UNREADABLE_FILE).read_text(encoding="utf-8")))
         _report(dataset, run, anew=not before)
 
 
@@ -128,6 +133,7 @@ def embed(
             embeddings = embed_without_vlm(dataset, progress=bar)
             embeddings.save(run / _EMBEDDINGS)
         _console.print(f"embedded {len(embeddings):,} items: {_slots(embeddings)}")
+        _print_unreadable(embeddings.unreadable)
         return
     from training.run_model import RunModel
 
@@ -166,6 +172,16 @@ def _embed(dataset: "Dataset", model: "RunModel", *, trust_times: bool) -> None:
         f"{delta.unchanged:,} unchanged, {delta.deleted:,} deleted"
     )
     _console.print(f"vectors: {_slots(done.embeddings)}")
+    _print_unreadable(done.embeddings.unreadable)
+
+
+def _print_unreadable(unreadable: "Mapping[str, str]") -> None:
+    """Count the items whose picture could not be used, and name the first."""
+    if not unreadable:
+        return
+    _console.print(f"items with an unreadable picture, which counts as none: {len(unreadable):,}")
+    for item_id, reason in list(unreadable.items())[:_UNREADABLE_SHOWN]:
+        _console.print(f"  unreadable: {item_id}: {reason}", markup=False)
 
 
 def _slots(embeddings: "Embeddings") -> str:

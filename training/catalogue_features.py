@@ -20,7 +20,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from index.slots import IMAGE, TEXT
 from training.embeddings import Embeddings
-from training.errors import EmbeddingsError
+from training.errors import EmbeddingsError, PictureError
 from training.picture_features import picture_features, read_picture
 
 MAX_TERMS = 200_000
@@ -69,9 +69,8 @@ def embed_without_vlm(
     vectors = {TEXT: embed_texts(dataset.texts(), text_dim, seed=seed)}
     advance()
     paths = [dataset.image_path(row) for row in range(len(ids))]
-    vectors[IMAGE] = embed_pictures(paths, image_dim, seed, advance)
-    lacking = np.flatnonzero(~vectors[IMAGE].any(axis=1)).tolist()
-    unreadable = {ids[row]: "the file is no picture that can be decoded" for row in lacking if paths[row] is not None}
+    vectors[IMAGE], reasons = embed_pictures(paths, image_dim, seed, advance)
+    unreadable = {ids[row]: reason for row, reason in reasons.items()}
     if not any(block.any() for block in vectors.values()):
         raise EmbeddingsError(f"none of the {len(ids)} items has a text or a readable picture; nothing can be embedded")
     settings = _SETTINGS | {"text_dim": text_dim, "image_dim": image_dim, "seed": seed}
@@ -123,7 +122,7 @@ def term_weights(texts: Sequence[str | None]) -> tuple[Any, list[int]]:
 
 def embed_pictures(
     paths: Sequence[Path | None], dim: int, seed: int, advance: Callable[[], None]
-) -> NDArray[np.float32]:
+) -> tuple[NDArray[np.float32], dict[int, str]]:
     """Colours, layout and edges, centred, each part of equal weight, then principal components.
 
     A small constant is a coordinate of its own, so that a readable picture never becomes a row of zeros, even where all
@@ -136,25 +135,30 @@ def embed_pictures(
         advance: called once per path.
 
     Returns:
-        (n, D) float32 with D ≤ dim, rows of length 1, or zero without a readable picture.
+        (n, D) float32 with D ≤ dim, rows of length 1, or zero without a readable picture; and row → reason, for the
+        pictures that could not be read.
     """
     rows: list[int] = []
+    unreadable: dict[int, str] = {}
     parts: list[list[NDArray[np.float32]]] = []
     for row, path in enumerate(paths):
-        pixels = None if path is None else read_picture(path)
-        if pixels is not None:
+        try:
+            features = [] if path is None else picture_features(read_picture(path))
+        except PictureError as error:
+            features, unreadable[row] = [], str(error)
+        if features:
             rows.append(row)
-            parts.append([part.astype(np.float32) for part in picture_features(pixels)])
+            parts.append([part.astype(np.float32) for part in features])
         advance()
     if not rows:
-        return np.zeros((len(paths), 1), dtype=np.float32)
+        return np.zeros((len(paths), 1), dtype=np.float32), unreadable
     blocks = [_equal_weight(np.stack(block)) for block in zip(*parts, strict=True)]
     blocks.append(np.full((len(rows), 1), _CONSTANT, dtype=np.float32))
-    features = np.concatenate(blocks, axis=1)
-    size = min(dim, *features.shape)
-    if size < min(features.shape):
-        features = _principal(features, size, seed)
-    return _place(features, rows, len(paths))
+    joined: NDArray[np.floating] = np.concatenate(blocks, axis=1)
+    size = min(dim, *joined.shape)
+    if size < min(joined.shape):
+        joined = _principal(joined, size, seed)
+    return _place(joined, rows, len(paths)), unreadable
 
 
 def _principal(matrix: object, size: int, seed: int) -> NDArray[np.floating]:

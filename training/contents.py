@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from index.item_table import ITEM_ID
 from training.dataset import IMAGE, Dataset, confined_file
 from training.errors import EmbeddingsError
+from training.picture_reader import decoding_has_changed
 from training.prompts import plain_text
 
 TEXT_HASH = "text"
@@ -34,6 +35,7 @@ SCHEMA = pl.Schema(
     }
 )
 _HEX = 32
+_DECODING = "decoding 2"
 _AHEAD = 512
 _MOST_THREADS = 16
 _Stamp = tuple[str | None, int | None, int | None]
@@ -78,7 +80,8 @@ class Contents:
 
     Attributes:
         frame: one row an item, in the catalogue's order: ``item_id``; ``text``, 32 hex digits of sha256 over the text
-            as the tokenizer gets it, null without one; ``picture``, the same over the file's bytes, null without one;
+            as the tokenizer gets it, null without one; ``picture``, the same over the file's bytes (and over the
+            version of their decoding, for the kinds of pictures where that has changed), null without one;
             ``image``, the path as the catalogue names it, with the file's ``size`` in bytes and ``mtime_ns``.
 
     Raises:
@@ -237,6 +240,8 @@ def _stamp(directory: Path, name: str, known: dict[tuple[str, int, int], str]) -
             digest = known.get((name, status.st_size, status.st_mtime_ns))
             if digest is None:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()[:_HEX]
+                if decoding_has_changed(file):  # so that what was embedded of other pixels is embedded again
+                    digest = hashlib.sha256(f"{digest} {_DECODING}".encode()).hexdigest()[:_HEX]
     except OSError:
         return NOT_READ, None, None
     return digest, status.st_size, status.st_mtime_ns

@@ -2,6 +2,7 @@
 
 TrainingError
 ├── DatasetError       the catalogue or the interactions break a rule (file, row, field, value)
+├── PictureError       one picture cannot be used; it counts as unreadable, and the job goes on
 ├── ConfigError        a training configuration breaks a rule (section, key, value)
 ├── BackboneError      a vision-language model cannot be loaded or does not fit the configuration
 ├── EmbeddingsError    stored embeddings are missing, unreadable, or belong to another catalogue
@@ -23,6 +24,10 @@ class TrainingError(Exception):
 
 class DatasetError(TrainingError):
     """The catalogue or the interactions break a rule."""
+
+
+class PictureError(TrainingError):
+    """One picture cannot be used."""
 
 
 class ConfigError(TrainingError):

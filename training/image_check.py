@@ -1,8 +1,7 @@
-"""Check of a catalogue's pictures: there, inside the directory, decodable, and not the same for several items."""
+"""Check of a catalogue's pictures: there, inside the directory, readable, and not the same for several items."""
 
 import hashlib
 import os
-import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,14 +9,16 @@ from enum import Enum
 from pathlib import Path
 
 import polars as pl
-from PIL import Image
 
 from training.dataset import IMAGE, confined_file
 from training.dataset_report import Defect, ImageFacts, Severity, defect_of
+from training.errors import PictureError
+from training.picture_reader import open_picture
 from training.table_files import ROW
 
 _AHEAD = 256
 _HASH_BYTES = 16
+_PIXELS = 64 * 64  # how large a picture becomes decides nothing about whether it can be read
 
 
 class _State(Enum):
@@ -31,12 +32,13 @@ class _State(Enum):
 class _Looked:
     state: _State
     digest: bytes | None = None
+    reason: str | None = None
 
 
 def check_images(
     directory: Path, items: pl.DataFrame, file: str, *, progress: Callable[[float], None]
 ) -> tuple[ImageFacts, list[Defect]]:
-    """Decode every picture that the catalogue names.
+    """Open every picture that the catalogue names as training and embedding do.
 
     Args:
         directory: the dataset directory.
@@ -45,15 +47,14 @@ def check_images(
         progress: told the share that is done, 0 … 1.
     """
     named = items.filter(pl.col(IMAGE).str.strip_chars().fill_null("") != "").select(ROW, IMAGE)
-    with warnings.catch_warnings():  # around the threads: the filters belong to the whole process
-        warnings.simplefilter("ignore")
-        looked = list(_with_progress(_look_at_all(directory, named[IMAGE].to_list()), named.height, progress))
+    looked = list(_with_progress(_look_at_all(directory, named[IMAGE].to_list()), named.height, progress))
     states = named.with_columns(
         pl.Series("state", [one.state.value for one in looked], dtype=pl.String),
         pl.Series("digest", [one.digest for one in looked], dtype=pl.Binary),
     )
     by_state = {state: states.filter(pl.col("state") == state.value) for state in _State}
     readable = by_state[_State.READABLE]
+    reason = next((one.reason for one in looked if one.reason is not None), None)
     again = readable.filter(~pl.col("digest").is_first_distinct())
     facts = ImageFacts(
         named=named.height,
@@ -73,8 +74,8 @@ def check_images(
             "add the files or empty the cells; these items count as without a picture", example=IMAGE,
         ),
         *defect_of(
-            "unreadable images", Severity.WARNING, by_state[_State.UNREADABLE], f"{file}: image cannot be decoded",
-            "replace the files; these items count as without a picture", example=IMAGE,
+            "unreadable images", Severity.WARNING, by_state[_State.UNREADABLE], f"{file}: image cannot be read",
+            f"of the first: {reason}; replace the files; these items count as without a picture", example=IMAGE,
         ),
         *defect_of(
             "duplicate images", Severity.WARNING, again, f"{file}: image has the content of an earlier item's",
@@ -111,12 +112,12 @@ def _look_at(directory: Path, name: str) -> _Looked:
     if path is None:
         return _Looked(_State.OUTSIDE if _leads_out(directory, name) else _State.MISSING)
     try:
-        content = path.read_bytes()
-        with Image.open(path) as picture:
-            picture.load()
-    except Exception:  # noqa: BLE001 - decoders raise many kinds on hostile files (OSError, SyntaxError, struct.error, …)
-        return _Looked(_State.UNREADABLE)
-    return _Looked(_State.READABLE, hashlib.blake2b(content, digest_size=_HASH_BYTES).digest())
+        open_picture(path, _PIXELS)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_HASH_BYTES)).digest()
+    except (PictureError, OSError) as error:
+        return _Looked(_State.UNREADABLE, reason=str(error))
+    return _Looked(_State.READABLE, digest)
 
 
 def _leads_out(directory: Path, name: str) -> bool:

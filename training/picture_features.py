@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.pictures import open_picture
+from training.picture_reader import open_picture
 
 SIDE = 64
 """Pixels of the square copy on which the features are computed."""
@@ -29,20 +29,20 @@ _TO_XYZ = np.array(
 _WHITE_D65 = np.array([0.95047, 1.0, 1.08883])
 
 
-def read_picture(path: Path) -> NDArray[np.uint8] | None:
-    """A picture as a small square of sRGB pixels, opened as :func:`training.pictures.open_picture` says.
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """A picture as a small square of sRGB pixels, opened as :func:`training.picture_reader.open_picture` says.
 
     Args:
-        path: any format that Pillow reads.
+        path: any format that is read there.
 
     Returns:
-        (64, 64, 3) uint8, or None if the file is missing, no picture, truncated, or larger than 100 megapixels.
+        (64, 64, 3) uint8.
+
+    Raises:
+        PictureError: the file is missing, or no picture that can be used.
     """
-    try:
-        opened = open_picture(path, SIDE * SIDE)
-        return np.asarray(opened.resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=np.uint8)
-    except (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, Image.DecompressionBombError):
-        return None
+    opened = open_picture(path, SIDE * SIDE)
+    return np.asarray(opened.resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=np.uint8)
 
 
 def to_lab(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -1,8 +1,6 @@
 """Pictures as a vision tower takes them: patches, read once and kept while they fit into memory."""
 
-import re
 import threading
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +8,14 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-MAX_PIXELS = 100_000_000
-"""Larger pictures are refused unread."""
+from training.errors import PictureError
+from training.picture_reader import open_picture
+
 PREPROCESSING_VERSION = 1
 """Counts up when what is done to a picture or text here changes, so that everything is embedded again."""
 _SAMPLE_SIDE = 16
-_PILLOW = r"PIL\."
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, Image.DecompressionBombError)
-"""What Pillow raises on pictures that are damaged, too large or none at all."""
 
 
 class ImageProcessor(Protocol):
@@ -99,45 +95,14 @@ class PictureStore:
             return None
         try:
             opened = open_picture(path, self._processor.size["longest_edge"])
-            made = self._processor(images=[opened], return_tensors="np")
-        except BROKEN as error:
-            self.unreadable[row] = f"{type(error).__name__}: {error}"[:200]
+        except PictureError as error:
+            self.unreadable[row] = str(error)
             return None
+        made = self._processor(images=[opened], return_tensors="np")
         return Picture(
             np.ascontiguousarray(made["pixel_values"], dtype=np.float32),
             np.asarray(made["image_grid_thw"][0], dtype=np.int64),
         )
-
-
-def open_picture(path: Path, pixels: int) -> Image.Image:
-    """A picture as RGB, upright, transparency over white, no larger than it will be needed.
-
-    Args:
-        path: any format that Pillow reads; of an animation the first frame.
-        pixels: what the image processor will at most make of it; a much larger picture is shrunk first.
-
-    Raises:
-        OSError: no picture, or a broken one; the other errors of Pillow for damaged files pass through.
-        ValueError: more than 100 megapixels.
-    """
-    _silence_pillow()
-    with Image.open(path) as opened:
-        if opened.width * opened.height > MAX_PIXELS:
-            raise ValueError(f"a picture may have {MAX_PIXELS:,} pixels, got {opened.width} × {opened.height}")
-        side = max(64, round(4 * pixels**0.5))
-        opened.draft("RGB", (side, side))
-        picture = ImageOps.exif_transpose(opened)
-        picture.thumbnail((side, side), Image.Resampling.BOX)
-        if picture.mode == "RGB":
-            return picture.copy()
-        layered = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
-
-
-def _silence_pillow() -> None:
-    """No notices about odd but readable files, for good: to take the filter back is not safe while threads read."""
-    if ("ignore", None, Warning, re.compile(_PILLOW), 0) not in warnings.filters:
-        warnings.filterwarnings("ignore", module=_PILLOW)
 
 
 def colour_statistics(
@@ -162,7 +127,7 @@ def colour_statistics(
             continue
         try:
             small = open_picture(path, _SAMPLE_SIDE**2).resize((_SAMPLE_SIDE, _SAMPLE_SIDE))
-        except BROKEN:
+        except PictureError:
             continue
         pixels.append(np.asarray(small, dtype=np.float64).reshape(-1, 3) / 255)
     if not pixels:

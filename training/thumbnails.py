@@ -21,7 +21,8 @@ from PIL import Image
 from index.errors import ItemTableError
 from index.thumbnails import MAX_SIDE, Thumbnails, write_thumbnails
 from training.dataset import Dataset
-from training.pictures import BROKEN, open_picture
+from training.errors import PictureError
+from training.picture_reader import open_picture
 
 MARK = "thumbnails"
 """Key of an item table's provenance under which :data:`VERSION` stands."""
@@ -103,14 +104,14 @@ def make_thumbnail(path: Path, side: int = MAX_SIDE) -> bytes | None:
     """A JPEG of at most ``side`` pixels a side; None if the picture cannot be used."""
     try:
         picture = open_picture(path, side**2)
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-        # Pillow carries a comment of the source over; a new picture has nothing to carry.
-        bare = Image.new("RGB", picture.size)
-        bare.paste(picture)
-        content = io.BytesIO()
-        bare.save(content, "JPEG", quality=QUALITY, optimize=True)
-    except BROKEN:
+    except PictureError:
         return None
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    # Pillow carries a comment of the source over; a new picture has nothing to carry.
+    bare = Image.new("RGB", picture.size)
+    bare.paste(picture)
+    content = io.BytesIO()
+    bare.save(content, "JPEG", quality=QUALITY, optimize=True)
     return content.getvalue()
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from training.catalogue_features import embed_texts, embed_without_vlm
-from training.errors import EmbeddingsError
+from training.errors import EmbeddingsError, PictureError
 from training.picture_features import (
     EDGE_CELLS,
     EDGE_ORIENTATIONS,
@@ -102,21 +102,18 @@ def test_a_diagonal_edge_is_shared_between_no_more_than_two_orientations() -> No
     assert ((edges > 1e-9).sum(axis=1) == 2).all()
 
 
-def test_unreadable_pictures_are_none(tmp_path: Path) -> None:
+def test_unreadable_pictures_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
     whole = paint(tmp_path / "whole.png", (1, 2, 3), (200, 200))
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:60])
-    assert read_picture(tmp_path / "absent.png") is None
-    assert read_picture(tmp_path) is None
-    assert read_picture(tmp_path / "text.jpg") is None
-    assert read_picture(tmp_path / "cut.png") is None
+    for name in ("absent.png", "", "text.jpg", "cut.png"):
+        with pytest.raises(PictureError):
+            read_picture(tmp_path / name)
 
 
 def test_modes_and_sizes_become_small_rgb_over_white(tmp_path: Path) -> None:
     clear = read_picture(paint(tmp_path / "clear.png", (255, 0, 0, 0), mode="RGBA"))
-    grey = read_picture(paint(tmp_path / "grey.png", (7,), (1, 900), mode="L"))
-    assert clear is not None
-    assert grey is not None
+    grey = read_picture(paint(tmp_path / "grey.png", (7,), (1, 190), mode="L"))
     assert clear.shape == grey.shape == (SIDE, SIDE, 3)
     assert (clear == 255).all()
     assert (grey == 7).all()
@@ -132,6 +129,7 @@ def test_absent_and_broken_modalities_are_rows_of_zeros(tmp_path: Path) -> None:
     np.testing.assert_allclose(lengths["text"], [1, 0, 0, 1], atol=1e-5)
     np.testing.assert_allclose(lengths["image"], [1, 0, 0, 1], atol=1e-5)
     assert made.model["kind"] == "no-vlm"
+    assert made.unreadable == {"i1": f"UnidentifiedImageError: cannot identify image file '{broken}'"}
     assert made.item_ids == ["i0", "i1", "i2", "i3"]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from training.contents import NOT_READ, SCHEMA, Contents, metadata_digest, read_contents, text_hash
 from training.dataset import Dataset, load_dataset
@@ -45,6 +46,24 @@ def test_hashes_by_hand(tmp_path: Path) -> None:
     ]
     assert frame["size"].to_list() == [9, 9, None, None, None]
     assert frame["mtime_ns"][0] == (tmp_path / "p.png").stat().st_mtime_ns
+
+
+def test_only_pictures_that_were_decoded_otherwise_before_count_as_changed(tmp_path: Path) -> None:
+    """The hash of their bytes alone is what an earlier version recorded."""
+    grey = Image.new("L", (8, 8), 7)
+    for name, mode in {"rgb.png": "RGB", "rgba.png": "RGBA", "l.png": "L", "la.png": "LA", "rgb.jpg": "RGB"}.items():
+        grey.convert(mode).save(tmp_path / f"kept-{name}")
+    for name, mode in {"p.png": "P", "p.gif": "P", "1.png": "1", "c.jpg": "CMYK", "16.png": "I;16"}.items():
+        grey.convert(mode).save(tmp_path / f"other-{name}")
+    grey.save(tmp_path / "other-key.png", transparency=7)
+    grey.save(tmp_path / "other.tif")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    found = read_contents(catalogue(tmp_path, *(f"{name},t,,{name}" for name in names))).frame["picture"].to_list()
+    plain = [hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()[:32] for name in names]
+    assert [name for name, a, b in zip(names, found, plain, strict=True) if a == b] == [
+        name for name in names if name.startswith("kept-")
+    ]
+    assert len(set(found)) == len(names)
 
 
 def test_a_picture_that_the_system_refuses_is_a_state_of_its_own(

@@ -1,6 +1,7 @@
 """The check of dirty datasets: each defect is found, counted, placed and named."""
 
 import json
+import struct
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,10 +14,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli.data import check
+from training.catalogue_features import embed_without_vlm
 from training.dataset import load_dataset
 from training.dataset_check import check_dataset
 from training.dataset_report import DatasetReport, Defect, Severity
 from training.errors import DatasetError
+from training.thumbnails import make_thumbnails
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ITEMS = "item_id,title,image\n" + "".join(f"i{n},Thing {n},i{n}.png\n" for n in range(4))
@@ -206,6 +209,28 @@ def test_pictures_of_hostile_kinds_are_unreadable_not_fatal(checked: Check, tmp_
     assert report.ok
     assert report.images is not None
     assert report.images.readable == 1
+
+
+def test_pictures_are_read_as_the_jobs_read_them(checked: Check, tmp_path: Path) -> None:
+    """The first two were called readable and then dropped by the jobs, the other two although they are good."""
+    Image.new("1", (11_000, 10_000)).save(tmp_path / "i0.png")
+    Image.new("1", (20_000, 50)).save(tmp_path / "i1.png")
+    Image.new("I;16", (640, 480)).save(tmp_path / "i2.png")
+    unit = struct.pack(
+        "<HHHIIHHIIIII", 2, 274, 3, 1, 6, 296, 5, 1, 38, 0, 1, 2
+    )  # turned, and a unit that is a fraction
+    Image.new("RGB", (40, 20)).save(tmp_path / "i3.png", exif=b"Exif\0\0II*\0\x08\0\0\0" + unit)
+    report = checked()
+    defect = only(report, "unreadable images")
+    assert defect.rows == [1, 2]
+    assert "'i0.png', 'i1.png'" in defect.message
+    assert "a picture may have at most 100,000,000 pixels, got 11000 × 10000; make it smaller" in defect.message
+    assert report.images is not None
+    assert report.images.readable == 2
+    dataset = load_dataset(tmp_path)
+    assert list(embed_without_vlm(dataset).unreadable) == ["i0", "i1"]
+    made = make_thumbnails(dataset, tmp_path / "thumbnails.npy")
+    assert (made.made, made.unreadable) == (2, 2)
 
 
 def test_paths_that_no_file_can_have_are_missing(checked: Check, tmp_path: Path) -> None:
