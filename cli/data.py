@@ -10,9 +10,18 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from typing import TypedDict
+
     from rich.progress import Progress, TaskID
 
     from training.dataset_report import DatasetReport, ImageFacts, InteractionFacts, ItemFacts
+
+    class Trained(TypedDict, total=False):
+        """What is trained: which modalities, and the share of the items that are held out."""
+
+        modalities: tuple[str, ...]
+        cold_items: float
+
 
 _EXIT_DEFECTS = 1
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -24,6 +33,9 @@ def check(
     directory: Annotated[Path, typer.Argument(help="The data set.", metavar="DIR")],
     interactions: Annotated[
         Path | None, typer.Option(help="Interactions to check in place of those in DIR (.csv or .parquet).")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration (TOML) that training will have, such as RUN/config.toml.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report to this file.")] = None,
 ) -> None:
@@ -38,7 +50,10 @@ def check(
     tasks: dict[str, TaskID] = {}
     with Progress(console=Console(stderr=True), transient=True) as bar:
         report = check_dataset(
-            directory, interactions=interactions, progress=lambda step, share: _show(bar, tasks, step, share)
+            directory,
+            interactions=interactions,
+            **({} if config is None else _trained_with(config)),
+            progress=lambda step, share: _show(bar, tasks, step, share),
         )
     _print_facts(report)
     _print_defects(report)
@@ -46,6 +61,14 @@ def check(
         _write_json(json_file, report)
     if not report.ok:
         raise typer.Exit(_EXIT_DEFECTS)
+
+
+def _trained_with(config: Path) -> "Trained":
+    """What a configuration says of the training that the data is for."""
+    from training.config import load_config  # it loads torch
+
+    chosen = load_config(config)
+    return {"modalities": chosen.train.modalities, "cold_items": chosen.encoder.cold_items}
 
 
 def _show(bar: "Progress", tasks: "dict[str, TaskID]", step: str, share: float) -> None:

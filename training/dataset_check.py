@@ -1,18 +1,22 @@
 """Check a dataset directory, however dirty: all that training would refuse, leave out or should know, at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
 import polars as pl
 
 from index.item_table import ITEM_ID
-from training.dataset import INTERACTION_SUFFIXES, INTERACTIONS, ITEM_SUFFIXES, ITEMS
+from training.cold_items import cold_mask, without_items
+from training.dataset import IMAGE, INTERACTION_SUFFIXES, INTERACTIONS, ITEM_SUFFIXES, ITEMS, TEXT, load_dataset
 from training.dataset_report import DatasetReport, Defect, ImageFacts, InteractionFacts, ItemFacts, Severity
 from training.errors import DatasetError
 from training.image_check import check_images
 from training.interaction_check import check_interactions
 from training.item_check import check_items, read_any_items
+from training.learnable_pairs import check_learnable
+from training.pairs import TrainingPairs
+from training.sequences import Sequences, leave_one_out
 from training.table_files import find_table
 
 _ORDER = list(Severity)
@@ -25,15 +29,19 @@ def check_dataset(
     directory: Path,
     *,
     interactions: Path | None = None,
+    modalities: Sequence[str] = (TEXT, IMAGE),
+    cold_items: float = 0.0,
     now: datetime | None = None,
     progress: Progress = lambda _step, _share: None,
 ) -> DatasetReport:
     """Check a dataset directory; :func:`training.dataset.load_dataset` accepts it if and only if the report is ``ok``
-    or all its errors are of the kind ``no user to evaluate``.
+    or all its errors are of the kinds ``no user to evaluate`` and ``nothing to train on``.
 
     Args:
         directory: the dataset directory.
         interactions: interactions to check in place of the directory's own.
+        modalities: what is to be trained, ``text``, ``image`` or both.
+        cold_items: share of the items that will be held out of training.
         now: the time against which events lie in the future; the clock by default.
         progress: told how far each step is.
 
@@ -46,6 +54,8 @@ def check_dataset(
     item_facts, image_facts, item_ids = _check_catalogue(directory, defects, progress)
     progress("interactions", 0.0)
     interaction_facts = _check_events(directory, interactions, item_ids, now, defects)
+    if all(defect.severity is not Severity.ERROR for defect in defects):
+        defects += _check_training(directory, interactions, modalities, cold_items)
     progress("interactions", 1.0)
     defects.sort(key=lambda defect: _ORDER.index(defect.severity))
     return DatasetReport(str(directory), item_facts, image_facts, interaction_facts, defects)
@@ -80,3 +90,19 @@ def _check_events(
         return None
     defects.extend(found)
     return facts
+
+
+def _check_training(
+    directory: Path, interactions: Path | None, modalities: Sequence[str], cold_items: float
+) -> list[Defect]:
+    """What training itself refuses when it has read the data set and held out what it is evaluated on."""
+    try:
+        dataset = load_dataset(directory, interactions=interactions)
+        ids = dataset.item_ids()
+        sequences = Sequences.from_interactions(dataset.interactions, ids)
+        train = leave_one_out(without_items(sequences, cold_mask(ids, cold_items))).train
+        TrainingPairs.of(train)
+        check_learnable(dataset, train, modalities)
+    except DatasetError as error:
+        return [Defect("nothing to train on", Severity.ERROR, 1, str(error))]
+    return []

@@ -6,17 +6,21 @@ and what to do.
 
 import codecs
 import csv
-import json
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
+from training import csv_records, json_lines
+from training.column_names import is_nameless, names_fault
 from training.errors import DatasetError
+from training.file_kind import encoding_fault, foreign_kind
 
 ROW = "#row"
 """Column of record numbers that :func:`read_table` adds; a CSV header does not count."""
 
+_HEADER_BYTES = 2**20
 _BOOL = r"^(?i:true|false)$"
 _INTEGER = r"^(0|-?[1-9]\d{0,17})$"
 _FLOAT = r"^-?(0|[1-9]\d{0,14})(\.\d+)?([eE][+-]?\d{1,2})?$"
@@ -71,9 +75,12 @@ def read_table(
     try:
         if not path.is_file():
             raise DatasetError(f"{path}: {'must be a file, not a directory' if path.is_dir() else 'no such file'}")
+        kind = foreign_kind(path)
+        if kind is not None:
+            raise DatasetError(f"{path}: {kind}")
         scan = _scan(path)
         present = scan.collect_schema().names()
-        _require_columns(path, present, required)
+        _check_names(path, present, list(dict.fromkeys([*required, *text])), required)
         if columns is not None:
             scan = scan.select([name for name in columns if name in present])
         frame = _text_columns(path, scan.collect(engine="streaming"), text).with_row_index(ROW, offset=1)
@@ -85,13 +92,10 @@ def read_table(
     return frame.with_columns([_narrowest(frame[name]) for name in frame.columns if name not in (*text, ROW)])
 
 
-def _require_columns(path: Path, present: Sequence[str], required: Sequence[str]) -> None:
-    missing = [name for name in required if name not in present]
-    if missing:
-        raise DatasetError(
-            f"{path}: column {missing[0]!r} is missing, found {', '.join(map(repr, present))}; names are "
-            "case-sensitive and a CSV separates columns by commas"
-        )
+def _check_names(path: Path, present: Sequence[str], wanted: Sequence[str], required: Sequence[str]) -> None:
+    fault = names_fault(present, wanted, required)
+    if fault is not None:
+        raise DatasetError(f"{path}: {fault}")
     if ROW in present:
         raise DatasetError(f"{path}: a column must not be called {ROW!r}; rename it")
 
@@ -108,11 +112,22 @@ def rows_named(rows: pl.Series, *, limit: int = 3) -> str:
     return f"{'row' if len(rows) == 1 else 'rows'} {named}{more}"
 
 
+def nameless_columns(path: Path) -> list[int]:
+    """Places, from 1, of the columns of a CSV file whose header cell is blank; none for other files.
+
+    Raises:
+        DatasetError: the file has no header.
+        OSError: the file cannot be read.
+    """
+    if path.suffix.lower() != ".csv":
+        return []
+    return [place for place, name in enumerate(_csv_header(path), start=1) if is_nameless(name)]
+
+
 def _scan(path: Path) -> pl.LazyFrame:
     suffix = path.suffix.lower()
     if suffix == ".csv":
-        _check_csv_header(path)
-        return pl.scan_csv(path, infer_schema=False, glob=False)
+        return _scan_csv(path)
     if suffix == ".jsonl":
         return _scan_jsonl(path)
     if suffix == ".parquet":
@@ -120,14 +135,45 @@ def _scan(path: Path) -> pl.LazyFrame:
     raise DatasetError(f"{path}: a table is a .csv, .jsonl or .parquet file, got the suffix {path.suffix!r}")
 
 
-def _check_csv_header(path: Path) -> None:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        names = next(csv.reader(lines), [])
-    if not names:
-        raise DatasetError(f"{path}: the file is empty; the first line must name the columns")
-    repeated = next((name for name in names if names.count(name) > 1), None)
+def _scan_csv(path: Path) -> pl.LazyFrame:
+    names = _csv_header(path)
+    named = [name for name in names if not is_nameless(name)]
+    repeated = next((name for name in named if named.count(name) > 1), None)
     if repeated is not None:
         raise DatasetError(f"{path}: column {repeated!r} appears more than once in the header; rename or drop one")
+    csv_records.check_records(path, len(names))
+    scan = pl.scan_csv(path, infer_schema=False, glob=False)
+    if len(named) == len(names):
+        return scan
+    given = scan.collect_schema().names()  # polars makes blank names unique
+    return scan.select(own for own, name in zip(given, names, strict=True) if not is_nameless(name))
+
+
+def _csv_header(path: Path) -> list[str]:
+    """The names in the first record; no more of the file is read than a header may have."""
+    with path.open("rb") as stream:
+        head = stream.read(_HEADER_BYTES)
+    if not head.removeprefix(codecs.BOM_UTF8):
+        raise DatasetError(f"{path}: the file is empty; the first line must name the columns")
+    text = codecs.getincrementaldecoder("utf-8-sig")().decode(head, final=len(head) < _HEADER_BYTES)
+    if len(head) == _HEADER_BYTES and "\n" not in text:
+        raise DatasetError(f"{path}: the first line has more than {_HEADER_BYTES:,} bytes; it must name the columns")
+    try:
+        names = next(csv.reader(io.StringIO(text, newline="\n"), strict=True), [])
+    except csv.Error as error:
+        raise DatasetError(f"{path}: {_header_fault(path, text, error)}") from error
+    if not names:
+        raise DatasetError(f"{path}: the first line is blank; it must name the columns")
+    return names
+
+
+def _header_fault(path: Path, text: str, error: csv.Error) -> str:
+    fault = csv_records.first_fault(path, 1)
+    if fault is not None and fault.startswith(("line 1:", "lines 1 ")):
+        return fault
+    if "\r" in text.partition("\n")[0].rstrip("\r"):
+        return "line 1 has carriage returns in it; end every line with a line feed, not with a carriage return alone"
+    return f"the header cannot be read ({error})"
 
 
 def _narrowest(column: pl.Series) -> pl.Series:
@@ -151,7 +197,27 @@ def _scan_jsonl(path: Path) -> pl.LazyFrame:
         raise DatasetError(f"{path}: the file is empty; each line must be one JSON object")
     with path.open("rb") as stream:
         stream.seek(3 if marked else 0)
-        return pl.read_ndjson(stream, infer_schema_length=None).lazy()
+        frame = pl.read_ndjson(stream, infer_schema_length=None)
+    if _has_nul(frame):
+        fault = json_lines.first_half_character(path)
+        if fault is not None:
+            raise DatasetError(f"{path}: {fault}")
+    return frame.lazy()
+
+
+def _has_nul(frame: pl.DataFrame) -> bool:
+    """Whether a name or a text of a table has a NUL, also in lists and objects."""
+    found = []
+    for place, (name, dtype) in enumerate(frame.schema.items()):
+        nul = pl.element() if dtype == pl.List(pl.String) else pl.col(name)
+        nul = nul.str.contains("\0", literal=True)
+        if "\0" in name or (dtype.is_nested() and dtype != pl.List(pl.String)):
+            return True  # an object, or lists in lists: the file itself has to say
+        if dtype == pl.List(pl.String):
+            found.append(pl.col(name).list.eval(nul).list.any().any().alias(str(place)))
+        elif dtype == pl.String:
+            found.append(nul.any().alias(str(place)))
+    return any(frame.select(found).row(0)) if found and frame.height else False
 
 
 def _text_columns(path: Path, frame: pl.DataFrame, text: Sequence[str]) -> pl.DataFrame:
@@ -171,34 +237,14 @@ def _reason(path: Path, error: BaseException) -> str:
     """What is wrong with a file that could not be read, for a person."""
     if isinstance(error, OSError):
         return f"cannot be read ({error.strerror or error}); check the path and its permissions"
-    if path.suffix.lower() in (".csv", ".jsonl"):
-        line = _first_line_not_utf8(path)
-        if line is not None:
-            return f"must be UTF-8, line {line} is not; convert it, for example with iconv -f LATIN1 -t UTF-8"
-    if path.suffix.lower() == ".jsonl":
-        line = _first_line_not_an_object(path)
-        if line is not None:
-            return f"each line must be one JSON object, line {line} is not"
+    suffix = path.suffix.lower()
+    try:
+        fault = encoding_fault(path) if suffix in (".csv", ".jsonl") else None
+        if fault is None and suffix == ".jsonl":
+            fault = json_lines.first_fault(path)
+    except OSError as failure:
+        return f"cannot be read ({failure.strerror or failure}); check the path and its permissions"
+    if fault is not None:
+        return fault
     detail = str(error).strip().splitlines()
-    return f"is not a readable {path.suffix[1:]} file ({detail[0] if detail else type(error).__name__})"
-
-
-def _first_line_not_utf8(path: Path) -> int | None:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                return number
-    return None
-
-
-def _first_line_not_an_object(path: Path) -> int | None:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                if line.strip() and not isinstance(json.loads(line), dict):
-                    return number
-            except (ValueError, RecursionError):
-                return number
-    return None
+    return f"is not a readable {suffix[1:]} file ({detail[0] if detail else type(error).__name__})"

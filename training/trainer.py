@@ -28,6 +28,7 @@ from training.contrastive_step import ContrastiveStep, Step
 from training.dataset import Dataset
 from training.direct_ranking import METRIC, DirectRanking
 from training.errors import ConfigError, TrainingDiverged
+from training.learnable_pairs import check_learnable
 from training.losses import MethodLoss
 from training.pairs import TrainingPairs
 from training.pictures import PictureStore
@@ -113,7 +114,7 @@ def train_vlm(
             on; or the configuration asks for what cannot be: validation without events, more processes than a batch
             has windows.
         BackboneError: the model cannot be loaded.
-        DatasetError: there is no pair to train on.
+        DatasetError: there is no pair to train on, or none with a modality on both sides.
         TrainingDiverged: the loss or a gradient is not finite.
         OutOfMemory: a step does not fit into memory.
     """
@@ -122,6 +123,8 @@ def train_vlm(
     accelerator = Accelerator(mixed_precision=config.train.precision, cpu=not torch.accelerator.is_available())
     ranks, place = Ranks(accelerator), RunDirectory(directory)
     _check(config, validation, ranks)
+    if not place.model.is_dir():
+        check_learnable(dataset, train, config.train.modalities)
     with contextlib.ExitStack() as until_the_end:
         if ranks.first:
             mark = run_fingerprint(dataset, train, validation, config)

@@ -1,0 +1,63 @@
+"""Names of a table's columns: those that are missing, and those that only look like one that is meant."""
+
+import unicodedata
+from collections.abc import Sequence
+
+_INVISIBLE = str.maketrans("", "", "\ufeff\u200b\u200c\u200d\u2060 \t\r\n_-")
+
+
+def is_nameless(name: str) -> bool:
+    """Whether a header cell holds nothing but white space; such a column is left out."""
+    return not _folded(name)
+
+
+def look_alikes(present: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
+    """Columns whose names differ from a wanted one by case, spaces, signs between words or invisible characters alone.
+
+    Args:
+        present: names of the table's columns.
+        wanted: names that the reader knows.
+
+    Returns:
+        Column → the wanted name that it looks like.
+    """
+    known = {_folded(name): name for name in wanted}
+    found = {name: known.get(_folded(name)) for name in present if name not in wanted}
+    return {name: meant for name, meant in found.items() if meant is not None}
+
+
+def names_fault(present: Sequence[str], wanted: Sequence[str], required: Sequence[str]) -> str | None:
+    """What is wrong with the names of a table's columns, and what to do.
+
+    Args:
+        present: names of the table's columns.
+        wanted: names that the reader knows; a column that looks like one that is missing is refused, since as
+            metadata it would be left unread without a word.
+        required: those of them that the table must have.
+
+    Returns:
+        One clause; None if nothing is wrong.
+    """
+    likely = {meant: name for name, meant in look_alikes(present, wanted).items() if meant not in present}
+    for name in required:
+        if name not in present and name not in likely:
+            return f"column {name!r} is missing, found {', '.join(map(repr, present))}; {_remedy(present)}"
+    if likely:
+        meant, name = next(iter(likely.items()))
+        return (
+            f"column {name!r} looks like {meant!r}, which is missing; names are case-sensitive and have no outer "
+            f"spaces: rename it to {meant!r}, or to something else if it is meant as metadata"
+        )
+    return None
+
+
+def _remedy(present: Sequence[str]) -> str:
+    only = present[0] if len(present) == 1 else ""
+    for sign, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"), ("::", "double colons")):
+        if sign in only:
+            return f"a CSV separates columns by commas, this one has {name}; export it with commas"
+    return "names are case-sensitive and a CSV separates columns by commas"
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).translate(_INVISIBLE).casefold()
