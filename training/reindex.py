@@ -58,9 +58,10 @@ class ReindexJob:
         registry: where the bundle is published.
         spec: of the index.
         evaluation: JSON-able figures of the model for the report.
-        keep: the newest bundles to keep in the registry besides the current one; None deletes none.
+        keep: how many of the bundles published last stay in the registry; None deletes none.
         force: publish although a bound is missed.
         trust_times: take a picture of the same path, size and time of change as unchanged, without reading its bytes.
+        spare: ids of bundles that are not deleted, such as pinned ones.
     """
 
     run: Path
@@ -71,6 +72,7 @@ class ReindexJob:
     keep: int | None = None
     force: bool = False
     trust_times: bool = False
+    spare: frozenset[str] = frozenset()
 
     @property
     def directory(self) -> Path:
@@ -185,7 +187,7 @@ def carry_out(
         (job.directory / THUMBNAILS_FILE).unlink(missing_ok=True)  # the table has a copy
         state.clear_away()
         if job.keep is not None:
-            record.pruned = job.registry.prune(job.keep)
+            record.pruned = job.registry.prune(job.keep, spare=job.spare)
     except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
         raise ReindexError(f"{job.run}: cannot be written ({error}); check the space left and permissions") from error
 
