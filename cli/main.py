@@ -8,6 +8,8 @@ Exit codes: 0 fine, 1 a check or a gate said no, 2 wrong usage or bad input, 75 
 
 import os
 import sys
+from pathlib import Path
+from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -63,10 +65,21 @@ def main() -> None:
     try:
         app()
     except (IndexingError, TrainingError, ServiceError, DemoError, CliError) as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False, style="red")
-        sys.exit(_EXIT_BUSY if isinstance(error, RunBusy) else _EXIT_BAD_INPUT)
+        _fail(str(error), _EXIT_BUSY if isinstance(error, RunBusy) else _EXIT_BAD_INPUT)
+    except OSError as error:
+        from index.disk import explain, is_disk_error
+
+        if not is_disk_error(error):
+            raise
+        named = error.filename if isinstance(error.filename, str) else "."
+        _fail(explain(error, Path(named)))
     except KeyboardInterrupt:
         sys.exit(_EXIT_INTERRUPTED)
+
+
+def _fail(message: str, code: int = _EXIT_BAD_INPUT) -> NoReturn:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {message}", markup=False, style="red")
+    sys.exit(code)
 
 
 if __name__ == "__main__":

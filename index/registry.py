@@ -24,6 +24,7 @@ from fsspec.utils import get_protocol
 
 from index.bounds import Check
 from index.bundle import Bundle
+from index.disk import explain
 from index.errors import BundleInvalid, BundleNotFound, GateRefused, RegistryError
 from index.manifest import MANIFEST_FILE, PAGE_FILE, Manifest, is_bundle_id
 from index.pointer import POINTER_FILE, Pointer
@@ -237,9 +238,7 @@ class Registry:
                         leftover.unlink(missing_ok=True)
                 yield
         except OSError as error:
-            raise RegistryError(
-                f"{self.root}: the registry cannot be written ({error}); check path and space"
-            ) from error
+            raise RegistryError(explain(error, self.root)) from error
 
     def _aside(self) -> Path:
         return self.root / f"{_ASIDE}{uuid.uuid4().hex}"

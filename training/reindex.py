@@ -19,8 +19,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from index.build import build_bundle
+from index.disk import GOES_ON, explain
 from index.errors import BundleError, GateRefused, RegistryError
 from index.index_spec import IndexSpec
 from index.item_table import ItemTable
@@ -188,8 +190,8 @@ def carry_out(
         state.clear_away()
         if job.keep is not None:
             record.pruned = job.registry.prune(job.keep, spare=job.spare)
-    except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
-        raise ReindexError(f"{job.run}: cannot be written ({error}); check the space left and permissions") from error
+    except (OSError, pa.ArrowException, pl.exceptions.PolarsError, SafetensorError) as error:
+        raise ReindexError(explain(error, job.run, GOES_ON)) from error
 
 
 def _publish(
