@@ -29,7 +29,8 @@ from index.bundle import Bundle
 from index.index_spec import IndexSpec
 from index.item_ids import ItemIds
 from index.item_table import ItemTable
-from index.registry import POINTER_FILE, Registry
+from index.pointer import POINTER_FILE
+from index.registry import Registry
 from index.stamp import write_durably
 
 ODD_IDS = ("ein Tee/grün", "a%2Fb", "👟", "..", "a b?c#d", "'; DROP TABLE items;--", "é" * 128, "x" * 256)

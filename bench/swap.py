@@ -39,7 +39,8 @@ from index.bundle import Bundle
 from index.index_spec import IndexSpec
 from index.item_table import ItemTable
 from index.manifest import FAISS_FILE, MANIFEST_FILE, Manifest
-from index.registry import POINTER_FILE, Registry
+from index.pointer import POINTER_FILE
+from index.registry import Registry
 from index.stamp import write_durably
 
 K = 20

@@ -4,6 +4,8 @@ Command modules import nothing heavy at module level, so `vlm2rec --help` and `v
 """
 
 import sys
+from pathlib import Path
+from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -55,5 +57,16 @@ def run() -> None:
     try:
         app()
     except (IndexingError, TrainingError, ServiceError, DemoError, CliError) as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False, style="red")
-        sys.exit(_EXIT_BUSY if isinstance(error, RunBusy) else _EXIT_BAD_INPUT)
+        _fail(str(error), _EXIT_BUSY if isinstance(error, RunBusy) else _EXIT_BAD_INPUT)
+    except OSError as error:
+        from index.disk import explain, is_disk_error
+
+        if not is_disk_error(error):
+            raise
+        named = error.filename if isinstance(error.filename, str) else "."
+        _fail(explain(error, Path(named)))
+
+
+def _fail(message: str, code: int = _EXIT_BAD_INPUT) -> NoReturn:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {message}", markup=False, style="red")
+    sys.exit(code)

@@ -145,4 +145,6 @@ def _bundle_row(info: "BundleInfo") -> tuple[str, ...]:
         verdict = f"forced: misses {', '.join(check.figure for check in info.shortfalls)}"
     else:
         verdict = f"keeps to {info.bounds} bounds" if info.bounds else "no bounds"
+    if not info.published:
+        verdict = f"never published; {verdict}"
     return ("*" if info.current else "", info.id, created, str(info.items or ""), size, recall, escape(verdict))

@@ -145,6 +145,7 @@ def _print_defects(report: "DatasetReport") -> None:
 
 
 def _write_json(path: Path, report: "DatasetReport") -> None:
+    from index.disk import explain
     from training.errors import DatasetError
 
     try:
@@ -152,4 +153,4 @@ def _write_json(path: Path, report: "DatasetReport") -> None:
         partial.write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        raise DatasetError(f"{path}: the report cannot be written ({error.strerror}); choose another place") from error
+        raise DatasetError(explain(error, path, "check again, or name another file with --json")) from error

@@ -83,14 +83,17 @@ def demo(
 
     What is already built is used again, so a second start takes seconds. Ctrl-C ends everything that was started.
     """
+    from index.disk import writing
+
     _check_port(host, port)
-    directory.mkdir(parents=True, exist_ok=True)
-    record_path = directory / ("stages-no-vlm.json" if no_vlm else "stages.json")
-    if rebuild:
-        # The record first: a run that was taken away half is then built again, never believed.
-        record_path.unlink(missing_ok=True)
-        shutil.rmtree(_run_directory(directory, no_vlm=no_vlm), ignore_errors=True)
-    _build(_stages(directory, no_vlm=no_vlm), StageRecord(record_path))
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        record_path = directory / ("stages-no-vlm.json" if no_vlm else "stages.json")
+        if rebuild:
+            # The record first: a run that was taken away half is then built again, never believed.
+            record_path.unlink(missing_ok=True)
+            shutil.rmtree(_run_directory(directory, no_vlm=no_vlm), ignore_errors=True)
+        _build(_stages(directory, no_vlm=no_vlm), StageRecord(record_path))
     _serve(directory, host, port, no_vlm=no_vlm, exit_after_check=exit_after_check)
 
 

@@ -22,8 +22,9 @@ def make_demo(
     from rich.progress import Progress
 
     from demo.build import build_demo
+    from index.disk import writing
 
-    with Progress(transient=True) as bar:
+    with writing(directory, again="start the same command again"), Progress(transient=True) as bar:
         task = bar.add_task("making the catalogue", total=1.0)
         build_demo(
             directory,

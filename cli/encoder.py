@@ -33,12 +33,13 @@ def fit_encoder(
     from training.dataset import load_dataset
     from training.embeddings import Embeddings
     from training.encoder_run import ENCODER_DIRECTORY, fit_run
+    from training.run_disk import writing_run
     from training.run_lock import run_lock
 
     path = config or (run / "config.toml" if (run / "config.toml").is_file() else None)
     chosen = load_config(path, overrides={} if seed is None else {"encoder.seed": seed}).encoder
     dataset = load_dataset(data, interactions=interactions)
-    with run_lock(run), _progress() as bar:
+    with run_lock(run), writing_run(run), _progress() as bar:
         embeddings = Embeddings.load(run / "embeddings")
         epochs = bar.add_task("fitting", total=chosen.epochs)
         steps = bar.add_task("epoch", total=1.0)

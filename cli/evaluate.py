@@ -119,6 +119,7 @@ def _direct(
 ) -> "tuple[dict[str, System], dict[str, Any]]":
     """Systems of the run's vision-language model, and what the file says of it."""
     from training.direct_systems import direct_systems, trained_on
+    from training.run_disk import writing_run
     from training.run_lock import run_lock
     from training.run_model import RunModel
 
@@ -131,7 +132,7 @@ def _direct(
         bar.update(tasks[step], completed=done, total=every)
 
     histories = [history for part in sets for history in part.targets.histories]
-    with run_lock(run):
+    with run_lock(run), writing_run(run):
         systems = direct_systems(model, dataset, histories, progress=report)
     same = trained_on(model, dataset, split)
     if not same:
@@ -184,6 +185,7 @@ def _file_name(sets: "Sequence[TargetSet]") -> str:
 
 
 def _write(path: Path, text: str) -> None:
+    from index.disk import explain
     from training.errors import EvaluationError
 
     partial = path.with_name(f"{path.name}.part")
@@ -192,7 +194,7 @@ def _write(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        raise EvaluationError(f"{path}: the figures cannot be written ({error.strerror}); check --json") from error
+        raise EvaluationError(explain(error, path, "evaluate again, or name another file with --json")) from error
 
 
 def _progress() -> "Progress":

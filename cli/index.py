@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,7 +84,7 @@ def publish(
 
 @app.command("list")
 def list_bundles(registry: RegistryOption) -> None:
-    """List the published bundles, oldest first; * marks the current one."""
+    """List the bundles in the order in which they were published; * marks the current one."""
     from index.registry import Registry
 
     found = Registry(registry).list()
@@ -161,13 +162,27 @@ def verify(
 @app.command()
 def prune(
     registry: RegistryOption,
-    keep: Annotated[int, typer.Option(help="How many of the newest stay, besides the current one.")] = 5,
+    keep: Annotated[int, typer.Option(help="How many of those published last stay.")] = 5,
+    spare: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="A bundle that stays as well; may be given several times.")
+    ] = None,
 ) -> None:
-    """Delete old bundles; the newest and the current one stay."""
+    """Delete old bundles, in the order in which they were published.
+
+    The current one stays, the one that a rollback goes back to, and those that a service on this machine has pinned.
+    """
     from index.registry import Registry
 
-    gone = Registry(registry).prune(keep)
+    gone = Registry(registry).prune(keep, spare={*(spare or ()), *pinned_here()})
     _out.print("\n".join(f"deleted: {name}" for name in gone) or "nothing to delete", markup=False)
+
+
+def pinned_here() -> frozenset[str]:
+    """Ids of the bundles that services on this machine have pinned, as far as their local files tell."""
+    from service.kept_pins import kept_pins
+
+    file = os.environ.get("VLM2REC_DIRECTIVES_FILE")
+    return kept_pins(*([Path(file)] if file else []))
 
 
 def _publish(bundle: Path, registry: str, *, force: bool) -> None:

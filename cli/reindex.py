@@ -60,7 +60,7 @@ def reindex(
     evaluation: EvaluationOption = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default as many as there are cores.")] = None,
     keep: Annotated[
-        int | None, typer.Option(min=1, help="Afterwards delete all but so many newest bundles and the current one.")
+        int | None, typer.Option(min=1, help="Afterwards delete all but so many bundles, those published last.")
     ] = None,
     force: ForceOption = False,
     trust_times: Annotated[
@@ -86,7 +86,7 @@ def reindex(
         record, started = ReindexRecord(), time.monotonic()
 
         def work() -> None:
-            from cli.index import read_evaluation
+            from cli.index import pinned_here, read_evaluation
             from index.registry import Registry
             from training.dataset import load_dataset
             from training.reindex import ReindexJob
@@ -96,7 +96,8 @@ def reindex(
             spec = index_spec(kind, codes, memory_mb, target_recall, bounds, bound, threads)
             dataset = load_dataset(data, interactions=interactions)
             figures = read_evaluation(run, evaluation)
-            job = ReindexJob(run, dataset, Registry(registry), spec, figures, keep, force, trust_times)
+            spare = frozenset() if keep is None else pinned_here()
+            job = ReindexJob(run, dataset, Registry(registry), spec, figures, keep, force, trust_times, spare)
             _look_only(job, record, asked) if dry_run else _carry_out(job, record, asked)
 
         _guard(work, record)

@@ -58,6 +58,7 @@ def write_report(
     Raises:
         TrainingError: the run cannot be read or compared, or the file cannot be written.
     """
+    from index.disk import explain
     from index.stamp import write_durably
     from training.errors import EvaluationError
     from training.run_page import render_run
@@ -72,5 +73,5 @@ def write_report(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, page.encode("utf-8"))
     except OSError as error:
-        raise EvaluationError(f"{path}: the report cannot be written ({error.strerror}); check --out") from error
+        raise EvaluationError(explain(error, path, "run `vlm2rec report` again, or name another --out")) from error
     return told, path

@@ -50,6 +50,7 @@ def train(
     from training.config import load_config, to_toml
     from training.dataset import load_dataset
     from training.encoder_run import split_dataset
+    from training.run_disk import writing_run
     from training.trainer import UNREADABLE_FILE, Progress, train_vlm
 
     kept = run / _CONFIG_FILE
@@ -60,29 +61,32 @@ def train(
     split = split_dataset(dataset, chosen.encoder.cold_items)
     _set_threads(threads)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
-    if first and not kept.is_file():
-        _write(kept, to_toml(chosen))
-    with _progress(shown=first) as bar:
-        task = bar.add_task("training", total=chosen.train.steps)
-        done, before = chosen.train.steps, (run / _TRAINING / _MODEL).is_dir()
+    with writing_run(run, again="start the same command again with --resume, it goes on where it was"):
+        if first and not kept.is_file():
+            _write(kept, to_toml(chosen))
+        before = (run / _TRAINING / _MODEL).is_dir()
+        with _progress(shown=first) as bar:
+            task = bar.add_task("training", total=chosen.train.steps)
+            done = chosen.train.steps
 
-        def report(now: Progress) -> None:
-            nonlocal done
-            done = now.step
-            shown = "training" if now.loss is None else f"training  loss {now.loss:.3f}"
-            bar.update(task, completed=now.step, description=shown)
+            def report(now: Progress) -> None:
+                nonlocal done
+                done = now.step
+                shown = "training" if now.loss is None else f"training  loss {now.loss:.3f}"
+                bar.update(task, completed=now.step, description=shown)
 
-        model = train_vlm(
-            dataset,
-            split.parts.train,
-            run / _TRAINING,
-            chosen,
-            validation=split.parts.validation,
-            resume=resume,
-            report=report,
-        )
+            model = train_vlm(
+                dataset,
+                split.parts.train,
+                run / _TRAINING,
+                chosen,
+                validation=split.parts.validation,
+                resume=resume,
+                report=report,
+            )
+        if first:
+            _write(kept, to_toml(chosen))
     if first:
-        _write(kept, to_toml(chosen))
         _console.print(f"trained {done:,} steps: {model}")
         _print_unreadable(json.loads((run / _TRAINING / UNREADABLE_FILE).read_text(encoding="utf-8")))
         _report(dataset, run, anew=not before)
@@ -121,6 +125,7 @@ def embed(
     an interruption and it goes on with the next shard.
     """
     from training.dataset import load_dataset
+    from training.run_disk import writing_run
     from training.run_lock import run_lock
 
     dataset = load_dataset(data)
@@ -128,17 +133,18 @@ def embed(
     if no_vlm:
         from training.catalogue_features import embed_without_vlm
 
-        run.mkdir(parents=True, exist_ok=True)
-        with run_lock(run), _progress() as bar:
-            embeddings = embed_without_vlm(dataset, progress=bar)
-            embeddings.save(run / _EMBEDDINGS)
+        with writing_run(run):
+            run.mkdir(parents=True, exist_ok=True)
+            with run_lock(run), _progress() as bar:
+                embeddings = embed_without_vlm(dataset, progress=bar)
+                embeddings.save(run / _EMBEDDINGS)
         _console.print(f"embedded {len(embeddings):,} items: {_slots(embeddings)}")
         _print_unreadable(embeddings.unreadable)
         return
     from training.run_model import RunModel
 
     model = RunModel.of(run)
-    with run_lock(run):
+    with run_lock(run), writing_run(run):
         _embed(dataset, model, trust_times=trust_times)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from index.disk import explain, new_array_file
 from index.encoder import OnnxSequenceEncoder
 from index.errors import BundleError, EncoderError, IndexSpecError
 from index.faiss_file import write_index
@@ -108,9 +109,7 @@ def build_bundle(
             manifest = _seal(draft, record, gate, created, report_progress)
             return _put_in_place(directory, out / manifest.id)
     except (OSError, pa.ArrowException) as error:
-        raise BundleError(
-            f"{out}: the bundle cannot be written ({error}); check the path and the space left"
-        ) from error
+        raise BundleError(explain(error, out, "build the bundle again")) from error
 
 
 @contextlib.contextmanager
@@ -145,9 +144,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def _write_items(table: ItemTable, directory: Path, progress: Progress) -> NDArray[np.bool_]:
     """Write vectors, items and the mask of indexed rows; gives the mask, (n,) bool."""
-    vectors = np.lib.format.open_memmap(
-        directory / VECTORS_FILE, mode="w+", dtype=table.vectors.dtype, shape=table.vectors.shape
-    )
+    vectors = new_array_file(directory / VECTORS_FILE, table.vectors.dtype, table.vectors.shape)
     indexed = np.zeros(len(table), dtype=np.bool_)
     for start in range(0, len(table), _BLOCK_ROWS):
         progress("vectors", start / len(table))

@@ -6,6 +6,7 @@ IndexingError
 ├── EncoderError        encoder.onnx cannot be loaded or gives non-finite queries
 ├── SearchError         a query that no index could answer (shape, dtype, non-finite)
 ├── FilterError         a filter names an unknown field or compares unlike types
+├── DiskError           a file cannot be written: the disk is full, read-only or broken, or a limit is reached
 ├── BundleError         a bundle cannot be used
 │   ├── BundleNotFound  there is no bundle at that path or under that id
 │   └── BundleInvalid   missing, truncated, altered or mismatched file, unknown format version
@@ -52,6 +53,10 @@ class FilterError(IndexingError):
     def __init__(self, message: str, *, field: str) -> None:
         super().__init__(message)
         self.field = field
+
+
+class DiskError(IndexingError):
+    """A file cannot be written: the disk is full, read-only or broken, or a quota, a limit or a permission bars it."""
 
 
 class BundleError(IndexingError):

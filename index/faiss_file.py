@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.allowed import Allowed
+from index.disk import free_space
 from index.errors import BundleError
 from index.exact import exact_top_k
 from index.float16 import to_float32
@@ -152,7 +153,9 @@ def _write_faiss(
         progress("write", 0.0)
         faiss.write_index(faiss_index, str(path))
     except RuntimeError as error:
-        raise BundleError(f"{path}: FAISS could not build the index ({error}); check memory and disk space") from error
+        raise BundleError(
+            f"{path}: FAISS could not build the index ({error}); check memory and disk space: {free_space(path)}"
+        ) from error
     return parameters
 
 

@@ -1,20 +1,19 @@
 """Registry: published bundles in one directory, and the pointer to the one that serves.
 
-``<id>/`` are the bundles, ``<id>.stamp.json`` vouches for their files, ``pointer.json`` names the current bundle and
-those before it. Every change is prepared aside and takes effect by one atomic rename, so whoever is killed at any
-moment leaves the old state or the new. Writers take turns by a lock that the kernel drops with its process; readers
-need none.
+``<id>/`` are the bundles, ``<id>.stamp.json`` vouches for their files, ``pointer.json`` names the current bundle, those
+before it and the order in which all were published. Every change is prepared aside and takes effect by one atomic
+rename, so whoever is killed at any moment leaves the old state or the new. Writers take turns by a lock that the kernel
+drops with its process; readers need none.
 """
 
 import builtins
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,17 +24,15 @@ from fsspec.utils import get_protocol
 
 from index.bounds import Check
 from index.bundle import Bundle
+from index.disk import explain
 from index.errors import BundleInvalid, BundleNotFound, GateRefused, RegistryError
 from index.manifest import MANIFEST_FILE, PAGE_FILE, Manifest, is_bundle_id
 from index.permissions import READ_ONLY, allow_removal, is_read_only, make_read_only, remove_directory
-from index.stamp import stamp_path, sync_directory, sync_file, verify_files, write_durably, write_stamp
+from index.pointer import POINTER_FILE, Pointer
+from index.stamp import stamp_path, sync_directory, sync_file, verify_files, write_stamp
 
-POINTER_FILE = "pointer.json"
-
-_POINTER_FORMAT = 1
 _LOCK_FILE = ".lock"
 _ASIDE = ".aside-"
-_KEPT_HISTORY = 100
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,7 @@ class BundleInfo:
         id: its name.
         path: its directory.
         current: whether the pointer names it.
+        published: whether the pointer ever named it, as far as that is recorded.
         created: when it was built; None if its manifest cannot be read.
         items: rows of its catalogue.
         size: bytes of all its files.
@@ -59,6 +57,7 @@ class BundleInfo:
     id: str
     path: Path
     current: bool
+    published: bool = True
     created: datetime | None = None
     items: int = 0
     size: int = 0
@@ -67,12 +66,6 @@ class BundleInfo:
     shortfalls: tuple[Check, ...] = ()
     bounds: int = 0
     problem: str | None = None
-
-
-@dataclass(frozen=True)
-class _Pointer:
-    current: str | None = None
-    previous: tuple[str, ...] = ()  # oldest first
 
 
 class Registry:
@@ -129,10 +122,10 @@ class Registry:
         with self._writing():
             if not self._has_whole(manifest, progress):
                 self._copy_in(bundle, manifest.model_copy(update={"forced": bool(short)}), progress)
-            pointer = self._read_pointer()
-            if pointer.current != manifest.id:
-                kept = tuple(item for item in pointer.previous if item != manifest.id)
-                self._write_pointer(_moved(_Pointer(pointer.current, kept), manifest.id))
+            pointer = Pointer.read(self.pointer)
+            moved = pointer.publish(manifest.id, self._ids())
+            if moved != pointer:
+                moved.write(self.pointer)
         return manifest.id
 
     def current(self) -> str | None:
@@ -141,7 +134,7 @@ class Registry:
         Raises:
             RegistryError: the pointer cannot be read.
         """
-        return self._read_pointer().current
+        return Pointer.read(self.pointer).current
 
     def path(self, bundle_id: str) -> Path:
         """The directory of a published bundle.
@@ -154,13 +147,30 @@ class Registry:
         return self.root / bundle_id
 
     def list(self) -> list[BundleInfo]:
-        """All published bundles, oldest first; unreadable ones with their problem.
+        """All bundles in the order in which they were last published; unreadable ones with their problem.
+
+        A bundle that was never published comes before all others: a killed publish left it, or somebody copied it here.
 
         Raises:
             RegistryError: the pointer cannot be read.
         """
-        current = self.current()
-        return [_describe(self.root / name, current=name == current) for name in self._ids()]
+        pointer, ids = Pointer.read(self.pointer), self._ids()
+        never = pointer.never_published(ids)
+        return [
+            _describe(self.root / name, current=name == pointer.current, published=name not in never)
+            for name in pointer.order(ids)
+        ]
+
+    def earlier(self, bundle_id: str) -> builtins.list[str]:
+        """Ids of the bundles to go back to from a bundle, the best first.
+
+        First those before it in the pointer's history, then the others that were published before it, the last first. A
+        bundle that was never published is not among them. For a bundle that is not here, names tell the order.
+
+        Raises:
+            RegistryError: the registry cannot be read.
+        """
+        return Pointer.read(self.pointer).before(bundle_id, self._ids())
 
     def rollback(self, to: str | None = None) -> str:
         """Point back to an earlier bundle and give its id.
@@ -175,24 +185,26 @@ class Registry:
             BundleInvalid: the bundle is damaged; the pointer stays.
         """
         with self._writing():
-            pointer = self._read_pointer()
-            left = tuple(item for item in pointer.previous if (self.root / item).is_dir())
+            pointer, ids = Pointer.read(self.pointer), self._ids()
+            left = [item for item in pointer.previous if item in ids]
             if to is None and not left:
                 raise RegistryError(f"{self.root}: there is no earlier bundle to go back to; publish one")
             if to is not None and to == pointer.current:
                 raise RegistryError(f"{self.root}: {to} is the current bundle already; name another one")
             path = self.path(left[-1] if to is None else to)
             verify_files(path, Manifest.read(path))
-            self._write_pointer(_moved(_Pointer(pointer.current, left), path.name))
+            pointer.roll_back(path.name, ids).write(self.pointer)
         return path.name
 
-    def prune(self, keep: int) -> builtins.list[str]:
-        """Delete all but the newest bundles and the current one; gives the ids that went.
+    def prune(self, keep: int, *, spare: Collection[str] = ()) -> builtins.list[str]:
+        """Delete all but the bundles that were published last; gives the ids that went.
 
-        A service that still has one of them open keeps its files until it closes them.
+        The current one stays, and the one that a rollback goes back to. A bundle that was never published counts as
+        older than all others. A service that still has one of them open keeps its files until it closes them.
 
         Args:
-            keep: how many of the newest stay, at least 1.
+            keep: how many of those published last stay, at least 1.
+            spare: ids that stay as well, such as those that are pinned.
 
         Raises:
             RegistryError: ``keep`` is below 1, or the directory cannot be written.
@@ -200,15 +212,14 @@ class Registry:
         if keep < 1:
             raise RegistryError(f"keep must be at least 1, got {keep}")
         with self._writing():
-            pointer = self._read_pointer()
-            ids = self._ids()
-            gone = [item for item in ids[:-keep] if item != pointer.current]
+            pointer, ids = Pointer.read(self.pointer), self._ids()
+            back = [item for item in pointer.previous if item in ids]
+            stay = {pointer.current, *back[-1:], *spare}
+            gone = [item for item in pointer.order(ids)[:-keep] if item not in stay]
             for item in gone:
                 allow_removal(self.root / item)  # before the pointer forgets them
             if gone:
-                self._write_pointer(
-                    _Pointer(pointer.current, tuple(item for item in pointer.previous if item not in gone))
-                )
+                pointer.without(gone, ids).write(self.pointer)
             for item in gone:
                 aside = self._aside()
                 (self.root / item).rename(aside)
@@ -230,9 +241,7 @@ class Registry:
                         leftover.unlink(missing_ok=True)
                 yield
         except OSError as error:
-            raise RegistryError(
-                f"{self.root}: the registry cannot be written ({error}); check path and space"
-            ) from error
+            raise RegistryError(explain(error, self.root)) from error
 
     def _aside(self) -> Path:
         return self.root / f"{_ASIDE}{uuid.uuid4().hex}"
@@ -288,37 +297,19 @@ class Registry:
         except OSError as error:
             raise RegistryError(f"{self.root}: the registry cannot be read ({error})") from error
 
-    def _read_pointer(self) -> _Pointer:
-        try:
-            raw = json.loads(self.pointer.read_bytes())
-            names = (raw["current"], *raw["previous"])
-            known = raw["format"] == _POINTER_FORMAT and all(isinstance(n, str) and is_bundle_id(n) for n in names)
-        except FileNotFoundError:
-            return _Pointer()
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise RegistryError(f"{self.pointer}: cannot be read ({error}); delete it and publish again") from error
-        if not known:
-            raise RegistryError(
-                f"{self.pointer}: must name bundles in format {_POINTER_FORMAT}; delete it and publish again"
-            )
-        return _Pointer(names[0], names[1:])
 
-    def _write_pointer(self, pointer: _Pointer) -> None:
-        raw = {"format": _POINTER_FORMAT, "current": pointer.current, "previous": list(pointer.previous)}
-        write_durably(self.pointer, json.dumps(raw, indent=1).encode() + b"\n")
-
-
-def _describe(path: Path, *, current: bool) -> BundleInfo:
+def _describe(path: Path, *, current: bool, published: bool) -> BundleInfo:
     try:
         manifest = Manifest.read(path)
     except BundleInvalid as error:
-        return BundleInfo(path.name, path, current, problem=str(error))
+        return BundleInfo(path.name, path, current, published, problem=str(error))
     if manifest.id != path.name:
-        return BundleInfo(path.name, path, current, problem=f"its manifest is that of {manifest.id}")
+        return BundleInfo(path.name, path, current, published, problem=f"its manifest is that of {manifest.id}")
     return BundleInfo(
         path.name,
         path,
         current,
+        published,
         created=manifest.created,
         items=manifest.items,
         size=sum(entry.size for entry in manifest.files.values()),
@@ -327,14 +318,6 @@ def _describe(path: Path, *, current: bool) -> BundleInfo:
         shortfalls=manifest.shortfalls,
         bounds=len(manifest.checks),
     )
-
-
-def _moved(pointer: _Pointer, target: str) -> _Pointer:
-    """The pointer on another bundle: back in its history, or one further on."""
-    if target in pointer.previous:
-        return _Pointer(target, pointer.previous[: pointer.previous.index(target)])
-    before = pointer.previous if pointer.current is None else (*pointer.previous, pointer.current)
-    return _Pointer(target, before[-_KEPT_HISTORY:])
 
 
 def _local(root: str | Path) -> Path:

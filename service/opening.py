@@ -88,9 +88,10 @@ def _candidates(source: BundleSource, pin: str | None) -> Iterator[str]:
     wanted = pin or pointed
     if wanted is None:
         return
+    earlier = source.earlier(wanted)
     yield wanted
-    yield from source.earlier(wanted)
-    if pointed is not None and pin is not None and pointed > pin:
+    yield from earlier
+    if pointed is not None and pointed != wanted and pointed not in earlier:
         yield pointed
 
 

@@ -180,9 +180,7 @@ class Settings(BaseSettings):
         if self.directives_file is not None:
             return self.directives_file
         of_whom = f"{Path(self.registry).absolute()}\n{self.redis_prefix}"
-        state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-        name = f"directives-{hashlib.sha256(of_whom.encode()).hexdigest()[:12]}.json"
-        return Path(os.path.expanduser(state)) / "vlm2rec" / name  # noqa: PTH111 - keeps the ~ where nobody has a home
+        return state_directory() / f"directives-{hashlib.sha256(of_whom.encode()).hexdigest()[:12]}.json"
 
     @field_validator("root_path")
     @classmethod
@@ -254,6 +252,12 @@ class Settings(BaseSettings):
         """Arguments win over variables, variables over the TOML file."""
         file = TomlConfigSettingsSource(settings_cls, os.environ.get(FILE_VARIABLE))
         return init_settings, env_settings, file
+
+
+def state_directory() -> Path:
+    """Where replicas keep their copies of pin and hidden items, unless they are told another file."""
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(os.path.expanduser(state)) / "vlm2rec"  # noqa: PTH111 - keeps the ~ where nobody has a home
 
 
 def load_settings(**given: Any) -> Settings:  # noqa: ANN401 - checked by the model

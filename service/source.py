@@ -64,12 +64,16 @@ class BundleSource:
         return self._registry.current()
 
     def earlier(self, bundle_id: str) -> list[str]:
-        """Ids of published bundles built before this one, newest first.
+        """Ids of the bundles to go back to from this one, the best first; see `index.registry.Registry.earlier`.
 
         Raises:
             RegistryError: the registry cannot be read.
         """
-        return [info.id for info in reversed(self._registry.list()) if info.id < bundle_id]
+        return self._registry.earlier(bundle_id)
+
+    def has(self, bundle_id: str) -> bool:
+        """Whether the registry has a bundle of this id, good or bad."""
+        return (self._registry.root / bundle_id).is_dir()
 
     def identity(self, bundle_id: str) -> Identity:
         """What tells a bundle from another one published under the same id: inode and time of its directory and stamp.

@@ -265,14 +265,20 @@ class Watcher:
         if shelf.serving is None:
             raise BundleRefused("missing", "no bundle answers, so there is none before it; name one")
         serving = shelf.serving.bundle.id
-        if shelf.previous is not None and (shelf.previous.bundle.id < serving or shelf.serving.altered):
-            kept = shelf.kept(shelf.previous.bundle.id)
-            if kept is not None:
-                return kept
+        earlier: list[str] | None = None
+        trouble = ""
         try:
             earlier = await asyncio.to_thread(self._source.earlier, serving)
         except IndexingError as error:
-            raise BundleRefused("missing", str(error)) from error
+            trouble = str(error)
+        # The id alone is kept: whoever holds the bundle itself would keep it in memory while another one is loaded.
+        previous = None if shelf.previous is None else shelf.previous.bundle.id
+        if previous is not None and (shelf.serving.altered or self._precedes(previous, serving, earlier)):
+            kept = shelf.kept(previous)
+            if kept is not None:
+                return kept
+        if earlier is None:
+            raise BundleRefused("missing", trouble)
         for bundle_id in earlier:
             identity = await asyncio.to_thread(self._source.identity, bundle_id)
             if shelf.refusals.knows(bundle_id, identity):
@@ -282,6 +288,18 @@ class Watcher:
             except BundleRefused:
                 continue  # told by the shelf
         raise BundleRefused("missing", f"{self._source.root}: there is no good bundle before {serving}; publish one")
+
+    def _precedes(self, bundle_id: str, serving: str, earlier: list[str] | None) -> bool:
+        """Whether a bundle in memory was published before the one that answers; by their names where that is unknown.
+
+        Args:
+            bundle_id: of the bundle.
+            serving: id of the one that answers.
+            earlier: ids of those published before; None where the registry cannot be read.
+        """
+        if earlier is not None and (bundle_id in earlier or self._source.has(bundle_id)):
+            return bundle_id in earlier
+        return bundle_id < serving
 
     def _take_over(self, held: Held) -> bool:
         shelf, old = self._shelf, self._shelf.serving

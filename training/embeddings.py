@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from index.disk import new_array_file
 from index.item_table import ITEM_ID
 from index.stamp import sync_directory, sync_file, write_durably
 from training.contents import SCHEMA, Contents
@@ -134,12 +135,11 @@ class EmbeddingsDraft:
         """
         directory.mkdir(parents=True, exist_ok=True)
         number = _number_in_force(directory) + 1
-        made: dict[str, NDArray[np.float32]] = {}
-        for name, dim in dims.items():
-            part = directory / f"{_file_of(name, number)}.part"
-            made[name] = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(items, dim))
-        draft = cls(directory, number, made)
+        draft = cls(directory, number, {})
         try:
+            for name, dim in dims.items():
+                part = directory / f"{_file_of(name, number)}.part"
+                draft.vectors[name] = new_array_file(part, np.float32, (items, dim))
             yield draft
         finally:
             draft.vectors.clear()

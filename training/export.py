@@ -14,6 +14,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from index.disk import writing
 from index.encoder import ENCODER_FORMAT, OnnxSequenceEncoder
 from index.errors import EncoderError
 from index.slots import SlotLayout
@@ -52,6 +53,7 @@ def export_encoder(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, 
         seed: of the vectors of the check.
 
     Raises:
+        DiskError: the file cannot be written.
         ExportError: the layout does not fit, the exporter fails, or the two engines differ.
     """
     if layout.dim != encoder.dim:
@@ -66,7 +68,8 @@ def export_encoder(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, 
         }
         onnx.helper.set_model_props(model, metadata)
         onnx.checker.check_model(model, full_check=True)
-        onnx.save(model, partial)
+        with writing(path):
+            onnx.save(model, partial)
         parity = check_parity(encoder, layout, partial, seed=seed)
         partial.replace(path)
     except (OSError, RuntimeError, ValueError, onnx.checker.ValidationError, torch.onnx.OnnxExporterError) as error:

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from index.disk import explain
 from training.errors import EvaluationError
 from training.evaluation_table import BASELINES, Table
 from training.ranking import LIST_LENGTH, Ranking
@@ -114,8 +115,8 @@ def save_ranks(path: Path, tables: Sequence[RankedTable]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         pl.concat(frames).write_parquet(partial)
         partial.replace(path)
-    except OSError as error:
-        raise EvaluationError(f"{path}: the ranks cannot be written ({error}); check the path") from error
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise EvaluationError(explain(error, path, "evaluate again, or name another file")) from error
 
 
 def read_ranks(path: Path, table: str, targets: Targets, items: int) -> dict[str, Ranking]:

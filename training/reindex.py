@@ -19,8 +19,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from index.build import build_bundle
+from index.disk import GOES_ON, explain
 from index.errors import BundleError, GateRefused, RegistryError
 from index.index_spec import IndexSpec
 from index.item_table import ItemTable
@@ -58,9 +60,10 @@ class ReindexJob:
         registry: where the bundle is published.
         spec: of the index.
         evaluation: JSON-able figures of the model for the report.
-        keep: the newest bundles to keep in the registry besides the current one; None deletes none.
+        keep: how many of the bundles published last stay in the registry; None deletes none.
         force: publish although a bound is missed.
         trust_times: take a picture of the same path, size and time of change as unchanged, without reading its bytes.
+        spare: ids of bundles that are not deleted, such as pinned ones.
     """
 
     run: Path
@@ -71,6 +74,7 @@ class ReindexJob:
     keep: int | None = None
     force: bool = False
     trust_times: bool = False
+    spare: frozenset[str] = frozenset()
 
     @property
     def directory(self) -> Path:
@@ -185,9 +189,9 @@ def carry_out(
         (job.directory / THUMBNAILS_FILE).unlink(missing_ok=True)  # the table has a copy
         state.clear_away()
         if job.keep is not None:
-            record.pruned = job.registry.prune(job.keep)
-    except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
-        raise ReindexError(f"{job.run}: cannot be written ({error}); check the space left and permissions") from error
+            record.pruned = job.registry.prune(job.keep, spare=job.spare)
+    except (OSError, pa.ArrowException, pl.exceptions.PolarsError, SafetensorError) as error:
+        raise ReindexError(explain(error, job.run, GOES_ON)) from error
 
 
 def _publish(

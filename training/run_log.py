@@ -4,6 +4,7 @@ The same numbers stand beside it as event files of TensorBoard. The log is what 
 its checkpoint and writes the event files anew from it.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -35,9 +36,13 @@ class RunLog:
         self.window = window
         if writes:
             shutil.rmtree(events, ignore_errors=True)
-            self._events = _EventFiles(events)
-            for line in self._cut(step):
-                self._events.add(line)
+            kept = self._cut(step)
+            with contextlib.ExitStack() as on_error:
+                self._events = _EventFiles(events)
+                on_error.callback(self.close)
+                for line in kept:
+                    self._events.add(line)
+                on_error.pop_all()
 
     def add(self, values: dict[str, float]) -> None:
         """Take in one step's values; a name may be missing from some steps."""
@@ -108,7 +113,10 @@ class _EventFiles:
         self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:  # that gives up at the first error and leaves the file open
+            self._writer._py_recordio_writer.close()  # noqa: SLF001 - nothing public closes it
 
 
 def _tag(name: str) -> str:

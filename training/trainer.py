@@ -215,8 +215,9 @@ class _Run:
             )
 
     def close(self) -> None:
-        """End what runs beside the training; the log is whole without it."""
-        self._log.close()
+        """End what runs beside the training; the log is whole without it, so a full disk hides no other error here."""
+        with contextlib.suppress(OSError):
+            self._log.close()
 
     def save(self) -> None:
         """Write the model and the list of pictures that could not be used."""

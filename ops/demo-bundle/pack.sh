@@ -1,8 +1,9 @@
 #!/bin/sh
-# pack.sh REGISTRY: pack the newest bundle of a registry as the demo bundle of `docker compose up`. See `make demo-bundle`.
+# pack.sh REGISTRY: pack the current bundle of a registry as the demo bundle of `docker compose up`. See `make demo-bundle`.
 set -eu
 registry=$1 here=$(dirname "$0")
-id=$(ls "$registry" | grep -E '^[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}$' | sort | tail -n 1)
+id=$(sed -n 's/^ *"current": "\([0-9TZ]*-[0-9a-f]*\)".*/\1/p' "$registry/pointer.json")
+[ -n "$id" ] || { echo "$registry: nothing is published; run \`vlm2rec demo\` first" >&2; exit 1; }
 # The same bytes from the same bundle: no names, owners and times of this machine.
 tar --sort=name --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX --mtime=@0 \
     --transform "s,^$id,bundle," -C "$registry" -cf - "$id" | gzip -9n > "$here/bundle.tar.gz"

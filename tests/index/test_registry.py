@@ -174,12 +174,12 @@ def test_rollback_refuses_a_damaged_bundle(registry, bundles, monkeypatch):
     assert registry.current() == bundles[1].name
 
 
-def test_prune_keeps_the_newest_and_the_current(registry, bundles):
+def test_prune_keeps_what_was_published_last_and_the_current(registry, bundles):
     for bundle in bundles:
         registry.publish(bundle)
     registry.publish(bundles[0])
     assert registry.prune(1) == [bundles[1].name]
-    assert [info.id for info in registry.list()] == [bundles[0].name, bundles[2].name]
+    assert [info.id for info in registry.list()] == [bundles[2].name, bundles[0].name]
     assert not stamp_path(registry.root / bundles[1].name).exists()
     assert registry.prune(1) == []
     assert registry.rollback() == bundles[2].name  # the pruned one is no longer in the history
@@ -212,6 +212,8 @@ def test_unknown_ids(registry, bundles, name):
         '{"format": 1, "current": 3, "previous": []}',
         '{"format": 2, "current": "20261123T040501Z-000000", "previous": []}',
         '{"format": 1, "current": "20261123T040501Z-000000", "previous": 3}',
+        '{"format": 1, "current": "20261123T040501Z-000000", "previous": [], "published": 3}',
+        '{"format": 1, "current": "20261123T040501Z-000000", "previous": [], "published": ["../x"]}',
     ],
 )
 def test_a_bad_pointer_is_named(registry, bundles, text):

@@ -75,6 +75,8 @@ def test_publishing_killed_at_every_step(tmp_path, bundles):
 
     def check(registry):
         check_whole(registry, {old.name, new.name})
+        raw = json.loads(registry.pointer.read_text())
+        assert [*raw["previous"], raw["current"]] == raw["published"] == [old.name, new.name][: len(raw["published"])]
         assert registry.publish(bundles[2]) == registry.current()  # the next one is not hindered
         assert not [entry for entry in registry.root.iterdir() if entry.name.startswith(".aside")]
         assert not list(registry.root.glob(".*.part"))
@@ -94,18 +96,23 @@ def test_the_first_publish_killed_at_every_step(tmp_path, bundles):
 
 @pytest.mark.parametrize("act", ["rollback", "rollback to", "prune"])
 def test_rollback_and_prune_killed_at_every_step(tmp_path, bundles, act):
+    """The order of publication is not that of the names, and stays whatever dies."""
+    order = [bundles[0].name, bundles[2].name, bundles[1].name]
+
     def prepare(registry):
-        for bundle in bundles[1:]:
+        for bundle in (bundles[0], bundles[2], bundles[1]):
             registry.publish(bundle)
 
     def check(registry):
-        check_whole(registry, {bundles[1].name, bundles[2].name})
+        check_whole(registry, set(order[1:]))
+        assert [info.id for info in registry.list() if info.published][-2:] == order[1:]
         assert registry.publish(bundles[0]) == registry.current()
+        assert [info.id for info in registry.list()] == [*order[1:], bundles[0].name]
 
     def run(registry):
         if act == "prune":
             return registry.prune(1)
-        return registry.rollback() if act == "rollback" else registry.rollback(bundles[1].name)
+        return registry.rollback() if act == "rollback" else registry.rollback(bundles[2].name)
 
     assert each_death(tmp_path, run, prepare, check) >= 3
 
@@ -176,8 +183,8 @@ def test_two_publishing_processes_at_once(registry, bundles):
     registry.publish(bundles[0])
     together(registry, bundles[1:], turns=1)
     check_whole(registry, {bundles[1].name, bundles[2].name})
-    assert [info.id for info in registry.list()] == [bundle.name for bundle in bundles]
     raw = json.loads(registry.pointer.read_text())
+    assert [info.id for info in registry.list()] == [*raw["previous"], raw["current"]] == raw["published"]
     assert raw["previous"][0] == bundles[0].name  # nothing is lost: the first, then whoever lost the race
     assert {raw["current"], raw["previous"][1]} == {bundles[1].name, bundles[2].name}
     assert registry.rollback() == raw["previous"][1]
@@ -200,7 +207,8 @@ def test_pruning_races_publishing(registry, bundles):
     check_whole(registry, {bundles[0].name, bundles[1].name})
     assert len(seen) > 1
     raw = json.loads(registry.pointer.read_text())
-    assert all((registry.root / name).is_dir() for name in raw["previous"])
+    assert all((registry.root / name).is_dir() for name in (*raw["previous"], *raw["published"]))
+    assert raw["published"][-1] == raw["current"]
 
 
 def test_publishers_at_once(registry, bundles):

@@ -21,8 +21,9 @@ from index.build import build_bundle
 from index.item_ids import ItemIds
 from index.item_table import ItemTable
 from index.manifest import ENCODER_FILE, FAISS_FILE, MANIFEST_FILE, FileEntry, Manifest
+from index.pointer import POINTER_FILE
 from index.probes import Probes
-from index.registry import POINTER_FILE, Registry
+from index.registry import Registry
 from index.stamp import sha256_of, write_durably, write_stamp
 from service.directives import Directives
 

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from demo.embedded_redis import EmbeddedRedis
 from index.errors import RegistryError
+from index.stamp import write_durably
 from service.app import create_app
 from service.errors import BundleRefused, StartError
 from service.settings import Settings, load_settings
@@ -102,6 +103,42 @@ def test_going_back_goes_on_to_the_first_bundle(open_shop: Any, shop: Shop) -> N
         assert status == 409
         assert f"there is no good bundle before {shop.ids[0]}" in body["detail"]
         assert serving(client) == swap_of(client)["pin"] == shop.ids[0]
+
+
+def test_going_back_goes_by_the_order_of_publication(open_shop: Any, shop: Shop) -> None:
+    """The third was published first, by a wrong clock; an operator left the second before the fourth came."""
+    first, second, third, fourth = shop.ids
+    pointer = {"format": 1, "current": fourth, "previous": [third, first], "published": [third, first, second, fourth]}
+    write_durably(shop.registry.pointer, json.dumps(pointer).encode())
+    with open_shop() as client:
+        for bundle_id in (first, third):
+            assert post(client, "/bundle/rollback")[1]["bundle"] == bundle_id
+        assert post(client, "/bundle/rollback")[0] == 409
+
+
+def test_the_bundle_in_memory_is_no_way_back_if_it_was_published_later(open_shop: Any, shop: Shop) -> None:
+    first, second, _, fourth = shop.ids
+    pointer = {"format": 1, "current": first, "previous": [], "published": [fourth, second, first]}
+    write_durably(shop.registry.pointer, json.dumps(pointer).encode())
+    with open_shop() as client:
+        serving(client)
+        pointer = {"format": 1, "current": fourth, "previous": [], "published": [fourth, second, first]}
+        write_durably(shop.registry.pointer, json.dumps(pointer).encode())
+        eventually(lambda: serving(client) == fourth)
+        status, body = post(client, "/bundle/rollback")  # its name is the greatest, and it was published first
+        assert (status, body["type"]) == (409, "urn:vlm2rec:problem:bundle-refused")
+        shop.registry.pointer.write_bytes(b"{")  # now only names can tell, and the one in memory is at hand
+        assert post(client, "/bundle/rollback")[1]["bundle"] == first
+
+
+def test_a_bad_start_goes_back_by_the_order_of_publication(open_shop: Any, shop: Shop) -> None:
+    first, second, _, fourth = shop.ids
+    pointer = {"format": 1, "current": second, "previous": [fourth, first], "published": [fourth, first, second]}
+    write_durably(shop.registry.pointer, json.dumps(pointer).encode())
+    for bundle_id in (second, first):
+        shop.cut(bundle_id)
+    with open_shop() as client:
+        assert serving(client) == fourth  # the third was never published
 
 
 def test_going_back_passes_over_bad_bundles(open_shop: Any, shop: Shop) -> None:

@@ -1,0 +1,42 @@
+"""Pins that a prune on this machine should spare."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.main import app
+from index.registry import Registry
+from service.directives import DirectivesCopy
+from service.kept_pins import kept_pins
+from service.ports import Edition
+from service.settings import load_settings
+
+
+def test_pins_in_the_usual_place_and_in_named_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert kept_pins() == set()
+    for number in range(3):
+        usual = load_settings(registry=str(tmp_path / f"registry-{number}")).directives_path
+        DirectivesCopy(Edition("a", 1), None if number == 2 else f"pin-{number}").save(usual)
+    named = tmp_path / "own.json"
+    DirectivesCopy(Edition("a", 1), "other").save(named)
+    assert kept_pins(named, tmp_path / "none.json") == {"pin-0", "pin-1", "other"}
+    usual.write_text("[")
+    assert kept_pins() == {"pin-0", "pin-1"}
+
+
+def test_prune_spares_what_a_service_here_has_pinned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, day_bundles: list[Path]
+) -> None:
+    registry = Registry(tmp_path / "registry")
+    for bundle in day_bundles:
+        registry.publish(bundle, force=True)
+    first, second, third, fourth = (bundle.name for bundle in day_bundles)
+    file = tmp_path / "directives.json"
+    DirectivesCopy(Edition("a", 1), first).save(file)
+    monkeypatch.setenv("VLM2REC_DIRECTIVES_FILE", str(file))
+    words = ["index", "prune", "--registry", str(registry.root), "--keep", "1"]
+    result = CliRunner().invoke(app, words)
+    assert result.output == f"deleted: {second}\n"
+    assert [info.id for info in registry.list()] == [first, third, fourth]
