@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import DatasetError, RunBusy
+from training.run_lock import run_lock
 
 RECORD_FILE = "import.json"
 FETCHES_FILE = "image-fetches.jsonl"
@@ -37,7 +38,7 @@ def new_directory(directory: Path, source: Path, *, force: bool) -> Iterator[Pat
 
     Raises:
         DatasetError: there is something else in its place, or it cannot be written.
-        RunBusy: another import into the same place is at work.
+        RunBusy: another import into the same place, or a fetch of pictures for it, is at work.
     """
     aside = directory.with_name(f".{directory.name}.importing")
     old = directory.with_name(f".{directory.name}.replaced")
@@ -48,9 +49,10 @@ def new_directory(directory: Path, source: Path, *, force: bool) -> Iterator[Pat
                 _put_back(old, directory)
                 _check_place(directory, source, force=force)
                 _empty(aside)
-                yield aside
-                _keep_fetched(directory, aside)
-                _replace(aside, directory, old)
+                with run_lock(directory) if directory.exists() else contextlib.nullcontext():
+                    yield aside
+                    _keep_fetched(directory, aside)
+                    _replace(aside, directory, old)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:

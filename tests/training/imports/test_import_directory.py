@@ -144,7 +144,15 @@ run_import(FormatName.MOVIELENS, source, shop, force=True, progress=progress)
 """
 
 
-@pytest.mark.parametrize("moment", ["reading", "before the renames", "between the renames", "after the renames"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "reading",
+        pytest.param("before the renames", marks=pytest.mark.slow),
+        "between the renames",
+        pytest.param("after the renames", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_at_any_moment_there_is_the_old_or_the_new_one(
     write_source: Callable[..., Path], tmp_path: Path, moment: str
 ) -> None:
