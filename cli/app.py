@@ -10,7 +10,20 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
-from cli import data, demo, demo_data, encoder, evaluate, reindex, report, serve, train, verify
+from cli import (
+    data,
+    data_import,
+    demo,
+    demo_data,
+    encoder,
+    evaluate,
+    fetch_images,
+    reindex,
+    report,
+    serve,
+    train,
+    verify,
+)
 from cli import index as index_commands
 from cli.errors import CliError
 from demo.errors import DemoError
@@ -29,8 +42,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-data_app = typer.Typer(help="Check a data set, or make the demo one.", no_args_is_help=True)
+data_app = typer.Typer(help="Import, check, or make a data set.", no_args_is_help=True)
 data_app.command("check")(data.check)
+data_app.command("import")(data_import.import_data)
+data_app.command("fetch-images")(fetch_images.fetch_images)
 data_app.command("make-demo")(demo_data.make_demo)
 
 app.command("demo", rich_help_panel="Start here")(demo.demo)

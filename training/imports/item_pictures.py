@@ -1,0 +1,62 @@
+"""Pictures that lie beside the source: taken into the data set by hard link, or copied where that is not possible."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.dataset import confined_file
+from training.imports.import_record import ImportRecord
+
+_FOLDER = "images"
+
+
+class ItemPictures:
+    """Takes pictures of a source into the folder ``images`` of a data set.
+
+    Args:
+        source: directory of the source; no picture outside it is taken.
+        directory: of the data set.
+        record: counts pictures that are not there.
+    """
+
+    def __init__(self, source: Path, directory: Path, record: ImportRecord) -> None:
+        self._source = source
+        self._directory = directory
+        self._record = record
+
+    def take(self, names: Sequence[str | None], lines: Sequence[int], file: str) -> list[str | None]:
+        """Take one picture an item.
+
+        Args:
+            names: paths relative to the source; None for an item without one.
+            lines: of the items.
+            file: name of the source file.
+
+        Returns:
+            Paths relative to the data set, None where there is no such file inside the source.
+
+        Raises:
+            OSError: a picture cannot be written.
+        """
+        taken = []
+        missing = []
+        for name, line in zip(names, lines, strict=True):
+            found = confined_file(self._source, name)
+            taken.append(self._place(found) if found is not None else None)
+            if found is None and (name or "").strip():
+                missing.append(line)
+        self._record.leave_empty(file, "the picture is not in the source directory; image left empty", missing)
+        return taken
+
+    def _place(self, found: Path) -> str:
+        inside = found.relative_to(self._source.resolve())
+        below = inside.relative_to(_FOLDER) if inside.parts[0] == _FOLDER else inside
+        target = self._directory / _FOLDER / below
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(found, target)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(found, target)
+        return (Path(_FOLDER) / below).as_posix()

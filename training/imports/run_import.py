@@ -1,0 +1,95 @@
+"""An import from start to end: a source in one of the formats becomes a data set directory."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import polars as pl
+
+from training.dataset import TIMESTAMP, read_any_interactions
+from training.errors import DatasetError
+from training.imports.amazon import Amazon2023
+from training.imports.dataset_writer import write_interactions, write_items
+from training.imports.delimited import LINE
+from training.imports.format_names import FormatName
+from training.imports.hm import HM
+from training.imports.import_directory import new_directory, write_record
+from training.imports.import_record import ImportRecord
+from training.imports.item_pictures import ItemPictures
+from training.imports.merchant import GoogleMerchant
+from training.imports.mind import Mind
+from training.imports.movielens import MovieLens
+from training.imports.postgres import Postgres
+from training.imports.shopify import Shopify
+from training.imports.source_files import Progress, Source
+from training.imports.source_format import TIME, Batch, SourceFormat
+from training.table_files import ROW
+from training.timestamps import TIME_RULE, read_timestamps
+
+_FORMATS: Mapping[FormatName, Callable[[], SourceFormat]] = {
+    FormatName.GOOGLE_MERCHANT: GoogleMerchant,
+    FormatName.AMAZON_2023: Amazon2023,
+    FormatName.MOVIELENS: MovieLens,
+    FormatName.HM: HM,
+    FormatName.SHOPIFY: Shopify,
+    FormatName.MIND: Mind,
+    FormatName.POSTGRES: Postgres,
+}
+
+
+def run_import(
+    name: FormatName,
+    source: Path,
+    directory: Path,
+    *,
+    interactions: Path | None = None,
+    with_history: bool = False,
+    force: bool = False,
+    progress: Progress = lambda _step, _share: None,
+) -> ImportRecord:
+    """Import a source.
+
+    Args:
+        name: of the format.
+        source: directory with the files that the recipe names, or the file itself where it is one.
+        directory: where the data set goes; see :func:`training.imports.import_directory.new_directory`.
+        interactions: a ``.csv`` or ``.parquet`` file of events as a data set has them, in place of those of the source.
+        with_history: MIND only: also take the clicks that have no time.
+        force: whether an earlier import in ``directory`` may be replaced.
+        progress: told how far each file is.
+
+    Returns:
+        What was taken, and what was left out and why.
+
+    Raises:
+        DatasetError: the source breaks its format, nothing usable is left, or the directory is taken or cannot be
+            written.
+        RunBusy: another import into the same place is at work.
+    """
+    if with_history and name is not FormatName.MIND:
+        raise DatasetError(f"--with-history is for {FormatName.MIND.value}, the format is {name.value}; leave it out")
+    files = Source(source, progress)
+    files.check()
+    reader = Mind(with_history=True) if with_history else _FORMATS[name]()
+    if source.is_file() and not reader.one_file:
+        raise DatasetError(f"{source}: {name.value} has several files; give the directory that holds them")
+    record = ImportRecord()
+    with new_directory(directory, source, force=force) as aside:
+        pictures = ItemPictures(source, aside, record)
+        ids = write_items(reader.items(files, record), aside, reader.items_suffix, pictures, record)
+        if interactions is not None:
+            write_interactions(_given(interactions), aside, ids, TIME_RULE, record)
+        elif reader.has_interactions:
+            write_interactions(reader.interactions(files, record), aside, ids, reader.time_rule, record)
+        else:
+            record.note("this format has no events; import again with --interactions FILE before training")
+        write_record(aside, {"format": name.value, **record.to_json()})
+    return record
+
+
+def _given(path: Path) -> list[Batch]:
+    """Events of a file that is already as a data set has them; the line of row n of a CSV is n + 1."""
+    rows = read_any_interactions(path)
+    times = read_timestamps(rows[TIMESTAMP]).microseconds.alias(TIME)
+    header = int(path.suffix.lower() == ".csv")
+    line = (pl.col(ROW).cast(pl.Int64) + header).alias(LINE)
+    return [Batch(path.name, rows.with_columns(line, times).drop(ROW, TIMESTAMP))]
