@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from catalogues import HISTORY, LAYOUT, saved_catalogue
+from threadpoolctl import threadpool_limits
 
 from demo.embedded_redis import EmbeddedRedis
 from index.build import build_bundle
@@ -165,12 +166,13 @@ def search(options: argparse.Namespace) -> dict[str, Any]:
     bundle.warm_up()
     histories = [bundle.probes.history(probe) for probe in range(len(bundle.probes))]
     queries = bundle.encode(histories)
-    return {
-        "k": K,
-        "queries": len(histories),
-        "encode_ms": percentiles(lambda number: bundle.encode([histories[number]]), len(histories)),
-        "search_ms": percentiles(lambda number: bundle.search(queries[[number]], K), len(histories)),
-    }
+    with threadpool_limits(1, user_api="blas"):  # as `vlm2rec serve` runs; FAISS and ONNX Runtime take one anyway
+        return {
+            "k": K,
+            "queries": len(histories),
+            "encode_ms": percentiles(lambda number: bundle.encode([histories[number]]), len(histories)),
+            "search_ms": percentiles(lambda number: bundle.search(queries[[number]], K), len(histories)),
+        }
 
 
 def serve(options: argparse.Namespace, registry: Path, indexed_bytes: int) -> dict[str, Any]:

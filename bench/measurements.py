@@ -46,6 +46,11 @@ class Measurements:
         found: dict[str, Any] = self._all["measurements"][key]
         return found
 
+    def forget(self, stage: str) -> None:
+        """Drop the measurements of a stage, so that they are made again; the file keeps them until the next one."""
+        kept = {key: found for key, found in self._all["measurements"].items() if key.partition("/")[0] != stage}
+        self._all["measurements"] = kept
+
     def read(self) -> Reading:
         """What is measured so far, for medians and ratios."""
         return Reading(self._all)

@@ -29,7 +29,8 @@ _PATIENCE_S = 2.0
 _LATE_S = 1.0
 _MOST_CONNECTIONS = 1000
 
-# due, answered (perf_counter seconds), status, degraded (0 or 1), milliseconds inside the server if it refused
+# due, answered (perf_counter seconds), status, degraded (0 or 1), and of a refusal the milliseconds inside the server:
+# from the first bytes of the request to those of the answer, as the server says
 Record = tuple[float, float, int, int, float]
 Keep = Callable[[bytes, float, float, int, bytes], None]
 
@@ -188,7 +189,10 @@ def summary(records: Sequence[Record], started: float, seconds: float) -> dict[s
 
     ``good`` are whole answers within a second of the moment they were due, ``degraded`` those that say they are less,
     ``late`` those after that second, ``refused`` 429 and 503, ``errors`` all else and what was never answered.
-    Latencies are of all answers with 200. ``good_by_second`` is the share by the second in which a request was due.
+    Latencies are of all answers with 200, degraded and late ones included, and of no others: what is refused or never
+    answered has no part in them. A refusal has two of its own: ``refusal_server_…``, as the server says, and
+    ``refusal_client_…``, from the moment when the request was due. ``good_by_second`` is the share by the second in
+    which a request was due.
     """
     due, answered, status, degraded, refusal_ms = np.array(records, dtype=np.float64).reshape(-1, 5).T
     ok = status == 200
@@ -212,7 +216,9 @@ def summary(records: Sequence[Record], started: float, seconds: float) -> dict[s
             zip(("p50_ms", "p90_ms", "p99_ms"), np.percentile(latency_ms, [50, 90, 99]).tolist(), strict=True)
         )
     if refused.any():
-        found["refusal_p50_ms"], found["refusal_p99_ms"] = np.percentile(refusal_ms[refused], [50, 99]).tolist()
+        for place, refusals_ms in (("server", refusal_ms), ("client", 1000 * (answered - due))):
+            p50, p99 = np.percentile(refusals_ms[refused], [50, 99]).tolist()
+            found |= {f"refusal_{place}_p50_ms": p50, f"refusal_{place}_p99_ms": p99}
     return found
 
 

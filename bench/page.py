@@ -14,7 +14,7 @@ from bench.contenders import EVERYONE
 from bench.markdown_table import markdown_table
 from bench.plots import latency, throughput
 from bench.reading import Reading
-from bench.targets import MOST_P90_MS, MOST_P99_MS, Verdict, contender, size, verdicts
+from bench.targets import MOST_P90_MS, MOST_P99_MS, WRONG_REFUSAL, Verdict, contender, size, verdicts
 
 _ROOT = Path(__file__).parent.parent
 PAGE = _ROOT / "docs" / "benchmarks.md"
@@ -31,7 +31,9 @@ make bench-serving                        # goes on where it ended; BENCH_ARGS=-
 ```
 
 Load generator, Redis and server share one machine, so **only ratios within one run mean anything**; contenders take
-turns, and every figure is the median of {rounds} round(s). Closed loop: {tool} with {connections} connections. Open
+turns, and every figure is the median of {rounds} round(s), each by itself, so that those of a row need not add up;
+errors are those of all rounds. Latencies are of answered requests: what was never answered counts under errors and in
+no percentile. Closed loop: {tool} with {connections} connections. Open
 loop: requests due at random moments of a constant rate (Poisson), latency counted from the moment a request was due.
 Every request names a user with a stored history of 10 and asks for 20 items; catalogues are made, clustered vectors of
 192 dimensions (text, image, behaviour), the encoder has 2 layers of 128.
@@ -40,6 +42,16 @@ _WHY = (
     "Where the time goes, and so why some do not hold, is in "
     "[experiments.md](experiments.md#where-the-time-goes), with what was tried against it.\n"
 )
+_REFUSALS = """The time to refuse is told twice: by the server, from the first bytes of the request that it received to
+those of the refusal, and by the client, from the moment when the request was due. Only the latter includes the wait
+until the server reads the request.
+
+**Earlier versions of this page said “p99 to refuse 0.01 ms, holds”. That was wrong**: the server timed how long it took
+to build one header, not the refusal.
+"""
+_NOT_REFUSED_AGAIN = """**It is not measured again yet**: `make bench-serving BENCH_ARGS="--only overload"` measures
+this section again and leaves the rest.
+"""
 _NOT_RUN = """## Not run
 
 - **GPU**: no figures; none was at hand. `python -m bench.gpu_serving` measures p50 and p99 at 1,000 requests a second
@@ -133,7 +145,8 @@ def _contenders(read: Reading, images: Path) -> Iterator[str]:
     more = ("same items", "memory", "start")
     yield from markdown_table(("", *names, *more), (_row(read, one.name) for one in EVERYONE))
     yield (
-        "Memory counts pages shared between processes once. Start: from the start of the process to its first answer. "
+        "Memory counts pages shared between processes once. Start: from the start of the process to its first answer; "
+        "the system's cache of files is not emptied before. "
         "Recall and “same items” hold served answers against exact search and against the bundle asked directly; the "
         "echo answers constants.\n"
     )
@@ -242,18 +255,23 @@ def _overload(read: Reading) -> Iterator[str]:
     keys.append(f"overload/{{round}}/{(read.settings.get('overloads') or [0])[-1]}x connections")
     yield (
         f"Peak: {_number(peak, '{:,.0f}')} whole answers a second. A whole answer that comes more than a second after "
-        "it was due counts as late, not as good.\n"
+        "it was due counts as late, not as good. p50 / p99 are of all answers with 200, degraded and late ones too; "
+        "in the closed loop of all answers.\n"
     )
+    yield _REFUSALS
+    if any(read.median(key, WRONG_REFUSAL) is not None for key in keys):
+        yield _NOT_REFUSED_AGAIN
     rows = []
     for key in keys:
         figures = [read.median(key, name) for name in ("offered", "good", "degraded", "late", "refused", "errors")]
         seen = [_number(value, "{:,.0f}") for value in figures]
-        refusal = _number(read.median(key, "refusal_p99_ms"), "{:.2f} ms")
+        refusals = [read.median(key, f"refusal_{place}_p99_ms") for place in ("server", "client")]
+        refusal = "–" if None in refusals else " / ".join(f"{value:.2f}" for value in refusals) + " ms"
         latencies = " / ".join(_number(read.median(key, name), "{:,.0f}") for name in ("p50_ms", "p99_ms"))
         share = _number(read.ratio(key, "overload/{round}/peak"), "{:.0%}")
         rows.append((key.rpartition("/")[2], *seen, share, f"{latencies} ms", refusal))
     names = ("offered/s", "good/s", "degraded/s", "late/s", "refused/s", "errors", "good ÷ peak", "p50 / p99")
-    yield from markdown_table(("", *names, "p99 to refuse"), rows)
+    yield from markdown_table(("", *names, "p99 to refuse, server / client"), rows)
 
 
 def _users(read: Reading) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
     python -m bench.serving            # goes on where the last run ended
     python -m bench.serving --fresh    # begins anew
+    python -m bench.serving --only overload    # measures this stage again and leaves the rest
     python -m bench.serving --smoke    # seconds, to see that everything runs
 
 Every measurement is stored as soon as it is done (bench/results/serving.json); at the end docs/benchmarks.md is
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,21 +30,22 @@ from bench.page import PAGE, write_page
 from bench.plan import SMOKE, Plan
 from bench.running import DidNotServe
 from bench.setting import Setting
-from bench.stages import Visit, measured_visits, tuning_visits
+from bench.stages import Task, Visit, measured_visits, tuning_visits
 
 _ROOT = Path(__file__).parent.parent
 _WORK = _ROOT / ".bench"
+_STAGES = ("tuning", "contenders", "sizes", "overload", "users")
 _OUT = _ROOT / "bench" / "results" / "serving.json"
 
 
-def prepare(plan: Plan, results: Measurements, work: Path) -> dict[int, Published]:
-    """Build and publish the bundle of every size; what is there already stays."""
+def prepare(sizes: Iterable[int], results: Measurements, work: Path) -> dict[int, Published]:
+    """Build and publish the bundle of each of these sizes; what is there already stays."""
     encoder = work / "encoder.onnx"
     if not encoder.exists():
         subprocess.run([sys.executable, "-m", "bench.encoder", str(encoder)], check=True)
     found = {}
     with Progress() as bars:
-        for rows in plan.sizes:
+        for rows in sizes:
             bar = bars.add_task(f"{rows:,} items", total=1.0)
 
             def progress(stage: str, share: float, bar: TaskID = bar, rows: int = rows) -> None:
@@ -60,23 +62,33 @@ def prepare(plan: Plan, results: Measurements, work: Path) -> dict[int, Publishe
     return found
 
 
+def wanted(visits: Iterable[Visit], only: str | None) -> list[Visit]:
+    """The visits of one stage, or all."""
+    return [visit for visit in visits if only is None or visit.stage == only]
+
+
+def missing(visit: Visit, results: Measurements) -> list[Task]:
+    """What of a visit is not measured yet."""
+    return [task for task in visit.tasks if task.key not in results]
+
+
 def carry_out(visit: Visit, setting: Setting, results: Measurements) -> None:
     """Start a contender, do what is not measured yet, end it; one that cannot serve is recorded with the reason."""
-    missing = [task for task in visit.tasks if task.key not in results]
-    if not missing:
+    tasks = missing(visit, results)
+    if not tasks:
         return
     started = time.perf_counter()
     try:
         with setting.start(visit.contender, visit.rows, visit.users) as running:
             if visit.warm:
                 setting.closed(running, visit.users, setting.plan.connections, setting.plan.warm_s)
-            for task in missing:
+            for task in tasks:
                 measured = task.measure(running)
                 results.put(task.key, measured, took_s=time.perf_counter() - started)
                 print(f"  {task.key:<44} {_shown(measured)}", flush=True)
                 started = time.perf_counter()
     except (CannotInstall, DidNotServe) as error:
-        for task in missing:
+        for task in tasks:
             if task.key not in results:
                 results.put(task.key, {"failed": str(error)}, took_s=time.perf_counter() - started)
         print(f"  {visit.contender.name}: {error}", flush=True)
@@ -86,6 +98,7 @@ def main() -> None:
     """Measure everything that is not measured yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="begin anew; built bundles are kept all the same")
+    parser.add_argument("--only", choices=_STAGES, help="measure this stage again, and nothing else")
     parser.add_argument("--smoke", action="store_true", help="seconds instead of minutes, results aside")
     parser.add_argument("--out", type=Path, default=None, help=f"default {_OUT.relative_to(_ROOT)}")
     parser.add_argument("--work", type=Path, default=_WORK, help="where bundles are kept between runs")
@@ -98,11 +111,15 @@ def main() -> None:
         asdict(plan) | {"load": load_tool()},
         fresh=options.fresh or options.smoke,
     )
-    bundles = prepare(plan, results, options.work)
-    with ExitStack() as ends_with_us:
-        setting = ends_with_us.enter_context(Setting(plan, bundles))
+    if options.only:
+        results.forget(options.only)
+    bundles: dict[int, Published] = {}
+    with Setting(plan, bundles) as setting:
+        every = (*tuning_visits(setting), *measured_visits(setting, results))
+        needed = {visit.rows for visit in wanted(every, options.only) if missing(visit, results)}
+        bundles |= prepare(sorted(needed), results, options.work)
         for visits in (tuning_visits(setting), measured_visits(setting, results)):
-            planned = list(visits)  # only now, since the tuning decides how peers are measured
+            planned = wanted(visits, options.only)  # only now, since the tuning decides how peers are measured
             for number, visit in enumerate(planned, 1):
                 print(
                     f"[{number}/{len(planned)}] {visit.stage}: {visit.contender.name}, {visit.rows:,} items", flush=True

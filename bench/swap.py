@@ -287,7 +287,7 @@ def judge(
     swaps = []
     for (kind, bundle_id), moment, own in zip(stage.swaps, moved, during, strict=True):
         marker = f'"bundle":"{bundle_id}"'.encode()
-        firsts = [answer.due for answer in answers if marker in answer.body]
+        firsts = [answer.due + answer.seconds for answer in answers if marker in answer.body]
         taken = min(firsts) - moment if firsts else None
         swaps.append({"kind": kind, "seconds_to_first_answer": taken} | quantiles(own))
     before, worst = quantiles(quiet), max(swap["p99_ms"] for swap in swaps)

@@ -3,13 +3,17 @@
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.reading import Reading
 
 MOST_P90_MS = 7.0
 MOST_P99_MS = 20.0
 LEAST_RECALL = 0.95
+
+# In files of earlier runs: the time that one header took to build, which was taken for the time to refuse.
+WRONG_REFUSAL = "refusal_p99_ms"
+NOT_AGAIN = "measured wrongly before, not measured again yet"
 
 CONTENDER = "contenders/{{round}}/{name}/{what}"
 SIZE = "sizes/{{round}}/{rows}/{what}"
@@ -104,9 +108,11 @@ def _overload(read: Reading) -> Iterator[Verdict]:
         yield _at_least(about, f"open-loop {times} × the peak: goodput ≥ {least:.0%} of it", goodput, least, "{:.0%}")
         yield _recovered(read, about, times)
     for times in (2, 5):
-        refusal = read.median(f"overload/{{round}}/{times}x", "refusal_p99_ms")
+        key = f"overload/{{round}}/{times}x"
         target = f"{times} × the peak: p99 of the time to refuse < 5 ms inside the server"
-        yield _at_most(about, target, refusal, 5.0, "{:.2f} ms")
+        found = _at_most(about, target, read.median(key, "refusal_server_p99_ms"), 5.0, "{:.2f} ms")
+        measured_wrongly = found.holds is None and read.median(key, WRONG_REFUSAL) is not None
+        yield replace(found, measured=NOT_AGAIN) if measured_wrongly else found
     crowd = read.ratio("overload/{round}/5x connections", peak)
     yield _at_least(about, "closed-loop with 5 × the connections: ≥ 90 % of the peak", crowd, 0.9, "{:.0%}")
 

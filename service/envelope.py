@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
 from service.body_budget import BODIES, BodyBudget
-from service.http_protocol import HURRY, REFUSAL
+from service.http_protocol import BEGAN, HURRY, REFUSAL
 from service.logs import REQUEST_ID
 from service.metrics import Metrics
 from service.problems import CROWDED, internal_problem, problem_response
@@ -64,7 +64,7 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        trace = Trace(request_id_from(_header(scope, b"x-request-id")), hurry=HURRY in scope)
+        trace = Trace(request_id_from(_header(scope, b"x-request-id")), hurry=HURRY in scope, began=scope.get(BEGAN))
         scope[TRACE] = trace
         scope[BODIES] = self._bodies
         REQUEST_ID.set(trace.request_id)

@@ -14,7 +14,7 @@ from typing import Any, Final
 import httptools
 import uvicorn
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from service.connections import Connections
@@ -28,13 +28,13 @@ from service.problems import (
     QUEUE_FULL,
     REQUEST_LATE,
     ProblemKind,
-    problem_response,
 )
+from service.refusal_bytes import refusal_bytes
 from service.request_head import HeadFault, fault_in, path_of
-from service.security_headers import PLAIN
 from service.trace import new_request_id, request_id_from
 
 # What a connection says of a request in its scope; `service.envelope` and `service.bodies` act on it.
+BEGAN: Final = "vlm2rec.began"  # `perf_counter` seconds when its first bytes were received
 REFUSAL: Final = "vlm2rec.refusal"
 LATE: Final = "vlm2rec.late"
 HURRY: Final = "vlm2rec.hurry"
@@ -105,6 +105,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._has_left = False  # the client sends no more
         self._idle = False  # between two requests
         self._in_head = True
+        self._reads_again = False  # a head that has been read, without its upgrade
+        self._received_at = self._began_at = perf_counter()
         self._unused_bytes = 0  # received since the last thing that could be used
         self._waiting_since = self._all.clock()
         self._unread_since = inf
@@ -130,7 +132,9 @@ class GuardedProtocol(HttpToolsProtocol):
         """Parse what came, unless this client has been told that it is heard no more."""
         if self._deaf:
             return
-        self._idle = False
+        self._received_at = perf_counter()
+        if self._idle:
+            self._idle, self._began_at = False, self._received_at
         self._unused_bytes += len(data)
         self._unset_keepalive_if_required()
         try:
@@ -153,10 +157,11 @@ class GuardedProtocol(HttpToolsProtocol):
         return True
 
     def on_message_begin(self) -> None:
-        """Start the clock of a request."""
+        """Start the clocks of a request."""
         super().on_message_begin()
         self._in_head = True
-        if not self._deaf:
+        if not self._deaf and not self._reads_again:
+            self._began_at = self._received_at
             self._waiting_since = self._all.clock()
 
     def on_headers_complete(self) -> None:
@@ -173,6 +178,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return  # the parser stops here; `_ignore_upgrade` has the head read again
         self._in_head = False
         self._unused_bytes = 0
+        self.scope[BEGAN] = self._began_at  # type: ignore[typeddict-unknown-key]
         if refusal is not None:
             self.scope[REFUSAL] = refusal  # type: ignore[typeddict-unknown-key]
             self.url = b"/"  # whatever was sent may be no address
@@ -249,16 +255,15 @@ class GuardedProtocol(HttpToolsProtocol):
                 return
 
     def _ignore_upgrade(self) -> None:
-        """Have a new parser read the head again without the upgrade; the request keeps its clock."""
+        """Have a new parser read the head again without the upgrade; the request keeps its clocks."""
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         lines = b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
         head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, lines)
-        began = self._waiting_since
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn sets it
+        self._reads_again = True
         self.parser.feed_data(head)
-        if self._waiting_since < inf and not self._idle:
-            self._waiting_since = began
+        self._reads_again = False
 
     def _refusal(self) -> HeadFault | None:
         """What is wrong with a request whose head is complete."""
@@ -323,7 +328,10 @@ class GuardedProtocol(HttpToolsProtocol):
                 self._abort()
                 return
             self._disconnect()
-        self.transport.write(self._refusal_bytes(kind, _DETAILS[kind] if detail is None else detail))
+        headers = {"Connection": "close"} | ({"Retry-After": str(self._all.retry_after_s)} if kind is CROWDED else {})
+        detail = _DETAILS[kind] if detail is None else detail
+        request_id = new_request_id()
+        self.transport.write(refusal_bytes(kind, detail, request_id=request_id, headers=headers, began=self._began_at))
         self._end_when_read()
 
     def _end(self) -> None:
@@ -369,31 +377,22 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _turn_away(self, cycle: RequestResponseCycle) -> None:
         """Refuse a request at once, for a small part of what it costs to ask the application."""
-        started = perf_counter()
         given = next((value for name, value in cycle.scope["headers"] if name == b"x-request-id"), None)
-        request_id = request_id_from(given)
-        more = {"X-Request-ID": request_id, "Retry-After": str(self._all.retry_after_s)}
-        detail = "more requests are in progress than can be answered soon; ask again later"
-        more["Server-Timing"] = f"total;dur={(perf_counter() - started) * 1000.0:.3f}"
+        more = {"Retry-After": str(self._all.retry_after_s)}
         if not cycle.keep_alive:
             more["Connection"] = "close"
+        detail = "more requests are in progress than can be answered soon; ask again later"
+        answer = refusal_bytes(
+            QUEUE_FULL,
+            detail,
+            request_id=request_id_from(given),
+            headers=more,
+            began=cycle.scope[BEGAN],  # type: ignore[typeddict-item]
+            has_body=cycle.scope["method"] != "HEAD",
+        )
         cycle.response_started = cycle.response_complete = True
-        self.transport.write(_answer_bytes(QUEUE_FULL, detail, request_id, more))
+        self.transport.write(answer)
         self._all.on_turned_away(cycle.scope["method"])
         if not cycle.keep_alive:
-            self.transport.close()
+            self._end()
         cycle.on_response()
-
-    def _refusal_bytes(self, kind: ProblemKind, detail: str) -> bytes:
-        request_id = new_request_id()
-        more = {"X-Request-ID": request_id, "Connection": "close"}
-        if kind is CROWDED:
-            more["Retry-After"] = str(self._all.retry_after_s)
-        return _answer_bytes(kind, detail, request_id, more)
-
-
-def _answer_bytes(kind: ProblemKind, detail: str, request_id: str, more: dict[str, str]) -> bytes:
-    """A problem as it goes over the wire."""
-    answer = problem_response(kind, detail, request_id=request_id, headers=more)
-    headers = b"".join(name + b": " + value + b"\r\n" for name, value in (*answer.raw_headers, *PLAIN))
-    return STATUS_LINE[kind.status] + headers + b"\r\n" + bytes(answer.body)

@@ -71,7 +71,7 @@ class SpanRecorder:
             start_time=start,
         )
         if span.is_recording():
-            within, at = self._within(span), start
+            within, at = self._within(span), start + int(trace.waited_ms * _NS_PER_MS)
             for stage, milliseconds in trace.stages.items():
                 end = at + int(milliseconds * _NS_PER_MS)
                 self._tracer.start_span(stage, context=within, start_time=at).end(end)

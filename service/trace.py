@@ -19,7 +19,7 @@ class Stopwatch(Protocol):
 
     @property
     def elapsed_ms(self) -> float:
-        """Milliseconds since the request arrived."""
+        """Milliseconds since the request began."""
         ...
 
     @property
@@ -34,20 +34,24 @@ class Trace:
     Args:
         request_id: as from :func:`request_id_from`.
         hurry: whether so much is in progress that there is only time for a cheap answer.
+        began: `perf_counter` seconds when the first bytes of the request were received; None: now.
 
     Attributes:
         hurry: likewise.
         request_id: answered as ``X-Request-ID`` and logged.
-        started: `perf_counter` seconds when the request arrived.
+        started: `perf_counter` seconds when the request began.
+        waited_ms: milliseconds from then until now, when its first stage begins.
     """
 
-    __slots__ = ("_last", "_stages", "hurry", "request_id", "started")
+    __slots__ = ("_last", "_stages", "hurry", "request_id", "started", "waited_ms")
 
-    def __init__(self, request_id: str, *, hurry: bool = False) -> None:
+    def __init__(self, request_id: str, *, hurry: bool = False, began: float | None = None) -> None:
         self.request_id = request_id
         self.hurry = hurry
         self._stages: dict[str, float] = {}
-        self.started = self._last = perf_counter()
+        self._last = perf_counter()
+        self.started = self._last if began is None else began
+        self.waited_ms = (self._last - self.started) * 1000.0
 
     def lap(self, stage: str) -> None:
         """End a stage: all time since the previous lap is its own."""
@@ -65,13 +69,18 @@ class Trace:
 
     @property
     def elapsed_ms(self) -> float:
-        """Milliseconds since the request arrived."""
+        """Milliseconds since the request began."""
         return (perf_counter() - self.started) * 1000.0
 
     def server_timing(self) -> str:
         """The stages and the total as a ``Server-Timing`` header (milliseconds)."""
         stages = "".join(f"{stage};dur={duration:.3f}, " for stage, duration in self.stages.items())
-        return f"{stages}total;dur={self.elapsed_ms:.3f}"
+        return stages + total_since(self.started, perf_counter())
+
+
+def total_since(began: float, now: float) -> str:
+    """The entry ``total`` of a ``Server-Timing`` header; both times in `perf_counter` seconds."""
+    return f"total;dur={(now - began) * 1000.0:.3f}"
 
 
 def request_id_from(given: bytes | None) -> str:

@@ -59,7 +59,8 @@ def test_every_request_is_sent_and_counted_by_what_became_of_it() -> None:
     assert found["degraded"] * 0.5 == sent[LESS]
     assert found["refused"] * 0.5 == sent[REFUSED]
     assert found["errors"] == sent[FAILED] + sent[b""]
-    assert found["refusal_p50_ms"] == 2.5
+    assert found["refusal_server_p50_ms"] == 2.5
+    assert found["refusal_client_p50_ms"] > 0.0
 
 
 def test_arrivals_are_poisson_and_the_same_for_a_seed() -> None:
@@ -108,4 +109,6 @@ def test_figures_by_hand() -> None:
     }
     assert found["good_by_second"] == [0.5, 0.0]
     assert found["p50_ms"] == pytest.approx(4.0)
-    assert found["refusal_p50_ms"] == pytest.approx(4.0)
+    assert found["refusal_server_p50_ms"] == pytest.approx(4.0)
+    assert found["refusal_client_p50_ms"] == pytest.approx(100.0)  # from when they were due, both after a tenth of one
+    assert "refusal_p99_ms" not in found  # in files of earlier runs, where it was something else

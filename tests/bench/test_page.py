@@ -147,3 +147,20 @@ def test_the_page_tells_of_what_code_its_figures_are(tmp_path: Path, commits: li
         one["commit"] = commits[number % 2]
     text = page(read, tmp_path, [])
     assert [words for words in ("+: files", "gone on with") if words in text] == said
+
+
+def test_the_time_to_refuse_of_earlier_runs_is_said_to_be_wrong(tmp_path: Path) -> None:
+    earlier = run(**{"overload/*/2x": {"refusal_p99_ms": 0.01}})
+    again = "measured wrongly before, not measured again yet"
+    assert verdict(earlier, "2 × the peak: p99 of the time to refuse") == (again, None)
+    assert verdict(earlier, "5 × the peak: p99 of the time to refuse") == ("not measured", None)
+    text = page(earlier, tmp_path, [])
+    assert again in text
+    assert "not measured again yet**: `make bench-serving" in text
+    assert "0.01 ms |" not in text
+    measured = run(**{"overload/*/2x": {"refusal_server_p99_ms": [4.0, 6.0, 4.5], "refusal_client_p99_ms": 80.0}})
+    assert verdict(measured, "2 × the peak: p99 of the time to refuse") == ("4.50 ms", True)
+    text = page(measured, tmp_path, [])
+    assert "| 4.50 / 80.00 ms |" in text
+    assert "Earlier versions of this page said" in text
+    assert "not measured again yet" not in text

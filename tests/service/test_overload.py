@@ -1,6 +1,7 @@
 """Overload: half full, answers are cheap and say so; full, requests are turned away at once; health is always told."""
 
 import json
+import time
 from typing import Any
 
 from shops import OpenClient, eventually
@@ -87,6 +88,55 @@ def test_full_it_turns_away_at_once_and_takes_the_next_when_there_is_room() -> N
         assert [one.answer()[0] for one in busy] == [200] * 3
         eventually(lambda: load.in_progress == 0)
         assert client.send(post(b"[1]")).answer()[2] == b"[1]"
+
+
+def total_ms(headers: dict[str, str]) -> float:
+    return float(headers["server-timing"].rpartition("total;dur=")[2])
+
+
+def sent_slowly(server: Running, request: bytes) -> dict[str, str]:
+    """The headers of the answer to a request whose last byte is sent a tenth of a second after the first ones."""
+    client = server.open(request[:-1])
+    time.sleep(0.1)
+    return client.send(request[-1:]).answer()[1]
+
+
+def test_the_time_of_a_refusal_counts_from_the_first_bytes_of_its_request() -> None:
+    load = Load(2)
+    with running(LIMITS, load=load) as server:
+        busy = filled(server, load)
+        assert total_ms(sent_slowly(server, GET)) >= 99.0  # 429, written without the application
+        server.released.set()
+        assert [one.answer()[0] for one in busy] == [200, 200]
+        eventually(lambda: load.in_progress == 0)
+        assert total_ms(sent_slowly(server, GET.replace(b"host: x\r\n", b""))) >= 99.0  # 400, by way of it
+        assert total_ms(sent_slowly(server, b"GET / HTTP/1.1\r\nhost\n")) >= 99.0  # 400, written without it
+        assert total_ms(sent_slowly(server, GET)) >= 99.0  # 200
+        client = server.open(GET)
+        client.answer()
+        time.sleep(0.3)
+        begun = time.monotonic()
+        headers = client.send(b"HELLO\r\n\r\n").answer()[1]
+        assert total_ms(headers) <= 1000.0 * (time.monotonic() - begun)  # the time between requests is nobody's
+
+
+def test_one_that_is_turned_away_gets_no_body_to_a_head() -> None:
+    load = Load(2)
+    with running(LIMITS, load=load) as server:
+        filled(server, load)
+        client = server.open(GET.replace(b"GET", b"HEAD") + READY)
+        head, _, rest = received(client, 2).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 429 ")
+        assert b"content-length: " in head
+        assert rest.startswith(b"HTTP/1.1 200 ")
+
+
+def received(client: Client, answers: int) -> bytes:
+    """All bytes until so many answers have begun."""
+    data = b""
+    while data.count(b"HTTP/1.1 ") < answers:
+        data += client.socket.recv(65_536)
+    return data
 
 
 def test_one_turned_away_may_send_the_rest_of_its_body_and_ask_again() -> None:

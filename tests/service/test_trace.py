@@ -1,6 +1,7 @@
 """Request ids and stage times."""
 
 import re
+from time import perf_counter
 
 import pytest
 
@@ -31,6 +32,14 @@ def test_laps_share_out_all_time_and_add_up() -> None:
     assert list(trace.stages) == ["a", "b"]
     assert 0 <= sum(trace.stages.values()) <= trace.elapsed_ms
     assert re.fullmatch(r"a;dur=\d+\.\d{3}, b;dur=\d+\.\d{3}, total;dur=\d+\.\d{3}", trace.server_timing())
+
+
+def test_the_total_counts_from_the_first_bytes_and_the_first_stage_from_now() -> None:
+    trace = Trace("r", began=perf_counter() - 0.5)
+    trace.lap("a")
+    assert trace.elapsed_ms >= 500.0
+    assert float(trace.server_timing().rpartition("total;dur=")[2]) >= 500.0
+    assert 500.0 <= trace.waited_ms <= trace.elapsed_ms - trace.stages["a"]
 
 
 def test_stages_may_end_while_others_are_read() -> None:
