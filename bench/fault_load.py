@@ -16,6 +16,7 @@ from bench.fault_stage import Stage
 from bench.open_loop import Client, arrivals, requests_of
 from index.bundle import Bundle
 from index.registry import Registry
+from service.history_keys import BUCKETS, keys_of, stream_key
 
 USERS = 200
 _SEPARATOR = "\x1f"
@@ -162,10 +163,11 @@ class Running:
 def lost_and_doubled(stage: Stage, acknowledged: Sequence[Event]) -> tuple[list[Event], list[str]]:
     """Acknowledged events that are not in Redis, in the stream and in the history; and what is there twice."""
     with stage.admin() as admin:
-        streamed = Counter(fields["event_id"] for _, fields in admin.xrange("vlm2rec:events"))
+        streams = [admin.xrange(stream_key("vlm2rec", bucket)) for bucket in range(BUCKETS)]
+        streamed = Counter(fields["event_id"] for entries in streams for _, fields in entries)
         kept: Counter[str] = Counter()
         for user in {event.user_id for event in acknowledged}:
-            steps = admin.lrange(f"vlm2rec:{{{user}}}:history", 0, -1)
+            steps = admin.lrange(keys_of("vlm2rec", user).history, 0, -1)
             kept.update(f"{user} {step.rpartition(_SEPARATOR)[0]}" for step in steps)
     lost = [event for event in acknowledged if not streamed[event.event_id] or not kept[event.step]]
     return lost, [name for found in (streamed, kept) for name, count in found.items() if count > 1]

@@ -24,7 +24,7 @@ def fill(url: str, histories: Sequence[Sequence[str]], first: int = 0) -> None:
 def bytes_per_user(url: str, numbers: Sequence[int]) -> float:
     """Mean bytes that Redis needs for all keys of a user, its own account of them (``MEMORY USAGE``)."""
     with redis.Redis.from_url(url) as client:
-        keys = [key for number in numbers for key in client.scan_iter(f"*{{{user_id(number)}}}*", count=10_000)]
+        keys = [key for number in numbers for key in client.scan_iter(f"*:{user_id(number)}", count=10_000)]
         return sum(int(client.memory_usage(key, samples=0) or 0) for key in keys) / len(numbers)
 
 

@@ -1,5 +1,7 @@
 """Directives: what operators tell all replicas, the pinned bundle and the hidden items, as this replica knows it.
 
+With it each replica learns that a user was erased on another one.
+
 The store is the truth, and every replica polls it. A copy in a local file is used when the store cannot be reached at
 the start. A store that lost what a replica knows (a Redis without a disk that restarted) gets it back from the first
 replica that notices, so that neither a hidden item nor a bundle that was rolled back comes back by accident.
@@ -77,16 +79,25 @@ class Directives:
         store: where all replicas keep them.
         path: the local file.
         on_file_error: told why the file could not be read or written; serving goes on without it.
+        on_erasure: called when a user was erased since the last look, on whichever replica; and at the first look.
 
     Attributes:
         hidden: the hidden items.
         pin: id of the pinned bundle; None: the pointer's serves.
     """
 
-    def __init__(self, store: DirectiveStore, path: Path, on_file_error: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        store: DirectiveStore,
+        path: Path,
+        on_file_error: Callable[[str], None],
+        on_erasure: Callable[[], None] = lambda: None,
+    ) -> None:
         self._store = store
         self._path = path
         self._on_file_error = on_file_error
+        self._on_erasure = on_erasure
+        self._erasure: str | None = None
         self._busy = asyncio.Lock()
         self._saving = asyncio.Lock()
         kept = self._load()
@@ -121,6 +132,14 @@ class Directives:
         """
         change = self._store.show if available else self._store.hide
         await self._write(lambda known: change(item_id, known))
+
+    async def announce_erasure(self) -> None:
+        """Let every replica know that a user was erased; this one too looks at it as at any other's.
+
+        Raises:
+            DirectivesUnavailable: the store does not answer; others may not know.
+        """
+        await self._store.announce_erasure()
 
     async def save(self) -> None:
         """Bring the local file up to date; a failure is told and tried again with the next change."""
@@ -158,6 +177,9 @@ class Directives:
 
     async def _catch_up(self) -> None:
         edition = await self._store.edition()
+        if edition.erasure != self._erasure:
+            self._erasure = edition.erasure
+            self._on_erasure()
         if edition.is_behind(self._edition):
             await self._store.restore(self._edition, self.pin, tuple(self.hidden.ids))
             return

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 
 from service.errors import DirectivesUnavailable
 from service.ports import Changes, Edition
@@ -25,6 +26,7 @@ class MemoryDirectives:
     def lose(self) -> None:
         """Forget everything, as a Redis without a disk does when it restarts."""
         self._edition = Edition()
+        self._erasure = ""
         self._floor = 0
         self._pin: str | None = None
         self._hidden: dict[str, int] = {}
@@ -33,7 +35,7 @@ class MemoryDirectives:
     async def edition(self) -> Edition:
         """The state now; see `DirectiveStore.edition`."""
         self._check_available()
-        return self._edition
+        return replace(self._edition, erasure=self._erasure)
 
     async def changes(self, since: Edition) -> Changes:
         """What changed; see `DirectiveStore.changes`."""
@@ -71,6 +73,11 @@ class MemoryDirectives:
             while len(self._shown) > self._shown_cap:
                 self._floor = self._shown.pop(next(iter(self._shown)))
         return True
+
+    async def announce_erasure(self) -> None:
+        """Name an erasure; see `DirectiveStore.announce_erasure`."""
+        self._check_available()
+        self._erasure = uuid.uuid4().hex
 
     async def restore(self, edition: Edition, pin: str | None, hidden: Sequence[str]) -> None:
         """Take a state back; see `DirectiveStore.restore`."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 
 from service.errors import SessionsUnavailable
+from service.history_keys import bucket_cap, bucket_of
 from service.ports import Event, HistoryEntry
 
 
@@ -14,7 +15,7 @@ class MemorySessions:
     Args:
         history_cap: newest events kept of each user.
         ttl_s: seconds after a user's last event until the history is forgotten.
-        stream_cap: newest events kept of all users.
+        stream_cap: newest events kept of all users, an equal part of them of each bucket.
         event_ids_cap: newest event ids of each user against which retries are recognised.
         clock: seconds, monotonic.
 
@@ -38,7 +39,9 @@ class MemorySessions:
         self._histories: dict[str, deque[HistoryEntry]] = {}
         self._event_ids: dict[str, dict[str, None]] = {}
         self._expires: dict[str, float] = {}
-        self._stream: deque[Event] = deque(maxlen=stream_cap)
+        self._bucket_cap = bucket_cap(stream_cap)
+        self._arrived = 0
+        self._streams: dict[int, deque[tuple[int, Event]]] = {}
         self.available = True
 
     async def append(self, events: Sequence[Event]) -> int:
@@ -55,7 +58,8 @@ class MemorySessions:
             history = self._histories.setdefault(event.user_id, deque(maxlen=self._history_cap))
             history.append(HistoryEntry(event.item_id, event.timestamp, event.type))
             self._expires[event.user_id] = self._clock() + self._ttl_s
-            self._stream.append(event)
+            self._stream_of(event.user_id).append((self._arrived, event))
+            self._arrived += 1
             stored += 1
         for user_id in {event.user_id for event in events}:  # after the whole call, as all of it is one
             event_ids = self._event_ids[user_id]
@@ -77,9 +81,10 @@ class MemorySessions:
         """Forget a user; see `HistoryStore.erase`."""
         self._check_available()
         self._forget(user_id)
-        kept = [event for event in self._stream if event.user_id != user_id]
-        self._stream.clear()
-        self._stream.extend(kept)
+        stream = self._stream_of(user_id)
+        kept = [(number, event) for number, event in stream if event.user_id != user_id]
+        stream.clear()
+        stream.extend(kept)
 
     async def alive(self) -> bool:
         """Whether calls are answered."""
@@ -89,8 +94,12 @@ class MemorySessions:
         """Nothing to close."""
 
     async def stream(self) -> list[Event]:
-        """The stream of all events, oldest first."""
-        return list(self._stream)
+        """The streams of all buckets together, oldest first."""
+        entries = sorted(entry for stream in self._streams.values() for entry in stream)
+        return [event for _, event in entries]
+
+    def _stream_of(self, user_id: str) -> deque[tuple[int, Event]]:
+        return self._streams.setdefault(bucket_of(user_id), deque(maxlen=self._bucket_cap))
 
     def _check_available(self) -> None:
         if not self.available:

@@ -6,7 +6,7 @@ behaviour (`service.memory_sessions`, `service.memory_directives`), held to it b
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -90,10 +90,12 @@ class Edition:
     Attributes:
         epoch: names one life of the store, from its first directive until it loses all; empty before the first.
         number: changes made in that life; every change adds one.
+        erasure: names the last erasure of a user on any replica, at random; empty before the first. It is no change.
     """
 
     epoch: str = ""
     number: int = 0
+    erasure: str = field(default="", compare=False)
 
     def is_behind(self, other: "Edition") -> bool:
         """Whether this state lacks what ``other`` has: a store that lost everything, or went back in time."""
@@ -144,6 +146,10 @@ class DirectiveStore(Protocol):
 
     async def show(self, item_id: str, known: Edition) -> bool:
         """Show a hidden item again; one that is not hidden changes nothing."""
+        ...
+
+    async def announce_erasure(self) -> None:
+        """Let every replica know by the edition that a user was erased; whose it was is not said."""
         ...
 
     async def restore(self, edition: Edition, pin: str | None, hidden: Sequence[str]) -> None:

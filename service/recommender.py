@@ -58,11 +58,13 @@ class Recommender:
         self._hidden = hidden
         self._recent = recent
         self._observe = observe
+        self._generation: int | None = None
 
     def reading(self, histories: HistoryReader) -> "Recommender":
-        """The same recommender with histories that are read elsewhere, as those of a whole batch are."""
+        """The same recommender with histories that are read from now on, as those of a whole batch are."""
         other = copy.copy(self)
         other._histories = histories  # noqa: SLF001 - of this very class
+        other._generation = self._recent.generation  # noqa: SLF001
         return other
 
     async def recommend(self, bundle: Bundle, query: Query, watch: Stopwatch) -> Answer:
@@ -77,8 +79,9 @@ class Recommender:
             RuleBroken: an unknown slot, weights that are all 0, or an unknown item where that is refused.
             FilterError: the filter does not fit the metadata.
         """
+        generation = self._recent.generation if self._generation is None else self._generation
         stored, degraded = await self._stored(query, watch)
-        self._recent.add(stored)  # never what a request brings along: whose it is may not have consented
+        self._recent.add(stored, generation)  # never what a request brings along: whose it is may not have consented
         asked = _Asked.of(bundle, query, stored, await self._allowed(bundle, query), liked=bundle.max_history)
         watch.lap("filter")
         return await self._first_that_finds(asked, ("sequence", "similar"), degraded, watch)

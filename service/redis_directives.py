@@ -3,8 +3,8 @@
 Keys, all under one prefix (default ``vlm2rec``), on one node of a cluster, none of them ever expiring:
 
 ==================================  ====  =====================================================================
-``<prefix>:{directives}:state``     hash  ``epoch``, ``number`` of changes, ``pin``, and the ``floor``: changes up
-                                          to that number may be forgotten
+``<prefix>:{directives}:state``     hash  ``epoch``, ``number`` of changes, ``pin``, the ``floor``: changes up to that
+                                          number may be forgotten; ``erasure``: the last erasure of a user, at random
 ``<prefix>:{directives}:hidden``    zset  hidden item ids by the number of the change that hid them
 ``<prefix>:{directives}:shown``     zset  item ids shown again, likewise; the newest 10,000
 ==================================  ====  =====================================================================
@@ -112,8 +112,8 @@ class RedisDirectives:
     async def edition(self) -> Edition:
         """The state now; see `DirectiveStore.edition`."""
         with translated("directives", DirectivesUnavailable, self._watch):
-            epoch, number = await self._read("epoch", "number")
-        return Edition(epoch, _count(number))
+            epoch, number, erasure = await self._read("epoch", "number", "erasure")
+        return Edition(epoch, _count(number), erasure)
 
     async def changes(self, since: Edition) -> Changes:
         """What changed; see `DirectiveStore.changes`. Read in pages, so that a large set holds nobody up."""
@@ -137,6 +137,11 @@ class RedisDirectives:
     async def show(self, item_id: str, known: Edition) -> bool:
         """Show an item again; see `DirectiveStore.show`."""
         return await self._write("show", item_id, known)
+
+    async def announce_erasure(self) -> None:
+        """Name an erasure; see `DirectiveStore.announce_erasure`."""
+        with translated("erasure", DirectivesUnavailable, self._watch):
+            await self._link.call("HSET", self._keys[0], "erasure", uuid.uuid4().hex, kind=int)
 
     async def restore(self, edition: Edition, pin: str | None, hidden: Sequence[str]) -> None:
         """Take a state back; see `DirectiveStore.restore`."""

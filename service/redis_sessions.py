@@ -1,77 +1,36 @@
 """RedisSessions: the histories of users in Redis.
 
-Keys, all under one prefix (default ``vlm2rec``):
+Keys, all under one prefix (default ``vlm2rec``), ``bNNN`` being one of 64 buckets of users (`service.history_keys`):
 
-=========================  ======  ==================================================================================
-``<prefix>:{user}:history``  list    newest events of a user, oldest first, as ``item U+001F timestamp U+001F type``
-``<prefix>:{user}:events``   zset    event ids of a user by arrival, against which retries are recognised
-``<prefix>:events``          stream  events of all users with their fields, for retraining
-=========================  ======  ==================================================================================
+=====================================  ======  ========================================================================
+``<prefix>:{bNNN}:history:<user>``     list    newest events of a user, oldest first: item, timestamp, type
+``<prefix>:{bNNN}:event_ids:<user>``   zset    event ids of a user by arrival, against which retries are recognised
+``<prefix>:{bNNN}:stream``             stream  events of all users of the bucket with their fields, for retraining
+``<prefix>:{bNNN}:stream_ids:<user>``  list    ids of a user's entries in that stream, oldest first, for erasing them
+=====================================  ======  ========================================================================
 
-The two keys of a user expire together, a fixed time after the last event; nothing else does. Ids hold no control
-characters, so U+001F separates safely.
+History and event ids of a user expire together, a fixed time after the last event. The rest does not: an id leaves
+``stream_ids`` with its entry. Ids hold no control characters, so U+001F separates the parts of an event safely.
+
+The layout before, ``<prefix>:{user}:history``, ``<prefix>:{user}:events`` and ``<prefix>:events``, is read where a user
+has nothing in the new one, moved when an event of the user is stored, and erased: docs/redis.md.
 """
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from service.breaker import WorstState
 from service.errors import SessionsUnavailable
+from service.history_keys import BUCKETS, bucket_cap, keys_of, old_stream_key, stream_key
 from service.ports import Event, HistoryEntry
 from service.redis_client import UNWATCHED, RedisWatch, connector, texts, translated
-from service.redis_link import RedisLink, Script
+from service.redis_history_scripts import APPEND, ERASE, ERASE_FROM_OLD_STREAM
+from service.redis_link import RedisLink
 
 _SEPARATOR: Final = "\x1f"
 _ERASE_BATCH: Final = 1000
-
-# One call, all or none: Redis runs a script alone and to its end, and refuses its first write or none. A key of another
-# kind would end it in the middle, with an event id kept and its event not, so kinds are looked at first. Members of one
-# user's `events` are scored by arrival, so that the oldest are dropped first.
-_APPEND: Final = Script("""
-for at = 1, #KEYS do
-    local found, wanted = redis.call('TYPE', KEYS[at]).ok, at == 1 and 'stream' or at % 2 == 0 and 'list' or 'zset'
-    if found ~= 'none' and found ~= wanted then
-        return redis.error_reply('WRONGTYPE a key of this prefix is a ' .. found .. ' and not a ' .. wanted)
-    end
-end
-local history_cap, ttl, event_ids_cap, stream_cap =
-    tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
-local stored, touched = 0, {}
-for at = 5, #ARGV, 8 do
-    local user, event_id, entry = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2]
-    if event_id == '' or redis.call('ZADD', KEYS[2 * user + 1], 'NX', now + stored, event_id) == 1 then
-        redis.call('RPUSH', KEYS[2 * user], entry)
-        redis.call('XADD', KEYS[1], 'MAXLEN', stream_cap, '*', 'user_id', ARGV[at + 3], 'item_id', ARGV[at + 4],
-            'timestamp', ARGV[at + 5], 'type', ARGV[at + 6], 'event_id', event_id, 'request_id', ARGV[at + 7])
-        touched[user] = true
-        stored = stored + 1
-    end
-end
-for user, _ in pairs(touched) do
-    redis.call('LTRIM', KEYS[2 * user], -history_cap, -1)
-    redis.call('EXPIRE', KEYS[2 * user], ttl)
-    redis.call('ZREMRANGEBYRANK', KEYS[2 * user + 1], 0, -event_ids_cap - 1)
-    redis.call('EXPIRE', KEYS[2 * user + 1], ttl)
-end
-return stored
-""")
-
-# One batch of the stream: deletes the user's entries among the next ones, answers where to go on ('' at the end).
-_ERASE_FROM_STREAM: Final = Script("""
-local entries = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[3])
-for _, entry in ipairs(entries) do
-    if entry[2][2] == ARGV[2] then
-        redis.call('XDEL', KEYS[1], entry[1])
-    end
-end
-if #entries < tonumber(ARGV[3]) then
-    return ''
-end
-return entries[#entries][1]
-""")
 
 
 class RedisSessions:
@@ -84,7 +43,7 @@ class RedisSessions:
         url: ``redis://``, ``rediss://`` or ``unix://``.
         history_cap: newest events kept of each user.
         ttl_s: seconds after a user's last event until the history expires.
-        stream_cap: newest events kept of all users.
+        stream_cap: newest events kept of all users, an equal part of them of each bucket.
         event_ids_cap: newest event ids of each user against which retries are recognised.
         timeout_s: seconds that one answer, or connecting, may take.
         prefix: start of every key.
@@ -109,15 +68,17 @@ class RedisSessions:
         connect, worst = connector(url, timeout_s), WorstState(watch.on_state)
         self._reads = RedisLink(connect, timeout_s=timeout_s, on_state=worst.of("reads"))
         self._writes = RedisLink(connect, timeout_s=timeout_s, on_state=worst.of("writes"))
-        self._caps = (history_cap, ttl_s, event_ids_cap, stream_cap)
+        self._caps = (history_cap, event_ids_cap, ttl_s, bucket_cap(stream_cap), BUCKETS)
         self._prefix = prefix
         self._watch = watch
-        self._stream_key = f"{prefix}:events"
 
     async def append(self, events: Sequence[Event]) -> int:
         """Store events; see `HistoryStore.append`."""
         users = {user: number for number, user in enumerate(dict.fromkeys(event.user_id for event in events), 1)}
-        keys = [self._stream_key, *(key for user in users for key in self._keys(user))]
+        keys = [old_stream_key(self._prefix)]
+        for user in users:
+            of = keys_of(self._prefix, user)
+            keys += (of.stream, of.history, of.event_ids, of.stream_ids, of.old_history, of.old_event_ids)
         arguments: list[str | int] = [*self._caps]
         for event in sorted(events, key=lambda event: event.timestamp):
             timestamp, kind = _number(event.timestamp), event.type or ""
@@ -132,7 +93,7 @@ class RedisSessions:
                 event.request_id or "",
             ]
         with self._translated("append"):
-            stored: int = await self._writes.run(_APPEND, keys, arguments, int)
+            stored: int = await self._writes.run(APPEND, keys, arguments, int)
         return stored
 
     async def recent(self, user_id: str) -> list[str]:
@@ -144,13 +105,19 @@ class RedisSessions:
         return [_entry(stored) for stored in await self._stored(user_id)]
 
     async def erase(self, user_id: str) -> None:
-        """Forget a user; see `HistoryStore.erase`. Reads the whole stream, in batches of 1000."""
+        """Forget a user; see `HistoryStore.erase`. Costs what the user's own events do, a thousand a call.
+
+        As long as there is a stream of the old layout, that is read whole too.
+        """
+        of = keys_of(self._prefix, user_id)
+        keys = [of.stream, of.history, of.event_ids, of.stream_ids, of.old_history, of.old_event_ids]
         with self._translated("erase"):
-            await self._writes.call("UNLINK", *self._keys(user_id), kind=int)
+            while await self._writes.run(ERASE, keys, [_ERASE_BATCH], int) == _ERASE_BATCH:
+                pass
             start = "-"
             while start:
                 asked: list[str | int] = [start, user_id, _ERASE_BATCH]
-                last = await self._writes.run(_ERASE_FROM_STREAM, [self._stream_key], asked, bytes)
+                last = await self._writes.run(ERASE_FROM_OLD_STREAM, [old_stream_key(self._prefix)], asked, bytes)
                 start = f"({last.decode()}" if last else ""
 
     async def alive(self) -> bool:
@@ -162,10 +129,15 @@ class RedisSessions:
             return False
 
     async def stream(self) -> list[Event]:
-        """The stream of all events, oldest first; for tests and small exports."""
+        """The streams of all buckets and the old one together, oldest first; for tests and small exports."""
+        keys = [old_stream_key(self._prefix), *(stream_key(self._prefix, bucket) for bucket in range(BUCKETS))]
         with self._translated("stream"):
-            stored = await self._reads.call("XRANGE", self._stream_key, "-", "+", kind=list)
-        return [_event(texts(fields)) for _, fields in stored]
+            reads = [self._reads.call("XRANGE", key, "-", "+", kind=list) for key in keys]
+            stored = [entry for entries in await asyncio.gather(*reads) for entry in entries]
+            arrived = sorted(
+                ([int(part) for part in entry_id.split(b"-")], texts(fields)) for entry_id, fields in stored
+            )
+        return [_event(fields) for _, fields in arrived]
 
     async def close(self) -> None:
         """Close the connections."""
@@ -173,16 +145,20 @@ class RedisSessions:
         await self._writes.close()
 
     async def _stored(self, user_id: str) -> list[str]:
+        of = keys_of(self._prefix, user_id)
         with self._translated("recent"):
-            return texts(await self._reads.call("LRANGE", self._keys(user_id)[0], 0, -1, kind=list))
+            found = await self._history(of.history)
+            if not found:
+                # Asked in this order on one connection, whatever is moved meanwhile is found at one of the two places.
+                old, found = await asyncio.gather(self._history(of.old_history), self._history(of.history))
+                found = found or old
+            return found
+
+    async def _history(self, key: str) -> list[str]:
+        return texts(await self._reads.call("LRANGE", key, 0, -1, kind=list))
 
     def _translated(self, operation: str) -> AbstractContextManager[None]:
         return translated(operation, SessionsUnavailable, self._watch)
-
-    def _keys(self, user_id: str) -> tuple[str, str]:
-        # The braces are a hash tag: a Redis Cluster keeps both keys on one node. They end at the first closing brace.
-        tag = user_id.replace("%", "%25").replace("}", "%7D")
-        return f"{self._prefix}:{{{tag}}}:history", f"{self._prefix}:{{{tag}}}:events"
 
 
 def _number(timestamp: float) -> str:

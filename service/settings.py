@@ -124,7 +124,11 @@ class Settings(BaseSettings):
     event_ids_cap: int = Field(
         1000, ge=1, le=100_000, description="Newest event ids of each user against which retries are recognised."
     )
-    stream_cap: int = Field(1_000_000, ge=1, description="Newest events of all users kept for retraining.")
+    stream_cap: int = Field(
+        1_000_000,
+        ge=1,
+        description="Newest events of all users kept for retraining, an equal part of each of 64 buckets of users.",
+    )
     require_consent: bool = Field(
         False, description="Keep only events that say `consent: true`; off: a consent that is not said counts as given."
     )

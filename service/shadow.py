@@ -36,18 +36,27 @@ class RecentHistories:
 
     Args:
         cap: histories kept.
+
+    Attributes:
+        generation: how often all were forgotten; to be noted before a history is read.
     """
 
     def __init__(self, cap: int) -> None:
         self._cap = cap
         self._kept: OrderedDict[History, None] = OrderedDict()
+        self.generation = 0
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def add(self, items: Sequence[str]) -> None:
-        """Keep a history, oldest item first; of a long one its newest fifty items."""
-        if not items:
+    def add(self, items: Sequence[str], generation: int) -> None:
+        """Keep a history; it is dropped if all were forgotten since it was read, as its user may have been erased.
+
+        Args:
+            items: oldest first; of more than fifty the newest fifty are kept.
+            generation: :attr:`generation` before the history was read.
+        """
+        if not items or generation != self.generation:
             return
         history = tuple(items[-_LONGEST:])
         self._kept[history] = None
@@ -57,6 +66,7 @@ class RecentHistories:
 
     def clear(self) -> None:
         """Forget all of them: whose they were is not known, so one user can only be forgotten with all."""
+        self.generation += 1
         self._kept.clear()
 
     def newest(self) -> list[History]:

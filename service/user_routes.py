@@ -111,8 +111,12 @@ class UserRoutes:
         """Erase all that is kept of a user; one that was never seen is no error."""
         trace = admit_to_data(request, self._services)
         user_id = _user_id(request)
-        self._services.recent.clear()
-        await self._services.histories.erase(user_id)
+        try:
+            await self._services.histories.erase(user_id)
+            await self._services.directives.announce_erasure()
+        finally:
+            # After the store: a history that was read before it was erased is then forgotten, or not taken any more.
+            self._services.recent.clear()
         trace.lap("erase")
         return Response(status_code=204)
 

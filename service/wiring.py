@@ -39,8 +39,8 @@ def open_services(settings: Settings) -> Services:
     log, metrics, current = logger(), Metrics(), CurrentBundle()
     histories = _open_histories(settings, metrics)
     watch = RedisWatch(metrics.redis_call, metrics.redis_error)
-    directives = _open_directives(settings, watch)
     recent = RecentHistories(settings.shadow_histories)
+    directives = _open_directives(settings, watch, on_erasure=recent.clear)
     source = _open_source(settings, metrics.bundles.loaded)
     shelf = Shelf(
         current=current,
@@ -134,7 +134,9 @@ def _open_histories(settings: Settings, metrics: Metrics) -> RedisSessions:
     )
 
 
-def _open_directives(settings: Settings, watch: RedisWatch = UNWATCHED) -> Directives:
+def _open_directives(
+    settings: Settings, watch: RedisWatch = UNWATCHED, on_erasure: Callable[[], None] = lambda: None
+) -> Directives:
     store = RedisDirectives(
         settings.redis_url.get_secret_value(),
         timeout_s=settings.redis_timeout_ms / 1000.0,
@@ -142,7 +144,10 @@ def _open_directives(settings: Settings, watch: RedisWatch = UNWATCHED) -> Direc
         watch=watch,
     )
     return Directives(
-        store, settings.directives_path, lambda trouble: logger().error("directives not kept", detail=trouble)
+        store,
+        settings.directives_path,
+        lambda trouble: logger().error("directives not kept", detail=trouble),
+        on_erasure,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from index.bundle import Bundle
+from service.history_keys import keys_of
 
 PORT = int(os.environ.get("BENCH_PORT", "8000"))
 REDIS = os.environ.get("BENCH_REDIS", "")
@@ -26,7 +27,7 @@ LONGEST = 10
 
 def key_of(user_id: str) -> str:
     """Where `service.redis_sessions` keeps the history of a user."""
-    return f"vlm2rec:{{{user_id}}}:history"
+    return keys_of("vlm2rec", user_id).history
 
 
 class Answering:

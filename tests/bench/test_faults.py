@@ -14,6 +14,7 @@ from bench.balancer import Balancer
 from bench.fault_load import Event, Load, Outcome, lost_and_doubled
 from bench.fault_stage import Stage
 from bench.faults import FAULTS, Phase, Plan, run, table
+from service.history_keys import keys_of
 
 KILLED, _, _, FULL, *_, RESTARTED, _ = FAULTS
 EVENT = Event("user-1", "item", 1)
@@ -143,10 +144,11 @@ def test_a_lost_or_doubled_event_would_be_noticed(small_registry: Path, tmp_path
         assert stage.post("/events", {"events": [event.body() for event in events]})[0] == 200
         assert lost_and_doubled(stage, events) == ([], [])
         with stage.admin() as admin:
-            admin.lpop(f"vlm2rec:{{{events[0].user_id}}}:history")
-            (last,) = admin.xrevrange("vlm2rec:events", count=1)
-            admin.xdel("vlm2rec:events", last[0])
-            admin.delete(f"vlm2rec:{{{events[15].user_id}}}:events")
+            admin.lpop(keys_of("vlm2rec", events[0].user_id).history)
+            stream = keys_of("vlm2rec", events[-1].user_id).stream
+            ((last, _fields),) = admin.xrevrange(stream, count=1)
+            admin.xdel(stream, last)
+            admin.delete(keys_of("vlm2rec", events[15].user_id).event_ids)
         assert stage.post("/events", events[15].body())[1]["stored"] == 1
         lost, doubled = lost_and_doubled(stage, events)
         assert lost == [events[0], events[-1]]

@@ -8,6 +8,7 @@ from redis import Redis
 from starlette.testclient import TestClient
 
 from service import schemas
+from service.history_keys import keys_of
 
 EVERY = [
     ("POST", "/recommend", {"items": ["i1"]}),
@@ -68,7 +69,7 @@ def test_the_id_of_an_answer_travels_with_its_events_to_the_stream(open_client: 
         ]
         assert client.post("/events", json={"events": events}).json()["stored"] == 3
     with Redis.from_url(redis_url, decode_responses=True) as redis:
-        stream = [fields for _, fields in redis.xrange("test-join:events")]
+        stream = [fields for _, fields in redis.xrange(keys_of("test-join", "u").stream)]
     assert [(fields["item_id"], fields["request_id"]) for fields in stream] == [
         ("i0", ids[0]),
         ("i1", ids[1]),

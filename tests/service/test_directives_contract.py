@@ -226,3 +226,22 @@ def test_what_others_wrote_into_a_key_is_no_crash(redis_url: str) -> None:
         client.hset(f"{prefix}:{{directives}}:state", mapping={"epoch": b"\xff", "number": "no number"})
         client.set(f"{prefix}:{{directives}}:hidden", "not a zset")
         asyncio.run(check())
+
+
+def test_an_erasure_is_named_anew_each_time_and_is_no_change(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            assert (await store.edition()).erasure == ""
+            names = []
+            for _ in range(2):
+                await store.announce_erasure()
+                names.append((await store.edition()).erasure)
+            assert len({"", *names}) == 3
+            assert await store.edition() == NEW
+            assert await store.hide("a", NEW)
+            now = await store.edition()
+            assert (now.number, now.erasure) == (1, names[-1])
+            await store.restore(Edition(now.epoch, 5), None, [])
+            assert (await store.edition()).erasure == names[-1]
+
+    asyncio.run(check())

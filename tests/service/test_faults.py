@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from starlette.testclient import TestClient
 
 from demo.embedded_redis import EmbeddedRedis
 from service.errors import SessionsUnavailable
+from service.history_keys import keys_of, old_stream_key
 from service.ports import Event
 from service.redis_client import RedisWatch
 from service.redis_sessions import RedisSessions
@@ -163,8 +165,8 @@ def test_keys_of_another_kind_lose_no_event(open_client: Any, redis: EmbeddedRed
     """An event that cannot be stored whole leaves nothing behind, not even its id: its retry is no duplicate."""
     with open_client(redis_url=redis.url, redis_prefix="p") as client, Redis.from_url(redis.url) as admin:
         events = [{"user_id": user, "item_id": "i1", "event_id": "e"} for user in ("a", "b")]
-        for key, command in (("p:events", "SET"), ("p:{b}:history", "SET"), ("p:{b}:events", "SET")):
-            admin.execute_command(command, key, "a string")
+        for key in (old_stream_key("p"), *astuple(keys_of("p", "b"))):
+            admin.set(key, "a string")
             assert client.post("/events", json={"events": events}).status_code == 503
             assert admin.keys("p:*") == [key.encode()]
             admin.delete(key)

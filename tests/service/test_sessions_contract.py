@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from service.errors import SessionsUnavailable, SettingsError
+from service.history_keys import BUCKETS, bucket_of, keys_of
 from service.memory_sessions import MemorySessions
 from service.ports import Event, HistoryEntry
 from service.redis_client import RedisWatch
@@ -154,10 +155,23 @@ def test_histories_expire(open_store: OpenStore) -> None:
 
 def test_the_stream_keeps_whole_events_up_to_its_cap(open_store: OpenStore) -> None:
     async def check() -> None:
-        async with open_store(stream_cap=2) as store:
+        async with open_store(stream_cap=BUCKETS) as store:
             whole = event("v", "c", 3.25, type="view", event_id="e", request_id="r")
             await store.append([event("u", "a", 1), event("u", "b", 2), whole])
-            assert await store.stream() == [event("u", "b", 2), whole]
+            assert await store.stream() == [event("u", "b", 2), whole]  # u and v are of two buckets
+
+    asyncio.run(check())
+
+
+def test_the_bucket_of_a_user_with_many_events_drops_its_oldest_and_no_other_does(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store(stream_cap=3 * BUCKETS) as store:
+            await store.append([event("other", "a"), event("neighbour", "b")])
+            assert bucket_of("neighbour") != bucket_of("other")
+            for number in range(5):
+                await store.append([event("other", str(number))])
+            kept = [(entry.user_id, entry.item_id) for entry in await store.stream()]
+            assert kept == [("neighbour", "b"), ("other", "2"), ("other", "3"), ("other", "4")]
 
     asyncio.run(check())
 
@@ -229,9 +243,10 @@ def test_redis_keys_of_a_user_share_a_slot_and_expire_but_the_stream_does_not(re
     with redis.Redis.from_url(redis_url) as client:
         keys = {key.decode(): client.ttl(key) for key in client.keys(f"{prefix}*")}
         assert keys == {
-            f"{prefix}:{{u%7Dv}}:history": 1000,
-            f"{prefix}:{{u%7Dv}}:events": 1000,
-            f"{prefix}:events": -1,
+            f"{prefix}:{{b027}}:history:u}}v": 1000,
+            f"{prefix}:{{b027}}:event_ids:u}}v": 1000,
+            f"{prefix}:{{b027}}:stream_ids:u}}v": -1,
+            f"{prefix}:{{b027}}:stream": -1,
         }
 
 
@@ -247,7 +262,7 @@ def test_what_others_wrote_into_a_key_is_no_crash(redis_url: str) -> None:
         await store.close()
 
     with redis.Redis.from_url(redis_url) as client:
-        client.rpush(f"{prefix}:{{u}}:history", b"\xff", b"b\x1fno number\x1f")
-        client.rpush(f"{prefix}:{{v}}:history", b"a\x1eb", b"\x1e", b"c\x1f1\x1f")
-        client.set(f"{prefix}:{{w}}:history", "not a list")
+        client.rpush(keys_of(prefix, "u").history, b"\xff", b"b\x1fno number\x1f")
+        client.rpush(keys_of(prefix, "v").history, b"a\x1eb", b"\x1e", b"c\x1f1\x1f")
+        client.set(keys_of(prefix, "w").history, "not a list")
         asyncio.run(check())

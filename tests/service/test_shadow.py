@@ -37,12 +37,22 @@ def best(bundle: Bundle, history: tuple[str, ...], without: frozenset[str] = fro
 def test_the_newest_different_histories_are_kept() -> None:
     recent = RecentHistories(3)
     for history in (["a"], ["b"], [], ["a"], ["c", "d"], ["e"]):
-        recent.add(history)
+        recent.add(history, 0)
     assert recent.newest() == [("e",), ("c", "d"), ("a",)]
-    recent.add([str(number) for number in range(80)])
+    recent.add([str(number) for number in range(80)], 0)
     assert recent.newest()[0] == tuple(str(number) for number in range(30, 80))
     recent.clear()
     assert (len(recent), recent.newest()) == (0, [])
+
+
+def test_a_history_that_was_read_before_all_were_forgotten_is_not_taken() -> None:
+    recent = RecentHistories(3)
+    before = recent.generation
+    recent.clear()
+    recent.add(["late"], before)
+    assert recent.newest() == []
+    recent.add(["new"], recent.generation)
+    assert recent.newest() == [("new",)]
 
 
 def test_a_bundle_beside_itself(days: tuple[Bundle, Bundle]) -> None:

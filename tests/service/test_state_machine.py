@@ -4,6 +4,7 @@ The model knows nothing of Redis: caps, the order within one call, repeated even
 items may be answered. `k` is larger than the catalogue, so that an answer must be a whole set, not merely a part of it.
 """
 
+import asyncio
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from service.memory_sessions import MemorySessions
 from service.redis_directives import RedisDirectives
 from service.redis_sessions import RedisSessions
 
-HISTORY_CAP, EVENT_IDS_CAP, STREAM_CAP, MAX_HISTORY = 6, 3, 14, 5
+HISTORY_CAP, EVENT_IDS_CAP, STREAM_CAP, MAX_HISTORY = 6, 3, 7, 5
 ALL_ITEMS = [*(f"i{row}" for row in range(58)), "ein Tee/grün", "👟"]
 NO_SLOT = "i3"
 K = 100
@@ -76,7 +77,8 @@ class Model:
         for user in {event["user_id"] for event in sent}:
             self.histories[user] = self.histories.get(user, [])[-HISTORY_CAP:]
             self.event_ids[user] = self.event_ids[user][-EVENT_IDS_CAP:]
-        self.stream = self.stream[-STREAM_CAP:]
+        kept = [[entry for entry in self.stream if entry.user_id == user][-STREAM_CAP:] for user in USERS]
+        self.stream = [entry for entry in self.stream if any(entry is one for of_user in kept for one in of_user)]
         return stored
 
     def erase(self, user: str) -> None:
@@ -234,7 +236,11 @@ def run(client: TestClient, stream: Callable[[], list[Any]], forget_all: Callabl
     run_state_machine_as_test(type("Opened", (Shopping,), about), settings=small(examples))
 
 
-CAPS = {"history_cap": HISTORY_CAP, "event_ids_cap": EVENT_IDS_CAP, "stream_cap": STREAM_CAP}
+CAPS = {
+    "history_cap": HISTORY_CAP,
+    "event_ids_cap": EVENT_IDS_CAP,
+    "stream_cap": 64 * STREAM_CAP,
+}  # the two users are of two buckets
 
 
 @pytest.fixture
@@ -243,7 +249,8 @@ def with_redis(open_client: OpenClient, redis_url: str) -> Iterator[Callable[[in
     with open_client(redis_prefix=prefix, admin_keys=[ADMIN], **CAPS) as client, Redis.from_url(redis_url) as redis:
 
         def stream() -> list[tuple[str, str, float, str | None]]:
-            found: Any = redis.xrange(f"{prefix}:events")
+            found: Any = [entry for key in redis.scan_iter(f"{prefix}:*:stream") for entry in redis.xrange(key)]
+            found.sort(key=lambda entry: [int(part) for part in entry[0].split(b"-")])
             texts = [[field.decode() for field in islice(fields.values(), 4)] for _, fields in found]
             return [(user, item, float(timestamp), kind or None) for user, item, timestamp, kind in texts]
 
@@ -277,10 +284,11 @@ def test_any_order_in_memory(open_client: OpenClient, monkeypatch: pytest.Monkey
         put_in_place_of(store, instead, monkeypatch)
 
     def stream() -> list[tuple[str, str, float, str | None]]:
-        return [(event.user_id, event.item_id, event.timestamp, event.type) for event in sessions._stream]
+        events = asyncio.run(sessions.stream())
+        return [(event.user_id, event.item_id, event.timestamp, event.type) for event in events]
 
     def forget_all() -> None:
-        for kept in (sessions._histories, sessions._event_ids, sessions._expires, sessions._stream):
+        for kept in (sessions._histories, sessions._event_ids, sessions._expires, sessions._streams):
             kept.clear()
 
     with open_client(admin_keys=[ADMIN]) as client:
