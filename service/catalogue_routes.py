@@ -13,6 +13,7 @@ from index.text_search import TextPage
 from index.thumbnails import MEDIA_TYPE
 from service import replies, schemas
 from service.bodies import shown, validate
+from service.cursors import Cursor, next_cursor
 from service.entity_tags import entity_tag, none_match
 from service.errors import NoPicture, UnknownItem
 from service.openapi import operation, path_parameter, query_parameters
@@ -25,7 +26,7 @@ _ITEM = operation(parameters=[path_parameter("item_id", "Percent-encoded, a slas
 _PAGE = operation(parameters=query_parameters(schemas.ItemsQuery))
 
 _TABLE = (
-    Route("GET", "/items", "items", "catalogue", replies.ItemsAnswer, extra=_PAGE),
+    Route("GET", "/items", "items", "catalogue", replies.ItemsAnswer, (410, *KEY_PROBLEMS), _PAGE),
     Route("GET", "/items/{item_id}", "item", "catalogue", replies.ItemAnswer, (404, *KEY_PROBLEMS), _ITEM),
     Route("GET", "/items/{item_id}/image", "image", "catalogue", None, (404, *KEY_PROBLEMS), _ITEM, MEDIA_TYPE),
 )
@@ -50,6 +51,7 @@ class CatalogueRoutes:
         trace = admit_to_data(request, self._services, takes_query=True)
         page = validate(schemas.ItemsQuery, dict(request.query_params))
         bundle = self._services.current.get()
+        Cursor.read(page.cursor).check(bundle.id, page.q)
         trace.lap("parse")
         content = await self._services.slow_lane.run(partial(_page, bundle, page, self._services.directives.hidden))
         trace.lap("browse")
@@ -77,13 +79,14 @@ class CatalogueRoutes:
 
 def _page(bundle: Bundle, page: schemas.ItemsQuery, hidden: Container[str]) -> bytes:
     """The JSON of one page; in another thread than that which hides items, but one look at a set is one step."""
+    start = Cursor.read(page.cursor).place
     if page.q is None:
-        end = min(page.cursor + page.limit, len(bundle))
-        found = TextPage(list(range(page.cursor, end)), end if end < len(bundle) else None)
+        end = min(start + page.limit, len(bundle))
+        found = TextPage(list(range(start, end)), end if end < len(bundle) else None)
     else:
-        found = bundle.text_search.page(page.q, page.cursor, page.limit)
-    body = {"bundle": bundle.id, "items": items_of(bundle, found.rows, hidden), "next": found.next}
-    return orjson.dumps(body)
+        found = bundle.text_search.page(page.q, start, page.limit)
+    following = None if found.next is None else next_cursor(found.next, bundle.id, page.q)
+    return orjson.dumps({"bundle": bundle.id, "items": items_of(bundle, found.rows, hidden), "next": following})
 
 
 def _row(bundle: Bundle, request: Request) -> int:

@@ -15,6 +15,8 @@ from index.allowed import Allowed
 from index.bundle import Bundle
 from service.trace import Stopwatch
 
+_LARGE_K = 200  # the smallest pool of a diverse answer
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lookup:
@@ -115,9 +117,13 @@ def _encode(bundle: Bundle, lookups: Sequence[Lookup]) -> NDArray[np.float32]:
 def _alike(lookups: Sequence[Lookup]) -> list[list[int]]:
     """Positions grouped so that each group is one search: the very same bitmap, and a k of about the same size.
 
-    A group is searched with its largest k, so those that want much are kept from those that want little.
+    A group is searched with its largest k, so those that want much are kept from those that want little. A large k is
+    searched as it is: an approximate index may find other rows with a larger one, and pages that are cut from the same
+    pool would repeat items.
     """
-    groups: dict[tuple[int, int], list[int]] = {}
+    groups: dict[tuple[int, int, bool], list[int]] = {}
     for position, lookup in enumerate(lookups):
-        groups.setdefault((id(lookup.allowed), lookup.k.bit_length()), []).append(position)
+        is_large = lookup.k >= _LARGE_K
+        size = lookup.k if is_large else lookup.k.bit_length()
+        groups.setdefault((id(lookup.allowed), size, is_large), []).append(position)
     return list(groups.values())

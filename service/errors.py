@@ -15,6 +15,7 @@ ServiceError
     ├── KeyRefused          the API key is not one of ours, or the route is closed
     ├── NoPicture           the bundle has no picture of the item
     ├── UnknownItem         the path or the body names an item that this bundle does not have
+    ├── CatalogueChanged    a cursor is of another bundle than the one that answers
     ├── RateExceeded        too many requests of one key or address; carries when to try again
     ├── RequestLate         the body did not arrive in time
     ├── BodiesFull          too many bodies are waited for at once
@@ -99,6 +100,10 @@ class NoPicture(RequestRefused):
 
 class UnknownItem(RequestRefused):
     """The path or the body names an item that this bundle does not have."""
+
+
+class CatalogueChanged(RequestRefused):
+    """A cursor is of another bundle than the one that answers."""
 
 
 class RateExceeded(RequestRefused):

@@ -46,6 +46,7 @@ UNKNOWN_ITEM = ProblemKind("unknown-item", 404, "The current bundle does not hav
 BUNDLE_REFUSED = ProblemKind("bundle-refused", 409, "The bundle may not serve")
 METHOD_NOT_ALLOWED = ProblemKind("method-not-allowed", 405, "The path does not take this method")
 REQUEST_LATE = ProblemKind("request-late", 408, "The request did not arrive in time")
+CATALOGUE_CHANGED = ProblemKind("catalogue-changed", 410, "The catalogue is another one than the cursor's")
 BODY_TOO_LARGE = ProblemKind("body-too-large", 413, "The body is over the limit")
 UNSUPPORTED_MEDIA_TYPE = ProblemKind("unsupported-media-type", 415, "The body must be JSON")
 RULE_BROKEN = ProblemKind("rule-broken", 422, "A field breaks a rule")
@@ -72,6 +73,7 @@ KINDS = (
     METHOD_NOT_ALLOWED,
     REQUEST_LATE,
     BUNDLE_REFUSED,
+    CATALOGUE_CHANGED,
     BODY_TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
     RULE_BROKEN,
@@ -93,6 +95,7 @@ _BY_ERROR: dict[type[Exception], ProblemKind] = {
     errors.KeyRefused: KEY_REFUSED,
     errors.NoPicture: NO_PICTURE,
     errors.UnknownItem: UNKNOWN_ITEM,
+    errors.CatalogueChanged: CATALOGUE_CHANGED,
     errors.RateExceeded: RATE_EXCEEDED,
     errors.RequestLate: REQUEST_LATE,
     errors.BodiesFull: CROWDED,

@@ -7,7 +7,7 @@ out besides (its history, `exclude`) is taken out of a longer answer, so that th
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from index.allowed import Allowed
 from index.bundle import Bundle
 from index.errors import EncoderError
 from service.answers import Answer, Degraded, Query, Strategy
-from service.diversity import maximal_marginal_relevance
+from service.diversity import maximal_marginal_relevance, stages_of
 from service.engine import Engine, LookedUp, Lookup
 from service.errors import RuleBroken, SessionsUnavailable, Violation
 from service.hidden import HiddenItems
@@ -27,9 +27,8 @@ from service.taste import Taste, mean_query, sequence_query
 from service.trace import Stopwatch
 
 _T = TypeVar("_T")
-_MIN_POOL = 200  # the contract fixes both: MMR orders one pool of max(200, 5 (offset + k))
-_POOL_FACTOR = 5
 _INLINE_COMPARISONS = 250_000  # a millisecond or two
+_INLINE_POOL = 200
 
 Observe = Callable[[Bundle, Query, Lookup, LookedUp, Answer], None]
 
@@ -131,14 +130,14 @@ class Recommender:
             if lookup is None:
                 continue
             try:
-                found = await _in_time(self._engine.look_up(asked.bundle, lookup), left_s)
+                found, candidates = await _in_time(self._look_up(asked, lookup), left_s)
             except EncoderError as error:
                 trouble = str(error)
                 continue
             except TimeoutError:
                 degraded = degraded or "deadline"
                 break
-            answer = await asked.ranked(found, strategy, degraded, trouble)
+            answer = await asked.ranked(candidates, strategy, degraded, trouble)
             watch.lap("rank")
             if answer is not None:
                 self._observe(asked.bundle, asked.query, lookup, found, answer)
@@ -146,6 +145,22 @@ class Recommender:
         answer = asked.popular(degraded, trouble)
         watch.lap("rank")
         return answer
+
+    async def _look_up(self, asked: "_Asked", lookup: Lookup) -> tuple[LookedUp, LookedUp]:
+        """What the engine finds first, and the candidates of the answer: of each pool one search of its own.
+
+        A wider pool goes on behind the one before, whatever the wider search says of its rows, so that the candidates
+        of a place are the same for every page.
+        """
+        first = found = await self._engine.look_up(asked.bundle, lookup)
+        candidates = asked.pooled(found, asked.pools[0])
+        for pool in asked.pools[1:]:
+            if found.rows.shape[0] < lookup.k:
+                break  # there are no more
+            lookup = replace(lookup, history=None, query=lambda _: first.query, k=pool + asked.more)
+            found = await self._engine.look_up(asked.bundle, lookup)
+            candidates = asked.pooled(found, pool, candidates)
+        return first, candidates
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,10 +217,10 @@ class _Asked:
         return cls(bundle, query, taste.newest(liked), list(unknown), barred, allowed, slot_weights)
 
     @property
-    def pool(self) -> int:
-        """How many items are ranked before the page is cut."""
+    def pools(self) -> tuple[int, ...]:
+        """How many items are ranked before the page is cut; with diversity by stages, ascending."""
         wanted = self.query.offset + self.query.k
-        return wanted if self.query.diversity == 0 else max(_MIN_POOL, _POOL_FACTOR * wanted)
+        return (wanted,) if self.query.diversity == 0 else tuple(stage.pool for stage in stages_of(wanted))
 
     @property
     def more(self) -> int:
@@ -229,20 +244,28 @@ class _Asked:
                 vector = sequence_query(encoded, self.bundle.vectors(self.taste.rows), self.taste.weights)
             return vector if self.slot_weights is None else vector * self.slot_weights
 
-        return Lookup(history, query, self.pool + self.more, self.allowed, watch)
+        return Lookup(history, query, self.pools[0] + self.more, self.allowed, watch)
+
+    def pooled(self, found: LookedUp, pool: int, before: LookedUp | None = None) -> LookedUp:
+        """The candidates in a pool: those of the pool before, then what else was found, without what is barred."""
+        kept = self._kept(found.rows)
+        if before is None:
+            return LookedUp(found.query, found.rows[kept[:pool]], found.scores[kept[:pool]])
+        new = kept[~np.isin(found.rows[kept], before.rows)][: pool - before.rows.shape[0]]
+        rows = np.concatenate((before.rows, found.rows[new]))
+        return LookedUp(found.query, rows, np.concatenate((before.scores, found.scores[new])))
 
     async def ranked(
         self, found: LookedUp, strategy: Strategy, degraded: Degraded | None, trouble: str | None
     ) -> Answer | None:
-        """Leave out what is barred, diversify, cut the page, explain; None where nothing is left to rank."""
-        kept = self._kept(found.rows)[: self.pool]
-        if not kept.size or not found.query.any():
+        """Diversify the candidates, cut the page, explain; None where nothing is left to rank."""
+        if not found.rows.size or not found.query.any():
             return None
+        page: slice | NDArray[np.int64] = slice(self.query.offset, self.query.offset + self.query.k)
         if self.query.diversity > 0:
-            kept = kept[await self._diverse(found, kept)]
-        page = kept[self.query.offset : self.query.offset + self.query.k]
+            page = (await self._diverse(found))[page]
         rows, contributions, nearest = found.rows[page], None, None
-        if self.query.explain and page.size:
+        if self.query.explain and rows.size:
             contributions = self.bundle.contributions(found.query[None], rows[None])[0]
             nearest = self._nearest(rows)
         used, scores = len(self.taste), found.scores[page]
@@ -261,14 +284,16 @@ class _Asked:
         kept = [place for place, row in enumerate(rows.tolist()) if row >= 0 and row not in self.barred]
         return np.array(kept, dtype=np.int64)
 
-    async def _diverse(self, found: LookedUp, kept: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Positions into ``kept``; a large pool is ordered in a thread, as it would hold up everybody else."""
-        relevance = found.scores[kept] / np.linalg.norm(found.query.astype(np.float64))
-        vectors = self.bundle.vectors(found.rows[kept])
-        count = self.query.offset + self.query.k
-        if kept.size <= _MIN_POOL:
-            return maximal_marginal_relevance(relevance, vectors, self.query.diversity, count)
-        return await asyncio.to_thread(maximal_marginal_relevance, relevance, vectors, self.query.diversity, count)
+    async def _diverse(self, found: LookedUp) -> NDArray[np.int64]:
+        """Positions of the candidates; a large pool is ordered in a thread, as it would hold up everybody else."""
+        if found.rows.shape[0] <= _INLINE_POOL:
+            return self._by_marginal_relevance(found)
+        return await asyncio.to_thread(self._by_marginal_relevance, found)
+
+    def _by_marginal_relevance(self, found: LookedUp) -> NDArray[np.int64]:
+        relevance = found.scores / np.linalg.norm(found.query.astype(np.float64))
+        vectors, wanted = self.bundle.vectors(found.rows), self.query.offset + self.query.k
+        return maximal_marginal_relevance(relevance, vectors, self.query.diversity, wanted, stages_of(wanted))
 
     def _nearest(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """The liked row with the largest unweighted ⟨x_item, x_h⟩ for each row; of equals the newest."""

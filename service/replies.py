@@ -110,7 +110,9 @@ class ItemsAnswer(BaseModel):
 
     bundle: str
     items: list[ItemAnswer]
-    next: int | None = Field(description="cursor of the next page; null at the end. A page may be short before that.")
+    next: str | None = Field(
+        description="`cursor` of the next page, of this bundle alone; null at the end. A page may be short before that."
+    )
 
 
 class ShadowSide(BaseModel):

@@ -20,6 +20,8 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
+from service import cursors
+
 MAX_ID_BYTES = 256
 MAX_WINDOW = 1000
 MAX_ITEMS = 500
@@ -280,7 +282,10 @@ class ItemsQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(20, ge=1, le=MAX_WINDOW, description="Items wanted.")
-    cursor: int = Field(0, ge=0, le=2**53, description="`next` of the page before.")
+    cursor: Annotated[str, Field(pattern=cursors.PATTERN)] = Field(
+        "0",
+        description="`next` of the page before, taken as it is; or a number: a place in whichever catalogue answers.",
+    )
     q: SearchText | SkipJsonSchema[None] = Field(
         None, description="A text that the id, the title or another text field contains, whatever the case."
     )

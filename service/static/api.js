@@ -22,7 +22,7 @@ export function useKey(value) {
   }
 }
 
-/** What went wrong: `kind` is key, busy, unready, refused, failed or unreachable. */
+/** What went wrong: `kind` is key, outdated, busy, unready, refused, failed or unreachable. */
 export class Failure extends Error {
   constructor(kind, title, detail, retryAfterS = null) {
     super(title);
@@ -94,6 +94,7 @@ function failure(response, problem) {
   const wait = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
   const retryAfterS = Number.isFinite(wait) ? wait : null;
   if (status === 401 || status === 403) return new Failure("key", "This service wants an API key", detail);
+  if (status === 410) return new Failure("outdated", "The catalogue changed", detail);
   if (status === 429) return new Failure("busy", "Too many requests at once", detail, retryAfterS);
   if (status === 503) return new Failure("unready", "The service is not ready", detail, retryAfterS);
   if (status < 500) return new Failure("refused", "The service refused this request", detail);

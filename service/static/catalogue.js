@@ -37,7 +37,8 @@ export class CataloguePanel {
     const text = byId("search").value.trim();
     this.#latest.ask((signal) => pageOf(text, cursor, signal), {
       answered: (page) => this.#show(page, more, text),
-      failed: (failure) => this.#say(`${failure.title}. ${failure.detail ?? ""}`),
+      // Another bundle answers now: its first page, as a place in the old one means another item.
+      failed: (failure) => failure.kind === "outdated" ? this.load() : this.#say(`${failure.title}. ${failure.detail ?? ""}`),
     });
   }
 

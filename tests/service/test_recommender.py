@@ -290,8 +290,8 @@ def test_diversity_makes_a_list_less_alike(bundle: Bundle) -> None:
 
 def test_a_large_pool_is_ordered_the_same_in_a_thread(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     inline = ask(bundle, ["i1", "i2"], k=20, diversity=0.7)
-    monkeypatch.setattr(recommender, "_MIN_POOL", 10)
-    in_thread = ask(bundle, ["i1", "i2"], k=20, diversity=0.7)  # the pool of 100 holds all 58 either way
+    monkeypatch.setattr(recommender, "_INLINE_POOL", 10)
+    in_thread = ask(bundle, ["i1", "i2"], k=20, diversity=0.7)
     assert np.array_equal(in_thread.rows, inline.rows)
 
 
