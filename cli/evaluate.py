@@ -77,7 +77,9 @@ def evaluate(
 ) -> None:
     """Rank the whole catalogue for every held-out event: baselines, the VLM itself, the encoder, each slot alone.
 
-    The history is masked, ties count half; "text only" means that every other slot is zero on both sides. Ratios have
+    What the user had before is left out as it is served, so that a target which is in the history is a miss; a second
+    table is without such targets. Where the run is fitted with exclude_seen = false nothing is left out. Ties count
+    half; "text only" means that every other slot is zero on both sides. Ratios have
     paired bootstrap intervals. The table is saved as JSON and, beside it, as Markdown. Encoding histories with a
     vision-language model can be killed and goes on.
     """
@@ -101,7 +103,9 @@ def evaluate(
             found, told = _direct(run, dataset, split, sets, bar)
             systems, about = systems | found, about | told
         task = bar.add_task("ranking", total=len(systems) * sum(len(part.targets) for part in sets))
-        ranked = rank_sets(sets, systems, advance=lambda done: bar.advance(task, done))
+        ranked = rank_sets(
+            sets, systems, exclude_seen=fitted.exclude_seen, advance=lambda done: bar.advance(task, done)
+        )
     if save_ranks is not None:
         write_ranks(save_ranks, ranked)
     _report(_joined(ranked, ranks or ()), against, json_file or run / _DIRECTORY / _file_name(sets), about)
@@ -169,7 +173,7 @@ def yardsticks(tables: "Sequence[Table]", against: str | None) -> list[str]:
 
 def _report(ranked: "list[RankedTable]", against: str | None, path: Path, about: dict[str, Any]) -> None:
     """Measure, print and save."""
-    tables = [part.measured() for part in ranked]
+    tables = [table.measured() for part in ranked for table in (part, *part.without_repeats())]
     compared = list(zip(tables, yardsticks(tables, against), strict=True))
     for table, yardstick in compared:
         print_table(table, yardstick)

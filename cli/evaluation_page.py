@@ -72,7 +72,10 @@ def markdown(table: "EvaluationTable", against: str) -> str:
 
 def _title(table: "EvaluationTable") -> str:
     of = f" (evenly spaced, of {table.whole:,})" if table.whole != table.users else ""
-    return f"{table.name}: {table.users:,} targets{of}, full ranking over {table.items:,} items, history masked"
+    mask = "history masked" if table.exclude_seen else "history not masked"
+    misses = ", each a miss" if table.exclude_seen else ""
+    repeats = f", {table.repeats:,} of them repeats{misses}" if table.repeats else ""
+    return f"{table.name}: {table.users:,} targets{of}{repeats}, full ranking over {table.items:,} items, {mask}"
 
 
 def _values(row: "Row", names: Iterable[str]) -> list[str]:

@@ -64,6 +64,7 @@ def build(
             out or run / "bundles",
             spec,
             evaluation=read_evaluation(run, evaluation),
+            exclude_seen=_excludes_seen(encoder / "fit.json"),
             progress=report,
         )
     show_bundle(bundle)
@@ -197,6 +198,25 @@ def _publish(bundle: Path, registry: str, *, force: bool) -> None:
         _err.print(f"refused: {error}", markup=False, style="red")
         raise typer.Exit(_EXIT_REFUSED) from error
     _out.print(f"published: {name}", markup=False)
+
+
+def _excludes_seen(fitted: Path) -> bool:
+    """What a run was fitted with; true where that is not told.
+
+    Raises:
+        IndexSpecError: the file is there and cannot be read.
+    """
+    from index.errors import IndexSpecError
+
+    if not fitted.is_file():
+        return True
+    try:
+        found = json.loads(fitted.read_text(encoding="utf-8")).get("config", {}).get("exclude_seen", True)
+    except (OSError, ValueError, AttributeError) as error:
+        raise IndexSpecError(f"{fitted}: cannot be read ({error}); run `vlm2rec fit-encoder` again") from error
+    if not isinstance(found, bool):
+        raise IndexSpecError(f"{fitted}: exclude_seen must be true or false, got {found!r}; fit the encoder again")
+    return found
 
 
 def read_evaluation(run: Path, path: Path | None) -> dict[str, Any] | None:

@@ -58,6 +58,7 @@ def build_bundle(
     spec: IndexSpec | None = None,
     *,
     evaluation: Mapping[str, Any] | None = None,
+    exclude_seen: bool = True,
     now: datetime | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -70,6 +71,7 @@ def build_bundle(
         out: directory that receives ``<bundle id>/``; made if missing.
         spec: what to build; the defaults of :class:`IndexSpec` if None.
         evaluation: what ``vlm2rec evaluate --json`` wrote about this encoder; its figures are held to the bounds.
+        exclude_seen: whether an answer leaves out what the user had before, where a request doesn't say.
         now: time of the build, aware; the present if None.
         progress: called with the name of a stage and the share of it that is done, 0 … 1.
 
@@ -94,7 +96,7 @@ def build_bundle(
     probes.check_rows(len(table))
     spec.bounds.check_slots(table.layout)
     created = now or datetime.now(UTC)
-    quality = None if evaluation is None else Quality.read(evaluation, encoder)
+    quality = None if evaluation is None else Quality.read(evaluation, encoder, exclude_seen=exclude_seen)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _scratch(out) as directory:
@@ -106,7 +108,7 @@ def build_bundle(
             record, gate = write_report(
                 draft, choice.kind, choice.reason, parameters, quality, created, report_progress
             )
-            manifest = _seal(draft, record, gate, created, report_progress)
+            manifest = _seal(draft, record, gate, created, report_progress, exclude_seen=exclude_seen)
             return _put_in_place(directory, out / manifest.id)
     except (OSError, pa.ArrowException) as error:
         raise BundleError(explain(error, out, "build the bundle again")) from error
@@ -168,7 +170,9 @@ def _write_items(table: ItemTable, directory: Path, progress: Progress) -> NDArr
     return indexed
 
 
-def _seal(draft: Draft, record: IndexRecord, gate: GateRecord, now: datetime, progress: Progress) -> Manifest:
+def _seal(
+    draft: Draft, record: IndexRecord, gate: GateRecord, now: datetime, progress: Progress, *, exclude_seen: bool
+) -> Manifest:
     """Hash and flush every file, make them read-only, write the manifest last."""
     directory, table = draft.directory, draft.table
     files: dict[str, FileEntry] = {}
@@ -190,6 +194,7 @@ def _seal(draft: Draft, record: IndexRecord, gate: GateRecord, now: datetime, pr
             model=table.model,
             index=record,
             gate=gate,
+            exclude_seen=exclude_seen,
             files=files,
         )
         text = manifest.to_json()

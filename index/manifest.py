@@ -148,6 +148,8 @@ class Manifest(_Part):
         model: provenance of the vectors, as training wrote it.
         index: what was built.
         gate: what it is held to.
+        exclude_seen: whether an answer leaves out what the user had before, where a request doesn't say; true in a
+            bundle that was built before it could be chosen.
         files: every other file of the bundle by its relative path.
         forced: published although a bound was missed.
     """
@@ -165,6 +167,7 @@ class Manifest(_Part):
     model: dict[str, Any]
     index: IndexRecord
     gate: GateRecord
+    exclude_seen: bool = True
     files: dict[str, FileEntry]
     forced: bool = False
 

@@ -42,6 +42,7 @@ class _Table(_Part):
     name: str
     users: int = Field(ge=1)
     items: int = Field(ge=1)
+    exclude_seen: bool | None = None
     rows: tuple[_System, ...]
 
 
@@ -94,15 +95,17 @@ class Quality:
     evaluation: Mapping[str, Any]
 
     @classmethod
-    def read(cls, evaluation: Mapping[str, Any], encoder: Path) -> "Quality":
+    def read(cls, evaluation: Mapping[str, Any], encoder: Path, *, exclude_seen: bool = True) -> "Quality":
         """Take the figures out of an evaluation; its first table counts, one of cold items may follow.
 
         Args:
             evaluation: what ``vlm2rec evaluate --json`` wrote.
             encoder: ``encoder.onnx`` of the bundle that is being built.
+            exclude_seen: whether that bundle leaves out what the user had before.
 
         Raises:
-            IndexSpecError: it is of another form, has a number that is not finite, or measured another encoder.
+            IndexSpecError: it is of another form, has a number that is not finite, or measured another encoder or
+                another way to answer.
         """
         try:
             file = _File.model_validate_json(json.dumps(evaluation, allow_nan=False))
@@ -123,6 +126,11 @@ class Quality:
                 "evaluate again, or take the evaluation away"
             )
         table = file.tables[0]
+        if table.exclude_seen not in {None, exclude_seen}:
+            raise IndexSpecError(
+                f"the evaluation measured answers with exclude_seen = {str(table.exclude_seen).lower()}, this bundle "
+                f"gives them with {str(exclude_seen).lower()}; evaluate again, or take the evaluation away"
+            )
         systems = tuple(
             Score(row.name, row.value, *row.ratio_to_popularity.get(METRIC, (None, None, None))) for row in table.rows
         )

@@ -52,7 +52,7 @@ class BatchRoutes:
         bundle = self._services.current.get()
         members = [_checked(bundle, member) for member in batch.requests]
         trace.lap("parse")
-        histories = Prefetched(self._services.histories, _users(members))
+        histories = Prefetched(self._services.histories, _users(bundle, members))
         recommender, gate = self._services.recommender.reading(histories), asyncio.Semaphore(_AT_ONCE)
         try:
             answers = await asyncio.gather(
@@ -86,7 +86,7 @@ class BatchRoutes:
     ) -> dict[str, Any]:
         if isinstance(member, Exception):
             raise member
-        answer = await recommender.recommend(bundle, recommend_query(member), trace)
+        answer = await recommender.recommend(bundle, recommend_query(bundle, member), trace)
         return answer_body(self._services, bundle, member, answer, trace, wanted="sequence")
 
 
@@ -100,7 +100,7 @@ def _checked(bundle: Bundle, member: Any) -> _Checked:  # noqa: ANN401 - any JSO
     return wish
 
 
-def _users(members: list[_Checked]) -> list[str]:
+def _users(bundle: Bundle, members: list[_Checked]) -> list[str]:
     """Whose stored histories count."""
-    queries = (recommend_query(member) for member in members if isinstance(member, schemas.RecommendRequest))
+    queries = (recommend_query(bundle, member) for member in members if isinstance(member, schemas.RecommendRequest))
     return [query.user_id for query in queries if query.user_id is not None]

@@ -50,7 +50,7 @@ class Routes:
         bundle = self._services.current.get()
         check_fields(bundle, wish.fields)
         trace.lap("parse")
-        answer = await self._services.recommender.recommend(bundle, recommend_query(wish), trace)
+        answer = await self._services.recommender.recommend(bundle, recommend_query(bundle, wish), trace)
         return self._recommended(bundle, wish, answer, trace, wanted="sequence")
 
     async def similar(self, request: Request) -> Response:

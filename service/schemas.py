@@ -210,7 +210,11 @@ class RecommendRequest(Wish):
     user_id: Id | None = None
     items: Items | None = Field(None, description="Oldest first; they come after the user's stored history.")
     history: Literal["use", "ignore"] = Field("use", description="ignore: the stored history is not even read.")
-    exclude_seen: bool = Field(True, description="Leave out the stored history and the items given.")
+    exclude_seen: bool | None = Field(
+        None,
+        description="Leave out the stored history and the items given; null: as the bundle's manifest says, which is "
+        "true unless the shop chose false because people buy the same again.",
+    )
 
     @model_validator(mode="after")
     def _somebody(self) -> Self:

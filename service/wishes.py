@@ -12,12 +12,17 @@ from service.routing import Services
 from service.trace import Trace
 
 
-def recommend_query(wish: schemas.RecommendRequest) -> Query:
-    """What the recommender is asked; without a user whose stored history counts if that is to be ignored."""
+def recommend_query(bundle: Bundle, wish: schemas.RecommendRequest) -> Query:
+    """What the recommender is asked; without a user whose stored history counts if that is to be ignored.
+
+    Args:
+        bundle: that answers; it says whether seen items are left out where the request doesn't.
+        wish: what was asked for.
+    """
     return Query(
         user_id=wish.user_id if wish.history == "use" else None,
         items=[_weighted(item) for item in wish.items or ()],
-        exclude_seen=wish.exclude_seen,
+        exclude_seen=bundle.manifest.exclude_seen if wish.exclude_seen is None else wish.exclude_seen,
         **_common(wish),
     )
 

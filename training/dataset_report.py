@@ -94,6 +94,7 @@ class InteractionFacts:
         last: latest event, ISO-8601 UTC.
         lengths: events per user: quantile name → number.
         long_enough: users with at least 3 events, who can be evaluated.
+        repeats: of the last events of these, which are the test targets, those whose item the user had before.
         five_core: the 5-core.
         largest_core: the core with the largest k that is not empty.
     """
@@ -108,6 +109,7 @@ class InteractionFacts:
     last: str | None
     lengths: dict[str, float]
     long_enough: int
+    repeats: int
     five_core: Core
     largest_core: Core
 

@@ -40,6 +40,8 @@ class EncoderConfig(BaseModel):
         patience: epochs without a better validation NDCG@10 before training ends.
         validation_users: at most so many users are ranked after an epoch.
         cold_items: share of the items held out of training altogether, to measure new items; 0 for a run that serves.
+        exclude_seen: whether an answer leaves out what the user had before, unless the request says otherwise; false
+            for a shop where people buy the same again. Validation and `evaluate` rank in the same way.
         precision: dtype of the stored vectors.
         seed: of initialisation, order and dropout.
     """
@@ -75,6 +77,7 @@ class EncoderConfig(BaseModel):
     patience: int = Field(default=5, ge=1)
     validation_users: int = Field(default=5_000, ge=1)
     cold_items: float = Field(default=0.0, ge=0, lt=1)
+    exclude_seen: bool = True
     precision: Literal["float16", "float32"] = "float16"
     seed: int = Field(default=0, ge=0, lt=2**31)
 

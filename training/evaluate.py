@@ -1,6 +1,6 @@
 """Evaluation of a fitted run: the protocol of docs/method.md ("Evaluation protocol").
 
-Every row is measured on the same users: full ranking with the history masked, the 100-negatives protocol beside it.
+Every row is measured on the same users: full ranking as the service answers, the 100-negatives protocol beside it.
 The encoder rows go through the exported ONNX model and float32 scores of the stored vectors, which is what serving
 computes.
 """
@@ -80,6 +80,11 @@ class FittedRun:
             raise EvaluationError(
                 f"{directory}: the fitted encoder cannot be read ({error}); run `vlm2rec fit-encoder` again"
             ) from error
+
+    @property
+    def exclude_seen(self) -> bool:
+        """Whether the service leaves out what a user had before, unless a request says otherwise."""
+        return bool(self.record.get("config", {}).get("exclude_seen", True))
 
     def split(self, dataset: Dataset) -> Split:
         """Split the data set as it was for fitting.
@@ -180,6 +185,7 @@ def rank_sets(
     sets: Sequence[TargetSet],
     systems: Systems,
     *,
+    exclude_seen: bool = True,
     seed: int = 0,
     advance: Callable[[int], None] = lambda _users: None,
 ) -> list[RankedTable]:
@@ -188,6 +194,7 @@ def rank_sets(
     Args:
         sets: held-out events.
         systems: name → ranker and the items it can return; the first is the one that ``Row.ratios`` are against.
+        exclude_seen: leave out what is in the history, as the service does.
         seed: of the negatives.
         advance: called with the number of users done, once per system and block.
 
@@ -200,10 +207,12 @@ def rank_sets(
             raise EvaluationError(f"{part.name}: nothing to evaluate, no user has a held-out event")
         negatives = sample_negatives(part.targets, items, NEGATIVES, seed=seed)
         rankings = {
-            name: rank_targets(ranker, part.targets, findable, negatives=negatives, advance=advance)
+            name: rank_targets(
+                ranker, part.targets, findable, negatives=negatives, exclude_seen=exclude_seen, advance=advance
+            )
             for name, (ranker, findable) in systems.items()
         }
-        tables.append(RankedTable(part.name, part.targets, items, rankings, part.whole))
+        tables.append(RankedTable(part.name, part.targets, items, rankings, part.whole, exclude_seen))
     return tables
 
 
@@ -237,6 +246,7 @@ def evaluate_run(
     *,
     fresh: Targets | None = None,
     on_validation: bool = False,
+    exclude_seen: bool = True,
     advance: Callable[[int], None] = lambda _users: None,
 ) -> list[Table]:
     """All tables of a run, see :func:`target_sets`.
@@ -246,10 +256,12 @@ def evaluate_run(
         systems: as :func:`rankers` gives them.
         fresh: targets of users that training never saw; in place of the test targets.
         on_validation: measure on validation targets, while choosing.
+        exclude_seen: leave out what is in the history, as the service does.
         advance: called with the number of users done.
 
     Raises:
         EvaluationError: nothing to evaluate, or a score that is not finite.
     """
     sets = target_sets(split, fresh=fresh, on_validation=on_validation)
-    return [ranked.measured() for ranked in rank_sets(sets, systems, advance=advance)]
+    ranked = rank_sets(sets, systems, exclude_seen=exclude_seen, advance=advance)
+    return [table.measured() for part in ranked for table in (part, *part.without_repeats())]

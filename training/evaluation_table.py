@@ -25,6 +25,8 @@ TEST = "test"
 VALIDATION = "validation"
 FRESH_USERS = "fresh users"
 COLD_ITEMS = "cold items"
+WITHOUT_REPEATS = "without repeats"
+"""Follows the name of a table whose targets are not in their own history."""
 
 
 class PairedUsers:
@@ -81,6 +83,8 @@ class Table:
         rows: one per system, popularity first.
         paired: the same users under every system.
         whole: number of targets before evenly spaced ones were taken; ``users`` if all are there.
+        repeats: targets that are in their own history.
+        exclude_seen: what is in the history was left out, so that each of these is a miss.
     """
 
     name: str
@@ -89,10 +93,20 @@ class Table:
     rows: list[Row]
     paired: PairedUsers
     whole: int
+    repeats: int = 0
+    exclude_seen: bool = True
 
     @classmethod
     def of(
-        cls, name: str, rankings: Mapping[str, Ranking], items: int, *, whole: int | None = None, seed: int
+        cls,
+        name: str,
+        rankings: Mapping[str, Ranking],
+        items: int,
+        *,
+        whole: int | None = None,
+        repeats: int = 0,
+        exclude_seen: bool = True,
+        seed: int,
     ) -> "Table":
         """Measure rankings of the same targets.
 
@@ -101,6 +115,8 @@ class Table:
             rankings: system → what it did; the first is the one that ``Row.ratios`` are against.
             items: size of the catalogue.
             whole: number of targets before some were taken.
+            repeats: targets that are in their own history.
+            exclude_seen: what is in the history was left out.
             seed: of the bootstrap.
         """
         measured = {system: _per_user(ranking) for system, ranking in rankings.items()}
@@ -115,7 +131,7 @@ class Table:
             )
             for system, ranking in rankings.items()
         ]
-        return cls(name, users, items, rows, paired, users if whole is None else whole)
+        return cls(name, users, items, rows, paired, users if whole is None else whole, repeats, exclude_seen)
 
     def row(self, name: str) -> Row:
         """The row of one system.
@@ -163,6 +179,8 @@ class Table:
             "users": self.users,
             "whole": self.whole,
             "items": self.items,
+            "repeats": self.repeats,
+            "exclude_seen": self.exclude_seen,
             "rows": [
                 {
                     "name": row.name,

@@ -155,7 +155,7 @@ def validate(model: SlotModel, validation: Targets, config: EncoderConfig) -> di
     some = evenly_spaced(validation, config.validation_users)
     model.eval()
     ranker = SlotRanker(stored_vectors(model, config.precision), torch_encoder(model), config.max_history)
-    rank = rank_targets(ranker, some, ranker.findable).full
+    rank = rank_targets(ranker, some, ranker.findable, exclude_seen=config.exclude_seen).full
     return {"ndcg@10": float(metrics.gains(rank, 10).mean()), "hr@10": float(metrics.hits(rank, 10).mean())}
 
 

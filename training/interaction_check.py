@@ -48,7 +48,7 @@ def check_interactions(
     facts = _facts(path, frame, usable, times)
     if item_ids is not None:
         defects += _check_coverage(path, facts, len(item_ids.drop_nulls().unique()))
-    return facts, [*defects, *_check_lengths(path, facts)]
+    return facts, [*defects, *_check_repeated_targets(path, facts), *_check_lengths(path, facts)]
 
 
 def _check_ids(path: Path, frame: pl.DataFrame) -> list[Defect]:
@@ -120,6 +120,18 @@ def _check_coverage(path: Path, facts: InteractionFacts, catalogue: int) -> list
     return [Defect("items never touched", Severity.NOTE, untouched, message)]
 
 
+def _check_repeated_targets(path: Path, facts: InteractionFacts) -> list[Defect]:
+    if not facts.repeats:
+        return []
+    share = facts.repeats / facts.long_enough
+    message = (
+        f"{path.name}: {facts.repeats:,} of {facts.long_enough:,} users' last events ({share:.0%}) are of an item that "
+        "they had before; the service leaves such items out (exclude_seen), so `evaluate` counts them as misses; where "
+        "people buy the same again, set exclude_seen = false under [encoder] in the configuration"
+    )
+    return [Defect("repeated items", Severity.NOTE, facts.repeats, message)]
+
+
 def _check_lengths(path: Path, facts: InteractionFacts) -> list[Defect]:
     if facts.long_enough or not facts.usable:
         return []
@@ -145,9 +157,18 @@ def _facts(path: Path, frame: pl.DataFrame, usable: pl.DataFrame, times: Timesta
         last=_moment(last),
         lengths={name: float(np.quantile(lengths, q)) for name, q in _QUANTILES.items()} if len(lengths) else {},
         long_enough=int((lengths >= _LEAST_EVENTS).sum()),
+        repeats=_repeated_targets(usable),
         five_core=core_of(users, items, _PUBLISHED_CORE),
         largest_core=largest_core(users, items),
     )
+
+
+def _repeated_targets(usable: pl.DataFrame) -> int:
+    """Test targets (docs/method.md, "Evaluation protocol") whose item their user had before."""
+    ordered = usable.select(USER_ID, ITEM_ID, _MICRO).sort(USER_ID, _MICRO, maintain_order=True)
+    seen = ordered.select(USER_ID, again=~pl.struct(USER_ID, ITEM_ID).is_first_distinct())
+    last = seen.group_by(USER_ID, maintain_order=True).agg(pl.len(), pl.col("again").last())
+    return int(last.filter(pl.col("len") >= _LEAST_EVENTS)["again"].to_numpy().sum())
 
 
 def _pairs(usable: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

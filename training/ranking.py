@@ -21,8 +21,7 @@ class Ranking:
     """What one ranker did for every user.
 
     Attributes:
-        full: (users,) float64 rank of the target among all items that can be found, the rest of the history masked;
-            infinite if the target cannot be found.
+        full: (users,) float64 rank of the target among all items that can be answered; infinite if the target cannot.
         sampled: (users,) float64 rank among the sampled negatives; infinite likewise. Empty if none were given.
         lists: (users, 10) int64, the first items; −1 for an empty place.
     """
@@ -38,16 +37,17 @@ def rank_targets(
     findable: NDArray[np.bool_],
     *,
     negatives: NDArray[np.int64] | None = None,
+    exclude_seen: bool = True,
     advance: Callable[[int], None] = lambda _users: None,
 ) -> Ranking:
-    """Rank every user's target against the catalogue.
-
-    The mask is the whole prior history; the target is never masked, also when it occurs in the history.
+    """Rank every user's target against the catalogue, as the service answers.
 
     Args:
         ranker: gives the scores.
         targets: held-out events with their histories.
         findable: (n,) bool, items that the ranker could return at all.
+        exclude_seen: mask the whole prior history; a target that occurs in it then has an infinite rank, because the
+            service would not answer it.
         negatives: (users, m) int64 rows for the sampled protocol, neither the target nor in the history; −1 is none.
         advance: called with the number of users done.
 
@@ -63,13 +63,12 @@ def rank_targets(
         part = slice(start, start + block)
         histories, rows = targets.histories[part], targets.targets[part]
         scores = ranker.scores(histories)
-        candidates = mask_histories(histories, findable)
-        reachable = findable[rows]
+        candidates = mask_histories(histories, findable) if exclude_seen else np.tile(findable, (len(rows), 1))
+        reachable = candidates[np.arange(len(rows)), rows]
         full.append(np.where(reachable, metrics.ranks(scores, rows, candidates), np.inf))
         if negatives is not None:
             few = _only(negatives[part], items) & findable
             sampled.append(np.where(reachable, metrics.ranks(scores, rows, few), np.inf))
-        candidates[np.arange(len(rows)), rows] = reachable
         lists.append(_first(scores, candidates))
         advance(len(rows))
     return Ranking(np.concatenate(full), np.concatenate(sampled) if sampled else np.zeros(0), np.concatenate(lists))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from index.disk import explain
 from training.errors import EvaluationError
-from training.evaluation_table import BASELINES, Table
+from training.evaluation_table import BASELINES, WITHOUT_REPEATS, Table
 from training.ranking import LIST_LENGTH, Ranking
 from training.sequences import Targets
 
@@ -44,6 +44,7 @@ class RankedTable:
         items: size of the catalogue.
         rankings: system → ranking of these targets; the first is the one that ratios are against.
         whole: number of targets before evenly spaced ones were taken.
+        exclude_seen: what is in the history was left out, so that a target which is in it could not be answered.
     """
 
     name: str
@@ -51,6 +52,7 @@ class RankedTable:
     items: int
     rankings: Mapping[str, Ranking]
     whole: int
+    exclude_seen: bool = True
 
     def measured(self, *, seed: int = 0) -> Table:
         """The table of metrics.
@@ -58,7 +60,29 @@ class RankedTable:
         Args:
             seed: of the bootstrap.
         """
-        return Table.of(self.name, self.rankings, self.items, whole=self.whole, seed=seed)
+        return Table.of(
+            self.name,
+            self.rankings,
+            self.items,
+            whole=self.whole,
+            repeats=int(self.targets.repeats.sum()),
+            exclude_seen=self.exclude_seen,
+            seed=seed,
+        )
+
+    def without_repeats(self) -> "tuple[RankedTable, ...]":
+        """The same on the targets that are not in their own history; nothing where that is all of them or none."""
+        new = ~self.targets.repeats
+        if new.all() or not new.any():
+            return ()
+        rankings = {
+            name: Ranking(
+                ranking.full[new], ranking.sampled[new] if len(ranking.sampled) else ranking.sampled, ranking.lists[new]
+            )
+            for name, ranking in self.rankings.items()
+        }
+        name = f"{self.name} {WITHOUT_REPEATS}"
+        return (replace(self, name=name, targets=self.targets.only(new), rankings=rankings, whole=int(new.sum())),)
 
     def joined(self, path: Path, label: str | None) -> "RankedTable":
         """The same with the systems of a file of ranks.
@@ -70,7 +94,7 @@ class RankedTable:
         Raises:
             EvaluationError: the file cannot be read, is of other targets, or has a system of a name that is here.
         """
-        found = read_ranks(path, self.name, self.targets, self.items)
+        found = read_ranks(path, self.name, self.targets, self.items, exclude_seen=self.exclude_seen)
         if label is not None:
             found = {f"{name} ({label})": ranking for name, ranking in found.items() if name not in BASELINES}
         twice = sorted(set(found) & set(self.rankings))
@@ -79,9 +103,12 @@ class RankedTable:
         return replace(self, rankings={**self.rankings, **found})
 
 
-def targets_fingerprint(targets: Targets, items: int) -> str:
-    """16 hex digits over users, histories, targets and the size of the catalogue."""
-    digest = hashlib.sha256(f"{items}\n".encode() + "\n".join(targets.users).encode("utf-8", "surrogatepass"))
+def targets_fingerprint(targets: Targets, items: int, *, exclude_seen: bool = True) -> str:
+    """16 hex digits over users, histories, targets, size of the catalogue, and whether seen items are left out."""
+    digest = hashlib.sha256(
+        f"{items}{'' if exclude_seen else ' with seen'}\n".encode()
+        + "\n".join(targets.users).encode("utf-8", "surrogatepass")
+    )
     lengths = np.array([len(history) for history in targets.histories], dtype=np.int64)
     for array in (targets.targets, lengths, *targets.histories):
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -98,7 +125,7 @@ def save_ranks(path: Path, tables: Sequence[RankedTable]) -> None:
         pl.DataFrame(
             {
                 "table": [table.name] * len(table.targets),
-                "targets": [targets_fingerprint(table.targets, table.items)] * len(table.targets),
+                "targets": [mark] * len(table.targets),
                 "system": [system] * len(table.targets),
                 "user": table.targets.users,
                 "full": ranking.full,
@@ -108,6 +135,7 @@ def save_ranks(path: Path, tables: Sequence[RankedTable]) -> None:
             schema=_SCHEMA,
         )
         for table in tables
+        for mark in [targets_fingerprint(table.targets, table.items, exclude_seen=table.exclude_seen)]
         for system, ranking in table.rankings.items()
     ]
     partial = path.with_name(f"{path.name}.part")
@@ -119,7 +147,9 @@ def save_ranks(path: Path, tables: Sequence[RankedTable]) -> None:
         raise EvaluationError(explain(error, path, "evaluate again, or name another file")) from error
 
 
-def read_ranks(path: Path, table: str, targets: Targets, items: int) -> dict[str, Ranking]:
+def read_ranks(
+    path: Path, table: str, targets: Targets, items: int, *, exclude_seen: bool = True
+) -> dict[str, Ranking]:
     """The rankings of one table.
 
     Args:
@@ -127,6 +157,7 @@ def read_ranks(path: Path, table: str, targets: Targets, items: int) -> dict[str
         table: its name.
         targets: that it must have been made on.
         items: size of the catalogue.
+        exclude_seen: what is in the history was left out.
 
     Returns:
         System → ranking; nothing where the file has no such table.
@@ -141,15 +172,18 @@ def read_ranks(path: Path, table: str, targets: Targets, items: int) -> dict[str
     if frame.schema != _SCHEMA or frame.select(pl.any_horizontal(pl.all().has_nulls())).item():
         raise EvaluationError(f"{path}: a file of ranks has the columns {dict(_SCHEMA)} without nulls; {_TODO}")
     part = frame.filter(pl.col("table") == table)
-    own = targets_fingerprint(targets, items)
+    own = targets_fingerprint(targets, items, exclude_seen=exclude_seen)
+    missed = targets.repeats & exclude_seen  # whatever ranked them, the service leaves them out
     found: dict[str, Ranking] = {}
     for (system,), rows in part.group_by("system", maintain_order=True):
         if rows["targets"].unique().to_list() != [own] or rows["user"].to_list() != targets.users:
             raise EvaluationError(
                 f"{path}: {system!r} was ranked on other {table} targets than these ({own}); use the same data set, "
-                "interactions, share of cold items and number of targets for both"
+                "interactions, exclude_seen, share of cold items and number of targets for both"
             )
-        found[str(system)] = _ranking(path, rows, items)
+        ranking = _ranking(path, rows, items)
+        sampled = np.where(missed, np.inf, ranking.sampled) if len(ranking.sampled) else ranking.sampled
+        found[str(system)] = replace(ranking, full=np.where(missed, np.inf, ranking.full), sampled=sampled)
     return found
 
 

@@ -343,6 +343,7 @@ def _built(job: ReindexJob, findings: Findings, table: ItemTable, progress: Call
         out,
         job.spec,
         evaluation=job.evaluation,
+        exclude_seen=fitted.config.exclude_seen,
         progress=progress,
     )
 

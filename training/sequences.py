@@ -85,6 +85,21 @@ class Targets:
         """Number of targets."""
         return len(self.users)
 
+    @property
+    def repeats(self) -> NDArray[np.bool_]:
+        """(n,) bool, targets that occur in their own history."""
+        pairs = zip(self.histories, self.targets.tolist(), strict=True)
+        return np.array([bool((history == target).any()) for history, target in pairs], dtype=np.bool_)
+
+    def only(self, chosen: NDArray[np.bool_]) -> "Targets":
+        """Some of the targets, in their order.
+
+        Args:
+            chosen: (n,) bool.
+        """
+        places = np.flatnonzero(chosen).tolist()
+        return Targets([self.histories[n] for n in places], self.targets[chosen], [self.users[n] for n in places])
+
 
 @dataclass(frozen=True)
 class LeaveOneOut:

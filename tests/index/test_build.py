@@ -113,6 +113,12 @@ def test_memory_decides_before_rounding(tmp_path, make_bundle):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_whether_seen_items_are_left_out_is_remembered(tmp_path, make_table, make_probes, encoder_path, exclude_seen):
+    bundle = build_bundle(make_table(), encoder_path, make_probes(), tmp_path, exclude_seen=exclude_seen)
+    assert Bundle.load(bundle).manifest.exclude_seen is exclude_seen
+
+
 def test_one_item(tmp_path, make_table, encoder_path):
     for kind in ("auto", "hnsw", "ivf"):
         path = build_bundle(make_table(1), encoder_path, NO_PROBES, tmp_path / kind, IndexSpec(kind=kind, threads=1))

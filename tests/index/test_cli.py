@@ -47,6 +47,23 @@ def test_build_prints_the_report_and_the_path(run_directory, tmp_path):
     assert call("show", path).stdout.splitlines() == lines[:-1]
 
 
+@pytest.mark.parametrize(
+    ("fitted", "remembered"),
+    [({}, True), ({"config": {"exclude_seen": True}}, True), ({"config": {"exclude_seen": False}}, False)],
+)
+def test_build_takes_over_whether_seen_items_are_left_out(run_directory, fitted, remembered):
+    (run_directory / "encoder" / "fit.json").write_text(json.dumps(fitted))
+    call("build", "--run", run_directory, "--kind", "flat")
+    assert Manifest.read(next((run_directory / "bundles").iterdir())).exclude_seen is remembered
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"config": {"exclude_seen": "no"}}', '{"config": null}'])
+def test_a_record_of_fitting_that_cannot_be_read_is_one_clear_line(run_directory, text):
+    (run_directory / "encoder" / "fit.json").write_text(text)
+    with pytest.raises(IndexSpecError, match=r"fit\.json: .*fit"):
+        call("build", "--run", run_directory, "--kind", "flat")
+
+
 def test_from_build_to_prune(run_directory, tmp_path, make_evaluation):
     registry = tmp_path / "registry"
     assert "nothing is published yet" in call("list", "--registry", registry).stdout

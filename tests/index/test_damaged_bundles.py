@@ -1,5 +1,6 @@
 """Damaged bundles: each refused with the file's name, or harmless."""
 
+import hashlib
 import json
 import os
 import random
@@ -120,6 +121,18 @@ def test_refuses_a_manifest_without_end(copied, monkeypatch):
     monkeypatch.setattr("index.manifest._LARGEST_MANIFEST", 10)
     with pytest.raises(BundleInvalid, match="larger than 10 bytes"):
         Bundle.load(copied)
+
+
+def test_a_bundle_that_does_not_know_exclude_seen_loads(copied):
+    """As an earlier version built it."""
+    raw = json.loads((copied / MANIFEST_FILE).read_text())
+    assert raw.pop("exclude_seen") is True
+    parts = {name: value for name, value in raw.items() if name not in {"id", "content", "forced"}}
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    raw["content"] = hashlib.sha256(canonical.encode()).hexdigest()
+    raw["id"] = f"{raw['id'][:-6]}{raw['content'][:6]}"
+    (copied / MANIFEST_FILE).write_text(json.dumps(raw))
+    assert Manifest.read(copied).exclude_seen is True
 
 
 def test_forced_may_be_set_on_a_copy(copied):

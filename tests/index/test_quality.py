@@ -43,6 +43,17 @@ def test_last_weeks_model_does_not_speak_for_this_one(evaluation, encoder_path):
         Quality.read(evaluation, encoder_path)
 
 
+@pytest.mark.parametrize("served", [True, False])
+def test_another_way_to_answer_does_not_speak_for_this_one(evaluation, encoder_path, served):
+    for measured in (None, served):  # an earlier version does not say it
+        evaluation["tables"][0]["exclude_seen"] = measured
+        assert Quality.read(evaluation, encoder_path, exclude_seen=served).users == 610
+    evaluation["tables"][0]["exclude_seen"] = not served
+    rule = f"with exclude_seen = {str(not served).lower()}, this bundle gives them with {str(served).lower()}"
+    with pytest.raises(IndexSpecError, match=rule):
+        Quality.read(evaluation, encoder_path, exclude_seen=served)
+
+
 def change(evaluation, path, value):
     changed = copy.deepcopy(evaluation)
     part = changed

@@ -1,6 +1,9 @@
 """Which items are answered, by brute force: filter, hidden, excluded and seen items, page after page."""
 
 import asyncio
+import shutil
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +13,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Oracle
+from starlette.testclient import TestClient
 
 from index.build import build_bundle
 from index.bundle import Bundle
 from index.index_spec import IndexSpec
 from index.item_ids import ItemIds
 from index.item_table import ItemTable
+from index.manifest import MANIFEST_FILE, Manifest
 from index.probes import Probes
 from service.answers import Answer, Query
+from service.app import create_app
 from service.engine import InlineEngine
 from service.hidden import HiddenItems
 from service.memory_sessions import MemorySessions
+from service.opening import Opening
 from service.ports import Event
 from service.recommender import Recommender
+from service.settings import load_settings
 from service.shadow import RecentHistories
 from service.trace import Trace
 
@@ -157,3 +165,41 @@ def test_a_page_is_full_as_long_as_anything_is_left(large: tuple[Bundle, Oracle]
     assert len(ask(bundle, stored, hidden, exclude=excluded, k=1000).rows) == left
     assert len(ask(bundle, stored, hidden, exclude=excluded, k=left).rows) == left
     assert len(ask(bundle, stored, hidden, exclude=excluded, k=5, offset=left - 2).rows) == 2
+
+
+@pytest.fixture
+def repeats_allowed(small_bundle: Path, tmp_path: Path, redis_url: str) -> Iterator[TestClient]:
+    """The service of the small bundle with `exclude_seen = false` in its manifest."""
+    manifest = Manifest.read(small_bundle)
+    parts = {name: getattr(manifest, name) for name in Manifest.model_fields} | {"exclude_seen": False}
+    sealed = Manifest.seal(**{name: part for name, part in parts.items() if name not in {"format", "id", "content"}})
+    copy = tmp_path / sealed.id
+    shutil.copytree(small_bundle, copy)
+    (copy / MANIFEST_FILE).chmod(0o644)
+    (copy / MANIFEST_FILE).write_text(sealed.to_json())
+    prefix = f"test-{uuid.uuid4().hex}"
+    chosen = load_settings(
+        registry="unused", redis_url=redis_url, redis_prefix=prefix, directives_file=str(tmp_path / "d.json")
+    )
+    with TestClient(create_app(chosen, opening=Opening(Bundle.load(copy)))) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("wanted", "seen"),
+    [({}, None), ({"exclude_seen": None}, None), ({"exclude_seen": True}, False), ({"exclude_seen": False}, True)],
+)
+def test_the_bundle_says_whether_seen_items_are_answered_where_the_request_does_not(
+    client: TestClient, repeats_allowed: TestClient, wanted: dict[str, Any], seen: bool | None
+) -> None:
+    for service, default in ((client, False), (repeats_allowed, True)):
+        user = uuid.uuid4().hex
+        service.post("/events", json={"user_id": user, "item_id": "i5"}).raise_for_status()
+        for asks, had in (({"items": ["i1", "i2"]}, {"i1", "i2"}), ({"user_id": user}, {"i5"})):
+            body = asks | wanted | {"k": 60}
+            alone = service.post("/recommend", json=body).json()
+            (member,) = service.post("/recommend/batch", json={"requests": [body]}).json()["answers"]
+            for answer in (alone, member):
+                found = {item["item_id"] for item in answer["items"]}
+                assert found & had == (had if (default if seen is None else seen) else set())
+    assert repeats_allowed.get("/bundle").json()["manifest"]["exclude_seen"] is False

@@ -18,6 +18,7 @@ from training.catalogue_features import embed_without_vlm
 from training.dataset import load_dataset
 from training.dataset_check import check_dataset
 from training.dataset_report import DatasetReport, Defect, Severity
+from training.encoder_run import split_dataset
 from training.errors import DatasetError
 from training.thumbnails import make_thumbnails
 
@@ -209,6 +210,23 @@ def test_pictures_of_hostile_kinds_are_unreadable_not_fatal(checked: Check, tmp_
     assert report.ok
     assert report.images is not None
     assert report.images.readable == 1
+
+
+def test_repeats_are_counted_as_evaluation_counts_them(checked: Check, tmp_path: Path) -> None:
+    """u0 ends with a repeat; u1 has one in between; u2 has too few events; u3's repeat is the earlier in time."""
+    events = [("u0", 0), ("u0", 1), ("u0", 0), ("u1", 1), ("u1", 1), ("u1", 2), ("u2", 3), ("u2", 3)]
+    rows = [f"{user},i{item},{place + 10}" for place, (user, item) in enumerate(events)]
+    rows += ["u3,i1,9", "u3,i2,8", "u3,i1,7", "u4,i1,1", "u4,i2,2", "u4,i1,2"]
+    report = checked(events="\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    assert report.interactions is not None
+    split = split_dataset(load_dataset(tmp_path), 0.0)
+    repeats = dict(zip(split.parts.test.users, split.parts.test.repeats.tolist(), strict=True))
+    assert repeats == {"u0": True, "u1": False, "u3": True, "u4": True}
+    assert (report.interactions.long_enough, report.interactions.repeats) == (4, 3)
+    note = only(report, "repeated items")
+    assert (note.severity, note.count) == (Severity.NOTE, 3)
+    assert "3 of 4 users' last events (75%)" in note.message
+    assert "exclude_seen = false under [encoder]" in note.message
 
 
 def test_pictures_are_read_as_the_jobs_read_them(checked: Check, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from training.dataset import Dataset, load_dataset
 from training.encoder_config import EncoderConfig
 from training.encoder_run import fit_run, split_dataset
 from training.errors import EvaluationError
-from training.evaluate import SERVED, FittedRun, evaluate_run, evaluate_targets, rankers
+from training.evaluate import SERVED, FittedRun, TargetSet, evaluate_run, evaluate_targets, rank_sets, rankers
 from training.export import Parity
 from training.ranking import mask_histories, rank_targets, sample_negatives
 from training.sequences import Sequences, Targets, last_item
@@ -40,13 +40,44 @@ def targets(pairs: list[tuple[list[int], int]]) -> Targets:
     return Targets(histories, np.array([t for _, t in pairs], dtype=np.int64), [f"u{n}" for n in range(len(pairs))])
 
 
-def test_the_history_is_masked_but_never_the_target() -> None:
+def test_a_target_of_the_history_is_a_miss_because_the_service_leaves_it_out() -> None:
     everything = np.ones(5, dtype=np.bool_)
     ranker = Fixed([9, 8, 7, 6, 5])
-    ranking = rank_targets(ranker, targets([([0, 1], 3), ([0, 3], 3), ([4], 4), ([2], 0)]), everything)
-    np.testing.assert_array_equal(ranking.full, [1, 2, 4, 0])
+    some, negatives = targets([([0, 1], 3), ([0, 3], 3), ([4], 4), ([2], 0)]), np.array([[2], [2], [2], [1]])
+    assert some.repeats.tolist() == [False, True, True, False]
+    ranking = rank_targets(ranker, some, everything, negatives=negatives)
+    np.testing.assert_array_equal(ranking.full, [1, np.inf, np.inf, 0])
+    np.testing.assert_array_equal(ranking.sampled, [1, np.inf, np.inf, 0])
     assert set(ranking.lists[0].tolist()) == {2, 3, 4, -1}
-    assert set(ranking.lists[1].tolist()) == {1, 2, 3, 4, -1}
+    assert set(ranking.lists[1].tolist()) == {1, 2, 4, -1}
+
+
+def test_where_seen_items_are_answered_nothing_is_masked() -> None:
+    some = targets([([0, 1], 3), ([0, 3], 3), ([4], 4), ([2], 0)])
+    ranking = rank_targets(Fixed([9, 8, 7, 6, 5]), some, np.ones(5, dtype=np.bool_), exclude_seen=False)
+    np.testing.assert_array_equal(ranking.full, [3, 3, 4, 0])
+    assert set(ranking.lists[0].tolist()) == {0, 1, 2, 3, 4, -1}
+
+
+def test_repeats_are_counted_and_there_are_figures_without_them() -> None:
+    """80 users as in a shop for coffee: 60 buy the first item again and again, 20 go on to the second."""
+    some = targets([([0, 0, 0], 0)] * 60 + [([0, 2], 1)] * 20)
+    systems = {"popularity": (Fixed([3, 2, 1, 0]), np.ones(4, dtype=np.bool_))}
+    (ranked,) = rank_sets([TargetSet("test", some, 80)], systems)
+    (new,) = ranked.without_repeats()
+    served, without = ranked.measured(), new.measured()
+    assert (served.repeats, served.users, served.exclude_seen) == (60, 80, True)
+    assert (without.name, without.repeats, without.users, without.whole) == ("test without repeats", 0, 20, 20)
+    assert served.rows[0].values["hr@10"] == 0.25
+    assert without.rows[0].values["hr@10"] == without.rows[0].values["ndcg@10"] == 1
+    assert without.rows[0].values["hr@10/100"] == 1
+    (again,) = rank_sets([TargetSet("test", some, 80)], systems, exclude_seen=False)
+    assert again.measured().rows[0].values["hr@10"] == 1
+    assert again.measured().as_json()["exclude_seen"] is False
+    (all_new,) = rank_sets([TargetSet("test", some.only(~some.repeats), 20)], systems)
+    assert all_new.without_repeats() == ()
+    (none_new,) = rank_sets([TargetSet("test", some.only(some.repeats), 60)], systems)
+    assert none_new.without_repeats() == ()
 
 
 def test_items_that_cannot_be_found_neither_compete_nor_hit() -> None:

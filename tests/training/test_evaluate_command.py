@@ -1,6 +1,7 @@
 """`vlm2rec evaluate`, called as the command line calls it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,47 @@ def test_it_prints_a_table_and_writes_json_and_markdown(ask: Any, ring_run: Run)
     assert cells[1:3] == [f"{served['hr@10']:.4f}", f"{served['ndcg@10']:.4f}"]
     low, high = served["ratio_to_popularity"]["ndcg@10"][1:]
     assert cells[-1].endswith(f"[{low:.2f}, {high:.2f}]")
+
+
+def _with_repeats(directory: Path, ring: Path) -> Path:
+    """Fresh users who walk three steps, of whom two of three go back to the first item at last."""
+    rows = [f"w{user},r{(user + step) % 12},{step}" for user in range(6) for step in range(3)]
+    rows += [f"w{user},r{user if user % 3 else user + 3},9" for user in range(6)]
+    (directory / "again.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    return directory / "again.csv"
+
+
+def test_repeats_are_told_and_left_out_in_a_second_table(ask: Any, ring_directory: Path, tmp_path: Path) -> None:
+    result, path = ask("--users", _with_repeats(tmp_path, ring_directory))
+    assert result.exit_code == 0, result.output
+    assert "fresh users: 6 targets, 4 of them repeats, each a miss, full ranking over 12 items" in result.output
+    assert "fresh users without repeats: 2 targets, full ranking" in result.output
+    served, without = json.loads(path.read_text())["tables"]  # the gate takes the first
+    assert (served["repeats"], served["exclude_seen"]) == (4, True)
+    assert (without["repeats"], without["users"]) == (0, 2)
+    for row, other in zip(served["rows"], without["rows"], strict=True):
+        assert row["hr@10"] == pytest.approx(other["hr@10"] * 2 / 6)
+    assert "## fresh users without repeats: 2 targets" in path.with_suffix(".md").read_text()
+
+
+def test_a_run_that_answers_seen_items_is_measured_so(ring_run: Run, ring_directory: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(ring_run[0] / "encoder", run / "encoder")
+    record = json.loads((run / "encoder" / "fit.json").read_text())
+    assert record["config"].pop("exclude_seen") is True  # as an earlier version wrote it
+    words = [str(ring_directory), "--run", str(run), "--users", str(_with_repeats(tmp_path, ring_directory))]
+    found = {}
+    for name, more in {"earlier": {}, "true": {"exclude_seen": True}, "false": {"exclude_seen": False}}.items():
+        (run / "encoder" / "fit.json").write_text(json.dumps(record | {"config": record["config"] | more}))
+        result = CliRunner().invoke(app, [*words, "--json", str(tmp_path / name)])
+        assert result.exit_code == 0, result.output
+        found[name] = json.loads((tmp_path / name).read_text())["tables"][0]
+    assert found["earlier"] == found["true"]
+    assert "6 targets, 4 of them repeats, full ranking over 12 items, history not masked" in result.output
+    assert found["false"]["exclude_seen"] is False
+    names = [row["name"] for row in found["false"]["rows"]]
+    most = [table["rows"][names.index("popularity")]["hr@20"] for table in (found["true"], found["false"])]
+    assert most == [pytest.approx(2 / 6), 1]
 
 
 def test_without_a_file_it_is_saved_with_the_run(ring_run: Run, ring_directory: Path) -> None:

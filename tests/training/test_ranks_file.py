@@ -57,6 +57,24 @@ def test_other_targets_are_refused(path: Path, other: Targets) -> None:
     assert targets_fingerprint(other, ITEMS) != targets_fingerprint(TARGETS, ITEMS)
 
 
+def test_repeats_are_misses_whoever_ranked_them(path: Path) -> None:
+    """An earlier version, or another library, may have given them a rank."""
+    repeated = Targets([np.array([1, 4]), np.array([3])], np.array([4, 5]), ["u", "v"])
+    save_ranks(path, [replace(ranked(systems=("a",)), targets=repeated)])
+    found = read_ranks(path, "test", repeated, ITEMS)["a"]
+    np.testing.assert_array_equal(found.full, [np.inf, np.inf])
+    np.testing.assert_array_equal(found.sampled, [np.inf, 0])
+
+
+def test_ranks_with_seen_items_are_of_other_targets(path: Path) -> None:
+    with pytest.raises(EvaluationError, match="interactions, exclude_seen, share"):
+        read_ranks(path, "test", TARGETS, ITEMS, exclude_seen=False)
+    save_ranks(path, [replace(ranked(), exclude_seen=False)])
+    assert list(read_ranks(path, "test", TARGETS, ITEMS, exclude_seen=False)) == ["a", "b"]
+    with pytest.raises(EvaluationError, match="on other test targets"):
+        ranked().joined(path, None)
+
+
 def test_another_catalogue_is_refused(path: Path) -> None:
     with pytest.raises(EvaluationError, match="other test targets"):
         read_ranks(path, "test", TARGETS, ITEMS + 1)

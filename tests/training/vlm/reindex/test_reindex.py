@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -177,6 +178,29 @@ def test_an_unreadable_picture_becomes_readable(nightly: "Shop") -> None:
     assert items(summary) == (0, 2, 28, 0)
     assert list(summary["unreadable"]) == ["i08"]
     assert nightly.bundle().missing[[5, 8], 1].tolist() == [Missing.PRESENT, Missing.UNREADABLE]
+
+
+def test_no_picture_ends_the_job_whatever_its_decoder_raises(nightly: "Shop") -> None:
+    """A damaged AVIF raises RuntimeError; odd EXIF raised struct.error although every viewer shows the picture."""
+    unit = struct.pack("<HHHIIHHIIIII", 2, 274, 3, 1, 6, 296, 5, 1, 38, 0, 1, 2)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + unit
+    Image.new("RGB", (20, 16), "teal").save(nightly.data / "images" / "7.png", exif=exif)
+    (nightly.data / "images" / "8.png").write_bytes(b"\0\0\0\x18ftypavif\0\0\0\0avifmif1")
+    summary = nightly.reindex()
+    assert items(summary) == (0, 2, 28, 0)
+    assert list(summary["unreadable"]) == ["i05", "i08"]
+    assert nightly.bundle().missing[[7, 8], 1].tolist() == [Missing.PRESENT, Missing.UNREADABLE]
+
+
+def test_the_bundle_remembers_that_seen_items_are_answered(nightly: "Shop", encoded: Encoded) -> None:
+    path = nightly.run / "encoder" / "fit.json"
+    record = json.loads(path.read_text())
+    record["config"]["exclude_seen"] = False
+    path.write_text(json.dumps(record))
+    assert nightly.bundle().manifest.exclude_seen is True
+    nightly.reindex()
+    assert nightly.bundle().manifest.exclude_seen is False
+    assert encoded == []
 
 
 def test_another_index_is_a_reason_and_embeds_nothing(nightly: "Shop", encoded: Encoded) -> None:
