@@ -23,7 +23,9 @@ from training.thumbnails import make_thumbnails
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ITEMS = "item_id,title,image\n" + "".join(f"i{n},Thing {n},i{n}.png\n" for n in range(4))
-EVENTS = "user_id,item_id,timestamp\n" + "".join(f"u{u},i{i},{u * 10 + i}\n" for u in range(3) for i in range(4))
+EVENTS = "user_id,item_id,timestamp\n" + "".join(
+    f"u{u},i{i},{1_700_000_000 + u * 10 + i}\n" for u in range(3) for i in range(4)
+)
 
 Check = Callable[..., DatasetReport]
 
@@ -62,8 +64,8 @@ def test_a_clean_dataset_has_no_defects_and_the_right_numbers(checked: Check) ->
     assert (facts.rows, facts.usable, facts.users, facts.items, facts.long_enough) == (12, 12, 3, 4, 3)
     assert (facts.time_unit, facts.first, facts.last) == (
         "seconds",
-        "1970-01-01T00:00:00+00:00",
-        "1970-01-01T00:00:23+00:00",
+        "2023-11-14T22:13:20+00:00",
+        "2023-11-14T22:13:43+00:00",
     )
     assert facts.lengths == dict.fromkeys(("min", "10%", "25%", "median", "75%", "90%", "99%", "max"), 4.0)
     assert (facts.five_core.pairs, facts.largest_core.k, facts.largest_core.pairs) == (0, 3, 12)
