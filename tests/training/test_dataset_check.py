@@ -35,6 +35,8 @@ def checked(tmp_path: Path) -> Check:
     """Write a dataset with four readable pictures (unless other files are given) and check it."""
 
     def run(items: str | bytes = ITEMS, events: str | bytes = EVENTS, suffix: str = "csv") -> DatasetReport:
+        for old in tmp_path.glob("items.*"):
+            old.unlink()
         for name, content in ((f"items.{suffix}", items), ("interactions.csv", events)):
             (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         for n in range(4):
@@ -133,6 +135,35 @@ def test_defects_of_interactions(
     assert (defect.severity, defect.count, defect.rows) == (severity, count, rows)
     assert "interactions.csv" in defect.message
     assert "\n" not in defect.message
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("a\0b", "control characters"),
+        ("a\x1bb", "control characters"),
+        ("\x93Best\x94 hat", "control characters of Latin-1"),
+        ("caf\ufffd", "characters that were lost"),
+    ],
+)
+def test_characters_that_no_text_means_are_told(checked: Check, text: str, kind: str) -> None:
+    report = checked(items=f"item_id,title,colour\ni0,{text},red\ni1,Bücher 😀\tok,blue\ni2,,{text}\n")
+    found = [defect for defect in report.defects if defect.kind == kind]
+    assert [(defect.severity, defect.rows) for defect in found] == [("warning", [1]), ("warning", [3])]
+    lines = [{"item_id": "i0", "tags": [None, text]}, {"item_id": "i1", "tags": ["b", "c"]}, {"item_id": "i2"}]
+    defect = only(checked(items="\n".join(map(json.dumps, lines)), suffix="jsonl"), kind)
+    assert defect.rows == [1]
+    assert "'tags'" in defect.message
+
+
+def test_columns_that_are_not_what_they_look_like_are_told(checked: Check) -> None:
+    report = checked(items="item_id,title,Title,, \ni0,a,b,c,d\ni1,b,c,d,e\n")
+    assert "'Title' looks like 'title'" in only(report, "look-alike column").message
+    defect = only(report, "column without a name")
+    assert (defect.severity, defect.count) == ("warning", 2)
+    assert "columns 4, 5" in defect.message
+    assert report.items is not None
+    assert [column.name for column in report.items.metadata] == ["Title"]
 
 
 def test_only_what_is_more_than_a_day_ahead_lies_in_the_future(checked: Check) -> None:
