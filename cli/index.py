@@ -231,8 +231,8 @@ def read_evaluation(run: Path, path: Path | None) -> dict[str, Any] | None:
     if path is None and not chosen.is_file():
         return None
     try:
-        figures = json.loads(chosen.read_text())
-    except (OSError, ValueError) as error:
+        figures = json.loads(chosen.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise IndexSpecError(
             f"{chosen}: no readable JSON ({error}); run `vlm2rec evaluate` with --json again"
         ) from error

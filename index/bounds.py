@@ -157,9 +157,9 @@ def read_bounds(file: Path | None, options: Sequence[str]) -> Bounds:
     raw: dict[str, Any] = {}
     if file is not None:
         try:
-            raw = tomllib.loads(file.read_text(encoding="utf-8"))
+            raw = tomllib.loads(file.read_text(encoding="utf-8-sig"))
             Bounds.parse(raw)
-        except (OSError, ValueError, IndexSpecError) as error:
+        except (OSError, ValueError, RecursionError, IndexSpecError) as error:
             raise IndexSpecError(f"{file}: not usable as bounds ({error}); see docs/bundles.md") from error
     for option in options:
         name, equals, text = (part.strip() for part in option.partition("="))

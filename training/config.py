@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from training.batches import CHUNK_PATCHES
 from training.encoder_config import EncoderConfig
 from training.errors import ConfigError
+from training.file_kind import encoding_fault, foreign_kind
 from training.losses import Fusion, GapKind, WeakBy
 
 
@@ -313,10 +314,15 @@ def to_toml(config: RunConfig) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        kind = foreign_kind(path)
+        if kind is not None:
+            raise ConfigError(f"{path}: a configuration must be TOML in UTF-8, this {kind}")
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}; check --config") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: a configuration {encoding_fault(path)}") from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: a configuration must be TOML in UTF-8: {error}") from error
 
 

@@ -11,11 +11,14 @@ from index.item_table import ITEM_ID
 from training.dataset import TIMESTAMP, USER_ID, broken_ids, read_any_interactions
 from training.dataset_report import Defect, InteractionFacts, Severity, defect_of
 from training.k_core import core_of, largest_core
+from training.time_forms import form_of
 from training.timestamps import MIXED, MIXED_TIME_RULE, TIME_RULE, Timestamps, read_timestamps
 
 _MICRO = "#microseconds"
 _QUANTILES = {"min": 0.0, "10%": 0.1, "25%": 0.25, "median": 0.5, "75%": 0.75, "90%": 0.9, "99%": 0.99, "max": 1.0}
 _LEAST_EVENTS = 3
+_OLDEST, _LIKELY = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp() * 1e6) for year in (1990, 1992))
+"""Shops on the web have no events before; ticks of .NET are read as 1990 and 1991."""
 _PUBLISHED_CORE = 5
 
 
@@ -66,18 +69,40 @@ def _check_ids(path: Path, frame: pl.DataFrame) -> list[Defect]:
 
 def _check_times(path: Path, frame: pl.DataFrame, times: Timestamps, now: datetime) -> list[Defect]:
     mixed = times.unit == MIXED
-    tomorrow = int((now + timedelta(days=1)).timestamp() * 1e6)
     return [
         *defect_of(
             "mixed time units" if mixed else "bad timestamps", Severity.ERROR, frame.filter(pl.col(_MICRO).is_null()),
             f"{path.name}: timestamp {MIXED_TIME_RULE if mixed else TIME_RULE}", "correct or remove the rows",
             example=TIMESTAMP,
         ),
-        *defect_of(
-            "timestamps in the future", Severity.WARNING, frame.filter(pl.col(_MICRO) > tomorrow),
-            f"{path.name}: timestamp lies in the future", "check clock and unit", example=TIMESTAMP,
-        ),
+        *_check_era(path, frame, times, int((now + timedelta(days=1)).timestamp() * 1e6)),
     ]  # fmt: skip
+
+
+def _check_era(path: Path, frame: pl.DataFrame, times: Timestamps, tomorrow: int) -> list[Defect]:
+    """Whether the events can have happened when their timestamps say; if none can, another form is likely meant."""
+    future = frame.filter(pl.col(_MICRO) > tomorrow)
+    read = times.microseconds.drop_nulls()
+    first, last = read.min(), read.max()
+    if not isinstance(first, int) or not isinstance(last, int):
+        return []
+    form = form_of(frame[TIMESTAMP]) if last < _LIKELY or first > tomorrow else None
+    old = last < _OLDEST or (form is not None and first <= tomorrow)
+    if not old and first <= tomorrow:
+        return defect_of(
+            "timestamps in the future", Severity.WARNING, future,
+            f"{path.name}: timestamp lies in the future", "check clock and unit", example=TIMESTAMP,
+        )  # fmt: skip
+    kind, when = ("timestamps before 1990", "before 1990") if old else ("timestamps in the future", "in the future")
+    if form is not None:
+        advice = f"they look like {form.name}: {form.remedy}"
+    else:
+        advice = "check unit and form; of mere counters the order is right, recency and dates are not"
+    message = (
+        f"{path.name}: every timestamp lies {when} ({_moment(first)} … {_moment(last)}, as {times.unit}, the first row "
+        f"has {frame[TIMESTAMP][0]!r}); {advice}"
+    )
+    return [Defect(kind, Severity.WARNING, len(read), message)]
 
 
 def _check_orphans(path: Path, frame: pl.DataFrame, orphans: pl.DataFrame, usable: pl.DataFrame) -> list[Defect]:

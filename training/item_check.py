@@ -6,11 +6,30 @@ import polars as pl
 
 from index.item_ids import MAX_ID_BYTES
 from index.item_table import ITEM_ID, POPULARITY
+from training.column_names import look_alikes
 from training.dataset import IMAGE, TEXT, TITLE, broken_ids, metadata_type
 from training.dataset_report import Column, Defect, ItemFacts, Severity, defect_of
-from training.table_files import ROW, read_table
+from training.table_files import ROW, nameless_columns, read_table
 
 _MOSTLY = 0.8
+_NAMED = 5
+_BAD_CHARACTERS = (
+    (
+        "control characters of Latin-1",
+        "[\u0080-\u009f]",
+        "a Windows-1252 file was likely read as Latin-1: convert the original with `iconv -f WINDOWS-1252 -t UTF-8`",
+    ),
+    (
+        "control characters",
+        r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]",
+        "remove them, they are shown as boxes or not at all",
+    ),
+    (
+        "characters that were lost",
+        "\ufffd",
+        "export the texts again as UTF-8; U+FFFD stands for what could not be read",
+    ),
+)
 
 
 def read_any_items(path: Path) -> pl.DataFrame:
@@ -38,9 +57,46 @@ def check_items(path: Path, items: pl.DataFrame) -> tuple[ItemFacts, list[Defect
     return facts, [
         *_check_size(path, items),
         *_check_ids(path, items),
+        *_check_names(path, items),
         *column_defects,
         *_check_texts(path, items, without_text),
+        *_check_characters(path, items),
     ]
+
+
+def _check_names(path: Path, items: pl.DataFrame) -> list[Defect]:
+    """Columns that become metadata although they look like one that is read, and those that have no name."""
+    defects = []
+    for name, meant in look_alikes(items.columns, (ITEM_ID, TITLE, TEXT, IMAGE)).items():
+        message = (
+            f"{path.name}: column {name!r} looks like {meant!r}, which is there too, and is taken for metadata; drop "
+            "or rename one of them"
+        )
+        defects.append(Defect("look-alike column", Severity.WARNING, 1, message))
+    places = nameless_columns(path)
+    if places:
+        named = f"column{'s' * (len(places) > 1)} {', '.join(map(str, places[:_NAMED]))}"
+        more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
+        message = (
+            f"{path.name}: the header has no name for {named}{more}, left out; name or drop what you export (pandas "
+            "writes its row numbers there without index=False)"
+        )
+        defects.append(Defect("column without a name", Severity.WARNING, len(places), message))
+    return defects
+
+
+def _check_characters(path: Path, items: pl.DataFrame) -> list[Defect]:
+    """Texts with characters that no text means: control characters, often of a wrong conversion, and lost ones."""
+    defects = []
+    for name, dtype in items.schema.items():
+        if dtype not in (pl.String, pl.List(pl.String)) or name in (ITEM_ID, IMAGE):
+            continue
+        cell = pl.col(name) if dtype == pl.String else pl.col(name).list.join("", ignore_nulls=True)
+        for kind, pattern, remedy in _BAD_CHARACTERS:
+            rows = items.filter(cell.str.contains(pattern))
+            what = f"{path.name}: column {name!r} has {kind}"
+            defects += defect_of(kind, Severity.WARNING, rows, what, remedy, example=name)
+    return defects
 
 
 def _check_size(path: Path, items: pl.DataFrame) -> list[Defect]:

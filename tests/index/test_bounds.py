@@ -104,6 +104,7 @@ def test_bad_options_are_named(option, rule):
         ("[missing.image]\nx = 1", "bound missing.image must be a number"),
         ("recall = ", "Invalid value"),
         (b"\xff", "utf-8"),
+        ("a = " + "[" * 5000, "recursion"),
         (None, "No such file"),
     ],
 )
@@ -188,3 +189,9 @@ def test_the_decisive_checks():
         ("recall.b", 2),
         ("latency_p99_ms.b", 2),
     ]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_bounds(tmp_path):
+    path = tmp_path / "bounds.toml"
+    path.write_bytes(b"\xef\xbb\xbfrecall = 0.5\n")
+    assert read_bounds(path, []).recall == 0.5

@@ -24,7 +24,9 @@ from training.thumbnails import make_thumbnails
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ITEMS = "item_id,title,image\n" + "".join(f"i{n},Thing {n},i{n}.png\n" for n in range(4))
-EVENTS = "user_id,item_id,timestamp\n" + "".join(f"u{u},i{i},{u * 10 + i}\n" for u in range(3) for i in range(4))
+EVENTS = "user_id,item_id,timestamp\n" + "".join(
+    f"u{u},i{i},{1_700_000_000 + u * 10 + i}\n" for u in range(3) for i in range(4)
+)
 
 Check = Callable[..., DatasetReport]
 
@@ -34,6 +36,8 @@ def checked(tmp_path: Path) -> Check:
     """Write a dataset with four readable pictures (unless other files are given) and check it."""
 
     def run(items: str | bytes = ITEMS, events: str | bytes = EVENTS, suffix: str = "csv") -> DatasetReport:
+        for old in tmp_path.glob("items.*"):
+            old.unlink()
         for name, content in ((f"items.{suffix}", items), ("interactions.csv", events)):
             (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         for n in range(4):
@@ -63,8 +67,8 @@ def test_a_clean_dataset_has_no_defects_and_the_right_numbers(checked: Check) ->
     assert (facts.rows, facts.usable, facts.users, facts.items, facts.long_enough) == (12, 12, 3, 4, 3)
     assert (facts.time_unit, facts.first, facts.last) == (
         "seconds",
-        "1970-01-01T00:00:00+00:00",
-        "1970-01-01T00:00:23+00:00",
+        "2023-11-14T22:13:20+00:00",
+        "2023-11-14T22:13:43+00:00",
     )
     assert facts.lengths == dict.fromkeys(("min", "10%", "25%", "median", "75%", "90%", "99%", "max"), 4.0)
     assert (facts.five_core.pairs, facts.largest_core.k, facts.largest_core.pairs) == (0, 3, 12)
@@ -132,6 +136,35 @@ def test_defects_of_interactions(
     assert (defect.severity, defect.count, defect.rows) == (severity, count, rows)
     assert "interactions.csv" in defect.message
     assert "\n" not in defect.message
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("a\0b", "control characters"),
+        ("a\x1bb", "control characters"),
+        ("\x93Best\x94 hat", "control characters of Latin-1"),
+        ("caf\ufffd", "characters that were lost"),
+    ],
+)
+def test_characters_that_no_text_means_are_told(checked: Check, text: str, kind: str) -> None:
+    report = checked(items=f"item_id,title,colour\ni0,{text},red\ni1,Bücher 😀\tok,blue\ni2,,{text}\n")
+    found = [defect for defect in report.defects if defect.kind == kind]
+    assert [(defect.severity, defect.rows) for defect in found] == [("warning", [1]), ("warning", [3])]
+    lines = [{"item_id": "i0", "tags": [None, text]}, {"item_id": "i1", "tags": ["b", "c"]}, {"item_id": "i2"}]
+    defect = only(checked(items="\n".join(map(json.dumps, lines)), suffix="jsonl"), kind)
+    assert defect.rows == [1]
+    assert "'tags'" in defect.message
+
+
+def test_columns_that_are_not_what_they_look_like_are_told(checked: Check) -> None:
+    report = checked(items="item_id,title,Title,, \ni0,a,b,c,d\ni1,b,c,d,e\n")
+    assert "'Title' looks like 'title'" in only(report, "look-alike column").message
+    defect = only(report, "column without a name")
+    assert (defect.severity, defect.count) == ("warning", 2)
+    assert "columns 4, 5" in defect.message
+    assert report.items is not None
+    assert [column.name for column in report.items.metadata] == ["Title"]
 
 
 def test_only_what_is_more_than_a_day_ahead_lies_in_the_future(checked: Check) -> None:

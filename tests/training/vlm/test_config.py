@@ -92,6 +92,28 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
         load_config(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('preset = "tiny"\n'.encode("utf-16"), r"this is UTF-16.*iconv -f UTF-16 -t UTF-8"),
+        ("# “tiny” model\n".encode("cp1252"), r"must be UTF-8, line 1 is not: it is likely Windows-1252"),
+        (b"\x1f\x8b\x08", r"this is gzip-compressed"),
+        (b"a = " + b"[" * 5000, r"must be TOML"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_with_a_remedy(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=words):
+        load_config(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"\xef\xbb\xbf[train]\nsteps = 7\n")
+    assert load_config(path).train.steps == 7
+
+
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_config().train.steps = 3  # type: ignore[misc]
