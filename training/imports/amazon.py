@@ -43,6 +43,7 @@ class Amazon2023:
     items_suffix = "parquet"
     time_rule = "must be milliseconds since 1970 (timestamp)"
     has_interactions = True
+    one_file = False
 
     def items(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
         """Products by ``parent_asin``; the first picture of the largest size is the address to fetch from."""

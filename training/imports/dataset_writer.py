@@ -16,6 +16,7 @@ from training.imports.item_pictures import ItemPictures
 from training.imports.source_format import IMAGE_URL, SOURCE_IMAGE, TIME, Batch
 
 _ROWS = 1 << 17
+_YEAR_5000 = 95_617_584_000_000_000  # microseconds; later ones overflow where dates are shown
 _COLUMNS = (ITEM_ID, TITLE, TEXT, IMAGE, IMAGE_URL)
 
 
@@ -134,6 +135,7 @@ def write_interactions(
             *empty,
             (pl.col(TIME).is_null(), f"the time is missing or bad, it {time_rule}"),
             (pl.col(TIME) < 0, "the time is before 1970"),
+            (pl.col(TIME) >= _YEAR_5000, "the time is after the year 5000"),
         ]
         for broken, reason in rules:
             record.leave_out(batch.file, reason, rows.filter(broken)[LINE].to_list())

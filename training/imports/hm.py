@@ -33,6 +33,7 @@ class HM:
     items_suffix = "parquet"
     time_rule = "must be a day (t_dat) as 2020-09-22"
     has_interactions = True
+    one_file = False
 
     def items(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
         """Articles, with the names of their kind as metadata and the pictures that are there."""

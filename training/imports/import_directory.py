@@ -40,6 +40,11 @@ def new_directory(directory: Path, source: Path, *, force: bool) -> Iterator[Pat
         DatasetError: there is something else in its place, or it cannot be written.
         RunBusy: another import into the same place, or a fetch of pictures for it, is at work.
     """
+    place = directory.resolve()
+    if source.resolve().is_relative_to(place):
+        raise DatasetError(f"{directory}: the source {source} lies in it; choose another place for the data set")
+    if Path.cwd().is_relative_to(place):
+        raise DatasetError(f"{directory}: the present directory lies in it and would be replaced; name a new directory")
     aside = directory.with_name(f".{directory.name}.importing")
     old = directory.with_name(f".{directory.name}.replaced")
     try:
@@ -47,7 +52,7 @@ def new_directory(directory: Path, source: Path, *, force: bool) -> Iterator[Pat
         with _locked(aside):
             try:
                 _put_back(old, directory)
-                _check_place(directory, source, force=force)
+                _check_place(directory, force=force)
                 _empty(aside)
                 with run_lock(directory) if directory.exists() else contextlib.nullcontext():
                     yield aside
@@ -95,9 +100,7 @@ def _locked(aside: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _check_place(directory: Path, source: Path, *, force: bool) -> None:
-    if source.resolve().is_relative_to(directory.resolve()):
-        raise DatasetError(f"{directory}: the source {source} lies in it; choose another place for the data set")
+def _check_place(directory: Path, *, force: bool) -> None:
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise DatasetError(
             f"{directory}: must be a directory or a new path, it is a file or link; choose another place"

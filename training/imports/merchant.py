@@ -40,6 +40,7 @@ class GoogleMerchant:
     items_suffix = "parquet"
     time_rule = ""
     has_interactions = False
+    one_file = True
 
     def items(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
         """Products by their id; attributes that are not taken are named in the record."""

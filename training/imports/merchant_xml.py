@@ -66,6 +66,10 @@ class MerchantXml:
             raise DatasetError(
                 f"{self._path}: line {error.lineno:,}: {reason}; check that the feed is complete, or export it again"
             ) from error
+        except (LookupError, ValueError) as error:
+            raise DatasetError(
+                f"{self._path}: line 1: the encoding that the feed declares is not known ({error}); export it as UTF-8"
+            ) from error
         yield self._ready
 
     def _refused(self, reason: str) -> DatasetError:

@@ -26,6 +26,7 @@ class Mind:
     items_suffix = "parquet"
     time_rule = "must be as 11/15/2019 10:22:32 AM"
     has_interactions = True
+    one_file = False
 
     def __init__(self, *, with_history: bool = False) -> None:
         self._with_history = with_history

@@ -6,12 +6,14 @@ import polars as pl
 
 from index.item_table import ITEM_ID
 from training.dataset import TEXT, TITLE, USER_ID
+from training.errors import DatasetError
 from training.imports.delimited import LINE, read_fields, read_lines
 from training.imports.import_record import ImportRecord
 from training.imports.source_files import Source, is_utf8
 from training.imports.source_format import TIME, Batch
 
 _MOVIE = r"^([^:]+)::(.*)::([^:]*)$"
+_SECONDS = r"^(-?\d{1,12})$"
 _NO_GENRES = "(no genres listed)"
 
 
@@ -21,6 +23,7 @@ class MovieLens:
     items_suffix = "parquet"
     time_rule = "must be whole seconds since 1970"
     has_interactions = True
+    one_file = False
 
     def items(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
         """Films: the title with its year, the genres as a list, the year as a number."""
@@ -34,15 +37,17 @@ class MovieLens:
                 for place, name in enumerate((ITEM_ID, TITLE, "genres"), start=1)
             )
             broken = parts.filter(pl.col(ITEM_ID).is_null())
-            record.leave_out(path.name, "must be id::title::genres; left out", broken[LINE].to_list())
-            yield Batch(path.name, _films(parts.filter(pl.col(ITEM_ID).is_not_null())))
+            if broken.height:
+                line = broken[LINE][0]
+                raise DatasetError(f"{path}: line {line:,} must be id::title::genres; correct or remove the line")
+            yield Batch(path.name, _films(parts))
 
     def interactions(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
         """Every rating is an event, whatever its stars."""
         path = source.one("the ratings", "ratings.dat")
         record.note("every rating is an interaction, low ones too; the stars are not kept")
         for rows in read_fields(source, path, "::", (USER_ID, ITEM_ID, "rating", "seconds")):
-            seconds = pl.col("seconds").str.strip_chars().cast(pl.Int64, strict=False)
+            seconds = pl.col("seconds").str.strip_chars().str.extract(_SECONDS).cast(pl.Int64)
             yield Batch(path.name, rows.select(LINE, USER_ID, ITEM_ID, (seconds * 1_000_000).alias(TIME)))
 
 

@@ -33,6 +33,7 @@ class Postgres:
     items_suffix = "csv"
     time_rule = TIME_RULE
     has_interactions = True
+    one_file = False
 
     def items(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
         """The columns as they are named; ``image`` is a path relative to the source, and the picture is copied."""
@@ -58,8 +59,6 @@ class Postgres:
 
 
 def _table(source: Source, name: str) -> Path:
-    if source.root.is_file():
-        raise DatasetError(f"{source.root}: give the directory that holds {ITEMS} and {INTERACTIONS}, not one file")
     return source.one(f"the table {name}", *(f"{name}.{suffix}" for suffix in _SUFFIXES))
 
 

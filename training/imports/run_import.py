@@ -70,6 +70,8 @@ def run_import(
     files = Source(source, progress)
     files.check()
     reader = Mind(with_history=True) if with_history else _FORMATS[name]()
+    if source.is_file() and not reader.one_file:
+        raise DatasetError(f"{source}: {name.value} has several files; give the directory that holds them")
     record = ImportRecord()
     with new_directory(directory, source, force=force) as aside:
         pictures = ItemPictures(source, aside, record)

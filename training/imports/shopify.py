@@ -104,6 +104,7 @@ class Shopify:
     items_suffix = "parquet"
     time_rule = ""
     has_interactions = False
+    one_file = True
 
     def items(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
         """Products by their handle, whatever their status (filter by ``status`` and ``published``)."""

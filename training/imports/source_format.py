@@ -43,11 +43,13 @@ class SourceFormat(Protocol):
         items_suffix: ``parquet``, or ``csv`` where only the values can tell the types of the columns.
         time_rule: what the time of an event must be, for messages.
         has_interactions: whether the format has events at all.
+        one_file: whether a source may be a file instead of a directory.
     """
 
     items_suffix: str
     time_rule: str
     has_interactions: bool
+    one_file: bool
 
     def items(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
         """The catalogue, in file order."""

@@ -90,6 +90,28 @@ def test_a_link_or_file_in_its_place(write_source: Callable[..., Path], tmp_path
     assert list((tmp_path / "target").iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["movielens", "hm", "mind", "amazon-2023", "postgres"])
+def test_one_file_of_several_is_not_enough(write_source: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    source = write_source(FILES) / "movies.dat"
+    with pytest.raises(DatasetError, match=rf"movies\.dat: {name} has several files; give the directory that holds"):
+        run_import(FormatName(name), source, tmp_path / "shop")
+
+
+def test_the_present_directory_is_not_replaced(
+    write_source: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_source(FILES)
+    (tmp_path / "shop/inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "shop/inner")
+    for place in (Path(), Path(".."), tmp_path / "shop"):
+        with pytest.raises(DatasetError, match="the present directory lies in it and would be replaced; name a new"):
+            run_import(FormatName.MOVIELENS, source, place)
+    with pytest.raises(DatasetError, match=r"the source .* lies in it"):
+        run_import(FormatName.MOVIELENS, source, Path("/"))
+    run_import(FormatName.MOVIELENS, source, Path("new"))
+    assert (tmp_path / "shop/inner/new/items.parquet").is_file()
+
+
 def test_an_error_leaves_nothing(write_source: Callable[..., Path], tmp_path: Path) -> None:
     source = write_source(FILES | {"ratings.dat": FILES["ratings.dat"] + "broken\n"})
     with pytest.raises(DatasetError, match="line 5 has 1 fields"):

@@ -121,6 +121,19 @@ def test_a_feed_that_is_cut_short_or_broken(imported: Callable, cut: str) -> Non
         imported("google-merchant", {"feed.xml": RSS[: RSS.index(cut) + 3]})
 
 
+@pytest.mark.parametrize("encoding", ["nonsense", "gb18030", "utf-16"])
+def test_an_encoding_that_cannot_be_read(imported: Callable, encoding: str) -> None:
+    feed = RSS.replace('version="1.0"?>', f'version="1.0" encoding="{encoding}"?>')
+    with pytest.raises(DatasetError, match=r"feed\.xml: line 1: "):
+        imported("google-merchant", {"feed.xml": feed})
+
+
+def test_an_older_encoding(imported: Callable) -> None:
+    feed = RSS.replace('version="1.0"?>', 'version="1.0" encoding="windows-1252"?>').replace("Second", "Café – 5 €")
+    made = imported("google-merchant", {"feed.xml": feed.encode("windows-1252")})
+    assert made.raw_items()["title"].to_list()[1] == "Café – 5 €"
+
+
 def test_a_feed_on_one_line_longer_than_a_record_may_be(imported: Callable) -> None:
     item = "<item><g:id>{}</g:id><title>" + "word " * 200 + "</title></item>"
     feed = RSS.replace("\n", "").replace("</channel>", "".join(item.format(n) for n in range(20_000)) + "</channel>")

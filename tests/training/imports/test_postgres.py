@@ -1,7 +1,6 @@
 r"""Postgres: CSV and text format of COPY, `\N`, escapes, and times as Postgres spells them."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -73,12 +72,3 @@ def test_nothing_after_the_end_mark_is_read(imported: Callable) -> None:
 def test_what_is_wrong_is_named(imported: Callable, files: dict[str, str], message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         imported("postgres", {"interactions.csv": EVENTS_CSV} | files if "interactions.tsv" not in files else files)
-
-
-def test_one_file_is_not_enough(imported: Callable, tmp_path: Path) -> None:
-    imported("postgres", {"items.tsv": ITEMS_TEXT, "interactions.tsv": EVENTS_TEXT})
-    from training.imports.format_names import FormatName
-    from training.imports.run_import import run_import
-
-    with pytest.raises(DatasetError, match="give the directory that holds items and interactions"):
-        run_import(FormatName.POSTGRES, tmp_path / "source/items.tsv", tmp_path / "other")
