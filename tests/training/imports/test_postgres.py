@@ -14,8 +14,8 @@ ITEMS_CSV = (
     "9,Hat,,gone.png,,Acme,1,t\n"
 )
 EVENTS_CSV = (
-    "user_id,item_id,timestamp\n"
-    "1,007,2024-01-31 10:30:00.25+00\n1,8,2024-01-31 11:30:00.125+01\n1,9,2024-02-01 00:00:00\n2,9,infinity\n1,007,2024-02-02 00:00:00+00\n"
+    "user_id,item_id,timestamp\n1,007,2024-01-31 10:30:00.25+00\n1,8,2024-01-31 11:30:00.125+01\n"
+    "1,9,2024-02-01 00:00:00\n2,9,infinity\n1,007,2024-02-02 00:00:00+00\n"
 )
 ITEMS_TEXT = (
     "item_id\ttitle\ttext\tprice\n"
