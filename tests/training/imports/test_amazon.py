@@ -33,7 +33,7 @@ REVIEWS = [
         "user_id": f"U{user}", "timestamp": 1588687728923 + place, "helpful_vote": 0, "verified_purchase": True,
     }
     for user in (1, 2)
-    for place, asin in enumerate(("0012345678", "B000000001", "B000000002"))
+    for place, asin in enumerate(("0012345678", "B000000001", "B000000002", "B000000001"))
 ]  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def test_products_and_reviews(imported: Callable) -> None:
 def test_gzip_files(imported: Callable) -> None:
     packed = {f"{name}.gz": gzip.compress(text.encode()) for name, text in FILES.items()}
     made = imported("amazon-2023", packed)
-    assert (made.record.items, made.record.interactions) == (3, 6)
+    assert (made.record.items, made.record.interactions) == (3, 8)
 
 
 def test_bad_rows_are_counted(imported: Callable) -> None:
@@ -79,15 +79,15 @@ def test_bad_rows_are_counted(imported: Callable) -> None:
     ]
     made = imported("amazon-2023", FILES | {"All_Beauty.jsonl": lines([*REVIEWS, *bad])})
     assert made.left_out() == {
-        "the user_id is empty": (1, [7]),
-        "the item is not in the catalogue": (1, [8]),
-        "the time is missing or bad, it must be milliseconds since 1970 (timestamp)": (3, [9, 10, 11]),
+        "the user_id is empty": (1, [9]),
+        "the item is not in the catalogue": (1, [10]),
+        "the time is missing or bad, it must be milliseconds since 1970 (timestamp)": (3, [11, 12, 13]),
     }
 
 
 @pytest.mark.parametrize("line", ['{"user_id": NaN}', '{"user_id": "\\ud83d"}', "[1]", '{"user_id": "a', "nonsense"])
 def test_a_broken_line_stops_with_its_number(imported: Callable, line: str) -> None:
-    with pytest.raises(DatasetError, match=r"All_Beauty\.jsonl: each line must be one JSON object in UTF-8, line 7 is"):
+    with pytest.raises(DatasetError, match=r"All_Beauty\.jsonl: each line must be one JSON object in UTF-8, line 9 is"):
         imported("amazon-2023", FILES | {"All_Beauty.jsonl": lines(REVIEWS) + line + "\n"})
 
 

@@ -24,7 +24,7 @@ ARTICLES = COLUMNS + (
 PURCHASES = "t_dat,customer_id,article_id,price,sales_channel_id\n" + "".join(
     f"2020-09-{20 + day},c{user},0{article},0.05,2\n"
     for user in (1, 2)
-    for day, article in enumerate(("108775015", "108775044", "111565001"))
+    for day, article in enumerate(("108775015", "108775044", "111565001", "108775015"))
 )
 
 
@@ -67,7 +67,7 @@ def test_ids_that_lost_their_zero_get_it_back_and_others_are_left_out(imported: 
     made = imported("hm", FILES | {"articles.csv": articles, "transactions_train.csv": PURCHASES.replace(",0", ",")})
     assert list(made.items()) == ["0108775015", "0108775044", "0111565001"]
     assert made.left_out() == {"article_id must be a number of up to 10 digits": (1, [6])}
-    assert made.record.interactions == 6
+    assert made.record.interactions == 8
 
 
 def test_no_picture_from_outside_the_source(imported: Callable, tmp_path: Path) -> None:
@@ -97,4 +97,4 @@ def test_a_missing_column_is_named(imported: Callable) -> None:
 
 def test_a_time_that_is_no_day(imported: Callable) -> None:
     made = imported("hm", FILES | {"transactions_train.csv": PURCHASES + "20200920,c1,0108775015,0.05,2\n"})
-    assert made.left_out() == {"the time is missing or bad, it must be a day (t_dat) as 2020-09-22": (1, [8])}
+    assert made.left_out() == {"the time is missing or bad, it must be a day (t_dat) as 2020-09-22": (1, [10])}

@@ -19,7 +19,8 @@ from training.imports.run_import import run_import
 
 FILES = {
     "movies.dat": "1::A [b] (1995)::Comedy\n2::B (1996)::Drama\n",
-    "ratings.dat": "1::1::5::978300000\n1::2::5::978300001\n1::1::5::978300002\n9::7::1::978300003\n",
+    "ratings.dat": "1::1::5::978300000\n1::2::5::978300001\n1::1::5::978300002\n1::2::5::978300002\n"
+    "9::7::1::978300003\n",
 }
 
 
@@ -36,9 +37,9 @@ def test_nothing_else_is_left_beside_it(write_source: Callable[..., Path], tmp_p
     assert [path.name for path in (tmp_path / "deep/er").iterdir()] == ["shop"]
     assert sorted(content(tmp_path / "deep/er/shop")) == ["import.json", "interactions.parquet", "items.parquet"]
     record = json.loads((tmp_path / "deep/er/shop/import.json").read_text())
-    assert (record["format"], record["items"], record["interactions"]) == ("movielens", 2, 3)
+    assert (record["format"], record["items"], record["interactions"]) == ("movielens", 2, 4)
     assert record["rows_left_out"] == [
-        {"file": "ratings.dat", "reason": "the item is not in the catalogue", "count": 1, "lines": [4]}
+        {"file": "ratings.dat", "reason": "the item is not in the catalogue", "count": 1, "lines": [5]}
     ]
 
 
@@ -114,7 +115,7 @@ def test_the_present_directory_is_not_replaced(
 
 def test_an_error_leaves_nothing(write_source: Callable[..., Path], tmp_path: Path) -> None:
     source = write_source(FILES | {"ratings.dat": FILES["ratings.dat"] + "broken\n"})
-    with pytest.raises(DatasetError, match="line 5 has 1 fields"):
+    with pytest.raises(DatasetError, match="line 6 has 1 fields"):
         run_import(FormatName.MOVIELENS, source, tmp_path / "shop")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -231,8 +232,8 @@ def test_the_command_says_what_was_taken_and_left_out(write_source: Callable[...
     ran = CliRunner().invoke(app, ["data", "import", "movielens", str(source), str(tmp_path / "shop")])
     assert ran.exit_code == 0, ran.output
     shown = ran.output
-    assert "shop: 2 items, 3 interactions" in shown
-    assert "rows of ratings.dat: the item is not in the catalogue (lines 4, 5, 6 and 2 more)" in shown
+    assert "shop: 2 items, 4 interactions" in shown
+    assert "rows of ratings.dat: the item is not in the catalogue (lines 5, 6, 7 and 2 more)" in shown
     assert f"next: vlm2rec data check {tmp_path / 'shop'}" in shown
     again = CliRunner().invoke(app, ["data", "check", str(tmp_path / "shop")])
     assert again.exit_code == 0, again.output

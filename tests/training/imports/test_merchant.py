@@ -38,7 +38,7 @@ TABS = (
     "https://img.example/7.jpg\t19.00 EUR\tin stock\tx\r\n"
     "008\tHat\t\t\t\t\t\t\r\n"
 )
-EVENTS = "user_id,item_id,timestamp\n" + "".join(f"u,TV_{1 + n % 2},{1700000000 + n}\n" for n in range(3))
+EVENTS = "user_id,item_id,timestamp\n" + "".join(f"u,TV_{1 + n % 2},{1700000000 + n}\n" for n in range(4))
 
 
 def test_rss(imported: Callable, tmp_path: Path) -> None:

@@ -12,7 +12,11 @@ MOVIES = (
     "2::Cité des enfants perdus, La (1995)::Adventure|Sci-Fi\n"
     "3::What: a title::with both (1980)::(no genres listed)\n"
 )
-RATINGS = "".join(f"{user}::{film}::{5 - film}::{978300000 + film}\n" for user in (1, 2) for film in (1, 2, 3))
+RATINGS = "".join(
+    f"{user}::{film}::{5 - film}::{978300000 + place}\n"
+    for user in (1, 2)
+    for place, film in enumerate((1, 2, 3, 1), start=1)
+)
 
 
 def test_films_and_ratings(imported: Callable) -> None:
@@ -36,23 +40,25 @@ def test_utf8_stays_utf8(imported: Callable) -> None:
 
 
 def test_what_is_left_out_has_its_reason_and_line(imported: Callable) -> None:
-    ratings = RATINGS + "9::77::3::978300000\n9::1::3::soon\n::1::3::978300000\n9::1::3::-5\n" + odd
+    bad = ["9::77::3::978300000", "9::1::3::soon", "::1::3::978300000", "9::1::3::-5"]
+    late = ["9::1::3::999999999999", "9::1::3::9999999999999999"]
+    ratings = RATINGS + "".join(f"{line}\n" for line in bad + late)
     movies = MOVIES + "1::Toy Story again (1995)::Comedy\n"
     made = imported("movielens", {"movies.dat": movies, "ratings.dat": ratings})
     assert made.left_out() == {
         "the item id is repeated; its first row was kept": (1, [4]),
-        "the item is not in the catalogue": (1, [7]),
-        "the time is missing or bad, it must be whole seconds since 1970": (2, [8, 12]),
-        "the user_id is empty": (1, [9]),
-        "the time is before 1970": (1, [10]),
-        "the time is after the year 5000": (1, [11]),
+        "the item is not in the catalogue": (1, [9]),
+        "the time is missing or bad, it must be whole seconds since 1970": (2, [10, 14]),
+        "the user_id is empty": (1, [11]),
+        "the time is before 1970": (1, [12]),
+        "the time is after the year 5000": (1, [13]),
     }
-    assert (made.record.items, made.record.interactions) == (3, 6)
+    assert (made.record.items, made.record.interactions) == (3, 8)
     assert made.items()["1"]["title"] == "Toy Story (1995)"
 
 
 def test_a_rating_with_too_few_fields_stops_with_its_line(imported: Callable) -> None:
-    with pytest.raises(DatasetError, match=r"ratings\.dat: line 7 has 3 fields between '::', it must have 4; correct"):
+    with pytest.raises(DatasetError, match=r"ratings\.dat: line 9 has 3 fields between '::', it must have 4; correct"):
         imported("movielens", {"movies.dat": MOVIES, "ratings.dat": RATINGS + "1::1::5\n"})
 
 

@@ -14,15 +14,15 @@ ITEMS_CSV = (
     "9,Hat,,gone.png,,Acme,1,t\n"
 )
 EVENTS_CSV = (
-    "user_id,item_id,timestamp\n"
-    "1,007,2024-01-31 10:30:00.25+00\n1,8,2024-01-31 11:30:00.125+01\n1,9,2024-02-01 00:00:00\n2,9,infinity\n"
+    "user_id,item_id,timestamp\n1,007,2024-01-31 10:30:00.25+00\n1,8,2024-01-31 11:30:00.125+01\n"
+    "1,9,2024-02-01 00:00:00\n2,9,infinity\n1,007,2024-02-02 00:00:00+00\n"
 )
 ITEMS_TEXT = (
     "item_id\ttitle\ttext\tprice\n"
     "007\tTee\ttab\\there, line\\nthere, back\\\\slash, \\\\N\t19.99\n8\tMug\t\\N\t\\N\n\\.\n"
 )
 EVENTS_TEXT = "user_id\titem_id\ttimestamp\n" + "".join(
-    f"1\t{item}\t{1700000000123 + n}\n" for n, item in enumerate(("007", "8", "8"))
+    f"1\t{item}\t{1700000000123 + n}\n" for n, item in enumerate(("007", "8", "8", "007"))
 )
 
 
@@ -36,7 +36,12 @@ def test_csv(imported: Callable) -> None:
     assert (made.directory / tee["image"]).read_bytes() == b"png"
     assert items["9"]["image"] is None
     assert made.left_empty() == {"the picture is not in the source directory; image left empty": (1, [5])}
-    assert made.events() == [("1", "8", 1706697000), ("1", "007", 1706697000), ("1", "9", 1706745600)]
+    assert made.events() == [
+        ("1", "8", 1706697000),
+        ("1", "007", 1706697000),
+        ("1", "9", 1706745600),
+        ("1", "007", 1706832000),
+    ]
     assert made.left_out() == {
         "the time is missing or bad, it must hold finite seconds since 1970 or ISO-8601 dates": (1, [5])
     }
@@ -49,7 +54,7 @@ def test_text_format(imported: Callable) -> None:
     assert items["007"]["text"] == "tab\there, line\nthere, back\\slash, \\N"
     assert items["8"]["text"] is None
     assert items["007"]["price"] == 19.99
-    assert [time for *_, time in made.events()] == [1700000000] * 3, "milliseconds by the median of the file"
+    assert [time for *_, time in made.events()] == [1700000000] * 4, "milliseconds by the median of the file"
     assert check_dataset(made.directory).ok
 
 
