@@ -123,7 +123,7 @@ def _interaction_rows(facts: "InteractionFacts") -> list[tuple[str, str]]:
         ("time", f"{facts.first} … {facts.last} ({facts.time_unit})" if facts.first else f"({facts.time_unit})"),
         ("history lengths", "  ".join(f"{name} {value:g}" for name, value in facts.lengths.items()) or "none"),
         ("long enough", f"{facts.long_enough:,} users with at least 3 events, for validation and test"),
-        ("repeats", f"{facts.repeats:,} of these last had an item that they had before"),
+        ("repeats", f"{facts.repeats:,} of their last events are of an item that they had before"),
         ("5-core", f"{five.users:,} users, {five.items:,} items, {five.pairs:,} pairs of user and item"),
         ("largest core", f"k = {largest.k}: {largest.users:,} users, {largest.items:,} items, {largest.pairs:,} pairs"),
     ]

@@ -61,8 +61,8 @@ class LiveService:
         return bool(body["available"])
 
     def recommend(self, items: list[str], k: int) -> dict[str, Any]:
-        """The answer to a history of item ids, oldest first; raises as :meth:`bundle_id`."""
-        status, body = self._ask("POST", "/recommend", {"items": items, "k": k})
+        """The answer to a history of item ids, oldest first, without these items; raises as :meth:`bundle_id`."""
+        status, body = self._ask("POST", "/recommend", {"items": items, "k": k, "exclude_seen": True})
         if status != 200 or not isinstance(body.get("items"), list):
             raise self._unlike("POST /recommend", status, body)
         return body

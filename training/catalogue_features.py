@@ -26,7 +26,7 @@ from training.picture_features import picture_features, read_picture
 MAX_TERMS = 200_000
 _CONSTANT = 0.3
 _WORD = r"(?u)\w+"
-_SETTINGS = {"version": 1, "terms": MAX_TERMS, "ngrams": [1, 2], "picture_side": 64, "constant": _CONSTANT}
+_SETTINGS = {"version": 2, "terms": MAX_TERMS, "ngrams": [1, 2], "picture_side": 64, "constant": _CONSTANT}
 
 
 class Catalogue(Protocol):

@@ -1,6 +1,6 @@
 """Direct ranking: a model's own vectors of histories against those of items, on held-out events, while it trains.
 
-The protocol is that of docs/method.md (whole prior history masked, a tie counts half), over the whole catalogue or, if
+The protocol is that of docs/method.md (ranked as it is served, a tie counts half), over the whole catalogue or, if
 that is too large to be encoded again and again, over a fixed random part of it that holds every target.
 """
 
@@ -39,6 +39,7 @@ class DirectRanking:
         items: at most so many items compete, drawn at random beside the targets.
         fusion: how the two modalities make one score.
         seed: of the drawing.
+        exclude_seen: leave out what is in the history, so that a target which is in it is a miss, as it is served.
     """
 
     def __init__(
@@ -52,13 +53,15 @@ class DirectRanking:
         items: int,
         fusion: Fusion,
         seed: int,
+        exclude_seen: bool = True,
     ) -> None:
         self._collator, self._ranks, self._fusion = collator, ranks, fusion
         chosen = ValidationEvents.choose(targets, catalogue, users=users, items=items, seed=seed)
         self._histories, self._items = chosen.histories, chosen.items
         self._targets = np.searchsorted(self._items, chosen.targets)
         place = {row: number for number, row in enumerate(self._items.tolist())}
-        self._seen = [np.array([place[r] for r in h.tolist() if r in place], np.int64) for h in self._histories]
+        seen = self._histories if exclude_seen else [np.zeros(0, dtype=np.int64)] * len(self._histories)
+        self._seen = [np.array([place[r] for r in h.tolist() if r in place], np.int64) for h in seen]
 
     def measure(self, embedder: VlmEmbedder, autocast: Autocast) -> dict[str, float]:
         """NDCG@10 of the fused score and, of a model of both, of each modality alone.
@@ -122,17 +125,17 @@ def direct_ranks(
     targets: NDArray[np.int64],
     fusion: Fusion,
 ) -> NDArray[np.float64]:
-    """Rank of each history's target among the items, what was seen masked; a tie counts half.
+    """Rank of each history's target among the items, what was seen left out; a tie counts half.
 
     Args:
         histories: vectors of the histories, of one modality or both.
         items: vectors of the items, of the same modalities.
-        seen: for each history the places of the items that do not compete with its target.
+        seen: for each history the places of the items that are not answered, the target among them or not.
         targets: (B,) int64 places of the targets among the items.
         fusion: how two modalities make one score.
 
     Returns:
-        (B,) float64, 0 = best; infinite where history and target share no modality.
+        (B,) float64, 0 = best; infinite where history and target share no modality, or the target is left out.
 
     Raises:
         EvaluationError: a score is not finite.
@@ -143,8 +146,8 @@ def direct_ranks(
         users = slice(start, start + block)
         scores, comparable = fused_scores({name: rows[users] for name, rows in histories.items()}, items, fusion)
         wanted = targets[users]
-        reachable = comparable[np.arange(len(wanted)), wanted]
         for candidates, rows in zip(comparable, seen[users], strict=True):
             candidates[rows] = False
+        reachable = comparable[np.arange(len(wanted)), wanted]
         found.append(np.where(reachable, metrics.ranks(scores, wanted, comparable), np.inf))
     return np.concatenate(found)

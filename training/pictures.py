@@ -16,6 +16,7 @@ from training.picture_reader import open_picture
 PREPROCESSING_VERSION = 1
 """Counts up when what is done to a picture or text here changes, so that everything is embedded again."""
 _SAMPLE_SIDE = 16
+_REASON_CHARACTERS = 200
 
 
 class ImageProcessor(Protocol):
@@ -95,10 +96,13 @@ class PictureStore:
             return None
         try:
             opened = open_picture(path, self._processor.size["longest_edge"])
+            made = self._processor(images=[opened], return_tensors="np")
         except PictureError as error:
             self.unreadable[row] = str(error)
             return None
-        made = self._processor(images=[opened], return_tensors="np")
+        except ValueError as error:  # what the reader lets through, the processors that are known take
+            self.unreadable[row] = f"the image processor refuses it: {error}"[:_REASON_CHARACTERS]
+            return None
         return Picture(
             np.ascontiguousarray(made["pixel_values"], dtype=np.float32),
             np.asarray(made["image_grid_thw"][0], dtype=np.int64),

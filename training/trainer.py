@@ -185,6 +185,7 @@ class _Run:
                 items=options.validation_items,
                 fusion=config.loss.fusion,
                 seed=options.seed,
+                exclude_seen=config.encoder.exclude_seen,
             )
         self._state = _State()
         last = checkpoints.newest(place.checkpoints)

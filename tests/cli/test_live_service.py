@@ -71,7 +71,7 @@ def test_asks_as_a_client_does(script: tuple[str, type[Script]]) -> None:
         ("POST", "/behind/recommend"),
     ]
     assert all(headers["x-api-key"] == "a-key" for _, _, headers, _ in played.asked)
-    assert json.loads(played.asked[-1][3]) == {"items": ["i1"], "k": 3}
+    assert json.loads(played.asked[-1][3]) == {"items": ["i1"], "k": 3, "exclude_seen": True}
 
 
 def test_waits_where_it_is_told_to(script: tuple[str, type[Script]]) -> None:

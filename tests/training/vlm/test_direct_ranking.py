@@ -56,7 +56,7 @@ def by_hand(shop: Dataset, backbone: Backbone, targets: Targets, names: list[str
     gains = []
     for user, (history, target) in enumerate(zip(targets.histories, targets.targets.tolist(), strict=True)):
         own = score(user, target)
-        if own is None:
+        if own is None or target in history:
             gains.append(0.0)
             continue
         rivals = [score(user, row) for row in range(len(shop)) if row not in history and row != target]
@@ -119,6 +119,15 @@ def test_a_target_that_cannot_be_compared_is_never_found(
     assert {name for name, value in got.items() if value > 0} == found
 
 
+def test_a_target_of_the_history_is_found_only_where_seen_items_are_answered(shop: Dataset, backbone: Backbone) -> None:
+    """Of two items that compete, the seen one is a miss, and otherwise among the first ten whatever its score."""
+    targets = Targets([np.array([8, 9])], np.array([8]), ["u"])
+    for exclude_seen in (True, False):
+        some = ranking(shop, backbone, targets, items=2, exclude_seen=exclude_seen)
+        got = some.measure(VlmEmbedder(backbone.model), contextlib.nullcontext)
+        assert {name for name, value in got.items() if value > 0} == (set() if exclude_seen else set(got))
+
+
 def test_dropout_is_off_while_measuring(shop: Dataset, backbone: Backbone, shop_parts: LeaveOneOut) -> None:
     embedder = VlmEmbedder(adapt(backbone, rank=2, alpha=64, dropout=0.5, targets=["v_proj", "qkv"])).train()
     with torch.no_grad():
@@ -137,7 +146,8 @@ def test_users_are_taken_evenly(shop: Dataset, backbone: Backbone, shop_parts: L
         part = Targets(
             [targets.histories[n] for n in numbers], targets.targets[numbers], [targets.users[n] for n in numbers]
         )
-        found = ranking(shop, backbone, part, users=users).measure(VlmEmbedder(backbone.model), contextlib.nullcontext)
+        some = ranking(shop, backbone, part, users=users, exclude_seen=False)  # some of these targets are repeats
+        found = some.measure(VlmEmbedder(backbone.model), contextlib.nullcontext)
         return found["ndcg@10"]
 
     assert of([0, 1, 2], 2) == pytest.approx(of([0, 2], 5), abs=1e-3)

@@ -31,6 +31,19 @@ def test_the_size_that_a_model_wants_decides_nothing_about_what_can_be_read(
     assert list(pictures.unreadable) == [0]
 
 
+def test_what_another_image_processor_refuses_is_absent(tmp_path: Path, backbone: Backbone) -> None:
+    class Strict:
+        merge_size, size = 2, backbone.image_processor.size
+
+        def __call__(self, **_arguments: object) -> dict[str, object]:
+            raise ValueError("a picture must be a square")
+
+    Image.new("RGB", (8, 9)).save(tmp_path / "p.png")
+    pictures = PictureStore(lambda _row: tmp_path / "p.png", Strict(), memory_bytes=0)  # type: ignore[arg-type]
+    assert pictures.get(0) is None
+    assert pictures.unreadable == {0: "the image processor refuses it: a picture must be a square"}
+
+
 def test_patches_are_the_normalised_pixels(tmp_path: Path, backbone: Backbone) -> None:
     """A plain picture: every patch value is (level − mean) / deviation of its channel."""
     path = tmp_path / "plain.png"
