@@ -3,16 +3,17 @@
 import unicodedata
 from collections.abc import Sequence
 
-_INVISIBLE = str.maketrans("", "", "\ufeff\u200b\u200c\u200d\u2060 \t\r\n_-")
+_INVISIBLE = str.maketrans("", "", "\ufeff\u200b\u200c\u200d\u2060")
+_BETWEEN_WORDS = str.maketrans("", "", " \t\r\n_-\"'")
 
 
 def is_nameless(name: str) -> bool:
-    """Whether a header cell holds nothing but white space; such a column is left out."""
-    return not _folded(name)
+    """Whether a header cell holds nothing that can be seen; such a column is left out."""
+    return not name.translate(_INVISIBLE).strip()
 
 
 def look_alikes(present: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
-    """Columns whose names differ from a wanted one by case, spaces, signs between words or invisible characters alone.
+    """Columns whose names differ from a wanted one by case, spaces, quotes, ``_``, ``-`` or invisible characters alone.
 
     Args:
         present: names of the table's columns.
@@ -60,4 +61,4 @@ def _remedy(present: Sequence[str]) -> str:
 
 
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFKC", name).translate(_INVISIBLE).casefold()
+    return unicodedata.normalize("NFKC", name).translate(_INVISIBLE).translate(_BETWEEN_WORDS).casefold()

@@ -87,7 +87,7 @@ def check_images(
 
 def _without_image(items: pl.DataFrame, named: int, file: str) -> list[Defect]:
     if not named:
-        message = f"{file}: no item names a picture; training is on texts alone"
+        message = f"{file}: no item names a picture; only texts can be trained on"
         return [Defect("items without image", Severity.NOTE, items.height, message)]
     without = items.filter(pl.col(IMAGE).str.strip_chars().fill_null("") == "")
     remedy = "they are recommended by their text"

@@ -133,7 +133,7 @@ def _check_texts(path: Path, items: pl.DataFrame, without_text: pl.DataFrame) ->
     empty = without_text.filter(pl.col(IMAGE).str.strip_chars().fill_null("") == "")
     rest = without_text.filter(pl.col(IMAGE).str.strip_chars().fill_null("") != "")
     if without_text.height == items.height and rest.height:
-        message = f"{path.name}: no item has a title or text; training is on pictures alone"
+        message = f"{path.name}: no item has a title or text; only pictures can be trained on"
         texts = [Defect("items without text", Severity.NOTE, rest.height, message)]
     else:
         texts = defect_of(

@@ -246,5 +246,7 @@ def _reason(path: Path, error: BaseException) -> str:
         return f"cannot be read ({failure.strerror or failure}); check the path and its permissions"
     if fault is not None:
         return fault
-    detail = str(error).strip().splitlines()
-    return f"is not a readable {suffix[1:]} file ({detail[0] if detail else type(error).__name__})"
+    detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # Each line of JSON alone was readable, so two of them do not go together.
+    remedy = "let all values of a column be of one kind" if suffix == ".jsonl" else "fetch or export it again"
+    return f"is not a readable {suffix[1:]} file ({detail}); {remedy}"

@@ -161,5 +161,5 @@ def test_one_wrong_byte_never_gives_another_number_of_fields(
     records = [record for record in csv.reader(io.StringIO(text, newline="\n"), strict=True) if record]
     width = len(records[0])
     assert all(len(record) == width for record in records)
-    assert frame.width == 1 + sum(bool(name.strip("\ufeff \t\r\n_-")) for name in records[0])
+    assert frame.width == 1 + sum(bool(name.replace("\ufeff", "").strip()) for name in records[0])
     assert sum(map(any, records[1:])) <= frame.height < len(records)

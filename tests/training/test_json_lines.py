@@ -73,6 +73,11 @@ def test_objects_over_several_lines_are_refused_with_a_remedy(tmp_path: Path) ->
     assert "write one object a line" in refusal(tmp_path / "items.jsonl", content)
 
 
+def test_values_that_do_not_go_together_are_refused_with_a_remedy(tmp_path: Path) -> None:
+    lines = '{"item_id": "1", "sale": true}\n{"item_id": "2", "sale": 5}'
+    assert "let all values of a column be of one kind" in refusal(tmp_path / "items.jsonl", lines)
+
+
 def test_whole_characters_and_escaped_backslashes_are_read(tmp_path: Path) -> None:
     lines = (
         r'{"item_id": "1", "title": "\ud83d\ude00", "text": "\\ud83d", "tags": ["\uD83D\uDE00"]}' + "\n"

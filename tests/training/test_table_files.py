@@ -42,6 +42,7 @@ def refusal(path: Path, content: str | bytes) -> str:
         ("Item_ID,title,text", "Item_ID", "item_id"),
         ("Item Id,title,text", "Item Id", "item_id"),
         ("itemId,title,text", "itemId", "item_id"),
+        ("item_id,'title',text", "'title'", "title"),
         ("item_id,\xa0title,text", "\xa0title", "title"),
         ("item_id,title\u200b,text", "title\u200b", "title"),
         ("\ufeff\ufeffitem_id,title,text", "\ufeffitem_id", "item_id"),
@@ -64,6 +65,10 @@ def test_columns_without_a_name_are_left_out(tmp_path: Path, header: str) -> Non
     row = ",".join({"item_id": "1", "title": "a"}.get(name, "x") for name in header.split(","))
     frame = table(tmp_path / "items.csv", f"{header}\n{row}\n")
     assert frame.drop(ROW).to_dicts() == [{"item_id": "1", "title": "a"}]
+
+
+def test_a_name_of_signs_alone_is_a_name(tmp_path: Path) -> None:
+    assert table(tmp_path / "items.csv", "item_id,_,-\n1,a,b\n").columns == [ROW, "item_id", "_", "-"]
 
 
 @pytest.mark.parametrize(
