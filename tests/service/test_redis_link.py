@@ -8,7 +8,20 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from fake_redis import FakeRedis, as_list, fake_redis, linked, never, of_links, own_key, read, read_at_last, run, until
+from fake_redis import (
+    PROBE,
+    FakeRedis,
+    as_list,
+    fake_redis,
+    linked,
+    never,
+    of_links,
+    own_key,
+    read,
+    read_at_last,
+    run,
+    until,
+)
 
 from service.errors import LinkDown
 from service.redis_client import connector
@@ -79,17 +92,17 @@ class Stubborn:
     async def send_packed_command(self, command: bytes, check_health: bool) -> None:
         assert not self.closed
         self.ever_sent.append(command)
-        self.sent += [part for part in command.split(b"\r\n") if part.startswith((b"key", b"PING"))]
+        self.sent += [part for part in command.split(b"\r\n") if part.startswith((b"key", PROBE[1]))]
 
     async def read_response(self) -> Any:
         asked = self.sent.pop(0)
-        while asked != b"PING":
+        while asked != PROBE[1]:
             try:
                 await self.may_answer.wait()
                 break
             except asyncio.CancelledError:
                 continue
-        return b"PONG" if asked == b"PING" else [asked]
+        return [asked]
 
     async def disconnect(self, nowait: bool = False) -> None:
         self.closed = True
@@ -266,7 +279,7 @@ def test_it_comes_back_by_itself_on_the_connection_of_the_probe() -> None:
             fake.answer = never
             with pytest.raises(LinkDown):
                 await read(link, "opens it")
-            await until(lambda: fake.asked.count([b"PING"]) >= 3, 5.0)
+            await until(lambda: fake.asked.count(PROBE) >= 3, 5.0)
             assert link.state != "closed"
             fake.answer = own_key
             await until(lambda: link.state == "closed")
