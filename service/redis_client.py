@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from service.breaker import BreakerState
 from service.errors import LinkDown, ServiceError, SettingsError
+from service.redis_reasons import reason_of
 
 Connect = Callable[[], AbstractConnection]
 
@@ -80,7 +81,7 @@ def translated(operation: str, unavailable: type[ServiceError], watch: RedisWatc
         raise unavailable(f"Redis did not answer ({operation}: {error})") from error
     except RedisError as error:
         _tell_error(watch, operation)
-        raise unavailable(f"Redis did not do it ({operation}: {type(error).__name__})") from error
+        raise unavailable(f"Redis did not do it ({operation}: {reason_of(error)})") from error
     finally:
         if watch.on_call is not None:
             watch.on_call(operation, perf_counter() - began)

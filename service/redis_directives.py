@@ -18,6 +18,7 @@ from service.errors import DirectivesUnavailable
 from service.ports import Changes, Edition
 from service.redis_client import UNWATCHED, RedisWatch, connector, texts, translated
 from service.redis_link import RedisLink, Script
+from service.redis_renewal import Renewal
 
 _PAGE: Final = 1000
 _RESTORING_TTL_S: Final = 60
@@ -89,6 +90,7 @@ class RedisDirectives:
         prefix: start of every key.
         shown_cap: newest items shown again that are remembered as changes.
         watch: told how calls go; not told of the state of the breaker, which is of this connection alone.
+        renewal: shared with whatever else asks the same Redis.
 
     Raises:
         SettingsError: the URL is not one that redis-py understands.
@@ -102,8 +104,9 @@ class RedisDirectives:
         prefix: str = "vlm2rec",
         shown_cap: int = 10_000,
         watch: RedisWatch = UNWATCHED,
+        renewal: Renewal | None = None,
     ) -> None:
-        self._link = RedisLink(connector(url, timeout_s), timeout_s=timeout_s)
+        self._link = RedisLink(connector(url, timeout_s), timeout_s=timeout_s, renewal=renewal)
         self._base = f"{prefix}:{{directives}}"
         self._keys = [f"{self._base}:{name}" for name in ("state", "hidden", "shown")]
         self._shown_cap = shown_cap

@@ -3,6 +3,9 @@
 Callers wait for a future and never touch a connection, so one who gives up or is cancelled leaves everything as it is.
 A connection belongs to one exchange at a time and is used again only if all of its replies were read in time;
 otherwise it is dropped. Calls that come meanwhile share the next exchange, one round trip for all.
+
+After a failover the name of a Redis stands for another node. A link that meets an error of a node which is no master,
+or had to replace a lost connection, makes all links of its `Renewal` connect anew, so that reads follow writes.
 """
 
 import asyncio
@@ -13,11 +16,13 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final
 
-from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
+from redis.exceptions import BusyLoadingError, NoScriptError, ResponseError
 
 from service.breaker import Breaker, BreakerState
 from service.errors import LinkDown
 from service.redis_client import Connect
+from service.redis_reasons import ELSEWHERE, first_word, reason_of
+from service.redis_renewal import Renewal
 from service.redis_wire import Part, RedisWire, answers, packed
 
 MOST_WAITING: Final = 1024
@@ -27,7 +32,6 @@ _MOST_TOGETHER: Final = 128
 _MOST_BYTES: Final = 1 << 20  # sent in an exchange, unless one call alone has more
 _HELD_UP_S: Final = 0.02
 _GRACE_S: Final = 0.02
-_RENEW_S: Final = 1.0
 _CLOSING_S: Final = 1.0
 
 
@@ -85,6 +89,7 @@ class RedisLink:
         connect: makes a connection.
         timeout_s: seconds that an exchange may take, connecting included; a call waits for two at most.
         on_state: told the breaker's new state.
+        renewal: shared with the other links to the same Redis; None: this link is the only one.
         clock: seconds, monotonic.
     """
 
@@ -94,6 +99,7 @@ class RedisLink:
         *,
         timeout_s: float,
         on_state: Callable[[BreakerState], None] | None = None,
+        renewal: Renewal | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._connect = connect
@@ -103,7 +109,9 @@ class RedisLink:
         self._waiting: deque[_Call] = deque()
         self._attempt: _Attempt | None = None
         self._wire: RedisWire | None = None
-        self._renewed: float | None = None
+        self._renewal = renewal or Renewal(clock)
+        self._astray = False
+        self._trouble = ""
         self._probing: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -128,7 +136,7 @@ class RedisLink:
         if self._closed:
             raise LinkDown("this process is ending")
         if not self._breaker.lets_through:
-            raise LinkDown("not asked, as it has not answered lately")
+            raise LinkDown(f"not asked, as it has not answered lately: {self._trouble}")
         if len(self._waiting) >= MOST_WAITING:
             raise LinkDown(f"not asked, as {MOST_WAITING} calls wait already")
         loop = asyncio.get_running_loop()
@@ -171,7 +179,11 @@ class RedisLink:
         if self._attempt is not None or not self._waiting:
             return
         loop = asyncio.get_running_loop()
-        wire, self._wire = self._wire or RedisWire(self._connect), None
+        wire, self._wire = self._wire, None
+        if wire is not None and wire.number != self._renewal.number:
+            self._spawn(wire.drop())
+            wire = None
+        wire = wire or RedisWire(self._connect, self._renewal.number)
         attempt = self._attempt = _Attempt(wire, self._breaker.now, loop.time() + self._timeout_s)
         attempt.timer = loop.call_at(attempt.deadline, self._run_out, attempt)
         attempt.task = self._spawn(self._exchange(attempt))
@@ -182,7 +194,9 @@ class RedisLink:
         try:
             replies = await attempt.wire.exchange([call.command for call in attempt.calls]) if attempt.calls else []
         except Exception as error:  # noqa: BLE001 - whatever redis-py meets, nobody may be left waiting
-            self._failed(attempt, type(error).__name__)
+            if isinstance(error, BusyLoadingError):
+                self._renewal.ask()
+            self._failed(attempt, reason_of(error))
             return
         if self._attempt is not attempt:
             return  # too late: whoever asked was told so, and the connection is dropped
@@ -215,18 +229,16 @@ class RedisLink:
             attempt.timer.cancel()
         if together:
             self._breaker.succeeded()
+            self._follow(attempt.wire, together)
         for call, reply in together:
             call.tell(reply)
-        if self._is_stale(together):
-            self._spawn(attempt.wire.drop())
-        else:
-            self._wire = attempt.wire
+        self._wire = attempt.wire
         self._go_on()
 
     def _failed(self, attempt: _Attempt, reason: str) -> None:
         if self._attempt is not attempt:
             return
-        self._attempt = None
+        self._attempt, self._astray, self._trouble = None, True, reason
         self._end(attempt, _Lost(reason))
         self._breaker.failed(attempt.began)
         if self._breaker.lets_through:
@@ -260,15 +272,15 @@ class RedisLink:
         for call in waiting:
             call.tell(lost)
 
-    def _is_stale(self, together: Sequence[tuple[_Call, Any]]) -> bool:
-        """Whether to connect anew: this Redis has become a replica, and its name may stand for another by now."""
-        if not any(isinstance(reply, ReadOnlyError) for _, reply in together):
-            return False
-        now = self._breaker.now
-        if self._renewed is not None and now - self._renewed < _RENEW_S:
-            return False
-        self._renewed = now
-        return True
+    def _follow(self, wire: RedisWire, together: Sequence[tuple[_Call, Any]]) -> None:
+        """Let all links connect anew where this one met the wrong node, and again once it has found the right one."""
+        if any(isinstance(reply, ResponseError) and first_word(reply) in ELSEWHERE for _, reply in together):
+            self._astray = True
+            self._renewal.ask()
+        elif self._astray or wire.reopened:
+            # Others may have connected before the name changed; they do it again before this answer is given.
+            self._astray = wire.reopened = False
+            wire.number = self._renewal.renew()
 
     async def _probe(self) -> None:
         """Ask Redis until it answers; the connection that it answered on is the next to be used."""
@@ -276,7 +288,7 @@ class RedisLink:
             await asyncio.sleep(self._breaker.pause_s)
             if not self._breaker.take_probe():
                 continue
-            began, wire = self._breaker.now, RedisWire(self._connect)
+            began, wire = self._breaker.now, RedisWire(self._connect, self._renewal.number)
             asked = self._spawn(answers(wire))
             try:
                 await asyncio.wait({asked}, timeout=self._timeout_s)

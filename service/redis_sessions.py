@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
+from redis.exceptions import ResponseError
+
 from service.breaker import WorstState
 from service.errors import SessionsUnavailable
 from service.history_keys import BUCKETS, bucket_cap, keys_of, old_stream_key, stream_key
@@ -28,6 +30,8 @@ from service.ports import Event, HistoryEntry
 from service.redis_client import UNWATCHED, RedisWatch, connector, texts, translated
 from service.redis_history_scripts import APPEND, ERASE, ERASE_FROM_OLD_STREAM
 from service.redis_link import RedisLink
+from service.redis_reasons import NOT_SERVING, first_word
+from service.redis_renewal import Renewal
 
 _SEPARATOR: Final = "\x1f"
 _ERASE_BATCH: Final = 1000
@@ -48,6 +52,7 @@ class RedisSessions:
         timeout_s: seconds that one answer, or connecting, may take.
         prefix: start of every key.
         watch: told how calls go.
+        renewal: shared with whatever else asks the same Redis.
 
     Raises:
         SettingsError: the URL is not one that redis-py understands.
@@ -64,10 +69,11 @@ class RedisSessions:
         timeout_s: float = 0.25,
         prefix: str = "vlm2rec",
         watch: RedisWatch = UNWATCHED,
+        renewal: Renewal | None = None,
     ) -> None:
-        connect, worst = connector(url, timeout_s), WorstState(watch.on_state)
-        self._reads = RedisLink(connect, timeout_s=timeout_s, on_state=worst.of("reads"))
-        self._writes = RedisLink(connect, timeout_s=timeout_s, on_state=worst.of("writes"))
+        connect, worst, renewal = connector(url, timeout_s), WorstState(watch.on_state), renewal or Renewal()
+        self._reads = RedisLink(connect, timeout_s=timeout_s, on_state=worst.of("reads"), renewal=renewal)
+        self._writes = RedisLink(connect, timeout_s=timeout_s, on_state=worst.of("writes"), renewal=renewal)
         self._caps = (history_cap, event_ids_cap, ttl_s, bucket_cap(stream_cap), BUCKETS)
         self._prefix = prefix
         self._watch = watch
@@ -121,12 +127,17 @@ class RedisSessions:
                 start = f"({last.decode()}" if last else ""
 
     async def alive(self) -> bool:
-        """Whether Redis answers."""
+        """Whether Redis answers reads; one that this user may not do shows it too."""
         try:
             with self._translated("ping"):
-                return bool(await self._reads.call("PING", kind=bytes) == b"PONG")
+                try:
+                    await self._reads.call("LRANGE", f"{self._prefix}:probe", 0, 0, kind=list)
+                except ResponseError as error:
+                    if first_word(error) in NOT_SERVING:
+                        raise
         except SessionsUnavailable:
             return False
+        return True
 
     async def stream(self) -> list[Event]:
         """The streams of all buckets and the old one together, oldest first; for tests and small exports."""

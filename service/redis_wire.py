@@ -7,9 +7,10 @@ from typing import Any, Final
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as ConnectionLost
-from redis.exceptions import InvalidResponse, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import InvalidResponse, RedisError, ResponseError
 
 from service.redis_client import Connect
+from service.redis_reasons import NOT_SERVING, first_word
 
 Part = str | bytes | int | float
 
@@ -24,7 +25,8 @@ def packed(*command: Part) -> bytes:
     return sent
 
 
-PING: Final = packed("PING")
+PROBE: Final = packed("LRANGE", "vlm2rec:probe", 0, 0)
+"""A read: while Redis takes no writes because a save has failed, it refuses PING too. What it finds does not matter."""
 
 
 class RedisWire:
@@ -34,9 +36,16 @@ class RedisWire:
 
     Args:
         connect: makes a connection; the first exchange opens it.
+        number: of the `Renewal` when it was made.
+
+    Attributes:
+        number: likewise; the owner may raise it.
+        reopened: whether Redis had closed the connection and another took its place; the owner may reset it.
     """
 
-    def __init__(self, connect: Connect) -> None:
+    def __init__(self, connect: Connect, number: int = 0) -> None:
+        self.number = number
+        self.reopened = False
         self._connect = connect
         self._connection: AbstractConnection | None = None
         self._dropped = False
@@ -71,6 +80,7 @@ class RedisWire:
     async def _open(self) -> AbstractConnection:
         """Connect: for the first time, or because Redis has closed it, or has sent what nobody had asked for."""
         if self._connection is not None:
+            self.reopened = True
             await self._connection.disconnect(nowait=True)
         connection = self._connection = self._connect()
         await connection.connect()  # type: ignore[no-untyped-call]
@@ -91,9 +101,9 @@ async def _reply(connection: AbstractConnection) -> Any:  # noqa: ANN401 - whate
 
 
 async def answers(wire: RedisWire) -> bool:
-    """Whether there is a Redis at the other end, ready to serve; never raises."""
+    """Whether there is a Redis at the other end that does reads, or says why not this one; never raises."""
     try:
-        (reply,) = await wire.exchange([PING])
-        return reply == b"PONG" or isinstance(reply, NoPermissionError)
+        (reply,) = await wire.exchange([PROBE])
+        return isinstance(reply, list) or (isinstance(reply, ResponseError) and first_word(reply) not in NOT_SERVING)
     except Exception:  # noqa: BLE001 - whatever redis-py meets there
         return False

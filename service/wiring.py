@@ -21,6 +21,7 @@ from service.rate_limit import RateLimit
 from service.recommender import Recommender
 from service.redis_client import UNWATCHED, RedisWatch
 from service.redis_directives import RedisDirectives
+from service.redis_renewal import Renewal
 from service.redis_sessions import RedisSessions
 from service.routing import Services
 from service.sampler import Sampler
@@ -37,10 +38,11 @@ _MOST_ENGINE_THREADS = 4
 def open_services(settings: Settings) -> Services:
     """Everything that the routes work with; nothing is connected to or loaded yet."""
     log, metrics, current = logger(), Metrics(), CurrentBundle()
-    histories = _open_histories(settings, metrics)
+    renewal = Renewal()
+    histories = _open_histories(settings, metrics, renewal)
     watch = RedisWatch(metrics.redis_call, metrics.redis_error)
     recent = RecentHistories(settings.shadow_histories)
-    directives = _open_directives(settings, watch, on_erasure=recent.clear)
+    directives = _open_directives(settings, watch, on_erasure=recent.clear, renewal=renewal)
     source = _open_source(settings, metrics.bundles.loaded)
     shelf = Shelf(
         current=current,
@@ -121,7 +123,7 @@ def _key_rings(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) 
     return data_keys, KeyRing([admin], open_without_keys=False, limit=limit)
 
 
-def _open_histories(settings: Settings, metrics: Metrics) -> RedisSessions:
+def _open_histories(settings: Settings, metrics: Metrics, renewal: Renewal) -> RedisSessions:
     return RedisSessions(
         settings.redis_url.get_secret_value(),
         history_cap=settings.history_cap,
@@ -131,17 +133,22 @@ def _open_histories(settings: Settings, metrics: Metrics) -> RedisSessions:
         timeout_s=settings.redis_timeout_ms / 1000.0,
         prefix=settings.redis_prefix,
         watch=RedisWatch(metrics.redis_call, metrics.redis_error, metrics.breaker_state),
+        renewal=renewal,
     )
 
 
 def _open_directives(
-    settings: Settings, watch: RedisWatch = UNWATCHED, on_erasure: Callable[[], None] = lambda: None
+    settings: Settings,
+    watch: RedisWatch = UNWATCHED,
+    on_erasure: Callable[[], None] = lambda: None,
+    renewal: Renewal | None = None,
 ) -> Directives:
     store = RedisDirectives(
         settings.redis_url.get_secret_value(),
         timeout_s=settings.redis_timeout_ms / 1000.0,
         prefix=settings.redis_prefix,
         watch=watch,
+        renewal=renewal,
     )
     return Directives(
         store,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fake_redis import (
     PATIENT_S,
+    PROBE,
     FakeRedis,
     as_list,
     fake_redis,
@@ -107,17 +108,17 @@ class Stubborn:
     async def send_packed_command(self, command: bytes, check_health: bool) -> None:
         assert not self.closed
         self.ever_sent.append(command)
-        self.sent += [part for part in command.split(b"\r\n") if part.startswith((b"key", b"PING"))]
+        self.sent += [part for part in command.split(b"\r\n") if part.startswith((b"key", PROBE[1]))]
 
     async def read_response(self) -> Any:
         asked = self.sent.pop(0)
-        while asked != b"PING":
+        while asked != PROBE[1]:
             try:
                 await self.may_answer.wait()
                 break
             except asyncio.CancelledError:
                 continue
-        return b"PONG" if asked == b"PING" else [asked]
+        return [asked]
 
     async def disconnect(self, nowait: bool = False) -> None:
         self.closed = True
@@ -297,7 +298,7 @@ def test_it_comes_back_by_itself_on_the_connection_of_the_probe() -> None:
             fake.answer = never
             await run_out(fake, link)
             for probes in (1, 2, 3):
-                await until(lambda probes=probes: fake.asked.count([b"PING"]) == probes)
+                await until(lambda probes=probes: fake.asked.count(PROBE) == probes)
                 assert link.state != "closed"
                 fake.answer = never if probes < 3 else own_key
                 move_clock(PATIENT_S)

@@ -6,6 +6,7 @@ import pytest
 import redis
 from fake_redis import (
     PATIENT_S,
+    PROBE,
     fake_redis,
     linked,
     move_clock,
@@ -182,5 +183,47 @@ def test_a_script_that_redis_has_forgotten_is_told_again(redis_url: str) -> None
             assert await asyncio.gather(*calls) == [20, 21, 22, 23, 24]
             await asyncio.to_thread(forget)
         await link.close()
+
+    run(check)
+
+
+MISCONF = b"-MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answered", "comes_back"),
+    [
+        (MISCONF, True),
+        (b"-NOPERM this user has no permissions to access one of the keys used as arguments\r\n", True),
+        (b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n", True),
+        (b"-MOVED 3999 127.0.0.1:6381\r\n", True),
+        (b"-LOADING Redis is loading the dataset in memory\r\n", False),
+        (b"-NOAUTH Authentication required.\r\n", False),
+        (b"-MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.\r\n", False),
+    ],
+)
+def test_any_answer_to_a_read_but_that_none_is_given_ends_an_outage(answered: bytes, comes_back: bool) -> None:
+    """After a hiccup, with a PING that is refused as long as saves fail."""
+    probed = 0
+
+    async def hiccup(_command: list[bytes]) -> bytes | None:
+        return None
+
+    async def answer(command: list[bytes]) -> bytes:
+        nonlocal probed
+        probed += command == PROBE
+        return MISCONF if command[0] == b"PING" else answered
+
+    async def check() -> None:
+        async with linked(timeout_s=5.0) as (fake, link):
+            assert await read(link, "before") == ["before"]
+            fake.answer = hiccup
+            for _ in range(3):
+                with pytest.raises(LinkDown):
+                    await read(link, "key")
+            assert link.state != "closed"
+            fake.answer = answer
+            await until(lambda: probed >= (1 if comes_back else 3), 10.0)
+            await until(lambda: (link.state == "closed") == comes_back, 10.0)
 
     run(check)

@@ -1,0 +1,133 @@
+"""Why Redis did not do what it was asked, in plain words: never in its own, which may name keys or hosts."""
+
+import re
+import ssl
+from collections.abc import Iterator
+from socket import gaierror
+from typing import Final
+
+from redis.exceptions import BusyLoadingError, InvalidResponse, RedisError, ResponseError
+from redis.exceptions import ConnectionError as ConnectionLost
+
+ELSEWHERE: Final = frozenset({"READONLY", "MASTERDOWN", "LOADING", "NOREPLICAS"})
+"""First words of errors of a Redis whose name may stand for another one by now."""
+
+NOT_SERVING: Final = frozenset({"LOADING", "MASTERDOWN", "NOAUTH"})
+"""First words of the errors that a Redis answers to a read which it cannot do at all."""
+
+_PLAIN: Final = {
+    "CLUSTERDOWN": "it is a node of a Redis Cluster that is down, and this service needs a single Redis",
+    "CROSSSLOT": "it is a node of a Redis Cluster, and this service needs a single Redis",
+    "MOVED": "it is a node of a Redis Cluster, and this service needs a single Redis",
+    "ASK": "it is a node of a Redis Cluster, and this service needs a single Redis",
+    "BUSY": "a script of somebody else keeps it busy",
+    "LOADING": "it is still reading its data from the disk",
+    "MASTERDOWN": "it is a replica that has lost its master and gives no stale data",
+    "MISCONF": "it takes no writes because it could not save to its disk",
+    "NOAUTH": "it wants a user or password; put them into the URL",
+    "NOREPLICAS": "it takes no writes because too few replicas follow it",
+    "OOM": "it is out of memory with nothing to evict; raise maxmemory",
+    "READONLY": "it is a replica and takes no writes",
+    "WRONGPASS": "it refuses user or password; in the URL both must be percent-encoded, as in p%40ss",
+    "WRONGTYPE": "a key of this prefix holds a value of another kind, written by somebody else",
+}
+_WORD: Final = re.compile(r"[A-Z][A-Z0-9]{1,30}")
+# Redis 6.2 puts the error of a command inside that of its script.
+_IN_SCRIPT: Final = re.compile(r".*@user_script: ?(\d+): -?(.*)", re.DOTALL)
+_COMMAND: Final = re.compile(r"'([a-z]{2,30}(?:\|[a-z-]{2,30})?)' command")
+_CALLED: Final = re.compile(r"'([A-Z]{2,30})'")
+_NO_COMMAND: Final = "can't run this command"
+_ANOTHER_NAME: Final = 62  # of X509_V_ERR_HOSTNAME_MISMATCH; 64 is that of an address
+_ANOTHER_ADDRESS: Final = 64
+
+
+def first_word(error: ResponseError | ConnectionLost) -> str:
+    """The first word of an error that Redis answered, such as OOM; that of the command where a script failed."""
+    return _split(error)[0]
+
+
+def reason_of(error: BaseException, script: str = "") -> str:
+    """Word and plain reason of an error that Redis answered, or why there is no connection.
+
+    Args:
+        error: what redis-py raised; what it was raised from is looked at too.
+        script: source of the script that was run; Redis 6.2 tells only the line in which a command was refused.
+    """
+    for found in _chain(error):
+        if isinstance(found, ResponseError) or (isinstance(found, ConnectionLost) and _status(found)):
+            return _answered(found, script)
+        known = _of_connecting(found)
+        if known:
+            return known
+    return type(error).__name__
+
+
+def _answered(error: ResponseError | ConnectionLost, script: str) -> str:
+    word, text, line = _split(error)
+    if word == "NOPERM":
+        command = _COMMAND.search(text)
+        called = _CALLED.search(script.split("\n")[line - 1]) if line and _NO_COMMAND in text else None
+        if command or called:
+            name = command[1] if command else called[1].lower() if called else ""
+            return f"NOPERM: its user may not run the command {name}"
+        return "NOPERM: its user may not use keys of this prefix"
+    plain = _PLAIN.get(word)
+    return f"{word}: {plain}" if plain else word
+
+
+def _split(error: ResponseError | ConnectionLost) -> tuple[str, str, int]:
+    """First word, the whole text, and in which line of a script it was; 0 where Redis does not tell."""
+    text, line = str(error), 0
+    word = _status(error) or text.partition(" ")[0]
+    inside = _IN_SCRIPT.fullmatch(text)
+    if word == "ERR" and inside:
+        line, text = int(inside[1]), inside[2]
+        word = "NOPERM" if text.startswith("The user executing the script") else text.partition(" ")[0]
+    return (word if _WORD.fullmatch(word) else "ERR"), text, line
+
+
+def _status(error: BaseException) -> str:
+    return getattr(error, "status_code", None) or ""
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it came from, innermost first."""
+    seen = [error]
+    while (inner := seen[-1].__cause__ or seen[-1].__context__) is not None and inner not in seen:
+        seen.append(inner)
+    return reversed(seen)
+
+
+def _of_connecting(error: BaseException) -> str:
+    """Why there is no connection; empty where this error does not say."""
+    if isinstance(error, ssl.SSLError):
+        return _of_tls(error)
+    for kind, plain in (
+        (gaierror, "its host name is not known"),
+        (ConnectionRefusedError, "nothing listens at its address"),
+        (FileNotFoundError, "a file that its URL names does not exist: the socket, or a certificate or key"),
+        (PermissionError, "a file that its URL names may not be used: the socket, or a certificate or key"),
+        (InvalidResponse, "what answers does not speak Redis' protocol; a port with TLS needs rediss://"),
+        (ConnectionResetError, "it closed the connection; a port with TLS needs rediss://"),
+        (BusyLoadingError, f"LOADING: {_PLAIN['LOADING']}"),
+    ):
+        if isinstance(error, kind):
+            return plain
+    if isinstance(error, RedisError) and "max number of clients" in str(error):
+        return "it has as many clients as it may"
+    if isinstance(error, RedisError) and "closed by server" in str(error):
+        return "it closed the connection; a port with TLS needs rediss://"
+    return ""
+
+
+def _of_tls(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code in {_ANOTHER_NAME, _ANOTHER_ADDRESS}:
+            return "its certificate is for another host name; see ssl_check_hostname"
+        return f"its certificate is refused: {error.verify_message}; see ssl_ca_certs"
+    reason = error.reason or ""
+    if reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}:
+        return "it does not speak TLS; use redis://"
+    if "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason:
+        return "it wants a certificate of ours; set ssl_certfile and ssl_keyfile"
+    return f"TLS failed: {reason or 'no reason given'}"
