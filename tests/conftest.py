@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, settings
 from onnx import TensorProto, helper, numpy_helper
 
 from demo.embedded_redis import EmbeddedRedis
@@ -22,6 +23,10 @@ from index.slots import Slot, SlotLayout
 SMALL_LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
 SMALL_ITEMS = 60
 MAX_HISTORY = 5
+
+# How long an example takes, or making one, is up to the machine.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

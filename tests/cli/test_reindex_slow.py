@@ -31,7 +31,7 @@ def vlm2rec(*arguments: object) -> str:
 
 def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         found: dict[str, Any] = json.load(answer)
     return found
 
@@ -69,6 +69,6 @@ def test_an_item_of_today_is_served_tonight(tmp_path: Path) -> None:
         assert found["strategy"] == "sequence"
     finally:
         service.send_signal(signal.SIGTERM)
-        assert service.wait(20) == 0
+        assert service.wait(60) == 0
         assert service.stdout is not None
         service.stdout.close()

@@ -83,14 +83,14 @@ def url(built: Path) -> Iterator[str]:
         yield next(word for word in line.split() if word.startswith("http"))
     finally:
         service.send_signal(signal.SIGTERM)
-        assert service.wait(20) == 0
+        assert service.wait(60) == 0
         assert service.stdout is not None
         service.stdout.close()
 
 
 def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         found: dict[str, Any] = json.load(answer)
     return found
 
@@ -173,26 +173,26 @@ def test_every_item_with_a_readable_picture_is_shown_and_can_be_searched(built: 
     assert {bool(row["image"]) for row in rows} == {True, False}
     for row in rows:
         item_id, title, image = row["item_id"], row["title"], row["image"]
-        with urllib.request.urlopen(f"{url}/items/{item_id}", timeout=20) as answer:
+        with urllib.request.urlopen(f"{url}/items/{item_id}", timeout=60) as answer:
             assert json.load(answer)["picture"] == bool(image)
         if image:
-            with urllib.request.urlopen(f"{url}/items/{item_id}/image", timeout=20) as answer:
+            with urllib.request.urlopen(f"{url}/items/{item_id}/image", timeout=60) as answer:
                 picture = Image.open(io.BytesIO(answer.read()))
             assert (picture.format, max(picture.size) <= 256) == ("JPEG", True)
         if title:
             query = urllib.parse.urlencode({"q": title.upper()})
-            with urllib.request.urlopen(f"{url}/items?{query}", timeout=20) as answer:
+            with urllib.request.urlopen(f"{url}/items?{query}", timeout=60) as answer:
                 assert item_id in [item["item_id"] for item in json.load(answer)["items"]]
 
 
 def test_a_user_has_a_profile_and_samples_can_be_played_with(built: Path, url: str) -> None:
-    with urllib.request.urlopen(f"{url}/users/samples", timeout=20) as answer:
+    with urllib.request.urlopen(f"{url}/users/samples", timeout=60) as answer:
         sample = json.load(answer)["samples"][0]
     items = [item["item_id"] for item in (*sample["history"], sample["target"])]
     assert len(post(f"{url}/recommend", {"items": items, "k": 2})["items"]) == 2
     events = [{"user_id": "played", "item_id": item, "timestamp": at} for at, item in enumerate(items)]
     post(f"{url}/events", {"events": events})
-    with urllib.request.urlopen(f"{url}/users/played/profile", timeout=20) as answer:
+    with urllib.request.urlopen(f"{url}/users/played/profile", timeout=60) as answer:
         profile = json.load(answer)
     assert profile["steps"] == len(items) - 1
     assert sum(profile["shares"].values()) == pytest.approx(1)

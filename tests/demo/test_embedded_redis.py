@@ -15,7 +15,7 @@ from demo.embedded_redis import EmbeddedRedis, find_redis_server
 from demo.errors import EmbeddedRedisError
 
 
-def gone(pid: int, within_s: float = 5.0) -> bool:
+def gone(pid: int, within_s: float = 60.0) -> bool:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         try:

@@ -149,11 +149,13 @@ TOGETHER = """
 import sys, time
 from pathlib import Path
 from index.registry import Registry
-root, act, turns, start = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
+root, act, turns, start, stop = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5])
 print("ready", flush=True)
 while not start.exists():
     time.sleep(0.001)
-for turn in range(turns):
+turn = 0
+while turn < turns or not stop.exists():
+    turn += 1
     if act == "prune":
         Registry(root).prune(1)
     else:
@@ -161,19 +163,22 @@ for turn in range(turns):
 """
 
 
-def together(registry, acts, turns, meanwhile=lambda: None):
-    """Let one process per act go at the same moment, and wait for all."""
-    start = registry.root.with_name("start")
+def together(registry, acts, turns, meanwhile=lambda: True):
+    """Let one process per act go at the same moment, until each had its turns and `meanwhile` has seen enough."""
+    start, stop = (registry.root.with_name(name) for name in ("start", "stop"))
     command = [sys.executable, "-c", TOGETHER, str(registry.root)]
     running = [
-        subprocess.Popen([*command, str(act), str(turns), str(start)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [*command, str(act), str(turns), str(start), str(stop)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         for act in acts
     ]
     for process in running:
         assert process.stdout.readline() == b"ready\n"
     start.touch()
     while any(process.poll() is None for process in running):
-        meanwhile()
+        if meanwhile():
+            stop.touch()
     for process in running:
         _, errors = process.communicate()
         assert process.returncode == 0, errors.decode()
@@ -202,10 +207,10 @@ def test_pruning_races_publishing(registry, bundles):
             seen.add(current)
         except BundleError:
             assert registry.current() != current  # it was overtaken and then pruned
+        return len(seen) > 1
 
     together(registry, [bundles[0], bundles[1], "prune", "prune"], turns=6, meanwhile=look)
     check_whole(registry, {bundles[0].name, bundles[1].name})
-    assert len(seen) > 1
     raw = json.loads(registry.pointer.read_text())
     assert all((registry.root / name).is_dir() for name in (*raw["previous"], *raw["published"]))
     assert raw["published"][-1] == raw["current"]

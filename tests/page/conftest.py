@@ -56,6 +56,7 @@ def served(pictured_registry: Path) -> Iterator[Served]:
 def browser() -> Iterator[Any]:
     """A Chromium for one module: while it runs, no other event loop can run in this thread."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    playwright.expect.set_options(timeout=60_000)
     with playwright.sync_playwright() as running:
         started = running.chromium.launch(
             executable_path=next(filter(None, map(shutil.which, CHROMIUM))), args=["--no-sandbox"]
@@ -75,7 +76,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
         contexts.append(browser.new_context(**options))
         contexts[-1].add_init_script(_TELL_VIOLATIONS)
         page = contexts[-1].new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("console", lambda said: troubles.append(said.text) if said.text.startswith("policy: ") else None)
         page.goto(url)

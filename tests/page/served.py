@@ -30,4 +30,4 @@ class Served:
 
     def end(self) -> None:
         self._process.terminate()
-        self._process.communicate(timeout=20)
+        self._process.communicate(timeout=60)

@@ -118,7 +118,7 @@ class Shop:
         self.put(bundle)
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     """Wait until a condition holds and give what it gave."""
     until = time.monotonic() + seconds
     while not (found := condition()):

@@ -90,7 +90,7 @@ class Client:
     """One connection of a client."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=20)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
         self._buffer = b""
 
     def send(self, data: bytes) -> Self:
@@ -110,7 +110,7 @@ class Client:
         body, self._buffer = self._buffer[:length], self._buffer[length:]
         return int(first.split()[1]), headers, body
 
-    def is_closed(self, seconds: float = 20.0) -> bool:
+    def is_closed(self, seconds: float = 60.0) -> bool:
         """Whether the server ends the connection within some time, having nothing more to say."""
         self.socket.settimeout(seconds or 1e-3)
         try:
@@ -175,7 +175,7 @@ def running(
         for client in ours.clients:
             client.close()
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
     assert not thread.is_alive()
 
 
@@ -203,6 +203,6 @@ def regular(port: int) -> Iterator[list[float]]:
         yield took
     finally:
         ended.set()
-        thread.join(20)
+        thread.join(60)
     assert not failures, failures[0]
     assert took

@@ -149,14 +149,18 @@ def test_one_bundle_answers_all_of_it_even_if_another_takes_over(open_client: An
 
 
 def test_members_are_at_work_at_the_same_time_but_not_all(open_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    at_work, most = 0, 0
+    at_work, most, eight = 0, 0, asyncio.Event()
     look_up = MicroBatcher.look_up
 
     async def slow(self: MicroBatcher, bundle: Bundle, lookup: Lookup) -> LookedUp:
         nonlocal at_work, most
         at_work += 1
         most = max(most, at_work)
-        await asyncio.sleep(0.001)
+        if most == 8:
+            eight.set()
+        async with asyncio.timeout(60):
+            await eight.wait()
+        await asyncio.sleep(0.001)  # a ninth would come now
         at_work -= 1
         return await look_up(self, bundle, lookup)
 

@@ -133,7 +133,9 @@ def test_there_are_never_more_workers_than_asked_for(bundle: Bundle, monkeypatch
         waiting = [asyncio.ensure_future(batcher.look_up(bundle, asked)) for asked in histories(48)]
         await asyncio.sleep(0)  # all of them wait, and a turn is planned
         batcher._finished([], [])
-        await asyncio.sleep(0.01)
+        while batcher.depth > 16:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)  # a third worker would take more now
         workers = [one for one in threading.enumerate() if one.name == THREAD_NAME and one not in before]
         depth = batcher.depth
         may_end.set()

@@ -83,7 +83,7 @@ def test_full_it_turns_away_at_once_and_takes_the_next_when_there_is_room() -> N
         assert json.loads(body)["type"] == "urn:vlm2rec:problem:queue-full"
         assert client.send(READY).answer()[0] == 200  # the connection goes on, and health is told
         assert client.send(post(b"[1]")).answer()[0] == 429
-        assert server.drops == {"turned away: GET": 1, "turned away: POST": 1}
+        eventually(lambda: server.drops == {"turned away: GET": 1, "turned away: POST": 1})
         server.released.set()
         assert [one.answer()[0] for one in busy] == [200] * 3
         eventually(lambda: load.in_progress == 0)

@@ -39,7 +39,7 @@ def started(*arguments: str, **environment: str) -> Iterator[Service]:
 
 
 def raw(port: int, sent: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         client.sendall(sent)
         client.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: client.recv(65_536), b""))
@@ -92,7 +92,7 @@ def test_no_secret_is_told(small_registry: Path, tmp_path: Path) -> None:
         statuses = {int(answer.split()[1]) for answer in told if answer}  # one left before it asked
         assert statuses >= {200, 401, 403, 404, 400, 429, 431}
         service.process.send_signal(signal.SIGTERM)
-        output, errors = service.process.communicate(timeout=20)
+        output, errors = service.process.communicate(timeout=60)
     assert "keys not read again" in errors
     assert len([line for line in errors.splitlines() if '"event":"request"' in line]) > 80
     everything = b"".join(told).decode() + output + errors

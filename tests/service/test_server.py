@@ -39,7 +39,7 @@ class Service:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         found = re.search(r"http://[\d.]+:(\d+)", line)
-        assert found is not None, line + (self.process.communicate(timeout=30)[1] or "")
+        assert found is not None, line + (self.process.communicate(timeout=60)[1] or "")
         self.port = int(found[1])
 
     def call(
@@ -53,7 +53,7 @@ class Service:
             method=method,
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, json.loads(answer.read() or b"null"), answer.headers
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read()), error.headers
@@ -61,7 +61,7 @@ class Service:
     def end(self, by: signal.Signals = signal.SIGTERM) -> tuple[int, list[dict[str, Any]]]:
         """Exit code and log lines."""
         self.process.send_signal(by)
-        _, errors = self.process.communicate(timeout=20)
+        _, errors = self.process.communicate(timeout=60)
         return self.process.returncode, [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
 
 
@@ -140,7 +140,7 @@ def test_a_request_in_progress_is_answered_before_the_end(
 ) -> None:
     service = start("--registry", str(small_registry), "--redis", "unix:///nonexistent/redis.sock")
     body = json.dumps({"items": ["i1"], "k": 3}).encode()
-    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as slow:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as slow:
         lines = [
             "POST /recommend HTTP/1.1",
             "host: x",

@@ -52,7 +52,7 @@ class Caller:
         self._port = port
 
     def __call__(self, path: bytes = b"/items", header: bytes = b"accept: */*") -> tuple[int, bytes]:
-        with socket.create_connection(("127.0.0.1", self._port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", self._port), timeout=60) as client:
             client.sendall(GET % (path, header + b"\r\nconnection: close"))
             answer = b"".join(iter(lambda: client.recv(65_536), b""))
         return int(answer.split()[1]), answer.partition(b"\r\n\r\n")[2]
@@ -73,7 +73,7 @@ def test_only_a_trusted_proxy_says_who_calls(small_registry: Path, trusted: bool
         ask = Caller(service.port)
         statuses = [ask(header=b"x-forwarded-for: 10.9.9.%d" % number)[0] for number in range(3)]
         assert statuses == ([200, 200, 200] if trusted else [200, 429, 429])
-        with socket.create_connection(("127.0.0.1", service.port), timeout=10) as slow:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=60) as slow:
             slow.sendall(b"GET / HTTP/1.1\r\n")
             answer = b"".join(iter(lambda: slow.recv(65_536), b""))
             assert answer.startswith(b"HTTP/1.1 408 ")

@@ -308,7 +308,9 @@ CELL = st.sampled_from(["i0", "i1", "i2", "", " ", "7", "x" * 300, "\x01", "ü",
 TIME = st.sampled_from(["1", "2", "2026-01-01", "nan", "-1", "x", "", "1700000000000"])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.lists(st.tuples(CELL, CELL), max_size=4), st.lists(st.tuples(CELL, CELL, TIME), max_size=6))
 def test_the_check_and_the_loader_agree(
     tmp_path: Path, items: list[tuple[str, str]], events: list[tuple[str, str, str]]

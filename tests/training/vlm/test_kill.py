@@ -25,6 +25,18 @@ from training.trainer import train_vlm
 
 ROOT = Path(__file__).parents[3]
 STEPS = 80
+HOLDING = """
+import time
+from training.run_log import RunLog
+from cli.main import main
+write = RunLog.write
+def holding(self, step, rest):
+    write(self, step, rest)
+    while {step} <= step < 80:
+        time.sleep(.01)
+RunLog.write = holding
+main()
+"""
 RESULT = {0, -signal.SIGKILL}
 
 
@@ -53,11 +65,13 @@ def config(smallest: dict[str, Any], backbone_directory: Path) -> RunConfig:
     )
 
 
-def started(shop: Path, run: Path, config: RunConfig, *, ranks: int = 1) -> subprocess.Popen[str]:
+def started(shop: Path, run: Path, config: RunConfig, *, ranks: int = 1, hold_at: int = STEPS) -> subprocess.Popen[str]:
+    """Start a training; one that holds after a step waits to be killed."""
     path = run.parent / "config.toml"
     path.write_text(to_toml(config))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "--"]
-    command = [sys.executable, *(launcher if ranks > 1 else ["-m"]), "cli.main", "train", str(shop)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "--", "cli.main"]
+    alone = ["-c", HOLDING.format(step=hold_at)]
+    command = [sys.executable, *(launcher if ranks > 1 else alone), "train", str(shop)]
     return subprocess.Popen(
         [*command, "--run", str(run), "--config", str(path), "--threads", "1", "--resume"],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -121,7 +135,7 @@ def test_a_killed_process_goes_on_as_if_nothing_had_happened(
     shop: Dataset, shop_directory: Path, shop_parts: LeaveOneOut, config: RunConfig, tmp_path: Path
 ) -> None:
     run, step = tmp_path / "run", random.randrange(3, 40)
-    process = started(shop_directory, run, config)
+    process = started(shop_directory, run, config, hold_at=step + 3)
     kill_when(process, lambda: steps_done(run) >= step)
     assert process.returncode == -signal.SIGKILL, f"it should have been killed at step {step} of {STEPS}"
     assert not (run / "train" / "model").exists()

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
 from typing import TYPE_CHECKING
@@ -12,19 +11,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.errors import RunBusy
-from training.run_lock import run_lock
-
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from multiprocessing.context import ForkServerProcess
 
     from conftest import Shop
 
-SLOWED = """
-import time, training.embed as e
-items = e.CatalogueEncoder.items
-e.CatalogueEncoder.items = lambda self, rows: (time.sleep(.05), items(self, rows))[1]
+HELD = """
+import pathlib, time, training.embed as e
+items, batches = e.CatalogueEncoder.items, 0
+def held(self, rows):
+    global batches
+    batches += 1
+    while batches > {batches} and not pathlib.Path({go!r}).exists():
+        time.sleep(.01)
+    return items(self, rows)
+e.CatalogueEncoder.items = held
 """
+BATCHES = 3  # of a shard
 DIES = """
 import os
 calls = 0
@@ -70,11 +74,14 @@ def ended(process: "ForkServerProcess", within: float = 120) -> int | None:
     return code
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
+def held_after(shop: "Shop", shards: int, *more: object) -> "tuple[ForkServerProcess, Path]":
+    """A job that has embedded some shards and holds in the next, until there is a file."""
+    go = shop.home / "go"
+    process = shop.start(*more, before=HELD.format(batches=BATCHES * shards, go=str(go)))
+    while len(list(shop.run.glob("embeddings/work-*/*.npz"))) < shards:
+        assert process.is_alive()
         time.sleep(0.005)
+    return process, go
 
 
 def whole(shop: "Shop") -> bytes:
@@ -98,11 +105,14 @@ def unbroken(shop: "Shop") -> tuple[bytes, float]:
     return whole(shop), seconds
 
 
-def test_killed_again_and_again_the_vectors_are_those_of_an_unbroken_job(copies: "Callable[[str], Shop]") -> None:
-    expected, seconds = unbroken(copies("unbroken"))
+def test_killed_again_and_again_the_vectors_are_those_of_an_unbroken_job(
+    copies: "Callable[[str], Shop]", tmp_path: Path
+) -> None:
+    expected, _ = unbroken(copies("unbroken"))
     shop = copies("killed")
-    moments = np.random.default_rng(3).uniform(0.2, 0.7, 3) * seconds
-    assert sum(shop.killed_after(moment) for moment in moments) >= 1
+    for number in (5, 11, 17):  # in the second shard, in a later one, and while the table and the bundle are written
+        process = shop.start(before=DIES.format(number=number, count=str(tmp_path / "count")))
+        assert ended(process) == -signal.SIGKILL
     assert shop.run_through() == 0
     assert whole(shop) == expected
 
@@ -135,8 +145,7 @@ def test_killed_at_every_other_step_that_touches_the_disk(copies: "Callable[[str
 
 def test_what_is_embedded_before_a_kill_is_not_embedded_again(copies: "Callable[[str], Shop]") -> None:
     shop = copies("killed")
-    process = shop.start(before=SLOWED)
-    wait_for(lambda: len(list(shop.run.glob("embeddings/work-*/*.npz"))) >= 2)
+    process, _ = held_after(shop, 2)
     process.kill()
     assert ended(process) == -signal.SIGKILL
     assert "more were embedded by an interrupted job" in shop.invoke("--dry-run").output
@@ -149,9 +158,9 @@ def test_what_is_embedded_before_a_kill_is_not_embedded_again(copies: "Callable[
 def test_sigterm_stops_after_the_shard_and_the_next_job_goes_on(copies: "Callable[[str], Shop]") -> None:
     shop = copies("stopped")
     textfile = shop.home / "job.prom"
-    process = shop.start("--textfile", textfile, before=SLOWED)
-    wait_for(lambda: any(shop.run.glob("embeddings/work-*/000000.npz")))
+    process, go = held_after(shop, 1, "--textfile", textfile)
     os.kill(process.pid or 0, signal.SIGTERM)
+    go.touch()
     assert ended(process) == 143
     assert "vlm2rec_reindex_exit_status 143.0" in textfile.read_text()
     shards = {path.name for path in shop.run.glob("embeddings/work-*/*.npz")}
@@ -162,8 +171,7 @@ def test_sigterm_stops_after_the_shard_and_the_next_job_goes_on(copies: "Callabl
 
 def test_an_interruption_has_its_code_and_leaves_what_is_done(copies: "Callable[[str], Shop]") -> None:
     shop = copies("interrupted")
-    process = shop.start(before=SLOWED)
-    wait_for(lambda: any(shop.run.glob("embeddings/work-*/000000.npz")))
+    process, _ = held_after(shop, 1)
     os.kill(process.pid or 0, signal.SIGINT)
     assert ended(process) == 130
     assert shop.reindex()["embedding"]["resumed"] >= 8
@@ -171,16 +179,8 @@ def test_an_interruption_has_its_code_and_leaves_what_is_done(copies: "Callable[
 
 def test_of_two_jobs_at_once_one_ends_at_once(copies: "Callable[[str], Shop]") -> None:
     shop = copies("twice")
-    first = shop.start(before=SLOWED)
-
-    def taken() -> bool:
-        try:
-            with run_lock(shop.run, shared=True):
-                return False
-        except RunBusy:
-            return True
-
-    wait_for(taken)
+    first, go = held_after(shop, 1)
     assert shop.run_through() == 75
+    go.touch()
     assert ended(first) == 0
     whole(shop)
