@@ -16,6 +16,7 @@ from service.key_source import KeySource
 from service.load import Load
 from service.logs import lines_dropped, lines_failed, logger
 from service.metrics import Metrics
+from service.metrics_page import MetricsPage
 from service.opening import Opening, open_first, read_pin
 from service.rate_limit import RateLimit
 from service.recommender import Recommender
@@ -73,7 +74,7 @@ def open_services(settings: Settings) -> Services:
     batcher = MicroBatcher(bound=settings.queue_bound, threads=_engine_threads(settings), metrics=metrics, log=log)
     metrics.in_progress(lambda: load.in_progress)
     metrics.queue_depth(lambda: batcher.depth)
-    data_keys, admin_keys = _key_rings(settings, metrics, log)
+    data_keys, admin_keys, metrics_keys = _key_rings(settings, metrics, log)
     return Services(
         current=current,
         watcher=watcher,
@@ -84,8 +85,10 @@ def open_services(settings: Settings) -> Services:
         recent=recent,
         recommender=Recommender(histories, batcher, directives.hidden, recent, sampler),
         metrics=metrics,
+        metrics_page=MetricsPage(metrics),
         data_keys=data_keys,
         admin_keys=admin_keys,
+        metrics_keys=metrics_keys,
         log=log,
         body_limit=settings.body_limit_bytes,
         sampler=sampler,
@@ -102,8 +105,8 @@ def _engine_threads(settings: Settings) -> int:
     return settings.engine_threads or min(len(os.sched_getaffinity(0)), _MOST_ENGINE_THREADS)
 
 
-def _key_rings(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> tuple[KeyRing, KeyRing]:
-    """Keys of the data routes, and of the admin routes."""
+def _key_rings(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> tuple[KeyRing, KeyRing, KeyRing]:
+    """Keys of the data routes, of the admin routes, and of the metrics."""
 
     def source(name: str, given: tuple[SecretStr, ...], file: Path | None) -> KeySource:
         keys = [key.get_secret_value() for key in given]
@@ -111,14 +114,17 @@ def _key_rings(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) 
 
     api = source("api_keys_file", settings.api_keys, settings.api_keys_file)
     admin = source("admin_keys_file", settings.admin_keys, settings.admin_keys_file)
-    api.keep_apart_from(admin)
-    admin.keep_apart_from(api)
+    scrape = source("metrics_keys_file", settings.metrics_keys, settings.metrics_keys_file)
+    admin.keep_apart_from(api, scrape)
+    scrape.keep_apart_from(api, admin)
+    api.keep_apart_from(admin, scrape)
     limit = None
     if settings.rate_limit is not None:
         limit = RateLimit(settings.rate_limit, settings.rate_burst, on_refusal=metrics.clients.rate_limited)
     # An admin key opens the data routes too; alone it does not close them for everybody else.
     data_keys = KeyRing([api, admin] if api.configured else [], open_without_keys=True, limit=limit)
-    return data_keys, KeyRing([admin], open_without_keys=False, limit=limit)
+    metrics_keys = KeyRing([scrape, admin] if scrape.configured else [], open_without_keys=True)
+    return data_keys, KeyRing([admin], open_without_keys=False, limit=limit), metrics_keys
 
 
 def _open_histories(settings: Settings, metrics: Metrics) -> RedisSessions:
