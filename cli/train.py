@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from cli.threads import set_torch_threads
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -54,7 +56,7 @@ def train(
     chosen = load_config(path, preset, {key: value for key, value in given.items() if value is not None})
     dataset = load_dataset(data, interactions=interactions)
     split = split_dataset(dataset, chosen.encoder.cold_items)
-    _set_threads(threads)
+    set_torch_threads(threads)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     if first and not kept.is_file():
         _write(kept, to_toml(chosen))
@@ -119,7 +121,7 @@ def embed(
     from training.run_lock import run_lock
 
     dataset = load_dataset(data)
-    _set_threads(threads)
+    set_torch_threads(threads)
     if no_vlm:
         from training.catalogue_features import embed_without_vlm
 
@@ -171,13 +173,6 @@ def _embed(dataset: "Dataset", model: "RunModel", *, trust_times: bool) -> None:
 def _slots(embeddings: "Embeddings") -> str:
     present = {name: int(block.any(axis=1).sum()) for name, block in embeddings.vectors.items()}
     return ", ".join(f"{name} {count:,} × {embeddings.dims()[name]}" for name, count in present.items())
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 def _write(path: Path, text: str) -> None:

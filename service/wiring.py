@@ -1,6 +1,5 @@
 """Wiring: picks every concrete class of what the routes work with, from the settings alone."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from pydantic import SecretStr
 from structlog.typing import FilteringBoundLogger
 
 from index.bundle import Bundle
+from index.cores import available_cores
 from service.auth import KeyRing
 from service.batching import MicroBatcher
 from service.current import CurrentBundle
@@ -92,7 +92,7 @@ def open_services(settings: Settings) -> Services:
         log=log,
         body_limit=settings.body_limit_bytes,
         sampler=sampler,
-        slow_lane=SlowLane(threads=max(1, (os.cpu_count() or 1) // 2)),
+        slow_lane=SlowLane(threads=max(1, available_cores() // 2)),
         require_consent=settings.require_consent,
         one_thread=source.one_thread,
     )
@@ -102,7 +102,7 @@ def _engine_threads(settings: Settings) -> int:
     """Workers of the batcher: none on CUDA; else one a core, at most four, as one event loop feeds no more."""
     if settings.device != "cpu":
         return 0
-    return settings.engine_threads or min(len(os.sched_getaffinity(0)), _MOST_ENGINE_THREADS)
+    return settings.engine_threads or min(available_cores(), _MOST_ENGINE_THREADS)
 
 
 def _key_rings(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> tuple[KeyRing, KeyRing, KeyRing]:
