@@ -32,6 +32,7 @@ from threadpoolctl import threadpool_limits
 from demo.embedded_redis import EmbeddedRedis
 from index.build import build_bundle
 from index.bundle import Bundle
+from index.cores import available_cores
 from index.index_spec import IndexSpec
 from index.registry import Registry
 
@@ -81,7 +82,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--kind", default="auto", help="auto, flat, hnsw or ivf")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the build")
+    parser.add_argument("--threads", type=int, default=available_cores(), help="of the build")
     parser.add_argument("--work", type=Path, help="kept between runs; .bench/index-N if not given")
     parser.add_argument("--port", type=int, default=8895)
     parser.add_argument("--rebuild", action="store_true", help="build the bundle even if there is one")

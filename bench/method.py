@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from bench.method_plan import PLAN, SMOKE, Plan, Unit
 from bench.method_unit import UnitPlace, read_log
 from bench.running import end_with_us
+from index.cores import available_cores
 
 _ROOT = Path(__file__).parent.parent
 _WORK = _ROOT / ".bench" / "method"
@@ -159,7 +160,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=available_cores(), help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
     parser.add_argument("--only", metavar="CATALOGUE/ROW/SEED", help="one run in this process, and no table")
     parser.add_argument("--table", action="store_true", help="train nothing, write the table of what is done")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from cli.threads import set_torch_threads
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -39,6 +41,7 @@ def fit_encoder(
     path = config or (run / "config.toml" if (run / "config.toml").is_file() else None)
     chosen = load_config(path, overrides={} if seed is None else {"encoder.seed": seed}).encoder
     dataset = load_dataset(data, interactions=interactions)
+    set_torch_threads(None)
     with run_lock(run), writing_run(run), _progress() as bar:
         embeddings = Embeddings.load(run / "embeddings")
         epochs = bar.add_task("fitting", total=chosen.epochs)

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from cli.evaluation_page import markdown, print_table
+from cli.threads import set_torch_threads
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -89,6 +90,7 @@ def evaluate(
     from training.ranks_file import save_ranks as write_ranks
     from training.sequences import Sequences, last_item
 
+    set_torch_threads(None)
     fitted = FittedRun.load(run / ENCODER_DIRECTORY, threads=threads)
     dataset = load_dataset(data, interactions=interactions)
     split, fresh = fitted.split(dataset), None

@@ -1,11 +1,12 @@
 """Options of every command that builds an index, and the specification that they make together."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from index.cores import available_cores
 
 if TYPE_CHECKING:
     from index.index_spec import IndexSpec
@@ -70,5 +71,5 @@ def index_spec(
         memory_bytes=None if memory_mb is None else memory_mb * _MEGABYTE,
         target_recall=target_recall,
         bounds=read_bounds(bounds, bound or []),
-        threads=threads if threads is not None else (os.cpu_count() or 1),
+        threads=threads if threads is not None else available_cores(),
     )

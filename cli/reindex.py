@@ -24,6 +24,7 @@ from cli.index_options import (
     TargetRecallOption,
     index_spec,
 )
+from cli.threads import set_torch_threads
 
 if TYPE_CHECKING:
     from training.embed import Progress
@@ -92,7 +93,7 @@ def reindex(
             from training.reindex import ReindexJob
 
             _check_places(json_file, textfile)
-            _set_threads(threads)
+            set_torch_threads(threads)
             spec = index_spec(kind, codes, memory_mb, target_recall, bounds, bound, threads)
             dataset = load_dataset(data, interactions=interactions)
             figures = read_evaluation(run, evaluation)
@@ -252,13 +253,6 @@ def _termination() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(asked)
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 def _warn(message: str) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from cli.threads import set_torch_threads
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -59,7 +61,7 @@ def train(
     chosen = load_config(path, preset, {key: value for key, value in given.items() if value is not None})
     dataset = load_dataset(data, interactions=interactions)
     split = split_dataset(dataset, chosen.encoder.cold_items)
-    _set_threads(threads)
+    set_torch_threads(threads)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     with writing_run(run, again="start the same command again with --resume, it goes on where it was"):
         if first and not kept.is_file():
@@ -129,7 +131,7 @@ def embed(
     from training.run_lock import run_lock
 
     dataset = load_dataset(data)
-    _set_threads(threads)
+    set_torch_threads(threads)
     if no_vlm:
         from training.catalogue_features import embed_without_vlm
 
@@ -193,13 +195,6 @@ def _print_unreadable(unreadable: "Mapping[str, str]") -> None:
 def _slots(embeddings: "Embeddings") -> str:
     present = {name: int(block.any(axis=1).sum()) for name, block in embeddings.vectors.items()}
     return ", ".join(f"{name} {count:,} × {embeddings.dims()[name]}" for name, count in present.items())
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 def _write(path: Path, text: str) -> None:

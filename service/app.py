@@ -108,6 +108,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         await services.histories.close()
         services.batcher.close()
         services.slow_lane.close()
+        services.metrics_page.close()
         if spans is not None:
             await asyncio.to_thread(spans.close)
 

@@ -45,19 +45,19 @@ class KeySource:
         self._file = file
         self._on_trouble = on_trouble
         self._clock = clock
-        self._apart_from: KeySource | None = None
+        self._apart_from: tuple[KeySource, ...] = ()
         self._signature = None if file is None else signature(file)
         self._digests = self._given if file is None else self._read(file)
         self._next_look = clock() + _LOOK_S
         self.configured = bool(self._given) or file is not None
 
-    def keep_apart_from(self, other: "KeySource") -> None:
+    def keep_apart_from(self, *others: "KeySource") -> None:
         """Refuse keys that another kind has, too, now and in every file read later.
 
         Raises:
-            SettingsError: both have a key in common now.
+            SettingsError: two have a key in common now.
         """
-        self._apart_from = other
+        self._apart_from = others
         self._check_apart(self._digests)
 
     def digests(self) -> tuple[bytes, ...]:
@@ -81,8 +81,10 @@ class KeySource:
         return (*self._given, *(digest_of(key) for key in read_keys(file, self._setting)))
 
     def _check_apart(self, digests: tuple[bytes, ...]) -> tuple[bytes, ...]:
-        if self._apart_from is not None and not set(digests).isdisjoint(self._apart_from.digests()):
-            raise SettingsError(f"{self._setting}: a key must not be both an API key and an admin key")
+        if any(not set(digests).isdisjoint(other.digests()) for other in self._apart_from):
+            raise SettingsError(
+                f"{self._setting}: a key must be of one kind only: an API key, an admin key or a metrics key"
+            )
         return digests
 
 

@@ -96,9 +96,10 @@ class Routes:
         redis = "up" if await self._services.histories.alive() else "down"
         return json_response({"status": "ready", "bundle": bundle.id, "redis": redis})
 
-    async def metrics(self, _request: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """Metrics in Prometheus' text format."""
-        return Response(self._services.metrics.exposition(), media_type=CONTENT_TYPE)
+        self._services.metrics_keys.admit(request)
+        return Response(await self._services.metrics_page.content(), media_type=CONTENT_TYPE)
 
     def _recommended(
         self, bundle: Bundle, wish: schemas.Wish, answer: Answer, trace: Trace, *, wanted: Strategy

@@ -22,6 +22,7 @@ from service.envelope import trace_of
 from service.errors import RuleBroken, Violation
 from service.load import Load
 from service.metrics import Metrics
+from service.metrics_page import MetricsPage
 from service.openapi import answers, tagged_answers
 from service.ports import HistoryStore
 from service.recommender import Recommender
@@ -51,6 +52,7 @@ class Services:
         metrics: counts.
         data_keys: open the data routes.
         admin_keys: open the admin routes.
+        metrics_keys: open the metrics.
         log: the service's logger.
         body_limit: largest request body in bytes.
         slow_lane: for what takes longer than a recommendation.
@@ -68,8 +70,10 @@ class Services:
     recent: RecentHistories
     recommender: Recommender
     metrics: Metrics
+    metrics_page: MetricsPage
     data_keys: KeyRing
     admin_keys: KeyRing
+    metrics_keys: KeyRing
     log: FilteringBoundLogger
     body_limit: int
     slow_lane: SlowLane

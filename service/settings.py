@@ -24,7 +24,7 @@ PREFIX = "VLM2REC_"
 FILE_VARIABLE = "VLM2REC_CONFIG"
 # Kubernetes describes a service called "vlm2rec" to every pod beside it in variables of these names.
 _KUBERNETES = re.compile(rf"{PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(?:TCP|UDP)\w*)")
-_SECRET = {"redis_url", "api_keys", "admin_keys"}
+_SECRET = {"redis_url", "api_keys", "admin_keys", "metrics_keys"}
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 _ORIGIN = re.compile(r"\*|https?://[^\s/?#@,*]+")
 ApiKeys = Annotated[tuple[SecretStr, ...], NoDecode]
@@ -170,6 +170,12 @@ class Settings(BaseSettings):
     admin_keys_file: Path | None = Field(
         None, description="File with more keys of all routes, one a line; read again when it changes."
     )
+    metrics_keys: ApiKeys = Field(
+        (), description="Keys of /metrics, separated by commas; none: it is open. Admin keys open it too."
+    )
+    metrics_keys_file: Path | None = Field(
+        None, description="File with more keys of /metrics, one a line; read again when it changes."
+    )
     retry_after_s: int = Field(
         1, ge=1, le=3600, description="Seconds sent as Retry-After with every 503, and with 429 in overload."
     )
@@ -208,25 +214,25 @@ class Settings(BaseSettings):
             raise ValueError("set redis_url or redis_url_file, not both")
         return {**given, "redis_url": read_secret(Path(file), "redis_url_file").strip()}
 
-    @field_validator("api_keys", "admin_keys", "trusted_proxies", "cors_origins", mode="before")
+    @field_validator("api_keys", "admin_keys", "metrics_keys", "trusted_proxies", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the variable or the file holds
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return tuple(value) if isinstance(value, list) else value
 
-    @field_validator("api_keys", "admin_keys")
+    @field_validator("api_keys", "admin_keys", "metrics_keys")
     @classmethod
     def _long_enough(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if not all(is_key(key.get_secret_value()) for key in value):
             raise ValueError(KEY_RULE)
         return value
 
-    @field_validator("admin_keys")
+    @field_validator("admin_keys", "metrics_keys")
     @classmethod
     def _apart(cls, value: tuple[SecretStr, ...], info: ValidationInfo) -> tuple[SecretStr, ...]:
-        if set(value) & set(info.data.get("api_keys", ())):
-            raise ValueError("a key must not be both an API key and an admin key")
+        if any(set(value) & set(info.data.get(kind, ())) for kind in ("api_keys", "admin_keys")):
+            raise ValueError("a key must be of one kind only: an API key, an admin key or a metrics key")
         return value
 
     @field_validator("trusted_proxies")

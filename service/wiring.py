@@ -1,6 +1,5 @@
 """Wiring: picks every concrete class of what the routes work with, from the settings alone."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from pydantic import SecretStr
 from structlog.typing import FilteringBoundLogger
 
 from index.bundle import Bundle
+from index.cores import available_cores
 from service.auth import KeyRing
 from service.batching import MicroBatcher
 from service.current import CurrentBundle
@@ -16,6 +16,7 @@ from service.key_source import KeySource
 from service.load import Load
 from service.logs import lines_dropped, lines_failed, logger
 from service.metrics import Metrics
+from service.metrics_page import MetricsPage
 from service.opening import Opening, open_first, read_pin
 from service.rate_limit import RateLimit
 from service.recommender import Recommender
@@ -75,7 +76,7 @@ def open_services(settings: Settings) -> Services:
     batcher = MicroBatcher(bound=settings.queue_bound, threads=_engine_threads(settings), metrics=metrics, log=log)
     metrics.in_progress(lambda: load.in_progress)
     metrics.queue_depth(lambda: batcher.depth)
-    data_keys, admin_keys = _key_rings(settings, metrics, log)
+    data_keys, admin_keys, metrics_keys = _key_rings(settings, metrics, log)
     return Services(
         current=current,
         watcher=watcher,
@@ -86,12 +87,14 @@ def open_services(settings: Settings) -> Services:
         recent=recent,
         recommender=Recommender(histories, batcher, directives.hidden, recent, sampler),
         metrics=metrics,
+        metrics_page=MetricsPage(metrics),
         data_keys=data_keys,
         admin_keys=admin_keys,
+        metrics_keys=metrics_keys,
         log=log,
         body_limit=settings.body_limit_bytes,
         sampler=sampler,
-        slow_lane=SlowLane(threads=max(1, (os.cpu_count() or 1) // 2)),
+        slow_lane=SlowLane(threads=max(1, available_cores() // 2)),
         require_consent=settings.require_consent,
         one_thread=source.one_thread,
     )
@@ -101,11 +104,11 @@ def _engine_threads(settings: Settings) -> int:
     """Workers of the batcher: none on CUDA; else one a core, at most four, as one event loop feeds no more."""
     if settings.device != "cpu":
         return 0
-    return settings.engine_threads or min(len(os.sched_getaffinity(0)), _MOST_ENGINE_THREADS)
+    return settings.engine_threads or min(available_cores(), _MOST_ENGINE_THREADS)
 
 
-def _key_rings(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> tuple[KeyRing, KeyRing]:
-    """Keys of the data routes, and of the admin routes."""
+def _key_rings(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> tuple[KeyRing, KeyRing, KeyRing]:
+    """Keys of the data routes, of the admin routes, and of the metrics."""
 
     def source(name: str, given: tuple[SecretStr, ...], file: Path | None) -> KeySource:
         keys = [key.get_secret_value() for key in given]
@@ -113,14 +116,17 @@ def _key_rings(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) 
 
     api = source("api_keys_file", settings.api_keys, settings.api_keys_file)
     admin = source("admin_keys_file", settings.admin_keys, settings.admin_keys_file)
-    api.keep_apart_from(admin)
-    admin.keep_apart_from(api)
+    scrape = source("metrics_keys_file", settings.metrics_keys, settings.metrics_keys_file)
+    admin.keep_apart_from(api, scrape)
+    scrape.keep_apart_from(api, admin)
+    api.keep_apart_from(admin, scrape)
     limit = None
     if settings.rate_limit is not None:
         limit = RateLimit(settings.rate_limit, settings.rate_burst, on_refusal=metrics.clients.rate_limited)
     # An admin key opens the data routes too; alone it does not close them for everybody else.
     data_keys = KeyRing([api, admin] if api.configured else [], open_without_keys=True, limit=limit)
-    return data_keys, KeyRing([admin], open_without_keys=False, limit=limit)
+    metrics_keys = KeyRing([scrape, admin] if scrape.configured else [], open_without_keys=True)
+    return data_keys, KeyRing([admin], open_without_keys=False, limit=limit), metrics_keys
 
 
 def _open_histories(settings: Settings, metrics: Metrics, renewal: Renewal) -> RedisSessions:

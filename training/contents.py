@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from index.cores import available_cores
 from index.item_table import ITEM_ID
 from training.dataset import IMAGE, Dataset, confined_file
 from training.errors import EmbeddingsError
@@ -175,7 +176,7 @@ def read_contents(
     names = dataset.items[IMAGE].to_list()
     distinct = sorted({name for name in names if name is not None and name.strip()})
     known = _known(trusted)
-    workers = threads or min(_MOST_THREADS, 4 * (os.cpu_count() or 1))
+    workers = threads or min(_MOST_THREADS, 4 * available_cores())
     stamps: dict[str | None, _Stamp] = {}
     for name, stamp in zip(distinct, _stamp_all(dataset.directory, distinct, known, workers), strict=True):
         stamps[name] = stamp

@@ -1,7 +1,6 @@
 """Check of a catalogue's pictures: there, inside the directory, readable, and not the same for several items."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
+from index.cores import available_cores
 from training.dataset import IMAGE, confined_file
 from training.dataset_report import Defect, ImageFacts, Severity, defect_of
 from training.errors import PictureError
@@ -96,7 +96,7 @@ def _without_image(items: pl.DataFrame, named: int, file: str) -> list[Defect]:
 
 def _look_at_all(directory: Path, names: list[str]) -> Iterable[_Looked]:
     """Decode in a few threads, in order, not far ahead of the reader."""
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(4, available_cores())) as pool:
         for start in range(0, len(names), _AHEAD):
             yield from pool.map(lambda name: _look_at(directory, name), names[start : start + _AHEAD])
 

@@ -7,7 +7,6 @@ a kill costs one shard; a shard is named by the files that it shows.
 
 import hashlib
 import io
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from index.cores import available_cores
 from index.errors import ItemTableError
 from index.thumbnails import MAX_SIDE, Thumbnails, write_thumbnails
 from training.dataset import Dataset
@@ -82,7 +82,7 @@ def make_thumbnails(
     work = path.with_name(f"{path.name}.work")
     work.mkdir(parents=True, exist_ok=True)
     named, made, shards = 0, 0, list[tuple[Path, int]]()
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(_MOST_THREADS, available_cores())) as pool:
         for start in range(0, len(wanted), _SHARD_ITEMS):
             progress(start, len(wanted))
             files = [dataset.image_path(row) for row in wanted[start : start + _SHARD_ITEMS].tolist()]

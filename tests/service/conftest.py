@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from index.bundle import Bundle
 from index.item_table import ItemTable
+from service import metrics_page
 from service.app import create_app
 from service.opening import Opening
 from service.settings import load_settings
@@ -24,6 +25,14 @@ from service.settings import load_settings
 def quiet() -> None:
     """No log lines from applications in this process; test_server.py reads those of a real one."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fresh_metrics() -> Iterator[None]:
+    """Applications in this process render their metrics at every call, so that a test sees what it did."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(metrics_page, "INTERVAL_S", 0.0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,10 @@ def test_admin_keys_alone_do_not_close_data_routes(open_client: Any) -> None:
 
 
 def test_a_key_is_for_data_or_for_administrators() -> None:
-    with pytest.raises(SettingsError, match="must not be both an API key and an admin key, got a value not shown"):
+    with pytest.raises(
+        SettingsError,
+        match="must be of one kind only: an API key, an admin key or a metrics key, got a value not shown",
+    ):
         load_settings(registry="r", api_keys=[DATA], admin_keys=[DATA])
     with pytest.raises(SettingsError, match=r"admin_keys: .*16 to 512 ASCII characters"):
         load_settings(registry="r", admin_keys="short")

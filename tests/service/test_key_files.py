@@ -101,7 +101,7 @@ def test_at_the_start_it_must_be_good(files: Files, text: str) -> None:
 def test_no_key_is_of_both_kinds_now_or_later(files: Files, tmp_path: Path) -> None:
     files.write(f"{OLD}\n{ADMIN}\n")
     admin = KeySource("admin_keys_file", [ADMIN])
-    with pytest.raises(SettingsError, match="must not be both an API key and an admin key"):
+    with pytest.raises(SettingsError, match="must be of one kind only: an API key, an admin key or a metrics key"):
         files.source().keep_apart_from(admin)
     files.write(OLD)
     api = files.source()

@@ -1,0 +1,68 @@
+"""Cores that this process may use: by its affinity and by the CPU quota of its control groups.
+
+``os.cpu_count`` is that of the host. A container with a quota of two cores on a host of 64 would start 64 threads, use
+its quota up in the first milliseconds of each period, and stand still for the rest.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def available_cores(root: Path = Path("/")) -> int:
+    """How many threads can run at the same time, at least 1; a part of a core in a quota is not counted.
+
+    Args:
+        root: where ``proc`` and the control groups are.
+    """
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        cores = os.cpu_count() or 1
+    return max(1, min([cores, *(int(quota) for quota in _quotas(root))]))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Cores by every quota that holds: of the control group of this process and of those above it."""
+    try:
+        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
+        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return
+    for line in mounts:
+        fields, _, source = line.partition(" - ")
+        kind, _, options = source.split(" ", 2)
+        is_ours = kind == "cgroup2" or (kind == "cgroup" and "cpu" in options.split(","))
+        if not is_ours:
+            continue
+        mounted_root, mount_point = fields.split(" ")[3:5]
+        wanted = "" if kind == "cgroup2" else "cpu"
+        for _, controllers, path in groups:
+            if wanted not in controllers.split(","):
+                continue
+            # In a container without a namespace of its own the path is that of the host, and the mount shows its end.
+            inside = Path(path.removeprefix(mounted_root).lstrip("/"))
+            top = root / mount_point.lstrip("/")
+            for directory in (inside, *inside.parents):
+                quota = _quota_v2(top / directory) if kind == "cgroup2" else _quota_v1(top / directory)
+                if quota is not None:
+                    yield quota
+
+
+def _quota_v2(directory: Path) -> float | None:
+    """Cores that ``cpu.max`` allows, as in ``150000 100000``; None: as many as there are, or no such group."""
+    try:
+        quota, period = (directory / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _quota_v1(directory: Path) -> float | None:
+    """Cores that ``cpu.cfs_quota_us`` allows, −1 = as many as there are; None likewise."""
+    try:
+        quota = int((directory / "cpu.cfs_quota_us").read_text())
+        period = int((directory / "cpu.cfs_period_us").read_text())
+        return quota / period if quota > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
