@@ -19,7 +19,9 @@ from PIL import Image
 from training.imports.addresses import Address, public_address
 from training.imports.picture_fetcher import FetchLimits, PictureFetcher
 
-TLS = Path(__file__).parent / "tls"
+TLS = (
+    Path(__file__).parent / "tls"
+)  # a key and certificate for img.test, made for these tests; the authority's key is gone
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 

@@ -35,6 +35,15 @@ def test_permitted(address: str) -> None:
     assert public_address(ipaddress.ip_address(address)) is None
 
 
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [("100.64.0.1", "shared"), ("10.0.0.1", "private"), ("169.254.1.1", "link-local"), ("224.0.0.1", "multicast"),
+     ("::ffff:8.8.8.8", "IPv4-mapped"), ("2002:808:808::1", "6to4"), ("2600:1901::5efe:7f00:1", "ISATAP")],
+)  # fmt: skip
+def test_the_reason_says_which_rule(address: str, why: str) -> None:
+    assert public_address(ipaddress.ip_address(address)) == why
+
+
 @pytest.mark.parametrize("spelled", ["127.0.0.1", "127.1", "0x7f.1", "2130706433", "0177.0.0.1", "localhost", "::1"])
 def test_every_spelling_of_this_machine_is_refused(spelled: str) -> None:
     network = CheckedNetwork(rule=public_address, resolver=system_resolver)

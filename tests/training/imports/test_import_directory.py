@@ -16,6 +16,7 @@ from training.errors import DatasetError, RunBusy
 from training.imports.format_names import FormatName
 from training.imports.import_directory import new_directory
 from training.imports.run_import import run_import
+from training.run_lock import run_lock
 
 FILES = {
     "movies.dat": "1::A [b] (1995)::Comedy\n2::B (1996)::Drama\n",
@@ -136,6 +137,15 @@ def test_two_at_once(write_source: Callable[..., Path], tmp_path: Path) -> None:
         with pytest.raises(RunBusy, match="another import into this place is at work"):
             run(write_source, tmp_path / "shop")
     assert content(tmp_path / "shop") == {"import.json": b"{}"}
+
+
+def test_not_while_pictures_are_fetched_for_it(write_source: Callable[..., Path], tmp_path: Path) -> None:
+    run(write_source, tmp_path / "shop")
+    before = content(tmp_path / "shop")
+    with run_lock(tmp_path / "shop"), pytest.raises(RunBusy):
+        run(write_source, tmp_path / "shop", force=True)
+    assert content(tmp_path / "shop") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shop", "source"]
 
 
 KILLED = """
