@@ -76,7 +76,7 @@ def _lines(report: Mapping[str, Any]) -> Iterable[str]:
         if found["present"] < total:
             yield (
                 f"without {slot}: {found['absent']} not in the catalogue, {found['unreadable']} unreadable, "
-                f"{found['cold']} with too little history"
+                f"{found.get('not_found', 0)} not found, {found['cold']} with too little history"
             )
     if report["near_duplicates"] is not None:
         yield f"near-duplicate pictures: {report['near_duplicates']['share']:.1%} of the pictured items"

@@ -32,7 +32,8 @@ BoundOption = Annotated[
         metavar="NAME=VALUE",
         help="One bound, in place of the file's: recall=0.95, coverage=0.2, slot_share.image=0.05, "
         "missing.image=0.1, served_quality=1, text_quality, image_quality, latency_p99_ms, near_duplicates, "
-        "disagreement; VALUE none lifts it. May be given several times.",
+        "disagreement; of reindex alone deleted=0.2, lost_events, lost_texts, lost_pictures, missing_files=0.02, "
+        "unreadable_files; VALUE none lifts it. May be given several times.",
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Publish even below a bound; the manifest says so.")]

@@ -78,8 +78,8 @@ def reindex(
     """Bring the published index up to date with the catalogue: embed only new and changed items, build, gate, publish.
 
     Kill it whenever you like and start it again: it goes on where it was. Exit codes: 0 published or nothing to do, 1
-    the gate refused the bundle, 2 bad input, 75 another job is at work on the run, 130 interrupted, 143 stopped by
-    SIGTERM, 70 a defect of the program.
+    refused by the gate, or because too much of the data is gone, 2 bad input, 75 another job is at work on the run, 130
+    interrupted, 143 stopped by SIGTERM, 70 a defect of the program.
     """
     with _termination() as asked:
         from training.reindex_record import ReindexRecord
@@ -91,14 +91,17 @@ def reindex(
             from index.registry import Registry
             from training.dataset import load_dataset
             from training.reindex import ReindexJob
+            from training.volume_bounds import VolumeBounds
 
             _check_places(json_file, textfile)
             set_torch_threads(threads)
-            spec = index_spec(kind, codes, memory_mb, target_recall, bounds, bound, threads)
+            volume = VolumeBounds.read(bounds, bound or [])
+            others = [option for option in bound or [] if option.partition("=")[0].strip() not in volume.names()]
+            spec = index_spec(kind, codes, memory_mb, target_recall, bounds, others, threads)
             dataset = load_dataset(data, interactions=interactions)
             figures = read_evaluation(run, evaluation)
             spare = frozenset() if keep is None else pinned_here()
-            job = ReindexJob(run, dataset, Registry(registry), spec, figures, keep, force, trust_times, spare)
+            job = ReindexJob(run, dataset, Registry(registry), spec, figures, keep, force, trust_times, spare, volume)
             _look_only(job, record, asked) if dry_run else _carry_out(job, record, asked)
 
         _guard(work, record)
@@ -126,6 +129,7 @@ def _look_only(job: "ReindexJob", record: "ReindexRecord", asked: Callable[[], b
         _out.print(f"would embed every item: {findings.pending.reason}", markup=False)
     more = f", {before:,} more were embedded by an interrupted job" if before else ""
     _out.print(f"would embed {record.to_embed - before:,} of {record.items:,} items{more}")
+    findings.check_volume(job)
     _out.print("would publish nothing" if findings.bundle else "would build a bundle and publish it")
 
 
@@ -158,8 +162,9 @@ def _count(findings: "Findings", record: "ReindexRecord") -> None:
     record.items = len(pending.contents)
     record.new, record.changed = delta.new, delta.changed
     record.unchanged, record.deleted = delta.unchanged, delta.deleted
-    record.to_embed = findings.to_embed
-    record.why = list(findings.why)
+    record.to_embed, record.reused = findings.to_embed, pending.reused
+    record.not_found = int(pending.contents.not_found().sum())
+    record.why, record.losses = list(findings.why), list(findings.losses)
     if pending.base is not None:
         ids = set(pending.contents.item_ids())
         record.unreadable = {name: why for name, why in pending.base.unreadable.items() if name in ids}
@@ -198,13 +203,18 @@ def _report(record: "ReindexRecord", json_file: Path | None) -> None:
     if record.items:
         _out.print(
             f"{record.items:,} items: {record.new:,} new, {record.changed:,} changed, {record.unchanged:,} unchanged, "
-            f"{record.deleted:,} deleted, {len(record.unreadable):,} with an unreadable picture"
+            f"{record.deleted:,} deleted, {len(record.unreadable):,} with an unreadable picture, "
+            f"{record.not_found:,} with one that is not found"
         )
     for item_id, reason in list(record.unreadable.items())[:_UNREADABLE_SHOWN] if record.exit_code == 0 else ():
         _out.print(f"  unreadable: {item_id}: {reason}", markup=False)
     if record.outcome == "published":
         resumed = f", {record.resumed:,} before an interruption" if record.resumed else ""
-        _out.print(f"embedded {record.encoded:,}{resumed}; {record.saved:.2%} of the embedding saved")
+        reused = f", {record.reused:,} known by content" if record.reused else ""
+        _out.print(f"embedded {record.encoded:,}{resumed}{reused}; {record.saved:.2%} of the embedding saved")
+        for loss in record.losses:
+            if not loss.check.held:
+                _warn(f"published by force: {loss}")
     for why in record.why:
         _out.print(f"because {why}" if record.outcome in {"published", "refused", "dry run"} else why, markup=False)
     if record.pruned:

@@ -37,6 +37,7 @@ def metrics_of(record: ReindexRecord, state: ReindexState) -> CollectorRegistry:
     for outcome in ("new", "changed", "unchanged", "deleted"):
         items.labels(outcome).set(getattr(record, outcome))
     items.labels("unreadable").set(len(record.unreadable))
+    items.labels("not_found").set(record.not_found)
     bundle = record.bundle if record.outcome in _LIVE else state.read().get("published")
     if isinstance(bundle, str):
         info = Gauge(f"{JOB}_bundle_info", "The bundle that the job published last.", ["bundle"], registry=registry)

@@ -18,6 +18,8 @@ from index.slots import SlotLayout
 
 AUTO: Literal["auto"] = "auto"
 
+OF_THE_DATA = frozenset({"deleted", "lost_events", "lost_texts", "lost_pictures", "missing_files", "unreadable_files"})
+"""Bounds that a file may name too: the nightly job holds a data set to them, and no bundle."""
 _NONE = "none"
 _NO_SLOTS: Mapping[str, float] = MappingProxyType({})
 
@@ -148,7 +150,8 @@ def read_bounds(file: Path | None, options: Sequence[str]) -> Bounds:
     """Bounds from a TOML file and from options, which win.
 
     Args:
-        file: TOML with the attributes of :class:`Bounds`; None for the defaults.
+        file: TOML with the attributes of :class:`Bounds`; None for the defaults. Those of :data:`OF_THE_DATA` are
+            left out.
         options: ``name=value`` each, like ``coverage=0.2`` or ``slot_share.image=0.05``.
 
     Raises:
@@ -158,6 +161,7 @@ def read_bounds(file: Path | None, options: Sequence[str]) -> Bounds:
     if file is not None:
         try:
             raw = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+            raw = {name: value for name, value in raw.items() if name not in OF_THE_DATA}
             Bounds.parse(raw)
         except (OSError, ValueError, RecursionError, IndexSpecError) as error:
             raise IndexSpecError(f"{file}: not usable as bounds ({error}); see docs/bundles.md") from error

@@ -25,7 +25,8 @@ _NAMED = 5  # items of a group, and neighbours of an item
 _LONGEST_TITLE = 160
 _BINS = 20  # of the histogram of p
 
-_MODALITIES = (Missing.ABSENT, Missing.UNREADABLE)
+_FILES = (Missing.UNREADABLE, Missing.NOT_FOUND)
+_MODALITIES = (Missing.ABSENT, *_FILES)
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Catalogue:
         codes = self.missing[:, column]
         counts = {code.name.lower(): int((codes == code).sum()) for code in Missing}
         rows = np.flatnonzero(np.isin(codes, [int(code) for code in _MODALITIES]))
-        unreadable_first = rows[np.argsort(codes[rows] != Missing.UNREADABLE, kind="stable")]
-        return {**counts, "examples": self.names.of(unreadable_first[:_EXAMPLES].tolist())}
+        files_first = rows[np.argsort(~np.isin(codes[rows], _FILES), kind="stable")]
+        return {**counts, "examples": self.names.of(files_first[:_EXAMPLES].tolist())}
 
     def _pictures(self, found: NearDuplicates) -> dict[str, Any]:
         return {

@@ -26,6 +26,8 @@ class Missing(IntEnum):
     """The catalogue names something that could not be read."""
     COLD = 3
     """The item has too little history for a behaviour vector."""
+    NOT_FOUND = 4
+    """The catalogue names a file that is not there."""
 
 
 def derive_missing(layout: SlotLayout, vectors: NDArray[np.floating]) -> NDArray[np.uint8]:

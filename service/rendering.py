@@ -63,7 +63,7 @@ def found_items(bundle: Bundle, answer: Answer, *, explain: bool, fields: list[s
 
 
 def missing_of(bundle: Bundle, rows: NDArray[np.int64]) -> list[dict[str, str]]:
-    """What items lack: slot → absent, unreadable or cold; empty for an item that is whole.
+    """What items lack: slot → absent, unreadable, cold or not_found; empty for an item that is whole.
 
     Args:
         bundle: which catalogue.

@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from service.errors import RefusalReason
 
-MissingReason = Literal["absent", "unreadable", "cold"]
+MissingReason = Literal["absent", "unreadable", "cold", "not_found"]
 
 
 class RecommendedItem(BaseModel):

@@ -105,6 +105,11 @@ class Contents:
         """Item ids in the catalogue's order."""
         return self.frame[ITEM_ID].to_list()
 
+    def not_found(self) -> NDArray[np.bool_]:
+        """(n,) bool: the item names a picture, and there is no such file."""
+        named = pl.col(IMAGE).str.strip_chars().fill_null("") != ""
+        return self.frame.select(named & pl.col(PICTURE_HASH).is_null()).to_series().to_numpy()
+
     def digest(self) -> str:
         """16 hex digits over ids and hashes, whatever the order of the items; file names and times do not count."""
         return self._digest(self.frame.sort(ITEM_ID))
@@ -192,6 +197,23 @@ def read_contents(
         MTIME: [stamp[2] for stamp in found],
     }
     return Contents(pl.DataFrame(columns, schema=SCHEMA))
+
+
+def pictures_not_found(dataset: Dataset, contents: Contents | None) -> NDArray[np.bool_]:
+    """Which items name a picture that is not there.
+
+    Args:
+        dataset: the catalogue.
+        contents: what its items were made of; None to look at the files as they are now.
+
+    Returns:
+        (n,) bool, rows as the catalogue.
+    """
+    if contents is not None:
+        return contents.not_found()
+    names = dataset.items[IMAGE].to_list()
+    lost = [bool(name and name.strip()) and dataset.image_path(row) is None for row, name in enumerate(names)]
+    return np.array(lost, dtype=np.bool_)
 
 
 def text_hash(text: str) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from index.stamp import write_durably
 from training.batches import MODALITIES, Collator, PromptBatch, spread
+from training.content_reuse import KnownVectors, Reuse
 from training.contents import Contents, Delta, read_contents
 from training.dataset import Dataset
 from training.embedding_work import EmbeddingWork, remove_work
@@ -28,6 +29,7 @@ from training.embeddings import (
     UNREADABLE_FILE,
     Embeddings,
     EmbeddingsDraft,
+    load_unused,
     remove_old_files,
     replace_items,
 )
@@ -54,7 +56,8 @@ class Pending:
         contents: what the catalogue's items are made of now.
         base: the embeddings in force whose rows can be kept; None if there are none.
         delta: how the catalogue differs from what was embedded last.
-        wanted: (n,) bool, items to embed: those that differ, or all without a base.
+        wanted: (n,) bool, items to embed: those that differ and are not reused, or all without a base.
+        reuse: items that differ and whose vectors are known by content; None without a base.
         reason: why everything is embedded again; None where it is not.
         model: provenance of the model.
     """
@@ -63,8 +66,14 @@ class Pending:
     base: Embeddings | None
     delta: Delta
     wanted: NDArray[np.bool_]
+    reuse: Reuse | None
     reason: str | None
     model: dict[str, Any]
+
+    @property
+    def reused(self) -> int:
+        """Items that differ and need no embedding."""
+        return 0 if self.reuse is None else len(self.reuse.rows)
 
     def wanted_contents(self) -> Contents:
         """What the items to embed are made of."""
@@ -186,8 +195,13 @@ def pending_items(
     )
     delta = contents.against(earlier)
     base = found if reason is None else None
-    wanted = ~delta.same if base is not None else np.ones(len(contents), dtype=np.bool_)
-    return Pending(contents, base, delta, wanted, reason, dict(model))
+    wanted, reuse = np.ones(len(contents), dtype=np.bool_), None
+    if base is not None and earlier is not None:
+        wanted = ~delta.same
+        known = KnownVectors(base, earlier, load_unused(directory))
+        reuse = Reuse.find(known, contents, np.flatnonzero(wanted))
+        wanted[reuse.rows] = False
+    return Pending(contents, base, delta, wanted, reuse, reason, dict(model))
 
 
 def embed_catalogue(
@@ -261,8 +275,9 @@ def _why_everything(found: Embeddings, model: Mapping[str, Any]) -> str | None:
 
 
 def _in_place(pending: Pending) -> bool:
-    """Whether the embeddings in force already have the catalogue's items in its order."""
-    return pending.base is not None and pending.base.item_ids == pending.contents.item_ids()
+    """Whether the embeddings in force already have the catalogue's items in its order, all of them unchanged."""
+    same = pending.base is not None and pending.base.item_ids == pending.contents.item_ids()
+    return same and bool(pending.delta.same.all())
 
 
 def _same_stamps(base: Embeddings, contents: Contents) -> bool:
@@ -331,13 +346,14 @@ def _put_together(directory: Path, pending: Pending, work: EmbeddingWork | None,
     unreadable: dict[str, str] = {}
     with EmbeddingsDraft.open(directory, len(ids), dims) as draft:
         if base is not None:
-            kept = np.flatnonzero(~pending.wanted)
+            kept = np.flatnonzero(pending.delta.same)
             for start in range(0, len(kept), _BLOCK_ROWS):
                 progress("putting together", start, len(ids))
                 rows = kept[start : start + _BLOCK_ROWS]
                 for name, block in draft.vectors.items():
                     block[rows] = base.vectors[name][pending.delta.was[rows]]
             unreadable = {ids[row]: base.unreadable[ids[row]] for row in kept.tolist() if ids[row] in base.unreadable}
+        _fill_reused(draft, pending.reuse)
         places = {ids[row]: row for row in np.flatnonzero(pending.wanted).tolist()}
         for shard in () if first is None else (first, *shards):
             at = [places[item_id] for item_id in shard.item_ids]
@@ -348,8 +364,21 @@ def _put_together(directory: Path, pending: Pending, work: EmbeddingWork | None,
             raise EmbeddingsError(
                 f"none of the {len(ids)} items has a text or a readable picture; nothing can be embedded"
             )
+        if pending.reuse is not None:
+            known = pending.reuse.known
+            draft.keep_unused(known.next_unused(pending.contents, draft.number), known.take)
         model = pending.model | {"inputs": pending.contents.digest()}
         draft.commit(ids, model, unreadable, pending.contents)
+
+
+def _fill_reused(draft: EmbeddingsDraft, reuse: Reuse | None) -> None:
+    """Copy the vectors that are known by content."""
+    if reuse is None:
+        return
+    for start in range(0, len(reuse.rows), _BLOCK_ROWS):
+        part = slice(start, start + _BLOCK_ROWS)
+        for name, block in draft.vectors.items():
+            block[reuse.rows[part]] = reuse.known.take(name, reuse.places[name][part])
 
 
 def _write_unreadable(directory: Path, unreadable: Mapping[str, str]) -> None:

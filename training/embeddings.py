@@ -9,7 +9,7 @@ takes effect when ``embeddings.json`` is replaced: whoever is killed leaves the 
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ from index.item_table import ITEM_ID
 from index.stamp import sync_directory, sync_file, write_durably
 from training.contents import SCHEMA, Contents
 from training.errors import EmbeddingsError
+from training.unused_vectors import PLACE, SLOT, UnusedVectors
 
 EMBEDDINGS_FILE = "embeddings.json"
 UNREADABLE_FILE = "unreadable.json"
 _UNREADABLE = "unreadable"
+_UNUSED = "unused"
 _FORMAT_VERSION = 2
 _CUT_SHORT = ".*.part"  # what a killed job leaves of a file that is written durably
 _OWN_FILE = re.compile(r"[a-z][a-z0-9_]{0,31}-\d{6}\.(npy|parquet)(\.part)?")
@@ -117,11 +119,13 @@ class EmbeddingsDraft:
         directory: of the embeddings.
         number: of the new set.
         vectors: slot name → (n, D) float32, mapped from the new files, zero until they are filled.
+        unused: files of vectors that no item has any more, by their key in the description.
     """
 
     directory: Path
     number: int
     vectors: dict[str, NDArray[np.float32]]
+    unused: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     @contextlib.contextmanager
@@ -144,6 +148,28 @@ class EmbeddingsDraft:
         finally:
             draft.vectors.clear()
             remove_old_files(directory)
+
+    def keep_unused(self, frame: pl.DataFrame, take: Callable[[str, NDArray[np.int64]], NDArray[np.float32]]) -> None:
+        """Keep vectors that no item has any more beside the new set; they are in force with it.
+
+        Args:
+            frame: as :func:`training.unused_vectors.next_unused` gives it.
+            take: slot and places → (m, D) float32.
+        """
+        if frame.is_empty():
+            return
+        for slot in frame[SLOT].unique(maintain_order=True):
+            places = frame.filter(pl.col(SLOT) == slot)[PLACE].to_numpy()
+            name = _file_of(f"{_UNUSED}_{slot}", self.number)
+            part = self.directory / f"{name}.part"
+            made = new_array_file(part, np.float32, (len(places), int(self.vectors[slot].shape[1])))
+            for start in range(0, len(places), _BLOCK_ROWS):
+                made[start : start + _BLOCK_ROWS] = take(slot, places[start : start + _BLOCK_ROWS])
+            made.flush()
+            self.unused[f"{_UNUSED}_{slot}"] = name
+        name = f"{_UNUSED}-{self.number:06d}.parquet"
+        frame.drop(PLACE).write_parquet(self.directory / f"{name}.part")
+        self.unused[_UNUSED] = name
 
     def commit(
         self,
@@ -170,9 +196,32 @@ class EmbeddingsDraft:
             if isinstance(block, np.memmap):
                 block.flush()
             _put_in_place(self.directory / f"{files[name]}.part")
+        for name in self.unused.values():
+            _put_in_place(self.directory / f"{name}.part")
+        files |= self.unused
         slots = {name: int(block.shape[1]) for name, block in self.vectors.items()}
         files["items"] = _write_items(self.directory, self.number, item_ids, unreadable, contents)
         _write_description(self.directory, files, slots, len(item_ids), model, contents)
+
+
+def load_unused(directory: Path) -> UnusedVectors:
+    """Vectors that no item of the embeddings in force has; none where there are none, or a file is damaged.
+
+    Args:
+        directory: of the embeddings.
+    """
+    try:
+        description = _read_description(directory)
+        files = dict(description["files"])
+        if _UNUSED not in files:
+            return UnusedVectors()
+        frame = pl.read_parquet(directory / _own_file(files[_UNUSED]), glob=False)
+        names = {key.removeprefix(f"{_UNUSED}_"): name for key, name in files.items() if key.startswith(f"{_UNUSED}_")}
+        vectors = {slot: _load_block(directory / _own_file(name)) for slot, name in names.items()}
+        found = UnusedVectors(frame, vectors)
+        return found if found.fits(dict(description["slots"])) else UnusedVectors()
+    except (EmbeddingsError, OSError, KeyError, TypeError, ValueError, EOFError, pl.exceptions.PolarsError):
+        return UnusedVectors()
 
 
 def replace_items(directory: Path, embeddings: Embeddings, contents: Contents) -> None:

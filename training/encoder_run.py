@@ -26,6 +26,7 @@ from index.probes import Probes
 from index.slots import BEHAVIOUR, IMAGE, SlotLayout
 from index.thumbnails import THUMBNAILS_FILE
 from training.cold_items import cold_mask, without_items
+from training.contents import pictures_not_found
 from training.dataset import Dataset
 from training.embeddings import Embeddings
 from training.encoder_config import EncoderConfig
@@ -165,13 +166,16 @@ def check_same_catalogue(dataset: Dataset, embeddings: Embeddings) -> None:
     )
 
 
-def missing_record(layout: SlotLayout, vectors: NDArray[np.floating], embeddings: Embeddings) -> NDArray[np.uint8]:
+def missing_record(
+    layout: SlotLayout, vectors: NDArray[np.floating], embeddings: Embeddings, not_found: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
     """Why items lack slots.
 
     Args:
         layout: the slots.
         vectors: (n, Σd) stored vectors.
         embeddings: of the same items, rows alike; they know which pictures could not be read.
+        not_found: (n,) bool, items that name a picture that is not there.
 
     Returns:
         (n, slots) uint8 codes of :class:`index.missing.Missing`, columns in the order of the layout.
@@ -180,7 +184,9 @@ def missing_record(layout: SlotLayout, vectors: NDArray[np.floating], embeddings
     if IMAGE in layout.names:
         picture = missing[:, layout.names.index(IMAGE)]
         unreadable = np.array([item_id in embeddings.unreadable for item_id in embeddings.item_ids], dtype=np.bool_)
-        picture[unreadable & (picture != Missing.PRESENT)] = Missing.UNREADABLE
+        lacking = picture != Missing.PRESENT
+        picture[not_found & lacking] = Missing.NOT_FOUND
+        picture[unreadable & lacking] = Missing.UNREADABLE
     return missing
 
 
@@ -232,7 +238,7 @@ def _write(
         popularity=popularity(split.parts.train, len(embeddings)),
         metadata=dataset.metadata(),
         model=provenance,
-        missing=missing_record(model.layout, vectors, embeddings),
+        missing=missing_record(model.layout, vectors, embeddings, pictures_not_found(dataset, embeddings.contents)),
         thumbnails=made.thumbnails,
     ).save(directory / TABLE_DIRECTORY)
     (directory / CONTENTS_FILE).unlink(missing_ok=True)

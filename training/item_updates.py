@@ -140,7 +140,7 @@ def updated_table(
         popularity=popularity,
         metadata=dataset.metadata(),
         model=dict(provenance),
-        missing=missing_record(layout, vectors, embeddings),
+        missing=missing_record(layout, vectors, embeddings, contents.not_found()),
         thumbnails=thumbnails,
     )
 

@@ -8,10 +8,9 @@ has changed in between, and one that finds its inputs in the published bundle ha
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +36,24 @@ from training.embedding_work import work_done
 from training.embeddings import Embeddings
 from training.encoder_run import split_dataset
 from training.errors import JobStopped, ReindexError
+from training.fingerprint import digest_of
 from training.fitted_encoder import FittedEncoder
 from training.item_updates import INPUTS, KeptTable, keep_table, moved_probes, remove_tables, updated_table
 from training.reindex_record import ReindexRecord, ReindexState
 from training.run_model import RunModel
 from training.sequences import popularity
 from training.thumbnails import MARK, VERSION, make_thumbnails
+from training.volume_bounds import (
+    EVENTS,
+    VOLUME,
+    Loss,
+    Predecessor,
+    VolumeBounds,
+    events_of,
+    losses_after,
+    losses_before,
+    refuse_losses,
+)
 
 REINDEX_DIRECTORY = "reindex"
 _BUILT = "built"
@@ -64,6 +75,7 @@ class ReindexJob:
         force: publish although a bound is missed.
         trust_times: take a picture of the same path, size and time of change as unchanged, without reading its bytes.
         spare: ids of bundles that are not deleted, such as pinned ones.
+        volume: how much of the data set may be gone since the bundle that serves.
     """
 
     run: Path
@@ -75,6 +87,7 @@ class ReindexJob:
     force: bool = False
     trust_times: bool = False
     spare: frozenset[str] = frozenset()
+    volume: VolumeBounds = field(default_factory=VolumeBounds)
 
     @property
     def directory(self) -> Path:
@@ -93,6 +106,8 @@ class Findings:
         kept: the table whose rows can be kept.
         delta: how the catalogue differs from that table.
         counts: (n,) int64 training events per item.
+        before: the bundle that the data set is compared with; None where nothing is published, or nothing is to do.
+        losses: what the data set has lost since.
         inputs: fingerprints of all that the bundle depends on, by name.
         bundle: a published, whole bundle of the same inputs; then there is nothing to do.
         why: why a new bundle is needed, or what is remarkable although none is.
@@ -104,6 +119,8 @@ class Findings:
     kept: KeptTable
     delta: Delta
     counts: NDArray[np.int64]
+    before: Predecessor | None
+    losses: tuple[Loss, ...]
     inputs: dict[str, str]
     bundle: str | None
     why: tuple[str, ...]
@@ -112,6 +129,15 @@ class Findings:
     def to_embed(self) -> int:
         """Items whose vectors are not in force."""
         return int(self.pending.wanted.sum()) if self.bundle is None else 0
+
+    def check_volume(self, job: ReindexJob) -> None:
+        """Hold the data set to what may be gone of it since the bundle that serves, unless the job is forced.
+
+        Raises:
+            GateRefused: more is gone than may be.
+        """
+        if not job.force:
+            refuse_losses(job.dataset.directory, self.losses, "Nothing was embedded or published")
 
     def embedded_before(self) -> int:
         """How many of these an interrupted job has embedded already."""
@@ -140,15 +166,19 @@ def look(job: ReindexJob, progress: Progress = lambda _step, _done, _all: None) 
         "metadata": metadata_digest(job.dataset.metadata()),
         "popularity": hashlib.sha256(counts.tobytes()).hexdigest()[:16],
         "encoder": fitted.mark,
-        "model": _digest({name: part for name, part in model.provenance.items() if name != "inputs"}),
-        "index": _digest(dataclasses.replace(job.spec, threads=1)),  # they change nothing but the time it takes
-        "evaluation": _digest(job.evaluation),
+        "model": digest_of({name: part for name, part in model.provenance.items() if name != "inputs"}),
+        "index": digest_of(dataclasses.replace(job.spec, threads=1)),  # they change nothing but the time it takes
+        "evaluation": digest_of(job.evaluation),
         "format": str(BUNDLE_FORMAT),
         MARK: VERSION,
     }
     bundle, why = _published(job, inputs)
     delta = kept.delta(pending.contents)
-    return Findings(fitted, model, pending, kept, delta, counts, inputs, bundle, why)
+    before = Predecessor.find(job.registry, kept.table, kept.number) if bundle is None else None
+    losses: tuple[Loss, ...] = ()
+    if before is not None:
+        losses = losses_before(before, pending.contents, events_of(job.dataset), int(counts.sum()), job.volume)
+    return Findings(fitted, model, pending, kept, delta, counts, before, losses, inputs, bundle, why)
 
 
 def carry_out(
@@ -169,12 +199,14 @@ def carry_out(
         stopped: asked between steps, and within all but the embedding of one shard, whether to stop.
 
     Raises:
-        GateRefused: the bundle misses a bound of its specification; nothing is published.
+        GateRefused: too much of the data set is gone, or the bundle misses a bound of its specification; nothing is
+            published.
         JobStopped: ``stopped`` said so.
         ReindexError: a file cannot be written.
         TrainingError, IndexingError: a part is damaged, or cannot be embedded or built.
     """
     state = ReindexState(job.directory)
+    findings.check_volume(job)
     try:
         if findings.bundle is None:
             _publish(job, findings, record, progress, stopped)
@@ -215,6 +247,11 @@ def _publish(
     )
     record.encoded, record.resumed = done.encoded, done.resumed
     record.unreadable = dict(done.embeddings.unreadable)
+    if findings.before is not None:
+        broken = losses_after(findings.before, findings.pending.contents, record.unreadable, job.volume)
+        record.losses = [*findings.losses, *broken]
+        if not job.force:
+            refuse_losses(job.dataset.directory, broken, "Nothing was published, and the vectors of before are kept")
 
     def report(step: str, done: int, every: int) -> None:
         progress(step, done, every)
@@ -295,6 +332,7 @@ def _table(job: ReindexJob, findings: Findings, report: Progress) -> ItemTable:
         "encoder": {"hash": findings.fitted.table.model.get("encoder", {}).get("hash")},
         INPUTS: findings.inputs,
         MARK: VERSION,
+        VOLUME: {EVENTS: events_of(job.dataset)},
     }
     of_the_table = {name: mark for name, mark in findings.inputs.items() if name not in _OF_THE_INDEX}
     kept = findings.kept
@@ -346,18 +384,3 @@ def _built(job: ReindexJob, findings: Findings, table: ItemTable, progress: Call
         exclude_seen=fitted.config.exclude_seen,
         progress=progress,
     )
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _plain(value: object) -> object:
-    """Values as JSON has them: a specification by its fields, whatever mapping by its keys."""
-    if dataclasses.is_dataclass(value):
-        return {part.name: _plain(getattr(value, part.name)) for part in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)

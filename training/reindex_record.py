@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from index.stamp import write_durably
+from training.volume_bounds import Loss
 
 STATE_FILE = "state.json"
 _FORMAT_VERSION = 1
@@ -30,7 +31,10 @@ class ReindexRecord:
         to_embed: items whose vectors were not there.
         encoded: of these, items that the model encoded in this job.
         resumed: of these, items that an interrupted job had encoded.
+        reused: items that differ and needed no embedding, because their vectors were known by content.
+        not_found: items that name a picture that is not there.
         unreadable: item id → reason, for the pictures of the catalogue that cannot be used.
+        losses: what is gone since the bundle that serves.
         bundle: id of the bundle that was published, found to be up to date, or refused.
         built: where a refused bundle lies.
         pruned: ids of the bundles that were deleted.
@@ -49,7 +53,10 @@ class ReindexRecord:
     to_embed: int = 0
     encoded: int = 0
     resumed: int = 0
+    reused: int = 0
+    not_found: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
+    losses: list[Loss] = field(default_factory=list)
     bundle: str | None = None
     built: str | None = None
     pruned: list[str] = field(default_factory=list)
@@ -76,13 +83,16 @@ class ReindexRecord:
                 "unchanged": self.unchanged,
                 "deleted": self.deleted,
                 "unreadable": len(self.unreadable),
+                "not_found": self.not_found,
             },
             "embedding": {
                 "needed": self.to_embed,
                 "encoded": self.encoded,
                 "resumed": self.resumed,
+                "reused": self.reused,
                 "saved": round(self.saved, 6),
             },
+            "lost": {loss.check.bound: round(loss.check.value or 0.0, 6) for loss in self.losses},
             "unreadable": dict(list(self.unreadable.items())[:_REASONS_SHOWN]),
             "pruned": self.pruned,
             "why": self.why,

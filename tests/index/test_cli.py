@@ -39,7 +39,7 @@ def test_build_prints_the_report_and_the_path(run_directory, tmp_path):
     )
     assert lines[1].split() == ["queries", "recall@20", "p50", "ms", "p99", "ms"]
     assert lines[2].split()[0] == "plain"
-    assert "without image: 13 not in the catalogue, 0 unreadable, 0 with too little history" in lines
+    assert "without image: 13 not in the catalogue, 0 unreadable, 0 not found, 0 with too little history" in lines
     assert lines[-2] == f"keeps to all 10 bounds; as a page: {path / 'report.html'}"
     assert lines[-1] == str(path)
     assert len(Bundle.load(path)) == 80

@@ -270,6 +270,7 @@ def test_a_catalogue_by_hand(table):
         "absent": 1,
         "unreadable": 1,
         "cold": 0,
+        "not_found": 0,
         "examples": [{"id": "i6", "title": "T" * 160}, {"id": "i5", "title": "item 5"}],
     }
     group = told["near_duplicates"]["groups"][0]

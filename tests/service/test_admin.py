@@ -86,9 +86,9 @@ def test_a_watcher_that_has_ended_is_not_ready(open_client: Any) -> None:
 
 @pytest.fixture
 def unreadable(small_bundle: Path, tmp_path: Path) -> Bundle:
-    """The small bundle, in which the picture of `i7` could not be read."""
+    """The small bundle, in which the picture of `i7` could not be read and that of `i14` was not found."""
     missing = np.load(small_bundle / MISSING_FILE)
-    missing[7, 1] = Missing.UNREADABLE
+    missing[7, 1], missing[14, 1] = Missing.UNREADABLE, Missing.NOT_FOUND
     np.save(tmp_path / "missing.npy", missing)
     changed = with_file(small_bundle, tmp_path, MISSING_FILE, (tmp_path / "missing.npy").read_bytes())
     return Bundle.load(changed)
@@ -98,7 +98,8 @@ def test_what_an_item_lacks_is_said_and_counted(unreadable: Bundle, redis_url: s
     settings = load_settings(registry="unused", redis_url=redis_url, directives_file=str(tmp_path / "d.json"))
     with TestClient(create_app(settings, opening=Opening(unreadable))) as client:
         # every seventh lacks its picture, row 3 has nothing; see `small_table`
-        lacking = {f"i{row}": {"image": "absent"} for row in range(0, 60, 7)} | {"i7": {"image": "unreadable"}}
+        lacking = {f"i{row}": {"image": "absent"} for row in range(0, 60, 7)}
+        lacking |= {"i7": {"image": "unreadable"}, "i14": {"image": "not_found"}}
         lacking["i3"] = {"text": "absent", "image": "absent", "behaviour": "cold"}
         body = client.post("/recommend", json={"user_id": "nobody-at-all", "k": 60}).json()
         assert {item["item_id"]: item["missing"] for item in body["items"] if item["missing"]} == lacking
@@ -108,6 +109,7 @@ def test_what_an_item_lacks_is_said_and_counted(unreadable: Bundle, redis_url: s
         assert {item["item_id"]: item["missing"] for item in body["items"] if item["missing"]} == lacking
         for name, of_one in (("vlm2rec_bundle_missing_items", 1), ("vlm2rec_answered_missing_total", 2)):
             assert metric(client, name, slot="image", reason="unreadable") == of_one
-            assert metric(client, name, slot="image", reason="absent") == of_one * 8 + 1
+            assert metric(client, name, slot="image", reason="not_found") == of_one
+            assert metric(client, name, slot="image", reason="absent") == of_one * 7 + 1
             assert metric(client, name, slot="behaviour", reason="cold") == 1
             assert metric(client, name, slot="text", reason="absent") == 1

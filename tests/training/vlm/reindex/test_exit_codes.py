@@ -221,7 +221,7 @@ def test_a_catalogue_that_lost_every_item_of_before(nightly: "Shop") -> None:
     nightly.edit(lambda rows: [{**row, "item_id": f"n{number}"} for number, row in enumerate(rows)])
     events = nightly.data / "interactions.csv"
     events.write_text(re.sub(r",i(\d\d),", lambda found: f",n{int(found[1])},", events.read_text()))
-    summary = nightly.reindex()
+    summary = nightly.reindex("--bound", "deleted=none")
     assert (summary["items"]["new"], summary["items"]["deleted"]) == (30, 30)
     assert len(nightly.bundle().probes) == 0
 
@@ -229,7 +229,8 @@ def test_a_catalogue_that_lost_every_item_of_before(nightly: "Shop") -> None:
 def test_a_catalogue_without_anything_to_embed_is_refused(nightly: "Shop") -> None:
     before = nightly.registry.current()
     nightly.edit(lambda rows: [{**row, "title": "", "text": "", "image": ""} for row in rows])
-    assert "nothing can be embedded" in nightly.reindex(code=2)["error"]
+    assert "name none" in nightly.reindex(code=1)["error"]
+    assert "nothing can be embedded" in nightly.reindex("--force", code=2)["error"]
     assert nightly.registry.current() == before
 
 

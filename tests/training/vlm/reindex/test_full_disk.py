@@ -162,6 +162,9 @@ def fail_everywhere(
             disk.last, disk.code = number, CODES[number % len(CODES)]
             code = run_main(jobs(job, home), monkeypatch)
         said = capsys.readouterr()
+        if job == "train" and "no report: " in said.out:  # a page that cannot be written makes no training fail
+            assert (code, "cannot be written: " in said.out) == (0, True), (number, said)
+            continue
         assert code == 2, (number, said)
         (line,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
         assert re.search(rf"cannot be written: {re.escape(os.strerror(disk.code))}", line), (number, line)

@@ -90,7 +90,8 @@ def whole(shop: "Shop") -> bytes:
     assert sorted(path.name for path in (shop.run / "reindex").iterdir()) == ["state.json", "table-000002"]
     names = sorted(path.name for path in (shop.run / "embeddings").iterdir())
     assert names == [
-        "embeddings.json", "image-000002.npy", "items-000002.parquet", "text-000002.npy", "unreadable.json"
+        "embeddings.json", "image-000002.npy", "items-000002.parquet", "text-000002.npy", "unreadable.json",
+        "unused-000002.parquet", "unused_image-000002.npy", "unused_text-000002.npy",
     ]  # fmt: skip
     assert shop.reindex()["outcome"] == "nothing to do"
     return (shop.bundle().path / "vectors.npy").read_bytes()
@@ -152,7 +153,15 @@ def test_what_is_embedded_before_a_kill_is_not_embedded_again(copies: "Callable[
     summary = shop.reindex()
     assert summary["embedding"]["resumed"] >= 16
     assert summary["embedding"]["resumed"] + summary["embedding"]["encoded"] == summary["embedding"]["needed"] == 30
-    assert summary["items"] == {"total": 37, "new": 8, "changed": 22, "unchanged": 7, "deleted": 1, "unreadable": 0}
+    assert summary["items"] == {
+        "total": 37,
+        "new": 8,
+        "changed": 22,
+        "unchanged": 7,
+        "deleted": 1,
+        "unreadable": 0,
+        "not_found": 0,
+    }
 
 
 def test_sigterm_stops_after_the_shard_and_the_next_job_goes_on(copies: "Callable[[str], Shop]") -> None:

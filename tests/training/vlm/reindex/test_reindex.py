@@ -94,7 +94,7 @@ def test_new_changed_and_deleted_items(nightly: "Shop", encoded: Encoded) -> Non
     summary = nightly.reindex()
     assert items(summary) == (1, 2, 27, 1)
     assert encoded == [[8, 11, 29]]  # i09, i12 and the new one
-    assert summary["embedding"] == {"needed": 3, "encoded": 3, "resumed": 0, "saved": 0.9}
+    assert summary["embedding"] == {"needed": 3, "encoded": 3, "resumed": 0, "saved": 0.9, "reused": 0}
     assert summary["why"] == ["items changed", "metadata changed", "popularity changed"]
     after, bundle = nightly.rows(), nightly.bundle()
     assert list(after) == load_dataset(nightly.data).item_ids()
@@ -203,6 +203,20 @@ def test_the_bundle_remembers_that_seen_items_are_answered(nightly: "Shop", enco
     assert encoded == []
 
 
+def test_a_picture_that_is_not_found_is_a_case_of_its_own(nightly: "Shop") -> None:
+    (nightly.data / "images" / "8.png").unlink()
+    nightly.set(9, image="../outside.png")
+    summary = nightly.reindex("--bound", "missing_files=none")
+    assert summary["items"]["not_found"] == 2
+    assert summary["items"]["unreadable"] == 1
+    assert nightly.bundle().missing[[5, 8, 9, 4], 1].tolist() == [
+        Missing.UNREADABLE, Missing.NOT_FOUND, Missing.NOT_FOUND, Missing.ABSENT
+    ]  # fmt: skip
+    report = json.loads((nightly.bundle().path / "report.json").read_text())
+    assert report["missing"]["image"]["not_found"] == 2
+    assert "file not found" in (nightly.bundle().path / "report.html").read_text()
+
+
 def test_another_index_is_a_reason_and_embeds_nothing(nightly: "Shop", encoded: Encoded) -> None:
     before = nightly.rows()
     summary = nightly.reindex("--kind", "hnsw")
@@ -274,7 +288,8 @@ def test_another_registry_gets_its_own_bundle(nightly: "Shop", tmp_path: Path) -
 
 def test_a_bundle_that_was_made_by_hand_is_replaced(nightly: "Shop", tmp_path: Path, small_bundle: Path) -> None:
     Registry(tmp_path / "other").publish(small_bundle)
-    summary = nightly.reindex("--registry", tmp_path / "other")
+    assert "items of the current bundle" in nightly.reindex("--registry", tmp_path / "other", code=1)["error"]
+    summary = nightly.reindex("--registry", tmp_path / "other", "--force")
     assert "not made by reindex" in summary["why"][0]
 
 
@@ -300,7 +315,8 @@ def test_nothing_is_left_over(nightly: "Shop") -> None:
     assert sorted(path.name for path in (nightly.run / "reindex").iterdir()) == ["state.json", "table-000002"]
     names = sorted(path.name for path in (nightly.run / "embeddings").iterdir())
     assert names == [
-        "embeddings.json", "image-000002.npy", "items-000002.parquet", "text-000002.npy", "unreadable.json"
+        "embeddings.json", "image-000002.npy", "items-000002.parquet", "text-000002.npy", "unreadable.json",
+        "unused-000002.parquet", "unused_text-000002.npy",
     ]  # fmt: skip
 
 

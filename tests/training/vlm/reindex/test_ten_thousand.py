@@ -64,7 +64,7 @@ def test_exactly_the_one_percent_that_changed_is_embedded(large: "Shop", encoded
     before = large.rows()
     summary = large.reindex()
     assert sorted(row for rows in encoded for row in rows) == CHANGED
-    assert summary["embedding"] == {"needed": 100, "encoded": 100, "resumed": 0, "saved": 0.99}
+    assert summary["embedding"] == {"needed": 100, "encoded": 100, "resumed": 0, "saved": 0.99, "reused": 0}
     assert (summary["items"]["changed"], summary["items"]["unchanged"]) == (100, 9_900)
     after = large.rows()
     assert sorted(item_id for item_id in after if after[item_id] != before[item_id]) == [
