@@ -54,7 +54,7 @@ def swapped(server: Server, stage: Stage, answers: list[Answered]) -> list[float
 
 
 def test_five_swaps_under_load(day_bundles: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.open_loop._PATIENCE_S", 120.0)
+    monkeypatch.setattr("open_loop._PATIENCE_S", 120.0)
     stage = set_stage(tmp_path, day_bundles[:3], histories=32)
     assert [kind for kind, _ in stage.swaps] == ["good", "good", "corrupt", "truncated", "good"]
     server = Server(stage.registry, tmp_path, VLM2REC_POLL_MS="50")
