@@ -58,6 +58,12 @@ def serve(
     console = Console(soft_wrap=True, highlight=False)
     with ExitStack() as ends_with_us:
         if embedded_redis:
-            redis = ends_with_us.enter_context(EmbeddedRedis(redis_dir, append_only=redis_dir is not None)).url
-        settings = load_settings(registry=registry, redis_url=redis, host=host, port=port, log_level=log_level)
+            server = ends_with_us.enter_context(EmbeddedRedis(redis_dir, append_only=redis_dir is not None))
+            settings = load_settings(registry=registry, redis_url=server.url, host=host, port=port, log_level=log_level)
+            if (
+                settings.directives_file is None
+            ):  # it lives and goes with the data of this Redis, which is nobody else's
+                settings = settings.model_copy(update={"directives_file": server.directory / "directives.json"})
+        else:
+            settings = load_settings(registry=registry, redis_url=redis, host=host, port=port, log_level=log_level)
         run(settings, announce=lambda url: console.print(f"vlm2rec serves {url}   (API: {url}/docs)"))

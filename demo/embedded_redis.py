@@ -85,6 +85,11 @@ class EmbeddedRedis:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def directory(self) -> Path:
+        """Where its data lie; a temporary one goes with the context."""
+        return self._directory
+
+    @property
     def pid(self) -> int | None:
         """Process id of the server, None before the first start."""
         return None if self._process is None else self._process.pid

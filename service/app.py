@@ -19,6 +19,7 @@ from service.body_budget import BodyBudget
 from service.catalogue_routes import CatalogueRoutes
 from service.docs_page import DocsPage
 from service.envelope import Envelope, trace_of
+from service.errors import StartError
 from service.head_requests import HeadRequests
 from service.openapi import document
 from service.opening import Opening
@@ -141,8 +142,13 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
 
 
 async def _begin(services: Services, opening: Opening) -> None:
-    await services.watcher.start(opening)
     redis = await services.histories.alive()
+    if redis and await services.histories.is_cluster_node():
+        raise StartError(
+            "redis_url names a node of a Redis Cluster, which would refuse every event: a cluster needs a setting of "
+            "its own, which this version does not have; name a single Redis"
+        )
+    await services.watcher.start(opening)
     if opening.bundle is None:
         services.log.warning("waiting for a bundle", redis=redis)
         return

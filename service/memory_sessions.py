@@ -90,6 +90,10 @@ class MemorySessions:
         """Whether calls are answered."""
         return self.available
 
+    async def is_cluster_node(self) -> bool:
+        """It is none."""
+        return False
+
     async def close(self) -> None:
         """Nothing to close."""
 

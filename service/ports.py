@@ -78,6 +78,10 @@ class HistoryStore(HistoryReader, Protocol):
         """Whether the store answers; never raises."""
         ...
 
+    async def is_cluster_node(self) -> bool:
+        """Whether it is one node of a cluster, which takes no bulk of several users; False where it does not say."""
+        ...
+
     async def close(self) -> None:
         """Let go of connections."""
         ...

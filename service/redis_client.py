@@ -1,5 +1,6 @@
 """What every adapter to Redis shares: how connections are made, and how calls and their failures are told."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,11 +29,13 @@ class RedisWatch:
         on_call: the operation and its seconds, answered or not.
         on_error: the operation, when Redis did not answer it or refused it.
         on_state: the breaker's new state; of several breakers the worst one's.
+        on_outcome: the operation and why it failed; None: it did not.
     """
 
     on_call: Callable[[str, float], None] | None = None
     on_error: Callable[[str], None] | None = None
     on_state: Callable[[BreakerState], None] | None = None
+    on_outcome: Callable[[str, str | None], None] | None = None
 
 
 UNWATCHED: Final = RedisWatch()
@@ -51,6 +54,7 @@ def connector(url: str, timeout_s: float) -> Connect:
         SettingsError: the URL is not one that redis-py understands.
     """
     step_s = min(timeout_s, _LONGEST_CONNECT_S)
+    _check_encoding(url)
     try:
         pool = ConnectionPool.from_url(
             url, socket_timeout=step_s, socket_connect_timeout=step_s, retry=Retry(NoBackoff(), 0)
@@ -60,7 +64,10 @@ def connector(url: str, timeout_s: float) -> Connect:
         pool.connection_class(**pool.connection_kwargs)
     except (ValueError, TypeError):
         # Without the reason, which may quote the password.
-        raise SettingsError("redis_url must be a redis://, rediss:// or unix:// URL that redis-py knows") from None
+        raise SettingsError(
+            "redis_url must be a redis://, rediss:// or unix:// URL that redis-py knows, with user and password "
+            "percent-encoded (@ is %40, : %3A, / %2F, # %23, ? %3F, % %25)"
+        ) from None
     return pool.make_connection
 
 
@@ -70,18 +77,21 @@ def translated(operation: str, unavailable: type[ServiceError], watch: RedisWatc
 
     Args:
         operation: what was asked, for the message and for ``watch``.
-        unavailable: the error to raise; it never carries what Redis said, which may name keys and hosts.
+        unavailable: the error to raise; it carries the reason in words of `service.redis_reasons`, never in Redis' own.
         watch: whom to tell.
     """
     began = perf_counter()
     try:
         yield
+        if watch.on_outcome is not None:
+            watch.on_outcome(operation, None)
     except LinkDown as error:
-        _tell_error(watch, operation)
+        _tell_error(watch, operation, str(error))
         raise unavailable(f"Redis did not answer ({operation}: {error})") from error
     except RedisError as error:
-        _tell_error(watch, operation)
-        raise unavailable(f"Redis did not do it ({operation}: {reason_of(error)})") from error
+        reason = reason_of(error)
+        _tell_error(watch, operation, reason)
+        raise unavailable(f"Redis did not do it ({operation}: {reason})") from error
     finally:
         if watch.on_call is not None:
             watch.on_call(operation, perf_counter() - began)
@@ -99,6 +109,26 @@ def texts(stored: Iterable[Any]) -> list[str]:
         raise LinkDown("a reply of another form than the command's") from error
 
 
-def _tell_error(watch: RedisWatch, operation: str) -> None:
+def _check_encoding(url: str) -> None:
+    """Refuse a URL in which a raw character of user or password ends the part that it stands in.
+
+    redis-py would connect somewhere else with it, without a word.
+
+    Raises:
+        SettingsError: with the rule, never with the URL.
+    """
+    scheme, _, rest = url.partition("://")
+    authority, path = re.fullmatch(r"([^/?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]  # matches all
+    userinfo = authority.rpartition("@")[0]
+    lost = "@" in path and "@" not in authority and (scheme != "unix" or bool(authority))
+    if "#" in rest or lost or re.search(r"%(?![0-9A-Fa-f]{2})", userinfo):
+        raise SettingsError(
+            "redis_url must have user and password percent-encoded (@ is %40, : %3A, / %2F, # %23, ? %3F, % %25)"
+        )
+
+
+def _tell_error(watch: RedisWatch, operation: str, reason: str) -> None:
     if watch.on_error is not None:
         watch.on_error(operation)
+    if watch.on_outcome is not None:
+        watch.on_outcome(operation, reason)

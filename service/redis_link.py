@@ -21,7 +21,7 @@ from redis.exceptions import BusyLoadingError, NoScriptError, ResponseError
 from service.breaker import Breaker, BreakerState
 from service.errors import LinkDown
 from service.redis_client import Connect
-from service.redis_reasons import ELSEWHERE, first_word, reason_of
+from service.redis_reasons import CONNECTING, ELSEWHERE, first_word, in_script, reason_of
 from service.redis_renewal import Renewal
 from service.redis_wire import Part, RedisWire, answers, packed
 
@@ -154,9 +154,12 @@ class RedisLink:
         """Run a script, as one :meth:`call`, or two if Redis does not know it; raises as that."""
         rest = (len(keys), *keys, *arguments)
         try:
-            return await self.call("EVALSHA", script.sha, *rest, kind=kind)
-        except NoScriptError:
-            return await self.call("EVAL", script.text, *rest, kind=kind)
+            try:
+                return await self.call("EVALSHA", script.sha, *rest, kind=kind)
+            except NoScriptError:
+                return await self.call("EVAL", script.text, *rest, kind=kind)
+        except ResponseError as error:
+            raise in_script(error, script.text) from error
 
     async def close(self) -> None:
         """Fail what waits and close the connection."""
@@ -255,7 +258,8 @@ class RedisLink:
             # It was this process that was held up; the reply may lie in the socket already.
             attempt.spared, attempt.timer = True, loop.call_later(_GRACE_S, self._run_out, attempt)
             return
-        self._failed(attempt, f"no answer within {self._timeout_s:g} s")
+        while_connecting = "" if attempt.wire.is_open else f", {CONNECTING}"
+        self._failed(attempt, f"no answer within {self._timeout_s:g} s{while_connecting}")
 
     def _end(self, attempt: _Attempt, lost: _Lost) -> None:
         """Drop the connection and tell all who wait for it."""

@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from socket import gaierror
 from typing import Final
 
-from redis.exceptions import BusyLoadingError, InvalidResponse, RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, InvalidResponse, NoPermissionError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as ConnectionLost
+from redis.exceptions import TimeoutError as RedisTimeout
 
 ELSEWHERE: Final = frozenset({"READONLY", "MASTERDOWN", "LOADING", "NOREPLICAS"})
 """First words of errors of a Redis whose name may stand for another one by now."""
 
-NOT_SERVING: Final = frozenset({"LOADING", "MASTERDOWN", "NOAUTH"})
+_NOT_SERVING: Final = frozenset({"LOADING", "MASTERDOWN", "NOAUTH"})
 """First words of the errors that a Redis answers to a read which it cannot do at all."""
+
+CONNECTING: Final = "while connecting; with rediss:// its port must speak TLS"
 
 _PLAIN: Final = {
     "CLUSTERDOWN": "it is a node of a Redis Cluster that is down, and this service needs a single Redis",
@@ -32,10 +35,13 @@ _PLAIN: Final = {
     "WRONGTYPE": "a key of this prefix holds a value of another kind, written by somebody else",
 }
 _WORD: Final = re.compile(r"[A-Z][A-Z0-9]{1,30}")
-# Redis 6.2 puts the error of a command inside that of its script.
+# Redis 6.2 puts the error of a command inside that of its script, 7.0 the place in the script behind it.
 _IN_SCRIPT: Final = re.compile(r".*@user_script: ?(\d+): -?(.*)", re.DOTALL)
+_ON_LINE: Final = re.compile(r"(.*) script: \w+, on @user_script:(\d+)\.?", re.DOTALL)
 _COMMAND: Final = re.compile(r"'([a-z]{2,30}(?:\|[a-z-]{2,30})?)' command")
 _CALLED: Final = re.compile(r"'([A-Z]{2,30})'")
+_LONG_WITHOUT_LOGIN: Final = "Protocol error: unauthenticated"
+_NOT_PERMITTED: Final = "The user executing the script can't"
 _NO_COMMAND: Final = "can't run this command"
 _ANOTHER_NAME: Final = 62  # of X509_V_ERR_HOSTNAME_MISMATCH; 64 is that of an address
 _ANOTHER_ADDRESS: Final = 64
@@ -46,30 +52,46 @@ def first_word(error: ResponseError | ConnectionLost) -> str:
     return _split(error)[0]
 
 
-def reason_of(error: BaseException, script: str = "") -> str:
+def serves_reads(error: BaseException | None) -> bool:
+    """Whether a read that failed shows all the same that reads are done."""
+    return isinstance(error, ResponseError) and first_word(error) not in _NOT_SERVING
+
+
+def in_script(error: ResponseError, script: str) -> ResponseError:
+    """The error of a script, with the command that its user may not run: Redis up to 7.0 tells only the line of it.
+
+    Args:
+        error: what Redis answered.
+        script: source of the script.
+    """
+    word, text, line = _split(error)
+    called = _CALLED.search(script.split("\n")[line - 1]) if line and word == "NOPERM" else None
+    if called is None or _NO_COMMAND not in text:
+        return error
+    return NoPermissionError(f"the '{called[1].lower()}' command in a script", status_code=word)
+
+
+def reason_of(error: BaseException) -> str:
     """Word and plain reason of an error that Redis answered, or why there is no connection.
 
     Args:
         error: what redis-py raised; what it was raised from is looked at too.
-        script: source of the script that was run; Redis 6.2 tells only the line in which a command was refused.
     """
     for found in _chain(error):
         if isinstance(found, ResponseError) or (isinstance(found, ConnectionLost) and _status(found)):
-            return _answered(found, script)
+            return _answered(found)
         known = _of_connecting(found)
         if known:
             return known
     return type(error).__name__
 
 
-def _answered(error: ResponseError | ConnectionLost, script: str) -> str:
-    word, text, line = _split(error)
+def _answered(error: ResponseError | ConnectionLost) -> str:
+    word, text, _ = _split(error)
     if word == "NOPERM":
         command = _COMMAND.search(text)
-        called = _CALLED.search(script.split("\n")[line - 1]) if line and _NO_COMMAND in text else None
-        if command or called:
-            name = command[1] if command else called[1].lower() if called else ""
-            return f"NOPERM: its user may not run the command {name}"
+        if command:
+            return f"NOPERM: its user may not run the command {command[1]}"
         return "NOPERM: its user may not use keys of this prefix"
     plain = _PLAIN.get(word)
     return f"{word}: {plain}" if plain else word
@@ -79,10 +101,15 @@ def _split(error: ResponseError | ConnectionLost) -> tuple[str, str, int]:
     """First word, the whole text, and in which line of a script it was; 0 where Redis does not tell."""
     text, line = str(error), 0
     word = _status(error) or text.partition(" ")[0]
-    inside = _IN_SCRIPT.fullmatch(text)
-    if word == "ERR" and inside:
+    if inside := _IN_SCRIPT.fullmatch(text):
         line, text = int(inside[1]), inside[2]
-        word = "NOPERM" if text.startswith("The user executing the script") else text.partition(" ")[0]
+        word = text.partition(" ")[0]
+    elif behind := _ON_LINE.fullmatch(text):
+        text, line = behind[1], int(behind[2])
+    if _NOT_PERMITTED in text:
+        word = "NOPERM"
+    elif _LONG_WITHOUT_LOGIN in text:
+        word = "NOAUTH"
     return (word if _WORD.fullmatch(word) else "ERR"), text, line
 
 
@@ -91,11 +118,11 @@ def _status(error: BaseException) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it came from, innermost first."""
+    """An error and what it came from."""
     seen = [error]
     while (inner := seen[-1].__cause__ or seen[-1].__context__) is not None and inner not in seen:
         seen.append(inner)
-    return reversed(seen)
+    return iter(seen)
 
 
 def _of_connecting(error: BaseException) -> str:
@@ -109,6 +136,8 @@ def _of_connecting(error: BaseException) -> str:
         (PermissionError, "a file that its URL names may not be used: the socket, or a certificate or key"),
         (InvalidResponse, "what answers does not speak Redis' protocol; a port with TLS needs rediss://"),
         (ConnectionResetError, "it closed the connection; a port with TLS needs rediss://"),
+        (TimeoutError, f"no answer {CONNECTING}"),
+        (RedisTimeout, f"no answer {CONNECTING}"),
         (BusyLoadingError, f"LOADING: {_PLAIN['LOADING']}"),
     ):
         if isinstance(error, kind):

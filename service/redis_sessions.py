@@ -21,8 +21,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from redis.exceptions import ResponseError
-
 from service.breaker import WorstState
 from service.errors import SessionsUnavailable
 from service.history_keys import BUCKETS, bucket_cap, keys_of, old_stream_key, stream_key
@@ -30,7 +28,7 @@ from service.ports import Event, HistoryEntry
 from service.redis_client import UNWATCHED, RedisWatch, connector, texts, translated
 from service.redis_history_scripts import APPEND, ERASE, ERASE_FROM_OLD_STREAM
 from service.redis_link import RedisLink
-from service.redis_reasons import NOT_SERVING, first_word
+from service.redis_reasons import serves_reads
 from service.redis_renewal import Renewal
 
 _SEPARATOR: Final = "\x1f"
@@ -130,14 +128,19 @@ class RedisSessions:
         """Whether Redis answers reads; one that this user may not do shows it too."""
         try:
             with self._translated("ping"):
-                try:
-                    await self._reads.call("LRANGE", f"{self._prefix}:probe", 0, 0, kind=list)
-                except ResponseError as error:
-                    if first_word(error) in NOT_SERVING:
-                        raise
+                await self._reads.call("LRANGE", f"{self._prefix}:probe", 0, 0, kind=list)
+        except SessionsUnavailable as error:
+            return serves_reads(error.__cause__)
+        return True
+
+    async def is_cluster_node(self) -> bool:
+        """Whether this is a node of a Redis Cluster; see `HistoryStore.is_cluster_node`."""
+        try:
+            with self._translated("hello"):
+                about = await self._reads.call("HELLO", kind=list)  # names and values by turns
         except SessionsUnavailable:
             return False
-        return True
+        return dict(zip(about[::2], about[1::2], strict=False)).get(b"mode") == b"cluster"
 
     async def stream(self) -> list[Event]:
         """The streams of all buckets and the old one together, oldest first; for tests and small exports."""

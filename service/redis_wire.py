@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import InvalidResponse, RedisError, ResponseError
 
 from service.redis_client import Connect
-from service.redis_reasons import NOT_SERVING, first_word
+from service.redis_reasons import serves_reads
 
 Part = str | bytes | int | float
 
@@ -49,6 +49,7 @@ class RedisWire:
         self._connect = connect
         self._connection: AbstractConnection | None = None
         self._dropped = False
+        self._opening = False
 
     async def exchange(self, commands: Sequence[bytes]) -> list[Any]:
         """One round trip: send all commands, read a reply to each. Whoever calls has a limit of time; here is none.
@@ -69,6 +70,11 @@ class RedisWire:
         await connection.send_packed_command(b"".join(commands), check_health=False)
         return [await _reply(connection) for _ in commands]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has connected."""
+        return self._connection is not None and not self._opening
+
     async def drop(self) -> None:
         """Close the connection for good; an exchange in progress fails, also one that a cancellation did not reach."""
         self._dropped = True
@@ -83,10 +89,12 @@ class RedisWire:
             self.reopened = True
             await self._connection.disconnect(nowait=True)
         connection = self._connection = self._connect()
+        self._opening = True
         await connection.connect()  # type: ignore[no-untyped-call]
         if self._dropped:
             await connection.disconnect(nowait=True)
             raise ConnectionLost("dropped while it was opened")
+        self._opening = False
         connection.socket_timeout = None  # it would be a time for each reply, not for all, and costs more than a reply
         return connection
 
@@ -104,6 +112,6 @@ async def answers(wire: RedisWire) -> bool:
     """Whether there is a Redis at the other end that does reads, or says why not this one; never raises."""
     try:
         (reply,) = await wire.exchange([PROBE])
-        return isinstance(reply, list) or (isinstance(reply, ResponseError) and first_word(reply) not in NOT_SERVING)
+        return isinstance(reply, list) or serves_reads(reply)
     except Exception:  # noqa: BLE001 - whatever redis-py meets there
         return False

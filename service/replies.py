@@ -183,6 +183,10 @@ class Health(BaseModel):
     status: Literal["up", "ready"]
     bundle: str | None = None
     redis: Literal["up", "down"] | None = Field(None, description="down: ready, but histories are missing.")
+    redis_troubles: dict[str, str] | None = Field(
+        None,
+        description="Why reads, writes or directives fail, the last of each that no success followed; else absent.",
+    )
 
 
 class Violation(BaseModel):

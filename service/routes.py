@@ -94,7 +94,9 @@ class Routes:
         if not self._services.batcher.alive:
             raise NotReady("the engine's threads keep dying; start this process again")
         redis = "up" if await self._services.histories.alive() else "down"
-        return json_response({"status": "ready", "bundle": bundle.id, "redis": redis})
+        troubles = self._services.redis_troubles.now
+        more = {"redis_troubles": troubles} if troubles else {}
+        return json_response({"status": "ready", "bundle": bundle.id, "redis": redis, **more})
 
     async def metrics(self, request: Request) -> Response:
         """Metrics in Prometheus' text format."""

@@ -26,6 +26,7 @@ from service.metrics_page import MetricsPage
 from service.openapi import answers, tagged_answers
 from service.ports import HistoryStore
 from service.recommender import Recommender
+from service.redis_troubles import RedisTroubles
 from service.sampler import Sampler
 from service.shadow import RecentHistories
 from service.slow_lane import SlowLane
@@ -45,6 +46,7 @@ class Services:
         watcher: swaps bundles.
         directives: pin and hidden items.
         histories: where histories are.
+        redis_troubles: what Redis refuses at the moment.
         batcher: the engine under the recommender.
         load: how much is in progress.
         recent: histories that were asked with.
@@ -65,6 +67,7 @@ class Services:
     watcher: Watcher
     directives: Directives
     histories: HistoryStore
+    redis_troubles: RedisTroubles
     batcher: MicroBatcher
     load: Load
     recent: RecentHistories

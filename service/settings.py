@@ -3,13 +3,16 @@
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -22,13 +25,31 @@ from service.secret_files import KEY_RULE, is_key, read_secret
 
 PREFIX = "VLM2REC_"
 FILE_VARIABLE = "VLM2REC_CONFIG"
-# Kubernetes describes a service called "vlm2rec" to every pod beside it in variables of these names.
-_KUBERNETES = re.compile(rf"{PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(?:TCP|UDP)\w*)")
+# Kubernetes describes services called "vlm2rec" or "vlm2rec-redis" to every pod beside them in variables of these
+# names; those that end with PORT alone hold an address, where a setting of ours would hold a number.
+_SERVICE_LINK = re.compile(rf"{PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(?:TCP|UDP|SCTP)\w*)")
+_SERVICE_PORT = re.compile(rf"{PREFIX}(?:\w+_)?PORT")
+_SERVICE_ADDRESS = re.compile(r"(?:tcp|udp|sctp)://.*")
 _SECRET = {"redis_url", "api_keys", "admin_keys", "metrics_keys"}
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 _ORIGIN = re.compile(r"\*|https?://[^\s/?#@,*]+")
 ApiKeys = Annotated[tuple[SecretStr, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
+
+
+def _is_service_link(variable: str, value: str | None) -> bool:
+    """Whether a variable is one in which Kubernetes describes a service, and no setting."""
+    if _SERVICE_LINK.fullmatch(variable):
+        return True
+    return bool(_SERVICE_PORT.fullmatch(variable) and _SERVICE_ADDRESS.fullmatch(value or ""))
+
+
+class _OwnVariables(EnvSettingsSource):
+    """The environment without what Kubernetes put there."""
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        found = super()._load_env_vars()
+        return {name: value for name, value in found.items() if not _is_service_link(name.upper(), value)}
 
 
 class Settings(BaseSettings):
@@ -186,10 +207,11 @@ class Settings(BaseSettings):
 
     @property
     def directives_path(self) -> Path:
-        """Where this replica keeps its copy of pin and hidden items; by default one file a registry and prefix."""
+        """Where this replica keeps its copy of pin and hidden items; by default a file a registry, Redis and prefix."""
         if self.directives_file is not None:
             return self.directives_file
-        of_whom = f"{Path(self.registry).absolute()}\n{self.redis_prefix}"
+        redis = _place_of(self.redis_url.get_secret_value())
+        of_whom = f"{Path(self.registry).absolute()}\n{self.redis_prefix}\n{redis}"
         return state_directory() / f"directives-{hashlib.sha256(of_whom.encode()).hexdigest()[:12]}.json"
 
     @field_validator("root_path")
@@ -198,11 +220,6 @@ class Settings(BaseSettings):
         if not _ROOT_PATH.fullmatch(value):
             raise ValueError("must be empty, or a path with a / before each part and none at its end, as in /rec")
         return value
-
-    @field_validator("port", mode="before")
-    @classmethod
-    def _not_kubernetes(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the variable or the file holds
-        return 8000 if isinstance(value, str) and value.startswith("tcp://") else value
 
     @model_validator(mode="before")
     @classmethod
@@ -255,13 +272,26 @@ class Settings(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - replaced
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not used, named by the base class
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments win over variables, variables over the TOML file."""
         file = TomlConfigSettingsSource(settings_cls, os.environ.get(FILE_VARIABLE))
-        return init_settings, env_settings, file
+        return init_settings, _OwnVariables(settings_cls), file
+
+
+def _place_of(redis_url: str) -> str:
+    """Which Redis a URL names, without user and password: host, port and database, or socket and database."""
+    try:
+        url = urlsplit(redis_url)
+        host, port = (url.hostname or "localhost").lower(), url.port or 6379
+    except ValueError:
+        return ""  # refused later, with the reason
+    database = dict(parse_qsl(url.query)).get("db")
+    if url.scheme == "unix":
+        return f"{unquote(url.path)}#{database or 0}"
+    return f"{host}:{port}#{database or url.path.strip('/') or 0}"
 
 
 def state_directory() -> Path:
@@ -280,12 +310,9 @@ def load_settings(**given: Any) -> Settings:  # noqa: ANN401 - checked by the mo
         SettingsError: an unknown name, or a value that breaks a rule.
     """
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | {FILE_VARIABLE}
-    for variable in os.environ:
-        if (
-            variable.upper().startswith(PREFIX)
-            and variable.upper() not in known
-            and not _KUBERNETES.fullmatch(variable)
-        ):
+    for variable, value in os.environ.items():
+        name = variable.upper()
+        if name.startswith(PREFIX) and name not in known and not _is_service_link(name, value):
             raise SettingsError(f"{variable} is not a setting; known are {', '.join(sorted(known))}")
     file = os.environ.get(FILE_VARIABLE)
     if file is not None and not Path(file).is_file():

@@ -24,6 +24,7 @@ from service.redis_client import UNWATCHED, RedisWatch
 from service.redis_directives import RedisDirectives
 from service.redis_renewal import Renewal
 from service.redis_sessions import RedisSessions
+from service.redis_troubles import RedisTroubles
 from service.routing import Services
 from service.sampler import Sampler
 from service.settings import Settings
@@ -40,8 +41,9 @@ def open_services(settings: Settings) -> Services:
     """Everything that the routes work with; nothing is connected to or loaded yet."""
     log, metrics, current = logger(), Metrics(), CurrentBundle()
     renewal = Renewal()
-    histories = _open_histories(settings, metrics, renewal)
-    watch = RedisWatch(metrics.redis_call, metrics.redis_error)
+    troubles = RedisTroubles(log)
+    histories = _open_histories(settings, metrics, renewal, troubles)
+    watch = RedisWatch(metrics.redis_call, metrics.redis_error, on_outcome=troubles.outcome)
     recent = RecentHistories(settings.shadow_histories)
     directives = _open_directives(settings, watch, on_erasure=recent.clear, renewal=renewal)
     source = _open_source(settings, metrics.bundles.loaded)
@@ -82,6 +84,7 @@ def open_services(settings: Settings) -> Services:
         watcher=watcher,
         directives=directives,
         histories=histories,
+        redis_troubles=troubles,
         batcher=batcher,
         load=load,
         recent=recent,
@@ -129,7 +132,7 @@ def _key_rings(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) 
     return data_keys, KeyRing([admin], open_without_keys=False, limit=limit), metrics_keys
 
 
-def _open_histories(settings: Settings, metrics: Metrics, renewal: Renewal) -> RedisSessions:
+def _open_histories(settings: Settings, metrics: Metrics, renewal: Renewal, troubles: RedisTroubles) -> RedisSessions:
     return RedisSessions(
         settings.redis_url.get_secret_value(),
         history_cap=settings.history_cap,
@@ -138,7 +141,7 @@ def _open_histories(settings: Settings, metrics: Metrics, renewal: Renewal) -> R
         event_ids_cap=settings.event_ids_cap,
         timeout_s=settings.redis_timeout_ms / 1000.0,
         prefix=settings.redis_prefix,
-        watch=RedisWatch(metrics.redis_call, metrics.redis_error, metrics.breaker_state),
+        watch=RedisWatch(metrics.redis_call, metrics.redis_error, metrics.breaker_state, troubles.outcome),
         renewal=renewal,
     )
 

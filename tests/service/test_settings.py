@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from cli.serve import serve
 from service.errors import SettingsError
 from service.settings import load_settings
 
@@ -101,7 +102,84 @@ def test_what_kubernetes_says_of_a_service_of_our_name_is_no_setting(monkeypatch
     assert load_settings(registry="r").port == 8000
 
 
+@pytest.mark.parametrize("of", ["VLM2REC_REDIS", "VLM2REC", "VLM2REC_MODEL_STORE", "VLM2REC_API_KEYS"])
+def test_all_that_kubernetes_says_of_services_is_left_out(monkeypatch: pytest.MonkeyPatch, of: str) -> None:
+    for scheme, port in (("tcp", 6379), ("udp", 53), ("sctp", 9)):
+        kind = scheme.upper()
+        monkeypatch.setenv(f"{of}_PORT", f"{scheme}://10.0.0.5:{port}")
+        monkeypatch.setenv(f"{of}_PORT_{port}_{kind}", f"{scheme}://10.0.0.5:{port}")
+        for name, value in (("PROTO", scheme), ("PORT", str(port)), ("ADDR", "10.0.0.5")):
+            monkeypatch.setenv(f"{of}_PORT_{port}_{kind}_{name}", value)
+        monkeypatch.setenv(f"{of}_SERVICE_HOST", "10.0.0.5")
+        monkeypatch.setenv(f"{of}_SERVICE_PORT", str(port))
+        monkeypatch.setenv(f"{of}_SERVICE_PORT_REDIS", str(port))
+        settings = load_settings(registry="r")
+        assert (settings.port, settings.api_keys) == (8000, ())
+
+
+def test_a_service_link_does_not_stand_before_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "service.toml").write_text('registry = "r"\nport = 81\n')
+    monkeypatch.setenv("VLM2REC_CONFIG", str(tmp_path / "service.toml"))
+    monkeypatch.setenv("VLM2REC_PORT", "tcp://10.0.0.1:8000")
+    assert load_settings().port == 81
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("VLM2REC_REDIS_PORT", "6379"),
+        ("VLM2REC_REDIS_PORT", "http://10.0.0.5"),
+        ("VLM2REC_REDIS_PORTS", "tcp://10.0.0.5:6379"),
+        ("VLM2REC_REDIS_HOST", "10.0.0.5"),
+        ("VLM2REC_PORT_X_TCP", "tcp://10.0.0.5:6379"),
+    ],
+)
+def test_other_unknown_names_are_refused_as_ever(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=f"{variable} is not a setting"):
+        load_settings(registry="r")
+
+
+def test_every_redis_has_a_file_of_directives_of_its_own() -> None:
+    """Whoever writes the same Redis otherwise, or changes its password, keeps the file."""
+
+    def path(url: str, **more: str) -> Path:
+        return load_settings(registry="r", redis_url=url, **more).directives_path
+
+    same = [
+        "redis://127.0.0.1:6379/0", "redis://127.0.0.1", "redis://:secret@127.0.0.1/", "rediss://u:other@127.0.0.1:6379",
+        "redis://127.0.0.1?db=0",
+    ]  # fmt: skip
+    others = [
+        "redis://127.0.0.1:6380/0", "redis://127.0.0.1:6379/1", "redis://staging", "unix:///run/a.sock",
+        "unix:///run/b.sock", "unix:///run/a.sock?db=1",
+    ]  # fmt: skip
+    assert len({path(url) for url in same}) == 1
+    assert path("redis://Staging") == path("redis://staging")
+    assert len({path(url) for url in [same[0], *others]}) == 1 + len(others)
+    assert path(same[0], redis_prefix="x") != path(same[0])
+
+
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_settings(registry="r", redis_url="redis://:hunter2@host", api_keys="0123456789abcdef")
     assert "hunter2" not in repr(settings)
     assert "0123456789abcdef" not in repr(settings)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_embedded_redis_shares_no_file_of_directives(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: bool
+) -> None:
+    files: list[Path] = []
+    monkeypatch.setattr("service.server.serve", lambda settings, announce: files.append(settings.directives_path))
+    for name in ("a", "b", "a"):
+        serve(registry="r", embedded_redis=True, redis_dir=tmp_path / name if kept else None)
+    assert files[0] != files[1]
+    if kept:
+        assert files == [tmp_path / "a/directives.json", tmp_path / "b/directives.json", tmp_path / "a/directives.json"]
+    else:
+        assert len(set(files)) == 3
+        assert not any(file.parent.exists() for file in files)  # gone with what they were about
+    monkeypatch.setenv("VLM2REC_DIRECTIVES_FILE", str(tmp_path / "mine.json"))
+    serve(registry="r", embedded_redis=True)
+    assert files[-1] == tmp_path / "mine.json"
