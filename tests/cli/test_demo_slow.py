@@ -5,11 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
+from shops import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -63,10 +64,14 @@ def test_a_second_start_builds_nothing_and_ends_what_it_started(built: tuple[Pat
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=60) as ready:
         assert json.load(ready)["redis"] == "up"
     demo.send_signal(by)
-    demo.wait(30)
+    demo.wait(60)
     demo.stdout.close()
-    time.sleep(0.5)
+    eventually(lambda: not running_in(built[0]))
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
-    left = subprocess.run(["pgrep", "-f", str(built[0])], capture_output=True, text=True, check=False).stdout
-    assert left == ""
+
+
+def running_in(home: Path) -> list[int]:
+    """Processes whose command names the directory."""
+    processes = psutil.process_iter(["cmdline"])
+    return [process.pid for process in processes if any(str(home) in word for word in process.info["cmdline"] or ())]

@@ -138,7 +138,7 @@ def test_an_item_that_left_the_catalogue_can_still_be_shown_again(open_shop: Any
 def test_what_is_hidden_outlives_redis_and_a_restart_without_it(open_shop: Any, tmp_path: Path) -> None:
     file = tmp_path / "kept.json"
     with EmbeddedRedis() as redis:
-        with open_shop(redis_url=redis.url, directives_file=file, redis_timeout_ms=200) as client:
+        with open_shop(redis_url=redis.url, directives_file=file) as client:
             assert make_available(client, "i5", False) == 204
             eventually(file.exists)
             redis.kill()
@@ -146,7 +146,7 @@ def test_what_is_hidden_outlives_redis_and_a_restart_without_it(open_shop: Any, 
             refused = client.put("/items/i6/availability", json={"available": False}, headers=AS_ADMIN)
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
             assert "i6" in answered(client, items=["i1"])
-        with open_shop(redis_url=redis.url, directives_file=file, redis_timeout_ms=200) as client:
+        with open_shop(redis_url=redis.url, directives_file=file) as client:
             assert "i5" not in answered(client, items=["i1"])
             redis.start()  # empty: it has no disk
             with open_shop(redis_url=redis.url, directives_file=tmp_path / "other.json") as fresh:

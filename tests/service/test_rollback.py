@@ -191,7 +191,7 @@ def test_reload_without_anything_new_changes_nothing(open_shop: Any, shop: Shop)
 
 
 def test_without_redis_nothing_is_done(open_shop: Any, shop: Shop) -> None:
-    with EmbeddedRedis() as redis, open_shop(redis_url=redis.url, redis_timeout_ms=200) as client:
+    with EmbeddedRedis() as redis, open_shop(redis_url=redis.url) as client:
         advance(shop, client)
         redis.kill()
         for path in ("/bundle/rollback", "/bundle/reload"):
@@ -214,7 +214,7 @@ def test_redis_that_goes_away_while_a_bundle_is_loaded_leaves_everything(
     from index.bundle import Bundle
 
     load = Bundle.load
-    with EmbeddedRedis() as redis, open_shop(redis_url=redis.url, redis_timeout_ms=200) as client:
+    with EmbeddedRedis() as redis, open_shop(redis_url=redis.url) as client:
 
         def killing(path: Path, **options: Any) -> Bundle:
             redis.kill()
