@@ -9,7 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from service.problems import KINDS, MEDIA_TYPE
 from service.replies import ANSWERS, Problem
-from service.schemas import REQUESTS
+from service.schemas import REQUESTS, RecommendRequest
 
 _REF = "#/components/schemas/{model}"
 _ALWAYS = (400, 405, 431, 500, 501)
@@ -132,6 +132,10 @@ def document(app: FastAPI, *, keyed: bool, root_path: str) -> dict[str, Any]:
     )
     models = [(model, "validation") for model in REQUESTS] + [(model, "serialization") for model in ANSWERS]
     _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]
+    # Inlined by pydantic, as its members are not validated with it; a client wants the model that it knows.
+    definitions["$defs"]["BatchRequest"]["properties"]["requests"]["items"] = {
+        "anyOf": [_reference(RecommendRequest), {}]
+    }
     schema["components"] = {
         "schemas": definitions["$defs"],
         "securitySchemes": {

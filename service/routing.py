@@ -137,6 +137,7 @@ def add_routes(app: FastAPI, handlers: object, table: Iterable[Route]) -> None:
             methods=[route.method],
             status_code=next(iter(documented)),
             tags=[route.tag],
+            operation_id=route.handler,
             responses=documented,
             response_class=JSONResponse if route.media_type is None else Response,
             openapi_extra=route.extra,

@@ -4,6 +4,7 @@ Requests are strict (a string is no number), refuse unknown keys, and stop at th
 """
 
 import re
+from itertools import combinations, product
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -80,9 +81,18 @@ Scalar = Annotated[Any, AfterValidator(_check_scalar), WithJsonSchema({"type": [
 Bound = Annotated[Any, AfterValidator(_check_bound), WithJsonSchema({"type": ["string", "number"]})]
 
 
-def _has(name: str, kind: str) -> dict[str, Any]:
-    """JSON schema of an object in which a property is there and not null; the validators below say the same."""
-    return {"required": [name], "properties": {name: {"type": kind}}}
+# What validators below say of several fields at once is said in the JSON schemas by `not` alone: generators of clients
+# take every branch of `anyOf` and `oneOf` for a model of its own, with its few properties, and lose all others.
+
+
+def _missing(*names: str) -> dict[str, Any]:
+    """JSON schema of an object in which each of these properties is missing or null."""
+    return {"properties": {name: {"type": "null"} for name in names}}
+
+
+def _present(*kinds: tuple[str, str]) -> dict[str, Any]:
+    """JSON schema of an object in which each of these properties, with its type, is there and not null."""
+    return {"required": [name for name, _ in kinds], "properties": {name: {"type": kind} for name, kind in kinds}}
 
 
 class Received(BaseModel):
@@ -109,18 +119,23 @@ Item = Annotated[
 Items = Annotated[list[Item], Field(fail_fast=True, max_length=MAX_ITEMS)]
 
 
+_RANGE = ("gt", "gte", "lt", "lte")
+_NOT_TOGETHER = (
+    *combinations(("eq", "in", "exists"), 2),
+    *product(("eq", "in", "exists"), _RANGE),
+    ("gt", "gte"),
+    ("lt", "lte"),
+)
+
+
 class Clause(Received):
     """One condition on one metadata field: eq, in, exists, or a range of gt or gte and lt or lte."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            "oneOf": [
-                {"required": ["eq"]},
-                {"required": ["in"]},
-                {"required": ["exists"]},
-                {"anyOf": [{"required": [name]} for name in ("gt", "gte", "lt", "lte")]},
-            ],
-            "not": {"anyOf": [{"required": ["gt", "gte"]}, {"required": ["lt", "lte"]}]},
+            "minProperties": 2,
+            "maxProperties": 3,
+            "not": {"anyOf": [{"required": [one, other]} for one, other in _NOT_TOGETHER]},
         }
     )
 
@@ -138,7 +153,7 @@ class Clause(Received):
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         given = {"in" if name == "in_" else name for name in self.model_fields_set} - {"field"}
-        is_range = bool(given) and given <= {"gt", "gte", "lt", "lte"}
+        is_range = bool(given) and given <= set(_RANGE)
         if not (given in ({"eq"}, {"in"}, {"exists"}) or is_range) or {"gt", "gte"} <= given or {"lt", "lte"} <= given:
             rule = "must have exactly one of eq, in, exists, or a range of gt or gte and lt or lte"
             raise PydanticCustomError("clause", "{rule}", {"rule": rule})
@@ -205,7 +220,7 @@ class Wish(Received):
 class RecommendRequest(Wish):
     """Who asks (``user_id``, ``items`` oldest first, or both) and what is wanted."""
 
-    model_config = ConfigDict(json_schema_extra={"anyOf": [_has("user_id", "string"), _has("items", "array")]})
+    model_config = ConfigDict(json_schema_extra={"not": _missing("user_id", "items")})
 
     user_id: Id | None = None
     items: Items | None = Field(None, description="Oldest first; they come after the user's stored history.")
@@ -232,7 +247,11 @@ class BatchRequest(Received):
 class SimilarRequest(Wish):
     """One item, or several with weights, whose neighbours are wanted."""
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [_has("item_id", "string"), _has("items", "array")]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {"anyOf": [_missing("item_id", "items"), _present(("item_id", "string"), ("items", "array"))]}
+        }
+    )
 
     item_id: Id | None = None
     items: Annotated[Items, Field(min_length=1)] | None = None
