@@ -154,4 +154,4 @@ def _write_json(path: Path, report: "DatasetReport") -> None:
         partial.write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        raise DatasetError(explain(error, path, "check again, or name another file with --json")) from error
+        raise DatasetError(explain(error, path, "check again, or name another --json", what="the report")) from error

@@ -200,7 +200,9 @@ def _write(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        raise EvaluationError(explain(error, path, "evaluate again, or name another file with --json")) from error
+        raise EvaluationError(
+            explain(error, path, "evaluate again, or name another --json", what="the figures")
+        ) from error
 
 
 def _progress() -> "Progress":

@@ -73,5 +73,5 @@ def write_report(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, page.encode("utf-8"))
     except OSError as error:
-        raise EvaluationError(explain(error, path, "run `vlm2rec report` again, or name another --out")) from error
+        raise EvaluationError(explain(error, path, "check --out and report again", what="the report")) from error
     return told, path

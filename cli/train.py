@@ -179,6 +179,11 @@ def _embed(dataset: "Dataset", model: "RunModel", *, trust_times: bool) -> None:
         f"embedded {wanted:,} of {len(dataset):,}{resumed}: {delta.new:,} new, {delta.changed:,} changed, "
         f"{delta.unchanged:,} unchanged, {delta.deleted:,} deleted"
     )
+    if pending.reused:
+        _console.print(f"{pending.reused:,} of the new and changed ones needed no embedding: known by content")
+    lost = int(pending.contents.not_found().sum())
+    if lost:
+        _console.print(f"{lost:,} items name a picture that is not found; `vlm2rec data check` lists them")
     _console.print(f"vectors: {_slots(done.embeddings)}")
     _print_unreadable(done.embeddings.unreadable)
 

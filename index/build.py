@@ -111,7 +111,7 @@ def build_bundle(
             manifest = _seal(draft, record, gate, created, report_progress, exclude_seen=exclude_seen)
             return _put_in_place(directory, out / manifest.id)
     except (OSError, pa.ArrowException) as error:
-        raise BundleError(explain(error, out, "build the bundle again")) from error
+        raise BundleError(explain(error, out, "build again", what="the bundle")) from error
 
 
 @contextlib.contextmanager

@@ -53,13 +53,14 @@ def is_disk_error(error: BaseException) -> bool:
     return _code(error) in _REMEDIES
 
 
-def explain(error: BaseException, place: Path, again: str = "try again") -> str:
+def explain(error: BaseException, place: Path, again: str = "try again", *, what: str = "") -> str:
     """One line that says what cannot be written, why, how much is free, and what to do.
 
     Args:
         error: of the operating system, or of a library that met one.
         place: the directory or file that was being written.
         again: what to do once the cause is mended.
+        what: the thing that was being written; empty where the place says it.
     """
     code = _code(error)
     named = getattr(error, "filename", None)
@@ -67,7 +68,10 @@ def explain(error: BaseException, place: Path, again: str = "try again") -> str:
     reason = str(error) if code is None or code == _CUT else os.strerror(code)
     which = f" ({file})" if code is not None and file is not None and file != place else ""
     remedy = _REMEDIES.get(code or 0, "check the path and the space left")
-    return f"{place}: cannot be written: {reason}{which}; {_room(code, file or place)}. {_upper(remedy)}, then {again}"
+    subject = f"{what} cannot" if what else "cannot"
+    return (
+        f"{place}: {subject} be written: {reason}{which}; {_room(code, file or place)}. {_upper(remedy)}, then {again}"
+    )
 
 
 @contextlib.contextmanager

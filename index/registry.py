@@ -241,7 +241,7 @@ class Registry:
                         leftover.unlink(missing_ok=True)
                 yield
         except OSError as error:
-            raise RegistryError(explain(error, self.root)) from error
+            raise RegistryError(explain(error, self.root, what="the registry")) from error
 
     def _aside(self) -> Path:
         return self.root / f"{_ASIDE}{uuid.uuid4().hex}"

@@ -144,7 +144,7 @@ def save_ranks(path: Path, tables: Sequence[RankedTable]) -> None:
         pl.concat(frames).write_parquet(partial)
         partial.replace(path)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise EvaluationError(explain(error, path, "evaluate again, or name another file")) from error
+        raise EvaluationError(explain(error, path, "evaluate again, or name another file", what="the ranks")) from error
 
 
 def read_ranks(

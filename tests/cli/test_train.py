@@ -66,7 +66,13 @@ def test_embedding_again_says_what_was_saved(data: Path, config: Path, tmp_path:
     (data / "items.csv").write_text(items.replace("i5,", "i6,").replace("thing number 0", "another thing"))
     (data / "interactions.csv").write_text((data / "interactions.csv").read_text().replace("i5", "i6"))
     said = vlm2rec("embed", data, "--run", run)
-    assert "embedded 2 of 6: 1 new, 1 changed, 4 unchanged, 1 deleted" in said
+    assert "embedded 1 of 6: 1 new, 1 changed, 4 unchanged, 1 deleted" in said
+    assert "1 of the new and changed ones needed no embedding: known by content" in said
+    assert "not found" not in said
+    (data / "images" / "3.png").unlink()
+    said = vlm2rec("embed", data, "--run", run)
+    assert "embedded 0 of 6: 0 new, 1 changed" in said
+    assert "1 items name a picture that is not found" in said
     assert "embedded 0 of 6: 0 new, 0 changed, 6 unchanged, 0 deleted" in vlm2rec("embed", data, "--run", run)
     (run / "embeddings" / "embeddings.json").write_text("{")
     said = vlm2rec("embed", data, "--run", run)

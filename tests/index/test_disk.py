@@ -109,7 +109,7 @@ def tiny(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
     yield place
-    subprocess.run(["umount", place], check=True)
+    subprocess.run(["umount", "-l", place], check=True)  # lazily, as a mapped file may still be open
 
 
 def test_a_mapped_file_is_refused_before_it_could_end_the_process(tiny: Path) -> None:
