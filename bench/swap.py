@@ -357,6 +357,7 @@ def main() -> None:
             store_histories(server, stage)
             load(server, stage, options.rate, 2.0)  # warm, not counted
             answers, moved = drive(server, stage, options.rate, options.seconds)
+            time.sleep(1.1)  # metrics are at most a second old
             found = judge(stage, answers, moved, mixed(answers, expected(stage)), server)
         finally:
             server.end()

@@ -227,8 +227,15 @@ class Manifest(_Part):
         return _content_hash(json.loads(self.to_json()))
 
     def to_json(self) -> str:
-        """The text of ``manifest.json``."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False) + "\n"
+        """The text of ``manifest.json``.
+
+        ``exclude_seen`` is left out where it is true, so that the hash of a bundle from before it could be chosen stays
+        the same when the bundle is published again, and an earlier version reads what this one writes.
+        """
+        raw = self.model_dump(mode="json")
+        if self.exclude_seen:
+            del raw["exclude_seen"]
+        return json.dumps(raw, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     @classmethod
     def read(cls, bundle: Path) -> "Manifest":

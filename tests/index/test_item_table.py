@@ -89,7 +89,7 @@ def test_finds_a_wrong_code_in_any_block(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"metadata": pa.table([[1, 2, 3]] * 2, ["a", "a"])}, "must have different names"),
         ({"missing": np.zeros((3, 4), np.uint8)}, r"must be uint8 of shape \(3, 2\), got uint8 \(3, 4\)"),
         ({"missing": np.zeros((3, 2), np.int64)}, r"must be uint8 of shape \(3, 2\), got int64"),
-        ({"missing": np.full((3, 2), 4, np.uint8)}, "must lie in 0 … 3, got 4"),
+        ({"missing": np.full((3, 2), 5, np.uint8)}, "must lie in 0 … 4, got 5"),
         ({"missing": np.full((3, 2), 2, np.uint8)}, "row 0: slot 'text' is not zero, but its .* is UNREADABLE"),
         ({"missing": np.zeros((3, 2), np.uint8)}, "row 0: slot 'image' is zero, but its .* is PRESENT"),
     ],

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cli.main import app
+from cli.app import app
 from index.registry import Registry
 from service.directives import DirectivesCopy
 from service.kept_pins import kept_pins

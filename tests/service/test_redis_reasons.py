@@ -155,7 +155,7 @@ def test_why_there_is_no_connection(open_client: OpenClient, url: str, reason: s
 def test_what_is_wrong_with_tls(tmp_path: Path, open_client: OpenClient) -> None:
     program, port = program_with_tls(), free_port()
     certificates = Certificates(tmp_path)
-    certificate, key = certificates.issue("redis", "IP:127.0.0.1")
+    certificate, key = certificates.issue("127.0.0.1")
     lines = ("port 0", f"tls-port {port}", f"tls-cert-file {certificate}", f"tls-key-file {key}",
              f"tls-ca-cert-file {certificates.authority}", "tls-auth-clients no",
              f"requirepass {PASSWORD}")  # fmt: skip

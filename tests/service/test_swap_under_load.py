@@ -63,7 +63,7 @@ def test_five_swaps_under_load(day_bundles: list[Path], tmp_path: Path, monkeypa
         with asking(server, stage) as answers:
             eventually(lambda: len(answers) > 20, 60)
             moved = swapped(server, stage, answers)
-        assert server.metric("vlm2rec_bundle_swaps_total") == 3
+        eventually(lambda: server.metric("vlm2rec_bundle_swaps_total") == 3)  # metrics are at most a second old
         answers += load(server, stage, rate=80.0, seconds=0.5)
         wrong = mixed(answers, expected(stage))
         figures = judge(stage, answers, moved, wrong, server)

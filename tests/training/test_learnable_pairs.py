@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from cli.main import app
+from cli.app import app
 from training.config import load_config
 from training.dataset import Dataset, load_dataset
 from training.dataset_check import check_dataset

@@ -15,7 +15,7 @@ import pytest
 from picture_server import TLS, PictureServer, answer, fetcher, picture, serving
 from typer.testing import CliRunner
 
-from cli.main import app
+from cli.app import app
 from training.dataset_check import check_dataset
 from training.errors import DatasetError, RunBusy
 from training.imports.image_fetches import FetchSummary, fetch_images

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cli.main import app
+from cli.app import app
 from training.errors import DatasetError, RunBusy
 from training.imports.format_names import FormatName
 from training.imports.import_directory import new_directory

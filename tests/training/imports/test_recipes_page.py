@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from cli.main import app
+from cli.app import app
 from training.dataset import load_dataset
 from training.imports.format_names import FormatName
 
