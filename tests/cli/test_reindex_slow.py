@@ -51,7 +51,9 @@ def test_an_item_of_today_is_served_tonight(tmp_path: Path) -> None:
     with (data / "items.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
-        writer.writerows([*rows, {**rows[0], "item_id": "today", "title": "Dunmere cork bottle"}])
+        writer.writerows(
+            [*rows, {**rows[0], "item_id": "today", "title": "Dunmere cork bottle", "text": "A bottle of cork."}]
+        )
     said = vlm2rec(*job)
     assert "61 items: 1 new, 0 changed, 60 unchanged, 0 deleted" in said
     summary = json.loads((tmp_path / "summary.json").read_text())
