@@ -11,13 +11,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bench.catalogues import LAYOUT, made_histories, made_vectors
-from index.build import build_bundle
-from index.bundle import Bundle
-from index.index_spec import IndexSpec
-from index.item_ids import ItemIds
-from index.item_table import ItemTable
-from index.probes import Probes
-from index.registry import Registry
+from index.build.build import build_bundle
+from index.bundle.bundle import Bundle
+from index.bundle.index_spec import IndexSpec
+from index.bundle.registry import Registry
+from index.items.eval_queries import Probes
+from index.items.item_ids import ItemIds
+from index.items.item_table import ItemTable
 
 HISTORY = 10
 GROUP = "group"

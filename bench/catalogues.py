@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from index.item_ids import ItemIds
-from index.item_table import ItemTable
-from index.probes import Probes
-from index.slots import Slot, SlotLayout
+from index.items.eval_queries import Probes
+from index.items.item_ids import ItemIds
+from index.items.item_table import ItemTable
+from index.items.slots import Slot, SlotLayout
 
 LAYOUT = SlotLayout((Slot("text", 64), Slot("image", 64), Slot("behaviour", 64)))
 INTRINSIC_DIM = 36

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from bench.catalogues import LAYOUT
-from training.export import export_encoder
-from training.sequence_encoder import SequenceEncoder
+from training.encoder.model import SequenceEncoder
+from training.encoder.onnx_export import export_encoder
 
 MAX_HISTORY = 10  # what `vlm2rec fit-encoder` takes by default
 _LEARNED = 0.04  # of the first weights: the query stays near the mean of its history, as a trained one does

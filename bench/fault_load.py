@@ -14,9 +14,9 @@ import numpy as np
 
 from bench.fault_stage import Stage
 from bench.open_loop import Client, arrivals, requests_of
-from index.bundle import Bundle
-from index.registry import Registry
-from service.history_keys import BUCKETS, keys_of, stream_key
+from index.bundle.bundle import Bundle
+from index.bundle.registry import Registry
+from service.stores.history_keys import BUCKETS, keys_of, stream_key
 
 USERS = 200
 _SEPARATOR = "\x1f"

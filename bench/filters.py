@@ -27,15 +27,15 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
-from index.allowed import Allowed
-from index.build import build_bundle
-from index.bundle import Bundle
-from index.exact import exact_top_k, exact_top_k_each
-from index.float16 import to_float32
-from index.index_spec import IndexSpec
-from index.plan import OVER_FETCH, Effort
-from index.scoring import rank_again
-from index.search import CpuIndex, Searcher
+from index.build.build import build_bundle
+from index.bundle.bundle import Bundle
+from index.bundle.index_spec import IndexSpec
+from index.search.brute_force import exact_top_k, exact_top_k_each
+from index.search.float16 import to_float32
+from index.search.query_plan import OVER_FETCH, Effort
+from index.search.row_mask import Allowed
+from index.search.scoring import rank_again
+from index.search.searcher import CpuIndex, Searcher
 
 BLOCK = 65_536
 SIDED = (0.5, 0.1, 0.01)

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from bench.measurements import commit, machine
-from training.embeddings import Embeddings
-from training.encoder_config import EncoderConfig
-from training.fit import fit
-from training.sequences import Sequences, Targets, popularity
-from training.slot_model import SlotModel
+from training.config.encoder_config import EncoderConfig
+from training.data.sequences import Sequences, Targets, popularity
+from training.embedding.store import Embeddings
+from training.encoder.fit import fit
+from training.encoder.slot_model import SlotModel
 
 OUT = Path(__file__).parent / "results" / "fit-epoch.json"
 _EVENTS_A_USER = 20

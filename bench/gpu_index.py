@@ -25,11 +25,11 @@ import numpy as np
 from catalogues import LAYOUT
 from numpy.typing import NDArray
 
-from index.exact import exact_top_k, exact_top_k_each
-from index.float16 import to_float32
-from index.plan import GROWTH, OVER_FETCH, SCAN, Effort, Step
-from index.scoring import rank_again
-from index.search import CpuIndex, GpuIndex, Searcher, VectorIndex
+from index.search.brute_force import exact_top_k, exact_top_k_each
+from index.search.float16 import to_float32
+from index.search.query_plan import GROWTH, OVER_FETCH, SCAN, Effort, Step
+from index.search.scoring import rank_again
+from index.search.searcher import CpuIndex, GpuIndex, Searcher, VectorIndex
 
 K = 20
 BLOCK = 65_536

@@ -31,15 +31,15 @@ from accelerate import Accelerator
 from bench.measurements import Measurements
 from bench.vlm_flops import VlmFlops, Work
 from bench.vlm_work import THREE_B, TOY, Shape, longest_pairs, made_shop, random_backbone
-from training.batches import Collator, PromptBatch
-from training.contrastive_step import ContrastiveStep
-from training.dataset import Dataset
-from training.embed import CatalogueEncoder
+from training.backbones.batches import Collator, PromptBatch
+from training.backbones.starting_model import trainable
+from training.backbones.vlm import Embedding, VlmEmbedder
+from training.data.dataset import Dataset
+from training.data.pictures import PictureStore
+from training.embedding.job import CatalogueEncoder
 from training.errors import OutOfMemory
-from training.pictures import PictureStore
-from training.ranks import Ranks
-from training.starting_model import trainable
-from training.vlm import Embedding, VlmEmbedder
+from training.finetune.distributed import Ranks
+from training.finetune.step import ContrastiveStep
 
 _OUT = Path(__file__).parent / "results" / "gpu_training.json"
 _LONG_S = 30.0

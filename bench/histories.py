@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import redis
 
-from service.ports import Event
-from service.redis_sessions import RedisSessions
+from service.stores.protocols import Event
+from service.stores.redis_histories import RedisSessions
 
 _EVENTS_A_CALL = 1000
 

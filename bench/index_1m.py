@@ -30,11 +30,11 @@ from catalogues import HISTORY, LAYOUT, saved_catalogue
 from threadpoolctl import threadpool_limits
 
 from demo.embedded_redis import EmbeddedRedis
-from index.build import build_bundle
-from index.bundle import Bundle
-from index.cores import available_cores
-from index.index_spec import IndexSpec
-from index.registry import Registry
+from index.build.build import build_bundle
+from index.bundle.bundle import Bundle
+from index.bundle.index_spec import IndexSpec
+from index.bundle.registry import Registry
+from index.machine.cores import available_cores
 
 STARTS = 3
 REQUESTS = 1_000
@@ -100,8 +100,8 @@ def make_encoder(path: Path) -> None:
     say("encoder")
     import torch
 
-    from training.export import export_encoder
-    from training.sequence_encoder import SequenceEncoder
+    from training.encoder.model import SequenceEncoder
+    from training.encoder.onnx_export import export_encoder
 
     torch.manual_seed(0)
     export_encoder(SequenceEncoder(LAYOUT.dim, 5 * HISTORY, layers=2).eval(), LAYOUT, path)

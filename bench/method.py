@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from bench.method_plan import PLAN, SMOKE, Plan, Unit
 from bench.method_unit import UnitPlace, read_log
 from bench.running import end_with_us
-from index.cores import available_cores
+from index.machine.cores import available_cores
 
 _ROOT = Path(__file__).parent.parent
 _WORK = _ROOT / ".bench" / "method"

@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.method_plan import IMAGE_ALONE, OURS_LINE, SFT_LINE, TEXT_ALONE
 from bench.method_readings import POPULARITY, Reading, Readings
-from training.metrics import Interval
+from training.ranking.metrics import Interval
 
 
 @dataclass(frozen=True)

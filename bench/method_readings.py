@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training import metrics
+from training.ranking import metrics
 
 POPULARITY = "popularity"
 FUSED = "fused"

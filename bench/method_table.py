@@ -13,8 +13,8 @@ from bench.method_goals import GOALS, checked
 from bench.method_plan import IMAGE_ALONE, SFT_LINE, TEXT_ALONE, Catalogue, Plan, Row, Unit
 from bench.method_readings import FUSED, POPULARITY, Reading, Readings
 from bench.method_unit import CUT, FRESH, VALIDATION, UnitPlace
-from training import metrics
-from training.metrics import Interval
+from training.ranking import metrics
+from training.ranking.metrics import Interval
 
 _NAMES = (FUSED, "text", "image")
 _DIAGNOSTICS = (

@@ -1,6 +1,6 @@
 """One unit of `make bench-method`: train, then rank every fresh user's next item directly, and keep the ranks.
 
-A unit lies in a directory of its own: ``plan`` (its fingerprint), ``train`` (see :mod:`training.run_directory`),
+A unit lies in a directory of its own: ``plan`` (its fingerprint), ``train`` (see :mod:`training.finetune.run_directory`),
 ``ranks.npz`` (per user and reading, so that every interval can be computed again) and, written last, ``result.json``.
 It can be killed at any moment and goes on; one whose plan has changed is done again from its beginning.
 """
@@ -23,18 +23,18 @@ from bench.measurements import commit
 from bench.method_plan import Catalogue, Unit
 from bench.method_readings import FUSED, POPULARITY
 from demo.build import EVALUATION_FILE, build_demo
-from training import metrics
-from training.baselines import Popularity
-from training.config import RunConfig, load_config
-from training.dataset import Dataset, load_dataset, read_interactions
-from training.direct_ranking import Vectors, direct_ranks
-from training.embed import CatalogueEncoder
-from training.ranking import rank_targets
-from training.run_directory import RunDirectory, run_fingerprint
-from training.sequences import LeaveOneOut, Sequences, Targets, last_item, leave_one_out, popularity
-from training.starting_model import load_start, make_start, trainable
-from training.trainer import Progress, train_vlm
-from training.vlm import Embedding, VlmEmbedder, load_embedder
+from training.backbones.starting_model import load_start, make_start, trainable
+from training.backbones.vlm import Embedding, VlmEmbedder, load_embedder
+from training.config.run_config import RunConfig, load_config
+from training.data.dataset import Dataset, load_dataset, read_interactions
+from training.data.sequences import LeaveOneOut, Sequences, Targets, last_item, leave_one_out, popularity
+from training.embedding.job import CatalogueEncoder
+from training.finetune.direct_ranking import Vectors, direct_ranks
+from training.finetune.run_directory import RunDirectory, run_fingerprint
+from training.finetune.trainer import Progress, train_vlm
+from training.ranking import metrics
+from training.ranking.baselines import Popularity
+from training.ranking.ranking import rank_targets
 
 FRESH, VALIDATION = "fresh", "validation"
 CUT = 10

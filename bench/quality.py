@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.bundles import GROUP, GROUPS
-from index.bundle import Bundle
-from index.exact import exact_top_k
-from index.item_table import VECTORS_FILE
+from index.bundle.bundle import Bundle
+from index.items.item_table import VECTORS_FILE
+from index.search.brute_force import exact_top_k
 
 K = 20
 PLAIN = "plain"

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.environments import python_for
-from training.dataset import load_dataset
-from training.encoder_run import split_dataset
-from training.evaluate import TargetSet, rank_sets, target_sets
-from training.ranks_file import save_ranks
-from training.sequences import Sequences, Targets
+from training.data.dataset import load_dataset
+from training.data.sequences import Sequences, Targets
+from training.encoder.job import split_dataset
+from training.evaluation.evaluate import TargetSet, rank_sets, target_sets
+from training.ranking.saved_ranks import save_ranks
 
 NAME = "SASRec on IDs (RecTools)"
 _PEER = Path(__file__).parent / "peers" / "rectools_sasrec.py"

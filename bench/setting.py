@@ -21,7 +21,7 @@ from bench.plan import Plan
 from bench.quality import Asked, K
 from bench.running import PATH, Running
 from demo.embedded_redis import EmbeddedRedis
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
 
 _MOST_HISTORIES = 10_000
 _MOST_BODIES = 10_000

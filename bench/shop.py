@@ -23,15 +23,15 @@ import numpy as np
 import psutil
 
 from bench.catalogues import LAYOUT, make_catalogue
-from index.bounds import Bounds
-from index.build import build_bundle
-from index.bundle import Bundle
-from index.index_spec import IndexSpec
-from index.item_ids import ItemIds
-from index.item_table import ItemTable
-from index.pointer import POINTER_FILE
-from index.registry import Registry
-from index.stamp import write_durably
+from index.build.build import build_bundle
+from index.bundle.bundle import Bundle
+from index.bundle.gate import Bounds
+from index.bundle.index_spec import IndexSpec
+from index.bundle.integrity import write_durably
+from index.bundle.pointer import POINTER_FILE
+from index.bundle.registry import Registry
+from index.items.item_ids import ItemIds
+from index.items.item_table import ItemTable
 
 ODD_IDS = ("ein Tee/grün", "a%2Fb", "👟", "..", "a b?c#d", "'; DROP TABLE items;--", "é" * 128, "x" * 256)
 _BUNDLES = 4

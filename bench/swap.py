@@ -33,15 +33,15 @@ from catalogues import LAYOUT, make_catalogue
 from numpy.typing import NDArray
 from open_loop import Client, arrivals, requests_of
 
-from index.bounds import Bounds
-from index.build import build_bundle
-from index.bundle import Bundle
-from index.index_spec import IndexSpec
-from index.item_table import ItemTable
-from index.manifest import FAISS_FILE, MANIFEST_FILE, Manifest
-from index.pointer import POINTER_FILE
-from index.registry import Registry
-from index.stamp import write_durably
+from index.build.build import build_bundle
+from index.bundle.bundle import Bundle
+from index.bundle.gate import Bounds
+from index.bundle.index_spec import IndexSpec
+from index.bundle.integrity import write_durably
+from index.bundle.manifest import FAISS_FILE, MANIFEST_FILE, Manifest
+from index.bundle.pointer import POINTER_FILE
+from index.bundle.registry import Registry
+from index.items.item_table import ItemTable
 
 K = 20
 HISTORY = 10

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from training.batches import PromptBatch
+from training.backbones.batches import PromptBatch
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from PIL import Image
 from transformers import AutoModel, PreTrainedTokenizerBase, Qwen2_5_VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from training.attention import pack_vision_attention
-from training.backbone import Backbone, train_tokenizer
-from training.config import RunConfig, load_config
-from training.dataset import Dataset, load_dataset
-from training.pairs import TrainingPairs
-from training.prompts import END, IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START
-from training.sequences import Sequences, leave_one_out
+from training.backbones.attention import pack_vision_attention
+from training.backbones.backbone import Backbone, train_tokenizer
+from training.backbones.prompts import END, IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START
+from training.config.run_config import RunConfig, load_config
+from training.data.dataset import Dataset, load_dataset
+from training.data.sequences import Sequences, leave_one_out
+from training.data.training_pairs import TrainingPairs
 
 PRESET = "qwen2.5-vl-3b"
 _WORDS = 1_000
@@ -153,7 +153,7 @@ def longest_pairs(dataset: Dataset) -> tuple[TrainingPairs, NDArray[np.int64]]:
 
 
 def random_backbone(shape: Shape, dataset: Dataset, config: RunConfig, device: torch.device) -> Backbone:
-    """The model with random weights, on its device, as :func:`training.backbone.load_backbone` would hand it over."""
+    """The model with random weights, on its device, as :func:`training.backbones.backbone.load_backbone` would hand it over."""
     tokenizer = train_tokenizer([text for text in dataset.texts() if text is not None], _vocabulary(shape))
     with torch.device(device):
         model = AutoModel.from_config(

@@ -10,8 +10,9 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
-from cli import (
-    data,
+from cli.errors import CliError
+from cli.offline import (
+    data_check,
     data_import,
     demo,
     demo_data,
@@ -20,12 +21,10 @@ from cli import (
     fetch_images,
     reindex,
     report,
-    serve,
     train,
-    verify,
 )
-from cli import index as index_commands
-from cli.errors import CliError
+from cli.online import index as index_commands
+from cli.online import serve, verify
 from demo.errors import DemoError
 from index.errors import IndexingError
 from service.errors import ServiceError
@@ -43,7 +42,7 @@ app = typer.Typer(
 )
 
 data_app = typer.Typer(help="Import, check, or make a data set.", no_args_is_help=True)
-data_app.command("check")(data.check)
+data_app.command("check")(data_check.check)
 data_app.command("import")(data_import.import_data)
 data_app.command("fetch-images")(fetch_images.fetch_images)
 data_app.command("make-demo")(demo_data.make_demo)
@@ -74,7 +73,7 @@ def run() -> None:
     except (IndexingError, TrainingError, ServiceError, DemoError, CliError) as error:
         _fail(str(error), _EXIT_BUSY if isinstance(error, RunBusy) else _EXIT_BAD_INPUT)
     except OSError as error:
-        from index.disk import explain, is_disk_error
+        from index.machine.disk import explain, is_disk_error
 
         if not is_disk_error(error):
             raise

@@ -20,7 +20,7 @@ which value broke which rule and what to do about it.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from index.bounds import Check
+    from index.bundle.gate import Check
 
 
 class IndexingError(Exception):

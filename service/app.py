@@ -13,18 +13,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.admin_routes import AdminRoutes
-from service.batch_routes import BatchRoutes
-from service.body_budget import BodyBudget
-from service.catalogue_routes import CatalogueRoutes
-from service.docs_page import DocsPage
-from service.envelope import Envelope, trace_of
+from service.api.admin_routes import AdminRoutes
+from service.api.batch_routes import BatchRoutes
+from service.api.catalogue_routes import CatalogueRoutes
+from service.api.docs_page import DocsPage
+from service.api.fast_router import DirectRoute, Services, ShortWay
+from service.api.openapi import document
+from service.api.playground import Playground
+from service.api.recommend_routes import Routes
+from service.api.user_routes import UserRoutes
+from service.bundles.startup import Opening
+from service.container import load_current, open_services
 from service.errors import StartError
-from service.head_requests import HeadRequests
-from service.openapi import document
-from service.opening import Opening
-from service.playground import Playground
-from service.problems import (
+from service.http.body_budget import BodyBudget
+from service.http.head_requests import HeadRequests
+from service.http.problems import (
     ANSWERED_ERRORS,
     METHOD_NOT_ALLOWED,
     REQUEST_REFUSED,
@@ -33,13 +36,10 @@ from service.problems import (
     internal_problem,
     problem_response,
 )
-from service.routes import Routes
-from service.routing import DirectRoute, Services, ShortWay
+from service.http.request_middleware import Envelope, trace_of
+from service.runtime.thread_pool import started_pool
 from service.settings import Settings, load_settings
-from service.telemetry import SpanRecorder, open_spans
-from service.thread_pool import started_pool
-from service.user_routes import UserRoutes
-from service.wiring import load_current, open_services
+from service.telemetry.tracing import SpanRecorder, open_spans
 
 _DESCRIPTION = """
 Multimodal sequential recommendations with an exact attribution of every score to text, image and behaviour.
@@ -57,7 +57,7 @@ _FROM_BROWSERS = (
 
 
 class _Api(FastAPI):
-    """FastAPI with the document that `service.openapi` writes, behind layers of our own.
+    """FastAPI with the document that `service.api.openapi` writes, behind layers of our own.
 
     They stand before FastAPI's own, which the short way leaves out.
     """
@@ -122,7 +122,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        # FastAPI's own would put paths, and with them the ids of users, into every span; see service.telemetry.
+        # FastAPI's own would put paths, and with them the ids of users, into every span; see service.telemetry.tracing.
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
     app.router.route_class = DirectRoute

@@ -24,7 +24,7 @@ ServiceError
     ├── EncodedBody         the body is compressed, or encoded otherwise
     └── RuleBroken          a field breaks a rule; carries every violation found
 
-HTTP status codes are chosen in `service.problems` alone. Errors of redis-py and pydantic are translated into these at
+HTTP status codes are chosen in `service.http.problems` alone. Errors of redis-py and pydantic are translated into these at
 the boundary. Every message says which value broke which rule.
 """
 

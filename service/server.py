@@ -13,15 +13,15 @@ from types import FrameType
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.connections import ConnectionLimits, Connections
-from service.drain import DrainingServer
+from service.container import load_current
 from service.errors import StartError
-from service.heap import collect, settle
-from service.http_protocol import GuardedConfig
-from service.logs import configure_logs, logger
-from service.metrics import Metrics
+from service.http.connections import ConnectionLimits, Connections
+from service.http.graceful_shutdown import DrainingServer
+from service.http.protocol import GuardedConfig
+from service.runtime.malloc import collect, settle
 from service.settings import Settings
-from service.wiring import load_current
+from service.telemetry.logs import configure_logs, logger
+from service.telemetry.metrics import Metrics
 
 _BACKLOG = 2048
 # How long a thread may wait for another to hand over the interpreter, by default 5 ms: what the engine's threads do

@@ -20,8 +20,8 @@ from pydantic_settings import (
 )
 from pydantic_settings.exceptions import SettingsError as SourceError
 
+from service.access.secret_files import KEY_RULE, is_key, read_secret
 from service.errors import SettingsError
-from service.secret_files import KEY_RULE, is_key, read_secret
 
 PREFIX = "VLM2REC_"
 FILE_VARIABLE = "VLM2REC_CONFIG"

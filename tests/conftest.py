@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, settings
 from onnx import TensorProto, helper, numpy_helper
 
 from demo.embedded_redis import EmbeddedRedis
-from index.build import build_bundle
-from index.item_ids import ItemIds
-from index.item_table import ItemTable
-from index.probes import Probes
-from index.registry import Registry
-from index.slots import Slot, SlotLayout
+from index.build.build import build_bundle
+from index.bundle.registry import Registry
+from index.items.eval_queries import Probes
+from index.items.item_ids import ItemIds
+from index.items.item_table import ItemTable
+from index.items.slots import Slot, SlotLayout
 
 SMALL_LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
 SMALL_ITEMS = 60

@@ -8,10 +8,10 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from cli import reindex
 from cli.app import app
-from cli.index import app as index_commands
-from index.bounds import Bounds
+from cli.offline import reindex
+from cli.online.index import app as index_commands
+from index.bundle.gate import Bounds
 from service.app import create_app
 from service.settings import Settings
 

@@ -19,8 +19,8 @@ def loaded_after(statement: str) -> set[str]:
     [
         ("import service.app", [*TRAINING_STACK, "jinja2"]),
         ("import cli.app", [*TRAINING_STACK, "faiss", "onnxruntime", "fastapi", "redis", "numpy"]),
-        ("import index.registry, index.bundle", [*TRAINING_STACK, "fastapi", "redis"]),
-        ("import training.dataset", ["torch", "transformers", "fastapi", "redis", "faiss"]),
+        ("import index.bundle.registry, index.bundle.bundle", [*TRAINING_STACK, "fastapi", "redis"]),
+        ("import training.data.dataset", ["torch", "transformers", "fastapi", "redis", "faiss"]),
     ],
 )
 def test_loads_nothing_that_it_should_not(statement: str, forbidden: list[str]) -> None:
@@ -37,4 +37,4 @@ def test_a_service_has_no_use_for_parquet() -> None:
 
 
 def test_would_notice_a_forbidden_import() -> None:
-    assert "polars" in loaded_after("import training.dataset")
+    assert "polars" in loaded_after("import training.data.dataset")

@@ -1,6 +1,6 @@
 """What every peer does for a request, whatever serves it: stored history → encoder → index → the best unseen items.
 
-The same `index.bundle.Bundle` and the same Redis lists as `vlm2rec serve` reads, one thread a call; what differs
+The same `index.bundle.bundle.Bundle` and the same Redis lists as `vlm2rec serve` reads, one thread a call; what differs
 between peers is only how requests reach :meth:`Answering.answer` and how many at a time.
 
 Configured by the environment: ``BENCH_BUNDLE`` (directory), ``BENCH_REDIS`` (URL), ``BENCH_PORT``, ``BENCH_WORKERS``
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from index.bundle import Bundle
-from service.history_keys import keys_of
+from index.bundle.bundle import Bundle
+from service.stores.history_keys import keys_of
 
 PORT = int(os.environ.get("BENCH_PORT", "8000"))
 REDIS = os.environ.get("BENCH_REDIS", "")
@@ -26,7 +26,7 @@ LONGEST = 10
 
 
 def key_of(user_id: str) -> str:
-    """Where `service.redis_sessions` keeps the history of a user."""
+    """Where `service.stores.redis_histories` keeps the history of a user."""
     return keys_of("vlm2rec", user_id).history
 
 

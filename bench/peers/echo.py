@@ -5,7 +5,7 @@ from fastapi import FastAPI
 
 from bench.peers.answering import PORT
 from bench.peers.ask import Answer, Item
-from service.schemas import RecommendRequest
+from service.api.request_models import RecommendRequest
 
 app = FastAPI()
 

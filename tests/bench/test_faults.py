@@ -14,7 +14,7 @@ from bench.balancer import Balancer
 from bench.fault_load import Event, Load, Outcome, lost_and_doubled
 from bench.fault_stage import Stage
 from bench.faults import FAULTS, Phase, Plan, run, table
-from service.history_keys import keys_of
+from service.stores.history_keys import keys_of
 
 KILLED, _, _, FULL, *_, RESTARTED, _ = FAULTS
 EVENT = Event("user-1", "item", 1)

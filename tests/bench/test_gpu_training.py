@@ -15,9 +15,9 @@ from bench.gpu_training import Bench, Card, measure
 from bench.measurements import Measurements
 from bench.vlm_flops import VlmFlops, Work
 from bench.vlm_work import THREE_B, TOY, longest_pairs, made_shop, model_config
-from training.backbone import train_tokenizer
-from training.encoding_pass import _CachedPass
-from training.vlm import VlmEmbedder
+from training.backbones.backbone import train_tokenizer
+from training.backbones.gradient_cache import _CachedPass
+from training.backbones.vlm import VlmEmbedder
 
 SMALL = replace(TOY, batches=(1, 2), embedded=(4,), products=(32, 64))
 

@@ -11,8 +11,8 @@ import pytest
 from bench import method_unit
 from bench.method_plan import PLAN, SMOKE, Row, Unit
 from bench.method_unit import Busy, UnitPlace, carry_out, load_world, read_log
-from training.embed import CatalogueEncoder
-from training.vlm import load_embedder
+from training.backbones.vlm import load_embedder
+from training.embedding.job import CatalogueEncoder
 
 CATALOGUE = replace(SMOKE.catalogues[0], base={**SMOKE.catalogues[0].base, "train.checkpoint_steps": 1})
 BOTH = Unit(CATALOGUE, Row("both", "both", {"loss.fusion": "sum"}), 0)

@@ -11,13 +11,13 @@ from bench.contenders import EVERYONE, OURS, PEERS, Contender
 from bench.histories import fill, user_id
 from bench.peers.answering import Answering, key_of
 from bench.quality import kinds_of, recall_served, same_as_bundle
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
 
 HISTORIES = [[1, 2, 4], [10, 11], [20]]
 
 
 def entries(bundle: Bundle, rows: list[int]) -> list[bytes]:
-    """As `service.redis_sessions` stores them."""
+    """As `service.stores.redis_histories` stores them."""
     return [f"{bundle.ids.id(row)}\x1f1700000000\x1fview".encode() for row in rows]
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bench.sasrec import NAME, GivenScores, windows
-from training.evaluate import TargetSet, rank_sets
-from training.sequences import Sequences, Targets
+from training.data.sequences import Sequences, Targets
+from training.evaluation.evaluate import TargetSet, rank_sets
 
 
 @pytest.mark.parametrize("history", [1, 3, 10])
@@ -22,7 +22,7 @@ def test_given_scores_are_ranked_by_our_protocol_block_by_block(monkeypatch: pyt
     scores = np.random.default_rng(0).permutation(70).reshape(7, 10).astype(np.float32)
     targets = Targets([np.array([user]) for user in range(7)], np.full(7, 9), [f"u{user}" for user in range(7)])
     known = np.arange(10) != 8
-    monkeypatch.setattr("training.ranking._MOST_USERS", 3)
+    monkeypatch.setattr("training.ranking.ranking._MOST_USERS", 3)
     (ranked,) = rank_sets([TargetSet("test", targets, 7)], {NAME: (GivenScores(scores), known)})
     rivals = [[row for row in range(8) if row != user] for user in range(7)]
     expected = [(scores[user, rivals[user]] > scores[user, 9]).sum() for user in range(7)]

@@ -11,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
 from bench.vlm_flops import VlmFlops, Work
-from training.attention import pack_vision_attention
-from training.backbone import Backbone
-from training.batches import PictureGroup, PromptBatch, PromptGroup
-from training.encoding_pass import encode
-from training.vlm import VlmEmbedder, adapt
+from training.backbones.attention import pack_vision_attention
+from training.backbones.backbone import Backbone
+from training.backbones.batches import PictureGroup, PromptBatch, PromptGroup
+from training.backbones.gradient_cache import encode
+from training.backbones.vlm import VlmEmbedder, adapt
 
 RANK, TARGETS = 3, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv")
 IMAGE = 7

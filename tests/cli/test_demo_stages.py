@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.demo import Stage, StageRecord, demo
+from cli.offline.demo import Stage, StageRecord, demo
 from demo.errors import DemoError
 
 CATALOGUE = Stage("catalogue", ("make", "data"))

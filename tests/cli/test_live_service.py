@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cli.errors import LiveServiceError
-from cli.live_service import LiveService
+from cli.online.live_service import LiveService
 
 Scripted = tuple[int, Any, dict[str, str]]
 

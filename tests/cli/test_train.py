@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from cli.main import main
-from training.embeddings import Embeddings
+from training.embedding.store import Embeddings
 from training.errors import BackboneError, ConfigError
-from training.run_lock import run_lock
+from training.runs.lock import run_lock
 
 CONFIG = f"""{TINY_VLM}[train]
 batch_size = 4

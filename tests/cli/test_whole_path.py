@@ -23,12 +23,12 @@ from safetensors.numpy import load_file, save_file
 
 from cli.errors import LiveServiceError
 from cli.main import main
-from cli.verify import verify
-from index.bundle import Bundle
+from cli.online.verify import verify
+from index.bundle.bundle import Bundle
+from index.bundle.manifest import Manifest
+from index.bundle.registry import Registry
 from index.errors import BundleNotFound
-from index.exact import exact_top_k
-from index.manifest import Manifest
-from index.registry import Registry
+from index.search.brute_force import exact_top_k
 from training.errors import ExportError
 
 

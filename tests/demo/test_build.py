@@ -13,8 +13,8 @@ from demo import build
 from demo.build import build_demo
 from demo.catalogue import ATTRIBUTES
 from demo.errors import DemoError
-from training.dataset import load_dataset
-from training.dataset_check import check_dataset
+from training.data.dataset import load_dataset
+from training.data_check.check import check_dataset
 
 SMALL = {"items": 40, "users": 60, "evaluation_users": 50, "without_text": 2, "without_image": 3}
 

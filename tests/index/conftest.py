@@ -14,16 +14,16 @@ import pyarrow as pa
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from index.build import build_bundle
-from index.index_spec import IndexSpec
-from index.item_ids import ItemIds
-from index.item_table import ItemTable
-from index.manifest import MANIFEST_FILE, FileEntry, Manifest
-from index.probes import Probes
-from index.registry import Registry
-from index.scoring import rank_again
-from index.slots import Slot, SlotLayout
-from index.stamp import sha256_of
+from index.build.build import build_bundle
+from index.bundle.index_spec import IndexSpec
+from index.bundle.integrity import sha256_of
+from index.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest
+from index.bundle.registry import Registry
+from index.items.eval_queries import Probes
+from index.items.item_ids import ItemIds
+from index.items.item_table import ItemTable
+from index.items.slots import Slot, SlotLayout
+from index.search.scoring import rank_again
 
 LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
 

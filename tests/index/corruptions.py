@@ -29,11 +29,11 @@ from typing import Any
 
 import numpy as np
 
-import index.stamp
-from index.bundle import Bundle
+import index.bundle.integrity
+from index.bundle.bundle import Bundle
+from index.bundle.integrity import stamp_path, write_stamp
+from index.bundle.manifest import MANIFEST_FILE, REQUIRED_FILES, Manifest
 from index.errors import BundleError, IndexingError
-from index.manifest import MANIFEST_FILE, REQUIRED_FILES, Manifest
-from index.stamp import stamp_path, write_stamp
 
 LONGEST_S = 30
 NOBODY = 65_534

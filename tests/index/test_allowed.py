@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index.allowed import Allowed
 from index.errors import SearchError
+from index.search.row_mask import Allowed
 
 
 def check(allowed, mask, indexed):

@@ -8,8 +8,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from index.encoder import OnnxSequenceEncoder
 from index.errors import EncoderError
+from index.search.encoder import OnnxSequenceEncoder
 
 
 @pytest.fixture

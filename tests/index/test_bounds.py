@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from index.bounds import Bounds, Check, check_figures, decisive, is_bound, read_bounds
+from index.bundle.gate import Bounds, Check, check_figures, decisive, is_bound, read_bounds
 from index.errors import IndexSpecError
-from index.slots import Slot, SlotLayout
+from index.items.slots import Slot, SlotLayout
 
 EVERYTHING = """
 recall = 0.9

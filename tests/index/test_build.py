@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from index.build import build_bundle
-from index.bundle import Bundle
+from index.build.build import build_bundle
+from index.bundle.bundle import Bundle
+from index.bundle.index_spec import IndexSpec
+from index.bundle.manifest import REQUIRED_FILES, Manifest
 from index.errors import BundleError, EncoderError, IndexSpecError, ItemTableError
-from index.index_spec import IndexSpec
-from index.manifest import REQUIRED_FILES, Manifest
-from index.probes import Probes
-from index.slots import Slot, SlotLayout
+from index.items.eval_queries import Probes
+from index.items.slots import Slot, SlotLayout
 
 NOW = datetime(2026, 11, 23, 4, 5, 6, tzinfo=UTC)
 NO_PROBES = Probes(np.zeros((0, 3), np.int64), np.zeros(0, np.int64))
@@ -144,7 +144,7 @@ def test_a_single_slot_is_measured_plain_only(tmp_path, make_table, make_encoder
 
 
 def test_same_content_in_the_same_second_is_one_bundle(tmp_path, make_table, encoder_path, monkeypatch):
-    monkeypatch.setattr("index.report.latency_ms", lambda *_: {"p50": 0.0, "p90": 0.0, "p99": 0.0})
+    monkeypatch.setattr("index.evaluation.report.latency_ms", lambda *_: {"p50": 0.0, "p90": 0.0, "p99": 0.0})
     table = make_table(50)
     first, second = (
         build_bundle(table, encoder_path, NO_PROBES, tmp_path, IndexSpec(threads=1), now=NOW) for _ in range(2)
@@ -215,9 +215,9 @@ def test_an_interrupted_build_cleans_up(tmp_path, make_table, encoder_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from index.build import build_bundle
-from index.item_table import ItemTable
-from index.probes import Probes
+from index.build.build import build_bundle
+from index.items.item_table import ItemTable
+from index.items.eval_queries import Probes
 import numpy as np
 table, encoder, out, when = sys.argv[1:]
 def die(stage, share):

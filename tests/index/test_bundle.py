@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from index.build import build_bundle
-from index.bundle import Bundle
-from index.encoder import OnnxSequenceEncoder
+from index.build.build import build_bundle
+from index.bundle.bundle import Bundle
+from index.bundle.index_spec import IndexSpec
 from index.errors import BundleInvalid, BundleNotFound, EncoderError, SearchError
-from index.exact import exact_top_k
-from index.filters import compile_filter
-from index.index_spec import IndexSpec
-from index.missing import Missing
+from index.filters.filters import compile_filter
+from index.items.modality_status import Missing
+from index.search.brute_force import exact_top_k
+from index.search.encoder import OnnxSequenceEncoder
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_attributes(bundle, built, layout, make_table, make_probes):
 @pytest.mark.parametrize(("verify", "ahead"), [("stamp", ["items.arrow", "index.faiss", "vectors.npy"]), ("full", [])])
 def test_large_files_are_read_ahead_unless_hashing_has_read_them(built, monkeypatch, verify, ahead):
     asked = []
-    monkeypatch.setattr("index.bundle.read_ahead", asked.extend)
+    monkeypatch.setattr("index.bundle.bundle.read_ahead", asked.extend)
     Bundle.load(built, verify=verify)
     assert [path.relative_to(built).as_posix() for path in asked] == ahead
 
@@ -50,7 +50,7 @@ def test_large_files_are_read_ahead_unless_hashing_has_read_them(built, monkeypa
 def test_what_is_no_bundle_is_not_read_ahead(tmp_path, built, monkeypatch):
     damaged = shutil.copytree(built, tmp_path / built.name)
     (damaged / "index.faiss").write_bytes(b"endless")
-    monkeypatch.setattr("index.bundle.read_ahead", lambda paths: pytest.fail("read before it was verified"))
+    monkeypatch.setattr("index.bundle.bundle.read_ahead", lambda paths: pytest.fail("read before it was verified"))
     with pytest.raises(BundleInvalid):
         Bundle.load(damaged)
 
@@ -233,8 +233,8 @@ def test_on_a_gpu_the_index_is_copied_there(built, encoder_path, monkeypatch):
         asked.append((path.name, device, threads))
         return OnnxSequenceEncoder(path, threads=threads)
 
-    monkeypatch.setattr("index.bundle_files.GpuIndex", on_gpu)
-    monkeypatch.setattr("index.bundle_files.OnnxSequenceEncoder", encoder)
+    monkeypatch.setattr("index.bundle.files.GpuIndex", on_gpu)
+    monkeypatch.setattr("index.bundle.files.OnnxSequenceEncoder", encoder)
     loaded = Bundle.load(built, device="cuda", threads=2)
     assert asked == [("encoder.onnx", "cuda", 2), 299]
     assert loaded.search(np.ones((1, 12), np.float32), 3).rows.min() >= 0

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from index.calibrate import calibrate
-from index.measure import Exact, query_kinds
-from index.plan import SCAN
-from index.slots import Slot, SlotLayout
+from index.evaluation.calibrate import calibrate
+from index.evaluation.measure import Exact, query_kinds
+from index.items.slots import Slot, SlotLayout
+from index.search.query_plan import SCAN
 
 LAYOUT = SlotLayout((Slot("text", 2), Slot("image", 2)))
 

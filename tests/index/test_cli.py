@@ -6,11 +6,11 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-from cli.index import app
-from index.bundle import Bundle
+from cli.online.index import app
+from index.bundle.bundle import Bundle
+from index.bundle.manifest import Manifest
+from index.bundle.registry import Registry
 from index.errors import BundleInvalid, BundleNotFound, IndexSpecError, ItemTableError, RegistryError
-from index.manifest import Manifest
-from index.registry import Registry
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_show_names_what_is_wrong(copied, tmp_path):
 def test_a_report_of_another_form_is_one_clear_line(copied, monkeypatch, change):
     path = copied / "report.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    monkeypatch.setattr("index.report_file.verify_file", lambda *_: None)
+    monkeypatch.setattr("index.evaluation.report_file.verify_file", lambda *_: None)
     with pytest.raises(BundleInvalid, match=r"report\.json: not a report that this version reads"):
         call("show", copied)
 

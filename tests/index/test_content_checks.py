@@ -7,12 +7,12 @@ import zipfile
 import numpy as np
 import pytest
 
-from index.bundle import Bundle, _by_popularity
+from index.bundle.bundle import Bundle, _by_popularity
+from index.bundle.integrity import stamp_path, verify_files, write_stamp
+from index.bundle.manifest import MANIFEST_FILE, EffortRecord, Manifest
+from index.bundle.registry import Registry
 from index.errors import BundleInvalid, ItemTableError
-from index.manifest import MANIFEST_FILE, EffortRecord, Manifest
-from index.probes import Probes
-from index.registry import Registry
-from index.stamp import stamp_path, verify_files, write_stamp
+from index.items.eval_queries import Probes
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def with_vectors(copied, reseal):
 def test_every_vector_is_looked_at_in_full_and_at_publishing(
     with_vectors, tmp_path, monkeypatch, blocks, row, part, value, rule
 ):
-    monkeypatch.setattr("index.bundle_files._BLOCK_ROWS", blocks)
-    monkeypatch.setattr("index.missing._BLOCK_ROWS", blocks)
+    monkeypatch.setattr("index.bundle.files._BLOCK_ROWS", blocks)
+    monkeypatch.setattr("index.items.modality_status._BLOCK_ROWS", blocks)
     bundle = with_vectors(row, part, value)
     assert len(Bundle.load(bundle)) == 300  # a start does not read every vector
     with pytest.raises(BundleInvalid, match=rf"vectors\.npy: {rule}"):

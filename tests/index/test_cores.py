@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from index import cores
-from index.cores import available_cores
+from index.machine import cores
+from index.machine.cores import available_cores
 
 V2 = "30 23 0:26 {root} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = "33 31 0:30 {root} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"

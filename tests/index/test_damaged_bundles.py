@@ -7,11 +7,11 @@ import random
 import numpy as np
 import pytest
 
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
+from index.bundle.integrity import sha256_of, stamp_path, verify_files, write_stamp
+from index.bundle.manifest import MANIFEST_FILE, REQUIRED_FILES, Manifest
 from index.errors import BundleInvalid
-from index.manifest import MANIFEST_FILE, REQUIRED_FILES, Manifest
-from index.probes import Probes
-from index.stamp import sha256_of, stamp_path, verify_files, write_stamp
+from index.items.eval_queries import Probes
 
 
 @pytest.mark.parametrize("name", [MANIFEST_FILE, *REQUIRED_FILES])
@@ -117,7 +117,7 @@ def test_refuses_paths_that_leave_the_bundle(copied, name):
 
 
 def test_refuses_a_manifest_without_end(copied, monkeypatch):
-    monkeypatch.setattr("index.manifest._LARGEST_MANIFEST", 10)
+    monkeypatch.setattr("index.bundle.manifest._LARGEST_MANIFEST", 10)
     with pytest.raises(BundleInvalid, match="larger than 10 bytes"):
         Bundle.load(copied)
 
@@ -232,7 +232,7 @@ def test_further_files_are_ignored(copied):
 
 @pytest.fixture
 def everything_is_large(monkeypatch):
-    monkeypatch.setattr("index.stamp._SMALL", 0)
+    monkeypatch.setattr("index.bundle.integrity._SMALL", 0)
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def hashed(monkeypatch):
         names.append(path.name)
         return sha256_of(path, *between)
 
-    monkeypatch.setattr("index.stamp.sha256_of", spy)
+    monkeypatch.setattr("index.bundle.integrity.sha256_of", spy)
     return names
 
 

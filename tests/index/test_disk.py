@@ -17,9 +17,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from index.disk import explain, free_space, is_disk_error, new_array_file, writing
 from index.errors import DiskError
-from training.run_disk import writing_run
+from index.machine.disk import explain, free_space, is_disk_error, new_array_file, writing
+from training.runs.disk import writing_run
 
 VALUES = np.random.default_rng(0).random(200_000)
 
@@ -89,7 +89,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from index.disk import new_array_file
+from index.machine.disk import new_array_file
 try:
     new_array_file(Path(sys.argv[1]) / "a.npy", np.float32, (1_000_000,))[:] = 1
 except OSError as error:

@@ -8,8 +8,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from index.encoder import BATCH_BUCKETS, OnnxSequenceEncoder
 from index.errors import EncoderError
+from index.search.encoder import BATCH_BUCKETS, OnnxSequenceEncoder
 
 
 @pytest.fixture(scope="module")

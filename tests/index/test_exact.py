@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index import exact
 from index.errors import SearchError
-from index.exact import exact_top_k, exact_top_k_among, exact_top_k_each, recall
+from index.search import brute_force
+from index.search.brute_force import exact_top_k, exact_top_k_among, exact_top_k_each, recall
 
 
 def sorted_by_hand(queries, vectors, k, allowed=None):
@@ -50,8 +50,8 @@ def test_many_blocks_and_passes_give_the_same_answer(monkeypatch, masked):
     asked = rng.integers(-3, 4, (17, 4)).astype(np.float32)
     allowed = {"none": None, "shared": rng.random(500) < 0.3, "own": rng.random((17, 500)) < 0.3}[masked]
     whole = exact_top_k(asked, vectors, 9, allowed=allowed)
-    monkeypatch.setattr(exact, "_BLOCK_FLOATS", 64)
-    monkeypatch.setattr(exact, "_QUERIES_PER_PASS", 4)
+    monkeypatch.setattr(brute_force, "_BLOCK_FLOATS", 64)
+    monkeypatch.setattr(brute_force, "_QUERIES_PER_PASS", 4)
     pieces = exact_top_k(asked, vectors, 9, allowed=allowed)
     np.testing.assert_array_equal(whole[0], pieces[0])
     np.testing.assert_array_equal(whole[1], pieces[1])
@@ -82,8 +82,8 @@ def test_several_masks_in_many_blocks_and_passes(monkeypatch):
     asked = rng.integers(-3, 4, (17, 4)).astype(np.float32)
     masks = [rng.random(500) < 0.3, None]
     whole = exact_top_k_each(asked, vectors, 9, masks)
-    monkeypatch.setattr(exact, "_BLOCK_FLOATS", 64)
-    monkeypatch.setattr(exact, "_QUERIES_PER_PASS", 4)
+    monkeypatch.setattr(brute_force, "_BLOCK_FLOATS", 64)
+    monkeypatch.setattr(brute_force, "_QUERIES_PER_PASS", 4)
     shares = []
     pieces = exact_top_k_each(asked, vectors, 9, masks, shares.append)
     for one, other in zip(whole, pieces, strict=True):

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from index import filter_cache
 from index.errors import FilterError, SearchError
-from index.filter_cache import FilterCache
-from index.filters import Filter, compile_filter
+from index.filters import filter_cache
+from index.filters.filter_cache import FilterCache
+from index.filters.filters import Filter, compile_filter
 
 ROWS = 400
 TABLE = pa.table(

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.allowed import Allowed
-from index.bundle import Bundle
-from index.manifest import Manifest
+from index.bundle.bundle import Bundle
+from index.bundle.manifest import Manifest
+from index.search.row_mask import Allowed
 
 GATE = 0.95
 WAYS = [(kind, codes) for kind in ("flat", "hnsw", "ivf") for codes in ("fp32", "fp16", "sq8")]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index.errors import FilterError
-from index.filters import MAX_CLAUSES, compile_filter
+from index.filters.filters import MAX_CLAUSES, compile_filter
 
 COMPARE = {
     "gt": lambda a, b: a > b,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from index.float16 import to_float32
+from index.search.float16 import to_float32
 
 
 def test_every_finite_half_is_converted_exactly():

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from index.bounds import Bounds
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
+from index.bundle.gate import Bounds
+from index.bundle.manifest import MANIFEST_FILE, Manifest
 from index.errors import BundleInvalid, GateRefused, IndexSpecError
-from index.manifest import MANIFEST_FILE, Manifest
 
 # Each of these is missed by the made catalogue, and only by what it names: 43 of 300 items lack their picture.
 MISSED = {
@@ -64,7 +64,7 @@ def test_a_kept_bound_lets_through(registry, tmp_path, make_bundle, make_evaluat
 
 def test_recall_and_latency_are_held_for_every_kind_of_query(registry, tmp_path, make_bundle, monkeypatch):
     monkeypatch.setattr(
-        "index.measure.Exact.recall", lambda _self, _searcher, kind, *_: 0.5 if kind == "image x3" else 1.0
+        "index.evaluation.measure.Exact.recall", lambda _self, _searcher, kind, *_: 0.5 if kind == "image x3" else 1.0
     )
     bundle = make_bundle(tmp_path, bounds=Bounds(recall=0.9, latency_p99_ms=0.0))
     with pytest.raises(GateRefused, match=r"recall\.image x3 0\.5 \(must be at least 0\.9\)") as caught:

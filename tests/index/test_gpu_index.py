@@ -8,11 +8,11 @@ import faiss
 import numpy as np
 import pytest
 
-from index import search as search_module
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
 from index.errors import SearchError
-from index.plan import SCAN, Effort, Engine, Step
-from index.search import CpuIndex, GpuIndex, Searcher
+from index.search import searcher as search_module
+from index.search.query_plan import SCAN, Effort, Engine, Step
+from index.search.searcher import CpuIndex, GpuIndex, Searcher
 
 ROWS = 3000
 KINDS = ["flat", "hnsw", "ivf"]

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from index.bundle.held_files import HeldFiles
 from index.errors import BundleInvalid
-from index.held_files import HeldFiles
 
 
 def test_held_files_tell_shorter_from_written_and_follow_a_file_that_was_moved(tmp_path):

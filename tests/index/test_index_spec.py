@@ -2,8 +2,8 @@
 
 import pytest
 
+from index.bundle.index_spec import IndexSpec
 from index.errors import IndexSpecError
-from index.index_spec import IndexSpec
 
 DIM = 192
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index.errors import ItemTableError
-from index.item_ids import ItemIds, check_item_id
+from index.items.item_ids import ItemIds, check_item_id
 
 ids_by_rule = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=40)
 
@@ -35,7 +35,7 @@ def test_answers_as_a_dict_does(names: list[str], others: list[str], collide: in
     with pytest.MonkeyPatch.context() as patch:
         if collide:
             patch.setattr(
-                "index.item_ids.hash", lambda text: (len(text) % 2 - 1) * (collide - 1) * 2**62, raising=False
+                "index.items.item_ids.hash", lambda text: (len(text) % 2 - 1) * (collide - 1) * 2**62, raising=False
             )
         ids = ItemIds(names)
         by_dict = {name: row for row, name in enumerate(names)}
@@ -45,7 +45,7 @@ def test_answers_as_a_dict_does(names: list[str], others: list[str], collide: in
 
 
 def test_finds_every_row_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("index.item_ids._BLOCK_ROWS", 64)
+    monkeypatch.setattr("index.items.item_ids._BLOCK_ROWS", 64)
     names = [f"item {number * 7}" for number in range(1000)]
     ids = ItemIds(names)
     assert ids.rows(names)[0].tolist() == list(range(1000))
@@ -59,7 +59,7 @@ def test_finds_every_row_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("collide", [False, True])
 def test_names_the_repeated_id(monkeypatch: pytest.MonkeyPatch, collide: bool) -> None:
     if collide:
-        monkeypatch.setattr("index.item_ids.hash", lambda _text: -1, raising=False)
+        monkeypatch.setattr("index.items.item_ids.hash", lambda _text: -1, raising=False)
     with pytest.raises(ItemTableError, match="'b' is repeated"):
         ItemIds(["a", "b", "c", "b"])
     assert len(ItemIds(["a", "b", "c", "d"])) == 4

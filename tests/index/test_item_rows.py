@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from index.errors import ItemTableError
-from index.item_ids import ItemIds
-from index.item_rows import ItemRows
+from index.items.item_ids import ItemIds
+from index.items.items_file import ItemRows
 
 STORED = {
     "text": (pa.array(["a", None]), pa.large_string()),

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 
 from index.errors import ItemTableError
-from index.item_ids import ItemIds
-from index.item_table import ItemTable
-from index.probes import Probes
-from index.slots import Slot, SlotLayout
+from index.items.eval_queries import Probes
+from index.items.item_ids import ItemIds
+from index.items.item_table import ItemTable
+from index.items.slots import Slot, SlotLayout
 
 LAYOUT = SlotLayout((Slot("text", 2), Slot("image", 2)))
 
@@ -70,7 +70,7 @@ def test_reads_a_table_from_before_the_record(tmp_path: Path) -> None:
 
 
 def test_finds_a_wrong_code_in_any_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("index.missing._BLOCK_ROWS", 2)
+    monkeypatch.setattr("index.items.modality_status._BLOCK_ROWS", 2)
     assert table().missing_record().tolist() == [[0, 1], [0, 0], [1, 1]]
     wrong = np.array([[0, 1], [0, 0], [1, 0]], dtype=np.uint8)
     with pytest.raises(ItemTableError, match="row 2: slot 'image' is zero, but its missing-modality code is PRESENT"):

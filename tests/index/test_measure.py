@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from index.allowed import Allowed
-from index.measure import PLAIN, Exact, latency_ms, query_kinds, random_filters, spread
-from index.slots import Slot, SlotLayout
+from index.evaluation.measure import PLAIN, Exact, latency_ms, query_kinds, random_filters, spread
+from index.items.slots import Slot, SlotLayout
+from index.search.row_mask import Allowed
 
 LAYOUT = SlotLayout((Slot("text", 2), Slot("image", 2)))
 

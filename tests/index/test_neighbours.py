@@ -6,14 +6,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from index.catalogue import examine
-from index.disagreement import FEWEST_ITEMS, NEAREST, disagreement
-from index.item_ids import ItemIds
-from index.item_table import ItemTable
-from index.missing import Missing
-from index.near_duplicates import COSINE, near_duplicates
-from index.neighbours import KEPT_CLOSE, nearest, sample_rows
-from index.slots import Slot, SlotLayout
+from index.evaluation.catalogue_audit import examine
+from index.evaluation.disagreement import FEWEST_ITEMS, NEAREST, disagreement
+from index.evaluation.near_duplicates import COSINE, near_duplicates
+from index.evaluation.neighbours import KEPT_CLOSE, nearest, sample_rows
+from index.items.item_ids import ItemIds
+from index.items.item_table import ItemTable
+from index.items.modality_status import Missing
+from index.items.slots import Slot, SlotLayout
 
 LAYOUT = SlotLayout((Slot("text", 8), Slot("image", 6)))
 TEXT, IMAGE = LAYOUT.slice("text"), LAYOUT.slice("image")
@@ -48,7 +48,7 @@ def brute(vectors, members, candidates, sample, k, bound):
 @pytest.mark.parametrize("block", [7, 10_000])
 @pytest.mark.parametrize("k", [1, 5, 400])
 def test_nearest_is_brute_force(monkeypatch, block, k):
-    monkeypatch.setattr("index.neighbours._LARGEST_BLOCK", block)
+    monkeypatch.setattr("index.evaluation.neighbours._LARGEST_BLOCK", block)
     rng = np.random.default_rng(3)
     text, image, _ = clustered(rng, 200, noise=0.05)
     image[::9] = 0
@@ -204,8 +204,8 @@ def test_many_strangers_are_sampled(monkeypatch):
     rng = np.random.default_rng(17)
     text, image, _ = clustered(rng, 400)
     all_of_them, _ = agreement_of(text, image)
-    monkeypatch.setattr("index.disagreement._STRANGERS", 100)
-    monkeypatch.setattr("index.disagreement._BLOCK_ITEMS", 64)
+    monkeypatch.setattr("index.evaluation.disagreement._STRANGERS", 100)
+    monkeypatch.setattr("index.evaluation.disagreement._BLOCK_ITEMS", 64)
     some, _ = agreement_of(text, image)
     again, _ = agreement_of(text, image)
     np.testing.assert_array_equal(some.p, again.p)

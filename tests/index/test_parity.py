@@ -6,7 +6,7 @@ import re
 import pytest
 
 from index.errors import SearchError
-from index.parity import Parity, Ranking
+from index.search.parity import Parity, Ranking
 
 SCORES = {"a": 0.9, "b": 0.8, "c": 0.8, "d": 0.5, "e": 0.3}
 RIGHT = Ranking(["a", "b", "d"], [0.9, 0.8, 0.5])

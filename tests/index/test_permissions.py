@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from index.bundle import Bundle
-from index.registry import Registry
-from index.stamp import stamp_path
+from index.bundle.bundle import Bundle
+from index.bundle.integrity import stamp_path
+from index.bundle.registry import Registry
 
 NOBODY = 65_534
 
@@ -66,7 +66,7 @@ def open_to_all(bundles) -> Iterator[Path]:
 AS_NOBODY = """
 import encodings.cp437, os, sys
 from pathlib import Path
-from index.registry import Registry
+from index.bundle.registry import Registry
 Registry(sys.argv[1] + "/as-root").publish(next(Path(sys.argv[1], "built").iterdir()))  # imports all that it needs
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 registry, built = Registry(sys.argv[1] + "/registry"), sorted(Path(sys.argv[1], "built").iterdir())
@@ -95,7 +95,7 @@ def test_another_user_than_root_cannot_write_to_a_file_and_prunes_read_only_dire
 PRUNES_ANOTHERS = """
 import os, sys
 from index.errors import RegistryError
-from index.registry import Registry
+from index.bundle.registry import Registry
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 registry = Registry(sys.argv[1] + "/registry")
 before = registry.pointer.read_bytes()

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from index.plan import SCAN, Effort, Engine, Step, exact_step, plan, skew_of, slot_shares
-from index.slots import Slot, SlotLayout
+from index.items.slots import Slot, SlotLayout
+from index.search.query_plan import SCAN, Effort, Engine, Step, exact_step, plan, skew_of, slot_shares
 
 LAYOUT = SlotLayout((Slot("text", 2), Slot("image", 1)))
 HNSW = Engine("hnsw", 1_000_000)

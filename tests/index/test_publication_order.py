@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
+from index.bundle.pointer import Pointer
+from index.bundle.registry import Registry
 from index.errors import RegistryError
-from index.pointer import Pointer
-from index.registry import Registry
 
 A, B, C, D = (f"2026112{day}T000000Z-00000{day}" for day in range(1, 5))
 FUTURE = "20310101T000000Z-000009"

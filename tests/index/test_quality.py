@@ -4,9 +4,10 @@ import copy
 
 import pytest
 
+from index.bundle.quality import METRIC, SYSTEMS, Quality, Score
 from index.errors import IndexSpecError
-from index.quality import METRIC, SYSTEMS, Quality, Score
-from training import evaluate, evaluation_table
+from training.evaluation import evaluate
+from training.ranking import table
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_the_names_are_those_that_evaluate_writes():
     assert SYSTEMS["served_quality"] == evaluate.SERVED
     assert SYSTEMS["text_quality"] == evaluate.subset_name(("text",))
     assert SYSTEMS["image_quality"] == evaluate.subset_name(("image",))
-    assert f"ndcg@{evaluation_table.CUTS[0]}" == METRIC
+    assert f"ndcg@{table.CUTS[0]}" == METRIC
 
 
 def test_last_weeks_model_does_not_speak_for_this_one(evaluation, encoder_path):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from index import read_ahead as module
-from index.read_ahead import read_ahead
+from index.items import read_ahead as module
+from index.items.read_ahead import read_ahead
 
 
 def read_to_the_end(fifo: Path, content: bytes) -> threading.Thread:

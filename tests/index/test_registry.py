@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
+from index.bundle.integrity import stamp_path
+from index.bundle.manifest import Manifest
+from index.bundle.registry import Registry
 from index.errors import BundleInvalid, BundleNotFound, RegistryError
-from index.manifest import Manifest
-from index.registry import Registry
-from index.stamp import stamp_path
 
 
 def test_publish_points_to_a_verified_copy(registry, bundles):
@@ -142,7 +142,7 @@ def test_publishing_repairs_a_damaged_copy(registry, bundles, monkeypatch):
 
 
 def test_a_damaged_bundle_is_refused_and_nothing_changes(registry, bundles, tmp_path, monkeypatch):
-    monkeypatch.setattr("index.stamp._SMALL", 0)  # as if every file were large
+    monkeypatch.setattr("index.bundle.integrity._SMALL", 0)  # as if every file were large
     registry.publish(bundles[0])
     copy = tmp_path / bundles[1].name
     shutil.copytree(bundles[1], copy)

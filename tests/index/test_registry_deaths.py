@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
+from index.bundle.registry import Registry
 from index.errors import BundleError
-from index.registry import Registry
 
 # Dying at every step. In one process: from the chosen call on, nothing reaches the disk any more, not even clean-up.
 
@@ -120,7 +120,7 @@ def test_rollback_and_prune_killed_at_every_step(tmp_path, bundles, act):
 SIGKILLED = """
 import os, signal, sys
 from pathlib import Path
-from index.registry import Registry
+from index.bundle.registry import Registry
 root, bundle, name, last = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 call, count = getattr(os, name), 0
 def guarded(*args, **kwargs):
@@ -148,7 +148,7 @@ def test_publishing_under_a_real_sigkill(registry, bundles, call, last):
 TOGETHER = """
 import sys, time
 from pathlib import Path
-from index.registry import Registry
+from index.bundle.registry import Registry
 root, act, turns, start, stop = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5])
 print("ready", flush=True)
 while not start.exists():

@@ -10,15 +10,15 @@ import pyarrow as pa
 import pytest
 
 import index
-from index.axis import axis_over
-from index.bounds import Bounds
-from index.build import build_bundle
+from index.build.build import build_bundle
+from index.bundle.gate import Bounds
+from index.bundle.index_spec import IndexSpec
+from index.bundle.manifest import GateRecord, Manifest
 from index.errors import BundleInvalid, BundleNotFound
-from index.index_spec import IndexSpec
-from index.item_ids import ItemIds
-from index.manifest import GateRecord, Manifest
-from index.report_file import read_report
-from index.report_page import as_bytes, as_figure, as_share, label, render_page
+from index.evaluation.axis import axis_over
+from index.evaluation.report_file import read_report
+from index.evaluation.report_page import as_bytes, as_figure, as_share, label, render_page
+from index.items.item_ids import ItemIds
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -153,7 +153,7 @@ def test_a_report_that_is_not_the_bundles_is_refused(copied, tmp_path):
 @pytest.mark.parametrize(("text", "rule"), [("{", "not a readable report"), ("[1]", "must be a JSON object, got list")])
 def test_a_report_of_another_form_is_refused(copied, monkeypatch, text, rule):
     (copied / "report.json").write_text(text)
-    monkeypatch.setattr("index.report_file.verify_file", lambda *_: None)
+    monkeypatch.setattr("index.evaluation.report_file.verify_file", lambda *_: None)
     with pytest.raises(BundleInvalid, match=rule):
         read_report(copied)
 

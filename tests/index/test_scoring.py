@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from index.scoring import gather, rank_again, slot_scores
-from index.slots import Slot, SlotLayout
+from index.items.slots import Slot, SlotLayout
+from index.search.scoring import gather, rank_again, slot_scores
 
 LAYOUT = SlotLayout((Slot("text", 2), Slot("image", 1)))
 VECTORS = np.array([[1, 0, 0], [0, 1, 2], [0, 0, 0], [1, 0, 0]], np.float16)

@@ -10,14 +10,14 @@ import faiss
 import numpy as np
 import pytest
 
-from index import search as search_module
-from index.allowed import Allowed
 from index.errors import SearchError
-from index.exact import exact_top_k
-from index.plan import GROWTH, SCAN, Effort, Engine, Step
-from index.scoring import rank_again
-from index.search import CpuIndex, Searcher
-from index.slots import Slot, SlotLayout
+from index.items.slots import Slot, SlotLayout
+from index.search import searcher as search_module
+from index.search.brute_force import exact_top_k
+from index.search.query_plan import GROWTH, SCAN, Effort, Engine, Step
+from index.search.row_mask import Allowed
+from index.search.scoring import rank_again
+from index.search.searcher import CpuIndex, Searcher
 
 LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
 ROWS = 3000
@@ -252,7 +252,7 @@ def test_a_view_uses_no_memory_that_is_free_again():
     """Under a glibc that overwrites what is freed, the process used to die here."""
     code = """if True:
         import numpy as np
-        from index.search import _view_of
+        from index.search.searcher import _view_of
         stored = np.ones((64, 8), np.float16)
         print(_view_of(stored).search(np.ones((1, 8), np.float32), 1)[0][0, 0])
     """

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from index.build import build_bundle
-from index.index_spec import IndexSpec
+from index.build.build import build_bundle
+from index.bundle.index_spec import IndexSpec
 
 FAST, ALL = 300, 3_000
 WORKERS = 2
@@ -92,8 +92,8 @@ def test_all_of_them(tmp_path, other, make_table, make_probes):
     """With a graph as the index and a real transformer as the encoder, for their parsers' sake."""
     import torch
 
-    from training.export import export_encoder
-    from training.sequence_encoder import SequenceEncoder
+    from training.encoder.model import SequenceEncoder
+    from training.encoder.onnx_export import export_encoder
 
     table = make_table()
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from index.errors import ItemTableError
-from index.slots import Slot, SlotLayout
+from index.items.slots import Slot, SlotLayout
 
 LAYOUT = SlotLayout((Slot("text", 2), Slot("image", 3)))
 

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from index import text_search
-from index.bundle import Bundle
-from index.text_search import TextSearch
+from index.bundle.bundle import Bundle
+from index.filters import text_search
+from index.filters.text_search import TextSearch
 
 IDS = pa.array(["a1", "b2", "c3", "d4", "e5", "f6"], pa.large_string())
 METADATA = pa.table(

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.build import build_bundle
-from index.bundle import Bundle
+from index.build.build import build_bundle
+from index.bundle.bundle import Bundle
+from index.bundle.integrity import sha256_of
+from index.bundle.manifest import Manifest
+from index.bundle.registry import Registry
 from index.errors import BundleInvalid, ItemTableError
-from index.item_table import ItemTable
-from index.manifest import Manifest
-from index.probes import Probes
-from index.registry import Registry
-from index.stamp import sha256_of
-from index.thumbnails import THUMBNAILS_FILE, Thumbnails, write_thumbnails
+from index.items.eval_queries import Probes
+from index.items.item_table import ItemTable
+from index.items.thumbnails import THUMBNAILS_FILE, Thumbnails, write_thumbnails
 
 PICTURES = [b"first", None, b"the third, longer", b"", b"last"]
 
@@ -186,7 +186,7 @@ def test_thumbnails_of_another_catalogue_are_refused_though_their_hash_fits(
     with pytest.raises(ItemTableError):
         Thumbnails.load(tmp_path / "two.npy", 60)
     manifest = Manifest.read(built)
-    from index.bundle_files import map_thumbnails
+    from index.bundle.files import map_thumbnails
 
     (tmp_path / THUMBNAILS_FILE).write_bytes((tmp_path / "two.npy").read_bytes())
     with pytest.raises(BundleInvalid, match="build the bundle again"):

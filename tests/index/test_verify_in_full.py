@@ -7,15 +7,15 @@ import threading
 
 import pytest
 
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
+from index.bundle.integrity import hash_files, sha256_of, write_stamp
+from index.bundle.manifest import REQUIRED_FILES, Manifest
 from index.errors import BundleInvalid, BundleNotFound
-from index.manifest import REQUIRED_FILES, Manifest
-from index.stamp import hash_files, sha256_of, write_stamp
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr("index.stamp._BLOCK", 64)
+    monkeypatch.setattr("index.bundle.integrity._BLOCK", 64)
 
 
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 1000])
@@ -32,7 +32,7 @@ def test_a_whole_bundle(built):
 @pytest.mark.parametrize("name", sorted(REQUIRED_FILES))
 def test_finds_what_changed_after_loading(copied, monkeypatch, name):
     """A byte changed in place, size and time kept: the stamp vouches for it, the hash does not."""
-    monkeypatch.setattr("index.stamp._SMALL", 0)
+    monkeypatch.setattr("index.bundle.integrity._SMALL", 0)
     write_stamp(copied, Manifest.read(copied))
     loaded = Bundle.load(copied)
     path = copied / name

@@ -21,7 +21,7 @@ import pytest
 from promql import DASHBOARDS, OPS, queries
 from shops import with_file
 
-from index.registry import Registry
+from index.bundle.registry import Registry
 
 pytestmark = [pytest.mark.slow, pytest.mark.program("prometheus")]
 

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from promql import OPS
 
-from index.bundle import Bundle
-from index.registry import Registry
+from index.bundle.bundle import Bundle
+from index.bundle.registry import Registry
 from service.settings import Settings
 
 ROOT = OPS.parent

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from promql import DASHBOARDS, OPS, metrics_of, panels, queries, rules
 
-from service.metrics import Metrics
+from service.telemetry.metrics import Metrics
 
 RUNBOOK = OPS.parent / "docs" / "operating.md"
 TESTS = sorted((OPS / "prometheus" / "tests").glob("*.yml"))

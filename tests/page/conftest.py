@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from served import CHROMIUM, HOSTILE, Served
 
-from index.build import build_bundle
-from index.item_table import ItemTable
-from index.probes import Probes
-from index.registry import Registry
-from index.thumbnails import Thumbnails, write_thumbnails
+from index.build.build import build_bundle
+from index.bundle.registry import Registry
+from index.items.eval_queries import Probes
+from index.items.item_table import ItemTable
+from index.items.thumbnails import Thumbnails, write_thumbnails
 
 _TELL_VIOLATIONS = (
     "addEventListener('securitypolicyviolation', (event) => console.log('policy: ' + event.violatedDirective))"

@@ -13,12 +13,12 @@ from oracle import Oracle
 from shops import ADMIN, OpenClient, Shop, other_bundle
 from starlette.testclient import TestClient
 
-from index.bundle import Bundle
-from index.item_table import ItemTable
-from service import metrics_page
+from index.bundle.bundle import Bundle
+from index.items.item_table import ItemTable
 from service.app import create_app
-from service.opening import Opening
+from service.bundles.startup import Opening
 from service.settings import load_settings
+from service.telemetry import metrics_page
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,7 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import Metrics
+from service.telemetry.metrics import Metrics
 
 
 def exposed(metrics: Metrics, name: str, **labels: str) -> float | None:

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from service.errors import LinkDown
-from service.redis_client import Connect, connector
-from service.redis_link import RedisLink
+from service.stores.redis_client import Connect, connector
+from service.stores.redis_pipeline import RedisLink
 
 PATIENT_S = 20.0
 """A timeout that passes only when a test moves the clock, however slow the machine is."""

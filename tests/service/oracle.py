@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from index.item_table import ItemTable
+from index.items.item_table import ItemTable
 
 
 @dataclass(frozen=True)

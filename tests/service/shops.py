@@ -17,15 +17,15 @@ from onnx import numpy_helper
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from index.build import build_bundle
-from index.item_ids import ItemIds
-from index.item_table import ItemTable
-from index.manifest import ENCODER_FILE, FAISS_FILE, MANIFEST_FILE, FileEntry, Manifest
-from index.pointer import POINTER_FILE
-from index.probes import Probes
-from index.registry import Registry
-from index.stamp import sha256_of, write_durably, write_stamp
-from service.directives import Directives
+from index.build.build import build_bundle
+from index.bundle.integrity import sha256_of, write_durably, write_stamp
+from index.bundle.manifest import ENCODER_FILE, FAISS_FILE, MANIFEST_FILE, FileEntry, Manifest
+from index.bundle.pointer import POINTER_FILE
+from index.bundle.registry import Registry
+from index.items.eval_queries import Probes
+from index.items.item_ids import ItemIds
+from index.items.item_table import ItemTable
+from service.bundles.operator_state import Directives
 
 OpenClient = Callable[..., AbstractContextManager[TestClient]]
 

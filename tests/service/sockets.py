@@ -16,16 +16,16 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog import get_logger
 
-from service.bodies import read_json
-from service.body_budget import BodyBudget
-from service.connections import ConnectionLimits, Connections
-from service.envelope import Envelope, trace_of
+from service.api.request_body import read_json
 from service.errors import RequestRefused
-from service.guarded_server import GuardedServer
-from service.http_protocol import GuardedConfig
-from service.load import Load
-from service.metrics import Metrics
-from service.problems import answer_error
+from service.http.admission import Load
+from service.http.body_budget import BodyBudget
+from service.http.connections import ConnectionLimits, Connections
+from service.http.guarded_server import GuardedServer
+from service.http.problems import answer_error
+from service.http.protocol import GuardedConfig
+from service.http.request_middleware import Envelope, trace_of
+from service.telemetry.metrics import Metrics
 
 BIG_ANSWER = 4_000_000
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"

@@ -9,12 +9,12 @@ import pytest
 from shops import ADMIN, metric, with_file
 from starlette.testclient import TestClient
 
-from index.bundle import Bundle
-from index.item_table import MISSING_FILE
-from index.missing import Missing
+from index.bundle.bundle import Bundle
+from index.items.item_table import MISSING_FILE
+from index.items.modality_status import Missing
 from service.app import create_app
+from service.bundles.startup import Opening
 from service.errors import SettingsError
-from service.opening import Opening
 from service.settings import load_settings
 
 DATA = "a-data-key-for-tests"

@@ -3,9 +3,9 @@
 import pytest
 from starlette.datastructures import Headers
 
-from service.auth import KeyRing
+from service.access.auth import KeyRing
+from service.access.key_file import KeySource
 from service.errors import KeyMissing, KeyRefused
-from service.key_source import KeySource
 
 OLD, NEW = "the-old-key-123456", "the-new-key-123456"
 

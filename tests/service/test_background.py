@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from service.background import Background, _step_back, run_in_loop
+from service.runtime.background_tasks import Background, _step_back, run_in_loop
 
 
 def priority() -> int:

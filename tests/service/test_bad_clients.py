@@ -12,7 +12,7 @@ import pytest
 from shops import eventually
 from sockets import BIG_ANSWER, GET, Client, Running, post, regular, running
 
-from service.connections import ConnectionLimits
+from service.http.connections import ConnectionLimits
 
 LIMITS = ConnectionLimits(connections=500, request_s=0.5, crowded_s=0.3, linger_s=0.3)
 

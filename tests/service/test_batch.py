@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
 from index.errors import EncoderError
-from service.batching import MicroBatcher
-from service.engine import LookedUp, Lookup
+from service.api.response_models import BatchAnswer
 from service.errors import SessionsUnavailable
-from service.memory_sessions import MemorySessions
-from service.ports import Event
-from service.prefetch import Prefetched
-from service.recommender import Recommender
-from service.redis_wire import RedisWire
-from service.replies import BatchAnswer
+from service.recommend.batch_histories import Prefetched
+from service.recommend.batching import MicroBatcher
+from service.recommend.engine import LookedUp, Lookup
+from service.recommend.recommender import Recommender
+from service.stores.memory_histories import MemorySessions
+from service.stores.protocols import Event
+from service.stores.redis_connection import RedisWire
 
 
 def batch(client: TestClient, *requests: Any) -> Any:

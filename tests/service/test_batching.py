@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import structlog
 
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
 from index.errors import EncoderError
-from service import batching
-from service.batching import THREAD_NAME, MicroBatcher
-from service.engine import LookedUp, Lookup, look_up
 from service.errors import NotReady, QueueFull
-from service.trace import Trace
+from service.recommend import batching
+from service.recommend.batching import THREAD_NAME, MicroBatcher
+from service.recommend.engine import LookedUp, Lookup, look_up
+from service.request_trace import Trace
 
 
 class Counted:

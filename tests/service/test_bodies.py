@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
-from service import bodies
-from service.bodies import read_json, shown, validate
-from service.body_budget import BODIES, BodyBudget
+from service.api import request_body
+from service.api.request_body import read_json, shown, validate
+from service.api.request_models import EventsRequest, RecommendRequest, SimilarRequest
 from service.errors import BodiesFull, BodyTooLarge, MalformedBody, RequestLate, RuleBroken, UnsupportedBody
-from service.http_protocol import LATE
-from service.schemas import EventsRequest, RecommendRequest, SimilarRequest
+from service.http.body_budget import BODIES, BodyBudget
+from service.http.protocol import LATE
 
 
 def read(
@@ -80,10 +80,10 @@ def test_a_client_that_leaves_while_its_body_is_discarded_is_let_go() -> None:
 
 
 def test_discarding_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "_DISCARDED_BYTES", 300)
+    monkeypatch.setattr(request_body, "_DISCARDED_BYTES", 300)
     with pytest.raises(BodyTooLarge):
         read(*[b"x" * 101] * 4, b"never read", limit=100)
-    monkeypatch.setattr(bodies, "_DISCARDED_S", 0.0)
+    monkeypatch.setattr(request_body, "_DISCARDED_S", 0.0)
     with pytest.raises(BodyTooLarge):
         read(b"x" * 101, b"x", limit=100)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.breaker import Breaker, BreakerState, WorstState
+from service.stores.circuit_breaker import Breaker, BreakerState, WorstState
 
 
 class Bench:

@@ -8,7 +8,7 @@ import pytest
 from shops import OpenClient
 from starlette.testclient import TestClient
 
-from service.security_headers import added_to
+from service.http.security_headers import added_to
 
 SHOP = "https://shop.example"
 

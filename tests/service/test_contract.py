@@ -7,8 +7,8 @@ import pytest
 from redis import Redis
 from starlette.testclient import TestClient
 
-from service import schemas
-from service.history_keys import keys_of
+from service.api import request_models
+from service.stores.history_keys import keys_of
 
 EVERY = [
     ("POST", "/recommend", {"items": ["i1"]}),
@@ -135,7 +135,7 @@ def test_bounds_alone_and_as_member_of_a_batch(client: TestClient, change: dict[
 
 
 def test_defaults_are_those_of_the_contract() -> None:
-    wish = schemas.RecommendRequest(items=["i1"])
+    wish = request_models.RecommendRequest(items=["i1"])
     assert (wish.k, wish.offset, wish.exclude_seen, wish.history, wish.unknown_items) == (20, 0, None, "use", "ignore")
     assert (wish.diversity, wish.slot_weights, wish.deadline_ms, wish.explain, wish.fields) == (
         0,

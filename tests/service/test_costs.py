@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
 from index.errors import SearchError
-from service import recommender
+from service.recommend import recommender
 
 
 def refused(client: TestClient, body: Any, path: str = "/recommend") -> str:

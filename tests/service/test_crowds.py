@@ -8,8 +8,8 @@ import pytest
 from shops import eventually
 from sockets import GET, Client, post, regular, running
 
-from service.connections import ConnectionLimits
-from service.load import Load
+from service.http.admission import Load
+from service.http.connections import ConnectionLimits
 
 LIMITS = ConnectionLimits(connections=20, request_s=30, spare=5, crowded_s=0.3, linger_s=0.3)
 SLOW = GET.replace(b"/", b"/slow", 1)

@@ -7,10 +7,10 @@ import pytest
 from shops import Shop, eventually, other_bundle, serving
 from starlette.testclient import TestClient
 
-from index.bundle import Bundle
-from index.item_table import ItemTable
-from index.manifest import ENCODER_FILE
-from service.cursors import Cursor, next_cursor
+from index.bundle.bundle import Bundle
+from index.bundle.manifest import ENCODER_FILE
+from index.items.item_table import ItemTable
+from service.api.cursors import Cursor, next_cursor
 
 
 def walk(client: TestClient, **query: Any) -> list[str]:

@@ -84,7 +84,7 @@ def test_a_member_that_cannot_even_be_checked_is_a_problem_of_its_own(
         if fields == ["crash"]:
             raise RecursionError("deep")
 
-    monkeypatch.setattr("service.batch_routes.check_fields", broken)
+    monkeypatch.setattr("service.api.batch_routes.check_fields", broken)
     answer = client.post("/recommend/batch", json={"requests": [GOOD, GOOD | {"fields": ["crash"]}]})
     assert answer.status_code == 200
     good, bad = answer.json()["answers"]

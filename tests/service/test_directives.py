@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from service.directives import Directives, DirectivesCopy
+from service.bundles.operator_state import Directives, DirectivesCopy
 from service.errors import DirectivesUnavailable
-from service.memory_directives import MemoryDirectives
-from service.ports import Edition
+from service.stores.memory_operator_state import MemoryDirectives
+from service.stores.protocols import Edition
 
 
 class Replica(Directives):

@@ -10,10 +10,10 @@ import pytest
 import redis
 
 from service.errors import DirectivesUnavailable, SettingsError
-from service.memory_directives import MemoryDirectives
-from service.ports import Changes, Edition
-from service.redis_client import RedisWatch
-from service.redis_directives import RedisDirectives
+from service.stores.memory_operator_state import MemoryDirectives
+from service.stores.protocols import Changes, Edition
+from service.stores.redis_client import RedisWatch
+from service.stores.redis_operator_state import RedisDirectives
 
 Store = MemoryDirectives | RedisDirectives
 OpenStore = Callable[..., Any]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from service.diversity import maximal_marginal_relevance
+from service.recommend.diversity import maximal_marginal_relevance
 
 
 def by_definition(relevance: np.ndarray, vectors: np.ndarray, diversity: float, count: int) -> list[int]:

@@ -9,21 +9,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from index.build import build_bundle
-from index.bundle import Bundle
-from index.item_ids import ItemIds
-from index.item_table import ItemTable
-from index.probes import Probes
-from service import diversity
-from service.answers import Answer, Query
-from service.batching import MicroBatcher
-from service.diversity import STAGES, Stage, maximal_marginal_relevance, stages_of
-from service.engine import InlineEngine, LookedUp, Lookup, look_up
-from service.hidden import HiddenItems
-from service.memory_sessions import MemorySessions
-from service.recommender import Recommender
-from service.shadow import RecentHistories
-from service.trace import Trace
+from index.build.build import build_bundle
+from index.bundle.bundle import Bundle
+from index.items.eval_queries import Probes
+from index.items.item_ids import ItemIds
+from index.items.item_table import ItemTable
+from service.bundles.comparison import RecentHistories
+from service.recommend import diversity
+from service.recommend.batching import MicroBatcher
+from service.recommend.diversity import STAGES, Stage, maximal_marginal_relevance, stages_of
+from service.recommend.engine import InlineEngine, LookedUp, Lookup, look_up
+from service.recommend.hidden_items import HiddenItems
+from service.recommend.query import Answer, Query
+from service.recommend.recommender import Recommender
+from service.request_trace import Trace
+from service.stores.memory_histories import MemorySessions
 
 ITEMS = 1500
 

@@ -15,14 +15,14 @@ import pytest
 from shops import eventually
 from test_server import Service, start
 
-from index.bundle import Bundle
-from service.connections import ConnectionLimits, Connections
-from service.current import CurrentBundle
-from service.drain import DrainingServer, hear_no_more
+from index.bundle.bundle import Bundle
+from service.bundles.active_bundle import CurrentBundle
 from service.errors import NotReady
-from service.http_protocol import GuardedConfig
-from service.load import Load
-from service.redis_sessions import RedisSessions
+from service.http.admission import Load
+from service.http.connections import ConnectionLimits, Connections
+from service.http.graceful_shutdown import DrainingServer, hear_no_more
+from service.http.protocol import GuardedConfig
+from service.stores.redis_histories import RedisSessions
 
 __all__ = ["start"]  # the fixture
 JSON = {"content-type": "application/json"}
@@ -159,7 +159,7 @@ def test_leaving_is_not_draining(bundle: Bundle) -> None:
 def test_an_open_connection_gets_its_refusal_before_it_is_closed(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.drain._LINGER_S", 60.0)
+    monkeypatch.setattr("service.http.graceful_shutdown._LINGER_S", 60.0)
     current = CurrentBundle()
     current.swap(bundle)
 

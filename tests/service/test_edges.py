@@ -12,16 +12,16 @@ from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
 from index.errors import EncoderError
+from service.api.request_body import validate
+from service.api.request_models import RecommendRequest
 from service.app import create_app
-from service.bodies import validate
-from service.current import CurrentBundle
+from service.bundles.active_bundle import CurrentBundle
+from service.container import load_current
 from service.errors import NotReady, RuleBroken, StartError
-from service.schemas import RecommendRequest
 from service.server import _Server
 from service.settings import load_settings
-from service.wiring import load_current
 
 
 def call(app: FastAPI, messages: list[Message], path: str = "/recommend") -> list[Message]:

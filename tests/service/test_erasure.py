@@ -12,8 +12,8 @@ from shops import OpenClient, eventually
 from starlette.testclient import TestClient
 
 from service.errors import DirectivesUnavailable, SessionsUnavailable
-from service.redis_directives import RedisDirectives
-from service.redis_sessions import RedisSessions
+from service.stores.redis_histories import RedisSessions
+from service.stores.redis_operator_state import RedisDirectives
 
 HISTORY = [("i7",)]
 

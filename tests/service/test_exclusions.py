@@ -15,24 +15,24 @@ from hypothesis import strategies as st
 from oracle import Oracle
 from starlette.testclient import TestClient
 
-from index.build import build_bundle
-from index.bundle import Bundle
-from index.index_spec import IndexSpec
-from index.item_ids import ItemIds
-from index.item_table import ItemTable
-from index.manifest import MANIFEST_FILE, Manifest
-from index.probes import Probes
-from service.answers import Answer, Query
+from index.build.build import build_bundle
+from index.bundle.bundle import Bundle
+from index.bundle.index_spec import IndexSpec
+from index.bundle.manifest import MANIFEST_FILE, Manifest
+from index.items.eval_queries import Probes
+from index.items.item_ids import ItemIds
+from index.items.item_table import ItemTable
 from service.app import create_app
-from service.engine import InlineEngine
-from service.hidden import HiddenItems
-from service.memory_sessions import MemorySessions
-from service.opening import Opening
-from service.ports import Event
-from service.recommender import Recommender
+from service.bundles.comparison import RecentHistories
+from service.bundles.startup import Opening
+from service.recommend.engine import InlineEngine
+from service.recommend.hidden_items import HiddenItems
+from service.recommend.query import Answer, Query
+from service.recommend.recommender import Recommender
+from service.request_trace import Trace
 from service.settings import load_settings
-from service.shadow import RecentHistories
-from service.trace import Trace
+from service.stores.memory_histories import MemorySessions
+from service.stores.protocols import Event
 
 LARGE = 2500
 

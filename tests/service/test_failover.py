@@ -12,12 +12,12 @@ from redis import Redis
 from redis_pairs import Forwarder, on_a_port, program_of
 
 from service.errors import DirectivesUnavailable, SessionsUnavailable
-from service.ports import Edition, Event
-from service.redis_client import connector
-from service.redis_directives import RedisDirectives
-from service.redis_link import RedisLink
-from service.redis_renewal import Renewal
-from service.redis_sessions import RedisSessions
+from service.stores.protocols import Edition, Event
+from service.stores.redis_client import connector
+from service.stores.redis_histories import RedisSessions
+from service.stores.redis_operator_state import RedisDirectives
+from service.stores.redis_pipeline import RedisLink
+from service.stores.redis_renewal import Renewal
 
 NEW = Edition()
 PATIENCE_S = 30.0

@@ -14,10 +14,10 @@ from starlette.testclient import TestClient
 
 from demo.embedded_redis import EmbeddedRedis
 from service.errors import SessionsUnavailable
-from service.history_keys import keys_of, old_stream_key
-from service.ports import Event
-from service.redis_client import RedisWatch
-from service.redis_sessions import RedisSessions
+from service.stores.history_keys import keys_of, old_stream_key
+from service.stores.protocols import Event
+from service.stores.redis_client import RedisWatch
+from service.stores.redis_histories import RedisSessions
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from shops import OpenClient
 from starlette.testclient import TestClient
 
 import service
-from service.playground import POLICY
+from service.api.playground import POLICY
 
 STATIC = Path(service.__file__).parent / "static"
 FILES = sorted(path.name for path in STATIC.iterdir())

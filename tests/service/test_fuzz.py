@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from service.replies import RecommendAnswer
+from service.api.response_models import RecommendAnswer
 
 FUZZ = settings(
     max_examples=150,

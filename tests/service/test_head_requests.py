@@ -13,7 +13,7 @@ from starlette.types import Message
 from test_pictures import pictured  # noqa: F401 - a fixture
 from wire import Wires, echo
 
-from service.head_requests import HeadRequests
+from service.http.head_requests import HeadRequests
 
 # These differ from one answer to the next: an id, a time, and the length of the metrics, which grow.
 _OF_ONE_ANSWER = {"x-request-id", "server-timing"}

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import ctypes, os, re, sys, tempfile, threading
 sys.path.insert(0, {root!r})
-from service.heap import settle
+from service.runtime.malloc import settle
 if {settled}:
     settle()
 libc = ctypes.CDLL(None)

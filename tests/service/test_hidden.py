@@ -12,13 +12,13 @@ import pytest
 from shops import ADMIN, AS_ADMIN, Looks, Shop, eventually, metric, serving
 from starlette.testclient import TestClient
 
-import service.hidden
+import service.recommend.hidden_items
 from demo.embedded_redis import EmbeddedRedis
-from index.bundle import Bundle
-from service.directives import Directives
-from service.hidden import HiddenItems, available_rows
-from service.memory_directives import MemoryDirectives
-from service.ports import Edition
+from index.bundle.bundle import Bundle
+from service.bundles.operator_state import Directives
+from service.recommend.hidden_items import HiddenItems, available_rows
+from service.stores.memory_operator_state import MemoryDirectives
+from service.stores.protocols import Edition
 
 
 def make_available(client: TestClient, item: str, available: bool) -> int:

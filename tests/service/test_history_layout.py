@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import redis
 
-from service.history_keys import BUCKETS, bucket_of, keys_of, old_stream_key, stream_key
-from service.ports import Event
-from service.redis_sessions import RedisSessions
+from service.stores.history_keys import BUCKETS, bucket_of, keys_of, old_stream_key, stream_key
+from service.stores.protocols import Event
+from service.stores.redis_histories import RedisSessions
 
 Check = Callable[[RedisSessions], Coroutine[Any, Any, None]]
 

@@ -10,8 +10,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from index.bundle import Bundle
-from service import schemas
+from index.bundle.bundle import Bundle
+from service.api import request_models
 
 
 def test_one_item(client: TestClient, oracle: Any) -> None:
@@ -197,7 +197,7 @@ def test_the_document_describes_every_route_and_every_problem(client: TestClient
     assert schema == {"$ref": "#/components/schemas/RecommendRequest"}
     assert recommend["responses"]["422"]["content"]["application/problem+json"]["schema"]["$ref"].endswith("/Problem")
     schemas_named = document["components"]["schemas"]
-    assert set(schemas_named["RecommendRequest"]["properties"]) == set(schemas.RecommendRequest.model_fields)
+    assert set(schemas_named["RecommendRequest"]["properties"]) == set(request_models.RecommendRequest.model_fields)
     text = json.dumps(document)
     for reference in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
         assert reference in schemas_named

@@ -63,10 +63,10 @@ def test_health_and_metrics_are_exempt(open_client: OpenClient, path: str) -> No
 def test_a_batch_counts_as_its_members(open_client: OpenClient) -> None:
     from starlette.requests import Request
 
-    from service.auth import KeyRing
+    from service.access.auth import KeyRing
+    from service.access.key_file import KeySource
+    from service.access.rate_limit import RateLimit
     from service.errors import RateExceeded
-    from service.key_source import KeySource
-    from service.rate_limit import RateLimit
 
     now = [0.0]
     limit = RateLimit(10.0, 10, clock=lambda: now[0])

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from index.bundle import Bundle
-from service.replies import RecommendAnswer
+from index.bundle.bundle import Bundle
+from service.api.response_models import RecommendAnswer
 
 
 def post(client: TestClient, path: str, body: Any, status: int = 200) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from index.bundle import Bundle
-from service.problems import KINDS
+from index.bundle.bundle import Bundle
+from service.http.problems import KINDS
 
 KEY = "a-key-of-the-shop-1"
 JSON = {"content-type": "application/json"}

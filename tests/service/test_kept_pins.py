@@ -6,11 +6,11 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.app import app
-from index.registry import Registry
-from service.directives import DirectivesCopy
-from service.kept_pins import kept_pins
-from service.ports import Edition
+from index.bundle.registry import Registry
+from service.bundles.kept_pins import kept_pins
+from service.bundles.operator_state import DirectivesCopy
 from service.settings import load_settings
+from service.stores.protocols import Edition
 
 
 def test_pins_in_the_usual_place_and_in_named_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@ import pytest
 from shops import OpenClient
 from starlette.testclient import TestClient
 
-from service.auth import KeyRing
+from service.access.auth import KeyRing
+from service.access.key_file import KeySource, digest_of
 from service.errors import KeyRefused, SettingsError
-from service.key_source import KeySource, digest_of
 from service.settings import load_settings
 
 OLD, NEW, OTHER, ADMIN = ("old-key-0123456789", "new-key-0123456789", "other-key-0123456789", "admin-key-0123456789")
@@ -133,7 +133,7 @@ def answer_to(client: TestClient, key: str, path: str = "/items") -> int:
 def test_keys_are_changed_without_a_restart(
     open_client: OpenClient, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.key_source._LOOK_S", 0.0)
+    monkeypatch.setattr("service.access.key_file._LOOK_S", 0.0)
     admin = tmp_path / "admin"
     admin.write_text(ADMIN)
     files.write(OLD)

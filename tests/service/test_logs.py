@@ -16,10 +16,10 @@ import pytest
 from exposed import exposed
 from test_server import Service, start
 
-from service.body_budget import BodyBudget
-from service.envelope import Envelope
-from service.log_writer import LogWriter
-from service.metrics import Metrics
+from service.http.body_budget import BodyBudget
+from service.http.request_middleware import Envelope
+from service.telemetry.log_writer import LogWriter
+from service.telemetry.metrics import Metrics
 
 __all__ = ["start"]  # the fixture
 
@@ -156,7 +156,7 @@ def test_lost_lines_are_in_the_metrics() -> None:
 def test_every_line_of_a_request_has_its_id() -> None:
     code = """
 import logging, contextvars
-from service.logs import REQUEST_ID, configure_logs, logger
+from service.telemetry.logs import REQUEST_ID, configure_logs, logger
 configure_logs("info")
 def work():
     REQUEST_ID.set("r1")

@@ -6,8 +6,8 @@ import pytest
 from exposed import exposed
 from shops import OpenClient, metric
 
-from index.bundle import Bundle
-from service.metrics import Metrics
+from index.bundle.bundle import Bundle
+from service.telemetry.metrics import Metrics
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 ROWS = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `")]

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 from shops import ADMIN
 
-from service import metrics_page
-from service.metrics import Metrics
-from service.metrics_page import MetricsPage
+from service.telemetry import metrics_page
+from service.telemetry.metrics import Metrics
+from service.telemetry.metrics_page import MetricsPage
 
 SCRAPER = "a-metrics-key-for-tests"
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from service.one_write import OneWrite
+from service.http.answer_writer import OneWrite
 
 
 class Recorded(asyncio.Transport):

@@ -8,9 +8,9 @@ from shops import OpenClient, eventually
 from sockets import GET, Client, Running, post, running
 from starlette.testclient import TestClient
 
-from service.connections import ConnectionLimits
-from service.http_protocol import HURRY
-from service.load import Load
+from service.http.admission import Load
+from service.http.connections import ConnectionLimits
+from service.http.protocol import HURRY
 
 ASK = {"items": ["i1", "i2"], "k": 3}
 SLOW = GET.replace(b"GET /", b"GET /slow")

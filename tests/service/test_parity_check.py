@@ -10,8 +10,8 @@ from shops import ADMIN, AS_ADMIN, OpenClient
 from starlette.testclient import TestClient
 
 from cli.errors import LiveServiceError
-from cli.parity_check import ParityCheck
-from index.bundle import Bundle
+from cli.online.parity_check import ParityCheck
+from index.bundle.bundle import Bundle
 from index.errors import SearchError
 
 Change = Callable[[dict[str, Any]], Any]

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from index.build import build_bundle
-from index.bundle import Bundle
-from index.item_table import ItemTable
-from index.probes import Probes
-from index.thumbnails import Thumbnails, write_thumbnails
-from service.entity_tags import entity_tag, none_match
+from index.build.build import build_bundle
+from index.bundle.bundle import Bundle
+from index.items.eval_queries import Probes
+from index.items.item_table import ItemTable
+from index.items.thumbnails import Thumbnails, write_thumbnails
+from service.api.entity_tags import entity_tag, none_match
 
 
 @pytest.fixture(scope="module")

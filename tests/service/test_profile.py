@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
 from index.errors import EncoderError
 from service.errors import QueueFull
-from service.profile import MAX_STEPS, profile_of
-from service.slow_lane import SlowLane
+from service.recommend.modality_profile import MAX_STEPS, profile_of
+from service.runtime.bounded_executor import SlowLane
 
 SLOTS = {"text": slice(0, 6), "image": slice(6, 10), "behaviour": slice(10, 12)}
 

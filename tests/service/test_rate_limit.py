@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from service.access.rate_limit import RateLimit, caller_at
 from service.errors import RateExceeded
-from service.rate_limit import RateLimit, caller_at
 
 
 class Clock:

@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
 from index.errors import EncoderError, FilterError
-from service import recommender
-from service.answers import Answer, Query
-from service.engine import InlineEngine, LookedUp, Lookup, look_up
+from service.bundles.comparison import RecentHistories
 from service.errors import RuleBroken
-from service.hidden import HiddenItems
-from service.memory_sessions import MemorySessions
-from service.ports import Event
-from service.recommender import Recommender
-from service.shadow import RecentHistories
-from service.trace import Trace
+from service.recommend import recommender
+from service.recommend.engine import InlineEngine, LookedUp, Lookup, look_up
+from service.recommend.hidden_items import HiddenItems
+from service.recommend.query import Answer, Query
+from service.recommend.recommender import Recommender
+from service.request_trace import Trace
+from service.stores.memory_histories import MemorySessions
+from service.stores.protocols import Event
 
 
 def recommending(histories: MemorySessions, engine: InlineEngine | None = None) -> Recommender:

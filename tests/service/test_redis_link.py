@@ -27,8 +27,8 @@ from fake_redis import (
 )
 
 from service.errors import LinkDown
-from service.redis_client import connector
-from service.redis_link import MOST_WAITING, RedisLink
+from service.stores.redis_client import connector
+from service.stores.redis_pipeline import MOST_WAITING, RedisLink
 
 
 async def run_out(fake: FakeRedis, link: RedisLink) -> None:

@@ -14,11 +14,11 @@ from shops import OpenClient
 
 from demo.embedded_redis import EmbeddedRedis
 from service.errors import SettingsError, StartError
-from service.history_keys import keys_of
-from service.redis_client import connector
-from service.redis_history_scripts import APPEND
-from service.redis_reasons import in_script, reason_of
-from service.redis_troubles import RedisTroubles
+from service.stores.history_keys import keys_of
+from service.stores.redis_client import connector
+from service.stores.redis_faults import RedisTroubles
+from service.stores.redis_history_scripts import APPEND
+from service.stores.redis_reasons import in_script, reason_of
 
 PASSWORD = "hunter2-hunter2"
 EVENT = {"user_id": "anna", "item_id": "i1"}

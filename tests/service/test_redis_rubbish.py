@@ -20,9 +20,9 @@ from fake_redis import (
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 
 from service.errors import LinkDown, SessionsUnavailable
-from service.redis_client import connector
-from service.redis_link import RedisLink, Script
-from service.redis_sessions import RedisSessions
+from service.stores.redis_client import connector
+from service.stores.redis_histories import RedisSessions
+from service.stores.redis_pipeline import RedisLink, Script
 
 RUBBISH = {
     "another protocol": b"HTTP/1.1 200 OK\r\n\r\n",

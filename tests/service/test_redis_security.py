@@ -11,9 +11,9 @@ from shops import OpenClient
 from starlette.testclient import TestClient
 
 from service.errors import SettingsError
-from service.ports import Edition
-from service.redis_directives import RedisDirectives
-from service.redis_sessions import RedisSessions
+from service.stores.protocols import Edition
+from service.stores.redis_histories import RedisSessions
+from service.stores.redis_operator_state import RedisDirectives
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 PASSWORD = "a-password-of-the-service"

@@ -5,8 +5,8 @@ import json
 import pytest
 from sockets import GET, post, running
 
-from service.connections import ConnectionLimits
-from service.request_head import HeadFault, fault_in
+from service.http.connections import ConnectionLimits
+from service.http.request_head import HeadFault, fault_in
 
 LIMITS = ConnectionLimits(connections=500, request_s=5.0)
 HOST = (b"host", b"shop.example:8000")

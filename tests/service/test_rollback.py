@@ -11,12 +11,12 @@ from shops import AS_ADMIN, Looks, Shop, eventually, metric, serving, with_blind
 from starlette.testclient import TestClient
 
 from demo.embedded_redis import EmbeddedRedis
+from index.bundle.integrity import write_durably
 from index.errors import RegistryError
-from index.stamp import write_durably
 from service.app import create_app
+from service.container import load_current
 from service.errors import BundleRefused, StartError
 from service.settings import Settings, load_settings
-from service.wiring import load_current
 
 
 def swap_of(client: TestClient) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def test_without_redis_nothing_is_done(open_shop: Any, shop: Shop) -> None:
 def test_redis_that_goes_away_while_a_bundle_is_loaded_leaves_everything(
     open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from index.bundle import Bundle
+    from index.bundle.bundle import Bundle
 
     load = Bundle.load
     with EmbeddedRedis() as redis, open_shop(redis_url=redis.url) as client:
@@ -313,10 +313,10 @@ def test_a_bundle_found_altered_after_the_start_gives_way(open_shop: Any, shop: 
     shop.point(shop.ids[2])
     shop.flip(shop.ids[2], "vectors.npy")
     # small files are hashed at every load: a stamp that vouches for them all the same is what a large one has
-    from index import stamp
+    from index.bundle import integrity
 
-    small = stamp._SMALL
-    stamp._SMALL = 0
+    small = integrity._SMALL
+    integrity._SMALL = 0
     try:
         with open_shop() as client:
             eventually(lambda: serving(client) == shop.ids[1])
@@ -329,15 +329,15 @@ def test_a_bundle_found_altered_after_the_start_gives_way(open_shop: Any, shop: 
             shop.repair(day_bundles[2])
             eventually(lambda: serving(client) == shop.ids[2])
     finally:
-        stamp._SMALL = small
+        integrity._SMALL = small
 
 
 def test_an_altered_bundle_goes_on_where_there_is_no_other(open_shop: Any, shop: Shop, day_bundles: list[Path]) -> None:
-    from index import stamp
+    from index.bundle import integrity
 
     shop.flip(shop.ids[0])
-    small = stamp._SMALL
-    stamp._SMALL = 0
+    small = integrity._SMALL
+    integrity._SMALL = 0
     try:
         with open_shop() as client:
             eventually(lambda: metric(client, "vlm2rec_bundle_refusals_total", reason="altered") == 1)
@@ -348,4 +348,4 @@ def test_an_altered_bundle_goes_on_where_there_is_no_other(open_shop: Any, shop:
             assert serving(client) == shop.ids[0]
             eventually(lambda: metric(client, "vlm2rec_bundle_behind") == 0)
     finally:
-        stamp._SMALL = small
+        integrity._SMALL = small

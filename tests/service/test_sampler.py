@@ -13,14 +13,14 @@ import pytest
 from exposed import exposed
 from shops import OpenClient, eventually, metric
 
-from index.bundle import Bundle
-from service import sampler as sampler_module
-from service.answers import Answer, Query
-from service.engine import LookedUp, Lookup
-from service.logs import logger
-from service.metrics import Metrics
-from service.sampler import WINDOW, Sampler, balance_of, recall_of
-from service.trace import Trace
+from index.bundle.bundle import Bundle
+from service.recommend import online_recall as sampler_module
+from service.recommend.engine import LookedUp, Lookup
+from service.recommend.online_recall import WINDOW, Sampler, balance_of, recall_of
+from service.recommend.query import Answer, Query
+from service.request_trace import Trace
+from service.telemetry.logs import logger
+from service.telemetry.metrics import Metrics
 
 
 class Clock:

@@ -150,7 +150,7 @@ def test_no_stack_trace_gets_out(open_client: OpenClient, monkeypatch: pytest.Mo
         raise RuntimeError(f"{PASSWORD} in a line of code")
 
     with open_client() as client:
-        monkeypatch.setattr("service.recommender.Recommender.recommend", broken)
+        monkeypatch.setattr("service.recommend.recommender.Recommender.recommend", broken)
         answer = client.post("/recommend", json={"items": ["i1"]})
     assert answer.status_code == 500
     assert answer.headers["content-type"] == "application/problem+json"

@@ -18,7 +18,7 @@ import pytest
 from shops import eventually
 from typer import BadParameter
 
-from cli.serve import serve
+from cli.online.serve import serve
 from service.errors import SettingsError, StartError
 
 SERVE = [sys.executable, "-m", "cli.main", "serve"]
@@ -258,12 +258,12 @@ def test_a_wrong_argument_is_told(
 
 def test_the_serving_process_loads_nothing_of_training() -> None:
     code = (
-        "import cli.serve, service.app, service.server, sys\n"
+        "import cli.online.serve, service.app, service.server, sys\n"
         "heavy = {'torch', 'transformers', 'peft', 'polars', 'sklearn', 'pandas', 'onnx', 'PIL'}\n"
-        "print(sorted(heavy & {name.partition('.')[0] for name in sys.modules}), 'service.routes' in sys.modules)\n"
+        "print(sorted(heavy & {name.partition('.')[0] for name in sys.modules}), 'service.api.recommend_routes' in sys.modules)\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[] True"
-    code = "import cli.serve, sys; print(sorted({'fastapi', 'numpy', 'redis', 'pydantic'} & set(sys.modules)))"
+    code = "import cli.online.serve, sys; print(sorted({'fastapi', 'numpy', 'redis', 'pydantic'} & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"

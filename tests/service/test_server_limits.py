@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from test_server import Service
 
-from service.metrics import Metrics
 from service.server import _allow_files, _connections
 from service.settings import load_settings
+from service.telemetry.metrics import Metrics
 
 GET = b"GET %s HTTP/1.1\r\nhost: x\r\n%s\r\n\r\n"
 

@@ -10,11 +10,11 @@ import pytest
 import redis
 
 from service.errors import SessionsUnavailable, SettingsError
-from service.history_keys import BUCKETS, bucket_of, keys_of
-from service.memory_sessions import MemorySessions
-from service.ports import Event, HistoryEntry
-from service.redis_client import RedisWatch
-from service.redis_sessions import RedisSessions
+from service.stores.history_keys import BUCKETS, bucket_of, keys_of
+from service.stores.memory_histories import MemorySessions
+from service.stores.protocols import Event, HistoryEntry
+from service.stores.redis_client import RedisWatch
+from service.stores.redis_histories import RedisSessions
 
 Store = MemorySessions | RedisSessions
 OpenStore = Callable[..., Any]

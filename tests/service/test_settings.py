@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from cli.serve import serve
+from cli.online.serve import serve
 from service.errors import SettingsError
 from service.settings import load_settings
 

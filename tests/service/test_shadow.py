@@ -8,13 +8,13 @@ import pytest
 from oracle import Oracle
 from shops import AS_ADMIN, Shop, eventually, metric, other_bundle, returning, serving, with_blind_encoder
 
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
+from index.bundle.manifest import ENCODER_FILE
 from index.errors import EncoderError
-from index.item_table import ItemTable
-from index.manifest import ENCODER_FILE
+from index.items.item_table import ItemTable
+from service.bundles.comparison import Comparison, RecentHistories, Shadow, ShadowBounds, Side, compare
 from service.errors import BundleRefused
-from service.hidden import available_rows
-from service.shadow import Comparison, RecentHistories, Shadow, ShadowBounds, Side, compare
+from service.recommend.hidden_items import available_rows
 
 HISTORIES = [("i1", "i2"), ("i10",), ("i4", "i5", "i6", "i8", "i9", "i11")]
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from service.errors import NotReady, QueueFull
-from service.slow_lane import SlowLane
+from service.runtime.bounded_executor import SlowLane
 
 
 def test_calls_are_bounded_and_errors_come_through() -> None:

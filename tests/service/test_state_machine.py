@@ -21,10 +21,10 @@ from redis import Redis
 from shops import ADMIN, AS_ADMIN, OpenClient
 from starlette.testclient import TestClient
 
-from service.memory_directives import MemoryDirectives
-from service.memory_sessions import MemorySessions
-from service.redis_directives import RedisDirectives
-from service.redis_sessions import RedisSessions
+from service.stores.memory_histories import MemorySessions
+from service.stores.memory_operator_state import MemoryDirectives
+from service.stores.redis_histories import RedisSessions
+from service.stores.redis_operator_state import RedisDirectives
 
 HISTORY_CAP, EVENT_IDS_CAP, STREAM_CAP, MAX_HISTORY = 6, 3, 7, 5
 ALL_ITEMS = [*(f"i{row}" for row in range(58)), "ein Tee/grün", "👟"]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from shops import AS_ADMIN, Shop, eventually, metric, other_bundle, returning, serving, with_blind_encoder, with_file
 
-from index import stamp
-from index.bundle import Bundle
-from index.item_table import ItemTable
-from index.manifest import ENCODER_FILE
+from index.bundle import integrity
+from index.bundle.bundle import Bundle
+from index.bundle.manifest import ENCODER_FILE
+from index.items.item_table import ItemTable
 
 
 def refused(client: Any) -> dict[str, str]:
@@ -120,7 +120,9 @@ def test_a_repaired_bundle_of_the_same_id_is_tried_again(open_shop: Any, shop: S
 def test_every_file_is_hashed_before_a_bundle_takes_over_whatever_its_stamp_says(
     open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stamp, "_SMALL", 0)  # small files are hashed at every load; a large one is taken by its stamp
+    monkeypatch.setattr(
+        integrity, "_SMALL", 0
+    )  # small files are hashed at every load; a large one is taken by its stamp
     shop.flip(shop.ids[1])
     with open_shop() as client:
         shop.point(shop.ids[1])
@@ -226,7 +228,7 @@ def test_at_most_two_bundles_are_ever_in_memory(
 def test_a_request_that_began_on_a_bundle_ends_on_it(
     open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from service.recommender import Recommender
+    from service.recommend.recommender import Recommender
 
     taken, go_on = threading.Event(), threading.Event()
     recommend = Recommender.recommend

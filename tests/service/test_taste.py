@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from service.taste import Taste, mean_query, sequence_query
+from service.recommend.query_vector import Taste, mean_query, sequence_query
 
 RIGHT = np.array([1.0, 0.0], np.float32)
 UP = np.array([0.0, 1.0], np.float32)

@@ -18,8 +18,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from shops import OpenClient
 
 from service.errors import SettingsError
-from service.telemetry import SpanRecorder, open_spans
-from service.trace import Trace
+from service.request_trace import Trace
+from service.telemetry.tracing import SpanRecorder, open_spans
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = (b"traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01".encode())

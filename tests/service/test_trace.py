@@ -5,7 +5,7 @@ from time import perf_counter
 
 import pytest
 
-from service.trace import Trace, new_request_id, request_id_from
+from service.request_trace import Trace, new_request_id, request_id_from
 
 
 @pytest.mark.parametrize("given", ["a", "order 7/äh".replace("ä", "a"), "x" * 128, "!~"])

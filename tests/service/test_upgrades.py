@@ -9,7 +9,7 @@ import pytest
 from sockets import GET, Client, post, running
 from wire import Wires
 
-from service.connections import ConnectionLimits
+from service.http.connections import ConnectionLimits
 
 LIMITS = ConnectionLimits(connections=500, request_s=5.0)
 HIDDEN = b"GET /victim HTTP/1.1\r\nHost: x\r\n\r\n"

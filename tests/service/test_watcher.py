@@ -9,23 +9,23 @@ import pytest
 from shops import AS_ADMIN, Shop, eventually, metric, serving
 from starlette.testclient import TestClient
 
-from index.bundle import Bundle
+from index.bundle.bundle import Bundle
 from index.errors import EncoderError
-from service import shelf
 from service.app import create_app
-from service.directives import Directives
+from service.bundles import loaded_bundles
+from service.bundles.loaded_bundles import Shelf
+from service.bundles.loader import BundleSource
+from service.bundles.operator_state import Directives
+from service.bundles.refusals import Refusal, Refusals
+from service.bundles.startup import Opening, open_first
 from service.errors import BundleRefused, RefusalReason
-from service.opening import Opening, open_first
-from service.refusals import Refusal, Refusals
 from service.settings import load_settings
-from service.shelf import Shelf
-from service.source import BundleSource
 
 
 def test_a_third_bundle_is_not_loaded_while_somebody_keeps_the_first(
     open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shelf, "_GONE_LIMIT_S", 0.2)
+    monkeypatch.setattr(loaded_bundles, "_GONE_LIMIT_S", 0.2)
     with open_shop() as client:
         kept = client.app.state.current.get()
         shop.point(shop.ids[1])
@@ -44,7 +44,7 @@ def test_a_third_bundle_is_not_loaded_while_somebody_keeps_the_first(
 def test_a_bundle_in_a_reference_cycle_is_collected(
     open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shelf, "_GONE_COLLECT_S", 0.1)
+    monkeypatch.setattr(loaded_bundles, "_GONE_COLLECT_S", 0.1)
     with open_shop() as client:
         cycle = [client.app.state.current.get()]
         gone = weakref.ref(cycle[0])

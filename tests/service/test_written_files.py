@@ -8,8 +8,8 @@ import pytest
 from shops import Shop, eventually, metric, serving
 from starlette.testclient import TestClient
 
-from index.bundle import Bundle
-from index.manifest import FAISS_FILE
+from index.bundle.bundle import Bundle
+from index.bundle.manifest import FAISS_FILE
 
 MAPPED = ["items.arrow", "vectors.npy", "indexed.npy", "missing.npy", "index.faiss"]
 

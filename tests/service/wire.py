@@ -6,9 +6,9 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from service.connections import ConnectionLimits, Connections
-from service.http_protocol import GuardedConfig, GuardedProtocol
-from service.load import Load
+from service.http.admission import Load
+from service.http.connections import ConnectionLimits, Connections
+from service.http.protocol import GuardedConfig, GuardedProtocol
 
 _TURNS = 10_000
 

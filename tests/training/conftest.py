@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.catalogue_features import embed_without_vlm
-from training.dataset import Dataset, load_dataset
-from training.embeddings import Embeddings
-from training.encoder_config import EncoderConfig
-from training.encoder_run import fit_run
-from training.sequences import Sequences
+from training.config.encoder_config import EncoderConfig
+from training.data.dataset import Dataset, load_dataset
+from training.data.sequences import Sequences
+from training.embedding.baseline_features import embed_without_vlm
+from training.embedding.store import Embeddings
+from training.encoder.job import fit_run
 
 RING = 12
 

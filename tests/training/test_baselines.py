@@ -3,8 +3,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from training.baselines import RECENCY, CoOccurrence, ItemMean, Popularity
-from training.sequences import Sequences, popularity
+from training.data.sequences import Sequences, popularity
+from training.ranking.baselines import RECENCY, CoOccurrence, ItemMean, Popularity
 
 Make = Callable[[list[list[int]]], Sequences]
 
@@ -52,7 +52,7 @@ def test_blocks_of_pairs_add_up(make_sequences: Make, monkeypatch: pytest.Monkey
     rng = np.random.default_rng(5)
     train = make_sequences([rng.integers(0, 9, 30).tolist() for _ in range(5)])
     whole = CoOccurrence(train, 9).scores([np.arange(9)])
-    monkeypatch.setattr("training.baselines._PAIRS_PER_BLOCK", 1)
+    monkeypatch.setattr("training.ranking.baselines._PAIRS_PER_BLOCK", 1)
     np.testing.assert_allclose(CoOccurrence(train, 9).scores([np.arange(9)]), whole, rtol=1e-6)
 
 

@@ -6,9 +6,8 @@ import pytest
 from PIL import Image
 from rich.progress import Progress
 
-from training.catalogue_features import embed_texts, embed_without_vlm
-from training.errors import EmbeddingsError, PictureError
-from training.picture_features import (
+from training.embedding.baseline_features import embed_texts, embed_without_vlm
+from training.embedding.picture_features import (
     EDGE_CELLS,
     EDGE_ORIENTATIONS,
     SIDE,
@@ -19,6 +18,7 @@ from training.picture_features import (
     read_picture,
     to_lab,
 )
+from training.errors import EmbeddingsError, PictureError
 
 
 class Shelf:

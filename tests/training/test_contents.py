@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from training.contents import NOT_READ, SCHEMA, Contents, metadata_digest, read_contents, text_hash
-from training.dataset import Dataset, load_dataset
+from training.data.dataset import Dataset, load_dataset
+from training.embedding.content_hashes import NOT_READ, SCHEMA, Contents, metadata_digest, read_contents, text_hash
 from training.errors import EmbeddingsError
 
 
@@ -76,7 +76,7 @@ def test_a_picture_that_the_system_refuses_is_a_state_of_its_own(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.contents.hashlib.file_digest", refuse)
+        patch.setattr("training.embedding.content_hashes.hashlib.file_digest", refuse)
         broken = read_contents(data)
         assert broken.frame["picture"].to_list() == [NOT_READ, NOT_READ]
         assert read_contents(data).against(broken).unchanged == 2
@@ -88,7 +88,8 @@ def test_a_shared_picture_is_read_once(tmp_path: Path, monkeypatch: pytest.Monke
     read: list[object] = []
     real = hashlib.file_digest
     monkeypatch.setattr(
-        "training.contents.hashlib.file_digest", lambda file, name: read.append(file) or real(file, name)
+        "training.embedding.content_hashes.hashlib.file_digest",
+        lambda file, name: read.append(file) or real(file, name),
     )
     seen: list[tuple[int, int]] = []
     data = catalogue(tmp_path, *(f"i{row},t,,p.png" for row in range(50)))

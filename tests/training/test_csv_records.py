@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from training import csv_records
+from training.data import csv_records
+from training.data.table_files import ROW, read_table
 from training.errors import DatasetError
-from training.table_files import ROW, read_table
 
 TEXT = ("item_id", "title", "text")
 

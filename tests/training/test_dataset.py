@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from training.dataset import Dataset, in_order, load_dataset, read_interactions
+from training.data.dataset import Dataset, in_order, load_dataset, read_interactions
 from training.errors import DatasetError
 
 ITEMS = "item_id,title,text,image,price\n007,Mug,A mug,images/a.png,4.5\nb,Bowl,,,\nc,, ,images/none.png,7\n"

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from cli.data import check
-from training.catalogue_features import embed_without_vlm
-from training.dataset import load_dataset
-from training.dataset_check import check_dataset
-from training.dataset_report import DatasetReport, Defect, Severity
-from training.encoder_run import split_dataset
+from cli.offline.data_check import check
+from training.data.dataset import load_dataset
+from training.data.thumbnails import make_thumbnails
+from training.data_check.check import check_dataset
+from training.data_check.report import DatasetReport, Defect, Severity
+from training.embedding.baseline_features import embed_without_vlm
+from training.encoder.job import split_dataset
 from training.errors import DatasetError
-from training.thumbnails import make_thumbnails
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ITEMS = "item_id,title,image\n" + "".join(f"i{n},Thing {n},i{n}.png\n" for n in range(4))

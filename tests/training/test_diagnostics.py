@@ -7,8 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.diagnostics import MOST_ROWS, balance_of, effective_rank, spread_of_items, squared_gradients, uniformity
-from training.modality_pairs import ModalityPairs
+from training.losses.diagnostics import (
+    MOST_ROWS,
+    balance_of,
+    effective_rank,
+    spread_of_items,
+    squared_gradients,
+    uniformity,
+)
+from training.losses.modality_pairs import ModalityPairs
 
 
 def pairs(sequences: Tensor, items: Tensor, there: Tensor | None = None) -> ModalityPairs:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.embeddings import Embeddings
+from training.embedding.store import Embeddings
 from training.errors import EmbeddingsError
 
 

@@ -9,11 +9,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cli.encoder import fit_encoder
-from cli.evaluate import evaluate
-from training.encoder_config import EncoderConfig
+from cli.offline.encoder import fit_encoder
+from cli.offline.evaluate import evaluate
+from training.config.encoder_config import EncoderConfig
+from training.encoder.onnx_export import Parity
 from training.errors import ConfigError, EmbeddingsError, EvaluationError
-from training.export import Parity
 
 Run = tuple[Path, dict[str, Any]]
 
@@ -31,7 +31,7 @@ def quick_export(ring_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         shutil.copyfile(ring_run[0] / "encoder" / "encoder.onnx", path)
         return Parity(seed, 0.0)
 
-    monkeypatch.setattr("training.encoder_run.export_encoder", use_the_other_encoder)
+    monkeypatch.setattr("training.encoder.job.export_encoder", use_the_other_encoder)
 
 
 @pytest.fixture

@@ -10,17 +10,25 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from index.encoder import OnnxSequenceEncoder
-from index.item_table import ItemTable
-from training.catalogue_features import embed_without_vlm
-from training.dataset import Dataset, load_dataset
-from training.encoder_config import EncoderConfig
-from training.encoder_run import fit_run, split_dataset
+from index.items.item_table import ItemTable
+from index.search.encoder import OnnxSequenceEncoder
+from training.config.encoder_config import EncoderConfig
+from training.data.dataset import Dataset, load_dataset
+from training.data.sequences import Sequences, Targets, last_item
+from training.embedding.baseline_features import embed_without_vlm
+from training.encoder.job import fit_run, split_dataset
+from training.encoder.onnx_export import Parity
 from training.errors import EvaluationError
-from training.evaluate import SERVED, FittedRun, TargetSet, evaluate_run, evaluate_targets, rank_sets, rankers
-from training.export import Parity
-from training.ranking import mask_histories, rank_targets, sample_negatives
-from training.sequences import Sequences, Targets, last_item
+from training.evaluation.evaluate import (
+    SERVED,
+    FittedRun,
+    TargetSet,
+    evaluate_run,
+    evaluate_targets,
+    rank_sets,
+    rankers,
+)
+from training.ranking.ranking import mask_histories, rank_targets, sample_negatives
 
 Run = tuple[Path, dict[str, Any]]
 
@@ -111,7 +119,7 @@ def test_blocks_do_not_change_a_ranking(monkeypatch: pytest.MonkeyPatch) -> None
     ranker, everything = Fixed(rng.standard_normal(20)), np.ones(20, dtype=np.bool_)
     done: list[int] = []
     whole = rank_targets(ranker, some, everything)
-    monkeypatch.setattr("training.ranking._FLOATS_PER_BLOCK", 140)
+    monkeypatch.setattr("training.ranking.ranking._FLOATS_PER_BLOCK", 140)
     np.testing.assert_array_equal(rank_targets(ranker, some, everything, advance=done.append).full, whole.full)
     assert sum(done) == 50
     assert max(done) == 7
@@ -234,7 +242,7 @@ def test_cold_items_are_measured_on_all_their_events(
         shutil.copyfile(ring_run[0] / "encoder" / "encoder.onnx", path)  # exporting takes seconds
         return Parity(seed, 0.0)
 
-    monkeypatch.setattr("training.encoder_run.export_encoder", use_the_other_encoder)
+    monkeypatch.setattr("training.encoder.job.export_encoder", use_the_other_encoder)
     config = small_config.model_copy(update={"cold_items": 0.3, "epochs": 1})
     fit_run(ring_dataset, embed_without_vlm(ring_dataset), config, tmp_path)
     fitted = FittedRun.load(tmp_path)

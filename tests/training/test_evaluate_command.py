@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cli.evaluate import evaluate
+from cli.offline.evaluate import evaluate
 from training.errors import BackboneError, EvaluationError
 
 Run = tuple[Path, dict[str, Any]]

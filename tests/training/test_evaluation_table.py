@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from cli.evaluate import yardsticks
+from cli.offline.evaluate import yardsticks
 from training.errors import EvaluationError
-from training.evaluation_table import COLD_ITEMS, PAIRED, Table
-from training.ranking import Ranking
+from training.ranking.ranking import Ranking
+from training.ranking.table import COLD_ITEMS, PAIRED, Table
 
 
 def ranking(ranks: Sequence[float]) -> Ranking:

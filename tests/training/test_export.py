@@ -8,11 +8,11 @@ import onnx
 import pytest
 import torch
 
-from index.encoder import OnnxSequenceEncoder
-from index.slots import Slot, SlotLayout
+from index.items.slots import Slot, SlotLayout
+from index.search.encoder import OnnxSequenceEncoder
+from training.encoder.model import SequenceEncoder
+from training.encoder.onnx_export import TOLERANCE, Parity, check_parity, export_encoder
 from training.errors import ExportError
-from training.export import TOLERANCE, Parity, check_parity, export_encoder
-from training.sequence_encoder import SequenceEncoder
 
 LAYOUT = SlotLayout((Slot("text", 5), Slot("behaviour", 3)))
 LONGEST = 6
@@ -115,10 +115,10 @@ def test_a_failed_export_leaves_the_old_model(tmp_path: Path, monkeypatch: pytes
     def fail(*_args: object, **_options: object) -> None:
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr("training.export.torch.onnx.export", fail)
+    monkeypatch.setattr("training.encoder.onnx_export.torch.onnx.export", fail)
     with pytest.raises(ExportError, match=r"cannot be exported \(no such operator\)"):
         export_encoder(stirred(), LAYOUT, path)
-    monkeypatch.setattr("training.export.torch.onnx.export", lambda *_args, **_options: None)
+    monkeypatch.setattr("training.encoder.onnx_export.torch.onnx.export", lambda *_args, **_options: None)
     with pytest.raises(ExportError, match="gave no model"):
         export_encoder(stirred(), LAYOUT, path)
     assert path.read_bytes() == b"old"

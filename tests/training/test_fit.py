@@ -8,21 +8,21 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from index.item_table import ItemTable
-from index.probes import Probes
-from training.cold_items import cold_mask, cold_targets, without_items
-from training.dataset import Dataset, load_dataset
-from training.embeddings import Embeddings
-from training.encoder_config import EncoderConfig
-from training.encoder_run import check_same_catalogue, fit_run, held_out_probes, split_dataset
+from index.items.eval_queries import Probes
+from index.items.item_table import ItemTable
+from training.config.encoder_config import EncoderConfig
+from training.data.dataset import Dataset, load_dataset
+from training.data.sequences import LeaveOneOut, Sequences, Targets, leave_one_out, popularity
+from training.embedding.store import Embeddings
+from training.encoder.fit import FitLog, NegativeSampler, Stepper, fit, set_rate, validate
+from training.encoder.job import check_same_catalogue, fit_run, held_out_probes, split_dataset
+from training.encoder.projection import load_projection, project, save_projection
+from training.encoder.slot_model import SlotModel, stored_vectors, torch_encoder
+from training.encoder.windows import batches, training_windows
 from training.errors import ConfigError, DatasetError, EmbeddingsError, TrainingDiverged
-from training.fit import FitLog, NegativeSampler, Stepper, fit, set_rate, validate
-from training.projection import load_projection, project, save_projection
-from training.ranking import rank_targets
-from training.sequences import LeaveOneOut, Sequences, Targets, leave_one_out, popularity
-from training.slot_model import SlotModel, stored_vectors, torch_encoder
-from training.slot_ranker import SlotRanker
-from training.windows import batches, training_windows
+from training.ranking.cold_items import cold_mask, cold_targets, without_items
+from training.ranking.ranking import rank_targets
+from training.ranking.slot_ranker import SlotRanker
 
 RING = 12
 Make = Callable[[list[list[int]]], Sequences]

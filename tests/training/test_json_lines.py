@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from training import json_lines
+from training.data import json_lines
+from training.data.table_files import read_table
 from training.errors import DatasetError
-from training.table_files import read_table
 
 TEXT = ("item_id", "title", "text")
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.k_core import Core, core_of, k_core, largest_core
+from training.data_check.k_core import Core, core_of, k_core, largest_core
 
 
 def pairs(*edges: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

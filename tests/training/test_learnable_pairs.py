@@ -7,13 +7,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli.app import app
-from training.config import load_config
-from training.dataset import Dataset, load_dataset
-from training.dataset_check import check_dataset
+from training.config.run_config import load_config
+from training.data.dataset import Dataset, load_dataset
+from training.data.learnable_pairs import check_learnable
+from training.data.sequences import Sequences, leave_one_out
+from training.data_check.check import check_dataset
 from training.errors import DatasetError
-from training.learnable_pairs import check_learnable
-from training.sequences import Sequences, leave_one_out
-from training.trainer import train_vlm
+from training.finetune.trainer import train_vlm
 
 EVENTS = "user_id,item_id,timestamp\n" + "".join(
     f"u{user},i{item},{1_700_000_000 + 10 * user + item}\n" for user in range(3) for item in range(6)

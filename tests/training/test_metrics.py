@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from training import metrics
 from training.errors import EvaluationError
+from training.ranking import metrics
 
 
 def test_ranks_by_hand() -> None:

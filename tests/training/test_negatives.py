@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from training.embeddings import Embeddings
-from training.encoder_config import EncoderConfig
-from training.fit import NegativeSampler, Stepper, fit
-from training.sequences import Sequences, leave_one_out, popularity
-from training.slot_model import SlotModel
-from training.windows import training_windows
+from training.config.encoder_config import EncoderConfig
+from training.data.sequences import Sequences, leave_one_out, popularity
+from training.embedding.store import Embeddings
+from training.encoder.fit import NegativeSampler, Stepper, fit
+from training.encoder.slot_model import SlotModel
+from training.encoder.windows import training_windows
 
 Make = Callable[[list[list[int]]], Sequences]
 

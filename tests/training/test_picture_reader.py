@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.data.picture_reader import MAX_PIXELS, MAX_RATIO, open_picture
+from training.data.thumbnails import make_thumbnail
+from training.embedding.picture_features import read_picture
 from training.errors import PictureError
-from training.picture_features import read_picture
-from training.picture_reader import MAX_PIXELS, MAX_RATIO, open_picture
-from training.thumbnails import make_thumbnail
 
 SIDE = 768
 """Of made pictures: three times the 256 pixels to which a picture is shrunk of which 64 × 64 are wanted."""

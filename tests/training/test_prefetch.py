@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from training.prefetch import prefetched
+from training.finetune.batch_prefetch import prefetched
 
 WORKERS = [0, 1, 4]
 

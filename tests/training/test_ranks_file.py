@@ -6,10 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from training.data.sequences import Targets
 from training.errors import EvaluationError
-from training.ranking import Ranking
-from training.ranks_file import RankedTable, read_ranks, save_ranks, targets_fingerprint
-from training.sequences import Targets
+from training.ranking.ranking import Ranking
+from training.ranking.saved_ranks import RankedTable, read_ranks, save_ranks, targets_fingerprint
 
 ITEMS = 9
 TARGETS = Targets([np.array([1, 2]), np.array([3])], np.array([4, 5]), ["u", "v"])

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from training import metrics
-from training.evaluation_table import Table
-from training.ranking import Ranking, rank_targets
-from training.sequences import Targets
+from training.data.sequences import Targets
+from training.ranking import metrics
+from training.ranking.ranking import Ranking, rank_targets
+from training.ranking.table import Table
 
 FIXTURE = Path(__file__).parent / "fixtures" / "rectools.json"
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from training.modality_basis import fit_basis
-from training.next_item_loss import full_softmax_loss, sampled_softmax_loss, slot_scale
-from training.sequence_encoder import SequenceEncoder, SlotProjection
+from training.encoder.model import SequenceEncoder, SlotProjection
+from training.encoder.next_item_loss import full_softmax_loss, sampled_softmax_loss, slot_scale
+from training.encoder.pca import fit_basis
 
 DIM, LONGEST = 12, 7
 

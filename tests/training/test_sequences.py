@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from training.data.sequences import Sequences, last_item, leave_one_out, popularity
 from training.errors import DatasetError
-from training.sequences import Sequences, last_item, leave_one_out, popularity
 
 SCHEMA = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64}
 

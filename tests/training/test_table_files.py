@@ -10,8 +10,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from training.data.table_files import ROW, read_table
 from training.errors import DatasetError
-from training.table_files import ROW, read_table
 
 TEXT = ("item_id", "title", "text")
 ROWS = "item_id,title,text\n1,a,x\n2,b,y\n3,c,z\n"

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from training.tfidf_neighbours import TfidfNeighbours
+from training.ranking.tfidf_neighbours import TfidfNeighbours
 
 TEXTS = ["red shoe", None, "red shoe", "blue hat", "...", "red hat"]
 

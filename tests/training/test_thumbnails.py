@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from index.thumbnails import Thumbnails
-from training import thumbnails as thumbnails_module
-from training.dataset import Dataset
-from training.thumbnails import make_thumbnail, make_thumbnails
+from index.items.thumbnails import Thumbnails
+from training.data import thumbnails as thumbnails_module
+from training.data.dataset import Dataset
+from training.data.thumbnails import make_thumbnail, make_thumbnails
 
 
 def dataset_of(directory: Path, images: list[str | None]) -> Dataset:

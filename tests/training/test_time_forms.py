@@ -7,9 +7,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from training.dataset_report import Defect
-from training.interaction_check import check_interactions
-from training.time_forms import form_of
+from training.data.time_forms import form_of
+from training.data_check.interactions import check_interactions
+from training.data_check.report import Defect
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DAYS = [datetime(2024, 1, 1, 7, 30, tzinfo=UTC) + timedelta(days=9 * number) for number in range(30)]

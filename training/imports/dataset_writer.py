@@ -6,9 +6,9 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 
-from index.item_ids import MAX_ID_BYTES
-from index.item_table import ITEM_ID
-from training.dataset import IMAGE, INTERACTIONS, ITEMS, TEXT, TIMESTAMP, TITLE, USER_ID, broken_ids
+from index.items.item_ids import MAX_ID_BYTES
+from index.items.item_table import ITEM_ID
+from training.data.dataset import IMAGE, INTERACTIONS, ITEMS, TEXT, TIMESTAMP, TITLE, USER_ID, broken_ids
 from training.errors import DatasetError
 from training.imports.delimited import LINE
 from training.imports.import_record import ImportRecord

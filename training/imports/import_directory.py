@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import DatasetError, RunBusy
-from training.run_lock import run_lock
+from training.runs.lock import run_lock
 
 RECORD_FILE = "import.json"
 FETCHES_FILE = "image-fetches.jsonl"

@@ -5,25 +5,25 @@ from pathlib import Path
 
 import polars as pl
 
-from training.dataset import TIMESTAMP, read_any_interactions
+from training.data.dataset import TIMESTAMP, read_any_interactions
+from training.data.table_files import ROW
+from training.data.timestamps import TIME_RULE, read_timestamps
 from training.errors import DatasetError
-from training.imports.amazon import Amazon2023
 from training.imports.dataset_writer import write_interactions, write_items
 from training.imports.delimited import LINE
 from training.imports.format_names import FormatName
-from training.imports.hm import HM
+from training.imports.formats.amazon import Amazon2023
+from training.imports.formats.hm import HM
+from training.imports.formats.merchant import GoogleMerchant
+from training.imports.formats.mind import Mind
+from training.imports.formats.movielens import MovieLens
+from training.imports.formats.postgres import Postgres
+from training.imports.formats.shopify import Shopify
 from training.imports.import_directory import new_directory, write_record
 from training.imports.import_record import ImportRecord
 from training.imports.item_pictures import ItemPictures
-from training.imports.merchant import GoogleMerchant
-from training.imports.mind import Mind
-from training.imports.movielens import MovieLens
-from training.imports.postgres import Postgres
-from training.imports.shopify import Shopify
 from training.imports.source_files import Progress, Source
 from training.imports.source_format import TIME, Batch, SourceFormat
-from training.table_files import ROW
-from training.timestamps import TIME_RULE, read_timestamps
 
 _FORMATS: Mapping[FormatName, Callable[[], SourceFormat]] = {
     FormatName.GOOGLE_MERCHANT: GoogleMerchant,

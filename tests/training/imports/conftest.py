@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from training.dataset import Dataset, load_dataset
+from training.data.dataset import Dataset, load_dataset
 from training.imports.format_names import FormatName
 from training.imports.import_record import ImportRecord
 from training.imports.run_import import run_import

@@ -16,8 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-from training.imports.addresses import Address, public_address
-from training.imports.picture_fetcher import FetchLimits, PictureFetcher
+from training.imports.fetching.addresses import Address, public_address
+from training.imports.fetching.picture_fetcher import FetchLimits, PictureFetcher
 
 TLS = (
     Path(__file__).parent / "tls"

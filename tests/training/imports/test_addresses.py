@@ -6,7 +6,7 @@ import socket
 import httpcore2
 import pytest
 
-from training.imports.addresses import AddressRefused, CheckedNetwork, public_address, system_resolver
+from training.imports.fetching.addresses import AddressRefused, CheckedNetwork, public_address, system_resolver
 
 
 @pytest.mark.parametrize(

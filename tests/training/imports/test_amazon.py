@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from training.dataset_check import check_dataset
+from training.data_check.check import check_dataset
 from training.errors import DatasetError
 
 IMG = "https://img.example"

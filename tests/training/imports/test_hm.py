@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from training.dataset_check import check_dataset
+from training.data_check.check import check_dataset
 from training.errors import DatasetError
 
 COLUMNS = (

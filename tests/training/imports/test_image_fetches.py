@@ -16,10 +16,10 @@ from picture_server import TLS, PictureServer, answer, fetcher, picture, serving
 from typer.testing import CliRunner
 
 from cli.app import app
-from training.dataset_check import check_dataset
+from training.data_check.check import check_dataset
 from training.errors import DatasetError, RunBusy
-from training.imports.image_fetches import FetchSummary, fetch_images
-from training.run_lock import run_lock
+from training.imports.fetching.image_fetches import FetchSummary, fetch_images
+from training.runs.lock import run_lock
 
 
 @pytest.fixture
@@ -167,8 +167,8 @@ import os, signal, socket, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from picture_server import Names, loopback_too, trusting
-from training.imports.image_fetches import fetch_images
-from training.imports.picture_fetcher import FetchLimits, PictureFetcher
+from training.imports.fetching.image_fetches import fetch_images
+from training.imports.fetching.picture_fetcher import FetchLimits, PictureFetcher
 limits = FetchLimits(ports=frozenset({int(sys.argv[2])}))
 make = lambda: PictureFetcher(limits, rule=loopback_too, resolver=Names(), tls=trusting())
 def stop(done, total):

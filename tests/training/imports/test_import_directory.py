@@ -16,7 +16,7 @@ from training.errors import DatasetError, RunBusy
 from training.imports.format_names import FormatName
 from training.imports.import_directory import new_directory
 from training.imports.run_import import run_import
-from training.run_lock import run_lock
+from training.runs.lock import run_lock
 
 FILES = {
     "movies.dat": "1::A [b] (1995)::Comedy\n2::B (1996)::Drama\n",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.dataset_check import check_dataset
+from training.data_check.check import check_dataset
 from training.errors import DatasetError
 from training.imports.source_files import LONGEST_RECORD_BYTES
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from training.dataset_check import check_dataset
+from training.data_check.check import check_dataset
 from training.errors import DatasetError
 
 NEWS = "".join(

@@ -8,8 +8,14 @@ from collections.abc import Iterator
 import pytest
 from picture_server import Names, PictureServer, answer, fetcher, picture, serving
 
-from training.imports.addresses import public_address, system_resolver
-from training.imports.picture_fetcher import FetchedPicture, FetchLimits, NotFetched, PictureFetcher, picture_suffix
+from training.imports.fetching.addresses import public_address, system_resolver
+from training.imports.fetching.picture_fetcher import (
+    FetchedPicture,
+    FetchLimits,
+    NotFetched,
+    PictureFetcher,
+    picture_suffix,
+)
 
 
 @pytest.fixture

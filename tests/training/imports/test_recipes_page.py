@@ -7,7 +7,7 @@ import pytest
 from typer.main import get_command
 
 from cli.app import app
-from training.dataset import load_dataset
+from training.data.dataset import load_dataset
 from training.imports.format_names import FormatName
 
 PAGE = (Path(__file__).parents[3] / "docs/recipes.md").read_text()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training import losses
-from training.losses import (
+from training.losses import method_loss
+from training.losses.method_loss import (
     false_negatives,
     fused_similarities,
     info_nce,
@@ -19,7 +19,7 @@ from training.losses import (
     similarities,
     weak_modality,
 )
-from training.modality_pairs import ModalityPairs
+from training.losses.modality_pairs import ModalityPairs
 
 Make = Callable[..., ModalityPairs]
 LossOf = Callable[..., Any]
@@ -171,9 +171,9 @@ def test_a_term_with_a_weight_of_0_is_not_computed(
         raise AssertionError
 
     if mu == 0:
-        monkeypatch.setattr(losses, "weak_penalised", never)
+        monkeypatch.setattr(method_loss, "weak_penalised", never)
     if lam == 0:
-        monkeypatch.setattr(losses, "relational_topology", never)
+        monkeypatch.setattr(method_loss, "relational_topology", never)
     loss = loss_of(random_pairs(5, 4, seed=0), random_pairs(5, 4, seed=1), temperature=0.2, mu=mu, lam=lam)
     assert (loss.wpcl is None, loss.crtr is None) == (mu == 0, lam == 0)
 

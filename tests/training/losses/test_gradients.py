@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.losses import method_loss
-from training.modality_pairs import ModalityPairs
+from training.losses.method_loss import method_loss
+from training.losses.modality_pairs import ModalityPairs
 
 Make = Callable[..., ModalityPairs]
 LossOf = Callable[..., Any]

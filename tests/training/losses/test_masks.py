@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.losses import (
+from training.losses.method_loss import (
     false_negatives,
     fused_similarities,
     info_nce,
@@ -16,7 +16,7 @@ from training.losses import (
     relational_topology,
     similarities,
 )
-from training.modality_pairs import ModalityPairs
+from training.losses.modality_pairs import ModalityPairs
 
 Make = Callable[..., ModalityPairs]
 LossOf = Callable[..., Any]

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.losses import method_loss
-from training.modality_pairs import ModalityPairs
+from training.losses.method_loss import method_loss
+from training.losses.modality_pairs import ModalityPairs
 
 Array = NDArray[np.float64]
 Make = Callable[..., ModalityPairs]

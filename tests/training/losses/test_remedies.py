@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from training.config import LossConfig, TrainConfig
-from training.contrastive_step import hidden_modalities
-from training.modality_pairs import ModalityPairs
+from training.config.run_config import LossConfig, TrainConfig
+from training.finetune.step import hidden_modalities
+from training.losses.modality_pairs import ModalityPairs
 
 Make = Callable[..., ModalityPairs]
 LossOf = Callable[..., Any]

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.config import load_config, to_toml
-from training.dataset import Dataset, load_dataset
-from training.embeddings import Embeddings
-from training.encoder_run import split_dataset
-from training.run_directory import run_fingerprint
+from training.config.run_config import load_config, to_toml
+from training.data.dataset import Dataset, load_dataset
+from training.embedding.store import Embeddings
+from training.encoder.job import split_dataset
+from training.finetune.run_directory import run_fingerprint
 
 ITEMS = 12
 NO_PICTURE, BROKEN_PICTURE, NO_TITLE = 4, 7, 2

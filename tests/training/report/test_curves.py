@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from training.curves import MOST_POINTS, Curve, Mark, Measure, curve
-from training.run_history import RunHistory
+from training.finetune.run_history import RunHistory
+from training.report.plots import MOST_POINTS, Curve, Mark, Measure, curve
 
 
 def drawn(values: dict[str, list[float]], **more: object) -> Curve:

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from training.dataset import Dataset
-from training.embeddings import Embeddings
-from training.nearest_items import nearest_items
+from training.data.dataset import Dataset
+from training.embedding.store import Embeddings
+from training.report.nearest_items import nearest_items
 
 
 def items(*titles: tuple[str | None, str | None]) -> Dataset:

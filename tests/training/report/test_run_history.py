@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.run_history import RunHistory
+from training.finetune.run_history import RunHistory
 
 
 def history(*lines: dict[str, float]) -> RunHistory:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from training.dataset import Dataset
-from training.embeddings import Embeddings
+from training.data.dataset import Dataset
+from training.embedding.store import Embeddings
 from training.errors import ConfigError, EvaluationError
-from training.run_page import as_figure, as_ratio, as_span, in_code, render_run, tone
-from training.run_report import gather
+from training.report.data import gather
+from training.report.page import as_figure, as_ratio, as_span, in_code, render_run, tone
 
 EVERY = {"train__validate_every": 10, "train__steps": 40}
 IMAGE = {"train__modalities": ["image"], **EVERY}

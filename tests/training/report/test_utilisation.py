@@ -7,10 +7,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from training.dataset import Dataset
+from training.data.dataset import Dataset
 from training.errors import EvaluationError
-from training.training_run import TrainingRun
-from training.utilisation import Utilisation, utilisation
+from training.finetune.training_run import TrainingRun
+from training.report.utilisation import Utilisation, utilisation
 
 JOINT = [
     {"step": 5, "ndcg@10": 0.5, "ndcg@10 text": 0.2, "ndcg@10 image": 0.12},

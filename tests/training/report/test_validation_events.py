@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from training.sequences import Targets
-from training.validation_events import ValidationEvents
+from training.data.sequences import Targets
+from training.finetune.validation_events import ValidationEvents
 
 USERS, ITEMS = 7, 40
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from training.training_run import TrainingRun
-from training.utilisation import Utilisation
-from training.verdict import gradient_share, judge
+from training.finetune.training_run import TrainingRun
+from training.report.diagnosis import gradient_share, judge
+from training.report.utilisation import Utilisation
 
 
 @pytest.fixture

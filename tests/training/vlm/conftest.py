@@ -20,12 +20,12 @@ from transformers import (
     Qwen3VLModel,
 )
 
-from training.backbone import Backbone, load_backbone, make_backbone
-from training.config import RunConfig, load_config
-from training.dataset import Dataset, load_dataset
-from training.embed import CatalogueEncoder
-from training.sequences import LeaveOneOut, Sequences, leave_one_out
-from training.vlm import Embedding, VlmEmbedder
+from training.backbones.backbone import Backbone, load_backbone, make_backbone
+from training.backbones.vlm import Embedding, VlmEmbedder
+from training.config.run_config import RunConfig, load_config
+from training.data.dataset import Dataset, load_dataset
+from training.data.sequences import LeaveOneOut, Sequences, leave_one_out
+from training.embedding.job import CatalogueEncoder
 
 COLOURS = ("crimson", "teal", "amber", "violet", "olive", "coral")
 SHOP_ITEMS = 30

@@ -9,11 +9,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from training.config import load_config
-from training.dataset import load_dataset
-from training.ranks import Ranks
-from training.sequences import Sequences, leave_one_out
-from training.trainer import train_vlm
+from training.config.run_config import load_config
+from training.data.dataset import load_dataset
+from training.data.sequences import Sequences, leave_one_out
+from training.finetune.distributed import Ranks
+from training.finetune.trainer import train_vlm
 
 
 def exchange(ranks: Ranks) -> dict[str, object]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.config import (
+from training.config.run_config import (
     PRESETS,
     LoraConfig,
     LossConfig,

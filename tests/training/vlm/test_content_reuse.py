@@ -8,13 +8,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from training import unused_vectors
-from training.contents import IMAGE, MTIME, PICTURE_HASH, SCHEMA, SIZE, TEXT_HASH, Contents
-from training.dataset import load_dataset
-from training.embed import Pending, embed_catalogue, pending_items
-from training.embeddings import Embeddings, load_unused
-from training.unused_vectors import CONTENT, PLACE, SLOT, UnusedVectors, next_unused
-from training.vlm import Embedding
+from training.backbones.vlm import Embedding
+from training.data.dataset import load_dataset
+from training.embedding import unused_vectors
+from training.embedding.content_hashes import IMAGE, MTIME, PICTURE_HASH, SCHEMA, SIZE, TEXT_HASH, Contents
+from training.embedding.job import Pending, embed_catalogue, pending_items
+from training.embedding.store import Embeddings, load_unused
+from training.embedding.unused_vectors import CONTENT, PLACE, SLOT, UnusedVectors, next_unused
 
 PICTURED = 27  # of the shop's 30 items, two name no picture and one is broken
 

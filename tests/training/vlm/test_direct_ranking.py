@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from training.backbone import Backbone
-from training.batches import Collator
-from training.dataset import Dataset
-from training.direct_ranking import DirectRanking
-from training.embed import CatalogueEncoder
-from training.pictures import PictureStore
-from training.ranks import Ranks
-from training.sequences import LeaveOneOut, Targets
-from training.vlm import Embedding, VlmEmbedder, adapt
+from training.backbones.backbone import Backbone
+from training.backbones.batches import Collator
+from training.backbones.vlm import Embedding, VlmEmbedder, adapt
+from training.data.dataset import Dataset
+from training.data.pictures import PictureStore
+from training.data.sequences import LeaveOneOut, Targets
+from training.embedding.job import CatalogueEncoder
+from training.finetune.direct_ranking import DirectRanking
+from training.finetune.distributed import Ranks
 
 
 class OneProcess:

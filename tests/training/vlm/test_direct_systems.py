@@ -8,21 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.batches import Collator
-from training.config import RunConfig, to_toml
-from training.dataset import Dataset
-from training.direct_ranker import distinct_histories
-from training.direct_ranking import DirectRanking
-from training.direct_systems import FROZEN, TRAINED, direct_models, direct_systems, trained_on
-from training.embed import CatalogueEncoder, embed_catalogue, pending_items
-from training.encoder_run import split_dataset
+from training.backbones.batches import Collator
+from training.backbones.trained_model import RunModel
+from training.config.run_config import RunConfig, to_toml
+from training.data.dataset import Dataset
+from training.data.pictures import PictureStore
+from training.data.sequences import LeaveOneOut, Targets
+from training.embedding.job import CatalogueEncoder, embed_catalogue, pending_items
+from training.encoder.job import split_dataset
 from training.errors import BackboneError
-from training.evaluate import evaluate_targets
-from training.pictures import PictureStore
-from training.ranks import Ranks
-from training.run_model import RunModel
-from training.sequences import LeaveOneOut, Targets
-from training.trainer import train_vlm
+from training.evaluation.evaluate import evaluate_targets
+from training.evaluation.vlm_ranker import distinct_histories
+from training.evaluation.vlm_systems import FROZEN, TRAINED, direct_models, direct_systems, trained_on
+from training.finetune.direct_ranking import DirectRanking
+from training.finetune.distributed import Ranks
+from training.finetune.trainer import train_vlm
 
 
 class OneProcess:
@@ -36,7 +36,7 @@ class OneProcess:
 @pytest.fixture(scope="module")
 def trained(shop: Dataset, smallest: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a model of a few steps; never write into it."""
-    from training.config import load_config
+    from training.config.run_config import load_config
 
     run = tmp_path_factory.mktemp("trained")
     config = load_config(overrides={**smallest, "train.steps": 4, "train.learning_rate": 0.01})
@@ -103,8 +103,8 @@ def test_histories_are_read_as_far_as_the_model_reads() -> None:
 def test_a_killed_evaluation_goes_on(
     run: Path, shop: Dataset, shop_parts: LeaveOneOut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.direct_systems._SHARD", 8)
-    monkeypatch.setattr("training.direct_systems._BATCH", 8)
+    monkeypatch.setattr("training.evaluation.vlm_systems._SHARD", 8)
+    monkeypatch.setattr("training.evaluation.vlm_systems._BATCH", 8)
     seen: list[int] = []
     sequences = CatalogueEncoder.sequences
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from training.dataset import Dataset, load_dataset
-from training.embed import CatalogueEncoder, embed_catalogue, pending_items
-from training.embeddings import Embeddings
+from training.backbones.vlm import Embedding
+from training.data.dataset import Dataset, load_dataset
+from training.embedding.job import CatalogueEncoder, embed_catalogue, pending_items
+from training.embedding.store import Embeddings
 from training.errors import EmbeddingsError
-from training.vlm import Embedding
 
 
 def run(dataset: Dataset, embedding: Embedding, directory: Path, **options: Any) -> Embeddings:

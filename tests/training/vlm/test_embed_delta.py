@@ -12,12 +12,12 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from training.dataset import Dataset, load_dataset
-from training.embed import Embedded, Pending, embed_catalogue, pending_items
-from training.embedding_work import EmbeddingWork
-from training.embeddings import Embeddings
+from training.backbones.vlm import Embedding
+from training.data.dataset import Dataset, load_dataset
+from training.embedding.job import Embedded, Pending, embed_catalogue, pending_items
+from training.embedding.plan import EmbeddingWork
+from training.embedding.store import Embeddings
 from training.errors import EmbeddingsError, JobStopped
-from training.vlm import Embedding
 
 Rows = list[dict[str, str]]
 
@@ -135,7 +135,7 @@ def test_trusted_times_read_only_what_was_touched(job: Job, monkeypatch: pytest.
     read: list[str] = []
     real = __import__("hashlib").file_digest
     monkeypatch.setattr(
-        "training.contents.hashlib.file_digest",
+        "training.embedding.content_hashes.hashlib.file_digest",
         lambda file, name: read.append(Path(file.name).name) or real(file, name),
     )
     os.utime(job.data / "images" / "7.png", ns=(1, 1))

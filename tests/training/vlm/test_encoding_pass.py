@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.backbone import Backbone
-from training.batches import Collator, PairBatch, spread
-from training.dataset import Dataset
-from training.encoding_pass import encode
-from training.losses import method_loss
-from training.modality_pairs import ModalityPairs
-from training.pairs import TrainingPairs
-from training.pictures import PictureStore
-from training.sequences import Sequences
-from training.vlm import VlmEmbedder, adapt
+from training.backbones.backbone import Backbone
+from training.backbones.batches import Collator, PairBatch, spread
+from training.backbones.gradient_cache import encode
+from training.backbones.vlm import VlmEmbedder, adapt
+from training.data.dataset import Dataset
+from training.data.pictures import PictureStore
+from training.data.sequences import Sequences
+from training.data.training_pairs import TrainingPairs
+from training.losses.method_loss import method_loss
+from training.losses.modality_pairs import ModalityPairs
 
 Family = Callable[[str], Backbone]
 ADAPTED = ["q_proj", "v_proj", "up_proj", "down_proj", "qkv"]

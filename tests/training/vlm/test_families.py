@@ -24,17 +24,17 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from training.backbone import Backbone, load_backbone
-from training.batches import Collator, PromptBatch, spread
-from training.config import PRESETS, RunConfig
-from training.dataset import Dataset
-from training.embed import CatalogueEncoder, embed_catalogue, pending_items
-from training.embeddings import Embeddings
+from training.backbones.backbone import Backbone, load_backbone
+from training.backbones.batches import Collator, PromptBatch, spread
+from training.backbones.vlm import Embedding, VlmEmbedder, load_embedder
+from training.config.run_config import PRESETS, RunConfig
+from training.data.dataset import Dataset
+from training.data.pictures import PictureStore
+from training.data.sequences import Sequences
+from training.embedding.job import CatalogueEncoder, embed_catalogue, pending_items
+from training.embedding.store import Embeddings
 from training.errors import BackboneError, JobStopped
-from training.pictures import PictureStore
-from training.sequences import Sequences
-from training.trainer import Progress, train_vlm
-from training.vlm import Embedding, VlmEmbedder, load_embedder
+from training.finetune.trainer import Progress, train_vlm
 
 Family = Callable[..., Backbone]
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

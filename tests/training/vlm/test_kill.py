@@ -18,16 +18,16 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from training.config import RunConfig, load_config, to_toml
-from training.dataset import Dataset
-from training.sequences import LeaveOneOut
-from training.trainer import train_vlm
+from training.config.run_config import RunConfig, load_config, to_toml
+from training.data.dataset import Dataset
+from training.data.sequences import LeaveOneOut
+from training.finetune.trainer import train_vlm
 
 ROOT = Path(__file__).parents[3]
 STEPS = 80
 HOLDING = """
 import time
-from training.run_log import RunLog
+from training.finetune.run_log import RunLog
 from cli.main import main
 write = RunLog.write
 def holding(self, step, rest):

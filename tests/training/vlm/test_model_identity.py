@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from training.backbone import Backbone
+from training.backbones.backbone import Backbone
+from training.backbones.identity import ModelDescription, differences, other_space, provenance
+from training.backbones.vlm import VlmEmbedder, adapt, load_embedder, save_embedder
 from training.errors import BackboneError
-from training.model_identity import ModelDescription, differences, other_space, provenance
-from training.vlm import VlmEmbedder, adapt, load_embedder, save_embedder
 
 
 def saved(backbone: Backbone, directory: Path, source: Path | None = None) -> Path:

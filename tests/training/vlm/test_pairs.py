@@ -5,9 +5,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from training.data.sequences import Sequences
+from training.data.training_pairs import TrainingPairs
 from training.errors import DatasetError
-from training.pairs import TrainingPairs
-from training.sequences import Sequences
 
 
 def histories(*rows: list[int]) -> Sequences:

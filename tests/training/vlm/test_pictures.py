@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.backbone import Backbone
-from training.pictures import PictureStore, colour_statistics
+from training.backbones.backbone import Backbone
+from training.data.pictures import PictureStore, colour_statistics
 
 
 def store(paths: list[Path | None], backbone: Backbone, memory_bytes: int = 10**9) -> PictureStore:

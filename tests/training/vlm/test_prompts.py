@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training import prompts
-from training.backbone import load_backbone, train_tokenizer
+from training.backbones import prompts
+from training.backbones.backbone import load_backbone, train_tokenizer
+from training.backbones.prompts import IMAGE_PAD, PromptWriter, prompt_hash
 from training.errors import BackboneError
-from training.prompts import IMAGE_PAD, PromptWriter, prompt_hash
 
 
 @pytest.fixture(scope="module")

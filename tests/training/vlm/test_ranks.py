@@ -13,12 +13,12 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from training.config import load_config
-from training.dataset import Dataset
+from training.config.run_config import load_config
+from training.data.dataset import Dataset
+from training.data.sequences import LeaveOneOut
 from training.errors import ConfigError
-from training.ranks import Ranks
-from training.sequences import LeaveOneOut
-from training.trainer import train_vlm
+from training.finetune.distributed import Ranks
+from training.finetune.trainer import train_vlm
 
 ROOT = Path(__file__).parents[3]
 WORKER = Path(__file__).with_name("rank_worker.py")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from training.run_log import RunLog
+from training.finetune.run_log import RunLog
 
 
 def opened(directory: Path, step: int = 0, *, writes: bool = True) -> RunLog:

@@ -14,18 +14,19 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from training import checkpoints, contrastive_step, trainer
-from training.backbone import load_backbone
-from training.config import RunConfig
-from training.dataset import Dataset
+from training.backbones.backbone import load_backbone
+from training.backbones.vlm import load_embedder
+from training.config.run_config import RunConfig
+from training.data.dataset import Dataset
+from training.data.sequences import Sequences
 from training.errors import BackboneError, ConfigError, DatasetError, TrainingDiverged
-from training.losses import MethodLoss
-from training.sequences import Sequences
-from training.trainer import Progress, train_vlm
-from training.vlm import load_embedder
+from training.finetune import step, trainer
+from training.finetune.trainer import Progress, train_vlm
+from training.losses.method_loss import MethodLoss
+from training.runs import checkpoints
 
 if TYPE_CHECKING:
-    from training.batches import PairBatch
+    from training.backbones.batches import PairBatch
 
 Small = Callable[..., RunConfig]
 
@@ -159,7 +160,7 @@ def test_a_loss_that_is_not_finite_names_the_items(
     seen: list[PairBatch] = []
     collate = trainer.Collator.pairs
     monkeypatch.setattr(trainer.Collator, "pairs", lambda self, w: seen.append(collate(self, w)) or seen[-1])
-    monkeypatch.setattr(contrastive_step, "method_loss", poisoned(contrastive_step.method_loss, after=2))
+    monkeypatch.setattr(step, "method_loss", poisoned(step.method_loss, after=2))
     with pytest.raises(TrainingDiverged, match="loss must be finite, got nan in step 3") as caught:
         train_vlm(shop, shop_train, tmp_path, small())
     ids = [f"i{row:02d}" for row in seen[2].item_ids.tolist()]  # batches are put together ahead
@@ -174,14 +175,14 @@ def test_a_loss_that_is_not_finite_names_the_items(
 def test_a_gradient_that_is_not_finite_is_told(
     shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss = contrastive_step.method_loss
+    loss = step.method_loss
 
     def steep(*args: Any, **options: Any) -> MethodLoss:
         found = loss(*args, **options)
         bent = found.total - found.total.detach()  # 0 with a gradient of 1
         return replace(found, total=found.total.detach() + bent * float("inf") if bent.item() else bent.sqrt())
 
-    monkeypatch.setattr(contrastive_step, "method_loss", steep)
+    monkeypatch.setattr(step, "method_loss", steep)
     with pytest.raises(TrainingDiverged, match="norm of the gradient must be finite"):
         train_vlm(shop, shop_train, tmp_path, small())
 

@@ -10,12 +10,12 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from training.config import RunConfig
-from training.dataset import Dataset
-from training.direct_ranking import DirectRanking
+from training.config.run_config import RunConfig
+from training.data.dataset import Dataset
+from training.data.sequences import LeaveOneOut, Sequences, leave_one_out
 from training.errors import ConfigError
-from training.sequences import LeaveOneOut, Sequences, leave_one_out
-from training.trainer import Progress, train_vlm
+from training.finetune.direct_ranking import DirectRanking
+from training.finetune.trainer import Progress, train_vlm
 
 Small = Callable[..., RunConfig]
 

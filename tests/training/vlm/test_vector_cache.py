@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from training.embedding.vector_cache import VectorCache
 from training.errors import EvaluationError
-from training.vector_cache import VectorCache
 
 KEYS = [f"k{number}" for number in range(11)]
 

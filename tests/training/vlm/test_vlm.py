@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.attention import NAME, packed_attention
-from training.backbone import Backbone, load_backbone, make_backbone
-from training.batches import Collator, PromptBatch, spread
-from training.config import RunConfig
-from training.dataset import Dataset
+from training.backbones.attention import NAME, packed_attention
+from training.backbones.backbone import Backbone, load_backbone, make_backbone
+from training.backbones.batches import Collator, PromptBatch, spread
+from training.backbones.vlm import VlmEmbedder, adapt, load_embedder, save_embedder
+from training.config.run_config import RunConfig
+from training.data.dataset import Dataset
+from training.data.pictures import PictureStore
+from training.data.sequences import Sequences
+from training.data.training_pairs import TrainingPairs
 from training.errors import BackboneError
-from training.pairs import TrainingPairs
-from training.pictures import PictureStore
-from training.sequences import Sequences
-from training.vlm import VlmEmbedder, adapt, load_embedder, save_embedder
 
 Small = Callable[..., RunConfig]
 HISTORIES = [np.array([0, 6, 12]), np.array([1]), np.array([3, 4, 5, 6, 7]), np.array([6]), np.array([2, 8, 14, 20])]

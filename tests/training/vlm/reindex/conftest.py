@@ -17,24 +17,26 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cli.app import app
-from index.bundle import Bundle
-from index.registry import Registry
-from training.backbone import load_backbone
-from training.config import load_config, to_toml
-from training.dataset import Dataset, load_dataset
-from training.embed import embed_catalogue, pending_items
-from training.encoder_config import EncoderConfig
-from training.encoder_run import fit_run
-from training.export import Parity
-from training.run_model import RunModel
-from training.vlm import VlmEmbedder, save_embedder
+from index.bundle.bundle import Bundle
+from index.bundle.registry import Registry
+from training.backbones.backbone import load_backbone
+from training.backbones.trained_model import RunModel
+from training.backbones.vlm import VlmEmbedder, save_embedder
+from training.config.encoder_config import EncoderConfig
+from training.config.run_config import load_config, to_toml
+from training.data.dataset import Dataset, load_dataset
+from training.embedding.job import embed_catalogue, pending_items
+from training.encoder.job import fit_run
+from training.encoder.onnx_export import Parity
 
 Rows = list[dict[str, str]]
 Run = tuple[Path, dict[str, Any]]
 
 # One process with everything imported; each job is a real process that it forks, so that starting one costs little.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["cli.app", "cli.index", "training.reindex", "training.vlm", "training.projection"])
+_FORKS.set_forkserver_preload(
+    ["cli.app", "cli.online.index", "training.nightly.reindex", "training.backbones.vlm", "training.encoder.projection"]
+)
 
 
 def ended(process: ForkServerProcess, within: float = 120) -> int | None:
@@ -157,7 +159,7 @@ def make_run(ring_run: Run, small_config: EncoderConfig) -> Callable[..., None]:
         pending = pending_items(dataset, model.provenance, model.embeddings)
         made = embed_catalogue(dataset, pending, model.load, model.embeddings, **sizes)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("training.encoder_run.export_encoder", use_the_ring_s)
+            patch.setattr("training.encoder.job.export_encoder", use_the_ring_s)
             fit_run(dataset, made.embeddings, small_config.model_copy(update={"epochs": 2}), run / "encoder")
 
     return make

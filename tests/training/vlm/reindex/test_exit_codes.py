@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from training.run_lock import run_lock
+from training.runs.lock import run_lock
 
 if TYPE_CHECKING:
     from conftest import Shop
@@ -97,7 +97,7 @@ def test_a_missing_projection_is_named_before_anything_is_published(nightly: "Sh
 
 
 def test_a_defect_of_the_program_has_a_code_of_its_own(nightly: "Shop", monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.reindex.metadata_digest", lambda _table: 1 / 0)
+    monkeypatch.setattr("training.nightly.reindex.metadata_digest", lambda _table: 1 / 0)
     result = nightly.invoke()
     assert result.exit_code == 70
     assert "error: division by zero" in result.output
@@ -107,7 +107,7 @@ def test_a_full_disk_is_said(nightly: "Shop", monkeypatch: pytest.MonkeyPatch) -
     def full(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.item_updates.Contents.save", full)
+    monkeypatch.setattr("training.nightly.item_updates.Contents.save", full)
     nightly.set(0, title="x")
     assert "No space left" in nightly.reindex(code=2)["error"]
     monkeypatch.undo()

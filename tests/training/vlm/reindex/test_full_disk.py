@@ -16,7 +16,7 @@ import pytest
 from safetensors import SafetensorError
 
 from cli.main import main
-from training.export import Parity
+from training.encoder.onnx_export import Parity
 
 if TYPE_CHECKING:
     from conftest import Shop
@@ -103,7 +103,7 @@ def jobs(own: "Shop", ring_run: Run, monkeypatch: pytest.MonkeyPatch) -> Callabl
         path.write_bytes((ring_run[0] / "encoder" / "encoder.onnx").read_bytes())
         return Parity(seed, 0.0)
 
-    monkeypatch.setattr("training.encoder_run.export_encoder", use_the_ring_s)
+    monkeypatch.setattr("training.encoder.job.export_encoder", use_the_ring_s)
     own.set(0, text="another text")
     (own.home / "own.toml").write_text(CONFIG)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from conftest import Shop
 
 HELD = """
-import pathlib, time, training.embed as e
+import pathlib, time, training.embedding.job as e
 items, batches = e.CatalogueEncoder.items, 0
 def held(self, rows):
     global batches

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from index.bounds import OF_THE_DATA
-from index.manifest import Manifest
-from index.missing import Missing
+from index.bundle.gate import OF_THE_DATA
+from index.bundle.manifest import Manifest
+from index.items.modality_status import Missing
 from training.errors import ConfigError
-from training.volume_bounds import VolumeBounds
+from training.nightly.volume_bounds import VolumeBounds
 
 if TYPE_CHECKING:
     from conftest import Shop
@@ -80,7 +80,7 @@ def test_a_picture_that_the_system_does_not_give_counts_as_missing(
             raise OSError(5, "Input/output error")
         return real(number)
 
-    monkeypatch.setattr("training.contents.os.fstat", broken)
+    monkeypatch.setattr("training.embedding.content_hashes.os.fstat", broken)
     assert "27 of 27" in refused(nightly, "missing_files")
 
 
@@ -124,7 +124,7 @@ def test_events_of_items_that_are_gone_are_not_lost(nightly: "Shop") -> None:
 def test_a_bundle_that_recorded_no_interactions_is_compared_by_its_training_events(
     nightly: "Shop", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.reindex.VOLUME", "unknown to an earlier version")
+    monkeypatch.setattr("training.nightly.reindex.VOLUME", "unknown to an earlier version")
     nightly.set(0, title="x")
     nightly.reindex()
     monkeypatch.undo()

@@ -12,19 +12,19 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli.app import app
-from index.exact import exact_top_k
-from index.item_ids import ItemIds
-from index.item_table import ItemTable
-from index.manifest import Manifest
-from index.missing import Missing
-from index.probes import Probes
-from index.registry import Registry
-from training.dataset import load_dataset
-from training.embeddings import Embeddings
-from training.encoder_run import split_dataset
-from training.item_updates import moved_probes
-from training.projection import load_projection, project
-from training.sequences import popularity
+from index.bundle.manifest import Manifest
+from index.bundle.registry import Registry
+from index.items.eval_queries import Probes
+from index.items.item_ids import ItemIds
+from index.items.item_table import ItemTable
+from index.items.modality_status import Missing
+from index.search.brute_force import exact_top_k
+from training.data.dataset import load_dataset
+from training.data.sequences import popularity
+from training.embedding.store import Embeddings
+from training.encoder.job import split_dataset
+from training.encoder.projection import load_projection, project
+from training.nightly.item_updates import moved_probes
 
 if TYPE_CHECKING:
     from conftest import Shop
@@ -151,7 +151,9 @@ def test_rows_stay_the_same_night_after_night(nightly: "Shop") -> None:
 
 
 def test_metadata_alone_loads_no_model(nightly: "Shop", monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.run_model.RunModel.load", lambda _self: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "training.backbones.trained_model.RunModel.load", lambda _self: pytest.fail("the model was loaded")
+    )
     before = nightly.rows()
     nightly.edit(lambda rows: [{**row, "colour": "red"} for row in rows])
     summary = nightly.reindex()

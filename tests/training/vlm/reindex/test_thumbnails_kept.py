@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import thumbnails
-from training.contents import Contents
-from training.fitted_encoder import FittedEncoder
-from training.item_updates import KeptTable
-from training.run_model import RunModel
+from training.backbones.trained_model import RunModel
+from training.data import thumbnails
+from training.embedding.content_hashes import Contents
+from training.encoder.loaded import FittedEncoder
+from training.nightly.item_updates import KeptTable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,1 @@
+"""Commands that prepare data, train, evaluate and re-index."""

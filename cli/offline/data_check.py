@@ -1,0 +1,157 @@
+"""`vlm2rec data check`: what a data set holds, and all that is wrong with it."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from typing import TypedDict
+
+    from rich.progress import Progress, TaskID
+
+    from training.data_check.report import DatasetReport, ImageFacts, InteractionFacts, ItemFacts
+
+    class Trained(TypedDict, total=False):
+        """What is trained: which modalities, and the share of the items that are held out."""
+
+        modalities: tuple[str, ...]
+        cold_items: float
+
+
+_EXIT_DEFECTS = 1
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+_console = Console(highlight=False)
+
+
+def check(
+    directory: Annotated[Path, typer.Argument(help="The data set.", metavar="DIR")],
+    interactions: Annotated[
+        Path | None, typer.Option(help="Interactions to check in place of those in DIR (.csv or .parquet).")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration (TOML) that training will have, such as RUN/config.toml.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report to this file.")] = None,
+) -> None:
+    """Check a data set: counts, k-core, history lengths, pictures, and every kind of defect with row numbers.
+
+    Ends with exit code 1 if training would refuse the data set, or could hold out no user for evaluation.
+    """
+    from rich.progress import Progress
+
+    from training.data_check.check import check_dataset
+
+    tasks: dict[str, TaskID] = {}
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        report = check_dataset(
+            directory,
+            interactions=interactions,
+            **({} if config is None else _trained_with(config)),
+            progress=lambda step, share: _show(bar, tasks, step, share),
+        )
+    _print_facts(report)
+    _print_defects(report)
+    if json_file is not None:
+        _write_json(json_file, report)
+    if not report.ok:
+        raise typer.Exit(_EXIT_DEFECTS)
+
+
+def _trained_with(config: Path) -> "Trained":
+    """What a configuration says of the training that the data is for."""
+    from training.config.run_config import load_config  # it loads torch
+
+    chosen = load_config(config)
+    return {"modalities": chosen.train.modalities, "cold_items": chosen.encoder.cold_items}
+
+
+def _show(bar: "Progress", tasks: "dict[str, TaskID]", step: str, share: float) -> None:
+    if step not in tasks:
+        tasks[step] = bar.add_task(f"checking {step}", total=1.0)
+    bar.update(tasks[step], completed=share)
+
+
+def _print_facts(report: "DatasetReport") -> None:
+    table = Table(
+        title=escape(report.directory), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
+    )
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    rows = [
+        *(_item_rows(report.items) if report.items else []),
+        *(_image_rows(report.images) if report.images else []),
+        *(_interaction_rows(report.interactions) if report.interactions else []),
+    ]
+    for name, value in rows:
+        table.add_row(name, escape(value))
+    _console.print(table)
+
+
+def _item_rows(facts: "ItemFacts") -> list[tuple[str, str]]:
+    columns = [f"{column.name} ({column.kind}{_lacking(column.missing)})" for column in facts.metadata]
+    return [
+        ("items", f"{facts.items:,} in {facts.file}, {facts.with_text:,} with text"),
+        ("metadata", ", ".join(columns) or "none"),
+    ]
+
+
+def _lacking(missing: int) -> str:
+    return f", {missing:,} missing" if missing else ""
+
+
+def _image_rows(facts: "ImageFacts") -> list[tuple[str, str]]:
+    parts = [f"{facts.readable:,} readable"]
+    counts = {"missing": facts.missing, "unreadable": facts.unreadable, "duplicate": facts.duplicates}
+    parts += [f"{count:,} {name}" for name, count in counts.items() if count]
+    return [("images", f"{facts.named:,} named, {', '.join(parts)}" if facts.named else "none named")]
+
+
+def _interaction_rows(facts: "InteractionFacts") -> list[tuple[str, str]]:
+    five, largest = facts.five_core, facts.largest_core
+    usable = "all usable" if facts.usable == facts.rows else f"{facts.usable:,} usable"
+    rows = [
+        (
+            "interactions",
+            f"{facts.rows:,} in {facts.file}, {usable}, of {facts.users:,} users with {facts.items:,} items",
+        ),
+        ("time", f"{facts.first} … {facts.last} ({facts.time_unit})" if facts.first else f"({facts.time_unit})"),
+        ("history lengths", "  ".join(f"{name} {value:g}" for name, value in facts.lengths.items()) or "none"),
+        ("long enough", f"{facts.long_enough:,} users with at least 3 events, for validation and test"),
+        ("repeats", f"{facts.repeats:,} of their last events are of an item that they had before"),
+        ("5-core", f"{five.users:,} users, {five.items:,} items, {five.pairs:,} pairs of user and item"),
+        ("largest core", f"k = {largest.k}: {largest.users:,} users, {largest.items:,} items, {largest.pairs:,} pairs"),
+    ]
+    return rows if facts.usable else rows[:1]
+
+
+def _print_defects(report: "DatasetReport") -> None:
+    if not report.defects:
+        _console.print("\nno defects", style="green")
+        return
+    _console.print()
+    for defect in report.defects:
+        level = defect.severity.value
+        line = f"[{_STYLES[level]}]{level:8}[/]{defect.count:>9,}  {escape(defect.message)}"
+        _console.print(line, soft_wrap=True)
+    counts = [sum(defect.severity.value == level for defect in report.defects) for level in _STYLES]
+    verdict = "training accepts this data set" if report.ok else "correct the errors before training"
+    named = ", ".join(f"{count} {level}{'s' * (count != 1)}" for level, count in zip(_STYLES, counts, strict=True))
+    _console.print(f"\n{named}: {verdict}", style="green" if report.ok else "red")
+
+
+def _write_json(path: Path, report: "DatasetReport") -> None:
+    from index.machine.disk import explain
+    from training.errors import DatasetError
+
+    try:
+        partial = path.with_name(f"{path.name}.part")
+        partial.write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise DatasetError(explain(error, path, "check again, or name another --json", what="the report")) from error

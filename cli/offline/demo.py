@@ -1,0 +1,268 @@
+"""`vlm2rec demo`: from nothing to a served demo catalogue, by the same commands that a user's own data goes through."""
+
+import csv
+import json
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+import demo as demo_package
+from demo.errors import DemoError
+
+_READY_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 15.0
+_DEMO_USERS = 20
+_CONFIG = Path(demo_package.__file__).parent / "demo.toml"
+
+_console = Console(soft_wrap=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the build: a `vlm2rec` command line, skipped when it already ran with the same words.
+
+    Attributes:
+        name: shown to the user and used as the key of the record.
+        arguments: what follows `vlm2rec`.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+
+
+class StageRecord:
+    """Which stages are done, kept in one JSON file; a stage counts only while all stages before it are unchanged."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._done: list[list[str]] = []
+        try:
+            done = json.loads(path.read_text())["done"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # nothing usable is recorded, so everything is built again
+        if isinstance(done, list):
+            self._done = done
+
+    def has(self, position: int, stage: Stage) -> bool:
+        """Whether the stage at this position ran with these words and nothing before it changed."""
+        return len(self._done) > position and self._done[position] == [stage.name, *stage.arguments]
+
+    def add(self, position: int, stage: Stage) -> None:
+        """Record a stage as done and forget all that came after it."""
+        self._done = [*self._done[:position], [stage.name, *stage.arguments]]
+        partial = self._path.with_suffix(".part")
+        partial.write_text(json.dumps({"done": self._done}, indent=1) + "\n")
+        partial.replace(self._path)
+
+
+def demo(
+    directory: Annotated[Path, typer.Argument(help="Where the demo keeps its data, run and bundles.")] = Path(".demo"),
+    host: Annotated[str, typer.Option(help="Address to serve on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to serve on.")] = 8000,
+    no_vlm: Annotated[
+        bool, typer.Option("--no-vlm", help="Use TF-IDF and picture features instead of training a VLM.")
+    ] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build everything again.")] = False,
+    exit_after_check: Annotated[
+        bool, typer.Option("--exit-after-check", help="Ask the service once over HTTP, print the answer and end.")
+    ] = False,
+) -> None:
+    """Build the demo catalogue, train on it, index it and serve it.
+
+    What is already built is used again, so a second start takes seconds. Ctrl-C ends everything that was started.
+    """
+    from index.machine.disk import writing
+
+    _check_port(host, port)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        record_path = directory / ("stages-no-vlm.json" if no_vlm else "stages.json")
+        if rebuild:
+            # The record first: a run that was taken away half is then built again, never believed.
+            record_path.unlink(missing_ok=True)
+            shutil.rmtree(_run_directory(directory, no_vlm=no_vlm), ignore_errors=True)
+        _build(_stages(directory, no_vlm=no_vlm), StageRecord(record_path))
+    _serve(directory, host, port, no_vlm=no_vlm, exit_after_check=exit_after_check)
+
+
+def _stages(directory: Path, *, no_vlm: bool) -> list[Stage]:
+    data, run = str(directory / "data"), str(_run_directory(directory, no_vlm=no_vlm))
+    registry, config = _registry(directory, no_vlm=no_vlm), str(_CONFIG)
+    train = [Stage("train the vision-language model", ("train", data, "--run", run, "--config", config, "--resume"))]
+    return [
+        Stage("make the catalogue", ("data", "make-demo", data)),
+        Stage("check the catalogue", ("data", "check", data)),
+        *([] if no_vlm else train),
+        Stage("embed the items", ("embed", data, "--run", run, *(["--no-vlm"] if no_vlm else []))),
+        Stage("fit the sequence encoder", ("fit-encoder", data, "--run", run, "--config", config)),
+        Stage(
+            "evaluate on fresh users",
+            (
+                "evaluate",
+                data,
+                "--run",
+                run,
+                "--users",
+                f"{data}/evaluation.parquet",
+                "--json",
+                f"{run}/evaluation.json",
+                "--no-direct",  # encoding 20,000 histories with two models takes minutes
+            ),
+        ),
+        Stage("build and publish the bundle", ("index", "build", "--run", run, "--publish", str(registry))),
+    ]
+
+
+def _run_directory(directory: Path, *, no_vlm: bool) -> Path:
+    return directory / ("run-no-vlm" if no_vlm else "run")
+
+
+def _registry(directory: Path, *, no_vlm: bool) -> Path:
+    return directory / ("bundles-no-vlm" if no_vlm else "bundles")
+
+
+def _build(stages: list[Stage], record: StageRecord) -> None:
+    started = time.monotonic()
+    for position, stage in enumerate(stages):
+        title = f"[{position + 1}/{len(stages)}] {stage.name}"
+        if record.has(position, stage):
+            _console.print(f"{title}: done before", style="dim")
+            continue
+        _console.print(title, style="bold")
+        _console.print(f"  $ vlm2rec {shlex.join(stage.arguments)}", style="dim", markup=False)
+        _run(stage)
+        record.add(position, stage)
+        _console.print(f"  {time.monotonic() - started:.0f} s so far", style="dim")
+
+
+def _run(stage: Stage) -> None:
+    code = subprocess.run([sys.executable, "-m", "cli.main", *stage.arguments], check=False).returncode
+    if code in {-signal.SIGINT, 130}:
+        raise KeyboardInterrupt
+    if code != 0:
+        raise DemoError(
+            f"the step {stage.name!r} ended with exit code {code}; its own message is above. "
+            "Run the same command again: what is built is kept; or begin anew with --rebuild"
+        )
+
+
+def _serve(directory: Path, host: str, port: int, *, no_vlm: bool, exit_after_check: bool) -> None:
+    command = [sys.executable, "-m", "cli.main", "serve", "--registry", str(_registry(directory, no_vlm=no_vlm))]
+    command += ["--embedded-redis", "--redis-dir", str(directory / "redis")]
+    command += ["--host", host, "--port", str(port), "--log-level", "warning"]
+    # The service gets a group of its own: Ctrl-C reaches this process alone, which then ends the service in order.
+    service = subprocess.Popen(command, start_new_session=True)
+    # SIGHUP: the terminal is closed, of which the service hears nothing; `nohup` has it ignored, and it stays so.
+    caught = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, _interrupt) for number in caught}
+    try:
+        everywhere = host in {"0.0.0.0", "::"}  # noqa: S104 - the user's choice, only compared with
+        url = f"http://{'127.0.0.1' if everywhere else host}:{port}"
+        _wait_until_ready(service, url)
+        users = _remember_histories(directory / "data", url)
+        body = {"user_id": users[0], "k": 3, "explain": True, "fields": ["title"]}
+        if exit_after_check:
+            print(json.dumps(_post(f"{url}/recommend", body), indent=2, ensure_ascii=False))  # noqa: T201
+            return
+        _announce(url, users, body)
+        service.wait()
+        raise DemoError(f"the service ended by itself with exit code {service.returncode}; its log is above")
+    except KeyboardInterrupt:
+        _console.print("\nending the service …", style="dim")
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        _end(service)
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _end(service: subprocess.Popen[bytes]) -> None:
+    if service.poll() is None:
+        service.send_signal(signal.SIGTERM)
+        try:
+            service.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            service.kill()
+            service.wait()
+
+
+def _wait_until_ready(service: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + _READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if service.poll() is not None:
+            raise DemoError(f"the service did not start (exit code {service.returncode}); its message is above")
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=1.0):  # noqa: S310 - always http to the own service
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise DemoError(f"the service was not ready within {_READY_TIMEOUT_S:.0f} s; see its log above")
+
+
+def _remember_histories(data: Path, url: str) -> list[str]:
+    """Send the histories of a few catalogue users, so that asking by user id has an answer; repeating is harmless.
+
+    Read without polars on purpose: its handler of SIGINT restarts system calls, so Ctrl-C would not end the wait for
+    the service.
+    """
+    histories: dict[str, list[dict[str, Any]]] = {}
+    with (data / "interactions.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["user_id"] not in histories and len(histories) == _DEMO_USERS:
+                break
+            events = histories.setdefault(row["user_id"], [])
+            event_id = f"demo-{row['user_id']}-{len(events)}"
+            events.append({**row, "timestamp": int(row["timestamp"]), "event_id": event_id})
+    _post(f"{url}/events", {"events": [event for events in histories.values() for event in events]})
+    return list(histories)
+
+
+def _post(url: str, body: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever JSON the service answers
+    request = urllib.request.Request(  # noqa: S310 - always http to the own service
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10.0) as answer:  # noqa: S310
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        raise DemoError(f"{url} answered {error.code}: {error.read().decode(errors='replace')}") from error
+    except (urllib.error.URLError, OSError) as error:
+        raise DemoError(f"{url} cannot be reached: {error}") from error
+
+
+def _announce(url: str, users: list[str], body: dict[str, Any]) -> None:
+    _console.print(f"\nvlm2rec is ready: {url}   (API: {url}/docs)", style="bold green")
+    _console.print(f"Users with a history: {', '.join(users[:5])}, …", markup=False)
+    _console.print("Ask for recommendations:", style="bold")
+    _console.print(
+        f"curl -s {url}/recommend -H 'content-type: application/json' -d '{json.dumps(body)}'\n", markup=False
+    )
+    _console.print("Ctrl-C ends the service and its Redis.", style="dim")
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuse a taken port before minutes are spent on building."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise DemoError(
+                f"port {port} on {host} cannot be used ({error.strerror}); "
+                "choose another with --port, or PORT=… for `make demo`"
+            ) from error

@@ -1,0 +1,220 @@
+"""`vlm2rec evaluate`: how good a run is, beside baselines, each slot alone and the vision-language model itself."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cli.offline.evaluation_page import markdown, print_table
+from cli.offline.threads import set_torch_threads
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from training.data.dataset import Dataset
+    from training.encoder.job import Split
+    from training.evaluation.evaluate import System, TargetSet
+    from training.ranking.saved_ranks import RankedTable
+    from training.ranking.table import Table
+
+_DIRECTORY = "evaluation"
+_UNSURE = (
+    "the vision-language model was trained on other data than this split, or by another version: it may have seen "
+    "the targets"
+)
+
+_console = Console(highlight=False, soft_wrap=True)
+
+DataArgument = Annotated[Path, typer.Argument(help="The data set that the encoder was fitted on.", metavar="DATA")]
+RunOption = Annotated[Path, typer.Option("--run", help="The run directory.", metavar="RUN")]
+InteractionsOption = Annotated[
+    Path | None, typer.Option(help="Interactions in place of those in DATA; the same as for fit-encoder.")
+]
+UsersOption = Annotated[Path | None, typer.Option(help="Interactions of fresh users: their last event is the target.")]
+ValidationOption = Annotated[
+    bool, typer.Option("--validation", help="Use the validation targets: for choosing, so test stays untouched.")
+]
+DirectOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--direct/--no-direct",
+        help="Rank by the vision-language model's own vectors too, trained and untrained; default if RUN has one.",
+    ),
+]
+TargetsOption = Annotated[
+    int | None, typer.Option(min=1, help="Measure at most so many targets of a table, evenly spaced.")
+]
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(help="The row to compare with; default popularity, for cold items the TF-IDF neighbours."),
+]
+RanksOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[LABEL=]FILE", help="Add the rows of another run or library (--save-ranks); repeatable."),
+]
+SaveRanksOption = Annotated[Path | None, typer.Option(help="Write every rank to this file, for --ranks.")]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Write the figures here; default RUN/evaluation/TABLE.json.")
+]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of the encoder.")]
+
+
+def evaluate(
+    data: DataArgument,
+    run: RunOption,
+    interactions: InteractionsOption = None,
+    users: UsersOption = None,
+    validation: ValidationOption = False,
+    direct: DirectOption = None,
+    targets: TargetsOption = None,
+    against: AgainstOption = None,
+    ranks: RanksOption = None,
+    save_ranks: SaveRanksOption = None,
+    json_file: JsonOption = None,
+    threads: ThreadsOption = 1,
+) -> None:
+    """Rank the whole catalogue for every held-out event: baselines, the VLM itself, the encoder, each slot alone.
+
+    What the user had before is left out as it is served, so that a target which is in the history is a miss; a second
+    table is without such targets. Where the run is fitted with exclude_seen = false nothing is left out. Ties count
+    half; "text only" means that every other slot is zero on both sides. Ratios have
+    paired bootstrap intervals. The table is saved as JSON and, beside it, as Markdown. Encoding histories with a
+    vision-language model can be killed and goes on.
+    """
+    from training.data.dataset import load_dataset
+    from training.data.sequences import Sequences, last_item
+    from training.encoder.job import ENCODER_DIRECTORY
+    from training.evaluation.evaluate import FittedRun, rank_sets, rankers, target_sets
+    from training.ranking.saved_ranks import save_ranks as write_ranks
+
+    set_torch_threads(None)
+    fitted = FittedRun.load(run / ENCODER_DIRECTORY, threads=threads)
+    dataset = load_dataset(data, interactions=interactions)
+    split, fresh = fitted.split(dataset), None
+    if users is not None:
+        others = load_dataset(data, interactions=users).interactions
+        fresh = last_item(Sequences.from_interactions(others, dataset.item_ids()))
+    sets = target_sets(split, fresh=fresh, on_validation=validation, most=targets)
+    about = {name: fitted.record[name] for name in ("model", "data", "config")}
+    with _progress() as bar:
+        systems = rankers(fitted, split, dataset.texts())
+        if _has_model(run) if direct is None else direct:
+            found, told = _direct(run, dataset, split, sets, bar)
+            systems, about = systems | found, about | told
+        task = bar.add_task("ranking", total=len(systems) * sum(len(part.targets) for part in sets))
+        ranked = rank_sets(
+            sets, systems, exclude_seen=fitted.exclude_seen, advance=lambda done: bar.advance(task, done)
+        )
+    if save_ranks is not None:
+        write_ranks(save_ranks, ranked)
+    _report(_joined(ranked, ranks or ()), against, json_file or run / _DIRECTORY / _file_name(sets), about)
+
+
+def _has_model(run: Path) -> bool:
+    from training.backbones.identity import MODEL_DIRECTORY
+    from training.backbones.trained_model import TRAINING_DIRECTORY
+
+    return (run / TRAINING_DIRECTORY / MODEL_DIRECTORY).is_dir()
+
+
+def _direct(
+    run: Path, dataset: "Dataset", split: "Split", sets: "Sequence[TargetSet]", bar: "Progress"
+) -> "tuple[dict[str, System], dict[str, Any]]":
+    """Systems of the run's vision-language model, and what the file says of it."""
+    from training.backbones.trained_model import RunModel
+    from training.evaluation.vlm_systems import direct_systems, trained_on
+    from training.runs.disk import writing_run
+    from training.runs.lock import run_lock
+
+    model = RunModel.of(run)
+    tasks: dict[str, TaskID] = {}
+
+    def report(step: str, done: int, every: int) -> None:
+        if step not in tasks:
+            tasks[step] = bar.add_task(step)
+        bar.update(tasks[step], completed=done, total=every)
+
+    histories = [history for part in sets for history in part.targets.histories]
+    with run_lock(run), writing_run(run):
+        systems = direct_systems(model, dataset, histories, progress=report)
+    same = trained_on(model, dataset, split)
+    if not same:
+        bar.console.print(f"note: {_UNSURE}", markup=False)
+    loss = model.config.loss.model_dump(mode="json")
+    return systems, {"vlm": {"model": model.provenance, "loss": loss, "trained_on_this_split": same}}
+
+
+def _joined(ranked: "list[RankedTable]", given: Iterable[str]) -> "list[RankedTable]":
+    """The tables with the rows of files, each `FILE` or `LABEL=FILE`."""
+    for text in given:
+        label, equals, path = text.partition("=")
+        plain = not equals or Path(text).exists()
+        ranked = [part.joined(Path(text if plain else path), None if plain else label) for part in ranked]
+    return ranked
+
+
+def yardsticks(tables: "Sequence[Table]", against: str | None) -> list[str]:
+    """What each table is compared with; one that lacks the row that another has keeps its usual one.
+
+    Ranks of another library may be of one table alone.
+
+    Args:
+        tables: of one evaluation.
+        against: name of a row; None for the usual ones.
+
+    Raises:
+        EvaluationError: no table has such a row.
+    """
+    having = [any(row.name == against for row in table.rows) for table in tables]
+    wanted = [against if has or not any(having) else None for has in having]
+    return [table.yardstick(name) for table, name in zip(tables, wanted, strict=True)]
+
+
+def _report(ranked: "list[RankedTable]", against: str | None, path: Path, about: dict[str, Any]) -> None:
+    """Measure, print and save."""
+    tables = [table.measured() for part in ranked for table in (part, *part.without_repeats())]
+    compared = list(zip(tables, yardsticks(tables, against), strict=True))
+    for table, yardstick in compared:
+        print_table(table, yardstick)
+    written = {"tables": [table.as_json([yardstick]) for table, yardstick in compared], **about}
+    page = path.with_suffix(".md")
+    _write(path, json.dumps(written, indent=2) + "\n")
+    _write(page, "\n".join(markdown(table, yardstick) for table, yardstick in compared))
+    _console.print(f"saved: {path} and {page.name}", markup=False)
+
+
+def _file_name(sets: "Sequence[TargetSet]") -> str:
+    return f"{sets[0].name.replace(' ', '-')}.json"
+
+
+def _write(path: Path, text: str) -> None:
+    from index.machine.disk import explain
+    from training.errors import EvaluationError
+
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise EvaluationError(
+            explain(error, path, "evaluate again, or name another --json", what="the figures")
+        ) from error
+
+
+def _progress() -> "Progress":
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)

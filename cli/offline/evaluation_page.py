@@ -1,0 +1,88 @@
+"""Tables of an evaluation for people: on the terminal, and as Markdown."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from training.ranking.metrics import Interval
+    from training.ranking.table import Row
+    from training.ranking.table import Table as EvaluationTable
+
+_FULL = {"HR@10": "hr@10", "NDCG@10": "ndcg@10", "HR@20": "hr@20", "NDCG@20": "ndcg@20"}
+_MORE = {"HR@10/100": "hr@10/100", "NDCG@10/100": "ndcg@10/100", "coverage@10": "coverage@10"}
+_REST = {"HR@20/100": "hr@20/100", "NDCG@20/100": "ndcg@20/100"}
+_ALL_COLUMNS = 130
+_PIPED_WIDTH = 150
+_UNDEFINED = "–"
+
+
+def print_table(table: "EvaluationTable", against: str) -> None:
+    """Print a table.
+
+    Args:
+        table: of an evaluation.
+        against: the row that the last column compares NDCG@10 with.
+    """
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PIPED_WIDTH)
+    columns = _FULL | (_MORE if console.width >= _ALL_COLUMNS else {})
+    printed = Table(title=_title(table), title_justify="left", caption_justify="left")
+    printed.caption = (
+        f"/100 = among 100 negatives; last column: NDCG@10 over that of {escape(against)}, paired 95 % bootstrap"
+    )
+    printed.add_column("system", no_wrap=True)
+    for heading in (*columns, escape(f"x {against}")):
+        printed.add_column(heading, justify="right", no_wrap=True)
+    for row in table.rows:
+        printed.add_row(
+            escape(row.name), *_values(row, columns.values()), _ratio(table.ratio(row.name, against, "ndcg@10"))
+        )
+    console.print(printed)
+
+
+def markdown(table: "EvaluationTable", against: str) -> str:
+    """A table as Markdown, with every metric and the intervals of HR@10 and NDCG@10.
+
+    Args:
+        table: of an evaluation.
+        against: the row that the last two columns compare with.
+    """
+    columns = _FULL | {"HR@10/100": "hr@10/100"} | {"NDCG@10/100": "ndcg@10/100"} | _REST
+    columns |= {"coverage@10": "coverage@10"}
+    compared = {f"HR@10 / {against}": "hr@10", f"NDCG@10 / {against}": "ndcg@10"}
+    lines = [
+        f"## {_title(table)}",
+        "",
+        "`/100` = among 100 negatives. The last two columns are ratios with a paired bootstrap 95 % interval.",
+        "",
+        f"| system | {' | '.join((*columns, *compared))} |",
+        f"|---|{'---|' * (len(columns) + len(compared))}",
+    ]
+    for row in table.rows:
+        ratios = (_ratio(table.ratio(row.name, against, metric)) for metric in compared.values())
+        name = row.name.replace("|", "\\|")
+        lines.append(f"| {name} | {' | '.join((*_values(row, columns.values()), *ratios))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _title(table: "EvaluationTable") -> str:
+    of = f" (evenly spaced, of {table.whole:,})" if table.whole != table.users else ""
+    mask = "history masked" if table.exclude_seen else "history not masked"
+    misses = ", each a miss" if table.exclude_seen else ""
+    repeats = f", {table.repeats:,} of them repeats{misses}" if table.repeats else ""
+    return f"{table.name}: {table.users:,} targets{of}{repeats}, full ranking over {table.items:,} items, {mask}"
+
+
+def _values(row: "Row", names: Iterable[str]) -> list[str]:
+    return [f"{row.values[name]:.4f}" for name in names]
+
+
+def _ratio(interval: "Interval") -> str:
+    if interval.ratio != interval.ratio:
+        return _UNDEFINED
+    return f"{interval.ratio:.2f} [{interval.low:.2f}, {interval.high:.2f}]"

@@ -1,0 +1,74 @@
+"""`vlm2rec data fetch-images`: the pictures that a data set names by address."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from training.imports.fetching.image_fetches import FetchSummary
+
+_EXIT_FAILED = 1
+
+_console = Console(highlight=False)
+
+
+def fetch_images(
+    directory: Annotated[Path, typer.Argument(help="A data set whose items have a column image_url.", metavar="DIR")],
+    parallel: Annotated[int, typer.Option(min=1, max=32, help="Fetches at once.")] = 4,
+    most: Annotated[int | None, typer.Option(min=1, help="Pictures to ask for now; the next call goes on.")] = None,
+    max_mib: Annotated[int, typer.Option(min=1, max=1024, help="Largest picture, MiB.")] = 20,
+    seconds: Annotated[float, typer.Option(min=1, max=600, help="Time of one fetch, redirects included.")] = 30.0,
+    port: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=65535, help="Further port to connect to, beside 80 and 443."),
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Ask again for what failed for good before.")] = False,
+) -> None:
+    """Fetch the pictures of image_url into DIR/images, and name them in the items file.
+
+    Stopped, it goes on where it was. Only public addresses are connected to, whatever a name resolves to, redirects
+    included. Ends with exit code 1 if a picture could not be fetched.
+    """
+    import httpx2
+    from rich.progress import Progress
+
+    from training.imports.fetching.addresses import public_address, system_resolver
+    from training.imports.fetching.image_fetches import fetch_images as fetch
+    from training.imports.fetching.picture_fetcher import FetchLimits, PictureFetcher
+
+    defaults = FetchLimits()
+    limits = FetchLimits(max_mib << 20, seconds, defaults.redirects, defaults.ports | frozenset(port or ()))
+    tls = httpx2.create_ssl_context()
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("fetching pictures", total=None)
+        summary = fetch(
+            directory,
+            lambda: PictureFetcher(limits, rule=public_address, resolver=system_resolver, tls=tls),
+            parallel=parallel,
+            most=most,
+            again=again,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    _print(summary, directory)
+    if summary.failed:
+        raise typer.Exit(_EXIT_FAILED)
+
+
+def _print(summary: "FetchSummary", directory: Path) -> None:
+    parts = {
+        "fetched now": summary.fetched,
+        "there already": summary.kept,
+        "failed before, not asked for again (--again does)": summary.skipped,
+        "left for the next call": summary.left,
+    }
+    counts = ", ".join(f"{count:,} {what}" for what, count in parts.items() if count) or "nothing to fetch"
+    _say(f"{directory}: {counts}; {summary.named:,} items name a picture", "green")
+    for reason, urls in sorted(summary.failed.items(), key=lambda one: -len(one[1])):
+        _say(f"failed {len(urls):>9,}  {reason} ({urls[0][:200]}{', …' if len(urls) > 1 else ''})", "yellow")
+
+
+def _say(line: str, style: str) -> None:
+    _console.print(escape(line), style=style, soft_wrap=True)

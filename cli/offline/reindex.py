@@ -1,0 +1,295 @@
+"""`vlm2rec reindex`: the nightly job that embeds what changed, and builds, gates and publishes a bundle."""
+
+import contextlib
+import json
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from cli.offline.threads import set_torch_threads
+from cli.online.index_options import (
+    BoundOption,
+    BoundsOption,
+    CodesOption,
+    EvaluationOption,
+    ForceOption,
+    KindOption,
+    MemoryOption,
+    TargetRecallOption,
+    index_spec,
+)
+
+if TYPE_CHECKING:
+    from training.embedding.job import Progress
+    from training.nightly.record import ReindexRecord
+    from training.nightly.reindex import Findings, ReindexJob
+
+_EXIT_REFUSED = 1
+_EXIT_BAD_INPUT = 2
+_EXIT_BUG = 70  # EX_SOFTWARE
+_EXIT_BUSY = 75  # EX_TEMPFAIL
+_EXIT_INTERRUPTED = 130
+_EXIT_TERMINATED = 143
+_UNREADABLE_SHOWN = 5
+
+_out = Console(soft_wrap=True, highlight=False)
+_err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def reindex(
+    data: Annotated[Path, typer.Argument(help="The data set as it is now.", metavar="DATA")],
+    run: Annotated[
+        Path, typer.Option("--run", help="The run directory, with a trained model and a fitted encoder.", metavar="RUN")
+    ],
+    registry: Annotated[str, typer.Option("--registry", help="Where to publish the bundle.", metavar="DIR")],
+    interactions: Annotated[
+        Path | None, typer.Option(help="Interactions in place of those in DATA (.csv or .parquet).")
+    ] = None,
+    kind: KindOption = "auto",
+    codes: CodesOption = "auto",
+    memory_mb: MemoryOption = None,
+    target_recall: TargetRecallOption = 0.97,
+    bounds: BoundsOption = None,
+    bound: BoundOption = None,
+    evaluation: EvaluationOption = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default as many as there are cores.")] = None,
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="Afterwards delete all but so many bundles, those published last.")
+    ] = None,
+    force: ForceOption = False,
+    trust_times: Annotated[
+        bool,
+        typer.Option("--trust-times", help="Take a picture of the same path, size and time for unchanged, unread."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the summary to this file.")] = None,
+    textfile: Annotated[
+        Path | None, typer.Option(help="Write metrics for node_exporter's textfile collector (a .prom file).")
+    ] = None,
+    pushgateway: Annotated[str | None, typer.Option(help="Push metrics to this Pushgateway (host:port).")] = None,
+) -> None:
+    """Bring the published index up to date with the catalogue: embed only new and changed items, build, gate, publish.
+
+    Kill it whenever you like and start it again: it goes on where it was. Exit codes: 0 published or nothing to do, 1
+    refused by the gate, or because too much of the data is gone, 2 bad input, 75 another job is at work on the run, 130
+    interrupted, 143 stopped by SIGTERM, 70 a defect of the program.
+    """
+    with _termination() as asked:
+        from training.nightly.record import ReindexRecord
+
+        record, started = ReindexRecord(), time.monotonic()
+
+        def work() -> None:
+            from cli.online.index import pinned_here, read_evaluation
+            from index.bundle.registry import Registry
+            from training.data.dataset import load_dataset
+            from training.nightly.reindex import ReindexJob
+            from training.nightly.volume_bounds import VolumeBounds
+
+            _check_places(json_file, textfile)
+            set_torch_threads(threads)
+            volume = VolumeBounds.read(bounds, bound or [])
+            others = [option for option in bound or [] if option.partition("=")[0].strip() not in volume.names()]
+            spec = index_spec(kind, codes, memory_mb, target_recall, bounds, others, threads)
+            dataset = load_dataset(data, interactions=interactions)
+            figures = read_evaluation(run, evaluation)
+            spare = frozenset() if keep is None else pinned_here()
+            job = ReindexJob(run, dataset, Registry(registry), spec, figures, keep, force, trust_times, spare, volume)
+            _look_only(job, record, asked) if dry_run else _carry_out(job, record, asked)
+
+        _guard(work, record)
+        record.seconds = time.monotonic() - started
+        _report(record, json_file)
+        if not dry_run:
+            _tell(record, run, textfile, pushgateway)
+    if record.exit_code:
+        raise typer.Exit(record.exit_code)
+
+
+def _look_only(job: "ReindexJob", record: "ReindexRecord", asked: Callable[[], bool]) -> None:
+    """Say what would be done. Another job is noticed, and not kept from starting in the meantime."""
+    from training.nightly.reindex import look
+    from training.runs.lock import run_lock
+
+    with run_lock(job.run, shared=True):
+        pass
+    with _progress() as report:
+        findings = look(job, _stoppable(report, asked))
+    _count(findings, record)
+    record.outcome = "dry run"
+    before = findings.embedded_before()
+    if findings.pending.reason is not None and record.to_embed:
+        _out.print(f"would embed every item: {findings.pending.reason}", markup=False)
+    more = f", {before:,} more were embedded by an interrupted job" if before else ""
+    _out.print(f"would embed {record.to_embed - before:,} of {record.items:,} items{more}")
+    findings.check_volume(job)
+    _out.print("would publish nothing" if findings.bundle else "would build a bundle and publish it")
+
+
+def _carry_out(job: "ReindexJob", record: "ReindexRecord", asked: Callable[[], bool]) -> None:
+    from training.nightly.reindex import carry_out, look
+    from training.runs.lock import run_lock
+
+    with run_lock(job.run), _progress() as report:
+        findings = look(job, _stoppable(report, asked))
+        _count(findings, record)
+        if findings.pending.reason is not None and record.to_embed:
+            _err.print(f"embedding every item: {findings.pending.reason}", markup=False)
+        carry_out(job, findings, record, progress=report, stopped=asked)
+
+
+def _stoppable(report: "Progress", asked: Callable[[], bool]) -> "Progress":
+    """A report of progress that ends the work once somebody has asked for it."""
+    from training.errors import JobStopped
+
+    def reporting(step: str, done: int, every: int) -> None:
+        report(step, done, every)
+        if asked():
+            raise JobStopped(f"stopped while {step}; start the same command again to go on")
+
+    return reporting
+
+
+def _count(findings: "Findings", record: "ReindexRecord") -> None:
+    delta, pending = findings.delta, findings.pending
+    record.items = len(pending.contents)
+    record.new, record.changed = delta.new, delta.changed
+    record.unchanged, record.deleted = delta.unchanged, delta.deleted
+    record.to_embed, record.reused = findings.to_embed, pending.reused
+    record.not_found = int(pending.contents.not_found().sum())
+    record.why, record.losses = list(findings.why), list(findings.losses)
+    if pending.base is not None:
+        ids = set(pending.contents.item_ids())
+        record.unreadable = {name: why for name, why in pending.base.unreadable.items() if name in ids}
+
+
+def _guard(work: Callable[[], None], record: "ReindexRecord") -> None:
+    """Do the work; whatever ends it becomes an outcome, an exit code and a line for people."""
+    from index.errors import GateRefused, IndexingError
+    from training.errors import JobStopped, RunBusy, TrainingError
+
+    def end(outcome: str, code: int, error: BaseException) -> None:
+        record.outcome, record.exit_code, record.error = outcome, code, str(error) or outcome
+
+    try:
+        work()
+        record.exit_code = 0
+    except GateRefused as error:
+        end("refused", _EXIT_REFUSED, error)
+    except RunBusy as error:
+        end("busy", _EXIT_BUSY, error)
+    except JobStopped as error:
+        end("stopped", _EXIT_TERMINATED, error)
+    except KeyboardInterrupt as error:
+        end("interrupted", _EXIT_INTERRUPTED, error)
+    except (TrainingError, IndexingError) as error:
+        end("failed", _EXIT_BAD_INPUT, error)
+    except Exception as error:  # noqa: BLE001 - a defect must not look like one of the codes above, and must be told
+        traceback.print_exc()
+        end("failed", _EXIT_BUG, error)
+
+
+def _report(record: "ReindexRecord", json_file: Path | None) -> None:
+    if record.error is not None:
+        word = "error" if record.outcome == "failed" else record.outcome
+        _err.print(f"{word}: {record.error}", markup=False, style="red")
+    if record.items:
+        _out.print(
+            f"{record.items:,} items: {record.new:,} new, {record.changed:,} changed, {record.unchanged:,} unchanged, "
+            f"{record.deleted:,} deleted, {len(record.unreadable):,} with an unreadable picture, "
+            f"{record.not_found:,} with one that is not found"
+        )
+    for item_id, reason in list(record.unreadable.items())[:_UNREADABLE_SHOWN] if record.exit_code == 0 else ():
+        _out.print(f"  unreadable: {item_id}: {reason}", markup=False)
+    if record.outcome == "published":
+        resumed = f", {record.resumed:,} before an interruption" if record.resumed else ""
+        reused = f", {record.reused:,} known by content" if record.reused else ""
+        _out.print(f"embedded {record.encoded:,}{resumed}{reused}; {record.saved:.2%} of the embedding saved")
+        for loss in record.losses:
+            if not loss.check.held:
+                _warn(f"published by force: {loss}")
+    for why in record.why:
+        _out.print(f"because {why}" if record.outcome in {"published", "refused", "dry run"} else why, markup=False)
+    if record.pruned:
+        _out.print(f"deleted {len(record.pruned)} old bundles: {', '.join(record.pruned)}", markup=False)
+    if record.outcome in {"published", "nothing to do"}:
+        _out.print(f"{record.outcome}: {record.bundle} in {record.seconds:.1f} s", markup=False)
+    if json_file is not None:
+        try:
+            partial = json_file.with_name(f"{json_file.name}.part")
+            partial.write_text(json.dumps(record.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            partial.replace(json_file)
+        except OSError as error:
+            _warn(f"{json_file}: the summary cannot be written ({error.strerror}); check --json")
+
+
+def _tell(record: "ReindexRecord", run: Path, textfile: Path | None, pushgateway: str | None) -> None:
+    if textfile is None and pushgateway is None:
+        return
+    from cli.offline.reindex_metrics import metrics_of, tell
+    from training.nightly.record import ReindexState
+    from training.nightly.reindex import REINDEX_DIRECTORY
+
+    metrics = metrics_of(record, ReindexState(run / REINDEX_DIRECTORY))
+    tell(metrics, textfile=textfile, gateway=pushgateway, run=run.resolve().name, warn=_warn)
+
+
+def _check_places(*places: Path | None) -> None:
+    """Refuse a file that could not be written before hours are spent.
+
+    Raises:
+        ReindexError: its directory is missing or not writable.
+    """
+    from training.errors import ReindexError
+
+    for place in places:
+        if place is not None and (place.is_dir() or not os.access(place.parent, os.W_OK)):
+            raise ReindexError(f"{place}: cannot be written; name a file in an existing directory")
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[Callable[[], bool]]:
+    """SIGTERM becomes a wish to stop at the next good place; gives whether it was uttered."""
+    asked: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: asked.append(number))
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _warn(message: str) -> None:
+    _err.print(f"warning: {message}", markup=False, style="yellow")
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator["Progress"]:
+    """A bar per step on stderr."""
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskID,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=_err, transient=True) as bars:
+
+        def report(step: str, done: int, every: int) -> None:
+            if step not in tasks:
+                tasks[step] = bars.add_task(step)
+            counted = f"{step} {done:,} of {every:,}" if step == "embedding" else step
+            bars.update(tasks[step], completed=done, total=every, description=counted)
+
+        yield report

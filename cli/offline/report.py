@@ -1,0 +1,77 @@
+"""`vlm2rec report`: a run as a page to read."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from training.data.dataset import Dataset
+    from training.report.data import RunReport
+
+REPORT_FILE = "report.html"
+_console = Console(highlight=False, soft_wrap=True)
+
+
+def report(
+    data: Annotated[Path, typer.Argument(help="The data set that the run was trained on.", metavar="DATA")],
+    run: Annotated[Path, typer.Option("--run", help="The run directory.", metavar="RUN")],
+    out: Annotated[Path | None, typer.Option(help="File to write; default RUN/report.html.")] = None,
+    interactions: Annotated[
+        Path | None, typer.Option(help="Interactions in place of those in DATA; the same as for train.")
+    ] = None,
+    image_alone: Annotated[
+        Path | None, typer.Option(help="A run trained on images alone, to tell how far the joint one uses them.")
+    ] = None,
+    text_alone: Annotated[Path | None, typer.Option(help="A run trained on texts alone, likewise.")] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="JSON of `evaluate`; RUN/evaluation.json if it exists.")
+    ] = None,
+) -> None:
+    """Write report.html: what was trained, whether a modality is collapsing, curves, what the model takes for alike.
+
+    One file without a script and without anything from another host. What the run lacks is named in it.
+    """
+    from training.data.dataset import load_dataset
+
+    alone = {"image": image_alone, "text": text_alone}
+    given = {modality: path for modality, path in alone.items() if path is not None}
+    dataset = load_dataset(data, interactions=interactions)
+    told, path = write_report(dataset, run, out, alone=given, evaluation=evaluation)
+    _console.print(told.verdict.headline, markup=False)
+    for reason in told.verdict.reasons:
+        _console.print(f"  {reason}", markup=False)
+    _console.print(str(path), markup=False)
+
+
+def write_report(
+    dataset: "Dataset",
+    run: Path,
+    out: Path | None = None,
+    *,
+    alone: dict[str, Path] | None = None,
+    evaluation: Path | None = None,
+) -> "tuple[RunReport, Path]":
+    """Make and write the page; gives what it tells and where it is.
+
+    Raises:
+        TrainingError: the run cannot be read or compared, or the file cannot be written.
+    """
+    from index.bundle.integrity import write_durably
+    from index.machine.disk import explain
+    from training.errors import EvaluationError
+    from training.report.data import gather
+    from training.report.page import render_run
+
+    with Console(stderr=True).status("reading the run") as status:
+        told = gather(dataset, run, alone=alone, evaluation=evaluation, progress=status.update)
+        status.update("drawing")
+        page = render_run(told)
+    path = out or run / REPORT_FILE
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, page.encode("utf-8"))
+    except OSError as error:
+        raise EvaluationError(explain(error, path, "check --out and report again", what="the report")) from error
+    return told, path

@@ -1,0 +1,1 @@
+"""Commands that build and publish bundles, serve them and check a running service."""

@@ -1,0 +1,254 @@
+"""`vlm2rec index …`: build, publish and look after bundles."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from cli.online.bundle_tables import check_table, show_bundle, show_bundles
+from cli.online.index_options import (
+    BoundOption,
+    BoundsOption,
+    CodesOption,
+    EvaluationOption,
+    ForceOption,
+    KindOption,
+    MemoryOption,
+    TargetRecallOption,
+    index_spec,
+)
+
+app = typer.Typer(no_args_is_help=True)
+
+_EXIT_REFUSED = 1
+
+_out = Console(soft_wrap=True, highlight=False)
+_err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+RegistryOption = Annotated[str, typer.Option("--registry", help="Directory of published bundles, or its file:// URL.")]
+
+
+@app.command()
+def build(
+    run: Annotated[Path, typer.Option(help="Run directory with `encoder/` from fit-encoder.")],
+    out: Annotated[Path | None, typer.Option(help="Where the bundle goes; RUN/bundles if not given.")] = None,
+    kind: KindOption = "auto",
+    codes: CodesOption = "auto",
+    memory_mb: MemoryOption = None,
+    target_recall: TargetRecallOption = 0.97,
+    bounds: BoundsOption = None,
+    bound: BoundOption = None,
+    threads: Annotated[int | None, typer.Option(help="Threads to build with; all cores if not given.")] = None,
+    evaluation: EvaluationOption = None,
+    publish_to: Annotated[str | None, typer.Option("--publish", help="Registry to publish the bundle to.")] = None,
+    force: ForceOption = False,
+) -> None:
+    """Build a bundle from a run, measure it, hold it to its bounds, and publish it if asked to."""
+    from index.build.build import build_bundle
+    from index.items.eval_queries import Probes
+    from index.items.item_table import ItemTable
+
+    spec = index_spec(kind, codes, memory_mb, target_recall, bounds, bound, threads)
+    encoder = run / "encoder"
+    with _progress() as report:
+        bundle = build_bundle(
+            ItemTable.load(encoder / "table"),
+            encoder / "encoder.onnx",
+            Probes.load(encoder / "probes.npz"),
+            out or run / "bundles",
+            spec,
+            evaluation=read_evaluation(run, evaluation),
+            exclude_seen=_excludes_seen(encoder / "fit.json"),
+            progress=report,
+        )
+    show_bundle(bundle)
+    _out.print(str(bundle), markup=False)
+    if publish_to is not None:
+        _publish(bundle, publish_to, force=force)
+
+
+@app.command()
+def publish(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's directory.")],
+    registry: RegistryOption,
+    force: ForceOption = False,
+) -> None:
+    """Hold a bundle to its bounds, verify it, copy it into the registry and point to it."""
+    _publish(bundle, registry, force=force)
+
+
+@app.command("list")
+def list_bundles(registry: RegistryOption) -> None:
+    """List the bundles in the order in which they were published; * marks the current one."""
+    from index.bundle.registry import Registry
+
+    found = Registry(registry).list()
+    if found:
+        show_bundles(found)
+    else:
+        _out.print(f"{registry}: nothing is published yet", markup=False)
+
+
+@app.command()
+def show(
+    bundle: Annotated[str | None, typer.Argument(help="A bundle's directory; with --registry, an id.")] = None,
+    registry: Annotated[
+        str | None, typer.Option("--registry", help="Show one published here, the current one if no id is given.")
+    ] = None,
+) -> None:
+    """Show what a bundle measured of itself, beside its bounds."""
+    from index.bundle.registry import Registry
+    from index.errors import BundleNotFound
+
+    if registry is None:
+        if bundle is None:
+            raise typer.BadParameter("give a bundle, or --registry for the current one")
+        show_bundle(Path(bundle))
+        return
+    published = Registry(registry)
+    name = bundle or published.current()
+    if name is None:
+        raise BundleNotFound(f"{registry}: nothing is published yet; publish one with `vlm2rec index publish`")
+    show_bundle(published.path(name))
+
+
+@app.command()
+def rollback(
+    registry: RegistryOption,
+    to: Annotated[
+        str | None, typer.Option(metavar="ID", help="The bundle to point to; the one before if not given.")
+    ] = None,
+) -> None:
+    """Point back to the bundle before the current one, or to any published one."""
+    from index.bundle.registry import Registry
+
+    _out.print(f"current: {Registry(registry).rollback(to)}", markup=False)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle's directory.")] = None,
+    registry: Annotated[
+        str | None, typer.Option("--registry", help="Verify every bundle published here instead.")
+    ] = None,
+) -> None:
+    """Hash every file of a bundle, or of all published ones, and open it once."""
+    from index.bundle.bundle import Bundle
+    from index.bundle.registry import Registry
+    from index.errors import BundleInvalid
+
+    if (bundle is None) == (registry is None):
+        raise typer.BadParameter("give a bundle or --registry, exactly one of them")
+    paths = [bundle] if bundle is not None else [info.path for info in Registry(registry or "").list()]
+    damaged = 0
+    for path in paths:
+        try:
+            loaded = Bundle.load(path, verify="full")
+            _out.print(f"{path}: whole, {len(loaded)} items", markup=False)
+        except BundleInvalid as error:
+            damaged += 1
+            _err.print(f"{error}", markup=False, style="red")
+    if not paths:
+        _out.print(f"{registry}: nothing is published yet", markup=False)
+    if damaged:
+        raise typer.Exit(_EXIT_REFUSED)
+
+
+@app.command()
+def prune(
+    registry: RegistryOption,
+    keep: Annotated[int, typer.Option(help="How many of those published last stay.")] = 5,
+    spare: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="A bundle that stays as well; may be given several times.")
+    ] = None,
+) -> None:
+    """Delete old bundles, in the order in which they were published.
+
+    The current one stays, the one that a rollback goes back to, and those that a service on this machine has pinned.
+    """
+    from index.bundle.registry import Registry
+
+    gone = Registry(registry).prune(keep, spare={*(spare or ()), *pinned_here()})
+    _out.print("\n".join(f"deleted: {name}" for name in gone) or "nothing to delete", markup=False)
+
+
+def pinned_here() -> frozenset[str]:
+    """Ids of the bundles that services on this machine have pinned, as far as their local files tell."""
+    from service.bundles.kept_pins import kept_pins
+
+    file = os.environ.get("VLM2REC_DIRECTIVES_FILE")
+    return kept_pins(*([Path(file)] if file else []))
+
+
+def _publish(bundle: Path, registry: str, *, force: bool) -> None:
+    from index.bundle.registry import Registry
+    from index.errors import GateRefused
+
+    try:
+        with _progress() as report:
+            name = Registry(registry).publish(bundle, force=force, progress=report)
+    except GateRefused as error:
+        _err.print(check_table(error.shortfalls))
+        _err.print(f"refused: {error}", markup=False, style="red")
+        raise typer.Exit(_EXIT_REFUSED) from error
+    _out.print(f"published: {name}", markup=False)
+
+
+def _excludes_seen(fitted: Path) -> bool:
+    """What a run was fitted with; true where that is not told.
+
+    Raises:
+        IndexSpecError: the file is there and cannot be read.
+    """
+    from index.errors import IndexSpecError
+
+    if not fitted.is_file():
+        return True
+    try:
+        found = json.loads(fitted.read_text(encoding="utf-8")).get("config", {}).get("exclude_seen", True)
+    except (OSError, ValueError, AttributeError) as error:
+        raise IndexSpecError(f"{fitted}: cannot be read ({error}); run `vlm2rec fit-encoder` again") from error
+    if not isinstance(found, bool):
+        raise IndexSpecError(f"{fitted}: exclude_seen must be true or false, got {found!r}; fit the encoder again")
+    return found
+
+
+def read_evaluation(run: Path, path: Path | None) -> dict[str, Any] | None:
+    """The figures of ``evaluate --json``: from a file, else from ``RUN/evaluation.json`` if there is one.
+
+    Raises:
+        IndexSpecError: the file cannot be read.
+    """
+    from index.errors import IndexSpecError
+
+    chosen = path or run / "evaluation.json"
+    if path is None and not chosen.is_file():
+        return None
+    try:
+        figures = json.loads(chosen.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise IndexSpecError(
+            f"{chosen}: no readable JSON ({error}); run `vlm2rec evaluate` with --json again"
+        ) from error
+    if not isinstance(figures, dict):
+        raise IndexSpecError(f"{chosen}: must be a JSON object, got {type(figures).__name__}; evaluate again")
+    return figures
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """A bar per stage on stderr; only the last one is kept on the screen while it runs."""
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_err, transient=True) as bars:
+        task = bars.add_task("", total=1.0)
+
+        def report(stage: str, share: float) -> None:
+            bars.update(task, description=stage, completed=share)
+
+        yield report

@@ -1,0 +1,149 @@
+"""ParityCheck: the same histories through PyTorch, ONNX and a live service."""
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cli.errors import LiveServiceError
+from index.bundle.bundle import Bundle, Found
+from index.errors import SearchError
+from index.search.parity import Parity, Ranking
+
+
+class Live(Protocol):
+    """What is asked of the live service; see `cli.online.live_service`."""
+
+    def recommend(self, items: list[str], k: int) -> dict[str, Any]:
+        """The answer to a history of item ids."""
+        ...
+
+    def available(self, item_id: str) -> bool:
+        """Whether an item may be answered."""
+        ...
+
+
+class Encoder(Protocol):
+    """Encodes histories of stored vectors."""
+
+    def encode(self, histories: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """(B, Σd) float32."""
+        ...
+
+
+class ParityCheck:
+    """Compares a live service with its bundle under ONNX Runtime, and that with PyTorch.
+
+    The live answer is held to the same index, the two encoders to each other by exact search, so that only the encoders
+    can make a difference there.
+
+    Args:
+        bundle: the one that is live.
+        live: the service.
+        torch: the encoder under PyTorch; None: not compared.
+        k: items of each answer.
+        tolerance: largest difference of scores that is none.
+
+    Attributes:
+        pairs: what was compared.
+    """
+
+    def __init__(self, bundle: Bundle, live: Live, torch: Encoder | None, *, k: int, tolerance: float) -> None:
+        self._bundle, self._live, self._torch, self._k = bundle, live, torch, k
+        self._served = Parity("ONNX – live", tolerance)
+        self._exported = Parity("PyTorch – ONNX", tolerance)
+        self._shown: dict[str, bool] = {}
+        self.pairs = [self._served] if torch is None else [self._exported, self._served]
+
+    def histories(self, most: int, items: list[str]) -> list[NDArray[np.int64]]:
+        """Rows of the histories to ask with: probes, spread evenly, and one of given items.
+
+        Raises:
+            SearchError: a given item is unknown, or there is nothing to ask with.
+        """
+        probes = self._bundle.probes
+        places = np.unique(np.linspace(0, len(probes) - 1, min(most, len(probes))).astype(np.int64))
+        found = [probes.history(int(place)) for place in places]
+        if items:
+            rows, unknown = self._bundle.ids.rows(items)
+            if unknown:
+                raise SearchError(f"--item {unknown[0]!r} is not in bundle {self._bundle.id}; name items that are")
+            found.append(rows)
+        found = [history for history in found if self._bundle.indexed[history].any()]
+        if not found:
+            raise SearchError(f"bundle {self._bundle.id} has no probes with a slot; give a history with --item")
+        return found
+
+    def ask(self, history: NDArray[np.int64]) -> None:
+        """Compare the answers to one history.
+
+        Raises:
+            LiveServiceError: the service does not answer, or with another bundle by now.
+        """
+        usable = history[self._bundle.indexed[history]]
+        query = self._bundle.encode([usable])[0]
+        name = f"history {', '.join(self._bundle.ids.id(int(row)) for row in history[-3:])}"
+        if self._torch is not None:
+            self._compare_encoders(name, query, usable, history)
+        self._compare_live(name, query, history)
+
+    def _compare_encoders(
+        self, name: str, query: NDArray[np.float32], usable: NDArray[np.int64], seen: NDArray[np.int64]
+    ) -> None:
+        if self._torch is None:
+            return
+        other = self._torch.encode([self._bundle.vectors(usable)])[0]
+        depth = self._k + np.unique(seen).size
+        right, got = (self._ranking(self._bundle.exact(vector[None], depth), seen) for vector in (query, other))
+        self._exported.compare(name, right, got, lambda item_id: self._score(query, item_id))
+
+    def _compare_live(self, name: str, query: NDArray[np.float32], seen: NDArray[np.int64]) -> None:
+        answer = self._live.recommend([self._bundle.ids.id(int(row)) for row in seen], self._k)
+        if answer.get("bundle") != self._bundle.id:
+            raise LiveServiceError(
+                f"the service answers with bundle {answer.get('bundle')} by now, not with {self._bundle.id}; "
+                "verify again"
+            )
+        if answer.get("strategy") != "sequence" or answer.get("degraded") is not None:
+            self._served.fail(name, f"answered by {answer.get('strategy')}, degraded: {answer.get('degraded')}")
+            return
+        try:
+            got = Ranking(
+                [str(item["item_id"]) for item in answer["items"]], [float(item["score"]) for item in answer["items"]]
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise LiveServiceError(f"the service answers items of another form ({error!r})") from error
+        barred = {self._bundle.ids.id(int(row)) for row in seen}
+
+        def score_of(item_id: str) -> float | None:
+            return None if item_id in barred else self._score(query, item_id)
+
+        self._served.compare(name, self._reference(query, seen, got), got, score_of)
+
+    def _reference(self, query: NDArray[np.float32], seen: NDArray[np.int64], got: Ranking) -> Ranking:
+        """What the bundle answers; items that are hidden on the service are left out."""
+        depth = self._k + np.unique(seen).size
+        while True:
+            hidden = [item_id for item_id, shown in self._shown.items() if not shown]
+            allowed = None
+            if hidden:
+                mask = np.ones(len(self._bundle), dtype=np.bool_)
+                mask[self._bundle.ids.rows(hidden)[0]] = False
+                allowed = self._bundle.allowed(None, mask)
+            right = self._ranking(self._bundle.search(query[None], depth, allowed=allowed), seen)
+            missed = set(right.ids) - set(got.ids) - self._shown.keys()
+            if not missed:
+                return right
+            for item_id in missed:
+                self._shown[item_id] = self._live.available(item_id)
+
+    def _ranking(self, found: Found, seen: NDArray[np.int64]) -> Ranking:
+        kept = (found.rows[0] >= 0) & ~np.isin(found.rows[0], seen)
+        rows = found.rows[0][kept][: self._k].tolist()
+        return Ranking([self._bundle.ids.id(row) for row in rows], found.scores[0][kept][: self._k].tolist())
+
+    def _score(self, query: NDArray[np.float32], item_id: str) -> float | None:
+        row = self._bundle.ids.row(item_id)
+        if row is None:
+            return None
+        return float(self._bundle.contributions(query[None], np.array([[row]]))[0, 0].sum())

@@ -1,0 +1,1 @@
+"""Building a bundle and its FAISS file."""

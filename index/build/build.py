@@ -1,0 +1,215 @@
+"""Building a bundle: item table, encoder and probes in; a verified, measured directory out.
+
+Everything is written into a hidden directory, flushed to the disk and renamed in one step, so a build that is killed
+leaves nothing that loads.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from index.build.faiss_file import write_index
+from index.bundle.index_spec import IndexSpec
+from index.bundle.integrity import sha256_of, sync_directory, sync_file
+from index.bundle.manifest import (
+    ENCODER_FILE,
+    INDEXED_FILE,
+    ITEMS_FILE,
+    MANIFEST_FILE,
+    PROBES_FILE,
+    FileEntry,
+    GateRecord,
+    IndexRecord,
+    Manifest,
+)
+from index.bundle.permissions import READ_ONLY
+from index.bundle.quality import Quality
+from index.errors import BundleError, EncoderError, IndexSpecError
+from index.evaluation.report import Draft, write_report
+from index.items.eval_queries import Probes
+from index.items.item_table import MISSING_FILE, VECTORS_FILE, ItemTable
+from index.items.items_file import ItemRows
+from index.items.thumbnails import THUMBNAILS_FILE
+from index.machine.disk import explain, new_array_file
+from index.search.encoder import OnnxSequenceEncoder
+
+Progress = Callable[[str, float], None]
+
+_BUILDING = ".building-"
+_BLOCK_ROWS = 65_536
+
+
+def build_bundle(
+    table: ItemTable,
+    encoder: Path,
+    probes: Probes,
+    out: Path,
+    spec: IndexSpec | None = None,
+    *,
+    evaluation: Mapping[str, Any] | None = None,
+    exclude_seen: bool = True,
+    now: datetime | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Build a bundle, measure its recall, and put it in place.
+
+    Args:
+        table: the items.
+        encoder: ``encoder.onnx`` for the same slots.
+        probes: held-out histories as rows of the table; may be empty.
+        out: directory that receives ``<bundle id>/``; made if missing.
+        spec: what to build; the defaults of :class:`IndexSpec` if None.
+        evaluation: what ``vlm2rec evaluate --json`` wrote about this encoder; its figures are held to the bounds.
+        exclude_seen: whether an answer leaves out what the user had before, where a request doesn't say.
+        now: time of the build, aware; the present if None.
+        progress: called with the name of a stage and the share of it that is done, 0 … 1.
+
+    Returns:
+        The bundle's directory.
+
+    Raises:
+        IndexSpecError: nothing to index, values that are not finite, a bound on a slot that the items do not have, or
+            an evaluation of another encoder.
+        EncoderError: the encoder cannot be loaded or is for other slots.
+        ItemTableError: a probe names a row that does not exist, or a metadata column has a type that is not stored.
+        BundleError: the directory cannot be written.
+    """
+    spec = spec or IndexSpec()
+    report_progress = progress or (lambda _stage, _share: None)
+    model = OnnxSequenceEncoder(encoder, threads=spec.threads)
+    if model.layout != table.layout:
+        raise EncoderError(
+            f"{encoder}: the encoder is for the slots {model.layout.slots}, the item table has {table.layout.slots}; "
+            "fit the encoder again"
+        )
+    probes.check_rows(len(table))
+    spec.bounds.check_slots(table.layout)
+    created = now or datetime.now(UTC)
+    quality = None if evaluation is None else Quality.read(evaluation, encoder, exclude_seen=exclude_seen)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with _scratch(out) as directory:
+            indexed = _write_items(table, directory, report_progress)
+            shutil.copyfile(encoder, directory / ENCODER_FILE)
+            probes.save(directory / PROBES_FILE)
+            draft = Draft(directory, table, indexed, model, probes, spec)
+            choice, parameters = write_index(draft, report_progress)
+            record, gate = write_report(
+                draft, choice.kind, choice.reason, parameters, quality, created, report_progress
+            )
+            manifest = _seal(draft, record, gate, created, report_progress, exclude_seen=exclude_seen)
+            return _put_in_place(directory, out / manifest.id)
+    except (OSError, pa.ArrowException) as error:
+        raise BundleError(explain(error, out, "build again", what="the bundle")) from error
+
+
+@contextlib.contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """A hidden directory that goes away unless it is renamed; those of dead builds go first.
+
+    The builder holds a lock on its directory. The kernel drops it with the process, so a lock that can be had marks
+    what a killed build left behind.
+    """
+    for leftover in out.glob(f"{_BUILDING}*"):
+        with contextlib.suppress(OSError), _locked(leftover):
+            shutil.rmtree(leftover)
+    directory = out / f"{_BUILDING}{uuid.uuid4().hex}"
+    directory.mkdir()
+    with _locked(directory):
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of a directory; raises BlockingIOError if another process has it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write_items(table: ItemTable, directory: Path, progress: Progress) -> NDArray[np.bool_]:
+    """Write vectors, items and the mask of indexed rows; gives the mask, (n,) bool."""
+    vectors = new_array_file(directory / VECTORS_FILE, table.vectors.dtype, table.vectors.shape)
+    indexed = np.zeros(len(table), dtype=np.bool_)
+    for start in range(0, len(table), _BLOCK_ROWS):
+        progress("vectors", start / len(table))
+        block = np.asarray(table.vectors[start : start + _BLOCK_ROWS])
+        if not np.isfinite(block).all():
+            row = start + int(np.argmax(~np.isfinite(block).all(axis=1)))
+            raise IndexSpecError(
+                f"item {table.ids.id(row)!r} has a vector that is not finite; embed the catalogue again"
+            )
+        vectors[start : start + _BLOCK_ROWS] = block
+        indexed[start : start + _BLOCK_ROWS] = table.layout.present(block).any(axis=1)
+    vectors.flush()
+    if not indexed.any():
+        raise IndexSpecError(f"none of {len(table)} items has a text or picture vector, so there is nothing to index")
+    np.save(directory / MISSING_FILE, table.missing_record())
+    np.save(directory / INDEXED_FILE, indexed)
+    progress("items", 0.0)
+    ItemRows(table.ids, table.popularity, table.metadata).save(directory / ITEMS_FILE)
+    if table.thumbnails is not None:
+        table.thumbnails.copy_to(directory / THUMBNAILS_FILE)
+    return indexed
+
+
+def _seal(
+    draft: Draft, record: IndexRecord, gate: GateRecord, now: datetime, progress: Progress, *, exclude_seen: bool
+) -> Manifest:
+    """Hash and flush every file, make them read-only, write the manifest last."""
+    directory, table = draft.directory, draft.table
+    files: dict[str, FileEntry] = {}
+    written = sorted(path for path in directory.iterdir() if path.is_file())
+    for number, path in enumerate(written):
+        progress("hash", number / len(written))
+        sync_file(path)
+        path.chmod(READ_ONLY)
+        files[path.name] = FileEntry(sha256=sha256_of(path), size=path.stat().st_size)
+    try:
+        json.dumps(table.model, allow_nan=False)
+        manifest = Manifest.seal(
+            created=now.astimezone(UTC).replace(microsecond=0),
+            slots=tuple((slot.name, slot.dim) for slot in table.layout.slots),
+            dtype=str(table.vectors.dtype),
+            items=len(table),
+            indexed=int(draft.indexed.sum()),
+            max_history=draft.encoder.max_history,
+            model=table.model,
+            index=record,
+            gate=gate,
+            exclude_seen=exclude_seen,
+            files=files,
+        )
+        text = manifest.to_json()
+    except (TypeError, ValueError) as error:
+        raise IndexSpecError(f"the provenance of the item table must be JSON ({error}); embed it again") from error
+    (directory / MANIFEST_FILE).write_text(text)
+    (directory / MANIFEST_FILE).chmod(READ_ONLY)
+    sync_file(directory / MANIFEST_FILE)
+    sync_directory(directory)
+    return manifest
+
+
+def _put_in_place(directory: Path, final: Path) -> Path:
+    if final.exists():  # the same content within the same second: what is there is as good
+        return final
+    directory.rename(final)
+    sync_directory(final.parent)
+    return final

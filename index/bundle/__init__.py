@@ -1,0 +1,1 @@
+"""Bundles on disk, the gate and the registry."""

@@ -1,0 +1,174 @@
+"""Reading the files of a bundle, each held to the manifest; foreign errors become BundleInvalid."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.bundle.manifest import Manifest
+from index.errors import BundleInvalid, EncoderError, ItemTableError, SearchError
+from index.items.eval_queries import Probes
+from index.items.items_file import ItemRows
+from index.items.mapped_array import map_array
+from index.items.modality_status import Missing, check_missing, check_missing_fits
+from index.items.thumbnails import Thumbnails
+from index.search.encoder import OnnxSequenceEncoder
+from index.search.query_plan import Effort
+from index.search.searcher import CpuIndex, GpuIndex, Searcher
+
+_BLOCK_ROWS = 65_536
+
+
+def read_items(path: Path, manifest: Manifest) -> ItemRows:
+    """Ids, popularity and metadata from ``items.arrow``, mapped.
+
+    Raises:
+        BundleInvalid: the file cannot be read or does not fit the manifest.
+    """
+    try:
+        items = ItemRows.load(path)
+    except ItemTableError as error:
+        raise BundleInvalid(f"{path}: {error}; build the bundle again") from error
+    if len(items.ids) != manifest.items:
+        raise BundleInvalid(f"{path}: holds {len(items.ids)} items, the manifest says {manifest.items}; build it again")
+    return items
+
+
+def map_vectors(path: Path, manifest: Manifest) -> NDArray[np.floating]:
+    """The stored vectors, (n, Σd) float16 or float32, mapped read-only.
+
+    Raises:
+        BundleInvalid: the file cannot be read or does not fit the manifest.
+    """
+    return map_array(path, manifest.dtype, (manifest.items, manifest.layout.dim))
+
+
+def check_vectors(path: Path, manifest: Manifest, vectors: NDArray[np.floating], missing: NDArray[np.uint8]) -> None:
+    """Hold every stored vector to what the build promised: finite, and zero exactly where a slot is missing.
+
+    Raises:
+        BundleInvalid: a vector breaks the rule.
+    """
+    for start in range(0, vectors.shape[0], _BLOCK_ROWS):
+        finite = np.isfinite(vectors[start : start + _BLOCK_ROWS]).all(axis=1)
+        if not finite.all():
+            row = start + int(np.argmin(finite))
+            raise BundleInvalid(f"{path}: the vector in row {row} is not finite; build the bundle again")
+    try:
+        check_missing_fits(missing, manifest.layout, vectors)
+    except ItemTableError as error:
+        raise BundleInvalid(f"{path}: {error}; build the bundle again") from error
+
+
+def read_indexed(path: Path, manifest: Manifest) -> NDArray[np.bool_]:
+    """(n,) bool: the rows in the index.
+
+    Raises:
+        BundleInvalid: the file cannot be read or does not fit the manifest.
+    """
+    # Bytes, because a bool that is neither 0 nor 1 is undefined to numpy.
+    marks = map_array(path, "bool", (manifest.items,)).view(np.uint8)
+    marked = int(np.count_nonzero(marks))
+    if int(marks.max()) > 1 or marked != manifest.indexed:
+        raise BundleInvalid(
+            f"{path}: must mark {manifest.indexed} of {manifest.items} rows as the manifest says, got {marked}; build "
+            "the bundle again"
+        )
+    return marks.view(np.bool_)
+
+
+def read_missing(path: Path, manifest: Manifest, indexed: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """(n, slots) codes of :class:`index.items.modality_status.Missing`; a row is indexed exactly if one of its slots is present.
+
+    Raises:
+        BundleInvalid: the file cannot be read or does not fit the manifest.
+    """
+    missing: NDArray[np.uint8] = map_array(path, "uint8", (manifest.items, len(manifest.slots)))
+    try:
+        check_missing(missing, manifest.layout, manifest.items)
+    except ItemTableError as error:
+        raise BundleInvalid(f"{path}: {error}; build the bundle again") from error
+    wrong = (missing == Missing.PRESENT).any(axis=1) != indexed
+    if wrong.any():
+        raise BundleInvalid(
+            f"{path}: row {int(np.argmax(wrong))} must have a present slot exactly if it is indexed; build the bundle "
+            "again"
+        )
+    return missing
+
+
+def read_probes(path: Path, manifest: Manifest) -> Probes:
+    """The probes, their rows checked against the catalogue.
+
+    Raises:
+        BundleInvalid: the file cannot be read or does not fit the manifest.
+    """
+    try:
+        probes = Probes.load(path)
+        probes.check_rows(manifest.items)
+    except ItemTableError as error:
+        raise BundleInvalid(f"{path}: {error}") from error
+    return probes
+
+
+def map_thumbnails(path: Path, manifest: Manifest) -> Thumbnails | None:
+    """The items' small pictures, mapped read-only; None in a bundle without.
+
+    Raises:
+        BundleInvalid: the file cannot be read or does not fit the manifest.
+    """
+    if path.name not in manifest.files:
+        return None
+    try:
+        return Thumbnails.load(path, manifest.items)
+    except ItemTableError as error:
+        raise BundleInvalid(f"{path}: {error}; build the bundle again") from error
+
+
+def open_encoder(path: Path, manifest: Manifest, device: str, threads: int) -> OnnxSequenceEncoder:
+    """The encoder, held to the slots and the history length of the manifest.
+
+    Raises:
+        BundleInvalid: the file cannot be read or does not fit the manifest.
+    """
+    try:
+        encoder = OnnxSequenceEncoder(path, device=device, threads=threads)
+    except EncoderError as error:
+        if device != "cpu":
+            raise  # it may be the device's fault, and the message says so
+        raise BundleInvalid(f"{path}: {error}") from error
+    if encoder.layout != manifest.layout or encoder.max_history != manifest.max_history:
+        raise BundleInvalid(
+            f"{path}: the encoder is for the slots {encoder.layout.slots} and {encoder.max_history} items of history, "
+            f"the manifest says {manifest.layout.slots} and {manifest.max_history}; build the bundle again"
+        )
+    return encoder
+
+
+def open_index(
+    path: Path,
+    manifest: Manifest,
+    vectors: NDArray[np.floating],
+    indexed: NDArray[np.bool_],
+    device: str,
+    threads: int,
+) -> Searcher:
+    """The searcher over ``index.faiss``, on the device.
+
+    Raises:
+        BundleInvalid: the file cannot be read or does not fit the manifest.
+    """
+    record = manifest.index
+    effort = Effort(record.effort.typical, record.effort.bands, record.effort.per_k, record.effort.growth)
+    try:
+        on_cpu = CpuIndex(path, vectors, indexed, threads=threads)
+        searcher = Searcher(on_cpu, vectors, indexed, manifest.layout, effort)
+    except SearchError as error:
+        raise BundleInvalid(f"{path}: {error}") from error
+    if on_cpu.engine.kind != record.kind:
+        raise BundleInvalid(
+            f"{path}: holds a {on_cpu.engine.kind} index, the manifest says {record.kind}; build the bundle again"
+        )
+    if device == "cpu":
+        return searcher
+    return Searcher(GpuIndex(on_cpu), vectors, indexed, manifest.layout, effort)

@@ -1,0 +1,289 @@
+"""Manifest: what a bundle says about itself, and the checks that a bundle must pass before anything reads it."""
+
+import hashlib
+import json
+import re
+import stat
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from index.bundle.gate import Check, check_figures, is_bound
+from index.errors import BundleInvalid, ItemTableError
+from index.items.item_table import MISSING_FILE, VECTORS_FILE
+from index.items.slots import Slot, SlotLayout
+
+BUNDLE_FORMAT: Final = 2
+MANIFEST_FILE = "manifest.json"
+ITEMS_FILE = "items.arrow"
+FAISS_FILE = "index.faiss"
+ENCODER_FILE = "encoder.onnx"
+INDEXED_FILE = "indexed.npy"
+PROBES_FILE = "probes.npz"
+REPORT_FILE = "report.json"
+PAGE_FILE = "report.html"
+REQUIRED_FILES = (
+    ITEMS_FILE,
+    VECTORS_FILE,
+    MISSING_FILE,
+    INDEXED_FILE,
+    FAISS_FILE,
+    ENCODER_FILE,
+    PROBES_FILE,
+    REPORT_FILE,
+    PAGE_FILE,
+)
+
+_LARGEST_MANIFEST = 64 << 20
+_LARGEST_EFFORT = 1 << 20  # far above any that is measured; FAISS allocates by it
+_ID_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class FileEntry(_Part):
+    """One file of a bundle.
+
+    Attributes:
+        sha256: of its content, hexadecimal.
+        size: bytes.
+    """
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+
+
+class EffortRecord(_Part):
+    """:class:`index.search.query_plan.Effort` as it is stored; see there."""
+
+    typical: tuple[float, ...]
+    bands: tuple[tuple[float, int], ...] = Field(min_length=1)
+    per_k: int = Field(ge=1)
+    growth: float = Field(ge=0, le=4)
+
+    @field_validator("bands")
+    @classmethod
+    def _in_order(cls, bands: tuple[tuple[float, int], ...]) -> tuple[tuple[float, int], ...]:
+        edges = [edge for edge, _ in bands]
+        if edges != sorted(edges) or edges[-1] != 1:
+            raise ValueError(f"skews must ascend to 1, got {edges}")
+        if not all(0 <= effort <= _LARGEST_EFFORT for _, effort in bands):
+            raise ValueError(f"an effort must lie in 0 … {_LARGEST_EFFORT}")
+        return bands
+
+
+class IndexRecord(_Part):
+    """Which index was built, why, and how well it finds.
+
+    Attributes:
+        kind: flat, hnsw or ivf.
+        reason: why this kind, in words.
+        parameters: what it was built with.
+        effort: search effort by the skew of a query's slots.
+        recall_k: k of the recall below.
+        recall: recall@k against exact search by kind of query (``plain``, ``image x3``, ``image alone`` …), 0 … 1.
+    """
+
+    kind: Literal["flat", "hnsw", "ivf"]
+    reason: str
+    parameters: dict[str, int | str]
+    effort: EffortRecord
+    recall_k: int = Field(ge=1)
+    recall: dict[str, Finite]
+
+
+class GateRecord(_Part):
+    """What the bundle is held to before it may be published.
+
+    Attributes:
+        bounds: limit by name, see :class:`index.bundle.gate.Bounds`.
+        figures: measured figures by name, without recall, which stands in the index record.
+        shortfalls: names of the figures that missed their bound when it was built. For the reader only: publishing
+            holds the figures to the bounds again.
+    """
+
+    bounds: dict[str, Finite]
+    figures: dict[str, Finite]
+    shortfalls: tuple[str, ...]
+
+    @field_validator("bounds")
+    @classmethod
+    def _known(cls, bounds: dict[str, float]) -> dict[str, float]:
+        unknown = [name for name in bounds if not is_bound(name)]
+        if unknown:
+            raise ValueError(f"unknown bound {unknown[0]!r}")
+        return bounds
+
+    def checks(self, recall: Mapping[str, float]) -> tuple[Check, ...]:
+        """Every figure beside its bound.
+
+        Args:
+            recall: recall@k by kind of query, from the index record.
+        """
+        return check_figures(self.bounds, {f"recall.{kind}": value for kind, value in recall.items()} | self.figures)
+
+
+class Manifest(_Part):
+    """The self-description of a bundle, format 2.
+
+    Attributes:
+        format: always 2; another number is another format, which this version refuses.
+        id: ``<UTC yyyymmddThhmmssZ>-<first 6 hex of content>``.
+        content: sha256 of everything else in the manifest but ``forced``, and so of all files through their hashes.
+        created: when it was built.
+        slots: (name, dim) in order.
+        dtype: of the stored vectors.
+        metric: always the inner product.
+        items: rows of the catalogue.
+        indexed: rows with at least one slot, which are those in the index.
+        max_history: the newest items of a history that the encoder reads.
+        model: provenance of the vectors, as training wrote it.
+        index: what was built.
+        gate: what it is held to.
+        exclude_seen: whether an answer leaves out what the user had before, where a request doesn't say; true in a
+            bundle that was built before it could be chosen.
+        files: every other file of the bundle by its relative path.
+        forced: published although a bound was missed.
+    """
+
+    format: Literal[2]
+    id: str = Field(pattern=rf"^{_ID_PATTERN.pattern}$")
+    content: str = Field(pattern=r"^[0-9a-f]{64}$")
+    created: AwareDatetime
+    slots: tuple[tuple[str, int], ...]
+    dtype: Literal["float16", "float32"]
+    metric: Literal["inner_product"] = "inner_product"
+    items: int = Field(ge=1)
+    indexed: int = Field(ge=1)
+    max_history: int = Field(ge=1)
+    model: dict[str, Any]
+    index: IndexRecord
+    gate: GateRecord
+    exclude_seen: bool = True
+    files: dict[str, FileEntry]
+    forced: bool = False
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for name in files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name or name == MANIFEST_FILE:
+                raise ValueError(f"file name {name!r} must be a plain path inside the bundle")
+        missing = [name for name in REQUIRED_FILES if name not in files]
+        if missing:
+            raise ValueError(f"the files {', '.join(missing)} are not listed")
+        return files
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Manifest":
+        if self.indexed > self.items:
+            raise ValueError(f"{self.indexed} of {self.items} items cannot be indexed")
+        if len(self.index.effort.typical) != len(self.slots):
+            raise ValueError(f"effort.typical needs a share for each of {len(self.slots)} slots")
+        return self
+
+    @property
+    def layout(self) -> SlotLayout:
+        """The slots as a layout.
+
+        Raises:
+            ItemTableError: the slots break a rule.
+        """
+        return SlotLayout(tuple(Slot(name, dim) for name, dim in self.slots))
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """Every figure that has a bound beside it, computed, whatever the manifest says of itself."""
+        return self.gate.checks(self.index.recall)
+
+    @property
+    def shortfalls(self) -> tuple[Check, ...]:
+        """The checks that fail."""
+        return tuple(check for check in self.checks if not check.held)
+
+    @classmethod
+    def seal(cls, created: datetime, **parts: Any) -> "Manifest":  # noqa: ANN401 - the fields above
+        """A manifest with its content hash and id filled in.
+
+        Args:
+            created: aware; the id carries it in UTC to the second.
+            **parts: every field but ``format``, ``id`` and ``content``.
+        """
+        draft = cls(format=BUNDLE_FORMAT, id="00000000T000000Z-000000", content="0" * 64, created=created, **parts)
+        content = draft.content_hash()
+        return draft.model_copy(update={"id": f"{created:%Y%m%dT%H%M%SZ}-{content[:6]}", "content": content})
+
+    def content_hash(self) -> str:
+        """sha256 of this manifest without ``id``, ``content`` and ``forced``, as canonical JSON."""
+        return _content_hash(json.loads(self.to_json()))
+
+    def to_json(self) -> str:
+        """The text of ``manifest.json``.
+
+        ``exclude_seen`` is left out where it is true, so that the hash of a bundle from before it could be chosen stays
+        the same when the bundle is published again, and an earlier version reads what this one writes.
+        """
+        raw = self.model_dump(mode="json")
+        if self.exclude_seen:
+            del raw["exclude_seen"]
+        return json.dumps(raw, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def read(cls, bundle: Path) -> "Manifest":
+        """Read and check ``manifest.json``.
+
+        Args:
+            bundle: the bundle's directory.
+
+        Raises:
+            BundleInvalid: missing, unreadable, of an unknown format version, altered, or it breaks a rule.
+        """
+        path = bundle / MANIFEST_FILE
+        try:
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                raise BundleInvalid(f"{path}: must be a regular file; publish the bundle again")
+            if status.st_size > _LARGEST_MANIFEST:
+                raise BundleInvalid(f"{path}: larger than {_LARGEST_MANIFEST} bytes, not a manifest; build it again")
+            text = path.read_bytes()
+            raw = json.loads(text)
+            if not isinstance(raw, dict) or "format" not in raw:
+                raise BundleInvalid(f"{path}: not a manifest, 'format' is missing; build the bundle again")
+            if type(raw["format"]) is not int or raw["format"] != BUNDLE_FORMAT:
+                raise BundleInvalid(
+                    f"{path}: bundle format {raw['format']!r}, this version reads {BUNDLE_FORMAT}; build the bundle "
+                    "again with this version"
+                )
+            manifest = cls.model_validate_json(text)
+            manifest.layout  # noqa: B018 - raises on slots that break a rule
+            altered = manifest.content != _content_hash(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "as a whole"
+            raise BundleInvalid(f"{path}: {where}: {first['msg']}; build the bundle again") from error
+        except (OSError, ValueError, RecursionError, ItemTableError) as error:
+            raise BundleInvalid(f"{path}: not a readable manifest ({error}); build the bundle again") from error
+        if altered or not manifest.id.endswith(manifest.content[:6]):
+            raise BundleInvalid(f"{path}: its content does not fit its own hash, so it was altered; build it again")
+        return manifest
+
+
+def is_bundle_id(text: str) -> bool:
+    """Whether a text has the form of a bundle id."""
+    return _ID_PATTERN.fullmatch(text) is not None
+
+
+def _content_hash(raw: dict[str, Any]) -> str:
+    """The hash over the JSON itself, so that it does not depend on how a later version fills in defaults."""
+    kept = {name: value for name, value in raw.items() if name not in {"id", "content", "forced"}}
+    canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

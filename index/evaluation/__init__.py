@@ -1,0 +1,1 @@
+"""Recall, latency and catalogue figures of a bundle, and its report."""

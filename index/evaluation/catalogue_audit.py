@@ -1,0 +1,170 @@
+"""What stands out among the items of a bundle: missing modalities, repeated pictures, texts and pictures that disagree.
+
+All of it is told from the stored vectors and the missing-modality record, so it holds for what will be served.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from index.evaluation.disagreement import NEAREST, Disagreement, disagreement
+from index.evaluation.near_duplicates import COSINE, NearDuplicates, near_duplicates
+from index.evaluation.neighbours import nearest, sample_rows
+from index.items.item_table import ItemTable
+from index.items.modality_status import Missing
+from index.items.slots import IMAGE, TEXT, SlotLayout
+
+_COMPARISONS = 500_000_000  # a few seconds on two cores; up to 22,000 pictures are compared each with each
+_SMALLEST_SAMPLE = 2_000
+_EXAMPLES = 10
+_NAMED = 5  # items of a group, and neighbours of an item
+_LONGEST_TITLE = 160
+_BINS = 20  # of the histogram of p
+
+_FILES = (Missing.UNREADABLE, Missing.NOT_FOUND)
+_MODALITIES = (Missing.ABSENT, *_FILES)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Findings about the items, for the gate and for the reader.
+
+    Attributes:
+        layout: the slots.
+        missing: (n, slots) uint8 codes of :class:`index.items.modality_status.Missing`.
+        pictures: None where fewer than two items have a picture.
+        disagreeing: None where too few items have both text and picture.
+        names: row → id and title.
+    """
+
+    layout: SlotLayout
+    missing: NDArray[np.uint8]
+    pictures: NearDuplicates | None
+    disagreeing: Disagreement | None
+    names: "ItemNames"
+
+    def figures(self) -> dict[str, float]:
+        """Shares by figure, 0 … 1; what could not be measured is left out."""
+        figures = {
+            f"missing.{name}": float((self.missing[:, column] != Missing.PRESENT).mean())
+            for column, name in enumerate(self.layout.names)
+        }
+        if self.pictures is not None:
+            figures["near_duplicates"] = self.pictures.share
+        if self.disagreeing is not None:
+            figures["disagreement"] = self.disagreeing.share
+        return {name: round(value, 4) for name, value in figures.items()}
+
+    def as_json(self) -> dict[str, Any]:
+        """The sections ``missing``, ``near_duplicates`` and ``disagreement`` of ``report.json``."""
+        return {
+            "missing": {name: self._missing_of(column) for column, name in enumerate(self.layout.names)},
+            "near_duplicates": None if self.pictures is None else self._pictures(self.pictures),
+            "disagreement": None if self.disagreeing is None else self._disagreeing(self.disagreeing),
+        }
+
+    def _missing_of(self, column: int) -> dict[str, Any]:
+        codes = self.missing[:, column]
+        counts = {code.name.lower(): int((codes == code).sum()) for code in Missing}
+        rows = np.flatnonzero(np.isin(codes, [int(code) for code in _MODALITIES]))
+        files_first = rows[np.argsort(~np.isin(codes[rows], _FILES), kind="stable")]
+        return {**counts, "examples": self.names.of(files_first[:_EXAMPLES].tolist())}
+
+    def _pictures(self, found: NearDuplicates) -> dict[str, Any]:
+        return {
+            "cosine": COSINE,
+            "pictured": found.pictured,
+            "sampled": found.sampled,
+            "repeated": found.repeated,
+            "share": round(found.share, 4),
+            "groups": [
+                {"size": size, "items": self.names.of(rows[:_NAMED])} for rows, size in found.groups[:_EXAMPLES]
+            ],
+        }
+
+    def _disagreeing(self, found: Disagreement) -> dict[str, Any]:
+        counts, _ = np.histogram(found.p, bins=_BINS, range=(0.0, 1.0))
+        suspects = found.suspects
+        return {
+            "nearest": NEAREST,
+            "sampled": int(found.rows.shape[0]),
+            "suspects": int(suspects.shape[0]),
+            "share": round(found.share, 4),
+            "text_similarity": {
+                "own": round(float(found.own.mean()), 4),
+                "strangers": round(float(found.strangers.mean()), 4),
+            },
+            "p": counts.tolist(),
+            "examples": [
+                {
+                    **self.names.one(int(found.rows[place])),
+                    "p": round(float(found.p[place]), 4),
+                    "looks_like": self.names.of(found.neighbours[place, :_NAMED].tolist()),
+                }
+                for place in suspects[:_EXAMPLES]
+            ],
+        }
+
+
+class ItemNames:
+    """Ids and titles for the reader.
+
+    Args:
+        table: the items.
+    """
+
+    def __init__(self, table: ItemTable) -> None:
+        self._ids = table.ids
+        has_titles = "title" in table.metadata.column_names and pa.types.is_string(table.metadata.column("title").type)
+        self._titles = table.metadata.column("title") if has_titles else None
+
+    def one(self, row: int) -> dict[str, str | None]:
+        """``id`` and ``title`` (None without one) of a row; a long title is cut."""
+        title = None if self._titles is None else self._titles[row].as_py()
+        return {"id": self._ids.id(row), "title": title and title[:_LONGEST_TITLE]}
+
+    def of(self, rows: Iterable[int]) -> list[dict[str, str | None]]:
+        """The same of several rows."""
+        return [self.one(row) for row in rows]
+
+
+def examine(
+    table: ItemTable,
+    vectors: NDArray[np.floating],
+    missing: NDArray[np.uint8],
+    *,
+    seed: int,
+    progress: Callable[[float], None],
+) -> Catalogue:
+    """Look through the items; large catalogues by a sample that is compared with all of them.
+
+    Args:
+        table: the items.
+        vectors: (n, Σd) stored vectors.
+        missing: (n, slots) uint8 codes of :class:`index.items.modality_status.Missing`.
+        seed: of the sample.
+        progress: called with the share done.
+    """
+    layout, names = table.layout, ItemNames(table)
+    has = {name: missing[:, column] == Missing.PRESENT for column, name in enumerate(layout.names)}
+    nothing = np.zeros(len(table), dtype=np.bool_)
+    pictured = np.flatnonzero(has.get(IMAGE, nothing))
+    if pictured.shape[0] < 2:
+        return Catalogue(layout, missing, None, None, names)
+    both = has[IMAGE] & has.get(TEXT, nothing)
+    near = nearest(
+        vectors,
+        layout.slice(IMAGE),
+        pictured,
+        both,
+        sample_rows(pictured, comparisons=_COMPARISONS, smallest=_SMALLEST_SAMPLE, seed=seed),
+        k=NEAREST,
+        bound=COSINE,
+        progress=progress,
+    )
+    agreement = disagreement(vectors, layout.slice(TEXT), np.flatnonzero(both), near, seed=seed) if both.any() else None
+    return Catalogue(layout, missing, near_duplicates(near, pictured.shape[0]), agreement, names)

@@ -1,0 +1,205 @@
+"""report.html: the report of a bundle as a page to read, on its own in one file.
+
+No script, nothing from another host. Ids and titles come from strangers, so the template escapes everything it is
+given, and the page's own policy forbids scripts and requests should that ever fail.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from index.bundle.gate import Check, decisive
+from index.bundle.manifest import GateRecord
+from index.bundle.quality import SYSTEMS
+from index.evaluation.axis import Axis, axis_over
+from index.items.modality_status import Missing
+
+_THOUSAND = 1000.0
+_TEMPLATE = "report.html"
+_LOWEST_RECALL_SHOWN = 0.9
+_THE_RULE = 0.5  # from this share on, disagreeing is no exception
+
+
+def render_page(report: Mapping[str, Any], gate: GateRecord) -> str:
+    """The page.
+
+    Args:
+        report: what ``report.json`` holds.
+        gate: what the bundle is held to.
+    """
+    checks = gate.checks(report["index"]["recall"])
+    missed = [check for check in checks if not check.held]
+    environment = Environment(
+        loader=PackageLoader("index", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"bytes": as_bytes, "share": as_share, "count": as_count, "ms": as_ms}
+    return environment.get_template(_TEMPLATE).render(
+        report=report,
+        checks=len(checks),
+        rows=[_row(check, stands_for) for check, stands_for in decisive(checks)],
+        missed=len(missed),
+        recall=_recall(report, gate),
+        latency=_latency(report),
+        memory=_parts({name: size for name, size in report["memory"].items() if name != "resident"}),
+        slot_shares=_parts(report["answers"]["slot_shares"]),
+        missing=[
+            {"slot": slot, "parts": _parts({state: found[state] for state in _STATES}), "found": found}
+            for slot, found in report["missing"].items()
+        ],
+        quality=None if report["quality"] is None else _quality(report["quality"], gate),
+        agreement=None if report["disagreement"] is None else _agreement(report["disagreement"]),
+    )
+
+
+_STATES = tuple(state.name.lower() for state in Missing)
+
+
+def label(figure: str) -> str:
+    """A figure's name in words."""
+    family, _, kind = figure.partition(".")
+    words = {
+        "recall": "Recall",
+        "served_quality": "Quality as served",
+        "text_quality": "Quality of text alone",
+        "image_quality": "Quality of image alone",
+        "coverage": "Coverage",
+        "slot_share": "Share of the score",
+        "missing": "Items without",
+        "latency_p99_ms": "Latency, p99",
+        "near_duplicates": "Near-duplicate pictures",
+        "disagreement": "Text and picture disagree",
+    }[family]
+    if not kind:
+        return words
+    return f"{words} {kind}" if family == "missing" else f"{words}, {kind}"
+
+
+def as_figure(figure: str, value: float | None) -> str:
+    """A figure's value with its unit."""
+    family = figure.partition(".")[0]
+    if value is None:
+        return "not measured"
+    if family == "recall":
+        return f"{value:.4f}"
+    if family.endswith("_quality"):
+        return f"{value:.2f} ×"
+    return as_ms(value) if family == "latency_p99_ms" else as_share(value)
+
+
+def as_share(value: float) -> str:
+    """A share of 1 in per cent."""
+    return f"{100 * value:.3g} %" if value < 1 else "100 %"
+
+
+def as_count(value: int) -> str:
+    """A whole number with thousands apart."""
+    return f"{value:,}"
+
+
+def as_ms(value: float) -> str:
+    """Milliseconds."""
+    return f"{value:.3g} ms"
+
+
+def as_bytes(size: float) -> str:
+    """Bytes in decimal units."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < _THOUSAND:
+            return f"{size:.3g} {unit}"
+        size /= _THOUSAND
+    return f"{size:,.3g} GB"
+
+
+def _row(check: Check, stands_for: int) -> dict[str, Any]:
+    kind = check.figure.partition(".")[2]
+    several = {
+        "label": f"{label(check.bound)}, {stands_for} kinds of query",
+        "remark": f"{'lowest' if check.at_least else 'highest'}: {kind}",
+    }
+    row = {
+        "figure": check.figure,
+        "label": label(check.figure),
+        "remark": "",
+        "value": as_figure(check.figure, check.value),
+        "limit": ("≥ " if check.at_least else "≤ ") + as_figure(check.figure, check.limit),
+        "held": check.held,
+    }
+    return row | (several if stands_for > 1 else {})
+
+
+def _recall(report: Mapping[str, Any], gate: GateRecord) -> dict[str, Any]:
+    recall, bound = report["index"]["recall"], gate.bounds.get("recall")
+    axis = axis_over([*recall.values(), *([] if bound is None else [bound]), _LOWEST_RECALL_SHOWN], high=1.0)
+    rows = [
+        {"name": name, "value": value, "at": axis.at(value), "low": bound is not None and value < bound}
+        for name, value in recall.items()
+    ]
+    return {"axis": axis, "rows": rows, "bound": bound, "bound_at": None if bound is None else axis.at(bound)}
+
+
+def _latency(report: Mapping[str, Any]) -> dict[str, Any]:
+    times: Mapping[str, Mapping[str, float]] = report["search_ms"]
+    axis = axis_over([0.0, *(time["p99"] for time in times.values())])
+    rows = [
+        {"name": name, **time, "at": {part: axis.at(value) for part, value in time.items()}}
+        for name, time in times.items()
+    ]
+    return {"axis": axis, "rows": rows}
+
+
+def _quality(quality: Mapping[str, Any], gate: GateRecord) -> dict[str, Any]:
+    bounds = {name: gate.bounds.get(figure) for figure, name in SYSTEMS.items()}
+    highs = [system["high"] or system["ratio"] or 0.0 for system in quality["systems"]]
+    axis = axis_over([0.0, 1.0, *highs, *(bound for bound in bounds.values() if bound is not None)])
+    return {"axis": axis, "one": axis.at(1.0), "rows": [_system(row, bounds, axis) for row in quality["systems"]]}
+
+
+def _system(system: Mapping[str, Any], bounds: Mapping[str, float | None], axis: Axis) -> dict[str, Any]:
+    bound = bounds.get(system["name"])
+    placed = {part: None if system[part] is None else axis.at(system[part]) for part in ("ratio", "low", "high")}
+    return {
+        **system,
+        "served": system["name"] == SYSTEMS["served_quality"],
+        "at": placed,
+        "bound": bound,
+        "bound_at": None if bound is None else axis.at(bound),
+    }
+
+
+def _agreement(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A histogram with heights by the square root (a rootogram; Tukey, 1972), so that the few beside the many show."""
+    counts: Sequence[int] = found["p"]
+    width, highest = 100.0 / len(counts), math.sqrt(max(counts) or 1)
+    bars = [
+        {
+            "x": width * place,
+            "width": width,
+            "height": 100.0 * math.sqrt(count) / highest,
+            "suspicious": place >= len(counts) / 2,
+        }
+        for place, count in enumerate(counts)
+    ]
+    unrelated = sum(counts) * found["share"] / len(counts)
+    return {
+        "axis": Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0)),
+        "bars": bars,
+        "flat": 100.0 * math.sqrt(unrelated) / highest,
+        "alarming": found["share"] <= _THE_RULE,
+    }
+
+
+def _parts(sizes: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Parts of a whole, side by side on 0 … 100."""
+    total = sum(sizes.values()) or 1.0
+    parts, start = [], 0.0
+    for name, size in sizes.items():
+        width = 100.0 * size / total
+        parts.append({"name": name, "size": size, "share": size / total, "x": start, "width": width})
+        start += width
+    return parts

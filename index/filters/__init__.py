@@ -1,0 +1,1 @@
+"""Filters over item metadata and the text search."""

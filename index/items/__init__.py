@@ -1,0 +1,1 @@
+"""Item tables: ids, slots, rows, thumbnails and evaluation queries."""

@@ -1,0 +1,92 @@
+"""What an item lacks, slot by slot, and why: the missing-modality record.
+
+A zero slot says only that nothing is there. The record keeps the reason, so that a picture that could not be read is
+not taken for one that never existed, nor a new item for one that nobody likes.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.errors import ItemTableError
+from index.items.slots import BEHAVIOUR, SlotLayout
+
+_BLOCK_ROWS = 65_536
+
+
+class Missing(IntEnum):
+    """The state of one slot of one item."""
+
+    PRESENT = 0
+    """The slot has a vector."""
+    ABSENT = 1
+    """The catalogue has nothing for it."""
+    UNREADABLE = 2
+    """The catalogue names something that could not be read."""
+    COLD = 3
+    """The item has too little history for a behaviour vector."""
+    NOT_FOUND = 4
+    """The catalogue names a file that is not there."""
+
+
+def derive_missing(layout: SlotLayout, vectors: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """The record as far as the vectors tell it: a zero slot is ``COLD`` if it is behaviour, else ``ABSENT``.
+
+    Args:
+        layout: the slots.
+        vectors: (n, Σd) stored vectors, may be memory-mapped; read in blocks.
+
+    Returns:
+        (n, slots) codes of :class:`Missing`, columns in the order of the layout.
+    """
+    reasons = [Missing.COLD if name == BEHAVIOUR else Missing.ABSENT for name in layout.names]
+    missing = np.zeros((vectors.shape[0], len(reasons)), dtype=np.uint8)
+    for start in range(0, vectors.shape[0], _BLOCK_ROWS):
+        part = slice(start, start + _BLOCK_ROWS)
+        missing[part] = np.where(layout.present(vectors[part]), Missing.PRESENT, np.array(reasons, dtype=np.uint8))
+    return missing
+
+
+def check_missing(missing: NDArray[np.uint8], layout: SlotLayout, rows: int) -> None:
+    """Hold a record to its form.
+
+    Args:
+        missing: what should be (rows, slots) codes of :class:`Missing`.
+        layout: the slots.
+        rows: how many items there are.
+
+    Raises:
+        ItemTableError: another shape or dtype, or a number that is no code.
+    """
+    wanted = (rows, len(layout.slots))
+    if missing.dtype != np.uint8 or missing.shape != wanted:
+        raise ItemTableError(
+            f"the missing-modality record must be uint8 of shape {wanted}, got {missing.dtype} {missing.shape}"
+        )
+    largest = int(missing.max(initial=0))
+    if largest > max(Missing):
+        raise ItemTableError(f"a code of the missing-modality record must lie in 0 … {max(Missing)}, got {largest}")
+
+
+def check_missing_fits(missing: NDArray[np.uint8], layout: SlotLayout, vectors: NDArray[np.floating]) -> None:
+    """Hold a record to the vectors: ``PRESENT`` exactly where the slot is not zero.
+
+    Args:
+        missing: (n, slots) codes of :class:`Missing`.
+        layout: the slots.
+        vectors: (n, Σd) stored vectors, may be memory-mapped; read in blocks.
+
+    Raises:
+        ItemTableError: a slot is said to be present and is zero, or the other way round; the first such row is named.
+    """
+    for start in range(0, vectors.shape[0], _BLOCK_ROWS):
+        part = slice(start, start + _BLOCK_ROWS)
+        wrong = (missing[part] == Missing.PRESENT) != layout.present(vectors[part])
+        if wrong.any():
+            row, column = (int(place) for place in np.argwhere(wrong)[0])
+            state = "zero" if missing[start + row, column] == Missing.PRESENT else "not zero"
+            raise ItemTableError(
+                f"row {start + row}: slot {layout.names[column]!r} is {state}, but its missing-modality code is "
+                f"{Missing(missing[start + row, column]).name}"
+            )

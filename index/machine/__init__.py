@@ -1,0 +1,1 @@
+"""Cores and disks of the machine."""

@@ -1,0 +1,1 @@
+"""Vector search: FAISS, exact search, scores and the ONNX encoder."""

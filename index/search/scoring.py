@@ -1,0 +1,75 @@
+"""Scores and their parts: Σ_m ⟨q^m, x^m⟩ in float32 from the stored vectors, the same way for ranking and attribution.
+
+docs/method.md, "From VLM vectors to an online encoder", point 4. Whatever an index returns is scored again here, so
+neither the index's own arithmetic nor the number of rows asked for can change a score.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.items.slots import SlotLayout
+from index.search.float16 import to_float32
+
+
+def slot_scores(queries: NDArray[np.float32], vectors: NDArray[np.float32], layout: SlotLayout) -> NDArray[np.float32]:
+    """Inner product of each query with its own vectors, slot by slot.
+
+    Args:
+        queries: (B, Σd) float32, slot weights already multiplied in.
+        vectors: (B, c, Σd) float32 stored vectors.
+        layout: the slots.
+
+    Returns:
+        (B, c, slots) float32, slots in the order of the layout; 0 where a vector lacks the slot.
+    """
+    parts = np.empty((*vectors.shape[:2], len(layout.slots)), dtype=np.float32)
+    start = 0
+    for position, slot in enumerate(layout.slots):
+        stop = start + slot.dim
+        np.vecdot(vectors[:, :, start:stop], queries[:, None, start:stop], out=parts[:, :, position])
+        start = stop
+    return parts
+
+
+def rank_again(
+    queries: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    vectors: NDArray[np.floating],
+    layout: SlotLayout,
+    k: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Score candidate rows from the stored vectors and keep the best k.
+
+    Args:
+        queries: (B, Σd) float32.
+        rows: (B, c) int64 candidates in any order, −1 = none; without repetition in a row.
+        vectors: (n, Σd) stored vectors.
+        layout: the slots.
+        k: at least 1; may exceed c.
+
+    Returns:
+        (B, k) int64 rows padded with −1 and (B, k) float32 scores padded with −inf; descending, ties by lower row.
+    """
+    scores = slot_scores(queries, gather(vectors, rows), layout).sum(axis=2)
+    scores[rows < 0] = -np.inf
+    order = np.lexsort((rows, -scores), axis=1)[:, :k]
+    line = np.arange(rows.shape[0])[:, None]
+    best_rows, best_scores = rows[line, order], scores[line, order]
+    missing = k - best_rows.shape[1]
+    if missing > 0:
+        best_rows = np.pad(best_rows, ((0, 0), (0, missing)), constant_values=-1)
+        best_scores = np.pad(best_scores, ((0, 0), (0, missing)), constant_values=-np.inf)
+    return best_rows, best_scores
+
+
+def gather(vectors: NDArray[np.floating], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Stored vectors of rows as float32.
+
+    Args:
+        vectors: (n, Σd), n ≥ 1.
+        rows: int64 of any shape; a negative row reads row 0, the caller masks it.
+
+    Returns:
+        (*rows.shape, Σd) float32.
+    """
+    return to_float32(vectors.take(np.maximum(rows, 0), axis=0))

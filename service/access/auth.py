@@ -1,0 +1,84 @@
+"""API keys: several at once, so that they can be rotated; compared in constant time; never logged or answered."""
+
+import hmac
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+
+from service.access.key_file import KeySource, digest_of
+from service.access.rate_limit import Caller, RateLimit, caller_at
+from service.errors import KeyMissing, KeyRefused
+
+
+class KeyRing:
+    """The keys that open one group of routes, and how often each of them may.
+
+    Args:
+        sources: where the keys are; none with a key leave the group open or closed, as ``open_without_keys`` says.
+        open_without_keys: True for data routes, False for admin routes.
+        limit: how often each key, or each address where the group is open, may call; None: as often as it likes.
+    """
+
+    def __init__(
+        self, sources: Sequence[KeySource], *, open_without_keys: bool, limit: RateLimit | None = None
+    ) -> None:
+        self._sources = tuple(source for source in sources if source.configured)
+        self._open = open_without_keys and not self._sources
+        self._limit = limit
+
+    def admit(self, request: Request) -> None:
+        """Let a request in or refuse it.
+
+        Raises:
+            KeyMissing, KeyRefused: see :meth:`check`.
+            RateExceeded: its key, or its address where no keys are set, called too often.
+        """
+        digest = self.check(request.headers)
+        if self._limit is not None:
+            self._limit.take(digest or _address_of(request))
+
+    def charge(self, request: Request, cost: int) -> None:
+        """Count a request that was let in as several, as a batch is; see `RateLimit.charge`.
+
+        Args:
+            request: as it was let in.
+            cost: requests that it stands for, itself among them.
+        """
+        if self._limit is not None and cost > 1:
+            self._limit.charge(self.check(request.headers) or _address_of(request), cost - 1)
+
+    def check(self, headers: Headers) -> bytes | None:
+        """Hold a request to the keys; its own is in ``Authorization: Bearer`` or ``X-API-Key``.
+
+        Returns:
+            The digest of the key; None where the group is open.
+
+        Raises:
+            KeyMissing: a key is needed and none was sent.
+            KeyRefused: the key sent is not one of these, or there is no key that would open the group.
+        """
+        if self._open:
+            return None
+        if not self._sources:
+            raise KeyRefused("this route is closed: no key is set that opens it")
+        sent = _key_in(headers)
+        if sent is None:
+            raise KeyMissing("send an API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+        digest = digest_of(sent)
+        known = [key for source in self._sources for key in source.digests()]
+        if sum(hmac.compare_digest(digest, key) for key in known) == 0:
+            raise KeyRefused("the API key sent does not open this route")
+        return digest
+
+
+def _key_in(headers: Headers) -> str | None:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key.strip():
+        return key.strip()
+    return headers.get("x-api-key")
+
+
+def _address_of(request: Request) -> Caller:
+    client = request.scope.get("client")
+    return caller_at(client[0]) if client else ""

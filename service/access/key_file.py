@@ -1,0 +1,93 @@
+"""KeySource: the keys of one kind, from the settings and from a file that is read again when it changes."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from time import monotonic
+
+from service.access.secret_files import read_keys, signature
+from service.errors import SettingsError
+
+_LOOK_S = 1.0
+
+
+class KeySource:
+    """Digests of the keys of one kind.
+
+    A file is looked at once a second at the most, when somebody asks for the digests. One that cannot be read any more,
+    or holds no good key, changes nothing: a slip of the pen must neither open the service nor lock everybody out.
+
+    Args:
+        setting: name of the setting that names the file, for messages.
+        given: keys from the settings.
+        file: more keys, one a line.
+        on_trouble: told why a changed file is not taken; never a key.
+        clock: seconds, monotonic.
+
+    Attributes:
+        configured: whether there are keys, or a file for them.
+
+    Raises:
+        SettingsError: the file cannot be read, or breaks a rule.
+    """
+
+    def __init__(
+        self,
+        setting: str,
+        given: Iterable[str] = (),
+        file: Path | None = None,
+        *,
+        on_trouble: Callable[[str], None] = lambda _trouble: None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._setting = setting
+        self._given = tuple(digest_of(key) for key in given)
+        self._file = file
+        self._on_trouble = on_trouble
+        self._clock = clock
+        self._apart_from: tuple[KeySource, ...] = ()
+        self._signature = None if file is None else signature(file)
+        self._digests = self._given if file is None else self._read(file)
+        self._next_look = clock() + _LOOK_S
+        self.configured = bool(self._given) or file is not None
+
+    def keep_apart_from(self, *others: "KeySource") -> None:
+        """Refuse keys that another kind has, too, now and in every file read later.
+
+        Raises:
+            SettingsError: two have a key in common now.
+        """
+        self._apart_from = others
+        self._check_apart(self._digests)
+
+    def digests(self) -> tuple[bytes, ...]:
+        """The digests of all keys, as they are now."""
+        if self._file is not None and (now := self._clock()) >= self._next_look:
+            self._next_look = now + _LOOK_S
+            self._look(self._file)
+        return self._digests
+
+    def _look(self, file: Path) -> None:
+        found = signature(file)
+        if found == self._signature:
+            return
+        self._signature = found
+        try:
+            self._digests = self._check_apart(self._read(file))
+        except SettingsError as error:
+            self._on_trouble(f"{error}; the keys stay as they were")
+
+    def _read(self, file: Path) -> tuple[bytes, ...]:
+        return (*self._given, *(digest_of(key) for key in read_keys(file, self._setting)))
+
+    def _check_apart(self, digests: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        if any(not set(digests).isdisjoint(other.digests()) for other in self._apart_from):
+            raise SettingsError(
+                f"{self._setting}: a key must be of one kind only: an API key, an admin key or a metrics key"
+            )
+        return digests
+
+
+def digest_of(key: str) -> bytes:
+    """SHA-256 of a key: of one length whatever was sent, so that comparing takes one time."""
+    return hashlib.sha256(key.encode()).digest()

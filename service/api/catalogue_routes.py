@@ -1,0 +1,102 @@
+"""Routes of the catalogue: its items, page by page or one by one, and their pictures. No logic."""
+
+from collections.abc import Container
+from functools import partial
+
+import orjson
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from index.bundle.bundle import Bundle
+from index.filters.text_search import TextPage
+from index.items.thumbnails import MEDIA_TYPE
+from service.api import request_models, response_models
+from service.api.cursors import Cursor, next_cursor
+from service.api.entity_tags import entity_tag, none_match
+from service.api.fast_router import KEY_PROBLEMS, Route, Services, add_routes, admit_to_data, item_id_of
+from service.api.openapi import operation, path_parameter, query_parameters
+from service.api.rendering import items_of, json_response
+from service.api.request_body import shown, validate
+from service.errors import NoPicture, UnknownItem
+
+# A picture of an item changes with a bundle; who may see it is for the key of the request, so no shared cache keeps it.
+_CACHED = "private, max-age=3600"
+_ITEM = operation(parameters=[path_parameter("item_id", "Percent-encoded, a slash too.")])
+_PAGE = operation(parameters=query_parameters(request_models.ItemsQuery))
+
+_TABLE = (
+    Route("GET", "/items", "items", "catalogue", response_models.ItemsAnswer, (410, *KEY_PROBLEMS), _PAGE),
+    Route("GET", "/items/{item_id}", "item", "catalogue", response_models.ItemAnswer, (404, *KEY_PROBLEMS), _ITEM),
+    Route("GET", "/items/{item_id}/image", "image", "catalogue", None, (404, *KEY_PROBLEMS), _ITEM, MEDIA_TYPE),
+)
+
+
+class CatalogueRoutes:
+    """The handlers; every one reads the current bundle once.
+
+    Args:
+        services: what they work with.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def register(self, app: FastAPI) -> None:
+        """Add all routes with their documentation."""
+        add_routes(app, self, _TABLE)
+
+    async def items(self, request: Request) -> Response:
+        """Browse the catalogue, page by page, in its own order, or look for a text in it."""
+        trace = admit_to_data(request, self._services, takes_query=True)
+        page = validate(request_models.ItemsQuery, dict(request.query_params))
+        bundle = self._services.current.get()
+        Cursor.read(page.cursor).check(bundle.id, page.q)
+        trace.lap("parse")
+        content = await self._services.slow_lane.run(partial(_page, bundle, page, self._services.directives.hidden))
+        trace.lap("browse")
+        return Response(content, media_type="application/json")
+
+    async def item(self, request: Request) -> Response:
+        """One item of the current bundle."""
+        admit_to_data(request, self._services)
+        bundle = self._services.current.get()
+        return json_response(items_of(bundle, [_row(bundle, request)], self._services.directives.hidden)[0])
+
+    async def image(self, request: Request) -> Response:
+        """A small picture of an item, at most 256 pixels a side."""
+        admit_to_data(request, self._services)
+        bundle = self._services.current.get()
+        row = _row(bundle, request)
+        picture = None if bundle.thumbnails is None else bundle.thumbnails.get(row)
+        if picture is None:
+            raise NoPicture(f"bundle {bundle.id} has no picture of item {shown(bundle.ids.id(row))}")
+        headers = {"ETag": entity_tag(picture), "Cache-Control": _CACHED}
+        if not none_match(request.headers.get("if-none-match"), headers["ETag"]):
+            return Response(status_code=304, headers=headers)
+        return Response(picture, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _page(bundle: Bundle, page: request_models.ItemsQuery, hidden: Container[str]) -> bytes:
+    """The JSON of one page; in another thread than that which hides items, but one look at a set is one step."""
+    start = Cursor.read(page.cursor).place
+    if page.q is None:
+        end = min(start + page.limit, len(bundle))
+        found = TextPage(list(range(start, end)), end if end < len(bundle) else None)
+    else:
+        found = bundle.text_search.page(page.q, start, page.limit)
+    following = None if found.next is None else next_cursor(found.next, bundle.id, page.q)
+    return orjson.dumps({"bundle": bundle.id, "items": items_of(bundle, found.rows, hidden), "next": following})
+
+
+def _row(bundle: Bundle, request: Request) -> int:
+    """The row of the item in the path.
+
+    Raises:
+        UnknownItem: the bundle does not have it.
+    """
+    item_id = item_id_of(request)
+    row = bundle.ids.row(item_id)
+    if row is None:
+        raise UnknownItem(f"item_id must be in bundle {bundle.id}; received {shown(item_id)}")
+    return row

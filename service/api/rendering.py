@@ -1,0 +1,120 @@
+"""Rendering: from rows and scores to what goes out."""
+
+from collections.abc import Container, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from starlette.responses import Response
+
+from index.bundle.bundle import Bundle
+from index.bundle.manifest import REPORT_FILE
+from index.items.modality_status import Missing
+from service.recommend.query import Answer
+
+_TITLE = "title"
+_REASONS = [reason.name.lower() for reason in Missing]
+
+
+def age_s(bundle: Bundle) -> float:
+    """Seconds since a bundle was built."""
+    return max((datetime.now(UTC) - bundle.manifest.created).total_seconds(), 0.0)
+
+
+def report_of(bundle: Bundle) -> Any:  # noqa: ANN401 - any JSON value
+    """The report in the bundle's directory; None if the directory was pruned meanwhile."""
+    try:
+        return orjson.loads((bundle.path / REPORT_FILE).read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+
+
+def json_response(value: Any) -> Response:  # noqa: ANN401 - any JSON-able value
+    """A 200 with a JSON body; numbers that are not finite become null."""
+    return Response(orjson.dumps(value), media_type="application/json")
+
+
+def found_items(bundle: Bundle, answer: Answer, *, explain: bool, fields: list[str] | None) -> list[dict[str, Any]]:
+    """The items of an answer, best first.
+
+    Args:
+        bundle: the one that answered.
+        answer: rows and scores.
+        explain: with contributions and the nearest history item, null where the answer has none.
+        fields: metadata to add; None adds none.
+    """
+    rows = answer.rows.tolist()
+    items = [
+        {"item_id": bundle.ids.id(row), "score": score, "missing": missing}
+        for row, score, missing in zip(rows, answer.scores.tolist(), missing_of(bundle, answer.rows), strict=True)
+    ]
+    if explain:
+        parts = None if answer.contributions is None else answer.contributions.tolist()
+        nearest = None if answer.nearest is None else answer.nearest.tolist()
+        for place, item in enumerate(items):
+            item["contributions"] = None if parts is None else dict(zip(bundle.layout.names, parts[place], strict=True))
+            item["nearest_history_item"] = None if nearest is None else bundle.ids.id(nearest[place])
+    if fields is not None:
+        for item, found in zip(items, bundle.fields_of(answer.rows, fields), strict=True):
+            item["fields"] = found
+    return items
+
+
+def missing_of(bundle: Bundle, rows: NDArray[np.int64]) -> list[dict[str, str]]:
+    """What items lack: slot → absent, unreadable, cold or not_found; empty for an item that is whole.
+
+    Args:
+        bundle: which catalogue.
+        rows: (k,) int64 rows of the items.
+    """
+    codes = bundle.missing[rows]
+    if not codes.any():
+        return [{} for _ in range(len(rows))]
+    names = bundle.layout.names
+    return [
+        {name: _REASONS[code] for name, code in zip(names, states, strict=True) if code} for states in codes.tolist()
+    ]
+
+
+def items_of(bundle: Bundle, rows: Sequence[int], hidden: Container[str]) -> list[dict[str, Any]]:
+    """Items of the catalogue.
+
+    Args:
+        bundle: which catalogue.
+        rows: of the items.
+        hidden: ids of those that may not be answered.
+    """
+    chosen = np.array(rows, dtype=np.int64)
+    lacking, fields = missing_of(bundle, chosen), bundle.fields_of(chosen)
+    thumbnails = bundle.thumbnails
+    return [
+        {
+            "item_id": (item_id := bundle.ids.id(row)),
+            "fields": found,
+            "slots": [name for name in bundle.layout.names if name not in missing],
+            "missing": missing,
+            "popularity": int(bundle.popularity[row]) / bundle.events,
+            "picture": thumbnails is not None and thumbnails.has(row),
+            "available": item_id not in hidden,
+        }
+        for row, missing, found in zip(rows, lacking, fields, strict=True)
+    ]
+
+
+def samples_of(bundle: Bundle, most: int) -> list[dict[str, Any]]:
+    """Held-out histories with their targets, evenly spaced over the probes of a bundle."""
+    probes = bundle.probes
+    chosen = np.linspace(0, len(probes) - 1, min(len(probes), most)).astype(np.int64).tolist()
+
+    def named(row: int) -> dict[str, Any]:
+        return {"item_id": bundle.ids.id(row), "title": bundle.fields(row, [_TITLE]).get(_TITLE)}
+
+    return [
+        {
+            "history": [named(row) for row in probes.history(probe).tolist()],
+            "target": named(int(probes.targets[probe])),
+        }
+        for probe in chosen
+    ]

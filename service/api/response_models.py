@@ -1,0 +1,238 @@
+"""Wire types of what goes out, for the OpenAPI document; what comes in is in `service.api.request_models`."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from service.errors import RefusalReason
+
+MissingReason = Literal["absent", "unreadable", "cold", "not_found"]
+
+
+class RecommendedItem(BaseModel):
+    """One item of an answer."""
+
+    item_id: str
+    score: float = Field(description="Inner product with the query; under popular the share of events, 0 to 1.")
+    missing: dict[str, MissingReason] = Field(description="Slots that the item lacks and why; empty if it is whole.")
+    contributions: dict[str, float] | None = Field(
+        None, description="With explain: parts of the score by slot, summing to it; null under popular."
+    )
+    nearest_history_item: str | None = Field(
+        None, description="With explain: the liked item of the history nearest to this one; null under popular."
+    )
+    fields: dict[str, Any] | None = Field(None, description="With fields: the metadata asked for.")
+
+
+class RecommendAnswer(BaseModel):
+    """Recommendations, best first."""
+
+    request_id: str
+    bundle: str = Field(description="The bundle that answered.")
+    strategy: Literal["sequence", "similar", "popular"]
+    degraded: Literal["history_unavailable", "deadline", "overload"] | None = Field(
+        description="Why the answer is less than it could be; the first reason met."
+    )
+    history_used: int = Field(description="Items that shaped the query.")
+    unknown_items: list[str] = Field(
+        description="Items of the history, stored or given, that the bundle does not have."
+    )
+    items: list[RecommendedItem]
+
+
+class StoredAnswer(BaseModel):
+    """What became of the events."""
+
+    stored: int = Field(description="Events that were new and are stored now.")
+    duplicates: int = Field(description="Events whose event_id this user had sent before.")
+    without_consent: int = Field(description="Events that were not kept in any form.")
+
+
+class HistoryStep(BaseModel):
+    """One step of a history."""
+
+    item_id: str
+    timestamp: float = Field(description="Seconds since 1970, UTC.")
+    type: str | None
+
+
+class HistoryAnswer(BaseModel):
+    """A user's kept history, newest last; empty for a user never seen."""
+
+    user_id: str
+    items: list[HistoryStep]
+
+
+class ProfileAnswer(BaseModel):
+    """How visual and how textual a user is, by what was really taken next."""
+
+    user_id: str
+    bundle: str = Field(description="The bundle that told.")
+    steps: int = Field(description="Steps of the history that count, the newest ones.")
+    shares: dict[str, float] | None = Field(description="Share by slot, summing to 1; null if nothing can be told.")
+
+
+class NamedItem(BaseModel):
+    """An item with its title."""
+
+    item_id: str
+    title: str | None
+
+
+class SampleUser(BaseModel):
+    """A held-out history of a user without a name."""
+
+    history: list[NamedItem] = Field(description="Oldest first.")
+    target: NamedItem = Field(description="What was really taken next.")
+
+
+class SamplesAnswer(BaseModel):
+    """A few users to try things with."""
+
+    bundle: str
+    samples: list[SampleUser]
+
+
+class ItemAnswer(BaseModel):
+    """One item of the current bundle."""
+
+    item_id: str
+    fields: dict[str, Any]
+    slots: list[str] = Field(description="The slots that this item has; without any it can only be popular.")
+    missing: dict[str, MissingReason] = Field(description="The slots that it lacks and why.")
+    popularity: float = Field(description="Its share of training events, 0 to 1.")
+    picture: bool = Field(description="Whether there is a picture of it under its path and /image.")
+    available: bool = Field(description="false: hidden by an operator, never answered.")
+
+
+class ItemsAnswer(BaseModel):
+    """One page of the catalogue."""
+
+    bundle: str
+    items: list[ItemAnswer]
+    next: str | None = Field(
+        description="`cursor` of the next page, of this bundle alone; null at the end. A page may be short before that."
+    )
+
+
+class ShadowSide(BaseModel):
+    """What one bundle answered."""
+
+    bundle: str
+    answered: float = Field(description="Share of the histories answered, 0 to 1.")
+    coverage: float = Field(description="Different items over all answers by the most there could be, 0 to 1.")
+    slot_shares: dict[str, float]
+
+
+class ShadowComparison(BaseModel):
+    """The bundle that answers beside the one before it, on the same histories."""
+
+    histories: int
+    source: Literal["recent", "probes"] = Field(description="Recent requests, or the bundle's probes without any.")
+    k: int
+    overlap: float | None = Field(description="Mean share of the old top k that is in the new one, 0 to 1.")
+    old: ShadowSide | None
+    new: ShadowSide
+
+
+class RefusedBundle(BaseModel):
+    """A bundle that may not serve; the log has the whole reason."""
+
+    bundle: str
+    reason: RefusalReason
+    at: float = Field(description="Seconds since 1970, UTC.")
+
+
+class SwapState(BaseModel):
+    """What this replica does about bundles."""
+
+    pin: str | None = Field(description="The bundle that all replicas serve whatever the pointer says.")
+    wanted: str | None = Field(description="The bundle that should answer; null before the first look.")
+    loading: str | None = Field(description="The bundle that is tried now.")
+    previous: str | None = Field(description="The bundle before, while it is in memory for going back at once.")
+    verified: bool = Field(description="Whether every file of what answers was hashed.")
+    comparison: ShadowComparison | None
+    refused: list[RefusedBundle]
+    last_look_seconds: float = Field(description="Since the watcher last looked.")
+
+
+class SwapAnswer(BaseModel):
+    """What a reload or a rollback came to."""
+
+    bundle: str = Field(description="The bundle that answers now.")
+    swapped: bool = Field(description="false: it answered before, too.")
+    pin: str | None = Field(description="The bundle that all replicas serve whatever the pointer says.")
+
+
+class BundleAnswer(BaseModel):
+    """The current bundle."""
+
+    bundle: str
+    age_seconds: float = Field(description="Since it was built.")
+    items: int
+    slots: dict[str, int] = Field(description="Dimension per slot.")
+    max_history: int
+    manifest: dict[str, Any]
+    report: dict[str, Any] | None
+    swap: SwapState
+
+
+class Health(BaseModel):
+    """Whether the process is up, or ready."""
+
+    status: Literal["up", "ready"]
+    bundle: str | None = None
+    redis: Literal["up", "down"] | None = Field(None, description="down: ready, but histories are missing.")
+    redis_troubles: dict[str, str] | None = Field(
+        None,
+        description="Why reads, writes or directives fail, the last of each that no success followed; else absent.",
+    )
+
+
+class Violation(BaseModel):
+    """One broken rule."""
+
+    field: str
+    received: str
+    rule: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: list[Violation] | None = None
+
+
+class RefusedRequest(BaseModel):
+    """One request of a batch that could not be answered."""
+
+    problem: Problem
+
+
+class BatchAnswer(BaseModel):
+    """One answer a request, in the order of the requests, all of them from one bundle."""
+
+    request_id: str
+    bundle: str = Field(description="The bundle that answered.")
+    answers: list[RecommendAnswer | RefusedRequest]
+
+
+ANSWERS: tuple[type[BaseModel], ...] = (
+    RecommendAnswer,
+    BatchAnswer,
+    StoredAnswer,
+    HistoryAnswer,
+    ProfileAnswer,
+    SamplesAnswer,
+    ItemAnswer,
+    ItemsAnswer,
+    BundleAnswer,
+    SwapAnswer,
+    Health,
+    Problem,
+)

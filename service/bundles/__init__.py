@@ -1,0 +1,1 @@
+"""Loading, validating, swapping and pinning bundles."""

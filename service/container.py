@@ -1,0 +1,189 @@
+"""Wiring: picks every concrete class of what the routes work with, from the settings alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import SecretStr
+from structlog.typing import FilteringBoundLogger
+
+from index.bundle.bundle import Bundle
+from index.machine.cores import available_cores
+from service.access.auth import KeyRing
+from service.access.key_file import KeySource
+from service.access.rate_limit import RateLimit
+from service.api.fast_router import Services
+from service.bundles.active_bundle import CurrentBundle
+from service.bundles.comparison import RecentHistories, ShadowBounds
+from service.bundles.loaded_bundles import Shelf
+from service.bundles.loader import BundleSource
+from service.bundles.operator_state import Directives
+from service.bundles.startup import Opening, open_first, read_pin
+from service.bundles.watcher import Watcher
+from service.http.admission import Load
+from service.recommend.batching import MicroBatcher
+from service.recommend.online_recall import Sampler
+from service.recommend.recommender import Recommender
+from service.runtime.bounded_executor import SlowLane
+from service.settings import Settings
+from service.stores.redis_client import UNWATCHED, RedisWatch
+from service.stores.redis_faults import RedisTroubles
+from service.stores.redis_histories import RedisSessions
+from service.stores.redis_operator_state import RedisDirectives
+from service.stores.redis_renewal import Renewal
+from service.telemetry.logs import lines_dropped, lines_failed, logger
+from service.telemetry.metrics import Metrics
+from service.telemetry.metrics_page import MetricsPage
+
+_MOST_ENGINE_THREADS = 4
+
+
+def open_services(settings: Settings) -> Services:
+    """Everything that the routes work with; nothing is connected to or loaded yet."""
+    log, metrics, current = logger(), Metrics(), CurrentBundle()
+    renewal = Renewal()
+    troubles = RedisTroubles(log)
+    histories = _open_histories(settings, metrics, renewal, troubles)
+    watch = RedisWatch(metrics.redis_call, metrics.redis_error, on_outcome=troubles.outcome)
+    recent = RecentHistories(settings.shadow_histories)
+    directives = _open_directives(settings, watch, on_erasure=recent.clear, renewal=renewal)
+    source = _open_source(settings, metrics.bundles.loaded)
+    shelf = Shelf(
+        current=current,
+        hidden=directives.hidden,
+        source=source,
+        recent=recent,
+        probes=settings.shadow_histories,
+        metrics=metrics.bundles,
+        log=log,
+    )
+    watcher = Watcher(
+        shelf=shelf,
+        source=source,
+        directives=directives,
+        bounds=ShadowBounds(
+            settings.shadow_min_overlap,
+            settings.shadow_min_coverage,
+            settings.shadow_min_answered,
+            settings.shadow_max_slot_shift,
+        ),
+        metrics=metrics.bundles,
+        log=log,
+        poll_s=settings.poll_ms / 1000.0,
+    )
+    metrics.log_lines(dropped=lines_dropped, failed=lines_failed)
+    sampler = Sampler(
+        metrics.quality, log, checks_per_s=settings.recall_checks_per_s, cpu_share=settings.recall_check_cpu
+    )
+    load = Load(settings.queue_bound)
+    batcher = MicroBatcher(bound=settings.queue_bound, threads=_engine_threads(settings), metrics=metrics, log=log)
+    metrics.in_progress(lambda: load.in_progress)
+    metrics.queue_depth(lambda: batcher.depth)
+    data_keys, admin_keys, metrics_keys = _key_rings(settings, metrics, log)
+    return Services(
+        current=current,
+        watcher=watcher,
+        directives=directives,
+        histories=histories,
+        redis_troubles=troubles,
+        batcher=batcher,
+        load=load,
+        recent=recent,
+        recommender=Recommender(histories, batcher, directives.hidden, recent, sampler),
+        metrics=metrics,
+        metrics_page=MetricsPage(metrics),
+        data_keys=data_keys,
+        admin_keys=admin_keys,
+        metrics_keys=metrics_keys,
+        log=log,
+        body_limit=settings.body_limit_bytes,
+        sampler=sampler,
+        slow_lane=SlowLane(threads=max(1, available_cores() // 2)),
+        require_consent=settings.require_consent,
+        one_thread=source.one_thread,
+    )
+
+
+def _engine_threads(settings: Settings) -> int:
+    """Workers of the batcher: none on CUDA; else one a core, at most four, as one event loop feeds no more."""
+    if settings.device != "cpu":
+        return 0
+    return settings.engine_threads or min(available_cores(), _MOST_ENGINE_THREADS)
+
+
+def _key_rings(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> tuple[KeyRing, KeyRing, KeyRing]:
+    """Keys of the data routes, of the admin routes, and of the metrics."""
+
+    def source(name: str, given: tuple[SecretStr, ...], file: Path | None) -> KeySource:
+        keys = [key.get_secret_value() for key in given]
+        return KeySource(name, keys, file, on_trouble=lambda trouble: log.error("keys not read again", detail=trouble))
+
+    api = source("api_keys_file", settings.api_keys, settings.api_keys_file)
+    admin = source("admin_keys_file", settings.admin_keys, settings.admin_keys_file)
+    scrape = source("metrics_keys_file", settings.metrics_keys, settings.metrics_keys_file)
+    admin.keep_apart_from(api, scrape)
+    scrape.keep_apart_from(api, admin)
+    api.keep_apart_from(admin, scrape)
+    limit = None
+    if settings.rate_limit is not None:
+        limit = RateLimit(settings.rate_limit, settings.rate_burst, on_refusal=metrics.clients.rate_limited)
+    # An admin key opens the data routes too; alone it does not close them for everybody else.
+    data_keys = KeyRing([api, admin] if api.configured else [], open_without_keys=True, limit=limit)
+    metrics_keys = KeyRing([scrape, admin] if scrape.configured else [], open_without_keys=True)
+    return data_keys, KeyRing([admin], open_without_keys=False, limit=limit), metrics_keys
+
+
+def _open_histories(settings: Settings, metrics: Metrics, renewal: Renewal, troubles: RedisTroubles) -> RedisSessions:
+    return RedisSessions(
+        settings.redis_url.get_secret_value(),
+        history_cap=settings.history_cap,
+        ttl_s=settings.history_ttl_days * 86_400,
+        stream_cap=settings.stream_cap,
+        event_ids_cap=settings.event_ids_cap,
+        timeout_s=settings.redis_timeout_ms / 1000.0,
+        prefix=settings.redis_prefix,
+        watch=RedisWatch(metrics.redis_call, metrics.redis_error, metrics.breaker_state, troubles.outcome),
+        renewal=renewal,
+    )
+
+
+def _open_directives(
+    settings: Settings,
+    watch: RedisWatch = UNWATCHED,
+    on_erasure: Callable[[], None] = lambda: None,
+    renewal: Renewal | None = None,
+) -> Directives:
+    store = RedisDirectives(
+        settings.redis_url.get_secret_value(),
+        timeout_s=settings.redis_timeout_ms / 1000.0,
+        prefix=settings.redis_prefix,
+        watch=watch,
+        renewal=renewal,
+    )
+    return Directives(
+        store,
+        settings.directives_path,
+        lambda trouble: logger().error("directives not kept", detail=trouble),
+        on_erasure,
+    )
+
+
+def _open_source(settings: Settings, loaded: Callable[[Bundle], None] = lambda _bundle: None) -> BundleSource:
+    return BundleSource(
+        settings.registry,
+        device=settings.device,
+        threads=settings.encoder_threads,
+        verify=settings.verify,
+        loaded=loaded,
+    )
+
+
+def load_current(settings: Settings) -> Opening:
+    """Load and warm the bundle that should serve; where it is bad, the newest good one before it.
+
+    Raises:
+        StartError: nothing is published, and `wait_for_bundle` is off.
+        BundleRefused: no bundle is good, likewise.
+        IndexingError: the registry cannot be read.
+    """
+    pin = read_pin(lambda: _open_directives(settings))
+    return open_first(_open_source(settings), pin, wait=settings.wait_for_bundle)

@@ -1,0 +1,89 @@
+"""The head of a request: the rules of HTTP/1.1 that llhttp does not check."""
+
+import re
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+import httptools
+
+from service.http.problems import INVALID_HEAD, NOT_IMPLEMENTED, ProblemKind
+
+_VERSIONS: Final = frozenset({"1.0", "1.1"})
+_HOST: Final = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*")
+_MAX_SHOWN: Final = 60
+
+
+class HeadFault(NamedTuple):
+    """A broken rule.
+
+    Attributes:
+        kind: of the problem.
+        detail: the field, the value received and the rule.
+    """
+
+    kind: ProblemKind
+    detail: str
+
+
+def fault_in(method: str, version: str, headers: Iterable[tuple[bytes, bytes]]) -> HeadFault | None:
+    """The first rule that a head breaks.
+
+    A request that two servers could read differently is refused: the one in front may forward requests of several
+    clients over one connection.
+
+    Args:
+        method: as received.
+        version: as in ``1.1``.
+        headers: names in lower case, values as received.
+    """
+    if version not in _VERSIONS:
+        return HeadFault(INVALID_HEAD, f"the version must be HTTP/1.1 or HTTP/1.0; received HTTP/{version}")
+    if method == "CONNECT":
+        return HeadFault(NOT_IMPLEMENTED, "CONNECT is not implemented: this is not a proxy")
+    hosts: list[bytes] = []
+    codings: list[bytes] = []
+    for name, value in headers:
+        if name == b"host":
+            hosts.append(value.strip())
+        elif name == b"transfer-encoding":
+            codings.append(value.strip().lower())
+    if codings:
+        fault = _transfer_fault(version, b", ".join(codings))
+        if fault is not None:
+            return fault
+    return _host_fault(version, hosts)
+
+
+def path_of(url: bytes) -> bytes:
+    """Path and query of an absolute address; ``*`` stays.
+
+    Raises:
+        httptools.HttpParserInvalidURLError: it is no address.
+    """
+    if url == b"*":
+        return url
+    parsed = httptools.parse_url(url)
+    query = b"" if parsed.query is None else b"?" + parsed.query
+    return (parsed.path or b"/") + query
+
+
+def _transfer_fault(version: str, coding: bytes) -> HeadFault | None:
+    if version == "1.0":
+        return HeadFault(INVALID_HEAD, "Transfer-Encoding must not be in a request of HTTP/1.0; send Content-Length")
+    if coding != b"chunked":
+        return HeadFault(NOT_IMPLEMENTED, f"Transfer-Encoding must be chunked; received {_shown(coding)}")
+    return None
+
+
+def _host_fault(version: str, hosts: list[bytes]) -> HeadFault | None:
+    if len(hosts) > 1:
+        return HeadFault(INVALID_HEAD, f"Host must be sent once; received {len(hosts)}")
+    if not hosts:
+        return None if version == "1.0" else HeadFault(INVALID_HEAD, "Host is required in HTTP/1.1; received none")
+    if not _HOST.fullmatch(hosts[0]):
+        return HeadFault(INVALID_HEAD, f"Host must be a name or an address, and a port; received {_shown(hosts[0])}")
+    return None
+
+
+def _shown(value: bytes) -> str:
+    return ascii(value[:_MAX_SHOWN].decode("latin-1"))

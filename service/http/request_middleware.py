@@ -1,0 +1,146 @@
+"""Envelope: what every answer gets whatever happens inside: request id, timing, headers, metrics, a log line."""
+
+from typing import Literal
+from urllib.parse import quote
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.typing import FilteringBoundLogger
+
+from service.http.body_budget import BODIES, BodyBudget
+from service.http.problems import CROWDED, internal_problem, problem_response
+from service.http.protocol import BEGAN, HURRY, REFUSAL
+from service.http.security_headers import added_to
+from service.request_trace import Trace, request_id_from
+from service.telemetry.logs import REQUEST_ID
+from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import SpanRecorder
+
+TRACE = "vlm2rec.trace"
+UNMATCHED = "unmatched"
+_CLIENT_LEFT = 499
+AccessLog = Literal["all", "errors", "off"]
+_LOGGED_FROM: dict[AccessLog, int] = {"all": 0, "errors": 400, "off": 1000}
+_LEFT = "the handler is closed"  # uvloop's words for writing to a client that has reset its connection
+
+
+class Envelope:
+    """ASGI middleware around the whole application.
+
+    A path is routed as it was sent, still percent-encoded, so that ids with a slash can be part of it; the routes
+    decode their parameters themselves.
+
+    Args:
+        app: what it wraps.
+        metrics: counts every answer.
+        log: writes a line for every answer.
+        bodies: what the bodies that are still arriving may take.
+        retry_after_s: seconds, sent with refusals for want of room.
+        access_log: for which answers a line: all, those of status 400 and above (``errors``), or none (``off``).
+        spans: makes a span for every answer; None: none are wanted.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        log: FilteringBoundLogger,
+        bodies: BodyBudget,
+        retry_after_s: int,
+        access_log: AccessLog = "all",
+        spans: SpanRecorder | None = None,
+    ) -> None:
+        self._app = app
+        self._bodies = bodies
+        self._retry_after = str(retry_after_s)
+        self._spans = spans
+        self._logged_from = _LOGGED_FROM[access_log]
+        self._metrics = metrics
+        self._log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        trace = Trace(request_id_from(_header(scope, b"x-request-id")), hurry=HURRY in scope, began=scope.get(BEGAN))
+        scope[TRACE] = trace
+        scope[BODIES] = self._bodies
+        REQUEST_ID.set(trace.request_id)
+        scope["path"] = scope.get("raw_path", quote(scope["path"]).encode()).decode("ascii", "replace")
+        status, ended = 0, False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status, ended
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                sent = message.get("headers", [])
+                message["headers"] = [
+                    *sent,
+                    *added_to(sent),
+                    (b"x-request-id", trace.request_id.encode()),
+                    (b"server-timing", trace.server_timing().encode()),
+                ]
+            try:
+                await send(message)
+            except RuntimeError as error:
+                if _LEFT not in str(error):
+                    raise
+                raise ClientDisconnect from error
+
+        try:
+            await self._answer(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            pass  # nobody is left to answer
+        except Exception as error:  # the last resort: logged here, and the client gets a problem
+            self._log.error("failed", request_id=trace.request_id, exc_info=error)
+            if status and not ended:
+                raise  # half an answer is out; closing the connection is all that is left
+            if not status:
+                await internal_problem(trace.request_id)(scope, receive, send_with_headers)
+        finally:
+            self._report(scope, trace, status)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer, unless the connection said that this request may not come so far."""
+        refusal = scope.get(REFUSAL)
+        if refusal is None:
+            await self._app(scope, receive, send)
+            return
+        kind, detail = refusal
+        headers = {"Retry-After": self._retry_after} if kind is CROWDED else None
+        request_id = trace_of(scope).request_id
+        await problem_response(kind, detail, request_id=request_id, headers=headers)(scope, receive, send)
+
+    def _report(self, scope: Scope, trace: Trace, status: int) -> None:
+        route = getattr(scope.get("route"), "path_format", UNMATCHED)
+        elapsed_ms = trace.elapsed_ms
+        status = status or _CLIENT_LEFT
+        self._metrics.answered(route, scope["method"], status, elapsed_ms / 1000.0, trace.stages)
+        if self._spans is not None:
+            self._spans.record(trace, scope["headers"], scope["method"], route, status)
+        if status >= self._logged_from:
+            self._log.info(
+                "request",
+                request_id=trace.request_id,
+                method=scope["method"],
+                route=route,
+                status=status,
+                ms=round(elapsed_ms, 3),
+            )
+
+
+def trace_of(scope: Scope) -> Trace:
+    """The trace of the request; the envelope put it there."""
+    trace: Trace = scope[TRACE]
+    return trace
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            found: bytes = value
+            return found
+    return None

@@ -1,0 +1,1 @@
+"""From a history to ranked items: query, search, filters, diversity and live recall."""

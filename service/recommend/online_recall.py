@@ -1,0 +1,229 @@
+"""Sampler: looks closer at a few live answers: what the index missed, and which slots their scores come from.
+
+All of it is our own definition, the slot shares as in `service.bundles.comparison` and in the report of a bundle:
+
+- *recall*: of the best k allowed rows (k as the search was asked for, at most 20), how many were found, counted by
+  score; mean over the newest checks. An exact search reads every stored vector, so a check is made only after a pause
+  that keeps the processor time of all checks below a share of one core;
+- *slot share*: mean over the answered items of each slot's share of the positive contributions to the score, over the
+  newest answers of queries without slot weights of their own;
+- *balance*: the smallest share over the largest, of the slots that any item of the bundle has. An entropy hardly moves
+  when the weakest of three slots dies; this falls to 0.
+"""
+
+import asyncio
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf, nan
+from time import monotonic, thread_time
+
+import numpy as np
+from numpy.typing import NDArray
+from structlog.typing import FilteringBoundLogger
+
+from index.bundle.bundle import Bundle
+from index.search.row_mask import Allowed
+from service.recommend.engine import LookedUp, Lookup
+from service.recommend.quality_metrics import QualityMetrics
+from service.recommend.query import Answer, Query
+from service.runtime.background_tasks import Background
+
+RECALL_K = 20
+WINDOW = 256
+"""Checks, and answers, that a figure is the mean of."""
+_SHARES_EVERY_S = 0.1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """An answer that is looked at.
+
+    Attributes:
+        bundle: that gave it.
+        lookup: what the engine was asked.
+        found: what it found.
+        rows: (≤ k,) int64 rows that were answered.
+        filtered: whether the request had a filter.
+        plain: whether every slot weighed 1.
+    """
+
+    bundle: Bundle
+    lookup: Lookup
+    found: LookedUp
+    rows: NDArray[np.int64]
+    filtered: bool
+    plain: bool
+
+
+class Sampler:
+    """Called with every answer of the engine, in the event loop; nearly always it does nothing.
+
+    Args:
+        metrics: told what was found out.
+        log: the service's logger.
+        checks_per_s: most checks of recall a second; 0: none.
+        cpu_share: most of one core that these may take, above 0.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        metrics: QualityMetrics,
+        log: FilteringBoundLogger,
+        *,
+        checks_per_s: float,
+        cpu_share: float,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._metrics = metrics
+        self._log = log
+        self._pause_s = 1.0 / checks_per_s if checks_per_s else inf
+        self._cpu_share = cpu_share
+        self._clock = clock
+        # Nearly all of a check is one call of FAISS without the interpreter's lock, so it may step back behind others.
+        self._background = Background("recall-check", nice=19)
+        self._task: asyncio.Task[None] | None = None
+        self._shares_due = clock()
+        self._check_due = clock() + self._pause_s
+        self._due = min(self._shares_due, self._check_due)
+        self._of = ""
+        self._recalls: dict[bool, deque[float]] = {}
+        self._shares: deque[NDArray[np.float64]] = deque(maxlen=WINDOW)
+        self._trouble = ""
+
+    def __call__(self, bundle: Bundle, query: Query, lookup: Lookup, found: LookedUp, answer: Answer) -> None:
+        """Look at an answer if it is time to."""
+        if self._clock() < self._due or not answer.rows.size or self._task is not None:
+            return
+        sample = Sample(
+            bundle, lookup, found, answer.rows, filtered=query.filter is not None, plain=not query.slot_weights
+        )
+        self._task = asyncio.get_running_loop().create_task(self._look(sample))
+
+    async def close(self) -> None:
+        """Look at nothing more."""
+        self._due = inf
+        self._background.close()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _look(self, sample: Sample) -> None:
+        """Whatever goes wrong in here, the answer was given and the next sample is taken."""
+        try:
+            self._begin_with(sample.bundle.id)
+            now = self._clock()
+            if now >= self._shares_due:
+                self._shares_due = now + _SHARES_EVERY_S
+                if sample.plain:
+                    self._share_out(sample)
+            if now >= self._check_due:
+                self._check_due = now + self._pause_s
+                check = _Check.of(sample)
+                # The thread may wait for a core for as long as others want all of them, and then nobody here may keep
+                # the bundle in memory.
+                del sample
+                await self._check(check)
+        except Exception as error:  # noqa: BLE001 - see above
+            self._metrics.failed()
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                self._log.error("answer not looked at", exc_info=error)
+        finally:
+            self._due = min(self._shares_due, self._check_due)
+            self._task = None
+
+    def _begin_with(self, bundle_id: str) -> None:
+        if bundle_id != self._of:
+            self._of = bundle_id
+            self._recalls = {}
+            self._shares.clear()
+            self._metrics.clear()
+
+    def _share_out(self, sample: Sample) -> None:
+        bundle = sample.bundle
+        parts = np.maximum(bundle.contributions(sample.found.query[None], sample.rows[None])[0], 0.0)
+        totals = parts.sum(axis=1, keepdims=True, dtype=np.float64)
+        self._shares.append((parts / np.where(totals > 0, totals, 1.0)).mean(axis=0))
+        shares = np.mean(self._shares, axis=0)
+        self._metrics.slot_shares(bundle.layout.names, shares.tolist(), balance_of(shares, bundle.slots_in_use))
+
+    async def _check(self, check: "_Check") -> None:
+        checked = await self._background.run(check.run)
+        if checked is None:
+            return
+        truth, cpu_s = checked
+        self._check_due = self._clock() + max(self._pause_s, cpu_s / self._cpu_share)
+        if not truth.size:
+            return
+        recalls = self._recalls.setdefault(check.filtered, deque(maxlen=WINDOW))
+        recalls.append(recall_of(check.scores, truth))
+        self._metrics.checked(sum(recalls) / len(recalls), filtered=check.filtered, cpu_s=cpu_s)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Check:
+    """A search that is done again exactly; does not keep its bundle in memory.
+
+    Attributes:
+        bundle: gives the bundle, None if it is gone.
+        query: (Σd,) float32.
+        allowed: the rows that may be found; None: all.
+        k: how many are right.
+        scores: (≤ k,) float32 what was found.
+        filtered: whether the request had a filter.
+    """
+
+    bundle: Callable[[], Bundle | None]
+    query: NDArray[np.float32]
+    allowed: Allowed | None
+    k: int
+    scores: NDArray[np.float32]
+    filtered: bool
+
+    @classmethod
+    def of(cls, sample: Sample) -> "_Check":
+        """The check of an answer."""
+        bundle, k = sample.bundle, min(sample.lookup.k, RECALL_K)
+        query, scores = sample.found.query, sample.found.scores[:k]
+        return cls(weakref.ref(bundle), query, sample.lookup.allowed, k, scores, sample.filtered)
+
+    def run(self) -> tuple[NDArray[np.float32], float] | None:
+        """(≤ k,) float32 the best scores, and the processor seconds that this took; None: the bundle is gone."""
+        started, bundle = thread_time(), self.bundle()
+        if bundle is None:
+            return None
+        bundle.files.check_sizes()  # a check may have waited, and it reads every stored vector
+        found = bundle.exact(self.query[None], self.k, allowed=self.allowed)
+        return found.scores[0][found.rows[0] >= 0], thread_time() - started
+
+
+def recall_of(scores: NDArray[np.float32], truth: NDArray[np.float32]) -> float:
+    """Share of the right answers that were found; an item is right if its score reaches that of the last right one.
+
+    Args:
+        scores: (≤ k,) float32 of the found items.
+        truth: (k ≥ 1,) float32 of the best k, never increasing.
+
+    Returns:
+        0 … 1.
+    """
+    return min(int(np.count_nonzero(scores >= truth[-1])) / truth.size, 1.0)
+
+
+def balance_of(shares: NDArray[np.float64], in_use: NDArray[np.bool_]) -> float:
+    """Smallest over largest share of the slots in use, 0 … 1; higher is more balanced.
+
+    Args:
+        shares: (slots,) float64, none below 0.
+        in_use: (slots,) bool, the slots that any item has.
+
+    Returns:
+        NaN where fewer than two slots are in use, or all shares are 0.
+    """
+    compared = shares[in_use]
+    if compared.size < 2 or not compared.max() > 0:
+        return nan
+    return float(compared.min() / compared.max())

@@ -1,0 +1,1 @@
+"""Threads, background tasks and memory of the process."""

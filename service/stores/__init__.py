@@ -1,0 +1,1 @@
+"""Histories and operator state in Redis."""

@@ -1,0 +1,200 @@
+"""RedisSessions: the histories of users in Redis.
+
+Keys, all under one prefix (default ``vlm2rec``), ``bNNN`` being one of 64 buckets of users (`service.stores.history_keys`):
+
+=====================================  ======  ========================================================================
+``<prefix>:{bNNN}:history:<user>``     list    newest events of a user, oldest first: item, timestamp, type
+``<prefix>:{bNNN}:event_ids:<user>``   zset    event ids of a user by arrival, against which retries are recognised
+``<prefix>:{bNNN}:stream``             stream  events of all users of the bucket with their fields, for retraining
+``<prefix>:{bNNN}:stream_ids:<user>``  list    ids of a user's entries in that stream, oldest first, for erasing them
+=====================================  ======  ========================================================================
+
+History and event ids of a user expire together, a fixed time after the last event. The rest does not: an id leaves
+``stream_ids`` with its entry. Ids hold no control characters, so U+001F separates the parts of an event safely.
+
+The layout before, ``<prefix>:{user}:history``, ``<prefix>:{user}:events`` and ``<prefix>:events``, is read where a user
+has nothing in the new one, moved when an event of the user is stored, and erased: docs/redis.md.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final
+
+from service.errors import SessionsUnavailable
+from service.stores.circuit_breaker import WorstState
+from service.stores.history_keys import BUCKETS, bucket_cap, keys_of, old_stream_key, stream_key
+from service.stores.protocols import Event, HistoryEntry
+from service.stores.redis_client import UNWATCHED, RedisWatch, connector, texts, translated
+from service.stores.redis_history_scripts import APPEND, ERASE, ERASE_FROM_OLD_STREAM
+from service.stores.redis_pipeline import RedisLink
+from service.stores.redis_reasons import serves_reads
+from service.stores.redis_renewal import Renewal
+
+_SEPARATOR: Final = "\x1f"
+_ERASE_BATCH: Final = 1000
+
+
+class RedisSessions:
+    """Histories in Redis; see the module for the keys.
+
+    Connects on first use, so a Redis that is down at start is no error, and again after every failure. Reads and writes
+    have a connection and a breaker each: where writes hang, reads go on.
+
+    Args:
+        url: ``redis://``, ``rediss://`` or ``unix://``.
+        history_cap: newest events kept of each user.
+        ttl_s: seconds after a user's last event until the history expires.
+        stream_cap: newest events kept of all users, an equal part of them of each bucket.
+        event_ids_cap: newest event ids of each user against which retries are recognised.
+        timeout_s: seconds that one answer, or connecting, may take.
+        prefix: start of every key.
+        watch: told how calls go.
+        renewal: shared with whatever else asks the same Redis.
+
+    Raises:
+        SettingsError: the URL is not one that redis-py understands.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        history_cap: int = 200,
+        ttl_s: int = 90 * 86_400,
+        stream_cap: int = 1_000_000,
+        event_ids_cap: int = 1000,
+        timeout_s: float = 0.25,
+        prefix: str = "vlm2rec",
+        watch: RedisWatch = UNWATCHED,
+        renewal: Renewal | None = None,
+    ) -> None:
+        connect, worst, renewal = connector(url, timeout_s), WorstState(watch.on_state), renewal or Renewal()
+        self._reads = RedisLink(connect, timeout_s=timeout_s, on_state=worst.of("reads"), renewal=renewal)
+        self._writes = RedisLink(connect, timeout_s=timeout_s, on_state=worst.of("writes"), renewal=renewal)
+        self._caps = (history_cap, event_ids_cap, ttl_s, bucket_cap(stream_cap), BUCKETS)
+        self._prefix = prefix
+        self._watch = watch
+
+    async def append(self, events: Sequence[Event]) -> int:
+        """Store events; see `HistoryStore.append`."""
+        users = {user: number for number, user in enumerate(dict.fromkeys(event.user_id for event in events), 1)}
+        keys = [old_stream_key(self._prefix)]
+        for user in users:
+            of = keys_of(self._prefix, user)
+            keys += (of.stream, of.history, of.event_ids, of.stream_ids, of.old_history, of.old_event_ids)
+        arguments: list[str | int] = [*self._caps]
+        for event in sorted(events, key=lambda event: event.timestamp):
+            timestamp, kind = _number(event.timestamp), event.type or ""
+            arguments += [
+                users[event.user_id],
+                event.event_id or "",
+                _SEPARATOR.join((event.item_id, timestamp, kind)),
+                event.user_id,
+                event.item_id,
+                timestamp,
+                kind,
+                event.request_id or "",
+            ]
+        with self._translated("append"):
+            stored: int = await self._writes.run(APPEND, keys, arguments, int)
+        return stored
+
+    async def recent(self, user_id: str) -> list[str]:
+        """Item ids, oldest first; see `HistoryStore.recent`."""
+        return [entry.partition(_SEPARATOR)[0] for entry in await self._stored(user_id)]
+
+    async def entries(self, user_id: str) -> list[HistoryEntry]:
+        """Steps, oldest first; see `HistoryStore.entries`."""
+        return [_entry(stored) for stored in await self._stored(user_id)]
+
+    async def erase(self, user_id: str) -> None:
+        """Forget a user; see `HistoryStore.erase`. Costs what the user's own events do, a thousand a call.
+
+        As long as there is a stream of the old layout, that is read whole too.
+        """
+        of = keys_of(self._prefix, user_id)
+        keys = [of.stream, of.history, of.event_ids, of.stream_ids, of.old_history, of.old_event_ids]
+        with self._translated("erase"):
+            while await self._writes.run(ERASE, keys, [_ERASE_BATCH], int) == _ERASE_BATCH:
+                pass
+            start = "-"
+            while start:
+                asked: list[str | int] = [start, user_id, _ERASE_BATCH]
+                last = await self._writes.run(ERASE_FROM_OLD_STREAM, [old_stream_key(self._prefix)], asked, bytes)
+                start = f"({last.decode()}" if last else ""
+
+    async def alive(self) -> bool:
+        """Whether Redis answers reads; one that this user may not do shows it too."""
+        try:
+            with self._translated("ping"):
+                await self._reads.call("LRANGE", f"{self._prefix}:probe", 0, 0, kind=list)
+        except SessionsUnavailable as error:
+            return serves_reads(error.__cause__)
+        return True
+
+    async def is_cluster_node(self) -> bool:
+        """Whether this is a node of a Redis Cluster; see `HistoryStore.is_cluster_node`."""
+        try:
+            with self._translated("hello"):
+                about = await self._reads.call("HELLO", kind=list)  # names and values by turns
+        except SessionsUnavailable:
+            return False
+        return dict(zip(about[::2], about[1::2], strict=False)).get(b"mode") == b"cluster"
+
+    async def stream(self) -> list[Event]:
+        """The streams of all buckets and the old one together, oldest first; for tests and small exports."""
+        keys = [old_stream_key(self._prefix), *(stream_key(self._prefix, bucket) for bucket in range(BUCKETS))]
+        with self._translated("stream"):
+            reads = [self._reads.call("XRANGE", key, "-", "+", kind=list) for key in keys]
+            stored = [entry for entries in await asyncio.gather(*reads) for entry in entries]
+            arrived = sorted(
+                ([int(part) for part in entry_id.split(b"-")], texts(fields)) for entry_id, fields in stored
+            )
+        return [_event(fields) for _, fields in arrived]
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._reads.close()
+        await self._writes.close()
+
+    async def _stored(self, user_id: str) -> list[str]:
+        of = keys_of(self._prefix, user_id)
+        with self._translated("recent"):
+            found = await self._history(of.history)
+            if not found:
+                # Asked in this order on one connection, whatever is moved meanwhile is found at one of the two places.
+                old, found = await asyncio.gather(self._history(of.old_history), self._history(of.history))
+                found = found or old
+            return found
+
+    async def _history(self, key: str) -> list[str]:
+        return texts(await self._reads.call("LRANGE", key, 0, -1, kind=list))
+
+    def _translated(self, operation: str) -> AbstractContextManager[None]:
+        return translated(operation, SessionsUnavailable, self._watch)
+
+
+def _number(timestamp: float) -> str:
+    """Seconds in the shortest decimal form, at most to the millisecond."""
+    return f"{timestamp:.3f}".rstrip("0").rstrip(".")
+
+
+def _entry(stored: str) -> HistoryEntry:
+    item_id, _, rest = stored.partition(_SEPARATOR)
+    timestamp, _, kind = rest.partition(_SEPARATOR)
+    return HistoryEntry(item_id, _seconds(timestamp), kind or None)
+
+
+def _event(fields: Sequence[str]) -> Event:
+    """From names and values by turns."""
+    found: dict[str, Any] = dict(zip(fields[::2], (value or None for value in fields[1::2]), strict=True))
+    return Event(**{**found, "timestamp": _seconds(found["timestamp"] or "")})
+
+
+def _seconds(stored: str) -> float:
+    """The stored number; 0 where somebody else wrote something else into the key."""
+    try:
+        return float(stored)
+    except ValueError:
+        return 0.0

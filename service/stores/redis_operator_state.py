@@ -1,0 +1,188 @@
+"""RedisDirectives: the pin and the hidden items of all replicas in Redis.
+
+Keys, all under one prefix (default ``vlm2rec``), on one node of a cluster, none of them ever expiring:
+
+==================================  ====  =====================================================================
+``<prefix>:{directives}:state``     hash  ``epoch``, ``number`` of changes, ``pin``, the ``floor``: changes up to that
+                                          number may be forgotten; ``erasure``: the last erasure of a user, at random
+``<prefix>:{directives}:hidden``    zset  hidden item ids by the number of the change that hid them
+``<prefix>:{directives}:shown``     zset  item ids shown again, likewise; the newest 10,000
+==================================  ====  =====================================================================
+"""
+
+import uuid
+from collections.abc import Sequence
+from typing import Final
+
+from service.errors import DirectivesUnavailable
+from service.stores.protocols import Changes, Edition
+from service.stores.redis_client import UNWATCHED, RedisWatch, connector, texts, translated
+from service.stores.redis_pipeline import RedisLink, Script
+from service.stores.redis_renewal import Renewal
+
+_PAGE: Final = 1000
+_RESTORING_TTL_S: Final = 60
+
+# `behind`: the store has lost what the caller knows, see `Edition.is_behind`.
+_BEHIND: Final = """
+local state = redis.call('HMGET', KEYS[1], 'epoch', 'number')
+local epoch, number = state[1] or '', tonumber(state[2] or '0')
+local behind = ARGV[1] ~= '' and (epoch == '' or (epoch == ARGV[1] and number < tonumber(ARGV[2])))
+"""
+
+_CHANGE: Final = Script(
+    _BEHIND
+    + """
+if behind then
+    return 0
+end
+if epoch == '' then
+    redis.call('HSET', KEYS[1], 'epoch', ARGV[3], 'number', 0)
+end
+local verb, value = ARGV[4], ARGV[5]
+if verb == 'hide' then
+    if not redis.call('ZSCORE', KEYS[2], value) then
+        redis.call('ZADD', KEYS[2], redis.call('HINCRBY', KEYS[1], 'number', 1), value)
+        redis.call('ZREM', KEYS[3], value)
+    end
+elseif verb == 'show' then
+    if redis.call('ZREM', KEYS[2], value) == 1 then
+        redis.call('ZADD', KEYS[3], redis.call('HINCRBY', KEYS[1], 'number', 1), value)
+        if redis.call('ZCARD', KEYS[3]) > tonumber(ARGV[6]) then
+            local oldest = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')
+            redis.call('ZREM', KEYS[3], oldest[1])
+            redis.call('HSET', KEYS[1], 'floor', oldest[2])
+        end
+    end
+elseif value ~= (redis.call('HGET', KEYS[1], 'pin') or '') then
+    redis.call('HSET', KEYS[1], 'pin', value)
+    redis.call('HINCRBY', KEYS[1], 'number', 1)
+end
+return 1
+"""
+)
+
+# KEYS[4] holds the hidden items, put there beforehand in small steps; where there are none it does not exist.
+_RESTORE: Final = Script(
+    _BEHIND
+    + """
+if not behind then
+    redis.call('UNLINK', KEYS[4])
+    return 0
+end
+redis.call('UNLINK', KEYS[2], KEYS[3])
+if redis.call('EXISTS', KEYS[4]) == 1 then
+    redis.call('RENAME', KEYS[4], KEYS[2])
+    redis.call('PERSIST', KEYS[2])
+end
+redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'number', ARGV[2], 'floor', ARGV[2], 'pin', ARGV[3])
+return 1
+"""
+)
+
+
+class RedisDirectives:
+    """Pin and hidden items in Redis; see the module for the keys.
+
+    Args:
+        url: ``redis://``, ``rediss://`` or ``unix://``.
+        timeout_s: seconds that one answer, or connecting, may take.
+        prefix: start of every key.
+        shown_cap: newest items shown again that are remembered as changes.
+        watch: told how calls go; not told of the state of the breaker, which is of this connection alone.
+        renewal: shared with whatever else asks the same Redis.
+
+    Raises:
+        SettingsError: the URL is not one that redis-py understands.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 0.25,
+        prefix: str = "vlm2rec",
+        shown_cap: int = 10_000,
+        watch: RedisWatch = UNWATCHED,
+        renewal: Renewal | None = None,
+    ) -> None:
+        self._link = RedisLink(connector(url, timeout_s), timeout_s=timeout_s, renewal=renewal)
+        self._base = f"{prefix}:{{directives}}"
+        self._keys = [f"{self._base}:{name}" for name in ("state", "hidden", "shown")]
+        self._shown_cap = shown_cap
+        self._watch = watch
+
+    async def edition(self) -> Edition:
+        """The state now; see `DirectiveStore.edition`."""
+        with translated("directives", DirectivesUnavailable, self._watch):
+            epoch, number, erasure = await self._read("epoch", "number", "erasure")
+        return Edition(epoch, _count(number), erasure)
+
+    async def changes(self, since: Edition) -> Changes:
+        """What changed; see `DirectiveStore.changes`. Read in pages, so that a large set holds nobody up."""
+        with translated("directives", DirectivesUnavailable, self._watch):
+            # The state is read first: what changes while the pages are read has a later edition and is read again.
+            epoch, number, floor, pin = await self._read("epoch", "number", "floor", "pin")
+            whole = since.epoch != epoch or since.number < _count(floor)
+            after = 0 if whole else since.number
+            hidden = await self._after(self._keys[1], after)
+            shown = () if whole else await self._after(self._keys[2], after)
+        return Changes(Edition(epoch, _count(number)), pin or None, whole, hidden, shown)
+
+    async def pin(self, bundle_id: str | None, known: Edition) -> bool:
+        """Pin a bundle; see `DirectiveStore.pin`."""
+        return await self._write("pin", bundle_id or "", known)
+
+    async def hide(self, item_id: str, known: Edition) -> bool:
+        """Hide an item; see `DirectiveStore.hide`."""
+        return await self._write("hide", item_id, known)
+
+    async def show(self, item_id: str, known: Edition) -> bool:
+        """Show an item again; see `DirectiveStore.show`."""
+        return await self._write("show", item_id, known)
+
+    async def announce_erasure(self) -> None:
+        """Name an erasure; see `DirectiveStore.announce_erasure`."""
+        with translated("erasure", DirectivesUnavailable, self._watch):
+            await self._link.call("HSET", self._keys[0], "erasure", uuid.uuid4().hex, kind=int)
+
+    async def restore(self, edition: Edition, pin: str | None, hidden: Sequence[str]) -> None:
+        """Take a state back; see `DirectiveStore.restore`."""
+        aside = f"{self._base}:restoring:{uuid.uuid4().hex}"
+        with translated("restore", DirectivesUnavailable, self._watch):
+            for start in range(0, len(hidden), _PAGE):
+                page = hidden[start : start + _PAGE]
+                scored = [part for place, item in enumerate(page, start + 1) for part in (place, item)]
+                await self._link.call("ZADD", aside, *scored, kind=int)
+                await self._link.call("EXPIRE", aside, _RESTORING_TTL_S, kind=int)
+            await self._link.run(_RESTORE, [*self._keys, aside], [edition.epoch, edition.number, pin or ""], int)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._link.close()
+
+    async def _read(self, *names: str) -> list[str]:
+        stored = await self._link.call("HMGET", self._keys[0], *names, kind=list)
+        return texts([value or b"" for value in stored])
+
+    async def _after(self, key: str, number: int) -> tuple[str, ...]:
+        """The members of a zset with a score above a number, by score."""
+        found: list[str] = []
+        above = str(number)
+        while True:
+            page = ("WITHSCORES", "LIMIT", 0, _PAGE)
+            answered = texts(await self._link.call("ZRANGEBYSCORE", key, f"({above}", "+inf", *page, kind=list))
+            found += answered[::2]  # members and scores by turns
+            if len(answered) < 2 * _PAGE:
+                return tuple(found)
+            above = answered[-1]
+
+    async def _write(self, verb: str, value: str, known: Edition) -> bool:
+        arguments: list[str | int] = [known.epoch, known.number, uuid.uuid4().hex, verb, value, self._shown_cap]
+        with translated(verb, DirectivesUnavailable, self._watch):
+            return bool(await self._link.run(_CHANGE, self._keys, arguments, int))
+
+
+def _count(stored: str) -> int:
+    """The stored number; 0 where there is none, or somebody else wrote something else there."""
+    return int(stored) if stored.isdecimal() else 0

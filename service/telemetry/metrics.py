@@ -1,0 +1,261 @@
+"""Prometheus metrics, in a registry of their own so that several apps can live in one process."""
+
+from collections.abc import Callable
+from functools import cache
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from service.bundles.metrics import BundleMetrics
+from service.recommend.quality_metrics import QualityMetrics
+from service.stores.circuit_breaker import STATES, BreakerState
+from service.telemetry.client_metrics import ClientMetrics
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+TURNED_AWAY = "turned away"
+"""What stands for the route of requests that were refused before it was known."""
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+_LENGTHS = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+_WAITS = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
+
+
+class Metrics:
+    """What the service counts. Route labels are templates, never paths, so that their number is bounded.
+
+    Attributes:
+        bundles: what the watcher of bundles counts.
+        clients: what is counted of connections and callers.
+        quality: what the sampler of answers finds out.
+    """
+
+    def __init__(self) -> None:
+        # Times of creation are a fifth of all samples and say nothing that is asked for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library does not say
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self._registry = registry
+        self._requests = Counter(
+            "vlm2rec_requests", "Answers by route, method and status.", ["route", "method", "status"], registry=registry
+        )
+        self._request_seconds = Histogram(
+            "vlm2rec_request_seconds",
+            "From the arrival of a request to its answer.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._stage_seconds = Histogram(
+            "vlm2rec_stage_seconds",
+            "Time of each stage of an answer, as in Server-Timing.",
+            ["route", "stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._in_progress = Gauge(
+            "vlm2rec_requests_in_progress", "Requests between arrival and answer.", registry=registry
+        )
+        # Looking up a child by its labels costs more than counting; there are few, so they are kept.
+        self._count_of = cache(self._requests.labels)
+        self._seconds_of = cache(self._request_seconds.labels)
+        self._stage_of = cache(self._stage_seconds.labels)
+        self._answers = Counter("vlm2rec_answers", "Answers with items, by strategy.", ["strategy"], registry=registry)
+        self._fallbacks = Counter(
+            "vlm2rec_fallbacks",
+            "Answers by a lesser strategy than the route's own, by reason.",
+            ["strategy", "reason"],
+            registry=registry,
+        )
+        self._degraded = Counter("vlm2rec_degraded", "Degraded answers by reason.", ["reason"], registry=registry)
+        self._encoder_errors = Counter("vlm2rec_encoder_errors", "Histories the encoder failed on.", registry=registry)
+        self._unknown_items = Counter(
+            "vlm2rec_unknown_items", "Items of histories that the bundle does not have.", registry=registry
+        )
+        self._history_length = Histogram(
+            "vlm2rec_history_length", "Items that shaped a query.", buckets=_LENGTHS, registry=registry
+        )
+        self._events = Counter("vlm2rec_events", "Events by what became of them.", ["outcome"], registry=registry)
+        self._add_queue(registry)
+        self._add_redis(registry)
+        self._lacking = Counter(
+            "vlm2rec_answered_missing",
+            "Answered items that lack a slot, by reason.",
+            ["slot", "reason"],
+            registry=registry,
+        )
+        self._log_dropped = Gauge(
+            "vlm2rec_log_lines_dropped", "Log lines since the start that nobody read in time.", registry=registry
+        )
+        self._log_failed = Gauge(
+            "vlm2rec_log_lines_failed", "Log lines since the start that could not be written.", registry=registry
+        )
+        self.bundles = BundleMetrics(registry)
+        self.clients = ClientMetrics(registry)
+        self.quality = QualityMetrics(registry)
+
+    def _add_queue(self, registry: CollectorRegistry) -> None:
+        self._batch_size = Histogram(
+            "vlm2rec_batch_size", "Lookups that ran together.", buckets=_BATCH_SIZES, registry=registry
+        )
+        self._queue_wait = Histogram(
+            "vlm2rec_queue_wait_seconds",
+            "How long the lookup that waited longest in a batch had waited.",
+            buckets=_WAITS,
+            registry=registry,
+        )
+        self._worker_deaths = Counter(
+            "vlm2rec_engine_deaths", "Ends of the engine's thread that nobody asked for.", registry=registry
+        )
+        self._queue_depth = Gauge("vlm2rec_queue_depth", "Lookups that wait now.", registry=registry)
+        self._shed = Counter("vlm2rec_shed", "Requests not served in full for overload.", ["reason"], registry=registry)
+        self._shed_of = cache(self._shed.labels)
+
+    def _add_redis(self, registry: CollectorRegistry) -> None:
+        self._redis_seconds = Histogram(
+            "vlm2rec_redis_seconds",
+            "Calls of Redis from asking to the answer, to an error, or to the end of patience.",
+            ["operation"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._redis_errors = Counter(
+            "vlm2rec_redis_errors", "Calls that Redis did not answer.", ["operation"], registry=registry
+        )
+        breaker = Gauge(
+            "vlm2rec_redis_breaker_state",
+            "1 for the state of the circuit breaker before Redis.",
+            ["state"],
+            registry=registry,
+        )
+        self._breaker = {state: breaker.labels(state) for state in STATES}
+        self._breaker["closed"].set(1)
+        self._breaker_changes = Counter(
+            "vlm2rec_redis_breaker_changes",
+            "Changes of the circuit breaker, by the new state.",
+            ["state"],
+            registry=registry,
+        )
+        self._redis_seconds_of = cache(self._redis_seconds.labels)
+        self._redis_errors_of = cache(self._redis_errors.labels)
+
+    def in_progress(self, ask: Callable[[], int]) -> None:
+        """Say whom to ask at every scrape how many requests are in progress."""
+        self._in_progress.set_function(ask)
+
+    def answered(self, route: str, method: str, status: int, seconds: float, stages: dict[str, float]) -> None:
+        """Count an answer.
+
+        Args:
+            route: template, as in ``/items/{item_id}``; ``unmatched`` for none.
+            method: HTTP method; unusual ones are counted together.
+            status: HTTP status; 499 when the client left first.
+            seconds: from arrival to answer.
+            stages: stage → milliseconds.
+        """
+        self._count_of(route, method if method in _METHODS else "other", status).inc()
+        self._seconds_of(route).observe(seconds)
+        for stage, milliseconds in stages.items():
+            self._stage_of(route, stage).observe(milliseconds / 1000.0)
+
+    def recommended(
+        self, *, strategy: str, wanted: str, degraded: str | None, history_used: int, unknown: int, trouble: bool
+    ) -> None:
+        """Count an answer with items.
+
+        Args:
+            strategy: how they were found.
+            wanted: the route's own strategy.
+            degraded: reason, None if it is whole.
+            history_used: items that shaped the query.
+            unknown: items of the history that the bundle does not have.
+            trouble: whether the encoder failed.
+        """
+        self._answers.labels(strategy).inc()
+        self._history_length.observe(history_used)
+        if strategy != wanted:
+            reason = "encoder" if trouble else degraded or ("nothing_liked" if strategy == "similar" else "no_history")
+            self._fallbacks.labels(strategy, reason).inc()
+        if degraded is not None:
+            self._degraded.labels(degraded).inc()
+        if unknown:
+            self._unknown_items.inc(unknown)
+        if trouble:
+            self._encoder_errors.inc()
+
+    def events(self, *, stored: int, duplicates: int, without_consent: int) -> None:
+        """Count events that Redis holds now, and those that were not kept for want of consent."""
+        self._events.labels("stored").inc(stored)
+        self._events.labels("duplicate").inc(duplicates)
+        self._events.labels("without_consent").inc(without_consent)
+
+    def batch(self, size: int, waited_s: float) -> None:
+        """Count lookups that ran together; one that ran alone and at once is a batch of 1 that waited 0.
+
+        Args:
+            size: how many, at least 1.
+            waited_s: seconds from the arrival of the oldest of them in the queue to the start of the work.
+        """
+        self._batch_size.observe(size)
+        self._queue_wait.observe(waited_s)
+
+    def worker_died(self) -> None:
+        """Count an end of the engine's thread that nobody asked for."""
+        self._worker_deaths.inc()
+
+    def queue_depth(self, ask: Callable[[], int]) -> None:
+        """Say whom to ask at every scrape how many lookups wait."""
+        self._queue_depth.set_function(ask)
+
+    def shed(self, reason: str) -> None:
+        """Count a request that overload kept from being served in full; the reason is one of a few words."""
+        self._shed_of(reason).inc()
+
+    def turned_away(self, method: str) -> None:
+        """Count a request that was refused before its path was looked at, because too much was in progress."""
+        self._count_of(TURNED_AWAY, method if method in _METHODS else "other", 429).inc()
+        self._shed_of("refused").inc()
+
+    def redis_call(self, operation: str, seconds: float) -> None:
+        """Count a call of Redis, answered or not.
+
+        Args:
+            operation: one of a few words, such as ``recent`` and ``append``.
+            seconds: from asking to the answer or to the error.
+        """
+        self._redis_seconds_of(operation).observe(seconds)
+
+    def redis_error(self, operation: str) -> None:
+        """Count a call that Redis did not answer."""
+        self._redis_errors_of(operation).inc()
+
+    def breaker_state(self, state: BreakerState) -> None:
+        """Say in which state the circuit breaker before Redis is from now on."""
+        for known, gauge in self._breaker.items():
+            gauge.set(known == state)
+        self._breaker_changes.labels(state).inc()
+
+    def lacking(self, slot: str, reason: str) -> None:
+        """Count an answered item that lacks a slot."""
+        self._lacking.labels(slot, reason).inc()
+
+    def log_lines(self, *, dropped: Callable[[], int], failed: Callable[[], int]) -> None:
+        """Say whom to ask at every scrape how many log lines nobody read in time, and how many were not written."""
+        self._log_dropped.set_function(dropped)
+        self._log_failed.set_function(failed)
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,1 @@
+"""Vision-language models that embed items and histories."""

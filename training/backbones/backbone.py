@@ -1,0 +1,285 @@
+"""Backbones: a vision-language model of the Qwen-VL family with its tokenizer and image processor.
+
+Whether pretrained or made from scratch, a backbone is a directory or hub id that is read through ``from_pretrained``;
+code from the hub is never run. The image processor is the one that works on Pillow pictures, and the processor's video
+part is never loaded, so torchvision is not needed.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLModel,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils import logging as transformers_logging
+
+from training.backbones.attention import pack_vision_attention
+from training.backbones.prompts import END, IMAGE_PAD, SPECIAL_TOKENS, VIDEO_PAD, VISION_END, VISION_START, wording
+from training.data.pictures import ImageProcessor
+from training.errors import BackboneError
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""``model_type`` of the models whose image prompts are known here."""
+_MOST_TEXTS = 200_000
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_WEIGHTS_SHOWN = 3
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError, HFValidationError)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A vision-language model as it was loaded.
+
+    Attributes:
+        model: without a language-modelling head.
+        tokenizer: of the model.
+        image_processor: of the model, its picture sizes as asked for.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: ImageProcessor
+
+    def save(self, directory: Path) -> None:
+        """Write all three parts so that :func:`load_backbone` reads them back."""
+        with _quiet():
+            self.model.save_pretrained(directory)
+        self.save_processors(directory)
+
+    def save_processors(self, directory: Path) -> None:
+        """Write the tokenizer and the image processor only."""
+        self.tokenizer.save_pretrained(directory)
+        cast("Any", self.image_processor).save_pretrained(directory)
+
+
+def load_backbone(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    picture_pixels: tuple[int, int] | None = None,
+) -> Backbone:
+    """Read a backbone through ``from_pretrained``.
+
+    Args:
+        source: directory or hub id.
+        revision: commit of a hub id.
+        dtype: ``float32`` or ``bfloat16``.
+        attention: implementation of attention in transformers.
+        picture_pixels: fewest and most pixels of a preprocessed picture; None keeps what the processor says.
+
+    Raises:
+        BackboneError: it is not pinned, cannot be found or read, lacks weights, or is not of the Qwen-VL family.
+    """
+    check_pinned(source, revision)
+    options = {"revision": revision, "trust_remote_code": False}
+    try:
+        with _quiet():
+            _check_family(source, AutoConfig.from_pretrained(source, **options).model_type)
+            model, found = AutoModel.from_pretrained(
+                source,
+                dtype=getattr(torch, dtype),
+                attn_implementation=attention,
+                output_loading_info=True,
+                **options,
+            )
+            _check_complete(source, found["missing_keys"])
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            image_processor = cast("Any", AutoImageProcessor).from_pretrained(source, use_fast=False, **options)
+    except BackboneError:
+        raise
+    except _UNREADABLE as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        todo = "give a directory written by save_pretrained or a hub id that can be reached from here"
+        if isinstance(error, ImportError):
+            todo = f'install what it needs for vlm.attention = "{attention}", or set vlm.attention = "sdpa"'
+        raise BackboneError(f"{source}: the model cannot be loaded ({reason}); {todo}") from error
+    pack_vision_attention(model)
+    if picture_pixels is not None:
+        image_processor.size = {"shortest_edge": picture_pixels[0], "longest_edge": picture_pixels[1]}
+    return Backbone(model, tokenizer, image_processor)
+
+
+def check_pinned(source: str | Path, revision: str | None) -> None:
+    """Hold a hub id to one commit: a branch or tag can be moved to other weights between two runs.
+
+    Args:
+        source: directory or hub id.
+        revision: of a hub id.
+
+    Raises:
+        BackboneError: there is no such directory, and the revision is not a commit.
+    """
+    if not Path(source).is_dir() and _COMMIT.fullmatch(revision or "") is None:
+        raise BackboneError(
+            f"{source}: there is no such directory, and a hub id must be pinned to a commit of 40 hexadecimal digits, "
+            f"got {revision!r}; set vlm.revision to the commit that the model's page on the hub shows"
+        )
+
+
+def _check_complete(source: str | Path, missing: Iterable[str]) -> None:
+    """Refuse what transformers would fill up with random numbers, with no more than a notice."""
+    names = sorted(missing)
+    if names:
+        shown = ", ".join(names[:_WEIGHTS_SHOWN]) + (", …" if len(names) > _WEIGHTS_SHOWN else "")
+        raise BackboneError(
+            f"{source}: {len(names)} of the model's weights are in none of its files ({shown}); get the whole model"
+        )
+
+
+def _check_family(source: str | Path, model_type: str) -> None:
+    if model_type not in FAMILIES:
+        raise BackboneError(
+            f"{source}: the model must be one of {', '.join(FAMILIES)}, got {model_type!r}; choose a Qwen-VL model"
+        )
+
+
+def make_backbone(
+    texts: Sequence[str | None],
+    *,
+    vocabulary: int,
+    hidden_size: int,
+    layers: int,
+    heads: int,
+    intermediate_size: int,
+    vision_hidden_size: int,
+    vision_layers: int,
+    vision_heads: int,
+    vision_intermediate_size: int,
+    patch_size: int,
+    initializer_range: float,
+    picture_pixels: tuple[int, int],
+    colours: tuple[Sequence[float], Sequence[float]] | None = None,
+    seed: int,
+) -> Backbone:
+    """A small Qwen2.5-VL with random weights and a byte-level BPE tokenizer trained on the catalogue.
+
+    Args:
+        texts: the catalogue's texts; the tokenizer learns from at most the first 200,000.
+        vocabulary: most tokens.
+        hidden_size: width of the language model and length of the embeddings.
+        layers: decoder layers.
+        heads: attention heads.
+        intermediate_size: width of the MLPs.
+        vision_hidden_size: width of the vision tower.
+        vision_layers: its blocks.
+        vision_heads: its attention heads.
+        vision_intermediate_size: width of its MLPs.
+        patch_size: pixels of a patch's side.
+        initializer_range: standard deviation of the weights.
+        picture_pixels: fewest and most pixels of a preprocessed picture.
+        colours: mean and standard deviation of the catalogue's red, green and blue (0 … 1), by which pictures are
+            normalised; None keeps those of CLIP. Made pictures on a bright ground are nearly alike without it.
+        seed: of the weights.
+    """
+    tokenizer = train_tokenizer([text for text in texts[:_MOST_TEXTS] if text is not None], vocabulary)
+    ids = tokenizer.get_vocab()
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "rope_parameters": _rotary(hidden_size // heads // 2),
+        "initializer_range": initializer_range,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), ids[END]),
+    }
+    vision = {
+        "depth": vision_layers,
+        "hidden_size": vision_hidden_size,
+        "intermediate_size": vision_intermediate_size,
+        "num_heads": vision_heads,
+        "patch_size": patch_size,
+        "out_hidden_size": hidden_size,
+        "fullatt_block_indexes": list(range(vision_layers)),
+        "initializer_range": initializer_range,
+    }
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_marks(ids))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLModel(config)
+    return Backbone(model, tokenizer, _picture_processor(picture_pixels, patch_size, colours))
+
+
+def _marks(ids: Mapping[str, int]) -> dict[str, Any]:
+    """Which tokens stand for pictures and their bounds."""
+    return {
+        "image_token_id": ids[IMAGE_PAD],
+        "video_token_id": ids[VIDEO_PAD],
+        "vision_start_token_id": ids[VISION_START],
+        "vision_end_token_id": ids[VISION_END],
+    }
+
+
+def _picture_processor(
+    pixels: tuple[int, int], patch_size: int, colours: tuple[Sequence[float], Sequence[float]] | None
+) -> "ImageProcessor":
+    size = {"shortest_edge": pixels[0], "longest_edge": pixels[1]}
+    processor = Qwen2VLImageProcessorPil(size=size, patch_size=patch_size)
+    if colours is not None:
+        processor.image_mean, processor.image_std = list(colours[0]), list(colours[1])
+    return cast("ImageProcessor", processor)
+
+
+def _rotary(half_head: int) -> dict[str, Any]:
+    """Rotary positions of time, height and width over half a head's width."""
+    third = half_head // 3
+    sections = [half_head - 2 * third, third, third]
+    return {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": sections}
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer (any text can be written with it) with the special tokens of the Qwen-VL family.
+
+    Args:
+        texts: what to learn the merges from; the prompts' own wording is learnt as well.
+        vocabulary: most tokens, at least 256 bytes and the special tokens.
+    """
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([*texts, *(wording() * max(8, len(texts)))], trainer)
+    made = cast("Any", PreTrainedTokenizerFast)(
+        tokenizer_object=bpe, eos_token=END, pad_token=END, extra_special_tokens=list(SPECIAL_TOKENS[1:])
+    )
+    return cast("PreTrainedTokenizerFast", made)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bars and notices of transformers; jobs show their own progress."""
+    switch: Any = transformers_logging
+    level, bars = switch.get_verbosity(), switch.is_progress_bar_enabled()
+    switch.set_verbosity_error()
+    switch.disable_progress_bar()
+    try:
+        yield
+    finally:
+        switch.set_verbosity(level)
+        if bars:
+            switch.enable_progress_bar()

@@ -1,0 +1,140 @@
+"""Encoding passes: a batch's vectors, and how a gradient on them reaches the weights.
+
+A contrastive loss needs the vectors of the whole batch at once, but not their activations. A plain pass keeps the
+activations of every prompt; a cached one (GradCache, Gao et al., arXiv 2101.06983) encodes group after group without
+any, and encodes each group again once the gradient on its vectors is known. So its memory is that of one group of
+prompts or pictures, however large the batch, at the price of a second forward pass. Value and gradient are the same:
+each group is encoded again under the state that the random generators had the first time.
+
+The vision tower's output is cached one level deeper: a picture is seen once for all the prompts that show it, the
+gradients of these prompts add up on its tokens, and then the tower gets its own backward pass, group by group.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from training.backbones.batches import PromptBatch
+from training.backbones.vlm import VisualTokens, VlmEmbedder
+
+Autocast = Callable[[], AbstractContextManager[None]]
+"""Makes the context under which a model runs."""
+_Made = TypeVar("_Made", Tensor, VisualTokens)
+
+
+class EncodingPass(Protocol):
+    """The vectors of one batch.
+
+    Attributes:
+        outputs: (K, D) float32, rows of length 1, a leaf: a loss of them leaves its gradient in ``outputs.grad``.
+    """
+
+    outputs: Tensor
+
+    def backward(self) -> None:
+        """Carry ``outputs.grad`` on to the gradients of the weights, which it is added to."""
+        ...
+
+
+def encode(embedder: VlmEmbedder, prompts: PromptBatch, *, autocast: Autocast, cached: bool) -> EncodingPass:
+    """Encode a batch so that a gradient on its vectors can be carried back.
+
+    Args:
+        embedder: in the mode (training or evaluation) that it is to run in.
+        prompts: on the embedder's device.
+        autocast: entered around every call of the model.
+        cached: keep no activations, see above.
+    """
+    return _CachedPass(embedder, prompts, autocast) if cached else _PlainPass(embedder, prompts, autocast)
+
+
+class _PlainPass:
+    """Keeps the activations."""
+
+    def __init__(self, embedder: VlmEmbedder, prompts: PromptBatch, autocast: Autocast) -> None:
+        with autocast():
+            self._made = embedder(prompts)
+        self.outputs = self._made.detach().requires_grad_()
+
+    def backward(self) -> None:
+        """See :class:`EncodingPass`."""
+        if self.outputs.grad is not None and self._made.requires_grad:
+            torch.autograd.backward([self._made], [self.outputs.grad])
+
+
+class _CachedPass:
+    """Keeps the random generators' states."""
+
+    def __init__(self, embedder: VlmEmbedder, prompts: PromptBatch, autocast: Autocast) -> None:
+        self._embedder, self._prompts, self._autocast = embedder, prompts, autocast
+        self._device = embedder.base.device
+        self._sights: list[_RandomState] = []
+        self._readings: list[_RandomState] = []
+        with torch.no_grad():
+            seen = [self._first(self._sights, embedder.see, pictures) for pictures in prompts.pictures]
+            self._seen = embedder.joined(seen)
+            read = [self._first(self._readings, embedder.read, group, self._seen) for group in prompts.groups]
+        self._tokens = [len(part.layers[0]) for part in seen]
+        self.outputs = (torch.cat(read) if read else embedder.nothing()).requires_grad_()
+
+    def backward(self) -> None:
+        """See :class:`EncodingPass`."""
+        if self.outputs.grad is None:
+            return
+        trains_vision = self._seen is not None and self._embedder.trains_vision
+        seen = None if self._seen is None else self._seen.as_leaves(requires_grad=trains_vision)
+        parts = torch.split(self.outputs.grad, [len(group.pooled) for group in self._prompts.groups])
+        for group, state, gradient in zip(self._prompts.groups, self._readings, parts, strict=True):
+            made = self._again(state, self._embedder.read, group, seen)
+            if made.requires_grad:
+                torch.autograd.backward([made], [gradient])
+        if seen is None or not trains_vision:
+            return
+        felt = {
+            n: torch.split(layer.grad, self._tokens) for n, layer in enumerate(seen.layers) if layer.grad is not None
+        }
+        for number, (pictures, state) in enumerate(zip(self._prompts.pictures, self._sights, strict=True)):
+            tokens = self._again(state, self._embedder.see, pictures)
+            torch.autograd.backward([tokens.layers[n] for n in felt], [parts[number] for parts in felt.values()])
+
+    def _first(self, states: "list[_RandomState]", call: Callable[..., _Made], *inputs: object) -> _Made:
+        states.append(_RandomState.of(self._device))
+        return self._run(call, *inputs)
+
+    def _again(self, state: "_RandomState", call: Callable[..., _Made], *inputs: object) -> _Made:
+        with state.restored():
+            return self._run(call, *inputs)
+
+    def _run(self, call: Callable[..., _Made], *inputs: object) -> _Made:
+        # A context for each call: inside one, autocast would keep the weights that it cast without a graph.
+        with self._autocast():
+            return call(*inputs)
+
+
+@dataclass(frozen=True)
+class _RandomState:
+    """State of the generators that a model on this device draws from."""
+
+    device: torch.device
+    host: Tensor
+    numbers: list[int]
+    states: list[Tensor]
+
+    @classmethod
+    def of(cls, device: torch.device) -> "_RandomState":
+        numbers, states = get_device_states(torch.empty(0, device=device))
+        return cls(device, torch.get_rng_state(), numbers, states)
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Draw the same numbers again; afterwards the generators are as they were before."""
+        with torch.random.fork_rng(devices=self.numbers, device_type=self.device.type):
+            torch.set_rng_state(self.host)
+            set_device_states(self.numbers, self.states, device_type=self.device.type)
+            yield

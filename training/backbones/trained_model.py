@@ -1,0 +1,60 @@
+"""RunModel: the trained model of a run, known by its files and loaded only when something must be embedded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.backbones.identity import MODEL_DIRECTORY, provenance
+from training.config.run_config import RunConfig, load_config
+
+if TYPE_CHECKING:
+    from training.backbones.vlm import Embedding
+
+CONFIG_FILE = "config.toml"
+TRAINING_DIRECTORY = "train"
+EMBEDDINGS_DIRECTORY = "embeddings"
+
+
+@dataclass(frozen=True)
+class RunModel:
+    """A run's model and how it embeds.
+
+    Attributes:
+        run: the run directory.
+        config: that the run was trained with.
+        provenance: see :func:`training.backbones.identity.provenance`.
+    """
+
+    run: Path
+    config: RunConfig
+    provenance: dict[str, Any]
+
+    @classmethod
+    def of(cls, run: Path) -> "RunModel":
+        """The model of a run directory.
+
+        Raises:
+            BackboneError: it has no trained model, or a file cannot be read.
+            ConfigError: its configuration cannot be read.
+        """
+        path = run / CONFIG_FILE
+        config = load_config(path if path.is_file() else None)
+        directory = run / TRAINING_DIRECTORY / MODEL_DIRECTORY
+        return cls(run, config, provenance(directory, dtype=config.vlm.dtype, attention=config.vlm.attention))
+
+    @property
+    def embeddings(self) -> Path:
+        """Directory of the run's embeddings."""
+        return self.run / EMBEDDINGS_DIRECTORY
+
+    def load(self) -> "Embedding":
+        """Load the model.
+
+        Raises:
+            BackboneError: a part is missing or unreadable.
+        """
+        from training.backbones.vlm import load_embedder
+
+        vlm = self.config.vlm
+        directory = self.run / TRAINING_DIRECTORY / MODEL_DIRECTORY
+        return load_embedder(directory, dtype=vlm.dtype, attention=vlm.attention)

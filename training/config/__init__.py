@@ -1,0 +1,1 @@
+"""Configuration of runs and of the sequence encoder."""

@@ -1,0 +1,1 @@
+"""Catalogue, interactions and pictures as they are read from files."""

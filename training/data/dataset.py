@@ -1,0 +1,255 @@
+"""A dataset directory as it is trained on: a catalogue with texts and pictures, and who touched what when.
+
+A directory holds ``items.{csv,jsonl,parquet}``, ``interactions.{csv,parquet}`` and the pictures at the paths that the
+``image`` column names, relative to the directory. Reading is strict; ``vlm2rec data check`` lists every defect at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+
+from index.items.item_ids import MAX_ID_BYTES
+from index.items.item_table import ITEM_ID, POPULARITY
+from training.data.table_files import ROW, find_table, read_table, rows_named
+from training.data.timestamps import MIXED, MIXED_TIME_RULE, TIME_RULE, read_timestamps
+from training.errors import DatasetError
+
+ITEMS = "items"
+INTERACTIONS = "interactions"
+ITEM_SUFFIXES = ("csv", "jsonl", "parquet")
+INTERACTION_SUFFIXES = ("csv", "parquet")
+USER_ID = "user_id"
+TIMESTAMP = "timestamp"
+TITLE = "title"
+TEXT = "text"
+IMAGE = "image"
+_CONTROL = "[\u0001-\u001f\u007f-\u009f\\x00]"
+_SEE_ALL = "`vlm2rec data check` lists every such row"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A catalogue and its interactions.
+
+    Attributes:
+        directory: where the files are; pictures are confined to it.
+        items: one row an item in file order: ``item_id`` (string, unique), ``title``, ``text``, ``image`` (string or
+            null; the picture's path relative to ``directory``), then every further column as metadata.
+        interactions: ``user_id``, ``item_id`` (strings) and ``timestamp`` (int64, seconds since 1970 UTC), only rows
+            whose item exists. Users in order of first appearance; a user's rows from oldest to newest, ties in file
+            order.
+        orphans: interactions left out because the catalogue lacks their item.
+    """
+
+    directory: Path
+    items: pl.DataFrame
+    interactions: pl.DataFrame
+    orphans: int = 0
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return self.items.height
+
+    def item_ids(self) -> list[str]:
+        """Item ids in file order."""
+        return self.items[ITEM_ID].to_list()
+
+    def texts(self) -> list[str | None]:
+        """The text of each item: ``text``, else ``title``; None where both are missing or only white space."""
+        filled = [pl.when(pl.col(name).str.strip_chars() != "").then(pl.col(name)) for name in (TEXT, TITLE)]
+        return self.items.select(pl.coalesce(filled)).to_series().to_list()
+
+    def image_path(self, row: int) -> Path | None:
+        """The picture file of an item.
+
+        Returns:
+            A file inside ``directory``; None if the item names no picture, the file does not exist, or the path leads
+            out of the directory (absolute, through ``..`` or through a symbolic link).
+        """
+        return confined_file(self.directory, self.items[IMAGE][row])
+
+    def metadata(self) -> pa.Table:
+        """``title``, ``text``, ``image`` and every further column, one row an item; never ``item_id``."""
+        table = self.items.drop(ITEM_ID).to_arrow(compat_level=pl.CompatLevel.oldest())
+        return table.cast(pa.schema([pa.field(field.name, _plain_type(field.type)) for field in table.schema]))
+
+
+def load_dataset(directory: Path, *, interactions: Path | None = None) -> Dataset:
+    """Read a dataset directory.
+
+    Args:
+        directory: the dataset directory.
+        interactions: interactions to use in place of the directory's own.
+
+    Raises:
+        DatasetError: a file or column is missing or unreadable, an item id is repeated or breaks the rule of
+            :func:`index.items.item_ids.check_item_id`, a user id or a timestamp is missing or bad, or no interaction names an
+            item of the catalogue.
+    """
+    items = read_items(find_table(directory, ITEMS, ITEM_SUFFIXES))
+    path = interactions or find_table(directory, INTERACTIONS, INTERACTION_SUFFIXES)
+    events = read_interactions(path)
+    known = events.filter(pl.col(ITEM_ID).is_in(items[ITEM_ID].implode()))
+    if known.is_empty():
+        raise DatasetError(
+            f"{path}: none of {events.height:,} interactions names an item of the catalogue "
+            f"(the first names {events[ITEM_ID][0]!r}, the first item is {items[ITEM_ID][0]!r}); use one set of ids"
+        )
+    return Dataset(directory, items, known, events.height - known.height)
+
+
+def read_items(path: Path) -> pl.DataFrame:
+    """Read and hold to the rules the items file; see :attr:`Dataset.items`.
+
+    Raises:
+        DatasetError: the file cannot be read or breaks a rule.
+    """
+    frame = read_table(path, text=(ITEM_ID, TITLE, TEXT, IMAGE), required=[ITEM_ID])
+    if frame.is_empty():
+        raise DatasetError(f"{path}: a catalogue needs at least one item, got none")
+    if POPULARITY in frame.columns:
+        raise DatasetError(f"{path}: column {POPULARITY!r} is reserved for the training counts; rename it")
+    _check_item_ids(path, frame)
+    frame = frame.drop(ROW)
+    missing = [pl.lit(None, pl.String).alias(name) for name in (TITLE, TEXT, IMAGE) if name not in frame.columns]
+    frame = frame.with_columns(missing).with_columns(_metadata_casts(path, frame))
+    return frame.select(ITEM_ID, TITLE, TEXT, IMAGE, pl.exclude(ITEM_ID, TITLE, TEXT, IMAGE))
+
+
+def read_interactions(path: Path) -> pl.DataFrame:
+    """Read one file of interactions, whatever items it names.
+
+    Args:
+        path: a ``.csv`` or ``.parquet`` file with ``user_id``, ``item_id`` and ``timestamp`` (see
+            :mod:`training.data.timestamps`); further columns are not read.
+
+    Returns:
+        ``user_id``, ``item_id``, ``timestamp`` (int64 seconds) in the order of :attr:`Dataset.interactions`; fractions
+        of a second count for the order.
+
+    Raises:
+        DatasetError: the file cannot be read, has no rows, or a value breaks a rule.
+    """
+    frame = read_any_interactions(path)
+    if frame.is_empty():
+        raise DatasetError(f"{path}: needs at least one interaction, got none")
+    for name in (USER_ID, ITEM_ID):
+        empty = frame.filter(pl.col(name).is_null() | (pl.col(name) == ""))
+        if empty.height:
+            raise DatasetError(f"{path}: column {name!r} must not be empty, {rows_named(empty[ROW])}; {_SEE_ALL}")
+    read = read_timestamps(frame[TIMESTAMP])
+    bad = frame.filter(read.microseconds.is_null())
+    if bad.height:
+        rule = MIXED_TIME_RULE if read.unit == MIXED else TIME_RULE
+        raise DatasetError(
+            f"{path}: column 'timestamp' {rule}, got {bad[TIMESTAMP][0]!r} in {rows_named(bad[ROW])}; {_SEE_ALL}"
+        )
+    ordered = in_order(frame.drop(ROW).with_columns(read.microseconds.alias(TIMESTAMP)))
+    return ordered.with_columns(pl.col(TIMESTAMP) // 1_000_000)
+
+
+def read_any_interactions(path: Path) -> pl.DataFrame:
+    """``user_id``, ``item_id`` and ``timestamp`` as they stand in a file, with the row number ``ROW``.
+
+    Raises:
+        DatasetError: the file cannot be read, or lacks a column.
+    """
+    if path.suffix.lower().lstrip(".") not in INTERACTION_SUFFIXES:
+        raise DatasetError(f"{path}: interactions are a .csv or .parquet file, got the suffix {path.suffix!r}")
+    names = (USER_ID, ITEM_ID, TIMESTAMP)
+    text = names if path.suffix.lower() == ".csv" else (USER_ID, ITEM_ID)
+    return read_table(path, text=text, required=names, columns=names)
+
+
+def in_order(interactions: pl.DataFrame) -> pl.DataFrame:
+    """Users in order of first appearance, a user's rows by timestamp, ties in the order given (a stable sort)."""
+    place, first = "__place", "__first"  # a frame with these columns would be refused by polars
+    ranked = interactions.with_row_index(place).with_columns(pl.col(place).min().over(USER_ID).alias(first))
+    return ranked.sort(first, TIMESTAMP, maintain_order=True).drop(place, first)
+
+
+def confined_file(directory: Path, name: str | None) -> Path | None:
+    """The existing file ``name`` inside ``directory``; None if there is none or the path leads out of it."""
+    if name is None or not name.strip():
+        return None
+    try:
+        root = directory.resolve()
+        path = (root / name).resolve()
+        return path if path.is_relative_to(root) and path.is_file() else None
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+def _check_item_ids(path: Path, frame: pl.DataFrame) -> None:
+    ids = frame[ITEM_ID]
+    broken = broken_ids(ids)
+    if broken.any():
+        raise DatasetError(
+            f"{path}: an item id must have 1 to {MAX_ID_BYTES} bytes and no control characters, got "
+            f"{str(ids.filter(broken)[0])[:40]!r} in {rows_named(frame[ROW].filter(broken))}; {_SEE_ALL}"
+        )
+    repeated = ~ids.is_first_distinct()
+    if repeated.any():
+        raise DatasetError(
+            f"{path}: item ids must be unique, {ids.filter(repeated)[0]!r} is repeated in "
+            f"{rows_named(frame[ROW].filter(repeated))}; keep one row an item"
+        )
+
+
+def broken_ids(ids: pl.Series) -> pl.Series:
+    """Which ids break the rule of :func:`index.items.item_ids.check_item_id`; a missing id does too."""
+    size = ids.str.len_bytes()
+    return ((size < 1) | (size > MAX_ID_BYTES) | ids.str.contains(_CONTROL)).fill_null(value=True)
+
+
+def _metadata_casts(path: Path, frame: pl.DataFrame) -> list[pl.Expr]:
+    """Casts that leave only strings, bools, numbers, dates and lists of them in the metadata columns."""
+    casts = []
+    for name, dtype in frame.schema.items():
+        target = metadata_type(dtype)
+        if target is None:
+            raise DatasetError(
+                f"{path}: column {name!r} holds {dtype}, metadata must be strings, numbers, bools, dates or lists of "
+                "these; flatten or drop it"
+            )
+        casts.append(pl.col(name).cast(target))
+    return casts
+
+
+def metadata_type(dtype: object) -> pl.DataType | None:
+    """The type that a metadata column of this type is kept in; None if metadata cannot hold it."""
+    if isinstance(dtype, pl.List | pl.Array):
+        inner = None if isinstance(dtype.inner, pl.List | pl.Array) else metadata_type(dtype.inner)
+        return None if inner is None else pl.List(inner)
+    if isinstance(dtype, pl.Categorical | pl.Enum | pl.Null):
+        return pl.String()
+    if isinstance(dtype, pl.Decimal | pl.Int128):
+        return pl.Float64()
+    if isinstance(dtype, pl.String | pl.Boolean | pl.Date | pl.Datetime):
+        return dtype
+    if isinstance(dtype, pl.DataType) and dtype.is_numeric():
+        return dtype
+    return None
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_large_list(kind):
+        return pa.list_(_plain_type(kind.value_type))
+    return pa.string() if pa.types.is_large_string(kind) else kind
+
+
+def row_numbers(item_ids: Sequence[str], column: pl.Series) -> pl.Series:
+    """Item rows of a column of ids.
+
+    Args:
+        item_ids: the catalogue's ids in order, unique.
+        column: ids, each in ``item_ids``.
+
+    Returns:
+        int64 rows, null for an id that the catalogue lacks.
+    """
+    rows = pl.int_range(len(item_ids), dtype=pl.Int64, eager=True)
+    return column.replace_strict(pl.Series(item_ids, dtype=pl.String), rows, default=None, return_dtype=pl.Int64)

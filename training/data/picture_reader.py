@@ -1,0 +1,161 @@
+"""The one reader of pictures: whatever Pillow decodes becomes RGB of 8 bits, or an error that says why not.
+
+`data check`, training, embedding, the features of ``--no-vlm`` and thumbnails all open pictures here, so that they
+agree on which pictures can be read. The steps: decode the first frame; scale to 8 bits; turn upright as EXIF says,
+where that can be understood; convert to RGB, or RGBA where something is transparent; shrink; lay over white.
+"""
+
+import functools
+import re
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+
+from training.data.deep_pictures import eight_bit_grey, is_deep
+from training.errors import PictureError
+
+MAX_PIXELS = 100_000_000
+"""Larger pictures are refused before they are decoded."""
+MAX_RATIO = 200
+"""Longer or narrower pictures are refused: image processors of the Qwen-VL family take none, whatever its size."""
+
+_LEAST_SIDE = 64
+_REASON_CHARACTERS = 200
+_PILLOW = r"PIL\."
+_OTHER_PROGRAMS = {"EPS", "WMF"}  # decoded by Ghostscript or by Windows, which runs what a file says
+_TRANSPARENT = "transparency"
+_ALWAYS_READ_ALIKE = {"RGB", "RGBA", "L", "LA"}
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # of 255, between one level and the next
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_picture(path: Path, pixels: int) -> Image.Image:
+    """A picture as RGB, upright, transparency over white, no larger than it will be needed.
+
+    Args:
+        path: any format that Pillow decodes by itself; of an animation the first frame.
+        pixels: number of pixels that will at most be made of it; a picture of more than 16 times as many is shrunk.
+
+    Raises:
+        PictureError: there is no picture that can be decoded, it has more than 100 megapixels, or one side is more than
+            200 times as long as the other.
+    """
+    _silence_pillow()
+    try:
+        # Of a file with a name Pillow maps some kinds into memory, and those that are to be turned in a wrong shape.
+        with path.open("rb") as file, Image.open(file, formats=_formats()) as opened:
+            _check_size(opened)
+            side = max(_LEAST_SIDE, round(4 * pixels**0.5))
+            picture = _shrunk(_in_colour(_upright(opened, side)), side)
+        if picture.mode == "RGB":
+            return picture
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    except PictureError:
+        raise
+    except UnidentifiedImageError as error:
+        raise PictureError(f"{UnidentifiedImageError.__name__}: cannot identify image file {str(path)!r}") from error
+    except Exception as error:  # decoders raise what they like on a damaged file: struct.error, RuntimeError, …
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PictureError(reason[:_REASON_CHARACTERS]) from error
+
+
+def decoding_has_changed(file: BinaryIO) -> bool:
+    """Whether a picture was read otherwise, or not at all, before all colours were converted first and scaled.
+
+    Args:
+        file: of the picture; only its header is read.
+    """
+    _silence_pillow()
+    try:
+        with Image.open(file, formats=_formats()) as opened:
+            plain = opened.mode in _ALWAYS_READ_ALIKE and _TRANSPARENT not in opened.info
+            return not plain or opened.format == "TIFF"
+    except Exception:  # noqa: BLE001 - what cannot be opened could not be opened before
+        return False
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Formats that are tried, those with a signature that many pictures have first."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _OTHER_PROGRAMS)
+
+
+def _check_size(picture: Image.Image) -> None:
+    short, long = sorted(picture.size)
+    size = f"got {picture.width} × {picture.height}"
+    if short * long > MAX_PIXELS:
+        raise PictureError(f"a picture may have at most {MAX_PIXELS:,} pixels, {size}; make it smaller")
+    if short < 1 or long > MAX_RATIO * short:
+        raise PictureError(f"one side of a picture may be at most {MAX_RATIO} times the other, {size}; crop it")
+
+
+def _upright(opened: ImageFile.ImageFile, side: int) -> Image.Image:
+    """The decoded picture, of 8 bits, turned as its EXIF says; EXIF that cannot be understood says nothing.
+
+    Args:
+        opened: not decoded yet.
+        side: a JPEG may be decoded at a fraction of its size that is still at least so large.
+    """
+    opened.draft("RGB", (side, side))
+    if isinstance(opened, PngImagePlugin.PngImageFile):
+        _scale_transparent_colour(opened)
+    if isinstance(opened, TiffImagePlugin.TiffImageFile):
+        # Pillow reads all of a TIFF's EXIF when it has decoded the pixels, and fails if any of it is odd.
+        turned = _orientation(opened)
+        opened.load_end = lambda: None  # type: ignore[method-assign]  # of this one picture
+        opened.load()
+    else:
+        opened.load()
+        turned = _orientation(opened)
+    picture = eight_bit_grey(opened) if is_deep(opened) else opened
+    picture = picture.copy() if turned is None else picture.transpose(turned)
+    _check_size(picture)  # a few formats find their size only now
+    return picture
+
+
+def _orientation(opened: ImageFile.ImageFile) -> Image.Transpose | None:
+    try:
+        return _UPRIGHT.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 - bad EXIF raises as many kinds of errors as bad pictures
+        return None
+
+
+def _scale_transparent_colour(opened: PngImagePlugin.PngImageFile) -> None:
+    """A PNG names its transparent colour in the bits of the file, Pillow's pixels have 8."""
+    colour, stored = opened.info.get(_TRANSPARENT), opened.tile[0].args if opened.tile else None
+    if isinstance(colour, tuple) and stored == "RGB;16B":
+        opened.info[_TRANSPARENT] = tuple(part >> 8 for part in colour)
+    elif isinstance(colour, int) and stored in _GREY_STEPS:
+        opened.info[_TRANSPARENT] = colour * _GREY_STEPS[stored]
+
+
+def _in_colour(picture: Image.Image) -> Image.Image:
+    """RGB, or RGBA where something may be transparent: Pillow shrinks these by averaging, and others by leaving out."""
+    if picture.has_transparency_data:
+        return picture.convert("RGBA")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _shrunk(picture: Image.Image, side: int) -> Image.Image:
+    picture.thumbnail((side, side), Image.Resampling.BOX)
+    least = -(-max(picture.size) // MAX_RATIO)  # rounding must not make a side shorter than the rule allows
+    if min(picture.size) < least:
+        return picture.resize((max(picture.width, least), max(picture.height, least)), Image.Resampling.BOX)
+    return picture
+
+
+def _silence_pillow() -> None:
+    """No notices about odd but readable files, for good: to take the filter back is not safe while threads read."""
+    if ("ignore", None, Warning, re.compile(_PILLOW), 0) not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_PILLOW)

@@ -1,0 +1,1 @@
+"""`vlm2rec data check`: defects of a data set."""

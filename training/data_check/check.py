@@ -1,0 +1,108 @@
+"""Check a dataset directory, however dirty: all that training would refuse, leave out or should know, at once."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import polars as pl
+
+from index.items.item_table import ITEM_ID
+from training.data.dataset import IMAGE, INTERACTION_SUFFIXES, INTERACTIONS, ITEM_SUFFIXES, ITEMS, TEXT, load_dataset
+from training.data.learnable_pairs import check_learnable
+from training.data.sequences import Sequences, leave_one_out
+from training.data.table_files import find_table
+from training.data.training_pairs import TrainingPairs
+from training.data_check.images import check_images
+from training.data_check.interactions import check_interactions
+from training.data_check.items import check_items, read_any_items
+from training.data_check.report import DatasetReport, Defect, ImageFacts, InteractionFacts, ItemFacts, Severity
+from training.errors import DatasetError
+from training.ranking.cold_items import cold_mask, without_items
+
+_ORDER = list(Severity)
+
+Progress = Callable[[str, float], None]
+"""Called with the name of the step and the share of it that is done, 0 … 1."""
+
+
+def check_dataset(
+    directory: Path,
+    *,
+    interactions: Path | None = None,
+    modalities: Sequence[str] = (TEXT, IMAGE),
+    cold_items: float = 0.0,
+    now: datetime | None = None,
+    progress: Progress = lambda _step, _share: None,
+) -> DatasetReport:
+    """Check a dataset directory; :func:`training.data.dataset.load_dataset` accepts it if and only if the report is ``ok``
+    or all its errors are of the kinds ``no user to evaluate`` and ``nothing to train on``.
+
+    Args:
+        directory: the dataset directory.
+        interactions: interactions to check in place of the directory's own.
+        modalities: what is to be trained, ``text``, ``image`` or both.
+        cold_items: share of the items that will be held out of training.
+        now: the time against which events lie in the future; the clock by default.
+        progress: told how far each step is.
+
+    Raises:
+        DatasetError: there is no such directory.
+    """
+    if not directory.is_dir():
+        raise DatasetError(f"{directory}: a dataset is a directory, but there is none at this path")
+    defects: list[Defect] = []
+    item_facts, image_facts, item_ids = _check_catalogue(directory, defects, progress)
+    progress("interactions", 0.0)
+    interaction_facts = _check_events(directory, interactions, item_ids, now, defects)
+    if all(defect.severity is not Severity.ERROR for defect in defects):
+        defects += _check_training(directory, interactions, modalities, cold_items)
+    progress("interactions", 1.0)
+    defects.sort(key=lambda defect: _ORDER.index(defect.severity))
+    return DatasetReport(str(directory), item_facts, image_facts, interaction_facts, defects)
+
+
+def _check_catalogue(
+    directory: Path, defects: list[Defect], progress: Progress
+) -> tuple[ItemFacts | None, ImageFacts | None, pl.Series | None]:
+    try:
+        path = find_table(directory, ITEMS, ITEM_SUFFIXES)
+        progress("items", 0.0)
+        items = read_any_items(path)
+    except DatasetError as error:
+        defects.append(Defect("unusable items file", Severity.ERROR, 1, str(error)))
+        return None, None, None
+    facts, found = check_items(path, items)
+    defects.extend(found)
+    progress("items", 1.0)
+    images, found = check_images(directory, items, path.name, progress=lambda share: progress("images", share))
+    defects.extend(found)
+    return facts, images, items[ITEM_ID]
+
+
+def _check_events(
+    directory: Path, path: Path | None, item_ids: pl.Series | None, now: datetime | None, defects: list[Defect]
+) -> InteractionFacts | None:
+    try:
+        path = path or find_table(directory, INTERACTIONS, INTERACTION_SUFFIXES)
+        facts, found = check_interactions(path, item_ids, now=now)
+    except DatasetError as error:
+        defects.append(Defect("unusable interactions file", Severity.ERROR, 1, str(error)))
+        return None
+    defects.extend(found)
+    return facts
+
+
+def _check_training(
+    directory: Path, interactions: Path | None, modalities: Sequence[str], cold_items: float
+) -> list[Defect]:
+    """What training itself refuses when it has read the data set and held out what it is evaluated on."""
+    try:
+        dataset = load_dataset(directory, interactions=interactions)
+        ids = dataset.item_ids()
+        sequences = Sequences.from_interactions(dataset.interactions, ids)
+        train = leave_one_out(without_items(sequences, cold_mask(ids, cold_items))).train
+        TrainingPairs.of(train)
+        check_learnable(dataset, train, modalities)
+    except DatasetError as error:
+        return [Defect("nothing to train on", Severity.ERROR, 1, str(error))]
+    return []

@@ -1,0 +1,128 @@
+"""Check of a catalogue's pictures: there, inside the directory, readable, and not the same for several items."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import polars as pl
+
+from index.machine.cores import available_cores
+from training.data.dataset import IMAGE, confined_file
+from training.data.picture_reader import open_picture
+from training.data.table_files import ROW
+from training.data_check.report import Defect, ImageFacts, Severity, defect_of
+from training.errors import PictureError
+
+_AHEAD = 256
+_HASH_BYTES = 16
+_PIXELS = 64 * 64  # how large a picture becomes decides nothing about whether it can be read
+
+
+class _State(Enum):
+    MISSING = "missing"
+    OUTSIDE = "outside"
+    UNREADABLE = "unreadable"
+    READABLE = "readable"
+
+
+@dataclass(frozen=True)
+class _Looked:
+    state: _State
+    digest: bytes | None = None
+    reason: str | None = None
+
+
+def check_images(
+    directory: Path, items: pl.DataFrame, file: str, *, progress: Callable[[float], None]
+) -> tuple[ImageFacts, list[Defect]]:
+    """Open every picture that the catalogue names as training and embedding do.
+
+    Args:
+        directory: the dataset directory.
+        items: the catalogue with :data:`ROW` and ``image``.
+        file: name of the items file, for messages.
+        progress: told the share that is done, 0 … 1.
+    """
+    named = items.filter(pl.col(IMAGE).str.strip_chars().fill_null("") != "").select(ROW, IMAGE)
+    looked = list(_with_progress(_look_at_all(directory, named[IMAGE].to_list()), named.height, progress))
+    states = named.with_columns(
+        pl.Series("state", [one.state.value for one in looked], dtype=pl.String),
+        pl.Series("digest", [one.digest for one in looked], dtype=pl.Binary),
+    )
+    by_state = {state: states.filter(pl.col("state") == state.value) for state in _State}
+    readable = by_state[_State.READABLE]
+    reason = next((one.reason for one in looked if one.reason is not None), None)
+    again = readable.filter(~pl.col("digest").is_first_distinct())
+    facts = ImageFacts(
+        named=named.height,
+        readable=readable.height,
+        missing=by_state[_State.MISSING].height + by_state[_State.OUTSIDE].height,
+        unreadable=by_state[_State.UNREADABLE].height,
+        duplicates=again.height,
+    )
+    return facts, [
+        *defect_of(
+            "images outside the dataset", Severity.WARNING, by_state[_State.OUTSIDE],
+            f"{file}: image leads out of the dataset directory",
+            "copy the pictures into it; these items count as without a picture", example=IMAGE,
+        ),
+        *defect_of(
+            "missing images", Severity.WARNING, by_state[_State.MISSING], f"{file}: image file does not exist",
+            "add the files or empty the cells; these items count as without a picture", example=IMAGE,
+        ),
+        *defect_of(
+            "unreadable images", Severity.WARNING, by_state[_State.UNREADABLE], f"{file}: image cannot be read",
+            f"of the first: {reason}; replace the files; these items count as without a picture", example=IMAGE,
+        ),
+        *defect_of(
+            "duplicate images", Severity.WARNING, again, f"{file}: image has the content of an earlier item's",
+            "fine for variants of one product, else likely a placeholder", example=IMAGE,
+        ),
+        *_without_image(items, named.height, file),
+    ]  # fmt: skip
+
+
+def _without_image(items: pl.DataFrame, named: int, file: str) -> list[Defect]:
+    if not named:
+        message = f"{file}: no item names a picture; only texts can be trained on"
+        return [Defect("items without image", Severity.NOTE, items.height, message)]
+    without = items.filter(pl.col(IMAGE).str.strip_chars().fill_null("") == "")
+    remedy = "they are recommended by their text"
+    return defect_of("items without image", Severity.NOTE, without, f"{file}: no image named", remedy)
+
+
+def _look_at_all(directory: Path, names: list[str]) -> Iterable[_Looked]:
+    """Decode in a few threads, in order, not far ahead of the reader."""
+    with ThreadPoolExecutor(max_workers=min(4, available_cores())) as pool:
+        for start in range(0, len(names), _AHEAD):
+            yield from pool.map(lambda name: _look_at(directory, name), names[start : start + _AHEAD])
+
+
+def _with_progress(looked: Iterable[_Looked], total: int, progress: Callable[[float], None]) -> Iterable[_Looked]:
+    for done, one in enumerate(looked, start=1):
+        progress(done / total)
+        yield one
+
+
+def _look_at(directory: Path, name: str) -> _Looked:
+    path = confined_file(directory, name)
+    if path is None:
+        return _Looked(_State.OUTSIDE if _leads_out(directory, name) else _State.MISSING)
+    try:
+        open_picture(path, _PIXELS)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_HASH_BYTES)).digest()
+    except (PictureError, OSError) as error:
+        return _Looked(_State.UNREADABLE, reason=str(error))
+    return _Looked(_State.READABLE, digest)
+
+
+def _leads_out(directory: Path, name: str) -> bool:
+    try:
+        root = directory.resolve()
+        return not (root / name).resolve().is_relative_to(root)
+    except (OSError, ValueError, RuntimeError):
+        return False

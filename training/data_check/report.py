@@ -1,0 +1,165 @@
+"""What a check of a dataset directory found: facts and defects, ready for a table or for JSON."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import polars as pl
+
+from training.data.table_files import ROW, rows_named
+from training.data_check.k_core import Core
+
+_EXAMPLES = 3
+_EXAMPLE_CHARACTERS = 60
+
+
+class Severity(StrEnum):
+    """How much a defect matters."""
+
+    ERROR = "error"  # training refuses the dataset
+    WARNING = "warning"  # training goes on without these rows, texts or pictures
+    NOTE = "note"  # good to know
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One kind of defect.
+
+    Attributes:
+        kind: short name, the same in every report.
+        severity: how much it matters.
+        count: how often it occurs.
+        message: one line: file, what is wrong, where, and what to do.
+        rows: first row numbers; the first record after a CSV header is row 1.
+    """
+
+    kind: str
+    severity: Severity
+    count: int
+    message: str
+    rows: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metadata column: its name, type, and how many items lack a value."""
+
+    name: str
+    kind: str
+    missing: int
+
+
+@dataclass(frozen=True)
+class ItemFacts:
+    """The catalogue in numbers; ``file`` is its name, ``with_text`` counts items with a title or text."""
+
+    file: str
+    items: int
+    with_text: int
+    metadata: list[Column]
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """Pictures in numbers.
+
+    Attributes:
+        named: items that name a picture.
+        readable: items whose picture was decoded.
+        missing: items whose picture does not exist or lies outside the directory.
+        unreadable: items whose picture cannot be decoded.
+        duplicates: items whose picture has the same content as an earlier item's.
+    """
+
+    named: int
+    readable: int
+    missing: int
+    unreadable: int
+    duplicates: int
+
+
+@dataclass(frozen=True)
+class InteractionFacts:
+    """Interactions in numbers, of usable rows only (ids and timestamp good, item known).
+
+    Attributes:
+        file: name of the file.
+        rows: all rows of the file.
+        usable: rows that training would use.
+        users: users of the usable rows.
+        items: items of the usable rows.
+        time_unit: unit of the timestamps.
+        first: earliest event, ISO-8601 UTC.
+        last: latest event, ISO-8601 UTC.
+        lengths: events per user: quantile name → number.
+        long_enough: users with at least 3 events, who can be evaluated.
+        repeats: of the last events of these, which are the test targets, those whose item the user had before.
+        five_core: the 5-core.
+        largest_core: the core with the largest k that is not empty.
+    """
+
+    file: str
+    rows: int
+    usable: int
+    users: int
+    items: int
+    time_unit: str
+    first: str | None
+    last: str | None
+    lengths: dict[str, float]
+    long_enough: int
+    repeats: int
+    five_core: Core
+    largest_core: Core
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """All facts and defects of one dataset directory; a part that could not be read is None."""
+
+    directory: str
+    items: ItemFacts | None
+    images: ImageFacts | None
+    interactions: InteractionFacts | None
+    defects: list[Defect]
+
+    @property
+    def ok(self) -> bool:
+        """Whether training would accept the dataset: no defect is an error."""
+        return all(defect.severity is not Severity.ERROR for defect in self.defects)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON-able values."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def defect_of(
+    kind: str, severity: Severity, rows: pl.DataFrame, what: str, remedy: str, *, example: str | None = None
+) -> list[Defect]:
+    """A defect of table rows, or none if there are no rows.
+
+    Args:
+        kind: short name.
+        severity: how much it matters.
+        rows: the rows concerned, with their :data:`ROW`.
+        what: what is wrong, beginning with the file.
+        remedy: what to do.
+        example: column from which example values are named.
+    """
+    if rows.is_empty():
+        return []
+    place = rows_named(rows[ROW])
+    if example is not None:
+        place += f" ({examples(rows[example].unique(maintain_order=True).to_list())})"
+    message = f"{what}: {place}; {remedy}"
+    return [Defect(kind, severity, rows.height, message, rows[ROW].head(10).to_list())]
+
+
+def examples(values: Sequence[object]) -> str:
+    """The first few values, shortened, for a message."""
+    shown = []
+    for value in values[:_EXAMPLES]:
+        text = repr(value)
+        shown.append(text if len(text) <= _EXAMPLE_CHARACTERS else f"{text[:_EXAMPLE_CHARACTERS]}…")
+    return ", ".join(shown) + (", …" if len(values) > _EXAMPLES else "")

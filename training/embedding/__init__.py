@@ -1,0 +1,1 @@
+"""Embeddings of all items, computed once for each content."""

@@ -1,0 +1,270 @@
+"""Contents: what every item of a catalogue is made of, as hashes, so that a later run knows what has changed."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from index.items.item_table import ITEM_ID
+from index.machine.cores import available_cores
+from training.backbones.prompts import plain_text
+from training.data.dataset import IMAGE, Dataset, confined_file
+from training.data.picture_reader import decoding_has_changed
+from training.errors import EmbeddingsError
+
+TEXT_HASH = "text"
+PICTURE_HASH = "picture"
+SIZE = "size"
+MTIME = "mtime_ns"
+NOT_READ = "cannot be read"
+"""Stands in place of a picture's hash where the operating system refuses to give its bytes."""
+SCHEMA = pl.Schema(
+    {
+        ITEM_ID: pl.String(),
+        TEXT_HASH: pl.String(),
+        PICTURE_HASH: pl.String(),
+        IMAGE: pl.String(),
+        SIZE: pl.Int64(),
+        MTIME: pl.Int64(),
+    }
+)
+_HEX = 32
+_DECODING = "decoding 2"
+_AHEAD = 512
+_MOST_THREADS = 16
+_Stamp = tuple[str | None, int | None, int | None]
+
+Progress = Callable[[int, int], None]
+"""Called with the number of pieces done and of all."""
+
+
+@dataclass(frozen=True)
+class Delta:
+    """How a catalogue differs from an earlier state of it.
+
+    Attributes:
+        was: (n,) int64, the row that each item had then, −1 for a new one.
+        same: (n,) bool, text and picture are those of then.
+        deleted: items of then that are gone.
+    """
+
+    was: NDArray[np.int64]
+    same: NDArray[np.bool_]
+    deleted: int
+
+    @property
+    def new(self) -> int:
+        """Items that were not there."""
+        return int((self.was < 0).sum())
+
+    @property
+    def changed(self) -> int:
+        """Items with another text or picture."""
+        return int(((self.was >= 0) & ~self.same).sum())
+
+    @property
+    def unchanged(self) -> int:
+        """Items whose text and picture are those of then."""
+        return int(self.same.sum())
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Hashes of the items' texts and pictures.
+
+    Attributes:
+        frame: one row an item, in the catalogue's order: ``item_id``; ``text``, 32 hex digits of sha256 over the text
+            as the tokenizer gets it, null without one; ``picture``, the same over the file's bytes (and over the
+            version of their decoding, for the kinds of pictures where that has changed), null without one;
+            ``image``, the path as the catalogue names it, with the file's ``size`` in bytes and ``mtime_ns``.
+
+    Raises:
+        EmbeddingsError: other columns, or a repeated id.
+    """
+
+    frame: pl.DataFrame
+
+    def __post_init__(self) -> None:
+        if self.frame.schema != SCHEMA:
+            raise EmbeddingsError(f"contents must have the columns {SCHEMA}, got {self.frame.schema}; embed again")
+        if not self.frame[ITEM_ID].is_unique().all():
+            raise EmbeddingsError("contents must name every item once; embed the catalogue again")
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return self.frame.height
+
+    def item_ids(self) -> list[str]:
+        """Item ids in the catalogue's order."""
+        return self.frame[ITEM_ID].to_list()
+
+    def not_found(self) -> NDArray[np.bool_]:
+        """(n,) bool: the item names a picture, and there is no such file."""
+        named = pl.col(IMAGE).str.strip_chars().fill_null("") != ""
+        return self.frame.select(named & pl.col(PICTURE_HASH).is_null()).to_series().to_numpy()
+
+    def digest(self) -> str:
+        """16 hex digits over ids and hashes, whatever the order of the items; file names and times do not count."""
+        return self._digest(self.frame.sort(ITEM_ID))
+
+    def ordered_digest(self) -> str:
+        """As :meth:`digest`, but the order of the items counts."""
+        return self._digest(self.frame)
+
+    def against(self, earlier: "Contents | None") -> Delta:
+        """Compare with an earlier state; None counts every item as new."""
+        if earlier is None:
+            nowhere = np.full(len(self), -1, dtype=np.int64)
+            return Delta(nowhere, np.zeros(len(self), dtype=np.bool_), 0)
+        then = earlier.frame.select(
+            ITEM_ID, pl.col(TEXT_HASH).alias("then_text"), pl.col(PICTURE_HASH).alias("then_picture")
+        ).with_row_index("was")
+        joined = self.frame.join(then, on=ITEM_ID, how="left", maintain_order="left")
+        alike = pl.col(TEXT_HASH).eq_missing(pl.col("then_text")) & pl.col(PICTURE_HASH).eq_missing(
+            pl.col("then_picture")
+        )
+        found = joined.select(
+            pl.col("was").cast(pl.Int64).fill_null(-1), (alike & pl.col("was").is_not_null()).alias("same")
+        )
+        was = found["was"].to_numpy().astype(np.int64)
+        return Delta(was, found["same"].to_numpy().astype(np.bool_), len(earlier) - int((was >= 0).sum()))
+
+    def save(self, path: Path) -> None:
+        """Write a parquet file, aside first."""
+        partial = path.with_name(f"{path.name}.part")
+        self.frame.write_parquet(partial)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Contents":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            EmbeddingsError: the file is missing, unreadable or breaks a rule.
+        """
+        try:
+            return cls(pl.read_parquet(path, glob=False, columns=list(SCHEMA)))
+        except (OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            raise EmbeddingsError(f"{path}: contents cannot be read ({error}); embed the catalogue again") from error
+
+    @staticmethod
+    def _digest(frame: pl.DataFrame) -> str:
+        digest = hashlib.sha256()
+        for row in frame.select(ITEM_ID, TEXT_HASH, PICTURE_HASH).iter_rows():
+            digest.update("\0".join(value or "" for value in row).encode("utf-8", "surrogatepass") + b"\n")
+        return digest.hexdigest()[:16]
+
+
+def read_contents(
+    dataset: Dataset,
+    *,
+    trusted: Contents | None = None,
+    progress: Progress = lambda _done, _all: None,
+    threads: int | None = None,
+) -> Contents:
+    """Hash every text and picture of a catalogue; a picture that several items show is read once.
+
+    Args:
+        dataset: the catalogue.
+        trusted: an earlier state whose hash is taken for a picture of the same path, size and time of change, without
+            reading its bytes; None reads all.
+        progress: told how many of the pictures are done; what it raises ends the work.
+        threads: that read pictures; None for four a core, at most 16.
+    """
+    names = dataset.items[IMAGE].to_list()
+    distinct = sorted({name for name in names if name is not None and name.strip()})
+    known = _known(trusted)
+    workers = threads or min(_MOST_THREADS, 4 * available_cores())
+    stamps: dict[str | None, _Stamp] = {}
+    for name, stamp in zip(distinct, _stamp_all(dataset.directory, distinct, known, workers), strict=True):
+        stamps[name] = stamp
+        progress(len(stamps), len(distinct))
+    nothing: _Stamp = (None, None, None)
+    found = [stamps.get(name, nothing) for name in names]
+    columns = {
+        ITEM_ID: dataset.item_ids(),
+        TEXT_HASH: [None if text is None else text_hash(text) for text in dataset.texts()],
+        PICTURE_HASH: [stamp[0] for stamp in found],
+        IMAGE: names,
+        SIZE: [stamp[1] for stamp in found],
+        MTIME: [stamp[2] for stamp in found],
+    }
+    return Contents(pl.DataFrame(columns, schema=SCHEMA))
+
+
+def pictures_not_found(dataset: Dataset, contents: Contents | None) -> NDArray[np.bool_]:
+    """Which items name a picture that is not there.
+
+    Args:
+        dataset: the catalogue.
+        contents: what its items were made of; None to look at the files as they are now.
+
+    Returns:
+        (n,) bool, rows as the catalogue.
+    """
+    if contents is not None:
+        return contents.not_found()
+    names = dataset.items[IMAGE].to_list()
+    lost = [bool(name and name.strip()) and dataset.image_path(row) is None for row, name in enumerate(names)]
+    return np.array(lost, dtype=np.bool_)
+
+
+def text_hash(text: str) -> str:
+    """32 hex digits over a text as the tokenizer gets it."""
+    return hashlib.sha256(plain_text(text).encode("utf-8", "surrogatepass")).hexdigest()[:_HEX]
+
+
+def metadata_digest(table: pa.Table) -> str:
+    """16 hex digits over names, types and values of metadata columns, however they are stored.
+
+    Args:
+        table: :meth:`training.data.dataset.Dataset.metadata`.
+    """
+    digest = hashlib.sha256("\n".join(f"{field.name}\0{field.type}" for field in table.schema).encode())
+    frame = pl.from_arrow(table)
+    if isinstance(frame, pl.DataFrame):
+        for part in frame.iter_slices(65_536):
+            digest.update(part.write_ndjson().encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
+def _known(trusted: Contents | None) -> dict[tuple[str, int, int], str]:
+    if trusted is None:
+        return {}
+    rows = trusted.frame.filter(pl.col(PICTURE_HASH) != NOT_READ).drop_nulls([IMAGE, SIZE, MTIME])
+    return {
+        (name, size, time): digest for digest, name, size, time in rows.select(PICTURE_HASH, IMAGE, SIZE, MTIME).rows()
+    }
+
+
+def _stamp_all(
+    directory: Path, names: Sequence[str], known: dict[tuple[str, int, int], str], threads: int
+) -> Iterator[_Stamp]:
+    """Hash in threads, in order, not far ahead of the reader."""
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        for start in range(0, len(names), _AHEAD):
+            yield from pool.map(lambda name: _stamp(directory, name, known), names[start : start + _AHEAD])
+
+
+def _stamp(directory: Path, name: str, known: dict[tuple[str, int, int], str]) -> _Stamp:
+    path = confined_file(directory, name)
+    if path is None:
+        return None, None, None
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            digest = known.get((name, status.st_size, status.st_mtime_ns))
+            if digest is None:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()[:_HEX]
+                if decoding_has_changed(file):  # so that what was embedded of other pixels is embedded again
+                    digest = hashlib.sha256(f"{digest} {_DECODING}".encode()).hexdigest()[:_HEX]
+    except OSError:
+        return NOT_READ, None, None
+    return digest, status.st_size, status.st_mtime_ns

@@ -1,0 +1,120 @@
+"""Reuse of vectors by content: an item whose text and picture were embedded before, for whatever item, needs no model.
+
+The vectors of a text and of a picture depend on these alone, so they are looked up by the hashes of what they are made
+of: among the vectors in force, and among those that no item has any more.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from training.embedding.content_hashes import Contents
+from training.embedding.store import Embeddings
+from training.embedding.unused_vectors import CONTENT, CONTENT_OF, PLACE, SLOT, UnusedVectors, contents_of, next_unused
+
+_NORM_TOLERANCE = 1e-3
+_BLOCK_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class KnownVectors:
+    """Vectors in force and vectors that no item has any more, by content.
+
+    A place is the row of one in force, or their number n and the row of an unused one of the same slot.
+
+    Attributes:
+        base: the embeddings in force.
+        contents: what their items are made of.
+        unused: vectors that no item of theirs has.
+    """
+
+    base: Embeddings
+    contents: Contents
+    unused: UnusedVectors
+
+    def take(self, slot: str, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(m, D) float32 vectors at these places; zero where the place is −1."""
+        block = self.base.vectors[slot]
+        made = np.zeros((len(places), block.shape[1]), dtype=np.float32)
+        ours = (places >= 0) & (places < len(self.base))
+        made[ours] = block[places[ours]]
+        others = places >= len(self.base)
+        if others.any():
+            made[others] = self.unused.vectors[slot][places[others] - len(self.base)]
+        return made
+
+    def find(self, slot: str, asked: pl.Series) -> NDArray[np.int64]:
+        """Places of the vectors of a slot that are made of these contents.
+
+        Args:
+            slot: which.
+            asked: (m,) hashes, null for none.
+
+        Returns:
+            (m,) int64, −1 where there is none, or one that is not of length 1.
+        """
+        unused = self.unused.frame.filter(pl.col(SLOT) == slot).with_row_index(PLACE)
+        later = unused.select(CONTENT, pl.col(PLACE).cast(pl.Int64) + len(self.base))
+        known = pl.concat([contents_of(slot, self.contents), later]).unique(CONTENT, keep="first", maintain_order=True)
+        joined = asked.rename(CONTENT).to_frame().join(known, on=CONTENT, how="left", maintain_order="left")
+        places = joined[PLACE].fill_null(-1).to_numpy().astype(np.int64)
+        found = np.flatnonzero(places >= 0)
+        for start in range(0, len(found), _BLOCK_ROWS):
+            rows = found[start : start + _BLOCK_ROWS]
+            lengths = np.linalg.norm(self.take(slot, places[rows]), axis=1)
+            places[rows[~(np.abs(lengths - 1) <= _NORM_TOLERANCE)]] = -1
+        return places
+
+    def next_unused(self, now: Contents, number: int) -> pl.DataFrame:
+        """What becomes or stays unused, see :func:`training.embedding.unused_vectors.next_unused`; only vectors of length 1.
+
+        Args:
+            now: what the items of the new set are made of.
+            number: of the new set.
+        """
+        frame = next_unused(self.contents, self.unused, now, number)
+        kept = []
+        for slot in self.base.vectors:
+            part = frame.filter(pl.col(SLOT) == slot)
+            places = part[PLACE].to_numpy()
+            whole = np.zeros(len(places), dtype=np.bool_)
+            for start in range(0, len(places), _BLOCK_ROWS):
+                lengths = np.linalg.norm(self.take(slot, places[start : start + _BLOCK_ROWS]), axis=1)
+                whole[start : start + _BLOCK_ROWS] = np.abs(lengths - 1) <= _NORM_TOLERANCE
+            kept.append(part.filter(pl.Series(whole, dtype=pl.Boolean)))
+        return pl.concat(kept) if kept else frame.clear()
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """Items of a catalogue whose vectors are known by content.
+
+    Attributes:
+        rows: (m,) int64, their rows in the catalogue, ascending.
+        places: slot → (m,) int64 places in ``known``, −1 where the item lacks the modality.
+        known: where the vectors are.
+    """
+
+    rows: NDArray[np.int64]
+    places: Mapping[str, NDArray[np.int64]]
+    known: KnownVectors
+
+    @classmethod
+    def find(cls, known: KnownVectors, contents: Contents, changed: NDArray[np.int64]) -> "Reuse":
+        """Look up the new and changed items of a catalogue.
+
+        Args:
+            known: where to look.
+            contents: what the catalogue's items are made of.
+            changed: (c,) int64 rows of new and changed items, ascending.
+        """
+        whole = np.ones(len(changed), dtype=np.bool_)
+        places: dict[str, NDArray[np.int64]] = {}
+        for slot in known.base.vectors:
+            asked = contents.frame[CONTENT_OF[slot]].gather(changed)
+            places[slot] = known.find(slot, asked)
+            whole &= asked.is_null().to_numpy() | (places[slot] >= 0)
+        return cls(changed[whole], {slot: found[whole] for slot, found in places.items()}, known)

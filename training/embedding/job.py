@@ -1,0 +1,389 @@
+"""Embedding a catalogue with a trained vision-language model: only what is new or changed, shard by shard.
+
+Every item's text and picture are hashed (`training.embedding.content_hashes`) and compared with what the vectors in force were made of.
+What differs is planned and embedded shard by shard (`training.embedding.plan`); then one new set of embeddings is put
+together, the rows of unchanged items copied byte for byte, and put in force in one step. Another model, other prompts
+or another preprocessing embed everything again.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from index.bundle.integrity import write_durably
+from training.backbones.batches import MODALITIES, Collator, PromptBatch, spread
+from training.backbones.identity import differences
+from training.data.dataset import Dataset
+from training.data.pictures import PictureStore
+from training.embedding.content_hashes import Contents, Delta, read_contents
+from training.embedding.content_reuse import KnownVectors, Reuse
+from training.embedding.plan import EmbeddingWork, remove_work
+from training.embedding.store import (
+    EMBEDDINGS_FILE,
+    UNREADABLE_FILE,
+    Embeddings,
+    EmbeddingsDraft,
+    load_unused,
+    remove_old_files,
+    replace_items,
+)
+from training.errors import EmbeddingsError, JobStopped
+
+if TYPE_CHECKING:
+    from training.backbones.vlm import Embedding
+
+_CHUNK_TOKENS = 32_768
+_BLOCK_ROWS = 65_536
+Vectors = dict[str, NDArray[np.float32]]
+"""Modality → (n, D) float32, rows of length 1; a row of zeros where the modality is absent."""
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a step, and how many of its pieces are done and are to do."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What there is to embed.
+
+    Attributes:
+        contents: what the catalogue's items are made of now.
+        base: the embeddings in force whose rows can be kept; None if there are none.
+        delta: how the catalogue differs from what was embedded last.
+        wanted: (n,) bool, items to embed: those that differ and are not reused, or all without a base.
+        reuse: items that differ and whose vectors are known by content; None without a base.
+        reason: why everything is embedded again; None where it is not.
+        model: provenance of the model.
+    """
+
+    contents: Contents
+    base: Embeddings | None
+    delta: Delta
+    wanted: NDArray[np.bool_]
+    reuse: Reuse | None
+    reason: str | None
+    model: dict[str, Any]
+
+    @property
+    def reused(self) -> int:
+        """Items that differ and need no embedding."""
+        return 0 if self.reuse is None else len(self.reuse.rows)
+
+    def wanted_contents(self) -> Contents:
+        """What the items to embed are made of."""
+        return Contents(self.contents.frame.filter(pl.Series(self.wanted)))
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What embedding has done.
+
+    Attributes:
+        embeddings: of the whole catalogue, in its order.
+        encoded: items that the model encoded in this call.
+        resumed: items that an interrupted call had encoded.
+    """
+
+    embeddings: Embeddings
+    encoded: int
+    resumed: int
+
+
+class CatalogueEncoder:
+    """Encodes items and histories of one catalogue.
+
+    Args:
+        embedding: a trained embedder; it is moved to the GPU if there is one, and set to evaluation.
+        dataset: the catalogue.
+        rows: (n,) int64, the only items that will be asked for; None for any.
+        picture_bytes: memory for preprocessed pictures; 0 keeps none.
+        modalities: what is encoded.
+        chunk_tokens: largest padded size of a group of prompts; on a CPU, groups that fit its cache are faster.
+
+    Attributes:
+        pictures: the catalogue's pictures as they were read so far.
+    """
+
+    def __init__(
+        self,
+        embedding: "Embedding",
+        dataset: Dataset,
+        *,
+        rows: NDArray[np.int64] | None = None,
+        picture_bytes: int = 0,
+        modalities: Sequence[str] = MODALITIES,
+        chunk_tokens: int = _CHUNK_TOKENS,
+    ) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._embedder = embedding.embedder.to(self._device).eval()
+        self.pictures = PictureStore(dataset.image_path, embedding.backbone.image_processor, memory_bytes=picture_bytes)
+        self._collator = Collator(
+            embedding.backbone.tokenizer,
+            _only(dataset.texts(), rows),
+            self.pictures,
+            max_text_tokens=embedding.max_text_tokens,
+            max_history=embedding.max_history,
+            chunk_tokens=chunk_tokens,
+            modalities=modalities,
+        )
+
+    def items(self, rows: NDArray[np.int64]) -> Vectors:
+        """Vectors of items.
+
+        Args:
+            rows: (n,) int64 item rows.
+
+        Raises:
+            EmbeddingsError: the model gives a value that is not finite.
+        """
+        return self._encode(*self._collator.items(rows))
+
+    def sequences(self, histories: Sequence[NDArray[np.int64]]) -> Vectors:
+        """Vectors of histories, for ranking items directly.
+
+        Args:
+            histories: item rows, oldest first, at least one each; the newest are read.
+
+        Raises:
+            EmbeddingsError: the model gives a value that is not finite.
+        """
+        return self._encode(*self._collator.sequences(histories))
+
+    @torch.inference_mode()
+    def _encode(self, prompts: PromptBatch, places: dict[str, Tensor]) -> Vectors:
+        outputs = self._embedder(prompts.to(self._device)).cpu()
+        if not torch.isfinite(outputs).all():
+            raise EmbeddingsError("the model gives values that are not finite; train it again with a lower rate")
+        return {name: spread(outputs, found).numpy() for name, found in places.items()}
+
+
+def pending_items(
+    dataset: Dataset,
+    model: Mapping[str, Any],
+    directory: Path,
+    *,
+    trust_times: bool = False,
+    progress: Progress = lambda _step, _done, _all: None,
+) -> Pending:
+    """Compare a catalogue with the embeddings in force; reads only.
+
+    Args:
+        dataset: the catalogue.
+        model: provenance of the model, see :func:`training.backbones.identity.provenance`.
+        directory: of the embeddings.
+        trust_times: take a picture of the same path, size and time of change as unchanged, without reading its bytes.
+        progress: told how far hashing the pictures is; what it raises ends the work.
+    """
+    found, reason = None, None
+    if (directory / EMBEDDINGS_FILE).is_file():
+        try:
+            found = Embeddings.load(directory, check=False)
+            reason = _why_everything(found, model)
+        except EmbeddingsError as error:
+            reason = str(error)
+    earlier = found.contents if found is not None else None
+    contents = read_contents(
+        dataset,
+        trusted=earlier if trust_times else None,
+        progress=lambda done, every: progress("hashing pictures", done, every),
+    )
+    delta = contents.against(earlier)
+    base = found if reason is None else None
+    wanted, reuse = np.ones(len(contents), dtype=np.bool_), None
+    if base is not None and earlier is not None:
+        wanted = ~delta.same
+        known = KnownVectors(base, earlier, load_unused(directory))
+        reuse = Reuse.find(known, contents, np.flatnonzero(wanted))
+        wanted[reuse.rows] = False
+    return Pending(contents, base, delta, wanted, reuse, reason, dict(model))
+
+
+def embed_catalogue(
+    dataset: Dataset,
+    pending: Pending,
+    load: Callable[[], "Embedding"],
+    directory: Path,
+    *,
+    shard_items: int,
+    batch_items: int,
+    progress: Progress = lambda _step, _done, _all: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Embedded:
+    """Bring the embeddings of a catalogue up to date.
+
+    A call that was interrupted is gone on with by the next one. Where nothing differs, nothing is loaded or written.
+
+    Args:
+        dataset: the catalogue.
+        pending: what :func:`pending_items` has found in it.
+        load: gives the trained embedder; called only if something must be embedded.
+        directory: where the embeddings are.
+        shard_items: items of a shard, the unit that is kept when the job is interrupted.
+        batch_items: items encoded at a time.
+        progress: told how far each step is; what it raises ends the work like a kill.
+        stopped: asked before the first shard and after every one whether to stop there.
+
+    Raises:
+        EmbeddingsError: no item has a text or a readable picture, the model gives a value that is not finite, or it is
+            not the one that ``pending`` names.
+        JobStopped: ``stopped`` said so.
+    """
+    encoded = resumed = 0
+    wanted = np.flatnonzero(pending.wanted)
+    work = None
+    if len(wanted):
+        work = EmbeddingWork.open(
+            directory, pending.wanted_contents(), pending.model, shard_items=shard_items, batch_items=batch_items
+        )
+        encoded = _encode(dataset, load, pending, work, progress, stopped)
+        resumed = len(wanted) - encoded
+    if work is not None or not _in_place(pending):
+        _put_together(directory, pending, work, progress)
+    elif pending.base is not None and not _same_stamps(pending.base, pending.contents):
+        replace_items(directory, pending.base, pending.contents)
+    embeddings = Embeddings.load(directory, check=False)
+    _write_unreadable(directory, embeddings.unreadable)
+    remove_work(directory)
+    remove_old_files(directory)
+    return Embedded(embeddings, encoded, resumed)
+
+
+def _only(texts: list[str | None], rows: NDArray[np.int64] | None) -> list[str | None]:
+    """The texts of these rows; None for the others."""
+    if rows is None:
+        return texts
+    kept: list[str | None] = [None] * len(texts)
+    for row in rows.tolist():
+        kept[row] = texts[row]
+    return kept
+
+
+def _why_everything(found: Embeddings, model: Mapping[str, Any]) -> str | None:
+    changed = differences(found.model, dict(model))
+    if changed:
+        parts = (f"{name} {found.model.get(name)!r} → {model.get(name)!r}" for name in changed)
+        return f"the model that embeds has changed: {', '.join(parts)}"
+    if found.contents is None:
+        return "what the embeddings were made of is not recorded"
+    return None
+
+
+def _in_place(pending: Pending) -> bool:
+    """Whether the embeddings in force already have the catalogue's items in its order, all of them unchanged."""
+    same = pending.base is not None and pending.base.item_ids == pending.contents.item_ids()
+    return same and bool(pending.delta.same.all())
+
+
+def _same_stamps(base: Embeddings, contents: Contents) -> bool:
+    return base.contents is not None and base.contents.frame.equals(contents.frame)
+
+
+def _encode(
+    dataset: Dataset,
+    load: Callable[[], "Embedding"],
+    pending: Pending,
+    work: EmbeddingWork,
+    progress: Progress,
+    stopped: Callable[[], bool],
+) -> int:
+    """Make the shards that are not there; gives the number of items encoded."""
+    every = int(pending.wanted.sum())
+    left = [number for number in range(work.shards) if not work.has(number)]
+    done = every - sum(len(work.item_ids(number)) for number in left)
+    progress("embedding", done, every)
+    if not left:
+        return 0
+    if stopped():
+        raise JobStopped("stopped before the first shard; start the same command again to go on")
+    embedding = load()
+    if differences(embedding.model, pending.model):
+        raise EmbeddingsError("the model was replaced while its items were being compared; run the command again")
+    ids = pending.contents.item_ids()
+    places = {ids[row]: row for row in np.flatnonzero(pending.wanted).tolist()}
+    encoder = CatalogueEncoder(embedding, dataset, rows=np.array(sorted(places.values()), dtype=np.int64))
+    first = done
+    for number in left:
+        rows = np.array([places[item_id] for item_id in work.item_ids(number)], dtype=np.int64)
+        vectors = _encode_shard(encoder, rows, work.batch_items, done, every, progress)
+        reasons = {
+            ids[row]: encoder.pictures.unreadable[row] for row in rows.tolist() if row in encoder.pictures.unreadable
+        }
+        work.write(number, vectors, reasons)
+        done += len(rows)
+        if stopped():
+            raise JobStopped(
+                f"stopped with {done:,} of {every:,} items embedded; start the same command again to go on"
+            )
+    return done - first
+
+
+def _encode_shard(
+    encoder: CatalogueEncoder, rows: NDArray[np.int64], batch_items: int, done: int, every: int, progress: Progress
+) -> Vectors:
+    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in MODALITIES}
+    for start in range(0, len(rows), batch_items):
+        batch = rows[start : start + batch_items]
+        for name, block in encoder.items(batch).items():
+            parts[name].append(block)
+        progress("embedding", done + start + len(batch), every)
+    return {name: np.concatenate(blocks) for name, blocks in parts.items()}
+
+
+def _put_together(directory: Path, pending: Pending, work: EmbeddingWork | None, progress: Progress) -> None:
+    """Put a new set in force: kept rows from the base, the others from the shards."""
+    ids, base = pending.contents.item_ids(), pending.base
+    shards = work.results() if work is not None else iter(())
+    first = next(shards, None)
+    dims = base.dims() if first is None and base is not None else {}
+    if first is not None:
+        dims = {name: int(block.shape[1]) for name, block in first.vectors.items()}
+    unreadable: dict[str, str] = {}
+    with EmbeddingsDraft.open(directory, len(ids), dims) as draft:
+        if base is not None:
+            kept = np.flatnonzero(pending.delta.same)
+            for start in range(0, len(kept), _BLOCK_ROWS):
+                progress("putting together", start, len(ids))
+                rows = kept[start : start + _BLOCK_ROWS]
+                for name, block in draft.vectors.items():
+                    block[rows] = base.vectors[name][pending.delta.was[rows]]
+            unreadable = {ids[row]: base.unreadable[ids[row]] for row in kept.tolist() if ids[row] in base.unreadable}
+        _fill_reused(draft, pending.reuse)
+        places = {ids[row]: row for row in np.flatnonzero(pending.wanted).tolist()}
+        for shard in () if first is None else (first, *shards):
+            at = [places[item_id] for item_id in shard.item_ids]
+            for name, block in draft.vectors.items():
+                block[at] = shard.vectors[name]
+            unreadable |= shard.unreadable
+        if not any(block.any() for block in draft.vectors.values()):
+            raise EmbeddingsError(
+                f"none of the {len(ids)} items has a text or a readable picture; nothing can be embedded"
+            )
+        if pending.reuse is not None:
+            known = pending.reuse.known
+            draft.keep_unused(known.next_unused(pending.contents, draft.number), known.take)
+        model = pending.model | {"inputs": pending.contents.digest()}
+        draft.commit(ids, model, unreadable, pending.contents)
+
+
+def _fill_reused(draft: EmbeddingsDraft, reuse: Reuse | None) -> None:
+    """Copy the vectors that are known by content."""
+    if reuse is None:
+        return
+    for start in range(0, len(reuse.rows), _BLOCK_ROWS):
+        part = slice(start, start + _BLOCK_ROWS)
+        for name, block in draft.vectors.items():
+            block[reuse.rows[part]] = reuse.known.take(name, reuse.places[name][part])
+
+
+def _write_unreadable(directory: Path, unreadable: Mapping[str, str]) -> None:
+    """``unreadable.json`` for people: item id → reason."""
+    text = json.dumps(dict(sorted(unreadable.items())), indent=2, ensure_ascii=False).encode() + b"\n"
+    path = directory / UNREADABLE_FILE
+    if not path.is_file() or path.read_bytes() != text:
+        write_durably(path, text)

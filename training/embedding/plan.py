@@ -1,0 +1,215 @@
+"""EmbeddingWork: what a run still has to embed, planned once and done shard by shard, so that a kill costs one shard.
+
+A directory ``work-<hash>`` beside the embeddings, named by the model and by what every item to embed is made of.
+``plan.parquet`` is written first: these items in the order of their ids, cut into shards of fixed size that are encoded
+in fixed batches, because how items are batched moves their vectors in the last digits. A shard is written aside and
+renamed; one that was cut short is made again as a whole. So the vectors do not depend on how often the work was
+interrupted. Where the catalogue changed in between, what still fits is taken over into a new plan.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from index.bundle.integrity import sync_directory, sync_file
+from index.items.item_table import ITEM_ID
+from training.embedding.content_hashes import PICTURE_HASH, TEXT_HASH, Contents
+from training.embedding.shards import Shard
+from training.errors import EmbeddingsError
+
+PLAN_FILE = "plan.parquet"
+_PREFIX = "work-"
+_ASIDE = ".work-"
+_EARLIER = "earlier-*.npz"
+_KEY = b"vlm2rec"
+_TAKEN_OVER = "taken_over"
+_COLUMNS = (ITEM_ID, TEXT_HASH, PICTURE_HASH)
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError)
+
+
+@dataclass(frozen=True)
+class EmbeddingWork:
+    """A plan and the shards that are done.
+
+    Attributes:
+        directory: of the plan and the shards.
+        plan: one row an item to embed, sorted by id: ``item_id``, ``text``, ``picture``.
+        taken_over: items that an earlier plan had done.
+        shard_items: items of a shard.
+        batch_items: items encoded at a time.
+    """
+
+    directory: Path
+    plan: pl.DataFrame
+    taken_over: int
+    shard_items: int
+    batch_items: int
+
+    @classmethod
+    def open(
+        cls, parent: Path, wanted: Contents, model: Mapping[str, Any], *, shard_items: int, batch_items: int
+    ) -> "EmbeddingWork":
+        """Go on with the plan for these items, or make one.
+
+        Args:
+            parent: directory of the embeddings; made if needed.
+            wanted: what the items to embed are made of.
+            model: provenance of the model.
+            shard_items: items of a shard of a new plan; one that is there keeps its own.
+            batch_items: items encoded at a time, likewise.
+        """
+        everything = wanted.frame.select(_COLUMNS).sort(ITEM_ID)
+        name = f"{_PREFIX}{_hash(everything, model)}"
+        found = cls._read(parent / name, everything)
+        if found is None:
+            found = cls._make(parent, name, everything, model, (shard_items, batch_items))
+        remove_work(parent, keep=name)
+        return found
+
+    @property
+    def shards(self) -> int:
+        """Number of shards of the plan."""
+        return -(-self.plan.height // self.shard_items)
+
+    def item_ids(self, number: int) -> list[str]:
+        """Ids of a shard, in order."""
+        return self.plan[ITEM_ID].slice(number * self.shard_items, self.shard_items).to_list()
+
+    def has(self, number: int) -> bool:
+        """Whether a shard is done and whole."""
+        return self._shard(number) is not None
+
+    def write(self, number: int, vectors: Mapping[str, NDArray[np.float32]], unreadable: Mapping[str, str]) -> None:
+        """Write a shard durably: aside, then renamed."""
+        shard = Shard(self.item_ids(number), dict(vectors), dict(unreadable))
+        shard.save(self.directory / f"{number:06d}.npz")
+
+    def results(self) -> Iterator[Shard]:
+        """Everything that is done, shard by shard.
+
+        Raises:
+            EmbeddingsError: a shard is missing or damaged.
+        """
+        for path in sorted(self.directory.glob(_EARLIER)):
+            shard = Shard.read(path)
+            if shard is not None:
+                yield shard
+        for number in range(self.shards):
+            shard = self._shard(number)
+            if shard is None:
+                raise EmbeddingsError(f"{self.directory}: shard {number} cannot be read; embed the catalogue again")
+            yield shard
+
+    def _shard(self, number: int) -> Shard | None:
+        shard = Shard.read(self.directory / f"{number:06d}.npz")
+        return shard if shard is not None and shard.item_ids == self.item_ids(number) else None
+
+    @classmethod
+    def _read(cls, directory: Path, everything: pl.DataFrame) -> "EmbeddingWork | None":
+        """The plan in a directory; None if there is none, or it or what was taken over is damaged."""
+        written = _read_plan(directory)
+        if written is None or not written.items.select(_COLUMNS).equals(everything):
+            return None
+        done = {
+            item_id for path in directory.glob(_EARLIER) if (found := Shard.read(path)) for item_id in found.item_ids
+        }
+        if done != set(written.items.filter(pl.col(_TAKEN_OVER))[ITEM_ID]):
+            return None
+        plan = written.items.filter(~pl.col(_TAKEN_OVER)).select(_COLUMNS)
+        return cls(directory, plan, len(done), written.shard_items, written.batch_items)
+
+    @classmethod
+    def _make(
+        cls, parent: Path, name: str, everything: pl.DataFrame, model: Mapping[str, Any], sizes: tuple[int, int]
+    ) -> "EmbeddingWork":
+        aside = parent / f"{_ASIDE}{name.removeprefix(_PREFIX)}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        done = _take_over(parent, aside, everything, model)
+        items = everything.with_columns(pl.col(ITEM_ID).is_in(list(done)).alias(_TAKEN_OVER))
+        settings = {"shard_items": sizes[0], "batch_items": sizes[1], "model": dict(model)}
+        table = items.to_arrow(compat_level=pl.CompatLevel.oldest())
+        pq.write_table(table.replace_schema_metadata({_KEY: json.dumps(settings).encode()}), aside / PLAN_FILE)
+        sync_file(aside / PLAN_FILE)
+        sync_directory(aside)
+        shutil.rmtree(parent / name, ignore_errors=True)
+        aside.rename(parent / name)
+        sync_directory(parent)
+        return cls(parent / name, items.filter(~pl.col(_TAKEN_OVER)).select(_COLUMNS), len(done), *sizes)
+
+
+def remove_work(parent: Path, *, keep: str | None = None) -> None:
+    """Remove plans and shards beside the embeddings, all but one."""
+    for path in (*parent.glob(f"{_PREFIX}*"), *parent.glob(f"{_ASIDE}*")):
+        if path.name != keep:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def work_done(parent: Path, wanted: Contents, model: Mapping[str, Any]) -> int:
+    """How many of these items an interrupted run has embedded already; only looks."""
+    everything = wanted.frame.select(_COLUMNS)
+    return len({item_id for shard in _earlier_shards(parent, model, everything) for item_id in shard.item_ids})
+
+
+def _hash(everything: pl.DataFrame, model: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(model), sort_keys=True).encode())
+    for row in everything.iter_rows():
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """``plan.parquet`` as it was written."""
+
+    items: pl.DataFrame
+    model: dict[str, Any]
+    shard_items: int
+    batch_items: int
+
+
+def _read_plan(directory: Path) -> _Plan | None:
+    with contextlib.suppress(*_DAMAGED, pa.ArrowException, pl.exceptions.PolarsError):
+        table = pq.read_table(directory / PLAN_FILE)
+        settings = json.loads(table.schema.metadata[_KEY])
+        items = pl.from_arrow(table.replace_schema_metadata(None).select([*_COLUMNS, _TAKEN_OVER]))
+        sizes = int(settings["shard_items"]), int(settings["batch_items"])
+        if isinstance(items, pl.DataFrame) and min(sizes) >= 1:
+            return _Plan(items, dict(settings["model"]), *sizes)
+    return None
+
+
+def _take_over(parent: Path, aside: Path, everything: pl.DataFrame, model: Mapping[str, Any]) -> set[str]:
+    """Copy what earlier plans for this model have done of these items; gives their ids."""
+    done: set[str] = set()
+    for number, shard in enumerate(_earlier_shards(parent, model, everything)):
+        rest = shard.only({item_id for item_id in shard.item_ids if item_id not in done})
+        if rest.item_ids:
+            rest.save(aside / _EARLIER.replace("*", f"{number:06d}"))
+            done.update(rest.item_ids)
+    return done
+
+
+def _earlier_shards(parent: Path, model: Mapping[str, Any], everything: pl.DataFrame) -> Iterator[Shard]:
+    """Shards of the plans that are there, cut down to the items that are still made of the same."""
+    for directory in sorted(parent.glob(f"{_PREFIX}*")):
+        written = _read_plan(directory)
+        if written is None or written.model != dict(model):
+            continue
+        kept = written.items.join(everything, on=_COLUMNS, how="inner", nulls_equal=True)
+        ids = set(kept[ITEM_ID])
+        for path in sorted(directory.glob("*.npz")):
+            shard = Shard.read(path)
+            if shard is not None:
+                yield shard.only(ids)

@@ -1,0 +1,383 @@
+"""Embeddings: modality vectors of a whole catalogue, before any projection.
+
+What a vision-language model (or the baseline without one) makes of each item, and what the sequence encoder is trained
+on. A directory with ``embeddings.json`` (slots, counts, provenance, and which files hold them), one file of items and
+one of vectors per slot. Every set of files has a number of its own, so a newer set is written beside the older one and
+takes effect when ``embeddings.json`` is replaced: whoever is killed leaves the old set or the new.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from index.bundle.integrity import sync_directory, sync_file, write_durably
+from index.items.item_table import ITEM_ID
+from index.machine.disk import new_array_file
+from training.embedding.content_hashes import SCHEMA, Contents
+from training.embedding.unused_vectors import PLACE, SLOT, UnusedVectors
+from training.errors import EmbeddingsError
+
+EMBEDDINGS_FILE = "embeddings.json"
+UNREADABLE_FILE = "unreadable.json"
+_UNREADABLE = "unreadable"
+_UNUSED = "unused"
+_FORMAT_VERSION = 2
+_CUT_SHORT = ".*.part"  # what a killed job leaves of a file that is written durably
+_OWN_FILE = re.compile(r"[a-z][a-z0-9_]{0,31}-\d{6}\.(npy|parquet)(\.part)?")
+_SLOT_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_NORM_TOLERANCE = 1e-3
+_BLOCK_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Modality vectors, one row per item.
+
+    Attributes:
+        item_ids: item id per row, unique.
+        vectors: slot name (``text``, ``image``) → (n, D) float32 with rows of length 1; a row of zeros means that the
+            item lacks this modality or that it could not be read.
+        model: JSON-able provenance: kind (``vlm`` or ``no-vlm``), model id, hashes of prompt and preprocessing.
+        unreadable: item id → reason, for pictures that are there and could not be used.
+        contents: what each item was made of, rows as in ``item_ids``; None where that is not known.
+        check: look at every vector when it is made, not only at the shapes.
+
+    Raises:
+        EmbeddingsError: repeated ids, no slot, a wrong shape or dtype, a value that is not finite, a row whose length
+            is neither 0 nor 1, or contents of other items.
+    """
+
+    item_ids: list[str]
+    vectors: dict[str, NDArray[np.float32]]
+    model: dict[str, Any] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    contents: Contents | None = None
+    check: InitVar[bool] = True
+
+    def __post_init__(self, check: bool) -> None:
+        _check_ids(self.item_ids, self.contents)
+        _check_shapes(self.vectors, len(self.item_ids))
+        if check:
+            for name, block in self.vectors.items():
+                _check_lengths(name, block)
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def dims(self) -> dict[str, int]:
+        """Vector length D per slot."""
+        return {name: int(block.shape[1]) for name, block in self.vectors.items()}
+
+    def save(self, directory: Path) -> None:
+        """Write the embeddings durably; an earlier set in the same directory is replaced in one step.
+
+        Args:
+            directory: made if it does not exist.
+        """
+        with EmbeddingsDraft.open(directory, len(self), self.dims()) as draft:
+            for name, block in self.vectors.items():
+                draft.vectors[name][:] = block
+            draft.commit(self.item_ids, self.model, self.unreadable, self.contents)
+
+    @classmethod
+    def load(cls, directory: Path, *, check: bool = True) -> "Embeddings":
+        """Read embeddings; the vectors are memory-mapped.
+
+        Args:
+            directory: where :meth:`save` wrote them.
+            check: look at every vector, not only at the shapes.
+
+        Raises:
+            EmbeddingsError: there are none, or a file is unreadable, of another format version, or breaks a rule.
+        """
+        description = _read_description(directory)
+        try:
+            files, slots = dict(description["files"]), dict(description["slots"])
+            vectors = {name: _load_block(directory / _own_file(files[_slot_name(name)])) for name in slots}
+            ids, unreadable, contents = _load_items(directory / _own_file(files["items"]), description["contents"])
+            _check_description(description, ids, vectors)
+            return cls(ids, vectors, dict(description["model"]), unreadable, contents, check=check)
+        except (OSError, KeyError, TypeError, ValueError, EOFError, pl.exceptions.PolarsError) as error:
+            raise EmbeddingsError(
+                f"{directory}: embeddings cannot be read ({error}); embed the catalogue again"
+            ) from error
+
+
+@dataclass
+class EmbeddingsDraft:
+    """A new set of embeddings while it is filled, beside the one that is in force.
+
+    Attributes:
+        directory: of the embeddings.
+        number: of the new set.
+        vectors: slot name → (n, D) float32, mapped from the new files, zero until they are filled.
+        unused: files of vectors that no item has any more, by their key in the description.
+    """
+
+    directory: Path
+    number: int
+    vectors: dict[str, NDArray[np.float32]]
+    unused: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, directory: Path, items: int, dims: Mapping[str, int]) -> Iterator["EmbeddingsDraft"]:
+        """Begin a new set; without :meth:`commit` nothing changes.
+
+        Args:
+            directory: made if it does not exist.
+            items: number of rows n.
+            dims: vector length D per slot.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        number = _number_in_force(directory) + 1
+        draft = cls(directory, number, {})
+        try:
+            for name, dim in dims.items():
+                part = directory / f"{_file_of(name, number)}.part"
+                draft.vectors[name] = new_array_file(part, np.float32, (items, dim))
+            yield draft
+        finally:
+            draft.vectors.clear()
+            remove_old_files(directory)
+
+    def keep_unused(self, frame: pl.DataFrame, take: Callable[[str, NDArray[np.int64]], NDArray[np.float32]]) -> None:
+        """Keep vectors that no item has any more beside the new set; they are in force with it.
+
+        Args:
+            frame: as :func:`training.embedding.unused_vectors.next_unused` gives it.
+            take: slot and places → (m, D) float32.
+        """
+        if frame.is_empty():
+            return
+        for slot in frame[SLOT].unique(maintain_order=True):
+            places = frame.filter(pl.col(SLOT) == slot)[PLACE].to_numpy()
+            name = _file_of(f"{_UNUSED}_{slot}", self.number)
+            part = self.directory / f"{name}.part"
+            made = new_array_file(part, np.float32, (len(places), int(self.vectors[slot].shape[1])))
+            for start in range(0, len(places), _BLOCK_ROWS):
+                made[start : start + _BLOCK_ROWS] = take(slot, places[start : start + _BLOCK_ROWS])
+            made.flush()
+            self.unused[f"{_UNUSED}_{slot}"] = name
+        name = f"{_UNUSED}-{self.number:06d}.parquet"
+        frame.drop(PLACE).write_parquet(self.directory / f"{name}.part")
+        self.unused[_UNUSED] = name
+
+    def commit(
+        self,
+        item_ids: Sequence[str],
+        model: Mapping[str, Any],
+        unreadable: Mapping[str, str],
+        contents: Contents | None,
+    ) -> None:
+        """Put the new set in force, durably and in one step.
+
+        Raises:
+            EmbeddingsError: the parts break a rule of :class:`Embeddings`.
+        """
+        _check_ids(item_ids, contents)
+        _check_shapes(self.vectors, len(item_ids))
+        try:
+            for name, block in self.vectors.items():
+                _check_lengths(name, block)
+        except EmbeddingsError as error:  # whatever it was put together from is damaged
+            raise EmbeddingsError(f"{error}. Delete {self.directory} and embed the catalogue again") from error
+        files = {}
+        for name, block in self.vectors.items():
+            files[name] = _file_of(name, self.number)
+            if isinstance(block, np.memmap):
+                block.flush()
+            _put_in_place(self.directory / f"{files[name]}.part")
+        for name in self.unused.values():
+            _put_in_place(self.directory / f"{name}.part")
+        files |= self.unused
+        slots = {name: int(block.shape[1]) for name, block in self.vectors.items()}
+        files["items"] = _write_items(self.directory, self.number, item_ids, unreadable, contents)
+        _write_description(self.directory, files, slots, len(item_ids), model, contents)
+
+
+def load_unused(directory: Path) -> UnusedVectors:
+    """Vectors that no item of the embeddings in force has; none where there are none, or a file is damaged.
+
+    Args:
+        directory: of the embeddings.
+    """
+    try:
+        description = _read_description(directory)
+        files = dict(description["files"])
+        if _UNUSED not in files:
+            return UnusedVectors()
+        frame = pl.read_parquet(directory / _own_file(files[_UNUSED]), glob=False)
+        names = {key.removeprefix(f"{_UNUSED}_"): name for key, name in files.items() if key.startswith(f"{_UNUSED}_")}
+        vectors = {slot: _load_block(directory / _own_file(name)) for slot, name in names.items()}
+        found = UnusedVectors(frame, vectors)
+        return found if found.fits(dict(description["slots"])) else UnusedVectors()
+    except (EmbeddingsError, OSError, KeyError, TypeError, ValueError, EOFError, pl.exceptions.PolarsError):
+        return UnusedVectors()
+
+
+def replace_items(directory: Path, embeddings: Embeddings, contents: Contents) -> None:
+    """Record contents anew for the same items in the same order, and leave the vectors as they are.
+
+    Args:
+        directory: where the embeddings are in force.
+        embeddings: as they were loaded from there.
+        contents: of the same items.
+    """
+    description = _read_description(directory)
+    number = _number_in_force(directory) + 1
+    files = dict(description["files"])
+    files["items"] = _write_items(directory, number, embeddings.item_ids, embeddings.unreadable, contents)
+    _write_description(directory, files, embeddings.dims(), len(embeddings), embeddings.model, contents)
+    remove_old_files(directory)
+
+
+def remove_old_files(directory: Path) -> None:
+    """Remove the files of sets that are not in force; whoever has one open keeps it until he closes it."""
+    try:
+        kept: set[str] | None = set(_read_description(directory)["files"].values())
+    except (EmbeddingsError, KeyError, AttributeError):
+        kept = None  # what is in force cannot be told, so only what never was goes
+    for path in directory.iterdir():
+        own = _OWN_FILE.fullmatch(path.name)
+        if own and (path.suffix == ".part" or (kept is not None and path.name not in kept)):
+            path.unlink(missing_ok=True)
+    for path in directory.glob(_CUT_SHORT):
+        path.unlink(missing_ok=True)
+
+
+def _file_of(name: str, number: int) -> str:
+    return f"{_slot_name(name)}-{number:06d}.npy"
+
+
+def _slot_name(name: str) -> str:
+    if not _SLOT_NAME.fullmatch(name):
+        raise EmbeddingsError(f"slot names are lower-case words of at most 32 letters, got {name!r}")
+    return name
+
+
+def _own_file(name: str) -> str:
+    if not _OWN_FILE.fullmatch(name):
+        raise EmbeddingsError(f"{name!r} is no file of embeddings; embed the catalogue again")
+    return name
+
+
+def _read_description(directory: Path) -> dict[str, Any]:
+    path = directory / EMBEDDINGS_FILE
+    if not path.is_file():
+        raise EmbeddingsError(f"{directory}: no embeddings here; make them with `vlm2rec embed`")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        found = description["format"]
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise EmbeddingsError(f"{path}: cannot be read ({error}); embed the catalogue again") from error
+    if found != _FORMAT_VERSION:
+        raise EmbeddingsError(
+            f"{path}: embeddings format {found!r}, this version reads {_FORMAT_VERSION}; embed the catalogue again"
+        )
+    return dict(description)
+
+
+def _number_in_force(directory: Path) -> int:
+    """Highest number of the files in force; 0 if there are none."""
+    try:
+        files = _read_description(directory)["files"].values()
+        return max(int(_own_file(name).partition("-")[2][:6]) for name in files)
+    except (EmbeddingsError, KeyError, AttributeError, TypeError, ValueError):
+        return 0
+
+
+def _put_in_place(part: Path) -> None:
+    sync_file(part)
+    part.replace(part.with_suffix(""))
+
+
+def _write_items(
+    directory: Path, number: int, ids: Sequence[str], unreadable: Mapping[str, str], contents: Contents | None
+) -> str:
+    frame = pl.DataFrame({ITEM_ID: ids}, schema={ITEM_ID: pl.String()}) if contents is None else contents.frame
+    reasons = pl.Series(_UNREADABLE, [unreadable.get(item_id) for item_id in ids], dtype=pl.String)
+    name = f"items-{number:06d}.parquet"
+    frame.with_columns(reasons).write_parquet(directory / f"{name}.part")
+    _put_in_place(directory / f"{name}.part")
+    return name
+
+
+def _write_description(
+    directory: Path,
+    files: Mapping[str, str],
+    slots: Mapping[str, int],
+    items: int,
+    model: Mapping[str, Any],
+    contents: Contents | None,
+) -> None:
+    sync_directory(directory)
+    description = {
+        "format": _FORMAT_VERSION,
+        "items": items,
+        "slots": dict(slots),
+        "contents": contents is not None,
+        "files": dict(files),
+        "model": dict(model),
+    }
+    write_durably(directory / EMBEDDINGS_FILE, json.dumps(description, indent=2).encode() + b"\n")
+
+
+def _load_items(path: Path, has_contents: object) -> tuple[list[str], dict[str, str], Contents | None]:
+    frame = pl.read_parquet(path, glob=False)
+    told = frame.drop_nulls(_UNREADABLE)
+    unreadable = dict(zip(told[ITEM_ID].to_list(), told[_UNREADABLE].to_list(), strict=True))
+    contents = Contents(frame.select(*SCHEMA)) if has_contents else None
+    return frame[ITEM_ID].cast(pl.String).to_list(), unreadable, contents
+
+
+def _load_block(path: Path) -> NDArray[np.float32]:
+    block: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return block
+
+
+def _check_description(
+    description: Mapping[str, Any], ids: list[str], vectors: Mapping[str, NDArray[np.float32]]
+) -> None:
+    shapes = {name: int(block.shape[-1]) for name, block in vectors.items()}
+    if description["items"] != len(ids) or description["slots"] != shapes:
+        raise EmbeddingsError(
+            f"embeddings should hold {description['items']} items with slots {description['slots']}, the files hold "
+            f"{len(ids)} with {shapes}; embed the catalogue again"
+        )
+
+
+def _check_ids(ids: Sequence[str], contents: Contents | None) -> None:
+    if len(set(ids)) != len(ids):
+        raise EmbeddingsError("item ids of embeddings must be unique; check the catalogue for repeated ids")
+    if contents is not None and contents.item_ids() != list(ids):
+        raise EmbeddingsError("the contents are of other items than the vectors; embed the catalogue again")
+
+
+def _check_shapes(vectors: Mapping[str, NDArray[np.float32]], rows: int) -> None:
+    if not vectors:
+        raise EmbeddingsError("embeddings need at least one slot (text or image), got none")
+    for name, block in vectors.items():
+        _slot_name(name)
+        if block.dtype != np.float32 or block.ndim != 2 or block.shape[0] != rows or block.shape[1] < 1:
+            raise EmbeddingsError(f"slot {name!r} must be float32 ({rows}, D), got {block.dtype} {block.shape}")
+
+
+def _check_lengths(name: str, block: NDArray[np.float32]) -> None:
+    for start in range(0, len(block), _BLOCK_ROWS):
+        norms = np.linalg.norm(block[start : start + _BLOCK_ROWS].astype(np.float64), axis=1)
+        wrong = ~((norms == 0) | (np.abs(norms - 1) <= _NORM_TOLERANCE))
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise EmbeddingsError(
+                f"slot {name!r}: rows must have length 1, or 0 when the modality is absent; row {start + row} has "
+                f"length {norms[row]}"
+            )

@@ -1,0 +1,1 @@
+"""Item slots and the sequence encoder: model, fit and ONNX export."""

@@ -1,0 +1,325 @@
+"""Fitting slots and sequence encoder to histories.
+
+Every position of a training window names the next item (`training.encoder.windows`, `training.encoder.next_item_loss`). In a share of
+the windows some slots are left out of the history *and* of the items that compete, and the rest is re-scaled as it
+would be stored: so a query means something for an item that has only a text, only a picture, or no history of its own
+(modality dropout, Neverova et al., 2016; on both sides is our reading). After each epoch validation targets are ranked
+exactly, against the vectors as they will be stored; the best epoch is kept.
+
+Everything random depends on the seed, the epoch and the step alone, so a run that was killed goes on exactly as it
+would have.
+"""
+
+import itertools
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from index.items.slots import BEHAVIOUR
+from training.config.encoder_config import EncoderConfig
+from training.data.sequences import Sequences, Targets, evenly_spaced
+from training.encoder.averaging import WeightAverage
+from training.encoder.next_item_loss import NO_TARGET, full_softmax_loss, sampled_softmax_loss, slot_scale
+from training.encoder.slot_model import SlotModel, stored_vectors, torch_encoder
+from training.encoder.windows import batches, training_windows
+from training.errors import TrainingDiverged
+from training.ranking import metrics
+from training.ranking.ranking import rank_targets
+from training.ranking.slot_ranker import SlotRanker
+from training.runs import checkpoints
+
+_BEST_FILE = "best.safetensors"
+_FINGERPRINT_FILE = "fingerprint"
+_NEGATIVE_POWER = 0.5
+_LAST_RATE = 0.1
+_GRADIENT_NORM = 5.0
+
+Report = Callable[[Mapping[str, Any]], None]
+"""Called after every epoch with its line of the log."""
+
+
+@dataclass(frozen=True)
+class FitLog:
+    """How fitting went.
+
+    Attributes:
+        epochs: one line per epoch: loss in nats, validation NDCG@10 and HR@10, seconds are not part of it.
+        best_epoch: number of the epoch whose weights the model has now, from 0.
+    """
+
+    epochs: list[dict[str, Any]]
+    best_epoch: int
+
+
+class NegativeSampler:
+    """Draws items in proportion to the square root of 1 + their training events.
+
+    Args:
+        counts: (n,) training events.
+        competing: (n,) bool; the others are never drawn.
+    """
+
+    def __init__(self, counts: NDArray[np.int64], competing: NDArray[np.bool_]) -> None:
+        self.competing = competing
+        weights = np.where(competing, (counts + 1.0) ** _NEGATIVE_POWER, 0.0)
+        self._share = weights / weights.sum()
+        self._up_to = np.cumsum(self._share)
+
+    @classmethod
+    def of(cls, model: SlotModel, train: Sequences, config: EncoderConfig) -> "NegativeSampler":
+        """Items with a slot compete; those without a training event only if the configuration says so.
+
+        Where no item with an event has a slot there is nothing to learn, and all with a slot compete.
+
+        Args:
+            model: says which items have a slot.
+            train: training histories.
+            config: ``unseen_negatives``.
+        """
+        counts = np.bincount(train.rows, minlength=model.items)
+        present = torch.stack(list(model.present.values())).any(dim=0).numpy()
+        competing = present & ((counts > 0) | config.unseen_negatives)
+        return cls(counts, competing if competing.any() else present)
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Draw with repetition.
+
+        Returns:
+            (count,) int64 rows and (count,) float32 log of the expected number of times each is drawn.
+        """
+        rows = np.searchsorted(self._up_to, rng.random(count) * self._up_to[-1], side="right")
+        return rows.astype(np.int64), np.log(count * self._share[rows]).astype(np.float32)
+
+
+def fit(
+    model: SlotModel,
+    train: Sequences,
+    validation: Targets,
+    config: EncoderConfig,
+    directory: Path,
+    *,
+    fingerprint: str,
+    report: Report = lambda _line: None,
+    step_done: Callable[[float], None] = lambda _share: None,
+) -> FitLog:
+    """Fit a model; it has the weights of the best epoch afterwards.
+
+    Args:
+        model: freshly made from the configuration's seed; changed in place.
+        train: training histories.
+        validation: held-out targets for early stopping; none = a fixed, short training.
+        config: how to train.
+        directory: for checkpoints; those of the same fingerprint are gone on from.
+        fingerprint: names data and configuration, so that a checkpoint of others is not used.
+        report: called after every epoch.
+        step_done: called after every step with the share of the epoch that is done.
+
+    Raises:
+        TrainingDiverged: the loss is not finite.
+    """
+    state = _Progress(model, config, directory, fingerprint)
+    stepper = Stepper(model, config, NegativeSampler.of(model, train, config))
+    epochs = config.epochs if len(validation) else min(config.epochs, config.patience)
+    while state.epoch < epochs and state.epoch - state.best_epoch <= config.patience:
+        rng = np.random.default_rng([config.seed, state.epoch])
+        windows = training_windows(train, config.max_history, reversed_share=config.reversed_share, rng=rng)
+        steps = -(-len(windows) // config.batch_size)
+        losses = []
+        for step, batch in enumerate(batches(windows, config.batch_size, rng)):
+            set_rate(state.optimizer, config, state.epoch * steps + step, epochs * steps)
+            torch.manual_seed(int(rng.integers(2**62)))
+            losses.append(stepper.step(batch, state.optimizer, rng))
+            state.average.update()
+            step_done((step + 1) / steps)
+        state.average.swap()
+        line = {"epoch": state.epoch, "loss": round(float(np.mean(losses)), 5)} | validate(model, validation, config)
+        state.end_epoch(line)
+        report(line)
+    state.restore_best()
+    return FitLog(state.lines, state.best_epoch)
+
+
+def validate(model: SlotModel, validation: Targets, config: EncoderConfig) -> dict[str, float]:
+    """NDCG@10 and HR@10 of at most ``validation_users`` evenly spaced targets, ranked exactly; {} without any."""
+    if not len(validation):
+        return {}
+    some = evenly_spaced(validation, config.validation_users)
+    model.eval()
+    ranker = SlotRanker(stored_vectors(model, config.precision), torch_encoder(model), config.max_history)
+    rank = rank_targets(ranker, some, ranker.findable, exclude_seen=config.exclude_seen).full
+    return {"ndcg@10": float(metrics.gains(rank, 10).mean()), "hr@10": float(metrics.hits(rank, 10).mean())}
+
+
+def set_rate(optimizer: torch.optim.Optimizer, config: EncoderConfig, step: int, steps: int) -> None:
+    """Linear warm-up, then half a cosine from the full rate down to a tenth of it at the last step."""
+    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    cosine = 0.5 * (1 + math.cos(math.pi * min(step / max(steps, 1), 1.0)))
+    for group in optimizer.param_groups:
+        group["lr"] = config.learning_rate * warm * (_LAST_RATE + (1 - _LAST_RATE) * cosine)
+
+
+class Stepper:
+    """One optimiser step on one batch of windows.
+
+    Args:
+        model: what is trained.
+        config: dropout, temperature and kind of softmax.
+        sampler: of the negatives.
+    """
+
+    def __init__(self, model: SlotModel, config: EncoderConfig, sampler: NegativeSampler) -> None:
+        self._model, self._config, self._sampler = model, config, sampler
+        names = model.layout.names
+        self._subsets = [s for size in range(1, len(names)) for s in itertools.combinations(names, size)]
+
+    def step(self, batch: NDArray[np.int64], optimizer: torch.optim.Optimizer, rng: np.random.Generator) -> float:
+        """Forward, backward, update.
+
+        Args:
+            batch: (B, L + 1) int64 rows, right-padded with −1.
+            optimizer: over the model's weights; its rate is set.
+            rng: draws slots, cold items and negatives.
+
+        Returns:
+            The loss before the update, in nats.
+
+        Raises:
+            TrainingDiverged: the loss is not finite.
+        """
+        self._model.train()
+        optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(batch, rng)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingDiverged(
+                f"the loss became {value}; lower encoder.learning_rate ({self._config.learning_rate}) or raise "
+                f"encoder.temperature ({self._config.temperature})"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._model.parameters(), _GRADIENT_NORM)
+        optimizer.step()
+        return value
+
+    def loss(self, batch: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
+        """The loss of a batch: full softmax over a small catalogue, else sampled.
+
+        Args:
+            batch: (B, L + 1) int64 rows, right-padded with −1.
+            rng: draws slots, cold items and negatives.
+
+        Returns:
+            Scalar in nats.
+        """
+        model, config = self._model, self._config
+        full = model.items <= config.sampled_above
+        drawn, log_expected = self._sampler.draw(config.negatives, rng)
+        rows = np.arange(model.items) if full else np.unique(np.concatenate([batch[batch >= 0], drawn]))
+        units, present = self._units(torch.from_numpy(rows))
+        local = torch.from_numpy(np.where(batch >= 0, np.searchsorted(rows, batch), NO_TARGET))
+        kept = self._kept_slots(len(batch), rng)
+        scale, spread = slot_scale(kept, present), kept.float() @ model.slot_components
+        before = local[:, :-1].clamp(min=0)
+        histories = functional.embedding(before, units) * spread[:, None, :] * scale.gather(1, before)[..., None]
+        queries = model.encoder.every_position(self._blanked(histories)) * spread[:, None, :]
+        if full:
+            scale = scale * torch.from_numpy(self._sampler.competing)
+            return full_softmax_loss(queries, units, local[:, 1:], scale, config.temperature)
+        sample = torch.from_numpy(np.searchsorted(rows, drawn))
+        expected = torch.from_numpy(log_expected)
+        return sampled_softmax_loss(queries, units, local[:, 1:], scale, sample, expected, config.temperature)
+
+    def _units(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(m, Σd) unit slots side by side and (m, slots) bool, after some items lost their behaviour vector."""
+        slots, names = self._model.unit_slots(rows), self._model.layout.names
+        present = {name: self._model.present[name][rows] for name in names}
+        if BEHAVIOUR in present and len(present) > 1:
+            present[BEHAVIOUR] = present[BEHAVIOUR] & (torch.rand(len(rows)) >= self._config.cold_dropout)
+        units = torch.cat([slots[name] * present[name][:, None] for name in names], dim=1)
+        return units, torch.stack([present[name] for name in names], dim=1)
+
+    def _kept_slots(self, windows: int, rng: np.random.Generator) -> Tensor:
+        """(windows, slots) bool: all slots, or in a share of the windows one of the smaller sets, each as likely."""
+        names = self._model.layout.names
+        kept = np.ones((windows, len(names)), dtype=np.bool_)
+        if self._subsets:
+            fewer = rng.random(windows) < self._config.slot_dropout
+            table = np.array([[name in subset for name in names] for subset in self._subsets])
+            kept[fewer] = table[rng.integers(len(table), size=int(fewer.sum()))]
+        return torch.from_numpy(kept)
+
+    def _blanked(self, histories: Tensor) -> Tensor:
+        """Blank a share of the items of the histories."""
+        if not self._config.input_dropout:
+            return histories
+        return histories * (torch.rand(histories.shape[:2]) >= self._config.input_dropout)[..., None]
+
+
+class _Progress:
+    """Where a run stands: optimiser, epoch, best weights, all of it on disk after every epoch."""
+
+    def __init__(self, model: SlotModel, config: EncoderConfig, directory: Path, fingerprint: str) -> None:
+        self._model, self._directory, self._fingerprint = model, directory, fingerprint
+        matrices = [weight for name, weight in model.named_parameters() if _decays(name, weight)]
+        others = [weight for name, weight in model.named_parameters() if not _decays(name, weight)]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+        self.average = WeightAverage(model, config.averaging)
+        self.epoch, self.best_epoch, self.lines = 0, 0, list[dict[str, Any]]()
+        if not self._resume():
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(parents=True)
+            (directory / _FINGERPRINT_FILE).write_text(fingerprint, encoding="utf-8")
+
+    def end_epoch(self, line: dict[str, Any]) -> None:
+        """Record an epoch and write everything; the model holds the average and gets the trained weights back.
+
+        The checkpoint comes last: after a kill in between, the epoch is done again and writes the same files.
+        """
+        self.lines.append(line)
+        best = self.lines[self.best_epoch]
+        if self.epoch == 0 or "ndcg@10" not in line or line["ndcg@10"] > best["ndcg@10"]:
+            self.best_epoch = self.epoch
+            partial = self._directory / f"{_BEST_FILE}.part"
+            save_file({name: value.contiguous() for name, value in self._model.state_dict().items()}, partial)
+            partial.replace(self._directory / _BEST_FILE)
+        self.average.swap()
+        self.epoch += 1
+        self.average.save(self._directory / f"average-{self.epoch}.safetensors")
+        state = {"epoch": self.epoch, "best_epoch": self.best_epoch, "lines": self.lines}
+        checkpoints.write(self._directory, self.epoch, self._model, self.optimizer, state, keep=1)
+        (self._directory / f"average-{self.epoch - 1}.safetensors").unlink(missing_ok=True)
+
+    def _resume(self) -> bool:
+        """Go on from a checkpoint of the same data and configuration; False if there is none."""
+        found = checkpoints.newest(self._directory)
+        try:
+            written = (self._directory / _FINGERPRINT_FILE).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return False
+        if found is None or written != self._fingerprint:
+            return False
+        if not self.average.load(self._directory / f"average-{found.step}.safetensors"):
+            return False
+        state = checkpoints.restore(found, self._model, self.optimizer)
+        self.epoch, self.best_epoch, self.lines = state["epoch"], state["best_epoch"], state["lines"]
+        return True
+
+    def restore_best(self) -> None:
+        """Give the model the weights of the best epoch."""
+        self._model.load_state_dict(load_file(self._directory / _BEST_FILE))
+        self._model.eval()
+
+
+def _decays(name: str, weight: Tensor) -> bool:
+    """Weight decay is for the matrices of maps, not for behaviour vectors (only their direction counts) or biases."""
+    return weight.ndim == 2 and not name.startswith("behaviour")

@@ -1,0 +1,290 @@
+"""From embeddings and histories to ``RUN/encoder``: what the index is built from.
+
+``table/`` (stored vectors, popularity, metadata, thumbnails), ``contents.parquet`` (what its items were made of),
+``encoder.onnx``, ``probes.npz``, ``encoder.safetensors``, ``projection.safetensors`` (slots for new items) and
+``fit.json`` (configuration, data, log). Checkpoints lie in ``checkpoints/`` while fitting and are removed at the end.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from index.items.eval_queries import Probes
+from index.items.item_ids import ItemIds
+from index.items.item_table import ItemTable
+from index.items.modality_status import Missing, derive_missing
+from index.items.slots import BEHAVIOUR, IMAGE, SlotLayout
+from index.items.thumbnails import THUMBNAILS_FILE
+from training.config.encoder_config import EncoderConfig
+from training.data.dataset import Dataset
+from training.data.sequences import LeaveOneOut, Sequences, leave_one_out, popularity
+from training.data.thumbnails import MARK, VERSION, MadeThumbnails, make_thumbnails
+from training.embedding.content_hashes import pictures_not_found
+from training.embedding.store import Embeddings
+from training.encoder.fit import FitLog, Report, fit
+from training.encoder.onnx_export import Parity, export_encoder
+from training.encoder.projection import project, save_projection
+from training.encoder.slot_model import SlotModel
+from training.errors import ConfigError, DatasetError, EmbeddingsError
+from training.ranking.cold_items import cold_mask, without_items
+
+ENCODER_DIRECTORY = "encoder"
+TABLE_DIRECTORY = "table"
+ENCODER_FILE = "encoder.onnx"
+PROBES_FILE = "probes.npz"
+WEIGHTS_FILE = "encoder.safetensors"
+PROJECTION_FILE = "projection.safetensors"
+FIT_FILE = "fit.json"
+CONTENTS_FILE = "contents.parquet"
+CHECKPOINTS = "checkpoints"
+MOST_PROBES = 2_000
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Split:
+    """Histories of a data set, split for training, with cold items taken out.
+
+    Attributes:
+        sequences: all histories, cold items included.
+        cold: (n,) bool, items held out of training.
+        parts: training, validation and test without the cold items.
+        fingerprint: 16 hex digits over ids, histories and cold items.
+    """
+
+    sequences: Sequences
+    cold: NDArray[np.bool_]
+    parts: LeaveOneOut
+    fingerprint: str
+
+
+def split_dataset(dataset: Dataset, cold_share: float) -> Split:
+    """Split a data set as fitting and evaluation both do.
+
+    Args:
+        dataset: catalogue and interactions.
+        cold_share: share of the items held out of training.
+    """
+    ids = dataset.item_ids()
+    sequences = Sequences.from_interactions(dataset.interactions, ids)
+    cold = cold_mask(ids, cold_share)
+    digest = hashlib.sha256("\n".join(ids).encode("utf-8", "surrogatepass"))
+    for array in (sequences.offsets, sequences.rows, cold):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return Split(sequences, cold, leave_one_out(without_items(sequences, cold)), digest.hexdigest()[:16])
+
+
+def fit_run(
+    dataset: Dataset,
+    embeddings: Embeddings,
+    config: EncoderConfig,
+    directory: Path,
+    *,
+    report: Report = lambda _line: None,
+    step_done: Callable[[float], None] = lambda _share: None,
+    pictured: Callable[[int, int], None] = lambda _done, _all: None,
+) -> dict[str, Any]:
+    """Fit slots and sequence encoder and write everything that the index needs.
+
+    Args:
+        dataset: catalogue and interactions.
+        embeddings: modality vectors of the same catalogue.
+        config: how to fit.
+        directory: ``RUN/encoder``; a run that was killed goes on from its last whole epoch.
+        report: called after every epoch with its line of the log.
+        step_done: called after every step with the share of the epoch that is done.
+        pictured: told how many thumbnails are made at the end, and of how many.
+
+    Returns:
+        What is written to ``fit.json``.
+
+    Raises:
+        EmbeddingsError: the embeddings are of another catalogue.
+        DatasetError: no user has two training events, so there is nothing to learn from.
+        ConfigError: none of the wanted slots can be filled.
+        TrainingDiverged: the loss is not finite.
+        ExportError: ONNX Runtime does not answer as PyTorch does.
+    """
+    started = time.monotonic()
+    check_same_catalogue(dataset, embeddings)
+    split = split_dataset(dataset, config.cold_items)
+    train = split.parts.train
+    if not (train.lengths >= 2).any():
+        raise DatasetError(
+            "fitting needs a user with at least two training events (the last two of a user with 3 or more are held "
+            f"out), the longest of {len(train)} users has {int(train.lengths.max(initial=0))}; bring more interactions"
+        )
+    if BEHAVIOUR not in config.slots and not set(config.slots) & set(embeddings.vectors):
+        raise ConfigError(f"encoder.slots: the embeddings have {sorted(embeddings.vectors)}, got {list(config.slots)}")
+    counts = popularity(train, len(embeddings))
+    torch.manual_seed(config.seed)
+    model = SlotModel(embeddings, counts >= config.min_events, config)
+    log = fit(
+        model,
+        train,
+        split.parts.validation,
+        config,
+        directory / CHECKPOINTS,
+        fingerprint=f"{split.fingerprint} {_digest(config.model_dump(mode='json'))} {_digest(embeddings.model)}",
+        report=report,
+        step_done=step_done,
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    made = make_thumbnails(dataset, directory / THUMBNAILS_FILE, progress=pictured)
+    record = _write(directory, dataset, embeddings, model, split, config, made)
+    (directory / THUMBNAILS_FILE).unlink()  # the table has a copy
+    record |= _account(log, split, counts) | {"seconds": round(time.monotonic() - started, 1)}
+    _replace_text(directory / FIT_FILE, json.dumps(record, indent=2) + "\n")
+    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+    return record
+
+
+def check_same_catalogue(dataset: Dataset, embeddings: Embeddings) -> None:
+    """Hold embeddings to the catalogue: the same ids in the same order.
+
+    Raises:
+        EmbeddingsError: they differ.
+    """
+    ids = dataset.item_ids()
+    if ids == embeddings.item_ids:
+        return
+    missing = sorted(set(ids) - set(embeddings.item_ids))[:1]
+    what = f"item {missing[0]!r} has none" if missing else "ids or their order differ"
+    raise EmbeddingsError(
+        f"the embeddings ({len(embeddings)} items) are not of this catalogue ({len(ids)} items): {what}; "
+        "embed the catalogue again"
+    )
+
+
+def missing_record(
+    layout: SlotLayout, vectors: NDArray[np.floating], embeddings: Embeddings, not_found: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """Why items lack slots.
+
+    Args:
+        layout: the slots.
+        vectors: (n, Σd) stored vectors.
+        embeddings: of the same items, rows alike; they know which pictures could not be read.
+        not_found: (n,) bool, items that name a picture that is not there.
+
+    Returns:
+        (n, slots) uint8 codes of :class:`index.items.modality_status.Missing`, columns in the order of the layout.
+    """
+    missing = derive_missing(layout, vectors)
+    if IMAGE in layout.names:
+        picture = missing[:, layout.names.index(IMAGE)]
+        unreadable = np.array([item_id in embeddings.unreadable for item_id in embeddings.item_ids], dtype=np.bool_)
+        lacking = picture != Missing.PRESENT
+        picture[not_found & lacking] = Missing.NOT_FOUND
+        picture[unreadable & lacking] = Missing.UNREADABLE
+    return missing
+
+
+def held_out_probes(parts: LeaveOneOut, max_history: int, most: int = MOST_PROBES) -> Probes:
+    """Held-out histories for the bundle: test targets, then validation targets, evenly spaced where there are more.
+
+    Args:
+        parts: the split.
+        max_history: newest items of a history that are kept.
+        most: bound on the number of probes.
+    """
+    histories = [*parts.test.histories, *parts.validation.histories]
+    targets = np.concatenate([parts.test.targets, parts.validation.targets])
+    pool = len(parts.test) if len(parts.test) >= most else len(histories)
+    chosen = np.linspace(0, pool - 1, min(pool, most)).astype(np.int64)
+    padded = np.full((len(chosen), max_history), -1, dtype=np.int64)
+    for row, number in zip(padded, chosen.tolist(), strict=True):
+        newest = histories[number][-max_history:]
+        row[: len(newest)] = newest
+    return Probes(padded, targets[chosen])
+
+
+def _write(
+    directory: Path,
+    dataset: Dataset,
+    embeddings: Embeddings,
+    model: SlotModel,
+    split: Split,
+    config: EncoderConfig,
+    made: MadeThumbnails,
+) -> dict[str, Any]:
+    """All files but ``fit.json``, which goes first and comes back last, so that it marks a whole directory."""
+    (directory / FIT_FILE).unlink(missing_ok=True)
+    projection = model.final_projection()
+    slots: Mapping[str, NDArray[np.floating]] = project(embeddings, projection)
+    if BEHAVIOUR in model.layout.names:
+        slots = {**slots, BEHAVIOUR: model.behaviour_slots()}
+    vectors = model.layout.stack(slots).astype(config.precision)
+    parity: Parity = export_encoder(model.encoder, model.layout, directory / ENCODER_FILE, seed=config.seed)
+    provenance = {
+        "embeddings": embeddings.model,
+        "encoder": {"hash": _digest_file(directory / ENCODER_FILE)},
+        MARK: VERSION,
+    }
+    ItemTable(
+        layout=model.layout,
+        ids=ItemIds(embeddings.item_ids),
+        vectors=vectors,
+        popularity=popularity(split.parts.train, len(embeddings)),
+        metadata=dataset.metadata(),
+        model=provenance,
+        missing=missing_record(model.layout, vectors, embeddings, pictures_not_found(dataset, embeddings.contents)),
+        thumbnails=made.thumbnails,
+    ).save(directory / TABLE_DIRECTORY)
+    (directory / CONTENTS_FILE).unlink(missing_ok=True)
+    if embeddings.contents is not None:
+        embeddings.contents.save(directory / CONTENTS_FILE)
+    held_out_probes(split.parts, config.max_history).save(directory / PROBES_FILE)
+    save_projection(projection, directory / PROJECTION_FILE)
+    partial = directory / f"{WEIGHTS_FILE}.part"
+    save_file({name: value.contiguous() for name, value in model.encoder.state_dict().items()}, partial)
+    partial.replace(directory / WEIGHTS_FILE)
+    return {
+        "format": _FORMAT_VERSION,
+        "config": config.model_dump(mode="json"),
+        "slots": [[slot.name, slot.dim] for slot in model.layout.slots],
+        "model": provenance,
+        "parity": {"cases": parity.cases, "difference": parity.difference},
+        "thumbnails": {"made": made.made, "unreadable": made.unreadable},
+    }
+
+
+def _account(log: FitLog, split: Split, counts: NDArray[np.int64]) -> dict[str, Any]:
+    """What was fitted on, and how it went."""
+    return {
+        "data": {
+            "fingerprint": split.fingerprint,
+            "items": len(counts),
+            "items_with_events": int((counts > 0).sum()),
+            "cold_items": int(split.cold.sum()),
+            "users": len(split.sequences),
+            "training_events": len(split.parts.train.rows),
+            "validation_users": len(split.parts.validation),
+        },
+        "best_epoch": log.best_epoch,
+        "log": log.epochs,
+    }
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _digest_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _replace_text(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,191 @@
+"""Export of the sequence encoder to ONNX, accepted only if ONNX Runtime answers as PyTorch does."""
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from index.errors import EncoderError
+from index.items.slots import SlotLayout
+from index.machine.disk import writing
+from index.search.encoder import ENCODER_FORMAT, OnnxSequenceEncoder
+from training.encoder.model import SequenceEncoder
+from training.errors import ExportError
+
+TOLERANCE = 1e-4
+"""Largest difference of any component, relative to the longest query of the check or to 1, whichever is larger."""
+_OPSET = 18
+_BATCHES = (1, 2, 7, 64)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How well two engines agree.
+
+    Attributes:
+        cases: (batch, length) shapes that were compared.
+        difference: largest difference of any component, relative as for :data:`TOLERANCE`.
+    """
+
+    cases: int
+    difference: float
+
+
+def export_encoder(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, seed: int = 0) -> Parity:
+    """Write ``encoder.onnx``; it is put in place only after :func:`check_parity` has passed.
+
+    Inputs ``histories`` (B, L, Σd) float32 and ``lengths`` (B,) int64, output ``queries`` (B, Σd) float32, B and L
+    free; metadata ``layout``, ``max_history`` and ``format``.
+
+    Args:
+        encoder: in evaluation mode.
+        layout: slots of the stored vectors.
+        path: of the model file.
+        seed: of the vectors of the check.
+
+    Raises:
+        DiskError: the file cannot be written.
+        ExportError: the layout does not fit, the exporter fails, or the two engines differ.
+    """
+    if layout.dim != encoder.dim:
+        raise ExportError(f"the layout has {layout.dim} components, the encoder takes {encoder.dim}; fit it again")
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        model = _traced(encoder)
+        metadata = {
+            "layout": json.dumps([[slot.name, slot.dim] for slot in layout.slots]),
+            "max_history": str(encoder.max_history),
+            "format": ENCODER_FORMAT,
+        }
+        onnx.helper.set_model_props(model, metadata)
+        onnx.checker.check_model(model, full_check=True)
+        with writing(path):
+            onnx.save(model, partial)
+        parity = check_parity(encoder, layout, partial, seed=seed)
+        partial.replace(path)
+    except (OSError, RuntimeError, ValueError, onnx.checker.ValidationError, torch.onnx.OnnxExporterError) as error:
+        raise ExportError(f"{path}: the encoder cannot be exported ({error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return parity
+
+
+def check_parity(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, seed: int = 0) -> Parity:
+    """Compare ONNX Runtime with PyTorch.
+
+    Lengths 1 … max_history alone and mixed, batches of 1 to 64, histories longer than the encoder reads, and the same
+    histories over different padding.
+
+    Args:
+        encoder: in evaluation mode.
+        layout: slots of the stored vectors.
+        path: the exported model.
+        seed: of the made stored vectors.
+
+    Raises:
+        ExportError: a component differs by more than :data:`TOLERANCE`, or the model cannot be run.
+    """
+    rng = np.random.default_rng(seed)
+    try:
+        served = OnnxSequenceEncoder(path)
+        if served.layout != layout or served.max_history != encoder.max_history:
+            raise ExportError(f"{path}: the model's metadata do not say what was exported; export again")
+        worst, cases = 0.0, 0
+        for histories in _histories(encoder.max_history, layout, rng):
+            expected = _by_torch(encoder, histories, rng)
+            worst = float(np.maximum(worst, _difference(served.encode(histories), expected)))  # keeps NaN
+            cases += 1
+    except EncoderError as error:
+        raise ExportError(f"{path}: ONNX Runtime does not run what was exported ({error})") from error
+    if not worst <= TOLERANCE:
+        raise ExportError(
+            f"{path}: ONNX Runtime and PyTorch differ by {worst:.2g}, at most {TOLERANCE:g} is allowed; "
+            "try another version of torch or onnxruntime"
+        )
+    return Parity(cases, worst)
+
+
+def _histories(longest: int, layout: SlotLayout, rng: np.random.Generator) -> Iterator[list[NDArray[np.float32]]]:
+    """Made histories: every batch size with lengths of 1, the longest, one too long, and mixed ones."""
+    for batch in _BATCHES:
+        for lengths in ([1] * batch, [longest] * batch, [longest + 3] * batch, rng.integers(1, longest + 1, batch)):
+            yield [_made_items(int(length), layout, rng) for length in lengths]
+    for length in range(1, longest + 1):
+        yield [_made_items(length, layout, rng)]
+
+
+def _made_items(length: int, layout: SlotLayout, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(length, Σd) stored vectors of items that lack a slot now and then."""
+    return layout.stack(
+        {slot.name: rng.standard_normal((length, slot.dim)) * (rng.random((length, 1)) < 0.8) for slot in layout.slots}
+    )
+
+
+def _by_torch(
+    encoder: SequenceEncoder, histories: list[NDArray[np.float32]], rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Queries under PyTorch, with garbage where the padding is."""
+    newest = [history[-encoder.max_history :] for history in histories]
+    lengths = [len(history) for history in newest]
+    padded = 100 * rng.standard_normal((len(newest), max(lengths), encoder.dim)).astype(np.float32)
+    for row, history in zip(padded, newest, strict=True):
+        row[: len(history)] = history
+    with torch.inference_mode():
+        queries = encoder(torch.from_numpy(padded), torch.tensor(lengths))
+    return np.asarray(queries.numpy(), dtype=np.float32)
+
+
+def _difference(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    scale = max(1.0, float(np.linalg.norm(expected, axis=1).max()))
+    return float(np.abs(got - expected).max()) / scale
+
+
+def _traced(encoder: SequenceEncoder) -> onnx.ModelProto:
+    """The ONNX graph, batch and length free; the exporter's chatter is kept from the terminal."""
+    batch = torch.export.Dim("batch", min=1, max=65_536)
+    length = (
+        torch.export.Dim("length", min=1, max=encoder.max_history)
+        if encoder.max_history > 1
+        else torch.export.Dim.STATIC
+    )
+    example = (torch.zeros(2, min(2, encoder.max_history), encoder.dim), torch.ones(2, dtype=torch.int64))
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                encoder.eval(),
+                example,
+                dynamo=True,
+                opset_version=_OPSET,
+                input_names=["histories", "lengths"],
+                output_names=["queries"],
+                dynamic_shapes={"histories": {0: batch, 1: length}, "lengths": {0: batch}},
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+    if program is None:
+        raise ExportError("the exporter gave no model")
+    model: onnx.ModelProto = program.model_proto
+    _forget_the_machine(model)
+    return model
+
+
+def _forget_the_machine(model: onnx.ModelProto) -> None:
+    """Drop what the exporter notes for debugging: stack traces with the paths of this machine, in a published file."""
+    graph = model.graph
+    values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    for noted in (model, graph, *graph.node, *values):
+        del noted.metadata_props[:]

@@ -1,0 +1,267 @@
+"""Evaluation of a fitted run: the protocol of docs/method.md ("Evaluation protocol").
+
+Every row is measured on the same users: full ranking as the service answers, the 100-negatives protocol beside it.
+The encoder rows go through the exported ONNX model and float32 scores of the stored vectors, which is what serving
+computes.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.errors import IndexingError
+from index.items.item_table import ItemTable
+from index.search.encoder import OnnxSequenceEncoder
+from training.data.dataset import Dataset
+from training.data.sequences import Targets, evenly_spaced
+from training.encoder.job import ENCODER_FILE, FIT_FILE, TABLE_DIRECTORY, Split, split_dataset
+from training.errors import EvaluationError
+from training.ranking.baselines import CoOccurrence, ItemMean, Popularity, Ranker
+from training.ranking.cold_items import cold_targets
+from training.ranking.ranking import rank_targets, sample_negatives
+from training.ranking.saved_ranks import RankedTable
+from training.ranking.slot_ranker import SlotRanker
+from training.ranking.table import (
+    CO_OCCURRENCE,
+    COLD_ITEMS,
+    FRESH_USERS,
+    NEGATIVES,
+    POPULARITY,
+    TEST,
+    TFIDF,
+    VALIDATION,
+    Table,
+)
+from training.ranking.tfidf_neighbours import TfidfNeighbours
+
+SERVED = "served encoder"
+_SUBSETS = (("text",), ("image",), ("behaviour",), ("text", "image"))
+System: TypeAlias = tuple[Ranker, NDArray[np.bool_]]
+"""A ranker and the (n,) bool items that it can return at all."""
+Systems: TypeAlias = Mapping[str, System]
+"""Name → system."""
+
+
+@dataclass(frozen=True)
+class FittedRun:
+    """A run directory's encoder, loaded for evaluation.
+
+    Attributes:
+        table: stored vectors.
+        encoder: under ONNX Runtime.
+        record: what ``fit.json`` says.
+    """
+
+    table: ItemTable
+    encoder: OnnxSequenceEncoder
+    record: dict[str, Any]
+
+    @classmethod
+    def load(cls, directory: Path, *, threads: int = 1) -> "FittedRun":
+        """Read ``RUN/encoder``.
+
+        Raises:
+            EvaluationError: nothing was fitted there, or a file is unreadable.
+        """
+        if not (directory / FIT_FILE).is_file():
+            raise EvaluationError(f"{directory}: no fitted encoder here; run `vlm2rec fit-encoder` first")
+        try:
+            return cls(
+                ItemTable.load(directory / TABLE_DIRECTORY),
+                OnnxSequenceEncoder(directory / ENCODER_FILE, threads=threads),
+                dict(json.loads((directory / FIT_FILE).read_text(encoding="utf-8"))),
+            )
+        except (IndexingError, OSError, ValueError, TypeError) as error:
+            raise EvaluationError(
+                f"{directory}: the fitted encoder cannot be read ({error}); run `vlm2rec fit-encoder` again"
+            ) from error
+
+    @property
+    def exclude_seen(self) -> bool:
+        """Whether the service leaves out what a user had before, unless a request says otherwise."""
+        return bool(self.record.get("config", {}).get("exclude_seen", True))
+
+    def split(self, dataset: Dataset) -> Split:
+        """Split the data set as it was for fitting.
+
+        Raises:
+            EvaluationError: the run was fitted on other items or interactions.
+        """
+        try:
+            share = float(self.record["config"]["cold_items"])
+            fingerprint = str(self.record["data"]["fingerprint"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise EvaluationError(f"{FIT_FILE} lacks {error}; run `vlm2rec fit-encoder` again") from error
+        split = split_dataset(dataset, share)
+        if split.fingerprint != fingerprint:
+            raise EvaluationError(
+                "the encoder was fitted on other items or interactions than these; give `evaluate` the same data set "
+                "and --interactions as `fit-encoder`"
+            )
+        return split
+
+
+@dataclass(frozen=True)
+class TargetSet:
+    """Held-out events under a name.
+
+    Attributes:
+        name: of their table.
+        targets: those that are measured.
+        whole: how many there are in all.
+    """
+
+    name: str
+    targets: Targets
+    whole: int
+
+
+def rankers(run: FittedRun, split: Split, texts: Sequence[str | None] | None = None) -> dict[str, System]:
+    """Every system to be measured that needs no vision-language model.
+
+    Args:
+        run: the fitted run.
+        split: of the same data set; only its training part is used.
+        texts: of its items, for the neighbours by TF-IDF; None leaves them out.
+
+    Returns:
+        Name → ranker and the (n,) bool items that it can return; popularity first.
+    """
+    layout, vectors = run.table.layout, np.asarray(run.table.vectors, dtype=np.float32)
+    items = len(run.table)
+    everything = np.ones(items, dtype=np.bool_)
+    served = SlotRanker(vectors, run.encoder.encode, run.encoder.max_history)
+    systems: dict[str, System] = {
+        POPULARITY: (Popularity(run.table.popularity), everything),
+        CO_OCCURRENCE: (CoOccurrence(split.parts.train, items), everything),
+    }
+    if texts is not None:
+        alike = TfidfNeighbours(texts, run.encoder.max_history)
+        systems[TFIDF] = (alike, alike.findable)
+    systems["item-mean"] = (ItemMean(vectors, run.encoder.max_history), served.findable)
+    systems[SERVED] = (served, served.findable)
+    for subset in _SUBSETS:
+        if set(subset) < set(layout.names):
+            some = SlotRanker(layout.keep_only(subset, vectors), run.encoder.encode, run.encoder.max_history)
+            systems[subset_name(subset)] = (some, some.findable)
+    return systems
+
+
+def subset_name(subset: Sequence[str]) -> str:
+    """Name of the row in which only these slots exist."""
+    return f"{' + '.join(subset)} only"
+
+
+def target_sets(
+    split: Split, *, fresh: Targets | None = None, on_validation: bool = False, most: int | None = None
+) -> list[TargetSet]:
+    """What a run is measured on: test (or validation, or fresh users), and cold items if some were held out.
+
+    Args:
+        split: as :meth:`FittedRun.split` gives it.
+        fresh: targets of users that training never saw; in place of the test targets.
+        on_validation: measure on validation targets, while choosing.
+        most: evenly spaced targets of each set where there are more; None for all.
+    """
+    if fresh is not None:
+        found = {FRESH_USERS: fresh}
+    elif on_validation:
+        found = {VALIDATION: split.parts.validation}
+    else:
+        found = {TEST: split.parts.test}
+    if split.cold.any():
+        cold = cold_targets(split.sequences, split.cold)
+        if len(cold):
+            found[COLD_ITEMS] = cold
+    return [TargetSet(name, evenly_spaced(targets, most), len(targets)) for name, targets in found.items()]
+
+
+def rank_sets(
+    sets: Sequence[TargetSet],
+    systems: Systems,
+    *,
+    exclude_seen: bool = True,
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda _users: None,
+) -> list[RankedTable]:
+    """Let every system rank the catalogue for the same targets.
+
+    Args:
+        sets: held-out events.
+        systems: name → ranker and the items it can return; the first is the one that ``Row.ratios`` are against.
+        exclude_seen: leave out what is in the history, as the service does.
+        seed: of the negatives.
+        advance: called with the number of users done, once per system and block.
+
+    Raises:
+        EvaluationError: no targets, or a score that is not finite.
+    """
+    items, tables = len(next(iter(systems.values()))[1]), []
+    for part in sets:
+        if not part.whole:
+            raise EvaluationError(f"{part.name}: nothing to evaluate, no user has a held-out event")
+        negatives = sample_negatives(part.targets, items, NEGATIVES, seed=seed)
+        rankings = {
+            name: rank_targets(
+                ranker, part.targets, findable, negatives=negatives, exclude_seen=exclude_seen, advance=advance
+            )
+            for name, (ranker, findable) in systems.items()
+        }
+        tables.append(RankedTable(part.name, part.targets, items, rankings, part.whole, exclude_seen))
+    return tables
+
+
+def evaluate_targets(
+    name: str,
+    systems: Systems,
+    targets: Targets,
+    *,
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda _users: None,
+) -> Table:
+    """Measure systems on one set of targets, see :func:`rank_sets`.
+
+    Args:
+        name: of the table.
+        systems: name → ranker and the items it can return.
+        targets: held-out events.
+        seed: of the negatives and the bootstrap.
+        advance: called with the number of users done.
+
+    Raises:
+        EvaluationError: no targets, or a score that is not finite.
+    """
+    (ranked,) = rank_sets([TargetSet(name, targets, len(targets))], systems, seed=seed, advance=advance)
+    return ranked.measured(seed=seed)
+
+
+def evaluate_run(
+    split: Split,
+    systems: Systems,
+    *,
+    fresh: Targets | None = None,
+    on_validation: bool = False,
+    exclude_seen: bool = True,
+    advance: Callable[[int], None] = lambda _users: None,
+) -> list[Table]:
+    """All tables of a run, see :func:`target_sets`.
+
+    Args:
+        split: as :meth:`FittedRun.split` gives it.
+        systems: as :func:`rankers` gives them.
+        fresh: targets of users that training never saw; in place of the test targets.
+        on_validation: measure on validation targets, while choosing.
+        exclude_seen: leave out what is in the history, as the service does.
+        advance: called with the number of users done.
+
+    Raises:
+        EvaluationError: nothing to evaluate, or a score that is not finite.
+    """
+    sets = target_sets(split, fresh=fresh, on_validation=on_validation)
+    ranked = rank_sets(sets, systems, exclude_seen=exclude_seen, advance=advance)
+    return [table.measured() for part in ranked for table in (part, *part.without_repeats())]

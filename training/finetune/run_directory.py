@@ -1,0 +1,124 @@
+"""The directory of a training run: whose it is, its log, and where everything lies.
+
+``fingerprint`` (what the run's course depends on), ``start`` (a backbone made from scratch), ``checkpoints``,
+``log.jsonl`` (a line every few steps), ``events`` (the same for TensorBoard), ``diverged.json`` (the batch that broke
+the run, if one did) and in the end ``model``. Files are written aside and renamed, so that a kill at any moment leaves
+something to go on from.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from training.backbones.prompts import prompt_hash
+from training.config.run_config import RunConfig
+from training.data.dataset import Dataset
+from training.data.sequences import Sequences, Targets
+from training.errors import ConfigError
+
+_WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = {
+    "vlm": ("attention", "activation_checkpointing"),
+    "train": (
+        "cached_gradients", "checkpoint_seconds", "checkpoint_steps", "chunk_patches", "chunk_tokens",
+        "diagnose_every", "keep_checkpoints", "log_every", "picture_memory_mib", "workers",
+    ),
+}  # fmt: skip
+"""Keys that change what a run costs, but not where it goes (up to rounding, and to which weights dropout draws)."""
+_WITHOUT_VALIDATION = ("patience", "validate_every", "validation_items", "validation_users")
+
+
+def run_fingerprint(dataset: Dataset, train: Sequences, validation: Targets | None, config: RunConfig) -> str:
+    """16 hex digits over what the course of a run depends on.
+
+    Args:
+        dataset: the catalogue.
+        train: training histories.
+        validation: held-out events that the run is validated on, if it is.
+        config: of the run.
+    """
+    digest = hashlib.sha256(prompt_hash().encode())
+    shape = config.model_dump(mode="json", include={"vlm", "loss", "train"})
+    for section, names in _WITHOUT_EFFECT.items():
+        for name in names:
+            del shape[section][name]
+    if not config.train.validate_every:
+        for name in _WITHOUT_VALIDATION:
+            del shape["train"][name]
+    digest.update(json.dumps(shape, sort_keys=True).encode())
+    digest.update(json.dumps([dataset.item_ids(), dataset.texts()]).encode())
+    digest.update(train.offsets.tobytes() + train.rows.tobytes())
+    if config.train.validate_every and validation is not None:
+        digest.update(np.concatenate([validation.targets, *validation.histories]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+class RunDirectory:
+    """A directory that belongs to one run.
+
+    Attributes:
+        path: the directory.
+        start: the backbone that a run from scratch began with.
+        checkpoints: of the run.
+        model: the trained model.
+        log: one JSON object a line.
+        events: the same for TensorBoard.
+        diverged: what is known of the batch whose loss was not finite.
+        fingerprint: what the run's course depends on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.start = path / "start"
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+        self.log = path / "log.jsonl"
+        self.events = path / "events"
+        self.diverged = path / "diverged.json"
+        self.fingerprint = path / "fingerprint"
+
+    @contextlib.contextmanager
+    def claimed(self, fingerprint: str, *, resume: bool) -> Iterator[None]:
+        """Make the directory this run's own; no other process gets it meanwhile, a killed one gives it back.
+
+        Raises:
+            ConfigError: it is another run's, or this run's and it is not to be resumed, or a process is training in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ConfigError(
+                    f"{self.path}: another process is training here; wait for it or end it, or use another --run"
+                ) from error
+            self._check(fingerprint, resume=resume)
+            yield
+
+    def _check(self, fingerprint: str, *, resume: bool) -> None:
+        mark = self.fingerprint
+        if any(part.is_dir() for part in (self.start, self.checkpoints, self.model)):
+            if not resume:
+                raise ConfigError(
+                    f"{self.path}: a training run is here already; go on with --resume, or use another --run"
+                )
+            found = mark.read_text(encoding="utf-8").strip() if mark.is_file() else "unknown"
+            if found != fingerprint:
+                raise ConfigError(
+                    f"{self.path}: this run was started with another configuration or other data ({found}, now "
+                    f"{fingerprint}); resume it with the same ones, or use another --run"
+                )
+            return
+        mark.write_text(fingerprint + "\n", encoding="utf-8")
+
+    def make(self, target: Path, write: Callable[[Path], None]) -> None:
+        """Let something write a directory aside and put it in its place once it is whole."""
+        aside = target.with_name(f".{target.name}.part")
+        shutil.rmtree(aside, ignore_errors=True)
+        write(aside)
+        aside.rename(target)

@@ -1,0 +1,242 @@
+"""One optimiser step: the vectors of a batch, the loss over the global batch, and the weights' move by AdamW."""
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from index.items.slots import IMAGE, TEXT
+from training.backbones.batches import PairBatch, spread
+from training.backbones.gradient_cache import encode
+from training.backbones.vlm import VISION, VlmEmbedder
+from training.config.run_config import LossConfig, TrainConfig
+from training.errors import OutOfMemory
+from training.finetune.distributed import Ranks
+from training.losses import diagnostics
+from training.losses.method_loss import MethodLoss, method_loss
+from training.losses.modality_pairs import ModalityPairs
+
+_DROPOUT = 1
+"""Keeps the draws of modality dropout apart from those of the order of the pairs."""
+_HOST_IS_FULL = "DefaultCPUAllocator"
+"""What PyTorch's message says when the host's memory, not a GPU's, is used up; that error has no class of its own."""
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """The pairs of all ranks.
+
+    Attributes:
+        text: vectors of the text prompts; a gradient flows into this rank's own.
+        image: vectors of the image prompts, likewise.
+        item_ids: (B,) int64 rows of the next items.
+        histories: (B, L) int64 item rows that must not be negatives, padded with −1.
+    """
+
+    text: ModalityPairs
+    image: ModalityPairs
+    item_ids: Tensor
+    histories: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step gave.
+
+    Attributes:
+        loss: its terms.
+        gradient_norm: before clipping; None if the loss was not finite.
+        batch: of all ranks.
+        diagnostics: how the modalities fare, see :mod:`training.losses.diagnostics`; empty unless asked for.
+    """
+
+    loss: MethodLoss
+    gradient_norm: float | None
+    batch: GlobalBatch
+    diagnostics: Mapping[str, float]
+
+    @property
+    def diverged(self) -> tuple[str, float] | None:
+        """What is not finite, and which value it has; the weights have not moved then. None if all is well."""
+        total = self.loss.total.item()
+        if not math.isfinite(total):
+            return "loss", total
+        if self.gradient_norm is not None and not math.isfinite(self.gradient_norm):
+            return "norm of the gradient", self.gradient_norm
+        return None
+
+
+class ContrastiveStep:
+    """Moves a model's weights, batch by batch.
+
+    Args:
+        embedder: the model, in training mode.
+        accelerator: places it, casts and clips.
+        ranks: all processes of the run.
+        loss: the terms.
+        train: rates, clipping, and how memory is used.
+
+    Attributes:
+        optimizer: AdamW over the trained weights.
+    """
+
+    def __init__(
+        self, embedder: VlmEmbedder, accelerator: Accelerator, ranks: Ranks, loss: LossConfig, train: TrainConfig
+    ) -> None:
+        self._accelerator, self._ranks = accelerator, ranks
+        self._terms, self._options, self._temperature = loss.model_dump(), train, loss.temperature
+        self._modality_dropout = float(self._terms.pop("modality_dropout"))
+        self._embedder = embedder.to(accelerator.device)
+        self.optimizer = AdamW(_weight_groups(embedder, train.weight_decay, train.vision_rate))
+
+    def __call__(self, own: PairBatch, *, step: int, lead: float, rate: float, diagnose: bool = False) -> Step:
+        """Take a step.
+
+        Args:
+            own: this rank's part of the batch.
+            step: steps done before; with the seed and the rank it decides what dropout draws.
+            lead: moving average before this batch, see :func:`training.losses.method_loss.method_loss`.
+            rate: of AdamW.
+            diagnose: look at the modalities as well.
+
+        Returns:
+            What it gave; where the loss or the norm of the gradient is not finite, the weights are as before.
+
+        Raises:
+            OutOfMemory: the batch does not fit; the message says what to lower.
+        """
+        try:
+            return self._take(own, step, lead, rate, diagnose=diagnose)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and _HOST_IS_FULL not in str(error):
+                raise
+            raise OutOfMemory(self._what_to_lower(step, error)) from error
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context that the model runs under."""
+        return cast("AbstractContextManager[None]", self._accelerator.autocast())
+
+    def _take(self, own: PairBatch, step: int, lead: float, rate: float, *, diagnose: bool) -> Step:
+        torch.manual_seed(hash((self._options.seed, step, self._ranks.number)) % 2**63)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        prompts = own.prompts.to(self._accelerator.device)
+        encoded = encode(self._embedder, prompts, autocast=self.autocast, cached=self._options.cached_gradients)
+        text, image = (_side(encoded.outputs, own, name) for name in (TEXT, IMAGE))
+        if diagnose:
+            for vectors in (text.sequences, text.items, image.sequences, image.items):
+                vectors.retain_grad()
+        batch = self._global(text, image, own)
+        both = batch.text.present & batch.image.present
+        hidden = hidden_modalities(both, self._modality_dropout, seed=self._options.seed, step=step)
+        loss = method_loss(
+            batch.text, batch.image, batch.item_ids, batch.histories, lead=lead, hidden=hidden, **self._terms
+        )
+        if not math.isfinite(loss.total.item()):
+            return Step(loss, None, batch, {})
+        torch.autograd.backward([loss.total])
+        encoded.backward()
+        weights = list(self._embedder.parameters())
+        self._ranks.sum_gradients(weights)
+        found = self._diagnose(text, image, batch) if diagnose else {}
+        norm = float(self._accelerator.clip_grad_norm_(weights, self._options.gradient_clip))
+        if math.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return Step(loss, norm, batch, found)
+
+    def _diagnose(self, text: ModalityPairs, image: ModalityPairs, batch: GlobalBatch) -> dict[str, float]:
+        """How the modalities fare in this batch, while the gradients are whole and not yet clipped."""
+        squares = self._ranks.summed(diagnostics.squared_gradients(text, image))
+        towers = {"language model": 0.0, "vision tower": 0.0}
+        for name, weight in self._embedder.named_parameters():
+            if weight.grad is not None:
+                towers["vision tower" if VISION in name else "language model"] += (
+                    weight.grad.float().square().sum().item()
+                )
+        norms = {name: math.sqrt(value) for name, value in squares.items()}
+        norms |= {f"gradient {name}": math.sqrt(value) for name, value in towers.items()}
+        sides = batch.text, batch.image
+        return {
+            **diagnostics.balance_of(*sides, batch.item_ids, batch.histories, temperature=self._temperature),
+            **diagnostics.spread_of_items(*sides),
+            **norms,
+        }
+
+    def _global(self, text: ModalityPairs, image: ModalityPairs, own: PairBatch) -> GlobalBatch:
+        """The pairs of all ranks from this rank's vectors."""
+        device = self._accelerator.device
+        item_ids, histories = own.item_ids.to(device), own.histories.to(device)
+        if self._ranks.count == 1:
+            return GlobalBatch(text, image, item_ids, histories)
+        vectors = torch.cat([text.sequences, text.items, image.sequences, image.items], dim=1)
+        flags = (text.sequence_present, text.item_present, image.sequence_present, image.item_present)
+        numbers = torch.stack([item_ids, *(flag.long() for flag in flags)], dim=1)
+        vectors, numbers = self._ranks.gathered(vectors), self._ranks.gathered(numbers)
+        sides = vectors.chunk(4, dim=1)
+        there = [column.bool() for column in numbers[:, 1:].unbind(dim=1)]
+        return GlobalBatch(
+            ModalityPairs(sides[0], sides[1], there[0], there[1]),
+            ModalityPairs(sides[2], sides[3], there[2], there[3]),
+            numbers[:, 0],
+            self._ranks.gathered(self._ranks.padded(histories, -1)),
+        )
+
+    def _what_to_lower(self, step: int, error: Exception) -> str:
+        options = self._options
+        reason = (str(error).strip().splitlines() or ["no further reason"])[0]
+        first = (
+            f"lower train.chunk_tokens ({options.chunk_tokens}) and train.chunk_patches ({options.chunk_patches})"
+            if options.cached_gradients
+            else f"set train.cached_gradients = true, or lower train.batch_size ({options.batch_size})"
+        )
+        return (
+            f"step {step + 1} needs more memory than there is ({reason}); {first}; vlm.activation_checkpointing = true "
+            'and train.precision = "bf16" save memory as well, smaller vlm.max_picture_pixels and vlm.max_text_tokens '
+            "most of all. What changes no result (all but batch size, precision, pixels and text) can be changed for "
+            "--resume"
+        )
+
+
+def hidden_modalities(both: Tensor, share: float, *, seed: int, step: int) -> Tensor | None:
+    """Which histories the fused loss sees one modality of (modality dropout); the same on every rank.
+
+    Args:
+        both: (B,) bool, pairs with both modalities on both sides.
+        share: of these, that lose one; either modality is lost equally often.
+        seed: of the run.
+        step: steps done before.
+
+    Returns:
+        (B, 2) bool, whether the text and whether the image is hidden; None if the share is 0.
+    """
+    if not share:
+        return None
+    drawn = torch.from_numpy(np.random.default_rng([_DROPOUT, seed, step]).random((len(both), 2))).to(both.device)
+    loses, is_text = both & (drawn[:, 0] < share), drawn[:, 1] < 0.5
+    return torch.stack([loses & is_text, loses & ~is_text], dim=1)
+
+
+def _side(outputs: Tensor, batch: PairBatch, modality: str) -> ModalityPairs:
+    """A modality's vectors; all absent if it is not trained."""
+    nowhere = torch.full_like(batch.item_ids, -1)
+    sequences = batch.sequences.get(modality, nowhere).to(outputs.device)
+    items = batch.items.get(modality, nowhere).to(outputs.device)
+    return ModalityPairs(spread(outputs, sequences), spread(outputs, items), sequences >= 0, items >= 0)
+
+
+def _weight_groups(model: nn.Module, weight_decay: float, vision_rate: float) -> list[dict[str, Any]]:
+    """AdamW's groups: the vision tower has its own rate, biases and norms no decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            key = (vision_rate if VISION in name else 1.0, weight_decay if weight.ndim > 1 else 0.0)
+            groups.setdefault(key, []).append(weight)
+    return [{"params": found, "factor": key[0], "weight_decay": key[1]} for key, found in groups.items()]

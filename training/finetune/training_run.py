@@ -1,0 +1,113 @@
+"""TrainingRun: a run directory as it is found, whatever of it is there, for those who read it and never write to it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.backbones.trained_model import CONFIG_FILE, TRAINING_DIRECTORY
+from training.config.run_config import RunConfig, load_config
+from training.data.dataset import Dataset
+from training.encoder.job import Split, split_dataset
+from training.finetune.direct_ranking import METRIC
+from training.finetune.run_directory import RunDirectory, run_fingerprint
+from training.finetune.run_history import RunHistory
+from training.finetune.validation_events import ValidationEvents
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run of `vlm2rec train`.
+
+    Attributes:
+        path: the run directory.
+        config: as ``config.toml`` says, the preset's where there is none.
+        history: the log; empty if nothing was trained here.
+        fingerprint: of what the run depends on, as it was when it began; None if that was not recorded.
+        finished: whether there is a trained model.
+        diverged: what was not finite, and in which step, if that ended the run.
+    """
+
+    path: Path
+    config: RunConfig
+    history: RunHistory
+    fingerprint: str | None
+    finished: bool
+    diverged: str | None
+
+    @classmethod
+    def read(cls, path: Path) -> "TrainingRun":
+        """Read a run directory, which may be unfinished or empty.
+
+        Raises:
+            ConfigError: its ``config.toml`` cannot be read.
+        """
+        kept = path / CONFIG_FILE
+        place = RunDirectory(path / TRAINING_DIRECTORY)
+        return cls(
+            path,
+            load_config(kept if kept.is_file() else None),
+            RunHistory.read(place.log),
+            _text(place.fingerprint),
+            place.model.is_dir(),
+            None if place.model.is_dir() else _diverged(place.diverged),
+        )
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What it was trained on."""
+        return self.config.train.modalities
+
+    @property
+    def kept_step(self) -> int | None:
+        """The validated step whose weights count: those the run keeps, or its last ones so far."""
+        return self.history.kept_step(patience=self.config.train.patience)
+
+    def split(self, dataset: Dataset) -> Split:
+        """A data set split as for this run."""
+        return split_dataset(dataset, self.config.encoder.cold_items)
+
+    def is_of(self, dataset: Dataset, split: Split) -> bool:
+        """Whether the run was trained on this data set with the configuration that it holds."""
+        now = run_fingerprint(dataset, split.parts.train, split.parts.validation, self.config)
+        return self.fingerprint == now
+
+    def validation_events(self, dataset: Dataset, split: Split) -> ValidationEvents:
+        """The events that it is validated on."""
+        options = self.config.train
+        return ValidationEvents.choose(
+            split.parts.validation,
+            len(dataset),
+            users=options.validation_users,
+            items=options.validation_items,
+            seed=options.seed,
+        )
+
+    def validated(self, modality: str | None = None) -> float | None:
+        """NDCG@10 of the weights that count.
+
+        Args:
+            modality: by this one alone; None for the fused score.
+
+        Returns:
+            Mean over the validated users, higher is better; None if it was not measured.
+        """
+        if self.kept_step is None:
+            return None
+        alone = modality is None or self.modalities == (modality,)
+        return self.history.at(self.kept_step, METRIC if alone else f"{METRIC} {modality}")
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+
+
+def _diverged(path: Path) -> str | None:
+    """``loss in step 7``; None if the run was not ended by that."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return f"{found['what']} in step {int(found['step'])}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None

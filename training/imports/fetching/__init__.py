@@ -1,0 +1,1 @@
+"""`vlm2rec data fetch-images`: pictures fetched from public addresses."""

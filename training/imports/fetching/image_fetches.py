@@ -1,0 +1,249 @@
+"""Fetch the pictures that a data set names by address, and name the files in its ``image`` column.
+
+A picture lies at ``images/<hash of its address>.<suffix>``, written aside and renamed; the list of what was fetched or
+failed is written as it happens. Stopped or killed at any moment, the job goes on where it was; the items file is
+replaced once, at the end.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+
+import polars as pl
+
+from index.items.item_table import ITEM_ID
+from training.data.dataset import IMAGE, ITEM_SUFFIXES, ITEMS, confined_file
+from training.data.table_files import find_table
+from training.errors import DatasetError
+from training.imports.fetching.fetch_list import FetchList, Outcome
+from training.imports.fetching.picture_fetcher import FetchedPicture, MakeFetcher, PictureFetcher
+from training.imports.import_directory import FETCHES_FILE, IMAGES, not_written
+from training.imports.source_format import IMAGE_URL
+from training.runs.lock import run_lock
+
+_AHEAD = 4
+_PART = ".part"
+
+
+@dataclass
+class FetchSummary:
+    """What a job did.
+
+    Attributes:
+        wanted: distinct addresses of items that lack their picture.
+        fetched: pictures that were fetched now.
+        kept: addresses whose picture was there already.
+        skipped: addresses that failed for good in an earlier job and were not asked for again.
+        left: addresses that the job's count did not reach.
+        failed: reason → addresses that failed now.
+        named: items that name a picture in the end.
+    """
+
+    wanted: int = 0
+    fetched: int = 0
+    kept: int = 0
+    skipped: int = 0
+    left: int = 0
+    failed: dict[str, list[str]] = field(default_factory=dict)
+    named: int = 0
+
+
+def fetch_images(
+    directory: Path,
+    make_fetcher: MakeFetcher,
+    *,
+    parallel: int = 4,
+    most: int | None = None,
+    again: bool = False,
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
+) -> FetchSummary:
+    """Fetch what is missing.
+
+    Args:
+        directory: a data set whose items file has a column ``image_url``.
+        make_fetcher: makes the fetcher of each thread.
+        parallel: threads, each with one fetch at a time.
+        most: pictures to ask for in this job; None for all.
+        again: whether to ask again for what failed for good before.
+        progress: told how many of how many were asked for.
+
+    Raises:
+        DatasetError: the items file cannot be read or has no ``image_url``, or something cannot be written.
+        RunBusy: another job fetches for this data set.
+    """
+    path = find_table(directory, ITEMS, ITEM_SUFFIXES)
+    with run_lock(directory):
+        items = _read(path)
+        try:
+            with FetchList(directory / FETCHES_FILE) as done:
+                return _Job(directory, path, items, done).run(make_fetcher, parallel, most, progress, again=again)
+        except OSError as error:
+            raise not_written(directory, error) from error
+
+
+class _Job:
+    def __init__(self, directory: Path, path: Path, items: pl.DataFrame, done: FetchList) -> None:
+        self._directory = directory
+        self._path = path
+        self._items = items
+        self._done = done
+        self._summary = FetchSummary()
+
+    def run(
+        self,
+        make_fetcher: MakeFetcher,
+        parallel: int,
+        most: int | None,
+        progress: Callable[[int, int], None],
+        *,
+        again: bool,
+    ) -> FetchSummary:
+        (self._directory / IMAGES).mkdir(exist_ok=True)
+        for part in (self._directory / IMAGES).glob(f".*{_PART}"):
+            part.unlink()
+        wanted = self._wanted(again=again)
+        asked = wanted if most is None else wanted[:most]
+        self._summary.left = len(wanted) - len(asked)
+        try:
+            if asked:
+                self._fetch(asked, make_fetcher, min(parallel, len(asked)), progress)
+        finally:
+            self._done.sync()
+            self._name_pictures()
+        return self._summary
+
+    def _wanted(self, *, again: bool) -> list[str]:
+        """Addresses to ask for, each once, in the order of the items."""
+        addresses = []
+        for image, url in self._items.select(IMAGE, IMAGE_URL).iter_rows():
+            if url and confined_file(self._directory, image) is None:
+                addresses.append(url)
+        addresses = list(dict.fromkeys(addresses))
+        self._summary.wanted = len(addresses)
+        wanted = []
+        for url in addresses:
+            known = self._done.outcomes.get(url)
+            if self._there(known):
+                self._summary.kept += 1
+            elif known is not None and known.file is None and not known.for_now and not again:
+                self._summary.skipped += 1
+            else:
+                wanted.append(url)
+        return wanted
+
+    def _there(self, outcome: Outcome | None) -> bool:
+        if outcome is None or outcome.file is None:
+            return False
+        found = confined_file(self._directory, outcome.file)
+        return found is not None and found.stat().st_size == outcome.size
+
+    def _fetch(
+        self, urls: list[str], make_fetcher: MakeFetcher, parallel: int, progress: Callable[[int, int], None]
+    ) -> None:
+        with ExitStack() as closing:
+            fetchers: SimpleQueue[PictureFetcher] = SimpleQueue()
+            for _ in range(parallel):
+                fetcher = make_fetcher()
+                closing.callback(fetcher.close)
+                fetchers.put(fetcher)
+            pool = closing.enter_context(ThreadPoolExecutor(parallel, thread_name_prefix="fetch"))
+            closing.callback(pool.shutdown, cancel_futures=True)
+            for asked, outcome in enumerate(_in_threads(pool, self._one, urls, fetchers, parallel * _AHEAD), start=1):
+                self._done.add(outcome)
+                if outcome.file is None:
+                    self._summary.failed.setdefault(outcome.reason, []).append(outcome.url)
+                else:
+                    self._summary.fetched += 1
+                progress(asked, len(urls))
+
+    def _one(self, url: str, fetchers: "SimpleQueue[PictureFetcher]") -> Outcome:
+        fetcher = fetchers.get()
+        try:
+            answer = fetcher.fetch(url)
+        finally:
+            fetchers.put(fetcher)
+        if not isinstance(answer, FetchedPicture):
+            return Outcome(url, reason=answer.reason, for_now=answer.for_now)
+        name = f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.{answer.suffix}"
+        part = self._directory / IMAGES / f".{name}{_PART}"
+        with part.open("wb") as file:
+            file.write(answer.content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self._directory / IMAGES / name)
+        return Outcome(url, f"{IMAGES}/{name}", len(answer.content))
+
+    def _name_pictures(self) -> None:
+        """Name the pictures that are there for items that lack theirs; replace the items file if that changes it."""
+        names = []
+        changed = False
+        for image, url in self._items.select(IMAGE, IMAGE_URL).iter_rows():
+            known = self._done.outcomes.get(url) if url else None
+            if known is not None and self._there(known) and confined_file(self._directory, image) is None:
+                changed |= image != known.file
+                names.append(known.file)
+            else:
+                names.append(image)
+        self._summary.named = sum(1 for name in names if name)
+        if changed:
+            _replace(self._path, self._items.with_columns(pl.Series(IMAGE, names, dtype=pl.String)))
+
+
+def _in_threads(
+    pool: ThreadPoolExecutor,
+    one: Callable[[str, "SimpleQueue[PictureFetcher]"], Outcome],
+    urls: list[str],
+    fetchers: "SimpleQueue[PictureFetcher]",
+    ahead: int,
+) -> Iterator[Outcome]:
+    """Outcomes as they come, with a bounded number waiting."""
+    waiting: set[Future[Outcome]] = set()
+    for url in urls:
+        waiting.add(pool.submit(one, url, fetchers))
+        if len(waiting) >= ahead:
+            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in finished)
+    while waiting:
+        finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+        yield from (future.result() for future in finished)
+
+
+def _read(path: Path) -> pl.DataFrame:
+    """The items file as it stands, every column of a CSV as text, with ``image``."""
+    try:
+        if path.suffix == ".parquet":
+            items = pl.read_parquet(path)
+        elif path.suffix == ".csv":
+            items = pl.read_csv(path, infer_schema=False)
+        else:
+            raise DatasetError(f"{path}: only items.csv and items.parquet are filled in; write the items as Parquet")
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+        raise DatasetError(f"{path}: cannot be read; `vlm2rec data check` says what is wrong with it") from error
+    missing = next((name for name in (ITEM_ID, IMAGE_URL) if name not in items.columns), None)
+    if missing is not None:
+        raise DatasetError(f"{path}: has no column {missing!r}; it names the address of each item's picture")
+    if IMAGE not in items.columns:
+        items = items.with_columns(pl.lit(None, pl.String).alias(IMAGE))
+    if items.schema[IMAGE_URL] not in (pl.String, pl.Null) or items.schema[IMAGE] not in (pl.String, pl.Null):
+        raise DatasetError(f"{path}: the columns {IMAGE!r} and {IMAGE_URL!r} must hold text; write them as strings")
+    return items.with_columns(pl.col(IMAGE, IMAGE_URL).cast(pl.String).str.strip_chars())
+
+
+def _replace(path: Path, items: pl.DataFrame) -> None:
+    part = path.with_name(f".{path.name}{_PART}")
+    try:
+        with part.open("wb") as file:
+            if path.suffix == ".csv":
+                items.write_csv(file)
+            else:
+                items.write_parquet(file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

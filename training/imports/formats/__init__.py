@@ -1,0 +1,1 @@
+"""One module for each file format that `vlm2rec data import` reads."""

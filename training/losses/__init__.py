@@ -1,0 +1,1 @@
+"""The contrastive losses: InfoNCE, WPCL and CRTR."""

@@ -1,0 +1,1 @@
+"""`vlm2rec reindex`: the nightly job."""

@@ -1,0 +1,225 @@
+"""The item table of a catalogue that went on: rows of unchanged items as they are stored, the others made anew."""
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.bundle.integrity import sync_directory, sync_file
+from index.errors import IndexingError
+from index.items.eval_queries import Probes
+from index.items.item_ids import ItemIds
+from index.items.item_table import ItemTable
+from index.items.slots import BEHAVIOUR
+from index.items.thumbnails import Thumbnails
+from training.backbones.identity import differences
+from training.data.dataset import Dataset
+from training.data.thumbnails import MARK, VERSION
+from training.embedding.content_hashes import Contents, Delta
+from training.embedding.store import Embeddings
+from training.encoder.job import CONTENTS_FILE, missing_record
+from training.encoder.loaded import FittedEncoder
+from training.encoder.model import SlotProjection
+from training.encoder.projection import load_projection, project
+from training.errors import EmbeddingsError
+
+INPUTS = "reindex"
+"""Key of the item table's provenance under which the fingerprints of what it was made from stand."""
+_TABLE = re.compile(r"table-(\d{6})")
+_BLOCK_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class KeptTable:
+    """A table whose rows can be kept.
+
+    Attributes:
+        table: the items.
+        contents: what they were made of; None where that is not known for vectors of this model, then no row is kept.
+        number: of the table in ``RUN/reindex``; 0 for that of the fitted encoder.
+    """
+
+    table: ItemTable
+    contents: Contents | None
+    number: int
+
+    def delta(self, contents: Contents) -> Delta:
+        """How a catalogue differs from this table; without contents every item that it knows counts as changed."""
+        if self.contents is not None:
+            return contents.against(self.contents)
+        places = (self.table.ids.row(item_id) for item_id in contents.item_ids())
+        was = np.array([-1 if place is None else place for place in places], dtype=np.int64)
+        return Delta(was, np.zeros(len(was), dtype=np.bool_), len(self.table) - int((was >= 0).sum()))
+
+    @classmethod
+    def newest(cls, directory: Path, fitted: FittedEncoder, model: Mapping[str, Any]) -> "KeptTable":
+        """The newest readable table for this encoder and this model, else that of the fitted encoder.
+
+        Args:
+            directory: ``RUN/reindex``.
+            fitted: the encoder.
+            model: provenance of the model that embeds.
+        """
+        numbers = sorted((number for number, _ in _tables(directory)), reverse=True)
+        for number in numbers:
+            path = directory / f"table-{number:06d}"
+            try:
+                kept = cls(ItemTable.load(path), Contents.load(path / CONTENTS_FILE), number)
+            except (IndexingError, EmbeddingsError):
+                continue
+            if kept.table.model.get(INPUTS, {}).get("encoder") == fitted.mark and kept._of(model):
+                return kept
+        first = cls(fitted.table, fitted.contents, 0)
+        return first if first._of(model) else cls(fitted.table, None, 0)
+
+    def pictures(self, contents: Contents) -> tuple[Thumbnails | None, NDArray[np.int64]]:
+        """Thumbnails that are as they would be made now, and the row of each item among them.
+
+        Returns:
+            The thumbnails, None where they would be made in another way; (n,) int64 rows, −1 where the item is another.
+        """
+        delta = self.delta(contents)
+        usable = self.table.model.get(MARK) == VERSION
+        return (self.table.thumbnails if usable else None), np.where(delta.same, delta.was, -1)
+
+    def _of(self, model: Mapping[str, Any]) -> bool:
+        return not differences(dict(self.table.model.get("embeddings", {})), dict(model))
+
+
+def updated_table(
+    dataset: Dataset,
+    embeddings: Embeddings,
+    contents: Contents,
+    fitted: FittedEncoder,
+    kept: KeptTable,
+    popularity: NDArray[np.int64],
+    provenance: Mapping[str, Any],
+    thumbnails: Thumbnails | None,
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
+) -> ItemTable:
+    """The table of a catalogue as it is now.
+
+    An item whose text and picture are those of the kept table keeps its stored row byte for byte. The others are
+    projected and stacked; an item of the fitted table keeps its behaviour vector, any other has none.
+
+    Args:
+        dataset: the catalogue.
+        embeddings: of the same catalogue.
+        contents: what its items are made of.
+        fitted: the encoder, with the behaviour vectors.
+        kept: rows to keep.
+        popularity: (n,) int64 training events per item.
+        provenance: of the new table.
+        thumbnails: of the same catalogue.
+        progress: told how many of the changed items are done.
+
+    Raises:
+        EmbeddingsError: the projection cannot be read or does not fit.
+    """
+    layout = fitted.table.layout
+    delta = kept.delta(contents)
+    vectors = np.zeros((len(contents), layout.dim), dtype=fitted.table.vectors.dtype)
+    same = np.flatnonzero(delta.same)
+    vectors[same] = kept.table.vectors[delta.was[same]]
+    others = np.flatnonzero(~delta.same)
+    projection = load_projection(fitted.projection) if len(others) else None
+    for start in range(0, len(others), _BLOCK_ROWS):
+        progress(start, len(others))
+        rows = others[start : start + _BLOCK_ROWS]
+        if projection is not None:
+            vectors[rows] = _stacked(embeddings, rows, fitted, projection).astype(vectors.dtype)
+    return ItemTable(
+        layout=layout,
+        ids=ItemIds(embeddings.item_ids),
+        vectors=vectors,
+        popularity=popularity,
+        metadata=dataset.metadata(),
+        model=dict(provenance),
+        missing=missing_record(layout, vectors, embeddings, contents.not_found()),
+        thumbnails=thumbnails,
+    )
+
+
+def _stacked(
+    embeddings: Embeddings, rows: NDArray[np.int64], fitted: FittedEncoder, projection: SlotProjection
+) -> NDArray[np.float32]:
+    """Stored vectors of some items, (rows, Σd)."""
+    ids = [embeddings.item_ids[row] for row in rows.tolist()]
+    some = Embeddings(ids, {name: np.asarray(block[rows]) for name, block in embeddings.vectors.items()})
+    slots: dict[str, NDArray[np.floating]] = dict(project(some, projection))
+    layout = fitted.table.layout
+    if BEHAVIOUR in layout.names:
+        part = layout.slice(BEHAVIOUR)
+        behaviour = np.zeros((len(ids), part.stop - part.start), dtype=np.float32)
+        places = [fitted.table.ids.row(item_id) for item_id in ids]
+        known = [number for number, place in enumerate(places) if place is not None]
+        behaviour[known] = fitted.table.vectors[[place for place in places if place is not None], part]
+        slots[BEHAVIOUR] = behaviour
+    return layout.stack(slots)
+
+
+def moved_probes(probes: Probes, before: ItemIds, now: ItemIds) -> Probes:
+    """Held-out histories as rows of another catalogue.
+
+    A deleted item is left out of a history; a probe whose target is deleted, or whose whole history is, goes.
+
+    Args:
+        probes: rows of ``before``.
+        before: the catalogue that the probes were made of.
+        now: the catalogue as it is.
+    """
+    rows = np.array([-1 if (row := now.row(before.id(old))) is None else row for old in range(len(before))], np.int64)
+    histories = np.full(probes.histories.shape, -1, dtype=np.int64)
+    targets = rows[probes.targets] if len(probes) else probes.targets
+    for probe in range(len(probes)):
+        left = rows[probes.history(probe)]
+        left = left[left >= 0]
+        histories[probe, : len(left)] = left
+    whole = targets >= 0
+    if histories.size:
+        whole &= histories[:, 0] >= 0
+    return Probes(histories[whole], targets[whole])
+
+
+def keep_table(directory: Path, table: ItemTable, contents: Contents) -> None:
+    """Write a table durably beside the earlier ones and then remove those.
+
+    Args:
+        directory: ``RUN/reindex``; made if needed.
+        table: the items.
+        contents: what they were made of.
+
+    Raises:
+        ItemTableError: a vector is not finite.
+    """
+    number = max((number for number, _ in _tables(directory)), default=0) + 1
+    final = directory / f"table-{number:06d}"
+    aside = directory / f".{final.name}.part"
+    shutil.rmtree(aside, ignore_errors=True)
+    table.save(aside)
+    contents.save(aside / CONTENTS_FILE)
+    for path in aside.iterdir():
+        sync_file(path)
+    sync_directory(aside)
+    aside.rename(final)
+    sync_directory(directory)
+    remove_tables(directory, keep=number)
+
+
+def remove_tables(directory: Path, *, keep: int) -> None:
+    """Remove all tables but one, and what a killed job left of one."""
+    for number, path in _tables(directory):
+        if number != keep:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in directory.glob(".table-*.part"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _tables(directory: Path) -> list[tuple[int, Path]]:
+    found = ((_TABLE.fullmatch(path.name), path) for path in directory.glob("table-*"))
+    return sorted((int(name[1]), path) for name, path in found if name is not None)

@@ -1,0 +1,386 @@
+"""The nightly job: a run's catalogue as it is now, embedded where it changed, indexed and published.
+
+Every step leaves something whole behind that says itself what it was made from, and the next step begins by looking for
+it: shards and embeddings (`training.embedding.job`), the item table (`training.nightly.item_updates`), the built bundle
+(``RUN/reindex/built``), the published one. So a job that was killed anywhere is gone on with by the next one, whatever
+has changed in between, and one that finds its inputs in the published bundle has nothing to do.
+"""
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from index.build.build import build_bundle
+from index.bundle.index_spec import IndexSpec
+from index.bundle.integrity import verify_files
+from index.bundle.manifest import BUNDLE_FORMAT, Manifest
+from index.bundle.registry import Registry
+from index.errors import BundleError, GateRefused, RegistryError
+from index.items.item_table import ItemTable
+from index.items.thumbnails import THUMBNAILS_FILE
+from index.machine.disk import GOES_ON, explain
+from training.backbones.trained_model import RunModel
+from training.data.dataset import Dataset
+from training.data.sequences import popularity
+from training.data.thumbnails import MARK, VERSION, make_thumbnails
+from training.embedding.content_hashes import Delta, metadata_digest
+from training.embedding.job import Pending, Progress, embed_catalogue, pending_items
+from training.embedding.plan import work_done
+from training.embedding.store import Embeddings
+from training.encoder.job import split_dataset
+from training.encoder.loaded import FittedEncoder
+from training.errors import JobStopped, ReindexError
+from training.nightly.fingerprint import digest_of
+from training.nightly.item_updates import INPUTS, KeptTable, keep_table, moved_probes, remove_tables, updated_table
+from training.nightly.record import ReindexRecord, ReindexState
+from training.nightly.volume_bounds import (
+    EVENTS,
+    VOLUME,
+    Loss,
+    Predecessor,
+    VolumeBounds,
+    events_of,
+    losses_after,
+    losses_before,
+    refuse_losses,
+)
+
+REINDEX_DIRECTORY = "reindex"
+_BUILT = "built"
+_SHARES = 1_000
+_OF_THE_INDEX = ("index", "evaluation", "format")
+
+
+@dataclass(frozen=True)
+class ReindexJob:
+    """What is to be indexed again, and how.
+
+    Attributes:
+        run: the run directory, with a trained model and a fitted encoder.
+        dataset: the catalogue and the interactions as they are now.
+        registry: where the bundle is published.
+        spec: of the index.
+        evaluation: JSON-able figures of the model for the report.
+        keep: how many of the bundles published last stay in the registry; None deletes none.
+        force: publish although a bound is missed.
+        trust_times: take a picture of the same path, size and time of change as unchanged, without reading its bytes.
+        spare: ids of bundles that are not deleted, such as pinned ones.
+        volume: how much of the data set may be gone since the bundle that serves.
+    """
+
+    run: Path
+    dataset: Dataset
+    registry: Registry
+    spec: IndexSpec
+    evaluation: Mapping[str, Any] | None = None
+    keep: int | None = None
+    force: bool = False
+    trust_times: bool = False
+    spare: frozenset[str] = frozenset()
+    volume: VolumeBounds = field(default_factory=VolumeBounds)
+
+    @property
+    def directory(self) -> Path:
+        """``RUN/reindex``."""
+        return self.run / REINDEX_DIRECTORY
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a job has to do.
+
+    Attributes:
+        fitted: the encoder of the run.
+        model: its vision-language model.
+        pending: what there is to embed.
+        kept: the table whose rows can be kept.
+        delta: how the catalogue differs from that table.
+        counts: (n,) int64 training events per item.
+        before: the bundle that the data set is compared with; None where nothing is published, or nothing is to do.
+        losses: what the data set has lost since.
+        inputs: fingerprints of all that the bundle depends on, by name.
+        bundle: a published, whole bundle of the same inputs; then there is nothing to do.
+        why: why a new bundle is needed, or what is remarkable although none is.
+    """
+
+    fitted: FittedEncoder
+    model: RunModel
+    pending: Pending
+    kept: KeptTable
+    delta: Delta
+    counts: NDArray[np.int64]
+    before: Predecessor | None
+    losses: tuple[Loss, ...]
+    inputs: dict[str, str]
+    bundle: str | None
+    why: tuple[str, ...]
+
+    @property
+    def to_embed(self) -> int:
+        """Items whose vectors are not in force."""
+        return int(self.pending.wanted.sum()) if self.bundle is None else 0
+
+    def check_volume(self, job: ReindexJob) -> None:
+        """Hold the data set to what may be gone of it since the bundle that serves, unless the job is forced.
+
+        Raises:
+            GateRefused: more is gone than may be.
+        """
+        if not job.force:
+            refuse_losses(job.dataset.directory, self.losses, "Nothing was embedded or published")
+
+    def embedded_before(self) -> int:
+        """How many of these an interrupted job has embedded already."""
+        if not self.to_embed:
+            return 0
+        return work_done(self.model.embeddings, self.pending.wanted_contents(), self.model.provenance)
+
+
+def look(job: ReindexJob, progress: Progress = lambda _step, _done, _all: None) -> Findings:
+    """Find out what there is to do; reads only, and loads no model.
+
+    Raises:
+        ReindexError: the run cannot be indexed again as it is.
+        TrainingError, IndexingError: a part of the run or of the registry cannot be read.
+    """
+    fitted = FittedEncoder.load(job.run)
+    model = RunModel.of(job.run)
+    fitted.check_model(model.provenance)
+    pending = pending_items(
+        job.dataset, model.provenance, model.embeddings, trust_times=job.trust_times, progress=progress
+    )
+    kept = KeptTable.newest(job.directory, fitted, model.provenance)
+    counts = popularity(split_dataset(job.dataset, fitted.config.cold_items).parts.train, len(job.dataset))
+    inputs = {
+        "items": pending.contents.ordered_digest(),
+        "metadata": metadata_digest(job.dataset.metadata()),
+        "popularity": hashlib.sha256(counts.tobytes()).hexdigest()[:16],
+        "encoder": fitted.mark,
+        "model": digest_of({name: part for name, part in model.provenance.items() if name != "inputs"}),
+        "index": digest_of(dataclasses.replace(job.spec, threads=1)),  # they change nothing but the time it takes
+        "evaluation": digest_of(job.evaluation),
+        "format": str(BUNDLE_FORMAT),
+        MARK: VERSION,
+    }
+    bundle, why = _published(job, inputs)
+    delta = kept.delta(pending.contents)
+    before = Predecessor.find(job.registry, kept.table, kept.number) if bundle is None else None
+    losses: tuple[Loss, ...] = ()
+    if before is not None:
+        losses = losses_before(before, pending.contents, events_of(job.dataset), int(counts.sum()), job.volume)
+    return Findings(fitted, model, pending, kept, delta, counts, before, losses, inputs, bundle, why)
+
+
+def carry_out(
+    job: ReindexJob,
+    findings: Findings,
+    record: ReindexRecord,
+    *,
+    progress: Progress = lambda _step, _done, _all: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    """Do what there is to do: embed, put the table together, build, publish, clear away.
+
+    Args:
+        job: the job.
+        findings: of :func:`look`, a moment ago, under the same lock of the run.
+        record: is filled as the work goes on, so that it tells how far a job came that failed.
+        progress: told how far each step is.
+        stopped: asked between steps, and within all but the embedding of one shard, whether to stop.
+
+    Raises:
+        GateRefused: too much of the data set is gone, or the bundle misses a bound of its specification; nothing is
+            published.
+        JobStopped: ``stopped`` said so.
+        ReindexError: a file cannot be written.
+        TrainingError, IndexingError: a part is damaged, or cannot be embedded or built.
+    """
+    state = ReindexState(job.directory)
+    findings.check_volume(job)
+    try:
+        if findings.bundle is None:
+            _publish(job, findings, record, progress, stopped)
+            state.published(record.bundle, findings.inputs)
+            record.outcome = "published"
+        else:
+            record.bundle = findings.bundle
+            _tidy(job, findings)
+            state.succeeded()
+            record.outcome = "nothing to do"
+        shutil.rmtree(job.directory / _BUILT, ignore_errors=True)
+        (job.directory / THUMBNAILS_FILE).unlink(missing_ok=True)  # the table has a copy
+        state.clear_away()
+        if job.keep is not None:
+            record.pruned = job.registry.prune(job.keep, spare=job.spare)
+    except (OSError, pa.ArrowException, pl.exceptions.PolarsError, SafetensorError) as error:
+        raise ReindexError(explain(error, job.run, GOES_ON)) from error
+
+
+def _publish(
+    job: ReindexJob,
+    findings: Findings,
+    record: ReindexRecord,
+    progress: Progress,
+    stopped: Callable[[], bool],
+) -> None:
+    """Everything from the shards to the pointer."""
+    config = findings.model.config.embed
+    done = embed_catalogue(
+        job.dataset,
+        findings.pending,
+        findings.model.load,
+        findings.model.embeddings,
+        shard_items=config.shard_items,
+        batch_items=config.batch_items,
+        progress=progress,
+        stopped=stopped,
+    )
+    record.encoded, record.resumed = done.encoded, done.resumed
+    record.unreadable = dict(done.embeddings.unreadable)
+    if findings.before is not None:
+        broken = losses_after(findings.before, findings.pending.contents, record.unreadable, job.volume)
+        record.losses = [*findings.losses, *broken]
+        if not job.force:
+            refuse_losses(job.dataset.directory, broken, "Nothing was published, and the vectors of before are kept")
+
+    def report(step: str, done: int, every: int) -> None:
+        progress(step, done, every)
+        if stopped():
+            raise JobStopped(f"stopped while {step}; start the same command again to go on")
+
+    table = _table(job, findings, report)
+    built = _built(job, findings, table, lambda stage, share: report(stage, round(share * _SHARES), _SHARES))
+    record.bundle = built.name
+    try:
+        job.registry.publish(
+            built, force=job.force, progress=lambda _name, share: report("verify", round(share * _SHARES), _SHARES)
+        )
+    except GateRefused:
+        record.outcome, record.built = "refused", str(built)
+        raise
+
+
+def _tidy(job: ReindexJob, findings: Findings) -> None:
+    """Clear away what a job left that was killed after its last step but one."""
+    if not findings.pending.wanted.any():
+        config = findings.model.config.embed
+        embed_catalogue(
+            job.dataset,
+            findings.pending,
+            findings.model.load,
+            findings.model.embeddings,
+            shard_items=config.shard_items,
+            batch_items=config.batch_items,
+        )
+    if findings.kept.number:
+        remove_tables(job.directory, keep=findings.kept.number)
+
+
+def _published(job: ReindexJob, inputs: Mapping[str, str]) -> tuple[str | None, tuple[str, ...]]:
+    """A published, whole bundle of these inputs, and what is to be said about it or about the lack of it."""
+    current = job.registry.current()
+    if current is None:
+        return None, ("nothing is published yet",)
+    try:
+        found = _inputs_of(job.registry.path(current), whole=True)
+    except BundleError as error:
+        return None, (f"the current bundle is damaged: {error}",)
+    if found == inputs:
+        return current, ()
+    # Whoever moved the pointer back had a reason; the same content is not put in force again behind his back.
+    state = ReindexState(job.directory).read()
+    mine = state.get("published")
+    if isinstance(mine, str) and mine != current and state.get("inputs") == inputs:
+        try:
+            if _inputs_of(job.registry.path(mine), whole=True) == inputs:
+                moved = f"the pointer was moved from {mine}, which has these inputs, to {current}; it is left there"
+                return mine, (moved,)
+        except (BundleError, RegistryError):
+            pass  # it is gone or damaged, so it is built again
+    if found is None:
+        return None, (f"the current bundle {current} was not made by reindex",)
+    return None, tuple(f"{name} changed" for name in inputs if found.get(name) != inputs[name])
+
+
+def _inputs_of(bundle: Path, *, whole: bool) -> dict[str, Any] | None:
+    """The fingerprints that a bundle was made from; None if it was made otherwise.
+
+    Raises:
+        BundleError: it is damaged, in any file if ``whole`` asks for all of them.
+    """
+    manifest = Manifest.read(bundle)
+    if whole:
+        verify_files(bundle, manifest, "full")
+    found = manifest.model.get(INPUTS)
+    return dict(found) if isinstance(found, dict) else None
+
+
+def _table(job: ReindexJob, findings: Findings, report: Progress) -> ItemTable:
+    """The item table of these inputs: the one that is there, or a new one, which is kept."""
+    provenance = {
+        "embeddings": findings.model.provenance | {"inputs": findings.pending.contents.digest()},
+        "encoder": {"hash": findings.fitted.table.model.get("encoder", {}).get("hash")},
+        INPUTS: findings.inputs,
+        MARK: VERSION,
+        VOLUME: {EVENTS: events_of(job.dataset)},
+    }
+    of_the_table = {name: mark for name, mark in findings.inputs.items() if name not in _OF_THE_INDEX}
+    kept = findings.kept
+    made_from = kept.table.model.get(INPUTS, {})
+    if kept.number and {name: made_from.get(name) for name in of_the_table} == of_the_table:
+        remove_tables(job.directory, keep=kept.number)
+        return dataclasses.replace(kept.table, model=provenance)
+    before, was = kept.pictures(findings.pending.contents)
+    made = make_thumbnails(
+        job.dataset,
+        job.directory / THUMBNAILS_FILE,
+        kept=before,
+        was=was,
+        progress=lambda done, every: report("making thumbnails", done, every),
+    )
+    table = updated_table(
+        job.dataset,
+        Embeddings.load(findings.model.embeddings, check=False),
+        findings.pending.contents,
+        findings.fitted,
+        kept,
+        findings.counts,
+        provenance,
+        made.thumbnails,
+        lambda done, every: report("projecting", done, every),
+    )
+    keep_table(job.directory, table, findings.pending.contents)
+    return table
+
+
+def _built(job: ReindexJob, findings: Findings, table: ItemTable, progress: Callable[[str, float], None]) -> Path:
+    """The bundle of these inputs: one that a killed job has built, or a new one. All others are removed."""
+    out = job.directory / _BUILT
+    for path in sorted(out.glob("[0-9]*")):
+        try:
+            if _inputs_of(path, whole=True) == findings.inputs:
+                return path
+        except BundleError:
+            pass  # built anew
+        shutil.rmtree(path)
+    fitted = findings.fitted
+    return build_bundle(
+        table,
+        fitted.encoder,
+        moved_probes(fitted.probes, fitted.table.ids, table.ids),
+        out,
+        job.spec,
+        evaluation=job.evaluation,
+        exclude_seen=fitted.config.exclude_seen,
+        progress=progress,
+    )

@@ -1,0 +1,299 @@
+"""Volume bounds: how much of a data set may be gone since the bundle that serves, before the nightly job refuses it.
+
+An export that was cut short, a mount that is missing, a column that got another name: each is a valid data set, and
+publishing it would take the shop away. So the data set is compared with the bundle that serves.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from index.bundle.gate import Check
+from index.bundle.manifest import ITEMS_FILE, Manifest
+from index.bundle.registry import Registry
+from index.errors import GateRefused, IndexingError
+from index.items.item_ids import ItemIds
+from index.items.item_table import ITEM_ID, MISSING_FILE, ItemTable
+from index.items.items_file import ItemRows
+from index.items.modality_status import Missing
+from index.items.slots import IMAGE, TEXT, SlotLayout
+from training.data.dataset import IMAGE as IMAGE_NAME
+from training.data.dataset import Dataset
+from training.embedding.content_hashes import NOT_READ, PICTURE_HASH, TEXT_HASH, Contents
+from training.errors import ConfigError
+
+VOLUME = "volume"
+"""Key of an item table's provenance under which the size of the data set stands."""
+EVENTS = "events"
+_NONE = "none"
+
+
+@dataclass(frozen=True)
+class VolumeBounds:
+    """Shares, 0 … 1, that may be gone at most; None sets no bound.
+
+    Attributes:
+        deleted: of the items of the bundle that serves, those that the catalogue lacks.
+        lost_events: of the interactions that it was built from.
+        lost_texts: of its items with a text that are still there, those that have none any more.
+        lost_pictures: of its items with a picture that are still there, those that name none any more.
+        missing_files: of the same, those whose picture is named and not found.
+        unreadable_files: of the same, those whose picture is there and cannot be used any more.
+
+    Raises:
+        ConfigError: a number out of its range.
+    """
+
+    deleted: float | None = 0.2
+    lost_events: float | None = 0.2
+    lost_texts: float | None = 0.2
+    lost_pictures: float | None = 0.2
+    missing_files: float | None = 0.02
+    unreadable_files: float | None = 0.5
+
+    def __post_init__(self) -> None:
+        for part in fields(self):
+            limit = getattr(self, part.name)
+            if limit is None:
+                continue
+            if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit <= 1:
+                raise ConfigError(f"bound {part.name} must be a number, 0 … 1, or {_NONE!r}, got {limit!r}")
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """The names of all bounds."""
+        return frozenset(part.name for part in fields(cls))
+
+    @classmethod
+    def read(cls, file: Path | None, options: Sequence[str]) -> "VolumeBounds":
+        """Bounds from a TOML file and from options, which win; what has another name is left out.
+
+        Args:
+            file: TOML; None for the defaults.
+            options: ``name=value`` each.
+
+        Raises:
+            ConfigError: the file cannot be read, or a value is wrong.
+        """
+        raw: dict[str, Any] = {}
+        if file is not None:
+            try:
+                raw = tomllib.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"{file}: not usable as bounds ({error}); see docs/bundles.md") from error
+        values = {name: value for name, value in raw.items() if name in cls.names()}
+        for option in options:
+            name, _, text = (part.strip() for part in option.partition("="))
+            if name in cls.names():
+                values[name] = _value(name, text)
+        return cls(**{name: None if value == _NONE else value for name, value in values.items()})
+
+
+@dataclass(frozen=True)
+class Predecessor:
+    """What a data set is compared with.
+
+    Attributes:
+        name: the bundle, for messages.
+        ids: its items.
+        texts: (n,) bool, items with a text vector.
+        pictures: (n,) bool, items with a picture vector.
+        events: interactions that it was built from; None where that is not recorded.
+        counted: training events of its items, which are recorded always.
+    """
+
+    name: str
+    ids: ItemIds
+    texts: NDArray[np.bool_]
+    pictures: NDArray[np.bool_]
+    events: int | None
+    counted: int
+
+    @classmethod
+    def find(cls, registry: Registry, table: ItemTable, number: int) -> "Predecessor | None":
+        """The bundle that serves; where it is damaged, the newest item table of the run.
+
+        Args:
+            registry: with the bundle.
+            table: the newest item table of the run.
+            number: of that table; 0: it was never published by a job.
+
+        Returns:
+            None where nothing is published yet.
+
+        Raises:
+            RegistryError: the registry cannot be read.
+        """
+        current = registry.current()
+        if current is None:
+            return None
+        try:
+            path = registry.path(current)
+            manifest = Manifest.read(path)
+            rows = ItemRows.load(path / ITEMS_FILE)
+            missing = np.load(path / MISSING_FILE, allow_pickle=False)
+            name = f"the current bundle {current}"
+            return cls._of(name, manifest.layout, rows.ids, missing, rows.popularity, manifest.model)
+        except (IndexingError, OSError, ValueError, EOFError):
+            pass  # it is damaged, which the job says elsewhere
+        name = "the run's last item table" if number else "the fitted item table"
+        return cls._of(name, table.layout, table.ids, table.missing_record(), table.popularity, table.model)
+
+    @classmethod
+    def _of(
+        cls,
+        name: str,
+        layout: SlotLayout,
+        ids: ItemIds,
+        missing: NDArray[np.uint8],
+        popularity: NDArray[np.int64],
+        model: Mapping[str, Any],
+    ) -> "Predecessor":
+        def present(slot: str) -> NDArray[np.bool_]:
+            if slot not in layout.names:
+                return np.zeros(len(ids), dtype=np.bool_)
+            return np.asarray(missing[:, layout.names.index(slot)] == Missing.PRESENT)
+
+        volume = model.get(VOLUME)
+        events = volume.get(EVENTS) if isinstance(volume, dict) else None
+        recorded = events if isinstance(events, int) else None
+        return cls(name, ids, present(TEXT), present(IMAGE), recorded, int(popularity.sum()))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How much of one kind is gone.
+
+    Attributes:
+        check: the share beside its bound.
+        text: what is gone, for people.
+    """
+
+    check: Check
+    text: str
+
+    def __str__(self) -> str:
+        share = 0.0 if self.check.value is None else self.check.value
+        return f"{self.text} ({share:.1%}, bound {self.check.bound}: at most {self.check.limit:.4g})"
+
+
+def losses_before(
+    before: Predecessor, contents: Contents, events: int, counted: int, bounds: VolumeBounds
+) -> tuple[Loss, ...]:
+    """What of the bundle that serves a data set has lost, as far as it can be told without embedding anything.
+
+    Args:
+        before: that bundle.
+        contents: what the items of the data set are made of.
+        events: its interactions.
+        counted: its training events.
+        bounds: what may be gone.
+    """
+    rows = _rows(before, contents)
+    here = rows >= 0
+    gone = len(before.ids) - int(here.sum())
+    found = [_loss(bounds, "deleted", gone, len(before.ids), f"items of {before.name} are not in the catalogue")]
+    then, now = (before.counted, counted) if before.events is None else (before.events, events)
+    said = f"interactions that {before.name} was built from are gone"
+    found.append(_loss(bounds, "lost_events", max(0, then - now), then, said))
+    kept = contents.frame[rows[here]] if here.any() else contents.frame.clear()
+    texts, pictures = before.texts[here], before.pictures[here]
+    lost = kept[TEXT_HASH].is_null().to_numpy() & texts
+    said = f"items that had a text in {before.name} have none"
+    found.append(_loss(bounds, "lost_texts", int(lost.sum()), int(texts.sum()), said))
+    missing = _missing_files(Contents(kept)) & pictures
+    lost = kept[PICTURE_HASH].is_null().to_numpy() & pictures & ~missing
+    said = f"items that had a picture in {before.name} name none"
+    found.append(_loss(bounds, "lost_pictures", int(lost.sum()), int(pictures.sum()), said))
+    names = kept[IMAGE_NAME].filter(pl.Series(missing, dtype=pl.Boolean)).to_list()
+    example = f", such as {names[0]!r}" if names else ""
+    said = f"items that had a picture in {before.name} name a file that is not found or cannot be opened{example},"
+    found.append(_loss(bounds, "missing_files", int(missing.sum()), int(pictures.sum()), said))
+    return tuple(loss for loss in found if loss is not None)
+
+
+def losses_after(
+    before: Predecessor, contents: Contents, unreadable: Mapping[str, str], bounds: VolumeBounds
+) -> tuple[Loss, ...]:
+    """What was lost because files cannot be decoded, which shows only when they are embedded.
+
+    Args:
+        before: the bundle that serves.
+        contents: what the items of the data set are made of.
+        unreadable: item id → reason.
+        bounds: what may be gone.
+    """
+    rows = _rows(before, contents)
+    pictures = before.pictures & (rows >= 0)
+    ids = contents.item_ids()
+    broken = [ids[row] for row in rows[pictures].tolist() if ids[row] in unreadable]
+    example = f", such as {broken[0]!r}" if broken else ""
+    said = f"items that had a picture in {before.name} have one that cannot be used{example}"
+    found = _loss(bounds, "unreadable_files", len(broken), int(pictures.sum()), said)
+    return () if found is None else (found,)
+
+
+def events_of(dataset: Dataset) -> int:
+    """Interactions of a data set, also those with items that the catalogue lacks."""
+    return dataset.interactions.height + dataset.orphans
+
+
+def refuse_losses(directory: Path, losses: Sequence[Loss], state: str) -> None:
+    """Refuse a data set of which too much is gone.
+
+    Args:
+        directory: of the data set.
+        losses: what is gone.
+        state: what was done, for the message.
+
+    Raises:
+        GateRefused: more is gone than may be.
+    """
+    short = [loss for loss in losses if not loss.check.held]
+    if not short:
+        return
+    lift = " ".join(f"--bound {loss.check.bound}=none" for loss in short)
+    raise GateRefused(
+        f"{directory}: {'; '.join(map(str, short))}. {state}. Look at the export and at the mounts; if this is meant, "
+        f"run again with {lift}, or with --force",
+        shortfalls=tuple(loss.check for loss in short),
+    )
+
+
+def _rows(before: Predecessor, contents: Contents) -> NDArray[np.int64]:
+    """(n,) int64, the row that each item of the bundle has in the data set, −1 where it is gone."""
+    then = pl.DataFrame({ITEM_ID: pl.Series(pa.chunked_array([before.ids.array]))})
+    now = contents.frame.select(ITEM_ID).with_row_index("row")
+    rows = then.join(now, on=ITEM_ID, how="left", maintain_order="left")["row"]
+    return rows.cast(pl.Int64).fill_null(-1).to_numpy()
+
+
+def _missing_files(contents: Contents) -> NDArray[np.bool_]:
+    """(n,) bool: the item names a picture whose bytes cannot be had."""
+    refused = (contents.frame[PICTURE_HASH] == NOT_READ).fill_null(value=False).to_numpy()
+    return np.asarray(contents.not_found() | refused, dtype=np.bool_)
+
+
+def _loss(bounds: VolumeBounds, name: str, gone: int, every: int, said: str) -> Loss | None:
+    """None where nothing can be lost, or where no bound is set."""
+    limit = getattr(bounds, name)
+    if not every or limit is None:
+        return None
+    check = Check(name, name, gone / every, limit, at_least=False)
+    return Loss(check, f"{gone:,} of {every:,} {said}")
+
+
+def _value(name: str, text: str) -> float | str:
+    if text == _NONE:
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(f"bound {name} must be a number, 0 … 1, or {_NONE!r}, got {text!r}") from error

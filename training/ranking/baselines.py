@@ -1,0 +1,127 @@
+"""What a sequence encoder has to beat: popularity, co-occurrence, and the mean of the history.
+
+Each scores every item of the catalogue for histories of item rows; higher is better. "SASRec on IDs" is the sequence
+encoder itself, trained with ``slots = ["behaviour"]``.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.sequences import Sequences
+
+WINDOW = 20
+"""Events apart up to which two items of a user count as seen together."""
+RECENT = 10
+"""Newest items of a history that co-occurrence looks at."""
+RECENCY = 0.7
+"""Weight of an item of the history relative to the one after it."""
+_PAIRS_PER_BLOCK = 1 << 22
+
+
+class Ranker(Protocol):
+    """Anything that scores a catalogue."""
+
+    def scores(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Score every item.
+
+        Args:
+            histories: B arrays of item rows, oldest first, at least one each.
+
+        Returns:
+            (B, n) float32, finite, higher is better.
+        """
+        ...
+
+
+class Popularity:
+    """Every history gets the training counts.
+
+    Args:
+        counts: (n,) training events per item.
+    """
+
+    def __init__(self, counts: NDArray[np.int64]) -> None:
+        self._counts = counts.astype(np.float32)
+
+    def scores(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """(B, n) float32; the same row for every history."""
+        return np.tile(self._counts, (len(histories), 1))
+
+
+class CoOccurrence:
+    """Items seen near each other by the same users (item-to-item collaborative filtering, Linden et al., 2003).
+
+    Two events of a user at most 20 apart add 1 / distance to their pair of items, in both directions; the sum is
+    divided by √(events of one · events of the other) (cosine). A history scores with its 10 newest items, each weighing
+    0.7 of the one after it. The constants were chosen on validation.
+
+    Args:
+        train: training histories.
+        items: size of the catalogue n.
+    """
+
+    def __init__(self, train: Sequences, items: int) -> None:
+        sources, others, weights = _pairs(train, items)
+        counts = np.bincount(train.rows, minlength=items)
+        self._items = items
+        self._offsets = np.zeros(items + 1, dtype=np.int64)
+        np.cumsum(np.bincount(sources, minlength=items), out=self._offsets[1:])
+        self._others = others
+        self._weights = (weights / np.sqrt(counts[sources] * counts[others])).astype(np.float32)
+
+    def scores(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """(B, n) float32, 0 for an item never seen near one of the history."""
+        scored = np.zeros((len(histories), self._items), dtype=np.float32)
+        for row, history in zip(scored, histories, strict=True):
+            for age, item in enumerate(history[: -RECENT - 1 : -1].tolist()):
+                near = slice(self._offsets[item], self._offsets[item + 1])
+                row[self._others[near]] += RECENCY**age * self._weights[near]
+        return scored
+
+
+class ItemMean:
+    """Inner product with the plain mean of the history's stored vectors: what the slots know without the encoder.
+
+    Args:
+        vectors: (n, Σd) stored vectors.
+        max_history: newest items of a history that are averaged.
+    """
+
+    def __init__(self, vectors: NDArray[np.floating], max_history: int) -> None:
+        self._vectors = np.asarray(vectors, dtype=np.float32)
+        self._max_history = max_history
+
+    def scores(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """(B, n) float32."""
+        queries = np.stack([self._vectors[history[-self._max_history :]].mean(axis=0) for history in histories])
+        return np.asarray(queries @ self._vectors.T, dtype=np.float32)
+
+
+def _pairs(train: Sequences, items: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Summed weights of all ordered pairs of different items, sorted by the first."""
+    users = np.repeat(np.arange(len(train)), train.lengths)
+    keys = np.zeros(0, dtype=np.int64)
+    sums = np.zeros(0)
+    waiting_keys: list[NDArray[np.int64]] = []
+    waiting_weights: list[NDArray[np.float64]] = []
+    for distance in range(1, WINDOW + 1):
+        same = users[:-distance] == users[distance:]
+        first, second = train.rows[:-distance][same], train.rows[distance:][same]
+        differ = first != second
+        first, second = first[differ], second[differ]
+        waiting_keys += [first * items + second, second * items + first]
+        waiting_weights += [np.full(2 * len(first), 1.0 / distance)]
+        if sum(map(len, waiting_keys)) > _PAIRS_PER_BLOCK or distance == WINDOW:
+            keys, sums = _summed([keys, *waiting_keys], [sums, *waiting_weights])
+            waiting_keys, waiting_weights = [], []
+    return keys // items, keys % items, sums
+
+
+def _summed(
+    keys: Sequence[NDArray[np.int64]], weights: Sequence[NDArray[np.float64]]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    unique, inverse = np.unique(np.concatenate(keys), return_inverse=True)
+    return unique, np.bincount(inverse, weights=np.concatenate(weights), minlength=len(unique)).astype(np.float64)

@@ -1,0 +1,203 @@
+"""Ranks of systems in a file, so that rows of several runs, or of another library, stand in one paired table.
+
+A Parquet file with a row per system and target: ``table``, ``targets`` (a fingerprint of that table's targets),
+``system``, ``user``, ``full`` and ``sampled`` (ranks, 0 = best, infinite = cannot be found) and ``first`` (the rows of
+the ten first items, −1 for an empty place), targets in their order.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from index.machine.disk import explain
+from training.data.sequences import Targets
+from training.errors import EvaluationError
+from training.ranking.ranking import LIST_LENGTH, Ranking
+from training.ranking.table import BASELINES, WITHOUT_REPEATS, Table
+
+_SCHEMA = pl.Schema(
+    {
+        "table": pl.String(),
+        "targets": pl.String(),
+        "system": pl.String(),
+        "user": pl.String(),
+        "full": pl.Float64(),
+        "sampled": pl.Float64(),
+        "first": pl.List(pl.Int64()),
+    }
+)
+_TODO = "write it again with `vlm2rec evaluate --save-ranks` or `bench/sasrec.py`"
+
+
+@dataclass(frozen=True)
+class RankedTable:
+    """One set of targets with what systems did on it.
+
+    Attributes:
+        name: of the table.
+        targets: the held-out events.
+        items: size of the catalogue.
+        rankings: system → ranking of these targets; the first is the one that ratios are against.
+        whole: number of targets before evenly spaced ones were taken.
+        exclude_seen: what is in the history was left out, so that a target which is in it could not be answered.
+    """
+
+    name: str
+    targets: Targets
+    items: int
+    rankings: Mapping[str, Ranking]
+    whole: int
+    exclude_seen: bool = True
+
+    def measured(self, *, seed: int = 0) -> Table:
+        """The table of metrics.
+
+        Args:
+            seed: of the bootstrap.
+        """
+        return Table.of(
+            self.name,
+            self.rankings,
+            self.items,
+            whole=self.whole,
+            repeats=int(self.targets.repeats.sum()),
+            exclude_seen=self.exclude_seen,
+            seed=seed,
+        )
+
+    def without_repeats(self) -> "tuple[RankedTable, ...]":
+        """The same on the targets that are not in their own history; nothing where that is all of them or none."""
+        new = ~self.targets.repeats
+        if new.all() or not new.any():
+            return ()
+        rankings = {
+            name: Ranking(
+                ranking.full[new], ranking.sampled[new] if len(ranking.sampled) else ranking.sampled, ranking.lists[new]
+            )
+            for name, ranking in self.rankings.items()
+        }
+        name = f"{self.name} {WITHOUT_REPEATS}"
+        return (replace(self, name=name, targets=self.targets.only(new), rankings=rankings, whole=int(new.sum())),)
+
+    def joined(self, path: Path, label: str | None) -> "RankedTable":
+        """The same with the systems of a file of ranks.
+
+        Args:
+            path: what :func:`save_ranks` wrote.
+            label: added to their names in brackets; the baselines, which are the same everywhere, are then left out.
+
+        Raises:
+            EvaluationError: the file cannot be read, is of other targets, or has a system of a name that is here.
+        """
+        found = read_ranks(path, self.name, self.targets, self.items, exclude_seen=self.exclude_seen)
+        if label is not None:
+            found = {f"{name} ({label})": ranking for name, ranking in found.items() if name not in BASELINES}
+        twice = sorted(set(found) & set(self.rankings))
+        if twice:
+            raise EvaluationError(f"{path}: there is a row {twice[0]!r} already; tell them apart: --ranks LABEL={path}")
+        return replace(self, rankings={**self.rankings, **found})
+
+
+def targets_fingerprint(targets: Targets, items: int, *, exclude_seen: bool = True) -> str:
+    """16 hex digits over users, histories, targets, size of the catalogue, and whether seen items are left out."""
+    digest = hashlib.sha256(
+        f"{items}{'' if exclude_seen else ' with seen'}\n".encode()
+        + "\n".join(targets.users).encode("utf-8", "surrogatepass")
+    )
+    lengths = np.array([len(history) for history in targets.histories], dtype=np.int64)
+    for array in (targets.targets, lengths, *targets.histories):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_ranks(path: Path, tables: Sequence[RankedTable]) -> None:
+    """Write every ranking of these tables, aside first.
+
+    Raises:
+        EvaluationError: the file cannot be written.
+    """
+    frames = [
+        pl.DataFrame(
+            {
+                "table": [table.name] * len(table.targets),
+                "targets": [mark] * len(table.targets),
+                "system": [system] * len(table.targets),
+                "user": table.targets.users,
+                "full": ranking.full,
+                "sampled": ranking.sampled,
+                "first": ranking.lists.tolist(),
+            },
+            schema=_SCHEMA,
+        )
+        for table in tables
+        for mark in [targets_fingerprint(table.targets, table.items, exclude_seen=table.exclude_seen)]
+        for system, ranking in table.rankings.items()
+    ]
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pl.concat(frames).write_parquet(partial)
+        partial.replace(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise EvaluationError(explain(error, path, "evaluate again, or name another file", what="the ranks")) from error
+
+
+def read_ranks(
+    path: Path, table: str, targets: Targets, items: int, *, exclude_seen: bool = True
+) -> dict[str, Ranking]:
+    """The rankings of one table.
+
+    Args:
+        path: what :func:`save_ranks` wrote.
+        table: its name.
+        targets: that it must have been made on.
+        items: size of the catalogue.
+        exclude_seen: what is in the history was left out.
+
+    Returns:
+        System → ranking; nothing where the file has no such table.
+
+    Raises:
+        EvaluationError: the file cannot be read, is no such file, or is of other targets.
+    """
+    try:
+        frame = pl.read_parquet(path, glob=False, columns=list(_SCHEMA))
+    except (OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise EvaluationError(f"{path}: no file of ranks ({error}); {_TODO}") from error
+    if frame.schema != _SCHEMA or frame.select(pl.any_horizontal(pl.all().has_nulls())).item():
+        raise EvaluationError(f"{path}: a file of ranks has the columns {dict(_SCHEMA)} without nulls; {_TODO}")
+    part = frame.filter(pl.col("table") == table)
+    own = targets_fingerprint(targets, items, exclude_seen=exclude_seen)
+    missed = targets.repeats & exclude_seen  # whatever ranked them, the service leaves them out
+    found: dict[str, Ranking] = {}
+    for (system,), rows in part.group_by("system", maintain_order=True):
+        if rows["targets"].unique().to_list() != [own] or rows["user"].to_list() != targets.users:
+            raise EvaluationError(
+                f"{path}: {system!r} was ranked on other {table} targets than these ({own}); use the same data set, "
+                "interactions, exclude_seen, share of cold items and number of targets for both"
+            )
+        ranking = _ranking(path, rows, items)
+        sampled = np.where(missed, np.inf, ranking.sampled) if len(ranking.sampled) else ranking.sampled
+        found[str(system)] = replace(ranking, full=np.where(missed, np.inf, ranking.full), sampled=sampled)
+    return found
+
+
+def _ranking(path: Path, rows: pl.DataFrame, items: int) -> Ranking:
+    lists = rows["first"]
+    full, sampled = rows["full"].to_numpy(), rows["sampled"].to_numpy()
+    fits = bool((lists.list.len() == LIST_LENGTH).all()) and not lists.explode().is_null().any()
+    first: NDArray[np.int64] = lists.explode().to_numpy().astype(np.int64).reshape(-1, LIST_LENGTH) if fits else _NONE
+    within = fits and bool(((first >= -1) & (first < items)).all())
+    if not within or not ((full >= 0).all() and (sampled >= 0).all()):
+        raise EvaluationError(
+            f"{path}: ranks must be 0 or more, and a list {LIST_LENGTH} rows of the catalogue or −1; {_TODO}"
+        )
+    return Ranking(full, sampled, first)
+
+
+_NONE: NDArray[np.int64] = np.zeros((0, LIST_LENGTH), dtype=np.int64)

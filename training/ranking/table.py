@@ -1,0 +1,214 @@
+"""Tables of an evaluation: systems measured on the same users, and paired intervals of any against any other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.errors import EvaluationError
+from training.ranking import metrics
+from training.ranking.ranking import Ranking
+
+NEGATIVES = 100
+RESAMPLES = 1_000
+CUTS = (10, 20)
+PAIRED = tuple(f"{metric}@{k}" for k in CUTS for metric in ("hr", "ndcg"))
+"""Metrics with intervals: full ranking."""
+POPULARITY = "popularity"
+CO_OCCURRENCE = "co-occurrence"
+TFIDF = "TF-IDF neighbours"
+BASELINES = (POPULARITY, CO_OCCURRENCE, TFIDF)
+"""What every row is compared with in the saved table."""
+TEST = "test"
+VALIDATION = "validation"
+FRESH_USERS = "fresh users"
+COLD_ITEMS = "cold items"
+WITHOUT_REPEATS = "without repeats"
+"""Follows the name of a table whose targets are not in their own history."""
+
+
+class PairedUsers:
+    """What every system did for each user, and the same users drawn again for all of them.
+
+    Args:
+        measured: system → metric → (users,) float64.
+        seed: of the drawing.
+    """
+
+    def __init__(self, measured: Mapping[str, Mapping[str, NDArray[np.float64]]], seed: int) -> None:
+        self._places = {name: number for number, name in enumerate((s, m) for s in measured for m in PAIRED)}
+        self._columns = np.stack([measured[system][metric] for system, metric in self._places], axis=1)
+        self._drawn = metrics.resampled_means(self._columns, resamples=RESAMPLES, seed=seed)
+
+    def ratio(self, system: str, against: str, metric: str) -> metrics.Interval:
+        """Mean of one system over that of another, with its paired 95 % bootstrap interval.
+
+        Args:
+            system: name of a system.
+            against: name of the one that it is compared with.
+            metric: one of :data:`PAIRED`.
+        """
+        own, other = self._places[system, metric], self._places[against, metric]
+        return metrics.ratio_interval(
+            self._columns[:, own], self._columns[:, other], self._drawn[:, own], self._drawn[:, other]
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system, measured.
+
+    Attributes:
+        name: of the system.
+        values: metric name → mean over users; ``hr@10`` … for full ranking, ``hr@10/100`` … for the 100 negatives,
+            ``coverage@10`` = share of the catalogue in anyone's first ten.
+        ratios: metric name → ratio to the first system on the same users, with its 95 % interval.
+    """
+
+    name: str
+    values: dict[str, float]
+    ratios: dict[str, metrics.Interval]
+
+
+@dataclass(frozen=True)
+class Table:
+    """All systems on one set of targets.
+
+    Attributes:
+        name: ``test``, ``validation``, ``fresh users`` or ``cold items``.
+        users: number of targets.
+        items: number of candidates before the mask.
+        rows: one per system, popularity first.
+        paired: the same users under every system.
+        whole: number of targets before evenly spaced ones were taken; ``users`` if all are there.
+        repeats: targets that are in their own history.
+        exclude_seen: what is in the history was left out, so that each of these is a miss.
+    """
+
+    name: str
+    users: int
+    items: int
+    rows: list[Row]
+    paired: PairedUsers
+    whole: int
+    repeats: int = 0
+    exclude_seen: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        rankings: Mapping[str, Ranking],
+        items: int,
+        *,
+        whole: int | None = None,
+        repeats: int = 0,
+        exclude_seen: bool = True,
+        seed: int,
+    ) -> "Table":
+        """Measure rankings of the same targets.
+
+        Args:
+            name: of the table.
+            rankings: system → what it did; the first is the one that ``Row.ratios`` are against.
+            items: size of the catalogue.
+            whole: number of targets before some were taken.
+            repeats: targets that are in their own history.
+            exclude_seen: what is in the history was left out.
+            seed: of the bootstrap.
+        """
+        measured = {system: _per_user(ranking) for system, ranking in rankings.items()}
+        paired, first = PairedUsers(measured, seed), next(iter(rankings))
+        users = len(rankings[first].full)
+        rows = [
+            Row(
+                system,
+                {metric: float(values.mean()) for metric, values in measured[system].items()}
+                | {"coverage@10": metrics.coverage([ranking.lists], items)},
+                {metric: paired.ratio(system, first, metric) for metric in PAIRED},
+            )
+            for system, ranking in rankings.items()
+        ]
+        return cls(name, users, items, rows, paired, users if whole is None else whole, repeats, exclude_seen)
+
+    def row(self, name: str) -> Row:
+        """The row of one system.
+
+        Raises:
+            EvaluationError: there is none of this name.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise EvaluationError(f"no row {name!r}; the table has {[row.name for row in self.rows]}")
+
+    def ratio(self, system: str, against: str, metric: str) -> metrics.Interval:
+        """A row over another, with its paired interval; see :meth:`PairedUsers.ratio`.
+
+        Raises:
+            EvaluationError: there is no such row.
+        """
+        return self.paired.ratio(self.row(system).name, self.row(against).name, metric)
+
+    def yardstick(self, wanted: str | None) -> str:
+        """What the printed table compares with.
+
+        Args:
+            wanted: name of a row; None for popularity, or TF-IDF neighbours for cold items, which popularity cannot
+                find.
+
+        Raises:
+            EvaluationError: there is no such row.
+        """
+        names = {row.name for row in self.rows}
+        usual = TFIDF if self.name == COLD_ITEMS and TFIDF in names else self.rows[0].name
+        return self.row(usual if wanted is None else wanted).name
+
+    def as_json(self, against: Sequence[str] = ()) -> dict[str, Any]:
+        """Plain values for a JSON file; a ratio that is not defined is null.
+
+        Args:
+            against: rows to give ratios to, beside the baselines that are there.
+        """
+        names = [row.name for row in self.rows]
+        baselines = list(dict.fromkeys(name for name in (*BASELINES, *against) if name in names))
+        return {
+            "name": self.name,
+            "users": self.users,
+            "whole": self.whole,
+            "items": self.items,
+            "repeats": self.repeats,
+            "exclude_seen": self.exclude_seen,
+            "rows": [
+                {
+                    "name": row.name,
+                    **row.values,
+                    "ratio_to_popularity": _plain(row.ratios),
+                    "ratios": {
+                        baseline: _plain({metric: self.ratio(row.name, baseline, metric) for metric in PAIRED})
+                        for baseline in baselines
+                    },
+                }
+                for row in self.rows
+            ],
+        }
+
+
+def _per_user(ranking: Ranking) -> dict[str, NDArray[np.float64]]:
+    measured = {}
+    for k in CUTS:
+        measured[f"hr@{k}"] = metrics.hits(ranking.full, k)
+        measured[f"ndcg@{k}"] = metrics.gains(ranking.full, k)
+    for k in CUTS:
+        measured[f"hr@{k}/{NEGATIVES}"] = metrics.hits(ranking.sampled, k)
+        measured[f"ndcg@{k}/{NEGATIVES}"] = metrics.gains(ranking.sampled, k)
+    return measured
+
+
+def _plain(ratios: Mapping[str, metrics.Interval]) -> dict[str, list[float | None]]:
+    return {
+        metric: [part if np.isfinite(part) else None for part in (interval.ratio, interval.low, interval.high)]
+        for metric, interval in ratios.items()
+    }

@@ -1,0 +1,190 @@
+"""RunReport: what there is to tell of a run, gathered from its directory and its data set; drawn by `run_page`.
+
+Nothing is required: a run may be unfinished, without validation, of one modality, or without embeddings. What is
+missing is named, with the command that would make it.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from index.bundle.quality import Quality
+from index.errors import IndexingError
+from training.backbones.trained_model import EMBEDDINGS_DIRECTORY
+from training.data.dataset import Dataset
+from training.embedding.store import Embeddings
+from training.encoder.job import ENCODER_DIRECTORY, ENCODER_FILE
+from training.errors import ConfigError, EmbeddingsError, EvaluationError
+from training.finetune.training_run import TrainingRun
+from training.report.diagnosis import Verdict, judge
+from training.report.metric_definitions import ALONE, BALANCE, TRAINING, VALIDATION
+from training.report.nearest_items import Example, nearest_items
+from training.report.plots import Curve, Mark, Measure, curve
+from training.report.utilisation import Utilisation, utilisation
+
+EVALUATION_FILE = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Everything that a report tells.
+
+    Attributes:
+        run: the run.
+        dataset: that it was trained on.
+        same_data: whether the run was really trained on this data set as it is now; None if nothing was trained.
+        histories: users with a training history.
+        verdict: is a modality collapsing?
+        validation: plot of the validations; None without any.
+        balance: plots of how the modalities fare.
+        training: plots of loss and rate.
+        utilisations: of the modalities that were compared.
+        quality: the evaluation with and without each modality; None without one.
+        examples: items and what is near them.
+        embedded_by: kind of model that made the embeddings; None without any.
+        missing: what could not be told, and what to do about it.
+    """
+
+    run: TrainingRun
+    dataset: Dataset
+    same_data: bool | None
+    histories: int
+    verdict: Verdict
+    validation: Curve | None
+    balance: tuple[Curve, ...]
+    training: tuple[Curve, ...]
+    utilisations: tuple[Utilisation, ...]
+    quality: Quality | None
+    examples: Sequence[Example]
+    embedded_by: str | None
+    missing: tuple[str, ...]
+
+
+def gather(
+    dataset: Dataset,
+    path: Path,
+    *,
+    alone: dict[str, Path] | None = None,
+    evaluation: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> RunReport:
+    """Gather what there is.
+
+    Args:
+        dataset: that the run was trained on.
+        path: the run directory.
+        alone: modality → directory of the run that was trained on it alone.
+        evaluation: JSON of `vlm2rec evaluate`; None for ``RUN/evaluation.json`` if there is one.
+        progress: told what is being done.
+
+    Raises:
+        ConfigError: the run directory does not exist, or a configuration cannot be read.
+        EvaluationError: the runs cannot be compared, or the given evaluation cannot be used.
+        DatasetError: the data set cannot be split.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"{path}: there is no such run directory; check --run")
+    progress("reading the run")
+    run = TrainingRun.read(path)
+    split = run.split(dataset)
+    found = tuple(
+        utilisation(run, TrainingRun.read(other), modality, dataset, split) for modality, other in (alone or {}).items()
+    )
+    missing: list[str] = []
+    quality = _quality(path, evaluation, missing)
+    progress("finding near items")
+    examples, kind = _examples(dataset, path, missing)
+    missing += _not_told(run, found)
+    return RunReport(
+        run=run,
+        dataset=dataset,
+        same_data=run.is_of(dataset, split) if run.fingerprint else None,
+        histories=int((split.parts.train.lengths > 0).sum()),
+        verdict=judge(run, found),
+        validation=_validation(run, found),
+        balance=_curves(run, BALANCE),
+        training=_curves(run, TRAINING),
+        utilisations=found,
+        quality=quality,
+        examples=examples,
+        embedded_by=kind,
+        missing=tuple(missing),
+    )
+
+
+def _validation(run: TrainingRun, found: Sequence[Utilisation]) -> Curve | None:
+    if len(run.modalities) == 1:
+        return curve(run.history, ALONE)
+    marks = tuple(Mark(f"ndcg@10 {each.modality}", f"trained on {each.modality} alone", each.alone) for each in found)
+    return curve(run.history, replace(VALIDATION, marks=marks))
+
+
+def _curves(run: TrainingRun, measures: Sequence[Measure]) -> tuple[Curve, ...]:
+    """The plots of what this run has; a modality or term that it does without would be a line at 0."""
+    absent = {"text", "image"} - set(run.modalities)
+    drawn = []
+    for measure in measures:
+        names = {name: label for name, label in measure.names.items() if label not in absent}
+        if set(names) & {"lead", "wpcl", "crtr"} and not _moves(run, names):
+            continue
+        found = curve(run.history, replace(measure, names=names))
+        if found is not None:
+            drawn.append(found)
+    return tuple(drawn)
+
+
+def _moves(run: TrainingRun, names: dict[str, str]) -> bool:
+    return any(value != 0 for name in names for _, value in run.history.series(name))
+
+
+def _quality(path: Path, evaluation: Path | None, missing: list[str]) -> Quality | None:
+    chosen, encoder = evaluation or path / EVALUATION_FILE, path / ENCODER_DIRECTORY / ENCODER_FILE
+    if evaluation is None and not chosen.is_file():
+        missing.append(
+            "How good the ranking is without a modality: `vlm2rec fit-encoder`, then `vlm2rec evaluate … --json "
+            f"RUN/{EVALUATION_FILE}`."
+        )
+        return None
+    try:
+        return Quality.read(json.loads(chosen.read_text(encoding="utf-8")), encoder)
+    except (IndexingError, OSError, ValueError, TypeError, RecursionError) as error:
+        why = error if encoder.is_file() else "the run has no fitted encoder that it could be of"
+        if evaluation is not None:
+            raise EvaluationError(f"{chosen}: this evaluation cannot be used ({why}); check --evaluation") from error
+        missing.append(f"How good the ranking is without a modality: {chosen.name} cannot be used ({why}).")
+        return None
+
+
+def _examples(dataset: Dataset, path: Path, missing: list[str]) -> tuple[list[Example], str | None]:
+    try:
+        embeddings = Embeddings.load(path / EMBEDDINGS_DIRECTORY, check=False)
+        found = nearest_items(dataset, embeddings)
+    except EmbeddingsError as error:
+        absent = not (path / EMBEDDINGS_DIRECTORY).is_dir()
+        missing.append(f"What the model takes for alike: {'`vlm2rec embed` first' if absent else error}.")
+        return [], None
+    if not found:
+        missing.append("What the model takes for alike: no embedded item is in this data set.")
+    return found, str(embeddings.model.get("kind", "unknown"))
+
+
+def _not_told(run: TrainingRun, found: Sequence[Utilisation]) -> list[str]:
+    """What the log and the comparisons leave open."""
+    told: list[str] = []
+    if not run.history.lines:
+        told.append("Curves: there is no log in RUN/train; `vlm2rec train` writes one.")
+        return told
+    if run.kept_step is None:
+        why = "train.validate_every = 0" if not run.config.train.validate_every else "none was reached yet"
+        told.append(f"Ranking of held-out events while training: it was not measured ({why}).")
+    if not any(name.startswith("effective rank") for line in run.history.lines for name in line):
+        told.append("Balance over time: no line of the log has diagnostics (train.diagnose_every).")
+    compared = {each.modality for each in found}
+    if len(run.modalities) > 1 and run.kept_step is not None:
+        told += [
+            f"Utilisation of {modality}: give a run that was trained on it alone, `--{modality}-alone RUN2`."
+            for modality in ("image", "text")
+            if modality not in compared
+        ]
+    return told

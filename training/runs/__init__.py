@@ -1,0 +1,1 @@
+"""Checkpoints and the lock of a run directory."""
