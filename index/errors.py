@@ -17,10 +17,7 @@ Errors of faiss, onnxruntime, pyarrow and the file system are translated into th
 which value broke which rule and what to do about it.
 """
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from index.bundle.gate import Check
+from index.bound_check import BoundCheck
 
 
 class IndexingError(Exception):
@@ -82,6 +79,6 @@ class GateRefused(RegistryError):
         shortfalls: the figures that miss their bound.
     """
 
-    def __init__(self, message: str, *, shortfalls: "tuple[Check, ...]") -> None:
+    def __init__(self, message: str, *, shortfalls: tuple[BoundCheck, ...]) -> None:
         super().__init__(message)
         self.shortfalls = shortfalls

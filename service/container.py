@@ -13,7 +13,7 @@ from service.access.key_file import KeySource
 from service.access.rate_limit import RateLimit
 from service.api.fast_router import Services
 from service.bundles.active_bundle import CurrentBundle
-from service.bundles.comparison import RecentHistories, ShadowBounds
+from service.bundles.comparison import ShadowBounds
 from service.bundles.loaded_bundles import Shelf
 from service.bundles.loader import BundleSource
 from service.bundles.operator_state import Directives
@@ -22,6 +22,7 @@ from service.bundles.watcher import Watcher
 from service.http.admission import Load
 from service.recommend.batching import MicroBatcher
 from service.recommend.online_recall import Sampler
+from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.runtime.bounded_executor import SlowLane
 from service.settings import Settings

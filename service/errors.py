@@ -34,6 +34,10 @@ from typing import Literal, NamedTuple
 RefusalReason = Literal["missing", "invalid", "encoder", "answers", "bound", "altered", "error"]
 
 
+ENDING = "this process is ending; ask another replica"
+"""Detail of a NotReady while the process drains."""
+
+
 class ServiceError(Exception):
     """Root of the errors of this package."""
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from index.bundle.gate import Check
+    from index.bound_check import BoundCheck
     from index.bundle.manifest import Manifest
     from index.bundle.registry import BundleInfo
 
@@ -104,7 +104,7 @@ def _verdict(manifest: "Manifest") -> str:
     return f"misses {missed} of {len(manifest.checks)} bounds{', published by force' if manifest.forced else ''}"
 
 
-def check_table(checks: "Sequence[Check]") -> Table:
+def check_table(checks: "Sequence[BoundCheck]") -> Table:
     """Figures beside their bounds: those that miss, in red, then the most narrowly kept of every bound."""
     from index.bundle.gate import decisive
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from index.bound_check import BoundCheck
 from index.errors import IndexSpecError
 from index.items.slots import SlotLayout
 
@@ -186,43 +187,13 @@ def _number(name: str, text: str) -> float | str:
         raise IndexSpecError(f"bound {name} must be a number or {_NONE!r}, got {text!r}") from error
 
 
-@dataclass(frozen=True)
-class Check:
-    """One figure beside its bound.
-
-    Attributes:
-        bound: name of the bound.
-        figure: name of the figure; the bound's own where it was not measured.
-        value: the figure, None where it was not measured.
-        limit: the bound.
-        at_least: whether the figure must be at least the limit, else at most.
-    """
-
-    bound: str
-    figure: str
-    value: float | None
-    limit: float
-    at_least: bool
-
-    @property
-    def held(self) -> bool:
-        """Whether the figure keeps to its bound; never without a figure."""
-        if self.value is None:
-            return False
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
-
-    def __str__(self) -> str:
-        value = "not measured" if self.value is None else f"{self.value:.6g}"
-        return f"{self.figure} {value} (must be {'at least' if self.at_least else 'at most'} {self.limit:g})"
-
-
 def is_bound(name: str) -> bool:
     """Whether a bound may have this name."""
     family, dot, slot = name.partition(".")
     return family in _RULES and (bool(dot and slot) if family in _BY_SLOT else not dot)
 
 
-def check_figures(limits: Mapping[str, float], figures: Mapping[str, float]) -> tuple[Check, ...]:
+def check_figures(limits: Mapping[str, float], figures: Mapping[str, float]) -> tuple[BoundCheck, ...]:
     """Hold figures to bounds.
 
     Args:
@@ -237,11 +208,11 @@ def check_figures(limits: Mapping[str, float], figures: Mapping[str, float]) -> 
     for bound, limit in sorted(limits.items(), key=lambda item: (families.index(item[0].partition(".")[0]), item[0])):
         rule = _RULES[bound.partition(".")[0]]
         named = [name for name in figures if rule.every_kind and name.startswith(f"{bound}.")] or [bound]
-        checks += [Check(bound, name, figures.get(name), limit, rule.at_least) for name in named]
+        checks += [BoundCheck(bound, name, figures.get(name), limit, rule.at_least) for name in named]
     return tuple(checks)
 
 
-def decisive(checks: Sequence[Check]) -> tuple[tuple[Check, int], ...]:
+def decisive(checks: Sequence[BoundCheck]) -> tuple[tuple[BoundCheck, int], ...]:
     """The checks worth a reader's time: each that fails, then per bound the one kept most narrowly.
 
     Args:
@@ -250,7 +221,7 @@ def decisive(checks: Sequence[Check]) -> tuple[tuple[Check, int], ...]:
     Returns:
         A check and how many of its bound it stands for.
     """
-    kept: dict[str, list[Check]] = {}
+    kept: dict[str, list[BoundCheck]] = {}
     for check in checks:
         if check.held:
             kept.setdefault(check.bound, []).append(check)

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from index.bundle.gate import Check, check_figures, is_bound
+from index.bound_check import BoundCheck
+from index.bundle.gate import check_figures, is_bound
 from index.errors import BundleInvalid, ItemTableError
 from index.items.item_table import MISSING_FILE, VECTORS_FILE
 from index.items.slots import Slot, SlotLayout
@@ -122,7 +123,7 @@ class GateRecord(_Part):
             raise ValueError(f"unknown bound {unknown[0]!r}")
         return bounds
 
-    def checks(self, recall: Mapping[str, float]) -> tuple[Check, ...]:
+    def checks(self, recall: Mapping[str, float]) -> tuple[BoundCheck, ...]:
         """Every figure beside its bound.
 
         Args:
@@ -201,12 +202,12 @@ class Manifest(_Part):
         return SlotLayout(tuple(Slot(name, dim) for name, dim in self.slots))
 
     @property
-    def checks(self) -> tuple[Check, ...]:
+    def checks(self) -> tuple[BoundCheck, ...]:
         """Every figure that has a bound beside it, computed, whatever the manifest says of itself."""
         return self.gate.checks(self.index.recall)
 
     @property
-    def shortfalls(self) -> tuple[Check, ...]:
+    def shortfalls(self) -> tuple[BoundCheck, ...]:
         """The checks that fail."""
         return tuple(check for check in self.checks if not check.held)
 

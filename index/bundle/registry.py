@@ -22,8 +22,8 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
+from index.bound_check import BoundCheck
 from index.bundle.bundle import Bundle
-from index.bundle.gate import Check
 from index.bundle.integrity import stamp_path, sync_directory, sync_file, verify_files, write_stamp
 from index.bundle.manifest import MANIFEST_FILE, PAGE_FILE, Manifest, is_bundle_id
 from index.bundle.permissions import READ_ONLY, allow_removal, is_read_only, make_read_only, remove_directory
@@ -63,7 +63,7 @@ class BundleInfo:
     size: int = 0
     recall: dict[str, float] | None = None
     forced: bool = False
-    shortfalls: tuple[Check, ...] = ()
+    shortfalls: tuple[BoundCheck, ...] = ()
     bounds: int = 0
     problem: str | None = None
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from index.bundle.gate import Check, decisive
+from index.bound_check import BoundCheck
+from index.bundle.gate import decisive
 from index.bundle.manifest import GateRecord
 from index.bundle.quality import SYSTEMS
 from index.evaluation.axis import Axis, axis_over
@@ -116,7 +117,7 @@ def as_bytes(size: float) -> str:
     return f"{size:,.3g} GB"
 
 
-def _row(check: Check, stands_for: int) -> dict[str, Any]:
+def _row(check: BoundCheck, stands_for: int) -> dict[str, Any]:
     kind = check.figure.partition(".")[2]
     several = {
         "label": f"{label(check.bound)}, {stands_for} kinds of query",

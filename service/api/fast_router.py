@@ -17,7 +17,6 @@ from structlog.typing import FilteringBoundLogger
 from service.access.auth import KeyRing
 from service.api.openapi import answers, tagged_answers
 from service.bundles.active_bundle import CurrentBundle
-from service.bundles.comparison import RecentHistories
 from service.bundles.operator_state import Directives
 from service.bundles.watcher import Watcher
 from service.errors import RuleBroken, Violation
@@ -25,6 +24,7 @@ from service.http.admission import Load
 from service.http.request_middleware import trace_of
 from service.recommend.batching import MicroBatcher
 from service.recommend.online_recall import Sampler
+from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
 from service.runtime.bounded_executor import SlowLane

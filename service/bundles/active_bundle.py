@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from time import time
 
 from index.bundle.bundle import Bundle
-from service.errors import NotReady
-
-ENDING = "this process is ending; ask another replica"
+from service.errors import ENDING, NotReady
 
 
 @dataclass(frozen=True, slots=True)

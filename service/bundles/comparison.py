@@ -9,7 +9,6 @@ All of it is our own definition:
 """
 
 import contextlib
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,55 +22,10 @@ from index.bundle.bundle import Bundle
 from index.errors import IndexingError
 from index.search.row_mask import Allowed
 from service.errors import BundleRefused
+from service.recommend.recent_histories import History
 
 SHADOW_K = 20
-_LONGEST = 50
 _PAUSE_S = 0.001  # between two histories, so that the requests have the cores more often than the comparison has
-
-History = tuple[str, ...]
-
-
-class RecentHistories:
-    """The newest different histories that were asked with, as item ids without a user; in memory only.
-
-    Args:
-        cap: histories kept.
-
-    Attributes:
-        generation: how often all were forgotten; to be noted before a history is read.
-    """
-
-    def __init__(self, cap: int) -> None:
-        self._cap = cap
-        self._kept: OrderedDict[History, None] = OrderedDict()
-        self.generation = 0
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def add(self, items: Sequence[str], generation: int) -> None:
-        """Keep a history; it is dropped if all were forgotten since it was read, as its user may have been erased.
-
-        Args:
-            items: oldest first; of more than fifty the newest fifty are kept.
-            generation: :attr:`generation` before the history was read.
-        """
-        if not items or generation != self.generation:
-            return
-        history = tuple(items[-_LONGEST:])
-        self._kept[history] = None
-        self._kept.move_to_end(history)
-        if len(self._kept) > self._cap:
-            self._kept.popitem(last=False)
-
-    def clear(self) -> None:
-        """Forget all of them: whose they were is not known, so one user can only be forgotten with all."""
-        self.generation += 1
-        self._kept.clear()
-
-    def newest(self) -> list[History]:
-        """All that are kept, newest first."""
-        return list(reversed(self._kept))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,14 @@ from structlog.typing import FilteringBoundLogger
 from index.bundle.bundle import Bundle
 from index.errors import BundleInvalid
 from service.bundles.active_bundle import CurrentBundle
-from service.bundles.comparison import Comparison, RecentHistories, Shadow, ShadowBounds, ask_here
+from service.bundles.comparison import Comparison, Shadow, ShadowBounds, ask_here
 from service.bundles.loader import BundleSource, Identity
 from service.bundles.metrics import BundleMetrics, Lacking
 from service.bundles.refusals import Refusal, Refusals
 from service.bundles.validation import Passed, Trial, judge, prepare
 from service.errors import BundleRefused, NotReady
 from service.recommend.hidden_items import HiddenItems
+from service.recommend.recent_histories import RecentHistories
 from service.runtime.background_tasks import Background, run_in_loop
 from service.runtime.malloc import collect
 

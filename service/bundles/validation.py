@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 from index.bundle.bundle import Bundle
 from index.search.row_mask import Allowed
-from service.bundles.comparison import AskOld, Comparison, History, Shadow, ShadowBounds, ask_here, compare
+from service.bundles.comparison import AskOld, Comparison, Shadow, ShadowBounds, ask_here, compare
 from service.bundles.loader import refusal
 from service.bundles.metrics import Lacking, count_lacking
 from service.errors import BundleRefused
 from service.recommend.hidden_items import Snapshot, available_rows
+from service.recommend.recent_histories import History
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,8 +19,7 @@ from typing import Final, Protocol
 from structlog.typing import FilteringBoundLogger
 
 from index.bundle.bundle import Bundle
-from service.bundles.active_bundle import ENDING
-from service.errors import NotReady, QueueFull
+from service.errors import ENDING, NotReady, QueueFull
 from service.recommend.engine import LookedUp, Lookup, look_up
 
 THREAD_NAME: Final = "engine"

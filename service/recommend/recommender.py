@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from index.bundle.bundle import Bundle
 from index.errors import EncoderError
 from index.search.row_mask import Allowed
-from service.bundles.comparison import RecentHistories
 from service.errors import RuleBroken, SessionsUnavailable, Violation
 from service.recommend.diversity import maximal_marginal_relevance, stages_of
 from service.recommend.engine import Engine, LookedUp, Lookup
 from service.recommend.hidden_items import HiddenItems
 from service.recommend.query import Answer, Degraded, Query, Strategy
 from service.recommend.query_vector import Taste, mean_query, sequence_query
+from service.recommend.recent_histories import RecentHistories
 from service.request_trace import Stopwatch
 from service.stores.protocols import HistoryReader
 

@@ -5,8 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from service.bundles.active_bundle import ENDING
-from service.errors import NotReady, QueueFull
+from service.errors import ENDING, NotReady, QueueFull
 
 _T = TypeVar("_T")
 

@@ -14,13 +14,13 @@ from index.bundle.bundle import Bundle
 from index.items.eval_queries import Probes
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
-from service.bundles.comparison import RecentHistories
 from service.recommend import diversity
 from service.recommend.batching import MicroBatcher
 from service.recommend.diversity import STAGES, Stage, maximal_marginal_relevance, stages_of
 from service.recommend.engine import InlineEngine, LookedUp, Lookup, look_up
 from service.recommend.hidden_items import HiddenItems
 from service.recommend.query import Answer, Query
+from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
 from service.stores.memory_histories import MemorySessions

@@ -23,11 +23,11 @@ from index.items.eval_queries import Probes
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 from service.app import create_app
-from service.bundles.comparison import RecentHistories
 from service.bundles.startup import Opening
 from service.recommend.engine import InlineEngine
 from service.recommend.hidden_items import HiddenItems
 from service.recommend.query import Answer, Query
+from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
 from service.settings import load_settings

@@ -9,12 +9,12 @@ import pytest
 
 from index.bundle.bundle import Bundle
 from index.errors import EncoderError, FilterError
-from service.bundles.comparison import RecentHistories
 from service.errors import RuleBroken
 from service.recommend import recommender
 from service.recommend.engine import InlineEngine, LookedUp, Lookup, look_up
 from service.recommend.hidden_items import HiddenItems
 from service.recommend.query import Answer, Query
+from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
 from service.stores.memory_histories import MemorySessions

@@ -12,9 +12,10 @@ from index.bundle.bundle import Bundle
 from index.bundle.manifest import ENCODER_FILE
 from index.errors import EncoderError
 from index.items.item_table import ItemTable
-from service.bundles.comparison import Comparison, RecentHistories, Shadow, ShadowBounds, Side, compare
+from service.bundles.comparison import Comparison, Shadow, ShadowBounds, Side, compare
 from service.errors import BundleRefused
 from service.recommend.hidden_items import available_rows
+from service.recommend.recent_histories import RecentHistories
 
 HISTORIES = [("i1", "i2"), ("i10",), ("i4", "i5", "i6", "i8", "i9", "i11")]
 

@@ -13,17 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from index.items.slots import IMAGE, TEXT
+from index.items.slots import TEXT
 from training.backbones.prompts import Prompt, PromptWriter
+from training.config.types import CHUNK_PATCHES, MODALITIES
 from training.data.pictures import Picture, PictureStore
 from training.data.training_pairs import Window
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MODALITIES = (TEXT, IMAGE)
-CHUNK_PATCHES = 65_536
-"""Patches that the vision tower sees at a time unless told otherwise."""
 _SMALLEST_GROUP = 8
 _LENGTH_RATIO = 1.25
 

@@ -13,11 +13,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from training.backbones.batches import CHUNK_PATCHES
 from training.config.encoder_config import EncoderConfig
+from training.config.types import CHUNK_PATCHES, Fusion, GapKind, WeakBy
 from training.data.file_kind import encoding_fault, foreign_kind
 from training.errors import ConfigError
-from training.losses.method_loss import Fusion, GapKind, WeakBy
 
 
 class _Section(BaseModel):

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from index.bundle.integrity import write_durably
-from training.backbones.batches import MODALITIES, Collator, PromptBatch, spread
+from training.backbones.batches import Collator, PromptBatch, spread
 from training.backbones.identity import differences
+from training.config.types import MODALITIES
 from training.data.dataset import Dataset
 from training.data.pictures import PictureStore
 from training.embedding.content_hashes import Contents, Delta, read_contents

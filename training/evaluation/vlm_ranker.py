@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from training.ranking.fused_scores import Vectors, fused_scores
 
 if TYPE_CHECKING:
-    from training.losses.method_loss import Fusion
+    from training.config.types import Fusion
 
 _APART = -2.0
 """Below every cosine."""

@@ -14,10 +14,10 @@ from torch import Tensor
 from training.backbones.batches import Collator, PromptBatch, spread
 from training.backbones.gradient_cache import Autocast
 from training.backbones.vlm import VlmEmbedder
+from training.config.types import Fusion
 from training.data.sequences import Targets
 from training.finetune.distributed import Ranks
 from training.finetune.validation_events import ValidationEvents
-from training.losses.method_loss import Fusion
 from training.ranking import metrics
 from training.ranking.fused_scores import Vectors, fused_scores
 

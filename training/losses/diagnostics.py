@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from training.backbones.batches import MODALITIES
+from training.config.types import MODALITIES
 from training.losses.method_loss import false_negatives, log_confidence, similarities, weak_modality
 from training.losses.modality_pairs import ModalityPairs
 

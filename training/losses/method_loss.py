@@ -9,17 +9,13 @@ All functions take vectors of the whole (global) batch of B pairs. Sums are take
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from training.config.types import Fusion, GapKind, WeakBy
 from training.losses.modality_pairs import ModalityPairs
-
-Fusion = Literal["sum", "concat"]
-WeakBy = Literal["ema", "row"]
-GapKind = Literal["log_ratio", "probability"]
 
 GAP_CLIP = 4.0
 """Largest log-ratio gap that counts (our reading)."""

@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from index.bundle.gate import Check
+from index.bound_check import BoundCheck
 from index.bundle.manifest import ITEMS_FILE, Manifest
 from index.bundle.registry import Registry
 from index.errors import GateRefused, IndexingError
@@ -176,7 +176,7 @@ class Loss:
         text: what is gone, for people.
     """
 
-    check: Check
+    check: BoundCheck
     text: str
 
     def __str__(self) -> str:
@@ -286,7 +286,7 @@ def _loss(bounds: VolumeBounds, name: str, gone: int, every: int, said: str) -> 
     limit = getattr(bounds, name)
     if not every or limit is None:
         return None
-    check = Check(name, name, gone / every, limit, at_least=False)
+    check = BoundCheck(name, name, gone / every, limit, at_least=False)
     return Loss(check, f"{gone:,} of {every:,} {said}")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from training.losses.method_loss import Fusion
+    from training.config.types import Fusion
 
 Vectors: TypeAlias = Mapping[str, NDArray[np.float32]]
 """Modality → (n, D) float32, rows of length 1, zeros where it is absent."""

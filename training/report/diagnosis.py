@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from training.backbones.batches import MODALITIES
+from training.config.types import MODALITIES
 from training.finetune.training_run import TrainingRun
 from training.report.utilisation import Utilisation
 

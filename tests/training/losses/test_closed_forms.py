@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.losses import method_loss
 from training.losses.method_loss import (
     false_negatives,
     fused_similarities,
