@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from catalogues import HISTORY, LAYOUT, make_catalogue
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
+from bench.catalogues import HISTORY, LAYOUT, make_catalogue
 from index.build.build import build_bundle
 from index.bundle.bundle import Bundle
 from index.bundle.index_spec import IndexSpec

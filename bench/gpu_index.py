@@ -22,9 +22,9 @@ from typing import Any
 
 import faiss
 import numpy as np
-from catalogues import LAYOUT
 from numpy.typing import NDArray
 
+from bench.catalogues import LAYOUT
 from index.search.brute_force import exact_top_k, exact_top_k_each
 from index.search.float16 import to_float32
 from index.search.query_plan import GROWTH, OVER_FETCH, SCAN, Effort, Step

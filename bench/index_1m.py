@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from catalogues import HISTORY, LAYOUT, saved_catalogue
 from threadpoolctl import threadpool_limits
 
+from bench.catalogues import HISTORY, LAYOUT, saved_catalogue
 from demo.embedded_redis import EmbeddedRedis
 from index.build.build import build_bundle
 from index.bundle.bundle import Bundle

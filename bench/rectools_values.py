@@ -1,4 +1,4 @@
-"""Record what RecTools says of fixed scores: `tests/training/fixtures/rectools.json`, which our metrics are held to.
+"""Record what RecTools says of fixed scores: `tests/training/ranking/fixtures/rectools.json`, which our metrics are held to.
 
 Run once, `python -m bench.rectools_values`; RecTools needs numpy < 2, so it lives in an environment of its own. Scores
 are distinct integers, because RecTools has no rule for ties and ours counts them half.
@@ -13,7 +13,7 @@ import numpy as np
 from bench.environments import python_for
 
 _HERE = Path(__file__).parent
-FIXTURE = _HERE.parent / "tests" / "training" / "fixtures" / "rectools.json"
+FIXTURE = _HERE.parent / "tests" / "training" / "ranking" / "fixtures" / "rectools.json"
 _USERS, _ITEMS, _NEGATIVES = 40, 60, 30
 
 

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from catalogues import LAYOUT, make_catalogue
 from numpy.typing import NDArray
-from open_loop import Client, arrivals, requests_of
 
+from bench.catalogues import LAYOUT, make_catalogue
+from bench.open_loop import Client, arrivals, requests_of
 from index.build.build import build_bundle
 from index.bundle.bundle import Bundle
 from index.bundle.gate import Bounds

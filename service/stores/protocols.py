@@ -2,7 +2,7 @@
 
 Each has two adapters: a real one (`service.stores.redis_histories`, `service.stores.redis_operator_state`) and a fake with the same
 behaviour (`service.stores.memory_histories`, `service.stores.memory_operator_state`), held to it by one contract suite
-(tests/service/test_sessions_contract.py, tests/service/test_directives_contract.py).
+(tests/service/stores/test_histories_contract.py, tests/service/stores/test_operator_state_contract.py).
 """
 
 from collections.abc import Sequence

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from shops import eventually
+
+from tests.support.shops import eventually
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_model import TINY_VLM
+
+from tests.support.tiny_model import TINY_VLM
 
 pytestmark = pytest.mark.slow
 

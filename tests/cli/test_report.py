@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_model import TINY_VLM
 from typer.testing import CliRunner
 
 from cli.app import app
+from tests.support.tiny_model import TINY_VLM
 from training.errors import ConfigError, EvaluationError
 
 CONFIG = f"""{TINY_VLM}[train]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_model import TINY_VLM
 from typer.testing import CliRunner
 
 from cli.app import app
 from cli.main import main
+from tests.support.tiny_model import TINY_VLM
 from training.embedding.store import Embeddings
 from training.errors import BackboneError, ConfigError
 from training.runs.lock import run_lock

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from promql import DASHBOARDS, OPS, queries
-from shops import with_file
 
 from index.bundle.registry import Registry
+from tests.support.promql import DASHBOARDS, OPS, queries
+from tests.support.shops import with_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.program("prometheus")]
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
-from promql import OPS
 
 from index.bundle.bundle import Bundle
 from index.bundle.registry import Registry
 from service.settings import Settings
+from tests.support.promql import OPS
 
 ROOT = OPS.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

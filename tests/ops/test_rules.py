@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from promql import DASHBOARDS, OPS, metrics_of, panels, queries, rules
 
 from service.telemetry.metrics import Metrics
+from tests.support.promql import DASHBOARDS, OPS, metrics_of, panels, queries, rules
 
 RUNBOOK = OPS.parent / "docs" / "operating.md"
 TESTS = sorted((OPS / "prometheus" / "tests").glob("*.yml"))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import redis
-from promql import OPS
-from redis_servers import redis_programs, redis_server
 
 from service.settings import Settings
+from tests.support.promql import OPS
+from tests.support.redis_servers import redis_programs, redis_server
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from served import CHROMIUM, HOSTILE, Served
 
 from index.build.build import build_bundle
 from index.bundle.registry import Registry
 from index.items.eval_queries import Probes
 from index.items.item_table import ItemTable
 from index.items.thumbnails import Thumbnails, write_thumbnails
+from tests.support.served import CHROMIUM, HOSTILE, Served
 
 _TELL_VIOLATIONS = (
     "addEventListener('securitypolicyviolation', (event) => console.log('policy: ' + event.violatedDirective))"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import CHROMIUM, Served
+
+from tests.support.served import CHROMIUM, Served
 
 expect = pytest.importorskip("playwright.sync_api").expect
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from served import CHROMIUM, HOSTILE
+
+from tests.support.served import CHROMIUM, HOSTILE
 
 expect = pytest.importorskip("playwright.sync_api").expect
 

@@ -1,24 +1,30 @@
 """A bundle in memory, the arithmetic of its answers in plain numpy, and an application around it."""
 
+import dataclasses
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import structlog
-from oracle import Oracle
-from shops import ADMIN, OpenClient, Shop, other_bundle
 from starlette.testclient import TestClient
 
+from index.build.build import build_bundle
 from index.bundle.bundle import Bundle
+from index.items.eval_queries import Probes
 from index.items.item_table import ItemTable
+from index.items.thumbnails import Thumbnails, write_thumbnails
 from service.app import create_app
 from service.bundles.startup import Opening
 from service.settings import load_settings
 from service.telemetry import metrics_page
+from tests.support.oracle import Oracle
+from tests.support.service_process import Service
+from tests.support.shops import ADMIN, OpenClient, Shop, other_bundle
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -106,3 +112,34 @@ def open_shop(redis_url: str, tmp_path: Path, shop: Shop) -> OpenClient:
             yield client
 
     return opened
+
+
+@pytest.fixture(scope="module")
+def pictured(
+    open_client: Any, tmp_path_factory: pytest.TempPathFactory, small_table: ItemTable, small_encoder: Path
+) -> Iterator[TestClient]:
+    """The service on a bundle in which every item but each seventh has a picture."""
+    directory = tmp_path_factory.mktemp("pictured")
+    with write_thumbnails(directory / "made.npy", 60) as writer:
+        for row in range(60):
+            writer.add(None if row % 7 == 0 else b"\xff\xd8 picture of %d" % row)
+    table = dataclasses.replace(small_table, thumbnails=Thumbnails.load(directory / "made.npy", 60))
+    built = build_bundle(table, small_encoder, Probes(np.array([[1, 2]]), np.array([5])), directory)
+    with open_client() as client:
+        client.app.state.current.swap(Bundle.load(built))
+        yield client
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Service]]:
+    started: list[Service] = []
+
+    def begin(*arguments: str, **environment: str) -> Service:
+        started.append(Service(*arguments, **environment))
+        return started[-1]
+
+    yield begin
+    for service in started:
+        if service.process.poll() is None:
+            service.process.kill()
+        service.process.communicate()

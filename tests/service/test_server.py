@@ -1,6 +1,5 @@
 """The command as its users run it: a real process, a real socket, a real end."""
 
-import http.client
 import json
 import os
 import re
@@ -10,74 +9,19 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from shops import eventually
 from typer import BadParameter
 
 from cli.online.serve import serve
 from service.errors import SettingsError, StartError
+from tests.support.service_process import SERVE, Service
+from tests.support.shops import eventually
 
-SERVE = [sys.executable, "-m", "cli.main", "serve"]
 KEY = "a-key-that-must-not-be-logged"
-
-
-class Service:
-    """A running `vlm2rec serve` with its output."""
-
-    def __init__(self, *arguments: str, **environment: str) -> None:
-        self.process = subprocess.Popen(
-            [*SERVE, "--port", "0", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **environment},
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        found = re.search(r"http://[\d.]+:(\d+)", line)
-        assert found is not None, line + (self.process.communicate(timeout=60)[1] or "")
-        self.port = int(found[1])
-
-    def call(
-        self, method: str, path: str, body: Any = None, **headers: str
-    ) -> tuple[int, Any, http.client.HTTPMessage]:
-        sent = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}",
-            sent,
-            {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}},
-            method=method,
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.status, json.loads(answer.read() or b"null"), answer.headers
-        except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read()), error.headers
-
-    def end(self, by: signal.Signals = signal.SIGTERM) -> tuple[int, list[dict[str, Any]]]:
-        """Exit code and log lines."""
-        self.process.send_signal(by)
-        _, errors = self.process.communicate(timeout=60)
-        return self.process.returncode, [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Service]]:
-    started: list[Service] = []
-
-    def begin(*arguments: str, **environment: str) -> Service:
-        started.append(Service(*arguments, **environment))
-        return started[-1]
-
-    yield begin
-    for service in started:
-        if service.process.poll() is None:
-            service.process.kill()
-        service.process.communicate()
 
 
 def children(pid: int) -> set[int]:

@@ -6,11 +6,11 @@ import socket
 from pathlib import Path
 
 import pytest
-from test_server import Service
 
 from service.server import _allow_files, _connections
 from service.settings import load_settings
 from service.telemetry.metrics import Metrics
+from tests.support.service_process import Service
 
 GET = b"GET %s HTTP/1.1\r\nhost: x\r\n%s\r\n\r\n"
 

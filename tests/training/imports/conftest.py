@@ -1,6 +1,5 @@
 """Small made sources: written, imported, and read back as training reads them."""
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,6 @@ from training.data.dataset import Dataset, load_dataset
 from training.imports.format_names import FormatName
 from training.imports.import_record import ImportRecord
 from training.imports.run_import import run_import
-
-sys.path.append(str(Path(__file__).parent))  # for picture_server, which several tests work with
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from picture_server import TLS, PictureServer, answer, fetcher, picture, serving
 from typer.testing import CliRunner
 
 from cli.app import app
+from tests.support.picture_server import TLS, PictureServer, answer, fetcher, picture, serving
 from training.data_check.check import check_dataset
 from training.errors import DatasetError, RunBusy
 from training.imports.fetching.image_fetches import FetchSummary, fetch_images
@@ -165,15 +165,14 @@ def test_what_a_kill_cut_short_is_written_anew(server: PictureServer, shop: Path
 KILLED = """
 import os, signal, socket, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[3])
-from picture_server import Names, loopback_too, trusting
+from tests.support.picture_server import Names, loopback_too, trusting
 from training.imports.fetching.image_fetches import fetch_images
 from training.imports.fetching.picture_fetcher import FetchLimits, PictureFetcher
 limits = FetchLimits(ports=frozenset({int(sys.argv[2])}))
 make = lambda: PictureFetcher(limits, rule=loopback_too, resolver=Names(), tls=trusting())
 def stop(done, total):
     if done == 3:
-        os.kill(os.getpid(), int(sys.argv[4]))
+        os.kill(os.getpid(), int(sys.argv[3]))
 fetch_images(Path(sys.argv[1]), make, parallel=1, progress=stop)
 """
 
@@ -184,7 +183,7 @@ def test_stopped_it_goes_on_where_it_was(server: PictureServer, tmp_path: Path, 
     pl.DataFrame({"item_id": [str(n) for n in range(8)], "image_url": urls}).write_parquet(tmp_path / "items.parquet")
     for n in range(8):
         server.answers[f"/{n}.jpg"] = answer(picture(side=n + 1))
-    args = [sys.executable, "-c", KILLED, str(tmp_path), str(server.port), str(TLS.parent), str(int(number))]
+    args = [sys.executable, "-c", KILLED, str(tmp_path), str(server.port), str(int(number))]
     stopped = subprocess.run(args, check=False, capture_output=True, text=True)
     assert stopped.returncode in (-number, 130), stopped.stderr
     asked = len(server.asked)

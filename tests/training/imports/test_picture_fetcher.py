@@ -6,8 +6,8 @@ import ssl
 from collections.abc import Iterator
 
 import pytest
-from picture_server import Names, PictureServer, answer, fetcher, picture, serving
 
+from tests.support.picture_server import Names, PictureServer, answer, fetcher, picture, serving
 from training.imports.fetching.addresses import public_address, system_resolver
 from training.imports.fetching.picture_fetcher import (
     FetchedPicture,

@@ -1,0 +1,38 @@
+"""The benches run at toy size; their numbers mean nothing there, but what they check of the answers must hold."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+pytestmark = pytest.mark.slow
+
+
+def run(tmp_path, script, *options):
+    out = tmp_path / "result.json"
+    command = [sys.executable, f"bench/{script}", *options, "--out", str(out)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    return json.loads(out.read_text())
+
+
+def test_filters(tmp_path):
+    result = run(tmp_path, "filters.py", "--rows", "3000", "--kind", "ivf", "--queries", "50", "--work", str(tmp_path))
+    lines = {line["filter"]: line for line in result["filters"]}
+    assert all(line["complete"] for line in lines.values())
+    assert lines["random 0.001"]["path"] == "gather"
+    assert lines["random 0.001"]["allowed"] in {2, 3}  # one item in a thousand has no slot
+    assert min(line["recall@20"] for line in lines.values()) >= 0.93
+    again = run(tmp_path, "filters.py", "--rows", "3000", "--kind", "ivf", "--queries", "50", "--work", str(tmp_path))
+    assert again["build_s"] is None  # the bundle was there already
+
+
+def test_gpu_index_on_the_cpu(tmp_path):
+    result = run(tmp_path, "gpu_index.py", "--rows", "5000", "--device", "cpu", "--queries", "20")
+    assert result["failures"] == []
+    assert result["device"] == "cpu"
+    assert {line["path"] for line in result["flat"]["filters"]} == {"index", "scan", "gather", "none"}

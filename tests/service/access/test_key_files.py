@@ -1,0 +1,173 @@
+"""Keys in files: read again when they change, never for the worse, never shown."""
+
+import os
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from service.access.auth import KeyRing
+from service.access.key_file import KeySource, digest_of
+from service.errors import KeyRefused, SettingsError
+from service.settings import load_settings
+from tests.support.shops import OpenClient
+
+OLD, NEW, OTHER, ADMIN = ("old-key-0123456789", "new-key-0123456789", "other-key-0123456789", "admin-key-0123456789")
+
+
+class Files:
+    """A file with keys, a clock that runs when told, and what went wrong."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.now, self.troubles = folder / "keys", 0.0, list[str]()
+        self._written = 0
+
+    def write(self, text: str | bytes) -> None:
+        """As a new file in the old one's place, as Kubernetes does it."""
+        aside = self.path.with_suffix(".new")
+        aside.write_bytes(text if isinstance(text, bytes) else text.encode())
+        self._written += 1
+        os.utime(aside, (self._written, self._written))
+        aside.replace(self.path)
+
+    def source(self, *given: str) -> KeySource:
+        return KeySource("api_keys_file", given, self.path, on_trouble=self.troubles.append, clock=lambda: self.now)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def digests(*keys: str) -> tuple[bytes, ...]:
+    return tuple(digest_of(key) for key in keys)
+
+
+def test_one_a_line(files: Files) -> None:
+    files.write(f"# since March\n{OLD}\n\n  {NEW}  \r\n{OLD}\n")
+    assert files.source(OTHER).digests() == digests(OTHER, OLD, NEW)
+
+
+def test_a_changed_file_counts_within_a_second_or_so(files: Files) -> None:
+    files.write(OLD)
+    source = files.source()
+    files.write(NEW)
+    files.now += 0.9
+    assert source.digests() == digests(OLD)
+    files.now += 0.2
+    assert source.digests() == digests(NEW)
+    files.path.write_text(f"{NEW}\n{OTHER}\n")  # in place, as an editor does it
+    files.now += 1.1
+    assert source.digests() == digests(NEW, OTHER)
+    assert not files.troubles
+
+
+@pytest.mark.parametrize("bad", ["", "# none\n", "short\n", f"{NEW}\nshort\n", b"\xff" * 20, "ключ" * 10, "k" * 70_000])
+def test_a_bad_change_changes_nothing_and_is_told_once(files: Files, bad: str | bytes) -> None:
+    files.write(OLD)
+    source = files.source()
+    files.write(bad)
+    for _ in range(3):
+        files.now += 1.1
+        assert source.digests() == digests(OLD)
+    (trouble,) = files.troubles
+    assert trouble.endswith("; the keys stay as they were")
+    assert NEW not in trouble
+    assert "short" not in trouble
+    files.write(NEW)
+    files.now += 1.1
+    assert source.digests() == digests(NEW)
+
+
+def test_a_file_that_is_gone_changes_nothing(files: Files) -> None:
+    files.write(OLD)
+    source = files.source()
+    files.path.unlink()
+    files.now += 1.1
+    assert source.digests() == digests(OLD)
+    assert "cannot" not in files.troubles[0]
+    assert "must name a file that can be read" in files.troubles[0]
+
+
+@pytest.mark.parametrize("text", ["", "short"])
+def test_at_the_start_it_must_be_good(files: Files, text: str) -> None:
+    with pytest.raises(SettingsError, match="api_keys_file must name a file that can be read"):
+        files.source()
+    files.write(text)
+    with pytest.raises(SettingsError, match="api_keys_file"):
+        files.source()
+
+
+def test_no_key_is_of_both_kinds_now_or_later(files: Files, tmp_path: Path) -> None:
+    files.write(f"{OLD}\n{ADMIN}\n")
+    admin = KeySource("admin_keys_file", [ADMIN])
+    with pytest.raises(SettingsError, match="must be of one kind only: an API key, an admin key or a metrics key"):
+        files.source().keep_apart_from(admin)
+    files.write(OLD)
+    api = files.source()
+    api.keep_apart_from(admin)
+    admin.keep_apart_from(api)
+    files.write(f"{NEW}\n{ADMIN}\n")
+    files.now += 1.1
+    assert api.digests() == digests(OLD)
+    assert ADMIN not in files.troubles[0]
+
+
+def test_a_ring_follows_its_file(files: Files) -> None:
+    from starlette.datastructures import Headers
+
+    files.write(OLD)
+    ring = KeyRing([files.source()], open_without_keys=True)
+    ring.check(Headers({"x-api-key": OLD}))
+    files.write(NEW)
+    files.now += 1.1
+    assert ring.check(Headers({"x-api-key": NEW})) == digest_of(NEW)
+    with pytest.raises(KeyRefused):
+        ring.check(Headers({"x-api-key": OLD}))
+
+
+def answer_to(client: TestClient, key: str, path: str = "/items") -> int:
+    return client.get(path, headers={"authorization": f"Bearer {key}"}).status_code
+
+
+def test_keys_are_changed_without_a_restart(
+    open_client: OpenClient, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.access.key_file._LOOK_S", 0.0)
+    admin = tmp_path / "admin"
+    admin.write_text(ADMIN)
+    files.write(OLD)
+    with open_client(api_keys=OTHER, api_keys_file=files.path, admin_keys_file=admin) as client:
+        assert client.get("/items").status_code == 401
+        assert [answer_to(client, key) for key in (OTHER, OLD, ADMIN, NEW)] == [200, 200, 200, 403]
+        files.write(f"{OLD}\n{NEW}\n")  # both for a while, so that nobody is locked out
+        assert [answer_to(client, key) for key in (OLD, NEW)] == [200, 200]
+        files.write(NEW)
+        assert [answer_to(client, key) for key in (OLD, NEW)] == [403, 200]
+        files.write("")
+        assert [answer_to(client, key) for key in (OLD, NEW)] == [403, 200]
+        assert client.get("/items").status_code == 401  # an empty file never opens the service
+        reload = {key: client.post("/bundle/reload", headers={"x-api-key": key}).status_code for key in (NEW, ADMIN)}
+        assert reload[NEW] == 403
+        assert reload[ADMIN] != 403
+
+
+def test_a_key_file_alone_closes_the_data_routes(open_client: OpenClient, files: Files) -> None:
+    files.write(OLD)
+    with open_client(api_keys_file=files.path) as client:
+        assert client.get("/items").status_code == 401
+        assert answer_to(client, OLD) == 200
+        assert client.get("/livez").status_code == 200
+
+
+def test_the_redis_url_may_be_in_a_file(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLM2REC_REDIS_URL", raising=False)
+    files.write("redis://service:hunter2-hunter2@redis:6379/0\n")
+    settings = load_settings(registry="r", redis_url_file=files.path)
+    assert settings.redis_url.get_secret_value() == "redis://service:hunter2-hunter2@redis:6379/0"
+    assert "hunter2" not in repr(settings)
+    with pytest.raises(SettingsError, match="set redis_url or redis_url_file, not both") as refused:
+        load_settings(registry="r", redis_url_file=files.path, redis_url="redis://:hunter2@x")
+    assert "hunter2" not in str(refused.value)
+    with pytest.raises(SettingsError, match="redis_url_file must name a file that can be read, got /nowhere"):
+        load_settings(registry="r", redis_url_file="/nowhere")

@@ -1,0 +1,96 @@
+"""bench/swap.py on small bundles: what must hold at any size. Nothing here is timed; the bench is for that."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.swap import Answered, Server, Stage, expected, judge, load, mixed, point_to, set_stage, store_histories
+from tests.support.shops import eventually
+
+
+@contextlib.contextmanager
+def asking(server: Server, stage: Stage) -> Iterator[list[Answered]]:
+    """Four clients meanwhile, each with one request after the other; gives the answers so far."""
+    answers: list[Answered] = []
+    ended = threading.Event()
+
+    def ask(first: int) -> None:
+        number = first
+        while not ended.is_set():
+            due = time.perf_counter()
+            body = server.call("/recommend", json.loads(stage.bodies[number]))  # an error ends it: see `alive` below
+            answers.append(Answered(number, due, time.perf_counter() - due, 200, body))
+            number = (number + 1) % len(stage.bodies)
+
+    clients = [threading.Thread(target=ask, args=(first,), daemon=True) for first in range(0, len(stage.bodies), 8)]
+    for client in clients:
+        client.start()
+    try:
+        yield answers
+    finally:
+        alive = [client.is_alive() for client in clients]
+        ended.set()
+        for client in clients:
+            client.join(60)
+    assert alive == [True] * len(clients)
+
+
+def swapped(server: Server, stage: Stage, answers: list[Answered]) -> list[float]:
+    """Move the pointer five times, each time once the swap before has come to something; the moments it moved."""
+    moved = []
+    for kind, bundle_id in stage.swaps:
+        marker, refusals = f'"bundle":"{bundle_id}"'.encode(), server.metric("vlm2rec_bundle_refusals_total")
+        moved.append(time.perf_counter())
+        point_to(stage.registry, bundle_id)
+        if kind == "good":
+            eventually(lambda marker=marker: sum(marker in answer.body for answer in answers) > 20, 60)
+        else:
+            eventually(lambda n=refusals: server.metric("vlm2rec_bundle_refusals_total") == n + 1, 60)
+    return moved
+
+
+def test_five_swaps_under_load(day_bundles: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.open_loop._PATIENCE_S", 120.0)
+    stage = set_stage(tmp_path, day_bundles[:3], histories=32)
+    assert [kind for kind, _ in stage.swaps] == ["good", "good", "corrupt", "truncated", "good"]
+    server = Server(stage.registry, tmp_path, VLM2REC_POLL_MS="50")
+    try:
+        store_histories(server, stage)
+        with asking(server, stage) as answers:
+            eventually(lambda: len(answers) > 20, 60)
+            moved = swapped(server, stage, answers)
+        eventually(lambda: server.metric("vlm2rec_bundle_swaps_total") == 3)  # metrics are at most a second old
+        answers += load(server, stage, rate=80.0, seconds=0.5)
+        wrong = mixed(answers, expected(stage))
+        figures = judge(stage, answers, moved, wrong, server)
+    finally:
+        server.end()
+    assert json.dumps(figures)
+    assert len(answers) > 100
+    assert [answer.status for answer in answers] == [200] * len(answers)
+    assert wrong == []
+    assert figures["refusals"] == 2
+    assert figures["bundles_in_memory"] == 2
+    assert figures["bundles_answering"] == 4  # the first one and three that took over
+    assert [swap["seconds_to_first_answer"] is None for swap in figures["swaps"]] == [False, False, True, True, False]
+
+
+def test_a_mixed_answer_would_be_noticed(day_bundles: list[Path], tmp_path: Path) -> None:
+    stage = set_stage(tmp_path, day_bundles[:3], histories=2)
+    right = expected(stage)
+    first, second = stage.good[:2]
+
+    def answer(bundle_id: str, items: list[tuple[str, float]]) -> Answered:
+        shown = [{"item_id": item, "score": score} for item, score in items]
+        body = {"bundle": bundle_id, "strategy": "sequence", "degraded": None, "items": shown}
+        return Answered(0, 0.0, 0.001, 200, json.dumps(body).encode())
+
+    assert mixed([answer(first, right[first][0]), answer(second, right[second][0])], right) == []
+    half = right[first][0][:10] + right[second][0][10:]
+    for wrong in (answer(first, right[second][0]), answer(first, half), answer(stage.swaps[2][1], right[first][0])):
+        assert len(mixed([wrong], right)) == 1

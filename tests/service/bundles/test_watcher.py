@@ -1,0 +1,215 @@
+"""What a watcher does about the unforeseen: bundles that somebody keeps, failures inside, refusals without end."""
+
+import shutil
+import weakref
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from starlette.testclient import TestClient
+
+from index.bundle.bundle import Bundle
+from index.errors import EncoderError
+from service.app import create_app
+from service.bundles import loaded_bundles
+from service.bundles.loaded_bundles import Shelf
+from service.bundles.loader import BundleSource
+from service.bundles.operator_state import Directives
+from service.bundles.refusals import Refusal, Refusals
+from service.bundles.startup import Opening, open_first
+from service.errors import BundleRefused, RefusalReason
+from service.settings import load_settings
+from tests.support.shops import AS_ADMIN, Shop, eventually, metric, serving
+
+
+def test_a_third_bundle_is_not_loaded_while_somebody_keeps_the_first(
+    open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaded_bundles, "_GONE_LIMIT_S", 0.2)
+    with open_shop() as client:
+        kept = client.app.state.current.get()
+        shop.point(shop.ids[1])
+        eventually(lambda: serving(client) == shop.ids[1])
+        shop.point(shop.ids[2])
+        answer = client.post("/bundle/reload", headers=AS_ADMIN)
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:vlm2rec:problem:not-ready")
+        assert "still in use" in answer.json()["detail"]
+        assert serving(client) == shop.ids[1]
+        assert metric(client, "vlm2rec_bundles_in_memory") == 2
+        assert client.get("/bundle").json()["swap"]["refused"] == []  # it is not the new one's fault
+        del kept
+        eventually(lambda: serving(client) == shop.ids[2])
+
+
+def test_a_bundle_in_a_reference_cycle_is_collected(
+    open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaded_bundles, "_GONE_COLLECT_S", 0.1)
+    with open_shop() as client:
+        cycle = [client.app.state.current.get()]
+        gone = weakref.ref(cycle[0])
+        cycle.append(cycle)  # type: ignore[arg-type]
+        del cycle
+        for bundle_id in shop.ids[1:3]:
+            shop.point(bundle_id)
+            eventually(lambda wanted=bundle_id: serving(client) == wanted)
+        assert gone() is None
+
+
+def test_the_first_bundle_is_freed_like_any_other(shop: Shop, redis_url: str, tmp_path: Path) -> None:
+    settings = load_settings(
+        registry=str(shop.registry.root),
+        redis_url=redis_url,
+        redis_prefix=f"test-{tmp_path.name}",
+        directives_file=tmp_path / "directives.json",
+        poll_ms=20,
+    )
+    first = Bundle.load(shop.path(shop.ids[0]))
+    gone = weakref.ref(first)
+    app = create_app(settings, opening=Opening(first))
+    del first
+    with TestClient(app) as client:
+        for bundle_id in shop.ids[1:3]:
+            shop.point(bundle_id)
+            eventually(lambda wanted=bundle_id: serving(client) == wanted)
+        assert gone() is None
+
+
+def test_a_look_that_fails_is_counted_and_the_next_one_is_taken(
+    open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_shop() as client:
+
+        async def broken(_self: Directives) -> None:
+            raise RuntimeError("nobody foresaw this")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Directives, "sync", broken)
+            eventually(lambda: metric(client, "vlm2rec_watcher_errors_total", what="look") >= 2)
+        shop.point(shop.ids[1])
+        eventually(lambda: serving(client) == shop.ids[1])
+
+
+def test_a_change_that_fails_in_a_way_nobody_foresaw_is_tried_again(
+    open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_shop() as client:
+
+        async def broken(*_: Any) -> None:
+            raise RuntimeError("nobody foresaw this")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Shelf, "_try", broken)
+            shop.point(shop.ids[1])
+            eventually(lambda: metric(client, "vlm2rec_watcher_errors_total", what="work") >= 2)
+        eventually(lambda: serving(client) == shop.ids[1])
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(MemoryError("too large"), "error"), (EncoderError("no such device"), "encoder")]
+)
+def test_whatever_loading_meets_what_answers_stays(
+    open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    def broken(*_: Any, **__: Any) -> Bundle:
+        raise error
+
+    with open_shop() as client:
+        monkeypatch.setattr(Bundle, "load", broken)
+        shop.point(shop.ids[1])
+        eventually(lambda: metric(client, "vlm2rec_bundle_refusals_total", reason=reason) == 1)
+        assert serving(client) == shop.ids[0]
+        assert str(error) in client.post("/bundle/reload", headers=AS_ADMIN).json()["detail"]
+
+
+def test_a_bundle_that_fails_while_it_is_warmed_up_is_refused(
+    open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_self: Bundle) -> None:
+        raise EncoderError("a shape that it cannot take")
+
+    with open_shop() as client:
+        monkeypatch.setattr(Bundle, "warm_up", broken)
+        shop.point(shop.ids[1])
+        eventually(lambda: metric(client, "vlm2rec_bundle_refusals_total", reason="encoder") == 1)
+        assert serving(client) == shop.ids[0]
+        eventually(lambda: metric(client, "vlm2rec_bundles_in_memory") == 1)
+
+
+def test_a_bundle_that_is_deleted_while_it_answers_goes_on(
+    open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify = Bundle.verify_in_full
+    looked: list[bool] = []
+
+    def deleted_first(self: Bundle, stop: Any) -> bool:
+        shutil.rmtree(self.path)
+        looked.append(True)
+        return verify(self, stop)
+
+    monkeypatch.setattr(Bundle, "verify_in_full", deleted_first)
+    with open_shop() as client:
+        eventually(lambda: looked)
+        assert serving(client) == shop.ids[0]
+        assert client.get("/bundle").json()["swap"]["verified"] is False
+        assert metric(client, "vlm2rec_bundle_refusals_total") == 0
+        assert client.get("/bundle").json()["report"] is None
+
+
+def test_every_file_is_hashed_before_the_start_where_that_is_asked_for(open_shop: Any, shop: Shop) -> None:
+    with open_shop(verify="full") as client:
+        assert client.get("/bundle").json()["swap"]["verified"] is True
+        shop.point(shop.ids[1])
+        eventually(lambda: serving(client) == shop.ids[1])
+        assert client.get("/bundle").json()["swap"]["verified"] is True
+
+
+def test_every_reason_is_explained() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "swap.md").read_text()
+    for reason in get_args(RefusalReason):
+        assert f"| `{reason}` |" in page, reason
+
+
+def test_the_newest_hundred_refusals_are_remembered() -> None:
+    refusals = Refusals()
+    for number in range(150):
+        refusals.add(Refusal.of(f"b{number}", (number,), BundleRefused("invalid", "bad")))
+    assert [kept.bundle for kept in refusals] == [f"b{number}" for number in range(50, 150)]
+    assert refusals.knows("b149", (149,))
+    assert not refusals.knows("b149", (1, 2))  # published again
+    assert not refusals.knows("b0", (0,))
+    refusals.forgive("b149")
+    refusals.forgive("never heard of")
+    assert not refusals.knows("b149", (149,))
+
+
+def test_a_bundle_that_fails_at_the_start_is_passed_over(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    warm_up = Bundle.warm_up
+
+    def broken(self: Bundle) -> None:
+        if self.id == shop.ids[3]:
+            raise EncoderError("a shape that it cannot take")
+        warm_up(self)
+
+    monkeypatch.setattr(Bundle, "warm_up", broken)
+    shop.point(shop.ids[3])
+    source = BundleSource(str(shop.registry.root), device="cpu", threads=1, verify="stamp", loaded=lambda _bundle: None)
+    opening = open_first(source, None, wait=False)
+    assert opening.bundle is not None
+    assert opening.bundle.id == shop.ids[2]
+    assert [(refusal.bundle, refusal.reason) for refusal in opening.refusals] == [(shop.ids[3], "encoder")]
+
+
+def test_identities_tell_publishings_apart(shop: Shop, day_bundles: list[Path]) -> None:
+    source = BundleSource(
+        str(shop.registry.root), device="cuda", threads=1, verify="stamp", loaded=lambda _bundle: None
+    )
+    before = source.identity(shop.ids[0])
+    assert before == source.identity(shop.ids[0])
+    shop.repair(day_bundles[0])
+    assert source.identity(shop.ids[0]) != before
+    assert source.identity("20200101T000000Z-123456") == ()
+    assert source.one_thread
+    with pytest.raises(BundleRefused, match="CUDAExecutionProvider") as refused:
+        source.load(shop.ids[0])
+    assert refused.value.reason == "encoder"

@@ -1,0 +1,210 @@
+"""Overload: half full, answers are cheap and say so; full, requests are turned away at once; health is always told."""
+
+import json
+import time
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from service.http.admission import Load
+from service.http.connections import ConnectionLimits
+from service.http.protocol import HURRY
+from tests.support.shops import OpenClient, eventually
+from tests.support.sockets import GET, Client, Running, post, running
+
+ASK = {"items": ["i1", "i2"], "k": 3}
+SLOW = GET.replace(b"GET /", b"GET /slow")
+READY = GET.replace(b"GET /", b"GET /readyz")
+LIMITS = ConnectionLimits(connections=64, request_s=10.0)
+
+
+def test_half_full_one_cheap_answer_is_let_in_for_ten_answers_given() -> None:
+    load = Load(200)
+    assert all(load.enter(request) for request in range(100))
+    assert not load.is_high
+    assert [load.enter(request) for request in range(100, 170)] == [True] * 64 + [False] * 6  # saved while it was quiet
+    assert load.is_high
+    for request in (*range(10), *range(10)):  # once is enough
+        load.leave(request)
+    assert (load.in_progress, [load.enter(request) for request in range(3)]) == (154, [True, False, False])
+    for request in range(10, 66):
+        load.leave(request)
+    assert (load.in_progress, load.is_high, load.enter(300)) == (99, False, True)  # below half everybody is
+
+
+def test_at_the_bound_nobody_is_let_in() -> None:
+    load = Load(4)
+    assert [load.enter(request) for request in range(5)] == [True] * 4 + [False]
+
+
+def test_while_it_turns_away_and_is_late_it_lets_in_fewer_and_more_again_when_it_is_prompt() -> None:
+    def turned_away_and(late_s: float) -> int:
+        """How many were in progress when the first was turned away, then the beat."""
+        inside = []
+        while load.enter(request := object()):
+            inside.append(request)
+        for request in inside:
+            load.leave(request)
+        load.adapt(late_s)
+        return len(inside)
+
+    load = Load(400)
+    counts = [turned_away_and(0.05) for _ in range(30)]
+    cheap = 64  # let in for cheap answers: what was saved while it was quiet
+    assert counts[0] == 200 + cheap
+    assert counts[:6] == sorted(counts[:6], reverse=True)
+    assert all(16 <= count <= 20 for count in counts[10:])  # few, but never none
+    prompt = [turned_away_and(0.001) for _ in range(30)]
+    assert prompt[:6] == sorted(prompt[:6])
+    assert 200 <= prompt[-1] <= 200 + cheap
+
+    load = Load(400)
+    load.adapt(5.0)  # late, but nobody was turned away: whoever swaps a bundle refuses nobody for it
+    assert turned_away_and(0.0) == 200 + cheap
+
+
+def filled(server: Running, load: Load) -> list[Client]:
+    """As many clients as may be in progress, all of whom wait until the server is told to answer them."""
+    clients = [server.open(SLOW) for _ in range(load.bound)]
+    eventually(lambda: load.in_progress == load.bound)
+    return clients
+
+
+def test_full_it_turns_away_at_once_and_takes_the_next_when_there_is_room() -> None:
+    load = Load(3)
+    with running(LIMITS, load=load) as server:
+        busy = filled(server, load)
+        client = server.open(GET.replace(b"host: x", b"host: x\r\nx-request-id: mine"))
+        status, headers, body = client.answer()
+        assert (status, headers["retry-after"], headers["content-type"]) == (429, "7", "application/problem+json")
+        assert headers["x-request-id"] == json.loads(body)["request_id"] == "mine"
+        assert float(headers["server-timing"].removeprefix("total;dur=")) < 1000.0
+        assert headers["x-content-type-options"] == "nosniff"
+        assert json.loads(body)["type"] == "urn:vlm2rec:problem:queue-full"
+        assert client.send(READY).answer()[0] == 200  # the connection goes on, and health is told
+        assert client.send(post(b"[1]")).answer()[0] == 429
+        eventually(lambda: server.drops == {"turned away: GET": 1, "turned away: POST": 1})
+        server.released.set()
+        assert [one.answer()[0] for one in busy] == [200] * 3
+        eventually(lambda: load.in_progress == 0)
+        assert client.send(post(b"[1]")).answer()[2] == b"[1]"
+
+
+def total_ms(headers: dict[str, str]) -> float:
+    return float(headers["server-timing"].rpartition("total;dur=")[2])
+
+
+def sent_slowly(server: Running, request: bytes) -> dict[str, str]:
+    """The headers of the answer to a request whose last byte is sent a tenth of a second after the first ones."""
+    client = server.open(request[:-1])
+    time.sleep(0.1)
+    return client.send(request[-1:]).answer()[1]
+
+
+def test_the_time_of_a_refusal_counts_from_the_first_bytes_of_its_request() -> None:
+    load = Load(2)
+    with running(LIMITS, load=load) as server:
+        busy = filled(server, load)
+        assert total_ms(sent_slowly(server, GET)) >= 99.0  # 429, written without the application
+        server.released.set()
+        assert [one.answer()[0] for one in busy] == [200, 200]
+        eventually(lambda: load.in_progress == 0)
+        assert total_ms(sent_slowly(server, GET.replace(b"host: x\r\n", b""))) >= 99.0  # 400, by way of it
+        assert total_ms(sent_slowly(server, b"GET / HTTP/1.1\r\nhost\n")) >= 99.0  # 400, written without it
+        assert total_ms(sent_slowly(server, GET)) >= 99.0  # 200
+        client = server.open(GET)
+        client.answer()
+        time.sleep(0.3)
+        begun = time.monotonic()
+        headers = client.send(b"HELLO\r\n\r\n").answer()[1]
+        assert total_ms(headers) <= 1000.0 * (time.monotonic() - begun)  # the time between requests is nobody's
+
+
+def test_one_that_is_turned_away_gets_no_body_to_a_head() -> None:
+    load = Load(2)
+    with running(LIMITS, load=load) as server:
+        filled(server, load)
+        client = server.open(GET.replace(b"GET", b"HEAD") + READY)
+        head, _, rest = received(client, 2).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 429 ")
+        assert b"content-length: " in head
+        assert rest.startswith(b"HTTP/1.1 200 ")
+
+
+def received(client: Client, answers: int) -> bytes:
+    """All bytes until so many answers have begun."""
+    data = b""
+    while data.count(b"HTTP/1.1 ") < answers:
+        data += client.socket.recv(65_536)
+    return data
+
+
+def test_one_turned_away_may_send_the_rest_of_its_body_and_ask_again() -> None:
+    load = Load(2)
+    with running(LIMITS, load=load) as server:
+        busy = filled(server, load)
+        client = server.open(post(b"[", length=5))
+        assert client.answer()[0] == 429
+        server.released.set()
+        assert [one.answer()[0] for one in busy] == [200, 200]
+        eventually(lambda: load.in_progress == 0)
+        client.send(b"1,2]")  # still of the body that nobody wanted
+        assert client.send(post(b"[3]")).answer()[2] == b"[3]"
+
+
+def test_pipelined_requests_are_turned_away_in_their_order() -> None:
+    load = Load(2)
+    with running(LIMITS, load=load) as server:
+        busy = filled(server, load)
+        client = server.open(GET + READY + GET)
+        assert [client.answer()[0] for _ in range(3)] == [429, 200, 429]
+        server.released.set()
+        assert [one.answer()[0] for one in busy] == [200, 200]
+
+
+def test_one_that_wants_no_more_is_closed_after_it_was_turned_away() -> None:
+    load = Load(2)
+    with running(LIMITS, load=load) as server:
+        filled(server, load)
+        client = server.open(GET.replace(b"host: x", b"host: x\r\nconnection: close"))
+        status, headers, _ = client.answer()
+        assert (status, headers["connection"]) == (429, "close")
+        assert client.is_closed()
+
+
+def test_a_client_that_leaves_makes_room() -> None:
+    load = Load(2)
+    with running(LIMITS, load=load) as server:
+        for client in filled(server, load):
+            client.close()
+        server.released.set()
+        eventually(lambda: load.in_progress == 0)
+
+
+def in_a_hurry(client: TestClient, ask: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    """An answer to a request that came when more than half of what may be was in progress."""
+    app: Any = client.app
+
+    async def marked(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope if scope["type"] != "http" else scope | {HURRY: True}, receive, send)
+
+    answer = TestClient(marked).post(ask[0], json=ask[1])
+    assert answer.status_code == 200
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_half_full_everybody_gets_what_is_popular(open_client: OpenClient, oracle: Any) -> None:
+    with open_client() as client:
+        asks: tuple[tuple[str, dict[str, Any]], ...] = (
+            ("/recommend", ASK),
+            ("/similar", ASK),
+            ("/recommend", {"user_id": "u", "k": 3}),
+        )
+        for ask in asks:
+            answer = in_a_hurry(client, ask)
+            assert (answer["strategy"], answer["degraded"]) == ("popular", "overload")
+            wanted = [item for item, _ in oracle.popular(3, set(ask[1].get("items", ())))]
+            assert [item["item_id"] for item in answer["items"]] == wanted
+        assert client.post("/recommend", json=ASK).json()["degraded"] is None
+        assert 'vlm2rec_degraded_total{reason="overload"} 3.0' in client.get("/metrics").text

@@ -1,0 +1,59 @@
+"""The heap as glibc reports it, in a process of its own, since options of malloc stay."""
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+PROGRAM = """
+import ctypes, os, re, sys, tempfile, threading
+sys.path.insert(0, {root!r})
+from service.runtime.malloc import settle
+if {settled}:
+    settle()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+libc.fopen.restype = ctypes.c_void_p
+libc.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+libc.fclose.argtypes = [ctypes.c_void_p]
+libc.free(libc.malloc(24 << 20))  # without the bound, blocks of 24 MiB come from the heap from now on
+gate = threading.Barrier(9)
+def work():
+    libc.malloc(100)
+    gate.wait(20)
+    gate.wait(20)
+threads = [threading.Thread(target=work) for _ in range(8)]
+[thread.start() for thread in threads]
+gate.wait(20)
+kept = libc.malloc(20 << 20)
+with tempfile.TemporaryDirectory() as place:
+    path = os.path.join(place, "info").encode()
+    out = libc.fopen(path, b"w")
+    libc.malloc_info(0, out)
+    libc.fclose(out)
+    told = open(path).read()
+gate.wait(20)
+print(len(re.findall("<heap nr=", told)), re.findall(r'type="mmap" count="(\\d+)"', told)[-1])
+"""
+
+
+def heaps_and_mapped_blocks(*, settled: bool) -> tuple[int, int]:
+    program = PROGRAM.format(root=str(ROOT), settled=settled)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    heaps, mapped = done.stdout.split()
+    return int(heaps), int(mapped)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="options of glibc")
+def test_few_heaps_and_large_blocks_of_their_own() -> None:
+    heaps, mapped = heaps_and_mapped_blocks(settled=False)
+    few, own = heaps_and_mapped_blocks(settled=True)
+    assert heaps > 2
+    assert few <= 2
+    assert own == mapped + 1
