@@ -42,45 +42,45 @@ format: $(VENV)/.installed
 
 # Never part of CI: times depend on the machine, only ratios within one file can be compared. Goes on where it ended.
 bench-serving: $(VENV)/.installed
-	$(BIN)/python -m bench.serving $(BENCH_ARGS)
+	$(BIN)/python -m bench.serving.serving $(BENCH_ARGS)
 
 # Latency, path and recall of filters from one row to all; BENCH_ROWS=50000 for a quick look.
 bench-filters: $(VENV)/.installed
-	$(BIN)/python bench/filters.py --rows $(BENCH_ROWS)
+	$(BIN)/python -m bench.index.filters --rows $(BENCH_ROWS)
 
 # An epoch of the sequence encoder over a million interactions: less than a minute on two cores.
 bench-fit: $(VENV)/.installed
-	$(BIN)/python -m bench.fit_epoch $(BENCH_ARGS)
+	$(BIN)/python -m bench.index.fit_epoch $(BENCH_ARGS)
 
 # A million items: about ten minutes to build on two cores, 3 GB of disk in .bench, kept for the next run.
 bench-index: $(VENV)/.installed
-	$(BIN)/python bench/index_1m.py $(BENCH_ARGS)
+	$(BIN)/python -m bench.index.index_1m $(BENCH_ARGS)
 
 # What balancing text and picture is worth: dozens of training runs, hours, never part of CI. Killed at any moment it goes on
 # where it was; BENCH_ARGS="--jobs 4 --threads 2", or --smoke for two minutes.
 bench-method: $(VENV)/.installed
-	$(BIN)/python -m bench.method $(BENCH_ARGS)
+	$(BIN)/python -m bench.method.method $(BENCH_ARGS)
 
 # Five swaps, two of them of damaged bundles, under 300 requests a second: about two minutes.
 bench-swap: $(VENV)/.installed
-	$(BIN)/python bench/swap.py $(BENCH_ARGS)
+	$(BIN)/python -m bench.load.swap $(BENCH_ARGS)
 
 # Thirty minutes of mixed load with swaps and a Redis that restarts; BENCH_ARGS="--minutes 2" for a quick look.
 bench-soak: $(VENV)/.installed
-	$(BIN)/python -m bench.soak $(BENCH_ARGS)
+	$(BIN)/python -m bench.load.soak $(BENCH_ARGS)
 
 # RecTools' SASRec on item ids, in an environment of its own, as a row for `vlm2rec evaluate --ranks`:
 # make bench-sasrec BENCH_ARGS="DATA --interactions FILE --out ranks.parquet"
 bench-sasrec: $(VENV)/.installed
-	$(BIN)/python -m bench.sasrec $(BENCH_ARGS)
+	$(BIN)/python -m bench.method.sasrec $(BENCH_ARGS)
 
 # schemathesis on every operation, at least 20,000 requests, and garbage below HTTP: about five minutes; goes on where it ended.
 fuzz: $(VENV)/.installed
-	$(BIN)/python -m bench.fuzz $(BENCH_ARGS)
+	$(BIN)/python -m bench.faults.fuzz $(BENCH_ARGS)
 
 # Redis and the service killed, stopped, filled and restarted under 300 requests a second: about two minutes.
 bench-faults: $(VENV)/.installed
-	$(BIN)/python -m bench.faults $(BENCH_ARGS)
+	$(BIN)/python -m bench.faults.faults $(BENCH_ARGS)
 
 # The documentation, built strictly: a broken link ends it.
 site: $(VENV)/.installed

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from bench.reading import Reading
+from bench.serving.reading import Reading
 
 _FORMAT = 2
 

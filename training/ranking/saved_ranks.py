@@ -31,7 +31,7 @@ _SCHEMA = pl.Schema(
         "first": pl.List(pl.Int64()),
     }
 )
-_TODO = "write it again with `vlm2rec evaluate --save-ranks` or `bench/sasrec.py`"
+_TODO = "write it again with `vlm2rec evaluate --save-ranks` or `bench/method/sasrec.py`"
 
 
 @dataclass(frozen=True)

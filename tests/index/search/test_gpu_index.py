@@ -1,5 +1,5 @@
 """The logic around a GPU index, with FAISS's CPU classes in its place: which calls reach it, from which thread, and
-that no filter ever does. None of it was run on a GPU; bench/gpu_index.py is what to run there."""
+that no filter ever does. None of it was run on a GPU; bench/gpu/gpu_index.py is what to run there."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

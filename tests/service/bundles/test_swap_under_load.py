@@ -1,4 +1,4 @@
-"""bench/swap.py on small bundles: what must hold at any size. Nothing here is timed; the bench is for that."""
+"""bench/load/swap.py on small bundles: what must hold at any size. Nothing here is timed; the bench is for that."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.swap import Answered, Server, Stage, expected, judge, load, mixed, point_to, set_stage, store_histories
+from bench.load.swap import Answered, Server, Stage, expected, judge, load, mixed, point_to, set_stage, store_histories
 from tests.support.shops import eventually
 
 
@@ -55,7 +55,7 @@ def swapped(server: Server, stage: Stage, answers: list[Answered]) -> list[float
 
 
 def test_five_swaps_under_load(day_bundles: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.open_loop._PATIENCE_S", 120.0)
+    monkeypatch.setattr("bench.load.open_loop._PATIENCE_S", 120.0)
     stage = set_stage(tmp_path, day_bundles[:3], histories=32)
     assert [kind for kind, _ in stage.swaps] == ["good", "good", "corrupt", "truncated", "good"]
     server = Server(stage.registry, tmp_path, VLM2REC_POLL_MS="50")

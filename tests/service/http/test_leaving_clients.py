@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench.swap import Server
+from bench.load.swap import Server
 from service.app import create_app
 from service.settings import load_settings
 

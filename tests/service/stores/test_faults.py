@@ -50,7 +50,7 @@ def check_degraded(client: TestClient) -> None:
 
 
 def check_whole(client: TestClient, item: str) -> None:
-    """Histories are read and events stored again, by itself; bench/faults.py measures after how long."""
+    """Histories are read and events stored again, by itself; bench/faults/faults.py measures after how long."""
     event = {"user_id": "u", "item_id": item, "event_id": item}
     eventually(lambda: client.get("/readyz").json()["redis"] == "up")
     eventually(lambda: client.post("/events", json=event).status_code == 200)

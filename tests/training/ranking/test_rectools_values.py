@@ -1,4 +1,4 @@
-"""Our metrics against what RecTools said of the same scores (`bench/rectools_values.py` recorded it)."""
+"""Our metrics against what RecTools said of the same scores (`bench/method/rectools_values.py` recorded it)."""
 
 import json
 from collections.abc import Sequence

@@ -1,0 +1,173 @@
+"""The load of the fault run: recommendations and events at constant rates, and what became of every one of them."""
+
+import gc
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.faults.fault_stage import Stage
+from bench.load.open_loop import Client, arrivals, requests_of
+from index.bundle.bundle import Bundle
+from index.bundle.registry import Registry
+from service.stores.history_keys import BUCKETS, keys_of, stream_key
+
+USERS = 200
+_SEPARATOR = "\x1f"
+_K = 20
+_EVENT_PATH = "/events"
+_DEGRADED = b'"degraded":"'
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event of the run; number and time are its own, so that it can be told from all others in Redis."""
+
+    user_id: str
+    item_id: str
+    number: int
+
+    @property
+    def event_id(self) -> str:
+        """Its own."""
+        return f"event-{self.number}"
+
+    @property
+    def timestamp(self) -> int:
+        """Seconds; a whole number, so that it is stored as it was sent."""
+        return 1_700_000_000 + self.number
+
+    @property
+    def step(self) -> str:
+        """As its user's history has it."""
+        return f"{self.user_id} {self.item_id}{_SEPARATOR}{self.timestamp}"
+
+    def body(self) -> dict[str, Any]:
+        """As it is sent."""
+        return {
+            "user_id": self.user_id,
+            "item_id": self.item_id,
+            "event_id": self.event_id,
+            "timestamp": self.timestamp,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a request.
+
+    Attributes:
+        due: perf_counter seconds.
+        answered: likewise.
+        status: of the answer; 0 when the connection failed or no answer came.
+        degraded: the reason that the answer gives; empty when it is whole or none.
+        event: the event that was sent; None for a recommendation.
+    """
+
+    due: float
+    answered: float
+    status: int
+    degraded: str
+    event: Event | None
+
+
+class Load:
+    """Makes requests for made users of a bundle.
+
+    Args:
+        registry: of the bundle.
+        rate: recommendations a second.
+        event_rate: events a second.
+    """
+
+    def __init__(self, registry: Path, rate: float, event_rate: float) -> None:
+        published = Registry(registry)
+        bundle = Bundle.load(published.path(str(published.current())))
+        self._rng = np.random.default_rng(0)
+        self._items = [bundle.ids.id(int(row)) for row in self._rng.choice(len(bundle), min(500, len(bundle)), False)]
+        self._rate = rate
+        self._event_rate = event_rate
+        self._number = 0
+        self.events: list[Event] = []
+
+    def first_histories(self) -> list[Event]:
+        """Ten events for every user."""
+        return [self._event(f"user-{user}") for user in range(USERS) for _ in range(10)]
+
+    def run(self, stage: Stage, seconds: float, outcomes: list[Outcome]) -> "Running":
+        """Offer load for a while, in a thread of its own."""
+        return Running(self, stage, seconds, outcomes)
+
+    def requests(self, seconds: float, seed: int) -> tuple[list[bytes], Any, dict[bytes, Event]]:
+        """Requests, when they are due (seconds from the start), and which of them are which events."""
+        reads, writes = arrivals(self._rate, seconds, seed), arrivals(self._event_rate, seconds, seed + 1)
+        asked = [{"user_id": f"user-{user}", "k": _K} for user in self._rng.integers(USERS, size=len(reads))]
+        events = [self._event(f"user-{user}") for user in self._rng.integers(USERS, size=len(writes))]
+        sent = [
+            *requests_of("/recommend", [json.dumps(body).encode() for body in asked]),
+            *requests_of(_EVENT_PATH, [json.dumps(event.body()).encode() for event in events]),
+        ]
+        due = np.concatenate([reads, writes])
+        order = np.argsort(due, kind="stable")
+        return [sent[at] for at in order], due[order], dict(zip(sent[len(reads) :], events, strict=True))
+
+    def _event(self, user_id: str) -> Event:
+        self._number += 1
+        event = Event(user_id, self._items[int(self._rng.integers(len(self._items)))], self._number)
+        self.events.append(event)
+        return event
+
+
+class Running:
+    """Load that is being offered.
+
+    Attributes:
+        started: perf_counter seconds of its begin.
+        events: that are among it.
+    """
+
+    def __init__(self, load: Load, stage: Stage, seconds: float, outcomes: list[Outcome]) -> None:
+        requests, due, self._sent = load.requests(seconds, seed=len(load.events))
+        self.events = list(self._sent.values())
+        self._outcomes = outcomes
+        self._client = Client(stage.port, self._keep)
+        self.started = time.perf_counter() + 0.1
+        self._thread = threading.Thread(target=self._client.run, args=(requests, self.started + due))
+        gc.disable()  # a collection would hold up the client, not the service
+        self._thread.start()
+
+    def wait_until(self, seconds: float) -> None:
+        """Wait until so many seconds after the begin."""
+        time.sleep(max(self.started + seconds - time.perf_counter(), 0.0))
+
+    def join(self) -> None:
+        """Wait until every request has been answered, or will not be any more."""
+        self._thread.join()
+        gc.enable()
+        self._client.close()
+        unanswered = [record[0] for record in self._client.records if record[1] == 0]
+        self._outcomes += [Outcome(due, float("inf"), 0, "", None) for due in unanswered]
+
+    def _keep(self, request: bytes, due: float, at: float, status: int, body: bytes) -> None:
+        start = body.find(_DEGRADED) + len(_DEGRADED)
+        reason = body[start : body.index(b'"', start)].decode() if start >= len(_DEGRADED) else ""
+        self._outcomes.append(Outcome(due, at, status, reason, self._sent.get(request)))
+
+
+def lost_and_doubled(stage: Stage, acknowledged: Sequence[Event]) -> tuple[list[Event], list[str]]:
+    """Acknowledged events that are not in Redis, in the stream and in the history; and what is there twice."""
+    with stage.admin() as admin:
+        streams = [admin.xrange(stream_key("vlm2rec", bucket)) for bucket in range(BUCKETS)]
+        streamed = Counter(fields["event_id"] for entries in streams for _, fields in entries)
+        kept: Counter[str] = Counter()
+        for user in {event.user_id for event in acknowledged}:
+            steps = admin.lrange(keys_of("vlm2rec", user).history, 0, -1)
+            kept.update(f"{user} {step.rpartition(_SEPARATOR)[0]}" for step in steps)
+    lost = [event for event in acknowledged if not streamed[event.event_id] or not kept[event.step]]
+    return lost, [name for found in (streamed, kept) for name, count in found.items() if count > 1]

@@ -1,0 +1,359 @@
+"""The fault run: Redis and the service are killed, stopped, filled and restarted under load, and nothing may be lost.
+
+    python -m bench.faults.faults               # 300 requests and 30 events a second, about two minutes
+    python -m bench.faults.faults --rate 50     # a quiet look
+
+Two replicas behind a balancer, a Redis that writes every event through to the disk. One fault after the other, each in
+a phase of its own. Prints and writes JSON, and the table of docs/reliability.md from it.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.faults.fault_load import Event, Load, Outcome, Running, lost_and_doubled
+from bench.faults.fault_stage import Stage
+from bench.index.bundles import published
+from bench.measurements import commit, machine
+
+RECOVERY_S = 2.0
+_ROOT = Path(__file__).parents[2]
+_PAGE = _ROOT / "docs" / "reliability.md"
+_BEGIN, _END = "<!-- figures of bench/results/faults.json -->", "<!-- end of figures -->"
+_HISTORY = "history_unavailable"
+_DEGRADED_METRIC = f'vlm2rec_degraded_total{{reason="{_HISTORY}"}}'
+_DEATHS_METRIC = "vlm2rec_worker_deaths_total"
+_RETRIES = 200
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that goes wrong.
+
+    Attributes:
+        name: for the table.
+        begin: makes it go wrong.
+        end: puts it right; when it returns, it is right.
+        degrades: histories cannot be read meanwhile.
+        refuses: events cannot be stored meanwhile.
+        drains: a replica ends in order meanwhile, and may answer 503.
+        kills: threads of the engine end meanwhile.
+    """
+
+    name: str
+    begin: Callable[[Stage], None]
+    end: Callable[[Stage], None]
+    degrades: bool = False
+    refuses: bool = False
+    drains: bool = False
+    kills: bool = False
+
+
+def _signal_redis(stage: Stage, which: signal.Signals) -> None:
+    if stage.redis.pid is not None:
+        os.kill(stage.redis.pid, which)
+
+
+def _configure(stage: Stage, **settings: str) -> None:
+    with stage.admin() as admin:
+        for name, value in settings.items():
+            admin.config_set(name.replace("_", "-"), value)
+
+
+def _command(stage: Stage, *command: str) -> None:
+    with stage.admin() as admin:
+        admin.execute_command(*command)
+
+
+def _end_workers(stage: Stage) -> None:
+    for replica in stage.replicas:
+        replica.burst()  # threads are started when several requests come at once
+        replica.end_workers()
+        replica.burst()  # and end at their next step
+
+
+FAULTS = (
+    Fault("Redis killed and restarted", lambda s: s.redis.kill(), lambda s: s.redis.start(), True, True),
+    Fault(
+        "Redis stopped (SIGSTOP)",
+        lambda s: _signal_redis(s, signal.SIGSTOP),
+        lambda s: _signal_redis(s, signal.SIGCONT),
+        True,
+        True,
+    ),
+    Fault("Redis restarted in order", lambda s: s.redis.stop(), lambda s: s.redis.start(), True, True),
+    Fault(
+        "Redis out of memory",
+        lambda s: _configure(s, maxmemory_policy="noeviction", maxmemory="1"),
+        lambda s: _configure(s, maxmemory="0", maxmemory_policy="volatile-ttl"),
+        refuses=True,
+    ),
+    Fault(
+        "Redis read-only",
+        lambda s: _command(s, "REPLICAOF", "127.0.0.1", "1"),
+        lambda s: _command(s, "REPLICAOF", "NO", "ONE"),
+        refuses=True,
+    ),
+    Fault(
+        "Redis hangs on writes",
+        lambda s: _command(s, "CLIENT", "PAUSE", "600000", "WRITE"),
+        lambda s: _command(s, "CLIENT", "UNPAUSE"),
+        refuses=True,
+    ),
+    Fault(
+        "one replica restarted (SIGTERM)", lambda s: s.replicas[0].end(), lambda s: s.replicas[0].start(), drains=True
+    ),
+    Fault("worker threads killed", _end_workers, lambda _: None, kills=True),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything.
+
+    Attributes:
+        rate: recommendations a second.
+        event_rate: events a second.
+        before_s: seconds of each phase before its fault.
+        fault_s: seconds of a fault.
+        after_s: seconds after it.
+    """
+
+    rate: float = 300.0
+    event_rate: float = 30.0
+    before_s: float = 3.0
+    fault_s: float = 5.0
+    after_s: float = 5.0
+
+
+@dataclass
+class Phase:
+    """A fault as it went.
+
+    Attributes:
+        fault: which.
+        outcomes: of every request.
+        began: perf_counter seconds, when it was about to go wrong.
+        returned: likewise, when it was right again.
+        counted: what the metrics of both replicas grew by; of no use where one was restarted.
+        retried: events that were not acknowledged at first, sent again afterwards with the same id until they were.
+        unstored: those that even so were not.
+        repeated: acknowledged events sent once more, and how many of them were stored a second time.
+    """
+
+    fault: Fault
+    outcomes: list[Outcome]
+    began: float
+    returned: float
+    counted: Counter[str]
+    retried: int
+    unstored: int
+    repeated: tuple[int, int]
+
+    def figures(self) -> dict[str, Any]:
+        """What is written down; seconds from the return to the last answer that was less for it."""
+        reads = [outcome for outcome in self.outcomes if outcome.event is None]
+        events = [outcome for outcome in self.outcomes if outcome.event is not None]
+        degraded = [outcome for outcome in reads if outcome.degraded == _HISTORY]
+        refused = [outcome for outcome in events if outcome.status == 503]
+        latency = sorted(outcome.answered - outcome.due for outcome in reads if outcome.status == 200)
+        return {
+            "recommendations": len(reads),
+            "events": len(events),
+            "degraded": len(degraded),
+            "degraded_counted": None if self.fault.drains else int(self.counted[_DEGRADED_METRIC]),
+            "degraded_otherwise": dict(Counter(o.degraded for o in reads if o.degraded not in {"", _HISTORY})),
+            "events_refused": len(refused),
+            "statuses": {
+                str(status): count for status, count in sorted(Counter(o.status for o in self.outcomes).items())
+            },
+            "fault_s": self.returned - self.began,
+            "histories_back_s": self._after(degraded),
+            "events_back_s": self._after(refused),
+            "slowest_ms": 1000 * latency[-1] if latency else None,
+            "events_retried": self.retried,
+            "events_not_stored_at_last": self.unstored,
+            "events_repeated": self.repeated[0],
+            "events_stored_twice": self.repeated[1],
+            "worker_deaths": int(self.counted[_DEATHS_METRIC]),
+            "wrong": self.wrong(),
+        }
+
+    def wrong(self) -> list[str]:
+        """What must not be."""
+        found = Counter(self._fault_of(outcome) for outcome in self.outcomes)
+        told = [f"{count} × {what}" for what, count in found.items() if what]
+        seen = sum(outcome.degraded == _HISTORY for outcome in self.outcomes)
+        if not self.fault.drains and self.counted[_DEGRADED_METRIC] != seen:
+            told.append(f"{self.counted[_DEGRADED_METRIC]:.0f} degraded answers were counted, {seen} were seen")
+        if self.fault.degrades and not seen:
+            told.append("the fault was not felt by recommendations")
+        if self.fault.refuses and not any(outcome.status == 503 for outcome in self.outcomes):
+            told.append("the fault was not felt by events")
+        if self.fault.kills and not self.counted.get(_DEATHS_METRIC, 1):
+            told.append("no worker died")
+        if self.unstored:
+            told.append(f"{self.unstored} events were refused for ever")
+        if self.repeated[1]:
+            told.append(f"{self.repeated[1]} events were stored twice")
+        return told
+
+    def _fault_of(self, outcome: Outcome) -> str:
+        """What is wrong with an answer; empty if nothing is."""
+        felt = self.began <= outcome.answered and outcome.due <= self.returned + RECOVERY_S
+        if outcome.degraded == _HISTORY and not (self.fault.degrades and felt):
+            return "degraded without need"
+        if outcome.status == 200:
+            return ""
+        if outcome.status == 503 and felt and (self.fault.drains or (self.fault.refuses and outcome.event is not None)):
+            return ""
+        return f"{outcome.status} to {'a recommendation' if outcome.event is None else 'an event'}"
+
+    def _after(self, outcomes: Sequence[Outcome]) -> float:
+        return max([outcome.answered - self.returned for outcome in outcomes] + [0.0])
+
+
+def carry_out(fault: Fault, stage: Stage, load: Load, plan: Plan, acknowledged: list[Event]) -> Phase:
+    """One phase: load, fault, load; then what was not stored is sent again, and something of what was."""
+    outcomes: list[Outcome] = []
+    before = stage.metrics()
+    running = load.run(stage, plan.before_s + plan.fault_s + plan.after_s, outcomes)
+    try:
+        running.wait_until(plan.before_s)
+        began = time.perf_counter()
+        fault.begin(stage)
+        running.wait_until(plan.before_s + plan.fault_s)
+        fault.end(stage)
+        returned = time.perf_counter()
+    finally:
+        running.join()
+    counted = stage.metrics()
+    counted.subtract(before)
+    stored, retried, unstored = _send_again(stage, running, outcomes)
+    repeated = [stage.post("/events", event.body())[1].get("stored", 0) for event in stored[::20]]
+    acknowledged += stored
+    return Phase(fault, outcomes, began, returned, counted, retried, unstored, (len(repeated), sum(repeated)))
+
+
+def _send_again(stage: Stage, running: Running, outcomes: Sequence[Outcome]) -> tuple[list[Event], int, int]:
+    """The events that are acknowledged now, how many of them at a later try, and how many are not."""
+    stored = [outcome.event for outcome in outcomes if outcome.event is not None and outcome.status == 200]
+    at_first = {event.number for event in stored}
+    open_ = [event for event in running.events if event.number not in at_first]
+    unstored = 0
+    for event in open_:
+        for _ in range(_RETRIES):
+            if stage.post("/events", event.body())[0] == 200:
+                stored.append(event)
+                break
+            time.sleep(0.05)
+        else:
+            unstored += 1
+    return stored, len(open_) - unstored, unstored
+
+
+def run(registry: Path, work: Path, plan: Plan, faults: Sequence[Fault] = FAULTS) -> dict[str, Any]:
+    """All faults on a bundle; the figures, and whether everything holds.
+
+    Args:
+        registry: of a published bundle.
+        work: for files of this run.
+        plan: how much of everything.
+        faults: in this order.
+    """
+    load = Load(registry, plan.rate, plan.event_rate)
+    with Stage(registry, work) as stage:
+        acknowledged = load.first_histories()
+        for at in range(0, len(acknowledged), 500):
+            status, _ = stage.post("/events", {"events": [event.body() for event in acknowledged[at : at + 500]]})
+            if status != 200:
+                raise SystemExit(f"the first histories could not be stored: {status}")
+        phases = {}
+        for fault in faults:
+            phases[fault.name] = carry_out(fault, stage, load, plan, acknowledged).figures()
+            print(f"{fault.name}: {phases[fault.name]['wrong'] or 'holds'}", file=sys.stderr, flush=True)
+        lost, doubled = lost_and_doubled(stage, acknowledged)
+    late = [
+        name for name, phase in phases.items() if max(phase["histories_back_s"], phase["events_back_s"]) > RECOVERY_S
+    ]
+    return {
+        "plan": asdict(plan),
+        "phases": phases,
+        "events_acknowledged": len(acknowledged),
+        "events_lost": len(lost),
+        "events_doubled": len(doubled),
+        "recovered_late": late,
+        "holds": not lost and not doubled and not late and not any(phase["wrong"] for phase in phases.values()),
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures for the page."""
+    plan, about = found["plan"], found["machine"]
+    lines = [
+        f"{plan['rate']:.0f} recommendations and {plan['event_rate']:.0f} events a second on {about['cores']} cores "
+        f"({about['cpu']}), commit {found['commit']}. Of {found['events_acknowledged']:,} acknowledged events "
+        f"{found['events_lost']} were lost and {found['events_doubled']} stored twice.",
+        "",
+        "| fault | answers | degraded: seen, counted | events refused, stored later | other failures | histories back "
+        "| events back |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, phase in found["phases"].items():
+        answers = phase["recommendations"] + phase["events"]
+        others = answers - phase["statuses"].get("200", 0) - phase["statuses"].get("503", 0)
+        lines.append(
+            f"| {name} | {answers:,} | {phase['degraded']}, {phase['degraded_counted']} "
+            f"| {phase['events_refused']}, {phase['events_retried']} | {others} "
+            f"| {phase['histories_back_s']:.2f} s | {phase['events_back_s']:.2f} s |"
+        )
+    return "\n".join(lines)
+
+
+def write_page(found: dict[str, Any], page: Path) -> None:
+    """Put the figures into the page, between their marks."""
+    head, _, rest = page.read_text().partition(_BEGIN)
+    page.write_text(f"{head}{_BEGIN}\n\n{table(found)}\n\n{_END}{rest.partition(_END)[2]}")
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=10_000)
+    parser.add_argument(
+        "--rate", type=float, default=Plan.rate, help="recommendations per second; a tenth as many events"
+    )
+    parser.add_argument("--work", type=Path, default=_ROOT / ".bench", help="where built bundles are kept")
+    parser.add_argument("--out", type=Path, default=_ROOT / "bench" / "results" / "faults.json")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended on the way out
+    options.work.mkdir(parents=True, exist_ok=True)
+    encoder = options.work / "encoder.onnx"
+    if not encoder.exists():
+        subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], cwd=_ROOT, check=True)
+    made = published(options.items, options.work, encoder, lambda stage, _share: print(stage, file=sys.stderr))
+    with tempfile.TemporaryDirectory(dir=options.work) as scratch:
+        plan = Plan(rate=options.rate, event_rate=options.rate / 10)
+        found = run(Path(made.registry), Path(scratch), plan)
+    found |= {"items": options.items, "commit": commit(), "machine": machine()}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+    if options.out == parser.get_default("out"):
+        write_page(found, _PAGE)
+    if not found["holds"]:
+        sys.exit("something did not hold, see above")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""`vlm2rec serve`, with a way in for accidents: SIGUSR1 ends the threads of its engine in the middle of their work.
+
+    python -m bench.faults.replica serve --registry DIR --redis URL --port 8000
+
+The service knows nothing of it: the interpreter raises `SystemExit` in a thread at its next step.
+"""
+
+import ctypes
+import signal
+import threading
+
+from cli.main import main
+
+_ENGINE = "engine"  # the name of the threads that encode and search
+
+
+def _end_workers(*_: object) -> None:
+    for thread in threading.enumerate():
+        if thread.name.startswith(_ENGINE) and thread.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGUSR1, _end_workers)
+    main()

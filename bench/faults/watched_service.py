@@ -1,0 +1,67 @@
+"""`vlm2rec` with a witness inside: a thread that tells how much the interpreter holds and how late the loop is.
+
+    python -m bench.faults.watched_service WITNESS.jsonl serve --registry …
+
+A line every few seconds: blocks of memory that the interpreter's allocator has given out, threads, and the longest time
+since the line before that the event loop took to answer this thread, in milliseconds. The collector's objects are not
+counted: `gc.get_objects` holds tuples that another thread is still making, which then fail with a SystemError.
+"""
+
+import asyncio
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import uvicorn
+
+from cli.main import main as vlm2rec
+
+EVERY_S = 5.0
+_PROBE_S = 0.02
+_loops: list[asyncio.AbstractEventLoop] = []
+
+
+def _watch(witness: Path) -> None:
+    """Ask the loop again and again whether it is free, and write down what is seen."""
+    while not _loops:
+        time.sleep(0.1)
+    lag_ms, due = 0.0, time.monotonic()
+    while True:
+        asked, answered = time.perf_counter(), threading.Event()
+        try:
+            _loops[0].call_soon_threadsafe(answered.set)
+        except RuntimeError:
+            return  # the loop has ended
+        answered.wait(10.0)
+        lag_ms = max(lag_ms, 1000 * (time.perf_counter() - asked))
+        if time.monotonic() >= due:
+            due += EVERY_S
+            line = {
+                "blocks": sys.getallocatedblocks(),
+                "threads": threading.active_count(),
+                "lag_ms": round(lag_ms, 2),
+            }
+            lag_ms = 0.0
+            with witness.open("a") as out:
+                out.write(json.dumps(line) + "\n")
+        time.sleep(_PROBE_S)
+
+
+def main() -> None:
+    """Watch, and be `vlm2rec` with the rest of the arguments."""
+    witness = Path(sys.argv.pop(1))
+    started = uvicorn.Server.startup
+
+    async def startup(self: uvicorn.Server, sockets: object = None) -> None:
+        _loops.append(asyncio.get_running_loop())
+        await started(self, sockets)  # type: ignore[arg-type]
+
+    uvicorn.Server.startup = startup  # type: ignore[method-assign]
+    threading.Thread(target=_watch, args=(witness,), daemon=True).start()
+    vlm2rec()
+
+
+if __name__ == "__main__":
+    main()

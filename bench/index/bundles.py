@@ -1,0 +1,121 @@
+"""Bundles of made catalogues for the serving bench: built once a size, published, kept for the next run."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from bench.index.catalogues import LAYOUT, made_histories, made_vectors
+from index.build.build import build_bundle
+from index.bundle.bundle import Bundle
+from index.bundle.index_spec import IndexSpec
+from index.bundle.registry import Registry
+from index.items.eval_queries import Probes
+from index.items.item_ids import ItemIds
+from index.items.item_table import ItemTable
+
+HISTORY = 10
+GROUP = "group"
+"""A metadata column: 0 … 99 at random, so that ``{"field": "group", "lt": 50}`` allows half of the items."""
+GROUPS = 100
+
+_PROBES = 512
+_POOL = 20_000
+_SEED = 0
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published bundle and what it took.
+
+    Attributes:
+        rows: items of its catalogue.
+        registry: directory that `vlm2rec serve` reads.
+        bundle: the bundle's own directory.
+        kind: of its index.
+        build_s: seconds of `build_bundle`: index, calibration and measuring.
+        publish_s: seconds of `Registry.publish`: copy, hash, first load.
+        vectors_bytes: size of the stored vectors.
+        index_bytes: size of the index.
+        recall: recall@20 by kind of query, from the bundle's own report.
+    """
+
+    rows: int
+    registry: str
+    bundle: str
+    kind: str
+    build_s: float
+    publish_s: float
+    vectors_bytes: int
+    index_bytes: int
+    recall: dict[str, float]
+
+
+def published(rows: int, work: Path, encoder: Path, progress: Progress) -> Published:
+    """The bundle of a size, built with the product's own choice of index if it is not there yet.
+
+    Args:
+        rows: items of the catalogue.
+        work: where bundles are kept between runs.
+        encoder: ``encoder.onnx``.
+        progress: called with a stage and the share of it that is done.
+    """
+    home = work / f"catalogue-{rows}"
+    record = home / "published.json"
+    if record.exists():
+        return Published(**json.loads(record.read_text()))
+    progress("catalogue", 0.0)
+    table, probes = _table(rows)
+    started = time.perf_counter()
+    built = build_bundle(table, encoder, probes, home / "built", IndexSpec(), progress=progress)
+    build_s = time.perf_counter() - started
+    started = time.perf_counter()
+    registry = Registry(home / "registry")
+    # Whatever recall it reaches is a result of the bench; refusing it would hide the result.
+    bundle_id = registry.publish(built, force=True, progress=progress)
+    publish_s = time.perf_counter() - started
+    path = registry.path(bundle_id)
+    bundle = Bundle.load(path)
+    found = Published(
+        rows=rows,
+        registry=str(registry.root),
+        bundle=str(path),
+        kind=bundle.manifest.index.kind,
+        build_s=build_s,
+        publish_s=publish_s,
+        vectors_bytes=(path / "vectors.npy").stat().st_size,
+        index_bytes=sum(file.stat().st_size for file in path.glob("index.faiss")),
+        recall=dict(bundle.manifest.index.recall),
+    )
+    record.write_text(json.dumps(asdict(found), indent=1))
+    return found
+
+
+def user_histories(bundle: Bundle, count: int) -> NDArray[np.int64]:
+    """(count, 10) int64 rows, oldest first: for each user items that are like each other, as users take them."""
+    rng = np.random.default_rng((_SEED, 2))
+    pool = np.sort(rng.choice(len(bundle), min(_POOL, len(bundle)), replace=False))
+    picked: NDArray[np.int64] = pool[made_histories(bundle.vectors(pool), count, HISTORY, _SEED)]
+    return picked
+
+
+def _table(rows: int) -> tuple[ItemTable, Probes]:
+    rng = np.random.default_rng((_SEED, 1))
+    vectors = made_vectors(rows, _SEED)
+    table = ItemTable(
+        layout=LAYOUT,
+        ids=ItemIds(f"item-{row:07d}" for row in range(rows)),
+        vectors=vectors,
+        popularity=rng.integers(1, 1000, rows).astype(np.int64),
+        metadata=pa.table({GROUP: pa.array(rng.integers(GROUPS, size=rows), pa.int64())}),
+        model={"kind": "made for the bench", "seed": _SEED},
+    )
+    histories = made_histories(vectors, _PROBES, HISTORY + 1, _SEED)
+    return table, Probes(histories[:, :-1].copy(), histories[:, -1].copy())

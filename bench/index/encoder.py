@@ -1,0 +1,33 @@
+"""A sequence encoder of the size that is served: 2 layers of 128, exported to ONNX as a trained one is, random weights.
+
+    python -m bench.index.encoder .bench/encoder.onnx
+
+A program of its own, so that the bench itself never holds torch in memory beside the servers it measures.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from bench.index.catalogues import LAYOUT
+from training.encoder.model import SequenceEncoder
+from training.encoder.onnx_export import export_encoder
+
+MAX_HISTORY = 10  # what `vlm2rec fit-encoder` takes by default
+_LEARNED = 0.04  # of the first weights: the query stays near the mean of its history, as a trained one does
+
+
+def main() -> None:
+    """Export to the path given."""
+    torch.manual_seed(0)
+    encoder = SequenceEncoder(LAYOUT.dim, MAX_HISTORY, width=128, layers=2, heads=2).eval()
+    with torch.no_grad():
+        encoder.leave.weight.mul_(_LEARNED)
+    path = Path(sys.argv[1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    export_encoder(encoder, LAYOUT, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,379 @@
+"""Five swaps under load: good, good, corrupt, truncated, good; no request fails, no answer mixes two bundles.
+
+    python bench/load/swap.py --items 100000
+
+Open-loop Poisson load on `POST /recommend` (half of it with histories stored in Redis) while the pointer of the
+registry moves. Every answer is held against the bundle that it names, worked out offline. Latency counts from the
+moment a request was due. Prints and writes JSON; compare figures within one file only.
+"""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.index.catalogues import LAYOUT, make_catalogue
+from bench.load.open_loop import Client, arrivals, requests_of
+from index.build.build import build_bundle
+from index.bundle.bundle import Bundle
+from index.bundle.gate import Bounds
+from index.bundle.index_spec import IndexSpec
+from index.bundle.integrity import write_durably
+from index.bundle.manifest import FAISS_FILE, MANIFEST_FILE, Manifest
+from index.bundle.pointer import POINTER_FILE
+from index.bundle.registry import Registry
+from index.items.item_table import ItemTable
+
+K = 20
+HISTORY = 10
+WINDOW_S = 4.0  # of a swap, from the moment the pointer moves
+TOLERANCE = 1e-5
+_NIGHT = 0.02  # standard deviation; a component is about 0.07
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One request: which body, when it was due (perf_counter), seconds from then to the answer, status, body.
+
+    A server that stalls is charged for all that waited meanwhile. Status 0 is a connection that failed.
+    """
+
+    number: int
+    due: float
+    seconds: float
+    status: int
+    body: bytes
+
+
+@dataclass
+class Stage:
+    """A registry with every bundle in place; only its pointer has to move.
+
+    Attributes:
+        registry: its directory.
+        first: id of the bundle to begin with.
+        swaps: (kind, id) in order; kind is good, corrupt or truncated.
+        histories: item ids, oldest first.
+        bodies: a request for each history, with the items or with a user.
+    """
+
+    registry: Path
+    first: str
+    swaps: list[tuple[str, str]]
+    histories: list[list[str]]
+    bodies: list[bytes] = field(default_factory=list)
+
+    @property
+    def good(self) -> list[str]:
+        """Ids of bundles that may answer."""
+        return [self.first, *(bundle for kind, bundle in self.swaps if kind == "good")]
+
+
+def set_stage(work: Path, bundles: Sequence[Path], histories: int, seed: int = 0) -> Stage:
+    """Publish the bundles and damaged copies of the first: good, good, corrupt, truncated, good.
+
+    Args:
+        work: gets the registry.
+        bundles: three different ones; the last swap goes back to the content of the first, under another id.
+        histories: how many to ask with.
+        seed: of their choice.
+    """
+    registry = Registry(work / "registry")
+    for bundle in bundles:
+        registry.publish(bundle)
+    swaps = [("good", bundles[1].name), ("good", bundles[2].name)]
+    for hours, kind in enumerate(("corrupt", "truncated", "good"), 1):
+        again = registry.publish(sealed_again(bundles[0], work / "again", hours))
+        damage(registry.path(again), kind)
+        swaps.append((kind, again))
+    point_to(registry.root, bundles[0].name)
+    first = Bundle.load(registry.path(bundles[0].name))
+    picks = np.random.default_rng(seed).integers(len(first.probes), size=histories)
+    asked = [[first.ids.id(int(row)) for row in first.probes.history(int(probe))] for probe in picks]
+    bodies = [
+        json.dumps({"user_id": f"user-{number}", "k": K} if number % 2 else {"items": items, "k": K}).encode()
+        for number, items in enumerate(asked)
+    ]
+    return Stage(registry.root, bundles[0].name, swaps, asked, bodies)
+
+
+def sealed_again(bundle: Path, out: Path, hours: int) -> Path:
+    """A copy of a bundle that says it was built later, and so has another id."""
+    manifest = Manifest.read(bundle)
+    kept = {name: getattr(manifest, name) for name in Manifest.model_fields}
+    later = Manifest.seal(
+        manifest.created + timedelta(hours=hours),
+        **{name: value for name, value in kept.items() if name not in {"format", "id", "content", "created"}},
+    )
+    copy = out / later.id
+    shutil.copytree(bundle, copy)
+    (copy / MANIFEST_FILE).chmod(0o644)
+    (copy / MANIFEST_FILE).write_text(later.to_json())
+    return copy
+
+
+def damage(bundle: Path, kind: str) -> None:
+    """Change one byte in the middle of the vectors with size and time kept, cut the index in half, or do nothing."""
+    name = {"corrupt": "vectors.npy", "truncated": FAISS_FILE}.get(kind)
+    if name is None:
+        return
+    # A file of its own first: publishing links files where it can.
+    path = bundle / name
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    path.unlink()
+    path.write_bytes(content if kind == "corrupt" else content[: len(content) // 2])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def point_to(registry: Path, bundle_id: str) -> None:
+    """Move the pointer by hand; publishing would repair or refuse what is damaged on purpose."""
+    write_durably(registry / POINTER_FILE, json.dumps({"format": 1, "current": bundle_id, "previous": []}).encode())
+
+
+class Server:
+    """A running `vlm2rec serve` on a registry, with a Redis of its own; further settings by variable."""
+
+    def __init__(self, registry: Path, state: Path, **further: str) -> None:
+        settings = {"VLM2REC_LOG_LEVEL": "error", "VLM2REC_DIRECTIVES_FILE": str(state / "directives.json")} | further
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", "serve", "--registry", str(registry), "--embedded-redis", "--port", "0"],
+            stdout=subprocess.PIPE,
+            env={**os.environ, **settings},
+            text=True,
+        )
+        announced = "" if self._process.stdout is None else self._process.stdout.readline()
+        found = re.search(r"http://[\d.]+:(\d+)", announced)
+        if found is None:
+            sys.exit("the service did not start")
+        self.port = int(found[1])
+
+    def call(self, path: str, body: dict[str, Any] | None = None) -> bytes:
+        """One request; what it answers."""
+        sent = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", sent, {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            found: bytes = answer.read()
+        return found
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        lines = [line for line in self.call("/metrics").decode().splitlines() if re.match(rf"{name}[ {{]", line)]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+    def end(self) -> None:
+        """Stop it."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.communicate(timeout=60)
+
+
+def load(server: Server, stage: Stage, rate: float, seconds: float) -> list[Answered]:
+    """Every body in turn, each request at its own random moment, whatever the answers do meanwhile."""
+    requests = requests_of("/recommend", stage.bodies)
+    numbers = {request: number for number, request in enumerate(requests)}
+    answered: list[Answered] = []
+
+    def keep(request: bytes, due: float, at: float, status: int, body: bytes) -> None:
+        answered.append(Answered(numbers[request], due, at - due, status, body))
+
+    client = Client(server.port, keep)
+    gc.disable()  # a collection among all that building bundles loaded would hold up the client, not the server
+    due = time.perf_counter() + 0.1 + arrivals(rate, seconds, seed=0)
+    try:
+        client.run(requests, due)
+    finally:
+        gc.enable()
+        client.close()
+    # What was still unanswered, or never sent, when the client gave up.
+    lost = [Answered(0, record[0], float("inf"), 0, b"") for record in client.records if record[1] == 0]
+    return answered + lost
+
+
+def drive(server: Server, stage: Stage, rate: float, seconds: float) -> tuple[list[Answered], list[float]]:
+    """Load for a while, and the pointer moved five times meanwhile; gives the answers and the moments it moved."""
+    moved: list[float] = []
+
+    def move() -> None:
+        for _, bundle_id in stage.swaps:
+            time.sleep(seconds / (len(stage.swaps) + 1))
+            moved.append(time.perf_counter())
+            point_to(stage.registry, bundle_id)
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    answers = load(server, stage, rate, seconds)
+    mover.join()
+    return answers, moved
+
+
+def store_histories(server: Server, stage: Stage) -> None:
+    """Store the histories of the requests that name a user."""
+    for number, items in enumerate(stage.histories):
+        if number % 2:
+            events = [
+                {"user_id": f"user-{number}", "item_id": item, "timestamp": place} for place, item in enumerate(items)
+            ]
+            server.call("/events", {"events": events})
+
+
+def expected(stage: Stage) -> dict[str, list[list[tuple[str, float]]]]:
+    """What each good bundle answers to each request, worked out without the service."""
+    answers = {}
+    for bundle_id in stage.good:
+        bundle = Bundle.load(stage.registry / bundle_id)
+        answers[bundle_id] = [_best(bundle, items) for items in stage.histories]
+    return answers
+
+
+def _best(bundle: Bundle, items: Sequence[str]) -> list[tuple[str, float]]:
+    rows, _ = bundle.ids.rows(items)
+    usable = rows[bundle.indexed[rows]]
+    found = bundle.search(bundle.encode([usable]), K + len(set(items)))
+    kept = [(row, score) for row, score in zip(found.rows[0].tolist(), found.scores[0].tolist(), strict=True)]
+    return [(bundle.ids.id(row), score) for row, score in kept if row >= 0 and row not in set(rows.tolist())][:K]
+
+
+def mixed(answers: Sequence[Answered], right: dict[str, list[list[tuple[str, float]]]]) -> list[str]:
+    """What is wrong with answers: a bundle that may not serve, or items or scores that are not that bundle's."""
+    wrong = []
+    for answer in answers:
+        if answer.status != 200:
+            continue
+        body = json.loads(answer.body)
+        wanted = right.get(body["bundle"], [[]] * (answer.number + 1))[answer.number]
+        same = [item["item_id"] for item in body["items"]] == [item for item, _ in wanted]
+        close = same and np.allclose([item["score"] for item in body["items"]], [s for _, s in wanted], atol=TOLERANCE)
+        if not close or not wanted or body["strategy"] != "sequence" or body["degraded"] is not None:
+            wrong.append(f"request {answer.number}, bundle {body['bundle']}, {body['strategy']}, {body['degraded']}")
+    return wrong
+
+
+def quantiles(answers: Sequence[Answered]) -> dict[str, float]:
+    """Latencies in milliseconds."""
+    if not answers:
+        return {}
+    p50, p90, p99, most = np.percentile([answer.seconds * 1000 for answer in answers], [50, 90, 99, 100]).tolist()
+    return {"requests": len(answers), "p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "max_ms": most}
+
+
+def judge(
+    stage: Stage, answers: list[Answered], moved: list[float], wrong: list[str], server: Server
+) -> dict[str, Any]:
+    """The figures of a run."""
+    windows = [(moment, moment + WINDOW_S) for moment in moved]
+    during = [[answer for answer in answers if start <= answer.due < end] for start, end in windows]
+    quiet = [answer for answer in answers if not any(start <= answer.due < end for start, end in windows)]
+    swaps = []
+    for (kind, bundle_id), moment, own in zip(stage.swaps, moved, during, strict=True):
+        marker = f'"bundle":"{bundle_id}"'.encode()
+        firsts = [answer.due + answer.seconds for answer in answers if marker in answer.body]
+        taken = min(firsts) - moment if firsts else None
+        swaps.append({"kind": kind, "seconds_to_first_answer": taken} | quantiles(own))
+    before, worst = quantiles(quiet), max(swap["p99_ms"] for swap in swaps)
+    return {
+        "requests": len(answers),
+        "failed": sum(answer.status != 200 for answer in answers),
+        "wrong_answers": len(wrong),
+        "bundles_answering": len({json.loads(answer.body)["bundle"] for answer in answers if answer.status == 200}),
+        "quiet": before,
+        "swaps": swaps,
+        "p99_during_ms": worst,
+        "p99_bound_ms": max(2 * before["p99_ms"], 20.0),
+        "refusals": server.metric("vlm2rec_bundle_refusals_total"),
+        "swapped": server.metric("vlm2rec_bundle_swaps_total"),
+        "bundles_in_memory": server.metric("vlm2rec_bundles_in_memory"),
+        "holds": (
+            all(answer.status == 200 for answer in answers)
+            and not wrong
+            and worst <= max(2 * before["p99_ms"], 20.0)
+            and server.metric("vlm2rec_bundle_refusals_total") == 2
+        ),
+    }
+
+
+def _trained_again(table: ItemTable, day: int) -> NDArray[np.float16]:
+    """The vectors as another night's training would leave them: every present component a little elsewhere."""
+    rng = np.random.default_rng(day)
+    moved = np.asarray(table.vectors, np.float32)
+    moved += _NIGHT * rng.standard_normal(moved.shape, dtype=np.float32) * (moved != 0)
+    return LAYOUT.stack({name: moved[:, LAYOUT.slice(name)] for name in LAYOUT.names}).astype(np.float16)
+
+
+def made_bundles(work: Path, items: int) -> list[Path]:
+    """Three bundles of the same items with different vectors, made once for a size."""
+    out = work / f"built-{items}"
+    done = sorted(out.glob("*Z-*")) if (out / "done").exists() else []
+    if done:
+        return done
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    encoder = [sys.executable, "-m", "bench.index.encoder", str((out / "encoder.onnx").absolute())]
+    subprocess.run(encoder, cwd=Path(__file__).parents[2], check=True)
+    made = make_catalogue(items)
+    for day in range(3):
+        print(f"building bundle {day + 1} of 3 with {items} items", file=sys.stderr)
+        table = replace(made.table, vectors=_trained_again(made.table, day))
+        now = datetime(2026, 1, 1 + day, tzinfo=UTC)
+        build_bundle(table, out / "encoder.onnx", made.probes, out, IndexSpec(bounds=Bounds(recall=None)), now=now)
+    (out / "done").touch()
+    return sorted(out.glob("*Z-*"))
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--rate", type=float, default=300.0, help="requests per second")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--work", type=Path, default=Path(".bench"), help="where built bundles are kept")
+    parser.add_argument("--out", type=Path, default=Path("bench/results/swap.json"))
+    options = parser.parse_args()
+    built = made_bundles(options.work, options.items)
+    with tempfile.TemporaryDirectory(dir=options.work) as scratch:
+        stage = set_stage(Path(scratch), built, histories=256)
+        server = Server(stage.registry, Path(scratch))
+        try:
+            store_histories(server, stage)
+            load(server, stage, options.rate, 2.0)  # warm, not counted
+            answers, moved = drive(server, stage, options.rate, options.seconds)
+            time.sleep(1.1)  # metrics are at most a second old
+            found = judge(stage, answers, moved, mixed(answers, expected(stage)), server)
+        finally:
+            server.end()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    found |= {
+        "items": options.items,
+        "rate": options.rate,
+        "seconds": options.seconds,
+        "commit": commit.stdout.strip(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "versions": {name: version(name) for name in ("fastapi", "uvicorn", "faiss-cpu", "onnxruntime", "numpy")},
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""A running contender: started on a free port, watched until it answers, measured, ended with all its processes."""
+
+import contextlib
+import ctypes
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from bench.serving.contenders import Contender
+
+PATH = "/recommend"
+_PATIENCE_S = 120.0
+_END_S = 30.0
+_LIBC = ctypes.CDLL(None)
+_PARENT_DEATH_SIGNAL = 1
+
+
+class DidNotServe(Exception):
+    """A contender ended, or did not answer in time; the message has the end of its log."""
+
+
+class Running:
+    """A contender's process for as long as the context lasts.
+
+    Args:
+        contender: what to start.
+        registry: of the published bundle.
+        bundle: its directory.
+        redis: URL of the histories.
+        probe: a request that is sent until it is answered.
+        log: file for its output.
+
+    Attributes:
+        port: where it listens.
+        interpreter: that it runs with.
+        ready_s: seconds from the start of its process to its first answer with 200.
+
+    Raises:
+        CannotInstall: its packages cannot be had.
+        DidNotServe: on entering, when it ends or does not answer within two minutes.
+    """
+
+    def __init__(
+        self, contender: Contender, *, registry: str, bundle: str, redis: str, probe: Mapping[str, Any], log: Path
+    ) -> None:
+        self.contender = contender
+        self.port = _free_port()
+        self.ready_s = 0.0
+        self._command = contender.command(port=self.port, registry=registry, redis=redis)
+        self.interpreter = self._command[0]
+        self._variables = contender.variables(port=self.port, bundle=bundle, redis=redis)
+        self._probe = probe
+        self._log = log
+
+    def __enter__(self) -> Self:
+        started = time.perf_counter()
+        with self._log.open("wb") as log:
+            self._process = psutil.Popen(
+                self._command,
+                env=self._variables,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=end_with_us,
+            )
+        try:
+            self._wait(started)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def ask(self, asked: Mapping[str, Any], *, timeout_s: float = 10.0) -> tuple[int, bytes]:
+        """One request on a connection of its own: status and body; status 0 when nothing listens."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        try:
+            connection.request("POST", PATH, self.contender.body(asked), {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        except (OSError, http.client.HTTPException):
+            return 0, b""
+        finally:
+            connection.close()
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Memory of all its processes: ``resident`` counts shared pages in each, ``proportional`` once in all."""
+        found = {"resident": 0, "proportional": 0, "processes": 0}
+        for process in self._family():
+            try:
+                memory = process.memory_full_info()
+            except psutil.Error:
+                continue
+            found["resident"] += memory.rss
+            found["proportional"] += memory.pss
+            found["processes"] += 1
+        return found
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            return [self._process, *self._process.children(recursive=True)]
+        except psutil.Error:
+            return []
+
+    def _wait(self, started: float) -> None:
+        while time.perf_counter() - started < _PATIENCE_S:
+            status, _ = self.ask(self._probe)
+            if status == 200:
+                self.ready_s = time.perf_counter() - started
+                return
+            if self._process.poll() is not None:
+                raise DidNotServe(f"ended with exit code {self._process.returncode}: {self._tail()}")
+            time.sleep(0.02)
+        raise DidNotServe(f"gave no answer within {_PATIENCE_S:.0f} s, the last was {status}: {self._tail()}")
+
+    def _end(self) -> None:
+        family = self._family()
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs(family, _END_S)
+        for process in alive:
+            try:
+                process.kill()
+            except psutil.Error:
+                continue
+        psutil.wait_procs(alive, _END_S)
+        with contextlib.suppress(ProcessLookupError):  # whatever was started in the meantime
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _tail(self) -> str:
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        return json.dumps(" / ".join(lines[-3:])[-500:], ensure_ascii=False)
+
+
+def end_with_us() -> None:
+    """Runs in the new process: asks the kernel for SIGTERM when the bench is killed (Linux)."""
+    if sys.platform == "linux":
+        _LIBC.prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

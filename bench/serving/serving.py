@@ -1,0 +1,141 @@
+"""`POST /recommend` under load: vlm2rec, a bare echo and six other ways to serve the same bundle from the same Redis.
+
+    python -m bench.serving.serving            # goes on where the last run ended
+    python -m bench.serving.serving --fresh    # begins anew
+    python -m bench.serving.serving --only overload    # measures this stage again and leaves the rest
+    python -m bench.serving.serving --smoke    # seconds, to see that everything runs
+
+Every measurement is stored as soon as it is done (bench/results/serving.json); at the end docs/benchmarks.md is
+written. Load generator, Redis and server share the machine, so only ratios within one file mean anything; contenders
+take turns for that reason.
+"""
+
+import argparse
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.progress import Progress, TaskID
+
+from bench.index.bundles import Published, published
+from bench.load.closed_loop import load_tool
+from bench.measurements import Measurements
+from bench.serving.environments import CannotInstall
+from bench.serving.page import PAGE, write_page
+from bench.serving.plan import SMOKE, Plan
+from bench.serving.running import DidNotServe
+from bench.serving.setting import Setting
+from bench.serving.stages import Task, Visit, measured_visits, tuning_visits
+
+_ROOT = Path(__file__).parents[2]
+_WORK = _ROOT / ".bench"
+_STAGES = ("tuning", "contenders", "sizes", "overload", "users")
+_OUT = _ROOT / "bench" / "results" / "serving.json"
+
+
+def prepare(sizes: Iterable[int], results: Measurements, work: Path) -> dict[int, Published]:
+    """Build and publish the bundle of each of these sizes; what is there already stays."""
+    encoder = work / "encoder.onnx"
+    if not encoder.exists():
+        subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], check=True)
+    found = {}
+    with Progress() as bars:
+        for rows in sizes:
+            bar = bars.add_task(f"{rows:,} items", total=1.0)
+
+            def progress(stage: str, share: float, bar: TaskID = bar, rows: int = rows) -> None:
+                bars.update(bar, description=f"{rows:,} items: {stage}", completed=share)
+
+            started = time.perf_counter()
+            made = found[rows] = published(rows, work, encoder, progress)
+            bars.update(bar, description=f"{rows:,} items: {made.kind} index", completed=1.0)
+            key = f"bundle/{rows}"
+            if key not in results:
+                took_s = max(time.perf_counter() - started, made.build_s + made.publish_s)
+                where = {name: Path(getattr(made, name)).name for name in ("registry", "bundle")}  # not whose machine
+                results.put(key, asdict(made) | where, took_s=took_s)
+    return found
+
+
+def wanted(visits: Iterable[Visit], only: str | None) -> list[Visit]:
+    """The visits of one stage, or all."""
+    return [visit for visit in visits if only is None or visit.stage == only]
+
+
+def missing(visit: Visit, results: Measurements) -> list[Task]:
+    """What of a visit is not measured yet."""
+    return [task for task in visit.tasks if task.key not in results]
+
+
+def carry_out(visit: Visit, setting: Setting, results: Measurements) -> None:
+    """Start a contender, do what is not measured yet, end it; one that cannot serve is recorded with the reason."""
+    tasks = missing(visit, results)
+    if not tasks:
+        return
+    started = time.perf_counter()
+    try:
+        with setting.start(visit.contender, visit.rows, visit.users) as running:
+            if visit.warm:
+                setting.closed(running, visit.users, setting.plan.connections, setting.plan.warm_s)
+            for task in tasks:
+                measured = task.measure(running)
+                results.put(task.key, measured, took_s=time.perf_counter() - started)
+                print(f"  {task.key:<44} {_shown(measured)}", flush=True)
+                started = time.perf_counter()
+    except (CannotInstall, DidNotServe) as error:
+        for task in tasks:
+            if task.key not in results:
+                results.put(task.key, {"failed": str(error)}, took_s=time.perf_counter() - started)
+        print(f"  {visit.contender.name}: {error}", flush=True)
+
+
+def main() -> None:
+    """Measure everything that is not measured yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fresh", action="store_true", help="begin anew; built bundles are kept all the same")
+    parser.add_argument("--only", choices=_STAGES, help="measure this stage again, and nothing else")
+    parser.add_argument("--smoke", action="store_true", help="seconds instead of minutes, results aside")
+    parser.add_argument("--out", type=Path, default=None, help=f"default {_OUT.relative_to(_ROOT)}")
+    parser.add_argument("--work", type=Path, default=_WORK, help="where bundles are kept between runs")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended on the way out
+    plan = SMOKE if options.smoke else Plan()
+    aside = Path(tempfile.gettempdir()) / "vlm2rec-bench-smoke.json"
+    results = Measurements(
+        options.out or (aside if options.smoke else _OUT),
+        asdict(plan) | {"load": load_tool()},
+        fresh=options.fresh or options.smoke,
+    )
+    if options.only:
+        results.forget(options.only)
+    bundles: dict[int, Published] = {}
+    with Setting(plan, bundles) as setting:
+        every = (*tuning_visits(setting), *measured_visits(setting, results))
+        needed = {visit.rows for visit in wanted(every, options.only) if missing(visit, results)}
+        bundles |= prepare(sorted(needed), results, options.work)
+        for visits in (tuning_visits(setting), measured_visits(setting, results)):
+            planned = wanted(visits, options.only)  # only now, since the tuning decides how peers are measured
+            for number, visit in enumerate(planned, 1):
+                print(
+                    f"[{number}/{len(planned)}] {visit.stage}: {visit.contender.name}, {visit.rows:,} items", flush=True
+                )
+                carry_out(visit, setting, results)
+    written = write_page(results.path, results.path.with_suffix(".md") if options.smoke else PAGE)
+    print(f"all measured: {results.path}, {written}")
+
+
+def _shown(measured: object) -> str:
+    """The figures that a person watching wants to see."""
+    if not isinstance(measured, dict):
+        return ""
+    names = ("good", "p50_ms", "p90_ms", "p99_ms", "refused", "errors", "ready_s", "recall", "same")
+    return "  ".join(f"{name} {measured[name]:.4g}" for name in names if isinstance(measured.get(name), int | float))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""The page says what the figures say: medians, ratios within a round, and what does not hold."""
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.serving.contenders import EVERYONE, OURS
+from bench.serving.page import page
+from bench.serving.plan import Plan
+from bench.serving.reading import Reading
+from bench.serving.stages import at_its_best
+from bench.serving.targets import verdicts
+
+ABOUT = {"took_s": 30.0, "commit": "abc1234", "at": "2026-11-24T10:00:00Z", "load_average": 2.5}
+
+
+def run(**figures: dict[str, Any]) -> Reading:
+    """A run with the measurements given; a key like ``contenders/*/echo/closed`` and a list value fill the rounds."""
+    measurements: dict[str, Any] = {}
+    for key, measured in figures.items():
+        for number in (1, 2, 3):
+            of_round = {name: v[number - 1] if isinstance(v, list) else v for name, v in measured.items()}
+            measurements[key.replace("*", str(number))] = of_round | ABOUT
+    return Reading(
+        {"settings": asdict(Plan()) | {"load": "wrk"}, "machine": {"cores": 2}, "measurements": measurements}
+    )
+
+
+def verdict(read: Reading, target: str) -> tuple[str, bool | None]:
+    (found,) = [one for one in verdicts(read) if target in one.target]
+    return found.measured, found.holds
+
+
+def test_a_ratio_is_the_median_of_the_ratios_within_rounds() -> None:
+    # In the second round the machine was half as fast for everybody: .4, .3, .34 and not the ratio of the medians.
+    read = run(
+        **{
+            "contenders/*/vlm2rec/closed": {"good": [2400.0, 900.0, 2040.0]},
+            "contenders/*/echo/closed": {"good": [6000.0, 3000.0, 6000.0]},
+        }
+    )
+    assert verdict(read, "FastAPI echo") == ("0.34 ×", False)
+    assert verdict(read, "2,000 req/s") == ("2,040 req/s", True)
+
+
+def test_each_peer_is_measured_with_the_processes_that_answer_most() -> None:
+    read = run(
+        **{
+            "tuning/*/MOSEC/1": {"good": [3000.0, 2000.0, 0.0]},
+            "tuning/*/MOSEC/2": {"good": [2900.0, 2300.0, 9e9]},  # there are two rounds of tuning
+        }
+    )
+    chosen = {one.name: at_its_best(one, read) for one in EVERYONE}
+    assert chosen["MOSEC"].environment["BENCH_WORKERS"] == "2"
+    assert chosen["MOSEC"].settings.startswith("2 worker processes; batches")
+    assert "BENCH_WORKERS" not in chosen["BentoML"].environment
+    assert chosen["vlm2rec"] == OURS
+
+
+def test_nothing_measured_is_said_so() -> None:
+    found = verdicts(run())
+    assert {one.holds for one in found} == {None}
+    assert {one.measured for one in found} == {"not measured"}
+
+
+def test_latency_needs_both_percentiles() -> None:
+    read = run(
+        **{
+            "contenders/*/vlm2rec/open 500": {"p90_ms": 6.9, "p99_ms": 19.0},
+            "contenders/*/vlm2rec/open 1000": {"p90_ms": 6.9, "p99_ms": 21.0},
+        }
+    )
+    assert verdict(read, "at 500 req/s: p90 < 7 ms and p99") == ("6.9 and 19.0 ms", True)
+    assert verdict(read, "at 1,000 req/s: p90 < 7 ms and p99") == ("6.9 and 21.0 ms", False)
+
+
+def test_growth_counts_a_doubling() -> None:
+    # Ten times the items are log2(10) = 3.32 doublings: 1.25 ** 3.32 = 2.098.
+    read = run(
+        **{
+            "sizes/*/10000/open 400": {"p50_ms": 1.0},
+            "sizes/*/100000/open 400": {"p50_ms": 2.09},
+            "sizes/*/1000000/open 400": {"p50_ms": 2.09 * 2.11},
+        }
+    )
+    assert verdict(read, "10,000 → 100,000 items") == ("1.25 ×", True)
+    assert verdict(read, "100,000 → 1,000,000 items") == ("1.25 ×", False)
+
+
+def test_memory_is_held_against_vectors_and_index() -> None:
+    read = run(
+        **{
+            "sizes/*/1000000/memory": {"resident": 900},
+            "bundle/1000000": {"vectors_bytes": 400, "index_bytes": 200},
+        }
+    )
+    assert verdict(read, "resident memory") == ("1.50 ×", False)
+
+
+def test_one_round_that_does_not_recover_is_enough() -> None:
+    read = run(**{"overload/*/2x": {"recovered_s": [1, None, 2]}, "overload/*/5x": {"recovered_s": [1, 5, 2]}})
+    assert verdict(read, "within 5 s of 2 ×") == ("1 s, not within 6 s, 2 s", False)
+    assert verdict(read, "within 5 s of 5 ×") == ("1 s, 5 s, 2 s", True)
+
+
+def test_the_page_shows_a_peer_that_could_not_serve_with_its_reason(tmp_path: Path) -> None:
+    read = run(
+        **{
+            "contenders/*/echo/closed": {"good": [6000.0, 6100.0, 6200.0], "errors": 0},
+            "contenders/*/vlm2rec/closed": {"good": [2000.0, 2100.0, 2200.0], "errors": [0, 3, 0]},
+            "contenders/*/vlm2rec/open 500": {"p50_ms": 2.0, "p90_ms": 5.0, "p99_ms": 9.0, "errors": 1},
+            "contenders/*/BentoML/start": {"failed": "no matching distribution"},
+        }
+    )
+    text = page(read, tmp_path / "img", [tmp_path / "swap.json"])
+    assert "| BentoML | could not be measured: no matching distribution |" in text
+    assert re.search(r"\| vlm2rec \| 2,100 \| 1\.00 \| 2\.0 / 9\.0 ms \| – \| 6 \|", text)
+    assert "`bench/results/swap.json`" in text
+    for name in re.findall(r"\]\((img/\w+\.svg)\)", text):
+        assert "</svg>" in (tmp_path / name).read_text()
+    assert "throughput.svg" in text
+
+
+def test_the_same_figures_give_the_same_files(tmp_path: Path) -> None:
+    read = run(**{"contenders/*/echo/closed": {"good": [6000.0, 6100.0, 6200.0]}})
+    pages = [page(read, tmp_path / name, []) for name in ("one", "two")]
+    assert pages[0] == pages[1]
+    assert (tmp_path / "one" / "throughput.svg").read_bytes() == (tmp_path / "two" / "throughput.svg").read_bytes()
+
+
+@pytest.mark.parametrize("missing", ["good", "p99_ms"])
+def test_an_unfinished_measurement_is_a_dash(tmp_path: Path, missing: str) -> None:
+    measured = {"good": 2000.0, "p50_ms": 1.0, "p90_ms": 1.0, "p99_ms": 1.0}
+    del measured[missing]
+    assert "–" in page(run(**{"contenders/*/vlm2rec/closed": measured}), tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    ("commits", "said"), [(["a", "a"], []), (["a", "a+"], ["+: files"]), (["a+", "b"], ["+: files", "gone on with"])]
+)
+def test_the_page_tells_of_what_code_its_figures_are(tmp_path: Path, commits: list[str], said: list[str]) -> None:
+    read = run(**{"contenders/*/echo/closed": {"good": 6000.0}, "contenders/*/vlm2rec/closed": {"good": 2000.0}})
+    for number, one in enumerate(read.measurements.values()):
+        one["commit"] = commits[number % 2]
+    text = page(read, tmp_path, [])
+    assert [words for words in ("+: files", "gone on with") if words in text] == said
+
+
+def test_the_time_to_refuse_of_earlier_runs_is_said_to_be_wrong(tmp_path: Path) -> None:
+    earlier = run(**{"overload/*/2x": {"refusal_p99_ms": 0.01}})
+    again = "measured wrongly before, not measured again yet"
+    assert verdict(earlier, "2 × the peak: p99 of the time to refuse") == (again, None)
+    assert verdict(earlier, "5 × the peak: p99 of the time to refuse") == ("not measured", None)
+    text = page(earlier, tmp_path, [])
+    assert again in text
+    assert "not measured again yet**: `make bench-serving" in text
+    assert "0.01 ms |" not in text
+    measured = run(**{"overload/*/2x": {"refusal_server_p99_ms": [4.0, 6.0, 4.5], "refusal_client_p99_ms": 80.0}})
+    assert verdict(measured, "2 × the peak: p99 of the time to refuse") == ("4.50 ms", True)
+    text = page(measured, tmp_path, [])
+    assert "| 4.50 / 80.00 ms |" in text
+    assert "Earlier versions of this page said" in text
+    assert "not measured again yet" not in text

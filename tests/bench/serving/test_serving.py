@@ -1,0 +1,34 @@
+"""What a run of the serving bench measures: what is missing, or one stage again."""
+
+from pathlib import Path
+from typing import Any
+
+from bench.measurements import Measurements
+from bench.serving.contenders import OURS
+from bench.serving.running import Running
+from bench.serving.serving import missing, wanted
+from bench.serving.stages import Task, Visit
+
+
+def measured(_running: Running) -> dict[str, Any]:
+    return {}
+
+
+def visit(stage: str, *keys: str) -> Visit:
+    return Visit(stage, OURS, 10, 10, [Task(key, measured) for key in keys])
+
+
+def test_one_stage_is_measured_again_and_the_rest_stays(tmp_path: Path) -> None:
+    results = Measurements(tmp_path / "a.json", {}, fresh=True)
+    for key in ("sizes/1/10/closed", "overload/1/peak", "overload/1/2x", "overloads/1"):
+        results.put(key, {"good": 1.0}, took_s=1.0)
+    results.put("users/1", {"failed": "it did not start"}, took_s=1.0)
+    overload, sizes = visit("overload", "overload/1/peak", "overload/1/2x"), visit("sizes", "sizes/1/10/closed")
+    assert missing(overload, results) == []
+    assert [task.key for task in missing(visit("users", "users/1"), results)] == ["users/1"]
+    results.forget("overload")
+    assert [task.key for task in missing(overload, results)] == ["overload/1/peak", "overload/1/2x"]
+    assert missing(sizes, results) == []
+    assert "overloads/1" in results
+    assert wanted([overload, sizes], "overload") == [overload]
+    assert wanted([overload, sizes], None) == [overload, sizes]
