@@ -24,8 +24,8 @@ ServiceError
     ├── EncodedBody         the body is compressed, or encoded otherwise
     └── RuleBroken          a field breaks a rule; carries every violation found
 
-HTTP status codes are chosen in `service.http.problems` alone. Errors of redis-py and pydantic are translated into these at
-the boundary. Every message says which value broke which rule.
+HTTP status codes are chosen in `service.http.problems` alone. Errors of redis-py and pydantic are translated into these
+at the boundary. Every message says which value broke which rule.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The index on a GPU: parity with exact search on the CPU, filters, and the share of the card's memory bandwidth.
 
-    python bench/gpu/gpu_index.py --rows 10000000                 # needs faiss-gpu, and torch or cupy to measure the card
-    python bench/gpu/gpu_index.py --rows 20000 --device cpu       # shows that the script works; says nothing about a GPU
+    python bench/gpu/gpu_index.py --rows 10000000            # needs faiss-gpu, and torch or cupy to measure the card
+    python bench/gpu/gpu_index.py --rows 20000 --device cpu  # shows that the script works; says nothing about a GPU
 
 Flat fp16 reads every stored vector once a batch, so rows × dimensions × 2 bytes over the time of one search, over the
 rate at which the card copies memory (bytes read and written), is the share of bandwidth that is used. IVF is trained on

@@ -4,10 +4,10 @@
     python -m bench.gpu.gpu_serving --device cpu --rows 2000    # shows that the script works; says nothing about a GPU
 
 One `vlm2rec serve` with encoder and index on the device, histories in Redis, open-loop load from the same machine (the
-rates of bench.serving.serving). A rate holds where p99 is below 50 ms and at least 99 in 100 answers are whole ones within a
-second; it is doubled from 1,000 until it does not, and then narrowed down to a twentieth. Building 10M items takes
-hours on few cores and some 20 GB of memory; bundles are kept in .bench. Every measurement is stored as soon as it is
-done (bench/results/gpu_serving.json).
+rates of bench.serving.serving). A rate holds where p99 is below 50 ms and at least 99 in 100 answers are whole ones
+within a second; it is doubled from 1,000 until it does not, and then narrowed down to a twentieth. Building 10M items
+takes hours on few cores and some 20 GB of memory; bundles are kept in .bench. Every measurement is stored as soon as it
+is done (bench/results/gpu_serving.json).
 """
 
 import argparse

@@ -10,8 +10,8 @@ embedding of item prompts. The weights are random, which changes no time. Every 
 done (bench/results/gpu_training.json).
 
 The rate is that of large bfloat16 matrix products on the same card, measured first. `share` is the operations that an
-answer needs (bench/gpu/vlm_flops.py; no padding, half of causal attention, nothing computed twice) over time and that rate;
-`share_as_run` also counts padding, masked pairs, and forward passes that are repeated to save memory.
+answer needs (bench/gpu/vlm_flops.py; no padding, half of causal attention, nothing computed twice) over time and that
+rate; `share_as_run` also counts padding, masked pairs, and forward passes that are repeated to save memory.
 """
 
 import argparse

@@ -153,7 +153,9 @@ def longest_pairs(dataset: Dataset) -> tuple[TrainingPairs, NDArray[np.int64]]:
 
 
 def random_backbone(shape: Shape, dataset: Dataset, config: RunConfig, device: torch.device) -> Backbone:
-    """The model with random weights, on its device, as :func:`training.backbones.backbone.load_backbone` would hand it over."""
+    """The model with random weights, on its device, as :func:`training.backbones.backbone.load_backbone` would hand it
+    over.
+    """
     tokenizer = train_tokenizer([text for text in dataset.texts() if text is not None], _vocabulary(shape))
     with torch.device(device):
         model = AutoModel.from_config(

@@ -5,9 +5,9 @@
     python -m bench.method.method --only CATALOGUE/ROW/SEED
     python -m bench.method.method --table         # the table and the page of what is done so far
 
-The plan is data, in `bench/method/method_plan.py`. It takes hours and is never part of CI. It can be killed at any moment,
-also with SIGKILL, and goes on where it was; what the plan has changed is done again, the rest is not. The table goes to
-`bench/results/method.json`, the page to `docs/method-results.md`.
+The plan is data, in `bench/method/method_plan.py`. It takes hours and is never part of CI. It can be killed at any
+moment, also with SIGKILL, and goes on where it was; what the plan has changed is done again, the rest is not. The table
+goes to `bench/results/method.json`, the page to `docs/method-results.md`.
 """
 
 import argparse

@@ -30,8 +30,8 @@ _DIAGNOSTICS = {
 }
 _INTRO = """# What balancing is worth
 
-Made by `python -m bench.method.method_page` from `bench/results/method.json`; do not edit. To measure again (hours, never part
-of CI; it can be killed at any moment and goes on where it was):
+Made by `python -m bench.method.method_page` from `bench/results/method.json`; do not edit. To measure again (hours,
+never part of CI; it can be killed at any moment and goes on where it was):
 
 ```sh
 make bench-method                         # BENCH_ARGS="--jobs 2 --threads 1"; --smoke takes two minutes

@@ -23,7 +23,8 @@ class Row:
     Attributes:
         name: unique in its catalogue; letters, digits and hyphens.
         title: what the table calls it.
-        overrides: dotted key → value, as :func:`training.config.run_config.load_config` takes them, over those of the catalogue.
+        overrides: dotted key → value, as :func:`training.config.run_config.load_config` takes them, over those of the
+            catalogue.
         group: rows among which validation chooses; default a group of its own.
         frozen: the model that training would start from.
     """

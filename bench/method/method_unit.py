@@ -1,8 +1,9 @@
 """One unit of `make bench-method`: train, then rank every fresh user's next item directly, and keep the ranks.
 
-A unit lies in a directory of its own: ``plan`` (its fingerprint), ``train`` (see :mod:`training.finetune.run_directory`),
-``ranks.npz`` (per user and reading, so that every interval can be computed again) and, written last, ``result.json``.
-It can be killed at any moment and goes on; one whose plan has changed is done again from its beginning.
+A unit lies in a directory of its own: ``plan`` (its fingerprint), ``train`` (see
+:mod:`training.finetune.run_directory`), ``ranks.npz`` (per user and reading, so that every interval can be computed
+again) and, written last, ``result.json``. It can be killed at any moment and goes on; one whose plan has changed is
+done again from its beginning.
 """
 
 import contextlib

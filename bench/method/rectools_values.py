@@ -1,7 +1,8 @@
-"""Record what RecTools says of fixed scores: `tests/training/ranking/fixtures/rectools.json`, which our metrics are held to.
+"""Record what RecTools says of fixed scores: `tests/training/ranking/fixtures/rectools.json`, which our metrics are
+held to.
 
-Run once, `python -m bench.method.rectools_values`; RecTools needs numpy < 2, so it lives in an environment of its own. Scores
-are distinct integers, because RecTools has no rule for ties and ours counts them half.
+Run once, `python -m bench.method.rectools_values`; RecTools needs numpy < 2, so it lives in an environment of its own.
+Scores are distinct integers, because RecTools has no rule for ties and ours counts them half.
 """
 
 import json

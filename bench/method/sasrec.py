@@ -1,9 +1,9 @@
 """RecTools' SASRec on item ids as a row beside ours: same split, same targets, same protocol.
 
-`python -m bench.method.sasrec DATA --out ranks.parquet`, then `vlm2rec evaluate … --ranks ranks.parquet`. It trains in an
-environment of its own (numpy < 2) and hands back scores; ranks are made here, by what ranks our own systems. RecTools
-learns the newest events of a session alone, so histories are cut into windows that share one event: every event is
-learned as a next item, as with our encoder.
+`python -m bench.method.sasrec DATA --out ranks.parquet`, then `vlm2rec evaluate … --ranks ranks.parquet`. It trains in
+an environment of its own (numpy < 2) and hands back scores; ranks are made here, by what ranks our own systems.
+RecTools learns the newest events of a session alone, so histories are cut into windows that share one event: every
+event is learned as a next item, as with our encoder.
 """
 
 import argparse

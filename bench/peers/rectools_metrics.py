@@ -1,4 +1,6 @@
-"""RecTools' values of HR, NDCG and coverage for fixed scores; runs in the environment of `bench/method/rectools_values.py`."""
+"""RecTools' values of HR, NDCG and coverage for fixed scores; runs in the environment of
+`bench/method/rectools_values.py`.
+"""
 
 import json
 import sys

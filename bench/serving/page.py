@@ -54,8 +54,8 @@ this section again and leaves the rest.
 """
 _NOT_RUN = """## Not run
 
-- **GPU**: no figures; none was at hand. `python -m bench.gpu.gpu_serving` measures p50 and p99 at 1,000 requests a second
-  and the highest rate with p99 below 50 ms for 1M and 10M items, `bench/gpu/gpu_index.py` the index, `python -m
+- **GPU**: no figures; none was at hand. `python -m bench.gpu.gpu_serving` measures p50 and p99 at 1,000 requests a
+  second and the highest rate with p99 below 50 ms for 1M and 10M items, `bench/gpu/gpu_index.py` the index, `python -m
   bench.gpu.gpu_training` training and embedding; all three were only run on a CPU at toy size.
 - **10M items**: not built here.
 - **A swap of bundles under load** is measured by a bench of its own, if its result is listed below.

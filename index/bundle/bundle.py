@@ -1,7 +1,7 @@
 """Bundle: the one thing that passes from offline to online, loaded and ready to answer.
 
-A directory with ``manifest.json`` and the files it lists (:mod:`index.bundle.manifest`). A Bundle never changes after loading;
-on the CPU any number of threads may use it at once.
+A directory with ``manifest.json`` and the files it lists (:mod:`index.bundle.manifest`). A Bundle never changes after
+loading; on the CPU any number of threads may use it at once.
 """
 
 import os
@@ -75,7 +75,8 @@ class Bundle:
         thumbnails: a small picture of each item that has one; None in a bundle without any.
         probes: held-out histories.
         indexed: (n,) bool, rows that a query can find.
-        missing: (n, slots) uint8 codes of :class:`index.items.modality_status.Missing`, columns in the order of the layout.
+        missing: (n, slots) uint8 codes of :class:`index.items.modality_status.Missing`, columns in the order of the
+            layout.
         max_history: the newest items of a history that :meth:`encode` reads.
         slots_in_use: (slots,) bool, the slots that any item has.
         files: the mapped files, to see whether somebody writes to them.
@@ -126,7 +127,8 @@ class Bundle:
             path: its directory.
             device: ``cpu`` or ``cuda``, for the encoder and the index.
             threads: threads of one encoder run and of one search, at least 1.
-            verify: ``stamp`` or ``full``, see :func:`index.bundle.integrity.verify_files`; ``full`` also looks at every vector.
+            verify: ``stamp`` or ``full``, see :func:`index.bundle.integrity.verify_files`; ``full`` also looks at every
+                vector.
 
         Raises:
             BundleNotFound: there is no such directory.

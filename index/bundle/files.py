@@ -78,7 +78,8 @@ def read_indexed(path: Path, manifest: Manifest) -> NDArray[np.bool_]:
 
 
 def read_missing(path: Path, manifest: Manifest, indexed: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """(n, slots) codes of :class:`index.items.modality_status.Missing`; a row is indexed exactly if one of its slots is present.
+    """(n, slots) codes of :class:`index.items.modality_status.Missing`; a row is indexed exactly if one of its slots is
+    present.
 
     Raises:
         BundleInvalid: the file cannot be read or does not fit the manifest.

@@ -1,7 +1,8 @@
 """FAISS behind one face: approximate candidates, filters at any selectivity, exact scores.
 
-With :mod:`index.build.faiss_file` the only module that imports faiss. What an index returns is only a list of candidates:
-rows are scored again from the stored vectors, so every kind of index gives the same scores, and −1 never leaves.
+With :mod:`index.build.faiss_file` the only module that imports faiss. What an index returns is only a list of
+candidates: rows are scored again from the stored vectors, so every kind of index gives the same scores, and −1 never
+leaves.
 """
 
 import mmap

@@ -1,4 +1,6 @@
-"""The OpenAPI document: bodies are read by `service.api.request_body`, so their schemas are added here instead of by FastAPI."""
+"""The OpenAPI document: bodies are read by `service.api.request_body`, so their schemas are added here instead of by
+FastAPI.
+"""
 
 from typing import Any
 

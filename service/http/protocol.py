@@ -33,7 +33,8 @@ from service.http.refusal_bytes import refusal_bytes
 from service.http.request_head import HeadFault, fault_in, path_of
 from service.request_trace import new_request_id, request_id_from
 
-# What a connection says of a request in its scope; `service.http.request_middleware` and `service.api.request_body` act on it.
+# What a connection says of a request in its scope; `service.http.request_middleware` and `service.api.request_body` act
+# on it.
 BEGAN: Final = "vlm2rec.began"  # `perf_counter` seconds when its first bytes were received
 REFUSAL: Final = "vlm2rec.refusal"
 LATE: Final = "vlm2rec.late"

@@ -1,7 +1,7 @@
 """What the service asks of the outside: stores of histories and of directives, as Protocols with their value objects.
 
-Each has two adapters: a real one (`service.stores.redis_histories`, `service.stores.redis_operator_state`) and a fake with the same
-behaviour (`service.stores.memory_histories`, `service.stores.memory_operator_state`), held to it by one contract suite
+Each has a real adapter (`service.stores.redis_histories`, `service.stores.redis_operator_state`) and a fake in memory
+(tests/support), both held to the same behaviour by one contract suite
 (tests/service/stores/test_histories_contract.py, tests/service/stores/test_operator_state_contract.py).
 """
 

@@ -77,7 +77,8 @@ def translated(operation: str, unavailable: type[ServiceError], watch: RedisWatc
 
     Args:
         operation: what was asked, for the message and for ``watch``.
-        unavailable: the error to raise; it carries the reason in words of `service.stores.redis_reasons`, never in Redis' own.
+        unavailable: the error to raise; it carries the reason in words of `service.stores.redis_reasons`, never in
+            Redis' own.
         watch: whom to tell.
     """
     began = perf_counter()

@@ -1,6 +1,7 @@
 """RedisSessions: the histories of users in Redis.
 
-Keys, all under one prefix (default ``vlm2rec``), ``bNNN`` being one of 64 buckets of users (`service.stores.history_keys`):
+Keys, all under one prefix (default ``vlm2rec``), ``bNNN`` being one of 64 buckets of users
+(`service.stores.history_keys`):
 
 =====================================  ======  ========================================================================
 ``<prefix>:{bNNN}:history:<user>``     list    newest events of a user, oldest first: item, timestamp, type

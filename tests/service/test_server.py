@@ -204,7 +204,8 @@ def test_the_serving_process_loads_nothing_of_training() -> None:
     code = (
         "import cli.online.serve, service.app, service.server, sys\n"
         "heavy = {'torch', 'transformers', 'peft', 'polars', 'sklearn', 'pandas', 'onnx', 'PIL'}\n"
-        "print(sorted(heavy & {name.partition('.')[0] for name in sys.modules}), 'service.api.recommend_routes' in sys.modules)\n"
+        "loaded = {name.partition('.')[0] for name in sys.modules}\n"
+        "print(sorted(heavy & loaded), 'service.api.recommend_routes' in sys.modules)\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[] True"

@@ -1,4 +1,6 @@
-"""A ring of items whose next item is always known; a small shop with every kind of gap; models that train in a second."""
+"""A ring of items whose next item is always known; a small shop with every kind of gap; models that train in a
+second.
+"""
 
 import csv
 import shutil

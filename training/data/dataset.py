@@ -86,8 +86,8 @@ def load_dataset(directory: Path, *, interactions: Path | None = None) -> Datase
 
     Raises:
         DatasetError: a file or column is missing or unreadable, an item id is repeated or breaks the rule of
-            :func:`index.items.item_ids.check_item_id`, a user id or a timestamp is missing or bad, or no interaction names an
-            item of the catalogue.
+            :func:`index.items.item_ids.check_item_id`, a user id or a timestamp is missing or bad, or no interaction
+            names an item of the catalogue.
     """
     items = read_items(find_table(directory, ITEMS, ITEM_SUFFIXES))
     path = interactions or find_table(directory, INTERACTIONS, INTERACTION_SUFFIXES)

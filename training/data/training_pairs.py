@@ -1,9 +1,9 @@
 """Training pairs: every event of the training histories that has something before it, in a fixed random order.
 
 A pair is read as a window of consecutive events that ends with it. One pass over a window's prompt gives the vectors of
-all its beginnings (`training.backbones.prompts`), so each of its later events can be a pair of the batch at little cost (our
-reading; published is one pair a prompt). Other items of the same user are then no negatives of a pair, whether they
-came before or after it.
+all its beginnings (`training.backbones.prompts`), so each of its later events can be a pair of the batch at little cost
+(our reading; published is one pair a prompt). Other items of the same user are then no negatives of a pair, whether
+they came before or after it.
 """
 
 from collections.abc import Iterator

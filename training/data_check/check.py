@@ -34,8 +34,8 @@ def check_dataset(
     now: datetime | None = None,
     progress: Progress = lambda _step, _share: None,
 ) -> DatasetReport:
-    """Check a dataset directory; :func:`training.data.dataset.load_dataset` accepts it if and only if the report is ``ok``
-    or all its errors are of the kinds ``no user to evaluate`` and ``nothing to train on``.
+    """Check a dataset directory; :func:`training.data.dataset.load_dataset` accepts it if and only if the report is
+    ``ok`` or all its errors are of the kinds ``no user to evaluate`` and ``nothing to train on``.
 
     Args:
         directory: the dataset directory.

@@ -1,8 +1,8 @@
 """Embeddings without a vision-language model: the ``--no-vlm`` baseline.
 
 Texts as TF-IDF of words and word pairs, reduced by a truncated singular value decomposition (latent semantic analysis,
-Deerwester et al., 1990); pictures as colours, layout and edges (`training.embedding.picture_features`), reduced by principal
-components. It takes seconds and asks for no model, so it is the baseline a vision-language model must beat.
+Deerwester et al., 1990); pictures as colours, layout and edges (`training.embedding.picture_features`), reduced by
+principal components. It takes seconds and asks for no model, so it is the baseline a vision-language model must beat.
 """
 
 import hashlib

@@ -69,7 +69,8 @@ class KnownVectors:
         return places
 
     def next_unused(self, now: Contents, number: int) -> pl.DataFrame:
-        """What becomes or stays unused, see :func:`training.embedding.unused_vectors.next_unused`; only vectors of length 1.
+        """What becomes or stays unused, see :func:`training.embedding.unused_vectors.next_unused`; only vectors of
+        length 1.
 
         Args:
             now: what the items of the new set are made of.

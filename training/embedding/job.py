@@ -1,9 +1,9 @@
 """Embedding a catalogue with a trained vision-language model: only what is new or changed, shard by shard.
 
-Every item's text and picture are hashed (`training.embedding.content_hashes`) and compared with what the vectors in force were made of.
-What differs is planned and embedded shard by shard (`training.embedding.plan`); then one new set of embeddings is put
-together, the rows of unchanged items copied byte for byte, and put in force in one step. Another model, other prompts
-or another preprocessing embed everything again.
+Every item's text and picture are hashed (`training.embedding.content_hashes`) and compared with what the vectors in
+force were made of. What differs is planned and embedded shard by shard (`training.embedding.plan`); then one new
+set of embeddings is put together, the rows of unchanged items copied byte for byte, and put in force in one step.
+Another model, other prompts or another preprocessing embed everything again.
 """
 
 import json

@@ -1,10 +1,10 @@
 """Fitting slots and sequence encoder to histories.
 
-Every position of a training window names the next item (`training.encoder.windows`, `training.encoder.next_item_loss`). In a share of
-the windows some slots are left out of the history *and* of the items that compete, and the rest is re-scaled as it
-would be stored: so a query means something for an item that has only a text, only a picture, or no history of its own
-(modality dropout, Neverova et al., 2016; on both sides is our reading). After each epoch validation targets are ranked
-exactly, against the vectors as they will be stored; the best epoch is kept.
+Every position of a training window names the next item (`training.encoder.windows`, `training.encoder.next_item_loss`).
+In a share of the windows some slots are left out of the history *and* of the items that compete, and the rest is
+re-scaled as it would be stored: so a query means something for an item that has only a text, only a picture, or no
+history of its own (modality dropout, Neverova et al., 2016; on both sides is our reading). After each epoch validation
+targets are ranked exactly, against the vectors as they will be stored; the best epoch is kept.
 
 Everything random depends on the seed, the epoch and the step alone, so a run that was killed goes on exactly as it
 would have.

@@ -69,7 +69,8 @@ class DirectRanker:
     def scores(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """(B, n) float32 scores of known histories; an item that shares no modality with one comes after all that do.
 
-        Equal scores stay equal: they are rounded to five decimals, see :func:`training.ranking.fused_scores.fused_scores`.
+        Equal scores stay equal: they are rounded to five decimals, see
+            :func:`training.ranking.fused_scores.fused_scores`.
         """
         places = [self._places[history_key(history, self._max_history)] for history in histories]
         asked = {name: self._histories[name][places] for name in self._items}

@@ -10,7 +10,8 @@ from index.machine.disk import GOES_ON, writing
 
 
 def writing_run(run: Path, *, again: str = GOES_ON) -> AbstractContextManager[None]:
-    """Errors of the disk within the block become a :class:`index.errors.DiskError`; see :func:`index.machine.disk.writing`.
+    """Errors of the disk within the block become a :class:`index.errors.DiskError`; see
+    :func:`index.machine.disk.writing`.
 
     Args:
         run: the run directory.

@@ -15,9 +15,9 @@ from service.recommend.batch_histories import Prefetched
 from service.recommend.batching import MicroBatcher
 from service.recommend.engine import LookedUp, Lookup
 from service.recommend.recommender import Recommender
-from service.stores.memory_histories import MemorySessions
 from service.stores.protocols import Event
 from service.stores.redis_connection import RedisWire
+from tests.support.memory_histories import MemorySessions
 
 
 def batch(client: TestClient, *requests: Any) -> Any:

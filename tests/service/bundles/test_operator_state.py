@@ -11,8 +11,8 @@ import pytest
 
 from service.bundles.operator_state import Directives, DirectivesCopy
 from service.errors import DirectivesUnavailable
-from service.stores.memory_operator_state import MemoryDirectives
 from service.stores.protocols import Edition
+from tests.support.memory_operator_state import MemoryDirectives
 
 
 class Replica(Directives):

@@ -30,8 +30,8 @@ from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
 from service.settings import load_settings
-from service.stores.memory_histories import MemorySessions
 from service.stores.protocols import Event
+from tests.support.memory_histories import MemorySessions
 from tests.support.oracle import Oracle
 
 LARGE = 2500

@@ -16,8 +16,8 @@ from demo.embedded_redis import EmbeddedRedis
 from index.bundle.bundle import Bundle
 from service.bundles.operator_state import Directives
 from service.recommend.hidden_items import HiddenItems, available_rows
-from service.stores.memory_operator_state import MemoryDirectives
 from service.stores.protocols import Edition
+from tests.support.memory_operator_state import MemoryDirectives
 from tests.support.shops import ADMIN, AS_ADMIN, Looks, Shop, eventually, metric, serving
 
 

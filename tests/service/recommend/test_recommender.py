@@ -17,8 +17,8 @@ from service.recommend.query import Answer, Query
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
-from service.stores.memory_histories import MemorySessions
 from service.stores.protocols import Event
+from tests.support.memory_histories import MemorySessions
 
 
 def recommending(histories: MemorySessions, engine: InlineEngine | None = None) -> Recommender:

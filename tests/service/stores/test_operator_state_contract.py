@@ -10,10 +10,10 @@ import pytest
 import redis
 
 from service.errors import DirectivesUnavailable, SettingsError
-from service.stores.memory_operator_state import MemoryDirectives
 from service.stores.protocols import Changes, Edition
 from service.stores.redis_client import RedisWatch
 from service.stores.redis_operator_state import RedisDirectives
+from tests.support.memory_operator_state import MemoryDirectives
 
 Store = MemoryDirectives | RedisDirectives
 OpenStore = Callable[..., Any]

@@ -20,10 +20,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from redis import Redis
 from starlette.testclient import TestClient
 
-from service.stores.memory_histories import MemorySessions
-from service.stores.memory_operator_state import MemoryDirectives
 from service.stores.redis_histories import RedisSessions
 from service.stores.redis_operator_state import RedisDirectives
+from tests.support.memory_histories import MemorySessions
+from tests.support.memory_operator_state import MemoryDirectives
 from tests.support.shops import ADMIN, AS_ADMIN, OpenClient
 
 HISTORY_CAP, EVENT_IDS_CAP, STREAM_CAP, MAX_HISTORY = 6, 3, 7, 5
