@@ -25,6 +25,7 @@ check:
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/rooms.py
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile \
 		--cov --cov-report=term:skip-covered --cov-fail-under=90
 
