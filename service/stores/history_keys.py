@@ -5,14 +5,12 @@ Redis Cluster keeps them on one node and a script may use them together.
 """
 
 import zlib
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 BUCKETS: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class UserKeys:
+class UserKeys(NamedTuple):
     """The keys that concern one user.
 
     Attributes:
@@ -20,16 +18,24 @@ class UserKeys:
         history: newest events of the user.
         event_ids: event ids of the user, against which retries are recognised.
         stream_ids: ids of the user's entries in ``stream``.
-        old_history: ``history`` in the layout before buckets.
-        old_event_ids: ``event_ids`` likewise.
     """
 
     stream: str
     history: str
     event_ids: str
     stream_ids: str
-    old_history: str
-    old_event_ids: str
+
+
+class OldUserKeys(NamedTuple):
+    """The keys of one user in the layout before buckets.
+
+    Attributes:
+        history: as in `UserKeys`.
+        event_ids: likewise.
+    """
+
+    history: str
+    event_ids: str
 
 
 def bucket_of(user_id: str) -> int:
@@ -40,6 +46,11 @@ def bucket_of(user_id: str) -> int:
 def bucket_cap(stream_cap: int) -> int:
     """Events that the stream of one bucket keeps, at least one, where all buckets together keep ``stream_cap``."""
     return -(-stream_cap // BUCKETS)
+
+
+def dropped_at_once(cap: int) -> int:
+    """Oldest entries that a stream which keeps ``cap`` of them drops together: a hundredth, at most 100."""
+    return max(1, min(100, cap // 100))
 
 
 def stream_key(prefix: str, bucket: int) -> str:
@@ -55,12 +66,15 @@ def old_stream_key(prefix: str) -> str:
 def keys_of(prefix: str, user_id: str) -> UserKeys:
     """The keys of a user."""
     bucket = f"{prefix}:{{b{bucket_of(user_id):03d}}}"
-    old = user_id.replace("%", "%25").replace("}", "%7D")  # the hash tag of the old layout ended at the first brace
     return UserKeys(
-        stream=f"{bucket}:stream",
-        history=f"{bucket}:history:{user_id}",
-        event_ids=f"{bucket}:event_ids:{user_id}",
-        stream_ids=f"{bucket}:stream_ids:{user_id}",
-        old_history=f"{prefix}:{{{old}}}:history",
-        old_event_ids=f"{prefix}:{{{old}}}:events",
+        f"{bucket}:stream",
+        f"{bucket}:history:{user_id}",
+        f"{bucket}:event_ids:{user_id}",
+        f"{bucket}:stream_ids:{user_id}",
     )
+
+
+def old_keys_of(prefix: str, user_id: str) -> OldUserKeys:
+    """The keys of a user in the layout before buckets."""
+    tag = user_id.replace("%", "%25").replace("}", "%7D")  # the hash tag ended at the first brace
+    return OldUserKeys(f"{prefix}:{{{tag}}}:history", f"{prefix}:{{{tag}}}:events")

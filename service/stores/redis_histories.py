@@ -24,10 +24,18 @@ from typing import Any, Final
 
 from service.errors import SessionsUnavailable
 from service.stores.circuit_breaker import WorstState
-from service.stores.history_keys import BUCKETS, bucket_cap, keys_of, old_stream_key, stream_key
+from service.stores.history_keys import (
+    BUCKETS,
+    bucket_cap,
+    dropped_at_once,
+    keys_of,
+    old_keys_of,
+    old_stream_key,
+    stream_key,
+)
 from service.stores.protocols import Event, HistoryEntry
 from service.stores.redis_client import UNWATCHED, RedisWatch, connector, texts, translated
-from service.stores.redis_history_scripts import APPEND, ERASE, ERASE_FROM_OLD_STREAM
+from service.stores.redis_history_scripts import APPEND, ERASE, ERASE_FROM_OLD_STREAM, TO_BE_MOVED
 from service.stores.redis_pipeline import RedisLink
 from service.stores.redis_reasons import serves_reads
 from service.stores.redis_renewal import Renewal
@@ -73,32 +81,42 @@ class RedisSessions:
         connect, worst, renewal = connector(url, timeout_s), WorstState(watch.on_state), renewal or Renewal()
         self._reads = RedisLink(connect, timeout_s=timeout_s, on_state=worst.of("reads"), renewal=renewal)
         self._writes = RedisLink(connect, timeout_s=timeout_s, on_state=worst.of("writes"), renewal=renewal)
-        self._caps = (history_cap, event_ids_cap, ttl_s, bucket_cap(stream_cap), BUCKETS)
+        cap = bucket_cap(stream_cap)
+        self._caps = (history_cap, event_ids_cap, ttl_s, cap, dropped_at_once(cap), BUCKETS)
+        self._knows_of_old = False
         self._prefix = prefix
         self._watch = watch
 
     async def append(self, events: Sequence[Event]) -> int:
         """Store events; see `HistoryStore.append`."""
-        users = {user: number for number, user in enumerate(dict.fromkeys(event.user_id for event in events), 1)}
+        users: dict[str, int] = {}  # where the keys of each begin, counted from 1
         keys = [old_stream_key(self._prefix)]
-        for user in users:
-            of = keys_of(self._prefix, user)
-            keys += (of.stream, of.history, of.event_ids, of.stream_ids, of.old_history, of.old_event_ids)
-        arguments: list[str | int] = [*self._caps]
+        arguments: list[str | int] = [*self._caps, 0]
         for event in sorted(events, key=lambda event: event.timestamp):
+            user = event.user_id
+            if user not in users:
+                users[user] = len(keys) + 1
+                keys += keys_of(self._prefix, user)
             timestamp, kind = _number(event.timestamp), event.type or ""
-            arguments += [
-                users[event.user_id],
+            arguments += (
+                users[user],
                 event.event_id or "",
-                _SEPARATOR.join((event.item_id, timestamp, kind)),
-                event.user_id,
+                f"{event.item_id}{_SEPARATOR}{timestamp}{_SEPARATOR}{kind}",
+                user,
                 event.item_id,
                 timestamp,
                 kind,
                 event.request_id or "",
-            ]
+            )
+        arguments[len(self._caps)] = len(users)
         with self._translated("append"):
-            stored: int = await self._writes.run(APPEND, keys, arguments, int)
+            stored: int = TO_BE_MOVED
+            if not self._knows_of_old:
+                stored = await self._writes.run(APPEND, keys, arguments, int)
+                self._knows_of_old = stored == TO_BE_MOVED
+            if stored == TO_BE_MOVED:
+                keys += [key for user in users for key in old_keys_of(self._prefix, user)]
+                stored = await self._writes.run(APPEND, keys, arguments, int)
         return stored
 
     async def recent(self, user_id: str) -> list[str]:
@@ -114,8 +132,7 @@ class RedisSessions:
 
         As long as there is a stream of the old layout, that is read whole too.
         """
-        of = keys_of(self._prefix, user_id)
-        keys = [of.stream, of.history, of.event_ids, of.stream_ids, of.old_history, of.old_event_ids]
+        keys = [*keys_of(self._prefix, user_id), *old_keys_of(self._prefix, user_id)]
         with self._translated("erase"):
             while await self._writes.run(ERASE, keys, [_ERASE_BATCH], int) == _ERASE_BATCH:
                 pass
@@ -160,12 +177,12 @@ class RedisSessions:
         await self._writes.close()
 
     async def _stored(self, user_id: str) -> list[str]:
-        of = keys_of(self._prefix, user_id)
+        key, old_key = keys_of(self._prefix, user_id).history, old_keys_of(self._prefix, user_id).history
         with self._translated("recent"):
-            found = await self._history(of.history)
+            found = await self._history(key)
             if not found:
                 # Asked in this order on one connection, whatever is moved meanwhile is found at one of the two places.
-                old, found = await asyncio.gather(self._history(of.old_history), self._history(of.history))
+                old, found = await asyncio.gather(self._history(old_key), self._history(key))
                 found = found or old
             return found
 

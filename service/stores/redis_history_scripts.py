@@ -4,11 +4,17 @@ from typing import Final
 
 from service.stores.redis_pipeline import Script
 
-# KEYS: the old stream, then six of each user, as in `UserKeys`. ARGV: caps of history and event ids, seconds to live,
-# cap of a bucket's stream, number of buckets, then eight of each event, the first of them the number of its user.
+TO_BE_MOVED: Final = -1
+"""What `APPEND` gives, having done nothing, where the old layout is there and its keys were not named."""
+
+# KEYS: the old stream, then four of each user, as in `UserKeys`; then, if the caller knows of the old layout, two of
+# each user, as in `OldUserKeys`. ARGV: caps of history and event ids, seconds to live, cap of a bucket's stream, how
+# many entries it drops at once, number of buckets, number of users, then eight of each event, the first of them the
+# place in KEYS where those of its user begin. Gives how many events were stored.
 #
-# All or none: Redis refuses the first write of a script or none. What else could end it in the middle, a key of another
-# kind or a command that the user may not run, is looked at before the first write.
+# All or none: where something fails in the middle, such as a key of another kind or a command that the user may not
+# run, what the call has stored before is taken back. To look at every key first would cost about half as much as to
+# store. What is moved from the old layout is not moved back, so there keys are looked at first.
 #
 # Without the old stream there is nothing else of the old layout either: it was written with every event and stays for
 # as long as a history may.
@@ -16,56 +22,65 @@ from service.stores.redis_pipeline import Script
 # Ids of stream entries come from the clock in microseconds and the place in the call, so that the streams of all
 # buckets can be merged in the order of arrival. Where the clock has gone back, an id is the next one of its stream.
 APPEND: Final = Script("""
-local WANTED = {'stream', 'list', 'zset', 'list', 'list', 'zset'}
-local is_there = {}
-local function look_at(at, wanted)
-    local key = KEYS[at]
-    if is_there[key] == nil then
-        local found = redis.call('TYPE', key).ok
-        if found ~= 'none' and found ~= wanted then
-            return 'WRONGTYPE a key of this prefix is a ' .. found .. ' and not a ' .. wanted
-        end
-        is_there[key] = found ~= 'none'
-    end
+local call = redis.call
+local history_cap, event_ids_cap, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+local stream_cap, at_once = tonumber(ARGV[4]), tonumber(ARGV[5])
+local last = 4 * tonumber(ARGV[7]) + 1
+local has_old = call('EXISTS', KEYS[1]) == 1
+if has_old and #KEYS == last then
+    return -1
 end
-local wrong = look_at(1, 'stream')
-local has_old, old_length = is_there[KEYS[1]], redis.call('XLEN', KEYS[1])
-for user = 2, #KEYS, 6 do
-    for part = 1, has_old and 6 or 4 do
-        wrong = wrong or look_at(user + part - 1, WANTED[part])
-    end
-end
-if wrong then
-    return redis.error_reply(wrong)
-end
-local history_cap, event_ids_cap, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local stream_cap, buckets = tonumber(ARGV[4]), tonumber(ARGV[5])
-local touched, added, stored = {}, {}, 0
-
-for user = 2, has_old and #KEYS or 0, 6 do
-    local history, event_ids = KEYS[user + 1], KEYS[user + 2]
-    local old_history, old_event_ids = KEYS[user + 4], KEYS[user + 5]
-    if is_there[old_history] and not is_there[history] then
-        redis.call('RENAME', old_history, history)
-    elseif is_there[old_history] then
-        for _, entry in ipairs(redis.call('LRANGE', old_history, 0, -1)) do
-            redis.call('RPUSH', history, entry)
-        end
-        redis.call('UNLINK', old_history)
-        touched[user] = true
-    end
-    if is_there[old_event_ids] and not is_there[event_ids] then
-        redis.call('RENAME', old_event_ids, event_ids)
-    elseif is_there[old_event_ids] then
-        local known = redis.call('ZRANGE', old_event_ids, 0, -1, 'WITHSCORES')
-        for at = 1, #known, 2 do
-            redis.call('ZADD', event_ids, 'NX', known[at + 1], known[at])
-        end
-        redis.call('UNLINK', old_event_ids)
-    end
+local entries = {}
+for user = 2, last, 4 do
+    local stream = KEYS[user]
+    entries[stream] = entries[stream] or call('XLEN', stream)
 end
 
-local time = redis.call('TIME')
+local histories = {}
+local function is_there(key, wanted)
+    local found = call('TYPE', key).ok
+    if found ~= 'none' and found ~= wanted then
+        error({err = 'WRONGTYPE a key of this prefix is a ' .. found .. ' and not a ' .. wanted})
+    end
+    return found ~= 'none'
+end
+local function move()
+    local moves = {}
+    for user = 2, last, 4 do
+        local old = last + user / 2
+        if call('EXISTS', KEYS[old], KEYS[old + 1]) > 0 then
+            moves[user] = {is_there(KEYS[old], 'list'), is_there(KEYS[old + 1], 'zset'),
+                is_there(KEYS[user + 1], 'list'), is_there(KEYS[user + 2], 'zset')}
+        end
+    end
+    for user, there in pairs(moves) do
+        local old = last + user / 2
+        if there[1] and not there[3] then
+            call('RENAME', KEYS[old], KEYS[user + 1])
+        elseif there[1] then
+            for _, entry in ipairs(call('LRANGE', KEYS[old], 0, -1)) do
+                histories[user] = call('RPUSH', KEYS[user + 1], entry)
+            end
+            call('UNLINK', KEYS[old])
+        end
+        if there[2] and not there[4] then
+            call('RENAME', KEYS[old + 1], KEYS[user + 2])
+        elseif there[2] then
+            local known = call('ZRANGE', KEYS[old + 1], 0, -1, 'WITHSCORES')
+            for at = 1, #known, 2 do
+                call('ZADD', KEYS[user + 2], 'NX', known[at + 1], known[at])
+            end
+            call('UNLINK', KEYS[old + 1])
+        end
+    end
+end
+local old_length = 0
+if has_old then
+    old_length = call('XLEN', KEYS[1])
+    move()
+end
+
+local time = call('TIME')
 local seconds, microseconds = tonumber(time[1]), tonumber(time[2])
 local now = seconds * 1000000 + microseconds
 local milliseconds = string.format('%.0f-', seconds * 1000 + math.floor(microseconds / 1000))
@@ -74,64 +89,109 @@ local function add(run, stream, id, at)
     return run('XADD', stream, id, 'user_id', ARGV[at + 3], 'item_id', ARGV[at + 4], 'timestamp', ARGV[at + 5],
         'type', ARGV[at + 6], 'event_id', ARGV[at + 1], 'request_id', ARGV[at + 7])
 end
-for at = 6, #ARGV, 8 do
-    local user, event_id = 6 * tonumber(ARGV[at]) - 4, ARGV[at + 1]
-    if event_id == '' or redis.call('ZADD', KEYS[user + 2], 'NX', now + stored, event_id) == 1 then
-        redis.call('RPUSH', KEYS[user + 1], ARGV[at + 2])
-        local stream = KEYS[user]
-        local id = add(redis.pcall, stream, milliseconds .. first + stored, at)
-        if type(id) == 'table' then
-            id = add(redis.call, stream, '*', at)
+local events, at, doing = #ARGV, 8, ''
+local ids, has_ids, added, stored = {}, {}, {}, 0
+local function store()
+    while at < events do
+        local user, event_id = tonumber(ARGV[at]), ARGV[at + 1]
+        doing = 'zadd'
+        if event_id == '' or call('ZADD', KEYS[user + 2], 'NX', now + stored, event_id) == 1 then
+            has_ids[user] = has_ids[user] or event_id ~= ''
+            doing = 'rpush'
+            local length = call('RPUSH', KEYS[user + 1], ARGV[at + 2])
+            doing = 'xadd'
+            local stream = KEYS[user]
+            local id = add(redis.pcall, stream, milliseconds .. first + stored, at)
+            if type(id) == 'table' then
+                id = add(call, stream, '*', at)
+            end
+            ids[at], doing = id, 'rpush'
+            call('RPUSH', KEYS[user + 3], id)
+            histories[user] = length
+            added[stream] = (added[stream] or 0) + 1
+            stored = stored + 1
         end
-        redis.call('RPUSH', KEYS[user + 3], id)
-        touched[user] = true
-        added[stream] = (added[stream] or 0) + 1
-        stored = stored + 1
+        at = at + 8
     end
 end
-
-for user, _ in pairs(touched) do
-    redis.call('LTRIM', KEYS[user + 1], -history_cap, -1)
-    redis.call('EXPIRE', KEYS[user + 1], ttl)
-    redis.call('ZREMRANGEBYRANK', KEYS[user + 2], 0, -event_ids_cap - 1)
-    redis.call('EXPIRE', KEYS[user + 2], ttl)
+local function take_back(at, steps)
+    local user, event_id = tonumber(ARGV[at]), ARGV[at + 1]
+    if steps > 3 then
+        call('LTRIM', KEYS[user + 3], 0, -2)
+    end
+    if steps > 2 then
+        call('XDEL', KEYS[user], ids[at])
+        if call('XLEN', KEYS[user]) == 0 then
+            call('UNLINK', KEYS[user])
+        end
+    end
+    if steps > 1 then
+        call('LTRIM', KEYS[user + 1], 0, -2)
+    end
+    if event_id ~= '' then
+        call('ZREM', KEYS[user + 2], event_id)
+    end
+end
+local whole, trouble = pcall(store)
+if not whole then
+    if doing ~= 'zadd' then
+        take_back(at, ids[at] and 3 or doing == 'xadd' and 2 or 1)
+    end
+    for before = at - 8, 8, -8 do
+        if ids[before] then
+            take_back(before, 4)
+        end
+    end
+    trouble = type(trouble) == 'table' and trouble.err or trouble
+    return redis.error_reply(trouble .. " (in the '" .. doing .. "' command)")
 end
 
--- With an entry of a stream its id among those of its user goes too; the oldest entry has the oldest id. Where the cap
--- was lowered this takes several calls.
+for user, length in pairs(histories) do
+    if length > history_cap then
+        call('LTRIM', KEYS[user + 1], -history_cap, -1)
+    end
+    call('EXPIRE', KEYS[user + 1], ttl)
+    if has_ids[user] then
+        call('ZREMRANGEBYRANK', KEYS[user + 2], 0, -event_ids_cap - 1)
+    end
+    call('EXPIRE', KEYS[user + 2], ttl)
+end
+
+-- With an entry of a stream its id among those of its user goes too; the oldest entry has the oldest id. Many are
+-- dropped at once, as that costs less each. Where the cap was lowered this takes several calls.
 local fullness, streams = 0, 0
 for stream, count in pairs(added) do
-    local length = redis.call('XLEN', stream)
+    local length = entries[stream] + count
     if length > stream_cap then
-        local most = math.min(length - stream_cap, count + 1000)
+        local most = math.min(length - stream_cap + at_once - 1, count + 1000)
         local dropped = {}
-        for at, entry in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', most)) do
+        for at, entry in ipairs(call('XRANGE', stream, '-', '+', 'COUNT', most)) do
             redis.pcall('LREM', stream .. '_ids:' .. entry[2][2], 1, entry[1])
             dropped[at] = entry[1]
         end
-        redis.call('XDEL', stream, unpack(dropped))
+        call('XDEL', stream, unpack(dropped))
     end
     fullness, streams = fullness + math.min(length, stream_cap), streams + 1
 end
 
 -- The old stream gives way to the new ones. How full these are is judged by those touched here.
 if old_length > 0 and stored > 0 then
-    local over = old_length + buckets * (fullness / streams - stream_cap)
+    local over = old_length + tonumber(ARGV[6]) * (fullness / streams - stream_cap)
     if over > 0 then
         local most = math.min(math.ceil(over), stored)
-        for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', most)) do
-            redis.call('XDEL', KEYS[1], entry[1])
+        for _, entry in ipairs(call('XRANGE', KEYS[1], '-', '+', 'COUNT', most)) do
+            call('XDEL', KEYS[1], entry[1])
         end
         if old_length <= most then
-            redis.call('EXPIRE', KEYS[1], ttl)
+            call('EXPIRE', KEYS[1], ttl)
         end
     end
 end
 return stored
 """)
 
-# KEYS: of the user, as in `UserKeys`. ARGV: most entries deleted from the stream. Gives how many were; where it was the
-# most, more may be left, but never an entry without its id in the list.
+# KEYS: of the user, as in `UserKeys` and `OldUserKeys`. ARGV: most entries deleted from the stream. Gives how many
+# were; where it was the most, more may be left, but never an entry without its id in the list.
 ERASE: Final = Script("""
 redis.call('UNLINK', KEYS[2], KEYS[3], KEYS[5], KEYS[6])
 local ids = redis.call('LRANGE', KEYS[4], 0, ARGV[1] - 1)

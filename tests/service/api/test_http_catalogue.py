@@ -96,7 +96,7 @@ def test_the_bundle(client: TestClient, bundle: Bundle, small_bundle: Path) -> N
         "items": 60,
         "slots": {"text": 6, "image": 4, "behaviour": 2},
         "max_history": 5,
-        "manifest": json.loads((small_bundle / "manifest.json").read_text()),
+        "manifest": {"exclude_seen": True, **json.loads((small_bundle / "manifest.json").read_text())},
         "report": json.loads((small_bundle / "report.json").read_text()),
     }
 

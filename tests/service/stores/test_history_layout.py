@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from service.stores.history_keys import BUCKETS, bucket_of, keys_of, old_stream_key, stream_key
+from service.stores.history_keys import BUCKETS, bucket_of, keys_of, old_keys_of, old_stream_key, stream_key
 from service.stores.protocols import Event
 from service.stores.redis_histories import RedisSessions
 
@@ -34,12 +34,12 @@ class Stored:
     def store_as_before(self, *events: Event) -> None:
         """As the version before buckets stored them."""
         for event in events:
-            of = keys_of(self.prefix, event.user_id)
-            self.admin.rpush(of.old_history, f"{event.item_id}\x1f{event.timestamp:g}\x1f{event.type or ''}")
-            self.admin.expire(of.old_history, 500)
+            of = old_keys_of(self.prefix, event.user_id)
+            self.admin.rpush(of.history, f"{event.item_id}\x1f{event.timestamp:g}\x1f{event.type or ''}")
+            self.admin.expire(of.history, 500)
             if event.event_id is not None:
-                self.admin.zadd(of.old_event_ids, {event.event_id: event.timestamp})
-                self.admin.expire(of.old_event_ids, 500)
+                self.admin.zadd(of.event_ids, {event.event_id: event.timestamp})
+                self.admin.expire(of.event_ids, 500)
             fields = {"user_id": event.user_id, "item_id": event.item_id, "timestamp": f"{event.timestamp:g}"}
             self.admin.xadd(
                 old_stream_key(self.prefix),
