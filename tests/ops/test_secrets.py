@@ -9,7 +9,7 @@ import redis
 
 from service.settings import Settings
 from tests.support.promql import OPS
-from tests.support.redis_servers import redis_programs, redis_server
+from tests.support.stores.redis_servers import redis_programs, redis_server
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from service.recommend.engine import LookedUp, Lookup
 from service.recommend.recommender import Recommender
 from service.stores.protocols import Event
 from service.stores.redis_connection import RedisWire
-from tests.support.memory_histories import MemorySessions
+from tests.support.stores.memory_histories import MemorySessions
 
 
 def batch(client: TestClient, *requests: Any) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from service.bundles.operator_state import Directives, DirectivesCopy
 from service.errors import DirectivesUnavailable
 from service.stores.protocols import Edition
-from tests.support.memory_operator_state import MemoryDirectives
+from tests.support.stores.memory_operator_state import MemoryDirectives
 
 
 class Replica(Directives):

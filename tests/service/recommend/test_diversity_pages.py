@@ -23,7 +23,7 @@ from service.recommend.query import Answer, Query
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
-from tests.support.memory_histories import MemorySessions
+from tests.support.stores.memory_histories import MemorySessions
 
 ITEMS = 1500
 

@@ -31,8 +31,8 @@ from service.recommend.recommender import Recommender
 from service.request_trace import Trace
 from service.settings import load_settings
 from service.stores.protocols import Event
-from tests.support.memory_histories import MemorySessions
 from tests.support.oracle import Oracle
+from tests.support.stores.memory_histories import MemorySessions
 
 LARGE = 2500
 

@@ -17,8 +17,8 @@ from index.bundle.bundle import Bundle
 from service.bundles.operator_state import Directives
 from service.recommend.hidden_items import HiddenItems, available_rows
 from service.stores.protocols import Edition
-from tests.support.memory_operator_state import MemoryDirectives
 from tests.support.shops import ADMIN, AS_ADMIN, Looks, Shop, eventually, metric, serving
+from tests.support.stores.memory_operator_state import MemoryDirectives
 
 
 def make_available(client: TestClient, item: str, available: bool) -> int:

@@ -18,7 +18,7 @@ from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
 from service.stores.protocols import Event
-from tests.support.memory_histories import MemorySessions
+from tests.support.stores.memory_histories import MemorySessions
 
 
 def recommending(histories: MemorySessions, engine: InlineEngine | None = None) -> Recommender:

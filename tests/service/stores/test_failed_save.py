@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from tests.support.redis_pairs import on_a_port, program_of
 from tests.support.shops import OpenClient, eventually
+from tests.support.stores.redis_pairs import on_a_port, program_of
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ from service.stores.redis_histories import RedisSessions
 from service.stores.redis_operator_state import RedisDirectives
 from service.stores.redis_pipeline import RedisLink
 from service.stores.redis_renewal import Renewal
-from tests.support.fake_redis import FakeRedis, fake_redis, own_key, read, run
-from tests.support.redis_pairs import Forwarder, on_a_port, program_of
+from tests.support.stores.fake_redis import FakeRedis, fake_redis, own_key, read, run
+from tests.support.stores.redis_pairs import Forwarder, on_a_port, program_of
 
 NEW = Edition()
 PATIENCE_S = 30.0

@@ -14,7 +14,7 @@ from service.stores.history_keys import BUCKETS, bucket_of, keys_of
 from service.stores.protocols import Event, HistoryEntry
 from service.stores.redis_client import RedisWatch
 from service.stores.redis_histories import RedisSessions
-from tests.support.memory_histories import MemorySessions
+from tests.support.stores.memory_histories import MemorySessions
 
 Store = MemorySessions | RedisSessions
 OpenStore = Callable[..., Any]

@@ -13,7 +13,7 @@ from service.errors import DirectivesUnavailable, SettingsError
 from service.stores.protocols import Changes, Edition
 from service.stores.redis_client import RedisWatch
 from service.stores.redis_operator_state import RedisDirectives
-from tests.support.memory_operator_state import MemoryDirectives
+from tests.support.stores.memory_operator_state import MemoryDirectives
 
 Store = MemoryDirectives | RedisDirectives
 OpenStore = Callable[..., Any]

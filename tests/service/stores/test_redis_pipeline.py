@@ -12,7 +12,7 @@ import pytest
 from service.errors import LinkDown
 from service.stores.redis_client import connector
 from service.stores.redis_pipeline import MOST_WAITING, RedisLink
-from tests.support.fake_redis import (
+from tests.support.stores.fake_redis import (
     PATIENT_S,
     PROBE,
     FakeRedis,

@@ -16,9 +16,9 @@ from service.stores.redis_client import connector
 from service.stores.redis_faults import RedisTroubles
 from service.stores.redis_history_scripts import APPEND
 from service.stores.redis_reasons import in_script, reason_of
-from tests.support.redis_pairs import on_a_port, program_of
-from tests.support.redis_servers import Certificates, free_port, program_with_tls, redis_server
 from tests.support.shops import OpenClient
+from tests.support.stores.redis_pairs import on_a_port, program_of
+from tests.support.stores.redis_servers import Certificates, free_port, program_with_tls, redis_server
 
 PASSWORD = "hunter2-hunter2"
 EVENT = {"user_id": "anna", "item_id": "i1"}

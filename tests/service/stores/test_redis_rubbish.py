@@ -10,7 +10,7 @@ from service.errors import LinkDown, SessionsUnavailable
 from service.stores.redis_client import connector
 from service.stores.redis_histories import RedisSessions
 from service.stores.redis_pipeline import RedisLink, Script
-from tests.support.fake_redis import (
+from tests.support.stores.fake_redis import (
     PATIENT_S,
     PROBE,
     fake_redis,

@@ -12,8 +12,8 @@ from service.errors import SettingsError
 from service.stores.protocols import Edition
 from service.stores.redis_histories import RedisSessions
 from service.stores.redis_operator_state import RedisDirectives
-from tests.support.redis_servers import Certificates, free_port, program_with_tls, redis_server
 from tests.support.shops import OpenClient
+from tests.support.stores.redis_servers import Certificates, free_port, program_with_tls, redis_server
 
 PAGE = Path(__file__).parents[3] / "docs" / "security.md"
 PASSWORD = "a-password-of-the-service"

@@ -22,9 +22,9 @@ from starlette.testclient import TestClient
 
 from service.stores.redis_histories import RedisSessions
 from service.stores.redis_operator_state import RedisDirectives
-from tests.support.memory_histories import MemorySessions
-from tests.support.memory_operator_state import MemoryDirectives
 from tests.support.shops import ADMIN, AS_ADMIN, OpenClient
+from tests.support.stores.memory_histories import MemorySessions
+from tests.support.stores.memory_operator_state import MemoryDirectives
 
 HISTORY_CAP, EVENT_IDS_CAP, STREAM_CAP, MAX_HISTORY = 6, 3, 7, 5
 ALL_ITEMS = [*(f"i{row}" for row in range(58)), "ein Tee/grün", "👟"]

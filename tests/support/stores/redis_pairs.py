@@ -12,8 +12,8 @@ import pytest
 from redis import Redis
 
 from demo.embedded_redis import find_redis_server
-from tests.support.redis_servers import free_port
 from tests.support.shops import eventually
+from tests.support.stores.redis_servers import free_port
 
 
 def programs() -> dict[str, str]:
