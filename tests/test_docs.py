@@ -66,10 +66,19 @@ def test_every_option_and_exit_code_of_the_nightly_job_is_documented() -> None:
 
 
 def test_every_invariant_names_tests_that_exist() -> None:
-    rows = [line for line in (ROOT / "ARCHITECTURE.md").read_text().splitlines() if "`tests/" in line and "|" in line]
+    lines = (ROOT / "docs/invariants.md").read_text().splitlines()
+    rows = [line for line in lines if "`tests/" in line and "|" in line]
     assert len(rows) >= 8
     for row in rows:
         file = ""
         for named in re.findall(r"`((?:tests/[\w/]+\.py)?::\w+)`", row):
             file, test = (named.split("::")[0] or file), named.split("::")[1]
             assert f"def {test}(" in (ROOT / file).read_text(), named
+
+
+def test_the_architecture_names_every_room() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    for package in ("index", "service", "training"):
+        part = page[page.index(f"| `{package}/` |") :].split("\n\n")[0]
+        rooms = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+        assert set(re.findall(r"`(\w+)/`", part)) - {package} == rooms
