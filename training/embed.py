@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from index.item_table import ITEM_ID
 from index.stamp import write_durably
 from training.batches import MODALITIES, Collator, PromptBatch, spread
 from training.content_reuse import KnownVectors, Reuse
-from training.contents import Contents, Delta, read_contents
+from training.contents import PICTURE_HASH, Contents, Delta, read_contents
 from training.dataset import Dataset
 from training.embedding_work import EmbeddingWork, remove_work
 from training.embeddings import (
@@ -74,6 +75,14 @@ class Pending:
     def reused(self) -> int:
         """Items that differ and need no embedding."""
         return 0 if self.reuse is None else len(self.reuse.rows)
+
+    def unreadable_before(self) -> dict[str, str]:
+        """Item id → reason, for pictures that could not be used when they were embedded and are the same now."""
+        if self.base is None or self.base.contents is None:
+            return {}
+        then = self.base.contents.frame.select(ITEM_ID, PICTURE_HASH)
+        same = self.contents.frame.join(then, on=[ITEM_ID, PICTURE_HASH])[ITEM_ID]
+        return {item_id: self.base.unreadable[item_id] for item_id in same if item_id in self.base.unreadable}
 
     def wanted_contents(self) -> Contents:
         """What the items to embed are made of."""
