@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from training.data_check.report import DatasetReport, ImageFacts, InteractionFacts, ItemFacts
 
     class Trained(TypedDict, total=False):
-        """What is trained: which modalities, and the share of the items that are held out."""
+        """What is trained and served: modalities, the share of the items held out, whether seen ones are left out."""
 
         modalities: tuple[str, ...]
         cold_items: float
+        exclude_seen: bool
 
 
 _EXIT_DEFECTS = 1
@@ -68,7 +69,12 @@ def _trained_with(config: Path) -> "Trained":
     from training.config.run_config import load_config  # it loads torch
 
     chosen = load_config(config)
-    return {"modalities": chosen.train.modalities, "cold_items": chosen.encoder.cold_items}
+    encoder = chosen.encoder
+    return {
+        "modalities": chosen.train.modalities,
+        "cold_items": encoder.cold_items,
+        "exclude_seen": encoder.exclude_seen,
+    }
 
 
 def _show(bar: "Progress", tasks: "dict[str, TaskID]", step: str, share: float) -> None:

@@ -165,9 +165,7 @@ def _count(findings: "Findings", record: "ReindexRecord") -> None:
     record.to_embed, record.reused = findings.to_embed, pending.reused
     record.not_found = int(pending.contents.not_found().sum())
     record.why, record.losses = list(findings.why), list(findings.losses)
-    if pending.base is not None:
-        ids = set(pending.contents.item_ids())
-        record.unreadable = {name: why for name, why in pending.base.unreadable.items() if name in ids}
+    record.unreadable = pending.unreadable_before()
 
 
 def _guard(work: Callable[[], None], record: "ReindexRecord") -> None:

@@ -58,7 +58,19 @@ def foreign_kind(path: Path) -> str | None:
         return _not_parquet(path, head)
     if head.startswith(_PARQUET):
         return f"is a Parquet file; name it {path.stem}.parquet"
-    return _packed_or_binary(head) or _other_text_encoding(head) or _other_text(head, suffix, path.stem)
+    return kind_of_start(head) or _other_text(head, suffix, path.stem)
+
+
+def kind_of_start(head: bytes) -> str | None:
+    """What a file is that should be UTF-8 text, told by its first bytes, and what to do.
+
+    Args:
+        head: the first 4 KiB, or all of a shorter file.
+
+    Returns:
+        ``is a zip archive; unpack it …``; None if the first bytes may be those of a text in UTF-8.
+    """
+    return _packed_or_binary(head) or _other_text_encoding(head)
 
 
 def _not_parquet(path: Path, head: bytes) -> str | None:
@@ -71,7 +83,7 @@ def _not_parquet(path: Path, head: bytes) -> str | None:
             stream.seek(max(0, path.stat().st_size - len(_PARQUET)))
             whole = stream.read() == _PARQUET
         return None if whole else "is a Parquet file without its end, it was cut; fetch or export it again"
-    found = _packed_or_binary(head) or _other_text_encoding(head)
+    found = kind_of_start(head)
     if found is not None:
         return found
     return "is not a readable parquet file: it lacks the mark PAR1; if it is text, give it the suffix .csv or .jsonl"

@@ -43,10 +43,26 @@ def first_fault(path: Path) -> str | None:
             number += 1
             if len(line) >= MAX_LINE_BYTES:
                 return f"line {number} has more than {MAX_LINE_BYTES // 2**20} MiB; a line must be shorter"
-            fault = _fault_of_line(line) if line.strip() else None
+            fault = line_fault(line, number)
             if fault is not None:
-                return f"each line must be one JSON object, line {number} is not: {_explained(line, number, fault)}"
+                return fault
     return _first_that_polars_refuses(path)
+
+
+def line_fault(line: bytes, number: int) -> str | None:
+    """What is wrong with one line, with its number and a remedy.
+
+    Args:
+        line: with its line feed, if it has one; a blank line is skipped.
+        number: of the line, from 1.
+
+    Returns:
+        One clause; None if the line is one JSON object.
+    """
+    fault = _fault_of_line(line) if line.strip() else None
+    if fault is None:
+        return None
+    return f"each line must be one JSON object, line {number} is not: {_explained(line, number, fault)}"
 
 
 def first_half_character(path: Path) -> str | None:
@@ -88,7 +104,9 @@ def _fault_of_line(line: bytes) -> str | None:
         return "it is nested too deeply"
     except json.JSONDecodeError as error:
         return f"{error.msg} at character {error.colno}"
-    except ValueError as error:  # a number with thousands of digits, or bytes that are no UTF-8
+    except UnicodeDecodeError:
+        return "it is not UTF-8"
+    except ValueError as error:  # a number with thousands of digits
         return str(error)
     if half is None:
         return None

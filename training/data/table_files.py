@@ -21,6 +21,7 @@ ROW = "#row"
 """Column of record numbers that :func:`read_table` adds; a CSV header does not count."""
 
 _HEADER_BYTES = 2**20
+_NAME_CHARACTERS = 10_000
 _BOOL = r"^(?i:true|false)$"
 _INTEGER = r"^(0|-?[1-9]\d{0,17})$"
 _FLOAT = r"^-?(0|[1-9]\d{0,14})(\.\d+)?([eE][+-]?\d{1,2})?$"
@@ -164,6 +165,10 @@ def _csv_header(path: Path) -> list[str]:
         raise DatasetError(f"{path}: {_header_fault(path, text, error)}") from error
     if not names:
         raise DatasetError(f"{path}: the first line is blank; it must name the columns")
+    # The limit of the csv module is one of the whole process, which an import raises.
+    if max(map(len, names)) > _NAME_CHARACTERS:
+        too_long = f"a name has more than {_NAME_CHARACTERS:,} characters"
+        raise DatasetError(f"{path}: the header cannot be read ({too_long}); the first line must name the columns")
     return names
 
 

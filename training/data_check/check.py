@@ -31,6 +31,7 @@ def check_dataset(
     interactions: Path | None = None,
     modalities: Sequence[str] = (TEXT, IMAGE),
     cold_items: float = 0.0,
+    exclude_seen: bool = True,
     now: datetime | None = None,
     progress: Progress = lambda _step, _share: None,
 ) -> DatasetReport:
@@ -42,6 +43,7 @@ def check_dataset(
         interactions: interactions to check in place of the directory's own.
         modalities: what is to be trained, ``text``, ``image`` or both.
         cold_items: share of the items that will be held out of training.
+        exclude_seen: whether the service will leave out what a user had before.
         now: the time against which events lie in the future; the clock by default.
         progress: told how far each step is.
 
@@ -53,7 +55,7 @@ def check_dataset(
     defects: list[Defect] = []
     item_facts, image_facts, item_ids = _check_catalogue(directory, defects, progress)
     progress("interactions", 0.0)
-    interaction_facts = _check_events(directory, interactions, item_ids, now, defects)
+    interaction_facts = _check_events(directory, interactions, item_ids, defects, exclude_seen=exclude_seen, now=now)
     if all(defect.severity is not Severity.ERROR for defect in defects):
         defects += _check_training(directory, interactions, modalities, cold_items)
     progress("interactions", 1.0)
@@ -80,11 +82,17 @@ def _check_catalogue(
 
 
 def _check_events(
-    directory: Path, path: Path | None, item_ids: pl.Series | None, now: datetime | None, defects: list[Defect]
+    directory: Path,
+    path: Path | None,
+    item_ids: pl.Series | None,
+    defects: list[Defect],
+    *,
+    exclude_seen: bool,
+    now: datetime | None,
 ) -> InteractionFacts | None:
     try:
         path = path or find_table(directory, INTERACTIONS, INTERACTION_SUFFIXES)
-        facts, found = check_interactions(path, item_ids, now=now)
+        facts, found = check_interactions(path, item_ids, exclude_seen=exclude_seen, now=now)
     except DatasetError as error:
         defects.append(Defect("unusable interactions file", Severity.ERROR, 1, str(error)))
         return None

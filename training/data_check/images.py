@@ -1,6 +1,7 @@
 """Check of a catalogue's pictures: there, inside the directory, readable, and not the same for several items."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from index.machine.cores import available_cores
-from training.data.dataset import IMAGE, confined_file
+from training.data.dataset import IMAGE, TEXT, TITLE, confined_file
 from training.data.picture_reader import open_picture
 from training.data.table_files import ROW
 from training.data_check.report import Defect, ImageFacts, Severity, defect_of
@@ -18,11 +19,14 @@ from training.errors import PictureError
 
 _AHEAD = 256
 _HASH_BYTES = 16
+_ADDRESS = re.compile(r"\s*https?://", re.IGNORECASE)
+_IMAGE_URL = "image_url"
 _PIXELS = 64 * 64  # how large a picture becomes decides nothing about whether it can be read
 
 
 class _State(Enum):
     MISSING = "missing"
+    ADDRESS = "address"
     OUTSIDE = "outside"
     UNREADABLE = "unreadable"
     READABLE = "readable"
@@ -59,7 +63,7 @@ def check_images(
     facts = ImageFacts(
         named=named.height,
         readable=readable.height,
-        missing=by_state[_State.MISSING].height + by_state[_State.OUTSIDE].height,
+        missing=sum(by_state[state].height for state in (_State.MISSING, _State.ADDRESS, _State.OUTSIDE)),
         unreadable=by_state[_State.UNREADABLE].height,
         duplicates=again.height,
     )
@@ -68,6 +72,12 @@ def check_images(
             "images outside the dataset", Severity.WARNING, by_state[_State.OUTSIDE],
             f"{file}: image leads out of the dataset directory",
             "copy the pictures into it; these items count as without a picture", example=IMAGE,
+        ),
+        *defect_of(
+            "addresses as images", Severity.WARNING, by_state[_State.ADDRESS],
+            f"{file}: image is an address, and no job fetches it",
+            "rename the column to image_url and run `vlm2rec data fetch-images`; until then these items count as "
+            "without a picture", example=IMAGE,
         ),
         *defect_of(
             "missing images", Severity.WARNING, by_state[_State.MISSING], f"{file}: image file does not exist",
@@ -87,7 +97,12 @@ def check_images(
 
 def _without_image(items: pl.DataFrame, named: int, file: str) -> list[Defect]:
     if not named:
-        message = f"{file}: no item names a picture; only texts can be trained on"
+        texts = pl.any_horizontal(pl.col(name).str.strip_chars().fill_null("") != "" for name in (TITLE, TEXT))
+        message = f"{file}: no item names a picture"
+        if items.select(texts.any()).item():
+            message += "; only texts can be trained on"
+        if _IMAGE_URL in items.columns:
+            message += f"; `vlm2rec data fetch-images` fetches those that {_IMAGE_URL} names"
         return [Defect("items without image", Severity.NOTE, items.height, message)]
     without = items.filter(pl.col(IMAGE).str.strip_chars().fill_null("") == "")
     remedy = "they are recommended by their text"
@@ -109,6 +124,8 @@ def _with_progress(looked: Iterable[_Looked], total: int, progress: Callable[[fl
 
 def _look_at(directory: Path, name: str) -> _Looked:
     path = confined_file(directory, name)
+    if path is None and _ADDRESS.match(name):
+        return _Looked(_State.ADDRESS)
     if path is None:
         return _Looked(_State.OUTSIDE if _leads_out(directory, name) else _State.MISSING)
     try:

@@ -23,13 +23,14 @@ _PUBLISHED_CORE = 5
 
 
 def check_interactions(
-    path: Path, item_ids: pl.Series | None, *, now: datetime | None = None
+    path: Path, item_ids: pl.Series | None, *, exclude_seen: bool = True, now: datetime | None = None
 ) -> tuple[InteractionFacts, list[Defect]]:
     """Check one file of interactions.
 
     Args:
         path: the file.
         item_ids: ids of the catalogue, or None if it could not be read (then no row is an orphan).
+        exclude_seen: whether the service will leave out what a user had before.
         now: the time against which events lie in the future; the clock by default.
 
     Raises:
@@ -51,7 +52,11 @@ def check_interactions(
     facts = _facts(path, frame, usable, times)
     if item_ids is not None:
         defects += _check_coverage(path, facts, len(item_ids.drop_nulls().unique()))
-    return facts, [*defects, *_check_repeated_targets(path, facts), *_check_lengths(path, facts)]
+    return facts, [
+        *defects,
+        *_check_repeated_targets(path, facts, exclude_seen=exclude_seen),
+        *_check_lengths(path, facts),
+    ]
 
 
 def _check_ids(path: Path, frame: pl.DataFrame) -> list[Defect]:
@@ -145,14 +150,20 @@ def _check_coverage(path: Path, facts: InteractionFacts, catalogue: int) -> list
     return [Defect("items never touched", Severity.NOTE, untouched, message)]
 
 
-def _check_repeated_targets(path: Path, facts: InteractionFacts) -> list[Defect]:
+def _check_repeated_targets(path: Path, facts: InteractionFacts, *, exclude_seen: bool) -> list[Defect]:
     if not facts.repeats:
         return []
     share = facts.repeats / facts.long_enough
+    if exclude_seen:
+        advice = (
+            "the service leaves such items out (exclude_seen), so `evaluate` counts them as misses; where people buy "
+            "the same again, set exclude_seen = false under [encoder] in the configuration"
+        )
+    else:
+        advice = "exclude_seen = false lets the service answer them, and `evaluate` counts them"
     message = (
         f"{path.name}: {facts.repeats:,} of {facts.long_enough:,} users' last events ({share:.0%}) are of an item that "
-        "they had before; the service leaves such items out (exclude_seen), so `evaluate` counts them as misses; where "
-        "people buy the same again, set exclude_seen = false under [encoder] in the configuration"
+        f"they had before; {advice}"
     )
     return [Defect("repeated items", Severity.NOTE, facts.repeats, message)]
 

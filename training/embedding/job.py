@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from index.bundle.integrity import write_durably
+from index.items.item_table import ITEM_ID
 from training.backbones.batches import Collator, PromptBatch, spread
 from training.backbones.identity import differences
 from training.config.types import MODALITIES
 from training.data.dataset import Dataset
 from training.data.pictures import PictureStore
-from training.embedding.content_hashes import Contents, Delta, read_contents
+from training.embedding.content_hashes import PICTURE_HASH, Contents, Delta, read_contents
 from training.embedding.content_reuse import KnownVectors, Reuse
 from training.embedding.plan import EmbeddingWork, remove_work
 from training.embedding.store import (
@@ -75,6 +76,14 @@ class Pending:
     def reused(self) -> int:
         """Items that differ and need no embedding."""
         return 0 if self.reuse is None else len(self.reuse.rows)
+
+    def unreadable_before(self) -> dict[str, str]:
+        """Item id → reason, for pictures that could not be used when they were embedded and are the same now."""
+        if self.base is None or self.base.contents is None:
+            return {}
+        then = self.base.contents.frame.select(ITEM_ID, PICTURE_HASH)
+        same = self.contents.frame.join(then, on=[ITEM_ID, PICTURE_HASH])[ITEM_ID]
+        return {item_id: self.base.unreadable[item_id] for item_id in same if item_id in self.base.unreadable}
 
     def wanted_contents(self) -> Contents:
         """What the items to embed are made of."""

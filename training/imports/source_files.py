@@ -12,20 +12,17 @@ from pathlib import Path
 from typing import IO
 
 from training.errors import DatasetError
+from training.file_kind import kind_of_start
 
 BLOCK_BYTES = 4 << 20
 LONGEST_RECORD_BYTES = 16 << 20
 _GZIP_FREE_BYTES = 64 << 20
 _GZIP_RATIO = 200
 _GZIP_MAGIC = b"\x1f\x8b"
-_KINDS = {
-    b"PK\x03\x04": "a zip archive (or an Excel workbook); unpack it, or save the sheet as CSV in UTF-8",
-    b"\x1f\x8b": "compressed with gzip; give its name the ending .gz",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it with `zstd -d`",
-    b"BZh": "compressed with bzip2; unpack it with `bunzip2`",
-    b"PAR1": "a Parquet file; this format is read as text, so export it again as the recipe says",
-    codecs.BOM_UTF16_LE: "UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`",
-    codecs.BOM_UTF16_BE: "UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`",
+_HEAD_BYTES = 4096
+_READ_ELSEWHERE = {  # kinds that a data set or another name makes readable
+    _GZIP_MAGIC: "is compressed with gzip; give its name the ending .gz",
+    b"PAR1": "is a Parquet file; this format is read as text, so export it again as the recipe says",
 }
 
 Progress = Callable[[str, float], None]
@@ -184,9 +181,10 @@ def _unpacked(path: Path, raw: IO[bytes], progress: Callable[[float], None]) -> 
 
 
 def _without_mark(path: Path, chunk: bytes) -> bytes:
-    for magic, kind in _KINDS.items():
-        if chunk.startswith(magic):
-            raise DatasetError(f"{path}: must be a text file in UTF-8, it is {kind}")
+    kinds = (kind for magic, kind in _READ_ELSEWHERE.items() if chunk.startswith(magic))
+    kind = next(kinds, None) or kind_of_start(chunk[:_HEAD_BYTES])
+    if kind is not None:
+        raise DatasetError(f"{path}: {kind}")
     return chunk.removeprefix(codecs.BOM_UTF8)
 
 

@@ -214,7 +214,7 @@ def losses_before(
     found.append(_loss(bounds, "lost_pictures", int(lost.sum()), int(pictures.sum()), said))
     names = kept[IMAGE_NAME].filter(pl.Series(missing, dtype=pl.Boolean)).to_list()
     example = f", such as {names[0]!r}" if names else ""
-    said = f"items that had a picture in {before.name} name a file that is not found or cannot be opened{example},"
+    said = f"items that had a picture in {before.name} name a file that is not found or cannot be opened{example}"
     found.append(_loss(bounds, "missing_files", int(missing.sum()), int(pictures.sum()), said))
     return tuple(loss for loss in found if loss is not None)
 

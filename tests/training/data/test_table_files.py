@@ -86,6 +86,7 @@ def test_a_name_of_signs_alone_is_a_name(tmp_path: Path) -> None:
         ('item_id,"ti"tle\n1,a\n', "line 1: a quoted field ends and then goes on"),
         ("item_id," + "x" * 2**20 + "\n", "the first line has more than"),
         ("item_id," + "x" * 2**18 + "\n", "the header cannot be read"),
+        ("item_id," + "x" * 2**15 + "\n", "a name has more than 10,000 characters"),
     ],
 )
 def test_a_bad_header_is_refused_with_a_remedy(tmp_path: Path, content: str, words: str) -> None:

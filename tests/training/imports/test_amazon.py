@@ -85,10 +85,23 @@ def test_bad_rows_are_counted(imported: Callable) -> None:
     }
 
 
-@pytest.mark.parametrize("line", ['{"user_id": NaN}', '{"user_id": "\\ud83d"}', "[1]", '{"user_id": "a', "nonsense"])
-def test_a_broken_line_stops_with_its_number(imported: Callable, line: str) -> None:
-    with pytest.raises(DatasetError, match=r"All_Beauty\.jsonl: each line must be one JSON object in UTF-8, line 9 is"):
-        imported("amazon-2023", FILES | {"All_Beauty.jsonl": lines(REVIEWS) + line + "\n"})
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"user_id": NaN}', "NaN is no JSON; write null in its place"),
+        ('{"user_id": "\\ud83d"}', r"\\ud83d is half of a character"),
+        ("[1]", "it is an array"),
+        ('{"user_id": "a', "Invalid control character at"),
+        ("nonsense", "Expecting value at character 1: 'nonsense'"),
+        ('{"user_id": "caf\udce9"}', "it is not UTF-8"),
+    ],
+)
+def test_a_broken_line_stops_with_its_number(imported: Callable, line: str, why: str) -> None:
+    content = f"{lines(REVIEWS)}{line}\n".encode("utf-8", "surrogateescape")
+    with pytest.raises(
+        DatasetError, match=rf"All_Beauty\.jsonl: each line must be one JSON object, line 9 is not: {why}"
+    ):
+        imported("amazon-2023", FILES | {"All_Beauty.jsonl": content})
 
 
 def test_a_gzip_file_that_is_cut_short(imported: Callable) -> None:

@@ -48,7 +48,9 @@ def test_pictures_that_are_not_found_are_refused_and_cost_nothing_when_they_are_
     (nightly.data / "images").rename(nightly.data / "elsewhere")
     said = refused(nightly, "missing_files")
     assert re.search(r"27 of 27 items that had a picture in the current bundle \S+ name a file that is not found", said)
-    assert "such as 'images/0.png'" in said
+    assert "such as 'images/0.png' (100.0%, bound missing_files: at most 0.02)" in said
+    items = nightly.reindex(code=1)["items"]  # the one that could not be decoded before is not there either
+    assert (items["not_found"], items["unreadable"]) == (28, 0)
     assert nightly.reindex("--bound", "missing_files=none")["items"]["not_found"] == 28
     image = nightly.bundle().layout.names.index("image")
     assert np.count_nonzero(nightly.bundle().missing[:, image] == Missing.NOT_FOUND) == 28

@@ -1,5 +1,7 @@
 """Amazon Reviews 2023: ``meta_<category>.jsonl`` (items) and ``<category>.jsonl`` (reviews), ``.gz`` or not."""
 
+import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from training.imports.import_record import ImportRecord
 from training.imports.source_files import Source
 from training.imports.source_format import IMAGE_URL, TIME, Batch
 from training.imports.values import joined, number_of, text_of, texts_of
+from training.json_lines import line_fault
 
 _META = ("meta_*.jsonl", "meta_*.json")
 _REVIEWS = ("*.jsonl", "*.json")
@@ -93,25 +96,18 @@ def _objects(source: Source, path: Path) -> Iterator[tuple[list[int], list[dict[
     for block in source.blocks(path):
         lines: list[int] = []
         objects: list[dict[str, Any]] = []
-        for number, line in enumerate(block.content.split(b"\n"), start=block.first_line):
+        for number, line in enumerate(io.BytesIO(block.content), start=block.first_line):
             if not line.strip():
                 continue
-            try:
+            value = None
+            with contextlib.suppress(orjson.JSONDecodeError):
                 value = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise _not_an_object(path, number, str(error)) from error
             if not isinstance(value, dict):
-                raise _not_an_object(path, number, f"it is a {type(value).__name__}")
+                fault = line_fault(line, number) or f"line {number} is no JSON object; correct or remove it"
+                raise DatasetError(f"{path}: {fault}")
             lines.append(number)
             objects.append(value)
         yield lines, objects
-
-
-def _not_an_object(path: Path, line: int, problem: str) -> DatasetError:
-    return DatasetError(
-        f"{path}: each line must be one JSON object in UTF-8, line {line:,} is not ({problem}); correct or "
-        "remove the line"
-    )
 
 
 def _item(line: int, value: dict[str, Any]) -> tuple[tuple[object, ...], bool]:
