@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from training.data.file_kind import kind_of_start
 from training.errors import DatasetError
-from training.file_kind import kind_of_start
 
 BLOCK_BYTES = 4 << 20
 LONGEST_RECORD_BYTES = 16 << 20

@@ -11,13 +11,13 @@ import polars as pl
 
 from index.items.item_table import ITEM_ID
 from training.data.dataset import TEXT, TITLE, USER_ID
+from training.data.json_lines import line_fault
 from training.errors import DatasetError
 from training.imports.delimited import LINE
 from training.imports.import_record import ImportRecord
 from training.imports.source_files import Source
 from training.imports.source_format import IMAGE_URL, TIME, Batch
 from training.imports.values import joined, number_of, text_of, texts_of
-from training.json_lines import line_fault
 
 _META = ("meta_*.jsonl", "meta_*.json")
 _REVIEWS = ("*.jsonl", "*.json")
