@@ -22,7 +22,7 @@ from service.api.openapi import document
 from service.api.playground import Playground
 from service.api.recommend_routes import Routes
 from service.api.user_routes import UserRoutes
-from service.bundles.startup import Opening
+from service.bundles.startup import Startup
 from service.container import load_current, open_services
 from service.errors import StartError
 from service.http.body_budget import BodyBudget
@@ -36,7 +36,7 @@ from service.http.problems import (
     internal_problem,
     problem_response,
 )
-from service.http.request_middleware import Envelope, trace_of
+from service.http.request_middleware import RequestMiddleware, trace_of
 from service.runtime.thread_pool import started_pool
 from service.settings import Settings, load_settings
 from service.telemetry.tracing import SpanRecorder, open_spans
@@ -77,7 +77,7 @@ class _Api(FastAPI):
         return document(self, keyed=self.state.keyed, root_path=self.state.root_path)
 
 
-def create_app(settings: Settings | None = None, *, opening: Opening | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, *, opening: Startup | None = None) -> FastAPI:
     """Build the service.
 
     Args:
@@ -141,7 +141,7 @@ def create_app(settings: Settings | None = None, *, opening: Opening | None = No
     return app
 
 
-async def _begin(services: Services, opening: Opening) -> None:
+async def _begin(services: Services, opening: Startup) -> None:
     redis = await services.histories.alive()
     if redis and await services.histories.is_cluster_node():
         raise StartError(
@@ -171,7 +171,7 @@ def _put_layers(app: _Api, settings: Settings, services: Services, spans: SpanRe
         )
     bodies = BodyBudget(settings.bodies_limit_bytes)
     app.put_before(
-        lambda inner: Envelope(
+        lambda inner: RequestMiddleware(
             inner,
             metrics=metrics,
             log=services.log,

@@ -9,27 +9,27 @@ from structlog.typing import FilteringBoundLogger
 from index.bundle.bundle import Bundle
 from index.machine.cores import available_cores
 from service.access.auth import KeyRing
-from service.access.key_file import KeySource
+from service.access.key_file import KeyFile
 from service.access.rate_limit import RateLimit
 from service.api.fast_router import Services
 from service.bundles.active_bundle import CurrentBundle
 from service.bundles.comparison import ShadowBounds
-from service.bundles.loaded_bundles import Shelf
-from service.bundles.loader import BundleSource
-from service.bundles.operator_state import Directives
-from service.bundles.startup import Opening, open_first, read_pin
+from service.bundles.loaded_bundles import LoadedBundles
+from service.bundles.loader import BundleLoader
+from service.bundles.operator_state import OperatorState
+from service.bundles.startup import Startup, open_first, read_pin
 from service.bundles.watcher import Watcher
-from service.http.admission import Load
+from service.http.admission import Admission
 from service.recommend.batching import MicroBatcher
-from service.recommend.online_recall import Sampler
+from service.recommend.online_recall import OnlineRecall
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
-from service.runtime.bounded_executor import SlowLane
+from service.runtime.bounded_executor import BoundedExecutor
 from service.settings import Settings
 from service.stores.redis_client import UNWATCHED, RedisWatch
 from service.stores.redis_faults import RedisTroubles
-from service.stores.redis_histories import RedisSessions
-from service.stores.redis_operator_state import RedisDirectives
+from service.stores.redis_histories import RedisHistories
+from service.stores.redis_operator_state import RedisOperatorState
 from service.stores.redis_renewal import Renewal
 from service.telemetry.logs import lines_dropped, lines_failed, logger
 from service.telemetry.metrics import Metrics
@@ -48,7 +48,7 @@ def open_services(settings: Settings) -> Services:
     recent = RecentHistories(settings.shadow_histories)
     directives = _open_directives(settings, watch, on_erasure=recent.clear, renewal=renewal)
     source = _open_source(settings, metrics.bundles.loaded)
-    shelf = Shelf(
+    shelf = LoadedBundles(
         current=current,
         hidden=directives.hidden,
         source=source,
@@ -72,10 +72,10 @@ def open_services(settings: Settings) -> Services:
         poll_s=settings.poll_ms / 1000.0,
     )
     metrics.log_lines(dropped=lines_dropped, failed=lines_failed)
-    sampler = Sampler(
+    sampler = OnlineRecall(
         metrics.quality, log, checks_per_s=settings.recall_checks_per_s, cpu_share=settings.recall_check_cpu
     )
-    load = Load(settings.queue_bound)
+    load = Admission(settings.queue_bound)
     batcher = MicroBatcher(bound=settings.queue_bound, threads=_engine_threads(settings), metrics=metrics, log=log)
     metrics.in_progress(lambda: load.in_progress)
     metrics.queue_depth(lambda: batcher.depth)
@@ -98,7 +98,7 @@ def open_services(settings: Settings) -> Services:
         log=log,
         body_limit=settings.body_limit_bytes,
         sampler=sampler,
-        slow_lane=SlowLane(threads=max(1, available_cores() // 2)),
+        slow_lane=BoundedExecutor(threads=max(1, available_cores() // 2)),
         require_consent=settings.require_consent,
         one_thread=source.one_thread,
     )
@@ -114,9 +114,9 @@ def _engine_threads(settings: Settings) -> int:
 def _key_rings(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> tuple[KeyRing, KeyRing, KeyRing]:
     """Keys of the data routes, of the admin routes, and of the metrics."""
 
-    def source(name: str, given: tuple[SecretStr, ...], file: Path | None) -> KeySource:
+    def source(name: str, given: tuple[SecretStr, ...], file: Path | None) -> KeyFile:
         keys = [key.get_secret_value() for key in given]
-        return KeySource(name, keys, file, on_trouble=lambda trouble: log.error("keys not read again", detail=trouble))
+        return KeyFile(name, keys, file, on_trouble=lambda trouble: log.error("keys not read again", detail=trouble))
 
     api = source("api_keys_file", settings.api_keys, settings.api_keys_file)
     admin = source("admin_keys_file", settings.admin_keys, settings.admin_keys_file)
@@ -133,8 +133,8 @@ def _key_rings(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) 
     return data_keys, KeyRing([admin], open_without_keys=False, limit=limit), metrics_keys
 
 
-def _open_histories(settings: Settings, metrics: Metrics, renewal: Renewal, troubles: RedisTroubles) -> RedisSessions:
-    return RedisSessions(
+def _open_histories(settings: Settings, metrics: Metrics, renewal: Renewal, troubles: RedisTroubles) -> RedisHistories:
+    return RedisHistories(
         settings.redis_url.get_secret_value(),
         history_cap=settings.history_cap,
         ttl_s=settings.history_ttl_days * 86_400,
@@ -152,15 +152,15 @@ def _open_directives(
     watch: RedisWatch = UNWATCHED,
     on_erasure: Callable[[], None] = lambda: None,
     renewal: Renewal | None = None,
-) -> Directives:
-    store = RedisDirectives(
+) -> OperatorState:
+    store = RedisOperatorState(
         settings.redis_url.get_secret_value(),
         timeout_s=settings.redis_timeout_ms / 1000.0,
         prefix=settings.redis_prefix,
         watch=watch,
         renewal=renewal,
     )
-    return Directives(
+    return OperatorState(
         store,
         settings.directives_path,
         lambda trouble: logger().error("directives not kept", detail=trouble),
@@ -168,8 +168,8 @@ def _open_directives(
     )
 
 
-def _open_source(settings: Settings, loaded: Callable[[Bundle], None] = lambda _bundle: None) -> BundleSource:
-    return BundleSource(
+def _open_source(settings: Settings, loaded: Callable[[Bundle], None] = lambda _bundle: None) -> BundleLoader:
+    return BundleLoader(
         settings.registry,
         device=settings.device,
         threads=settings.encoder_threads,
@@ -178,7 +178,7 @@ def _open_source(settings: Settings, loaded: Callable[[Bundle], None] = lambda _
     )
 
 
-def load_current(settings: Settings) -> Opening:
+def load_current(settings: Settings) -> Startup:
     """Load and warm the bundle that should serve; where it is bad, the newest good one before it.
 
     Raises:

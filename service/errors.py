@@ -3,8 +3,8 @@
 ServiceError
 ├── SettingsError           a setting breaks a rule (variable or key, value, rule)
 ├── StartError              the server cannot start: the port is taken, or no bundle is published
-├── SessionsUnavailable     Redis did not answer; whether a write arrived is unknown
-├── DirectivesUnavailable   likewise, for the pin and the hidden items
+├── HistoriesUnavailable    Redis did not answer; whether a write arrived is unknown
+├── OperatorStateUnavailable  likewise, for the pin and the hidden items
 ├── LinkDown                a call was not answered by Redis; the adapters turn it into one of the two above
 ├── NotReady                no bundle is loaded yet, or the process is draining
 ├── QueueFull               more waits already than may
@@ -50,11 +50,11 @@ class StartError(ServiceError):
     """The server cannot start."""
 
 
-class SessionsUnavailable(ServiceError):
+class HistoriesUnavailable(ServiceError):
     """The store of histories did not answer; whether a write arrived is unknown."""
 
 
-class DirectivesUnavailable(ServiceError):
+class OperatorStateUnavailable(ServiceError):
     """The store of the pin and the hidden items did not answer; whether a write arrived is unknown."""
 
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from demo.embedded_redis import EmbeddedRedis
 from index.build.build import build_bundle
 from index.bundle.registry import Registry
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 from index.items.slots import Slot, SlotLayout
@@ -121,7 +121,7 @@ def small_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory, small_table: ItemTable, small_encoder: Path) -> Path:
     """Directory of a bundle made of `small_table` and `small_encoder`."""
-    probes = Probes(np.array([[1, 2, 4], [10, 11, -1], [20, -1, -1]]), np.array([5, 12, 21]))
+    probes = EvaluationQueries(np.array([[1, 2, 4], [10, 11, -1], [20, -1, -1]]), np.array([5, 12, 21]))
     return build_bundle(small_table, small_encoder, probes, tmp_path_factory.mktemp("small-bundle"))
 
 

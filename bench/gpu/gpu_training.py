@@ -38,7 +38,7 @@ from training.data.dataset import Dataset
 from training.data.pictures import PictureStore
 from training.embedding.job import CatalogueEncoder
 from training.errors import OutOfMemory
-from training.finetune.distributed import Ranks
+from training.finetune.distributed import ProcessGroup
 from training.finetune.step import ContrastiveStep
 
 _OUT = Path(__file__).parents[1] / "results" / "gpu_training.json"
@@ -135,7 +135,9 @@ class Bench:
         """A step on so many windows."""
         options = self._config.train.model_copy(update={"batch_size": windows, "cached_gradients": cached})
         accelerator = Accelerator(mixed_precision=options.precision, cpu=self._card.device.type == "cpu")
-        move = ContrastiveStep(self._embedder.train(), accelerator, Ranks(accelerator), self._config.loss, options)
+        move = ContrastiveStep(
+            self._embedder.train(), accelerator, ProcessGroup(accelerator), self._config.loss, options
+        )
         numbers = self._pairs.windows(self._last[:windows], options.max_history, every=options.pairs == "every")
         batch = self._collator.pairs(numbers)
 

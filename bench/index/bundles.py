@@ -15,7 +15,7 @@ from index.build.build import build_bundle
 from index.bundle.bundle import Bundle
 from index.bundle.index_spec import IndexSpec
 from index.bundle.registry import Registry
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 
@@ -106,7 +106,7 @@ def user_histories(bundle: Bundle, count: int) -> NDArray[np.int64]:
     return picked
 
 
-def _table(rows: int) -> tuple[ItemTable, Probes]:
+def _table(rows: int) -> tuple[ItemTable, EvaluationQueries]:
     rng = np.random.default_rng((_SEED, 1))
     vectors = made_vectors(rows, _SEED)
     table = ItemTable(
@@ -118,4 +118,4 @@ def _table(rows: int) -> tuple[ItemTable, Probes]:
         model={"kind": "made for the bench", "seed": _SEED},
     )
     histories = made_histories(vectors, _PROBES, HISTORY + 1, _SEED)
-    return table, Probes(histories[:, :-1].copy(), histories[:, -1].copy())
+    return table, EvaluationQueries(histories[:, :-1].copy(), histories[:, -1].copy())

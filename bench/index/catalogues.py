@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 from index.items.slots import Slot, SlotLayout
@@ -41,7 +41,7 @@ class Catalogue:
     """
 
     table: ItemTable
-    probes: Probes
+    probes: EvaluationQueries
 
 
 def make_catalogue(items: int, *, seed: int = 0, probes: int = 2_000) -> Catalogue:
@@ -75,7 +75,7 @@ def saved_catalogue(directory: Path, items: int, *, seed: int = 0) -> Catalogue:
     if (directory / "table.json").is_file():
         table = ItemTable.load(directory)
         if (len(table), table.model.get("seed")) == (items, seed) and probes.is_file():
-            return Catalogue(table, Probes.load(probes))
+            return Catalogue(table, EvaluationQueries.load(probes))
     made = make_catalogue(items, seed=seed)
     directory.mkdir(parents=True, exist_ok=True)
     made.probes.save(probes)
@@ -156,7 +156,7 @@ def _text(numbers: NDArray[np.int64]) -> pa.Array:
     return pa.array(numbers).cast(pa.string())
 
 
-def _probes(members: NDArray[np.int64], clusters: int, count: int, rng: np.random.Generator) -> Probes:
+def _probes(members: NDArray[np.int64], clusters: int, count: int, rng: np.random.Generator) -> EvaluationQueries:
     """Histories of 1 … 10 items of one cluster, drawn with repetition, and a target of the same cluster."""
     order = np.argsort(members, kind="stable")
     starts = np.searchsorted(members[order], np.arange(clusters + 1))
@@ -169,4 +169,4 @@ def _probes(members: NDArray[np.int64], clusters: int, count: int, rng: np.rando
         length = int(rng.integers(1, HISTORY + 1))
         histories[probe, :length] = rng.choice(own, length)
         targets[probe] = rng.choice(own)
-    return Probes(histories, targets)
+    return EvaluationQueries(histories, targets)

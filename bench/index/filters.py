@@ -33,7 +33,7 @@ from index.bundle.index_spec import IndexSpec
 from index.search.brute_force import exact_top_k, exact_top_k_each
 from index.search.float16 import to_float32
 from index.search.query_plan import OVER_FETCH, Effort
-from index.search.row_mask import Allowed
+from index.search.row_mask import RowMask
 from index.search.scoring import rank_again
 from index.search.searcher import CpuIndex, Searcher
 
@@ -88,7 +88,7 @@ def built(options: argparse.Namespace) -> tuple[Path, float | None]:
     return path, time.perf_counter() - started
 
 
-def filters_of(bundle: Bundle) -> Iterator[tuple[str, Allowed, dict[str, float]]]:
+def filters_of(bundle: Bundle) -> Iterator[tuple[str, RowMask, dict[str, float]]]:
     """Random filters by the share that they allow, with what they cost the first time and again."""
     for share in SHARES:
         count = round(share * len(bundle))
@@ -100,7 +100,7 @@ def filters_of(bundle: Bundle) -> Iterator[tuple[str, Allowed, dict[str, float]]
 
 def sided(
     queries: NDArray[np.float32], vectors: NDArray[np.floating], indexed: NDArray[np.bool_]
-) -> Iterator[tuple[str, list[Allowed]]]:
+) -> Iterator[tuple[str, list[RowMask]]]:
     """A filter for each query that allows only what is nearest to it, or only what is not."""
     scores = np.concatenate(
         [queries @ to_float32(vectors[at : at + BLOCK]).T for at in range(0, len(vectors), BLOCK)], 1
@@ -109,11 +109,11 @@ def sided(
         bounds = np.quantile(scores, 1 - share, axis=1)
         yield (
             f"nearest {share:g} only",
-            [Allowed.of(row >= bound, indexed) for row, bound in zip(scores, bounds, strict=True)],
+            [RowMask.of(row >= bound, indexed) for row, bound in zip(scores, bounds, strict=True)],
         )
         yield (
             f"nearest {share:g} barred",
-            [Allowed.of(row < bound, indexed) for row, bound in zip(scores, bounds, strict=True)],
+            [RowMask.of(row < bound, indexed) for row, bound in zip(scores, bounds, strict=True)],
         )
 
 
@@ -128,7 +128,7 @@ def measured(
     bundle: Bundle,
     searcher: Searcher,
     queries: NDArray[np.float32],
-    filters: list[Allowed],
+    filters: list[RowMask],
     k: int,
     wanted: NDArray[Any],
 ) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def measured(
 
 
 def right_scores(
-    queries: NDArray[np.float32], vectors: NDArray[np.floating], filters: list[Allowed], k: int
+    queries: NDArray[np.float32], vectors: NDArray[np.floating], filters: list[RowMask], k: int
 ) -> NDArray[np.float32]:
     """(B, k) exact scores of each query under its own filter."""
     answers = []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import redis
 
 from service.stores.protocols import Event
-from service.stores.redis_histories import RedisSessions
+from service.stores.redis_histories import RedisHistories
 
 _EVENTS_A_CALL = 1000
 
@@ -35,7 +35,7 @@ def used_bytes(url: str) -> int:
 
 
 async def _fill(url: str, histories: Sequence[Sequence[str]], first: int) -> None:
-    sessions = RedisSessions(url, timeout_s=10.0)
+    sessions = RedisHistories(url, timeout_s=10.0)
     events: list[Event] = []
     for number, items in enumerate(histories, first):
         events += [Event(user_id(number), item, 1.7e9 + place, "view") for place, item in enumerate(items)]

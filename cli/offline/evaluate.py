@@ -124,12 +124,12 @@ def _direct(
     run: Path, dataset: "Dataset", split: "Split", sets: "Sequence[TargetSet]", bar: "Progress"
 ) -> "tuple[dict[str, System], dict[str, Any]]":
     """Systems of the run's vision-language model, and what the file says of it."""
-    from training.backbones.trained_model import RunModel
+    from training.backbones.trained_model import TrainedModel
     from training.evaluation.vlm_systems import direct_systems, trained_on
     from training.runs.disk import writing_run
     from training.runs.lock import run_lock
 
-    model = RunModel.of(run)
+    model = TrainedModel.of(run)
     tasks: dict[str, TaskID] = {}
 
     def report(step: str, done: int, every: int) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, TaskID
 
-    from training.backbones.trained_model import RunModel
+    from training.backbones.trained_model import TrainedModel
     from training.data.dataset import Dataset
     from training.embedding.store import Embeddings
 
@@ -143,14 +143,14 @@ def embed(
         _console.print(f"embedded {len(embeddings):,} items: {_slots(embeddings)}")
         _print_unreadable(embeddings.unreadable)
         return
-    from training.backbones.trained_model import RunModel
+    from training.backbones.trained_model import TrainedModel
 
-    model = RunModel.of(run)
+    model = TrainedModel.of(run)
     with run_lock(run), writing_run(run):
         _embed(dataset, model, trust_times=trust_times)
 
 
-def _embed(dataset: "Dataset", model: "RunModel", *, trust_times: bool) -> None:
+def _embed(dataset: "Dataset", model: "TrainedModel", *, trust_times: bool) -> None:
     from training.embedding.job import embed_catalogue, pending_items
 
     with _progress() as bar:

@@ -51,7 +51,7 @@ def build(
 ) -> None:
     """Build a bundle from a run, measure it, hold it to its bounds, and publish it if asked to."""
     from index.build.build import build_bundle
-    from index.items.eval_queries import Probes
+    from index.items.eval_queries import EvaluationQueries
     from index.items.item_table import ItemTable
 
     spec = index_spec(kind, codes, memory_mb, target_recall, bounds, bound, threads)
@@ -60,7 +60,7 @@ def build(
         bundle = build_bundle(
             ItemTable.load(encoder / "table"),
             encoder / "encoder.onnx",
-            Probes.load(encoder / "probes.npz"),
+            EvaluationQueries.load(encoder / "probes.npz"),
             out or run / "bundles",
             spec,
             evaluation=read_evaluation(run, evaluation),

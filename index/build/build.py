@@ -37,9 +37,9 @@ from index.bundle.permissions import READ_ONLY
 from index.bundle.quality import Quality
 from index.errors import BundleError, EncoderError, IndexSpecError
 from index.evaluation.report import Draft, write_report
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_table import MISSING_FILE, VECTORS_FILE, ItemTable
-from index.items.items_file import ItemRows
+from index.items.items_file import ItemsFile
 from index.items.thumbnails import THUMBNAILS_FILE
 from index.machine.disk import explain, new_array_file
 from index.search.encoder import OnnxSequenceEncoder
@@ -53,7 +53,7 @@ _BLOCK_ROWS = 65_536
 def build_bundle(
     table: ItemTable,
     encoder: Path,
-    probes: Probes,
+    probes: EvaluationQueries,
     out: Path,
     spec: IndexSpec | None = None,
     *,
@@ -164,7 +164,7 @@ def _write_items(table: ItemTable, directory: Path, progress: Progress) -> NDArr
     np.save(directory / MISSING_FILE, table.missing_record())
     np.save(directory / INDEXED_FILE, indexed)
     progress("items", 0.0)
-    ItemRows(table.ids, table.popularity, table.metadata).save(directory / ITEMS_FILE)
+    ItemsFile(table.ids, table.popularity, table.metadata).save(directory / ITEMS_FILE)
     if table.thumbnails is not None:
         table.thumbnails.copy_to(directory / THUMBNAILS_FILE)
     return indexed

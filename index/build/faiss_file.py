@@ -22,7 +22,7 @@ from index.machine.disk import free_space
 from index.search.brute_force import exact_top_k
 from index.search.float16 import to_float32
 from index.search.query_plan import OVER_FETCH, SCAN, Effort, Engine, Step
-from index.search.row_mask import Allowed
+from index.search.row_mask import RowMask
 from index.search.scoring import rank_again
 from index.search.searcher import Searcher, as_rows
 
@@ -92,7 +92,7 @@ class _Rounded:
         for start in range(0, rows.shape[0], _BLOCK_ROWS):
             self._codes.add(to_float32(vectors[rows[start : start + _BLOCK_ROWS]]))
 
-    def search(self, queries: NDArray[np.float32], step: Step, allowed: Allowed | None) -> NDArray[np.int64]:
+    def search(self, queries: NDArray[np.float32], step: Step, allowed: RowMask | None) -> NDArray[np.int64]:
         """See :class:`index.search.searcher.VectorIndex`; there is never a filter here."""
         del allowed
         return as_rows(self._codes.search(queries, step.fetch)[1], self._rows)

@@ -30,16 +30,16 @@ from index.bundle.manifest import ENCODER_FILE, FAISS_FILE, INDEXED_FILE, ITEMS_
 from index.errors import BundleNotFound, SearchError
 from index.filters.filter_cache import FilterCache
 from index.filters.text_search import TextSearch
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_table import MISSING_FILE, VECTORS_FILE
-from index.items.items_file import ItemRows
+from index.items.items_file import ItemsFile
 from index.items.json_values import json_value
-from index.items.modality_status import Missing
+from index.items.modality_status import ModalityStatus
 from index.items.read_ahead import read_ahead
 from index.items.thumbnails import THUMBNAILS_FILE, Thumbnails
 from index.search.brute_force import check_allowed, check_k, check_queries
 from index.search.encoder import OnnxSequenceEncoder
-from index.search.row_mask import Allowed
+from index.search.row_mask import RowMask
 from index.search.scoring import gather, slot_scores
 from index.search.searcher import Searcher
 
@@ -75,8 +75,8 @@ class Bundle:
         thumbnails: a small picture of each item that has one; None in a bundle without any.
         probes: held-out histories.
         indexed: (n,) bool, rows that a query can find.
-        missing: (n, slots) uint8 codes of :class:`index.items.modality_status.Missing`, columns in the order of the
-            layout.
+        missing: (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`, columns in the order of
+            the layout.
         max_history: the newest items of a history that :meth:`encode` reads.
         slots_in_use: (slots,) bool, the slots that any item has.
         files: the mapped files, to see whether somebody writes to them.
@@ -86,11 +86,11 @@ class Bundle:
         self,
         path: Path,
         manifest: Manifest,
-        items: ItemRows,
+        items: ItemsFile,
         vectors: NDArray[np.floating],
         indexed: NDArray[np.bool_],
         missing: NDArray[np.uint8],
-        probes: Probes,
+        probes: EvaluationQueries,
         encoder: OnnxSequenceEncoder,
         searcher: Searcher,
         files: HeldFiles,
@@ -109,7 +109,7 @@ class Bundle:
         self.indexed = indexed
         self.missing = missing
         self.max_history = encoder.max_history
-        self.slots_in_use: NDArray[np.bool_] = (missing == Missing.PRESENT).any(axis=0)
+        self.slots_in_use: NDArray[np.bool_] = (missing == ModalityStatus.PRESENT).any(axis=0)
         self.files = files
         self._vectors = vectors
         self._encoder = encoder
@@ -229,7 +229,7 @@ class Bundle:
 
     def allowed(
         self, condition: Mapping[str, Any] | None = None, available: NDArray[np.bool_] | None = None
-    ) -> Allowed:
+    ) -> RowMask:
         """The rows that a filter allows, for :meth:`search` and :meth:`popular`; kept, so a repeated one costs little.
 
         Args:
@@ -255,7 +255,7 @@ class Bundle:
         return self._filters.keeps(condition, available)
 
     def search(
-        self, queries: NDArray[np.floating], k: int, *, allowed: Allowed | NDArray[np.bool_] | None = None
+        self, queries: NDArray[np.floating], k: int, *, allowed: RowMask | NDArray[np.bool_] | None = None
     ) -> Found:
         """The best k items per query.
 
@@ -274,7 +274,7 @@ class Bundle:
         return Found(*self._searcher.search(queries, k, allowed))
 
     def exact(
-        self, queries: NDArray[np.floating], k: int, *, allowed: Allowed | NDArray[np.bool_] | None = None
+        self, queries: NDArray[np.floating], k: int, *, allowed: RowMask | NDArray[np.bool_] | None = None
     ) -> Found:
         """As :meth:`search`, but exact: every allowed row is looked at. For checks, as it takes its time."""
         return Found(*self._searcher.exact(queries, k, allowed))
@@ -301,7 +301,7 @@ class Bundle:
         parts[rows < 0] = 0.0
         return parts
 
-    def popular(self, k: int, *, allowed: Allowed | NDArray[np.bool_] | None = None) -> Found:
+    def popular(self, k: int, *, allowed: RowMask | NDArray[np.bool_] | None = None) -> Found:
         """The items of the most training events, those without a slot too.
 
         Args:
@@ -318,7 +318,7 @@ class Bundle:
         if allowed is None:
             best = self._by_popularity[:k]
         else:
-            mask = allowed.mask if isinstance(allowed, Allowed) else allowed
+            mask = allowed.mask if isinstance(allowed, RowMask) else allowed
             check_allowed(mask, -1, len(self))
             best = _first_allowed(self._by_popularity, mask, k)
         rows = np.full((1, k), -1, dtype=np.int64)

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from index.bundle.manifest import Manifest
 from index.errors import BundleInvalid, EncoderError, ItemTableError, SearchError
-from index.items.eval_queries import Probes
-from index.items.items_file import ItemRows
+from index.items.eval_queries import EvaluationQueries
+from index.items.items_file import ItemsFile
 from index.items.mapped_array import map_array
-from index.items.modality_status import Missing, check_missing, check_missing_fits
+from index.items.modality_status import ModalityStatus, check_missing, check_missing_fits
 from index.items.thumbnails import Thumbnails
 from index.search.encoder import OnnxSequenceEncoder
 from index.search.query_plan import Effort
@@ -19,14 +19,14 @@ from index.search.searcher import CpuIndex, GpuIndex, Searcher
 _BLOCK_ROWS = 65_536
 
 
-def read_items(path: Path, manifest: Manifest) -> ItemRows:
+def read_items(path: Path, manifest: Manifest) -> ItemsFile:
     """Ids, popularity and metadata from ``items.arrow``, mapped.
 
     Raises:
         BundleInvalid: the file cannot be read or does not fit the manifest.
     """
     try:
-        items = ItemRows.load(path)
+        items = ItemsFile.load(path)
     except ItemTableError as error:
         raise BundleInvalid(f"{path}: {error}; build the bundle again") from error
     if len(items.ids) != manifest.items:
@@ -78,8 +78,8 @@ def read_indexed(path: Path, manifest: Manifest) -> NDArray[np.bool_]:
 
 
 def read_missing(path: Path, manifest: Manifest, indexed: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """(n, slots) codes of :class:`index.items.modality_status.Missing`; a row is indexed exactly if one of its slots is
-    present.
+    """(n, slots) codes of :class:`index.items.modality_status.ModalityStatus`; a row is indexed exactly if one of its
+    slots is present.
 
     Raises:
         BundleInvalid: the file cannot be read or does not fit the manifest.
@@ -89,7 +89,7 @@ def read_missing(path: Path, manifest: Manifest, indexed: NDArray[np.bool_]) -> 
         check_missing(missing, manifest.layout, manifest.items)
     except ItemTableError as error:
         raise BundleInvalid(f"{path}: {error}; build the bundle again") from error
-    wrong = (missing == Missing.PRESENT).any(axis=1) != indexed
+    wrong = (missing == ModalityStatus.PRESENT).any(axis=1) != indexed
     if wrong.any():
         raise BundleInvalid(
             f"{path}: row {int(np.argmax(wrong))} must have a present slot exactly if it is indexed; build the bundle "
@@ -98,14 +98,14 @@ def read_missing(path: Path, manifest: Manifest, indexed: NDArray[np.bool_]) -> 
     return missing
 
 
-def read_probes(path: Path, manifest: Manifest) -> Probes:
+def read_probes(path: Path, manifest: Manifest) -> EvaluationQueries:
     """The probes, their rows checked against the catalogue.
 
     Raises:
         BundleInvalid: the file cannot be read or does not fit the manifest.
     """
     try:
-        probes = Probes.load(path)
+        probes = EvaluationQueries.load(path)
         probes.check_rows(manifest.items)
     except ItemTableError as error:
         raise BundleInvalid(f"{path}: {error}") from error

@@ -15,7 +15,7 @@ from index.evaluation.disagreement import NEAREST, Disagreement, disagreement
 from index.evaluation.near_duplicates import COSINE, NearDuplicates, near_duplicates
 from index.evaluation.neighbours import nearest, sample_rows
 from index.items.item_table import ItemTable
-from index.items.modality_status import Missing
+from index.items.modality_status import ModalityStatus
 from index.items.slots import IMAGE, TEXT, SlotLayout
 
 _COMPARISONS = 500_000_000  # a few seconds on two cores; up to 22,000 pictures are compared each with each
@@ -25,8 +25,8 @@ _NAMED = 5  # items of a group, and neighbours of an item
 _LONGEST_TITLE = 160
 _BINS = 20  # of the histogram of p
 
-_FILES = (Missing.UNREADABLE, Missing.NOT_FOUND)
-_MODALITIES = (Missing.ABSENT, *_FILES)
+_FILES = (ModalityStatus.UNREADABLE, ModalityStatus.NOT_FOUND)
+_MODALITIES = (ModalityStatus.ABSENT, *_FILES)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Catalogue:
 
     Attributes:
         layout: the slots.
-        missing: (n, slots) uint8 codes of :class:`index.items.modality_status.Missing`.
+        missing: (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`.
         pictures: None where fewer than two items have a picture.
         disagreeing: None where too few items have both text and picture.
         names: row → id and title.
@@ -50,7 +50,7 @@ class Catalogue:
     def figures(self) -> dict[str, float]:
         """Shares by figure, 0 … 1; what could not be measured is left out."""
         figures = {
-            f"missing.{name}": float((self.missing[:, column] != Missing.PRESENT).mean())
+            f"missing.{name}": float((self.missing[:, column] != ModalityStatus.PRESENT).mean())
             for column, name in enumerate(self.layout.names)
         }
         if self.pictures is not None:
@@ -69,7 +69,7 @@ class Catalogue:
 
     def _missing_of(self, column: int) -> dict[str, Any]:
         codes = self.missing[:, column]
-        counts = {code.name.lower(): int((codes == code).sum()) for code in Missing}
+        counts = {code.name.lower(): int((codes == code).sum()) for code in ModalityStatus}
         rows = np.flatnonzero(np.isin(codes, [int(code) for code in _MODALITIES]))
         files_first = rows[np.argsort(~np.isin(codes[rows], _FILES), kind="stable")]
         return {**counts, "examples": self.names.of(files_first[:_EXAMPLES].tolist())}
@@ -145,12 +145,12 @@ def examine(
     Args:
         table: the items.
         vectors: (n, Σd) stored vectors.
-        missing: (n, slots) uint8 codes of :class:`index.items.modality_status.Missing`.
+        missing: (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`.
         seed: of the sample.
         progress: called with the share done.
     """
     layout, names = table.layout, ItemNames(table)
-    has = {name: missing[:, column] == Missing.PRESENT for column, name in enumerate(layout.names)}
+    has = {name: missing[:, column] == ModalityStatus.PRESENT for column, name in enumerate(layout.names)}
     nothing = np.zeros(len(table), dtype=np.bool_)
     pictured = np.flatnonzero(has.get(IMAGE, nothing))
     if pictured.shape[0] < 2:

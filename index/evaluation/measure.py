@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.slots import SlotLayout
 from index.search.brute_force import exact_top_k, exact_top_k_each
 from index.search.encoder import OnnxSequenceEncoder
 from index.search.query_plan import OVER_FETCH
-from index.search.row_mask import Allowed
+from index.search.row_mask import RowMask
 from index.search.scoring import gather, rank_again, slot_scores
 from index.search.searcher import Searcher
 
@@ -36,7 +36,7 @@ def probe_queries(
     encoder: OnnxSequenceEncoder,
     vectors: NDArray[np.floating],
     indexed: NDArray[np.bool_],
-    probes: Probes,
+    probes: EvaluationQueries,
     limit: int,
 ) -> NDArray[np.float32]:
     """Queries to measure with: those of the probes, spread evenly, or of single items when there are no probes.
@@ -83,7 +83,7 @@ def query_kinds(
     return kinds
 
 
-def random_filters(indexed: NDArray[np.bool_], seed: int = 0) -> dict[str, Allowed | None]:
+def random_filters(indexed: NDArray[np.bool_], seed: int = 0) -> dict[str, RowMask | None]:
     """Filters that allow a random share of the indexed rows and know nothing of any query.
 
     Returns:
@@ -91,13 +91,13 @@ def random_filters(indexed: NDArray[np.bool_], seed: int = 0) -> dict[str, Allow
     """
     rows = np.flatnonzero(indexed)
     order = np.random.default_rng(seed).permutation(rows)
-    filters: dict[str, Allowed | None] = {}
+    filters: dict[str, RowMask | None] = {}
     for share in SHARES:
         count = round(share * rows.shape[0])
         if count:
             mask = np.zeros(indexed.shape[0], dtype=np.bool_)
             mask[order[:count]] = True
-            filters[f"filtered {100 * share:g} %"] = Allowed.of(mask, indexed)
+            filters[f"filtered {100 * share:g} %"] = RowMask.of(mask, indexed)
     return filters
 
 
@@ -117,7 +117,7 @@ class Asked:
     queries: NDArray[np.float32]
     k: int
     bounds: NDArray[np.float32]
-    allowed: Allowed | None = None
+    allowed: RowMask | None = None
     barred: NDArray[np.int64] | None = None
     indexed: NDArray[np.bool_] | None = None
 
@@ -138,14 +138,14 @@ class Asked:
         ]
         return float(np.mean(hits))
 
-    def one_by_one(self, places: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.float32], Allowed | None]]:
+    def one_by_one(self, places: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.float32], RowMask | None]]:
         """Each query, (1, Σd), with its filter."""
         for place in places:
             allowed = self.allowed
             if self.barred is not None and self.indexed is not None:
                 mask = np.ones(self.indexed.shape[0], dtype=np.bool_)
                 mask[self.barred[place]] = False
-                allowed = Allowed.of(mask, self.indexed)
+                allowed = RowMask.of(mask, self.indexed)
             yield self.queries[[place]], allowed
 
 
@@ -184,7 +184,7 @@ class Exact:
         self._all = None if count == indexed.shape[0] else indexed
         for done, (kind, queries) in enumerate(kinds.items()):
             part = _part_of(progress, done, len(kinds) + 1)
-            filters: dict[str, Allowed | None] = {kind: None}
+            filters: dict[str, RowMask | None] = {kind: None}
             self._add(filters | (random_filters(indexed) if kind == PLAIN else {}), queries, part)
         plain = kinds[PLAIN]
         if count > _DEEPER * self.k:
@@ -197,7 +197,7 @@ class Exact:
         return self.kinds[kind].recall(searcher, chosen)
 
     def _add(
-        self, filters: Mapping[str, Allowed | None], queries: NDArray[np.float32], progress: Callable[[float], None]
+        self, filters: Mapping[str, RowMask | None], queries: NDArray[np.float32], progress: Callable[[float], None]
     ) -> None:
         masks = [self._all if allowed is None else allowed.findable for allowed in filters.values()]
         answers = exact_top_k_each(queries, self._vectors, self.k + OVER_FETCH, masks, progress)

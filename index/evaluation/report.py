@@ -27,7 +27,7 @@ from index.evaluation.calibrate import calibrate
 from index.evaluation.catalogue_audit import Catalogue, examine
 from index.evaluation.measure import PLAIN, Exact, latency_ms, probe_queries, query_kinds, spread
 from index.evaluation.report_page import render_page
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_table import MISSING_FILE, VECTORS_FILE, ItemTable
 from index.search.encoder import OnnxSequenceEncoder
 from index.search.query_plan import Effort, IndexKind
@@ -54,7 +54,7 @@ class Draft:
     table: ItemTable
     indexed: NDArray[np.bool_]
     encoder: OnnxSequenceEncoder
-    probes: Probes
+    probes: EvaluationQueries
     spec: IndexSpec
 
     @cached_property

@@ -15,7 +15,7 @@ from index.bundle.gate import decisive
 from index.bundle.manifest import GateRecord
 from index.bundle.quality import SYSTEMS
 from index.evaluation.axis import Axis, axis_over
-from index.items.modality_status import Missing
+from index.items.modality_status import ModalityStatus
 
 _THOUSAND = 1000.0
 _TEMPLATE = "report.html"
@@ -58,7 +58,7 @@ def render_page(report: Mapping[str, Any], gate: GateRecord) -> str:
     )
 
 
-_STATES = tuple(state.name.lower() for state in Missing)
+_STATES = tuple(state.name.lower() for state in ModalityStatus)
 
 
 def label(figure: str) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from index.filters.filters import Clause, Filter
-from index.search.row_mask import Allowed
+from index.search.row_mask import RowMask
 
 _Place = tuple[bytes, bool]  # the key of a filter, and whether it is combined with what is available
 
@@ -34,12 +34,12 @@ class FilterCache:
         self._metadata = metadata
         self._indexed = indexed
         self._capacity = capacity
-        self._kept: OrderedDict[_Place, Allowed] = OrderedDict()
+        self._kept: OrderedDict[_Place, RowMask] = OrderedDict()
         self._available: NDArray[np.bool_] | None = None
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def allowed(self, condition: Mapping[str, Any] | None, available: NDArray[np.bool_] | None = None) -> Allowed:
+    def allowed(self, condition: Mapping[str, Any] | None, available: NDArray[np.bool_] | None = None) -> RowMask:
         """The rows that a condition allows, see :mod:`index.filters.filters`; all rows for None.
 
         Args:
@@ -74,15 +74,15 @@ class FilterCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are kept, by :attr:`Allowed.nbytes`."""
+        """Bytes that are kept, by :attr:`RowMask.nbytes`."""
         return self._bytes
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def _compiled(self, parsed: Filter) -> Allowed:
+    def _compiled(self, parsed: Filter) -> RowMask:
         """Called outside the lock: two threads may compile the same filter at once, but none waits for another's."""
-        return Allowed.of(parsed.rows(self._metadata), self._indexed)
+        return RowMask.of(parsed.rows(self._metadata), self._indexed)
 
     def _turn_to(self, available: NDArray[np.bool_]) -> None:
         """Forget what was combined with another mask."""
@@ -93,7 +93,7 @@ class FilterCache:
             for place in [place for place in self._kept if place[1]]:
                 self._bytes -= self._kept.pop(place).nbytes + _ENTRY_BYTES
 
-    def _found(self, key: bytes | None, available: NDArray[np.bool_] | None) -> Allowed | None:
+    def _found(self, key: bytes | None, available: NDArray[np.bool_] | None) -> RowMask | None:
         if key is None:
             return None
         place = (key, available is not None)
@@ -105,7 +105,7 @@ class FilterCache:
                 self._kept.move_to_end(place)
             return found
 
-    def _kept_as(self, key: bytes | None, available: NDArray[np.bool_] | None, made: Allowed) -> Allowed:
+    def _kept_as(self, key: bytes | None, available: NDArray[np.bool_] | None, made: RowMask) -> RowMask:
         size = made.nbytes + _ENTRY_BYTES
         if key is None or size > self._capacity:
             return made

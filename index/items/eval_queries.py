@@ -1,4 +1,4 @@
-"""Probes: held-out histories with their targets, as rows of one item table.
+"""EvaluationQueries: held-out histories with their targets, as rows of one item table.
 
 They travel in the bundle and feed its recall report, warm-up, parity checks, shadow comparison and the sample users.
 """
@@ -16,7 +16,7 @@ from index.items.mapped_array import view_array
 
 
 @dataclass(frozen=True)
-class Probes:
+class EvaluationQueries:
     """Held-out histories.
 
     Attributes:
@@ -65,7 +65,7 @@ class Probes:
         np.savez(path, histories=histories, targets=targets)
 
     @classmethod
-    def load(cls, path: Path) -> "Probes":
+    def load(cls, path: Path) -> "EvaluationQueries":
         """Read ``probes.npz``.
 
         Raises:

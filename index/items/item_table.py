@@ -42,8 +42,8 @@ class ItemTable:
         metadata: n rows; ``title``, ``text`` and ``image`` (path relative to the data set, null when missing) where the
             catalogue has them, and every further column. Never ``item_id`` or ``popularity``.
         model: JSON-able provenance of the vectors: model id, prompt and preprocessing hashes, training run.
-        missing: (n, slots) uint8 codes of :class:`index.items.modality_status.Missing`, columns in the order of the
-            layout: why a slot is zero. None where only the vectors are known; see :meth:`missing_record`.
+        missing: (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`, columns in the order of
+            the layout: why a slot is zero. None where only the vectors are known; see :meth:`missing_record`.
         thumbnails: a small picture of each item that has one, rows alike; None where none were made.
 
     Raises:
@@ -94,7 +94,7 @@ class ItemTable:
         return np.asarray(self.layout.present(self.vectors).any(axis=1))
 
     def missing_record(self) -> NDArray[np.uint8]:
-        """(n, slots) uint8 codes of :class:`index.items.modality_status.Missing`: the field, or what the vectors
+        """(n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`: the field, or what the vectors
         tell.
         """
         return derive_missing(self.layout, self.vectors) if self.missing is None else self.missing

@@ -20,7 +20,7 @@ from index.items.item_table import ITEM_ID, POPULARITY
 
 
 @dataclass(frozen=True)
-class ItemRows:
+class ItemsFile:
     """What a bundle says about its items besides their vectors, row by row.
 
     Attributes:
@@ -53,7 +53,7 @@ class ItemRows:
             writer.write_batch(batch)
 
     @classmethod
-    def load(cls, path: Path) -> "ItemRows":
+    def load(cls, path: Path) -> "ItemsFile":
         """Map ``items.arrow`` and check all of it.
 
         Raises:

@@ -15,7 +15,7 @@ from index.items.slots import BEHAVIOUR, SlotLayout
 _BLOCK_ROWS = 65_536
 
 
-class Missing(IntEnum):
+class ModalityStatus(IntEnum):
     """The state of one slot of one item."""
 
     PRESENT = 0
@@ -38,13 +38,15 @@ def derive_missing(layout: SlotLayout, vectors: NDArray[np.floating]) -> NDArray
         vectors: (n, Σd) stored vectors, may be memory-mapped; read in blocks.
 
     Returns:
-        (n, slots) codes of :class:`Missing`, columns in the order of the layout.
+        (n, slots) codes of :class:`ModalityStatus`, columns in the order of the layout.
     """
-    reasons = [Missing.COLD if name == BEHAVIOUR else Missing.ABSENT for name in layout.names]
+    reasons = [ModalityStatus.COLD if name == BEHAVIOUR else ModalityStatus.ABSENT for name in layout.names]
     missing = np.zeros((vectors.shape[0], len(reasons)), dtype=np.uint8)
     for start in range(0, vectors.shape[0], _BLOCK_ROWS):
         part = slice(start, start + _BLOCK_ROWS)
-        missing[part] = np.where(layout.present(vectors[part]), Missing.PRESENT, np.array(reasons, dtype=np.uint8))
+        missing[part] = np.where(
+            layout.present(vectors[part]), ModalityStatus.PRESENT, np.array(reasons, dtype=np.uint8)
+        )
     return missing
 
 
@@ -52,7 +54,7 @@ def check_missing(missing: NDArray[np.uint8], layout: SlotLayout, rows: int) -> 
     """Hold a record to its form.
 
     Args:
-        missing: what should be (rows, slots) codes of :class:`Missing`.
+        missing: what should be (rows, slots) codes of :class:`ModalityStatus`.
         layout: the slots.
         rows: how many items there are.
 
@@ -65,15 +67,17 @@ def check_missing(missing: NDArray[np.uint8], layout: SlotLayout, rows: int) -> 
             f"the missing-modality record must be uint8 of shape {wanted}, got {missing.dtype} {missing.shape}"
         )
     largest = int(missing.max(initial=0))
-    if largest > max(Missing):
-        raise ItemTableError(f"a code of the missing-modality record must lie in 0 … {max(Missing)}, got {largest}")
+    if largest > max(ModalityStatus):
+        raise ItemTableError(
+            f"a code of the missing-modality record must lie in 0 … {max(ModalityStatus)}, got {largest}"
+        )
 
 
 def check_missing_fits(missing: NDArray[np.uint8], layout: SlotLayout, vectors: NDArray[np.floating]) -> None:
     """Hold a record to the vectors: ``PRESENT`` exactly where the slot is not zero.
 
     Args:
-        missing: (n, slots) codes of :class:`Missing`.
+        missing: (n, slots) codes of :class:`ModalityStatus`.
         layout: the slots.
         vectors: (n, Σd) stored vectors, may be memory-mapped; read in blocks.
 
@@ -82,11 +86,11 @@ def check_missing_fits(missing: NDArray[np.uint8], layout: SlotLayout, vectors: 
     """
     for start in range(0, vectors.shape[0], _BLOCK_ROWS):
         part = slice(start, start + _BLOCK_ROWS)
-        wrong = (missing[part] == Missing.PRESENT) != layout.present(vectors[part])
+        wrong = (missing[part] == ModalityStatus.PRESENT) != layout.present(vectors[part])
         if wrong.any():
             row, column = (int(place) for place in np.argwhere(wrong)[0])
-            state = "zero" if missing[start + row, column] == Missing.PRESENT else "not zero"
+            state = "zero" if missing[start + row, column] == ModalityStatus.PRESENT else "not zero"
             raise ItemTableError(
                 f"row {start + row}: slot {layout.names[column]!r} is {state}, but its missing-modality code is "
-                f"{Missing(missing[start + row, column]).name}"
+                f"{ModalityStatus(missing[start + row, column]).name}"
             )

@@ -1,4 +1,4 @@
-"""Allowed: the rows that an answer may hold, with what a search asks of them counted once."""
+"""RowMask: the rows that an answer may hold, with what a search asks of them counted once."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ _FEW = 8  # row numbers are kept where they take no more memory than the mask it
 
 
 @dataclass(frozen=True, eq=False)
-class Allowed:
+class RowMask:
     """Rows that an answer may hold; never changes, any number of threads may read it. Make one with :meth:`of`.
 
     Attributes:
@@ -37,7 +37,7 @@ class Allowed:
     taken: int = 0
 
     @classmethod
-    def of(cls, mask: NDArray[np.bool_], indexed: NDArray[np.bool_]) -> "Allowed":
+    def of(cls, mask: NDArray[np.bool_], indexed: NDArray[np.bool_]) -> "RowMask":
         """Count a mask.
 
         Args:
@@ -73,7 +73,7 @@ class Allowed:
         masks = len(self) * (1 if self.findable is self.mask else 2)
         return masks + len(self) // 8 + (0 if self.few is None else self.few.nbytes)
 
-    def without(self, rows: NDArray[np.int64]) -> "Allowed":
+    def without(self, rows: NDArray[np.int64]) -> "RowMask":
         """These rows less some others, such as a user's history or hidden items.
 
         Args:
@@ -88,16 +88,16 @@ class Allowed:
         findable = mask if self.findable is self.mask else _cleared(self.findable, rows)
         gone = int(np.count_nonzero(self.findable[np.unique(rows)]))
         few = None if self.few is None else _read_only(self.few[findable[self.few]])
-        return Allowed(mask, findable, self.count - gone, self.indexed, few, self.taken + gone)
+        return RowMask(mask, findable, self.count - gone, self.indexed, few, self.taken + gone)
 
-    def __and__(self, other: NDArray[np.bool_]) -> "Allowed":
+    def __and__(self, other: NDArray[np.bool_]) -> "RowMask":
         """The rows that a mask, (n,) bool, allows as well.
 
         Raises:
             SearchError: the mask is of another dtype or length.
         """
         check_allowed(other, -1, len(self))
-        return Allowed.of(self.mask & other, self.indexed)
+        return RowMask.of(self.mask & other, self.indexed)
 
 
 def _read_only(array: NDArray[_Kind]) -> NDArray[_Kind]:

@@ -21,7 +21,7 @@ from index.items.slots import SlotLayout
 from index.search.brute_force import check_k, check_queries, exact_top_k_among
 from index.search.float16 import to_float32
 from index.search.query_plan import OVER_FETCH, SPARE, Effort, Engine, IndexKind, Step, exact_step, plan
-from index.search.row_mask import Allowed
+from index.search.row_mask import RowMask
 from index.search.scoring import rank_again
 
 _GPU_LARGEST_K = 2048
@@ -36,7 +36,7 @@ class VectorIndex(Protocol):
     engine: Engine
     dim: int
 
-    def search(self, queries: NDArray[np.float32], step: Step, allowed: Allowed | None) -> NDArray[np.int64]:
+    def search(self, queries: NDArray[np.float32], step: Step, allowed: RowMask | None) -> NDArray[np.int64]:
         """Candidates of a ``scan`` or ``index`` step.
 
         Args:
@@ -91,7 +91,7 @@ class CpuIndex:
         self._vectors = vectors  # the view below does not keep them alive
         self._stored = _view_of(vectors)
 
-    def search(self, queries: NDArray[np.float32], step: Step, allowed: Allowed | None) -> NDArray[np.int64]:
+    def search(self, queries: NDArray[np.float32], step: Step, allowed: RowMask | None) -> NDArray[np.int64]:
         """See :meth:`VectorIndex.search`."""
         faiss.omp_set_num_threads(self._threads)
         if step.path == "scan" or self._bare:
@@ -156,7 +156,7 @@ class GpuIndex:
         self.engine = Engine(kind, on_cpu.engine.rows, on_cpu.engine.lists, _GPU_LARGEST_K, _GPU_ADVANTAGE)
         self.dim = on_cpu.dim
 
-    def search(self, queries: NDArray[np.float32], step: Step, allowed: Allowed | None) -> NDArray[np.int64]:
+    def search(self, queries: NDArray[np.float32], step: Step, allowed: RowMask | None) -> NDArray[np.int64]:
         """See :meth:`VectorIndex.search`."""
         if step.path == "scan":
             return self._on_cpu.search(queries, step, allowed)
@@ -203,7 +203,7 @@ class Searcher:
         self._effort = effort
 
     def search(
-        self, queries: NDArray[np.floating], k: int, allowed: Allowed | NDArray[np.bool_] | None = None
+        self, queries: NDArray[np.floating], k: int, allowed: RowMask | NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The best k rows per query.
 
@@ -234,7 +234,7 @@ class Searcher:
         return rows, scores
 
     def exact(
-        self, queries: NDArray[np.floating], k: int, allowed: Allowed | NDArray[np.bool_] | None = None
+        self, queries: NDArray[np.floating], k: int, allowed: RowMask | NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """As :meth:`search`, but every allowed row is looked at: what the answers of an index are held against.
 
@@ -249,25 +249,25 @@ class Searcher:
         candidates = self._candidates(checked, exact_step(self._index.engine, k, count), narrowed)
         return rank_again(checked, candidates, self._vectors, self._layout, k)
 
-    def planned(self, query: NDArray[np.float32], k: int, allowed: Allowed | NDArray[np.bool_] | None = None) -> Step:
+    def planned(self, query: NDArray[np.float32], k: int, allowed: RowMask | NDArray[np.bool_] | None = None) -> Step:
         """The step that :meth:`search` would begin with for one query (Σd,), for benches and reports."""
         effort = int(self._effort.of(check_queries(query[None], self._layout.dim), self._layout)[0])
         return self._plan(k, self._narrowed(allowed), effort)
 
-    def _narrowed(self, allowed: Allowed | NDArray[np.bool_] | None) -> Allowed | None:
+    def _narrowed(self, allowed: RowMask | NDArray[np.bool_] | None) -> RowMask | None:
         """The filter, counted; None when it allows every row that can be found."""
         if isinstance(allowed, np.ndarray):
-            allowed = Allowed.of(allowed, self._indexed)
+            allowed = RowMask.of(allowed, self._indexed)
         if allowed is not None and allowed.indexed is not self._indexed:
             raise SearchError("the allowed rows were counted for another bundle; ask this one's `allowed`")
         return None if allowed is None or allowed.count == self._count else allowed
 
-    def _plan(self, k: int, allowed: Allowed | None, effort: int) -> Step:
+    def _plan(self, k: int, allowed: RowMask | None, effort: int) -> Step:
         count, taken = (self._count, 0) if allowed is None else (allowed.count, allowed.taken)
         return plan(self._index.engine, k, count, effort, self._effort, taken)
 
     def _group(
-        self, queries: NDArray[np.float32], k: int, allowed: Allowed | None, effort: int
+        self, queries: NDArray[np.float32], k: int, allowed: RowMask | None, effort: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Queries of one effort; those for which the index found too few are answered exactly."""
         step = self._plan(k, allowed, effort)
@@ -283,7 +283,7 @@ class Searcher:
             rows[short], scores[short] = rank_again(queries[short], again, self._vectors, self._layout, k)
         return rows, scores
 
-    def _candidates(self, queries: NDArray[np.float32], step: Step, allowed: Allowed | None) -> NDArray[np.int64]:
+    def _candidates(self, queries: NDArray[np.float32], step: Step, allowed: RowMask | None) -> NDArray[np.int64]:
         """(B, ·) int64 rows of the catalogue, all allowed, the index's best first, −1 = none, only at the end."""
         if step.path == "gather" and allowed is not None:
             return exact_top_k_among(queries, self._vectors, step.fetch, allowed.rows)[0]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from service.access.key_file import KeySource, digest_of
+from service.access.key_file import KeyFile, digest_of
 from service.access.rate_limit import Caller, RateLimit, caller_at
 from service.errors import KeyMissing, KeyRefused
 
@@ -20,9 +20,7 @@ class KeyRing:
         limit: how often each key, or each address where the group is open, may call; None: as often as it likes.
     """
 
-    def __init__(
-        self, sources: Sequence[KeySource], *, open_without_keys: bool, limit: RateLimit | None = None
-    ) -> None:
+    def __init__(self, sources: Sequence[KeyFile], *, open_without_keys: bool, limit: RateLimit | None = None) -> None:
         self._sources = tuple(source for source in sources if source.configured)
         self._open = open_without_keys and not self._sources
         self._limit = limit

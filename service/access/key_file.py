@@ -1,4 +1,4 @@
-"""KeySource: the keys of one kind, from the settings and from a file that is read again when it changes."""
+"""KeyFile: the keys of one kind, from the settings and from a file that is read again when it changes."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from service.errors import SettingsError
 _LOOK_S = 1.0
 
 
-class KeySource:
+class KeyFile:
     """Digests of the keys of one kind.
 
     A file is looked at once a second at the most, when somebody asks for the digests. One that cannot be read any more,
@@ -45,13 +45,13 @@ class KeySource:
         self._file = file
         self._on_trouble = on_trouble
         self._clock = clock
-        self._apart_from: tuple[KeySource, ...] = ()
+        self._apart_from: tuple[KeyFile, ...] = ()
         self._signature = None if file is None else signature(file)
         self._digests = self._given if file is None else self._read(file)
         self._next_look = clock() + _LOOK_S
         self.configured = bool(self._given) or file is not None
 
-    def keep_apart_from(self, *others: "KeySource") -> None:
+    def keep_apart_from(self, *others: "KeyFile") -> None:
         """Refuse keys that another kind has, too, now and in every file read later.
 
         Raises:

@@ -16,7 +16,7 @@ from service.api.rendering import json_response
 from service.api.request_body import read_json, validate
 from service.api.request_rules import answer_body, check_fields, recommend_query
 from service.http.problems import ANSWERED_ERRORS, INTERNAL, error_body, problem_body
-from service.recommend.batch_histories import Prefetched
+from service.recommend.batch_histories import BatchHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
 
@@ -54,7 +54,7 @@ class BatchRoutes:
         bundle = self._services.current.get()
         members = [_checked(bundle, member) for member in batch.requests]
         trace.lap("parse")
-        histories = Prefetched(self._services.histories, _users(bundle, members))
+        histories = BatchHistories(self._services.histories, _users(bundle, members))
         recommender, gate = self._services.recommender.reading(histories), asyncio.Semaphore(_AT_ONCE)
         try:
             answers = await asyncio.gather(

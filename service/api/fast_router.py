@@ -17,17 +17,17 @@ from structlog.typing import FilteringBoundLogger
 from service.access.auth import KeyRing
 from service.api.openapi import answers, tagged_answers
 from service.bundles.active_bundle import CurrentBundle
-from service.bundles.operator_state import Directives
+from service.bundles.operator_state import OperatorState
 from service.bundles.watcher import Watcher
 from service.errors import RuleBroken, Violation
-from service.http.admission import Load
+from service.http.admission import Admission
 from service.http.request_middleware import trace_of
 from service.recommend.batching import MicroBatcher
-from service.recommend.online_recall import Sampler
+from service.recommend.online_recall import OnlineRecall
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
-from service.runtime.bounded_executor import SlowLane
+from service.runtime.bounded_executor import BoundedExecutor
 from service.stores.protocols import HistoryStore
 from service.stores.redis_faults import RedisTroubles
 from service.telemetry.metrics import Metrics
@@ -65,11 +65,11 @@ class Services:
 
     current: CurrentBundle
     watcher: Watcher
-    directives: Directives
+    directives: OperatorState
     histories: HistoryStore
     redis_troubles: RedisTroubles
     batcher: MicroBatcher
-    load: Load
+    load: Admission
     recent: RecentHistories
     recommender: Recommender
     metrics: Metrics
@@ -79,10 +79,10 @@ class Services:
     metrics_keys: KeyRing
     log: FilteringBoundLogger
     body_limit: int
-    slow_lane: SlowLane
+    slow_lane: BoundedExecutor
     require_consent: bool
     one_thread: bool
-    sampler: Sampler
+    sampler: OnlineRecall
 
 
 class DirectRoute(APIRoute):

@@ -11,11 +11,11 @@ from starlette.responses import Response
 
 from index.bundle.bundle import Bundle
 from index.bundle.manifest import REPORT_FILE
-from index.items.modality_status import Missing
+from index.items.modality_status import ModalityStatus
 from service.recommend.query import Answer
 
 _TITLE = "title"
-_REASONS = [reason.name.lower() for reason in Missing]
+_REASONS = [reason.name.lower() for reason in ModalityStatus]
 
 
 def age_s(bundle: Bundle) -> float:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from index.bundle.bundle import Bundle
 from index.errors import IndexingError
-from index.search.row_mask import Allowed
+from index.search.row_mask import RowMask
 from service.errors import BundleRefused
 from service.recommend.recent_histories import History
 
@@ -132,7 +132,7 @@ class Shadow:
     """
 
     bundle: Bundle
-    available: Allowed | None
+    available: RowMask | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from service.bundles.operator_state import DirectivesCopy
+from service.bundles.operator_state import OperatorStateCopy
 from service.settings import state_directory
 
 
@@ -15,7 +15,7 @@ def kept_pins(*files: Path) -> frozenset[str]:
     found = set()
     for path in (*state_directory().glob("directives-*.json"), *files):
         try:
-            found.add(DirectivesCopy.load(path).pin)
+            found.add(OperatorStateCopy.load(path).pin)
         except (OSError, ValueError):
             continue
     return frozenset(pin for pin in found if pin is not None)

@@ -1,4 +1,4 @@
-"""Shelf: the bundles in memory, the one that answers and the one before it; never more than two."""
+"""LoadedBundles: the bundles in memory, the one that answers and the one before it; never more than two."""
 
 import asyncio
 import weakref
@@ -12,10 +12,10 @@ from index.bundle.bundle import Bundle
 from index.errors import BundleInvalid
 from service.bundles.active_bundle import CurrentBundle
 from service.bundles.comparison import Comparison, Shadow, ShadowBounds, ask_here
-from service.bundles.loader import BundleSource, Identity
+from service.bundles.loader import BundleLoader, Identity
 from service.bundles.metrics import BundleMetrics, Lacking
 from service.bundles.refusals import Refusal, Refusals
-from service.bundles.validation import Passed, Trial, judge, prepare
+from service.bundles.validation import BundleValidation, Passed, judge, prepare
 from service.errors import BundleRefused, NotReady
 from service.recommend.hidden_items import HiddenItems
 from service.recommend.recent_histories import RecentHistories
@@ -29,7 +29,7 @@ _GONE_LIMIT_S = 10.0
 
 
 @dataclass(slots=True, eq=False)
-class Held:
+class BundleInMemory:
     """A bundle in memory.
 
     Attributes:
@@ -53,7 +53,7 @@ class Held:
     found: float = field(default_factory=monotonic)
 
 
-class Shelf:
+class LoadedBundles:
     """Gets bundles into memory, lets one of them answer, and lets go of them. One caller at a time.
 
     Args:
@@ -77,7 +77,7 @@ class Shelf:
         *,
         current: CurrentBundle,
         hidden: HiddenItems,
-        source: BundleSource,
+        source: BundleLoader,
         recent: RecentHistories,
         probes: int,
         metrics: BundleMetrics,
@@ -95,8 +95,8 @@ class Shelf:
         self._closed = False
         self._leaving: list[weakref.ref[Bundle]] = []
         self._freeing: set[asyncio.Task[None]] = set()
-        self.serving: Held | None = None
-        self.previous: Held | None = None
+        self.serving: BundleInMemory | None = None
+        self.previous: BundleInMemory | None = None
         self.loading: str | None = None
         self.refusals = Refusals()
 
@@ -110,7 +110,7 @@ class Shelf:
         """Whether this bundle answers and is whole as far as is known."""
         return self.serving is not None and self.serving.bundle.id == bundle_id and not self.serving.altered
 
-    def kept(self, bundle_id: str) -> Held | None:
+    def kept(self, bundle_id: str) -> BundleInMemory | None:
         """One of the two bundles in memory, if it has this id and is whole as far as is known."""
         if self.serves(bundle_id):
             return self.serving
@@ -123,7 +123,7 @@ class Shelf:
         previous.found, previous.comparison = monotonic(), None
         return previous
 
-    async def obtain(self, bundle_id: str, bounds: ShadowBounds | None) -> Held:
+    async def obtain(self, bundle_id: str, bounds: ShadowBounds | None) -> BundleInMemory:
         """A bundle that may answer: one of the two in memory, or another, for which the one before is dropped.
 
         Args:
@@ -152,9 +152,9 @@ class Shelf:
             raise passed
         self.refusals.forgive(bundle_id)
         verified = passed.verified or self._source.hashes_all
-        return Held(passed.bundle, identity, passed.lacking, passed.comparison, verified, found=found)
+        return BundleInMemory(passed.bundle, identity, passed.lacking, passed.comparison, verified, found=found)
 
-    def take_over(self, held: Held) -> bool:
+    def take_over(self, held: BundleInMemory) -> bool:
         """Let a bundle answer from now on, and keep the one before unless it was altered; gives whether it is another.
 
         Args:
@@ -173,7 +173,7 @@ class Shelf:
             self.let_go(old)
         return True
 
-    def withdraw(self, held: Held) -> None:
+    def withdraw(self, held: BundleInMemory) -> None:
         """Let a bundle that became shorter answer no more, at once; :meth:`take_over` replaces it."""
         held.altered = held.shortened = True
         if self.serving is held:
@@ -187,7 +187,7 @@ class Shelf:
         self._metrics.refused(refusal.reason)
         self._log.error("bundle refused", bundle=refusal.bundle, reason=refusal.reason, detail=refusal.message)
 
-    def let_go(self, held: Held) -> None:
+    def let_go(self, held: BundleInMemory) -> None:
         """Free a bundle that will not be used again: in the background, as unmapping gigabytes takes a while."""
         if self.previous is held:
             self.previous = None
@@ -218,7 +218,7 @@ class Shelf:
     async def _try(self, bundle_id: str, bounds: ShadowBounds | None) -> Passed | BundleRefused:
         hidden = self._hidden.snapshot()
         old = None if self.serving is None or self.serving.shortened else self.serving.bundle
-        trial = Trial(
+        trial = BundleValidation(
             old=None if old is None else Shadow(old, self._hidden.available(old)),
             hidden=hidden,
             recent=self._recent.newest(),
@@ -243,14 +243,14 @@ class Shelf:
         await self._aside.run(refused.clear)
         return passed
 
-    async def _tried(self, bundle: Bundle, trial: Trial) -> Passed | BundleRefused:
+    async def _tried(self, bundle: Bundle, trial: BundleValidation) -> Passed | BundleRefused:
         verified = await self._patient.run(partial(prepare, bundle, trial))
         if isinstance(verified, BundleRefused):
             return verified
         return await self._aside.run(partial(judge, bundle, trial, verified=verified))
 
 
-def was_written(held: Held) -> bool:
+def was_written(held: BundleInMemory) -> bool:
     """Whether a mapped file of a bundle was written to since the last look, one that became shorter too."""
     try:
         return held.bundle.files.written()
@@ -258,7 +258,7 @@ def was_written(held: Held) -> bool:
         return True
 
 
-def _load(source: BundleSource, bundle_id: str) -> Bundle | BundleRefused:
+def _load(source: BundleLoader, bundle_id: str) -> Bundle | BundleRefused:
     """A refusal is given back, not raised: its traceback would keep what was loaded so far in memory."""
     try:
         return source.load(bundle_id)

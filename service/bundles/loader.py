@@ -1,4 +1,4 @@
-"""BundleSource: the registry as the service sees it: which bundle is pointed to, and bundles ready to answer."""
+"""BundleLoader: the registry as the service sees it: which bundle is pointed to, and bundles ready to answer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ _REASONS: tuple[tuple[type[Exception], RefusalReason], ...] = (
 )
 
 
-class BundleSource:
+class BundleLoader:
     """Loads bundles of one registry in one way.
 
     Args:

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from index.bundle.bundle import Bundle
 from index.bundle.manifest import Manifest
-from index.items.modality_status import Missing
+from index.items.modality_status import ModalityStatus
 from service.bundles.comparison import Comparison, Side
 
 _SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -20,7 +20,7 @@ Lacking = dict[tuple[str, str], int]
 
 def count_lacking(bundle: Bundle) -> Lacking:
     """Items that lack a slot, by slot and reason."""
-    counts = {reason: np.count_nonzero(bundle.missing == reason, axis=0) for reason in Missing if reason}
+    counts = {reason: np.count_nonzero(bundle.missing == reason, axis=0) for reason in ModalityStatus if reason}
     return {
         (slot, reason.name.lower()): int(column[place])
         for reason, column in counts.items()

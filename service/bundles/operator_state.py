@@ -1,4 +1,4 @@
-"""Directives: what operators tell all replicas, the pinned bundle and the hidden items, as this replica knows it.
+"""OperatorState: what operators tell all replicas, the pinned bundle and the hidden items, as this replica knows it.
 
 With it each replica learns that a user was erased on another one.
 
@@ -15,16 +15,16 @@ from pathlib import Path
 import orjson
 
 from index.bundle.integrity import write_durably
-from service.errors import DirectivesUnavailable
+from service.errors import OperatorStateUnavailable
 from service.recommend.hidden_items import HiddenItems, in_pieces
-from service.stores.protocols import Changes, DirectiveStore, Edition
+from service.stores.protocols import Changes, Edition, OperatorStateStore
 
 _FORMAT = 1
 _NOTHING = Edition()
 
 
 @dataclass(frozen=True, slots=True)
-class DirectivesCopy:
+class OperatorStateCopy:
     """All directives of one moment, as they are kept in the local file.
 
     Attributes:
@@ -50,7 +50,7 @@ class DirectivesCopy:
         write_durably(path, orjson.dumps(kept)[:-1] + b',"hidden":[' + hidden + b"]}")
 
     @classmethod
-    def load(cls, path: Path) -> "DirectivesCopy":
+    def load(cls, path: Path) -> "OperatorStateCopy":
         """Read the file; nothing is known where there is none.
 
         Raises:
@@ -72,7 +72,7 @@ class DirectivesCopy:
         return cls(Edition(epoch, max(number, len(hidden))), pin, tuple(hidden))
 
 
-class Directives:
+class OperatorState:
     """This replica's copy of the directives.
 
     Args:
@@ -88,7 +88,7 @@ class Directives:
 
     def __init__(
         self,
-        store: DirectiveStore,
+        store: OperatorStateStore,
         path: Path,
         on_file_error: Callable[[str], None],
         on_erasure: Callable[[], None] = lambda: None,
@@ -110,7 +110,7 @@ class Directives:
         """Catch up with the store; one short call when nothing changed.
 
         Raises:
-            DirectivesUnavailable: the store does not answer; what is known stays.
+            OperatorStateUnavailable: the store does not answer; what is known stays.
         """
         async with self._busy:
             await self._catch_up()
@@ -120,7 +120,7 @@ class Directives:
         """Pin a bundle for all replicas, or none; in the store when this returns.
 
         Raises:
-            DirectivesUnavailable: the store does not answer; it may or may not be pinned.
+            OperatorStateUnavailable: the store does not answer; it may or may not be pinned.
         """
         await self._write(lambda known: self._store.pin(bundle_id, known))
 
@@ -128,7 +128,7 @@ class Directives:
         """Show or hide an item on all replicas; in the store when this returns, and true here at once.
 
         Raises:
-            DirectivesUnavailable: the store does not answer; it may or may not be done.
+            OperatorStateUnavailable: the store does not answer; it may or may not be done.
         """
         change = self._store.show if available else self._store.hide
         await self._write(lambda known: change(item_id, known))
@@ -137,7 +137,7 @@ class Directives:
         """Let every replica know that a user was erased; this one too looks at it as at any other's.
 
         Raises:
-            DirectivesUnavailable: the store does not answer; others may not know.
+            OperatorStateUnavailable: the store does not answer; others may not know.
         """
         await self._store.announce_erasure()
 
@@ -146,7 +146,7 @@ class Directives:
         async with self._saving:
             if self._saved == self._edition:
                 return
-            copy = DirectivesCopy(self._edition, self.pin, self.hidden.snapshot().ids)
+            copy = OperatorStateCopy(self._edition, self.pin, self.hidden.snapshot().ids)
             self._saved = copy.edition
             writing = asyncio.create_task(self._keep(copy))
             try:
@@ -156,7 +156,7 @@ class Directives:
                 await asyncio.wait({writing})
                 raise
 
-    async def _keep(self, copy: DirectivesCopy) -> None:
+    async def _keep(self, copy: OperatorStateCopy) -> None:
         try:
             await asyncio.to_thread(copy.save, self._path)
         except OSError as error:
@@ -172,7 +172,7 @@ class Directives:
             if not await write(self._edition):
                 await self._catch_up()
                 if not await write(self._edition):
-                    raise DirectivesUnavailable("the store of directives lost its state twice; try again")
+                    raise OperatorStateUnavailable("the store of directives lost its state twice; try again")
             await self._catch_up()
 
     async def _catch_up(self) -> None:
@@ -197,9 +197,9 @@ class Directives:
         self.pin = changes.pin
         self._edition = changes.edition
 
-    def _load(self) -> DirectivesCopy:
+    def _load(self) -> OperatorStateCopy:
         try:
-            return DirectivesCopy.load(self._path)
+            return OperatorStateCopy.load(self._path)
         except (OSError, ValueError) as error:
             self._on_file_error(f"{self._path}: the directives kept here cannot be read ({error}); they are ignored")
-            return DirectivesCopy()
+            return OperatorStateCopy()

@@ -1,22 +1,22 @@
-"""Opening: the bundle to begin with, chosen before anything is answered."""
+"""Startup: the bundle to begin with, chosen before anything is answered."""
 
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from index.bundle.bundle import Bundle
-from service.bundles.loader import BundleSource, Identity
-from service.bundles.operator_state import Directives
+from service.bundles.loader import BundleLoader, Identity
+from service.bundles.operator_state import OperatorState
 from service.bundles.refusals import Refusal
-from service.bundles.validation import Trial, judge, prepare
-from service.errors import BundleRefused, DirectivesUnavailable, StartError
+from service.bundles.validation import BundleValidation, judge, prepare
+from service.errors import BundleRefused, OperatorStateUnavailable, StartError
 from service.recommend.hidden_items import Snapshot
 
 _PROBES = 20  # enough to see that a bundle answers, few enough to be ready soon
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Opening:
+class Startup:
     """What a service begins with.
 
     Attributes:
@@ -32,14 +32,14 @@ class Opening:
     refusals: tuple[Refusal, ...] = ()
 
 
-def read_pin(open_directives: Callable[[], Directives]) -> str | None:
+def read_pin(open_directives: Callable[[], OperatorState]) -> str | None:
     """The pin of all replicas, before there is an event loop; the local copy's if the store does not answer."""
 
     async def read() -> str | None:
         directives = open_directives()
         try:
             await directives.sync()
-        except DirectivesUnavailable:
+        except OperatorStateUnavailable:
             return directives.pin
         finally:
             await directives.close()
@@ -48,7 +48,7 @@ def read_pin(open_directives: Callable[[], Directives]) -> str | None:
     return asyncio.run(read())
 
 
-def open_first(source: BundleSource, pin: str | None, *, wait: bool) -> Opening:
+def open_first(source: BundleLoader, pin: str | None, *, wait: bool) -> Startup:
     """Load the bundle that should serve; where it is bad, the newest good one before it: less is better than nothing.
 
     Args:
@@ -71,9 +71,9 @@ def open_first(source: BundleSource, pin: str | None, *, wait: bool) -> Opening:
             refusals.append(Refusal.of(bundle_id, identity, error))
             first = first or error
             continue
-        return Opening(bundle, identity, source.hashes_all, tuple(refusals))
+        return Startup(bundle, identity, source.hashes_all, tuple(refusals))
     if wait:
-        return Opening(refusals=tuple(refusals))
+        return Startup(refusals=tuple(refusals))
     if first is not None:
         raise first
     raise StartError(
@@ -82,7 +82,7 @@ def open_first(source: BundleSource, pin: str | None, *, wait: bool) -> Opening:
     )
 
 
-def _candidates(source: BundleSource, pin: str | None) -> Iterator[str]:
+def _candidates(source: BundleLoader, pin: str | None) -> Iterator[str]:
     """Ids in the order in which they should serve, each once."""
     pointed = source.pointed()
     wanted = pin or pointed
@@ -95,9 +95,11 @@ def _candidates(source: BundleSource, pin: str | None) -> Iterator[str]:
         yield pointed
 
 
-def _try(source: BundleSource, bundle_id: str) -> Bundle:
+def _try(source: BundleLoader, bundle_id: str) -> Bundle:
     bundle = source.load(bundle_id)
-    trial = Trial(old=None, hidden=Snapshot(frozenset(), 0), recent=(), probes=_PROBES, bounds=None, hash_all=False)
+    trial = BundleValidation(
+        old=None, hidden=Snapshot(frozenset(), 0), recent=(), probes=_PROBES, bounds=None, hash_all=False
+    )
     prepared = prepare(bundle, trial)
     if isinstance(prepared, BundleRefused):
         raise prepared

@@ -1,10 +1,10 @@
-"""Trial: what a bundle goes through before it may answer: load, hash, warm up, compare; all of it aside."""
+"""BundleValidation: what a bundle goes through before it may answer: load, hash, warm up, compare; all of it aside."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from index.bundle.bundle import Bundle
-from index.search.row_mask import Allowed
+from index.search.row_mask import RowMask
 from service.bundles.comparison import AskOld, Comparison, Shadow, ShadowBounds, ask_here, compare
 from service.bundles.loader import refusal
 from service.bundles.metrics import Lacking, count_lacking
@@ -14,7 +14,7 @@ from service.recommend.recent_histories import History
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Trial:
+class BundleValidation:
     """How a bundle is tried.
 
     Attributes:
@@ -51,13 +51,13 @@ class Passed:
     """
 
     bundle: Bundle
-    available: Allowed
+    available: RowMask
     comparison: Comparison
     verified: bool
     lacking: Lacking
 
 
-def prepare(bundle: Bundle, trial: Trial) -> bool | BundleRefused:
+def prepare(bundle: Bundle, trial: BundleValidation) -> bool | BundleRefused:
     """Hash a loaded bundle and warm it up; almost all of it without the interpreter's lock.
 
     Returns:
@@ -72,7 +72,7 @@ def prepare(bundle: Bundle, trial: Trial) -> bool | BundleRefused:
     return verified
 
 
-def judge(bundle: Bundle, trial: Trial, *, verified: bool) -> Passed | BundleRefused:
+def judge(bundle: Bundle, trial: BundleValidation, *, verified: bool) -> Passed | BundleRefused:
     """Ask a warm bundle beside the one that answers."""
     try:
         available = available_rows(bundle, trial.hidden.ids)

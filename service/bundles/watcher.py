@@ -14,13 +14,13 @@ from structlog.typing import FilteringBoundLogger
 from index.bundle.bundle import Bundle
 from index.errors import BundleInvalid, BundleNotFound, IndexingError, RegistryError
 from service.bundles.comparison import ShadowBounds
-from service.bundles.loaded_bundles import Held, Shelf, was_written
-from service.bundles.loader import BundleSource
+from service.bundles.loaded_bundles import BundleInMemory, LoadedBundles, was_written
+from service.bundles.loader import BundleLoader
 from service.bundles.metrics import BundleMetrics, count_lacking
-from service.bundles.operator_state import Directives
+from service.bundles.operator_state import OperatorState
 from service.bundles.refusals import Refusal
-from service.bundles.startup import Opening
-from service.errors import BundleRefused, DirectivesUnavailable, NotReady
+from service.bundles.startup import Startup
+from service.errors import BundleRefused, NotReady, OperatorStateUnavailable
 from service.recommend.hidden_items import available_rows
 from service.runtime.background_tasks import Background
 
@@ -41,9 +41,9 @@ class Watcher:
     def __init__(
         self,
         *,
-        shelf: Shelf,
-        source: BundleSource,
-        directives: Directives,
+        shelf: LoadedBundles,
+        source: BundleLoader,
+        directives: OperatorState,
         bounds: ShadowBounds,
         metrics: BundleMetrics,
         log: FilteringBoundLogger,
@@ -66,7 +66,7 @@ class Watcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
 
-    async def start(self, opening: Opening) -> None:
+    async def start(self, opening: Startup) -> None:
         """Begin with a bundle, or without one, and watch from now on."""
         await self._follow_directives()
         for refusal in opening.refusals:
@@ -77,7 +77,7 @@ class Watcher:
             available = await asyncio.to_thread(available_rows, opening.bundle, hidden.ids)
             await self._directives.hidden.adopt(opening.bundle, available, hidden)
             lacking = await asyncio.to_thread(count_lacking, opening.bundle)
-            self._take_over(Held(opening.bundle, opening.identity, lacking, verified=opening.verified))
+            self._take_over(BundleInMemory(opening.bundle, opening.identity, lacking, verified=opening.verified))
         hidden_items = self._directives.hidden
         self._metrics.ask(look_age_s=lambda: monotonic() - self._looked, hidden=lambda: len(hidden_items))
         self._watching = asyncio.create_task(self._watch())
@@ -117,7 +117,7 @@ class Watcher:
 
         Raises:
             BundleRefused: there is none, or it may not serve; nothing is changed.
-            DirectivesUnavailable: the pin cannot be cleared; nothing is changed.
+            OperatorStateUnavailable: the pin cannot be cleared; nothing is changed.
             NotReady: the bundle before the last is still in use.
         """
         async with self._changing:
@@ -138,7 +138,7 @@ class Watcher:
 
         Raises:
             BundleRefused: there is none, or it may not serve; nothing is changed.
-            DirectivesUnavailable: the pin cannot be written; nothing is changed.
+            OperatorStateUnavailable: the pin cannot be written; nothing is changed.
             NotReady: the bundle before the last is still in use.
         """
         async with self._changing:
@@ -146,10 +146,10 @@ class Watcher:
             held = await self._earlier() if bundle_id is None else await self._shelf.obtain(bundle_id, None)
             return await self._obey(held, pin=held.bundle.id)
 
-    async def _obey(self, held: Held, *, pin: str | None) -> bool:
+    async def _obey(self, held: BundleInMemory, *, pin: str | None) -> bool:
         try:
             await self._directives.set_pin(pin)
-        except DirectivesUnavailable:
+        except OperatorStateUnavailable:
             if held is not self._shelf.serving and held is not self._shelf.previous:
                 self._shelf.let_go(held)
             raise
@@ -211,7 +211,7 @@ class Watcher:
         """Catch up with what operators said; with the store down, what is known stays."""
         try:
             await self._directives.sync()
-        except DirectivesUnavailable as error:
+        except OperatorStateUnavailable as error:
             self._tell("directives", str(error))
         else:
             self._tell("directives", None)
@@ -254,7 +254,7 @@ class Watcher:
             else:
                 self._shelf.let_go(held)
 
-    async def _earlier(self) -> Held:
+    async def _earlier(self) -> BundleInMemory:
         """The newest good bundle before the one that answers, in memory or in the registry.
 
         Raises:
@@ -301,7 +301,7 @@ class Watcher:
             return bundle_id in earlier
         return bundle_id < serving
 
-    def _take_over(self, held: Held) -> bool:
+    def _take_over(self, held: BundleInMemory) -> bool:
         shelf, old = self._shelf, self._shelf.serving
         if not shelf.take_over(held):
             return False
@@ -319,7 +319,7 @@ class Watcher:
             self._spawn(self._verify(held))
         return True
 
-    async def _verify(self, held: Held) -> None:
+    async def _verify(self, held: BundleInMemory) -> None:
         """Hash every file of the bundle that answers; one that was altered gives way to the last good one."""
         found = await self._hashing.run(
             lambda: _hash(held.bundle, lambda: self._stopped or self._shelf.serving is not held)
@@ -332,7 +332,7 @@ class Watcher:
         held.altered = True
         await self._replace(held, found)
 
-    async def _replace(self, held: Held, found: BundleRefused) -> None:
+    async def _replace(self, held: BundleInMemory, found: BundleRefused) -> None:
         """Let the last good bundle answer instead of an altered one."""
         async with self._changing:
             self._shelf.refuse(Refusal.of(held.bundle.id, held.identity, found))

@@ -1,4 +1,4 @@
-"""Load: how much is in progress, and how much may be.
+"""Admission: how much is in progress, and how much may be.
 
 Above half of the bound answers are cheap and rationed, at the bound there are none; and while requests are turned away
 although the event loop does not keep up, still fewer are let in (docs/adr/0014).
@@ -13,7 +13,7 @@ _LEAST: Final = 16
 _SHRINK, _GROW = 0.7, 1.2
 
 
-class Load:
+class Admission:
     """Requests in progress, from the end of the head to the end of the answer. Of the event loop alone.
 
     `service.http.protocol` counts them and turns away what is too much before the application is asked.

@@ -1,4 +1,4 @@
-"""OneWrite: the head of an answer goes out together with its body.
+"""AnswerWriter: the head of an answer goes out together with its body.
 
 Uvicorn writes them one after the other, and each write is a call into the system and a packet that wakes the client.
 """
@@ -10,7 +10,7 @@ from typing import Final
 _INTERIM: Final = b"HTTP/1.1 1"  # 100 Continue: the client waits for it
 
 
-class OneWrite:
+class AnswerWriter:
     """What one request's answer is written to, in the place of its connection's transport.
 
     The first part is held back until the next one, or until :meth:`flush`. No route answers with a part that is long

@@ -17,8 +17,8 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from service.http.admission import Load
-from service.http.answer_writer import OneWrite
+from service.http.admission import Admission
+from service.http.answer_writer import AnswerWriter
 from service.http.connections import Connections
 from service.http.problems import (
     CROWDED,
@@ -61,7 +61,7 @@ class GuardedConfig(uvicorn.Config):
         **options: of `uvicorn.Config`.
     """
 
-    def __init__(self, app: Any, connections: Connections, load: Load, **options: Any) -> None:  # noqa: ANN401 - uvicorn's
+    def __init__(self, app: Any, connections: Connections, load: Admission, **options: Any) -> None:  # noqa: ANN401 - uvicorn's
         super().__init__(app, http=GuardedProtocol, **options)
         self.guarded = connections
         self.in_progress = load
@@ -100,7 +100,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._limits = config.guarded.limits
         self._load = config.in_progress
         self._running: RequestResponseCycle | None = None
-        self._answering: OneWrite | None = None
+        self._answering: AnswerWriter | None = None
         self._crowded = False  # there is no room for it: one answer, and the end
         self._deaf = False  # what comes is read and dropped
         self._has_left = False  # the client sends no more
@@ -367,7 +367,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if counted and self._load.is_high:
             cycle.scope[HURRY] = True  # type: ignore[typeddict-unknown-key]
-        cycle.transport = self._answering = OneWrite(self.transport, self._end)  # type: ignore[assignment]
+        cycle.transport = self._answering = AnswerWriter(self.transport, self._end)  # type: ignore[assignment]
         task = self.loop.create_task(cycle.run_asgi(app))
         task.add_done_callback(partial(self._ended, cycle))
         self.tasks.add(task)

@@ -1,4 +1,6 @@
-"""Envelope: what every answer gets whatever happens inside: request id, timing, headers, metrics, a log line."""
+"""RequestMiddleware: what every answer gets whatever happens inside: request id, timing, headers, metrics, a log
+line.
+"""
 
 from typing import Literal
 from urllib.parse import quote
@@ -24,7 +26,7 @@ _LOGGED_FROM: dict[AccessLog, int] = {"all": 0, "errors": 400, "off": 1000}
 _LEFT = "the handler is closed"  # uvloop's words for writing to a client that has reset its connection
 
 
-class Envelope:
+class RequestMiddleware:
     """ASGI middleware around the whole application.
 
     A path is routed as it was sent, still percent-encoded, so that ids with a slash can be part of it; the routes

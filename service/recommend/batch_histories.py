@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from service.stores.protocols import HistoryReader
 
 
-class Prefetched:
+class BatchHistories:
     """Histories that are being read since this was made; a user who is named twice is read once.
 
     Args:
@@ -23,7 +23,7 @@ class Prefetched:
         """See `HistoryReader.recent`; of a user who was named. Giving up on it leaves it to others who wait for it.
 
         Raises:
-            SessionsUnavailable: the store does not answer in its time.
+            HistoriesUnavailable: the store does not answer in its time.
         """
         return list(await asyncio.shield(self._reads[user_id]))
 

@@ -20,7 +20,7 @@ from structlog.typing import FilteringBoundLogger
 
 from index.bundle.bundle import Bundle
 from service.errors import ENDING, NotReady, QueueFull
-from service.recommend.engine import LookedUp, Lookup, look_up
+from service.recommend.engine import SearchJob, SearchResult, look_up
 
 THREAD_NAME: Final = "engine"
 _LARGEST_BATCH: Final = 16  # more leaves one thread idle while the other works, fewer cost more each (docs/adr/0014)
@@ -43,13 +43,13 @@ class BatchMetrics(Protocol):
 @dataclass(slots=True, eq=False)
 class _Waiting:
     bundle: Bundle
-    lookup: Lookup
-    answer: "asyncio.Future[LookedUp]"
+    lookup: SearchJob
+    answer: "asyncio.Future[SearchResult]"
     since: float
 
 
 _Batch = list[_Waiting]
-_Results = list[LookedUp | Exception]
+_Results = list[SearchResult | Exception]
 
 
 class MicroBatcher:
@@ -89,7 +89,7 @@ class MicroBatcher:
         """Lookups that wait now."""
         return len(self._waiting)
 
-    async def look_up(self, bundle: Bundle, lookup: Lookup) -> LookedUp:
+    async def look_up(self, bundle: Bundle, lookup: SearchJob) -> SearchResult:
         """Encode and search; see `service.recommend.engine.Engine.look_up`.
 
         Raises:
@@ -101,7 +101,7 @@ class MicroBatcher:
             raise NotReady(ENDING)
         if len(self._waiting) >= self._bound:
             raise QueueFull(f"{self._bound} lookups wait already")
-        answer: asyncio.Future[LookedUp] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[SearchResult] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(bundle, lookup, answer, monotonic()))
         self._plan()
         return await answer
@@ -245,7 +245,7 @@ def _looked_up(batch: _Batch) -> _Results:
     return [_alone(bundle, lookup) for lookup in lookups]
 
 
-def _alone(bundle: Bundle, lookup: Lookup) -> LookedUp | Exception:
+def _alone(bundle: Bundle, lookup: SearchJob) -> SearchResult | Exception:
     try:
         return look_up(bundle, [lookup])[0]
     except Exception as error:  # noqa: BLE001 - it belongs to whoever asked

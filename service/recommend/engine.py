@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.bundle.bundle import Bundle
-from index.search.row_mask import Allowed
+from index.search.row_mask import RowMask
 from service.request_trace import Stopwatch
 
 _LARGE_K = 200  # the smallest pool of a diverse answer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lookup:
+class SearchJob:
     """One request's work for the engine.
 
     Attributes:
@@ -33,12 +33,12 @@ class Lookup:
     history: NDArray[np.int64] | None
     query: Callable[[NDArray[np.float32]], NDArray[np.float32]]
     k: int
-    allowed: Allowed | None
+    allowed: RowMask | None
     watch: Stopwatch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LookedUp:
+class SearchResult:
     """What the engine found.
 
     Attributes:
@@ -55,7 +55,7 @@ class LookedUp:
 class Engine(Protocol):
     """Runs a lookup, alone or together with others that wait at the same time."""
 
-    async def look_up(self, bundle: Bundle, lookup: Lookup) -> LookedUp:
+    async def look_up(self, bundle: Bundle, lookup: SearchJob) -> SearchResult:
         """Encode and search.
 
         Raises:
@@ -67,12 +67,12 @@ class Engine(Protocol):
 class InlineEngine:
     """Runs every lookup at once, in the event loop."""
 
-    async def look_up(self, bundle: Bundle, lookup: Lookup) -> LookedUp:
+    async def look_up(self, bundle: Bundle, lookup: SearchJob) -> SearchResult:
         """Encode and search; see `Engine.look_up`."""
         return look_up(bundle, [lookup])[0]
 
 
-def look_up(bundle: Bundle, lookups: Sequence[Lookup]) -> list[LookedUp]:
+def look_up(bundle: Bundle, lookups: Sequence[SearchJob]) -> list[SearchResult]:
     """Encode and search a batch.
 
     Args:
@@ -89,7 +89,7 @@ def look_up(bundle: Bundle, lookups: Sequence[Lookup]) -> list[LookedUp]:
     queries = np.stack([lookup.query(vector) for lookup, vector in zip(lookups, encoded, strict=True)])
     for lookup in lookups:
         lookup.watch.lap("encode")
-    found: list[LookedUp | None] = [None] * len(lookups)
+    found: list[SearchResult | None] = [None] * len(lookups)
     for members in _alike(lookups):
         k = max(lookups[member].k for member in members)
         hits = bundle.search(
@@ -98,12 +98,12 @@ def look_up(bundle: Bundle, lookups: Sequence[Lookup]) -> list[LookedUp]:
         real = np.count_nonzero(hits.rows >= 0, axis=1).tolist()
         for place, member in enumerate(members):
             wanted = min(lookups[member].k, real[place])
-            found[member] = LookedUp(queries[member], hits.rows[place, :wanted], hits.scores[place, :wanted])
+            found[member] = SearchResult(queries[member], hits.rows[place, :wanted], hits.scores[place, :wanted])
             lookups[member].watch.lap("search")
     return [result for result in found if result is not None]
 
 
-def _encode(bundle: Bundle, lookups: Sequence[Lookup]) -> NDArray[np.float32]:
+def _encode(bundle: Bundle, lookups: Sequence[SearchJob]) -> NDArray[np.float32]:
     """(B, Σd) float32; zeros where nothing is to be encoded."""
     histories = [lookup.history for lookup in lookups if lookup.history is not None]
     if len(histories) == len(lookups):
@@ -114,7 +114,7 @@ def _encode(bundle: Bundle, lookups: Sequence[Lookup]) -> NDArray[np.float32]:
     return encoded
 
 
-def _alike(lookups: Sequence[Lookup]) -> list[list[int]]:
+def _alike(lookups: Sequence[SearchJob]) -> list[list[int]]:
     """Positions grouped so that each group is one search: the very same bitmap, and a k of about the same size.
 
     A group is searched with its largest k, so those that want much are kept from those that want little. A large k is

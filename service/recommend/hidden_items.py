@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.bundle.bundle import Bundle
-from index.search.row_mask import Allowed
+from index.search.row_mask import RowMask
 
 _FEW = 256  # ids that are looked up one by one, about 2 ms in a million; the event loop waits for as many
 _PIECE = 1000
@@ -40,7 +40,7 @@ class HiddenItems:
     def __init__(self, ids: Iterable[str] = ()) -> None:
         self._ids = set(ids)
         self._version = 0
-        self._available: WeakKeyDictionary[Bundle, Allowed] = WeakKeyDictionary()
+        self._available: WeakKeyDictionary[Bundle, RowMask] = WeakKeyDictionary()
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -53,7 +53,7 @@ class HiddenItems:
         """The hidden item ids, those that no bundle has too; not to be kept."""
         return self._ids
 
-    def available(self, bundle: Bundle) -> Allowed | None:
+    def available(self, bundle: Bundle) -> RowMask | None:
         """The rows of a bundle that may be answered; None where nothing is hidden."""
         if not self._ids:
             return None
@@ -87,7 +87,7 @@ class HiddenItems:
         """The hidden items now."""
         return Snapshot(self._ids.copy(), self._version)
 
-    async def adopt(self, bundle: Bundle, available: Allowed, snapshot: Snapshot) -> None:
+    async def adopt(self, bundle: Bundle, available: RowMask, snapshot: Snapshot) -> None:
         """Take a bitmap that was worked out elsewhere, so that the first request need not.
 
         Args:
@@ -102,7 +102,7 @@ class HiddenItems:
 
     async def _settle(self, ids: set[str]) -> None:
         """Make the bitmaps of all bundles in use ready in a thread, then let them and the ids hold in one step."""
-        ready: dict[Bundle, Allowed] = {}
+        ready: dict[Bundle, RowMask] = {}
         while waiting := [bundle for bundle in self._available if bundle not in ready]:  # one may come meanwhile
             for bundle in waiting:
                 ready[bundle] = await asyncio.to_thread(available_rows, bundle, ids)
@@ -112,20 +112,20 @@ class HiddenItems:
             self._available[bundle] = available
 
 
-def available_rows(bundle: Bundle, hidden: Collection[str]) -> Allowed:
+def available_rows(bundle: Bundle, hidden: Collection[str]) -> RowMask:
     """The rows of a bundle that are not hidden; ids that it does not have do nothing."""
     if len(hidden) > _FEW:
-        return Allowed.of(~bundle.ids.among(hidden), bundle.indexed)
+        return RowMask.of(~bundle.ids.among(hidden), bundle.indexed)
     return _turned(bundle, np.ones(len(bundle), dtype=np.bool_), hidden, ())
 
 
-def _turned(bundle: Bundle, available: NDArray[np.bool_], hidden: Iterable[str], shown: Iterable[str]) -> Allowed:
+def _turned(bundle: Bundle, available: NDArray[np.bool_], hidden: Iterable[str], shown: Iterable[str]) -> RowMask:
     """A changed copy, counted once for all searches to come."""
     changed = available.copy()
     for ids, state in ((hidden, False), (shown, True)):
         rows, _ = bundle.ids.rows(list(ids))
         changed[rows] = state
-    return Allowed.of(changed, bundle.indexed)
+    return RowMask.of(changed, bundle.indexed)
 
 
 def _changed(ids: set[str], hidden: Iterable[str], shown: Iterable[str]) -> set[str]:

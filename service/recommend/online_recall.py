@@ -1,4 +1,4 @@
-"""Sampler: looks closer at a few live answers: what the index missed, and which slots their scores come from.
+"""OnlineRecall: looks closer at a few live answers: what the index missed, and which slots their scores come from.
 
 All of it is our own definition, the slot shares as in `service.bundles.comparison` and in the report of a bundle:
 
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from structlog.typing import FilteringBoundLogger
 
 from index.bundle.bundle import Bundle
-from index.search.row_mask import Allowed
-from service.recommend.engine import LookedUp, Lookup
+from index.search.row_mask import RowMask
+from service.recommend.engine import SearchJob, SearchResult
 from service.recommend.quality_metrics import QualityMetrics
 from service.recommend.query import Answer, Query
 from service.runtime.background_tasks import Background
@@ -50,14 +50,14 @@ class Sample:
     """
 
     bundle: Bundle
-    lookup: Lookup
-    found: LookedUp
+    lookup: SearchJob
+    found: SearchResult
     rows: NDArray[np.int64]
     filtered: bool
     plain: bool
 
 
-class Sampler:
+class OnlineRecall:
     """Called with every answer of the engine, in the event loop; nearly always it does nothing.
 
     Args:
@@ -93,7 +93,7 @@ class Sampler:
         self._shares: deque[NDArray[np.float64]] = deque(maxlen=WINDOW)
         self._trouble = ""
 
-    def __call__(self, bundle: Bundle, query: Query, lookup: Lookup, found: LookedUp, answer: Answer) -> None:
+    def __call__(self, bundle: Bundle, query: Query, lookup: SearchJob, found: SearchResult, answer: Answer) -> None:
         """Look at an answer if it is time to."""
         if self._clock() < self._due or not answer.rows.size or self._task is not None:
             return
@@ -178,7 +178,7 @@ class _Check:
 
     bundle: Callable[[], Bundle | None]
     query: NDArray[np.float32]
-    allowed: Allowed | None
+    allowed: RowMask | None
     k: int
     scores: NDArray[np.float32]
     filtered: bool

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from index.bundle.bundle import Bundle
 from index.errors import EncoderError
-from index.search.row_mask import Allowed
-from service.errors import RuleBroken, SessionsUnavailable, Violation
+from index.search.row_mask import RowMask
+from service.errors import HistoriesUnavailable, RuleBroken, Violation
 from service.recommend.diversity import maximal_marginal_relevance, stages_of
-from service.recommend.engine import Engine, LookedUp, Lookup
+from service.recommend.engine import Engine, SearchJob, SearchResult
 from service.recommend.hidden_items import HiddenItems
 from service.recommend.query import Answer, Degraded, Query, Strategy
 from service.recommend.query_vector import Taste, mean_query, sequence_query
@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 _INLINE_COMPARISONS = 250_000  # a millisecond or two
 _INLINE_POOL = 200
 
-Observe = Callable[[Bundle, Query, Lookup, LookedUp, Answer], None]
+Observe = Callable[[Bundle, Query, SearchJob, SearchResult, Answer], None]
 
 
 class Recommender:
@@ -91,7 +91,7 @@ class Recommender:
         watch.lap("filter")
         return await self._first_that_finds(asked, ("similar",), "overload" if watch.hurry else None, watch)
 
-    async def _allowed(self, bundle: Bundle, query: Query) -> Allowed | None:
+    async def _allowed(self, bundle: Bundle, query: Query) -> RowMask | None:
         """The rows that may be answered; a pass of a new filter over many items is made in a thread, beside others."""
         available = self._hidden.available(bundle)
         if query.filter is None:
@@ -109,7 +109,7 @@ class Recommender:
             return [], None
         try:
             return await _in_time(self._histories.recent(query.user_id), _left_s(query, watch)), None
-        except SessionsUnavailable:
+        except HistoriesUnavailable:
             return [], "history_unavailable"
         except TimeoutError:
             return [], "deadline"
@@ -146,7 +146,7 @@ class Recommender:
         watch.lap("rank")
         return answer
 
-    async def _look_up(self, asked: "_Asked", lookup: Lookup) -> tuple[LookedUp, LookedUp]:
+    async def _look_up(self, asked: "_Asked", lookup: SearchJob) -> tuple[SearchResult, SearchResult]:
         """What the engine finds first, and the candidates of the answer: of each pool one search of its own.
 
         A wider pool goes on behind the one before, whatever the wider search says of its rows, so that the candidates
@@ -182,7 +182,7 @@ class _Asked:
     taste: Taste
     unknown: list[str]
     barred: set[int]
-    allowed: Allowed | None
+    allowed: RowMask | None
     slot_weights: NDArray[np.float32] | None
 
     @classmethod
@@ -191,7 +191,7 @@ class _Asked:
         bundle: Bundle,
         query: Query,
         stored: Sequence[str],
-        allowed: Allowed | None,
+        allowed: RowMask | None,
         *,
         liked: int,
     ) -> "_Asked":
@@ -229,7 +229,7 @@ class _Asked:
             return len(self.barred)
         return int(np.count_nonzero(self.allowed.mask[list(self.barred)]))
 
-    def lookup(self, strategy: Strategy, watch: Stopwatch) -> Lookup | None:
+    def lookup(self, strategy: Strategy, watch: Stopwatch) -> SearchJob | None:
         """The engine's work for a strategy; None where the history has nothing for it."""
         history = self.taste.liked if strategy == "sequence" else None
         if not len(self.taste) or (history is not None and not history.size):
@@ -244,19 +244,19 @@ class _Asked:
                 vector = sequence_query(encoded, self.bundle.vectors(self.taste.rows), self.taste.weights)
             return vector if self.slot_weights is None else vector * self.slot_weights
 
-        return Lookup(history, query, self.pools[0] + self.more, self.allowed, watch)
+        return SearchJob(history, query, self.pools[0] + self.more, self.allowed, watch)
 
-    def pooled(self, found: LookedUp, pool: int, before: LookedUp | None = None) -> LookedUp:
+    def pooled(self, found: SearchResult, pool: int, before: SearchResult | None = None) -> SearchResult:
         """The candidates in a pool: those of the pool before, then what else was found, without what is barred."""
         kept = self._kept(found.rows)
         if before is None:
-            return LookedUp(found.query, found.rows[kept[:pool]], found.scores[kept[:pool]])
+            return SearchResult(found.query, found.rows[kept[:pool]], found.scores[kept[:pool]])
         new = kept[~np.isin(found.rows[kept], before.rows)][: pool - before.rows.shape[0]]
         rows = np.concatenate((before.rows, found.rows[new]))
-        return LookedUp(found.query, rows, np.concatenate((before.scores, found.scores[new])))
+        return SearchResult(found.query, rows, np.concatenate((before.scores, found.scores[new])))
 
     async def ranked(
-        self, found: LookedUp, strategy: Strategy, degraded: Degraded | None, trouble: str | None
+        self, found: SearchResult, strategy: Strategy, degraded: Degraded | None, trouble: str | None
     ) -> Answer | None:
         """Diversify the candidates, cut the page, explain; None where nothing is left to rank."""
         if not found.rows.size or not found.query.any():
@@ -284,13 +284,13 @@ class _Asked:
         kept = [place for place, row in enumerate(rows.tolist()) if row >= 0 and row not in self.barred]
         return np.array(kept, dtype=np.int64)
 
-    async def _diverse(self, found: LookedUp) -> NDArray[np.int64]:
+    async def _diverse(self, found: SearchResult) -> NDArray[np.int64]:
         """Positions of the candidates; a large pool is ordered in a thread, as it would hold up everybody else."""
         if found.rows.shape[0] <= _INLINE_POOL:
             return self._by_marginal_relevance(found)
         return await asyncio.to_thread(self._by_marginal_relevance, found)
 
-    def _by_marginal_relevance(self, found: LookedUp) -> NDArray[np.int64]:
+    def _by_marginal_relevance(self, found: SearchResult) -> NDArray[np.int64]:
         relevance = found.scores / np.linalg.norm(found.query.astype(np.float64))
         vectors, wanted = self.bundle.vectors(found.rows), self.query.offset + self.query.k
         return maximal_marginal_relevance(relevance, vectors, self.query.diversity, wanted, stages_of(wanted))

@@ -1,4 +1,6 @@
-"""SlowLane: a few threads for what takes longer than a recommendation, so that the event loop goes on beside it."""
+"""BoundedExecutor: a few threads for what takes longer than a recommendation, so that the event loop goes on beside
+it.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from service.errors import ENDING, NotReady, QueueFull
 _T = TypeVar("_T")
 
 
-class SlowLane:
+class BoundedExecutor:
     """A bounded number of threads, with a bounded number of calls at work or waiting for them.
 
     Args:

@@ -1,4 +1,4 @@
-"""Breaker: whether a call is worth making, judged by how the last ones went. Pure: no task and no socket."""
+"""CircuitBreaker: whether a call is worth making, judged by how the last ones went. Pure: no task and no socket."""
 
 from collections.abc import Callable
 from time import monotonic
@@ -10,7 +10,7 @@ STATES: Final[tuple[BreakerState, ...]] = ("closed", "half_open", "open")
 """From well to unwell, as far as callers are concerned: only ``closed`` lets them through."""
 
 
-class Breaker:
+class CircuitBreaker:
     """Opens when calls keep failing, and closes when a probe succeeds; callers themselves are never the probe.
 
     It opens at a number of failures in a row, or sooner, when calls have failed for a time: one call that was not

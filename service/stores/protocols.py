@@ -47,7 +47,7 @@ class HistoryReader(Protocol):
         """Item ids of a user's whole kept history, oldest first; empty for an unknown user.
 
         Raises:
-            SessionsUnavailable: the store does not answer in its time.
+            HistoriesUnavailable: the store does not answer in its time.
         """
         ...
 
@@ -55,7 +55,7 @@ class HistoryReader(Protocol):
 class HistoryStore(HistoryReader, Protocol):
     """Keeps the newest events of each user, and all events in one capped stream for retraining.
 
-    Every method raises `SessionsUnavailable` when the store does not answer in its time.
+    Every method raises `HistoriesUnavailable` when the store does not answer in its time.
     """
 
     async def append(self, events: Sequence[Event]) -> int:
@@ -125,10 +125,10 @@ class Changes:
     shown: tuple[str, ...] = ()
 
 
-class DirectiveStore(Protocol):
+class OperatorStateStore(Protocol):
     """Keeps what operators tell all replicas: which bundle is pinned and which items are hidden.
 
-    Every method raises `DirectivesUnavailable` when the store does not answer in its time. Those that write change
+    Every method raises `OperatorStateUnavailable` when the store does not answer in its time. Those that write change
     nothing and give False when the store is behind ``known``, so that its loss is repaired first, by :meth:`restore`.
     """
 

@@ -1,4 +1,4 @@
-"""RedisWire: one connection to Redis on which one exchange at a time takes place."""
+"""RedisConnection: one connection to Redis on which one exchange at a time takes place."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,7 +29,7 @@ PROBE: Final = packed("LRANGE", "vlm2rec:probe", 0, 0)
 """A read: while Redis takes no writes because a save has failed, it refuses PING too. What it finds does not matter."""
 
 
-class RedisWire:
+class RedisConnection:
     """A connection that answers commands in their order, or is given up for good.
 
     That a reply belongs to its command rests on counting alone, so whoever stops waiting must :meth:`drop` it.
@@ -108,7 +108,7 @@ async def _reply(connection: AbstractConnection) -> Any:  # noqa: ANN401 - whate
         return error
 
 
-async def answers(wire: RedisWire) -> bool:
+async def answers(wire: RedisConnection) -> bool:
     """Whether there is a Redis at the other end that does reads, or says why not this one; never raises."""
     try:
         (reply,) = await wire.exchange([PROBE])

@@ -1,4 +1,4 @@
-"""RedisSessions: the histories of users in Redis.
+"""RedisHistories: the histories of users in Redis.
 
 Keys, all under one prefix (default ``vlm2rec``), ``bNNN`` being one of 64 buckets of users
 (`service.stores.history_keys`):
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from service.errors import SessionsUnavailable
+from service.errors import HistoriesUnavailable
 from service.stores.circuit_breaker import WorstState
 from service.stores.history_keys import (
     BUCKETS,
@@ -36,7 +36,7 @@ from service.stores.history_keys import (
 from service.stores.protocols import Event, HistoryEntry
 from service.stores.redis_client import UNWATCHED, RedisWatch, connector, texts, translated
 from service.stores.redis_history_scripts import APPEND, ERASE, ERASE_FROM_OLD_STREAM, TO_BE_MOVED
-from service.stores.redis_pipeline import RedisLink
+from service.stores.redis_pipeline import RedisPipeline
 from service.stores.redis_reasons import serves_reads
 from service.stores.redis_renewal import Renewal
 
@@ -44,7 +44,7 @@ _SEPARATOR: Final = "\x1f"
 _ERASE_BATCH: Final = 1000
 
 
-class RedisSessions:
+class RedisHistories:
     """Histories in Redis; see the module for the keys.
 
     Connects on first use, so a Redis that is down at start is no error, and again after every failure. Reads and writes
@@ -79,8 +79,8 @@ class RedisSessions:
         renewal: Renewal | None = None,
     ) -> None:
         connect, worst, renewal = connector(url, timeout_s), WorstState(watch.on_state), renewal or Renewal()
-        self._reads = RedisLink(connect, timeout_s=timeout_s, on_state=worst.of("reads"), renewal=renewal)
-        self._writes = RedisLink(connect, timeout_s=timeout_s, on_state=worst.of("writes"), renewal=renewal)
+        self._reads = RedisPipeline(connect, timeout_s=timeout_s, on_state=worst.of("reads"), renewal=renewal)
+        self._writes = RedisPipeline(connect, timeout_s=timeout_s, on_state=worst.of("writes"), renewal=renewal)
         cap = bucket_cap(stream_cap)
         self._caps = (history_cap, event_ids_cap, ttl_s, cap, dropped_at_once(cap), BUCKETS)
         self._knows_of_old = False
@@ -147,7 +147,7 @@ class RedisSessions:
         try:
             with self._translated("ping"):
                 await self._reads.call("LRANGE", f"{self._prefix}:probe", 0, 0, kind=list)
-        except SessionsUnavailable as error:
+        except HistoriesUnavailable as error:
             return serves_reads(error.__cause__)
         return True
 
@@ -156,7 +156,7 @@ class RedisSessions:
         try:
             with self._translated("hello"):
                 about = await self._reads.call("HELLO", kind=list)  # names and values by turns
-        except SessionsUnavailable:
+        except HistoriesUnavailable:
             return False
         return dict(zip(about[::2], about[1::2], strict=False)).get(b"mode") == b"cluster"
 
@@ -190,7 +190,7 @@ class RedisSessions:
         return texts(await self._reads.call("LRANGE", key, 0, -1, kind=list))
 
     def _translated(self, operation: str) -> AbstractContextManager[None]:
-        return translated(operation, SessionsUnavailable, self._watch)
+        return translated(operation, HistoriesUnavailable, self._watch)
 
 
 def _number(timestamp: float) -> str:

@@ -1,4 +1,4 @@
-"""RedisDirectives: the pin and the hidden items of all replicas in Redis.
+"""RedisOperatorState: the pin and the hidden items of all replicas in Redis.
 
 Keys, all under one prefix (default ``vlm2rec``), on one node of a cluster, none of them ever expiring:
 
@@ -14,10 +14,10 @@ import uuid
 from collections.abc import Sequence
 from typing import Final
 
-from service.errors import DirectivesUnavailable
+from service.errors import OperatorStateUnavailable
 from service.stores.protocols import Changes, Edition
 from service.stores.redis_client import UNWATCHED, RedisWatch, connector, texts, translated
-from service.stores.redis_pipeline import RedisLink, Script
+from service.stores.redis_pipeline import RedisPipeline, Script
 from service.stores.redis_renewal import Renewal
 
 _PAGE: Final = 1000
@@ -81,7 +81,7 @@ return 1
 )
 
 
-class RedisDirectives:
+class RedisOperatorState:
     """Pin and hidden items in Redis; see the module for the keys.
 
     Args:
@@ -106,21 +106,21 @@ class RedisDirectives:
         watch: RedisWatch = UNWATCHED,
         renewal: Renewal | None = None,
     ) -> None:
-        self._link = RedisLink(connector(url, timeout_s), timeout_s=timeout_s, renewal=renewal)
+        self._link = RedisPipeline(connector(url, timeout_s), timeout_s=timeout_s, renewal=renewal)
         self._base = f"{prefix}:{{directives}}"
         self._keys = [f"{self._base}:{name}" for name in ("state", "hidden", "shown")]
         self._shown_cap = shown_cap
         self._watch = watch
 
     async def edition(self) -> Edition:
-        """The state now; see `DirectiveStore.edition`."""
-        with translated("directives", DirectivesUnavailable, self._watch):
+        """The state now; see `OperatorStateStore.edition`."""
+        with translated("directives", OperatorStateUnavailable, self._watch):
             epoch, number, erasure = await self._read("epoch", "number", "erasure")
         return Edition(epoch, _count(number), erasure)
 
     async def changes(self, since: Edition) -> Changes:
-        """What changed; see `DirectiveStore.changes`. Read in pages, so that a large set holds nobody up."""
-        with translated("directives", DirectivesUnavailable, self._watch):
+        """What changed; see `OperatorStateStore.changes`. Read in pages, so that a large set holds nobody up."""
+        with translated("directives", OperatorStateUnavailable, self._watch):
             # The state is read first: what changes while the pages are read has a later edition and is read again.
             epoch, number, floor, pin = await self._read("epoch", "number", "floor", "pin")
             whole = since.epoch != epoch or since.number < _count(floor)
@@ -130,26 +130,26 @@ class RedisDirectives:
         return Changes(Edition(epoch, _count(number)), pin or None, whole, hidden, shown)
 
     async def pin(self, bundle_id: str | None, known: Edition) -> bool:
-        """Pin a bundle; see `DirectiveStore.pin`."""
+        """Pin a bundle; see `OperatorStateStore.pin`."""
         return await self._write("pin", bundle_id or "", known)
 
     async def hide(self, item_id: str, known: Edition) -> bool:
-        """Hide an item; see `DirectiveStore.hide`."""
+        """Hide an item; see `OperatorStateStore.hide`."""
         return await self._write("hide", item_id, known)
 
     async def show(self, item_id: str, known: Edition) -> bool:
-        """Show an item again; see `DirectiveStore.show`."""
+        """Show an item again; see `OperatorStateStore.show`."""
         return await self._write("show", item_id, known)
 
     async def announce_erasure(self) -> None:
-        """Name an erasure; see `DirectiveStore.announce_erasure`."""
-        with translated("erasure", DirectivesUnavailable, self._watch):
+        """Name an erasure; see `OperatorStateStore.announce_erasure`."""
+        with translated("erasure", OperatorStateUnavailable, self._watch):
             await self._link.call("HSET", self._keys[0], "erasure", uuid.uuid4().hex, kind=int)
 
     async def restore(self, edition: Edition, pin: str | None, hidden: Sequence[str]) -> None:
-        """Take a state back; see `DirectiveStore.restore`."""
+        """Take a state back; see `OperatorStateStore.restore`."""
         aside = f"{self._base}:restoring:{uuid.uuid4().hex}"
-        with translated("restore", DirectivesUnavailable, self._watch):
+        with translated("restore", OperatorStateUnavailable, self._watch):
             for start in range(0, len(hidden), _PAGE):
                 page = hidden[start : start + _PAGE]
                 scored = [part for place, item in enumerate(page, start + 1) for part in (place, item)]
@@ -179,7 +179,7 @@ class RedisDirectives:
 
     async def _write(self, verb: str, value: str, known: Edition) -> bool:
         arguments: list[str | int] = [known.epoch, known.number, uuid.uuid4().hex, verb, value, self._shown_cap]
-        with translated(verb, DirectivesUnavailable, self._watch):
+        with translated(verb, OperatorStateUnavailable, self._watch):
             return bool(await self._link.run(_CHANGE, self._keys, arguments, int))
 
 

@@ -1,4 +1,4 @@
-"""RedisLink: calls to Redis with bounds on how long and how many wait, and a breaker; a late reply reaches nobody.
+"""RedisPipeline: calls to Redis with bounds on how long and how many wait, and a breaker; a late reply reaches nobody.
 
 Callers wait for a future and never touch a connection, so one who gives up or is cancelled leaves everything as it is.
 A connection belongs to one exchange at a time and is used again only if all of its replies were read in time;
@@ -19,9 +19,9 @@ from typing import Any, Final
 from redis.exceptions import BusyLoadingError, NoScriptError, ResponseError
 
 from service.errors import LinkDown
-from service.stores.circuit_breaker import Breaker, BreakerState
+from service.stores.circuit_breaker import BreakerState, CircuitBreaker
 from service.stores.redis_client import Connect
-from service.stores.redis_connection import Part, RedisWire, answers, packed
+from service.stores.redis_connection import Part, RedisConnection, answers, packed
 from service.stores.redis_reasons import CONNECTING, ELSEWHERE, first_word, in_script, reason_of
 from service.stores.redis_renewal import Renewal
 
@@ -58,7 +58,7 @@ class _Call:
 class _Attempt:
     """One exchange: its connection, the calls that share it, and when patience ends."""
 
-    wire: RedisWire
+    wire: RedisConnection
     began: float
     deadline: float
     calls: list[_Call] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Script:
         self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
-class RedisLink:
+class RedisPipeline:
     """Calls of one kind, such as all reads: where they fail, those of other links need not.
 
     Connects on first use. While its breaker is open, calls are refused at once, and a task of its own asks Redis until
@@ -105,10 +105,10 @@ class RedisLink:
         self._connect = connect
         self._timeout_s = timeout_s
         # A little less than the timeout, so that one exchange that timed out is enough, however clocks are rounded.
-        self._breaker = Breaker(patience_s=0.9 * timeout_s, clock=clock, on_change=on_state)
+        self._breaker = CircuitBreaker(patience_s=0.9 * timeout_s, clock=clock, on_change=on_state)
         self._waiting: deque[_Call] = deque()
         self._attempt: _Attempt | None = None
-        self._wire: RedisWire | None = None
+        self._wire: RedisConnection | None = None
         self._renewal = renewal or Renewal(clock)
         self._astray = False
         self._trouble = ""
@@ -186,7 +186,7 @@ class RedisLink:
         if wire is not None and wire.number != self._renewal.number:
             self._spawn(wire.drop())
             wire = None
-        wire = wire or RedisWire(self._connect, self._renewal.number)
+        wire = wire or RedisConnection(self._connect, self._renewal.number)
         attempt = self._attempt = _Attempt(wire, self._breaker.now, loop.time() + self._timeout_s)
         attempt.timer = loop.call_at(attempt.deadline, self._run_out, attempt)
         attempt.task = self._spawn(self._exchange(attempt))
@@ -276,7 +276,7 @@ class RedisLink:
         for call in waiting:
             call.tell(lost)
 
-    def _follow(self, wire: RedisWire, together: Sequence[tuple[_Call, Any]]) -> None:
+    def _follow(self, wire: RedisConnection, together: Sequence[tuple[_Call, Any]]) -> None:
         """Let all links connect anew where this one met the wrong node, and again once it has found the right one."""
         if any(isinstance(reply, ResponseError) and first_word(reply) in ELSEWHERE for _, reply in together):
             self._astray = True
@@ -292,7 +292,7 @@ class RedisLink:
             await asyncio.sleep(self._breaker.pause_s)
             if not self._breaker.take_probe():
                 continue
-            began, wire = self._breaker.now, RedisWire(self._connect, self._renewal.number)
+            began, wire = self._breaker.now, RedisConnection(self._connect, self._renewal.number)
             asked = self._spawn(answers(wire))
             try:
                 await asyncio.wait({asked}, timeout=self._timeout_s)

@@ -19,7 +19,7 @@ from index.bundle.index_spec import IndexSpec
 from index.bundle.integrity import sha256_of
 from index.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest
 from index.bundle.registry import Registry
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 from index.items.slots import Slot, SlotLayout
@@ -115,21 +115,21 @@ def make_table() -> Callable[..., ItemTable]:
 
 
 @pytest.fixture(scope="session")
-def make_probes() -> Callable[..., Probes]:
-    def make(items: int = 300, probes: int = 40, seed: int = 1) -> Probes:
+def make_probes() -> Callable[..., EvaluationQueries]:
+    def make(items: int = 300, probes: int = 40, seed: int = 1) -> EvaluationQueries:
         rng = np.random.default_rng(seed)
         histories = np.full((probes, 8), -1, dtype=np.int64)
         for row in histories:
             length = int(rng.integers(1, 9))
             row[:length] = rng.integers(0, items, length)
-        return Probes(histories, rng.integers(0, items, probes))
+        return EvaluationQueries(histories, rng.integers(0, items, probes))
 
     return make
 
 
 @pytest.fixture(scope="session")
 def make_bundle(
-    make_table: Callable[..., ItemTable], make_probes: Callable[..., Probes], encoder_path: Path
+    make_table: Callable[..., ItemTable], make_probes: Callable[..., EvaluationQueries], encoder_path: Path
 ) -> Callable[..., Path]:
     """Build a small bundle of a kind into a directory."""
 

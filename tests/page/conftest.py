@@ -12,7 +12,7 @@ import pytest
 
 from index.build.build import build_bundle
 from index.bundle.registry import Registry
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_table import ItemTable
 from index.items.thumbnails import Thumbnails, write_thumbnails
 from tests.support.served import CHROMIUM, HOSTILE, Served
@@ -39,7 +39,7 @@ def pictured_registry(tmp_path_factory: pytest.TempPathFactory, small_table: Ite
     table = dataclasses.replace(
         small_table, metadata=metadata, thumbnails=Thumbnails.load(root / "made.npy", len(small_table))
     )
-    probes = Probes(np.array([[1, 2, 4], [10, 11, -1], [20, -1, -1]]), np.array([5, 12, 21]))
+    probes = EvaluationQueries(np.array([[1, 2, 4], [10, 11, -1], [20, -1, -1]]), np.array([5, 12, 21]))
     registry = root / "registry"
     Registry(registry).publish(build_bundle(table, small_encoder, probes, root))
     return registry

@@ -15,11 +15,11 @@ from starlette.testclient import TestClient
 
 from index.build.build import build_bundle
 from index.bundle.bundle import Bundle
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_table import ItemTable
 from index.items.thumbnails import Thumbnails, write_thumbnails
 from service.app import create_app
-from service.bundles.startup import Opening
+from service.bundles.startup import Startup
 from service.settings import load_settings
 from service.telemetry import metrics_page
 from tests.support.oracle import Oracle
@@ -64,7 +64,7 @@ def open_client(bundle: Bundle, redis_url: str, tmp_path_factory: pytest.TempPat
             "registry": "unused",
             "directives_file": tmp_path_factory.mktemp("state") / "directives.json",
         } | settings
-        app = create_app(load_settings(**{**chosen, **settings}), opening=Opening(bundle))
+        app = create_app(load_settings(**{**chosen, **settings}), opening=Startup(bundle))
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client
 
@@ -124,7 +124,7 @@ def pictured(
         for row in range(60):
             writer.add(None if row % 7 == 0 else b"\xff\xd8 picture of %d" % row)
     table = dataclasses.replace(small_table, thumbnails=Thumbnails.load(directory / "made.npy", 60))
-    built = build_bundle(table, small_encoder, Probes(np.array([[1, 2]]), np.array([5])), directory)
+    built = build_bundle(table, small_encoder, EvaluationQueries(np.array([[1, 2]]), np.array([5])), directory)
     with open_client() as client:
         client.app.state.current.swap(Bundle.load(built))
         yield client

@@ -12,11 +12,11 @@ from torch import nn
 from training.config.run_config import load_config
 from training.data.dataset import load_dataset
 from training.data.sequences import Sequences, leave_one_out
-from training.finetune.distributed import Ranks
+from training.finetune.distributed import ProcessGroup
 from training.finetune.trainer import train_vlm
 
 
-def exchange(ranks: Ranks) -> dict[str, object]:
+def exchange(ranks: ProcessGroup) -> dict[str, object]:
     """Rank 0 has three rows and rank 1 one; each takes the same function of all of them."""
     rows = torch.tensor([[1.0], [2.0], [3.0]] if ranks.first else [[5.0]], requires_grad=True)
     everyone = ranks.gathered(rows)
@@ -45,7 +45,7 @@ def exchange(ranks: Ranks) -> dict[str, object]:
 def main(shop: Path, out: Path, overrides: str) -> None:
     """Exchange, then train."""
     torch.set_num_threads(1)
-    ranks = Ranks(Accelerator(cpu=True))
+    ranks = ProcessGroup(Accelerator(cpu=True))
     (out / f"exchange-{ranks.number}.json").write_text(json.dumps(exchange(ranks)))
     dataset = load_dataset(shop)
     parts = leave_one_out(Sequences.from_interactions(dataset.interactions, dataset.item_ids()))

@@ -22,10 +22,10 @@ from index.bundle.integrity import sha256_of, write_durably, write_stamp
 from index.bundle.manifest import ENCODER_FILE, FAISS_FILE, MANIFEST_FILE, FileEntry, Manifest
 from index.bundle.pointer import POINTER_FILE
 from index.bundle.registry import Registry
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
-from service.bundles.operator_state import Directives
+from service.bundles.operator_state import OperatorState
 
 OpenClient = Callable[..., AbstractContextManager[TestClient]]
 
@@ -43,7 +43,7 @@ def other_bundle(table: ItemTable, encoder: Path, out: Path, day: int, *, names:
     ids = table.ids if names is None else ItemIds(f"{names}{row}" for row in range(len(table)))
     vectors = table.layout.stack(raw).astype(np.float16)
     changed = ItemTable(table.layout, ids, vectors, table.popularity, table.metadata, table.model)
-    probes = Probes(np.array([[1, 2, 4], [10, 11, -1], [20, -1, -1]]), np.array([5, 12, 21]))
+    probes = EvaluationQueries(np.array([[1, 2, 4], [10, 11, -1], [20, -1, -1]]), np.array([5, 12, 21]))
     return build_bundle(changed, encoder, probes, out, now=datetime(2026, 1, day, tzinfo=UTC))
 
 
@@ -132,14 +132,14 @@ class Looks:
 
     def __init__(self, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[tuple[str, frozenset[str]]] = []
-        watched, current, sync = client.app.state.watcher._directives, client.app.state.current, Directives.sync
+        watched, current, sync = client.app.state.watcher._directives, client.app.state.current, OperatorState.sync
 
-        async def recording(directives: Directives) -> None:
+        async def recording(directives: OperatorState) -> None:
             if directives is watched:
                 self.seen.append((current.get().id, frozenset(directives.hidden.ids)))
             await sync(directives)
 
-        monkeypatch.setattr(Directives, "sync", recording)
+        monkeypatch.setattr(OperatorState, "sync", recording)
 
     def until(self, holds: Callable[[str, frozenset[str]], bool]) -> int:
         """How many looks began from now on before something was so."""

@@ -17,13 +17,13 @@ from structlog import get_logger
 
 from service.api.request_body import read_json
 from service.errors import RequestRefused
-from service.http.admission import Load
+from service.http.admission import Admission
 from service.http.body_budget import BodyBudget
 from service.http.connections import ConnectionLimits, Connections
 from service.http.guarded_server import GuardedServer
 from service.http.problems import answer_error
 from service.http.protocol import GuardedConfig
-from service.http.request_middleware import Envelope, trace_of
+from service.http.request_middleware import RequestMiddleware, trace_of
 from service.telemetry.metrics import Metrics
 from tests.support.shops import eventually
 
@@ -132,7 +132,7 @@ class Client:
 
 @contextlib.contextmanager
 def running(
-    limits: ConnectionLimits, *, bodies: int = 1_000_000, keep_alive_s: int = 5, load: Load | None = None
+    limits: ConnectionLimits, *, bodies: int = 1_000_000, keep_alive_s: int = 5, load: Admission | None = None
 ) -> Iterator[Running]:
     """Run a server until the end of the context; every connection is gone then."""
     drops: Counter[str] = Counter()
@@ -143,14 +143,14 @@ def running(
         on_turned_away=lambda method: drops.update([f"turned away: {method}"]),
     )
     released, steps = threading.Event(), threading.Semaphore(0)
-    whole = Envelope(
+    whole = RequestMiddleware(
         answering(released, steps), metrics=Metrics(), log=get_logger(), bodies=BodyBudget(bodies), retry_after_s=7
     )
     listener = socket.create_server(("127.0.0.1", 0))
     config = GuardedConfig(
         whole,
         connections,
-        load or Load(10_000),
+        load or Admission(10_000),
         loop="uvloop",
         ws="none",
         lifespan="off",

@@ -6,7 +6,7 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from service.http.admission import Load
+from service.http.admission import Admission
 from service.http.connections import ConnectionLimits, Connections
 from service.http.protocol import GuardedConfig, GuardedProtocol
 
@@ -87,10 +87,10 @@ class Wires:
         load: what is in progress.
     """
 
-    def __init__(self, app: ASGIApp = echo, load: Load | None = None) -> None:
+    def __init__(self, app: ASGIApp = echo, load: Admission | None = None) -> None:
         connections = Connections(ConnectionLimits(connections=10**6, request_s=60.0), retry_after_s=1)
         self._config = GuardedConfig(
-            app, connections, load or Load(10**6), ws="none", log_config=None, access_log=False, lifespan="off"
+            app, connections, load or Admission(10**6), ws="none", log_config=None, access_log=False, lifespan="off"
         )
         self._config.load()
 

@@ -1,4 +1,4 @@
-"""RunModel: the trained model of a run, known by its files and loaded only when something must be embedded."""
+"""TrainedModel: the trained model of a run, known by its files and loaded only when something must be embedded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ EMBEDDINGS_DIRECTORY = "embeddings"
 
 
 @dataclass(frozen=True)
-class RunModel:
+class TrainedModel:
     """A run's model and how it embeds.
 
     Attributes:
@@ -30,7 +30,7 @@ class RunModel:
     provenance: dict[str, Any]
 
     @classmethod
-    def of(cls, run: Path) -> "RunModel":
+    def of(cls, run: Path) -> "TrainedModel":
         """The model of a run directory.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Contents: what every item of a catalogue is made of, as hashes, so that a later run knows what has changed."""
+"""ContentHashes: what every item of a catalogue is made of, as hashes, so that a later run knows what has changed."""
 
 import hashlib
 import os
@@ -76,7 +76,7 @@ class Delta:
 
 
 @dataclass(frozen=True)
-class Contents:
+class ContentHashes:
     """Hashes of the items' texts and pictures.
 
     Attributes:
@@ -118,7 +118,7 @@ class Contents:
         """As :meth:`digest`, but the order of the items counts."""
         return self._digest(self.frame)
 
-    def against(self, earlier: "Contents | None") -> Delta:
+    def against(self, earlier: "ContentHashes | None") -> Delta:
         """Compare with an earlier state; None counts every item as new."""
         if earlier is None:
             nowhere = np.full(len(self), -1, dtype=np.int64)
@@ -143,7 +143,7 @@ class Contents:
         partial.replace(path)
 
     @classmethod
-    def load(cls, path: Path) -> "Contents":
+    def load(cls, path: Path) -> "ContentHashes":
         """Read what :meth:`save` wrote.
 
         Raises:
@@ -165,10 +165,10 @@ class Contents:
 def read_contents(
     dataset: Dataset,
     *,
-    trusted: Contents | None = None,
+    trusted: ContentHashes | None = None,
     progress: Progress = lambda _done, _all: None,
     threads: int | None = None,
-) -> Contents:
+) -> ContentHashes:
     """Hash every text and picture of a catalogue; a picture that several items show is read once.
 
     Args:
@@ -196,10 +196,10 @@ def read_contents(
         SIZE: [stamp[1] for stamp in found],
         MTIME: [stamp[2] for stamp in found],
     }
-    return Contents(pl.DataFrame(columns, schema=SCHEMA))
+    return ContentHashes(pl.DataFrame(columns, schema=SCHEMA))
 
 
-def pictures_not_found(dataset: Dataset, contents: Contents | None) -> NDArray[np.bool_]:
+def pictures_not_found(dataset: Dataset, contents: ContentHashes | None) -> NDArray[np.bool_]:
     """Which items name a picture that is not there.
 
     Args:
@@ -235,7 +235,7 @@ def metadata_digest(table: pa.Table) -> str:
     return digest.hexdigest()[:16]
 
 
-def _known(trusted: Contents | None) -> dict[tuple[str, int, int], str]:
+def _known(trusted: ContentHashes | None) -> dict[tuple[str, int, int], str]:
     if trusted is None:
         return {}
     rows = trusted.frame.filter(pl.col(PICTURE_HASH) != NOT_READ).drop_nulls([IMAGE, SIZE, MTIME])

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from training.embedding.content_hashes import Contents
+from training.embedding.content_hashes import ContentHashes
 from training.embedding.store import Embeddings
 from training.embedding.unused_vectors import CONTENT, CONTENT_OF, PLACE, SLOT, UnusedVectors, contents_of, next_unused
 
@@ -32,7 +32,7 @@ class KnownVectors:
     """
 
     base: Embeddings
-    contents: Contents
+    contents: ContentHashes
     unused: UnusedVectors
 
     def take(self, slot: str, places: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -68,7 +68,7 @@ class KnownVectors:
             places[rows[~(np.abs(lengths - 1) <= _NORM_TOLERANCE)]] = -1
         return places
 
-    def next_unused(self, now: Contents, number: int) -> pl.DataFrame:
+    def next_unused(self, now: ContentHashes, number: int) -> pl.DataFrame:
         """What becomes or stays unused, see :func:`training.embedding.unused_vectors.next_unused`; only vectors of
         length 1.
 
@@ -104,7 +104,7 @@ class Reuse:
     known: KnownVectors
 
     @classmethod
-    def find(cls, known: KnownVectors, contents: Contents, changed: NDArray[np.int64]) -> "Reuse":
+    def find(cls, known: KnownVectors, contents: ContentHashes, changed: NDArray[np.int64]) -> "Reuse":
         """Look up the new and changed items of a catalogue.
 
         Args:

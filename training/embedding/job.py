@@ -25,9 +25,9 @@ from training.backbones.identity import differences
 from training.config.types import MODALITIES
 from training.data.dataset import Dataset
 from training.data.pictures import PictureStore
-from training.embedding.content_hashes import PICTURE_HASH, Contents, Delta, read_contents
+from training.embedding.content_hashes import PICTURE_HASH, ContentHashes, Delta, read_contents
 from training.embedding.content_reuse import KnownVectors, Reuse
-from training.embedding.plan import EmbeddingWork, remove_work
+from training.embedding.plan import EmbeddingPlan, remove_work
 from training.embedding.store import (
     EMBEDDINGS_FILE,
     UNREADABLE_FILE,
@@ -64,7 +64,7 @@ class Pending:
         model: provenance of the model.
     """
 
-    contents: Contents
+    contents: ContentHashes
     base: Embeddings | None
     delta: Delta
     wanted: NDArray[np.bool_]
@@ -85,9 +85,9 @@ class Pending:
         same = self.contents.frame.join(then, on=[ITEM_ID, PICTURE_HASH])[ITEM_ID]
         return {item_id: self.base.unreadable[item_id] for item_id in same if item_id in self.base.unreadable}
 
-    def wanted_contents(self) -> Contents:
+    def wanted_contents(self) -> ContentHashes:
         """What the items to embed are made of."""
-        return Contents(self.contents.frame.filter(pl.Series(self.wanted)))
+        return ContentHashes(self.contents.frame.filter(pl.Series(self.wanted)))
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ def embed_catalogue(
     wanted = np.flatnonzero(pending.wanted)
     work = None
     if len(wanted):
-        work = EmbeddingWork.open(
+        work = EmbeddingPlan.open(
             directory, pending.wanted_contents(), pending.model, shard_items=shard_items, batch_items=batch_items
         )
         encoded = _encode(dataset, load, pending, work, progress, stopped)
@@ -290,7 +290,7 @@ def _in_place(pending: Pending) -> bool:
     return same and bool(pending.delta.same.all())
 
 
-def _same_stamps(base: Embeddings, contents: Contents) -> bool:
+def _same_stamps(base: Embeddings, contents: ContentHashes) -> bool:
     return base.contents is not None and base.contents.frame.equals(contents.frame)
 
 
@@ -298,7 +298,7 @@ def _encode(
     dataset: Dataset,
     load: Callable[[], "Embedding"],
     pending: Pending,
-    work: EmbeddingWork,
+    work: EmbeddingPlan,
     progress: Progress,
     stopped: Callable[[], bool],
 ) -> int:
@@ -345,7 +345,7 @@ def _encode_shard(
     return {name: np.concatenate(blocks) for name, blocks in parts.items()}
 
 
-def _put_together(directory: Path, pending: Pending, work: EmbeddingWork | None, progress: Progress) -> None:
+def _put_together(directory: Path, pending: Pending, work: EmbeddingPlan | None, progress: Progress) -> None:
     """Put a new set in force: kept rows from the base, the others from the shards."""
     ids, base = pending.contents.item_ids(), pending.base
     shards = work.results() if work is not None else iter(())

@@ -1,4 +1,4 @@
-"""EmbeddingWork: what a run still has to embed, planned once and done shard by shard, so that a kill costs one shard.
+"""EmbeddingPlan: what a run still has to embed, planned once and done shard by shard, so that a kill costs one shard.
 
 A directory ``work-<hash>`` beside the embeddings, named by the model and by what every item to embed is made of.
 ``plan.parquet`` is written first: these items in the order of their ids, cut into shards of fixed size that are encoded
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from index.bundle.integrity import sync_directory, sync_file
 from index.items.item_table import ITEM_ID
-from training.embedding.content_hashes import PICTURE_HASH, TEXT_HASH, Contents
+from training.embedding.content_hashes import PICTURE_HASH, TEXT_HASH, ContentHashes
 from training.embedding.shards import Shard
 from training.errors import EmbeddingsError
 
@@ -39,7 +39,7 @@ _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError)
 
 
 @dataclass(frozen=True)
-class EmbeddingWork:
+class EmbeddingPlan:
     """A plan and the shards that are done.
 
     Attributes:
@@ -58,8 +58,8 @@ class EmbeddingWork:
 
     @classmethod
     def open(
-        cls, parent: Path, wanted: Contents, model: Mapping[str, Any], *, shard_items: int, batch_items: int
-    ) -> "EmbeddingWork":
+        cls, parent: Path, wanted: ContentHashes, model: Mapping[str, Any], *, shard_items: int, batch_items: int
+    ) -> "EmbeddingPlan":
         """Go on with the plan for these items, or make one.
 
         Args:
@@ -116,7 +116,7 @@ class EmbeddingWork:
         return shard if shard is not None and shard.item_ids == self.item_ids(number) else None
 
     @classmethod
-    def _read(cls, directory: Path, everything: pl.DataFrame) -> "EmbeddingWork | None":
+    def _read(cls, directory: Path, everything: pl.DataFrame) -> "EmbeddingPlan | None":
         """The plan in a directory; None if there is none, or it or what was taken over is damaged."""
         written = _read_plan(directory)
         if written is None or not written.items.select(_COLUMNS).equals(everything):
@@ -132,7 +132,7 @@ class EmbeddingWork:
     @classmethod
     def _make(
         cls, parent: Path, name: str, everything: pl.DataFrame, model: Mapping[str, Any], sizes: tuple[int, int]
-    ) -> "EmbeddingWork":
+    ) -> "EmbeddingPlan":
         aside = parent / f"{_ASIDE}{name.removeprefix(_PREFIX)}"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -156,7 +156,7 @@ def remove_work(parent: Path, *, keep: str | None = None) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def work_done(parent: Path, wanted: Contents, model: Mapping[str, Any]) -> int:
+def work_done(parent: Path, wanted: ContentHashes, model: Mapping[str, Any]) -> int:
     """How many of these items an interrupted run has embedded already; only looks."""
     everything = wanted.frame.select(_COLUMNS)
     return len({item_id for shard in _earlier_shards(parent, model, everything) for item_id in shard.item_ids})

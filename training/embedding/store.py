@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from index.bundle.integrity import sync_directory, sync_file, write_durably
 from index.items.item_table import ITEM_ID
 from index.machine.disk import new_array_file
-from training.embedding.content_hashes import SCHEMA, Contents
+from training.embedding.content_hashes import SCHEMA, ContentHashes
 from training.embedding.unused_vectors import PLACE, SLOT, UnusedVectors
 from training.errors import EmbeddingsError
 
@@ -59,7 +59,7 @@ class Embeddings:
     vectors: dict[str, NDArray[np.float32]]
     model: dict[str, Any] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
-    contents: Contents | None = None
+    contents: ContentHashes | None = None
     check: InitVar[bool] = True
 
     def __post_init__(self, check: bool) -> None:
@@ -176,7 +176,7 @@ class EmbeddingsDraft:
         item_ids: Sequence[str],
         model: Mapping[str, Any],
         unreadable: Mapping[str, str],
-        contents: Contents | None,
+        contents: ContentHashes | None,
     ) -> None:
         """Put the new set in force, durably and in one step.
 
@@ -224,7 +224,7 @@ def load_unused(directory: Path) -> UnusedVectors:
         return UnusedVectors()
 
 
-def replace_items(directory: Path, embeddings: Embeddings, contents: Contents) -> None:
+def replace_items(directory: Path, embeddings: Embeddings, contents: ContentHashes) -> None:
     """Record contents anew for the same items in the same order, and leave the vectors as they are.
 
     Args:
@@ -301,7 +301,7 @@ def _put_in_place(part: Path) -> None:
 
 
 def _write_items(
-    directory: Path, number: int, ids: Sequence[str], unreadable: Mapping[str, str], contents: Contents | None
+    directory: Path, number: int, ids: Sequence[str], unreadable: Mapping[str, str], contents: ContentHashes | None
 ) -> str:
     frame = pl.DataFrame({ITEM_ID: ids}, schema={ITEM_ID: pl.String()}) if contents is None else contents.frame
     reasons = pl.Series(_UNREADABLE, [unreadable.get(item_id) for item_id in ids], dtype=pl.String)
@@ -317,7 +317,7 @@ def _write_description(
     slots: Mapping[str, int],
     items: int,
     model: Mapping[str, Any],
-    contents: Contents | None,
+    contents: ContentHashes | None,
 ) -> None:
     sync_directory(directory)
     description = {
@@ -331,11 +331,11 @@ def _write_description(
     write_durably(directory / EMBEDDINGS_FILE, json.dumps(description, indent=2).encode() + b"\n")
 
 
-def _load_items(path: Path, has_contents: object) -> tuple[list[str], dict[str, str], Contents | None]:
+def _load_items(path: Path, has_contents: object) -> tuple[list[str], dict[str, str], ContentHashes | None]:
     frame = pl.read_parquet(path, glob=False)
     told = frame.drop_nulls(_UNREADABLE)
     unreadable = dict(zip(told[ITEM_ID].to_list(), told[_UNREADABLE].to_list(), strict=True))
-    contents = Contents(frame.select(*SCHEMA)) if has_contents else None
+    contents = ContentHashes(frame.select(*SCHEMA)) if has_contents else None
     return frame[ITEM_ID].cast(pl.String).to_list(), unreadable, contents
 
 
@@ -355,7 +355,7 @@ def _check_description(
         )
 
 
-def _check_ids(ids: Sequence[str], contents: Contents | None) -> None:
+def _check_ids(ids: Sequence[str], contents: ContentHashes | None) -> None:
     if len(set(ids)) != len(ids):
         raise EmbeddingsError("item ids of embeddings must be unique; check the catalogue for repeated ids")
     if contents is not None and contents.item_ids() != list(ids):

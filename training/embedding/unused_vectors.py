@@ -13,12 +13,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from index.items.slots import IMAGE, TEXT
-from training.embedding.content_hashes import NOT_READ, PICTURE_HASH, TEXT_HASH, Contents
+from training.embedding.content_hashes import NOT_READ, PICTURE_HASH, TEXT_HASH, ContentHashes
 
 KEPT_SETS = 30
 """Over how many later sets of embeddings a vector is kept that no item has any more."""
 CONTENT_OF: Mapping[str, str] = {TEXT: TEXT_HASH, IMAGE: PICTURE_HASH}
-"""Slot → the column of :class:`Contents` that tells what its vector is made of."""
+"""Slot → the column of :class:`ContentHashes` that tells what its vector is made of."""
 SLOT, CONTENT, SINCE, ITEMS, PLACE = "slot", "content", "since", "items", "place"
 SCHEMA = pl.Schema({SLOT: pl.String(), CONTENT: pl.String(), SINCE: pl.Int64(), ITEMS: pl.Int64()})
 _NONE = pl.DataFrame(schema=SCHEMA)
@@ -48,7 +48,7 @@ class UnusedVectors:
         return counts is not None and shapes == {slot: (count, dims.get(slot)) for slot, count in counts.items()}
 
 
-def contents_of(slot: str, contents: Contents) -> pl.DataFrame:
+def contents_of(slot: str, contents: ContentHashes) -> pl.DataFrame:
     """What the vectors of a slot are made of: ``content`` and ``place``, the row; only rows that have one."""
     column = pl.col(CONTENT_OF[slot]).alias(CONTENT)
     return (
@@ -59,7 +59,7 @@ def contents_of(slot: str, contents: Contents) -> pl.DataFrame:
     )
 
 
-def next_unused(before: Contents, earlier: UnusedVectors, now: Contents, number: int) -> pl.DataFrame:
+def next_unused(before: ContentHashes, earlier: UnusedVectors, now: ContentHashes, number: int) -> pl.DataFrame:
     """Which vectors no item has any more once a new set of embeddings is in force, as far as they are kept.
 
     Args:

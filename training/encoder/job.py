@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
-from index.items.modality_status import Missing, derive_missing
+from index.items.modality_status import ModalityStatus, derive_missing
 from index.items.slots import BEHAVIOUR, IMAGE, SlotLayout
 from index.items.thumbnails import THUMBNAILS_FILE
 from training.config.encoder_config import EncoderConfig
@@ -178,19 +178,20 @@ def missing_record(
         not_found: (n,) bool, items that name a picture that is not there.
 
     Returns:
-        (n, slots) uint8 codes of :class:`index.items.modality_status.Missing`, columns in the order of the layout.
+        (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`, columns in the order of the
+        layout.
     """
     missing = derive_missing(layout, vectors)
     if IMAGE in layout.names:
         picture = missing[:, layout.names.index(IMAGE)]
         unreadable = np.array([item_id in embeddings.unreadable for item_id in embeddings.item_ids], dtype=np.bool_)
-        lacking = picture != Missing.PRESENT
-        picture[not_found & lacking] = Missing.NOT_FOUND
-        picture[unreadable & lacking] = Missing.UNREADABLE
+        lacking = picture != ModalityStatus.PRESENT
+        picture[not_found & lacking] = ModalityStatus.NOT_FOUND
+        picture[unreadable & lacking] = ModalityStatus.UNREADABLE
     return missing
 
 
-def held_out_probes(parts: LeaveOneOut, max_history: int, most: int = MOST_PROBES) -> Probes:
+def held_out_probes(parts: LeaveOneOut, max_history: int, most: int = MOST_PROBES) -> EvaluationQueries:
     """Held-out histories for the bundle: test targets, then validation targets, evenly spaced where there are more.
 
     Args:
@@ -206,7 +207,7 @@ def held_out_probes(parts: LeaveOneOut, max_history: int, most: int = MOST_PROBE
     for row, number in zip(padded, chosen.tolist(), strict=True):
         newest = histories[number][-max_history:]
         row[: len(newest)] = newest
-    return Probes(padded, targets[chosen])
+    return EvaluationQueries(padded, targets[chosen])
 
 
 def _write(

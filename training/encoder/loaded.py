@@ -11,12 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from index.errors import IndexingError
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_table import ItemTable
 from training.backbones.identity import KIND, other_space
 from training.backbones.trained_model import EMBEDDINGS_DIRECTORY
 from training.config.encoder_config import EncoderConfig
-from training.embedding.content_hashes import Contents
+from training.embedding.content_hashes import ContentHashes
 from training.embedding.store import Embeddings
 from training.encoder.job import (
     CONTENTS_FILE,
@@ -48,8 +48,8 @@ class FittedEncoder:
     directory: Path
     config: EncoderConfig
     table: ItemTable
-    contents: Contents | None
-    probes: Probes
+    contents: ContentHashes | None
+    probes: EvaluationQueries
     mark: str
 
     @classmethod
@@ -64,7 +64,7 @@ class FittedEncoder:
             raise ReindexError(f"{directory}: no fitted encoder here; run `vlm2rec fit-encoder` first")
         try:
             config = EncoderConfig.model_validate(json.loads((directory / FIT_FILE).read_bytes())["config"])
-            table, probes = ItemTable.load(directory / TABLE_DIRECTORY), Probes.load(directory / PROBES_FILE)
+            table, probes = ItemTable.load(directory / TABLE_DIRECTORY), EvaluationQueries.load(directory / PROBES_FILE)
             probes.check_rows(len(table))
             mark = hashlib.sha256()
             for name in _MARKED:
@@ -105,9 +105,9 @@ class FittedEncoder:
             )
 
 
-def _contents(directory: Path, table: ItemTable) -> Contents | None:
+def _contents(directory: Path, table: ItemTable) -> ContentHashes | None:
     try:
-        found = Contents.load(directory / CONTENTS_FILE)
+        found = ContentHashes.load(directory / CONTENTS_FILE)
     except EmbeddingsError:
         return None
     fits = len(found) == len(table) and all(table.ids.id(row) == name for row, name in enumerate(found.item_ids()))

@@ -1,4 +1,4 @@
-"""DirectRanker: ranking by a vision-language model's own vectors, history prompt against item prompts.
+"""VlmRanker: ranking by a vision-language model's own vectors, history prompt against item prompts.
 
 Published (arXiv 2603.17450) as "direct ranking". Each distinct history is encoded once, whichever table asks for it.
 """
@@ -39,7 +39,7 @@ def distinct_histories(histories: Iterable[NDArray[np.int64]], max_history: int)
     return sorted(distinct.values(), key=lambda history: (len(history), history.tolist()))
 
 
-class DirectRanker:
+class VlmRanker:
     """A model's vectors of items and histories.
 
     Args:

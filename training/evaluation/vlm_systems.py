@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.backbones.identity import MODEL_DIRECTORY, ModelDescription, backbone_provenance, differences
-from training.backbones.trained_model import TRAINING_DIRECTORY, RunModel
+from training.backbones.trained_model import TRAINING_DIRECTORY, TrainedModel
 from training.data.dataset import Dataset
-from training.embedding.content_hashes import Contents, read_contents
+from training.embedding.content_hashes import ContentHashes, read_contents
 from training.embedding.store import Embeddings
 from training.embedding.vector_cache import Encode, VectorCache
 from training.encoder.job import Split
 from training.errors import EmbeddingsError
-from training.evaluation.vlm_ranker import DirectRanker, distinct_histories, history_key
+from training.evaluation.vlm_ranker import VlmRanker, distinct_histories, history_key
 from training.finetune.run_directory import RunDirectory, run_fingerprint
 from training.ranking.baselines import Ranker
 from training.ranking.fused_scores import Vectors
@@ -58,7 +58,7 @@ class DirectModel:
     load: Callable[[], "Embedding"]
 
 
-def direct_models(run: RunModel) -> list[DirectModel]:
+def direct_models(run: TrainedModel) -> list[DirectModel]:
     """The trained model of a run, and the one that it was trained from if that is still there.
 
     Raises:
@@ -91,7 +91,7 @@ def direct_models(run: RunModel) -> list[DirectModel]:
 
 
 def direct_systems(
-    run: RunModel,
+    run: TrainedModel,
     dataset: Dataset,
     histories: Iterable[NDArray[np.int64]],
     *,
@@ -126,7 +126,7 @@ def direct_systems(
         trained = run.config.train.modalities
         subsets = {model.name: trained, **{f"{model.name}, {name} only": (name,) for name in trained}}
         for name, subset in subsets.items() if len(trained) > 1 else [(model.name, trained)]:
-            ranker = DirectRanker(
+            ranker = VlmRanker(
                 {modality: items[modality] for modality in subset},
                 read,
                 known,
@@ -137,7 +137,7 @@ def direct_systems(
     return systems
 
 
-def trained_on(run: RunModel, dataset: Dataset, split: Split) -> bool:
+def trained_on(run: TrainedModel, dataset: Dataset, split: Split) -> bool:
     """Whether a run's model was trained on this part of this data, by this version; else it may have seen the targets.
 
     Args:
@@ -183,7 +183,7 @@ class _Encoding:
         return self._encoder
 
 
-def _embedded(run: RunModel, model: DirectModel, contents: Contents) -> Vectors | None:
+def _embedded(run: TrainedModel, model: DirectModel, contents: ContentHashes) -> Vectors | None:
     """The run's embeddings, if they are this model's of this catalogue."""
     try:
         found = Embeddings.load(run.embeddings)
@@ -193,7 +193,7 @@ def _embedded(run: RunModel, model: DirectModel, contents: Contents) -> Vectors 
     return found.vectors if same and not differences(found.model, model.provenance) else None
 
 
-def _key(model: DirectModel, contents: Contents) -> str:
+def _key(model: DirectModel, contents: ContentHashes) -> str:
     told = json.dumps([model.provenance, model.max_history, contents.ordered_digest()], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 

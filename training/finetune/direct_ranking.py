@@ -16,7 +16,7 @@ from training.backbones.gradient_cache import Autocast
 from training.backbones.vlm import VlmEmbedder
 from training.config.types import Fusion
 from training.data.sequences import Targets
-from training.finetune.distributed import Ranks
+from training.finetune.distributed import ProcessGroup
 from training.finetune.validation_events import ValidationEvents
 from training.ranking import metrics
 from training.ranking.fused_scores import Vectors, fused_scores
@@ -45,7 +45,7 @@ class DirectRanking:
     def __init__(
         self,
         collator: Collator,
-        ranks: Ranks,
+        ranks: ProcessGroup,
         targets: Targets,
         catalogue: int,
         *,

@@ -1,4 +1,4 @@
-"""Ranks: the processes of one training run, and what crosses between them.
+"""ProcessGroup: the processes of one training run, and what crosses between them.
 
 Every rank encodes its own part of the global batch and takes the loss over the whole of it. The vectors of the other
 ranks are constants there, so a rank's gradient is that of the global loss on its own vectors, negatives of other ranks'
@@ -20,7 +20,7 @@ _Plain = TypeVar("_Plain")
 _BUCKET_VALUES = 1 << 25
 
 
-class Ranks:
+class ProcessGroup:
     """All processes of a run, seen from one of them.
 
     Args:

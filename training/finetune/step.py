@@ -18,7 +18,7 @@ from training.backbones.gradient_cache import encode
 from training.backbones.vlm import VISION, VlmEmbedder
 from training.config.run_config import LossConfig, TrainConfig
 from training.errors import OutOfMemory
-from training.finetune.distributed import Ranks
+from training.finetune.distributed import ProcessGroup
 from training.losses import diagnostics
 from training.losses.method_loss import MethodLoss, method_loss
 from training.losses.modality_pairs import ModalityPairs
@@ -88,7 +88,7 @@ class ContrastiveStep:
     """
 
     def __init__(
-        self, embedder: VlmEmbedder, accelerator: Accelerator, ranks: Ranks, loss: LossConfig, train: TrainConfig
+        self, embedder: VlmEmbedder, accelerator: Accelerator, ranks: ProcessGroup, loss: LossConfig, train: TrainConfig
     ) -> None:
         self._accelerator, self._ranks = accelerator, ranks
         self._terms, self._options, self._temperature = loss.model_dump(), train, loss.temperature

@@ -33,7 +33,7 @@ from training.data.training_pairs import TrainingPairs
 from training.errors import ConfigError, TrainingDiverged
 from training.finetune.batch_prefetch import prefetched
 from training.finetune.direct_ranking import METRIC, DirectRanking
-from training.finetune.distributed import Ranks
+from training.finetune.distributed import ProcessGroup
 from training.finetune.run_directory import RunDirectory, run_fingerprint
 from training.finetune.run_log import RunLog
 from training.finetune.step import ContrastiveStep, Step
@@ -121,7 +121,7 @@ def train_vlm(
     pairs = TrainingPairs.of(train)
     # Without `cpu`, accelerate joins no group of processes where there is no GPU, and each would train alone.
     accelerator = Accelerator(mixed_precision=config.train.precision, cpu=not torch.accelerator.is_available())
-    ranks, place = Ranks(accelerator), RunDirectory(directory)
+    ranks, place = ProcessGroup(accelerator), RunDirectory(directory)
     _check(config, validation, ranks)
     if not place.model.is_dir():
         check_learnable(dataset, train, config.train.modalities)
@@ -153,7 +153,7 @@ class _Run:
         place: RunDirectory,
         config: RunConfig,
         accelerator: Accelerator,
-        ranks: Ranks,
+        ranks: ProcessGroup,
     ) -> None:
         self._dataset, self._pairs, self._place, self._config, self._ranks = dataset, pairs, place, config, ranks
         options = config.train
@@ -348,7 +348,7 @@ def schedule(step: int, steps: int, warmup: float, decay: str = "cosine") -> flo
     return {"cosine": 0.5 * (1 + math.cos(math.pi * done / left)), "linear": 1 - done / left, "constant": 1.0}[decay]
 
 
-def _check(config: RunConfig, validation: Targets | None, ranks: Ranks) -> None:
+def _check(config: RunConfig, validation: Targets | None, ranks: ProcessGroup) -> None:
     """What would fail later, before anything is written."""
     if config.vlm.model is not None:
         check_pinned(config.vlm.model, config.vlm.revision)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from index.bundle.integrity import sync_directory, sync_file
 from index.errors import IndexingError
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 from index.items.slots import BEHAVIOUR
@@ -20,7 +20,7 @@ from index.items.thumbnails import Thumbnails
 from training.backbones.identity import differences
 from training.data.dataset import Dataset
 from training.data.thumbnails import MARK, VERSION
-from training.embedding.content_hashes import Contents, Delta
+from training.embedding.content_hashes import ContentHashes, Delta
 from training.embedding.store import Embeddings
 from training.encoder.job import CONTENTS_FILE, missing_record
 from training.encoder.loaded import FittedEncoder
@@ -45,10 +45,10 @@ class KeptTable:
     """
 
     table: ItemTable
-    contents: Contents | None
+    contents: ContentHashes | None
     number: int
 
-    def delta(self, contents: Contents) -> Delta:
+    def delta(self, contents: ContentHashes) -> Delta:
         """How a catalogue differs from this table; without contents every item that it knows counts as changed."""
         if self.contents is not None:
             return contents.against(self.contents)
@@ -69,7 +69,7 @@ class KeptTable:
         for number in numbers:
             path = directory / f"table-{number:06d}"
             try:
-                kept = cls(ItemTable.load(path), Contents.load(path / CONTENTS_FILE), number)
+                kept = cls(ItemTable.load(path), ContentHashes.load(path / CONTENTS_FILE), number)
             except (IndexingError, EmbeddingsError):
                 continue
             if kept.table.model.get(INPUTS, {}).get("encoder") == fitted.mark and kept._of(model):
@@ -77,7 +77,7 @@ class KeptTable:
         first = cls(fitted.table, fitted.contents, 0)
         return first if first._of(model) else cls(fitted.table, None, 0)
 
-    def pictures(self, contents: Contents) -> tuple[Thumbnails | None, NDArray[np.int64]]:
+    def pictures(self, contents: ContentHashes) -> tuple[Thumbnails | None, NDArray[np.int64]]:
         """Thumbnails that are as they would be made now, and the row of each item among them.
 
         Returns:
@@ -94,7 +94,7 @@ class KeptTable:
 def updated_table(
     dataset: Dataset,
     embeddings: Embeddings,
-    contents: Contents,
+    contents: ContentHashes,
     fitted: FittedEncoder,
     kept: KeptTable,
     popularity: NDArray[np.int64],
@@ -163,7 +163,7 @@ def _stacked(
     return layout.stack(slots)
 
 
-def moved_probes(probes: Probes, before: ItemIds, now: ItemIds) -> Probes:
+def moved_probes(probes: EvaluationQueries, before: ItemIds, now: ItemIds) -> EvaluationQueries:
     """Held-out histories as rows of another catalogue.
 
     A deleted item is left out of a history; a probe whose target is deleted, or whose whole history is, goes.
@@ -183,10 +183,10 @@ def moved_probes(probes: Probes, before: ItemIds, now: ItemIds) -> Probes:
     whole = targets >= 0
     if histories.size:
         whole &= histories[:, 0] >= 0
-    return Probes(histories[whole], targets[whole])
+    return EvaluationQueries(histories[whole], targets[whole])
 
 
-def keep_table(directory: Path, table: ItemTable, contents: Contents) -> None:
+def keep_table(directory: Path, table: ItemTable, contents: ContentHashes) -> None:
     """Write a table durably beside the earlier ones and then remove those.
 
     Args:

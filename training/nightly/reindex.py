@@ -29,7 +29,7 @@ from index.errors import BundleError, GateRefused, RegistryError
 from index.items.item_table import ItemTable
 from index.items.thumbnails import THUMBNAILS_FILE
 from index.machine.disk import GOES_ON, explain
-from training.backbones.trained_model import RunModel
+from training.backbones.trained_model import TrainedModel
 from training.data.dataset import Dataset
 from training.data.sequences import popularity
 from training.data.thumbnails import MARK, VERSION, make_thumbnails
@@ -114,7 +114,7 @@ class Findings:
     """
 
     fitted: FittedEncoder
-    model: RunModel
+    model: TrainedModel
     pending: Pending
     kept: KeptTable
     delta: Delta
@@ -154,7 +154,7 @@ def look(job: ReindexJob, progress: Progress = lambda _step, _done, _all: None) 
         TrainingError, IndexingError: a part of the run or of the registry cannot be read.
     """
     fitted = FittedEncoder.load(job.run)
-    model = RunModel.of(job.run)
+    model = TrainedModel.of(job.run)
     fitted.check_model(model.provenance)
     pending = pending_items(
         job.dataset, model.provenance, model.embeddings, trust_times=job.trust_times, progress=progress

@@ -21,12 +21,12 @@ from index.bundle.registry import Registry
 from index.errors import GateRefused, IndexingError
 from index.items.item_ids import ItemIds
 from index.items.item_table import ITEM_ID, MISSING_FILE, ItemTable
-from index.items.items_file import ItemRows
-from index.items.modality_status import Missing
+from index.items.items_file import ItemsFile
+from index.items.modality_status import ModalityStatus
 from index.items.slots import IMAGE, TEXT, SlotLayout
 from training.data.dataset import IMAGE as IMAGE_NAME
 from training.data.dataset import Dataset
-from training.embedding.content_hashes import NOT_READ, PICTURE_HASH, TEXT_HASH, Contents
+from training.embedding.content_hashes import NOT_READ, PICTURE_HASH, TEXT_HASH, ContentHashes
 from training.errors import ConfigError
 
 VOLUME = "volume"
@@ -137,7 +137,7 @@ class Predecessor:
         try:
             path = registry.path(current)
             manifest = Manifest.read(path)
-            rows = ItemRows.load(path / ITEMS_FILE)
+            rows = ItemsFile.load(path / ITEMS_FILE)
             missing = np.load(path / MISSING_FILE, allow_pickle=False)
             name = f"the current bundle {current}"
             return cls._of(name, manifest.layout, rows.ids, missing, rows.popularity, manifest.model)
@@ -159,7 +159,7 @@ class Predecessor:
         def present(slot: str) -> NDArray[np.bool_]:
             if slot not in layout.names:
                 return np.zeros(len(ids), dtype=np.bool_)
-            return np.asarray(missing[:, layout.names.index(slot)] == Missing.PRESENT)
+            return np.asarray(missing[:, layout.names.index(slot)] == ModalityStatus.PRESENT)
 
         volume = model.get(VOLUME)
         events = volume.get(EVENTS) if isinstance(volume, dict) else None
@@ -185,7 +185,7 @@ class Loss:
 
 
 def losses_before(
-    before: Predecessor, contents: Contents, events: int, counted: int, bounds: VolumeBounds
+    before: Predecessor, contents: ContentHashes, events: int, counted: int, bounds: VolumeBounds
 ) -> tuple[Loss, ...]:
     """What of the bundle that serves a data set has lost, as far as it can be told without embedding anything.
 
@@ -208,7 +208,7 @@ def losses_before(
     lost = kept[TEXT_HASH].is_null().to_numpy() & texts
     said = f"items that had a text in {before.name} have none"
     found.append(_loss(bounds, "lost_texts", int(lost.sum()), int(texts.sum()), said))
-    missing = _missing_files(Contents(kept)) & pictures
+    missing = _missing_files(ContentHashes(kept)) & pictures
     lost = kept[PICTURE_HASH].is_null().to_numpy() & pictures & ~missing
     said = f"items that had a picture in {before.name} name none"
     found.append(_loss(bounds, "lost_pictures", int(lost.sum()), int(pictures.sum()), said))
@@ -220,7 +220,7 @@ def losses_before(
 
 
 def losses_after(
-    before: Predecessor, contents: Contents, unreadable: Mapping[str, str], bounds: VolumeBounds
+    before: Predecessor, contents: ContentHashes, unreadable: Mapping[str, str], bounds: VolumeBounds
 ) -> tuple[Loss, ...]:
     """What was lost because files cannot be decoded, which shows only when they are embedded.
 
@@ -267,7 +267,7 @@ def refuse_losses(directory: Path, losses: Sequence[Loss], state: str) -> None:
     )
 
 
-def _rows(before: Predecessor, contents: Contents) -> NDArray[np.int64]:
+def _rows(before: Predecessor, contents: ContentHashes) -> NDArray[np.int64]:
     """(n,) int64, the row that each item of the bundle has in the data set, −1 where it is gone."""
     then = pl.DataFrame({ITEM_ID: pl.Series(pa.chunked_array([before.ids.array]))})
     now = contents.frame.select(ITEM_ID).with_row_index("row")
@@ -275,7 +275,7 @@ def _rows(before: Predecessor, contents: Contents) -> NDArray[np.int64]:
     return rows.cast(pl.Int64).fill_null(-1).to_numpy()
 
 
-def _missing_files(contents: Contents) -> NDArray[np.bool_]:
+def _missing_files(contents: ContentHashes) -> NDArray[np.bool_]:
     """(n,) bool: the item names a picture whose bytes cannot be had."""
     refused = (contents.frame[PICTURE_HASH] == NOT_READ).fill_null(value=False).to_numpy()
     return np.asarray(contents.not_found() | refused, dtype=np.bool_)

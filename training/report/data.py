@@ -17,7 +17,7 @@ from training.embedding.store import Embeddings
 from training.encoder.job import ENCODER_DIRECTORY, ENCODER_FILE
 from training.errors import ConfigError, EmbeddingsError, EvaluationError
 from training.finetune.training_run import TrainingRun
-from training.report.diagnosis import Verdict, judge
+from training.report.diagnosis import Diagnosis, judge
 from training.report.metric_definitions import ALONE, BALANCE, TRAINING, VALIDATION
 from training.report.nearest_items import Example, nearest_items
 from training.report.plots import Curve, Mark, Measure, curve
@@ -50,7 +50,7 @@ class RunReport:
     dataset: Dataset
     same_data: bool | None
     histories: int
-    verdict: Verdict
+    verdict: Diagnosis
     validation: Curve | None
     balance: tuple[Curve, ...]
     training: tuple[Curve, ...]

@@ -1,4 +1,4 @@
-"""Verdict: is a modality collapsing? Told by rules that the report shows, in words that anyone can read.
+"""Diagnosis: is a modality collapsing? Told by rules that the report shows, in words that anyone can read.
 
 The one figure that settles it is utilisation, and it needs a second run. Without one there are only signs: a modality
 that does little in the joint model may be neglected, or may have little to tell.
@@ -24,7 +24,7 @@ Kind = Literal["good", "warn", "bad", "unknown"]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Diagnosis:
     """What is to be said at the top.
 
     Attributes:
@@ -38,7 +38,7 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-def judge(run: TrainingRun, utilisations: Sequence[Utilisation]) -> Verdict:
+def judge(run: TrainingRun, utilisations: Sequence[Utilisation]) -> Diagnosis:
     """Judge a run.
 
     Args:
@@ -46,24 +46,24 @@ def judge(run: TrainingRun, utilisations: Sequence[Utilisation]) -> Verdict:
         utilisations: of the modalities that there is a run of their own for.
     """
     if len(run.modalities) == 1:
-        return Verdict("unknown", f"Trained on {run.modalities[0]} alone", ("There is nothing to balance.",))
+        return Diagnosis("unknown", f"Trained on {run.modalities[0]} alone", ("There is nothing to balance.",))
     if not run.history.lines:
-        return Verdict("unknown", "Nothing was logged yet", ())
+        return Diagnosis("unknown", "Nothing was logged yet", ())
     signs = [_crowded(run), _neglected(run), _far_behind(run)]
     reasons = tuple(reason for _, reason in signs if reason)
     flat = signs[0][0]
     suspects = [modality for modality, _ in signs if modality]
     if flat:
-        return Verdict("bad", f"The {flat} vectors have collapsed", reasons)
+        return Diagnosis("bad", f"The {flat} vectors have collapsed", reasons)
     if utilisations:
         return _by_utilisation(utilisations, reasons)
     if not reasons:
-        return Verdict("unknown", "The log does not tell how the modalities fare", ())
+        return Diagnosis("unknown", "The log does not tell how the modalities fare", ())
     if not suspects:
-        return Verdict("good", "Both modalities are alive", reasons)
+        return Diagnosis("good", "Both modalities are alive", reasons)
     if len(suspects) > 1 and len(set(suspects)) == 1:
-        return Verdict("bad", f"The {suspects[0]} side is falling behind", reasons)
-    return Verdict("warn", f"The {' or '.join(sorted(set(suspects)))} side may be falling behind", reasons)
+        return Diagnosis("bad", f"The {suspects[0]} side is falling behind", reasons)
+    return Diagnosis("warn", f"The {' or '.join(sorted(set(suspects)))} side may be falling behind", reasons)
 
 
 def gradient_share(run: TrainingRun, modality: str) -> float | None:
@@ -73,19 +73,19 @@ def gradient_share(run: TrainingRun, modality: str) -> float | None:
     return None if own is None or None in norms.values() or total <= 0 else own / total
 
 
-def _by_utilisation(utilisations: Sequence[Utilisation], reasons: tuple[str, ...]) -> Verdict:
+def _by_utilisation(utilisations: Sequence[Utilisation], reasons: tuple[str, ...]) -> Diagnosis:
     told = [(found, found.ratio) for found in utilisations]
     measured = sorted((ratio, found.modality) for found, ratio in told if ratio is not None)
     words = tuple(_used(found) for found in utilisations)
     if not measured:
-        return Verdict("unknown", "Nothing can be said about utilisation", words + reasons)
+        return Diagnosis("unknown", "Nothing can be said about utilisation", words + reasons)
     least, modality = measured[0]
     if least <= COLLAPSED:
-        return Verdict("bad", f"The {modality} side has collapsed", words + reasons)
+        return Diagnosis("bad", f"The {modality} side has collapsed", words + reasons)
     if least < USED:
-        return Verdict("warn", f"The {modality} side is not fully used", words + reasons)
+        return Diagnosis("warn", f"The {modality} side is not fully used", words + reasons)
     used = f"The {modality} side is" if len(measured) == 1 else "Text and image are both"
-    return Verdict("good", f"{used} fully used", words + reasons)
+    return Diagnosis("good", f"{used} fully used", words + reasons)
 
 
 def _used(found: Utilisation) -> str:

@@ -18,11 +18,11 @@ from index.bundle.bundle import Bundle
 from index.bundle.index_spec import IndexSpec
 from index.bundle.manifest import REQUIRED_FILES, Manifest
 from index.errors import BundleError, EncoderError, IndexSpecError, ItemTableError
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.slots import Slot, SlotLayout
 
 NOW = datetime(2026, 11, 23, 4, 5, 6, tzinfo=UTC)
-NO_PROBES = Probes(np.zeros((0, 3), np.int64), np.zeros(0, np.int64))
+NO_PROBES = EvaluationQueries(np.zeros((0, 3), np.int64), np.zeros(0, np.int64))
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
@@ -182,7 +182,7 @@ def test_refuses_tables(tmp_path, make_table, make_encoder, encoder_path):
     with pytest.raises(IndexSpecError, match="provenance of the item table must be JSON"):
         build_bundle(replace(table, model={"loss": float("inf")}), encoder_path, NO_PROBES, tmp_path)
     with pytest.raises(ItemTableError, match=r"probe rows must lie in 0 … 49, got 50"):
-        build_bundle(table, encoder_path, Probes(np.array([[50]]), np.array([0])), tmp_path)
+        build_bundle(table, encoder_path, EvaluationQueries(np.array([[50]]), np.array([0])), tmp_path)
     other = make_encoder(tmp_path / "other.onnx", SlotLayout((Slot("text", 12),)))
     with pytest.raises(EncoderError, match="the encoder is for the slots"):
         build_bundle(table, other, NO_PROBES, tmp_path)
@@ -217,13 +217,13 @@ import os, signal, sys
 from pathlib import Path
 from index.build.build import build_bundle
 from index.items.item_table import ItemTable
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 import numpy as np
 table, encoder, out, when = sys.argv[1:]
 def die(stage, share):
     if stage == when:
         os.kill(os.getpid(), signal.SIGKILL)
-probes = Probes(np.zeros((0, 3), np.int64), np.zeros(0, np.int64))
+probes = EvaluationQueries(np.zeros((0, 3), np.int64), np.zeros(0, np.int64))
 build_bundle(ItemTable.load(Path(table)), Path(encoder), probes, Path(out), progress=die)
 """
 

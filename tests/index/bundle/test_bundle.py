@@ -15,7 +15,7 @@ from index.bundle.bundle import Bundle
 from index.bundle.index_spec import IndexSpec
 from index.errors import BundleInvalid, BundleNotFound, EncoderError, SearchError
 from index.filters.filters import compile_filter
-from index.items.modality_status import Missing
+from index.items.modality_status import ModalityStatus
 from index.search.brute_force import exact_top_k
 from index.search.encoder import OnnxSequenceEncoder
 
@@ -58,7 +58,7 @@ def test_what_is_no_bundle_is_not_read_ahead(tmp_path, built, monkeypatch):
 def test_reasons_pass_from_the_table_into_the_bundle(tmp_path, make_table, make_probes, encoder_path):
     table = make_table(20)
     record = table.missing_record()
-    record[7, 1] = Missing.UNREADABLE
+    record[7, 1] = ModalityStatus.UNREADABLE
     path = build_bundle(replace(table, missing=record), encoder_path, make_probes(20), tmp_path, IndexSpec(threads=1))
     assert Bundle.load(path).missing.tolist() == record.tolist()
     assert record[7].tolist() == [0, 2, 0]

@@ -12,7 +12,7 @@ from index.bundle.integrity import stamp_path, verify_files, write_stamp
 from index.bundle.manifest import MANIFEST_FILE, EffortRecord, Manifest
 from index.bundle.registry import Registry
 from index.errors import BundleInvalid, ItemTableError
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 
 
 @pytest.fixture
@@ -126,12 +126,12 @@ def _squeezed(path):
 def test_refuses_probes(tmp_path, write, rule):
     write(tmp_path / "probes.npz")
     with pytest.raises(ItemTableError, match=rule):
-        Probes.load(tmp_path / "probes.npz")
+        EvaluationQueries.load(tmp_path / "probes.npz")
 
 
 def test_probes_of_any_layout_are_saved_in_order(tmp_path):
-    Probes(np.arange(6).reshape(2, 3).T, np.array([0, 1, 2])).save(tmp_path / "probes.npz")
-    assert Probes.load(tmp_path / "probes.npz").histories.tolist() == [[0, 3], [1, 4], [2, 5]]
+    EvaluationQueries(np.arange(6).reshape(2, 3).T, np.array([0, 1, 2])).save(tmp_path / "probes.npz")
+    assert EvaluationQueries.load(tmp_path / "probes.npz").histories.tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 @pytest.mark.parametrize("largest", [0, 1, 40, 2**40, 2**62])

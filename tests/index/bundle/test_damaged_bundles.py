@@ -11,7 +11,7 @@ from index.bundle.bundle import Bundle
 from index.bundle.integrity import sha256_of, stamp_path, verify_files, write_stamp
 from index.bundle.manifest import MANIFEST_FILE, REQUIRED_FILES, Manifest
 from index.errors import BundleInvalid
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 
 
 @pytest.mark.parametrize("name", [MANIFEST_FILE, *REQUIRED_FILES])
@@ -203,7 +203,11 @@ def _as_bool(path, values):
         ("missing.npy", _npy(np.ones((300, 3), np.uint8)), "row 0 must have a present slot"),
         ("missing.npy", lambda path: path.write_bytes(b"x"), "not a readable array"),
         ("probes.npz", lambda path: path.write_bytes(b"PK\x03\x04 broken"), "cannot be read"),
-        ("probes.npz", lambda path: Probes(np.array([[300]]), np.array([0])).save(path), "must lie in 0 … 299"),
+        (
+            "probes.npz",
+            lambda path: EvaluationQueries(np.array([[300]]), np.array([0])).save(path),
+            "must lie in 0 … 299",
+        ),
         ("items.arrow", lambda path: path.write_bytes(b"ARROW1"), "the items cannot be read"),
         ("encoder.onnx", lambda path: path.write_bytes(b"nonsense"), "not a readable ONNX model"),
         ("index.faiss", lambda path: path.write_bytes(b"nonsense"), "not a readable FAISS index"),

@@ -7,7 +7,7 @@ import pytest
 
 from index.evaluation.measure import PLAIN, Exact, latency_ms, query_kinds, random_filters, spread
 from index.items.slots import Slot, SlotLayout
-from index.search.row_mask import Allowed
+from index.search.row_mask import RowMask
 
 LAYOUT = SlotLayout((Slot("text", 2), Slot("image", 2)))
 
@@ -122,7 +122,7 @@ def test_latency_is_measured_one_query_at_a_time_under_its_filter(exact):
     times = latency_ms(searching, answers.kinds["nearest 1 % barred"])
     assert 0 <= times["p50"] <= times["p90"] <= times["p99"]
     assert len(searching.asked) == 32
-    assert all(isinstance(allowed, Allowed) for allowed in searching.asked)
+    assert all(isinstance(allowed, RowMask) for allowed in searching.asked)
 
 
 def test_equal_scores_are_not_held_against_the_index():

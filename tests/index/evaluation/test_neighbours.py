@@ -12,7 +12,7 @@ from index.evaluation.near_duplicates import COSINE, near_duplicates
 from index.evaluation.neighbours import KEPT_CLOSE, nearest, sample_rows
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
-from index.items.modality_status import Missing
+from index.items.modality_status import ModalityStatus
 from index.items.slots import Slot, SlotLayout
 
 LAYOUT = SlotLayout((Slot("text", 8), Slot("image", 6)))
@@ -242,7 +242,11 @@ def table():
     image[5:7] = 0
     text[7] = 0
     missing = np.zeros((100, 2), dtype=np.uint8)
-    missing[7, 0], missing[5, 1], missing[6, 1] = Missing.ABSENT, Missing.ABSENT, Missing.UNREADABLE
+    missing[7, 0], missing[5, 1], missing[6, 1] = (
+        ModalityStatus.ABSENT,
+        ModalityStatus.ABSENT,
+        ModalityStatus.UNREADABLE,
+    )
     return ItemTable(
         layout=LAYOUT,
         ids=ItemIds(f"i{row}" for row in range(100)),

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from index.errors import ItemTableError
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 from index.items.slots import Slot, SlotLayout
@@ -129,8 +129,8 @@ def test_refuses_another_format_version(tmp_path: Path) -> None:
 
 
 def test_probes_round_trip(tmp_path: Path) -> None:
-    Probes(np.array([[4, 2, -1], [1, -1, -1]]), np.array([0, 3])).save(tmp_path / "probes.npz")
-    read = Probes.load(tmp_path / "probes.npz")
+    EvaluationQueries(np.array([[4, 2, -1], [1, -1, -1]]), np.array([0, 3])).save(tmp_path / "probes.npz")
+    read = EvaluationQueries.load(tmp_path / "probes.npz")
     assert [read.history(probe).tolist() for probe in range(len(read))] == [[4, 2], [1]]
     assert read.targets.tolist() == [0, 3]
     read.check_rows(5)
@@ -148,10 +148,10 @@ def test_probes_round_trip(tmp_path: Path) -> None:
 )
 def test_refuses_malformed_probes(histories: list[list[int]], targets: list[int], rule: str) -> None:
     with pytest.raises(ItemTableError, match=rule):
-        Probes(np.array(histories), np.array(targets))
+        EvaluationQueries(np.array(histories), np.array(targets))
 
 
 def test_refuses_unreadable_probes(tmp_path: Path) -> None:
     (tmp_path / "probes.npz").write_bytes(b"PK\x03\x04 not a zip")
     with pytest.raises(ItemTableError, match="cannot be read"):
-        Probes.load(tmp_path / "probes.npz")
+        EvaluationQueries.load(tmp_path / "probes.npz")

@@ -9,7 +9,7 @@ import pytest
 
 from index.errors import ItemTableError
 from index.items.item_ids import ItemIds
-from index.items.items_file import ItemRows
+from index.items.items_file import ItemsFile
 
 STORED = {
     "text": (pa.array(["a", None]), pa.large_string()),
@@ -37,7 +37,7 @@ STORED = {
 
 
 def rows(metadata, names=("a", "b"), popularity=(3, 0)):
-    return ItemRows(ItemIds(names), np.array(popularity), metadata)
+    return ItemsFile(ItemIds(names), np.array(popularity), metadata)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def path(tmp_path):
 def test_every_stored_type_comes_back(path):
     given = pa.table({name: array for name, (array, _) in STORED.items()})
     rows(given).save(path)
-    read = ItemRows.load(path)
+    read = ItemsFile.load(path)
     assert read.metadata.schema.names == list(STORED)
     for name, (array, kind) in STORED.items():
         assert read.metadata.column(name).type == kind, name
@@ -62,21 +62,21 @@ def test_chunks_and_their_dictionaries_become_one(path):
     words = pa.chunked_array([pa.array(["s"]).dictionary_encode(), pa.array(["m"]).dictionary_encode()])
     texts = pa.chunked_array([["x"], [], ["y"]], pa.string())
     rows(pa.table({"word": words, "text": texts})).save(path)
-    read = ItemRows.load(path).metadata
+    read = ItemsFile.load(path).metadata
     assert read.to_pydict() == {"word": ["s", "m"], "text": ["x", "y"]}
     assert [column.num_chunks for column in read.columns] == [1, 1]
 
 
 def test_without_metadata(path):
     rows(pa.table({"x": [1, 2]}).drop_columns(["x"])).save(path)
-    assert (ItemRows.load(path).metadata.num_rows, ItemRows.load(path).metadata.num_columns) == (2, 0)
+    assert (ItemsFile.load(path).metadata.num_rows, ItemsFile.load(path).metadata.num_columns) == (2, 0)
 
 
 def test_it_is_mapped(path):
     """The values lie in the file's own pages, and the file may go while they are used."""
     rows(pa.table({"title": ["one", "two"]})).save(path)
     before = pa.total_allocated_bytes()
-    read = ItemRows.load(path)
+    read = ItemsFile.load(path)
     assert pa.total_allocated_bytes() - before < 1000
     path.unlink()
     assert read.metadata.column("title").to_pylist() == ["one", "two"]
@@ -123,7 +123,7 @@ GOOD = {
 
 def test_what_the_refused_ones_are_made_from_is_good(path):
     written(path, GOOD)
-    assert len(ItemRows.load(path).ids) == 2
+    assert len(ItemsFile.load(path).ids) == 2
 
 
 @pytest.mark.parametrize(
@@ -144,31 +144,31 @@ def test_what_the_refused_ones_are_made_from_is_good(path):
 def test_refuses_columns(path, changes, rule):
     written(path, GOOD | changes)
     with pytest.raises(ItemTableError, match=rule):
-        ItemRows.load(path)
+        ItemsFile.load(path)
 
 
 def test_refuses_other_forms(path):
     written(path, GOOD, batches=2)
     with pytest.raises(ItemTableError, match="must be one record batch, got 2"):
-        ItemRows.load(path)
+        ItemsFile.load(path)
     written(path, GOOD, batches=0)
     with pytest.raises(ItemTableError, match="must be one record batch, got 0"):
-        ItemRows.load(path)
+        ItemsFile.load(path)
     for codec in ("lz4", "zstd"):
         written(path, GOOD, options=pa.ipc.IpcWriteOptions(compression=codec))
         with pytest.raises(ItemTableError, match="must be uncompressed"):
-            ItemRows.load(path)
+            ItemsFile.load(path)
     schema = pa.schema([("item_id", pa.large_string()), ("popularity", pa.int64()), ("popularity", pa.large_string())])
     written(path, GOOD, schema=schema)
     with pytest.raises(ItemTableError, match="two columns of one name"):
-        ItemRows.load(path)
+        ItemsFile.load(path)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, pa.record_batch(GOOD).schema) as writer:
         writer.write_batch(pa.record_batch(GOOD))
     with pytest.raises(ItemTableError, match="the items cannot be read"):
-        ItemRows.load(path)
+        ItemsFile.load(path)
     path.write_bytes(b"")
     with pytest.raises(ItemTableError, match="the items cannot be read"):
-        ItemRows.load(path)
+        ItemsFile.load(path)
 
 
 def test_finds_offsets_and_texts_that_would_crash(path):
@@ -184,7 +184,7 @@ def test_finds_offsets_and_texts_that_would_crash(path):
         assert whole.count(offsets) == 1
         path.write_bytes(whole.replace(offsets, damage))
         with pytest.raises(ItemTableError, match=rule):
-            ItemRows.load(path)
+            ItemsFile.load(path)
     path.write_bytes(whole.replace(b"xxxx", b"x\xff\xfex", 1))
     with pytest.raises(ItemTableError, match="UTF8"):
-        ItemRows.load(path)
+        ItemsFile.load(path)

@@ -12,7 +12,7 @@ from index.bundle.integrity import sha256_of
 from index.bundle.manifest import Manifest
 from index.bundle.registry import Registry
 from index.errors import BundleInvalid, ItemTableError
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_table import ItemTable
 from index.items.thumbnails import THUMBNAILS_FILE, Thumbnails, write_thumbnails
 
@@ -158,7 +158,7 @@ def test_a_table_needs_a_row_for_each_item(small_table: ItemTable, tmp_path: Pat
 def test_a_bundle_carries_them_hashed_and_mapped(
     pictured_table: ItemTable, small_encoder: Path, small_bundle: Path, tmp_path: Path
 ) -> None:
-    probes = Probes(np.array([[1, 2]]), np.array([5]))
+    probes = EvaluationQueries(np.array([[1, 2]]), np.array([5]))
     built = build_bundle(pictured_table, small_encoder, probes, tmp_path / "built")
     entry = Manifest.read(built).files[THUMBNAILS_FILE]
     assert entry.sha256 == sha256_of(built / THUMBNAILS_FILE)
@@ -181,7 +181,9 @@ def test_a_bundle_carries_them_hashed_and_mapped(
 def test_thumbnails_of_another_catalogue_are_refused_though_their_hash_fits(
     pictured_table: ItemTable, small_encoder: Path, tmp_path: Path
 ) -> None:
-    built = build_bundle(pictured_table, small_encoder, Probes(np.array([[1]]), np.array([5])), tmp_path / "built")
+    built = build_bundle(
+        pictured_table, small_encoder, EvaluationQueries(np.array([[1]]), np.array([5])), tmp_path / "built"
+    )
     written(tmp_path / "two.npy", [b"1", b"2"])
     with pytest.raises(ItemTableError):
         Thumbnails.load(tmp_path / "two.npy", 60)

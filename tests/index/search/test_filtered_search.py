@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from index.bundle.bundle import Bundle
 from index.bundle.manifest import Manifest
-from index.search.row_mask import Allowed
+from index.search.row_mask import RowMask
 
 GATE = 0.95
 WAYS = [(kind, codes) for kind in ("flat", "hnsw", "ivf") for codes in ("fp32", "fp16", "sq8")]
@@ -74,11 +74,11 @@ def check_property(here, data, check_answer, brute_force):
     if kind == "taken":  # what a user has seen: the very nearest
         base = a_filter(here, queries[0], "random", share, rng)
         nearest = np.argsort(-(here.vectors.astype(np.float32) @ queries[0]))[: rng.integers(1, 300)]
-        allowed = Allowed.of(base, here.bundle.indexed).without(nearest)
+        allowed = RowMask.of(base, here.bundle.indexed).without(nearest)
         mask = allowed.mask
     elif kind != "none":
         mask = a_filter(here, queries[0], kind, share, rng)
-        allowed = Allowed.of(mask, here.bundle.indexed) if rng.random() < 0.5 else mask
+        allowed = RowMask.of(mask, here.bundle.indexed) if rng.random() < 0.5 else mask
     found = here.bundle.search(queries, k, allowed=allowed)
     findable = mask & here.bundle.indexed
     check_answer(found.rows, found.scores, queries, here.vectors, findable, k)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from index.errors import SearchError
-from index.search.row_mask import Allowed
+from index.search.row_mask import RowMask
 
 
 def check(allowed, mask, indexed):
@@ -34,7 +34,7 @@ def test_equals_plain_masks(data):
     shares = st.sampled_from([0.0, 0.02, 0.5, 0.98, 1.0])
     indexed = rng.random(rows) < data.draw(shares)
     mask = rng.random(rows) < data.draw(shares)
-    allowed = Allowed.of(mask, indexed)
+    allowed = RowMask.of(mask, indexed)
     check(allowed, mask, indexed)
     assert allowed.taken == 0
     barred = rng.integers(0, rows, data.draw(st.integers(0, 12)))
@@ -51,17 +51,17 @@ def test_equals_plain_masks(data):
 
 def test_the_callers_mask_stays_writeable():
     mask = np.ones(4, bool)
-    allowed = Allowed.of(mask, np.ones(4, bool))
+    allowed = RowMask.of(mask, np.ones(4, bool))
     mask[0] = True
     with pytest.raises(ValueError, match="read-only"):
         allowed.mask[0] = False
 
 
 def test_refuses():
-    allowed = Allowed.of(np.ones(4, bool), np.ones(4, bool))
+    allowed = RowMask.of(np.ones(4, bool), np.ones(4, bool))
     for wrong in (np.ones(5, bool), np.ones(4, np.int8), np.ones((2, 4), bool)):
         with pytest.raises(SearchError, match="allowed must be bool of shape"):
-            Allowed.of(wrong, np.ones(4, bool))
+            RowMask.of(wrong, np.ones(4, bool))
         with pytest.raises(SearchError, match="allowed must be bool of shape"):
             allowed & wrong
     for wrong in ([4], [-1], [0, 9]):

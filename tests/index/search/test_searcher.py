@@ -15,7 +15,7 @@ from index.items.slots import Slot, SlotLayout
 from index.search import searcher as search_module
 from index.search.brute_force import exact_top_k
 from index.search.query_plan import GROWTH, SCAN, Effort, Engine, Step
-from index.search.row_mask import Allowed
+from index.search.row_mask import RowMask
 from index.search.scoring import rank_again
 from index.search.searcher import CpuIndex, Searcher
 
@@ -220,7 +220,7 @@ def test_refuses_parts_that_do_not_fit(files, vectors, indexed):
     with pytest.raises(SearchError, match="holds 2940 rows, 3000 have a slot"):
         Searcher(on_cpu, vectors, np.ones(ROWS, bool), LAYOUT, effort_for("flat"))
     searcher = Searcher(on_cpu, vectors, indexed, LAYOUT, effort_for("flat"))
-    foreign = Allowed.of(np.ones(ROWS, bool), indexed.copy())
+    foreign = RowMask.of(np.ones(ROWS, bool), indexed.copy())
     with pytest.raises(SearchError, match="counted for another bundle"):
         searcher.search(np.zeros((1, LAYOUT.dim), np.float32), 5, foreign)
 

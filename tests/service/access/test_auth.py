@@ -4,7 +4,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from service.access.auth import KeyRing
-from service.access.key_file import KeySource
+from service.access.key_file import KeyFile
 from service.errors import KeyMissing, KeyRefused
 
 OLD, NEW = "the-old-key-123456", "the-new-key-123456"
@@ -15,7 +15,7 @@ def headers(**sent: str) -> Headers:
 
 
 def ring(*keys: str, open_without_keys: bool = True) -> KeyRing:
-    return KeyRing([KeySource("api_keys_file", keys)], open_without_keys=open_without_keys)
+    return KeyRing([KeyFile("api_keys_file", keys)], open_without_keys=open_without_keys)
 
 
 @pytest.mark.parametrize("key", [OLD, NEW])

@@ -65,13 +65,13 @@ def test_a_batch_counts_as_its_members(open_client: OpenClient) -> None:
     from starlette.requests import Request
 
     from service.access.auth import KeyRing
-    from service.access.key_file import KeySource
+    from service.access.key_file import KeyFile
     from service.access.rate_limit import RateLimit
     from service.errors import RateExceeded
 
     now = [0.0]
     limit = RateLimit(10.0, 10, clock=lambda: now[0])
-    ring = KeyRing([KeySource("api_keys_file", [ONE, TWO])], open_without_keys=True, limit=limit)
+    ring = KeyRing([KeyFile("api_keys_file", [ONE, TWO])], open_without_keys=True, limit=limit)
 
     def request(key: str) -> Request:
         return Request({"type": "http", "headers": [(b"x-api-key", key.encode())]})

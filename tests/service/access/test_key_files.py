@@ -7,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.access.auth import KeyRing
-from service.access.key_file import KeySource, digest_of
+from service.access.key_file import KeyFile, digest_of
 from service.errors import KeyRefused, SettingsError
 from service.settings import load_settings
 from tests.support.shops import OpenClient
@@ -30,8 +30,8 @@ class Files:
         os.utime(aside, (self._written, self._written))
         aside.replace(self.path)
 
-    def source(self, *given: str) -> KeySource:
-        return KeySource("api_keys_file", given, self.path, on_trouble=self.troubles.append, clock=lambda: self.now)
+    def source(self, *given: str) -> KeyFile:
+        return KeyFile("api_keys_file", given, self.path, on_trouble=self.troubles.append, clock=lambda: self.now)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_at_the_start_it_must_be_good(files: Files, text: str) -> None:
 
 def test_no_key_is_of_both_kinds_now_or_later(files: Files, tmp_path: Path) -> None:
     files.write(f"{OLD}\n{ADMIN}\n")
-    admin = KeySource("admin_keys_file", [ADMIN])
+    admin = KeyFile("admin_keys_file", [ADMIN])
     with pytest.raises(SettingsError, match="must be of one kind only: an API key, an admin key or a metrics key"):
         files.source().keep_apart_from(admin)
     files.write(OLD)

@@ -10,9 +10,9 @@ from starlette.testclient import TestClient
 
 from index.bundle.bundle import Bundle
 from index.items.item_table import MISSING_FILE
-from index.items.modality_status import Missing
+from index.items.modality_status import ModalityStatus
 from service.app import create_app
-from service.bundles.startup import Opening
+from service.bundles.startup import Startup
 from service.errors import SettingsError
 from service.settings import load_settings
 from tests.support.shops import ADMIN, metric, with_file
@@ -88,7 +88,7 @@ def test_a_watcher_that_has_ended_is_not_ready(open_client: Any) -> None:
 def unreadable(small_bundle: Path, tmp_path: Path) -> Bundle:
     """The small bundle, in which the picture of `i7` could not be read and that of `i14` was not found."""
     missing = np.load(small_bundle / MISSING_FILE)
-    missing[7, 1], missing[14, 1] = Missing.UNREADABLE, Missing.NOT_FOUND
+    missing[7, 1], missing[14, 1] = ModalityStatus.UNREADABLE, ModalityStatus.NOT_FOUND
     np.save(tmp_path / "missing.npy", missing)
     changed = with_file(small_bundle, tmp_path, MISSING_FILE, (tmp_path / "missing.npy").read_bytes())
     return Bundle.load(changed)
@@ -96,7 +96,7 @@ def unreadable(small_bundle: Path, tmp_path: Path) -> Bundle:
 
 def test_what_an_item_lacks_is_said_and_counted(unreadable: Bundle, redis_url: str, tmp_path: Path) -> None:
     settings = load_settings(registry="unused", redis_url=redis_url, directives_file=str(tmp_path / "d.json"))
-    with TestClient(create_app(settings, opening=Opening(unreadable))) as client:
+    with TestClient(create_app(settings, opening=Startup(unreadable))) as client:
         # every seventh lacks its picture, row 3 has nothing; see `small_table`
         lacking = {f"i{row}": {"image": "absent"} for row in range(0, 60, 7)}
         lacking |= {"i7": {"image": "unreadable"}, "i14": {"image": "not_found"}}

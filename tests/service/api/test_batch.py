@@ -10,14 +10,14 @@ from starlette.testclient import TestClient
 from index.bundle.bundle import Bundle
 from index.errors import EncoderError
 from service.api.response_models import BatchAnswer
-from service.errors import SessionsUnavailable
-from service.recommend.batch_histories import Prefetched
+from service.errors import HistoriesUnavailable
+from service.recommend.batch_histories import BatchHistories
 from service.recommend.batching import MicroBatcher
-from service.recommend.engine import LookedUp, Lookup
+from service.recommend.engine import SearchJob, SearchResult
 from service.recommend.recommender import Recommender
 from service.stores.protocols import Event
-from service.stores.redis_connection import RedisWire
-from tests.support.stores.memory_histories import MemorySessions
+from service.stores.redis_connection import RedisConnection
+from tests.support.stores.memory_histories import MemoryHistories
 
 
 def batch(client: TestClient, *requests: Any) -> Any:
@@ -98,14 +98,14 @@ def test_the_most_at_once_read_their_histories_in_one_round_trip(
     users = [f"many{number}" for number in range(128)]
     client.post("/events", json={"events": [{"user_id": user, "item_id": "i1"} for user in users]})
     reads: list[int] = []
-    exchange = RedisWire.exchange
+    exchange = RedisConnection.exchange
 
-    async def counted(wire: RedisWire, commands: Any) -> Any:
+    async def counted(wire: RedisConnection, commands: Any) -> Any:
         if all(b"LRANGE" in command for command in commands):  # the watcher's own reads are others
             reads.append(len(commands))
         return await exchange(wire, commands)
 
-    monkeypatch.setattr(RedisWire, "exchange", counted)
+    monkeypatch.setattr(RedisConnection, "exchange", counted)
     answers = batch(client, *({"user_id": user, "k": 1} for user in users * 2))["answers"]
     assert [answer["history_used"] for answer in answers] == [1] * 256
     assert reads == [128]
@@ -152,7 +152,7 @@ def test_members_are_at_work_at_the_same_time_but_not_all(open_client: Any, monk
     at_work, most, eight = 0, 0, asyncio.Event()
     look_up = MicroBatcher.look_up
 
-    async def slow(self: MicroBatcher, bundle: Bundle, lookup: Lookup) -> LookedUp:
+    async def slow(self: MicroBatcher, bundle: Bundle, lookup: SearchJob) -> SearchResult:
         nonlocal at_work, most
         at_work += 1
         most = max(most, at_work)
@@ -196,7 +196,7 @@ def test_a_redis_that_is_down_degrades_the_members_that_need_it(open_client: Any
 
 
 def test_prefetching_reads_each_user_once_and_forgets_nobody() -> None:
-    class Counting(MemorySessions):
+    class Counting(MemoryHistories):
         asked: list[str] = []
 
         async def recent(self, user_id: str) -> list[str]:
@@ -206,17 +206,17 @@ def test_prefetching_reads_each_user_once_and_forgets_nobody() -> None:
     async def scene() -> None:
         store = Counting()
         await store.append([Event("u", "i1", 1.0), Event("v", "i2", 2.0)])
-        read = Prefetched(store, ["u", "v", "u"])
+        read = BatchHistories(store, ["u", "v", "u"])
         first, second, third = await asyncio.gather(read.recent("u"), read.recent("u"), read.recent("v"))
         assert (first, second, third) == (["i1"], ["i1"], ["i2"])
         first.append("changed")
         assert await read.recent("u") == ["i1"]
         assert store.asked == ["u", "v"]
         store.available = False
-        lost = Prefetched(store, ["u"])
-        with pytest.raises(SessionsUnavailable):
+        lost = BatchHistories(store, ["u"])
+        with pytest.raises(HistoriesUnavailable):
             await lost.recent("u")
-        Prefetched(store, ["u"])  # nobody asks; under -W error a forgotten failure would end the test
+        BatchHistories(store, ["u"])  # nobody asks; under -W error a forgotten failure would end the test
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
@@ -224,7 +224,7 @@ def test_prefetching_reads_each_user_once_and_forgets_nobody() -> None:
 
 
 def test_giving_up_on_a_shared_read_leaves_it_to_the_others() -> None:
-    class Slow(MemorySessions):
+    class Slow(MemoryHistories):
         async def recent(self, user_id: str) -> list[str]:
             await asyncio.sleep(0.05)
             return await super().recent(user_id)
@@ -232,12 +232,12 @@ def test_giving_up_on_a_shared_read_leaves_it_to_the_others() -> None:
     async def scene() -> None:
         store = Slow()
         await store.append([Event("u", "i1", 1.0)])
-        read = Prefetched(store, ["u"])
+        read = BatchHistories(store, ["u"])
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.001):
                 await read.recent("u")
         assert await read.recent("u") == ["i1"]
-        ending = Prefetched(store, ["u"])
+        ending = BatchHistories(store, ["u"])
         ending.close()
         with pytest.raises(asyncio.CancelledError):
             await ending.recent("u")

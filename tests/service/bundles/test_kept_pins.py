@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from cli.app import app
 from index.bundle.registry import Registry
 from service.bundles.kept_pins import kept_pins
-from service.bundles.operator_state import DirectivesCopy
+from service.bundles.operator_state import OperatorStateCopy
 from service.settings import load_settings
 from service.stores.protocols import Edition
 
@@ -18,9 +18,9 @@ def test_pins_in_the_usual_place_and_in_named_files(tmp_path: Path, monkeypatch:
     assert kept_pins() == set()
     for number in range(3):
         usual = load_settings(registry=str(tmp_path / f"registry-{number}")).directives_path
-        DirectivesCopy(Edition("a", 1), None if number == 2 else f"pin-{number}").save(usual)
+        OperatorStateCopy(Edition("a", 1), None if number == 2 else f"pin-{number}").save(usual)
     named = tmp_path / "own.json"
-    DirectivesCopy(Edition("a", 1), "other").save(named)
+    OperatorStateCopy(Edition("a", 1), "other").save(named)
     assert kept_pins(named, tmp_path / "none.json") == {"pin-0", "pin-1", "other"}
     usual.write_text("[")
     assert kept_pins() == {"pin-0", "pin-1"}
@@ -34,7 +34,7 @@ def test_prune_spares_what_a_service_here_has_pinned(
         registry.publish(bundle, force=True)
     first, second, third, fourth = (bundle.name for bundle in day_bundles)
     file = tmp_path / "directives.json"
-    DirectivesCopy(Edition("a", 1), first).save(file)
+    OperatorStateCopy(Edition("a", 1), first).save(file)
     monkeypatch.setenv("VLM2REC_DIRECTIVES_FILE", str(file))
     words = ["index", "prune", "--registry", str(registry.root), "--keep", "1"]
     result = CliRunner().invoke(app, words)

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from service.bundles.operator_state import Directives, DirectivesCopy
-from service.errors import DirectivesUnavailable
+from service.bundles.operator_state import OperatorState, OperatorStateCopy
+from service.errors import OperatorStateUnavailable
 from service.stores.protocols import Edition
-from tests.support.stores.memory_operator_state import MemoryDirectives
+from tests.support.stores.memory_operator_state import MemoryOperatorState
 
 
-class Replica(Directives):
+class Replica(OperatorState):
     """Directives that remember what they were told about their file."""
 
-    def __init__(self, store: MemoryDirectives, path: Path) -> None:
+    def __init__(self, store: MemoryOperatorState, path: Path) -> None:
         self.file_errors: list[str] = []
         super().__init__(store, path, self.file_errors.append)
 
@@ -29,7 +29,7 @@ class Replica(Directives):
 
 def test_a_change_on_one_replica_reaches_the_other(tmp_path: Path) -> None:
     async def check() -> None:
-        store = MemoryDirectives()
+        store = MemoryOperatorState()
         one, other = Replica(store, tmp_path / "1"), Replica(store, tmp_path / "2")
         await one.set_available("a", available=False)
         await one.set_available("b", available=False)
@@ -47,7 +47,7 @@ def test_a_change_on_one_replica_reaches_the_other(tmp_path: Path) -> None:
 
 def test_a_store_that_lost_everything_gets_it_back_from_whoever_notices(tmp_path: Path) -> None:
     async def check() -> None:
-        store = MemoryDirectives()
+        store = MemoryOperatorState()
         one, other = Replica(store, tmp_path / "1"), Replica(store, tmp_path / "2")
         await one.set_available("a", available=False)
         await one.set_pin("p")
@@ -68,7 +68,7 @@ def test_a_store_that_lost_everything_gets_it_back_from_whoever_notices(tmp_path
 
 def test_a_store_with_a_life_of_its_own_is_the_truth(tmp_path: Path) -> None:
     async def check() -> None:
-        old, new = MemoryDirectives(), MemoryDirectives()
+        old, new = MemoryOperatorState(), MemoryOperatorState()
         before = Replica(old, tmp_path / "1")
         await before.set_available("a", available=False)
         await before.save()
@@ -86,7 +86,7 @@ def test_what_was_known_survives_a_restart_while_the_store_is_down(tmp_path: Pat
     path = tmp_path / "made" / "directives.json"
 
     async def check() -> None:
-        store = MemoryDirectives()
+        store = MemoryOperatorState()
         before = Replica(store, path)
         await before.sync()
         assert not path.exists()  # nothing was ever said
@@ -95,7 +95,7 @@ def test_what_was_known_survives_a_restart_while_the_store_is_down(tmp_path: Pat
         await before.close()
         store.available = False
         after = Replica(store, path)
-        with pytest.raises(DirectivesUnavailable):
+        with pytest.raises(OperatorStateUnavailable):
             await after.sync()
         assert after.known == ("p", {"ü"})
         assert after.file_errors == []
@@ -105,11 +105,11 @@ def test_what_was_known_survives_a_restart_while_the_store_is_down(tmp_path: Pat
 
 def test_a_change_that_the_store_did_not_take_is_not_made(tmp_path: Path) -> None:
     async def check() -> None:
-        store = MemoryDirectives()
+        store = MemoryOperatorState()
         replica = Replica(store, tmp_path / "1")
         store.available = False
         for call in (replica.set_available("a", available=False), replica.set_pin("p")):
-            with pytest.raises(DirectivesUnavailable):
+            with pytest.raises(OperatorStateUnavailable):
                 await call
         assert replica.known == (None, set())
 
@@ -133,7 +133,7 @@ def test_a_change_that_the_store_did_not_take_is_not_made(tmp_path: Path) -> Non
 def test_a_file_that_holds_something_else_is_told_and_ignored(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "directives.json"
     path.write_bytes(content)
-    replica = Replica(MemoryDirectives(), path)
+    replica = Replica(MemoryOperatorState(), path)
     assert replica.known == (None, set())
     (told,) = replica.file_errors
     assert told.startswith(f"{path}: the directives kept here cannot be read")
@@ -142,7 +142,7 @@ def test_a_file_that_holds_something_else_is_told_and_ignored(tmp_path: Path, co
 def test_a_file_that_cannot_be_written_is_told_once_a_change(tmp_path: Path) -> None:
     async def check() -> None:
         (tmp_path / "taken").touch()
-        replica = Replica(MemoryDirectives(), tmp_path / "taken" / "directives.json")
+        replica = Replica(MemoryOperatorState(), tmp_path / "taken" / "directives.json")
         replica.file_errors.clear()
         await replica.set_available("a", available=False)
         for _ in range(3):
@@ -158,10 +158,10 @@ def test_a_file_edited_by_hand_can_still_be_given_back(tmp_path: Path) -> None:
     path = tmp_path / "directives.json"
     kept = {"format": 1, "epoch": "e", "number": 1, "pin": None, "hidden": ["a", "b", "c"]}
     path.write_text(json.dumps(kept))
-    assert DirectivesCopy.load(path).edition == Edition("e", 3)
+    assert OperatorStateCopy.load(path).edition == Edition("e", 3)
 
     async def check() -> None:
-        store = MemoryDirectives()
+        store = MemoryOperatorState()
         await Replica(store, path).sync()
         fresh = Replica(store, tmp_path / "2")
         await fresh.sync()
@@ -170,7 +170,7 @@ def test_a_file_edited_by_hand_can_still_be_given_back(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
-class Forgetful(MemoryDirectives):
+class Forgetful(MemoryOperatorState):
     """A store that loses everything again and again."""
 
     async def restore(self, *_: object) -> None:
@@ -183,14 +183,14 @@ def test_a_store_that_cannot_keep_anything_is_unavailable(tmp_path: Path) -> Non
         replica = Replica(store, tmp_path / "1")
         await replica.set_available("a", available=False)
         store.lose()
-        with pytest.raises(DirectivesUnavailable, match="lost its state twice"):
+        with pytest.raises(OperatorStateUnavailable, match="lost its state twice"):
             await replica.set_available("b", available=False)
         assert replica.known == (None, {"a"})
 
     asyncio.run(check())
 
 
-class Racing(MemoryDirectives):
+class Racing(MemoryOperatorState):
     """A store that loses everything between two calls."""
 
     async def changes(self, since: Edition) -> object:  # type: ignore[override]
@@ -223,7 +223,7 @@ def test_a_look_that_is_cancelled_before_its_file_is_written_loses_nothing(tmp_p
         threads = OneThread(max_workers=1)
         threads.submit(may_go_on.wait)
         asyncio.get_running_loop().set_default_executor(threads)
-        replica = Replica(MemoryDirectives(), tmp_path / "kept")
+        replica = Replica(MemoryOperatorState(), tmp_path / "kept")
         await replica.set_pin("p")
         asked.clear()
         look = asyncio.create_task(replica.sync())
@@ -235,6 +235,6 @@ def test_a_look_that_is_cancelled_before_its_file_is_written_loses_nothing(tmp_p
         await asyncio.wait({look})
         assert look.cancelled()
         await replica.close()
-        assert DirectivesCopy.load(tmp_path / "kept").pin == "p"
+        assert OperatorStateCopy.load(tmp_path / "kept").pin == "p"
 
     asyncio.run(check())

@@ -12,11 +12,11 @@ from index.bundle.bundle import Bundle
 from index.errors import EncoderError
 from service.app import create_app
 from service.bundles import loaded_bundles
-from service.bundles.loaded_bundles import Shelf
-from service.bundles.loader import BundleSource
-from service.bundles.operator_state import Directives
+from service.bundles.loaded_bundles import LoadedBundles
+from service.bundles.loader import BundleLoader
+from service.bundles.operator_state import OperatorState
 from service.bundles.refusals import Refusal, Refusals
-from service.bundles.startup import Opening, open_first
+from service.bundles.startup import Startup, open_first
 from service.errors import BundleRefused, RefusalReason
 from service.settings import load_settings
 from tests.support.shops import AS_ADMIN, Shop, eventually, metric, serving
@@ -66,7 +66,7 @@ def test_the_first_bundle_is_freed_like_any_other(shop: Shop, redis_url: str, tm
     )
     first = Bundle.load(shop.path(shop.ids[0]))
     gone = weakref.ref(first)
-    app = create_app(settings, opening=Opening(first))
+    app = create_app(settings, opening=Startup(first))
     del first
     with TestClient(app) as client:
         for bundle_id in shop.ids[1:3]:
@@ -80,11 +80,11 @@ def test_a_look_that_fails_is_counted_and_the_next_one_is_taken(
 ) -> None:
     with open_shop() as client:
 
-        async def broken(_self: Directives) -> None:
+        async def broken(_self: OperatorState) -> None:
             raise RuntimeError("nobody foresaw this")
 
         with monkeypatch.context() as patched:
-            patched.setattr(Directives, "sync", broken)
+            patched.setattr(OperatorState, "sync", broken)
             eventually(lambda: metric(client, "vlm2rec_watcher_errors_total", what="look") >= 2)
         shop.point(shop.ids[1])
         eventually(lambda: serving(client) == shop.ids[1])
@@ -99,7 +99,7 @@ def test_a_change_that_fails_in_a_way_nobody_foresaw_is_tried_again(
             raise RuntimeError("nobody foresaw this")
 
         with monkeypatch.context() as patched:
-            patched.setattr(Shelf, "_try", broken)
+            patched.setattr(LoadedBundles, "_try", broken)
             shop.point(shop.ids[1])
             eventually(lambda: metric(client, "vlm2rec_watcher_errors_total", what="work") >= 2)
         eventually(lambda: serving(client) == shop.ids[1])
@@ -193,7 +193,7 @@ def test_a_bundle_that_fails_at_the_start_is_passed_over(shop: Shop, monkeypatch
 
     monkeypatch.setattr(Bundle, "warm_up", broken)
     shop.point(shop.ids[3])
-    source = BundleSource(str(shop.registry.root), device="cpu", threads=1, verify="stamp", loaded=lambda _bundle: None)
+    source = BundleLoader(str(shop.registry.root), device="cpu", threads=1, verify="stamp", loaded=lambda _bundle: None)
     opening = open_first(source, None, wait=False)
     assert opening.bundle is not None
     assert opening.bundle.id == shop.ids[2]
@@ -201,7 +201,7 @@ def test_a_bundle_that_fails_at_the_start_is_passed_over(shop: Shop, monkeypatch
 
 
 def test_identities_tell_publishings_apart(shop: Shop, day_bundles: list[Path]) -> None:
-    source = BundleSource(
+    source = BundleLoader(
         str(shop.registry.root), device="cuda", threads=1, verify="stamp", loaded=lambda _bundle: None
     )
     before = source.identity(shop.ids[0])

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from service.http.answer_writer import OneWrite
+from service.http.answer_writer import AnswerWriter
 
 
 class Recorded(asyncio.Transport):
@@ -31,7 +31,7 @@ def transport() -> Recorded:
 
 
 def test_head_and_body_are_one_write(transport: Recorded) -> None:
-    answer = OneWrite(transport, transport.close)
+    answer = AnswerWriter(transport, transport.close)
     answer.write(b"HTTP/1.1 200 OK\r\n\r\n")
     assert transport.told == []
     answer.write(b"body")
@@ -42,12 +42,12 @@ def test_head_and_body_are_one_write(transport: Recorded) -> None:
 
 @pytest.mark.parametrize(
     ("end", "told"),
-    [(OneWrite.flush, [b"HTTP/1.1 204 \r\n\r\n"]), (OneWrite.close, [b"HTTP/1.1 204 \r\n\r\n", "close"])],
+    [(AnswerWriter.flush, [b"HTTP/1.1 204 \r\n\r\n"]), (AnswerWriter.close, [b"HTTP/1.1 204 \r\n\r\n", "close"])],
 )
 def test_a_head_without_a_body_goes_out_at_the_end(
-    transport: Recorded, end: Callable[[OneWrite], None], told: list[bytes | str]
+    transport: Recorded, end: Callable[[AnswerWriter], None], told: list[bytes | str]
 ) -> None:
-    answer = OneWrite(transport, transport.close)
+    answer = AnswerWriter(transport, transport.close)
     answer.write(b"HTTP/1.1 204 \r\n\r\n")
     end(answer)
     assert transport.told == told
@@ -56,7 +56,7 @@ def test_a_head_without_a_body_goes_out_at_the_end(
 
 
 def test_whoever_waits_for_100_continue_gets_it_at_once(transport: Recorded) -> None:
-    answer = OneWrite(transport, transport.close)
+    answer = AnswerWriter(transport, transport.close)
     answer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     assert transport.told == [b"HTTP/1.1 100 Continue\r\n\r\n"]
     answer.write(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -66,7 +66,7 @@ def test_whoever_waits_for_100_continue_gets_it_at_once(transport: Recorded) -> 
 
 
 def test_it_says_whether_the_connection_is_closed(transport: Recorded) -> None:
-    answer = OneWrite(transport, transport.close)
+    answer = AnswerWriter(transport, transport.close)
     assert not answer.is_closing()
     transport.close()
     assert answer.is_closing()

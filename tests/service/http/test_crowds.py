@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from service.http.admission import Load
+from service.http.admission import Admission
 from service.http.connections import ConnectionLimits
 from tests.support.shops import eventually
 from tests.support.sockets import GET, Client, post, regular, running
@@ -47,7 +47,7 @@ def test_an_idle_connection_gives_way() -> None:
 
 
 def test_whom_the_service_works_for_stays_and_one_more_is_told_to_come_back() -> None:
-    load = Load(10_000)
+    load = Admission(10_000)
     with running(LIMITS, keep_alive_s=60, load=load) as server:
         busy = [server.open(SLOW) for _ in range(LIMITS.connections)]
         eventually(lambda: load.in_progress == LIMITS.connections)
@@ -62,7 +62,7 @@ def test_whom_the_service_works_for_stays_and_one_more_is_told_to_come_back() ->
 
 @pytest.mark.parametrize("path", [b"/livez", b"/readyz", b"/metrics"])
 def test_health_checks_are_answered_all_the_same(path: bytes) -> None:
-    load = Load(10_000)
+    load = Admission(10_000)
     with running(LIMITS, load=load) as server:
         busy = [server.open(SLOW) for _ in range(LIMITS.connections)]
         eventually(lambda: load.in_progress == LIMITS.connections)
@@ -74,7 +74,7 @@ def test_health_checks_are_answered_all_the_same(path: bytes) -> None:
 
 
 def test_far_too_many_are_told_at_once() -> None:
-    load = Load(10_000)
+    load = Admission(10_000)
     with running(replace(LIMITS, crowded_s=60), load=load) as server:  # nobody gives way
         busy = [server.open(SLOW) for _ in range(LIMITS.connections)]
         eventually(lambda: load.in_progress == LIMITS.connections)

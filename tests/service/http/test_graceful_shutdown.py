@@ -16,11 +16,11 @@ import pytest
 from index.bundle.bundle import Bundle
 from service.bundles.active_bundle import CurrentBundle
 from service.errors import NotReady
-from service.http.admission import Load
+from service.http.admission import Admission
 from service.http.connections import ConnectionLimits, Connections
 from service.http.graceful_shutdown import DrainingServer, hear_no_more
 from service.http.protocol import GuardedConfig
-from service.stores.redis_histories import RedisSessions
+from service.stores.redis_histories import RedisHistories
 from tests.support.service_process import Service
 from tests.support.shops import eventually
 
@@ -84,7 +84,7 @@ def under_load(service: Service, end: Callable[[list[Client]], None]) -> list[Cl
 
 def stored(url: str, prefix: str) -> set[str]:
     async def read() -> set[str]:
-        sessions = RedisSessions(url, prefix=prefix, timeout_s=10)
+        sessions = RedisHistories(url, prefix=prefix, timeout_s=10)
         ids = {str(event.event_id) for event in await sessions.stream()}
         await sessions.close()
         return ids
@@ -180,7 +180,7 @@ def test_an_open_connection_gets_its_refusal_before_it_is_closed(
         with socket.create_server(("127.0.0.1", 0)) as listener:
             limits = ConnectionLimits(connections=64, request_s=10.0)
             connections = Connections(limits, retry_after_s=1)
-            config = GuardedConfig(app, connections, Load(64), lifespan="off", log_config=None)
+            config = GuardedConfig(app, connections, Admission(64), lifespan="off", log_config=None)
             server = DrainingServer(config, current, delay_s=0.0)
             served = asyncio.create_task(server._serve([listener]))
             address = listener.getsockname()

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from service.http.admission import Load
+from service.http.admission import Admission
 from service.http.connections import ConnectionLimits
 from service.http.protocol import HURRY
 from tests.support.shops import OpenClient, eventually
@@ -19,7 +19,7 @@ LIMITS = ConnectionLimits(connections=64, request_s=10.0)
 
 
 def test_half_full_one_cheap_answer_is_let_in_for_ten_answers_given() -> None:
-    load = Load(200)
+    load = Admission(200)
     assert all(load.enter(request) for request in range(100))
     assert not load.is_high
     assert [load.enter(request) for request in range(100, 170)] == [True] * 64 + [False] * 6  # saved while it was quiet
@@ -33,7 +33,7 @@ def test_half_full_one_cheap_answer_is_let_in_for_ten_answers_given() -> None:
 
 
 def test_at_the_bound_nobody_is_let_in() -> None:
-    load = Load(4)
+    load = Admission(4)
     assert [load.enter(request) for request in range(5)] == [True] * 4 + [False]
 
 
@@ -48,7 +48,7 @@ def test_while_it_turns_away_and_is_late_it_lets_in_fewer_and_more_again_when_it
         load.adapt(late_s)
         return len(inside)
 
-    load = Load(400)
+    load = Admission(400)
     counts = [turned_away_and(0.05) for _ in range(30)]
     cheap = 64  # let in for cheap answers: what was saved while it was quiet
     assert counts[0] == 200 + cheap
@@ -58,12 +58,12 @@ def test_while_it_turns_away_and_is_late_it_lets_in_fewer_and_more_again_when_it
     assert prompt[:6] == sorted(prompt[:6])
     assert 200 <= prompt[-1] <= 200 + cheap
 
-    load = Load(400)
+    load = Admission(400)
     load.adapt(5.0)  # late, but nobody was turned away: whoever swaps a bundle refuses nobody for it
     assert turned_away_and(0.0) == 200 + cheap
 
 
-def filled(server: Running, load: Load) -> list[Client]:
+def filled(server: Running, load: Admission) -> list[Client]:
     """As many clients as may be in progress, all of whom wait until the server is told to answer them."""
     clients = [server.open(SLOW) for _ in range(load.bound)]
     eventually(lambda: load.in_progress == load.bound)
@@ -71,7 +71,7 @@ def filled(server: Running, load: Load) -> list[Client]:
 
 
 def test_full_it_turns_away_at_once_and_takes_the_next_when_there_is_room() -> None:
-    load = Load(3)
+    load = Admission(3)
     with running(LIMITS, load=load) as server:
         busy = filled(server, load)
         client = server.open(GET.replace(b"host: x", b"host: x\r\nx-request-id: mine"))
@@ -102,7 +102,7 @@ def sent_slowly(server: Running, request: bytes) -> dict[str, str]:
 
 
 def test_the_time_of_a_refusal_counts_from_the_first_bytes_of_its_request() -> None:
-    load = Load(2)
+    load = Admission(2)
     with running(LIMITS, load=load) as server:
         busy = filled(server, load)
         assert total_ms(sent_slowly(server, GET)) >= 99.0  # 429, written without the application
@@ -121,7 +121,7 @@ def test_the_time_of_a_refusal_counts_from_the_first_bytes_of_its_request() -> N
 
 
 def test_one_that_is_turned_away_gets_no_body_to_a_head() -> None:
-    load = Load(2)
+    load = Admission(2)
     with running(LIMITS, load=load) as server:
         filled(server, load)
         client = server.open(GET.replace(b"GET", b"HEAD") + READY)
@@ -140,7 +140,7 @@ def received(client: Client, answers: int) -> bytes:
 
 
 def test_one_turned_away_may_send_the_rest_of_its_body_and_ask_again() -> None:
-    load = Load(2)
+    load = Admission(2)
     with running(LIMITS, load=load) as server:
         busy = filled(server, load)
         client = server.open(post(b"[", length=5))
@@ -153,7 +153,7 @@ def test_one_turned_away_may_send_the_rest_of_its_body_and_ask_again() -> None:
 
 
 def test_pipelined_requests_are_turned_away_in_their_order() -> None:
-    load = Load(2)
+    load = Admission(2)
     with running(LIMITS, load=load) as server:
         busy = filled(server, load)
         client = server.open(GET + READY + GET)
@@ -163,7 +163,7 @@ def test_pipelined_requests_are_turned_away_in_their_order() -> None:
 
 
 def test_one_that_wants_no_more_is_closed_after_it_was_turned_away() -> None:
-    load = Load(2)
+    load = Admission(2)
     with running(LIMITS, load=load) as server:
         filled(server, load)
         client = server.open(GET.replace(b"host: x", b"host: x\r\nconnection: close"))
@@ -173,7 +173,7 @@ def test_one_that_wants_no_more_is_closed_after_it_was_turned_away() -> None:
 
 
 def test_a_client_that_leaves_makes_room() -> None:
-    load = Load(2)
+    load = Admission(2)
     with running(LIMITS, load=load) as server:
         for client in filled(server, load):
             client.close()

@@ -14,7 +14,7 @@ from index.errors import EncoderError
 from service.errors import NotReady, QueueFull
 from service.recommend import batching
 from service.recommend.batching import THREAD_NAME, MicroBatcher
-from service.recommend.engine import LookedUp, Lookup, look_up
+from service.recommend.engine import SearchJob, SearchResult, look_up
 from service.request_trace import Trace
 
 
@@ -33,11 +33,11 @@ class Counted:
         self.deaths += 1
 
 
-def lookup(*history: int, k: int = 5) -> Lookup:
-    return Lookup(np.array(history, dtype=np.int64), lambda encoded: encoded, k, None, Trace("r"))
+def lookup(*history: int, k: int = 5) -> SearchJob:
+    return SearchJob(np.array(history, dtype=np.int64), lambda encoded: encoded, k, None, Trace("r"))
 
 
-def histories(count: int) -> list[Lookup]:
+def histories(count: int) -> list[SearchJob]:
     return [lookup(number % 50 + 8, (7 * number) % 50 + 8, k=3 + number % 4) for number in range(count)]
 
 
@@ -52,14 +52,14 @@ def run(work: Callable[[MicroBatcher], Awaitable[Any]], counted: Counted, *, bou
     return asyncio.run(go())
 
 
-def together(bundle: Bundle, lookups: Sequence[Lookup]) -> Callable[[MicroBatcher], Awaitable[list[Any]]]:
+def together(bundle: Bundle, lookups: Sequence[SearchJob]) -> Callable[[MicroBatcher], Awaitable[list[Any]]]:
     async def work(batcher: MicroBatcher) -> list[Any]:
         return await asyncio.gather(*(batcher.look_up(bundle, one) for one in lookups), return_exceptions=True)
 
     return work
 
 
-def same(found: LookedUp, bundle: Bundle, asked: Lookup) -> None:
+def same(found: SearchResult, bundle: Bundle, asked: SearchJob) -> None:
     (alone,) = look_up(bundle, [asked])
     assert found.rows.tolist() == alone.rows.tolist()
     assert found.scores == pytest.approx(alone.scores, abs=1e-5)
@@ -79,7 +79,7 @@ def test_in_company_each_gets_its_own_answer(bundle: Bundle, threads: int, count
 def test_one_alone_never_leaves_the_event_loop(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
-    def watched(of: Bundle, lookups: Sequence[Lookup]) -> list[LookedUp]:
+    def watched(of: Bundle, lookups: Sequence[SearchJob]) -> list[SearchResult]:
         seen.append(threading.current_thread().name)
         return look_up(of, lookups)
 
@@ -99,7 +99,7 @@ def test_one_alone_never_leaves_the_event_loop(bundle: Bundle, monkeypatch: pyte
 def test_the_loop_goes_on_while_workers_search(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
-    def slow(of: Bundle, lookups: Sequence[Lookup]) -> list[LookedUp]:
+    def slow(of: Bundle, lookups: Sequence[SearchJob]) -> list[SearchResult]:
         begun.set()
         assert may_end.wait(10)
         return look_up(of, lookups)
@@ -122,7 +122,7 @@ def test_there_are_never_more_workers_than_asked_for(bundle: Bundle, monkeypatch
     """A worker gets ready, and takes from what waits, between the plan to hand it out and that turn of the loop."""
     may_end = threading.Event()
 
-    def slow(of: Bundle, lookups: Sequence[Lookup]) -> list[LookedUp]:
+    def slow(of: Bundle, lookups: Sequence[SearchJob]) -> list[SearchResult]:
         assert may_end.wait(10)
         return look_up(of, lookups)
 
@@ -151,7 +151,7 @@ def test_one_that_fails_fails_alone(bundle: Bundle, threads: int) -> None:
         raise EncoderError("not finite")
 
     asked = histories(20)
-    asked[7] = Lookup(np.array([9]), broken, 3, None, Trace("r"))
+    asked[7] = SearchJob(np.array([9]), broken, 3, None, Trace("r"))
     found = run(together(bundle, asked), Counted(), threads=threads)
     assert isinstance(found[7], EncoderError)
     for place, one in enumerate(asked):
@@ -163,7 +163,7 @@ def test_two_bundles_are_never_in_one_batch(bundle: Bundle, day_bundles: list[An
     other = Bundle.load(day_bundles[0])
     asked = histories(30)
 
-    async def work(batcher: MicroBatcher) -> list[LookedUp]:
+    async def work(batcher: MicroBatcher) -> list[SearchResult]:
         return await asyncio.gather(
             *(batcher.look_up(other if number % 3 else bundle, one) for number, one in enumerate(asked))
         )
@@ -195,7 +195,7 @@ def test_nobody_searches_for_whoever_gave_up(bundle: Bundle) -> None:
 def test_a_worker_that_dies_loses_nothing_and_has_an_heir(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     counted, lives = Counted(), [2]
 
-    def deadly(of: Bundle, lookups: Sequence[Lookup]) -> list[LookedUp]:
+    def deadly(of: Bundle, lookups: Sequence[SearchJob]) -> list[SearchResult]:
         if threading.current_thread().name == THREAD_NAME and lives[0]:
             lives[0] -= 1
             raise SystemExit
@@ -214,7 +214,7 @@ def test_a_worker_that_dies_loses_nothing_and_has_an_heir(bundle: Bundle, monkey
 
 
 def test_workers_that_keep_dying_are_given_up(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    def deadly(of: Bundle, lookups: Sequence[Lookup]) -> list[LookedUp]:
+    def deadly(of: Bundle, lookups: Sequence[SearchJob]) -> list[SearchResult]:
         if threading.current_thread().name == THREAD_NAME:
             raise SystemExit
         return look_up(of, lookups)
@@ -251,7 +251,7 @@ def test_what_only_waits_is_refused_at_the_end_and_what_was_begun_is_answered(
 ) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
-    def slow(of: Bundle, lookups: Sequence[Lookup]) -> list[LookedUp]:
+    def slow(of: Bundle, lookups: Sequence[SearchJob]) -> list[SearchResult]:
         begun.set()
         assert may_end.wait(10)
         return look_up(of, lookups)
@@ -266,7 +266,7 @@ def test_what_only_waits_is_refused_at_the_end_and_what_was_begun_is_answered(
         batcher.close()
         may_end.set()
         found = await asyncio.gather(*waiting, return_exceptions=True)
-        assert [type(one) for one in found] == [LookedUp] * 16 + [NotReady] * 4
+        assert [type(one) for one in found] == [SearchResult] * 16 + [NotReady] * 4
 
     asyncio.run(asyncio.wait_for(go(), 20))
 
@@ -276,7 +276,7 @@ def test_a_worker_that_dies_after_the_end_leaves_nobody_waiting(
 ) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
-    def deadly(_: Bundle, __: Sequence[Lookup]) -> list[LookedUp]:
+    def deadly(_: Bundle, __: Sequence[SearchJob]) -> list[SearchResult]:
         begun.set()
         assert may_end.wait(10)
         raise SystemExit

@@ -11,19 +11,19 @@ import pytest
 
 from index.build.build import build_bundle
 from index.bundle.bundle import Bundle
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 from service.recommend import diversity
 from service.recommend.batching import MicroBatcher
 from service.recommend.diversity import STAGES, Stage, maximal_marginal_relevance, stages_of
-from service.recommend.engine import InlineEngine, LookedUp, Lookup, look_up
+from service.recommend.engine import InlineEngine, SearchJob, SearchResult, look_up
 from service.recommend.hidden_items import HiddenItems
 from service.recommend.query import Answer, Query
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
-from tests.support.stores.memory_histories import MemorySessions
+from tests.support.stores.memory_histories import MemoryHistories
 
 ITEMS = 1500
 
@@ -44,21 +44,21 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, small_table: ItemTable, smal
         metadata=pa.table({"even": [row % 2 == 0 for row in range(ITEMS)]}),
         model={"kind": "made"},
     )
-    probes = Probes(np.array([[1, 2, 4], [10, 11, -1]]), np.array([5, 12]))
+    probes = EvaluationQueries(np.array([[1, 2, 4], [10, 11, -1]]), np.array([5, 12]))
     return Bundle.load(build_bundle(table, small_encoder, probes, tmp_path_factory.mktemp("shelf")))
 
 
 class Approximate(InlineEngine):
     """An index that finds other rows at another depth: a tenth of them is missed, other ones each time."""
 
-    async def look_up(self, bundle: Bundle, lookup: Lookup) -> LookedUp:
+    async def look_up(self, bundle: Bundle, lookup: SearchJob) -> SearchResult:
         found = await super().look_up(bundle, replace(lookup, k=2 * lookup.k))
         seen = np.flatnonzero(np.random.default_rng(lookup.k).random(found.rows.shape[0]) > 0.1)[: lookup.k]
-        return LookedUp(found.query, found.rows[seen], found.scores[seen])
+        return SearchResult(found.query, found.rows[seen], found.scores[seen])
 
 
 def ask(bundle: Bundle, engine: Any = None, **query: Any) -> Answer:
-    recommender = Recommender(MemorySessions(), engine or InlineEngine(), HiddenItems(), RecentHistories(10))
+    recommender = Recommender(MemoryHistories(), engine or InlineEngine(), HiddenItems(), RecentHistories(10))
     given = {"items": [("i3", 1.0), ("i7", 1.0)], "diversity": 0.5, **query}
     return asyncio.run(recommender.recommend(bundle, Query(**given), Trace("r")))
 
@@ -100,7 +100,7 @@ def test_company_does_not_change_how_deep_a_pool_is_searched(shelf: Bundle, monk
         return search(self, queries, k, **rest)
 
     monkeypatch.setattr(Bundle, "search", watched)
-    lookups = [Lookup(np.array([3]), lambda encoded: encoded, k, None, Trace("r")) for k in (202, 250, 202, 21, 30)]
+    lookups = [SearchJob(np.array([3]), lambda encoded: encoded, k, None, Trace("r")) for k in (202, 250, 202, 21, 30)]
     found = look_up(shelf, lookups)
     assert sorted(depths) == [[30, 2], [202, 2], [250, 1]]
     assert [one.rows.shape[0] for one in found] == [202, 250, 202, 21, 30]
@@ -145,7 +145,7 @@ def test_a_batcher_gives_the_same_pages(shelf: Bundle) -> None:
 
     async def together() -> list[int]:
         batcher = MicroBatcher(bound=100, threads=2, metrics=Counted(), log=None)  # type: ignore[arg-type]  # no death
-        recommender = Recommender(MemorySessions(), batcher, HiddenItems(), RecentHistories(10))
+        recommender = Recommender(MemoryHistories(), batcher, HiddenItems(), RecentHistories(10))
         asked = [Query(items=[("i3", 1.0)], diversity=0.5, k=20, offset=offset) for offset in range(0, 200, 20)]
         answers = await asyncio.gather(*(recommender.recommend(shelf, query, Trace("r")) for query in asked))
         batcher.close()

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from service.errors import DirectivesUnavailable, SessionsUnavailable
-from service.stores.redis_histories import RedisSessions
-from service.stores.redis_operator_state import RedisDirectives
+from service.errors import HistoriesUnavailable, OperatorStateUnavailable
+from service.stores.redis_histories import RedisHistories
+from service.stores.redis_operator_state import RedisOperatorState
 from tests.support.shops import OpenClient, eventually
 
 HISTORY = [("i7",)]
@@ -60,7 +60,7 @@ def test_a_request_that_read_the_history_before_adds_nothing_after(
 ) -> None:
     with open_client(shadow_histories=5) as client, ThreadPoolExecutor(1) as pool:
         store(client)
-        with held(monkeypatch, RedisSessions, "recent") as (read, may_return):
+        with held(monkeypatch, RedisHistories, "recent") as (read, may_return):
             late = pool.submit(client.post, path, json=body)
             assert read.wait(30)
             assert client.delete("/users/victim").status_code == 204
@@ -76,8 +76,8 @@ def test_a_request_answered_while_the_store_erases_leaves_nothing_behind(
     with open_client() as client, ThreadPoolExecutor(2) as pool:
         store(client)
         with (
-            held(monkeypatch, RedisSessions, "recent") as (read, may_answer),
-            held(monkeypatch, RedisSessions, "erase") as (erased, may_end),
+            held(monkeypatch, RedisHistories, "recent") as (read, may_answer),
+            held(monkeypatch, RedisHistories, "erase") as (erased, may_end),
         ):
             late = pool.submit(client.post, "/recommend", json={"user_id": "victim"})
             assert read.wait(30)
@@ -116,7 +116,7 @@ def test_a_request_in_flight_on_another_replica_adds_nothing(
     with open_shop() as one, open_shop() as other, ThreadPoolExecutor(1) as pool:
         store(one)
         store(one, "another")
-        with held(monkeypatch, RedisSessions, "recent") as (read, may_return):
+        with held(monkeypatch, RedisHistories, "recent") as (read, may_return):
             late = pool.submit(other.post, "/recommend", json={"user_id": "victim"})
             assert read.wait(30)
             generation = other.app.state.watcher._shelf._recent.generation  # type: ignore[attr-defined]
@@ -143,7 +143,10 @@ def test_two_replicas_that_erase_at_once_both_forget(open_shop: OpenClient) -> N
 
 @pytest.mark.parametrize(
     ("owner", "name", "error"),
-    [(RedisSessions, "erase", SessionsUnavailable), (RedisDirectives, "announce_erasure", DirectivesUnavailable)],
+    [
+        (RedisHistories, "erase", HistoriesUnavailable),
+        (RedisOperatorState, "announce_erasure", OperatorStateUnavailable),
+    ],
 )
 def test_an_erasure_that_not_all_can_know_of_is_to_be_sent_again(
     open_client: OpenClient, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: type[Exception]

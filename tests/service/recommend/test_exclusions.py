@@ -18,11 +18,11 @@ from index.build.build import build_bundle
 from index.bundle.bundle import Bundle
 from index.bundle.index_spec import IndexSpec
 from index.bundle.manifest import MANIFEST_FILE, Manifest
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 from service.app import create_app
-from service.bundles.startup import Opening
+from service.bundles.startup import Startup
 from service.recommend.engine import InlineEngine
 from service.recommend.hidden_items import HiddenItems
 from service.recommend.query import Answer, Query
@@ -32,14 +32,14 @@ from service.request_trace import Trace
 from service.settings import load_settings
 from service.stores.protocols import Event
 from tests.support.oracle import Oracle
-from tests.support.stores.memory_histories import MemorySessions
+from tests.support.stores.memory_histories import MemoryHistories
 
 LARGE = 2500
 
 
 def ask(bundle: Bundle, stored: list[str], hidden: list[str], **query: Any) -> Answer:
     async def run() -> Answer:
-        histories = MemorySessions(history_cap=200)
+        histories = MemoryHistories(history_cap=200)
         await histories.append([Event("u", item, place) for place, item in enumerate(stored)])
         recommender = Recommender(histories, InlineEngine(), HiddenItems(hidden), RecentHistories(10))
         return await recommender.recommend(bundle, Query(user_id="u", **query), Trace("r"))
@@ -119,7 +119,7 @@ def large(
         popularity=rng.permutation(LARGE),
         metadata=pa.table({"category": [("shoes", "hats", "bags")[row % 3] for row in range(LARGE)]}),
     )
-    probes = Probes(np.array([[1], [2]]), np.array([3, 4]))
+    probes = EvaluationQueries(np.array([[1], [2]]), np.array([3, 4]))
     spec = IndexSpec(kind="flat")
     built = build_bundle(table, small_encoder, probes, tmp_path_factory.mktemp("large"), spec)
     return Bundle.load(built), Oracle(table)
@@ -181,7 +181,7 @@ def repeats_allowed(small_bundle: Path, tmp_path: Path, redis_url: str) -> Itera
     chosen = load_settings(
         registry="unused", redis_url=redis_url, redis_prefix=prefix, directives_file=str(tmp_path / "d.json")
     )
-    with TestClient(create_app(chosen, opening=Opening(Bundle.load(copy)))) as client:
+    with TestClient(create_app(chosen, opening=Startup(Bundle.load(copy)))) as client:
         yield client
 
 

@@ -14,11 +14,11 @@ from starlette.testclient import TestClient
 import service.recommend.hidden_items
 from demo.embedded_redis import EmbeddedRedis
 from index.bundle.bundle import Bundle
-from service.bundles.operator_state import Directives
+from service.bundles.operator_state import OperatorState
 from service.recommend.hidden_items import HiddenItems, available_rows
 from service.stores.protocols import Edition
 from tests.support.shops import ADMIN, AS_ADMIN, Looks, Shop, eventually, metric, serving
-from tests.support.stores.memory_operator_state import MemoryDirectives
+from tests.support.stores.memory_operator_state import MemoryOperatorState
 
 
 def make_available(client: TestClient, item: str, available: bool) -> int:
@@ -191,9 +191,9 @@ def test_a_large_set_is_applied_beside_the_event_loop_and_takes_effect_at_once(
     monkeypatch.setattr(service.hidden, "available_rows", held_up)
 
     async def check() -> None:
-        store, other = MemoryDirectives(), Bundle.load(small_bundle)
+        store, other = MemoryOperatorState(), Bundle.load(small_bundle)
         await store.restore(Edition("e", 200_000), "pinned", [*many, "i5"])
-        replica = Directives(store, tmp_path / "directives.json", lambda _trouble: None)
+        replica = OperatorState(store, tmp_path / "directives.json", lambda _trouble: None)
         hidden = replica.hidden
         await hidden.change(["i1"], [])
         await hidden.adopt(bundle, work(bundle, hidden.ids), hidden.snapshot())

@@ -12,7 +12,7 @@ from index.bundle.bundle import Bundle
 from index.errors import EncoderError
 from service.errors import QueueFull
 from service.recommend.modality_profile import MAX_STEPS, profile_of
-from service.runtime.bounded_executor import SlowLane
+from service.runtime.bounded_executor import BoundedExecutor
 
 SLOTS = {"text": slice(0, 6), "image": slice(6, 10), "behaviour": slice(10, 12)}
 
@@ -121,7 +121,7 @@ def test_it_is_computed_beside_the_event_loop(
 
 def test_the_slow_lane_refuses_what_would_wait_too_long() -> None:
     async def scene() -> None:
-        lane, go_on = SlowLane(threads=1, bound=2), threading.Event()
+        lane, go_on = BoundedExecutor(threads=1, bound=2), threading.Event()
         first = asyncio.ensure_future(lane.run(lambda: go_on.wait(10)))
         second = asyncio.ensure_future(lane.run(lambda: "done"))
         await asyncio.sleep(0)
@@ -143,10 +143,10 @@ def test_the_slow_lane_refuses_what_would_wait_too_long() -> None:
 
 
 def test_a_full_lane_is_429_with_a_time(open_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def full(_lane: SlowLane, _call: Any) -> Any:
+    async def full(_lane: BoundedExecutor, _call: Any) -> Any:
         raise QueueFull("at most 64 requests of this kind may wait at the same time; try again later")
 
-    monkeypatch.setattr(SlowLane, "run", full)
+    monkeypatch.setattr(BoundedExecutor, "run", full)
     with open_client(retry_after_s=3) as client:
         answer = client.get("/items?q=a")
     assert (answer.status_code, answer.json()["type"]) == (429, "urn:vlm2rec:problem:queue-full")

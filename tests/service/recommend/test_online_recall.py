@@ -13,8 +13,8 @@ import pytest
 
 from index.bundle.bundle import Bundle
 from service.recommend import online_recall as sampler_module
-from service.recommend.engine import LookedUp, Lookup
-from service.recommend.online_recall import WINDOW, Sampler, balance_of, recall_of
+from service.recommend.engine import SearchJob, SearchResult
+from service.recommend.online_recall import WINDOW, OnlineRecall, balance_of, recall_of
 from service.recommend.query import Answer, Query
 from service.request_trace import Trace
 from service.telemetry.logs import logger
@@ -36,7 +36,7 @@ class Watched:
 
     def __init__(self, bundle: Bundle, *, checks_per_s: float = 1.0, cpu_share: float = 1.0) -> None:
         self.bundle, self.clock, self.metrics = bundle, Clock(), Metrics()
-        self.sampler = Sampler(
+        self.sampler = OnlineRecall(
             self.metrics.quality, logger(), checks_per_s=checks_per_s, cpu_share=cpu_share, clock=self.clock
         )
 
@@ -45,9 +45,9 @@ class Watched:
         vector = self.bundle.vectors(np.array([row]))[0]
         best = self.bundle.exact(vector[None], k + missed)
         kept = np.r_[0 : k - missed, k : k + missed]
-        found = LookedUp(vector, best.rows[0][kept], best.scores[0][kept])
+        found = SearchResult(vector, best.rows[0][kept], best.scores[0][kept])
         answer = Answer(found.rows[:k], found.scores[:k], 1, [], strategy="similar")
-        asked = Lookup(None, lambda encoded: encoded, k, None, Trace("r"))
+        asked = SearchJob(None, lambda encoded: encoded, k, None, Trace("r"))
         self.sampler(self.bundle, Query(k=k, **query), asked, found, answer)
         while self.sampler._task is not None:
             await asyncio.sleep(0.001)

@@ -11,23 +11,23 @@ from index.bundle.bundle import Bundle
 from index.errors import EncoderError, FilterError
 from service.errors import RuleBroken
 from service.recommend import recommender
-from service.recommend.engine import InlineEngine, LookedUp, Lookup, look_up
+from service.recommend.engine import InlineEngine, SearchJob, SearchResult, look_up
 from service.recommend.hidden_items import HiddenItems
 from service.recommend.query import Answer, Query
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
 from service.stores.protocols import Event
-from tests.support.stores.memory_histories import MemorySessions
+from tests.support.stores.memory_histories import MemoryHistories
 
 
-def recommending(histories: MemorySessions, engine: InlineEngine | None = None) -> Recommender:
+def recommending(histories: MemoryHistories, engine: InlineEngine | None = None) -> Recommender:
     return Recommender(histories, engine or InlineEngine(), HiddenItems(), RecentHistories(10))
 
 
 def ask(bundle: Bundle, stored: Sequence[str] = (), *, similar: bool = False, **query: Any) -> Answer:
     async def run() -> Answer:
-        histories = MemorySessions()
+        histories = MemoryHistories()
         await histories.append([Event("u", item, place) for place, item in enumerate(stored)])
         asked = recommending(histories)
         call = asked.similar if similar else asked.recommend
@@ -307,7 +307,7 @@ def test_weights_of_any_size_give_finite_scores(bundle: Bundle, weight: float) -
     assert np.isfinite(answer.scores).all()
 
 
-class Slow(MemorySessions):
+class Slow(MemoryHistories):
     async def recent(self, user_id: str) -> list[str]:
         await asyncio.sleep(5.0)
         return await super().recent(user_id)
@@ -316,7 +316,7 @@ class Slow(MemorySessions):
 class Failing(InlineEngine):
     """An engine whose encoder fails; likeness needs no encoder."""
 
-    async def look_up(self, bundle: Bundle, lookup: Lookup) -> LookedUp:
+    async def look_up(self, bundle: Bundle, lookup: SearchJob) -> SearchResult:
         if lookup.history is not None:
             raise EncoderError("the encoder gave a query that is not finite")
         return await super().look_up(bundle, lookup)
@@ -327,7 +327,7 @@ def run(asked: Recommender, bundle: Bundle, **query: Any) -> Answer:
 
 
 def test_histories_that_cannot_be_had_degrade_the_answer(bundle: Bundle, oracle: Any) -> None:
-    down = MemorySessions()
+    down = MemoryHistories()
     down.available = False
     asked = recommending(down)
     answer = run(asked, bundle, user_id="u", k=3)
@@ -346,7 +346,7 @@ def test_a_deadline_that_passes_is_answered_by_what_is_popular(bundle: Bundle, o
     late = Trace("r")
     late.started -= 1.0
     query = Query(items=plain("i1"), k=3, deadline_ms=900.0)
-    answer = asyncio.run(recommending(MemorySessions()).recommend(bundle, query, late))
+    answer = asyncio.run(recommending(MemoryHistories()).recommend(bundle, query, late))
     assert (answer.strategy, answer.degraded) == ("popular", "deadline")
 
 
@@ -356,7 +356,7 @@ def test_a_deadline_that_holds_changes_nothing(bundle: Bundle) -> None:
 
 
 def test_the_first_reason_met_is_given(bundle: Bundle) -> None:
-    down = MemorySessions()
+    down = MemoryHistories()
     down.available = False
     late = Trace("r")
     late.started -= 1.0
@@ -366,17 +366,17 @@ def test_the_first_reason_met_is_given(bundle: Bundle) -> None:
 
 
 def test_an_encoder_that_fails_leaves_it_to_likeness(bundle: Bundle, oracle: Any) -> None:
-    answer = run(recommending(MemorySessions(), Failing()), bundle, items=plain("i1", "i2"), k=3)
+    answer = run(recommending(MemoryHistories(), Failing()), bundle, items=plain("i1", "i2"), k=3)
     same(items(bundle, answer), oracle.best(oracle.vectors[[1, 2]].mean(axis=0), 3, {"i1", "i2"}))
     assert answer.strategy == "similar"
     assert answer.trouble == "the encoder gave a query that is not finite"
 
 
 def test_a_batch_gives_what_each_lookup_gives_alone(bundle: Bundle) -> None:
-    def lookup(history: list[int] | None, k: int, allowed: np.ndarray | None) -> Lookup:
+    def lookup(history: list[int] | None, k: int, allowed: np.ndarray | None) -> SearchJob:
         rows = None if history is None else np.array(history, dtype=np.int64)
         vector = bundle.vectors(np.array([8]))[0]
-        return Lookup(rows, lambda encoded: encoded if history else vector, k, allowed, Trace("r"))
+        return SearchJob(rows, lambda encoded: encoded if history else vector, k, allowed, Trace("r"))
 
     some = np.arange(60) % 2 == 0
     lookups = [

@@ -1,4 +1,4 @@
-"""SlowLane: bounded, and after its end nobody waits for it."""
+"""BoundedExecutor: bounded, and after its end nobody waits for it."""
 
 import asyncio
 import threading
@@ -6,12 +6,12 @@ import threading
 import pytest
 
 from service.errors import NotReady, QueueFull
-from service.runtime.bounded_executor import SlowLane
+from service.runtime.bounded_executor import BoundedExecutor
 
 
 def test_calls_are_bounded_and_errors_come_through() -> None:
     async def check() -> None:
-        lane, may_end = SlowLane(threads=1, bound=2), threading.Event()
+        lane, may_end = BoundedExecutor(threads=1, bound=2), threading.Event()
         waiting = [asyncio.ensure_future(lane.run(lambda: may_end.wait(10))) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(QueueFull, match="at most 2 requests"):
@@ -27,7 +27,7 @@ def test_calls_are_bounded_and_errors_come_through() -> None:
 
 def test_at_the_end_a_call_in_progress_is_answered_and_others_are_refused() -> None:
     async def check() -> None:
-        lane, begun, may_end = SlowLane(threads=1), threading.Event(), threading.Event()
+        lane, begun, may_end = BoundedExecutor(threads=1), threading.Event(), threading.Event()
 
         def slow() -> str:
             begun.set()
@@ -50,7 +50,7 @@ def test_at_the_end_a_call_in_progress_is_answered_and_others_are_refused() -> N
 
 def test_whoever_is_cancelled_is_not_told_of_the_end() -> None:
     async def check() -> None:
-        lane, may_end = SlowLane(threads=1), threading.Event()
+        lane, may_end = BoundedExecutor(threads=1), threading.Event()
         busy, waiting = (asyncio.ensure_future(lane.run(lambda: may_end.wait(10))) for _ in range(2))
         await asyncio.sleep(0)
         waiting.cancel()

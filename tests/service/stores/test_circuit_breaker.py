@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
-from service.stores.circuit_breaker import Breaker, BreakerState, WorstState
+from service.stores.circuit_breaker import BreakerState, CircuitBreaker, WorstState
 
 
 class Bench:
     def __init__(self, **options: Any) -> None:
         self.time = 100.0
         self.told: list[BreakerState] = []
-        self.breaker = Breaker(
+        self.breaker = CircuitBreaker(
             **{"failures": 3, "patience_s": 1.0, "first_pause_s": 0.125, "longest_pause_s": 0.5} | options,
             clock=lambda: self.time,
             on_change=self.told.append,

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from service.errors import DirectivesUnavailable, SessionsUnavailable
+from service.errors import HistoriesUnavailable, OperatorStateUnavailable
 from service.stores.protocols import Edition, Event
 from service.stores.redis_client import connector
-from service.stores.redis_histories import RedisSessions
-from service.stores.redis_operator_state import RedisDirectives
-from service.stores.redis_pipeline import RedisLink
+from service.stores.redis_histories import RedisHistories
+from service.stores.redis_operator_state import RedisOperatorState
+from service.stores.redis_pipeline import RedisPipeline
 from service.stores.redis_renewal import Renewal
 from tests.support.stores.fake_redis import FakeRedis, fake_redis, own_key, read, run
 from tests.support.stores.redis_pairs import Forwarder, on_a_port, program_of
@@ -46,7 +46,7 @@ class Pair:
 
 
 @contextlib.asynccontextmanager
-async def opened(folder: Path, version: str) -> AsyncIterator[tuple[Pair, RedisSessions, RedisDirectives]]:
+async def opened(folder: Path, version: str) -> AsyncIterator[tuple[Pair, RedisHistories, RedisOperatorState]]:
     program = program_of(version)
     with on_a_port(folder / "one", program=program) as one, on_a_port(folder / "two", program=program) as two:
         async with Forwarder(one).open() as forwarder:
@@ -54,8 +54,8 @@ async def opened(folder: Path, version: str) -> AsyncIterator[tuple[Pair, RedisS
             pair.command(1, "REPLICAOF", "127.0.0.1", one)
             await eventually_true(lambda: pair.follows(1))
             renewal = Renewal()
-            sessions = RedisSessions(forwarder.url, timeout_s=5.0, renewal=renewal)
-            directives = RedisDirectives(forwarder.url, timeout_s=5.0, renewal=renewal)
+            sessions = RedisHistories(forwarder.url, timeout_s=5.0, renewal=renewal)
+            directives = RedisOperatorState(forwarder.url, timeout_s=5.0, renewal=renewal)
             try:
                 yield pair, sessions, directives
             finally:
@@ -73,7 +73,7 @@ async def at_last(call: Callable[[], Awaitable[Any]]) -> Any:
     """What a call gives as soon as it is not refused any more."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
-            with contextlib.suppress(SessionsUnavailable, DirectivesUnavailable):
+            with contextlib.suppress(HistoriesUnavailable, OperatorStateUnavailable):
                 return await call()
             await asyncio.sleep(0.02)
 
@@ -132,7 +132,7 @@ def test_a_replica_that_gives_no_stale_data_is_left(tmp_path: Path, version: str
             pair.command(0, "CONFIG", "SET", "replica-serve-stale-data", "no")
             pair.command(1, "REPLICAOF", "NO", "ONE")
             pair.command(0, "REPLICAOF", "127.0.0.1", 1)
-            with pytest.raises(SessionsUnavailable, match="MASTERDOWN: it is a replica"):
+            with pytest.raises(HistoriesUnavailable, match="MASTERDOWN: it is a replica"):
                 await sessions.recent("u")
             pair.forwarder.target = pair.ports[1]
             assert await at_last(lambda: sessions.recent("u")) == ["before"]
@@ -156,10 +156,10 @@ ASTRAY = {
 
 
 @contextlib.asynccontextmanager
-async def two_links() -> AsyncIterator[tuple[FakeRedis, RedisLink, RedisLink]]:
+async def two_links() -> AsyncIterator[tuple[FakeRedis, RedisPipeline, RedisPipeline]]:
     async with fake_redis() as fake:
         renewal, connect = Renewal(), connector(fake.url, 5.0)
-        links = [RedisLink(connect, timeout_s=5.0, renewal=renewal) for _ in range(2)]
+        links = [RedisPipeline(connect, timeout_s=5.0, renewal=renewal) for _ in range(2)]
         try:
             yield fake, *links
         finally:

@@ -11,11 +11,11 @@ from redis import Redis
 from starlette.testclient import TestClient
 
 from demo.embedded_redis import EmbeddedRedis
-from service.errors import SessionsUnavailable
+from service.errors import HistoriesUnavailable
 from service.stores.history_keys import keys_of, old_keys_of, old_stream_key
 from service.stores.protocols import Event
 from service.stores.redis_client import RedisWatch
-from service.stores.redis_histories import RedisSessions
+from service.stores.redis_histories import RedisHistories
 from tests.support.shops import eventually, metric
 
 
@@ -78,12 +78,12 @@ def test_calls_failures_and_the_worst_breaker_are_told(redis: EmbeddedRedis) -> 
     watch = RedisWatch(lambda name, seconds: calls.append((name, seconds >= 0)), errors.append, states.append)
 
     async def check() -> None:
-        store = RedisSessions(redis.url, timeout_s=5.0, watch=watch)
+        store = RedisHistories(redis.url, timeout_s=5.0, watch=watch)
         await store.append([Event("u", "a", 1.0)])
         assert await store.recent("u") == ["a"]
         redis.kill()
         for _ in range(3):
-            with pytest.raises(SessionsUnavailable):
+            with pytest.raises(HistoriesUnavailable):
                 await store.recent("u")
         redis.start()
         while not await store.alive():

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import redis
 
-from service.errors import SessionsUnavailable, SettingsError
+from service.errors import HistoriesUnavailable, SettingsError
 from service.stores.history_keys import BUCKETS, bucket_of, keys_of
 from service.stores.protocols import Event, HistoryEntry
 from service.stores.redis_client import RedisWatch
-from service.stores.redis_histories import RedisSessions
-from tests.support.stores.memory_histories import MemorySessions
+from service.stores.redis_histories import RedisHistories
+from tests.support.stores.memory_histories import MemoryHistories
 
-Store = MemorySessions | RedisSessions
+Store = MemoryHistories | RedisHistories
 OpenStore = Callable[..., Any]
 
 
@@ -25,10 +25,10 @@ def open_store(request: pytest.FixtureRequest) -> OpenStore:
     @asynccontextmanager
     async def opened(**options: Any) -> AsyncIterator[Store]:
         if request.param == "memory":
-            yield MemorySessions(**options)
+            yield MemoryHistories(**options)
             return
         url = request.getfixturevalue("redis_url")
-        store = RedisSessions(url, prefix=f"test-{uuid.uuid4().hex}", timeout_s=5.0, **options)
+        store = RedisHistories(url, prefix=f"test-{uuid.uuid4().hex}", timeout_s=5.0, **options)
         yield store
         await store.close()
 
@@ -211,13 +211,13 @@ def test_concurrent_appends_lose_nothing(open_store: OpenStore) -> None:
 
 def test_a_store_that_is_down_says_so_in_one_way() -> None:
     errors: list[str] = []
-    memory = MemorySessions()
+    memory = MemoryHistories()
     memory.available = False
-    gone = RedisSessions("unix:///nonexistent/redis.sock", watch=RedisWatch(on_error=errors.append))
+    gone = RedisHistories("unix:///nonexistent/redis.sock", watch=RedisWatch(on_error=errors.append))
 
     async def check(store: Store) -> None:
         for call in (store.append([event("u", "a")]), store.recent("u"), store.entries("u"), store.erase("u")):
-            with pytest.raises(SessionsUnavailable):
+            with pytest.raises(HistoriesUnavailable):
                 await call
         assert await store.alive() is False
 
@@ -228,14 +228,14 @@ def test_a_store_that_is_down_says_so_in_one_way() -> None:
 
 def test_a_url_that_is_none_is_refused() -> None:
     with pytest.raises(SettingsError, match="must be a redis://"):
-        RedisSessions("http://localhost")
+        RedisHistories("http://localhost")
 
 
 def test_redis_keys_of_a_user_share_a_slot_and_expire_but_the_stream_does_not(redis_url: str) -> None:
     prefix = f"test-{uuid.uuid4().hex}"
 
     async def check() -> None:
-        store = RedisSessions(redis_url, prefix=prefix, ttl_s=1000)
+        store = RedisHistories(redis_url, prefix=prefix, ttl_s=1000)
         await store.append([event("u}v", "a", event_id="e")])
         await store.close()
 
@@ -254,10 +254,10 @@ def test_what_others_wrote_into_a_key_is_no_crash(redis_url: str) -> None:
     prefix = f"test-{uuid.uuid4().hex}"
 
     async def check() -> None:
-        store = RedisSessions(redis_url, prefix=prefix)
+        store = RedisHistories(redis_url, prefix=prefix)
         assert await store.entries("u") == [HistoryEntry("�", 0.0, None), HistoryEntry("b", 0.0, None)]
         assert await store.recent("v") == ["a\x1eb", "\x1e", "c"]
-        with pytest.raises(SessionsUnavailable):
+        with pytest.raises(HistoriesUnavailable):
             await store.recent("w")
         await store.close()
 

@@ -10,9 +10,9 @@ import redis
 
 from service.stores.history_keys import BUCKETS, bucket_of, keys_of, old_keys_of, old_stream_key, stream_key
 from service.stores.protocols import Event
-from service.stores.redis_histories import RedisSessions
+from service.stores.redis_histories import RedisHistories
 
-Check = Callable[[RedisSessions], Coroutine[Any, Any, None]]
+Check = Callable[[RedisHistories], Coroutine[Any, Any, None]]
 
 
 class Stored:
@@ -23,7 +23,7 @@ class Stored:
 
     def run(self, check: Check, **options: Any) -> None:
         async def all_of_it() -> None:
-            store = RedisSessions(self.url, prefix=self.prefix, timeout_s=10.0, **options)
+            store = RedisHistories(self.url, prefix=self.prefix, timeout_s=10.0, **options)
             try:
                 await check(store)
             finally:
@@ -82,7 +82,7 @@ def test_the_bucket_of_a_user_never_changes() -> None:
 def test_users_named_as_buckets_and_keys_disturb_nobody(stored: Stored) -> None:
     users = ["b062", "u", "stream", "b062}:history:u", "history:u", "event_ids:u"]
 
-    async def check(store: RedisSessions) -> None:
+    async def check(store: RedisHistories) -> None:
         await store.append([Event(user, f"item of {user}", 1.0, event_id="e") for user in users])
         await store.erase("b062")
         assert await store.recent("b062") == []
@@ -97,7 +97,7 @@ def test_what_lies_in_the_old_layout_is_read_and_exported_and_reading_moves_noth
     stored.store_as_before(Event("u}", "a", 1.5, "view", "e"), Event("u}", "b", 2))
     before = stored.keys
 
-    async def check(store: RedisSessions) -> None:
+    async def check(store: RedisHistories) -> None:
         assert await store.recent("u}") == ["a", "b"]
         (first, _second) = await store.entries("u}")
         assert (first.item_id, first.timestamp, first.type) == ("a", 1.5, "view")
@@ -114,7 +114,7 @@ def test_an_event_moves_what_its_user_has_in_the_old_layout(stored: Stored) -> N
         Event("u", "a", 1, None, "e1"), Event("u", "b", 2, None, "e2"), Event("v", "x", 3, None, "e1")
     )
 
-    async def check(store: RedisSessions) -> None:
+    async def check(store: RedisHistories) -> None:
         assert await store.append([Event("u", "a", 1, None, "e1")]) == 0
         assert await store.recent("u") == ["a", "b"]
         assert stored.admin.ttl(keys_of(stored.prefix, "u").history) in range(1, 501)  # nothing new, so no longer life
@@ -130,7 +130,7 @@ def test_an_event_moves_what_its_user_has_in_the_old_layout(stored: Stored) -> N
 
 
 def test_what_an_old_replica_still_stores_is_moved_too(stored: Stored) -> None:
-    async def check(store: RedisSessions) -> None:
+    async def check(store: RedisHistories) -> None:
         await store.append([Event("u", "a", 1, None, "e1")])
         stored.store_as_before(Event("u", "b", 2, None, "e2"))
         assert await store.append([Event("u", "b", 2, None, "e2"), Event("u", "c", 3, None, "e3")]) == 1
@@ -145,7 +145,7 @@ def test_erasing_takes_the_old_layout_along(stored: Stored) -> None:
         *(Event("uv"[number % 2], str(number), number, None, f"e{number}") for number in range(2400))
     )
 
-    async def check(store: RedisSessions) -> None:
+    async def check(store: RedisHistories) -> None:
         await store.erase("u")
         assert await store.recent("u") == []
         assert {event.user_id for event in await store.stream()} == {"v"}
@@ -159,7 +159,7 @@ def test_erasing_takes_the_old_layout_along(stored: Stored) -> None:
 def test_the_old_stream_gives_way_to_the_new_ones_and_goes(stored: Stored) -> None:
     stored.store_as_before(*(Event("u", str(number), number) for number in range(2 * BUCKETS)))
 
-    async def check(store: RedisSessions) -> None:
+    async def check(store: RedisHistories) -> None:
         sizes = []
         for number in range(3 * BUCKETS):
             await store.append([Event(f"user {number}", "x", 1.0)])
@@ -183,7 +183,7 @@ def test_the_old_stream_gives_way_to_the_new_ones_and_goes(stored: Stored) -> No
 def test_an_entry_that_the_stream_drops_leaves_no_id_behind(stored: Stored) -> None:
     users = [f"user {number}" for number in range(200)]
 
-    async def check(store: RedisSessions) -> None:
+    async def check(store: RedisHistories) -> None:
         for turn in range(6):
             await store.append([Event(user, str(turn), turn) for user in users])
             assert stored.ids_match_entries()
@@ -198,7 +198,7 @@ def test_an_entry_that_the_stream_drops_leaves_no_id_behind(stored: Stored) -> N
 
 
 def test_ids_outlive_a_history_that_expired_while_the_entries_stay(stored: Stored) -> None:
-    async def check(store: RedisSessions) -> None:
+    async def check(store: RedisHistories) -> None:
         await store.append([Event("u", "a", 1.0, event_id="e")])
         of = keys_of(stored.prefix, "u")
         stored.admin.delete(of.history, of.event_ids)  # as their expiry does
@@ -215,7 +215,7 @@ def test_a_clock_that_went_back_loses_no_event_and_no_order_within_a_bucket(stor
     stored.admin.xadd(of.stream, {"user_id": "u", "item_id": "a", "timestamp": "1", "type": ""}, id="9999999999999-5")
     stored.admin.rpush(of.stream_ids, "9999999999999-5")
 
-    async def check(store: RedisSessions) -> None:
+    async def check(store: RedisHistories) -> None:
         await store.append([Event("u", "b", 2.0), Event("u", "c", 3.0)])
         assert [event.item_id for event in await store.stream()] == ["a", "b", "c"]
         await store.erase("u")
@@ -225,7 +225,7 @@ def test_a_clock_that_went_back_loses_no_event_and_no_order_within_a_bucket(stor
 
 
 def test_the_stream_is_in_the_order_of_arrival_over_all_buckets(stored: Stored) -> None:
-    async def check(store: RedisSessions) -> None:
+    async def check(store: RedisHistories) -> None:
         await store.append([Event(f"user {number}", str(number), number) for number in range(500)])
         await store.append([Event(f"user {number}", str(number), number) for number in range(500, 1000)])
         assert [event.item_id for event in await store.stream()] == [str(number) for number in range(1000)]
@@ -243,7 +243,7 @@ def test_erasing_reads_only_what_is_the_users(stored: Stored) -> None:
 
     costs = []
 
-    async def check(store: RedisSessions) -> None:
+    async def check(store: RedisHistories) -> None:
         for others in (10, 5_000):
             for start in range(0, others, 1000):
                 await store.append([Event(f"user {start + number}", "x", 1.0) for number in range(min(others, 1000))])

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import redis
 
-from service.errors import DirectivesUnavailable, SettingsError
+from service.errors import OperatorStateUnavailable, SettingsError
 from service.stores.protocols import Changes, Edition
 from service.stores.redis_client import RedisWatch
-from service.stores.redis_operator_state import RedisDirectives
-from tests.support.stores.memory_operator_state import MemoryDirectives
+from service.stores.redis_operator_state import RedisOperatorState
+from tests.support.stores.memory_operator_state import MemoryOperatorState
 
-Store = MemoryDirectives | RedisDirectives
+Store = MemoryOperatorState | RedisOperatorState
 OpenStore = Callable[..., Any]
 NEW = Edition()
 
@@ -25,10 +25,10 @@ def open_store(request: pytest.FixtureRequest) -> OpenStore:
     @asynccontextmanager
     async def opened(**options: Any) -> AsyncIterator[Store]:
         if request.param == "memory":
-            yield MemoryDirectives(**options)
+            yield MemoryOperatorState(**options)
             return
         url = request.getfixturevalue("redis_url")
-        store = RedisDirectives(url, prefix=f"test-{uuid.uuid4().hex}", timeout_s=5.0, **options)
+        store = RedisOperatorState(url, prefix=f"test-{uuid.uuid4().hex}", timeout_s=5.0, **options)
         yield store
         await store.close()
 
@@ -170,9 +170,9 @@ def test_concurrent_changes_are_all_counted(open_store: OpenStore) -> None:
 
 def test_a_store_that_is_down_says_so_in_one_way() -> None:
     errors: list[str] = []
-    memory = MemoryDirectives()
+    memory = MemoryOperatorState()
     memory.available = False
-    gone = RedisDirectives("unix:///nonexistent/redis.sock", watch=RedisWatch(on_error=errors.append))
+    gone = RedisOperatorState("unix:///nonexistent/redis.sock", watch=RedisWatch(on_error=errors.append))
 
     async def check(store: Store) -> None:
         for call in (
@@ -183,7 +183,7 @@ def test_a_store_that_is_down_says_so_in_one_way() -> None:
             store.show("a", NEW),
             store.restore(Edition("e", 1), None, ["a"]),
         ):
-            with pytest.raises(DirectivesUnavailable):
+            with pytest.raises(OperatorStateUnavailable):
                 await call
 
     asyncio.run(check(memory))
@@ -193,14 +193,14 @@ def test_a_store_that_is_down_says_so_in_one_way() -> None:
 
 def test_a_url_that_is_none_is_refused() -> None:
     with pytest.raises(SettingsError, match="must be a redis://"):
-        RedisDirectives("http://localhost")
+        RedisOperatorState("http://localhost")
 
 
 def test_keys_in_redis_share_a_slot_and_never_expire(redis_url: str) -> None:
     prefix = f"test-{uuid.uuid4().hex}"
 
     async def check() -> None:
-        store = RedisDirectives(redis_url, prefix=prefix)
+        store = RedisOperatorState(redis_url, prefix=prefix)
         await store.restore(Edition("e", 9), "p", ["a", "b"])
         await store.show("a", Edition("e", 9))
         await store.restore(Edition("e", 1), None, ["a", "b"])  # not behind: what was put aside goes
@@ -216,9 +216,9 @@ def test_what_others_wrote_into_a_key_is_no_crash(redis_url: str) -> None:
     prefix = f"test-{uuid.uuid4().hex}"
 
     async def check() -> None:
-        store = RedisDirectives(redis_url, prefix=prefix)
+        store = RedisOperatorState(redis_url, prefix=prefix)
         assert await store.edition() == Edition("\ufffd", 0)
-        with pytest.raises(DirectivesUnavailable):
+        with pytest.raises(OperatorStateUnavailable):
             await store.changes(NEW)
         await store.close()
 

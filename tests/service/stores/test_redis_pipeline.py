@@ -11,7 +11,7 @@ import pytest
 
 from service.errors import LinkDown
 from service.stores.redis_client import connector
-from service.stores.redis_pipeline import MOST_WAITING, RedisLink
+from service.stores.redis_pipeline import MOST_WAITING, RedisPipeline
 from tests.support.stores.fake_redis import (
     PATIENT_S,
     PROBE,
@@ -31,7 +31,7 @@ from tests.support.stores.fake_redis import (
 )
 
 
-async def run_out(fake: FakeRedis, link: RedisLink) -> None:
+async def run_out(fake: FakeRedis, link: RedisPipeline) -> None:
     """Let a call that was sent wait for longer than it may."""
     asked = asyncio.create_task(read(link, "opens it"))
     await until(lambda: fake.keys == ["opens it"])
@@ -55,7 +55,7 @@ def test_late_replies_and_callers_who_leave_never_mix_up_answers() -> None:
         await asyncio.sleep(0.06 if slow else 0.0)
         return await own_key(command)
 
-    async def ask(link: RedisLink, key: str) -> None:
+    async def ask(link: RedisPipeline, key: str) -> None:
         patience = rng.choice([0.001, 0.004, 0.02, 5.0, 5.0])
         try:
             async with asyncio.timeout(patience):
@@ -68,7 +68,7 @@ def test_late_replies_and_callers_who_leave_never_mix_up_answers() -> None:
             became["answered"] += 1
             assert found == [key]
 
-    async def user(link: RedisLink, number: int) -> None:
+    async def user(link: RedisPipeline, number: int) -> None:
         for turn in range(40):
             await ask(link, f"{number}.{turn}")
             await asyncio.sleep(rng.random() * 0.02)
@@ -163,7 +163,7 @@ def test_a_connection_that_opens_after_it_was_given_up_is_closed_unused() -> Non
 
     async def check() -> None:
         Slow.made = []
-        link = RedisLink(Slow, timeout_s=0.05)  # type: ignore[arg-type]
+        link = RedisPipeline(Slow, timeout_s=0.05)  # type: ignore[arg-type]
         with pytest.raises(LinkDown, match="no answer within"):
             await read(link, "key")
         first = Slow.made[0]
@@ -320,7 +320,7 @@ def test_one_probe_at_a_time_is_on_its_way() -> None:
 
     async def check() -> None:
         Silent.made = []
-        link = RedisLink(Silent, timeout_s=0.02)  # type: ignore[arg-type]
+        link = RedisPipeline(Silent, timeout_s=0.02)  # type: ignore[arg-type]
         await asyncio.gather(*(read(link, str(number)) for number in range(10)), return_exceptions=True)
         await until(lambda: len(in_use) > 5)
         await link.close()
@@ -334,7 +334,7 @@ def test_closing_leaves_nobody_waiting_and_nothing_running() -> None:
     async def check() -> None:
         async with fake_redis() as fake:
             fake.answer = never
-            link = RedisLink(connector(fake.url, 5.0), timeout_s=5.0)
+            link = RedisPipeline(connector(fake.url, 5.0), timeout_s=5.0)
             asked = [asyncio.create_task(read(link, f"key {number}")) for number in range(300)]
             await until(lambda: bool(fake.asked))
             await link.close()

@@ -6,10 +6,10 @@ import pytest
 import redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 
-from service.errors import LinkDown, SessionsUnavailable
+from service.errors import HistoriesUnavailable, LinkDown
 from service.stores.redis_client import connector
-from service.stores.redis_histories import RedisSessions
-from service.stores.redis_pipeline import RedisLink, Script
+from service.stores.redis_histories import RedisHistories
+from service.stores.redis_pipeline import RedisPipeline, Script
 from tests.support.stores.fake_redis import (
     PATIENT_S,
     PROBE,
@@ -70,8 +70,8 @@ def test_a_history_of_anything_but_strings_is_refused(inner: bytes) -> None:
     async def check() -> None:
         async with fake_redis() as fake:
             fake.answer = odd
-            store = RedisSessions(fake.url, timeout_s=5.0)
-            with pytest.raises(SessionsUnavailable, match="another form"):
+            store = RedisHistories(fake.url, timeout_s=5.0)
+            with pytest.raises(HistoriesUnavailable, match="another form"):
                 await store.recent("u")
             await store.close()
 
@@ -176,7 +176,7 @@ def test_a_script_that_redis_has_forgotten_is_told_again(redis_url: str) -> None
             client.script_flush()
 
     async def check() -> None:
-        link = RedisLink(connector(redis_url, 5.0), timeout_s=5.0)
+        link = RedisPipeline(connector(redis_url, 5.0), timeout_s=5.0)
         script = Script("return #KEYS * 10 + tonumber(ARGV[1])")
         for _ in range(2):
             calls = [link.run(script, ["a", "b"], [number], int) for number in range(5)]

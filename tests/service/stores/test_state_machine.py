@@ -20,11 +20,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from redis import Redis
 from starlette.testclient import TestClient
 
-from service.stores.redis_histories import RedisSessions
-from service.stores.redis_operator_state import RedisDirectives
+from service.stores.redis_histories import RedisHistories
+from service.stores.redis_operator_state import RedisOperatorState
 from tests.support.shops import ADMIN, AS_ADMIN, OpenClient
-from tests.support.stores.memory_histories import MemorySessions
-from tests.support.stores.memory_operator_state import MemoryDirectives
+from tests.support.stores.memory_histories import MemoryHistories
+from tests.support.stores.memory_operator_state import MemoryOperatorState
 
 HISTORY_CAP, EVENT_IDS_CAP, STREAM_CAP, MAX_HISTORY = 6, 3, 7, 5
 ALL_ITEMS = [*(f"i{row}" for row in range(58)), "ein Tee/grün", "👟"]
@@ -279,8 +279,8 @@ def put_in_place_of(store: type, instead: object, monkeypatch: pytest.MonkeyPatc
 
 
 def test_any_order_in_memory(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    sessions = MemorySessions(**CAPS)
-    for store, instead in ((RedisSessions, sessions), (RedisDirectives, MemoryDirectives())):
+    sessions = MemoryHistories(**CAPS)
+    for store, instead in ((RedisHistories, sessions), (RedisOperatorState, MemoryOperatorState())):
         put_in_place_of(store, instead, monkeypatch)
 
     def stream() -> list[tuple[str, str, float, str | None]]:

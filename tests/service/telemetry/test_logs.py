@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from service.http.body_budget import BodyBudget
-from service.http.request_middleware import Envelope
+from service.http.request_middleware import RequestMiddleware
 from service.telemetry.log_writer import LogWriter
 from service.telemetry.metrics import Metrics
 from tests.support.exposed import exposed
@@ -203,7 +203,9 @@ def test_which_requests_get_a_line(access_log: Any, logged: list[int]) -> None:
     async def send(_message: Any) -> None:
         pass
 
-    envelope = Envelope(app, metrics=metrics, log=lines, bodies=BodyBudget(1), retry_after_s=1, access_log=access_log)  # type: ignore[arg-type]
+    envelope = RequestMiddleware(
+        app, metrics=metrics, log=lines, bodies=BodyBudget(1), retry_after_s=1, access_log=access_log
+    )  # type: ignore[arg-type]
     for status in (200, 204, 404, 499, 503):
         scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "status": status}
         asyncio.run(envelope(scope, None, send))  # type: ignore[arg-type]

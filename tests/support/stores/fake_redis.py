@@ -7,7 +7,7 @@ from typing import Any
 
 from service.errors import LinkDown
 from service.stores.redis_client import Connect, connector
-from service.stores.redis_pipeline import RedisLink
+from service.stores.redis_pipeline import RedisPipeline
 
 PATIENT_S = 20.0
 """A timeout that passes only when a test moves the clock, however slow the machine is."""
@@ -112,9 +112,9 @@ async def _command(reader: asyncio.StreamReader) -> list[bytes]:
 
 
 @asynccontextmanager
-async def linked(timeout_s: float = 0.1) -> AsyncIterator[tuple[FakeRedis, RedisLink]]:
+async def linked(timeout_s: float = 0.1) -> AsyncIterator[tuple[FakeRedis, RedisPipeline]]:
     async with fake_redis() as fake:
-        link = RedisLink(connector(fake.url, timeout_s), timeout_s=timeout_s, clock=asyncio.get_running_loop().time)
+        link = RedisPipeline(connector(fake.url, timeout_s), timeout_s=timeout_s, clock=asyncio.get_running_loop().time)
         try:
             yield fake, link
         finally:
@@ -142,12 +142,12 @@ def run(check: Callable[[], Coroutine[Any, Any, None]]) -> None:
         runner.run(asyncio.wait_for(check(), 30 * PATIENT_S))
 
 
-def patient_link(connect: Connect) -> RedisLink:
+def patient_link(connect: Connect) -> RedisPipeline:
     """A link whose timeouts pass by `move_clock` alone."""
-    return RedisLink(connect, timeout_s=PATIENT_S, clock=asyncio.get_running_loop().time)
+    return RedisPipeline(connect, timeout_s=PATIENT_S, clock=asyncio.get_running_loop().time)
 
 
-async def read(link: RedisLink, key: str) -> list[str]:
+async def read(link: RedisPipeline, key: str) -> list[str]:
     return [entry.decode() for entry in await link.call("LRANGE", key, 0, -1, kind=list)]
 
 
@@ -157,7 +157,7 @@ async def until(condition: Callable[[], bool], seconds: float = PATIENT_S) -> No
             await asyncio.sleep(0.005)
 
 
-async def read_at_last(link: RedisLink, key: str) -> list[str]:
+async def read_at_last(link: RedisPipeline, key: str) -> list[str]:
     """Read as often as it takes: on a busy machine a short timeout may pass once more."""
     async with asyncio.timeout(10.0):
         while True:
@@ -168,7 +168,7 @@ async def read_at_last(link: RedisLink, key: str) -> list[str]:
 
 def of_links() -> list[asyncio.Task[Any]]:
     """What links still run in this loop."""
-    parts = ("RedisLink", "RedisWire", "answers")
+    parts = ("RedisPipeline", "RedisConnection", "answers")
     return [task for task in asyncio.all_tasks() if any(part in repr(task.get_coro()) for part in parts)]
 
 

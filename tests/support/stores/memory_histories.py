@@ -1,15 +1,15 @@
-"""MemorySessions: the store of histories without a Redis, for tests and for trying the recommender in one process."""
+"""MemoryHistories: the store of histories without a Redis, for tests and for trying the recommender in one process."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
 
-from service.errors import SessionsUnavailable
+from service.errors import HistoriesUnavailable
 from service.stores.history_keys import bucket_cap, bucket_of
 from service.stores.protocols import Event, HistoryEntry
 
 
-class MemorySessions:
+class MemoryHistories:
     """Histories in this process; gone when it ends.
 
     Args:
@@ -107,7 +107,7 @@ class MemorySessions:
 
     def _check_available(self) -> None:
         if not self.available:
-            raise SessionsUnavailable("histories are switched off; try again later")
+            raise HistoriesUnavailable("histories are switched off; try again later")
 
     def _forget_if_expired(self, user_id: str) -> None:
         if self._expires.get(user_id, float("inf")) <= self._clock():

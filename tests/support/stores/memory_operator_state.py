@@ -1,14 +1,14 @@
-"""MemoryDirectives: the store of pin and hidden items without a Redis, for tests and for one process alone."""
+"""MemoryOperatorState: the store of pin and hidden items without a Redis, for tests and for one process alone."""
 
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 
-from service.errors import DirectivesUnavailable
+from service.errors import OperatorStateUnavailable
 from service.stores.protocols import Changes, Edition
 
 
-class MemoryDirectives:
+class MemoryOperatorState:
     """Directives in this process; gone when it ends. Several replicas in one process may share it.
 
     Args:
@@ -33,12 +33,12 @@ class MemoryDirectives:
         self._shown: dict[str, int] = {}
 
     async def edition(self) -> Edition:
-        """The state now; see `DirectiveStore.edition`."""
+        """The state now; see `OperatorStateStore.edition`."""
         self._check_available()
         return replace(self._edition, erasure=self._erasure)
 
     async def changes(self, since: Edition) -> Changes:
-        """What changed; see `DirectiveStore.changes`."""
+        """What changed; see `OperatorStateStore.changes`."""
         self._check_available()
         whole = since.epoch != self._edition.epoch or since.number < self._floor
         after = 0 if whole else since.number
@@ -47,7 +47,7 @@ class MemoryDirectives:
         return Changes(self._edition, self._pin, whole, hidden, shown)
 
     async def pin(self, bundle_id: str | None, known: Edition) -> bool:
-        """Pin a bundle; see `DirectiveStore.pin`."""
+        """Pin a bundle; see `OperatorStateStore.pin`."""
         if not self._accepts(known):
             return False
         if bundle_id != self._pin:
@@ -56,7 +56,7 @@ class MemoryDirectives:
         return True
 
     async def hide(self, item_id: str, known: Edition) -> bool:
-        """Hide an item; see `DirectiveStore.hide`."""
+        """Hide an item; see `OperatorStateStore.hide`."""
         if not self._accepts(known):
             return False
         if item_id not in self._hidden:
@@ -65,7 +65,7 @@ class MemoryDirectives:
         return True
 
     async def show(self, item_id: str, known: Edition) -> bool:
-        """Show an item again; see `DirectiveStore.show`."""
+        """Show an item again; see `OperatorStateStore.show`."""
         if not self._accepts(known):
             return False
         if self._hidden.pop(item_id, None) is not None:
@@ -75,12 +75,12 @@ class MemoryDirectives:
         return True
 
     async def announce_erasure(self) -> None:
-        """Name an erasure; see `DirectiveStore.announce_erasure`."""
+        """Name an erasure; see `OperatorStateStore.announce_erasure`."""
         self._check_available()
         self._erasure = uuid.uuid4().hex
 
     async def restore(self, edition: Edition, pin: str | None, hidden: Sequence[str]) -> None:
-        """Take a state back; see `DirectiveStore.restore`."""
+        """Take a state back; see `OperatorStateStore.restore`."""
         self._check_available()
         if self._edition.is_behind(edition):
             self._edition, self._floor, self._pin = edition, edition.number, pin
@@ -104,4 +104,4 @@ class MemoryDirectives:
 
     def _check_available(self) -> None:
         if not self.available:
-            raise DirectivesUnavailable("directives are switched off; try again later")
+            raise OperatorStateUnavailable("directives are switched off; try again later")

@@ -10,18 +10,18 @@ import pytest
 from PIL import Image
 
 from training.data.dataset import Dataset, load_dataset
-from training.embedding.content_hashes import NOT_READ, SCHEMA, Contents, metadata_digest, read_contents, text_hash
+from training.embedding.content_hashes import NOT_READ, SCHEMA, ContentHashes, metadata_digest, read_contents, text_hash
 from training.errors import EmbeddingsError
 
 
-def contents(**rows: tuple[str | None, str | None]) -> Contents:
+def contents(**rows: tuple[str | None, str | None]) -> ContentHashes:
     columns = {
         "item_id": list(rows),
         "text": [text for text, _ in rows.values()],
         "picture": [picture for _, picture in rows.values()],
         **{name: [None] * len(rows) for name in ("image", "size", "mtime_ns")},
     }
-    return Contents(pl.DataFrame(columns, schema=SCHEMA))
+    return ContentHashes(pl.DataFrame(columns, schema=SCHEMA))
 
 
 def catalogue(directory: Path, *rows: str) -> Dataset:
@@ -117,28 +117,28 @@ def test_digests() -> None:
     assert one.ordered_digest() != turned.ordered_digest()
     for other in (contents(a=("1", "2"), b=("2", None)), contents(a=("1", "2"), c=(None, "2")), contents(a=("1", "2"))):
         assert one.digest() != other.digest()
-    moved = Contents(one.frame.with_columns(pl.lit("elsewhere.png").alias("image")))
+    moved = ContentHashes(one.frame.with_columns(pl.lit("elsewhere.png").alias("image")))
     assert moved.digest() == one.digest()
 
 
 def test_what_is_saved_is_loaded_unchanged(tmp_path: Path) -> None:
     made = contents(ü=("1", None), b=(None, "2"))
     made.save(tmp_path / "contents.parquet")
-    assert Contents.load(tmp_path / "contents.parquet").frame.equals(made.frame)
+    assert ContentHashes.load(tmp_path / "contents.parquet").frame.equals(made.frame)
     assert [path.name for path in tmp_path.iterdir()] == ["contents.parquet"]
 
 
 def test_rules(tmp_path: Path) -> None:
     with pytest.raises(EmbeddingsError, match="columns"):
-        Contents(pl.DataFrame({"item_id": ["a"]}))
+        ContentHashes(pl.DataFrame({"item_id": ["a"]}))
     double = contents(a=("1", "2")).frame
     with pytest.raises(EmbeddingsError, match="once"):
-        Contents(pl.concat([double, double]))
+        ContentHashes(pl.concat([double, double]))
     for content in (b"", b"PAR1", None):
         if content is not None:
             (tmp_path / "contents.parquet").write_bytes(content)
         with pytest.raises(EmbeddingsError, match=r"contents\.parquet"):
-            Contents.load(tmp_path / ("contents.parquet" if content is not None else "none/contents.parquet"))
+            ContentHashes.load(tmp_path / ("contents.parquet" if content is not None else "none/contents.parquet"))
 
 
 def test_metadata_counts_by_its_values_not_by_how_it_is_stored() -> None:

@@ -11,7 +11,7 @@ import pytest
 from training.backbones.vlm import Embedding
 from training.data.dataset import load_dataset
 from training.embedding import unused_vectors
-from training.embedding.content_hashes import IMAGE, MTIME, PICTURE_HASH, SCHEMA, SIZE, TEXT_HASH, Contents
+from training.embedding.content_hashes import IMAGE, MTIME, PICTURE_HASH, SCHEMA, SIZE, TEXT_HASH, ContentHashes
 from training.embedding.job import Pending, embed_catalogue, pending_items
 from training.embedding.store import Embeddings, load_unused
 from training.embedding.unused_vectors import CONTENT, PLACE, SLOT, UnusedVectors, next_unused
@@ -154,10 +154,10 @@ def test_what_an_earlier_version_wrote_has_none(night: Night) -> None:
 # The bounds on what is kept, on contents made by hand.
 
 
-def made_of(*pictures: str | None) -> Contents:
+def made_of(*pictures: str | None) -> ContentHashes:
     ids = [f"i{number}" for number in range(len(pictures))]
     columns = {"item_id": ids, TEXT_HASH: None, PICTURE_HASH: list(pictures), IMAGE: None, SIZE: None, MTIME: None}
-    return Contents(pl.DataFrame(columns, schema=SCHEMA))
+    return ContentHashes(pl.DataFrame(columns, schema=SCHEMA))
 
 
 def unused_of(frame: pl.DataFrame) -> UnusedVectors:

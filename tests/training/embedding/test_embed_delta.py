@@ -15,7 +15,7 @@ from PIL import Image
 from training.backbones.vlm import Embedding
 from training.data.dataset import Dataset, load_dataset
 from training.embedding.job import Embedded, Pending, embed_catalogue, pending_items
-from training.embedding.plan import EmbeddingWork
+from training.embedding.plan import EmbeddingPlan
 from training.embedding.store import Embeddings
 from training.errors import EmbeddingsError, JobStopped
 
@@ -331,7 +331,7 @@ def test_a_damaged_plan_is_made_again(shop: Dataset, embedding: Embedding, own_s
 def test_the_plan_is_in_the_order_of_the_ids(shop: Dataset, embedding: Embedding, tmp_path: Path) -> None:
     contents = pending_items(shop, embedding.model, tmp_path).contents
     turned = type(contents)(contents.frame.reverse())
-    work = EmbeddingWork.open(tmp_path, turned, embedding.model, shard_items=12, batch_items=5)
+    work = EmbeddingPlan.open(tmp_path, turned, embedding.model, shard_items=12, batch_items=5)
     assert [work.item_ids(number) for number in range(work.shards)] == [
         [f"i{row:02d}" for row in rows] for rows in (range(12), range(12, 24), range(24, 30))
     ]

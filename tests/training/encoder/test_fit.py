@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_table import ItemTable
 from training.config.encoder_config import EncoderConfig
 from training.data.dataset import Dataset, load_dataset
@@ -297,7 +297,7 @@ def test_a_fitted_run_holds_what_the_index_needs(
     assert [row for row in range(RING) if not present[row, 1]] == [3, 5]  # broken and missing picture
     assert present[:, [0, 2]].all()
     np.testing.assert_allclose(np.linalg.norm(table.vectors.astype(np.float64), axis=1), 1, atol=2e-3)
-    probes = Probes.load(run / "encoder" / "probes.npz")
+    probes = EvaluationQueries.load(run / "encoder" / "probes.npz")
     probes.check_rows(RING)
     assert len(probes) == 80
     assert record == json.loads((run / "encoder" / "fit.json").read_text())

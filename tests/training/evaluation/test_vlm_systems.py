@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from training.backbones.batches import Collator
-from training.backbones.trained_model import RunModel
+from training.backbones.trained_model import TrainedModel
 from training.config.run_config import RunConfig, to_toml
 from training.data.dataset import Dataset
 from training.data.pictures import PictureStore
@@ -21,12 +21,12 @@ from training.evaluation.evaluate import evaluate_targets
 from training.evaluation.vlm_ranker import distinct_histories
 from training.evaluation.vlm_systems import FROZEN, TRAINED, direct_models, direct_systems, trained_on
 from training.finetune.direct_ranking import DirectRanking
-from training.finetune.distributed import Ranks
+from training.finetune.distributed import ProcessGroup
 from training.finetune.trainer import train_vlm
 
 
 class OneProcess:
-    """What `Ranks` needs of accelerate where there is one process."""
+    """What `ProcessGroup` needs of accelerate where there is one process."""
 
     num_processes = 1
     process_index = 0
@@ -52,14 +52,14 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def while_training(shop: Dataset, name: str, run: Path, targets: Targets) -> dict[str, float]:
-    (model,) = [model for model in direct_models(RunModel.of(run)) if model.name == name]
+    (model,) = [model for model in direct_models(TrainedModel.of(run)) if model.name == name]
     embedding = model.load()
     pictures = PictureStore(shop.image_path, embedding.backbone.image_processor, memory_bytes=10**8)
     collator = Collator(
         embedding.backbone.tokenizer, shop.texts(), pictures, max_text_tokens=6, max_history=4, chunk_tokens=512
     )
     ranking = DirectRanking(
-        collator, Ranks(OneProcess()), targets, len(shop), users=99, items=99, fusion="concat", seed=0
+        collator, ProcessGroup(OneProcess()), targets, len(shop), users=99, items=99, fusion="concat", seed=0
     )
     return ranking.measure(embedding.embedder, contextlib.nullcontext)
 
@@ -68,7 +68,7 @@ def test_the_rows_are_those_of_direct_ranking_before_and_after_training(
     run: Path, shop: Dataset, shop_parts: LeaveOneOut
 ) -> None:
     targets = shop_parts.test
-    systems = direct_systems(RunModel.of(run), shop, targets.histories)
+    systems = direct_systems(TrainedModel.of(run), shop, targets.histories)
     table = evaluate_targets("test", systems, targets)
     for model in (TRAINED, FROZEN):
         expected = while_training(shop, model, run, targets)
@@ -81,7 +81,7 @@ def test_the_rows_are_those_of_direct_ranking_before_and_after_training(
 def test_an_item_that_shares_nothing_with_the_history_comes_last(run: Path, shop: Dataset) -> None:
     """Item 3 has no text, item 4 no picture, item 6 neither."""
     histories = [np.array([3]), np.array([4]), np.array([3, 4]), np.array([6])]
-    systems = direct_systems(RunModel.of(run), shop, histories)
+    systems = direct_systems(TrainedModel.of(run), shop, histories)
     ranker, findable = systems[TRAINED]
     assert np.flatnonzero(~findable).tolist() == [6]
     picture, text, both, nothing = ranker.scores(histories)
@@ -119,13 +119,13 @@ def test_a_killed_evaluation_goes_on(
     histories = shop_parts.test.histories
     distinct = len(distinct_histories(histories, 4))
     with pytest.raises(KeyboardInterrupt):
-        direct_systems(RunModel.of(run), shop, histories)
+        direct_systems(TrainedModel.of(run), shop, histories)
     seen.append(-1)
     told: list[tuple[str, int, int]] = []
-    made = direct_systems(RunModel.of(run), shop, histories, progress=lambda *line: told.append(line))
+    made = direct_systems(TrainedModel.of(run), shop, histories, progress=lambda *line: told.append(line))
     assert (f"{TRAINED}: histories", 16, distinct) in told
     assert sum(seen[4:]) == 2 * distinct - 16
-    fresh = direct_systems(RunModel.of(shutil.copytree(run, run.with_name("fresh"))), shop, histories)
+    fresh = direct_systems(TrainedModel.of(shutil.copytree(run, run.with_name("fresh"))), shop, histories)
     for name, (ranker, _) in made.items():
         np.testing.assert_array_equal(ranker.scores(histories), fresh[name][0].scores(histories))
 
@@ -133,7 +133,7 @@ def test_a_killed_evaluation_goes_on(
 def test_the_catalogue_is_not_encoded_twice(
     run: Path, shop: Dataset, encoded: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = RunModel.of(run)
+    model = TrainedModel.of(run)
     pending = pending_items(shop, model.provenance, model.embeddings)
     embed_catalogue(shop, pending, model.load, model.embeddings, shard_items=16, batch_items=16)
     encoded.clear()
@@ -149,24 +149,24 @@ def test_the_catalogue_is_not_encoded_twice(
 
 def test_vectors_of_another_model_or_catalogue_are_not_used(run: Path, shop: Dataset, encoded: list[list[int]]) -> None:
     histories = [np.array([1, 2])]
-    direct_systems(RunModel.of(run), shop, histories)
+    direct_systems(TrainedModel.of(run), shop, histories)
     kept = {path.name for path in (run / "evaluation" / "vectors").iterdir()}
     assert len(kept) == 2
     encoded.clear()
     texts = shop.texts()
     swapped = type(shop)(shop.directory, shop.items.reverse(), shop.interactions)
     assert swapped.texts() == texts[::-1]
-    direct_systems(RunModel.of(run), swapped, histories)
+    direct_systems(TrainedModel.of(run), swapped, histories)
     assert len(encoded) == 2
     assert not kept & {path.name for path in (run / "evaluation" / "vectors").iterdir()}
 
 
 def test_without_the_start_there_is_no_frozen_row(run: Path, shop: Dataset) -> None:
     shutil.rmtree(run / "train" / "start")
-    assert [model.name for model in direct_models(RunModel.of(run))] == [TRAINED]
+    assert [model.name for model in direct_models(TrainedModel.of(run))] == [TRAINED]
     shutil.rmtree(run / "train" / "model")
     with pytest.raises(BackboneError, match="vlm2rec train"):
-        RunModel.of(run)
+        TrainedModel.of(run)
 
 
 def test_a_pretrained_model_is_frozen_without_its_adapters(
@@ -175,7 +175,7 @@ def test_a_pretrained_model_is_frozen_without_its_adapters(
     config = small(vlm__model=str(backbone_directory), train__steps=3, train__learning_rate=0.05)
     (tmp_path / "config.toml").write_text(to_toml(config))
     train_vlm(shop, shop_parts.train, tmp_path / "train", config)
-    trained, frozen = direct_models(RunModel.of(tmp_path))
+    trained, frozen = direct_models(TrainedModel.of(tmp_path))
     rows = np.arange(4)
     bare = CatalogueEncoder(frozen.load(), shop).items(rows)
     assert not any("lora" in name for name, _ in frozen.load().embedder.named_parameters())
@@ -189,13 +189,13 @@ def test_a_model_of_one_modality_has_one_row(
     config = small(train__modalities=["text"], train__steps=1)
     (tmp_path / "config.toml").write_text(to_toml(config))
     train_vlm(shop, shop_parts.train, tmp_path / "train", config)
-    systems = direct_systems(RunModel.of(tmp_path), shop, shop_parts.test.histories)
+    systems = direct_systems(TrainedModel.of(tmp_path), shop, shop_parts.test.histories)
     assert list(systems) == [TRAINED, FROZEN]
     assert np.flatnonzero(~systems[TRAINED][1]).tolist() == [3, 6]
 
 
 def test_a_model_that_may_have_seen_the_targets_is_told(run: Path, shop: Dataset) -> None:
-    model = RunModel.of(run)
+    model = TrainedModel.of(run)
     assert trained_on(model, shop, split_dataset(shop, 0.0))
     assert not trained_on(model, shop, split_dataset(shop, 0.3))
     (run / "train" / "fingerprint").unlink()

@@ -16,11 +16,11 @@ from training.data.pictures import PictureStore
 from training.data.sequences import LeaveOneOut, Targets
 from training.embedding.job import CatalogueEncoder
 from training.finetune.direct_ranking import DirectRanking
-from training.finetune.distributed import Ranks
+from training.finetune.distributed import ProcessGroup
 
 
 class OneProcess:
-    """What `Ranks` needs of accelerate where there is one process."""
+    """What `ProcessGroup` needs of accelerate where there is one process."""
 
     num_processes = 1
     process_index = 0
@@ -35,7 +35,7 @@ def ranking(shop: Dataset, backbone: Backbone, targets: Targets, **options: Any)
         modalities=modalities,
     )  # fmt: skip
     chosen = {"users": 1_000, "items": 1_000, "fusion": "concat", "seed": 0, **options}
-    return DirectRanking(collator, Ranks(OneProcess()), targets, len(shop), **chosen)
+    return DirectRanking(collator, ProcessGroup(OneProcess()), targets, len(shop), **chosen)
 
 
 def by_hand(shop: Dataset, backbone: Backbone, targets: Targets, names: list[str], fusion: str) -> float:

@@ -17,7 +17,7 @@ from training.config.run_config import load_config
 from training.data.dataset import Dataset
 from training.data.sequences import LeaveOneOut
 from training.errors import ConfigError
-from training.finetune.distributed import Ranks
+from training.finetune.distributed import ProcessGroup
 from training.finetune.trainer import train_vlm
 
 ROOT = Path(__file__).parents[3]
@@ -110,12 +110,12 @@ def test_the_first_rank_alone_writes_and_reports(two_ranks: Path) -> None:
 def test_a_batch_must_have_a_window_for_every_rank(
     shop: Dataset, shop_parts: LeaveOneOut, smallest: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = Ranks.__init__
+    begin = ProcessGroup.__init__
 
-    def many(self: Ranks, accelerator: Any) -> None:
+    def many(self: ProcessGroup, accelerator: Any) -> None:
         begin(self, accelerator)
         self.count = 7
 
-    monkeypatch.setattr(Ranks, "__init__", many)
+    monkeypatch.setattr(ProcessGroup, "__init__", many)
     with pytest.raises(ConfigError, match=r"train\.batch_size must be at least the number of processes \(7\), got 6"):
         train_vlm(shop, shop_parts.train, tmp_path, load_config(overrides=smallest))

@@ -20,7 +20,7 @@ from cli.app import app
 from index.bundle.bundle import Bundle
 from index.bundle.registry import Registry
 from training.backbones.backbone import load_backbone
-from training.backbones.trained_model import RunModel
+from training.backbones.trained_model import TrainedModel
 from training.backbones.vlm import VlmEmbedder, save_embedder
 from training.config.encoder_config import EncoderConfig
 from training.config.run_config import load_config, to_toml
@@ -155,7 +155,7 @@ def make_run(ring_run: Run, small_config: EncoderConfig) -> Callable[..., None]:
         sizes = {"shard_items": shard_items, "batch_items": batch_items}
         overrides = {f"embed.{name}": size for name, size in sizes.items()}
         (run / "config.toml").write_text(to_toml(load_config(overrides=overrides)))
-        model = RunModel.of(run)
+        model = TrainedModel.of(run)
         pending = pending_items(dataset, model.provenance, model.embeddings)
         made = embed_catalogue(dataset, pending, model.load, model.embeddings, **sizes)
         with pytest.MonkeyPatch.context() as patch:

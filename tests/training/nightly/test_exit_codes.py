@@ -107,7 +107,7 @@ def test_a_full_disk_is_said(nightly: "Shop", monkeypatch: pytest.MonkeyPatch) -
     def full(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.nightly.item_updates.Contents.save", full)
+    monkeypatch.setattr("training.nightly.item_updates.ContentHashes.save", full)
     nightly.set(0, title="x")
     assert "No space left" in nightly.reindex(code=2)["error"]
     monkeypatch.undo()

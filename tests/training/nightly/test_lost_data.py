@@ -11,7 +11,7 @@ import pytest
 
 from index.bundle.gate import OF_THE_DATA
 from index.bundle.manifest import Manifest
-from index.items.modality_status import Missing
+from index.items.modality_status import ModalityStatus
 from training.errors import ConfigError
 from training.nightly.volume_bounds import VolumeBounds
 
@@ -53,12 +53,12 @@ def test_pictures_that_are_not_found_are_refused_and_cost_nothing_when_they_are_
     assert (items["not_found"], items["unreadable"]) == (28, 0)
     assert nightly.reindex("--bound", "missing_files=none")["items"]["not_found"] == 28
     image = nightly.bundle().layout.names.index("image")
-    assert np.count_nonzero(nightly.bundle().missing[:, image] == Missing.NOT_FOUND) == 28
+    assert np.count_nonzero(nightly.bundle().missing[:, image] == ModalityStatus.NOT_FOUND) == 28
     (nightly.data / "elsewhere").rename(nightly.data / "images")
     summary = nightly.reindex()
     assert encoded == [[5]]  # its picture cannot be read, so that no vector of it can be kept
     assert (summary["embedding"]["needed"], summary["embedding"]["reused"]) == (1, 27)
-    assert np.count_nonzero(nightly.bundle().missing[:, image] == Missing.PRESENT) == 27
+    assert np.count_nonzero(nightly.bundle().missing[:, image] == ModalityStatus.PRESENT) == 27
 
 
 def test_a_gate_that_refuses_a_night_throws_no_vector_away(nightly: "Shop", encoded: Encoded) -> None:

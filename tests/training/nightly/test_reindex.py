@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from cli.app import app
 from index.bundle.manifest import Manifest
 from index.bundle.registry import Registry
-from index.items.eval_queries import Probes
+from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
-from index.items.modality_status import Missing
+from index.items.modality_status import ModalityStatus
 from index.search.brute_force import exact_top_k
 from training.data.dataset import load_dataset
 from training.data.sequences import popularity
@@ -68,12 +68,12 @@ def test_the_fitted_table_records_what_is_missing(own: "Shop") -> None:
     missing = ItemTable.load(own.run / "encoder" / "table").missing
     assert missing is not None
     text, image, behaviour = missing.T.tolist()
-    assert [row for row in range(30) if text[row] == Missing.ABSENT] == [NO_TEXT, NOTHING]
-    assert [row for row in range(30) if image[row] == Missing.ABSENT] == [NO_PICTURE, NOTHING]
-    assert [row for row in range(30) if image[row] == Missing.UNREADABLE] == [BROKEN_PICTURE]
+    assert [row for row in range(30) if text[row] == ModalityStatus.ABSENT] == [NO_TEXT, NOTHING]
+    assert [row for row in range(30) if image[row] == ModalityStatus.ABSENT] == [NO_PICTURE, NOTHING]
+    assert [row for row in range(30) if image[row] == ModalityStatus.UNREADABLE] == [BROKEN_PICTURE]
     train = split_dataset(load_dataset(own.data), 0.0).parts.train
     cold = np.flatnonzero(popularity(train, 30) < 5).tolist()  # min_events of the configuration
-    assert [row for row in range(30) if behaviour[row] == Missing.COLD] == cold
+    assert [row for row in range(30) if behaviour[row] == ModalityStatus.COLD] == cold
 
 
 def test_a_second_job_has_nothing_to_do(nightly: "Shop", encoded: Encoded) -> None:
@@ -101,7 +101,7 @@ def test_new_changed_and_deleted_items(nightly: "Shop", encoded: Encoded) -> Non
     assert {item_id for item_id in after if after[item_id] != before.get(item_id)} == {"i09", "i12", "new"}
     np.testing.assert_allclose(np.load(bundle.path / "vectors.npy"), fresh_vectors(nightly), atol=2e-3)
     new = bundle.missing[29].tolist()
-    assert new == [Missing.PRESENT, Missing.ABSENT, Missing.COLD]
+    assert new == [ModalityStatus.PRESENT, ModalityStatus.ABSENT, ModalityStatus.COLD]
     kept = bundle.layout.slice("behaviour")
     changed = np.load(bundle.path / "vectors.npy")[11, kept].astype(np.float64)
     known = fitted.vectors[12, kept].astype(np.float64)
@@ -109,7 +109,7 @@ def test_new_changed_and_deleted_items(nightly: "Shop", encoded: Encoded) -> Non
 
 
 def test_the_bundle_answers_with_its_new_item(nightly: "Shop") -> None:
-    warm = int(np.flatnonzero((nightly.bundle().missing == Missing.PRESENT).all(axis=1))[0])
+    warm = int(np.flatnonzero((nightly.bundle().missing == ModalityStatus.PRESENT).all(axis=1))[0])
     nightly.edit(lambda rows: [*rows, {**rows[warm], "item_id": "twin"}])
     nightly.reindex()
     bundle = nightly.bundle()
@@ -152,7 +152,7 @@ def test_rows_stay_the_same_night_after_night(nightly: "Shop") -> None:
 
 def test_metadata_alone_loads_no_model(nightly: "Shop", monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "training.backbones.trained_model.RunModel.load", lambda _self: pytest.fail("the model was loaded")
+        "training.backbones.trained_model.TrainedModel.load", lambda _self: pytest.fail("the model was loaded")
     )
     before = nightly.rows()
     nightly.edit(lambda rows: [{**row, "colour": "red"} for row in rows])
@@ -179,7 +179,7 @@ def test_an_unreadable_picture_becomes_readable(nightly: "Shop") -> None:
     summary = nightly.reindex()
     assert items(summary) == (0, 2, 28, 0)
     assert list(summary["unreadable"]) == ["i08"]
-    assert nightly.bundle().missing[[5, 8], 1].tolist() == [Missing.PRESENT, Missing.UNREADABLE]
+    assert nightly.bundle().missing[[5, 8], 1].tolist() == [ModalityStatus.PRESENT, ModalityStatus.UNREADABLE]
 
 
 def test_no_picture_ends_the_job_whatever_its_decoder_raises(nightly: "Shop") -> None:
@@ -191,7 +191,7 @@ def test_no_picture_ends_the_job_whatever_its_decoder_raises(nightly: "Shop") ->
     summary = nightly.reindex()
     assert items(summary) == (0, 2, 28, 0)
     assert list(summary["unreadable"]) == ["i05", "i08"]
-    assert nightly.bundle().missing[[7, 8], 1].tolist() == [Missing.PRESENT, Missing.UNREADABLE]
+    assert nightly.bundle().missing[[7, 8], 1].tolist() == [ModalityStatus.PRESENT, ModalityStatus.UNREADABLE]
 
 
 def test_the_bundle_remembers_that_seen_items_are_answered(nightly: "Shop", encoded: Encoded) -> None:
@@ -212,7 +212,7 @@ def test_a_picture_that_is_not_found_is_a_case_of_its_own(nightly: "Shop") -> No
     assert summary["items"]["not_found"] == 2
     assert summary["items"]["unreadable"] == 1
     assert nightly.bundle().missing[[5, 8, 9, 4], 1].tolist() == [
-        Missing.UNREADABLE, Missing.NOT_FOUND, Missing.NOT_FOUND, Missing.ABSENT
+        ModalityStatus.UNREADABLE, ModalityStatus.NOT_FOUND, ModalityStatus.NOT_FOUND, ModalityStatus.ABSENT
     ]  # fmt: skip
     report = json.loads((nightly.bundle().path / "report.json").read_text())
     assert report["missing"]["image"]["not_found"] == 2
@@ -364,11 +364,13 @@ def test_the_manifest_names_every_input(nightly: "Shop") -> None:
 
 def test_probes_follow_their_items() -> None:
     before, now = ItemIds("abcde"), ItemIds("edxa")  # b and c are gone, x is new
-    probes = Probes(np.array([[0, 1, 3], [1, 2, -1], [4, 3, 0], [2, 0, -1], [3, -1, -1]]), np.array([4, 0, 1, 3, 0]))
+    probes = EvaluationQueries(
+        np.array([[0, 1, 3], [1, 2, -1], [4, 3, 0], [2, 0, -1], [3, -1, -1]]), np.array([4, 0, 1, 3, 0])
+    )
     moved = moved_probes(probes, before, now)
     # a b d → e: b is left out. b c → a: no history is left. e d a → b: no target. c a → d: c is left out. d → a.
     assert moved.histories.tolist() == [[3, 1, -1], [3, -1, -1], [1, -1, -1]]
     assert moved.targets.tolist() == [0, 1, 3]
-    none = Probes(np.empty((0, 3), dtype=np.int64), np.empty(0, dtype=np.int64))
+    none = EvaluationQueries(np.empty((0, 3), dtype=np.int64), np.empty(0, dtype=np.int64))
     assert len(moved_probes(none, before, now)) == 0
     assert len(moved_probes(probes, before, ItemIds("xyz"))) == 0

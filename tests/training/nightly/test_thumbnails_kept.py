@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.backbones.trained_model import RunModel
+from training.backbones.trained_model import TrainedModel
 from training.data import thumbnails
-from training.embedding.content_hashes import Contents
+from training.embedding.content_hashes import ContentHashes
 from training.encoder.loaded import FittedEncoder
 from training.nightly.item_updates import KeptTable
 
@@ -52,9 +52,9 @@ def test_pictures_of_changed_items_are_made_and_the_others_kept(
 
 
 def test_what_was_made_in_another_way_or_of_unknown_files_is_made_again(own: "Shop") -> None:
-    fitted, model = FittedEncoder.load(own.run), RunModel.of(own.run).provenance
+    fitted, model = FittedEncoder.load(own.run), TrainedModel.of(own.run).provenance
     kept = KeptTable.newest(own.run / "reindex", fitted, model)
-    contents = Contents.load(own.run / "encoder" / "contents.parquet")
+    contents = ContentHashes.load(own.run / "encoder" / "contents.parquet")
     found, was = kept.pictures(contents)
     assert found is not None
     assert was.tolist() == list(range(30))
