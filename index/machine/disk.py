@@ -63,7 +63,7 @@ def explain(error: BaseException, place: Path, again: str = "try again", *, what
         what: the thing that was being written; empty where the place says it.
     """
     code = _code(error)
-    named = getattr(error, "filename", None)
+    named = getattr(error, "filename2", None) or getattr(error, "filename", None)  # a copy names its source first
     file = Path(os.fsdecode(named)) if isinstance(named, str | bytes) else None
     reason = str(error) if code is None or code == _CUT else os.strerror(code)
     which = f" ({file})" if code is not None and file is not None and file != place else ""

@@ -13,8 +13,8 @@ TO_BE_MOVED: Final = -1
 # place in KEYS where those of its user begin. Gives how many events were stored.
 #
 # All or none: where something fails in the middle, such as a key of another kind or a command that the user may not
-# run, what the call has stored before is taken back. To look at every key first would cost about half as much as to
-# store. What is moved from the old layout is not moved back, so there keys are looked at first.
+# run, what the call has stored before is taken back. To look at every key first would cost half as much as to store.
+# What is moved from the old layout is not moved back, so there keys are looked at first.
 #
 # Without the old stream there is nothing else of the old layout either: it was written with every event and stays for
 # as long as a history may.
@@ -117,19 +117,19 @@ end
 local function take_back(at, steps)
     local user, event_id = tonumber(ARGV[at]), ARGV[at + 1]
     if steps > 3 then
-        call('LTRIM', KEYS[user + 3], 0, -2)
+        redis.pcall('LTRIM', KEYS[user + 3], 0, -2)
     end
     if steps > 2 then
-        call('XDEL', KEYS[user], ids[at])
-        if call('XLEN', KEYS[user]) == 0 then
-            call('UNLINK', KEYS[user])
+        redis.pcall('XDEL', KEYS[user], ids[at])
+        if redis.pcall('XLEN', KEYS[user]) == 0 then
+            redis.pcall('UNLINK', KEYS[user])
         end
     end
     if steps > 1 then
-        call('LTRIM', KEYS[user + 1], 0, -2)
+        redis.pcall('LTRIM', KEYS[user + 1], 0, -2)
     end
     if event_id ~= '' then
-        call('ZREM', KEYS[user + 2], event_id)
+        redis.pcall('ZREM', KEYS[user + 2], event_id)
     end
 end
 local whole, trouble = pcall(store)
@@ -164,12 +164,10 @@ for stream, count in pairs(added) do
     local length = entries[stream] + count
     if length > stream_cap then
         local most = math.min(length - stream_cap + at_once - 1, count + 1000)
-        local dropped = {}
-        for at, entry in ipairs(call('XRANGE', stream, '-', '+', 'COUNT', most)) do
+        for _, entry in ipairs(call('XRANGE', stream, '-', '+', 'COUNT', most)) do
             redis.pcall('LREM', stream .. '_ids:' .. entry[2][2], 1, entry[1])
-            dropped[at] = entry[1]
         end
-        call('XDEL', stream, unpack(dropped))
+        call('XTRIM', stream, 'MAXLEN', length - most)
     end
     fullness, streams = fullness + math.min(length, stream_cap), streams + 1
 end

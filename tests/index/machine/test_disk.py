@@ -188,3 +188,10 @@ def test_a_mapped_file_is_zero_and_of_the_right_form(tmp_path: Path) -> None:
     made.flush()
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), made)
     assert new_array_file(tmp_path / "b.npy", np.float32, (0, 4)).shape == (0, 4)
+
+
+def test_of_a_copy_the_file_that_was_written_is_named_and_measured(tmp_path: Path) -> None:
+    failed = OSError(errno.ENOSPC, "No space left on device", "/proc/source", None, "/dev/full/copy")
+    said = explain(failed, tmp_path)
+    assert "(/dev/full/copy)" in said
+    assert "/proc/source" not in said

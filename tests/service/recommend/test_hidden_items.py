@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-import service.recommend.hidden_items
 from demo.embedded_redis import EmbeddedRedis
 from index.bundle.bundle import Bundle
 from service.bundles.operator_state import OperatorState
@@ -188,7 +187,7 @@ def test_a_large_set_is_applied_beside_the_event_loop_and_takes_effect_at_once(
         assert may_end.wait(20)  # only the event loop lets it go on, which is therefore free
         return work(of, ids)
 
-    monkeypatch.setattr(service.hidden, "available_rows", held_up)
+    monkeypatch.setattr("service.recommend.hidden_items.available_rows", held_up)
 
     async def check() -> None:
         store, other = MemoryOperatorState(), Bundle.load(small_bundle)

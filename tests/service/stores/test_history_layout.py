@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import redis
 
-from service.stores.history_keys import BUCKETS, bucket_of, keys_of, old_keys_of, old_stream_key, stream_key
+from service.errors import HistoriesUnavailable
+from service.stores.history_keys import (
+    BUCKETS,
+    bucket_of,
+    dropped_at_once,
+    keys_of,
+    old_keys_of,
+    old_stream_key,
+    stream_key,
+)
 from service.stores.protocols import Event
 from service.stores.redis_histories import RedisHistories
 
@@ -49,6 +58,21 @@ class Stored:
     @property
     def keys(self) -> set[str]:
         return {key.removeprefix(f"{self.prefix}:") for key in self.admin.scan_iter(f"{self.prefix}:*")}
+
+    @property
+    def contents(self) -> dict[str, Any]:
+        """What every key holds."""
+        found: dict[str, Any] = {}
+        for key in self.keys:
+            whole = f"{self.prefix}:{key}"
+            match self.admin.type(whole):
+                case "list":
+                    found[key] = self.admin.lrange(whole, 0, -1)
+                case "zset":
+                    found[key] = self.admin.zrange(whole, 0, -1, withscores=True)
+                case "stream":
+                    found[key] = self.admin.xrange(whole)
+        return found
 
     def ids_match_entries(self) -> bool:
         """Whether every entry of every stream has its id in the list of its user, in order, and no list has another."""
@@ -255,3 +279,44 @@ def test_erasing_reads_only_what_is_the_users(stored: Stored) -> None:
 
     stored.run(check)
     assert costs[1] <= costs[0] <= 10
+
+
+@pytest.mark.parametrize("part", ["stream", "history", "event_ids", "stream_ids"])
+def test_a_call_that_fails_in_the_middle_takes_back_what_it_stored(stored: Stored, part: str) -> None:
+    """Also from what was there before, and of users whose keys are all right."""
+    before = [Event(user, "before", 1.0, event_id="before") for user in ("u", "v")]
+    sent = [Event(user, str(number), number, event_id=str(number)) for number in range(3) for user in ("u", "v", "w")]
+    wrong = getattr(keys_of(stored.prefix, "w"), part)
+
+    async def check(store: RedisHistories) -> None:
+        await store.append(before)
+        contents = stored.contents
+        stored.admin.set(wrong, "a string")
+        with pytest.raises(HistoriesUnavailable, match="WRONGTYPE"):
+            await store.append([*sent, *before])
+        assert stored.admin.getdel(wrong) == "a string"
+        assert stored.contents == contents
+        assert await store.append([*sent, *before]) == len(sent)
+        assert await store.recent("v") == ["before", "0", "1", "2"]
+        assert stored.ids_match_entries()
+
+    assert len({bucket_of(user) for user in ("u", "v", "w")}) > 1
+    stored.run(check, history_cap=4)
+
+
+def test_a_full_stream_drops_many_at_once_and_never_has_more_than_its_cap(stored: Stored) -> None:
+    cap = 1000
+    users = [user for user in map(str, range(1000)) if bucket_of(user) == 0]
+    stream, sizes = stream_key(stored.prefix, 0), []
+
+    async def check(store: RedisHistories) -> None:
+        await store.append([Event(users[number % len(users)], str(number), number) for number in range(cap)])
+        for number in range(cap, cap + 25):
+            await store.append([Event(users[number % len(users)], str(number), number)])
+            sizes.append(stored.admin.xlen(stream))
+        assert stored.ids_match_entries()
+        kept = [int(fields["item_id"]) for _, fields in stored.admin.xrange(stream)]
+        assert kept == list(range(cap + 25 - len(kept), cap + 25))
+
+    stored.run(check, stream_cap=cap * BUCKETS)
+    assert (min(sizes), max(sizes)) == (cap - dropped_at_once(cap) + 1, cap)

@@ -22,7 +22,7 @@ from training.data.dataset import Dataset
 from training.data.pictures import Picture, PictureStore
 from training.data.sequences import Sequences
 from training.errors import BackboneError, OutOfMemory
-from training.finetune import step
+from training.finetune import step as step_module
 from training.finetune.trainer import schedule, train_vlm
 
 Small = Callable[..., RunConfig]
@@ -77,7 +77,7 @@ def test_a_large_model_is_trained_in_16_bits_with_everything_that_saves_memory(
 
 def failing(step: int, error: Callable[[], None]) -> Encode:
     """The real encoding until a step, then an error as PyTorch raises it."""
-    calls, encode = 0, step.encode
+    calls, encode = 0, step_module.encode
 
     def encode_or_fail(*args: Any, **options: Any) -> Any:
         nonlocal calls
@@ -106,7 +106,7 @@ def test_a_batch_that_does_not_fit_says_what_to_lower_and_the_run_goes_on_with_i
 ) -> None:  # fmt: skip
     whole = train_vlm(shop, shop_train, tmp_path / "whole", small())
     with monkeypatch.context() as patched:
-        patched.setattr(step, "encode", failing(4, error))
+        patched.setattr(step_module, "encode", failing(4, error))
         with pytest.raises(OutOfMemory, match="step 4 needs more memory") as caught:
             train_vlm(shop, shop_train, tmp_path / "run", small(train__checkpoint_steps=2))
     said = str(caught.value)
@@ -126,7 +126,7 @@ def test_a_batch_that_does_not_fit_says_what_to_lower_and_the_run_goes_on_with_i
 def test_with_cached_gradients_the_chunks_are_what_to_lower(
     shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step, "encode", failing(1, gpu_is_full))
+    monkeypatch.setattr(step_module, "encode", failing(1, gpu_is_full))
     with pytest.raises(OutOfMemory, match=r"lower train\.chunk_tokens \(100\) and train\.chunk_patches \(65536\)"):
         train_vlm(shop, shop_train, tmp_path, small(train__cached_gradients=True, train__chunk_tokens=100))
 
@@ -137,7 +137,7 @@ def test_other_errors_of_pytorch_pass_through(
     def broken() -> None:
         torch.zeros(2, 3) @ torch.zeros(2, 3)
 
-    monkeypatch.setattr(step, "encode", failing(2, broken))
+    monkeypatch.setattr(step_module, "encode", failing(2, broken))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         train_vlm(shop, shop_train, tmp_path, small())
 
@@ -254,7 +254,7 @@ def test_the_moving_average_goes_from_step_to_step(
     shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, after = [], []
-    loss = step.method_loss
+    loss = step_module.method_loss
 
     def noted(*args: Any, lead: float, **options: Any) -> Any:
         found = loss(*args, lead=lead, **options)
@@ -262,7 +262,7 @@ def test_the_moving_average_goes_from_step_to_step(
         after.append(found.lead.item())
         return found
 
-    monkeypatch.setattr(step, "method_loss", noted)
+    monkeypatch.setattr(step_module, "method_loss", noted)
     train_vlm(shop, shop_train, tmp_path, small())
     assert before == [0.0, *after[:-1]]
     assert len(set(after)) == 6
@@ -275,7 +275,7 @@ def test_biases_and_norms_do_not_decay() -> None:
     model.add_module("language", torch.nn.Linear(2, 3))
     model.add_module("norm", torch.nn.LayerNorm(3))
     model.norm.weight.requires_grad = False
-    groups = step._weight_groups(model, 0.1, 2.0)
+    groups = step_module._weight_groups(model, 0.1, 2.0)
     found = {(group["factor"], group["weight_decay"]): [tuple(w.shape) for w in group["params"]] for group in groups}
     assert found == {(2.0, 0.1): [(3, 2)], (2.0, 0.0): [(3,)], (1.0, 0.1): [(3, 2)], (1.0, 0.0): [(3,), (3,)]}
 

@@ -170,9 +170,9 @@ def test_a_term_with_a_weight_of_0_is_not_computed(
         raise AssertionError
 
     if mu == 0:
-        monkeypatch.setattr(method_loss, "weak_penalised", never)
+        monkeypatch.setattr("training.losses.method_loss.weak_penalised", never)
     if lam == 0:
-        monkeypatch.setattr(method_loss, "relational_topology", never)
+        monkeypatch.setattr("training.losses.method_loss.relational_topology", never)
     loss = loss_of(random_pairs(5, 4, seed=0), random_pairs(5, 4, seed=1), temperature=0.2, mu=mu, lam=lam)
     assert (loss.wpcl is None, loss.crtr is None) == (mu == 0, lam == 0)
 

@@ -60,7 +60,7 @@ class Disk:
         self.code = errno.ENOSPC
         for name in ("fsync", "mkdir", "posix_fallocate", "rename", "replace", "link"):
             monkeypatch.setattr(os, name, self._guarded(getattr(os, name), number=name in {"fsync", "posix_fallocate"}))
-        for module in ("checkpoints", "fit", "projection", "averaging", "encoder_run"):
+        for module in ("runs.checkpoints", "encoder.fit", "encoder.projection", "encoder.averaging", "encoder.job"):
             real = getattr(__import__(f"training.{module}", fromlist=["save_file"]), "save_file")  # noqa: B009
             monkeypatch.setattr(f"training.{module}.save_file", self._guarded(real, place=1, rust=SafetensorError))
         parquet = self._guarded(pl.DataFrame.write_parquet, place=1, rust=pl.exceptions.ComputeError)
