@@ -149,7 +149,7 @@ def spoil_stamp(chance: random.Random, path: Path, _other: Path) -> None:
         flip(chance, path, path)
         with contextlib.suppress(Exception):
             write_stamp(path.parent, Manifest.read(path.parent))
-        index.stamp._SMALL = 1 << 20
+        index.bundle.integrity._SMALL = 1 << 20
         return
     stamp.unlink(missing_ok=True)
     if what == "pipe":
@@ -214,7 +214,7 @@ def corrupt(seed: int, bundle: Path, other: Path) -> tuple[str, bool]:
     """Damage a bundle; says what was done, and whether it was sealed."""
     chance = random.Random(seed)
     if chance.random() < 0.3:  # as a published bundle has one; then no file is so small that it is hashed anyway
-        index.stamp._SMALL = 0
+        index.bundle.integrity._SMALL = 0
         write_stamp(bundle, Manifest.read(bundle))
     kind = chance.random()
     name = chance.choice(NAMES)
@@ -311,7 +311,7 @@ def one(seed: int, good_path: Path, other: Path, good: dict[str, Any], room: Pat
     shutil.copytree(good_path, bundle)
     for path in bundle.iterdir():
         path.chmod(0o644)
-    small = index.stamp._SMALL
+    small = index.bundle.integrity._SMALL
     what, sealed = corrupt(seed, bundle, other)
     root = os.geteuid() == 0
     try:
@@ -325,7 +325,7 @@ def one(seed: int, good_path: Path, other: Path, good: dict[str, Any], room: Pat
         signal.alarm(0)
         if root:
             os.seteuid(0)
-        index.stamp._SMALL = small
+        index.bundle.integrity._SMALL = small
         bundle.chmod(stat.S_IRWXU)
         for leftover in room.iterdir():
             if leftover.is_dir() and not leftover.is_symlink():
