@@ -90,7 +90,13 @@ class RedisConnection:
             await self._connection.disconnect(nowait=True)
         connection = self._connection = self._connect()
         self._opening = True
-        await connection.connect()  # type: ignore[no-untyped-call]
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException:
+            # Also a cancellation in the middle of the handshake, after which redis-py leaves the socket open.
+            with suppress(RedisError, OSError):
+                await connection.disconnect(nowait=True)
+            raise
         if self._dropped:
             await connection.disconnect(nowait=True)
             raise ConnectionLost("dropped while it was opened")

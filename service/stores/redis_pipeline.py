@@ -169,9 +169,10 @@ class RedisPipeline:
         lost = _Lost("this process is ending")
         if attempt is not None:
             self._end(attempt, lost)
+            await attempt.wire.drop()
         self._lose_waiting(lost)
         if wire is not None:
-            self._spawn(wire.drop())
+            await wire.drop()
         if self._probing is not None:
             self._probing.cancel()
         if self._beside:
@@ -298,7 +299,7 @@ class RedisPipeline:
                 await asyncio.wait({asked}, timeout=self._timeout_s)
             except asyncio.CancelledError:
                 asked.cancel()
-                self._spawn(wire.drop())
+                await wire.drop()  # here: a task would begin only after `close`, which waits for this one, has returned
                 raise
             if asked.done() and asked.result():
                 self._wire = wire

@@ -13,6 +13,7 @@ import pytest
 from index.bundle.bundle import Bundle
 from index.bundle.integrity import stamp_path
 from index.bundle.registry import Registry
+from tests.support.environments import without_coverage
 
 NOBODY = 65_534
 
@@ -87,7 +88,12 @@ assert registry.prune(1) == [built[0].name]  # the second is the way back
 
 def test_another_user_than_root_cannot_write_to_a_file_and_prunes_read_only_directories(open_to_all):
     ran = subprocess.run(
-        [sys.executable, "-c", AS_NOBODY, str(open_to_all)], capture_output=True, text=True, cwd="/", check=False
+        [sys.executable, "-c", AS_NOBODY, str(open_to_all)],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        check=False,
+        env=without_coverage(),
     )
     assert (ran.returncode, ran.stderr) == (0, ""), ran.stderr
 
@@ -118,7 +124,12 @@ def test_a_directory_of_another_user_without_write_permission_is_refused_before_
     for path in (registry.root, registry.root / ".lock", registry.pointer):
         os.chown(path, NOBODY, NOBODY)
     ran = subprocess.run(
-        [sys.executable, "-c", PRUNES_ANOTHERS, str(open_to_all)], capture_output=True, text=True, cwd="/", check=False
+        [sys.executable, "-c", PRUNES_ANOTHERS, str(open_to_all)],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        check=False,
+        env=without_coverage(),
     )
     assert (ran.returncode, ran.stderr) == (0, ""), ran.stderr
     assert stamp_path(registry.path(built[0].name)).is_file()

@@ -112,12 +112,14 @@ def tiny(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", place], check=True)  # lazily, as a mapped file may still be open
 
 
+@pytest.mark.program("mount")
 def test_a_mapped_file_is_refused_before_it_could_end_the_process(tiny: Path) -> None:
     """A page that cannot be written back is SIGBUS, which nothing can turn into a message."""
     done = subprocess.run([sys.executable, "-c", FULL, tiny], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, str(errno.ENOSPC)), done.stderr
 
 
+@pytest.mark.program("mount")
 @pytest.mark.parametrize("write", WRITERS)
 def test_a_full_file_system(write: Callable[[Path], None], tiny: Path) -> None:
     (tiny / "ballast").write_bytes(bytes(200_000))
@@ -127,6 +129,7 @@ def test_a_full_file_system(write: Callable[[Path], None], tiny: Path) -> None:
     assert re.search(r"[\d.]+ (KiB|bytes) are free there", str(caught.value))
 
 
+@pytest.mark.program("mount")
 @pytest.mark.parametrize("write", WRITERS)
 def test_a_read_only_file_system(write: Callable[[Path], None], tiny: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", tiny], check=True)
@@ -135,6 +138,7 @@ def test_a_read_only_file_system(write: Callable[[Path], None], tiny: Path) -> N
     assert "Make it writable" in str(caught.value)
 
 
+@pytest.mark.program("mount")
 def test_a_file_system_without_inodes(tiny: Path) -> None:
     subprocess.run(["mount", "-o", "remount,nr_inodes=3", tiny], check=True)
     (tiny / "first").touch()

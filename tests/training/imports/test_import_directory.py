@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.app import app
+from tests.support.environments import without_coverage
 from training.errors import DatasetError, RunBusy
 from training.imports.format_names import FormatName
 from training.imports.import_directory import new_directory
@@ -228,7 +229,7 @@ def test_where_nothing_more_can_be_written_one_line_says_so(
     shop = tmp_path / "shop"
     ran = subprocess.run(
         [sys.executable, "-c", FULL, name, str(write_source(files)), str(shop)],
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, env=without_coverage(),
     )  # fmt: skip
     assert ran.returncode == 2, ran.stderr
     assert "cannot be written (File too large" in ran.stderr

@@ -1,0 +1,8 @@
+"""Environments of processes that tests start."""
+
+import os
+
+
+def without_coverage() -> dict[str, str]:
+    """This environment without the measurement of coverage, for a process that may not write where the data goes."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
