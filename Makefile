@@ -26,7 +26,7 @@ check:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/rooms.py
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
 		--cov --cov-report=term:skip-covered --cov-fail-under=90
 
 # With them, those that need a program beyond the install: they are skipped on a PATH that has none.

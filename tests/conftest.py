@@ -25,6 +25,21 @@ SMALL_LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 
 SMALL_ITEMS = 60
 MAX_HISTORY = 5
 
+# A file stays in one process, so the last ones to begin decide when all of them end.
+LONG_FILES = {
+    "test_state_machine",
+    "test_whole_path",
+    "test_kill",
+    "test_killed",
+    "test_families",
+    "test_filtered_search",
+    "test_distributed",
+    "test_gpu_training",
+    "test_fit",
+    "test_graceful_shutdown",
+    "test_reindex",
+}
+
 # How long an example takes, or making one, is up to the machine.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
@@ -36,7 +51,8 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a program that is not here; the install brings none of them."""
+    """Begin with the longest files, and skip what needs a program that is not here; the install brings none of them."""
+    items.sort(key=lambda item: item.path.stem not in LONG_FILES)
     for item in items:
         for marker in item.iter_markers("program"):
             if not any(map(shutil.which, marker.args)):
