@@ -113,7 +113,7 @@ def main() -> None:
     plan = Plan(sizes=tuple(sorted(options.rows)), main=min(options.rows), open_s=options.seconds)
     settings = {"device": options.device, "seconds": options.seconds, "rate": options.rate, "load": load_tool()}
     results = Measurements(out, settings, fresh=options.fresh)
-    bundles = prepare(plan, results, options.work)
+    bundles = prepare(plan.sizes, results, options.work)
     contender = replace(OURS, environment={**OURS.environment, "VLM2REC_DEVICE": options.device})
     with Setting(plan, bundles) as setting:
         for rows in plan.sizes:
