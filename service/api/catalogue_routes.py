@@ -13,12 +13,12 @@ from index.filters.text_search import TextPage
 from index.items.thumbnails import MEDIA_TYPE
 from service.api import request_models, response_models
 from service.api.cursors import Cursor, next_cursor
-from service.api.entity_tags import entity_tag, none_match
 from service.api.fast_router import KEY_PROBLEMS, Route, Services, add_routes, admit_to_data, item_id_of
 from service.api.openapi import operation, path_parameter, query_parameters
 from service.api.rendering import items_of, json_response
 from service.api.request_body import shown, validate
 from service.errors import NoPicture, UnknownItem
+from service.http.entity_tags import entity_tag, none_match
 
 # A picture of an item changes with a bundle; who may see it is for the key of the request, so no shared cache keeps it.
 _CACHED = "private, max-age=3600"

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.entity_tags import entity_tag, none_match
+from service.http.entity_tags import entity_tag, none_match
 
 FOLDER: Final = "/playground/"
 PAGE: Final = "index.html"

@@ -7,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from index.bundle.bundle import Bundle
-from service.api.entity_tags import entity_tag, none_match
+from service.http.entity_tags import entity_tag, none_match
 
 
 def test_a_picture_with_its_tag(pictured: TestClient) -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from service.errors import LinkDown
 from service.stores.redis_client import connector
-from service.stores.redis_connection import RedisConnection, packed
 from service.stores.redis_pipeline import MOST_WAITING, RedisPipeline
 from tests.support.stores.fake_redis import (
     PATIENT_S,
@@ -307,29 +306,6 @@ def test_it_comes_back_by_itself_on_the_connection_of_the_probe() -> None:
             connections = fake.connections
             assert await read(link, "key") == ["key"]
             assert fake.connections == connections
-
-    run(check)
-
-
-def test_a_connection_whose_opening_is_cancelled_is_closed() -> None:
-    class Handshaking:
-        began, closed = False, False
-
-        async def connect(self) -> None:
-            self.began = True
-            await asyncio.get_running_loop().create_future()
-
-        async def disconnect(self, nowait: bool = False) -> None:
-            self.closed = True
-
-    async def check() -> None:
-        connection = Handshaking()
-        opening = asyncio.create_task(RedisConnection(lambda: connection).exchange([packed("GET", "key")]))
-        await until(lambda: connection.began)
-        opening.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await opening
-        assert connection.closed
 
     run(check)
 
