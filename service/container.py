@@ -1,6 +1,7 @@
 """Wiring: picks every concrete class of what the routes work with, from the settings alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -17,7 +18,7 @@ from service.bundles.comparison import ShadowBounds
 from service.bundles.loaded_bundles import LoadedBundles
 from service.bundles.loader import BundleLoader
 from service.bundles.operator_state import OperatorState
-from service.bundles.startup import Startup, open_first, read_pin
+from service.bundles.startup import START_TIMEOUT_S, Startup, open_first, read_operator_state
 from service.bundles.watcher import Watcher
 from service.http.admission import Admission
 from service.recommend.batching import MicroBatcher
@@ -152,10 +153,12 @@ def _open_directives(
     watch: RedisWatch = UNWATCHED,
     on_erasure: Callable[[], None] = lambda: None,
     renewal: Renewal | None = None,
+    *,
+    timeout_s: float = 0.0,
 ) -> OperatorState:
     store = RedisOperatorState(
         settings.redis_url.get_secret_value(),
-        timeout_s=settings.redis_timeout_ms / 1000.0,
+        timeout_s=max(settings.redis_timeout_ms / 1000.0, timeout_s),
         prefix=settings.redis_prefix,
         watch=watch,
         renewal=renewal,
@@ -186,5 +189,6 @@ def load_current(settings: Settings) -> Startup:
         BundleRefused: no bundle is good, likewise.
         IndexingError: the registry cannot be read.
     """
-    pin = read_pin(lambda: _open_directives(settings))
-    return open_first(_open_source(settings), pin, wait=settings.wait_for_bundle)
+    state = read_operator_state(lambda: _open_directives(settings, timeout_s=START_TIMEOUT_S))
+    first = open_first(_open_source(settings), state.pin, wait=settings.wait_for_bundle)
+    return replace(first, operator_state=state)

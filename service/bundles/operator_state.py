@@ -106,6 +106,17 @@ class OperatorState:
         self.pin = kept.pin
         self.hidden = HiddenItems(kept.hidden)
 
+    def copy(self) -> OperatorStateCopy:
+        """All directives now."""
+        return OperatorStateCopy(self._edition, self.pin, self.hidden.snapshot().ids)
+
+    async def begin_with(self, read: OperatorStateCopy) -> None:
+        """Take what was read from the store before this replica's event loop began, unless more is known already."""
+        async with self._busy:
+            if not read.edition.is_behind(self._edition):
+                await self.hidden.replace(read.hidden)
+                self.pin, self._edition = read.pin, read.edition
+
     async def sync(self) -> None:
         """Catch up with the store; one short call when nothing changed.
 
@@ -146,7 +157,7 @@ class OperatorState:
         async with self._saving:
             if self._saved == self._edition:
                 return
-            copy = OperatorStateCopy(self._edition, self.pin, self.hidden.snapshot().ids)
+            copy = self.copy()
             self._saved = copy.edition
             writing = asyncio.create_task(self._keep(copy))
             try:

@@ -68,6 +68,8 @@ class Watcher:
 
     async def start(self, opening: Startup) -> None:
         """Begin with a bundle, or without one, and watch from now on."""
+        if opening.operator_state is not None:
+            await self._directives.begin_with(opening.operator_state)
         await self._follow_directives()
         for refusal in opening.refusals:
             self._shelf.refuse(refusal)

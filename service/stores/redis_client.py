@@ -18,8 +18,6 @@ from service.stores.redis_reasons import reason_of
 
 Connect = Callable[[], AbstractConnection]
 
-_LONGEST_CONNECT_S: Final = 1.0
-
 
 @dataclass(frozen=True, slots=True)
 class RedisWatch:
@@ -41,23 +39,22 @@ class RedisWatch:
 UNWATCHED: Final = RedisWatch()
 
 
-def connector(url: str, timeout_s: float) -> Connect:
+def connector(url: str) -> Connect:
     """How to make connections, none of them opened yet.
 
-    They never ask twice: a read answers degraded instead, a write must not be stored twice.
+    They never ask twice: a read answers degraded instead, a write must not be stored twice. They have no time limit of
+    their own: `RedisPipeline` limits an exchange with its connecting, and knows when this process itself was held up.
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``.
-        timeout_s: seconds that one step of connecting may take, a second at most.
 
     Raises:
         SettingsError: the URL is not one that redis-py understands.
     """
-    step_s = min(timeout_s, _LONGEST_CONNECT_S)
     _check_encoding(url)
     try:
         pool = ConnectionPool.from_url(
-            url, socket_timeout=step_s, socket_connect_timeout=step_s, retry=Retry(NoBackoff(), 0)
+            url, socket_timeout=None, socket_connect_timeout=None, retry=Retry(NoBackoff(), 0)
         )
         pool.connection_kwargs["protocol"] = 2  # whatever the URL says: the adapters read replies in this form
         # Unknown parameters in the URL are found out only here, which would otherwise be in the middle of a request.

@@ -78,7 +78,7 @@ class RedisHistories:
         watch: RedisWatch = UNWATCHED,
         renewal: Renewal | None = None,
     ) -> None:
-        connect, worst, renewal = connector(url, timeout_s), WorstState(watch.on_state), renewal or Renewal()
+        connect, worst, renewal = connector(url), WorstState(watch.on_state), renewal or Renewal()
         self._reads = RedisPipeline(connect, timeout_s=timeout_s, on_state=worst.of("reads"), renewal=renewal)
         self._writes = RedisPipeline(connect, timeout_s=timeout_s, on_state=worst.of("writes"), renewal=renewal)
         cap = bucket_cap(stream_cap)

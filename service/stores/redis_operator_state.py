@@ -106,7 +106,7 @@ class RedisOperatorState:
         watch: RedisWatch = UNWATCHED,
         renewal: Renewal | None = None,
     ) -> None:
-        self._link = RedisPipeline(connector(url, timeout_s), timeout_s=timeout_s, renewal=renewal)
+        self._link = RedisPipeline(connector(url), timeout_s=timeout_s, renewal=renewal)
         self._base = f"{prefix}:{{directives}}"
         self._keys = [f"{self._base}:{name}" for name in ("state", "hidden", "shown")]
         self._shown_cap = shown_cap

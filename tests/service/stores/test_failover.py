@@ -158,7 +158,7 @@ ASTRAY = {
 @contextlib.asynccontextmanager
 async def two_links() -> AsyncIterator[tuple[FakeRedis, RedisPipeline, RedisPipeline]]:
     async with fake_redis() as fake:
-        renewal, connect = Renewal(), connector(fake.url, 5.0)
+        renewal, connect = Renewal(), connector(fake.url)
         links = [RedisPipeline(connect, timeout_s=5.0, renewal=renewal) for _ in range(2)]
         try:
             yield fake, *links

@@ -95,7 +95,7 @@ def test_a_reply_that_drips_is_not_waited_for() -> None:
     async def check() -> None:
         server = await asyncio.start_server(drip, "127.0.0.1", 0)
         url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        link = patient_link(connector(url, PATIENT_S))
+        link = patient_link(connector(url))
         asked = asyncio.create_task(read(link, "key"))
         await until(lambda: len(drops) > 10)
         assert not asked.done()
@@ -176,7 +176,7 @@ def test_a_script_that_redis_has_forgotten_is_told_again(redis_url: str) -> None
             client.script_flush()
 
     async def check() -> None:
-        link = RedisPipeline(connector(redis_url, 5.0), timeout_s=5.0)
+        link = RedisPipeline(connector(redis_url), timeout_s=5.0)
         script = Script("return #KEYS * 10 + tonumber(ARGV[1])")
         for _ in range(2):
             calls = [link.run(script, ["a", "b"], [number], int) for number in range(5)]

@@ -114,7 +114,7 @@ async def _command(reader: asyncio.StreamReader) -> list[bytes]:
 @asynccontextmanager
 async def linked(timeout_s: float = 0.1) -> AsyncIterator[tuple[FakeRedis, RedisPipeline]]:
     async with fake_redis() as fake:
-        link = RedisPipeline(connector(fake.url, timeout_s), timeout_s=timeout_s, clock=asyncio.get_running_loop().time)
+        link = RedisPipeline(connector(fake.url), timeout_s=timeout_s, clock=asyncio.get_running_loop().time)
         try:
             yield fake, link
         finally:
