@@ -11,7 +11,7 @@ from index.machine.cores import available_cores
 from service.access.auth import KeyRing
 from service.access.key_file import KeyFile
 from service.access.rate_limit import RateLimit
-from service.api.fast_router import Services
+from service.api.dependencies import Services
 from service.bundles.active_bundle import CurrentBundle
 from service.bundles.comparison import ShadowBounds
 from service.bundles.loaded_bundles import LoadedBundles
