@@ -89,7 +89,7 @@ class Recommender:
         """What is like the given items, whatever their order; raises as :meth:`recommend`."""
         asked = _Asked.of(bundle, query, [], await self._allowed(bundle, query), liked=len(query.items))
         watch.lap("filter")
-        return await self._first_that_finds(asked, ("similar",), "overload" if watch.hurry else None, watch)
+        return await self._first_that_finds(asked, ("similar",), "overload" if watch.overloaded else None, watch)
 
     async def _allowed(self, bundle: Bundle, query: Query) -> RowMask | None:
         """The rows that may be answered; a pass of a new filter over many items is made in a thread, beside others."""
@@ -103,7 +103,7 @@ class Recommender:
         return await asyncio.to_thread(bundle.allowed, query.filter, mask)
 
     async def _stored(self, query: Query, watch: Stopwatch) -> tuple[list[str], Degraded | None]:
-        if watch.hurry:
+        if watch.overloaded:
             return [], "overload"
         if query.user_id is None:
             return [], None
@@ -123,7 +123,7 @@ class Recommender:
         trouble = None
         for strategy in strategies:
             left_s = _left_s(asked.query, watch)
-            if watch.hurry or left_s == 0:
+            if watch.overloaded or left_s == 0:
                 degraded = degraded or "deadline"
                 break
             lookup = asked.lookup(strategy, watch)
