@@ -71,7 +71,7 @@ def create_app(settings: Settings | None = None, *, opening: Startup | None = No
 
     Returns:
         The application; ``app.state.current`` holds what answers, ``app.state.watcher`` swaps it,
-        ``app.state.load`` counts what is in progress, ``app.state.metrics`` everything.
+        ``app.state.admission`` counts what is in progress, ``app.state.metrics`` everything.
 
     Raises:
         SettingsError: a setting breaks a rule.
@@ -114,7 +114,7 @@ def create_app(settings: Settings | None = None, *, opening: Startup | None = No
     app.state.keyed = bool(settings.api_keys or settings.api_keys_file)
     app.state.root_path = settings.root_path
     app.state.watcher = services.watcher
-    app.state.load = services.load
+    app.state.admission = services.admission
     app.state.metrics = services.metrics
     for group in (Routes, BatchRoutes, UserRoutes, CatalogueRoutes, AdminRoutes):
         group(services).register(app)

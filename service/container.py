@@ -87,7 +87,7 @@ def open_services(settings: Settings) -> Services:
         histories=histories,
         redis_troubles=troubles,
         batcher=batcher,
-        load=load,
+        admission=load,
         recent=recent,
         recommender=Recommender(histories, batcher, directives.hidden, recent, sampler),
         metrics=metrics,

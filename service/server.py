@@ -63,7 +63,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
         config = GuardedConfig(
             app,
             _connections(settings, app.state.metrics),
-            app.state.load,
+            app.state.admission,
             loop="uvloop",
             ws="none",
             lifespan="on",

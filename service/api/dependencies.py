@@ -36,7 +36,7 @@ class Services:
         histories: where histories are.
         redis_troubles: what Redis refuses at the moment.
         batcher: the engine under the recommender.
-        load: how much is in progress.
+        admission: counts the requests in progress.
         recent: histories that were asked with.
         recommender: finds items.
         metrics: counts.
@@ -57,7 +57,7 @@ class Services:
     histories: HistoryStore
     redis_troubles: RedisTroubles
     batcher: MicroBatcher
-    load: Admission
+    admission: Admission
     recent: RecentHistories
     recommender: Recommender
     metrics: Metrics
