@@ -20,7 +20,7 @@ from service.api.docs_page import DocsPage
 from service.api.openapi import document
 from service.api.playground import Playground
 from service.api.recommend_routes import Routes
-from service.api.routing import documented
+from service.api.routing import ExactRoutes, documented
 from service.api.user_routes import UserRoutes
 from service.bundles.startup import Startup
 from service.container import load_current, open_services
@@ -161,7 +161,7 @@ def _add_middleware(app: FastAPI, settings: Settings, services: Services, spans:
 
 
 def _add_error_handlers(app: FastAPI, retry_after_s: int) -> None:
-    """Answer every expected error with a problem; `RequestMiddleware` answers and logs the others."""
+    """Answer every expected error with a problem; `RequestMiddleware` logs and answers the others."""
 
     async def refused(request: Request, error: Exception) -> Response:
         request_id = context_of(request.scope).trace.request_id
@@ -184,3 +184,4 @@ def _add_error_handlers(app: FastAPI, retry_after_s: int) -> None:
     for kind in ANSWERED_ERRORS:
         app.add_exception_handler(kind, refused)
     app.add_exception_handler(HTTPException, no_route)
+    app.add_middleware(ExactRoutes, routes=app.routes, errors=ANSWERED_ERRORS, answer=refused)

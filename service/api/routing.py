@@ -1,14 +1,15 @@
-"""Tables of operations: plain Starlette routes answer them, FastAPI documents them."""
+"""Adds the routes of the API: plain Starlette routes that FastAPI documents."""
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Route
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.openapi import answers, tagged_answers
 
@@ -55,6 +56,52 @@ class NamedRoute(Route):
         if match is not Match.NONE:
             child_scope["route"] = self
         return match, child_scope
+
+
+class ExactRoutes:
+    """ASGI middleware that finds routes without path parameters in a dict, before the framework searches all routes.
+
+    It calls the handler directly. Unknown paths, other methods and paths with parameters go on to the framework. It
+    saves 8 of the 18 µs of the event loop that the framework takes for such a request (docs/adr/0014).
+
+    Args:
+        app: the framework's layers inside.
+        routes: of the application.
+        errors: what `answer` turns into a response; further errors are raised.
+        answer: request and error → response, as the framework would answer.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        routes: Sequence[BaseRoute],
+        errors: tuple[type[Exception], ...],
+        answer: Callable[[Request, Exception], Awaitable[Response]],
+    ) -> None:
+        self._app = app
+        self._errors = errors
+        self._answer = answer
+        self._routes = {
+            (method, route.path): route
+            for route in routes
+            if isinstance(route, NamedRoute) and not route.param_convertors
+            for method in route.methods or ()
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        route = self._routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if route is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = route
+        request = Request(scope, receive)
+        try:
+            response = await route.endpoint(request)
+        except self._errors as error:
+            response = await self._answer(request, error)
+        await response(scope, receive, send)
 
 
 def add_operations(app: FastAPI, handlers: object, operations: Iterable[Operation]) -> None:
