@@ -19,8 +19,8 @@ from service.api.dependencies import Services
 from service.api.docs_page import DocsPage
 from service.api.openapi import document
 from service.api.playground import Playground
-from service.api.recommend_routes import Routes
-from service.api.routing import ExactRoutes, documented
+from service.api.recommend_routes import RecommendRoutes
+from service.api.routing import ExactRoutes, documented_routes
 from service.api.user_routes import UserRoutes
 from service.bundles.startup import Startup
 from service.container import load_current, open_services
@@ -59,7 +59,7 @@ class _Api(FastAPI):
     """FastAPI with the document that `service.api.openapi` writes."""
 
     def openapi(self) -> dict[str, Any]:
-        return document(self, documented(self.routes), keyed=self.state.keyed, root_path=self.state.root_path)
+        return document(self, documented_routes(self.routes), keyed=self.state.keyed, root_path=self.state.root_path)
 
 
 def create_app(settings: Settings | None = None, *, opening: Startup | None = None) -> FastAPI:
@@ -88,12 +88,12 @@ def create_app(settings: Settings | None = None, *, opening: Startup | None = No
         await _begin(services, begin_with.pop() if begin_with else await asyncio.to_thread(load_current, settings))
         yield
         services.current.drain()
-        await services.sampler.close()
+        await services.online_recall.close()
         await services.watcher.stop()
-        await services.directives.close()
+        await services.operator_state.close()
         await services.histories.close()
         services.batcher.close()
-        services.slow_lane.close()
+        services.executor.close()
         services.metrics_page.close()
         if spans is not None:
             await asyncio.to_thread(spans.close)
@@ -116,7 +116,7 @@ def create_app(settings: Settings | None = None, *, opening: Startup | None = No
     app.state.watcher = services.watcher
     app.state.admission = services.admission
     app.state.metrics = services.metrics
-    for group in (Routes, BatchRoutes, UserRoutes, CatalogueRoutes, AdminRoutes):
+    for group in (RecommendRoutes, BatchRoutes, UserRoutes, CatalogueRoutes, AdminRoutes):
         group(services).register(app)
     DocsPage(app).register()
     Playground(app).register()

@@ -83,9 +83,9 @@ def open_services(settings: Settings) -> Services:
     return Services(
         current=current,
         watcher=watcher,
-        directives=directives,
+        operator_state=directives,
         histories=histories,
-        redis_troubles=troubles,
+        redis_errors=troubles,
         batcher=batcher,
         admission=load,
         recent=recent,
@@ -97,8 +97,8 @@ def open_services(settings: Settings) -> Services:
         metrics_keys=metrics_keys,
         log=log,
         body_limit=settings.body_limit_bytes,
-        sampler=sampler,
-        slow_lane=BoundedExecutor(threads=max(1, available_cores() // 2)),
+        online_recall=sampler,
+        executor=BoundedExecutor(threads=max(1, available_cores() // 2)),
         require_consent=settings.require_consent,
         one_thread=source.one_thread,
     )
@@ -116,7 +116,7 @@ def _key_rings(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) 
 
     def source(name: str, given: tuple[SecretStr, ...], file: Path | None) -> KeyFile:
         keys = [key.get_secret_value() for key in given]
-        return KeyFile(name, keys, file, on_trouble=lambda trouble: log.error("keys not read again", detail=trouble))
+        return KeyFile(name, keys, file, on_error=lambda reason: log.error("keys not read again", detail=reason))
 
     api = source("api_keys_file", settings.api_keys, settings.api_keys_file)
     admin = source("admin_keys_file", settings.admin_keys, settings.admin_keys_file)

@@ -1,4 +1,4 @@
-"""Admin routes: what operators do to all replicas: swap bundles, hide items. No logic."""
+"""Answers the admin routes, which swap bundles and hide items on all replicas."""
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -29,10 +29,10 @@ _OPERATIONS = (
 
 
 class AdminRoutes:
-    """The handlers.
+    """Handlers.
 
     Args:
-        services: what they work with.
+        services: used by the handlers.
     """
 
     def __init__(self, services: Services) -> None:
@@ -48,11 +48,11 @@ class AdminRoutes:
         self._services.current.admit()
         body = await read_json(request, self._services.body_limit)
         available = validate(request_models.AvailabilityRequest, body).available
-        bundle, directives = self._services.current.get(), self._services.directives
+        bundle, operator_state = self._services.current.get(), self._services.operator_state
         item_id = item_id_of(request)
-        if item_id not in bundle.ids and not (available and item_id in directives.hidden):
+        if item_id not in bundle.ids and not (available and item_id in operator_state.hidden):
             raise UnknownItem(f"item_id must be in bundle {bundle.id}; received {shown(item_id)}")
-        await directives.set_available(item_id, available)
+        await operator_state.set_available(item_id, available)
         self._services.log.info("availability set", item_id=item_id, available=available)
         return Response(status_code=204)
 
@@ -71,4 +71,4 @@ class AdminRoutes:
 
     def _swapped(self, swapped: bool) -> Response:
         bundle = self._services.current.get()
-        return json_response({"bundle": bundle.id, "swapped": swapped, "pin": self._services.directives.pin})
+        return json_response({"bundle": bundle.id, "swapped": swapped, "pin": self._services.operator_state.pin})

@@ -1,4 +1,4 @@
-"""What the handlers of every route group need: the services, and the checks that let a request in."""
+"""Holds the services that all route groups use, and checks each request before it is handled."""
 
 from dataclasses import dataclass
 from urllib.parse import unquote
@@ -10,7 +10,7 @@ from service.access.auth import KeyRing
 from service.bundles.active_bundle import CurrentBundle
 from service.bundles.operator_state import OperatorState
 from service.bundles.watcher import Watcher
-from service.errors import RuleBroken, Violation
+from service.errors import RuleBroken, RuleViolation
 from service.http.admission import Admission
 from service.http.request_context import context_of
 from service.recommend.batching import MicroBatcher
@@ -27,35 +27,36 @@ from service.telemetry.metrics_page import MetricsPage
 
 @dataclass(frozen=True)
 class Services:
-    """What the routes work with; built once, in `service.app`.
+    """The objects that the routes use; built once, when the application is created.
 
     Attributes:
-        current: which bundle answers.
+        current: the active bundle.
         watcher: swaps bundles.
-        directives: pin and hidden items.
-        histories: where histories are.
-        redis_troubles: what Redis refuses at the moment.
-        batcher: the engine under the recommender.
+        operator_state: pin and hidden items.
+        histories: store of histories and events.
+        redis_errors: why Redis fails at the moment.
+        batcher: runs searches in batches.
         admission: counts the requests in progress.
-        recent: histories that were asked with.
+        recent: the histories of recent requests.
         recommender: finds items.
-        metrics: counts.
-        data_keys: open the data routes.
-        admin_keys: open the admin routes.
-        metrics_keys: open the metrics.
+        metrics: counters and histograms.
+        metrics_page: the text of the metrics.
+        data_keys: keys of the data routes.
+        admin_keys: keys of the admin routes.
+        metrics_keys: keys of the metrics.
         log: the service's logger.
         body_limit: largest request body in bytes.
-        slow_lane: for what takes longer than a recommendation.
-        require_consent: whether events are only kept where consent is said to be given.
+        executor: runs what takes longer than a recommendation.
+        require_consent: whether an event is stored only if it says that consent was given.
         one_thread: whether only the event loop may run a bundle's encoder, as on a GPU.
-        sampler: looks at some answers.
+        online_recall: measures the recall of some responses.
     """
 
     current: CurrentBundle
     watcher: Watcher
-    directives: OperatorState
+    operator_state: OperatorState
     histories: HistoryStore
-    redis_troubles: RedisTroubles
+    redis_errors: RedisTroubles
     batcher: MicroBatcher
     admission: Admission
     recent: RecentHistories
@@ -67,32 +68,32 @@ class Services:
     metrics_keys: KeyRing
     log: FilteringBoundLogger
     body_limit: int
-    slow_lane: BoundedExecutor
+    executor: BoundedExecutor
     require_consent: bool
     one_thread: bool
-    sampler: OnlineRecall
+    online_recall: OnlineRecall
 
 
 def admit(request: Request, keys: KeyRing, *, takes_query: bool = False) -> Trace:
-    """Let a request in: key, rate and query string.
+    """Check the key, the rate and the query string of a request.
 
     Raises:
-        KeyMissing, KeyRefused: the key.
-        RateExceeded: its key or address called too often.
-        RuleBroken: a query parameter where none is known.
+        KeyMissing, KeyRefused: the key does not open the route.
+        RateExceeded: the key or the address calls too often.
+        RuleBroken: the route takes no query parameters.
     """
     keys.admit(request)
     if request.scope["query_string"] and not takes_query:
         name = next(iter(request.query_params), "query")
-        raise RuleBroken([Violation(f"query parameter {name[:60]}", "it", "is not known to this route")])
+        raise RuleBroken([RuleViolation(f"query parameter {name[:60]}", "it", "is not known to this route")])
     return context_of(request.scope).trace
 
 
 def admit_to_data(request: Request, services: Services, *, takes_query: bool = False) -> Trace:
-    """Let a request to a data route in, if there is a bundle.
+    """Check a request to a data route, and that there is a bundle.
 
-    One with a body asks for the bundle only when all of the body is here: a client that sends it slowly would keep an
-    old bundle in memory.
+    A handler that reads a body takes the bundle after that: a client that sends slowly would keep an old bundle in
+    memory.
 
     Raises:
         KeyMissing, KeyRefused, RuleBroken: see :func:`admit`.

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.openapi import answers, tagged_answers
+from service.api.openapi import responses, tagged_responses
 
 KEY_PROBLEMS = (401, 403, 422, 429, 503)
 BODY_PROBLEMS = (400, 408, 413, 415, *KEY_PROBLEMS)
@@ -114,26 +114,26 @@ def add_operations(app: FastAPI, handlers: object, operations: Iterable[Operatio
     """
     for operation in operations:
         handler = getattr(handlers, operation.handler)
-        responses = (
-            answers(operation.answer, *operation.problems)
+        documented = (
+            responses(operation.answer, *operation.problems)
             if operation.media_type is None
-            else tagged_answers(operation.media_type, *operation.problems)
+            else tagged_responses(operation.media_type, *operation.problems)
         )
         route = NamedRoute(operation.path, handler, methods=[operation.method])
         route.documented = APIRoute(
             operation.path,
             handler,
             methods=[operation.method],
-            status_code=next(iter(responses)),
+            status_code=next(iter(documented)),
             tags=[operation.tag],
             operation_id=operation.handler,
-            responses=responses,
+            responses=documented,
             response_class=JSONResponse if operation.media_type is None else Response,
             openapi_extra=operation.extra,
         )
         app.router.routes.append(route)
 
 
-def documented(routes: Iterable[BaseRoute]) -> list[APIRoute]:
+def documented_routes(routes: Iterable[BaseRoute]) -> list[APIRoute]:
     """The routes that the OpenAPI document lists, as FastAPI documents them."""
     return [route.documented for route in routes if isinstance(route, NamedRoute) and route.documented is not None]

@@ -20,7 +20,7 @@ _INTERIM: Final = b"HTTP/1.1 1"  # 100 Continue: the client waits for it
 class ResponseWriter:
     """Stands in for the transport of a connection while one response is written.
 
-    The first part is held back until the next one, or until :meth:`flush`. No route takes long between the parts of
+    The head is buffered until the body, or until :meth:`flush`. No route takes long between the parts of
     its response, so no head waits for long.
 
     Args:
@@ -37,7 +37,7 @@ class ResponseWriter:
         self._head = b""
 
     def write(self, data: bytes) -> None:
-        """Write, or hold the head back."""
+        """Write, or buffer the head."""
         if self._started:
             head, self._head = self._head, b""
             self._transport.write(head + data)
@@ -47,7 +47,7 @@ class ResponseWriter:
             self._started, self._head = True, data
 
     def flush(self) -> None:
-        """Write the head that is held back: the response is complete and may have no body."""
+        """Write the buffered head: the response is complete and may have no body."""
         if self._head:
             head, self._head = self._head, b""
             self._transport.write(head)
