@@ -1,24 +1,24 @@
-/** Asking the service. Every failure becomes a `Failure` that says, in words for a reader, what is wrong. */
+/** Sends requests to the service; every error becomes a `Failure` with a message for the reader. */
 
 const KEY = "vlm2rec.key";
 let storedKey = null;
 try {
   storedKey = sessionStorage.getItem(KEY);
 } catch {
-  // A browser that keeps nothing: the key is asked for again after each load.
+  // Storage is switched off: the page asks for the key again after each load.
 }
 
 /** The API key of this tab, or null. */
 export const apiKey = () => storedKey;
 
-/** Use a key from now on; an empty one is forgotten. */
+/** Use a key from now on; an empty one removes it. */
 export function useKey(value) {
   storedKey = value || null;
   try {
     if (storedKey === null) sessionStorage.removeItem(KEY);
     else sessionStorage.setItem(KEY, storedKey);
   } catch {
-    // As above.
+    // Storage is switched off.
   }
 }
 
