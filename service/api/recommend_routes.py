@@ -51,23 +51,23 @@ class RecommendRoutes:
     async def recommend(self, request: Request) -> Response:
         """Recommend items to a user, or for a list of items, oldest first."""
         trace = admit_to_data(request, self._services)
-        asked = validate(request_models.RecommendRequest, await read_json(request, self._services.body_limit))
+        params = validate(request_models.RecommendRequest, await read_json(request, self._services.body_limit))
         bundle = self._services.current.get()
-        check_fields(bundle, asked.fields)
+        check_fields(bundle, params.fields)
         trace.lap("parse")
-        answer = await self._services.recommender.recommend(bundle, recommend_query(bundle, asked), trace)
-        return self._recommended(bundle, asked, answer, trace, wanted="sequence")
+        answer = await self._services.recommender.recommend(bundle, recommend_query(bundle, params), trace)
+        return self._recommended(bundle, params, answer, trace, wanted="sequence")
 
     async def similar(self, request: Request) -> Response:
         """Find the neighbours of an item, or of several; the order of the items has no part in it."""
         trace = admit_to_data(request, self._services)
-        asked = validate(request_models.SimilarRequest, await read_json(request, self._services.body_limit))
+        params = validate(request_models.SimilarRequest, await read_json(request, self._services.body_limit))
         bundle = self._services.current.get()
-        check_fields(bundle, asked.fields)
-        query = similar_query(bundle, asked)
+        check_fields(bundle, params.fields)
+        query = similar_query(bundle, params)
         trace.lap("parse")
         answer = await self._services.recommender.similar(bundle, query, trace)
-        return self._recommended(bundle, asked, answer, trace, wanted="similar")
+        return self._recommended(bundle, params, answer, trace, wanted="similar")
 
     async def bundle(self, request: Request) -> Response:
         """What answers now: manifest, report and age of the bundle; and what this replica does about others."""
@@ -109,8 +109,8 @@ class RecommendRoutes:
         return Response(await self._services.metrics_page.content(), media_type=CONTENT_TYPE)
 
     def _recommended(
-        self, bundle: Bundle, asked: request_models.RetrievalRequest, answer: Answer, trace: Trace, *, wanted: Strategy
+        self, bundle: Bundle, params: request_models.RetrievalRequest, answer: Answer, trace: Trace, *, wanted: Strategy
     ) -> Response:
-        response = json_response(response_body(self._services, bundle, asked, answer, trace, wanted=wanted))
+        response = json_response(response_body(self._services, bundle, params, answer, trace, wanted=wanted))
         trace.lap("write")
         return response

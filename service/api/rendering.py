@@ -42,7 +42,7 @@ def json_response(value: Any) -> Response:  # noqa: ANN401 - any JSON-able value
 def response_body(
     services: Services,
     bundle: Bundle,
-    asked: request_models.RetrievalRequest,
+    params: request_models.RetrievalRequest,
     answer: Answer,
     trace: Trace,
     *,
@@ -53,12 +53,12 @@ def response_body(
     Args:
         services: metrics and log.
         bundle: the one that answered.
-        asked: the validated request.
+        params: the validated request.
         answer: rows and scores.
         trace: of the request.
         wanted: the strategy that the route is for.
     """
-    items = _items(bundle, answer, explain=asked.explain, fields=asked.fields)
+    items = _items(bundle, answer, explain=params.explain, fields=params.fields)
     services.metrics.recommended(
         strategy=answer.strategy,
         wanted=wanted,

@@ -22,20 +22,16 @@ def test_above_half_of_the_bound_one_request_in_ten_responses_is_admitted() -> N
     admission = Admission(200)
     assert all(admission.enter(request) for request in range(100))
     assert not admission.is_high
-    assert [admission.enter(request) for request in range(100, 170)] == [True] * 64 + [
-        False
-    ] * 6  # saved while it was quiet
+    entered = [admission.enter(request) for request in range(100, 170)]
+    assert entered == [True] * 64 + [False] * 6  # by the credit of quiet times
     assert admission.is_high
     for request in (*range(10), *range(10)):  # once is enough
         admission.leave(request)
     assert (admission.in_progress, [admission.enter(request) for request in range(3)]) == (154, [True, False, False])
     for request in range(10, 66):
         admission.leave(request)
-    assert (admission.in_progress, admission.is_high, admission.enter(300)) == (
-        99,
-        False,
-        True,
-    )  # below half everybody is
+    assert (admission.in_progress, admission.is_high) == (99, False)
+    assert admission.enter(300)  # below half of the bound every request is admitted
 
 
 def test_at_the_bound_no_request_is_admitted() -> None:
@@ -45,7 +41,7 @@ def test_at_the_bound_no_request_is_admitted() -> None:
 
 def test_the_limit_shrinks_while_the_loop_is_late_and_grows_when_it_is_prompt() -> None:
     def turned_away_and(late_s: float) -> int:
-        """How many were in progress when the first was turned away, then the beat."""
+        """How many were in progress when the first was refused; then adapts."""
         inside = []
         while admission.enter(request := object()):
             inside.append(request)
@@ -56,17 +52,17 @@ def test_the_limit_shrinks_while_the_loop_is_late_and_grows_when_it_is_prompt() 
 
     admission = Admission(400)
     counts = [turned_away_and(0.05) for _ in range(30)]
-    cheap = 64  # let in for cheap answers: what was saved while it was quiet
-    assert counts[0] == 200 + cheap
+    popular = 64  # admitted for popular items, by the credit of quiet times
+    assert counts[0] == 200 + popular
     assert counts[:6] == sorted(counts[:6], reverse=True)
     assert all(16 <= count <= 20 for count in counts[10:])  # few, but never none
     prompt = [turned_away_and(0.001) for _ in range(30)]
     assert prompt[:6] == sorted(prompt[:6])
-    assert 200 <= prompt[-1] <= 200 + cheap
+    assert 200 <= prompt[-1] <= 200 + popular
 
     admission = Admission(400)
-    admission.adapt(5.0)  # late, but nobody was turned away: whoever swaps a bundle refuses nobody for it
-    assert turned_away_and(0.0) == 200 + cheap
+    admission.adapt(5.0)  # late, as in a swap of bundles, but no request was refused
+    assert turned_away_and(0.0) == 200 + popular
 
 
 def filled(server: Running, admission: Admission) -> list[Client]:
