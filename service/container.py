@@ -12,7 +12,7 @@ from index.machine.cores import available_cores
 from service.access.auth import KeyRing
 from service.access.key_file import KeyFile
 from service.access.rate_limit import RateLimit
-from service.api.fast_router import Services
+from service.api.dependencies import Services
 from service.bundles.active_bundle import CurrentBundle
 from service.bundles.comparison import ShadowBounds
 from service.bundles.loaded_bundles import LoadedBundles
@@ -84,11 +84,11 @@ def open_services(settings: Settings) -> Services:
     return Services(
         current=current,
         watcher=watcher,
-        directives=directives,
+        operator_state=directives,
         histories=histories,
-        redis_troubles=troubles,
+        redis_errors=troubles,
         batcher=batcher,
-        load=load,
+        admission=load,
         recent=recent,
         recommender=Recommender(histories, batcher, directives.hidden, recent, sampler),
         metrics=metrics,
@@ -98,8 +98,8 @@ def open_services(settings: Settings) -> Services:
         metrics_keys=metrics_keys,
         log=log,
         body_limit=settings.body_limit_bytes,
-        sampler=sampler,
-        slow_lane=BoundedExecutor(threads=max(1, available_cores() // 2)),
+        online_recall=sampler,
+        executor=BoundedExecutor(threads=max(1, available_cores() // 2)),
         require_consent=settings.require_consent,
         one_thread=source.one_thread,
     )
@@ -117,7 +117,7 @@ def _key_rings(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) 
 
     def source(name: str, given: tuple[SecretStr, ...], file: Path | None) -> KeyFile:
         keys = [key.get_secret_value() for key in given]
-        return KeyFile(name, keys, file, on_trouble=lambda trouble: log.error("keys not read again", detail=trouble))
+        return KeyFile(name, keys, file, on_error=lambda reason: log.error("keys not read again", detail=reason))
 
     api = source("api_keys_file", settings.api_keys, settings.api_keys_file)
     admin = source("admin_keys_file", settings.admin_keys, settings.admin_keys_file)

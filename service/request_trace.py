@@ -1,4 +1,4 @@
-"""Who asks and how long each stage takes: one Trace travels with every request."""
+"""Traces one request: its id and how long each stage takes."""
 
 import re
 from random import Random
@@ -11,7 +11,7 @@ _PRINTABLE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
 
 class Stopwatch(Protocol):
-    """What a stage of the work tells about its time."""
+    """Measures the stages of one request."""
 
     def lap(self, stage: str) -> None:
         """End a stage: all time since the previous lap is its own."""
@@ -23,8 +23,8 @@ class Stopwatch(Protocol):
         ...
 
     @property
-    def hurry(self) -> bool:
-        """Whether so much is in progress that there is only time for a cheap answer."""
+    def overloaded(self) -> bool:
+        """Whether so much is in progress that there is only time for popular items."""
         ...
 
 
@@ -33,21 +33,21 @@ class Trace:
 
     Args:
         request_id: as from :func:`request_id_from`.
-        hurry: whether so much is in progress that there is only time for a cheap answer.
+        overloaded: whether so much is in progress that there is only time for popular items.
         began: `perf_counter` seconds when the first bytes of the request were received; None: now.
 
     Attributes:
-        hurry: likewise.
+        overloaded: as given.
         request_id: answered as ``X-Request-ID`` and logged.
         started: `perf_counter` seconds when the request began.
         waited_ms: milliseconds from then until now, when its first stage begins.
     """
 
-    __slots__ = ("_last", "_stages", "hurry", "request_id", "started", "waited_ms")
+    __slots__ = ("_last", "_stages", "overloaded", "request_id", "started", "waited_ms")
 
-    def __init__(self, request_id: str, *, hurry: bool = False, began: float | None = None) -> None:
+    def __init__(self, request_id: str, *, overloaded: bool = False, began: float | None = None) -> None:
         self.request_id = request_id
-        self.hurry = hurry
+        self.overloaded = overloaded
         self._stages: dict[str, float] = {}
         self._last = perf_counter()
         self.started = self._last if began is None else began
@@ -63,7 +63,7 @@ class Trace:
     def stages(self) -> dict[str, float]:
         """Stage → milliseconds so far, a stage that ran twice summed.
 
-        A copy: work whose answer was not waited for any more may end another stage while this is read.
+        A copy: work that was abandoned may end another stage while this is read.
         """
         return self._stages.copy()
 
@@ -93,9 +93,9 @@ def request_id_from(given: bytes | None) -> str:
 
 
 def new_request_id() -> str:
-    """32 hexadecimal digits that no other request has; they are no secret.
+    """32 random hexadecimal digits; they are no secret.
 
-    From a generator that the system seeds once. Asking the system each time, as uuid4 does, lets go of the
-    interpreter's lock, and the event loop waits for it behind the workers: an eighth of its time in overload.
+    The system seeds the generator once. Asking the system each time, as uuid4 does, releases the interpreter's lock,
+    and the event loop then waits behind the workers: an eighth of its time in overload.
     """
     return f"{_random.getrandbits(128):032x}"

@@ -1,4 +1,4 @@
-"""Secrets in files, as Docker and Kubernetes hand them over: read whole, small, and never shown."""
+"""Reads secrets and API keys from small files, as Docker and Kubernetes mount them."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def read_secret(path: Path, setting: str) -> str:
         setting: which setting names it, for the message.
 
     Raises:
-        SettingsError: it cannot be read; what it holds is not told.
+        SettingsError: the file cannot be read; the message does not hold its content.
     """
     try:
         with path.open("rb") as file:
@@ -55,7 +55,7 @@ def read_keys(path: Path, setting: str) -> tuple[str, ...]:
 
 
 def signature(path: Path) -> Signature | None:
-    """What changes when a file is written or replaced; None where it cannot be seen."""
+    """A value that changes when a file is written or replaced; None: the file cannot be read."""
     try:
         status = path.stat()
     except OSError:

@@ -1,14 +1,15 @@
-"""Admin routes: what operators do to all replicas: swap bundles, hide items. No logic."""
+"""Answers the admin routes, which swap bundles and hide items on all replicas."""
 
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api import request_models, response_models
-from service.api.fast_router import BODY_PROBLEMS, KEY_PROBLEMS, Route, Services, add_routes, admit, item_id_of
+from service.api.dependencies import Services, admit, item_id_of
 from service.api.openapi import operation, path_parameter
 from service.api.rendering import json_response
 from service.api.request_body import has_body, read_json, shown, validate
+from service.api.routing import BODY_PROBLEMS, KEY_PROBLEMS, Operation, add_operations
 from service.errors import UnknownItem
 
 _AVAILABILITY = operation(
@@ -16,22 +17,22 @@ _AVAILABILITY = operation(
 )
 _ROLLBACK = operation(body=request_models.RollbackRequest, body_is_needed=False)
 
-_TABLE = (
-    Route(
+_OPERATIONS = (
+    Operation(
         "PUT", "/items/{item_id}/availability", "set_availability", "admin", None, (404, *BODY_PROBLEMS), _AVAILABILITY
     ),
-    Route("POST", "/bundle/reload", "reload", "admin", response_models.SwapAnswer, (409, *KEY_PROBLEMS)),
-    Route(
+    Operation("POST", "/bundle/reload", "reload", "admin", response_models.SwapAnswer, (409, *KEY_PROBLEMS)),
+    Operation(
         "POST", "/bundle/rollback", "roll_back", "admin", response_models.SwapAnswer, (409, *BODY_PROBLEMS), _ROLLBACK
     ),
 )
 
 
 class AdminRoutes:
-    """The handlers.
+    """Handlers.
 
     Args:
-        services: what they work with.
+        services: used by the handlers.
     """
 
     def __init__(self, services: Services) -> None:
@@ -39,7 +40,7 @@ class AdminRoutes:
 
     def register(self, app: FastAPI) -> None:
         """Add all routes with their documentation."""
-        add_routes(app, self, _TABLE)
+        add_operations(app, self, _OPERATIONS)
 
     async def set_availability(self, request: Request) -> Response:
         """Hide an item from every answer of every replica, or show it again."""
@@ -47,11 +48,11 @@ class AdminRoutes:
         self._services.current.admit()
         body = await read_json(request, self._services.body_limit)
         available = validate(request_models.AvailabilityRequest, body).available
-        bundle, directives = self._services.current.get(), self._services.directives
+        bundle, operator_state = self._services.current.get(), self._services.operator_state
         item_id = item_id_of(request)
-        if item_id not in bundle.ids and not (available and item_id in directives.hidden):
+        if item_id not in bundle.ids and not (available and item_id in operator_state.hidden):
             raise UnknownItem(f"item_id must be in bundle {bundle.id}; received {shown(item_id)}")
-        await directives.set_available(item_id, available)
+        await operator_state.set_available(item_id, available)
         self._services.log.info("availability set", item_id=item_id, available=available)
         return Response(status_code=204)
 
@@ -70,4 +71,4 @@ class AdminRoutes:
 
     def _swapped(self, swapped: bool) -> Response:
         bundle = self._services.current.get()
-        return json_response({"bundle": bundle.id, "swapped": swapped, "pin": self._services.directives.pin})
+        return json_response({"bundle": bundle.id, "swapped": swapped, "pin": self._services.operator_state.pin})

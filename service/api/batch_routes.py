@@ -1,4 +1,4 @@
-"""The batch route: many recommendations in one request, each with an answer or a problem of its own. No logic."""
+"""Answers up to 256 recommendations in one request, each with a response or a problem of its own."""
 
 import asyncio
 from typing import Any
@@ -10,21 +10,22 @@ from starlette.responses import Response
 
 from index.bundle.bundle import Bundle
 from service.api import request_models, response_models
-from service.api.fast_router import BODY_PROBLEMS, Route, Services, add_routes, admit_to_data
+from service.api.dependencies import Services, admit_to_data
 from service.api.openapi import operation
-from service.api.rendering import json_response
+from service.api.queries import check_fields, recommend_query
+from service.api.rendering import json_response, response_body
 from service.api.request_body import read_json, validate
-from service.api.request_rules import answer_body, check_fields, recommend_query
+from service.api.routing import BODY_PROBLEMS, Operation, add_operations
 from service.http.problems import ANSWERED_ERRORS, INTERNAL, error_body, problem_body
 from service.recommend.batch_histories import BatchHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
 
-# Members at work at the same time: enough to fill a batch of the engine, few enough that others get their turn.
-_AT_ONCE = 8
+# Members in progress at the same time: enough to fill a batch of the engine, few enough to let other requests in.
+_CONCURRENT = 8
 _BATCH = operation(body=request_models.BatchRequest)
-_TABLE = (
-    Route(
+_OPERATIONS = (
+    Operation(
         "POST", "/recommend/batch", "recommend_batch", "recommend", response_models.BatchAnswer, BODY_PROBLEMS, _BATCH
     ),
 )
@@ -33,10 +34,10 @@ _Checked = request_models.RecommendRequest | Exception
 
 
 class BatchRoutes:
-    """The handler.
+    """Handler of the batch route.
 
     Args:
-        services: what it works with.
+        services: used by the handler.
     """
 
     def __init__(self, services: Services) -> None:
@@ -44,7 +45,7 @@ class BatchRoutes:
 
     def register(self, app: FastAPI) -> None:
         """Add the route with its documentation."""
-        add_routes(app, self, _TABLE)
+        add_operations(app, self, _OPERATIONS)
 
     async def recommend_batch(self, request: Request) -> Response:
         """Recommend for up to 256 requests at once, all from one bundle; a bad one gets its own problem."""
@@ -55,7 +56,7 @@ class BatchRoutes:
         members = [_checked(bundle, member) for member in batch.requests]
         trace.lap("parse")
         histories = BatchHistories(self._services.histories, _users(bundle, members))
-        recommender, gate = self._services.recommender.reading(histories), asyncio.Semaphore(_AT_ONCE)
+        recommender, gate = self._services.recommender.reading(histories), asyncio.Semaphore(_CONCURRENT)
         try:
             answers = await asyncio.gather(
                 *(self._answer(bundle, member, recommender, gate, trace) for member in members)
@@ -69,13 +70,13 @@ class BatchRoutes:
     async def _answer(
         self, bundle: Bundle, member: _Checked, recommender: Recommender, gate: asyncio.Semaphore, trace: Trace
     ) -> orjson.Fragment:
-        """The answer to one member, or its problem, as JSON; whatever fails in here ends no other member."""
+        """The response to one member, or its problem, as JSON; a failure ends no other member."""
         async with gate:
             try:
                 body = await self._recommended(bundle, member, recommender, trace)
             except ANSWERED_ERRORS as error:
                 body = {"problem": error_body(error, request_id=trace.request_id)}
-            except Exception:  # as in the envelope: logged, and this member gets a problem
+            except Exception:  # unexpected: logged, and this member gets a problem
                 self._services.log.exception("failed", request_id=trace.request_id)
                 detail = f"the log has the reason under request_id {trace.request_id}"
                 body = {"problem": problem_body(INTERNAL, detail, request_id=trace.request_id)}
@@ -89,21 +90,21 @@ class BatchRoutes:
         if isinstance(member, Exception):
             raise member
         answer = await recommender.recommend(bundle, recommend_query(bundle, member), trace)
-        return answer_body(self._services, bundle, member, answer, trace, wanted="sequence")
+        return response_body(self._services, bundle, member, answer, trace, wanted="sequence")
 
 
 def _checked(bundle: Bundle, member: Any) -> _Checked:  # noqa: ANN401 - any JSON value
-    """A member held to the rules, or how it breaks them, or what failed in here; it ends no other member."""
+    """A validated member, or the error of its validation; it ends no other member."""
     try:
-        wish = validate(request_models.RecommendRequest, member)
-        check_fields(bundle, wish.fields)
-    except Exception as error:  # noqa: BLE001 - raised again where this member is answered, and logged there
+        params = validate(request_models.RecommendRequest, member)
+        check_fields(bundle, params.fields)
+    except Exception as error:  # noqa: BLE001 - raised again and logged where this member is answered
         return error
-    return wish
+    return params
 
 
 def _users(bundle: Bundle, members: list[_Checked]) -> list[str]:
-    """Whose stored histories count."""
+    """The users whose stored histories are read."""
     queries = (
         recommend_query(bundle, member) for member in members if isinstance(member, request_models.RecommendRequest)
     )

@@ -1,4 +1,4 @@
-"""Routes of the catalogue: its items, page by page or one by one, and their pictures. No logic."""
+"""Answers the routes of the catalogue: pages of items, one item, and its picture."""
 
 from collections.abc import Container
 from functools import partial
@@ -13,30 +13,31 @@ from index.filters.text_search import TextPage
 from index.items.thumbnails import MEDIA_TYPE
 from service.api import request_models, response_models
 from service.api.cursors import Cursor, next_cursor
-from service.api.fast_router import KEY_PROBLEMS, Route, Services, add_routes, admit_to_data, item_id_of
+from service.api.dependencies import Services, admit_to_data, item_id_of
 from service.api.openapi import operation, path_parameter, query_parameters
 from service.api.rendering import items_of, json_response
 from service.api.request_body import shown, validate
+from service.api.routing import KEY_PROBLEMS, Operation, add_operations
 from service.errors import NoPicture, UnknownItem
 from service.http.entity_tags import entity_tag, none_match
 
-# A picture of an item changes with a bundle; who may see it is for the key of the request, so no shared cache keeps it.
+# A picture changes with the bundle. The key of a request decides who may see it, so no shared cache may keep it.
 _CACHED = "private, max-age=3600"
 _ITEM = operation(parameters=[path_parameter("item_id", "Percent-encoded, a slash too.")])
 _PAGE = operation(parameters=query_parameters(request_models.ItemsQuery))
 
-_TABLE = (
-    Route("GET", "/items", "items", "catalogue", response_models.ItemsAnswer, (410, *KEY_PROBLEMS), _PAGE),
-    Route("GET", "/items/{item_id}", "item", "catalogue", response_models.ItemAnswer, (404, *KEY_PROBLEMS), _ITEM),
-    Route("GET", "/items/{item_id}/image", "image", "catalogue", None, (404, *KEY_PROBLEMS), _ITEM, MEDIA_TYPE),
+_OPERATIONS = (
+    Operation("GET", "/items", "items", "catalogue", response_models.ItemsAnswer, (410, *KEY_PROBLEMS), _PAGE),
+    Operation("GET", "/items/{item_id}", "item", "catalogue", response_models.ItemAnswer, (404, *KEY_PROBLEMS), _ITEM),
+    Operation("GET", "/items/{item_id}/image", "image", "catalogue", None, (404, *KEY_PROBLEMS), _ITEM, MEDIA_TYPE),
 )
 
 
 class CatalogueRoutes:
-    """The handlers; every one reads the current bundle once.
+    """Handlers; each reads the active bundle once.
 
     Args:
-        services: what they work with.
+        services: used by the handlers.
     """
 
     def __init__(self, services: Services) -> None:
@@ -44,7 +45,7 @@ class CatalogueRoutes:
 
     def register(self, app: FastAPI) -> None:
         """Add all routes with their documentation."""
-        add_routes(app, self, _TABLE)
+        add_operations(app, self, _OPERATIONS)
 
     async def items(self, request: Request) -> Response:
         """Browse the catalogue, page by page, in its own order, or look for a text in it."""
@@ -53,7 +54,7 @@ class CatalogueRoutes:
         bundle = self._services.current.get()
         Cursor.read(page.cursor).check(bundle.id, page.q)
         trace.lap("parse")
-        content = await self._services.slow_lane.run(partial(_page, bundle, page, self._services.directives.hidden))
+        content = await self._services.executor.run(partial(_page, bundle, page, self._services.operator_state.hidden))
         trace.lap("browse")
         return Response(content, media_type="application/json")
 
@@ -61,7 +62,7 @@ class CatalogueRoutes:
         """One item of the current bundle."""
         admit_to_data(request, self._services)
         bundle = self._services.current.get()
-        return json_response(items_of(bundle, [_row(bundle, request)], self._services.directives.hidden)[0])
+        return json_response(items_of(bundle, [_row(bundle, request)], self._services.operator_state.hidden)[0])
 
     async def image(self, request: Request) -> Response:
         """A small picture of an item, at most 256 pixels a side."""
@@ -78,8 +79,8 @@ class CatalogueRoutes:
 
 
 def _page(bundle: Bundle, page: request_models.ItemsQuery, hidden: Container[str]) -> bytes:
-    """The JSON of one page; in another thread than that which hides items, but one look at a set is one step."""
-    start = Cursor.read(page.cursor).place
+    """The JSON of one page. It runs beside the thread that hides items; a look-up in a set is atomic."""
+    start = Cursor.read(page.cursor).position
     if page.q is None:
         end = min(start + page.limit, len(bundle))
         found = TextPage(list(range(start, end)), end if end < len(bundle) else None)

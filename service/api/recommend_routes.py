@@ -1,4 +1,4 @@
-"""Routes of recommendations, of the bundle and of operations: from wire types to the recommender and back. No logic."""
+"""Answers the routes of recommendations, of the active bundle and of health and metrics."""
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -6,11 +6,12 @@ from starlette.responses import Response
 
 from index.bundle.bundle import Bundle
 from service.api import request_models, response_models
-from service.api.fast_router import BODY_PROBLEMS, Route, Services, add_routes, admit_to_data
+from service.api.dependencies import Services, admit_to_data
 from service.api.openapi import operation
-from service.api.rendering import age_s, json_response, report_of
+from service.api.queries import check_fields, recommend_query, similar_query
+from service.api.rendering import age_s, json_response, report_of, response_body
 from service.api.request_body import read_json, validate
-from service.api.request_rules import answer_body, check_fields, recommend_query, similar_query
+from service.api.routing import BODY_PROBLEMS, NamedRoute, Operation, add_operations
 from service.errors import NotReady
 from service.recommend.query import Answer, Strategy
 from service.request_trace import Trace
@@ -19,20 +20,24 @@ from service.telemetry.metrics import CONTENT_TYPE
 _RECOMMEND = operation(body=request_models.RecommendRequest)
 _SIMILAR = operation(body=request_models.SimilarRequest)
 
-_TABLE = (
-    Route("POST", "/recommend", "recommend", "recommend", response_models.RecommendAnswer, BODY_PROBLEMS, _RECOMMEND),
-    Route("POST", "/similar", "similar", "recommend", response_models.RecommendAnswer, (404, *BODY_PROBLEMS), _SIMILAR),
-    Route("GET", "/bundle", "bundle", "catalogue", response_models.BundleAnswer),
-    Route("GET", "/livez", "live", "operations", response_models.Health, ()),
-    Route("GET", "/readyz", "ready", "operations", response_models.Health, (503,)),
+_OPERATIONS = (
+    Operation(
+        "POST", "/recommend", "recommend", "recommend", response_models.RecommendAnswer, BODY_PROBLEMS, _RECOMMEND
+    ),
+    Operation(
+        "POST", "/similar", "similar", "recommend", response_models.RecommendAnswer, (404, *BODY_PROBLEMS), _SIMILAR
+    ),
+    Operation("GET", "/bundle", "bundle", "catalogue", response_models.BundleAnswer),
+    Operation("GET", "/livez", "live", "operations", response_models.Health, ()),
+    Operation("GET", "/readyz", "ready", "operations", response_models.Health, (503,)),
 )
 
 
-class Routes:
-    """The handlers; every one reads the current bundle at most once.
+class RecommendRoutes:
+    """Handlers; each reads the active bundle at most once.
 
     Args:
-        services: what they work with.
+        services: used by the handlers.
     """
 
     def __init__(self, services: Services) -> None:
@@ -40,29 +45,29 @@ class Routes:
 
     def register(self, app: FastAPI) -> None:
         """Add all routes with their documentation."""
-        add_routes(app, self, _TABLE)
-        app.add_api_route("/metrics", self.metrics, methods=["GET"], include_in_schema=False)
+        add_operations(app, self, _OPERATIONS)
+        app.router.routes.append(NamedRoute("/metrics", self.metrics))
 
     async def recommend(self, request: Request) -> Response:
         """Recommend items to a user, or for a list of items, oldest first."""
         trace = admit_to_data(request, self._services)
-        wish = validate(request_models.RecommendRequest, await read_json(request, self._services.body_limit))
+        params = validate(request_models.RecommendRequest, await read_json(request, self._services.body_limit))
         bundle = self._services.current.get()
-        check_fields(bundle, wish.fields)
+        check_fields(bundle, params.fields)
         trace.lap("parse")
-        answer = await self._services.recommender.recommend(bundle, recommend_query(bundle, wish), trace)
-        return self._recommended(bundle, wish, answer, trace, wanted="sequence")
+        answer = await self._services.recommender.recommend(bundle, recommend_query(bundle, params), trace)
+        return self._recommended(bundle, params, answer, trace, wanted="sequence")
 
     async def similar(self, request: Request) -> Response:
         """Find the neighbours of an item, or of several; the order of the items has no part in it."""
         trace = admit_to_data(request, self._services)
-        wish = validate(request_models.SimilarRequest, await read_json(request, self._services.body_limit))
+        params = validate(request_models.SimilarRequest, await read_json(request, self._services.body_limit))
         bundle = self._services.current.get()
-        check_fields(bundle, wish.fields)
-        query = similar_query(bundle, wish)
+        check_fields(bundle, params.fields)
+        query = similar_query(bundle, params)
         trace.lap("parse")
         answer = await self._services.recommender.similar(bundle, query, trace)
-        return self._recommended(bundle, wish, answer, trace, wanted="similar")
+        return self._recommended(bundle, params, answer, trace, wanted="similar")
 
     async def bundle(self, request: Request) -> Response:
         """What answers now: manifest, report and age of the bundle; and what this replica does about others."""
@@ -94,8 +99,8 @@ class Routes:
         if not self._services.batcher.alive:
             raise NotReady("the engine's threads keep dying; start this process again")
         redis = "up" if await self._services.histories.alive() else "down"
-        troubles = self._services.redis_troubles.now
-        more = {"redis_troubles": troubles} if troubles else {}
+        errors = self._services.redis_errors.now
+        more = {"redis_troubles": errors} if errors else {}
         return json_response({"status": "ready", "bundle": bundle.id, "redis": redis, **more})
 
     async def metrics(self, request: Request) -> Response:
@@ -104,8 +109,8 @@ class Routes:
         return Response(await self._services.metrics_page.content(), media_type=CONTENT_TYPE)
 
     def _recommended(
-        self, bundle: Bundle, wish: request_models.Wish, answer: Answer, trace: Trace, *, wanted: Strategy
+        self, bundle: Bundle, params: request_models.RetrievalRequest, answer: Answer, trace: Trace, *, wanted: Strategy
     ) -> Response:
-        response = json_response(answer_body(self._services, bundle, wish, answer, trace, wanted=wanted))
+        response = json_response(response_body(self._services, bundle, params, answer, trace, wanted=wanted))
         trace.lap("write")
         return response

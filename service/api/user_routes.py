@@ -1,4 +1,4 @@
-"""Routes of users: what they did, what is kept of them, and its erasure. No logic."""
+"""Answers the routes of users: stores events, shows histories and profiles, erases users."""
 
 from functools import partial
 from time import time
@@ -12,11 +12,12 @@ from starlette.responses import Response
 from index.bundle.bundle import Bundle
 from index.errors import EncoderError
 from service.api import request_models, response_models
-from service.api.fast_router import BODY_PROBLEMS, Route, Services, add_routes, admit_to_data
+from service.api.dependencies import Services, admit_to_data
 from service.api.openapi import operation, path_parameter
 from service.api.rendering import json_response, samples_of
 from service.api.request_body import read_json, shown, validate
-from service.errors import RuleBroken, Violation
+from service.api.routing import BODY_PROBLEMS, Operation, add_operations
+from service.errors import RuleBroken, RuleViolation
 from service.recommend.modality_profile import Profile, profile_of
 from service.request_trace import Trace
 from service.stores.protocols import Event
@@ -26,20 +27,20 @@ _SAMPLES = 12
 _EVENTS = operation(body=(request_models.EventRequest, request_models.EventsRequest))
 _USER = operation(parameters=[path_parameter("user_id", "Percent-encoded, a slash too.")])
 
-_TABLE = (
-    Route("POST", "/events", "store_events", "users", response_models.StoredAnswer, BODY_PROBLEMS, _EVENTS),
-    Route("GET", "/users/{user_id}/history", "history", "users", response_models.HistoryAnswer, extra=_USER),
-    Route("GET", "/users/{user_id}/profile", "profile", "users", response_models.ProfileAnswer, extra=_USER),
-    Route("GET", "/users/samples", "samples", "users", response_models.SamplesAnswer),
-    Route("DELETE", "/users/{user_id}", "erase_user", "users", None, extra=_USER),
+_OPERATIONS = (
+    Operation("POST", "/events", "store_events", "users", response_models.StoredAnswer, BODY_PROBLEMS, _EVENTS),
+    Operation("GET", "/users/{user_id}/history", "history", "users", response_models.HistoryAnswer, extra=_USER),
+    Operation("GET", "/users/{user_id}/profile", "profile", "users", response_models.ProfileAnswer, extra=_USER),
+    Operation("GET", "/users/samples", "samples", "users", response_models.SamplesAnswer),
+    Operation("DELETE", "/users/{user_id}", "erase_user", "users", None, extra=_USER),
 )
 
 
 class UserRoutes:
-    """The handlers.
+    """Handlers.
 
     Args:
-        services: what they work with.
+        services: used by the handlers.
     """
 
     def __init__(self, services: Services) -> None:
@@ -47,12 +48,12 @@ class UserRoutes:
 
     def register(self, app: FastAPI) -> None:
         """Add all routes with their documentation."""
-        add_routes(app, self, _TABLE)
+        add_operations(app, self, _OPERATIONS)
 
     async def store_events(self, request: Request) -> Response:
-        """Store one event, or up to 1000, all or none; what is answered as stored is in Redis.
+        """Store one event, or up to 1000, all or none; an event that is answered as stored is in Redis.
 
-        Events of users without consent are held to the same rules, counted, and not kept in any form.
+        Events of users without consent are validated and counted, and not stored.
         """
         trace = admit_to_data(request, self._services)
         body = await read_json(request, self._services.body_limit)
@@ -62,8 +63,8 @@ class UserRoutes:
             received = [validate(request_models.EventRequest, body)]
         trace.lap("parse")
         now = time()
-        unsaid = not self._services.require_consent
-        events = [_event(event, now) for event in received if (unsaid if event.consent is None else event.consent)]
+        by_default = not self._services.require_consent
+        events = [_event(event, now) for event in received if (by_default if event.consent is None else event.consent)]
         stored = await self._services.histories.append(events) if events else 0
         trace.lap("store")
         duplicates, refused = len(events) - stored, len(received) - len(events)
@@ -71,7 +72,7 @@ class UserRoutes:
         return json_response({"stored": stored, "duplicates": duplicates, "without_consent": refused})
 
     async def history(self, request: Request) -> Response:
-        """The kept history of a user, newest last."""
+        """The stored history of a user, newest last."""
         trace = admit_to_data(request, self._services)
         user_id = _user_id(request)
         entries = await self._services.histories.entries(user_id)
@@ -80,7 +81,7 @@ class UserRoutes:
         return json_response({"user_id": user_id, "items": steps})
 
     async def profile(self, request: Request) -> Response:
-        """How visual, how textual: share per slot of what the user really took next."""
+        """How visual and how textual a user is: share per slot, by the items that followed in the history."""
         trace = admit_to_data(request, self._services)
         user_id = _user_id(request)
         item_ids = await self._services.histories.recent(user_id)
@@ -95,27 +96,27 @@ class UserRoutes:
     async def _profile(self, bundle: Bundle, item_ids: list[str], trace: Trace) -> Profile:
         work = partial(profile_of, bundle, item_ids)
         try:
-            return work() if self._services.one_thread else await self._services.slow_lane.run(work)
+            return work() if self._services.one_thread else await self._services.executor.run(work)
         except EncoderError as error:
-            trouble = str(error)
-        self._services.log.error("encoder failed", request_id=trace.request_id, reason=trouble)
+            reason = str(error)
+        self._services.log.error("encoder failed", request_id=trace.request_id, reason=reason)
         return Profile(0, None)
 
     async def samples(self, request: Request) -> Response:
-        """A few held-out histories of users without a name, and what they really took next."""
+        """A few held-out histories of anonymous users, each with the item that followed."""
         admit_to_data(request, self._services)
         bundle = self._services.current.get()
         return json_response({"bundle": bundle.id, "samples": samples_of(bundle, _SAMPLES)})
 
     async def erase_user(self, request: Request) -> Response:
-        """Erase all that is kept of a user; one that was never seen is no error."""
+        """Erase all data of a user; an unknown user is no error."""
         trace = admit_to_data(request, self._services)
         user_id = _user_id(request)
         try:
             await self._services.histories.erase(user_id)
-            await self._services.directives.announce_erasure()
+            await self._services.operator_state.announce_erasure()
         finally:
-            # After the store: a history that was read before it was erased is then forgotten, or not taken any more.
+            # After the store: a history that was read before the erasure is dropped too, and none is added any more.
             self._services.recent.clear()
         trace.lap("erase")
         return Response(status_code=204)
@@ -133,10 +134,10 @@ def _event(event: request_models.EventRequest, now: float) -> Event:
 
 
 def _user_id(request: Request) -> str:
-    """The user id in the path, held to the rule for ids."""
+    """The validated user id in the path."""
     sent: str = request.path_params["user_id"]
     try:
         return _USER_ADAPTER.validate_python(unquote(sent, errors="strict"))
     except (UnicodeDecodeError, ValidationError):
         rule = "must be 1 to 256 bytes of percent-encoded UTF-8 without control characters"
-        raise RuleBroken([Violation("user_id", shown(sent), rule)]) from None
+        raise RuleBroken([RuleViolation("user_id", shown(sent), rule)]) from None

@@ -1,7 +1,6 @@
-"""RequestMiddleware: what every answer gets whatever happens inside: request id, timing, headers, metrics, a log
-line.
-"""
+"""Gives every response its request id, timing, security headers, metrics, log line and span."""
 
+from time import perf_counter
 from typing import Literal
 from urllib.parse import quote
 
@@ -9,37 +8,36 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
-from service.http.body_budget import BODIES, BodyBudget
+from service.http.body_budget import BodyBudget
 from service.http.problems import CROWDED, internal_problem, problem_response
-from service.http.protocol import BEGAN, HURRY, REFUSAL
-from service.http.security_headers import added_to
+from service.http.request_context import CONTEXT, RequestContext, context_of
+from service.http.security_headers import missing_headers
 from service.request_trace import Trace, request_id_from
 from service.telemetry.logs import REQUEST_ID
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import SpanRecorder
 
-TRACE = "vlm2rec.trace"
 UNMATCHED = "unmatched"
 _CLIENT_LEFT = 499
 AccessLog = Literal["all", "errors", "off"]
 _LOGGED_FROM: dict[AccessLog, int] = {"all": 0, "errors": 400, "off": 1000}
-_LEFT = "the handler is closed"  # uvloop's words for writing to a client that has reset its connection
+_LEFT = "the handler is closed"  # uvloop's message when the client has reset its connection
 
 
 class RequestMiddleware:
     """ASGI middleware around the whole application.
 
-    A path is routed as it was sent, still percent-encoded, so that ids with a slash can be part of it; the routes
-    decode their parameters themselves.
+    Paths are routed as they were sent, still percent-encoded, so that an id may have a slash; the routes decode their
+    parameters.
 
     Args:
-        app: what it wraps.
-        metrics: counts every answer.
-        log: writes a line for every answer.
-        bodies: what the bodies that are still arriving may take.
-        retry_after_s: seconds, sent with refusals for want of room.
-        access_log: for which answers a line: all, those of status 400 and above (``errors``), or none (``off``).
-        spans: makes a span for every answer; None: none are wanted.
+        app: the application inside.
+        metrics: counts every response.
+        log: writes a line for every response.
+        bodies: budget of the bodies that are still arriving.
+        retry_after_s: seconds, sent with refusals for lack of a slot.
+        access_log: which responses get a line: all, those of status 400 and above (``errors``), or none (``off``).
+        spans: makes a span for every response; None: no spans.
     """
 
     def __init__(
@@ -66,9 +64,13 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        trace = Trace(request_id_from(_header(scope, b"x-request-id")), hurry=HURRY in scope, began=scope.get(BEGAN))
-        scope[TRACE] = trace
-        scope[BODIES] = self._bodies
+        if CONTEXT not in scope:  # the server is not `service.http.protocol`
+            scope[CONTEXT] = RequestContext(perf_counter())
+        context = context_of(scope)
+        trace = Trace(
+            request_id_from(_header(scope, b"x-request-id")), overloaded=context.overloaded, began=context.began
+        )
+        context.trace, context.bodies = trace, self._bodies
         REQUEST_ID.set(trace.request_id)
         scope["path"] = scope.get("raw_path", quote(scope["path"]).encode()).decode("ascii", "replace")
         status, ended = 0, False
@@ -81,7 +83,7 @@ class RequestMiddleware:
                 sent = message.get("headers", [])
                 message["headers"] = [
                     *sent,
-                    *added_to(sent),
+                    *missing_headers(sent),
                     (b"x-request-id", trace.request_id.encode()),
                     (b"server-timing", trace.server_timing().encode()),
                 ]
@@ -95,26 +97,26 @@ class RequestMiddleware:
         try:
             await self._answer(scope, receive, send_with_headers)
         except ClientDisconnect:
-            pass  # nobody is left to answer
-        except Exception as error:  # the last resort: logged here, and the client gets a problem
+            pass  # the client has left
+        except Exception as error:  # unexpected: logged, and the client gets a problem
             self._log.error("failed", request_id=trace.request_id, exc_info=error)
             if status and not ended:
-                raise  # half an answer is out; closing the connection is all that is left
+                raise  # part of the response is sent: uvicorn closes the connection
             if not status:
                 await internal_problem(trace.request_id)(scope, receive, send_with_headers)
         finally:
             self._report(scope, trace, status)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application answer, unless the connection said that this request may not come so far."""
-        refusal = scope.get(REFUSAL)
-        if refusal is None:
+        """Ask the application, unless the connection has refused the request."""
+        context = context_of(scope)
+        if context.refusal is None:
             await self._app(scope, receive, send)
             return
-        kind, detail = refusal
+        kind, detail = context.refusal
         headers = {"Retry-After": self._retry_after} if kind is CROWDED else None
-        request_id = trace_of(scope).request_id
-        await problem_response(kind, detail, request_id=request_id, headers=headers)(scope, receive, send)
+        response = problem_response(kind, detail, request_id=context.trace.request_id, headers=headers)
+        await response(scope, receive, send)
 
     def _report(self, scope: Scope, trace: Trace, status: int) -> None:
         route = getattr(scope.get("route"), "path_format", UNMATCHED)
@@ -132,12 +134,6 @@ class RequestMiddleware:
                 status=status,
                 ms=round(elapsed_ms, 3),
             )
-
-
-def trace_of(scope: Scope) -> Trace:
-    """The trace of the request; the envelope put it there."""
-    trace: Trace = scope[TRACE]
-    return trace
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from index.bundle.bundle import Bundle
 from index.errors import EncoderError
 from index.search.row_mask import RowMask
-from service.errors import HistoriesUnavailable, RuleBroken, Violation
+from service.errors import HistoriesUnavailable, RuleBroken, RuleViolation
 from service.recommend.diversity import maximal_marginal_relevance, stages_of
 from service.recommend.engine import Engine, SearchJob, SearchResult
 from service.recommend.hidden_items import HiddenItems
@@ -89,7 +89,7 @@ class Recommender:
         """What is like the given items, whatever their order; raises as :meth:`recommend`."""
         asked = _Asked.of(bundle, query, [], await self._allowed(bundle, query), liked=len(query.items))
         watch.lap("filter")
-        return await self._first_that_finds(asked, ("similar",), "overload" if watch.hurry else None, watch)
+        return await self._first_that_finds(asked, ("similar",), "overload" if watch.overloaded else None, watch)
 
     async def _allowed(self, bundle: Bundle, query: Query) -> RowMask | None:
         """The rows that may be answered; a pass of a new filter over many items is made in a thread, beside others."""
@@ -103,7 +103,7 @@ class Recommender:
         return await asyncio.to_thread(bundle.allowed, query.filter, mask)
 
     async def _stored(self, query: Query, watch: Stopwatch) -> tuple[list[str], Degraded | None]:
-        if watch.hurry:
+        if watch.overloaded:
             return [], "overload"
         if query.user_id is None:
             return [], None
@@ -123,7 +123,7 @@ class Recommender:
         trouble = None
         for strategy in strategies:
             left_s = _left_s(asked.query, watch)
-            if watch.hurry or left_s == 0:
+            if watch.overloaded or left_s == 0:
                 degraded = degraded or "deadline"
                 break
             lookup = asked.lookup(strategy, watch)
@@ -321,7 +321,7 @@ def _left_s(query: Query, watch: Stopwatch) -> float | None:
 def _refuse_unknown(query: Query, unknown: dict[str, None]) -> None:
     rule = "must be in the bundle, as unknown_items is error"
     refused: Iterator[str] = (item_id for item_id, _ in query.items if item_id in unknown)
-    violations = [Violation("items", f'"{item_id}"', rule) for item_id in refused]
+    violations = [RuleViolation("items", f'"{item_id}"', rule) for item_id in refused]
     if violations:
         raise RuleBroken(violations)
 
@@ -333,8 +333,8 @@ def _slot_weights(bundle: Bundle, query: Query) -> NDArray[np.float32] | None:
     for name, weight in query.slot_weights.items():
         if name not in bundle.layout.names:
             rule = f"must be one of the slots {', '.join(bundle.layout.names)}"
-            raise RuleBroken([Violation(f"slot_weights.{name[:60]}", str(weight), rule)])
+            raise RuleBroken([RuleViolation(f"slot_weights.{name[:60]}", str(weight), rule)])
     weights = bundle.layout.weights(query.slot_weights)
     if not weights.any():
-        raise RuleBroken([Violation("slot_weights", str(dict(query.slot_weights)), "must not all be 0")])
+        raise RuleBroken([RuleViolation("slot_weights", str(dict(query.slot_weights)), "must not all be 0")])
     return weights

@@ -1,4 +1,4 @@
-"""What the server process sets around the application: open files, proxies to believe, the bound on connections."""
+"""Limits of the server process: open files, trusted proxies, connections."""
 
 import json
 import resource

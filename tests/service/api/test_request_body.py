@@ -1,4 +1,4 @@
-"""From bytes to a value or a refusal that names field, value and rule."""
+"""A body becomes a validated value, or a refusal that names field, value and rule."""
 
 import asyncio
 from typing import Any
@@ -10,8 +10,8 @@ from service.api import request_body
 from service.api.request_body import read_json, shown, validate
 from service.api.request_models import EventsRequest, RecommendRequest, SimilarRequest
 from service.errors import BodiesFull, BodyTooLarge, MalformedBody, RequestLate, RuleBroken, UnsupportedBody
-from service.http.body_budget import BODIES, BodyBudget
-from service.http.protocol import LATE
+from service.http.body_budget import BodyBudget
+from service.http.request_context import CONTEXT, RequestContext
 
 
 def read(
@@ -35,9 +35,9 @@ def read(
 
     sent = {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
     raw = [(name.encode(), value.encode()) for name, value in sent.items() if value]
-    scope: dict[str, Any] = {"type": "http", "headers": raw, BODIES: budget or BodyBudget(1000)}
-    if late:
-        scope[LATE] = True
+    context = RequestContext(0.0, late=late)
+    context.bodies = budget or BodyBudget(1000)
+    scope: dict[str, Any] = {"type": "http", "headers": raw, CONTEXT: context}
     return asyncio.run(read_json(Request(scope, receive), limit))
 
 
@@ -303,7 +303,7 @@ def test_only_so_many_bodies_are_discarded_at_once() -> None:
 
 
 @pytest.mark.parametrize("parts", [(b"1",), (b"1", b"2"), (b"",)])
-def test_a_body_that_was_cut_short_by_the_clock_is_not_taken_for_whole(parts: tuple[bytes, ...]) -> None:
+def test_a_body_cut_short_by_the_time_limit_is_not_complete(parts: tuple[bytes, ...]) -> None:
     came = sum(map(len, parts))
     with pytest.raises(RequestLate, match=f"the body must arrive sooner; of 50 bytes {came} came in time"):
         read(*parts, late=True, content_length="50")

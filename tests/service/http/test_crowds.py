@@ -1,4 +1,4 @@
-"""More connections than there may be, at a real server: slow and idle ones give way, others are told to come back."""
+"""Beyond the bound on connections slow and idle ones are closed, and further ones are refused with Retry-After."""
 
 import json
 import time
@@ -46,11 +46,11 @@ def test_an_idle_connection_gives_way() -> None:
         assert all(client.is_closed() for client in idle)
 
 
-def test_whom_the_service_works_for_stays_and_one_more_is_told_to_come_back() -> None:
-    load = Admission(10_000)
-    with running(LIMITS, keep_alive_s=60, load=load) as server:
+def test_busy_connections_stay_and_one_more_is_refused_with_retry_after() -> None:
+    admission = Admission(10_000)
+    with running(LIMITS, keep_alive_s=60, admission=admission) as server:
         busy = [server.open(SLOW) for _ in range(LIMITS.connections)]
-        eventually(lambda: load.in_progress == LIMITS.connections)
+        eventually(lambda: admission.in_progress == LIMITS.connections)
         told_to_come_back(server.open(GET))
         told_to_come_back(server.open(post(b"1")))
         told_to_come_back(server.open(post(b" " * 90_000)))
@@ -62,10 +62,10 @@ def test_whom_the_service_works_for_stays_and_one_more_is_told_to_come_back() ->
 
 @pytest.mark.parametrize("path", [b"/livez", b"/readyz", b"/metrics"])
 def test_health_checks_are_answered_all_the_same(path: bytes) -> None:
-    load = Admission(10_000)
-    with running(LIMITS, load=load) as server:
+    admission = Admission(10_000)
+    with running(LIMITS, admission=admission) as server:
         busy = [server.open(SLOW) for _ in range(LIMITS.connections)]
-        eventually(lambda: load.in_progress == LIMITS.connections)
+        eventually(lambda: admission.in_progress == LIMITS.connections)
         checked = server.open(GET.replace(b"/", path, 1))
         status, headers, _ = checked.answer()
         assert (status, headers["connection"]) == (200, "close")
@@ -73,11 +73,11 @@ def test_health_checks_are_answered_all_the_same(path: bytes) -> None:
         assert [client.answer()[0] for client in busy] == [200] * LIMITS.connections
 
 
-def test_far_too_many_are_told_at_once() -> None:
-    load = Admission(10_000)
-    with running(replace(LIMITS, crowded_s=60), load=load) as server:  # nobody gives way
+def test_connections_far_beyond_the_bound_are_refused_at_once() -> None:
+    admission = Admission(10_000)
+    with running(replace(LIMITS, crowded_s=60), admission=admission) as server:  # nobody gives way
         busy = [server.open(SLOW) for _ in range(LIMITS.connections)]
-        eventually(lambda: load.in_progress == LIMITS.connections)
+        eventually(lambda: admission.in_progress == LIMITS.connections)
         waiting = [server.open() for _ in range(LIMITS.spare)]
         eventually(lambda: len(server.connections) == LIMITS.connections + LIMITS.spare)
         for _ in range(50):

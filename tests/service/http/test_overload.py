@@ -1,4 +1,4 @@
-"""Overload: half full, answers are cheap and say so; full, requests are turned away at once; health is always told."""
+"""Under overload requests get popular items or are refused at once, and health is always answered."""
 
 import json
 import time
@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from service.http.admission import Admission
 from service.http.connections import ConnectionLimits
-from service.http.protocol import HURRY
+from service.http.request_context import CONTEXT, RequestContext
 from tests.support.shops import OpenClient, eventually
 from tests.support.sockets import GET, Client, Running, post, running
 
@@ -18,62 +18,64 @@ READY = GET.replace(b"GET /", b"GET /readyz")
 LIMITS = ConnectionLimits(connections=64, request_s=10.0)
 
 
-def test_half_full_one_cheap_answer_is_let_in_for_ten_answers_given() -> None:
-    load = Admission(200)
-    assert all(load.enter(request) for request in range(100))
-    assert not load.is_high
-    assert [load.enter(request) for request in range(100, 170)] == [True] * 64 + [False] * 6  # saved while it was quiet
-    assert load.is_high
+def test_above_half_of_the_bound_one_request_in_ten_responses_is_admitted() -> None:
+    admission = Admission(200)
+    assert all(admission.enter(request) for request in range(100))
+    assert not admission.is_high
+    entered = [admission.enter(request) for request in range(100, 170)]
+    assert entered == [True] * 64 + [False] * 6  # by the credit of quiet times
+    assert admission.is_high
     for request in (*range(10), *range(10)):  # once is enough
-        load.leave(request)
-    assert (load.in_progress, [load.enter(request) for request in range(3)]) == (154, [True, False, False])
+        admission.leave(request)
+    assert (admission.in_progress, [admission.enter(request) for request in range(3)]) == (154, [True, False, False])
     for request in range(10, 66):
-        load.leave(request)
-    assert (load.in_progress, load.is_high, load.enter(300)) == (99, False, True)  # below half everybody is
+        admission.leave(request)
+    assert (admission.in_progress, admission.is_high) == (99, False)
+    assert admission.enter(300)  # below half of the bound every request is admitted
 
 
-def test_at_the_bound_nobody_is_let_in() -> None:
-    load = Admission(4)
-    assert [load.enter(request) for request in range(5)] == [True] * 4 + [False]
+def test_at_the_bound_no_request_is_admitted() -> None:
+    admission = Admission(4)
+    assert [admission.enter(request) for request in range(5)] == [True] * 4 + [False]
 
 
-def test_while_it_turns_away_and_is_late_it_lets_in_fewer_and_more_again_when_it_is_prompt() -> None:
+def test_the_limit_shrinks_while_the_loop_is_late_and_grows_when_it_is_prompt() -> None:
     def turned_away_and(late_s: float) -> int:
-        """How many were in progress when the first was turned away, then the beat."""
+        """How many were in progress when the first was refused; then adapts."""
         inside = []
-        while load.enter(request := object()):
+        while admission.enter(request := object()):
             inside.append(request)
         for request in inside:
-            load.leave(request)
-        load.adapt(late_s)
+            admission.leave(request)
+        admission.adapt(late_s)
         return len(inside)
 
-    load = Admission(400)
+    admission = Admission(400)
     counts = [turned_away_and(0.05) for _ in range(30)]
-    cheap = 64  # let in for cheap answers: what was saved while it was quiet
-    assert counts[0] == 200 + cheap
+    popular = 64  # admitted for popular items, by the credit of quiet times
+    assert counts[0] == 200 + popular
     assert counts[:6] == sorted(counts[:6], reverse=True)
     assert all(16 <= count <= 20 for count in counts[10:])  # few, but never none
     prompt = [turned_away_and(0.001) for _ in range(30)]
     assert prompt[:6] == sorted(prompt[:6])
-    assert 200 <= prompt[-1] <= 200 + cheap
+    assert 200 <= prompt[-1] <= 200 + popular
 
-    load = Admission(400)
-    load.adapt(5.0)  # late, but nobody was turned away: whoever swaps a bundle refuses nobody for it
-    assert turned_away_and(0.0) == 200 + cheap
+    admission = Admission(400)
+    admission.adapt(5.0)  # late, as in a swap of bundles, but no request was refused
+    assert turned_away_and(0.0) == 200 + popular
 
 
-def filled(server: Running, load: Admission) -> list[Client]:
+def filled(server: Running, admission: Admission) -> list[Client]:
     """As many clients as may be in progress, all of whom wait until the server is told to answer them."""
-    clients = [server.open(SLOW) for _ in range(load.bound)]
-    eventually(lambda: load.in_progress == load.bound)
+    clients = [server.open(SLOW) for _ in range(admission.bound)]
+    eventually(lambda: admission.in_progress == admission.bound)
     return clients
 
 
-def test_full_it_turns_away_at_once_and_takes_the_next_when_there_is_room() -> None:
-    load = Admission(3)
-    with running(LIMITS, load=load) as server:
-        busy = filled(server, load)
+def test_at_the_bound_requests_are_refused_at_once_until_one_ends() -> None:
+    admission = Admission(3)
+    with running(LIMITS, admission=admission) as server:
+        busy = filled(server, admission)
         client = server.open(GET.replace(b"host: x", b"host: x\r\nx-request-id: mine"))
         status, headers, body = client.answer()
         assert (status, headers["retry-after"], headers["content-type"]) == (429, "7", "application/problem+json")
@@ -86,7 +88,7 @@ def test_full_it_turns_away_at_once_and_takes_the_next_when_there_is_room() -> N
         eventually(lambda: server.drops == {"turned away: GET": 1, "turned away: POST": 1})
         server.released.set()
         assert [one.answer()[0] for one in busy] == [200] * 3
-        eventually(lambda: load.in_progress == 0)
+        eventually(lambda: admission.in_progress == 0)
         assert client.send(post(b"[1]")).answer()[2] == b"[1]"
 
 
@@ -102,13 +104,13 @@ def sent_slowly(server: Running, request: bytes) -> dict[str, str]:
 
 
 def test_the_time_of_a_refusal_counts_from_the_first_bytes_of_its_request() -> None:
-    load = Admission(2)
-    with running(LIMITS, load=load) as server:
-        busy = filled(server, load)
+    admission = Admission(2)
+    with running(LIMITS, admission=admission) as server:
+        busy = filled(server, admission)
         assert total_ms(sent_slowly(server, GET)) >= 99.0  # 429, written without the application
         server.released.set()
         assert [one.answer()[0] for one in busy] == [200, 200]
-        eventually(lambda: load.in_progress == 0)
+        eventually(lambda: admission.in_progress == 0)
         assert total_ms(sent_slowly(server, GET.replace(b"host: x\r\n", b""))) >= 99.0  # 400, by way of it
         assert total_ms(sent_slowly(server, b"GET / HTTP/1.1\r\nhost\n")) >= 99.0  # 400, written without it
         assert total_ms(sent_slowly(server, GET)) >= 99.0  # 200
@@ -120,10 +122,10 @@ def test_the_time_of_a_refusal_counts_from_the_first_bytes_of_its_request() -> N
         assert total_ms(headers) <= 1000.0 * (time.monotonic() - begun)  # the time between requests is nobody's
 
 
-def test_one_that_is_turned_away_gets_no_body_to_a_head() -> None:
-    load = Admission(2)
-    with running(LIMITS, load=load) as server:
-        filled(server, load)
+def test_a_refused_head_request_gets_no_body() -> None:
+    admission = Admission(2)
+    with running(LIMITS, admission=admission) as server:
+        filled(server, admission)
         client = server.open(GET.replace(b"GET", b"HEAD") + READY)
         head, _, rest = received(client, 2).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 429 ")
@@ -139,54 +141,55 @@ def received(client: Client, answers: int) -> bytes:
     return data
 
 
-def test_one_turned_away_may_send_the_rest_of_its_body_and_ask_again() -> None:
-    load = Admission(2)
-    with running(LIMITS, load=load) as server:
-        busy = filled(server, load)
+def test_a_refused_client_may_send_the_rest_of_its_body_and_retry() -> None:
+    admission = Admission(2)
+    with running(LIMITS, admission=admission) as server:
+        busy = filled(server, admission)
         client = server.open(post(b"[", length=5))
         assert client.answer()[0] == 429
         server.released.set()
         assert [one.answer()[0] for one in busy] == [200, 200]
-        eventually(lambda: load.in_progress == 0)
+        eventually(lambda: admission.in_progress == 0)
         client.send(b"1,2]")  # still of the body that nobody wanted
         assert client.send(post(b"[3]")).answer()[2] == b"[3]"
 
 
-def test_pipelined_requests_are_turned_away_in_their_order() -> None:
-    load = Admission(2)
-    with running(LIMITS, load=load) as server:
-        busy = filled(server, load)
+def test_pipelined_requests_are_refused_in_their_order() -> None:
+    admission = Admission(2)
+    with running(LIMITS, admission=admission) as server:
+        busy = filled(server, admission)
         client = server.open(GET + READY + GET)
         assert [client.answer()[0] for _ in range(3)] == [429, 200, 429]
         server.released.set()
         assert [one.answer()[0] for one in busy] == [200, 200]
 
 
-def test_one_that_wants_no_more_is_closed_after_it_was_turned_away() -> None:
-    load = Admission(2)
-    with running(LIMITS, load=load) as server:
-        filled(server, load)
+def test_a_connection_that_is_to_close_is_closed_after_the_refusal() -> None:
+    admission = Admission(2)
+    with running(LIMITS, admission=admission) as server:
+        filled(server, admission)
         client = server.open(GET.replace(b"host: x", b"host: x\r\nconnection: close"))
         status, headers, _ = client.answer()
         assert (status, headers["connection"]) == (429, "close")
         assert client.is_closed()
 
 
-def test_a_client_that_leaves_makes_room() -> None:
-    load = Admission(2)
-    with running(LIMITS, load=load) as server:
-        for client in filled(server, load):
+def test_a_client_that_leaves_frees_its_slot() -> None:
+    admission = Admission(2)
+    with running(LIMITS, admission=admission) as server:
+        for client in filled(server, admission):
             client.close()
         server.released.set()
-        eventually(lambda: load.in_progress == 0)
+        eventually(lambda: admission.in_progress == 0)
 
 
-def in_a_hurry(client: TestClient, ask: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+def answered_under_overload(client: TestClient, ask: tuple[str, dict[str, Any]]) -> dict[str, Any]:
     """An answer to a request that came when more than half of what may be was in progress."""
     app: Any = client.app
 
     async def marked(scope: Any, receive: Any, send: Any) -> None:
-        await app(scope if scope["type"] != "http" else scope | {HURRY: True}, receive, send)
+        context = {CONTEXT: RequestContext(time.perf_counter(), overloaded=True)}
+        await app(scope if scope["type"] != "http" else scope | context, receive, send)
 
     answer = TestClient(marked).post(ask[0], json=ask[1])
     assert answer.status_code == 200
@@ -194,7 +197,7 @@ def in_a_hurry(client: TestClient, ask: tuple[str, dict[str, Any]]) -> dict[str,
     return found
 
 
-def test_half_full_everybody_gets_what_is_popular(open_client: OpenClient, oracle: Any) -> None:
+def test_above_half_of_the_bound_every_response_is_popular_items(open_client: OpenClient, oracle: Any) -> None:
     with open_client() as client:
         asks: tuple[tuple[str, dict[str, Any]], ...] = (
             ("/recommend", ASK),
@@ -202,7 +205,7 @@ def test_half_full_everybody_gets_what_is_popular(open_client: OpenClient, oracl
             ("/recommend", {"user_id": "u", "k": 3}),
         )
         for ask in asks:
-            answer = in_a_hurry(client, ask)
+            answer = answered_under_overload(client, ask)
             assert (answer["strategy"], answer["degraded"]) == ("popular", "overload")
             wanted = [item for item, _ in oracle.popular(3, set(ask[1].get("items", ())))]
             assert [item["item_id"] for item in answer["items"]] == wanted

@@ -1,0 +1,139 @@
+"""Adds the routes of the API: plain Starlette routes that FastAPI documents."""
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.api.openapi import responses, tagged_responses
+
+KEY_PROBLEMS = (401, 403, 422, 429, 503)
+BODY_PROBLEMS = (400, 408, 413, 415, *KEY_PROBLEMS)
+
+
+class Operation(NamedTuple):
+    """One method of one path.
+
+    Attributes:
+        method: HTTP method.
+        path: template.
+        handler: name of the method that answers it.
+        tag: group in the documentation.
+        answer: model of the response; None: 204 without a body.
+        problems: statuses of its problems, besides those of every operation.
+        extra: parameters and body, from `service.api.openapi.operation`.
+        media_type: of a response that is not JSON; such a response may also be 304.
+    """
+
+    method: str
+    path: str
+    handler: str
+    tag: str
+    answer: type[BaseModel] | None
+    problems: tuple[int, ...] = KEY_PROBLEMS
+    extra: dict[str, Any] | None = None
+    media_type: str | None = None
+
+
+class NamedRoute(Route):
+    """A Starlette route that adds itself to the scope, for metrics and logs; FastAPI's router does not.
+
+    Attributes:
+        documented: the same route as FastAPI documents it; None: not in the OpenAPI document.
+    """
+
+    documented: APIRoute | None = None
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Whether the path and the method match, and what the scope gets."""
+        match, child_scope = super().matches(scope)
+        if match is not Match.NONE:
+            child_scope["route"] = self
+        return match, child_scope
+
+
+class ExactRoutes:
+    """ASGI middleware that finds routes without path parameters in a dict, before the framework searches all routes.
+
+    It calls the handler directly. Unknown paths, other methods and paths with parameters go on to the framework. It
+    saves 8 of the 18 µs of the event loop that the framework takes for such a request (docs/adr/0014).
+
+    Args:
+        app: the framework's layers inside.
+        routes: of the application.
+        errors: what `answer` turns into a response; further errors are raised.
+        answer: request and error → response, as the framework would answer.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        routes: Sequence[BaseRoute],
+        errors: tuple[type[Exception], ...],
+        answer: Callable[[Request, Exception], Awaitable[Response]],
+    ) -> None:
+        self._app = app
+        self._errors = errors
+        self._answer = answer
+        self._routes = {
+            (method, route.path): route
+            for route in routes
+            if isinstance(route, NamedRoute) and not route.param_convertors
+            for method in route.methods or ()
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        route = self._routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if route is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = route
+        request = Request(scope, receive)
+        try:
+            response = await route.endpoint(request)
+        except self._errors as error:
+            response = await self._answer(request, error)
+        await response(scope, receive, send)
+
+
+def add_operations(app: FastAPI, handlers: object, operations: Iterable[Operation]) -> None:
+    """Add a route for each operation, with its documentation.
+
+    Args:
+        app: gets the routes.
+        handlers: has the methods that the operations name.
+        operations: one route each.
+    """
+    for operation in operations:
+        handler = getattr(handlers, operation.handler)
+        documented = (
+            responses(operation.answer, *operation.problems)
+            if operation.media_type is None
+            else tagged_responses(operation.media_type, *operation.problems)
+        )
+        route = NamedRoute(operation.path, handler, methods=[operation.method])
+        route.documented = APIRoute(
+            operation.path,
+            handler,
+            methods=[operation.method],
+            status_code=next(iter(documented)),
+            tags=[operation.tag],
+            operation_id=operation.handler,
+            responses=documented,
+            response_class=JSONResponse if operation.media_type is None else Response,
+            openapi_extra=operation.extra,
+        )
+        app.router.routes.append(route)
+
+
+def documented_routes(routes: Iterable[BaseRoute]) -> list[APIRoute]:
+    """The routes that the OpenAPI document lists, as FastAPI documents them."""
+    return [route.documented for route in routes if isinstance(route, NamedRoute) and route.documented is not None]
