@@ -12,12 +12,12 @@ from service.access.auth import KeyRing
 from service.access.key_file import KeyFile
 from service.access.rate_limit import RateLimit
 from service.api.fast_router import Services
-from service.bundles.active_bundle import CurrentBundle
+from service.bundles.active_bundle import ActiveBundle
 from service.bundles.comparison import ShadowBounds
 from service.bundles.loaded_bundles import LoadedBundles
 from service.bundles.loader import BundleLoader
 from service.bundles.operator_state import OperatorState
-from service.bundles.startup import Startup, open_first, read_pin
+from service.bundles.startup import Startup, load_first, read_pin
 from service.bundles.watcher import Watcher
 from service.http.admission import Admission
 from service.recommend.batching import MicroBatcher
@@ -40,35 +40,32 @@ _MOST_ENGINE_THREADS = 4
 
 def open_services(settings: Settings) -> Services:
     """Everything that the routes work with; nothing is connected to or loaded yet."""
-    log, metrics, current = logger(), Metrics(), CurrentBundle()
+    log, metrics, current = logger(), Metrics(), ActiveBundle()
     renewal = Renewal()
     troubles = RedisTroubles(log)
     histories = _open_histories(settings, metrics, renewal, troubles)
     watch = RedisWatch(metrics.redis_call, metrics.redis_error, on_outcome=troubles.outcome)
     recent = RecentHistories(settings.shadow_histories)
-    directives = _open_directives(settings, watch, on_erasure=recent.clear, renewal=renewal)
-    source = _open_source(settings, metrics.bundles.loaded)
-    shelf = LoadedBundles(
-        current=current,
-        hidden=directives.hidden,
-        source=source,
+    operator_state = _open_operator_state(settings, watch, on_erasure=recent.clear, renewal=renewal)
+    loader = _open_loader(settings, metrics.bundles.loaded)
+    loaded = LoadedBundles(
+        active_bundle=current,
+        hidden=operator_state.hidden,
+        loader=loader,
         recent=recent,
-        probes=settings.shadow_histories,
+        evaluation_queries=settings.shadow_histories,
         metrics=metrics.bundles,
         log=log,
     )
     watcher = Watcher(
-        shelf=shelf,
-        source=source,
-        directives=directives,
+        loaded=loaded,
+        operator_state=operator_state,
         bounds=ShadowBounds(
             settings.shadow_min_overlap,
             settings.shadow_min_coverage,
             settings.shadow_min_answered,
             settings.shadow_max_slot_shift,
         ),
-        metrics=metrics.bundles,
-        log=log,
         poll_s=settings.poll_ms / 1000.0,
     )
     metrics.log_lines(dropped=lines_dropped, failed=lines_failed)
@@ -83,13 +80,13 @@ def open_services(settings: Settings) -> Services:
     return Services(
         current=current,
         watcher=watcher,
-        directives=directives,
+        directives=operator_state,
         histories=histories,
         redis_troubles=troubles,
         batcher=batcher,
         load=load,
         recent=recent,
-        recommender=Recommender(histories, batcher, directives.hidden, recent, sampler),
+        recommender=Recommender(histories, batcher, operator_state.hidden, recent, sampler),
         metrics=metrics,
         metrics_page=MetricsPage(metrics),
         data_keys=data_keys,
@@ -100,7 +97,7 @@ def open_services(settings: Settings) -> Services:
         sampler=sampler,
         slow_lane=BoundedExecutor(threads=max(1, available_cores() // 2)),
         require_consent=settings.require_consent,
-        one_thread=source.one_thread,
+        one_thread=loader.one_thread,
     )
 
 
@@ -147,7 +144,7 @@ def _open_histories(settings: Settings, metrics: Metrics, renewal: Renewal, trou
     )
 
 
-def _open_directives(
+def _open_operator_state(
     settings: Settings,
     watch: RedisWatch = UNWATCHED,
     on_erasure: Callable[[], None] = lambda: None,
@@ -163,28 +160,28 @@ def _open_directives(
     return OperatorState(
         store,
         settings.directives_path,
-        lambda trouble: logger().error("directives not kept", detail=trouble),
+        lambda error: logger().error("operator state not saved", detail=error),
         on_erasure,
     )
 
 
-def _open_source(settings: Settings, loaded: Callable[[Bundle], None] = lambda _bundle: None) -> BundleLoader:
+def _open_loader(settings: Settings, on_load: Callable[[Bundle], None] = lambda _bundle: None) -> BundleLoader:
     return BundleLoader(
         settings.registry,
         device=settings.device,
         threads=settings.encoder_threads,
         verify=settings.verify,
-        loaded=loaded,
+        on_load=on_load,
     )
 
 
 def load_current(settings: Settings) -> Startup:
-    """Load and warm the bundle that should serve; where it is bad, the newest good one before it.
+    """Load and warm up the desired bundle; if it is refused, the newest good one before it.
 
     Raises:
         StartError: nothing is published, and `wait_for_bundle` is off.
-        BundleRefused: no bundle is good, likewise.
+        BundleRefused: every bundle is refused, and `wait_for_bundle` is off.
         IndexingError: the registry cannot be read.
     """
-    pin = read_pin(lambda: _open_directives(settings))
-    return open_first(_open_source(settings), pin, wait=settings.wait_for_bundle)
+    pin = read_pin(lambda: _open_operator_state(settings))
+    return load_first(_open_loader(settings), pin, wait=settings.wait_for_bundle)
