@@ -38,7 +38,7 @@ from service.http.problems import (
 )
 from service.http.request_middleware import RequestMiddleware, trace_of
 from service.runtime.thread_pool import started_pool
-from service.settings import Settings, load_settings
+from service.settings.load import Settings, load_settings
 from service.telemetry.tracing import SpanRecorder, open_spans
 
 _DESCRIPTION = """
@@ -93,7 +93,7 @@ def create_app(settings: Settings | None = None, *, opening: Startup | None = No
     """
     settings = settings or load_settings()
     services = open_services(settings)
-    spans = open_spans(settings.otel, services.log)
+    spans = open_spans(settings.observability.otel, services.log)
     # Emptied at the start: whatever still named the first bundle would keep it in memory for ever.
     begin_with = [] if opening is None else [opening]
 
@@ -127,8 +127,8 @@ def create_app(settings: Settings | None = None, *, opening: Startup | None = No
     )
     app.router.route_class = DirectRoute
     app.state.current = services.current
-    app.state.keyed = bool(settings.api_keys or settings.api_keys_file)
-    app.state.root_path = settings.root_path
+    app.state.keyed = bool(settings.access.api_keys or settings.access.api_keys_file)
+    app.state.root_path = settings.server.root_path
     app.state.watcher = services.watcher
     app.state.load = services.load
     app.state.metrics = services.metrics
@@ -136,7 +136,7 @@ def create_app(settings: Settings | None = None, *, opening: Startup | None = No
         group(services).register(app)
     DocsPage(app).register()
     Playground(app).register()
-    _answer_problems(app, settings.retry_after_s)
+    _answer_problems(app, settings.http.retry_after_s)
     _put_layers(app, settings, services, spans)
     return app
 
@@ -157,19 +157,19 @@ async def _begin(services: Services, opening: Startup) -> None:
 
 def _put_layers(app: _Api, settings: Settings, services: Services, spans: SpanRecorder | None) -> None:
     """What stands before the routes; the last one put is the outermost."""
-    metrics, retry_after_s = services.metrics, settings.retry_after_s
+    metrics, retry_after_s = services.metrics, settings.http.retry_after_s
     app.put_before(HeadRequests)
-    if settings.cors_origins:
+    if settings.server.cors_origins:
         app.put_before(
             lambda inner: CORSMiddleware(
                 inner,
-                allow_origins=settings.cors_origins,
+                allow_origins=settings.server.cors_origins,
                 allow_methods=("GET", "HEAD", "POST", "PUT", "DELETE"),
                 allow_headers=_FROM_BROWSERS,
                 expose_headers=("Retry-After", "Server-Timing", "X-Request-ID"),
             )
         )
-    bodies = BodyBudget(settings.bodies_limit_bytes)
+    bodies = BodyBudget(settings.http.bodies_limit_bytes)
     app.put_before(
         lambda inner: RequestMiddleware(
             inner,
@@ -177,7 +177,7 @@ def _put_layers(app: _Api, settings: Settings, services: Services, spans: SpanRe
             log=services.log,
             bodies=bodies,
             retry_after_s=retry_after_s,
-            access_log=settings.access_log,
+            access_log=settings.observability.access_log,
             spans=spans,
         )
     )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from service.bundles.operator_state import OperatorStateCopy
-from service.settings import state_directory
+from service.settings.load import state_directory
 
 
 def kept_pins(*files: Path) -> frozenset[str]:

@@ -18,7 +18,8 @@ from service.bundles.operator_state import OperatorState
 from service.bundles.refusals import Refusal, Refusals
 from service.bundles.startup import Startup, open_first
 from service.errors import BundleRefused, RefusalReason
-from service.settings import load_settings
+from service.settings.groups import BundleSettings
+from service.settings.load import load_settings
 from tests.support.shops import AS_ADMIN, Shop, eventually, metric, serving
 
 
@@ -193,7 +194,7 @@ def test_a_bundle_that_fails_at_the_start_is_passed_over(shop: Shop, monkeypatch
 
     monkeypatch.setattr(Bundle, "warm_up", broken)
     shop.point(shop.ids[3])
-    source = BundleLoader(str(shop.registry.root), device="cpu", threads=1, verify="stamp", loaded=lambda _bundle: None)
+    source = BundleLoader(BundleSettings(registry=str(shop.registry.root)))
     opening = open_first(source, None, wait=False)
     assert opening.bundle is not None
     assert opening.bundle.id == shop.ids[2]
@@ -201,9 +202,7 @@ def test_a_bundle_that_fails_at_the_start_is_passed_over(shop: Shop, monkeypatch
 
 
 def test_identities_tell_publishings_apart(shop: Shop, day_bundles: list[Path]) -> None:
-    source = BundleLoader(
-        str(shop.registry.root), device="cuda", threads=1, verify="stamp", loaded=lambda _bundle: None
-    )
+    source = BundleLoader(BundleSettings(registry=str(shop.registry.root), device="cuda"))
     before = source.identity(shop.ids[0])
     assert before == source.identity(shop.ids[0])
     shop.repair(day_bundles[0])
