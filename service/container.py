@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from index.machine.cores import available_cores
 from service.access.key_rings import open_key_rings
-from service.api.fast_router import Services
+from service.api.dependencies import Services
 from service.bundles.active_bundle import CurrentBundle
 from service.bundles.comparison import ShadowBounds
 from service.bundles.loaded_bundles import LoadedBundles
