@@ -61,12 +61,12 @@ class _Api(FastAPI):
         return document(self, documented(self.routes), keyed=self.state.keyed, root_path=self.state.root_path)
 
 
-def create_app(settings: Settings | None = None, *, opening: Startup | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, *, startup: Startup | None = None) -> FastAPI:
     """Build the service.
 
     Args:
         settings: None: read from ``VLM2REC_*`` and the file that they name.
-        opening: what to begin with; None: loaded from the registry at start-up.
+        startup: what to begin with; None: loaded from the registry at start-up.
 
     Returns:
         The application; ``app.state.current`` holds what answers, ``app.state.watcher`` swaps it,
@@ -79,7 +79,7 @@ def create_app(settings: Settings | None = None, *, opening: Startup | None = No
     services = open_services(settings)
     spans = open_spans(settings.observability.otel, services.log)
     # Emptied at the start: whatever still named the first bundle would keep it in memory for ever.
-    begin_with = [] if opening is None else [opening]
+    begin_with = [] if startup is None else [startup]
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -124,18 +124,18 @@ def create_app(settings: Settings | None = None, *, opening: Startup | None = No
     return app
 
 
-async def _begin(services: Services, opening: Startup) -> None:
+async def _begin(services: Services, startup: Startup) -> None:
     redis = await services.histories.alive()
     if redis and await services.histories.is_cluster_node():
         raise StartError(
             "redis_url names a node of a Redis Cluster, which would refuse every event: a cluster needs a setting of "
             "its own, which this version does not have; name a single Redis"
         )
-    await services.watcher.start(opening)
-    if opening.bundle is None:
+    await services.watcher.start(startup)
+    if startup.bundle is None:
         services.log.warning("waiting for a bundle", redis=redis)
         return
-    services.log.info("ready", bundle=opening.bundle.id, items=len(opening.bundle), redis=redis)
+    services.log.info("ready", bundle=startup.bundle.id, items=len(startup.bundle), redis=redis)
 
 
 def _add_middleware(app: FastAPI, settings: Settings, services: Services, spans: SpanRecorder | None) -> None:

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from index.machine.cores import available_cores
 from service.access.key_rings import open_key_rings
 from service.api.dependencies import Services
-from service.bundles.active_bundle import CurrentBundle
+from service.bundles.active_bundle import ActiveBundle
 from service.bundles.comparison import ShadowBounds
 from service.bundles.loaded_bundles import LoadedBundles
 from service.bundles.loader import BundleLoader
 from service.bundles.operator_state import OperatorState
-from service.bundles.startup import Startup, open_first, read_pin
+from service.bundles.startup import Startup, load_first, read_pin
 from service.bundles.watcher import Watcher
 from service.http.admission import Admission
 from service.recommend.batching import MicroBatcher
@@ -31,36 +31,33 @@ from service.telemetry.metrics_page import MetricsPage
 
 def open_services(settings: Settings) -> Services:
     """Everything that the routes work with; nothing is connected to or loaded yet."""
-    log, metrics, current = logger(), Metrics(), CurrentBundle()
+    log, metrics, current = logger(), Metrics(), ActiveBundle()
     renewal = Renewal()
     troubles = RedisTroubles(log)
     histories = _open_histories(settings, metrics, renewal, troubles)
     watch = RedisWatch(metrics.redis_call, metrics.redis_error, on_outcome=troubles.outcome)
     recent = RecentHistories(settings.comparison.shadow_histories)
-    directives = _open_directives(settings, watch, on_erasure=recent.clear, renewal=renewal)
-    source = BundleLoader(settings.bundles, loaded=metrics.bundles.loaded)
-    shelf = LoadedBundles(
-        current=current,
-        hidden=directives.hidden,
-        source=source,
+    operator_state = _open_operator_state(settings, watch, on_erasure=recent.clear, renewal=renewal)
+    loader = BundleLoader(settings.bundles, on_load=metrics.bundles.loaded)
+    loaded = LoadedBundles(
+        active_bundle=current,
+        hidden=operator_state.hidden,
+        loader=loader,
         recent=recent,
-        probes=settings.comparison.shadow_histories,
+        evaluation_queries=settings.comparison.shadow_histories,
         metrics=metrics.bundles,
         log=log,
     )
     watcher = Watcher(
-        shelf=shelf,
-        source=source,
-        directives=directives,
+        loaded=loaded,
+        operator_state=operator_state,
         bounds=ShadowBounds(settings.comparison),
-        metrics=metrics.bundles,
-        log=log,
         poll_s=settings.bundles.poll_s,
     )
     metrics.log_lines(dropped=lines_dropped, failed=lines_failed)
     sampler = OnlineRecall(settings.observability, metrics.quality, log)
     load = Admission(settings.engine.queue_bound)
-    threads = 0 if source.one_thread else settings.engine.threads
+    threads = 0 if loader.one_thread else settings.engine.threads
     batcher = MicroBatcher(bound=settings.engine.queue_bound, threads=threads, metrics=metrics, log=log)
     metrics.in_progress(lambda: load.in_progress)
     metrics.queue_depth(lambda: batcher.depth)
@@ -72,13 +69,13 @@ def open_services(settings: Settings) -> Services:
     return Services(
         current=current,
         watcher=watcher,
-        directives=directives,
+        directives=operator_state,
         histories=histories,
         redis_troubles=troubles,
         batcher=batcher,
         load=load,
         recent=recent,
-        recommender=Recommender(histories, batcher, directives.hidden, recent, sampler),
+        recommender=Recommender(histories, batcher, operator_state.hidden, recent, sampler),
         metrics=metrics,
         metrics_page=MetricsPage(metrics),
         data_keys=keys.data,
@@ -89,7 +86,7 @@ def open_services(settings: Settings) -> Services:
         sampler=sampler,
         slow_lane=BoundedExecutor(threads=max(1, available_cores() // 2)),
         require_consent=settings.histories.require_consent,
-        one_thread=source.one_thread,
+        one_thread=loader.one_thread,
     )
 
 
@@ -102,7 +99,7 @@ def _open_histories(settings: Settings, metrics: Metrics, renewal: Renewal, trou
     )
 
 
-def _open_directives(
+def _open_operator_state(
     settings: Settings,
     watch: RedisWatch = UNWATCHED,
     on_erasure: Callable[[], None] = lambda: None,
@@ -112,18 +109,18 @@ def _open_directives(
     return OperatorState(
         store,
         settings.operator_state_file,
-        lambda trouble: logger().error("directives not kept", detail=trouble),
+        lambda error: logger().error("operator state not saved", detail=error),
         on_erasure,
     )
 
 
 def load_current(settings: Settings) -> Startup:
-    """Load and warm the bundle that should serve; where it is bad, the newest good one before it.
+    """Load and warm up the desired bundle; if it is refused, the newest good one before it.
 
     Raises:
         StartError: nothing is published, and `wait_for_bundle` is off.
-        BundleRefused: no bundle is good, likewise.
+        BundleRefused: every bundle is refused, and `wait_for_bundle` is off.
         IndexingError: the registry cannot be read.
     """
-    pin = read_pin(lambda: _open_directives(settings))
-    return open_first(BundleLoader(settings.bundles), pin, wait=settings.bundles.wait_for_bundle)
+    pin = read_pin(lambda: _open_operator_state(settings))
+    return load_first(BundleLoader(settings.bundles), pin, wait=settings.bundles.wait_for_bundle)

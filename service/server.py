@@ -57,7 +57,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     for number in (signal.SIGUSR1, signal.SIGUSR2):  # by default they kill; log rotation, for one, sends them
         _handle_unless_handled(number, _do_nothing)
     with _listen(settings.server.host, settings.server.port) as listener:
-        app = create_app(settings, opening=load_current(settings))
+        app = create_app(settings, startup=load_current(settings))
         # What is loaded stays; without this every full collection would walk through all of it during a request.
         collect()
         gc.freeze()

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from structlog.typing import FilteringBoundLogger
 
 from service.access.auth import KeyRing
-from service.bundles.active_bundle import CurrentBundle
+from service.bundles.active_bundle import ActiveBundle
 from service.bundles.operator_state import OperatorState
 from service.bundles.watcher import Watcher
 from service.errors import RuleBroken, Violation
@@ -51,7 +51,7 @@ class Services:
         sampler: looks at some answers.
     """
 
-    current: CurrentBundle
+    current: ActiveBundle
     watcher: Watcher
     directives: OperatorState
     histories: HistoryStore

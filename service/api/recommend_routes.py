@@ -13,7 +13,7 @@ from service.api.request_body import read_json, validate
 from service.api.request_rules import answer_body, check_fields, recommend_query, similar_query
 from service.api.routing import BODY_PROBLEMS, NamedRoute, Operation, add_operations
 from service.errors import NotReady
-from service.recommend.query import Answer, Strategy
+from service.recommend.query import Recommendations, Strategy
 from service.request_trace import Trace
 from service.telemetry.metrics import CONTENT_TYPE
 
@@ -109,7 +109,7 @@ class Routes:
         return Response(await self._services.metrics_page.content(), media_type=CONTENT_TYPE)
 
     def _recommended(
-        self, bundle: Bundle, wish: request_models.Wish, answer: Answer, trace: Trace, *, wanted: Strategy
+        self, bundle: Bundle, wish: request_models.Wish, answer: Recommendations, trace: Trace, *, wanted: Strategy
     ) -> Response:
         response = json_response(answer_body(self._services, bundle, wish, answer, trace, wanted=wanted))
         trace.lap("write")

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from index.bundle.bundle import Bundle
 from index.bundle.manifest import REPORT_FILE
 from index.items.modality_status import ModalityStatus
-from service.recommend.query import Answer
+from service.recommend.query import Recommendations
 
 _TITLE = "title"
 _REASONS = [reason.name.lower() for reason in ModalityStatus]
@@ -36,7 +36,9 @@ def json_response(value: Any) -> Response:  # noqa: ANN401 - any JSON-able value
     return Response(orjson.dumps(value), media_type="application/json")
 
 
-def found_items(bundle: Bundle, answer: Answer, *, explain: bool, fields: list[str] | None) -> list[dict[str, Any]]:
+def found_items(
+    bundle: Bundle, answer: Recommendations, *, explain: bool, fields: list[str] | None
+) -> list[dict[str, Any]]:
     """The items of an answer, best first.
 
     Args:

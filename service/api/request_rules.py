@@ -8,7 +8,7 @@ from service.api.dependencies import Services
 from service.api.rendering import found_items
 from service.api.request_body import shown
 from service.errors import RuleBroken, UnknownItem, Violation
-from service.recommend.query import Answer, Query, Strategy
+from service.recommend.query import Query, Recommendations, Strategy
 from service.request_trace import Trace
 
 
@@ -52,7 +52,13 @@ def check_fields(bundle: Bundle, names: list[str] | None) -> None:
 
 
 def answer_body(
-    services: Services, bundle: Bundle, wish: request_models.Wish, answer: Answer, trace: Trace, *, wanted: Strategy
+    services: Services,
+    bundle: Bundle,
+    wish: request_models.Wish,
+    answer: Recommendations,
+    trace: Trace,
+    *,
+    wanted: Strategy,
 ) -> dict[str, Any]:
     """The body of an answer, which is counted and, where a better strategy failed, logged.
 
@@ -71,13 +77,13 @@ def answer_body(
         degraded=answer.degraded,
         history_used=answer.history_used,
         unknown=len(answer.unknown_items),
-        trouble=answer.trouble is not None,
+        encoder_failed=answer.error is not None,
     )
     for item in items:
         for slot, reason in item["missing"].items():
             services.metrics.lacking(slot, reason)
-    if answer.trouble is not None:
-        services.log.error("encoder failed", request_id=trace.request_id, reason=answer.trouble)
+    if answer.error is not None:
+        services.log.error("encoder failed", request_id=trace.request_id, reason=answer.error)
     return {
         "request_id": trace.request_id,
         "bundle": bundle.id,

@@ -18,7 +18,7 @@ from service.api.rendering import json_response, samples_of
 from service.api.request_body import read_json, shown, validate
 from service.api.routing import BODY_PROBLEMS, Operation, add_operations
 from service.errors import RuleBroken, Violation
-from service.recommend.modality_profile import Profile, profile_of
+from service.recommend.modality_profile import ModalityProfile, profile_of
 from service.request_trace import Trace
 from service.stores.protocols import Event
 
@@ -93,14 +93,14 @@ class UserRoutes:
             {"user_id": user_id, "bundle": bundle.id, "steps": profile.steps, "shares": profile.shares}
         )
 
-    async def _profile(self, bundle: Bundle, item_ids: list[str], trace: Trace) -> Profile:
+    async def _profile(self, bundle: Bundle, item_ids: list[str], trace: Trace) -> ModalityProfile:
         work = partial(profile_of, bundle, item_ids)
         try:
             return work() if self._services.one_thread else await self._services.slow_lane.run(work)
         except EncoderError as error:
             trouble = str(error)
         self._services.log.error("encoder failed", request_id=trace.request_id, reason=trouble)
-        return Profile(0, None)
+        return ModalityProfile(0, None)
 
     async def samples(self, request: Request) -> Response:
         """A few held-out histories of users without a name, and what they really took next."""

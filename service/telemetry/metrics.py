@@ -171,7 +171,7 @@ class Metrics:
             self._stage_of(route, stage).observe(milliseconds / 1000.0)
 
     def recommended(
-        self, *, strategy: str, wanted: str, degraded: str | None, history_used: int, unknown: int, trouble: bool
+        self, *, strategy: str, wanted: str, degraded: str | None, history_used: int, unknown: int, encoder_failed: bool
     ) -> None:
         """Count an answer with items.
 
@@ -181,18 +181,22 @@ class Metrics:
             degraded: reason, None if it is whole.
             history_used: items that shaped the query.
             unknown: items of the history that the bundle does not have.
-            trouble: whether the encoder failed.
+            encoder_failed: whether the encoder failed.
         """
         self._answers.labels(strategy).inc()
         self._history_length.observe(history_used)
         if strategy != wanted:
-            reason = "encoder" if trouble else degraded or ("nothing_liked" if strategy == "similar" else "no_history")
+            reason = (
+                "encoder"
+                if encoder_failed
+                else degraded or ("nothing_liked" if strategy == "similar" else "no_history")
+            )
             self._fallbacks.labels(strategy, reason).inc()
         if degraded is not None:
             self._degraded.labels(degraded).inc()
         if unknown:
             self._unknown_items.inc(unknown)
-        if trouble:
+        if encoder_failed:
             self._encoder_errors.inc()
 
     def events(self, *, stored: int, duplicates: int, without_consent: int) -> None:

@@ -64,7 +64,7 @@ def open_client(bundle: Bundle, redis_url: str, tmp_path_factory: pytest.TempPat
             "registry": "unused",
             "directives_file": tmp_path_factory.mktemp("state") / "directives.json",
         } | settings
-        app = create_app(load_settings(**{**chosen, **settings}), opening=Startup(bundle))
+        app = create_app(load_settings(**{**chosen, **settings}), startup=Startup(bundle))
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client
 

@@ -132,12 +132,12 @@ class Looks:
 
     def __init__(self, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[tuple[str, frozenset[str]]] = []
-        watched, current, sync = client.app.state.watcher._directives, client.app.state.current, OperatorState.sync
+        watched, current, sync = client.app.state.watcher._operator_state, client.app.state.current, OperatorState.sync
 
-        async def recording(directives: OperatorState) -> None:
-            if directives is watched:
-                self.seen.append((current.get().id, frozenset(directives.hidden.ids)))
-            await sync(directives)
+        async def recording(state: OperatorState) -> None:
+            if state is watched:
+                self.seen.append((current.get().id, frozenset(state.hidden.ids)))
+            await sync(state)
 
         monkeypatch.setattr(OperatorState, "sync", recording)
 

@@ -96,7 +96,7 @@ def unreadable(small_bundle: Path, tmp_path: Path) -> Bundle:
 
 def test_what_an_item_lacks_is_said_and_counted(unreadable: Bundle, redis_url: str, tmp_path: Path) -> None:
     settings = load_settings(registry="unused", redis_url=redis_url, directives_file=str(tmp_path / "d.json"))
-    with TestClient(create_app(settings, opening=Startup(unreadable))) as client:
+    with TestClient(create_app(settings, startup=Startup(unreadable))) as client:
         # every seventh lacks its picture, row 3 has nothing; see `small_table`
         lacking = {f"i{row}": {"image": "absent"} for row in range(0, 60, 7)}
         lacking |= {"i7": {"image": "unreadable"}, "i14": {"image": "not_found"}}

@@ -10,7 +10,7 @@ from index.bundle.bundle import Bundle
 from index.bundle.manifest import ENCODER_FILE
 from index.errors import EncoderError
 from index.items.item_table import ItemTable
-from service.bundles.comparison import Comparison, Shadow, ShadowBounds, Side, compare
+from service.bundles.comparison import BundleFigures, ComparedBundle, Comparison, ShadowBounds, compare
 from service.errors import BundleRefused
 from service.recommend.hidden_items import available_rows
 from service.recommend.recent_histories import RecentHistories
@@ -58,8 +58,8 @@ def test_a_history_that_was_read_before_all_were_forgotten_is_not_taken() -> Non
 
 
 def test_a_bundle_beside_itself(days: tuple[Bundle, Bundle]) -> None:
-    same = Shadow(days[0], None)
-    found = compare(same, same, HISTORIES, probes=5)
+    same = ComparedBundle(days[0], None)
+    found = compare(same, same, HISTORIES, evaluation_queries=5)
     assert (found.histories, found.source, found.k, found.overlap) == (3, "recent", 20, 1.0)
     assert found.old == found.new
     assert found.slot_shift == 0
@@ -72,7 +72,7 @@ def test_a_bundle_beside_itself(days: tuple[Bundle, Bundle]) -> None:
 def test_two_bundles_overlap_as_counted_by_hand(days: tuple[Bundle, Bundle]) -> None:
     old, new = days
     histories = [*HISTORIES, ("gone",), ("i3",)]  # unknown, and without a slot
-    found = compare(Shadow(new, None), Shadow(old, None), histories, probes=5)
+    found = compare(ComparedBundle(new, None), ComparedBundle(old, None), histories, evaluation_queries=5)
     shares = [len(set(best(old, history)) & set(best(new, history))) / 20 for history in HISTORIES]
     assert 0 < sum(shares) < 3
     assert found.overlap == pytest.approx(sum(shares) / 3)
@@ -82,7 +82,7 @@ def test_two_bundles_overlap_as_counted_by_hand(days: tuple[Bundle, Bundle]) -> 
 
 
 def test_slot_shares_are_the_mean_share_of_what_speaks_for_an_item(bundle: Bundle, oracle: Oracle) -> None:
-    found = compare(Shadow(bundle, None), None, [("i1", "i2")], probes=5)
+    found = compare(ComparedBundle(bundle, None), None, [("i1", "i2")], evaluation_queries=5)
     query = oracle.encoded(["i1", "i2"])
     shares = []
     for item, _ in oracle.best(query, 20, {"i1", "i2"}):
@@ -97,19 +97,19 @@ def test_slot_shares_are_the_mean_share_of_what_speaks_for_an_item(bundle: Bundl
 def test_hidden_items_are_not_in_either_answer(days: tuple[Bundle, Bundle]) -> None:
     history = HISTORIES[0]
     hidden = frozenset(best(days[0], history)[:10])
-    old, new = (Shadow(day, available_rows(day, hidden)) for day in days)
-    found = compare(new, old, [history], probes=5)
+    old, new = (ComparedBundle(day, available_rows(day, hidden)) for day in days)
+    found = compare(new, old, [history], evaluation_queries=5)
     shared = set(best(days[0], history, hidden)) & set(best(days[1], history, hidden))
     assert found.overlap == pytest.approx(len(shared) / 20)
-    old, new = (Shadow(day, available_rows(day, {day.ids.id(row) for row in range(60)})) for day in days)
-    assert compare(new, old, [history], probes=5).new.answered == 0
+    old, new = (ComparedBundle(day, available_rows(day, {day.ids.id(row) for row in range(60)})) for day in days)
+    assert compare(new, old, [history], evaluation_queries=5).new.answered == 0
 
 
 @pytest.mark.parametrize("recent", [[], [("gone",), ("i3",)]])
-def test_without_traffic_that_says_anything_the_probes_are_asked(
+def test_without_usable_traffic_the_evaluation_queries_are_used(
     days: tuple[Bundle, Bundle], recent: list[tuple[str, ...]]
 ) -> None:
-    found = compare(Shadow(days[1], None), Shadow(days[0], None), recent, probes=2)
+    found = compare(ComparedBundle(days[1], None), ComparedBundle(days[0], None), recent, evaluation_queries=2)
     assert (found.source, found.histories, found.new.answered) == ("probes", 2, 1)
     assert found.overlap is not None
 
@@ -119,7 +119,7 @@ def test_a_bundle_that_answers_nothing_of_the_traffic_is_refused(
 ) -> None:
     foreign = Bundle.load(other_bundle(small_table, days[0].path / ENCODER_FILE, tmp_path, 9, names="x"))
     with pytest.raises(BundleRefused, match="none of 3 histories") as refused:
-        compare(Shadow(foreign, None), Shadow(days[0], None), HISTORIES, probes=5)
+        compare(ComparedBundle(foreign, None), ComparedBundle(days[0], None), HISTORIES, evaluation_queries=5)
     assert refused.value.reason == "answers"
 
 
@@ -127,11 +127,11 @@ def test_only_failures_of_the_new_bundle_count(
     days: tuple[Bundle, Bundle], day_bundles: list[Path], tmp_path: Path
 ) -> None:
     blind = Bundle.load(with_blind_encoder(day_bundles[0], tmp_path))
-    found = compare(Shadow(days[1], None), Shadow(blind, None), HISTORIES, probes=5)
+    found = compare(ComparedBundle(days[1], None), ComparedBundle(blind, None), HISTORIES, evaluation_queries=5)
     assert found.old is not None
     assert (found.old.answered, found.new.answered, found.overlap) == (0, 1, None)
     with pytest.raises(BundleRefused, match="not finite") as refused:
-        compare(Shadow(blind, None), Shadow(days[1], None), HISTORIES, probes=5)
+        compare(ComparedBundle(blind, None), ComparedBundle(days[1], None), HISTORIES, evaluation_queries=5)
     assert refused.value.reason == "answers"
 
 
@@ -145,11 +145,11 @@ def test_scores_that_are_not_finite_are_refused(days: tuple[Bundle, Bundle], mon
 
     monkeypatch.setattr(days[1], "search", broken)
     with pytest.raises(BundleRefused, match="scores must be finite"):
-        compare(Shadow(days[1], None), None, HISTORIES, probes=5)
+        compare(ComparedBundle(days[1], None), None, HISTORIES, evaluation_queries=5)
 
 
-def side(bundle: str, answered: float = 1.0, coverage: float = 0.5, **shares: float) -> Side:
-    return Side(bundle, answered, coverage, shares)
+def side(bundle: str, answered: float = 1.0, coverage: float = 0.5, **shares: float) -> BundleFigures:
+    return BundleFigures(bundle, answered, coverage, shares)
 
 
 COMPARED = Comparison(
@@ -215,12 +215,18 @@ def test_an_old_bundle_that_one_thread_may_touch_is_asked_in_that_thread(days: t
         asked.append(question)
         return question()
 
-    found = compare(Shadow(days[1], None), Shadow(days[0], None), HISTORIES, probes=5, ask_old=there)
+    found = compare(
+        ComparedBundle(days[1], None), ComparedBundle(days[0], None), HISTORIES, evaluation_queries=5, ask_old=there
+    )
     assert len(asked) == 3
-    assert found == compare(Shadow(days[1], None), Shadow(days[0], None), HISTORIES, probes=5)
+    assert found == compare(
+        ComparedBundle(days[1], None), ComparedBundle(days[0], None), HISTORIES, evaluation_queries=5
+    )
 
     def failing(_question: Any) -> Any:
         raise EncoderError("down")
 
-    found = compare(Shadow(days[1], None), Shadow(days[0], None), HISTORIES, probes=5, ask_old=failing)
+    found = compare(
+        ComparedBundle(days[1], None), ComparedBundle(days[0], None), HISTORIES, evaluation_queries=5, ask_old=failing
+    )
     assert found.overlap is None

@@ -136,7 +136,7 @@ def test_a_file_that_holds_something_else_is_told_and_ignored(tmp_path: Path, co
     replica = Replica(MemoryOperatorState(), path)
     assert replica.known == (None, set())
     (told,) = replica.file_errors
-    assert told.startswith(f"{path}: the directives kept here cannot be read")
+    assert told.startswith(f"{path}: the saved operator state cannot be read")
 
 
 def test_a_file_that_cannot_be_written_is_told_once_a_change(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_file_that_cannot_be_written_is_told_once_a_change(tmp_path: Path) -> 
         for _ in range(3):
             await replica.sync()
         (told,) = replica.file_errors
-        assert "the directives cannot be kept here" in told
+        assert "the operator state cannot be saved" in told
         assert replica.known == (None, {"a"})
 
     asyncio.run(check())

@@ -74,8 +74,8 @@ def test_a_look_under_way_does_not_undo_it(open_shop: Any, shop: Shop, monkeypat
     """It read the pointer before, and would let the bundle answer again that the operator has just left."""
     with open_shop(poll_ms=100) as client:
         advance(shop, client)
-        source = client.app.state.watcher._source
-        read, looked, go_on = source.pointed, threading.Event(), threading.Event()
+        loader = client.app.state.watcher._loader
+        read, looked, go_on = loader.current, threading.Event(), threading.Event()
 
         def slow() -> str | None:
             found: str | None = read()
@@ -83,7 +83,7 @@ def test_a_look_under_way_does_not_undo_it(open_shop: Any, shop: Shop, monkeypat
             assert go_on.wait(20)
             return found
 
-        monkeypatch.setattr(source, "pointed", slow)
+        monkeypatch.setattr(loader, "current", slow)
         looked.clear()
         assert looked.wait(20)
         assert post(client, "/bundle/rollback") == (200, {"bundle": shop.ids[0], "swapped": True, "pin": shop.ids[0]})

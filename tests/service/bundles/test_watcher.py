@@ -12,11 +12,10 @@ from index.bundle.bundle import Bundle
 from index.errors import EncoderError
 from service.app import create_app
 from service.bundles import loaded_bundles
-from service.bundles.loaded_bundles import LoadedBundles
+from service.bundles.loaded_bundles import LoadedBundles, Refusal, Refusals
 from service.bundles.loader import BundleLoader
 from service.bundles.operator_state import OperatorState
-from service.bundles.refusals import Refusal, Refusals
-from service.bundles.startup import Startup, open_first
+from service.bundles.startup import Startup, load_first
 from service.errors import BundleRefused, RefusalReason
 from service.settings.groups import BundleSettings
 from service.settings.load import load_settings
@@ -26,7 +25,7 @@ from tests.support.shops import AS_ADMIN, Shop, eventually, metric, serving
 def test_a_third_bundle_is_not_loaded_while_somebody_keeps_the_first(
     open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loaded_bundles, "_GONE_LIMIT_S", 0.2)
+    monkeypatch.setattr(loaded_bundles, "_RELEASE_LIMIT_S", 0.2)
     with open_shop() as client:
         kept = client.app.state.current.get()
         shop.point(shop.ids[1])
@@ -45,7 +44,7 @@ def test_a_third_bundle_is_not_loaded_while_somebody_keeps_the_first(
 def test_a_bundle_in_a_reference_cycle_is_collected(
     open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loaded_bundles, "_GONE_COLLECT_S", 0.1)
+    monkeypatch.setattr(loaded_bundles, "_RELEASE_COLLECT_S", 0.1)
     with open_shop() as client:
         cycle = [client.app.state.current.get()]
         gone = weakref.ref(cycle[0])
@@ -67,7 +66,7 @@ def test_the_first_bundle_is_freed_like_any_other(shop: Shop, redis_url: str, tm
     )
     first = Bundle.load(shop.path(shop.ids[0]))
     gone = weakref.ref(first)
-    app = create_app(settings, opening=Startup(first))
+    app = create_app(settings, startup=Startup(first))
     del first
     with TestClient(app) as client:
         for bundle_id in shop.ids[1:3]:
@@ -100,7 +99,7 @@ def test_a_change_that_fails_in_a_way_nobody_foresaw_is_tried_again(
             raise RuntimeError("nobody foresaw this")
 
         with monkeypatch.context() as patched:
-            patched.setattr(LoadedBundles, "_try", broken)
+            patched.setattr(LoadedBundles, "_load_and_validate", broken)
             shop.point(shop.ids[1])
             eventually(lambda: metric(client, "vlm2rec_watcher_errors_total", what="work") >= 2)
         eventually(lambda: serving(client) == shop.ids[1])
@@ -176,12 +175,12 @@ def test_the_newest_hundred_refusals_are_remembered() -> None:
     for number in range(150):
         refusals.add(Refusal.of(f"b{number}", (number,), BundleRefused("invalid", "bad")))
     assert [kept.bundle for kept in refusals] == [f"b{number}" for number in range(50, 150)]
-    assert refusals.knows("b149", (149,))
-    assert not refusals.knows("b149", (1, 2))  # published again
-    assert not refusals.knows("b0", (0,))
-    refusals.forgive("b149")
-    refusals.forgive("never heard of")
-    assert not refusals.knows("b149", (149,))
+    assert refusals.contains("b149", (149,))
+    assert not refusals.contains("b149", (1, 2))  # published again
+    assert not refusals.contains("b0", (0,))
+    refusals.remove("b149")
+    refusals.remove("never heard of")
+    assert not refusals.contains("b149", (149,))
 
 
 def test_a_bundle_that_fails_at_the_start_is_passed_over(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,21 +193,21 @@ def test_a_bundle_that_fails_at_the_start_is_passed_over(shop: Shop, monkeypatch
 
     monkeypatch.setattr(Bundle, "warm_up", broken)
     shop.point(shop.ids[3])
-    source = BundleLoader(BundleSettings(registry=str(shop.registry.root)))
-    opening = open_first(source, None, wait=False)
-    assert opening.bundle is not None
-    assert opening.bundle.id == shop.ids[2]
-    assert [(refusal.bundle, refusal.reason) for refusal in opening.refusals] == [(shop.ids[3], "encoder")]
+    loader = BundleLoader(BundleSettings(registry=str(shop.registry.root)))
+    startup = load_first(loader, None, wait=False)
+    assert startup.bundle is not None
+    assert startup.bundle.id == shop.ids[2]
+    assert [(refusal.bundle, refusal.reason) for refusal in startup.refusals] == [(shop.ids[3], "encoder")]
 
 
 def test_identities_tell_publishings_apart(shop: Shop, day_bundles: list[Path]) -> None:
-    source = BundleLoader(BundleSettings(registry=str(shop.registry.root), device="cuda"))
-    before = source.identity(shop.ids[0])
-    assert before == source.identity(shop.ids[0])
+    loader = BundleLoader(BundleSettings(registry=str(shop.registry.root), device="cuda"))
+    before = loader.identity(shop.ids[0])
+    assert before == loader.identity(shop.ids[0])
     shop.repair(day_bundles[0])
-    assert source.identity(shop.ids[0]) != before
-    assert source.identity("20200101T000000Z-123456") == ()
-    assert source.one_thread
+    assert loader.identity(shop.ids[0]) != before
+    assert loader.identity("20200101T000000Z-123456") == ()
+    assert loader.one_thread
     with pytest.raises(BundleRefused, match="CUDAExecutionProvider") as refused:
-        source.load(shop.ids[0])
+        loader.load(shop.ids[0])
     assert refused.value.reason == "encoder"

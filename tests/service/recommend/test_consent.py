@@ -106,4 +106,4 @@ def test_of_a_request_with_a_stored_history_only_that_history_is_compared_with(o
 
 
 def recent_of(client: TestClient) -> list[tuple[str, ...]]:
-    return list(client.app.state.watcher._shelf._recent.newest())
+    return list(client.app.state.watcher._loaded._recent.newest())

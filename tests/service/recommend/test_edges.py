@@ -17,7 +17,7 @@ from index.errors import EncoderError
 from service.api.request_body import validate
 from service.api.request_models import RecommendRequest
 from service.app import create_app
-from service.bundles.active_bundle import CurrentBundle
+from service.bundles.active_bundle import ActiveBundle
 from service.container import load_current
 from service.errors import NotReady, RuleBroken, StartError
 from service.server import _Server
@@ -79,16 +79,16 @@ def test_any_other_refusal_of_the_framework_is_a_problem_too(open_client: Any) -
 
 def test_without_a_bundle_nothing_is_ready() -> None:
     with pytest.raises(NotReady, match="no bundle is loaded yet"):
-        CurrentBundle().get()
+        ActiveBundle().get()
 
 
 def test_the_swapped_bundle_answers_from_then_on(bundle: Bundle) -> None:
-    current = CurrentBundle()
-    assert current.loaded is None
+    current = ActiveBundle()
+    assert current.activation is None
     current.swap(bundle)
     assert current.get() is bundle
-    assert current.loaded is not None
-    assert current.loaded.since > 1_700_000_000
+    assert current.activation is not None
+    assert current.activation.since > 1_700_000_000
 
 
 def test_the_application_loads_the_current_bundle_itself(small_registry: Path, bundle: Bundle) -> None:

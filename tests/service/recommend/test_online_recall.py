@@ -15,7 +15,7 @@ from index.bundle.bundle import Bundle
 from service.recommend import online_recall as sampler_module
 from service.recommend.engine import SearchJob, SearchResult
 from service.recommend.online_recall import WINDOW, OnlineRecall, balance_of, recall_of
-from service.recommend.query import Answer, Query
+from service.recommend.query import Query, Recommendations
 from service.request_trace import Trace
 from service.settings.groups import ObservabilitySettings
 from service.telemetry.logs import logger
@@ -46,7 +46,7 @@ class Watched:
         best = self.bundle.exact(vector[None], k + missed)
         kept = np.r_[0 : k - missed, k : k + missed]
         found = SearchResult(vector, best.rows[0][kept], best.scores[0][kept])
-        answer = Answer(found.rows[:k], found.scores[:k], 1, [], strategy="similar")
+        answer = Recommendations(found.rows[:k], found.scores[:k], 1, [], strategy="similar")
         asked = SearchJob(None, lambda encoded: encoded, k, None, Trace("r"))
         self.sampler(self.bundle, Query(k=k, **query), asked, found, answer)
         while self.sampler._task is not None:

@@ -85,7 +85,9 @@ def test_a_rendering_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) 
 
 def test_no_times_of_creation() -> None:
     metrics = Metrics()
-    metrics.recommended(strategy="popular", wanted="popular", degraded=None, history_used=0, unknown=0, trouble=False)
+    metrics.recommended(
+        strategy="popular", wanted="popular", degraded=None, history_used=0, unknown=0, encoder_failed=False
+    )
     text = metrics.exposition().decode()
     assert "vlm2rec_answers_total{" in text
     assert "_created" not in text
