@@ -1,7 +1,7 @@
 """The one composition root: `create_app` picks every concrete class; nothing is built on import."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -11,34 +11,32 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.admin_routes import AdminRoutes
 from service.api.batch_routes import BatchRoutes
 from service.api.catalogue_routes import CatalogueRoutes
+from service.api.dependencies import Services
 from service.api.docs_page import DocsPage
-from service.api.fast_router import DirectRoute, Services, ShortWay
 from service.api.openapi import document
 from service.api.playground import Playground
 from service.api.recommend_routes import Routes
+from service.api.routing import documented
 from service.api.user_routes import UserRoutes
 from service.bundles.startup import Startup
 from service.container import load_current, open_services
 from service.errors import StartError
 from service.http.body_budget import BodyBudget
-from service.http.head_requests import HeadRequests
 from service.http.problems import (
     ANSWERED_ERRORS,
     METHOD_NOT_ALLOWED,
     REQUEST_REFUSED,
     UNKNOWN_PATH,
     answer_error,
-    internal_problem,
     problem_response,
 )
 from service.http.request_middleware import RequestMiddleware, trace_of
 from service.runtime.thread_pool import started_pool
-from service.settings import Settings, load_settings
+from service.settings.load import Settings, load_settings
 from service.telemetry.tracing import SpanRecorder, open_spans
 
 _DESCRIPTION = """
@@ -57,24 +55,10 @@ _FROM_BROWSERS = (
 
 
 class _Api(FastAPI):
-    """FastAPI with the document that `service.api.openapi` writes, behind layers of our own.
-
-    They stand before FastAPI's own, which the short way leaves out.
-    """
-
-    _front: ASGIApp | None = None
-
-    def put_before(self, wrap: Callable[[ASGIApp], ASGIApp]) -> None:
-        """Put a layer before everything that answers requests so far."""
-        self._front = wrap(self._front or super().__call__)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or begin and end the application."""
-        answer = super().__call__ if scope["type"] != "http" or self._front is None else self._front
-        await answer(scope, receive, send)
+    """FastAPI with the document that `service.api.openapi` writes."""
 
     def openapi(self) -> dict[str, Any]:
-        return document(self, keyed=self.state.keyed, root_path=self.state.root_path)
+        return document(self, documented(self.routes), keyed=self.state.keyed, root_path=self.state.root_path)
 
 
 def create_app(settings: Settings | None = None, *, startup: Startup | None = None) -> FastAPI:
@@ -93,7 +77,7 @@ def create_app(settings: Settings | None = None, *, startup: Startup | None = No
     """
     settings = settings or load_settings()
     services = open_services(settings)
-    spans = open_spans(settings.otel, services.log)
+    spans = open_spans(settings.observability.otel, services.log)
     # Emptied at the start: whatever still named the first bundle would keep it in memory for ever.
     begin_with = [] if startup is None else [startup]
 
@@ -125,10 +109,9 @@ def create_app(settings: Settings | None = None, *, startup: Startup | None = No
         # FastAPI's own would put paths, and with them the ids of users, into every span; see service.telemetry.tracing.
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
-    app.router.route_class = DirectRoute
     app.state.current = services.current
-    app.state.keyed = bool(settings.api_keys or settings.api_keys_file)
-    app.state.root_path = settings.root_path
+    app.state.keyed = bool(settings.access.api_keys or settings.access.api_keys_file)
+    app.state.root_path = settings.server.root_path
     app.state.watcher = services.watcher
     app.state.load = services.load
     app.state.metrics = services.metrics
@@ -136,8 +119,8 @@ def create_app(settings: Settings | None = None, *, startup: Startup | None = No
         group(services).register(app)
     DocsPage(app).register()
     Playground(app).register()
-    _answer_problems(app, settings.retry_after_s)
-    _put_layers(app, settings, services, spans)
+    _add_error_handlers(app, settings.http.retry_after_s)
+    _add_middleware(app, settings, services, spans)
     return app
 
 
@@ -155,36 +138,29 @@ async def _begin(services: Services, startup: Startup) -> None:
     services.log.info("ready", bundle=startup.bundle.id, items=len(startup.bundle), redis=redis)
 
 
-def _put_layers(app: _Api, settings: Settings, services: Services, spans: SpanRecorder | None) -> None:
-    """What stands before the routes; the last one put is the outermost."""
-    metrics, retry_after_s = services.metrics, settings.retry_after_s
-    app.put_before(HeadRequests)
-    if settings.cors_origins:
-        app.put_before(
-            lambda inner: CORSMiddleware(
-                inner,
-                allow_origins=settings.cors_origins,
-                allow_methods=("GET", "HEAD", "POST", "PUT", "DELETE"),
-                allow_headers=_FROM_BROWSERS,
-                expose_headers=("Retry-After", "Server-Timing", "X-Request-ID"),
-            )
+def _add_middleware(app: FastAPI, settings: Settings, services: Services, spans: SpanRecorder | None) -> None:
+    """Add the middleware; the last one added is the outermost."""
+    if settings.server.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.server.cors_origins,
+            allow_methods=("GET", "HEAD", "POST", "PUT", "DELETE"),
+            allow_headers=_FROM_BROWSERS,
+            expose_headers=("Retry-After", "Server-Timing", "X-Request-ID"),
         )
-    bodies = BodyBudget(settings.bodies_limit_bytes)
-    app.put_before(
-        lambda inner: RequestMiddleware(
-            inner,
-            metrics=metrics,
-            log=services.log,
-            bodies=bodies,
-            retry_after_s=retry_after_s,
-            access_log=settings.access_log,
-            spans=spans,
-        )
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=services.metrics,
+        log=services.log,
+        bodies=BodyBudget(settings.http.bodies_limit_bytes),
+        retry_after_s=settings.http.retry_after_s,
+        access_log=settings.observability.access_log,
+        spans=spans,
     )
 
 
-def _answer_problems(app: _Api, retry_after_s: int) -> None:
-    """Turn every error into a problem; what is not expected is left to the envelope."""
+def _add_error_handlers(app: FastAPI, retry_after_s: int) -> None:
+    """Answer every expected error with a problem; `RequestMiddleware` answers and logs the others."""
 
     async def refused(request: Request, error: Exception) -> Response:
         request_id = trace_of(request.scope).request_id
@@ -196,7 +172,7 @@ def _answer_problems(app: _Api, retry_after_s: int) -> None:
         path, method = request.scope["path"][:200], request.method
         request_id = trace_of(request.scope).request_id
         if status == METHOD_NOT_ALLOWED.status:
-            allowed = _with_head((headers or {})["Allow"])
+            allowed = ", ".join(sorted((headers or {})["Allow"].split(", ")))
             detail, headers = f"{path} takes {allowed}; received {method}", {"Allow": allowed}
             return problem_response(METHOD_NOT_ALLOWED, detail, request_id=request_id, headers=headers)
         if status == UNKNOWN_PATH.status:
@@ -204,20 +180,6 @@ def _answer_problems(app: _Api, retry_after_s: int) -> None:
             return problem_response(UNKNOWN_PATH, detail, request_id=request_id)
         return problem_response(REQUEST_REFUSED, str(error), request_id=request_id)
 
-    async def failed(request: Request, _error: Exception) -> Response:
-        return internal_problem(trace_of(request.scope).request_id)  # the envelope logs it
-
-    answers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
-        **dict.fromkeys(ANSWERED_ERRORS, refused),
-        HTTPException: no_route,
-    }
-    for kind, answer in answers.items():
-        app.add_exception_handler(kind, answer)
-    app.add_exception_handler(Exception, failed)
-    app.put_before(lambda inner: ShortWay(inner, app.routes, answers))
-
-
-def _with_head(allowed: str) -> str:
-    """Methods as in `Allow`, with HEAD where GET is."""
-    methods = allowed.split(", ")
-    return ", ".join([*methods, "HEAD"] if "GET" in methods else methods)
+    for kind in ANSWERED_ERRORS:
+        app.add_exception_handler(kind, refused)
+    app.add_exception_handler(HTTPException, no_route)

@@ -19,7 +19,8 @@ from service.http.connections import ConnectionLimits, Connections
 from service.http.graceful_shutdown import DrainingServer
 from service.http.protocol import GuardedConfig
 from service.runtime.malloc import collect, settle
-from service.settings import Settings
+from service.settings.groups import HttpLimits
+from service.settings.load import Settings
 from service.telemetry.logs import configure_logs, logger
 from service.telemetry.metrics import Metrics
 
@@ -46,7 +47,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
         IndexingError: the registry cannot be read.
         KeyboardInterrupt: after an end in good order, if it was SIGINT.
     """
-    configure_logs(settings.log_level)
+    configure_logs(settings.observability.log_level)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     settle()
     # Uvicorn hands a signal on after its own work. By default SIGTERM would then end the process before anything that
@@ -55,14 +56,14 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     _handle_unless_handled(signal.SIGHUP, _exit)
     for number in (signal.SIGUSR1, signal.SIGUSR2):  # by default they kill; log rotation, for one, sends them
         _handle_unless_handled(number, _do_nothing)
-    with _listen(settings.host, settings.port) as listener:
+    with _listen(settings.server.host, settings.server.port) as listener:
         app = create_app(settings, startup=load_current(settings))
         # What is loaded stays; without this every full collection would walk through all of it during a request.
         collect()
         gc.freeze()
         config = GuardedConfig(
             app,
-            _connections(settings, app.state.metrics),
+            _connections(settings.http, app.state.metrics),
             app.state.load,
             loop="uvloop",
             ws="none",
@@ -71,14 +72,17 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
             access_log=False,
             server_header=False,
             date_header=False,
-            proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=list(settings.trusted_proxies),
-            timeout_keep_alive=settings.keep_alive_s,
-            timeout_graceful_shutdown=settings.drain_s,
+            proxy_headers=bool(settings.server.trusted_proxies),
+            forwarded_allow_ips=list(settings.server.trusted_proxies),
+            timeout_keep_alive=settings.server.keep_alive_s,
+            timeout_graceful_shutdown=settings.server.drain_s,
         )
         port = listener.getsockname()[1]
         server = _Server(
-            config, app, settings.drain_delay_s, lambda: announce(f"http://{_shown(settings.host)}:{port}")
+            config,
+            app,
+            settings.server.drain_delay_s,
+            lambda: announce(f"http://{_shown(settings.server.host)}:{port}"),
         )
         server.run(sockets=[listener])
         if not server.was_ready:
@@ -117,7 +121,7 @@ class _Server(DrainingServer):
         super().handle_exit(sig, frame)
 
 
-def _connections(settings: Settings, metrics: Metrics) -> Connections:
+def _connections(settings: HttpLimits, metrics: Metrics) -> Connections:
     limits = ConnectionLimits(settings.max_connections, settings.request_timeout_s)
     wanted = limits.connections + limits.spare + _OTHER_FILES
     allowed = _allow_files(wanted)

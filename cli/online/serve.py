@@ -53,17 +53,17 @@ def serve(
         os.environ.setdefault(variable, "1")
     from demo.embedded_redis import EmbeddedRedis
     from service.server import serve as run
-    from service.settings import load_settings
+    from service.settings.load import load_settings
 
     console = Console(soft_wrap=True, highlight=False)
+    defaults: dict[str, Path] = {}
     with ExitStack() as ends_with_us:
         if embedded_redis:
             server = ends_with_us.enter_context(EmbeddedRedis(redis_dir, append_only=redis_dir is not None))
-            settings = load_settings(registry=registry, redis_url=server.url, host=host, port=port, log_level=log_level)
-            if (
-                settings.directives_file is None
-            ):  # it lives and goes with the data of this Redis, which is nobody else's
-                settings = settings.model_copy(update={"directives_file": server.directory / "directives.json"})
-        else:
-            settings = load_settings(registry=registry, redis_url=redis, host=host, port=port, log_level=log_level)
+            redis = server.url
+            # No other service uses this Redis, so the copy of its operator state is kept and deleted with it.
+            defaults["directives_file"] = server.directory / "directives.json"
+        settings = load_settings(
+            defaults, registry=registry, redis_url=redis, host=host, port=port, log_level=log_level
+        )
         run(settings, announce=lambda url: console.print(f"vlm2rec serves {url}   (API: {url}/docs)"))

@@ -5,10 +5,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api import request_models, response_models
-from service.api.fast_router import BODY_PROBLEMS, KEY_PROBLEMS, Route, Services, add_routes, admit, item_id_of
+from service.api.dependencies import Services, admit, item_id_of
 from service.api.openapi import operation, path_parameter
 from service.api.rendering import json_response
 from service.api.request_body import has_body, read_json, shown, validate
+from service.api.routing import BODY_PROBLEMS, KEY_PROBLEMS, Operation, add_operations
 from service.errors import UnknownItem
 
 _AVAILABILITY = operation(
@@ -16,12 +17,12 @@ _AVAILABILITY = operation(
 )
 _ROLLBACK = operation(body=request_models.RollbackRequest, body_is_needed=False)
 
-_TABLE = (
-    Route(
+_OPERATIONS = (
+    Operation(
         "PUT", "/items/{item_id}/availability", "set_availability", "admin", None, (404, *BODY_PROBLEMS), _AVAILABILITY
     ),
-    Route("POST", "/bundle/reload", "reload", "admin", response_models.SwapAnswer, (409, *KEY_PROBLEMS)),
-    Route(
+    Operation("POST", "/bundle/reload", "reload", "admin", response_models.SwapAnswer, (409, *KEY_PROBLEMS)),
+    Operation(
         "POST", "/bundle/rollback", "roll_back", "admin", response_models.SwapAnswer, (409, *BODY_PROBLEMS), _ROLLBACK
     ),
 )
@@ -39,7 +40,7 @@ class AdminRoutes:
 
     def register(self, app: FastAPI) -> None:
         """Add all routes with their documentation."""
-        add_routes(app, self, _TABLE)
+        add_operations(app, self, _OPERATIONS)
 
     async def set_availability(self, request: Request) -> Response:
         """Hide an item from every answer of every replica, or show it again."""

@@ -10,11 +10,12 @@ from starlette.responses import Response
 
 from index.bundle.bundle import Bundle
 from service.api import request_models, response_models
-from service.api.fast_router import BODY_PROBLEMS, Route, Services, add_routes, admit_to_data
+from service.api.dependencies import Services, admit_to_data
 from service.api.openapi import operation
 from service.api.rendering import json_response
 from service.api.request_body import read_json, validate
 from service.api.request_rules import answer_body, check_fields, recommend_query
+from service.api.routing import BODY_PROBLEMS, Operation, add_operations
 from service.http.problems import ANSWERED_ERRORS, INTERNAL, error_body, problem_body
 from service.recommend.batch_histories import BatchHistories
 from service.recommend.recommender import Recommender
@@ -23,8 +24,8 @@ from service.request_trace import Trace
 # Members at work at the same time: enough to fill a batch of the engine, few enough that others get their turn.
 _AT_ONCE = 8
 _BATCH = operation(body=request_models.BatchRequest)
-_TABLE = (
-    Route(
+_OPERATIONS = (
+    Operation(
         "POST", "/recommend/batch", "recommend_batch", "recommend", response_models.BatchAnswer, BODY_PROBLEMS, _BATCH
     ),
 )
@@ -44,7 +45,7 @@ class BatchRoutes:
 
     def register(self, app: FastAPI) -> None:
         """Add the route with its documentation."""
-        add_routes(app, self, _TABLE)
+        add_operations(app, self, _OPERATIONS)
 
     async def recommend_batch(self, request: Request) -> Response:
         """Recommend for up to 256 requests at once, all from one bundle; a bad one gets its own problem."""

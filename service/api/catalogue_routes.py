@@ -13,10 +13,11 @@ from index.filters.text_search import TextPage
 from index.items.thumbnails import MEDIA_TYPE
 from service.api import request_models, response_models
 from service.api.cursors import Cursor, next_cursor
-from service.api.fast_router import KEY_PROBLEMS, Route, Services, add_routes, admit_to_data, item_id_of
+from service.api.dependencies import Services, admit_to_data, item_id_of
 from service.api.openapi import operation, path_parameter, query_parameters
 from service.api.rendering import items_of, json_response
 from service.api.request_body import shown, validate
+from service.api.routing import KEY_PROBLEMS, Operation, add_operations
 from service.errors import NoPicture, UnknownItem
 from service.http.entity_tags import entity_tag, none_match
 
@@ -25,10 +26,10 @@ _CACHED = "private, max-age=3600"
 _ITEM = operation(parameters=[path_parameter("item_id", "Percent-encoded, a slash too.")])
 _PAGE = operation(parameters=query_parameters(request_models.ItemsQuery))
 
-_TABLE = (
-    Route("GET", "/items", "items", "catalogue", response_models.ItemsAnswer, (410, *KEY_PROBLEMS), _PAGE),
-    Route("GET", "/items/{item_id}", "item", "catalogue", response_models.ItemAnswer, (404, *KEY_PROBLEMS), _ITEM),
-    Route("GET", "/items/{item_id}/image", "image", "catalogue", None, (404, *KEY_PROBLEMS), _ITEM, MEDIA_TYPE),
+_OPERATIONS = (
+    Operation("GET", "/items", "items", "catalogue", response_models.ItemsAnswer, (410, *KEY_PROBLEMS), _PAGE),
+    Operation("GET", "/items/{item_id}", "item", "catalogue", response_models.ItemAnswer, (404, *KEY_PROBLEMS), _ITEM),
+    Operation("GET", "/items/{item_id}/image", "image", "catalogue", None, (404, *KEY_PROBLEMS), _ITEM, MEDIA_TYPE),
 )
 
 
@@ -44,7 +45,7 @@ class CatalogueRoutes:
 
     def register(self, app: FastAPI) -> None:
         """Add all routes with their documentation."""
-        add_routes(app, self, _TABLE)
+        add_operations(app, self, _OPERATIONS)
 
     async def items(self, request: Request) -> Response:
         """Browse the catalogue, page by page, in its own order, or look for a text in it."""

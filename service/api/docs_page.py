@@ -13,6 +13,8 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 
+from service.api.routing import NamedRoute
+
 _FILES: Final = {"/docs/swagger-ui.js": "swagger-ui-bundle.js", "/docs/swagger-ui.css": "swagger-ui.css"}
 _DOCUMENT: Final = "/openapi.json"
 _DAY = {"cache-control": "public, max-age=86400"}
@@ -49,7 +51,7 @@ class DocsPage:
             ("/docs", self.page),
             *((file, self.file) for file in _FILES),
         ):
-            self._app.add_api_route(path, handler, methods=["GET"], include_in_schema=False)
+            self._app.router.routes.append(NamedRoute(path, handler))
 
     async def document(self, _request: Request) -> Response:
         """The document."""

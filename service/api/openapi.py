@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -118,11 +119,12 @@ def query_parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
     ]
 
 
-def document(app: FastAPI, *, keyed: bool, root_path: str) -> dict[str, Any]:
+def document(app: FastAPI, routes: list[APIRoute], *, keyed: bool, root_path: str) -> dict[str, Any]:
     """The whole document, made once and then kept.
 
     Args:
-        app: whose routes they are.
+        app: keeps the document, and has title, version and description.
+        routes: documented ones.
         keyed: whether the data routes need a key; the admin routes always do.
         root_path: prefix that a proxy puts before every path; empty: none.
     """
@@ -130,7 +132,7 @@ def document(app: FastAPI, *, keyed: bool, root_path: str) -> dict[str, Any]:
         return app.openapi_schema
     servers = [{"url": root_path}] if root_path else None
     schema = get_openapi(
-        title=app.title, version=app.version, description=app.description, routes=app.routes, servers=servers
+        title=app.title, version=app.version, description=app.description, routes=routes, servers=servers
     )
     models = [(model, "validation") for model in REQUESTS] + [(model, "serialization") for model in ANSWERS]
     _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]

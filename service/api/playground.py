@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.api.routing import NamedRoute
 from service.http.entity_tags import entity_tag, none_match
 
 FOLDER: Final = "/playground/"
@@ -54,7 +55,7 @@ class Playground:
     def register(self) -> None:
         """Add the routes."""
         for path in self._files:
-            self._app.add_api_route(path, self.file, methods=["GET"], include_in_schema=False)
+            self._app.router.routes.append(NamedRoute(path, self.file))
 
     async def file(self, request: Request) -> Response:
         """The page, a script or a style."""

@@ -6,11 +6,12 @@ from starlette.responses import Response
 
 from index.bundle.bundle import Bundle
 from service.api import request_models, response_models
-from service.api.fast_router import BODY_PROBLEMS, Route, Services, add_routes, admit_to_data
+from service.api.dependencies import Services, admit_to_data
 from service.api.openapi import operation
 from service.api.rendering import age_s, json_response, report_of
 from service.api.request_body import read_json, validate
 from service.api.request_rules import answer_body, check_fields, recommend_query, similar_query
+from service.api.routing import BODY_PROBLEMS, NamedRoute, Operation, add_operations
 from service.errors import NotReady
 from service.recommend.query import Recommendations, Strategy
 from service.request_trace import Trace
@@ -19,12 +20,16 @@ from service.telemetry.metrics import CONTENT_TYPE
 _RECOMMEND = operation(body=request_models.RecommendRequest)
 _SIMILAR = operation(body=request_models.SimilarRequest)
 
-_TABLE = (
-    Route("POST", "/recommend", "recommend", "recommend", response_models.RecommendAnswer, BODY_PROBLEMS, _RECOMMEND),
-    Route("POST", "/similar", "similar", "recommend", response_models.RecommendAnswer, (404, *BODY_PROBLEMS), _SIMILAR),
-    Route("GET", "/bundle", "bundle", "catalogue", response_models.BundleAnswer),
-    Route("GET", "/livez", "live", "operations", response_models.Health, ()),
-    Route("GET", "/readyz", "ready", "operations", response_models.Health, (503,)),
+_OPERATIONS = (
+    Operation(
+        "POST", "/recommend", "recommend", "recommend", response_models.RecommendAnswer, BODY_PROBLEMS, _RECOMMEND
+    ),
+    Operation(
+        "POST", "/similar", "similar", "recommend", response_models.RecommendAnswer, (404, *BODY_PROBLEMS), _SIMILAR
+    ),
+    Operation("GET", "/bundle", "bundle", "catalogue", response_models.BundleAnswer),
+    Operation("GET", "/livez", "live", "operations", response_models.Health, ()),
+    Operation("GET", "/readyz", "ready", "operations", response_models.Health, (503,)),
 )
 
 
@@ -40,8 +45,8 @@ class Routes:
 
     def register(self, app: FastAPI) -> None:
         """Add all routes with their documentation."""
-        add_routes(app, self, _TABLE)
-        app.add_api_route("/metrics", self.metrics, methods=["GET"], include_in_schema=False)
+        add_operations(app, self, _OPERATIONS)
+        app.router.routes.append(NamedRoute("/metrics", self.metrics))
 
     async def recommend(self, request: Request) -> Response:
         """Recommend items to a user, or for a list of items, oldest first."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from index.bundle.bundle import Bundle
 from service.api import request_models
-from service.api.fast_router import Services
+from service.api.dependencies import Services
 from service.api.rendering import found_items
 from service.api.request_body import shown
 from service.errors import RuleBroken, UnknownItem, Violation

@@ -12,10 +12,11 @@ from starlette.responses import Response
 from index.bundle.bundle import Bundle
 from index.errors import EncoderError
 from service.api import request_models, response_models
-from service.api.fast_router import BODY_PROBLEMS, Route, Services, add_routes, admit_to_data
+from service.api.dependencies import Services, admit_to_data
 from service.api.openapi import operation, path_parameter
 from service.api.rendering import json_response, samples_of
 from service.api.request_body import read_json, shown, validate
+from service.api.routing import BODY_PROBLEMS, Operation, add_operations
 from service.errors import RuleBroken, Violation
 from service.recommend.modality_profile import ModalityProfile, profile_of
 from service.request_trace import Trace
@@ -26,12 +27,12 @@ _SAMPLES = 12
 _EVENTS = operation(body=(request_models.EventRequest, request_models.EventsRequest))
 _USER = operation(parameters=[path_parameter("user_id", "Percent-encoded, a slash too.")])
 
-_TABLE = (
-    Route("POST", "/events", "store_events", "users", response_models.StoredAnswer, BODY_PROBLEMS, _EVENTS),
-    Route("GET", "/users/{user_id}/history", "history", "users", response_models.HistoryAnswer, extra=_USER),
-    Route("GET", "/users/{user_id}/profile", "profile", "users", response_models.ProfileAnswer, extra=_USER),
-    Route("GET", "/users/samples", "samples", "users", response_models.SamplesAnswer),
-    Route("DELETE", "/users/{user_id}", "erase_user", "users", None, extra=_USER),
+_OPERATIONS = (
+    Operation("POST", "/events", "store_events", "users", response_models.StoredAnswer, BODY_PROBLEMS, _EVENTS),
+    Operation("GET", "/users/{user_id}/history", "history", "users", response_models.HistoryAnswer, extra=_USER),
+    Operation("GET", "/users/{user_id}/profile", "profile", "users", response_models.ProfileAnswer, extra=_USER),
+    Operation("GET", "/users/samples", "samples", "users", response_models.SamplesAnswer),
+    Operation("DELETE", "/users/{user_id}", "erase_user", "users", None, extra=_USER),
 )
 
 
@@ -47,7 +48,7 @@ class UserRoutes:
 
     def register(self, app: FastAPI) -> None:
         """Add all routes with their documentation."""
-        add_routes(app, self, _TABLE)
+        add_operations(app, self, _OPERATIONS)
 
     async def store_events(self, request: Request) -> Response:
         """Store one event, or up to 1000, all or none; what is answered as stored is in Redis.

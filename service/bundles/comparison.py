@@ -23,6 +23,7 @@ from index.errors import IndexingError
 from index.search.row_mask import RowMask
 from service.errors import BundleRefused
 from service.recommend.recent_histories import History
+from service.settings.groups import ComparisonSettings
 
 SHADOW_K = 20
 _PAUSE_S = 0.001  # between two histories, so that requests get the cores more often than the comparison does
@@ -80,19 +81,13 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class ShadowBounds:
-    """Bounds that a new bundle must meet in the comparison with the old one; None: no bound.
+    """The operator's bounds on a new bundle beside the active one.
 
     Attributes:
-        min_overlap: overlap@20, 0 … 1.
-        min_coverage: 0 … 1.
-        min_answered: 0 … 1.
-        max_slot_shift: largest change of a slot's share, 0 … 1.
+        settings: the bounds; one that is None is not checked.
     """
 
-    min_overlap: float | None = None
-    min_coverage: float | None = None
-    min_answered: float | None = None
-    max_slot_shift: float | None = None
+    settings: ComparisonSettings
 
     def check(self, found: Comparison) -> None:
         """Check a comparison; without an old bundle there is nothing to check.
@@ -103,17 +98,18 @@ class ShadowBounds:
         if found.old is None:
             return
         at_least = (
-            ("overlap", found.overlap, self.min_overlap),
-            ("coverage", found.new.coverage, self.min_coverage),
-            ("answered", found.new.answered, self.min_answered),
+            ("overlap", found.overlap, self.settings.shadow_min_overlap),
+            ("coverage", found.new.coverage, self.settings.shadow_min_coverage),
+            ("answered", found.new.answered, self.settings.shadow_min_answered),
         )
         missed = [
             f"{name} {value:.4f} is below {bound}"
             for name, value, bound in at_least
             if value is not None and bound is not None and value < bound
         ]
-        if self.max_slot_shift is not None and found.slot_shift > self.max_slot_shift:
-            missed.append(f"the shift of slot shares {found.slot_shift:.4f} is above {self.max_slot_shift}")
+        most = self.settings.shadow_max_slot_shift
+        if most is not None and found.slot_shift > most:
+            missed.append(f"the shift of slot shares {found.slot_shift:.4f} is above {most}")
         if missed:
             raise BundleRefused(
                 "bound",

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from index.bundle.bundle import Bundle
-from index.bundle.integrity import Verify, stamp_path
+from index.bundle.integrity import stamp_path
 from index.bundle.registry import Registry
 from index.errors import BundleInvalid, BundleNotFound, EncoderError, IndexingError
 from service.errors import BundleRefused, RefusalReason
+from service.settings.groups import BundleSettings
 
 Identity = tuple[int, ...]
 
@@ -24,20 +25,14 @@ class BundleLoader:
     """Loads bundles of one registry, all with the same options.
 
     Args:
-        registry: directory of published bundles.
-        device: ``cpu`` or ``cuda``.
-        threads: threads of one encoder call.
-        verify: how files are checked before a bundle is opened, see `index.bundle.integrity.verify_files`.
+        settings: registry, device, threads of one encoder call, and the check of files before a bundle is opened, see
+            `index.bundle.integrity.verify_files`.
         on_load: called with every bundle that was loaded, for counting those in memory.
     """
 
-    def __init__(
-        self, registry: str, *, device: str, threads: int, verify: Verify, on_load: Callable[[Bundle], None]
-    ) -> None:
-        self._registry = Registry(registry)
-        self._device = device
-        self._threads = threads
-        self._verify = verify
+    def __init__(self, settings: BundleSettings, *, on_load: Callable[[Bundle], None] = lambda _bundle: None) -> None:
+        self._registry = Registry(settings.registry)
+        self._settings = settings
         self._on_load = on_load
 
     @property
@@ -48,12 +43,12 @@ class BundleLoader:
     @property
     def hashes_all(self) -> bool:
         """Whether loading hashes every file."""
-        return self._verify == "full"
+        return self._settings.verify == "full"
 
     @property
     def one_thread(self) -> bool:
         """Whether the encoder of the active bundle may be used by one thread only, as on CUDA."""
-        return self._device != "cpu"
+        return self._settings.device != "cpu"
 
     def current(self) -> str | None:
         """The id of the registry's current bundle; None before the first publish.
@@ -98,7 +93,10 @@ class BundleLoader:
         """
         try:
             bundle = Bundle.load(
-                self._registry.path(bundle_id), device=self._device, threads=self._threads, verify=self._verify
+                self._registry.path(bundle_id),
+                device=self._settings.device,
+                threads=self._settings.encoder_threads,
+                verify=self._settings.verify,
             )
         except Exception as error:
             raise refusal(error) from error

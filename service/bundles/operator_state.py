@@ -16,7 +16,7 @@ import orjson
 from index.bundle.integrity import write_durably
 from service.errors import OperatorStateUnavailable
 from service.recommend.hidden_items import HiddenItems, in_chunks
-from service.settings import state_directory
+from service.settings.load import state_directory
 from service.stores.protocols import Changes, Edition, OperatorStateStore
 
 _FORMAT = 1

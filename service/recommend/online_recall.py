@@ -29,6 +29,7 @@ from service.recommend.engine import SearchJob, SearchResult
 from service.recommend.quality_metrics import QualityMetrics
 from service.recommend.query import Query, Recommendations
 from service.runtime.background_tasks import Background
+from service.settings.groups import ObservabilitySettings
 
 RECALL_K = 20
 WINDOW = 256
@@ -61,26 +62,24 @@ class OnlineRecall:
     """Samples answers; called with every answer of the engine, in the event loop, where it nearly always does nothing.
 
     Args:
+        settings: most checks of recall per second, and the largest share of one core that they may use.
         metrics: receives the figures.
         log: the service's logger.
-        checks_per_s: most checks of recall a second; 0: none.
-        cpu_share: largest share of one core that these may take, above 0.
         clock: monotonic seconds.
     """
 
     def __init__(
         self,
+        settings: ObservabilitySettings,
         metrics: QualityMetrics,
         log: FilteringBoundLogger,
         *,
-        checks_per_s: float,
-        cpu_share: float,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._metrics = metrics
         self._log = log
-        self._pause_s = 1.0 / checks_per_s if checks_per_s else inf
-        self._cpu_share = cpu_share
+        self._pause_s = 1.0 / settings.recall_checks_per_s if settings.recall_checks_per_s else inf
+        self._cpu_share = settings.recall_check_cpu
         self._clock = clock
         # Nearly all of a check is one call of FAISS without the interpreter's lock, so the lowest priority is safe.
         self._background = Background("recall-check", nice=19)

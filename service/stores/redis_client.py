@@ -13,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from service.errors import LinkDown, ServiceError, SettingsError
+from service.settings.groups import RedisSettings
 from service.stores.circuit_breaker import BreakerState
 from service.stores.redis_reasons import reason_of
 
@@ -41,19 +42,18 @@ class RedisWatch:
 UNWATCHED: Final = RedisWatch()
 
 
-def connector(url: str, timeout_s: float) -> Connect:
+def connector(redis: RedisSettings) -> Connect:
     """How to make connections, none of them opened yet.
 
     They never ask twice: a read answers degraded instead, a write must not be stored twice.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``.
-        timeout_s: seconds that one step of connecting may take, a second at most.
+        redis: URL, and the timeout of one step of connecting, of which a second counts at most.
 
     Raises:
         SettingsError: the URL is not one that redis-py understands.
     """
-    step_s = min(timeout_s, _LONGEST_CONNECT_S)
+    url, step_s = redis.url, min(redis.timeout_s, _LONGEST_CONNECT_S)
     _check_encoding(url)
     try:
         pool = ConnectionPool.from_url(

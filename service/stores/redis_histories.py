@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from service.errors import HistoriesUnavailable
+from service.settings.groups import HistorySettings, RedisSettings
 from service.stores.circuit_breaker import WorstState
 from service.stores.history_keys import (
     BUCKETS,
@@ -51,13 +52,8 @@ class RedisHistories:
     have a connection and a breaker each: where writes hang, reads go on.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``.
-        history_cap: newest events kept of each user.
-        ttl_s: seconds after a user's last event until the history expires.
-        stream_cap: newest events kept of all users, an equal part of them of each bucket.
-        event_ids_cap: newest event ids of each user against which retries are recognised.
-        timeout_s: seconds that one answer, or connecting, may take.
-        prefix: start of every key.
+        redis: URL, key prefix and timeout.
+        retention: how much is stored of each user, and for how long.
         watch: told how calls go.
         renewal: shared with whatever else asks the same Redis.
 
@@ -67,24 +63,27 @@ class RedisHistories:
 
     def __init__(
         self,
-        url: str,
+        redis: RedisSettings,
+        retention: HistorySettings,
         *,
-        history_cap: int = 200,
-        ttl_s: int = 90 * 86_400,
-        stream_cap: int = 1_000_000,
-        event_ids_cap: int = 1000,
-        timeout_s: float = 0.25,
-        prefix: str = "vlm2rec",
         watch: RedisWatch = UNWATCHED,
         renewal: Renewal | None = None,
     ) -> None:
-        connect, worst, renewal = connector(url, timeout_s), WorstState(watch.on_state), renewal or Renewal()
+        connect, worst, renewal = connector(redis), WorstState(watch.on_state), renewal or Renewal()
+        timeout_s = redis.timeout_s
         self._reads = RedisPipeline(connect, timeout_s=timeout_s, on_state=worst.of("reads"), renewal=renewal)
         self._writes = RedisPipeline(connect, timeout_s=timeout_s, on_state=worst.of("writes"), renewal=renewal)
-        cap = bucket_cap(stream_cap)
-        self._caps = (history_cap, event_ids_cap, ttl_s, cap, dropped_at_once(cap), BUCKETS)
+        cap = bucket_cap(retention.stream_cap)
+        self._caps = (
+            retention.history_cap,
+            retention.event_ids_cap,
+            retention.ttl_s,
+            cap,
+            dropped_at_once(cap),
+            BUCKETS,
+        )
         self._knows_of_old = False
-        self._prefix = prefix
+        self._prefix = redis.redis_prefix
         self._watch = watch
 
     async def append(self, events: Sequence[Event]) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from service.errors import OperatorStateUnavailable
+from service.settings.groups import RedisSettings
 from service.stores.protocols import Changes, Edition
 from service.stores.redis_client import UNWATCHED, RedisWatch, connector, texts, translated
 from service.stores.redis_pipeline import RedisPipeline, Script
@@ -85,9 +86,7 @@ class RedisOperatorState:
     """Pin and hidden items in Redis; see the module for the keys.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``.
-        timeout_s: seconds that one answer, or connecting, may take.
-        prefix: start of every key.
+        redis: URL, key prefix and timeout.
         shown_cap: newest items shown again that are remembered as changes.
         watch: told how calls go; not told of the state of the breaker, which is of this connection alone.
         renewal: shared with whatever else asks the same Redis.
@@ -98,16 +97,14 @@ class RedisOperatorState:
 
     def __init__(
         self,
-        url: str,
+        redis: RedisSettings,
         *,
-        timeout_s: float = 0.25,
-        prefix: str = "vlm2rec",
         shown_cap: int = 10_000,
         watch: RedisWatch = UNWATCHED,
         renewal: Renewal | None = None,
     ) -> None:
-        self._link = RedisPipeline(connector(url, timeout_s), timeout_s=timeout_s, renewal=renewal)
-        self._base = f"{prefix}:{{directives}}"
+        self._link = RedisPipeline(connector(redis), timeout_s=redis.timeout_s, renewal=renewal)
+        self._base = f"{redis.redis_prefix}:{{directives}}"
         self._keys = [f"{self._base}:{name}" for name in ("state", "hidden", "shown")]
         self._shown_cap = shown_cap
         self._watch = watch

@@ -20,7 +20,7 @@ from index.items.item_table import ItemTable
 from index.items.thumbnails import Thumbnails, write_thumbnails
 from service.app import create_app
 from service.bundles.startup import Startup
-from service.settings import load_settings
+from service.settings.load import load_settings
 from service.telemetry import metrics_page
 from tests.support.oracle import Oracle
 from tests.support.service_process import Service

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.server import _allow_files, _connections
-from service.settings import load_settings
+from service.settings.groups import HttpLimits
 from service.telemetry.metrics import Metrics
 from tests.support.service_process import Service
 
@@ -38,9 +38,9 @@ def test_open_files_are_allowed_as_needed_and_no_further_than_possible(files: li
 
 def test_there_are_no_more_connections_than_open_files(files: list[tuple[int, int]]) -> None:
     metrics = Metrics()
-    assert _connections(load_settings(registry="r"), metrics).limits.connections == 4096
+    assert _connections(HttpLimits(), metrics).limits.connections == 4096
     files.append((1024, 1024))
-    limits = _connections(load_settings(registry="r", request_timeout_s=3), metrics).limits
+    limits = _connections(HttpLimits(request_timeout_s=3), metrics).limits
     assert limits.connections + limits.spare + 256 == 1024
     assert limits.request_s == 3
 

@@ -7,7 +7,7 @@ from pydantic import SecretStr
 
 from cli.online.serve import serve
 from service.errors import SettingsError
-from service.settings import load_settings
+from service.settings.load import load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -28,15 +28,15 @@ def test_arguments_win_over_variables_and_these_over_the_file(monkeypatch: pytes
     monkeypatch.setenv("VLM2REC_PORT", "2")
     monkeypatch.setenv("VLM2REC_HOST", "variable")
     settings = load_settings(host="argument", log_level=None)
-    assert (settings.registry, settings.port, settings.host) == ("from file", 2, "argument")
-    assert settings.history_cap == 7
-    assert settings.log_level == "info"
-    assert settings.api_keys == (SecretStr("0123456789abcdef"),)
+    assert (settings.bundles.registry, settings.server.port, settings.server.host) == ("from file", 2, "argument")
+    assert settings.histories.history_cap == 7
+    assert settings.observability.log_level == "info"
+    assert settings.access.api_keys == (SecretStr("0123456789abcdef"),)
 
 
 def test_keys_in_a_variable_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLM2REC_API_KEYS", "0123456789abcdef, fedcba9876543210,")
-    keys = load_settings(registry="r").api_keys
+    keys = load_settings(registry="r").access.api_keys
     assert [key.get_secret_value() for key in keys] == ["0123456789abcdef", "fedcba9876543210"]
 
 
@@ -73,9 +73,9 @@ def test_lists_in_a_variable_are_separated_by_commas(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("VLM2REC_CORS_ORIGINS", "https://a.example, http://localhost:3000")
     monkeypatch.setenv("VLM2REC_TRUSTED_PROXIES", "10.0.0.0/8,::1")
     settings = load_settings(registry="r")
-    assert settings.cors_origins == ("https://a.example", "http://localhost:3000")
-    assert settings.trusted_proxies == ("10.0.0.0/8", "::1")
-    assert load_settings(registry="r", cors_origins="*").cors_origins == ("*",)
+    assert settings.server.cors_origins == ("https://a.example", "http://localhost:3000")
+    assert settings.server.trusted_proxies == ("10.0.0.0/8", "::1")
+    assert load_settings(registry="r", cors_origins="*").server.cors_origins == ("*",)
 
 
 def test_the_registry_must_be_set() -> None:
@@ -99,7 +99,7 @@ def test_what_kubernetes_says_of_a_service_of_our_name_is_no_setting(monkeypatch
         monkeypatch.setenv(f"VLM2REC_{name}", "10.0.0.1")
     monkeypatch.setenv("VLM2REC_REDIS_SERVICE_HOST", "10.0.0.2")
     monkeypatch.setenv("VLM2REC_PORT", "tcp://10.0.0.1:8000")
-    assert load_settings(registry="r").port == 8000
+    assert load_settings(registry="r").server.port == 8000
 
 
 @pytest.mark.parametrize("of", ["VLM2REC_REDIS", "VLM2REC", "VLM2REC_MODEL_STORE", "VLM2REC_API_KEYS"])
@@ -114,14 +114,14 @@ def test_all_that_kubernetes_says_of_services_is_left_out(monkeypatch: pytest.Mo
         monkeypatch.setenv(f"{of}_SERVICE_PORT", str(port))
         monkeypatch.setenv(f"{of}_SERVICE_PORT_REDIS", str(port))
         settings = load_settings(registry="r")
-        assert (settings.port, settings.api_keys) == (8000, ())
+        assert (settings.server.port, settings.access.api_keys) == (8000, ())
 
 
 def test_a_service_link_does_not_stand_before_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "service.toml").write_text('registry = "r"\nport = 81\n')
     monkeypatch.setenv("VLM2REC_CONFIG", str(tmp_path / "service.toml"))
     monkeypatch.setenv("VLM2REC_PORT", "tcp://10.0.0.1:8000")
-    assert load_settings().port == 81
+    assert load_settings().server.port == 81
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_every_redis_has_a_file_of_directives_of_its_own() -> None:
     """Whoever writes the same Redis otherwise, or changes its password, keeps the file."""
 
     def path(url: str, **more: str) -> Path:
-        return load_settings(registry="r", redis_url=url, **more).directives_path
+        return load_settings(registry="r", redis_url=url, **more).operator_state_file
 
     same = [
         "redis://127.0.0.1:6379/0", "redis://127.0.0.1", "redis://:secret@127.0.0.1/", "rediss://u:other@127.0.0.1:6379",
@@ -171,7 +171,7 @@ def test_an_embedded_redis_shares_no_file_of_directives(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: bool
 ) -> None:
     files: list[Path] = []
-    monkeypatch.setattr("service.server.serve", lambda settings, announce: files.append(settings.directives_path))
+    monkeypatch.setattr("service.server.serve", lambda settings, announce: files.append(settings.operator_state_file))
     for name in ("a", "b", "a"):
         serve(registry="r", embedded_redis=True, redis_dir=tmp_path / name if kept else None)
     assert files[0] != files[1]

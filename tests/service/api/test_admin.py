@@ -14,7 +14,7 @@ from index.items.modality_status import ModalityStatus
 from service.app import create_app
 from service.bundles.startup import Startup
 from service.errors import SettingsError
-from service.settings import load_settings
+from service.settings.load import load_settings
 from tests.support.shops import ADMIN, metric, with_file
 
 DATA = "a-data-key-for-tests"

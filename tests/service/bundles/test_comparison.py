@@ -14,6 +14,7 @@ from service.bundles.comparison import BundleFigures, ComparedBundle, Comparison
 from service.errors import BundleRefused
 from service.recommend.hidden_items import available_rows
 from service.recommend.recent_histories import RecentHistories
+from service.settings.groups import ComparisonSettings
 from tests.support.oracle import Oracle
 from tests.support.shops import AS_ADMIN, Shop, eventually, metric, other_bundle, returning, serving, with_blind_encoder
 
@@ -159,23 +160,29 @@ COMPARED = Comparison(
 @pytest.mark.parametrize(
     ("bounds", "message"),
     [
-        ({"min_overlap": 0.26}, "overlap 0.2500 is below 0.26"),
-        ({"min_coverage": 0.41}, "coverage 0.4000 is below 0.41"),
-        ({"min_answered": 0.95}, "answered 0.9000 is below 0.95"),
-        ({"max_slot_shift": 0.49}, "slot shares 0.5000 is above 0.49"),
+        ({"shadow_min_overlap": 0.26}, "overlap 0.2500 is below 0.26"),
+        ({"shadow_min_coverage": 0.41}, "coverage 0.4000 is below 0.41"),
+        ({"shadow_min_answered": 0.95}, "answered 0.9000 is below 0.95"),
+        ({"shadow_max_slot_shift": 0.49}, "slot shares 0.5000 is above 0.49"),
     ],
 )
 def test_a_bound_that_is_missed_is_named(bounds: dict[str, float], message: str) -> None:
     with pytest.raises(BundleRefused, match=message) as refused:
-        ShadowBounds(**bounds).check(COMPARED)
+        ShadowBounds(ComparisonSettings(**bounds)).check(COMPARED)
     assert refused.value.reason == "bound"
 
 
 def test_bounds_that_hold_and_bounds_without_an_old_bundle() -> None:
-    ShadowBounds().check(COMPARED)
-    ShadowBounds(0.25, 0.4, 0.9, 0.5).check(COMPARED)
+    ShadowBounds(ComparisonSettings()).check(COMPARED)
+    just_met = ComparisonSettings(
+        shadow_min_overlap=0.25, shadow_min_coverage=0.4, shadow_min_answered=0.9, shadow_max_slot_shift=0.5
+    )
+    ShadowBounds(just_met).check(COMPARED)
     first = Comparison(10, "probes", 20, None, None, side("new"))
-    ShadowBounds(1.0, 1.0, 1.0, 0.0).check(first)
+    strictest = ComparisonSettings(
+        shadow_min_overlap=1.0, shadow_min_coverage=1.0, shadow_min_answered=1.0, shadow_max_slot_shift=0.0
+    )
+    ShadowBounds(strictest).check(first)
 
 
 def test_a_bound_of_the_operator_refuses_and_a_pin_overrules_it(open_shop: Any, shop: Shop) -> None:

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from cli.app import app
 from index.bundle.registry import Registry
 from service.bundles.operator_state import OperatorStateCopy, pinned_bundles
-from service.settings import load_settings
+from service.settings.load import load_settings
 from service.stores.protocols import Edition
 
 
@@ -16,7 +16,7 @@ def test_pins_in_the_usual_place_and_in_named_files(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert pinned_bundles() == set()
     for number in range(3):
-        usual = load_settings(registry=str(tmp_path / f"registry-{number}")).directives_path
+        usual = load_settings(registry=str(tmp_path / f"registry-{number}")).operator_state_file
         OperatorStateCopy(Edition("a", 1), None if number == 2 else f"pin-{number}").save(usual)
     named = tmp_path / "own.json"
     OperatorStateCopy(Edition("a", 1), "other").save(named)

@@ -17,7 +17,8 @@ from service.bundles.loader import BundleLoader
 from service.bundles.operator_state import OperatorState
 from service.bundles.startup import Startup, load_first
 from service.errors import BundleRefused, RefusalReason
-from service.settings import load_settings
+from service.settings.groups import BundleSettings
+from service.settings.load import load_settings
 from tests.support.shops import AS_ADMIN, Shop, eventually, metric, serving
 
 
@@ -192,9 +193,7 @@ def test_a_bundle_that_fails_at_the_start_is_passed_over(shop: Shop, monkeypatch
 
     monkeypatch.setattr(Bundle, "warm_up", broken)
     shop.point(shop.ids[3])
-    loader = BundleLoader(
-        str(shop.registry.root), device="cpu", threads=1, verify="stamp", on_load=lambda _bundle: None
-    )
+    loader = BundleLoader(BundleSettings(registry=str(shop.registry.root)))
     startup = load_first(loader, None, wait=False)
     assert startup.bundle is not None
     assert startup.bundle.id == shop.ids[2]
@@ -202,9 +201,7 @@ def test_a_bundle_that_fails_at_the_start_is_passed_over(shop: Shop, monkeypatch
 
 
 def test_identities_tell_publishings_apart(shop: Shop, day_bundles: list[Path]) -> None:
-    loader = BundleLoader(
-        str(shop.registry.root), device="cuda", threads=1, verify="stamp", on_load=lambda _bundle: None
-    )
+    loader = BundleLoader(BundleSettings(registry=str(shop.registry.root), device="cuda"))
     before = loader.identity(shop.ids[0])
     assert before == loader.identity(shop.ids[0])
     shop.repair(day_bundles[0])

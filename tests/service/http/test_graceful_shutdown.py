@@ -20,9 +20,9 @@ from service.http.admission import Admission
 from service.http.connections import ConnectionLimits, Connections
 from service.http.graceful_shutdown import DrainingServer, hear_no_more
 from service.http.protocol import GuardedConfig
-from service.stores.redis_histories import RedisHistories
 from tests.support.service_process import Service
 from tests.support.shops import eventually
+from tests.support.stores.real_redis import open_histories
 
 JSON = {"content-type": "application/json"}
 
@@ -84,7 +84,7 @@ def under_load(service: Service, end: Callable[[list[Client]], None]) -> list[Cl
 
 def stored(url: str, prefix: str) -> set[str]:
     async def read() -> set[str]:
-        sessions = RedisHistories(url, prefix=prefix, timeout_s=10)
+        sessions = open_histories(url, prefix=prefix, timeout_s=10)
         ids = {str(event.event_id) for event in await sessions.stream()}
         await sessions.close()
         return ids

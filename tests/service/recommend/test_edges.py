@@ -21,7 +21,7 @@ from service.bundles.active_bundle import ActiveBundle
 from service.container import load_current
 from service.errors import NotReady, RuleBroken, StartError
 from service.server import _Server
-from service.settings import load_settings
+from service.settings.load import load_settings
 
 
 def call(app: FastAPI, messages: list[Message], path: str = "/recommend") -> list[Message]:

@@ -29,7 +29,7 @@ from service.recommend.query import Query, Recommendations
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
-from service.settings import load_settings
+from service.settings.load import load_settings
 from service.stores.protocols import Event
 from tests.support.oracle import Oracle
 from tests.support.stores.memory_histories import MemoryHistories

@@ -11,12 +11,12 @@ from redis import Redis
 
 from service.errors import HistoriesUnavailable, OperatorStateUnavailable
 from service.stores.protocols import Edition, Event
-from service.stores.redis_client import connector
 from service.stores.redis_histories import RedisHistories
 from service.stores.redis_operator_state import RedisOperatorState
 from service.stores.redis_pipeline import RedisPipeline
 from service.stores.redis_renewal import Renewal
 from tests.support.stores.fake_redis import FakeRedis, fake_redis, own_key, read, run
+from tests.support.stores.real_redis import connect_to, open_histories, open_operator_state
 from tests.support.stores.redis_pairs import Forwarder, on_a_port, program_of
 
 NEW = Edition()
@@ -54,8 +54,8 @@ async def opened(folder: Path, version: str) -> AsyncIterator[tuple[Pair, RedisH
             pair.command(1, "REPLICAOF", "127.0.0.1", one)
             await eventually_true(lambda: pair.follows(1))
             renewal = Renewal()
-            sessions = RedisHistories(forwarder.url, timeout_s=5.0, renewal=renewal)
-            directives = RedisOperatorState(forwarder.url, timeout_s=5.0, renewal=renewal)
+            sessions = open_histories(forwarder.url, timeout_s=5.0, renewal=renewal)
+            directives = open_operator_state(forwarder.url, timeout_s=5.0, renewal=renewal)
             try:
                 yield pair, sessions, directives
             finally:
@@ -158,7 +158,7 @@ ASTRAY = {
 @contextlib.asynccontextmanager
 async def two_links() -> AsyncIterator[tuple[FakeRedis, RedisPipeline, RedisPipeline]]:
     async with fake_redis() as fake:
-        renewal, connect = Renewal(), connector(fake.url, 5.0)
+        renewal, connect = Renewal(), connect_to(fake.url, 5.0)
         links = [RedisPipeline(connect, timeout_s=5.0, renewal=renewal) for _ in range(2)]
         try:
             yield fake, *links

@@ -15,8 +15,8 @@ from service.errors import HistoriesUnavailable
 from service.stores.history_keys import keys_of, old_keys_of, old_stream_key
 from service.stores.protocols import Event
 from service.stores.redis_client import RedisWatch
-from service.stores.redis_histories import RedisHistories
 from tests.support.shops import eventually, metric
+from tests.support.stores.real_redis import open_histories
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_calls_failures_and_the_worst_breaker_are_told(redis: EmbeddedRedis) -> 
     watch = RedisWatch(lambda name, seconds: calls.append((name, seconds >= 0)), errors.append, states.append)
 
     async def check() -> None:
-        store = RedisHistories(redis.url, timeout_s=5.0, watch=watch)
+        store = open_histories(redis.url, timeout_s=5.0, watch=watch)
         await store.append([Event("u", "a", 1.0)])
         assert await store.recent("u") == ["a"]
         redis.kill()

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from service.errors import LinkDown
-from service.stores.redis_client import connector
 from service.stores.redis_pipeline import MOST_WAITING, RedisPipeline
 from tests.support.stores.fake_redis import (
     PATIENT_S,
@@ -29,6 +28,7 @@ from tests.support.stores.fake_redis import (
     run,
     until,
 )
+from tests.support.stores.real_redis import connect_to
 
 
 async def run_out(fake: FakeRedis, link: RedisPipeline) -> None:
@@ -334,7 +334,7 @@ def test_closing_leaves_nobody_waiting_and_nothing_running() -> None:
     async def check() -> None:
         async with fake_redis() as fake:
             fake.answer = never
-            link = RedisPipeline(connector(fake.url, 5.0), timeout_s=5.0)
+            link = RedisPipeline(connect_to(fake.url, 5.0), timeout_s=5.0)
             asked = [asyncio.create_task(read(link, f"key {number}")) for number in range(300)]
             await until(lambda: bool(fake.asked))
             await link.close()
@@ -362,7 +362,7 @@ def test_closing_ends_the_probing() -> None:
 
 def test_a_process_that_was_held_up_itself_does_not_blame_redis(redis_url: str) -> None:
     async def check() -> None:
-        link = patient_link(connector(redis_url, PATIENT_S))
+        link = patient_link(connect_to(redis_url, PATIENT_S))
         assert await read(link, "nothing there") == []
         connection = link._wire._connection
         for _ in range(3):

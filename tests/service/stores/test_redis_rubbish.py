@@ -7,8 +7,6 @@ import redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 
 from service.errors import HistoriesUnavailable, LinkDown
-from service.stores.redis_client import connector
-from service.stores.redis_histories import RedisHistories
 from service.stores.redis_pipeline import RedisPipeline, Script
 from tests.support.stores.fake_redis import (
     PATIENT_S,
@@ -23,6 +21,7 @@ from tests.support.stores.fake_redis import (
     run,
     until,
 )
+from tests.support.stores.real_redis import connect_to, open_histories
 
 RUBBISH = {
     "another protocol": b"HTTP/1.1 200 OK\r\n\r\n",
@@ -70,7 +69,7 @@ def test_a_history_of_anything_but_strings_is_refused(inner: bytes) -> None:
     async def check() -> None:
         async with fake_redis() as fake:
             fake.answer = odd
-            store = RedisHistories(fake.url, timeout_s=5.0)
+            store = open_histories(fake.url, timeout_s=5.0)
             with pytest.raises(HistoriesUnavailable, match="another form"):
                 await store.recent("u")
             await store.close()
@@ -95,7 +94,7 @@ def test_a_reply_that_drips_is_not_waited_for() -> None:
     async def check() -> None:
         server = await asyncio.start_server(drip, "127.0.0.1", 0)
         url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        link = patient_link(connector(url, PATIENT_S))
+        link = patient_link(connect_to(url, PATIENT_S))
         asked = asyncio.create_task(read(link, "key"))
         await until(lambda: len(drops) > 10)
         assert not asked.done()
@@ -176,7 +175,7 @@ def test_a_script_that_redis_has_forgotten_is_told_again(redis_url: str) -> None
             client.script_flush()
 
     async def check() -> None:
-        link = RedisPipeline(connector(redis_url, 5.0), timeout_s=5.0)
+        link = RedisPipeline(connect_to(redis_url, 5.0), timeout_s=5.0)
         script = Script("return #KEYS * 10 + tonumber(ARGV[1])")
         for _ in range(2):
             calls = [link.run(script, ["a", "b"], [number], int) for number in range(5)]

@@ -206,7 +206,7 @@ def test_what_cannot_be_is_told(monkeypatch: pytest.MonkeyPatch, variables: dict
 
 def test_nothing_is_loaded_while_off(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom service.app import create_app\nfrom service.settings import load_settings\n"
+        "import sys\nfrom service.app import create_app\nfrom service.settings.load import load_settings\n"
         f"create_app(load_settings(registry={str(tmp_path)!r}))\n"
         "heavy = ('opentelemetry.sdk.trace', 'opentelemetry.exporter', 'opentelemetry.proto', 'google.protobuf')\n"
         "print([name for name in sys.modules if name.startswith(heavy)])\n"

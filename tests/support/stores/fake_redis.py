@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from service.errors import LinkDown
-from service.stores.redis_client import Connect, connector
+from service.stores.redis_client import Connect
 from service.stores.redis_pipeline import RedisPipeline
+from tests.support.stores.real_redis import connect_to
 
 PATIENT_S = 20.0
 """A timeout that passes only when a test moves the clock, however slow the machine is."""
@@ -114,7 +115,9 @@ async def _command(reader: asyncio.StreamReader) -> list[bytes]:
 @asynccontextmanager
 async def linked(timeout_s: float = 0.1) -> AsyncIterator[tuple[FakeRedis, RedisPipeline]]:
     async with fake_redis() as fake:
-        link = RedisPipeline(connector(fake.url, timeout_s), timeout_s=timeout_s, clock=asyncio.get_running_loop().time)
+        link = RedisPipeline(
+            connect_to(fake.url, timeout_s), timeout_s=timeout_s, clock=asyncio.get_running_loop().time
+        )
         try:
             yield fake, link
         finally:
