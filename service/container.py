@@ -20,7 +20,7 @@ from service.recommend.recommender import Recommender
 from service.runtime.bounded_executor import BoundedExecutor
 from service.settings.load import Settings
 from service.stores.redis_client import UNWATCHED, RedisWatch
-from service.stores.redis_faults import RedisTroubles
+from service.stores.redis_faults import RedisFaults
 from service.stores.redis_histories import RedisHistories
 from service.stores.redis_operator_state import RedisOperatorState
 from service.stores.redis_renewal import Renewal
@@ -33,7 +33,7 @@ def open_services(settings: Settings) -> Services:
     """Everything that the routes work with; nothing is connected to or loaded yet."""
     log, metrics, current = logger(), Metrics(), ActiveBundle()
     renewal = Renewal()
-    troubles = RedisTroubles(log)
+    troubles = RedisFaults(log)
     histories = _open_histories(settings, metrics, renewal, troubles)
     watch = RedisWatch(metrics.redis_call, metrics.redis_error, on_outcome=troubles.outcome)
     recent = RecentHistories(settings.comparison.shadow_histories)
@@ -90,7 +90,7 @@ def open_services(settings: Settings) -> Services:
     )
 
 
-def _open_histories(settings: Settings, metrics: Metrics, renewal: Renewal, troubles: RedisTroubles) -> RedisHistories:
+def _open_histories(settings: Settings, metrics: Metrics, renewal: Renewal, troubles: RedisFaults) -> RedisHistories:
     return RedisHistories(
         settings.redis,
         settings.histories,

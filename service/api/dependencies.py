@@ -20,7 +20,7 @@ from service.recommend.recommender import Recommender
 from service.request_trace import Trace
 from service.runtime.bounded_executor import BoundedExecutor
 from service.stores.protocols import HistoryStore
-from service.stores.redis_faults import RedisTroubles
+from service.stores.redis_faults import RedisFaults
 from service.telemetry.metrics import Metrics
 from service.telemetry.metrics_page import MetricsPage
 
@@ -55,7 +55,7 @@ class Services:
     watcher: Watcher
     directives: OperatorState
     histories: HistoryStore
-    redis_troubles: RedisTroubles
+    redis_troubles: RedisFaults
     batcher: MicroBatcher
     load: Admission
     recent: RecentHistories

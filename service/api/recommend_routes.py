@@ -99,7 +99,7 @@ class Routes:
         if not self._services.batcher.alive:
             raise NotReady("the engine's threads keep dying; start this process again")
         redis = "up" if await self._services.histories.alive() else "down"
-        troubles = self._services.redis_troubles.now
+        troubles = self._services.redis_troubles.current
         more = {"redis_troubles": troubles} if troubles else {}
         return json_response({"status": "ready", "bundle": bundle.id, "redis": redis, **more})
 
