@@ -12,7 +12,7 @@ from service.bundles.operator_state import OperatorState
 from service.bundles.watcher import Watcher
 from service.errors import RuleBroken, Violation
 from service.http.admission import Admission
-from service.http.request_middleware import trace_of
+from service.http.request_context import context_of
 from service.recommend.batching import MicroBatcher
 from service.recommend.online_recall import OnlineRecall
 from service.recommend.recent_histories import RecentHistories
@@ -85,7 +85,7 @@ def admit(request: Request, keys: KeyRing, *, takes_query: bool = False) -> Trac
     if request.scope["query_string"] and not takes_query:
         name = next(iter(request.query_params), "query")
         raise RuleBroken([Violation(f"query parameter {name[:60]}", "it", "is not known to this route")])
-    return trace_of(request.scope)
+    return context_of(request.scope).trace
 
 
 def admit_to_data(request: Request, services: Services, *, takes_query: bool = False) -> Trace:
