@@ -15,7 +15,7 @@ ServiceError
     ├── KeyRefused          the API key is not one of ours, or the route is closed
     ├── NoPicture           the bundle has no picture of the item
     ├── UnknownItem         the path or the body names an item that this bundle does not have
-    ├── CatalogueChanged    a cursor is of another bundle than the one that answers
+    ├── CatalogueChanged    a cursor is of another bundle than the active one
     ├── RateExceeded        too many requests of one key or address; carries when to try again
     ├── RequestLate         the body did not arrive in time
     ├── BodiesFull          too many bodies are waited for at once
@@ -107,7 +107,7 @@ class UnknownItem(RequestRefused):
 
 
 class CatalogueChanged(RequestRefused):
-    """A cursor is of another bundle than the one that answers."""
+    """A cursor is of another bundle than the active one."""
 
 
 class RateExceeded(RequestRefused):

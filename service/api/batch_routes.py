@@ -56,7 +56,7 @@ class BatchRoutes:
         members = [_checked(bundle, member) for member in batch.requests]
         trace.lap("parse")
         histories = BatchHistories(self._services.histories, _users(bundle, members))
-        recommender, gate = self._services.recommender.reading(histories), asyncio.Semaphore(_AT_ONCE)
+        recommender, gate = self._services.recommender.with_histories(histories), asyncio.Semaphore(_AT_ONCE)
         try:
             answers = await asyncio.gather(
                 *(self._answer(bundle, member, recommender, gate, trace) for member in members)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from index.bundle.bundle import Bundle
-from service.bundles.loaded_bundles import Refusal
+from service.bundles.loaded_bundles import BundleRefusal
 from service.bundles.loader import BundleLoader, Identity
 from service.bundles.operator_state import OperatorState
 from service.bundles.validation import BundleValidation, prepare, validate
@@ -29,7 +29,7 @@ class Startup:
     bundle: Bundle | None = None
     identity: Identity = ()
     verified: bool = False
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[BundleRefusal, ...] = ()
 
 
 def read_pin(open_directives: Callable[[], OperatorState]) -> str | None:
@@ -61,14 +61,14 @@ def load_first(loader: BundleLoader, pin: str | None, *, wait: bool) -> Startup:
         BundleRefused: every bundle is refused, and `wait` is off; it is the refusal of the desired bundle.
         RegistryError: the registry cannot be read.
     """
-    refusals: list[Refusal] = []
+    refusals: list[BundleRefusal] = []
     first: BundleRefused | None = None
     for bundle_id in _candidates(loader, pin):
         identity = loader.identity(bundle_id)
         try:
             bundle = _load(loader, bundle_id)
         except BundleRefused as error:
-            refusals.append(Refusal.of(bundle_id, identity, error))
+            refusals.append(BundleRefusal.of(bundle_id, identity, error))
             first = first or error
             continue
         return Startup(bundle, identity, loader.hashes_all, tuple(refusals))

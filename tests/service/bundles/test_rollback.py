@@ -17,7 +17,7 @@ from service.container import load_current
 from service.errors import BundleRefused, StartError
 from service.settings.groups import BundleSettings
 from service.settings.load import load_settings
-from tests.support.shops import AS_ADMIN, Looks, Shop, eventually, metric, serving, with_blind_encoder
+from tests.support.shops import AS_ADMIN, Polls, Shop, eventually, metric, serving, with_blind_encoder
 
 
 def swap_of(client: TestClient) -> dict[str, Any]:
@@ -43,10 +43,10 @@ def test_every_replica_goes_back_within_a_second_and_on_again(
     assert 2 * BundleSettings(registry="r").poll_s <= 1.0
     with open_shop(poll_ms=100) as one, open_shop(poll_ms=100) as other:  # both keep the bundle before in memory
         advance(shop, one, other)
-        looks = Looks(other, monkeypatch)
+        polls = Polls(other, monkeypatch)
         assert post(one, "/bundle/rollback") == (200, {"bundle": shop.ids[0], "swapped": True, "pin": shop.ids[0]})
         assert serving(one) == shop.ids[0]
-        assert looks.until(lambda bundle, _: bundle == shop.ids[0]) <= 2
+        assert polls.until(lambda bundle, _: bundle == shop.ids[0]) <= 2
         for client in (one, other):
             eventually(lambda client=client: swap_of(client)["pin"] == shop.ids[0])
             eventually(lambda client=client: metric(client, "vlm2rec_bundle_pin_info", bundle=shop.ids[0]) == 1)

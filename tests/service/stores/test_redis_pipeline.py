@@ -1,4 +1,4 @@
-"""A pipeline to Redis: whose reply is whose, how long anybody waits, how many may, and how it comes back."""
+"""The pipeline matches replies to callers, bounds the waiting calls and reconnects."""
 
 import asyncio
 import random

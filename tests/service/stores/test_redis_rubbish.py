@@ -1,4 +1,4 @@
-"""A pipeline to something that is no Redis, or one that answers with errors, closes connections, or forgets scripts."""
+"""A pipeline to a server that is no Redis, answers with errors, closes connections or forgets scripts."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""A server that speaks Redis' protocol well or badly: late, by halves, rubbish, or not at all; and a pipeline to it."""
+"""A server that speaks Redis' protocol correctly, late, partly or not at all, and a pipeline to it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine

@@ -1,4 +1,4 @@
-"""Histories and operator state in a real Redis, for tests, with the values that a test names."""
+"""Histories and operator state in a real Redis, with the settings that a test names."""
 
 from typing import Any
 
