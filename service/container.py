@@ -1,6 +1,7 @@
 """Wiring: picks every concrete class of what the routes work with, from the settings alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from index.machine.cores import available_cores
 from service.access.key_rings import open_key_rings
@@ -10,7 +11,7 @@ from service.bundles.comparison import ShadowBounds
 from service.bundles.loaded_bundles import LoadedBundles
 from service.bundles.loader import BundleLoader
 from service.bundles.operator_state import OperatorState
-from service.bundles.startup import Startup, load_first, read_pin
+from service.bundles.startup import START_TIMEOUT_S, Startup, load_first, read_operator_state
 from service.bundles.watcher import Watcher
 from service.http.admission import Admission
 from service.recommend.batching import MicroBatcher
@@ -104,8 +105,10 @@ def _open_operator_state(
     watch: RedisWatch = UNWATCHED,
     on_erasure: Callable[[], None] = lambda: None,
     renewal: Renewal | None = None,
+    *,
+    timeout_s: float = 0.0,
 ) -> OperatorState:
-    store = RedisOperatorState(settings.redis, watch=watch, renewal=renewal)
+    store = RedisOperatorState(settings.redis, timeout_s=timeout_s, watch=watch, renewal=renewal)
     return OperatorState(
         store,
         settings.operator_state_file,
@@ -122,5 +125,6 @@ def load_current(settings: Settings) -> Startup:
         BundleRefused: every bundle is refused, and `wait_for_bundle` is off.
         IndexingError: the registry cannot be read.
     """
-    pin = read_pin(lambda: _open_operator_state(settings))
-    return load_first(BundleLoader(settings.bundles), pin, wait=settings.bundles.wait_for_bundle)
+    state = read_operator_state(lambda: _open_operator_state(settings, timeout_s=START_TIMEOUT_S))
+    first = load_first(BundleLoader(settings.bundles), state.pin, wait=settings.bundles.wait_for_bundle)
+    return replace(first, operator_state=state)

@@ -58,6 +58,8 @@ class Watcher:
 
     async def start(self, startup: Startup) -> None:
         """Activate the first bundle, if there is one, and start polling."""
+        if startup.operator_state is not None:
+            await self._operator_state.begin_with(startup.operator_state)
         await self._sync_operator_state()
         for refusal in startup.refusals:
             self._loaded.refuse(refusal)

@@ -11,12 +11,13 @@ from redis import Redis
 
 from service.errors import HistoriesUnavailable, OperatorStateUnavailable
 from service.stores.protocols import Edition, Event
+from service.stores.redis_client import connector
 from service.stores.redis_histories import RedisHistories
 from service.stores.redis_operator_state import RedisOperatorState
 from service.stores.redis_pipeline import RedisPipeline
 from service.stores.redis_renewal import Renewal
 from tests.support.stores.fake_redis import FakeRedis, fake_redis, own_key, read, run
-from tests.support.stores.real_redis import connect_to, open_histories, open_operator_state
+from tests.support.stores.real_redis import open_histories, open_operator_state
 from tests.support.stores.redis_pairs import Forwarder, on_a_port, program_of
 
 NEW = Edition()
@@ -158,7 +159,7 @@ ASTRAY = {
 @contextlib.asynccontextmanager
 async def two_links() -> AsyncIterator[tuple[FakeRedis, RedisPipeline, RedisPipeline]]:
     async with fake_redis() as fake:
-        renewal, connect = Renewal(), connect_to(fake.url, 5.0)
+        renewal, connect = Renewal(), connector(fake.url)
         pipelines = [RedisPipeline(connect, timeout_s=5.0, renewal=renewal) for _ in range(2)]
         try:
             yield fake, *pipelines

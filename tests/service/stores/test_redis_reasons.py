@@ -12,11 +12,11 @@ from redis._parsers.base import BaseParser
 from demo.embedded_redis import EmbeddedRedis
 from service.errors import SettingsError, StartError
 from service.stores.history_keys import keys_of
+from service.stores.redis_client import connector
 from service.stores.redis_faults import RedisFaults
 from service.stores.redis_history_scripts import APPEND
 from service.stores.redis_reasons import in_script, reason_of
 from tests.support.shops import OpenClient
-from tests.support.stores.real_redis import connect_to
 from tests.support.stores.redis_pairs import on_a_port, program_of
 from tests.support.stores.redis_servers import Certificates, free_port, program_with_tls, redis_server
 
@@ -182,14 +182,14 @@ def test_what_is_wrong_with_tls(tmp_path: Path, open_client: OpenClient) -> None
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "unix"])
 def test_a_raw_password_is_refused_with_the_rule(raw: str, scheme: str) -> None:
     with pytest.raises(SettingsError, match="percent-encoded") as refused:
-        connect_to(f"{scheme}://u:{raw}@host" + ("/tmp/redis.sock" if scheme == "unix" else ":6379/0"), 1.0)
+        connector(f"{scheme}://u:{raw}@host" + ("/tmp/redis.sock" if scheme == "unix" else ":6379/0"))
     assert raw not in str(refused.value)
 
 
 @pytest.mark.parametrize("url", ["redis://u:p%40ss%2F%23%3F%25@host/0", "unix:///tmp/a@b.sock", "redis://:p:w@host",
                                  "redis://host?client_name=a%40b"])  # fmt: skip
 def test_a_url_that_is_right_is_taken(url: str) -> None:
-    assert connect_to(url, 1.0)
+    assert connector(url)
 
 
 def test_a_node_of_a_cluster_ends_the_start(tmp_path: Path, open_client: OpenClient) -> None:
