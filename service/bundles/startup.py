@@ -43,8 +43,8 @@ def read_operator_state(open_state: Callable[[], OperatorState]) -> OperatorStat
     """The operator state of all replicas, read before there is an event loop; the local copy if the store fails.
 
     Args:
-        open_state: opens it with a timeout of at least `START_TIMEOUT_S`: no request waits yet, and a store that is only
-            slow must not lead to serving another bundle than the pinned one, or a hidden item.
+        open_state: opens it with a timeout of at least `START_TIMEOUT_S`: no request waits yet, and a store that is
+            only slow must not lead to serving another bundle than the pinned one, or a hidden item.
     """
 
     async def read() -> OperatorStateCopy:
