@@ -13,11 +13,11 @@ from types import FrameType
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.container import load_current
 from service.errors import StartError
 from service.http.connections import ConnectionLimits, Connections
 from service.http.graceful_shutdown import DrainingServer
 from service.http.protocol import GuardedConfig
+from service.lifecycle import load_current
 from service.runtime.malloc import collect, settle
 from service.settings.groups import HttpLimits
 from service.settings.load import Settings
@@ -64,7 +64,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
         config = GuardedConfig(
             app,
             _connections(settings.http, app.state.metrics),
-            app.state.load,
+            app.state.admission,
             loop="uvloop",
             ws="none",
             lifespan="on",
@@ -93,7 +93,7 @@ class _Server(DrainingServer):
     """Uvicorn that tells when it answers, and is not ready from the first signal on."""
 
     def __init__(self, config: GuardedConfig, app: FastAPI, delay_s: float, ready: Callable[[], None]) -> None:
-        super().__init__(config, app.state.current, delay_s)
+        super().__init__(config, app.state.active_bundle, delay_s)
         self._ready = ready
         self.was_ready = False
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from structlog.typing import FilteringBoundLogger
+
 from service.access.auth import KeyRing
 from service.access.key_file import KeyFile
 from service.access.rate_limit import RateLimit
@@ -23,19 +25,20 @@ class KeyRings(NamedTuple):
     metrics: KeyRing
 
 
-def open_key_rings(
-    settings: AccessSettings, *, on_refusal: Callable[[], None], on_file_error: Callable[[str], None]
-) -> KeyRings:
+def open_key_rings(settings: AccessSettings, *, on_refusal: Callable[[], None], log: FilteringBoundLogger) -> KeyRings:
     """Read the keys.
 
     Args:
         settings: keys, files with keys, and the rate limit.
         on_refusal: called when a request exceeds the rate limit.
-        on_file_error: called with the reason when a changed file cannot be used; never with a key.
+        log: gets the reason when a changed file cannot be used; never a key.
 
     Raises:
         SettingsError: a file cannot be read, or a key is of two kinds.
     """
+
+    def on_file_error(error: str) -> None:
+        log.error("keys not read again", detail=error)
 
     def key_file(kind: str) -> KeyFile:
         keys = [key.get_secret_value() for key in getattr(settings, kind)]

@@ -2,14 +2,16 @@
 
 from typing import Any
 
+from structlog.typing import FilteringBoundLogger
+
 from index.bundle.bundle import Bundle
 from service.api import request_models
-from service.api.dependencies import Services
 from service.api.rendering import found_items
 from service.api.request_body import shown
 from service.errors import RuleBroken, UnknownItem, Violation
 from service.recommend.query import Query, Recommendations, Strategy
 from service.request_trace import Trace
+from service.telemetry.metrics import Metrics
 
 
 def recommend_query(bundle: Bundle, wish: request_models.RecommendRequest) -> Query:
@@ -51,48 +53,59 @@ def check_fields(bundle: Bundle, names: list[str] | None) -> None:
             raise RuleBroken([Violation(f"fields[{place}]", shown(name), rule)])
 
 
-def answer_body(
-    services: Services,
-    bundle: Bundle,
-    wish: request_models.Wish,
-    answer: Recommendations,
-    trace: Trace,
-    *,
-    wanted: Strategy,
-) -> dict[str, Any]:
-    """The body of an answer, which is counted and, where a better strategy failed, logged.
+class AnswerBodies:
+    """Builds the bodies of recommendations, counts them, and logs an encoder that failed.
 
     Args:
-        services: count and log.
-        bundle: the one that answered.
-        wish: what was asked for.
-        answer: what was found.
-        trace: of the request.
-        wanted: the strategy that the route is for.
+        metrics: counts the answers.
+        log: the service's logger.
     """
-    items = found_items(bundle, answer, explain=wish.explain, fields=wish.fields)
-    services.metrics.recommended(
-        strategy=answer.strategy,
-        wanted=wanted,
-        degraded=answer.degraded,
-        history_used=answer.history_used,
-        unknown=len(answer.unknown_items),
-        encoder_failed=answer.error is not None,
-    )
-    for item in items:
-        for slot, reason in item["missing"].items():
-            services.metrics.lacking(slot, reason)
-    if answer.error is not None:
-        services.log.error("encoder failed", request_id=trace.request_id, reason=answer.error)
-    return {
-        "request_id": trace.request_id,
-        "bundle": bundle.id,
-        "strategy": answer.strategy,
-        "degraded": answer.degraded,
-        "history_used": answer.history_used,
-        "unknown_items": answer.unknown_items,
-        "items": items,
-    }
+
+    def __init__(self, metrics: Metrics, log: FilteringBoundLogger) -> None:
+        self._metrics = metrics
+        self._log = log
+
+    def body(
+        self,
+        bundle: Bundle,
+        wish: request_models.Wish,
+        answer: Recommendations,
+        trace: Trace,
+        *,
+        wanted: Strategy,
+    ) -> dict[str, Any]:
+        """The body of one answer.
+
+        Args:
+            bundle: the bundle that answered.
+            wish: the request.
+            answer: what was found.
+            trace: of the request.
+            wanted: the strategy of the route.
+        """
+        items = found_items(bundle, answer, explain=wish.explain, fields=wish.fields)
+        self._metrics.recommended(
+            strategy=answer.strategy,
+            wanted=wanted,
+            degraded=answer.degraded,
+            history_used=answer.history_used,
+            unknown=len(answer.unknown_items),
+            encoder_failed=answer.error is not None,
+        )
+        for item in items:
+            for slot, reason in item["missing"].items():
+                self._metrics.lacking(slot, reason)
+        if answer.error is not None:
+            self._log.error("encoder failed", request_id=trace.request_id, reason=answer.error)
+        return {
+            "request_id": trace.request_id,
+            "bundle": bundle.id,
+            "strategy": answer.strategy,
+            "degraded": answer.degraded,
+            "history_used": answer.history_used,
+            "unknown_items": answer.unknown_items,
+            "items": items,
+        }
 
 
 def _weighted(item: str | request_models.WeightedItem) -> tuple[str, float]:

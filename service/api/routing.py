@@ -1,16 +1,23 @@
-"""Tables of operations: plain Starlette routes answer them, FastAPI documents them."""
+"""Adds routes from tables of operations, and lets requests into them; Starlette answers, FastAPI documents."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
+from service.access.auth import KeyRing
 from service.api.openapi import answers, tagged_answers
+from service.bundles.active_bundle import ActiveBundle
+from service.errors import RuleBroken, Violation
+from service.http.request_middleware import trace_of
+from service.request_trace import Trace
 
 KEY_PROBLEMS = (401, 403, 422, 429, 503)
 BODY_PROBLEMS = (400, 408, 413, 415, *KEY_PROBLEMS)
@@ -90,3 +97,38 @@ def add_operations(app: FastAPI, handlers: object, operations: Iterable[Operatio
 def documented(routes: Iterable[BaseRoute]) -> list[APIRoute]:
     """The routes that the OpenAPI document lists, as FastAPI documents them."""
     return [route.documented for route in routes if isinstance(route, NamedRoute) and route.documented is not None]
+
+
+def admit(request: Request, keys: KeyRing, *, takes_query: bool = False) -> Trace:
+    """Let a request in: key, rate and query string.
+
+    Raises:
+        KeyMissing, KeyRefused: the key.
+        RateExceeded: its key or address called too often.
+        RuleBroken: a query parameter where none is known.
+    """
+    keys.admit(request)
+    if request.scope["query_string"] and not takes_query:
+        name = next(iter(request.query_params), "query")
+        raise RuleBroken([Violation(f"query parameter {name[:60]}", "it", "is not known to this route")])
+    return trace_of(request.scope)
+
+
+def admit_to_data(request: Request, keys: KeyRing, active_bundle: ActiveBundle, *, takes_query: bool = False) -> Trace:
+    """Let a request to a data route in, if there is an active bundle.
+
+    A handler that reads a body gets the bundle only afterwards: a client that sends the body slowly would keep an old
+    bundle in memory.
+
+    Raises:
+        KeyMissing, KeyRefused, RuleBroken: see :func:`admit`.
+        NotReady: there is no bundle yet, or the process is draining.
+    """
+    trace = admit(request, keys, takes_query=takes_query)
+    active_bundle.admit()
+    return trace
+
+
+def item_id_of(request: Request) -> str:
+    """The item id in the path."""
+    return unquote(request.path_params["item_id"])

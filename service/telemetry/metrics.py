@@ -19,6 +19,7 @@ from service.bundles.metrics import BundleMetrics
 from service.recommend.quality_metrics import QualityMetrics
 from service.stores.circuit_breaker import STATES, BreakerState
 from service.telemetry.client_metrics import ClientMetrics
+from service.telemetry.logs import lines_dropped, lines_failed
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -96,12 +97,12 @@ class Metrics:
             ["slot", "reason"],
             registry=registry,
         )
-        self._log_dropped = Gauge(
+        Gauge(
             "vlm2rec_log_lines_dropped", "Log lines since the start that nobody read in time.", registry=registry
-        )
-        self._log_failed = Gauge(
+        ).set_function(lines_dropped)
+        Gauge(
             "vlm2rec_log_lines_failed", "Log lines since the start that could not be written.", registry=registry
-        )
+        ).set_function(lines_failed)
         self.bundles = BundleMetrics(registry)
         self.clients = ClientMetrics(registry)
         self.quality = QualityMetrics(registry)
@@ -254,11 +255,6 @@ class Metrics:
     def lacking(self, slot: str, reason: str) -> None:
         """Count an answered item that lacks a slot."""
         self._lacking.labels(slot, reason).inc()
-
-    def log_lines(self, *, dropped: Callable[[], int], failed: Callable[[], int]) -> None:
-        """Say whom to ask at every scrape how many log lines nobody read in time, and how many were not written."""
-        self._log_dropped.set_function(dropped)
-        self._log_failed.set_function(failed)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""

@@ -18,8 +18,8 @@ from service.api.request_body import validate
 from service.api.request_models import RecommendRequest
 from service.app import create_app
 from service.bundles.active_bundle import ActiveBundle
-from service.container import load_current
 from service.errors import NotReady, RuleBroken, StartError
+from service.lifecycle import load_current
 from service.server import _Server
 from service.settings.load import load_settings
 

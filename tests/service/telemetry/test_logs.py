@@ -143,10 +143,10 @@ def test_a_descriptor_that_does_not_block_loses_no_line(pipe: tuple[int, int]) -
     writer.close()
 
 
-def test_lost_lines_are_in_the_metrics() -> None:
-    metrics = Metrics()
-    metrics.log_lines(dropped=lambda: 3, failed=lambda: 5)
-    text = metrics.exposition().decode()
+def test_lost_lines_are_in_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.telemetry.metrics.lines_dropped", lambda: 3)
+    monkeypatch.setattr("service.telemetry.metrics.lines_failed", lambda: 5)
+    text = Metrics().exposition().decode()
     assert "vlm2rec_log_lines_dropped 3.0" in text
     assert "vlm2rec_log_lines_failed 5.0" in text
 

@@ -1,0 +1,51 @@
+"""Starts and stops the objects of a service, and loads the bundle that it starts with."""
+
+from service.bundles.loader import BundleLoader
+from service.bundles.startup import Startup, load_first, read_pin
+from service.container import Container, open_operator_state
+from service.errors import StartError
+from service.settings.load import Settings
+from service.stores.redis_operator_state import RedisOperatorState
+
+
+def load_current(settings: Settings) -> Startup:
+    """Load and warm up the desired bundle; if it is refused, the newest good one before it.
+
+    Raises:
+        StartError: nothing is published, and `wait_for_bundle` is off.
+        BundleRefused: every bundle is refused, and `wait_for_bundle` is off.
+        IndexingError: the registry cannot be read.
+    """
+    pin = read_pin(lambda: open_operator_state(settings, RedisOperatorState(settings.redis)))
+    return load_first(BundleLoader(settings.bundles), pin, wait=settings.bundles.wait_for_bundle)
+
+
+async def start(container: Container, startup: Startup) -> None:
+    """Activate the first bundle, if there is one, and watch for others.
+
+    Raises:
+        StartError: the Redis URL names a node of a cluster.
+    """
+    redis = await container.histories.alive()
+    if redis and await container.histories.is_cluster_node():
+        raise StartError(
+            "redis_url names a node of a Redis Cluster, which refuses the keys of an event: clusters are not "
+            "supported; name a single Redis"
+        )
+    await container.watcher.start(startup)
+    if startup.bundle is None:
+        container.log.warning("waiting for a bundle", redis=redis)
+        return
+    container.log.info("ready", bundle=startup.bundle.id, items=len(startup.bundle), redis=redis)
+
+
+async def stop(container: Container) -> None:
+    """Refuse new requests, save the operator state, and end all background work."""
+    container.active_bundle.drain()
+    await container.online_recall.close()
+    await container.watcher.stop()
+    await container.operator_state.close()
+    await container.histories.close()
+    container.batcher.close()
+    container.executor.close()
+    container.metrics_page.close()
