@@ -34,7 +34,8 @@ from service.http.problems import (
     answer_error,
     problem_response,
 )
-from service.http.request_middleware import RequestMiddleware, trace_of
+from service.http.request_context import context_of
+from service.http.request_middleware import RequestMiddleware
 from service.lifecycle import load_current, start, stop
 from service.runtime.thread_pool import started_pool
 from service.settings.load import Settings, load_settings
@@ -134,7 +135,7 @@ def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
             watcher=container.watcher,
             batcher=container.batcher,
             histories=container.histories,
-            redis_errors=container.redis_errors,
+            redis_faults=container.redis_faults,
             metrics_page=container.metrics_page,
         ),
         BatchRoutes(
@@ -199,14 +200,14 @@ def _add_error_handlers(app: FastAPI, retry_after_s: int) -> None:
     """Answer every expected error with a problem; `RequestMiddleware` answers and logs the others."""
 
     async def refused(request: Request, error: Exception) -> Response:
-        request_id = trace_of(request.scope).request_id
+        request_id = context_of(request.scope).trace.request_id
         return answer_error(error, request_id=request_id, retry_after_s=retry_after_s)
 
     async def no_route(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else REQUEST_REFUSED.status
         headers = error.headers if isinstance(error, HTTPException) else None
         path, method = request.scope["path"][:200], request.method
-        request_id = trace_of(request.scope).request_id
+        request_id = context_of(request.scope).trace.request_id
         if status == METHOD_NOT_ALLOWED.status:
             allowed = ", ".join(sorted((headers or {})["Allow"].split(", ")))
             detail, headers = f"{path} takes {allowed}; received {method}", {"Allow": allowed}

@@ -19,7 +19,7 @@ from service.runtime.bounded_executor import BoundedExecutor
 from service.settings.load import Settings
 from service.stores.protocols import OperatorStateStore
 from service.stores.redis_client import RedisWatch
-from service.stores.redis_faults import RedisTroubles
+from service.stores.redis_faults import RedisFaults
 from service.stores.redis_histories import RedisHistories
 from service.stores.redis_operator_state import RedisOperatorState
 from service.stores.redis_renewal import Renewal
@@ -35,8 +35,8 @@ class Container:
         self.active_bundle, engine = ActiveBundle(), settings.engine
         self.log, self.metrics = log, metrics = logger(), Metrics()
         self.keys = open_key_rings(settings.access, on_refusal=metrics.clients.rate_limited, log=log)
-        self.redis_errors, renewal = RedisTroubles(log), Renewal()
-        watch = RedisWatch(metrics.redis_call, metrics.redis_error, metrics.breaker_state, self.redis_errors.outcome)
+        self.redis_faults, renewal = RedisFaults(log), Renewal()
+        watch = RedisWatch(metrics.redis_call, metrics.redis_error, metrics.breaker_state, self.redis_faults.outcome)
         self.histories = RedisHistories(settings.redis, settings.histories, watch=watch, renewal=renewal)
         self.recent = RecentHistories(settings.comparison.shadow_histories)
         store = RedisOperatorState(settings.redis, watch=watch, renewal=renewal)

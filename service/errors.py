@@ -4,11 +4,11 @@ ServiceError
 ├── SettingsError           a setting breaks a rule (variable or key, value, rule)
 ├── StartError              the server cannot start: the port is taken, or no bundle is published
 ├── HistoriesUnavailable    Redis did not answer; whether a write arrived is unknown
-├── OperatorStateUnavailable  likewise, for the pin and the hidden items
-├── LinkDown                a call was not answered by Redis; the adapters turn it into one of the two above
+├── OperatorStateUnavailable  Redis did not answer a call about the pin or the hidden items; see above
+├── RedisUnavailable        a call was not answered by Redis; the adapters translate it into one of the two above
 ├── NotReady                no bundle is loaded yet, or the process is draining
-├── QueueFull               more waits already than may
-├── BundleRefused           a bundle may not serve; carries the reason
+├── QueueFull               as many requests wait already as may
+├── BundleRefused           a bundle may not be activated; carries the reason
 └── RequestRefused          a request that cannot be answered as it stands
     ├── MalformedBody       the body is not JSON
     ├── KeyMissing          the route needs an API key and none was sent
@@ -58,7 +58,7 @@ class OperatorStateUnavailable(ServiceError):
     """The store of the pin and the hidden items did not answer; whether a write arrived is unknown."""
 
 
-class LinkDown(ServiceError):
+class RedisUnavailable(ServiceError):
     """A call was refused at once, not answered in time, or lost with its connection; a write may have arrived."""
 
 
@@ -71,7 +71,7 @@ class QueueFull(ServiceError):
 
 
 class BundleRefused(ServiceError):
-    """A bundle may not serve, so the one that serves stays.
+    """A bundle may not be activated, so the active one stays.
 
     Attributes:
         reason: which rule it broke, one of a few words, for metrics and for `GET /bundle`.

@@ -23,8 +23,8 @@ class Stopwatch(Protocol):
         ...
 
     @property
-    def hurry(self) -> bool:
-        """Whether so much is in progress that there is only time for a cheap answer."""
+    def overloaded(self) -> bool:
+        """Whether so much is in progress that there is only time for popular items."""
         ...
 
 
@@ -33,21 +33,21 @@ class Trace:
 
     Args:
         request_id: as from :func:`request_id_from`.
-        hurry: whether so much is in progress that there is only time for a cheap answer.
+        overloaded: whether so much is in progress that there is only time for popular items.
         began: `perf_counter` seconds when the first bytes of the request were received; None: now.
 
     Attributes:
-        hurry: likewise.
+        overloaded: as given.
         request_id: answered as ``X-Request-ID`` and logged.
         started: `perf_counter` seconds when the request began.
         waited_ms: milliseconds from then until now, when its first stage begins.
     """
 
-    __slots__ = ("_last", "_stages", "hurry", "request_id", "started", "waited_ms")
+    __slots__ = ("_last", "_stages", "overloaded", "request_id", "started", "waited_ms")
 
-    def __init__(self, request_id: str, *, hurry: bool = False, began: float | None = None) -> None:
+    def __init__(self, request_id: str, *, overloaded: bool = False, began: float | None = None) -> None:
         self.request_id = request_id
-        self.hurry = hurry
+        self.overloaded = overloaded
         self._stages: dict[str, float] = {}
         self._last = perf_counter()
         self.started = self._last if began is None else began

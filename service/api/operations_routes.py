@@ -13,7 +13,7 @@ from service.bundles.watcher import Watcher
 from service.errors import NotReady
 from service.recommend.batching import MicroBatcher
 from service.stores.protocols import HistoryStore
-from service.stores.redis_faults import RedisTroubles
+from service.stores.redis_faults import RedisFaults
 from service.telemetry.metrics import CONTENT_TYPE
 from service.telemetry.metrics_page import MetricsPage
 
@@ -34,7 +34,7 @@ class OperationsRoutes:
         watcher: swaps bundles.
         batcher: runs the engine.
         histories: the stored histories.
-        redis_errors: the errors of Redis at the moment.
+        redis_faults: the faults of Redis at the moment.
         metrics_page: the text of the metrics.
     """
 
@@ -47,7 +47,7 @@ class OperationsRoutes:
         watcher: Watcher,
         batcher: MicroBatcher,
         histories: HistoryStore,
-        redis_errors: RedisTroubles,
+        redis_faults: RedisFaults,
         metrics_page: MetricsPage,
     ) -> None:
         self._keys = keys
@@ -56,7 +56,7 @@ class OperationsRoutes:
         self._watcher = watcher
         self._batcher = batcher
         self._histories = histories
-        self._redis_errors = redis_errors
+        self._redis_faults = redis_faults
         self._metrics_page = metrics_page
 
     def register(self, app: FastAPI) -> None:
@@ -94,8 +94,8 @@ class OperationsRoutes:
         if not self._batcher.alive:
             raise NotReady("the engine's threads keep dying; start this process again")
         redis = "up" if await self._histories.alive() else "down"
-        errors = self._redis_errors.now
-        more = {"redis_troubles": errors} if errors else {}
+        faults = self._redis_faults.current
+        more = {"redis_troubles": faults} if faults else {}
         return json_response({"status": "ready", "bundle": bundle.id, "redis": redis, **more})
 
     async def metrics(self, request: Request) -> Response:

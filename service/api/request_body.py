@@ -15,8 +15,7 @@ from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
 from service.errors import BodyTooLarge, EncodedBody, MalformedBody, RequestLate, RuleBroken, UnsupportedBody, Violation
-from service.http.body_budget import BODIES, BodyBudget
-from service.http.protocol import LATE
+from service.http.request_context import context_of
 
 _DISCARDED_BYTES = 64 << 20
 _DISCARDED_S = 5.0
@@ -66,7 +65,7 @@ async def read_json(request: Request, limit: int) -> Any:  # noqa: ANN401 - any 
     body, more = await _next_part(request)
     if more or len(body) > limit:
         body = await _whole(request, body, more, limit)
-    if LATE in request.scope:
+    if context_of(request.scope).late:
         raise RequestLate(f"the body must arrive sooner; of {declared or 'unknown'} bytes {len(body)} came in time")
     try:
         return orjson.loads(body)
@@ -129,7 +128,7 @@ async def _next_part(request: Request) -> tuple[bytes, bool]:
 async def _whole(request: Request, first: bytes, more: bool, limit: int) -> bytes:
     """The rest of a body that does not come in one piece, within what all of those may take together."""
     parts, size = [first], len(first)
-    with _budget_of(request).holding() as share:
+    with context_of(request.scope).bodies.holding() as share:
         share.grow(size)
         while more and size <= limit:
             part, more = await _next_part(request)
@@ -145,12 +144,6 @@ async def _whole(request: Request, first: bytes, more: bool, limit: int) -> byte
     raise _too_large(limit)
 
 
-def _budget_of(request: Request) -> BodyBudget:
-    """The budget that the envelope put into the scope."""
-    budget: BodyBudget = request.scope[BODIES]
-    return budget
-
-
 async def _discard(request: Request, declared: int) -> None:
     """Read on for a while and keep nothing: many clients only look for an answer when their body is sent.
 
@@ -159,7 +152,7 @@ async def _discard(request: Request, declared: int) -> None:
     if "expect" in request.headers or declared > _DISCARDED_BYTES:
         return
     size, more = 0, True
-    with _budget_of(request).discarding() as allowed, contextlib.suppress(TimeoutError):
+    with context_of(request.scope).bodies.discarding() as allowed, contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DISCARDED_S):
             while allowed and more and size <= _DISCARDED_BYTES:
                 part, more = await _next_part(request)

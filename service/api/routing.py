@@ -16,7 +16,7 @@ from service.access.auth import KeyRing
 from service.api.openapi import answers, tagged_answers
 from service.bundles.active_bundle import ActiveBundle
 from service.errors import RuleBroken, Violation
-from service.http.request_middleware import trace_of
+from service.http.request_context import context_of
 from service.request_trace import Trace
 
 KEY_PROBLEMS = (401, 403, 422, 429, 503)
@@ -111,7 +111,7 @@ def admit(request: Request, keys: KeyRing, *, takes_query: bool = False) -> Trac
     if request.scope["query_string"] and not takes_query:
         name = next(iter(request.query_params), "query")
         raise RuleBroken([Violation(f"query parameter {name[:60]}", "it", "is not known to this route")])
-    return trace_of(request.scope)
+    return context_of(request.scope).trace
 
 
 def admit_to_data(request: Request, keys: KeyRing, active_bundle: ActiveBundle, *, takes_query: bool = False) -> Trace:

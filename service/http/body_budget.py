@@ -2,11 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
 from service.errors import BodiesFull
 
-BODIES: Final = "vlm2rec.bodies"
 _DISCARDING = 32
 
 

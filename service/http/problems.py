@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from starlette.responses import Response
@@ -33,6 +33,18 @@ class ProblemKind:
     def type(self) -> str:
         """The stable ``type`` URI."""
         return _TYPE_PREFIX + self.name
+
+
+class Refusal(NamedTuple):
+    """A problem that is answered without asking the application.
+
+    Attributes:
+        kind: of the problem.
+        detail: this occurrence: field, value received, rule.
+    """
+
+    kind: ProblemKind
+    detail: str
 
 
 NOT_HTTP = ProblemKind("not-http", 400, "This is not HTTP")

@@ -9,7 +9,7 @@ import asyncio
 from functools import partial
 from math import inf
 from time import perf_counter
-from typing import Any, Final
+from typing import Any
 
 import httptools
 import uvicorn
@@ -28,17 +28,12 @@ from service.http.problems import (
     QUEUE_FULL,
     REQUEST_LATE,
     ProblemKind,
+    Refusal,
 )
 from service.http.refusal_bytes import refusal_bytes
-from service.http.request_head import HeadFault, fault_in, path_of
+from service.http.request_context import CONTEXT, RequestContext, context_of
+from service.http.request_head import path_of, refusal_of
 from service.request_trace import new_request_id, request_id_from
-
-# What a connection says of a request in its scope; `service.http.request_middleware` and `service.api.request_body` act
-# on it.
-BEGAN: Final = "vlm2rec.began"  # `perf_counter` seconds when its first bytes were received
-REFUSAL: Final = "vlm2rec.refusal"
-LATE: Final = "vlm2rec.late"
-HURRY: Final = "vlm2rec.hurry"
 
 _ALWAYS_ANSWERED = frozenset({b"/livez", b"/readyz", b"/metrics"})
 _DETAILS = {
@@ -47,7 +42,7 @@ _DETAILS = {
     REQUEST_LATE: "address and headers must arrive sooner; send them at once",
 }
 _MAX_URL_BYTES = 65_535  # the parser of addresses takes no more
-# llhttp's words for a coding that is none, or that is not the last; most of them are found only by `fault_in`.
+# llhttp's words for a coding that is none, or that is not the last; most of them are found only by `refusal_of`.
 _UNKNOWN_CODING = "`Transfer-Encoding`"
 
 
@@ -179,9 +174,8 @@ class GuardedProtocol(HttpToolsProtocol):
             return  # the parser stops here; `_ignore_upgrade` has the head read again
         self._in_head = False
         self._unused_bytes = 0
-        self.scope[BEGAN] = self._began_at  # type: ignore[typeddict-unknown-key]
+        self.scope[CONTEXT] = RequestContext(self._began_at, refusal)  # type: ignore[typeddict-unknown-key]
         if refusal is not None:
-            self.scope[REFUSAL] = refusal  # type: ignore[typeddict-unknown-key]
             self.url = b"/"  # whatever was sent may be no address
         elif self.url[:1] != b"/":
             self.url = path_of(self.url)
@@ -266,20 +260,20 @@ class GuardedProtocol(HttpToolsProtocol):
         self.parser.feed_data(head)
         self._reads_again = False
 
-    def _refusal(self) -> HeadFault | None:
+    def _refusal(self) -> Refusal | None:
         """What is wrong with a request whose head is complete."""
         if self._unused_bytes > self._limits.head_bytes or len(self.url) > _MAX_URL_BYTES:
             size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
             if size > self._limits.head_bytes or len(self.url) > _MAX_URL_BYTES:
                 self._all.on_drop("head")
-                return HeadFault(HEAD_TOO_LARGE, _DETAILS[HEAD_TOO_LARGE])
-        fault = fault_in(self.parser.get_method().decode("ascii"), self.parser.get_http_version(), self.headers)
+                return Refusal(HEAD_TOO_LARGE, _DETAILS[HEAD_TOO_LARGE])
+        fault = refusal_of(self.parser.get_method().decode("ascii"), self.parser.get_http_version(), self.headers)
         if fault is not None:
             self._all.on_drop("malformed")
             return fault
         if self._crowded and self.url.partition(b"?")[0] not in _ALWAYS_ANSWERED:
             self._all.on_drop("crowded")
-            return HeadFault(CROWDED, _DETAILS[CROWDED])
+            return Refusal(CROWDED, _DETAILS[CROWDED])
         return None
 
     def _refuse_unparsed(self, reason: str) -> None:
@@ -301,7 +295,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._abort()
             return
         # The application waits for the rest of the body, or will: it gets an end, and why.
-        cycle.scope[LATE] = True  # type: ignore[typeddict-unknown-key]
+        context_of(cycle.scope).late = True
         self._hear_no_more()
         self._waiting_since = inf
         cycle.more_body = False
@@ -366,7 +360,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._turn_away(cycle)
             return
         if counted and self._load.is_high:
-            cycle.scope[HURRY] = True  # type: ignore[typeddict-unknown-key]
+            context_of(cycle.scope).overloaded = True
         cycle.transport = self._answering = AnswerWriter(self.transport, self._end)  # type: ignore[assignment]
         task = self.loop.create_task(cycle.run_asgi(app))
         task.add_done_callback(partial(self._ended, cycle))
@@ -388,7 +382,7 @@ class GuardedProtocol(HttpToolsProtocol):
             detail,
             request_id=request_id_from(given),
             headers=more,
-            began=cycle.scope[BEGAN],  # type: ignore[typeddict-item]
+            began=context_of(cycle.scope).began,
             has_body=cycle.scope["method"] != "HEAD",
         )
         cycle.response_started = cycle.response_complete = True

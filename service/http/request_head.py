@@ -2,30 +2,18 @@
 
 import re
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 import httptools
 
-from service.http.problems import INVALID_HEAD, NOT_IMPLEMENTED, ProblemKind
+from service.http.problems import INVALID_HEAD, NOT_IMPLEMENTED, Refusal
 
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 _HOST: Final = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*")
 _MAX_SHOWN: Final = 60
 
 
-class HeadFault(NamedTuple):
-    """A broken rule.
-
-    Attributes:
-        kind: of the problem.
-        detail: the field, the value received and the rule.
-    """
-
-    kind: ProblemKind
-    detail: str
-
-
-def fault_in(method: str, version: str, headers: Iterable[tuple[bytes, bytes]]) -> HeadFault | None:
+def refusal_of(method: str, version: str, headers: Iterable[tuple[bytes, bytes]]) -> Refusal | None:
     """The first rule that a head breaks.
 
     A request that two servers could read differently is refused: the one in front may forward requests of several
@@ -37,9 +25,9 @@ def fault_in(method: str, version: str, headers: Iterable[tuple[bytes, bytes]]) 
         headers: names in lower case, values as received.
     """
     if version not in _VERSIONS:
-        return HeadFault(INVALID_HEAD, f"the version must be HTTP/1.1 or HTTP/1.0; received HTTP/{version}")
+        return Refusal(INVALID_HEAD, f"the version must be HTTP/1.1 or HTTP/1.0; received HTTP/{version}")
     if method == "CONNECT":
-        return HeadFault(NOT_IMPLEMENTED, "CONNECT is not implemented: this is not a proxy")
+        return Refusal(NOT_IMPLEMENTED, "CONNECT is not implemented: this is not a proxy")
     hosts: list[bytes] = []
     codings: list[bytes] = []
     for name, value in headers:
@@ -48,10 +36,10 @@ def fault_in(method: str, version: str, headers: Iterable[tuple[bytes, bytes]]) 
         elif name == b"transfer-encoding":
             codings.append(value.strip().lower())
     if codings:
-        fault = _transfer_fault(version, b", ".join(codings))
-        if fault is not None:
-            return fault
-    return _host_fault(version, hosts)
+        refusal = _transfer_refusal(version, b", ".join(codings))
+        if refusal is not None:
+            return refusal
+    return _host_refusal(version, hosts)
 
 
 def path_of(url: bytes) -> bytes:
@@ -67,21 +55,21 @@ def path_of(url: bytes) -> bytes:
     return (parsed.path or b"/") + query
 
 
-def _transfer_fault(version: str, coding: bytes) -> HeadFault | None:
+def _transfer_refusal(version: str, coding: bytes) -> Refusal | None:
     if version == "1.0":
-        return HeadFault(INVALID_HEAD, "Transfer-Encoding must not be in a request of HTTP/1.0; send Content-Length")
+        return Refusal(INVALID_HEAD, "Transfer-Encoding must not be in a request of HTTP/1.0; send Content-Length")
     if coding != b"chunked":
-        return HeadFault(NOT_IMPLEMENTED, f"Transfer-Encoding must be chunked; received {_shown(coding)}")
+        return Refusal(NOT_IMPLEMENTED, f"Transfer-Encoding must be chunked; received {_shown(coding)}")
     return None
 
 
-def _host_fault(version: str, hosts: list[bytes]) -> HeadFault | None:
+def _host_refusal(version: str, hosts: list[bytes]) -> Refusal | None:
     if len(hosts) > 1:
-        return HeadFault(INVALID_HEAD, f"Host must be sent once; received {len(hosts)}")
+        return Refusal(INVALID_HEAD, f"Host must be sent once; received {len(hosts)}")
     if not hosts:
-        return None if version == "1.0" else HeadFault(INVALID_HEAD, "Host is required in HTTP/1.1; received none")
+        return None if version == "1.0" else Refusal(INVALID_HEAD, "Host is required in HTTP/1.1; received none")
     if not _HOST.fullmatch(hosts[0]):
-        return HeadFault(INVALID_HEAD, f"Host must be a name or an address, and a port; received {_shown(hosts[0])}")
+        return Refusal(INVALID_HEAD, f"Host must be a name or an address, and a port; received {_shown(hosts[0])}")
     return None
 
 

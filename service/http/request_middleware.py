@@ -2,6 +2,7 @@
 line.
 """
 
+from time import perf_counter
 from typing import Literal
 from urllib.parse import quote
 
@@ -9,16 +10,15 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
-from service.http.body_budget import BODIES, BodyBudget
+from service.http.body_budget import BodyBudget
 from service.http.problems import CROWDED, internal_problem, problem_response
-from service.http.protocol import BEGAN, HURRY, REFUSAL
+from service.http.request_context import CONTEXT, RequestContext, context_of
 from service.http.security_headers import added_to
 from service.request_trace import Trace, request_id_from
 from service.telemetry.logs import REQUEST_ID
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import SpanRecorder
 
-TRACE = "vlm2rec.trace"
 UNMATCHED = "unmatched"
 _CLIENT_LEFT = 499
 AccessLog = Literal["all", "errors", "off"]
@@ -66,9 +66,13 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        trace = Trace(request_id_from(_header(scope, b"x-request-id")), hurry=HURRY in scope, began=scope.get(BEGAN))
-        scope[TRACE] = trace
-        scope[BODIES] = self._bodies
+        if CONTEXT not in scope:  # the server is not `service.http.protocol`
+            scope[CONTEXT] = RequestContext(perf_counter())
+        context = context_of(scope)
+        trace = Trace(
+            request_id_from(_header(scope, b"x-request-id")), overloaded=context.overloaded, began=context.began
+        )
+        context.trace, context.bodies = trace, self._bodies
         REQUEST_ID.set(trace.request_id)
         scope["path"] = scope.get("raw_path", quote(scope["path"]).encode()).decode("ascii", "replace")
         status, ended = 0, False
@@ -107,14 +111,14 @@ class RequestMiddleware:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the application answer, unless the connection said that this request may not come so far."""
-        refusal = scope.get(REFUSAL)
-        if refusal is None:
+        context = context_of(scope)
+        if context.refusal is None:
             await self._app(scope, receive, send)
             return
-        kind, detail = refusal
+        kind, detail = context.refusal
         headers = {"Retry-After": self._retry_after} if kind is CROWDED else None
-        request_id = trace_of(scope).request_id
-        await problem_response(kind, detail, request_id=request_id, headers=headers)(scope, receive, send)
+        response = problem_response(kind, detail, request_id=context.trace.request_id, headers=headers)
+        await response(scope, receive, send)
 
     def _report(self, scope: Scope, trace: Trace, status: int) -> None:
         route = getattr(scope.get("route"), "path_format", UNMATCHED)
@@ -132,12 +136,6 @@ class RequestMiddleware:
                 status=status,
                 ms=round(elapsed_ms, 3),
             )
-
-
-def trace_of(scope: Scope) -> Trace:
-    """The trace of the request; the envelope put it there."""
-    trace: Trace = scope[TRACE]
-    return trace
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:

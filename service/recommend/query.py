@@ -54,8 +54,7 @@ class Recommendations:
         history_used: how many items shaped the query.
         unknown_items: ids of the history, stored or given, that the bundle does not have.
         contributions: (≤ k, slots) float32, each row sums to its score; None for popular items or if not requested.
-        nearest: (≤ k,) int64 row of the nearest item of the history with a positive weight; None if there is none, or if
-            not requested.
+        nearest: (≤ k,) int64 row of the nearest positive item of the history; None if there is none, or not requested.
         strategy: how the items were found.
         degraded: why the answer is worse than it could be; None if it is not.
         error: why a better strategy failed; None if none failed.

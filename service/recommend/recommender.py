@@ -94,7 +94,7 @@ class Recommender:
             bundle, query, [], await self._allowed(bundle, query), most_positive=len(query.items)
         )
         watch.lap("filter")
-        return await self._first_result(resolved, ("similar",), "overload" if watch.hurry else None, watch)
+        return await self._first_result(resolved, ("similar",), "overload" if watch.overloaded else None, watch)
 
     async def _allowed(self, bundle: Bundle, query: Query) -> RowMask | None:
         """The rows that may be recommended; a new filter over many items is evaluated in another thread."""
@@ -108,7 +108,7 @@ class Recommender:
         return await asyncio.to_thread(bundle.allowed, query.filter, mask)
 
     async def _stored(self, query: Query, watch: Stopwatch) -> tuple[list[str], Degraded | None]:
-        if watch.hurry:
+        if watch.overloaded:
             return [], "overload"
         if query.user_id is None:
             return [], None
@@ -128,7 +128,7 @@ class Recommender:
         failure = None
         for strategy in strategies:
             left_s = _left_s(resolved.query, watch)
-            if watch.hurry or left_s == 0:
+            if watch.overloaded or left_s == 0:
                 degraded = degraded or "deadline"
                 break
             job = resolved.job(strategy, watch)

@@ -23,7 +23,8 @@ from service.http.connections import ConnectionLimits, Connections
 from service.http.guarded_server import GuardedServer
 from service.http.problems import answer_error
 from service.http.protocol import GuardedConfig
-from service.http.request_middleware import RequestMiddleware, trace_of
+from service.http.request_context import context_of
+from service.http.request_middleware import RequestMiddleware
 from service.telemetry.metrics import Metrics
 from tests.support.shops import eventually
 
@@ -46,7 +47,7 @@ def answering(released: threading.Event, steps: threading.Semaphore) -> ASGIApp:
             try:
                 answer = PlainTextResponse(str(await read_json(Request(scope, receive), 100_000))[:100])
             except RequestRefused as error:
-                answer = answer_error(error, request_id=trace_of(scope).request_id, retry_after_s=1)
+                answer = answer_error(error, request_id=context_of(scope).trace.request_id, retry_after_s=1)
         else:
             while scope["path"] == "/slow" and not released.is_set():
                 await asyncio.sleep(0.01)

@@ -10,8 +10,8 @@ from service.api import request_body
 from service.api.request_body import read_json, shown, validate
 from service.api.request_models import EventsRequest, RecommendRequest, SimilarRequest
 from service.errors import BodiesFull, BodyTooLarge, MalformedBody, RequestLate, RuleBroken, UnsupportedBody
-from service.http.body_budget import BODIES, BodyBudget
-from service.http.protocol import LATE
+from service.http.body_budget import BodyBudget
+from service.http.request_context import CONTEXT, RequestContext
 
 
 def read(
@@ -35,9 +35,9 @@ def read(
 
     sent = {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
     raw = [(name.encode(), value.encode()) for name, value in sent.items() if value]
-    scope: dict[str, Any] = {"type": "http", "headers": raw, BODIES: budget or BodyBudget(1000)}
-    if late:
-        scope[LATE] = True
+    context = RequestContext(0.0, late=late)
+    context.bodies = budget or BodyBudget(1000)
+    scope: dict[str, Any] = {"type": "http", "headers": raw, CONTEXT: context}
     return asyncio.run(read_json(Request(scope, receive), limit))
 
 

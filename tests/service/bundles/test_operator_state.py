@@ -183,7 +183,7 @@ def test_a_store_that_cannot_keep_anything_is_unavailable(tmp_path: Path) -> Non
         replica = Replica(store, tmp_path / "1")
         await replica.set_available("a", available=False)
         store.lose()
-        with pytest.raises(OperatorStateUnavailable, match="lost its state twice"):
+        with pytest.raises(OperatorStateUnavailable, match="lost the operator state twice"):
             await replica.set_available("b", available=False)
         assert replica.known == (None, {"a"})
 

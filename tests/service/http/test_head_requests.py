@@ -11,8 +11,8 @@ from tests.support.exposed import exposed
 from tests.support.shops import OpenClient
 from tests.support.wire import Wires, echo
 
-# These differ from one answer to the next: an id, a time, the length of the metrics, which grow, and the length of a 405,
-# which names the method.
+# These change between answers: an id, a time, the length of the metrics, which grow, and the length of a 405, which
+# names the method.
 _OF_ONE_ANSWER = {"x-request-id", "server-timing"}
 
 

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from service.http.admission import Admission
 from service.http.connections import ConnectionLimits
-from service.http.protocol import HURRY
+from service.http.request_context import CONTEXT, RequestContext
 from tests.support.shops import OpenClient, eventually
 from tests.support.sockets import GET, Client, Running, post, running
 
@@ -181,12 +181,13 @@ def test_a_client_that_leaves_makes_room() -> None:
         eventually(lambda: load.in_progress == 0)
 
 
-def in_a_hurry(client: TestClient, ask: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+def answered_under_overload(client: TestClient, ask: tuple[str, dict[str, Any]]) -> dict[str, Any]:
     """An answer to a request that came when more than half of what may be was in progress."""
     app: Any = client.app
 
     async def marked(scope: Any, receive: Any, send: Any) -> None:
-        await app(scope if scope["type"] != "http" else scope | {HURRY: True}, receive, send)
+        context = {CONTEXT: RequestContext(time.perf_counter(), overloaded=True)}
+        await app(scope if scope["type"] != "http" else scope | context, receive, send)
 
     answer = TestClient(marked).post(ask[0], json=ask[1])
     assert answer.status_code == 200
@@ -202,7 +203,7 @@ def test_half_full_everybody_gets_what_is_popular(open_client: OpenClient, oracl
             ("/recommend", {"user_id": "u", "k": 3}),
         )
         for ask in asks:
-            answer = in_a_hurry(client, ask)
+            answer = answered_under_overload(client, ask)
             assert (answer["strategy"], answer["degraded"]) == ("popular", "overload")
             wanted = [item for item, _ in oracle.popular(3, set(ask[1].get("items", ())))]
             assert [item["item_id"] for item in answer["items"]] == wanted

@@ -5,16 +5,17 @@ import json
 import pytest
 
 from service.http.connections import ConnectionLimits
-from service.http.request_head import HeadFault, fault_in
+from service.http.problems import Refusal
+from service.http.request_head import refusal_of
 from tests.support.sockets import GET, post, running
 
 LIMITS = ConnectionLimits(connections=500, request_s=5.0)
 HOST = (b"host", b"shop.example:8000")
 
 
-def told(fault: HeadFault | None) -> tuple[int, str]:
-    assert fault is not None
-    return fault.kind.status, fault.detail
+def answered(refusal: Refusal | None) -> tuple[int, str]:
+    assert refusal is not None
+    return refusal.kind.status, refusal.detail
 
 
 @pytest.mark.parametrize(
@@ -32,35 +33,38 @@ def told(fault: HeadFault | None) -> tuple[int, str]:
     ],
 )
 def test_a_host_that_is_fine(host: bytes) -> None:
-    assert fault_in("GET", "1.1", [(b"host", host)]) is None
-    assert fault_in("GET", "1.0", [(b"host", host)]) is None
+    assert refusal_of("GET", "1.1", [(b"host", host)]) is None
+    assert refusal_of("GET", "1.0", [(b"host", host)]) is None
 
 
 @pytest.mark.parametrize("host", [b"a b", b"a/b", b"user@a", b"a?b", b"\xc3\xa4.example", b"a\\b", b"a\tb"])
 def test_a_host_that_is_none(host: bytes) -> None:
-    status, detail = told(fault_in("GET", "1.1", [(b"host", host)]))
+    status, detail = answered(refusal_of("GET", "1.1", [(b"host", host)]))
     assert status == 400
     assert detail.startswith("Host must be a name or an address, and a port; received '")
     assert detail.isascii()
 
 
 def test_host_is_needed_once() -> None:
-    assert told(fault_in("GET", "1.1", [])) == (400, "Host is required in HTTP/1.1; received none")
-    assert fault_in("GET", "1.0", []) is None
+    assert answered(refusal_of("GET", "1.1", [])) == (400, "Host is required in HTTP/1.1; received none")
+    assert refusal_of("GET", "1.0", []) is None
     for version in ("1.0", "1.1"):
-        assert told(fault_in("GET", version, [HOST, HOST])) == (400, "Host must be sent once; received 2")
+        assert answered(refusal_of("GET", version, [HOST, HOST])) == (
+            400,
+            "Host must be sent once; received 2",
+        )
 
 
 @pytest.mark.parametrize("version", ["0.9", "2.0"])
 def test_other_versions(version: str) -> None:
-    assert told(fault_in("GET", version, [HOST]))[0] == 400
+    assert answered(refusal_of("GET", version, [HOST]))[0] == 400
 
 
 def test_a_body_in_chunks_is_of_http_1_1() -> None:
     chunked = (b"transfer-encoding", b"chunked")
-    assert fault_in("POST", "1.1", [HOST, chunked]) is None
-    assert fault_in("POST", "1.1", [HOST, (b"transfer-encoding", b" Chunked ")]) is None
-    assert told(fault_in("POST", "1.0", [HOST, chunked]))[0] == 400
+    assert refusal_of("POST", "1.1", [HOST, chunked]) is None
+    assert refusal_of("POST", "1.1", [HOST, (b"transfer-encoding", b" Chunked ")]) is None
+    assert answered(refusal_of("POST", "1.0", [HOST, chunked]))[0] == 400
 
 
 HEAD = b"POST / HTTP/1.1\r\nContent-Type: application/json\r\n"

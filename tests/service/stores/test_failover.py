@@ -159,12 +159,12 @@ ASTRAY = {
 async def two_links() -> AsyncIterator[tuple[FakeRedis, RedisPipeline, RedisPipeline]]:
     async with fake_redis() as fake:
         renewal, connect = Renewal(), connect_to(fake.url, 5.0)
-        links = [RedisPipeline(connect, timeout_s=5.0, renewal=renewal) for _ in range(2)]
+        pipelines = [RedisPipeline(connect, timeout_s=5.0, renewal=renewal) for _ in range(2)]
         try:
-            yield fake, *links
+            yield fake, *pipelines
         finally:
-            for link in links:
-                await link.close()
+            for pipeline in pipelines:
+                await pipeline.close()
 
 
 @pytest.mark.parametrize("name", ASTRAY)
@@ -187,8 +187,8 @@ def test_one_link_that_meets_the_wrong_node_makes_all_connect_anew(name: str) ->
             # The other has been asked nothing meanwhile; its connection is of before, and is left.
             assert await read(reads, "a") == ["a"]
             assert fake.connections == before + 1
-            for link in (reads, writes, reads):
-                assert await read(link, "c") == ["c"]
+            for pipeline in (reads, writes, reads):
+                assert await read(pipeline, "c") == ["c"]
             assert fake.connections == before + 1
 
     run(check)
@@ -234,13 +234,13 @@ def test_renewal_is_asked_for_at_most_once_a_second_and_never_forgotten() -> Non
     renewal = Renewal(lambda: now[0])
     assert renewal.number == 0
     for _ in range(3):
-        renewal.ask()
+        renewal.request()
     assert renewal.number == 1
-    renewal.ask()
+    renewal.request()
     assert renewal.number == 1
     now[0] += 1.0
     assert renewal.number == 2
     assert renewal.number == 2
     assert renewal.renew() == 3
-    renewal.ask()
+    renewal.request()
     assert renewal.number == 3

@@ -12,7 +12,7 @@ from redis._parsers.base import BaseParser
 from demo.embedded_redis import EmbeddedRedis
 from service.errors import SettingsError, StartError
 from service.stores.history_keys import keys_of
-from service.stores.redis_faults import RedisTroubles
+from service.stores.redis_faults import RedisFaults
 from service.stores.redis_history_scripts import APPEND
 from service.stores.redis_reasons import in_script, reason_of
 from tests.support.shops import OpenClient
@@ -124,17 +124,17 @@ def test_troubles_go_with_the_next_success_and_fill_no_log() -> None:
         info = error
 
     now = [0.0]
-    troubles = RedisTroubles(Log(), lambda: now[0])  # type: ignore[arg-type]
+    troubles = RedisFaults(Log(), lambda: now[0])  # type: ignore[arg-type]
     for _ in range(5):
         troubles.outcome("append", "OOM: full")
         troubles.outcome("recent", None)
-        assert troubles.now == {"writes": "append: OOM: full"}
+        assert troubles.current == {"writes": "append: OOM: full"}
         troubles.outcome("erase", None)
-        assert troubles.now == {}
-    assert [line["event"] for line in lines] == ["redis trouble", "redis answers again"]
+        assert troubles.current == {}
+    assert [line["event"] for line in lines] == ["redis error", "redis answers again"]
     now[0] = 60.0
     troubles.outcome("append", "OOM: full")
-    assert lines[-1] == {"event": "redis trouble", "kind": "writes", "operation": "append", "reason": "OOM: full"}
+    assert lines[-1] == {"event": "redis error", "kind": "writes", "operation": "append", "reason": "OOM: full"}
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_what_is_wrong_with_tls(tmp_path: Path, open_client: OpenClient) -> None
             (trusted.replace("127.0.0.1", "localhost"), "its certificate is for another host name"),
             (url.replace("rediss", "redis"), "needs rediss://"),
             (trusted.replace(PASSWORD, "wrong"), "WRONGPASS: it refuses user or password; in the URL both must be"),
-            (trusted.replace(f":{PASSWORD}@", ""), "NOAUTH: it wants a user or password"),
+            (trusted.replace(f":{PASSWORD}@", ""), "NOAUTH: it requires a user or password"),
         ):
             with told(open_client, refused) as (detail, _):
                 assert reason in detail, refused

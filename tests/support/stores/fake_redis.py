@@ -1,11 +1,11 @@
-"""A server that speaks Redis' protocol well or badly: late, by halves, rubbish, or not at all; and a link to it."""
+"""A server that speaks Redis' protocol well or badly: late, by halves, rubbish, or not at all; and a pipeline to it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from service.errors import LinkDown
+from service.errors import RedisUnavailable
 from service.stores.redis_client import Connect
 from service.stores.redis_pipeline import RedisPipeline
 from tests.support.stores.real_redis import connect_to
@@ -115,13 +115,13 @@ async def _command(reader: asyncio.StreamReader) -> list[bytes]:
 @asynccontextmanager
 async def linked(timeout_s: float = 0.1) -> AsyncIterator[tuple[FakeRedis, RedisPipeline]]:
     async with fake_redis() as fake:
-        link = RedisPipeline(
+        pipeline = RedisPipeline(
             connect_to(fake.url, timeout_s), timeout_s=timeout_s, clock=asyncio.get_running_loop().time
         )
         try:
-            yield fake, link
+            yield fake, pipeline
         finally:
-            await link.close()
+            await pipeline.close()
 
 
 class MovableLoop(asyncio.SelectorEventLoop):
@@ -145,13 +145,13 @@ def run(check: Callable[[], Coroutine[Any, Any, None]]) -> None:
         runner.run(asyncio.wait_for(check(), 30 * PATIENT_S))
 
 
-def patient_link(connect: Connect) -> RedisPipeline:
-    """A link whose timeouts pass by `move_clock` alone."""
+def patient_pipeline(connect: Connect) -> RedisPipeline:
+    """A pipeline whose timeouts pass by `move_clock` alone."""
     return RedisPipeline(connect, timeout_s=PATIENT_S, clock=asyncio.get_running_loop().time)
 
 
-async def read(link: RedisPipeline, key: str) -> list[str]:
-    return [entry.decode() for entry in await link.call("LRANGE", key, 0, -1, kind=list)]
+async def read(pipeline: RedisPipeline, key: str) -> list[str]:
+    return [entry.decode() for entry in await pipeline.call("LRANGE", key, 0, -1, kind=list)]
 
 
 async def until(condition: Callable[[], bool], seconds: float = PATIENT_S) -> None:
@@ -160,17 +160,17 @@ async def until(condition: Callable[[], bool], seconds: float = PATIENT_S) -> No
             await asyncio.sleep(0.005)
 
 
-async def read_at_last(link: RedisPipeline, key: str) -> list[str]:
+async def read_at_last(pipeline: RedisPipeline, key: str) -> list[str]:
     """Read as often as it takes: on a busy machine a short timeout may pass once more."""
     async with asyncio.timeout(10.0):
         while True:
-            with suppress(LinkDown):
-                return await read(link, key)
+            with suppress(RedisUnavailable):
+                return await read(pipeline, key)
             await asyncio.sleep(0.01)
 
 
-def of_links() -> list[asyncio.Task[Any]]:
-    """What links still run in this loop."""
+def pipeline_tasks() -> list[asyncio.Task[Any]]:
+    """What pipelines still run in this loop."""
     parts = ("RedisPipeline", "RedisConnection", "answers")
     return [task for task in asyncio.all_tasks() if any(part in repr(task.get_coro()) for part in parts)]
 
