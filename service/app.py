@@ -25,7 +25,6 @@ from service.api.routing import documented
 from service.api.user_routes import UserRoutes
 from service.bundles.startup import Startup
 from service.container import Container
-from service.http.body_budget import BodyBudget
 from service.http.problems import (
     ANSWERED_ERRORS,
     METHOD_NOT_ALLOWED,
@@ -38,6 +37,7 @@ from service.http.request_context import context_of
 from service.http.request_middleware import RequestMiddleware
 from service.lifecycle import load_current, start, stop
 from service.runtime.thread_pool import started_pool
+from service.settings.groups import HttpLimits
 from service.settings.load import Settings, load_settings
 from service.telemetry.tracing import SpanRecorder, open_spans
 
@@ -79,7 +79,7 @@ def create_app(settings: Settings | None = None, *, startup: Startup | None = No
     """
     settings = settings or load_settings()
     container = Container(settings)
-    spans = open_spans(settings.observability.otel, container.log)
+    spans = open_spans(settings.observability, container.log)
     # Emptied at the start: a reference to the first bundle would keep it in memory for ever.
     given = [] if startup is None else [startup]
 
@@ -111,7 +111,7 @@ def create_app(settings: Settings | None = None, *, startup: Startup | None = No
     app.state.admission = container.admission
     app.state.metrics = container.metrics
     _add_routes(app, container, settings)
-    _add_error_handlers(app, settings.http.retry_after_s)
+    _add_error_handlers(app, settings.http)
     _add_middleware(app, settings, container, spans)
     return app
 
@@ -119,14 +119,13 @@ def create_app(settings: Settings | None = None, *, startup: Startup | None = No
 def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
     """Add every group of routes with the objects that it uses."""
     keys, active_bundle, hidden = container.keys.data, container.active_bundle, container.operator_state.hidden
-    bodies, body_limit = AnswerBodies(container.metrics, container.log), settings.http.body_limit_bytes
+    bodies = AnswerBodies(container.metrics, container.log)
     groups = (
         RecommendRoutes(
             keys=keys,
             active_bundle=active_bundle,
             recommender=container.recommender,
             bodies=bodies,
-            body_limit=body_limit,
         ),
         OperationsRoutes(
             keys=keys,
@@ -145,7 +144,6 @@ def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
             recommender=container.recommender,
             bodies=bodies,
             log=container.log,
-            body_limit=body_limit,
         ),
         UserRoutes(
             keys=keys,
@@ -156,8 +154,7 @@ def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
             executor=container.encoder_executor,
             metrics=container.metrics,
             log=container.log,
-            body_limit=body_limit,
-            require_consent=settings.histories.require_consent,
+            retention=settings.histories,
         ),
         CatalogueRoutes(keys=keys, active_bundle=active_bundle, hidden=hidden, executor=container.executor),
         AdminRoutes(
@@ -166,7 +163,6 @@ def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
             operator_state=container.operator_state,
             watcher=container.watcher,
             log=container.log,
-            body_limit=body_limit,
         ),
     )
     for group in groups:
@@ -189,19 +185,18 @@ def _add_middleware(app: FastAPI, settings: Settings, container: Container, span
         RequestMiddleware,
         metrics=container.metrics,
         log=container.log,
-        bodies=BodyBudget(settings.http.bodies_limit_bytes),
-        retry_after_s=settings.http.retry_after_s,
-        access_log=settings.observability.access_log,
+        limits=settings.http,
+        observability=settings.observability,
         spans=spans,
     )
 
 
-def _add_error_handlers(app: FastAPI, retry_after_s: int) -> None:
+def _add_error_handlers(app: FastAPI, limits: HttpLimits) -> None:
     """Answer every expected error with a problem; `RequestMiddleware` answers and logs the others."""
 
     async def refused(request: Request, error: Exception) -> Response:
         request_id = context_of(request.scope).trace.request_id
-        return answer_error(error, request_id=request_id, retry_after_s=retry_after_s)
+        return answer_error(error, request_id=request_id, retry_after_s=limits.retry_after_s)
 
     async def no_route(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else REQUEST_REFUSED.status

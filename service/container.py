@@ -52,8 +52,8 @@ class Container:
             metrics=metrics.bundles,
             log=log,
         )
-        bounds, poll_s = ShadowBounds(settings.comparison), settings.bundles.poll_s
-        self.watcher = Watcher(loaded=loaded, operator_state=operator_state, bounds=bounds, poll_s=poll_s)
+        bounds = ShadowBounds(settings.comparison)
+        self.watcher = Watcher(loaded=loaded, operator_state=operator_state, bounds=bounds)
         threads = 0 if loader.one_thread else engine.threads
         self.batcher = MicroBatcher(bound=engine.queue_bound, threads=threads, metrics=metrics, log=log)
         self.online_recall = OnlineRecall(settings.observability, metrics.quality, log)

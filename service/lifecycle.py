@@ -17,7 +17,7 @@ def load_current(settings: Settings) -> Startup:
         IndexingError: the registry cannot be read.
     """
     pin = read_pin(lambda: open_operator_state(settings, RedisOperatorState(settings.redis)))
-    return load_first(BundleLoader(settings.bundles), pin, wait=settings.bundles.wait_for_bundle)
+    return load_first(BundleLoader(settings.bundles), pin)
 
 
 async def start(container: Container, startup: Startup) -> None:

@@ -19,7 +19,7 @@ from service.http.graceful_shutdown import DrainingServer
 from service.http.protocol import GuardedConfig
 from service.lifecycle import load_current
 from service.runtime.malloc import collect, settle
-from service.settings.groups import HttpLimits
+from service.settings.groups import HttpLimits, ServerSettings
 from service.settings.load import Settings
 from service.telemetry.logs import configure_logs, logger
 from service.telemetry.metrics import Metrics
@@ -47,7 +47,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
         IndexingError: the registry cannot be read.
         KeyboardInterrupt: after an end in good order, if it was SIGINT.
     """
-    configure_logs(settings.observability.log_level)
+    configure_logs(settings.observability)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     settle()
     # Uvicorn hands a signal on after its own work. By default SIGTERM would then end the process before anything that
@@ -56,7 +56,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     _handle_unless_handled(signal.SIGHUP, _exit)
     for number in (signal.SIGUSR1, signal.SIGUSR2):  # by default they kill; log rotation, for one, sends them
         _handle_unless_handled(number, _do_nothing)
-    with _listen(settings.server.host, settings.server.port) as listener:
+    with _listen(settings.server) as listener:
         app = create_app(settings, startup=load_current(settings))
         # What is loaded stays; without this every full collection would walk through all of it during a request.
         collect()
@@ -81,7 +81,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
         server = _Server(
             config,
             app,
-            settings.server.drain_delay_s,
+            settings.server,
             lambda: announce(f"http://{_shown(settings.server.host)}:{port}"),
         )
         server.run(sockets=[listener])
@@ -92,8 +92,10 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
 class _Server(DrainingServer):
     """Uvicorn that tells when it answers, and is not ready from the first signal on."""
 
-    def __init__(self, config: GuardedConfig, app: FastAPI, delay_s: float, ready: Callable[[], None]) -> None:
-        super().__init__(config, app.state.active_bundle, delay_s)
+    def __init__(
+        self, config: GuardedConfig, app: FastAPI, settings: ServerSettings, ready: Callable[[], None]
+    ) -> None:
+        super().__init__(config, app.state.active_bundle, settings.drain_delay_s)
         self._ready = ready
         self.was_ready = False
 
@@ -161,7 +163,8 @@ def _handle_unless_handled(number: signal.Signals, handler: Callable[[int, Frame
         signal.signal(number, handler)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(settings: ServerSettings) -> socket.socket:
+    host, port = settings.host, settings.port
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -41,7 +41,6 @@ class AdminRoutes:
         operator_state: pin and hidden items.
         watcher: swaps bundles.
         log: the service's logger.
-        body_limit: largest request body in bytes.
     """
 
     def __init__(
@@ -52,14 +51,12 @@ class AdminRoutes:
         operator_state: OperatorState,
         watcher: Watcher,
         log: FilteringBoundLogger,
-        body_limit: int,
     ) -> None:
         self._keys = keys
         self._active_bundle = active_bundle
         self._operator_state = operator_state
         self._watcher = watcher
         self._log = log
-        self._body_limit = body_limit
 
     def register(self, app: FastAPI) -> None:
         """Add all routes with their documentation."""
@@ -69,7 +66,7 @@ class AdminRoutes:
         """Hide an item from every answer of every replica, or show it again."""
         admit(request, self._keys)
         self._active_bundle.admit()
-        body = await read_json(request, self._body_limit)
+        body = await read_json(request)
         available = validate(request_models.AvailabilityRequest, body).available
         bundle, operator_state = self._active_bundle.get(), self._operator_state
         item_id = item_id_of(request)
@@ -87,7 +84,7 @@ class AdminRoutes:
     async def roll_back(self, request: Request) -> Response:
         """Pin the bundle before, or a named one, for all replicas."""
         admit(request, self._keys)
-        body = await read_json(request, self._body_limit) if has_body(request) else {}
+        body = await read_json(request) if has_body(request) else {}
         return self._swapped(await self._watcher.roll_back(validate(request_models.RollbackRequest, body).bundle))
 
     def _swapped(self, swapped: bool) -> Response:

@@ -46,7 +46,6 @@ class BatchRoutes:
         recommender: finds the items.
         bodies: build the bodies of the answers.
         log: the service's logger.
-        body_limit: largest request body in bytes.
     """
 
     def __init__(
@@ -58,7 +57,6 @@ class BatchRoutes:
         recommender: Recommender,
         bodies: AnswerBodies,
         log: FilteringBoundLogger,
-        body_limit: int,
     ) -> None:
         self._keys = keys
         self._active_bundle = active_bundle
@@ -66,7 +64,6 @@ class BatchRoutes:
         self._recommender = recommender
         self._bodies = bodies
         self._log = log
-        self._body_limit = body_limit
 
     def register(self, app: FastAPI) -> None:
         """Add the route with its documentation."""
@@ -75,7 +72,7 @@ class BatchRoutes:
     async def recommend_batch(self, request: Request) -> Response:
         """Recommend for up to 256 requests at once, all from one bundle; a bad one gets its own problem."""
         trace = admit_to_data(request, self._keys, self._active_bundle)
-        batch = validate(request_models.BatchRequest, await read_json(request, self._body_limit))
+        batch = validate(request_models.BatchRequest, await read_json(request))
         self._keys.charge(request, len(batch.requests))
         bundle = self._active_bundle.get()
         members = [_checked(bundle, member) for member in batch.requests]

@@ -38,7 +38,6 @@ class RecommendRoutes:
         active_bundle: the bundle that answers.
         recommender: finds the items.
         bodies: build the bodies of the answers.
-        body_limit: largest request body in bytes.
     """
 
     def __init__(
@@ -48,13 +47,11 @@ class RecommendRoutes:
         active_bundle: ActiveBundle,
         recommender: Recommender,
         bodies: AnswerBodies,
-        body_limit: int,
     ) -> None:
         self._keys = keys
         self._active_bundle = active_bundle
         self._recommender = recommender
         self._bodies = bodies
-        self._body_limit = body_limit
 
     def register(self, app: FastAPI) -> None:
         """Add all routes with their documentation."""
@@ -63,7 +60,7 @@ class RecommendRoutes:
     async def recommend(self, request: Request) -> Response:
         """Recommend items to a user, or for a list of items, oldest first."""
         trace = admit_to_data(request, self._keys, self._active_bundle)
-        wish = validate(request_models.RecommendRequest, await read_json(request, self._body_limit))
+        wish = validate(request_models.RecommendRequest, await read_json(request))
         bundle = self._active_bundle.get()
         check_fields(bundle, wish.fields)
         trace.lap("parse")
@@ -73,7 +70,7 @@ class RecommendRoutes:
     async def similar(self, request: Request) -> Response:
         """Find the neighbours of an item, or of several; the order of the items has no part in it."""
         trace = admit_to_data(request, self._keys, self._active_bundle)
-        wish = validate(request_models.SimilarRequest, await read_json(request, self._body_limit))
+        wish = validate(request_models.SimilarRequest, await read_json(request))
         bundle = self._active_bundle.get()
         check_fields(bundle, wish.fields)
         query = similar_query(bundle, wish)

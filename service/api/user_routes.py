@@ -25,6 +25,7 @@ from service.recommend.modality_profile import ModalityProfile, profile_of
 from service.recommend.recent_histories import RecentHistories
 from service.request_trace import Trace
 from service.runtime.bounded_executor import BoundedExecutor
+from service.settings.groups import HistorySettings
 from service.stores.protocols import Event, HistoryStore
 from service.telemetry.metrics import Metrics
 
@@ -54,8 +55,7 @@ class UserRoutes:
         executor: runs the encoder for a profile; None: the event loop does, as on CUDA.
         metrics: counts the events.
         log: the service's logger.
-        body_limit: largest request body in bytes.
-        require_consent: whether an event without `consent` is not stored.
+        retention: what is stored of users.
     """
 
     def __init__(
@@ -69,8 +69,7 @@ class UserRoutes:
         executor: BoundedExecutor | None,
         metrics: Metrics,
         log: FilteringBoundLogger,
-        body_limit: int,
-        require_consent: bool,
+        retention: HistorySettings,
     ) -> None:
         self._keys = keys
         self._active_bundle = active_bundle
@@ -80,8 +79,7 @@ class UserRoutes:
         self._executor = executor
         self._metrics = metrics
         self._log = log
-        self._body_limit = body_limit
-        self._require_consent = require_consent
+        self._require_consent = retention.require_consent
 
     def register(self, app: FastAPI) -> None:
         """Add all routes with their documentation."""
@@ -93,7 +91,7 @@ class UserRoutes:
         Events of users without consent are held to the same rules, counted, and not kept in any form.
         """
         trace = admit_to_data(request, self._keys, self._active_bundle)
-        body = await read_json(request, self._body_limit)
+        body = await read_json(request)
         if isinstance(body, dict) and "events" in body:
             received = validate(request_models.EventsRequest, body).events
         else:

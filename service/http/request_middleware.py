@@ -3,7 +3,7 @@ line.
 """
 
 from time import perf_counter
-from typing import Literal
+from typing import Final
 from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect
@@ -15,14 +15,14 @@ from service.http.problems import CROWDED, internal_problem, problem_response
 from service.http.request_context import CONTEXT, RequestContext, context_of
 from service.http.security_headers import added_to
 from service.request_trace import Trace, request_id_from
+from service.settings.groups import HttpLimits, ObservabilitySettings
 from service.telemetry.logs import REQUEST_ID
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import SpanRecorder
 
 UNMATCHED = "unmatched"
 _CLIENT_LEFT = 499
-AccessLog = Literal["all", "errors", "off"]
-_LOGGED_FROM: dict[AccessLog, int] = {"all": 0, "errors": 400, "off": 1000}
+_LOGGED_FROM: Final = {"all": 0, "errors": 400, "off": 1000}
 _LEFT = "the handler is closed"  # uvloop's words for writing to a client that has reset its connection
 
 
@@ -36,9 +36,8 @@ class RequestMiddleware:
         app: what it wraps.
         metrics: counts every answer.
         log: writes a line for every answer.
-        bodies: what the bodies that are still arriving may take.
-        retry_after_s: seconds, sent with refusals for want of room.
-        access_log: for which answers a line: all, those of status 400 and above (``errors``), or none (``off``).
+        limits: of bodies, and the Retry-After of refusals.
+        observability: which answers get a log line.
         spans: makes a span for every answer; None: none are wanted.
     """
 
@@ -48,16 +47,15 @@ class RequestMiddleware:
         *,
         metrics: Metrics,
         log: FilteringBoundLogger,
-        bodies: BodyBudget,
-        retry_after_s: int,
-        access_log: AccessLog = "all",
+        limits: HttpLimits,
+        observability: ObservabilitySettings,
         spans: SpanRecorder | None = None,
     ) -> None:
         self._app = app
-        self._bodies = bodies
-        self._retry_after = str(retry_after_s)
+        self._bodies = BodyBudget(limits.bodies_limit_bytes, largest=limits.body_limit_bytes)
+        self._retry_after = str(limits.retry_after_s)
         self._spans = spans
-        self._logged_from = _LOGGED_FROM[access_log]
+        self._logged_from = _LOGGED_FROM[observability.access_log]
         self._metrics = metrics
         self._log = log
 

@@ -13,6 +13,7 @@ import orjson
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
+from service.settings.groups import ObservabilitySettings
 from service.telemetry.log_writer import LogWriter
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("vlm2rec_request_id", default=None)
@@ -21,16 +22,16 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("vlm2rec_request_id", default=No
 _writers: list[LogWriter] = []
 
 
-def configure_logs(level: str) -> None:
+def configure_logs(settings: ObservabilitySettings) -> None:
     """Set up logging for this process; called by the command, never on import.
 
     Args:
-        level: least severe level written: debug, info, warning or error.
+        settings: the lowest level that is written.
     """
     writer = LogWriter(sys.stderr.fileno())
     _writers.append(writer)
     atexit.register(writer.close)
-    number = logging.getLevelNamesMapping()[level.upper()]
+    number = logging.getLevelNamesMapping()[settings.log_level.upper()]
     shared: list[Processor] = [
         _add_request_id,
         structlog.processors.add_log_level,

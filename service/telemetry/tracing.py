@@ -9,17 +9,16 @@ the route, never the path: paths hold the ids of users.
 import os
 from importlib.metadata import version
 from time import time_ns
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from structlog.typing import FilteringBoundLogger
 
 from service.errors import SettingsError
 from service.request_trace import Trace
+from service.settings.groups import ObservabilitySettings
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
-
-Wanted = Literal["auto", "on", "off"]
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -85,25 +84,25 @@ class SpanRecorder:
         self._provider.shutdown()
 
 
-def open_spans(wanted: Wanted, log: FilteringBoundLogger) -> SpanRecorder | None:
+def open_spans(settings: ObservabilitySettings, log: FilteringBoundLogger) -> SpanRecorder | None:
     """Set up the export of spans as ``OTEL_*`` say; None where they are not wanted.
 
     Args:
-        wanted: ``on``; ``off``; or ``auto``: on if the variables name an exporter and it can be had.
-        log: told why ``auto`` is off although it is asked for.
+        settings: ``on``; ``off``; or ``auto``: on if the variables name an exporter that can be loaded.
+        log: gets the reason if ``auto`` stays off although an exporter is named.
 
     Raises:
         SettingsError: ``on``, and it cannot be.
     """
-    if wanted == "off" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    if settings.otel == "off" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     exporter = os.environ.get("OTEL_TRACES_EXPORTER", "").lower()
-    if wanted == "auto" and (exporter == "none" or not (exporter or any(map(os.environ.get, _ENDPOINTS)))):
+    if settings.otel == "auto" and (exporter == "none" or not (exporter or any(map(os.environ.get, _ENDPOINTS)))):
         return None
     try:
         return SpanRecorder(_provider(exporter))
     except SettingsError as error:
-        if wanted == "on":
+        if settings.otel == "on":
             raise
         log.warning("no spans", reason=str(error))
         return None

@@ -194,7 +194,7 @@ def test_a_bundle_that_fails_at_the_start_is_passed_over(shop: Shop, monkeypatch
     monkeypatch.setattr(Bundle, "warm_up", broken)
     shop.point(shop.ids[3])
     loader = BundleLoader(BundleSettings(registry=str(shop.registry.root)))
-    startup = load_first(loader, None, wait=False)
+    startup = load_first(loader, None)
     assert startup.bundle is not None
     assert startup.bundle.id == shop.ids[2]
     assert [(refusal.bundle, refusal.reason) for refusal in startup.refusals] == [(shop.ids[3], "encoder")]

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from service.http.body_budget import BodyBudget
 from service.http.request_middleware import RequestMiddleware
+from service.settings.groups import HttpLimits, ObservabilitySettings
 from service.telemetry.log_writer import LogWriter
 from service.telemetry.metrics import Metrics
 from tests.support.exposed import exposed
@@ -154,8 +154,9 @@ def test_lost_lines_are_in_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_line_of_a_request_has_its_id() -> None:
     code = """
 import logging, contextvars
+from service.settings.groups import ObservabilitySettings
 from service.telemetry.logs import REQUEST_ID, configure_logs, logger
-configure_logs("info")
+configure_logs(ObservabilitySettings())
 def work():
     REQUEST_ID.set("r1")
     logger().info("ours")
@@ -204,7 +205,7 @@ def test_which_requests_get_a_line(access_log: Any, logged: list[int]) -> None:
         pass
 
     envelope = RequestMiddleware(
-        app, metrics=metrics, log=lines, bodies=BodyBudget(1), retry_after_s=1, access_log=access_log
+        app, metrics=metrics, log=lines, limits=HttpLimits(), observability=ObservabilitySettings(access_log=access_log)
     )  # type: ignore[arg-type]
     for status in (200, 204, 404, 499, 503):
         scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "status": status}
