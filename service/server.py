@@ -18,7 +18,7 @@ from service.http.connections import ConnectionLimits, Connections
 from service.http.graceful_shutdown import DrainingServer
 from service.http.protocol import GuardedConfig
 from service.lifecycle import load_current
-from service.runtime.malloc import collect, settle
+from service.runtime import malloc
 from service.settings.groups import HttpLimits, ServerSettings
 from service.settings.load import Settings
 from service.telemetry.logs import configure_logs, logger
@@ -49,7 +49,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     """
     configure_logs(settings.observability)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    settle()
+    malloc.configure()
     # Uvicorn hands a signal on after its own work. By default SIGTERM would then end the process before anything that
     # was started beside it, such as an embedded Redis, is ended.
     signal.signal(signal.SIGTERM, _exit)
@@ -59,7 +59,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     with _listen(settings.server) as listener:
         app = create_app(settings, startup=load_current(settings))
         # What is loaded stays; without this every full collection would walk through all of it during a request.
-        collect()
+        malloc.collect()
         gc.freeze()
         config = GuardedConfig(
             app,

@@ -1,19 +1,19 @@
-"""The event loop's own pool of threads, for `asyncio.to_thread`: few, named, and all there from the start.
+"""Starts the event loop's thread pool, for `asyncio.to_thread`: few threads, named, all started at once.
 
-By default asyncio makes one of up to 32 threads, by the cores it sees, a thread at a time as load has it: in a
-container that sees the cores of its host these would compete for the few that it may use.
+By default asyncio makes a pool of up to 32 threads, depending on the cores it sees, and starts them one by one. In a
+container that sees all cores of its host, these threads would compete for the few cores that the container may use.
 """
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 THREADS = 4
-"""Diversity, filters and what the watcher reads; all of it holds a core or waits for a disk."""
+"""For diversity, filters and the watcher; each call keeps a core busy or waits for a disk."""
 _START_S = 10.0
 
 
 def started_pool(threads: int = THREADS) -> ThreadPoolExecutor:
-    """A pool whose threads all run already, so that a count of threads that rises later means a leak.
+    """A pool whose threads run already, so that a rising number of threads means a leak.
 
     Args:
         threads: how many, at least 1.

@@ -113,7 +113,7 @@ def test_lines_that_cannot_be_written_are_counted_and_told_later(
         with writer._lock:  # so that all three go out together
             writer._lines.extend([b"line 1\n", b"line 2\n"])
             writer._bytes += 14
-        writer._there_is_work.set()
+        writer._wake_up.set()
         while writer.failed < 1:
             time.sleep(0.001)
         assert writer.failed == 1
