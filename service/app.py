@@ -35,8 +35,7 @@ from service.http.problems import (
 )
 from service.http.request_context import context_of
 from service.http.request_middleware import RequestMiddleware
-from service.lifecycle import load_current, start, stop
-from service.runtime.thread_pool import started_pool
+from service.lifecycle import load_current, start, started_pool, stop
 from service.settings.groups import HttpLimits
 from service.settings.load import Settings, load_settings
 from service.telemetry.tracing import SpanRecorder, open_spans

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from index.machine.cores import available_cores
-from service.access.key_rings import open_key_rings
+from service.access.auth import open_key_rings
 from service.bundles.active_bundle import ActiveBundle
 from service.bundles.comparison import ShadowBounds
 from service.bundles.loaded_bundles import LoadedBundles

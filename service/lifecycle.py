@@ -1,11 +1,18 @@
 """Starts and stops the objects of a service, and loads the bundle that it starts with."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 from service.bundles.loader import BundleLoader
 from service.bundles.startup import Startup, load_first, read_pin
 from service.container import Container, open_operator_state
 from service.errors import StartError
 from service.settings.load import Settings
 from service.stores.redis_operator_state import RedisOperatorState
+
+THREADS = 4
+"""Threads of the event loop's pool, for diversity, filters and the watcher; each call keeps a core or a disk busy."""
+_THREAD_START_S = 10.0
 
 
 def load_current(settings: Settings) -> Startup:
@@ -18,6 +25,22 @@ def load_current(settings: Settings) -> Startup:
     """
     pin = read_pin(lambda: open_operator_state(settings, RedisOperatorState(settings.redis)))
     return load_first(BundleLoader(settings.bundles), pin)
+
+
+def started_pool(threads: int = THREADS) -> ThreadPoolExecutor:
+    """A pool whose threads run already, so that a rising number of threads means a leak.
+
+    By default asyncio makes a pool of up to 32 threads, depending on the cores it sees, and starts them one by one. In
+    a container that sees all cores of its host, these threads would compete for the few cores that it may use.
+
+    Args:
+        threads: how many, at least 1.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="event-loop-pool")
+    together = threading.Barrier(threads)
+    for started in [pool.submit(together.wait, _THREAD_START_S) for _ in range(threads)]:
+        started.result()
+    return pool
 
 
 async def start(container: Container, startup: Startup) -> None:

@@ -94,7 +94,7 @@ class AnswerBodies:
         )
         for item in items:
             for slot, reason in item["missing"].items():
-                self._metrics.lacking(slot, reason)
+                self._metrics.missing_slot(slot, reason)
         if answer.error is not None:
             self._log.error("encoder failed", request_id=trace.request_id, reason=answer.error)
         return {

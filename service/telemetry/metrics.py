@@ -105,6 +105,22 @@ class Metrics:
         self._count_of = cache(self._requests.labels)
         self._seconds_of = cache(self._request_seconds.labels)
         self._stage_of = cache(self._stage_seconds.labels)
+        self._add_answers(registry)
+        self._add_queue(registry)
+        self._add_redis(registry)
+        Gauge(
+            "vlm2rec_log_lines_dropped",
+            "Log lines since the start that were not read in time.",
+            registry=registry,
+        ).set_function(lines_dropped)
+        Gauge(
+            "vlm2rec_log_lines_failed", "Log lines since the start that could not be written.", registry=registry
+        ).set_function(lines_failed)
+        self.bundles = BundleMetrics(registry)
+        self.clients = ClientMetrics(registry)
+        self.quality = QualityMetrics(registry)
+
+    def _add_answers(self, registry: CollectorRegistry) -> None:
         self._answers = Counter("vlm2rec_answers", "Answers with items, by strategy.", ["strategy"], registry=registry)
         self._fallbacks = Counter(
             "vlm2rec_fallbacks",
@@ -121,25 +137,12 @@ class Metrics:
             "vlm2rec_history_length", "Items that shaped a query.", buckets=_LENGTHS, registry=registry
         )
         self._events = Counter("vlm2rec_events", "Events by outcome.", ["outcome"], registry=registry)
-        self._add_queue(registry)
-        self._add_redis(registry)
-        self._lacking = Counter(
+        self._missing_slots = Counter(
             "vlm2rec_answered_missing",
             "Answered items that lack a slot, by reason.",
             ["slot", "reason"],
             registry=registry,
         )
-        Gauge(
-            "vlm2rec_log_lines_dropped",
-            "Log lines since the start that were not read in time.",
-            registry=registry,
-        ).set_function(lines_dropped)
-        Gauge(
-            "vlm2rec_log_lines_failed", "Log lines since the start that could not be written.", registry=registry
-        ).set_function(lines_failed)
-        self.bundles = BundleMetrics(registry)
-        self.clients = ClientMetrics(registry)
-        self.quality = QualityMetrics(registry)
 
     def _add_queue(self, registry: CollectorRegistry) -> None:
         self._batch_size = Histogram(
@@ -286,9 +289,9 @@ class Metrics:
             gauge.set(known == state)
         self._breaker_changes.labels(state).inc()
 
-    def lacking(self, slot: str, reason: str) -> None:
+    def missing_slot(self, slot: str, reason: str) -> None:
         """Count an answered item that lacks a slot."""
-        self._lacking.labels(slot, reason).inc()
+        self._missing_slots.labels(slot, reason).inc()
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
