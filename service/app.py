@@ -20,8 +20,8 @@ from service.api.openapi import document
 from service.api.operations_routes import OperationsRoutes
 from service.api.playground import Playground
 from service.api.recommend_routes import RecommendRoutes
-from service.api.request_rules import AnswerBodies
-from service.api.routing import documented
+from service.api.rendering import ResponseBodies
+from service.api.routing import ExactRoutes, documented_routes
 from service.api.user_routes import UserRoutes
 from service.bundles.startup import Startup
 from service.container import Container
@@ -59,7 +59,7 @@ class _Api(FastAPI):
     """FastAPI with the document that `service.api.openapi` writes."""
 
     def openapi(self) -> dict[str, Any]:
-        return document(self, documented(self.routes), keyed=self.state.keyed, root_path=self.state.root_path)
+        return document(self, documented_routes(self.routes), keyed=self.state.keyed, root_path=self.state.root_path)
 
 
 def create_app(settings: Settings | None = None, *, startup: Startup | None = None) -> FastAPI:
@@ -118,7 +118,7 @@ def create_app(settings: Settings | None = None, *, startup: Startup | None = No
 def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
     """Add every group of routes with the objects that it uses."""
     keys, active_bundle, hidden = container.keys.data, container.active_bundle, container.operator_state.hidden
-    bodies = AnswerBodies(container.metrics, container.log)
+    bodies = ResponseBodies(container.metrics, container.log)
     groups = (
         RecommendRoutes(
             keys=keys,
@@ -191,7 +191,7 @@ def _add_middleware(app: FastAPI, settings: Settings, container: Container, span
 
 
 def _add_error_handlers(app: FastAPI, limits: HttpLimits) -> None:
-    """Answer every expected error with a problem; `RequestMiddleware` answers and logs the others."""
+    """Answer every expected error with a problem; `RequestMiddleware` logs and answers the others."""
 
     async def refused(request: Request, error: Exception) -> Response:
         request_id = context_of(request.scope).trace.request_id
@@ -214,3 +214,4 @@ def _add_error_handlers(app: FastAPI, limits: HttpLimits) -> None:
     for kind in ANSWERED_ERRORS:
         app.add_exception_handler(kind, refused)
     app.add_exception_handler(HTTPException, no_route)
+    app.add_middleware(ExactRoutes, routes=app.routes, errors=ANSWERED_ERRORS, answer=refused)

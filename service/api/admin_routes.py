@@ -1,4 +1,4 @@
-"""Admin routes: what operators do to all replicas: swap bundles, hide items. No logic."""
+"""Answers the admin routes, which swap bundles and hide items on all replicas."""
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -33,10 +33,10 @@ _OPERATIONS = (
 
 
 class AdminRoutes:
-    """The handlers of the admin routes.
+    """Handlers of the admin routes.
 
     Args:
-        keys: open the admin routes.
+        keys: of the admin routes.
         active_bundle: the bundle that answers.
         operator_state: pin and hidden items.
         watcher: swaps bundles.

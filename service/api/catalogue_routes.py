@@ -1,4 +1,4 @@
-"""Routes of the catalogue: its items, page by page or one by one, and their pictures. No logic."""
+"""Answers the routes of the catalogue: pages of items, one item, and its picture."""
 
 from collections.abc import Container
 from functools import partial
@@ -23,7 +23,7 @@ from service.errors import NoPicture, UnknownItem
 from service.http.entity_tags import entity_tag, none_match
 from service.runtime.bounded_executor import BoundedExecutor
 
-# A picture of an item changes with a bundle; who may see it is for the key of the request, so no shared cache keeps it.
+# A picture changes with the bundle. The key of a request decides who may see it, so no shared cache may keep it.
 _CACHED = "private, max-age=3600"
 _ITEM = operation(parameters=[path_parameter("item_id", "Percent-encoded, a slash too.")])
 _PAGE = operation(parameters=query_parameters(request_models.ItemsQuery))
@@ -36,12 +36,12 @@ _OPERATIONS = (
 
 
 class CatalogueRoutes:
-    """The handlers of the catalogue; each reads the active bundle once.
+    """Handlers of the catalogue; each reads the active bundle once.
 
     Args:
-        keys: open the data routes.
+        keys: of the data routes.
         active_bundle: the bundle that answers.
-        hidden: ids of hidden items.
+        hidden: ids that operators have hidden.
         executor: runs what takes longer than a recommendation.
     """
 
@@ -94,8 +94,8 @@ class CatalogueRoutes:
 
 
 def _page(bundle: Bundle, page: request_models.ItemsQuery, hidden: Container[str]) -> bytes:
-    """The JSON of one page; in another thread than that which hides items, but one look at a set is one step."""
-    start = Cursor.read(page.cursor).place
+    """The JSON of one page. It runs beside the thread that hides items; a look-up in a set is atomic."""
+    start = Cursor.read(page.cursor).position
     if page.q is None:
         end = min(start + page.limit, len(bundle))
         found = TextPage(list(range(start, end)), end if end < len(bundle) else None)

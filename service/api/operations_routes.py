@@ -1,4 +1,4 @@
-"""Routes of operations: the active bundle, liveness, readiness and metrics."""
+"""Answers the routes of the active bundle, health and metrics."""
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -25,11 +25,11 @@ _OPERATIONS = (
 
 
 class OperationsRoutes:
-    """The handlers of operations.
+    """Handlers of the active bundle, health and metrics.
 
     Args:
-        keys: open the data routes.
-        metrics_keys: open the metrics.
+        keys: of the data routes.
+        metrics_keys: of the metrics.
         active_bundle: the bundle that answers.
         watcher: swaps bundles.
         batcher: runs the engine.

@@ -1,4 +1,4 @@
-"""Routes of recommendations: from the request model to the recommender and back."""
+"""Answers the routes of recommendations."""
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -8,9 +8,9 @@ from index.bundle.bundle import Bundle
 from service.access.auth import KeyRing
 from service.api import request_models, response_models
 from service.api.openapi import operation
-from service.api.rendering import json_response
+from service.api.queries import check_fields, recommend_query, similar_query
+from service.api.rendering import ResponseBodies, json_response
 from service.api.request_body import read_json, validate
-from service.api.request_rules import AnswerBodies, check_fields, recommend_query, similar_query
 from service.api.routing import BODY_PROBLEMS, Operation, add_operations, admit_to_data
 from service.bundles.active_bundle import ActiveBundle
 from service.recommend.query import Recommendations, Strategy
@@ -31,13 +31,13 @@ _OPERATIONS = (
 
 
 class RecommendRoutes:
-    """The handlers of recommendations; each reads the active bundle once.
+    """Handlers of recommendations; each reads the active bundle once.
 
     Args:
-        keys: open the data routes.
+        keys: of the data routes.
         active_bundle: the bundle that answers.
-        recommender: finds the items.
-        bodies: build the bodies of the answers.
+        recommender: finds items.
+        bodies: builds the bodies of the responses.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class RecommendRoutes:
         keys: KeyRing,
         active_bundle: ActiveBundle,
         recommender: Recommender,
-        bodies: AnswerBodies,
+        bodies: ResponseBodies,
     ) -> None:
         self._keys = keys
         self._active_bundle = active_bundle
@@ -60,27 +60,33 @@ class RecommendRoutes:
     async def recommend(self, request: Request) -> Response:
         """Recommend items to a user, or for a list of items, oldest first."""
         trace = admit_to_data(request, self._keys, self._active_bundle)
-        wish = validate(request_models.RecommendRequest, await read_json(request))
+        asked = validate(request_models.RecommendRequest, await read_json(request))
         bundle = self._active_bundle.get()
-        check_fields(bundle, wish.fields)
+        check_fields(bundle, asked.fields)
         trace.lap("parse")
-        answer = await self._recommender.recommend(bundle, recommend_query(bundle, wish), trace)
-        return self._recommended(bundle, wish, answer, trace, wanted="sequence")
+        answer = await self._recommender.recommend(bundle, recommend_query(bundle, asked), trace)
+        return self._recommended(bundle, asked, answer, trace, wanted="sequence")
 
     async def similar(self, request: Request) -> Response:
         """Find the neighbours of an item, or of several; the order of the items has no part in it."""
         trace = admit_to_data(request, self._keys, self._active_bundle)
-        wish = validate(request_models.SimilarRequest, await read_json(request))
+        asked = validate(request_models.SimilarRequest, await read_json(request))
         bundle = self._active_bundle.get()
-        check_fields(bundle, wish.fields)
-        query = similar_query(bundle, wish)
+        check_fields(bundle, asked.fields)
+        query = similar_query(bundle, asked)
         trace.lap("parse")
         answer = await self._recommender.similar(bundle, query, trace)
-        return self._recommended(bundle, wish, answer, trace, wanted="similar")
+        return self._recommended(bundle, asked, answer, trace, wanted="similar")
 
     def _recommended(
-        self, bundle: Bundle, wish: request_models.Wish, answer: Recommendations, trace: Trace, *, wanted: Strategy
+        self,
+        bundle: Bundle,
+        asked: request_models.RetrievalRequest,
+        answer: Recommendations,
+        trace: Trace,
+        *,
+        wanted: Strategy,
     ) -> Response:
-        response = json_response(self._bodies.body(bundle, wish, answer, trace, wanted=wanted))
+        response = json_response(self._bodies.body(bundle, asked, answer, trace, wanted=wanted))
         trace.lap("write")
         return response

@@ -19,7 +19,7 @@ from service.api.request_body import read_json
 from service.errors import RequestRefused
 from service.http.admission import Admission
 from service.http.connections import ConnectionLimits, Connections
-from service.http.guarded_server import GuardedServer
+from service.http.graceful_shutdown import GuardedServer
 from service.http.problems import answer_error
 from service.http.protocol import GuardedConfig
 from service.http.request_context import context_of
@@ -133,7 +133,7 @@ class Client:
 
 @contextlib.contextmanager
 def running(
-    limits: ConnectionLimits, *, bodies: int = 1_000_000, keep_alive_s: int = 5, load: Admission | None = None
+    limits: ConnectionLimits, *, bodies: int = 1_000_000, keep_alive_s: int = 5, admission: Admission | None = None
 ) -> Iterator[Running]:
     """Run a server until the end of the context; every connection is gone then."""
     drops: Counter[str] = Counter()
@@ -155,7 +155,7 @@ def running(
     config = GuardedConfig(
         whole,
         connections,
-        load or Admission(10_000),
+        admission or Admission(10_000),
         loop="uvloop",
         ws="none",
         lifespan="off",
