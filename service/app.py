@@ -1,4 +1,4 @@
-"""The one composition root: `create_app` picks every concrete class; nothing is built on import."""
+"""Builds the ASGI application: routes, error handlers, middleware and lifespan."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,17 +15,16 @@ from starlette.responses import Response
 from service.api.admin_routes import AdminRoutes
 from service.api.batch_routes import BatchRoutes
 from service.api.catalogue_routes import CatalogueRoutes
-from service.api.dependencies import Services
 from service.api.docs_page import DocsPage
 from service.api.openapi import document
+from service.api.operations_routes import OperationsRoutes
 from service.api.playground import Playground
-from service.api.recommend_routes import Routes
-from service.api.routing import documented
+from service.api.recommend_routes import RecommendRoutes
+from service.api.rendering import ResponseBodies
+from service.api.routing import ExactRoutes, documented_routes
 from service.api.user_routes import UserRoutes
 from service.bundles.startup import Startup
-from service.container import load_current, open_services
-from service.errors import StartError
-from service.http.body_budget import BodyBudget
+from service.container import Container
 from service.http.problems import (
     ANSWERED_ERRORS,
     METHOD_NOT_ALLOWED,
@@ -36,7 +35,8 @@ from service.http.problems import (
 )
 from service.http.request_context import context_of
 from service.http.request_middleware import RequestMiddleware
-from service.runtime.thread_pool import started_pool
+from service.lifecycle import load_current, start, started_pool, stop
+from service.settings.groups import HttpLimits
 from service.settings.load import Settings, load_settings
 from service.telemetry.tracing import SpanRecorder, open_spans
 
@@ -59,7 +59,7 @@ class _Api(FastAPI):
     """FastAPI with the document that `service.api.openapi` writes."""
 
     def openapi(self) -> dict[str, Any]:
-        return document(self, documented(self.routes), keyed=self.state.keyed, root_path=self.state.root_path)
+        return document(self, documented_routes(self.routes), keyed=self.state.keyed, root_path=self.state.root_path)
 
 
 def create_app(settings: Settings | None = None, *, startup: Startup | None = None) -> FastAPI:
@@ -67,34 +67,27 @@ def create_app(settings: Settings | None = None, *, startup: Startup | None = No
 
     Args:
         settings: None: read from ``VLM2REC_*`` and the file that they name.
-        startup: what to begin with; None: loaded from the registry at start-up.
+        startup: the bundle to start with; None: it is loaded from the registry at startup.
 
     Returns:
-        The application; ``app.state.current`` holds what answers, ``app.state.watcher`` swaps it,
-        ``app.state.load`` counts what is in progress, ``app.state.metrics`` everything.
+        The application. ``app.state`` has the ``active_bundle``, the ``watcher`` that swaps it, the ``admission`` that
+        counts requests in progress, and the ``metrics``.
 
     Raises:
         SettingsError: a setting breaks a rule.
     """
     settings = settings or load_settings()
-    services = open_services(settings)
-    spans = open_spans(settings.observability.otel, services.log)
-    # Emptied at the start: whatever still named the first bundle would keep it in memory for ever.
-    begin_with = [] if startup is None else [startup]
+    container = Container(settings)
+    spans = open_spans(settings.observability, container.log)
+    # Emptied at the start: a reference to the first bundle would keep it in memory for ever.
+    given = [] if startup is None else [startup]
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         asyncio.get_running_loop().set_default_executor(started_pool())
-        await _begin(services, begin_with.pop() if begin_with else await asyncio.to_thread(load_current, settings))
+        await start(container, given.pop() if given else await asyncio.to_thread(load_current, settings))
         yield
-        services.current.drain()
-        await services.sampler.close()
-        await services.watcher.stop()
-        await services.directives.close()
-        await services.histories.close()
-        services.batcher.close()
-        services.slow_lane.close()
-        services.metrics_page.close()
+        await stop(container)
         if spans is not None:
             await asyncio.to_thread(spans.close)
 
@@ -110,36 +103,74 @@ def create_app(settings: Settings | None = None, *, startup: Startup | None = No
         # FastAPI's own would put paths, and with them the ids of users, into every span; see service.telemetry.tracing.
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
-    app.state.current = services.current
+    app.state.active_bundle = container.active_bundle
     app.state.keyed = bool(settings.access.api_keys or settings.access.api_keys_file)
     app.state.root_path = settings.server.root_path
-    app.state.watcher = services.watcher
-    app.state.load = services.load
-    app.state.metrics = services.metrics
-    for group in (Routes, BatchRoutes, UserRoutes, CatalogueRoutes, AdminRoutes):
-        group(services).register(app)
-    DocsPage(app).register()
-    Playground(app).register()
-    _add_error_handlers(app, settings.http.retry_after_s)
-    _add_middleware(app, settings, services, spans)
+    app.state.watcher = container.watcher
+    app.state.admission = container.admission
+    app.state.metrics = container.metrics
+    _add_routes(app, container, settings)
+    _add_error_handlers(app, settings.http)
+    _add_middleware(app, settings, container, spans)
     return app
 
 
-async def _begin(services: Services, startup: Startup) -> None:
-    redis = await services.histories.alive()
-    if redis and await services.histories.is_cluster_node():
-        raise StartError(
-            "redis_url names a node of a Redis Cluster, which would refuse every event: a cluster needs a setting of "
-            "its own, which this version does not have; name a single Redis"
-        )
-    await services.watcher.start(startup)
-    if startup.bundle is None:
-        services.log.warning("waiting for a bundle", redis=redis)
-        return
-    services.log.info("ready", bundle=startup.bundle.id, items=len(startup.bundle), redis=redis)
+def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
+    """Add every group of routes with the objects that it uses."""
+    keys, active_bundle, hidden = container.keys.data, container.active_bundle, container.operator_state.hidden
+    bodies = ResponseBodies(container.metrics, container.log)
+    groups = (
+        RecommendRoutes(
+            keys=keys,
+            active_bundle=active_bundle,
+            recommender=container.recommender,
+            bodies=bodies,
+        ),
+        OperationsRoutes(
+            keys=keys,
+            metrics_keys=container.keys.metrics,
+            active_bundle=active_bundle,
+            watcher=container.watcher,
+            batcher=container.batcher,
+            histories=container.histories,
+            redis_faults=container.redis_faults,
+            metrics_page=container.metrics_page,
+        ),
+        BatchRoutes(
+            keys=keys,
+            active_bundle=active_bundle,
+            histories=container.histories,
+            recommender=container.recommender,
+            bodies=bodies,
+            log=container.log,
+        ),
+        UserRoutes(
+            keys=keys,
+            active_bundle=active_bundle,
+            histories=container.histories,
+            operator_state=container.operator_state,
+            recent=container.recent,
+            executor=container.encoder_executor,
+            metrics=container.metrics,
+            log=container.log,
+            retention=settings.histories,
+        ),
+        CatalogueRoutes(keys=keys, active_bundle=active_bundle, hidden=hidden, executor=container.executor),
+        AdminRoutes(
+            keys=container.keys.admin,
+            active_bundle=active_bundle,
+            operator_state=container.operator_state,
+            watcher=container.watcher,
+            log=container.log,
+        ),
+    )
+    for group in groups:
+        group.register(app)
+    DocsPage(app).register()
+    Playground(app).register()
 
 
-def _add_middleware(app: FastAPI, settings: Settings, services: Services, spans: SpanRecorder | None) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, container: Container, spans: SpanRecorder | None) -> None:
     """Add the middleware; the last one added is the outermost."""
     if settings.server.cors_origins:
         app.add_middleware(
@@ -151,21 +182,20 @@ def _add_middleware(app: FastAPI, settings: Settings, services: Services, spans:
         )
     app.add_middleware(
         RequestMiddleware,
-        metrics=services.metrics,
-        log=services.log,
-        bodies=BodyBudget(settings.http.bodies_limit_bytes),
-        retry_after_s=settings.http.retry_after_s,
-        access_log=settings.observability.access_log,
+        metrics=container.metrics,
+        log=container.log,
+        limits=settings.http,
+        observability=settings.observability,
         spans=spans,
     )
 
 
-def _add_error_handlers(app: FastAPI, retry_after_s: int) -> None:
-    """Answer every expected error with a problem; `RequestMiddleware` answers and logs the others."""
+def _add_error_handlers(app: FastAPI, limits: HttpLimits) -> None:
+    """Answer every expected error with a problem; `RequestMiddleware` logs and answers the others."""
 
     async def refused(request: Request, error: Exception) -> Response:
         request_id = context_of(request.scope).trace.request_id
-        return answer_error(error, request_id=request_id, retry_after_s=retry_after_s)
+        return answer_error(error, request_id=request_id, retry_after_s=limits.retry_after_s)
 
     async def no_route(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else REQUEST_REFUSED.status
@@ -184,3 +214,4 @@ def _add_error_handlers(app: FastAPI, retry_after_s: int) -> None:
     for kind in ANSWERED_ERRORS:
         app.add_exception_handler(kind, refused)
     app.add_exception_handler(HTTPException, no_route)
+    app.add_middleware(ExactRoutes, routes=app.routes, errors=ANSWERED_ERRORS, answer=refused)

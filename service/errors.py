@@ -1,4 +1,4 @@
-"""Everything that `service` raises on purpose, one tree.
+"""Defines the errors of this package, in one tree.
 
 ServiceError
 ├── SettingsError           a setting breaks a rule (variable or key, value, rule)
@@ -8,21 +8,21 @@ ServiceError
 ├── RedisUnavailable        a call was not answered by Redis; the adapters translate it into one of the two above
 ├── NotReady                no bundle is loaded yet, or the process is draining
 ├── QueueFull               as many requests wait already as may
-├── BundleRefused           a bundle may not be activated; carries the reason
+├── BundleRefused           a bundle may not be activated; has the reason
 └── RequestRefused          a request that cannot be answered as it stands
     ├── MalformedBody       the body is not JSON
     ├── KeyMissing          the route needs an API key and none was sent
-    ├── KeyRefused          the API key is not one of ours, or the route is closed
+    ├── KeyRefused          the API key is unknown, or the route is closed
     ├── NoPicture           the bundle has no picture of the item
     ├── UnknownItem         the path or the body names an item that this bundle does not have
     ├── CatalogueChanged    a cursor is of another bundle than the active one
-    ├── RateExceeded        too many requests of one key or address; carries when to try again
+    ├── RateExceeded        too many requests of one key or address; has the seconds to wait
     ├── RequestLate         the body did not arrive in time
-    ├── BodiesFull          too many bodies are waited for at once
+    ├── BodiesFull          too many bodies are arriving at once
     ├── BodyTooLarge        the body is over the limit
     ├── UnsupportedBody     the body is not declared as JSON
     ├── EncodedBody         the body is compressed, or encoded otherwise
-    └── RuleBroken          a field breaks a rule; carries every violation found
+    └── RuleBroken          a field breaks a rule; has every violation found
 
 HTTP status codes are chosen in `service.http.problems` alone. Errors of redis-py and pydantic are translated into these
 at the boundary. Every message says which value broke which rule.
@@ -67,7 +67,7 @@ class NotReady(ServiceError):
 
 
 class QueueFull(ServiceError):
-    """As many requests wait as may; asking again later helps, asking again at once does not."""
+    """Too many requests wait; a retry helps later, not at once."""
 
 
 class BundleRefused(ServiceError):
@@ -83,7 +83,7 @@ class BundleRefused(ServiceError):
 
 
 class RequestRefused(ServiceError):
-    """A request that cannot be answered as it stands."""
+    """The request itself is the reason why it is refused."""
 
 
 class MalformedBody(RequestRefused):
@@ -95,7 +95,7 @@ class KeyMissing(RequestRefused):
 
 
 class KeyRefused(RequestRefused):
-    """The API key is not one of ours, or the route is closed."""
+    """The API key is unknown, or the route is closed."""
 
 
 class NoPicture(RequestRefused):
@@ -114,7 +114,7 @@ class RateExceeded(RequestRefused):
     """Too many requests of one key or address.
 
     Attributes:
-        retry_after_s: whole seconds after which one more is let in.
+        retry_after_s: whole seconds after which one more is admitted.
     """
 
     def __init__(self, message: str, retry_after_s: int) -> None:
@@ -127,7 +127,7 @@ class RequestLate(RequestRefused):
 
 
 class BodiesFull(RequestRefused):
-    """Too many bodies are waited for at once."""
+    """Too many bodies are arriving at once."""
 
 
 class BodyTooLarge(RequestRefused):
@@ -142,7 +142,7 @@ class EncodedBody(RequestRefused):
     """The body is compressed, or encoded otherwise."""
 
 
-class Violation(NamedTuple):
+class RuleViolation(NamedTuple):
     """One broken rule.
 
     Attributes:
@@ -166,7 +166,7 @@ class RuleBroken(RequestRefused):
         violations: at least one, in the order of the body.
     """
 
-    def __init__(self, violations: Sequence[Violation]) -> None:
+    def __init__(self, violations: Sequence[RuleViolation]) -> None:
         more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
         super().__init__(f"{violations[0]}{more}")
         self.violations = tuple(violations)

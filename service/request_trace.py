@@ -1,4 +1,4 @@
-"""Who asks and how long each stage takes: one Trace travels with every request."""
+"""Traces one request: its id and how long each stage takes."""
 
 import re
 from random import Random
@@ -11,7 +11,7 @@ _PRINTABLE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
 
 class Stopwatch(Protocol):
-    """What a stage of the work tells about its time."""
+    """Measures the stages of one request."""
 
     def lap(self, stage: str) -> None:
         """End a stage: all time since the previous lap is its own."""
@@ -63,7 +63,7 @@ class Trace:
     def stages(self) -> dict[str, float]:
         """Stage → milliseconds so far, a stage that ran twice summed.
 
-        A copy: work whose answer was not waited for any more may end another stage while this is read.
+        A copy: work that was abandoned may end another stage while this is read.
         """
         return self._stages.copy()
 
@@ -93,9 +93,9 @@ def request_id_from(given: bytes | None) -> str:
 
 
 def new_request_id() -> str:
-    """32 hexadecimal digits that no other request has; they are no secret.
+    """32 random hexadecimal digits; they are no secret.
 
-    From a generator that the system seeds once. Asking the system each time, as uuid4 does, lets go of the
-    interpreter's lock, and the event loop waits for it behind the workers: an eighth of its time in overload.
+    The system seeds the generator once. Asking the system each time, as uuid4 does, releases the interpreter's lock,
+    and the event loop then waits behind the workers: an eighth of its time in overload.
     """
     return f"{_random.getrandbits(128):032x}"

@@ -1,4 +1,4 @@
-"""The server process: one socket, one event loop, and an end in good order."""
+"""Runs the server process: one socket, one event loop, and a graceful shutdown."""
 
 import contextlib
 import gc
@@ -13,20 +13,20 @@ from types import FrameType
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.container import load_current
 from service.errors import StartError
 from service.http.connections import ConnectionLimits, Connections
 from service.http.graceful_shutdown import DrainingServer
 from service.http.protocol import GuardedConfig
-from service.runtime.malloc import collect, settle
-from service.settings.groups import HttpLimits
+from service.lifecycle import load_current
+from service.runtime import malloc
+from service.settings.groups import HttpLimits, ServerSettings
 from service.settings.load import Settings
 from service.telemetry.logs import configure_logs, logger
 from service.telemetry.metrics import Metrics
 
 _BACKLOG = 2048
-# How long a thread may wait for another to hand over the interpreter, by default 5 ms: what the engine's threads do
-# between two calls of FAISS and ONNX Runtime is shorter than any wait (docs/adr/0014).
+# How long a thread waits for another to release the interpreter's lock, by default 5 ms. The engine's threads need it
+# only for microseconds between two calls of FAISS and ONNX Runtime (docs/adr/0014).
 _SWITCH_INTERVAL_S = 0.00001
 _OTHER_FILES = 256  # besides connections: mapped bundles, Redis, logs
 
@@ -34,37 +34,36 @@ _OTHER_FILES = 256  # besides connections: mapped bundles, Redis, logs
 def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     """Serve until SIGTERM, SIGHUP or SIGINT; requests in progress are answered first.
 
-    SIGUSR1 and SIGUSR2 do nothing. A signal that is ignored or handled already when this begins is left as it is:
-    `nohup` has SIGHUP ignored.
+    SIGUSR1 and SIGUSR2 do nothing. A signal that is already ignored or handled stays so: `nohup` ignores SIGHUP.
 
     Args:
         settings: what to serve, where.
-        announce: told the URL once, when requests are answered.
+        announce: called once with the URL, when requests are answered.
 
     Raises:
         StartError: the address cannot be used, nothing is published, or start-up failed.
         BundleRefused: no published bundle is good.
         IndexingError: the registry cannot be read.
-        KeyboardInterrupt: after an end in good order, if it was SIGINT.
+        KeyboardInterrupt: after the graceful shutdown, if the signal was SIGINT.
     """
-    configure_logs(settings.observability.log_level)
+    configure_logs(settings.observability)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    settle()
-    # Uvicorn hands a signal on after its own work. By default SIGTERM would then end the process before anything that
-    # was started beside it, such as an embedded Redis, is ended.
+    malloc.configure()
+    # Uvicorn raises a signal again after its shutdown. By default SIGTERM would then end the process before others that
+    # it started, such as an embedded Redis, are stopped.
     signal.signal(signal.SIGTERM, _exit)
     _handle_unless_handled(signal.SIGHUP, _exit)
-    for number in (signal.SIGUSR1, signal.SIGUSR2):  # by default they kill; log rotation, for one, sends them
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # by default they end the process; log rotation sends them
         _handle_unless_handled(number, _do_nothing)
-    with _listen(settings.server.host, settings.server.port) as listener:
+    with _listen(settings.server) as listener:
         app = create_app(settings, startup=load_current(settings))
-        # What is loaded stays; without this every full collection would walk through all of it during a request.
-        collect()
+        # Loaded objects stay; without this every full collection would visit all of them during a request.
+        malloc.collect()
         gc.freeze()
         config = GuardedConfig(
             app,
             _connections(settings.http, app.state.metrics),
-            app.state.load,
+            app.state.admission,
             loop="uvloop",
             ws="none",
             lifespan="on",
@@ -81,7 +80,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
         server = _Server(
             config,
             app,
-            settings.server.drain_delay_s,
+            settings.server,
             lambda: announce(f"http://{_shown(settings.server.host)}:{port}"),
         )
         server.run(sockets=[listener])
@@ -90,10 +89,12 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
 
 
 class _Server(DrainingServer):
-    """Uvicorn that tells when it answers, and is not ready from the first signal on."""
+    """A server that announces itself when it answers, and is not ready from the first signal on."""
 
-    def __init__(self, config: GuardedConfig, app: FastAPI, delay_s: float, ready: Callable[[], None]) -> None:
-        super().__init__(config, app.state.current, delay_s)
+    def __init__(
+        self, config: GuardedConfig, app: FastAPI, settings: ServerSettings, ready: Callable[[], None]
+    ) -> None:
+        super().__init__(config, app.state.active_bundle, settings.drain_delay_s)
         self._ready = ready
         self.was_ready = False
 
@@ -105,7 +106,7 @@ class _Server(DrainingServer):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Uvicorn's signals, and SIGHUP if it is not ignored; handed on by uvicorn when this has given it back."""
+        """Handle uvicorn's signals, and SIGHUP if it is not ignored; uvicorn raises it again after this."""
         with super().capture_signals():
             if signal.getsignal(signal.SIGHUP) is not _exit:
                 yield
@@ -139,7 +140,7 @@ def _connections(settings: HttpLimits, metrics: Metrics) -> Connections:
 
 
 def _allow_files(wanted: int) -> int:
-    """Raise the bound on open files of this process as far as it is needed and possible; what it is then."""
+    """Raise the limit of open files of this process as far as needed and possible, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft == resource.RLIM_INFINITY or soft >= most:
@@ -161,7 +162,8 @@ def _handle_unless_handled(number: signal.Signals, handler: Callable[[int, Frame
         signal.signal(number, handler)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(settings: ServerSettings) -> socket.socket:
+    host, port = settings.host, settings.port
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

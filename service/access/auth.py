@@ -1,23 +1,26 @@
-"""API keys: several at once, so that they can be rotated; compared in constant time; never logged or answered."""
+"""Checks API keys in constant time and limits the rate of each key."""
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
+from structlog.typing import FilteringBoundLogger
 
 from service.access.key_file import KeyFile, digest_of
 from service.access.rate_limit import Caller, RateLimit, caller_at
 from service.errors import KeyMissing, KeyRefused
+from service.settings.groups import AccessSettings
 
 
 class KeyRing:
-    """The keys that open one group of routes, and how often each of them may.
+    """The keys that open one group of routes, and their rate limit. Several keys at once allow rotation.
 
     Args:
-        sources: where the keys are; none with a key leave the group open or closed, as ``open_without_keys`` says.
+        sources: of the keys; without any key the group is open or closed, as ``open_without_keys`` says.
         open_without_keys: True for data routes, False for admin routes.
-        limit: how often each key, or each address where the group is open, may call; None: as often as it likes.
+        limit: rate of each key, or of each address where the group is open; None: no limit.
     """
 
     def __init__(self, sources: Sequence[KeyFile], *, open_without_keys: bool, limit: RateLimit | None = None) -> None:
@@ -26,35 +29,35 @@ class KeyRing:
         self._limit = limit
 
     def admit(self, request: Request) -> None:
-        """Let a request in or refuse it.
+        """Admit a request or refuse it.
 
         Raises:
             KeyMissing, KeyRefused: see :meth:`check`.
-            RateExceeded: its key, or its address where no keys are set, called too often.
+            RateExceeded: its key, or its address where no keys are set, calls too often.
         """
         digest = self.check(request.headers)
         if self._limit is not None:
             self._limit.take(digest or _address_of(request))
 
     def charge(self, request: Request, cost: int) -> None:
-        """Count a request that was let in as several, as a batch is; see `RateLimit.charge`.
+        """Count an admitted request as several, as a batch is; see `RateLimit.charge`.
 
         Args:
-            request: as it was let in.
-            cost: requests that it stands for, itself among them.
+            request: admitted before.
+            cost: requests that it counts as, including itself.
         """
         if self._limit is not None and cost > 1:
             self._limit.charge(self.check(request.headers) or _address_of(request), cost - 1)
 
     def check(self, headers: Headers) -> bytes | None:
-        """Hold a request to the keys; its own is in ``Authorization: Bearer`` or ``X-API-Key``.
+        """Check the key of a request, in ``Authorization: Bearer`` or ``X-API-Key``.
 
         Returns:
             The digest of the key; None where the group is open.
 
         Raises:
             KeyMissing: a key is needed and none was sent.
-            KeyRefused: the key sent is not one of these, or there is no key that would open the group.
+            KeyRefused: the key does not open the group, or no key does.
         """
         if self._open:
             return None
@@ -68,6 +71,54 @@ class KeyRing:
         if sum(hmac.compare_digest(digest, key) for key in known) == 0:
             raise KeyRefused("the API key sent does not open this route")
         return digest
+
+
+class KeyRings(NamedTuple):
+    """The keys of all groups of routes.
+
+    Attributes:
+        data: open the data routes.
+        admin: open the admin routes.
+        metrics: open `GET /metrics`.
+    """
+
+    data: KeyRing
+    admin: KeyRing
+    metrics: KeyRing
+
+
+def open_key_rings(settings: AccessSettings, *, on_refusal: Callable[[], None], log: FilteringBoundLogger) -> KeyRings:
+    """Read the keys.
+
+    Args:
+        settings: keys, files with keys, and the rate limit.
+        on_refusal: called when a request exceeds the rate limit.
+        log: gets the reason when a changed file cannot be used; never a key.
+
+    Raises:
+        SettingsError: a file cannot be read, or a key is of two kinds.
+    """
+
+    def on_file_error(error: str) -> None:
+        log.error("keys not read again", detail=error)
+
+    def key_file(kind: str) -> KeyFile:
+        keys = [key.get_secret_value() for key in getattr(settings, kind)]
+        return KeyFile(f"{kind}_file", keys, getattr(settings, f"{kind}_file"), on_error=on_file_error)
+
+    api, admin, metrics = (key_file(kind) for kind in ("api_keys", "admin_keys", "metrics_keys"))
+    admin.keep_apart_from(api, metrics)
+    metrics.keep_apart_from(api, admin)
+    api.keep_apart_from(admin, metrics)
+    limit = None
+    if settings.rate_limit is not None:
+        limit = RateLimit(settings.rate_limit, settings.rate_burst, on_refusal=on_refusal)
+    return KeyRings(
+        # An admin key opens the data routes too; alone it does not close them to everybody else.
+        data=KeyRing([api, admin] if api.configured else [], open_without_keys=True, limit=limit),
+        admin=KeyRing([admin], open_without_keys=False, limit=limit),
+        metrics=KeyRing([metrics, admin] if metrics.configured else [], open_without_keys=True),
+    )
 
 
 def _key_in(headers: Headers) -> str | None:

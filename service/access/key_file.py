@@ -1,4 +1,4 @@
-"""KeyFile: the keys of one kind, from the settings and from a file that is read again when it changes."""
+"""Reads the API keys of one kind from the settings and from a file, again when the file changes."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -8,20 +8,20 @@ from time import monotonic
 from service.errors import SettingsError
 from service.settings.secret_files import read_keys, signature
 
-_LOOK_S = 1.0
+_CHECK_S = 1.0
 
 
 class KeyFile:
     """Digests of the keys of one kind.
 
-    A file is looked at once a second at the most, when somebody asks for the digests. One that cannot be read any more,
-    or holds no good key, changes nothing: a slip of the pen must neither open the service nor lock everybody out.
+    The file is checked at most once a second, when the digests are read. If it cannot be read any more, or has no valid
+    key, the keys stay: a mistake in it must neither open the service nor lock all clients out.
 
     Args:
         setting: name of the setting that names the file, for messages.
         given: keys from the settings.
         file: more keys, one a line.
-        on_trouble: told why a changed file is not taken; never a key.
+        on_error: called with the reason why a changed file is ignored; it never holds a key.
         clock: seconds, monotonic.
 
     Attributes:
@@ -37,22 +37,22 @@ class KeyFile:
         given: Iterable[str] = (),
         file: Path | None = None,
         *,
-        on_trouble: Callable[[str], None] = lambda _trouble: None,
+        on_error: Callable[[str], None] = lambda _reason: None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._setting = setting
         self._given = tuple(digest_of(key) for key in given)
         self._file = file
-        self._on_trouble = on_trouble
+        self._on_error = on_error
         self._clock = clock
         self._apart_from: tuple[KeyFile, ...] = ()
         self._signature = None if file is None else signature(file)
         self._digests = self._given if file is None else self._read(file)
-        self._next_look = clock() + _LOOK_S
+        self._next_check = clock() + _CHECK_S
         self.configured = bool(self._given) or file is not None
 
     def keep_apart_from(self, *others: "KeyFile") -> None:
-        """Refuse keys that another kind has, too, now and in every file read later.
+        """Refuse keys that another kind has too, now and in every file read later.
 
         Raises:
             SettingsError: two have a key in common now.
@@ -62,12 +62,12 @@ class KeyFile:
 
     def digests(self) -> tuple[bytes, ...]:
         """The digests of all keys, as they are now."""
-        if self._file is not None and (now := self._clock()) >= self._next_look:
-            self._next_look = now + _LOOK_S
-            self._look(self._file)
+        if self._file is not None and (now := self._clock()) >= self._next_check:
+            self._next_check = now + _CHECK_S
+            self._check(self._file)
         return self._digests
 
-    def _look(self, file: Path) -> None:
+    def _check(self, file: Path) -> None:
         found = signature(file)
         if found == self._signature:
             return
@@ -75,7 +75,7 @@ class KeyFile:
         try:
             self._digests = self._check_apart(self._read(file))
         except SettingsError as error:
-            self._on_trouble(f"{error}; the keys stay as they were")
+            self._on_error(f"{error}; the keys stay as they were")
 
     def _read(self, file: Path) -> tuple[bytes, ...]:
         return (*self._given, *(digest_of(key) for key in read_keys(file, self._setting)))
@@ -89,5 +89,5 @@ class KeyFile:
 
 
 def digest_of(key: str) -> bytes:
-    """SHA-256 of a key: of one length whatever was sent, so that comparing takes one time."""
+    """SHA-256 of a key: digests have one length, so that comparing takes constant time."""
     return hashlib.sha256(key.encode()).digest()

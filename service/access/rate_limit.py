@@ -1,7 +1,6 @@
-"""RateLimit: how often each caller may call, after the generic cell rate algorithm: one number a caller.
+"""Limits the rate of each caller by the generic cell rate algorithm, with one number a caller.
 
-That number is the time at which the caller's account is even again; a token bucket that is full is an account that is
-even. What is over the limit costs nothing but the refusal: it is not added to the account.
+The number is the time at which the caller's token bucket is full again. A refused request takes no token.
 """
 
 from collections import OrderedDict
@@ -18,13 +17,13 @@ Caller = bytes | str
 
 
 class RateLimit:
-    """Accounts of callers; the least recent are forgotten where there are too many.
+    """Token buckets of callers; the least recent ones are dropped where there are too many.
 
     Args:
         rate: requests a second.
-        burst: requests at once after a pause; None: those of two seconds.
-        on_refusal: told of every refusal.
-        callers: accounts kept at most; an account is about 200 bytes.
+        burst: requests at once after a pause; None: as many as in two seconds.
+        on_refusal: called at every refusal.
+        callers: most buckets; a bucket takes about 200 bytes.
         clock: seconds, monotonic.
     """
 
@@ -44,47 +43,47 @@ class RateLimit:
         self._on_refusal = on_refusal
         self._callers = callers
         self._clock = clock
-        # Ordered, because finding the first key of a plain dict is slow where many before it were taken out.
-        self._even_at: OrderedDict[Caller, float] = OrderedDict()
+        # Ordered: finding the first key of a plain dict is slow after many removals at its front.
+        self._full_at: OrderedDict[Caller, float] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._even_at)
+        return len(self._full_at)
 
     def take(self, caller: Caller) -> None:
-        """Let one request of a caller in.
+        """Admit one request of a caller.
 
         Raises:
-            RateExceeded: it comes too early; tells when it would not.
+            RateExceeded: the request comes too early; has the seconds to wait.
         """
         now = self._clock()
-        even_at = self._even_at.pop(caller, now)
-        early_s = even_at - now - self._tolerance
+        full_at = self._full_at.pop(caller, now)
+        early_s = full_at - now - self._tolerance
         if early_s > 1e-9:
-            self._even_at[caller] = even_at
+            self._full_at[caller] = full_at
             self._on_refusal()
             raise RateExceeded(
                 f"at most {self._rate:g} requests a second, {self._burst} at once, are answered to each key or address",
                 ceil(early_s),
             )
-        self._keep(caller, max(even_at, now) + self._interval)
+        self._keep(caller, max(full_at, now) + self._interval)
 
     def charge(self, caller: Caller, more: int) -> None:
-        """Add to a caller's account what a request that was let in costs beyond one: a batch of n costs n.
+        """Take further tokens for an admitted request: a batch of n costs n.
 
-        Never refuses: a batch that began is answered, and the next request waits for longer.
+        Never refuses: an admitted batch is answered, and the caller's next request waits longer.
         """
         now = self._clock()
-        self._keep(caller, max(self._even_at.pop(caller, now), now) + more * self._interval)
+        self._keep(caller, max(self._full_at.pop(caller, now), now) + more * self._interval)
 
-    def _keep(self, caller: Caller, even_at: float) -> None:
+    def _keep(self, caller: Caller, full_at: float) -> None:
         """Newest last, so that the first is the least recent."""
-        if len(self._even_at) >= self._callers:
-            self._even_at.popitem(last=False)
-        self._even_at[caller] = even_at
+        if len(self._full_at) >= self._callers:
+            self._full_at.popitem(last=False)
+        self._full_at[caller] = full_at
 
 
 def caller_at(address: str) -> str:
-    """Who calls from an address: of IPv6 the network of 64 bits, of which one household or machine has all."""
+    """The caller at an address: for IPv6 its /64 network, which belongs to one household or machine."""
     if ":" not in address:
         return address
     try:

@@ -1,4 +1,4 @@
-"""The API's description: the document, and the page at /docs, Swagger UI from a package, under a strict policy."""
+"""Serves the OpenAPI document and Swagger UI at /docs, from a package and under a strict content security policy."""
 
 import base64
 import hashlib
@@ -22,10 +22,10 @@ _INLINE_SCRIPT: Final = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
 class DocsPage:
-    """Document, page and what it needs. All of it is made once: none of it needs a key, so it must cost nothing.
+    """Document, page, script and style. All are made once: they need no key, so they must cost nothing.
 
     Args:
-        app: whose document it is.
+        app: has the document and gets the routes.
     """
 
     def __init__(self, app: FastAPI) -> None:
@@ -69,15 +69,15 @@ class DocsPage:
 
 
 def _beside(path: str) -> str:
-    """A path of the service as the page at /docs names it, whatever prefix a proxy puts before both."""
+    """A path of the service relative to the page at /docs, so that a proxy may put a prefix before both."""
     return path.removeprefix("/")
 
 
 def policy_of(html: bytes) -> str:
-    """The content security policy of a page: scripts and styles of this origin, and the very scripts within it.
+    """The content security policy of a page: scripts and styles of this origin, and the inline scripts it has now.
 
     Args:
-        html: the page; every script in it is known now, so that one that is added later does not run.
+        html: the page; a script that is added to it later does not run.
     """
     digests = (hashlib.sha256(script).digest() for script in _INLINE_SCRIPT.findall(html))
     known = "".join(f" 'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)

@@ -1,6 +1,4 @@
-"""The OpenAPI document: bodies are read by `service.api.request_body`, so their schemas are added here instead of by
-FastAPI.
-"""
+"""Writes the OpenAPI document; it adds the schemas of bodies, which FastAPI does not know."""
 
 from typing import Any
 
@@ -11,11 +9,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.api.request_models import REQUESTS, RecommendRequest
-from service.api.response_models import ANSWERS, Problem
+from service.api.response_models import RESPONSES, Problem
 from service.http.problems import KINDS, MEDIA_TYPE
 
 _REF = "#/components/schemas/{model}"
-_ALWAYS = (400, 405, 431, 500, 501)
+_EVERYWHERE = (400, 405, 431, 500, 501)
 _NO_CONTENT = 204
 _HEADERS = {
     "X-Request-ID": {"description": "The one sent, or a new one.", "required": True, "schema": {"type": "string"}},
@@ -47,7 +45,7 @@ def operation(
     parameters: list[dict[str, Any]] | None = None,
     body_is_needed: bool = True,
 ) -> dict[str, Any]:
-    """What FastAPI cannot know of an operation, for its ``openapi_extra``.
+    """Body and parameters of an operation, for its ``openapi_extra``; FastAPI does not know them.
 
     Args:
         body: model of the JSON body; several: any one of them.
@@ -65,18 +63,18 @@ def operation(
     return extra
 
 
-def answers(model: type[BaseModel] | None, *problems: int) -> dict[int | str, dict[str, Any]]:
-    """The documented answers of an operation, for its ``responses``.
+def responses(model: type[BaseModel] | None, *problems: int) -> dict[int | str, dict[str, Any]]:
+    """The documented responses of an operation, for its ``responses``.
 
     Args:
-        model: of the answer; None: 204 without a body.
+        model: of the response; None: 204 without a body.
         problems: statuses of the problems that it can answer besides those of every route.
     """
     success: dict[str, Any] = {"description": "Answered." if model else "Done.", "headers": _HEADERS}
     if model is not None:
         success["content"] = {"application/json": {"schema": _reference(model)}}
     documented: dict[int | str, dict[str, Any]] = {204 if model is None else 200: success}
-    for problem in sorted({*problems, *_ALWAYS}):
+    for problem in sorted({*problems, *_EVERYWHERE}):
         titles = dict.fromkeys(kind.title for kind in KINDS if kind.status == problem)
         documented[problem] = {
             "description": "; or: ".join(titles) + ".",
@@ -86,12 +84,12 @@ def answers(model: type[BaseModel] | None, *problems: int) -> dict[int | str, di
     return documented
 
 
-def tagged_answers(media_type: str, *problems: int) -> dict[int | str, dict[str, Any]]:
-    """The documented answers of an operation that gives bytes with an entity tag.
+def tagged_responses(media_type: str, *problems: int) -> dict[int | str, dict[str, Any]]:
+    """The documented responses of an operation that returns bytes with an entity tag.
 
     Args:
         media_type: of the bytes.
-        problems: as for :func:`answers`.
+        problems: as for :func:`responses`.
     """
     headers = _HEADERS | {name: {"schema": {"type": "string"}} for name in ("ETag", "Cache-Control")}
     found = {
@@ -100,7 +98,7 @@ def tagged_answers(media_type: str, *problems: int) -> dict[int | str, dict[str,
         "content": {media_type: {"schema": {"type": "string", "contentMediaType": media_type}}},
     }
     unchanged = {"description": "What If-None-Match names is still right.", "headers": headers}
-    failed = {status: answer for status, answer in answers(None, *problems).items() if status != _NO_CONTENT}
+    failed = {status: answer for status, answer in responses(None, *problems).items() if status != _NO_CONTENT}
     return {200: found, 304: unchanged, **failed}
 
 
@@ -120,7 +118,7 @@ def query_parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
 
 
 def document(app: FastAPI, routes: list[APIRoute], *, keyed: bool, root_path: str) -> dict[str, Any]:
-    """The whole document, made once and then kept.
+    """The whole document, made once and cached by the application.
 
     Args:
         app: keeps the document, and has title, version and description.
@@ -134,9 +132,9 @@ def document(app: FastAPI, routes: list[APIRoute], *, keyed: bool, root_path: st
     schema = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=routes, servers=servers
     )
-    models = [(model, "validation") for model in REQUESTS] + [(model, "serialization") for model in ANSWERS]
+    models = [(model, "validation") for model in REQUESTS] + [(model, "serialization") for model in RESPONSES]
     _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]
-    # Inlined by pydantic, as its members are not validated with it; a client wants the model that it knows.
+    # Pydantic inlines this model, as the members of a batch are validated apart; a client needs the reference.
     definitions["$defs"]["BatchRequest"]["properties"]["requests"]["items"] = {
         "anyOf": [_reference(RecommendRequest), {}]
     }

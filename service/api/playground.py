@@ -1,4 +1,4 @@
-"""The page at `/`: a playground in the browser, of hand-written files in `service/static`, under a strict policy."""
+"""Serves the playground at `/` from the files in `service/static`, under a strict content security policy."""
 
 from importlib import resources
 from typing import Final, NamedTuple
@@ -18,26 +18,26 @@ _MEDIA_TYPES: Final = {
     "css": "text/css; charset=utf-8",
     "svg": "image/svg+xml",
 }
-# Scripts and styles of this origin only, none inline; and no text becomes markup, even by mistake: trusted types need a
-# policy, and none may be made. `blob:` is for pictures that are fetched with a key.
+# Scripts and styles of this origin only, none inline. Text never becomes markup: trusted types are required, and none
+# may be created. `blob:` is for pictures that are fetched with a key.
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "require-trusted-types-for 'script'; trusted-types 'none'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# Kept, and asked for again each time: a new version is seen at once, an old one costs a 304.
+# Cached and revalidated each time: a new version is seen at once, an old one costs a 304.
 _CACHED: Final = "no-cache"
 
 
-class _File(NamedTuple):
+class _StaticFile(NamedTuple):
     content: bytes
     headers: dict[str, str]
 
 
 class Playground:
-    """Page, scripts and styles, read once: none of them needs a key, so they must cost nothing.
+    """Page, scripts and styles, read once: they need no key, so they must cost nothing.
 
-    A path of a request never becomes a path of a file: there is one route a file.
+    There is one route a file, so a path of a request never becomes a path of a file.
 
     Args:
         app: gets the routes.
@@ -45,7 +45,7 @@ class Playground:
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
-        self._files: dict[str, _File] = {}
+        self._files: dict[str, _StaticFile] = {}
         for entry in resources.files("service").joinpath("static").iterdir():
             media_type = _MEDIA_TYPES.get(entry.name.rpartition(".")[2])
             if media_type is not None:
@@ -65,11 +65,11 @@ class Playground:
         return Response(status_code=304, headers={name: headers[name] for name in headers if name != "content-type"})
 
 
-def _file(content: bytes, media_type: str) -> _File:
+def _file(content: bytes, media_type: str) -> _StaticFile:
     headers = {
         "content-type": media_type,
         "etag": entity_tag(content),
         "cache-control": _CACHED,
         "content-security-policy": POLICY,
     }
-    return _File(content, headers)
+    return _StaticFile(content, headers)

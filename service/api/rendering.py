@@ -1,4 +1,4 @@
-"""Rendering: from rows and scores to what goes out."""
+"""Renders rows and scores as the JSON of a response."""
 
 from collections.abc import Container, Sequence
 from datetime import UTC, datetime
@@ -8,11 +8,15 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 from starlette.responses import Response
+from structlog.typing import FilteringBoundLogger
 
 from index.bundle.bundle import Bundle
 from index.bundle.manifest import REPORT_FILE
 from index.items.modality_status import ModalityStatus
-from service.recommend.query import Recommendations
+from service.api import request_models
+from service.recommend.query import Recommendations, Strategy
+from service.request_trace import Trace
+from service.telemetry.metrics import Metrics
 
 _TITLE = "title"
 _REASONS = [reason.name.lower() for reason in ModalityStatus]
@@ -24,7 +28,7 @@ def age_s(bundle: Bundle) -> float:
 
 
 def report_of(bundle: Bundle) -> Any:  # noqa: ANN401 - any JSON value
-    """The report in the bundle's directory; None if the directory was pruned meanwhile."""
+    """The report in the bundle's directory; None if the directory was pruned since it was loaded."""
     try:
         return orjson.loads((bundle.path / REPORT_FILE).read_bytes())
     except (OSError, orjson.JSONDecodeError):
@@ -36,39 +40,94 @@ def json_response(value: Any) -> Response:  # noqa: ANN401 - any JSON-able value
     return Response(orjson.dumps(value), media_type="application/json")
 
 
-def found_items(
-    bundle: Bundle, answer: Recommendations, *, explain: bool, fields: list[str] | None
-) -> list[dict[str, Any]]:
+class ResponseBodies:
+    """Builds the JSON bodies of recommendations, counts them, and logs errors of the encoder.
+
+    Args:
+        metrics: counts the responses.
+        log: the service's logger.
+    """
+
+    def __init__(self, metrics: Metrics, log: FilteringBoundLogger) -> None:
+        self._metrics = metrics
+        self._log = log
+
+    def body(
+        self,
+        bundle: Bundle,
+        asked: request_models.RetrievalRequest,
+        answer: Recommendations,
+        trace: Trace,
+        *,
+        wanted: Strategy,
+    ) -> dict[str, Any]:
+        """The body of one response.
+
+        Args:
+            bundle: the one that answered.
+            asked: the validated request.
+            answer: rows and scores.
+            trace: of the request.
+            wanted: the strategy of the route.
+        """
+        items = _items(bundle, answer, explain=asked.explain, fields=asked.fields)
+        self._metrics.recommended(
+            strategy=answer.strategy,
+            wanted=wanted,
+            degraded=answer.degraded,
+            history_used=answer.history_used,
+            unknown=len(answer.unknown_items),
+            encoder_failed=answer.error is not None,
+        )
+        for item in items:
+            for slot, reason in item["missing"].items():
+                self._metrics.missing_slot(slot, reason)
+        if answer.error is not None:
+            self._log.error("encoder failed", request_id=trace.request_id, reason=answer.error)
+        return {
+            "request_id": trace.request_id,
+            "bundle": bundle.id,
+            "strategy": answer.strategy,
+            "degraded": answer.degraded,
+            "history_used": answer.history_used,
+            "unknown_items": answer.unknown_items,
+            "items": items,
+        }
+
+
+def _items(bundle: Bundle, answer: Recommendations, *, explain: bool, fields: list[str] | None) -> list[dict[str, Any]]:
     """The items of an answer, best first.
 
     Args:
         bundle: the one that answered.
         answer: rows and scores.
-        explain: with contributions and the nearest history item, null where the answer has none.
+        explain: whether to add contributions and the nearest history item, null where the answer has none.
         fields: metadata to add; None adds none.
     """
     rows = answer.rows.tolist()
     items = [
         {"item_id": bundle.ids.id(row), "score": score, "missing": missing}
-        for row, score, missing in zip(rows, answer.scores.tolist(), missing_of(bundle, answer.rows), strict=True)
+        for row, score, missing in zip(rows, answer.scores.tolist(), _missing_of(bundle, answer.rows), strict=True)
     ]
     if explain:
         parts = None if answer.contributions is None else answer.contributions.tolist()
         nearest = None if answer.nearest is None else answer.nearest.tolist()
-        for place, item in enumerate(items):
-            item["contributions"] = None if parts is None else dict(zip(bundle.layout.names, parts[place], strict=True))
-            item["nearest_history_item"] = None if nearest is None else bundle.ids.id(nearest[place])
+        for position, item in enumerate(items):
+            item["contributions"] = (
+                None if parts is None else dict(zip(bundle.layout.names, parts[position], strict=True))
+            )
+            item["nearest_history_item"] = None if nearest is None else bundle.ids.id(nearest[position])
     if fields is not None:
         for item, found in zip(items, bundle.fields_of(answer.rows, fields), strict=True):
             item["fields"] = found
     return items
 
 
-def missing_of(bundle: Bundle, rows: NDArray[np.int64]) -> list[dict[str, str]]:
-    """What items lack: slot → absent, unreadable, cold or not_found; empty for an item that is whole.
+def _missing_of(bundle: Bundle, rows: NDArray[np.int64]) -> list[dict[str, str]]:
+    """The slots that items lack: slot → absent, unreadable, cold or not_found; empty for an item with all slots.
 
     Args:
-        bundle: which catalogue.
+        bundle: of the catalogue.
         rows: (k,) int64 rows of the items.
     """
     codes = bundle.missing[rows]
@@ -81,15 +140,15 @@ def missing_of(bundle: Bundle, rows: NDArray[np.int64]) -> list[dict[str, str]]:
 
 
 def items_of(bundle: Bundle, rows: Sequence[int], hidden: Container[str]) -> list[dict[str, Any]]:
-    """Items of the catalogue.
+    """Items of the catalogue as JSON.
 
     Args:
-        bundle: which catalogue.
+        bundle: of the catalogue.
         rows: of the items.
-        hidden: ids of those that may not be answered.
+        hidden: ids that operators have hidden.
     """
     chosen = np.array(rows, dtype=np.int64)
-    lacking, fields = missing_of(bundle, chosen), bundle.fields_of(chosen)
+    all_missing, fields = _missing_of(bundle, chosen), bundle.fields_of(chosen)
     thumbnails = bundle.thumbnails
     return [
         {
@@ -101,22 +160,22 @@ def items_of(bundle: Bundle, rows: Sequence[int], hidden: Container[str]) -> lis
             "picture": thumbnails is not None and thumbnails.has(row),
             "available": item_id not in hidden,
         }
-        for row, missing, found in zip(rows, lacking, fields, strict=True)
+        for row, missing, found in zip(rows, all_missing, fields, strict=True)
     ]
 
 
 def samples_of(bundle: Bundle, most: int) -> list[dict[str, Any]]:
-    """Held-out histories with their targets, evenly spaced over the probes of a bundle."""
-    probes = bundle.probes
-    chosen = np.linspace(0, len(probes) - 1, min(len(probes), most)).astype(np.int64).tolist()
+    """Held-out histories with their targets, evenly spaced over the evaluation queries of a bundle."""
+    queries = bundle.probes
+    chosen = np.linspace(0, len(queries) - 1, min(len(queries), most)).astype(np.int64).tolist()
 
     def named(row: int) -> dict[str, Any]:
         return {"item_id": bundle.ids.id(row), "title": bundle.fields(row, [_TITLE]).get(_TITLE)}
 
     return [
         {
-            "history": [named(row) for row in probes.history(probe).tolist()],
-            "target": named(int(probes.targets[probe])),
+            "history": [named(row) for row in queries.history(query).tolist()],
+            "target": named(int(queries.targets[query])),
         }
-        for probe in chosen
+        for query in chosen
     ]

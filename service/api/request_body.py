@@ -1,4 +1,4 @@
-"""From the bytes of a request to a validated value, or to a refusal that names field, value and rule.
+"""Reads and validates the JSON body of a request; an error names field, value and rule.
 
 JSON is read by orjson: NaN, Infinity, lone surrogates, invalid UTF-8 and more than 1024 levels are no JSON; of a
 repeated key the last counts; integers beyond 64 bits become floats, and so break every rule that asks for an integer.
@@ -14,14 +14,22 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
-from service.errors import BodyTooLarge, EncodedBody, MalformedBody, RequestLate, RuleBroken, UnsupportedBody, Violation
+from service.errors import (
+    BodyTooLarge,
+    EncodedBody,
+    MalformedBody,
+    RequestLate,
+    RuleBroken,
+    RuleViolation,
+    UnsupportedBody,
+)
 from service.http.request_context import context_of
 
 _DISCARDED_BYTES = 64 << 20
 _DISCARDED_S = 5.0
 _MAX_RECEIVED = 120
 _MAX_SHOWN_MEMBERS = 8
-_MAX_TOLD = 200
+_MAX_REPORTED = 200
 _RULES = {
     "missing": "is required",
     "extra_forbidden": "is not a known field",
@@ -40,18 +48,18 @@ _RULES = {
 Model = TypeVar("Model", bound=BaseModel)
 
 
-async def read_json(request: Request, limit: int) -> Any:  # noqa: ANN401 - any JSON value
+async def read_json(request: Request) -> Any:  # noqa: ANN401 - any JSON value
     """The JSON value in the body of a request.
 
     Args:
-        request: whose body was not read yet.
-        limit: largest body in bytes; more is refused and not kept, also when the length is not declared.
+        request: whose body was not read yet. A body over the limit is refused and dropped, also where its length is
+            not declared.
 
     Raises:
         UnsupportedBody: the content type is not JSON in UTF-8.
         EncodedBody: the content encoding is not ``identity``.
         BodyTooLarge: the body is over the limit.
-        BodiesFull: too much of other bodies is waited for.
+        BodiesFull: too many bytes of other bodies are waited for.
         RequestLate: the body did not arrive in time.
         MalformedBody: the body is not JSON.
         ClientDisconnect: the client left before its body was complete.
@@ -59,6 +67,7 @@ async def read_json(request: Request, limit: int) -> Any:  # noqa: ANN401 - any 
     _check_content_type(request.headers.get("content-type"))
     _check_content_encoding(request.headers.getlist("content-encoding"))
     declared = request.headers.get("content-length", "")
+    limit = context_of(request.scope).bodies.largest
     if declared.isdecimal() and int(declared[:20]) > limit:
         await _discard(request, int(declared[:20]))
         raise _too_large(limit)
@@ -80,7 +89,7 @@ def has_body(request: Request) -> bool:
 
 
 def validate(model: type[Model], value: Any) -> Model:  # noqa: ANN401 - any JSON value
-    """Hold a value to the rules of a model.
+    """Validate a value by a model.
 
     Raises:
         RuleBroken: it breaks one or more.
@@ -88,9 +97,9 @@ def validate(model: type[Model], value: Any) -> Model:  # noqa: ANN401 - any JSO
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        if error.error_count() > _MAX_TOLD:  # telling tens of thousands would hold up everybody else
+        if error.error_count() > _MAX_REPORTED:  # reporting tens of thousands would block the event loop
             rule = f"breaks {error.error_count()} rules, too many to tell; try a small part of it"
-            raise RuleBroken([Violation("body", "too much to show", rule)]) from None
+            raise RuleBroken([RuleViolation("body", "too much to show", rule)]) from None
         details = error.errors(include_url=False)
         raise RuleBroken([_violation(detail, value) for detail in details]) from None
 
@@ -126,7 +135,7 @@ async def _next_part(request: Request) -> tuple[bytes, bool]:
 
 
 async def _whole(request: Request, first: bytes, more: bool, limit: int) -> bytes:
-    """The rest of a body that does not come in one piece, within what all of those may take together."""
+    """The rest of a body that does not arrive in one piece, within the budget of all such bodies."""
     parts, size = [first], len(first)
     with context_of(request.scope).bodies.holding() as share:
         share.grow(size)
@@ -145,9 +154,10 @@ async def _whole(request: Request, first: bytes, more: bool, limit: int) -> byte
 
 
 async def _discard(request: Request, declared: int) -> None:
-    """Read on for a while and keep nothing: many clients only look for an answer when their body is sent.
+    """Read on for a while and drop what arrives: many clients read the response only when their body is sent.
 
-    Not where the client asked first (``Expect``), declares more than would be read anyway, or comes with many others.
+    Not where the client waits for consent (``Expect``), declares more than would be read, or too many bodies are
+    discarded already.
     """
     if "expect" in request.headers or declared > _DISCARDED_BYTES:
         return
@@ -185,17 +195,17 @@ def _shown_bytes(body: bytes) -> str:
     return shown(body[:60].decode("utf-8", "replace")) if body else "nothing"
 
 
-def _violation(detail: ErrorDetails, body: Any) -> Violation:  # noqa: ANN401 - any JSON value
+def _violation(detail: ErrorDetails, body: Any) -> RuleViolation:  # noqa: ANN401 - any JSON value
     context = detail.get("ctx", {})
     if detail["type"] == "rule":
-        return Violation(context["field"], shown(context["received"]), context["rule"])
+        return RuleViolation(context["field"], shown(context["received"]), context["rule"])
     field = _path(detail["loc"], body) or "body"
     received = "nothing" if detail["type"] == "missing" else shown(detail["input"])
-    return Violation(field, received, _rule(detail))
+    return RuleViolation(field, received, _rule(detail))
 
 
 def _path(location: Iterable[str | int], body: Any) -> str:  # noqa: ANN401 - any JSON value
-    """The path of a field as a client would write it; pydantic's names of union members are left out."""
+    """The path of a field as a client would write it, without pydantic's names of union members."""
     path, value = "", body
     location = tuple(location)
     for depth, part in enumerate(location):

@@ -1,4 +1,4 @@
-"""Wire types of what comes in, held to its rules by pydantic; what goes out is in `service.api.response_models`.
+"""Defines the JSON of all requests and validates it.
 
 Requests are strict (a string is no number), refuse unknown keys, and stop at the first bad member of a list.
 """
@@ -81,8 +81,8 @@ Scalar = Annotated[Any, AfterValidator(_check_scalar), WithJsonSchema({"type": [
 Bound = Annotated[Any, AfterValidator(_check_bound), WithJsonSchema({"type": ["string", "number"]})]
 
 
-# What validators below say of several fields at once is said in the JSON schemas by `not` alone: generators of clients
-# take every branch of `anyOf` and `oneOf` for a model of its own, with its few properties, and lose all others.
+# The JSON schemas express rules that span several fields by `not` alone: client generators make a model of every branch
+# of `anyOf` and `oneOf`, with its few properties, and lose all others.
 
 
 def _missing(*names: str) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _present(*kinds: tuple[str, str]) -> dict[str, Any]:
 
 
 class Received(BaseModel):
-    """Base of everything that comes in."""
+    """Base of all requests and their parts."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -188,8 +188,8 @@ class Filter(Received):
         return {"must": [clause.given() for clause in self.must], "must_not": [c.given() for c in self.must_not]}
 
 
-class Wish(Received):
-    """What recommendations and neighbours have in common."""
+class RetrievalRequest(Received):
+    """Fields that `/recommend` and `/similar` have in common."""
 
     k: int = Field(20, ge=1, le=MAX_WINDOW, description="Items wanted.")
     offset: int = Field(0, ge=0, le=MAX_WINDOW, description="Items skipped; offset + k is at most 1000.")
@@ -217,7 +217,7 @@ class Wish(Received):
         return self
 
 
-class RecommendRequest(Wish):
+class RecommendRequest(RetrievalRequest):
     """Who asks (``user_id``, ``items`` oldest first, or both) and what is wanted."""
 
     model_config = ConfigDict(json_schema_extra={"not": _missing("user_id", "items")})
@@ -239,12 +239,12 @@ class RecommendRequest(Wish):
 
 
 class BatchRequest(Received):
-    """Several requests of `/recommend`; each is held to the rules by itself, so a bad one leaves the others alone."""
+    """Several requests of `/recommend`; each is validated by itself, so a bad one does not fail the others."""
 
     requests: Annotated[list[SkipValidation[RecommendRequest] | Any], Field(min_length=1, max_length=MAX_BATCH)]
 
 
-class SimilarRequest(Wish):
+class SimilarRequest(RetrievalRequest):
     """One item, or several with weights, whose neighbours are wanted."""
 
     model_config = ConfigDict(
@@ -275,7 +275,7 @@ class EventRequest(Received):
     request_id: RequestId | None = Field(None, description="The answer that led to it.")
     event_id: Id | None = Field(None, description="An event of this user with the same id is stored once.")
     consent: bool | None = Field(
-        None, description="false: the event is counted and not kept in any form. Not said: as the service is set up."
+        None, description="false: the event is counted and not stored. Missing: as VLM2REC_REQUIRE_CONSENT says."
     )
 
 

@@ -1,4 +1,4 @@
-"""Wire types of what goes out, for the OpenAPI document; what comes in is in `service.api.request_models`."""
+"""Defines the JSON of all responses, for the OpenAPI document."""
 
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ class RecommendedItem(BaseModel):
         None, description="With explain: parts of the score by slot, summing to it; null under popular."
     )
     nearest_history_item: str | None = Field(
-        None, description="With explain: the liked item of the history nearest to this one; null under popular."
+        None, description="With explain: the positive item of the history nearest to this one; null under popular."
     )
     fields: dict[str, Any] | None = Field(None, description="With fields: the metadata asked for.")
 
@@ -41,11 +41,11 @@ class RecommendAnswer(BaseModel):
 
 
 class StoredAnswer(BaseModel):
-    """What became of the events."""
+    """How many events were stored."""
 
     stored: int = Field(description="Events that were new and are stored now.")
     duplicates: int = Field(description="Events whose event_id this user had sent before.")
-    without_consent: int = Field(description="Events that were not kept in any form.")
+    without_consent: int = Field(description="Events without consent, which are not stored.")
 
 
 class HistoryStep(BaseModel):
@@ -57,19 +57,19 @@ class HistoryStep(BaseModel):
 
 
 class HistoryAnswer(BaseModel):
-    """A user's kept history, newest last; empty for a user never seen."""
+    """A user's stored history, newest last; empty for an unknown user."""
 
     user_id: str
     items: list[HistoryStep]
 
 
 class ProfileAnswer(BaseModel):
-    """How visual and how textual a user is, by what was really taken next."""
+    """How visual and how textual a user is, by the items that followed in the history."""
 
     user_id: str
-    bundle: str = Field(description="The bundle that told.")
+    bundle: str = Field(description="The bundle that computed it.")
     steps: int = Field(description="Steps of the history that count, the newest ones.")
-    shares: dict[str, float] | None = Field(description="Share by slot, summing to 1; null if nothing can be told.")
+    shares: dict[str, float] | None = Field(description="Share by slot, summing to 1; null: the history is too short.")
 
 
 class NamedItem(BaseModel):
@@ -80,10 +80,10 @@ class NamedItem(BaseModel):
 
 
 class SampleUser(BaseModel):
-    """A held-out history of a user without a name."""
+    """A held-out history of an anonymous user."""
 
     history: list[NamedItem] = Field(description="Oldest first.")
-    target: NamedItem = Field(description="What was really taken next.")
+    target: NamedItem = Field(description="The item that followed.")
 
 
 class SamplesAnswer(BaseModel):
@@ -116,7 +116,7 @@ class ItemsAnswer(BaseModel):
 
 
 class ShadowSide(BaseModel):
-    """What one bundle answered."""
+    """What one bundle answered in the comparison."""
 
     bundle: str
     answered: float = Field(description="Share of the histories answered, 0 to 1.")
@@ -128,7 +128,9 @@ class ShadowComparison(BaseModel):
     """The bundle that answers beside the one before it, on the same histories."""
 
     histories: int
-    source: Literal["recent", "probes"] = Field(description="Recent requests, or the bundle's probes without any.")
+    source: Literal["recent", "probes"] = Field(
+        description="Recent requests; without any the bundle's evaluation queries."
+    )
     k: int
     overlap: float | None = Field(description="Mean share of the old top k that is in the new one, 0 to 1.")
     old: ShadowSide | None
@@ -148,16 +150,16 @@ class SwapState(BaseModel):
 
     pin: str | None = Field(description="The bundle that all replicas serve whatever the pointer says.")
     wanted: str | None = Field(description="The bundle that should answer; null before the first look.")
-    loading: str | None = Field(description="The bundle that is tried now.")
-    previous: str | None = Field(description="The bundle before, while it is in memory for going back at once.")
-    verified: bool = Field(description="Whether every file of what answers was hashed.")
+    loading: str | None = Field(description="The bundle that is validated now.")
+    previous: str | None = Field(description="The bundle before, while it is in memory for a rollback without loading.")
+    verified: bool = Field(description="Whether every file of the active bundle was hashed.")
     comparison: ShadowComparison | None
     refused: list[RefusedBundle]
     last_look_seconds: float = Field(description="Since the watcher last looked.")
 
 
 class SwapAnswer(BaseModel):
-    """What a reload or a rollback came to."""
+    """The result of a reload or a rollback."""
 
     bundle: str = Field(description="The bundle that answers now.")
     swapped: bool = Field(description="false: it answered before, too.")
@@ -222,7 +224,7 @@ class BatchAnswer(BaseModel):
     answers: list[RecommendAnswer | RefusedRequest]
 
 
-ANSWERS: tuple[type[BaseModel], ...] = (
+RESPONSES: tuple[type[BaseModel], ...] = (
     RecommendAnswer,
     BatchAnswer,
     StoredAnswer,

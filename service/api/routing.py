@@ -1,16 +1,23 @@
-"""Tables of operations: plain Starlette routes answer them, FastAPI documents them."""
+"""Adds the routes of the API, plain Starlette routes that FastAPI documents, and checks requests to them."""
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Route
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.openapi import answers, tagged_answers
+from service.access.auth import KeyRing
+from service.api.openapi import responses, tagged_responses
+from service.bundles.active_bundle import ActiveBundle
+from service.errors import RuleBroken, RuleViolation
+from service.http.request_context import context_of
+from service.request_trace import Trace
 
 KEY_PROBLEMS = (401, 403, 422, 429, 503)
 BODY_PROBLEMS = (400, 408, 413, 415, *KEY_PROBLEMS)
@@ -57,6 +64,52 @@ class NamedRoute(Route):
         return match, child_scope
 
 
+class ExactRoutes:
+    """ASGI middleware that finds routes without path parameters in a dict, before the framework searches all routes.
+
+    It calls the handler directly. Unknown paths, other methods and paths with parameters go on to the framework. It
+    saves 8 of the 18 µs of the event loop that the framework takes for such a request (docs/adr/0014).
+
+    Args:
+        app: the framework's layers inside.
+        routes: of the application.
+        errors: what `answer` turns into a response; further errors are raised.
+        answer: request and error → response, as the framework would answer.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        routes: Sequence[BaseRoute],
+        errors: tuple[type[Exception], ...],
+        answer: Callable[[Request, Exception], Awaitable[Response]],
+    ) -> None:
+        self._app = app
+        self._errors = errors
+        self._answer = answer
+        self._routes = {
+            (method, route.path): route
+            for route in routes
+            if isinstance(route, NamedRoute) and not route.param_convertors
+            for method in route.methods or ()
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        route = self._routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if route is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = route
+        request = Request(scope, receive)
+        try:
+            response = await route.endpoint(request)
+        except self._errors as error:
+            response = await self._answer(request, error)
+        await response(scope, receive, send)
+
+
 def add_operations(app: FastAPI, handlers: object, operations: Iterable[Operation]) -> None:
     """Add a route for each operation, with its documentation.
 
@@ -67,26 +120,61 @@ def add_operations(app: FastAPI, handlers: object, operations: Iterable[Operatio
     """
     for operation in operations:
         handler = getattr(handlers, operation.handler)
-        responses = (
-            answers(operation.answer, *operation.problems)
+        documented = (
+            responses(operation.answer, *operation.problems)
             if operation.media_type is None
-            else tagged_answers(operation.media_type, *operation.problems)
+            else tagged_responses(operation.media_type, *operation.problems)
         )
         route = NamedRoute(operation.path, handler, methods=[operation.method])
         route.documented = APIRoute(
             operation.path,
             handler,
             methods=[operation.method],
-            status_code=next(iter(responses)),
+            status_code=next(iter(documented)),
             tags=[operation.tag],
             operation_id=operation.handler,
-            responses=responses,
+            responses=documented,
             response_class=JSONResponse if operation.media_type is None else Response,
             openapi_extra=operation.extra,
         )
         app.router.routes.append(route)
 
 
-def documented(routes: Iterable[BaseRoute]) -> list[APIRoute]:
+def documented_routes(routes: Iterable[BaseRoute]) -> list[APIRoute]:
     """The routes that the OpenAPI document lists, as FastAPI documents them."""
     return [route.documented for route in routes if isinstance(route, NamedRoute) and route.documented is not None]
+
+
+def admit(request: Request, keys: KeyRing, *, takes_query: bool = False) -> Trace:
+    """Check the key, the rate and the query string of a request.
+
+    Raises:
+        KeyMissing, KeyRefused: the key does not open the route.
+        RateExceeded: the key or the address calls too often.
+        RuleBroken: the route takes no query parameters.
+    """
+    keys.admit(request)
+    if request.scope["query_string"] and not takes_query:
+        name = next(iter(request.query_params), "query")
+        raise RuleBroken([RuleViolation(f"query parameter {name[:60]}", "it", "is not known to this route")])
+    return context_of(request.scope).trace
+
+
+def admit_to_data(request: Request, keys: KeyRing, active_bundle: ActiveBundle, *, takes_query: bool = False) -> Trace:
+    """Check a request to a data route, and that there is an active bundle.
+
+    A handler that reads a body takes the bundle after that: a client that sends slowly would keep an old bundle in
+    memory.
+
+    Raises:
+        KeyMissing, KeyRefused, RuleBroken: see :func:`admit`.
+        NotReady: there is no bundle yet, or the process is draining.
+    """
+    trace = admit(request, keys, takes_query=takes_query)
+    active_bundle.admit()
+    return trace
+
+
+def item_id_of(request: Request) -> str:
+    """The item id in the path."""
+    return unquote(request.path_params["item_id"])

@@ -28,11 +28,14 @@ class BundleLoader:
         settings: registry, device, threads of one encoder call, and the check of files before a bundle is opened, see
             `index.bundle.integrity.verify_files`.
         on_load: called with every bundle that was loaded, for counting those in memory.
+
+    Attributes:
+        settings: as given.
     """
 
     def __init__(self, settings: BundleSettings, *, on_load: Callable[[Bundle], None] = lambda _bundle: None) -> None:
         self._registry = Registry(settings.registry)
-        self._settings = settings
+        self.settings = settings
         self._on_load = on_load
 
     @property
@@ -43,12 +46,12 @@ class BundleLoader:
     @property
     def hashes_all(self) -> bool:
         """Whether loading hashes every file."""
-        return self._settings.verify == "full"
+        return self.settings.verify == "full"
 
     @property
     def one_thread(self) -> bool:
         """Whether the encoder of the active bundle may be used by one thread only, as on CUDA."""
-        return self._settings.device != "cpu"
+        return self.settings.device != "cpu"
 
     def current(self) -> str | None:
         """The id of the registry's current bundle; None before the first publish.
@@ -94,9 +97,9 @@ class BundleLoader:
         try:
             bundle = Bundle.load(
                 self._registry.path(bundle_id),
-                device=self._settings.device,
-                threads=self._settings.encoder_threads,
-                verify=self._settings.verify,
+                device=self.settings.device,
+                threads=self.settings.encoder_threads,
+                verify=self.settings.verify,
             )
         except Exception as error:
             raise refusal(error) from error

@@ -59,17 +59,16 @@ def read_operator_state(open_state: Callable[[], OperatorState]) -> OperatorStat
     return asyncio.run(read())
 
 
-def load_first(loader: BundleLoader, pin: str | None, *, wait: bool) -> Startup:
+def load_first(loader: BundleLoader, pin: str | None) -> Startup:
     """Load the desired bundle; if it is refused, the newest good one before it.
 
     Args:
-        loader: loads bundles from the registry.
+        loader: loads bundles from the registry; its settings tell whether to start without a good bundle.
         pin: id of the pinned bundle; None: the registry's current bundle is desired.
-        wait: start without a bundle if there is no good one, instead of failing.
 
     Raises:
-        StartError: nothing is published, and `wait` is off.
-        BundleRefused: every bundle is refused, and `wait` is off; it is the refusal of the desired bundle.
+        StartError: nothing is published, and `wait_for_bundle` is off.
+        BundleRefused: every bundle is refused, and `wait_for_bundle` is off; it is the refusal of the desired bundle.
         RegistryError: the registry cannot be read.
     """
     refusals: list[BundleRefusal] = []
@@ -83,7 +82,7 @@ def load_first(loader: BundleLoader, pin: str | None, *, wait: bool) -> Startup:
             first = first or error
             continue
         return Startup(bundle, identity, loader.hashes_all, tuple(refusals))
-    if wait:
+    if loader.settings.wait_for_bundle:
         return Startup(refusals=tuple(refusals))
     if first is not None:
         raise first

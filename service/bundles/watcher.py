@@ -28,7 +28,6 @@ class Watcher:
         loaded: the bundles in memory; the watcher shares their loader, metrics and log.
         operator_state: pin and hidden items.
         bounds: for the comparison of a new bundle with the active one.
-        poll_s: seconds between two polls.
     """
 
     def __init__(
@@ -37,7 +36,6 @@ class Watcher:
         loaded: LoadedBundles,
         operator_state: OperatorState,
         bounds: ShadowBounds,
-        poll_s: float,
     ) -> None:
         self._loaded = loaded
         self._loader = loaded.loader
@@ -45,7 +43,7 @@ class Watcher:
         self._log = loaded.log
         self._operator_state = operator_state
         self._bounds = bounds
-        self._poll_s = poll_s
+        self._poll_s = loaded.loader.settings.poll_s
         self._hashing = Background("bundle-hashes", nice=19)
         self._changing = asyncio.Lock()
         self._operator_changes = 0

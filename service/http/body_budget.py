@@ -1,4 +1,4 @@
-"""BodyBudget: how much of all the bodies that are still arriving may be in memory, and how many are thrown away."""
+"""Bounds the memory of all request bodies that are still arriving, and the number of bodies that are discarded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,22 +9,24 @@ _DISCARDING = 32
 
 
 class BodyBudget:
-    """What the bodies that did not come in one piece may take together; most do, and are not counted.
+    """Memory for the bodies that do not arrive in one piece; most do, and are not counted.
 
     Args:
         limit: bytes of all of them.
-        discarding: bodies over the limit that are read and dropped at the same time; the others are refused unread.
+        largest: bytes of one body.
+        discarding: bodies over the limit that are read and dropped at the same time; further ones are refused unread.
     """
 
-    def __init__(self, limit: int, *, discarding: int = _DISCARDING) -> None:
+    def __init__(self, limit: int, *, largest: int, discarding: int = _DISCARDING) -> None:
+        self.largest = largest
         self._limit = limit
         self._free_bytes = limit
         self._free_discards = discarding
 
     @contextmanager
-    def holding(self) -> Iterator["Share"]:
+    def holding(self) -> Iterator["BodyShare"]:
         """A share of the bytes, given back at the end."""
-        share = Share(self)
+        share = BodyShare(self)
         try:
             yield share
         finally:
@@ -41,21 +43,21 @@ class BodyBudget:
             self._free_discards += allowed
 
     def take(self, size: int) -> None:
-        """Take bytes out.
+        """Take bytes out of the budget.
 
         Raises:
-            BodiesFull: there are not so many left.
+            BodiesFull: too few are left.
         """
         if size > self._free_bytes:
             raise BodiesFull(f"bodies of {self._limit} bytes in all are waited for already; try again later")
         self._free_bytes -= size
 
 
-class Share:
-    """What one body has of the budget.
+class BodyShare:
+    """The part of the budget that one body has taken.
 
     Args:
-        budget: of all of them.
+        budget: of all bodies.
 
     Attributes:
         bytes: taken so far.
@@ -69,7 +71,7 @@ class Share:
         """Take more.
 
         Raises:
-            BodiesFull: there is not so much left.
+            BodiesFull: too few bytes are left.
         """
         self._budget.take(size)
         self.bytes += size

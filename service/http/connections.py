@@ -1,6 +1,6 @@
-"""Connections: how many there are and how long each may keep the service waiting.
+"""Bounds the number of connections and how long each may keep the service waiting.
 
-Whatever waits is looked at by one sweep now and then instead of a timer each, so that a request costs little.
+One sweep checks all connections now and then, instead of a timer each, so that a request costs little.
 """
 
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """What one connection may do, and all of them.
+    """Bounds of one connection and of all of them.
 
     Attributes:
         connections: at once.
-        spare: more than those, for health checks and for refusals.
+        spare: beyond those, for health checks and refusals.
         request_s: seconds in which a request must arrive whole, and its answer be taken.
-        crowded_s: seconds that a connection may keep waiting while another one needs its place.
+        crowded_s: seconds that a connection may keep the service waiting while another one needs its slot.
         linger_s: seconds in which a refusal must be read.
-        head_bytes: of address and headers.
-        pipelined: requests sent before the answer to an earlier one.
+        head_bytes: bytes of address and headers.
+        pipelined: requests sent before the response to an earlier one.
     """
 
     connections: int
@@ -34,14 +34,14 @@ class ConnectionLimits:
 
 
 class Connection(Protocol):
-    """What the sweep looks at."""
+    """A connection that the sweep can check."""
 
-    def look(self, now: float, patience_s: float) -> None:
-        """End it if it has kept the service waiting for too long.
+    def check(self, now: float, patience_s: float) -> None:
+        """End the connection if it has kept the service waiting for too long.
 
         Args:
             now: seconds, monotonic.
-            patience_s: seconds that it may keep waiting, if that is less than it always may.
+            patience_s: seconds that it may keep the service waiting, where that is less than its own limits.
         """
         ...
 
@@ -50,11 +50,11 @@ class Connections:
     """All connections of the server.
 
     Args:
-        limits: see there.
-        retry_after_s: seconds, sent with every refusal for want of room.
-        on_open: told how many there are, when that changes.
-        on_drop: told in a word why one was ended: crowded, late, stalled, head, pipeline, malformed.
-        on_turned_away: told the method of every request that came when too much was in progress.
+        limits: bounds.
+        retry_after_s: seconds, sent with every refusal for lack of a slot.
+        on_open: called with the number of connections when it changes.
+        on_drop: called with the reason why a connection was ended: crowded, late, stalled, head, pipeline, malformed.
+        on_turned_away: called with the method of every request that came when too many were in progress.
         clock: seconds, monotonic.
     """
 
@@ -75,25 +75,24 @@ class Connections:
         self.clock = clock
         self._on_open = on_open
         self._open: set[Connection] = set()
-        self._room_made_at = -inf
+        self._freed_at = -inf
         self._swept_at = -inf
-        # Often enough to be in time, seldom enough to cost nothing.
         self._every_s = min(1.0, limits.request_s / 4.0)
 
     def __len__(self) -> int:
         return len(self._open)
 
     @property
-    def room(self) -> int:
-        """How many more there may be; below 0 within the spare ones."""
+    def free_slots(self) -> int:
+        """How many more connections there may be; below 0 within the spare ones."""
         return self.limits.connections - len(self._open)
 
     def add(self, connection: Connection) -> None:
-        """Take a new connection in; where there is no room, those that keep waiting make some."""
+        """Add a connection; where no slot is free, end those that keep the service waiting."""
         now = self.clock()
-        if self.room <= 0 and now - self._room_made_at >= self.limits.crowded_s / 10.0:
-            self._room_made_at = now
-            self._look(now, self.limits.crowded_s)
+        if self.free_slots <= 0 and now - self._freed_at >= self.limits.crowded_s / 10.0:
+            self._freed_at = now
+            self._check(now, self.limits.crowded_s)
         self._open.add(connection)
         self._on_open(len(self._open))
 
@@ -103,12 +102,12 @@ class Connections:
         self._on_open(len(self._open))
 
     def sweep(self) -> None:
-        """End what has kept waiting for too long; call it often, it does nothing most of the time."""
+        """End the connections that kept the service waiting for too long; most calls return at once."""
         now = self.clock()
         if now - self._swept_at >= self._every_s:
             self._swept_at = now
-            self._look(now, inf)
+            self._check(now, inf)
 
-    def _look(self, now: float, patience_s: float) -> None:
+    def _check(self, now: float, patience_s: float) -> None:
         for connection in tuple(self._open):
-            connection.look(now, patience_s)
+            connection.check(now, patience_s)

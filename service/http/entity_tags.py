@@ -1,4 +1,4 @@
-"""Entity tags (RFC 9110, 8.8.3): whether what a client has is still what it would get."""
+"""Computes entity tags and compares them with `If-None-Match` (RFC 9110, 8.8.3)."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ def entity_tag(content: bytes) -> str:
 
 
 def none_match(header: str | None, tag: str) -> bool:
-    """Whether an ``If-None-Match`` lets the content be sent: it is missing, or names neither the tag nor ``*``.
+    """Whether the content must be sent: ``If-None-Match`` is missing, or names neither the tag nor ``*``.
 
     Args:
         header: of the request; compared weakly, as the RFC asks for.

@@ -130,7 +130,7 @@ def problem_response(
     detail: str,
     *,
     request_id: str,
-    violations: tuple[errors.Violation, ...] = (),
+    violations: tuple[errors.RuleViolation, ...] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """An answer in ``application/problem+json``.
@@ -147,7 +147,7 @@ def problem_response(
 
 
 def problem_body(
-    kind: ProblemKind, detail: str, *, request_id: str, violations: tuple[errors.Violation, ...] = ()
+    kind: ProblemKind, detail: str, *, request_id: str, violations: tuple[errors.RuleViolation, ...] = ()
 ) -> dict[str, Any]:
     """The problem document itself, whole answer or member of a batch; arguments as in :func:`problem_response`."""
     body: dict[str, Any] = {
@@ -195,9 +195,9 @@ def answer_error(error: Exception, *, request_id: str, retry_after_s: int) -> Re
     return problem_response(kind, str(error), request_id=request_id, violations=violations, headers=headers)
 
 
-def _violations(error: Exception) -> tuple[errors.Violation, ...]:
+def _violations(error: Exception) -> tuple[errors.RuleViolation, ...]:
     if isinstance(error, errors.RuleBroken):
         return error.violations
     if isinstance(error, FilterError):
-        return (errors.Violation("filter", f"a clause on {error.field!r}", str(error)),)
+        return (errors.RuleViolation("filter", f"a clause on {error.field!r}", str(error)),)
     return ()

@@ -1,8 +1,8 @@
-"""GuardedProtocol: uvicorn's HTTP/1.1, for clients that are slow, silent, greedy or broken.
+"""Extends uvicorn's HTTP/1.1 protocol with bounds for slow, silent, greedy and broken clients.
 
-Uvicorn itself sets no time in which a request must arrive, and no bound on headers, on pipelined requests, or on an
-answer that nobody reads. All of that is added here, on top of `HttpToolsProtocol`, whose inner workings this relies on:
-hence the narrow bound on uvicorn's version.
+Uvicorn sets no time limit for a request to arrive, and no bound on headers, on pipelined requests or on a response that
+is not read. This module adds them to `HttpToolsProtocol` and relies on its internals, so uvicorn's version is pinned
+narrowly (docs/adr/0022).
 """
 
 import asyncio
@@ -18,7 +18,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from service.http.admission import Admission
-from service.http.answer_writer import AnswerWriter
 from service.http.connections import Connections
 from service.http.problems import (
     CROWDED,
@@ -30,9 +29,9 @@ from service.http.problems import (
     ProblemKind,
     Refusal,
 )
-from service.http.refusal_bytes import refusal_bytes
 from service.http.request_context import CONTEXT, RequestContext, context_of
 from service.http.request_head import path_of, refusal_of
+from service.http.response_writer import ResponseWriter, refusal_bytes
 from service.request_trace import new_request_id, request_id_from
 
 _ALWAYS_ANSWERED = frozenset({b"/livez", b"/readyz", b"/metrics"})
@@ -41,29 +40,29 @@ _DETAILS = {
     HEAD_TOO_LARGE: "address and headers must have at most 65536 bytes together",
     REQUEST_LATE: "address and headers must arrive sooner; send them at once",
 }
-_MAX_URL_BYTES = 65_535  # the parser of addresses takes no more
-# llhttp's words for a coding that is none, or that is not the last; most of them are found only by `refusal_of`.
+_MAX_URL_BYTES = 65_535  # limit of the URL parser
+# llhttp's message for an unknown coding, or one that is not the last; `refusal_of` finds most of them.
 _UNKNOWN_CODING = "`Transfer-Encoding`"
 
 
 class GuardedConfig(uvicorn.Config):
-    """Uvicorn's configuration with the connections that the protocol reports to.
+    """Uvicorn's configuration with the connections and the admission that the protocol uses.
 
     Args:
         app: ASGI application.
         connections: all of the server.
-        load: what is in progress; counted here.
+        admission: counts the requests in progress.
         **options: of `uvicorn.Config`.
     """
 
-    def __init__(self, app: Any, connections: Connections, load: Admission, **options: Any) -> None:  # noqa: ANN401 - uvicorn's
+    def __init__(self, app: Any, connections: Connections, admission: Admission, **options: Any) -> None:  # noqa: ANN401 - uvicorn's
         super().__init__(app, http=GuardedProtocol, **options)
-        self.guarded = connections
-        self.in_progress = load
+        self.connections = connections
+        self.admission = admission
 
 
 class _PipelineFlow(FlowControl):
-    """Flow control that reads nothing while requests wait their turn, however often uvicorn asks to read on."""
+    """Flow control that does not resume reading while pipelined requests wait."""
 
     def __init__(self, transport: asyncio.Transport, pipeline: Any) -> None:  # noqa: ANN401 - uvicorn's deque
         super().__init__(transport)
@@ -75,10 +74,10 @@ class _PipelineFlow(FlowControl):
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection. It waits for its client since `_waiting_since`; while that is infinite, the client waits for us.
+    """One connection. It waits for its client since `_waiting_since`; while that is infinite, the client waits.
 
     Args:
-        config: with the connections that it reports to.
+        config: with the connections and the admission.
         server_state: uvicorn's.
         app_state: uvicorn's.
     """
@@ -91,42 +90,42 @@ class GuardedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._all = config.guarded
-        self._limits = config.guarded.limits
-        self._load = config.in_progress
+        self._connections = config.connections
+        self._limits = config.connections.limits
+        self._admission = config.admission
         self._running: RequestResponseCycle | None = None
-        self._answering: AnswerWriter | None = None
-        self._crowded = False  # there is no room for it: one answer, and the end
-        self._deaf = False  # what comes is read and dropped
-        self._has_left = False  # the client sends no more
+        self._response: ResponseWriter | None = None
+        self._crowded = False  # no slot is free for it: one response, then it is closed
+        self._discards = False  # what arrives is read and dropped
+        self._client_ended = False  # the client has closed its side
         self._idle = False  # between two requests
         self._in_head = True
-        self._reads_again = False  # a head that has been read, without its upgrade
+        self._reads_again = False  # parses a head again, without its upgrade
         self._received_at = self._began_at = perf_counter()
-        self._unused_bytes = 0  # received since the last thing that could be used
-        self._waiting_since = self._all.clock()
+        self._unused_bytes = 0  # received since the last head or part of a body
+        self._waiting_since = self._connections.clock()
         self._unread_since = inf
         self._abort_at = inf
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin; far beyond the bound on connections, only to say so."""
-        self._all.add(self)
+        """Register the connection; far beyond the bound on connections, refuse it."""
+        self._connections.add(self)
         super().connection_made(transport)
         self.flow = _PipelineFlow(transport, self.pipeline)
-        self._crowded = self._all.room < 0
-        if self._all.room < -self._limits.spare:
+        self._crowded = self._connections.free_slots < 0
+        if self._connections.free_slots < -self._limits.spare:
             self._refuse(CROWDED, "crowded")
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End; the request that is worked on is told, also where later ones wait behind it."""
-        self._all.remove(self)
+        """Unregister the connection; the request in progress learns of it, even with others behind it."""
+        self._connections.remove(self)
         self._disconnect()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, unless this client has been told that it is heard no more."""
-        if self._deaf:
+        """Parse what arrived, unless the connection has stopped reading."""
+        if self._discards:
             return
         self._received_at = perf_counter()
         if self._idle:
@@ -137,83 +136,83 @@ class GuardedProtocol(HttpToolsProtocol):
             self._parse(data)
         except httptools.HttpParserError as error:
             self._refuse_unparsed(str(error))
-        if self._unused_bytes > self._limits.head_bytes and self._waiting_since < inf and not self._deaf:
+        if self._unused_bytes > self._limits.head_bytes and self._waiting_since < inf and not self._discards:
             self._refuse(HEAD_TOO_LARGE, "head")
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn's never keeps the connection
-        """The client sends no more. What it sent whole is answered before the connection ends.
+        """Answer the complete requests of a client that sends no more, then close.
 
         Returns:
             Whether the connection stays open for writing.
         """
-        self._has_left = True
+        self._client_ended = True
         if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
             return False
-        self._hear_no_more()
+        self._stop_reading()
         return True
 
     def on_message_begin(self) -> None:
-        """Start the clocks of a request."""
+        """Record when a request begins."""
         super().on_message_begin()
         self._in_head = True
-        if not self._deaf and not self._reads_again:
+        if not self._discards and not self._reads_again:
             self._began_at = self._received_at
-            self._waiting_since = self._all.clock()
+            self._waiting_since = self._connections.clock()
 
     def on_headers_complete(self) -> None:
         """Hand a request, or the refusal that it gets, to the application."""
-        if self._deaf:
+        if self._discards:
             return
         if len(self.pipeline) >= self._limits.pipelined:
-            self._all.on_drop("pipeline")
-            self._hear_no_more()
+            self._connections.on_drop("pipeline")
+            self._stop_reading()
             self._waiting_since = inf
             return
         refusal = self._refusal()
         if refusal is None and self.parser.should_upgrade():
-            return  # the parser stops here; `_ignore_upgrade` has the head read again
+            return  # the parser stops here; `_ignore_upgrade` parses the head again
         self._in_head = False
         self._unused_bytes = 0
         self.scope[CONTEXT] = RequestContext(self._began_at, refusal)  # type: ignore[typeddict-unknown-key]
         if refusal is not None:
-            self.url = b"/"  # whatever was sent may be no address
+            self.url = b"/"  # what was sent may be invalid
         elif self.url[:1] != b"/":
             self.url = path_of(self.url)
         super().on_headers_complete()
         self.headers = []  # trailers must not become headers
         if refusal is not None or self._crowded:
-            self._hear_no_more()
+            self._stop_reading()
 
     def on_body(self, body: bytes) -> None:
-        """Keep a part of the body."""
+        """Pass a part of the body on."""
         self._unused_bytes = 0
-        if not self._deaf:
+        if not self._discards:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Stop the clock."""
-        if self._deaf or self.parser.should_upgrade():
+        """Wait no longer: the request is complete."""
+        if self._discards or self.parser.should_upgrade():
             return
         self._unused_bytes = 0
         self._waiting_since = inf
         super().on_message_complete()
-        if self.cycle.response_complete and not self.pipeline:  # answered before all of it was here
+        if self.cycle.response_complete and not self.pipeline:  # answered before all of it arrived
             self._idle = True
-            self._waiting_since = self._all.clock()
+            self._waiting_since = self._connections.clock()
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the rest of this one."""
         if self._running is not None:
-            self._load.leave(self._running)
-        if self._answering is not None:
-            self._answering.flush()
+            self._admission.leave(self._running)
+        if self._response is not None:
+            self._response.flush()
         super().on_response_complete()
         if self._waiting_since == inf and not self.pipeline and self.cycle.response_complete:
             self._idle = True
-            self._waiting_since = self._all.clock()
+            self._waiting_since = self._connections.clock()
 
-    def look(self, now: float, patience_s: float) -> None:
-        """End it if it has kept the service waiting for too long; see `Connection.look`."""
+    def check(self, now: float, patience_s: float) -> None:
+        """End the connection if it has kept the service waiting for too long; see `Connection.check`."""
         if now >= self._abort_at:
             self._abort()
             return
@@ -222,27 +221,27 @@ class GuardedProtocol(HttpToolsProtocol):
         elif self._unread_since == inf:
             self._unread_since = now
         elif now - self._unread_since > self._limits.request_s:
-            self._all.on_drop("stalled")
+            self._connections.on_drop("stalled")
             self._abort()
             return
         waited = now - self._waiting_since
         if waited > patience_s:
-            self._all.on_drop("crowded")
+            self._connections.on_drop("crowded")
             self._abort()
         elif waited > self._limits.request_s and not self._idle:
             self._give_up_waiting()
 
     def _parse(self, data: bytes) -> None:
-        """Parse what came.
+        """Parse what arrived.
 
-        The parser stops behind a head that asks for an upgrade, as if all that follows were of another protocol. No
-        upgrade is taken here, so what follows is the body, and then other requests (RFC 9110, 7.8).
+        The parser stops behind a head that asks for an upgrade, as if the rest were another protocol. The service takes
+        no upgrade, so the rest is the body, and then other requests (RFC 9110, 7.8).
         """
         while True:
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as stop:
-                if self._deaf:
+                if self._discards:
                     return
                 data = data[stop.args[0] :]
                 self._ignore_upgrade()
@@ -250,7 +249,7 @@ class GuardedProtocol(HttpToolsProtocol):
                 return
 
     def _ignore_upgrade(self) -> None:
-        """Have a new parser read the head again without the upgrade; the request keeps its clocks."""
+        """Parse the head again without the upgrade, in a new parser; the request keeps its times."""
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         lines = b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
         head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, lines)
@@ -261,24 +260,24 @@ class GuardedProtocol(HttpToolsProtocol):
         self._reads_again = False
 
     def _refusal(self) -> Refusal | None:
-        """What is wrong with a request whose head is complete."""
+        """The refusal of a request whose head is complete; None: the application answers it."""
         if self._unused_bytes > self._limits.head_bytes or len(self.url) > _MAX_URL_BYTES:
             size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
             if size > self._limits.head_bytes or len(self.url) > _MAX_URL_BYTES:
-                self._all.on_drop("head")
+                self._connections.on_drop("head")
                 return Refusal(HEAD_TOO_LARGE, _DETAILS[HEAD_TOO_LARGE])
         fault = refusal_of(self.parser.get_method().decode("ascii"), self.parser.get_http_version(), self.headers)
         if fault is not None:
-            self._all.on_drop("malformed")
+            self._connections.on_drop("malformed")
             return fault
         if self._crowded and self.url.partition(b"?")[0] not in _ALWAYS_ANSWERED:
-            self._all.on_drop("crowded")
+            self._connections.on_drop("crowded")
             return Refusal(CROWDED, _DETAILS[CROWDED])
         return None
 
     def _refuse_unparsed(self, reason: str) -> None:
-        """Answer what is no HTTP, with the parser's reason."""
-        if self._deaf:
+        """Refuse what is not HTTP, with the parser's reason."""
+        if self._discards:
             return
         if _UNKNOWN_CODING in reason:
             self._refuse(NOT_IMPLEMENTED, "malformed", f"Transfer-Encoding must be chunked; {reason}")
@@ -289,31 +288,31 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._in_head and self._unused_bytes:
             self._refuse(REQUEST_LATE, "late")
             return
-        self._all.on_drop("late")
+        self._connections.on_drop("late")
         cycle = self.cycle
         if self._in_head or cycle.response_started:
             self._abort()
             return
-        # The application waits for the rest of the body, or will: it gets an end, and why.
+        # The application waits for the rest of the body, or will: end it and say why.
         context_of(cycle.scope).late = True
-        self._hear_no_more()
+        self._stop_reading()
         self._waiting_since = inf
         cycle.more_body = False
         cycle.message_event.set()
 
-    def _hear_no_more(self) -> None:
-        """Answer what has been heard, then end."""
-        self._deaf = True
+    def _stop_reading(self) -> None:
+        """Stop reading; close after the pending responses."""
+        self._discards = True
         self.cycle.keep_alive = False
 
     def _refuse(self, kind: ProblemKind, reason: str, detail: str | None = None) -> None:
-        """Say what is wrong without asking the application, and end once that was read.
+        """Refuse without asking the application, and close when the client has read the refusal.
 
-        Where earlier requests have no answer yet, they get theirs, and then the end: a refusal would be taken for the
-        answer to one of them.
+        Where earlier requests have no response yet, they get theirs and the connection is closed: a refusal would be
+        taken for the response to one of them.
         """
-        self._all.on_drop(reason)
-        self._deaf = True
+        self._connections.on_drop(reason)
+        self._discards = True
         self._waiting_since = inf
         if self.cycle is not None and not self.cycle.response_complete:
             if self._in_head:
@@ -323,31 +322,33 @@ class GuardedProtocol(HttpToolsProtocol):
                 self._abort()
                 return
             self._disconnect()
-        headers = {"Connection": "close"} | ({"Retry-After": str(self._all.retry_after_s)} if kind is CROWDED else {})
+        headers = {"Connection": "close"} | (
+            {"Retry-After": str(self._connections.retry_after_s)} if kind is CROWDED else {}
+        )
         detail = _DETAILS[kind] if detail is None else detail
         request_id = new_request_id()
         self.transport.write(refusal_bytes(kind, detail, request_id=request_id, headers=headers, began=self._began_at))
         self._end_when_read()
 
     def _end(self) -> None:
-        """End after the last answer; in a crowd at once, as others wait for the place."""
-        if self._deaf and not self._has_left and not self._crowded:
+        """Close after the last response; at once where other connections wait for the slot."""
+        if self._discards and not self._client_ended and not self._crowded:
             self._end_when_read()
         else:
             self.transport.close()
 
     def _end_when_read(self) -> None:
-        """Half close and read on: a close with unread bytes would reset the connection, and the answer with it."""
-        self._abort_at = self._all.clock() + self._limits.linger_s
+        """Half close and read on: closing with unread bytes would reset the connection and lose the response."""
+        self._abort_at = self._connections.clock() + self._limits.linger_s
         self.transport.write_eof()
 
     def _abort(self) -> None:
-        self._all.remove(self)  # now, as another connection may wait for its place
+        self._connections.remove(self)  # now, as another connection may wait for the slot
         self._disconnect()
         self.transport.abort()
 
     def _disconnect(self) -> None:
-        """Let the request that is worked on know that nobody is there; uvicorn tells only the last one received."""
+        """Tell the request in progress that the client left; uvicorn tells only the last one received."""
         self.pipeline.clear()
         if self._running is not None:
             self._running.disconnected = True
@@ -356,28 +357,28 @@ class GuardedProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - uvicorn's types
         self._running = cycle
         counted = cycle.scope["raw_path"] not in _ALWAYS_ANSWERED
-        if counted and not self._load.enter(cycle):
+        if counted and not self._admission.enter(cycle):
             self._turn_away(cycle)
             return
-        if counted and self._load.is_high:
+        if counted and self._admission.is_high:
             context_of(cycle.scope).overloaded = True
-        cycle.transport = self._answering = AnswerWriter(self.transport, self._end)  # type: ignore[assignment]
+        cycle.transport = self._response = ResponseWriter(self.transport, self._end)  # type: ignore[assignment]
         task = self.loop.create_task(cycle.run_asgi(app))
         task.add_done_callback(partial(self._ended, cycle))
         self.tasks.add(task)
 
     def _ended(self, cycle: RequestResponseCycle, task: "asyncio.Task[None]") -> None:
         self.tasks.discard(task)
-        self._load.leave(cycle)
+        self._admission.leave(cycle)
 
     def _turn_away(self, cycle: RequestResponseCycle) -> None:
-        """Refuse a request at once, for a small part of what it costs to ask the application."""
+        """Refuse a request without the cost of asking the application."""
         given = next((value for name, value in cycle.scope["headers"] if name == b"x-request-id"), None)
-        more = {"Retry-After": str(self._all.retry_after_s)}
+        more = {"Retry-After": str(self._connections.retry_after_s)}
         if not cycle.keep_alive:
             more["Connection"] = "close"
         detail = "more requests are in progress than can be answered soon; ask again later"
-        answer = refusal_bytes(
+        refusal = refusal_bytes(
             QUEUE_FULL,
             detail,
             request_id=request_id_from(given),
@@ -386,8 +387,8 @@ class GuardedProtocol(HttpToolsProtocol):
             has_body=cycle.scope["method"] != "HEAD",
         )
         cycle.response_started = cycle.response_complete = True
-        self.transport.write(answer)
-        self._all.on_turned_away(cycle.scope["method"])
+        self.transport.write(refusal)
+        self._connections.on_turned_away(cycle.scope["method"])
         if not cycle.keep_alive:
             self._end()
         cycle.on_response()

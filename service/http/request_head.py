@@ -1,4 +1,4 @@
-"""The head of a request: the rules of HTTP/1.1 that llhttp does not check."""
+"""Checks the rules of HTTP/1.1 for the head of a request that llhttp does not check."""
 
 import re
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ _MAX_SHOWN: Final = 60
 
 
 def refusal_of(method: str, version: str, headers: Iterable[tuple[bytes, bytes]]) -> Refusal | None:
-    """The first rule that a head breaks.
+    """The refusal of a request, by the first rule that its head breaks; None: it breaks none.
 
     A request that two servers could read differently is refused: the one in front may forward requests of several
     clients over one connection.

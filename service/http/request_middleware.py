@@ -1,9 +1,7 @@
-"""RequestMiddleware: what every answer gets whatever happens inside: request id, timing, headers, metrics, a log
-line.
-"""
+"""Gives every response its request id, timing, security headers, metrics, log line and span."""
 
 from time import perf_counter
-from typing import Literal
+from typing import Final
 from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect
@@ -13,33 +11,32 @@ from structlog.typing import FilteringBoundLogger
 from service.http.body_budget import BodyBudget
 from service.http.problems import CROWDED, internal_problem, problem_response
 from service.http.request_context import CONTEXT, RequestContext, context_of
-from service.http.security_headers import added_to
+from service.http.security_headers import missing_headers
 from service.request_trace import Trace, request_id_from
+from service.settings.groups import HttpLimits, ObservabilitySettings
 from service.telemetry.logs import REQUEST_ID
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import SpanRecorder
 
 UNMATCHED = "unmatched"
 _CLIENT_LEFT = 499
-AccessLog = Literal["all", "errors", "off"]
-_LOGGED_FROM: dict[AccessLog, int] = {"all": 0, "errors": 400, "off": 1000}
-_LEFT = "the handler is closed"  # uvloop's words for writing to a client that has reset its connection
+_LOGGED_FROM: Final = {"all": 0, "errors": 400, "off": 1000}
+_LEFT = "the handler is closed"  # uvloop's message when the client has reset its connection
 
 
 class RequestMiddleware:
     """ASGI middleware around the whole application.
 
-    A path is routed as it was sent, still percent-encoded, so that ids with a slash can be part of it; the routes
-    decode their parameters themselves.
+    Paths are routed as they were sent, still percent-encoded, so that an id may have a slash; the routes decode their
+    parameters.
 
     Args:
-        app: what it wraps.
-        metrics: counts every answer.
-        log: writes a line for every answer.
-        bodies: what the bodies that are still arriving may take.
-        retry_after_s: seconds, sent with refusals for want of room.
-        access_log: for which answers a line: all, those of status 400 and above (``errors``), or none (``off``).
-        spans: makes a span for every answer; None: none are wanted.
+        app: the application inside.
+        metrics: counts every response.
+        log: writes a line for every response.
+        limits: of bodies, and the Retry-After of refusals.
+        observability: which responses get a log line.
+        spans: makes a span for every response; None: no spans.
     """
 
     def __init__(
@@ -48,16 +45,15 @@ class RequestMiddleware:
         *,
         metrics: Metrics,
         log: FilteringBoundLogger,
-        bodies: BodyBudget,
-        retry_after_s: int,
-        access_log: AccessLog = "all",
+        limits: HttpLimits,
+        observability: ObservabilitySettings,
         spans: SpanRecorder | None = None,
     ) -> None:
         self._app = app
-        self._bodies = bodies
-        self._retry_after = str(retry_after_s)
+        self._bodies = BodyBudget(limits.bodies_limit_bytes, largest=limits.body_limit_bytes)
+        self._retry_after = str(limits.retry_after_s)
         self._spans = spans
-        self._logged_from = _LOGGED_FROM[access_log]
+        self._logged_from = _LOGGED_FROM[observability.access_log]
         self._metrics = metrics
         self._log = log
 
@@ -85,7 +81,7 @@ class RequestMiddleware:
                 sent = message.get("headers", [])
                 message["headers"] = [
                     *sent,
-                    *added_to(sent),
+                    *missing_headers(sent),
                     (b"x-request-id", trace.request_id.encode()),
                     (b"server-timing", trace.server_timing().encode()),
                 ]
@@ -99,18 +95,18 @@ class RequestMiddleware:
         try:
             await self._answer(scope, receive, send_with_headers)
         except ClientDisconnect:
-            pass  # nobody is left to answer
-        except Exception as error:  # the last resort: logged here, and the client gets a problem
+            pass  # the client has left
+        except Exception as error:  # unexpected: logged, and the client gets a problem
             self._log.error("failed", request_id=trace.request_id, exc_info=error)
             if status and not ended:
-                raise  # half an answer is out; closing the connection is all that is left
+                raise  # part of the response is sent: uvicorn closes the connection
             if not status:
                 await internal_problem(trace.request_id)(scope, receive, send_with_headers)
         finally:
             self._report(scope, trace, status)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application answer, unless the connection said that this request may not come so far."""
+        """Ask the application, unless the connection has refused the request."""
         context = context_of(scope)
         if context.refusal is None:
             await self._app(scope, receive, send)

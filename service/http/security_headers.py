@@ -1,4 +1,4 @@
-"""Headers that tell browsers what they may do with an answer: nothing, as long as it does not say otherwise itself."""
+"""Adds the headers that restrict what browsers may do with a response."""
 
 from typing import Final
 
@@ -9,23 +9,23 @@ _ALWAYS: Final[tuple[Header, ...]] = (
     (b"referrer-policy", b"no-referrer"),
 )
 _NO_STORE: Final[Header] = (b"cache-control", b"no-store")
-# For pages without a policy of their own, and for answers that somebody opens as if they were pages.
+# For pages without a policy of their own, and for responses that a person opens as if they were pages.
 _POLICY: Final[Header] = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-PLAIN: Final[tuple[Header, ...]] = (*_ALWAYS, _NO_STORE, _POLICY)
+DEFAULTS: Final[tuple[Header, ...]] = (*_ALWAYS, _NO_STORE, _POLICY)
 
 
-def added_to(sent: list[Header]) -> tuple[Header, ...]:
-    """The headers that an answer lacks.
+def missing_headers(sent: list[Header]) -> tuple[Header, ...]:
+    """The security headers that a response lacks.
 
     Args:
-        sent: what it has, names in lower case. Its own ``Cache-Control`` and ``Content-Security-Policy`` stay.
+        sent: its headers, names in lower case. Its own ``Cache-Control`` and ``Content-Security-Policy`` stay.
     """
-    stored = policed = False
+    has_cache_control = has_policy = False
     for name, _ in sent:
         if name == b"cache-control":
-            stored = True
+            has_cache_control = True
         elif name == b"content-security-policy":
-            policed = True
-    if not stored and not policed:
-        return PLAIN
-    return (*_ALWAYS, *(() if stored else (_NO_STORE,)), *(() if policed else (_POLICY,)))
+            has_policy = True
+    if not has_cache_control and not has_policy:
+        return DEFAULTS
+    return (*_ALWAYS, *(() if has_cache_control else (_NO_STORE,)), *(() if has_policy else (_POLICY,)))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from index.bundle.bundle import Bundle
 from index.errors import EncoderError
 from index.search.row_mask import RowMask
-from service.errors import HistoriesUnavailable, RuleBroken, Violation
+from service.errors import HistoriesUnavailable, RuleBroken, RuleViolation
 from service.recommend.diversity import maximal_marginal_relevance, stages_of
 from service.recommend.engine import SearchEngine, SearchJob, SearchResult
 from service.recommend.hidden_items import HiddenItems
@@ -326,7 +326,7 @@ def _left_s(query: Query, watch: Stopwatch) -> float | None:
 def _refuse_unknown(query: Query, unknown: dict[str, None]) -> None:
     rule = "must be in the bundle, as unknown_items is error"
     refused: Iterator[str] = (item_id for item_id, _ in query.items if item_id in unknown)
-    violations = [Violation("items", f'"{item_id}"', rule) for item_id in refused]
+    violations = [RuleViolation("items", f'"{item_id}"', rule) for item_id in refused]
     if violations:
         raise RuleBroken(violations)
 
@@ -338,8 +338,8 @@ def _slot_weights(bundle: Bundle, query: Query) -> NDArray[np.float32] | None:
     for name, weight in query.slot_weights.items():
         if name not in bundle.layout.names:
             rule = f"must be one of the slots {', '.join(bundle.layout.names)}"
-            raise RuleBroken([Violation(f"slot_weights.{name[:60]}", str(weight), rule)])
+            raise RuleBroken([RuleViolation(f"slot_weights.{name[:60]}", str(weight), rule)])
     weights = bundle.layout.weights(query.slot_weights)
     if not weights.any():
-        raise RuleBroken([Violation("slot_weights", str(dict(query.slot_weights)), "must not all be 0")])
+        raise RuleBroken([RuleViolation("slot_weights", str(dict(query.slot_weights)), "must not all be 0")])
     return weights

@@ -126,7 +126,7 @@ def pictured(
     table = dataclasses.replace(small_table, thumbnails=Thumbnails.load(directory / "made.npy", 60))
     built = build_bundle(table, small_encoder, EvaluationQueries(np.array([[1, 2]]), np.array([5])), directory)
     with open_client() as client:
-        client.app.state.current.swap(Bundle.load(built))
+        client.app.state.active_bundle.swap(Bundle.load(built))
         yield client
 
 

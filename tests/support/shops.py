@@ -132,7 +132,11 @@ class Polls:
 
     def __init__(self, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[tuple[str, frozenset[str]]] = []
-        watched, current, sync = client.app.state.watcher._operator_state, client.app.state.current, OperatorState.sync
+        watched, current, sync = (
+            client.app.state.watcher._operator_state,
+            client.app.state.active_bundle,
+            OperatorState.sync,
+        )
 
         async def recording(state: OperatorState) -> None:
             if state is watched:

@@ -84,13 +84,19 @@ class Wires:
 
     Args:
         app: answers.
-        load: what is in progress.
+        admission: what is in progress.
     """
 
-    def __init__(self, app: ASGIApp = echo, load: Admission | None = None) -> None:
+    def __init__(self, app: ASGIApp = echo, admission: Admission | None = None) -> None:
         connections = Connections(ConnectionLimits(connections=10**6, request_s=60.0), retry_after_s=1)
         self._config = GuardedConfig(
-            app, connections, load or Admission(10**6), ws="none", log_config=None, access_log=False, lifespan="off"
+            app,
+            connections,
+            admission or Admission(10**6),
+            ws="none",
+            log_config=None,
+            access_log=False,
+            lifespan="off",
         )
         self._config.load()
 

@@ -31,7 +31,7 @@ class Files:
         aside.replace(self.path)
 
     def source(self, *given: str) -> KeyFile:
-        return KeyFile("api_keys_file", given, self.path, on_trouble=self.troubles.append, clock=lambda: self.now)
+        return KeyFile("api_keys_file", given, self.path, on_error=self.troubles.append, clock=lambda: self.now)
 
 
 @pytest.fixture

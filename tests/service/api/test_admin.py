@@ -71,7 +71,7 @@ def test_a_key_is_for_data_or_for_administrators() -> None:
 def test_admin_routes_take_no_query_and_respect_draining(open_client: Any) -> None:
     with open_client(admin_keys=[ADMIN]) as client:
         assert client.post("/bundle/reload?now=1", **with_key(ADMIN)).status_code == 422
-        client.app.state.current.drain()
+        client.app.state.active_bundle.drain()
         assert client.put("/items/i1/availability", json={"available": True}, **with_key(ADMIN)).status_code == 503
 
 

@@ -132,7 +132,7 @@ def test_a_crash_in_one_member_ends_no_other(
 def test_one_bundle_answers_all_of_it_even_if_another_takes_over(open_client: Any, day_bundles: list[Any]) -> None:
     other = Bundle.load(day_bundles[0])
     with open_client() as client:
-        first, current = client.app.state.current.get(), client.app.state.current
+        first, current = client.app.state.active_bundle.get(), client.app.state.active_bundle
         recommend = Recommender.recommend
 
         async def swapping(self: Recommender, bundle: Bundle, *rest: Any) -> Any:

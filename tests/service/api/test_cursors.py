@@ -80,5 +80,5 @@ def test_a_cursor_is_read_as_it_was_written(q: str | None) -> None:
     bundle = "20261123T040501Z-4f3a9c"
     text = next_cursor(123, bundle, q)
     cursor = Cursor.read(text)
-    assert (str(cursor), cursor.place, cursor.bundle) == (text, 123, bundle)
+    assert (str(cursor), cursor.position, cursor.bundle) == (text, 123, bundle)
     cursor.check(bundle, q)

@@ -14,8 +14,8 @@ from demo.embedded_redis import EmbeddedRedis
 from index.bundle.integrity import write_durably
 from index.errors import RegistryError
 from service.app import create_app
-from service.container import load_current
 from service.errors import BundleRefused, StartError
+from service.lifecycle import load_current
 from service.settings.groups import BundleSettings
 from service.settings.load import load_settings
 from tests.support.shops import AS_ADMIN, Polls, Shop, eventually, metric, serving, with_blind_encoder

@@ -27,7 +27,7 @@ def test_a_third_bundle_is_not_loaded_while_the_first_is_in_use(
 ) -> None:
     monkeypatch.setattr(loaded_bundles, "_RELEASE_LIMIT_S", 0.2)
     with open_shop() as client:
-        kept = client.app.state.current.get()
+        kept = client.app.state.active_bundle.get()
         shop.point(shop.ids[1])
         eventually(lambda: serving(client) == shop.ids[1])
         shop.point(shop.ids[2])
@@ -46,7 +46,7 @@ def test_a_bundle_in_a_reference_cycle_is_collected(
 ) -> None:
     monkeypatch.setattr(loaded_bundles, "_RELEASE_COLLECT_S", 0.1)
     with open_shop() as client:
-        cycle = [client.app.state.current.get()]
+        cycle = [client.app.state.active_bundle.get()]
         gone = weakref.ref(cycle[0])
         cycle.append(cycle)  # type: ignore[arg-type]
         del cycle
@@ -194,7 +194,7 @@ def test_a_bundle_that_fails_at_the_start_is_passed_over(shop: Shop, monkeypatch
     monkeypatch.setattr(Bundle, "warm_up", broken)
     shop.point(shop.ids[3])
     loader = BundleLoader(BundleSettings(registry=str(shop.registry.root)))
-    startup = load_first(loader, None, wait=False)
+    startup = load_first(loader, None)
     assert startup.bundle is not None
     assert startup.bundle.id == shop.ids[2]
     assert [(refusal.bundle, refusal.reason) for refusal in startup.refusals] == [(shop.ids[3], "encoder")]

@@ -47,10 +47,10 @@ def test_an_idle_connection_gives_way() -> None:
 
 
 def test_whom_the_service_works_for_stays_and_one_more_is_told_to_come_back() -> None:
-    load = Admission(10_000)
-    with running(LIMITS, keep_alive_s=60, load=load) as server:
+    admission = Admission(10_000)
+    with running(LIMITS, keep_alive_s=60, admission=admission) as server:
         busy = [server.open(SLOW) for _ in range(LIMITS.connections)]
-        eventually(lambda: load.in_progress == LIMITS.connections)
+        eventually(lambda: admission.in_progress == LIMITS.connections)
         told_to_come_back(server.open(GET))
         told_to_come_back(server.open(post(b"1")))
         told_to_come_back(server.open(post(b" " * 90_000)))
@@ -62,10 +62,10 @@ def test_whom_the_service_works_for_stays_and_one_more_is_told_to_come_back() ->
 
 @pytest.mark.parametrize("path", [b"/livez", b"/readyz", b"/metrics"])
 def test_health_checks_are_answered_all_the_same(path: bytes) -> None:
-    load = Admission(10_000)
-    with running(LIMITS, load=load) as server:
+    admission = Admission(10_000)
+    with running(LIMITS, admission=admission) as server:
         busy = [server.open(SLOW) for _ in range(LIMITS.connections)]
-        eventually(lambda: load.in_progress == LIMITS.connections)
+        eventually(lambda: admission.in_progress == LIMITS.connections)
         checked = server.open(GET.replace(b"/", path, 1))
         status, headers, _ = checked.answer()
         assert (status, headers["connection"]) == (200, "close")
@@ -74,10 +74,10 @@ def test_health_checks_are_answered_all_the_same(path: bytes) -> None:
 
 
 def test_far_too_many_are_told_at_once() -> None:
-    load = Admission(10_000)
-    with running(replace(LIMITS, crowded_s=60), load=load) as server:  # nobody gives way
+    admission = Admission(10_000)
+    with running(replace(LIMITS, crowded_s=60), admission=admission) as server:  # nobody gives way
         busy = [server.open(SLOW) for _ in range(LIMITS.connections)]
-        eventually(lambda: load.in_progress == LIMITS.connections)
+        eventually(lambda: admission.in_progress == LIMITS.connections)
         waiting = [server.open() for _ in range(LIMITS.spare)]
         eventually(lambda: len(server.connections) == LIMITS.connections + LIMITS.spare)
         for _ in range(50):

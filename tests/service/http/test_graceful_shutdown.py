@@ -18,7 +18,7 @@ from service.bundles.active_bundle import ActiveBundle
 from service.errors import NotReady
 from service.http.admission import Admission
 from service.http.connections import ConnectionLimits, Connections
-from service.http.graceful_shutdown import DrainingServer, hear_no_more
+from service.http.graceful_shutdown import DrainingServer, drop_new_connections
 from service.http.protocol import GuardedConfig
 from tests.support.service_process import Service
 from tests.support.shops import eventually
@@ -207,7 +207,7 @@ def test_an_open_connection_gets_its_refusal_before_it_is_closed(
 def test_a_deaf_listener_keeps_what_it_has_heard() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         early = socket.create_connection(listener.getsockname())
-        hear_no_more(listener)
+        drop_new_connections(listener)
         with pytest.raises(TimeoutError):
             socket.create_connection(listener.getsockname(), timeout=0.3)
         accepted, _ = listener.accept()

@@ -19,36 +19,42 @@ LIMITS = ConnectionLimits(connections=64, request_s=10.0)
 
 
 def test_half_full_one_cheap_answer_is_let_in_for_ten_answers_given() -> None:
-    load = Admission(200)
-    assert all(load.enter(request) for request in range(100))
-    assert not load.is_high
-    assert [load.enter(request) for request in range(100, 170)] == [True] * 64 + [False] * 6  # saved while it was quiet
-    assert load.is_high
+    admission = Admission(200)
+    assert all(admission.enter(request) for request in range(100))
+    assert not admission.is_high
+    assert [admission.enter(request) for request in range(100, 170)] == [True] * 64 + [
+        False
+    ] * 6  # saved while it was quiet
+    assert admission.is_high
     for request in (*range(10), *range(10)):  # once is enough
-        load.leave(request)
-    assert (load.in_progress, [load.enter(request) for request in range(3)]) == (154, [True, False, False])
+        admission.leave(request)
+    assert (admission.in_progress, [admission.enter(request) for request in range(3)]) == (154, [True, False, False])
     for request in range(10, 66):
-        load.leave(request)
-    assert (load.in_progress, load.is_high, load.enter(300)) == (99, False, True)  # below half everybody is
+        admission.leave(request)
+    assert (admission.in_progress, admission.is_high, admission.enter(300)) == (
+        99,
+        False,
+        True,
+    )  # below half everybody is
 
 
 def test_at_the_bound_nobody_is_let_in() -> None:
-    load = Admission(4)
-    assert [load.enter(request) for request in range(5)] == [True] * 4 + [False]
+    admission = Admission(4)
+    assert [admission.enter(request) for request in range(5)] == [True] * 4 + [False]
 
 
 def test_while_it_turns_away_and_is_late_it_lets_in_fewer_and_more_again_when_it_is_prompt() -> None:
     def turned_away_and(late_s: float) -> int:
         """How many were in progress when the first was turned away, then the beat."""
         inside = []
-        while load.enter(request := object()):
+        while admission.enter(request := object()):
             inside.append(request)
         for request in inside:
-            load.leave(request)
-        load.adapt(late_s)
+            admission.leave(request)
+        admission.adapt(late_s)
         return len(inside)
 
-    load = Admission(400)
+    admission = Admission(400)
     counts = [turned_away_and(0.05) for _ in range(30)]
     cheap = 64  # let in for cheap answers: what was saved while it was quiet
     assert counts[0] == 200 + cheap
@@ -58,22 +64,22 @@ def test_while_it_turns_away_and_is_late_it_lets_in_fewer_and_more_again_when_it
     assert prompt[:6] == sorted(prompt[:6])
     assert 200 <= prompt[-1] <= 200 + cheap
 
-    load = Admission(400)
-    load.adapt(5.0)  # late, but nobody was turned away: whoever swaps a bundle refuses nobody for it
+    admission = Admission(400)
+    admission.adapt(5.0)  # late, but nobody was turned away: whoever swaps a bundle refuses nobody for it
     assert turned_away_and(0.0) == 200 + cheap
 
 
-def filled(server: Running, load: Admission) -> list[Client]:
+def filled(server: Running, admission: Admission) -> list[Client]:
     """As many clients as may be in progress, all of whom wait until the server is told to answer them."""
-    clients = [server.open(SLOW) for _ in range(load.bound)]
-    eventually(lambda: load.in_progress == load.bound)
+    clients = [server.open(SLOW) for _ in range(admission.bound)]
+    eventually(lambda: admission.in_progress == admission.bound)
     return clients
 
 
 def test_full_it_turns_away_at_once_and_takes_the_next_when_there_is_room() -> None:
-    load = Admission(3)
-    with running(LIMITS, load=load) as server:
-        busy = filled(server, load)
+    admission = Admission(3)
+    with running(LIMITS, admission=admission) as server:
+        busy = filled(server, admission)
         client = server.open(GET.replace(b"host: x", b"host: x\r\nx-request-id: mine"))
         status, headers, body = client.answer()
         assert (status, headers["retry-after"], headers["content-type"]) == (429, "7", "application/problem+json")
@@ -86,7 +92,7 @@ def test_full_it_turns_away_at_once_and_takes_the_next_when_there_is_room() -> N
         eventually(lambda: server.drops == {"turned away: GET": 1, "turned away: POST": 1})
         server.released.set()
         assert [one.answer()[0] for one in busy] == [200] * 3
-        eventually(lambda: load.in_progress == 0)
+        eventually(lambda: admission.in_progress == 0)
         assert client.send(post(b"[1]")).answer()[2] == b"[1]"
 
 
@@ -102,13 +108,13 @@ def sent_slowly(server: Running, request: bytes) -> dict[str, str]:
 
 
 def test_the_time_of_a_refusal_counts_from_the_first_bytes_of_its_request() -> None:
-    load = Admission(2)
-    with running(LIMITS, load=load) as server:
-        busy = filled(server, load)
+    admission = Admission(2)
+    with running(LIMITS, admission=admission) as server:
+        busy = filled(server, admission)
         assert total_ms(sent_slowly(server, GET)) >= 99.0  # 429, written without the application
         server.released.set()
         assert [one.answer()[0] for one in busy] == [200, 200]
-        eventually(lambda: load.in_progress == 0)
+        eventually(lambda: admission.in_progress == 0)
         assert total_ms(sent_slowly(server, GET.replace(b"host: x\r\n", b""))) >= 99.0  # 400, by way of it
         assert total_ms(sent_slowly(server, b"GET / HTTP/1.1\r\nhost\n")) >= 99.0  # 400, written without it
         assert total_ms(sent_slowly(server, GET)) >= 99.0  # 200
@@ -121,9 +127,9 @@ def test_the_time_of_a_refusal_counts_from_the_first_bytes_of_its_request() -> N
 
 
 def test_one_that_is_turned_away_gets_no_body_to_a_head() -> None:
-    load = Admission(2)
-    with running(LIMITS, load=load) as server:
-        filled(server, load)
+    admission = Admission(2)
+    with running(LIMITS, admission=admission) as server:
+        filled(server, admission)
         client = server.open(GET.replace(b"GET", b"HEAD") + READY)
         head, _, rest = received(client, 2).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 429 ")
@@ -140,22 +146,22 @@ def received(client: Client, answers: int) -> bytes:
 
 
 def test_one_turned_away_may_send_the_rest_of_its_body_and_ask_again() -> None:
-    load = Admission(2)
-    with running(LIMITS, load=load) as server:
-        busy = filled(server, load)
+    admission = Admission(2)
+    with running(LIMITS, admission=admission) as server:
+        busy = filled(server, admission)
         client = server.open(post(b"[", length=5))
         assert client.answer()[0] == 429
         server.released.set()
         assert [one.answer()[0] for one in busy] == [200, 200]
-        eventually(lambda: load.in_progress == 0)
+        eventually(lambda: admission.in_progress == 0)
         client.send(b"1,2]")  # still of the body that nobody wanted
         assert client.send(post(b"[3]")).answer()[2] == b"[3]"
 
 
 def test_pipelined_requests_are_turned_away_in_their_order() -> None:
-    load = Admission(2)
-    with running(LIMITS, load=load) as server:
-        busy = filled(server, load)
+    admission = Admission(2)
+    with running(LIMITS, admission=admission) as server:
+        busy = filled(server, admission)
         client = server.open(GET + READY + GET)
         assert [client.answer()[0] for _ in range(3)] == [429, 200, 429]
         server.released.set()
@@ -163,9 +169,9 @@ def test_pipelined_requests_are_turned_away_in_their_order() -> None:
 
 
 def test_one_that_wants_no_more_is_closed_after_it_was_turned_away() -> None:
-    load = Admission(2)
-    with running(LIMITS, load=load) as server:
-        filled(server, load)
+    admission = Admission(2)
+    with running(LIMITS, admission=admission) as server:
+        filled(server, admission)
         client = server.open(GET.replace(b"host: x", b"host: x\r\nconnection: close"))
         status, headers, _ = client.answer()
         assert (status, headers["connection"]) == (429, "close")
@@ -173,12 +179,12 @@ def test_one_that_wants_no_more_is_closed_after_it_was_turned_away() -> None:
 
 
 def test_a_client_that_leaves_makes_room() -> None:
-    load = Admission(2)
-    with running(LIMITS, load=load) as server:
-        for client in filled(server, load):
+    admission = Admission(2)
+    with running(LIMITS, admission=admission) as server:
+        for client in filled(server, admission):
             client.close()
         server.released.set()
-        eventually(lambda: load.in_progress == 0)
+        eventually(lambda: admission.in_progress == 0)
 
 
 def answered_under_overload(client: TestClient, ask: tuple[str, dict[str, Any]]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def test_it_is_computed_beside_the_event_loop(
     client.post("/events", json={"events": [{"user_id": "t", "item_id": item} for item in ("i1", "i2")]})
     monkeypatch.setattr(bundle, "encode", noting)
     client.get("/users/t/profile")
-    assert [name.startswith("slow-lane") for name in names] == [True]
+    assert [name.startswith("bounded-executor") for name in names] == [True]
 
 
 def test_the_slow_lane_refuses_what_would_wait_too_long() -> None:

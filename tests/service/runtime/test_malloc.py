@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import ctypes, os, re, sys, tempfile, threading
 sys.path.insert(0, {root!r})
-from service.runtime.malloc import settle
+from service.runtime import malloc
 if {settled}:
-    settle()
+    malloc.configure()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 libc.malloc.argtypes = [ctypes.c_size_t]

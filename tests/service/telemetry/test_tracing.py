@@ -18,6 +18,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from service.errors import SettingsError
 from service.request_trace import Trace
+from service.settings.groups import ObservabilitySettings
 from service.telemetry.tracing import SpanRecorder, open_spans
 from tests.support.shops import OpenClient
 
@@ -152,7 +153,7 @@ def test_spans_reach_a_collector(monkeypatch: pytest.MonkeyPatch, wanted: Any, n
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         if name is not None:
             monkeypatch.setenv("OTEL_SERVICE_NAME", name)
-        spans = open_spans(wanted, Log())  # type: ignore[arg-type]
+        spans = open_spans(ObservabilitySettings(otel=wanted), Log())  # type: ignore[arg-type]
         assert spans is not None
         spans.record(Trace("r"), [], "GET", "/livez", 200)
         spans.close()
@@ -179,7 +180,7 @@ def test_off(monkeypatch: pytest.MonkeyPatch, wanted: Any, variables: dict[str, 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     log = Log()
-    assert open_spans(wanted, log) is None  # type: ignore[arg-type]
+    assert open_spans(ObservabilitySettings(otel=wanted), log) is None  # type: ignore[arg-type]
     assert log.reasons == []
 
 
@@ -197,11 +198,11 @@ def test_what_cannot_be_is_told(monkeypatch: pytest.MonkeyPatch, variables: dict
     if "without" in variables:
         monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     log = Log()
-    assert open_spans("auto", log) is None  # type: ignore[arg-type]
+    assert open_spans(ObservabilitySettings(otel="auto"), log) is None  # type: ignore[arg-type]
     assert len(log.reasons) == 1
     assert says in log.reasons[0]
     with pytest.raises(SettingsError, match=says):
-        open_spans("on", log)  # type: ignore[arg-type]
+        open_spans(ObservabilitySettings(otel="on"), log)  # type: ignore[arg-type]
 
 
 def test_nothing_is_loaded_while_off(tmp_path: Path) -> None:

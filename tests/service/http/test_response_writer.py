@@ -1,15 +1,15 @@
-"""The head of an answer goes out with its body, and never gets lost or late for want of one."""
+"""The head of a response is sent with its body; without a body it is neither lost nor late."""
 
 import asyncio
 from collections.abc import Callable
 
 import pytest
 
-from service.http.answer_writer import AnswerWriter
+from service.http.response_writer import ResponseWriter
 
 
 class Recorded(asyncio.Transport):
-    """A transport that remembers what it was told."""
+    """A transport that records every call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,42 +31,42 @@ def transport() -> Recorded:
 
 
 def test_head_and_body_are_one_write(transport: Recorded) -> None:
-    answer = AnswerWriter(transport, transport.close)
-    answer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    writer = ResponseWriter(transport, transport.close)
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
     assert transport.told == []
-    answer.write(b"body")
-    answer.write(b"more")
-    answer.flush()
+    writer.write(b"body")
+    writer.write(b"more")
+    writer.flush()
     assert transport.told == [b"HTTP/1.1 200 OK\r\n\r\nbody", b"more"]
 
 
 @pytest.mark.parametrize(
     ("end", "told"),
-    [(AnswerWriter.flush, [b"HTTP/1.1 204 \r\n\r\n"]), (AnswerWriter.close, [b"HTTP/1.1 204 \r\n\r\n", "close"])],
+    [(ResponseWriter.flush, [b"HTTP/1.1 204 \r\n\r\n"]), (ResponseWriter.close, [b"HTTP/1.1 204 \r\n\r\n", "close"])],
 )
 def test_a_head_without_a_body_goes_out_at_the_end(
-    transport: Recorded, end: Callable[[AnswerWriter], None], told: list[bytes | str]
+    transport: Recorded, end: Callable[[ResponseWriter], None], told: list[bytes | str]
 ) -> None:
-    answer = AnswerWriter(transport, transport.close)
-    answer.write(b"HTTP/1.1 204 \r\n\r\n")
-    end(answer)
+    writer = ResponseWriter(transport, transport.close)
+    writer.write(b"HTTP/1.1 204 \r\n\r\n")
+    end(writer)
     assert transport.told == told
-    answer.flush()
+    writer.flush()
     assert transport.told == told
 
 
 def test_whoever_waits_for_100_continue_gets_it_at_once(transport: Recorded) -> None:
-    answer = AnswerWriter(transport, transport.close)
-    answer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    writer = ResponseWriter(transport, transport.close)
+    writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     assert transport.told == [b"HTTP/1.1 100 Continue\r\n\r\n"]
-    answer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
     assert len(transport.told) == 1
-    answer.write(b"body")
+    writer.write(b"body")
     assert transport.told[1:] == [b"HTTP/1.1 200 OK\r\n\r\nbody"]
 
 
 def test_it_says_whether_the_connection_is_closed(transport: Recorded) -> None:
-    answer = AnswerWriter(transport, transport.close)
-    assert not answer.is_closing()
+    writer = ResponseWriter(transport, transport.close)
+    assert not writer.is_closing()
     transport.close()
-    assert answer.is_closing()
+    assert writer.is_closing()

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 import pytest
 from fastapi.testclient import TestClient
 
-from service.runtime.thread_pool import THREADS, started_pool
+from service.lifecycle import THREADS, started_pool
 
 NAME = "event-loop-pool"
 
