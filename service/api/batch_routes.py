@@ -78,7 +78,7 @@ class BatchRoutes:
         members = [_checked(bundle, member) for member in batch.requests]
         trace.lap("parse")
         histories = BatchHistories(self._histories, _users(bundle, members))
-        recommender, gate = self._recommender.reading(histories), asyncio.Semaphore(_CONCURRENT)
+        recommender, gate = self._recommender.with_histories(histories), asyncio.Semaphore(_CONCURRENT)
         try:
             answers = await asyncio.gather(
                 *(self._answer(bundle, member, recommender, gate, trace) for member in members)

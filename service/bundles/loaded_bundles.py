@@ -30,7 +30,7 @@ _RELEASE_LIMIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class BundleRefusal:
     """A bundle that was validated and may not be activated.
 
     Attributes:
@@ -48,21 +48,21 @@ class Refusal:
     at: float
 
     @classmethod
-    def of(cls, bundle_id: str, identity: Identity, error: BundleRefused) -> "Refusal":
+    def of(cls, bundle_id: str, identity: Identity, error: BundleRefused) -> "BundleRefusal":
         """The refusal of a bundle now."""
         return cls(bundle_id, identity, error.reason, str(error), time())
 
 
-class Refusals:
+class BundleRefusals:
     """The newest hundred refusals, one a bundle id, so that polling does not load the same bad bundle again."""
 
     def __init__(self) -> None:
-        self._by_id: dict[str, Refusal] = {}
+        self._by_id: dict[str, BundleRefusal] = {}
 
-    def __iter__(self) -> Iterator[Refusal]:
+    def __iter__(self) -> Iterator[BundleRefusal]:
         return iter(self._by_id.values())
 
-    def add(self, refusal: Refusal) -> None:
+    def add(self, refusal: BundleRefusal) -> None:
         """Remember a refusal; it replaces an earlier one of the same id."""
         self._by_id.pop(refusal.bundle, None)
         self._by_id[refusal.bundle] = refusal
@@ -152,7 +152,7 @@ class LoadedBundles:
         self.active: LoadedBundle | None = None
         self.previous: LoadedBundle | None = None
         self.loading: str | None = None
-        self.refusals = Refusals()
+        self.refusals = BundleRefusals()
 
     def close(self) -> None:
         """Take no more work; a validation in progress ends soon."""
@@ -202,7 +202,7 @@ class LoadedBundles:
         finally:
             self.loading = None
         if isinstance(valid, BundleRefused):
-            self.refuse(Refusal.of(bundle_id, identity, valid))
+            self.refuse(BundleRefusal.of(bundle_id, identity, valid))
             raise valid
         self.refusals.remove(bundle_id)
         verified = valid.verified or self.loader.hashes_all
@@ -238,7 +238,7 @@ class LoadedBundles:
                 "the bundle that answered is damaged, and no other one is loaded yet; try again soon"
             )
 
-    def refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: BundleRefusal) -> None:
         """Remember, count and log a bundle that may not be activated."""
         self.refusals.add(refusal)
         self.metrics.refused(refusal.reason)

@@ -106,6 +106,17 @@ class OperatorState:
         self.pin = copy.pin
         self.hidden = HiddenItems(copy.hidden)
 
+    def copy(self) -> OperatorStateCopy:
+        """The operator state now."""
+        return OperatorStateCopy(self._edition, self.pin, self.hidden.snapshot().ids)
+
+    async def begin_with(self, read: OperatorStateCopy) -> None:
+        """Take the state that was read from the store before the event loop, unless this copy is newer."""
+        async with self._busy:
+            if not read.edition.is_behind(self._edition):
+                await self.hidden.replace(read.hidden)
+                self.pin, self._edition = read.pin, read.edition
+
     async def sync(self) -> None:
         """Bring this copy up to date; one short call when nothing changed.
 
@@ -146,7 +157,7 @@ class OperatorState:
         async with self._saving:
             if self._saved == self._edition:
                 return
-            copy = OperatorStateCopy(self._edition, self.pin, self.hidden.snapshot().ids)
+            copy = self.copy()
             self._saved = copy.edition
             writing = asyncio.create_task(self._write_file(copy))
             try:

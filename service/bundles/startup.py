@@ -2,15 +2,20 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
 from index.bundle.bundle import Bundle
-from service.bundles.loaded_bundles import Refusal
+from service.bundles.loaded_bundles import BundleRefusal
 from service.bundles.loader import BundleLoader, Identity
-from service.bundles.operator_state import OperatorState
+from service.bundles.operator_state import OperatorState, OperatorStateCopy
 from service.bundles.validation import BundleValidation, prepare, validate
 from service.errors import BundleRefused, OperatorStateUnavailable, StartError
 from service.recommend.hidden_items import HiddenSnapshot
+
+START_TIMEOUT_S: Final = 5.0
+"""Shortest timeout in seconds for reading the operator state at the start."""
 
 _EVALUATION_QUERIES = 20  # enough to see that a bundle answers, few enough to be ready soon
 
@@ -24,26 +29,32 @@ class Startup:
         identity: which publication of that id it is.
         verified: whether every file was hashed.
         refusals: bundles that had precedence and were refused.
+        operator_state: pin and hidden items by which the bundle was chosen; None: not read.
     """
 
     bundle: Bundle | None = None
     identity: Identity = ()
     verified: bool = False
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[BundleRefusal, ...] = ()
+    operator_state: OperatorStateCopy | None = None
 
 
-def read_pin(open_directives: Callable[[], OperatorState]) -> str | None:
-    """The pin of all replicas, before there is an event loop; the local copy's if the store does not answer."""
+def read_operator_state(open_state: Callable[[], OperatorState]) -> OperatorStateCopy:
+    """The operator state of all replicas, read before there is an event loop; the local copy if the store fails.
 
-    async def read() -> str | None:
-        directives = open_directives()
+    Args:
+        open_state: opens it with a timeout of at least `START_TIMEOUT_S`: no request waits yet, and a store that is
+            only slow must not lead to serving another bundle than the pinned one, or a hidden item.
+    """
+
+    async def read() -> OperatorStateCopy:
+        state = open_state()
         try:
-            await directives.sync()
-        except OperatorStateUnavailable:
-            return directives.pin
+            with suppress(OperatorStateUnavailable):
+                await state.sync()
         finally:
-            await directives.close()
-        return directives.pin
+            await state.close()
+        return state.copy()
 
     return asyncio.run(read())
 
@@ -60,14 +71,14 @@ def load_first(loader: BundleLoader, pin: str | None) -> Startup:
         BundleRefused: every bundle is refused, and `wait_for_bundle` is off; it is the refusal of the desired bundle.
         RegistryError: the registry cannot be read.
     """
-    refusals: list[Refusal] = []
+    refusals: list[BundleRefusal] = []
     first: BundleRefused | None = None
     for bundle_id in _candidates(loader, pin):
         identity = loader.identity(bundle_id)
         try:
             bundle = _load(loader, bundle_id)
         except BundleRefused as error:
-            refusals.append(Refusal.of(bundle_id, identity, error))
+            refusals.append(BundleRefusal.of(bundle_id, identity, error))
             first = first or error
             continue
         return Startup(bundle, identity, loader.hashes_all, tuple(refusals))

@@ -12,7 +12,7 @@ from typing import Any
 from index.bundle.bundle import Bundle
 from index.errors import BundleInvalid, BundleNotFound, IndexingError, RegistryError
 from service.bundles.comparison import ShadowBounds
-from service.bundles.loaded_bundles import LoadedBundle, LoadedBundles, Refusal, was_written
+from service.bundles.loaded_bundles import BundleRefusal, LoadedBundle, LoadedBundles, was_written
 from service.bundles.metrics import count_missing
 from service.bundles.operator_state import OperatorState
 from service.bundles.startup import Startup
@@ -56,6 +56,8 @@ class Watcher:
 
     async def start(self, startup: Startup) -> None:
         """Activate the first bundle, if there is one, and start polling."""
+        if startup.operator_state is not None:
+            await self._operator_state.begin_with(startup.operator_state)
         await self._sync_operator_state()
         for refusal in startup.refusals:
             self._loaded.refuse(refusal)
@@ -331,7 +333,7 @@ class Watcher:
     async def _replace(self, loaded: LoadedBundle, refused: BundleRefused) -> None:
         """Activate the last good bundle in place of an altered one."""
         async with self._changing:
-            self._loaded.refuse(Refusal.of(loaded.bundle.id, loaded.identity, refused))
+            self._loaded.refuse(BundleRefusal.of(loaded.bundle.id, loaded.identity, refused))
             if self._loaded.previous is loaded:
                 self._loaded.release(loaded)
             if self._loaded.active is not loaded:

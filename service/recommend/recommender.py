@@ -60,7 +60,7 @@ class Recommender:
         self._observe = observe
         self._generation: int | None = None
 
-    def reading(self, histories: HistoryReader) -> "Recommender":
+    def with_histories(self, histories: HistoryReader) -> "Recommender":
         """The same recommender with another source of histories, whose reads begin now, as for a batch request."""
         other = copy.copy(self)
         other._histories = histories  # noqa: SLF001 - of this class

@@ -13,13 +13,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from service.errors import RedisUnavailable, ServiceError, SettingsError
-from service.settings.groups import RedisSettings
 from service.stores.circuit_breaker import BreakerState
 from service.stores.redis_reasons import reason_of
 
 Connect = Callable[[], AbstractConnection]
-
-_LONGEST_CONNECT_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +39,22 @@ class RedisWatch:
 UNWATCHED: Final = RedisWatch()
 
 
-def connector(redis: RedisSettings) -> Connect:
+def connector(url: str) -> Connect:
     """A function that creates connections without opening them.
 
-    Connections never retry a command: a read degrades the answer instead, and a write must not be stored twice.
+    Connections never retry a command: a read degrades the answer instead, and a write must not be stored twice. They
+    have no timeout: `RedisPipeline` limits an exchange together with connecting, and notices when this process is late.
 
     Args:
-        redis: URL, and the timeout of one step of connecting, at most one second.
+        url: ``redis://``, ``rediss://`` or ``unix://``.
 
     Raises:
         SettingsError: redis-py does not understand the URL.
     """
-    url, step_s = redis.url, min(redis.timeout_s, _LONGEST_CONNECT_S)
     _check_encoding(url)
     try:
         pool = ConnectionPool.from_url(
-            url, socket_timeout=step_s, socket_connect_timeout=step_s, retry=Retry(NoBackoff(), 0)
+            url, socket_timeout=None, socket_connect_timeout=None, retry=Retry(NoBackoff(), 0)
         )
         pool.connection_kwargs["protocol"] = 2  # also if the URL says otherwise: the adapters read replies in this form
         # Raises for unknown parameters of the URL, which would otherwise happen in the middle of a request.

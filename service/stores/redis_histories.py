@@ -69,7 +69,7 @@ class RedisHistories:
         watch: RedisWatch = UNWATCHED,
         renewal: Renewal | None = None,
     ) -> None:
-        connect, worst, renewal = connector(redis), WorstState(watch.on_state), renewal or Renewal()
+        connect, worst, renewal = connector(redis.url), WorstState(watch.on_state), renewal or Renewal()
         timeout_s = redis.timeout_s
         self._reads = RedisPipeline(connect, timeout_s=timeout_s, on_state=worst.of("reads"), renewal=renewal)
         self._writes = RedisPipeline(connect, timeout_s=timeout_s, on_state=worst.of("writes"), renewal=renewal)

@@ -87,6 +87,7 @@ class RedisOperatorState:
 
     Args:
         redis: URL, key prefix and timeout.
+        timeout_s: shortest timeout in seconds; it replaces that of ``redis`` where it is longer.
         shown_cap: newest items shown again that are remembered as changes.
         watch: callbacks that observe the calls; the state of this breaker is not reported.
         renewal: shared with all other pipelines to the same Redis.
@@ -99,11 +100,12 @@ class RedisOperatorState:
         self,
         redis: RedisSettings,
         *,
+        timeout_s: float = 0.0,
         shown_cap: int = 10_000,
         watch: RedisWatch = UNWATCHED,
         renewal: Renewal | None = None,
     ) -> None:
-        self._pipeline = RedisPipeline(connector(redis), timeout_s=redis.timeout_s, renewal=renewal)
+        self._pipeline = RedisPipeline(connector(redis.url), timeout_s=max(redis.timeout_s, timeout_s), renewal=renewal)
         self._base = f"{redis.redis_prefix}:{{directives}}"
         self._keys = [f"{self._base}:{name}" for name in ("state", "hidden", "shown")]
         self._shown_cap = shown_cap

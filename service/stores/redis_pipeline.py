@@ -302,9 +302,8 @@ class RedisPipeline:
                 await asyncio.wait({check}, timeout=self._timeout_s)
             except asyncio.CancelledError:
                 check.cancel()
-                await (
-                    connection.drop()
-                )  # a new task would start only after `close` has returned, which waits for this one
+                # Not in a new task, which would start only after `close` has returned, as that waits for this one.
+                await connection.drop()
                 raise
             if check.done() and check.result():
                 self._connection = connection

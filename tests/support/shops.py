@@ -1,4 +1,4 @@
-"""A registry whose pointer moves, with bundles that can be damaged, and the service beside it."""
+"""A registry with bundles that can be made current or damaged, and requests to the service that serves it."""
 
 import json
 import os
@@ -43,8 +43,8 @@ def other_bundle(table: ItemTable, encoder: Path, out: Path, day: int, *, names:
     ids = table.ids if names is None else ItemIds(f"{names}{row}" for row in range(len(table)))
     vectors = table.layout.stack(raw).astype(np.float16)
     changed = ItemTable(table.layout, ids, vectors, table.popularity, table.metadata, table.model)
-    probes = EvaluationQueries(np.array([[1, 2, 4], [10, 11, -1], [20, -1, -1]]), np.array([5, 12, 21]))
-    return build_bundle(changed, encoder, probes, out, now=datetime(2026, 1, day, tzinfo=UTC))
+    queries = EvaluationQueries(np.array([[1, 2, 4], [10, 11, -1], [20, -1, -1]]), np.array([5, 12, 21]))
+    return build_bundle(changed, encoder, queries, out, now=datetime(2026, 1, day, tzinfo=UTC))
 
 
 def with_file(bundle: Path, out: Path, name: str, content: bytes) -> Path:
@@ -127,8 +127,8 @@ def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     return found
 
 
-class Looks:
-    """What a replica knew and answered with at the start of each look; two looks are a second at the most."""
+class Polls:
+    """Records the active bundle and the hidden items of a replica at the start of each poll."""
 
     def __init__(self, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[tuple[str, frozenset[str]]] = []
@@ -146,7 +146,7 @@ class Looks:
         monkeypatch.setattr(OperatorState, "sync", recording)
 
     def until(self, holds: Callable[[str, frozenset[str]], bool]) -> int:
-        """How many looks began from now on before something was so."""
+        """How many polls from now on started before a condition held."""
         begun = len(self.seen)
         return int(eventually(lambda: [n for n, seen in enumerate(self.seen[begun:], 1) if holds(*seen)])[0]) - 1
 

@@ -1,4 +1,4 @@
-"""A real server in a thread with clients that speak through bare sockets, well or badly."""
+"""Runs a real server in a thread, with clients that send correct or malformed bytes over sockets."""
 
 import asyncio
 import contextlib

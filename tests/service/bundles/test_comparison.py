@@ -1,4 +1,4 @@
-"""The shadow comparison, against numbers worked out by hand."""
+"""The comparison of two bundles against values computed by hand."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a replica knows of the directives: catching up, healing a store that lost them, and the local file."""
+"""A replica's copy of the operator state: updates, restoring a store that lost its data, and the local file."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from tests.support.stores.memory_operator_state import MemoryOperatorState
 
 
 class Replica(OperatorState):
-    """Directives that remember what they were told about their file."""
+    """An operator state that records the errors of its local file."""
 
     def __init__(self, store: MemoryOperatorState, path: Path) -> None:
         self.file_errors: list[str] = []
@@ -135,8 +135,8 @@ def test_a_file_that_holds_something_else_is_told_and_ignored(tmp_path: Path, co
     path.write_bytes(content)
     replica = Replica(MemoryOperatorState(), path)
     assert replica.known == (None, set())
-    (told,) = replica.file_errors
-    assert told.startswith(f"{path}: the saved operator state cannot be read")
+    (error,) = replica.file_errors
+    assert error.startswith(f"{path}: the saved operator state cannot be read")
 
 
 def test_a_file_that_cannot_be_written_is_told_once_a_change(tmp_path: Path) -> None:
@@ -147,8 +147,8 @@ def test_a_file_that_cannot_be_written_is_told_once_a_change(tmp_path: Path) -> 
         await replica.set_available("a", available=False)
         for _ in range(3):
             await replica.sync()
-        (told,) = replica.file_errors
-        assert "the operator state cannot be saved" in told
+        (error,) = replica.file_errors
+        assert "the operator state cannot be saved" in error
         assert replica.known == (None, {"a"})
 
     asyncio.run(check())
@@ -226,14 +226,14 @@ def test_a_look_that_is_cancelled_before_its_file_is_written_loses_nothing(tmp_p
         replica = Replica(MemoryOperatorState(), tmp_path / "kept")
         await replica.set_pin("p")
         asked.clear()
-        look = asyncio.create_task(replica.sync())
+        sync = asyncio.create_task(replica.sync())
         while not asked.is_set():
             await asyncio.sleep(0)
-        look.cancel()
+        sync.cancel()
         await asyncio.sleep(0)
         may_go_on.set()
-        await asyncio.wait({look})
-        assert look.cancelled()
+        await asyncio.wait({sync})
+        assert sync.cancelled()
         await replica.close()
         assert OperatorStateCopy.load(tmp_path / "kept").pin == "p"
 

@@ -1,4 +1,4 @@
-"""Pins that a prune on this machine should spare."""
+"""A prune spares the bundles that services on this machine have pinned."""
 
 from pathlib import Path
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 from starlette.testclient import TestClient
 
 from demo.embedded_redis import EmbeddedRedis
@@ -17,7 +18,7 @@ from service.errors import BundleRefused, StartError
 from service.lifecycle import load_current
 from service.settings.groups import BundleSettings
 from service.settings.load import load_settings
-from tests.support.shops import AS_ADMIN, Looks, Shop, eventually, metric, serving, with_blind_encoder
+from tests.support.shops import AS_ADMIN, Polls, Shop, eventually, metric, serving, with_blind_encoder
 
 
 def swap_of(client: TestClient) -> dict[str, Any]:
@@ -43,10 +44,10 @@ def test_every_replica_goes_back_within_a_second_and_on_again(
     assert 2 * BundleSettings(registry="r").poll_s <= 1.0
     with open_shop(poll_ms=100) as one, open_shop(poll_ms=100) as other:  # both keep the bundle before in memory
         advance(shop, one, other)
-        looks = Looks(other, monkeypatch)
+        polls = Polls(other, monkeypatch)
         assert post(one, "/bundle/rollback") == (200, {"bundle": shop.ids[0], "swapped": True, "pin": shop.ids[0]})
         assert serving(one) == shop.ids[0]
-        assert looks.until(lambda bundle, _: bundle == shop.ids[0]) <= 2
+        assert polls.until(lambda bundle, _: bundle == shop.ids[0]) <= 2
         for client in (one, other):
             eventually(lambda client=client: swap_of(client)["pin"] == shop.ids[0])
             eventually(lambda client=client: metric(client, "vlm2rec_bundle_pin_info", bundle=shop.ids[0]) == 1)
@@ -242,6 +243,20 @@ def test_a_pin_outlives_a_restart_with_and_without_redis(open_shop: Any, shop: S
     with open_shop(directives_file=file, redis_url="unix:///nonexistent/redis.sock") as client:  # from the file
         assert serving(client) == shop.ids[0]
         assert swap_of(client)["pin"] == shop.ids[0]
+
+
+def test_a_slow_redis_at_the_start_is_waited_for(open_shop: Any, shop: Shop, tmp_path: Path) -> None:
+    """Redis takes longer than a usual answer may: the pin and the hidden items hold from the first request."""
+    with EmbeddedRedis() as redis, Redis.from_url(redis.url) as admin:
+        with open_shop(redis_url=redis.url) as client:
+            advance(shop, client)
+            assert post(client, "/bundle/rollback", json={"bundle": shop.ids[0]})[0] == 200
+            assert client.put("/items/i7/availability", headers=AS_ADMIN, json={"available": False}).is_success
+        admin.execute_command("CLIENT PAUSE", 1500)
+        with open_shop(redis_url=redis.url, redis_timeout_ms=100, poll_ms=60_000) as client:
+            assert serving(client) == shop.ids[0]
+            assert swap_of(client)["pin"] == shop.ids[0]
+            assert metric(client, "vlm2rec_hidden_items") == 1
 
 
 def test_a_bad_start_serves_the_newest_good_bundle_before(open_shop: Any, shop: Shop, day_bundles: list[Path]) -> None:

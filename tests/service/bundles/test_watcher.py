@@ -1,4 +1,4 @@
-"""What a watcher does about the unforeseen: bundles that somebody keeps, failures inside, refusals without end."""
+"""The watcher handles bundles that stay in use, internal failures and endless refusals."""
 
 import shutil
 import weakref
@@ -12,7 +12,7 @@ from index.bundle.bundle import Bundle
 from index.errors import EncoderError
 from service.app import create_app
 from service.bundles import loaded_bundles
-from service.bundles.loaded_bundles import LoadedBundles, Refusal, Refusals
+from service.bundles.loaded_bundles import BundleRefusal, BundleRefusals, LoadedBundles
 from service.bundles.loader import BundleLoader
 from service.bundles.operator_state import OperatorState
 from service.bundles.startup import Startup, load_first
@@ -22,7 +22,7 @@ from service.settings.load import load_settings
 from tests.support.shops import AS_ADMIN, Shop, eventually, metric, serving
 
 
-def test_a_third_bundle_is_not_loaded_while_somebody_keeps_the_first(
+def test_a_third_bundle_is_not_loaded_while_the_first_is_in_use(
     open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaded_bundles, "_RELEASE_LIMIT_S", 0.2)
@@ -75,13 +75,13 @@ def test_the_first_bundle_is_freed_like_any_other(shop: Shop, redis_url: str, tm
         assert gone() is None
 
 
-def test_a_look_that_fails_is_counted_and_the_next_one_is_taken(
+def test_a_failed_poll_is_counted_and_the_next_one_follows(
     open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_shop() as client:
 
         async def broken(_self: OperatorState) -> None:
-            raise RuntimeError("nobody foresaw this")
+            raise RuntimeError("an unexpected failure")
 
         with monkeypatch.context() as patched:
             patched.setattr(OperatorState, "sync", broken)
@@ -90,13 +90,13 @@ def test_a_look_that_fails_is_counted_and_the_next_one_is_taken(
         eventually(lambda: serving(client) == shop.ids[1])
 
 
-def test_a_change_that_fails_in_a_way_nobody_foresaw_is_tried_again(
+def test_an_unexpected_failure_of_a_change_is_retried(
     open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_shop() as client:
 
         async def broken(*_: Any) -> None:
-            raise RuntimeError("nobody foresaw this")
+            raise RuntimeError("an unexpected failure")
 
         with monkeypatch.context() as patched:
             patched.setattr(LoadedBundles, "_load_and_validate", broken)
@@ -108,7 +108,7 @@ def test_a_change_that_fails_in_a_way_nobody_foresaw_is_tried_again(
 @pytest.mark.parametrize(
     ("error", "reason"), [(MemoryError("too large"), "error"), (EncoderError("no such device"), "encoder")]
 )
-def test_whatever_loading_meets_what_answers_stays(
+def test_after_any_error_of_loading_the_active_bundle_stays(
     open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     def broken(*_: Any, **__: Any) -> Bundle:
@@ -171,15 +171,15 @@ def test_every_reason_is_explained() -> None:
 
 
 def test_the_newest_hundred_refusals_are_remembered() -> None:
-    refusals = Refusals()
+    refusals = BundleRefusals()
     for number in range(150):
-        refusals.add(Refusal.of(f"b{number}", (number,), BundleRefused("invalid", "bad")))
+        refusals.add(BundleRefusal.of(f"b{number}", (number,), BundleRefused("invalid", "bad")))
     assert [kept.bundle for kept in refusals] == [f"b{number}" for number in range(50, 150)]
     assert refusals.contains("b149", (149,))
     assert not refusals.contains("b149", (1, 2))  # published again
     assert not refusals.contains("b0", (0,))
     refusals.remove("b149")
-    refusals.remove("never heard of")
+    refusals.remove("unknown")
     assert not refusals.contains("b149", (149,))
 
 

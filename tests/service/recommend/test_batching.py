@@ -1,4 +1,4 @@
-"""The batcher against one job at a time: the same answers in any company, and none of them ever lost."""
+"""The batcher returns the same results in any batch, and loses no search."""
 
 import asyncio
 import threading

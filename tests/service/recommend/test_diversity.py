@@ -1,4 +1,4 @@
-"""MMR against a brute-force reading of its definition, and by hand."""
+"""Maximal marginal relevance against a brute-force implementation and values computed by hand."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Pages of a diverse answer: together one long answer, whatever an approximate index finds at another depth."""
+"""Pages of a diverse ranking join to one long ranking, also with an approximate index."""
 
 import asyncio
 from collections.abc import Sequence
@@ -44,8 +44,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, small_table: ItemTable, sma
         metadata=pa.table({"even": [row % 2 == 0 for row in range(ITEMS)]}),
         model={"kind": "made"},
     )
-    probes = EvaluationQueries(np.array([[1, 2, 4], [10, 11, -1]]), np.array([5, 12]))
-    return Bundle.load(build_bundle(table, small_encoder, probes, tmp_path_factory.mktemp("bundle")))
+    queries = EvaluationQueries(np.array([[1, 2, 4], [10, 11, -1]]), np.array([5, 12]))
+    return Bundle.load(build_bundle(table, small_encoder, queries, tmp_path_factory.mktemp("bundle")))
 
 
 class Approximate(InlineEngine):

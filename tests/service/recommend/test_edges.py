@@ -1,4 +1,4 @@
-"""What no well-behaved client, bundle or encoder brings about."""
+"""Errors that no well-behaved client, bundle or encoder causes."""
 
 import asyncio
 import signal

@@ -24,7 +24,8 @@ def recent_of(client: TestClient) -> list[tuple[str, ...]]:
 
 
 def store(client: TestClient, user: str = "victim", item: str = "i7") -> None:
-    assert client.post("/events", json={"user_id": user, "item_id": item}).status_code == 200
+    stored = client.post("/events", json={"user_id": user, "item_id": item})
+    assert stored.status_code == 200, stored.text
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which items are answered, by brute force: filter, hidden, excluded and seen items, page after page."""
+"""Filtered, hidden, excluded and seen items against brute force, page after page."""
 
 import asyncio
 import shutil
@@ -119,9 +119,9 @@ def large(
         popularity=rng.permutation(LARGE),
         metadata=pa.table({"category": [("shoes", "hats", "bags")[row % 3] for row in range(LARGE)]}),
     )
-    probes = EvaluationQueries(np.array([[1], [2]]), np.array([3, 4]))
+    queries = EvaluationQueries(np.array([[1], [2]]), np.array([3, 4]))
     spec = IndexSpec(kind="flat")
-    built = build_bundle(table, small_encoder, probes, tmp_path_factory.mktemp("large"), spec)
+    built = build_bundle(table, small_encoder, queries, tmp_path_factory.mktemp("large"), spec)
     return Bundle.load(built), Oracle(table)
 
 

@@ -1,4 +1,4 @@
-"""Profiles against brute force, sample users, and the slow lane that profiles are computed in."""
+"""Profiles against brute force and sample users, and the executor that computes them."""
 
 import asyncio
 import threading

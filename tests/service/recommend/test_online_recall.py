@@ -1,4 +1,4 @@
-"""The sampler of live answers: figures that are known by hand, and a pace that is kept."""
+"""The sampler of live answers: figures computed by hand, and the bound on its processor time."""
 
 import asyncio
 import gc

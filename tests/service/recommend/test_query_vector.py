@@ -1,4 +1,4 @@
-"""Weighted histories against the formulas of docs/method.md, worked by hand."""
+"""Weighted histories against the formulas of docs/method.md, computed by hand."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The recommender against plain numpy on the same item table: which items, in which order, with which scores."""
+"""The recommender against plain numpy on the same item table: items, order and scores."""
 
 import asyncio
 from collections.abc import Sequence
@@ -127,10 +127,10 @@ def test_the_nearest_history_item_is_the_liked_one_with_the_largest_inner_produc
     answer = ask(
         bundle, ["i1", "i2"], items=[("i4", 1.0), ("i6", -1.0)], k=20, explain=True, slot_weights={"text": 0.0}
     )
-    liked = [1, 2, 4]
-    likeness = oracle.vectors[answer.rows] @ oracle.vectors[liked].T
+    positive = [1, 2, 4]
+    similarity = oracle.vectors[answer.rows] @ oracle.vectors[positive].T
     assert answer.nearest is not None
-    assert answer.nearest.tolist() == [liked[place] for place in likeness.argmax(axis=1)]
+    assert answer.nearest.tolist() == [positive[position] for position in similarity.argmax(axis=1)]
 
 
 def test_weights_steer_the_query(bundle: Bundle, oracle: Any) -> None:

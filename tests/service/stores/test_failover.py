@@ -1,4 +1,4 @@
-"""After a failover reads, writes and operator state are at the new master together: two real servers and REPLICAOF."""
+"""After a failover reads, writes and operator state use the new master, with two real servers and REPLICAOF."""
 
 import asyncio
 import contextlib
@@ -11,12 +11,13 @@ from redis import Redis
 
 from service.errors import HistoriesUnavailable, OperatorStateUnavailable
 from service.stores.protocols import Edition, Event
+from service.stores.redis_client import connector
 from service.stores.redis_histories import RedisHistories
 from service.stores.redis_operator_state import RedisOperatorState
 from service.stores.redis_pipeline import RedisPipeline
 from service.stores.redis_renewal import Renewal
 from tests.support.stores.fake_redis import FakeRedis, fake_redis, own_key, read, run
-from tests.support.stores.real_redis import connect_to, open_histories, open_operator_state
+from tests.support.stores.real_redis import open_histories, open_operator_state
 from tests.support.stores.redis_pairs import Forwarder, on_a_port, program_of
 
 NEW = Edition()
@@ -54,13 +55,13 @@ async def opened(folder: Path, version: str) -> AsyncIterator[tuple[Pair, RedisH
             pair.command(1, "REPLICAOF", "127.0.0.1", one)
             await eventually_true(lambda: pair.follows(1))
             renewal = Renewal()
-            sessions = open_histories(forwarder.url, timeout_s=5.0, renewal=renewal)
-            directives = open_operator_state(forwarder.url, timeout_s=5.0, renewal=renewal)
+            histories = open_histories(forwarder.url, timeout_s=5.0, renewal=renewal)
+            state = open_operator_state(forwarder.url, timeout_s=5.0, renewal=renewal)
             try:
-                yield pair, sessions, directives
+                yield pair, histories, state
             finally:
-                await sessions.close()
-                await directives.close()
+                await histories.close()
+                await state.close()
 
 
 async def eventually_true(condition: Callable[[], bool]) -> None:
@@ -82,21 +83,21 @@ async def at_last(call: Callable[[], Awaitable[Any]]) -> Any:
 @pytest.mark.parametrize("version", ["6.2", "7.0"])
 def test_events_reads_erasure_and_operators_follow_together(tmp_path: Path, version: str) -> None:
     async def check() -> None:
-        async with opened(tmp_path, version) as (pair, sessions, directives):
-            await sessions.append([Event("u", "before", 1.0)])
-            assert await sessions.recent("u") == ["before"]
-            assert await directives.hide("before", NEW)
+        async with opened(tmp_path, version) as (pair, histories, state):
+            await histories.append([Event("u", "before", 1.0)])
+            assert await histories.recent("u") == ["before"]
+            assert await state.hide("before", NEW)
             await eventually_true(lambda: pair.command(0, "WAIT", 1, 1000) == 1)
             pair.fail_over()
             # The demoted one keeps to itself what it has: whoever still reads there reads what is stale.
             await eventually_true(lambda: pair.follows(0))
             pair.command(0, "REPLICAOF", "127.0.0.1", 1)
-            await at_last(lambda: sessions.append([Event("u", "after", 2.0, event_id="e")]))
-            assert await sessions.recent("u") == ["before", "after"]
-            await sessions.erase("u")
-            assert await sessions.recent("u") == []
-            assert (await directives.edition()).number == 1
-            assert await directives.hide("after", await directives.edition())
+            await at_last(lambda: histories.append([Event("u", "after", 2.0, event_id="e")]))
+            assert await histories.recent("u") == ["before", "after"]
+            await histories.erase("u")
+            assert await histories.recent("u") == []
+            assert (await state.edition()).number == 1
+            assert await state.hide("after", await state.edition())
             assert pair.command(1, "ZCARD", "vlm2rec:{directives}:hidden") == 2
             assert pair.command(0, "ZCARD", "vlm2rec:{directives}:hidden") == 1
 
@@ -107,16 +108,16 @@ def test_events_reads_erasure_and_operators_follow_together(tmp_path: Path, vers
 @pytest.mark.parametrize("version", ["6.2", "7.0"])
 def test_reads_follow_an_operator_who_writes_alone(tmp_path: Path, version: str) -> None:
     async def check() -> None:
-        async with opened(tmp_path, version) as (pair, sessions, directives):
-            await sessions.append([Event("u", "before", 1.0)])
-            assert await sessions.recent("u") == ["before"]
-            await directives.edition()
+        async with opened(tmp_path, version) as (pair, histories, state):
+            await histories.append([Event("u", "before", 1.0)])
+            assert await histories.recent("u") == ["before"]
+            await state.edition()
             await eventually_true(lambda: pair.command(0, "WAIT", 1, 1000) == 1)
             pair.fail_over()
             pair.command(0, "REPLICAOF", "127.0.0.1", 1)
             pair.command(1, "UNLINK", "vlm2rec:{b062}:history:u")
-            await at_last(lambda: directives.pin("bundle", NEW))
-            assert await sessions.recent("u") == []
+            await at_last(lambda: state.pin("bundle", NEW))
+            assert await histories.recent("u") == []
 
     asyncio.run(check())
 
@@ -125,18 +126,18 @@ def test_reads_follow_an_operator_who_writes_alone(tmp_path: Path, version: str)
 @pytest.mark.parametrize("version", ["6.2", "7.0"])
 def test_a_replica_that_gives_no_stale_data_is_left(tmp_path: Path, version: str) -> None:
     async def check() -> None:
-        async with opened(tmp_path, version) as (pair, sessions, _):
-            await sessions.append([Event("u", "before", 1.0)])
-            assert await sessions.recent("u") == ["before"]
+        async with opened(tmp_path, version) as (pair, histories, _):
+            await histories.append([Event("u", "before", 1.0)])
+            assert await histories.recent("u") == ["before"]
             await eventually_true(lambda: pair.command(0, "WAIT", 1, 1000) == 1)
             pair.command(0, "CONFIG", "SET", "replica-serve-stale-data", "no")
             pair.command(1, "REPLICAOF", "NO", "ONE")
             pair.command(0, "REPLICAOF", "127.0.0.1", 1)
             with pytest.raises(HistoriesUnavailable, match="MASTERDOWN: it is a replica"):
-                await sessions.recent("u")
+                await histories.recent("u")
             pair.forwarder.target = pair.ports[1]
-            assert await at_last(lambda: sessions.recent("u")) == ["before"]
-            assert await sessions.append([Event("u", "after", 2.0)]) == 1
+            assert await at_last(lambda: histories.recent("u")) == ["before"]
+            assert await histories.append([Event("u", "after", 2.0)]) == 1
 
     asyncio.run(check())
 
@@ -158,7 +159,7 @@ ASTRAY = {
 @contextlib.asynccontextmanager
 async def two_links() -> AsyncIterator[tuple[FakeRedis, RedisPipeline, RedisPipeline]]:
     async with fake_redis() as fake:
-        renewal, connect = Renewal(), connect_to(fake.url, 5.0)
+        renewal, connect = Renewal(), connector(fake.url)
         pipelines = [RedisPipeline(connect, timeout_s=5.0, renewal=renewal) for _ in range(2)]
         try:
             yield fake, *pipelines

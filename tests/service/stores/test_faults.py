@@ -1,4 +1,4 @@
-"""Redis killed, stopped, full or not a Redis at all under a running service: answers degrade and say so."""
+"""Redis killed, stopped, full or replaced by another server: answers degrade and say so."""
 
 import asyncio
 import os

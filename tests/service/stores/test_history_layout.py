@@ -1,4 +1,4 @@
-"""How histories lie in Redis: the old layout is read, moved and erased; erasing costs what the user's events do."""
+"""The keys of histories in Redis: reading, moving and erasing the old layout, and the cost of erasing a user."""
 
 import asyncio
 import uuid

@@ -1,4 +1,4 @@
-"""One behaviour for every store of directives: the fake in memory and the real Redis."""
+"""The contract of operator-state stores, tested on the fake in memory and on a real Redis."""
 
 import asyncio
 import uuid

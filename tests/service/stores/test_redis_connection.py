@@ -1,4 +1,4 @@
-"""A connection to Redis by itself."""
+"""One connection to Redis without a pipeline."""
 
 import asyncio
 

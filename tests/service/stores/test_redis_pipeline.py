@@ -1,4 +1,4 @@
-"""A pipeline to Redis: whose reply is whose, how long anybody waits, how many may, and how it comes back."""
+"""The pipeline matches replies to callers, bounds the waiting calls and reconnects."""
 
 import asyncio
 import random
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from service.errors import RedisUnavailable
+from service.stores.redis_client import connector
 from service.stores.redis_pipeline import MOST_WAITING, RedisPipeline
 from tests.support.stores.fake_redis import (
     PATIENT_S,
@@ -28,7 +29,6 @@ from tests.support.stores.fake_redis import (
     run,
     until,
 )
-from tests.support.stores.real_redis import connect_to
 
 
 async def run_out(fake: FakeRedis, pipeline: RedisPipeline) -> None:
@@ -334,7 +334,7 @@ def test_closing_leaves_nobody_waiting_and_nothing_running() -> None:
     async def check() -> None:
         async with fake_redis() as fake:
             fake.answer = never
-            pipeline = RedisPipeline(connect_to(fake.url, 5.0), timeout_s=5.0)
+            pipeline = RedisPipeline(connector(fake.url), timeout_s=5.0)
             asked = [asyncio.create_task(read(pipeline, f"key {number}")) for number in range(300)]
             await until(lambda: bool(fake.asked))
             await pipeline.close()
@@ -362,7 +362,7 @@ def test_closing_ends_the_probing() -> None:
 
 def test_a_process_that_was_held_up_itself_does_not_blame_redis(redis_url: str) -> None:
     async def check() -> None:
-        pipeline = patient_pipeline(connect_to(redis_url, PATIENT_S))
+        pipeline = patient_pipeline(connector(redis_url))
         assert await read(pipeline, "nothing there") == []
         connection = pipeline._connection._connection
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""A pipeline to something that is no Redis, or one that answers with errors, closes connections, or forgets scripts."""
+"""A pipeline to a server that is no Redis, answers with errors, closes connections or forgets scripts."""
 
 import asyncio
 
@@ -7,6 +7,7 @@ import redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 
 from service.errors import HistoriesUnavailable, RedisUnavailable
+from service.stores.redis_client import connector
 from service.stores.redis_pipeline import RedisPipeline, Script
 from tests.support.stores.fake_redis import (
     PATIENT_S,
@@ -21,7 +22,7 @@ from tests.support.stores.fake_redis import (
     run,
     until,
 )
-from tests.support.stores.real_redis import connect_to, open_histories
+from tests.support.stores.real_redis import open_histories
 
 RUBBISH = {
     "another protocol": b"HTTP/1.1 200 OK\r\n\r\n",
@@ -94,7 +95,7 @@ def test_a_reply_that_drips_is_not_waited_for() -> None:
     async def check() -> None:
         server = await asyncio.start_server(drip, "127.0.0.1", 0)
         url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        pipeline = patient_pipeline(connect_to(url, PATIENT_S))
+        pipeline = patient_pipeline(connector(url))
         asked = asyncio.create_task(read(pipeline, "key"))
         await until(lambda: len(drops) > 10)
         assert not asked.done()
@@ -175,7 +176,7 @@ def test_a_script_that_redis_has_forgotten_is_told_again(redis_url: str) -> None
             client.script_flush()
 
     async def check() -> None:
-        pipeline = RedisPipeline(connect_to(redis_url, 5.0), timeout_s=5.0)
+        pipeline = RedisPipeline(connector(redis_url), timeout_s=5.0)
         script = Script("return #KEYS * 10 + tonumber(ARGV[1])")
         for _ in range(2):
             calls = [pipeline.run(script, ["a", "b"], [number], int) for number in range(5)]

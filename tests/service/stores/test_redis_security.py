@@ -1,4 +1,4 @@
-"""Redis with a user of its own and over TLS: what docs/security.md says is enough, and less is told, not crashed on."""
+"""Redis over TLS and with the ACL user of docs/security.md; missing permissions give a clear error."""
 
 import asyncio
 import re
@@ -65,9 +65,9 @@ def test_it_is_enough_for_the_pin_and_for_taking_everything_back(guarded_redis: 
         changes = await store.changes(nothing)
         assert (changes.pin, sorted(changes.hidden)) == ("bundle", ["x", "y"])
         await store.close()
-        sessions = open_histories(f"unix://vlm2rec:{PASSWORD}@{guarded_redis}", prefix="vlm2rec:b")
-        assert await sessions.stream() == []
-        await sessions.close()
+        histories = open_histories(f"unix://vlm2rec:{PASSWORD}@{guarded_redis}", prefix="vlm2rec:b")
+        assert await histories.stream() == []
+        await histories.close()
 
     asyncio.run(all_of_it())
 

@@ -1,4 +1,4 @@
-"""A server that speaks Redis' protocol well or badly: late, by halves, rubbish, or not at all; and a pipeline to it."""
+"""A server that speaks Redis' protocol correctly, late, partly or not at all, and a pipeline to it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -6,9 +6,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from service.errors import RedisUnavailable
-from service.stores.redis_client import Connect
+from service.stores.redis_client import Connect, connector
 from service.stores.redis_pipeline import RedisPipeline
-from tests.support.stores.real_redis import connect_to
 
 PATIENT_S = 20.0
 """A timeout that passes only when a test moves the clock, however slow the machine is."""
@@ -115,9 +114,7 @@ async def _command(reader: asyncio.StreamReader) -> list[bytes]:
 @asynccontextmanager
 async def linked(timeout_s: float = 0.1) -> AsyncIterator[tuple[FakeRedis, RedisPipeline]]:
     async with fake_redis() as fake:
-        pipeline = RedisPipeline(
-            connect_to(fake.url, timeout_s), timeout_s=timeout_s, clock=asyncio.get_running_loop().time
-        )
+        pipeline = RedisPipeline(connector(fake.url), timeout_s=timeout_s, clock=asyncio.get_running_loop().time)
         try:
             yield fake, pipeline
         finally:

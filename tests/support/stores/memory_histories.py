@@ -1,4 +1,4 @@
-"""MemoryHistories: the store of histories without a Redis, for tests and for trying the recommender in one process."""
+"""A history store in memory, for tests."""
 
 from collections import deque
 from collections.abc import Callable, Sequence

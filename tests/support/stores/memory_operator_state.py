@@ -1,4 +1,4 @@
-"""MemoryOperatorState: the store of pin and hidden items without a Redis, for tests and for one process alone."""
+"""An operator-state store in memory, for tests."""
 
 import uuid
 from collections.abc import Sequence

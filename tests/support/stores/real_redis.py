@@ -1,19 +1,14 @@
-"""Histories and operator state in a real Redis, for tests, with the values that a test names."""
+"""Histories and operator state in a real Redis, with the settings that a test names."""
 
 from typing import Any
 
 from service.settings.groups import HistorySettings, RedisSettings
-from service.stores.redis_client import Connect, connector
 from service.stores.redis_histories import RedisHistories
 from service.stores.redis_operator_state import RedisOperatorState
 
 
 def connection(url: str, *, prefix: str = "vlm2rec", timeout_s: float = 0.25) -> RedisSettings:
     return RedisSettings(redis_url=url, redis_prefix=prefix, redis_timeout_ms=round(timeout_s * 1000))
-
-
-def connect_to(url: str, timeout_s: float) -> Connect:
-    return connector(connection(url, timeout_s=timeout_s))
 
 
 def open_histories(url: str, *, prefix: str = "vlm2rec", timeout_s: float = 0.25, **options: Any) -> RedisHistories:

@@ -1,4 +1,4 @@
-"""Two Redis servers that take over from each other, and a forwarder whose address stands for one of them."""
+"""Two Redis servers for failovers, and a forwarder whose address leads to one of them."""
 
 import asyncio
 import contextlib
