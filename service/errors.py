@@ -8,7 +8,7 @@ ServiceError
 ├── RedisUnavailable        a call was not answered by Redis; the adapters translate it into one of the two above
 ├── NotReady                no bundle is loaded yet, or the process is draining
 ├── QueueFull               as many requests wait already as may
-├── BundleRefused           a bundle may not be activated; carries the reason
+├── BundleRefused           a bundle may not be activated; has the reason
 └── RequestRefused          a request that cannot be answered as it stands
     ├── MalformedBody       the body is not JSON
     ├── KeyMissing          the route needs an API key and none was sent

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from service.bundles.loader import BundleLoader
-from service.bundles.operator_state import OperatorState
 from service.bundles.startup import START_TIMEOUT_S, Startup, load_first, read_operator_state
 from service.container import Container, open_operator_state
 from service.errors import StartError
@@ -25,11 +24,9 @@ def load_current(settings: Settings) -> Startup:
         BundleRefused: every bundle is refused, and `wait_for_bundle` is off.
         IndexingError: the registry cannot be read.
     """
-
-    def open_state() -> OperatorState:
-        return open_operator_state(settings, RedisOperatorState(settings.redis, timeout_s=START_TIMEOUT_S))
-
-    state = read_operator_state(open_state)
+    state = read_operator_state(
+        lambda: open_operator_state(settings, RedisOperatorState(settings.redis, timeout_s=START_TIMEOUT_S))
+    )
     return replace(load_first(BundleLoader(settings.bundles), state.pin), operator_state=state)
 
 

@@ -89,7 +89,7 @@ class Shop:
         return self.registry.root / bundle_id
 
     def put(self, bundle: Path) -> str:
-        """Lay a bundle into the registry without pointing to it; files of its own, so that they may be damaged."""
+        """Copy a bundle into the registry without making it current; its files may be damaged."""
         shutil.copytree(bundle, self.path(bundle.name))
         for path in self.path(bundle.name).iterdir():
             path.chmod(0o644)
@@ -119,7 +119,7 @@ class Shop:
 
 
 def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Wait until a condition holds and give what it gave."""
+    """Wait until a condition holds and return its result."""
     until = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < until, "did not come about"
@@ -159,13 +159,13 @@ def serving(client: TestClient) -> str:
 
 
 def returning(client: TestClient) -> None:
-    """Let a user come back who has a stored history; only such ones are asked with in a comparison."""
+    """Send a request of a user with a stored history; comparisons use only such histories."""
     assert client.post("/events", json={"user_id": "back", "item_id": "i1", "event_id": "1"}).status_code == 200
     assert client.post("/recommend", json={"user_id": "back", "k": 3}).json()["strategy"] == "sequence"
 
 
 def metric(client: TestClient, name: str, **labels: str) -> float:
-    """The value of a metric; 0 where it was never set."""
+    """The value of a metric; 0 if it was never set."""
     return sum(
         sample.value
         for family in text_string_to_metric_families(client.get("/metrics").text)

@@ -47,7 +47,7 @@ def test_the_newest_different_histories_are_kept() -> None:
     assert (len(recent), recent.newest()) == (0, [])
 
 
-def test_a_history_that_was_read_before_all_were_forgotten_is_not_taken() -> None:
+def test_a_history_read_before_all_were_cleared_is_dropped() -> None:
     recent = RecentHistories(3)
     before = recent.generation
     recent.clear()
@@ -81,7 +81,7 @@ def test_two_bundles_overlap_as_counted_by_hand(days: tuple[Bundle, Bundle]) -> 
     assert (found.old.bundle, found.new.bundle) == (old.id, new.id)
 
 
-def test_slot_shares_are_the_mean_share_of_what_speaks_for_an_item(bundle: Bundle, oracle: Oracle) -> None:
+def test_slot_shares_are_the_mean_share_of_positive_contributions(bundle: Bundle, oracle: Oracle) -> None:
     found = compare(ComparedBundle(bundle, None), None, [("i1", "i2")], evaluation_queries=5)
     query = oracle.encoded(["i1", "i2"])
     shares = []
@@ -208,7 +208,7 @@ def test_erasing_a_user_forgets_the_recent_histories_too(open_shop: Any, shop: S
         assert client.get("/bundle").json()["swap"]["comparison"]["source"] == "probes"
 
 
-def test_an_old_bundle_that_one_thread_may_touch_is_asked_in_that_thread(days: tuple[Bundle, Bundle]) -> None:
+def test_an_old_bundle_for_one_thread_is_queried_in_that_thread(days: tuple[Bundle, Bundle]) -> None:
     asked: list[object] = []
 
     def there(question: Any) -> Any:

@@ -45,7 +45,7 @@ def test_a_change_on_one_replica_reaches_the_other(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
-def test_a_store_that_lost_everything_gets_it_back_from_whoever_notices(tmp_path: Path) -> None:
+def test_a_store_that_lost_everything_is_restored_by_the_replica_that_notices(tmp_path: Path) -> None:
     async def check() -> None:
         store = MemoryOperatorState()
         one, other = Replica(store, tmp_path / "1"), Replica(store, tmp_path / "2")
@@ -66,7 +66,7 @@ def test_a_store_that_lost_everything_gets_it_back_from_whoever_notices(tmp_path
     asyncio.run(check())
 
 
-def test_a_store_with_a_life_of_its_own_is_the_truth(tmp_path: Path) -> None:
+def test_a_store_of_another_epoch_is_the_truth(tmp_path: Path) -> None:
     async def check() -> None:
         old, new = MemoryOperatorState(), MemoryOperatorState()
         before = Replica(old, tmp_path / "1")
@@ -82,7 +82,7 @@ def test_a_store_with_a_life_of_its_own_is_the_truth(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
-def test_what_was_known_survives_a_restart_while_the_store_is_down(tmp_path: Path) -> None:
+def test_the_last_known_state_survives_a_restart_while_the_store_is_down(tmp_path: Path) -> None:
     path = tmp_path / "made" / "directives.json"
 
     async def check() -> None:
@@ -130,7 +130,7 @@ def test_a_change_that_the_store_did_not_take_is_not_made(tmp_path: Path) -> Non
         b'{"format": 1, "epoch": "e", "number": 1, "pin": null, "hidden": ["a", 5]}',
     ],
 )
-def test_a_file_that_holds_something_else_is_told_and_ignored(tmp_path: Path, content: bytes) -> None:
+def test_a_file_with_other_content_is_reported_and_ignored(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "directives.json"
     path.write_bytes(content)
     replica = Replica(MemoryOperatorState(), path)
@@ -139,7 +139,7 @@ def test_a_file_that_holds_something_else_is_told_and_ignored(tmp_path: Path, co
     assert error.startswith(f"{path}: the saved operator state cannot be read")
 
 
-def test_a_file_that_cannot_be_written_is_told_once_a_change(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_reported_once_per_change(tmp_path: Path) -> None:
     async def check() -> None:
         (tmp_path / "taken").touch()
         replica = Replica(MemoryOperatorState(), tmp_path / "taken" / "directives.json")
@@ -154,7 +154,7 @@ def test_a_file_that_cannot_be_written_is_told_once_a_change(tmp_path: Path) -> 
     asyncio.run(check())
 
 
-def test_a_file_edited_by_hand_can_still_be_given_back(tmp_path: Path) -> None:
+def test_a_file_edited_by_hand_can_still_be_restored(tmp_path: Path) -> None:
     path = tmp_path / "directives.json"
     kept = {"format": 1, "epoch": "e", "number": 1, "pin": None, "hidden": ["a", "b", "c"]}
     path.write_text(json.dumps(kept))
@@ -211,7 +211,7 @@ def test_a_loss_between_two_calls_shows_nothing_again(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
-def test_a_look_that_is_cancelled_before_its_file_is_written_loses_nothing(tmp_path: Path) -> None:
+def test_a_sync_cancelled_before_its_file_is_written_loses_nothing(tmp_path: Path) -> None:
     async def check() -> None:
         asked, may_go_on = threading.Event(), threading.Event()
 

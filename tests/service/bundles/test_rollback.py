@@ -72,7 +72,7 @@ def test_a_named_bundle_is_loaded_and_pinned(open_shop: Any, shop: Shop) -> None
 
 
 def test_a_look_under_way_does_not_undo_it(open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It read the pointer before, and would let the bundle answer again that the operator has just left."""
+    """The poll read the pointer before the rollback and would activate the bundle that the operator has left."""
     with open_shop(poll_ms=100) as client:
         advance(shop, client)
         loader = client.app.state.watcher._loader

@@ -58,7 +58,7 @@ def test_a_new_pointer_is_noticed_and_its_bundle_takes_over(open_shop: Any, shop
 
 
 def bad_bundle(kind: str, shop: Shop, day_bundles: list[Path], table: ItemTable, tmp_path: Path) -> str:
-    """Make a bundle of the shop bad in one way, or put a bad one there; gives its id."""
+    """Damage a bundle of the shop in one way, or add a bad one; returns its id."""
     bundle_id = shop.ids[1]
     if kind == "nowhere":
         return "20260101T000000Z-000000"

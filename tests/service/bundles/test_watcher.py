@@ -200,7 +200,7 @@ def test_a_bundle_that_fails_at_the_start_is_passed_over(shop: Shop, monkeypatch
     assert [(refusal.bundle, refusal.reason) for refusal in startup.refusals] == [(shop.ids[3], "encoder")]
 
 
-def test_identities_tell_publishings_apart(shop: Shop, day_bundles: list[Path]) -> None:
+def test_identities_differ_between_publications(shop: Shop, day_bundles: list[Path]) -> None:
     loader = BundleLoader(BundleSettings(registry=str(shop.registry.root), device="cuda"))
     before = loader.identity(shop.ids[0])
     assert before == loader.identity(shop.ids[0])

@@ -67,7 +67,7 @@ def same(found: SearchResult, bundle: Bundle, asked: SearchJob) -> None:
 
 @pytest.mark.parametrize("threads", [0, 1, 2, 4])
 @pytest.mark.parametrize("count", [1, 2, 17, 100])
-def test_in_company_each_gets_its_own_answer(bundle: Bundle, threads: int, count: int) -> None:
+def test_in_a_batch_each_search_gets_its_own_result(bundle: Bundle, threads: int, count: int) -> None:
     counted, asked = Counted(), histories(count)
     for found, one in zip(run(together(bundle, asked), counted, threads=threads), asked, strict=True):
         same(found, bundle, one)
@@ -177,7 +177,7 @@ def test_what_is_beyond_the_bound_is_refused_and_the_rest_answered(bundle: Bundl
     assert [isinstance(answer, QueueFull) for answer in found] == [False] * 20 + [True] * 10
 
 
-def test_nobody_searches_for_whoever_gave_up(bundle: Bundle) -> None:
+def test_cancelled_searches_are_not_run(bundle: Bundle) -> None:
     counted = Counted()
 
     async def work(batcher: MicroBatcher) -> list[Any]:
@@ -192,7 +192,7 @@ def test_nobody_searches_for_whoever_gave_up(bundle: Bundle) -> None:
     assert counted.sizes == [5]
 
 
-def test_a_worker_that_dies_loses_nothing_and_has_an_heir(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies_loses_nothing_and_is_replaced(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     counted, lives = Counted(), [2]
 
     def deadly(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
@@ -271,7 +271,7 @@ def test_what_only_waits_is_refused_at_the_end_and_what_was_begun_is_answered(
     asyncio.run(asyncio.wait_for(go(), 20))
 
 
-def test_a_worker_that_dies_after_the_end_leaves_nobody_waiting(
+def test_a_worker_that_dies_after_the_end_leaves_no_search_waiting(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, may_end = threading.Event(), threading.Event()

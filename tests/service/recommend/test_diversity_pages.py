@@ -93,7 +93,7 @@ def test_an_approximate_index_repeats_no_item(bundle: Bundle, monkeypatch: pytes
     assert paged == ask(bundle, Approximate(), k=200).rows.tolist()
 
 
-def test_company_does_not_change_how_deep_a_pool_is_searched(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_does_not_change_how_deep_a_pool_is_searched(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     depths: list[list[int]] = []
     search = Bundle.search
 

@@ -108,7 +108,7 @@ def test_from_the_first_signal_on_it_is_not_ready(open_client: Any) -> None:
         assert client.get("/readyz").status_code == 503
 
 
-def test_a_registry_without_a_bundle_is_told(tmp_path: Path) -> None:
+def test_a_registry_without_a_bundle_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="no bundle is published in"):
         load_current(load_settings(registry=str(tmp_path)))
 

@@ -152,7 +152,7 @@ def test_what_is_hidden_outlives_redis_and_a_restart_without_it(open_shop: Any, 
                 eventually(lambda: "i5" not in answered(fresh, items=["i1"]))
 
 
-def test_a_bitmap_worked_out_elsewhere_is_caught_up_with(bundle: Bundle) -> None:
+def test_an_outdated_bitmap_is_computed_again(bundle: Bundle) -> None:
     def left_out(available: Any) -> set[int]:
         """The rows with a slot that a search finds no more."""
         found = bundle.search(bundle.vectors(np.array([8])), 60, allowed=available).rows

@@ -33,7 +33,7 @@ class Clock:
 
 
 class Watched:
-    """A sampler on a clock of its own, shown answers whose recall is known."""
+    """A sampler with its own clock, which receives answers of known recall."""
 
     def __init__(self, bundle: Bundle, *, checks_per_s: float = 1.0, cpu_share: float = 1.0) -> None:
         self.bundle, self.clock, self.metrics = bundle, Clock(), Metrics()
@@ -198,7 +198,7 @@ def test_another_bundle_begins_anew(bundle: Bundle, day_bundles: list[Path]) -> 
     run(steps)
 
 
-def test_a_failure_is_counted_and_the_next_answer_is_looked_at(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_counted_and_the_next_answer_is_measured(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     async def steps() -> None:
         watched = Watched(bundle)
         watched.clock.now += 1.0

@@ -42,14 +42,14 @@ def weighted(weights: list[float]) -> WeightedHistory:
     return WeightedHistory(np.arange(len(weights), dtype=np.int64), np.array(weights))
 
 
-def test_liked_items_keep_their_order() -> None:
+def test_positive_items_keep_their_order() -> None:
     assert weighted([1, -1, 0.5, 2]).positive.tolist() == [0, 2, 3]
     assert weighted([-1]).positive.tolist() == []
     assert weighted([1, 1]).plain
     assert not weighted([1, 2]).plain
 
 
-def test_the_newest_liked_items_are_kept_and_all_that_push_away() -> None:
+def test_the_newest_positive_and_all_negative_items_are_kept() -> None:
     newest = weighted([-1, 1, 2, -3, 4]).newest(2)
     assert newest.rows.tolist() == [0, 2, 3, 4]
     assert newest.weights.tolist() == [-1, 2, -3, 4]

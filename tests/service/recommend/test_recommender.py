@@ -123,7 +123,9 @@ def test_contributions_sum_to_the_score_and_are_zero_for_an_absent_slot(bundle: 
     assert answer.contributions[0, 0] == pytest.approx(by_hand, abs=1e-5)
 
 
-def test_the_nearest_history_item_is_the_liked_one_with_the_largest_inner_product(bundle: Bundle, oracle: Any) -> None:
+def test_the_nearest_history_item_is_the_positive_one_with_the_largest_inner_product(
+    bundle: Bundle, oracle: Any
+) -> None:
     answer = ask(
         bundle, ["i1", "i2"], items=[("i4", 1.0), ("i6", -1.0)], k=20, explain=True, slot_weights={"text": 0.0}
     )
@@ -157,7 +159,7 @@ def test_a_weight_of_zero_excludes_even_where_seen_items_may_come(bundle: Bundle
     assert "i2" not in found
 
 
-def test_nothing_liked_is_answered_by_likeness(bundle: Bundle, oracle: Any) -> None:
+def test_a_history_without_positive_items_is_answered_by_similarity(bundle: Bundle, oracle: Any) -> None:
     x = {name: oracle.vectors[oracle.row(name)] for name in ("i1", "i2")}
     answer = ask(bundle, items=[("i1", -1.0), ("i2", -3.0)], k=10, explain=True)
     same(items(bundle, answer), oracle.best(-(x["i1"] + 3 * x["i2"]) / 4, 10, {"i1", "i2"}))
@@ -314,7 +316,7 @@ class Slow(MemoryHistories):
 
 
 class Failing(InlineEngine):
-    """An engine whose encoder fails; likeness needs no encoder."""
+    """An engine whose encoder fails; similar items need no encoder."""
 
     async def search(self, bundle: Bundle, job: SearchJob) -> SearchResult:
         if job.history is not None:
@@ -365,14 +367,14 @@ def test_the_first_reason_met_is_given(bundle: Bundle) -> None:
     assert (answer.strategy, answer.degraded) == ("popular", "history_unavailable")
 
 
-def test_an_encoder_that_fails_leaves_it_to_likeness(bundle: Bundle, oracle: Any) -> None:
+def test_an_encoder_that_fails_falls_back_to_similarity(bundle: Bundle, oracle: Any) -> None:
     answer = run(recommending(MemoryHistories(), Failing()), bundle, items=plain("i1", "i2"), k=3)
     same(items(bundle, answer), oracle.best(oracle.vectors[[1, 2]].mean(axis=0), 3, {"i1", "i2"}))
     assert answer.strategy == "similar"
     assert answer.error == "the encoder gave a query that is not finite"
 
 
-def test_a_batch_gives_what_each_lookup_gives_alone(bundle: Bundle) -> None:
+def test_a_batch_gives_what_each_search_gives_alone(bundle: Bundle) -> None:
     def job(history: list[int] | None, k: int, allowed: np.ndarray | None) -> SearchJob:
         rows = None if history is None else np.array(history, dtype=np.int64)
         vector = bundle.vectors(np.array([8]))[0]

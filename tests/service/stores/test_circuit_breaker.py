@@ -118,7 +118,7 @@ def test_after_a_recovery_it_takes_three_failures_again() -> None:
     assert bench.breaker.state == "open"
 
 
-def test_of_several_the_worst_is_told_when_it_becomes_another() -> None:
+def test_changes_of_the_worst_state_are_reported() -> None:
     states: list[BreakerState] = []
     worst = WorstState(states.append)
     reads, writes = worst.of("reads"), worst.of("writes")

@@ -71,7 +71,7 @@ async def eventually_true(condition: Callable[[], bool]) -> None:
 
 
 async def at_last(call: Callable[[], Awaitable[Any]]) -> Any:
-    """What a call gives as soon as it is not refused any more."""
+    """The result of a call once it is no longer refused."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             with contextlib.suppress(HistoriesUnavailable, OperatorStateUnavailable):
@@ -157,7 +157,7 @@ ASTRAY = {
 
 
 @contextlib.asynccontextmanager
-async def two_links() -> AsyncIterator[tuple[FakeRedis, RedisPipeline, RedisPipeline]]:
+async def two_pipelines() -> AsyncIterator[tuple[FakeRedis, RedisPipeline, RedisPipeline]]:
     async with fake_redis() as fake:
         renewal, connect = Renewal(), connector(fake.url)
         pipelines = [RedisPipeline(connect, timeout_s=5.0, renewal=renewal) for _ in range(2)]
@@ -169,12 +169,12 @@ async def two_links() -> AsyncIterator[tuple[FakeRedis, RedisPipeline, RedisPipe
 
 
 @pytest.mark.parametrize("name", ASTRAY)
-def test_one_link_that_meets_the_wrong_node_makes_all_connect_anew(name: str) -> None:
+def test_one_pipeline_on_the_wrong_node_makes_all_reconnect(name: str) -> None:
     async def astray(command: list[bytes]) -> bytes | None:
         return ASTRAY[name] if command[1] == b"write" else await own_key(command)
 
     async def check() -> None:
-        async with two_links() as (fake, reads, writes):
+        async with two_pipelines() as (fake, reads, writes):
             assert await read(reads, "a") == ["a"]
             assert await read(writes, "b") == ["b"]
             assert fake.connections == 2
@@ -195,14 +195,14 @@ def test_one_link_that_meets_the_wrong_node_makes_all_connect_anew(name: str) ->
     run(check)
 
 
-def test_a_link_that_connected_too_soon_connects_again_once_the_new_master_is_found() -> None:
+def test_a_pipeline_that_connected_too_soon_reconnects_to_the_new_master() -> None:
     """The order of a slow change of the name: both connect anew, the reader first and to the old node."""
 
     async def read_only(command: list[bytes]) -> bytes:
         return WRAPPED if command[1] == b"write" else await own_key(command)
 
     async def check() -> None:
-        async with two_links() as (fake, reads, writes):
+        async with two_pipelines() as (fake, reads, writes):
             await read(reads, "a")
             fake.answer = read_only
             with pytest.raises(Exception, match="READONLY"):
@@ -217,9 +217,9 @@ def test_a_link_that_connected_too_soon_connects_again_once_the_new_master_is_fo
     run(check)
 
 
-def test_an_idle_connection_that_redis_closed_makes_the_others_connect_anew() -> None:
+def test_an_idle_connection_closed_by_redis_makes_the_others_reconnect() -> None:
     async def check() -> None:
-        async with two_links() as (fake, reads, writes):
+        async with two_pipelines() as (fake, reads, writes):
             await read(reads, "a")
             await read(writes, "b")
             await fake.kick()
@@ -230,7 +230,7 @@ def test_an_idle_connection_that_redis_closed_makes_the_others_connect_anew() ->
     run(check)
 
 
-def test_renewal_is_asked_for_at_most_once_a_second_and_never_forgotten() -> None:
+def test_a_requested_renewal_happens_once_a_second_at_most_and_is_never_lost() -> None:
     now = [100.0]
     renewal = Renewal(lambda: now[0])
     assert renewal.number == 0

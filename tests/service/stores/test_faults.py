@@ -71,7 +71,7 @@ def test_killed_and_brought_back(open_client: Any, redis: EmbeddedRedis) -> None
             assert metric(client, "vlm2rec_redis_errors_total", operation=operation) >= 1
 
 
-def test_calls_failures_and_the_worst_breaker_are_told(redis: EmbeddedRedis) -> None:
+def test_calls_failures_and_the_worst_breaker_are_reported(redis: EmbeddedRedis) -> None:
     calls: list[tuple[str, bool]] = []
     errors: list[str] = []
     states: list[str] = []
@@ -151,7 +151,7 @@ def test_a_replica_refuses_events_but_answers(open_client: Any, redis: EmbeddedR
         assert client.post("/events", json=event).json()["stored"] == 1
 
 
-def test_where_writes_hang_reads_go_on(open_client: Any, redis: EmbeddedRedis) -> None:
+def test_reads_go_on_while_writes_hang(open_client: Any, redis: EmbeddedRedis) -> None:
     with open_client(redis_url=redis.url, redis_timeout_ms=1000) as client, Redis.from_url(redis.url) as admin:
         check_whole(client, "i1")
         admin.client_pause(60_000, all=False)  # writes alone

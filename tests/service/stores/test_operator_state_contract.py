@@ -36,7 +36,7 @@ def open_store(request: pytest.FixtureRequest) -> OpenStore:
     return opened
 
 
-def test_nothing_was_ever_said(open_store: OpenStore) -> None:
+def test_an_empty_store_has_no_edition(open_store: OpenStore) -> None:
     async def check() -> None:
         async with open_store() as store:
             assert await store.edition() == NEW

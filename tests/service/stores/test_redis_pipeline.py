@@ -32,7 +32,7 @@ from tests.support.stores.fake_redis import (
 
 
 async def run_out(fake: FakeRedis, pipeline: RedisPipeline) -> None:
-    """Let a call that was sent wait for longer than it may."""
+    """Let a sent call wait for longer than its timeout."""
     asked = asyncio.create_task(read(pipeline, "opens it"))
     await until(lambda: fake.keys == ["opens it"])
     move_clock(PATIENT_S)
@@ -41,12 +41,12 @@ async def run_out(fake: FakeRedis, pipeline: RedisPipeline) -> None:
 
 
 def held_up_until_answered(connection: Any) -> None:
-    """Keep the event loop from running until the reply lies in the socket."""
+    """Block the event loop until the reply is in the socket."""
     socket = connection._writer.get_extra_info("socket")
     select.select([socket.fileno()], [], [])
 
 
-def test_late_replies_and_callers_who_leave_never_mix_up_answers() -> None:
+def test_late_replies_and_cancelled_callers_never_mix_up_replies() -> None:
     rng = random.Random(5)
     became: Counter[str] = Counter()
 
@@ -87,7 +87,7 @@ def test_late_replies_and_callers_who_leave_never_mix_up_answers() -> None:
 
 
 class Stubborn:
-    """A connection on which a cancellation is lost, as in redis-py at times: the reply is read all the same, later."""
+    """A connection that ignores a cancellation, as redis-py sometimes does, and reads the reply later."""
 
     made: list["Stubborn"] = []
 
@@ -124,7 +124,7 @@ class Stubborn:
         self.closed = True
 
 
-def test_a_lost_cancellation_gives_nobody_the_reply_of_another() -> None:
+def test_a_lost_cancellation_delivers_no_reply_to_another_caller() -> None:
     async def check() -> None:
         Stubborn.made = []
         pipeline = patient_pipeline(Stubborn)  # type: ignore[arg-type]
@@ -177,7 +177,7 @@ def test_a_connection_that_opens_after_it_was_given_up_is_closed_unused() -> Non
     run(check)
 
 
-def test_who_leaves_does_not_hurt_those_who_share_the_exchange() -> None:
+def test_a_cancelled_caller_does_not_affect_its_exchange() -> None:
     async def check() -> None:
         async with linked(timeout_s=5.0) as (fake, pipeline):
             go = asyncio.Event()
@@ -240,7 +240,7 @@ def test_an_exchange_has_so_many_calls_and_so_many_bytes(size: int, together: in
     run(check)
 
 
-def test_who_waited_too_long_behind_others_is_not_asked_for_any_more() -> None:
+def test_a_call_that_waited_too_long_is_not_sent() -> None:
     async def slow(command: list[bytes]) -> bytes:
         if (len(fake.asked) - 1) % 128 == 0:
             move_clock(0.6 * PATIENT_S)
@@ -260,7 +260,7 @@ def test_who_waited_too_long_behind_others_is_not_asked_for_any_more() -> None:
     run(check)
 
 
-def test_a_redis_that_hangs_holds_up_nobody_for_long_and_few_at_all() -> None:
+def test_a_hanging_redis_delays_few_calls_and_none_for_long() -> None:
     async def check() -> None:
         async with linked(PATIENT_S) as (fake, pipeline):
             fake.answer = never
@@ -330,7 +330,7 @@ def test_one_probe_at_a_time_is_on_its_way() -> None:
     assert set(in_use) == {1}
 
 
-def test_closing_leaves_nobody_waiting_and_nothing_running() -> None:
+def test_closing_leaves_no_waiting_call_and_no_task() -> None:
     async def check() -> None:
         async with fake_redis() as fake:
             fake.answer = never
@@ -360,7 +360,7 @@ def test_closing_ends_the_probing() -> None:
     run(check)
 
 
-def test_a_process_that_was_held_up_itself_does_not_blame_redis(redis_url: str) -> None:
+def test_a_late_timer_does_not_count_as_a_failure_of_redis(redis_url: str) -> None:
     async def check() -> None:
         pipeline = patient_pipeline(connector(redis_url))
         assert await read(pipeline, "nothing there") == []

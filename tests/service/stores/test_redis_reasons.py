@@ -114,7 +114,7 @@ def test_out_of_memory_and_a_key_of_another_kind(open_client: OpenClient) -> Non
         admin.config_set("maxmemory", 0)
 
 
-def test_troubles_go_with_the_next_success_and_fill_no_log() -> None:
+def test_faults_end_with_the_next_success_and_fill_no_log() -> None:
     lines: list[dict[str, object]] = []
 
     class Log:

@@ -43,7 +43,7 @@ RUBBISH = {
 
 
 @pytest.mark.parametrize("name", RUBBISH)
-def test_rubbish_is_no_answer_and_no_accident(name: str) -> None:
+def test_rubbish_is_refused_and_crashes_nothing(name: str) -> None:
     async def rubbish(_command: list[bytes]) -> bytes | None:
         return RUBBISH[name]
 
@@ -131,7 +131,7 @@ def test_an_error_of_redis_is_that_callers_own() -> None:
     run(check)
 
 
-def test_a_replica_is_left_for_whoever_has_its_name_now_but_not_at_every_call() -> None:
+def test_a_replica_is_left_for_the_new_node_but_not_at_every_call() -> None:
     async def read_only(_command: list[bytes]) -> bytes:
         return b"-READONLY You can't write against a read only replica.\r\n"
 
@@ -148,7 +148,7 @@ def test_a_replica_is_left_for_whoever_has_its_name_now_but_not_at_every_call() 
     run(check)
 
 
-def test_a_connection_closed_while_nobody_asked_costs_no_answer() -> None:
+def test_a_connection_closed_while_idle_costs_no_answer() -> None:
     async def check() -> None:
         async with linked(timeout_s=5.0) as (fake, pipeline):
             for number in range(5):
@@ -170,7 +170,7 @@ def test_what_cannot_be_sent_is_its_callers_own_error() -> None:
     run(check)
 
 
-def test_a_script_that_redis_has_forgotten_is_told_again(redis_url: str) -> None:
+def test_a_script_that_redis_has_forgotten_is_sent_again(redis_url: str) -> None:
     def forget() -> None:
         with redis.Redis.from_url(redis_url) as client:
             client.script_flush()

@@ -119,7 +119,7 @@ def test_tls(tmp_path: Path, certificates: Certificates, open_client: OpenClient
 
 
 @pytest.mark.parametrize("query", ["?ssl_ca_cert=x", "?colour=red", "?socket_timeout=fast"])
-def test_a_parameter_that_redis_does_not_know_is_told_at_the_start(query: str) -> None:
+def test_a_parameter_unknown_to_redis_is_reported_at_the_start(query: str) -> None:
     with pytest.raises(SettingsError, match="redis_url must be a redis://, rediss:// or unix:// URL"):
         open_histories(f"rediss://:{PASSWORD}@localhost/0{query}")
     with pytest.raises(SettingsError):

@@ -21,7 +21,7 @@ def as_list(*values: bytes) -> bytes:
 
 
 async def own_key(command: list[bytes]) -> bytes:
-    """As Redis would, if the list at every key held the key itself."""
+    """The answer of a Redis in which the list at every key contains the key itself."""
     return as_list(command[1])
 
 
@@ -64,7 +64,7 @@ class FakeRedis:
         return sent is not None
 
     async def kick(self) -> None:
-        """Close every connection, and wait until the other side can know."""
+        """Close every connection, and wait until the other side can notice."""
         for writer in self.writers:
             writer.close()
         while self.writers:
@@ -78,7 +78,7 @@ class FakeRedis:
 
 @asynccontextmanager
 async def fake_redis() -> AsyncIterator[FakeRedis]:
-    """A server for as long as the context lasts."""
+    """A server that runs until the end of the context."""
     fake = FakeRedis()
     handlers: set[asyncio.Task[None]] = set()
 
@@ -158,7 +158,7 @@ async def until(condition: Callable[[], bool], seconds: float = PATIENT_S) -> No
 
 
 async def read_at_last(pipeline: RedisPipeline, key: str) -> list[str]:
-    """Read as often as it takes: on a busy machine a short timeout may pass once more."""
+    """Read until it succeeds, as a short timeout may pass again on a busy machine."""
     async with asyncio.timeout(10.0):
         while True:
             with suppress(RedisUnavailable):
@@ -167,7 +167,7 @@ async def read_at_last(pipeline: RedisPipeline, key: str) -> list[str]:
 
 
 def pipeline_tasks() -> list[asyncio.Task[Any]]:
-    """What pipelines still run in this loop."""
+    """Tasks of pipelines that still run in this loop."""
     parts = ("RedisPipeline", "RedisConnection", "answers")
     return [task for task in asyncio.all_tasks() if any(part in repr(task.get_coro()) for part in parts)]
 
