@@ -99,7 +99,7 @@ class HttpLimits(SettingsGroup):
     """Limits on connections, requests and bodies."""
 
     max_connections: int = Field(
-        4096, ge=1, le=1_000_000, description="Open connections; one more replaces an idle one, or gets 503."
+        4096, ge=1, le=1_000_000, description="Most open connections; one more replaces an idle one, or gets 503."
     )
     request_timeout_s: float = Field(
         20,
@@ -107,7 +107,7 @@ class HttpLimits(SettingsGroup):
         le=3600,
         description="Seconds in which a request must arrive whole, and in which its response must be read.",
     )
-    body_limit_bytes: int = Field(1_048_576, ge=1024, description="Largest request body.")
+    body_limit_bytes: int = Field(1_048_576, ge=1024, description="Largest request body in bytes.")
     bodies_limit_bytes: int = Field(
         268_435_456, ge=1024, description="Bytes of all arriving bodies together; beyond that: 503."
     )
@@ -142,7 +142,7 @@ class AccessSettings(SettingsGroup):
         description="Requests per second of each key, or of each address where no keys are set; unset: no limit.",
     )
     rate_burst: int | None = Field(
-        None, ge=1, le=10**6, description="Requests at once after a pause; unset: those of two seconds."
+        None, ge=1, le=10**6, description="Requests at once after a pause; unset: as many as in two seconds."
     )
 
     @field_validator("api_keys", "admin_keys", "metrics_keys")
@@ -193,7 +193,7 @@ class ComparisonSettings(SettingsGroup):
         200,
         ge=1,
         le=10_000,
-        description="Newest different histories on which a new bundle is compared with the active one.",
+        description="Newest distinct histories on which a new bundle is compared with the active one.",
     )
     shadow_min_overlap: float | None = Field(
         None, ge=0, le=1, description="Refuse a new bundle whose overlap@20 with the active one is lower."
@@ -283,12 +283,12 @@ class RedisSettings(SettingsGroup):
 class HistorySettings(SettingsGroup):
     """What is stored of each user, and for how long."""
 
-    history_cap: int = Field(200, ge=1, le=10_000, description="Newest events stored of each user.")
+    history_cap: int = Field(200, ge=1, le=10_000, description="Newest events stored per user.")
     history_ttl_days: int = Field(
         90, ge=1, le=3650, description="Days after a user's last event until the history expires."
     )
     event_ids_cap: int = Field(
-        1000, ge=1, le=100_000, description="Newest event ids of each user by which retries are recognised."
+        1000, ge=1, le=100_000, description="Newest event ids stored per user, by which retries are recognised."
     )
     stream_cap: int = Field(
         1_000_000,
@@ -312,7 +312,7 @@ class ObservabilitySettings(SettingsGroup):
         "info", description="Lowest level of the log lines that are written."
     )
     access_log: Literal["all", "errors", "off"] = Field(
-        "all", description="Requests that get a log line: all, those answered with 400 and above, or none."
+        "all", description="Requests that get a log line: all, those answered with 400 or above, or none."
     )
     otel: Literal["auto", "on", "off"] = Field(
         "auto", description="OpenTelemetry spans: if OTEL_* variables name an exporter, always, or never."

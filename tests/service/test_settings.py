@@ -7,7 +7,7 @@ from pydantic import SecretStr
 
 from cli.online.serve import serve
 from service.errors import SettingsError
-from service.settings.load import load_settings
+from service.settings.load import GROUP_OF, Settings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -78,13 +78,42 @@ def test_lists_in_a_variable_are_separated_by_commas(monkeypatch: pytest.MonkeyP
     assert load_settings(registry="r", cors_origins="*").server.cors_origins == ("*",)
 
 
+def test_defaults_of_the_caller_lose_against_everything_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    defaults = {"host": "default", "port": 3, "root_path": "/default", "poll_ms": 90}
+    file = tmp_path / "service.toml"
+    file.write_text("port = 4\n")
+    monkeypatch.setenv("VLM2REC_CONFIG", str(file))
+    monkeypatch.setenv("VLM2REC_HOST", "variable")
+    settings = load_settings(defaults, registry="r", root_path="/argument")
+    assert settings.server.host == "variable"
+    assert settings.server.port == 4
+    assert settings.server.root_path == "/argument"
+    assert settings.bundles.poll_ms == 90
+
+
+def test_variables_may_be_in_lower_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("vlm2rec_port", "82")
+    assert load_settings(registry="r").server.port == 82
+
+
+def test_a_name_belongs_to_one_group() -> None:
+    fields = [name for group in Settings.model_fields.values() for name in group.annotation.model_fields]
+    assert len(fields) == len(set(fields)) == len(GROUP_OF)
+
+
 def test_the_registry_must_be_set() -> None:
     with pytest.raises(SettingsError, match="registry must be set: with VLM2REC_REGISTRY"):
         load_settings()
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("colour = 1", "colour is not a setting"), ("port = [", "cannot be read"), ("\x00", "cannot")]
+    ("text", "message"),
+    [
+        ("colour = 1", "colour is not a setting"),
+        ("[server]\nport = 1", "server is not a setting"),
+        ("port = [", "cannot be read"),
+        ("\x00", "cannot"),
+    ],
 )
 def test_a_wrong_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "service.toml"
@@ -94,7 +123,7 @@ def test_a_wrong_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         load_settings(registry="r")
 
 
-def test_what_kubernetes_says_of_a_service_of_our_name_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_a_kubernetes_service_with_our_name_are_not_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_8000_TCP", "PORT_8000_TCP_ADDR"):
         monkeypatch.setenv(f"VLM2REC_{name}", "10.0.0.1")
     monkeypatch.setenv("VLM2REC_REDIS_SERVICE_HOST", "10.0.0.2")
@@ -103,7 +132,7 @@ def test_what_kubernetes_says_of_a_service_of_our_name_is_no_setting(monkeypatch
 
 
 @pytest.mark.parametrize("of", ["VLM2REC_REDIS", "VLM2REC", "VLM2REC_MODEL_STORE", "VLM2REC_API_KEYS"])
-def test_all_that_kubernetes_says_of_services_is_left_out(monkeypatch: pytest.MonkeyPatch, of: str) -> None:
+def test_every_variable_of_a_kubernetes_service_is_ignored(monkeypatch: pytest.MonkeyPatch, of: str) -> None:
     for scheme, port in (("tcp", 6379), ("udp", 53), ("sctp", 9)):
         kind = scheme.upper()
         monkeypatch.setenv(f"{of}_PORT", f"{scheme}://10.0.0.5:{port}")
@@ -117,7 +146,7 @@ def test_all_that_kubernetes_says_of_services_is_left_out(monkeypatch: pytest.Mo
         assert (settings.server.port, settings.access.api_keys) == (8000, ())
 
 
-def test_a_service_link_does_not_stand_before_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_file_wins_over_a_variable_of_kubernetes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "service.toml").write_text('registry = "r"\nport = 81\n')
     monkeypatch.setenv("VLM2REC_CONFIG", str(tmp_path / "service.toml"))
     monkeypatch.setenv("VLM2REC_PORT", "tcp://10.0.0.1:8000")
@@ -134,14 +163,14 @@ def test_a_service_link_does_not_stand_before_the_file(monkeypatch: pytest.Monke
         ("VLM2REC_PORT_X_TCP", "tcp://10.0.0.5:6379"),
     ],
 )
-def test_other_unknown_names_are_refused_as_ever(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+def test_other_unknown_variables_are_refused(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError, match=f"{variable} is not a setting"):
         load_settings(registry="r")
 
 
-def test_every_redis_has_a_file_of_directives_of_its_own() -> None:
-    """Whoever writes the same Redis otherwise, or changes its password, keeps the file."""
+def test_each_redis_has_its_own_file_of_operator_state() -> None:
+    """Another spelling of the URL, or another password, keeps the file."""
 
     def path(url: str, **more: str) -> Path:
         return load_settings(registry="r", redis_url=url, **more).operator_state_file
@@ -167,7 +196,7 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_an_embedded_redis_shares_no_file_of_directives(
+def test_an_embedded_redis_has_its_own_file_of_operator_state(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: bool
 ) -> None:
     files: list[Path] = []
@@ -179,7 +208,7 @@ def test_an_embedded_redis_shares_no_file_of_directives(
         assert files == [tmp_path / "a/directives.json", tmp_path / "b/directives.json", tmp_path / "a/directives.json"]
     else:
         assert len(set(files)) == 3
-        assert not any(file.parent.exists() for file in files)  # gone with what they were about
+        assert not any(file.parent.exists() for file in files)  # deleted with the data of their Redis
     monkeypatch.setenv("VLM2REC_DIRECTIVES_FILE", str(tmp_path / "mine.json"))
     serve(registry="r", embedded_redis=True)
     assert files[-1] == tmp_path / "mine.json"

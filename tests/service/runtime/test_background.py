@@ -44,7 +44,7 @@ def test_calls_run_one_at_a_time_in_order_and_errors_are_raised() -> None:
     asyncio.run(check())
 
 
-def test_a_question_is_answered_in_the_thread_of_the_loop() -> None:
+def test_a_call_runs_in_the_thread_of_the_loop() -> None:
     async def check() -> None:
         loop, here = asyncio.get_running_loop(), threading.get_ident()
         assert await asyncio.to_thread(run_in_loop, loop, threading.get_ident) == here

@@ -1,4 +1,4 @@
-"""Log lines: whoever reads them, or does not, the requests go on."""
+"""Log lines, whose readers never delay a request."""
 
 import asyncio
 import errno
@@ -47,7 +47,7 @@ def test_lines_come_out_whole_and_in_order(pipe: tuple[int, int]) -> None:
     writer.close()
 
 
-def test_what_nobody_reads_is_dropped_and_told_later(pipe: tuple[int, int]) -> None:
+def test_lines_that_are_not_read_are_dropped_and_reported_later(pipe: tuple[int, int]) -> None:
     writer = LogWriter(pipe[1], limit_bytes=100_000)
     for number in range(20_000):  # more than the limit and the pipe hold together; it would never return if it waited
         writer.write(b"%099d\n" % number)
@@ -70,7 +70,7 @@ def test_what_nobody_reads_is_dropped_and_told_later(pipe: tuple[int, int]) -> N
     writer.close()
 
 
-def test_the_end_waits_for_a_reader_but_not_for_ever(pipe: tuple[int, int]) -> None:
+def test_close_waits_for_a_reader_up_to_its_timeout(pipe: tuple[int, int]) -> None:
     writer = LogWriter(pipe[1])
     writer.write(b"last words\n")
     writer.close()
@@ -86,7 +86,7 @@ def test_the_end_waits_for_a_reader_but_not_for_ever(pipe: tuple[int, int]) -> N
     assert not stuck._thread.is_alive()
 
 
-def test_a_reader_that_is_gone_is_no_trouble() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     writer = LogWriter(writing)
@@ -97,7 +97,7 @@ def test_a_reader_that_is_gone_is_no_trouble() -> None:
     os.close(writing)
 
 
-def test_lines_that_cannot_be_written_are_counted_and_told_later(
+def test_lines_that_cannot_be_written_are_counted_and_reported_later(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer, write, tried = LogWriter(pipe[1]), os.write, threading.Event()
@@ -214,7 +214,7 @@ def test_which_requests_get_a_line(access_log: Any, logged: list[int]) -> None:
     assert exposed(metrics, "vlm2rec_requests_total", route="unmatched", method="GET", status="499") == 1
 
 
-def test_a_reader_that_sleeps_holds_up_no_request(start: Callable[..., Service], small_registry: Path) -> None:
+def test_a_reader_that_hangs_delays_no_request(start: Callable[..., Service], small_registry: Path) -> None:
     service = start("--registry", str(small_registry), "--redis", "unix:///nonexistent/redis.sock")
     for number in range(700):  # their lines are more than the 64 KiB of a pipe, which nobody reads
         assert service.call("GET", "/livez", X_Request_ID=f"n{number}")[0] == 200

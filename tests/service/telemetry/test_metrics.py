@@ -1,4 +1,4 @@
-"""Metrics: what is told is what a scrape shows, and docs/metrics.md lists all of it."""
+"""Metrics: a scrape shows what was counted, and docs/metrics.md lists every metric."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Spans of OpenTelemetry: made from the trace of a request, going on with the caller's, and nothing while off."""
+"""OpenTelemetry spans, recorded from the trace of a request, which continue the caller's trace."""
 
 import subprocess
 import sys
@@ -57,7 +57,7 @@ def recorder(exported: InMemorySpanExporter) -> Iterator[SpanRecorder]:
     made.close()
 
 
-def test_stages_are_laid_one_after_the_other(recorder: SpanRecorder, exported: InMemorySpanExporter) -> None:
+def test_stages_follow_one_another(recorder: SpanRecorder, exported: InMemorySpanExporter) -> None:
     trace = Trace("r1")
     trace._stages = {"parse": 1.0, "encode": 2.5, "write": 0.5}
     trace.started -= 0.004  # it arrived four milliseconds ago
@@ -81,7 +81,7 @@ def test_stages_are_laid_one_after_the_other(recorder: SpanRecorder, exported: I
     }
 
 
-def test_the_callers_trace_goes_on(recorder: SpanRecorder, exported: InMemorySpanExporter) -> None:
+def test_a_span_continues_the_trace_of_the_caller(recorder: SpanRecorder, exported: InMemorySpanExporter) -> None:
     recorder.record(Trace("r"), [PARENT, (b"tracestate", b"a=1")], "GET", "/livez", 503)
     (span,) = exported.get_finished_spans()
     assert f"{span.context.trace_id:032x}" == TRACE_ID
@@ -99,7 +99,7 @@ def test_a_broken_traceparent_begins_a_new_trace(
     assert span.parent is None
 
 
-def test_what_is_not_sampled_has_no_stages(exported: InMemorySpanExporter) -> None:
+def test_a_span_that_is_not_sampled_has_no_stages(exported: InMemorySpanExporter) -> None:
     provider = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exported))
     trace = Trace("r")
@@ -192,7 +192,7 @@ def test_off(monkeypatch: pytest.MonkeyPatch, wanted: Any, variables: dict[str, 
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "without": "the package"}, "need the extra 'otel'"),
     ],
 )
-def test_what_cannot_be_is_told(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], says: str) -> None:
+def test_impossible_tracing_is_reported(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], says: str) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     if "without" in variables:
