@@ -133,7 +133,7 @@ def answer_to(client: TestClient, key: str, path: str = "/items") -> int:
 def test_keys_are_changed_without_a_restart(
     open_client: OpenClient, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.access.key_file._LOOK_S", 0.0)
+    monkeypatch.setattr("service.access.key_file._CHECK_S", 0.0)
     admin = tmp_path / "admin"
     admin.write_text(ADMIN)
     files.write(OLD)
