@@ -118,11 +118,11 @@ class BatchRoutes:
 def _checked(bundle: Bundle, member: Any) -> _Checked:  # noqa: ANN401 - any JSON value
     """A validated member, or the error of its validation; it ends no other member."""
     try:
-        asked = validate(request_models.RecommendRequest, member)
-        check_fields(bundle, asked.fields)
+        params = validate(request_models.RecommendRequest, member)
+        check_fields(bundle, params.fields)
     except Exception as error:  # noqa: BLE001 - raised again and logged where this member is answered
         return error
-    return asked
+    return params
 
 
 def _users(bundle: Bundle, members: list[_Checked]) -> list[str]:

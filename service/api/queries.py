@@ -9,31 +9,31 @@ from service.errors import RuleBroken, RuleViolation, UnknownItem
 from service.recommend.query import Query
 
 
-def recommend_query(bundle: Bundle, asked: request_models.RecommendRequest) -> Query:
+def recommend_query(bundle: Bundle, params: request_models.RecommendRequest) -> Query:
     """The query of `/recommend`; without the user if the request ignores the stored history.
 
     Args:
         bundle: the active one; it says whether seen items are left out where the request does not.
-        asked: the validated request.
+        params: the validated request.
     """
     return Query(
-        user_id=asked.user_id if asked.history == "use" else None,
-        items=[_weighted(item) for item in asked.items or ()],
-        exclude_seen=bundle.manifest.exclude_seen if asked.exclude_seen is None else asked.exclude_seen,
-        **_common(asked),
+        user_id=params.user_id if params.history == "use" else None,
+        items=[_weighted(item) for item in params.items or ()],
+        exclude_seen=bundle.manifest.exclude_seen if params.exclude_seen is None else params.exclude_seen,
+        **_common(params),
     )
 
 
-def similar_query(bundle: Bundle, asked: request_models.SimilarRequest) -> Query:
+def similar_query(bundle: Bundle, params: request_models.SimilarRequest) -> Query:
     """The query of `/similar`.
 
     Raises:
         UnknownItem: the bundle lacks the one item of the request.
     """
-    if asked.item_id is not None and asked.item_id not in bundle.ids:
-        raise UnknownItem(f"item_id must be in bundle {bundle.id}; received {shown(asked.item_id)}")
-    given = [_weighted(item) for item in asked.items or ()] or [(str(asked.item_id), 1.0)]
-    return Query(items=given, **_common(asked))
+    if params.item_id is not None and params.item_id not in bundle.ids:
+        raise UnknownItem(f"item_id must be in bundle {bundle.id}; received {shown(params.item_id)}")
+    given = [_weighted(item) for item in params.items or ()] or [(str(params.item_id), 1.0)]
+    return Query(items=given, **_common(params))
 
 
 def check_fields(bundle: Bundle, names: list[str] | None) -> None:
@@ -52,15 +52,15 @@ def _weighted(item: str | request_models.WeightedItem) -> tuple[str, float]:
     return (item, 1.0) if isinstance(item, str) else (item.item_id, item.weight)
 
 
-def _common(asked: request_models.RetrievalRequest) -> dict[str, Any]:
+def _common(params: request_models.RetrievalRequest) -> dict[str, Any]:
     return {
-        "k": asked.k,
-        "offset": asked.offset,
-        "filter": None if asked.filter is None else asked.filter.clauses(),
-        "exclude": asked.exclude,
-        "slot_weights": asked.slot_weights,
-        "diversity": asked.diversity,
-        "explain": asked.explain,
-        "refuse_unknown": asked.unknown_items == "error",
-        "deadline_ms": asked.deadline_ms,
+        "k": params.k,
+        "offset": params.offset,
+        "filter": None if params.filter is None else params.filter.clauses(),
+        "exclude": params.exclude,
+        "slot_weights": params.slot_weights,
+        "diversity": params.diversity,
+        "explain": params.explain,
+        "refuse_unknown": params.unknown_items == "error",
+        "deadline_ms": params.deadline_ms,
     }

@@ -60,33 +60,33 @@ class RecommendRoutes:
     async def recommend(self, request: Request) -> Response:
         """Recommend items to a user, or for a list of items, oldest first."""
         trace = admit_to_data(request, self._keys, self._active_bundle)
-        asked = validate(request_models.RecommendRequest, await read_json(request))
+        params = validate(request_models.RecommendRequest, await read_json(request))
         bundle = self._active_bundle.get()
-        check_fields(bundle, asked.fields)
+        check_fields(bundle, params.fields)
         trace.lap("parse")
-        answer = await self._recommender.recommend(bundle, recommend_query(bundle, asked), trace)
-        return self._recommended(bundle, asked, answer, trace, wanted="sequence")
+        answer = await self._recommender.recommend(bundle, recommend_query(bundle, params), trace)
+        return self._recommended(bundle, params, answer, trace, wanted="sequence")
 
     async def similar(self, request: Request) -> Response:
         """Find the neighbours of an item, or of several; the order of the items has no part in it."""
         trace = admit_to_data(request, self._keys, self._active_bundle)
-        asked = validate(request_models.SimilarRequest, await read_json(request))
+        params = validate(request_models.SimilarRequest, await read_json(request))
         bundle = self._active_bundle.get()
-        check_fields(bundle, asked.fields)
-        query = similar_query(bundle, asked)
+        check_fields(bundle, params.fields)
+        query = similar_query(bundle, params)
         trace.lap("parse")
         answer = await self._recommender.similar(bundle, query, trace)
-        return self._recommended(bundle, asked, answer, trace, wanted="similar")
+        return self._recommended(bundle, params, answer, trace, wanted="similar")
 
     def _recommended(
         self,
         bundle: Bundle,
-        asked: request_models.RetrievalRequest,
+        params: request_models.RetrievalRequest,
         answer: Recommendations,
         trace: Trace,
         *,
         wanted: Strategy,
     ) -> Response:
-        response = json_response(self._bodies.body(bundle, asked, answer, trace, wanted=wanted))
+        response = json_response(self._bodies.body(bundle, params, answer, trace, wanted=wanted))
         trace.lap("write")
         return response

@@ -55,7 +55,7 @@ class ResponseBodies:
     def body(
         self,
         bundle: Bundle,
-        asked: request_models.RetrievalRequest,
+        params: request_models.RetrievalRequest,
         answer: Recommendations,
         trace: Trace,
         *,
@@ -65,12 +65,12 @@ class ResponseBodies:
 
         Args:
             bundle: the one that answered.
-            asked: the validated request.
+            params: the validated request.
             answer: rows and scores.
             trace: of the request.
             wanted: the strategy of the route.
         """
-        items = _items(bundle, answer, explain=asked.explain, fields=asked.fields)
+        items = _items(bundle, answer, explain=params.explain, fields=params.fields)
         self._metrics.recommended(
             strategy=answer.strategy,
             wanted=wanted,

@@ -1,4 +1,4 @@
-"""RFC 9457 problem details: the one place where errors become HTTP statuses."""
+"""Turns errors into RFC 9457 problem details; no other module chooses the HTTP status of an error."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _MAX_VIOLATIONS = 20
 
 @dataclass(frozen=True)
 class ProblemKind:
-    """A stable kind of problem.
+    """A kind of problem; clients may rely on its name and status.
 
     Attributes:
         name: end of the ``type`` URI; never changes once released.
@@ -133,12 +133,12 @@ def problem_response(
     violations: tuple[errors.RuleViolation, ...] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """An answer in ``application/problem+json``.
+    """A response in ``application/problem+json``.
 
     Args:
         kind: which problem.
         detail: this occurrence, for a person: field, value received, rule. Never a stack trace.
-        request_id: repeated in the body, so that a copied answer can be found in the log.
+        request_id: also in the body, so that a copied response can be found in the log.
         violations: every broken rule; the first twenty are listed.
         headers: further headers.
     """
@@ -149,7 +149,7 @@ def problem_response(
 def problem_body(
     kind: ProblemKind, detail: str, *, request_id: str, violations: tuple[errors.RuleViolation, ...] = ()
 ) -> dict[str, Any]:
-    """The problem document itself, whole answer or member of a batch; arguments as in :func:`problem_response`."""
+    """The problem document, as a whole body or as a member of a batch; arguments as in :func:`problem_response`."""
     body: dict[str, Any] = {
         "type": kind.type,
         "title": kind.title,
@@ -168,16 +168,16 @@ def error_body(error: Exception, *, request_id: str) -> dict[str, Any]:
 
 
 def internal_problem(request_id: str) -> Response:
-    """The answer where something went wrong that nobody thought of; what it was is in the log alone."""
+    """The response to an unexpected error; only the log has the reason."""
     detail = f"the log has the reason under request_id {request_id}"
     return problem_response(INTERNAL, detail, request_id=request_id)
 
 
 def answer_error(error: Exception, *, request_id: str, retry_after_s: int) -> Response:
-    """The answer to an error of :data:`ANSWERED_ERRORS`.
+    """The response to an error of :data:`ANSWERED_ERRORS`.
 
     Args:
-        error: what was raised.
+        error: as raised.
         request_id: of the request.
         retry_after_s: seconds, sent with every 429 and 503.
     """

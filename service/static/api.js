@@ -1,24 +1,24 @@
-/** Asking the service. Every failure becomes a `Failure` that says, in words for a reader, what is wrong. */
+/** Sends requests to the service; every error becomes a `Failure` with a message for the reader. */
 
 const KEY = "vlm2rec.key";
 let storedKey = null;
 try {
   storedKey = sessionStorage.getItem(KEY);
 } catch {
-  // A browser that keeps nothing: the key is asked for again after each load.
+  // Storage is switched off: the page asks for the key again after each load.
 }
 
 /** The API key of this tab, or null. */
 export const apiKey = () => storedKey;
 
-/** Use a key from now on; an empty one is forgotten. */
+/** Use a key from now on; an empty one removes it. */
 export function useKey(value) {
   storedKey = value || null;
   try {
     if (storedKey === null) sessionStorage.removeItem(KEY);
     else sessionStorage.setItem(KEY, storedKey);
   } catch {
-    // As above.
+    // Storage is switched off.
   }
 }
 
@@ -52,7 +52,7 @@ export async function ask(path, { body, signal } = {}) {
   try {
     data = JSON.parse(text);
   } catch {
-    if (response.ok) throw new Failure("failed", "The answer cannot be read", "It is no JSON; is something between?");
+    if (response.ok) throw new Failure("failed", "The answer cannot be read", "It is not JSON; a proxy may have changed it.");
   }
   if (!response.ok) throw failure(response, data);
   return { data, timing: response.headers.get("Server-Timing") ?? "" };
@@ -93,7 +93,7 @@ function failure(response, problem) {
   const detail = typeof problem?.detail === "string" ? problem.detail : `Status ${status}`;
   const wait = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
   const retryAfterS = Number.isFinite(wait) ? wait : null;
-  if (status === 401 || status === 403) return new Failure("key", "This service wants an API key", detail);
+  if (status === 401 || status === 403) return new Failure("key", "This service needs an API key", detail);
   if (status === 410) return new Failure("outdated", "The catalogue changed", detail);
   if (status === 429) return new Failure("busy", "Too many requests at once", detail, retryAfterS);
   if (status === 503) return new Failure("unready", "The service is not ready", detail, retryAfterS);

@@ -1,4 +1,4 @@
-/** The playground: everything is made here, and a change of the session leads to one new answer. */
+/** Starts the playground: makes its parts, and requests recommendations at every change of the session. */
 
 import { address, apiKey, ask } from "./api.js";
 import { Grid, titleOf } from "./cards.js";
@@ -18,7 +18,7 @@ const MANY_CHANGES_MS = 80; // a slider that is dragged asks about ten times a s
 const LOOKED_THROUGH = 500; // items from which filters are found
 const NARROW = "(max-width: 60rem)";
 
-/** Titles of all items that any answer told of. */
+/** Titles of all items that were in any response. */
 const titles = {
   known: new Map(),
   of: (itemId) => titles.known.get(itemId) ?? itemId,
@@ -42,7 +42,7 @@ const catalogue = new CataloguePanel(session, titles);
 const opening = new Latest();
 const answers = new Latest();
 
-/** Learn what the service has, then ask for the first recommendations. */
+/** Load the slots, samples and items, then request the first recommendations. */
 function start() {
   notice.hide();
   showParts(true);
@@ -70,7 +70,7 @@ function begin(bundle, items, samples) {
   else session.change({});
 }
 
-/** With another key: the same questions once more. */
+/** Repeat the requests with another key. */
 function again() {
   catalogue.load();
   recommend();

@@ -1,4 +1,4 @@
-/** Cards of items in a grid that keeps its cards, and glides them to where a new answer wants them. */
+/** Shows items as cards in a grid and moves the cards to their new positions at every response. */
 
 import { element, still } from "./dom.js";
 import { picture } from "./picture.js";
@@ -8,8 +8,8 @@ const GLIDE_MS = 420;
 const EASE = "cubic-bezier(.2, .7, .2, 1)";
 
 /**
- * What a card does: `add(id)`, `similar(id, title)`, `titleOf(id)`; `slots`, in their order; `target()`, the item to be
- * marked as really taken next, or null.
+ * Actions of a card: `add(id)`, `similar(id, title)`, `titleOf(id)`; `slots`, in their order; `target()`, the item to
+ * mark as the one that followed, or null.
  * @typedef {{add: Function, similar: Function, titleOf: Function, target: Function, slots: string[]}} Actions
  */
 
@@ -29,7 +29,7 @@ export class Grid {
     return this.#cards.size === 0;
   }
 
-  /** Grey shapes, until there is something to show. */
+  /** Show grey placeholders until the first response. */
   showLoading(count) {
     this.#cards.clear();
     this.#list.setAttribute("aria-busy", "true");
@@ -42,7 +42,7 @@ export class Grid {
   /** Show the items of an answer. */
   show(items) {
     const before = this.#places();
-    const held = this.#focused();
+    const focused = this.#focused();
     const next = new Map();
     items.forEach((item, place) => {
       const card = this.#cards.get(item.item_id) ?? new Card(item, this.#actions);
@@ -52,7 +52,7 @@ export class Grid {
     this.#cards = next;
     this.#list.replaceChildren(...[...next.values()].map((card) => card.node));
     this.#list.setAttribute("aria-busy", "false");
-    this.#focusAgain(held);
+    this.#focusAgain(focused);
     this.#glide(before);
   }
 
@@ -60,16 +60,16 @@ export class Grid {
     return new Map([...this.#cards].map(([itemId, card]) => [itemId, card.node.getBoundingClientRect()]));
   }
 
-  /** Which button of which card has the focus: moving a node takes it away. */
+  /** The button and card that have the focus; moving a node removes the focus. */
   #focused() {
     const place = [...this.#cards.values()].findIndex((card) => card.node.contains(document.activeElement));
     return place < 0 ? null : { place, button: document.activeElement };
   }
 
-  #focusAgain(held) {
-    if (held === null) return;
+  #focusAgain(focused) {
+    if (focused === null) return;
     const cards = [...this.#cards.values()];
-    const target = held.button.isConnected ? held.button : cards[Math.min(held.place, cards.length - 1)]?.main;
+    const target = focused.button.isConnected ? focused.button : cards[Math.min(focused.place, cards.length - 1)]?.main;
     target?.focus({ preventScroll: true });
   }
 
@@ -115,7 +115,7 @@ class Card {
       this.main, this.#badge, element("div", { class: "card-text" }, head, this.#why, similar));
   }
 
-  /** Show what an answer says of the item; @param {number} rank from 1 on */
+  /** Show an item of a response; @param {number} rank from 1 on */
   update(item, rank) {
     this.#rank.textContent = String(rank);
     this.#badge.hidden = this.#actions.target() !== item.item_id;

@@ -1,4 +1,4 @@
-/** The catalogue: looked through by text, page by page; what is touched goes into the history. */
+/** Shows the catalogue, page by page or by a text search; a click on an item adds it to the history. */
 
 import { ask } from "./api.js";
 import { titleOf } from "./cards.js";
@@ -28,7 +28,7 @@ export class CataloguePanel {
     session.addEventListener("change", () => this.#mark());
   }
 
-  /** Show the first page of what is looked for. */
+  /** Show the first page of the search. */
   load() {
     this.#page(0, false);
   }
@@ -37,7 +37,7 @@ export class CataloguePanel {
     const text = byId("search").value.trim();
     this.#latest.ask((signal) => pageOf(text, cursor, signal), {
       answered: (page) => this.#show(page, more, text),
-      // Another bundle answers now: its first page, as a place in the old one means another item.
+      // Another bundle answers now: show its first page, as a position in the old one is another item.
       failed: (failure) => failure.kind === "outdated" ? this.load() : this.#say(`${failure.title}. ${failure.detail ?? ""}`),
     });
   }

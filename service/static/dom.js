@@ -1,4 +1,4 @@
-/** Elements, made without markup: whatever a catalogue says goes in as text. */
+/** Makes elements without markup: texts of a catalogue are set as text. */
 
 /**
  * Make an element.
@@ -24,7 +24,7 @@ export function element(tag, attributes = {}, ...children) {
 /** The element of an id that is in the page. */
 export const byId = (id) => document.getElementById(id);
 
-/** Run the last of several calls, once there has been none for a while. */
+/** Run the last of several calls, once no call came for a while. */
 export function debounced(milliseconds, run) {
   let timer = 0;
   return (...values) => {

@@ -1,16 +1,16 @@
-/** What is said about an answer: who gave it, from what, how fast, and whether it is less than it could be. */
+/** Shows the facts of a response: strategy, history, latency, bundle, and why it is degraded. */
 
 import { stages } from "./api.js";
 import { byId, element } from "./dom.js";
 
 const STRATEGIES = { sequence: "from the sequence", similar: "by likeness", popular: "by popularity" };
-const TROUBLES = {
+const DEGRADED = {
   history_unavailable: "histories cannot be read",
-  deadline: "answered in a hurry",
+  deadline: "answered at the deadline",
   overload: "answered under load",
 };
 
-/** Show them over the results; @param {string} timing the Server-Timing header */
+/** Show the facts above the results; @param {string} timing the Server-Timing header */
 export function showFacts(answer, timing) {
   const spent = stages(timing);
   const inFull = Object.entries(spent).map(([stage, time]) => `${stage} ${time.toFixed(2)} ms`).join(", ");
@@ -23,14 +23,14 @@ export function showFacts(answer, timing) {
     facts.push(element("li", { "data-fact": "latency", text: `${spent.total.toFixed(1)} ms`, title: inFull }));
   }
   if (answer.degraded) {
-    const words = TROUBLES[answer.degraded] ?? answer.degraded;
+    const words = DEGRADED[answer.degraded] ?? answer.degraded;
     facts.push(element("li", { class: "degraded", "data-fact": "degraded", text: words, title: answer.degraded }));
   }
   facts.push(element("li", { "data-fact": "bundle", text: answer.bundle, title: "The bundle that answered" }));
   byId("facts").replaceChildren(...facts);
 }
 
-/** Say in a few words, for those who do not see it, what came. */
+/** Announce the results to screen readers. */
 export function announce(items, titleOf) {
   const first = items.slice(0, 3).map(titleOf).join(", ");
   const words = items.length === 0 ? "No recommendations" : `${items.length} recommendations, first ${first}`;

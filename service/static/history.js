@@ -1,4 +1,4 @@
-/** The history that recommendations are made from, and the sample shoppers that one may begin with. */
+/** Shows the history that recommendations are made from, and the sample shoppers to begin with. */
 
 import { byId, element } from "./dom.js";
 import { picture } from "./picture.js";
@@ -20,7 +20,7 @@ export class HistoryPanel {
     session.addEventListener("change", () => this.#show());
   }
 
-  /** Offer samples; the first of them is taken. */
+  /** Offer the samples and select the first. */
   offer(samples) {
     const buttons = samples.map((sample, place) => this.#shopper(sample, place));
     byId("shoppers").replaceChildren(...buttons);
@@ -66,7 +66,7 @@ export class HistoryPanel {
   }
 }
 
-/** Say what the shopper really took next, and where the answer has it. */
+/** Show the item that followed in the sample, and its rank in the response. */
 export function showTruth(session, titles, items) {
   const place = byId("truth");
   const target = session.sample?.target ?? null;

@@ -1,4 +1,4 @@
-/** The dialog for an API key. */
+/** Asks for an API key in a dialog. */
 
 import { apiKey, useKey } from "./api.js";
 import { byId } from "./dom.js";

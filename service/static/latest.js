@@ -1,4 +1,4 @@
-/** One question at a time: asking again ends the question before, so that the last answer always wins. */
+/** Keeps one request in progress: a new request aborts the one before, so that the last response wins. */
 
 export class Latest {
   #controller = null;

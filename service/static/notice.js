@@ -1,4 +1,4 @@
-/** What went wrong, in a box that screen readers announce, with what one can do about it. */
+/** Shows an error and what to do about it, in a box that screen readers announce. */
 
 import { element } from "./dom.js";
 

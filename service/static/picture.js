@@ -1,4 +1,4 @@
-/** Pictures of items, with a quiet placeholder where there is none. */
+/** Shows pictures of items, and a placeholder where there is none. */
 
 import { apiKey, fetchPicture, pictureAddress } from "./api.js";
 import { element } from "./dom.js";

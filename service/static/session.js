@@ -1,4 +1,4 @@
-/** What a reader chose: history, weights, diversity, filters; and the request that follows from it. */
+/** Holds the reader's choices (history, weights, diversity, filters) and builds the request from them. */
 
 export const WANTED = 24;
 const MOST_ITEMS = 500;
@@ -13,10 +13,10 @@ export class Session extends EventTarget {
   filters = {};
   /** Metadata fields to be answered with every item. */
   fields = [];
-  /** The sample that the history is of: `{history, target}`; null once it was changed by hand. */
+  /** The sample of the history: `{history, target}`; null once the history was changed. */
   sample = null;
 
-  /** Change something, then tell everyone. */
+  /** Change the session and notify the listeners. */
   change(values) {
     Object.assign(this, values);
     this.dispatchEvent(new Event("change"));
@@ -51,7 +51,7 @@ export class Session extends EventTarget {
     this.change({ filters: clause === null ? others : { ...others, [field]: clause } });
   }
 
-  /** Weights, diversity and filters as at the start. */
+  /** Reset weights, diversity and filters. */
   reset() {
     const weights = Object.fromEntries(Object.keys(this.weights).map((slot) => [slot, 1]));
     this.change({ weights, diversity: 0, filters: {} });

@@ -1,4 +1,4 @@
-/** Bars that show how much of a score each slot gave. */
+/** Draws bars that show the share of each slot in a score. */
 
 import { element } from "./dom.js";
 

@@ -1,4 +1,4 @@
-/** "More like this": the neighbours of one item, in a dialog. */
+/** Shows the neighbours of one item in a dialog, "More like this". */
 
 import { ask } from "./api.js";
 import { Grid } from "./cards.js";

@@ -1,4 +1,4 @@
-/** Sliders for weights and diversity, and filters made from what the catalogue has. */
+/** Makes the sliders for weights and diversity, and filters from the fields of the catalogue. */
 
 import { byId, element } from "./dom.js";
 import { colourOf } from "./shares.js";

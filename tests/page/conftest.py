@@ -1,4 +1,4 @@
-"""A real service with pictures and hostile titles, and a real Chromium that looks at it."""
+"""A real service with pictures and hostile titles, and a real Chromium."""
 
 import dataclasses
 import io

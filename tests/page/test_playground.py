@@ -1,4 +1,4 @@
-"""What the page does when somebody uses it: real clicks and keys in a real browser, against a real service."""
+"""The page under real clicks and keys in a real browser, against a real service."""
 
 import json
 import re

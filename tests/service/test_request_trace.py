@@ -9,7 +9,7 @@ from service.request_trace import Trace, new_request_id, request_id_from
 
 
 @pytest.mark.parametrize("given", ["a", "order 7/äh".replace("ä", "a"), "x" * 128, "!~"])
-def test_a_printable_request_id_is_kept(given: str) -> None:
+def test_a_printable_request_id_is_used(given: str) -> None:
     assert request_id_from(given.encode()) == given
 
 

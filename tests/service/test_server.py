@@ -1,4 +1,4 @@
-"""The command as its users run it: a real process, a real socket, a real end."""
+"""The command as its users run it: a real process, a real socket, a real shutdown."""
 
 import json
 import os
@@ -147,19 +147,19 @@ def refused(*arguments: str, **environment: str) -> str:
     return " ".join((ran.stdout + ran.stderr).split())
 
 
-def test_a_taken_port_is_told(small_registry: Path) -> None:
+def test_a_used_port_is_reported(small_registry: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         message = refused("--registry", str(small_registry), "--port", str(port))
     assert f"error: port {port} on 127.0.0.1 cannot be used (Address already in use); choose another --port" in message
 
 
-def test_an_empty_registry_is_told(tmp_path: Path) -> None:
+def test_an_empty_registry_is_reported(tmp_path: Path) -> None:
     message = refused("--registry", str(tmp_path), "--port", "0")
     assert f"error: no bundle is published in {tmp_path}; publish one with `vlm2rec index publish" in message
 
 
-def test_a_damaged_bundle_is_told(small_registry: Path, tmp_path: Path) -> None:
+def test_a_damaged_bundle_is_reported(small_registry: Path, tmp_path: Path) -> None:
     shutil.copytree(small_registry, tmp_path / "registry")
     (vectors,) = (tmp_path / "registry").glob("*/vectors.npy")
     vectors.chmod(0o644)
@@ -168,7 +168,7 @@ def test_a_damaged_bundle_is_told(small_registry: Path, tmp_path: Path) -> None:
     assert "vectors.npy" in message
 
 
-def test_a_wrong_setting_is_told() -> None:
+def test_a_wrong_setting_is_reported() -> None:
     assert "error: registry must be set: with VLM2REC_REGISTRY, in the file, or on the command line" in refused()
 
 
@@ -186,7 +186,7 @@ def test_a_wrong_setting_is_told() -> None:
         ({"registry": "r", "redis_dir": Path("d")}, BadParameter, "--redis-dir needs --embedded-redis"),
     ],
 )
-def test_a_wrong_argument_is_told(
+def test_a_wrong_argument_is_reported(
     monkeypatch: pytest.MonkeyPatch,
     small_registry: Path,
     arguments: dict[str, Any],

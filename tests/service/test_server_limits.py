@@ -1,4 +1,4 @@
-"""Limits of the server process: open files, trusted proxies and connections."""
+"""Limits of the server process: open files, trusted proxies, connections."""
 
 import json
 import resource

@@ -1,4 +1,4 @@
-"""The rate limit over HTTP: who is counted together, what is exempt, what a refusal says."""
+"""The rate limit over HTTP: which requests count together, which are exempt, and the refusal."""
 
 from typing import Any
 

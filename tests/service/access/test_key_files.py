@@ -1,4 +1,4 @@
-"""Keys in files: read again when they change, never for the worse, never shown."""
+"""Key files are read again when they change; a bad file changes nothing, and no key is shown."""
 
 import os
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_a_changed_file_counts_within_a_second_or_so(files: Files) -> None:
 
 
 @pytest.mark.parametrize("bad", ["", "# none\n", "short\n", f"{NEW}\nshort\n", b"\xff" * 20, "ключ" * 10, "k" * 70_000])
-def test_a_bad_change_changes_nothing_and_is_told_once(files: Files, bad: str | bytes) -> None:
+def test_a_bad_change_changes_nothing_and_is_logged_once(files: Files, bad: str | bytes) -> None:
     files.write(OLD)
     source = files.source()
     files.write(bad)

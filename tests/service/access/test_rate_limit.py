@@ -1,4 +1,4 @@
-"""The rate limit: by hand, and against a token bucket written down directly."""
+"""The rate limit, by hand and against a token bucket written down directly."""
 
 import random
 
@@ -46,7 +46,7 @@ def test_what_is_refused_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize(("rate", "retry_after_s"), [(10.0, 1), (1.0, 1), (0.1, 10), (0.3, 4)])
-def test_it_tells_when_to_come_back(rate: float, retry_after_s: int) -> None:
+def test_a_refusal_has_the_seconds_to_wait(rate: float, retry_after_s: int) -> None:
     clock = Clock()
     limit = RateLimit(rate, 1, clock=clock)
     limit.take("a")

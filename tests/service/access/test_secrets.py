@@ -1,4 +1,4 @@
-"""No key, password or stack trace is ever told: not in a log line, a metric or an answer, also when things go wrong."""
+"""No key, password or stack trace is in a log line, a metric or a response, also after errors."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ def raw(port: int, sent: bytes) -> bytes:
         return b"".join(iter(lambda: client.recv(65_536), b""))
 
 
-def test_no_secret_is_told(small_registry: Path, tmp_path: Path) -> None:
+def test_no_secret_is_shown(small_registry: Path, tmp_path: Path) -> None:
     keys, url = tmp_path / "keys", tmp_path / "redis-url"
     keys.write_text(FILED)
     url.write_text(f"redis://shop:{PASSWORD}@127.0.0.1:1/0")
@@ -130,7 +130,7 @@ def failure() -> str:
         {"REDIS_URL": f"redis://shop:{PASSWORD}@redis", "REDIS_URL_FILE": "/nowhere", "API_KEYS": KEY},
     ],
 )
-def test_no_secret_is_told_where_the_start_fails(clean: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+def test_no_secret_is_shown_where_the_start_fails(clean: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
     for name, value in environment.items():
         clean.setenv(f"VLM2REC_{name}", value)
     message = failure()
@@ -138,7 +138,7 @@ def test_no_secret_is_told_where_the_start_fails(clean: pytest.MonkeyPatch, envi
 
 
 @pytest.mark.parametrize("text", ['api_key = ["{}"]', 'apikeys = "{}"', 'api_keys = ["{}", 7]', 'api_keys = "{}\n"'])
-def test_no_secret_is_told_of_a_wrong_file(clean: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
+def test_no_secret_of_a_wrong_file_is_shown(clean: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
     file = tmp_path / "service.toml"
     file.write_text(text.format(KEY))
     clean.setenv("VLM2REC_CONFIG", str(file))

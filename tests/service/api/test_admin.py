@@ -1,4 +1,4 @@
-"""Admin keys, and what is said about missing modalities."""
+"""Admin keys, and the missing modalities of a response."""
 
 from collections.abc import Callable
 from pathlib import Path

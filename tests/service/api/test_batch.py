@@ -1,4 +1,4 @@
-"""Many recommendations in one request: each as if asked alone, each failing alone."""
+"""Each member of a batch is answered as if alone, and fails alone."""
 
 import asyncio
 import json
@@ -195,7 +195,7 @@ def test_a_redis_that_is_down_degrades_the_members_that_need_it(open_client: Any
     ]
 
 
-def test_prefetching_reads_each_user_once_and_forgets_nobody() -> None:
+def test_prefetching_reads_each_user_once_and_omits_none() -> None:
     class Counting(MemoryHistories):
         asked: list[str] = []
 

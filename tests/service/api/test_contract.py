@@ -1,4 +1,4 @@
-"""What the HTTP contract promises of every route, and of a request's id."""
+"""The HTTP contract of every route, and of request ids."""
 
 import re
 from typing import Any
@@ -78,7 +78,7 @@ def test_the_id_of_an_answer_travels_with_its_events_to_the_stream(open_client: 
 
 
 @pytest.mark.parametrize("given", ["a", "x" * 128, "with spaces inside", "~!@#"])
-def test_a_request_id_of_up_to_128_printable_characters_is_kept(client: TestClient, given: str) -> None:
+def test_a_request_id_of_up_to_128_printable_characters_is_returned(client: TestClient, given: str) -> None:
     assert client.get("/livez", headers={"X-Request-ID": given}).headers["x-request-id"] == given
 
 

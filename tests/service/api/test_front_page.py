@@ -1,4 +1,4 @@
-"""The files of the page at `/`, without a browser: what is sent, under which policy, and that nothing else is."""
+"""The files of the page at `/`, without a browser: content, policy, and no other file."""
 
 import re
 from html.parser import HTMLParser
@@ -21,7 +21,7 @@ def path_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_file_is_served_and_kept_by_its_tag(client: TestClient, name: str) -> None:
+def test_every_file_is_served_and_cached_by_its_tag(client: TestClient, name: str) -> None:
     answer = client.get(path_of(name))
     assert (answer.status_code, answer.content) == (200, (STATIC / name).read_bytes())
     assert answer.headers["content-type"].split(";")[0] == TYPES[name.rpartition(".")[2]]

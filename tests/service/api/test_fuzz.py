@@ -1,4 +1,4 @@
-"""Whatever the body, the answer is documented: no 5xx, and a 200 keeps its promises."""
+"""Every response to any body is documented: no 5xx, and a 200 obeys its request."""
 
 import json
 import string
@@ -104,7 +104,7 @@ def check_documented(client: TestClient, path: str, body: bytes) -> None:
 
 @FUZZ
 @given(body=wishes)
-def test_wishes(client: TestClient, body: Any) -> None:
+def test_recommend_bodies(client: TestClient, body: Any) -> None:
     text = json.dumps(body).encode()
     check_documented(client, "/recommend", text)
     check_documented(client, "/similar", text)
@@ -146,7 +146,7 @@ def test_paths(client: TestClient, path: str, query: str) -> None:
 
 @FUZZ
 @given(wish=plain_wishes)
-def test_what_every_answer_promises(client: TestClient, wish: dict[str, Any]) -> None:
+def test_every_response_obeys_its_request(client: TestClient, wish: dict[str, Any]) -> None:
     answer = client.post("/recommend", json=wish)
     assert answer.status_code == 200
     body = answer.json()

@@ -1,4 +1,4 @@
-"""Clients that generators make of the live document: all operations are in them, and they work."""
+"""Clients generated from the OpenAPI document have all operations, and they work."""
 
 import json
 import os

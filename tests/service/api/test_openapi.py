@@ -1,4 +1,4 @@
-"""What /openapi.json says of keys, headers and bodies is so; `make fuzz` holds the rest of it to a running service."""
+"""Keys, headers and bodies are as /openapi.json says; `make fuzz` checks the rest against a running service."""
 
 from typing import Any
 
@@ -68,7 +68,7 @@ def test_what_a_body_must_have_is_in_its_schema(client: TestClient) -> None:
     assert {"required": ["gt", "gte"]} in schemas["Clause"]["not"]["anyOf"]
 
 
-def test_the_path_that_a_proxy_puts_before_all_is_told(open_client: OpenClient) -> None:
+def test_the_root_path_of_a_proxy_is_in_the_document(open_client: OpenClient) -> None:
     with open_client() as client:
         assert "servers" not in client.get("/openapi.json").json()
     with open_client(root_path="/shop/rec") as client:

@@ -1,4 +1,4 @@
-"""ParityCheck on the whole application: it agrees with its bundle, and whatever is changed is noticed."""
+"""ParityCheck on the whole application agrees with its bundle and notices every change."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

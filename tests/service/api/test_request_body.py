@@ -1,4 +1,4 @@
-"""From bytes to a value or a refusal that names field, value and rule."""
+"""A body becomes a validated value, or a refusal that names field, value and rule."""
 
 import asyncio
 from typing import Any
@@ -304,7 +304,7 @@ def test_only_so_many_bodies_are_discarded_at_once() -> None:
 
 
 @pytest.mark.parametrize("parts", [(b"1",), (b"1", b"2"), (b"",)])
-def test_a_body_that_was_cut_short_by_the_clock_is_not_taken_for_whole(parts: tuple[bytes, ...]) -> None:
+def test_a_body_cut_short_by_the_time_limit_is_not_complete(parts: tuple[bytes, ...]) -> None:
     came = sum(map(len, parts))
     with pytest.raises(RequestLate, match=f"the body must arrive sooner; of 50 bytes {came} came in time"):
         read(*parts, late=True, content_length="50")

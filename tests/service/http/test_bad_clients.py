@@ -1,4 +1,4 @@
-"""Slow, silent, greedy and broken clients at a real server: none holds it, and others are answered meanwhile."""
+"""Slow, silent, greedy and broken clients never block a real server or its other clients."""
 
 import contextlib
 import json
@@ -127,7 +127,7 @@ def test_idle_connections_stay_as_long_as_they_may_and_no_longer() -> None:
 
 
 @pytest.mark.parametrize("path", [b"/big", b"/"])
-def test_answers_that_nobody_reads_end(path: bytes) -> None:
+def test_unread_responses_end_the_connection(path: bytes) -> None:
     with running(LIMITS) as server, regular(server.port):
         request = GET.replace(b"/", path, 1)
         deaf = [server.open(request) for _ in range(5)]
@@ -204,7 +204,7 @@ def test_endless_trailers_are_refused() -> None:
         problem(client, 431, "head-too-large")
 
 
-def test_what_is_no_http_is_told_so() -> None:
+def test_what_is_not_http_is_refused_with_the_reason() -> None:
     with running(PATIENT) as server, regular(server.port):
         problem(server.open(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"), 400, "not-http")
         problem(server.open(b"HELLO\r\n\r\n"), 400, "not-http")
@@ -234,7 +234,7 @@ def test_garbage_behind_requests_ends_the_connection_after_their_answers(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_requests_that_nobody_waits_for_do_not_pile_up() -> None:
+def test_pipelined_requests_of_a_closed_connection_do_not_pile_up() -> None:
     with running(PATIENT) as server, regular(server.port):
         client = server.open(GET * 1000)
         for _ in range(LIMITS.pipelined + 1):

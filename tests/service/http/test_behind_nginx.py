@@ -1,4 +1,4 @@
-"""Behind a real nginx that forwards upgrades and keeps connections: each client gets its own answers and no other."""
+"""Behind a real nginx that forwards upgrades and reuses connections, each client gets only its own responses."""
 
 import contextlib
 import json
@@ -88,7 +88,7 @@ def stay(client: Client, name: str, ended: threading.Event) -> None:
 
 
 @pytest.mark.parametrize("buffering", ["on", "off"])
-def test_nobody_gets_an_answer_of_another(service: Service, tmp_path: Path, buffering: str) -> None:
+def test_no_client_gets_a_response_of_another(service: Service, tmp_path: Path, buffering: str) -> None:
     port, ended, failures = free_port(), threading.Event(), []
 
     def caught(work: object, *arguments: object) -> None:

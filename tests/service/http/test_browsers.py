@@ -1,4 +1,4 @@
-"""What browsers are told: headers of every answer, the page at /docs, and who may call from another origin."""
+"""Security headers of every response, the policy of the page at /docs, and CORS."""
 
 import base64
 import hashlib

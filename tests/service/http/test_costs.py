@@ -1,4 +1,4 @@
-"""What one request may cost the others: no small body that asks for seconds of work, no long work in the event loop."""
+"""No small body costs seconds of work, and no long work runs in the event loop."""
 
 import threading
 from typing import Any
@@ -42,7 +42,7 @@ def test_ten_thousands_of_broken_rules_are_only_counted(client: TestClient, body
     assert detail == "body breaks 20000 rules, too many to tell; try a small part of it; received too much to show"
 
 
-def test_two_hundred_broken_rules_are_told(client: TestClient) -> None:
+def test_two_hundred_broken_rules_are_reported(client: TestClient) -> None:
     answer = client.post("/recommend", json={f"key {number}": 1 for number in range(199)})
     assert answer.json()["detail"].startswith(
         "body must have user_id or items" if False else "key 0 is not a known field"
@@ -98,7 +98,7 @@ def test_fields_come_with_their_own_items(client: TestClient, bundle: Bundle) ->
         assert item["fields"] == bundle.fields(row, ["title", "tags"])
 
 
-def test_a_kept_filter_is_known_as_such(bundle: Bundle) -> None:
+def test_a_cached_filter_is_recognised(bundle: Bundle) -> None:
     wanted = {"must": [{"field": "price", "gte": 41.125}]}
     available = np.ones(len(bundle), dtype=np.bool_)
     assert not bundle.keeps_filter(wanted, available)

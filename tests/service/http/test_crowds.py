@@ -1,4 +1,4 @@
-"""More connections than there may be, at a real server: slow and idle ones give way, others are told to come back."""
+"""Beyond the bound on connections slow and idle ones are closed, and further ones are refused with Retry-After."""
 
 import json
 import time
@@ -46,7 +46,7 @@ def test_an_idle_connection_gives_way() -> None:
         assert all(client.is_closed() for client in idle)
 
 
-def test_whom_the_service_works_for_stays_and_one_more_is_told_to_come_back() -> None:
+def test_busy_connections_stay_and_one_more_is_refused_with_retry_after() -> None:
     admission = Admission(10_000)
     with running(LIMITS, keep_alive_s=60, admission=admission) as server:
         busy = [server.open(SLOW) for _ in range(LIMITS.connections)]
@@ -73,7 +73,7 @@ def test_health_checks_are_answered_all_the_same(path: bytes) -> None:
         assert [client.answer()[0] for client in busy] == [200] * LIMITS.connections
 
 
-def test_far_too_many_are_told_at_once() -> None:
+def test_connections_far_beyond_the_bound_are_refused_at_once() -> None:
     admission = Admission(10_000)
     with running(replace(LIMITS, crowded_s=60), admission=admission) as server:  # nobody gives way
         busy = [server.open(SLOW) for _ in range(LIMITS.connections)]

@@ -1,4 +1,4 @@
-"""SIGTERM under load: nothing fails but with 503, and nothing that was acknowledged is lost."""
+"""After SIGTERM under load requests fail only with 503, and no acknowledged event is lost."""
 
 import asyncio
 import http.client
@@ -204,7 +204,7 @@ def test_an_open_connection_gets_its_refusal_before_it_is_closed(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there are no such filters elsewhere")
-def test_a_deaf_listener_keeps_what_it_has_heard() -> None:
+def test_a_listener_that_drops_new_connections_keeps_earlier_ones() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         early = socket.create_connection(listener.getsockname())
         drop_new_connections(listener)

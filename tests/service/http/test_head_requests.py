@@ -1,4 +1,4 @@
-"""HEAD on every route of GET: the status and the headers that GET gives, and no body."""
+"""HEAD on every GET route gives the status and the headers of GET, and no body."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the service refuses: always a problem, never a stack trace, never a 500."""
+"""Every refusal is a problem document, never a stack trace and never a 500."""
 
 import gzip
 import json
@@ -77,7 +77,7 @@ def test_ten_megabytes(client: TestClient, path: str) -> None:
     check_problem(answer, 413, "body-too-large")
 
 
-def test_the_largest_body_that_is_taken(open_client: Any) -> None:
+def test_the_largest_body_that_is_accepted(open_client: Any) -> None:
     with open_client(body_limit_bytes=2000) as client:
         body = b'{"items": ["i1"]}'
         assert client.post("/recommend", content=body.ljust(2000), headers=JSON).status_code == 200
@@ -188,7 +188,7 @@ def test_keys(open_client: Any) -> None:
             assert client.get(path).status_code == 200
 
 
-def test_an_error_that_nobody_expected_shows_nothing(
+def test_an_unexpected_error_shows_nothing(
     client: TestClient, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object, **__: object) -> None:
@@ -203,7 +203,7 @@ def test_an_error_that_nobody_expected_shows_nothing(
     assert client.post("/recommend", json={"items": ["i1"]}).status_code == 200
 
 
-def test_kinds_are_told_apart() -> None:
+def test_problem_kinds_are_distinct() -> None:
     assert len({kind.name for kind in KINDS}) == len(KINDS)
 
 

@@ -1,4 +1,4 @@
-"""Clients that leave in the middle of a request, beside others who stay: a real server, real sockets, a real Redis."""
+"""Clients that leave in the middle of a request disturb no others: a real server, real sockets, a real Redis."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ def leave(port: int, number: int, stop: threading.Event) -> None:
             client.sendall(asked * rng.randrange(1, 4))
 
 
-def test_who_stays_gets_the_own_answer_whoever_leaves(server: Server) -> None:
+def test_a_client_that_stays_gets_its_own_response(server: Server) -> None:
     histories = {f"user-{user}": [f"i{user}", f"i{user + 1}"] for user in range(0, 40, 2)}
     for user, items in histories.items():
         server.call("/events", {"events": [{"user_id": user, "item_id": item} for item in items]})
@@ -71,7 +71,7 @@ def test_who_stays_gets_the_own_answer_whoever_leaves(server: Server) -> None:
     ("trouble", "is_ours"),
     [("unable to perform operation on <TCPTransport>; the handler is closed", False), ("Response too long", True)],
 )
-def test_who_resets_the_connection_is_no_error_of_ours(tmp_path: Path, trouble: str, is_ours: bool) -> None:
+def test_a_connection_reset_by_the_client_is_no_server_error(tmp_path: Path, trouble: str, is_ours: bool) -> None:
     app = create_app(load_settings(registry=str(tmp_path), directives_file=tmp_path / "directives.json"))
     scope = {
         "type": "http",

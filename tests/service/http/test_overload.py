@@ -1,4 +1,4 @@
-"""Overload: half full, answers are cheap and say so; full, requests are turned away at once; health is always told."""
+"""Under overload requests get popular items or are refused at once, and health is always answered."""
 
 import json
 import time
@@ -18,34 +18,30 @@ READY = GET.replace(b"GET /", b"GET /readyz")
 LIMITS = ConnectionLimits(connections=64, request_s=10.0)
 
 
-def test_half_full_one_cheap_answer_is_let_in_for_ten_answers_given() -> None:
+def test_above_half_of_the_bound_one_request_in_ten_responses_is_admitted() -> None:
     admission = Admission(200)
     assert all(admission.enter(request) for request in range(100))
     assert not admission.is_high
-    assert [admission.enter(request) for request in range(100, 170)] == [True] * 64 + [
-        False
-    ] * 6  # saved while it was quiet
+    entered = [admission.enter(request) for request in range(100, 170)]
+    assert entered == [True] * 64 + [False] * 6  # by the credit of quiet times
     assert admission.is_high
     for request in (*range(10), *range(10)):  # once is enough
         admission.leave(request)
     assert (admission.in_progress, [admission.enter(request) for request in range(3)]) == (154, [True, False, False])
     for request in range(10, 66):
         admission.leave(request)
-    assert (admission.in_progress, admission.is_high, admission.enter(300)) == (
-        99,
-        False,
-        True,
-    )  # below half everybody is
+    assert (admission.in_progress, admission.is_high) == (99, False)
+    assert admission.enter(300)  # below half of the bound every request is admitted
 
 
-def test_at_the_bound_nobody_is_let_in() -> None:
+def test_at_the_bound_no_request_is_admitted() -> None:
     admission = Admission(4)
     assert [admission.enter(request) for request in range(5)] == [True] * 4 + [False]
 
 
-def test_while_it_turns_away_and_is_late_it_lets_in_fewer_and_more_again_when_it_is_prompt() -> None:
+def test_the_limit_shrinks_while_the_loop_is_late_and_grows_when_it_is_prompt() -> None:
     def turned_away_and(late_s: float) -> int:
-        """How many were in progress when the first was turned away, then the beat."""
+        """How many were in progress when the first was refused; then adapts."""
         inside = []
         while admission.enter(request := object()):
             inside.append(request)
@@ -56,17 +52,17 @@ def test_while_it_turns_away_and_is_late_it_lets_in_fewer_and_more_again_when_it
 
     admission = Admission(400)
     counts = [turned_away_and(0.05) for _ in range(30)]
-    cheap = 64  # let in for cheap answers: what was saved while it was quiet
-    assert counts[0] == 200 + cheap
+    popular = 64  # admitted for popular items, by the credit of quiet times
+    assert counts[0] == 200 + popular
     assert counts[:6] == sorted(counts[:6], reverse=True)
     assert all(16 <= count <= 20 for count in counts[10:])  # few, but never none
     prompt = [turned_away_and(0.001) for _ in range(30)]
     assert prompt[:6] == sorted(prompt[:6])
-    assert 200 <= prompt[-1] <= 200 + cheap
+    assert 200 <= prompt[-1] <= 200 + popular
 
     admission = Admission(400)
-    admission.adapt(5.0)  # late, but nobody was turned away: whoever swaps a bundle refuses nobody for it
-    assert turned_away_and(0.0) == 200 + cheap
+    admission.adapt(5.0)  # late, as in a swap of bundles, but no request was refused
+    assert turned_away_and(0.0) == 200 + popular
 
 
 def filled(server: Running, admission: Admission) -> list[Client]:
@@ -76,7 +72,7 @@ def filled(server: Running, admission: Admission) -> list[Client]:
     return clients
 
 
-def test_full_it_turns_away_at_once_and_takes_the_next_when_there_is_room() -> None:
+def test_at_the_bound_requests_are_refused_at_once_until_one_ends() -> None:
     admission = Admission(3)
     with running(LIMITS, admission=admission) as server:
         busy = filled(server, admission)
@@ -126,7 +122,7 @@ def test_the_time_of_a_refusal_counts_from_the_first_bytes_of_its_request() -> N
         assert total_ms(headers) <= 1000.0 * (time.monotonic() - begun)  # the time between requests is nobody's
 
 
-def test_one_that_is_turned_away_gets_no_body_to_a_head() -> None:
+def test_a_refused_head_request_gets_no_body() -> None:
     admission = Admission(2)
     with running(LIMITS, admission=admission) as server:
         filled(server, admission)
@@ -145,7 +141,7 @@ def received(client: Client, answers: int) -> bytes:
     return data
 
 
-def test_one_turned_away_may_send_the_rest_of_its_body_and_ask_again() -> None:
+def test_a_refused_client_may_send_the_rest_of_its_body_and_retry() -> None:
     admission = Admission(2)
     with running(LIMITS, admission=admission) as server:
         busy = filled(server, admission)
@@ -158,7 +154,7 @@ def test_one_turned_away_may_send_the_rest_of_its_body_and_ask_again() -> None:
         assert client.send(post(b"[3]")).answer()[2] == b"[3]"
 
 
-def test_pipelined_requests_are_turned_away_in_their_order() -> None:
+def test_pipelined_requests_are_refused_in_their_order() -> None:
     admission = Admission(2)
     with running(LIMITS, admission=admission) as server:
         busy = filled(server, admission)
@@ -168,7 +164,7 @@ def test_pipelined_requests_are_turned_away_in_their_order() -> None:
         assert [one.answer()[0] for one in busy] == [200, 200]
 
 
-def test_one_that_wants_no_more_is_closed_after_it_was_turned_away() -> None:
+def test_a_connection_that_is_to_close_is_closed_after_the_refusal() -> None:
     admission = Admission(2)
     with running(LIMITS, admission=admission) as server:
         filled(server, admission)
@@ -178,7 +174,7 @@ def test_one_that_wants_no_more_is_closed_after_it_was_turned_away() -> None:
         assert client.is_closed()
 
 
-def test_a_client_that_leaves_makes_room() -> None:
+def test_a_client_that_leaves_frees_its_slot() -> None:
     admission = Admission(2)
     with running(LIMITS, admission=admission) as server:
         for client in filled(server, admission):
@@ -201,7 +197,7 @@ def answered_under_overload(client: TestClient, ask: tuple[str, dict[str, Any]])
     return found
 
 
-def test_half_full_everybody_gets_what_is_popular(open_client: OpenClient, oracle: Any) -> None:
+def test_above_half_of_the_bound_every_response_is_popular_items(open_client: OpenClient, oracle: Any) -> None:
     with open_client() as client:
         asks: tuple[tuple[str, dict[str, Any]], ...] = (
             ("/recommend", ASK),

@@ -1,4 +1,4 @@
-"""Heads that two servers could read differently, or that nobody could serve, are refused, and the connection ends."""
+"""Heads that two servers could read differently, or that no server can serve, are refused."""
 
 import json
 

@@ -55,7 +55,7 @@ def test_a_head_without_a_body_goes_out_at_the_end(
     assert transport.told == told
 
 
-def test_whoever_waits_for_100_continue_gets_it_at_once(transport: Recorded) -> None:
+def test_100_continue_is_sent_at_once(transport: Recorded) -> None:
     writer = ResponseWriter(transport, transport.close)
     writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     assert transport.told == [b"HTTP/1.1 100 Continue\r\n\r\n"]

@@ -1,4 +1,4 @@
-"""No upgrade is taken: the body behind such a head is read as a body, and what follows is answered (RFC 9110, 7.8)."""
+"""No upgrade is taken: the body behind such a head is read as a body (RFC 9110, 7.8)."""
 
 import asyncio
 import json

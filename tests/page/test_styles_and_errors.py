@@ -1,4 +1,4 @@
-"""How the page looks for whom, what its policy keeps out, and what it says when the service does not answer."""
+"""Styles of the page, its content security policy, and the messages after errors."""
 
 import json
 import re
@@ -112,7 +112,7 @@ def test_it_is_dark_for_those_who_want_it_and_readable_in_both(open_page: OpenPa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("wish", "moves"), [("reduce", False), ("no-preference", True)])
-def test_cards_glide_only_for_those_who_like_it(open_page: OpenPage, served: Served, wish: str, *, moves: bool) -> None:
+def test_cards_move_only_without_reduced_motion(open_page: OpenPage, served: Served, wish: str, *, moves: bool) -> None:
     page = open_page(served.url, reduced_motion=wish)
     page.evaluate("""() => {
         window.moved = 0
@@ -175,7 +175,7 @@ def test_it_waits_as_long_as_the_service_asks_for(page: Any, status: int, title:
 
 
 @pytest.mark.slow
-def test_a_refusal_and_a_poorer_answer_are_told(page: Any) -> None:
+def test_a_refusal_and_a_degraded_response_are_shown(page: Any) -> None:
     for slot in ("text", "image", "behaviour"):
         page.get_by_role("slider", name=slot).focus()
         page.keyboard.press("Home")
@@ -210,17 +210,17 @@ def test_it_says_so_when_the_service_dies_and_goes_on_when_it_is_back(
 
 
 @pytest.mark.slow
-def test_a_key_is_asked_for_sent_and_kept_in_this_tab_alone(
+def test_a_key_is_requested_sent_and_stored_in_this_tab_alone(
     open_page: OpenPage, own_service: Callable[..., Served]
 ) -> None:
     service = own_service(VLM2REC_API_KEYS=KEY)
     page = open_page(service.url, wait=False)
-    expect(page.get_by_role("alert")).to_contain_text("wants an API key")
+    expect(page.get_by_role("alert")).to_contain_text("needs an API key")
     expect(page.locator("#columns")).to_be_hidden()
     page.get_by_role("button", name="Enter a key").click()
     page.keyboard.type("wrong")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("alert")).to_contain_text("wants an API key")
+    expect(page.get_by_role("alert")).to_contain_text("needs an API key")
     page.get_by_role("button", name="Enter a key").click()
     page.get_by_label("Key", exact=True).fill(KEY)
     page.get_by_role("button", name="Use this key").click()
