@@ -1,4 +1,4 @@
-"""The one composition root: `create_app` picks every concrete class; nothing is built on import."""
+"""Builds the ASGI application: routes, error handlers, middleware and lifespan."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,17 +15,16 @@ from starlette.responses import Response
 from service.api.admin_routes import AdminRoutes
 from service.api.batch_routes import BatchRoutes
 from service.api.catalogue_routes import CatalogueRoutes
-from service.api.dependencies import Services
 from service.api.docs_page import DocsPage
 from service.api.openapi import document
+from service.api.operations_routes import OperationsRoutes
 from service.api.playground import Playground
 from service.api.recommend_routes import RecommendRoutes
+from service.api.rendering import ResponseBodies
 from service.api.routing import ExactRoutes, documented_routes
 from service.api.user_routes import UserRoutes
 from service.bundles.startup import Startup
-from service.container import load_current, open_services
-from service.errors import StartError
-from service.http.body_budget import BodyBudget
+from service.container import Container
 from service.http.problems import (
     ANSWERED_ERRORS,
     METHOD_NOT_ALLOWED,
@@ -36,8 +35,9 @@ from service.http.problems import (
 )
 from service.http.request_context import context_of
 from service.http.request_middleware import RequestMiddleware
-from service.runtime.thread_pool import started_pool
-from service.settings import Settings, load_settings
+from service.lifecycle import load_current, start, started_pool, stop
+from service.settings.groups import HttpLimits
+from service.settings.load import Settings, load_settings
 from service.telemetry.tracing import SpanRecorder, open_spans
 
 _DESCRIPTION = """
@@ -62,39 +62,32 @@ class _Api(FastAPI):
         return document(self, documented_routes(self.routes), keyed=self.state.keyed, root_path=self.state.root_path)
 
 
-def create_app(settings: Settings | None = None, *, opening: Startup | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, *, startup: Startup | None = None) -> FastAPI:
     """Build the service.
 
     Args:
         settings: None: read from ``VLM2REC_*`` and the file that they name.
-        opening: what to begin with; None: loaded from the registry at start-up.
+        startup: the bundle to start with; None: it is loaded from the registry at startup.
 
     Returns:
-        The application; ``app.state.current`` holds what answers, ``app.state.watcher`` swaps it,
-        ``app.state.admission`` counts what is in progress, ``app.state.metrics`` everything.
+        The application. ``app.state`` has the ``active_bundle``, the ``watcher`` that swaps it, the ``admission`` that
+        counts requests in progress, and the ``metrics``.
 
     Raises:
         SettingsError: a setting breaks a rule.
     """
     settings = settings or load_settings()
-    services = open_services(settings)
-    spans = open_spans(settings.otel, services.log)
-    # Emptied at the start: whatever still named the first bundle would keep it in memory for ever.
-    begin_with = [] if opening is None else [opening]
+    container = Container(settings)
+    spans = open_spans(settings.observability, container.log)
+    # Emptied at the start: a reference to the first bundle would keep it in memory for ever.
+    given = [] if startup is None else [startup]
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         asyncio.get_running_loop().set_default_executor(started_pool())
-        await _begin(services, begin_with.pop() if begin_with else await asyncio.to_thread(load_current, settings))
+        await start(container, given.pop() if given else await asyncio.to_thread(load_current, settings))
         yield
-        services.current.drain()
-        await services.online_recall.close()
-        await services.watcher.stop()
-        await services.operator_state.close()
-        await services.histories.close()
-        services.batcher.close()
-        services.executor.close()
-        services.metrics_page.close()
+        await stop(container)
         if spans is not None:
             await asyncio.to_thread(spans.close)
 
@@ -110,62 +103,99 @@ def create_app(settings: Settings | None = None, *, opening: Startup | None = No
         # FastAPI's own would put paths, and with them the ids of users, into every span; see service.telemetry.tracing.
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
-    app.state.current = services.current
-    app.state.keyed = bool(settings.api_keys or settings.api_keys_file)
-    app.state.root_path = settings.root_path
-    app.state.watcher = services.watcher
-    app.state.admission = services.admission
-    app.state.metrics = services.metrics
-    for group in (RecommendRoutes, BatchRoutes, UserRoutes, CatalogueRoutes, AdminRoutes):
-        group(services).register(app)
-    DocsPage(app).register()
-    Playground(app).register()
-    _add_error_handlers(app, settings.retry_after_s)
-    _add_middleware(app, settings, services, spans)
+    app.state.active_bundle = container.active_bundle
+    app.state.keyed = bool(settings.access.api_keys or settings.access.api_keys_file)
+    app.state.root_path = settings.server.root_path
+    app.state.watcher = container.watcher
+    app.state.admission = container.admission
+    app.state.metrics = container.metrics
+    _add_routes(app, container, settings)
+    _add_error_handlers(app, settings.http)
+    _add_middleware(app, settings, container, spans)
     return app
 
 
-async def _begin(services: Services, opening: Startup) -> None:
-    redis = await services.histories.alive()
-    if redis and await services.histories.is_cluster_node():
-        raise StartError(
-            "redis_url names a node of a Redis Cluster, which would refuse every event: a cluster needs a setting of "
-            "its own, which this version does not have; name a single Redis"
-        )
-    await services.watcher.start(opening)
-    if opening.bundle is None:
-        services.log.warning("waiting for a bundle", redis=redis)
-        return
-    services.log.info("ready", bundle=opening.bundle.id, items=len(opening.bundle), redis=redis)
+def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
+    """Add every group of routes with the objects that it uses."""
+    keys, active_bundle, hidden = container.keys.data, container.active_bundle, container.operator_state.hidden
+    bodies = ResponseBodies(container.metrics, container.log)
+    groups = (
+        RecommendRoutes(
+            keys=keys,
+            active_bundle=active_bundle,
+            recommender=container.recommender,
+            bodies=bodies,
+        ),
+        OperationsRoutes(
+            keys=keys,
+            metrics_keys=container.keys.metrics,
+            active_bundle=active_bundle,
+            watcher=container.watcher,
+            batcher=container.batcher,
+            histories=container.histories,
+            redis_faults=container.redis_faults,
+            metrics_page=container.metrics_page,
+        ),
+        BatchRoutes(
+            keys=keys,
+            active_bundle=active_bundle,
+            histories=container.histories,
+            recommender=container.recommender,
+            bodies=bodies,
+            log=container.log,
+        ),
+        UserRoutes(
+            keys=keys,
+            active_bundle=active_bundle,
+            histories=container.histories,
+            operator_state=container.operator_state,
+            recent=container.recent,
+            executor=container.encoder_executor,
+            metrics=container.metrics,
+            log=container.log,
+            retention=settings.histories,
+        ),
+        CatalogueRoutes(keys=keys, active_bundle=active_bundle, hidden=hidden, executor=container.executor),
+        AdminRoutes(
+            keys=container.keys.admin,
+            active_bundle=active_bundle,
+            operator_state=container.operator_state,
+            watcher=container.watcher,
+            log=container.log,
+        ),
+    )
+    for group in groups:
+        group.register(app)
+    DocsPage(app).register()
+    Playground(app).register()
 
 
-def _add_middleware(app: FastAPI, settings: Settings, services: Services, spans: SpanRecorder | None) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, container: Container, spans: SpanRecorder | None) -> None:
     """Add the middleware; the last one added is the outermost."""
-    if settings.cors_origins:
+    if settings.server.cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=settings.cors_origins,
+            allow_origins=settings.server.cors_origins,
             allow_methods=("GET", "HEAD", "POST", "PUT", "DELETE"),
             allow_headers=_FROM_BROWSERS,
             expose_headers=("Retry-After", "Server-Timing", "X-Request-ID"),
         )
     app.add_middleware(
         RequestMiddleware,
-        metrics=services.metrics,
-        log=services.log,
-        bodies=BodyBudget(settings.bodies_limit_bytes),
-        retry_after_s=settings.retry_after_s,
-        access_log=settings.access_log,
+        metrics=container.metrics,
+        log=container.log,
+        limits=settings.http,
+        observability=settings.observability,
         spans=spans,
     )
 
 
-def _add_error_handlers(app: FastAPI, retry_after_s: int) -> None:
+def _add_error_handlers(app: FastAPI, limits: HttpLimits) -> None:
     """Answer every expected error with a problem; `RequestMiddleware` logs and answers the others."""
 
     async def refused(request: Request, error: Exception) -> Response:
         request_id = context_of(request.scope).trace.request_id
-        return answer_error(error, request_id=request_id, retry_after_s=retry_after_s)
+        return answer_error(error, request_id=request_id, retry_after_s=limits.retry_after_s)
 
     async def no_route(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else REQUEST_REFUSED.status

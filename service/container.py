@@ -1,24 +1,14 @@
-"""Wiring: picks every concrete class of what the routes work with, from the settings alone."""
+"""Wires the service: builds every object that the routes and the server use, from the settings."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
-from pydantic import SecretStr
-from structlog.typing import FilteringBoundLogger
-
-from index.bundle.bundle import Bundle
 from index.machine.cores import available_cores
-from service.access.auth import KeyRing
-from service.access.key_file import KeyFile
-from service.access.rate_limit import RateLimit
-from service.api.dependencies import Services
-from service.bundles.active_bundle import CurrentBundle
+from service.access.auth import open_key_rings
+from service.bundles.active_bundle import ActiveBundle
 from service.bundles.comparison import ShadowBounds
 from service.bundles.loaded_bundles import LoadedBundles
 from service.bundles.loader import BundleLoader
 from service.bundles.operator_state import OperatorState
-from service.bundles.startup import START_TIMEOUT_S, Startup, open_first, read_operator_state
 from service.bundles.watcher import Watcher
 from service.http.admission import Admission
 from service.recommend.batching import MicroBatcher
@@ -26,169 +16,62 @@ from service.recommend.online_recall import OnlineRecall
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.runtime.bounded_executor import BoundedExecutor
-from service.settings import Settings
-from service.stores.redis_client import UNWATCHED, RedisWatch
-from service.stores.redis_faults import RedisTroubles
+from service.settings.load import Settings
+from service.stores.protocols import OperatorStateStore
+from service.stores.redis_client import RedisWatch
+from service.stores.redis_faults import RedisFaults
 from service.stores.redis_histories import RedisHistories
 from service.stores.redis_operator_state import RedisOperatorState
 from service.stores.redis_renewal import Renewal
-from service.telemetry.logs import lines_dropped, lines_failed, logger
+from service.telemetry.logs import logger
 from service.telemetry.metrics import Metrics
 from service.telemetry.metrics_page import MetricsPage
 
-_MOST_ENGINE_THREADS = 4
+
+class Container:
+    """The objects of one service; they connect and load only when the application starts."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.active_bundle, engine = ActiveBundle(), settings.engine
+        self.log, self.metrics = log, metrics = logger(), Metrics()
+        self.keys = open_key_rings(settings.access, on_refusal=metrics.clients.rate_limited, log=log)
+        self.redis_faults, renewal = RedisFaults(log), Renewal()
+        watch = RedisWatch(metrics.redis_call, metrics.redis_error, metrics.breaker_state, self.redis_faults.outcome)
+        self.histories = RedisHistories(settings.redis, settings.histories, watch=watch, renewal=renewal)
+        self.recent = RecentHistories(settings.comparison.shadow_histories)
+        store = RedisOperatorState(settings.redis, watch=watch, renewal=renewal)
+        operator_state = open_operator_state(settings, store, on_erasure=self.recent.clear)
+        self.operator_state, hidden = operator_state, operator_state.hidden
+        loader = BundleLoader(settings.bundles, on_load=metrics.bundles.loaded)
+        loaded = LoadedBundles(
+            active_bundle=self.active_bundle,
+            hidden=hidden,
+            loader=loader,
+            recent=self.recent,
+            evaluation_queries=settings.comparison.shadow_histories,
+            metrics=metrics.bundles,
+            log=log,
+        )
+        bounds = ShadowBounds(settings.comparison)
+        self.watcher = Watcher(loaded=loaded, operator_state=operator_state, bounds=bounds)
+        threads = 0 if loader.one_thread else engine.threads
+        self.batcher = MicroBatcher(bound=engine.queue_bound, threads=threads, metrics=metrics, log=log)
+        self.online_recall = OnlineRecall(settings.observability, metrics.quality, log)
+        self.recommender = Recommender(self.histories, self.batcher, hidden, self.recent, self.online_recall)
+        self.executor = BoundedExecutor(threads=max(1, available_cores() // 2))
+        self.encoder_executor = None if loader.one_thread else self.executor
+        self.admission = Admission(engine.queue_bound)
+        self.metrics_page = MetricsPage(metrics)
+        metrics.in_progress(lambda: self.admission.in_progress)
+        metrics.queue_depth(lambda: self.batcher.depth)
 
 
-def open_services(settings: Settings) -> Services:
-    """Everything that the routes work with; nothing is connected to or loaded yet."""
-    log, metrics, current = logger(), Metrics(), CurrentBundle()
-    renewal = Renewal()
-    troubles = RedisTroubles(log)
-    histories = _open_histories(settings, metrics, renewal, troubles)
-    watch = RedisWatch(metrics.redis_call, metrics.redis_error, on_outcome=troubles.outcome)
-    recent = RecentHistories(settings.shadow_histories)
-    directives = _open_directives(settings, watch, on_erasure=recent.clear, renewal=renewal)
-    source = _open_source(settings, metrics.bundles.loaded)
-    shelf = LoadedBundles(
-        current=current,
-        hidden=directives.hidden,
-        source=source,
-        recent=recent,
-        probes=settings.shadow_histories,
-        metrics=metrics.bundles,
-        log=log,
-    )
-    watcher = Watcher(
-        shelf=shelf,
-        source=source,
-        directives=directives,
-        bounds=ShadowBounds(
-            settings.shadow_min_overlap,
-            settings.shadow_min_coverage,
-            settings.shadow_min_answered,
-            settings.shadow_max_slot_shift,
-        ),
-        metrics=metrics.bundles,
-        log=log,
-        poll_s=settings.poll_ms / 1000.0,
-    )
-    metrics.log_lines(dropped=lines_dropped, failed=lines_failed)
-    sampler = OnlineRecall(
-        metrics.quality, log, checks_per_s=settings.recall_checks_per_s, cpu_share=settings.recall_check_cpu
-    )
-    load = Admission(settings.queue_bound)
-    batcher = MicroBatcher(bound=settings.queue_bound, threads=_engine_threads(settings), metrics=metrics, log=log)
-    metrics.in_progress(lambda: load.in_progress)
-    metrics.queue_depth(lambda: batcher.depth)
-    data_keys, admin_keys, metrics_keys = _key_rings(settings, metrics, log)
-    return Services(
-        current=current,
-        watcher=watcher,
-        operator_state=directives,
-        histories=histories,
-        redis_errors=troubles,
-        batcher=batcher,
-        admission=load,
-        recent=recent,
-        recommender=Recommender(histories, batcher, directives.hidden, recent, sampler),
-        metrics=metrics,
-        metrics_page=MetricsPage(metrics),
-        data_keys=data_keys,
-        admin_keys=admin_keys,
-        metrics_keys=metrics_keys,
-        log=log,
-        body_limit=settings.body_limit_bytes,
-        online_recall=sampler,
-        executor=BoundedExecutor(threads=max(1, available_cores() // 2)),
-        require_consent=settings.require_consent,
-        one_thread=source.one_thread,
-    )
-
-
-def _engine_threads(settings: Settings) -> int:
-    """Workers of the batcher: none on CUDA; else one a core, at most four, as one event loop feeds no more."""
-    if settings.device != "cpu":
-        return 0
-    return settings.engine_threads or min(available_cores(), _MOST_ENGINE_THREADS)
-
-
-def _key_rings(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> tuple[KeyRing, KeyRing, KeyRing]:
-    """Keys of the data routes, of the admin routes, and of the metrics."""
-
-    def source(name: str, given: tuple[SecretStr, ...], file: Path | None) -> KeyFile:
-        keys = [key.get_secret_value() for key in given]
-        return KeyFile(name, keys, file, on_error=lambda reason: log.error("keys not read again", detail=reason))
-
-    api = source("api_keys_file", settings.api_keys, settings.api_keys_file)
-    admin = source("admin_keys_file", settings.admin_keys, settings.admin_keys_file)
-    scrape = source("metrics_keys_file", settings.metrics_keys, settings.metrics_keys_file)
-    admin.keep_apart_from(api, scrape)
-    scrape.keep_apart_from(api, admin)
-    api.keep_apart_from(admin, scrape)
-    limit = None
-    if settings.rate_limit is not None:
-        limit = RateLimit(settings.rate_limit, settings.rate_burst, on_refusal=metrics.clients.rate_limited)
-    # An admin key opens the data routes too; alone it does not close them for everybody else.
-    data_keys = KeyRing([api, admin] if api.configured else [], open_without_keys=True, limit=limit)
-    metrics_keys = KeyRing([scrape, admin] if scrape.configured else [], open_without_keys=True)
-    return data_keys, KeyRing([admin], open_without_keys=False, limit=limit), metrics_keys
-
-
-def _open_histories(settings: Settings, metrics: Metrics, renewal: Renewal, troubles: RedisTroubles) -> RedisHistories:
-    return RedisHistories(
-        settings.redis_url.get_secret_value(),
-        history_cap=settings.history_cap,
-        ttl_s=settings.history_ttl_days * 86_400,
-        stream_cap=settings.stream_cap,
-        event_ids_cap=settings.event_ids_cap,
-        timeout_s=settings.redis_timeout_ms / 1000.0,
-        prefix=settings.redis_prefix,
-        watch=RedisWatch(metrics.redis_call, metrics.redis_error, metrics.breaker_state, troubles.outcome),
-        renewal=renewal,
-    )
-
-
-def _open_directives(
-    settings: Settings,
-    watch: RedisWatch = UNWATCHED,
-    on_erasure: Callable[[], None] = lambda: None,
-    renewal: Renewal | None = None,
-    *,
-    timeout_s: float = 0.0,
+def open_operator_state(
+    settings: Settings, store: OperatorStateStore, on_erasure: Callable[[], None] = lambda: None
 ) -> OperatorState:
-    store = RedisOperatorState(
-        settings.redis_url.get_secret_value(),
-        timeout_s=max(settings.redis_timeout_ms / 1000.0, timeout_s),
-        prefix=settings.redis_prefix,
-        watch=watch,
-        renewal=renewal,
-    )
-    return OperatorState(
-        store,
-        settings.directives_path,
-        lambda trouble: logger().error("directives not kept", detail=trouble),
-        on_erasure,
-    )
+    """The pin and the hidden items of all replicas, with this replica's copy of them in a file."""
 
+    def on_file_error(error: str) -> None:
+        logger().error("operator state not saved", detail=error)
 
-def _open_source(settings: Settings, loaded: Callable[[Bundle], None] = lambda _bundle: None) -> BundleLoader:
-    return BundleLoader(
-        settings.registry,
-        device=settings.device,
-        threads=settings.encoder_threads,
-        verify=settings.verify,
-        loaded=loaded,
-    )
-
-
-def load_current(settings: Settings) -> Startup:
-    """Load and warm the bundle that should serve; where it is bad, the newest good one before it.
-
-    Raises:
-        StartError: nothing is published, and `wait_for_bundle` is off.
-        BundleRefused: no bundle is good, likewise.
-        IndexingError: the registry cannot be read.
-    """
-    state = read_operator_state(lambda: _open_directives(settings, timeout_s=START_TIMEOUT_S))
-    first = open_first(_open_source(settings), state.pin, wait=settings.wait_for_bundle)
-    return replace(first, operator_state=state)
+    return OperatorState(store, settings.operator_state_file, on_file_error, on_erasure)

@@ -4,12 +4,12 @@ ServiceError
 ├── SettingsError           a setting breaks a rule (variable or key, value, rule)
 ├── StartError              the server cannot start: the port is taken, or no bundle is published
 ├── HistoriesUnavailable    Redis did not answer; whether a write arrived is unknown
-├── OperatorStateUnavailable  the same, for the pin and the hidden items
-├── LinkDown                Redis did not answer a call; the adapters raise one of the two above instead
+├── OperatorStateUnavailable  Redis did not answer a call about the pin or the hidden items; see above
+├── RedisUnavailable        a call was not answered by Redis; the adapters translate it into one of the two above
 ├── NotReady                no bundle is loaded yet, or the process is draining
-├── QueueFull               too many requests wait
-├── BundleRefused           a bundle may not serve; has the reason
-└── RequestRefused          the request itself is the reason why it is refused
+├── QueueFull               as many requests wait already as may
+├── BundleRefused           a bundle may not be activated; has the reason
+└── RequestRefused          a request that cannot be answered as it stands
     ├── MalformedBody       the body is not JSON
     ├── KeyMissing          the route needs an API key and none was sent
     ├── KeyRefused          the API key is unknown, or the route is closed
@@ -58,7 +58,7 @@ class OperatorStateUnavailable(ServiceError):
     """The store of the pin and the hidden items did not answer; whether a write arrived is unknown."""
 
 
-class LinkDown(ServiceError):
+class RedisUnavailable(ServiceError):
     """A call was refused at once, not answered in time, or lost with its connection; a write may have arrived."""
 
 
@@ -71,7 +71,7 @@ class QueueFull(ServiceError):
 
 
 class BundleRefused(ServiceError):
-    """A bundle may not serve; the active one stays.
+    """A bundle may not be activated, so the active one stays.
 
     Attributes:
         reason: which rule it broke, one of a few words, for metrics and for `GET /bundle`.

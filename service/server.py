@@ -13,13 +13,14 @@ from types import FrameType
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.container import load_current
 from service.errors import StartError
 from service.http.connections import ConnectionLimits, Connections
 from service.http.graceful_shutdown import DrainingServer
 from service.http.protocol import GuardedConfig
-from service.runtime.malloc import collect, settle
-from service.settings import Settings
+from service.lifecycle import load_current
+from service.runtime import malloc
+from service.settings.groups import HttpLimits, ServerSettings
+from service.settings.load import Settings
 from service.telemetry.logs import configure_logs, logger
 from service.telemetry.metrics import Metrics
 
@@ -45,23 +46,23 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
         IndexingError: the registry cannot be read.
         KeyboardInterrupt: after the graceful shutdown, if the signal was SIGINT.
     """
-    configure_logs(settings.log_level)
+    configure_logs(settings.observability)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    settle()
+    malloc.configure()
     # Uvicorn raises a signal again after its shutdown. By default SIGTERM would then end the process before others that
     # it started, such as an embedded Redis, are stopped.
     signal.signal(signal.SIGTERM, _exit)
     _handle_unless_handled(signal.SIGHUP, _exit)
     for number in (signal.SIGUSR1, signal.SIGUSR2):  # by default they end the process; log rotation sends them
         _handle_unless_handled(number, _do_nothing)
-    with _listen(settings.host, settings.port) as listener:
-        app = create_app(settings, opening=load_current(settings))
+    with _listen(settings.server) as listener:
+        app = create_app(settings, startup=load_current(settings))
         # Loaded objects stay; without this every full collection would visit all of them during a request.
-        collect()
+        malloc.collect()
         gc.freeze()
         config = GuardedConfig(
             app,
-            _connections(settings, app.state.metrics),
+            _connections(settings.http, app.state.metrics),
             app.state.admission,
             loop="uvloop",
             ws="none",
@@ -70,14 +71,17 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
             access_log=False,
             server_header=False,
             date_header=False,
-            proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=list(settings.trusted_proxies),
-            timeout_keep_alive=settings.keep_alive_s,
-            timeout_graceful_shutdown=settings.drain_s,
+            proxy_headers=bool(settings.server.trusted_proxies),
+            forwarded_allow_ips=list(settings.server.trusted_proxies),
+            timeout_keep_alive=settings.server.keep_alive_s,
+            timeout_graceful_shutdown=settings.server.drain_s,
         )
         port = listener.getsockname()[1]
         server = _Server(
-            config, app, settings.drain_delay_s, lambda: announce(f"http://{_shown(settings.host)}:{port}")
+            config,
+            app,
+            settings.server,
+            lambda: announce(f"http://{_shown(settings.server.host)}:{port}"),
         )
         server.run(sockets=[listener])
         if not server.was_ready:
@@ -87,8 +91,10 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
 class _Server(DrainingServer):
     """A server that announces itself when it answers, and is not ready from the first signal on."""
 
-    def __init__(self, config: GuardedConfig, app: FastAPI, delay_s: float, ready: Callable[[], None]) -> None:
-        super().__init__(config, app.state.current, delay_s)
+    def __init__(
+        self, config: GuardedConfig, app: FastAPI, settings: ServerSettings, ready: Callable[[], None]
+    ) -> None:
+        super().__init__(config, app.state.active_bundle, settings.drain_delay_s)
         self._ready = ready
         self.was_ready = False
 
@@ -116,7 +122,7 @@ class _Server(DrainingServer):
         super().handle_exit(sig, frame)
 
 
-def _connections(settings: Settings, metrics: Metrics) -> Connections:
+def _connections(settings: HttpLimits, metrics: Metrics) -> Connections:
     limits = ConnectionLimits(settings.max_connections, settings.request_timeout_s)
     wanted = limits.connections + limits.spare + _OTHER_FILES
     allowed = _allow_files(wanted)
@@ -156,7 +162,8 @@ def _handle_unless_handled(number: signal.Signals, handler: Callable[[int, Frame
         signal.signal(number, handler)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(settings: ServerSettings) -> socket.socket:
+    host, port = settings.host, settings.port
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

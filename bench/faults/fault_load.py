@@ -26,7 +26,7 @@ _DEGRADED = b'"degraded":"'
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class SentEvent:
     """An event of the run; number and time are its own, so that it can be told from all others in Redis."""
 
     user_id: str
@@ -74,7 +74,7 @@ class Outcome:
     answered: float
     status: int
     degraded: str
-    event: Event | None
+    event: SentEvent | None
 
 
 class Load:
@@ -94,9 +94,9 @@ class Load:
         self._rate = rate
         self._event_rate = event_rate
         self._number = 0
-        self.events: list[Event] = []
+        self.events: list[SentEvent] = []
 
-    def first_histories(self) -> list[Event]:
+    def first_histories(self) -> list[SentEvent]:
         """Ten events for every user."""
         return [self._event(f"user-{user}") for user in range(USERS) for _ in range(10)]
 
@@ -104,7 +104,7 @@ class Load:
         """Offer load for a while, in a thread of its own."""
         return Running(self, stage, seconds, outcomes)
 
-    def requests(self, seconds: float, seed: int) -> tuple[list[bytes], Any, dict[bytes, Event]]:
+    def requests(self, seconds: float, seed: int) -> tuple[list[bytes], Any, dict[bytes, SentEvent]]:
         """Requests, when they are due (seconds from the start), and which of them are which events."""
         reads, writes = arrivals(self._rate, seconds, seed), arrivals(self._event_rate, seconds, seed + 1)
         asked = [{"user_id": f"user-{user}", "k": _K} for user in self._rng.integers(USERS, size=len(reads))]
@@ -117,9 +117,9 @@ class Load:
         order = np.argsort(due, kind="stable")
         return [sent[at] for at in order], due[order], dict(zip(sent[len(reads) :], events, strict=True))
 
-    def _event(self, user_id: str) -> Event:
+    def _event(self, user_id: str) -> SentEvent:
         self._number += 1
-        event = Event(user_id, self._items[int(self._rng.integers(len(self._items)))], self._number)
+        event = SentEvent(user_id, self._items[int(self._rng.integers(len(self._items)))], self._number)
         self.events.append(event)
         return event
 
@@ -160,7 +160,7 @@ class Running:
         self._outcomes.append(Outcome(due, at, status, reason, self._sent.get(request)))
 
 
-def lost_and_doubled(stage: Stage, acknowledged: Sequence[Event]) -> tuple[list[Event], list[str]]:
+def lost_and_doubled(stage: Stage, acknowledged: Sequence[SentEvent]) -> tuple[list[SentEvent], list[str]]:
     """Acknowledged events that are not in Redis, in the stream and in the history; and what is there twice."""
     with stage.admin() as admin:
         streams = [admin.xrange(stream_key("vlm2rec", bucket)) for bucket in range(BUCKETS)]

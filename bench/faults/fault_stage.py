@@ -18,7 +18,7 @@ from typing import Any, Self
 import redis
 
 from demo.embedded_redis import EmbeddedRedis
-from service.settings import Settings
+from service.settings.load import GROUP_OF
 
 _READY_S = 60.0
 _BURST = 64
@@ -48,7 +48,7 @@ class Replica:
         """Start it and wait until it is ready."""
         self._state.mkdir(parents=True, exist_ok=True)
         settings = {"VLM2REC_DIRECTIVES_FILE": str(self._state / "directives.json")}
-        if "drain_delay_s" in Settings.model_fields:
+        if "drain_delay_s" in GROUP_OF:
             settings["VLM2REC_DRAIN_DELAY_S"] = str(_DRAIN_DELAY_S)
         with (self._state / "log").open("ab") as log:
             self._process = subprocess.Popen(

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.faults.fault_load import Event, Load, Outcome, Running, lost_and_doubled
+from bench.faults.fault_load import Load, Outcome, Running, SentEvent, lost_and_doubled
 from bench.faults.fault_stage import Stage
 from bench.index.bundles import published
 from bench.measurements import commit, machine
@@ -223,7 +223,7 @@ class Phase:
         return max([outcome.answered - self.returned for outcome in outcomes] + [0.0])
 
 
-def carry_out(fault: Fault, stage: Stage, load: Load, plan: Plan, acknowledged: list[Event]) -> Phase:
+def carry_out(fault: Fault, stage: Stage, load: Load, plan: Plan, acknowledged: list[SentEvent]) -> Phase:
     """One phase: load, fault, load; then what was not stored is sent again, and something of what was."""
     outcomes: list[Outcome] = []
     before = stage.metrics()
@@ -245,7 +245,7 @@ def carry_out(fault: Fault, stage: Stage, load: Load, plan: Plan, acknowledged: 
     return Phase(fault, outcomes, began, returned, counted, retried, unstored, (len(repeated), sum(repeated)))
 
 
-def _send_again(stage: Stage, running: Running, outcomes: Sequence[Outcome]) -> tuple[list[Event], int, int]:
+def _send_again(stage: Stage, running: Running, outcomes: Sequence[Outcome]) -> tuple[list[SentEvent], int, int]:
     """The events that are acknowledged now, how many of them at a later try, and how many are not."""
     stored = [outcome.event for outcome in outcomes if outcome.event is not None and outcome.status == 200]
     at_first = {event.number for event in stored}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import redis
 
+from service.settings.groups import HistorySettings, RedisSettings
 from service.stores.protocols import Event
 from service.stores.redis_histories import RedisHistories
 
@@ -35,7 +36,7 @@ def used_bytes(url: str) -> int:
 
 
 async def _fill(url: str, histories: Sequence[Sequence[str]], first: int) -> None:
-    sessions = RedisHistories(url, timeout_s=10.0)
+    sessions = RedisHistories(RedisSettings(redis_url=url, redis_timeout_ms=10_000), HistorySettings())
     events: list[Event] = []
     for number, items in enumerate(histories, first):
         events += [Event(user_id(number), item, 1.7e9 + place, "view") for place, item in enumerate(items)]

@@ -180,10 +180,10 @@ def prune(
 
 def pinned_here() -> frozenset[str]:
     """Ids of the bundles that services on this machine have pinned, as far as their local files tell."""
-    from service.bundles.kept_pins import kept_pins
+    from service.bundles.operator_state import pinned_bundles
 
     file = os.environ.get("VLM2REC_DIRECTIVES_FILE")
-    return kept_pins(*([Path(file)] if file else []))
+    return pinned_bundles(*([Path(file)] if file else []))
 
 
 def _publish(bundle: Path, registry: str, *, force: bool) -> None:

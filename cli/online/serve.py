@@ -1,4 +1,4 @@
-"""`vlm2rec serve`: answer recommendations from the current bundle of a registry."""
+"""Implements `vlm2rec serve`: serves recommendations from the current bundle of a registry."""
 
 import os
 from contextlib import ExitStack
@@ -19,18 +19,26 @@ def serve(
     redis: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", help="Redis of the histories.", show_default="VLM2REC_REDIS_URL", rich_help_panel=_PANEL
+            metavar="URL",
+            help="URL of the Redis with the histories.",
+            show_default="VLM2REC_REDIS_URL",
+            rich_help_panel=_PANEL,
         ),
     ] = None,
     embedded_redis: Annotated[
         bool,
         typer.Option(
-            "--embedded-redis", help="Start a Redis for this service and end it with it.", rich_help_panel=_PANEL
+            "--embedded-redis",
+            help="Start a Redis for this service, and end it with the service.",
+            rich_help_panel=_PANEL,
         ),
     ] = False,
     redis_dir: Annotated[
         Path | None,
-        typer.Option(help="Where the embedded Redis keeps histories; else they are forgotten.", rich_help_panel=_PANEL),
+        typer.Option(
+            help="Directory in which the embedded Redis stores histories; without it they are lost at the end.",
+            rich_help_panel=_PANEL,
+        ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[
@@ -40,30 +48,31 @@ def serve(
 ) -> None:
     """Serve the current bundle of a registry over HTTP.
 
-    Every option has a variable too (VLM2REC_PORT …); options win. Ctrl-C, SIGTERM or SIGHUP ends it after the requests
-    in progress are answered. With Redis down it serves all the same: answers then lack the users' histories and say so.
+    Every option has a variable too (VLM2REC_PORT …); an option wins over its variable. Ctrl-C, SIGTERM or SIGHUP ends
+    the service after it has answered the requests in progress. While Redis is down it goes on serving: its answers then
+    lack the users' histories, and say so.
     """
     if embedded_redis and redis is not None:
         raise typer.BadParameter("give --redis URL or --embedded-redis, not both")
     if redis_dir is not None and not embedded_redis:
         raise typer.BadParameter("--redis-dir needs --embedded-redis")
-    # Requests are served side by side: a BLAS that spreads each small product over all cores only makes them wait.
-    # Set before numpy is loaded; a value that is set already is kept.
+    # Requests run in parallel: a BLAS that spreads each small product over all cores only makes them wait. These
+    # variables take effect only before numpy is loaded; a value that is already set stays.
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
     from demo.embedded_redis import EmbeddedRedis
     from service.server import serve as run
-    from service.settings import load_settings
+    from service.settings.load import load_settings
 
     console = Console(soft_wrap=True, highlight=False)
-    with ExitStack() as ends_with_us:
+    defaults: dict[str, Path] = {}
+    with ExitStack() as stack:
         if embedded_redis:
-            server = ends_with_us.enter_context(EmbeddedRedis(redis_dir, append_only=redis_dir is not None))
-            settings = load_settings(registry=registry, redis_url=server.url, host=host, port=port, log_level=log_level)
-            if (
-                settings.directives_file is None
-            ):  # it lives and goes with the data of this Redis, which is nobody else's
-                settings = settings.model_copy(update={"directives_file": server.directory / "directives.json"})
-        else:
-            settings = load_settings(registry=registry, redis_url=redis, host=host, port=port, log_level=log_level)
+            server = stack.enter_context(EmbeddedRedis(redis_dir, append_only=redis_dir is not None))
+            redis = server.url
+            # No other service uses this Redis, so the copy of its operator state is kept and deleted with it.
+            defaults["directives_file"] = server.directory / "directives.json"
+        settings = load_settings(
+            defaults, registry=registry, redis_url=redis, host=host, port=port, log_level=log_level
+        )
         run(settings, announce=lambda url: console.print(f"vlm2rec serves {url}   (API: {url}/docs)"))

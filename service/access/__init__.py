@@ -1,1 +1,1 @@
-"""API keys, rate limits and secrets."""
+"""API keys and rate limits."""

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic
 
-from service.access.secret_files import read_keys, signature
 from service.errors import SettingsError
+from service.settings.secret_files import read_keys, signature
 
 _CHECK_S = 1.0
 

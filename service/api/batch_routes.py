@@ -7,19 +7,22 @@ import orjson
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
+from structlog.typing import FilteringBoundLogger
 
 from index.bundle.bundle import Bundle
+from service.access.auth import KeyRing
 from service.api import request_models, response_models
-from service.api.dependencies import Services, admit_to_data
 from service.api.openapi import operation
 from service.api.queries import check_fields, recommend_query
-from service.api.rendering import json_response, response_body
+from service.api.rendering import ResponseBodies, json_response
 from service.api.request_body import read_json, validate
-from service.api.routing import BODY_PROBLEMS, Operation, add_operations
+from service.api.routing import BODY_PROBLEMS, Operation, add_operations, admit_to_data
+from service.bundles.active_bundle import ActiveBundle
 from service.http.problems import ANSWERED_ERRORS, INTERNAL, error_body, problem_body
 from service.recommend.batch_histories import BatchHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
+from service.stores.protocols import HistoryStore
 
 # Members in progress at the same time: enough to fill a batch of the engine, few enough to let other requests in.
 _CONCURRENT = 8
@@ -37,11 +40,30 @@ class BatchRoutes:
     """Handler of the batch route.
 
     Args:
-        services: used by the handler.
+        keys: of the data routes.
+        active_bundle: the bundle that answers.
+        histories: store of histories and events.
+        recommender: finds items.
+        bodies: builds the bodies of the responses.
+        log: the service's logger.
     """
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(
+        self,
+        *,
+        keys: KeyRing,
+        active_bundle: ActiveBundle,
+        histories: HistoryStore,
+        recommender: Recommender,
+        bodies: ResponseBodies,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._keys = keys
+        self._active_bundle = active_bundle
+        self._histories = histories
+        self._recommender = recommender
+        self._bodies = bodies
+        self._log = log
 
     def register(self, app: FastAPI) -> None:
         """Add the route with its documentation."""
@@ -49,14 +71,14 @@ class BatchRoutes:
 
     async def recommend_batch(self, request: Request) -> Response:
         """Recommend for up to 256 requests at once, all from one bundle; a bad one gets its own problem."""
-        trace = admit_to_data(request, self._services)
-        batch = validate(request_models.BatchRequest, await read_json(request, self._services.body_limit))
-        self._services.data_keys.charge(request, len(batch.requests))
-        bundle = self._services.current.get()
+        trace = admit_to_data(request, self._keys, self._active_bundle)
+        batch = validate(request_models.BatchRequest, await read_json(request))
+        self._keys.charge(request, len(batch.requests))
+        bundle = self._active_bundle.get()
         members = [_checked(bundle, member) for member in batch.requests]
         trace.lap("parse")
-        histories = BatchHistories(self._services.histories, _users(bundle, members))
-        recommender, gate = self._services.recommender.reading(histories), asyncio.Semaphore(_CONCURRENT)
+        histories = BatchHistories(self._histories, _users(bundle, members))
+        recommender, gate = self._recommender.with_histories(histories), asyncio.Semaphore(_CONCURRENT)
         try:
             answers = await asyncio.gather(
                 *(self._answer(bundle, member, recommender, gate, trace) for member in members)
@@ -76,8 +98,8 @@ class BatchRoutes:
                 body = await self._recommended(bundle, member, recommender, trace)
             except ANSWERED_ERRORS as error:
                 body = {"problem": error_body(error, request_id=trace.request_id)}
-            except Exception:  # unexpected: logged, and this member gets a problem
-                self._services.log.exception("failed", request_id=trace.request_id)
+            except Exception:  # noqa: BLE001 - unexpected: logged, and this member gets a problem
+                self._log.exception("failed", request_id=trace.request_id)
                 detail = f"the log has the reason under request_id {trace.request_id}"
                 body = {"problem": problem_body(INTERNAL, detail, request_id=trace.request_id)}
             written = orjson.Fragment(orjson.dumps(body))
@@ -90,7 +112,7 @@ class BatchRoutes:
         if isinstance(member, Exception):
             raise member
         answer = await recommender.recommend(bundle, recommend_query(bundle, member), trace)
-        return response_body(self._services, bundle, member, answer, trace, wanted="sequence")
+        return self._bodies.body(bundle, member, answer, trace, wanted="sequence")
 
 
 def _checked(bundle: Bundle, member: Any) -> _Checked:  # noqa: ANN401 - any JSON value

@@ -11,15 +11,17 @@ from starlette.responses import Response
 from index.bundle.bundle import Bundle
 from index.filters.text_search import TextPage
 from index.items.thumbnails import MEDIA_TYPE
+from service.access.auth import KeyRing
 from service.api import request_models, response_models
 from service.api.cursors import Cursor, next_cursor
-from service.api.dependencies import Services, admit_to_data, item_id_of
 from service.api.openapi import operation, path_parameter, query_parameters
 from service.api.rendering import items_of, json_response
 from service.api.request_body import shown, validate
-from service.api.routing import KEY_PROBLEMS, Operation, add_operations
+from service.api.routing import KEY_PROBLEMS, Operation, add_operations, admit_to_data, item_id_of
+from service.bundles.active_bundle import ActiveBundle
 from service.errors import NoPicture, UnknownItem
 from service.http.entity_tags import entity_tag, none_match
+from service.runtime.bounded_executor import BoundedExecutor
 
 # A picture changes with the bundle. The key of a request decides who may see it, so no shared cache may keep it.
 _CACHED = "private, max-age=3600"
@@ -34,14 +36,27 @@ _OPERATIONS = (
 
 
 class CatalogueRoutes:
-    """Handlers; each reads the active bundle once.
+    """Handlers of the catalogue; each reads the active bundle once.
 
     Args:
-        services: used by the handlers.
+        keys: of the data routes.
+        active_bundle: the bundle that answers.
+        hidden: ids that operators have hidden.
+        executor: runs what takes longer than a recommendation.
     """
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(
+        self,
+        *,
+        keys: KeyRing,
+        active_bundle: ActiveBundle,
+        hidden: Container[str],
+        executor: BoundedExecutor,
+    ) -> None:
+        self._keys = keys
+        self._active_bundle = active_bundle
+        self._hidden = hidden
+        self._executor = executor
 
     def register(self, app: FastAPI) -> None:
         """Add all routes with their documentation."""
@@ -49,25 +64,25 @@ class CatalogueRoutes:
 
     async def items(self, request: Request) -> Response:
         """Browse the catalogue, page by page, in its own order, or look for a text in it."""
-        trace = admit_to_data(request, self._services, takes_query=True)
+        trace = admit_to_data(request, self._keys, self._active_bundle, takes_query=True)
         page = validate(request_models.ItemsQuery, dict(request.query_params))
-        bundle = self._services.current.get()
+        bundle = self._active_bundle.get()
         Cursor.read(page.cursor).check(bundle.id, page.q)
         trace.lap("parse")
-        content = await self._services.executor.run(partial(_page, bundle, page, self._services.operator_state.hidden))
+        content = await self._executor.run(partial(_page, bundle, page, self._hidden))
         trace.lap("browse")
         return Response(content, media_type="application/json")
 
     async def item(self, request: Request) -> Response:
         """One item of the current bundle."""
-        admit_to_data(request, self._services)
-        bundle = self._services.current.get()
-        return json_response(items_of(bundle, [_row(bundle, request)], self._services.operator_state.hidden)[0])
+        admit_to_data(request, self._keys, self._active_bundle)
+        bundle = self._active_bundle.get()
+        return json_response(items_of(bundle, [_row(bundle, request)], self._hidden)[0])
 
     async def image(self, request: Request) -> Response:
         """A small picture of an item, at most 256 pixels a side."""
-        admit_to_data(request, self._services)
-        bundle = self._services.current.get()
+        admit_to_data(request, self._keys, self._active_bundle)
+        bundle = self._active_bundle.get()
         row = _row(bundle, request)
         picture = None if bundle.thumbnails is None else bundle.thumbnails.get(row)
         if picture is None:

@@ -1,21 +1,21 @@
-"""Answers the routes of recommendations, of the active bundle and of health and metrics."""
+"""Answers the routes of recommendations."""
 
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
 from index.bundle.bundle import Bundle
+from service.access.auth import KeyRing
 from service.api import request_models, response_models
-from service.api.dependencies import Services, admit_to_data
 from service.api.openapi import operation
 from service.api.queries import check_fields, recommend_query, similar_query
-from service.api.rendering import age_s, json_response, report_of, response_body
+from service.api.rendering import ResponseBodies, json_response
 from service.api.request_body import read_json, validate
-from service.api.routing import BODY_PROBLEMS, NamedRoute, Operation, add_operations
-from service.errors import NotReady
-from service.recommend.query import Answer, Strategy
+from service.api.routing import BODY_PROBLEMS, Operation, add_operations, admit_to_data
+from service.bundles.active_bundle import ActiveBundle
+from service.recommend.query import Recommendations, Strategy
+from service.recommend.recommender import Recommender
 from service.request_trace import Trace
-from service.telemetry.metrics import CONTENT_TYPE
 
 _RECOMMEND = operation(body=request_models.RecommendRequest)
 _SIMILAR = operation(body=request_models.SimilarRequest)
@@ -27,90 +27,66 @@ _OPERATIONS = (
     Operation(
         "POST", "/similar", "similar", "recommend", response_models.RecommendAnswer, (404, *BODY_PROBLEMS), _SIMILAR
     ),
-    Operation("GET", "/bundle", "bundle", "catalogue", response_models.BundleAnswer),
-    Operation("GET", "/livez", "live", "operations", response_models.Health, ()),
-    Operation("GET", "/readyz", "ready", "operations", response_models.Health, (503,)),
 )
 
 
 class RecommendRoutes:
-    """Handlers; each reads the active bundle at most once.
+    """Handlers of recommendations; each reads the active bundle once.
 
     Args:
-        services: used by the handlers.
+        keys: of the data routes.
+        active_bundle: the bundle that answers.
+        recommender: finds items.
+        bodies: builds the bodies of the responses.
     """
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(
+        self,
+        *,
+        keys: KeyRing,
+        active_bundle: ActiveBundle,
+        recommender: Recommender,
+        bodies: ResponseBodies,
+    ) -> None:
+        self._keys = keys
+        self._active_bundle = active_bundle
+        self._recommender = recommender
+        self._bodies = bodies
 
     def register(self, app: FastAPI) -> None:
         """Add all routes with their documentation."""
         add_operations(app, self, _OPERATIONS)
-        app.router.routes.append(NamedRoute("/metrics", self.metrics))
 
     async def recommend(self, request: Request) -> Response:
         """Recommend items to a user, or for a list of items, oldest first."""
-        trace = admit_to_data(request, self._services)
-        params = validate(request_models.RecommendRequest, await read_json(request, self._services.body_limit))
-        bundle = self._services.current.get()
+        trace = admit_to_data(request, self._keys, self._active_bundle)
+        params = validate(request_models.RecommendRequest, await read_json(request))
+        bundle = self._active_bundle.get()
         check_fields(bundle, params.fields)
         trace.lap("parse")
-        answer = await self._services.recommender.recommend(bundle, recommend_query(bundle, params), trace)
+        answer = await self._recommender.recommend(bundle, recommend_query(bundle, params), trace)
         return self._recommended(bundle, params, answer, trace, wanted="sequence")
 
     async def similar(self, request: Request) -> Response:
         """Find the neighbours of an item, or of several; the order of the items has no part in it."""
-        trace = admit_to_data(request, self._services)
-        params = validate(request_models.SimilarRequest, await read_json(request, self._services.body_limit))
-        bundle = self._services.current.get()
+        trace = admit_to_data(request, self._keys, self._active_bundle)
+        params = validate(request_models.SimilarRequest, await read_json(request))
+        bundle = self._active_bundle.get()
         check_fields(bundle, params.fields)
         query = similar_query(bundle, params)
         trace.lap("parse")
-        answer = await self._services.recommender.similar(bundle, query, trace)
+        answer = await self._recommender.similar(bundle, query, trace)
         return self._recommended(bundle, params, answer, trace, wanted="similar")
 
-    async def bundle(self, request: Request) -> Response:
-        """What answers now: manifest, report and age of the bundle; and what this replica does about others."""
-        admit_to_data(request, self._services)
-        bundle = self._services.current.get()
-        return json_response(
-            {
-                "bundle": bundle.id,
-                "age_seconds": age_s(bundle),
-                "items": len(bundle),
-                "slots": {slot.name: slot.dim for slot in bundle.layout.slots},
-                "max_history": bundle.max_history,
-                "manifest": bundle.manifest.model_dump(mode="json"),
-                "report": report_of(bundle),
-                "swap": self._services.watcher.status(),
-            }
-        )
-
-    async def live(self, _request: Request) -> Response:
-        """Whether the process is up."""
-        return json_response({"status": "up"})
-
-    async def ready(self, _request: Request) -> Response:
-        """Whether a bundle is loaded and warm and others are watched for; with Redis down it is ready but degraded."""
-        self._services.current.check_ready()
-        bundle = self._services.current.get()
-        if not self._services.watcher.alive:
-            raise NotReady("the watcher of bundles has ended; start this process again")
-        if not self._services.batcher.alive:
-            raise NotReady("the engine's threads keep dying; start this process again")
-        redis = "up" if await self._services.histories.alive() else "down"
-        errors = self._services.redis_errors.now
-        more = {"redis_troubles": errors} if errors else {}
-        return json_response({"status": "ready", "bundle": bundle.id, "redis": redis, **more})
-
-    async def metrics(self, request: Request) -> Response:
-        """Metrics in Prometheus' text format."""
-        self._services.metrics_keys.admit(request)
-        return Response(await self._services.metrics_page.content(), media_type=CONTENT_TYPE)
-
     def _recommended(
-        self, bundle: Bundle, params: request_models.RetrievalRequest, answer: Answer, trace: Trace, *, wanted: Strategy
+        self,
+        bundle: Bundle,
+        params: request_models.RetrievalRequest,
+        answer: Recommendations,
+        trace: Trace,
+        *,
+        wanted: Strategy,
     ) -> Response:
-        response = json_response(response_body(self._services, bundle, params, answer, trace, wanted=wanted))
+        response = json_response(self._bodies.body(bundle, params, answer, trace, wanted=wanted))
         trace.lap("write")
         return response

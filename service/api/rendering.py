@@ -8,14 +8,15 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 from starlette.responses import Response
+from structlog.typing import FilteringBoundLogger
 
 from index.bundle.bundle import Bundle
 from index.bundle.manifest import REPORT_FILE
 from index.items.modality_status import ModalityStatus
 from service.api import request_models
-from service.api.dependencies import Services
-from service.recommend.query import Answer, Strategy
+from service.recommend.query import Recommendations, Strategy
 from service.request_trace import Trace
+from service.telemetry.metrics import Metrics
 
 _TITLE = "title"
 _REASONS = [reason.name.lower() for reason in ModalityStatus]
@@ -39,51 +40,62 @@ def json_response(value: Any) -> Response:  # noqa: ANN401 - any JSON-able value
     return Response(orjson.dumps(value), media_type="application/json")
 
 
-def response_body(
-    services: Services,
-    bundle: Bundle,
-    params: request_models.RetrievalRequest,
-    answer: Answer,
-    trace: Trace,
-    *,
-    wanted: Strategy,
-) -> dict[str, Any]:
-    """The JSON body of a response; counts it, and logs an error of the encoder.
+class ResponseBodies:
+    """Builds the JSON bodies of recommendations, counts them, and logs errors of the encoder.
 
     Args:
-        services: metrics and log.
-        bundle: the one that answered.
-        params: the validated request.
-        answer: rows and scores.
-        trace: of the request.
-        wanted: the strategy that the route is for.
+        metrics: counts the responses.
+        log: the service's logger.
     """
-    items = _items(bundle, answer, explain=params.explain, fields=params.fields)
-    services.metrics.recommended(
-        strategy=answer.strategy,
-        wanted=wanted,
-        degraded=answer.degraded,
-        history_used=answer.history_used,
-        unknown=len(answer.unknown_items),
-        trouble=answer.trouble is not None,
-    )
-    for item in items:
-        for slot, reason in item["missing"].items():
-            services.metrics.lacking(slot, reason)
-    if answer.trouble is not None:
-        services.log.error("encoder failed", request_id=trace.request_id, reason=answer.trouble)
-    return {
-        "request_id": trace.request_id,
-        "bundle": bundle.id,
-        "strategy": answer.strategy,
-        "degraded": answer.degraded,
-        "history_used": answer.history_used,
-        "unknown_items": answer.unknown_items,
-        "items": items,
-    }
+
+    def __init__(self, metrics: Metrics, log: FilteringBoundLogger) -> None:
+        self._metrics = metrics
+        self._log = log
+
+    def body(
+        self,
+        bundle: Bundle,
+        params: request_models.RetrievalRequest,
+        answer: Recommendations,
+        trace: Trace,
+        *,
+        wanted: Strategy,
+    ) -> dict[str, Any]:
+        """The body of one response.
+
+        Args:
+            bundle: the one that answered.
+            params: the validated request.
+            answer: rows and scores.
+            trace: of the request.
+            wanted: the strategy of the route.
+        """
+        items = _items(bundle, answer, explain=params.explain, fields=params.fields)
+        self._metrics.recommended(
+            strategy=answer.strategy,
+            wanted=wanted,
+            degraded=answer.degraded,
+            history_used=answer.history_used,
+            unknown=len(answer.unknown_items),
+            encoder_failed=answer.error is not None,
+        )
+        for item in items:
+            for slot, reason in item["missing"].items():
+                self._metrics.missing_slot(slot, reason)
+        if answer.error is not None:
+            self._log.error("encoder failed", request_id=trace.request_id, reason=answer.error)
+        return {
+            "request_id": trace.request_id,
+            "bundle": bundle.id,
+            "strategy": answer.strategy,
+            "degraded": answer.degraded,
+            "history_used": answer.history_used,
+            "unknown_items": answer.unknown_items,
+            "items": items,
+        }
 
 
-def _items(bundle: Bundle, answer: Answer, *, explain: bool, fields: list[str] | None) -> list[dict[str, Any]]:
+def _items(bundle: Bundle, answer: Recommendations, *, explain: bool, fields: list[str] | None) -> list[dict[str, Any]]:
     """The items of an answer, best first.
 
     Args:

@@ -48,12 +48,12 @@ _RULES = {
 Model = TypeVar("Model", bound=BaseModel)
 
 
-async def read_json(request: Request, limit: int) -> Any:  # noqa: ANN401 - any JSON value
+async def read_json(request: Request) -> Any:  # noqa: ANN401 - any JSON value
     """The JSON value in the body of a request.
 
     Args:
-        request: whose body was not read yet.
-        limit: largest body in bytes; a larger one is refused and dropped, also where its length is not declared.
+        request: whose body was not read yet. A body over the limit is refused and dropped, also where its length is
+            not declared.
 
     Raises:
         UnsupportedBody: the content type is not JSON in UTF-8.
@@ -67,6 +67,7 @@ async def read_json(request: Request, limit: int) -> Any:  # noqa: ANN401 - any 
     _check_content_type(request.headers.get("content-type"))
     _check_content_encoding(request.headers.getlist("content-encoding"))
     declared = request.headers.get("content-length", "")
+    limit = context_of(request.scope).bodies.largest
     if declared.isdecimal() and int(declared[:20]) > limit:
         await _discard(request, int(declared[:20]))
         raise _too_large(limit)

@@ -1,7 +1,8 @@
-"""Adds the routes of the API: plain Starlette routes that FastAPI documents."""
+"""Adds the routes of the API, plain Starlette routes that FastAPI documents, and checks requests to them."""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -11,7 +12,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.access.auth import KeyRing
 from service.api.openapi import responses, tagged_responses
+from service.bundles.active_bundle import ActiveBundle
+from service.errors import RuleBroken, RuleViolation
+from service.http.request_context import context_of
+from service.request_trace import Trace
 
 KEY_PROBLEMS = (401, 403, 422, 429, 503)
 BODY_PROBLEMS = (400, 408, 413, 415, *KEY_PROBLEMS)
@@ -137,3 +143,38 @@ def add_operations(app: FastAPI, handlers: object, operations: Iterable[Operatio
 def documented_routes(routes: Iterable[BaseRoute]) -> list[APIRoute]:
     """The routes that the OpenAPI document lists, as FastAPI documents them."""
     return [route.documented for route in routes if isinstance(route, NamedRoute) and route.documented is not None]
+
+
+def admit(request: Request, keys: KeyRing, *, takes_query: bool = False) -> Trace:
+    """Check the key, the rate and the query string of a request.
+
+    Raises:
+        KeyMissing, KeyRefused: the key does not open the route.
+        RateExceeded: the key or the address calls too often.
+        RuleBroken: the route takes no query parameters.
+    """
+    keys.admit(request)
+    if request.scope["query_string"] and not takes_query:
+        name = next(iter(request.query_params), "query")
+        raise RuleBroken([RuleViolation(f"query parameter {name[:60]}", "it", "is not known to this route")])
+    return context_of(request.scope).trace
+
+
+def admit_to_data(request: Request, keys: KeyRing, active_bundle: ActiveBundle, *, takes_query: bool = False) -> Trace:
+    """Check a request to a data route, and that there is an active bundle.
+
+    A handler that reads a body takes the bundle after that: a client that sends slowly would keep an old bundle in
+    memory.
+
+    Raises:
+        KeyMissing, KeyRefused, RuleBroken: see :func:`admit`.
+        NotReady: there is no bundle yet, or the process is draining.
+    """
+    trace = admit(request, keys, takes_query=takes_query)
+    active_bundle.admit()
+    return trace
+
+
+def item_id_of(request: Request) -> str:
+    """The item id in the path."""
+    return unquote(request.path_params["item_id"])

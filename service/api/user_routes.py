@@ -8,19 +8,26 @@ from fastapi import FastAPI
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
+from structlog.typing import FilteringBoundLogger
 
 from index.bundle.bundle import Bundle
 from index.errors import EncoderError
+from service.access.auth import KeyRing
 from service.api import request_models, response_models
-from service.api.dependencies import Services, admit_to_data
 from service.api.openapi import operation, path_parameter
 from service.api.rendering import json_response, samples_of
 from service.api.request_body import read_json, shown, validate
-from service.api.routing import BODY_PROBLEMS, Operation, add_operations
+from service.api.routing import BODY_PROBLEMS, Operation, add_operations, admit_to_data
+from service.bundles.active_bundle import ActiveBundle
+from service.bundles.operator_state import OperatorState
 from service.errors import RuleBroken, RuleViolation
-from service.recommend.modality_profile import Profile, profile_of
+from service.recommend.modality_profile import ModalityProfile, profile_of
+from service.recommend.recent_histories import RecentHistories
 from service.request_trace import Trace
-from service.stores.protocols import Event
+from service.runtime.bounded_executor import BoundedExecutor
+from service.settings.groups import HistorySettings
+from service.stores.protocols import Event, HistoryStore
+from service.telemetry.metrics import Metrics
 
 _USER_ADAPTER: TypeAdapter[str] = TypeAdapter(request_models.Id)
 _SAMPLES = 12
@@ -37,14 +44,42 @@ _OPERATIONS = (
 
 
 class UserRoutes:
-    """Handlers.
+    """Handlers of the users' routes.
 
     Args:
-        services: used by the handlers.
+        keys: of the data routes.
+        active_bundle: the bundle that answers.
+        histories: store of histories and events.
+        operator_state: announces an erasure to all replicas.
+        recent: histories of recent requests; an erasure clears them.
+        executor: runs the encoder for a profile; None: the event loop does, as on a GPU.
+        metrics: counts events.
+        log: the service's logger.
+        retention: what is stored of users.
     """
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(
+        self,
+        *,
+        keys: KeyRing,
+        active_bundle: ActiveBundle,
+        histories: HistoryStore,
+        operator_state: OperatorState,
+        recent: RecentHistories,
+        executor: BoundedExecutor | None,
+        metrics: Metrics,
+        log: FilteringBoundLogger,
+        retention: HistorySettings,
+    ) -> None:
+        self._keys = keys
+        self._active_bundle = active_bundle
+        self._histories = histories
+        self._operator_state = operator_state
+        self._recent = recent
+        self._executor = executor
+        self._metrics = metrics
+        self._log = log
+        self._require_consent = retention.require_consent
 
     def register(self, app: FastAPI) -> None:
         """Add all routes with their documentation."""
@@ -55,69 +90,69 @@ class UserRoutes:
 
         Events of users without consent are validated and counted, and not stored.
         """
-        trace = admit_to_data(request, self._services)
-        body = await read_json(request, self._services.body_limit)
+        trace = admit_to_data(request, self._keys, self._active_bundle)
+        body = await read_json(request)
         if isinstance(body, dict) and "events" in body:
             received = validate(request_models.EventsRequest, body).events
         else:
             received = [validate(request_models.EventRequest, body)]
         trace.lap("parse")
         now = time()
-        by_default = not self._services.require_consent
+        by_default = not self._require_consent
         events = [_event(event, now) for event in received if (by_default if event.consent is None else event.consent)]
-        stored = await self._services.histories.append(events) if events else 0
+        stored = await self._histories.append(events) if events else 0
         trace.lap("store")
         duplicates, refused = len(events) - stored, len(received) - len(events)
-        self._services.metrics.events(stored=stored, duplicates=duplicates, without_consent=refused)
+        self._metrics.events(stored=stored, duplicates=duplicates, without_consent=refused)
         return json_response({"stored": stored, "duplicates": duplicates, "without_consent": refused})
 
     async def history(self, request: Request) -> Response:
         """The stored history of a user, newest last."""
-        trace = admit_to_data(request, self._services)
+        trace = admit_to_data(request, self._keys, self._active_bundle)
         user_id = _user_id(request)
-        entries = await self._services.histories.entries(user_id)
+        entries = await self._histories.entries(user_id)
         trace.lap("history")
         steps = [{"item_id": entry.item_id, "timestamp": entry.timestamp, "type": entry.type} for entry in entries]
         return json_response({"user_id": user_id, "items": steps})
 
     async def profile(self, request: Request) -> Response:
         """How visual and how textual a user is: share per slot, by the items that followed in the history."""
-        trace = admit_to_data(request, self._services)
+        trace = admit_to_data(request, self._keys, self._active_bundle)
         user_id = _user_id(request)
-        item_ids = await self._services.histories.recent(user_id)
+        item_ids = await self._histories.recent(user_id)
         trace.lap("history")
-        bundle = self._services.current.get()
+        bundle = self._active_bundle.get()
         profile = await self._profile(bundle, item_ids, trace)
         trace.lap("encode")
         return json_response(
             {"user_id": user_id, "bundle": bundle.id, "steps": profile.steps, "shares": profile.shares}
         )
 
-    async def _profile(self, bundle: Bundle, item_ids: list[str], trace: Trace) -> Profile:
+    async def _profile(self, bundle: Bundle, item_ids: list[str], trace: Trace) -> ModalityProfile:
         work = partial(profile_of, bundle, item_ids)
         try:
-            return work() if self._services.one_thread else await self._services.executor.run(work)
+            return work() if self._executor is None else await self._executor.run(work)
         except EncoderError as error:
             reason = str(error)
-        self._services.log.error("encoder failed", request_id=trace.request_id, reason=reason)
-        return Profile(0, None)
+        self._log.error("encoder failed", request_id=trace.request_id, reason=reason)
+        return ModalityProfile(0, None)
 
     async def samples(self, request: Request) -> Response:
         """A few held-out histories of anonymous users, each with the item that followed."""
-        admit_to_data(request, self._services)
-        bundle = self._services.current.get()
+        admit_to_data(request, self._keys, self._active_bundle)
+        bundle = self._active_bundle.get()
         return json_response({"bundle": bundle.id, "samples": samples_of(bundle, _SAMPLES)})
 
     async def erase_user(self, request: Request) -> Response:
         """Erase all data of a user; an unknown user is no error."""
-        trace = admit_to_data(request, self._services)
+        trace = admit_to_data(request, self._keys, self._active_bundle)
         user_id = _user_id(request)
         try:
-            await self._services.histories.erase(user_id)
-            await self._services.operator_state.announce_erasure()
+            await self._histories.erase(user_id)
+            await self._operator_state.announce_erasure()
         finally:
             # After the store: a history that was read before the erasure is dropped too, and none is added any more.
-            self._services.recent.clear()
+            self._recent.clear()
         trace.lap("erase")
         return Response(status_code=204)
 

@@ -1,4 +1,4 @@
-"""CurrentBundle: the one value that says which bundle answers, swapped whole; and whether answers are given at all."""
+"""Holds the bundle that answers requests, and whether this process accepts requests at all."""
 
 from dataclasses import dataclass
 from time import time
@@ -8,29 +8,29 @@ from service.errors import ENDING, NotReady
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A bundle that is loaded and warm.
+class Activation:
+    """A bundle that was activated.
 
     Attributes:
-        bundle: immutable; its encoder is inside.
-        since: seconds since 1970 when it began to answer.
+        bundle: loaded and warm; immutable; its encoder is inside.
+        since: seconds since 1970 when it became active.
     """
 
     bundle: Bundle
     since: float
 
 
-class CurrentBundle:
-    """Holds the bundle that answers. A request takes it once and keeps what it got, so no answer mixes two."""
+class ActiveBundle:
+    """Holds the active bundle. A request reads it once and uses that one to its end, so no answer mixes two bundles."""
 
     def __init__(self) -> None:
-        self._loaded: Loaded | None = None
-        self._none_loaded = "no bundle is loaded yet; try again soon"
+        self._activation: Activation | None = None
+        self._reason = "no bundle is loaded yet; try again soon"
         self._leaving = False
         self._draining = False
 
     def admit(self) -> None:
-        """Let a request in; it takes its bundle with :meth:`get` when it needs it.
+        """Admit a request; it reads its bundle with :meth:`get` when it needs it.
 
         Raises:
             NotReady: none is loaded yet, or the process is draining.
@@ -40,7 +40,7 @@ class CurrentBundle:
         self.get()
 
     def check_ready(self) -> None:
-        """Whether more requests should be sent here.
+        """Check whether more requests should be sent to this process.
 
         Raises:
             NotReady: none is loaded yet, or the process is about to end, though it still answers.
@@ -50,30 +50,30 @@ class CurrentBundle:
         self.admit()
 
     def get(self) -> Bundle:
-        """The bundle that answers now, also to a request that was let in before the process began to drain.
+        """The active bundle, also for a request that was admitted before the process began to drain.
 
         Raises:
             NotReady: none is loaded yet, or the last one was withdrawn.
         """
-        loaded = self._loaded
-        if loaded is None:
-            raise NotReady(self._none_loaded)
-        return loaded.bundle
+        activation = self._activation
+        if activation is None:
+            raise NotReady(self._reason)
+        return activation.bundle
 
     def withdraw(self, reason: str) -> None:
-        """Let no bundle answer until another one is swapped in.
+        """Have no active bundle until another one is swapped in.
 
         Args:
-            reason: told to those who ask meanwhile.
+            reason: detail of the `NotReady` that requests get meanwhile.
         """
-        self._loaded, self._none_loaded = None, reason
+        self._activation, self._reason = None, reason
 
     def swap(self, bundle: Bundle) -> None:
-        """Let another bundle, loaded and warm, answer from now on."""
-        self._loaded = Loaded(bundle, time())
+        """Activate another bundle, which is loaded and warm."""
+        self._activation = Activation(bundle, time())
 
     def leave(self) -> None:
-        """Be ready no more, but answer."""
+        """Report not ready from now on, but go on answering."""
         self._leaving = True
 
     def drain(self) -> None:
@@ -81,6 +81,6 @@ class CurrentBundle:
         self._draining = True
 
     @property
-    def loaded(self) -> Loaded | None:
-        """The loaded bundle, also while draining; for metrics."""
-        return self._loaded
+    def activation(self) -> Activation | None:
+        """The active bundle and since when, also while draining."""
+        return self._activation

@@ -1,11 +1,11 @@
-"""Shadow comparison: what a new bundle would answer to recent histories, beside the one that answers now.
+"""Compares a new bundle with the active one on recent histories; nobody receives these answers.
 
-All of it is our own definition:
+The figures are our own definition:
 
-- *answered*: share of the histories that get any item at all by their sequence;
-- *overlap@k*: mean over the histories answered by both of the share of the old top k that is in the new one;
-- *coverage*: different items over all answers ÷ the most that there could be, so 1 when no item is answered twice;
-- *slot shares*: mean over the answered items of each slot's share of the positive contributions to the score.
+- *answered*: share of the histories for which the sequence finds any item;
+- *overlap@k*: share of the old top k that is in the new one, mean over the histories that both bundles answer;
+- *coverage*: distinct items over all answers ÷ the most that there could be, so 1 when no item is answered twice;
+- *slot shares*: each slot's share of the positive contributions to the score, mean over the answered items.
 """
 
 import contextlib
@@ -23,14 +23,15 @@ from index.errors import IndexingError
 from index.search.row_mask import RowMask
 from service.errors import BundleRefused
 from service.recommend.recent_histories import History
+from service.settings.groups import ComparisonSettings
 
 SHADOW_K = 20
-_PAUSE_S = 0.001  # between two histories, so that the requests have the cores more often than the comparison has
+_PAUSE_S = 0.001  # between two histories, so that requests get the cores more often than the comparison does
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """What one bundle answered; see the module for the terms.
+class BundleFigures:
+    """The figures of one bundle; the module defines the terms.
 
     Attributes:
         bundle: its id.
@@ -50,20 +51,20 @@ class Comparison:
     """A new bundle beside the old one.
 
     Attributes:
-        histories: how many were asked.
-        source: recent requests, or the new bundle's probes where there was no traffic to ask with.
+        histories: how many were compared.
+        source: recent requests, or the new bundle's evaluation queries ("probes") where there was no usable traffic.
         k: length of the answers.
-        overlap: 0 … 1; None without an old bundle, or if no history was answered by both.
-        old: None without an old bundle.
-        new: the new one.
+        overlap: 0 … 1; None without an old bundle, or if there is no history that both bundles answer.
+        old: figures of the active bundle; None if there is none.
+        new: figures of the new bundle.
     """
 
     histories: int
     source: Literal["recent", "probes"]
     k: int
     overlap: float | None
-    old: Side | None
-    new: Side
+    old: BundleFigures | None
+    new: BundleFigures
 
     @property
     def slot_shift(self) -> float:
@@ -80,22 +81,16 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class ShadowBounds:
-    """What an operator asks of a new bundle beside the old one; None asks nothing.
+    """The operator's bounds on a new bundle beside the active one.
 
     Attributes:
-        min_overlap: overlap@20, 0 … 1.
-        min_coverage: 0 … 1.
-        min_answered: 0 … 1.
-        max_slot_shift: largest change of a slot's share, 0 … 1.
+        settings: the bounds; one that is None is not checked.
     """
 
-    min_overlap: float | None = None
-    min_coverage: float | None = None
-    min_answered: float | None = None
-    max_slot_shift: float | None = None
+    settings: ComparisonSettings
 
     def check(self, found: Comparison) -> None:
-        """Hold a comparison to the bounds; without an old bundle there is nothing to hold it to.
+        """Check a comparison; without an old bundle there is nothing to check.
 
         Raises:
             BundleRefused: a bound is missed.
@@ -103,17 +98,18 @@ class ShadowBounds:
         if found.old is None:
             return
         at_least = (
-            ("overlap", found.overlap, self.min_overlap),
-            ("coverage", found.new.coverage, self.min_coverage),
-            ("answered", found.new.answered, self.min_answered),
+            ("overlap", found.overlap, self.settings.shadow_min_overlap),
+            ("coverage", found.new.coverage, self.settings.shadow_min_coverage),
+            ("answered", found.new.answered, self.settings.shadow_min_answered),
         )
         missed = [
             f"{name} {value:.4f} is below {bound}"
             for name, value, bound in at_least
             if value is not None and bound is not None and value < bound
         ]
-        if self.max_slot_shift is not None and found.slot_shift > self.max_slot_shift:
-            missed.append(f"the shift of slot shares {found.slot_shift:.4f} is above {self.max_slot_shift}")
+        most = self.settings.shadow_max_slot_shift
+        if most is not None and found.slot_shift > most:
+            missed.append(f"the shift of slot shares {found.slot_shift:.4f} is above {most}")
         if missed:
             raise BundleRefused(
                 "bound",
@@ -123,8 +119,8 @@ class ShadowBounds:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shadow:
-    """A bundle and what of it may be answered.
+class ComparedBundle:
+    """A bundle and the rows that may be answered from it.
 
     Attributes:
         bundle: loaded and warm.
@@ -136,93 +132,99 @@ class Shadow:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answer:
+class TopItems:
     """The top k of one history.
 
     Attributes:
         items: ids, best first.
-        shares: (slots,) float64, the slot shares of their scores, summed.
+        shares: (slots,) float64, the slot shares of their scores, summed over the items.
     """
 
     items: list[str]
     shares: NDArray[np.float64]
 
 
-AskOld = Callable[[Callable[[], Answer | None]], Answer | None]
+AskOld = Callable[[Callable[[], TopItems | None]], TopItems | None]
 
 
-def ask_here(question: Callable[[], Answer | None]) -> Answer | None:
-    """Ask the old bundle in the calling thread."""
-    return question()
+def ask_here(query: Callable[[], TopItems | None]) -> TopItems | None:
+    """Run a query of the old bundle in the calling thread."""
+    return query()
 
 
 def compare(
-    new: Shadow, old: Shadow | None, recent: Sequence[History], *, probes: int, ask_old: AskOld = ask_here
+    new: ComparedBundle,
+    old: ComparedBundle | None,
+    recent: Sequence[History],
+    *,
+    evaluation_queries: int,
+    ask_old: AskOld = ask_here,
 ) -> Comparison:
-    """Ask both bundles with the same histories.
+    """Compare two bundles on the same histories.
 
     Args:
-        new: the bundle that is tried.
-        old: the one that answers now; None: there is none.
+        new: the bundle that is validated.
+        old: the active bundle; None: there is none.
         recent: histories of item ids, oldest item first.
-        probes: how many probes of the new bundle are asked with where no recent history says anything.
-        ask_old: runs a question to the old bundle in the thread that may touch it.
+        evaluation_queries: how many evaluation queries of the new bundle are used if neither bundle answers any recent
+            history.
+        ask_old: runs a query of the old bundle in the thread that may use its encoder.
 
     Raises:
-        BundleRefused: the new bundle fails, gives scores that are not finite, or answers nothing at all.
+        BundleRefused: the new bundle fails, gives scores that are not finite, or answers no history.
     """
     source: Literal["recent", "probes"] = "recent"
-    asked = list(recent)
-    before, after = _ask(new, old, asked, ask_old)
+    histories = list(recent)
+    before, after = _answers(new, old, histories, ask_old)
     if not any(before) and not any(after):
-        source, asked = "probes", _probes(new.bundle, probes)
-        before, after = _ask(new, old, asked, ask_old)
-    if asked and not any(after) and (new.available is None or new.available.count):
+        source, histories = "probes", _evaluation_histories(new.bundle, evaluation_queries)
+        before, after = _answers(new, old, histories, ask_old)
+    if histories and not any(after) and (new.available is None or new.available.count):
         raise BundleRefused(
             "answers",
-            f"{new.bundle.id}: none of {len(asked)} histories ({source}) is answered; is it another catalogue?",
+            f"{new.bundle.id}: none of {len(histories)} histories ({source}) is answered; is it another catalogue?",
         )
-    shares = [
+    overlaps = [
         len(set(was.items) & set(now.items)) / len(was.items)
         for was, now in zip(before, after, strict=True)
         if was is not None and now is not None
     ]
     return Comparison(
-        histories=len(asked),
+        histories=len(histories),
         source=source,
         k=SHADOW_K,
-        overlap=sum(shares) / len(shares) if shares else None,
-        old=None if old is None else _side(old.bundle, before),
-        new=_side(new.bundle, after),
+        overlap=sum(overlaps) / len(overlaps) if overlaps else None,
+        old=None if old is None else _figures(old.bundle, before),
+        new=_figures(new.bundle, after),
     )
 
 
-def _ask(
-    new: Shadow, old: Shadow | None, histories: Sequence[History], ask_old: AskOld
-) -> tuple[list[Answer | None], list[Answer | None]]:
-    """The old and the new answers; failures of the old bundle are not held against the new one."""
-    before: list[Answer | None] = [None] * len(histories)
-    after: list[Answer | None] = [None] * len(histories)
-    for place, history in enumerate(histories):
+def _answers(
+    new: ComparedBundle, old: ComparedBundle | None, histories: Sequence[History], ask_old: AskOld
+) -> tuple[list[TopItems | None], list[TopItems | None]]:
+    """The answers of the old and the new bundle; a failure of the old bundle does not count against the new one."""
+    before: list[TopItems | None] = [None] * len(histories)
+    after: list[TopItems | None] = [None] * len(histories)
+    for number, history in enumerate(histories):
         try:
-            after[place] = _answer(new, history)
+            after[number] = _answer(new, history)
         except IndexingError as error:
             raise BundleRefused("answers", f"{new.bundle.id}: a history cannot be answered: {error}") from error
         if old is not None:
             with contextlib.suppress(IndexingError, BundleRefused):
-                before[place] = ask_old(partial(_answer, old, history))
+                before[number] = ask_old(partial(_answer, old, history))
         sleep(_PAUSE_S)
     return before, after
 
 
-def _answer(shadow: Shadow, history: History) -> Answer | None:
-    bundle = shadow.bundle
+def _answer(compared: ComparedBundle, history: History) -> TopItems | None:
+    bundle = compared.bundle
     seen, _ = bundle.ids.rows(history)
     usable = seen[bundle.indexed[seen]]
     if not usable.size:
         return None
     query = bundle.encode([usable])
-    found = bundle.search(query, SHADOW_K + np.unique(seen).size, allowed=shadow.available)
+    found = bundle.search(query, SHADOW_K + np.unique(seen).size, allowed=compared.available)
     kept = (found.rows[0] >= 0) & ~np.isin(found.rows[0], seen)
     rows, scores = found.rows[0][kept][:SHADOW_K], found.scores[0][kept][:SHADOW_K]
     if not rows.size:
@@ -232,22 +234,22 @@ def _answer(shadow: Shadow, history: History) -> Answer | None:
     parts = np.maximum(bundle.contributions(query, rows[None])[0], 0.0).astype(np.float64)
     totals = parts.sum(axis=1, keepdims=True)
     shares = (parts / np.where(totals > 0, totals, 1.0)).sum(axis=0)
-    return Answer([bundle.ids.id(row) for row in rows.tolist()], shares)
+    return TopItems([bundle.ids.id(row) for row in rows.tolist()], shares)
 
 
-def _side(bundle: Bundle, answers: Sequence[Answer | None]) -> Side:
+def _figures(bundle: Bundle, answers: Sequence[TopItems | None]) -> BundleFigures:
     given = [answer for answer in answers if answer is not None]
-    places = sum(len(answer.items) for answer in given)
-    different = len({item for answer in given for item in answer.items})
+    total = sum(len(answer.items) for answer in given)
+    distinct = len({item for answer in given for item in answer.items})
     shares = sum((answer.shares for answer in given), np.zeros(len(bundle.layout.slots)))
-    return Side(
+    return BundleFigures(
         bundle.id,
         len(given) / len(answers) if answers else 0.0,
-        different / min(places, int(bundle.manifest.indexed)) if places else 0.0,
-        {name: float(share) / max(places, 1) for name, share in zip(bundle.layout.names, shares, strict=True)},
+        distinct / min(total, int(bundle.manifest.indexed)) if total else 0.0,
+        {name: float(share) / max(total, 1) for name, share in zip(bundle.layout.names, shares, strict=True)},
     )
 
 
-def _probes(bundle: Bundle, limit: int) -> list[History]:
-    histories = (bundle.probes.history(probe).tolist() for probe in range(min(len(bundle.probes), limit)))
+def _evaluation_histories(bundle: Bundle, limit: int) -> list[History]:
+    histories = (bundle.probes.history(number).tolist() for number in range(min(len(bundle.probes), limit)))
     return [tuple(bundle.ids.id(row) for row in history) for history in histories]

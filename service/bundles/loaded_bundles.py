@@ -1,266 +1,323 @@
-"""LoadedBundles: the bundles in memory, the one that answers and the one before it; never more than two."""
+"""Loads, activates and frees bundles; at most two are in memory: the active one and the one before it."""
 
 import asyncio
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from time import monotonic
+from time import monotonic, time
 
 from structlog.typing import FilteringBoundLogger
 
 from index.bundle.bundle import Bundle
 from index.errors import BundleInvalid
-from service.bundles.active_bundle import CurrentBundle
-from service.bundles.comparison import Comparison, Shadow, ShadowBounds, ask_here
+from service.bundles.active_bundle import ActiveBundle
+from service.bundles.comparison import ComparedBundle, Comparison, ShadowBounds, ask_here
 from service.bundles.loader import BundleLoader, Identity
-from service.bundles.metrics import BundleMetrics, Lacking
-from service.bundles.refusals import Refusal, Refusals
-from service.bundles.validation import BundleValidation, Passed, judge, prepare
-from service.errors import BundleRefused, NotReady
+from service.bundles.metrics import BundleMetrics, MissingCounts
+from service.bundles.validation import BundleValidation, ValidBundle, prepare, validate
+from service.errors import BundleRefused, NotReady, RefusalReason
 from service.recommend.hidden_items import HiddenItems
 from service.recommend.recent_histories import RecentHistories
 from service.runtime.background_tasks import Background, run_in_loop
 from service.runtime.malloc import collect
 
+_MOST_REFUSALS = 100
 _PREPARING_NICE = 10  # not the lowest: on a machine without a free core it would keep a rollback waiting for a minute
-_GONE_STEP_S = 0.02
-_GONE_COLLECT_S = 1.0
-_GONE_LIMIT_S = 10.0
+_RELEASE_POLL_S = 0.02
+_RELEASE_COLLECT_S = 1.0
+_RELEASE_LIMIT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class BundleRefusal:
+    """A bundle that was validated and may not be activated.
+
+    Attributes:
+        bundle: its id.
+        identity: which publication of that id it was; a later one may be good.
+        reason: one of a few words.
+        message: what is wrong with it, with paths: for logs and for administrators.
+        at: seconds since 1970.
+    """
+
+    bundle: str
+    identity: Identity
+    reason: RefusalReason
+    message: str
+    at: float
+
+    @classmethod
+    def of(cls, bundle_id: str, identity: Identity, error: BundleRefused) -> "BundleRefusal":
+        """The refusal of a bundle now."""
+        return cls(bundle_id, identity, error.reason, str(error), time())
+
+
+class BundleRefusals:
+    """The newest hundred refusals, one a bundle id, so that polling does not load the same bad bundle again."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, BundleRefusal] = {}
+
+    def __iter__(self) -> Iterator[BundleRefusal]:
+        return iter(self._by_id.values())
+
+    def add(self, refusal: BundleRefusal) -> None:
+        """Remember a refusal; it replaces an earlier one of the same id."""
+        self._by_id.pop(refusal.bundle, None)
+        self._by_id[refusal.bundle] = refusal
+        if len(self._by_id) > _MOST_REFUSALS:
+            del self._by_id[next(iter(self._by_id))]
+
+    def remove(self, bundle_id: str) -> None:
+        """Forget a refusal, because the bundle was validated again and is good."""
+        self._by_id.pop(bundle_id, None)
+
+    def contains(self, bundle_id: str, identity: Identity) -> bool:
+        """Whether exactly this publication of a bundle was refused."""
+        refusal = self._by_id.get(bundle_id)
+        return refusal is not None and refusal.identity == identity
 
 
 @dataclass(slots=True, eq=False)
-class BundleInMemory:
+class LoadedBundle:
     """A bundle in memory.
 
     Attributes:
         bundle: loaded and warm.
-        identity: which publishing of its id it is.
-        lacking: items that lack a slot.
-        comparison: with what answered before it; None for the first, and for one that was in memory already.
+        identity: which publication of its id it is.
+        missing: number of items that lack a slot.
+        comparison: with the bundle that was active before; None for the first one and for one reused from memory.
         verified: whether every file was hashed.
         altered: whether a file was found altered.
-        shortened: whether a mapped file is shorter now; nothing of the bundle may be read any more.
-        found: monotonic seconds when it was found.
+        truncated: whether a mapped file has become shorter; nothing of the bundle may be read any more.
+        found_at: monotonic seconds when the watcher found it.
     """
 
     bundle: Bundle
     identity: Identity
-    lacking: Lacking
+    missing: MissingCounts
     comparison: Comparison | None = None
     verified: bool = False
     altered: bool = False
-    shortened: bool = False
-    found: float = field(default_factory=monotonic)
+    truncated: bool = False
+    found_at: float = field(default_factory=monotonic)
 
 
 class LoadedBundles:
-    """Gets bundles into memory, lets one of them answer, and lets go of them. One caller at a time.
+    """The bundles in memory. To be used by one caller at a time.
 
     Args:
-        current: which bundle answers.
+        active_bundle: the bundle that requests read.
         hidden: the hidden items.
-        source: where bundles are.
-        recent: histories to compare bundles on.
-        probes: how many probes stand in for them.
-        metrics: counts.
+        loader: loads bundles from the registry.
+        recent: histories on which bundles are compared.
+        evaluation_queries: how many evaluation queries are used where there are no recent histories.
+        metrics: bundle metrics.
         log: the service's logger.
 
     Attributes:
-        serving: what answers; None: nothing does yet.
-        previous: what answered before it, if it is still in memory.
-        loading: id of the bundle that is tried now.
-        refusals: what may not serve.
+        active: the bundle that answers requests; None before the first one.
+        previous: the bundle that was active before, if it is still in memory.
+        loading: id of the bundle that is being loaded and validated now.
+        refusals: bundles that may not be activated.
+        loader: as given.
+        metrics: as given.
+        log: as given.
     """
 
     def __init__(
         self,
         *,
-        current: CurrentBundle,
+        active_bundle: ActiveBundle,
         hidden: HiddenItems,
-        source: BundleLoader,
+        loader: BundleLoader,
         recent: RecentHistories,
-        probes: int,
+        evaluation_queries: int,
         metrics: BundleMetrics,
         log: FilteringBoundLogger,
     ) -> None:
-        self._current = current
+        self._active_bundle = active_bundle
         self._hidden = hidden
-        self._source = source
         self._recent = recent
-        self._probes = probes
-        self._metrics = metrics
-        self._log = log
-        self._aside = Background("bundle-trial", nice=0)
-        self._patient = Background("bundle-preparation", nice=_PREPARING_NICE)
+        self._evaluation_queries = evaluation_queries
+        self._validating = Background("bundle-validation", nice=0)
+        self._preparing = Background("bundle-preparation", nice=_PREPARING_NICE)
         self._closed = False
-        self._leaving: list[weakref.ref[Bundle]] = []
+        self._released: list[weakref.ref[Bundle]] = []
         self._freeing: set[asyncio.Task[None]] = set()
-        self.serving: BundleInMemory | None = None
-        self.previous: BundleInMemory | None = None
+        self.loader = loader
+        self.metrics = metrics
+        self.log = log
+        self.active: LoadedBundle | None = None
+        self.previous: LoadedBundle | None = None
         self.loading: str | None = None
-        self.refusals = Refusals()
+        self.refusals = BundleRefusals()
 
     def close(self) -> None:
-        """Take no more work; a trial in progress ends soon."""
+        """Take no more work; a validation in progress ends soon."""
         self._closed = True
-        self._aside.close()
-        self._patient.close()
+        self._validating.close()
+        self._preparing.close()
 
-    def serves(self, bundle_id: str) -> bool:
-        """Whether this bundle answers and is whole as far as is known."""
-        return self.serving is not None and self.serving.bundle.id == bundle_id and not self.serving.altered
+    def is_active(self, bundle_id: str) -> bool:
+        """Whether this bundle answers requests and is not known to be altered."""
+        return self.active is not None and self.active.bundle.id == bundle_id and not self.active.altered
 
-    def kept(self, bundle_id: str) -> BundleInMemory | None:
-        """One of the two bundles in memory, if it has this id and is whole as far as is known."""
-        if self.serves(bundle_id):
-            return self.serving
+    def in_memory(self, bundle_id: str) -> LoadedBundle | None:
+        """The active or the previous bundle if it has this id and is not known to be altered."""
+        if self.is_active(bundle_id):
+            return self.active
         previous = self.previous
         if previous is None or previous.altered or previous.bundle.id != bundle_id:
             return None
         if was_written(previous):
-            self.let_go(previous)  # loaded anew it is held to its hashes
+            self.release(previous)  # loading it again verifies its hashes
             return None
-        previous.found, previous.comparison = monotonic(), None
+        previous.found_at, previous.comparison = monotonic(), None
         return previous
 
-    async def obtain(self, bundle_id: str, bounds: ShadowBounds | None) -> BundleInMemory:
-        """A bundle that may answer: one of the two in memory, or another, for which the one before is dropped.
+    async def obtain(self, bundle_id: str, bounds: ShadowBounds | None) -> LoadedBundle:
+        """A bundle that may be activated: one of the two in memory, else a new one; then the previous one is freed.
 
         Args:
             bundle_id: which.
-            bounds: what it is held to beside the one that answers; None: an operator asked for this very bundle.
+            bounds: for the comparison with the active bundle; None: an operator asked for exactly this bundle.
 
         Raises:
-            BundleRefused: it may not serve; remembered, counted and logged.
-            NotReady: the one before is still in use by requests, so that there would be three.
+            BundleRefused: it may not be activated; remembered, counted and logged.
+            NotReady: requests still use an earlier bundle, so that there would be three in memory.
         """
-        kept = self.kept(bundle_id)
-        if kept is not None:
-            return kept
-        found = monotonic()
+        known = self.in_memory(bundle_id)
+        if known is not None:
+            return known
+        found_at = monotonic()
         self.loading = bundle_id
         try:
-            identity = await asyncio.to_thread(self._source.identity, bundle_id)
+            identity = await asyncio.to_thread(self.loader.identity, bundle_id)
             if self.previous is not None:
-                self.let_go(self.previous)
-            await self._all_gone()
-            passed = await self._try(bundle_id, bounds)
+                self.release(self.previous)
+            await self._wait_for_released()
+            valid = await self._load_and_validate(bundle_id, bounds)
         finally:
             self.loading = None
-        if isinstance(passed, BundleRefused):
-            self.refuse(Refusal.of(bundle_id, identity, passed))
-            raise passed
-        self.refusals.forgive(bundle_id)
-        verified = passed.verified or self._source.hashes_all
-        return BundleInMemory(passed.bundle, identity, passed.lacking, passed.comparison, verified, found=found)
+        if isinstance(valid, BundleRefused):
+            self.refuse(BundleRefusal.of(bundle_id, identity, valid))
+            raise valid
+        self.refusals.remove(bundle_id)
+        verified = valid.verified or self.loader.hashes_all
+        return LoadedBundle(valid.bundle, identity, valid.missing, valid.comparison, verified, found_at=found_at)
 
-    def take_over(self, held: BundleInMemory) -> bool:
-        """Let a bundle answer from now on, and keep the one before unless it was altered; gives whether it is another.
+    def activate(self, loaded: LoadedBundle) -> bool:
+        """Let a bundle answer requests from now on; the one before stays in memory unless it was altered.
 
         Args:
-            held: from :meth:`obtain`, or the first one.
+            loaded: from :meth:`obtain`, or the first one.
+
+        Returns:
+            Whether it is another bundle than before.
         """
-        old = self.serving
-        if old is held:
+        old = self.active
+        if old is loaded:
             return False
-        if self.previous is not None and self.previous is not held:
-            self.let_go(self.previous)
+        if self.previous is not None and self.previous is not loaded:
+            self.release(self.previous)
         self.previous = old
-        self.serving = held
-        self._current.swap(held.bundle)
-        self._metrics.serving(held.bundle, held.lacking)
+        self.active = loaded
+        self._active_bundle.swap(loaded.bundle)
+        self.metrics.activated(loaded.bundle, loaded.missing)
         if old is not None and old.altered:
-            self.let_go(old)
+            self.release(old)
         return True
 
-    def withdraw(self, held: BundleInMemory) -> None:
-        """Let a bundle that became shorter answer no more, at once; :meth:`take_over` replaces it."""
-        held.altered = held.shortened = True
-        if self.serving is held:
-            self._current.withdraw(
+    def withdraw(self, loaded: LoadedBundle) -> None:
+        """Stop answering at once from a bundle whose file became shorter; :meth:`activate` replaces it."""
+        loaded.altered = loaded.truncated = True
+        if self.active is loaded:
+            self._active_bundle.withdraw(
                 "the bundle that answered is damaged, and no other one is loaded yet; try again soon"
             )
 
-    def refuse(self, refusal: Refusal) -> None:
-        """Remember, count and log a bundle that may not serve."""
+    def refuse(self, refusal: BundleRefusal) -> None:
+        """Remember, count and log a bundle that may not be activated."""
         self.refusals.add(refusal)
-        self._metrics.refused(refusal.reason)
-        self._log.error("bundle refused", bundle=refusal.bundle, reason=refusal.reason, detail=refusal.message)
+        self.metrics.refused(refusal.reason)
+        self.log.error("bundle refused", bundle=refusal.bundle, reason=refusal.reason, detail=refusal.message)
 
-    def let_go(self, held: BundleInMemory) -> None:
+    def release(self, loaded: LoadedBundle) -> None:
         """Free a bundle that will not be used again: in the background, as unmapping gigabytes takes a while."""
-        if self.previous is held:
+        if self.previous is loaded:
             self.previous = None
-        self._leaving.append(weakref.ref(held.bundle))
+        self._released.append(weakref.ref(loaded.bundle))
         if not self._closed:
-            task = asyncio.create_task(self._aside.run([held].clear))
+            task = asyncio.create_task(self._validating.run([loaded].clear))
             self._freeing.add(task)
             task.add_done_callback(self._freeing.discard)
 
-    async def _all_gone(self) -> None:
-        """Wait until no request in progress uses a bundle that was let go.
+    async def _wait_for_released(self) -> None:
+        """Wait until no request in progress uses a released bundle.
 
         Raises:
             NotReady: one does for too long.
         """
         started = monotonic()
         collected = False
-        while self._leaving:
-            self._leaving = [bundle for bundle in self._leaving if bundle() is not None]
+        while self._released:
+            self._released = [bundle for bundle in self._released if bundle() is not None]
             waited = monotonic() - started
-            if self._leaving and waited > _GONE_LIMIT_S:
-                raise NotReady("a bundle of before is still in use by a request; try again soon")
-            if self._leaving and waited > _GONE_COLLECT_S and not collected:
+            if self._released and waited > _RELEASE_LIMIT_S:
+                raise NotReady("an earlier bundle is still in use by a request; try again soon")
+            if self._released and waited > _RELEASE_COLLECT_S and not collected:
                 collected = True
-                await self._aside.run(collect)
-            await asyncio.sleep(_GONE_STEP_S)
+                await self._validating.run(collect)
+            await asyncio.sleep(_RELEASE_POLL_S)
 
-    async def _try(self, bundle_id: str, bounds: ShadowBounds | None) -> Passed | BundleRefused:
+    async def _load_and_validate(self, bundle_id: str, bounds: ShadowBounds | None) -> ValidBundle | BundleRefused:
         hidden = self._hidden.snapshot()
-        old = None if self.serving is None or self.serving.shortened else self.serving.bundle
-        trial = BundleValidation(
-            old=None if old is None else Shadow(old, self._hidden.available(old)),
+        old = None if self.active is None or self.active.truncated else self.active.bundle
+        validation = BundleValidation(
+            old=None if old is None else ComparedBundle(old, self._hidden.available(old)),
             hidden=hidden,
             recent=self._recent.newest(),
-            probes=self._probes,
+            evaluation_queries=self._evaluation_queries,
             bounds=bounds,
-            hash_all=not self._source.hashes_all,
+            hash_all=not self.loader.hashes_all,
             stop=lambda: self._closed,
-            ask_old=partial(run_in_loop, asyncio.get_running_loop()) if self._source.one_thread else ask_here,
+            ask_old=partial(run_in_loop, asyncio.get_running_loop()) if self.loader.one_thread else ask_here,
         )
-        # Loading happens at normal priority: threads that an encoder starts inherit that of the thread that loads it.
-        bundle = await self._aside.run(partial(_load, self._source, bundle_id))
+        # Loading runs at normal priority: threads that an encoder starts inherit that of the thread that loads it.
+        bundle = await self._validating.run(partial(_load, self.loader, bundle_id))
         if isinstance(bundle, BundleRefused):
             return bundle
-        passed = await self._tried(bundle, trial)
-        if isinstance(passed, Passed):
-            await self._hidden.adopt(bundle, passed.available, hidden)
-            return passed
-        # The other thread may hold it for a moment longer than its answer took.
-        self._leaving.append(weakref.ref(bundle))
+        valid = await self._validate(bundle, validation)
+        if isinstance(valid, ValidBundle):
+            await self._hidden.adopt(bundle, valid.available, hidden)
+            return valid
+        # The other thread may reference the bundle for a moment longer than its result took.
+        self._released.append(weakref.ref(bundle))
         refused = [bundle]
         del bundle
-        await self._aside.run(refused.clear)
-        return passed
+        await self._validating.run(refused.clear)
+        return valid
 
-    async def _tried(self, bundle: Bundle, trial: BundleValidation) -> Passed | BundleRefused:
-        verified = await self._patient.run(partial(prepare, bundle, trial))
+    async def _validate(self, bundle: Bundle, validation: BundleValidation) -> ValidBundle | BundleRefused:
+        verified = await self._preparing.run(partial(prepare, bundle, validation))
         if isinstance(verified, BundleRefused):
             return verified
-        return await self._aside.run(partial(judge, bundle, trial, verified=verified))
+        return await self._validating.run(partial(validate, bundle, validation, verified=verified))
 
 
-def was_written(held: BundleInMemory) -> bool:
-    """Whether a mapped file of a bundle was written to since the last look, one that became shorter too."""
+def was_written(loaded: LoadedBundle) -> bool:
+    """Whether a mapped file of a bundle was written to since the last check, or became shorter."""
     try:
-        return held.bundle.files.written()
+        return loaded.bundle.files.written()
     except BundleInvalid:
         return True
 
 
-def _load(source: BundleLoader, bundle_id: str) -> Bundle | BundleRefused:
-    """A refusal is given back, not raised: its traceback would keep what was loaded so far in memory."""
+def _load(loader: BundleLoader, bundle_id: str) -> Bundle | BundleRefused:
+    """A refusal is returned, not raised: its traceback would keep what was loaded so far in memory."""
     try:
-        return source.load(bundle_id)
+        return loader.load(bundle_id)
     except BundleRefused as error:
         return BundleRefused(error.reason, str(error))

@@ -1,13 +1,14 @@
-"""BundleLoader: the registry as the service sees it: which bundle is pointed to, and bundles ready to answer."""
+"""Loads bundles from the registry and translates what can go wrong into reasons to refuse a bundle."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from index.bundle.bundle import Bundle
-from index.bundle.integrity import Verify, stamp_path
+from index.bundle.integrity import stamp_path
 from index.bundle.registry import Registry
 from index.errors import BundleInvalid, BundleNotFound, EncoderError, IndexingError
 from service.errors import BundleRefused, RefusalReason
+from service.settings.groups import BundleSettings
 
 Identity = tuple[int, ...]
 
@@ -21,24 +22,21 @@ _REASONS: tuple[tuple[type[Exception], RefusalReason], ...] = (
 
 
 class BundleLoader:
-    """Loads bundles of one registry in one way.
+    """Loads bundles of one registry, all with the same options.
 
     Args:
-        registry: directory of published bundles.
-        device: ``cpu`` or ``cuda``.
-        threads: threads of one encoder call.
-        verify: how files are checked before a bundle is opened, see `index.bundle.integrity.verify_files`.
-        loaded: told every bundle that is loaded, for counting those in memory.
+        settings: registry, device, threads of one encoder call, and the check of files before a bundle is opened, see
+            `index.bundle.integrity.verify_files`.
+        on_load: called with every bundle that was loaded, for counting those in memory.
+
+    Attributes:
+        settings: as given.
     """
 
-    def __init__(
-        self, registry: str, *, device: str, threads: int, verify: Verify, loaded: Callable[[Bundle], None]
-    ) -> None:
-        self._registry = Registry(registry)
-        self._device = device
-        self._threads = threads
-        self._verify = verify
-        self._loaded = loaded
+    def __init__(self, settings: BundleSettings, *, on_load: Callable[[Bundle], None] = lambda _bundle: None) -> None:
+        self._registry = Registry(settings.registry)
+        self.settings = settings
+        self._on_load = on_load
 
     @property
     def root(self) -> Path:
@@ -48,15 +46,15 @@ class BundleLoader:
     @property
     def hashes_all(self) -> bool:
         """Whether loading hashes every file."""
-        return self._verify == "full"
+        return self.settings.verify == "full"
 
     @property
     def one_thread(self) -> bool:
-        """Whether the encoder of a bundle that answers may be touched by the thread that answers alone."""
-        return self._device != "cpu"
+        """Whether the encoder of the active bundle may be used by one thread only, as on CUDA."""
+        return self.settings.device != "cpu"
 
-    def pointed(self) -> str | None:
-        """The id that the pointer names; None before the first publish.
+    def current(self) -> str | None:
+        """The id of the registry's current bundle; None before the first publish.
 
         Raises:
             RegistryError: the pointer cannot be read.
@@ -64,7 +62,7 @@ class BundleLoader:
         return self._registry.current()
 
     def earlier(self, bundle_id: str) -> list[str]:
-        """Ids of the bundles to go back to from this one, the best first; see `index.bundle.registry.Registry.earlier`.
+        """Ids of the bundles to roll back to, the best first; see `index.bundle.registry.Registry.earlier`.
 
         Raises:
             RegistryError: the registry cannot be read.
@@ -72,11 +70,11 @@ class BundleLoader:
         return self._registry.earlier(bundle_id)
 
     def has(self, bundle_id: str) -> bool:
-        """Whether the registry has a bundle of this id, good or bad."""
+        """Whether the registry has a bundle of this id, valid or not."""
         return (self._registry.root / bundle_id).is_dir()
 
     def identity(self, bundle_id: str) -> Identity:
-        """What tells a bundle from another one published under the same id: inode and time of its directory and stamp.
+        """Inode and time of a bundle's directory and stamp, which differ if the same id is published again.
 
         Empty where there is neither.
         """
@@ -91,23 +89,26 @@ class BundleLoader:
         return found
 
     def load(self, bundle_id: str) -> Bundle:
-        """Load a bundle; it is not warm yet.
+        """Load a bundle without warming it up.
 
         Raises:
-            BundleRefused: it cannot be used.
+            BundleRefused: it cannot be loaded.
         """
         try:
             bundle = Bundle.load(
-                self._registry.path(bundle_id), device=self._device, threads=self._threads, verify=self._verify
+                self._registry.path(bundle_id),
+                device=self.settings.device,
+                threads=self.settings.encoder_threads,
+                verify=self.settings.verify,
             )
         except Exception as error:
             raise refusal(error) from error
-        self._loaded(bundle)
+        self._on_load(bundle)
         return bundle
 
 
 def refusal(error: Exception) -> BundleRefused:
-    """What an error while a bundle is loaded or tried says about the bundle."""
+    """The refusal that an error stands for which was raised while a bundle was loaded or validated."""
     if isinstance(error, BundleRefused):
         return error
     reason = next(reason for kind, reason in _REASONS if isinstance(error, kind))

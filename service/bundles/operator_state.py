@@ -1,10 +1,9 @@
-"""OperatorState: what operators tell all replicas, the pinned bundle and the hidden items, as this replica knows it.
+"""Keeps this replica's copy of the operator state, the pinned bundle and the hidden items, in step with the store.
 
-With it each replica learns that a user was erased on another one.
-
-The store is the truth, and every replica polls it. A copy in a local file is used when the store cannot be reached at
-the start. A store that lost what a replica knows (a Redis without a disk that restarted) gets it back from the first
-replica that notices, so that neither a hidden item nor a bundle that was rolled back comes back by accident.
+The store is the truth, and every replica polls it; a poll also shows that a user was erased on another replica. A copy
+in a local file is used when the store cannot be reached at the start. A store that has lost its state, such as a Redis
+without a disk that restarted, gets it back from the first replica that notices, so that neither a hidden item nor a
+bundle that was rolled back is served again by accident.
 """
 
 import asyncio
@@ -16,7 +15,8 @@ import orjson
 
 from index.bundle.integrity import write_durably
 from service.errors import OperatorStateUnavailable
-from service.recommend.hidden_items import HiddenItems, in_pieces
+from service.recommend.hidden_items import HiddenItems, in_chunks
+from service.settings.load import state_directory
 from service.stores.protocols import Changes, Edition, OperatorStateStore
 
 _FORMAT = 1
@@ -25,11 +25,11 @@ _NOTHING = Edition()
 
 @dataclass(frozen=True, slots=True)
 class OperatorStateCopy:
-    """All directives of one moment, as they are kept in the local file.
+    """The operator state at one moment, as the local file holds it.
 
     Attributes:
-        edition: which state of the store they are.
-        pin: id of the pinned bundle; None: the pointer's serves.
+        edition: which state of the store it is.
+        pin: id of the pinned bundle; None: the registry's current bundle is served.
         hidden: hidden item ids.
     """
 
@@ -44,46 +44,46 @@ class OperatorStateCopy:
             OSError: it cannot be written.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = {"format": _FORMAT, "epoch": self.edition.epoch, "number": self.edition.number, "pin": self.pin}
-        # In pieces, as each holds the interpreter's lock to its end; the event loop goes on between two of them.
-        hidden = b",".join(orjson.dumps(piece)[1:-1] for piece in in_pieces(self.hidden))
-        write_durably(path, orjson.dumps(kept)[:-1] + b',"hidden":[' + hidden + b"]}")
+        fields = {"format": _FORMAT, "epoch": self.edition.epoch, "number": self.edition.number, "pin": self.pin}
+        # In chunks, as each call holds the interpreter's lock; the event loop runs between two of them.
+        hidden = b",".join(orjson.dumps(chunk)[1:-1] for chunk in in_chunks(self.hidden))
+        write_durably(path, orjson.dumps(fields)[:-1] + b',"hidden":[' + hidden + b"]}")
 
     @classmethod
     def load(cls, path: Path) -> "OperatorStateCopy":
-        """Read the file; nothing is known where there is none.
+        """Read the file; the empty state if there is none.
 
         Raises:
             OSError: it cannot be read.
-            ValueError: it holds something else.
+            ValueError: it does not hold an operator state.
         """
         try:
-            kept = orjson.loads(path.read_bytes())
+            fields = orjson.loads(path.read_bytes())
         except FileNotFoundError:
             return cls()
-        if not isinstance(kept, dict) or kept.get("format") != _FORMAT:
+        if not isinstance(fields, dict) or fields.get("format") != _FORMAT:
             raise ValueError(f"it must be an object of format {_FORMAT}")
-        epoch, number, pin, hidden = (kept.get(name) for name in ("epoch", "number", "pin", "hidden"))
+        epoch, number, pin, hidden = (fields.get(name) for name in ("epoch", "number", "pin", "hidden"))
         if not isinstance(epoch, str) or type(number) is not int or not isinstance(pin, str | None):
             raise ValueError("epoch, number and pin must be a string, an integer and a string or null")
         if not isinstance(hidden, list) or not all(isinstance(item, str) for item in hidden):
             raise ValueError("hidden must be a list of strings")
-        # Whoever is given these back numbers them 1, 2 …, so the number of changes may not be smaller.
+        # A store to which these are restored numbers them 1, 2 …, so the number of changes may not be smaller.
         return cls(Edition(epoch, max(number, len(hidden))), pin, tuple(hidden))
 
 
 class OperatorState:
-    """This replica's copy of the directives.
+    """This replica's copy of the operator state.
 
     Args:
-        store: where all replicas keep them.
+        store: shared by all replicas.
         path: the local file.
-        on_file_error: told why the file could not be read or written; serving goes on without it.
-        on_erasure: called when a user was erased since the last look, on whichever replica; and at the first look.
+        on_file_error: called with the reason if the file cannot be read or written; serving goes on without it.
+        on_erasure: called if a user was erased on any replica since the last poll; and at the first poll.
 
     Attributes:
         hidden: the hidden items.
-        pin: id of the pinned bundle; None: the pointer's serves.
+        pin: id of the pinned bundle; None: the registry's current bundle is served.
     """
 
     def __init__(
@@ -100,81 +100,81 @@ class OperatorState:
         self._erasure: str | None = None
         self._busy = asyncio.Lock()
         self._saving = asyncio.Lock()
-        kept = self._load()
-        self._edition = kept.edition
-        self._saved = kept.edition
-        self.pin = kept.pin
-        self.hidden = HiddenItems(kept.hidden)
+        copy = self._load()
+        self._edition = copy.edition
+        self._saved = copy.edition
+        self.pin = copy.pin
+        self.hidden = HiddenItems(copy.hidden)
 
     def copy(self) -> OperatorStateCopy:
-        """All directives now."""
+        """The operator state now."""
         return OperatorStateCopy(self._edition, self.pin, self.hidden.snapshot().ids)
 
     async def begin_with(self, read: OperatorStateCopy) -> None:
-        """Take what was read from the store before this replica's event loop began, unless more is known already."""
+        """Take the state that was read from the store before the event loop, unless this copy is newer."""
         async with self._busy:
             if not read.edition.is_behind(self._edition):
                 await self.hidden.replace(read.hidden)
                 self.pin, self._edition = read.pin, read.edition
 
     async def sync(self) -> None:
-        """Catch up with the store; one short call when nothing changed.
+        """Bring this copy up to date; one short call when nothing changed.
 
         Raises:
-            OperatorStateUnavailable: the store does not answer; what is known stays.
+            OperatorStateUnavailable: the store does not answer; this copy stays as it is.
         """
         async with self._busy:
             await self._catch_up()
         await self.save()
 
     async def set_pin(self, bundle_id: str | None) -> None:
-        """Pin a bundle for all replicas, or none; in the store when this returns.
+        """Pin a bundle for all replicas, or none; the store holds it when this returns.
 
         Raises:
-            OperatorStateUnavailable: the store does not answer; it may or may not be pinned.
+            OperatorStateUnavailable: the store does not answer; the pin may or may not be written.
         """
         await self._write(lambda known: self._store.pin(bundle_id, known))
 
     async def set_available(self, item_id: str, available: bool) -> None:
-        """Show or hide an item on all replicas; in the store when this returns, and true here at once.
+        """Show or hide an item on all replicas; when this returns, the store and this replica hold it.
 
         Raises:
-            OperatorStateUnavailable: the store does not answer; it may or may not be done.
+            OperatorStateUnavailable: the store does not answer; the change may or may not be written.
         """
         change = self._store.show if available else self._store.hide
         await self._write(lambda known: change(item_id, known))
 
     async def announce_erasure(self) -> None:
-        """Let every replica know that a user was erased; this one too looks at it as at any other's.
+        """Let every replica know that a user was erased; this one learns it by its next poll, as the others do.
 
         Raises:
-            OperatorStateUnavailable: the store does not answer; others may not know.
+            OperatorStateUnavailable: the store does not answer; other replicas may not learn it.
         """
         await self._store.announce_erasure()
 
     async def save(self) -> None:
-        """Bring the local file up to date; a failure is told and tried again with the next change."""
+        """Bring the local file up to date; a failure is reported and retried with the next change."""
         async with self._saving:
             if self._saved == self._edition:
                 return
             copy = self.copy()
             self._saved = copy.edition
-            writing = asyncio.create_task(self._keep(copy))
+            writing = asyncio.create_task(self._write_file(copy))
             try:
                 await asyncio.shield(writing)
             except asyncio.CancelledError:
-                # Cancelled while no thread is free, it would never be written; left alone, it might be written last.
+                # A cancelled write is lost if no thread was free; one that goes on could overwrite a later one.
                 await asyncio.wait({writing})
                 raise
 
-    async def _keep(self, copy: OperatorStateCopy) -> None:
+    async def _write_file(self, copy: OperatorStateCopy) -> None:
         try:
             await asyncio.to_thread(copy.save, self._path)
         except OSError as error:
-            self._on_file_error(f"{self._path}: the directives cannot be kept here ({error}); check path and space")
+            self._on_file_error(f"{self._path}: the operator state cannot be saved ({error}); check path and space")
 
     async def close(self) -> None:
-        """Keep what is known in the local file, and close the store."""
+        """Save the local file and close the store."""
         await self.save()
         await self._store.close()
 
@@ -183,7 +183,7 @@ class OperatorState:
             if not await write(self._edition):
                 await self._catch_up()
                 if not await write(self._edition):
-                    raise OperatorStateUnavailable("the store of directives lost its state twice; try again")
+                    raise OperatorStateUnavailable("the store lost the operator state twice; try again")
             await self._catch_up()
 
     async def _catch_up(self) -> None:
@@ -212,5 +212,20 @@ class OperatorState:
         try:
             return OperatorStateCopy.load(self._path)
         except (OSError, ValueError) as error:
-            self._on_file_error(f"{self._path}: the directives kept here cannot be read ({error}); they are ignored")
+            self._on_file_error(f"{self._path}: the saved operator state cannot be read ({error}); it is ignored")
             return OperatorStateCopy()
+
+
+def pinned_bundles(*files: Path) -> frozenset[str]:
+    """Ids of the bundles that services on this machine have pinned, of any registry, read from their local files.
+
+    Args:
+        files: local files outside of the usual directory; one that cannot be read is passed over.
+    """
+    pins = set()
+    for path in (*state_directory().glob("directives-*.json"), *files):
+        try:
+            pins.add(OperatorStateCopy.load(path).pin)
+        except (OSError, ValueError):
+            continue
+    return frozenset(pin for pin in pins if pin is not None)

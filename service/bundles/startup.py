@@ -1,4 +1,4 @@
-"""Startup: the bundle to begin with, chosen before anything is answered."""
+"""Chooses and loads the first bundle, before the service accepts requests."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -7,44 +7,44 @@ from dataclasses import dataclass
 from typing import Final
 
 from index.bundle.bundle import Bundle
+from service.bundles.loaded_bundles import BundleRefusal
 from service.bundles.loader import BundleLoader, Identity
 from service.bundles.operator_state import OperatorState, OperatorStateCopy
-from service.bundles.refusals import Refusal
-from service.bundles.validation import BundleValidation, judge, prepare
+from service.bundles.validation import BundleValidation, prepare, validate
 from service.errors import BundleRefused, OperatorStateUnavailable, StartError
-from service.recommend.hidden_items import Snapshot
+from service.recommend.hidden_items import HiddenSnapshot
 
 START_TIMEOUT_S: Final = 5.0
-"""Seconds that Redis may take for pin and hidden items at the start, where its usual limit is shorter."""
+"""Shortest timeout in seconds for reading the operator state at the start."""
 
-_PROBES = 20  # enough to see that a bundle answers, few enough to be ready soon
+_EVALUATION_QUERIES = 20  # enough to see that a bundle answers, few enough to be ready soon
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Startup:
-    """What a service begins with.
+    """The bundle that a service starts with.
 
     Attributes:
         bundle: loaded and warm; None: the service waits for one.
-        identity: which publishing of that id it is.
+        identity: which publication of that id it is.
         verified: whether every file was hashed.
-        refusals: bundles that should have served instead and could not.
+        refusals: bundles that had precedence and were refused.
         operator_state: pin and hidden items by which the bundle was chosen; None: not read.
     """
 
     bundle: Bundle | None = None
     identity: Identity = ()
     verified: bool = False
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[BundleRefusal, ...] = ()
     operator_state: OperatorStateCopy | None = None
 
 
 def read_operator_state(open_state: Callable[[], OperatorState]) -> OperatorStateCopy:
-    """Pin and hidden items of all replicas, before there is an event loop; the local copy if the store fails.
+    """The operator state of all replicas, read before there is an event loop; the local copy if the store fails.
 
     Args:
-        open_state: with a limit of `START_TIMEOUT_S` at least: nothing waits for an answer yet, and a store that is
-            only slow must not let an unpinned bundle or a hidden item be answered.
+        open_state: opens it with a timeout of at least `START_TIMEOUT_S`: no request waits yet, and a store that is
+            only slow must not lead to serving another bundle than the pinned one, or a hidden item.
     """
 
     async def read() -> OperatorStateCopy:
@@ -59,62 +59,66 @@ def read_operator_state(open_state: Callable[[], OperatorState]) -> OperatorStat
     return asyncio.run(read())
 
 
-def open_first(source: BundleLoader, pin: str | None, *, wait: bool) -> Startup:
-    """Load the bundle that should serve; where it is bad, the newest good one before it: less is better than nothing.
+def load_first(loader: BundleLoader, pin: str | None) -> Startup:
+    """Load the desired bundle; if it is refused, the newest good one before it.
 
     Args:
-        source: where bundles are.
-        pin: id of the pinned bundle; None: the pointer's should serve.
-        wait: begin without a bundle where there is none, instead of failing.
+        loader: loads bundles from the registry; its settings tell whether to start without a good bundle.
+        pin: id of the pinned bundle; None: the registry's current bundle is desired.
 
     Raises:
-        StartError: nothing is published, and that is not waited for.
-        BundleRefused: every bundle is bad, and a good one is not waited for; tells of the one that should serve.
+        StartError: nothing is published, and `wait_for_bundle` is off.
+        BundleRefused: every bundle is refused, and `wait_for_bundle` is off; it is the refusal of the desired bundle.
         RegistryError: the registry cannot be read.
     """
-    refusals: list[Refusal] = []
+    refusals: list[BundleRefusal] = []
     first: BundleRefused | None = None
-    for bundle_id in _candidates(source, pin):
-        identity = source.identity(bundle_id)
+    for bundle_id in _candidates(loader, pin):
+        identity = loader.identity(bundle_id)
         try:
-            bundle = _try(source, bundle_id)
+            bundle = _load(loader, bundle_id)
         except BundleRefused as error:
-            refusals.append(Refusal.of(bundle_id, identity, error))
+            refusals.append(BundleRefusal.of(bundle_id, identity, error))
             first = first or error
             continue
-        return Startup(bundle, identity, source.hashes_all, tuple(refusals))
-    if wait:
+        return Startup(bundle, identity, loader.hashes_all, tuple(refusals))
+    if loader.settings.wait_for_bundle:
         return Startup(refusals=tuple(refusals))
     if first is not None:
         raise first
     raise StartError(
-        f"no bundle is published in {source.root}; publish one with `vlm2rec index publish BUNDLE "
-        f"--registry {source.root}`, or set VLM2REC_WAIT_FOR_BUNDLE to wait for one"
+        f"no bundle is published in {loader.root}; publish one with `vlm2rec index publish BUNDLE "
+        f"--registry {loader.root}`, or set VLM2REC_WAIT_FOR_BUNDLE to wait for one"
     )
 
 
-def _candidates(source: BundleLoader, pin: str | None) -> Iterator[str]:
-    """Ids in the order in which they should serve, each once."""
-    pointed = source.pointed()
-    wanted = pin or pointed
-    if wanted is None:
+def _candidates(loader: BundleLoader, pin: str | None) -> Iterator[str]:
+    """Ids in order of precedence, each once."""
+    current = loader.current()
+    desired = pin or current
+    if desired is None:
         return
-    earlier = source.earlier(wanted)
-    yield wanted
+    earlier = loader.earlier(desired)
+    yield desired
     yield from earlier
-    if pointed is not None and pointed != wanted and pointed not in earlier:
-        yield pointed
+    if current is not None and current != desired and current not in earlier:
+        yield current
 
 
-def _try(source: BundleLoader, bundle_id: str) -> Bundle:
-    bundle = source.load(bundle_id)
-    trial = BundleValidation(
-        old=None, hidden=Snapshot(frozenset(), 0), recent=(), probes=_PROBES, bounds=None, hash_all=False
+def _load(loader: BundleLoader, bundle_id: str) -> Bundle:
+    bundle = loader.load(bundle_id)
+    validation = BundleValidation(
+        old=None,
+        hidden=HiddenSnapshot(frozenset(), 0),
+        recent=(),
+        evaluation_queries=_EVALUATION_QUERIES,
+        bounds=None,
+        hash_all=False,
     )
-    prepared = prepare(bundle, trial)
+    prepared = prepare(bundle, validation)
     if isinstance(prepared, BundleRefused):
         raise prepared
-    found = judge(bundle, trial, verified=prepared)
-    if isinstance(found, BundleRefused):
-        raise found
+    valid = validate(bundle, validation, verified=prepared)
+    if isinstance(valid, BundleRefused):
+        raise valid
     return bundle

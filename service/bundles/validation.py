@@ -1,37 +1,37 @@
-"""BundleValidation: what a bundle goes through before it may answer: load, hash, warm up, compare; all of it aside."""
+"""Validates a loaded bundle before it is activated: hashes it, warms it up and compares it with the active one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from index.bundle.bundle import Bundle
 from index.search.row_mask import RowMask
-from service.bundles.comparison import AskOld, Comparison, Shadow, ShadowBounds, ask_here, compare
+from service.bundles.comparison import AskOld, ComparedBundle, Comparison, ShadowBounds, ask_here, compare
 from service.bundles.loader import refusal
-from service.bundles.metrics import Lacking, count_lacking
+from service.bundles.metrics import MissingCounts, count_missing
 from service.errors import BundleRefused
-from service.recommend.hidden_items import Snapshot, available_rows
+from service.recommend.hidden_items import HiddenSnapshot, available_rows
 from service.recommend.recent_histories import History
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BundleValidation:
-    """How a bundle is tried.
+    """How a bundle is validated.
 
     Attributes:
-        old: what answers now; None: nothing does yet.
+        old: the active bundle; None: there is none yet.
         hidden: the hidden items.
-        recent: histories to compare on, of item ids.
-        probes: how many probes stand in for them.
-        bounds: what the new bundle is held to beside the old one; None: the operator asked for this very bundle.
-        hash_all: hash every file before it answers; nothing waits for it.
-        stop: asked now and then; True ends the trial.
-        ask_old: runs a question to the old bundle in the thread that may touch it.
+        recent: histories of item ids on which the bundles are compared.
+        evaluation_queries: how many evaluation queries are used if there are no recent histories.
+        bounds: for the comparison; None: an operator asked for exactly this bundle.
+        hash_all: hash every file before the bundle is activated; nobody waits for it.
+        stop: called now and then; True ends the validation.
+        ask_old: runs a query of the old bundle in the thread that may use its encoder.
     """
 
-    old: Shadow | None
-    hidden: Snapshot
+    old: ComparedBundle | None
+    hidden: HiddenSnapshot
     recent: Sequence[History]
-    probes: int
+    evaluation_queries: int
     bounds: ShadowBounds | None
     hash_all: bool
     stop: Callable[[], bool] = lambda: False
@@ -39,53 +39,58 @@ class BundleValidation:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Passed:
-    """A bundle that may answer.
+class ValidBundle:
+    """A bundle that may be activated.
 
     Attributes:
         bundle: loaded and warm.
         available: the rows that are not hidden.
-        comparison: with what answered while it was tried.
+        comparison: with the bundle that was active meanwhile.
         verified: whether every file was hashed.
-        lacking: items that lack a slot.
+        missing: number of items that lack a slot.
     """
 
     bundle: Bundle
     available: RowMask
     comparison: Comparison
     verified: bool
-    lacking: Lacking
+    missing: MissingCounts
 
 
-def prepare(bundle: Bundle, trial: BundleValidation) -> bool | BundleRefused:
-    """Hash a loaded bundle and warm it up; almost all of it without the interpreter's lock.
+def prepare(bundle: Bundle, validation: BundleValidation) -> bool | BundleRefused:
+    """Hash a loaded bundle and warm it up; nearly all of it runs without the interpreter's lock.
 
     Returns:
-        Whether every file was hashed. A refusal is given back, not raised, here and below: the traceback of an
-        exception would keep the bundle in memory.
+        Whether every file was hashed. A refusal is returned, not raised, here and below: the traceback of an exception
+        would keep the bundle in memory.
     """
     try:
-        verified = trial.hash_all and bundle.verify_in_full(trial.stop)
+        verified = validation.hash_all and bundle.verify_in_full(validation.stop)
         bundle.warm_up()
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong in here, the bundle that serves stays
-        return _bare(error)
+    except Exception as error:  # noqa: BLE001 - the active bundle stays, whatever the error
+        return _without_traceback(error)
     return verified
 
 
-def judge(bundle: Bundle, trial: BundleValidation, *, verified: bool) -> Passed | BundleRefused:
-    """Ask a warm bundle beside the one that answers."""
+def validate(bundle: Bundle, validation: BundleValidation, *, verified: bool) -> ValidBundle | BundleRefused:
+    """Compare a warm bundle with the active one and check the bounds."""
     try:
-        available = available_rows(bundle, trial.hidden.ids)
-        shadow = Shadow(bundle, available if trial.hidden.ids else None)
-        comparison = compare(shadow, trial.old, trial.recent, probes=trial.probes, ask_old=trial.ask_old)
-        if trial.bounds is not None:
-            trial.bounds.check(comparison)
+        available = available_rows(bundle, validation.hidden.ids)
+        comparison = compare(
+            ComparedBundle(bundle, available if validation.hidden.ids else None),
+            validation.old,
+            validation.recent,
+            evaluation_queries=validation.evaluation_queries,
+            ask_old=validation.ask_old,
+        )
+        if validation.bounds is not None:
+            validation.bounds.check(comparison)
         bundle.files.check_sizes()
-        return Passed(bundle, available, comparison, verified, count_lacking(bundle))
-    except Exception as error:  # noqa: BLE001 - likewise
-        return _bare(error)
+        return ValidBundle(bundle, available, comparison, verified, count_missing(bundle))
+    except Exception as error:  # noqa: BLE001 - the active bundle stays, whatever the error
+        return _without_traceback(error)
 
 
-def _bare(error: Exception) -> BundleRefused:
+def _without_traceback(error: Exception) -> BundleRefused:
     found = refusal(error)
     return BundleRefused(found.reason, str(found))

@@ -1,7 +1,7 @@
-"""Watcher: keeps the bundle that answers the one that should: the pinned, or else the one the registry points to.
+"""Keeps the active bundle equal to the desired one: the pinned bundle, else the registry's current one.
 
-A new bundle is loaded, hashed, warmed and compared aside, in a thread of low priority, and takes over as one value
-while requests go on. A bad bundle is refused and remembered, and what answers stays.
+A new bundle is loaded, hashed, warmed up and compared in other threads, and is then activated in one step while
+requests go on. A bad bundle is refused and remembered, and the active one stays.
 """
 
 import asyncio
@@ -9,16 +9,12 @@ from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any
 
-from structlog.typing import FilteringBoundLogger
-
 from index.bundle.bundle import Bundle
 from index.errors import BundleInvalid, BundleNotFound, IndexingError, RegistryError
 from service.bundles.comparison import ShadowBounds
-from service.bundles.loaded_bundles import BundleInMemory, LoadedBundles, was_written
-from service.bundles.loader import BundleLoader
-from service.bundles.metrics import BundleMetrics, count_lacking
+from service.bundles.loaded_bundles import BundleRefusal, LoadedBundle, LoadedBundles, was_written
+from service.bundles.metrics import count_missing
 from service.bundles.operator_state import OperatorState
-from service.bundles.refusals import Refusal
 from service.bundles.startup import Startup
 from service.errors import BundleRefused, NotReady, OperatorStateUnavailable
 from service.recommend.hidden_items import available_rows
@@ -26,330 +22,330 @@ from service.runtime.background_tasks import Background
 
 
 class Watcher:
-    """Looks, swaps and goes back; see the module.
+    """Polls the operator state and the registry, and activates, replaces and rolls back bundles.
 
     Args:
-        shelf: the bundles in memory.
-        source: where bundles are.
-        directives: pin and hidden items.
-        bounds: what a new bundle is held to beside the old one.
-        metrics: counts.
-        log: the service's logger.
-        poll_s: seconds between two looks.
+        loaded: the bundles in memory; the watcher shares their loader, metrics and log.
+        operator_state: pin and hidden items.
+        bounds: for the comparison of a new bundle with the active one.
     """
 
     def __init__(
         self,
         *,
-        shelf: LoadedBundles,
-        source: BundleLoader,
-        directives: OperatorState,
+        loaded: LoadedBundles,
+        operator_state: OperatorState,
         bounds: ShadowBounds,
-        metrics: BundleMetrics,
-        log: FilteringBoundLogger,
-        poll_s: float,
     ) -> None:
-        self._shelf = shelf
-        self._source = source
-        self._directives = directives
+        self._loaded = loaded
+        self._loader = loaded.loader
+        self._metrics = loaded.metrics
+        self._log = loaded.log
+        self._operator_state = operator_state
         self._bounds = bounds
-        self._metrics = metrics
-        self._log = log
-        self._poll_s = poll_s
+        self._poll_s = loaded.loader.settings.poll_s
         self._hashing = Background("bundle-hashes", nice=19)
         self._changing = asyncio.Lock()
-        self._obeyed = 0
-        self._wanted: str | None = None
-        self._troubles: dict[str, str | None] = {}
-        self._looked = monotonic()
-        self._watching: asyncio.Task[None] | None = None
+        self._operator_changes = 0
+        self._desired: str | None = None
+        self._errors: dict[str, str | None] = {}
+        self._polled_at = monotonic()
+        self._polling: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
 
-    async def start(self, opening: Startup) -> None:
-        """Begin with a bundle, or without one, and watch from now on."""
-        if opening.operator_state is not None:
-            await self._directives.begin_with(opening.operator_state)
-        await self._follow_directives()
-        for refusal in opening.refusals:
-            self._shelf.refuse(refusal)
-        if opening.bundle is not None:
-            self._metrics.loaded(opening.bundle)
-            hidden = self._directives.hidden.snapshot()
-            available = await asyncio.to_thread(available_rows, opening.bundle, hidden.ids)
-            await self._directives.hidden.adopt(opening.bundle, available, hidden)
-            lacking = await asyncio.to_thread(count_lacking, opening.bundle)
-            self._take_over(BundleInMemory(opening.bundle, opening.identity, lacking, verified=opening.verified))
-        hidden_items = self._directives.hidden
-        self._metrics.ask(look_age_s=lambda: monotonic() - self._looked, hidden=lambda: len(hidden_items))
-        self._watching = asyncio.create_task(self._watch())
+    async def start(self, startup: Startup) -> None:
+        """Activate the first bundle, if there is one, and start polling."""
+        if startup.operator_state is not None:
+            await self._operator_state.begin_with(startup.operator_state)
+        await self._sync_operator_state()
+        for refusal in startup.refusals:
+            self._loaded.refuse(refusal)
+        hidden_items = self._operator_state.hidden
+        if startup.bundle is not None:
+            self._metrics.loaded(startup.bundle)
+            hidden = hidden_items.snapshot()
+            available = await asyncio.to_thread(available_rows, startup.bundle, hidden.ids)
+            await hidden_items.adopt(startup.bundle, available, hidden)
+            missing = await asyncio.to_thread(count_missing, startup.bundle)
+            self._activate(LoadedBundle(startup.bundle, startup.identity, missing, verified=startup.verified))
+        self._metrics.read_at_scrape(poll_age_s=lambda: monotonic() - self._polled_at, hidden=lambda: len(hidden_items))
+        self._polling = asyncio.create_task(self._poll_forever())
 
     async def stop(self) -> None:
-        """End watching; a trial in progress is given up."""
+        """Stop polling and give up a validation in progress."""
         self._stopped = True
-        self._shelf.close()
+        self._loaded.close()
         self._hashing.close()
-        tasks = [*self._tasks, *([] if self._watching is None else [self._watching])]
+        tasks = [*self._tasks, *([] if self._polling is None else [self._polling])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def alive(self) -> bool:
-        """Whether it watches."""
-        return self._watching is not None and not self._watching.done()
+        """Whether it polls."""
+        return self._polling is not None and not self._polling.done()
 
     def status(self) -> dict[str, Any]:
         """For `GET /bundle`; without the messages of refusals, which have paths in them."""
-        shelf = self._shelf
-        comparison = None if shelf.serving is None else shelf.serving.comparison
+        active, previous = self._loaded.active, self._loaded.previous
+        comparison = None if active is None else active.comparison
         return {
-            "pin": self._directives.pin,
-            "wanted": self._wanted,
-            "loading": shelf.loading,
-            "previous": None if shelf.previous is None else shelf.previous.bundle.id,
-            "verified": shelf.serving is not None and shelf.serving.verified,
+            "pin": self._operator_state.pin,
+            "wanted": self._desired,
+            "loading": self._loaded.loading,
+            "previous": None if previous is None else previous.bundle.id,
+            "verified": active is not None and active.verified,
             "comparison": None if comparison is None else comparison.as_json(),
-            "refused": [{"bundle": kept.bundle, "reason": kept.reason, "at": kept.at} for kept in shelf.refusals],
-            "last_look_seconds": monotonic() - self._looked,
+            "refused": [
+                {"bundle": refusal.bundle, "reason": refusal.reason, "at": refusal.at}
+                for refusal in self._loaded.refusals
+            ],
+            "last_look_seconds": monotonic() - self._polled_at,
         }
 
     async def reload(self) -> bool:
-        """Clear the pin and let the pointer's bundle answer, also if it was refused; gives whether it is another one.
+        """Clear the pin and activate the registry's current bundle, even one that was refused before.
+
+        Returns:
+            Whether the active bundle is another one than before.
 
         Raises:
-            BundleRefused: there is none, or it may not serve; nothing is changed.
+            BundleRefused: there is none, or it may not be activated; nothing is changed.
             OperatorStateUnavailable: the pin cannot be cleared; nothing is changed.
-            NotReady: the bundle before the last is still in use.
+            NotReady: requests still use the bundle before the previous one.
         """
         async with self._changing:
-            await self._directives.sync()
+            await self._operator_state.sync()
             try:
-                pointed = await asyncio.to_thread(self._source.pointed)
+                current = await asyncio.to_thread(self._loader.current)
             except RegistryError as error:
                 raise BundleRefused("missing", str(error)) from error
-            if pointed is None:
-                raise BundleRefused("missing", f"no bundle is published in {self._source.root}; publish one")
-            return await self._obey(await self._shelf.obtain(pointed, self._bounds), pin=None)
+            if current is None:
+                raise BundleRefused("missing", f"no bundle is published in {self._loader.root}; publish one")
+            return await self._pin_and_activate(await self._loaded.obtain(current, self._bounds), pin=None)
 
     async def roll_back(self, bundle_id: str | None) -> bool:
-        """Pin a bundle for all replicas and let it answer; gives whether it is another one.
+        """Pin a bundle for all replicas and activate it.
 
         Args:
-            bundle_id: which; None: the newest good one before the one that answers.
+            bundle_id: which; None: the newest good one before the active one.
+
+        Returns:
+            Whether the active bundle is another one than before.
 
         Raises:
-            BundleRefused: there is none, or it may not serve; nothing is changed.
+            BundleRefused: there is none, or it may not be activated; nothing is changed.
             OperatorStateUnavailable: the pin cannot be written; nothing is changed.
-            NotReady: the bundle before the last is still in use.
+            NotReady: requests still use the bundle before the previous one.
         """
         async with self._changing:
-            await self._directives.sync()
-            held = await self._earlier() if bundle_id is None else await self._shelf.obtain(bundle_id, None)
-            return await self._obey(held, pin=held.bundle.id)
+            await self._operator_state.sync()
+            loaded = await self._load_earlier() if bundle_id is None else await self._loaded.obtain(bundle_id, None)
+            return await self._pin_and_activate(loaded, pin=loaded.bundle.id)
 
-    async def _obey(self, held: BundleInMemory, *, pin: str | None) -> bool:
+    async def _pin_and_activate(self, loaded: LoadedBundle, *, pin: str | None) -> bool:
         try:
-            await self._directives.set_pin(pin)
+            await self._operator_state.set_pin(pin)
         except OperatorStateUnavailable:
-            if held is not self._shelf.serving and held is not self._shelf.previous:
-                self._shelf.let_go(held)
+            if loaded is not self._loaded.active and loaded is not self._loaded.previous:
+                self._loaded.release(loaded)
             raise
-        self._wanted = held.bundle.id
-        self._obeyed += 1
-        return self._take_over(held)
+        self._desired = loaded.bundle.id
+        self._operator_changes += 1
+        return self._activate(loaded)
 
-    async def _watch(self) -> None:
-        while not self._stopped:  # a cancellation that falls into the middle of a call to Redis may get lost there
+    async def _poll_forever(self) -> None:
+        while not self._stopped:  # redis-py may swallow a cancellation that falls into the middle of a call
             try:
                 self._check_files()
-                await self._look()
-            except Exception as error:  # noqa: BLE001 - whatever one look meets, the next one is taken
+                await self._poll()
+            except Exception as error:  # noqa: BLE001 - after any error of one poll the next one follows
                 self._metrics.failed("look")
                 self._log.error("watcher failed", exc_info=error)
-            self._looked = monotonic()
+            self._polled_at = monotonic()
             await asyncio.sleep(self._poll_s)
 
-    async def _look(self) -> None:
-        await self._follow_directives()
-        obeyed, pin = self._obeyed, self._directives.pin
-        wanted = pin or await self._pointed()
-        if obeyed != self._obeyed:
-            return  # while the pointer was read an operator had a say: what it says is old
-        self._wanted = wanted
-        is_behind = wanted is not None and not self._shelf.serves(wanted)
-        self._metrics.wanted(pin, behind=is_behind)
-        if wanted is None or not is_behind or self._changing.locked():
+    async def _poll(self) -> None:
+        await self._sync_operator_state()
+        operator_changes, pin = self._operator_changes, self._operator_state.pin
+        desired = pin or await self._registry_current()
+        if operator_changes != self._operator_changes:
+            return  # an operator changed the bundle while the pointer was read, so the pointer's value is outdated
+        self._desired = desired
+        is_behind = desired is not None and not self._loaded.is_active(desired)
+        self._metrics.desired(pin, behind=is_behind)
+        if desired is None or not is_behind or self._changing.locked():
             return
-        kept = self._shelf.kept(wanted)
-        if kept is not None:
-            self._take_over(kept)
+        known = self._loaded.in_memory(desired)
+        if known is not None:
+            self._activate(known)
             return
-        identity = await asyncio.to_thread(self._source.identity, wanted)
-        if not self._shelf.refusals.knows(wanted, identity) and not self._changing.locked():
-            self._spawn(self._change(wanted))
+        identity = await asyncio.to_thread(self._loader.identity, desired)
+        if not self._loaded.refusals.contains(desired, identity) and not self._changing.locked():
+            self._spawn(self._change_to(desired))
 
     def _check_files(self) -> None:
-        """Look whether somebody writes into the bundles in memory; one that became shorter answers no more, at once."""
-        shelf, held = self._shelf, self._shelf.serving
-        if shelf.previous is not None and was_written(shelf.previous):
-            self._log.warning("files written to in place", bundle=shelf.previous.bundle.id)
-            shelf.let_go(shelf.previous)  # loaded anew it is held to its hashes
-        if held is None or held.shortened:
+        """Check the files of the bundles in memory; withdraw the active bundle at once if a file became shorter."""
+        active = self._loaded.active
+        if self._loaded.previous is not None and was_written(self._loaded.previous):
+            self._log.warning("files written to in place", bundle=self._loaded.previous.bundle.id)
+            self._loaded.release(self._loaded.previous)  # loading it again verifies its hashes
+        if active is None or active.truncated:
             return
         try:
-            written = held.bundle.files.written()
+            written = active.bundle.files.written()
         except BundleInvalid as error:
-            shelf.withdraw(held)
-            self._log.error("file shorter than what is mapped", bundle=held.bundle.id, detail=str(error))
-            self._spawn(self._replace(held, BundleRefused("altered", str(error))))
+            self._loaded.withdraw(active)
+            self._log.error("file shorter than what is mapped", bundle=active.bundle.id, detail=str(error))
+            self._spawn(self._replace(active, BundleRefused("altered", str(error))))
             return
-        if written and not held.altered:
-            self._log.warning("files written to in place", bundle=held.bundle.id)
-            held.verified = False
-            self._spawn(self._verify(held))
+        if written and not active.altered:
+            self._log.warning("files written to in place", bundle=active.bundle.id)
+            active.verified = False
+            self._spawn(self._verify(active))
 
-    async def _follow_directives(self) -> None:
-        """Catch up with what operators said; with the store down, what is known stays."""
+    async def _sync_operator_state(self) -> None:
+        """Bring the operator state up to date; if the store is down, the last known state stays."""
         try:
-            await self._directives.sync()
+            await self._operator_state.sync()
         except OperatorStateUnavailable as error:
-            self._tell("directives", str(error))
+            self._report("directives", str(error))
         else:
-            self._tell("directives", None)
+            self._report("directives", None)
 
-    async def _pointed(self) -> str | None:
+    async def _registry_current(self) -> str | None:
         try:
-            pointed = await asyncio.to_thread(self._source.pointed)
+            current = await asyncio.to_thread(self._loader.current)
         except RegistryError as error:
-            self._tell("pointer", str(error))
+            self._report("pointer", str(error))
             return None
-        self._tell("pointer", None)
-        return pointed
+        self._report("pointer", None)
+        return current
 
-    def _tell(self, what: str, trouble: str | None) -> None:
-        """Count every failure of a look; log only what is new."""
-        if trouble is not None:
+    def _report(self, what: str, error: str | None) -> None:
+        """Count every failure of a poll; log it only when it changes."""
+        if error is not None:
             self._metrics.failed(what)
-        if self._troubles.get(what) != trouble:
-            self._troubles[what] = trouble
-            if trouble is not None:
-                self._log.error("watcher hindered", what=what, detail=trouble)
+        if self._errors.get(what) != error:
+            self._errors[what] = error
+            if error is not None:
+                self._log.error("watcher error", what=what, detail=error)
             else:
-                self._log.info("watcher unhindered", what=what)
+                self._log.info("watcher recovered", what=what)
 
-    async def _change(self, wanted: str) -> None:
-        """Let another bundle take over, unless meanwhile yet another is wanted."""
+    async def _change_to(self, desired: str) -> None:
+        """Load and activate the desired bundle, unless another one has become the desired one meanwhile."""
         async with self._changing:
-            if self._wanted != wanted or self._shelf.serves(wanted):
+            if self._desired != desired or self._loaded.is_active(desired):
                 return
-            bounds = None if wanted == self._directives.pin else self._bounds
+            bounds = None if desired == self._operator_state.pin else self._bounds
             try:
-                held = await self._shelf.obtain(wanted, bounds)
+                loaded = await self._loaded.obtain(desired, bounds)
             except BundleRefused:
-                return  # told by the shelf
+                return  # already counted and logged
             except NotReady as error:
-                self._log.error("bundle not tried", bundle=wanted, detail=str(error))
+                self._log.error("bundle not loaded", bundle=desired, detail=str(error))
                 return
-            if self._wanted == wanted:
-                self._take_over(held)
+            if self._desired == desired:
+                self._activate(loaded)
             else:
-                self._shelf.let_go(held)
+                self._loaded.release(loaded)
 
-    async def _earlier(self) -> BundleInMemory:
-        """The newest good bundle before the one that answers, in memory or in the registry.
+    async def _load_earlier(self) -> LoadedBundle:
+        """The newest good bundle before the active one, from memory or from the registry.
 
         Raises:
             BundleRefused: there is none.
-            NotReady: the bundle before the last is still in use.
+            NotReady: requests still use the bundle before the previous one.
         """
-        shelf = self._shelf
-        if shelf.serving is None:
+        if self._loaded.active is None:
             raise BundleRefused("missing", "no bundle answers, so there is none before it; name one")
-        serving = shelf.serving.bundle.id
+        active = self._loaded.active.bundle.id
         earlier: list[str] | None = None
-        trouble = ""
+        message = ""
         try:
-            earlier = await asyncio.to_thread(self._source.earlier, serving)
+            earlier = await asyncio.to_thread(self._loader.earlier, active)
         except IndexingError as error:
-            trouble = str(error)
-        # The id alone is kept: whoever holds the bundle itself would keep it in memory while another one is loaded.
-        previous = None if shelf.previous is None else shelf.previous.bundle.id
-        if previous is not None and (shelf.serving.altered or self._precedes(previous, serving, earlier)):
-            kept = shelf.kept(previous)
-            if kept is not None:
-                return kept
+            message = str(error)
+        # Only the id: a reference to the bundle would keep it in memory while another one is loaded.
+        previous = None if self._loaded.previous is None else self._loaded.previous.bundle.id
+        if previous is not None and (self._loaded.active.altered or self._precedes(previous, active, earlier)):
+            known = self._loaded.in_memory(previous)
+            if known is not None:
+                return known
         if earlier is None:
-            raise BundleRefused("missing", trouble)
+            raise BundleRefused("missing", message)
         for bundle_id in earlier:
-            identity = await asyncio.to_thread(self._source.identity, bundle_id)
-            if shelf.refusals.knows(bundle_id, identity):
+            identity = await asyncio.to_thread(self._loader.identity, bundle_id)
+            if self._loaded.refusals.contains(bundle_id, identity):
                 continue
             try:
-                return await shelf.obtain(bundle_id, None)
+                return await self._loaded.obtain(bundle_id, None)
             except BundleRefused:
-                continue  # told by the shelf
-        raise BundleRefused("missing", f"{self._source.root}: there is no good bundle before {serving}; publish one")
+                continue  # already counted and logged
+        raise BundleRefused("missing", f"{self._loader.root}: there is no good bundle before {active}; publish one")
 
-    def _precedes(self, bundle_id: str, serving: str, earlier: list[str] | None) -> bool:
-        """Whether a bundle in memory was published before the one that answers; by their names where that is unknown.
+    def _precedes(self, bundle_id: str, active: str, earlier: list[str] | None) -> bool:
+        """Whether a bundle was published before the active one; judged by their names if the registry does not tell.
 
         Args:
             bundle_id: of the bundle.
-            serving: id of the one that answers.
-            earlier: ids of those published before; None where the registry cannot be read.
+            active: id of the active bundle.
+            earlier: ids of those published before it; None if the registry cannot be read.
         """
-        if earlier is not None and (bundle_id in earlier or self._source.has(bundle_id)):
+        if earlier is not None and (bundle_id in earlier or self._loader.has(bundle_id)):
             return bundle_id in earlier
-        return bundle_id < serving
+        return bundle_id < active
 
-    def _take_over(self, held: BundleInMemory) -> bool:
-        shelf, old = self._shelf, self._shelf.serving
-        if not shelf.take_over(held):
+    def _activate(self, loaded: LoadedBundle) -> bool:
+        old = self._loaded.active
+        if not self._loaded.activate(loaded):
             return False
         if old is not None:
-            seconds = monotonic() - held.found
-            self._metrics.swapped(seconds, held.comparison)
+            seconds = monotonic() - loaded.found_at
+            self._metrics.swapped(seconds, loaded.comparison)
             self._log.info(
                 "bundle swapped",
-                bundle=held.bundle.id,
+                bundle=loaded.bundle.id,
                 before=old.bundle.id,
                 seconds=round(seconds, 3),
-                comparison=None if held.comparison is None else held.comparison.as_json(),
+                comparison=None if loaded.comparison is None else loaded.comparison.as_json(),
             )
-        if not held.verified:
-            self._spawn(self._verify(held))
+        if not loaded.verified:
+            self._spawn(self._verify(loaded))
         return True
 
-    async def _verify(self, held: BundleInMemory) -> None:
-        """Hash every file of the bundle that answers; one that was altered gives way to the last good one."""
+    async def _verify(self, loaded: LoadedBundle) -> None:
+        """Hash every file of the active bundle; if one was altered, roll back to the last good bundle."""
         found = await self._hashing.run(
-            lambda: _hash(held.bundle, lambda: self._stopped or self._shelf.serving is not held)
+            lambda: _hash(loaded.bundle, lambda: self._stopped or self._loaded.active is not loaded)
         )
         if isinstance(found, bool):
-            held.verified = found
+            loaded.verified = found
             return
-        if held.altered:
-            return  # found by another look
-        held.altered = True
-        await self._replace(held, found)
+        if loaded.altered:
+            return  # another check has found it already
+        loaded.altered = True
+        await self._replace(loaded, found)
 
-    async def _replace(self, held: BundleInMemory, found: BundleRefused) -> None:
-        """Let the last good bundle answer instead of an altered one."""
+    async def _replace(self, loaded: LoadedBundle, refused: BundleRefused) -> None:
+        """Activate the last good bundle in place of an altered one."""
         async with self._changing:
-            self._shelf.refuse(Refusal.of(held.bundle.id, held.identity, found))
-            if self._shelf.previous is held:
-                self._shelf.let_go(held)
-            if self._shelf.serving is not held:
+            self._loaded.refuse(BundleRefusal.of(loaded.bundle.id, loaded.identity, refused))
+            if self._loaded.previous is loaded:
+                self._loaded.release(loaded)
+            if self._loaded.active is not loaded:
                 return
             try:
-                self._take_over(await self._earlier())
+                self._activate(await self._load_earlier())
             except (BundleRefused, NotReady) as error:
-                event = "no bundle answers" if held.shortened else "altered bundle goes on answering"
-                self._log.error(event, bundle=held.bundle.id, detail=str(error))
+                event = "no bundle is active" if loaded.truncated else "altered bundle stays active"
+                self._log.error(event, bundle=loaded.bundle.id, detail=str(error))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run beside; a failure that nobody foresaw is logged."""
+        """Run work in a task of its own; an unexpected failure is counted and logged."""
 
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
@@ -363,7 +359,7 @@ class Watcher:
 
 
 def _hash(bundle: Bundle, stop: Callable[[], bool]) -> bool | BundleRefused:
-    """Whether every file was hashed; a refusal where one was altered. A bundle that was deleted can still answer."""
+    """Whether every file was hashed; a refusal if one was altered. A deleted bundle can still answer requests."""
     try:
         return bundle.verify_in_full(stop)
     except BundleNotFound:

@@ -13,10 +13,12 @@ class BodyBudget:
 
     Args:
         limit: bytes of all of them.
+        largest: bytes of one body.
         discarding: bodies over the limit that are read and dropped at the same time; further ones are refused unread.
     """
 
-    def __init__(self, limit: int, *, discarding: int = _DISCARDING) -> None:
+    def __init__(self, limit: int, *, largest: int, discarding: int = _DISCARDING) -> None:
+        self.largest = largest
         self._limit = limit
         self._free_bytes = limit
         self._free_discards = discarding

@@ -20,7 +20,7 @@ from time import monotonic
 
 import uvicorn
 
-from service.bundles.active_bundle import CurrentBundle
+from service.bundles.active_bundle import ActiveBundle
 from service.http.protocol import GuardedConfig
 
 _BEAT_S = 0.02
@@ -75,7 +75,7 @@ class DrainingServer(GuardedServer):
         delay_s: seconds from the first signal until new requests are refused; a second signal ends them.
     """
 
-    def __init__(self, config: GuardedConfig, current: CurrentBundle, delay_s: float) -> None:
+    def __init__(self, config: GuardedConfig, current: ActiveBundle, delay_s: float) -> None:
         super().__init__(config)
         self._current = current
         self._delay_s = delay_s

@@ -1,7 +1,7 @@
 """Gives every response its request id, timing, security headers, metrics, log line and span."""
 
 from time import perf_counter
-from typing import Literal
+from typing import Final
 from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect
@@ -13,14 +13,14 @@ from service.http.problems import CROWDED, internal_problem, problem_response
 from service.http.request_context import CONTEXT, RequestContext, context_of
 from service.http.security_headers import missing_headers
 from service.request_trace import Trace, request_id_from
+from service.settings.groups import HttpLimits, ObservabilitySettings
 from service.telemetry.logs import REQUEST_ID
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import SpanRecorder
 
 UNMATCHED = "unmatched"
 _CLIENT_LEFT = 499
-AccessLog = Literal["all", "errors", "off"]
-_LOGGED_FROM: dict[AccessLog, int] = {"all": 0, "errors": 400, "off": 1000}
+_LOGGED_FROM: Final = {"all": 0, "errors": 400, "off": 1000}
 _LEFT = "the handler is closed"  # uvloop's message when the client has reset its connection
 
 
@@ -34,9 +34,8 @@ class RequestMiddleware:
         app: the application inside.
         metrics: counts every response.
         log: writes a line for every response.
-        bodies: budget of the bodies that are still arriving.
-        retry_after_s: seconds, sent with refusals for lack of a slot.
-        access_log: which responses get a line: all, those of status 400 and above (``errors``), or none (``off``).
+        limits: of bodies, and the Retry-After of refusals.
+        observability: which responses get a log line.
         spans: makes a span for every response; None: no spans.
     """
 
@@ -46,16 +45,15 @@ class RequestMiddleware:
         *,
         metrics: Metrics,
         log: FilteringBoundLogger,
-        bodies: BodyBudget,
-        retry_after_s: int,
-        access_log: AccessLog = "all",
+        limits: HttpLimits,
+        observability: ObservabilitySettings,
         spans: SpanRecorder | None = None,
     ) -> None:
         self._app = app
-        self._bodies = bodies
-        self._retry_after = str(retry_after_s)
+        self._bodies = BodyBudget(limits.bodies_limit_bytes, largest=limits.body_limit_bytes)
+        self._retry_after = str(limits.retry_after_s)
         self._spans = spans
-        self._logged_from = _LOGGED_FROM[access_log]
+        self._logged_from = _LOGGED_FROM[observability.access_log]
         self._metrics = metrics
         self._log = log
 

@@ -1,10 +1,10 @@
-"""MicroBatcher: lookups that wait at the same time are encoded and searched together.
+"""Batches searches that wait at the same time, without ever delaying one to fill a batch.
 
-Nothing is ever waited for. A lookup joins those that the event loop has at hand in the same turn. One that is alone is
-looked up at once in the event loop, which takes less than a hop to another thread. Several go to a worker thread as one
-batch, and what comes in while all workers are busy is the next batch: encoder and index let go of the interpreter's
-lock, so the event loop reads and writes while the workers search, and the busier the service, the larger its batches
-and the cheaper each request (docs/adr/0014).
+A search joins those that arrive in the same turn of the event loop. A single one runs at once in the event loop, which
+takes less time than a hop to another thread. Several go to a worker thread as one batch, and those that arrive while
+all workers are busy form the next batch. Encoder and index release the interpreter's lock, so the event loop reads and
+writes while the workers search: the busier the service, the larger its batches and the cheaper each request
+(docs/adr/0014).
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from structlog.typing import FilteringBoundLogger
 
 from index.bundle.bundle import Bundle
 from service.errors import ENDING, NotReady, QueueFull
-from service.recommend.engine import SearchJob, SearchResult, look_up
+from service.recommend.engine import SearchJob, SearchResult, run_searches
 
 THREAD_NAME: Final = "engine"
 _LARGEST_BATCH: Final = 16  # more leaves one thread idle while the other works, fewer cost more each (docs/adr/0014)
@@ -29,22 +29,22 @@ _DEATHS_WITHIN_S: Final = 60.0
 
 
 class BatchMetrics(Protocol):
-    """What a batcher counts."""
+    """Metrics of a batcher."""
 
     def batch(self, size: int, waited_s: float) -> None:
-        """Count a batch of so many lookups, the oldest of which waited for so many seconds."""
+        """Count a batch of this many searches, the oldest of which waited for this many seconds."""
         ...
 
     def worker_died(self) -> None:
-        """Count the end of a worker thread that nobody asked for."""
+        """Count the unexpected end of a worker thread."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
     bundle: Bundle
-    lookup: SearchJob
-    answer: "asyncio.Future[SearchResult]"
+    job: SearchJob
+    result: "asyncio.Future[SearchResult]"
     since: float
 
 
@@ -53,18 +53,18 @@ _Results = list[SearchResult | Exception]
 
 
 class MicroBatcher:
-    """An engine for one event loop: alone at once, together under load, and bounded.
+    """A search engine for one event loop with a bounded queue: single searches run at once, several as a batch.
 
-    The batch of a worker thread that ends by an accident is looked up in the event loop, and another worker takes its
-    place, so no request is lost. Should five end within a minute, everything is looked up in the event loop and
-    :attr:`alive` is False, for an orchestrator to replace the process.
+    If a worker thread ends unexpectedly, its batch runs in the event loop and another worker takes its place, so no
+    request is lost. If five end within a minute, every search runs in the event loop and :attr:`alive` is False, for
+    an orchestrator to replace the process.
 
     Args:
-        bound: most lookups that wait, at least 1.
-        threads: most workers; 0: everything is looked up in the event loop, as on CUDA, where only one thread may touch
-            encoder and index.
+        bound: most searches that wait, at least 1.
+        threads: most workers; 0: every search runs in the event loop, as on CUDA, where only one thread may use encoder
+            and index.
         metrics: counts batches.
-        log: told when a worker dies.
+        log: logs the unexpected end of a worker.
     """
 
     def __init__(self, *, bound: int, threads: int, metrics: BatchMetrics, log: FilteringBoundLogger) -> None:
@@ -80,34 +80,34 @@ class MicroBatcher:
 
     @property
     def alive(self) -> bool:
-        """Whether batches still go to workers, where they should."""
+        """Whether workers are still started; False after too many of them ended."""
         deaths = self._deaths
         return len(deaths) < _MOST_DEATHS or deaths[-1] - deaths[0] > _DEATHS_WITHIN_S
 
     @property
     def depth(self) -> int:
-        """Lookups that wait now."""
+        """Number of searches that wait now."""
         return len(self._waiting)
 
-    async def look_up(self, bundle: Bundle, lookup: SearchJob) -> SearchResult:
-        """Encode and search; see `service.recommend.engine.Engine.look_up`.
+    async def search(self, bundle: Bundle, job: SearchJob) -> SearchResult:
+        """Encode and search; see `service.recommend.engine.SearchEngine.search`.
 
         Raises:
-            QueueFull: as many wait as may.
-            NotReady: the batcher is closed, or was before this lookup was begun.
+            QueueFull: the queue is full.
+            NotReady: the batcher is closed, or was closed before this search began.
             EncoderError: the encoder fails on this history.
         """
         if self._closed:
             raise NotReady(ENDING)
         if len(self._waiting) >= self._bound:
-            raise QueueFull(f"{self._bound} lookups wait already")
-        answer: asyncio.Future[SearchResult] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(bundle, lookup, answer, monotonic()))
+            raise QueueFull(f"{self._bound} searches wait already")
+        result: asyncio.Future[SearchResult] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(bundle, job, result, monotonic()))
         self._plan()
-        return await answer
+        return await result
 
     def close(self) -> None:
-        """End the workers when they have done what they have; what only waits is refused."""
+        """End the workers after their current batches; refuse the searches that wait."""
         self._closed = True
         waiting = list(self._waiting)
         self._waiting.clear()
@@ -116,25 +116,25 @@ class MicroBatcher:
             worker.end()
 
     def _plan(self) -> None:
-        """Have what waits looked up in the next turn of the loop, together with what joins it until then."""
+        """Schedule a dispatch in the next turn of the loop, so that searches which arrive until then join the batch."""
         if self._waiting and not self._planned and self._has_room:
             self._planned = True
             asyncio.get_running_loop().call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
         self._planned = False
-        # Looked at anew: since this turn was planned, a worker that became ready may have taken another batch.
+        # Checked again: since this turn was planned, a worker that became idle may have taken a batch.
         while self._has_room and (batch := self._take()):
             self._metrics.batch(len(batch), monotonic() - batch[0].since)
             if len(batch) == 1 or not self._threaded:
-                _deliver(batch, _looked_up(batch))
-                break  # others had to wait meanwhile: let the loop turn
+                _deliver(batch, _run_batch(batch))
+                break  # other callbacks had to wait meanwhile
             self._worker().start(batch)
-        self._plan()  # where there is no room, whoever is ready first takes what waits
+        self._plan()  # if no worker is free, the first one that becomes idle dispatches again
 
     @property
     def _has_room(self) -> bool:
-        """Whether what waits can be looked up now: here, by a worker that waits too, or by another one."""
+        """Whether a waiting search can run now: in the event loop, in an idle worker or in a new one."""
         return not self._threaded or len(self._workers) < self._threads or self._idle() is not None
 
     @property
@@ -145,7 +145,7 @@ class MicroBatcher:
         return next((worker for worker in self._workers if worker.batch is None), None)
 
     def _worker(self) -> "_Worker":
-        """One that has nothing to do, started if need be; there are fewer than may be, or one is idle."""
+        """An idle worker, or a new one; to be called only if :attr:`_has_room`."""
         worker = self._idle()
         if worker is None:
             worker = _Worker(asyncio.get_running_loop(), self._finished, self._died)
@@ -153,14 +153,14 @@ class MicroBatcher:
         return worker
 
     def _take(self) -> _Batch:
-        """The oldest that wait, of one bundle; those that nobody waits for any more are dropped."""
+        """The oldest waiting searches of one bundle, without those whose callers were cancelled."""
         batch: _Batch = []
         while self._waiting and len(batch) < _LARGEST_BATCH:
             first = self._waiting[0]
             if batch and first.bundle is not batch[0].bundle:
                 break
             self._waiting.popleft()
-            if not first.answer.done():
+            if not first.result.done():
                 batch.append(first)
         return batch
 
@@ -169,7 +169,7 @@ class MicroBatcher:
         self._dispatch()
 
     def _died(self, worker: "_Worker", reason: str) -> None:
-        """A worker is gone: do its work here; another one is started when there is more."""
+        """Run the batch of a worker that has ended in the event loop; the next dispatch starts another worker."""
         if self._closed:
             _refuse(worker.batch or ())
             return
@@ -178,20 +178,20 @@ class MicroBatcher:
         self._metrics.worker_died()
         self._log.error("engine thread died", reason=reason, given_up=not self.alive)
         if worker.batch is not None:
-            _deliver(worker.batch, _looked_up(worker.batch))
+            _deliver(worker.batch, _run_batch(worker.batch))
         self._plan()
 
 
 class _Worker:
-    """One thread that looks up one batch after the other.
+    """One thread that runs one batch after the other.
 
     Args:
         loop: in which ``finished`` and ``died`` are called.
-        finished: given a batch and its results.
-        died: called with the reason when the thread has ended without being asked to.
+        finished: called with a batch and its results.
+        died: called with the reason when the thread has ended unexpectedly.
 
     Attributes:
-        batch: what it is at; None when it waits. Of the event loop alone.
+        batch: the batch in progress; None when the worker is idle. Used in the event loop only.
     """
 
     def __init__(
@@ -208,47 +208,47 @@ class _Worker:
         threading.Thread(target=self._run, name=THREAD_NAME, daemon=True).start()
 
     def start(self, batch: _Batch) -> None:
-        """Begin with a batch; only when there is none."""
+        """Start a batch; the worker must be idle."""
         self.batch = batch
         self._jobs.put(batch)
 
     def end(self) -> None:
-        """Let the thread end."""
+        """End the thread after its current batch."""
         self._jobs.put(None)
 
     def _run(self) -> None:
         try:
             while (batch := self._jobs.get()) is not None:
-                results = _looked_up(batch)
-                self._loop.call_soon_threadsafe(self._answer, batch, results)
-                del batch, results  # while it waits it must not keep a bundle in memory
-        except BaseException as error:  # noqa: BLE001 - the thread ends here; whoever takes over says why
+                results = _run_batch(batch)
+                self._loop.call_soon_threadsafe(self._report, batch, results)
+                del batch, results  # an idle worker must not keep a bundle in memory
+        except BaseException as error:  # noqa: BLE001 - the thread ends here; `died` logs the reason
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._died, self, repr(error))
 
-    def _answer(self, batch: _Batch, results: _Results) -> None:
+    def _report(self, batch: _Batch, results: _Results) -> None:
         self.batch = None
         self._finished(batch, results)
 
 
-def _looked_up(batch: _Batch) -> _Results:
-    """What becomes of each; one on which encoder or index fail does not fail the others."""
+def _run_batch(batch: _Batch) -> _Results:
+    """A result or an error for each search; one on which encoder or index fail does not fail the others."""
     bundle = batch[0].bundle
-    lookups = [waiting.lookup for waiting in batch]
-    for lookup in lookups:
-        lookup.watch.lap("queue")
+    jobs = [waiting.job for waiting in batch]
+    for job in jobs:
+        job.watch.lap("queue")
     try:
-        return [*look_up(bundle, lookups)]
-    except Exception as error:  # noqa: BLE001 - it belongs to whoever asked
+        return [*run_searches(bundle, jobs)]
+    except Exception as error:  # noqa: BLE001 - it is raised in the caller
         if len(batch) == 1:
             return [error]
-    return [_alone(bundle, lookup) for lookup in lookups]
+    return [_run_alone(bundle, job) for job in jobs]
 
 
-def _alone(bundle: Bundle, lookup: SearchJob) -> SearchResult | Exception:
+def _run_alone(bundle: Bundle, job: SearchJob) -> SearchResult | Exception:
     try:
-        return look_up(bundle, [lookup])[0]
-    except Exception as error:  # noqa: BLE001 - it belongs to whoever asked
+        return run_searches(bundle, [job])[0]
+    except Exception as error:  # noqa: BLE001 - it is raised in the caller
         return error
 
 
@@ -258,9 +258,9 @@ def _refuse(waiting: Sequence[_Waiting]) -> None:
 
 def _deliver(batch: Sequence[_Waiting], results: _Results) -> None:
     for waiting, result in zip(batch, results, strict=True):
-        if waiting.answer.done():
-            continue  # whoever asked gave up
+        if waiting.result.done():
+            continue  # its caller was cancelled
         if isinstance(result, Exception):
-            waiting.answer.set_exception(result)
+            waiting.result.set_exception(result)
         else:
-            waiting.answer.set_result(result)
+            waiting.result.set_result(result)

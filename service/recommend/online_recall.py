@@ -1,14 +1,14 @@
-"""OnlineRecall: looks closer at a few live answers: what the index missed, and which slots their scores come from.
+"""Measures recall and slot shares on a sample of live answers.
 
-All of it is our own definition, the slot shares as in `service.bundles.comparison` and in the report of a bundle:
+The figures are our own definition, the slot shares as in `service.bundles.comparison` and in the report of a bundle:
 
-- *recall*: of the best k allowed rows (k as the search was asked for, at most 20), how many were found, counted by
-  score; mean over the newest checks. An exact search reads every stored vector, so a check is made only after a pause
-  that keeps the processor time of all checks below a share of one core;
-- *slot share*: mean over the answered items of each slot's share of the positive contributions to the score, over the
-  newest answers of queries without slot weights of their own;
+- *recall*: share of the best k allowed rows that were found (k as in the search, at most 20), counted by score; mean
+  over the newest checks. An exact search reads every stored vector, so checks pause long enough to keep their processor
+  time below a share of one core;
+- *slot share*: each slot's share of the positive contributions to the score, mean over the recommended items of the
+  newest answers to queries without slot weights;
 - *balance*: the smallest share over the largest, of the slots that any item of the bundle has. An entropy hardly moves
-  when the weakest of three slots dies; this falls to 0.
+  when the weakest of three slots contributes nothing; the balance falls to 0.
 """
 
 import asyncio
@@ -27,30 +27,31 @@ from index.bundle.bundle import Bundle
 from index.search.row_mask import RowMask
 from service.recommend.engine import SearchJob, SearchResult
 from service.recommend.quality_metrics import QualityMetrics
-from service.recommend.query import Answer, Query
+from service.recommend.query import Query, Recommendations
 from service.runtime.background_tasks import Background
+from service.settings.groups import ObservabilitySettings
 
 RECALL_K = 20
 WINDOW = 256
-"""Checks, and answers, that a figure is the mean of."""
+"""Number of checks, or answers, over which a figure is the mean."""
 _SHARES_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sample:
-    """An answer that is looked at.
+class SampledAnswer:
+    """An answer that is measured.
 
     Attributes:
-        bundle: that gave it.
-        lookup: what the engine was asked.
-        found: what it found.
-        rows: (≤ k,) int64 rows that were answered.
+        bundle: the bundle that gave it.
+        job: the search of the engine.
+        found: its result.
+        rows: (≤ k,) int64 recommended rows.
         filtered: whether the request had a filter.
         plain: whether every slot weighed 1.
     """
 
     bundle: Bundle
-    lookup: SearchJob
+    job: SearchJob
     found: SearchResult
     rows: NDArray[np.int64]
     filtered: bool
@@ -58,91 +59,90 @@ class Sample:
 
 
 class OnlineRecall:
-    """Called with every answer of the engine, in the event loop; nearly always it does nothing.
+    """Samples answers; called with every answer of the engine, in the event loop, where it nearly always does nothing.
 
     Args:
-        metrics: told what was found out.
+        settings: most checks of recall per second, and the largest share of one core that they may use.
+        metrics: receives the figures.
         log: the service's logger.
-        checks_per_s: most checks of recall a second; 0: none.
-        cpu_share: most of one core that these may take, above 0.
         clock: monotonic seconds.
     """
 
     def __init__(
         self,
+        settings: ObservabilitySettings,
         metrics: QualityMetrics,
         log: FilteringBoundLogger,
         *,
-        checks_per_s: float,
-        cpu_share: float,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._metrics = metrics
         self._log = log
-        self._pause_s = 1.0 / checks_per_s if checks_per_s else inf
-        self._cpu_share = cpu_share
+        self._pause_s = 1.0 / settings.recall_checks_per_s if settings.recall_checks_per_s else inf
+        self._cpu_share = settings.recall_check_cpu
         self._clock = clock
-        # Nearly all of a check is one call of FAISS without the interpreter's lock, so it may step back behind others.
+        # Nearly all of a check is one call of FAISS without the interpreter's lock, so the lowest priority is safe.
         self._background = Background("recall-check", nice=19)
         self._task: asyncio.Task[None] | None = None
         self._shares_due = clock()
         self._check_due = clock() + self._pause_s
         self._due = min(self._shares_due, self._check_due)
-        self._of = ""
+        self._bundle_id = ""
         self._recalls: dict[bool, deque[float]] = {}
         self._shares: deque[NDArray[np.float64]] = deque(maxlen=WINDOW)
-        self._trouble = ""
+        self._last_error = ""
 
-    def __call__(self, bundle: Bundle, query: Query, lookup: SearchJob, found: SearchResult, answer: Answer) -> None:
-        """Look at an answer if it is time to."""
+    def __call__(
+        self, bundle: Bundle, query: Query, job: SearchJob, found: SearchResult, answer: Recommendations
+    ) -> None:
+        """Measure an answer if the next sample is due."""
         if self._clock() < self._due or not answer.rows.size or self._task is not None:
             return
-        sample = Sample(
-            bundle, lookup, found, answer.rows, filtered=query.filter is not None, plain=not query.slot_weights
+        sample = SampledAnswer(
+            bundle, job, found, answer.rows, filtered=query.filter is not None, plain=not query.slot_weights
         )
-        self._task = asyncio.get_running_loop().create_task(self._look(sample))
+        self._task = asyncio.get_running_loop().create_task(self._measure(sample))
 
     async def close(self) -> None:
-        """Look at nothing more."""
+        """Stop sampling."""
         self._due = inf
         self._background.close()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _look(self, sample: Sample) -> None:
-        """Whatever goes wrong in here, the answer was given and the next sample is taken."""
+    async def _measure(self, sample: SampledAnswer) -> None:
+        """Measure an answer that the client has received already; an error is counted and logged."""
         try:
-            self._begin_with(sample.bundle.id)
+            self._reset_for(sample.bundle.id)
             now = self._clock()
             if now >= self._shares_due:
                 self._shares_due = now + _SHARES_EVERY_S
                 if sample.plain:
-                    self._share_out(sample)
+                    self._measure_slot_shares(sample)
             if now >= self._check_due:
                 self._check_due = now + self._pause_s
                 check = _Check.of(sample)
-                # The thread may wait for a core for as long as others want all of them, and then nobody here may keep
-                # the bundle in memory.
+                # The thread may wait long for a core; meanwhile this task must not keep the bundle in memory.
                 del sample
                 await self._check(check)
-        except Exception as error:  # noqa: BLE001 - see above
+        except Exception as error:  # noqa: BLE001 - sampling goes on after any error
             self._metrics.failed()
-            if str(error) != self._trouble:
-                self._trouble = str(error)
-                self._log.error("answer not looked at", exc_info=error)
+            if str(error) != self._last_error:
+                self._last_error = str(error)
+                self._log.error("answer not measured", exc_info=error)
         finally:
             self._due = min(self._shares_due, self._check_due)
             self._task = None
 
-    def _begin_with(self, bundle_id: str) -> None:
-        if bundle_id != self._of:
-            self._of = bundle_id
+    def _reset_for(self, bundle_id: str) -> None:
+        if bundle_id != self._bundle_id:
+            self._bundle_id = bundle_id
             self._recalls = {}
             self._shares.clear()
             self._metrics.clear()
 
-    def _share_out(self, sample: Sample) -> None:
+    def _measure_slot_shares(self, sample: SampledAnswer) -> None:
         bundle = sample.bundle
         parts = np.maximum(bundle.contributions(sample.found.query[None], sample.rows[None])[0], 0.0)
         totals = parts.sum(axis=1, keepdims=True, dtype=np.float64)
@@ -165,14 +165,14 @@ class OnlineRecall:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Check:
-    """A search that is done again exactly; does not keep its bundle in memory.
+    """A search that is repeated exactly; it does not keep its bundle in memory.
 
     Attributes:
-        bundle: gives the bundle, None if it is gone.
+        bundle: returns the bundle; None if it was freed.
         query: (Σd,) float32.
         allowed: the rows that may be found; None: all.
-        k: how many are right.
-        scores: (≤ k,) float32 what was found.
+        k: number of items that should be found.
+        scores: (≤ k,) float32 scores of the items that were found.
         filtered: whether the request had a filter.
     """
 
@@ -184,24 +184,24 @@ class _Check:
     filtered: bool
 
     @classmethod
-    def of(cls, sample: Sample) -> "_Check":
+    def of(cls, sample: SampledAnswer) -> "_Check":
         """The check of an answer."""
-        bundle, k = sample.bundle, min(sample.lookup.k, RECALL_K)
+        bundle, k = sample.bundle, min(sample.job.k, RECALL_K)
         query, scores = sample.found.query, sample.found.scores[:k]
-        return cls(weakref.ref(bundle), query, sample.lookup.allowed, k, scores, sample.filtered)
+        return cls(weakref.ref(bundle), query, sample.job.allowed, k, scores, sample.filtered)
 
     def run(self) -> tuple[NDArray[np.float32], float] | None:
-        """(≤ k,) float32 the best scores, and the processor seconds that this took; None: the bundle is gone."""
+        """The best scores, (≤ k,) float32, and the processor seconds that this took; None: the bundle was freed."""
         started, bundle = thread_time(), self.bundle()
         if bundle is None:
             return None
-        bundle.files.check_sizes()  # a check may have waited, and it reads every stored vector
+        bundle.files.check_sizes()  # a check may have waited long, and it reads every stored vector
         found = bundle.exact(self.query[None], self.k, allowed=self.allowed)
         return found.scores[0][found.rows[0] >= 0], thread_time() - started
 
 
 def recall_of(scores: NDArray[np.float32], truth: NDArray[np.float32]) -> float:
-    """Share of the right answers that were found; an item is right if its score reaches that of the last right one.
+    """Share of the best items that were found; an item counts as one of them if its score reaches the lowest of theirs.
 
     Args:
         scores: (≤ k,) float32 of the found items.

@@ -1,4 +1,4 @@
-"""Prometheus metrics of what live answers are worth: recall of the index, and how much each slot adds to scores."""
+"""Prometheus metrics of live answers: recall of the index, and how much each slot contributes to the scores."""
 
 from collections.abc import Sequence
 from math import nan
@@ -7,10 +7,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
 class QualityMetrics:
-    """What the sampler of answers finds out. A figure is absent, or NaN, until there is something to tell.
+    """Figures of sampled answers; a figure is absent, or NaN, until it is measured.
 
     Args:
-        registry: of the service's metrics.
+        registry: registry of the service's metrics.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -24,11 +24,9 @@ class QualityMetrics:
             "vlm2rec_recall_checks", "Answers that were checked against exact search.", ["filtered"], registry=registry
         )
         self._check_cpu = Counter(
-            "vlm2rec_recall_check_cpu_seconds", "Processor time that these checks took.", registry=registry
+            "vlm2rec_recall_check_cpu_seconds", "Processor seconds that these checks took.", registry=registry
         )
-        self._failures = Counter(
-            "vlm2rec_sample_failures", "Answers that could not be looked at closer.", registry=registry
-        )
+        self._failures = Counter("vlm2rec_sample_failures", "Answers whose measurement failed.", registry=registry)
         self._shares = Gauge(
             "vlm2rec_slot_share",
             "Mean share of a slot in the scores of the last sampled answers, 0 to 1.",
@@ -43,7 +41,7 @@ class QualityMetrics:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was measured on another bundle; counters go on."""
+        """Clear what was measured on another bundle; counters go on."""
         self._recall.clear()
         self._shares.clear()
         self._balance.set(nan)
@@ -52,9 +50,9 @@ class QualityMetrics:
         """Count a check.
 
         Args:
-            recall: of the newest checks, with this one, 0 … 1.
-            filtered: whether it was under a filter.
-            cpu_s: processor seconds that it took.
+            recall: mean over the newest checks, this one included, 0 … 1.
+            filtered: whether the request had a filter.
+            cpu_s: processor seconds that the check took.
         """
         label = "yes" if filtered else "no"
         self._recall.labels(label).set(recall)
@@ -62,17 +60,17 @@ class QualityMetrics:
         self._check_cpu.inc(cpu_s)
 
     def slot_shares(self, names: Sequence[str], shares: Sequence[float], balance: float) -> None:
-        """Say what each slot adds.
+        """Set the share of each slot.
 
         Args:
-            names: of the slots.
-            shares: of each, 0 … 1.
-            balance: smallest over largest share, 0 … 1; NaN where there is nothing to compare.
+            names: names of the slots.
+            shares: share of each slot, 0 … 1.
+            balance: smallest over largest share, 0 … 1; NaN if there is nothing to compare.
         """
         for name, share in zip(names, shares, strict=True):
             self._shares.labels(name).set(share)
         self._balance.set(balance)
 
     def failed(self) -> None:
-        """Count an answer that could not be looked at."""
+        """Count a measurement that failed."""
         self._failures.inc()

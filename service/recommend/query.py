@@ -1,4 +1,4 @@
-"""What is asked of the recommender and what it answers, free of any wire format."""
+"""The recommender's query and result types, independent of HTTP."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ Degraded = Literal["history_unavailable", "deadline", "overload"]
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is asked.
+    """A request for recommendations.
 
     Attributes:
-        user_id: whose stored history counts; None: nobody's.
+        user_id: the user whose stored history is used; None: none.
         items: (item id, weight) oldest first; they come after the stored history.
         k: items wanted, at least 1.
         offset: items skipped.
         filter: clauses as `index.filters.filters` takes them; None: every item.
-        exclude: item ids that must not be answered; unknown ones do nothing.
+        exclude: item ids that must not be recommended; unknown ones are ignored.
         exclude_seen: leave out the stored history and ``items``.
         slot_weights: by slot name, 0…10; a slot not named weighs 1.
         diversity: 0…1, see `service.recommend.diversity`.
@@ -45,19 +45,19 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answer:
-    """Items for one query.
+class Recommendations:
+    """The recommended items of one query.
 
     Attributes:
         rows: (≤ k,) int64, best first.
-        scores: (≤ k,) float32; under popular the share of events.
+        scores: (≤ k,) float32; for popular items the share of events.
         history_used: how many items shaped the query.
         unknown_items: ids of the history, stored or given, that the bundle does not have.
-        contributions: (≤ k, slots) float32, each row sums to its score; None under popular or if not asked for.
-        nearest: (≤ k,) int64 row of the nearest liked item; None likewise, or if nothing is liked.
-        strategy: how they were found.
-        degraded: why they are less than they could be.
-        trouble: why a better strategy failed; None if nothing failed.
+        contributions: (≤ k, slots) float32, each row sums to its score; None for popular items or if not requested.
+        nearest: (≤ k,) int64 row of the nearest positive item of the history; None if there is none, or not requested.
+        strategy: how the items were found.
+        degraded: why the answer is worse than it could be; None if it is not.
+        error: why a better strategy failed; None if none failed.
     """
 
     rows: NDArray[np.int64]
@@ -68,4 +68,4 @@ class Answer:
     nearest: NDArray[np.int64] | None = None
     strategy: Strategy = "popular"
     degraded: Degraded | None = None
-    trouble: str | None = None
+    error: str | None = None

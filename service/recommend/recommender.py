@@ -1,7 +1,8 @@
-"""Recommendations: history → encode → search → filter → diversify → fall back. No HTTP, no Redis, no FAISS here.
+"""Recommends items: history → encode → search → filter → diversify → fall back, without HTTP, Redis or FAISS.
 
-Which rows may be answered is a bitmap: those that the filter allows and that are not hidden. What one request leaves
-out besides (its history, `exclude`) is taken out of a longer answer, so that the bitmap stays the same for everybody.
+The rows that may be recommended are a bitmap: those that the filter allows and that are not hidden. The rows that one
+request excludes besides (its history, `exclude`) are removed from a longer result, so that all requests can share the
+bitmap.
 """
 
 import asyncio
@@ -18,10 +19,10 @@ from index.errors import EncoderError
 from index.search.row_mask import RowMask
 from service.errors import HistoriesUnavailable, RuleBroken, RuleViolation
 from service.recommend.diversity import maximal_marginal_relevance, stages_of
-from service.recommend.engine import Engine, SearchJob, SearchResult
+from service.recommend.engine import SearchEngine, SearchJob, SearchResult
 from service.recommend.hidden_items import HiddenItems
-from service.recommend.query import Answer, Degraded, Query, Strategy
-from service.recommend.query_vector import Taste, mean_query, sequence_query
+from service.recommend.query import Degraded, Query, Recommendations, Strategy
+from service.recommend.query_vector import WeightedHistory, mean_query, sequence_query
 from service.recommend.recent_histories import RecentHistories
 from service.request_trace import Stopwatch
 from service.stores.protocols import HistoryReader
@@ -30,24 +31,24 @@ _T = TypeVar("_T")
 _INLINE_COMPARISONS = 250_000  # a millisecond or two
 _INLINE_POOL = 200
 
-Observe = Callable[[Bundle, Query, SearchJob, SearchResult, Answer], None]
+Observe = Callable[[Bundle, Query, SearchJob, SearchResult, Recommendations], None]
 
 
 class Recommender:
     """Answers queries from a bundle, the stored histories and an engine.
 
     Args:
-        histories: where the histories of users are.
+        histories: store of the users' histories.
         engine: encodes and searches.
-        hidden: items that are never answered; one in a history still shapes the query.
-        recent: told every stored history that was asked with.
-        observe: told every answer that the engine found, in the event loop, so it must be quick.
+        hidden: items that are never recommended; one in a history still shapes the query.
+        recent: receives every stored history that a request used.
+        observe: called with every answer that the engine found, in the event loop, so it must be quick.
     """
 
     def __init__(
         self,
         histories: HistoryReader,
-        engine: Engine,
+        engine: SearchEngine,
         hidden: HiddenItems,
         recent: RecentHistories,
         observe: Observe = lambda *_: None,
@@ -59,40 +60,44 @@ class Recommender:
         self._observe = observe
         self._generation: int | None = None
 
-    def reading(self, histories: HistoryReader) -> "Recommender":
-        """The same recommender with histories that are read from now on, as those of a whole batch are."""
+    def with_histories(self, histories: HistoryReader) -> "Recommender":
+        """The same recommender with another source of histories, whose reads begin now, as for a batch request."""
         other = copy.copy(self)
-        other._histories = histories  # noqa: SLF001 - of this very class
+        other._histories = histories  # noqa: SLF001 - of this class
         other._generation = self._recent.generation  # noqa: SLF001
         return other
 
-    async def recommend(self, bundle: Bundle, query: Query, watch: Stopwatch) -> Answer:
-        """What comes next: by the sequence; where that is not possible by likeness; else what is popular.
+    async def recommend(self, bundle: Bundle, query: Query, watch: Stopwatch) -> Recommendations:
+        """Recommend the next items: by the sequence; if that finds nothing, similar items; else popular ones.
 
         Args:
-            bundle: read by the whole answer.
-            query: what is asked.
-            watch: told about each stage.
+            bundle: used for the whole answer.
+            query: the request.
+            watch: records the time of each stage.
 
         Raises:
-            RuleBroken: an unknown slot, weights that are all 0, or an unknown item where that is refused.
-            FilterError: the filter does not fit the metadata.
+            RuleBroken: an unknown slot, weights that are all 0, or an unknown item with `refuse_unknown`.
+            FilterError: the filter does not match the metadata.
         """
         generation = self._recent.generation if self._generation is None else self._generation
         stored, degraded = await self._stored(query, watch)
-        self._recent.add(stored, generation)  # never what a request brings along: whose it is may not have consented
-        asked = _Asked.of(bundle, query, stored, await self._allowed(bundle, query), liked=bundle.max_history)
+        self._recent.add(stored, generation)  # never the items of the request: their user may not have consented
+        resolved = _ResolvedQuery.of(
+            bundle, query, stored, await self._allowed(bundle, query), most_positive=bundle.max_history
+        )
         watch.lap("filter")
-        return await self._first_that_finds(asked, ("sequence", "similar"), degraded, watch)
+        return await self._first_result(resolved, ("sequence", "similar"), degraded, watch)
 
-    async def similar(self, bundle: Bundle, query: Query, watch: Stopwatch) -> Answer:
-        """What is like the given items, whatever their order; raises as :meth:`recommend`."""
-        asked = _Asked.of(bundle, query, [], await self._allowed(bundle, query), liked=len(query.items))
+    async def similar(self, bundle: Bundle, query: Query, watch: Stopwatch) -> Recommendations:
+        """Recommend items similar to the given ones, whatever their order; raises as :meth:`recommend`."""
+        resolved = _ResolvedQuery.of(
+            bundle, query, [], await self._allowed(bundle, query), most_positive=len(query.items)
+        )
         watch.lap("filter")
-        return await self._first_that_finds(asked, ("similar",), "overload" if watch.overloaded else None, watch)
+        return await self._first_result(resolved, ("similar",), "overload" if watch.overloaded else None, watch)
 
     async def _allowed(self, bundle: Bundle, query: Query) -> RowMask | None:
-        """The rows that may be answered; a pass of a new filter over many items is made in a thread, beside others."""
+        """The rows that may be recommended; a new filter over many items is evaluated in another thread."""
         available = self._hidden.available(bundle)
         if query.filter is None:
             return available
@@ -116,72 +121,72 @@ class Recommender:
         finally:
             watch.lap("history")
 
-    async def _first_that_finds(
-        self, asked: "_Asked", strategies: Sequence[Strategy], degraded: Degraded | None, watch: Stopwatch
-    ) -> Answer:
-        """Try the strategies in order; one that fails or finds nothing leaves it to the next, and popular ends them."""
-        trouble = None
+    async def _first_result(
+        self, resolved: "_ResolvedQuery", strategies: Sequence[Strategy], degraded: Degraded | None, watch: Stopwatch
+    ) -> Recommendations:
+        """Try the strategies in order until one finds items; after the last one return popular items."""
+        failure = None
         for strategy in strategies:
-            left_s = _left_s(asked.query, watch)
+            left_s = _left_s(resolved.query, watch)
             if watch.overloaded or left_s == 0:
                 degraded = degraded or "deadline"
                 break
-            lookup = asked.lookup(strategy, watch)
-            if lookup is None:
+            job = resolved.job(strategy, watch)
+            if job is None:
                 continue
             try:
-                found, candidates = await _in_time(self._look_up(asked, lookup), left_s)
+                found, candidates = await _in_time(self._search(resolved, job), left_s)
             except EncoderError as error:
-                trouble = str(error)
+                failure = str(error)
                 continue
             except TimeoutError:
                 degraded = degraded or "deadline"
                 break
-            answer = await asked.ranked(candidates, strategy, degraded, trouble)
+            answer = await resolved.ranked(candidates, strategy, degraded, failure)
             watch.lap("rank")
             if answer is not None:
-                self._observe(asked.bundle, asked.query, lookup, found, answer)
+                self._observe(resolved.bundle, resolved.query, job, found, answer)
                 return answer
-        answer = asked.popular(degraded, trouble)
+        answer = resolved.popular(degraded, failure)
         watch.lap("rank")
         return answer
 
-    async def _look_up(self, asked: "_Asked", lookup: SearchJob) -> tuple[SearchResult, SearchResult]:
-        """What the engine finds first, and the candidates of the answer: of each pool one search of its own.
+    async def _search(self, resolved: "_ResolvedQuery", job: SearchJob) -> tuple[SearchResult, SearchResult]:
+        """The result of the first search, and the candidates, for which each pool has a search of its own.
 
-        A wider pool goes on behind the one before, whatever the wider search says of its rows, so that the candidates
-        of a place are the same for every page.
+        A wider pool keeps the candidates of the pool before in their order, even if the wider search ranks them
+        otherwise, so that the candidates of a position are the same for every page.
         """
-        first = found = await self._engine.look_up(asked.bundle, lookup)
-        candidates = asked.pooled(found, asked.pools[0])
-        for pool in asked.pools[1:]:
-            if found.rows.shape[0] < lookup.k:
+        first = found = await self._engine.search(resolved.bundle, job)
+        candidates = resolved.pooled(found, resolved.pools[0])
+        for pool in resolved.pools[1:]:
+            if found.rows.shape[0] < job.k:
                 break  # there are no more
-            lookup = replace(lookup, history=None, query=lambda _: first.query, k=pool + asked.more)
-            found = await self._engine.look_up(asked.bundle, lookup)
-            candidates = asked.pooled(found, pool, candidates)
+            job = replace(job, history=None, query=lambda _: first.query, k=pool + resolved.excluded_count)
+            found = await self._engine.search(resolved.bundle, job)
+            candidates = resolved.pooled(found, pool, candidates)
         return first, candidates
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A query as one bundle reads it.
+class _ResolvedQuery:
+    """A query whose item ids are translated into the rows of one bundle.
 
     Attributes:
-        bundle: read by the whole answer.
-        query: what is asked.
-        taste: the items that shape the query vector; those without a slot cannot.
+        bundle: used for the whole answer.
+        query: the request.
+        history: the items that shape the query vector; items without a slot are left out.
         unknown: ids of the history, stored or given, that the bundle does not have.
-        barred: rows that must not be answered.
-        allowed: the rows that may be answered; None: all. `barred` ones are still in it.
+        excluded: rows that this request must not get.
+        allowed: the rows that may be recommended; None: all. It still contains the excluded ones.
         slot_weights: (Σd,) float32; None: every slot weighs 1.
     """
 
     bundle: Bundle
     query: Query
-    taste: Taste
+    history: WeightedHistory
     unknown: list[str]
-    barred: set[int]
+    excluded: set[int]
     allowed: RowMask | None
     slot_weights: NDArray[np.float32] | None
 
@@ -193,62 +198,62 @@ class _Asked:
         stored: Sequence[str],
         allowed: RowMask | None,
         *,
-        liked: int,
-    ) -> "_Asked":
-        """Translate ids into rows; of what is liked only the newest ``liked`` items shape the query."""
+        most_positive: int,
+    ) -> "_ResolvedQuery":
+        """Translate ids into rows; only the newest ``most_positive`` items with a positive weight shape the query."""
         slot_weights = _slot_weights(bundle, query)
         rows: list[int] = []
         weights: list[float] = []
         unknown: dict[str, None] = {}
-        barred = {row for item_id in query.exclude if (row := bundle.ids.row(item_id)) is not None}
+        excluded = {row for item_id in query.exclude if (row := bundle.ids.row(item_id)) is not None}
         for item_id, weight in [*((item_id, 1.0) for item_id in stored), *query.items]:
             row = bundle.ids.row(item_id)
             if row is None:
                 unknown[item_id] = None
                 continue
             if query.exclude_seen or weight == 0:
-                barred.add(row)
+                excluded.add(row)
             if weight != 0 and bundle.indexed[row]:
                 rows.append(row)
                 weights.append(weight)
         if query.refuse_unknown:
             _refuse_unknown(query, unknown)
-        taste = Taste(np.array(rows, dtype=np.int64), np.array(weights, dtype=np.float64))
-        return cls(bundle, query, taste.newest(liked), list(unknown), barred, allowed, slot_weights)
+        history = WeightedHistory(np.array(rows, dtype=np.int64), np.array(weights, dtype=np.float64))
+        return cls(bundle, query, history.newest(most_positive), list(unknown), excluded, allowed, slot_weights)
 
     @property
     def pools(self) -> tuple[int, ...]:
-        """How many items are ranked before the page is cut; with diversity by stages, ascending."""
-        wanted = self.query.offset + self.query.k
-        return (wanted,) if self.query.diversity == 0 else tuple(stage.pool for stage in stages_of(wanted))
+        """How many items are ranked before the page is cut; with diversity one number for each stage, ascending."""
+        length = self.query.offset + self.query.k
+        return (length,) if self.query.diversity == 0 else tuple(stage.pool for stage in stages_of(length))
 
     @property
-    def more(self) -> int:
-        """How many found items may have to be left out."""
-        if self.allowed is None or not self.barred:
-            return len(self.barred)
-        return int(np.count_nonzero(self.allowed.mask[list(self.barred)]))
+    def excluded_count(self) -> int:
+        """How many found items at most are excluded ones."""
+        if self.allowed is None or not self.excluded:
+            return len(self.excluded)
+        return int(np.count_nonzero(self.allowed.mask[list(self.excluded)]))
 
-    def lookup(self, strategy: Strategy, watch: Stopwatch) -> SearchJob | None:
-        """The engine's work for a strategy; None where the history has nothing for it."""
-        history = self.taste.liked if strategy == "sequence" else None
-        if not len(self.taste) or (history is not None and not history.size):
+    def job(self, strategy: Strategy, watch: Stopwatch) -> SearchJob | None:
+        """The search for a strategy; None if the history has no item for it."""
+        history = self.history.positive if strategy == "sequence" else None
+        if not len(self.history) or (history is not None and not history.size):
             return None
 
         def query(encoded: NDArray[np.float32]) -> NDArray[np.float32]:
             if history is None:
-                vector = mean_query(self.bundle.vectors(self.taste.rows), self.taste.weights)
-            elif self.taste.plain:
+                vector = mean_query(self.bundle.vectors(self.history.rows), self.history.weights)
+            elif self.history.plain:
                 vector = encoded
             else:
-                vector = sequence_query(encoded, self.bundle.vectors(self.taste.rows), self.taste.weights)
+                vector = sequence_query(encoded, self.bundle.vectors(self.history.rows), self.history.weights)
             return vector if self.slot_weights is None else vector * self.slot_weights
 
-        return SearchJob(history, query, self.pools[0] + self.more, self.allowed, watch)
+        return SearchJob(history, query, self.pools[0] + self.excluded_count, self.allowed, watch)
 
     def pooled(self, found: SearchResult, pool: int, before: SearchResult | None = None) -> SearchResult:
-        """The candidates in a pool: those of the pool before, then what else was found, without what is barred."""
-        kept = self._kept(found.rows)
+        """The candidates in a pool: those of the pool before, then the newly found rows, without the excluded ones."""
+        kept = self._not_excluded(found.rows)
         if before is None:
             return SearchResult(found.query, found.rows[kept[:pool]], found.scores[kept[:pool]])
         new = kept[~np.isin(found.rows[kept], before.rows)][: pool - before.rows.shape[0]]
@@ -256,9 +261,9 @@ class _Asked:
         return SearchResult(found.query, rows, np.concatenate((before.scores, found.scores[new])))
 
     async def ranked(
-        self, found: SearchResult, strategy: Strategy, degraded: Degraded | None, trouble: str | None
-    ) -> Answer | None:
-        """Diversify the candidates, cut the page, explain; None where nothing is left to rank."""
+        self, found: SearchResult, strategy: Strategy, degraded: Degraded | None, failure: str | None
+    ) -> Recommendations | None:
+        """Diversify the candidates, cut the page, explain; None if no candidate is left."""
         if not found.rows.size or not found.query.any():
             return None
         page: slice | NDArray[np.int64] = slice(self.query.offset, self.query.offset + self.query.k)
@@ -268,45 +273,45 @@ class _Asked:
         if self.query.explain and rows.size:
             contributions = self.bundle.contributions(found.query[None], rows[None])[0]
             nearest = self._nearest(rows)
-        used, scores = len(self.taste), found.scores[page]
-        return Answer(rows, scores, used, self.unknown, contributions, nearest, strategy, degraded, trouble)
+        used, scores = len(self.history), found.scores[page]
+        return Recommendations(rows, scores, used, self.unknown, contributions, nearest, strategy, degraded, failure)
 
-    def popular(self, degraded: Degraded | None, trouble: str | None) -> Answer:
-        """The items with the most events, whoever asks."""
-        wanted = self.query.offset + self.query.k
-        found = self.bundle.popular(wanted + self.more, allowed=self.allowed)
-        page = self._kept(found.rows[0])[self.query.offset : wanted]
+    def popular(self, degraded: Degraded | None, failure: str | None) -> Recommendations:
+        """The items with the most events, the same for every user."""
+        end = self.query.offset + self.query.k
+        found = self.bundle.popular(end + self.excluded_count, allowed=self.allowed)
+        page = self._not_excluded(found.rows[0])[self.query.offset : end]
         rows, scores = found.rows[0, page], found.scores[0, page]
-        return Answer(rows, scores, 0, self.unknown, degraded=degraded, trouble=trouble)
+        return Recommendations(rows, scores, 0, self.unknown, degraded=degraded, error=failure)
 
-    def _kept(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Positions of real rows that are not barred."""
-        kept = [place for place, row in enumerate(rows.tolist()) if row >= 0 and row not in self.barred]
+    def _not_excluded(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions of the found rows that are not excluded; -1 stands for no row."""
+        kept = [position for position, row in enumerate(rows.tolist()) if row >= 0 and row not in self.excluded]
         return np.array(kept, dtype=np.int64)
 
     async def _diverse(self, found: SearchResult) -> NDArray[np.int64]:
-        """Positions of the candidates; a large pool is ordered in a thread, as it would hold up everybody else."""
+        """Positions of the candidates in diverse order; a large pool is ordered in another thread, as it takes long."""
         if found.rows.shape[0] <= _INLINE_POOL:
             return self._by_marginal_relevance(found)
         return await asyncio.to_thread(self._by_marginal_relevance, found)
 
     def _by_marginal_relevance(self, found: SearchResult) -> NDArray[np.int64]:
         relevance = found.scores / np.linalg.norm(found.query.astype(np.float64))
-        vectors, wanted = self.bundle.vectors(found.rows), self.query.offset + self.query.k
-        return maximal_marginal_relevance(relevance, vectors, self.query.diversity, wanted, stages_of(wanted))
+        vectors, length = self.bundle.vectors(found.rows), self.query.offset + self.query.k
+        return maximal_marginal_relevance(relevance, vectors, self.query.diversity, length, stages_of(length))
 
     def _nearest(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        """The liked row with the largest unweighted ⟨x_item, x_h⟩ for each row; of equals the newest."""
-        newest_first = self.taste.liked[::-1]
+        """For each row the positive history row with the largest unweighted ⟨x_item, x_h⟩; of equals the newest."""
+        newest_first = self.history.positive[::-1]
         if not newest_first.size:
             return None
-        likeness = self.bundle.vectors(rows) @ self.bundle.vectors(newest_first).T
-        nearest: NDArray[np.int64] = newest_first[np.argmax(likeness, axis=1)]
+        similarity = self.bundle.vectors(rows) @ self.bundle.vectors(newest_first).T
+        nearest: NDArray[np.int64] = newest_first[np.argmax(similarity, axis=1)]
         return nearest
 
 
 async def _in_time(work: Awaitable[_T], left_s: float | None) -> _T:
-    """Wait for work, at most so many seconds; None sets no limit and costs nothing."""
+    """Wait for work, at most this many seconds; None: no limit."""
     if left_s is None:
         return await work
     async with asyncio.timeout(left_s):
@@ -314,7 +319,7 @@ async def _in_time(work: Awaitable[_T], left_s: float | None) -> _T:
 
 
 def _left_s(query: Query, watch: Stopwatch) -> float | None:
-    """Seconds until the deadline, 0 when it has passed, None where there is none."""
+    """Seconds until the deadline; 0 if it has passed, None if there is none."""
     return None if query.deadline_ms is None else max(query.deadline_ms - watch.elapsed_ms, 0.0) / 1000.0
 
 
@@ -327,7 +332,7 @@ def _refuse_unknown(query: Query, unknown: dict[str, None]) -> None:
 
 
 def _slot_weights(bundle: Bundle, query: Query) -> NDArray[np.float32] | None:
-    """(Σd,) float32, or None where every slot weighs 1."""
+    """(Σd,) float32; None if every slot weighs 1."""
     if not query.slot_weights:
         return None
     for name, weight in query.slot_weights.items():

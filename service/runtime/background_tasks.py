@@ -1,7 +1,7 @@
-"""Background: a thread for work that nobody waits for, beside the event loop that answers requests.
+"""Runs background work in a thread with a priority of its own, beside the event loop.
 
-Only work that hardly ever holds the interpreter's lock may step back behind others: a thread that is put off the core
-while it holds the lock keeps the event loop waiting for as long as others want the core (docs/adr/0009).
+Only work that rarely holds the interpreter's lock may run at a lower priority: a thread that loses its core while it
+holds the lock makes the event loop wait until other threads release that core (docs/adr/0011).
 """
 
 import asyncio
@@ -15,56 +15,56 @@ from functools import partial
 from typing import TypeVar
 
 _T = TypeVar("_T")
-_LOOP_ANSWERS_S = 30.0
+_LOOP_TIMEOUT_S = 30.0
 
 
 class Background:
-    """One thread, with one thing to do at a time.
+    """One thread that runs one call at a time.
 
     Args:
         name: of the thread.
-        nice: its priority as the operating system counts it: 0 that of the process, 10 a tenth of the time of others
-            who want the cores, 19 hardly any.
+        nice: its priority as the operating system counts it: 0: that of the process; 10: a tenth of the time of
+            threads that compete for the core; 19: hardly any.
     """
 
     def __init__(self, name: str, *, nice: int) -> None:
         self._executor = ThreadPoolExecutor(
-            1, thread_name_prefix=name, initializer=partial(_step_back, nice) if nice else None
+            1, thread_name_prefix=name, initializer=partial(_lower_priority, nice) if nice else None
         )
 
     async def run(self, call: Callable[[], _T]) -> _T:
-        """Run a call after those that were given before; what it raises comes through."""
+        """Run a call after the earlier ones, and raise what it raises."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
     def close(self) -> None:
-        """Take no more work; a call in progress ends by itself."""
+        """Refuse new calls; a running call goes on to its end."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 def run_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], _T]) -> _T:
-    """Run a call in the event loop's own thread and wait for it; what it raises comes through.
+    """Run a call in the thread of the event loop, wait for it, and raise what it raises.
 
     Args:
-        loop: that runs in another thread.
-        call: takes about as long as a request does.
+        loop: runs in another thread.
+        call: takes about as long as a request.
 
     Raises:
         TimeoutError: the loop has ended.
     """
-    answer: Future[_T] = Future()
-    loop.call_soon_threadsafe(partial(_answer, answer, call))
-    return answer.result(_LOOP_ANSWERS_S)
+    result: Future[_T] = Future()
+    loop.call_soon_threadsafe(partial(_set_result, result, call))
+    return result.result(_LOOP_TIMEOUT_S)
 
 
-def _answer(answer: "Future[_T]", call: Callable[[], _T]) -> None:
+def _set_result(result: "Future[_T]", call: Callable[[], _T]) -> None:
     try:
-        answer.set_result(call())
-    except Exception as error:  # noqa: BLE001 - it belongs to whoever waits
-        answer.set_exception(error)
+        result.set_result(call())
+    except Exception as error:  # noqa: BLE001 - the thread that waits gets it
+        result.set_exception(error)
 
 
-def _step_back(nice: int) -> None:
-    """Lower the priority of the calling thread; on Linux, where a thread has one of its own."""
+def _lower_priority(nice: int) -> None:
+    """Lower the priority of the calling thread, on Linux, where each thread has its own."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The heap of the process: what loading a bundle used for a moment goes back to the system."""
+"""Sets glibc's malloc so that memory used while a bundle is loaded goes back to the operating system."""
 
 import ctypes
 import gc
@@ -9,29 +9,31 @@ _ARENAS = 2
 _MAPPED_FROM = 4 * 2**20
 
 
-def settle() -> None:
-    """Keep the heap from growing with every swap, under glibc; before the first thread starts.
+def configure() -> None:
+    """Keep memory from growing with every swap of bundles, under glibc; call it before the first thread starts.
 
-    Bundles are loaded in threads, and each of up to eight heaps a core would keep what one of them left in pieces.
-    Blocks from 4 MiB on are always mapped alone and go back at once: glibc would raise that bound to what it saw freed,
-    up to 32 MiB. Smaller ones, such as a request's, come from the heap as before. Measured: docs/fuzzing.md.
+    Bundles are loaded in threads, and each of up to eight arenas per core would keep fragments of one of them. Blocks
+    from 4 MiB on are always mapped separately and returned at once; by default glibc raises that threshold to the
+    largest block it saw freed, up to 32 MiB. Smaller blocks, such as those of a request, are not affected. Measured:
+    docs/fuzzing.md.
     """
     try:
         option = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
-        return  # another C library, which has its own ways
+        return  # another C library than glibc
     option(_M_ARENA_MAX, _ARENAS)
     option(_M_MMAP_THRESHOLD, _MAPPED_FROM)
 
 
 def collect() -> None:
-    """Collect garbage and, under glibc, give free memory back.
+    """Collect garbage and, under glibc, return free memory to the operating system.
 
-    Loading takes tens of megabytes for a moment (sorting ids, warming the encoder), which malloc would keep for good.
+    Loading a bundle takes tens of megabytes for a moment (sorting ids, warming up the encoder), which malloc would
+    keep.
     """
     gc.collect()
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError):
-        return  # as above
+        return  # another C library than glibc
     trim(0)

@@ -1,4 +1,4 @@
-"""CircuitBreaker: whether a call is worth making, judged by how the last ones went. Pure: no task and no socket."""
+"""Decides from the outcome of recent calls whether another call is made; has no task and no socket."""
 
 from collections.abc import Callable
 from time import monotonic
@@ -7,22 +7,22 @@ from typing import Final, Literal
 BreakerState = Literal["closed", "half_open", "open"]
 
 STATES: Final[tuple[BreakerState, ...]] = ("closed", "half_open", "open")
-"""From well to unwell, as far as callers are concerned: only ``closed`` lets them through."""
+"""From best to worst; only ``closed`` lets calls through."""
 
 
 class CircuitBreaker:
-    """Opens when calls keep failing, and closes when a probe succeeds; callers themselves are never the probe.
+    """Opens when calls keep failing and closes when a probe succeeds; a caller's own call is never the probe.
 
-    It opens at a number of failures in a row, or sooner, when calls have failed for a time: one call that was not
-    answered in that time is enough. While it is open one probe at a time is due, after a pause that doubles.
+    It opens after a number of failures in a row, or as soon as calls have failed for a certain time: one call without
+    an answer in that time is enough. While it is open, one probe at a time is due, after a pause that doubles.
 
     Args:
-        failures: that many in a row open it.
-        patience_s: so many seconds from the start of the first failed call open it too.
+        failures: this many in a row open it.
+        patience_s: it also opens this many seconds after the start of the first failed call.
         first_pause_s: seconds until the first probe.
-        longest_pause_s: where the doubling ends.
+        longest_pause_s: longest pause in seconds.
         clock: seconds, monotonic.
-        on_change: told every new state.
+        on_change: called with every new state.
 
     Attributes:
         state: ``closed``: calls go through; ``open``: they are refused, a probe is due later; ``half_open``: they are
@@ -53,7 +53,7 @@ class CircuitBreaker:
 
     @property
     def now(self) -> float:
-        """Its clock, for the start of a call."""
+        """The time by its clock, for the start of a call."""
         return self._clock()
 
     @property
@@ -63,25 +63,25 @@ class CircuitBreaker:
 
     @property
     def pause_s(self) -> float:
-        """Seconds until the next probe is due; 0 where it is, or none is needed."""
+        """Seconds until the next probe is due; 0 if it is due or none is needed."""
         return 0.0 if self.state != "open" else max(self._probe_at - self._clock(), 0.0)
 
     def take_probe(self) -> bool:
-        """Whether the caller shall probe now; True for one caller until its probe has succeeded or failed."""
+        """Whether the caller is to probe now; True for one caller until its probe has succeeded or failed."""
         if self.state != "open" or self._clock() < self._probe_at:
             return False
         self._change("half_open")
         return True
 
     def succeeded(self) -> None:
-        """A call was answered: one of those let through, or the probe."""
+        """Record that a call or the probe was answered."""
         self._failures = 0
         if self.state == "half_open":
             self._pause_s = self._first_pause_s
             self._change("closed")
 
     def failed(self, began: float) -> None:
-        """A call was not answered.
+        """Record that a call or the probe was not answered.
 
         Args:
             began: when it was made, by :attr:`now`.
@@ -91,7 +91,7 @@ class CircuitBreaker:
             self._open()
             return
         if self.state == "open":
-            return  # one of those let through before it opened
+            return  # a call made before the breaker opened
         self._failing_since = min(self._failing_since, began) if self._failures else began
         self._failures += 1
         if self._failures >= self._most_failures or self._clock() - self._failing_since >= self._patience_s:
@@ -108,10 +108,10 @@ class CircuitBreaker:
 
 
 class WorstState:
-    """One state for several breakers: that of the worst.
+    """The worst state of several breakers.
 
     Args:
-        on_change: told it whenever it becomes another.
+        on_change: called with it whenever it changes.
     """
 
     def __init__(self, on_change: Callable[[BreakerState], None] | None) -> None:
@@ -120,7 +120,7 @@ class WorstState:
         self._worst: BreakerState = "closed"
 
     def of(self, name: str) -> Callable[[BreakerState], None]:
-        """What one of the breakers, under a name of its own, is to tell its states."""
+        """The `on_change` callback for the breaker of this name."""
 
         def changed(state: BreakerState) -> None:
             self._states[name] = state

@@ -1,6 +1,6 @@
-"""The keys of histories in Redis: 64 buckets of users, and the layout before them. Pure: no Redis in here.
+"""Names the Redis keys of histories, in 64 buckets of users and in the older layout without buckets.
 
-A user belongs to the bucket ``crc32(user id in UTF-8) mod 64`` for ever. All keys of a bucket carry its hash tag, so a
+A user always belongs to the bucket ``crc32(user id in UTF-8) mod 64``. All keys of a bucket carry its hash tag, so a
 Redis Cluster keeps them on one node and a script may use them together.
 """
 
@@ -11,12 +11,12 @@ BUCKETS: Final = 64
 
 
 class UserKeys(NamedTuple):
-    """The keys that concern one user.
+    """The keys that hold data of one user.
 
     Attributes:
         stream: events of all users of the bucket.
         history: newest events of the user.
-        event_ids: event ids of the user, against which retries are recognised.
+        event_ids: event ids of the user, by which retries are recognised.
         stream_ids: ids of the user's entries in ``stream``.
     """
 
@@ -27,11 +27,11 @@ class UserKeys(NamedTuple):
 
 
 class OldUserKeys(NamedTuple):
-    """The keys of one user in the layout before buckets.
+    """The keys of one user in the layout without buckets.
 
     Attributes:
         history: as in `UserKeys`.
-        event_ids: likewise.
+        event_ids: as in `UserKeys`.
     """
 
     history: str
@@ -44,12 +44,12 @@ def bucket_of(user_id: str) -> int:
 
 
 def bucket_cap(stream_cap: int) -> int:
-    """Events that the stream of one bucket keeps, at least one, where all buckets together keep ``stream_cap``."""
+    """Cap of the stream of one bucket, at least 1, so that all buckets together keep ``stream_cap`` events."""
     return -(-stream_cap // BUCKETS)
 
 
 def dropped_at_once(cap: int) -> int:
-    """Oldest entries that a stream which keeps ``cap`` of them drops together: a hundredth, at most 100."""
+    """How many of its oldest entries a stream with this cap drops at once: a hundredth, at most 100."""
     return max(1, min(100, cap // 100))
 
 
@@ -59,7 +59,7 @@ def stream_key(prefix: str, bucket: int) -> str:
 
 
 def old_stream_key(prefix: str) -> str:
-    """The one stream of the layout before buckets."""
+    """The only stream of the layout without buckets."""
     return f"{prefix}:events"
 
 
@@ -75,6 +75,6 @@ def keys_of(prefix: str, user_id: str) -> UserKeys:
 
 
 def old_keys_of(prefix: str, user_id: str) -> OldUserKeys:
-    """The keys of a user in the layout before buckets."""
-    tag = user_id.replace("%", "%25").replace("}", "%7D")  # the hash tag ended at the first brace
+    """The keys of a user in the layout without buckets."""
+    tag = user_id.replace("%", "%25").replace("}", "%7D")  # a hash tag ends at the first brace
     return OldUserKeys(f"{prefix}:{{{tag}}}:history", f"{prefix}:{{{tag}}}:events")

@@ -1,7 +1,7 @@
-"""What the service asks of the outside: stores of histories and of directives, as Protocols with their value objects.
+"""Defines the stores of histories and of operator state as Protocols, with their value objects.
 
-Each has a real adapter (`service.stores.redis_histories`, `service.stores.redis_operator_state`) and a fake in memory
-(tests/support), both held to the same behaviour by one contract suite
+Each has a Redis adapter (`service.stores.redis_histories`, `service.stores.redis_operator_state`) and a fake in memory
+(tests/support); one contract suite tests both
 (tests/service/stores/test_histories_contract.py, tests/service/stores/test_operator_state_contract.py).
 """
 
@@ -12,15 +12,15 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A user did something with an item.
+    """An interaction of a user with an item.
 
     Attributes:
         user_id: 1 to 256 bytes, no control characters.
-        item_id: likewise; need not be in the current bundle.
+        item_id: 1 to 256 bytes, no control characters; need not be in the active bundle.
         timestamp: seconds since 1970, UTC.
-        type: what was done, as in ``purchase``; None when not said.
+        type: kind of interaction, as in ``purchase``; None if not given.
         event_id: an event of this user with the same id is stored once; None: always stored.
-        request_id: the answer that led to it; None when not said.
+        request_id: id of the request whose answer led to it; None if not given.
     """
 
     user_id: str
@@ -41,10 +41,10 @@ class HistoryEntry:
 
 
 class HistoryReader(Protocol):
-    """What a recommendation needs of the histories."""
+    """Reads histories for recommendations."""
 
     async def recent(self, user_id: str) -> list[str]:
-        """Item ids of a user's whole kept history, oldest first; empty for an unknown user.
+        """Item ids of a user's stored history, oldest first; empty for an unknown user.
 
         Raises:
             HistoriesUnavailable: the store does not answer in its time.
@@ -53,25 +53,25 @@ class HistoryReader(Protocol):
 
 
 class HistoryStore(HistoryReader, Protocol):
-    """Keeps the newest events of each user, and all events in one capped stream for retraining.
+    """Stores the newest events of each user, and all events in one capped stream for retraining.
 
     Every method raises `HistoriesUnavailable` when the store does not answer in its time.
     """
 
     async def append(self, events: Sequence[Event]) -> int:
-        """Store events all or none; by timestamp within the call, after all that came earlier.
+        """Store all of the events or none; sorted by timestamp, after the events of earlier calls.
 
         Returns:
-            How many were new: an event whose id this user already sent is not stored again.
+            How many were stored: an event whose id this user already sent is not stored again.
         """
         ...
 
     async def entries(self, user_id: str) -> list[HistoryEntry]:
-        """A user's whole kept history, oldest first; empty for an unknown user."""
+        """A user's stored history, oldest first; empty for an unknown user."""
         ...
 
     async def erase(self, user_id: str) -> None:
-        """Forget all that is kept of a user, the stream's entries too; unknown users are no error."""
+        """Delete everything that is stored about a user, also in the stream; an unknown user is no error."""
         ...
 
     async def alive(self) -> bool:
@@ -79,22 +79,23 @@ class HistoryStore(HistoryReader, Protocol):
         ...
 
     async def is_cluster_node(self) -> bool:
-        """Whether it is one node of a cluster, which takes no bulk of several users; False where it does not say."""
+        """Whether the store is a cluster node, which takes no bulk of several users; False if it does not say."""
         ...
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Edition:
-    """Which state of the directives something is.
+    """The version of an operator state.
 
     Attributes:
-        epoch: names one life of the store, from its first directive until it loses all; empty before the first.
-        number: changes made in that life; every change adds one.
-        erasure: names the last erasure of a user on any replica, at random; empty before the first. It is no change.
+        epoch: random name of one life of the store, from its first change until it loses its data; empty before that.
+        number: number of changes in that life.
+        erasure: random name of the last erasure of a user on any replica; empty before the first. It counts as no
+            change.
     """
 
     epoch: str = ""
@@ -102,20 +103,20 @@ class Edition:
     erasure: str = field(default="", compare=False)
 
     def is_behind(self, other: "Edition") -> bool:
-        """Whether this state lacks what ``other`` has: a store that lost everything, or went back in time."""
+        """Whether this version lacks changes of ``other``: its store lost all data, or went back to an older state."""
         return bool(other.epoch) and (not self.epoch or (self.epoch == other.epoch and self.number < other.number))
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What changed in the directives.
+    """The changes of an operator state since an edition.
 
     Attributes:
-        edition: the state that these changes lead to, at least.
-        pin: the bundle that every replica serves whatever the pointer says; None: the pointer's.
-        whole: ``hidden`` is the whole set; what is not in it is shown.
+        edition: the state with these changes has at least this edition.
+        pin: the bundle that every replica serves; None: the registry's current bundle.
+        whole: ``hidden`` is the complete set; all other items are shown.
         hidden: item ids hidden since.
-        shown: item ids shown again since, all of them after any hiding in ``hidden``.
+        shown: item ids shown again since; to be applied after ``hidden``.
     """
 
     edition: Edition
@@ -126,40 +127,40 @@ class Changes:
 
 
 class OperatorStateStore(Protocol):
-    """Keeps what operators tell all replicas: which bundle is pinned and which items are hidden.
+    """Stores the operator state of all replicas: which bundle is pinned and which items are hidden.
 
-    Every method raises `OperatorStateUnavailable` when the store does not answer in its time. Those that write change
-    nothing and give False when the store is behind ``known``, so that its loss is repaired first, by :meth:`restore`.
+    Every method raises `OperatorStateUnavailable` when the store does not answer in its time. Methods that write change
+    nothing and return False if the store is behind ``known``; the caller then repairs it first, with :meth:`restore`.
     """
 
     async def edition(self) -> Edition:
-        """The state of the store now; one short call, for polling."""
+        """The edition of the store now; one short call, for polling."""
         ...
 
     async def changes(self, since: Edition) -> Changes:
-        """What changed since a state; everything if that state is of another life or too old."""
+        """The changes since an edition; the whole state if that edition is of another epoch or too old."""
         ...
 
     async def pin(self, bundle_id: str | None, known: Edition) -> bool:
-        """Pin a bundle, or none; the same pin again changes nothing."""
+        """Pin a bundle, or none; setting the same pin again changes nothing."""
         ...
 
     async def hide(self, item_id: str, known: Edition) -> bool:
-        """Hide an item; one that is hidden already changes nothing."""
+        """Hide an item; hiding a hidden one changes nothing."""
         ...
 
     async def show(self, item_id: str, known: Edition) -> bool:
-        """Show a hidden item again; one that is not hidden changes nothing."""
+        """Show a hidden item again; showing one that is not hidden changes nothing."""
         ...
 
     async def announce_erasure(self) -> None:
-        """Let every replica know by the edition that a user was erased; whose it was is not said."""
+        """Announce the erasure of a user to every replica by a new edition, which does not name the user."""
         ...
 
     async def restore(self, edition: Edition, pin: str | None, hidden: Sequence[str]) -> None:
-        """Give a store that is behind ``edition`` this state back; one that is not stays as it is."""
+        """Write this state to a store that is behind ``edition``; otherwise change nothing."""
         ...
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
         ...

@@ -1,4 +1,4 @@
-"""What every adapter to Redis shares: how connections are made, and how calls and their failures are told."""
+"""Creates Redis connections, and times calls and translates their errors for all adapters to Redis."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from service.errors import LinkDown, ServiceError, SettingsError
+from service.errors import RedisUnavailable, ServiceError, SettingsError
 from service.stores.circuit_breaker import BreakerState
 from service.stores.redis_reasons import reason_of
 
@@ -21,13 +21,13 @@ Connect = Callable[[], AbstractConnection]
 
 @dataclass(frozen=True, slots=True)
 class RedisWatch:
-    """Whom to tell how calls of Redis go.
+    """Callbacks that observe calls to Redis.
 
     Attributes:
-        on_call: the operation and its seconds, answered or not.
-        on_error: the operation, when Redis did not answer it or refused it.
-        on_state: the breaker's new state; of several breakers the worst one's.
-        on_outcome: the operation and why it failed; None: it did not.
+        on_call: called with the operation and its seconds, answered or not.
+        on_error: called with an operation that Redis did not answer or refused.
+        on_state: called with a breaker's new state; of several breakers with the worst state.
+        on_outcome: called with the operation and the reason of its failure; None: it succeeded.
     """
 
     on_call: Callable[[str, float], None] | None = None
@@ -40,24 +40,24 @@ UNWATCHED: Final = RedisWatch()
 
 
 def connector(url: str) -> Connect:
-    """How to make connections, none of them opened yet.
+    """A function that creates connections without opening them.
 
-    They never ask twice: a read answers degraded instead, a write must not be stored twice. They have no time limit of
-    their own: `RedisPipeline` limits an exchange with its connecting, and knows when this process itself was held up.
+    Connections never retry a command: a read degrades the answer instead, and a write must not be stored twice. They
+    have no timeout: `RedisPipeline` limits an exchange together with connecting, and notices when this process is late.
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``.
 
     Raises:
-        SettingsError: the URL is not one that redis-py understands.
+        SettingsError: redis-py does not understand the URL.
     """
     _check_encoding(url)
     try:
         pool = ConnectionPool.from_url(
             url, socket_timeout=None, socket_connect_timeout=None, retry=Retry(NoBackoff(), 0)
         )
-        pool.connection_kwargs["protocol"] = 2  # whatever the URL says: the adapters read replies in this form
-        # Unknown parameters in the URL are found out only here, which would otherwise be in the middle of a request.
+        pool.connection_kwargs["protocol"] = 2  # also if the URL says otherwise: the adapters read replies in this form
+        # Raises for unknown parameters of the URL, which would otherwise happen in the middle of a request.
         pool.connection_class(**pool.connection_kwargs)
     except (ValueError, TypeError):
         # Without the reason, which may quote the password.
@@ -70,25 +70,24 @@ def connector(url: str) -> Connect:
 
 @contextmanager
 def translated(operation: str, unavailable: type[ServiceError], watch: RedisWatch) -> Iterator[None]:
-    """Time a call and turn every failure into ours.
+    """Time a call and translate every failure.
 
     Args:
-        operation: what was asked, for the message and for ``watch``.
-        unavailable: the error to raise; it carries the reason in words of `service.stores.redis_reasons`, never in
-            Redis' own.
-        watch: whom to tell.
+        operation: its name, for the message and for ``watch``.
+        unavailable: the error to raise, with a reason from `service.stores.redis_reasons`, never with Redis' own text.
+        watch: its callbacks are called.
     """
     began = perf_counter()
     try:
         yield
         if watch.on_outcome is not None:
             watch.on_outcome(operation, None)
-    except LinkDown as error:
-        _tell_error(watch, operation, str(error))
+    except RedisUnavailable as error:
+        _report_error(watch, operation, str(error))
         raise unavailable(f"Redis did not answer ({operation}: {error})") from error
     except RedisError as error:
         reason = reason_of(error)
-        _tell_error(watch, operation, reason)
+        _report_error(watch, operation, reason)
         raise unavailable(f"Redis did not do it ({operation}: {reason})") from error
     finally:
         if watch.on_call is not None:
@@ -96,24 +95,24 @@ def translated(operation: str, unavailable: type[ServiceError], watch: RedisWatc
 
 
 def texts(stored: Iterable[Any]) -> list[str]:
-    """Decode what a reply holds; bytes that are no UTF-8, written by somebody else, are replaced.
+    """Decode the values of a reply; bytes that are not UTF-8, written by another program, are replaced.
 
     Raises:
-        LinkDown: it holds something that is no string.
+        RedisUnavailable: a value is not a string.
     """
     try:
         return [value.decode("utf-8", "replace") for value in stored]
     except AttributeError as error:
-        raise LinkDown("a reply of another form than the command's") from error
+        raise RedisUnavailable("a reply of another form than the command's") from error
 
 
 def _check_encoding(url: str) -> None:
-    """Refuse a URL in which a raw character of user or password ends the part that it stands in.
+    """Refuse a URL in which an unencoded character of user or password ends that part of the URL.
 
-    redis-py would connect somewhere else with it, without a word.
+    redis-py would silently connect to another address.
 
     Raises:
-        SettingsError: with the rule, never with the URL.
+        SettingsError: it names the rule, never the URL.
     """
     scheme, _, rest = url.partition("://")
     authority, path = re.fullmatch(r"([^/?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]  # matches all
@@ -125,7 +124,7 @@ def _check_encoding(url: str) -> None:
         )
 
 
-def _tell_error(watch: RedisWatch, operation: str, reason: str) -> None:
+def _report_error(watch: RedisWatch, operation: str, reason: str) -> None:
     if watch.on_error is not None:
         watch.on_error(operation)
     if watch.on_outcome is not None:

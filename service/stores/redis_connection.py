@@ -1,4 +1,4 @@
-"""RedisConnection: one connection to Redis on which one exchange at a time takes place."""
+"""One connection to Redis, on which one exchange of commands and replies runs at a time."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,31 +16,31 @@ Part = str | bytes | int | float
 
 
 def packed(*command: Part) -> bytes:
-    """A command as it is sent; by hiredis, as redis-py's own Python takes ten times as long.
+    """A command in the form in which it is sent; packed by hiredis, as redis-py's own code takes ten times as long.
 
     Raises:
-        UnicodeEncodeError: a part is no text that UTF-8 can hold.
+        UnicodeEncodeError: a part cannot be encoded in UTF-8.
     """
     sent: bytes = pack_command(command)  # type: ignore[arg-type]
     return sent
 
 
 PROBE: Final = packed("LRANGE", "vlm2rec:probe", 0, 0)
-"""A read: while Redis takes no writes because a save has failed, it refuses PING too. What it finds does not matter."""
+"""A read, because Redis refuses PING too while it takes no writes after a failed save; its result does not matter."""
 
 
 class RedisConnection:
-    """A connection that answers commands in their order, or is given up for good.
+    """A connection that answers commands in order until it is dropped.
 
-    That a reply belongs to its command rests on counting alone, so whoever stops waiting must :meth:`drop` it.
+    Replies are matched to commands by their order alone, so a caller that stops waiting must :meth:`drop` it.
 
     Args:
-        connect: makes a connection; the first exchange opens it.
-        number: of the `Renewal` when it was made.
+        connect: creates a connection; the first exchange opens it.
+        number: number of the `Renewal` when it was created.
 
     Attributes:
-        number: likewise; the owner may raise it.
-        reopened: whether Redis had closed the connection and another took its place; the owner may reset it.
+        number: as given; the owner may raise it.
+        reopened: whether Redis had closed the connection and it was opened again; the owner may reset it.
     """
 
     def __init__(self, connect: Connect, number: int = 0) -> None:
@@ -52,17 +52,17 @@ class RedisConnection:
         self._opening = False
 
     async def exchange(self, commands: Sequence[bytes]) -> list[Any]:
-        """One round trip: send all commands, read a reply to each. Whoever calls has a limit of time; here is none.
+        """Send all commands and read a reply to each, in one round trip; the caller limits the time.
 
         Args:
-            commands: as :func:`packed`.
+            commands: from :func:`packed`.
 
         Returns:
             One reply a command: bytes, int, list or None, or the `ResponseError` that Redis answered.
 
         Raises:
-            RedisError: the connection is lost, or what came is not Redis' protocol.
-            OSError: likewise.
+            RedisError: the connection is lost, or the bytes received are not Redis' protocol.
+            OSError: the connection is lost.
         """
         connection = self._connection
         if connection is None or await connection.can_read():
@@ -76,7 +76,7 @@ class RedisConnection:
         return self._connection is not None and not self._opening
 
     async def drop(self) -> None:
-        """Close the connection for good; an exchange in progress fails, also one that a cancellation did not reach."""
+        """Close the connection for good; an exchange in progress fails, also one that ignored its cancellation."""
         self._dropped = True
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -84,7 +84,7 @@ class RedisConnection:
                 await connection.disconnect(nowait=True)
 
     async def _open(self) -> AbstractConnection:
-        """Connect: for the first time, or because Redis has closed it, or has sent what nobody had asked for."""
+        """Connect: for the first time, or again because Redis closed the connection or sent unexpected bytes."""
         if self._connection is not None:
             self.reopened = True
             await self._connection.disconnect(nowait=True)
@@ -93,7 +93,7 @@ class RedisConnection:
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException:
-            # Also a cancellation in the middle of the handshake, after which redis-py leaves the socket open.
+            # Also on a cancellation in the middle of the handshake, after which redis-py leaves the socket open.
             with suppress(RedisError, OSError):
                 await connection.disconnect(nowait=True)
             raise
@@ -101,23 +101,25 @@ class RedisConnection:
             await connection.disconnect(nowait=True)
             raise ConnectionLost("dropped while it was opened")
         self._opening = False
-        connection.socket_timeout = None  # it would be a time for each reply, not for all, and costs more than a reply
+        connection.socket_timeout = (
+            None  # it would apply to each reply, not to all of them, and costs more than a reply
+        )
         return connection
 
 
-async def _reply(connection: AbstractConnection) -> Any:  # noqa: ANN401 - whatever Redis answers
+async def _reply(connection: AbstractConnection) -> Any:  # noqa: ANN401 - a reply of any kind
     try:
         return await connection.read_response()
     except InvalidResponse:
-        raise  # no error that Redis answered: the bytes that follow mean nothing
+        raise  # not an error reply of Redis: the following bytes cannot be read either
     except ResponseError as error:
         return error
 
 
-async def answers(wire: RedisConnection) -> bool:
-    """Whether there is a Redis at the other end that does reads, or says why not this one; never raises."""
+async def answers(connection: RedisConnection) -> bool:
+    """Whether Redis answers a read on this connection, or refuses only this read; never raises."""
     try:
-        (reply,) = await wire.exchange([PROBE])
+        (reply,) = await connection.exchange([PROBE])
         return isinstance(reply, list) or serves_reads(reply)
-    except Exception:  # noqa: BLE001 - whatever redis-py meets there
+    except Exception:  # noqa: BLE001 - redis-py may raise any error
         return False

@@ -1,4 +1,4 @@
-"""RedisTroubles: what Redis refuses at the moment and why, for `/readyz` and for the log."""
+"""Tracks which kinds of Redis calls fail at the moment and why, for `/readyz` and for the log."""
 
 from collections.abc import Callable
 from time import monotonic
@@ -6,7 +6,7 @@ from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
-_OF: Final = {
+_KINDS: Final = {
     "recent": "reads",
     "ping": "reads",
     "hello": "reads",
@@ -14,45 +14,45 @@ _OF: Final = {
     "append": "writes",
     "erase": "writes",
 }
-_AGAIN_S: Final = 60.0
+_LOG_AGAIN_S: Final = 60.0
 
 
-class RedisTroubles:
-    """The last failure of each kind of call that no success has followed.
+class RedisFaults:
+    """The last failure of each kind of call, until a call of that kind succeeds.
 
-    A failure is logged where its reason is new, and again after a minute; the end of it, if its begin was.
+    A failure is logged if its reason is new, and again after a minute; its end is logged if the failure was.
 
     Args:
         log: the service's logger.
         clock: seconds, monotonic.
 
     Attributes:
-        now: why, by kind: ``reads``, ``writes``, ``directives``; operation, first word of the error, plain reason.
+        current: operation, first word of the error and plain reason, by kind: ``reads``, ``writes``, ``directives``.
     """
 
     def __init__(self, log: FilteringBoundLogger, clock: Callable[[], float] = monotonic) -> None:
         self._log = log
         self._clock = clock
         self._logged: dict[tuple[str, str], float] = {}
-        self._open: set[str] = set()
-        self.now: dict[str, str] = {}
+        self._announced: set[str] = set()
+        self.current: dict[str, str] = {}
 
     def outcome(self, operation: str, reason: str | None) -> None:
-        """Take note of a call.
+        """Record the outcome of a call.
 
         Args:
-            operation: what was asked.
-            reason: why it failed; None: it did not.
+            operation: its name.
+            reason: why it failed; None: it succeeded.
         """
-        kind = _OF.get(operation, "directives")
+        kind = _KINDS.get(operation, "directives")
         if reason is None:
-            if self.now.pop(kind, None) is not None and kind in self._open:
-                self._open.discard(kind)
+            if self.current.pop(kind, None) is not None and kind in self._announced:
+                self._announced.discard(kind)
                 self._log.info("redis answers again", kind=kind)
             return
-        self.now[kind] = f"{operation}: {reason}"
+        self.current[kind] = f"{operation}: {reason}"
         now, key = self._clock(), (kind, reason)
-        if now - self._logged.get(key, -_AGAIN_S) >= _AGAIN_S:
+        if now - self._logged.get(key, -_LOG_AGAIN_S) >= _LOG_AGAIN_S:
             self._logged[key] = now
-            self._open.add(kind)
-            self._log.error("redis trouble", kind=kind, operation=operation, reason=reason)
+            self._announced.add(kind)
+            self._log.error("redis error", kind=kind, operation=operation, reason=reason)

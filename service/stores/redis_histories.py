@@ -1,11 +1,11 @@
-"""RedisHistories: the histories of users in Redis.
+"""Stores the histories of users in Redis.
 
 Keys, all under one prefix (default ``vlm2rec``), ``bNNN`` being one of 64 buckets of users
 (`service.stores.history_keys`):
 
 =====================================  ======  ========================================================================
 ``<prefix>:{bNNN}:history:<user>``     list    newest events of a user, oldest first: item, timestamp, type
-``<prefix>:{bNNN}:event_ids:<user>``   zset    event ids of a user by arrival, against which retries are recognised
+``<prefix>:{bNNN}:event_ids:<user>``   zset    event ids of a user by arrival, by which retries are recognised
 ``<prefix>:{bNNN}:stream``             stream  events of all users of the bucket with their fields, for retraining
 ``<prefix>:{bNNN}:stream_ids:<user>``  list    ids of a user's entries in that stream, oldest first, for erasing them
 =====================================  ======  ========================================================================
@@ -13,7 +13,7 @@ Keys, all under one prefix (default ``vlm2rec``), ``bNNN`` being one of 64 bucke
 History and event ids of a user expire together, a fixed time after the last event. The rest does not: an id leaves
 ``stream_ids`` with its entry. Ids hold no control characters, so U+001F separates the parts of an event safely.
 
-The layout before, ``<prefix>:{user}:history``, ``<prefix>:{user}:events`` and ``<prefix>:events``, is read where a user
+The older layout, ``<prefix>:{user}:history``, ``<prefix>:{user}:events`` and ``<prefix>:events``, is read if a user
 has nothing in the new one, moved when an event of the user is stored, and erased: docs/redis.md.
 """
 
@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from service.errors import HistoriesUnavailable
+from service.settings.groups import HistorySettings, RedisSettings
 from service.stores.circuit_breaker import WorstState
 from service.stores.history_keys import (
     BUCKETS,
@@ -45,51 +46,49 @@ _ERASE_BATCH: Final = 1000
 
 
 class RedisHistories:
-    """Histories in Redis; see the module for the keys.
+    """Histories in Redis; the module lists the keys.
 
-    Connects on first use, so a Redis that is down at start is no error, and again after every failure. Reads and writes
-    have a connection and a breaker each: where writes hang, reads go on.
+    Connects on first use, so a Redis that is down at the start is no error, and again after every failure. Reads and
+    writes have a connection and a breaker each: if writes hang, reads go on.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``.
-        history_cap: newest events kept of each user.
-        ttl_s: seconds after a user's last event until the history expires.
-        stream_cap: newest events kept of all users, an equal part of them of each bucket.
-        event_ids_cap: newest event ids of each user against which retries are recognised.
-        timeout_s: seconds that one answer, or connecting, may take.
-        prefix: start of every key.
-        watch: told how calls go.
-        renewal: shared with whatever else asks the same Redis.
+        redis: URL, key prefix and timeout.
+        retention: how much is stored of each user, and for how long.
+        watch: callbacks that observe the calls.
+        renewal: shared with all other pipelines to the same Redis.
 
     Raises:
-        SettingsError: the URL is not one that redis-py understands.
+        SettingsError: redis-py does not understand the URL.
     """
 
     def __init__(
         self,
-        url: str,
+        redis: RedisSettings,
+        retention: HistorySettings,
         *,
-        history_cap: int = 200,
-        ttl_s: int = 90 * 86_400,
-        stream_cap: int = 1_000_000,
-        event_ids_cap: int = 1000,
-        timeout_s: float = 0.25,
-        prefix: str = "vlm2rec",
         watch: RedisWatch = UNWATCHED,
         renewal: Renewal | None = None,
     ) -> None:
-        connect, worst, renewal = connector(url), WorstState(watch.on_state), renewal or Renewal()
+        connect, worst, renewal = connector(redis.url), WorstState(watch.on_state), renewal or Renewal()
+        timeout_s = redis.timeout_s
         self._reads = RedisPipeline(connect, timeout_s=timeout_s, on_state=worst.of("reads"), renewal=renewal)
         self._writes = RedisPipeline(connect, timeout_s=timeout_s, on_state=worst.of("writes"), renewal=renewal)
-        cap = bucket_cap(stream_cap)
-        self._caps = (history_cap, event_ids_cap, ttl_s, cap, dropped_at_once(cap), BUCKETS)
-        self._knows_of_old = False
-        self._prefix = prefix
+        cap = bucket_cap(retention.stream_cap)
+        self._caps = (
+            retention.history_cap,
+            retention.event_ids_cap,
+            retention.ttl_s,
+            cap,
+            dropped_at_once(cap),
+            BUCKETS,
+        )
+        self._old_layout_exists = False
+        self._prefix = redis.redis_prefix
         self._watch = watch
 
     async def append(self, events: Sequence[Event]) -> int:
         """Store events; see `HistoryStore.append`."""
-        users: dict[str, int] = {}  # where the keys of each begin, counted from 1
+        users: dict[str, int] = {}  # position of the first key of each user, counted from 1
         keys = [old_stream_key(self._prefix)]
         arguments: list[str | int] = [*self._caps, 0]
         for event in sorted(events, key=lambda event: event.timestamp):
@@ -111,9 +110,9 @@ class RedisHistories:
         arguments[len(self._caps)] = len(users)
         with self._translated("append"):
             stored: int = TO_BE_MOVED
-            if not self._knows_of_old:
+            if not self._old_layout_exists:
                 stored = await self._writes.run(APPEND, keys, arguments, int)
-                self._knows_of_old = stored == TO_BE_MOVED
+                self._old_layout_exists = stored == TO_BE_MOVED
             if stored == TO_BE_MOVED:
                 keys += [key for user in users for key in old_keys_of(self._prefix, user)]
                 stored = await self._writes.run(APPEND, keys, arguments, int)
@@ -124,13 +123,13 @@ class RedisHistories:
         return [entry.partition(_SEPARATOR)[0] for entry in await self._stored(user_id)]
 
     async def entries(self, user_id: str) -> list[HistoryEntry]:
-        """Steps, oldest first; see `HistoryStore.entries`."""
+        """Events, oldest first; see `HistoryStore.entries`."""
         return [_entry(stored) for stored in await self._stored(user_id)]
 
     async def erase(self, user_id: str) -> None:
-        """Forget a user; see `HistoryStore.erase`. Costs what the user's own events do, a thousand a call.
+        """Erase a user; see `HistoryStore.erase`. The cost grows with the user's own events, a thousand per call.
 
-        As long as there is a stream of the old layout, that is read whole too.
+        As long as the stream of the old layout exists, it is read completely too.
         """
         keys = [*keys_of(self._prefix, user_id), *old_keys_of(self._prefix, user_id)]
         with self._translated("erase"):
@@ -138,12 +137,12 @@ class RedisHistories:
                 pass
             start = "-"
             while start:
-                asked: list[str | int] = [start, user_id, _ERASE_BATCH]
-                last = await self._writes.run(ERASE_FROM_OLD_STREAM, [old_stream_key(self._prefix)], asked, bytes)
+                arguments: list[str | int] = [start, user_id, _ERASE_BATCH]
+                last = await self._writes.run(ERASE_FROM_OLD_STREAM, [old_stream_key(self._prefix)], arguments, bytes)
                 start = f"({last.decode()}" if last else ""
 
     async def alive(self) -> bool:
-        """Whether Redis answers reads; one that this user may not do shows it too."""
+        """Whether Redis answers reads; a read that it refuses for lack of permission counts as answered."""
         try:
             with self._translated("ping"):
                 await self._reads.call("LRANGE", f"{self._prefix}:probe", 0, 0, kind=list)
@@ -155,13 +154,13 @@ class RedisHistories:
         """Whether this is a node of a Redis Cluster; see `HistoryStore.is_cluster_node`."""
         try:
             with self._translated("hello"):
-                about = await self._reads.call("HELLO", kind=list)  # names and values by turns
+                about = await self._reads.call("HELLO", kind=list)  # names and values alternate
         except HistoriesUnavailable:
             return False
         return dict(zip(about[::2], about[1::2], strict=False)).get(b"mode") == b"cluster"
 
     async def stream(self) -> list[Event]:
-        """The streams of all buckets and the old one together, oldest first; for tests and small exports."""
+        """The streams of all buckets and the old one merged, oldest first; for tests and small exports."""
         keys = [old_stream_key(self._prefix), *(stream_key(self._prefix, bucket) for bucket in range(BUCKETS))]
         with self._translated("stream"):
             reads = [self._reads.call("XRANGE", key, "-", "+", kind=list) for key in keys]
@@ -181,7 +180,7 @@ class RedisHistories:
         with self._translated("recent"):
             found = await self._history(key)
             if not found:
-                # Asked in this order on one connection, whatever is moved meanwhile is found at one of the two places.
+                # Read in this order on one connection, so that a history moved meanwhile is found under one key.
                 old, found = await asyncio.gather(self._history(old_key), self._history(key))
                 found = found or old
             return found
@@ -205,13 +204,13 @@ def _entry(stored: str) -> HistoryEntry:
 
 
 def _event(fields: Sequence[str]) -> Event:
-    """From names and values by turns."""
+    """From alternating names and values."""
     found: dict[str, Any] = dict(zip(fields[::2], (value or None for value in fields[1::2]), strict=True))
     return Event(**{**found, "timestamp": _seconds(found["timestamp"] or "")})
 
 
 def _seconds(stored: str) -> float:
-    """The stored number; 0 where somebody else wrote something else into the key."""
+    """The stored number; 0 if another program wrote something else into the key."""
     try:
         return float(stored)
     except ValueError:

@@ -1,26 +1,26 @@
-"""The Lua scripts of `service.stores.redis_histories`; Redis runs each of them alone and to its end."""
+"""The Lua scripts of `service.stores.redis_histories`; Redis runs each of them atomically."""
 
 from typing import Final
 
 from service.stores.redis_pipeline import Script
 
 TO_BE_MOVED: Final = -1
-"""What `APPEND` gives, having done nothing, where the old layout is there and its keys were not named."""
+"""Result of `APPEND`, which then has stored nothing, if the old layout exists and its keys were not passed."""
 
-# KEYS: the old stream, then four of each user, as in `UserKeys`; then, if the caller knows of the old layout, two of
-# each user, as in `OldUserKeys`. ARGV: caps of history and event ids, seconds to live, cap of a bucket's stream, how
-# many entries it drops at once, number of buckets, number of users, then eight of each event, the first of them the
-# place in KEYS where those of its user begin. Gives how many events were stored.
+# KEYS: the old stream, then four keys of each user, as in `UserKeys`; then, if the caller knows that the old layout
+# exists, two keys of each user, as in `OldUserKeys`. ARGV: caps of history and event ids, seconds to live, cap of a
+# bucket's stream, how many entries it drops at once, number of buckets, number of users, then eight values of each
+# event, the first of them the position in KEYS of the first key of its user. Returns how many events were stored.
 #
-# All or none: where something fails in the middle, such as a key of another kind or a command that the user may not
-# run, what the call has stored before is taken back. To look at every key first would cost half as much as to store.
-# What is moved from the old layout is not moved back, so there keys are looked at first.
+# All or none: if a command fails in the middle, because of a key of another type or a command that the user may not
+# run, the script undoes what it has stored. Checking every key first would cost half as much as storing. A move from
+# the old layout is not undone, so there the keys are checked first.
 #
-# Without the old stream there is nothing else of the old layout either: it was written with every event and stays for
-# as long as a history may.
+# If the old stream does not exist, no other key of the old layout does: the stream was written with every event and
+# expires no sooner than a history.
 #
-# Ids of stream entries come from the clock in microseconds and the place in the call, so that the streams of all
-# buckets can be merged in the order of arrival. Where the clock has gone back, an id is the next one of its stream.
+# Ids of stream entries are made of the clock in microseconds and the position in the call, so that the streams of all
+# buckets can be merged in the order of arrival. If the clock has gone back, the id is the next one of its stream.
 APPEND: Final = Script("""
 local call = redis.call
 local history_cap, event_ids_cap, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
@@ -132,7 +132,7 @@ local function take_back(at, steps)
         redis.pcall('ZREM', KEYS[user + 2], event_id)
     end
 end
-local whole, trouble = pcall(store)
+local whole, failure = pcall(store)
 if not whole then
     if doing ~= 'zadd' then
         take_back(at, ids[at] and 3 or doing == 'xadd' and 2 or 1)
@@ -142,8 +142,8 @@ if not whole then
             take_back(before, 4)
         end
     end
-    trouble = type(trouble) == 'table' and trouble.err or trouble
-    return redis.error_reply(trouble .. " (in the '" .. doing .. "' command)")
+    failure = type(failure) == 'table' and failure.err or failure
+    return redis.error_reply(failure .. " (in the '" .. doing .. "' command)")
 end
 
 for user, length in pairs(histories) do
@@ -157,8 +157,8 @@ for user, length in pairs(histories) do
     call('EXPIRE', KEYS[user + 2], ttl)
 end
 
--- With an entry of a stream its id among those of its user goes too; the oldest entry has the oldest id. Many are
--- dropped at once, as that costs less each. Where the cap was lowered this takes several calls.
+-- An entry of a stream is dropped together with its id in the list of its user; the oldest entry has the oldest id.
+-- Many are dropped at once, as that costs less per entry. After the cap was lowered this takes several calls.
 local fullness, streams = 0, 0
 for stream, count in pairs(added) do
     local length = entries[stream] + count
@@ -172,7 +172,7 @@ for stream, count in pairs(added) do
     fullness, streams = fullness + math.min(length, stream_cap), streams + 1
 end
 
--- The old stream gives way to the new ones. How full these are is judged by those touched here.
+-- The old stream shrinks as the new ones grow. Their fill level is estimated from the streams written here.
 if old_length > 0 and stored > 0 then
     local over = old_length + tonumber(ARGV[6]) * (fullness / streams - stream_cap)
     if over > 0 then
@@ -188,8 +188,8 @@ end
 return stored
 """)
 
-# KEYS: of the user, as in `UserKeys` and `OldUserKeys`. ARGV: most entries deleted from the stream. Gives how many
-# were; where it was the most, more may be left, but never an entry without its id in the list.
+# KEYS: of the user, as in `UserKeys` and `OldUserKeys`. ARGV: most entries to delete from the stream. Returns how many
+# were deleted; if it was the most, more may be left, but never an entry without its id in the list.
 ERASE: Final = Script("""
 redis.call('UNLINK', KEYS[2], KEYS[3], KEYS[5], KEYS[6])
 local ids = redis.call('LRANGE', KEYS[4], 0, ARGV[1] - 1)
@@ -200,7 +200,7 @@ end
 return #ids
 """)
 
-# One batch of the old stream: deletes the user's entries among the next ones, gives where to go on ('' at the end).
+# One batch of the old stream: deletes the user's entries in it and returns where the next batch starts ('' at the end).
 ERASE_FROM_OLD_STREAM: Final = Script("""
 local entries = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[3])
 for _, entry in ipairs(entries) do

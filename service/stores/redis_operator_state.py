@@ -1,4 +1,4 @@
-"""RedisOperatorState: the pin and the hidden items of all replicas in Redis.
+"""Stores the operator state, the pin and the hidden items of all replicas, in Redis.
 
 Keys, all under one prefix (default ``vlm2rec``), on one node of a cluster, none of them ever expiring:
 
@@ -6,7 +6,7 @@ Keys, all under one prefix (default ``vlm2rec``), on one node of a cluster, none
 ``<prefix>:{directives}:state``     hash  ``epoch``, ``number`` of changes, ``pin``, the ``floor``: changes up to that
                                           number may be forgotten; ``erasure``: the last erasure of a user, at random
 ``<prefix>:{directives}:hidden``    zset  hidden item ids by the number of the change that hid them
-``<prefix>:{directives}:shown``     zset  item ids shown again, likewise; the newest 10,000
+``<prefix>:{directives}:shown``     zset  item ids shown again, in the same form; the newest 10,000
 ==================================  ====  =====================================================================
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from service.errors import OperatorStateUnavailable
+from service.settings.groups import RedisSettings
 from service.stores.protocols import Changes, Edition
 from service.stores.redis_client import UNWATCHED, RedisWatch, connector, texts, translated
 from service.stores.redis_pipeline import RedisPipeline, Script
@@ -23,7 +24,7 @@ from service.stores.redis_renewal import Renewal
 _PAGE: Final = 1000
 _RESTORING_TTL_S: Final = 60
 
-# `behind`: the store has lost what the caller knows, see `Edition.is_behind`.
+# `behind`: the store has lost changes that the caller knows, see `Edition.is_behind`.
 _BEHIND: Final = """
 local state = redis.call('HMGET', KEYS[1], 'epoch', 'number')
 local epoch, number = state[1] or '', tonumber(state[2] or '0')
@@ -62,7 +63,7 @@ return 1
 """
 )
 
-# KEYS[4] holds the hidden items, put there beforehand in small steps; where there are none it does not exist.
+# KEYS[4] holds the hidden items, written before in small steps; it does not exist if there are none.
 _RESTORE: Final = Script(
     _BEHIND
     + """
@@ -82,46 +83,44 @@ return 1
 
 
 class RedisOperatorState:
-    """Pin and hidden items in Redis; see the module for the keys.
+    """Pin and hidden items in Redis; the module lists the keys.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``.
-        timeout_s: seconds that one answer, or connecting, may take.
-        prefix: start of every key.
+        redis: URL, key prefix and timeout.
+        timeout_s: shortest timeout in seconds; it replaces that of ``redis`` where it is longer.
         shown_cap: newest items shown again that are remembered as changes.
-        watch: told how calls go; not told of the state of the breaker, which is of this connection alone.
-        renewal: shared with whatever else asks the same Redis.
+        watch: callbacks that observe the calls; the state of this breaker is not reported.
+        renewal: shared with all other pipelines to the same Redis.
 
     Raises:
-        SettingsError: the URL is not one that redis-py understands.
+        SettingsError: redis-py does not understand the URL.
     """
 
     def __init__(
         self,
-        url: str,
+        redis: RedisSettings,
         *,
-        timeout_s: float = 0.25,
-        prefix: str = "vlm2rec",
+        timeout_s: float = 0.0,
         shown_cap: int = 10_000,
         watch: RedisWatch = UNWATCHED,
         renewal: Renewal | None = None,
     ) -> None:
-        self._link = RedisPipeline(connector(url), timeout_s=timeout_s, renewal=renewal)
-        self._base = f"{prefix}:{{directives}}"
+        self._pipeline = RedisPipeline(connector(redis.url), timeout_s=max(redis.timeout_s, timeout_s), renewal=renewal)
+        self._base = f"{redis.redis_prefix}:{{directives}}"
         self._keys = [f"{self._base}:{name}" for name in ("state", "hidden", "shown")]
         self._shown_cap = shown_cap
         self._watch = watch
 
     async def edition(self) -> Edition:
-        """The state now; see `OperatorStateStore.edition`."""
+        """The edition now; see `OperatorStateStore.edition`."""
         with translated("directives", OperatorStateUnavailable, self._watch):
             epoch, number, erasure = await self._read("epoch", "number", "erasure")
         return Edition(epoch, _count(number), erasure)
 
     async def changes(self, since: Edition) -> Changes:
-        """What changed; see `OperatorStateStore.changes`. Read in pages, so that a large set holds nobody up."""
+        """The changes; see `OperatorStateStore.changes`. Read in pages, so that a large set delays no other call."""
         with translated("directives", OperatorStateUnavailable, self._watch):
-            # The state is read first: what changes while the pages are read has a later edition and is read again.
+            # The edition is read first: a change while the pages are read has a later edition and is read again.
             epoch, number, floor, pin = await self._read("epoch", "number", "floor", "pin")
             whole = since.epoch != epoch or since.number < _count(floor)
             after = 0 if whole else since.number
@@ -142,27 +141,27 @@ class RedisOperatorState:
         return await self._write("show", item_id, known)
 
     async def announce_erasure(self) -> None:
-        """Name an erasure; see `OperatorStateStore.announce_erasure`."""
+        """Announce an erasure; see `OperatorStateStore.announce_erasure`."""
         with translated("erasure", OperatorStateUnavailable, self._watch):
-            await self._link.call("HSET", self._keys[0], "erasure", uuid.uuid4().hex, kind=int)
+            await self._pipeline.call("HSET", self._keys[0], "erasure", uuid.uuid4().hex, kind=int)
 
     async def restore(self, edition: Edition, pin: str | None, hidden: Sequence[str]) -> None:
-        """Take a state back; see `OperatorStateStore.restore`."""
-        aside = f"{self._base}:restoring:{uuid.uuid4().hex}"
+        """Restore a state; see `OperatorStateStore.restore`."""
+        new_key = f"{self._base}:restoring:{uuid.uuid4().hex}"
         with translated("restore", OperatorStateUnavailable, self._watch):
             for start in range(0, len(hidden), _PAGE):
                 page = hidden[start : start + _PAGE]
-                scored = [part for place, item in enumerate(page, start + 1) for part in (place, item)]
-                await self._link.call("ZADD", aside, *scored, kind=int)
-                await self._link.call("EXPIRE", aside, _RESTORING_TTL_S, kind=int)
-            await self._link.run(_RESTORE, [*self._keys, aside], [edition.epoch, edition.number, pin or ""], int)
+                scored = [part for number, item in enumerate(page, start + 1) for part in (number, item)]
+                await self._pipeline.call("ZADD", new_key, *scored, kind=int)
+                await self._pipeline.call("EXPIRE", new_key, _RESTORING_TTL_S, kind=int)
+            await self._pipeline.run(_RESTORE, [*self._keys, new_key], [edition.epoch, edition.number, pin or ""], int)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._link.close()
+        await self._pipeline.close()
 
     async def _read(self, *names: str) -> list[str]:
-        stored = await self._link.call("HMGET", self._keys[0], *names, kind=list)
+        stored = await self._pipeline.call("HMGET", self._keys[0], *names, kind=list)
         return texts([value or b"" for value in stored])
 
     async def _after(self, key: str, number: int) -> tuple[str, ...]:
@@ -171,8 +170,8 @@ class RedisOperatorState:
         above = str(number)
         while True:
             page = ("WITHSCORES", "LIMIT", 0, _PAGE)
-            answered = texts(await self._link.call("ZRANGEBYSCORE", key, f"({above}", "+inf", *page, kind=list))
-            found += answered[::2]  # members and scores by turns
+            answered = texts(await self._pipeline.call("ZRANGEBYSCORE", key, f"({above}", "+inf", *page, kind=list))
+            found += answered[::2]  # members and scores alternate
             if len(answered) < 2 * _PAGE:
                 return tuple(found)
             above = answered[-1]
@@ -180,9 +179,9 @@ class RedisOperatorState:
     async def _write(self, verb: str, value: str, known: Edition) -> bool:
         arguments: list[str | int] = [known.epoch, known.number, uuid.uuid4().hex, verb, value, self._shown_cap]
         with translated(verb, OperatorStateUnavailable, self._watch):
-            return bool(await self._link.run(_CHANGE, self._keys, arguments, int))
+            return bool(await self._pipeline.run(_CHANGE, self._keys, arguments, int))
 
 
 def _count(stored: str) -> int:
-    """The stored number; 0 where there is none, or somebody else wrote something else there."""
+    """The stored number; 0 if there is none, or if another program wrote something else."""
     return int(stored) if stored.isdecimal() else 0

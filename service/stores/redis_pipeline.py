@@ -1,11 +1,13 @@
-"""RedisPipeline: calls to Redis with bounds on how long and how many wait, and a breaker; a late reply reaches nobody.
+"""Sends calls to Redis in pipelined exchanges, with a timeout, a bounded queue and a circuit breaker.
 
-Callers wait for a future and never touch a connection, so one who gives up or is cancelled leaves everything as it is.
-A connection belongs to one exchange at a time and is used again only if all of its replies were read in time;
-otherwise it is dropped. Calls that come meanwhile share the next exchange, one round trip for all.
+A late reply is never delivered to the wrong caller: callers wait for a future and never use a connection themselves,
+so a cancelled caller has no effect on other calls. A connection runs one exchange at a time and is used again only if
+all of its replies were read in time; otherwise it is dropped. Calls that arrive meanwhile share the next exchange, one
+round trip for all.
 
-After a failover the name of a Redis stands for another node. A link that meets an error of a node which is no master,
-or had to replace a lost connection, makes all links of its `Renewal` connect anew, so that reads follow writes.
+After a failover the host name of a Redis leads to another node. A pipeline that receives an error of a node which is no
+master, or had to replace a lost connection, makes all pipelines of its `Renewal` reconnect, so that reads and writes go
+to the same node.
 """
 
 import asyncio
@@ -18,7 +20,7 @@ from typing import Any, Final
 
 from redis.exceptions import BusyLoadingError, NoScriptError, ResponseError
 
-from service.errors import LinkDown
+from service.errors import RedisUnavailable
 from service.stores.circuit_breaker import BreakerState, CircuitBreaker
 from service.stores.redis_client import Connect
 from service.stores.redis_connection import Part, RedisConnection, answers, packed
@@ -30,14 +32,14 @@ MOST_WAITING: Final = 1024
 
 _MOST_TOGETHER: Final = 128
 _MOST_BYTES: Final = 1 << 20  # sent in an exchange, unless one call alone has more
-_HELD_UP_S: Final = 0.02
+_LATE_TIMER_S: Final = 0.02
 _GRACE_S: Final = 0.02
 _CLOSING_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Lost:
-    """What a caller gets whose call was not answered; an exception would be one object for all of them."""
+class _Unanswered:
+    """The result of a call that was not answered; each caller raises an exception of its own from it."""
 
     reason: str
 
@@ -47,31 +49,31 @@ class _Call:
     command: bytes
     kind: type
     since: float
-    answer: asyncio.Future[Any]
+    result: asyncio.Future[Any]
 
-    def tell(self, reply: Any) -> None:  # noqa: ANN401 - a reply, an error or a loss
-        if not self.answer.done():  # else whoever asked has gone
-            self.answer.set_result(reply)
+    def resolve(self, reply: Any) -> None:  # noqa: ANN401 - a reply, an error or `_Unanswered`
+        if not self.result.done():  # else its caller was cancelled
+            self.result.set_result(reply)
 
 
 @dataclass(slots=True, eq=False)
-class _Attempt:
-    """One exchange: its connection, the calls that share it, and when patience ends."""
+class _Exchange:
+    """One exchange: its connection, the calls that share it, and its deadline."""
 
-    wire: RedisConnection
+    connection: RedisConnection
     began: float
     deadline: float
     calls: list[_Call] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
     task: asyncio.Task[None] | None = None
-    spared: bool = False
+    extended: bool = False
 
 
 class Script:
-    """A Lua script that Redis knows by its hash once it has seen it.
+    """A Lua script, which Redis runs by its hash after it has received the source once.
 
     Args:
-        text: its source.
+        text: source of the script.
     """
 
     def __init__(self, text: str) -> None:
@@ -80,16 +82,16 @@ class Script:
 
 
 class RedisPipeline:
-    """Calls of one kind, such as all reads: where they fail, those of other links need not.
+    """A pipeline for calls of one kind, such as all reads, so that its failures do not affect other kinds.
 
-    Connects on first use. While its breaker is open, calls are refused at once, and a task of its own asks Redis until
+    Connects on first use. While its breaker is open, calls are refused at once, and a separate task probes Redis until
     it answers again.
 
     Args:
-        connect: makes a connection.
-        timeout_s: seconds that an exchange may take, connecting included; a call waits for two at most.
-        on_state: told the breaker's new state.
-        renewal: shared with the other links to the same Redis; None: this link is the only one.
+        connect: creates a connection.
+        timeout_s: seconds that an exchange may take, connecting included; a call waits for two exchanges at most.
+        on_state: called with the breaker's new state.
+        renewal: shared with the other pipelines to the same Redis; None: this is the only one.
         clock: seconds, monotonic.
     """
 
@@ -104,54 +106,54 @@ class RedisPipeline:
     ) -> None:
         self._connect = connect
         self._timeout_s = timeout_s
-        # A little less than the timeout, so that one exchange that timed out is enough, however clocks are rounded.
+        # A little less than the timeout, so that one exchange that timed out opens it in spite of rounded clocks.
         self._breaker = CircuitBreaker(patience_s=0.9 * timeout_s, clock=clock, on_change=on_state)
         self._waiting: deque[_Call] = deque()
-        self._attempt: _Attempt | None = None
-        self._wire: RedisConnection | None = None
+        self._exchange: _Exchange | None = None
+        self._connection: RedisConnection | None = None
         self._renewal = renewal or Renewal(clock)
-        self._astray = False
-        self._trouble = ""
+        self._on_wrong_node = False
+        self._last_error = ""
         self._probing: asyncio.Task[None] | None = None
-        self._beside: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
     @property
     def state(self) -> BreakerState:
-        """Of the breaker."""
+        """State of the breaker."""
         return self._breaker.state
 
     async def call(self, *command: Part, kind: type) -> Any:  # noqa: ANN401 - of the given kind
-        """Ask Redis once.
+        """Send a command once.
 
         Args:
             *command: the command and its arguments.
-            kind: of the reply: list, int or bytes; anything else is taken for a connection out of step.
+            kind: type of the reply: list, int or bytes; a reply of another type means a connection out of step.
 
         Raises:
-            LinkDown: Redis did not answer in time, or is not asked because it has not answered lately.
+            RedisUnavailable: Redis did not answer in time, or the command was not sent as it has not answered lately.
             ResponseError: Redis answered with an error.
-            UnicodeEncodeError: a part is no text that UTF-8 can hold.
+            UnicodeEncodeError: a part cannot be encoded in UTF-8.
         """
         if self._closed:
-            raise LinkDown("this process is ending")
+            raise RedisUnavailable("this process is ending")
         if not self._breaker.lets_through:
-            raise LinkDown(f"not asked, as it has not answered lately: {self._trouble}")
+            raise RedisUnavailable(f"not asked, as it has not answered lately: {self._last_error}")
         if len(self._waiting) >= MOST_WAITING:
-            raise LinkDown(f"not asked, as {MOST_WAITING} calls wait already")
+            raise RedisUnavailable(f"not asked, as {MOST_WAITING} calls wait already")
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append(_Call(packed(*command), kind, loop.time(), answer))
-        self._go_on()
-        reply = await answer
+        result: asyncio.Future[Any] = loop.create_future()
+        self._waiting.append(_Call(packed(*command), kind, loop.time(), result))
+        self._start_next()
+        reply = await result
         if isinstance(reply, ResponseError):
             raise reply
-        if isinstance(reply, _Lost):
-            raise LinkDown(reply.reason)
+        if isinstance(reply, _Unanswered):
+            raise RedisUnavailable(reply.reason)
         return reply
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Part], kind: type) -> Any:  # noqa: ANN401
-        """Run a script, as one :meth:`call`, or two if Redis does not know it; raises as that."""
+        """Run a script with one :meth:`call`, or two if Redis does not know it; raises as :meth:`call`."""
         rest = (len(keys), *keys, *arguments)
         try:
             try:
@@ -162,56 +164,57 @@ class RedisPipeline:
             raise in_script(error, script.text) from error
 
     async def close(self) -> None:
-        """Fail what waits and close the connection."""
+        """Fail the waiting calls and close the connection."""
         self._closed = True
-        attempt, self._attempt = self._attempt, None
-        wire, self._wire = self._wire, None
-        lost = _Lost("this process is ending")
-        if attempt is not None:
-            self._end(attempt, lost)
-            await attempt.wire.drop()
-        self._lose_waiting(lost)
-        if wire is not None:
-            await wire.drop()
+        exchange, self._exchange = self._exchange, None
+        connection, self._connection = self._connection, None
+        unanswered = _Unanswered("this process is ending")
+        if exchange is not None:
+            self._abort(exchange, unanswered)
+            await exchange.connection.drop()
+        self._fail_waiting(unanswered)
+        if connection is not None:
+            await connection.drop()
         if self._probing is not None:
             self._probing.cancel()
-        if self._beside:
-            await asyncio.wait(self._beside, timeout=_CLOSING_S)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_CLOSING_S)
 
-    def _go_on(self) -> None:
-        """Begin an exchange if something waits and none is in progress."""
-        if self._attempt is not None or not self._waiting:
+    def _start_next(self) -> None:
+        """Start an exchange if calls wait and none is in progress."""
+        if self._exchange is not None or not self._waiting:
             return
         loop = asyncio.get_running_loop()
-        wire, self._wire = self._wire, None
-        if wire is not None and wire.number != self._renewal.number:
-            self._spawn(wire.drop())
-            wire = None
-        wire = wire or RedisConnection(self._connect, self._renewal.number)
-        attempt = self._attempt = _Attempt(wire, self._breaker.now, loop.time() + self._timeout_s)
-        attempt.timer = loop.call_at(attempt.deadline, self._run_out, attempt)
-        attempt.task = self._spawn(self._exchange(attempt))
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.number != self._renewal.number:
+            self._spawn(connection.drop())
+            connection = None
+        connection = connection or RedisConnection(self._connect, self._renewal.number)
+        exchange = self._exchange = _Exchange(connection, self._breaker.now, loop.time() + self._timeout_s)
+        exchange.timer = loop.call_at(exchange.deadline, self._time_out, exchange)
+        exchange.task = self._spawn(self._run_exchange(exchange))
 
-    async def _exchange(self, attempt: _Attempt) -> None:
+    async def _run_exchange(self, exchange: _Exchange) -> None:
         # Taken here, one step of the loop later, so that calls made in the same step share the exchange.
-        attempt.calls = self._take()
+        exchange.calls = self._take()
+        commands = [call.command for call in exchange.calls]
         try:
-            replies = await attempt.wire.exchange([call.command for call in attempt.calls]) if attempt.calls else []
-        except Exception as error:  # noqa: BLE001 - whatever redis-py meets, nobody may be left waiting
+            replies = await exchange.connection.exchange(commands) if commands else []
+        except Exception as error:  # noqa: BLE001 - no caller may be left waiting, whatever redis-py raises
             if isinstance(error, BusyLoadingError):
-                self._renewal.ask()
-            self._failed(attempt, reason_of(error))
+                self._renewal.request()
+            self._failed(exchange, reason_of(error))
             return
-        if self._attempt is not attempt:
-            return  # too late: whoever asked was told so, and the connection is dropped
-        together = list(zip(attempt.calls, replies, strict=True))
-        if not all(isinstance(reply, (call.kind, ResponseError)) for call, reply in together):
-            self._failed(attempt, "a reply of another form than the command's")
+        if self._exchange is not exchange:
+            return  # too late: its callers have received an error, and the connection is dropped
+        answered = list(zip(exchange.calls, replies, strict=True))
+        if not all(isinstance(reply, (call.kind, ResponseError)) for call, reply in answered):
+            self._failed(exchange, "a reply of another form than the command's")
             return
-        self._answered(attempt, together)
+        self._succeeded(exchange, answered)
 
     def _take(self) -> list[_Call]:
-        """The calls of the next exchange in their order, without those who have gone or have waited too long."""
+        """The calls of the next exchange in order, without those that were cancelled or have waited too long."""
         oldest = asyncio.get_running_loop().time() - self._timeout_s
         taken: list[_Call] = []
         size = 0
@@ -222,95 +225,96 @@ class RedisPipeline:
                 break
             self._waiting.popleft()
             if call.since < oldest:
-                call.tell(_Lost(f"not asked, as calls before it took more than {self._timeout_s:g} s"))
-            if not call.answer.done():
+                call.resolve(_Unanswered(f"not asked, as calls before it took more than {self._timeout_s:g} s"))
+            if not call.result.done():
                 taken.append(call)
         return taken
 
-    def _answered(self, attempt: _Attempt, together: Sequence[tuple[_Call, Any]]) -> None:
-        self._attempt = None
-        if attempt.timer is not None:
-            attempt.timer.cancel()
-        if together:
+    def _succeeded(self, exchange: _Exchange, answered: Sequence[tuple[_Call, Any]]) -> None:
+        self._exchange = None
+        if exchange.timer is not None:
+            exchange.timer.cancel()
+        if answered:
             self._breaker.succeeded()
-            self._follow(attempt.wire, together)
-        for call, reply in together:
-            call.tell(reply)
-        self._wire = attempt.wire
-        self._go_on()
+            self._follow_failover(exchange.connection, answered)
+        for call, reply in answered:
+            call.resolve(reply)
+        self._connection = exchange.connection
+        self._start_next()
 
-    def _failed(self, attempt: _Attempt, reason: str) -> None:
-        if self._attempt is not attempt:
+    def _failed(self, exchange: _Exchange, reason: str) -> None:
+        if self._exchange is not exchange:
             return
-        self._attempt, self._astray, self._trouble = None, True, reason
-        self._end(attempt, _Lost(reason))
-        self._breaker.failed(attempt.began)
+        self._exchange, self._on_wrong_node, self._last_error = None, True, reason
+        self._abort(exchange, _Unanswered(reason))
+        self._breaker.failed(exchange.began)
         if self._breaker.lets_through:
-            self._go_on()
+            self._start_next()
             return
-        self._lose_waiting(_Lost(reason))
+        self._fail_waiting(_Unanswered(reason))
         if self._probing is None or self._probing.done():
             self._probing = self._spawn(self._probe())
 
-    def _run_out(self, attempt: _Attempt) -> None:
-        """Patience with an exchange has ended."""
+    def _time_out(self, exchange: _Exchange) -> None:
+        """End an exchange at its deadline."""
         loop = asyncio.get_running_loop()
-        if loop.time() > attempt.deadline + _HELD_UP_S and not attempt.spared:
-            # It was this process that was held up; the reply may lie in the socket already.
-            attempt.spared, attempt.timer = True, loop.call_later(_GRACE_S, self._run_out, attempt)
+        if loop.time() > exchange.deadline + _LATE_TIMER_S and not exchange.extended:
+            # The timer is late because this process was busy; the reply may be in the socket already.
+            exchange.extended, exchange.timer = True, loop.call_later(_GRACE_S, self._time_out, exchange)
             return
-        while_connecting = "" if attempt.wire.is_open else f", {CONNECTING}"
-        self._failed(attempt, f"no answer within {self._timeout_s:g} s{while_connecting}")
+        while_connecting = "" if exchange.connection.is_open else f", {CONNECTING}"
+        self._failed(exchange, f"no answer within {self._timeout_s:g} s{while_connecting}")
 
-    def _end(self, attempt: _Attempt, lost: _Lost) -> None:
-        """Drop the connection and tell all who wait for it."""
-        if attempt.timer is not None:
-            attempt.timer.cancel()
-        if attempt.task is not None and attempt.task is not asyncio.current_task():
-            attempt.task.cancel()
-        self._spawn(attempt.wire.drop())
-        for call in attempt.calls:
-            call.tell(lost)
+    def _abort(self, exchange: _Exchange, unanswered: _Unanswered) -> None:
+        """Drop the connection and resolve the calls of an exchange as unanswered."""
+        if exchange.timer is not None:
+            exchange.timer.cancel()
+        if exchange.task is not None and exchange.task is not asyncio.current_task():
+            exchange.task.cancel()
+        self._spawn(exchange.connection.drop())
+        for call in exchange.calls:
+            call.resolve(unanswered)
 
-    def _lose_waiting(self, lost: _Lost) -> None:
+    def _fail_waiting(self, unanswered: _Unanswered) -> None:
         waiting, self._waiting = self._waiting, deque()
         for call in waiting:
-            call.tell(lost)
+            call.resolve(unanswered)
 
-    def _follow(self, wire: RedisConnection, together: Sequence[tuple[_Call, Any]]) -> None:
-        """Let all links connect anew where this one met the wrong node, and again once it has found the right one."""
-        if any(isinstance(reply, ResponseError) and first_word(reply) in ELSEWHERE for _, reply in together):
-            self._astray = True
-            self._renewal.ask()
-        elif self._astray or wire.reopened:
-            # Others may have connected before the name changed; they do it again before this answer is given.
-            self._astray = wire.reopened = False
-            wire.number = self._renewal.renew()
+    def _follow_failover(self, connection: RedisConnection, answered: Sequence[tuple[_Call, Any]]) -> None:
+        """Make all pipelines reconnect if this one is on the wrong node, and again once it is on the right one."""
+        if any(isinstance(reply, ResponseError) and first_word(reply) in ELSEWHERE for _, reply in answered):
+            self._on_wrong_node = True
+            self._renewal.request()
+        elif self._on_wrong_node or connection.reopened:
+            # Others may have connected before the name changed; they reconnect before this call is answered.
+            self._on_wrong_node = connection.reopened = False
+            connection.number = self._renewal.renew()
 
     async def _probe(self) -> None:
-        """Ask Redis until it answers; the connection that it answered on is the next to be used."""
+        """Probe Redis until it answers; the next exchange uses the connection on which it answered."""
         while not self._breaker.lets_through:
             await asyncio.sleep(self._breaker.pause_s)
             if not self._breaker.take_probe():
                 continue
-            began, wire = self._breaker.now, RedisConnection(self._connect, self._renewal.number)
-            asked = self._spawn(answers(wire))
+            began, connection = self._breaker.now, RedisConnection(self._connect, self._renewal.number)
+            check = self._spawn(answers(connection))
             try:
-                await asyncio.wait({asked}, timeout=self._timeout_s)
+                await asyncio.wait({check}, timeout=self._timeout_s)
             except asyncio.CancelledError:
-                asked.cancel()
-                await wire.drop()  # here: a task would begin only after `close`, which waits for this one, has returned
+                check.cancel()
+                # Not in a new task, which would start only after `close` has returned, as that waits for this one.
+                await connection.drop()
                 raise
-            if asked.done() and asked.result():
-                self._wire = wire
+            if check.done() and check.result():
+                self._connection = connection
                 self._breaker.succeeded()
             else:
-                asked.cancel()
-                self._spawn(wire.drop())
+                check.cancel()
+                self._spawn(connection.drop())
                 self._breaker.failed(began)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
-        self._beside.add(task)
-        task.add_done_callback(self._beside.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task

@@ -1,4 +1,4 @@
-"""Why Redis did not do what it was asked, in plain words: never in its own, which may name keys or hosts."""
+"""Explains errors of Redis in plain words, never in its own, which may name keys or hosts."""
 
 import re
 import ssl
@@ -11,10 +11,10 @@ from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import TimeoutError as RedisTimeout
 
 ELSEWHERE: Final = frozenset({"READONLY", "MASTERDOWN", "LOADING", "NOREPLICAS"})
-"""First words of errors of a Redis whose name may stand for another one by now."""
+"""First words of errors after which the host name may lead to another node by now."""
 
 _NOT_SERVING: Final = frozenset({"LOADING", "MASTERDOWN", "NOAUTH"})
-"""First words of the errors that a Redis answers to a read which it cannot do at all."""
+"""First words of errors with which Redis refuses every read."""
 
 CONNECTING: Final = "while connecting; with rediss:// its port must speak TLS"
 
@@ -23,19 +23,19 @@ _PLAIN: Final = {
     "CROSSSLOT": "it is a node of a Redis Cluster, and this service needs a single Redis",
     "MOVED": "it is a node of a Redis Cluster, and this service needs a single Redis",
     "ASK": "it is a node of a Redis Cluster, and this service needs a single Redis",
-    "BUSY": "a script of somebody else keeps it busy",
+    "BUSY": "a script of another client keeps it busy",
     "LOADING": "it is still reading its data from the disk",
     "MASTERDOWN": "it is a replica that has lost its master and gives no stale data",
     "MISCONF": "it takes no writes because it could not save to its disk",
-    "NOAUTH": "it wants a user or password; put them into the URL",
+    "NOAUTH": "it requires a user or password; put them into the URL",
     "NOREPLICAS": "it takes no writes because too few replicas follow it",
     "OOM": "it is out of memory with nothing to evict; raise maxmemory",
     "READONLY": "it is a replica and takes no writes",
     "WRONGPASS": "it refuses user or password; in the URL both must be percent-encoded, as in p%40ss",
-    "WRONGTYPE": "a key of this prefix holds a value of another kind, written by somebody else",
+    "WRONGTYPE": "a key of this prefix holds a value of another kind, written by another program",
 }
 _WORD: Final = re.compile(r"[A-Z][A-Z0-9]{1,30}")
-# Redis 6.2 puts the error of a command inside that of its script, 7.0 the place in the script behind it.
+# Redis 6.2 puts the error of a command inside that of its script, 7.0 puts the line of the script behind it.
 _IN_SCRIPT: Final = re.compile(r".*@user_script: ?(\d+): -?(.*)", re.DOTALL)
 _ON_LINE: Final = re.compile(r"(.*) script: \w+, on @user_script:(\d+)\.?", re.DOTALL)
 _COMMAND: Final = re.compile(r"'([a-z]{2,30}(?:\|[a-z-]{2,30})?)' command")
@@ -48,20 +48,20 @@ _ANOTHER_ADDRESS: Final = 64
 
 
 def first_word(error: ResponseError | ConnectionLost) -> str:
-    """The first word of an error that Redis answered, such as OOM; that of the command where a script failed."""
+    """The first word of an error that Redis answered, such as OOM; for a script that of the command that failed."""
     return _split(error)[0]
 
 
 def serves_reads(error: BaseException | None) -> bool:
-    """Whether a read that failed shows all the same that reads are done."""
+    """Whether the error of a read shows that Redis serves reads, only not this one."""
     return isinstance(error, ResponseError) and first_word(error) not in _NOT_SERVING
 
 
 def in_script(error: ResponseError, script: str) -> ResponseError:
-    """The error of a script, with the command that its user may not run: Redis up to 7.0 tells only the line of it.
+    """The error of a script, with the command that its user may not run: Redis up to 7.0 names only its line.
 
     Args:
-        error: what Redis answered.
+        error: the error that Redis answered.
         script: source of the script.
     """
     word, text, line = _split(error)
@@ -72,10 +72,10 @@ def in_script(error: ResponseError, script: str) -> ResponseError:
 
 
 def reason_of(error: BaseException) -> str:
-    """Word and plain reason of an error that Redis answered, or why there is no connection.
+    """First word and plain reason of an error that Redis answered, or why there is no connection.
 
     Args:
-        error: what redis-py raised; what it was raised from is looked at too.
+        error: raised by redis-py; the errors that it was raised from are examined too.
     """
     for found in _chain(error):
         if isinstance(found, ResponseError) or (isinstance(found, ConnectionLost) and _status(found)):
@@ -98,7 +98,7 @@ def _answered(error: ResponseError | ConnectionLost) -> str:
 
 
 def _split(error: ResponseError | ConnectionLost) -> tuple[str, str, int]:
-    """First word, the whole text, and in which line of a script it was; 0 where Redis does not tell."""
+    """First word, whole text and line of the script; 0 if Redis does not name a line."""
     text, line = str(error), 0
     word = _status(error) or text.partition(" ")[0]
     if inside := _IN_SCRIPT.fullmatch(text):
@@ -118,7 +118,7 @@ def _status(error: BaseException) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it came from."""
+    """An error and those that it was raised from."""
     seen = [error]
     while (inner := seen[-1].__cause__ or seen[-1].__context__) is not None and inner not in seen:
         seen.append(inner)
@@ -126,7 +126,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _of_connecting(error: BaseException) -> str:
-    """Why there is no connection; empty where this error does not say."""
+    """Why there is no connection; empty if this error does not say."""
     if isinstance(error, ssl.SSLError):
         return _of_tls(error)
     for kind, plain in (
@@ -134,7 +134,7 @@ def _of_connecting(error: BaseException) -> str:
         (ConnectionRefusedError, "nothing listens at its address"),
         (FileNotFoundError, "a file that its URL names does not exist: the socket, or a certificate or key"),
         (PermissionError, "a file that its URL names may not be used: the socket, or a certificate or key"),
-        (InvalidResponse, "what answers does not speak Redis' protocol; a port with TLS needs rediss://"),
+        (InvalidResponse, "its replies are not Redis' protocol; a port with TLS needs rediss://"),
         (ConnectionResetError, "it closed the connection; a port with TLS needs rediss://"),
         (TimeoutError, f"no answer {CONNECTING}"),
         (RedisTimeout, f"no answer {CONNECTING}"),
@@ -143,7 +143,7 @@ def _of_connecting(error: BaseException) -> str:
         if isinstance(error, kind):
             return plain
     if isinstance(error, RedisError) and "max number of clients" in str(error):
-        return "it has as many clients as it may"
+        return "it has reached its limit of clients"
     if isinstance(error, RedisError) and "closed by server" in str(error):
         return "it closed the connection; a port with TLS needs rediss://"
     return ""
@@ -158,5 +158,5 @@ def _of_tls(error: ssl.SSLError) -> str:
     if reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}:
         return "it does not speak TLS; use redis://"
     if "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason:
-        return "it wants a certificate of ours; set ssl_certfile and ssl_keyfile"
+        return "it requires a client certificate; set ssl_certfile and ssl_keyfile"
     return f"TLS failed: {reason or 'no reason given'}"

@@ -1,9 +1,9 @@
-"""LogWriter: log lines on their way out, so that whoever reads them cannot hold up the requests.
+"""Writes log lines in a thread, so that a slow reader of standard error never delays a request.
 
-A pipe whose reader sleeps blocks every write to it for ever, and the event loop with it. So lines are only put down
-here, and a thread writes them, all that wait at once, which also costs the requests less than a write each. What does
-not fit is dropped, what cannot be written (a full disk, a reader that is gone) is lost; both are counted, and the next
-line that gets through says how many there were.
+A write to a pipe that nobody reads blocks, and would block the event loop with it. So callers only append lines to a
+bounded buffer, and a thread writes all of them together, which also costs a request less than a write per line. A line
+that exceeds the buffer is dropped; a line that cannot be written (a full disk, a closed pipe) is lost. Both are
+counted, and a notice with their number follows as soon as a write succeeds.
 """
 
 import os
@@ -16,18 +16,18 @@ import orjson
 
 _LIMIT_BYTES = 4 << 20
 _GATHER_S = 0.02
-_PATIENCE_S = 1.0
+_CLOSE_TIMEOUT_S = 1.0
 
 
 class LogWriter:
-    """Takes lines from any thread, never waits, and writes them to a file descriptor in order.
+    """Takes lines from any thread without blocking, and writes them to a file descriptor in order.
 
     Args:
-        descriptor: where they go; stays open.
-        limit_bytes: most bytes that wait.
+        descriptor: where the lines go; it stays open.
+        limit_bytes: most bytes in the buffer.
 
     Attributes:
-        dropped: lines that found no room.
+        dropped: lines that exceeded the buffer.
         failed: lines that could not be written.
     """
 
@@ -37,18 +37,22 @@ class LogWriter:
         self._lock = threading.Lock()
         self._lines: deque[bytes] = deque()
         self._bytes = 0
-        self._told = 0
-        self._torn = False
-        self._there_is_work = threading.Event()
+        self._reported = 0
+        self._line_is_open = False
+        self._wake_up = threading.Event()
         self._closed = False
         self.dropped = 0
         self.failed = 0
-        # A daemon: a reader that sleeps must not keep the process from ending either.
+        # A daemon: a reader that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
     def write(self, line: bytes) -> int:
-        """Put down a line, or drop it where there is no room; gives its length, as a file does."""
+        """Append a line to the buffer, or drop it if the buffer is full.
+
+        Returns:
+            The length of the line, as the `write` of a file does.
+        """
         with self._lock:
             if self._bytes + len(line) > self._limit:
                 self.dropped += 1
@@ -57,61 +61,65 @@ class LogWriter:
             self._bytes += len(line)
             first = len(self._lines) == 1
         if first:
-            self._there_is_work.set()
+            self._wake_up.set()
         return len(line)
 
     def flush(self) -> None:
-        """Nothing: lines go out by themselves, within about 20 ms."""
+        """Do nothing: the thread writes every line within about 20 ms."""
 
-    def close(self, patience_s: float = _PATIENCE_S) -> None:
-        """Write what waits, for as long as somebody reads it but no longer than ``patience_s`` seconds."""
+    def close(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> None:
+        """Write the buffered lines and end the thread; give up after ``timeout_s`` seconds."""
         self._closed = True
-        self._there_is_work.set()
-        self._thread.join(patience_s)
+        self._wake_up.set()
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         while True:
-            self._there_is_work.wait()
+            self._wake_up.wait()
             if not self._closed:
                 sleep(_GATHER_S)
-            self._there_is_work.clear()
-            self.failed += self._write_out(self._take()).count(b"\n")
-            self._tell_losses()
+            self._wake_up.clear()
+            self.failed += self._write(self._take()).count(b"\n")
+            self._report_losses()
             if self._closed and not self._lines:
                 return
 
     def _take(self) -> bytes:
-        """What waits; its room is free from now on."""
+        """Empty the buffer."""
         with self._lock:
-            out = b"".join(self._lines)
+            lines = b"".join(self._lines)
             self._lines.clear()
             self._bytes = 0
-        return out
+        return lines
 
-    def _tell_losses(self) -> None:
-        """Write how many lines were lost since this was last written."""
-        lost = self.dropped + self.failed - self._told
+    def _report_losses(self) -> None:
+        """Write a notice with the number of lines lost since the last notice."""
+        lost = self.dropped + self.failed - self._reported
         if not lost:
             return
-        line = orjson.dumps({"event": "log lines dropped", "level": "warning", "lines": lost}) + b"\n"
-        if not self._write_out(line):
-            self._told += lost
+        notice = orjson.dumps({"event": "log lines dropped", "level": "warning", "lines": lost}) + b"\n"
+        if not self._write(notice):
+            self._reported += lost
 
-    def _write_out(self, out: bytes) -> bytes:
-        """Write as long as somebody reads; gives what could not be written. A line that broke off ends first."""
-        if out and self._torn:
-            out = b"\n" + out
-        left = memoryview(out)
+    def _write(self, lines: bytes) -> bytes:
+        """Write to the descriptor until done or until a write fails; first end a line that broke off.
+
+        Returns:
+            The bytes that could not be written.
+        """
+        if lines and self._line_is_open:
+            lines = b"\n" + lines
+        left = memoryview(lines)
         try:
             while left:
                 try:
                     left = left[os.write(self._descriptor, left) :]
-                except BlockingIOError:  # somebody who shares the descriptor set it so
+                except BlockingIOError:  # another process that shares the descriptor made it non-blocking
                     select.select([], [self._descriptor], [])
         except OSError:
             pass
-        sent = len(out) - len(left)
-        if sent:
-            self._torn = out[sent - 1 : sent] != b"\n"
+        written = len(lines) - len(left)
+        if written:
+            self._line_is_open = lines[written - 1 : written] != b"\n"
             return bytes(left)
         return bytes(left).removeprefix(b"\n")

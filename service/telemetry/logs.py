@@ -1,6 +1,6 @@
-"""Structured logs: one JSON object a line on standard error, from structlog and from the libraries' own loggers.
+"""Writes structured logs to standard error, one JSON object per line, from structlog and from the standard library.
 
-A line that belongs to a request has its `request_id`, whoever wrote it.
+Every line that is written during a request has its `request_id`, also one of a library.
 """
 
 import atexit
@@ -13,24 +13,25 @@ import orjson
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
+from service.settings.groups import ObservabilitySettings
 from service.telemetry.log_writer import LogWriter
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("vlm2rec_request_id", default=None)
-"""The request that is worked on; set by `service.http.request_middleware`, in whose task it ends."""
+"""Id of the current request; `service.http.request_middleware` sets it in the task of the request."""
 
 _writers: list[LogWriter] = []
 
 
-def configure_logs(level: str) -> None:
-    """Set up logging for this process; called by the command, never on import.
+def configure_logs(settings: ObservabilitySettings) -> None:
+    """Set up logging for this process; the command calls it, no import does.
 
     Args:
-        level: least severe level written: debug, info, warning or error.
+        settings: the lowest level of the lines that are written.
     """
     writer = LogWriter(sys.stderr.fileno())
     _writers.append(writer)
     atexit.register(writer.close)
-    number = logging.getLevelNamesMapping()[level.upper()]
+    number = logging.getLevelNamesMapping()[settings.log_level.upper()]
     shared: list[Processor] = [
         _add_request_id,
         structlog.processors.add_log_level,
@@ -40,7 +41,7 @@ def configure_logs(level: str) -> None:
     structlog.configure(
         processors=[*shared, structlog.processors.JSONRenderer(serializer=_dumps)],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=lambda *_: _Lines(writer),
+        logger_factory=lambda *_: _StructlogOutput(writer),
         cache_logger_on_first_use=True,
     )
     handler = _Handler(writer)
@@ -54,27 +55,27 @@ def configure_logs(level: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=max(number, logging.INFO), force=True)
-    logging.getLogger("uvicorn.access").disabled = True  # one line a request is written by the service itself
+    logging.getLogger("uvicorn.access").disabled = True  # the service itself writes one line per request
 
 
 def logger() -> FilteringBoundLogger:
     """The service's logger."""
-    made: FilteringBoundLogger = structlog.get_logger("service")
-    return made
+    log: FilteringBoundLogger = structlog.get_logger("service")
+    return log
 
 
 def lines_failed() -> int:
-    """Lines of this process that could not be written."""
+    """Log lines of this process that could not be written."""
     return sum(writer.failed for writer in _writers)
 
 
 def lines_dropped() -> int:
-    """Lines of this process that nobody read in time."""
+    """Log lines of this process that were dropped, because they were not read in time."""
     return sum(writer.dropped for writer in _writers)
 
 
-class _Lines:
-    """What structlog writes its rendered lines to, one method a level."""
+class _StructlogOutput:
+    """Writes the rendered lines of structlog; it needs a method for each level."""
 
     def __init__(self, writer: LogWriter) -> None:
         self._writer = writer
@@ -86,7 +87,7 @@ class _Lines:
 
 
 class _Handler(logging.Handler):
-    """What the libraries' loggers write to."""
+    """Writes the lines of the standard library's loggers."""
 
     def __init__(self, writer: LogWriter) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._writer.write(f"{self.format(record)}\n".encode(errors="backslashreplace"))
-        except Exception:  # noqa: BLE001 - as every handler does: a line that cannot be written must not fail the work
+        except Exception:  # noqa: BLE001 - as in every handler: a line that cannot be formatted must not fail its caller
             self.handleError(record)
 
 

@@ -1,4 +1,4 @@
-"""Prometheus metrics, in a registry of their own so that several apps can live in one process."""
+"""Counts what the service does, as Prometheus metrics of one application."""
 
 from collections.abc import Callable
 from functools import cache
@@ -18,12 +18,12 @@ from prometheus_client import (
 from service.bundles.metrics import BundleMetrics
 from service.recommend.quality_metrics import QualityMetrics
 from service.stores.circuit_breaker import STATES, BreakerState
-from service.telemetry.client_metrics import ClientMetrics
+from service.telemetry.logs import lines_dropped, lines_failed
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 TURNED_AWAY = "turned away"
-"""What stands for the route of requests that were refused before it was known."""
+"""Route label of requests that were refused before their route was known."""
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _LENGTHS = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
@@ -32,18 +32,51 @@ _WAITS = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05,
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
 
 
+class ClientMetrics:
+    """Metrics of connections and of the rate limit; they have no label with a key or an address.
+
+    Args:
+        registry: gets the metrics.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._rate_limited = Counter(
+            "vlm2rec_rate_limited",
+            "Requests refused because their key or address exceeds its rate.",
+            registry=registry,
+        )
+        self._connections = Gauge("vlm2rec_connections", "Open connections.", registry=registry)
+        self._dropped = Counter(
+            "vlm2rec_connections_dropped", "Connections ended by the service, by reason.", ["reason"], registry=registry
+        )
+
+    def rate_limited(self) -> None:
+        """Count a request that exceeded its rate."""
+        self._rate_limited.inc()
+
+    def connections(self, count: int) -> None:
+        """Set the number of open connections."""
+        self._connections.set(count)
+
+    def dropped(self, reason: str) -> None:
+        """Count a connection that the service ended or refused."""
+        self._dropped.labels(reason).inc()
+
+
 class Metrics:
-    """What the service counts. Route labels are templates, never paths, so that their number is bounded.
+    """Metrics of the service. They have a registry of their own, so that several applications fit into one process.
+
+    Route labels are templates, never paths, so that their number is bounded.
 
     Attributes:
-        bundles: what the watcher of bundles counts.
-        clients: what is counted of connections and callers.
-        quality: what the sampler of answers finds out.
+        bundles: metrics of the bundles.
+        clients: metrics of connections and of the rate limit.
+        quality: metrics of sampled answers.
     """
 
     def __init__(self) -> None:
-        # Times of creation are a fifth of all samples and say nothing that is asked for.
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library does not say
+        # The times of creation are a fifth of all samples, and nothing reads them.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in the library
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -53,14 +86,14 @@ class Metrics:
         )
         self._request_seconds = Histogram(
             "vlm2rec_request_seconds",
-            "From the arrival of a request to its answer.",
+            "Seconds from the arrival of a request to its answer.",
             ["route"],
             buckets=_SECONDS,
             registry=registry,
         )
         self._stage_seconds = Histogram(
             "vlm2rec_stage_seconds",
-            "Time of each stage of an answer, as in Server-Timing.",
+            "Seconds of each stage of an answer, as in Server-Timing.",
             ["route", "stage"],
             buckets=_SECONDS,
             registry=registry,
@@ -68,65 +101,70 @@ class Metrics:
         self._in_progress = Gauge(
             "vlm2rec_requests_in_progress", "Requests between arrival and answer.", registry=registry
         )
-        # Looking up a child by its labels costs more than counting; there are few, so they are kept.
+        # Finding a child by its labels costs more than counting. There are few children, so they are cached.
         self._count_of = cache(self._requests.labels)
         self._seconds_of = cache(self._request_seconds.labels)
         self._stage_of = cache(self._stage_seconds.labels)
+        self._add_answers(registry)
+        self._add_queue(registry)
+        self._add_redis(registry)
+        Gauge(
+            "vlm2rec_log_lines_dropped",
+            "Log lines since the start that were not read in time.",
+            registry=registry,
+        ).set_function(lines_dropped)
+        Gauge(
+            "vlm2rec_log_lines_failed", "Log lines since the start that could not be written.", registry=registry
+        ).set_function(lines_failed)
+        self.bundles = BundleMetrics(registry)
+        self.clients = ClientMetrics(registry)
+        self.quality = QualityMetrics(registry)
+
+    def _add_answers(self, registry: CollectorRegistry) -> None:
         self._answers = Counter("vlm2rec_answers", "Answers with items, by strategy.", ["strategy"], registry=registry)
         self._fallbacks = Counter(
             "vlm2rec_fallbacks",
-            "Answers by a lesser strategy than the route's own, by reason.",
+            "Answers by another strategy than the route's own, by reason.",
             ["strategy", "reason"],
             registry=registry,
         )
         self._degraded = Counter("vlm2rec_degraded", "Degraded answers by reason.", ["reason"], registry=registry)
         self._encoder_errors = Counter("vlm2rec_encoder_errors", "Histories the encoder failed on.", registry=registry)
         self._unknown_items = Counter(
-            "vlm2rec_unknown_items", "Items of histories that the bundle does not have.", registry=registry
+            "vlm2rec_unknown_items", "Items of histories that the bundle lacks.", registry=registry
         )
         self._history_length = Histogram(
             "vlm2rec_history_length", "Items that shaped a query.", buckets=_LENGTHS, registry=registry
         )
-        self._events = Counter("vlm2rec_events", "Events by what became of them.", ["outcome"], registry=registry)
-        self._add_queue(registry)
-        self._add_redis(registry)
-        self._lacking = Counter(
+        self._events = Counter("vlm2rec_events", "Events by outcome.", ["outcome"], registry=registry)
+        self._missing_slots = Counter(
             "vlm2rec_answered_missing",
             "Answered items that lack a slot, by reason.",
             ["slot", "reason"],
             registry=registry,
         )
-        self._log_dropped = Gauge(
-            "vlm2rec_log_lines_dropped", "Log lines since the start that nobody read in time.", registry=registry
-        )
-        self._log_failed = Gauge(
-            "vlm2rec_log_lines_failed", "Log lines since the start that could not be written.", registry=registry
-        )
-        self.bundles = BundleMetrics(registry)
-        self.clients = ClientMetrics(registry)
-        self.quality = QualityMetrics(registry)
 
     def _add_queue(self, registry: CollectorRegistry) -> None:
         self._batch_size = Histogram(
-            "vlm2rec_batch_size", "Lookups that ran together.", buckets=_BATCH_SIZES, registry=registry
+            "vlm2rec_batch_size", "Searches that ran together.", buckets=_BATCH_SIZES, registry=registry
         )
         self._queue_wait = Histogram(
             "vlm2rec_queue_wait_seconds",
-            "How long the lookup that waited longest in a batch had waited.",
+            "Seconds that the oldest search of a batch had waited.",
             buckets=_WAITS,
             registry=registry,
         )
         self._worker_deaths = Counter(
-            "vlm2rec_engine_deaths", "Ends of the engine's thread that nobody asked for.", registry=registry
+            "vlm2rec_engine_deaths", "Unexpected ends of a thread of the engine.", registry=registry
         )
-        self._queue_depth = Gauge("vlm2rec_queue_depth", "Lookups that wait now.", registry=registry)
-        self._shed = Counter("vlm2rec_shed", "Requests not served in full for overload.", ["reason"], registry=registry)
+        self._queue_depth = Gauge("vlm2rec_queue_depth", "Searches that wait now.", registry=registry)
+        self._shed = Counter("vlm2rec_shed", "Requests refused or degraded by overload.", ["reason"], registry=registry)
         self._shed_of = cache(self._shed.labels)
 
     def _add_redis(self, registry: CollectorRegistry) -> None:
         self._redis_seconds = Histogram(
             "vlm2rec_redis_seconds",
-            "Calls of Redis from asking to the answer, to an error, or to the end of patience.",
+            "Seconds of Redis calls until the reply, an error or the timeout.",
             ["operation"],
             buckets=_SECONDS,
             registry=registry,
@@ -151,17 +189,17 @@ class Metrics:
         self._redis_seconds_of = cache(self._redis_seconds.labels)
         self._redis_errors_of = cache(self._redis_errors.labels)
 
-    def in_progress(self, ask: Callable[[], int]) -> None:
-        """Say whom to ask at every scrape how many requests are in progress."""
-        self._in_progress.set_function(ask)
+    def in_progress(self, count: Callable[[], int]) -> None:
+        """Set the function that tells the number of requests in progress at every scrape."""
+        self._in_progress.set_function(count)
 
     def answered(self, route: str, method: str, status: int, seconds: float, stages: dict[str, float]) -> None:
         """Count an answer.
 
         Args:
             route: template, as in ``/items/{item_id}``; ``unmatched`` for none.
-            method: HTTP method; unusual ones are counted together.
-            status: HTTP status; 499 when the client left first.
+            method: HTTP method; unusual ones are counted as ``other``.
+            status: HTTP status; 499 if the client left first.
             seconds: from arrival to answer.
             stages: stage → milliseconds.
         """
@@ -171,38 +209,42 @@ class Metrics:
             self._stage_of(route, stage).observe(milliseconds / 1000.0)
 
     def recommended(
-        self, *, strategy: str, wanted: str, degraded: str | None, history_used: int, unknown: int, trouble: bool
+        self, *, strategy: str, wanted: str, degraded: str | None, history_used: int, unknown: int, encoder_failed: bool
     ) -> None:
         """Count an answer with items.
 
         Args:
-            strategy: how they were found.
+            strategy: how the items were found.
             wanted: the route's own strategy.
-            degraded: reason, None if it is whole.
+            degraded: reason; None: the answer is complete.
             history_used: items that shaped the query.
-            unknown: items of the history that the bundle does not have.
-            trouble: whether the encoder failed.
+            unknown: items of the history that the bundle lacks.
+            encoder_failed: whether the encoder failed.
         """
         self._answers.labels(strategy).inc()
         self._history_length.observe(history_used)
         if strategy != wanted:
-            reason = "encoder" if trouble else degraded or ("nothing_liked" if strategy == "similar" else "no_history")
+            reason = (
+                "encoder"
+                if encoder_failed
+                else degraded or ("nothing_liked" if strategy == "similar" else "no_history")
+            )
             self._fallbacks.labels(strategy, reason).inc()
         if degraded is not None:
             self._degraded.labels(degraded).inc()
         if unknown:
             self._unknown_items.inc(unknown)
-        if trouble:
+        if encoder_failed:
             self._encoder_errors.inc()
 
     def events(self, *, stored: int, duplicates: int, without_consent: int) -> None:
-        """Count events that Redis holds now, and those that were not kept for want of consent."""
+        """Count events that Redis stored, events that it had already, and events without consent."""
         self._events.labels("stored").inc(stored)
         self._events.labels("duplicate").inc(duplicates)
         self._events.labels("without_consent").inc(without_consent)
 
     def batch(self, size: int, waited_s: float) -> None:
-        """Count lookups that ran together; one that ran alone and at once is a batch of 1 that waited 0.
+        """Count searches that ran together; a search that ran alone and at once is a batch of 1 that waited 0.
 
         Args:
             size: how many, at least 1.
@@ -212,49 +254,44 @@ class Metrics:
         self._queue_wait.observe(waited_s)
 
     def worker_died(self) -> None:
-        """Count an end of the engine's thread that nobody asked for."""
+        """Count an unexpected end of a thread of the engine."""
         self._worker_deaths.inc()
 
-    def queue_depth(self, ask: Callable[[], int]) -> None:
-        """Say whom to ask at every scrape how many lookups wait."""
-        self._queue_depth.set_function(ask)
+    def queue_depth(self, count: Callable[[], int]) -> None:
+        """Set the function that tells the number of waiting searches at every scrape."""
+        self._queue_depth.set_function(count)
 
     def shed(self, reason: str) -> None:
-        """Count a request that overload kept from being served in full; the reason is one of a few words."""
+        """Count a request that was refused or degraded by overload; the reason is one of a few words."""
         self._shed_of(reason).inc()
 
     def turned_away(self, method: str) -> None:
-        """Count a request that was refused before its path was looked at, because too much was in progress."""
+        """Count a request that was refused before its path was read, because too many were in progress."""
         self._count_of(TURNED_AWAY, method if method in _METHODS else "other", 429).inc()
         self._shed_of("refused").inc()
 
     def redis_call(self, operation: str, seconds: float) -> None:
-        """Count a call of Redis, answered or not.
+        """Count a call of Redis, whether it succeeded or not.
 
         Args:
             operation: one of a few words, such as ``recent`` and ``append``.
-            seconds: from asking to the answer or to the error.
+            seconds: until the reply or the error.
         """
         self._redis_seconds_of(operation).observe(seconds)
 
     def redis_error(self, operation: str) -> None:
-        """Count a call that Redis did not answer."""
+        """Count a call that failed."""
         self._redis_errors_of(operation).inc()
 
     def breaker_state(self, state: BreakerState) -> None:
-        """Say in which state the circuit breaker before Redis is from now on."""
+        """Set the new state of the circuit breaker before Redis."""
         for known, gauge in self._breaker.items():
             gauge.set(known == state)
         self._breaker_changes.labels(state).inc()
 
-    def lacking(self, slot: str, reason: str) -> None:
+    def missing_slot(self, slot: str, reason: str) -> None:
         """Count an answered item that lacks a slot."""
-        self._lacking.labels(slot, reason).inc()
-
-    def log_lines(self, *, dropped: Callable[[], int], failed: Callable[[], int]) -> None:
-        """Say whom to ask at every scrape how many log lines nobody read in time, and how many were not written."""
-        self._log_dropped.set_function(dropped)
-        self._log_failed.set_function(failed)
+        self._missing_slots.labels(slot, reason).inc()
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""

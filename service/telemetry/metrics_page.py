@@ -1,4 +1,4 @@
-"""MetricsPage: the text of `GET /metrics`, rendered beside the event loop and once a second at the most."""
+"""Renders the text of `GET /metrics` in a thread, at most once a second."""
 
 import asyncio
 from time import monotonic
@@ -11,10 +11,10 @@ INTERVAL_S: Final = 1.0
 
 
 class MetricsPage:
-    """Renders the metrics in a thread of its own; whoever asks within the same second gets the same bytes.
+    """Renders the metrics in a thread of its own; all requests within a second get the same bytes.
 
     Args:
-        metrics: what is rendered.
+        metrics: of the application.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -30,10 +30,10 @@ class MetricsPage:
             if monotonic() < self._next_at:
                 return self._content
             self._rendering = asyncio.create_task(self._render())
-        return await asyncio.shield(self._rendering)  # it is for others too who may still wait when this one leaves
+        return await asyncio.shield(self._rendering)  # others may still wait for it when this request is cancelled
 
     def close(self) -> None:
-        """Render nothing more."""
+        """End the thread."""
         self._background.close()
 
     async def _render(self) -> bytes:

@@ -1,25 +1,24 @@
-"""Telemetry: a span of OpenTelemetry for every request, with its stages as children; only where it is asked for.
+"""Records an OpenTelemetry span for every request, with its stages as children, if the settings ask for it.
 
-Spans are made from the `Trace` when the answer is out, so stages cost nothing more than they do without, and nothing of
-the SDK is imported while it is off. The caller's trace goes on if the request has a W3C ``traceparent``. Exporter,
-sampler and resource are set up by the standard ``OTEL_*`` variables; a thread of the SDK exports in batches. Spans name
-the route, never the path: paths hold the ids of users.
+Spans are made from the `Trace` after the response was sent, so that a stage costs nothing more. While tracing is off,
+the SDK is not imported. A W3C ``traceparent`` header continues the caller's trace. The standard ``OTEL_*`` variables
+set exporter, sampler and resource; a thread of the SDK exports in batches. A span has the route, never the path: paths
+contain user ids.
 """
 
 import os
 from importlib.metadata import version
 from time import time_ns
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from structlog.typing import FilteringBoundLogger
 
 from service.errors import SettingsError
 from service.request_trace import Trace
+from service.settings.groups import ObservabilitySettings
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
-
-Wanted = Literal["auto", "on", "off"]
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -28,10 +27,10 @@ _NS_PER_MS = 1_000_000
 
 
 class SpanRecorder:
-    """Makes spans.
+    """Records spans.
 
     Args:
-        provider: of the SDK, with whatever exports.
+        provider: of the SDK, with an exporter.
     """
 
     def __init__(self, provider: "TracerProvider") -> None:
@@ -45,10 +44,10 @@ class SpanRecorder:
         self._within = set_span_in_context
 
     def record(self, trace: Trace, headers: list[tuple[bytes, bytes]], method: str, route: str, status: int) -> None:
-        """Make the spans of a request that was answered just now.
+        """Record the spans of a request that was just answered.
 
         Args:
-            trace: its stages; they are laid one after the other in the order in which each was first ended.
+            trace: of the request; its stages follow each other in the order in which each ended first.
             headers: of the request, names in lower case.
             method: HTTP method.
             route: template of the path.
@@ -81,29 +80,32 @@ class SpanRecorder:
         span.end(now)
 
     def close(self) -> None:
-        """Export what waits and end the SDK's thread; blocks for as long as the exporter's timeouts allow."""
+        """Export the waiting spans and end the SDK's thread; this blocks up to the exporter's timeouts."""
         self._provider.shutdown()
 
 
-def open_spans(wanted: Wanted, log: FilteringBoundLogger) -> SpanRecorder | None:
-    """Set up the export of spans as ``OTEL_*`` say; None where they are not wanted.
+def open_spans(settings: ObservabilitySettings, log: FilteringBoundLogger) -> SpanRecorder | None:
+    """Set up the export of spans from the ``OTEL_*`` variables.
 
     Args:
-        wanted: ``on``; ``off``; or ``auto``: on if the variables name an exporter and it can be had.
-        log: told why ``auto`` is off although it is asked for.
+        settings: tracing ``on``, ``off``, or ``auto``: on if the variables name an exporter that can be loaded.
+        log: gets the reason if ``auto`` stays off although an exporter is named.
+
+    Returns:
+        The recorder; None: tracing is off.
 
     Raises:
-        SettingsError: ``on``, and it cannot be.
+        SettingsError: tracing is ``on``, but the exporter cannot be loaded.
     """
-    if wanted == "off" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    if settings.otel == "off" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     exporter = os.environ.get("OTEL_TRACES_EXPORTER", "").lower()
-    if wanted == "auto" and (exporter == "none" or not (exporter or any(map(os.environ.get, _ENDPOINTS)))):
+    if settings.otel == "auto" and (exporter == "none" or not (exporter or any(map(os.environ.get, _ENDPOINTS)))):
         return None
     try:
         return SpanRecorder(_provider(exporter))
     except SettingsError as error:
-        if wanted == "on":
+        if settings.otel == "on":
             raise
         log.warning("no spans", reason=str(error))
         return None
@@ -113,8 +115,8 @@ def _provider(exporter: str) -> "TracerProvider":
     protocol = next(filter(None, map(os.environ.get, _PROTOCOLS)), "http/protobuf")
     if exporter not in {"", "otlp"} or protocol != "http/protobuf":
         raise SettingsError(
-            f"spans go out as otlp over http/protobuf, got OTEL_TRACES_EXPORTER={exporter or 'otlp'} and the protocol "
-            f"{protocol}; set these, or VLM2REC_OTEL=off"
+            f"spans are exported as otlp over http/protobuf, got OTEL_TRACES_EXPORTER={exporter or 'otlp'} and the "
+            f"protocol {protocol}; set these, or VLM2REC_OTEL=off"
         )
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from service.settings import Settings
+from service.settings.load import load_settings
 from tests.support.promql import OPS
 from tests.support.stores.redis_servers import redis_programs, redis_server
 
@@ -40,7 +40,7 @@ def test_keys_are_taken_and_kept(secrets: Path, tmp_path: Path) -> None:
     assert len(before["api-keys"]) == len(before["admin-keys"]) == 64
     assert before["api-keys"] != before["admin-keys"]
     files = {f"{name}_file": secrets / name.replace("_", "-") for name in ("api_keys", "admin_keys", "redis_url")}
-    Settings(registry=str(tmp_path), **files)
+    load_settings(registry=str(tmp_path), **files)
 
 
 def test_redis_keeps_what_it_had_and_asks_for_a_password(secrets: Path, tmp_path: Path) -> None:

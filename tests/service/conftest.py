@@ -20,7 +20,7 @@ from index.items.item_table import ItemTable
 from index.items.thumbnails import Thumbnails, write_thumbnails
 from service.app import create_app
 from service.bundles.startup import Startup
-from service.settings import load_settings
+from service.settings.load import load_settings
 from service.telemetry import metrics_page
 from tests.support.oracle import Oracle
 from tests.support.service_process import Service
@@ -64,7 +64,7 @@ def open_client(bundle: Bundle, redis_url: str, tmp_path_factory: pytest.TempPat
             "registry": "unused",
             "directives_file": tmp_path_factory.mktemp("state") / "directives.json",
         } | settings
-        app = create_app(load_settings(**{**chosen, **settings}), opening=Startup(bundle))
+        app = create_app(load_settings(**{**chosen, **settings}), startup=Startup(bundle))
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client
 
@@ -126,7 +126,7 @@ def pictured(
     table = dataclasses.replace(small_table, thumbnails=Thumbnails.load(directory / "made.npy", 60))
     built = build_bundle(table, small_encoder, EvaluationQueries(np.array([[1, 2]]), np.array([5])), directory)
     with open_client() as client:
-        client.app.state.current.swap(Bundle.load(built))
+        client.app.state.active_bundle.swap(Bundle.load(built))
         yield client
 
 

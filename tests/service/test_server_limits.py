@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.server import _allow_files, _connections
-from service.settings import load_settings
+from service.settings.groups import HttpLimits
 from service.telemetry.metrics import Metrics
 from tests.support.service_process import Service
 
@@ -17,7 +17,7 @@ GET = b"GET %s HTTP/1.1\r\nhost: x\r\n%s\r\n\r\n"
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The bounds on open files, without setting those of this process; the first is what they are."""
+    """Records the limits on open files instead of setting them; the first is the current one."""
     bounds = [(1024, 8192)]
     monkeypatch.setattr(resource, "getrlimit", lambda _which: bounds[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _which, bound: bounds.append(bound))
@@ -38,15 +38,15 @@ def test_open_files_are_allowed_as_needed_and_no_further_than_possible(files: li
 
 def test_there_are_no_more_connections_than_open_files(files: list[tuple[int, int]]) -> None:
     metrics = Metrics()
-    assert _connections(load_settings(registry="r"), metrics).limits.connections == 4096
+    assert _connections(HttpLimits(), metrics).limits.connections == 4096
     files.append((1024, 1024))
-    limits = _connections(load_settings(registry="r", request_timeout_s=3), metrics).limits
+    limits = _connections(HttpLimits(request_timeout_s=3), metrics).limits
     assert limits.connections + limits.spare + 256 == 1024
     assert limits.request_s == 3
 
 
 class Caller:
-    """Asks a service over one connection after the other."""
+    """Sends each request over a connection of its own."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -59,7 +59,7 @@ class Caller:
 
 
 @pytest.mark.parametrize("trusted", [False, True])
-def test_only_a_trusted_proxy_says_who_calls(small_registry: Path, trusted: bool) -> None:
+def test_only_a_trusted_proxy_sets_the_address_of_the_caller(small_registry: Path, trusted: bool) -> None:
     environment = {"VLM2REC_TRUSTED_PROXIES": "10.1.0.0/16, 127.0.0.1"} if trusted else {}
     service = Service(
         *("--registry", str(small_registry), "--redis", "unix:///nonexistent/redis.sock"),

@@ -7,7 +7,7 @@ from pydantic import SecretStr
 
 from cli.online.serve import serve
 from service.errors import SettingsError
-from service.settings import load_settings
+from service.settings.load import GROUP_OF, Settings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -28,15 +28,15 @@ def test_arguments_win_over_variables_and_these_over_the_file(monkeypatch: pytes
     monkeypatch.setenv("VLM2REC_PORT", "2")
     monkeypatch.setenv("VLM2REC_HOST", "variable")
     settings = load_settings(host="argument", log_level=None)
-    assert (settings.registry, settings.port, settings.host) == ("from file", 2, "argument")
-    assert settings.history_cap == 7
-    assert settings.log_level == "info"
-    assert settings.api_keys == (SecretStr("0123456789abcdef"),)
+    assert (settings.bundles.registry, settings.server.port, settings.server.host) == ("from file", 2, "argument")
+    assert settings.histories.history_cap == 7
+    assert settings.observability.log_level == "info"
+    assert settings.access.api_keys == (SecretStr("0123456789abcdef"),)
 
 
 def test_keys_in_a_variable_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLM2REC_API_KEYS", "0123456789abcdef, fedcba9876543210,")
-    keys = load_settings(registry="r").api_keys
+    keys = load_settings(registry="r").access.api_keys
     assert [key.get_secret_value() for key in keys] == ["0123456789abcdef", "fedcba9876543210"]
 
 
@@ -73,9 +73,32 @@ def test_lists_in_a_variable_are_separated_by_commas(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("VLM2REC_CORS_ORIGINS", "https://a.example, http://localhost:3000")
     monkeypatch.setenv("VLM2REC_TRUSTED_PROXIES", "10.0.0.0/8,::1")
     settings = load_settings(registry="r")
-    assert settings.cors_origins == ("https://a.example", "http://localhost:3000")
-    assert settings.trusted_proxies == ("10.0.0.0/8", "::1")
-    assert load_settings(registry="r", cors_origins="*").cors_origins == ("*",)
+    assert settings.server.cors_origins == ("https://a.example", "http://localhost:3000")
+    assert settings.server.trusted_proxies == ("10.0.0.0/8", "::1")
+    assert load_settings(registry="r", cors_origins="*").server.cors_origins == ("*",)
+
+
+def test_defaults_of_the_caller_lose_against_everything_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    defaults = {"host": "default", "port": 3, "root_path": "/default", "poll_ms": 90}
+    file = tmp_path / "service.toml"
+    file.write_text("port = 4\n")
+    monkeypatch.setenv("VLM2REC_CONFIG", str(file))
+    monkeypatch.setenv("VLM2REC_HOST", "variable")
+    settings = load_settings(defaults, registry="r", root_path="/argument")
+    assert settings.server.host == "variable"
+    assert settings.server.port == 4
+    assert settings.server.root_path == "/argument"
+    assert settings.bundles.poll_ms == 90
+
+
+def test_variables_may_be_in_lower_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("vlm2rec_port", "82")
+    assert load_settings(registry="r").server.port == 82
+
+
+def test_a_name_belongs_to_one_group() -> None:
+    fields = [name for group in Settings.model_fields.values() for name in group.annotation.model_fields]
+    assert len(fields) == len(set(fields)) == len(GROUP_OF)
 
 
 def test_the_registry_must_be_set() -> None:
@@ -84,7 +107,13 @@ def test_the_registry_must_be_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("colour = 1", "colour is not a setting"), ("port = [", "cannot be read"), ("\x00", "cannot")]
+    ("text", "message"),
+    [
+        ("colour = 1", "colour is not a setting"),
+        ("[server]\nport = 1", "server is not a setting"),
+        ("port = [", "cannot be read"),
+        ("\x00", "cannot"),
+    ],
 )
 def test_a_wrong_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "service.toml"
@@ -94,16 +123,16 @@ def test_a_wrong_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         load_settings(registry="r")
 
 
-def test_what_kubernetes_says_of_a_service_of_our_name_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_a_kubernetes_service_with_our_name_are_not_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_8000_TCP", "PORT_8000_TCP_ADDR"):
         monkeypatch.setenv(f"VLM2REC_{name}", "10.0.0.1")
     monkeypatch.setenv("VLM2REC_REDIS_SERVICE_HOST", "10.0.0.2")
     monkeypatch.setenv("VLM2REC_PORT", "tcp://10.0.0.1:8000")
-    assert load_settings(registry="r").port == 8000
+    assert load_settings(registry="r").server.port == 8000
 
 
 @pytest.mark.parametrize("of", ["VLM2REC_REDIS", "VLM2REC", "VLM2REC_MODEL_STORE", "VLM2REC_API_KEYS"])
-def test_all_that_kubernetes_says_of_services_is_left_out(monkeypatch: pytest.MonkeyPatch, of: str) -> None:
+def test_every_variable_of_a_kubernetes_service_is_ignored(monkeypatch: pytest.MonkeyPatch, of: str) -> None:
     for scheme, port in (("tcp", 6379), ("udp", 53), ("sctp", 9)):
         kind = scheme.upper()
         monkeypatch.setenv(f"{of}_PORT", f"{scheme}://10.0.0.5:{port}")
@@ -114,14 +143,14 @@ def test_all_that_kubernetes_says_of_services_is_left_out(monkeypatch: pytest.Mo
         monkeypatch.setenv(f"{of}_SERVICE_PORT", str(port))
         monkeypatch.setenv(f"{of}_SERVICE_PORT_REDIS", str(port))
         settings = load_settings(registry="r")
-        assert (settings.port, settings.api_keys) == (8000, ())
+        assert (settings.server.port, settings.access.api_keys) == (8000, ())
 
 
-def test_a_service_link_does_not_stand_before_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_file_wins_over_a_variable_of_kubernetes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "service.toml").write_text('registry = "r"\nport = 81\n')
     monkeypatch.setenv("VLM2REC_CONFIG", str(tmp_path / "service.toml"))
     monkeypatch.setenv("VLM2REC_PORT", "tcp://10.0.0.1:8000")
-    assert load_settings().port == 81
+    assert load_settings().server.port == 81
 
 
 @pytest.mark.parametrize(
@@ -134,17 +163,17 @@ def test_a_service_link_does_not_stand_before_the_file(monkeypatch: pytest.Monke
         ("VLM2REC_PORT_X_TCP", "tcp://10.0.0.5:6379"),
     ],
 )
-def test_other_unknown_names_are_refused_as_ever(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+def test_other_unknown_variables_are_refused(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError, match=f"{variable} is not a setting"):
         load_settings(registry="r")
 
 
-def test_every_redis_has_a_file_of_directives_of_its_own() -> None:
-    """Whoever writes the same Redis otherwise, or changes its password, keeps the file."""
+def test_each_redis_has_its_own_file_of_operator_state() -> None:
+    """Another spelling of the URL, or another password, keeps the file."""
 
     def path(url: str, **more: str) -> Path:
-        return load_settings(registry="r", redis_url=url, **more).directives_path
+        return load_settings(registry="r", redis_url=url, **more).operator_state_file
 
     same = [
         "redis://127.0.0.1:6379/0", "redis://127.0.0.1", "redis://:secret@127.0.0.1/", "rediss://u:other@127.0.0.1:6379",
@@ -167,11 +196,11 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_an_embedded_redis_shares_no_file_of_directives(
+def test_an_embedded_redis_has_its_own_file_of_operator_state(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: bool
 ) -> None:
     files: list[Path] = []
-    monkeypatch.setattr("service.server.serve", lambda settings, announce: files.append(settings.directives_path))
+    monkeypatch.setattr("service.server.serve", lambda settings, announce: files.append(settings.operator_state_file))
     for name in ("a", "b", "a"):
         serve(registry="r", embedded_redis=True, redis_dir=tmp_path / name if kept else None)
     assert files[0] != files[1]
@@ -179,7 +208,7 @@ def test_an_embedded_redis_shares_no_file_of_directives(
         assert files == [tmp_path / "a/directives.json", tmp_path / "b/directives.json", tmp_path / "a/directives.json"]
     else:
         assert len(set(files)) == 3
-        assert not any(file.parent.exists() for file in files)  # gone with what they were about
+        assert not any(file.parent.exists() for file in files)  # deleted with the data of their Redis
     monkeypatch.setenv("VLM2REC_DIRECTIVES_FILE", str(tmp_path / "mine.json"))
     serve(registry="r", embedded_redis=True)
     assert files[-1] == tmp_path / "mine.json"

@@ -1,4 +1,4 @@
-"""Seeded corruptions of a bundle, each judged in this process: refused by name, harmless, or a sound bundle of its own.
+"""Seeded corruptions of a bundle; each must be refused by name, be harmless or give a sound bundle.
 
     python tests/support/corruptions.py GOOD OTHER FIRST COUNT
 

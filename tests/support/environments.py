@@ -1,4 +1,4 @@
-"""Environments of processes that tests start."""
+"""Environment variables of processes that tests start."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Metrics as a scrape sees them."""
+"""Reads metrics in the form in which Prometheus scrapes them."""
 
 from prometheus_client.parser import text_string_to_metric_families
 

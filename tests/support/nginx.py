@@ -1,4 +1,4 @@
-"""A real nginx in front of the service, or a reason why there is none."""
+"""Starts a real nginx in front of the service, or says why none can be started."""
 
 import contextlib
 import grp

@@ -1,4 +1,4 @@
-"""What bundles of the small layout must answer, in plain numpy."""
+"""Computes the expected answers of bundles with the small layout in plain numpy."""
 
 from dataclasses import dataclass
 

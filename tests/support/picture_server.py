@@ -1,4 +1,4 @@
-"""A picture server on loopback for the tests of the fetcher, and what the fetcher needs to reach it.
+"""A picture server on the loopback interface for the tests of the fetcher.
 
 The rule that lets loopback through exists only here: the project has no setting for it.
 """

@@ -1,4 +1,4 @@
-"""The panels and rules of ops/, as PromQL."""
+"""Reads the panels and rules of ops/ as PromQL."""
 
 import json
 import re

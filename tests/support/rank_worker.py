@@ -1,4 +1,4 @@
-"""What each process of a `torchrun` does in test_ranks.py: RESULT is written by all, RUN by a whole training run."""
+"""The program that each `torchrun` process of test_ranks.py runs; all write RESULT, a whole training run writes RUN."""
 
 import json
 import sys

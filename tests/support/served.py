@@ -1,4 +1,4 @@
-"""`vlm2rec serve` as a process, and what its made catalogue says."""
+"""Runs `vlm2rec serve` as a process and reads what its generated catalogue answers."""
 
 import os
 import re

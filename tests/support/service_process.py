@@ -1,4 +1,4 @@
-"""`vlm2rec serve` as a real process with its output."""
+"""Runs `vlm2rec serve` as a real process and reads its output."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""A registry whose pointer moves, with bundles that can be damaged, and the service beside it."""
+"""A registry with bundles that can be made current or damaged, and requests to the service that serves it."""
 
 import json
 import os
@@ -43,8 +43,8 @@ def other_bundle(table: ItemTable, encoder: Path, out: Path, day: int, *, names:
     ids = table.ids if names is None else ItemIds(f"{names}{row}" for row in range(len(table)))
     vectors = table.layout.stack(raw).astype(np.float16)
     changed = ItemTable(table.layout, ids, vectors, table.popularity, table.metadata, table.model)
-    probes = EvaluationQueries(np.array([[1, 2, 4], [10, 11, -1], [20, -1, -1]]), np.array([5, 12, 21]))
-    return build_bundle(changed, encoder, probes, out, now=datetime(2026, 1, day, tzinfo=UTC))
+    queries = EvaluationQueries(np.array([[1, 2, 4], [10, 11, -1], [20, -1, -1]]), np.array([5, 12, 21]))
+    return build_bundle(changed, encoder, queries, out, now=datetime(2026, 1, day, tzinfo=UTC))
 
 
 def with_file(bundle: Path, out: Path, name: str, content: bytes) -> Path:
@@ -89,7 +89,7 @@ class Shop:
         return self.registry.root / bundle_id
 
     def put(self, bundle: Path) -> str:
-        """Lay a bundle into the registry without pointing to it; files of its own, so that they may be damaged."""
+        """Copy a bundle into the registry without making it current; its files may be damaged."""
         shutil.copytree(bundle, self.path(bundle.name))
         for path in self.path(bundle.name).iterdir():
             path.chmod(0o644)
@@ -119,7 +119,7 @@ class Shop:
 
 
 def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Wait until a condition holds and give what it gave."""
+    """Wait until a condition holds and return its result."""
     until = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < until, "did not come about"
@@ -127,22 +127,26 @@ def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     return found
 
 
-class Looks:
-    """What a replica knew and answered with at the start of each look; two looks are a second at the most."""
+class Polls:
+    """Records the active bundle and the hidden items of a replica at the start of each poll."""
 
     def __init__(self, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[tuple[str, frozenset[str]]] = []
-        watched, current, sync = client.app.state.watcher._directives, client.app.state.current, OperatorState.sync
+        watched, current, sync = (
+            client.app.state.watcher._operator_state,
+            client.app.state.active_bundle,
+            OperatorState.sync,
+        )
 
-        async def recording(directives: OperatorState) -> None:
-            if directives is watched:
-                self.seen.append((current.get().id, frozenset(directives.hidden.ids)))
-            await sync(directives)
+        async def recording(state: OperatorState) -> None:
+            if state is watched:
+                self.seen.append((current.get().id, frozenset(state.hidden.ids)))
+            await sync(state)
 
         monkeypatch.setattr(OperatorState, "sync", recording)
 
     def until(self, holds: Callable[[str, frozenset[str]], bool]) -> int:
-        """How many looks began from now on before something was so."""
+        """How many polls from now on started before a condition held."""
         begun = len(self.seen)
         return int(eventually(lambda: [n for n, seen in enumerate(self.seen[begun:], 1) if holds(*seen)])[0]) - 1
 
@@ -155,13 +159,13 @@ def serving(client: TestClient) -> str:
 
 
 def returning(client: TestClient) -> None:
-    """Let a user come back who has a stored history; only such ones are asked with in a comparison."""
+    """Send a request of a user with a stored history; comparisons use only such histories."""
     assert client.post("/events", json={"user_id": "back", "item_id": "i1", "event_id": "1"}).status_code == 200
     assert client.post("/recommend", json={"user_id": "back", "k": 3}).json()["strategy"] == "sequence"
 
 
 def metric(client: TestClient, name: str, **labels: str) -> float:
-    """The value of a metric; 0 where it was never set."""
+    """The value of a metric; 0 if it was never set."""
     return sum(
         sample.value
         for family in text_string_to_metric_families(client.get("/metrics").text)

@@ -1,4 +1,4 @@
-"""A real server in a thread with clients that speak through bare sockets, well or badly."""
+"""Runs a real server in a thread, with clients that send correct or malformed bytes over sockets."""
 
 import asyncio
 import contextlib
@@ -18,13 +18,13 @@ from structlog import get_logger
 from service.api.request_body import read_json
 from service.errors import RequestRefused
 from service.http.admission import Admission
-from service.http.body_budget import BodyBudget
 from service.http.connections import ConnectionLimits, Connections
 from service.http.graceful_shutdown import GuardedServer
 from service.http.problems import answer_error
 from service.http.protocol import GuardedConfig
 from service.http.request_context import context_of
 from service.http.request_middleware import RequestMiddleware
+from service.settings.groups import HttpLimits, ObservabilitySettings
 from service.telemetry.metrics import Metrics
 from tests.support.shops import eventually
 
@@ -45,7 +45,7 @@ def answering(released: threading.Event, steps: threading.Semaphore) -> ASGIApp:
         answer: Response
         if scope["method"] == "POST":
             try:
-                answer = PlainTextResponse(str(await read_json(Request(scope, receive), 100_000))[:100])
+                answer = PlainTextResponse(str(await read_json(Request(scope, receive)))[:100])
             except RequestRefused as error:
                 answer = answer_error(error, request_id=context_of(scope).trace.request_id, retry_after_s=1)
         else:
@@ -145,7 +145,11 @@ def running(
     )
     released, steps = threading.Event(), threading.Semaphore(0)
     whole = RequestMiddleware(
-        answering(released, steps), metrics=Metrics(), log=get_logger(), bodies=BodyBudget(bodies), retry_after_s=7
+        answering(released, steps),
+        metrics=Metrics(),
+        log=get_logger(),
+        limits=HttpLimits(body_limit_bytes=100_000, bodies_limit_bytes=bodies, retry_after_s=7),
+        observability=ObservabilitySettings(),
     )
     listener = socket.create_server(("127.0.0.1", 0))
     config = GuardedConfig(

@@ -1,4 +1,4 @@
-"""The smallest model that the commands are tried with."""
+"""The smallest model on which commands are tested."""
 
 TINY_VLM = """
 [vlm]

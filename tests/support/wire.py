@@ -1,4 +1,4 @@
-"""One connection of the service without a socket: a test gives the segments and gets the answers."""
+"""One connection to the service without a socket: a test passes the segments and reads the answers."""
 
 import asyncio
 from typing import Any

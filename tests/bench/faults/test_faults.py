@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from bench.faults.balancer import Balancer
-from bench.faults.fault_load import Event, Load, Outcome, lost_and_doubled
+from bench.faults.fault_load import Load, Outcome, SentEvent, lost_and_doubled
 from bench.faults.fault_stage import Stage
 from bench.faults.faults import FAULTS, Phase, Plan, run, table
 from service.stores.history_keys import keys_of
 
 KILLED, _, _, FULL, *_, RESTARTED, _ = FAULTS
-EVENT = Event("user-1", "item", 1)
+EVENT = SentEvent("user-1", "item", 1)
 DEGRADED_METRIC = 'vlm2rec_degraded_total{reason="history_unavailable"}'
 
 # It went wrong at 100 and was right again at 105.

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from service.access.auth import KeyRing
 from service.access.key_file import KeyFile, digest_of
 from service.errors import KeyRefused, SettingsError
-from service.settings import load_settings
+from service.settings.load import load_settings
 from tests.support.shops import OpenClient
 
 OLD, NEW, OTHER, ADMIN = ("old-key-0123456789", "new-key-0123456789", "other-key-0123456789", "admin-key-0123456789")
@@ -164,7 +164,7 @@ def test_the_redis_url_may_be_in_a_file(files: Files, monkeypatch: pytest.Monkey
     monkeypatch.delenv("VLM2REC_REDIS_URL", raising=False)
     files.write("redis://service:hunter2-hunter2@redis:6379/0\n")
     settings = load_settings(registry="r", redis_url_file=files.path)
-    assert settings.redis_url.get_secret_value() == "redis://service:hunter2-hunter2@redis:6379/0"
+    assert settings.redis.url == "redis://service:hunter2-hunter2@redis:6379/0"
     assert "hunter2" not in repr(settings)
     with pytest.raises(SettingsError, match="set redis_url or redis_url_file, not both") as refused:
         load_settings(registry="r", redis_url_file=files.path, redis_url="redis://:hunter2@x")

@@ -14,7 +14,7 @@ from index.items.modality_status import ModalityStatus
 from service.app import create_app
 from service.bundles.startup import Startup
 from service.errors import SettingsError
-from service.settings import load_settings
+from service.settings.load import load_settings
 from tests.support.shops import ADMIN, metric, with_file
 
 DATA = "a-data-key-for-tests"
@@ -71,7 +71,7 @@ def test_a_key_is_for_data_or_for_administrators() -> None:
 def test_admin_routes_take_no_query_and_respect_draining(open_client: Any) -> None:
     with open_client(admin_keys=[ADMIN]) as client:
         assert client.post("/bundle/reload?now=1", **with_key(ADMIN)).status_code == 422
-        client.app.state.current.drain()
+        client.app.state.active_bundle.drain()
         assert client.put("/items/i1/availability", json={"available": True}, **with_key(ADMIN)).status_code == 503
 
 
@@ -96,7 +96,7 @@ def unreadable(small_bundle: Path, tmp_path: Path) -> Bundle:
 
 def test_what_an_item_lacks_is_said_and_counted(unreadable: Bundle, redis_url: str, tmp_path: Path) -> None:
     settings = load_settings(registry="unused", redis_url=redis_url, directives_file=str(tmp_path / "d.json"))
-    with TestClient(create_app(settings, opening=Startup(unreadable))) as client:
+    with TestClient(create_app(settings, startup=Startup(unreadable))) as client:
         # every seventh lacks its picture, row 3 has nothing; see `small_table`
         lacking = {f"i{row}": {"image": "absent"} for row in range(0, 60, 7)}
         lacking |= {"i7": {"image": "unreadable"}, "i14": {"image": "not_found"}}

@@ -132,7 +132,7 @@ def test_a_crash_in_one_member_ends_no_other(
 def test_one_bundle_answers_all_of_it_even_if_another_takes_over(open_client: Any, day_bundles: list[Any]) -> None:
     other = Bundle.load(day_bundles[0])
     with open_client() as client:
-        first, current = client.app.state.current.get(), client.app.state.current
+        first, current = client.app.state.active_bundle.get(), client.app.state.active_bundle
         recommend = Recommender.recommend
 
         async def swapping(self: Recommender, bundle: Bundle, *rest: Any) -> Any:
@@ -150,9 +150,9 @@ def test_one_bundle_answers_all_of_it_even_if_another_takes_over(open_client: An
 
 def test_members_are_at_work_at_the_same_time_but_not_all(open_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     at_work, most, eight = 0, 0, asyncio.Event()
-    look_up = MicroBatcher.look_up
+    search = MicroBatcher.search
 
-    async def slow(self: MicroBatcher, bundle: Bundle, lookup: SearchJob) -> SearchResult:
+    async def slow(self: MicroBatcher, bundle: Bundle, job: SearchJob) -> SearchResult:
         nonlocal at_work, most
         at_work += 1
         most = max(most, at_work)
@@ -162,9 +162,9 @@ def test_members_are_at_work_at_the_same_time_but_not_all(open_client: Any, monk
             await eight.wait()
         await asyncio.sleep(0.001)  # a ninth would come now
         at_work -= 1
-        return await look_up(self, bundle, lookup)
+        return await search(self, bundle, job)
 
-    monkeypatch.setattr(MicroBatcher, "look_up", slow)
+    monkeypatch.setattr(MicroBatcher, "search", slow)
     with open_client() as client:
         batch(client, *[{"items": ["i1"], "k": 1}] * 40)
     assert most == 8

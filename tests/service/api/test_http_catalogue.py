@@ -108,7 +108,7 @@ def test_health(client: TestClient, bundle: Bundle) -> None:
 
 def test_a_process_that_drains_refuses_new_work(open_client: Any) -> None:
     with open_client(retry_after_s=7) as client:
-        client.app.state.current.drain()
+        client.app.state.active_bundle.drain()
         for answer in (client.post("/recommend", json={"items": ["i1"]}), client.get("/readyz"), client.get("/bundle")):
             assert answer.status_code == 503
             assert answer.headers["retry-after"] == "7"

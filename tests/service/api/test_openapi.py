@@ -54,7 +54,7 @@ def test_the_headers_are_there(open_client: OpenClient) -> None:
     with open_client(api_keys=[KEY]) as client:
         assert client.get("/bundle").headers["WWW-Authenticate"] == "Bearer"
         assert client.get("/recommend").headers["Allow"] == "POST"
-        client.app.state.current.drain()  # type: ignore[attr-defined]
+        client.app.state.active_bundle.drain()  # type: ignore[attr-defined]
         answer = client.get("/bundle", headers={"X-API-Key": KEY})
         assert (answer.status_code, int(answer.headers["Retry-After"]) >= 1) == (503, True)
 

@@ -36,9 +36,10 @@ def read(
     sent = {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
     raw = [(name.encode(), value.encode()) for name, value in sent.items() if value]
     context = RequestContext(0.0, late=late)
-    context.bodies = budget or BodyBudget(1000)
+    context.bodies = budget or BodyBudget(1000, largest=limit)
+    context.bodies.largest = limit
     scope: dict[str, Any] = {"type": "http", "headers": raw, CONTEXT: context}
-    return asyncio.run(read_json(Request(scope, receive), limit))
+    return asyncio.run(read_json(Request(scope, receive)))
 
 
 def test_parts_are_put_together() -> None:
@@ -279,7 +280,7 @@ def test_what_is_shown_is_short() -> None:
 
 
 def test_bodies_that_come_in_parts_share_a_budget() -> None:
-    budget = BodyBudget(100)
+    budget = BodyBudget(100, largest=100)
     with budget.holding() as elsewhere:
         elsewhere.grow(50)
         assert read(b'"' + b"x" * 58 + b'"', budget=budget) == "x" * 58  # in one piece: not counted
@@ -295,7 +296,7 @@ def test_bodies_that_come_in_parts_share_a_budget() -> None:
 
 
 def test_only_so_many_bodies_are_discarded_at_once() -> None:
-    budget = BodyBudget(1000, discarding=1)
+    budget = BodyBudget(1000, largest=100, discarding=1)
     with budget.discarding(), pytest.raises(BodyTooLarge):
         read(limit=100, content_length="101", budget=budget)  # unread: `receive` fails the test if it is called
     with pytest.raises(ClientDisconnect):  # read on until the client leaves

@@ -1,4 +1,4 @@
-"""The shadow comparison, against numbers worked out by hand."""
+"""The comparison of two bundles against values computed by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ from index.bundle.bundle import Bundle
 from index.bundle.manifest import ENCODER_FILE
 from index.errors import EncoderError
 from index.items.item_table import ItemTable
-from service.bundles.comparison import Comparison, Shadow, ShadowBounds, Side, compare
+from service.bundles.comparison import BundleFigures, ComparedBundle, Comparison, ShadowBounds, compare
 from service.errors import BundleRefused
 from service.recommend.hidden_items import available_rows
 from service.recommend.recent_histories import RecentHistories
+from service.settings.groups import ComparisonSettings
 from tests.support.oracle import Oracle
 from tests.support.shops import AS_ADMIN, Shop, eventually, metric, other_bundle, returning, serving, with_blind_encoder
 
@@ -46,7 +47,7 @@ def test_the_newest_different_histories_are_kept() -> None:
     assert (len(recent), recent.newest()) == (0, [])
 
 
-def test_a_history_that_was_read_before_all_were_forgotten_is_not_taken() -> None:
+def test_a_history_read_before_all_were_cleared_is_dropped() -> None:
     recent = RecentHistories(3)
     before = recent.generation
     recent.clear()
@@ -57,8 +58,8 @@ def test_a_history_that_was_read_before_all_were_forgotten_is_not_taken() -> Non
 
 
 def test_a_bundle_beside_itself(days: tuple[Bundle, Bundle]) -> None:
-    same = Shadow(days[0], None)
-    found = compare(same, same, HISTORIES, probes=5)
+    same = ComparedBundle(days[0], None)
+    found = compare(same, same, HISTORIES, evaluation_queries=5)
     assert (found.histories, found.source, found.k, found.overlap) == (3, "recent", 20, 1.0)
     assert found.old == found.new
     assert found.slot_shift == 0
@@ -71,7 +72,7 @@ def test_a_bundle_beside_itself(days: tuple[Bundle, Bundle]) -> None:
 def test_two_bundles_overlap_as_counted_by_hand(days: tuple[Bundle, Bundle]) -> None:
     old, new = days
     histories = [*HISTORIES, ("gone",), ("i3",)]  # unknown, and without a slot
-    found = compare(Shadow(new, None), Shadow(old, None), histories, probes=5)
+    found = compare(ComparedBundle(new, None), ComparedBundle(old, None), histories, evaluation_queries=5)
     shares = [len(set(best(old, history)) & set(best(new, history))) / 20 for history in HISTORIES]
     assert 0 < sum(shares) < 3
     assert found.overlap == pytest.approx(sum(shares) / 3)
@@ -80,8 +81,8 @@ def test_two_bundles_overlap_as_counted_by_hand(days: tuple[Bundle, Bundle]) -> 
     assert (found.old.bundle, found.new.bundle) == (old.id, new.id)
 
 
-def test_slot_shares_are_the_mean_share_of_what_speaks_for_an_item(bundle: Bundle, oracle: Oracle) -> None:
-    found = compare(Shadow(bundle, None), None, [("i1", "i2")], probes=5)
+def test_slot_shares_are_the_mean_share_of_positive_contributions(bundle: Bundle, oracle: Oracle) -> None:
+    found = compare(ComparedBundle(bundle, None), None, [("i1", "i2")], evaluation_queries=5)
     query = oracle.encoded(["i1", "i2"])
     shares = []
     for item, _ in oracle.best(query, 20, {"i1", "i2"}):
@@ -96,19 +97,19 @@ def test_slot_shares_are_the_mean_share_of_what_speaks_for_an_item(bundle: Bundl
 def test_hidden_items_are_not_in_either_answer(days: tuple[Bundle, Bundle]) -> None:
     history = HISTORIES[0]
     hidden = frozenset(best(days[0], history)[:10])
-    old, new = (Shadow(day, available_rows(day, hidden)) for day in days)
-    found = compare(new, old, [history], probes=5)
+    old, new = (ComparedBundle(day, available_rows(day, hidden)) for day in days)
+    found = compare(new, old, [history], evaluation_queries=5)
     shared = set(best(days[0], history, hidden)) & set(best(days[1], history, hidden))
     assert found.overlap == pytest.approx(len(shared) / 20)
-    old, new = (Shadow(day, available_rows(day, {day.ids.id(row) for row in range(60)})) for day in days)
-    assert compare(new, old, [history], probes=5).new.answered == 0
+    old, new = (ComparedBundle(day, available_rows(day, {day.ids.id(row) for row in range(60)})) for day in days)
+    assert compare(new, old, [history], evaluation_queries=5).new.answered == 0
 
 
 @pytest.mark.parametrize("recent", [[], [("gone",), ("i3",)]])
-def test_without_traffic_that_says_anything_the_probes_are_asked(
+def test_without_usable_traffic_the_evaluation_queries_are_used(
     days: tuple[Bundle, Bundle], recent: list[tuple[str, ...]]
 ) -> None:
-    found = compare(Shadow(days[1], None), Shadow(days[0], None), recent, probes=2)
+    found = compare(ComparedBundle(days[1], None), ComparedBundle(days[0], None), recent, evaluation_queries=2)
     assert (found.source, found.histories, found.new.answered) == ("probes", 2, 1)
     assert found.overlap is not None
 
@@ -118,7 +119,7 @@ def test_a_bundle_that_answers_nothing_of_the_traffic_is_refused(
 ) -> None:
     foreign = Bundle.load(other_bundle(small_table, days[0].path / ENCODER_FILE, tmp_path, 9, names="x"))
     with pytest.raises(BundleRefused, match="none of 3 histories") as refused:
-        compare(Shadow(foreign, None), Shadow(days[0], None), HISTORIES, probes=5)
+        compare(ComparedBundle(foreign, None), ComparedBundle(days[0], None), HISTORIES, evaluation_queries=5)
     assert refused.value.reason == "answers"
 
 
@@ -126,11 +127,11 @@ def test_only_failures_of_the_new_bundle_count(
     days: tuple[Bundle, Bundle], day_bundles: list[Path], tmp_path: Path
 ) -> None:
     blind = Bundle.load(with_blind_encoder(day_bundles[0], tmp_path))
-    found = compare(Shadow(days[1], None), Shadow(blind, None), HISTORIES, probes=5)
+    found = compare(ComparedBundle(days[1], None), ComparedBundle(blind, None), HISTORIES, evaluation_queries=5)
     assert found.old is not None
     assert (found.old.answered, found.new.answered, found.overlap) == (0, 1, None)
     with pytest.raises(BundleRefused, match="not finite") as refused:
-        compare(Shadow(blind, None), Shadow(days[1], None), HISTORIES, probes=5)
+        compare(ComparedBundle(blind, None), ComparedBundle(days[1], None), HISTORIES, evaluation_queries=5)
     assert refused.value.reason == "answers"
 
 
@@ -144,11 +145,11 @@ def test_scores_that_are_not_finite_are_refused(days: tuple[Bundle, Bundle], mon
 
     monkeypatch.setattr(days[1], "search", broken)
     with pytest.raises(BundleRefused, match="scores must be finite"):
-        compare(Shadow(days[1], None), None, HISTORIES, probes=5)
+        compare(ComparedBundle(days[1], None), None, HISTORIES, evaluation_queries=5)
 
 
-def side(bundle: str, answered: float = 1.0, coverage: float = 0.5, **shares: float) -> Side:
-    return Side(bundle, answered, coverage, shares)
+def side(bundle: str, answered: float = 1.0, coverage: float = 0.5, **shares: float) -> BundleFigures:
+    return BundleFigures(bundle, answered, coverage, shares)
 
 
 COMPARED = Comparison(
@@ -159,23 +160,29 @@ COMPARED = Comparison(
 @pytest.mark.parametrize(
     ("bounds", "message"),
     [
-        ({"min_overlap": 0.26}, "overlap 0.2500 is below 0.26"),
-        ({"min_coverage": 0.41}, "coverage 0.4000 is below 0.41"),
-        ({"min_answered": 0.95}, "answered 0.9000 is below 0.95"),
-        ({"max_slot_shift": 0.49}, "slot shares 0.5000 is above 0.49"),
+        ({"shadow_min_overlap": 0.26}, "overlap 0.2500 is below 0.26"),
+        ({"shadow_min_coverage": 0.41}, "coverage 0.4000 is below 0.41"),
+        ({"shadow_min_answered": 0.95}, "answered 0.9000 is below 0.95"),
+        ({"shadow_max_slot_shift": 0.49}, "slot shares 0.5000 is above 0.49"),
     ],
 )
 def test_a_bound_that_is_missed_is_named(bounds: dict[str, float], message: str) -> None:
     with pytest.raises(BundleRefused, match=message) as refused:
-        ShadowBounds(**bounds).check(COMPARED)
+        ShadowBounds(ComparisonSettings(**bounds)).check(COMPARED)
     assert refused.value.reason == "bound"
 
 
 def test_bounds_that_hold_and_bounds_without_an_old_bundle() -> None:
-    ShadowBounds().check(COMPARED)
-    ShadowBounds(0.25, 0.4, 0.9, 0.5).check(COMPARED)
+    ShadowBounds(ComparisonSettings()).check(COMPARED)
+    just_met = ComparisonSettings(
+        shadow_min_overlap=0.25, shadow_min_coverage=0.4, shadow_min_answered=0.9, shadow_max_slot_shift=0.5
+    )
+    ShadowBounds(just_met).check(COMPARED)
     first = Comparison(10, "probes", 20, None, None, side("new"))
-    ShadowBounds(1.0, 1.0, 1.0, 0.0).check(first)
+    strictest = ComparisonSettings(
+        shadow_min_overlap=1.0, shadow_min_coverage=1.0, shadow_min_answered=1.0, shadow_max_slot_shift=0.0
+    )
+    ShadowBounds(strictest).check(first)
 
 
 def test_a_bound_of_the_operator_refuses_and_a_pin_overrules_it(open_shop: Any, shop: Shop) -> None:
@@ -201,19 +208,25 @@ def test_erasing_a_user_forgets_the_recent_histories_too(open_shop: Any, shop: S
         assert client.get("/bundle").json()["swap"]["comparison"]["source"] == "probes"
 
 
-def test_an_old_bundle_that_one_thread_may_touch_is_asked_in_that_thread(days: tuple[Bundle, Bundle]) -> None:
+def test_an_old_bundle_for_one_thread_is_queried_in_that_thread(days: tuple[Bundle, Bundle]) -> None:
     asked: list[object] = []
 
     def there(question: Any) -> Any:
         asked.append(question)
         return question()
 
-    found = compare(Shadow(days[1], None), Shadow(days[0], None), HISTORIES, probes=5, ask_old=there)
+    found = compare(
+        ComparedBundle(days[1], None), ComparedBundle(days[0], None), HISTORIES, evaluation_queries=5, ask_old=there
+    )
     assert len(asked) == 3
-    assert found == compare(Shadow(days[1], None), Shadow(days[0], None), HISTORIES, probes=5)
+    assert found == compare(
+        ComparedBundle(days[1], None), ComparedBundle(days[0], None), HISTORIES, evaluation_queries=5
+    )
 
     def failing(_question: Any) -> Any:
         raise EncoderError("down")
 
-    found = compare(Shadow(days[1], None), Shadow(days[0], None), HISTORIES, probes=5, ask_old=failing)
+    found = compare(
+        ComparedBundle(days[1], None), ComparedBundle(days[0], None), HISTORIES, evaluation_queries=5, ask_old=failing
+    )
     assert found.overlap is None

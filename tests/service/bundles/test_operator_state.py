@@ -1,4 +1,4 @@
-"""What a replica knows of the directives: catching up, healing a store that lost them, and the local file."""
+"""A replica's copy of the operator state: updates, restoring a store that lost its data, and the local file."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from tests.support.stores.memory_operator_state import MemoryOperatorState
 
 
 class Replica(OperatorState):
-    """Directives that remember what they were told about their file."""
+    """An operator state that records the errors of its local file."""
 
     def __init__(self, store: MemoryOperatorState, path: Path) -> None:
         self.file_errors: list[str] = []
@@ -45,7 +45,7 @@ def test_a_change_on_one_replica_reaches_the_other(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
-def test_a_store_that_lost_everything_gets_it_back_from_whoever_notices(tmp_path: Path) -> None:
+def test_a_store_that_lost_everything_is_restored_by_the_replica_that_notices(tmp_path: Path) -> None:
     async def check() -> None:
         store = MemoryOperatorState()
         one, other = Replica(store, tmp_path / "1"), Replica(store, tmp_path / "2")
@@ -66,7 +66,7 @@ def test_a_store_that_lost_everything_gets_it_back_from_whoever_notices(tmp_path
     asyncio.run(check())
 
 
-def test_a_store_with_a_life_of_its_own_is_the_truth(tmp_path: Path) -> None:
+def test_a_store_of_another_epoch_is_the_truth(tmp_path: Path) -> None:
     async def check() -> None:
         old, new = MemoryOperatorState(), MemoryOperatorState()
         before = Replica(old, tmp_path / "1")
@@ -82,7 +82,7 @@ def test_a_store_with_a_life_of_its_own_is_the_truth(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
-def test_what_was_known_survives_a_restart_while_the_store_is_down(tmp_path: Path) -> None:
+def test_the_last_known_state_survives_a_restart_while_the_store_is_down(tmp_path: Path) -> None:
     path = tmp_path / "made" / "directives.json"
 
     async def check() -> None:
@@ -130,16 +130,16 @@ def test_a_change_that_the_store_did_not_take_is_not_made(tmp_path: Path) -> Non
         b'{"format": 1, "epoch": "e", "number": 1, "pin": null, "hidden": ["a", 5]}',
     ],
 )
-def test_a_file_that_holds_something_else_is_told_and_ignored(tmp_path: Path, content: bytes) -> None:
+def test_a_file_with_other_content_is_reported_and_ignored(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "directives.json"
     path.write_bytes(content)
     replica = Replica(MemoryOperatorState(), path)
     assert replica.known == (None, set())
-    (told,) = replica.file_errors
-    assert told.startswith(f"{path}: the directives kept here cannot be read")
+    (error,) = replica.file_errors
+    assert error.startswith(f"{path}: the saved operator state cannot be read")
 
 
-def test_a_file_that_cannot_be_written_is_told_once_a_change(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_reported_once_per_change(tmp_path: Path) -> None:
     async def check() -> None:
         (tmp_path / "taken").touch()
         replica = Replica(MemoryOperatorState(), tmp_path / "taken" / "directives.json")
@@ -147,14 +147,14 @@ def test_a_file_that_cannot_be_written_is_told_once_a_change(tmp_path: Path) -> 
         await replica.set_available("a", available=False)
         for _ in range(3):
             await replica.sync()
-        (told,) = replica.file_errors
-        assert "the directives cannot be kept here" in told
+        (error,) = replica.file_errors
+        assert "the operator state cannot be saved" in error
         assert replica.known == (None, {"a"})
 
     asyncio.run(check())
 
 
-def test_a_file_edited_by_hand_can_still_be_given_back(tmp_path: Path) -> None:
+def test_a_file_edited_by_hand_can_still_be_restored(tmp_path: Path) -> None:
     path = tmp_path / "directives.json"
     kept = {"format": 1, "epoch": "e", "number": 1, "pin": None, "hidden": ["a", "b", "c"]}
     path.write_text(json.dumps(kept))
@@ -183,7 +183,7 @@ def test_a_store_that_cannot_keep_anything_is_unavailable(tmp_path: Path) -> Non
         replica = Replica(store, tmp_path / "1")
         await replica.set_available("a", available=False)
         store.lose()
-        with pytest.raises(OperatorStateUnavailable, match="lost its state twice"):
+        with pytest.raises(OperatorStateUnavailable, match="lost the operator state twice"):
             await replica.set_available("b", available=False)
         assert replica.known == (None, {"a"})
 
@@ -211,7 +211,7 @@ def test_a_loss_between_two_calls_shows_nothing_again(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
-def test_a_look_that_is_cancelled_before_its_file_is_written_loses_nothing(tmp_path: Path) -> None:
+def test_a_sync_cancelled_before_its_file_is_written_loses_nothing(tmp_path: Path) -> None:
     async def check() -> None:
         asked, may_go_on = threading.Event(), threading.Event()
 
@@ -226,14 +226,14 @@ def test_a_look_that_is_cancelled_before_its_file_is_written_loses_nothing(tmp_p
         replica = Replica(MemoryOperatorState(), tmp_path / "kept")
         await replica.set_pin("p")
         asked.clear()
-        look = asyncio.create_task(replica.sync())
+        sync = asyncio.create_task(replica.sync())
         while not asked.is_set():
             await asyncio.sleep(0)
-        look.cancel()
+        sync.cancel()
         await asyncio.sleep(0)
         may_go_on.set()
-        await asyncio.wait({look})
-        assert look.cancelled()
+        await asyncio.wait({sync})
+        assert sync.cancelled()
         await replica.close()
         assert OperatorStateCopy.load(tmp_path / "kept").pin == "p"
 

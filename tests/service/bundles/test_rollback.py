@@ -14,10 +14,11 @@ from demo.embedded_redis import EmbeddedRedis
 from index.bundle.integrity import write_durably
 from index.errors import RegistryError
 from service.app import create_app
-from service.container import load_current
 from service.errors import BundleRefused, StartError
-from service.settings import Settings, load_settings
-from tests.support.shops import AS_ADMIN, Looks, Shop, eventually, metric, serving, with_blind_encoder
+from service.lifecycle import load_current
+from service.settings.groups import BundleSettings
+from service.settings.load import load_settings
+from tests.support.shops import AS_ADMIN, Polls, Shop, eventually, metric, serving, with_blind_encoder
 
 
 def swap_of(client: TestClient) -> dict[str, Any]:
@@ -40,13 +41,13 @@ def advance(shop: Shop, *clients: TestClient) -> None:
 def test_every_replica_goes_back_within_a_second_and_on_again(
     open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert 2 * Settings.model_fields["poll_ms"].default <= 1000
+    assert 2 * BundleSettings(registry="r").poll_s <= 1.0
     with open_shop(poll_ms=100) as one, open_shop(poll_ms=100) as other:  # both keep the bundle before in memory
         advance(shop, one, other)
-        looks = Looks(other, monkeypatch)
+        polls = Polls(other, monkeypatch)
         assert post(one, "/bundle/rollback") == (200, {"bundle": shop.ids[0], "swapped": True, "pin": shop.ids[0]})
         assert serving(one) == shop.ids[0]
-        assert looks.until(lambda bundle, _: bundle == shop.ids[0]) <= 2
+        assert polls.until(lambda bundle, _: bundle == shop.ids[0]) <= 2
         for client in (one, other):
             eventually(lambda client=client: swap_of(client)["pin"] == shop.ids[0])
             eventually(lambda client=client: metric(client, "vlm2rec_bundle_pin_info", bundle=shop.ids[0]) == 1)
@@ -71,11 +72,11 @@ def test_a_named_bundle_is_loaded_and_pinned(open_shop: Any, shop: Shop) -> None
 
 
 def test_a_look_under_way_does_not_undo_it(open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It read the pointer before, and would let the bundle answer again that the operator has just left."""
+    """The poll read the pointer before the rollback and would activate the bundle that the operator has left."""
     with open_shop(poll_ms=100) as client:
         advance(shop, client)
-        source = client.app.state.watcher._source
-        read, looked, go_on = source.pointed, threading.Event(), threading.Event()
+        loader = client.app.state.watcher._loader
+        read, looked, go_on = loader.current, threading.Event(), threading.Event()
 
         def slow() -> str | None:
             found: str | None = read()
@@ -83,7 +84,7 @@ def test_a_look_under_way_does_not_undo_it(open_shop: Any, shop: Shop, monkeypat
             assert go_on.wait(20)
             return found
 
-        monkeypatch.setattr(source, "pointed", slow)
+        monkeypatch.setattr(loader, "current", slow)
         looked.clear()
         assert looked.wait(20)
         assert post(client, "/bundle/rollback") == (200, {"bundle": shop.ids[0], "swapped": True, "pin": shop.ids[0]})

@@ -1,4 +1,4 @@
-"""New bundles taken over, bad ones refused, through the whole application on a real registry and a real Redis."""
+"""Swapping to new bundles and refusing bad ones, in the whole application with a real registry and a real Redis."""
 
 import gc
 import threading
@@ -58,7 +58,7 @@ def test_a_new_pointer_is_noticed_and_its_bundle_takes_over(open_shop: Any, shop
 
 
 def bad_bundle(kind: str, shop: Shop, day_bundles: list[Path], table: ItemTable, tmp_path: Path) -> str:
-    """Make a bundle of the shop bad in one way, or put a bad one there; gives its id."""
+    """Damage a bundle of the shop in one way, or add a bad one; returns its id."""
     bundle_id = shop.ids[1]
     if kind == "nowhere":
         return "20260101T000000Z-000000"
@@ -101,7 +101,7 @@ def test_a_bad_bundle_never_replaces_a_good_one(
         shop.point(bad)
         eventually(lambda: refused(client) == {bad: reason})
         assert serving(client) == shop.ids[0]
-        time.sleep(0.2)  # ten looks, none of which tries it again
+        time.sleep(0.2)  # ten polls, none of which loads it again
         assert metric(client, "vlm2rec_bundle_behind") == 1
         assert metric(client, "vlm2rec_bundle_refusals_total", reason=reason) == 1
         assert metric(client, "vlm2rec_bundles_in_memory") == 1
@@ -243,7 +243,7 @@ def test_a_request_that_began_on_a_bundle_ends_on_it(
     taken, go_on = threading.Event(), threading.Event()
     recommend = Recommender.recommend
 
-    async def held(self: Recommender, bundle: Bundle, *rest: Any) -> Any:
+    async def delayed(self: Recommender, bundle: Bundle, *rest: Any) -> Any:
         import asyncio
 
         if not taken.is_set():
@@ -252,7 +252,7 @@ def test_a_request_that_began_on_a_bundle_ends_on_it(
         return await recommend(self, bundle, *rest)
 
     with open_shop() as client:
-        monkeypatch.setattr(Recommender, "recommend", held)
+        monkeypatch.setattr(Recommender, "recommend", delayed)
         found: list[str] = []
         asking = threading.Thread(target=lambda: found.append(serving(client)))
         asking.start()

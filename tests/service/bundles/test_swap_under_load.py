@@ -1,4 +1,4 @@
-"""bench/load/swap.py on small bundles: what must hold at any size. Nothing here is timed; the bench is for that."""
+"""bench/load/swap.py on small bundles: what must hold at any size, without measuring time."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""What a watcher does about the unforeseen: bundles that somebody keeps, failures inside, refusals without end."""
+"""The watcher handles bundles that stay in use, internal failures and endless refusals."""
 
 import shutil
 import weakref
@@ -12,22 +12,22 @@ from index.bundle.bundle import Bundle
 from index.errors import EncoderError
 from service.app import create_app
 from service.bundles import loaded_bundles
-from service.bundles.loaded_bundles import LoadedBundles
+from service.bundles.loaded_bundles import BundleRefusal, BundleRefusals, LoadedBundles
 from service.bundles.loader import BundleLoader
 from service.bundles.operator_state import OperatorState
-from service.bundles.refusals import Refusal, Refusals
-from service.bundles.startup import Startup, open_first
+from service.bundles.startup import Startup, load_first
 from service.errors import BundleRefused, RefusalReason
-from service.settings import load_settings
+from service.settings.groups import BundleSettings
+from service.settings.load import load_settings
 from tests.support.shops import AS_ADMIN, Shop, eventually, metric, serving
 
 
-def test_a_third_bundle_is_not_loaded_while_somebody_keeps_the_first(
+def test_a_third_bundle_is_not_loaded_while_the_first_is_in_use(
     open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loaded_bundles, "_GONE_LIMIT_S", 0.2)
+    monkeypatch.setattr(loaded_bundles, "_RELEASE_LIMIT_S", 0.2)
     with open_shop() as client:
-        kept = client.app.state.current.get()
+        kept = client.app.state.active_bundle.get()
         shop.point(shop.ids[1])
         eventually(lambda: serving(client) == shop.ids[1])
         shop.point(shop.ids[2])
@@ -44,9 +44,9 @@ def test_a_third_bundle_is_not_loaded_while_somebody_keeps_the_first(
 def test_a_bundle_in_a_reference_cycle_is_collected(
     open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loaded_bundles, "_GONE_COLLECT_S", 0.1)
+    monkeypatch.setattr(loaded_bundles, "_RELEASE_COLLECT_S", 0.1)
     with open_shop() as client:
-        cycle = [client.app.state.current.get()]
+        cycle = [client.app.state.active_bundle.get()]
         gone = weakref.ref(cycle[0])
         cycle.append(cycle)  # type: ignore[arg-type]
         del cycle
@@ -66,7 +66,7 @@ def test_the_first_bundle_is_freed_like_any_other(shop: Shop, redis_url: str, tm
     )
     first = Bundle.load(shop.path(shop.ids[0]))
     gone = weakref.ref(first)
-    app = create_app(settings, opening=Startup(first))
+    app = create_app(settings, startup=Startup(first))
     del first
     with TestClient(app) as client:
         for bundle_id in shop.ids[1:3]:
@@ -75,13 +75,13 @@ def test_the_first_bundle_is_freed_like_any_other(shop: Shop, redis_url: str, tm
         assert gone() is None
 
 
-def test_a_look_that_fails_is_counted_and_the_next_one_is_taken(
+def test_a_failed_poll_is_counted_and_the_next_one_follows(
     open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_shop() as client:
 
         async def broken(_self: OperatorState) -> None:
-            raise RuntimeError("nobody foresaw this")
+            raise RuntimeError("an unexpected failure")
 
         with monkeypatch.context() as patched:
             patched.setattr(OperatorState, "sync", broken)
@@ -90,16 +90,16 @@ def test_a_look_that_fails_is_counted_and_the_next_one_is_taken(
         eventually(lambda: serving(client) == shop.ids[1])
 
 
-def test_a_change_that_fails_in_a_way_nobody_foresaw_is_tried_again(
+def test_an_unexpected_failure_of_a_change_is_retried(
     open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_shop() as client:
 
         async def broken(*_: Any) -> None:
-            raise RuntimeError("nobody foresaw this")
+            raise RuntimeError("an unexpected failure")
 
         with monkeypatch.context() as patched:
-            patched.setattr(LoadedBundles, "_try", broken)
+            patched.setattr(LoadedBundles, "_load_and_validate", broken)
             shop.point(shop.ids[1])
             eventually(lambda: metric(client, "vlm2rec_watcher_errors_total", what="work") >= 2)
         eventually(lambda: serving(client) == shop.ids[1])
@@ -108,7 +108,7 @@ def test_a_change_that_fails_in_a_way_nobody_foresaw_is_tried_again(
 @pytest.mark.parametrize(
     ("error", "reason"), [(MemoryError("too large"), "error"), (EncoderError("no such device"), "encoder")]
 )
-def test_whatever_loading_meets_what_answers_stays(
+def test_after_any_error_of_loading_the_active_bundle_stays(
     open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     def broken(*_: Any, **__: Any) -> Bundle:
@@ -171,16 +171,16 @@ def test_every_reason_is_explained() -> None:
 
 
 def test_the_newest_hundred_refusals_are_remembered() -> None:
-    refusals = Refusals()
+    refusals = BundleRefusals()
     for number in range(150):
-        refusals.add(Refusal.of(f"b{number}", (number,), BundleRefused("invalid", "bad")))
+        refusals.add(BundleRefusal.of(f"b{number}", (number,), BundleRefused("invalid", "bad")))
     assert [kept.bundle for kept in refusals] == [f"b{number}" for number in range(50, 150)]
-    assert refusals.knows("b149", (149,))
-    assert not refusals.knows("b149", (1, 2))  # published again
-    assert not refusals.knows("b0", (0,))
-    refusals.forgive("b149")
-    refusals.forgive("never heard of")
-    assert not refusals.knows("b149", (149,))
+    assert refusals.contains("b149", (149,))
+    assert not refusals.contains("b149", (1, 2))  # published again
+    assert not refusals.contains("b0", (0,))
+    refusals.remove("b149")
+    refusals.remove("unknown")
+    assert not refusals.contains("b149", (149,))
 
 
 def test_a_bundle_that_fails_at_the_start_is_passed_over(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,23 +193,21 @@ def test_a_bundle_that_fails_at_the_start_is_passed_over(shop: Shop, monkeypatch
 
     monkeypatch.setattr(Bundle, "warm_up", broken)
     shop.point(shop.ids[3])
-    source = BundleLoader(str(shop.registry.root), device="cpu", threads=1, verify="stamp", loaded=lambda _bundle: None)
-    opening = open_first(source, None, wait=False)
-    assert opening.bundle is not None
-    assert opening.bundle.id == shop.ids[2]
-    assert [(refusal.bundle, refusal.reason) for refusal in opening.refusals] == [(shop.ids[3], "encoder")]
+    loader = BundleLoader(BundleSettings(registry=str(shop.registry.root)))
+    startup = load_first(loader, None)
+    assert startup.bundle is not None
+    assert startup.bundle.id == shop.ids[2]
+    assert [(refusal.bundle, refusal.reason) for refusal in startup.refusals] == [(shop.ids[3], "encoder")]
 
 
-def test_identities_tell_publishings_apart(shop: Shop, day_bundles: list[Path]) -> None:
-    source = BundleLoader(
-        str(shop.registry.root), device="cuda", threads=1, verify="stamp", loaded=lambda _bundle: None
-    )
-    before = source.identity(shop.ids[0])
-    assert before == source.identity(shop.ids[0])
+def test_identities_differ_between_publications(shop: Shop, day_bundles: list[Path]) -> None:
+    loader = BundleLoader(BundleSettings(registry=str(shop.registry.root), device="cuda"))
+    before = loader.identity(shop.ids[0])
+    assert before == loader.identity(shop.ids[0])
     shop.repair(day_bundles[0])
-    assert source.identity(shop.ids[0]) != before
-    assert source.identity("20200101T000000Z-123456") == ()
-    assert source.one_thread
+    assert loader.identity(shop.ids[0]) != before
+    assert loader.identity("20200101T000000Z-123456") == ()
+    assert loader.one_thread
     with pytest.raises(BundleRefused, match="CUDAExecutionProvider") as refused:
-        source.load(shop.ids[0])
+        loader.load(shop.ids[0])
     assert refused.value.reason == "encoder"

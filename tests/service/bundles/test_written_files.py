@@ -1,4 +1,4 @@
-"""Somebody writes into the files of a published bundle while it answers."""
+"""Files of the active bundle are overwritten in place."""
 
 import os
 from pathlib import Path

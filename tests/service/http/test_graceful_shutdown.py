@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 from index.bundle.bundle import Bundle
-from service.bundles.active_bundle import CurrentBundle
+from service.bundles.active_bundle import ActiveBundle
 from service.errors import NotReady
 from service.http.admission import Admission
 from service.http.connections import ConnectionLimits, Connections
 from service.http.graceful_shutdown import DrainingServer, drop_new_connections
 from service.http.protocol import GuardedConfig
-from service.stores.redis_histories import RedisHistories
 from tests.support.service_process import Service
 from tests.support.shops import eventually
+from tests.support.stores.real_redis import open_histories
 
 JSON = {"content-type": "application/json"}
 
@@ -84,7 +84,7 @@ def under_load(service: Service, end: Callable[[list[Client]], None]) -> list[Cl
 
 def stored(url: str, prefix: str) -> set[str]:
     async def read() -> set[str]:
-        sessions = RedisHistories(url, prefix=prefix, timeout_s=10)
+        sessions = open_histories(url, prefix=prefix, timeout_s=10)
         ids = {str(event.event_id) for event in await sessions.stream()}
         await sessions.close()
         return ids
@@ -139,7 +139,7 @@ def test_a_second_signal_ends_the_delay(start: Callable[..., Service], small_reg
 
 
 def test_leaving_is_not_draining(bundle: Bundle) -> None:
-    current = CurrentBundle()
+    current = ActiveBundle()
     with pytest.raises(NotReady, match="no bundle"):
         current.check_ready()
     current.swap(bundle)
@@ -159,7 +159,7 @@ def test_an_open_connection_gets_its_refusal_before_it_is_closed(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.http.graceful_shutdown._LINGER_S", 60.0)
-    current = CurrentBundle()
+    current = ActiveBundle()
     current.swap(bundle)
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:

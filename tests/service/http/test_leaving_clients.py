@@ -14,7 +14,7 @@ import pytest
 
 from bench.load.swap import Server
 from service.app import create_app
-from service.settings import load_settings
+from service.settings.load import load_settings
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The batcher against one lookup at a time: the same answers in any company, and none of them ever lost."""
+"""The batcher returns the same results in any batch, and loses no search."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ from index.errors import EncoderError
 from service.errors import NotReady, QueueFull
 from service.recommend import batching
 from service.recommend.batching import THREAD_NAME, MicroBatcher
-from service.recommend.engine import SearchJob, SearchResult, look_up
+from service.recommend.engine import SearchJob, SearchResult, run_searches
 from service.request_trace import Trace
 
 
@@ -33,12 +33,12 @@ class Counted:
         self.deaths += 1
 
 
-def lookup(*history: int, k: int = 5) -> SearchJob:
+def job(*history: int, k: int = 5) -> SearchJob:
     return SearchJob(np.array(history, dtype=np.int64), lambda encoded: encoded, k, None, Trace("r"))
 
 
 def histories(count: int) -> list[SearchJob]:
-    return [lookup(number % 50 + 8, (7 * number) % 50 + 8, k=3 + number % 4) for number in range(count)]
+    return [job(number % 50 + 8, (7 * number) % 50 + 8, k=3 + number % 4) for number in range(count)]
 
 
 def run(work: Callable[[MicroBatcher], Awaitable[Any]], counted: Counted, *, bound: int = 500, threads: int = 2) -> Any:
@@ -52,22 +52,22 @@ def run(work: Callable[[MicroBatcher], Awaitable[Any]], counted: Counted, *, bou
     return asyncio.run(go())
 
 
-def together(bundle: Bundle, lookups: Sequence[SearchJob]) -> Callable[[MicroBatcher], Awaitable[list[Any]]]:
+def together(bundle: Bundle, jobs: Sequence[SearchJob]) -> Callable[[MicroBatcher], Awaitable[list[Any]]]:
     async def work(batcher: MicroBatcher) -> list[Any]:
-        return await asyncio.gather(*(batcher.look_up(bundle, one) for one in lookups), return_exceptions=True)
+        return await asyncio.gather(*(batcher.search(bundle, one) for one in jobs), return_exceptions=True)
 
     return work
 
 
 def same(found: SearchResult, bundle: Bundle, asked: SearchJob) -> None:
-    (alone,) = look_up(bundle, [asked])
+    (alone,) = run_searches(bundle, [asked])
     assert found.rows.tolist() == alone.rows.tolist()
     assert found.scores == pytest.approx(alone.scores, abs=1e-5)
 
 
 @pytest.mark.parametrize("threads", [0, 1, 2, 4])
 @pytest.mark.parametrize("count", [1, 2, 17, 100])
-def test_in_company_each_gets_its_own_answer(bundle: Bundle, threads: int, count: int) -> None:
+def test_in_a_batch_each_search_gets_its_own_result(bundle: Bundle, threads: int, count: int) -> None:
     counted, asked = Counted(), histories(count)
     for found, one in zip(run(together(bundle, asked), counted, threads=threads), asked, strict=True):
         same(found, bundle, one)
@@ -79,15 +79,15 @@ def test_in_company_each_gets_its_own_answer(bundle: Bundle, threads: int, count
 def test_one_alone_never_leaves_the_event_loop(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
-    def watched(of: Bundle, lookups: Sequence[SearchJob]) -> list[SearchResult]:
+    def watched(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
         seen.append(threading.current_thread().name)
-        return look_up(of, lookups)
+        return run_searches(of, jobs)
 
-    monkeypatch.setattr(batching, "look_up", watched)
+    monkeypatch.setattr(batching, "run_searches", watched)
 
     async def one_by_one(batcher: MicroBatcher) -> None:
         for asked in histories(3):
-            await batcher.look_up(bundle, asked)
+            await batcher.search(bundle, asked)
 
     run(one_by_one, Counted())
     assert seen == [threading.main_thread().name] * 3
@@ -99,15 +99,15 @@ def test_one_alone_never_leaves_the_event_loop(bundle: Bundle, monkeypatch: pyte
 def test_the_loop_goes_on_while_workers_search(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
-    def slow(of: Bundle, lookups: Sequence[SearchJob]) -> list[SearchResult]:
+    def slow(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
         begun.set()
         assert may_end.wait(10)
-        return look_up(of, lookups)
+        return run_searches(of, jobs)
 
-    monkeypatch.setattr(batching, "look_up", slow)
+    monkeypatch.setattr(batching, "run_searches", slow)
 
     async def work(batcher: MicroBatcher) -> list[int]:
-        waiting = [asyncio.ensure_future(batcher.look_up(bundle, asked)) for asked in histories(20)]
+        waiting = [asyncio.ensure_future(batcher.search(bundle, asked)) for asked in histories(20)]
         while not begun.is_set():
             await asyncio.sleep(0.001)
         depth = batcher.depth  # one worker has sixteen of them
@@ -122,15 +122,15 @@ def test_there_are_never_more_workers_than_asked_for(bundle: Bundle, monkeypatch
     """A worker gets ready, and takes from what waits, between the plan to hand it out and that turn of the loop."""
     may_end = threading.Event()
 
-    def slow(of: Bundle, lookups: Sequence[SearchJob]) -> list[SearchResult]:
+    def slow(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
         assert may_end.wait(10)
-        return look_up(of, lookups)
+        return run_searches(of, jobs)
 
-    monkeypatch.setattr(batching, "look_up", slow)
+    monkeypatch.setattr(batching, "run_searches", slow)
     before = set(threading.enumerate())
 
     async def work(batcher: MicroBatcher) -> tuple[int, int]:
-        waiting = [asyncio.ensure_future(batcher.look_up(bundle, asked)) for asked in histories(48)]
+        waiting = [asyncio.ensure_future(batcher.search(bundle, asked)) for asked in histories(48)]
         await asyncio.sleep(0)  # all of them wait, and a turn is planned
         batcher._finished([], [])
         while batcher.depth > 16:
@@ -165,7 +165,7 @@ def test_two_bundles_are_never_in_one_batch(bundle: Bundle, day_bundles: list[An
 
     async def work(batcher: MicroBatcher) -> list[SearchResult]:
         return await asyncio.gather(
-            *(batcher.look_up(other if number % 3 else bundle, one) for number, one in enumerate(asked))
+            *(batcher.search(other if number % 3 else bundle, one) for number, one in enumerate(asked))
         )
 
     for number, (found, one) in enumerate(zip(run(work, Counted()), asked, strict=True)):
@@ -177,11 +177,11 @@ def test_what_is_beyond_the_bound_is_refused_and_the_rest_answered(bundle: Bundl
     assert [isinstance(answer, QueueFull) for answer in found] == [False] * 20 + [True] * 10
 
 
-def test_nobody_searches_for_whoever_gave_up(bundle: Bundle) -> None:
+def test_cancelled_searches_are_not_run(bundle: Bundle) -> None:
     counted = Counted()
 
     async def work(batcher: MicroBatcher) -> list[Any]:
-        waiting = [asyncio.ensure_future(batcher.look_up(bundle, asked)) for asked in histories(10)]
+        waiting = [asyncio.ensure_future(batcher.search(bundle, asked)) for asked in histories(10)]
         await asyncio.sleep(0)
         for gone in waiting[::2]:
             gone.cancel()
@@ -192,20 +192,20 @@ def test_nobody_searches_for_whoever_gave_up(bundle: Bundle) -> None:
     assert counted.sizes == [5]
 
 
-def test_a_worker_that_dies_loses_nothing_and_has_an_heir(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies_loses_nothing_and_is_replaced(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     counted, lives = Counted(), [2]
 
-    def deadly(of: Bundle, lookups: Sequence[SearchJob]) -> list[SearchResult]:
+    def deadly(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
         if threading.current_thread().name == THREAD_NAME and lives[0]:
             lives[0] -= 1
             raise SystemExit
-        return look_up(of, lookups)
+        return run_searches(of, jobs)
 
-    monkeypatch.setattr(batching, "look_up", deadly)
+    monkeypatch.setattr(batching, "run_searches", deadly)
     asked = histories(100)
 
     async def work(batcher: MicroBatcher) -> tuple[list[Any], bool]:
-        return await asyncio.gather(*(batcher.look_up(bundle, one) for one in asked)), batcher.alive
+        return await asyncio.gather(*(batcher.search(bundle, one) for one in asked)), batcher.alive
 
     found, alive = run(work, counted)
     for answer, one in zip(found, asked, strict=True):
@@ -214,16 +214,16 @@ def test_a_worker_that_dies_loses_nothing_and_has_an_heir(bundle: Bundle, monkey
 
 
 def test_workers_that_keep_dying_are_given_up(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    def deadly(of: Bundle, lookups: Sequence[SearchJob]) -> list[SearchResult]:
+    def deadly(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
         if threading.current_thread().name == THREAD_NAME:
             raise SystemExit
-        return look_up(of, lookups)
+        return run_searches(of, jobs)
 
-    monkeypatch.setattr(batching, "look_up", deadly)
+    monkeypatch.setattr(batching, "run_searches", deadly)
     counted, asked = Counted(), histories(300)
 
     async def work(batcher: MicroBatcher) -> tuple[list[Any], bool]:
-        return await asyncio.gather(*(batcher.look_up(bundle, one) for one in asked)), batcher.alive
+        return await asyncio.gather(*(batcher.search(bundle, one) for one in asked)), batcher.alive
 
     found, alive = run(work, counted)
     for answer, one in zip(found, asked, strict=True):
@@ -251,16 +251,16 @@ def test_what_only_waits_is_refused_at_the_end_and_what_was_begun_is_answered(
 ) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
-    def slow(of: Bundle, lookups: Sequence[SearchJob]) -> list[SearchResult]:
+    def slow(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
         begun.set()
         assert may_end.wait(10)
-        return look_up(of, lookups)
+        return run_searches(of, jobs)
 
-    monkeypatch.setattr(batching, "look_up", slow)
+    monkeypatch.setattr(batching, "run_searches", slow)
 
     async def go() -> None:
         batcher = MicroBatcher(bound=500, threads=1, metrics=Counted(), log=structlog.get_logger())
-        waiting = [asyncio.ensure_future(batcher.look_up(bundle, asked)) for asked in histories(20)]
+        waiting = [asyncio.ensure_future(batcher.search(bundle, asked)) for asked in histories(20)]
         while not begun.is_set():
             await asyncio.sleep(0.001)
         batcher.close()
@@ -271,7 +271,7 @@ def test_what_only_waits_is_refused_at_the_end_and_what_was_begun_is_answered(
     asyncio.run(asyncio.wait_for(go(), 20))
 
 
-def test_a_worker_that_dies_after_the_end_leaves_nobody_waiting(
+def test_a_worker_that_dies_after_the_end_leaves_no_search_waiting(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, may_end = threading.Event(), threading.Event()
@@ -281,11 +281,11 @@ def test_a_worker_that_dies_after_the_end_leaves_nobody_waiting(
         assert may_end.wait(10)
         raise SystemExit
 
-    monkeypatch.setattr(batching, "look_up", deadly)
+    monkeypatch.setattr(batching, "run_searches", deadly)
 
     async def go() -> None:
         batcher = MicroBatcher(bound=500, threads=1, metrics=Counted(), log=structlog.get_logger())
-        waiting = [asyncio.ensure_future(batcher.look_up(bundle, asked)) for asked in histories(2)]
+        waiting = [asyncio.ensure_future(batcher.search(bundle, asked)) for asked in histories(2)]
         while not begun.is_set():
             await asyncio.sleep(0.001)
         batcher.close()

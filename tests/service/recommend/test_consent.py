@@ -1,4 +1,4 @@
-"""What is kept of users: nothing without consent, nothing of what a stateless request brings along."""
+"""Without consent nothing is stored of a user, and a stateless request leaves nothing behind."""
 
 from typing import Any
 
@@ -71,7 +71,7 @@ def test_events_without_consent_are_held_to_the_rules_and_need_no_redis(open_cli
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "request_body",
     [
         {"items": ["i1", "i2"]},
         {"user_id": "nobody", "items": ["i1", "i2"]},
@@ -79,11 +79,13 @@ def test_events_without_consent_are_held_to_the_rules_and_need_no_redis(open_cli
         {"user_id": "known", "history": "ignore"},
     ],
 )
-def test_a_stateless_request_leaves_nothing_behind(open_client: Any, redis_url: str, wish: dict[str, Any]) -> None:
+def test_a_stateless_request_leaves_nothing_behind(
+    open_client: Any, redis_url: str, request_body: dict[str, Any]
+) -> None:
     with open_client(redis_prefix="test-stateless") as client:
         post(client, {"user_id": "known", "item_id": "i7", "event_id": "e"})
         before = sorted(kept(redis_url, "test-stateless"))
-        for path, body in (("/recommend", wish), ("/recommend/batch", {"requests": [wish]})):
+        for path, body in (("/recommend", request_body), ("/recommend/batch", {"requests": [request_body]})):
             assert client.post(path, json=body).status_code == 200
         assert client.post("/similar", json={"items": ["i1", "i2"]}).status_code == 200
         assert sorted(kept(redis_url, "test-stateless")) == before
@@ -92,8 +94,8 @@ def test_a_stateless_request_leaves_nothing_behind(open_client: Any, redis_url: 
 
 def test_a_stateless_request_does_not_read_redis(open_client: Any) -> None:
     with open_client(redis_url="redis://127.0.0.1:1/0") as client:
-        for wish in ({"items": ["i1"]}, {"user_id": "u", "items": ["i1"], "history": "ignore"}):
-            body = client.post("/recommend", json=wish).json()
+        for request_body in ({"items": ["i1"]}, {"user_id": "u", "items": ["i1"], "history": "ignore"}):
+            body = client.post("/recommend", json=request_body).json()
             assert (body["strategy"], body["degraded"]) == ("sequence", None)
         assert client.post("/recommend", json={"user_id": "u"}).json()["degraded"] == "history_unavailable"
 
@@ -106,4 +108,4 @@ def test_of_a_request_with_a_stored_history_only_that_history_is_compared_with(o
 
 
 def recent_of(client: TestClient) -> list[tuple[str, ...]]:
-    return list(client.app.state.watcher._shelf._recent.newest())
+    return list(client.app.state.watcher._loaded._recent.newest())

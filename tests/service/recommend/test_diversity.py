@@ -1,4 +1,4 @@
-"""MMR against a brute-force reading of its definition, and by hand."""
+"""Maximal marginal relevance against a brute-force implementation and values computed by hand."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_chooses_as_the_definition_says(diversity: float) -> None:
     assert chosen.tolist() == by_definition(relevance, vectors, diversity, 25)
 
 
-def test_a_twin_has_to_wait() -> None:
+def test_a_duplicate_is_ranked_late() -> None:
     vectors = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
     relevance = np.array([0.9, 0.89, 0.1], np.float32)
     assert maximal_marginal_relevance(relevance, vectors, 0.0, 3).tolist() == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""Pages of a diverse answer: together one long answer, whatever an approximate index finds at another depth."""
+"""Pages of a diverse ranking join to one long ranking, also with an approximate index."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 from service.recommend import diversity
 from service.recommend.batching import MicroBatcher
-from service.recommend.diversity import STAGES, Stage, maximal_marginal_relevance, stages_of
-from service.recommend.engine import InlineEngine, SearchJob, SearchResult, look_up
+from service.recommend.diversity import STAGES, DiversityStage, maximal_marginal_relevance, stages_of
+from service.recommend.engine import InlineEngine, SearchJob, SearchResult, run_searches
 from service.recommend.hidden_items import HiddenItems
-from service.recommend.query import Answer, Query
+from service.recommend.query import Query, Recommendations
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
@@ -29,7 +29,7 @@ ITEMS = 1500
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory, small_table: ItemTable, small_encoder: Any) -> Bundle:
+def bundle(tmp_path_factory: pytest.TempPathFactory, small_table: ItemTable, small_encoder: Any) -> Bundle:
     """A bundle of 1,500 items, in clusters, so that diversity matters."""
     rng = np.random.default_rng(11)
     raw = {}
@@ -44,20 +44,20 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, small_table: ItemTable, smal
         metadata=pa.table({"even": [row % 2 == 0 for row in range(ITEMS)]}),
         model={"kind": "made"},
     )
-    probes = EvaluationQueries(np.array([[1, 2, 4], [10, 11, -1]]), np.array([5, 12]))
-    return Bundle.load(build_bundle(table, small_encoder, probes, tmp_path_factory.mktemp("shelf")))
+    queries = EvaluationQueries(np.array([[1, 2, 4], [10, 11, -1]]), np.array([5, 12]))
+    return Bundle.load(build_bundle(table, small_encoder, queries, tmp_path_factory.mktemp("bundle")))
 
 
 class Approximate(InlineEngine):
     """An index that finds other rows at another depth: a tenth of them is missed, other ones each time."""
 
-    async def look_up(self, bundle: Bundle, lookup: SearchJob) -> SearchResult:
-        found = await super().look_up(bundle, replace(lookup, k=2 * lookup.k))
-        seen = np.flatnonzero(np.random.default_rng(lookup.k).random(found.rows.shape[0]) > 0.1)[: lookup.k]
+    async def search(self, bundle: Bundle, job: SearchJob) -> SearchResult:
+        found = await super().search(bundle, replace(job, k=2 * job.k))
+        seen = np.flatnonzero(np.random.default_rng(job.k).random(found.rows.shape[0]) > 0.1)[: job.k]
         return SearchResult(found.query, found.rows[seen], found.scores[seen])
 
 
-def ask(bundle: Bundle, engine: Any = None, **query: Any) -> Answer:
+def ask(bundle: Bundle, engine: Any = None, **query: Any) -> Recommendations:
     recommender = Recommender(MemoryHistories(), engine or InlineEngine(), HiddenItems(), RecentHistories(10))
     given = {"items": [("i3", 1.0), ("i7", 1.0)], "diversity": 0.5, **query}
     return asyncio.run(recommender.recommend(bundle, Query(**given), Trace("r")))
@@ -70,28 +70,30 @@ def pages(bundle: Bundle, k: int, until: int, engine: Any = None, **query: Any) 
 
 @pytest.mark.parametrize("degree", [0.1, 0.5, 1.0])
 @pytest.mark.parametrize(("k", "until"), [(20, 200), (50, 1000)])
-def test_pages_are_disjoint_and_together_one_answer(shelf: Bundle, degree: float, k: int, until: int) -> None:
-    paged = pages(shelf, k, until, diversity=degree)
+def test_pages_are_disjoint_and_together_one_answer(bundle: Bundle, degree: float, k: int, until: int) -> None:
+    paged = pages(bundle, k, until, diversity=degree)
     assert len(set(paged)) == len(paged) == until
-    assert paged == ask(shelf, k=until, diversity=degree).rows.tolist()
+    assert paged == ask(bundle, k=until, diversity=degree).rows.tolist()
     assert not {3, 7} & set(paged)
 
 
-def test_with_what_is_excluded_and_filtered(shelf: Bundle) -> None:
+def test_with_what_is_excluded_and_filtered(bundle: Bundle) -> None:
     query = {"filter": {"must": [{"field": "even", "eq": True}]}, "exclude": [f"i{row}" for row in range(100, 300)]}
-    paged = pages(shelf, 20, 700, **query)
-    assert paged == ask(shelf, k=700, **query).rows.tolist()
+    paged = pages(bundle, 20, 700, **query)
+    assert paged == ask(bundle, k=700, **query).rows.tolist()
     assert sorted(paged) == [row for row in range(0, ITEMS, 2) if not 100 <= row < 300]  # all that may be answered
 
 
-def test_an_approximate_index_repeats_no_item(shelf: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diversity, "STAGES", (Stage(40, 200), Stage(80, 400), Stage(1000, 700)))
-    paged = pages(shelf, 20, 200, Approximate())
+def test_an_approximate_index_repeats_no_item(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        diversity, "STAGES", (DiversityStage(40, 200), DiversityStage(80, 400), DiversityStage(1000, 700))
+    )
+    paged = pages(bundle, 20, 200, Approximate())
     assert len(set(paged)) == len(paged) == 200
-    assert paged == ask(shelf, Approximate(), k=200).rows.tolist()
+    assert paged == ask(bundle, Approximate(), k=200).rows.tolist()
 
 
-def test_company_does_not_change_how_deep_a_pool_is_searched(shelf: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_does_not_change_how_deep_a_pool_is_searched(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     depths: list[list[int]] = []
     search = Bundle.search
 
@@ -100,21 +102,23 @@ def test_company_does_not_change_how_deep_a_pool_is_searched(shelf: Bundle, monk
         return search(self, queries, k, **rest)
 
     monkeypatch.setattr(Bundle, "search", watched)
-    lookups = [SearchJob(np.array([3]), lambda encoded: encoded, k, None, Trace("r")) for k in (202, 250, 202, 21, 30)]
-    found = look_up(shelf, lookups)
+    jobs = [SearchJob(np.array([3]), lambda encoded: encoded, k, None, Trace("r")) for k in (202, 250, 202, 21, 30)]
+    found = run_searches(bundle, jobs)
     assert sorted(depths) == [[30, 2], [202, 2], [250, 1]]
     assert [one.rows.shape[0] for one in found] == [202, 250, 202, 21, 30]
 
 
 def test_the_stages_are_what_the_contract_says() -> None:
     assert STAGES == ((40, 200), (200, 1000), (1000, 5000))
-    assert [len(stages_of(places)) for places in (1, 40, 41, 200, 201, 1000)] == [1, 1, 2, 2, 3, 3]
+    assert [len(stages_of(length)) for length in (1, 40, 41, 200, 201, 1000)] == [1, 1, 2, 2, 3, 3]
 
 
-def by_definition(relevance: Any, vectors: Any, degree: float, count: int, stages: Sequence[Stage]) -> list[int]:
+def by_definition(
+    relevance: Any, vectors: Any, degree: float, count: int, stages: Sequence[DiversityStage]
+) -> list[int]:
     chosen: list[int] = []
     while len(chosen) < count:
-        pool = next(stage.pool for stage in stages if len(chosen) < stage.places)
+        pool = next(stage.pool for stage in stages if len(chosen) < stage.positions)
         values = {
             one: (1 - degree) * float(relevance[one])
             - degree * max((float(vectors[one] @ vectors[other]) for other in chosen), default=0.0)
@@ -131,13 +135,13 @@ def test_each_stage_chooses_from_its_own_pool(degree: float) -> None:
     vectors = rng.normal(size=(60, 6))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     relevance = rng.uniform(-1, 1, 60).astype(np.float32)
-    stages = (Stage(5, 10), Stage(12, 24), Stage(40, 50))
+    stages = (DiversityStage(5, 10), DiversityStage(12, 24), DiversityStage(40, 50))
     found = maximal_marginal_relevance(relevance, vectors, degree, 30, stages).tolist()
     assert found == by_definition(relevance, vectors, degree, 30, stages)
     assert max(found[:5]) < 10 <= max(found[5:12]) < 24 <= max(found)
 
 
-def test_a_batcher_gives_the_same_pages(shelf: Bundle) -> None:
+def test_a_batcher_gives_the_same_pages(bundle: Bundle) -> None:
     class Counted:
         def batch(self, size: int, waited_s: float) -> None: ...
 
@@ -147,8 +151,8 @@ def test_a_batcher_gives_the_same_pages(shelf: Bundle) -> None:
         batcher = MicroBatcher(bound=100, threads=2, metrics=Counted(), log=None)  # type: ignore[arg-type]  # no death
         recommender = Recommender(MemoryHistories(), batcher, HiddenItems(), RecentHistories(10))
         asked = [Query(items=[("i3", 1.0)], diversity=0.5, k=20, offset=offset) for offset in range(0, 200, 20)]
-        answers = await asyncio.gather(*(recommender.recommend(shelf, query, Trace("r")) for query in asked))
+        answers = await asyncio.gather(*(recommender.recommend(bundle, query, Trace("r")) for query in asked))
         batcher.close()
         return [row for answer in answers for row in answer.rows.tolist()]
 
-    assert asyncio.run(together()) == ask(shelf, items=[("i3", 1.0)], k=200).rows.tolist()
+    assert asyncio.run(together()) == ask(bundle, items=[("i3", 1.0)], k=200).rows.tolist()

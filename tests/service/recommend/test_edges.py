@@ -1,4 +1,4 @@
-"""What no well-behaved client, bundle or encoder brings about."""
+"""Errors that no well-behaved client, bundle or encoder causes."""
 
 import asyncio
 import signal
@@ -17,11 +17,12 @@ from index.errors import EncoderError
 from service.api.request_body import validate
 from service.api.request_models import RecommendRequest
 from service.app import create_app
-from service.bundles.active_bundle import CurrentBundle
-from service.container import load_current
+from service.bundles.active_bundle import ActiveBundle
 from service.errors import NotReady, RuleBroken, StartError
+from service.lifecycle import load_current
 from service.server import _Server
-from service.settings import load_settings
+from service.settings.groups import ServerSettings
+from service.settings.load import load_settings
 
 
 def call(app: FastAPI, messages: list[Message], path: str = "/recommend") -> list[Message]:
@@ -79,16 +80,16 @@ def test_any_other_refusal_of_the_framework_is_a_problem_too(open_client: Any) -
 
 def test_without_a_bundle_nothing_is_ready() -> None:
     with pytest.raises(NotReady, match="no bundle is loaded yet"):
-        CurrentBundle().get()
+        ActiveBundle().get()
 
 
 def test_the_swapped_bundle_answers_from_then_on(bundle: Bundle) -> None:
-    current = CurrentBundle()
-    assert current.loaded is None
+    current = ActiveBundle()
+    assert current.activation is None
     current.swap(bundle)
     assert current.get() is bundle
-    assert current.loaded is not None
-    assert current.loaded.since > 1_700_000_000
+    assert current.activation is not None
+    assert current.activation.since > 1_700_000_000
 
 
 def test_the_application_loads_the_current_bundle_itself(small_registry: Path, bundle: Bundle) -> None:
@@ -100,14 +101,14 @@ def test_the_application_loads_the_current_bundle_itself(small_registry: Path, b
 
 def test_from_the_first_signal_on_it_is_not_ready(open_client: Any) -> None:
     with open_client() as client:
-        server = _Server(uvicorn.Config(client.app), client.app, 0.0, lambda: None)
+        server = _Server(uvicorn.Config(client.app), client.app, ServerSettings(), lambda: None)
         assert client.get("/readyz").status_code == 200
         server.handle_exit(signal.SIGTERM, None)
         assert server.should_exit
         assert client.get("/readyz").status_code == 503
 
 
-def test_a_registry_without_a_bundle_is_told(tmp_path: Path) -> None:
+def test_a_registry_without_a_bundle_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="no bundle is published in"):
         load_current(load_settings(registry=str(tmp_path)))
 

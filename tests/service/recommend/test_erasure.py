@@ -20,7 +20,7 @@ HISTORY = [("i7",)]
 
 def recent_of(client: TestClient) -> list[tuple[str, ...]]:
     app: Any = client.app
-    return list(app.state.watcher._shelf._recent.newest())
+    return list(app.state.watcher._loaded._recent.newest())
 
 
 def store(client: TestClient, user: str = "victim", item: str = "i7") -> None:
@@ -120,9 +120,9 @@ def test_a_request_in_flight_on_another_replica_adds_nothing(
         with held(monkeypatch, RedisHistories, "recent") as (read, may_return):
             late = pool.submit(other.post, "/recommend", json={"user_id": "victim"})
             assert read.wait(30)
-            generation = other.app.state.watcher._shelf._recent.generation  # type: ignore[attr-defined]
+            generation = other.app.state.watcher._loaded._recent.generation  # type: ignore[attr-defined]
             assert one.delete("/users/victim").status_code == 204
-            eventually(lambda: other.app.state.watcher._shelf._recent.generation > generation)  # type: ignore[attr-defined]
+            eventually(lambda: other.app.state.watcher._loaded._recent.generation > generation)  # type: ignore[attr-defined]
             may_return.set()
             assert late.result(30).status_code == 200
         assert recent_of(other) == []

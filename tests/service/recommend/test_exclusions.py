@@ -1,4 +1,4 @@
-"""Which items are answered, by brute force: filter, hidden, excluded and seen items, page after page."""
+"""Filtered, hidden, excluded and seen items against brute force, page after page."""
 
 import asyncio
 import shutil
@@ -25,11 +25,11 @@ from service.app import create_app
 from service.bundles.startup import Startup
 from service.recommend.engine import InlineEngine
 from service.recommend.hidden_items import HiddenItems
-from service.recommend.query import Answer, Query
+from service.recommend.query import Query, Recommendations
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
-from service.settings import load_settings
+from service.settings.load import load_settings
 from service.stores.protocols import Event
 from tests.support.oracle import Oracle
 from tests.support.stores.memory_histories import MemoryHistories
@@ -37,8 +37,8 @@ from tests.support.stores.memory_histories import MemoryHistories
 LARGE = 2500
 
 
-def ask(bundle: Bundle, stored: list[str], hidden: list[str], **query: Any) -> Answer:
-    async def run() -> Answer:
+def ask(bundle: Bundle, stored: list[str], hidden: list[str], **query: Any) -> Recommendations:
+    async def run() -> Recommendations:
         histories = MemoryHistories(history_cap=200)
         await histories.append([Event("u", item, place) for place, item in enumerate(stored)])
         recommender = Recommender(histories, InlineEngine(), HiddenItems(hidden), RecentHistories(10))
@@ -47,7 +47,7 @@ def ask(bundle: Bundle, stored: list[str], hidden: list[str], **query: Any) -> A
     return asyncio.run(run())
 
 
-def found(bundle: Bundle, answer: Answer) -> list[tuple[str, float]]:
+def found(bundle: Bundle, answer: Recommendations) -> list[tuple[str, float]]:
     return [
         (bundle.ids.id(row), score) for row, score in zip(answer.rows.tolist(), answer.scores.tolist(), strict=True)
     ]
@@ -119,9 +119,9 @@ def large(
         popularity=rng.permutation(LARGE),
         metadata=pa.table({"category": [("shoes", "hats", "bags")[row % 3] for row in range(LARGE)]}),
     )
-    probes = EvaluationQueries(np.array([[1], [2]]), np.array([3, 4]))
+    queries = EvaluationQueries(np.array([[1], [2]]), np.array([3, 4]))
     spec = IndexSpec(kind="flat")
-    built = build_bundle(table, small_encoder, probes, tmp_path_factory.mktemp("large"), spec)
+    built = build_bundle(table, small_encoder, queries, tmp_path_factory.mktemp("large"), spec)
     return Bundle.load(built), Oracle(table)
 
 
@@ -181,7 +181,7 @@ def repeats_allowed(small_bundle: Path, tmp_path: Path, redis_url: str) -> Itera
     chosen = load_settings(
         registry="unused", redis_url=redis_url, redis_prefix=prefix, directives_file=str(tmp_path / "d.json")
     )
-    with TestClient(create_app(chosen, opening=Startup(Bundle.load(copy)))) as client:
+    with TestClient(create_app(chosen, startup=Startup(Bundle.load(copy)))) as client:
         yield client
 
 

@@ -1,4 +1,4 @@
-"""Hidden items: answered nowhere, on no replica, whatever else is asked for; they still shape a query."""
+"""A hidden item is never recommended, on no replica and by no request, but still shapes a query."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from index.bundle.bundle import Bundle
 from service.bundles.operator_state import OperatorState
 from service.recommend.hidden_items import HiddenItems, available_rows
 from service.stores.protocols import Edition
-from tests.support.shops import ADMIN, AS_ADMIN, Looks, Shop, eventually, metric, serving
+from tests.support.shops import ADMIN, AS_ADMIN, Polls, Shop, eventually, metric, serving
 from tests.support.stores.memory_operator_state import MemoryOperatorState
 
 
@@ -102,10 +102,10 @@ def test_an_item_that_is_not_there(open_client: Any) -> None:
 def test_every_replica_hides_within_a_second(open_shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_shop(poll_ms=100) as one, open_shop(poll_ms=100) as other:
         best = answered(one, items=["i1"])[0]
-        looks = Looks(other, monkeypatch)
+        polls = Polls(other, monkeypatch)
         assert make_available(one, best, False) == 204
         assert best not in answered(one, items=["i1"])  # here at once
-        assert looks.until(lambda _, hidden: best in hidden) <= 2
+        assert polls.until(lambda _, hidden: best in hidden) <= 2
         assert best not in answered(other, items=["i1"])
         assert make_available(other, best, True) == 204
         eventually(lambda: answered(one, items=["i1"])[0] == best)
@@ -152,7 +152,7 @@ def test_what_is_hidden_outlives_redis_and_a_restart_without_it(open_shop: Any, 
                 eventually(lambda: "i5" not in answered(fresh, items=["i1"]))
 
 
-def test_a_bitmap_worked_out_elsewhere_is_caught_up_with(bundle: Bundle) -> None:
+def test_an_outdated_bitmap_is_computed_again(bundle: Bundle) -> None:
     def left_out(available: Any) -> set[int]:
         """The rows with a slot that a search finds no more."""
         found = bundle.search(bundle.vectors(np.array([8])), 60, allowed=available).rows
@@ -166,7 +166,7 @@ def test_a_bitmap_worked_out_elsewhere_is_caught_up_with(bundle: Bundle) -> None
     asyncio.run(hidden.change(["i4"], ["i2"]))
     asyncio.run(hidden.adopt(bundle, elsewhere, snapshot))
     assert left_out(hidden.available(bundle)) == {1, 4}
-    assert left_out(elsewhere) == {1, 2}  # whoever holds it sees no change
+    assert left_out(elsewhere) == {1, 2}  # a request that has it sees no change
     asyncio.run(hidden.change([], ["i1", "i4", "no item"]))
     assert hidden.available(bundle) is None
     assert ("i1" in hidden, len(hidden)) == (False, 0)

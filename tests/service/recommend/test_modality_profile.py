@@ -1,4 +1,4 @@
-"""Profiles against brute force, sample users, and the slow lane that profiles are computed in."""
+"""Profiles against brute force and sample users, and the executor that computes them."""
 
 import asyncio
 import threading
@@ -46,7 +46,7 @@ def test_items_that_say_nothing_are_left_out(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("items", [[], ["i1"], ["gone", "i1"], ["i1", "i3"]])
-def test_too_short_a_history_tells_nothing(bundle: Bundle, items: list[str]) -> None:
+def test_too_short_a_history_has_no_profile(bundle: Bundle, items: list[str]) -> None:
     profile = profile_of(bundle, items)
     assert (profile.steps, profile.shares) == (0, None)
 
@@ -57,9 +57,7 @@ def test_a_slot_that_the_items_lack_has_no_share(bundle: Bundle) -> None:
     assert shares["image"] == 0.0
 
 
-def test_where_every_step_was_against_the_query_nothing_is_told(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_positive_contributions_there_is_no_profile(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle, "contributions", lambda queries, rows: -np.ones((len(rows), 1, 3), dtype=np.float32))
     profile = profile_of(bundle, ["i1", "i2", "i4"])
     assert (profile.steps, profile.shares) == (2, None)
@@ -91,7 +89,7 @@ def test_without_histories_there_is_no_profile(open_client: Any) -> None:
     assert answer.headers["retry-after"] == "1"
 
 
-def test_an_encoder_that_fails_tells_nothing(
+def test_an_encoder_that_fails_gives_no_profile(
     client: TestClient, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(_histories: Any) -> Any:
@@ -116,10 +114,10 @@ def test_it_is_computed_beside_the_event_loop(
     client.post("/events", json={"events": [{"user_id": "t", "item_id": item} for item in ("i1", "i2")]})
     monkeypatch.setattr(bundle, "encode", noting)
     client.get("/users/t/profile")
-    assert [name.startswith("slow-lane") for name in names] == [True]
+    assert [name.startswith("bounded-executor") for name in names] == [True]
 
 
-def test_the_slow_lane_refuses_what_would_wait_too_long() -> None:
+def test_the_executor_refuses_calls_that_would_wait_too_long() -> None:
     async def scene() -> None:
         lane, go_on = BoundedExecutor(threads=1, bound=2), threading.Event()
         first = asyncio.ensure_future(lane.run(lambda: go_on.wait(10)))
@@ -142,7 +140,7 @@ def test_the_slow_lane_refuses_what_would_wait_too_long() -> None:
     asyncio.run(scene())
 
 
-def test_a_full_lane_is_429_with_a_time(open_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_executor_is_429_with_a_time(open_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def full(_lane: BoundedExecutor, _call: Any) -> Any:
         raise QueueFull("at most 64 requests of this kind may wait at the same time; try again later")
 
@@ -153,7 +151,7 @@ def test_a_full_lane_is_429_with_a_time(open_client: Any, monkeypatch: pytest.Mo
     assert answer.headers["retry-after"] == "3"
 
 
-def test_sample_users_are_those_of_the_probes(client: TestClient, bundle: Bundle) -> None:
+def test_sample_users_are_those_of_the_evaluation_queries(client: TestClient, bundle: Bundle) -> None:
     body = client.get("/users/samples").json()
     assert body["bundle"] == bundle.id
 

@@ -1,4 +1,4 @@
-"""The sampler of live answers: figures that are known by hand, and a pace that is kept."""
+"""The sampler of live answers: figures computed by hand, and the bound on its processor time."""
 
 import asyncio
 import gc
@@ -15,8 +15,9 @@ from index.bundle.bundle import Bundle
 from service.recommend import online_recall as sampler_module
 from service.recommend.engine import SearchJob, SearchResult
 from service.recommend.online_recall import WINDOW, OnlineRecall, balance_of, recall_of
-from service.recommend.query import Answer, Query
+from service.recommend.query import Query, Recommendations
 from service.request_trace import Trace
+from service.settings.groups import ObservabilitySettings
 from service.telemetry.logs import logger
 from service.telemetry.metrics import Metrics
 from tests.support.exposed import exposed
@@ -32,13 +33,12 @@ class Clock:
 
 
 class Watched:
-    """A sampler on a clock of its own, shown answers whose recall is known."""
+    """A sampler with its own clock, which receives answers of known recall."""
 
     def __init__(self, bundle: Bundle, *, checks_per_s: float = 1.0, cpu_share: float = 1.0) -> None:
         self.bundle, self.clock, self.metrics = bundle, Clock(), Metrics()
-        self.sampler = OnlineRecall(
-            self.metrics.quality, logger(), checks_per_s=checks_per_s, cpu_share=cpu_share, clock=self.clock
-        )
+        settings = ObservabilitySettings(recall_checks_per_s=checks_per_s, recall_check_cpu=cpu_share)
+        self.sampler = OnlineRecall(settings, self.metrics.quality, logger(), clock=self.clock)
 
     async def show(self, *, missed: int = 0, row: int = 1, k: int = 20, **query: object) -> None:
         """An answer to the vector of a row that misses this many of the best, once the clock says it is time."""
@@ -46,7 +46,7 @@ class Watched:
         best = self.bundle.exact(vector[None], k + missed)
         kept = np.r_[0 : k - missed, k : k + missed]
         found = SearchResult(vector, best.rows[0][kept], best.scores[0][kept])
-        answer = Answer(found.rows[:k], found.scores[:k], 1, [], strategy="similar")
+        answer = Recommendations(found.rows[:k], found.scores[:k], 1, [], strategy="similar")
         asked = SearchJob(None, lambda encoded: encoded, k, None, Trace("r"))
         self.sampler(self.bundle, Query(k=k, **query), asked, found, answer)
         while self.sampler._task is not None:
@@ -198,7 +198,7 @@ def test_another_bundle_begins_anew(bundle: Bundle, day_bundles: list[Path]) -> 
     run(steps)
 
 
-def test_a_failure_is_counted_and_the_next_answer_is_looked_at(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_counted_and_the_next_answer_is_measured(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     async def steps() -> None:
         watched = Watched(bundle)
         watched.clock.now += 1.0

@@ -1,9 +1,9 @@
-"""Weighted histories against the formulas of docs/method.md, worked by hand."""
+"""Weighted histories against the formulas of docs/method.md, computed by hand."""
 
 import numpy as np
 import pytest
 
-from service.recommend.query_vector import Taste, mean_query, sequence_query
+from service.recommend.query_vector import WeightedHistory, mean_query, sequence_query
 
 RIGHT = np.array([1.0, 0.0], np.float32)
 UP = np.array([0.0, 1.0], np.float32)
@@ -38,24 +38,24 @@ def test_the_smallest_weights_do_not_vanish(tiny: float) -> None:
     assert mean_query(RIGHT[None], np.array([tiny])) == pytest.approx(RIGHT)
 
 
-def taste(weights: list[float]) -> Taste:
-    return Taste(np.arange(len(weights), dtype=np.int64), np.array(weights))
+def weighted(weights: list[float]) -> WeightedHistory:
+    return WeightedHistory(np.arange(len(weights), dtype=np.int64), np.array(weights))
 
 
-def test_liked_items_keep_their_order() -> None:
-    assert taste([1, -1, 0.5, 2]).liked.tolist() == [0, 2, 3]
-    assert taste([-1]).liked.tolist() == []
-    assert taste([1, 1]).plain
-    assert not taste([1, 2]).plain
+def test_positive_items_keep_their_order() -> None:
+    assert weighted([1, -1, 0.5, 2]).positive.tolist() == [0, 2, 3]
+    assert weighted([-1]).positive.tolist() == []
+    assert weighted([1, 1]).plain
+    assert not weighted([1, 2]).plain
 
 
-def test_the_newest_liked_items_are_kept_and_all_that_push_away() -> None:
-    newest = taste([-1, 1, 2, -3, 4]).newest(2)
+def test_the_newest_positive_and_all_negative_items_are_kept() -> None:
+    newest = weighted([-1, 1, 2, -3, 4]).newest(2)
     assert newest.rows.tolist() == [0, 2, 3, 4]
     assert newest.weights.tolist() == [-1, 2, -3, 4]
     assert len(newest) == 4
 
 
 def test_a_short_history_is_kept_whole() -> None:
-    whole = taste([1, 2])
+    whole = weighted([1, 2])
     assert whole.newest(2) is whole

@@ -1,4 +1,4 @@
-"""The recommender against plain numpy on the same item table: which items, in which order, with which scores."""
+"""The recommender against plain numpy on the same item table: items, order and scores."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from index.bundle.bundle import Bundle
 from index.errors import EncoderError, FilterError
 from service.errors import RuleBroken
 from service.recommend import recommender
-from service.recommend.engine import InlineEngine, SearchJob, SearchResult, look_up
+from service.recommend.engine import InlineEngine, SearchJob, SearchResult, run_searches
 from service.recommend.hidden_items import HiddenItems
-from service.recommend.query import Answer, Query
+from service.recommend.query import Query, Recommendations
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
@@ -25,8 +25,8 @@ def recommending(histories: MemoryHistories, engine: InlineEngine | None = None)
     return Recommender(histories, engine or InlineEngine(), HiddenItems(), RecentHistories(10))
 
 
-def ask(bundle: Bundle, stored: Sequence[str] = (), *, similar: bool = False, **query: Any) -> Answer:
-    async def run() -> Answer:
+def ask(bundle: Bundle, stored: Sequence[str] = (), *, similar: bool = False, **query: Any) -> Recommendations:
+    async def run() -> Recommendations:
         histories = MemoryHistories()
         await histories.append([Event("u", item, place) for place, item in enumerate(stored)])
         asked = recommending(histories)
@@ -36,7 +36,7 @@ def ask(bundle: Bundle, stored: Sequence[str] = (), *, similar: bool = False, **
     return asyncio.run(run())
 
 
-def items(bundle: Bundle, answer: Answer) -> list[tuple[str, float]]:
+def items(bundle: Bundle, answer: Recommendations) -> list[tuple[str, float]]:
     return [
         (bundle.ids.id(row), score) for row, score in zip(answer.rows.tolist(), answer.scores.tolist(), strict=True)
     ]
@@ -123,14 +123,16 @@ def test_contributions_sum_to_the_score_and_are_zero_for_an_absent_slot(bundle: 
     assert answer.contributions[0, 0] == pytest.approx(by_hand, abs=1e-5)
 
 
-def test_the_nearest_history_item_is_the_liked_one_with_the_largest_inner_product(bundle: Bundle, oracle: Any) -> None:
+def test_the_nearest_history_item_is_the_positive_one_with_the_largest_inner_product(
+    bundle: Bundle, oracle: Any
+) -> None:
     answer = ask(
         bundle, ["i1", "i2"], items=[("i4", 1.0), ("i6", -1.0)], k=20, explain=True, slot_weights={"text": 0.0}
     )
-    liked = [1, 2, 4]
-    likeness = oracle.vectors[answer.rows] @ oracle.vectors[liked].T
+    positive = [1, 2, 4]
+    similarity = oracle.vectors[answer.rows] @ oracle.vectors[positive].T
     assert answer.nearest is not None
-    assert answer.nearest.tolist() == [liked[place] for place in likeness.argmax(axis=1)]
+    assert answer.nearest.tolist() == [positive[position] for position in similarity.argmax(axis=1)]
 
 
 def test_weights_steer_the_query(bundle: Bundle, oracle: Any) -> None:
@@ -157,7 +159,7 @@ def test_a_weight_of_zero_excludes_even_where_seen_items_may_come(bundle: Bundle
     assert "i2" not in found
 
 
-def test_nothing_liked_is_answered_by_likeness(bundle: Bundle, oracle: Any) -> None:
+def test_a_history_without_positive_items_is_answered_by_similarity(bundle: Bundle, oracle: Any) -> None:
     x = {name: oracle.vectors[oracle.row(name)] for name in ("i1", "i2")}
     answer = ask(bundle, items=[("i1", -1.0), ("i2", -3.0)], k=10, explain=True)
     same(items(bundle, answer), oracle.best(-(x["i1"] + 3 * x["i2"]) / 4, 10, {"i1", "i2"}))
@@ -314,15 +316,15 @@ class Slow(MemoryHistories):
 
 
 class Failing(InlineEngine):
-    """An engine whose encoder fails; likeness needs no encoder."""
+    """An engine whose encoder fails; similar items need no encoder."""
 
-    async def look_up(self, bundle: Bundle, lookup: SearchJob) -> SearchResult:
-        if lookup.history is not None:
+    async def search(self, bundle: Bundle, job: SearchJob) -> SearchResult:
+        if job.history is not None:
             raise EncoderError("the encoder gave a query that is not finite")
-        return await super().look_up(bundle, lookup)
+        return await super().search(bundle, job)
 
 
-def run(asked: Recommender, bundle: Bundle, **query: Any) -> Answer:
+def run(asked: Recommender, bundle: Bundle, **query: Any) -> Recommendations:
     return asyncio.run(asked.recommend(bundle, Query(**query), Trace("r")))
 
 
@@ -365,29 +367,29 @@ def test_the_first_reason_met_is_given(bundle: Bundle) -> None:
     assert (answer.strategy, answer.degraded) == ("popular", "history_unavailable")
 
 
-def test_an_encoder_that_fails_leaves_it_to_likeness(bundle: Bundle, oracle: Any) -> None:
+def test_an_encoder_that_fails_falls_back_to_similarity(bundle: Bundle, oracle: Any) -> None:
     answer = run(recommending(MemoryHistories(), Failing()), bundle, items=plain("i1", "i2"), k=3)
     same(items(bundle, answer), oracle.best(oracle.vectors[[1, 2]].mean(axis=0), 3, {"i1", "i2"}))
     assert answer.strategy == "similar"
-    assert answer.trouble == "the encoder gave a query that is not finite"
+    assert answer.error == "the encoder gave a query that is not finite"
 
 
-def test_a_batch_gives_what_each_lookup_gives_alone(bundle: Bundle) -> None:
-    def lookup(history: list[int] | None, k: int, allowed: np.ndarray | None) -> SearchJob:
+def test_a_batch_gives_what_each_search_gives_alone(bundle: Bundle) -> None:
+    def job(history: list[int] | None, k: int, allowed: np.ndarray | None) -> SearchJob:
         rows = None if history is None else np.array(history, dtype=np.int64)
         vector = bundle.vectors(np.array([8]))[0]
         return SearchJob(rows, lambda encoded: encoded if history else vector, k, allowed, Trace("r"))
 
     some = np.arange(60) % 2 == 0
-    lookups = [
-        lookup([1, 2], 5, None),
-        lookup(None, 7, None),
-        lookup([4], 60, some),
-        lookup([5, 6, 8, 9, 10, 11, 12], 3, some),
-        lookup(None, 2, np.arange(60) < 10),
+    jobs = [
+        job([1, 2], 5, None),
+        job(None, 7, None),
+        job([4], 60, some),
+        job([5, 6, 8, 9, 10, 11, 12], 3, some),
+        job(None, 2, np.arange(60) < 10),
     ]
-    for together, one in zip(look_up(bundle, lookups), lookups, strict=True):
-        (alone,) = look_up(bundle, [one])
+    for together, one in zip(run_searches(bundle, jobs), jobs, strict=True):
+        (alone,) = run_searches(bundle, [one])
         assert np.array_equal(together.rows, alone.rows)
         assert together.scores == pytest.approx(alone.scores, abs=1e-6)
         assert together.rows.shape[0] <= one.k

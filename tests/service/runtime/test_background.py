@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from service.runtime.background_tasks import Background, _step_back, run_in_loop
+from service.runtime.background_tasks import Background, _lower_priority, run_in_loop
 
 
 def priority() -> int:
@@ -16,20 +16,20 @@ def priority() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there a thread has a priority of its own")
-def test_only_the_patient_thread_steps_back() -> None:
+def test_only_the_thread_with_a_nice_value_has_a_lower_priority() -> None:
     async def check() -> None:
         before = priority()
         patient, other = Background("patient", nice=19), Background("other", nice=0)
         assert await patient.run(priority) == 19
         assert await other.run(priority) == priority() == before
-        assert await patient.run(lambda: _step_back(5) or priority()) == 19  # never forward
+        assert await patient.run(lambda: _lower_priority(5) or priority()) == 19  # never raised
         patient.close()
         other.close()
 
     asyncio.run(check())
 
 
-def test_one_thing_at_a_time_in_order_and_errors_come_through() -> None:
+def test_calls_run_one_at_a_time_in_order_and_errors_are_raised() -> None:
     async def check() -> None:
         background = Background("one", nice=0)
         order: list[int] = []
@@ -44,7 +44,7 @@ def test_one_thing_at_a_time_in_order_and_errors_come_through() -> None:
     asyncio.run(check())
 
 
-def test_a_question_is_answered_in_the_thread_of_the_loop() -> None:
+def test_a_call_runs_in_the_thread_of_the_loop() -> None:
     async def check() -> None:
         loop, here = asyncio.get_running_loop(), threading.get_ident()
         assert await asyncio.to_thread(run_in_loop, loop, threading.get_ident) == here

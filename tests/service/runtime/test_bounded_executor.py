@@ -1,4 +1,4 @@
-"""BoundedExecutor: bounded, and after its end nobody waits for it."""
+"""BoundedExecutor: its calls are bounded, and closing it leaves no caller waiting."""
 
 import asyncio
 import threading
@@ -9,52 +9,52 @@ from service.errors import NotReady, QueueFull
 from service.runtime.bounded_executor import BoundedExecutor
 
 
-def test_calls_are_bounded_and_errors_come_through() -> None:
+def test_calls_are_bounded_and_errors_are_raised() -> None:
     async def check() -> None:
-        lane, may_end = BoundedExecutor(threads=1, bound=2), threading.Event()
-        waiting = [asyncio.ensure_future(lane.run(lambda: may_end.wait(10))) for _ in range(2)]
+        executor, may_end = BoundedExecutor(threads=1, bound=2), threading.Event()
+        waiting = [asyncio.ensure_future(executor.run(lambda: may_end.wait(10))) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(QueueFull, match="at most 2 requests"):
-            await lane.run(lambda: 1)
+            await executor.run(lambda: 1)
         may_end.set()
         assert await asyncio.gather(*waiting) == [True, True]
         with pytest.raises(ZeroDivisionError):
-            await lane.run(lambda: 1 // 0)
-        lane.close()
+            await executor.run(lambda: 1 // 0)
+        executor.close()
 
     asyncio.run(asyncio.wait_for(check(), 20))
 
 
-def test_at_the_end_a_call_in_progress_is_answered_and_others_are_refused() -> None:
+def test_close_finishes_a_running_call_and_refuses_the_others() -> None:
     async def check() -> None:
-        lane, begun, may_end = BoundedExecutor(threads=1), threading.Event(), threading.Event()
+        executor, begun, may_end = BoundedExecutor(threads=1), threading.Event(), threading.Event()
 
         def slow() -> str:
             begun.set()
             assert may_end.wait(10)
             return "answered"
 
-        first, second = (asyncio.ensure_future(lane.run(slow)) for _ in range(2))
+        first, second = (asyncio.ensure_future(executor.run(slow)) for _ in range(2))
         while not begun.is_set():
             await asyncio.sleep(0.001)
-        lane.close()
+        executor.close()
         may_end.set()
         assert await first == "answered"
         with pytest.raises(NotReady, match="ask another replica"):
             await second
         with pytest.raises(NotReady):
-            await lane.run(lambda: 1)
+            await executor.run(lambda: 1)
 
     asyncio.run(asyncio.wait_for(check(), 20))
 
 
-def test_whoever_is_cancelled_is_not_told_of_the_end() -> None:
+def test_a_cancelled_caller_gets_no_error_of_the_end() -> None:
     async def check() -> None:
-        lane, may_end = BoundedExecutor(threads=1), threading.Event()
-        busy, waiting = (asyncio.ensure_future(lane.run(lambda: may_end.wait(10))) for _ in range(2))
+        executor, may_end = BoundedExecutor(threads=1), threading.Event()
+        busy, waiting = (asyncio.ensure_future(executor.run(lambda: may_end.wait(10))) for _ in range(2))
         await asyncio.sleep(0)
         waiting.cancel()
-        lane.close()
+        executor.close()
         may_end.set()
         with pytest.raises(asyncio.CancelledError):
             await waiting

@@ -1,4 +1,4 @@
-"""The heap as glibc reports it, in a process of its own, since options of malloc stay."""
+"""Settings of glibc's malloc, in a process of its own, because they cannot be undone."""
 
 import platform
 import subprocess
@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import ctypes, os, re, sys, tempfile, threading
 sys.path.insert(0, {root!r})
-from service.runtime.malloc import settle
+from service.runtime import malloc
 if {settled}:
-    settle()
+    malloc.configure()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 libc.malloc.argtypes = [ctypes.c_size_t]
@@ -51,7 +51,7 @@ def heaps_and_mapped_blocks(*, settled: bool) -> tuple[int, int]:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="options of glibc")
-def test_few_heaps_and_large_blocks_of_their_own() -> None:
+def test_there_are_few_arenas_and_large_blocks_are_mapped() -> None:
     heaps, mapped = heaps_and_mapped_blocks(settled=False)
     few, own = heaps_and_mapped_blocks(settled=True)
     assert heaps > 2

@@ -1,4 +1,4 @@
-"""The breaker by hand: a clock that only moves when told to."""
+"""The circuit breaker, with a clock that the test moves."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from service.stores.circuit_breaker import BreakerState, CircuitBreaker, WorstSt
 class Bench:
     def __init__(self, **options: Any) -> None:
         self.time = 100.0
-        self.told: list[BreakerState] = []
+        self.states: list[BreakerState] = []
         self.breaker = CircuitBreaker(
             **{"failures": 3, "patience_s": 1.0, "first_pause_s": 0.125, "longest_pause_s": 0.5} | options,
             clock=lambda: self.time,
-            on_change=self.told.append,
+            on_change=self.states.append,
         )
 
     def fail(self, times: int = 1) -> None:
@@ -28,7 +28,7 @@ def test_three_failures_in_a_row_open_it_and_two_do_not() -> None:
     assert (bench.breaker.state, bench.breaker.lets_through) == ("closed", True)
     bench.fail()
     assert (bench.breaker.state, bench.breaker.lets_through) == ("open", False)
-    assert bench.told == ["open"]
+    assert bench.states == ["open"]
 
 
 def test_an_answer_between_failures_begins_the_count_anew() -> None:
@@ -37,7 +37,7 @@ def test_an_answer_between_failures_begins_the_count_anew() -> None:
         bench.fail(2)
         bench.breaker.succeeded()
     assert bench.breaker.state == "closed"
-    assert bench.told == []
+    assert bench.states == []
 
 
 @pytest.mark.parametrize(("lasted", "state"), [(0.875, "closed"), (1.0, "open")])
@@ -76,7 +76,7 @@ def test_one_probe_at_a_time_and_not_before_its_time() -> None:
     assert not bench.breaker.take_probe()
     bench.breaker.succeeded()
     assert (bench.breaker.state, bench.breaker.lets_through) == ("closed", True)
-    assert bench.told == ["open", "half_open", "closed"]
+    assert bench.states == ["open", "half_open", "closed"]
 
 
 def test_pauses_double_up_to_the_longest_and_begin_anew_after_a_recovery() -> None:
@@ -103,7 +103,7 @@ def test_calls_let_through_before_it_opened_change_nothing_afterwards() -> None:
     bench.fail(10)
     bench.breaker.succeeded()
     assert (bench.breaker.state, bench.breaker.pause_s) == ("open", 0.125)
-    assert bench.told == ["open"]
+    assert bench.states == ["open"]
 
 
 def test_after_a_recovery_it_takes_three_failures_again() -> None:
@@ -118,9 +118,9 @@ def test_after_a_recovery_it_takes_three_failures_again() -> None:
     assert bench.breaker.state == "open"
 
 
-def test_of_several_the_worst_is_told_when_it_becomes_another() -> None:
-    told: list[BreakerState] = []
-    worst = WorstState(told.append)
+def test_changes_of_the_worst_state_are_reported() -> None:
+    states: list[BreakerState] = []
+    worst = WorstState(states.append)
     reads, writes = worst.of("reads"), worst.of("writes")
     reads("open")
     writes("open")
@@ -128,5 +128,5 @@ def test_of_several_the_worst_is_told_when_it_becomes_another() -> None:
     reads("closed")
     writes("half_open")
     writes("closed")
-    assert told == ["open", "half_open", "closed"]
-    WorstState(None).of("alone")("open")  # nobody to tell
+    assert states == ["open", "half_open", "closed"]
+    WorstState(None).of("alone")("open")  # without a callback

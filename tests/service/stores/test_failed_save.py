@@ -1,4 +1,4 @@
-"""A real Redis whose background save has failed: it refuses writes, and PING, and goes on reading."""
+"""A real Redis whose background save has failed refuses writes and PING, but still serves reads."""
 
 from pathlib import Path
 

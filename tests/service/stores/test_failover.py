@@ -1,4 +1,4 @@
-"""After a failover reads, writes and operator state are at the new master together: two real servers and REPLICAOF."""
+"""After a failover reads, writes and operator state use the new master, with two real servers and REPLICAOF."""
 
 import asyncio
 import contextlib
@@ -17,6 +17,7 @@ from service.stores.redis_operator_state import RedisOperatorState
 from service.stores.redis_pipeline import RedisPipeline
 from service.stores.redis_renewal import Renewal
 from tests.support.stores.fake_redis import FakeRedis, fake_redis, own_key, read, run
+from tests.support.stores.real_redis import open_histories, open_operator_state
 from tests.support.stores.redis_pairs import Forwarder, on_a_port, program_of
 
 NEW = Edition()
@@ -54,13 +55,13 @@ async def opened(folder: Path, version: str) -> AsyncIterator[tuple[Pair, RedisH
             pair.command(1, "REPLICAOF", "127.0.0.1", one)
             await eventually_true(lambda: pair.follows(1))
             renewal = Renewal()
-            sessions = RedisHistories(forwarder.url, timeout_s=5.0, renewal=renewal)
-            directives = RedisOperatorState(forwarder.url, timeout_s=5.0, renewal=renewal)
+            histories = open_histories(forwarder.url, timeout_s=5.0, renewal=renewal)
+            state = open_operator_state(forwarder.url, timeout_s=5.0, renewal=renewal)
             try:
-                yield pair, sessions, directives
+                yield pair, histories, state
             finally:
-                await sessions.close()
-                await directives.close()
+                await histories.close()
+                await state.close()
 
 
 async def eventually_true(condition: Callable[[], bool]) -> None:
@@ -70,7 +71,7 @@ async def eventually_true(condition: Callable[[], bool]) -> None:
 
 
 async def at_last(call: Callable[[], Awaitable[Any]]) -> Any:
-    """What a call gives as soon as it is not refused any more."""
+    """The result of a call once it is no longer refused."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             with contextlib.suppress(HistoriesUnavailable, OperatorStateUnavailable):
@@ -82,21 +83,21 @@ async def at_last(call: Callable[[], Awaitable[Any]]) -> Any:
 @pytest.mark.parametrize("version", ["6.2", "7.0"])
 def test_events_reads_erasure_and_operators_follow_together(tmp_path: Path, version: str) -> None:
     async def check() -> None:
-        async with opened(tmp_path, version) as (pair, sessions, directives):
-            await sessions.append([Event("u", "before", 1.0)])
-            assert await sessions.recent("u") == ["before"]
-            assert await directives.hide("before", NEW)
+        async with opened(tmp_path, version) as (pair, histories, state):
+            await histories.append([Event("u", "before", 1.0)])
+            assert await histories.recent("u") == ["before"]
+            assert await state.hide("before", NEW)
             await eventually_true(lambda: pair.command(0, "WAIT", 1, 1000) == 1)
             pair.fail_over()
             # The demoted one keeps to itself what it has: whoever still reads there reads what is stale.
             await eventually_true(lambda: pair.follows(0))
             pair.command(0, "REPLICAOF", "127.0.0.1", 1)
-            await at_last(lambda: sessions.append([Event("u", "after", 2.0, event_id="e")]))
-            assert await sessions.recent("u") == ["before", "after"]
-            await sessions.erase("u")
-            assert await sessions.recent("u") == []
-            assert (await directives.edition()).number == 1
-            assert await directives.hide("after", await directives.edition())
+            await at_last(lambda: histories.append([Event("u", "after", 2.0, event_id="e")]))
+            assert await histories.recent("u") == ["before", "after"]
+            await histories.erase("u")
+            assert await histories.recent("u") == []
+            assert (await state.edition()).number == 1
+            assert await state.hide("after", await state.edition())
             assert pair.command(1, "ZCARD", "vlm2rec:{directives}:hidden") == 2
             assert pair.command(0, "ZCARD", "vlm2rec:{directives}:hidden") == 1
 
@@ -107,16 +108,16 @@ def test_events_reads_erasure_and_operators_follow_together(tmp_path: Path, vers
 @pytest.mark.parametrize("version", ["6.2", "7.0"])
 def test_reads_follow_an_operator_who_writes_alone(tmp_path: Path, version: str) -> None:
     async def check() -> None:
-        async with opened(tmp_path, version) as (pair, sessions, directives):
-            await sessions.append([Event("u", "before", 1.0)])
-            assert await sessions.recent("u") == ["before"]
-            await directives.edition()
+        async with opened(tmp_path, version) as (pair, histories, state):
+            await histories.append([Event("u", "before", 1.0)])
+            assert await histories.recent("u") == ["before"]
+            await state.edition()
             await eventually_true(lambda: pair.command(0, "WAIT", 1, 1000) == 1)
             pair.fail_over()
             pair.command(0, "REPLICAOF", "127.0.0.1", 1)
             pair.command(1, "UNLINK", "vlm2rec:{b062}:history:u")
-            await at_last(lambda: directives.pin("bundle", NEW))
-            assert await sessions.recent("u") == []
+            await at_last(lambda: state.pin("bundle", NEW))
+            assert await histories.recent("u") == []
 
     asyncio.run(check())
 
@@ -125,18 +126,18 @@ def test_reads_follow_an_operator_who_writes_alone(tmp_path: Path, version: str)
 @pytest.mark.parametrize("version", ["6.2", "7.0"])
 def test_a_replica_that_gives_no_stale_data_is_left(tmp_path: Path, version: str) -> None:
     async def check() -> None:
-        async with opened(tmp_path, version) as (pair, sessions, _):
-            await sessions.append([Event("u", "before", 1.0)])
-            assert await sessions.recent("u") == ["before"]
+        async with opened(tmp_path, version) as (pair, histories, _):
+            await histories.append([Event("u", "before", 1.0)])
+            assert await histories.recent("u") == ["before"]
             await eventually_true(lambda: pair.command(0, "WAIT", 1, 1000) == 1)
             pair.command(0, "CONFIG", "SET", "replica-serve-stale-data", "no")
             pair.command(1, "REPLICAOF", "NO", "ONE")
             pair.command(0, "REPLICAOF", "127.0.0.1", 1)
             with pytest.raises(HistoriesUnavailable, match="MASTERDOWN: it is a replica"):
-                await sessions.recent("u")
+                await histories.recent("u")
             pair.forwarder.target = pair.ports[1]
-            assert await at_last(lambda: sessions.recent("u")) == ["before"]
-            assert await sessions.append([Event("u", "after", 2.0)]) == 1
+            assert await at_last(lambda: histories.recent("u")) == ["before"]
+            assert await histories.append([Event("u", "after", 2.0)]) == 1
 
     asyncio.run(check())
 
@@ -156,24 +157,24 @@ ASTRAY = {
 
 
 @contextlib.asynccontextmanager
-async def two_links() -> AsyncIterator[tuple[FakeRedis, RedisPipeline, RedisPipeline]]:
+async def two_pipelines() -> AsyncIterator[tuple[FakeRedis, RedisPipeline, RedisPipeline]]:
     async with fake_redis() as fake:
         renewal, connect = Renewal(), connector(fake.url)
-        links = [RedisPipeline(connect, timeout_s=5.0, renewal=renewal) for _ in range(2)]
+        pipelines = [RedisPipeline(connect, timeout_s=5.0, renewal=renewal) for _ in range(2)]
         try:
-            yield fake, *links
+            yield fake, *pipelines
         finally:
-            for link in links:
-                await link.close()
+            for pipeline in pipelines:
+                await pipeline.close()
 
 
 @pytest.mark.parametrize("name", ASTRAY)
-def test_one_link_that_meets_the_wrong_node_makes_all_connect_anew(name: str) -> None:
+def test_one_pipeline_on_the_wrong_node_makes_all_reconnect(name: str) -> None:
     async def astray(command: list[bytes]) -> bytes | None:
         return ASTRAY[name] if command[1] == b"write" else await own_key(command)
 
     async def check() -> None:
-        async with two_links() as (fake, reads, writes):
+        async with two_pipelines() as (fake, reads, writes):
             assert await read(reads, "a") == ["a"]
             assert await read(writes, "b") == ["b"]
             assert fake.connections == 2
@@ -187,21 +188,21 @@ def test_one_link_that_meets_the_wrong_node_makes_all_connect_anew(name: str) ->
             # The other has been asked nothing meanwhile; its connection is of before, and is left.
             assert await read(reads, "a") == ["a"]
             assert fake.connections == before + 1
-            for link in (reads, writes, reads):
-                assert await read(link, "c") == ["c"]
+            for pipeline in (reads, writes, reads):
+                assert await read(pipeline, "c") == ["c"]
             assert fake.connections == before + 1
 
     run(check)
 
 
-def test_a_link_that_connected_too_soon_connects_again_once_the_new_master_is_found() -> None:
+def test_a_pipeline_that_connected_too_soon_reconnects_to_the_new_master() -> None:
     """The order of a slow change of the name: both connect anew, the reader first and to the old node."""
 
     async def read_only(command: list[bytes]) -> bytes:
         return WRAPPED if command[1] == b"write" else await own_key(command)
 
     async def check() -> None:
-        async with two_links() as (fake, reads, writes):
+        async with two_pipelines() as (fake, reads, writes):
             await read(reads, "a")
             fake.answer = read_only
             with pytest.raises(Exception, match="READONLY"):
@@ -216,9 +217,9 @@ def test_a_link_that_connected_too_soon_connects_again_once_the_new_master_is_fo
     run(check)
 
 
-def test_an_idle_connection_that_redis_closed_makes_the_others_connect_anew() -> None:
+def test_an_idle_connection_closed_by_redis_makes_the_others_reconnect() -> None:
     async def check() -> None:
-        async with two_links() as (fake, reads, writes):
+        async with two_pipelines() as (fake, reads, writes):
             await read(reads, "a")
             await read(writes, "b")
             await fake.kick()
@@ -229,18 +230,18 @@ def test_an_idle_connection_that_redis_closed_makes_the_others_connect_anew() ->
     run(check)
 
 
-def test_renewal_is_asked_for_at_most_once_a_second_and_never_forgotten() -> None:
+def test_a_requested_renewal_happens_once_a_second_at_most_and_is_never_lost() -> None:
     now = [100.0]
     renewal = Renewal(lambda: now[0])
     assert renewal.number == 0
     for _ in range(3):
-        renewal.ask()
+        renewal.request()
     assert renewal.number == 1
-    renewal.ask()
+    renewal.request()
     assert renewal.number == 1
     now[0] += 1.0
     assert renewal.number == 2
     assert renewal.number == 2
     assert renewal.renew() == 3
-    renewal.ask()
+    renewal.request()
     assert renewal.number == 3

@@ -1,4 +1,4 @@
-"""Redis killed, stopped, full or not a Redis at all under a running service: answers degrade and say so."""
+"""Redis killed, stopped, full or replaced by another server: answers degrade and say so."""
 
 import asyncio
 import os
@@ -15,8 +15,8 @@ from service.errors import HistoriesUnavailable
 from service.stores.history_keys import keys_of, old_keys_of, old_stream_key
 from service.stores.protocols import Event
 from service.stores.redis_client import RedisWatch
-from service.stores.redis_histories import RedisHistories
 from tests.support.shops import eventually, metric
+from tests.support.stores.real_redis import open_histories
 
 
 @pytest.fixture
@@ -71,14 +71,14 @@ def test_killed_and_brought_back(open_client: Any, redis: EmbeddedRedis) -> None
             assert metric(client, "vlm2rec_redis_errors_total", operation=operation) >= 1
 
 
-def test_calls_failures_and_the_worst_breaker_are_told(redis: EmbeddedRedis) -> None:
+def test_calls_failures_and_the_worst_breaker_are_reported(redis: EmbeddedRedis) -> None:
     calls: list[tuple[str, bool]] = []
     errors: list[str] = []
     states: list[str] = []
     watch = RedisWatch(lambda name, seconds: calls.append((name, seconds >= 0)), errors.append, states.append)
 
     async def check() -> None:
-        store = RedisHistories(redis.url, timeout_s=5.0, watch=watch)
+        store = open_histories(redis.url, timeout_s=5.0, watch=watch)
         await store.append([Event("u", "a", 1.0)])
         assert await store.recent("u") == ["a"]
         redis.kill()
@@ -151,7 +151,7 @@ def test_a_replica_refuses_events_but_answers(open_client: Any, redis: EmbeddedR
         assert client.post("/events", json=event).json()["stored"] == 1
 
 
-def test_where_writes_hang_reads_go_on(open_client: Any, redis: EmbeddedRedis) -> None:
+def test_reads_go_on_while_writes_hang(open_client: Any, redis: EmbeddedRedis) -> None:
     with open_client(redis_url=redis.url, redis_timeout_ms=1000) as client, Redis.from_url(redis.url) as admin:
         check_whole(client, "i1")
         admin.client_pause(60_000, all=False)  # writes alone

@@ -1,4 +1,4 @@
-"""One behaviour for every store of histories: the fake in memory and the real Redis."""
+"""The contract of history stores, tested on the fake in memory and on a real Redis."""
 
 import asyncio
 import uuid
@@ -15,6 +15,7 @@ from service.stores.protocols import Event, HistoryEntry
 from service.stores.redis_client import RedisWatch
 from service.stores.redis_histories import RedisHistories
 from tests.support.stores.memory_histories import MemoryHistories
+from tests.support.stores.real_redis import open_histories
 
 Store = MemoryHistories | RedisHistories
 OpenStore = Callable[..., Any]
@@ -28,7 +29,7 @@ def open_store(request: pytest.FixtureRequest) -> OpenStore:
             yield MemoryHistories(**options)
             return
         url = request.getfixturevalue("redis_url")
-        store = RedisHistories(url, prefix=f"test-{uuid.uuid4().hex}", timeout_s=5.0, **options)
+        store = open_histories(url, prefix=f"test-{uuid.uuid4().hex}", timeout_s=5.0, **options)
         yield store
         await store.close()
 
@@ -213,7 +214,7 @@ def test_a_store_that_is_down_says_so_in_one_way() -> None:
     errors: list[str] = []
     memory = MemoryHistories()
     memory.available = False
-    gone = RedisHistories("unix:///nonexistent/redis.sock", watch=RedisWatch(on_error=errors.append))
+    gone = open_histories("unix:///nonexistent/redis.sock", watch=RedisWatch(on_error=errors.append))
 
     async def check(store: Store) -> None:
         for call in (store.append([event("u", "a")]), store.recent("u"), store.entries("u"), store.erase("u")):
@@ -228,14 +229,14 @@ def test_a_store_that_is_down_says_so_in_one_way() -> None:
 
 def test_a_url_that_is_none_is_refused() -> None:
     with pytest.raises(SettingsError, match="must be a redis://"):
-        RedisHistories("http://localhost")
+        open_histories("http://localhost")
 
 
 def test_redis_keys_of_a_user_share_a_slot_and_expire_but_the_stream_does_not(redis_url: str) -> None:
     prefix = f"test-{uuid.uuid4().hex}"
 
     async def check() -> None:
-        store = RedisHistories(redis_url, prefix=prefix, ttl_s=1000)
+        store = open_histories(redis_url, prefix=prefix, ttl_s=1000)
         await store.append([event("u}v", "a", event_id="e")])
         await store.close()
 
@@ -254,7 +255,7 @@ def test_what_others_wrote_into_a_key_is_no_crash(redis_url: str) -> None:
     prefix = f"test-{uuid.uuid4().hex}"
 
     async def check() -> None:
-        store = RedisHistories(redis_url, prefix=prefix)
+        store = open_histories(redis_url, prefix=prefix)
         assert await store.entries("u") == [HistoryEntry("�", 0.0, None), HistoryEntry("b", 0.0, None)]
         assert await store.recent("v") == ["a\x1eb", "\x1e", "c"]
         with pytest.raises(HistoriesUnavailable):

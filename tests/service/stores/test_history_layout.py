@@ -1,4 +1,4 @@
-"""How histories lie in Redis: the old layout is read, moved and erased; erasing costs what the user's events do."""
+"""The keys of histories in Redis: reading, moving and erasing the old layout, and the cost of erasing a user."""
 
 import asyncio
 import uuid
@@ -20,6 +20,7 @@ from service.stores.history_keys import (
 )
 from service.stores.protocols import Event
 from service.stores.redis_histories import RedisHistories
+from tests.support.stores.real_redis import open_histories
 
 Check = Callable[[RedisHistories], Coroutine[Any, Any, None]]
 
@@ -32,7 +33,7 @@ class Stored:
 
     def run(self, check: Check, **options: Any) -> None:
         async def all_of_it() -> None:
-            store = RedisHistories(self.url, prefix=self.prefix, timeout_s=10.0, **options)
+            store = open_histories(self.url, prefix=self.prefix, timeout_s=10.0, **options)
             try:
                 await check(store)
             finally:

@@ -1,4 +1,4 @@
-"""One behaviour for every store of directives: the fake in memory and the real Redis."""
+"""The contract of operator-state stores, tested on the fake in memory and on a real Redis."""
 
 import asyncio
 import uuid
@@ -14,6 +14,7 @@ from service.stores.protocols import Changes, Edition
 from service.stores.redis_client import RedisWatch
 from service.stores.redis_operator_state import RedisOperatorState
 from tests.support.stores.memory_operator_state import MemoryOperatorState
+from tests.support.stores.real_redis import open_operator_state
 
 Store = MemoryOperatorState | RedisOperatorState
 OpenStore = Callable[..., Any]
@@ -28,14 +29,14 @@ def open_store(request: pytest.FixtureRequest) -> OpenStore:
             yield MemoryOperatorState(**options)
             return
         url = request.getfixturevalue("redis_url")
-        store = RedisOperatorState(url, prefix=f"test-{uuid.uuid4().hex}", timeout_s=5.0, **options)
+        store = open_operator_state(url, prefix=f"test-{uuid.uuid4().hex}", timeout_s=5.0, **options)
         yield store
         await store.close()
 
     return opened
 
 
-def test_nothing_was_ever_said(open_store: OpenStore) -> None:
+def test_an_empty_store_has_no_edition(open_store: OpenStore) -> None:
     async def check() -> None:
         async with open_store() as store:
             assert await store.edition() == NEW
@@ -172,7 +173,7 @@ def test_a_store_that_is_down_says_so_in_one_way() -> None:
     errors: list[str] = []
     memory = MemoryOperatorState()
     memory.available = False
-    gone = RedisOperatorState("unix:///nonexistent/redis.sock", watch=RedisWatch(on_error=errors.append))
+    gone = open_operator_state("unix:///nonexistent/redis.sock", watch=RedisWatch(on_error=errors.append))
 
     async def check(store: Store) -> None:
         for call in (
@@ -193,14 +194,14 @@ def test_a_store_that_is_down_says_so_in_one_way() -> None:
 
 def test_a_url_that_is_none_is_refused() -> None:
     with pytest.raises(SettingsError, match="must be a redis://"):
-        RedisOperatorState("http://localhost")
+        open_operator_state("http://localhost")
 
 
 def test_keys_in_redis_share_a_slot_and_never_expire(redis_url: str) -> None:
     prefix = f"test-{uuid.uuid4().hex}"
 
     async def check() -> None:
-        store = RedisOperatorState(redis_url, prefix=prefix)
+        store = open_operator_state(redis_url, prefix=prefix)
         await store.restore(Edition("e", 9), "p", ["a", "b"])
         await store.show("a", Edition("e", 9))
         await store.restore(Edition("e", 1), None, ["a", "b"])  # not behind: what was put aside goes
@@ -216,7 +217,7 @@ def test_what_others_wrote_into_a_key_is_no_crash(redis_url: str) -> None:
     prefix = f"test-{uuid.uuid4().hex}"
 
     async def check() -> None:
-        store = RedisOperatorState(redis_url, prefix=prefix)
+        store = open_operator_state(redis_url, prefix=prefix)
         assert await store.edition() == Edition("\ufffd", 0)
         with pytest.raises(OperatorStateUnavailable):
             await store.changes(NEW)

@@ -1,4 +1,4 @@
-"""A connection to Redis by itself."""
+"""One connection to Redis without a pipeline."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from service.stores.redis_connection import RedisConnection, packed
 from tests.support.stores.fake_redis import run, until
 
 
-def test_a_connection_whose_opening_is_cancelled_is_closed() -> None:
+def test_a_connection_cancelled_while_connecting_is_closed() -> None:
     class Handshaking:
         began, closed = False, False
 

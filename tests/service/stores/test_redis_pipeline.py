@@ -1,4 +1,4 @@
-"""A link to Redis: whose reply is whose, how long anybody waits, how many may, and how it comes back."""
+"""The pipeline matches replies to callers, bounds the waiting calls and reconnects."""
 
 import asyncio
 import random
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.errors import LinkDown
+from service.errors import RedisUnavailable
 from service.stores.redis_client import connector
 from service.stores.redis_pipeline import MOST_WAITING, RedisPipeline
 from tests.support.stores.fake_redis import (
@@ -21,9 +21,9 @@ from tests.support.stores.fake_redis import (
     linked,
     move_clock,
     never,
-    of_links,
     own_key,
-    patient_link,
+    patient_pipeline,
+    pipeline_tasks,
     read,
     read_at_last,
     run,
@@ -31,22 +31,23 @@ from tests.support.stores.fake_redis import (
 )
 
 
-async def run_out(fake: FakeRedis, link: RedisPipeline) -> None:
-    """Let a call that was sent wait for longer than it may."""
-    asked = asyncio.create_task(read(link, "opens it"))
+async def run_out(fake: FakeRedis, pipeline: RedisPipeline) -> None:
+    """Let a sent call wait for longer than its timeout."""
+    asked = asyncio.create_task(read(pipeline, "opens it"))
     await until(lambda: fake.keys == ["opens it"])
     move_clock(PATIENT_S)
-    with pytest.raises(LinkDown, match="no answer within"):
+    with pytest.raises(RedisUnavailable, match="no answer within"):
         await asked
 
 
 def held_up_until_answered(connection: Any) -> None:
-    """Keep the event loop from running until the reply lies in the socket."""
-    socket = connection._writer.get_extra_info("socket")
-    select.select([socket.fileno()], [], [])
+    """Block the event loop until the reply is in the socket."""
+    poller = select.poll()  # unlike `select.select` it takes descriptors above 1023, which a long run of tests has
+    poller.register(connection._writer.get_extra_info("socket").fileno(), select.POLLIN)
+    assert poller.poll(60_000)
 
 
-def test_late_replies_and_callers_who_leave_never_mix_up_answers() -> None:
+def test_late_replies_and_cancelled_callers_never_mix_up_replies() -> None:
     rng = random.Random(5)
     became: Counter[str] = Counter()
 
@@ -55,39 +56,39 @@ def test_late_replies_and_callers_who_leave_never_mix_up_answers() -> None:
         await asyncio.sleep(0.06 if slow else 0.0)
         return await own_key(command)
 
-    async def ask(link: RedisPipeline, key: str) -> None:
+    async def ask(pipeline: RedisPipeline, key: str) -> None:
         patience = rng.choice([0.001, 0.004, 0.02, 5.0, 5.0])
         try:
             async with asyncio.timeout(patience):
-                found = await read(link, key)
+                found = await read(pipeline, key)
         except TimeoutError:
             became["left"] += 1
-        except LinkDown:
+        except RedisUnavailable:
             became["refused"] += 1
         else:
             became["answered"] += 1
             assert found == [key]
 
-    async def user(link: RedisPipeline, number: int) -> None:
+    async def user(pipeline: RedisPipeline, number: int) -> None:
         for turn in range(40):
-            await ask(link, f"{number}.{turn}")
+            await ask(pipeline, f"{number}.{turn}")
             await asyncio.sleep(rng.random() * 0.02)
 
     async def check() -> None:
-        async with linked(timeout_s=0.03) as (fake, link):
+        async with linked(timeout_s=0.03) as (fake, pipeline):
             fake.answer = answer
-            await asyncio.gather(*(user(link, number) for number in range(25)))
+            await asyncio.gather(*(user(pipeline, number) for number in range(25)))
             fake.answer = own_key
-            await until(lambda: link.state == "closed")
+            await until(lambda: pipeline.state == "closed")
             for turn in range(5):
-                assert await read_at_last(link, f"after {turn}") == [f"after {turn}"]
+                assert await read_at_last(pipeline, f"after {turn}") == [f"after {turn}"]
 
     run(check)
     assert set(became) == {"answered", "left", "refused"}  # or nothing was tried
 
 
 class Stubborn:
-    """A connection on which a cancellation is lost, as in redis-py at times: the reply is read all the same, later."""
+    """A connection that ignores a cancellation, as redis-py sometimes does, and reads the reply later."""
 
     made: list["Stubborn"] = []
 
@@ -124,31 +125,31 @@ class Stubborn:
         self.closed = True
 
 
-def test_a_lost_cancellation_gives_nobody_the_reply_of_another() -> None:
+def test_a_lost_cancellation_delivers_no_reply_to_another_caller() -> None:
     async def check() -> None:
         Stubborn.made = []
-        link = patient_link(Stubborn)  # type: ignore[arg-type]
-        asked = asyncio.create_task(read(link, "key of one"))
+        pipeline = patient_pipeline(Stubborn)  # type: ignore[arg-type]
+        asked = asyncio.create_task(read(pipeline, "key of one"))
         await until(lambda: bool(Stubborn.made and Stubborn.made[0].ever_sent))
         move_clock(PATIENT_S)
-        with pytest.raises(LinkDown, match="no answer within"):
+        with pytest.raises(RedisUnavailable, match="no answer within"):
             await asked
         (first,) = Stubborn.made
         await until(lambda: first.closed)
-        await until(lambda: link.state == "closed")
+        await until(lambda: pipeline.state == "closed")
         second = Stubborn.made[-1]
-        asked = asyncio.create_task(read(link, "key of another"))
+        asked = asyncio.create_task(read(pipeline, "key of another"))
         await until(lambda: len(second.ever_sent) == 2)  # after the PING of the probe
         first.may_answer.set()  # now the first reply comes, to nobody
         await asyncio.sleep(0.01)
         assert not asked.done()
-        third = asyncio.create_task(read(link, "key of a third"))
+        third = asyncio.create_task(read(pipeline, "key of a third"))
         await asyncio.sleep(0.01)
         assert not third.done()
         second.may_answer.set()
         assert await asked == ["key of another"]
         assert await third == ["key of a third"]
-        await link.close()
+        await pipeline.close()
 
     run(check)
 
@@ -163,23 +164,23 @@ def test_a_connection_that_opens_after_it_was_given_up_is_closed_unused() -> Non
 
     async def check() -> None:
         Slow.made = []
-        link = RedisPipeline(Slow, timeout_s=0.05)  # type: ignore[arg-type]
-        with pytest.raises(LinkDown, match="no answer within"):
-            await read(link, "key")
+        pipeline = RedisPipeline(Slow, timeout_s=0.05)  # type: ignore[arg-type]
+        with pytest.raises(RedisUnavailable, match="no answer within"):
+            await read(pipeline, "key")
         first = Slow.made[0]
         first.may_answer.set()
         await until(lambda: first.opened and first.closed)
         assert first.ever_sent == []
         for connection in Slow.made:
             connection.may_answer.set()
-        await link.close()
+        await pipeline.close()
 
     run(check)
 
 
-def test_who_leaves_does_not_hurt_those_who_share_the_exchange() -> None:
+def test_a_cancelled_caller_does_not_affect_its_exchange() -> None:
     async def check() -> None:
-        async with linked(timeout_s=5.0) as (fake, link):
+        async with linked(timeout_s=5.0) as (fake, pipeline):
             go = asyncio.Event()
 
             async def answer(command: list[bytes]) -> bytes:
@@ -187,7 +188,7 @@ def test_who_leaves_does_not_hurt_those_who_share_the_exchange() -> None:
                 return await own_key(command)
 
             fake.answer = answer
-            asked = [asyncio.create_task(read(link, f"key {number}")) for number in range(20)]
+            asked = [asyncio.create_task(read(pipeline, f"key {number}")) for number in range(20)]
             await until(lambda: bool(fake.asked))
             for task in asked[::2]:
                 task.cancel()
@@ -195,14 +196,14 @@ def test_who_leaves_does_not_hurt_those_who_share_the_exchange() -> None:
             found = await asyncio.gather(*asked, return_exceptions=True)
             assert found[1::2] == [[f"key {number}"] for number in range(1, 20, 2)]
             assert all(isinstance(left, asyncio.CancelledError) for left in found[::2])
-            assert (fake.connections, link.state) == (1, "closed")
+            assert (fake.connections, pipeline.state) == (1, "closed")
 
     run(check)
 
 
 def test_calls_of_one_moment_are_one_round_trip() -> None:
     async def check() -> None:
-        async with linked(timeout_s=1.0) as (fake, link):
+        async with linked(timeout_s=1.0) as (fake, pipeline):
 
             async def answer(command: list[bytes]) -> bytes:
                 """All replies with the last command: were they asked for one after the other, there would be none."""
@@ -212,7 +213,7 @@ def test_calls_of_one_moment_are_one_round_trip() -> None:
 
             fake.answer = answer
             keys = [f"key {number}" for number in range(100)]
-            assert await asyncio.gather(*(read(link, key) for key in keys)) == [[key] for key in keys]
+            assert await asyncio.gather(*(read(pipeline, key) for key in keys)) == [[key] for key in keys]
             assert (fake.keys, fake.connections) == (keys, 1)
 
     run(check)
@@ -221,14 +222,14 @@ def test_calls_of_one_moment_are_one_round_trip() -> None:
 @pytest.mark.parametrize(("size", "together"), [(10, 128), (300_000, 3)])
 def test_an_exchange_has_so_many_calls_and_so_many_bytes(size: int, together: int) -> None:
     async def check() -> None:
-        async with linked(timeout_s=10.0) as (fake, link):
+        async with linked(timeout_s=10.0) as (fake, pipeline):
 
             async def silent(_command: list[bytes]) -> bytes:
                 return b""
 
             fake.answer = silent
             keys = [f"{number:0{size}}" for number in range(together + 2)]
-            asked = asyncio.gather(*(read(link, key) for key in keys))
+            asked = asyncio.gather(*(read(pipeline, key) for key in keys))
             await until(lambda: len(fake.asked) >= together)
             await asyncio.sleep(0.05)  # more would come now
             assert len(fake.asked) == together
@@ -240,7 +241,7 @@ def test_an_exchange_has_so_many_calls_and_so_many_bytes(size: int, together: in
     run(check)
 
 
-def test_who_waited_too_long_behind_others_is_not_asked_for_any_more() -> None:
+def test_a_call_that_waited_too_long_is_not_sent() -> None:
     async def slow(command: list[bytes]) -> bytes:
         if (len(fake.asked) - 1) % 128 == 0:
             move_clock(0.6 * PATIENT_S)
@@ -248,43 +249,43 @@ def test_who_waited_too_long_behind_others_is_not_asked_for_any_more() -> None:
 
     async def check() -> None:
         nonlocal fake
-        async with linked(PATIENT_S) as (fake, link):
+        async with linked(PATIENT_S) as (fake, pipeline):
             fake.answer = slow
             keys = [f"key {number}" for number in range(300)]
-            found = await asyncio.gather(*(read(link, key) for key in keys), return_exceptions=True)
+            found = await asyncio.gather(*(read(pipeline, key) for key in keys), return_exceptions=True)
             assert found[:256] == [[key] for key in keys[:256]]
             assert {str(error) for error in found[256:]} == {"not asked, as calls before it took more than 20 s"}
-            assert (len(fake.asked), link.state) == (256, "closed")
+            assert (len(fake.asked), pipeline.state) == (256, "closed")
 
     fake = FakeRedis()
     run(check)
 
 
-def test_a_redis_that_hangs_holds_up_nobody_for_long_and_few_at_all() -> None:
+def test_a_hanging_redis_delays_few_calls_and_none_for_long() -> None:
     async def check() -> None:
-        async with linked(PATIENT_S) as (fake, link):
+        async with linked(PATIENT_S) as (fake, pipeline):
             fake.answer = never
-            asked = [asyncio.create_task(read(link, f"key {number}")) for number in range(MOST_WAITING + 300)]
+            asked = [asyncio.create_task(read(pipeline, f"key {number}")) for number in range(MOST_WAITING + 300)]
             await until(lambda: bool(fake.asked))
             move_clock(PATIENT_S)
             async with asyncio.timeout(PATIENT_S / 2):  # all of them wait for the same moment
                 found = await asyncio.gather(*asked, return_exceptions=True)
-            assert Counter(type(error) for error in found) == {LinkDown: MOST_WAITING + 300}
+            assert Counter(type(error) for error in found) == {RedisUnavailable: MOST_WAITING + 300}
             refused = [str(error) == f"not asked, as {MOST_WAITING} calls wait already" for error in found]
             assert refused == [False] * MOST_WAITING + [True] * 300
-            assert link.state != "closed"
+            assert pipeline.state != "closed"
 
     run(check)
 
 
 def test_while_it_is_open_calls_are_refused_without_being_sent() -> None:
     async def check() -> None:
-        async with linked(PATIENT_S) as (fake, link):
+        async with linked(PATIENT_S) as (fake, pipeline):
             fake.answer = never
-            await run_out(fake, link)
+            await run_out(fake, pipeline)
             for number in range(1000):
-                call = link.call("LRANGE", f"key {number}", 0, -1, kind=list)
-                with pytest.raises(LinkDown, match="not asked"):
+                call = pipeline.call("LRANGE", f"key {number}", 0, -1, kind=list)
+                with pytest.raises(RedisUnavailable, match="not asked"):
                     call.send(None)  # refused in its first step: it never waits
             await asyncio.sleep(0.02)
             assert fake.keys == ["opens it"]
@@ -294,17 +295,17 @@ def test_while_it_is_open_calls_are_refused_without_being_sent() -> None:
 
 def test_it_comes_back_by_itself_on_the_connection_of_the_probe() -> None:
     async def check() -> None:
-        async with linked(PATIENT_S) as (fake, link):
+        async with linked(PATIENT_S) as (fake, pipeline):
             fake.answer = never
-            await run_out(fake, link)
+            await run_out(fake, pipeline)
             for probes in (1, 2, 3):
                 await until(lambda probes=probes: fake.asked.count(PROBE) == probes)
-                assert link.state != "closed"
+                assert pipeline.state != "closed"
                 fake.answer = never if probes < 3 else own_key
                 move_clock(PATIENT_S)
-            await until(lambda: link.state == "closed")
+            await until(lambda: pipeline.state == "closed")
             connections = fake.connections
-            assert await read(link, "key") == ["key"]
+            assert await read(pipeline, "key") == ["key"]
             assert fake.connections == connections
 
     run(check)
@@ -320,59 +321,59 @@ def test_one_probe_at_a_time_is_on_its_way() -> None:
 
     async def check() -> None:
         Silent.made = []
-        link = RedisPipeline(Silent, timeout_s=0.02)  # type: ignore[arg-type]
-        await asyncio.gather(*(read(link, str(number)) for number in range(10)), return_exceptions=True)
+        pipeline = RedisPipeline(Silent, timeout_s=0.02)  # type: ignore[arg-type]
+        await asyncio.gather(*(read(pipeline, str(number)) for number in range(10)), return_exceptions=True)
         await until(lambda: len(in_use) > 5)
-        await link.close()
+        await pipeline.close()
 
     in_use: list[int] = []
     run(check)
     assert set(in_use) == {1}
 
 
-def test_closing_leaves_nobody_waiting_and_nothing_running() -> None:
+def test_closing_leaves_no_waiting_call_and_no_task() -> None:
     async def check() -> None:
         async with fake_redis() as fake:
             fake.answer = never
-            link = RedisPipeline(connector(fake.url), timeout_s=5.0)
-            asked = [asyncio.create_task(read(link, f"key {number}")) for number in range(300)]
+            pipeline = RedisPipeline(connector(fake.url), timeout_s=5.0)
+            asked = [asyncio.create_task(read(pipeline, f"key {number}")) for number in range(300)]
             await until(lambda: bool(fake.asked))
-            await link.close()
+            await pipeline.close()
             found = await asyncio.gather(*asked, return_exceptions=True)
             assert {str(error) for error in found} == {"this process is ending"}
-            with pytest.raises(LinkDown, match="ending"):
-                await read(link, "too late")
-            assert of_links() == []
+            with pytest.raises(RedisUnavailable, match="ending"):
+                await read(pipeline, "too late")
+            assert pipeline_tasks() == []
 
     run(check)
 
 
 def test_closing_ends_the_probing() -> None:
     async def check() -> None:
-        async with linked(PATIENT_S) as (fake, link):
+        async with linked(PATIENT_S) as (fake, pipeline):
             fake.answer = never
-            await run_out(fake, link)
-            await until(lambda: link.state == "half_open")
+            await run_out(fake, pipeline)
+            await until(lambda: pipeline.state == "half_open")
             async with asyncio.timeout(1.0):
-                await link.close()
-            assert of_links() == []
+                await pipeline.close()
+            assert pipeline_tasks() == []
 
     run(check)
 
 
-def test_a_process_that_was_held_up_itself_does_not_blame_redis(redis_url: str) -> None:
+def test_a_late_timer_does_not_count_as_a_failure_of_redis(redis_url: str) -> None:
     async def check() -> None:
-        link = patient_link(connector(redis_url))
-        assert await read(link, "nothing there") == []
-        connection = link._wire._connection
+        pipeline = patient_pipeline(connector(redis_url))
+        assert await read(pipeline, "nothing there") == []
+        connection = pipeline._connection._connection
         for _ in range(3):
-            asked = asyncio.create_task(read(link, "nothing there"))
+            asked = asyncio.create_task(read(pipeline, "nothing there"))
             await asyncio.sleep(0)  # the call begins
             await asyncio.sleep(0)  # and is sent
             held_up_until_answered(connection)
             move_clock(3 * PATIENT_S)
             assert await asked == []
-        assert link.state == "closed"
-        await link.close()
+        assert pipeline.state == "closed"
+        await pipeline.close()
 
     run(check)

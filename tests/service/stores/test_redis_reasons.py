@@ -1,4 +1,4 @@
-"""Why Redis fails is told: word and plain reason, in the problem, in /readyz and in the log, and no secret with it."""
+"""The reason of a Redis failure is in the problem, in /readyz and in the log, without any secret."""
 
 import contextlib
 import ssl
@@ -13,7 +13,7 @@ from demo.embedded_redis import EmbeddedRedis
 from service.errors import SettingsError, StartError
 from service.stores.history_keys import keys_of
 from service.stores.redis_client import connector
-from service.stores.redis_faults import RedisTroubles
+from service.stores.redis_faults import RedisFaults
 from service.stores.redis_history_scripts import APPEND
 from service.stores.redis_reasons import in_script, reason_of
 from tests.support.shops import OpenClient
@@ -61,7 +61,7 @@ def test_the_line_of_a_script_names_the_command_that_redis_6_2_does_not() -> Non
 
 
 @contextlib.contextmanager
-def told(open_client: OpenClient, url: str) -> Iterator[tuple[str, dict[str, str]]]:
+def reasons(open_client: OpenClient, url: str) -> Iterator[tuple[str, dict[str, str]]]:
     """The detail of a refused event, and what /readyz says."""
     with open_client(redis_url=url, redis_prefix="vlm2rec", redis_timeout_ms=2000) as client:
         client.post("/recommend", json={"user_id": "anna"})
@@ -87,9 +87,9 @@ def test_a_command_that_the_user_may_not_run_is_named(tmp_path: Path, open_clien
                     assert client.post("/recommend", json={"user_id": "anna"}).json()["degraded"] is not None
                     assert client.get("/readyz").json()["redis_troubles"]["reads"] == f"ping: {reason}"
                 continue
-            with told(open_client, url) as (detail, troubles):
+            with reasons(open_client, url) as (detail, faults):
                 assert reason in detail
-                assert reason in troubles["writes"]
+                assert reason in faults["writes"]
 
 
 @contextlib.contextmanager
@@ -103,18 +103,18 @@ def on_a_port_as(folder: Path, *lines: str, version: str) -> Iterator[int]:
 def test_out_of_memory_and_a_key_of_another_kind(open_client: OpenClient) -> None:
     with EmbeddedRedis() as server, Redis.from_url(server.url) as admin:
         admin.set(keys_of("vlm2rec", "anna").history, "a string")
-        with told(open_client, server.url) as (detail, troubles):
+        with reasons(open_client, server.url) as (detail, faults):
             assert "append: WRONGTYPE: a key of this prefix holds a value of another kind" in detail
-            assert set(troubles) == {"reads", "writes"} or troubles["writes"].startswith("append: WRONGTYPE")
+            assert set(faults) == {"reads", "writes"} or faults["writes"].startswith("append: WRONGTYPE")
         admin.flushall()
         admin.config_set("maxmemory", 1)
-        with told(open_client, server.url) as (detail, troubles):
+        with reasons(open_client, server.url) as (detail, faults):
             assert "append: OOM: it is out of memory" in detail
-            assert troubles == {"writes": "append: OOM: it is out of memory with nothing to evict; raise maxmemory"}
+            assert faults == {"writes": "append: OOM: it is out of memory with nothing to evict; raise maxmemory"}
         admin.config_set("maxmemory", 0)
 
 
-def test_troubles_go_with_the_next_success_and_fill_no_log() -> None:
+def test_faults_end_with_the_next_success_and_fill_no_log() -> None:
     lines: list[dict[str, object]] = []
 
     class Log:
@@ -124,17 +124,17 @@ def test_troubles_go_with_the_next_success_and_fill_no_log() -> None:
         info = error
 
     now = [0.0]
-    troubles = RedisTroubles(Log(), lambda: now[0])  # type: ignore[arg-type]
+    faults = RedisFaults(Log(), lambda: now[0])  # type: ignore[arg-type]
     for _ in range(5):
-        troubles.outcome("append", "OOM: full")
-        troubles.outcome("recent", None)
-        assert troubles.now == {"writes": "append: OOM: full"}
-        troubles.outcome("erase", None)
-        assert troubles.now == {}
-    assert [line["event"] for line in lines] == ["redis trouble", "redis answers again"]
+        faults.outcome("append", "OOM: full")
+        faults.outcome("recent", None)
+        assert faults.current == {"writes": "append: OOM: full"}
+        faults.outcome("erase", None)
+        assert faults.current == {}
+    assert [line["event"] for line in lines] == ["redis error", "redis answers again"]
     now[0] = 60.0
-    troubles.outcome("append", "OOM: full")
-    assert lines[-1] == {"event": "redis trouble", "kind": "writes", "operation": "append", "reason": "OOM: full"}
+    faults.outcome("append", "OOM: full")
+    assert lines[-1] == {"event": "redis error", "kind": "writes", "operation": "append", "reason": "OOM: full"}
 
 
 @pytest.mark.parametrize(
@@ -146,10 +146,10 @@ def test_troubles_go_with_the_next_success_and_fill_no_log() -> None:
     ],
 )
 def test_why_there_is_no_connection(open_client: OpenClient, url: str, reason: str) -> None:
-    with told(open_client, url) as (detail, troubles):
+    with reasons(open_client, url) as (detail, faults):
         assert reason in detail
-        assert reason in troubles["reads"]
-        assert reason in troubles["writes"]
+        assert reason in faults["reads"]
+        assert reason in faults["writes"]
 
 
 def test_what_is_wrong_with_tls(tmp_path: Path, open_client: OpenClient) -> None:
@@ -167,13 +167,13 @@ def test_what_is_wrong_with_tls(tmp_path: Path, open_client: OpenClient) -> None
             (trusted.replace("127.0.0.1", "localhost"), "its certificate is for another host name"),
             (url.replace("rediss", "redis"), "needs rediss://"),
             (trusted.replace(PASSWORD, "wrong"), "WRONGPASS: it refuses user or password; in the URL both must be"),
-            (trusted.replace(f":{PASSWORD}@", ""), "NOAUTH: it wants a user or password"),
+            (trusted.replace(f":{PASSWORD}@", ""), "NOAUTH: it requires a user or password"),
         ):
-            with told(open_client, refused) as (detail, _):
+            with reasons(open_client, refused) as (detail, _):
                 assert reason in detail, refused
     with EmbeddedRedis() as plain, Redis.from_url(plain.url) as admin:
         admin.config_set("port", port)
-        with told(open_client, url) as (detail, _):
+        with reasons(open_client, url) as (detail, _):
             assert "no answer" in detail
             assert "while connecting; with rediss:// its port must speak TLS" in detail
 
@@ -195,7 +195,7 @@ def test_a_url_that_is_right_is_taken(url: str) -> None:
 def test_a_node_of_a_cluster_ends_the_start(tmp_path: Path, open_client: OpenClient) -> None:
     with (
         on_a_port(tmp_path, "cluster-enabled yes") as port,
-        pytest.raises(StartError, match="a cluster needs a setting of its own"),
+        pytest.raises(StartError, match="clusters are not supported"),
         open_client(redis_url=f"redis://127.0.0.1:{port}"),
     ):
         pass

@@ -1,4 +1,4 @@
-"""A link to something that is no Redis, or one that answers with errors, closes connections, or forgets scripts."""
+"""A pipeline to a server that is no Redis, answers with errors, closes connections or forgets scripts."""
 
 import asyncio
 
@@ -6,9 +6,8 @@ import pytest
 import redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 
-from service.errors import HistoriesUnavailable, LinkDown
+from service.errors import HistoriesUnavailable, RedisUnavailable
 from service.stores.redis_client import connector
-from service.stores.redis_histories import RedisHistories
 from service.stores.redis_pipeline import RedisPipeline, Script
 from tests.support.stores.fake_redis import (
     PATIENT_S,
@@ -17,12 +16,13 @@ from tests.support.stores.fake_redis import (
     linked,
     move_clock,
     own_key,
-    patient_link,
+    patient_pipeline,
     read,
     read_at_last,
     run,
     until,
 )
+from tests.support.stores.real_redis import open_histories
 
 RUBBISH = {
     "another protocol": b"HTTP/1.1 200 OK\r\n\r\n",
@@ -43,21 +43,21 @@ RUBBISH = {
 
 
 @pytest.mark.parametrize("name", RUBBISH)
-def test_rubbish_is_no_answer_and_no_accident(name: str) -> None:
+def test_rubbish_is_refused_and_crashes_nothing(name: str) -> None:
     async def rubbish(_command: list[bytes]) -> bytes | None:
         return RUBBISH[name]
 
     async def check() -> None:
-        async with linked(timeout_s=0.2) as (fake, link):
-            assert await read_at_last(link, "before") == ["before"]
+        async with linked(timeout_s=0.2) as (fake, pipeline):
+            assert await read_at_last(pipeline, "before") == ["before"]
             fake.answer = rubbish
             for number in range(5):
-                with pytest.raises(LinkDown):
-                    await read(link, f"key {number}")
-            assert link.state != "closed"
+                with pytest.raises(RedisUnavailable):
+                    await read(pipeline, f"key {number}")
+            assert pipeline.state != "closed"
             fake.answer = own_key
-            await until(lambda: link.state == "closed")
-            assert await read_at_last(link, "after") == ["after"]
+            await until(lambda: pipeline.state == "closed")
+            assert await read_at_last(pipeline, "after") == ["after"]
 
     run(check)
 
@@ -70,7 +70,7 @@ def test_a_history_of_anything_but_strings_is_refused(inner: bytes) -> None:
     async def check() -> None:
         async with fake_redis() as fake:
             fake.answer = odd
-            store = RedisHistories(fake.url, timeout_s=5.0)
+            store = open_histories(fake.url, timeout_s=5.0)
             with pytest.raises(HistoriesUnavailable, match="another form"):
                 await store.recent("u")
             await store.close()
@@ -95,15 +95,15 @@ def test_a_reply_that_drips_is_not_waited_for() -> None:
     async def check() -> None:
         server = await asyncio.start_server(drip, "127.0.0.1", 0)
         url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        link = patient_link(connector(url))
-        asked = asyncio.create_task(read(link, "key"))
+        pipeline = patient_pipeline(connector(url))
+        asked = asyncio.create_task(read(pipeline, "key"))
         await until(lambda: len(drops) > 10)
         assert not asked.done()
         move_clock(PATIENT_S)
         async with asyncio.timeout(PATIENT_S / 2):
-            with pytest.raises(LinkDown, match="no answer within"):
+            with pytest.raises(RedisUnavailable, match="no answer within"):
                 await asked
-        await link.close()
+        await pipeline.close()
         await ended.wait()
         server.close()
         await server.wait_closed()
@@ -118,71 +118,71 @@ def test_an_error_of_redis_is_that_callers_own() -> None:
         return b"-OOM command not allowed\r\n" if command[1] == b"full" else await own_key(command)
 
     async def check() -> None:
-        async with linked(timeout_s=5.0) as (fake, link):
+        async with linked(timeout_s=5.0) as (fake, pipeline):
             fake.answer = answer
             for _ in range(10):
                 found = await asyncio.gather(
-                    read(link, "a"), read(link, "full"), read(link, "b"), return_exceptions=True
+                    read(pipeline, "a"), read(pipeline, "full"), read(pipeline, "b"), return_exceptions=True
                 )
                 assert [found[0], found[2]] == [["a"], ["b"]]
                 assert isinstance(found[1], OutOfMemoryError)
-            assert (link.state, fake.connections) == ("closed", 1)
+            assert (pipeline.state, fake.connections) == ("closed", 1)
 
     run(check)
 
 
-def test_a_replica_is_left_for_whoever_has_its_name_now_but_not_at_every_call() -> None:
+def test_a_replica_is_left_for_the_new_node_but_not_at_every_call() -> None:
     async def read_only(_command: list[bytes]) -> bytes:
         return b"-READONLY You can't write against a read only replica.\r\n"
 
     async def check() -> None:
-        async with linked(timeout_s=5.0) as (fake, link):
+        async with linked(timeout_s=5.0) as (fake, pipeline):
             fake.answer = read_only
             for _ in range(20):
                 with pytest.raises(ReadOnlyError):
-                    await read(link, "key")
-            assert (fake.connections, link.state) == (2, "closed")
+                    await read(pipeline, "key")
+            assert (fake.connections, pipeline.state) == (2, "closed")
             fake.answer = own_key
-            assert await read(link, "key") == ["key"]
+            assert await read(pipeline, "key") == ["key"]
 
     run(check)
 
 
-def test_a_connection_closed_while_nobody_asked_costs_no_answer() -> None:
+def test_a_connection_closed_while_idle_costs_no_answer() -> None:
     async def check() -> None:
-        async with linked(timeout_s=5.0) as (fake, link):
+        async with linked(timeout_s=5.0) as (fake, pipeline):
             for number in range(5):
-                assert await read(link, str(number)) == [str(number)]
+                assert await read(pipeline, str(number)) == [str(number)]
                 await fake.kick()
-            assert (link.state, fake.connections) == ("closed", 5)
+            assert (pipeline.state, fake.connections) == ("closed", 5)
 
     run(check)
 
 
 def test_what_cannot_be_sent_is_its_callers_own_error() -> None:
     async def check() -> None:
-        async with linked(timeout_s=5.0) as (_, link):
-            found = await asyncio.gather(read(link, "a"), read(link, "\ud800"), return_exceptions=True)
+        async with linked(timeout_s=5.0) as (_, pipeline):
+            found = await asyncio.gather(read(pipeline, "a"), read(pipeline, "\ud800"), return_exceptions=True)
             assert found[0] == ["a"]
             assert isinstance(found[1], UnicodeEncodeError)
-            assert link.state == "closed"
+            assert pipeline.state == "closed"
 
     run(check)
 
 
-def test_a_script_that_redis_has_forgotten_is_told_again(redis_url: str) -> None:
+def test_a_script_that_redis_has_forgotten_is_sent_again(redis_url: str) -> None:
     def forget() -> None:
         with redis.Redis.from_url(redis_url) as client:
             client.script_flush()
 
     async def check() -> None:
-        link = RedisPipeline(connector(redis_url), timeout_s=5.0)
+        pipeline = RedisPipeline(connector(redis_url), timeout_s=5.0)
         script = Script("return #KEYS * 10 + tonumber(ARGV[1])")
         for _ in range(2):
-            calls = [link.run(script, ["a", "b"], [number], int) for number in range(5)]
+            calls = [pipeline.run(script, ["a", "b"], [number], int) for number in range(5)]
             assert await asyncio.gather(*calls) == [20, 21, 22, 23, 24]
             await asyncio.to_thread(forget)
-        await link.close()
+        await pipeline.close()
 
     run(check)
 
@@ -215,15 +215,15 @@ def test_any_answer_to_a_read_but_that_none_is_given_ends_an_outage(answered: by
         return MISCONF if command[0] == b"PING" else answered
 
     async def check() -> None:
-        async with linked(timeout_s=5.0) as (fake, link):
-            assert await read(link, "before") == ["before"]
+        async with linked(timeout_s=5.0) as (fake, pipeline):
+            assert await read(pipeline, "before") == ["before"]
             fake.answer = hiccup
             for _ in range(3):
-                with pytest.raises(LinkDown):
-                    await read(link, "key")
-            assert link.state != "closed"
+                with pytest.raises(RedisUnavailable):
+                    await read(pipeline, "key")
+            assert pipeline.state != "closed"
             fake.answer = answer
             await until(lambda: probed >= (1 if comes_back else 3), 10.0)
-            await until(lambda: (link.state == "closed") == comes_back, 10.0)
+            await until(lambda: (pipeline.state == "closed") == comes_back, 10.0)
 
     run(check)

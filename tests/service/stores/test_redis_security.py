@@ -1,4 +1,4 @@
-"""Redis with a user of its own and over TLS: what docs/security.md says is enough, and less is told, not crashed on."""
+"""Redis over TLS and with the ACL user of docs/security.md; missing permissions give a clear error."""
 
 import asyncio
 import re
@@ -10,9 +10,8 @@ from starlette.testclient import TestClient
 
 from service.errors import SettingsError
 from service.stores.protocols import Edition
-from service.stores.redis_histories import RedisHistories
-from service.stores.redis_operator_state import RedisOperatorState
 from tests.support.shops import OpenClient
+from tests.support.stores.real_redis import open_histories, open_operator_state
 from tests.support.stores.redis_servers import Certificates, free_port, program_with_tls, redis_server
 
 PAGE = Path(__file__).parents[3] / "docs" / "security.md"
@@ -55,7 +54,7 @@ def test_the_documented_user_is_enough(guarded_redis: Path, open_client: OpenCli
 
 def test_it_is_enough_for_the_pin_and_for_taking_everything_back(guarded_redis: Path) -> None:
     async def all_of_it() -> None:
-        store = RedisOperatorState(f"unix://vlm2rec:{PASSWORD}@{guarded_redis}", prefix="vlm2rec:b", shown_cap=1)
+        store = open_operator_state(f"unix://vlm2rec:{PASSWORD}@{guarded_redis}", prefix="vlm2rec:b", shown_cap=1)
         nothing = await store.edition()
         assert await store.pin("bundle", nothing)
         for item in ("a", "b"):
@@ -66,9 +65,9 @@ def test_it_is_enough_for_the_pin_and_for_taking_everything_back(guarded_redis: 
         changes = await store.changes(nothing)
         assert (changes.pin, sorted(changes.hidden)) == ("bundle", ["x", "y"])
         await store.close()
-        sessions = RedisHistories(f"unix://vlm2rec:{PASSWORD}@{guarded_redis}", prefix="vlm2rec:b")
-        assert await sessions.stream() == []
-        await sessions.close()
+        histories = open_histories(f"unix://vlm2rec:{PASSWORD}@{guarded_redis}", prefix="vlm2rec:b")
+        assert await histories.stream() == []
+        await histories.close()
 
     asyncio.run(all_of_it())
 
@@ -120,11 +119,11 @@ def test_tls(tmp_path: Path, certificates: Certificates, open_client: OpenClient
 
 
 @pytest.mark.parametrize("query", ["?ssl_ca_cert=x", "?colour=red", "?socket_timeout=fast"])
-def test_a_parameter_that_redis_does_not_know_is_told_at_the_start(query: str) -> None:
+def test_a_parameter_unknown_to_redis_is_reported_at_the_start(query: str) -> None:
     with pytest.raises(SettingsError, match="redis_url must be a redis://, rediss:// or unix:// URL"):
-        RedisHistories(f"rediss://:{PASSWORD}@localhost/0{query}")
+        open_histories(f"rediss://:{PASSWORD}@localhost/0{query}")
     with pytest.raises(SettingsError):
-        RedisHistories("redis://localhost/0?ssl_ca_certs=x")  # needs rediss://
+        open_histories("redis://localhost/0?ssl_ca_certs=x")  # needs rediss://
 
 
 def test_a_missing_certificate_degrades(open_client: OpenClient) -> None:

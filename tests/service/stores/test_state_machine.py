@@ -1,4 +1,4 @@
-"""Events, histories, recommendations, erasure and availability in any order, held against a model of lists.
+"""Events, histories, recommendations, erasure and availability in any order, compared with a model made of lists.
 
 The model knows nothing of Redis: caps, the order within one call, repeated event ids, what erasing takes with it, which
 items may be answered. `k` is larger than the catalogue, so that an answer must be a whole set, not merely a part of it.
@@ -172,8 +172,8 @@ class Shopping(RuleBasedStateMachine):
     def recommend(
         self, user: str | None, given: list[str], exclude: list[str], exclude_seen: bool, history: str, k: int
     ) -> None:
-        wish = {"items": given, "exclude": exclude, "exclude_seen": exclude_seen, "history": history, "k": k}
-        answer = self.client.post("/recommend", json=wish | {"user_id": user, "explain": k == K})
+        body = {"items": given, "exclude": exclude, "exclude_seen": exclude_seen, "history": history, "k": k}
+        answer = self.client.post("/recommend", json=body | {"user_id": user, "explain": k == K})
         assert answer.status_code == 200
         stored = self.model.items_of(user) if user is not None and history == "use" else []
         self._check_answer(answer.json(), [*stored, *given], exclude, exclude_seen=exclude_seen, k=k)
@@ -183,8 +183,8 @@ class Shopping(RuleBasedStateMachine):
     ) -> None:
         found = [item["item_id"] for item in body["items"]]
         usable = [item for item in taken if item in ALL_ITEMS and item != NO_SLOT]
-        barred = self.model.hidden | set(exclude) | (set(taken) if exclude_seen else set())
-        expected = set(ALL_ITEMS) - barred
+        excluded = self.model.hidden | set(exclude) | (set(taken) if exclude_seen else set())
+        expected = set(ALL_ITEMS) - excluded
         if usable:
             expected -= {NO_SLOT}  # it can only be popular
         assert body["strategy"] == ("sequence" if usable else "popular")
@@ -279,16 +279,16 @@ def put_in_place_of(store: type, instead: object, monkeypatch: pytest.MonkeyPatc
 
 
 def test_any_order_in_memory(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    sessions = MemoryHistories(**CAPS)
-    for store, instead in ((RedisHistories, sessions), (RedisOperatorState, MemoryOperatorState())):
+    histories = MemoryHistories(**CAPS)
+    for store, instead in ((RedisHistories, histories), (RedisOperatorState, MemoryOperatorState())):
         put_in_place_of(store, instead, monkeypatch)
 
     def stream() -> list[tuple[str, str, float, str | None]]:
-        events = asyncio.run(sessions.stream())
+        events = asyncio.run(histories.stream())
         return [(event.user_id, event.item_id, event.timestamp, event.type) for event in events]
 
     def forget_all() -> None:
-        for kept in (sessions._histories, sessions._event_ids, sessions._expires, sessions._streams):
+        for kept in (histories._histories, histories._event_ids, histories._expires, histories._streams):
             kept.clear()
 
     with open_client(admin_keys=[ADMIN]) as client:

@@ -1,4 +1,4 @@
-"""Log lines: whoever reads them, or does not, the requests go on."""
+"""Log lines, whose readers never delay a request."""
 
 import asyncio
 import errno
@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from service.http.body_budget import BodyBudget
 from service.http.request_middleware import RequestMiddleware
+from service.settings.groups import HttpLimits, ObservabilitySettings
 from service.telemetry.log_writer import LogWriter
 from service.telemetry.metrics import Metrics
 from tests.support.exposed import exposed
@@ -47,7 +47,7 @@ def test_lines_come_out_whole_and_in_order(pipe: tuple[int, int]) -> None:
     writer.close()
 
 
-def test_what_nobody_reads_is_dropped_and_told_later(pipe: tuple[int, int]) -> None:
+def test_lines_that_are_not_read_are_dropped_and_reported_later(pipe: tuple[int, int]) -> None:
     writer = LogWriter(pipe[1], limit_bytes=100_000)
     for number in range(20_000):  # more than the limit and the pipe hold together; it would never return if it waited
         writer.write(b"%099d\n" % number)
@@ -70,7 +70,7 @@ def test_what_nobody_reads_is_dropped_and_told_later(pipe: tuple[int, int]) -> N
     writer.close()
 
 
-def test_the_end_waits_for_a_reader_but_not_for_ever(pipe: tuple[int, int]) -> None:
+def test_close_waits_for_a_reader_up_to_its_timeout(pipe: tuple[int, int]) -> None:
     writer = LogWriter(pipe[1])
     writer.write(b"last words\n")
     writer.close()
@@ -86,7 +86,7 @@ def test_the_end_waits_for_a_reader_but_not_for_ever(pipe: tuple[int, int]) -> N
     assert not stuck._thread.is_alive()
 
 
-def test_a_reader_that_is_gone_is_no_trouble() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     writer = LogWriter(writing)
@@ -97,7 +97,7 @@ def test_a_reader_that_is_gone_is_no_trouble() -> None:
     os.close(writing)
 
 
-def test_lines_that_cannot_be_written_are_counted_and_told_later(
+def test_lines_that_cannot_be_written_are_counted_and_reported_later(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer, write, tried = LogWriter(pipe[1]), os.write, threading.Event()
@@ -113,7 +113,7 @@ def test_lines_that_cannot_be_written_are_counted_and_told_later(
         with writer._lock:  # so that all three go out together
             writer._lines.extend([b"line 1\n", b"line 2\n"])
             writer._bytes += 14
-        writer._there_is_work.set()
+        writer._wake_up.set()
         while writer.failed < 1:
             time.sleep(0.001)
         assert writer.failed == 1
@@ -143,10 +143,10 @@ def test_a_descriptor_that_does_not_block_loses_no_line(pipe: tuple[int, int]) -
     writer.close()
 
 
-def test_lost_lines_are_in_the_metrics() -> None:
-    metrics = Metrics()
-    metrics.log_lines(dropped=lambda: 3, failed=lambda: 5)
-    text = metrics.exposition().decode()
+def test_lost_lines_are_in_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.telemetry.metrics.lines_dropped", lambda: 3)
+    monkeypatch.setattr("service.telemetry.metrics.lines_failed", lambda: 5)
+    text = Metrics().exposition().decode()
     assert "vlm2rec_log_lines_dropped 3.0" in text
     assert "vlm2rec_log_lines_failed 5.0" in text
 
@@ -154,8 +154,9 @@ def test_lost_lines_are_in_the_metrics() -> None:
 def test_every_line_of_a_request_has_its_id() -> None:
     code = """
 import logging, contextvars
+from service.settings.groups import ObservabilitySettings
 from service.telemetry.logs import REQUEST_ID, configure_logs, logger
-configure_logs("info")
+configure_logs(ObservabilitySettings())
 def work():
     REQUEST_ID.set("r1")
     logger().info("ours")
@@ -204,7 +205,7 @@ def test_which_requests_get_a_line(access_log: Any, logged: list[int]) -> None:
         pass
 
     envelope = RequestMiddleware(
-        app, metrics=metrics, log=lines, bodies=BodyBudget(1), retry_after_s=1, access_log=access_log
+        app, metrics=metrics, log=lines, limits=HttpLimits(), observability=ObservabilitySettings(access_log=access_log)
     )  # type: ignore[arg-type]
     for status in (200, 204, 404, 499, 503):
         scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "status": status}
@@ -213,7 +214,7 @@ def test_which_requests_get_a_line(access_log: Any, logged: list[int]) -> None:
     assert exposed(metrics, "vlm2rec_requests_total", route="unmatched", method="GET", status="499") == 1
 
 
-def test_a_reader_that_sleeps_holds_up_no_request(start: Callable[..., Service], small_registry: Path) -> None:
+def test_a_reader_that_hangs_delays_no_request(start: Callable[..., Service], small_registry: Path) -> None:
     service = start("--registry", str(small_registry), "--redis", "unix:///nonexistent/redis.sock")
     for number in range(700):  # their lines are more than the 64 KiB of a pipe, which nobody reads
         assert service.call("GET", "/livez", X_Request_ID=f"n{number}")[0] == 200

@@ -1,4 +1,4 @@
-"""Metrics: what is told is what a scrape shows, and docs/metrics.md lists all of it."""
+"""Metrics: a scrape shows what was counted, and docs/metrics.md lists every metric."""
 
 from pathlib import Path
 
@@ -81,14 +81,14 @@ def test_redis_and_its_breaker() -> None:
     [
         ({"strategy": "popular"}, "no_history"),
         ({"strategy": "similar"}, "nothing_liked"),
-        ({"strategy": "similar", "trouble": True}, "encoder"),
+        ({"strategy": "similar", "encoder_failed": True}, "encoder"),
         ({"strategy": "popular", "degraded": "deadline"}, "deadline"),
-        ({"strategy": "popular", "degraded": "history_unavailable", "trouble": True}, "encoder"),
+        ({"strategy": "popular", "degraded": "history_unavailable", "encoder_failed": True}, "encoder"),
     ],
 )
 def test_fallbacks_by_reason(answer: dict[str, object], reason: str) -> None:
     metrics = Metrics()
-    usual = {"wanted": "sequence", "degraded": None, "history_used": 0, "unknown": 0, "trouble": False}
+    usual = {"wanted": "sequence", "degraded": None, "history_used": 0, "unknown": 0, "encoder_failed": False}
     metrics.recommended(**{**usual, **answer})
     assert exposed(metrics, "vlm2rec_fallbacks_total", strategy=str(answer["strategy"]), reason=reason) == 1
     metrics.recommended(**{**usual, "strategy": "sequence"})

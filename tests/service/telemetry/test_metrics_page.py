@@ -1,4 +1,4 @@
-"""GET /metrics: rendered beside the event loop, once a second, and closed by keys."""
+"""GET /metrics, rendered in a thread once a second, and protected by keys."""
 
 import asyncio
 import threading
@@ -39,7 +39,7 @@ def checked(check: Callable[[Counted, MetricsPage], object]) -> None:
     asyncio.run(asyncio.wait_for(go(), 60))
 
 
-def test_those_who_ask_together_get_one_rendering_made_in_a_thread() -> None:
+def test_concurrent_requests_get_one_rendering_made_in_a_thread() -> None:
     async def check(metrics: Counted, page: MetricsPage) -> None:
         asking = [asyncio.create_task(page.content()) for _ in range(20)]
         while not metrics.begun.is_set():
@@ -52,7 +52,7 @@ def test_those_who_ask_together_get_one_rendering_made_in_a_thread() -> None:
     checked(check)
 
 
-def test_within_a_second_the_same_bytes_come_and_then_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_within_a_second_get_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(metrics_page, "monotonic", lambda: now[0])
     monkeypatch.setattr(metrics_page, "INTERVAL_S", 1.0)
@@ -85,7 +85,9 @@ def test_a_rendering_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) 
 
 def test_no_times_of_creation() -> None:
     metrics = Metrics()
-    metrics.recommended(strategy="popular", wanted="popular", degraded=None, history_used=0, unknown=0, trouble=False)
+    metrics.recommended(
+        strategy="popular", wanted="popular", degraded=None, history_used=0, unknown=0, encoder_failed=False
+    )
     text = metrics.exposition().decode()
     assert "vlm2rec_answers_total{" in text
     assert "_created" not in text

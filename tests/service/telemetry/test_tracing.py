@@ -1,4 +1,4 @@
-"""Spans of OpenTelemetry: made from the trace of a request, going on with the caller's, and nothing while off."""
+"""OpenTelemetry spans, recorded from the trace of a request, which continue the caller's trace."""
 
 import subprocess
 import sys
@@ -18,6 +18,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from service.errors import SettingsError
 from service.request_trace import Trace
+from service.settings.groups import ObservabilitySettings
 from service.telemetry.tracing import SpanRecorder, open_spans
 from tests.support.shops import OpenClient
 
@@ -56,7 +57,7 @@ def recorder(exported: InMemorySpanExporter) -> Iterator[SpanRecorder]:
     made.close()
 
 
-def test_stages_are_laid_one_after_the_other(recorder: SpanRecorder, exported: InMemorySpanExporter) -> None:
+def test_stages_follow_one_another(recorder: SpanRecorder, exported: InMemorySpanExporter) -> None:
     trace = Trace("r1")
     trace._stages = {"parse": 1.0, "encode": 2.5, "write": 0.5}
     trace.started -= 0.004  # it arrived four milliseconds ago
@@ -80,7 +81,7 @@ def test_stages_are_laid_one_after_the_other(recorder: SpanRecorder, exported: I
     }
 
 
-def test_the_callers_trace_goes_on(recorder: SpanRecorder, exported: InMemorySpanExporter) -> None:
+def test_a_span_continues_the_trace_of_the_caller(recorder: SpanRecorder, exported: InMemorySpanExporter) -> None:
     recorder.record(Trace("r"), [PARENT, (b"tracestate", b"a=1")], "GET", "/livez", 503)
     (span,) = exported.get_finished_spans()
     assert f"{span.context.trace_id:032x}" == TRACE_ID
@@ -98,7 +99,7 @@ def test_a_broken_traceparent_begins_a_new_trace(
     assert span.parent is None
 
 
-def test_what_is_not_sampled_has_no_stages(exported: InMemorySpanExporter) -> None:
+def test_a_span_that_is_not_sampled_has_no_stages(exported: InMemorySpanExporter) -> None:
     provider = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exported))
     trace = Trace("r")
@@ -152,7 +153,7 @@ def test_spans_reach_a_collector(monkeypatch: pytest.MonkeyPatch, wanted: Any, n
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         if name is not None:
             monkeypatch.setenv("OTEL_SERVICE_NAME", name)
-        spans = open_spans(wanted, Log())  # type: ignore[arg-type]
+        spans = open_spans(ObservabilitySettings(otel=wanted), Log())  # type: ignore[arg-type]
         assert spans is not None
         spans.record(Trace("r"), [], "GET", "/livez", 200)
         spans.close()
@@ -179,7 +180,7 @@ def test_off(monkeypatch: pytest.MonkeyPatch, wanted: Any, variables: dict[str, 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     log = Log()
-    assert open_spans(wanted, log) is None  # type: ignore[arg-type]
+    assert open_spans(ObservabilitySettings(otel=wanted), log) is None  # type: ignore[arg-type]
     assert log.reasons == []
 
 
@@ -191,22 +192,22 @@ def test_off(monkeypatch: pytest.MonkeyPatch, wanted: Any, variables: dict[str, 
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "without": "the package"}, "need the extra 'otel'"),
     ],
 )
-def test_what_cannot_be_is_told(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], says: str) -> None:
+def test_impossible_tracing_is_reported(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], says: str) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     if "without" in variables:
         monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     log = Log()
-    assert open_spans("auto", log) is None  # type: ignore[arg-type]
+    assert open_spans(ObservabilitySettings(otel="auto"), log) is None  # type: ignore[arg-type]
     assert len(log.reasons) == 1
     assert says in log.reasons[0]
     with pytest.raises(SettingsError, match=says):
-        open_spans("on", log)  # type: ignore[arg-type]
+        open_spans(ObservabilitySettings(otel="on"), log)  # type: ignore[arg-type]
 
 
 def test_nothing_is_loaded_while_off(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom service.app import create_app\nfrom service.settings import load_settings\n"
+        "import sys\nfrom service.app import create_app\nfrom service.settings.load import load_settings\n"
         f"create_app(load_settings(registry={str(tmp_path)!r}))\n"
         "heavy = ('opentelemetry.sdk.trace', 'opentelemetry.exporter', 'opentelemetry.proto', 'google.protobuf')\n"
         "print([name for name in sys.modules if name.startswith(heavy)])\n"

@@ -1,11 +1,11 @@
-"""A server that speaks Redis' protocol well or badly: late, by halves, rubbish, or not at all; and a link to it."""
+"""A server that speaks Redis' protocol correctly, late, partly or not at all, and a pipeline to it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from service.errors import LinkDown
+from service.errors import RedisUnavailable
 from service.stores.redis_client import Connect, connector
 from service.stores.redis_pipeline import RedisPipeline
 
@@ -21,7 +21,7 @@ def as_list(*values: bytes) -> bytes:
 
 
 async def own_key(command: list[bytes]) -> bytes:
-    """As Redis would, if the list at every key held the key itself."""
+    """The answer of a Redis in which the list at every key contains the key itself."""
     return as_list(command[1])
 
 
@@ -64,7 +64,7 @@ class FakeRedis:
         return sent is not None
 
     async def kick(self) -> None:
-        """Close every connection, and wait until the other side can know."""
+        """Close every connection, and wait until the other side can notice."""
         for writer in self.writers:
             writer.close()
         while self.writers:
@@ -78,7 +78,7 @@ class FakeRedis:
 
 @asynccontextmanager
 async def fake_redis() -> AsyncIterator[FakeRedis]:
-    """A server for as long as the context lasts."""
+    """A server that runs until the end of the context."""
     fake = FakeRedis()
     handlers: set[asyncio.Task[None]] = set()
 
@@ -114,11 +114,11 @@ async def _command(reader: asyncio.StreamReader) -> list[bytes]:
 @asynccontextmanager
 async def linked(timeout_s: float = 0.1) -> AsyncIterator[tuple[FakeRedis, RedisPipeline]]:
     async with fake_redis() as fake:
-        link = RedisPipeline(connector(fake.url), timeout_s=timeout_s, clock=asyncio.get_running_loop().time)
+        pipeline = RedisPipeline(connector(fake.url), timeout_s=timeout_s, clock=asyncio.get_running_loop().time)
         try:
-            yield fake, link
+            yield fake, pipeline
         finally:
-            await link.close()
+            await pipeline.close()
 
 
 class MovableLoop(asyncio.SelectorEventLoop):
@@ -142,13 +142,13 @@ def run(check: Callable[[], Coroutine[Any, Any, None]]) -> None:
         runner.run(asyncio.wait_for(check(), 30 * PATIENT_S))
 
 
-def patient_link(connect: Connect) -> RedisPipeline:
-    """A link whose timeouts pass by `move_clock` alone."""
+def patient_pipeline(connect: Connect) -> RedisPipeline:
+    """A pipeline whose timeouts pass by `move_clock` alone."""
     return RedisPipeline(connect, timeout_s=PATIENT_S, clock=asyncio.get_running_loop().time)
 
 
-async def read(link: RedisPipeline, key: str) -> list[str]:
-    return [entry.decode() for entry in await link.call("LRANGE", key, 0, -1, kind=list)]
+async def read(pipeline: RedisPipeline, key: str) -> list[str]:
+    return [entry.decode() for entry in await pipeline.call("LRANGE", key, 0, -1, kind=list)]
 
 
 async def until(condition: Callable[[], bool], seconds: float = PATIENT_S) -> None:
@@ -157,17 +157,17 @@ async def until(condition: Callable[[], bool], seconds: float = PATIENT_S) -> No
             await asyncio.sleep(0.005)
 
 
-async def read_at_last(link: RedisPipeline, key: str) -> list[str]:
-    """Read as often as it takes: on a busy machine a short timeout may pass once more."""
+async def read_at_last(pipeline: RedisPipeline, key: str) -> list[str]:
+    """Read until it succeeds, as a short timeout may pass again on a busy machine."""
     async with asyncio.timeout(10.0):
         while True:
-            with suppress(LinkDown):
-                return await read(link, key)
+            with suppress(RedisUnavailable):
+                return await read(pipeline, key)
             await asyncio.sleep(0.01)
 
 
-def of_links() -> list[asyncio.Task[Any]]:
-    """What links still run in this loop."""
+def pipeline_tasks() -> list[asyncio.Task[Any]]:
+    """Tasks of pipelines that still run in this loop."""
     parts = ("RedisPipeline", "RedisConnection", "answers")
     return [task for task in asyncio.all_tasks() if any(part in repr(task.get_coro()) for part in parts)]
 

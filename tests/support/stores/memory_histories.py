@@ -1,4 +1,4 @@
-"""MemoryHistories: the store of histories without a Redis, for tests and for trying the recommender in one process."""
+"""A history store in memory, for tests."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from service.stores.protocols import Event, HistoryEntry
 
 
 class MemoryHistories:
-    """Histories in this process; gone when it ends.
+    """Histories in this process; lost when it ends.
 
     Args:
         history_cap: newest events kept of each user.
@@ -72,13 +72,13 @@ class MemoryHistories:
         return [entry.item_id for entry in await self.entries(user_id)]
 
     async def entries(self, user_id: str) -> list[HistoryEntry]:
-        """Steps, oldest first; see `HistoryStore.entries`."""
+        """Events, oldest first; see `HistoryStore.entries`."""
         self._check_available()
         self._forget_if_expired(user_id)
         return list(self._histories.get(user_id, ()))
 
     async def erase(self, user_id: str) -> None:
-        """Forget a user; see `HistoryStore.erase`."""
+        """Erase a user; see `HistoryStore.erase`."""
         self._check_available()
         self._forget(user_id)
         stream = self._stream_of(user_id)
@@ -91,7 +91,7 @@ class MemoryHistories:
         return self.available
 
     async def is_cluster_node(self) -> bool:
-        """It is none."""
+        """Always False."""
         return False
 
     async def close(self) -> None:

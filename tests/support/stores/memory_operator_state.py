@@ -1,4 +1,4 @@
-"""MemoryOperatorState: the store of pin and hidden items without a Redis, for tests and for one process alone."""
+"""An operator-state store in memory, for tests."""
 
 import uuid
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from service.stores.protocols import Changes, Edition
 
 
 class MemoryOperatorState:
-    """Directives in this process; gone when it ends. Several replicas in one process may share it.
+    """Operator state in this process; lost when it ends. Several replicas in one process may share it.
 
     Args:
         shown_cap: newest items shown again that are remembered as changes.
@@ -38,7 +38,7 @@ class MemoryOperatorState:
         return replace(self._edition, erasure=self._erasure)
 
     async def changes(self, since: Edition) -> Changes:
-        """What changed; see `OperatorStateStore.changes`."""
+        """The changes; see `OperatorStateStore.changes`."""
         self._check_available()
         whole = since.epoch != self._edition.epoch or since.number < self._floor
         after = 0 if whole else since.number
@@ -75,12 +75,12 @@ class MemoryOperatorState:
         return True
 
     async def announce_erasure(self) -> None:
-        """Name an erasure; see `OperatorStateStore.announce_erasure`."""
+        """Announce an erasure; see `OperatorStateStore.announce_erasure`."""
         self._check_available()
         self._erasure = uuid.uuid4().hex
 
     async def restore(self, edition: Edition, pin: str | None, hidden: Sequence[str]) -> None:
-        """Take a state back; see `OperatorStateStore.restore`."""
+        """Restore a state; see `OperatorStateStore.restore`."""
         self._check_available()
         if self._edition.is_behind(edition):
             self._edition, self._floor, self._pin = edition, edition.number, pin

@@ -1,4 +1,4 @@
-"""Two Redis servers that take over from each other, and a forwarder whose address stands for one of them."""
+"""Two Redis servers for failovers, and a forwarder whose address leads to one of them."""
 
 import asyncio
 import contextlib
@@ -64,7 +64,7 @@ def on_a_port(folder: Path, *lines: str, program: str | None = None) -> Iterator
 
 
 class Forwarder:
-    """Passes every new connection on to :attr:`target`; those that there are stay where they are.
+    """Forwards every new connection to :attr:`target`; existing connections stay.
 
     Attributes:
         target: port on 127.0.0.1.
@@ -104,7 +104,7 @@ class Forwarder:
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator["Forwarder"]:
-        """Forward for as long as the context lasts."""
+        """Forward until the end of the context."""
         server = await asyncio.start_server(self._begin, "127.0.0.1", 0)
         self.url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         try:

@@ -1,4 +1,4 @@
-"""Redis servers with users, passwords and certificates, for as long as a context lasts."""
+"""Starts Redis servers with users, passwords and certificates for the duration of a context."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Pins that a prune on this machine should spare."""
+"""A prune spares the bundles that services on this machine have pinned."""
 
 from pathlib import Path
 
@@ -7,23 +7,22 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from index.bundle.registry import Registry
-from service.bundles.kept_pins import kept_pins
-from service.bundles.operator_state import OperatorStateCopy
-from service.settings import load_settings
+from service.bundles.operator_state import OperatorStateCopy, pinned_bundles
+from service.settings.load import load_settings
 from service.stores.protocols import Edition
 
 
 def test_pins_in_the_usual_place_and_in_named_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert kept_pins() == set()
+    assert pinned_bundles() == set()
     for number in range(3):
-        usual = load_settings(registry=str(tmp_path / f"registry-{number}")).directives_path
+        usual = load_settings(registry=str(tmp_path / f"registry-{number}")).operator_state_file
         OperatorStateCopy(Edition("a", 1), None if number == 2 else f"pin-{number}").save(usual)
     named = tmp_path / "own.json"
     OperatorStateCopy(Edition("a", 1), "other").save(named)
-    assert kept_pins(named, tmp_path / "none.json") == {"pin-0", "pin-1", "other"}
+    assert pinned_bundles(named, tmp_path / "none.json") == {"pin-0", "pin-1", "other"}
     usual.write_text("[")
-    assert kept_pins() == {"pin-0", "pin-1"}
+    assert pinned_bundles() == {"pin-0", "pin-1"}
 
 
 def test_prune_spares_what_a_service_here_has_pinned(

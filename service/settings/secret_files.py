@@ -1,4 +1,4 @@
-"""Reads secrets and API keys from small files, as Docker and Kubernetes mount them."""
+"""Reads secrets from files, as Docker and Kubernetes provide them, and never shows them."""
 
 from pathlib import Path
 
@@ -17,14 +17,14 @@ def is_key(text: str) -> bool:
 
 
 def read_secret(path: Path, setting: str) -> str:
-    """The text in a file.
+    """The text of a file.
 
     Args:
         path: at most 64 KiB of UTF-8.
-        setting: which setting names it, for the message.
+        setting: name of the setting that names the file, for the message.
 
     Raises:
-        SettingsError: the file cannot be read; the message does not hold its content.
+        SettingsError: the file cannot be read; the message does not quote it.
     """
     try:
         with path.open("rb") as file:
@@ -40,22 +40,22 @@ def read_secret(path: Path, setting: str) -> str:
 
 
 def read_keys(path: Path, setting: str) -> tuple[str, ...]:
-    """The API keys in a file, one a line; empty lines and those that begin with ``#`` are left out.
+    """The API keys in a file, one per line; empty lines and lines that start with ``#`` are ignored.
 
     Raises:
-        SettingsError: the file cannot be read, holds no key, or one that breaks the rule for keys.
+        SettingsError: the file cannot be read, has no key, or has a key that breaks the rule for keys.
     """
     lines = [line.strip() for line in read_secret(path, setting).splitlines()]
     keys = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if not keys:
-        raise SettingsError(f"{setting} must name a file with at least one key, got {path}, which holds none")
+        raise SettingsError(f"{setting} must name a file with at least one key, got {path}, which has none")
     if not all(map(is_key, keys)):
-        raise SettingsError(f"{setting}: {KEY_RULE}, one a line; {path} holds one that has not")
+        raise SettingsError(f"{setting}: {KEY_RULE}, one per line; a key in {path} breaks this rule")
     return keys
 
 
 def signature(path: Path) -> Signature | None:
-    """A value that changes when a file is written or replaced; None: the file cannot be read."""
+    """A value that changes when the file is written or replaced; None if the file cannot be seen."""
     try:
         status = path.stat()
     except OSError:

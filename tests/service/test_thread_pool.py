@@ -1,4 +1,4 @@
-"""The event loop's own threads: as many as wanted, at once."""
+"""The thread pool of the event loop."""
 
 import threading
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 import pytest
 from fastapi.testclient import TestClient
 
-from service.runtime.thread_pool import THREADS, started_pool
+from service.lifecycle import THREADS, started_pool
 
 NAME = "event-loop-pool"
 
@@ -26,7 +26,7 @@ def test_all_threads_run_from_the_start(threads: int) -> None:
     assert running() == before
 
 
-def test_the_service_has_its_threads_when_it_is_ready_and_none_after(
+def test_the_threads_run_when_the_service_is_ready_and_end_with_it(
     open_client: Callable[..., AbstractContextManager[TestClient]],
 ) -> None:
     before = running()

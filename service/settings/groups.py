@@ -1,0 +1,325 @@
+"""Declares the settings of the service in groups, each of which goes as a whole to the constructors that need it."""
+
+import re
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from index.machine.cores import available_cores
+from service.settings.secret_files import KEY_RULE, is_key, read_secret
+
+_ROOT_PATH: Final = re.compile(r"(/[A-Za-z0-9._~-]+)*")
+_ORIGIN: Final = re.compile(r"\*|https?://[^\s/?#@,*]+")
+_MOST_ENGINE_THREADS: Final = 4  # one event loop cannot feed more
+
+
+def _split(value: Any) -> Any:  # noqa: ANN401 - any value of a variable or of the file
+    """Split the text of a variable at its commas; a list from the file becomes a tuple."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(value) if isinstance(value, list) else value
+
+
+ApiKeys = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+
+
+class SettingsGroup(BaseModel):
+    """A group of settings.
+
+    A field has the name of its variable in lower case without the prefix, so a name occurs in one group only.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ServerSettings(SettingsGroup):
+    """The address of the server, its proxies and its shutdown."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
+    root_path: str = Field(
+        "",
+        max_length=256,
+        description="Path under which a proxy publishes this service, such as `/rec`; only for the OpenAPI document.",
+    )
+    trusted_proxies: Names = Field(
+        (), description="Addresses or networks of proxies whose X-Forwarded-For is trusted, separated by commas."
+    )
+    cors_origins: Names = Field(
+        (), description="Origins whose pages may call from a browser, separated by commas; `*`: all; none: CORS is off."
+    )
+    keep_alive_s: int = Field(
+        65, ge=1, le=3600, description="Seconds that a connection may be idle; more than the load balancer's."
+    )
+    drain_s: int = Field(10, ge=0, le=600, description="Seconds that requests in progress may take at shutdown.")
+    drain_delay_s: float = Field(
+        0,
+        ge=0,
+        le=600,
+        description="Seconds at shutdown in which `/readyz` answers 503 but new requests are still answered.",
+    )
+
+    @field_validator("root_path")
+    @classmethod
+    def _check_root_path(cls, value: str) -> str:
+        if not _ROOT_PATH.fullmatch(value):
+            raise ValueError("must be empty, or a path with a / before each part and none at its end, as in /rec")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            ip_network(network)  # its error names value and rule
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError("every origin must be `*`, or scheme and host as in https://shop.example")
+        return value
+
+
+class HttpLimits(SettingsGroup):
+    """Limits on connections, requests and bodies."""
+
+    max_connections: int = Field(
+        4096, ge=1, le=1_000_000, description="Most open connections; one more replaces an idle one, or gets 503."
+    )
+    request_timeout_s: float = Field(
+        20,
+        ge=0.1,
+        le=3600,
+        description="Seconds in which a request must arrive whole, and in which its response must be read.",
+    )
+    body_limit_bytes: int = Field(1_048_576, ge=1024, description="Largest request body in bytes.")
+    bodies_limit_bytes: int = Field(
+        268_435_456, ge=1024, description="Bytes of all arriving bodies together; beyond that: 503."
+    )
+    retry_after_s: int = Field(
+        1, ge=1, le=3600, description="Seconds of the Retry-After header of every 503, and of a 429 in overload."
+    )
+
+
+class AccessSettings(SettingsGroup):
+    """API keys and rate limits."""
+
+    api_keys: ApiKeys = Field((), description="Keys of the data routes, separated by commas; none: they are open.")
+    admin_keys: ApiKeys = Field(
+        (), description="Keys of all routes, the admin routes included; none: the admin routes are closed."
+    )
+    metrics_keys: ApiKeys = Field(
+        (), description="Keys of /metrics, separated by commas; none: it is open. Admin keys open it too."
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File with more keys of the data routes, one per line; read again when it changes."
+    )
+    admin_keys_file: Path | None = Field(
+        None, description="File with more keys of all routes, one per line; read again when it changes."
+    )
+    metrics_keys_file: Path | None = Field(
+        None, description="File with more keys of /metrics, one per line; read again when it changes."
+    )
+    rate_limit: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="Requests per second of each key, or of each address where no keys are set; unset: no limit.",
+    )
+    rate_burst: int | None = Field(
+        None, ge=1, le=10**6, description="Requests at once after a pause; unset: as many as in two seconds."
+    )
+
+    @field_validator("api_keys", "admin_keys", "metrics_keys")
+    @classmethod
+    def _check_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(is_key(key.get_secret_value()) for key in value):
+            raise ValueError(KEY_RULE)
+        return value
+
+    @field_validator("admin_keys", "metrics_keys")
+    @classmethod
+    def _check_kinds(cls, value: tuple[SecretStr, ...], info: ValidationInfo) -> tuple[SecretStr, ...]:
+        if any(set(value) & set(info.data.get(kind, ())) for kind in ("api_keys", "admin_keys")):
+            raise ValueError("a key must be of one kind only: an API key, an admin key or a metrics key")
+        return value
+
+
+class BundleSettings(SettingsGroup):
+    """The registry, and how a bundle is found, checked and loaded."""
+
+    registry: str = Field(min_length=1, description="Directory of published bundles.")
+    wait_for_bundle: bool = Field(
+        False, description="Start without a bundle and become ready when one is published, instead of failing."
+    )
+    poll_ms: int = Field(
+        500, ge=10, le=60_000, description="Milliseconds between two checks for a new bundle, a pin and hidden items."
+    )
+    verify: Literal["stamp", "full"] = Field(
+        "stamp", description="Check of a bundle before it serves: its stamp, or the hash of every file (`full`)."
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Device that runs the sequence encoder.")
+    encoder_threads: int = Field(1, ge=1, le=256, description="Threads that one encoder call uses.")
+    directives_file: Path | None = Field(
+        None,
+        description="File with this replica's copy of the pin and the hidden items; unset: under XDG_STATE_HOME.",
+    )
+
+    @property
+    def poll_s(self) -> float:
+        """Seconds between two checks of the registry."""
+        return self.poll_ms / 1000.0
+
+
+class ComparisonSettings(SettingsGroup):
+    """The comparison of a new bundle with the active one, and its bounds; a bound that is None is not checked."""
+
+    shadow_histories: int = Field(
+        200,
+        ge=1,
+        le=10_000,
+        description="Newest distinct histories on which a new bundle is compared with the active one.",
+    )
+    shadow_min_overlap: float | None = Field(
+        None, ge=0, le=1, description="Refuse a new bundle whose overlap@20 with the active one is lower."
+    )
+    shadow_min_coverage: float | None = Field(
+        None, ge=0, le=1, description="Refuse a new bundle whose answers cover a smaller share of the items."
+    )
+    shadow_min_answered: float | None = Field(
+        None, ge=0, le=1, description="Refuse a new bundle that answers a smaller share of the histories."
+    )
+    shadow_max_slot_shift: float | None = Field(
+        None, ge=0, le=1, description="Refuse a new bundle in which the share of any slot changes by more."
+    )
+
+
+class EngineSettings(SettingsGroup):
+    """The threads and the queue of the engine."""
+
+    engine_threads: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Threads that encode and search batches; 0: one per core, at most four. None on CUDA.",
+    )
+    queue_bound: int = Field(
+        768,
+        ge=2,
+        le=100_000,
+        description="Requests in progress at which new ones are refused; above half of it they get popular items.",
+    )
+
+    @property
+    def threads(self) -> int:
+        """Threads that encode and search batches on the CPU."""
+        return self.engine_threads or min(available_cores(), _MOST_ENGINE_THREADS)
+
+
+class RedisSettings(SettingsGroup):
+    """The connection to Redis."""
+
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"),
+        description="URL of the Redis with the histories: redis://, rediss:// or unix://.",
+    )
+    redis_url_file: Path | None = Field(
+        None, description="File that holds the Redis URL, for Docker and Kubernetes secrets; read once at startup."
+    )
+    redis_prefix: str = Field("vlm2rec", min_length=1, max_length=64, description="Prefix of every Redis key.")
+    redis_timeout_ms: int = Field(
+        250, ge=1, le=60_000, description="Milliseconds that a Redis reply may take before the answer degrades."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_url(cls, given: dict[str, Any]) -> dict[str, Any]:
+        file = given.get("redis_url_file")
+        if file is None:
+            return given
+        if "redis_url" in given:
+            raise ValueError("set redis_url or redis_url_file, not both")
+        return {**given, "redis_url": read_secret(Path(file), "redis_url_file").strip()}
+
+    @property
+    def url(self) -> str:
+        """The URL with its password."""
+        return self.redis_url.get_secret_value()
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds that a reply may take."""
+        return self.redis_timeout_ms / 1000.0
+
+    @property
+    def database(self) -> str:
+        """The Redis that the URL names, without user and password: host, port and database, or socket and database."""
+        try:
+            url = urlsplit(self.url)
+            host, port = (url.hostname or "localhost").lower(), url.port or 6379
+        except ValueError:
+            return ""  # refused later, with the reason
+        number = dict(parse_qsl(url.query)).get("db")
+        if url.scheme == "unix":
+            return f"{unquote(url.path)}#{number or 0}"
+        return f"{host}:{port}#{number or url.path.strip('/') or 0}"
+
+
+class HistorySettings(SettingsGroup):
+    """What is stored of each user, and for how long."""
+
+    history_cap: int = Field(200, ge=1, le=10_000, description="Newest events stored per user.")
+    history_ttl_days: int = Field(
+        90, ge=1, le=3650, description="Days after a user's last event until the history expires."
+    )
+    event_ids_cap: int = Field(
+        1000, ge=1, le=100_000, description="Newest event ids stored per user, by which retries are recognised."
+    )
+    stream_cap: int = Field(
+        1_000_000,
+        ge=1,
+        description="Newest events of all users stored for retraining, an equal part in each of 64 buckets of users.",
+    )
+    require_consent: bool = Field(
+        False, description="Store only events with `consent: true`; off: an event without the field has consent."
+    )
+
+    @property
+    def ttl_s(self) -> int:
+        """Seconds after a user's last event until the history expires."""
+        return self.history_ttl_days * 86_400
+
+
+class ObservabilitySettings(SettingsGroup):
+    """Logs, traces and the live measurement of recall."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest level of the log lines that are written."
+    )
+    access_log: Literal["all", "errors", "off"] = Field(
+        "all", description="Requests that get a log line: all, those answered with 400 or above, or none."
+    )
+    otel: Literal["auto", "on", "off"] = Field(
+        "auto", description="OpenTelemetry spans: if OTEL_* variables name an exporter, always, or never."
+    )
+    recall_checks_per_s: float = Field(
+        1.0, ge=0, le=100, description="Most answers per second that are compared with exact search; 0: none."
+    )
+    recall_check_cpu: float = Field(
+        0.01, gt=0, le=1, description="Largest share of one core that these comparisons may use; it limits their rate."
+    )
