@@ -7,7 +7,6 @@ something to go on from.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
@@ -16,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import Timeout
 
+from index.machine.locks import file_lock
 from training.backbones.prompts import prompt_hash
 from training.config.renamed_keys import former_key
 from training.config.run_config import RunConfig
@@ -100,10 +101,10 @@ class RunDirectory:
             ConfigError: it is another run's, or this run's and it is not to be resumed, or a process is training in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("a", encoding="utf-8") as lock:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                stack.enter_context(file_lock(self.path / "lock"))
+            except Timeout as error:
                 raise ConfigError(
                     f"{self.path}: another process is training here; wait for it or end it, or use another --run"
                 ) from error

@@ -1,7 +1,6 @@
 """The directory that an import makes: written aside, then renamed, so that a killed import leaves nothing half."""
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -9,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from index.machine.locks import directory_lock
 from training.errors import DatasetError, RunBusy
 from training.runs.lock import run_lock
 
@@ -85,19 +85,16 @@ def not_written(path: Path, error: OSError) -> DatasetError:
 
 @contextlib.contextmanager
 def _locked(aside: Path) -> Iterator[None]:
-    """Hold the lock of the directory aside; the kernel drops it with the process."""
     aside.mkdir(exist_ok=True)
-    descriptor = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(directory_lock(aside))
+        except BlockingIOError as error:
+            raise RunBusy(f"{aside}: another import into this place is at work; wait until it has ended") from error
         # Another import may have put it in place, or removed it, since it was opened.
         if not aside.exists() or not os.path.samestat(os.fstat(descriptor), aside.stat()):
             raise RunBusy(f"{aside}: another import into this place has just ended; start again")
         yield
-    except BlockingIOError as error:
-        raise RunBusy(f"{aside}: another import into this place is at work; wait until it has ended") from error
-    finally:
-        os.close(descriptor)
 
 
 def _check_place(directory: Path, *, force: bool) -> None:
