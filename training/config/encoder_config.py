@@ -1,4 +1,4 @@
-"""EncoderConfig: the ``[encoder]`` section of a configuration file."""
+"""Defines the ``[encoder]`` section of a configuration file."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""The configuration of a run: a TOML file (or a preset) parsed once into frozen values.
+"""Parses the configuration of a run, a TOML file or a preset, into frozen values.
 
 Sections: ``[vlm]`` with ``[vlm.scratch]`` and ``[vlm.lora]``, ``[loss]``, ``[train]``, ``[embed]``, ``[encoder]``. A
 file may name a preset to start from (``preset = "tiny"`` at its top); a key that it does not set keeps the preset's
@@ -238,7 +238,7 @@ class EmbedConfig(_Section):
 
 
 class RunConfig(_Section):
-    """Everything that one run is configured by."""
+    """The configuration of a run."""
 
     vlm: VlmConfig = VlmConfig()
     loss: LossConfig = LossConfig()
@@ -285,7 +285,7 @@ def load_config(
     Args:
         path: TOML file; None for the preset alone.
         preset: name of a preset, which the file's keys override; default the file's own ``preset``, else ``tiny``.
-        overrides: dotted key → value, e.g. ``{"train.steps": 100}``; they override everything.
+        overrides: dotted key → value, e.g. ``{"train.steps": 100}``; they take precedence over file and preset.
 
     Raises:
         ConfigError: the file is unreadable, a preset or key is unknown, or a value breaks its rule.
@@ -307,7 +307,7 @@ def load_run_config(run: Path) -> RunConfig:
 
 
 def to_toml(config: RunConfig) -> str:
-    """The whole configuration as TOML, every value written out; :func:`load_config` reads it back unchanged."""
+    """The whole configuration as TOML with every value; :func:`load_config` reads it back unchanged."""
     lines: list[str] = []
     _write_table(lines, "", config.model_dump(mode="json", exclude_none=True))
     return "\n".join(lines).lstrip("\n") + "\n"
@@ -350,7 +350,7 @@ def _load(path: Path | None, preset: str | None, overrides: Mapping[str, Any], *
 
 
 def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables laid over each other, ``high`` on top."""
+    """Merge nested tables; ``high`` takes precedence."""
     merged = dict(low)
     for key, value in high.items():
         below = merged.get(key)

@@ -24,7 +24,7 @@ from training.data.sequences import popularity
 from training.embedding.store import Embeddings
 from training.encoder.job import split_dataset
 from training.encoder.projection import load_projection, project
-from training.nightly.item_updates import moved_probes
+from training.nightly.item_updates import remap_queries
 
 if TYPE_CHECKING:
     from conftest import Shop
@@ -362,15 +362,15 @@ def test_the_manifest_names_every_input(nightly: "Shop") -> None:
     assert model["embeddings"]["kind"] == "vlm"
 
 
-def test_probes_follow_their_items() -> None:
+def test_evaluation_queries_follow_their_items() -> None:
     before, now = ItemIds("abcde"), ItemIds("edxa")  # b and c are gone, x is new
-    probes = EvaluationQueries(
+    queries = EvaluationQueries(
         np.array([[0, 1, 3], [1, 2, -1], [4, 3, 0], [2, 0, -1], [3, -1, -1]]), np.array([4, 0, 1, 3, 0])
     )
-    moved = moved_probes(probes, before, now)
+    moved = remap_queries(queries, before, now)
     # a b d → e: b is left out. b c → a: no history is left. e d a → b: no target. c a → d: c is left out. d → a.
     assert moved.histories.tolist() == [[3, 1, -1], [3, -1, -1], [1, -1, -1]]
     assert moved.targets.tolist() == [0, 1, 3]
     none = EvaluationQueries(np.empty((0, 3), dtype=np.int64), np.empty(0, dtype=np.int64))
-    assert len(moved_probes(none, before, now)) == 0
-    assert len(moved_probes(probes, before, ItemIds("xyz"))) == 0
+    assert len(remap_queries(none, before, now)) == 0
+    assert len(remap_queries(queries, before, ItemIds("xyz"))) == 0
