@@ -72,7 +72,7 @@ class LoraConfig(_Section):
         rank: 0 trains every weight instead.
         alpha: scale of the adapters, α / rank.
         dropout: inside the adapters.
-        targets: names of the linear layers that get one, in the language model and the vision tower alike.
+        targets: linear layers that get an adapter, in the language model and in the vision tower.
     """
 
     rank: int = Field(default=16, ge=0, le=1_024)
@@ -85,14 +85,14 @@ class VlmConfig(_Section):
     """The vision-language model.
 
     Attributes:
-        model: directory or hub id of a Qwen-VL model; not set = made from scratch as ``vlm.scratch`` says.
+        model: directory or hub id of a Qwen-VL model; if not set, a model is made from scratch by ``vlm.scratch``.
         revision: commit of a hub model, 40 hexadecimal digits; a hub model must be pinned.
         dtype: dtype of the weights.
         attention: implementation of attention in transformers.
         activation_checkpointing: recompute activations in the backward pass to save memory.
-        min_picture_pixels: smaller pictures are enlarged to at least so many pixels.
-        max_picture_pixels: larger pictures are shrunk to at most so many pixels.
-        max_text_tokens: tokens kept of an item's text.
+        min_picture_pixels: smaller pictures are enlarged to at least this many pixels.
+        max_picture_pixels: larger pictures are shrunk to at most this many pixels.
+        max_text_tokens: most tokens of an item's text.
     """
 
     model: str | None = None
@@ -120,18 +120,18 @@ class LossConfig(_Section):
     """Terms of the loss (docs/method.md, "Our reading").
 
     Attributes:
-        temperature: τ.
-        fusion: how the two modalities make one similarity.
-        wpcl_weight: weight of WPCL; 0 = plain fine-tuning without it.
-        crtr_weight: weight of CRTR; 0 = without it.
-        unimodal_weight: weight of an InfoNCE of each modality on its own, unweighted; 0 = without it.
-        modality_dropout: share of the histories with both modalities of which the fused loss sees one alone.
-        alpha: slope of β = 1 + α g.
-        weak_by: weak modality by the moving average over batches, or row by row.
+        temperature: τ, divides the similarities.
+        fusion: how the two modalities form one similarity.
+        wpcl_weight: μ, weight of WPCL; 0 switches it off.
+        crtr_weight: λ, weight of CRTR; 0 switches it off.
+        unimodal_weight: ν, weight of an InfoNCE of each modality alone; 0 switches it off.
+        modality_dropout: share of the histories with both modalities of which the fused loss gets only one.
+        alpha: α, slope of β = 1 + α g.
+        weak_by: choose the weak modality by the moving average over batches, or row by row.
         gap_kind: g as a log-ratio clipped at 4, or as a difference of probabilities.
         relation_temperature: τ_r of CRTR.
-        detach_strong: CRTR sends no gradient into the strong modality.
-        confidence_gap_decay: weight of the old value in the moving average.
+        detach_strong: no gradient of CRTR flows into the strong modality.
+        confidence_gap_decay: weight of the old value in the moving average of the confidence gap.
     """
 
     temperature: float = Field(default=0.1, ge=1e-4, le=100)
@@ -156,31 +156,31 @@ class TrainConfig(_Section):
         batch_size: windows of users' events a step, of all processes together.
         pairs: ``every`` reads each event of a window after its first as a next item, in one pass over the window's
             prompt; ``last`` its last event alone, so that a window is one pair.
-        max_history: items of a history that are read, the newest ones.
-        modalities: what is trained; one alone for the single-modality reference.
+        max_history: longest history; the newest items are read.
+        modalities: modalities to train; a single one for the single-modality reference.
         learning_rate: peak of AdamW's rate, after a linear warm-up.
         vision_rate: factor on the rate for the vision tower.
         weight_decay: of AdamW; not on biases and norms.
         warmup: share of the steps.
-        decay: how the rate goes down after the warm-up.
+        decay: shape of the learning rate after the warm-up.
         gradient_clip: largest norm of the gradient.
         precision: autocast dtype.
-        chunk_tokens: prompts are encoded in groups of similar length of at most so many tokens.
-        chunk_patches: pictures are seen in groups of at most so many patches.
-        cached_gradients: keep the activations of one group alone instead of the batch's (GradCache), so that memory
+        chunk_tokens: prompts are encoded in groups of similar length of at most this many tokens.
+        chunk_patches: pictures are encoded in groups of at most this many patches.
+        cached_gradients: keep the activations of one group instead of the whole batch's (GradCache), so that memory
             does not depend on ``batch_size``; costs a second forward pass.
-        picture_memory_mib: preprocessed pictures kept in memory.
-        workers: threads that read pictures and put the next batches together; 0 = the training thread does.
+        picture_memory_mib: memory for preprocessed pictures.
+        workers: threads that read pictures and assemble the next batches; 0 = the training thread does both.
         validate_every: steps between two validations (direct ranking of held-out events); 0 = none.
-        validation_users: at most so many users' held-out events.
-        validation_items: at most so many items, the targets among them, are ranked.
-        patience: training ends after so many validations in a row without a better one, and the best one's weights
-            are kept; 0 = all steps are done and the last weights are kept.
+        validation_users: largest number of users in a validation.
+        validation_items: largest number of ranked items, the targets included.
+        patience: training ends after this many validations in a row without improvement, and the best weights are kept;
+            0 = all steps run and the last weights are kept.
         log_every: steps between two lines of ``log.jsonl``.
-        diagnose_every: steps between two looks at how the modalities fare; 0 = none.
+        diagnose_every: steps between two diagnoses of the modalities; 0 = none.
         checkpoint_steps: steps between two checkpoints.
-        checkpoint_seconds: a checkpoint is also written after so many seconds.
-        keep_checkpoints: older ones are removed.
+        checkpoint_seconds: a checkpoint is also written after this many seconds.
+        keep_checkpoints: number of newest checkpoints that are kept.
         seed: of the initial weights, the order of the pairs and dropout.
     """
 
