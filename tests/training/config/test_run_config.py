@@ -1,4 +1,4 @@
-"""The configuration file: strict, explained, and written back as it was read."""
+"""Configuration files: unknown keys and bad values are refused, and a written configuration reads back the same."""
 
 import json
 import warnings

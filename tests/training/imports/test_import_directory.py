@@ -1,4 +1,4 @@
-"""The directory of an import: whole or not there, never over anything else."""
+"""An import directory is complete or absent and never replaces other content."""
 
 import json
 import os
@@ -238,7 +238,7 @@ def test_where_nothing_more_can_be_written_one_line_says_so(
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_the_command_says_what_was_taken_and_left_out(write_source: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_command_reports_imported_and_skipped_rows(write_source: Callable[..., Path], tmp_path: Path) -> None:
     source = write_source(FILES | {"ratings.dat": FILES["ratings.dat"] + "9::8::1::978300003\n" * 4})
     ran = CliRunner().invoke(app, ["data", "import", "movielens", str(source), str(tmp_path / "shop")])
     assert ran.exit_code == 0, ran.output

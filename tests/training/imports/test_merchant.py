@@ -1,4 +1,4 @@
-"""Google Merchant feeds: RSS, Atom, tabs; XML that attacks is refused."""
+"""Google Merchant feeds: RSS, Atom, tabs; malicious XML is refused."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The fetcher against a server on loopback: what is taken, what is refused, and that no limit can be talked away."""
+"""The fetcher against a local server: accepted and refused responses, and limits that a server cannot evade."""
 
 import http.server
 import socket
@@ -46,7 +46,7 @@ def test_pictures_are_taken_by_their_first_bytes(server: PictureServer, kind: st
     assert fetcher(server).fetch(at(server, "/a")) == FetchedPicture(content, suffix)
 
 
-def test_what_is_sent(server: PictureServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_ignores_proxies_and_has_four_headers(server: PictureServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     server.answers["/a%20b/%C3%BC.jpg?x=1"] = answer(picture())
@@ -79,7 +79,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_refused_for_good(server: PictureServer, case: str) -> None:
+def test_permanent_failures(server: PictureServer, case: str) -> None:
     server.answers["/a"], reason = REFUSED[case]
     got = fetcher(server, most_bytes=2_000).fetch(at(server, "/a"))
     assert isinstance(got, NotFetched)
@@ -103,7 +103,7 @@ def test_a_body_without_length_is_cut_off_at_the_limit(server: PictureServer) ->
 
 
 @pytest.mark.parametrize("status", [500, 503, 429, 408])
-def test_what_may_succeed_later(server: PictureServer, status: int) -> None:
+def test_retryable_failures(server: PictureServer, status: int) -> None:
     server.answers["/a"] = answer(b"", status)
     assert fetcher(server).fetch(at(server, "/a")) == NotFetched(f"the server answers {status}", retryable=True)
 
@@ -201,7 +201,7 @@ def test_redirects_are_followed_and_counted(server: PictureServer) -> None:
         ("gopher://img.test/", "the address must begin with http"),
     ],
 )
-def test_a_redirect_is_looked_at_like_a_new_address(server: PictureServer, location: str, reason: str) -> None:
+def test_a_redirect_is_checked_like_a_new_address(server: PictureServer, location: str, reason: str) -> None:
     server.answers["/a"] = answer(b"", 302, Location=location)
     got = fetcher(server, Names(inner_test=["10.1.2.3"])).fetch(at(server, "/a"))
     assert isinstance(got, NotFetched)
@@ -209,7 +209,7 @@ def test_a_redirect_is_looked_at_like_a_new_address(server: PictureServer, locat
     assert len(server.asked) == 1
 
 
-def test_names_that_lead_inside_are_refused_whatever_else_they_have(server: PictureServer) -> None:
+def test_names_of_mapped_and_shared_addresses_are_refused(server: PictureServer) -> None:
     names = Names(mapped_test=["::ffff:127.0.0.1"], nat_test=["64:ff9b::7f00:1"], shared_test=["100.64.0.1"])
     for host in ("mapped.test", "nat.test", "shared.test"):
         got = fetcher(server, names).fetch(at(server, "/a", host))

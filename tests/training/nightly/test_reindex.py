@@ -1,4 +1,4 @@
-"""The nightly job in one process: what it embeds, what it keeps byte for byte, and what it publishes."""
+"""The nightly job in one process: embedded items, rows kept byte for byte, and the published bundle."""
 
 import json
 import shutil
@@ -64,7 +64,7 @@ def test_the_first_job_publishes_the_fitted_table_as_it_is(own: "Shop", encoded:
     assert bundle.manifest.model["encoder"] == table.model["encoder"]
 
 
-def test_the_fitted_table_records_what_is_missing(own: "Shop") -> None:
+def test_the_fitted_table_records_missing_modalities(own: "Shop") -> None:
     missing = ItemTable.load(own.run / "encoder" / "table").missing
     assert missing is not None
     text, image, behaviour = missing.T.tolist()
@@ -182,7 +182,7 @@ def test_an_unreadable_picture_becomes_readable(nightly: "Shop") -> None:
     assert nightly.bundle().missing[[5, 8], 1].tolist() == [ModalityStatus.PRESENT, ModalityStatus.UNREADABLE]
 
 
-def test_no_picture_ends_the_job_whatever_its_decoder_raises(nightly: "Shop") -> None:
+def test_no_decoder_error_ends_the_job(nightly: "Shop") -> None:
     """A damaged AVIF raises RuntimeError; odd EXIF raised struct.error although every viewer shows the picture."""
     unit = struct.pack("<HHHIIHHIIIII", 2, 274, 3, 1, 6, 296, 5, 1, 38, 0, 1, 2)
     exif = b"Exif\0\0II*\0\x08\0\0\0" + unit
