@@ -3,7 +3,6 @@
 It listens on a Unix socket only, so it needs no free port and nobody else on the network can reach it.
 """
 
-import fcntl
 import importlib.util
 import os
 import shutil
@@ -15,9 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
+
+from filelock import BaseFileLock, Timeout
 
 from demo.errors import EmbeddedRedisError
+from index.machine.locks import file_lock
 
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
@@ -63,7 +65,7 @@ class EmbeddedRedis:
         self._directory = self._private if directory is None else directory.resolve()
         self._socket = self._private / "redis.sock"
         self._process: subprocess.Popen[bytes] | None = None
-        self._lock: IO[str] | None = None
+        self._lock: BaseFileLock | None = None
         self.url = f"unix://{self._socket}"
 
     def __enter__(self) -> Self:
@@ -127,7 +129,7 @@ class EmbeddedRedis:
         """End the server and remove what is temporary."""
         self.stop()
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
         shutil.rmtree(self._private, ignore_errors=True)
 
@@ -152,19 +154,17 @@ class EmbeddedRedis:
         """Hold a lock on the directory: two servers on one append-only file would ruin it."""
         if self._lock is not None:
             return
+        lock = file_lock(self._directory / "redis.lock")
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            lock = (self._directory / "redis.lock").open("w")
+            lock.acquire()
+        except Timeout as error:
+            raise EmbeddedRedisError(
+                f"another embedded Redis uses {self._directory}; end it first or choose another directory"
+            ) from error
         except OSError as error:
             raise EmbeddedRedisError(
                 f"the Redis directory {self._directory} must be writable, got {error.strerror}; choose another"
-            ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            raise EmbeddedRedisError(
-                f"another embedded Redis uses {self._directory}; end it first or choose another directory"
             ) from error
         self._lock = lock
 

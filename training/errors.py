@@ -1,20 +1,20 @@
-"""Everything that `training` raises on purpose, one tree.
+"""Defines the errors of `training` in one tree.
 
 TrainingError
 ├── DatasetError       the catalogue or the interactions break a rule (file, row, field, value)
-├── PictureError       one picture cannot be used; it counts as unreadable, and the job goes on
+├── PictureError       one picture cannot be used; it counts as unreadable, and the job continues
 ├── ConfigError        a training configuration breaks a rule (section, key, value)
 ├── BackboneError      a vision-language model cannot be loaded or does not fit the configuration
 ├── EmbeddingsError    stored embeddings are missing, unreadable, or belong to another catalogue
 ├── TrainingDiverged   the loss or a gradient is not finite; carries the item ids of the batch
 ├── OutOfMemory        a training step does not fit into memory; says which keys to lower
 ├── ExportError        the ONNX export failed or does not agree with PyTorch
-├── EvaluationError    nothing to evaluate, or a non-finite score
-├── ReindexError       a run cannot be indexed again as it is
-├── RunBusy            another job is at work on the run
-└── JobStopped         a job was asked to stop; started again, it goes on where it was
+├── EvaluationError    there is nothing to evaluate, or a score is not finite
+├── ReindexError       a run cannot be indexed again
+├── RunBusy            another job is using the run
+└── JobStopped         a job was stopped; the next one resumes it
 
-Every message says which value broke which rule and what to do about it.
+Every message names the rule, the value and a remedy.
 """
 
 
@@ -55,16 +55,16 @@ class ExportError(TrainingError):
 
 
 class EvaluationError(TrainingError):
-    """Nothing to evaluate, or a non-finite score."""
+    """There is nothing to evaluate, or a score is not finite."""
 
 
 class ReindexError(TrainingError):
-    """A run cannot be indexed again as it is."""
+    """A run cannot be indexed again."""
 
 
 class RunBusy(TrainingError):
-    """Another job is at work on the run."""
+    """Another job is using the run."""
 
 
 class JobStopped(TrainingError):
-    """A job was asked to stop; started again, it goes on where it was."""
+    """A job was stopped; the next one resumes it."""

@@ -7,7 +7,6 @@ done again from its beginning.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -18,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import Timeout
 from numpy.typing import NDArray
 
 from bench.measurements import commit
 from bench.method.method_plan import Catalogue, Unit
 from bench.method.method_readings import FUSED, POPULARITY
 from demo.build import EVALUATION_FILE, build_demo
+from index.machine.locks import file_lock
 from training.backbones.starting_model import load_start, make_start, trainable
 from training.backbones.vlm import Embedding, VlmEmbedder, load_embedder
 from training.config.run_config import RunConfig, load_config
@@ -108,7 +109,11 @@ class UnitPlace:
             Busy: another process is at it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path / "lock", f"{self.unit.name} is being done by another process"):
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(file_lock(self.path / "lock"))
+            except Timeout as error:
+                raise Busy(f"{self.unit.name} is being done by another process") from error
             mark = self.path / "plan"
             if not mark.is_file() or mark.read_text(encoding="utf-8") != self.unit.fingerprint:
                 for name in ("result.json", "ranks.npz", "plan"):
@@ -171,7 +176,7 @@ def load_world(
     """Build a catalogue if it is not there, and read it."""
     directory = work / catalogue.name
     directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory / "lock"):
+    with file_lock(directory / "lock", wait=True):
         data = build_demo(directory / "data", **catalogue.demo, progress=report)
         dataset = load_dataset(data)
         parts = leave_one_out(Sequences.from_interactions(dataset.interactions, dataset.item_ids()))
@@ -261,17 +266,6 @@ def _means(
         part, _, reading = key.partition(" ")
         means.setdefault(part, {})[reading] = round(float(of(found, CUT).mean()), _DECIMALS)
     return means
-
-
-@contextlib.contextmanager
-def _locked(path: Path, busy: str = "") -> Iterator[None]:
-    """Hold a lock that dies with this process; wait for it, or raise where there is something to say."""
-    with path.open("a", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except OSError as error:
-            raise Busy(busy) from error
-        yield
 
 
 def _write_text(path: Path, text: str) -> None:

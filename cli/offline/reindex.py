@@ -115,13 +115,13 @@ def reindex(
 
 def _look_only(job: "ReindexJob", record: "ReindexRecord", asked: Callable[[], bool]) -> None:
     """Say what would be done. Another job is noticed, and not kept from starting in the meantime."""
-    from training.nightly.reindex import look
+    from training.nightly.reindex import find_changes
     from training.runs.lock import run_lock
 
     with run_lock(job.run, shared=True):
         pass
     with _progress() as report:
-        findings = look(job, _stoppable(report, asked))
+        findings = find_changes(job, _stoppable(report, asked))
     _count(findings, record)
     record.outcome = "dry run"
     before = findings.embedded_before()
@@ -134,15 +134,15 @@ def _look_only(job: "ReindexJob", record: "ReindexRecord", asked: Callable[[], b
 
 
 def _carry_out(job: "ReindexJob", record: "ReindexRecord", asked: Callable[[], bool]) -> None:
-    from training.nightly.reindex import carry_out, look
+    from training.nightly.reindex import find_changes, run_reindex
     from training.runs.lock import run_lock
 
     with run_lock(job.run), _progress() as report:
-        findings = look(job, _stoppable(report, asked))
+        findings = find_changes(job, _stoppable(report, asked))
         _count(findings, record)
         if findings.pending.reason is not None and record.to_embed:
             _err.print(f"embedding every item: {findings.pending.reason}", markup=False)
-        carry_out(job, findings, record, progress=report, stopped=asked)
+        run_reindex(job, findings, record, progress=report, stopped=asked)
 
 
 def _stoppable(report: "Progress", asked: Callable[[], bool]) -> "Progress":

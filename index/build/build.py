@@ -5,9 +5,7 @@ leaves nothing that loads.
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +40,7 @@ from index.items.item_table import MISSING_FILE, VECTORS_FILE, ItemTable
 from index.items.items_file import ItemsFile
 from index.items.thumbnails import THUMBNAILS_FILE
 from index.machine.disk import explain, new_array_file
+from index.machine.locks import directory_lock
 from index.search.encoder import OnnxSequenceEncoder
 
 Progress = Callable[[str, float], None]
@@ -122,26 +121,15 @@ def _scratch(out: Path) -> Iterator[Path]:
     what a killed build left behind.
     """
     for leftover in out.glob(f"{_BUILDING}*"):
-        with contextlib.suppress(OSError), _locked(leftover):
+        with contextlib.suppress(OSError), directory_lock(leftover):
             shutil.rmtree(leftover)
     directory = out / f"{_BUILDING}{uuid.uuid4().hex}"
     directory.mkdir()
-    with _locked(directory):
+    with directory_lock(directory):
         try:
             yield directory
         finally:
             shutil.rmtree(directory, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory; raises BlockingIOError if another process has it."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _write_items(table: ItemTable, directory: Path, progress: Progress) -> NDArray[np.bool_]:

@@ -9,7 +9,6 @@ drops with its process; readers need none.
 import builtins
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import uuid
@@ -30,6 +29,7 @@ from index.bundle.permissions import READ_ONLY, allow_removal, is_read_only, mak
 from index.bundle.pointer import POINTER_FILE, Pointer
 from index.errors import BundleInvalid, BundleNotFound, GateRefused, RegistryError
 from index.machine.disk import explain
+from index.machine.locks import file_lock
 
 _LOCK_FILE = ".lock"
 _ASIDE = ".aside-"
@@ -232,8 +232,7 @@ class Registry:
         """One writer at a time; clears what dead writers left."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with (self.root / _LOCK_FILE).open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with file_lock(self.root / _LOCK_FILE, wait=True):
                 for leftover in (*self.root.glob(f"{_ASIDE}*"), *self.root.glob(".*.part")):
                     if leftover.is_dir():
                         remove_directory(leftover)

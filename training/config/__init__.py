@@ -1,1 +1,1 @@
-"""Configuration of runs and of the sequence encoder."""
+"""Configuration of training runs and of the sequence encoder."""

@@ -1,4 +1,4 @@
-"""EncoderConfig: the ``[encoder]`` section of a configuration file."""
+"""Defines the ``[encoder]`` section of a configuration file."""
 
 from typing import Literal
 
@@ -9,39 +9,39 @@ class EncoderConfig(BaseModel):
     """How the slots and the sequence encoder are trained (docs/method.md, "From VLM vectors to an online encoder").
 
     Attributes:
-        slots: slots of the stored vectors, in order; a modality that the embeddings lack is left out. ``["behaviour"]``
-            is SASRec on IDs.
+        slots: slots of the stored vectors, in order; a modality without embeddings is skipped. ``["behaviour"]`` is
+            SASRec on ids.
         text_dim: length of the ``text`` slot.
         image_dim: length of the ``image`` slot.
         behaviour_dim: length of the ``behaviour`` slot.
         components: principal components of a modality's vectors that its projection may use.
         whiten: 0 keeps the spread of the components, 1 makes it equal.
         min_events: training events from which an item has a behaviour vector.
-        max_history: items of a history that the encoder reads, the newest ones.
+        max_history: longest history; the encoder reads the newest items.
         width: features inside the transformer.
         layers: transformer blocks; 0 makes the encoder a learned recency-weighted mean.
         heads: attention heads; must divide ``width``.
         dropout: inside the transformer.
-        input_dropout: share of the items of a history that are blanked.
-        slot_dropout: share of the windows in which some of the slots are left out on both sides.
-        cold_dropout: share of the items that lose their behaviour vector in a step, as new items lack it.
-        reversed_share: share of the training windows turned round in time.
+        input_dropout: share of the items of a history that are masked.
+        slot_dropout: share of the windows in which some slots are dropped on both sides.
+        cold_dropout: share of the items without their behaviour vector in a step; new items have none.
+        reversed_share: share of the training windows in reversed order.
         temperature: divides the scores in the softmax.
         sampled_above: catalogues with more items use sampled negatives instead of the full softmax.
         negatives: sampled negatives of a step, when they are used.
-        unseen_negatives: whether items without any training event are negatives too. Without, a new item is not learned
-            to be a wrong answer.
+        unseen_negatives: whether items without training events are negatives too. If false, the encoder does not learn
+            that new items are wrong answers.
         learning_rate: of AdamW, reached after ``warmup_steps``, then falling along a cosine to a tenth at the end.
         warmup_steps: steps of linear warm-up.
         weight_decay: of AdamW, on the matrices.
-        averaging: share of the averaged weights that stays in a step; the average is what is evaluated and kept.
+        averaging: decay of the moving average of the weights; the average is evaluated and saved.
         batch_size: training windows of a step.
-        epochs: upper bound; training ends earlier when validation NDCG@10 stops rising.
-        patience: epochs without a better validation NDCG@10 before training ends.
-        validation_users: at most so many users are ranked after an epoch.
-        cold_items: share of the items held out of training altogether, to measure new items; 0 for a run that serves.
-        exclude_seen: whether an answer leaves out what the user had before, unless the request says otherwise; false
-            for a shop where people buy the same again. Validation and `evaluate` rank in the same way.
+        epochs: largest number of epochs; training ends earlier when validation NDCG@10 stops rising.
+        patience: epochs without a better validation NDCG@10 after which training ends.
+        validation_users: largest number of users ranked after an epoch.
+        cold_items: share of the items held out of training to measure new items; 0 for a run that serves.
+        exclude_seen: whether responses exclude the items of the user's history unless the request says otherwise; false
+            for shops with repeat purchases. Validation and `evaluate` rank in the same way.
         precision: dtype of the stored vectors.
         seed: of initialisation, order and dropout.
     """

@@ -1,4 +1,4 @@
-"""The configuration of a run: a TOML file (or a preset) parsed once into frozen values.
+"""Parses the configuration of a run, a TOML file or a preset, into frozen values.
 
 Sections: ``[vlm]`` with ``[vlm.scratch]`` and ``[vlm.lora]``, ``[loss]``, ``[train]``, ``[embed]``, ``[encoder]``. A
 file may name a preset to start from (``preset = "tiny"`` at its top); a key that it does not set keeps the preset's
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from training.config.encoder_config import EncoderConfig
+from training.config.renamed_keys import rename_former_keys
 from training.config.types import CHUNK_PATCHES, Fusion, GapKind, WeakBy
 from training.data.file_kind import encoding_fault, foreign_kind
 from training.errors import ConfigError
@@ -71,7 +72,7 @@ class LoraConfig(_Section):
         rank: 0 trains every weight instead.
         alpha: scale of the adapters, α / rank.
         dropout: inside the adapters.
-        targets: names of the linear layers that get one, in the language model and the vision tower alike.
+        targets: linear layers that get an adapter, in the language model and in the vision tower.
     """
 
     rank: int = Field(default=16, ge=0, le=1_024)
@@ -84,14 +85,14 @@ class VlmConfig(_Section):
     """The vision-language model.
 
     Attributes:
-        model: directory or hub id of a Qwen-VL model; not set = made from scratch as ``vlm.scratch`` says.
+        model: directory or hub id of a Qwen-VL model; if not set, a model is made from scratch by ``vlm.scratch``.
         revision: commit of a hub model, 40 hexadecimal digits; a hub model must be pinned.
         dtype: dtype of the weights.
         attention: implementation of attention in transformers.
         activation_checkpointing: recompute activations in the backward pass to save memory.
-        min_picture_pixels: smaller pictures are enlarged to at least so many pixels.
-        max_picture_pixels: larger pictures are shrunk to at most so many pixels.
-        max_text_tokens: tokens kept of an item's text.
+        min_picture_pixels: smaller pictures are enlarged to at least this many pixels.
+        max_picture_pixels: larger pictures are shrunk to at most this many pixels.
+        max_text_tokens: most tokens of an item's text.
     """
 
     model: str | None = None
@@ -119,32 +120,32 @@ class LossConfig(_Section):
     """Terms of the loss (docs/method.md, "Our reading").
 
     Attributes:
-        temperature: τ.
-        fusion: how the two modalities make one similarity.
-        mu: weight of WPCL; 0 = plain fine-tuning without it.
-        lam: weight of CRTR; 0 = without it.
-        nu: weight of an InfoNCE of each modality on its own, unweighted; 0 = without it.
-        modality_dropout: share of the histories with both modalities of which the fused loss sees one alone.
-        alpha: slope of β = 1 + α g.
-        weak_by: weak modality by the moving average over batches, or row by row.
+        temperature: τ, divides the similarities.
+        fusion: how the two modalities form one similarity.
+        wpcl_weight: μ, weight of WPCL; 0 switches it off.
+        crtr_weight: λ, weight of CRTR; 0 switches it off.
+        unimodal_weight: ν, weight of an InfoNCE of each modality alone; 0 switches it off.
+        modality_dropout: share of the histories with both modalities of which the fused loss gets only one.
+        alpha: α, slope of β = 1 + α g.
+        weak_by: choose the weak modality by the moving average over batches, or row by row.
         gap_kind: g as a log-ratio clipped at 4, or as a difference of probabilities.
         relation_temperature: τ_r of CRTR.
-        detach_strong: CRTR sends no gradient into the strong modality.
-        lead_decay: weight of the old value in the moving average.
+        detach_strong: no gradient of CRTR flows into the strong modality.
+        confidence_gap_decay: weight of the old value in the moving average of the confidence gap.
     """
 
     temperature: float = Field(default=0.1, ge=1e-4, le=100)
     fusion: Fusion = "concat"
-    mu: float = Field(default=0.5, ge=0)
-    lam: float = Field(default=0.1, ge=0)
-    nu: float = Field(default=0.0, ge=0)
+    wpcl_weight: float = Field(default=0.5, ge=0)
+    crtr_weight: float = Field(default=0.1, ge=0)
+    unimodal_weight: float = Field(default=0.0, ge=0)
     modality_dropout: float = Field(default=0.0, ge=0, le=1)
     alpha: float = Field(default=1.0, ge=0)
     weak_by: WeakBy = "ema"
     gap_kind: GapKind = "log_ratio"
     relation_temperature: float = Field(default=1.0, ge=1e-3, le=1_000)
     detach_strong: bool = False
-    lead_decay: float = Field(default=0.9, ge=0, lt=1)
+    confidence_gap_decay: float = Field(default=0.9, ge=0, lt=1)
 
 
 class TrainConfig(_Section):
@@ -155,31 +156,31 @@ class TrainConfig(_Section):
         batch_size: windows of users' events a step, of all processes together.
         pairs: ``every`` reads each event of a window after its first as a next item, in one pass over the window's
             prompt; ``last`` its last event alone, so that a window is one pair.
-        max_history: items of a history that are read, the newest ones.
-        modalities: what is trained; one alone for the single-modality reference.
+        max_history: longest history; the newest items are read.
+        modalities: modalities to train; a single one for the single-modality reference.
         learning_rate: peak of AdamW's rate, after a linear warm-up.
         vision_rate: factor on the rate for the vision tower.
         weight_decay: of AdamW; not on biases and norms.
         warmup: share of the steps.
-        decay: how the rate goes down after the warm-up.
+        decay: shape of the learning rate after the warm-up.
         gradient_clip: largest norm of the gradient.
         precision: autocast dtype.
-        chunk_tokens: prompts are encoded in groups of similar length of at most so many tokens.
-        chunk_patches: pictures are seen in groups of at most so many patches.
-        cached_gradients: keep the activations of one group alone instead of the batch's (GradCache), so that memory
+        chunk_tokens: prompts are encoded in groups of similar length of at most this many tokens.
+        chunk_patches: pictures are encoded in groups of at most this many patches.
+        cached_gradients: keep the activations of one group instead of the whole batch's (GradCache), so that memory
             does not depend on ``batch_size``; costs a second forward pass.
-        picture_memory_mib: preprocessed pictures kept in memory.
-        workers: threads that read pictures and put the next batches together; 0 = the training thread does.
+        picture_memory_mib: memory for preprocessed pictures.
+        workers: threads that read pictures and assemble the next batches; 0 = the training thread does both.
         validate_every: steps between two validations (direct ranking of held-out events); 0 = none.
-        validation_users: at most so many users' held-out events.
-        validation_items: at most so many items, the targets among them, are ranked.
-        patience: training ends after so many validations in a row without a better one, and the best one's weights
-            are kept; 0 = all steps are done and the last weights are kept.
+        validation_users: largest number of users in a validation.
+        validation_items: largest number of ranked items, the targets included.
+        patience: training ends after this many validations in a row without improvement, and the best weights are kept;
+            0 = all steps run and the last weights are kept.
         log_every: steps between two lines of ``log.jsonl``.
-        diagnose_every: steps between two looks at how the modalities fare; 0 = none.
+        diagnose_every: steps between two diagnoses of the modalities; 0 = none.
         checkpoint_steps: steps between two checkpoints.
-        checkpoint_seconds: a checkpoint is also written after so many seconds.
-        keep_checkpoints: older ones are removed.
+        checkpoint_seconds: a checkpoint is also written after this many seconds.
+        keep_checkpoints: number of newest checkpoints that are kept.
         seed: of the initial weights, the order of the pairs and dropout.
     """
 
@@ -237,7 +238,7 @@ class EmbedConfig(_Section):
 
 
 class RunConfig(_Section):
-    """Everything that one run is configured by."""
+    """The configuration of a run."""
 
     vlm: VlmConfig = VlmConfig()
     loss: LossConfig = LossConfig()
@@ -272,6 +273,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Named starting points; "tiny" is a model from scratch that two CPU cores train in a minute."""
 
+CONFIG_FILE = "config.toml"
+"""The configuration of a run, in the run directory."""
+
 
 def load_config(
     path: Path | None = None, preset: str | None = None, overrides: Mapping[str, Any] | None = None
@@ -281,31 +285,29 @@ def load_config(
     Args:
         path: TOML file; None for the preset alone.
         preset: name of a preset, which the file's keys override; default the file's own ``preset``, else ``tiny``.
-        overrides: dotted key → value, e.g. ``{"train.steps": 100}``; they override everything.
+        overrides: dotted key → value, e.g. ``{"train.steps": 100}``; they take precedence over file and preset.
 
     Raises:
         ConfigError: the file is unreadable, a preset or key is unknown, or a value breaks its rule.
     """
-    written = {} if path is None else _read(path)
-    named = written.pop("preset", None)
-    name = preset or named or "tiny"
-    if name not in PRESETS:
-        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    values = _merged(_merged({}, PRESETS[name]), written)
-    for key, value in (overrides or {}).items():
-        *sections, last = key.split(".")
-        nested: dict[str, Any] = {last: value}
-        for section in reversed(sections):
-            nested = {section: nested}
-        values = _merged(values, nested)
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, "configuration" if path is None else str(path))) from error
+    return _load(path, preset, overrides or {}, warn=True)
+
+
+def load_run_config(run: Path) -> RunConfig:
+    """Read the configuration that a run directory stores; former names of keys are accepted without a warning.
+
+    Args:
+        run: the run directory; without a stored configuration the preset ``tiny`` is used.
+
+    Raises:
+        ConfigError: the file is unreadable, a preset or key is unknown, or a value breaks its rule.
+    """
+    path = run / CONFIG_FILE
+    return _load(path if path.is_file() else None, None, {}, warn=False)
 
 
 def to_toml(config: RunConfig) -> str:
-    """The whole configuration as TOML, every value written out; :func:`load_config` reads it back unchanged."""
+    """The whole configuration as TOML with every value; :func:`load_config` reads it back unchanged."""
     lines: list[str] = []
     _write_table(lines, "", config.model_dump(mode="json", exclude_none=True))
     return "\n".join(lines).lstrip("\n") + "\n"
@@ -325,8 +327,30 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: a configuration must be TOML in UTF-8: {error}") from error
 
 
+def _load(path: Path | None, preset: str | None, overrides: Mapping[str, Any], *, warn: bool) -> RunConfig:
+    where = "configuration" if path is None else str(path)
+    written = {} if path is None else _read(path)
+    named = written.pop("preset", None)
+    name = preset or named or "tiny"
+    if name not in PRESETS:
+        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    given: dict[str, Any] = {}
+    for key, value in overrides.items():
+        *sections, last = key.split(".")
+        nested: dict[str, Any] = {last: value}
+        for section in reversed(sections):
+            nested = {section: nested}
+        given = _merged(given, nested)
+    for values in (written, given):
+        rename_former_keys(values, where, warn=warn)
+    try:
+        return RunConfig.model_validate(_merged(_merged(PRESETS[name], written), given))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, where)) from error
+
+
 def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables laid over each other, ``high`` on top."""
+    """Merge nested tables; ``high`` takes precedence."""
     merged = dict(low)
     for key, value in high.items():
         below = merged.get(key)

@@ -1,4 +1,4 @@
-"""Names and constants that a configuration shares with the code that it configures."""
+"""Defines the constants and literal types that configuration and training code share."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from index.items.slots import IMAGE, TEXT
 
 MODALITIES = (TEXT, IMAGE)
 CHUNK_PATCHES = 65_536
-"""Patches that the vision tower sees at a time unless a configuration says otherwise."""
+"""Default number of patches that the vision tower encodes at a time."""
 
 Fusion = Literal["sum", "concat"]
 WeakBy = Literal["ema", "row"]

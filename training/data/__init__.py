@@ -1,1 +1,1 @@
-"""Catalogue, interactions and pictures as they are read from files."""
+"""Reads catalogue, interactions and pictures from files."""

@@ -1,4 +1,4 @@
-"""Names of a table's columns: those that are missing, and those that only look like one that is meant."""
+"""Finds missing and misspelled column names of a table."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -8,19 +8,19 @@ _BETWEEN_WORDS = str.maketrans("", "", " \t\r\n_-\"'")
 
 
 def is_nameless(name: str) -> bool:
-    """Whether a header cell holds nothing that can be seen; such a column is left out."""
+    """Whether a header cell has no visible character; such a column is skipped."""
     return not name.translate(_INVISIBLE).strip()
 
 
 def look_alikes(present: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
-    """Columns whose names differ from a wanted one by case, spaces, quotes, ``_``, ``-`` or invisible characters alone.
+    """Columns whose names differ from a known one only in case, spaces, quotes, ``_``, ``-`` or invisible characters.
 
     Args:
         present: names of the table's columns.
         wanted: names that the reader knows.
 
     Returns:
-        Column → the wanted name that it looks like.
+        Column → the known name that it resembles.
     """
     known = {_folded(name): name for name in wanted}
     found = {name: known.get(_folded(name)) for name in present if name not in wanted}
@@ -32,9 +32,9 @@ def names_fault(present: Sequence[str], wanted: Sequence[str], required: Sequenc
 
     Args:
         present: names of the table's columns.
-        wanted: names that the reader knows; a column that looks like one that is missing is refused, since as
-            metadata it would be left unread without a word.
-        required: those of them that the table must have.
+        wanted: names that the reader knows; a column that resembles a missing one is refused, since it would silently
+            become metadata.
+        required: names that the table must have.
 
     Returns:
         One clause; None if nothing is wrong.

@@ -1,9 +1,8 @@
-"""Records of a CSV file: whether each has the header's fields and right quotes, and where the first one has not.
+"""Checks that every record of a CSV file has the header's number of fields and correct quotes.
 
-Polars fills a short record with nulls, drops quotes that stand at a wrong place and, if it reads some of the columns
-only, neither counts fields nor looks at the quotes of the others. So every file is checked here before it is read.
-Polars' threads look for lines that are no whole record; only a file that has such lines is read in order, by the
-standard library, and only one that this refuses is read by the slow reader that knows lines and remedies.
+Polars fills a short record with nulls and drops misplaced quotes without an error, so every file is checked first.
+Three checks follow each other, from fast to slow: polars' threads look for lines that are not a whole record; the
+standard library reads a file with such lines; a reader that knows line numbers and remedies reads what fails.
 """
 
 import csv
@@ -18,7 +17,7 @@ import polars as pl
 from training.errors import DatasetError
 
 MAX_LINE_BYTES = 2**24
-"""Longest line that is looked at; it bounds the memory that a hostile file takes."""
+"""Longest permitted line; it bounds the memory for a malicious file."""
 _MOST_COLUMNS = 100  # of the regular expression for whole lines; a wider table is read in order
 _NO_SEPARATOR = "\x1f"  # a line with it is read in order too
 _SHOWN_BYTES = 60
@@ -38,9 +37,9 @@ class _Record:
 
     Attributes:
         line: where it begins.
-        fields: that have ended.
-        stray: quotes in fields without quotes around them.
-        opened: line in which the quoted field began that has not ended; 0 outside of one.
+        fields: number of complete fields.
+        stray: quotes inside unquoted fields.
+        opened: line in which the current quoted field began; 0 outside a quoted field.
     """
 
     line: int
@@ -50,18 +49,18 @@ class _Record:
 
 
 def check_records(path: Path, columns: int) -> None:
-    """Hold every record of a CSV file to RFC 4180 and to the number of fields of the header.
+    """Check every record of a CSV file against RFC 4180 and the number of fields of the header.
 
-    A blank line is no record. Quotes inside a field without quotes around it are taken as they stand if a record has an
-    even number of them, as polars and others do.
+    A blank line is no record. Quotes inside an unquoted field are literal if a record has an even number of them, as in
+    polars.
 
     Args:
         path: UTF-8, with or without a byte-order mark.
         columns: fields of the header.
 
     Raises:
-        DatasetError: a record has another number of fields, a quote stands at a wrong place, a quoted field is never
-            closed, or a line is longer than :data:`MAX_LINE_BYTES`; names the line and what to do.
+        DatasetError: a record has another number of fields, a quote is misplaced, a quoted field is never closed, or a
+            line is longer than :data:`MAX_LINE_BYTES`; the message names the line and a remedy.
         OSError: the file cannot be read.
     """
     if _every_line_is_a_record(path, columns) or _every_record_is_good(path, columns):
@@ -72,7 +71,7 @@ def check_records(path: Path, columns: int) -> None:
 
 
 def _every_line_is_a_record(path: Path, columns: int) -> bool:
-    """The quickest look, in polars' threads; also false for good records over several lines."""
+    """The fastest check, in polars' threads; false for valid records over several lines, too."""
     if columns > _MOST_COLUMNS:
         return False
     pattern = f"^{_FIELD}(?:,{_FIELD}){{{columns - 1}}}$"
@@ -87,7 +86,7 @@ def _every_line_is_a_record(path: Path, columns: int) -> bool:
 
 
 def _every_record_is_good(path: Path, columns: int) -> bool:
-    """A quicker look than :func:`first_fault` at a file with records over several lines; false where it is not sure."""
+    """A faster check than :func:`first_fault` of a file with records over several lines; false if in doubt."""
     quotes = 0
 
     def counted(lines: Iterable[str]) -> Iterator[str]:
@@ -108,7 +107,7 @@ def _every_record_is_good(path: Path, columns: int) -> bool:
 
 
 def first_fault(path: Path, columns: int) -> str | None:
-    """What is wrong with the first bad record, with its line and a remedy; None if every record is good.
+    """The fault of the first invalid record, with line and remedy; None if every record is valid.
 
     Args:
         path: the file.
@@ -144,7 +143,7 @@ def first_fault(path: Path, columns: int) -> str | None:
 
 
 def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
-    """Number from 1, content without the byte-order mark, and whether a line is the last one without a line break."""
+    """Number from 1, content without byte-order mark, and whether the line lacks a line break."""
     number = 0
     while line := stream.readline(MAX_LINE_BYTES):
         number += 1
@@ -152,7 +151,7 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
 
 
 def _read_line(record: _Record, number: int, line: bytes) -> str | None:
-    """Go on with a record by one line; what is wrong with it, if anything is."""
+    """Read the next line of a record; the fault, if the line has one."""
     place, size = 0, len(line)
     while True:
         if record.opened or line[place : place + 1] == b'"':
@@ -160,7 +159,7 @@ def _read_line(record: _Record, number: int, line: bytes) -> str | None:
             record.opened = record.opened or number
             closed = _QUOTED_REST.match(line, place)
             if closed is None:
-                return None  # it goes on in the next line
+                return None  # the field continues in the next line
             began, record.opened, place = record.opened, 0, closed.end()
         else:
             began, plain = 0, _PLAIN.match(line, place)
@@ -179,7 +178,7 @@ def _read_line(record: _Record, number: int, line: bytes) -> str | None:
 
 
 def _fault_of_whole(record: _Record, line: bytes, columns: int, *, last: bool) -> str | None:
-    """What is wrong with a record that has ended, if anything is."""
+    """The fault of a complete record, if it has one."""
     if record.stray % 2:
         return f"line {record.line}: a field without quotes around it has a quote in it; {_DOUBLE}"
     if record.fields == columns:

@@ -1,4 +1,4 @@
-"""A dataset directory as it is trained on: a catalogue with texts and pictures, and who touched what when.
+"""Reads a dataset directory: the catalogue with texts and pictures, and the interactions.
 
 A directory holds ``items.{csv,jsonl,parquet}``, ``interactions.{csv,parquet}`` and the pictures at the paths that the
 ``image`` column names, relative to the directory. Reading is strict; ``vlm2rec data check`` lists every defect at once.
@@ -102,7 +102,7 @@ def load_dataset(directory: Path, *, interactions: Path | None = None) -> Datase
 
 
 def read_items(path: Path) -> pl.DataFrame:
-    """Read and hold to the rules the items file; see :attr:`Dataset.items`.
+    """Read and check the items file; see :attr:`Dataset.items`.
 
     Raises:
         DatasetError: the file cannot be read or breaks a rule.
@@ -120,7 +120,7 @@ def read_items(path: Path) -> pl.DataFrame:
 
 
 def read_interactions(path: Path) -> pl.DataFrame:
-    """Read one file of interactions, whatever items it names.
+    """Read one file of interactions; its items need not be in a catalogue.
 
     Args:
         path: a ``.csv`` or ``.parquet`` file with ``user_id``, ``item_id`` and ``timestamp`` (see
@@ -152,7 +152,7 @@ def read_interactions(path: Path) -> pl.DataFrame:
 
 
 def read_any_interactions(path: Path) -> pl.DataFrame:
-    """``user_id``, ``item_id`` and ``timestamp`` as they stand in a file, with the row number ``ROW``.
+    """Unchecked ``user_id``, ``item_id`` and ``timestamp`` of a file, with the row number ``ROW``.
 
     Raises:
         DatasetError: the file cannot be read, or lacks a column.
@@ -200,13 +200,13 @@ def _check_item_ids(path: Path, frame: pl.DataFrame) -> None:
 
 
 def broken_ids(ids: pl.Series) -> pl.Series:
-    """Which ids break the rule of :func:`index.items.item_ids.check_item_id`; a missing id does too."""
+    """Which ids are missing or break the rule of :func:`index.items.item_ids.check_item_id`."""
     size = ids.str.len_bytes()
     return ((size < 1) | (size > MAX_ID_BYTES) | ids.str.contains(_CONTROL)).fill_null(value=True)
 
 
 def _metadata_casts(path: Path, frame: pl.DataFrame) -> list[pl.Expr]:
-    """Casts that leave only strings, bools, numbers, dates and lists of them in the metadata columns."""
+    """Casts of the metadata columns to strings, bools, numbers, dates and lists of these."""
     casts = []
     for name, dtype in frame.schema.items():
         target = metadata_type(dtype)
@@ -220,7 +220,7 @@ def _metadata_casts(path: Path, frame: pl.DataFrame) -> list[pl.Expr]:
 
 
 def metadata_type(dtype: object) -> pl.DataType | None:
-    """The type that a metadata column of this type is kept in; None if metadata cannot hold it."""
+    """The type in which a metadata column of this type is stored; None if it cannot be stored."""
     if isinstance(dtype, pl.List | pl.Array):
         inner = None if isinstance(dtype.inner, pl.List | pl.Array) else metadata_type(dtype.inner)
         return None if inner is None else pl.List(inner)

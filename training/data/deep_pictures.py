@@ -1,4 +1,4 @@
-"""Grey pictures of more than 8 bits: scaled by the range that their kind has, not by what a pixel happens to hold."""
+"""Scales grey pictures of more than 8 bits to 8 bits by the range of their format."""
 
 from typing import Any
 
@@ -10,27 +10,27 @@ _BLOCK_PIXELS = 1 << 20
 _TRANSPARENT = "transparency"
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
 _WHITE_IS_ZERO, _SIGNED = 0, 2
-_BRIGHTEST_UNIT = 8.0  # of floats from 0 to 1: lights brighter than white are cut off
+_BRIGHTEST_UNIT = 8.0  # floats up to here count as 0 … 1; values above 1 are clipped
 
 
 def is_deep(picture: Image.Image) -> bool:
-    """Whether a decoded picture is grey with whole numbers of 16 or 32 bits, or with floats."""
+    """Whether a decoded picture is grey with integers of 16 or 32 bits, or with floats."""
     return picture.mode.startswith("I") or picture.mode == "F"
 
 
 def eight_bit_grey(picture: ImageFile.ImageFile) -> Image.Image:
     """Scale a deep picture to 8 bits.
 
-    Whole numbers of 16 bits (12 in some TIFFs) reach from black at 0 to white at their largest value. Files say of
-    whole numbers of 32 bits and of floats only how they are stored, not what is white: that is 255, 65,535 or the
-    largest value of the type, the first that no pixel exceeds; and 1 for floats, unless one is above 8. What is below
-    black or above white is cut off; a float that is not a number is black.
+    Integers of 16 bits (12 in some TIFFs) reach from black at 0 to white at their largest value. For integers of 32
+    bits and floats, files do not say which value is white. It is the first of 255, 65,535 and the largest value of the
+    type that no pixel exceeds; for floats it is 1, unless a pixel is above 8. Values outside black … white are clipped;
+    NaN is black.
 
     Args:
         picture: decoded, and deep as :func:`is_deep` says.
 
     Returns:
-        Mode L; LA where the file makes one level transparent.
+        Mode L, or LA if the file makes one level transparent.
     """
     levels = np.asarray(picture)
     bits, signed, white_is_zero = _stored_as(picture)
@@ -40,7 +40,7 @@ def eight_bit_grey(picture: ImageFile.ImageFile) -> Image.Image:
     grey = np.empty(levels.shape, dtype=np.uint8)
     rows = max(1, _BLOCK_PIXELS // picture.width)
     for start in range(0, len(levels), rows):
-        with np.errstate(invalid="ignore"):  # some that are no number say so when they are converted
+        with np.errstate(invalid="ignore"):  # converting NaN may warn
             block = np.nan_to_num(levels[start : start + rows].astype(np.float64), nan=0.0) / white
         grey[start : start + rows] = np.rint(np.clip(1 - block if white_is_zero else block, 0, 1) * 255)
     scaled = Image.fromarray(grey)

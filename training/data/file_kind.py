@@ -1,4 +1,4 @@
-"""What a file really is, whatever its suffix says: told by its first bytes, so that a refusal can say what to do."""
+"""Recognises by their content files whose kind or encoding differs from what their suffix says."""
 
 import codecs
 import re
@@ -40,10 +40,10 @@ _WORD = 3
 
 
 def foreign_kind(path: Path) -> str | None:
-    """What a table or a configuration is in place of what its suffix says, and what to do.
+    """The actual kind of a table or configuration whose suffix says otherwise, with a remedy.
 
     Args:
-        path: of any suffix; ``.csv``, ``.jsonl`` and ``.parquet`` are looked at more closely.
+        path: of any suffix; ``.csv``, ``.jsonl`` and ``.parquet`` get further checks.
 
     Returns:
         ``is gzip-compressed; unpack it …``; None if the first bytes do not contradict the suffix.
@@ -62,13 +62,13 @@ def foreign_kind(path: Path) -> str | None:
 
 
 def kind_of_start(head: bytes) -> str | None:
-    """What a file is that should be UTF-8 text, told by its first bytes, and what to do.
+    """The kind of a file by its first bytes, with a remedy, if the file is not UTF-8 text.
 
     Args:
         head: the first 4 KiB, or all of a shorter file.
 
     Returns:
-        ``is a zip archive; unpack it …``; None if the first bytes may be those of a text in UTF-8.
+        ``is a zip archive; unpack it …``; None if the first bytes may be UTF-8 text.
     """
     return _packed_or_binary(head) or _other_text_encoding(head)
 
@@ -133,16 +133,16 @@ def _other_text(head: bytes, suffix: str, stem: str) -> str | None:
 
 @dataclass(frozen=True)
 class _NotUtf8:
-    """What of a file is not UTF-8.
+    """The bytes of a file that are not UTF-8.
 
     Attributes:
         line: of the first such byte.
-        end: whether only the last character is concerned, which was cut.
-        bad: how many bytes.
-        values: which ones.
-        characters: valid ones beyond ASCII.
-        high: bytes beyond ASCII, valid or not.
-        in_words: those of them that stand beside at least two others, as letters of other scripts do.
+        end: whether the only fault is a last character that was cut.
+        bad: number of such bytes.
+        values: distinct values of such bytes.
+        characters: number of valid characters beyond ASCII.
+        high: number of bytes beyond ASCII, valid or not.
+        in_words: bytes beyond ASCII in runs of at least three, as in words of other scripts.
     """
 
     line: int
@@ -155,13 +155,13 @@ class _NotUtf8:
 
 
 def encoding_fault(path: Path) -> str | None:
-    """Where a text file is not UTF-8, what it likely is, and what to do.
+    """The line at which a text file is not UTF-8, its likely encoding, and a remedy.
 
-    Never advises a conversion that would destroy text: Windows-1252 is named, of which Latin-1 is a part, and only if
-    every byte has a meaning in it; a file that is UTF-8 for the most part is not to be converted.
+    The advice never destroys text: Windows-1252, which includes Latin-1, is named only if every byte is valid in it,
+    and a file that is mostly UTF-8 is not to be converted.
 
     Args:
-        path: a text file that :func:`foreign_kind` has nothing against.
+        path: a text file that passes :func:`foreign_kind`.
 
     Returns:
         One clause beginning with ``must be UTF-8``; None if the file is UTF-8.
@@ -169,7 +169,7 @@ def encoding_fault(path: Path) -> str | None:
     Raises:
         OSError: the file cannot be read.
     """
-    found = _look_for_other_bytes(path)
+    found = _find_invalid_bytes(path)
     if found is None:
         return None
     where = f"must be UTF-8, line {found.line} is not"
@@ -191,7 +191,7 @@ def encoding_fault(path: Path) -> str | None:
     )
 
 
-def _look_for_other_bytes(path: Path) -> _NotUtf8 | None:
+def _find_invalid_bytes(path: Path) -> _NotUtf8 | None:
     values: set[str] = set()
     line, lines, bad, characters, high, in_words = 0, 1, 0, 0, 0, 0
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
@@ -212,5 +212,5 @@ def _look_for_other_bytes(path: Path) -> _NotUtf8 | None:
     values.update(rest)
     if not bad and not rest:
         return None
-    end = not bad and characters > 0  # without any such character it may as well be another encoding
+    end = not bad and characters > 0  # without such a character another encoding is as likely
     return _NotUtf8(line or lines, end, bad + len(rest), values, characters, high, in_words)

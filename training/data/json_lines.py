@@ -1,4 +1,4 @@
-"""Where a JSON lines file is wrong, and what to do: looked for line by line when it could not be read as a whole."""
+"""Finds the first invalid line of a JSON Lines file that could not be read as a whole, with a remedy."""
 
 import io
 import json
@@ -9,7 +9,7 @@ from typing import BinaryIO, NoReturn
 import polars as pl
 
 MAX_LINE_BYTES = 2**26
-"""Longest line that is looked at; it bounds the memory that a hostile file takes."""
+"""Longest permitted line; it bounds the memory for a malicious file."""
 _AT_ONCE = 2**20
 _SHOWN_BYTES = 60
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -17,7 +17,7 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 class _NotJson(ValueError):
-    """A value that Python's reader takes and JSON lacks."""
+    """A value that Python's parser accepts and JSON does not have."""
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -25,13 +25,13 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def first_fault(path: Path) -> str | None:
-    """What is wrong with the first line that is not one JSON object, with its number and a remedy.
+    """The fault of the first line that is not one JSON object, with line number and remedy.
 
     Args:
         path: UTF-8, with or without a byte-order mark; blank lines are skipped.
 
     Returns:
-        One clause; None if every line alone is one JSON object that polars reads too.
+        One clause; None if every line is one JSON object that polars can read.
 
     Raises:
         OSError: the file cannot be read.
@@ -50,7 +50,7 @@ def first_fault(path: Path) -> str | None:
 
 
 def line_fault(line: bytes, number: int) -> str | None:
-    """What is wrong with one line, with its number and a remedy.
+    """The fault of one line, with line number and remedy.
 
     Args:
         line: with its line feed, if it has one; a blank line is skipped.
@@ -66,7 +66,7 @@ def line_fault(line: bytes, number: int) -> str | None:
 
 
 def first_half_character(path: Path) -> str | None:
-    r"""Where an escape such as ``\ud83d`` stands for half a character; polars makes NUL of it without a word.
+    r"""Find an escape such as ``\ud83d`` that is half a character; polars silently turns it into NUL.
 
     Args:
         path: a file that polars read.
@@ -117,7 +117,7 @@ def _fault_of_line(line: bytes) -> str | None:
 
 
 def _half_character(value: object) -> str | None:
-    """A surrogate without its other half in any string of a JSON value; the reader joins those that belong together."""
+    """An unpaired surrogate in any string of a JSON value; the parser joins pairs."""
     if isinstance(value, str):
         found = _HALF.search(value)
         return found[0] if found else None
@@ -131,7 +131,7 @@ def _kind(value: object) -> str:
 
 
 def _explained(line: bytes, number: int, fault: str) -> str:
-    """The fault and what to do, where the line shows what went wrong."""
+    """The fault with a remedy if the line shows its cause."""
     stripped = line.strip()
     if not line.endswith(b"\n") and stripped.startswith(b"{") and not stripped.endswith(b"}"):
         return f"it is the last one and was cut; fetch or export the file again, or remove the line ({fault})"
@@ -147,7 +147,7 @@ def _explained(line: bytes, number: int, fault: str) -> str:
 
 
 def _first_that_polars_refuses(path: Path) -> str | None:
-    """The first line that is JSON, but not for polars, such as a number beyond its range."""
+    """The first valid line that polars refuses, for example for a number out of range."""
     with path.open("rb") as stream:
         _skip_mark(stream)
         number = 0

@@ -1,4 +1,4 @@
-"""Whether there is anything to learn: a history and a next item with a text, or a picture, on both sides."""
+"""Refuses data sets without a trainable pair: a history and a next item that share a modality."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -18,7 +18,7 @@ _NAMES = {TEXT: "text", IMAGE: "readable picture"}
 def check_learnable(dataset: Dataset, train: Sequences, modalities: Sequence[str]) -> None:
     """Refuse a data set on which every batch would have a loss of zero.
 
-    Pictures are opened only until two of one user are readable, and not at all if there are enough texts.
+    Pictures are opened only until two of one user are readable, and not at all if the texts suffice.
 
     Args:
         dataset: the catalogue.
@@ -35,7 +35,7 @@ def check_learnable(dataset: Dataset, train: Sequences, modalities: Sequence[str
         return _is_readable(dataset, row)
 
     has: dict[str, Callable[[int], bool]] = {TEXT: lambda row: texts[row] is not None, IMAGE: has_picture}
-    for modality in sorted(modalities, reverse=True):  # text first, which costs nothing
+    for modality in sorted(modalities, reverse=True):  # text first: checking it is free
         if any(_has_two(train.of(user), has[modality]) for user in range(len(train))):
             return
     names = " or a ".join(_NAMES[modality] for modality in modalities)

@@ -1,8 +1,7 @@
-"""The one reader of pictures: whatever Pillow decodes becomes RGB of 8 bits, or an error that says why not.
+"""Opens pictures as 8-bit RGB; every other module reads pictures through this one.
 
-`data check`, training, embedding, the features of ``--no-vlm`` and thumbnails all open pictures here, so that they
-agree on which pictures can be read. The steps: decode the first frame; scale to 8 bits; turn upright as EXIF says,
-where that can be understood; convert to RGB, or RGBA where something is transparent; shrink; lay over white.
+The steps: decode the first frame; scale to 8 bits; rotate by the EXIF orientation, if it is valid; convert to RGB, or
+RGBA if there is transparency; shrink; compose over white.
 """
 
 import functools
@@ -17,9 +16,9 @@ from training.data.deep_pictures import eight_bit_grey, is_deep
 from training.errors import PictureError
 
 MAX_PIXELS = 100_000_000
-"""Larger pictures are refused before they are decoded."""
+"""Larger pictures are refused before decoding."""
 MAX_RATIO = 200
-"""Longer or narrower pictures are refused: image processors of the Qwen-VL family take none, whatever its size."""
+"""Longer or narrower pictures are refused, because image processors of the Qwen-VL family refuse them."""
 
 _LEAST_SIDE = 64
 _REASON_CHARACTERS = 200
@@ -40,19 +39,19 @@ _UPRIGHT = {
 
 
 def open_picture(path: Path, pixels: int) -> Image.Image:
-    """A picture as RGB, upright, transparency over white, no larger than it will be needed.
+    """A picture as upright RGB over white, shrunk if it is much larger than needed.
 
     Args:
-        path: any format that Pillow decodes by itself; of an animation the first frame.
-        pixels: number of pixels that will at most be made of it; a picture of more than 16 times as many is shrunk.
+        path: any format that Pillow decodes without other programs; the first frame of an animation.
+        pixels: most pixels that the caller needs; a picture of more than 16 times as many is shrunk.
 
     Raises:
-        PictureError: there is no picture that can be decoded, it has more than 100 megapixels, or one side is more than
-            200 times as long as the other.
+        PictureError: the file cannot be decoded, has more than 100 megapixels, or one side is more than 200 times as
+            long as the other.
     """
     _silence_pillow()
     try:
-        # Of a file with a name Pillow maps some kinds into memory, and those that are to be turned in a wrong shape.
+        # Given a file name, Pillow memory-maps some formats and gives rotated ones a wrong shape.
         with path.open("rb") as file, Image.open(file, formats=_formats()) as opened:
             _check_size(opened)
             side = max(_LEAST_SIDE, round(4 * pixels**0.5))
@@ -64,29 +63,29 @@ def open_picture(path: Path, pixels: int) -> Image.Image:
         raise
     except UnidentifiedImageError as error:
         raise PictureError(f"{UnidentifiedImageError.__name__}: cannot identify image file {str(path)!r}") from error
-    except Exception as error:  # decoders raise what they like on a damaged file: struct.error, RuntimeError, …
+    except Exception as error:  # decoders raise any error on a damaged file: struct.error, RuntimeError, …
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise PictureError(reason[:_REASON_CHARACTERS]) from error
 
 
 def decoding_has_changed(file: BinaryIO) -> bool:
-    """Whether a picture was read otherwise, or not at all, before all colours were converted first and scaled.
+    """Whether an earlier version of the reader decoded a picture differently or refused it.
 
     Args:
-        file: of the picture; only its header is read.
+        file: of the picture; only the header is read.
     """
     _silence_pillow()
     try:
         with Image.open(file, formats=_formats()) as opened:
             plain = opened.mode in _ALWAYS_READ_ALIKE and _TRANSPARENT not in opened.info
             return not plain or opened.format == "TIFF"
-    except Exception:  # noqa: BLE001 - what cannot be opened could not be opened before
+    except Exception:  # noqa: BLE001 - the earlier version could not open it either
         return False
 
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Formats that are tried, those with a signature that many pictures have first."""
+    """Permitted formats, the most frequent first."""
     Image.init()
     return tuple(name for name in Image.ID if name not in _OTHER_PROGRAMS)
 
@@ -101,38 +100,38 @@ def _check_size(picture: Image.Image) -> None:
 
 
 def _upright(opened: ImageFile.ImageFile, side: int) -> Image.Image:
-    """The decoded picture, of 8 bits, turned as its EXIF says; EXIF that cannot be understood says nothing.
+    """Decode a picture to 8 bits and rotate it by its EXIF orientation; invalid EXIF is ignored.
 
     Args:
         opened: not decoded yet.
-        side: a JPEG may be decoded at a fraction of its size that is still at least so large.
+        side: a JPEG may be decoded at a reduced size of at least this many pixels a side.
     """
     opened.draft("RGB", (side, side))
     if isinstance(opened, PngImagePlugin.PngImageFile):
         _scale_transparent_colour(opened)
     if isinstance(opened, TiffImagePlugin.TiffImageFile):
-        # Pillow reads all of a TIFF's EXIF when it has decoded the pixels, and fails if any of it is odd.
+        # After decoding a TIFF, Pillow reads all of its EXIF and fails if any of it is invalid.
         turned = _orientation(opened)
-        opened.load_end = lambda: None  # type: ignore[method-assign]  # of this one picture
+        opened.load_end = lambda: None  # type: ignore[method-assign]  # of this picture only
         opened.load()
     else:
         opened.load()
         turned = _orientation(opened)
     picture = eight_bit_grey(opened) if is_deep(opened) else opened
     picture = picture.copy() if turned is None else picture.transpose(turned)
-    _check_size(picture)  # a few formats find their size only now
+    _check_size(picture)  # a few formats know their size only after decoding
     return picture
 
 
 def _orientation(opened: ImageFile.ImageFile) -> Image.Transpose | None:
     try:
         return _UPRIGHT.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # noqa: BLE001 - bad EXIF raises as many kinds of errors as bad pictures
+    except Exception:  # noqa: BLE001 - invalid EXIF raises any error
         return None
 
 
 def _scale_transparent_colour(opened: PngImagePlugin.PngImageFile) -> None:
-    """A PNG names its transparent colour in the bits of the file, Pillow's pixels have 8."""
+    """Scale the transparent colour of a PNG from the bit depth of the file to 8 bits."""
     colour, stored = opened.info.get(_TRANSPARENT), opened.tile[0].args if opened.tile else None
     if isinstance(colour, tuple) and stored == "RGB;16B":
         opened.info[_TRANSPARENT] = tuple(part >> 8 for part in colour)
@@ -141,7 +140,7 @@ def _scale_transparent_colour(opened: PngImagePlugin.PngImageFile) -> None:
 
 
 def _in_colour(picture: Image.Image) -> Image.Image:
-    """RGB, or RGBA where something may be transparent: Pillow shrinks these by averaging, and others by leaving out."""
+    """Convert to RGB, or RGBA if there may be transparency: Pillow averages these when shrinking, other modes not."""
     if picture.has_transparency_data:
         return picture.convert("RGBA")
     return picture if picture.mode == "RGB" else picture.convert("RGB")
@@ -149,13 +148,13 @@ def _in_colour(picture: Image.Image) -> Image.Image:
 
 def _shrunk(picture: Image.Image, side: int) -> Image.Image:
     picture.thumbnail((side, side), Image.Resampling.BOX)
-    least = -(-max(picture.size) // MAX_RATIO)  # rounding must not make a side shorter than the rule allows
+    least = -(-max(picture.size) // MAX_RATIO)  # rounding must not break the rule on the ratio
     if min(picture.size) < least:
         return picture.resize((max(picture.width, least), max(picture.height, least)), Image.Resampling.BOX)
     return picture
 
 
 def _silence_pillow() -> None:
-    """No notices about odd but readable files, for good: to take the filter back is not safe while threads read."""
+    """Ignore warnings about odd but readable files for good: removing the filter is not thread-safe."""
     if ("ignore", None, Warning, re.compile(_PILLOW), 0) not in warnings.filters:
         warnings.filterwarnings("ignore", module=_PILLOW)

@@ -1,4 +1,4 @@
-"""Pictures as a vision tower takes them: patches, read once and kept while they fit into memory."""
+"""Preprocesses pictures into patches for the vision tower and caches them within a memory limit."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -14,13 +14,13 @@ from training.data.picture_reader import open_picture
 from training.errors import PictureError
 
 PREPROCESSING_VERSION = 1
-"""Counts up when what is done to a picture or text here changes, so that everything is embedded again."""
+"""Incremented when the preprocessing of pictures or texts changes, so that everything is embedded again."""
 _SAMPLE_SIDE = 16
 _REASON_CHARACTERS = 200
 
 
 class ImageProcessor(Protocol):
-    """What is used of an image processor of the Qwen-VL family in transformers."""
+    """The used part of an image processor of the Qwen-VL family in transformers."""
 
     merge_size: int
     size: Mapping[str, int]
@@ -44,12 +44,12 @@ class Picture:
 
 
 class PictureStore:
-    """Preprocessed pictures of a catalogue by item row; a picture that cannot be read is absent, never an error.
+    """Preprocessed pictures of a catalogue by item row; an unreadable picture is absent, never an error.
 
-    Several threads may ask at once; at worst two of them read the same picture.
+    Thread-safe; at worst two threads read the same picture.
 
     Attributes:
-        unreadable: rows whose picture file exists but cannot be used, with the reason, as far as they were asked for.
+        unreadable: row → reason, for requested pictures whose file exists but cannot be used.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class PictureStore:
             row: item row.
 
         Returns:
-            Patches, from memory if they are there; None if the item has no readable picture.
+            Patches, cached if possible; None if the item has no readable picture.
         """
         if row in self._kept:
             return self._kept[row]
@@ -100,7 +100,7 @@ class PictureStore:
         except PictureError as error:
             self.unreadable[row] = str(error)
             return None
-        except ValueError as error:  # what the reader lets through, the processors that are known take
+        except ValueError as error:  # no known image processor refuses what the reader accepts
             self.unreadable[row] = f"the image processor refuses it: {error}"[:_REASON_CHARACTERS]
             return None
         return Picture(
@@ -117,7 +117,7 @@ def colour_statistics(
     Args:
         image_path: picture file of an item row.
         rows: number of items.
-        most: a random sample of so many rows is enough.
+        most: size of the random sample of rows.
         seed: of the sample.
 
     Returns:

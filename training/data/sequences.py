@@ -1,4 +1,4 @@
-"""Histories as rows of the catalogue, and how they are split for training and evaluation.
+"""Represents histories as rows of the catalogue and splits them for training and evaluation.
 
 The protocol is leave-one-out (docs/method.md, "Evaluation protocol"): a user's last event is the test target, the one
 before it the validation target, the rest is training.
@@ -69,7 +69,7 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Targets:
-    """Held-out events with everything that came before.
+    """Held-out events with their histories.
 
     Attributes:
         histories: for each target (length ≥ 1,) int64 item rows, the whole prior history, oldest first.
@@ -111,11 +111,11 @@ class LeaveOneOut:
 
 
 def evenly_spaced(targets: Targets, most: int | None) -> Targets:
-    """At most so many targets, the first and the last among them; None keeps all.
+    """An evenly spaced selection of targets that includes the first and the last.
 
     Args:
         targets: held-out events.
-        most: at least 1.
+        most: largest number of targets, at least 1; None keeps all.
     """
     if most is None or most >= len(targets):
         return targets
@@ -143,7 +143,7 @@ def leave_one_out(sequences: Sequences) -> LeaveOneOut:
 
 
 def last_item(sequences: Sequences) -> Targets:
-    """The last event of fresh users against everything before it; users with fewer than 2 events are dropped."""
+    """The last event of each user with at least 2 events, with its history; for users that training never saw."""
     return _held_out(sequences, np.flatnonzero(sequences.lengths >= _LEAST_EVENTS - 1), back=1)
 
 
@@ -161,7 +161,7 @@ def popularity(train: Sequences, items: int) -> NDArray[np.int64]:
 
 
 def _held_out(sequences: Sequences, users: NDArray[np.intp], *, back: int) -> Targets:
-    """The ``back``-th event from the end of each of these users, and what came before it."""
+    """The ``back``-th event from the end of each of these users, with its history."""
     starts, places = sequences.offsets[users], sequences.offsets[users + 1] - back
     spans = zip(starts.tolist(), places.tolist(), strict=True)
     histories = [sequences.rows[start:place] for start, place in spans]

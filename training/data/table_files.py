@@ -1,8 +1,4 @@
-"""Table files of a dataset directory: CSV, JSON Lines and Parquet, read into polars with clear errors.
-
-Every foreign error (polars, the file system, decoding) becomes a :class:`DatasetError` that names the file, the place
-and what to do.
-"""
+"""Reads CSV, JSON Lines and Parquet tables into polars; every error names the file and a remedy."""
 
 import codecs
 import csv
@@ -60,7 +56,7 @@ def read_table(
 
     Args:
         path: a ``.csv`` (UTF-8, a byte-order mark is accepted, RFC 4180 quoting), ``.jsonl`` or ``.parquet`` file.
-        text: columns read as strings whatever they hold, so that ``007`` stays ``007``.
+        text: columns that are always read as strings, so that ``007`` stays ``007``.
         required: columns that the file must have.
         columns: columns to read, those that the file lacks are left out; None reads all.
 
@@ -114,7 +110,7 @@ def rows_named(rows: pl.Series, *, limit: int = 3) -> str:
 
 
 def nameless_columns(path: Path) -> list[int]:
-    """Places, from 1, of the columns of a CSV file whose header cell is blank; none for other files.
+    """Positions, from 1, of the columns of a CSV file whose header cell is blank; none for other files.
 
     Raises:
         DatasetError: the file has no header.
@@ -151,7 +147,7 @@ def _scan_csv(path: Path) -> pl.LazyFrame:
 
 
 def _csv_header(path: Path) -> list[str]:
-    """The names in the first record; no more of the file is read than a header may have."""
+    """The names in the first record; at most :data:`_HEADER_BYTES` of the file are read."""
     with path.open("rb") as stream:
         head = stream.read(_HEADER_BYTES)
     if not head.removeprefix(codecs.BOM_UTF8):
@@ -165,7 +161,7 @@ def _csv_header(path: Path) -> list[str]:
         raise DatasetError(f"{path}: {_header_fault(path, text, error)}") from error
     if not names:
         raise DatasetError(f"{path}: the first line is blank; it must name the columns")
-    # The limit of the csv module is one of the whole process, which an import raises.
+    # The limit of the csv module is global to the process, and imports raise it.
     if max(map(len, names)) > _NAME_CHARACTERS:
         too_long = f"a name has more than {_NAME_CHARACTERS:,} characters"
         raise DatasetError(f"{path}: the header cannot be read ({too_long}); the first line must name the columns")
@@ -211,13 +207,13 @@ def _scan_jsonl(path: Path) -> pl.LazyFrame:
 
 
 def _has_nul(frame: pl.DataFrame) -> bool:
-    """Whether a name or a text of a table has a NUL, also in lists and objects."""
+    """Whether a name or text of a table may hold a NUL, also in lists and objects."""
     found = []
     for place, (name, dtype) in enumerate(frame.schema.items()):
         nul = pl.element() if dtype == pl.List(pl.String) else pl.col(name)
         nul = nul.str.contains("\0", literal=True)
         if "\0" in name or (dtype.is_nested() and dtype != pl.List(pl.String)):
-            return True  # an object, or lists in lists: the file itself has to say
+            return True  # an object, or lists in lists: only a scan of the file can tell
         if dtype == pl.List(pl.String):
             found.append(pl.col(name).list.eval(nul).list.any().any().alias(str(place)))
         elif dtype == pl.String:
@@ -226,7 +222,7 @@ def _has_nul(frame: pl.DataFrame) -> bool:
 
 
 def _text_columns(path: Path, frame: pl.DataFrame, text: Sequence[str]) -> pl.DataFrame:
-    """Cast the text columns to strings; integers, categories and dates have one spelling, anything else is refused."""
+    """Cast the text columns to strings; only integers and categories have one spelling, so other types are refused."""
     casts = []
     for name in text:
         dtype = frame.schema.get(name)
@@ -239,7 +235,7 @@ def _text_columns(path: Path, frame: pl.DataFrame, text: Sequence[str]) -> pl.Da
 
 
 def _reason(path: Path, error: BaseException) -> str:
-    """What is wrong with a file that could not be read, for a person."""
+    """Explain why a file could not be read."""
     if isinstance(error, OSError):
         return f"cannot be read ({error.strerror or error}); check the path and its permissions"
     suffix = path.suffix.lower()
@@ -252,6 +248,6 @@ def _reason(path: Path, error: BaseException) -> str:
     if fault is not None:
         return fault
     detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    # Each line of JSON alone was readable, so two of them do not go together.
+    # Each line of JSON is readable by itself, so the types of two lines differ.
     remedy = "let all values of a column be of one kind" if suffix == ".jsonl" else "fetch or export it again"
     return f"is not a readable {suffix[1:]} file ({detail}); {remedy}"

@@ -1,8 +1,7 @@
-"""Small pictures of a catalogue's items, for pages that show them: made from the data set, kept while nothing changes.
+"""Makes thumbnails of a catalogue's pictures in shards, so that a killed job loses one shard.
 
-Upright, over white where they were transparent, and bare: of what a camera or an editor wrote into a picture (EXIF with
-its place, comments, profiles) nothing is carried over. They are made in shards, each written aside and renamed, so that
-a kill costs one shard; a shard is named by the files that it shows.
+A thumbnail is upright, composed over white, and free of metadata (EXIF, comments, profiles). A shard is named by a hash
+of its source files.
 """
 
 import hashlib
@@ -28,7 +27,7 @@ MARK = "thumbnails"
 """Key of an item table's provenance under which :data:`VERSION` stands."""
 QUALITY = 80
 VERSION = f"1: {MAX_SIDE} px, JPEG {QUALITY}"
-"""Counts up when what is made of a picture changes, so that all are made again."""
+"""Changes with the way thumbnails are made, so that all are made again."""
 _SHARD_ITEMS = 512
 _MOST_THREADS = 16
 
@@ -38,13 +37,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class MadeThumbnails:
-    """What there is to show.
+    """The thumbnails of a catalogue, with counts.
 
     Attributes:
-        thumbnails: rows as the data set; None if no item has a readable picture.
-        made: pictures made from their files, now or by an interrupted call.
-        kept: pictures taken over.
-        unreadable: files that could not be used, and were skipped.
+        thumbnails: rows as in the data set; None if no item has a readable picture.
+        made: thumbnails made from files, by this call or an interrupted one.
+        kept: thumbnails copied from earlier ones.
+        unreadable: files that could not be used and were skipped.
     """
 
     thumbnails: Thumbnails | None
@@ -61,20 +60,20 @@ def make_thumbnails(
     was: NDArray[np.int64] | None = None,
     progress: Progress = lambda _done, _all: None,
 ) -> MadeThumbnails:
-    """Make the thumbnails of a catalogue; a call that was interrupted is gone on with by the next one.
+    """Make the thumbnails of a catalogue; the next call resumes an interrupted one.
 
     Args:
         dataset: the catalogue.
         path: the file to write; its directory is made if needed.
-        kept: earlier thumbnails to take over from; None makes all.
-        was: (n,) int64, the row of ``kept`` that shows the same picture, −1 where it is to be made.
-        progress: told how many are made; what it raises ends the work like a kill.
+        kept: earlier thumbnails to copy from; None makes all.
+        was: (n,) int64, the row of ``kept`` with the same picture, −1 if the thumbnail must be made.
+        progress: called with the numbers of finished and of all thumbnails; an error that it raises ends the work.
 
     Returns:
-        With the thumbnails mapped from ``path``.
+        The thumbnails, mapped from ``path``, with counts.
 
     Raises:
-        ItemTableError: a shard of this call was damaged while it was at work.
+        ItemTableError: a shard was damaged during the call.
     """
     rows = len(dataset)
     source = np.full(rows, -1, dtype=np.int64) if kept is None or was is None else was
@@ -107,7 +106,7 @@ def make_thumbnail(path: Path, side: int = MAX_SIDE) -> bytes | None:
     except PictureError:
         return None
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    # Pillow carries a comment of the source over; a new picture has nothing to carry.
+    # Pillow copies a comment of the source; a new picture has no metadata.
     bare = Image.new("RGB", picture.size)
     bare.paste(picture)
     content = io.BytesIO()
@@ -116,7 +115,7 @@ def make_thumbnail(path: Path, side: int = MAX_SIDE) -> bytes | None:
 
 
 def _shard(path: Path, files: Sequence[Path | None], pool: ThreadPoolExecutor) -> int:
-    """Make the thumbnails of some files unless they are there and whole; gives how many there are."""
+    """Make a shard unless it exists and is complete; return its number of thumbnails."""
     try:
         return Thumbnails.load(path, len(files)).count
     except ItemTableError:
@@ -128,7 +127,7 @@ def _shard(path: Path, files: Sequence[Path | None], pool: ThreadPoolExecutor) -
 
 
 def _digest(files: Sequence[Path | None]) -> str:
-    """32 hex digits over names, sizes and times of change."""
+    """32 hex digits over names, sizes and modification times."""
     digest = hashlib.sha256(VERSION.encode())
     for file in files:
         stamp = "none"
@@ -143,7 +142,7 @@ def _digest(files: Sequence[Path | None]) -> str:
 
 
 def _every(shards: Sequence[tuple[Path, int]]) -> Iterator[bytes | None]:
-    """All thumbnails of all shards in order; one shard is open at a time."""
+    """All thumbnails of all shards in order, with one shard open at a time."""
     for path, rows in shards:
         shard = Thumbnails.load(path, rows)
         for row in range(rows):

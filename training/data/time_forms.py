@@ -1,4 +1,4 @@
-"""What a column of numbers looks like that was read as a time, but lies long ago or in the future."""
+"""Guesses the unit or format of numeric times that lie implausibly far in the past or future."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ _SINCE_YEAR_1 = 62_135_596_800
 
 @dataclass(frozen=True)
 class TimeForm:
-    """A way to write times that :mod:`training.data.timestamps` does not read as it is meant.
+    """A format of times that :mod:`training.data.timestamps` misreads.
 
     Attributes:
-        name: what it is, for a message.
-        remedy: how to make seconds or dates of it.
+        name: for messages.
+        remedy: how to convert it to seconds or dates.
     """
 
     name: str
@@ -26,7 +26,7 @@ class TimeForm:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A form, and the lowest and highest number that it has between 1990 and 2100."""
+    """A format and its range of numbers between the years 1990 and 2100."""
 
     form: TimeForm
     low: float
@@ -81,13 +81,13 @@ _CANDIDATES = (
 
 
 def form_of(raw: pl.Series) -> TimeForm | None:
-    """The form that all numbers of a column fit.
+    """The format that all numbers of a column fit.
 
     Args:
-        raw: strings or numbers; what is no finite number is left out.
+        raw: strings or numbers; other values are ignored.
 
     Returns:
-        None if there is no number, or no form fits.
+        None if there is no finite number or no format fits.
     """
     if not (raw.dtype == pl.String or raw.dtype.is_numeric()):
         return None

@@ -1,9 +1,9 @@
-"""Timestamps of interactions: numbers or ISO-8601 dates, one unit a file.
+"""Parses the timestamps of interactions: numbers or ISO-8601 dates, with one unit per file.
 
 Numbers count from 1970-01-01 UTC. The unit of a column is that of its median: below 10¹¹ seconds (until the year 5138;
 counters such as 0, 1, 2 too), below 10¹⁴ milliseconds, below 10¹⁷ microseconds, else nanoseconds; a value in another
-unit's range is an error. Dates are ``2026-01-31``, ``2026-01-31T10:30``, with seconds, a fraction and an offset if
-wished; without an offset they are UTC.
+unit's range is an error. Dates are ``2026-01-31``, ``2026-01-31T10:30``, optionally with seconds, fraction and
+offset; without an offset they are UTC.
 """
 
 from dataclasses import dataclass
@@ -39,9 +39,9 @@ class Timestamps:
 
 
 def read_timestamps(raw: pl.Series) -> Timestamps:
-    """Timestamps of a column of strings, numbers, dates or datetimes.
+    """Parse a column of strings, numbers, dates or datetimes.
 
-    A value is bad, and null in the answer, if it is missing, not a number or date, not finite, or before 1970.
+    A value becomes null if it is missing, neither number nor date, not finite, or before 1970.
     """
     if raw.dtype == pl.Date or isinstance(raw.dtype, pl.Datetime):
         moments = raw.cast(pl.Datetime("us")) if raw.dtype == pl.Date else raw.dt.cast_time_unit("us")
@@ -59,7 +59,7 @@ def read_timestamps(raw: pl.Series) -> Timestamps:
 
 
 def _with_dates(raw: pl.Series, numbers: pl.Series, strange: pl.Series) -> Timestamps:
-    """A column in which some values are not numbers: dates, or mistakes among numbers."""
+    """Parse a column with values that are not numbers: dates, or mistakes among numbers."""
     dates = _from_iso(raw.filter(strange))
     if dates.count() <= numbers.count():
         read = _from_numbers(numbers)

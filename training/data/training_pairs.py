@@ -1,9 +1,8 @@
-"""Training pairs: every event of the training histories that has something before it, in a fixed random order.
+"""Makes training pairs: every event of a training history after its first, in a seeded random order.
 
-A pair is read as a window of consecutive events that ends with it. One pass over a window's prompt gives the vectors of
-all its beginnings (`training.backbones.prompts`), so each of its later events can be a pair of the batch at little cost
-(our reading; published is one pair a prompt). Other items of the same user are then no negatives of a pair, whether
-they came before or after it.
+A pair is encoded as a window of consecutive events that ends with it. One pass over a window's prompt gives the
+vectors of all its prefixes (`training.backbones.prompts`), so each later event of the window can be a pair of the batch
+at little cost (our reading; the paper has one pair per prompt). Then no other item of the user is a negative.
 """
 
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ class Window:
 
 @dataclass(frozen=True)
 class TrainingPairs:
-    """All pairs (what came before, next item) of some histories.
+    """All pairs (history, next item) of some histories.
 
     Attributes:
         sequences: training histories.
@@ -74,7 +73,7 @@ class TrainingPairs:
 
         Args:
             numbers: (B,) int64 pair numbers.
-            max_history: most items of a history.
+            max_history: longest history.
             every: read every event of a window after its first as a pair, not only the last one.
         """
         found = []
@@ -92,7 +91,7 @@ class TrainingPairs:
         Args:
             batch_size: pairs a batch; a pass that does not fill its last batch is topped up by the next pass.
             seed: of the order.
-            first_step: batches to leave out, so that a resumed run goes on where the broken one was.
+            first_step: batches to skip, for a resumed run.
 
         Yields:
             (batch_size,) int64. The order depends on the seed and the step alone.

@@ -1,1 +1,1 @@
-"""`vlm2rec data check`: defects of a data set."""
+"""`vlm2rec data check`: finds the defects of a data set."""

@@ -1,4 +1,4 @@
-"""Check a dataset directory, however dirty: all that training would refuse, leave out or should know, at once."""
+"""Checks a dataset directory and reports all of its defects at once."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -42,10 +42,10 @@ def check_dataset(
         directory: the dataset directory.
         interactions: interactions to check in place of the directory's own.
         modalities: what is to be trained, ``text``, ``image`` or both.
-        cold_items: share of the items that will be held out of training.
-        exclude_seen: whether the service will leave out what a user had before.
-        now: the time against which events lie in the future; the clock by default.
-        progress: told how far each step is.
+        cold_items: share of the items that training will hold out.
+        exclude_seen: whether the service will exclude items of the user's history.
+        now: the current time, to find events in the future; the clock by default.
+        progress: called with the name of a step and the share of it that is done.
 
     Raises:
         DatasetError: there is no such directory.
@@ -103,7 +103,7 @@ def _check_events(
 def _check_training(
     directory: Path, interactions: Path | None, modalities: Sequence[str], cold_items: float
 ) -> list[Defect]:
-    """What training itself refuses when it has read the data set and held out what it is evaluated on."""
+    """Defects that training would find after it has read and split the data set."""
     try:
         dataset = load_dataset(directory, interactions=interactions)
         ids = dataset.item_ids()

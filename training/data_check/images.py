@@ -1,4 +1,4 @@
-"""Check of a catalogue's pictures: there, inside the directory, readable, and not the same for several items."""
+"""Checks that the pictures of a catalogue exist, lie inside the directory, are readable and differ between items."""
 
 import hashlib
 import re
@@ -21,10 +21,10 @@ _AHEAD = 256
 _HASH_BYTES = 16
 _ADDRESS = re.compile(r"\s*https?://", re.IGNORECASE)
 _IMAGE_URL = "image_url"
-_PIXELS = 64 * 64  # how large a picture becomes decides nothing about whether it can be read
+_PIXELS = 64 * 64  # the size does not affect whether a picture is readable
 
 
-class _State(Enum):
+class _PictureState(Enum):
     MISSING = "missing"
     ADDRESS = "address"
     OUTSIDE = "outside"
@@ -33,8 +33,8 @@ class _State(Enum):
 
 
 @dataclass(frozen=True)
-class _Looked:
-    state: _State
+class _PictureCheck:
+    state: _PictureState
     digest: bytes | None = None
     reason: str | None = None
 
@@ -42,49 +42,51 @@ class _Looked:
 def check_images(
     directory: Path, items: pl.DataFrame, file: str, *, progress: Callable[[float], None]
 ) -> tuple[ImageFacts, list[Defect]]:
-    """Open every picture that the catalogue names as training and embedding do.
+    """Open every picture of the catalogue in the same way as training and embedding.
 
     Args:
         directory: the dataset directory.
         items: the catalogue with :data:`ROW` and ``image``.
         file: name of the items file, for messages.
-        progress: told the share that is done, 0 … 1.
+        progress: called with the share of the pictures that is done, 0 … 1.
     """
     named = items.filter(pl.col(IMAGE).str.strip_chars().fill_null("") != "").select(ROW, IMAGE)
-    looked = list(_with_progress(_look_at_all(directory, named[IMAGE].to_list()), named.height, progress))
+    looked = list(_with_progress(_check_all(directory, named[IMAGE].to_list()), named.height, progress))
     states = named.with_columns(
         pl.Series("state", [one.state.value for one in looked], dtype=pl.String),
         pl.Series("digest", [one.digest for one in looked], dtype=pl.Binary),
     )
-    by_state = {state: states.filter(pl.col("state") == state.value) for state in _State}
-    readable = by_state[_State.READABLE]
+    by_state = {state: states.filter(pl.col("state") == state.value) for state in _PictureState}
+    readable = by_state[_PictureState.READABLE]
     reason = next((one.reason for one in looked if one.reason is not None), None)
     again = readable.filter(~pl.col("digest").is_first_distinct())
     facts = ImageFacts(
         named=named.height,
         readable=readable.height,
-        missing=sum(by_state[state].height for state in (_State.MISSING, _State.ADDRESS, _State.OUTSIDE)),
-        unreadable=by_state[_State.UNREADABLE].height,
+        missing=sum(
+            by_state[state].height for state in (_PictureState.MISSING, _PictureState.ADDRESS, _PictureState.OUTSIDE)
+        ),
+        unreadable=by_state[_PictureState.UNREADABLE].height,
         duplicates=again.height,
     )
     return facts, [
         *defect_of(
-            "images outside the dataset", Severity.WARNING, by_state[_State.OUTSIDE],
+            "images outside the dataset", Severity.WARNING, by_state[_PictureState.OUTSIDE],
             f"{file}: image leads out of the dataset directory",
             "copy the pictures into it; these items count as without a picture", example=IMAGE,
         ),
         *defect_of(
-            "addresses as images", Severity.WARNING, by_state[_State.ADDRESS],
+            "addresses as images", Severity.WARNING, by_state[_PictureState.ADDRESS],
             f"{file}: image is an address, and no job fetches it",
             "rename the column to image_url and run `vlm2rec data fetch-images`; until then these items count as "
             "without a picture", example=IMAGE,
         ),
         *defect_of(
-            "missing images", Severity.WARNING, by_state[_State.MISSING], f"{file}: image file does not exist",
+            "missing images", Severity.WARNING, by_state[_PictureState.MISSING], f"{file}: image file does not exist",
             "add the files or empty the cells; these items count as without a picture", example=IMAGE,
         ),
         *defect_of(
-            "unreadable images", Severity.WARNING, by_state[_State.UNREADABLE], f"{file}: image cannot be read",
+            "unreadable images", Severity.WARNING, by_state[_PictureState.UNREADABLE], f"{file}: image cannot be read",
             f"of the first: {reason}; replace the files; these items count as without a picture", example=IMAGE,
         ),
         *defect_of(
@@ -109,32 +111,34 @@ def _without_image(items: pl.DataFrame, named: int, file: str) -> list[Defect]:
     return defect_of("items without image", Severity.NOTE, without, f"{file}: no image named", remedy)
 
 
-def _look_at_all(directory: Path, names: list[str]) -> Iterable[_Looked]:
-    """Decode in a few threads, in order, not far ahead of the reader."""
+def _check_all(directory: Path, names: list[str]) -> Iterable[_PictureCheck]:
+    """Decode in a few threads, in order, with a bounded number of pending results."""
     with ThreadPoolExecutor(max_workers=min(4, available_cores())) as pool:
         for start in range(0, len(names), _AHEAD):
-            yield from pool.map(lambda name: _look_at(directory, name), names[start : start + _AHEAD])
+            yield from pool.map(lambda name: _check_picture(directory, name), names[start : start + _AHEAD])
 
 
-def _with_progress(looked: Iterable[_Looked], total: int, progress: Callable[[float], None]) -> Iterable[_Looked]:
+def _with_progress(
+    looked: Iterable[_PictureCheck], total: int, progress: Callable[[float], None]
+) -> Iterable[_PictureCheck]:
     for done, one in enumerate(looked, start=1):
         progress(done / total)
         yield one
 
 
-def _look_at(directory: Path, name: str) -> _Looked:
+def _check_picture(directory: Path, name: str) -> _PictureCheck:
     path = confined_file(directory, name)
     if path is None and _ADDRESS.match(name):
-        return _Looked(_State.ADDRESS)
+        return _PictureCheck(_PictureState.ADDRESS)
     if path is None:
-        return _Looked(_State.OUTSIDE if _leads_out(directory, name) else _State.MISSING)
+        return _PictureCheck(_PictureState.OUTSIDE if _leads_out(directory, name) else _PictureState.MISSING)
     try:
         open_picture(path, _PIXELS)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_HASH_BYTES)).digest()
     except (PictureError, OSError) as error:
-        return _Looked(_State.UNREADABLE, reason=str(error))
-    return _Looked(_State.READABLE, digest)
+        return _PictureCheck(_PictureState.UNREADABLE, reason=str(error))
+    return _PictureCheck(_PictureState.READABLE, digest)
 
 
 def _leads_out(directory: Path, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Check of the interactions: ids, timestamps, orphans, duplicates, lengths and cores; reads what training refuses."""
+"""Checks interactions: ids, timestamps, unknown items, duplicates, history lengths and k-cores."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,8 +30,8 @@ def check_interactions(
     Args:
         path: the file.
         item_ids: ids of the catalogue, or None if it could not be read (then no row is an orphan).
-        exclude_seen: whether the service will leave out what a user had before.
-        now: the time against which events lie in the future; the clock by default.
+        exclude_seen: whether the service will exclude items of the user's history.
+        now: the current time, to find events in the future; the clock by default.
 
     Raises:
         DatasetError: the file cannot be read, or lacks a column.
@@ -85,7 +85,7 @@ def _check_times(path: Path, frame: pl.DataFrame, times: Timestamps, now: dateti
 
 
 def _check_era(path: Path, frame: pl.DataFrame, times: Timestamps, tomorrow: int) -> list[Defect]:
-    """Whether the events can have happened when their timestamps say; if none can, another form is likely meant."""
+    """Find timestamps before 1990 or in the future; if all are, guess the intended format."""
     future = frame.filter(pl.col(_MICRO) > tomorrow)
     read = times.microseconds.drop_nulls()
     first, last = read.min(), read.max()
@@ -200,7 +200,7 @@ def _facts(path: Path, frame: pl.DataFrame, usable: pl.DataFrame, times: Timesta
 
 
 def _repeated_targets(usable: pl.DataFrame) -> int:
-    """Test targets (docs/method.md, "Evaluation protocol") whose item their user had before."""
+    """Number of test targets (docs/method.md, "Evaluation protocol") that occur in their own history."""
     ordered = usable.select(USER_ID, ITEM_ID, _MICRO).sort(USER_ID, _MICRO, maintain_order=True)
     seen = ordered.select(USER_ID, again=~pl.struct(USER_ID, ITEM_ID).is_first_distinct())
     last = seen.group_by(USER_ID, maintain_order=True).agg(pl.len(), pl.col("again").last())
@@ -208,7 +208,7 @@ def _repeated_targets(usable: pl.DataFrame) -> int:
 
 
 def _pairs(usable: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Distinct pairs as user and item numbers."""
+    """Distinct pairs of user and item numbers."""
     numbered = usable.select(pl.col(name).rank("dense") - 1 for name in (USER_ID, ITEM_ID)).unique()
     return numbered[USER_ID].to_numpy().astype(np.int64), numbered[ITEM_ID].to_numpy().astype(np.int64)
 

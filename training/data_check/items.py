@@ -1,4 +1,4 @@
-"""Check of the items file: ids, texts and metadata columns, also where training would refuse it."""
+"""Checks the items file: ids, texts and metadata columns."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ _BAD_CHARACTERS = (
 
 
 def read_any_items(path: Path) -> pl.DataFrame:
-    """The items file as it is, with :data:`ROW`, and ``title``, ``text`` and ``image`` as nulls where it lacks them.
+    """The unchecked items file with :data:`ROW`; missing columns ``title``, ``text`` and ``image`` are null.
 
     Raises:
         DatasetError: the file cannot be read, or has no ``item_id``.
@@ -44,7 +44,7 @@ def read_any_items(path: Path) -> pl.DataFrame:
 
 
 def check_items(path: Path, items: pl.DataFrame) -> tuple[ItemFacts, list[Defect]]:
-    """Check what :func:`read_any_items` read.
+    """Check the items that :func:`read_any_items` returned.
 
     Args:
         path: the items file.
@@ -65,7 +65,7 @@ def check_items(path: Path, items: pl.DataFrame) -> tuple[ItemFacts, list[Defect
 
 
 def _check_names(path: Path, items: pl.DataFrame) -> list[Defect]:
-    """Columns that become metadata although they look like one that is read, and those that have no name."""
+    """Find metadata columns whose name resembles a known column, and columns without a name."""
     defects = []
     for name, meant in look_alikes(items.columns, (ITEM_ID, TITLE, TEXT, IMAGE)).items():
         message = (
@@ -86,7 +86,7 @@ def _check_names(path: Path, items: pl.DataFrame) -> list[Defect]:
 
 
 def _check_characters(path: Path, items: pl.DataFrame) -> list[Defect]:
-    """Texts with characters that no text means: control characters, often of a wrong conversion, and lost ones."""
+    """Find texts with control characters, often of a wrong conversion, and with replacement characters."""
     defects = []
     for name, dtype in items.schema.items():
         if dtype not in (pl.String, pl.List(pl.String)) or name in (ITEM_ID, IMAGE):
@@ -168,7 +168,7 @@ def _check_metadata(path: Path, items: pl.DataFrame) -> tuple[list[Column], list
 
 
 def _check_almost_numbers(path: Path, items: pl.DataFrame, name: str) -> list[Defect]:
-    """A column of strings nearly all of which are numbers is read as text because of a few."""
+    """Find a column that is read as text because a few of its values are no numbers."""
     filled = items.filter(pl.col(name).str.strip_chars().fill_null("") != "")
     odd = filled.filter(pl.col(name).str.strip_chars().cast(pl.Float64, strict=False).is_null())
     if not 0 < odd.height <= (1 - _MOSTLY) * filled.height:

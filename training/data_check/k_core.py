@@ -1,7 +1,7 @@
-"""k-cores of the graph of users and items.
+"""Computes k-cores of the graph of users and items.
 
-The k-core is what remains when users and items with fewer than k partners are removed again and again until none is
-left; published comparisons use the 5-core (docs/method.md, "Published").
+The k-core remains after repeatedly removing users and items with fewer than k partners. Published comparisons use the
+5-core (docs/method.md, "Published").
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a check of a dataset directory found: facts and defects, ready for a table or for JSON."""
+"""Defines the report of a dataset check: facts and defects."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,9 +17,9 @@ _EXAMPLE_CHARACTERS = 60
 class Severity(StrEnum):
     """How much a defect matters."""
 
-    ERROR = "error"  # training refuses the dataset
-    WARNING = "warning"  # training goes on without these rows, texts or pictures
-    NOTE = "note"  # good to know
+    ERROR = "error"  # training refuses the data set
+    WARNING = "warning"  # training skips these rows, texts or pictures
+    NOTE = "note"  # training is not affected
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Defect:
         kind: short name, the same in every report.
         severity: how much it matters.
         count: how often it occurs.
-        message: one line: file, what is wrong, where, and what to do.
+        message: one line: file, defect, rows and remedy.
         rows: first row numbers; the first record after a CSV header is row 1.
     """
 
@@ -94,7 +94,7 @@ class InteractionFacts:
         last: latest event, ISO-8601 UTC.
         lengths: events per user: quantile name → number.
         long_enough: users with at least 3 events, who can be evaluated.
-        repeats: of the last events of these, which are the test targets, those whose item the user had before.
+        repeats: test targets (last events of these users) that occur in their own history.
         five_core: the 5-core.
         largest_core: the core with the largest k that is not empty.
     """
@@ -143,9 +143,9 @@ def defect_of(
         kind: short name.
         severity: how much it matters.
         rows: the rows concerned, with their :data:`ROW`.
-        what: what is wrong, beginning with the file.
-        remedy: what to do.
-        example: column from which example values are named.
+        what: the file and the defect.
+        remedy: how to correct it.
+        example: column from which example values are shown.
     """
     if rows.is_empty():
         return []

@@ -1,1 +1,1 @@
-"""Embeddings of all items, computed once for each content."""
+"""Embeds the items of a catalogue, once per content."""

@@ -1,8 +1,8 @@
-"""Embeddings without a vision-language model: the ``--no-vlm`` baseline.
+"""Embeds a catalogue without a vision-language model: the ``--no-vlm`` baseline.
 
-Texts as TF-IDF of words and word pairs, reduced by a truncated singular value decomposition (latent semantic analysis,
-Deerwester et al., 1990); pictures as colours, layout and edges (`training.embedding.picture_features`), reduced by
-principal components. It takes seconds and asks for no model, so it is the baseline a vision-language model must beat.
+Texts become TF-IDF of words and word pairs, reduced by a truncated singular value decomposition (latent semantic
+analysis, Deerwester et al., 1990). Pictures become colours, layout and edges (`training.embedding.picture_features`),
+reduced by principal components. The baseline takes seconds and needs no model; a vision-language model must beat it.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ _WORD = r"(?u)\w+"
 _SETTINGS = {"version": 2, "terms": MAX_TERMS, "ngrams": [1, 2], "picture_side": 64, "constant": _CONSTANT}
 
 
-class Catalogue(Protocol):
-    """What is read of a data set (`training.data.dataset.Dataset` has it)."""
+class EmbeddableCatalogue(Protocol):
+    """The used part of a data set; `training.data.dataset.Dataset` implements it."""
 
     def item_ids(self) -> list[str]:
         """Item ids in row order."""
@@ -46,7 +46,12 @@ class Catalogue(Protocol):
 
 
 def embed_without_vlm(
-    dataset: Catalogue, *, text_dim: int = 256, image_dim: int = 128, seed: int = 0, progress: Progress | None = None
+    dataset: EmbeddableCatalogue,
+    *,
+    text_dim: int = 256,
+    image_dim: int = 128,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Embeddings:
     """Embed a catalogue with TF-IDF + SVD and simple picture features.
 
@@ -84,7 +89,7 @@ def embed_texts(texts: Sequence[str | None], dim: int, *, seed: int) -> NDArray[
 
     Args:
         texts: text per item; None for none.
-        dim: wanted vector length.
+        dim: largest vector length.
         seed: of the randomised SVD.
 
     Returns:
@@ -108,8 +113,8 @@ def term_weights(texts: Sequence[str | None]) -> tuple[Any, list[int]]:
         texts: text per item; None for none.
 
     Returns:
-        A sparse (m, terms) float64 matrix of scipy, rows of length 1, and the m rows of the catalogue that they are of:
-        those with a word in their text.
+        A sparse (m, terms) float64 matrix of scipy with rows of length 1, and the m rows of the catalogue whose text
+        has a word.
     """
     rows = [row for row, text in enumerate(texts) if text is not None and any(char.isalnum() for char in text)]
     if not rows:
@@ -125,12 +130,12 @@ def embed_pictures(
 ) -> tuple[NDArray[np.float32], dict[int, str]]:
     """Colours, layout and edges, centred, each part of equal weight, then principal components.
 
-    A small constant is a coordinate of its own, so that a readable picture never becomes a row of zeros, even where all
+    An extra coordinate with a small constant keeps a readable picture from becoming a row of zeros, even if all
     pictures are the same.
 
     Args:
         paths: picture per item; None for none.
-        dim: wanted vector length.
+        dim: largest vector length.
         seed: of the randomised decomposition.
         advance: called once per path.
 

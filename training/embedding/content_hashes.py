@@ -1,4 +1,4 @@
-"""ContentHashes: what every item of a catalogue is made of, as hashes, so that a later run knows what has changed."""
+"""Hashes the text and picture of every item of a catalogue, so that a later run finds the changed items."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ PICTURE_HASH = "picture"
 SIZE = "size"
 MTIME = "mtime_ns"
 NOT_READ = "cannot be read"
-"""Stands in place of a picture's hash where the operating system refuses to give its bytes."""
+"""Replaces the hash of a picture whose bytes the operating system does not return."""
 SCHEMA = pl.Schema(
     {
         ITEM_ID: pl.String(),
@@ -42,17 +42,17 @@ _MOST_THREADS = 16
 _Stamp = tuple[str | None, int | None, int | None]
 
 Progress = Callable[[int, int], None]
-"""Called with the number of pieces done and of all."""
+"""Called with the numbers of finished and of all pieces."""
 
 
 @dataclass(frozen=True)
 class Delta:
-    """How a catalogue differs from an earlier state of it.
+    """The difference between a catalogue and an earlier state of it.
 
     Attributes:
-        was: (n,) int64, the row that each item had then, −1 for a new one.
-        same: (n,) bool, text and picture are those of then.
-        deleted: items of then that are gone.
+        was: (n,) int64, the earlier row of each item, −1 for a new item.
+        same: (n,) bool, text and picture are unchanged.
+        deleted: number of earlier items that no longer exist.
     """
 
     was: NDArray[np.int64]
@@ -61,17 +61,17 @@ class Delta:
 
     @property
     def new(self) -> int:
-        """Items that were not there."""
+        """Number of new items."""
         return int((self.was < 0).sum())
 
     @property
     def changed(self) -> int:
-        """Items with another text or picture."""
+        """Number of items with another text or picture."""
         return int(((self.was >= 0) & ~self.same).sum())
 
     @property
     def unchanged(self) -> int:
-        """Items whose text and picture are those of then."""
+        """Number of items with the same text and picture."""
         return int(self.same.sum())
 
 
@@ -80,10 +80,10 @@ class ContentHashes:
     """Hashes of the items' texts and pictures.
 
     Attributes:
-        frame: one row an item, in the catalogue's order: ``item_id``; ``text``, 32 hex digits of sha256 over the text
-            as the tokenizer gets it, null without one; ``picture``, the same over the file's bytes (and over the
-            version of their decoding, for the kinds of pictures where that has changed), null without one;
-            ``image``, the path as the catalogue names it, with the file's ``size`` in bytes and ``mtime_ns``.
+        frame: one row per item, in the catalogue's order: ``item_id``; ``text``, 32 hex digits of sha256 over the
+            tokenizer's input, null without a text; ``picture``, the same over the file's bytes (and over the version of
+            the decoder, for kinds of pictures that it reads differently), null without a picture; ``image``, the path
+            in the catalogue, with the file's ``size`` in bytes and ``mtime_ns``.
 
     Raises:
         EmbeddingsError: other columns, or a repeated id.
@@ -106,16 +106,16 @@ class ContentHashes:
         return self.frame[ITEM_ID].to_list()
 
     def not_found(self) -> NDArray[np.bool_]:
-        """(n,) bool: the item names a picture, and there is no such file."""
+        """(n,) bool: the item names a picture and the file does not exist."""
         named = pl.col(IMAGE).str.strip_chars().fill_null("") != ""
         return self.frame.select(named & pl.col(PICTURE_HASH).is_null()).to_series().to_numpy()
 
     def digest(self) -> str:
-        """16 hex digits over ids and hashes, whatever the order of the items; file names and times do not count."""
+        """16 hex digits over ids and hashes in any order of the items; file names and times do not count."""
         return self._digest(self.frame.sort(ITEM_ID))
 
     def ordered_digest(self) -> str:
-        """As :meth:`digest`, but the order of the items counts."""
+        """Like :meth:`digest`, but the order of the items counts."""
         return self._digest(self.frame)
 
     def against(self, earlier: "ContentHashes | None") -> Delta:
@@ -137,7 +137,7 @@ class ContentHashes:
         return Delta(was, found["same"].to_numpy().astype(np.bool_), len(earlier) - int((was >= 0).sum()))
 
     def save(self, path: Path) -> None:
-        """Write a parquet file, aside first."""
+        """Write a Parquet file, under a temporary name first."""
         partial = path.with_name(f"{path.name}.part")
         self.frame.write_parquet(partial)
         partial.replace(path)
@@ -169,14 +169,14 @@ def read_contents(
     progress: Progress = lambda _done, _all: None,
     threads: int | None = None,
 ) -> ContentHashes:
-    """Hash every text and picture of a catalogue; a picture that several items show is read once.
+    """Hash every text and picture of a catalogue; a picture shared by several items is read once.
 
     Args:
         dataset: the catalogue.
-        trusted: an earlier state whose hash is taken for a picture of the same path, size and time of change, without
-            reading its bytes; None reads all.
-        progress: told how many of the pictures are done; what it raises ends the work.
-        threads: that read pictures; None for four a core, at most 16.
+        trusted: an earlier state whose hash is reused for a picture of the same path, size and modification time; None
+            reads every picture.
+        progress: called with the numbers of finished and of all pictures; an error that it raises ends the work.
+        threads: number of reading threads; None for four per core, at most 16.
     """
     names = dataset.items[IMAGE].to_list()
     distinct = sorted({name for name in names if name is not None and name.strip()})
@@ -200,11 +200,11 @@ def read_contents(
 
 
 def pictures_not_found(dataset: Dataset, contents: ContentHashes | None) -> NDArray[np.bool_]:
-    """Which items name a picture that is not there.
+    """Which items name a picture that does not exist.
 
     Args:
         dataset: the catalogue.
-        contents: what its items were made of; None to look at the files as they are now.
+        contents: hashes of its items; None to check the files.
 
     Returns:
         (n,) bool, rows as the catalogue.
@@ -217,12 +217,12 @@ def pictures_not_found(dataset: Dataset, contents: ContentHashes | None) -> NDAr
 
 
 def text_hash(text: str) -> str:
-    """32 hex digits over a text as the tokenizer gets it."""
+    """32 hex digits over the tokenizer's input for a text."""
     return hashlib.sha256(plain_text(text).encode("utf-8", "surrogatepass")).hexdigest()[:_HEX]
 
 
 def metadata_digest(table: pa.Table) -> str:
-    """16 hex digits over names, types and values of metadata columns, however they are stored.
+    """16 hex digits over names, types and values of metadata columns, independent of their storage.
 
     Args:
         table: :meth:`training.data.dataset.Dataset.metadata`.
@@ -247,7 +247,7 @@ def _known(trusted: ContentHashes | None) -> dict[tuple[str, int, int], str]:
 def _stamp_all(
     directory: Path, names: Sequence[str], known: dict[tuple[str, int, int], str], threads: int
 ) -> Iterator[_Stamp]:
-    """Hash in threads, in order, not far ahead of the reader."""
+    """Hash in threads, in order, with a bounded number of pending results."""
     with ThreadPoolExecutor(max_workers=threads) as pool:
         for start in range(0, len(names), _AHEAD):
             yield from pool.map(lambda name: _stamp(directory, name, known), names[start : start + _AHEAD])
@@ -263,7 +263,7 @@ def _stamp(directory: Path, name: str, known: dict[tuple[str, int, int], str]) -
             digest = known.get((name, status.st_size, status.st_mtime_ns))
             if digest is None:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()[:_HEX]
-                if decoding_has_changed(file):  # so that what was embedded of other pixels is embedded again
+                if decoding_has_changed(file):  # so that pictures that decode to other pixels are embedded again
                     digest = hashlib.sha256(f"{digest} {_DECODING}".encode()).hexdigest()[:_HEX]
     except OSError:
         return NOT_READ, None, None

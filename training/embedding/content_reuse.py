@@ -1,7 +1,7 @@
-"""Reuse of vectors by content: an item whose text and picture were embedded before, for whatever item, needs no model.
+"""Reuses the vectors of texts and pictures that were embedded before, for any item.
 
-The vectors of a text and of a picture depend on these alone, so they are looked up by the hashes of what they are made
-of: among the vectors in force, and among those that no item has any more.
+The vector of a text or picture depends on nothing else, so it is found by content hash: among the current vectors and
+among the unused ones.
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,15 @@ _BLOCK_ROWS = 65_536
 
 @dataclass(frozen=True)
 class KnownVectors:
-    """Vectors in force and vectors that no item has any more, by content.
+    """Current and unused vectors by content.
 
-    A place is the row of one in force, or their number n and the row of an unused one of the same slot.
+    A place is the row of a current vector, or n + the row of an unused vector of the same slot, where n is the number
+    of items.
 
     Attributes:
-        base: the embeddings in force.
-        contents: what their items are made of.
-        unused: vectors that no item of theirs has.
+        base: the current embeddings, n items.
+        contents: hashes of their items.
+        unused: vectors that none of these items uses.
     """
 
     base: Embeddings
@@ -36,7 +37,7 @@ class KnownVectors:
     unused: UnusedVectors
 
     def take(self, slot: str, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(m, D) float32 vectors at these places; zero where the place is −1."""
+        """(m, D) float32 vectors at these places; zero for place −1."""
         block = self.base.vectors[slot]
         made = np.zeros((len(places), block.shape[1]), dtype=np.float32)
         ours = (places >= 0) & (places < len(self.base))
@@ -47,14 +48,14 @@ class KnownVectors:
         return made
 
     def find(self, slot: str, asked: pl.Series) -> NDArray[np.int64]:
-        """Places of the vectors of a slot that are made of these contents.
+        """Places of the vectors of a slot with these content hashes.
 
         Args:
-            slot: which.
+            slot: name of the slot.
             asked: (m,) hashes, null for none.
 
         Returns:
-            (m,) int64, −1 where there is none, or one that is not of length 1.
+            (m,) int64, −1 if there is no vector of length 1.
         """
         unused = self.unused.frame.filter(pl.col(SLOT) == slot).with_row_index(PLACE)
         later = unused.select(CONTENT, pl.col(PLACE).cast(pl.Int64) + len(self.base))
@@ -69,11 +70,11 @@ class KnownVectors:
         return places
 
     def next_unused(self, now: ContentHashes, number: int) -> pl.DataFrame:
-        """What becomes or stays unused, see :func:`training.embedding.unused_vectors.next_unused`; only vectors of
-        length 1.
+        """Vectors of length 1 that become or stay unused, see
+        :func:`training.embedding.unused_vectors.next_unused`.
 
         Args:
-            now: what the items of the new set are made of.
+            now: hashes of the items of the new set.
             number: of the new set.
         """
         frame = next_unused(self.contents, self.unused, now, number)
@@ -95,8 +96,8 @@ class Reuse:
 
     Attributes:
         rows: (m,) int64, their rows in the catalogue, ascending.
-        places: slot → (m,) int64 places in ``known``, −1 where the item lacks the modality.
-        known: where the vectors are.
+        places: slot → (m,) int64 places in ``known``, −1 if the item lacks the modality.
+        known: the known vectors.
     """
 
     rows: NDArray[np.int64]
@@ -105,11 +106,11 @@ class Reuse:
 
     @classmethod
     def find(cls, known: KnownVectors, contents: ContentHashes, changed: NDArray[np.int64]) -> "Reuse":
-        """Look up the new and changed items of a catalogue.
+        """Find known vectors for the new and changed items of a catalogue.
 
         Args:
-            known: where to look.
-            contents: what the catalogue's items are made of.
+            known: the known vectors.
+            contents: hashes of the catalogue's items.
             changed: (c,) int64 rows of new and changed items, ascending.
         """
         whole = np.ones(len(changed), dtype=np.bool_)

@@ -1,9 +1,9 @@
-"""Embedding a catalogue with a trained vision-language model: only what is new or changed, shard by shard.
+"""Embeds the new and changed items of a catalogue with a trained vision-language model, shard by shard.
 
-Every item's text and picture are hashed (`training.embedding.content_hashes`) and compared with what the vectors in
-force were made of. What differs is planned and embedded shard by shard (`training.embedding.plan`); then one new
-set of embeddings is put together, the rows of unchanged items copied byte for byte, and put in force in one step.
-Another model, other prompts or another preprocessing embed everything again.
+The hashes of each item's text and picture (`training.embedding.content_hashes`) are compared with those of the current
+embeddings. Items that differ are embedded in shards (`training.embedding.plan`). Then a new set of embeddings is
+assembled, with the rows of unchanged items copied byte for byte, and replaces the current set in one step. A change of
+model, prompts or preprocessing embeds every item again.
 """
 
 import json
@@ -45,22 +45,22 @@ if TYPE_CHECKING:
 _CHUNK_TOKENS = 32_768
 _BLOCK_ROWS = 65_536
 Vectors = dict[str, NDArray[np.float32]]
-"""Modality → (n, D) float32, rows of length 1; a row of zeros where the modality is absent."""
+"""Modality → (n, D) float32, rows of length 1; a row of zeros if the modality is absent."""
 Progress = Callable[[str, int, int], None]
-"""Called with the name of a step, and how many of its pieces are done and are to do."""
+"""Called with the name of a step and the numbers of its finished and of all pieces."""
 
 
 @dataclass(frozen=True)
 class Pending:
-    """What there is to embed.
+    """The items that must be embedded.
 
     Attributes:
-        contents: what the catalogue's items are made of now.
-        base: the embeddings in force whose rows can be kept; None if there are none.
-        delta: how the catalogue differs from what was embedded last.
-        wanted: (n,) bool, items to embed: those that differ and are not reused, or all without a base.
-        reuse: items that differ and whose vectors are known by content; None without a base.
-        reason: why everything is embedded again; None where it is not.
+        contents: hashes of the catalogue's items.
+        base: the current embeddings whose rows can be kept; None if there are none.
+        delta: the difference between the catalogue and the one that was embedded last.
+        wanted: (n,) bool, items to embed: those that differ and are not reused, or all items without a base.
+        reuse: changed items whose vectors are known by content; None without a base.
+        reason: why every item is embedded again; None if that is not the case.
         model: provenance of the model.
     """
 
@@ -74,11 +74,11 @@ class Pending:
 
     @property
     def reused(self) -> int:
-        """Items that differ and need no embedding."""
+        """Number of changed items that need no embedding."""
         return 0 if self.reuse is None else len(self.reuse.rows)
 
     def unreadable_before(self) -> dict[str, str]:
-        """Item id → reason, for pictures that could not be used when they were embedded and are the same now."""
+        """Item id → reason, for unchanged pictures that could not be used when they were embedded."""
         if self.base is None or self.base.contents is None:
             return {}
         then = self.base.contents.frame.select(ITEM_ID, PICTURE_HASH)
@@ -86,18 +86,18 @@ class Pending:
         return {item_id: self.base.unreadable[item_id] for item_id in same if item_id in self.base.unreadable}
 
     def wanted_contents(self) -> ContentHashes:
-        """What the items to embed are made of."""
+        """Hashes of the items to embed."""
         return ContentHashes(self.contents.frame.filter(pl.Series(self.wanted)))
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What embedding has done.
+    """The result of an embedding call.
 
     Attributes:
         embeddings: of the whole catalogue, in its order.
-        encoded: items that the model encoded in this call.
-        resumed: items that an interrupted call had encoded.
+        encoded: number of items that the model encoded in this call.
+        resumed: number of items that an interrupted call had encoded.
     """
 
     embeddings: Embeddings
@@ -111,13 +111,13 @@ class CatalogueEncoder:
     Args:
         embedding: a trained embedder; it is moved to the GPU if there is one, and set to evaluation.
         dataset: the catalogue.
-        rows: (n,) int64, the only items that will be asked for; None for any.
+        rows: (n,) int64, the only items that will be requested; None for any.
         picture_bytes: memory for preprocessed pictures; 0 keeps none.
         modalities: what is encoded.
         chunk_tokens: largest padded size of a group of prompts; on a CPU, groups that fit its cache are faster.
 
     Attributes:
-        pictures: the catalogue's pictures as they were read so far.
+        pictures: the catalogue's pictures, with those read so far.
     """
 
     def __init__(
@@ -181,20 +181,20 @@ def pending_items(
     trust_times: bool = False,
     progress: Progress = lambda _step, _done, _all: None,
 ) -> Pending:
-    """Compare a catalogue with the embeddings in force; reads only.
+    """Compare a catalogue with the current embeddings; reads only.
 
     Args:
         dataset: the catalogue.
         model: provenance of the model, see :func:`training.backbones.identity.provenance`.
         directory: of the embeddings.
-        trust_times: take a picture of the same path, size and time of change as unchanged, without reading its bytes.
-        progress: told how far hashing the pictures is; what it raises ends the work.
+        trust_times: assume that a picture of the same path, size and modification time is unchanged.
+        progress: called while pictures are hashed; an error that it raises ends the work.
     """
     found, reason = None, None
     if (directory / EMBEDDINGS_FILE).is_file():
         try:
             found = Embeddings.load(directory, check=False)
-            reason = _why_everything(found, model)
+            reason = _reason_to_embed_all(found, model)
         except EmbeddingsError as error:
             reason = str(error)
     earlier = found.contents if found is not None else None
@@ -227,22 +227,22 @@ def embed_catalogue(
 ) -> Embedded:
     """Bring the embeddings of a catalogue up to date.
 
-    A call that was interrupted is gone on with by the next one. Where nothing differs, nothing is loaded or written.
+    The next call resumes an interrupted one. If nothing differs, no model is loaded and nothing is written.
 
     Args:
         dataset: the catalogue.
-        pending: what :func:`pending_items` has found in it.
-        load: gives the trained embedder; called only if something must be embedded.
-        directory: where the embeddings are.
-        shard_items: items of a shard, the unit that is kept when the job is interrupted.
+        pending: the result of :func:`pending_items` for it.
+        load: returns the trained embedder; called only if an item must be embedded.
+        directory: of the embeddings.
+        shard_items: items of a shard, the unit that survives an interruption.
         batch_items: items encoded at a time.
-        progress: told how far each step is; what it raises ends the work like a kill.
-        stopped: asked before the first shard and after every one whether to stop there.
+        progress: called with the progress of each step; an error that it raises ends the work like a kill.
+        stopped: called before the first shard and after every shard; true stops the work.
 
     Raises:
         EmbeddingsError: no item has a text or a readable picture, the model gives a value that is not finite, or it is
-            not the one that ``pending`` names.
-        JobStopped: ``stopped`` said so.
+            not the model that ``pending`` names.
+        JobStopped: ``stopped`` returned true.
     """
     encoded = resumed = 0
     wanted = np.flatnonzero(pending.wanted)
@@ -253,8 +253,8 @@ def embed_catalogue(
         )
         encoded = _encode(dataset, load, pending, work, progress, stopped)
         resumed = len(wanted) - encoded
-    if work is not None or not _in_place(pending):
-        _put_together(directory, pending, work, progress)
+    if work is not None or not _is_current(pending):
+        _assemble(directory, pending, work, progress)
     elif pending.base is not None and not _same_stamps(pending.base, pending.contents):
         replace_items(directory, pending.base, pending.contents)
     embeddings = Embeddings.load(directory, check=False)
@@ -274,7 +274,7 @@ def _only(texts: list[str | None], rows: NDArray[np.int64] | None) -> list[str |
     return kept
 
 
-def _why_everything(found: Embeddings, model: Mapping[str, Any]) -> str | None:
+def _reason_to_embed_all(found: Embeddings, model: Mapping[str, Any]) -> str | None:
     changed = differences(found.model, dict(model))
     if changed:
         parts = (f"{name} {found.model.get(name)!r} → {model.get(name)!r}" for name in changed)
@@ -284,8 +284,8 @@ def _why_everything(found: Embeddings, model: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _in_place(pending: Pending) -> bool:
-    """Whether the embeddings in force already have the catalogue's items in its order, all of them unchanged."""
+def _is_current(pending: Pending) -> bool:
+    """Whether the current embeddings hold exactly the catalogue's items, unchanged and in its order."""
     same = pending.base is not None and pending.base.item_ids == pending.contents.item_ids()
     return same and bool(pending.delta.same.all())
 
@@ -302,7 +302,7 @@ def _encode(
     progress: Progress,
     stopped: Callable[[], bool],
 ) -> int:
-    """Make the shards that are not there; gives the number of items encoded."""
+    """Make the missing shards; returns the number of items encoded."""
     every = int(pending.wanted.sum())
     left = [number for number in range(work.shards) if not work.has(number)]
     done = every - sum(len(work.item_ids(number)) for number in left)
@@ -345,8 +345,8 @@ def _encode_shard(
     return {name: np.concatenate(blocks) for name, blocks in parts.items()}
 
 
-def _put_together(directory: Path, pending: Pending, work: EmbeddingPlan | None, progress: Progress) -> None:
-    """Put a new set in force: kept rows from the base, the others from the shards."""
+def _assemble(directory: Path, pending: Pending, work: EmbeddingPlan | None, progress: Progress) -> None:
+    """Write a new set of embeddings: unchanged rows from the base, the others from the shards."""
     ids, base = pending.contents.item_ids(), pending.base
     shards = work.results() if work is not None else iter(())
     first = next(shards, None)
@@ -392,7 +392,7 @@ def _fill_reused(draft: EmbeddingsDraft, reuse: Reuse | None) -> None:
 
 
 def _write_unreadable(directory: Path, unreadable: Mapping[str, str]) -> None:
-    """``unreadable.json`` for people: item id → reason."""
+    """Write ``unreadable.json``: item id → reason."""
     text = json.dumps(dict(sorted(unreadable.items())), indent=2, ensure_ascii=False).encode() + b"\n"
     path = directory / UNREADABLE_FILE
     if not path.is_file() or path.read_bytes() != text:

@@ -1,4 +1,4 @@
-"""Picture features without a neural model: colours, their layout, and the direction of edges.
+"""Computes picture features without a neural model: colours, their layout, and the direction of edges.
 
 Every feature is computed on a small copy of the picture in CIELAB, a colour space in which equal distances look
 roughly equally different (CIE 15:2004). The three parts are classics of content-based image retrieval: colour
@@ -30,16 +30,16 @@ _WHITE_D65 = np.array([0.95047, 1.0, 1.08883])
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
-    """A picture as a small square of sRGB pixels, opened as :func:`training.data.picture_reader.open_picture` says.
+    """A picture as a small square of sRGB pixels, opened by :func:`training.data.picture_reader.open_picture`.
 
     Args:
-        path: any format that is read there.
+        path: any format that it reads.
 
     Returns:
         (64, 64, 3) uint8.
 
     Raises:
-        PictureError: the file is missing, or no picture that can be used.
+        PictureError: the file is missing or no usable picture.
     """
     opened = open_picture(path, SIDE * SIDE)
     return np.asarray(opened.resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=np.uint8)
@@ -134,7 +134,7 @@ def picture_features(pixels: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
     """All features of one picture.
 
     Args:
-        pixels: (64, 64, 3) uint8 sRGB, as :func:`read_picture` gives it.
+        pixels: (64, 64, 3) uint8 sRGB, the result of :func:`read_picture`.
 
     Returns:
         Three vectors, (180,) colours, (108,) layout, (128,) edges; histograms as square roots, so that a product of two

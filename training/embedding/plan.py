@@ -1,10 +1,10 @@
-"""EmbeddingPlan: what a run still has to embed, planned once and done shard by shard, so that a kill costs one shard.
+"""Plans the embedding of items in shards, so that a killed run loses one shard.
 
-A directory ``work-<hash>`` beside the embeddings, named by the model and by what every item to embed is made of.
-``plan.parquet`` is written first: these items in the order of their ids, cut into shards of fixed size that are encoded
-in fixed batches, because how items are batched moves their vectors in the last digits. A shard is written aside and
-renamed; one that was cut short is made again as a whole. So the vectors do not depend on how often the work was
-interrupted. Where the catalogue changed in between, what still fits is taken over into a new plan.
+The plan is a directory ``work-<hash>`` beside the embeddings; the hash covers the model and the items to embed.
+``plan.parquet`` lists the items by id in shards of fixed size that are encoded in fixed batches, because the batching
+affects the last digits of the vectors. A shard is written under a temporary name and renamed; an incomplete shard is
+made again. So the vectors do not depend on interruptions. If the catalogue changes in between, a new plan copies the
+vectors of unchanged items.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from training.errors import EmbeddingsError
 
 PLAN_FILE = "plan.parquet"
 _PREFIX = "work-"
-_ASIDE = ".work-"
+_PARTIAL = ".work-"
 _EARLIER = "earlier-*.npz"
 _KEY = b"vlm2rec"
 _TAKEN_OVER = "taken_over"
@@ -40,12 +40,12 @@ _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError)
 
 @dataclass(frozen=True)
 class EmbeddingPlan:
-    """A plan and the shards that are done.
+    """A plan and its finished shards.
 
     Attributes:
         directory: of the plan and the shards.
-        plan: one row an item to embed, sorted by id: ``item_id``, ``text``, ``picture``.
-        taken_over: items that an earlier plan had done.
+        plan: one row per item to embed, sorted by id: ``item_id``, ``text``, ``picture``.
+        taken_over: number of items that an earlier plan had finished.
         shard_items: items of a shard.
         batch_items: items encoded at a time.
     """
@@ -60,14 +60,14 @@ class EmbeddingPlan:
     def open(
         cls, parent: Path, wanted: ContentHashes, model: Mapping[str, Any], *, shard_items: int, batch_items: int
     ) -> "EmbeddingPlan":
-        """Go on with the plan for these items, or make one.
+        """Resume the plan for these items, or make one.
 
         Args:
             parent: directory of the embeddings; made if needed.
-            wanted: what the items to embed are made of.
+            wanted: hashes of the items to embed.
             model: provenance of the model.
-            shard_items: items of a shard of a new plan; one that is there keeps its own.
-            batch_items: items encoded at a time, likewise.
+            shard_items: items of a shard; an existing plan keeps its own value.
+            batch_items: items encoded at a time; an existing plan keeps its own value.
         """
         everything = wanted.frame.select(_COLUMNS).sort(ITEM_ID)
         name = f"{_PREFIX}{_hash(everything, model)}"
@@ -87,16 +87,16 @@ class EmbeddingPlan:
         return self.plan[ITEM_ID].slice(number * self.shard_items, self.shard_items).to_list()
 
     def has(self, number: int) -> bool:
-        """Whether a shard is done and whole."""
+        """Whether a shard is finished and complete."""
         return self._shard(number) is not None
 
     def write(self, number: int, vectors: Mapping[str, NDArray[np.float32]], unreadable: Mapping[str, str]) -> None:
-        """Write a shard durably: aside, then renamed."""
+        """Write a shard durably, under a temporary name first."""
         shard = Shard(self.item_ids(number), dict(vectors), dict(unreadable))
         shard.save(self.directory / f"{number:06d}.npz")
 
     def results(self) -> Iterator[Shard]:
-        """Everything that is done, shard by shard.
+        """The finished shards, in order.
 
         Raises:
             EmbeddingsError: a shard is missing or damaged.
@@ -117,7 +117,7 @@ class EmbeddingPlan:
 
     @classmethod
     def _read(cls, directory: Path, everything: pl.DataFrame) -> "EmbeddingPlan | None":
-        """The plan in a directory; None if there is none, or it or what was taken over is damaged."""
+        """The plan in a directory; None if it is missing or damaged."""
         written = _read_plan(directory)
         if written is None or not written.items.select(_COLUMNS).equals(everything):
             return None
@@ -133,31 +133,31 @@ class EmbeddingPlan:
     def _make(
         cls, parent: Path, name: str, everything: pl.DataFrame, model: Mapping[str, Any], sizes: tuple[int, int]
     ) -> "EmbeddingPlan":
-        aside = parent / f"{_ASIDE}{name.removeprefix(_PREFIX)}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        done = _take_over(parent, aside, everything, model)
+        partial = parent / f"{_PARTIAL}{name.removeprefix(_PREFIX)}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        done = _take_over(parent, partial, everything, model)
         items = everything.with_columns(pl.col(ITEM_ID).is_in(list(done)).alias(_TAKEN_OVER))
         settings = {"shard_items": sizes[0], "batch_items": sizes[1], "model": dict(model)}
         table = items.to_arrow(compat_level=pl.CompatLevel.oldest())
-        pq.write_table(table.replace_schema_metadata({_KEY: json.dumps(settings).encode()}), aside / PLAN_FILE)
-        sync_file(aside / PLAN_FILE)
-        sync_directory(aside)
+        pq.write_table(table.replace_schema_metadata({_KEY: json.dumps(settings).encode()}), partial / PLAN_FILE)
+        sync_file(partial / PLAN_FILE)
+        sync_directory(partial)
         shutil.rmtree(parent / name, ignore_errors=True)
-        aside.rename(parent / name)
+        partial.rename(parent / name)
         sync_directory(parent)
         return cls(parent / name, items.filter(~pl.col(_TAKEN_OVER)).select(_COLUMNS), len(done), *sizes)
 
 
 def remove_work(parent: Path, *, keep: str | None = None) -> None:
-    """Remove plans and shards beside the embeddings, all but one."""
-    for path in (*parent.glob(f"{_PREFIX}*"), *parent.glob(f"{_ASIDE}*")):
+    """Remove all plans and shards beside the embeddings except ``keep``."""
+    for path in (*parent.glob(f"{_PREFIX}*"), *parent.glob(f"{_PARTIAL}*")):
         if path.name != keep:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def work_done(parent: Path, wanted: ContentHashes, model: Mapping[str, Any]) -> int:
-    """How many of these items an interrupted run has embedded already; only looks."""
+    """How many of these items an interrupted run has embedded; reads only."""
     everything = wanted.frame.select(_COLUMNS)
     return len({item_id for shard in _earlier_shards(parent, model, everything) for item_id in shard.item_ids})
 
@@ -170,8 +170,8 @@ def _hash(everything: pl.DataFrame, model: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """``plan.parquet`` as it was written."""
+class _StoredPlan:
+    """The content of ``plan.parquet``."""
 
     items: pl.DataFrame
     model: dict[str, Any]
@@ -179,30 +179,30 @@ class _Plan:
     batch_items: int
 
 
-def _read_plan(directory: Path) -> _Plan | None:
+def _read_plan(directory: Path) -> _StoredPlan | None:
     with contextlib.suppress(*_DAMAGED, pa.ArrowException, pl.exceptions.PolarsError):
         table = pq.read_table(directory / PLAN_FILE)
         settings = json.loads(table.schema.metadata[_KEY])
         items = pl.from_arrow(table.replace_schema_metadata(None).select([*_COLUMNS, _TAKEN_OVER]))
         sizes = int(settings["shard_items"]), int(settings["batch_items"])
         if isinstance(items, pl.DataFrame) and min(sizes) >= 1:
-            return _Plan(items, dict(settings["model"]), *sizes)
+            return _StoredPlan(items, dict(settings["model"]), *sizes)
     return None
 
 
-def _take_over(parent: Path, aside: Path, everything: pl.DataFrame, model: Mapping[str, Any]) -> set[str]:
-    """Copy what earlier plans for this model have done of these items; gives their ids."""
+def _take_over(parent: Path, partial: Path, everything: pl.DataFrame, model: Mapping[str, Any]) -> set[str]:
+    """Copy the vectors of these items from earlier plans for this model; returns their ids."""
     done: set[str] = set()
     for number, shard in enumerate(_earlier_shards(parent, model, everything)):
         rest = shard.only({item_id for item_id in shard.item_ids if item_id not in done})
         if rest.item_ids:
-            rest.save(aside / _EARLIER.replace("*", f"{number:06d}"))
+            rest.save(partial / _EARLIER.replace("*", f"{number:06d}"))
             done.update(rest.item_ids)
     return done
 
 
 def _earlier_shards(parent: Path, model: Mapping[str, Any], everything: pl.DataFrame) -> Iterator[Shard]:
-    """Shards of the plans that are there, cut down to the items that are still made of the same."""
+    """Shards of the existing plans, restricted to unchanged items."""
     for directory in sorted(parent.glob(f"{_PREFIX}*")):
         written = _read_plan(directory)
         if written is None or written.model != dict(model):

@@ -1,4 +1,4 @@
-"""Shard: vectors of some items or histories in one file, the unit that a killed job keeps."""
+"""Stores vectors of some items or histories in one file, the unit that survives a killed job."""
 
 import contextlib
 import json
@@ -18,10 +18,10 @@ _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFi
 
 @dataclass(frozen=True)
 class Shard:
-    """Vectors of some items, or of whatever else has a name.
+    """Vectors of some items or histories.
 
     Attributes:
-        item_ids: ids.
+        item_ids: ids of the items or histories.
         vectors: slot name → (n, D) float32, rows as the ids.
         unreadable: item id → reason, for pictures that could not be used.
     """
@@ -31,7 +31,7 @@ class Shard:
     unreadable: dict[str, str]
 
     def only(self, kept: set[str]) -> "Shard":
-        """The same without the other items."""
+        """The shard restricted to some ids."""
         rows = [row for row, item_id in enumerate(self.item_ids) if item_id in kept]
         return Shard(
             [self.item_ids[row] for row in rows],
@@ -40,21 +40,21 @@ class Shard:
         )
 
     def save(self, path: Path) -> None:
-        """Write a file durably: aside, then renamed."""
-        aside = path.with_suffix(".part")
+        """Write a file durably, under a temporary name first."""
+        partial = path.with_suffix(".part")
         about = json.dumps({"item_ids": self.item_ids, "unreadable": self.unreadable}).encode()
-        with aside.open("wb") as file:
+        with partial.open("wb") as file:
             arrays: dict[str, Any] = dict(self.vectors)
             np.savez(file, allow_pickle=False, about=np.frombuffer(about, dtype=np.uint8), **arrays)
-        sync_file(aside)
-        aside.replace(path)
+        sync_file(partial)
+        partial.replace(path)
         sync_directory(path.parent)
 
     @classmethod
     def read(cls, path: Path) -> "Shard | None":
-        """A shard; None if there is none, or it is damaged."""
+        """A shard; None if the file is missing or damaged."""
         with contextlib.suppress(*_DAMAGED):
-            # np.load leaves a file open that it opened itself and cannot read.
+            # np.load leaks the file handle if it opens the file itself and fails to read it.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 about = json.loads(stored["about"].tobytes())
                 vectors = {name: stored[name] for name in stored.files if name != "about"}

@@ -1,9 +1,9 @@
-"""Embeddings: modality vectors of a whole catalogue, before any projection.
+"""Stores the text and picture vectors of a whole catalogue, before any projection.
 
-What a vision-language model (or the baseline without one) makes of each item, and what the sequence encoder is trained
-on. A directory with ``embeddings.json`` (slots, counts, provenance, and which files hold them), one file of items and
-one of vectors per slot. Every set of files has a number of its own, so a newer set is written beside the older one and
-takes effect when ``embeddings.json`` is replaced: whoever is killed leaves the old set or the new.
+The vectors come from a vision-language model or the baseline without one, and the sequence encoder is trained on them.
+A directory holds ``embeddings.json`` (slots, counts, provenance and file names), one file of items and one file of
+vectors per slot. Each set of files has its own number. A new set is written beside the old one and takes effect when
+``embeddings.json`` is replaced, so a killed job leaves either the old set or the new one.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ UNREADABLE_FILE = "unreadable.json"
 _UNREADABLE = "unreadable"
 _UNUSED = "unused"
 _FORMAT_VERSION = 2
-_CUT_SHORT = ".*.part"  # what a killed job leaves of a file that is written durably
+_INCOMPLETE = ".*.part"  # incomplete files of a killed job
 _OWN_FILE = re.compile(r"[a-z][a-z0-9_]{0,31}-\d{6}\.(npy|parquet)(\.part)?")
 _SLOT_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _NORM_TOLERANCE = 1e-3
@@ -46,9 +46,9 @@ class Embeddings:
         vectors: slot name (``text``, ``image``) → (n, D) float32 with rows of length 1; a row of zeros means that the
             item lacks this modality or that it could not be read.
         model: JSON-able provenance: kind (``vlm`` or ``no-vlm``), model id, hashes of prompt and preprocessing.
-        unreadable: item id → reason, for pictures that are there and could not be used.
-        contents: what each item was made of, rows as in ``item_ids``; None where that is not known.
-        check: look at every vector when it is made, not only at the shapes.
+        unreadable: item id → reason, for existing pictures that could not be used.
+        contents: hashes of each item, rows as in ``item_ids``; None if unknown.
+        check: check every vector, not only the shapes.
 
     Raises:
         EmbeddingsError: repeated ids, no slot, a wrong shape or dtype, a value that is not finite, a row whose length
@@ -93,7 +93,7 @@ class Embeddings:
 
         Args:
             directory: where :meth:`save` wrote them.
-            check: look at every vector, not only at the shapes.
+            check: check every vector, not only the shapes.
 
         Raises:
             EmbeddingsError: there are none, or a file is unreadable, of another format version, or breaks a rule.
@@ -113,13 +113,13 @@ class Embeddings:
 
 @dataclass
 class EmbeddingsDraft:
-    """A new set of embeddings while it is filled, beside the one that is in force.
+    """A new set of embeddings that is being written beside the current set.
 
     Attributes:
         directory: of the embeddings.
         number: of the new set.
-        vectors: slot name → (n, D) float32, mapped from the new files, zero until they are filled.
-        unused: files of vectors that no item has any more, by their key in the description.
+        vectors: slot name → (n, D) float32, mapped from the new files, initially zero.
+        unused: files of unused vectors, by their key in the description.
     """
 
     directory: Path
@@ -138,7 +138,7 @@ class EmbeddingsDraft:
             dims: vector length D per slot.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        number = _number_in_force(directory) + 1
+        number = _current_number(directory) + 1
         draft = cls(directory, number, {})
         try:
             for name, dim in dims.items():
@@ -150,10 +150,10 @@ class EmbeddingsDraft:
             remove_old_files(directory)
 
     def keep_unused(self, frame: pl.DataFrame, take: Callable[[str, NDArray[np.int64]], NDArray[np.float32]]) -> None:
-        """Keep vectors that no item has any more beside the new set; they are in force with it.
+        """Keep unused vectors beside the new set.
 
         Args:
-            frame: as :func:`training.embedding.unused_vectors.next_unused` gives it.
+            frame: the result of :func:`training.embedding.unused_vectors.next_unused`.
             take: slot and places → (m, D) float32.
         """
         if frame.is_empty():
@@ -178,7 +178,7 @@ class EmbeddingsDraft:
         unreadable: Mapping[str, str],
         contents: ContentHashes | None,
     ) -> None:
-        """Put the new set in force, durably and in one step.
+        """Make the new set current, durably and in one step.
 
         Raises:
             EmbeddingsError: the parts break a rule of :class:`Embeddings`.
@@ -188,7 +188,7 @@ class EmbeddingsDraft:
         try:
             for name, block in self.vectors.items():
                 _check_lengths(name, block)
-        except EmbeddingsError as error:  # whatever it was put together from is damaged
+        except EmbeddingsError as error:  # the sources of the set are damaged
             raise EmbeddingsError(f"{error}. Delete {self.directory} and embed the catalogue again") from error
         files = {}
         for name, block in self.vectors.items():
@@ -205,7 +205,7 @@ class EmbeddingsDraft:
 
 
 def load_unused(directory: Path) -> UnusedVectors:
-    """Vectors that no item of the embeddings in force has; none where there are none, or a file is damaged.
+    """Unused vectors beside the current embeddings; empty if there are none or a file is damaged.
 
     Args:
         directory: of the embeddings.
@@ -225,15 +225,15 @@ def load_unused(directory: Path) -> UnusedVectors:
 
 
 def replace_items(directory: Path, embeddings: Embeddings, contents: ContentHashes) -> None:
-    """Record contents anew for the same items in the same order, and leave the vectors as they are.
+    """Replace the content hashes of the same items in the same order; the vectors stay.
 
     Args:
-        directory: where the embeddings are in force.
-        embeddings: as they were loaded from there.
+        directory: of the current embeddings.
+        embeddings: as loaded from there.
         contents: of the same items.
     """
     description = _read_description(directory)
-    number = _number_in_force(directory) + 1
+    number = _current_number(directory) + 1
     files = dict(description["files"])
     files["items"] = _write_items(directory, number, embeddings.item_ids, embeddings.unreadable, contents)
     _write_description(directory, files, embeddings.dims(), len(embeddings), embeddings.model, contents)
@@ -241,16 +241,16 @@ def replace_items(directory: Path, embeddings: Embeddings, contents: ContentHash
 
 
 def remove_old_files(directory: Path) -> None:
-    """Remove the files of sets that are not in force; whoever has one open keeps it until he closes it."""
+    """Remove the files of all sets except the current one; a process that has a file open can still read it."""
     try:
         kept: set[str] | None = set(_read_description(directory)["files"].values())
     except (EmbeddingsError, KeyError, AttributeError):
-        kept = None  # what is in force cannot be told, so only what never was goes
+        kept = None  # the current set is unknown, so only incomplete files are removed
     for path in directory.iterdir():
         own = _OWN_FILE.fullmatch(path.name)
         if own and (path.suffix == ".part" or (kept is not None and path.name not in kept)):
             path.unlink(missing_ok=True)
-    for path in directory.glob(_CUT_SHORT):
+    for path in directory.glob(_INCOMPLETE):
         path.unlink(missing_ok=True)
 
 
@@ -286,8 +286,8 @@ def _read_description(directory: Path) -> dict[str, Any]:
     return dict(description)
 
 
-def _number_in_force(directory: Path) -> int:
-    """Highest number of the files in force; 0 if there are none."""
+def _current_number(directory: Path) -> int:
+    """Highest number of the current files; 0 if there are none."""
     try:
         files = _read_description(directory)["files"].values()
         return max(int(_own_file(name).partition("-")[2][:6]) for name in files)
@@ -333,8 +333,8 @@ def _write_description(
 
 def _load_items(path: Path, has_contents: object) -> tuple[list[str], dict[str, str], ContentHashes | None]:
     frame = pl.read_parquet(path, glob=False)
-    told = frame.drop_nulls(_UNREADABLE)
-    unreadable = dict(zip(told[ITEM_ID].to_list(), told[_UNREADABLE].to_list(), strict=True))
+    named = frame.drop_nulls(_UNREADABLE)
+    unreadable = dict(zip(named[ITEM_ID].to_list(), named[_UNREADABLE].to_list(), strict=True))
     contents = ContentHashes(frame.select(*SCHEMA)) if has_contents else None
     return frame[ITEM_ID].cast(pl.String).to_list(), unreadable, contents
 

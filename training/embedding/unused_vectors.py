@@ -1,8 +1,8 @@
-"""UnusedVectors: vectors of texts and pictures that no item has any more, kept for a while by what they were made of.
+"""Keeps the vectors of texts and pictures that items no longer use, by content hash.
 
-A picture that comes back (a mount that was missing for a night, an item that was deleted by mistake) then costs no
-embedding. Kept over the next :data:`KEPT_SETS` sets of embeddings, and never more of a slot than the catalogue had
-items in that time, those that went last first.
+A picture that returns (after a missing mount or an accidental deletion) then needs no embedding. Vectors are kept for
+:data:`KEPT_SETS` sets of embeddings; per slot there are never more than the catalogue had items in that time, the most
+recent first.
 """
 
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from index.items.slots import IMAGE, TEXT
 from training.embedding.content_hashes import NOT_READ, PICTURE_HASH, TEXT_HASH, ContentHashes
 
 KEPT_SETS = 30
-"""Over how many later sets of embeddings a vector is kept that no item has any more."""
+"""Number of later sets of embeddings for which an unused vector is kept."""
 CONTENT_OF: Mapping[str, str] = {TEXT: TEXT_HASH, IMAGE: PICTURE_HASH}
-"""Slot → the column of :class:`ContentHashes` that tells what its vector is made of."""
+"""Slot → the column of :class:`ContentHashes` with the hash of the vector's source."""
 SLOT, CONTENT, SINCE, ITEMS, PLACE = "slot", "content", "since", "items", "place"
 SCHEMA = pl.Schema({SLOT: pl.String(), CONTENT: pl.String(), SINCE: pl.Int64(), ITEMS: pl.Int64()})
 _NONE = pl.DataFrame(schema=SCHEMA)
@@ -29,8 +29,8 @@ class UnusedVectors:
     """Vectors by content.
 
     Attributes:
-        frame: ``slot``; ``content``, the hash of what the vector is made of; ``since``, the number of the set of
-            embeddings that no longer had it; ``items``, how many items the set before that one had.
+        frame: ``slot``; ``content``, the hash of the vector's source; ``since``, the number of the first set of
+            embeddings without it; ``items``, the number of items of the set before.
         vectors: slot → (m, D) float32, rows as those of the slot in ``frame``.
     """
 
@@ -42,14 +42,14 @@ class UnusedVectors:
         return self.frame.height
 
     def fits(self, dims: Mapping[str, int]) -> bool:
-        """Whether the parts agree with each other and with embeddings of these lengths."""
+        """Whether frame and vectors agree with each other and with these vector lengths."""
         counts = dict(self.frame.group_by(SLOT).len().iter_rows()) if self.frame.schema == SCHEMA else None
         shapes = {slot: block.shape for slot, block in self.vectors.items()}
         return counts is not None and shapes == {slot: (count, dims.get(slot)) for slot, count in counts.items()}
 
 
 def contents_of(slot: str, contents: ContentHashes) -> pl.DataFrame:
-    """What the vectors of a slot are made of: ``content`` and ``place``, the row; only rows that have one."""
+    """``content`` hash and ``place`` (row) of the vectors of a slot, for rows with a vector."""
     column = pl.col(CONTENT_OF[slot]).alias(CONTENT)
     return (
         contents.frame.select(column)
@@ -60,12 +60,12 @@ def contents_of(slot: str, contents: ContentHashes) -> pl.DataFrame:
 
 
 def next_unused(before: ContentHashes, earlier: UnusedVectors, now: ContentHashes, number: int) -> pl.DataFrame:
-    """Which vectors no item has any more once a new set of embeddings is in force, as far as they are kept.
+    """The unused vectors to keep beside a new set of embeddings.
 
     Args:
-        before: what the items of the set in force are made of, n rows.
-        earlier: what was unused already.
-        now: what the items of the new set are made of.
+        before: hashes of the items of the current set, n rows.
+        earlier: vectors that were unused before.
+        now: hashes of the items of the new set.
         number: of the new set.
 
     Returns:

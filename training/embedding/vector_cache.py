@@ -1,4 +1,4 @@
-"""VectorCache: a model's vectors by key, encoded once and kept in shards, so that a kill costs one shard."""
+"""Caches a model's vectors by key in shards, so that a killed job loses one shard."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,17 +10,17 @@ from training.embedding.shards import Shard
 from training.errors import EvaluationError
 
 Encode = Callable[[list[int]], dict[str, NDArray[np.float32]]]
-"""Numbers among the keys to modality → (b, D) float32 in their order."""
+"""From positions of keys to modality → (b, D) float32 in their order."""
 
 
 class VectorCache:
     """Vectors in a directory that belongs to one model and one catalogue.
 
-    Keys are encoded in batches and shards cut from those that are missing, in their order. So what a killed job leaves
-    to its successor is encoded in the same batches, and gives the same vectors bit for bit.
+    The missing keys are encoded in order, in shards and batches of fixed size. So the job after a killed one encodes
+    the same batches and gets the same vectors bit for bit.
 
     Args:
-        directory: of the shards; made when the first one is written.
+        directory: of the shards; made with the first shard.
         shard: keys of a shard.
         batch: keys encoded at a time.
     """
@@ -34,12 +34,12 @@ class VectorCache:
         encode: Encode,
         progress: Callable[[int, int], None] = lambda _done, _all: None,
     ) -> dict[str, NDArray[np.float32]]:
-        """Vectors of these keys, encoding those that are not there.
+        """Vectors of these keys; missing ones are encoded.
 
         Args:
             keys: distinct, at least one.
-            encode: called with the numbers of keys that are missing.
-            progress: told how many keys are there, and of how many.
+            encode: called with the positions of missing keys.
+            progress: called with the numbers of available and of all keys.
 
         Returns:
             Modality → (n, D) float32, rows as the keys.
@@ -67,7 +67,7 @@ class VectorCache:
         return self._in_order(keys, parts)
 
     def _read(self, wanted: set[str]) -> list[Shard]:
-        """What is there of the wanted keys, each once; damaged shards are removed."""
+        """The stored vectors of the wanted keys, each once; damaged shards are removed."""
         found, known = [], set[str]()
         for path in sorted(self._directory.glob("*.npz")):
             shard = Shard.read(path)

@@ -7,16 +7,19 @@ something to go on from.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from filelock import Timeout
 
+from index.machine.locks import file_lock
 from training.backbones.prompts import prompt_hash
+from training.config.renamed_keys import former_key
 from training.config.run_config import RunConfig
 from training.data.dataset import Dataset
 from training.data.sequences import Sequences, Targets
@@ -43,19 +46,27 @@ def run_fingerprint(dataset: Dataset, train: Sequences, validation: Targets | No
         config: of the run.
     """
     digest = hashlib.sha256(prompt_hash().encode())
-    shape = config.model_dump(mode="json", include={"vlm", "loss", "train"})
-    for section, names in _WITHOUT_EFFECT.items():
-        for name in names:
-            del shape[section][name]
-    if not config.train.validate_every:
-        for name in _WITHOUT_VALIDATION:
-            del shape["train"][name]
-    digest.update(json.dumps(shape, sort_keys=True).encode())
+    digest.update(json.dumps(_decisive_settings(config), sort_keys=True).encode())
     digest.update(json.dumps([dataset.item_ids(), dataset.texts()]).encode())
     digest.update(train.offsets.tobytes() + train.rows.tobytes())
     if config.train.validate_every and validation is not None:
         digest.update(np.concatenate([validation.targets, *validation.histories]).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _decisive_settings(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """The settings that change the result of a run; a renamed key keeps its former name here."""
+    sections = config.model_dump(mode="json", include={"vlm", "loss", "train"})
+    for section, names in _WITHOUT_EFFECT.items():
+        for name in names:
+            del sections[section][name]
+    if not config.train.validate_every:
+        for name in _WITHOUT_VALIDATION:
+            del sections["train"][name]
+    return {
+        section: {former_key(f"{section}.{key}").rpartition(".")[2]: value for key, value in values.items()}
+        for section, values in sections.items()
+    }
 
 
 class RunDirectory:
@@ -90,10 +101,10 @@ class RunDirectory:
             ConfigError: it is another run's, or this run's and it is not to be resumed, or a process is training in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("a", encoding="utf-8") as lock:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                stack.enter_context(file_lock(self.path / "lock"))
+            except Timeout as error:
                 raise ConfigError(
                     f"{self.path}: another process is training here; wait for it or end it, or use another --run"
                 ) from error

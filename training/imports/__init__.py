@@ -1,1 +1,1 @@
-"""Imports: the files that shops and public data sets come in, turned into a data set directory."""
+"""`vlm2rec data import`: turns files of shops and public data sets into a data set directory."""

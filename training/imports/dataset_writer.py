@@ -1,4 +1,4 @@
-"""Writes the tables of a data set from the batches of an import, and holds every row to the rules of a data set."""
+"""Writes the tables of a data set from the batches of an import and checks every row."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +21,7 @@ _COLUMNS = (ITEM_ID, TITLE, TEXT, IMAGE, IMAGE_URL)
 
 
 class _TableFile:
-    """A CSV or Parquet file that is written in parts of at least 131,072 rows, so that its memory is bounded."""
+    """A CSV or Parquet file that is written in parts of at least 131,072 rows, which bounds the memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -64,10 +64,10 @@ def write_items(
 
     Args:
         batches: of the catalogue.
-        directory: of the data set, where pictures go too.
+        directory: of the data set.
         suffix: ``csv`` or ``parquet``.
-        pictures: takes the pictures of the source.
-        record: counts what is left out.
+        pictures: puts the pictures of the source into the data set.
+        record: counts skipped rows.
 
     Returns:
         The ids of the catalogue.
@@ -99,7 +99,7 @@ def write_items(
 
 
 def _first_of_each(rows: pl.DataFrame, seen: set[str], file: str, record: ImportRecord) -> pl.DataFrame:
-    """The rows whose id was not there before; adds their ids to those seen."""
+    """The rows whose id was not seen before; adds their ids to ``seen``."""
     new = []
     for item_id in rows[ITEM_ID].to_list():
         new.append(item_id not in seen)
@@ -113,14 +113,14 @@ def _first_of_each(rows: pl.DataFrame, seen: set[str], file: str, record: Import
 def write_interactions(
     batches: Iterable[Batch], directory: Path, item_ids: set[str], time_rule: str, record: ImportRecord
 ) -> None:
-    """Write ``interactions.parquet``, times as UTC datetimes so that no unit needs to be guessed.
+    """Write ``interactions.parquet`` with times as UTC datetimes.
 
     Args:
         batches: of the events.
         directory: of the data set.
         item_ids: of the catalogue.
-        time_rule: what a time must be, for the record.
-        record: counts what is left out.
+        time_rule: the rule for times, for the record.
+        record: counts skipped rows.
 
     Raises:
         DatasetError: no event is left.

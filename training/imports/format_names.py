@@ -1,10 +1,10 @@
-"""Names of the formats, apart from their readers so that the command line can list them without loading polars."""
+"""Lists the import formats without loading their readers, which need polars."""
 
 from enum import StrEnum
 
 
 class FormatName(StrEnum):
-    """What `vlm2rec data import` reads."""
+    """A format that `vlm2rec data import` reads."""
 
     GOOGLE_MERCHANT = "google-merchant"
     AMAZON_2023 = "amazon-2023"

@@ -1,7 +1,6 @@
-"""The directory that an import makes: written aside, then renamed, so that a killed import leaves nothing half."""
+"""Writes the directory of an import under a temporary name and renames it when it is complete."""
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -9,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from index.machine.locks import directory_lock
 from training.errors import DatasetError, RunBusy
 from training.runs.lock import run_lock
 
@@ -23,49 +23,48 @@ _VERSION = 1
 
 @contextlib.contextmanager
 def new_directory(directory: Path, source: Path, *, force: bool) -> Iterator[Path]:
-    """A directory to write an import into, which takes its place when the block ends without an error.
+    """Yield an empty directory for an import; rename it to ``directory`` when the block ends without an error.
 
-    An earlier import in its place is replaced if wished; pictures that were fetched for it are kept. Anything else
-    there is left alone.
+    With ``force`` an earlier import is replaced and its fetched pictures are kept. Any other content is refused.
 
     Args:
-        directory: where the data set goes.
-        source: what is imported, which must not be inside ``directory``.
-        force: whether an earlier import may be replaced.
+        directory: of the data set.
+        source: of the import; must not be inside ``directory``.
+        force: replace an earlier import.
 
     Yields:
-        An empty directory beside ``directory``, on the same file system.
+        A temporary directory beside ``directory``, on the same file system.
 
     Raises:
-        DatasetError: there is something else in its place, or it cannot be written.
-        RunBusy: another import into the same place, or a fetch of pictures for it, is at work.
+        DatasetError: ``directory`` holds something other than an import, or cannot be written.
+        RunBusy: another import into the same directory, or a fetch of pictures for it, is running.
     """
-    place = directory.resolve()
-    if source.resolve().is_relative_to(place):
-        raise DatasetError(f"{directory}: the source {source} lies in it; choose another place for the data set")
-    if Path.cwd().is_relative_to(place):
-        raise DatasetError(f"{directory}: the present directory lies in it and would be replaced; name a new directory")
-    aside = directory.with_name(f".{directory.name}.importing")
+    target = directory.resolve()
+    if source.resolve().is_relative_to(target):
+        raise DatasetError(f"{directory}: the source {source} lies in it; choose another directory for the data set")
+    if Path.cwd().is_relative_to(target):
+        raise DatasetError(f"{directory}: the current directory lies in it and would be replaced; name a new directory")
+    partial = directory.with_name(f".{directory.name}.importing")
     old = directory.with_name(f".{directory.name}.replaced")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(aside):
+        with _locked(partial):
             try:
                 _put_back(old, directory)
-                _check_place(directory, force=force)
-                _empty(aside)
+                _check_target(directory, force=force)
+                _empty(partial)
                 with run_lock(directory) if directory.exists() else contextlib.nullcontext():
-                    yield aside
-                    _keep_fetched(directory, aside)
-                    _replace(aside, directory, old)
+                    yield partial
+                    _keep_fetched(directory, partial)
+                    _replace(partial, directory, old)
             finally:
-                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise not_written(directory, error) from error
 
 
 def write_record(directory: Path, record: dict[str, Any]) -> None:
-    """Write what an import did, by which it is known as one later."""
+    """Write the record of an import, which also marks the directory as an import."""
     text = json.dumps({"version": _VERSION, **record}, indent=2, ensure_ascii=False) + "\n"
     (directory / RECORD_FILE).write_text(text, encoding="utf-8")
 
@@ -73,45 +72,42 @@ def write_record(directory: Path, record: dict[str, Any]) -> None:
 def not_written(path: Path, error: OSError) -> DatasetError:
     """The error of a file or directory that cannot be written."""
     problem = os.strerror(error.errno) if error.errno else str(error)
-    place = next((one for one in (path, *path.parents) if one.exists()), Path("/"))
+    existing = next((one for one in (path, *path.parents) if one.exists()), Path("/"))
     with contextlib.suppress(OSError):
-        free = f", {shutil.disk_usage(place).free / (1 << 30):.1f} GiB are free"
+        free = f", {shutil.disk_usage(existing).free / (1 << 30):.1f} GiB are free"
         return DatasetError(
             f"{error.filename or path}: cannot be written ({problem}{free}); make room or choose "
-            "another place, and start again"
+            "another directory, and start again"
         )
-    return DatasetError(f"{path}: cannot be written ({problem}); choose another place")
+    return DatasetError(f"{path}: cannot be written ({problem}); choose another directory")
 
 
 @contextlib.contextmanager
-def _locked(aside: Path) -> Iterator[None]:
-    """Hold the lock of the directory aside; the kernel drops it with the process."""
-    aside.mkdir(exist_ok=True)
-    descriptor = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Another import may have put it in place, or removed it, since it was opened.
-        if not aside.exists() or not os.path.samestat(os.fstat(descriptor), aside.stat()):
-            raise RunBusy(f"{aside}: another import into this place has just ended; start again")
+def _locked(partial: Path) -> Iterator[None]:
+    partial.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(directory_lock(partial))
+        except BlockingIOError as error:
+            raise RunBusy(
+                f"{partial}: another import into this directory is running; wait until it has ended"
+            ) from error
+        # Another import may have renamed or removed the directory since it was opened.
+        if not partial.exists() or not os.path.samestat(os.fstat(descriptor), partial.stat()):
+            raise RunBusy(f"{partial}: another import into this directory has just ended; start again")
         yield
-    except BlockingIOError as error:
-        raise RunBusy(f"{aside}: another import into this place is at work; wait until it has ended") from error
-    finally:
-        os.close(descriptor)
 
 
-def _check_place(directory: Path, *, force: bool) -> None:
+def _check_target(directory: Path, *, force: bool) -> None:
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
-        raise DatasetError(
-            f"{directory}: must be a directory or a new path, it is a file or link; choose another place"
-        )
+        raise DatasetError(f"{directory}: must be a directory or a new path, it is a file or link; choose another path")
     names = sorted(entry.name for entry in directory.iterdir()) if directory.exists() else []
     if not names:
         return
     if RECORD_FILE not in names:
         raise DatasetError(
             f"{directory}: holds {names[0]!r} and no {RECORD_FILE}, so no import made it; choose another "
-            "place or empty it"
+            "directory or empty it"
         )
     foreign = [name for name in names if name not in _OURS]
     if foreign:
@@ -121,7 +117,7 @@ def _check_place(directory: Path, *, force: bool) -> None:
 
 
 def _put_back(old: Path, directory: Path) -> None:
-    """After a kill between the two renames of :func:`_replace` the earlier import stands aside alone."""
+    """Restore the earlier import after a kill between the two renames of :func:`_replace`."""
     if old.is_dir() and not directory.exists():
         old.rename(directory)
 
@@ -134,14 +130,14 @@ def _empty(directory: Path) -> None:
             entry.unlink()
 
 
-def _keep_fetched(directory: Path, aside: Path) -> None:
-    """Take over the pictures that were fetched for the earlier import, by link, with the list of them."""
+def _keep_fetched(directory: Path, partial: Path) -> None:
+    """Link the fetched pictures of the earlier import and copy the list of fetches."""
     fetches = directory / FETCHES_FILE
     if not fetches.is_file():
         return
-    shutil.copyfile(fetches, aside / FETCHES_FILE)
+    shutil.copyfile(fetches, partial / FETCHES_FILE)
     if (directory / IMAGES).is_dir():
-        shutil.copytree(directory / IMAGES, aside / IMAGES, dirs_exist_ok=True, copy_function=_link_new)
+        shutil.copytree(directory / IMAGES, partial / IMAGES, dirs_exist_ok=True, copy_function=_link_new)
 
 
 def _link_new(source: str, target: str) -> None:
@@ -149,13 +145,13 @@ def _link_new(source: str, target: str) -> None:
         os.link(source, target)
 
 
-def _replace(aside: Path, directory: Path, old: Path) -> None:
-    for path in (*aside.iterdir(), aside):
+def _replace(partial: Path, directory: Path, old: Path) -> None:
+    for path in (*partial.iterdir(), partial):
         _sync(path)
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists() and any(directory.iterdir()):
         directory.rename(old)
-    aside.rename(directory)
+    partial.rename(directory)
     _sync(directory.parent)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""What an import left out and why, by file and line."""
+"""Records which rows and values an import left out, with reason, file and lines."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -9,12 +9,12 @@ _LINES = 10
 
 @dataclass
 class Entry:
-    """One reason in one file.
+    """Rows or values of one file that were left out for one reason.
 
     Attributes:
         file: name of the source file.
-        reason: the rule that the rows or values break, and what was done.
-        count: rows or values concerned.
+        reason: the broken rule and what was done.
+        count: number of rows or values.
         lines: the first line numbers, from 1.
     """
 
@@ -24,7 +24,7 @@ class Entry:
     lines: list[int] = field(default_factory=list)
 
     def add(self, lines: Iterable[int]) -> None:
-        """Count one row or value a line number."""
+        """Count one row or value per line number."""
         for line in lines:
             self.count += 1
             if len(self.lines) < _LINES:
@@ -36,8 +36,8 @@ class ImportRecord:
 
     Attributes:
         items: rows of the catalogue.
-        interactions: events; None where the source has none.
-        notes: what else a reader of the data set should know, one sentence each.
+        interactions: events; None if the source has no events.
+        notes: other remarks for readers of the data set, one sentence each.
     """
 
     def __init__(self) -> None:
@@ -49,12 +49,12 @@ class ImportRecord:
 
     @property
     def rows_left_out(self) -> list[Entry]:
-        """Rows of the source that are in neither table, by reason."""
+        """Rows of the source that were not imported, by reason."""
         return list(self._rows.values())
 
     @property
     def values_left_empty(self) -> list[Entry]:
-        """Values of rows that were taken, but not understood and so left empty, by reason."""
+        """Values of imported rows that could not be parsed and were left empty, by reason."""
         return list(self._values.values())
 
     def leave_out(self, file: str, reason: str, lines: Iterable[int]) -> None:
@@ -63,16 +63,16 @@ class ImportRecord:
         Args:
             file: name of the source file.
             reason: the rule that they break.
-            lines: line numbers, one a row; none is no entry.
+            lines: one line number per row; without lines no entry is made.
         """
         _add(self._rows, file, reason, lines)
 
     def leave_empty(self, file: str, reason: str, lines: Iterable[int]) -> None:
-        """Count values that are left empty; arguments as of :meth:`leave_out`."""
+        """Count values that are left empty; the arguments are those of :meth:`leave_out`."""
         _add(self._values, file, reason, lines)
 
     def note(self, sentence: str) -> None:
-        """Keep a sentence, once."""
+        """Add a sentence unless it is there."""
         if sentence not in self.notes:
             self.notes.append(sentence)
 

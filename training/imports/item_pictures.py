@@ -1,4 +1,4 @@
-"""Pictures that lie beside the source: taken into the data set by hard link, or copied where that is not possible."""
+"""Puts pictures of an import's source into the data set by hard link, or by copy if linking fails."""
 
 import os
 import shutil
@@ -12,12 +12,12 @@ _FOLDER = "images"
 
 
 class ItemPictures:
-    """Takes pictures of a source into the folder ``images`` of a data set.
+    """Puts pictures of a source into the folder ``images`` of a data set.
 
     Args:
-        source: directory of the source; no picture outside it is taken.
+        source: directory of the source; pictures outside it are refused.
         directory: of the data set.
-        record: counts pictures that are not there.
+        record: counts missing pictures.
     """
 
     def __init__(self, source: Path, directory: Path, record: ImportRecord) -> None:
@@ -26,15 +26,15 @@ class ItemPictures:
         self._record = record
 
     def take(self, names: Sequence[str | None], lines: Sequence[int], file: str) -> list[str | None]:
-        """Take one picture an item.
+        """Put one picture per item into the data set.
 
         Args:
-            names: paths relative to the source; None for an item without one.
-            lines: of the items.
+            names: paths relative to the source; None for an item without a picture.
+            lines: line number of each item.
             file: name of the source file.
 
         Returns:
-            Paths relative to the data set, None where there is no such file inside the source.
+            Paths relative to the data set; None if the source has no such file.
 
         Raises:
             OSError: a picture cannot be written.

@@ -1,4 +1,4 @@
-"""An import from start to end: a source in one of the formats becomes a data set directory."""
+"""Imports a source in one of the formats as a data set directory."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -50,20 +50,20 @@ def run_import(
 
     Args:
         name: of the format.
-        source: directory with the files that the recipe names, or the file itself where it is one.
-        directory: where the data set goes; see :func:`training.imports.import_directory.new_directory`.
-        interactions: a ``.csv`` or ``.parquet`` file of events as a data set has them, in place of those of the source.
-        with_history: MIND only: also take the clicks that have no time.
-        force: whether an earlier import in ``directory`` may be replaced.
-        progress: told how far each file is.
+        source: directory with the files that the recipe names, or a single file.
+        directory: of the data set; see :func:`training.imports.import_directory.new_directory`.
+        interactions: a ``.csv`` or ``.parquet`` file with events in the form of a data set; replaces the source's.
+        with_history: MIND only: also import the clicks without a time.
+        force: replace an earlier import in ``directory``.
+        progress: called with the name of a file and the share of it that was read.
 
     Returns:
-        What was taken, and what was left out and why.
+        Counts of imported rows, and of skipped rows by reason.
 
     Raises:
-        DatasetError: the source breaks its format, nothing usable is left, or the directory is taken or cannot be
+        DatasetError: the source breaks its format, no usable row is left, or the directory is in use or cannot be
             written.
-        RunBusy: another import into the same place is at work.
+        RunBusy: another import into the same directory is running.
     """
     if with_history and name is not FormatName.MIND:
         raise DatasetError(f"--with-history is for {FormatName.MIND.value}, the format is {name.value}; leave it out")
@@ -73,21 +73,21 @@ def run_import(
     if source.is_file() and not reader.one_file:
         raise DatasetError(f"{source}: {name.value} has several files; give the directory that holds them")
     record = ImportRecord()
-    with new_directory(directory, source, force=force) as aside:
-        pictures = ItemPictures(source, aside, record)
-        ids = write_items(reader.items(files, record), aside, reader.items_suffix, pictures, record)
+    with new_directory(directory, source, force=force) as partial:
+        pictures = ItemPictures(source, partial, record)
+        ids = write_items(reader.items(files, record), partial, reader.items_suffix, pictures, record)
         if interactions is not None:
-            write_interactions(_given(interactions), aside, ids, TIME_RULE, record)
+            write_interactions(_given(interactions), partial, ids, TIME_RULE, record)
         elif reader.has_interactions:
-            write_interactions(reader.interactions(files, record), aside, ids, reader.time_rule, record)
+            write_interactions(reader.interactions(files, record), partial, ids, reader.time_rule, record)
         else:
             record.note("this format has no events; import again with --interactions FILE before training")
-        write_record(aside, {"format": name.value, **record.to_json()})
+        write_record(partial, {"format": name.value, **record.to_json()})
     return record
 
 
 def _given(path: Path) -> list[Batch]:
-    """Events of a file that is already as a data set has them; the line of row n of a CSV is n + 1."""
+    """Events of a file in the form of a data set; row n of a CSV file is in line n + 1."""
     rows = read_any_interactions(path)
     times = read_timestamps(rows[TIMESTAMP]).microseconds.alias(TIME)
     header = int(path.suffix.lower() == ".csv")

@@ -1,7 +1,4 @@
-"""Source files of an import: found by name, read in blocks of whole lines, gzip included, with bounded memory.
-
-Every fault of a file is a :class:`DatasetError` that names file, line, rule and remedy.
-"""
+"""Finds the source files of an import by name and reads them, gzip too, in blocks of whole lines."""
 
 import codecs
 import gzip
@@ -20,7 +17,7 @@ _GZIP_FREE_BYTES = 64 << 20
 _GZIP_RATIO = 200
 _GZIP_MAGIC = b"\x1f\x8b"
 _HEAD_BYTES = 4096
-_READ_ELSEWHERE = {  # kinds that a data set or another name makes readable
+_UNREADABLE_KINDS = {  # kinds of file that another command or file name would accept
     _GZIP_MAGIC: "is compressed with gzip; give its name the ending .gz",
     b"PAR1": "is a Parquet file; this format is read as text, so export it again as the recipe says",
 }
@@ -30,7 +27,7 @@ Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
-class Block:
+class LineBlock:
     """Whole lines of a file.
 
     Attributes:
@@ -44,27 +41,27 @@ class Block:
 
 @dataclass(frozen=True)
 class Source:
-    """Where an import reads.
+    """The files that an import reads.
 
     Attributes:
         root: a directory, or one file.
-        progress: told the share of a file that was read.
+        progress: called with the name of a file and the share of it that was read.
     """
 
     root: Path
     progress: Progress = lambda _step, _share: None
 
     def check(self) -> None:
-        """Make sure that there is something to read.
+        """Check that the source exists.
 
         Raises:
             DatasetError: no such file or directory.
         """
         if not self.root.exists():
-            raise DatasetError(f"{self.root}: no such file or directory; give the place of the files to import")
+            raise DatasetError(f"{self.root}: no such file or directory; give the path of the files to import")
 
     def find(self, *names: str) -> list[Path]:
-        """Files of the directory that fit one of some patterns, or the root itself if it is a file.
+        """Files of the directory that match one of the patterns, or the root itself if it is a file.
 
         Args:
             names: glob patterns without a folder; the same names with ``.gz`` count too.
@@ -78,14 +75,14 @@ class Source:
         return sorted(path for path in found if path.is_file())
 
     def one(self, what: str, *names: str) -> Path:
-        """The one file that fits one of some patterns.
+        """The only file that matches one of the patterns.
 
         Args:
-            what: what it holds, for the message.
-            names: as of :meth:`find`.
+            what: the content of the file, for the message.
+            names: patterns, see :meth:`find`.
 
         Raises:
-            DatasetError: there is none, or several.
+            DatasetError: no file matches, or several do.
         """
         found = self.find(*names)
         spelled = " or ".join(names)
@@ -96,7 +93,7 @@ class Source:
             raise DatasetError(f"{self.root}: found {both} for {what}; keep one of them in the directory")
         return found[0]
 
-    def blocks(self, path: Path) -> Iterator[Block]:
+    def blocks(self, path: Path) -> Iterator[LineBlock]:
         """A file in blocks of whole lines, from the start; see :func:`read_blocks`."""
         yield from read_blocks(path, lambda share: self.progress(path.name, share))
 
@@ -105,12 +102,12 @@ class Source:
         yield from read_chunks(path, lambda share: self.progress(path.name, share))
 
 
-def read_blocks(path: Path, progress: Callable[[float], None]) -> Iterator[Block]:
+def read_blocks(path: Path, progress: Callable[[float], None]) -> Iterator[LineBlock]:
     """Read a file, gzip if its name ends in ``.gz``, in blocks of about 4 MiB that end with a line; no byte-order mark.
 
     Args:
         path: the file.
-        progress: told the share of its bytes that was read, 0 … 1.
+        progress: called with the share of the bytes that was read, 0 … 1.
 
     Raises:
         DatasetError: the file cannot be read, is of another kind, is a damaged or unreasonably compressed gzip file, or
@@ -122,7 +119,7 @@ def read_blocks(path: Path, progress: Callable[[float], None]) -> Iterator[Block
         end = chunk.rfind(b"\n") + 1
         if end:
             content = carry + chunk[:end]
-            yield Block(line, content)
+            yield LineBlock(line, content)
             line += content.count(b"\n")
             carry = chunk[end:]
         else:
@@ -133,7 +130,7 @@ def read_blocks(path: Path, progress: Callable[[float], None]) -> Iterator[Block
                 "that the recipe names"
             )
     if carry:
-        yield Block(line, carry)
+        yield LineBlock(line, carry)
 
 
 def read_chunks(path: Path, progress: Callable[[float], None]) -> Iterator[bytes]:
@@ -141,7 +138,7 @@ def read_chunks(path: Path, progress: Callable[[float], None]) -> Iterator[bytes
 
     Args:
         path: the file.
-        progress: told the share of its bytes that was read, 0 … 1.
+        progress: called with the share of the bytes that was read, 0 … 1.
 
     Raises:
         DatasetError: the file cannot be read, is of another kind, or is a damaged or unreasonably compressed gzip file.
@@ -172,8 +169,8 @@ def _unpacked(path: Path, raw: IO[bytes], progress: Callable[[float], None]) -> 
         unpacked += len(chunk)
         if packed and unpacked > max(_GZIP_FREE_BYTES, _GZIP_RATIO * size):
             raise DatasetError(
-                f"{path}: unpacks to more than {_GZIP_RATIO} times its size, which no table does; check where it is "
-                "from, and unpack it yourself if it is right"
+                f"{path}: unpacks to more than {_GZIP_RATIO} times its size, which no table does; check its "
+                "origin, and unpack it yourself if it is right"
             )
         progress(min(1.0, raw.tell() / size))
         yield chunk
@@ -181,19 +178,19 @@ def _unpacked(path: Path, raw: IO[bytes], progress: Callable[[float], None]) -> 
 
 
 def _without_mark(path: Path, chunk: bytes) -> bytes:
-    kinds = (kind for magic, kind in _READ_ELSEWHERE.items() if chunk.startswith(magic))
+    kinds = (kind for magic, kind in _UNREADABLE_KINDS.items() if chunk.startswith(magic))
     kind = next(kinds, None) or kind_of_start(chunk[:_HEAD_BYTES])
     if kind is not None:
         raise DatasetError(f"{path}: {kind}")
     return chunk.removeprefix(codecs.BOM_UTF8)
 
 
-def decode(path: Path, block: Block, encoding: str = "utf-8") -> str:
+def decode(path: Path, block: LineBlock, encoding: str = "utf-8") -> str:
     """Text of a block.
 
     Args:
         path: the file, for the message.
-        block: of it.
+        block: lines of the file.
         encoding: ``utf-8``, or ``latin-1``, which takes any bytes.
 
     Raises:
@@ -214,7 +211,7 @@ def decode(path: Path, block: Block, encoding: str = "utf-8") -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """Lines of a text without their ends, LF or CRLF; nothing else ends a line."""
+    """Lines of a text without their line ends; only LF and CRLF end a line."""
     lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()
@@ -232,10 +229,10 @@ def is_utf8(path: Path, source: Source) -> bool:
 
 
 def require_columns(path: Path, found: Sequence[str], required: Sequence[str]) -> None:
-    """Make sure that a header names some columns.
+    """Check that a header names the required columns.
 
     Raises:
-        DatasetError: it lacks one, or names one twice.
+        DatasetError: a column is missing or appears twice.
     """
     missing = [name for name in required if name not in found]
     if missing:

@@ -1,4 +1,4 @@
-"""What every format of :mod:`training.imports` provides."""
+"""Defines the protocol of an import format and the batches that it yields."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from training.imports.import_record import ImportRecord
 from training.imports.source_files import Source
 
 IMAGE_URL = "image_url"
-"""Column of addresses from which `vlm2rec data fetch-images` takes pictures."""
+"""Column of picture addresses that `vlm2rec data fetch-images` fetches."""
 SOURCE_IMAGE = "#source image"
-"""Column of a batch: where the item's picture is, relative to the source; it is copied into the data set."""
+"""Column of a batch: path of the item's picture relative to the source; the picture is copied into the data set."""
 TIME = "#microseconds"
 """Column of a batch: int64 microseconds since 1970 UTC; null where the source's time breaks the rule."""
 
@@ -35,13 +35,13 @@ class Batch:
 class SourceFormat(Protocol):
     """A format: reads the catalogue and the interactions of a source.
 
-    Both generators raise :class:`DatasetError` where a file is missing or a line breaks the format, and count in the
-    record what they leave out or empty themselves. :mod:`training.imports.dataset_writer` holds ids, repeated items,
-    times and unknown items to the rules of a data set.
+    Both generators raise :class:`DatasetError` if a file is missing or a line breaks the format, and count skipped rows
+    and emptied values in the record. :mod:`training.imports.dataset_writer` checks ids, repeated items, times and
+    unknown items.
 
     Attributes:
-        items_suffix: ``parquet``, or ``csv`` where only the values can tell the types of the columns.
-        time_rule: what the time of an event must be, for messages.
+        items_suffix: ``parquet``, or ``csv`` if the column types must be inferred from the values.
+        time_rule: the rule for the time of an event, for messages.
         has_interactions: whether the format has events at all.
         one_file: whether a source may be a file instead of a directory.
     """
@@ -56,5 +56,5 @@ class SourceFormat(Protocol):
         ...
 
     def interactions(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
-        """The events, in file order; none where the format has none."""
+        """The events, in file order; empty if the format has no events."""
         ...

@@ -1,4 +1,4 @@
-"""Single values of source files as the data set has them: texts, numbers, prices and plain text out of HTML."""
+"""Parses single values of source files: texts, numbers, prices and HTML."""
 
 import math
 import re
@@ -12,20 +12,20 @@ _BLOCKS = frozenset({"p", "div", "br", "li", "ul", "ol", "tr", "td", "th", "tabl
 
 
 def text_of(value: object) -> str | None:
-    """A value as text without outer white space; None where it is missing, empty, or no text or number."""
+    """A value as text without outer white space; None if it is missing, empty, or neither text nor number."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     return str(value).strip() or None
 
 
 def texts_of(value: object) -> list[str]:
-    """The texts of a list, or of one text; empty ones left out."""
+    """The texts of a list, or of one text, without empty ones."""
     values = value if isinstance(value, list) else [value]
     return [text for one in values if (text := text_of(one)) is not None]
 
 
 def number_of(value: object) -> float | None:
-    """A finite number, given as one or as text (``19.99``, nothing around it); else None."""
+    """A finite number, given as number or text (``19.99``); else None."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
@@ -44,7 +44,7 @@ def price_of(value: str | None) -> tuple[float | None, str | None]:
 
 
 def joined(parts: Iterable[str | None], *, between: str = "\n") -> str | None:
-    """The parts that are there, one after the other; None if there are none."""
+    """The parts that are not empty, joined; None if all are empty."""
     return between.join(part for part in parts if part) or None
 
 
@@ -75,9 +75,7 @@ class _Text(HTMLParser):
 
 
 def plain_text(html: str | None) -> str | None:
-    """The text that a browser would show of some HTML: no tags, scripts or styles, characters for references, blocks on
-    lines of their own; None if nothing is left.
-    """
+    """The text of some HTML without tags, scripts and styles, one line per block; None if no text is left."""
     if html is None:
         return None
     parser = _Text()

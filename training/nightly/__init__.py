@@ -1,1 +1,1 @@
-"""`vlm2rec reindex`: the nightly job."""
+"""`vlm2rec reindex`: the nightly job that updates a bundle."""

@@ -1,4 +1,4 @@
-"""The item table of a catalogue that went on: rows of unchanged items as they are stored, the others made anew."""
+"""Updates the item table of a changed catalogue: keeps the rows of unchanged items and makes the others again."""
 
 import re
 import shutil
@@ -29,7 +29,7 @@ from training.encoder.projection import load_projection, project
 from training.errors import EmbeddingsError
 
 INPUTS = "reindex"
-"""Key of the item table's provenance under which the fingerprints of what it was made from stand."""
+"""Key of the fingerprints of the inputs in an item table's provenance."""
 _TABLE = re.compile(r"table-(\d{6})")
 _BLOCK_ROWS = 16_384
 
@@ -40,8 +40,8 @@ class KeptTable:
 
     Attributes:
         table: the items.
-        contents: what they were made of; None where that is not known for vectors of this model, then no row is kept.
-        number: of the table in ``RUN/reindex``; 0 for that of the fitted encoder.
+        contents: hashes of their sources; None if unknown for vectors of this model, then no row is kept.
+        number: of the table in ``RUN/reindex``; 0 for the table of the fitted encoder.
     """
 
     table: ItemTable
@@ -49,7 +49,7 @@ class KeptTable:
     number: int
 
     def delta(self, contents: ContentHashes) -> Delta:
-        """How a catalogue differs from this table; without contents every item that it knows counts as changed."""
+        """The difference between a catalogue and this table; without contents every known item counts as changed."""
         if self.contents is not None:
             return contents.against(self.contents)
         places = (self.table.ids.row(item_id) for item_id in contents.item_ids())
@@ -58,7 +58,7 @@ class KeptTable:
 
     @classmethod
     def newest(cls, directory: Path, fitted: FittedEncoder, model: Mapping[str, Any]) -> "KeptTable":
-        """The newest readable table for this encoder and this model, else that of the fitted encoder.
+        """The newest readable table for this encoder and model, else the table of the fitted encoder.
 
         Args:
             directory: ``RUN/reindex``.
@@ -78,10 +78,10 @@ class KeptTable:
         return first if first._of(model) else cls(fitted.table, None, 0)
 
     def pictures(self, contents: ContentHashes) -> tuple[Thumbnails | None, NDArray[np.int64]]:
-        """Thumbnails that are as they would be made now, and the row of each item among them.
+        """The thumbnails of the table, and the row of each item among them.
 
         Returns:
-            The thumbnails, None where they would be made in another way; (n,) int64 rows, −1 where the item is another.
+            The thumbnails, None if they are of another version; (n,) int64 rows, −1 for a new or changed item.
         """
         delta = self.delta(contents)
         usable = self.table.model.get(MARK) == VERSION
@@ -102,21 +102,21 @@ def updated_table(
     thumbnails: Thumbnails | None,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> ItemTable:
-    """The table of a catalogue as it is now.
+    """Make the item table of a changed catalogue.
 
-    An item whose text and picture are those of the kept table keeps its stored row byte for byte. The others are
-    projected and stacked; an item of the fitted table keeps its behaviour vector, any other has none.
+    An unchanged item keeps its stored row byte for byte. The others are projected and stacked. An item of the fitted
+    table keeps its behaviour vector; a new item has none.
 
     Args:
         dataset: the catalogue.
         embeddings: of the same catalogue.
-        contents: what its items are made of.
+        contents: hashes of its items.
         fitted: the encoder, with the behaviour vectors.
-        kept: rows to keep.
+        kept: the table with the rows to keep.
         popularity: (n,) int64 training events per item.
         provenance: of the new table.
         thumbnails: of the same catalogue.
-        progress: told how many of the changed items are done.
+        progress: called with the numbers of finished and of all changed items.
 
     Raises:
         EmbeddingsError: the projection cannot be read or does not fit.
@@ -163,23 +163,23 @@ def _stacked(
     return layout.stack(slots)
 
 
-def moved_probes(probes: EvaluationQueries, before: ItemIds, now: ItemIds) -> EvaluationQueries:
-    """Held-out histories as rows of another catalogue.
+def remap_queries(queries: EvaluationQueries, before: ItemIds, now: ItemIds) -> EvaluationQueries:
+    """Translate evaluation queries to the rows of another catalogue.
 
-    A deleted item is left out of a history; a probe whose target is deleted, or whose whole history is, goes.
+    Deleted items are removed from the histories. A query without target or history is removed.
 
     Args:
-        probes: rows of ``before``.
-        before: the catalogue that the probes were made of.
-        now: the catalogue as it is.
+        queries: rows of ``before``.
+        before: the catalogue of the queries.
+        now: the new catalogue.
     """
     rows = np.array([-1 if (row := now.row(before.id(old))) is None else row for old in range(len(before))], np.int64)
-    histories = np.full(probes.histories.shape, -1, dtype=np.int64)
-    targets = rows[probes.targets] if len(probes) else probes.targets
-    for probe in range(len(probes)):
-        left = rows[probes.history(probe)]
+    histories = np.full(queries.histories.shape, -1, dtype=np.int64)
+    targets = rows[queries.targets] if len(queries) else queries.targets
+    for number in range(len(queries)):
+        left = rows[queries.history(number)]
         left = left[left >= 0]
-        histories[probe, : len(left)] = left
+        histories[number, : len(left)] = left
     whole = targets >= 0
     if histories.size:
         whole &= histories[:, 0] >= 0
@@ -187,32 +187,32 @@ def moved_probes(probes: EvaluationQueries, before: ItemIds, now: ItemIds) -> Ev
 
 
 def keep_table(directory: Path, table: ItemTable, contents: ContentHashes) -> None:
-    """Write a table durably beside the earlier ones and then remove those.
+    """Write a table durably, then remove the earlier ones.
 
     Args:
         directory: ``RUN/reindex``; made if needed.
         table: the items.
-        contents: what they were made of.
+        contents: hashes of their sources.
 
     Raises:
         ItemTableError: a vector is not finite.
     """
     number = max((number for number, _ in _tables(directory)), default=0) + 1
     final = directory / f"table-{number:06d}"
-    aside = directory / f".{final.name}.part"
-    shutil.rmtree(aside, ignore_errors=True)
-    table.save(aside)
-    contents.save(aside / CONTENTS_FILE)
-    for path in aside.iterdir():
+    partial = directory / f".{final.name}.part"
+    shutil.rmtree(partial, ignore_errors=True)
+    table.save(partial)
+    contents.save(partial / CONTENTS_FILE)
+    for path in partial.iterdir():
         sync_file(path)
-    sync_directory(aside)
-    aside.rename(final)
+    sync_directory(partial)
+    partial.rename(final)
     sync_directory(directory)
     remove_tables(directory, keep=number)
 
 
 def remove_tables(directory: Path, *, keep: int) -> None:
-    """Remove all tables but one, and what a killed job left of one."""
+    """Remove all tables except one, and incomplete tables of a killed job."""
     for number, path in _tables(directory):
         if number != keep:
             shutil.rmtree(path, ignore_errors=True)

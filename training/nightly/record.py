@@ -1,5 +1,7 @@
-"""What a re-index job has done, for people and monitors, and what the next one should know of it."""
+"""Records the result of a re-index job, and the state that the next job reads."""
 
+import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -17,7 +19,7 @@ _REASONS_SHOWN = 1_000
 
 @dataclass
 class ReindexRecord:
-    """How far a job came.
+    """The result of a job.
 
     Attributes:
         outcome: ``published``, ``nothing to do``, ``refused``, ``stopped``, ``interrupted``, ``busy``, ``failed``, or
@@ -27,20 +29,20 @@ class ReindexRecord:
         new: items that the last table lacks.
         changed: items with another text or picture.
         unchanged: items whose stored row stays.
-        deleted: items of the last table that are gone.
-        to_embed: items whose vectors were not there.
+        deleted: items of the last table that no longer exist.
+        to_embed: items without a vector.
         encoded: of these, items that the model encoded in this job.
         resumed: of these, items that an interrupted job had encoded.
-        reused: items that differ and needed no embedding, because their vectors were known by content.
-        not_found: items that name a picture that is not there.
-        unreadable: item id → reason, for the pictures of the catalogue that cannot be used.
-        losses: what is gone since the bundle that serves.
-        bundle: id of the bundle that was published, found to be up to date, or refused.
-        built: where a refused bundle lies.
-        pruned: ids of the bundles that were deleted.
-        why: why a new bundle was needed, or what is remarkable.
-        error: what ended the job.
-        seconds: it took.
+        reused: changed items that needed no embedding, because their vectors were known by content.
+        not_found: items whose picture does not exist.
+        unreadable: item id → reason, for pictures that cannot be used.
+        losses: losses of the data set since the current bundle.
+        bundle: id of the bundle that was published, up to date, or refused.
+        built: path of a refused bundle.
+        pruned: ids of the deleted bundles.
+        why: reasons for a new bundle, or remarks.
+        error: the error that ended the job.
+        seconds: duration.
     """
 
     outcome: str = "failed"
@@ -70,7 +72,7 @@ class ReindexRecord:
         return 1.0 - self.to_embed / self.items if self.items else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file; of many unreadable pictures the first."""
+        """Plain values for a JSON file, with the first 1,000 unreadable pictures."""
         return {
             "outcome": self.outcome,
             "exit_code": self.exit_code,
@@ -102,7 +104,7 @@ class ReindexRecord:
 
 
 class ReindexState:
-    """``RUN/reindex/state.json``: what was published last, and when a job last succeeded.
+    """``RUN/reindex/state.json``: the last published bundle and the time of the last success.
 
     Args:
         directory: ``RUN/reindex``.
@@ -112,8 +114,8 @@ class ReindexState:
         self._path = directory / STATE_FILE
 
     def read(self) -> dict[str, Any]:
-        """``published`` (bundle id), ``inputs`` (fingerprints) and ``last_success`` (seconds since 1970), as far as
-        they are known; a file that cannot be read tells nothing.
+        """The known ones of ``published`` (bundle id), ``inputs`` (fingerprints) and ``last_success`` (seconds since
+        1970); empty if the file cannot be read.
         """
         try:
             found = json.loads(self._path.read_bytes())
@@ -122,7 +124,7 @@ class ReindexState:
             return {}
 
     def last_success(self) -> float | None:
-        """Seconds since 1970, None before the first success."""
+        """Seconds since 1970; None before the first success."""
         found = self.read().get("last_success")
         return float(found) if isinstance(found, int | float) else None
 
@@ -131,11 +133,11 @@ class ReindexState:
         self._write({"published": bundle, "inputs": dict(inputs)})
 
     def succeeded(self) -> None:
-        """Record a job that found nothing to do."""
+        """Record a job without changes."""
         self._write({name: part for name, part in self.read().items() if name in {"published", "inputs"}})
 
     def clear_away(self) -> None:
-        """Remove what a killed job left of the file."""
+        """Remove incomplete files of a killed job."""
         for path in self._path.parent.glob(f".{STATE_FILE}.*.part"):
             path.unlink(missing_ok=True)
 
@@ -143,3 +145,19 @@ class ReindexState:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         content = {"format": _FORMAT_VERSION, **parts, "last_success": time.time()}
         write_durably(self._path, json.dumps(content, indent=2).encode() + b"\n")
+
+
+def digest_of(value: object) -> str:
+    """16 hex digits over a value: dataclasses by their fields, mappings by their keys, other objects by their repr."""
+    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(value: object) -> object:
+    """A value as JSON-able values."""
+    if dataclasses.is_dataclass(value):
+        return {part.name: _plain(getattr(value, part.name)) for part in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)

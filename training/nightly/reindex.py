@@ -1,9 +1,9 @@
-"""The nightly job: a run's catalogue as it is now, embedded where it changed, indexed and published.
+"""Runs the nightly job: embeds the changes of a run's catalogue, builds a bundle and publishes it.
 
-Every step leaves something whole behind that says itself what it was made from, and the next step begins by looking for
-it: shards and embeddings (`training.embedding.job`), the item table (`training.nightly.item_updates`), the built bundle
-(``RUN/reindex/built``), the published one. So a job that was killed anywhere is gone on with by the next one, whatever
-has changed in between, and one that finds its inputs in the published bundle has nothing to do.
+Each step leaves a complete result that records its inputs, and the next step starts from it: shards and embeddings
+(`training.embedding.job`), the item table (`training.nightly.item_updates`), the built bundle (``RUN/reindex/built``),
+the published bundle. So the next job resumes a killed one, even if the inputs changed in between, and a job whose
+inputs are those of the published bundle has nothing to do.
 """
 
 import dataclasses
@@ -40,9 +40,8 @@ from training.embedding.store import Embeddings
 from training.encoder.job import split_dataset
 from training.encoder.loaded import FittedEncoder
 from training.errors import JobStopped, ReindexError
-from training.nightly.fingerprint import digest_of
-from training.nightly.item_updates import INPUTS, KeptTable, keep_table, moved_probes, remove_tables, updated_table
-from training.nightly.record import ReindexRecord, ReindexState
+from training.nightly.item_updates import INPUTS, KeptTable, keep_table, remap_queries, remove_tables, updated_table
+from training.nightly.record import ReindexRecord, ReindexState, digest_of
 from training.nightly.volume_bounds import (
     EVENTS,
     VOLUME,
@@ -63,19 +62,19 @@ _OF_THE_INDEX = ("index", "evaluation", "format")
 
 @dataclass(frozen=True)
 class ReindexJob:
-    """What is to be indexed again, and how.
+    """The inputs and options of a re-index job.
 
     Attributes:
         run: the run directory, with a trained model and a fitted encoder.
-        dataset: the catalogue and the interactions as they are now.
-        registry: where the bundle is published.
+        dataset: the current catalogue and interactions.
+        registry: the registry to publish to.
         spec: of the index.
         evaluation: JSON-able figures of the model for the report.
-        keep: how many of the bundles published last stay in the registry; None deletes none.
+        keep: number of the latest published bundles that stay in the registry; None deletes none.
         force: publish although a bound is missed.
-        trust_times: take a picture of the same path, size and time of change as unchanged, without reading its bytes.
-        spare: ids of bundles that are not deleted, such as pinned ones.
-        volume: how much of the data set may be gone since the bundle that serves.
+        trust_times: assume that a picture of the same path, size and modification time is unchanged.
+        spare: ids of bundles that stay, such as pinned ones.
+        volume: bounds on the losses of the data set since the current bundle.
     """
 
     run: Path
@@ -97,20 +96,20 @@ class ReindexJob:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a job has to do.
+    """The work that a job has to do.
 
     Attributes:
         fitted: the encoder of the run.
         model: its vision-language model.
-        pending: what there is to embed.
-        kept: the table whose rows can be kept.
-        delta: how the catalogue differs from that table.
+        pending: the items to embed.
+        kept: the table with the rows to keep.
+        delta: the difference between the catalogue and that table.
         counts: (n,) int64 training events per item.
-        before: the bundle that the data set is compared with; None where nothing is published, or nothing is to do.
-        losses: what the data set has lost since.
-        inputs: fingerprints of all that the bundle depends on, by name.
-        bundle: a published, whole bundle of the same inputs; then there is nothing to do.
-        why: why a new bundle is needed, or what is remarkable although none is.
+        before: the bundle that the data set is compared with; None if there is none or nothing to do.
+        losses: losses of the data set since then.
+        inputs: fingerprints of everything that the bundle depends on, by name.
+        bundle: a published, intact bundle of the same inputs; then there is nothing to do.
+        why: reasons for a new bundle, or remarks.
     """
 
     fitted: FittedEncoder
@@ -127,30 +126,30 @@ class Findings:
 
     @property
     def to_embed(self) -> int:
-        """Items whose vectors are not in force."""
+        """Number of items to embed."""
         return int(self.pending.wanted.sum()) if self.bundle is None else 0
 
     def check_volume(self, job: ReindexJob) -> None:
-        """Hold the data set to what may be gone of it since the bundle that serves, unless the job is forced.
+        """Check the losses of the data set against their bounds, unless the job is forced.
 
         Raises:
-            GateRefused: more is gone than may be.
+            GateRefused: a loss exceeds its bound.
         """
         if not job.force:
             refuse_losses(job.dataset.directory, self.losses, "Nothing was embedded or published")
 
     def embedded_before(self) -> int:
-        """How many of these an interrupted job has embedded already."""
+        """Number of these items that an interrupted job has embedded."""
         if not self.to_embed:
             return 0
         return work_done(self.model.embeddings, self.pending.wanted_contents(), self.model.provenance)
 
 
-def look(job: ReindexJob, progress: Progress = lambda _step, _done, _all: None) -> Findings:
-    """Find out what there is to do; reads only, and loads no model.
+def find_changes(job: ReindexJob, progress: Progress = lambda _step, _done, _all: None) -> Findings:
+    """Determine the work to do; reads only and loads no model.
 
     Raises:
-        ReindexError: the run cannot be indexed again as it is.
+        ReindexError: the run cannot be indexed again.
         TrainingError, IndexingError: a part of the run or of the registry cannot be read.
     """
     fitted = FittedEncoder.load(job.run)
@@ -167,7 +166,7 @@ def look(job: ReindexJob, progress: Progress = lambda _step, _done, _all: None) 
         "popularity": hashlib.sha256(counts.tobytes()).hexdigest()[:16],
         "encoder": fitted.mark,
         "model": digest_of({name: part for name, part in model.provenance.items() if name != "inputs"}),
-        "index": digest_of(dataclasses.replace(job.spec, threads=1)),  # they change nothing but the time it takes
+        "index": digest_of(dataclasses.replace(job.spec, threads=1)),  # threads affect the duration only
         "evaluation": digest_of(job.evaluation),
         "format": str(BUNDLE_FORMAT),
         MARK: VERSION,
@@ -181,7 +180,7 @@ def look(job: ReindexJob, progress: Progress = lambda _step, _done, _all: None) 
     return Findings(fitted, model, pending, kept, delta, counts, before, losses, inputs, bundle, why)
 
 
-def carry_out(
+def run_reindex(
     job: ReindexJob,
     findings: Findings,
     record: ReindexRecord,
@@ -189,19 +188,19 @@ def carry_out(
     progress: Progress = lambda _step, _done, _all: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Do what there is to do: embed, put the table together, build, publish, clear away.
+    """Embed, make the item table, build, publish and clean up.
 
     Args:
         job: the job.
-        findings: of :func:`look`, a moment ago, under the same lock of the run.
-        record: is filled as the work goes on, so that it tells how far a job came that failed.
-        progress: told how far each step is.
-        stopped: asked between steps, and within all but the embedding of one shard, whether to stop.
+        findings: result of :func:`find_changes` under the same lock of the run.
+        record: filled during the work, so that it also describes a failed job.
+        progress: called with the progress of each step.
+        stopped: called between and within steps, but not while a shard is embedded; true stops the job.
 
     Raises:
-        GateRefused: too much of the data set is gone, or the bundle misses a bound of its specification; nothing is
+        GateRefused: too much of the data set is lost, or the bundle misses a bound of its specification; nothing is
             published.
-        JobStopped: ``stopped`` said so.
+        JobStopped: ``stopped`` returned true.
         ReindexError: a file cannot be written.
         TrainingError, IndexingError: a part is damaged, or cannot be embedded or built.
     """
@@ -214,7 +213,7 @@ def carry_out(
             record.outcome = "published"
         else:
             record.bundle = findings.bundle
-            _tidy(job, findings)
+            _clean_up(job, findings)
             state.succeeded()
             record.outcome = "nothing to do"
         shutil.rmtree(job.directory / _BUILT, ignore_errors=True)
@@ -233,7 +232,7 @@ def _publish(
     progress: Progress,
     stopped: Callable[[], bool],
 ) -> None:
-    """Everything from the shards to the pointer."""
+    """Run all steps from the shards to the pointer."""
     config = findings.model.config.embed
     done = embed_catalogue(
         job.dataset,
@@ -270,8 +269,8 @@ def _publish(
         raise
 
 
-def _tidy(job: ReindexJob, findings: Findings) -> None:
-    """Clear away what a job left that was killed after its last step but one."""
+def _clean_up(job: ReindexJob, findings: Findings) -> None:
+    """Clean up after a job that was killed before its last step."""
     if not findings.pending.wanted.any():
         config = findings.model.config.embed
         embed_catalogue(
@@ -287,7 +286,7 @@ def _tidy(job: ReindexJob, findings: Findings) -> None:
 
 
 def _published(job: ReindexJob, inputs: Mapping[str, str]) -> tuple[str | None, tuple[str, ...]]:
-    """A published, whole bundle of these inputs, and what is to be said about it or about the lack of it."""
+    """A published, intact bundle of these inputs, if there is one, and remarks."""
     current = job.registry.current()
     if current is None:
         return None, ("nothing is published yet",)
@@ -297,7 +296,7 @@ def _published(job: ReindexJob, inputs: Mapping[str, str]) -> tuple[str | None, 
         return None, (f"the current bundle is damaged: {error}",)
     if found == inputs:
         return current, ()
-    # Whoever moved the pointer back had a reason; the same content is not put in force again behind his back.
+    # An operator who moved the pointer back had a reason, so the same content is not published again.
     state = ReindexState(job.directory).read()
     mine = state.get("published")
     if isinstance(mine, str) and mine != current and state.get("inputs") == inputs:
@@ -306,17 +305,17 @@ def _published(job: ReindexJob, inputs: Mapping[str, str]) -> tuple[str | None, 
                 moved = f"the pointer was moved from {mine}, which has these inputs, to {current}; it is left there"
                 return mine, (moved,)
         except (BundleError, RegistryError):
-            pass  # it is gone or damaged, so it is built again
+            pass  # it is missing or damaged, so it is built again
     if found is None:
         return None, (f"the current bundle {current} was not made by reindex",)
     return None, tuple(f"{name} changed" for name in inputs if found.get(name) != inputs[name])
 
 
 def _inputs_of(bundle: Path, *, whole: bool) -> dict[str, Any] | None:
-    """The fingerprints that a bundle was made from; None if it was made otherwise.
+    """The fingerprints of a bundle's inputs; None if no job made it.
 
     Raises:
-        BundleError: it is damaged, in any file if ``whole`` asks for all of them.
+        BundleError: it is damaged; ``whole`` verifies all files.
     """
     manifest = Manifest.read(bundle)
     if whole:
@@ -326,7 +325,7 @@ def _inputs_of(bundle: Path, *, whole: bool) -> dict[str, Any] | None:
 
 
 def _table(job: ReindexJob, findings: Findings, report: Progress) -> ItemTable:
-    """The item table of these inputs: the one that is there, or a new one, which is kept."""
+    """The item table of these inputs; made and stored if needed."""
     provenance = {
         "embeddings": findings.model.provenance | {"inputs": findings.pending.contents.digest()},
         "encoder": {"hash": findings.fitted.table.model.get("encoder", {}).get("hash")},
@@ -364,20 +363,20 @@ def _table(job: ReindexJob, findings: Findings, report: Progress) -> ItemTable:
 
 
 def _built(job: ReindexJob, findings: Findings, table: ItemTable, progress: Callable[[str, float], None]) -> Path:
-    """The bundle of these inputs: one that a killed job has built, or a new one. All others are removed."""
+    """The bundle of these inputs, possibly built by a killed job; other built bundles are removed."""
     out = job.directory / _BUILT
     for path in sorted(out.glob("[0-9]*")):
         try:
             if _inputs_of(path, whole=True) == findings.inputs:
                 return path
         except BundleError:
-            pass  # built anew
+            pass  # built again
         shutil.rmtree(path)
     fitted = findings.fitted
     return build_bundle(
         table,
         fitted.encoder,
-        moved_probes(fitted.probes, fitted.table.ids, table.ids),
+        remap_queries(fitted.probes, fitted.table.ids, table.ids),
         out,
         job.spec,
         evaluation=job.evaluation,

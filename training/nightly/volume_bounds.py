@@ -1,7 +1,7 @@
-"""Volume bounds: how much of a data set may be gone since the bundle that serves, before the nightly job refuses it.
+"""Bounds the losses of a data set since the current bundle, so that the nightly job refuses a damaged export.
 
-An export that was cut short, a mount that is missing, a column that got another name: each is a valid data set, and
-publishing it would take the shop away. So the data set is compared with the bundle that serves.
+A truncated export, a missing mount and a renamed column each give a valid data set, and publishing it would remove
+items from the shop.
 """
 
 import tomllib
@@ -30,25 +30,25 @@ from training.embedding.content_hashes import NOT_READ, PICTURE_HASH, TEXT_HASH,
 from training.errors import ConfigError
 
 VOLUME = "volume"
-"""Key of an item table's provenance under which the size of the data set stands."""
+"""Key of the size of the data set in an item table's provenance."""
 EVENTS = "events"
 _NONE = "none"
 
 
 @dataclass(frozen=True)
 class VolumeBounds:
-    """Shares, 0 … 1, that may be gone at most; None sets no bound.
+    """Largest shares, 0 … 1, that may be lost since the current bundle; None sets no bound.
 
     Attributes:
-        deleted: of the items of the bundle that serves, those that the catalogue lacks.
-        lost_events: of the interactions that it was built from.
-        lost_texts: of its items with a text that are still there, those that have none any more.
-        lost_pictures: of its items with a picture that are still there, those that name none any more.
-        missing_files: of the same, those whose picture is named and not found.
-        unreadable_files: of the same, those whose picture is there and cannot be used any more.
+        deleted: items that are no longer in the catalogue.
+        lost_events: interactions.
+        lost_texts: remaining items with a text that have none now.
+        lost_pictures: remaining items with a picture that name none now.
+        missing_files: remaining items with a picture whose file is missing now.
+        unreadable_files: remaining items with a picture whose file cannot be used now.
 
     Raises:
-        ConfigError: a number out of its range.
+        ConfigError: a number is out of range.
     """
 
     deleted: float | None = 0.2
@@ -73,7 +73,7 @@ class VolumeBounds:
 
     @classmethod
     def read(cls, file: Path | None, options: Sequence[str]) -> "VolumeBounds":
-        """Bounds from a TOML file and from options, which win; what has another name is left out.
+        """Bounds from a TOML file and from options, which take precedence; other names are ignored.
 
         Args:
             file: TOML; None for the defaults.
@@ -98,15 +98,15 @@ class VolumeBounds:
 
 @dataclass(frozen=True)
 class Predecessor:
-    """What a data set is compared with.
+    """The earlier state that a data set is compared with.
 
     Attributes:
         name: the bundle, for messages.
         ids: its items.
         texts: (n,) bool, items with a text vector.
         pictures: (n,) bool, items with a picture vector.
-        events: interactions that it was built from; None where that is not recorded.
-        counted: training events of its items, which are recorded always.
+        events: number of its interactions; None if not recorded.
+        counted: training events of its items, always recorded.
     """
 
     name: str
@@ -118,15 +118,15 @@ class Predecessor:
 
     @classmethod
     def find(cls, registry: Registry, table: ItemTable, number: int) -> "Predecessor | None":
-        """The bundle that serves; where it is damaged, the newest item table of the run.
+        """The current bundle, or the newest item table of the run if the bundle is damaged.
 
         Args:
             registry: with the bundle.
             table: the newest item table of the run.
-            number: of that table; 0: it was never published by a job.
+            number: of that table; 0 if no job has published it.
 
         Returns:
-            None where nothing is published yet.
+            None if nothing is published yet.
 
         Raises:
             RegistryError: the registry cannot be read.
@@ -142,7 +142,7 @@ class Predecessor:
             name = f"the current bundle {current}"
             return cls._of(name, manifest.layout, rows.ids, missing, rows.popularity, manifest.model)
         except (IndexingError, OSError, ValueError, EOFError):
-            pass  # it is damaged, which the job says elsewhere
+            pass  # the job reports the damage elsewhere
         name = "the run's last item table" if number else "the fitted item table"
         return cls._of(name, table.layout, table.ids, table.missing_record(), table.popularity, table.model)
 
@@ -169,11 +169,11 @@ class Predecessor:
 
 @dataclass(frozen=True)
 class Loss:
-    """How much of one kind is gone.
+    """One kind of loss.
 
     Attributes:
-        check: the share beside its bound.
-        text: what is gone, for people.
+        check: the lost share with its bound.
+        text: description for messages.
     """
 
     check: BoundCheck
@@ -187,14 +187,14 @@ class Loss:
 def losses_before(
     before: Predecessor, contents: ContentHashes, events: int, counted: int, bounds: VolumeBounds
 ) -> tuple[Loss, ...]:
-    """What of the bundle that serves a data set has lost, as far as it can be told without embedding anything.
+    """Losses of a data set since the current bundle that are known before embedding.
 
     Args:
-        before: that bundle.
-        contents: what the items of the data set are made of.
-        events: its interactions.
-        counted: its training events.
-        bounds: what may be gone.
+        before: the current bundle.
+        contents: hashes of the items of the data set.
+        events: number of its interactions.
+        counted: number of its training events.
+        bounds: largest permitted losses.
     """
     rows = _rows(before, contents)
     here = rows >= 0
@@ -222,13 +222,13 @@ def losses_before(
 def losses_after(
     before: Predecessor, contents: ContentHashes, unreadable: Mapping[str, str], bounds: VolumeBounds
 ) -> tuple[Loss, ...]:
-    """What was lost because files cannot be decoded, which shows only when they are embedded.
+    """Losses by files that cannot be decoded, which are known only after embedding.
 
     Args:
-        before: the bundle that serves.
-        contents: what the items of the data set are made of.
+        before: the current bundle.
+        contents: hashes of the items of the data set.
         unreadable: item id → reason.
-        bounds: what may be gone.
+        bounds: largest permitted losses.
     """
     rows = _rows(before, contents)
     pictures = before.pictures & (rows >= 0)
@@ -241,20 +241,20 @@ def losses_after(
 
 
 def events_of(dataset: Dataset) -> int:
-    """Interactions of a data set, also those with items that the catalogue lacks."""
+    """Number of interactions of a data set, including those with unknown items."""
     return dataset.interactions.height + dataset.orphans
 
 
 def refuse_losses(directory: Path, losses: Sequence[Loss], state: str) -> None:
-    """Refuse a data set of which too much is gone.
+    """Refuse a data set with too large a loss.
 
     Args:
         directory: of the data set.
-        losses: what is gone.
-        state: what was done, for the message.
+        losses: losses with their bounds.
+        state: the state of the job, for the message.
 
     Raises:
-        GateRefused: more is gone than may be.
+        GateRefused: a loss exceeds its bound.
     """
     short = [loss for loss in losses if not loss.check.held]
     if not short:
@@ -268,7 +268,7 @@ def refuse_losses(directory: Path, losses: Sequence[Loss], state: str) -> None:
 
 
 def _rows(before: Predecessor, contents: ContentHashes) -> NDArray[np.int64]:
-    """(n,) int64, the row that each item of the bundle has in the data set, −1 where it is gone."""
+    """(n,) int64, the row of each item of the bundle in the data set, −1 if it is deleted."""
     then = pl.DataFrame({ITEM_ID: pl.Series(pa.chunked_array([before.ids.array]))})
     now = contents.frame.select(ITEM_ID).with_row_index("row")
     rows = then.join(now, on=ITEM_ID, how="left", maintain_order="left")["row"]
@@ -276,13 +276,13 @@ def _rows(before: Predecessor, contents: ContentHashes) -> NDArray[np.int64]:
 
 
 def _missing_files(contents: ContentHashes) -> NDArray[np.bool_]:
-    """(n,) bool: the item names a picture whose bytes cannot be had."""
+    """(n,) bool: the item names a picture that is missing or cannot be opened."""
     refused = (contents.frame[PICTURE_HASH] == NOT_READ).fill_null(value=False).to_numpy()
     return np.asarray(contents.not_found() | refused, dtype=np.bool_)
 
 
 def _loss(bounds: VolumeBounds, name: str, gone: int, every: int, said: str) -> Loss | None:
-    """None where nothing can be lost, or where no bound is set."""
+    """A loss; None if nothing can be lost or no bound is set."""
     limit = getattr(bounds, name)
     if not every or limit is None:
         return None

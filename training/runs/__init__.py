@@ -1,1 +1,1 @@
-"""Checkpoints and the lock of a run directory."""
+"""Checkpoints, lock and disk errors of a run directory."""

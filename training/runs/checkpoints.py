@@ -1,7 +1,7 @@
-"""Checkpoints of a training run: written aside and renamed, so that whatever is there is whole.
+"""Writes and restores checkpoints of a training run; a checkpoint is renamed into place when it is complete.
 
 A checkpoint is a directory ``step-<n>`` with the trained weights and AdamW's moments as safetensors (no pickle) and
-``state.json``. Order and dropout depend on the seed and the step alone, so there is no generator to save.
+``state.json``. Order and dropout depend only on the seed and the step, so no random generator is saved.
 """
 
 import json
@@ -41,13 +41,13 @@ class Checkpoint:
 
 
 def newest(directory: Path) -> Checkpoint | None:
-    """The newest whole checkpoint in a directory; None if there is none."""
+    """The newest complete checkpoint in a directory; None if there is none."""
     found = _all(directory)
     return found[-1] if found else None
 
 
 def at(directory: Path, step: int) -> Checkpoint:
-    """The checkpoint of a step, whether or not it is there."""
+    """The checkpoint of a step, which need not exist."""
     return Checkpoint(directory / f"step-{step:08d}", step)
 
 
@@ -66,29 +66,29 @@ def write(
     Args:
         directory: of all the checkpoints of a run.
         step: optimiser steps done.
-        model: only weights that are trained are written.
+        model: only its trained weights are written.
         optimizer: AdamW over these weights.
-        state: JSON-able rest.
-        keep: how many of the newest stay, at least 1.
-        beside: steps whose checkpoints stay as well.
+        state: other JSON-able state.
+        keep: number of the newest checkpoints that stay, at least 1.
+        beside: steps whose checkpoints stay too.
     """
-    for part in directory.glob(".step-*.part"):  # what a kill left half written
+    for part in directory.glob(".step-*.part"):  # incomplete checkpoints of a killed run
         shutil.rmtree(part, ignore_errors=True)
     target = at(directory, step)
-    aside = directory / f".{target.path.name}.part"
-    aside.mkdir(parents=True)
+    partial = directory / f".{target.path.name}.part"
+    partial.mkdir(parents=True)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    save_file({name: weight.detach().cpu().contiguous() for name, weight in trained.items()}, aside / _WEIGHTS)
+    save_file({name: weight.detach().cpu().contiguous() for name, weight in trained.items()}, partial / _WEIGHTS)
     moments: dict[str, Tensor] = {}
     for name, weight in trained.items():
         for key, value in optimizer.state.get(weight, {}).items():
             moments[f"{key}:{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    save_file(moments, aside / _MOMENTS)
-    (aside / _STATE).write_text(json.dumps(dict(state), indent=2) + "\n", encoding="utf-8")
-    for path in aside.iterdir():
+    save_file(moments, partial / _MOMENTS)
+    (partial / _STATE).write_text(json.dumps(dict(state), indent=2) + "\n", encoding="utf-8")
+    for path in partial.iterdir():
         _sync(path)
     shutil.rmtree(target.path, ignore_errors=True)
-    aside.rename(target.path)
+    partial.rename(target.path)
     _sync(directory)
     for old in _all(directory)[:-keep]:
         if old.step not in beside:
@@ -97,7 +97,7 @@ def write(
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Put weights and moments back.
+    """Restore weights and moments.
 
     Args:
         checkpoint: to read.
@@ -105,7 +105,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> d
         optimizer: over the model's trained weights.
 
     Returns:
-        The rest of the state.
+        The other state.
 
     Raises:
         BackboneError: a file is unreadable, or fits another model.
@@ -133,7 +133,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> d
 
 
 def _all(directory: Path) -> list[Checkpoint]:
-    """Whole checkpoints, oldest first."""
+    """Complete checkpoints, oldest first."""
     if not directory.is_dir():
         return []
     named = ((path, _NAME.fullmatch(path.name)) for path in directory.iterdir())

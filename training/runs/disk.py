@@ -1,4 +1,4 @@
-"""What a job writes to its run directory: an error of the disk becomes one clear line, whichever library meets it."""
+"""Translates errors of the disk while a job writes to its run directory."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,11 +10,10 @@ from index.machine.disk import GOES_ON, writing
 
 
 def writing_run(run: Path, *, again: str = GOES_ON) -> AbstractContextManager[None]:
-    """Errors of the disk within the block become a :class:`index.errors.DiskError`; see
-    :func:`index.machine.disk.writing`.
+    """Raise errors of the disk as :class:`index.errors.DiskError`; see :func:`index.machine.disk.writing`.
 
     Args:
         run: the run directory.
-        again: what to do once the cause is mended.
+        again: what to do after the cause is removed.
     """
     return writing(run, SafetensorError, PolarsError, again=again)

@@ -1,23 +1,17 @@
-"""RunLock: one job at a time writes to a run directory."""
+"""Locks a run directory, so that one job at a time writes to it."""
 
 import contextlib
-import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from index.machine.locks import directory_lock
 from training.errors import ReindexError, RunBusy
-
-_TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 
 
 @contextlib.contextmanager
 def run_lock(run: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold the lock of a run directory while the block runs; never waits.
-
-    The lock is on the directory itself (``flock``), so it leaves no file behind, and the kernel drops it with the
-    process, however that ends.
 
     Args:
         run: an existing directory.
@@ -27,17 +21,11 @@ def run_lock(run: Path, *, shared: bool = False) -> Iterator[None]:
         RunBusy: another process holds it.
         ReindexError: there is no such directory, or its file system has no locks.
     """
-    descriptor = None
-    try:
-        descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except (OSError, ValueError) as error:
-        if descriptor is not None:
-            os.close(descriptor)
-        if isinstance(error, OSError) and error.errno in _TAKEN:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(directory_lock(Path(os.path.realpath(run)), shared=shared))
+        except BlockingIOError as error:
             raise RunBusy(f"{run}: another job is at work on this run; try again when it has ended") from error
-        raise ReindexError(f"{run}: the run directory cannot be locked ({error}); check the path") from error
-    try:
+        except (OSError, ValueError) as error:
+            raise ReindexError(f"{run}: the run directory cannot be locked ({error}); check the path") from error
         yield
-    finally:
-        os.close(descriptor)

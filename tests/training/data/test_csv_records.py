@@ -1,4 +1,4 @@
-"""Records of CSV files: each is read as it was written, or its line is named with a remedy."""
+"""CSV records: valid ones are read exactly, invalid ones are named by line with a remedy."""
 
 import codecs
 import csv
@@ -61,7 +61,7 @@ def test_the_first_bad_record_is_named_with_a_remedy(tmp_path: Path, rows: str, 
 
 
 @pytest.mark.parametrize("rows", ['u,1,1,5" tv\nv,2,2,6" tv\n', "u,1,1\nv,2,2,x\n", 'u,1,1,"Best" hat\nv,2,2,x\n'])
-def test_columns_that_are_not_read_are_held_to_the_same_rules(tmp_path: Path, rows: str) -> None:
+def test_unread_columns_are_checked_by_the_same_rules(tmp_path: Path, rows: str) -> None:
     """Polars reads such a file with one row less, or without a word, if it need not look at the last column."""
     path = tmp_path / "interactions.csv"
     path.write_text("user_id,item_id,timestamp,review\n" + rows)
@@ -122,7 +122,7 @@ def written(rows: list[list[str]], end: str) -> str:
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=TABLE, end=st.sampled_from(["\n", "\r\n"]), marked=st.booleans())
-def test_what_a_correct_writer_writes_is_read_back(
+def test_the_output_of_a_correct_writer_is_read_back(
     tmp_path: Path, rows: list[list[str]], end: str, marked: bool
 ) -> None:
     path = tmp_path / "items.csv"

@@ -1,4 +1,4 @@
-"""Reading a dataset directory: what is kept, in which order, and what is refused with which words."""
+"""Reading a dataset directory: rows, their order, and the message of every refusal."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""JSON lines files: each line is read as it was written, or named with a remedy."""
+"""JSON Lines files: valid lines are read exactly, invalid ones are named with a remedy."""
 
 import codecs
 import json

@@ -1,4 +1,4 @@
-"""A data set on which every loss would be zero is refused, by the check and by training, before anything is written."""
+"""The check and training refuse a data set on which every loss would be zero, before anything is written."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The reader of pictures: the same pixels however a file stores them, and one error for all that cannot be read."""
+"""The picture reader: the same pixels for every storage form, and one error class for unreadable files."""
 
 import random
 import struct
@@ -154,7 +154,7 @@ TRANSPARENT: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", TRANSPARENT)
-def test_what_is_transparent_is_white_however_the_file_says_so(tmp_path: Path, name: str) -> None:
+def test_transparency_becomes_white_in_every_storage_form(tmp_path: Path, name: str) -> None:
     TRANSPARENT[name](tmp_path / name)
     found = read(tmp_path / name)
     assert (found[:, :127] == 255).all()
@@ -203,7 +203,7 @@ def test_a_dark_picture_of_sixteen_bits_stays_dark(tmp_path: Path) -> None:
     assert read(tmp_path / "dark.png").max() == read(tmp_path / "dark.pgm").max() == 1
 
 
-def test_lights_above_white_and_what_is_no_number_are_cut_off(tmp_path: Path) -> None:
+def test_values_above_white_and_nan_are_clipped(tmp_path: Path) -> None:
     levels = np.full((40, 256), 0.5, dtype=np.float32)
     levels[:, 0], levels[:, 1], levels[:, 2], levels[:, 3], levels[:, 4] = 1.5, -1, np.nan, np.inf, -np.inf
     Image.fromarray(levels).save(tmp_path / "p.tif")
@@ -276,7 +276,7 @@ def test_a_tiff_is_turned_once(tmp_path: Path, turn: int, compression: str | Non
 
 
 @pytest.mark.parametrize("size", [(20_000, 50), (50, 20_000), (201, 1)])
-def test_what_is_too_long_for_the_image_processors_is_refused_for_all(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_pictures_too_long_for_the_image_processors_are_refused(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("1", size).save(tmp_path / "long.png")
     with pytest.raises(PictureError, match=f"at most 200 times the other, got {size[0]} × {size[1]}; crop it"):
         open_picture(tmp_path / "long.png", 1 << 20)
@@ -317,7 +317,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_what_is_no_picture_is_one_kind_of_error(tmp_path: Path, broken: str) -> None:
+def test_a_file_that_is_no_picture_raises_one_error_class(tmp_path: Path, broken: str) -> None:
     (tmp_path / "p").write_bytes(BROKEN[broken])
     with pytest.raises(PictureError) as caught:
         open_picture(tmp_path / "p", WANTED)
@@ -328,7 +328,7 @@ def test_what_is_no_picture_is_one_kind_of_error(tmp_path: Path, broken: str) ->
 @pytest.mark.parametrize(
     "error", [struct.error, TypeError, RuntimeError, NotImplementedError, RecursionError, MemoryError, SystemError]
 )
-def test_whatever_a_decoder_raises_is_that_error(
+def test_every_decoder_error_becomes_that_error_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     path = tmp_path / "p.png"

@@ -1,4 +1,4 @@
-"""Pictures: read once, and absent when they cannot be read."""
+"""Pictures are read once; unreadable ones are absent."""
 
 import copy
 from pathlib import Path
@@ -16,9 +16,7 @@ def store(paths: list[Path | None], backbone: Backbone, memory_bytes: int = 10**
 
 
 @pytest.mark.parametrize("most_pixels", [28 * 28, 401_408])
-def test_the_size_that_a_model_wants_decides_nothing_about_what_can_be_read(
-    tmp_path: Path, backbone: Backbone, most_pixels: int
-) -> None:
+def test_the_requested_size_does_not_affect_readability(tmp_path: Path, backbone: Backbone, most_pixels: int) -> None:
     """The image processor itself refuses ratios above 200, but only where it is asked for large pictures."""
     sizes = {"long.png": (20_000, 50), "just.png": (20_000, 100), "rounded.png": (47_500, 250), "one.png": (1, 1)}
     for name, size in sizes.items():
@@ -31,7 +29,7 @@ def test_the_size_that_a_model_wants_decides_nothing_about_what_can_be_read(
     assert list(pictures.unreadable) == [0]
 
 
-def test_what_another_image_processor_refuses_is_absent(tmp_path: Path, backbone: Backbone) -> None:
+def test_a_picture_that_an_image_processor_refuses_is_absent(tmp_path: Path, backbone: Backbone) -> None:
     class Strict:
         merge_size, size = 2, backbone.image_processor.size
 

@@ -1,4 +1,4 @@
-"""Histories and the leave-one-out split, against splits done by hand and by plain lists."""
+"""Histories and the leave-one-out split, compared with splits by hand and by plain lists."""
 
 import numpy as np
 import polars as pl

@@ -1,4 +1,4 @@
-"""Table files as people have them: what is damaged or means something else is refused with its line and a remedy."""
+"""Table files: damaged or mislabelled ones are refused with line and remedy."""
 
 import codecs
 import gzip
@@ -148,7 +148,7 @@ def test_another_kind_of_file_is_named_with_a_remedy(tmp_path: Path, suffix: str
         ("parquet", parquet()[:-4], "is a Parquet file without its end, it was cut"),
     ],
 )
-def test_a_wrong_suffix_is_told(tmp_path: Path, suffix: str, content: bytes, words: str) -> None:
+def test_a_wrong_suffix_is_reported(tmp_path: Path, suffix: str, content: bytes, words: str) -> None:
     assert words in refusal(tmp_path / f"items.{suffix}", content)
 
 
@@ -165,7 +165,7 @@ def test_a_wrong_suffix_is_told(tmp_path: Path, suffix: str, content: bytes, wor
         ("item_id,title\n1,éàü\n2,caf".encode() + "é".encode()[:1], "line 3 is not: the file ends within a character"),
     ],
 )
-def test_what_is_not_utf8_is_never_told_to_be_latin_1(tmp_path: Path, content: bytes, words: str) -> None:
+def test_text_that_is_not_utf8_is_never_called_latin_1(tmp_path: Path, content: bytes, words: str) -> None:
     message = refusal(tmp_path / "items.csv", content)
     assert "must be UTF-8" in message
     assert words in message

@@ -1,4 +1,4 @@
-"""Thumbnails from a data set's pictures: small, bare, resumable, kept while nothing changes."""
+"""Thumbnails of a data set: small, without metadata, resumable, and reused while the pictures are unchanged."""
 
 import io
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_a_catalogue_without_pictures_has_none(tmp_path: Path) -> None:
     assert (made.thumbnails, made.made, made.unreadable) == (None, 0, 0)
 
 
-def test_what_did_not_change_is_taken_over_byte_for_byte(pictures: Dataset, tmp_path: Path) -> None:
+def test_unchanged_thumbnails_are_copied_byte_for_byte(pictures: Dataset, tmp_path: Path) -> None:
     first = make_thumbnails(pictures, tmp_path / "first.npy").thumbnails
     assert first is not None
     now = dataset_of(pictures.directory, ["blue.png", "red.png", "red.png"])
@@ -113,7 +113,7 @@ def test_what_did_not_change_is_taken_over_byte_for_byte(pictures: Dataset, tmp_
     assert opened(second.thumbnails.get(2)).getpixel((9, 9))[1] > 120  # type: ignore[index]
 
 
-def test_a_killed_call_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_call_resumes_a_killed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thumbnails_module, "_SHARD_ITEMS", 2)
     names = [f"{row}.bmp" for row in range(6)]
     for row, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Times that were read as something else than they mean are told by the check, with the form that they look like."""
+"""The check recognises misread times and names the format that they seem to have."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -57,7 +57,7 @@ def test_a_form_that_was_read_as_something_else_is_named_with_a_remedy(tmp_path:
 
 
 @pytest.mark.parametrize("factor", [1, 1_000, 1_000_000, 1_000_000_000])
-def test_what_is_read_as_it_is_meant_is_not_suspected(tmp_path: Path, factor: int) -> None:
+def test_correctly_read_times_are_not_reported(tmp_path: Path, factor: int) -> None:
     assert not told(tmp_path / "interactions.csv", [seconds(day) * factor for day in DAYS])
     assert not told(tmp_path / "interactions.csv", [f"{day:%Y-%m-%d}" for day in DAYS])
     early = [datetime(1990, 1, 2, tzinfo=UTC) + timedelta(days=20 * number) for number in range(30)]
@@ -65,14 +65,14 @@ def test_what_is_read_as_it_is_meant_is_not_suspected(tmp_path: Path, factor: in
 
 
 @pytest.mark.parametrize("times", [range(30), [f"19{year}-05-01" for year in range(70, 90)], [0, 0, 0]])
-def test_times_before_1990_of_no_known_form_are_told_as_well(tmp_path: Path, times: list[object]) -> None:
+def test_times_before_1990_of_unknown_format_are_reported(tmp_path: Path, times: list[object]) -> None:
     (defect,) = told(tmp_path / "interactions.csv", list(times))
     assert defect.kind == "timestamps before 1990"
     assert "every timestamp lies before 1990 (1970-" in defect.message
     assert "they look like" not in defect.message
 
 
-def test_dates_in_the_future_are_told_without_a_form(tmp_path: Path) -> None:
+def test_dates_in_the_future_are_reported_without_a_format(tmp_path: Path) -> None:
     (defect,) = told(tmp_path / "interactions.csv", ["2031-01-01", "2032-01-01"])
     assert (defect.kind, defect.count) == ("timestamps in the future", 2)
     assert "they look like" not in defect.message
@@ -94,6 +94,6 @@ def test_a_day_that_no_calendar_has_is_no_date() -> None:
     assert forms[1:] == [minutes] * 3
 
 
-def test_numbers_of_a_parquet_file_are_looked_at_too() -> None:
+def test_numbers_of_a_parquet_file_are_checked_too() -> None:
     assert form_of(pl.Series([20240101, 20240131])) == form_of(pl.Series(["20240101 ", " 20240131"]))
     assert form_of(pl.Series([True])) is None

@@ -1,4 +1,4 @@
-"""Pairs and windows on histories that can be read at a glance."""
+"""Pairs and windows of small histories."""
 
 from itertools import islice
 

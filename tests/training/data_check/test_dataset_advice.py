@@ -1,4 +1,4 @@
-"""What the check of a data set advises fits what the jobs do: repeats as configured, and pictures named by address."""
+"""The advice of the dataset check matches the jobs: repeated items as configured, and pictures named by address."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +37,7 @@ def only(report: DatasetReport, kind: str) -> Defect:
     return found[0]
 
 
-def test_repeats_are_told_as_the_configuration_serves_them(checked: Write, tmp_path: Path) -> None:
+def test_repeated_items_are_reported_as_configured(checked: Write, tmp_path: Path) -> None:
     events = EVENTS + "u0,i0,1700000100\n"
     plain = only(checked(events=events), "repeated items")
     chosen = only(checked(events=events, exclude_seen=False), "repeated items")
@@ -52,7 +52,7 @@ def test_repeats_are_told_as_the_configuration_serves_them(checked: Write, tmp_p
     assert chosen.message in output
 
 
-def test_addresses_in_place_of_pictures_are_told(checked: Write) -> None:
+def test_addresses_in_place_of_pictures_are_reported(checked: Write) -> None:
     report = checked(
         "item_id,title,image\ni0,a,https://x.example/0.jpg\ni1,b, HTTP://x.example/1.jpg\ni2,c,http/no.png\n"
     )
@@ -64,7 +64,7 @@ def test_addresses_in_place_of_pictures_are_told(checked: Write) -> None:
     assert (report.images.missing, report.images.readable) == (3, 0)
 
 
-def test_a_catalogue_without_pictures_is_told_of_those_that_can_be_fetched(checked: Write) -> None:
+def test_a_catalogue_without_pictures_is_advised_to_fetch_them(checked: Write) -> None:
     without = only(checked("item_id,price\ni0,1\ni1,2\ni2,3\n"), "items without image")
     assert without.message == "items.csv: no item names a picture"  # and there is no text to train on either
     assert only(checked(), "items without image").message.endswith("; only texts can be trained on")

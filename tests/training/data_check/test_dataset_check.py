@@ -1,4 +1,4 @@
-"""The check of dirty datasets: each defect is found, counted, placed and named."""
+"""The dataset check finds, counts, locates and names each defect."""
 
 import json
 import struct
@@ -147,7 +147,7 @@ def test_defects_of_interactions(
         ("caf\ufffd", "characters that were lost"),
     ],
 )
-def test_characters_that_no_text_means_are_told(checked: Check, text: str, kind: str) -> None:
+def test_control_and_replacement_characters_are_reported(checked: Check, text: str, kind: str) -> None:
     report = checked(items=f"item_id,title,colour\ni0,{text},red\ni1,Bücher 😀\tok,blue\ni2,,{text}\n")
     found = [defect for defect in report.defects if defect.kind == kind]
     assert [(defect.severity, defect.rows) for defect in found] == [("warning", [1]), ("warning", [3])]
@@ -157,7 +157,7 @@ def test_characters_that_no_text_means_are_told(checked: Check, text: str, kind:
     assert "'tags'" in defect.message
 
 
-def test_columns_that_are_not_what_they_look_like_are_told(checked: Check) -> None:
+def test_look_alike_columns_are_reported(checked: Check) -> None:
     report = checked(items="item_id,title,Title,, \ni0,a,b,c,d\ni1,b,c,d,e\n")
     assert "'Title' looks like 'title'" in only(report, "look-alike column").message
     defect = only(report, "column without a name")
@@ -167,13 +167,13 @@ def test_columns_that_are_not_what_they_look_like_are_told(checked: Check) -> No
     assert [column.name for column in report.items.metadata] == ["Title"]
 
 
-def test_only_what_is_more_than_a_day_ahead_lies_in_the_future(checked: Check) -> None:
+def test_only_times_more_than_a_day_ahead_are_in_the_future(checked: Check) -> None:
     soon, later = (int(NOW.timestamp()) + hours * 3600 for hours in (12, 36))
     report = checked(events=f"user_id,item_id,timestamp\nu,i0,{later}\nu,i1,{soon}\nu,i2,{soon - 1}\n")
     assert only(report, "timestamps in the future").rows == [1]
 
 
-def test_all_defects_of_a_file_are_told_at_once(checked: Check) -> None:
+def test_all_defects_of_a_file_are_reported_at_once(checked: Check) -> None:
     report = checked(
         items="item_id,title,image\ni0,,x.png\ni0,a,\n", events="user_id,item_id,timestamp\n,i0,1\nu,i0,x\nu,q,3\n"
     )
@@ -371,7 +371,7 @@ def test_the_command_prints_one_line_a_defect_and_ends_with_1(
     assert written["interactions"]["five_core"]["k"] == 5
 
 
-def test_the_command_shows_what_it_can_of_a_hopeless_dataset(
+def test_the_command_reports_what_it_can_of_an_unusable_dataset(
     checked: Check, tmp_path: Path, run: Callable[..., tuple[int, str]]
 ) -> None:
     checked(items="", events="user_id,item_id,timestamp\n")

@@ -1,4 +1,4 @@
-"""k-cores against graphs whose cores are known, and against the definition."""
+"""k-cores of graphs with known cores, and compared with the definition."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Contents: hashes that depend on what the model reads and on nothing else."""
+"""Content hashes depend only on the input of the model."""
 
 import hashlib
 from pathlib import Path
@@ -121,7 +121,7 @@ def test_digests() -> None:
     assert moved.digest() == one.digest()
 
 
-def test_what_is_saved_is_loaded_unchanged(tmp_path: Path) -> None:
+def test_saved_values_load_unchanged(tmp_path: Path) -> None:
     made = contents(ü=("1", None), b=(None, "2"))
     made.save(tmp_path / "contents.parquet")
     assert ContentHashes.load(tmp_path / "contents.parquet").frame.equals(made.frame)

@@ -1,4 +1,4 @@
-"""Vectors are kept by content: what goes and comes back is not embedded again."""
+"""Vectors are kept by content: a text or picture that returns is not embedded again."""
 
 import json
 from collections.abc import Callable
@@ -164,7 +164,7 @@ def unused_of(frame: pl.DataFrame) -> UnusedVectors:
     return UnusedVectors(frame.drop(PLACE))
 
 
-def test_what_is_unused_is_told_with_its_place() -> None:
+def test_unused_vectors_have_their_place() -> None:
     first = next_unused(made_of("a", "b", None, "a", "cannot be read"), UnusedVectors(), made_of("b"), 2)
     assert first.rows() == [("image", "a", 2, 5, 0)]
     second = next_unused(made_of("b"), unused_of(first), made_of(None), 3)

@@ -1,4 +1,4 @@
-"""Embedding again: exactly what changed, everything else byte for byte, however often it is interrupted."""
+"""Embedding again changes only the vectors of changed items, after any number of interruptions."""
 
 import csv
 import json
@@ -131,7 +131,7 @@ def test_a_picture_of_the_same_name_size_and_time(job: Job, encoded: list[list[i
     check_against_scratch(job, tmp_path)
 
 
-def test_trusted_times_read_only_what_was_touched(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trusted_times_read_only_touched_pictures(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     real = __import__("hashlib").file_digest
     monkeypatch.setattr(
@@ -158,7 +158,7 @@ def test_trusted_times_read_only_what_was_touched(job: Job, monkeypatch: pytest.
         ({"image": "images/6.png"}, 1),
     ],
 )
-def test_what_counts_as_a_change(job: Job, change: dict[str, str], wanted: int, tmp_path: Path) -> None:
+def test_the_changes_that_count(job: Job, change: dict[str, str], wanted: int, tmp_path: Path) -> None:
     job.set(0, **change)
     assert counts(job.run()[0]) == (0, wanted, 30 - wanted, 0)
     check_against_scratch(job, tmp_path)
@@ -238,7 +238,7 @@ def kill_at(done: int) -> Callable[[str, int, int], None]:
     return progress
 
 
-def test_a_killed_job_goes_on_with_the_next_shard(
+def test_the_next_job_starts_at_the_next_shard(
     own_shop: Path, embedding: Embedding, tmp_path: Path, encoded: list[list[int]]
 ) -> None:
     whole = by_id(Job(own_shop, embedding, tmp_path / "whole").run()[1].embeddings)
@@ -286,7 +286,7 @@ def test_a_damaged_shard_is_made_again(
     assert sorted(row for rows in encoded for row in rows) == list(range(8, 30))
 
 
-def test_what_still_fits_is_taken_over_when_the_catalogue_changes_meanwhile(
+def test_finished_items_are_copied_when_the_catalogue_changes_meanwhile(
     own_shop: Path, embedding: Embedding, tmp_path: Path, encoded: list[list[int]]
 ) -> None:
     job = Job(own_shop, embedding, tmp_path / "out")
@@ -307,7 +307,7 @@ def test_what_still_fits_is_taken_over_when_the_catalogue_changes_meanwhile(
     assert not list(job.out.glob("*work-*"))
 
 
-def test_what_another_model_had_done_is_not_taken_over(
+def test_the_work_of_another_model_is_not_copied(
     own_shop: Path, embedding: Embedding, tmp_path: Path, encoded: list[list[int]]
 ) -> None:
     job = Job(own_shop, embedding, tmp_path / "out")

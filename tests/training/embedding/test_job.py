@@ -1,4 +1,4 @@
-"""Embedding a catalogue: complete, in order, with what is absent or unreadable recorded."""
+"""Embedding a catalogue: complete, in order, with absent and unreadable pictures recorded."""
 
 import json
 from pathlib import Path

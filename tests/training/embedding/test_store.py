@@ -16,7 +16,7 @@ def made(rows: int = 3) -> Embeddings:
     return Embeddings([f"ü{row}" for row in range(rows)], {"text": text, "image": image}, {"kind": "no-vlm", "n": [1]})
 
 
-def test_what_is_saved_is_loaded_unchanged(tmp_path: Path) -> None:
+def test_saved_values_load_unchanged(tmp_path: Path) -> None:
     made().save(tmp_path / "new" / "directory")
     loaded = Embeddings.load(tmp_path / "new" / "directory")
     assert loaded.item_ids == ["ü0", "ü1", "ü2"]

@@ -39,7 +39,7 @@ def test_every_key_is_encoded_once_and_kept(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again["text"], made["text"][::-1])
 
 
-def test_a_killed_job_goes_on_with_the_same_batches(tmp_path: Path) -> None:
+def test_the_next_job_encodes_the_same_batches(tmp_path: Path) -> None:
     whole = cache(tmp_path / "whole").vectors(KEYS, Counting())
     with pytest.raises(KeyboardInterrupt):
         cache(tmp_path).vectors(KEYS, Counting(most=3))
@@ -50,7 +50,7 @@ def test_a_killed_job_goes_on_with_the_same_batches(tmp_path: Path) -> None:
         np.testing.assert_array_equal(made[name], block)
 
 
-def test_other_keys_use_what_is_there(tmp_path: Path) -> None:
+def test_other_keys_use_the_cached_vectors(tmp_path: Path) -> None:
     cache(tmp_path).vectors(["k3", "k1"], Counting(["k3", "k1"]))
     encode = Counting()
     made = cache(tmp_path).vectors(KEYS, encode)

@@ -223,7 +223,7 @@ def test_what_is_seen_of_the_modalities_goes_into_the_log(
         "uniformity text", "uniformity image", "cross-modal gap", "gradient text", "gradient image",
         "gradient language model", "gradient vision tower",
     }  # fmt: skip
-    plain = {"loss__mu": 0.0, "loss__lam": 0.0}
+    plain = {"loss__wpcl_weight": 0.0, "loss__crtr_weight": 0.0}
     train_vlm(shop, shop_train, tmp_path / "seen", small(**plain, train__diagnose_every=2))
     train_vlm(shop, shop_train, tmp_path / "unseen", small(**plain, train__diagnose_every=0))
     seen, unseen = log(tmp_path / "seen"), log(tmp_path / "unseen")

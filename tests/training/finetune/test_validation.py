@@ -114,7 +114,11 @@ def test_a_model_that_learns_is_seen_to_learn(
 ) -> None:
     """Users stay with one of six colours, so of 30 items 5 are right for each."""
     config = small(
-        train__steps=60, train__batch_size=24, train__learning_rate=0.005, train__validate_every=20, loss__mu=0.5
+        train__steps=60,
+        train__batch_size=24,
+        train__learning_rate=0.005,
+        train__validate_every=20,
+        loss__wpcl_weight=0.5,
     )
     train_vlm(shop, shop_parts.train, tmp_path, config, validation=shop_parts.validation)
     found = [line["ndcg@10"] for line in log(tmp_path) if "ndcg@10" in line]

@@ -1,4 +1,4 @@
-"""Small made sources: written, imported, and read back as training reads them."""
+"""Small sources that are written, imported and read back in the same way as by training."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

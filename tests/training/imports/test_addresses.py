@@ -1,4 +1,4 @@
-"""Only public addresses are connected to."""
+"""Fetches connect to public addresses only."""
 
 import ipaddress
 import socket

@@ -1,4 +1,4 @@
-"""CSV and lines: exact line numbers across blocks, nothing padded, clear errors; checked against the csv module."""
+"""CSV and lines: exact line numbers across blocks, no padding, clear errors; compared with the csv module."""
 
 import csv
 import io
@@ -33,7 +33,7 @@ ROWS = st.lists(st.tuples(st.text("ab", min_size=1, max_size=3), FIELDS, FIELDS)
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(rows=ROWS, block_bytes=st.sampled_from([1, 7, 60]), end=st.sampled_from(["\n", "\r\n"]))
-def test_what_the_csv_module_wrote_is_read_in_blocks_of_any_size(
+def test_the_output_of_the_csv_module_is_read_in_blocks_of_any_size(
     read_csv: Callable[..., pl.DataFrame], rows: list[tuple[str, ...]], block_bytes: int, end: str
 ) -> None:
     written = io.StringIO()
@@ -82,7 +82,7 @@ def test_a_row_with_a_field_too_few_or_too_many_is_an_error(
         (b"a,b\n1,\x00\n", "line 2 holds a NUL character"),
     ],
 )
-def test_what_is_wrong_is_named(read_csv: Callable[..., pl.DataFrame], content: bytes, message: str) -> None:
+def test_every_fault_is_named(read_csv: Callable[..., pl.DataFrame], content: bytes, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         read_csv(content)
 
@@ -107,7 +107,7 @@ def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
     assert read.rows() == [(1, "a\u2028b\x85c\vd"), (3, "e")]
 
 
-def test_progress_is_told_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_reported_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_files, "BLOCK_BYTES", 10)
     path = tmp_path / "lines.txt"
     path.write_bytes(b"12345\n" * 10)

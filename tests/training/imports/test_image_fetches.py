@@ -1,4 +1,4 @@
-"""The job that fetches pictures: names them, goes on where it was, and asks no more than it should."""
+"""The fetch job stores paths, resumes after an interruption and sends no needless request."""
 
 import csv
 import hashlib
@@ -78,7 +78,7 @@ def test_pictures_are_fetched_once_and_named(server: PictureServer, shop: Path) 
     assert (report.images.readable, report.images.missing) == (3, 1)
 
 
-def test_again_it_asks_only_for_what_may_have_changed(server: PictureServer, shop: Path) -> None:
+def test_a_second_job_requests_only_retryable_addresses(server: PictureServer, shop: Path) -> None:
     server.answers["/0.jpg"] = answer(b"", 503)
     assert run(server, shop).failed.keys() == {"the server answers 503", "the server answers 404"}
     server.asked.clear()
@@ -147,7 +147,7 @@ def test_an_import_that_is_renewed_keeps_its_pictures(
     assert again.raw_items()["image"].to_list() == [name_of(server, "/0.jpg"), None]
 
 
-def test_what_a_kill_cut_short_is_written_anew(server: PictureServer, shop: Path) -> None:
+def test_a_line_cut_by_a_kill_is_written_again(server: PictureServer, shop: Path) -> None:
     run(server, shop)
     fetches = shop / "image-fetches.jsonl"
     whole = fetches.read_bytes()
@@ -178,7 +178,7 @@ fetch_images(Path(sys.argv[1]), make, parallel=1, progress=stop)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_stopped_it_goes_on_where_it_was(server: PictureServer, tmp_path: Path, number: int) -> None:
+def test_a_stopped_job_resumes(server: PictureServer, tmp_path: Path, number: int) -> None:
     urls = [f"http://img.test:{server.port}/{n}.jpg" for n in range(8)]
     pl.DataFrame({"item_id": [str(n) for n in range(8)], "image_url": urls}).write_parquet(tmp_path / "items.parquet")
     for n in range(8):

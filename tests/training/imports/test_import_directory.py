@@ -1,4 +1,4 @@
-"""The directory of an import: whole or not there, never over anything else."""
+"""An import directory is complete or absent and never replaces other content."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_an_earlier_import_is_replaced_only_if_asked(write_source: Callable[...,
 def test_the_source_is_never_inside(write_source: Callable[..., Path], tmp_path: Path) -> None:
     source = write_source(FILES)
     for directory in (source, tmp_path):
-        with pytest.raises(DatasetError, match=r"the source .* lies in it; choose another place"):
+        with pytest.raises(DatasetError, match=r"the source .* lies in it; choose another directory"):
             run_import(FormatName.MOVIELENS, source, directory, force=True)
     run_import(FormatName.MOVIELENS, source, source / "shop")
     assert (source / "shop/items.parquet").is_file()
@@ -100,14 +100,14 @@ def test_one_file_of_several_is_not_enough(write_source: Callable[..., Path], tm
         run_import(FormatName(name), source, tmp_path / "shop")
 
 
-def test_the_present_directory_is_not_replaced(
+def test_the_current_directory_is_not_replaced(
     write_source: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_source(FILES)
     (tmp_path / "shop/inner").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "shop/inner")
     for place in (Path(), Path(".."), tmp_path / "shop"):
-        with pytest.raises(DatasetError, match="the present directory lies in it and would be replaced; name a new"):
+        with pytest.raises(DatasetError, match="the current directory lies in it and would be replaced; name a new"):
             run_import(FormatName.MOVIELENS, source, place)
     with pytest.raises(DatasetError, match=r"the source .* lies in it"):
         run_import(FormatName.MOVIELENS, source, Path("/"))
@@ -135,7 +135,7 @@ def test_two_at_once(write_source: Callable[..., Path], tmp_path: Path) -> None:
     source = write_source(FILES)
     with new_directory(tmp_path / "shop", source, force=False) as aside:
         (aside / "import.json").write_text("{}")
-        with pytest.raises(RunBusy, match="another import into this place is at work"):
+        with pytest.raises(RunBusy, match="another import into this directory is running"):
             run(write_source, tmp_path / "shop")
     assert content(tmp_path / "shop") == {"import.json": b"{}"}
 
@@ -233,12 +233,12 @@ def test_where_nothing_more_can_be_written_one_line_says_so(
     )  # fmt: skip
     assert ran.returncode == 2, ran.stderr
     assert "cannot be written (File too large" in ran.stderr
-    assert "GiB are free); make room or choose another place" in ran.stderr
+    assert "GiB are free); make room or choose another directory" in ran.stderr
     assert "Traceback" not in ran.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_the_command_says_what_was_taken_and_left_out(write_source: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_command_reports_imported_and_skipped_rows(write_source: Callable[..., Path], tmp_path: Path) -> None:
     source = write_source(FILES | {"ratings.dat": FILES["ratings.dat"] + "9::8::1::978300003\n" * 4})
     ran = CliRunner().invoke(app, ["data", "import", "movielens", str(source), str(tmp_path / "shop")])
     assert ran.exit_code == 0, ran.output

@@ -1,4 +1,4 @@
-"""Google Merchant feeds: RSS, Atom, tabs; XML that attacks is refused."""
+"""Google Merchant feeds: RSS, Atom, tabs; malicious XML is refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_rss(imported: Callable, tmp_path: Path) -> None:
         "item id must have 1 to 256 bytes and no control characters": (1, [14]),
         "the item id is repeated; its first row was kept": (1, [15]),
     }
-    assert any(note.endswith("not taken: additional_image_link") for note in made.record.notes)
+    assert any(note.endswith("not imported: additional_image_link") for note in made.record.notes)
     assert check_dataset(made.directory).ok
     assert made.events()[0] == ("u", "TV_1", 1700000000)
 
@@ -84,7 +84,7 @@ def test_tabs(imported: Callable) -> None:
     assert rows["007"]["text"] == 'Shirt\nwith "quotes" and\nlines'
     assert (rows["007"]["image_url"], rows["007"]["availability"]) == ("https://img.example/7.jpg", "in stock")
     assert rows["008"]["text"] == "Hat"
-    assert any("not taken: custom" in note for note in made.record.notes)
+    assert any("not imported: custom" in note for note in made.record.notes)
 
 
 LAUGHS = "<!DOCTYPE rss [<!ENTITY a '" + "ha" * 50 + "'>" + "".join(

@@ -1,4 +1,4 @@
-"""MIND: news and clicks without headers; what was shown and not clicked is no event."""
+"""MIND: news and clicks without headers; an impression without a click is no event."""
 
 from collections.abc import Callable
 

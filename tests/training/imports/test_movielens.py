@@ -39,7 +39,7 @@ def test_utf8_stays_utf8(imported: Callable) -> None:
     assert made.items()["2"]["title"] == "Cité des enfants perdus, La (1995)"
 
 
-def test_what_is_left_out_has_its_reason_and_line(imported: Callable) -> None:
+def test_skipped_rows_have_reason_and_line(imported: Callable) -> None:
     bad = ["9::77::3::978300000", "9::1::3::soon", "::1::3::978300000", "9::1::3::-5"]
     late = ["9::1::3::999999999999", "9::1::3::9999999999999999"]
     ratings = RATINGS + "".join(f"{line}\n" for line in bad + late)

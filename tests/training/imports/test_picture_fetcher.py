@@ -1,4 +1,4 @@
-"""The fetcher against a server on loopback: what is taken, what is refused, and that no limit can be talked away."""
+"""The fetcher against a local server: accepted and refused responses, and limits that a server cannot evade."""
 
 import http.server
 import socket
@@ -46,7 +46,7 @@ def test_pictures_are_taken_by_their_first_bytes(server: PictureServer, kind: st
     assert fetcher(server).fetch(at(server, "/a")) == FetchedPicture(content, suffix)
 
 
-def test_what_is_sent(server: PictureServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_ignores_proxies_and_has_four_headers(server: PictureServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     server.answers["/a%20b/%C3%BC.jpg?x=1"] = answer(picture())
@@ -79,12 +79,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_refused_for_good(server: PictureServer, case: str) -> None:
+def test_permanent_failures(server: PictureServer, case: str) -> None:
     server.answers["/a"], reason = REFUSED[case]
     got = fetcher(server, most_bytes=2_000).fetch(at(server, "/a"))
     assert isinstance(got, NotFetched)
     assert got.reason.startswith(reason)
-    assert not got.for_now
+    assert not got.retryable
 
 
 def test_a_body_without_length_is_cut_off_at_the_limit(server: PictureServer) -> None:
@@ -103,9 +103,9 @@ def test_a_body_without_length_is_cut_off_at_the_limit(server: PictureServer) ->
 
 
 @pytest.mark.parametrize("status", [500, 503, 429, 408])
-def test_what_may_succeed_later(server: PictureServer, status: int) -> None:
+def test_retryable_failures(server: PictureServer, status: int) -> None:
     server.answers["/a"] = answer(b"", status)
-    assert fetcher(server).fetch(at(server, "/a")) == NotFetched(f"the server answers {status}", for_now=True)
+    assert fetcher(server).fetch(at(server, "/a")) == NotFetched(f"the server answers {status}", retryable=True)
 
 
 @pytest.mark.parametrize("where", ["head", "body"])
@@ -123,7 +123,7 @@ def test_a_server_that_trickles_does_not_outlast_the_time(server: PictureServer,
 
     server.answers["/a"] = trickle
     got = fetcher(server, seconds=0.6).fetch(at(server, "/a"))
-    assert got == NotFetched("took longer than 0.6 seconds", for_now=True)
+    assert got == NotFetched("took longer than 0.6 seconds", retryable=True)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_bytes_that_are_no_answer(server: PictureServer, raw: bytes) -> None:
     got = fetcher(server).fetch(at(server, "/a"))
     assert isinstance(got, NotFetched)
     assert got.reason.startswith("failed: ")
-    assert got.for_now
+    assert got.retryable
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_addresses_that_are_not_asked_for(server: PictureServer, address: str, r
     got = fetcher(server, names).fetch(address)
     assert isinstance(got, NotFetched)
     assert got.reason.startswith(reason)
-    assert not got.for_now
+    assert not got.retryable
     assert (names.asked, server.asked) == ([], [])
 
 
@@ -201,7 +201,7 @@ def test_redirects_are_followed_and_counted(server: PictureServer) -> None:
         ("gopher://img.test/", "the address must begin with http"),
     ],
 )
-def test_a_redirect_is_looked_at_like_a_new_address(server: PictureServer, location: str, reason: str) -> None:
+def test_a_redirect_is_checked_like_a_new_address(server: PictureServer, location: str, reason: str) -> None:
     server.answers["/a"] = answer(b"", 302, Location=location)
     got = fetcher(server, Names(inner_test=["10.1.2.3"])).fetch(at(server, "/a"))
     assert isinstance(got, NotFetched)
@@ -209,13 +209,13 @@ def test_a_redirect_is_looked_at_like_a_new_address(server: PictureServer, locat
     assert len(server.asked) == 1
 
 
-def test_names_that_lead_inside_are_refused_whatever_else_they_have(server: PictureServer) -> None:
+def test_names_of_mapped_and_shared_addresses_are_refused(server: PictureServer) -> None:
     names = Names(mapped_test=["::ffff:127.0.0.1"], nat_test=["64:ff9b::7f00:1"], shared_test=["100.64.0.1"])
     for host in ("mapped.test", "nat.test", "shared.test"):
         got = fetcher(server, names).fetch(at(server, "/a", host))
         assert isinstance(got, NotFetched)
         assert f"{host} has the address" in got.reason
-        assert not got.for_now
+        assert not got.retryable
     assert server.connections == 0
 
 
@@ -235,7 +235,7 @@ def test_a_name_that_is_not_known_may_be_later(server: PictureServer) -> None:
     got = fetcher(server).fetch("http://nowhere.test/a")
     assert isinstance(got, NotFetched)
     assert got.reason.startswith("failed: the name nowhere.test cannot be resolved")
-    assert got.for_now
+    assert got.retryable
 
 
 def test_tls_verifies_the_name_though_the_address_is_fixed() -> None:
@@ -276,7 +276,7 @@ def test_a_port_where_nobody_listens(server: PictureServer) -> None:
         port = unused.getsockname()[1]
         got = fetcher(server, ports=frozenset({port})).fetch(f"http://img.test:{port}/a")
     assert isinstance(got, NotFetched)
-    assert got.for_now
+    assert got.retryable
 
 
 def test_kinds_by_their_first_bytes() -> None:

@@ -74,6 +74,6 @@ def test_nothing_after_the_end_mark_is_read(imported: Callable) -> None:
         ({"items.csv": ITEMS_CSV, "interactions.tsv": "\n"}, r"interactions\.tsv: the file is empty; COPY with HEADER"),
     ],
 )
-def test_what_is_wrong_is_named(imported: Callable, files: dict[str, str], message: str) -> None:
+def test_every_fault_is_named(imported: Callable, files: dict[str, str], message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         imported("postgres", {"interactions.csv": EVENTS_CSV} | files if "interactions.tsv" not in files else files)

@@ -1,4 +1,4 @@
-"""The page of recipes names every format and every option, and its code for files with other names runs."""
+"""The recipes page names every format and option, and its code for renamed files runs."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Shopify: several rows a product, for variants and pictures, in both layouts of the export."""
+"""Shopify: several rows per product, for variants and pictures, in both layouts of the export."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A small shop with a model, embeddings and a fitted encoder, to be indexed again night after night."""
+"""A small shop with a model, embeddings and a fitted encoder, for repeated re-index jobs."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""`vlm2rec reindex` as cron and monitors see it: exit codes, summaries, metrics, and what a dry run leaves alone."""
+"""`vlm2rec reindex` for schedulers and monitors: exit codes, summaries, metrics, and dry runs."""
 
 import http.server
 import json
@@ -149,7 +149,7 @@ def test_a_dry_run_changes_nothing(nightly: "Shop") -> None:
     assert nightly.files() == before
 
 
-def test_a_dry_run_of_what_was_never_published(own: "Shop") -> None:
+def test_a_dry_run_before_the_first_publication(own: "Shop") -> None:
     before = own.files()
     assert own.reindex("--dry-run")["why"] == ["nothing is published yet"]
     assert own.files() == before

@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or broken at any step of any job: one clear line, exit code 2, and the job goes on."""
+"""A full, read-only or broken disk at any step: one clear line, exit code 2, and the next job resumes."""
 
 import errno
 import io

@@ -1,4 +1,4 @@
-"""The nightly job as real processes: killed at any moment, told to stop, started twice."""
+"""The nightly job as a process: killed at any moment, stopped by a signal, started twice."""
 
 import os
 import signal
@@ -144,7 +144,7 @@ def test_killed_at_every_other_step_that_touches_the_disk(copies: "Callable[[str
         assert whole(shop) == expected, number
 
 
-def test_what_is_embedded_before_a_kill_is_not_embedded_again(copies: "Callable[[str], Shop]") -> None:
+def test_items_embedded_before_a_kill_are_not_embedded_again(copies: "Callable[[str], Shop]") -> None:
     shop = copies("killed")
     process, _ = held_after(shop, 2)
     process.kill()
@@ -164,7 +164,7 @@ def test_what_is_embedded_before_a_kill_is_not_embedded_again(copies: "Callable[
     }
 
 
-def test_sigterm_stops_after_the_shard_and_the_next_job_goes_on(copies: "Callable[[str], Shop]") -> None:
+def test_sigterm_stops_after_the_shard_and_the_next_job_resumes(copies: "Callable[[str], Shop]") -> None:
     shop = copies("stopped")
     textfile = shop.home / "job.prom"
     process, go = held_after(shop, 1, "--textfile", textfile)
@@ -178,7 +178,7 @@ def test_sigterm_stops_after_the_shard_and_the_next_job_goes_on(copies: "Callabl
     assert summary["embedding"]["resumed"] == 8 * len(shards)
 
 
-def test_an_interruption_has_its_code_and_leaves_what_is_done(copies: "Callable[[str], Shop]") -> None:
+def test_an_interruption_has_its_exit_code_and_keeps_finished_work(copies: "Callable[[str], Shop]") -> None:
     shop = copies("interrupted")
     process, _ = held_after(shop, 1)
     os.kill(process.pid or 0, signal.SIGINT)

@@ -1,4 +1,4 @@
-"""A data set of which much is gone is refused before anything is embedded or published, and what comes back is free."""
+"""A data set with large losses is refused before anything is embedded or published; restored data costs nothing."""
 
 import json
 import os
@@ -102,7 +102,7 @@ def test_force_publishes_it_and_says_so(nightly: "Shop") -> None:
     assert "warning: published by force: 24 of 30 items" in result.output
 
 
-def test_lost_interactions_are_refused_by_what_the_last_build_recorded(nightly: "Shop") -> None:
+def test_lost_interactions_are_refused_by_the_count_of_the_last_build(nightly: "Shop") -> None:
     events = nightly.data / "interactions.csv"
     every = len(events.read_text().splitlines()) - 1
     recorded = Manifest.read(nightly.bundle().path).model["volume"]

@@ -1,4 +1,4 @@
-"""The nightly job in one process: what it embeds, what it keeps byte for byte, and what it publishes."""
+"""The nightly job in one process: embedded items, rows kept byte for byte, and the published bundle."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from training.data.sequences import popularity
 from training.embedding.store import Embeddings
 from training.encoder.job import split_dataset
 from training.encoder.projection import load_projection, project
-from training.nightly.item_updates import moved_probes
+from training.nightly.item_updates import remap_queries
 
 if TYPE_CHECKING:
     from conftest import Shop
@@ -64,7 +64,7 @@ def test_the_first_job_publishes_the_fitted_table_as_it_is(own: "Shop", encoded:
     assert bundle.manifest.model["encoder"] == table.model["encoder"]
 
 
-def test_the_fitted_table_records_what_is_missing(own: "Shop") -> None:
+def test_the_fitted_table_records_missing_modalities(own: "Shop") -> None:
     missing = ItemTable.load(own.run / "encoder" / "table").missing
     assert missing is not None
     text, image, behaviour = missing.T.tolist()
@@ -182,7 +182,7 @@ def test_an_unreadable_picture_becomes_readable(nightly: "Shop") -> None:
     assert nightly.bundle().missing[[5, 8], 1].tolist() == [ModalityStatus.PRESENT, ModalityStatus.UNREADABLE]
 
 
-def test_no_picture_ends_the_job_whatever_its_decoder_raises(nightly: "Shop") -> None:
+def test_no_decoder_error_ends_the_job(nightly: "Shop") -> None:
     """A damaged AVIF raises RuntimeError; odd EXIF raised struct.error although every viewer shows the picture."""
     unit = struct.pack("<HHHIIHHIIIII", 2, 274, 3, 1, 6, 296, 5, 1, 38, 0, 1, 2)
     exif = b"Exif\0\0II*\0\x08\0\0\0" + unit
@@ -362,15 +362,15 @@ def test_the_manifest_names_every_input(nightly: "Shop") -> None:
     assert model["embeddings"]["kind"] == "vlm"
 
 
-def test_probes_follow_their_items() -> None:
+def test_evaluation_queries_follow_their_items() -> None:
     before, now = ItemIds("abcde"), ItemIds("edxa")  # b and c are gone, x is new
-    probes = EvaluationQueries(
+    queries = EvaluationQueries(
         np.array([[0, 1, 3], [1, 2, -1], [4, 3, 0], [2, 0, -1], [3, -1, -1]]), np.array([4, 0, 1, 3, 0])
     )
-    moved = moved_probes(probes, before, now)
+    moved = remap_queries(queries, before, now)
     # a b d → e: b is left out. b c → a: no history is left. e d a → b: no target. c a → d: c is left out. d → a.
     assert moved.histories.tolist() == [[3, 1, -1], [3, -1, -1], [1, -1, -1]]
     assert moved.targets.tolist() == [0, 1, 3]
     none = EvaluationQueries(np.empty((0, 3), dtype=np.int64), np.empty(0, dtype=np.int64))
-    assert len(moved_probes(none, before, now)) == 0
-    assert len(moved_probes(probes, before, ItemIds("xyz"))) == 0
+    assert len(remap_queries(none, before, now)) == 0
+    assert len(remap_queries(queries, before, ItemIds("xyz"))) == 0

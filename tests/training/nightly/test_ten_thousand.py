@@ -1,4 +1,4 @@
-"""A catalogue of 10,000 items of which 1 % changes: exactly that is embedded, and nothing else moves."""
+"""In a catalogue of 10,000 items of which 1 % changes, only the changed items are embedded."""
 
 import csv
 import shutil

@@ -1,4 +1,4 @@
-"""The nightly job and the items' small pictures: made for what changed, taken over for the rest."""
+"""The nightly job makes thumbnails of changed pictures and keeps the others."""
 
 import dataclasses
 import io
@@ -51,7 +51,7 @@ def test_pictures_of_changed_items_are_made_and_the_others_kept(
     assert not list((nightly.run / "reindex").glob("thumbnails*"))
 
 
-def test_what_was_made_in_another_way_or_of_unknown_files_is_made_again(own: "Shop") -> None:
+def test_thumbnails_of_another_version_or_unknown_files_are_made_again(own: "Shop") -> None:
     fitted, model = FittedEncoder.load(own.run), TrainedModel.of(own.run).provenance
     kept = KeptTable.newest(own.run / "reindex", fitted, model)
     contents = ContentHashes.load(own.run / "encoder" / "contents.parquet")

@@ -1,1 +1,1 @@
-"""`vlm2rec data fetch-images`: pictures fetched from public addresses."""
+"""`vlm2rec data fetch-images`: fetches pictures from public addresses."""

@@ -1,8 +1,4 @@
-"""Which addresses a fetch may connect to, and the connection to exactly the address that was looked at.
-
-A name is resolved once for a connection; every address is held to a rule, and the socket goes to an address that passed
-it, never to the name again. TLS still verifies the name. Nothing here reads proxy variables.
-"""
+"""Connects a fetch only to addresses that pass a rule, and to exactly the address that was checked."""
 
 import ipaddress
 import socket
@@ -20,7 +16,7 @@ Resolver = Callable[[str, int], Sequence[str]]
 """Addresses of a host name, best first.
 
 Raises:
-    OSError: it has none.
+    OSError: the name has no address.
 """
 
 _MOST_ADDRESSES = 4
@@ -62,14 +58,14 @@ class AddressRefused(Exception):
 
 
 def public_address(address: Address) -> str | None:
-    """The rule of every fetch: only addresses of the public internet.
+    """The rule of every fetch: public internet addresses only.
 
     Refused are private, loopback, link-local, shared (100.64.0.0/10), multicast, reserved, documentation and
     unspecified addresses, IPv6 beside global unicast (so IPv4-mapped, NAT64, unique-local and site-local too), and IPv6
     that carries an IPv4 address (6to4, Teredo, ISATAP).
 
     Returns:
-        Why not, or None.
+        Why the address is refused; None if it passes.
     """
     if isinstance(address, ipaddress.IPv6Address):
         if address.scope_id is not None:
@@ -85,13 +81,16 @@ def public_address(address: Address) -> str | None:
 
 
 def system_resolver(host: str, port: int) -> list[str]:
-    """Addresses of a name as the system resolves it; a number in any spelling (``0x7f.1``) is resolved too."""
+    """Addresses of a name as the system resolves it; numeric addresses in any spelling (``0x7f.1``) too."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 class CheckedNetwork(httpcore2.NetworkBackend):
-    """Connects to addresses that passed a rule, and holds every read and write to one deadline.
+    """Connects to addresses that pass a rule; one deadline bounds every read and write.
+
+    A name is resolved once per connection, and the socket connects to the checked address, never to the name. TLS still
+    verifies the name. Proxy variables are not read.
 
     Args:
         rule: of addresses.
@@ -105,14 +104,14 @@ class CheckedNetwork(httpcore2.NetworkBackend):
         self._deadline = 0.0
 
     def begin(self, seconds: float) -> None:
-        """Start the time of a fetch: connections may be made and used until so many seconds from now."""
+        """Start a fetch: connections may be made and used for this many seconds."""
         self._deadline = time.monotonic() + seconds
 
     def remaining(self) -> float:
-        """Seconds that are left.
+        """Seconds until the deadline.
 
         Raises:
-            httpcore2.ReadTimeout: none.
+            httpcore2.ReadTimeout: the deadline has passed.
         """
         left = self._deadline - time.monotonic()
         if left <= 0:
@@ -127,14 +126,14 @@ class CheckedNetwork(httpcore2.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.NetworkStream:
-        """Resolve, check, and connect to the first address that passed and answers.
+        """Resolve the name and connect to the first address that passes the rule and answers.
 
         Raises:
             AddressRefused: no address of the host passes the rule.
             httpcore2.ConnectError: the name has no address, or none answers.
-            httpcore2.TimeoutException: the time of the fetch is over.
+            httpcore2.TimeoutException: the deadline has passed.
         """
-        del timeout, local_address  # the deadline counts, and the system chooses where it connects from
+        del timeout, local_address  # the deadline replaces the timeout; the system chooses the local address
         error: Exception = httpcore2.ConnectError(f"{host} has no address")
         for address in self._permitted(host, port):
             try:
@@ -159,7 +158,7 @@ class CheckedNetwork(httpcore2.NetworkBackend):
 
 
 class _TimedStream(httpcore2.NetworkStream):
-    """A stream whose every step ends with the time of the fetch, however slowly the other side sends."""
+    """A stream whose reads and writes time out at the deadline, however slowly the server sends."""
 
     def __init__(self, stream: httpcore2.NetworkStream, remaining: Callable[[], float]) -> None:
         self._stream = stream

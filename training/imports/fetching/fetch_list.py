@@ -1,4 +1,4 @@
-"""The list of pictures that were fetched or failed, kept beside them so that a fetch that was stopped goes on."""
+"""Records the result of each picture fetch in a file, so that a stopped fetch can be resumed."""
 
 import json
 import os
@@ -11,37 +11,37 @@ from training.errors import DatasetError
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of an address.
+class FetchOutcome:
+    """The result of fetching one address.
 
     Attributes:
         url: the address.
-        file: path of the picture relative to the data set; None where the fetch failed.
+        file: path of the picture relative to the data set; None if the fetch failed.
         size: of the picture, bytes.
-        reason: why the fetch failed; empty where it did not.
-        for_now: whether it may succeed later.
+        reason: why the fetch failed; empty if it succeeded.
+        retryable: whether a later fetch may succeed.
     """
 
     url: str
     file: str | None = None
     size: int = 0
     reason: str = ""
-    for_now: bool = False
+    retryable: bool = False
 
 
 class FetchList:
-    """A file of JSON lines, one an address, the last of an address counts; written line by line.
+    """A file of JSON lines, one per fetch; the last line of an address counts.
 
     Args:
         path: of the file, which need not exist.
 
     Raises:
-        DatasetError: the file cannot be read, or a line other than a last one that was cut short is no outcome.
+        DatasetError: the file cannot be read, or a line is invalid; a last line that was cut short is ignored.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.outcomes: dict[str, Outcome] = {}
+        self.outcomes: dict[str, FetchOutcome] = {}
         try:
             content = path.read_bytes() if path.exists() else b""
         except OSError as error:
@@ -65,14 +65,14 @@ class FetchList:
     ) -> None:
         self._file.close()
 
-    def add(self, outcome: Outcome) -> None:
-        """Write one outcome; it is in the file when this returns.
+    def add(self, outcome: FetchOutcome) -> None:
+        """Append one result; it is in the file when this returns.
 
         Raises:
             OSError: it cannot be written.
         """
         if outcome.file is None:
-            line = {"url": outcome.url, "failed": outcome.reason, "for_now": outcome.for_now}
+            line = {"url": outcome.url, "failed": outcome.reason, "for_now": outcome.retryable}
         else:
             line = {"url": outcome.url, "file": outcome.file, "size": outcome.size}
         self._file.write(json.dumps(line).encode() + b"\n")
@@ -84,14 +84,14 @@ class FetchList:
         os.fsync(self._file.fileno())
 
 
-def _outcome(line: bytes) -> Outcome | None:
+def _outcome(line: bytes) -> FetchOutcome | None:
     try:
         value = json.loads(line)
     except ValueError:
         return None
     match value:
         case {"url": str(url), "file": str(file), "size": int(size)}:
-            return Outcome(url, file, size)
-        case {"url": str(url), "failed": str(reason), "for_now": bool(for_now)}:
-            return Outcome(url, reason=reason, for_now=for_now)
+            return FetchOutcome(url, file, size)
+        case {"url": str(url), "failed": str(reason), "for_now": bool(retryable)}:
+            return FetchOutcome(url, reason=reason, retryable=retryable)
     return None

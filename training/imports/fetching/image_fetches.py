@@ -1,9 +1,4 @@
-"""Fetch the pictures that a data set names by address, and name the files in its ``image`` column.
-
-A picture lies at ``images/<hash of its address>.<suffix>``, written aside and renamed; the list of what was fetched or
-failed is written as it happens. Stopped or killed at any moment, the job goes on where it was; the items file is
-replaced once, at the end.
-"""
+"""Fetches the pictures that a data set names by address and writes their paths to its ``image`` column."""
 
 import hashlib
 import os
@@ -20,7 +15,7 @@ from index.items.item_table import ITEM_ID
 from training.data.dataset import IMAGE, ITEM_SUFFIXES, ITEMS, confined_file
 from training.data.table_files import find_table
 from training.errors import DatasetError
-from training.imports.fetching.fetch_list import FetchList, Outcome
+from training.imports.fetching.fetch_list import FetchList, FetchOutcome
 from training.imports.fetching.picture_fetcher import FetchedPicture, MakeFetcher, PictureFetcher
 from training.imports.import_directory import FETCHES_FILE, IMAGES, not_written
 from training.imports.source_format import IMAGE_URL
@@ -32,16 +27,16 @@ _PART = ".part"
 
 @dataclass
 class FetchSummary:
-    """What a job did.
+    """Counts of a fetch job.
 
     Attributes:
-        wanted: distinct addresses of items that lack their picture.
-        fetched: pictures that were fetched now.
-        kept: addresses whose picture was there already.
-        skipped: addresses that failed for good in an earlier job and were not asked for again.
-        left: addresses that the job's count did not reach.
-        failed: reason → addresses that failed now.
-        named: items that name a picture in the end.
+        wanted: distinct addresses of items without a picture.
+        fetched: pictures fetched by this job.
+        kept: addresses whose picture exists already.
+        skipped: addresses that failed permanently in an earlier job and were not requested again.
+        left: addresses beyond the job's limit.
+        failed: reason → addresses that failed in this job.
+        named: items with a picture after the job.
     """
 
     wanted: int = 0
@@ -62,19 +57,22 @@ def fetch_images(
     again: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> FetchSummary:
-    """Fetch what is missing.
+    """Fetch the missing pictures of a data set.
+
+    A picture is stored as ``images/<hash of its address>.<suffix>``, and each result is recorded at once, so a stopped
+    or killed job can be resumed. The items file is replaced once, at the end.
 
     Args:
         directory: a data set whose items file has a column ``image_url``.
         make_fetcher: makes the fetcher of each thread.
-        parallel: threads, each with one fetch at a time.
-        most: pictures to ask for in this job; None for all.
-        again: whether to ask again for what failed for good before.
-        progress: told how many of how many were asked for.
+        parallel: number of threads.
+        most: largest number of pictures to request in this job; None for all.
+        again: request addresses again that failed permanently before.
+        progress: called with the numbers of finished and of all requests.
 
     Raises:
         DatasetError: the items file cannot be read or has no ``image_url``, or something cannot be written.
-        RunBusy: another job fetches for this data set.
+        RunBusy: another job is fetching for this data set.
     """
     path = find_table(directory, ITEMS, ITEM_SUFFIXES)
     with run_lock(directory):
@@ -118,7 +116,7 @@ class _Job:
         return self._summary
 
     def _wanted(self, *, again: bool) -> list[str]:
-        """Addresses to ask for, each once, in the order of the items."""
+        """Distinct addresses to request, in the order of the items."""
         addresses = []
         for image, url in self._items.select(IMAGE, IMAGE_URL).iter_rows():
             if url and confined_file(self._directory, image) is None:
@@ -128,15 +126,15 @@ class _Job:
         wanted = []
         for url in addresses:
             known = self._done.outcomes.get(url)
-            if self._there(known):
+            if self._is_stored(known):
                 self._summary.kept += 1
-            elif known is not None and known.file is None and not known.for_now and not again:
+            elif known is not None and known.file is None and not known.retryable and not again:
                 self._summary.skipped += 1
             else:
                 wanted.append(url)
         return wanted
 
-    def _there(self, outcome: Outcome | None) -> bool:
+    def _is_stored(self, outcome: FetchOutcome | None) -> bool:
         if outcome is None or outcome.file is None:
             return False
         found = confined_file(self._directory, outcome.file)
@@ -161,14 +159,14 @@ class _Job:
                     self._summary.fetched += 1
                 progress(asked, len(urls))
 
-    def _one(self, url: str, fetchers: "SimpleQueue[PictureFetcher]") -> Outcome:
+    def _one(self, url: str, fetchers: "SimpleQueue[PictureFetcher]") -> FetchOutcome:
         fetcher = fetchers.get()
         try:
             answer = fetcher.fetch(url)
         finally:
             fetchers.put(fetcher)
         if not isinstance(answer, FetchedPicture):
-            return Outcome(url, reason=answer.reason, for_now=answer.for_now)
+            return FetchOutcome(url, reason=answer.reason, retryable=answer.retryable)
         name = f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.{answer.suffix}"
         part = self._directory / IMAGES / f".{name}{_PART}"
         with part.open("wb") as file:
@@ -176,15 +174,15 @@ class _Job:
             file.flush()
             os.fsync(file.fileno())
         part.replace(self._directory / IMAGES / name)
-        return Outcome(url, f"{IMAGES}/{name}", len(answer.content))
+        return FetchOutcome(url, f"{IMAGES}/{name}", len(answer.content))
 
     def _name_pictures(self) -> None:
-        """Name the pictures that are there for items that lack theirs; replace the items file if that changes it."""
+        """Write the paths of fetched pictures into the items file if any item gains one."""
         names = []
         changed = False
         for image, url in self._items.select(IMAGE, IMAGE_URL).iter_rows():
             known = self._done.outcomes.get(url) if url else None
-            if known is not None and self._there(known) and confined_file(self._directory, image) is None:
+            if known is not None and self._is_stored(known) and confined_file(self._directory, image) is None:
                 changed |= image != known.file
                 names.append(known.file)
             else:
@@ -196,13 +194,13 @@ class _Job:
 
 def _in_threads(
     pool: ThreadPoolExecutor,
-    one: Callable[[str, "SimpleQueue[PictureFetcher]"], Outcome],
+    one: Callable[[str, "SimpleQueue[PictureFetcher]"], FetchOutcome],
     urls: list[str],
     fetchers: "SimpleQueue[PictureFetcher]",
     ahead: int,
-) -> Iterator[Outcome]:
-    """Outcomes as they come, with a bounded number waiting."""
-    waiting: set[Future[Outcome]] = set()
+) -> Iterator[FetchOutcome]:
+    """Results in order of completion; at most ``ahead`` fetches are pending."""
+    waiting: set[Future[FetchOutcome]] = set()
     for url in urls:
         waiting.add(pool.submit(one, url, fetchers))
         if len(waiting) >= ahead:
@@ -214,7 +212,7 @@ def _in_threads(
 
 
 def _read(path: Path) -> pl.DataFrame:
-    """The items file as it stands, every column of a CSV as text, with ``image``."""
+    """The items file with a column ``image``; all columns of a CSV file are text."""
     try:
         if path.suffix == ".parquet":
             items = pl.read_parquet(path)

@@ -1,4 +1,4 @@
-"""The one place that fetches from other hosts: a picture from an address, within limits."""
+"""Fetches a picture from an address within limits of size, time, ports and redirects."""
 
 import re
 import ssl
@@ -14,7 +14,7 @@ _SCHEMES = {"http": 80, "https": 443}
 _HOST = re.compile(r"[a-z0-9]([a-z0-9._-]{0,251}[a-z0-9])?\.?|[0-9a-f:.]{2,45}")
 _LONGEST_URL = 4_096
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_FAILS_FOR_NOW = frozenset({408, 425, 429})
+_RETRYABLE_STATUSES = frozenset({408, 425, 429})
 _BYTES_TYPES = frozenset({"", "application/octet-stream", "binary/octet-stream"})
 _HEADERS = [("Accept", "image/*"), ("Accept-Encoding", "identity"), ("User-Agent", "vlm2rec")]
 _SHOWN = 120
@@ -26,9 +26,9 @@ class FetchLimits:
 
     Attributes:
         most_bytes: of a picture.
-        seconds: from the first name to the last byte, redirects included.
-        redirects: that are followed, each looked at like a new address.
-        ports: that may be connected to.
+        seconds: from the first name resolution to the last byte, redirects included.
+        redirects: most redirects to follow; each target is checked like a new address.
+        ports: permitted ports.
     """
 
     most_bytes: int = 20 << 20
@@ -39,11 +39,11 @@ class FetchLimits:
 
 @dataclass(frozen=True)
 class FetchedPicture:
-    """What was fetched.
+    """A fetched picture.
 
     Attributes:
         content: the bytes.
-        suffix: by their first bytes: ``jpg``, ``png``, ``gif``, ``webp``, ``avif``, ``bmp`` or ``tiff``.
+        suffix: derived from the first bytes: ``jpg``, ``png``, ``gif``, ``webp``, ``avif``, ``bmp`` or ``tiff``.
     """
 
     content: bytes
@@ -52,27 +52,27 @@ class FetchedPicture:
 
 @dataclass(frozen=True)
 class NotFetched:
-    """Why there is no picture.
+    """A failed fetch.
 
     Attributes:
         reason: one clause.
-        for_now: whether another try may do better: a timeout, an overloaded server, a name that is not resolved.
+        retryable: whether a later fetch may succeed: after a timeout, an overloaded server, an unresolved name.
     """
 
     reason: str
-    for_now: bool = False
+    retryable: bool = False
 
 
 class _Refused(Exception):
-    """An address or answer that breaks a rule."""
+    """An address or response that breaks a rule."""
 
 
 class PictureFetcher:
-    """Fetches pictures one after the other; keeps connections open between them. Not for several threads at once.
+    """Fetches pictures one after the other over persistent connections; not thread-safe.
 
     Args:
         limits: of a fetch.
-        rule: which addresses may be connected to; there is no setting to relax it, see
+        rule: which addresses are permitted; no setting relaxes it, see
             :func:`training.imports.fetching.addresses.public_address`.
         resolver: of host names.
         tls: verifies servers; must check certificates and host names.
@@ -101,7 +101,7 @@ class PictureFetcher:
             address: ``http`` or ``https``, without user name and password, on a permitted port.
 
         Returns:
-            The picture, or why there is none; never raises for anything that a server does.
+            The picture, or why the fetch failed; nothing that a server does raises an error.
         """
         self._network.begin(self._limits.seconds)
         try:
@@ -109,9 +109,9 @@ class PictureFetcher:
         except (_Refused, AddressRefused) as refused:
             return NotFetched(str(refused))
         except httpcore2.TimeoutException:
-            return NotFetched(f"took longer than {self._limits.seconds:g} seconds", for_now=True)
+            return NotFetched(f"took longer than {self._limits.seconds:g} seconds", retryable=True)
         except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
-            return NotFetched(f"failed: {_one_line(str(error) or type(error).__name__)}", for_now=True)
+            return NotFetched(f"failed: {_one_line(str(error) or type(error).__name__)}", retryable=True)
 
     def _follow(self, url: httpx2.URL) -> FetchedPicture | NotFetched:
         for _ in range(self._limits.redirects + 1):
@@ -128,10 +128,10 @@ class PictureFetcher:
         raise _Refused(f"redirects more than {self._limits.redirects} times")
 
     def _checked(self, address: str) -> httpx2.URL:
-        """An address that may be asked for; what the parser sees is what is connected to.
+        """Parse an address and check it; the parsed form is used for the connection.
 
         Raises:
-            _Refused: it breaks a rule.
+            _Refused: the address breaks a rule.
         """
         if len(address) > _LONGEST_URL:
             raise _Refused(f"the address has more than {_LONGEST_URL:,} characters")
@@ -164,8 +164,8 @@ class PictureFetcher:
 
     def _read(self, response: httpcore2.Response) -> FetchedPicture | NotFetched:
         if response.status != 200:
-            for_now = response.status >= 500 or response.status in _FAILS_FOR_NOW
-            return NotFetched(f"the server answers {response.status}", for_now=for_now)
+            retryable = response.status >= 500 or response.status in _RETRYABLE_STATUSES
+            return NotFetched(f"the server answers {response.status}", retryable=retryable)
         kind = _header(response, b"content-type").partition(";")[0].strip().lower()
         if not kind.startswith("image/") and kind not in _BYTES_TYPES:
             raise _Refused(f"the server says that it is {_one_line(kind)}, not a picture")
@@ -187,7 +187,7 @@ class PictureFetcher:
 
 
 def picture_suffix(start: bytes) -> str | None:
-    """The kind of a picture by its first bytes (32 are enough); None if it is none that is taken."""
+    """The file suffix of a picture by its first bytes (32 suffice); None for any other kind."""
     if start[4:8] == b"ftyp":
         return "avif" if start[8:12] in (b"avif", b"avis") else None
     if start[:4] == b"RIFF":
@@ -215,7 +215,7 @@ def _header(response: httpcore2.Response, name: bytes) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A text of another side, short and without control characters."""
+    """A text from a server, shortened, without control characters."""
     return "".join(char if char.isprintable() else " " for char in text)[:_SHOWN]
 
 

@@ -1,4 +1,4 @@
-"""Amazon Reviews 2023: ``meta_<category>.jsonl`` (items) and ``<category>.jsonl`` (reviews), ``.gz`` or not."""
+"""Reads Amazon Reviews 2023: ``meta_<category>.jsonl`` (items) and ``<category>.jsonl`` (reviews), also gzipped."""
 
 import contextlib
 import io
@@ -41,7 +41,7 @@ _LATEST_MS = 1 << 53
 
 
 class Amazon2023:
-    """See the module."""
+    """Amazon Reviews 2023."""
 
     items_suffix = "parquet"
     time_rule = "must be milliseconds since 1970 (timestamp)"
@@ -49,7 +49,7 @@ class Amazon2023:
     one_file = False
 
     def items(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
-        """Products by ``parent_asin``; the first picture of the largest size is the address to fetch from."""
+        """Products by ``parent_asin``, with the address of the first picture in its largest size."""
         files = [path for path in source.find(*_META) if _is_meta(path)]
         if not files:
             raise DatasetError(
@@ -60,15 +60,15 @@ class Amazon2023:
                 rows = []
                 unpriced = []
                 for line, value in zip(lines, objects, strict=True):
-                    row, understood = _item(line, value)
+                    row, parsed = _item(line, value)
                     rows.append(row)
-                    if not understood:
+                    if not parsed:
                         unpriced.append(line)
                 record.leave_empty(path.name, _NO_PRICE, unpriced)
                 yield Batch(path.name, pl.DataFrame(rows, schema=_ITEMS, orient="row"))
 
     def interactions(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
-        """Every review is an event of its ``parent_asin``, whatever its stars."""
+        """Every review is an event of its ``parent_asin``, for any number of stars."""
         files = [path for path in source.find(*_REVIEWS) if not _is_meta(path)]
         if not files:
             raise DatasetError(f"{source.root}: no file with the reviews, looked for *.jsonl(.gz); see docs/recipes.md")
@@ -92,7 +92,7 @@ def _is_meta(path: Path) -> bool:
 
 
 def _objects(source: Source, path: Path) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
-    """Line numbers and objects of a JSON lines file, a block at a time."""
+    """Line numbers and objects of a JSON lines file, block by block."""
     for block in source.blocks(path):
         lines: list[int] = []
         objects: list[dict[str, Any]] = []
@@ -111,7 +111,7 @@ def _objects(source: Source, path: Path) -> Iterator[tuple[list[int], list[dict[
 
 
 def _item(line: int, value: dict[str, Any]) -> tuple[tuple[object, ...], bool]:
-    """A row of the catalogue, and whether its price was understood (or there is none)."""
+    """A row of the catalogue, and whether its price was parsed or absent."""
     title = text_of(value.get("title"))
     categories = texts_of(value.get("categories"))
     given = value.get("price")
@@ -142,7 +142,8 @@ def _picture(images: object) -> str | None:
         columns = {name: column for name, column in images.items() if isinstance(column, list)}
         count = max(map(len, columns.values()), default=0)
         images = [
-            {name: column[place] for name, column in columns.items() if place < len(column)} for place in range(count)
+            {name: column[position] for name, column in columns.items() if position < len(column)}
+            for position in range(count)
         ]
     if not isinstance(images, list):
         return None

@@ -1,4 +1,4 @@
-"""H&M Personalized Fashion: ``articles.csv``, ``transactions_train.csv``, ``images/010/0108775015.jpg``."""
+"""Reads H&M Personalized Fashion: ``articles.csv``, ``transactions_train.csv``, ``images/010/0108775015.jpg``."""
 
 from collections.abc import Iterator
 
@@ -28,7 +28,7 @@ _TEXT = ("prod_name", "product_type_name", "colour_group_name", "graphical_appea
 
 
 class HM:
-    """See the module."""
+    """H&M Personalized Fashion."""
 
     items_suffix = "parquet"
     time_rule = "must be a day (t_dat) as 2020-09-22"
@@ -36,7 +36,7 @@ class HM:
     one_file = False
 
     def items(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
-        """Articles, with the names of their kind as metadata and the pictures that are there."""
+        """Articles with their categories as metadata and their existing pictures."""
         path = source.one("the articles", "articles.csv")
         pictures = (source.root / "images").is_dir()
         if not pictures:
@@ -61,7 +61,7 @@ class HM:
             )
 
     def interactions(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
-        """Purchases; their times are days, and the order within a day is that of the file."""
+        """Purchases, timed by day; those of one day keep the order of the file."""
         path = source.one("the purchases", "transactions_train.csv")
         record.note("purchases have a day and no time: those of one day keep the order of the file")
         for rows in CsvFile(source, path).batches():
@@ -76,6 +76,6 @@ class HM:
 
 
 def _ten_digits(rows: pl.DataFrame) -> pl.DataFrame:
-    """``item_id`` of ten digits, null where there is none: tools that read ids as numbers drop leading zeros."""
+    """Pad ``item_id`` to ten digits, null if it is no number: tools that read ids as numbers drop leading zeros."""
     number = pl.col(_ARTICLE).str.extract(rf"^(\d{{1,{_DIGITS}}})$")
     return rows.with_columns(number.str.zfill(_DIGITS).alias(ITEM_ID))

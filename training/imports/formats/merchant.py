@@ -1,4 +1,4 @@
-"""Google Merchant feeds: XML (RSS 2.0 or Atom) or a text file with a header, of tabs or commas."""
+"""Reads Google Merchant feeds: XML (RSS 2.0 or Atom), or a table with a header and tabs or commas."""
 
 import re
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
 
 class GoogleMerchant:
-    """See the module."""
+    """Google Merchant feeds."""
 
     items_suffix = "parquet"
     time_rule = ""
@@ -43,7 +43,7 @@ class GoogleMerchant:
     one_file = True
 
     def items(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
-        """Products by their id; attributes that are not taken are named in the record."""
+        """Products by id; the record names the attributes that are not imported."""
         path = source.one("the feed", "*.xml", "*.tsv", "*.txt", "*.csv")
         unknown: set[str] = set()
         for products in _products(source, path):
@@ -55,10 +55,10 @@ class GoogleMerchant:
             yield Batch(path.name, pl.DataFrame(rows, schema=_SCHEMA, orient="row"))
         left = sorted(unknown.difference(_TAKEN))
         if left:
-            record.note(f"attributes of the feed that are not taken: {', '.join(name[:40] for name in left[:30])}")
+            record.note(f"attributes of the feed that are not imported: {', '.join(name[:40] for name in left[:30])}")
 
     def interactions(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
-        """A feed has none."""
+        """No events: a feed has none."""
         del source, record
         yield from ()
 

@@ -1,8 +1,4 @@
-"""Products of a Google Merchant feed in XML (RSS 2.0 or Atom), one at a time.
-
-The parser is expat with a document type refused before any entity could be declared, so nothing expands; depth and size
-of a product are bounded.
-"""
+"""Parses the products of a Google Merchant feed in XML (RSS 2.0 or Atom) with bounded memory."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,10 +18,11 @@ Product = tuple[int, dict[str, str]]
 
 
 class MerchantXml:
-    """Reads one feed.
+    """Parses one feed with expat; depth and size of a product are bounded.
 
-    Attributes of Google's namespace win over elements of RSS or Atom with the same name; of a repeated attribute the
-    first is taken; what lies deeper (shipping, tax) is not.
+    A document type is refused before it can declare an entity, so no entity expands. Attributes of Google's namespace
+    take precedence over elements of RSS or Atom with the same name; of a repeated attribute the first counts; nested
+    attributes (shipping, tax) are ignored.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,7 +46,7 @@ class MerchantXml:
         """Products of each chunk, in order.
 
         Raises:
-            DatasetError: no well-formed XML, a document type declaration, nesting or a product beyond the bounds.
+            DatasetError: the XML is not well-formed, declares a document type, or exceeds the bounds.
         """
         fed = 0
         try:

@@ -1,4 +1,4 @@
-"""MIND news: ``news.tsv`` and ``behaviors.tsv``, no header."""
+"""Reads MIND news: ``news.tsv`` and ``behaviors.tsv``, no header."""
 
 from collections.abc import Iterator
 
@@ -16,10 +16,10 @@ _BEHAVIORS = ("impression", USER_ID, "time", "history", "impressions")
 
 
 class Mind:
-    """See the module.
+    """MIND news.
 
     Args:
-        with_history: also take the clicks before the log begins, which have an order but no times: they get the time of
+        with_history: also import the clicks before the log begins. They have an order but no times and get the time of
             the user's first row in the log.
     """
 
@@ -32,7 +32,7 @@ class Mind:
         self._with_history = with_history
 
     def items(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
-        """News: title and abstract, category and address as metadata; the entities are not taken."""
+        """News: title and abstract, with category and address as metadata; entities are ignored."""
         del record
         path = source.one("the news", "news.tsv")
         for rows in read_fields(source, path, "\t", _NEWS):
@@ -49,7 +49,7 @@ class Mind:
             )
 
     def interactions(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
-        """Clicks of the log (``N1-1``; what was shown and not clicked is none), before them the history if wished."""
+        """Clicks of the log (``N1-1``; not impressions without one), preceded by the histories if enabled."""
         path = source.one("the log of clicks", "behaviors.tsv")
         record.note("times of MIND name no zone; they were taken as UTC")
         if self._with_history:
@@ -63,7 +63,7 @@ class Mind:
             yield Batch(path.name, clicks.select(LINE, USER_ID, pl.col(ITEM_ID).str.head(-2), TIME))
 
     def _histories(self, source: Source) -> Iterator[Batch]:
-        """The history of each user once, from the first row in time that names the user.
+        """The history of each user, from the user's earliest row.
 
         A user's history is the same in every row of the log.
         """

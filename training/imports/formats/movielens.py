@@ -1,4 +1,4 @@
-"""MovieLens with `::` between the fields: ``movies.dat`` and ``ratings.dat`` of the 1M and 10M releases."""
+"""Reads ``movies.dat`` and ``ratings.dat`` of the MovieLens 1M and 10M releases, which separate fields by `::`."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ _NO_GENRES = "(no genres listed)"
 
 
 class MovieLens:
-    """See the module."""
+    """MovieLens 1M and 10M."""
 
     items_suffix = "parquet"
     time_rule = "must be whole seconds since 1970"
@@ -26,15 +26,15 @@ class MovieLens:
     one_file = False
 
     def items(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
-        """Films: the title with its year, the genres as a list, the year as a number."""
+        """Films: title with year, genres as a list, year as a number."""
         path = source.one("the films", "movies.dat")
         encoding = "utf-8" if is_utf8(path, source) else "latin-1"
         if encoding == "latin-1":
             record.note(f"{path.name} is not UTF-8; its titles were read as Latin-1, as the release has them")
         for lines in read_lines(source, path, encoding):
             parts = lines.with_columns(
-                pl.col("text").str.extract(_MOVIE, place).str.strip_chars().alias(name)
-                for place, name in enumerate((ITEM_ID, TITLE, "genres"), start=1)
+                pl.col("text").str.extract(_MOVIE, position).str.strip_chars().alias(name)
+                for position, name in enumerate((ITEM_ID, TITLE, "genres"), start=1)
             )
             broken = parts.filter(pl.col(ITEM_ID).is_null())
             if broken.height:
@@ -43,7 +43,7 @@ class MovieLens:
             yield Batch(path.name, _films(parts))
 
     def interactions(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
-        """Every rating is an event, whatever its stars."""
+        """Every rating is an event, for any number of stars."""
         path = source.one("the ratings", "ratings.dat")
         record.note("every rating is an interaction, low ones too; the stars are not kept")
         for rows in read_fields(source, path, "::", (USER_ID, ITEM_ID, "rating", "seconds")):

@@ -1,8 +1,4 @@
-r"""Tables written by Postgres' COPY: ``items`` and ``interactions``, each CSV or text format with a header.
-
-Text format (``.tsv``, ``.txt``, ``.copy``): tabs, ``\N`` for null, backslash escapes. CSV: as RFC 4180, with an empty
-field or ``\N`` for null.
-"""
+"""Reads the tables ``items`` and ``interactions`` written by Postgres' COPY, in CSV or text format with a header."""
 
 import re
 from collections.abc import Iterator
@@ -28,7 +24,11 @@ _LETTERS = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
 
 class Postgres:
-    """See the module."""
+    r"""Tables written by Postgres' COPY.
+
+    Text format (``.tsv``, ``.txt``, ``.copy``): tabs, ``\N`` for null, backslash escapes. CSV: RFC 4180 with an empty
+    field or ``\N`` for null.
+    """
 
     items_suffix = "csv"
     time_rule = TIME_RULE
@@ -36,7 +36,7 @@ class Postgres:
     one_file = False
 
     def items(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
-        """The columns as they are named; ``image`` is a path relative to the source, and the picture is copied."""
+        """All columns under their names; ``image`` is a path relative to the source, and the picture is copied."""
         del record
         path = _table(source, ITEMS)
         for rows in _rows(source, path):
@@ -46,7 +46,7 @@ class Postgres:
             yield Batch(path.name, rows.rename({IMAGE: SOURCE_IMAGE}, strict=False))
 
     def interactions(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
-        """``user_id``, ``item_id``, ``timestamp``; the unit of numbers is that of the whole file."""
+        """``user_id``, ``item_id``, ``timestamp``; numbers have one unit in the whole file."""
         del record
         path = _table(source, INTERACTIONS)
         read = []
@@ -107,7 +107,9 @@ def _unescaped(path: Path, rows: pl.DataFrame) -> pl.DataFrame:
             columns.append(column)
             continue
         values = column.to_list()
-        strange = next((place for place, value in enumerate(values) if _BYTES.search(value.replace(r"\\", ""))), None)
+        strange = next(
+            (position for position, value in enumerate(values) if _BYTES.search(value.replace(r"\\", ""))), None
+        )
         if strange is not None:
             raise DatasetError(
                 f"{path}: line {rows[LINE][strange]:,}: an escape of a byte by its number, which COPY TO never writes; "

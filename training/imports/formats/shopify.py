@@ -1,4 +1,4 @@
-"""Shopify product export: a product is several rows of one handle, for its variants and its pictures."""
+"""Reads a Shopify product export, where a product is several rows of one handle for its variants and pictures."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from training.imports.source_files import Source
 from training.imports.source_format import IMAGE_URL, Batch
 from training.imports.values import joined, number_of, plain_text, text_of
 
-# Our name → the export's, of the older and the newer layout, in lower case.
+# Our name → lower-case names in the export's older and newer layout.
 _COLUMNS = {
     "handle": ("handle", "url handle"),
     "title": ("title",),
@@ -62,7 +62,7 @@ class _Product:
     variant_images: list[str] = field(default_factory=list)
 
     def add(self, row: dict[str, str]) -> None:
-        """Take one row: the first value of a product's columns, every variant's price and every picture."""
+        """Add one row: the first value of each column, and every price, SKU and picture."""
         for name, value in row.items():
             self.values.setdefault(name, value)
         price = number_of(row.get("price"))
@@ -99,7 +99,7 @@ class _Product:
 
 
 class Shopify:
-    """See the module."""
+    """Shopify product exports."""
 
     items_suffix = "parquet"
     time_rule = ""
@@ -107,7 +107,7 @@ class Shopify:
     one_file = True
 
     def items(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
-        """Products by their handle, whatever their status (filter by ``status`` and ``published``)."""
+        """Products by handle, of any status; filter by ``status`` and ``published``."""
         path = source.one("the products", "products*.csv", "*.csv")
         products: dict[str, _Product] = {}
         for rows in CsvFile(source, path).batches():
@@ -128,14 +128,14 @@ class Shopify:
         yield Batch(path.name, pl.DataFrame(rows_of_items, schema=_SCHEMA, orient="row"))
 
     def interactions(self, source: Source, record: ImportRecord) -> Iterator[Batch]:
-        """An export of products has none."""
+        """No events: an export of products has none."""
         del source, record
         yield from ()
 
 
 def _places(path: Path, columns: Sequence[str]) -> dict[str, int]:
-    """Our names → places of the columns that the file has."""
-    found = {name.lower(): place for place, name in enumerate(columns)}
+    """Our names → positions of the file's columns."""
+    found = {name.lower(): position for position, name in enumerate(columns)}
     places = {ours: found[theirs] for ours, names in _COLUMNS.items() for theirs in names if theirs in found}
     missing = next((name for name in ("handle", "title") if name not in places), None)
     if missing is not None:
