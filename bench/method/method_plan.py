@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from training.config.renamed_keys import former_key
+
 SFT_LINE, OURS_LINE, TEXT_ALONE, IMAGE_ALONE = "sft", "vlm2rec", "text-alone", "image-alone"
 """Groups that goals and utilisation speak of."""
 _FORMAT = 1
@@ -89,7 +91,8 @@ class Unit:
     @property
     def fingerprint(self) -> str:
         """16 hex digits over all that the plan says of it."""
-        said = [_FORMAT, dict(self.catalogue.demo), self.overrides, self.row.frozen]
+        overrides = {former_key(key): value for key, value in self.overrides.items()}
+        said = [_FORMAT, dict(self.catalogue.demo), overrides, self.row.frozen]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -118,27 +121,27 @@ class Plan:
         return plain
 
 
-SFT: Mapping[str, Any] = {"loss.mu": 0.0, "loss.lam": 0.0}
+SFT: Mapping[str, Any] = {"loss.wpcl_weight": 0.0, "loss.crtr_weight": 0.0}
 _SUM: Mapping[str, Any] = {"loss.fusion": "sum"}
 _CONCAT: Mapping[str, Any] = {"loss.fusion": "concat"}
 _ALONE: tuple[Row, ...] = (
     Row(TEXT_ALONE, "trained on texts alone", {**SFT, "train.modalities": ["text"]}),
     Row(IMAGE_ALONE, "trained on pictures alone", {**SFT, "train.modalities": ["image"]}),
 )
-_OURS: Mapping[str, Any] = {"loss.mu": 1.0, "loss.alpha": 1.0, "loss.lam": 0.3, **_SUM}
-_OURS_CONCAT: Mapping[str, Any] = {"loss.mu": 1.0, "loss.alpha": 1.0, "loss.lam": 0.1, **_CONCAT}
+_OURS: Mapping[str, Any] = {"loss.wpcl_weight": 1.0, "loss.alpha": 1.0, "loss.crtr_weight": 0.3, **_SUM}
+_OURS_CONCAT: Mapping[str, Any] = {"loss.wpcl_weight": 1.0, "loss.alpha": 1.0, "loss.crtr_weight": 0.1, **_CONCAT}
 
 COLLAPSE: tuple[Row, ...] = (
     Row("frozen", "untrained", _SUM, frozen=True),
     *_ALONE,
     Row(SFT_LINE, "SFT, sum (as published)", {**SFT, **_SUM}),
     Row("sft-concat", "SFT, concat", {**SFT, **_CONCAT}),
-    Row("wpcl", "SFT + WPCL (μ 1, α 1), sum", {**_OURS, "loss.lam": 0.0}),
-    Row("crtr", "SFT + CRTR (λ .3), sum", {**SFT, **_SUM, "loss.lam": 0.3}),
+    Row("wpcl", "SFT + WPCL (μ 1, α 1), sum", {**_OURS, "loss.crtr_weight": 0.0}),
+    Row("crtr", "SFT + CRTR (λ .3), sum", {**SFT, **_SUM, "loss.crtr_weight": 0.3}),
     Row(OURS_LINE, "VLM2Rec (μ 1, α 1, λ .3), sum", _OURS),
     Row("vlm2rec-concat", "VLM2Rec (μ 1, α 1, λ .1), concat", _OURS_CONCAT),
     Row("weak-plain", "VLM2Rec with α = 0: the weak loss unweighted, sum", {**_OURS, "loss.alpha": 0.0}),
-    Row("nu", "SFT + an unweighted loss per modality (ν .5), sum", {**SFT, **_SUM, "loss.nu": 0.5}),
+    Row("nu", "SFT + an unweighted loss per modality (ν .5), sum", {**SFT, **_SUM, "loss.unimodal_weight": 0.5}),
     Row("dropout", "SFT + modality dropout .5, sum", {**SFT, **_SUM, "loss.modality_dropout": 0.5}),
     Row("vision-rate", "SFT, image tower at three times the rate, sum", {**SFT, **_SUM, "train.vision_rate": 3.0}),
 )
@@ -150,7 +153,7 @@ BALANCED: tuple[Row, ...] = (
     Row("sft-concat", "SFT, concat", {**SFT, **_CONCAT}, group=SFT_LINE),
     Row("vlm2rec-sum", "VLM2Rec (μ 1, α 1, λ .3), sum", _OURS, group=OURS_LINE),
     Row("vlm2rec-concat", "VLM2Rec (μ 1, α 1, λ .1), concat", _OURS_CONCAT, group=OURS_LINE),
-    Row("nu", "SFT + an unweighted loss per modality (ν .5), concat", {**SFT, **_CONCAT, "loss.nu": 0.5}),
+    Row("nu", "SFT + an unweighted loss per modality (ν .5), concat", {**SFT, **_CONCAT, "loss.unimodal_weight": 0.5}),
 )
 
 STRONG_TEXT: tuple[Row, ...] = (

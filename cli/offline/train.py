@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from training.data.dataset import Dataset
     from training.embedding.store import Embeddings
 
-_CONFIG_FILE = "config.toml"
 _TRAINING = "train"
 _MODEL = "model"
 _EMBEDDINGS = "embeddings"
@@ -49,13 +48,13 @@ def train(
     shows how it went. For several processes put `torchrun --nproc-per-node N -m cli.main` in place of `vlm2rec`; they
     share each batch.
     """
-    from training.config.run_config import load_config, to_toml
+    from training.config.run_config import CONFIG_FILE, load_config, to_toml
     from training.data.dataset import load_dataset
     from training.encoder.job import split_dataset
     from training.finetune.trainer import UNREADABLE_FILE, Progress, train_vlm
     from training.runs.disk import writing_run
 
-    kept = run / _CONFIG_FILE
+    kept = run / CONFIG_FILE
     path = kept if resume and config is None and preset is None and kept.is_file() else config
     given = {"train.steps": steps, "train.seed": seed}
     chosen = load_config(path, preset, {key: value for key, value in given.items() if value is not None})

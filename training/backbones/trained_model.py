@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.backbones.identity import MODEL_DIRECTORY, provenance
-from training.config.run_config import RunConfig, load_config
+from training.config.run_config import RunConfig, load_run_config
 
 if TYPE_CHECKING:
     from training.backbones.vlm import Embedding
 
-CONFIG_FILE = "config.toml"
 TRAINING_DIRECTORY = "train"
 EMBEDDINGS_DIRECTORY = "embeddings"
 
@@ -37,8 +36,7 @@ class TrainedModel:
             BackboneError: it has no trained model, or a file cannot be read.
             ConfigError: its configuration cannot be read.
         """
-        path = run / CONFIG_FILE
-        config = load_config(path if path.is_file() else None)
+        config = load_run_config(run)
         directory = run / TRAINING_DIRECTORY / MODEL_DIRECTORY
         return cls(run, config, provenance(directory, dtype=config.vlm.dtype, attention=config.vlm.attention))
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from training.config.encoder_config import EncoderConfig
+from training.config.renamed_keys import rename_former_keys
 from training.config.types import CHUNK_PATCHES, Fusion, GapKind, WeakBy
 from training.data.file_kind import encoding_fault, foreign_kind
 from training.errors import ConfigError
@@ -121,30 +122,30 @@ class LossConfig(_Section):
     Attributes:
         temperature: τ.
         fusion: how the two modalities make one similarity.
-        mu: weight of WPCL; 0 = plain fine-tuning without it.
-        lam: weight of CRTR; 0 = without it.
-        nu: weight of an InfoNCE of each modality on its own, unweighted; 0 = without it.
+        wpcl_weight: weight of WPCL; 0 = plain fine-tuning without it.
+        crtr_weight: weight of CRTR; 0 = without it.
+        unimodal_weight: weight of an InfoNCE of each modality on its own, unweighted; 0 = without it.
         modality_dropout: share of the histories with both modalities of which the fused loss sees one alone.
         alpha: slope of β = 1 + α g.
         weak_by: weak modality by the moving average over batches, or row by row.
         gap_kind: g as a log-ratio clipped at 4, or as a difference of probabilities.
         relation_temperature: τ_r of CRTR.
         detach_strong: CRTR sends no gradient into the strong modality.
-        lead_decay: weight of the old value in the moving average.
+        confidence_gap_decay: weight of the old value in the moving average.
     """
 
     temperature: float = Field(default=0.1, ge=1e-4, le=100)
     fusion: Fusion = "concat"
-    mu: float = Field(default=0.5, ge=0)
-    lam: float = Field(default=0.1, ge=0)
-    nu: float = Field(default=0.0, ge=0)
+    wpcl_weight: float = Field(default=0.5, ge=0)
+    crtr_weight: float = Field(default=0.1, ge=0)
+    unimodal_weight: float = Field(default=0.0, ge=0)
     modality_dropout: float = Field(default=0.0, ge=0, le=1)
     alpha: float = Field(default=1.0, ge=0)
     weak_by: WeakBy = "ema"
     gap_kind: GapKind = "log_ratio"
     relation_temperature: float = Field(default=1.0, ge=1e-3, le=1_000)
     detach_strong: bool = False
-    lead_decay: float = Field(default=0.9, ge=0, lt=1)
+    confidence_gap_decay: float = Field(default=0.9, ge=0, lt=1)
 
 
 class TrainConfig(_Section):
@@ -272,6 +273,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Named starting points; "tiny" is a model from scratch that two CPU cores train in a minute."""
 
+CONFIG_FILE = "config.toml"
+"""The configuration of a run, in the run directory."""
+
 
 def load_config(
     path: Path | None = None, preset: str | None = None, overrides: Mapping[str, Any] | None = None
@@ -286,22 +290,20 @@ def load_config(
     Raises:
         ConfigError: the file is unreadable, a preset or key is unknown, or a value breaks its rule.
     """
-    written = {} if path is None else _read(path)
-    named = written.pop("preset", None)
-    name = preset or named or "tiny"
-    if name not in PRESETS:
-        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    values = _merged(_merged({}, PRESETS[name]), written)
-    for key, value in (overrides or {}).items():
-        *sections, last = key.split(".")
-        nested: dict[str, Any] = {last: value}
-        for section in reversed(sections):
-            nested = {section: nested}
-        values = _merged(values, nested)
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, "configuration" if path is None else str(path))) from error
+    return _load(path, preset, overrides or {}, warn=True)
+
+
+def load_run_config(run: Path) -> RunConfig:
+    """Read the configuration that a run directory stores; former names of keys are accepted without a warning.
+
+    Args:
+        run: the run directory; without a stored configuration the preset ``tiny`` is used.
+
+    Raises:
+        ConfigError: the file is unreadable, a preset or key is unknown, or a value breaks its rule.
+    """
+    path = run / CONFIG_FILE
+    return _load(path if path.is_file() else None, None, {}, warn=False)
 
 
 def to_toml(config: RunConfig) -> str:
@@ -323,6 +325,28 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: a configuration {encoding_fault(path)}") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: a configuration must be TOML in UTF-8: {error}") from error
+
+
+def _load(path: Path | None, preset: str | None, overrides: Mapping[str, Any], *, warn: bool) -> RunConfig:
+    where = "configuration" if path is None else str(path)
+    written = {} if path is None else _read(path)
+    named = written.pop("preset", None)
+    name = preset or named or "tiny"
+    if name not in PRESETS:
+        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    given: dict[str, Any] = {}
+    for key, value in overrides.items():
+        *sections, last = key.split(".")
+        nested: dict[str, Any] = {last: value}
+        for section in reversed(sections):
+            nested = {section: nested}
+        given = _merged(given, nested)
+    for values in (written, given):
+        rename_former_keys(values, where, warn=warn)
+    try:
+        return RunConfig.model_validate(_merged(_merged(PRESETS[name], written), given))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, where)) from error
 
 
 def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,12 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from training.backbones.prompts import prompt_hash
+from training.config.renamed_keys import former_key
 from training.config.run_config import RunConfig
 from training.data.dataset import Dataset
 from training.data.sequences import Sequences, Targets
@@ -43,19 +45,27 @@ def run_fingerprint(dataset: Dataset, train: Sequences, validation: Targets | No
         config: of the run.
     """
     digest = hashlib.sha256(prompt_hash().encode())
-    shape = config.model_dump(mode="json", include={"vlm", "loss", "train"})
-    for section, names in _WITHOUT_EFFECT.items():
-        for name in names:
-            del shape[section][name]
-    if not config.train.validate_every:
-        for name in _WITHOUT_VALIDATION:
-            del shape["train"][name]
-    digest.update(json.dumps(shape, sort_keys=True).encode())
+    digest.update(json.dumps(_decisive_settings(config), sort_keys=True).encode())
     digest.update(json.dumps([dataset.item_ids(), dataset.texts()]).encode())
     digest.update(train.offsets.tobytes() + train.rows.tobytes())
     if config.train.validate_every and validation is not None:
         digest.update(np.concatenate([validation.targets, *validation.histories]).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _decisive_settings(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """The settings that change the result of a run; a renamed key keeps its former name here."""
+    sections = config.model_dump(mode="json", include={"vlm", "loss", "train"})
+    for section, names in _WITHOUT_EFFECT.items():
+        for name in names:
+            del sections[section][name]
+    if not config.train.validate_every:
+        for name in _WITHOUT_VALIDATION:
+            del sections["train"][name]
+    return {
+        section: {former_key(f"{section}.{key}").rpartition(".")[2]: value for key, value in values.items()}
+        for section, values in sections.items()
+    }
 
 
 class RunDirectory:

@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.backbones.trained_model import CONFIG_FILE, TRAINING_DIRECTORY
-from training.config.run_config import RunConfig, load_config
+from training.backbones.trained_model import TRAINING_DIRECTORY
+from training.config.run_config import RunConfig, load_run_config
 from training.data.dataset import Dataset
 from training.encoder.job import Split, split_dataset
 from training.finetune.direct_ranking import METRIC
@@ -41,11 +41,10 @@ class TrainingRun:
         Raises:
             ConfigError: its ``config.toml`` cannot be read.
         """
-        kept = path / CONFIG_FILE
         place = RunDirectory(path / TRAINING_DIRECTORY)
         return cls(
             path,
-            load_config(kept if kept.is_file() else None),
+            load_run_config(path),
             RunHistory.read(place.log),
             _text(place.fingerprint),
             place.model.is_dir(),

@@ -43,7 +43,7 @@ class MethodLoss:
     """What one batch gives.
 
     Attributes:
-        total: scalar, ``nce + mu * wpcl + lam * crtr + nu * unimodal``; the nce itself if all weights are 0.
+        total: scalar, ``nce`` plus the other terms, each times its weight; the nce itself if all weights are 0.
         nce: scalar.
         wpcl: scalar, None if its weight is 0.
         crtr: scalar, None if its weight is 0.
@@ -154,9 +154,9 @@ def method_loss(
     *,
     temperature: float,
     fusion: Fusion = "sum",
-    mu: float = 0.0,
-    lam: float = 0.0,
-    nu: float = 0.0,
+    wpcl_weight: float = 0.0,
+    crtr_weight: float = 0.0,
+    unimodal_weight: float = 0.0,
     alpha: float = 1.0,
     hidden: Tensor | None = None,
     weak_by: WeakBy = "ema",
@@ -164,7 +164,7 @@ def method_loss(
     relation_temperature: float = 1.0,
     detach_strong: bool = False,
     lead: float = 0.0,
-    lead_decay: float = 0.9,
+    confidence_gap_decay: float = 0.9,
 ) -> MethodLoss:
     """L = L_nce + μ L_wpcl + λ L_crtr + ν L_unimodal over a global batch of B pairs.
 
@@ -175,9 +175,9 @@ def method_loss(
         histories: (B, L) int64, items before them, padded with −1.
         temperature: τ > 0.
         fusion: see :func:`fused_similarities`.
-        mu: weight of WPCL; 0 = not computed.
-        lam: weight of CRTR; 0 = not computed.
-        nu: weight of the sum of both modalities' own InfoNCE, the plain remedy; 0 = not computed.
+        wpcl_weight: weight of WPCL; 0 = not computed.
+        crtr_weight: weight of CRTR; 0 = not computed.
+        unimodal_weight: weight of the sum of both modalities' own InfoNCE, the plain remedy; 0 = not computed.
         alpha: slope of β = 1 + α g.
         hidden: (B, 2) bool, histories whose text or image the fused loss does not see; None = none.
         weak_by: the weak modality of a row by the moving average (``ema``) or row by row (``row``).
@@ -185,33 +185,33 @@ def method_loss(
         relation_temperature: τ_r of CRTR.
         detach_strong: CRTR sends no gradient into the strong modality.
         lead: moving average of log c^text − log c^image before this batch; 0 at the start.
-        lead_decay: weight of the old average.
+        confidence_gap_decay: weight of the old average.
 
     Returns:
-        The terms. With mu = lam = nu = 0, ``total`` is ``nce`` itself: plain contrastive fine-tuning.
+        The terms. With all three weights 0, ``total`` is ``nce`` itself: plain contrastive fine-tuning.
     """
     text, image = text.widened(), image.widened()
     excluded = false_negatives(item_ids, histories)
     seen = (text, image) if hidden is None else (text.without(hidden[:, 0]), image.without(hidden[:, 1]))
     fused = fused_similarities(*seen, excluded, temperature, fusion)
     nce, rows = info_nce(fused), int(fused.rows.sum())
-    if mu == 0 and lam == 0 and nu == 0:
+    if wpcl_weight == 0 and crtr_weight == 0 and unimodal_weight == 0:
         return MethodLoss(nce, nce, None, None, None, None, None, None, None, rows)
     by_text, by_image = similarities(text, excluded, temperature), similarities(image, excluded, temperature)
-    balance = weak_modality(by_text, by_image, weak_by, gap_kind, lead, lead_decay)
+    balance = weak_modality(by_text, by_image, weak_by, gap_kind, lead, confidence_gap_decay)
     total, wpcl, crtr, unimodal, log_beta = nce, None, None, None, None
-    if mu != 0:
+    if wpcl_weight != 0:
         row_log_beta = torch.log1p(alpha * balance.gap)
         wpcl = weak_penalised(by_text, by_image, balance, row_log_beta)
         log_beta = _mean_over(row_log_beta, balance.rows)
-        total = total + mu * wpcl
-    if lam != 0:
+        total = total + wpcl_weight * wpcl
+    if crtr_weight != 0:
         strong = balance.image_weak if detach_strong else None
         crtr = relational_topology(text, image, item_ids, excluded, temperature, relation_temperature, strong)
-        total = total + lam * crtr
-    if nu != 0:
+        total = total + crtr_weight * crtr
+    if unimodal_weight != 0:
         unimodal = info_nce(by_text) + info_nce(by_image)
-        total = total + nu * unimodal
+        total = total + unimodal_weight * unimodal
     image_weak, gap = (_mean_over(v, balance.rows) for v in ((balance.difference > 0).to(nce.dtype), balance.gap))
     return MethodLoss(total, nce, wpcl, crtr, unimodal, balance.lead, gap, log_beta, image_weak, rows)
 
@@ -237,7 +237,12 @@ class Balance:
 
 @torch.no_grad()
 def weak_modality(
-    by_text: Similarities, by_image: Similarities, weak_by: WeakBy, gap_kind: GapKind, lead: float, lead_decay: float
+    by_text: Similarities,
+    by_image: Similarities,
+    weak_by: WeakBy,
+    gap_kind: GapKind,
+    lead: float,
+    confidence_gap_decay: float,
 ) -> Balance:
     """The weak modality of every row from the confidences c^m = softmax(S^m)[b] (our reading).
 
@@ -248,7 +253,7 @@ def weak_modality(
             ``row``: the lower confidence of each row.
         gap_kind: ``log_ratio`` or ``probability``.
         lead: the moving average before this batch.
-        lead_decay: weight of the old average; a batch without a qualifying row leaves it as it was.
+        confidence_gap_decay: weight of the old average; a batch without a qualifying row leaves it as it was.
 
     Returns:
         The balance. An average of exactly 0 leaves the weak modality open: every gap is then 0, so β = 1.
@@ -261,7 +266,7 @@ def weak_modality(
         gap = (log_text.exp() - log_image.exp()).masked_fill(~rows, 0.0).abs()
     moved = torch.full((), lead, dtype=difference.dtype, device=difference.device)
     if bool(rows.any()):
-        moved = lead_decay * moved + (1 - lead_decay) * _mean_over(difference, rows)
+        moved = confidence_gap_decay * moved + (1 - confidence_gap_decay) * _mean_over(difference, rows)
     if weak_by == "row":
         return Balance(difference, gap, difference > 0, rows, moved)
     gap = torch.where(moved == 0, torch.zeros_like(gap), gap)

@@ -139,7 +139,7 @@ def _facts(report: RunReport) -> dict[str, str]:
         "Model": config.vlm.model or f"from scratch, width {config.vlm.scratch.hidden_size}",
         "Modalities": " + ".join(train.modalities),
         "Fusion": loss.fusion,
-        "Loss": f"InfoNCE + {loss.mu:g} · WPCL + {loss.lam:g} · CRTR",
+        "Loss": f"InfoNCE + {loss.wpcl_weight:g} · WPCL + {loss.crtr_weight:g} · CRTR",
         "α": f"{loss.alpha:g}",
         "τ": f"{loss.temperature:g}",
         "Weak modality by": {"ema": "moving average", "row": "row"}[loss.weak_by],

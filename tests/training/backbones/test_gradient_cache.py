@@ -42,7 +42,9 @@ def loss_of(outputs: Tensor, batch: PairBatch) -> Tensor:
         )
         for name in ("text", "image")
     ]
-    loss = method_loss(*sides, batch.item_ids, batch.histories, temperature=0.2, fusion="concat", mu=0.5, lam=0.1)
+    loss = method_loss(
+        *sides, batch.item_ids, batch.histories, temperature=0.2, fusion="concat", wpcl_weight=0.5, crtr_weight=0.1
+    )
     return loss.total
 
 

@@ -1,10 +1,12 @@
 """The configuration file: strict, explained, and written back as it was read."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 
+from training.config.renamed_keys import FORMER_KEYS
 from training.config.run_config import (
     PRESETS,
     LoraConfig,
@@ -14,6 +16,7 @@ from training.config.run_config import (
     TrainConfig,
     VlmConfig,
     load_config,
+    load_run_config,
     to_toml,
 )
 from training.errors import ConfigError
@@ -117,6 +120,53 @@ def test_a_byte_order_mark_is_no_part_of_the_configuration(tmp_path: Path) -> No
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_config().train.steps = 3  # type: ignore[misc]
+
+
+OLD_LOSS = "[loss]\nmu = 0.7\nlam = 0.3\nnu = 0.2\nlead_decay = 0.8\n"
+NEW_LOSS = {"wpcl_weight": 0.7, "crtr_weight": 0.3, "unimodal_weight": 0.2, "confidence_gap_decay": 0.8}
+
+
+@pytest.mark.parametrize(("key", "former"), FORMER_KEYS.items())
+def test_a_former_key_works_with_a_warning_that_names_the_new_one(key: str, former: str, tmp_path: Path) -> None:
+    section, _, old = former.partition(".")
+    path = written(tmp_path, f"[{section}]\n{old} = 0.25\n")
+    with pytest.warns(FutureWarning, match=rf"run\.toml: {former} is now called {key}") as caught:
+        config = load_config(path)
+    with pytest.warns(FutureWarning, match=f"{former} is now called {key}"):
+        overridden = load_config(overrides={former: 0.25})
+    assert config == overridden == load_config(overrides={key: 0.25})
+    assert len(caught) == 1
+
+
+def test_an_override_by_the_new_key_wins_over_the_former_key_in_a_file(tmp_path: Path) -> None:
+    with pytest.warns(FutureWarning, match="loss.mu"):
+        config = load_config(written(tmp_path, "[loss]\nmu = 0.7\n"), overrides={"loss.wpcl_weight": 0.9})
+    assert config.loss.wpcl_weight == 0.9
+
+
+def test_a_key_under_both_names_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"loss\.mu is the former name of loss\.wpcl_weight.*remove loss\.mu"):
+        load_config(written(tmp_path, "[loss]\nmu = 0.7\nwpcl_weight = 0.7\n"))
+
+
+def test_a_bad_value_under_a_former_key_is_refused(tmp_path: Path) -> None:
+    with (
+        pytest.warns(FutureWarning, match="loss.mu"),
+        pytest.raises(ConfigError, match=r"loss\.wpcl_weight: .*got -1"),
+    ):
+        load_config(written(tmp_path, "[loss]\nmu = -1\n"))
+
+
+def test_a_stored_configuration_with_former_keys_loads_without_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(OLD_LOSS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config = load_run_config(tmp_path)
+    assert config == load_config(overrides={f"loss.{key}": value for key, value in NEW_LOSS.items()})
+
+
+def test_a_run_directory_without_a_configuration_is_the_tiny_preset(tmp_path: Path) -> None:
+    assert load_run_config(tmp_path) == load_config()
 
 
 PAGE = Path(__file__).parents[3] / "docs" / "training.md"

@@ -31,10 +31,10 @@ CHANGES: dict[str, Any] = {
     "train.validate_every": 2,
     "train.checkpoint_steps": 3,
     "train.diagnose_every": 2,
-    "loss.mu": 0.5,
+    "loss.wpcl_weight": 0.5,
     "loss.alpha": 2.0,
-    "loss.lam": 0.3,
-    "loss.nu": 0.2,
+    "loss.crtr_weight": 0.3,
+    "loss.unimodal_weight": 0.2,
     "loss.modality_dropout": 0.4,
 }
 

@@ -79,7 +79,7 @@ def test_weak_penalty_by_hand(pairs: Make, loss_of: LossOf) -> None:
     batch = 4
     text = pairs(np.eye(batch), np.eye(batch))
     blind = np.tile(np.eye(batch)[:1], (batch, 1))
-    loss = loss_of(text, pairs(blind, blind), temperature=1.0, mu=1.0, alpha=2.0, lead_decay=0.0)
+    loss = loss_of(text, pairs(blind, blind), temperature=1.0, wpcl_weight=1.0, alpha=2.0, confidence_gap_decay=0.0)
     log_text, log_image = 1 - math.log(math.e + 3), -math.log(4)
     beta = 1 + 2 * (log_text - log_image)
     assert loss.lead.item() == pytest.approx(log_text - log_image)
@@ -95,7 +95,7 @@ def test_the_probability_gap_by_hand(pairs: Make, loss_of: LossOf, weak_by: str)
     text = pairs(np.eye(batch), np.eye(batch))
     blind = np.tile(np.eye(batch)[:1], (batch, 1))
     loss = loss_of(
-        text, pairs(blind, blind), temperature=1.0, mu=1.0, alpha=2.0, gap_kind="probability", weak_by=weak_by
+        text, pairs(blind, blind), temperature=1.0, wpcl_weight=1.0, alpha=2.0, gap_kind="probability", weak_by=weak_by
     )
     gap = math.e / (math.e + 3) - 1 / 4
     assert loss.gap.item() == pytest.approx(gap)
@@ -105,7 +105,7 @@ def test_the_probability_gap_by_hand(pairs: Make, loss_of: LossOf, weak_by: str)
 def test_the_log_ratio_gap_is_clipped_at_4(pairs: Make, loss_of: LossOf) -> None:
     text = pairs(np.eye(4), np.eye(4))
     image = pairs(np.eye(4), np.roll(np.eye(4), 1, axis=0))
-    loss = loss_of(text, image, temperature=0.01, mu=1.0)
+    loss = loss_of(text, image, temperature=0.01, wpcl_weight=1.0)
     assert loss.gap.item() == 4.0
     assert loss.log_beta.item() == pytest.approx(math.log(5))
 
@@ -125,7 +125,7 @@ def test_relations_by_hand(pairs: Make) -> None:
 
 def test_equal_modalities_have_no_relational_loss_and_no_penalty(random_pairs: Make, loss_of: LossOf) -> None:
     same = random_pairs(8, 5, seed=0)
-    loss = loss_of(same, same, temperature=0.2, mu=1.0, lam=1.0)
+    loss = loss_of(same, same, temperature=0.2, wpcl_weight=1.0, crtr_weight=1.0)
     assert loss.crtr.item() == pytest.approx(0.0, abs=1e-12)
     assert loss.log_beta.item() == 0.0
     plain = info_nce(similarities(same, torch.eye(8, dtype=torch.bool), 0.2))
@@ -155,31 +155,39 @@ def test_zero_weights_are_plain_fine_tuning_bit_for_bit(
     def gradients(loss: Tensor) -> list[Tensor]:
         return list(torch.autograd.grad(loss, (text.sequences, text.items, image.sequences, image.items)))
 
-    off = method_loss(text, image, ids, histories, temperature=0.3, fusion=fusion, alpha=alpha, mu=0.0, lam=0.0)
+    off = method_loss(
+        text, image, ids, histories, temperature=0.3, fusion=fusion, alpha=alpha, wpcl_weight=0.0, crtr_weight=0.0
+    )
     plain = info_nce(fused_similarities(text, image, false_negatives(ids, histories), 0.3, fusion))
     assert off.total is off.nce
     assert off.total.item() == plain.item()
     assert all(torch.equal(a, b) for a, b in zip(gradients(off.total), gradients(plain), strict=True))
 
 
-@pytest.mark.parametrize(("mu", "lam"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)])
+@pytest.mark.parametrize(("wpcl_weight", "crtr_weight"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)])
 def test_a_term_with_a_weight_of_0_is_not_computed(
-    random_pairs: Make, loss_of: LossOf, monkeypatch: pytest.MonkeyPatch, mu: float, lam: float
+    random_pairs: Make, loss_of: LossOf, monkeypatch: pytest.MonkeyPatch, wpcl_weight: float, crtr_weight: float
 ) -> None:
     def never(*_: object) -> Tensor:
         raise AssertionError
 
-    if mu == 0:
+    if wpcl_weight == 0:
         monkeypatch.setattr("training.losses.method_loss.weak_penalised", never)
-    if lam == 0:
+    if crtr_weight == 0:
         monkeypatch.setattr("training.losses.method_loss.relational_topology", never)
-    loss = loss_of(random_pairs(5, 4, seed=0), random_pairs(5, 4, seed=1), temperature=0.2, mu=mu, lam=lam)
-    assert (loss.wpcl is None, loss.crtr is None) == (mu == 0, lam == 0)
+    loss = loss_of(
+        random_pairs(5, 4, seed=0),
+        random_pairs(5, 4, seed=1),
+        temperature=0.2,
+        wpcl_weight=wpcl_weight,
+        crtr_weight=crtr_weight,
+    )
+    assert (loss.wpcl is None, loss.crtr is None) == (wpcl_weight == 0, crtr_weight == 0)
 
 
 def test_alpha_0_is_an_unweighted_loss_on_the_weak_modality(random_pairs: Make, loss_of: LossOf) -> None:
     text, image = random_pairs(9, 7, seed=1), random_pairs(9, 7, seed=2)
-    loss = loss_of(text, image, temperature=0.3, mu=1.0, alpha=0.0)
+    loss = loss_of(text, image, temperature=0.3, wpcl_weight=1.0, alpha=0.0)
     weak = image if loss.lead.item() > 0 else text
     plain = info_nce(similarities(weak, torch.eye(9, dtype=torch.bool), 0.3))
     assert loss.wpcl.item() == pytest.approx(plain.item(), rel=1e-12)
@@ -208,8 +216,8 @@ def test_the_weak_modality_follows_the_moving_average(
 def test_a_tie_of_the_average_leaves_beta_at_1(pairs: Make, loss_of: LossOf) -> None:
     """Two rows that favour one modality each, exactly equally: gaps are there, but nothing is weak."""
     text, image = pairs(np.eye(2)[[0, 0]], np.eye(2)), pairs(np.eye(2)[[1, 1]], np.eye(2))
-    row = loss_of(text, image, temperature=1.0, mu=1.0, weak_by="row")
-    tie = loss_of(text, image, temperature=1.0, mu=1.0, lead=0.0)
+    row = loss_of(text, image, temperature=1.0, wpcl_weight=1.0, weak_by="row")
+    tie = loss_of(text, image, temperature=1.0, wpcl_weight=1.0, lead=0.0)
     assert row.log_beta.item() == pytest.approx(math.log(2))  # both gaps are 1
     assert tie.lead.item() == 0.0
     assert tie.log_beta.item() == 0.0
@@ -218,12 +226,14 @@ def test_a_tie_of_the_average_leaves_beta_at_1(pairs: Make, loss_of: LossOf) -> 
 @pytest.mark.parametrize("gap_kind", ["log_ratio", "probability"])
 def test_a_tie_of_a_row_leaves_its_beta_at_1(pairs: Make, loss_of: LossOf, gap_kind: str) -> None:
     same = pairs(np.eye(3), np.eye(3))
-    loss = loss_of(same, same, temperature=0.5, mu=1.0, alpha=3.0, weak_by="row", gap_kind=gap_kind)
+    loss = loss_of(same, same, temperature=0.5, wpcl_weight=1.0, alpha=3.0, weak_by="row", gap_kind=gap_kind)
     assert loss.log_beta.item() == 0.0
     assert loss.wpcl.item() == pytest.approx(orthonormal_loss(0.5, 3), rel=1e-9)
 
 
 def test_the_loss_has_no_hidden_state(random_pairs: Make, loss_of: LossOf) -> None:
     text, image = random_pairs(6, 4, seed=6), random_pairs(6, 4, seed=7)
-    first, second = (loss_of(text, image, temperature=0.5, mu=1.0, lam=1.0).total.item() for _ in range(2))
+    first, second = (
+        loss_of(text, image, temperature=0.5, wpcl_weight=1.0, crtr_weight=1.0).total.item() for _ in range(2)
+    )
     assert first == second

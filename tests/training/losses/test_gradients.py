@@ -40,11 +40,11 @@ def learnable(source: ModalityPairs, dtype: torch.dtype = torch.float64) -> Moda
     [
         {},
         {"fusion": "concat"},
-        {"mu": 1.0, "alpha": 0.0},
-        {"mu": 1.0, "alpha": 0.0, "weak_by": "row", "fusion": "concat"},
-        {"lam": 1.0},
-        {"fusion": "concat", "mu": 0.0, "lam": 1.0, "relation_temperature": 2.0},
-        {"mu": 0.7, "lam": 0.3, "alpha": 0.0},
+        {"wpcl_weight": 1.0, "alpha": 0.0},
+        {"wpcl_weight": 1.0, "alpha": 0.0, "weak_by": "row", "fusion": "concat"},
+        {"crtr_weight": 1.0},
+        {"fusion": "concat", "wpcl_weight": 0.0, "crtr_weight": 1.0, "relation_temperature": 2.0},
+        {"wpcl_weight": 0.7, "crtr_weight": 0.3, "alpha": 0.0},
     ],
 )
 def test_gradients_agree_with_finite_differences(random_pairs: Make, options: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ def gradient_sizes(loss: Tensor, text: ModalityPairs, image: ModalityPairs) -> t
 @pytest.mark.parametrize("lead", [3.0, -3.0])
 def test_no_gradient_into_the_strong_side(random_pairs: Make, loss_of: LossOf, lead: float) -> None:
     text, image = learnable(random_pairs(6, 4, seed=6)), learnable(random_pairs(6, 4, seed=7))
-    loss = loss_of(text, image, temperature=0.5, lam=1.0, detach_strong=True, lead=lead)
+    loss = loss_of(text, image, temperature=0.5, crtr_weight=1.0, detach_strong=True, lead=lead)
     into_text, into_image = gradient_sizes(loss.crtr, text, image)
     assert (into_text > 0, into_image > 0) == (lead < 0, lead > 0)
 
@@ -78,7 +78,7 @@ def test_no_gradient_into_the_strong_side(random_pairs: Make, loss_of: LossOf, l
 def test_the_strong_side_is_kept_out_row_by_row(random_pairs: Make, loss_of: LossOf) -> None:
     """A history enters its own row alone, so its gradient tells on which side that row was left open."""
     text, image = learnable(random_pairs(6, 4, seed=6)), learnable(random_pairs(6, 4, seed=7))
-    options: dict[str, Any] = {"temperature": 0.5, "lam": 1.0, "detach_strong": True, "weak_by": "row"}
+    options: dict[str, Any] = {"temperature": 0.5, "crtr_weight": 1.0, "detach_strong": True, "weak_by": "row"}
     loss = loss_of(text, image, **options)
     of_text, of_image = torch.autograd.grad(loss.crtr, (text.sequences, image.sequences))
     opened = (of_text.abs().sum(dim=1) > 0, of_image.abs().sum(dim=1) > 0)
@@ -91,7 +91,7 @@ def test_the_strong_side_is_kept_out_row_by_row(random_pairs: Make, loss_of: Los
 def test_the_gap_carries_no_gradient(random_pairs: Make, loss_of: LossOf) -> None:
     """With the text strong throughout, WPCL moves the image alone although β depends on the text."""
     text, image = learnable(random_pairs(6, 4, seed=6)), learnable(random_pairs(6, 4, seed=7))
-    loss = loss_of(text, image, temperature=0.5, mu=1.0, lead=5.0)
+    loss = loss_of(text, image, temperature=0.5, wpcl_weight=1.0, lead=5.0)
     into_text, into_image = gradient_sizes(loss.wpcl, text, image)
     assert into_text == 0
     assert into_image > 0
@@ -102,7 +102,7 @@ def test_a_larger_penalty_pushes_negatives_harder(random_pairs: Make, loss_of: L
     text, image = learnable(random_pairs(8, 6, seed=6)), learnable(random_pairs(8, 6, seed=7))
     sizes = []
     for alpha in (0.0, 1.0, 4.0):
-        loss = loss_of(text, image, temperature=0.5, mu=1.0, alpha=alpha, lead=5.0)
+        loss = loss_of(text, image, temperature=0.5, wpcl_weight=1.0, alpha=alpha, lead=5.0)
         sizes.append(torch.autograd.grad(loss.wpcl, image.sequences)[0].norm().item())
     assert sizes[0] < sizes[1] < sizes[2]
 
@@ -111,7 +111,7 @@ def test_a_larger_penalty_pushes_negatives_harder(random_pairs: Make, loss_of: L
 def test_vectors_of_16_bits_are_summed_in_float32(random_pairs: Make, loss_of: LossOf, dtype: torch.dtype) -> None:
     low = [learnable(random_pairs(64, 32, seed=seed), dtype) for seed in (8, 9)]
     exact = [learnable(part) for part in low]  # the same rounded values, summed exactly
-    options: dict[str, Any] = {"temperature": 0.05, "fusion": "concat", "mu": 1.0, "lam": 1.0}
+    options: dict[str, Any] = {"temperature": 0.05, "fusion": "concat", "wpcl_weight": 1.0, "crtr_weight": 1.0}
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = loss_of(*low, **options)
     expected = loss_of(*exact, **options)
@@ -134,7 +134,7 @@ def test_extreme_temperatures_stay_finite(
     random_pairs: Make, loss_of: LossOf, temperature: float, options: dict[str, Any]
 ) -> None:
     text, image = (learnable(random_pairs(16, 8, seed, 0.2), torch.float32) for seed in (1, 2))
-    loss = loss_of(text, image, temperature=temperature, mu=1.0, lam=1.0, alpha=4.0, **options)
+    loss = loss_of(text, image, temperature=temperature, wpcl_weight=1.0, crtr_weight=1.0, alpha=4.0, **options)
     loss.total.backward()
     assert all(math.isfinite(part.item()) for part in (loss.total, loss.wpcl, loss.crtr, loss.gap, loss.log_beta))
     for part in parts_of(text, image):

@@ -53,7 +53,7 @@ def test_no_gradient_reaches_a_vector_that_every_row_leaves_out(random_pairs: Ma
         part.sequence_present[3] = False
     ids, histories = torch.arange(6), torch.full((6, 1), 3)
     inputs = leaves(text, image)
-    loss = method_loss(text, image, ids, histories, temperature=0.2, fusion=fusion, mu=1.0, alpha=2.0)
+    loss = method_loss(text, image, ids, histories, temperature=0.2, fusion=fusion, wpcl_weight=1.0, alpha=2.0)
     text_sequences, text_items, image_sequences, image_items = torch.autograd.grad(loss.total, inputs)
     for of_items, of_sequences in ((text_items, text_sequences), (image_items, image_sequences)):
         assert not of_items[3].any()
@@ -82,7 +82,7 @@ def test_a_pair_without_anything_to_compare_does_not_count(pairs: Make, loss_of:
     none = np.zeros(3, dtype=bool)
     text = pairs(np.eye(3), np.eye(3), item_present=none)
     image = pairs(np.eye(3), np.eye(3), sequence_present=none)
-    loss = loss_of(text, image, temperature=0.1, fusion="concat", mu=1.0, lam=1.0)
+    loss = loss_of(text, image, temperature=0.1, fusion="concat", wpcl_weight=1.0, crtr_weight=1.0)
     assert loss.rows == 0
     assert loss.total.item() == 0.0
     assert loss.wpcl.item() == 0.0
@@ -98,7 +98,14 @@ def test_no_qualifying_row_is_exactly_zero_with_zero_gradient(
     image = pairs(np.zeros((5, 4)), np.zeros((5, 4)), np.zeros(5, dtype=bool), np.zeros(5, dtype=bool))
     inputs = leaves(text, image)
     loss = loss_of(
-        text, image, temperature=0.1, mu=1.0, lam=1.0, lead=0.7, weak_by=weak_by, detach_strong=detach_strong
+        text,
+        image,
+        temperature=0.1,
+        wpcl_weight=1.0,
+        crtr_weight=1.0,
+        lead=0.7,
+        weak_by=weak_by,
+        detach_strong=detach_strong,
     )
     assert loss.wpcl.item() == 0.0
     assert loss.crtr.item() == 0.0
@@ -117,7 +124,9 @@ def test_relations_need_two_shared_others(random_pairs: Make) -> None:
 
 def test_one_pair_alone_has_no_loss(random_pairs: Make) -> None:
     one = random_pairs(1, 4, seed=0)
-    loss = method_loss(one, one, torch.tensor([3]), torch.tensor([[1]]), temperature=0.1, mu=1.0, lam=1.0)
+    loss = method_loss(
+        one, one, torch.tensor([3]), torch.tensor([[1]]), temperature=0.1, wpcl_weight=1.0, crtr_weight=1.0
+    )
     assert loss.total.item() == 0.0
 
 
@@ -127,8 +136,11 @@ def test_what_stands_in_place_of_an_absent_vector_is_never_read_as_a_negative(ra
     text, image = random_pairs(5, 4, seed=0), random_pairs(5, 4, seed=1)
     image.item_present[2] = False
     ids, histories = torch.arange(5), torch.full((5, 1), -1)
-    before = method_loss(text, image, ids, histories, temperature=0.2, mu=1.0, lam=1.0).total.item()
+    before = method_loss(text, image, ids, histories, temperature=0.2, wpcl_weight=1.0, crtr_weight=1.0).total.item()
     image.items[2] = 3.0
-    assert method_loss(text, image, ids, histories, temperature=0.2, mu=1.0, lam=1.0).total.item() == before
+    assert (
+        method_loss(text, image, ids, histories, temperature=0.2, wpcl_weight=1.0, crtr_weight=1.0).total.item()
+        == before
+    )
     text.items[2] = value
     assert not math.isfinite(method_loss(text, image, ids, histories, temperature=0.2).total.item())

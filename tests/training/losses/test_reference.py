@@ -102,7 +102,7 @@ def test_every_term_equals_the_reference(
     histories = torch.tensor(rng.integers(-1, 9, size=(12, history)))  # 16 leave rows with 0, 1 and 2 others
     got = method_loss(
         text, image, ids, histories, temperature=0.4, fusion=fusion, weak_by=weak_by, gap_kind=gap_kind,
-        mu=0.7, lam=0.3, alpha=1.5, relation_temperature=2.0,
+        wpcl_weight=0.7, crtr_weight=0.3, alpha=1.5, relation_temperature=2.0,
     )  # fmt: skip
     nce, wpcl, crtr = reference(
         text, image, ids, histories, fusion=fusion, weak_by=weak_by, gap_kind=gap_kind, temperature=0.4, alpha=1.5,

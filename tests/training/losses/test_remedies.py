@@ -29,7 +29,7 @@ def test_the_loss_of_each_modality_is_what_it_gives_alone(random_pairs: Make, lo
         loss_of(text, absent(image), temperature=0.3, fusion="concat").total.item(),
         loss_of(absent(text), image, temperature=0.3, fusion="concat").total.item(),
     ]
-    both = loss_of(text, image, temperature=0.3, fusion="concat", nu=0.7)
+    both = loss_of(text, image, temperature=0.3, fusion="concat", unimodal_weight=0.7)
     assert plain.unimodal is None
     assert both.unimodal.item() == pytest.approx(sum(alone), rel=1e-12)
     assert both.total.item() == pytest.approx(plain.total.item() + 0.7 * sum(alone), rel=1e-12)
@@ -38,7 +38,7 @@ def test_the_loss_of_each_modality_is_what_it_gives_alone(random_pairs: Make, lo
 
 def test_no_modality_no_loss_of_it(random_pairs: Make, loss_of: LossOf) -> None:
     text, image = random_pairs(BATCH, 5, 1), random_pairs(BATCH, 5, 2)
-    nothing = loss_of(absent(text), absent(image), temperature=0.3, nu=1.0)
+    nothing = loss_of(absent(text), absent(image), temperature=0.3, unimodal_weight=1.0)
     assert (nothing.total.item(), nothing.unimodal.item()) == (0.0, 0.0)
 
 
@@ -51,7 +51,7 @@ def test_a_hidden_modality_is_an_absent_one_for_the_fused_loss_alone(
     hidden[[0, 4], 0] = True
     hidden[[1, 7, 8], 1] = True
     without = [replace(side, sequence_present=~hidden[:, place]) for place, side in enumerate((text, image))]
-    options = {"temperature": 0.3, "fusion": fusion, "mu": 0.5, "lam": 0.2, "nu": 0.1}
+    options = {"temperature": 0.3, "fusion": fusion, "wpcl_weight": 0.5, "crtr_weight": 0.2, "unimodal_weight": 0.1}
     seen, plain = loss_of(text, image, hidden=hidden, **options), loss_of(text, image, **options)
     assert seen.nce.item() == pytest.approx(loss_of(*without, temperature=0.3, fusion=fusion).nce.item(), rel=1e-12)
     assert seen.nce.item() != pytest.approx(plain.nce.item())
@@ -79,5 +79,5 @@ def test_what_has_one_modality_keeps_it() -> None:
 
 
 def test_neither_is_there_unless_asked_for() -> None:
-    assert (LossConfig().nu, LossConfig().modality_dropout) == (0.0, 0.0)
+    assert (LossConfig().unimodal_weight, LossConfig().modality_dropout) == (0.0, 0.0)
     assert TrainConfig().vision_rate == 1.0
