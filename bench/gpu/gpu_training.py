@@ -142,7 +142,7 @@ class Bench:
         batch = self._collator.pairs(numbers)
 
         def step() -> None:
-            taken = move(batch, step=0, lead=0.0, rate=_RATE)
+            taken = move(batch, step=0, confidence_gap=0.0, rate=_RATE)
             if taken.diverged is not None:
                 raise SystemExit(f"a step of {windows} windows gave a {taken.diverged[0]} of {taken.diverged[1]}")
 

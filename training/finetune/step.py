@@ -91,18 +91,19 @@ class ContrastiveStep:
         self, embedder: VlmEmbedder, accelerator: Accelerator, ranks: ProcessGroup, loss: LossConfig, train: TrainConfig
     ) -> None:
         self._accelerator, self._ranks = accelerator, ranks
-        self._terms, self._options, self._temperature = loss.model_dump(), train, loss.temperature
-        self._modality_dropout = float(self._terms.pop("modality_dropout"))
+        self._loss, self._options = loss, train
         self._embedder = embedder.to(accelerator.device)
         self.optimizer = AdamW(_weight_groups(embedder, train.weight_decay, train.vision_rate))
 
-    def __call__(self, own: PairBatch, *, step: int, lead: float, rate: float, diagnose: bool = False) -> Step:
+    def __call__(
+        self, own: PairBatch, *, step: int, confidence_gap: float, rate: float, diagnose: bool = False
+    ) -> Step:
         """Take a step.
 
         Args:
             own: this rank's part of the batch.
             step: steps done before; with the seed and the rank it decides what dropout draws.
-            lead: moving average before this batch, see :func:`training.losses.method_loss.method_loss`.
+            confidence_gap: moving average before this batch, see :func:`training.losses.method_loss.method_loss`.
             rate: of AdamW.
             diagnose: look at the modalities as well.
 
@@ -113,7 +114,7 @@ class ContrastiveStep:
             OutOfMemory: the batch does not fit; the message says what to lower.
         """
         try:
-            return self._take(own, step, lead, rate, diagnose=diagnose)
+            return self._take(own, step, confidence_gap, rate, diagnose=diagnose)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not isinstance(error, torch.OutOfMemoryError) and _HOST_IS_FULL not in str(error):
                 raise
@@ -123,7 +124,7 @@ class ContrastiveStep:
         """The context that the model runs under."""
         return cast("AbstractContextManager[None]", self._accelerator.autocast())
 
-    def _take(self, own: PairBatch, step: int, lead: float, rate: float, *, diagnose: bool) -> Step:
+    def _take(self, own: PairBatch, step: int, confidence_gap: float, rate: float, *, diagnose: bool) -> Step:
         torch.manual_seed(hash((self._options.seed, step, self._ranks.number)) % 2**63)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
@@ -135,9 +136,15 @@ class ContrastiveStep:
                 vectors.retain_grad()
         batch = self._global(text, image, own)
         both = batch.text.present & batch.image.present
-        hidden = hidden_modalities(both, self._modality_dropout, seed=self._options.seed, step=step)
+        hidden = hidden_modalities(both, self._loss.modality_dropout, seed=self._options.seed, step=step)
         loss = method_loss(
-            batch.text, batch.image, batch.item_ids, batch.histories, lead=lead, hidden=hidden, **self._terms
+            batch.text,
+            batch.image,
+            batch.item_ids,
+            batch.histories,
+            self._loss,
+            hidden=hidden,
+            confidence_gap=confidence_gap,
         )
         if not math.isfinite(loss.total.item()):
             return Step(loss, None, batch, {})
@@ -165,7 +172,7 @@ class ContrastiveStep:
         norms |= {f"gradient {name}": math.sqrt(value) for name, value in towers.items()}
         sides = batch.text, batch.image
         return {
-            **diagnostics.balance_of(*sides, batch.item_ids, batch.histories, temperature=self._temperature),
+            **diagnostics.balance_of(*sides, batch.item_ids, batch.histories, temperature=self._loss.temperature),
             **diagnostics.spread_of_items(*sides),
             **norms,
         }

@@ -250,11 +250,11 @@ class _Run:
         options, state = self._config.train, self._state
         rate = options.learning_rate * schedule(state.step, options.steps, options.warmup, options.decay)
         diagnose = options.diagnose_every > 0 and (state.step + 1) % options.diagnose_every == 0
-        taken = self._move(batch, step=state.step, lead=state.lead, rate=rate, diagnose=diagnose)
+        taken = self._move(batch, step=state.step, confidence_gap=state.lead, rate=rate, diagnose=diagnose)
         if taken.diverged is not None:
             raise self._diverged(*taken.diverged, taken)
-        if taken.loss.lead is not None:
-            state.lead = taken.loss.lead.item()
+        if taken.loss.confidence_gap is not None:
+            state.lead = taken.loss.confidence_gap.item()
         return {
             "loss": taken.loss.total.item(),
             **taken.diagnostics,

@@ -56,7 +56,9 @@ def kill_after(step: int) -> Callable[[Progress], None]:
 def test_the_loss_falls_on_users_who_stay_with_a_colour(
     shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path
 ) -> None:
-    config = small(train__steps=60, train__batch_size=24, train__learning_rate=0.005, train__log_every=10, loss__mu=0.5)
+    config = small(
+        train__steps=60, train__batch_size=24, train__learning_rate=0.005, train__log_every=10, loss__wpcl_weight=0.5
+    )
     seen: list[Progress] = []
     model = train_vlm(shop, shop_train, tmp_path, config, report=seen.append)
     log = lines(tmp_path)

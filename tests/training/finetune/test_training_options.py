@@ -256,10 +256,10 @@ def test_the_moving_average_goes_from_step_to_step(
     before, after = [], []
     loss = step_module.method_loss
 
-    def noted(*args: Any, lead: float, **options: Any) -> Any:
-        found = loss(*args, lead=lead, **options)
-        before.append(lead)
-        after.append(found.lead.item())
+    def noted(*args: Any, confidence_gap: float, **options: Any) -> Any:
+        found = loss(*args, confidence_gap=confidence_gap, **options)
+        before.append(confidence_gap)
+        after.append(found.confidence_gap.item())
         return found
 
     monkeypatch.setattr(step_module, "method_loss", noted)
