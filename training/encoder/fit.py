@@ -37,6 +37,7 @@ from training.ranking import metrics
 from training.ranking.ranking import rank_targets
 from training.ranking.slot_ranker import SlotRanker
 from training.runs import checkpoints
+from training.runs.learning_rate import LearningRateSchedule
 
 _BEST_FILE = "best.safetensors"
 _FINGERPRINT_FILE = "fingerprint"
@@ -135,10 +136,13 @@ def fit(
         windows = training_windows(train, config.max_history, reversed_share=config.reversed_share, rng=rng)
         steps = -(-len(windows) // config.batch_size)
         losses = []
+        # The number of windows, and so of steps, differs from epoch to epoch.
+        schedule = learning_rate_schedule(config, epochs * steps)
+        scheduler = schedule.attach(state.optimizer, steps_done=state.epoch * steps)
         for step, batch in enumerate(batches(windows, config.batch_size, rng)):
-            set_rate(state.optimizer, config, state.epoch * steps + step, epochs * steps)
             torch.manual_seed(int(rng.integers(2**62)))
             losses.append(stepper.step(batch, state.optimizer, rng))
+            scheduler.step()
             state.average.update()
             step_done((step + 1) / steps)
         state.average.swap()
@@ -160,12 +164,11 @@ def validate(model: SlotModel, validation: Targets, config: EncoderConfig) -> di
     return {"ndcg@10": float(metrics.gains(rank, 10).mean()), "hr@10": float(metrics.hits(rank, 10).mean())}
 
 
-def set_rate(optimizer: torch.optim.Optimizer, config: EncoderConfig, step: int, steps: int) -> None:
-    """Linear warm-up, then half a cosine from the full rate down to a tenth of it at the last step."""
-    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
-    cosine = 0.5 * (1 + math.cos(math.pi * min(step / max(steps, 1), 1.0)))
-    for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * warm * (_LAST_RATE + (1 - _LAST_RATE) * cosine)
+def learning_rate_schedule(config: EncoderConfig, steps: int) -> LearningRateSchedule:
+    """Half a cosine over all steps, from the full rate to a tenth of it; the first steps are warmed up linearly."""
+    return LearningRateSchedule(
+        max(config.warmup_steps, 1), "cosine", decay_start=0, decay_steps=max(steps, 1), floor=_LAST_RATE
+    )
 
 
 class Stepper:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.finetune.direct_ranking import METRIC
+from training.finetune.validation import METRIC
 
 _STEP = "step"
 _LARGEST = 1e15

@@ -8,10 +8,9 @@ from training.backbones.trained_model import TRAINING_DIRECTORY
 from training.config.run_config import RunConfig, load_run_config
 from training.data.dataset import Dataset
 from training.encoder.job import Split, split_dataset
-from training.finetune.direct_ranking import METRIC
 from training.finetune.run_directory import RunDirectory, run_fingerprint
 from training.finetune.run_history import RunHistory
-from training.finetune.validation_events import ValidationEvents
+from training.finetune.validation import METRIC, ValidationEvents
 
 
 @dataclass(frozen=True)

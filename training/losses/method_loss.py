@@ -47,6 +47,19 @@ class MethodLoss:
     image_weak: Tensor | None
     rows: int
 
+    def terms(self) -> dict[str, float]:
+        """The computed terms and figures by name, without the total and the moving average."""
+        values = {
+            "nce": self.nce,
+            "wpcl": self.wpcl,
+            "crtr": self.crtr,
+            "unimodal": self.unimodal,
+            "gap": self.gap,
+            "log_beta": self.log_beta,
+            "image_weak": self.image_weak,
+        }
+        return {name: value.item() for name, value in values.items() if value is not None}
+
 
 def method_loss(
     text: ModalityPairs,

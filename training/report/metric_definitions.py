@@ -1,7 +1,7 @@
 """What a run's log measures, in plots and in words: the one place that says what each curve of the report means."""
 
 from training.config.types import MODALITIES
-from training.finetune.direct_ranking import METRIC
+from training.finetune.validation import METRIC
 from training.report.plots import Measure
 
 

@@ -17,13 +17,14 @@ from training.backbones.backbone import load_backbone
 from training.backbones.batches import Collator
 from training.backbones.starting_model import trainable
 from training.backbones.vlm import VlmEmbedder
-from training.config.run_config import RunConfig, VlmConfig
+from training.config.run_config import RunConfig, TrainConfig, VlmConfig
 from training.data.dataset import Dataset
 from training.data.pictures import Picture, PictureStore
 from training.data.sequences import Sequences
 from training.errors import BackboneError, OutOfMemory
 from training.finetune import step as step_module
-from training.finetune.trainer import schedule, train_vlm
+from training.finetune.step import learning_rate_schedule
+from training.finetune.trainer import train_vlm
 
 Small = Callable[..., RunConfig]
 Encode = Callable[..., Any]
@@ -223,7 +224,7 @@ def test_what_is_seen_of_the_modalities_goes_into_the_log(
         "uniformity text", "uniformity image", "cross-modal gap", "gradient text", "gradient image",
         "gradient language model", "gradient vision tower",
     }  # fmt: skip
-    plain = {"loss__mu": 0.0, "loss__lam": 0.0}
+    plain = {"loss__wpcl_weight": 0.0, "loss__crtr_weight": 0.0}
     train_vlm(shop, shop_train, tmp_path / "seen", small(**plain, train__diagnose_every=2))
     train_vlm(shop, shop_train, tmp_path / "unseen", small(**plain, train__diagnose_every=0))
     seen, unseen = log(tmp_path / "seen"), log(tmp_path / "unseen")
@@ -275,9 +276,9 @@ def test_biases_and_norms_do_not_decay() -> None:
     model.add_module("language", torch.nn.Linear(2, 3))
     model.add_module("norm", torch.nn.LayerNorm(3))
     model.norm.weight.requires_grad = False
-    groups = step_module._weight_groups(model, 0.1, 2.0)
-    found = {(group["factor"], group["weight_decay"]): [tuple(w.shape) for w in group["params"]] for group in groups}
-    assert found == {(2.0, 0.1): [(3, 2)], (2.0, 0.0): [(3,)], (1.0, 0.1): [(3, 2)], (1.0, 0.0): [(3,), (3,)]}
+    groups = step_module._weight_groups(model, TrainConfig(learning_rate=0.5, weight_decay=0.1, vision_rate=2.0))
+    found = {(group["lr"], group["weight_decay"]): [tuple(w.shape) for w in group["params"]] for group in groups}
+    assert found == {(1.0, 0.1): [(3, 2)], (1.0, 0.0): [(3,)], (0.5, 0.1): [(3, 2)], (0.5, 0.0): [(3,), (3,)]}
 
 
 # --- threads and schedules
@@ -311,11 +312,12 @@ def test_the_schedules_by_hand() -> None:
         "linear": [1 - (n + 0.5) / 8 for n in range(8)],
         "constant": [1.0] * 8,
     }.items():
-        found = [schedule(step, 10, 0.2, decay) for step in range(10)]
+        schedule = learning_rate_schedule(TrainConfig(steps=10, warmup=0.2, decay=decay))
+        found = [schedule.factor(step) for step in range(10)]
         assert found[:2] == [0.5, 1.0]
         assert found[2:] == pytest.approx(expected)
         assert all(0 < value <= 1 for value in found)
-        assert schedule(0, 1, 0.0, decay) == 1.0
+        assert learning_rate_schedule(TrainConfig(steps=1, warmup=0.0, decay=decay)).factor(0) == 1.0
 
 
 def test_the_rate_of_the_log_is_that_of_the_schedule(
