@@ -32,7 +32,7 @@ from training.data.thumbnails import MARK, VERSION, MadeThumbnails, make_thumbna
 from training.embedding.content_hashes import pictures_not_found
 from training.embedding.store import Embeddings
 from training.encoder.fit import FitLog, Report, fit
-from training.encoder.onnx_export import Parity, export_encoder
+from training.encoder.onnx_export import ExportParity, export_encoder
 from training.encoder.projection import project, save_projection
 from training.encoder.slot_model import SlotModel
 from training.errors import ConfigError, DatasetError, EmbeddingsError
@@ -226,7 +226,7 @@ def _write(
     if BEHAVIOUR in model.layout.names:
         slots = {**slots, BEHAVIOUR: model.behaviour_slots()}
     vectors = model.layout.stack(slots).astype(config.precision)
-    parity: Parity = export_encoder(model.encoder, model.layout, directory / ENCODER_FILE, seed=config.seed)
+    parity: ExportParity = export_encoder(model.encoder, model.layout, directory / ENCODER_FILE, seed=config.seed)
     provenance = {
         "embeddings": embeddings.model,
         "encoder": {"hash": _digest_file(directory / ENCODER_FILE)},

@@ -57,7 +57,7 @@ class SlotProjection(nn.Module):
         return {name: linear for name, linear in self.maps.items() if isinstance(linear, nn.Linear)}
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """One pre-norm transformer block that can answer for fewer positions than it looks at.
 
     Args:
@@ -115,7 +115,7 @@ class SequenceEncoder(nn.Module):
         width: features inside the transformer.
         layers: blocks; 0 leaves only the recency-weighted mean.
         heads: attention heads.
-        dropout: see :class:`Block`; also on its input and output.
+        dropout: see :class:`TransformerBlock`; also on its input and output.
     """
 
     distance_mask: Tensor
@@ -127,7 +127,7 @@ class SequenceEncoder(nn.Module):
         super().__init__()
         self.dim, self.max_history = dim, max_history
         self.enter = nn.Linear(dim, width)
-        self.blocks = nn.ModuleList([Block(width, heads, dropout) for _ in range(layers)])
+        self.blocks = nn.ModuleList([TransformerBlock(width, heads, dropout) for _ in range(layers)])
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, dim)
         self.dropout = nn.Dropout(dropout)

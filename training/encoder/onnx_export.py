@@ -28,7 +28,7 @@ _BATCHES = (1, 2, 7, 64)
 
 
 @dataclass(frozen=True)
-class Parity:
+class ExportParity:
     """How well two engines agree.
 
     Attributes:
@@ -40,7 +40,7 @@ class Parity:
     difference: float
 
 
-def export_encoder(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, seed: int = 0) -> Parity:
+def export_encoder(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, seed: int = 0) -> ExportParity:
     """Write ``encoder.onnx``; it is put in place only after :func:`check_parity` has passed.
 
     Inputs ``histories`` (B, L, Σd) float32 and ``lengths`` (B,) int64, output ``queries`` (B, Σd) float32, B and L
@@ -79,7 +79,7 @@ def export_encoder(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, 
     return parity
 
 
-def check_parity(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, seed: int = 0) -> Parity:
+def check_parity(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, seed: int = 0) -> ExportParity:
     """Compare ONNX Runtime with PyTorch.
 
     Lengths 1 … max_history alone and mixed, batches of 1 to 64, histories longer than the encoder reads, and the same
@@ -111,7 +111,7 @@ def check_parity(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, se
             f"{path}: ONNX Runtime and PyTorch differ by {worst:.2g}, at most {TOLERANCE:g} is allowed; "
             "try another version of torch or onnxruntime"
         )
-    return Parity(cases, worst)
+    return ExportParity(cases, worst)
 
 
 def _histories(longest: int, layout: SlotLayout, rng: np.random.Generator) -> Iterator[list[NDArray[np.float32]]]:

@@ -193,7 +193,7 @@ def rank_sets(
 
     Args:
         sets: held-out events.
-        systems: name → ranker and the items it can return; the first is the one that ``Row.ratios`` are against.
+        systems: name → ranker and the items it can return; the first is the one that ``SystemRow.ratios`` are against.
         exclude_seen: leave out what is in the history, as the service does.
         seed: of the negatives.
         advance: called with the number of users done, once per system and block.

@@ -37,7 +37,7 @@ FROZEN = "frozen VLM direct"
 _SHARD = 1_024
 _BATCH = 256
 _MIB = 2**20
-Progress = Callable[[str, int, int], None]
+VectorProgress = Callable[[str, int, int], None]
 """Called with the name of a step, and how many of its pieces are done and are to do."""
 
 
@@ -95,7 +95,7 @@ def direct_systems(
     dataset: Dataset,
     histories: Iterable[NDArray[np.int64]],
     *,
-    progress: Progress = lambda _step, _done, _all: None,
+    progress: VectorProgress = lambda _step, _done, _all: None,
 ) -> dict[str, tuple[Ranker, NDArray[np.bool_]]]:
     """Rank by the vectors of a run's models, fused and by each modality alone.
 
@@ -154,7 +154,7 @@ class _Encoding:
     """One model at work on one catalogue, loaded when it is first needed."""
 
     def __init__(
-        self, model: DirectModel, dataset: Dataset, picture_bytes: int, directory: Path, progress: Progress
+        self, model: DirectModel, dataset: Dataset, picture_bytes: int, directory: Path, progress: VectorProgress
     ) -> None:
         self._model, self._dataset, self._picture_bytes = model, dataset, picture_bytes
         self._directory, self._progress = directory, progress

@@ -17,7 +17,7 @@ _MOST_USERS = 512
 
 
 @dataclass(frozen=True)
-class Ranking:
+class TargetRanks:
     """What one ranker did for every user.
 
     Attributes:
@@ -39,7 +39,7 @@ def rank_targets(
     negatives: NDArray[np.int64] | None = None,
     exclude_seen: bool = True,
     advance: Callable[[int], None] = lambda _users: None,
-) -> Ranking:
+) -> TargetRanks:
     """Rank every user's target against the catalogue, as the service answers.
 
     Args:
@@ -71,7 +71,7 @@ def rank_targets(
             sampled.append(np.where(reachable, metrics.ranks(scores, rows, few), np.inf))
         lists.append(_first(scores, candidates))
         advance(len(rows))
-    return Ranking(np.concatenate(full), np.concatenate(sampled) if sampled else np.zeros(0), np.concatenate(lists))
+    return TargetRanks(np.concatenate(full), np.concatenate(sampled) if sampled else np.zeros(0), np.concatenate(lists))
 
 
 def mask_histories(histories: Sequence[NDArray[np.int64]], findable: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from index.machine.disk import explain
 from training.data.sequences import Targets
 from training.errors import EvaluationError
-from training.ranking.ranking import LIST_LENGTH, Ranking
+from training.ranking.ranking import LIST_LENGTH, TargetRanks
 from training.ranking.table import BASELINES, WITHOUT_REPEATS, Table
 
 _SCHEMA = pl.Schema(
@@ -50,7 +50,7 @@ class RankedTable:
     name: str
     targets: Targets
     items: int
-    rankings: Mapping[str, Ranking]
+    rankings: Mapping[str, TargetRanks]
     whole: int
     exclude_seen: bool = True
 
@@ -76,7 +76,7 @@ class RankedTable:
         if new.all() or not new.any():
             return ()
         rankings = {
-            name: Ranking(
+            name: TargetRanks(
                 ranking.full[new], ranking.sampled[new] if len(ranking.sampled) else ranking.sampled, ranking.lists[new]
             )
             for name, ranking in self.rankings.items()
@@ -149,7 +149,7 @@ def save_ranks(path: Path, tables: Sequence[RankedTable]) -> None:
 
 def read_ranks(
     path: Path, table: str, targets: Targets, items: int, *, exclude_seen: bool = True
-) -> dict[str, Ranking]:
+) -> dict[str, TargetRanks]:
     """The rankings of one table.
 
     Args:
@@ -174,7 +174,7 @@ def read_ranks(
     part = frame.filter(pl.col("table") == table)
     own = targets_fingerprint(targets, items, exclude_seen=exclude_seen)
     missed = targets.repeats & exclude_seen  # whatever ranked them, the service leaves them out
-    found: dict[str, Ranking] = {}
+    found: dict[str, TargetRanks] = {}
     for (system,), rows in part.group_by("system", maintain_order=True):
         if rows["targets"].unique().to_list() != [own] or rows["user"].to_list() != targets.users:
             raise EvaluationError(
@@ -187,7 +187,7 @@ def read_ranks(
     return found
 
 
-def _ranking(path: Path, rows: pl.DataFrame, items: int) -> Ranking:
+def _ranking(path: Path, rows: pl.DataFrame, items: int) -> TargetRanks:
     lists = rows["first"]
     full, sampled = rows["full"].to_numpy(), rows["sampled"].to_numpy()
     fits = bool((lists.list.len() == LIST_LENGTH).all()) and not lists.explode().is_null().any()
@@ -197,7 +197,7 @@ def _ranking(path: Path, rows: pl.DataFrame, items: int) -> Ranking:
         raise EvaluationError(
             f"{path}: ranks must be 0 or more, and a list {LIST_LENGTH} rows of the catalogue or −1; {_TODO}"
         )
-    return Ranking(full, sampled, first)
+    return TargetRanks(full, sampled, first)
 
 
 _NONE: NDArray[np.int64] = np.zeros((0, LIST_LENGTH), dtype=np.int64)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from training.errors import EvaluationError
 from training.ranking import metrics
-from training.ranking.ranking import Ranking
+from training.ranking.ranking import TargetRanks
 
 NEGATIVES = 100
 RESAMPLES = 1_000
@@ -57,7 +57,7 @@ class PairedUsers:
 
 
 @dataclass(frozen=True)
-class Row:
+class SystemRow:
     """One system, measured.
 
     Attributes:
@@ -90,7 +90,7 @@ class Table:
     name: str
     users: int
     items: int
-    rows: list[Row]
+    rows: list[SystemRow]
     paired: PairedUsers
     whole: int
     repeats: int = 0
@@ -100,7 +100,7 @@ class Table:
     def of(
         cls,
         name: str,
-        rankings: Mapping[str, Ranking],
+        rankings: Mapping[str, TargetRanks],
         items: int,
         *,
         whole: int | None = None,
@@ -112,7 +112,7 @@ class Table:
 
         Args:
             name: of the table.
-            rankings: system → what it did; the first is the one that ``Row.ratios`` are against.
+            rankings: system → what it did; the first is the one that ``SystemRow.ratios`` are against.
             items: size of the catalogue.
             whole: number of targets before some were taken.
             repeats: targets that are in their own history.
@@ -123,7 +123,7 @@ class Table:
         paired, first = PairedUsers(measured, seed), next(iter(rankings))
         users = len(rankings[first].full)
         rows = [
-            Row(
+            SystemRow(
                 system,
                 {metric: float(values.mean()) for metric, values in measured[system].items()}
                 | {"coverage@10": metrics.coverage([ranking.lists], items)},
@@ -133,7 +133,7 @@ class Table:
         ]
         return cls(name, users, items, rows, paired, users if whole is None else whole, repeats, exclude_seen)
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> SystemRow:
         """The row of one system.
 
         Raises:
@@ -196,7 +196,7 @@ class Table:
         }
 
 
-def _per_user(ranking: Ranking) -> dict[str, NDArray[np.float64]]:
+def _per_user(ranking: TargetRanks) -> dict[str, NDArray[np.float64]]:
     measured = {}
     for k in CUTS:
         measured[f"hr@{k}"] = metrics.hits(ranking.full, k)
