@@ -1,9 +1,8 @@
-"""Ranks of systems in a file, so that rows of several runs, or of another library, stand in one paired table.
+"""Stores the ranks of systems in a file, so that rows of several runs, or of another library, share one table."""
 
-A Parquet file with a row per system and target: ``table``, ``targets`` (a fingerprint of that table's targets),
-``system``, ``user``, ``full`` and ``sampled`` (ranks, 0 = best, infinite = cannot be found) and ``first`` (the rows of
-the ten first items, −1 for an empty place), targets in their order.
-"""
+# A Parquet file with a row per system and target: ``table``, ``targets`` (a fingerprint of that table's targets),
+# ``system``, ``user``, ``full`` and ``sampled`` (ranks, 0 = best, infinite = cannot be returned) and ``first`` (the
+# rows of the ten first items, −1 for an empty position), targets in their order.
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -36,15 +35,15 @@ _TODO = "write it again with `vlm2rec evaluate --save-ranks` or `bench/method/sa
 
 @dataclass(frozen=True)
 class RankedTable:
-    """One set of targets with what systems did on it.
+    """One set of targets with the ranks of several systems.
 
     Attributes:
         name: of the table.
         targets: the held-out events.
         items: size of the catalogue.
-        rankings: system → ranking of these targets; the first is the one that ratios are against.
-        whole: number of targets before evenly spaced ones were taken.
-        exclude_seen: what is in the history was left out, so that a target which is in it could not be answered.
+        rankings: system → ranking of these targets; ratios are to the first.
+        whole: number of targets before evenly spaced ones were chosen.
+        exclude_seen: items of the history were excluded, so that a target in its own history could not be returned.
     """
 
     name: str
@@ -71,7 +70,7 @@ class RankedTable:
         )
 
     def without_repeats(self) -> "tuple[RankedTable, ...]":
-        """The same on the targets that are not in their own history; nothing where that is all of them or none."""
+        """The same on the targets that are not in their own history; empty if that is all of them or none."""
         new = ~self.targets.repeats
         if new.all() or not new.any():
             return ()
@@ -88,11 +87,11 @@ class RankedTable:
         """The same with the systems of a file of ranks.
 
         Args:
-            path: what :func:`save_ranks` wrote.
-            label: added to their names in brackets; the baselines, which are the same everywhere, are then left out.
+            path: file of :func:`save_ranks`.
+            label: added to their names in brackets; the baselines, equal everywhere, are then left out.
 
         Raises:
-            EvaluationError: the file cannot be read, is of other targets, or has a system of a name that is here.
+            EvaluationError: the file cannot be read, is of other targets, or has a system whose name is in this table.
         """
         found = read_ranks(path, self.name, self.targets, self.items, exclude_seen=self.exclude_seen)
         if label is not None:
@@ -104,7 +103,7 @@ class RankedTable:
 
 
 def targets_fingerprint(targets: Targets, items: int, *, exclude_seen: bool = True) -> str:
-    """16 hex digits over users, histories, targets, size of the catalogue, and whether seen items are left out."""
+    """16 hex digits over users, histories, targets, size of the catalogue, and whether seen items are excluded."""
     digest = hashlib.sha256(
         f"{items}{'' if exclude_seen else ' with seen'}\n".encode()
         + "\n".join(targets.users).encode("utf-8", "surrogatepass")
@@ -116,7 +115,7 @@ def targets_fingerprint(targets: Targets, items: int, *, exclude_seen: bool = Tr
 
 
 def save_ranks(path: Path, tables: Sequence[RankedTable]) -> None:
-    """Write every ranking of these tables, aside first.
+    """Write the ranks of these tables to a temporary file and rename it.
 
     Raises:
         EvaluationError: the file cannot be written.
@@ -150,20 +149,20 @@ def save_ranks(path: Path, tables: Sequence[RankedTable]) -> None:
 def read_ranks(
     path: Path, table: str, targets: Targets, items: int, *, exclude_seen: bool = True
 ) -> dict[str, TargetRanks]:
-    """The rankings of one table.
+    """Read the ranks of one table.
 
     Args:
-        path: what :func:`save_ranks` wrote.
+        path: file of :func:`save_ranks`.
         table: its name.
-        targets: that it must have been made on.
+        targets: expected targets.
         items: size of the catalogue.
-        exclude_seen: what is in the history was left out.
+        exclude_seen: items of the history were excluded.
 
     Returns:
-        System → ranking; nothing where the file has no such table.
+        System → ranks; empty if the file has no such table.
 
     Raises:
-        EvaluationError: the file cannot be read, is no such file, or is of other targets.
+        EvaluationError: the file cannot be read, is not a file of ranks, or is of other targets.
     """
     try:
         frame = pl.read_parquet(path, glob=False, columns=list(_SCHEMA))
@@ -173,7 +172,7 @@ def read_ranks(
         raise EvaluationError(f"{path}: a file of ranks has the columns {dict(_SCHEMA)} without nulls; {_TODO}")
     part = frame.filter(pl.col("table") == table)
     own = targets_fingerprint(targets, items, exclude_seen=exclude_seen)
-    missed = targets.repeats & exclude_seen  # whatever ranked them, the service leaves them out
+    missed = targets.repeats & exclude_seen  # the service excludes them, whichever system ranked them
     found: dict[str, TargetRanks] = {}
     for (system,), rows in part.group_by("system", maintain_order=True):
         if rows["targets"].unique().to_list() != [own] or rows["user"].to_list() != targets.users:
