@@ -93,7 +93,7 @@ def test_weights_that_are_not_finite_do_not_pass(tmp_path: Path, exported: tuple
 
 def test_other_metadata_do_not_pass_the_check(exported: tuple[Path, ExportParity]) -> None:
     turned = SlotLayout(LAYOUT.slots[::-1])
-    with pytest.raises(ExportError, match="metadata do not say what was exported"):
+    with pytest.raises(ExportError, match="metadata differ from what was exported"):
         check_parity(stirred(), turned, exported[0])
 
 
