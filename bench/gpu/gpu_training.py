@@ -133,7 +133,9 @@ class Bench:
 
     def training(self, windows: int, *, cached: bool) -> dict[str, Any]:
         """A step on so many windows."""
-        options = self._config.train.model_copy(update={"batch_size": windows, "cached_gradients": cached})
+        options = self._config.train.model_copy(
+            update={"batch_size": windows, "cached_gradients": cached, "learning_rate": _RATE}
+        )
         accelerator = Accelerator(mixed_precision=options.precision, cpu=self._card.device.type == "cpu")
         move = ContrastiveStep(
             self._embedder.train(), accelerator, ProcessGroup(accelerator), self._config.loss, options
@@ -142,7 +144,7 @@ class Bench:
         batch = self._collator.pairs(numbers)
 
         def step() -> None:
-            taken = move(batch, step=0, lead=0.0, rate=_RATE)
+            taken = move(batch, step=0, confidence_gap=0.0)
             if taken.diverged is not None:
                 raise SystemExit(f"a step of {windows} windows gave a {taken.diverged[0]} of {taken.diverged[1]}")
 

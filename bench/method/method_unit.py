@@ -31,9 +31,9 @@ from training.config.run_config import RunConfig, load_config
 from training.data.dataset import Dataset, load_dataset, read_interactions
 from training.data.sequences import LeaveOneOut, Sequences, Targets, last_item, leave_one_out, popularity
 from training.embedding.job import CatalogueEncoder
-from training.finetune.direct_ranking import Vectors, direct_ranks
 from training.finetune.run_directory import RunDirectory, run_fingerprint
-from training.finetune.trainer import Progress, train_vlm
+from training.finetune.trainer import TrainingProgress, train_vlm
+from training.finetune.validation import Vectors, direct_ranks
 from training.ranking import metrics
 from training.ranking.baselines import Popularity
 from training.ranking.ranking import rank_targets
@@ -200,7 +200,7 @@ def _trained(world: World, config: RunConfig, place: UnitPlace, report: Callable
     if kept.is_file() and kept.read_text(encoding="utf-8").strip() != now:
         shutil.rmtree(place.train)
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: TrainingProgress) -> None:
         report("training", progress.step / progress.steps)
 
     model = train_vlm(world.dataset, train, place.train, config, validation=validation, resume=True, report=tell)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from training.ranking.metrics import Interval
-    from training.ranking.table import Row
+    from training.ranking.table import SystemRow
     from training.ranking.table import Table as EvaluationTable
 
 _FULL = {"HR@10": "hr@10", "NDCG@10": "ndcg@10", "HR@20": "hr@20", "NDCG@20": "ndcg@20"}
@@ -78,7 +78,7 @@ def _title(table: "EvaluationTable") -> str:
     return f"{table.name}: {table.users:,} targets{of}{repeats}, full ranking over {table.items:,} items, {mask}"
 
 
-def _values(row: "Row", names: Iterable[str]) -> list[str]:
+def _values(row: "SystemRow", names: Iterable[str]) -> list[str]:
     return [f"{row.values[name]:.4f}" for name in names]
 
 

@@ -51,7 +51,7 @@ def train(
     from training.config.run_config import CONFIG_FILE, load_config, to_toml
     from training.data.dataset import load_dataset
     from training.encoder.job import split_dataset
-    from training.finetune.trainer import UNREADABLE_FILE, Progress, train_vlm
+    from training.finetune.trainer import UNREADABLE_FILE, TrainingProgress, train_vlm
     from training.runs.disk import writing_run
 
     kept = run / CONFIG_FILE
@@ -70,7 +70,7 @@ def train(
             task = bar.add_task("training", total=chosen.train.steps)
             done = chosen.train.steps
 
-            def report(now: Progress) -> None:
+            def report(now: TrainingProgress) -> None:
                 nonlocal done
                 done = now.step
                 shown = "training" if now.loss is None else f"training  loss {now.loss:.3f}"

@@ -4,23 +4,37 @@ No script, nothing from another host. Ids and titles come from strangers, so the
 given, and the page's own policy forbids scripts and requests should that ever fail.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from index.bound_check import BoundCheck
 from index.bundle.gate import decisive
 from index.bundle.manifest import GateRecord
 from index.bundle.quality import SYSTEMS
-from index.evaluation.axis import Axis, axis_over
+from index.evaluation.plots import Axis, axis_over, rootogram, stacked_parts
 from index.items.modality_status import ModalityStatus
 
 _THOUSAND = 1000.0
 _TEMPLATE = "report.html"
 _LOWEST_RECALL_SHOWN = 0.9
 _THE_RULE = 0.5  # from this share on, disagreeing is no exception
+
+
+def page_environment(*packages: str) -> Environment:
+    """The template environment of a report page.
+
+    Args:
+        packages: packages whose templates are searched, in this order.
+    """
+    return Environment(
+        loader=ChoiceLoader([PackageLoader(package, "templates") for package in packages]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def render_page(report: Mapping[str, Any], gate: GateRecord) -> str:
@@ -32,13 +46,7 @@ def render_page(report: Mapping[str, Any], gate: GateRecord) -> str:
     """
     checks = gate.checks(report["index"]["recall"])
     missed = [check for check in checks if not check.held]
-    environment = Environment(
-        loader=PackageLoader("index", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("index")
     environment.filters |= {"bytes": as_bytes, "share": as_share, "count": as_count, "ms": as_ms}
     return environment.get_template(_TEMPLATE).render(
         report=report,
@@ -47,10 +55,10 @@ def render_page(report: Mapping[str, Any], gate: GateRecord) -> str:
         missed=len(missed),
         recall=_recall(report, gate),
         latency=_latency(report),
-        memory=_parts({name: size for name, size in report["memory"].items() if name != "resident"}),
-        slot_shares=_parts(report["answers"]["slot_shares"]),
+        memory=stacked_parts({name: size for name, size in report["memory"].items() if name != "resident"}),
+        slot_shares=stacked_parts(report["answers"]["slot_shares"]),
         missing=[
-            {"slot": slot, "parts": _parts({state: found[state] for state in _STATES}), "found": found}
+            {"slot": slot, "parts": stacked_parts({state: found[state] for state in _STATES}), "found": found}
             for slot, found in report["missing"].items()
         ],
         quality=None if report["quality"] is None else _quality(report["quality"], gate),
@@ -174,33 +182,6 @@ def _system(system: Mapping[str, Any], bounds: Mapping[str, float | None], axis:
 
 
 def _agreement(found: Mapping[str, Any]) -> dict[str, Any]:
-    """A histogram with heights by the square root (a rootogram; Tukey, 1972), so that the few beside the many show."""
     counts: Sequence[int] = found["p"]
-    width, highest = 100.0 / len(counts), math.sqrt(max(counts) or 1)
-    bars = [
-        {
-            "x": width * place,
-            "width": width,
-            "height": 100.0 * math.sqrt(count) / highest,
-            "suspicious": place >= len(counts) / 2,
-        }
-        for place, count in enumerate(counts)
-    ]
     unrelated = sum(counts) * found["share"] / len(counts)
-    return {
-        "axis": Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0)),
-        "bars": bars,
-        "flat": 100.0 * math.sqrt(unrelated) / highest,
-        "alarming": found["share"] <= _THE_RULE,
-    }
-
-
-def _parts(sizes: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Parts of a whole, side by side on 0 … 100."""
-    total = sum(sizes.values()) or 1.0
-    parts, start = [], 0.0
-    for name, size in sizes.items():
-        width = 100.0 * size / total
-        parts.append({"name": name, "size": size, "share": size / total, "x": start, "width": width})
-        start += width
-    return parts
+    return rootogram(counts, unrelated) | {"alarming": found["share"] <= _THE_RULE}

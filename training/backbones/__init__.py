@@ -1,1 +1,1 @@
-"""Vision-language models that embed items and histories."""
+"""Loads vision-language models and encodes prompts with them."""

@@ -1,9 +1,8 @@
-"""Attention of the vision tower over many pictures in few calls.
+"""Computes the vision tower's attention over many pictures in few calls."""
 
-Without the flash-attention package, transformers runs a vision tower's attention once per picture (and once per window
-inside a picture), which costs more than the arithmetic as soon as pictures are small. Here all segments of one length
-are a batch of PyTorch's scaled dot-product attention; the result is the same, picture by picture.
-"""
+# Without the flash-attention package, transformers runs a vision tower's attention once per picture (and once per
+# window inside a picture), which costs more than the arithmetic if pictures are small. Here all segments of one
+# length are a batch of PyTorch's scaled dot-product attention; the result is the same for every picture.
 
 from itertools import pairwise
 from typing import Any
@@ -14,14 +13,14 @@ from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "packed_flash_sdpa"
-"""The word "flash" in it makes the vision towers of transformers hand over all segments in one call."""
+"""With the word "flash" in the name, the vision towers of transformers pass all segments in one call."""
 
 
 def pack_vision_attention(model: PreTrainedModel) -> None:
-    """Let the vision tower of a Qwen-VL model attend to all its pictures in few calls.
+    """Make the vision tower of a Qwen-VL model attend to all its pictures in few calls.
 
     Args:
-        model: one that was loaded with ``sdpa``; with another implementation it is left as it is.
+        model: loaded with ``sdpa``; with another implementation it is unchanged.
     """
     vision = getattr(model, "visual", None)
     if vision is None or vision.config._attn_implementation != "sdpa":  # noqa: SLF001 - its only name
@@ -40,9 +39,9 @@ def packed_attention(
     scaling: float,
     cu_seq_lens_q: Tensor,
     dropout: float = 0.0,
-    **_: Any,  # noqa: ANN401 - what other implementations take
+    **_: Any,  # noqa: ANN401 - arguments of other implementations
 ) -> tuple[Tensor, None]:
-    """Attention within segments that lie one after the other.
+    """Attention within consecutive segments.
 
     Args:
         module: not used.

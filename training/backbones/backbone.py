@@ -1,9 +1,8 @@
-"""Backbones: a vision-language model of the Qwen-VL family with its tokenizer and image processor.
+"""Loads a Qwen-VL model with its tokenizer and image processor, or makes a small one from scratch."""
 
-Whether pretrained or made from scratch, a backbone is a directory or hub id that is read through ``from_pretrained``;
-code from the hub is never run. The image processor is the one that works on Pillow pictures, and the processor's video
-part is never loaded, so torchvision is not needed.
-"""
+# Pretrained or made from scratch, a backbone is a directory or hub id that is read through ``from_pretrained``; code
+# from the hub is never run. The image processor is the one for Pillow pictures, and the processor's video part is
+# never loaded, so torchvision is not needed.
 
 import contextlib
 import re
@@ -36,7 +35,7 @@ from training.data.pictures import ImageProcessor
 from training.errors import BackboneError
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-"""``model_type`` of the models whose image prompts are known here."""
+"""``model_type`` of the supported models."""
 _MOST_TEXTS = 200_000
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS_SHOWN = 3
@@ -45,12 +44,12 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeErr
 
 @dataclass(frozen=True)
 class Backbone:
-    """A vision-language model as it was loaded.
+    """A loaded vision-language model.
 
     Attributes:
         model: without a language-modelling head.
         tokenizer: of the model.
-        image_processor: of the model, its picture sizes as asked for.
+        image_processor: of the model, with the requested picture sizes.
     """
 
     model: PreTrainedModel
@@ -84,10 +83,10 @@ def load_backbone(
         revision: commit of a hub id.
         dtype: ``float32`` or ``bfloat16``.
         attention: implementation of attention in transformers.
-        picture_pixels: fewest and most pixels of a preprocessed picture; None keeps what the processor says.
+        picture_pixels: fewest and most pixels of a preprocessed picture; None keeps the processor's values.
 
     Raises:
-        BackboneError: it is not pinned, cannot be found or read, lacks weights, or is not of the Qwen-VL family.
+        BackboneError: it is not pinned, is missing or unreadable, lacks weights, or is not of the Qwen-VL family.
     """
     check_pinned(source, revision)
     options = {"revision": revision, "trust_remote_code": False}
@@ -119,7 +118,7 @@ def load_backbone(
 
 
 def check_pinned(source: str | Path, revision: str | None) -> None:
-    """Hold a hub id to one commit: a branch or tag can be moved to other weights between two runs.
+    """Require a commit for a hub id: a branch or tag can move to other weights between two runs.
 
     Args:
         source: directory or hub id.
@@ -136,7 +135,7 @@ def check_pinned(source: str | Path, revision: str | None) -> None:
 
 
 def _check_complete(source: str | Path, missing: Iterable[str]) -> None:
-    """Refuse what transformers would fill up with random numbers, with no more than a notice."""
+    """Refuse missing weights, which transformers would replace by random numbers with only a notice."""
     names = sorted(missing)
     if names:
         shown = ", ".join(names[:_WEIGHTS_SHOWN]) + (", …" if len(names) > _WEIGHTS_SHOWN else "")
@@ -187,7 +186,7 @@ def make_backbone(
         initializer_range: standard deviation of the weights.
         picture_pixels: fewest and most pixels of a preprocessed picture.
         colours: mean and standard deviation of the catalogue's red, green and blue (0 … 1), by which pictures are
-            normalised; None keeps those of CLIP. Made pictures on a bright ground are nearly alike without it.
+            normalised; None keeps those of CLIP, which make pictures on a bright ground nearly alike.
         seed: of the weights.
     """
     tokenizer = train_tokenizer([text for text in texts[:_MOST_TEXTS] if text is not None], vocabulary)
@@ -213,15 +212,15 @@ def make_backbone(
         "fullatt_block_indexes": list(range(vision_layers)),
         "initializer_range": initializer_range,
     }
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_marks(ids))
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_special_ids(ids))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLModel(config)
     return Backbone(model, tokenizer, _picture_processor(picture_pixels, patch_size, colours))
 
 
-def _marks(ids: Mapping[str, int]) -> dict[str, Any]:
-    """Which tokens stand for pictures and their bounds."""
+def _special_ids(ids: Mapping[str, int]) -> dict[str, Any]:
+    """Ids of the tokens for pictures and their bounds."""
     return {
         "image_token_id": ids[IMAGE_PAD],
         "video_token_id": ids[VIDEO_PAD],
@@ -251,7 +250,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
     """A byte-level BPE tokenizer (any text can be written with it) with the special tokens of the Qwen-VL family.
 
     Args:
-        texts: what to learn the merges from; the prompts' own wording is learnt as well.
+        texts: texts to learn the merges from, besides the prompts' own wording.
         vocabulary: most tokens, at least 256 bytes and the special tokens.
     """
     bpe = Tokenizer(models.BPE())
@@ -272,7 +271,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the bars and notices of transformers; jobs show their own progress."""
+    """Suppress the bars and notices of transformers; jobs show their own progress."""
     switch: Any = transformers_logging
     level, bars = switch.get_verbosity(), switch.is_progress_bar_enabled()
     switch.set_verbosity_error()

@@ -1,8 +1,7 @@
-"""Batches: pairs of histories and next items as the prompts that a vision-language model encodes.
+"""Turns pairs of history and next item into batches of prompts for the vision-language model."""
 
-A batch holds every distinct picture once, however many prompts show it, and its prompts in groups of similar length so
-that little is spent on padding.
-"""
+# A batch holds every distinct picture once, however many prompts show it, and its prompts in groups of similar length
+# to save padding.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ class PromptGroup:
     Attributes:
         input_ids: (n, T) int64, padded on the right.
         lengths: (n,) int64, tokens of each prompt.
-        pooled: (k, 2) int64, prompt and place of every token to pool.
+        pooled: (k, 2) int64, prompt and position of every token to pool.
         visual: (v,) int64, for every visual token of the group, row by row, its number among the batch's.
         pictures: (o,) int64, for every picture in the group, row by row, its number among the batch's.
     """
@@ -52,7 +51,7 @@ class PromptGroup:
 
 @dataclass(frozen=True)
 class PictureGroup:
-    """Pictures that the vision tower sees in one pass.
+    """Pictures that the vision tower encodes in one pass.
 
     Attributes:
         patches: (P, values) float32 of the pictures, one after the other.
@@ -69,7 +68,7 @@ class PictureGroup:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Everything that one encoding pass reads.
+    """The input of one encoding pass.
 
     Attributes:
         groups: the prompts; an encoder's output has a row per token to pool, in this order.
@@ -91,9 +90,9 @@ class PairBatch:
     """B pairs (history, next item) in B rows.
 
     Attributes:
-        prompts: what to encode; an item that is next in several pairs is encoded once.
-        sequences: modality → (B,) int64 row of the encoder's output, −1 where the history has nothing of it.
-        items: modality → (B,) int64 likewise for the next item.
+        prompts: to encode; an item that is next in several pairs is encoded once.
+        sequences: modality → (B,) int64 row of the encoder's output, −1 if the history lacks the modality.
+        items: modality → (B,) int64 row of the encoder's output for the next item, −1 if it lacks the modality.
         item_ids: (B,) int64 item rows.
         histories: (B, L) int64 item rows that must not be negatives of the pair, padded with −1.
     """
@@ -116,7 +115,7 @@ class Collator:
         max_history: items of a history that are read, the newest ones.
         chunk_tokens: largest padded size of a group of prompts, unless a single prompt is longer.
         chunk_patches: most patches of a group of pictures, unless a single picture has more.
-        modalities: what is encoded; the others count as absent everywhere.
+        modalities: modalities to encode; the others count as absent everywhere.
     """
 
     def __init__(
@@ -142,15 +141,15 @@ class Collator:
         """A batch of pairs.
 
         Args:
-            windows: consecutive items of users, each with what must not be a negative of it.
+            windows: consecutive items of users, each with the items that must not be its negatives.
         """
-        sheet = _Sheet(self._pictures)
+        collection = _PromptCollection(self._pictures)
         counts = [len(window.targets) for window in windows]
         targets = np.concatenate([window.targets for window in windows])
         distinct, back = np.unique(targets, return_inverse=True)
-        items = {m: self._items(sheet, m, distinct)[back] for m in self.modalities}
-        sequences = {m: self._windows(sheet, m, windows) for m in self.modalities}
-        prompts, order = sheet.prompts(self._writer, self._chunks)
+        items = {m: self._items(collection, m, distinct)[back] for m in self.modalities}
+        sequences = {m: self._windows(collection, m, windows) for m in self.modalities}
+        prompts, order = collection.prompts(self._writer, self._chunks)
         own = np.full((len(windows), max(1, *(len(window.own) for window in windows))), -1, dtype=np.int64)
         for row, window in enumerate(windows):
             own[row, : len(window.own)] = window.own
@@ -164,53 +163,55 @@ class Collator:
 
     def items(self, rows: NDArray[np.int64]) -> tuple[PromptBatch, dict[str, Tensor]]:
         """Item prompts of these rows, and per modality the (n,) rows of the encoder's output, −1 where absent."""
-        sheet = _Sheet(self._pictures)
-        numbers = {m: self._items(sheet, m, rows) for m in self.modalities}
-        prompts, order = sheet.prompts(self._writer, self._chunks)
+        collection = _PromptCollection(self._pictures)
+        numbers = {m: self._items(collection, m, rows) for m in self.modalities}
+        prompts, order = collection.prompts(self._writer, self._chunks)
         return prompts, {m: _placed(found, order) for m, found in numbers.items()}
 
     def sequences(self, histories: Sequence[NDArray[np.int64]]) -> tuple[PromptBatch, dict[str, Tensor]]:
-        """Sequence prompts of these histories; the rest as for :meth:`items`."""
-        sheet = _Sheet(self._pictures)
+        """Sequence prompts of these histories; returns the same as :meth:`items`."""
+        collection = _PromptCollection(self._pictures)
         kept = [history[-self._max_history :] for history in histories]
         numbers = {
-            m: np.array([self._write(sheet, f"sequence_{m}", m, rows, [len(rows)])[0] for rows in kept], dtype=np.int64)
+            m: np.array(
+                [self._write(collection, f"sequence_{m}", m, rows, [len(rows)])[0] for rows in kept], dtype=np.int64
+            )
             for m in self.modalities
         }
-        prompts, order = sheet.prompts(self._writer, self._chunks)
+        prompts, order = collection.prompts(self._writer, self._chunks)
         return prompts, {m: _placed(found, order) for m, found in numbers.items()}
 
-    def _items(self, sheet: "_Sheet", modality: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _items(self, collection: "_PromptCollection", modality: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         name = f"item_{modality}"
         return np.array(
-            [self._write(sheet, name, modality, rows[n : n + 1], [1])[0] for n in range(len(rows))], np.int64
+            [self._write(collection, name, modality, rows[n : n + 1], [1])[0] for n in range(len(rows))], np.int64
         )
 
-    def _windows(self, sheet: "_Sheet", modality: str, windows: Sequence[Window]) -> NDArray[np.int64]:
+    def _windows(self, collection: "_PromptCollection", modality: str, windows: Sequence[Window]) -> NDArray[np.int64]:
         name = f"sequence_{modality}"
         return np.concatenate(
-            [self._write(sheet, name, modality, window.rows, window.lengths.tolist()) for window in windows]
+            [self._write(collection, name, modality, window.rows, window.lengths.tolist()) for window in windows]
         )
 
     def _write(
-        self, sheet: "_Sheet", name: str, modality: str, rows: NDArray[np.int64], lengths: Sequence[int]
+        self, collection: "_PromptCollection", name: str, modality: str, rows: NDArray[np.int64], lengths: Sequence[int]
     ) -> NDArray[np.int64]:
-        """Write one prompt; returns for each beginning of so many items the number of its token, −1 without any."""
+        """Write one prompt; returns for each prefix of so many items the number of its token, −1 without any."""
         if modality == TEXT:
             texts = [self._tokens[row] for row in rows.tolist()]
-            there = [tokens is not None for tokens in texts]
+            present = [tokens is not None for tokens in texts]
             prompt, shown = self._writer.texts(name, [tokens for tokens in texts if tokens is not None]), []
         else:
-            numbers = [sheet.show(row) for row in rows.tolist()]
-            there = [number is not None for number in numbers]
+            numbers = [collection.show(row) for row in rows.tolist()]
+            present = [number is not None for number in numbers]
             shown = [number for number in numbers if number is not None]
-            prompt = self._writer.pictures(name, [sheet.sizes[number] for number in shown])
-        # A beginning ends at the mark of its last item that has the modality.
-        last = np.cumsum(there)[np.asarray(lengths) - 1] - 1
+            prompt = self._writer.pictures(name, [collection.sizes[number] for number in shown])
+        # A prefix ends at the mark of its last item with the modality.
+        last = np.cumsum(present)[np.asarray(lengths) - 1] - 1
         pooled, back = np.unique(last[last >= 0], return_inverse=True)
         found = np.full(len(lengths), -1, dtype=np.int64)
         if len(pooled):
-            found[last >= 0] = sheet.add(prompt, [prompt.marks[mark] for mark in pooled.tolist()], shown) + back
+            found[last >= 0] = collection.add(prompt, [prompt.marks[mark] for mark in pooled.tolist()], shown) + back
         return found
 
 
@@ -228,8 +229,8 @@ class _Entry:
     first: int
 
 
-class _Sheet:
-    """Prompts under construction, with the distinct pictures that they show."""
+class _PromptCollection:
+    """Collects prompts and the distinct pictures that they show."""
 
     def __init__(self, pictures: PictureStore) -> None:
         self._store = pictures
@@ -240,14 +241,14 @@ class _Sheet:
         self.sizes: list[int] = []
 
     def add(self, prompt: Prompt, pooled: list[int], pictures: list[int]) -> int:
-        """Number of the first of the tokens to pool."""
+        """Add a prompt; returns the number of its first token to pool."""
         entry = _Entry(prompt.ids, pooled, pictures, self._pooled)
         self._entries.append(entry)
         self._pooled += len(pooled)
         return entry.first
 
     def show(self, row: int) -> int | None:
-        """Number of an item's picture in this batch; None if it has none."""
+        """Add an item's picture; returns its number in this batch, None if it has none."""
         if row not in self._numbers:
             picture = self._store.get(row)
             if picture is None:
@@ -259,7 +260,7 @@ class _Sheet:
         return self._numbers[row]
 
     def prompts(self, writer: PromptWriter, chunks: _Chunks) -> tuple[PromptBatch, NDArray[np.int64]]:
-        """The prompts in groups, and for each token to pool its row in the groups one after the other."""
+        """The prompts in groups, and for each token to pool its row across the groups."""
         starts = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         by_length = sorted(self._entries, key=lambda entry: len(entry.ids))
         order = np.empty(self._pooled, dtype=np.int64)
@@ -294,33 +295,33 @@ def _group(members: Sequence[_Entry], starts: NDArray[np.int64], pad: int) -> Pr
     return PromptGroup(
         torch.from_numpy(padded),
         torch.tensor([len(entry.ids) for entry in members]),
-        torch.tensor([(row, place) for row, entry in enumerate(members) for place in entry.pooled]),
+        torch.tensor([(row, position) for row, entry in enumerate(members) for position in entry.pooled]),
         torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *visual])),
         torch.tensor(shown, dtype=torch.int64),
     )
 
 
 def _grouped(by_length: Sequence[_Entry], chunk_tokens: int) -> Iterator[Sequence[_Entry]]:
-    """Cut prompts, sorted by length, where padding would grow or a group would become too large."""
+    """Split prompts, sorted by length, where padding would grow or a group would become too large."""
     start = 0
-    for place in range(1, len(by_length) + 1):
-        if place < len(by_length):
-            length, count = len(by_length[place].ids), place - start
+    for position in range(1, len(by_length) + 1):
+        if position < len(by_length):
+            length, count = len(by_length[position].ids), position - start
             longer = count >= _SMALLEST_GROUP and length > _LENGTH_RATIO * len(by_length[start].ids)
             if not longer and (count + 1) * length <= chunk_tokens:
                 continue
-        yield by_length[start:place]
-        start = place
+        yield by_length[start:position]
+        start = position
 
 
 def _cut(pictures: Sequence[Picture], chunk_patches: int) -> Iterator[Sequence[Picture]]:
-    """Cut pictures, in their order, into groups of at most so many patches."""
+    """Split pictures, in their order, into groups of at most so many patches."""
     start, filled = 0, 0
-    for place, picture in enumerate(pictures):
+    for position, picture in enumerate(pictures):
         size = len(picture.patches)
-        if place > start and filled + size > chunk_patches:
-            yield pictures[start:place]
-            start, filled = place, 0
+        if position > start and filled + size > chunk_patches:
+            yield pictures[start:position]
+            start, filled = position, 0
         filled += size
     if start < len(pictures):
         yield pictures[start:]
@@ -333,15 +334,15 @@ def _placed(numbers: NDArray[np.int64], order: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(np.where(numbers < 0, -1, order[np.maximum(numbers, 0)]))
 
 
-def spread(outputs: Tensor, places: Tensor) -> Tensor:
-    """Rows of the encoder's output, zeros where there is none.
+def spread(outputs: Tensor, rows: Tensor) -> Tensor:
+    """Select rows of the encoder's output, zeros where absent.
 
     Args:
         outputs: (K, D) of a whole batch.
-        places: (B,) int64, −1 = absent.
+        rows: (B,) int64, −1 = absent.
 
     Returns:
         (B, D).
     """
     padded = torch.cat([outputs.new_zeros(1, outputs.shape[1]), outputs])
-    return padded[places + 1]
+    return padded[rows + 1]

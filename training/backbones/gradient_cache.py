@@ -1,14 +1,13 @@
-"""Encoding passes: a batch's vectors, and how a gradient on them reaches the weights.
+"""Encodes a batch so that a gradient on its vectors reaches the weights, with or without cached activations."""
 
-A contrastive loss needs the vectors of the whole batch at once, but not their activations. A plain pass keeps the
-activations of every prompt; a cached one (GradCache, Gao et al., arXiv 2101.06983) encodes group after group without
-any, and encodes each group again once the gradient on its vectors is known. So its memory is that of one group of
-prompts or pictures, however large the batch, at the price of a second forward pass. Value and gradient are the same:
-each group is encoded again under the state that the random generators had the first time.
-
-The vision tower's output is cached one level deeper: a picture is seen once for all the prompts that show it, the
-gradients of these prompts add up on its tokens, and then the tower gets its own backward pass, group by group.
-"""
+# A contrastive loss needs the vectors of the whole batch at once, but not their activations. A plain pass keeps the
+# activations of every prompt; a cached one (GradCache, Gao et al., arXiv 2101.06983) encodes group after group
+# without any, and encodes each group again once the gradient on its vectors is known. Its memory is that of one group
+# of prompts or pictures, however large the batch, at the price of a second forward pass. Value and gradient are the
+# same: each group is encoded again under the same state of the random generators.
+#
+# The vision tower's output is cached one level deeper: a picture is encoded once for all the prompts that show it,
+# the gradients of these prompts add up on its tokens, and then the tower gets its own backward pass, group by group.
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -32,24 +31,24 @@ class EncodingPass(Protocol):
     """The vectors of one batch.
 
     Attributes:
-        outputs: (K, D) float32, rows of length 1, a leaf: a loss of them leaves its gradient in ``outputs.grad``.
+        outputs: (K, D) float32, rows of length 1, a leaf that collects the gradient of a loss in ``outputs.grad``.
     """
 
     outputs: Tensor
 
     def backward(self) -> None:
-        """Carry ``outputs.grad`` on to the gradients of the weights, which it is added to."""
+        """Add the gradient of the weights that follows from ``outputs.grad``."""
         ...
 
 
 def encode(embedder: VlmEmbedder, prompts: PromptBatch, *, autocast: Autocast, cached: bool) -> EncodingPass:
-    """Encode a batch so that a gradient on its vectors can be carried back.
+    """Encode a batch so that a gradient on its vectors can be propagated back.
 
     Args:
-        embedder: in the mode (training or evaluation) that it is to run in.
+        embedder: in training or evaluation mode, as it should run.
         prompts: on the embedder's device.
         autocast: entered around every call of the model.
-        cached: keep no activations, see above.
+        cached: keep no activations.
     """
     return _CachedPass(embedder, prompts, autocast) if cached else _PlainPass(embedder, prompts, autocast)
 
@@ -74,12 +73,12 @@ class _CachedPass:
     def __init__(self, embedder: VlmEmbedder, prompts: PromptBatch, autocast: Autocast) -> None:
         self._embedder, self._prompts, self._autocast = embedder, prompts, autocast
         self._device = embedder.base.device
-        self._sights: list[_RandomState] = []
-        self._readings: list[_RandomState] = []
+        self._vision_states: list[_RandomState] = []
+        self._prompt_states: list[_RandomState] = []
         with torch.no_grad():
-            seen = [self._first(self._sights, embedder.see, pictures) for pictures in prompts.pictures]
+            seen = [self._first(self._vision_states, embedder.see, pictures) for pictures in prompts.pictures]
             self._seen = embedder.joined(seen)
-            read = [self._first(self._readings, embedder.read, group, self._seen) for group in prompts.groups]
+            read = [self._first(self._prompt_states, embedder.read, group, self._seen) for group in prompts.groups]
         self._tokens = [len(part.layers[0]) for part in seen]
         self.outputs = (torch.cat(read) if read else embedder.nothing()).requires_grad_()
 
@@ -90,18 +89,20 @@ class _CachedPass:
         trains_vision = self._seen is not None and self._embedder.trains_vision
         seen = None if self._seen is None else self._seen.as_leaves(requires_grad=trains_vision)
         parts = torch.split(self.outputs.grad, [len(group.pooled) for group in self._prompts.groups])
-        for group, state, gradient in zip(self._prompts.groups, self._readings, parts, strict=True):
+        for group, state, gradient in zip(self._prompts.groups, self._prompt_states, parts, strict=True):
             made = self._again(state, self._embedder.read, group, seen)
             if made.requires_grad:
                 torch.autograd.backward([made], [gradient])
         if seen is None or not trains_vision:
             return
-        felt = {
+        gradients = {
             n: torch.split(layer.grad, self._tokens) for n, layer in enumerate(seen.layers) if layer.grad is not None
         }
-        for number, (pictures, state) in enumerate(zip(self._prompts.pictures, self._sights, strict=True)):
+        for number, (pictures, state) in enumerate(zip(self._prompts.pictures, self._vision_states, strict=True)):
             tokens = self._again(state, self._embedder.see, pictures)
-            torch.autograd.backward([tokens.layers[n] for n in felt], [parts[number] for parts in felt.values()])
+            torch.autograd.backward(
+                [tokens.layers[n] for n in gradients], [parts[number] for parts in gradients.values()]
+            )
 
     def _first(self, states: "list[_RandomState]", call: Callable[..., _Made], *inputs: object) -> _Made:
         states.append(_RandomState.of(self._device))
@@ -119,7 +120,7 @@ class _CachedPass:
 
 @dataclass(frozen=True)
 class _RandomState:
-    """State of the generators that a model on this device draws from."""
+    """State of the random generators used by a model on this device."""
 
     device: torch.device
     host: Tensor
@@ -133,7 +134,7 @@ class _RandomState:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Draw the same numbers again; afterwards the generators are as they were before."""
+        """Draw the same numbers again, then restore the generators."""
         with torch.random.fork_rng(devices=self.numbers, device_type=self.device.type):
             torch.set_rng_state(self.host)
             set_device_states(self.numbers, self.states, device_type=self.device.type)

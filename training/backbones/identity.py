@@ -1,8 +1,8 @@
-"""Which model embeds a catalogue, told from its files alone: nothing heavy is loaded to find that nothing changed.
+"""Identifies the model that embeds a catalogue by its files alone, without loading anything heavy."""
 
-A trained model lies in ``RUN/train/model`` with ``vlm2rec.json`` beside its weights. Its provenance names everything
-that an embedding depends on besides the item itself; two runs with the same provenance embed the same item alike.
-"""
+# A trained model lies in ``RUN/train/model`` with ``vlm2rec.json`` beside its weights. Its provenance names
+# everything that an embedding depends on besides the item itself; runs with the same provenance embed the same item
+# alike.
 
 import hashlib
 import json
@@ -26,12 +26,12 @@ _SAME_SPACE = ("kind", "id", "revision", "weights", "prompts", "preprocessing")
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What ``vlm2rec.json`` says.
+    """The content of ``vlm2rec.json``.
 
     Attributes:
         source: directory or hub id of the pretrained backbone; None if it was made from scratch.
         revision: commit of a hub id.
-        adapted: only LoRA adapters lie here, the backbone is read from ``source``.
+        adapted: only LoRA adapters are stored, the backbone is read from ``source``.
         max_text_tokens: tokens kept of an item's text.
         max_history: items of a history that it was trained on.
     """
@@ -47,7 +47,7 @@ class ModelDescription:
         """Read ``vlm2rec.json``.
 
         Raises:
-            BackboneError: there is none, it cannot be read, or the prompts have changed since the model was trained.
+            BackboneError: the file is missing or unreadable, or the prompts have changed since the model was trained.
         """
         path = directory / DESCRIPTION_FILE
         if not path.is_file():
@@ -65,7 +65,7 @@ class ModelDescription:
         return cls(found.get("source"), found.get("revision"), bool(found.get("adapter")), *limits)
 
     def write(self, directory: Path) -> None:
-        """Write ``vlm2rec.json``, with the hash of the prompts as they are now."""
+        """Write ``vlm2rec.json``, with the hash of the current prompts."""
         described = {
             "format": MODEL_FORMAT,
             "source": self.source,
@@ -125,7 +125,7 @@ def backbone_provenance(
         revision: commit or tag of a hub id.
         dtype: of the weights when they are loaded.
         attention: implementation of attention.
-        limits: what else cuts an item short: pixels, tokens.
+        limits: other limits on an item: pixels, tokens.
 
     Returns:
         JSON-able, as :func:`provenance`.
@@ -152,12 +152,12 @@ def backbone_provenance(
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Names of the parts of two provenances that differ, sorted; ``inputs`` is about the items and does not count."""
+    """Names of the parts of two provenances that differ, sorted; ``inputs`` describes the items and is ignored."""
     return sorted(name for name in {*one, *other} - {"inputs"} if one.get(name) != other.get(name))
 
 
 def other_space(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Names of the parts that differ and make vectors that cannot be compared; dtype and attention only round."""
+    """Names of the parts that differ and make vectors incomparable; dtype and attention only affect rounding."""
     return [name for name in differences(one, other) if name in _SAME_SPACE]
 
 
@@ -177,7 +177,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _files_hash(directories: Iterable[Path], patterns: Iterable[str]) -> str:
-    """16 hex digits over names and contents of the files that fit a pattern."""
+    """16 hex digits over names and contents of the files that match a pattern."""
     digest = hashlib.sha256()
     for directory in directories:
         found = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}

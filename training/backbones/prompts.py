@@ -1,14 +1,13 @@
-"""Prompts: what a vision-language model reads of an item or of a history, one modality at a time.
+"""Writes the prompts that a vision-language model reads of an item or a history, one modality at a time."""
 
-Published (arXiv 2603.17450): one prompt over the texts of a history and one over its pictures, encoded separately and
-fused outside the model, and an item prompt for the next item; the last token is pooled. The wording and the limit on
-an item's text are our reading.
-
-Every item ends with the same mark (a line break, or the end of a picture), the last token of the prompt up to there. As
-attention is causal, one pass over a history gives, at its marks, the vectors of all its beginnings, each exactly as if
-it had been encoded alone. A prompt is put together from token ids, so a text is tokenised once however often its item
-occurs.
-"""
+# Published (arXiv 2603.17450): one prompt over the texts of a history and one over its pictures, encoded separately
+# and fused outside the model, and an item prompt for the next item; the last token is pooled. The wording and the
+# limit on an item's text are our reading.
+#
+# Every item ends with the same mark (a line break, or the end of a picture), the last token of the prompt so far. As
+# attention is causal, one pass over a history gives, at its marks, the vectors of all its prefixes, each exactly as
+# if it had been encoded alone. A prompt is assembled from token ids, so a text is tokenised once however often its
+# item occurs.
 
 import hashlib
 import json
@@ -56,7 +55,7 @@ TEMPLATES = {
 
 
 def prompt_hash() -> str:
-    """16 hex digits over the version, every template and the special tokens; stored with what was made by them."""
+    """16 hex digits over the version, every template and the special tokens; stored with everything made by them."""
     parts = {"version": _VERSION, "special": SPECIAL_TOKENS, **{name: asdict(t) for name, t in TEMPLATES.items()}}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -72,7 +71,7 @@ class Prompt:
 
     Attributes:
         ids: token ids.
-        marks: place of the mark after each item; the last one is the last token.
+        marks: position of the mark after each item; the last one is the last token.
     """
 
     ids: list[int]
@@ -84,7 +83,7 @@ class PromptWriter:
 
     Attributes:
         pad: id of the padding token.
-        image_pad: id of the place that one visual token takes.
+        image_pad: id of the token that one visual token replaces.
 
     Raises:
         BackboneError: the tokenizer lacks a special token of the Qwen-VL family.
@@ -115,12 +114,12 @@ class PromptWriter:
         Returns:
             (length,) int32 per text; None also for a text without any token.
         """
-        there = [row for row, text in enumerate(texts) if text is not None]
+        present = [row for row, text in enumerate(texts) if text is not None]
         tokens: list[NDArray[np.int32] | None] = [None] * len(texts)
-        # A special token inside a text is text: nobody's title may open a picture.
-        clean = [plain_text(texts[row] or "") for row in there]
-        if there:
-            for row, ids in zip(there, self._tokenizer(clean, add_special_tokens=False)["input_ids"], strict=True):
+        # A special token inside a text is plain text: no title may start a picture.
+        clean = [plain_text(texts[row] or "") for row in present]
+        if present:
+            for row, ids in zip(present, self._tokenizer(clean, add_special_tokens=False)["input_ids"], strict=True):
                 tokens[row] = np.asarray(ids[:limit], dtype=np.int32) if ids else None
         return tokens
 
@@ -156,5 +155,5 @@ class PromptWriter:
 
 
 def plain_text(text: str) -> str:
-    """The text as the tokenizer gets it: with the bars of anything that looks like a special token taken out."""
+    """The text for the tokenizer, with the bars of anything that looks like a special token removed."""
     return text.replace("<|", "< ").replace("|>", " >")

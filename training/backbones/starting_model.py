@@ -1,4 +1,4 @@
-"""The model that a run starts from: made from scratch for the catalogue, or pretrained with adapters."""
+"""Makes or loads the model that a run starts from: from scratch for the catalogue, or pretrained with adapters."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ def make_start(dataset: Dataset, vlm: VlmConfig, seed: int, directory: Path) -> 
         dataset: the catalogue.
         vlm: shape and picture sizes.
         seed: of the weights.
-        directory: where it goes.
+        directory: to write to.
     """
     make_backbone(
         dataset.texts(),
@@ -34,8 +34,8 @@ def load_start(vlm: VlmConfig, from_scratch: Path) -> Backbone:
     """Read the backbone that training starts from.
 
     Args:
-        vlm: which one, and how.
-        from_scratch: what :func:`make_start` wrote, read if ``vlm.model`` is not set.
+        vlm: the model and how to load it.
+        from_scratch: directory of :func:`make_start`, read if ``vlm.model`` is not set.
 
     Raises:
         BackboneError: it cannot be loaded.
@@ -50,10 +50,10 @@ def load_start(vlm: VlmConfig, from_scratch: Path) -> Backbone:
 
 
 def trainable(backbone: Backbone, vlm: VlmConfig) -> nn.Module:
-    """The backbone's model, with adapters if it is pretrained, recomputing activations if asked to.
+    """The backbone's model, with adapters if it is pretrained, recomputing activations if configured.
 
     Raises:
-        BackboneError: no layer has one of the names that adapters are wanted for.
+        BackboneError: no layer has one of the names in ``vlm.lora.targets``.
     """
     model: nn.Module = backbone.model
     if vlm.model is not None:

@@ -1,4 +1,4 @@
-"""TrainedModel: the trained model of a run, known by its files and loaded only when something must be embedded."""
+"""Identifies the trained model of a run by its files, and loads it only when something must be embedded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,11 @@ EMBEDDINGS_DIRECTORY = "embeddings"
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A run's model and how it embeds.
+    """The trained model of a run.
 
     Attributes:
         run: the run directory.
-        config: that the run was trained with.
+        config: of the training.
         provenance: see :func:`training.backbones.identity.provenance`.
     """
 

@@ -1,8 +1,7 @@
-"""VlmEmbedder: a vision-language model as an embedder of prompts.
+"""Encodes prompts as unit vectors with a vision-language model, and stores and loads trained ones."""
 
-Published (arXiv 2603.17450): the hidden state of a prompt's last token, L2-normalised; LoRA adapters on a pretrained
-backbone. A prompt is padded on the right, so causal attention never sees the padding and needs no mask.
-"""
+# Published (arXiv 2603.17450): the hidden state of a prompt's last token, L2-normalised; LoRA adapters on a
+# pretrained backbone. A prompt is padded on the right, so causal attention never reads the padding and needs no mask.
 
 import contextlib
 import warnings
@@ -23,7 +22,7 @@ from training.backbones.identity import ModelDescription, provenance, read_json
 from training.errors import BackboneError
 
 VISION = "visual."
-"""What the names of the vision tower's weights contain."""
+"""Part of the names of the vision tower's weights."""
 _ADAPTER = "adapter"
 
 
@@ -71,11 +70,11 @@ class VlmEmbedder(nn.Module):
         return torch.cat(made) if made else self.nothing()
 
     def nothing(self) -> Tensor:
-        """(0, D) float32, the vectors of no token at all."""
+        """(0, D) float32, no vectors."""
         return torch.zeros(0, self.dim, device=self.base.device)
 
     def see(self, pictures: PictureGroup) -> "VisualTokens":
-        """What the vision tower makes of a group of pictures."""
+        """The visual tokens of a group of pictures."""
         output = cast("Any", self.base).get_image_features(pictures.patches, pictures.grids, return_dict=True)
         deep = getattr(output, "deepstack_features", None) or ()
         layers = (torch.cat(tuple(tokens)) for tokens in (output.pooler_output, *deep))
@@ -110,13 +109,13 @@ class VlmEmbedder(nn.Module):
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """What the vision tower makes of pictures.
+    """The vision tower's output for pictures.
 
     Attributes:
-        kind: class of transformers in which a model takes them in place of pixels.
-        layers: (V, D) each: the visual tokens of all pictures, one after the other, and what deeper layers add.
+        kind: class of transformers that passes them to a model in place of pixels.
+        layers: (V, D) each: the visual tokens of all pictures in order, and the features that deeper layers add.
         grids: (k, 3) int64, patches of each picture.
-        single: every picture is one token, so that positions simply count up.
+        single: every picture is one token, so that positions are consecutive.
     """
 
     kind: type[Any]
@@ -125,12 +124,12 @@ class VisualTokens:
     single: bool = False
 
     def as_leaves(self, *, requires_grad: bool) -> "VisualTokens":
-        """The same values without a graph behind them, able to gather a gradient if wanted."""
+        """The same values detached from their graph, as leaves that may collect a gradient."""
         layers = tuple(layer.detach().requires_grad_(requires_grad) for layer in self.layers)
         return replace(self, layers=layers)
 
     def of_group(self, group: PromptGroup) -> Any:  # noqa: ANN401 - a class of transformers per family
-        """The tokens that this group shows, as the model takes them in place of pixels."""
+        """The visual tokens of this group, in the form that the model takes in place of pixels."""
         first, *deep = (layer[group.visual] for layer in self.layers)
         parts: dict[str, Any] = {"pooler_output": [first]}
         if deep:
@@ -138,7 +137,7 @@ class VisualTokens:
         return self.kind(**parts)
 
     def positions(self, model: PreTrainedModel, group: PromptGroup) -> Tensor | None:
-        """(3, n, T) positions in time, height and width; None where counting up is right."""
+        """(3, n, T) positions in time, height and width; None if they are consecutive."""
         if self.single:
             return None
         shown = (group.input_ids == model.config.image_token_id).int()
@@ -151,7 +150,7 @@ class VisualTokens:
 
 @dataclass(frozen=True)
 class Embedding:
-    """An embedder with what it needs to read a catalogue.
+    """An embedder with tokenizer, image processor and limits.
 
     Attributes:
         embedder: the model.
@@ -198,7 +197,7 @@ def save_embedder(
     """Write a trained embedder; :func:`load_embedder` reads it back.
 
     Args:
-        directory: made if needed; the description is written last.
+        directory: created if needed; the description is written last.
         embedder: with LoRA adapters only these are written, and the backbone is read from ``source`` again.
         backbone: of the embedder.
         source: directory or hub id of the pretrained backbone; None if it was made from scratch.
@@ -209,12 +208,12 @@ def save_embedder(
     directory.mkdir(parents=True, exist_ok=True)
     adapted = isinstance(embedder.model, peft.PeftModel)
     if adapted:
-        # Left to itself, peft asks the hub whether the vocabulary has grown, which it never has here.
+        # By default peft asks the hub whether the vocabulary has grown, which it never has here.
         cast("Any", embedder.model).save_pretrained(directory / _ADAPTER, save_embedding_layers=False)
         backbone.save_processors(directory)
     else:
         backbone.save(directory)
-    # A directory may be a snapshot in the hub's cache, which knows its commit.
+    # A directory may be a snapshot in the hub's cache, which records its commit.
     pinned = revision or getattr(backbone.model.config, "_commit_hash", None)
     ModelDescription(source, pinned, adapted, max_text_tokens, max_history).write(directory)
 
@@ -223,7 +222,7 @@ def load_embedder(directory: Path, *, dtype: str = "float32", attention: str = "
     """Read a trained embedder.
 
     Args:
-        directory: where :func:`save_embedder` wrote it.
+        directory: of :func:`save_embedder`.
         dtype: of the weights.
         attention: implementation of attention in transformers.
 
@@ -251,14 +250,14 @@ def load_embedder(directory: Path, *, dtype: str = "float32", attention: str = "
 
 @contextlib.contextmanager
 def _without_notices() -> Iterator[None]:
-    """Without peft's use of names that transformers will drop."""
+    """Suppress warnings about peft's use of names that transformers will drop."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
         yield
 
 
 def load_processors(directory: Path, backbone: Backbone) -> Backbone:
-    """The same model with the image processor that was saved beside its adapters."""
+    """The same model with the picture sizes saved beside its adapters."""
     settings = read_json(directory / "preprocessor_config.json")
     backbone.image_processor.size = settings["size"]
     return backbone

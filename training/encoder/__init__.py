@@ -1,1 +1,1 @@
-"""Item slots and the sequence encoder: model, fit and ONNX export."""
+"""Fits and exports the item slots and the sequence encoder."""

@@ -1,7 +1,4 @@
-"""Exponential averages of weights: what is evaluated and kept while the optimiser moves on.
-
-After Polyak and Juditsky, SIAM J. Control Optim. 1992.
-"""
+"""Averages a model's weights exponentially over the steps; the average is what is evaluated and stored."""
 
 from pathlib import Path
 
@@ -10,20 +7,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-_STEPS = "steps taken in"
+_STEPS = "steps taken in"  # a key in the file
 
 
 class WeightAverage:
-    """The average of a model's weights over about ``1 / (1 − decay)`` steps.
+    """The average of a model's weights over about ``1 / (1 − decay)`` steps (Polyak and Juditsky, 1992).
 
-    Early on it averages over all steps so far, so the start is forgotten at once.
+    Early on it averages over all steps so far, so the initial weights have no share.
 
     Args:
-        model: whose trained weights are averaged, from where they are now.
-        decay: share of the average that stays in a step, 0 ≤ decay < 1; 0 follows the weights.
+        model: its trained weights are averaged, starting with their current values.
+        decay: share of the old average in a step, 0 ≤ decay < 1; 0 copies the weights.
 
     Attributes:
-        steps: steps taken in so far.
+        steps: steps averaged so far.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -32,7 +29,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after a step."""
+        """Add the weights after a step to the average."""
         self.steps += 1
         share = max(1 - self._decay, 1 / self.steps)
         for name, weight in self._model.named_parameters():
@@ -40,24 +37,24 @@ class WeightAverage:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the model's weights and the average; twice is as before."""
+        """Exchange the model's weights and the average; a second call undoes the first."""
         for name, weight in self._model.named_parameters():
-            held = weight.detach().clone()
+            current = weight.detach().clone()
             weight.copy_(self._average[name])
-            self._average[name] = held
+            self._average[name] = current
 
     def save(self, path: Path) -> None:
-        """Write the average, aside first."""
+        """Write the average to a temporary file and rename it."""
         partial = path.with_name(f"{path.name}.part")
         save_file(self._average | {_STEPS: torch.tensor(self.steps)}, partial)
         partial.replace(path)
 
     def load(self, path: Path) -> bool:
-        """Read what :meth:`save` wrote; False, and nothing is changed, if the file is missing or damaged."""
+        """Read the file of :meth:`save`; returns False and changes nothing if it is missing or damaged."""
         try:
-            held = load_file(path)
-            self.steps = int(held.pop(_STEPS))
+            average = load_file(path)
+            self.steps = int(average.pop(_STEPS))
         except (OSError, KeyError, ValueError, SafetensorError):
             return False
-        self._average = held
+        self._average = average
         return True

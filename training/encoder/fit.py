@@ -1,14 +1,12 @@
-"""Fitting slots and sequence encoder to histories.
+"""Fits slots and sequence encoder to histories, epoch by epoch, and resumes after an interruption."""
 
-Every position of a training window names the next item (`training.encoder.windows`, `training.encoder.next_item_loss`).
-In a share of the windows some slots are left out of the history *and* of the items that compete, and the rest is
-re-scaled as it would be stored: so a query means something for an item that has only a text, only a picture, or no
-history of its own (modality dropout, Neverova et al., 2016; on both sides is our reading). After each epoch validation
-targets are ranked exactly, against the vectors as they will be stored; the best epoch is kept.
-
-Everything random depends on the seed, the epoch and the step alone, so a run that was killed goes on exactly as it
-would have.
-"""
+# Every position of a training window predicts the next item. In a share of the windows some slots are left out of the
+# history and of the competing items, and the rest is re-scaled as it would be stored, so that a query is useful for
+# an item with only a text, only a picture, or no behaviour (modality dropout, Neverova et al., 2016; on both sides is
+# our reading). After each epoch validation targets are ranked exactly, against the vectors as they will be stored;
+# the best epoch is kept.
+#
+# Everything random depends on the seed, the epoch and the step alone, so a killed run continues exactly.
 
 import itertools
 import math
@@ -37,6 +35,7 @@ from training.ranking import metrics
 from training.ranking.ranking import rank_targets
 from training.ranking.slot_ranker import SlotRanker
 from training.runs import checkpoints
+from training.runs.learning_rate import LearningRateSchedule
 
 _BEST_FILE = "best.safetensors"
 _FINGERPRINT_FILE = "fingerprint"
@@ -50,11 +49,11 @@ Report = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class FitLog:
-    """How fitting went.
+    """The log of a fit.
 
     Attributes:
-        epochs: one line per epoch: loss in nats, validation NDCG@10 and HR@10, seconds are not part of it.
-        best_epoch: number of the epoch whose weights the model has now, from 0.
+        epochs: one line per epoch: loss in nats, validation NDCG@10 and HR@10.
+        best_epoch: number of the epoch whose weights the model has, from 0.
     """
 
     epochs: list[dict[str, Any]]
@@ -79,10 +78,10 @@ class NegativeSampler:
     def of(cls, model: SlotModel, train: Sequences, config: EncoderConfig) -> "NegativeSampler":
         """Items with a slot compete; those without a training event only if the configuration says so.
 
-        Where no item with an event has a slot there is nothing to learn, and all with a slot compete.
+        If no item with an event has a slot, there is nothing to learn, and all items with a slot compete.
 
         Args:
-            model: says which items have a slot.
+            model: its ``present`` gives the items with a slot.
             train: training histories.
             config: ``unseen_negatives``.
         """
@@ -112,22 +111,22 @@ def fit(
     report: Report = lambda _line: None,
     step_done: Callable[[float], None] = lambda _share: None,
 ) -> FitLog:
-    """Fit a model; it has the weights of the best epoch afterwards.
+    """Fit a model; afterwards it has the weights of the best epoch.
 
     Args:
         model: freshly made from the configuration's seed; changed in place.
         train: training histories.
         validation: held-out targets for early stopping; none = a fixed, short training.
         config: how to train.
-        directory: for checkpoints; those of the same fingerprint are gone on from.
-        fingerprint: names data and configuration, so that a checkpoint of others is not used.
+        directory: of the checkpoints; one of the same fingerprint is resumed.
+        fingerprint: of data and configuration, so that no checkpoint of others is used.
         report: called after every epoch.
-        step_done: called after every step with the share of the epoch that is done.
+        step_done: called after every step with the completed share of the epoch.
 
     Raises:
         TrainingDiverged: the loss is not finite.
     """
-    state = _Progress(model, config, directory, fingerprint)
+    state = FitState(model, config, directory, fingerprint)
     stepper = Stepper(model, config, NegativeSampler.of(model, train, config))
     epochs = config.epochs if len(validation) else min(config.epochs, config.patience)
     while state.epoch < epochs and state.epoch - state.best_epoch <= config.patience:
@@ -135,10 +134,13 @@ def fit(
         windows = training_windows(train, config.max_history, reversed_share=config.reversed_share, rng=rng)
         steps = -(-len(windows) // config.batch_size)
         losses = []
+        # The number of windows, and so of steps, differs from epoch to epoch.
+        schedule = learning_rate_schedule(config, epochs * steps)
+        scheduler = schedule.attach(state.optimizer, steps_done=state.epoch * steps)
         for step, batch in enumerate(batches(windows, config.batch_size, rng)):
-            set_rate(state.optimizer, config, state.epoch * steps + step, epochs * steps)
             torch.manual_seed(int(rng.integers(2**62)))
             losses.append(stepper.step(batch, state.optimizer, rng))
+            scheduler.step()
             state.average.update()
             step_done((step + 1) / steps)
         state.average.swap()
@@ -160,19 +162,18 @@ def validate(model: SlotModel, validation: Targets, config: EncoderConfig) -> di
     return {"ndcg@10": float(metrics.gains(rank, 10).mean()), "hr@10": float(metrics.hits(rank, 10).mean())}
 
 
-def set_rate(optimizer: torch.optim.Optimizer, config: EncoderConfig, step: int, steps: int) -> None:
-    """Linear warm-up, then half a cosine from the full rate down to a tenth of it at the last step."""
-    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
-    cosine = 0.5 * (1 + math.cos(math.pi * min(step / max(steps, 1), 1.0)))
-    for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * warm * (_LAST_RATE + (1 - _LAST_RATE) * cosine)
+def learning_rate_schedule(config: EncoderConfig, steps: int) -> LearningRateSchedule:
+    """Half a cosine over all steps, from the full rate to a tenth of it; the first steps are warmed up linearly."""
+    return LearningRateSchedule(
+        max(config.warmup_steps, 1), "cosine", decay_start=0, decay_steps=max(steps, 1), floor=_LAST_RATE
+    )
 
 
 class Stepper:
     """One optimiser step on one batch of windows.
 
     Args:
-        model: what is trained.
+        model: to train.
         config: dropout, temperature and kind of softmax.
         sampler: of the negatives.
     """
@@ -239,7 +240,7 @@ class Stepper:
         return sampled_softmax_loss(queries, units, local[:, 1:], scale, sample, expected, config.temperature)
 
     def _units(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(m, Σd) unit slots side by side and (m, slots) bool, after some items lost their behaviour vector."""
+        """(m, Σd) unit slots side by side and (m, slots) bool, with the behaviour vectors of some items dropped."""
         slots, names = self._model.unit_slots(rows), self._model.layout.names
         present = {name: self._model.present[name][rows] for name in names}
         if BEHAVIOUR in present and len(present) > 1:
@@ -248,14 +249,14 @@ class Stepper:
         return units, torch.stack([present[name] for name in names], dim=1)
 
     def _kept_slots(self, windows: int, rng: np.random.Generator) -> Tensor:
-        """(windows, slots) bool: all slots, or in a share of the windows one of the smaller sets, each as likely."""
+        """(windows, slots) bool: all slots, or in a share of the windows one of the smaller sets, uniformly drawn."""
         names = self._model.layout.names
-        kept = np.ones((windows, len(names)), dtype=np.bool_)
+        chosen = np.ones((windows, len(names)), dtype=np.bool_)
         if self._subsets:
             fewer = rng.random(windows) < self._config.slot_dropout
             table = np.array([[name in subset for name in names] for subset in self._subsets])
-            kept[fewer] = table[rng.integers(len(table), size=int(fewer.sum()))]
-        return torch.from_numpy(kept)
+            chosen[fewer] = table[rng.integers(len(table), size=int(fewer.sum()))]
+        return torch.from_numpy(chosen)
 
     def _blanked(self, histories: Tensor) -> Tensor:
         """Blank a share of the items of the histories."""
@@ -264,8 +265,8 @@ class Stepper:
         return histories * (torch.rand(histories.shape[:2]) >= self._config.input_dropout)[..., None]
 
 
-class _Progress:
-    """Where a run stands: optimiser, epoch, best weights, all of it on disk after every epoch."""
+class FitState:
+    """Optimiser, epoch and best weights of a fit, written to disk after every epoch."""
 
     def __init__(self, model: SlotModel, config: EncoderConfig, directory: Path, fingerprint: str) -> None:
         self._model, self._directory, self._fingerprint = model, directory, fingerprint
@@ -281,9 +282,9 @@ class _Progress:
             (directory / _FINGERPRINT_FILE).write_text(fingerprint, encoding="utf-8")
 
     def end_epoch(self, line: dict[str, Any]) -> None:
-        """Record an epoch and write everything; the model holds the average and gets the trained weights back.
+        """Record an epoch and write everything; the model has the average and gets the trained weights back.
 
-        The checkpoint comes last: after a kill in between, the epoch is done again and writes the same files.
+        The checkpoint is written last: after a kill in between, the epoch runs again and writes the same files.
         """
         self.lines.append(line)
         best = self.lines[self.best_epoch]
@@ -300,13 +301,13 @@ class _Progress:
         (self._directory / f"average-{self.epoch - 1}.safetensors").unlink(missing_ok=True)
 
     def _resume(self) -> bool:
-        """Go on from a checkpoint of the same data and configuration; False if there is none."""
+        """Restore the newest checkpoint of the same data and configuration; False if there is none."""
         found = checkpoints.newest(self._directory)
         try:
-            written = (self._directory / _FINGERPRINT_FILE).read_text(encoding="utf-8")
+            recorded = (self._directory / _FINGERPRINT_FILE).read_text(encoding="utf-8")
         except (OSError, ValueError):
             return False
-        if found is None or written != self._fingerprint:
+        if found is None or recorded != self._fingerprint:
             return False
         if not self.average.load(self._directory / f"average-{found.step}.safetensors"):
             return False
@@ -321,5 +322,5 @@ class _Progress:
 
 
 def _decays(name: str, weight: Tensor) -> bool:
-    """Weight decay is for the matrices of maps, not for behaviour vectors (only their direction counts) or biases."""
+    """Whether a weight decays: matrices do, behaviour vectors (only their direction matters) and biases do not."""
     return weight.ndim == 2 and not name.startswith("behaviour")

@@ -1,9 +1,8 @@
-"""From embeddings and histories to ``RUN/encoder``: what the index is built from.
+"""Fits the encoder of a run and writes ``RUN/encoder``, the input of the index."""
 
-``table/`` (stored vectors, popularity, metadata, thumbnails), ``contents.parquet`` (what its items were made of),
-``encoder.onnx``, ``probes.npz``, ``encoder.safetensors``, ``projection.safetensors`` (slots for new items) and
-``fit.json`` (configuration, data, log). Checkpoints lie in ``checkpoints/`` while fitting and are removed at the end.
-"""
+# ``table/`` (stored vectors, popularity, metadata, thumbnails), ``contents.parquet`` (hashes of what the items were
+# made of), ``encoder.onnx``, ``probes.npz``, ``encoder.safetensors``, ``projection.safetensors`` (slots for new
+# items) and ``fit.json`` (configuration, data, log). ``checkpoints/`` exists only while fitting.
 
 import hashlib
 import json
@@ -32,7 +31,7 @@ from training.data.thumbnails import MARK, VERSION, MadeThumbnails, make_thumbna
 from training.embedding.content_hashes import pictures_not_found
 from training.embedding.store import Embeddings
 from training.encoder.fit import FitLog, Report, fit
-from training.encoder.onnx_export import Parity, export_encoder
+from training.encoder.onnx_export import ExportParity, export_encoder
 from training.encoder.projection import project, save_projection
 from training.encoder.slot_model import SlotModel
 from training.errors import ConfigError, DatasetError, EmbeddingsError
@@ -100,20 +99,20 @@ def fit_run(
         dataset: catalogue and interactions.
         embeddings: modality vectors of the same catalogue.
         config: how to fit.
-        directory: ``RUN/encoder``; a run that was killed goes on from its last whole epoch.
+        directory: ``RUN/encoder``; a killed run resumes after its last complete epoch.
         report: called after every epoch with its line of the log.
-        step_done: called after every step with the share of the epoch that is done.
-        pictured: told how many thumbnails are made at the end, and of how many.
+        step_done: called after every step with the completed share of the epoch.
+        pictured: called with the number of thumbnails made at the end, and of how many.
 
     Returns:
-        What is written to ``fit.json``.
+        The content of ``fit.json``.
 
     Raises:
         EmbeddingsError: the embeddings are of another catalogue.
         DatasetError: no user has two training events, so there is nothing to learn from.
         ConfigError: none of the wanted slots can be filled.
         TrainingDiverged: the loss is not finite.
-        ExportError: ONNX Runtime does not answer as PyTorch does.
+        ExportError: ONNX Runtime and PyTorch differ.
     """
     started = time.monotonic()
     check_same_catalogue(dataset, embeddings)
@@ -150,7 +149,7 @@ def fit_run(
 
 
 def check_same_catalogue(dataset: Dataset, embeddings: Embeddings) -> None:
-    """Hold embeddings to the catalogue: the same ids in the same order.
+    """Check that embeddings are of the catalogue: the same ids in the same order.
 
     Raises:
         EmbeddingsError: they differ.
@@ -169,13 +168,13 @@ def check_same_catalogue(dataset: Dataset, embeddings: Embeddings) -> None:
 def missing_record(
     layout: SlotLayout, vectors: NDArray[np.floating], embeddings: Embeddings, not_found: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
-    """Why items lack slots.
+    """The reason why each item lacks a slot.
 
     Args:
         layout: the slots.
         vectors: (n, Σd) stored vectors.
-        embeddings: of the same items, rows alike; they know which pictures could not be read.
-        not_found: (n,) bool, items that name a picture that is not there.
+        embeddings: of the same items in the same order, with the list of unreadable pictures.
+        not_found: (n,) bool, items whose picture file does not exist.
 
     Returns:
         (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`, columns in the order of the
@@ -196,7 +195,7 @@ def held_out_probes(parts: LeaveOneOut, max_history: int, most: int = MOST_PROBE
 
     Args:
         parts: the split.
-        max_history: newest items of a history that are kept.
+        max_history: newest items kept of a history.
         most: bound on the number of probes.
     """
     histories = [*parts.test.histories, *parts.validation.histories]
@@ -219,14 +218,14 @@ def _write(
     config: EncoderConfig,
     made: MadeThumbnails,
 ) -> dict[str, Any]:
-    """All files but ``fit.json``, which goes first and comes back last, so that it marks a whole directory."""
+    """Write all files but ``fit.json``, which is removed first and written last to mark a complete directory."""
     (directory / FIT_FILE).unlink(missing_ok=True)
     projection = model.final_projection()
     slots: Mapping[str, NDArray[np.floating]] = project(embeddings, projection)
     if BEHAVIOUR in model.layout.names:
         slots = {**slots, BEHAVIOUR: model.behaviour_slots()}
     vectors = model.layout.stack(slots).astype(config.precision)
-    parity: Parity = export_encoder(model.encoder, model.layout, directory / ENCODER_FILE, seed=config.seed)
+    parity: ExportParity = export_encoder(model.encoder, model.layout, directory / ENCODER_FILE, seed=config.seed)
     provenance = {
         "embeddings": embeddings.model,
         "encoder": {"hash": _digest_file(directory / ENCODER_FILE)},
@@ -261,7 +260,7 @@ def _write(
 
 
 def _account(log: FitLog, split: Split, counts: NDArray[np.int64]) -> dict[str, Any]:
-    """What was fitted on, and how it went."""
+    """Figures of the data and of the fit."""
     return {
         "data": {
             "fingerprint": split.fingerprint,

@@ -1,4 +1,4 @@
-"""FittedEncoder: what `vlm2rec fit-encoder` left in ``RUN/encoder``, from which a growing catalogue goes on."""
+"""Loads a fitted encoder from ``RUN/encoder`` for re-indexing a growing catalogue."""
 
 import contextlib
 import hashlib
@@ -39,10 +39,10 @@ class FittedEncoder:
     Attributes:
         directory: ``RUN/encoder``.
         config: how it was fitted.
-        table: the items as they were then.
-        contents: what these were made of; None where that is not recorded.
+        table: the items at the time of the fit.
+        contents: hashes of what these items were made of; None if not recorded.
         probes: held-out histories as rows of the table.
-        mark: 16 hex digits over the files, another after every fit.
+        mark: 16 hex digits over the files; it changes with every fit.
     """
 
     directory: Path
@@ -57,7 +57,7 @@ class FittedEncoder:
         """Read ``RUN/encoder``.
 
         Raises:
-            ReindexError: nothing was fitted there, it was fitted without a model, or a file cannot be read.
+            ReindexError: nothing was fitted there, it was fitted without a VLM, or a file is unreadable.
         """
         directory = run / ENCODER_DIRECTORY
         if not (directory / FIT_FILE).is_file():
@@ -87,7 +87,7 @@ class FittedEncoder:
         return self.directory / PROJECTION_FILE
 
     def check_model(self, model: Mapping[str, Any]) -> None:
-        """Hold a model to the one whose vectors the projection was fitted on.
+        """Check that a model is the one whose vectors the projection was fitted on.
 
         Args:
             model: provenance, see :func:`training.backbones.identity.provenance`.
@@ -115,13 +115,13 @@ def _contents(directory: Path, table: ItemTable) -> ContentHashes | None:
 
 
 def _refuse_without_vlm(run: Path, fitted_on: object) -> None:
-    """Features of ``--no-vlm`` depend on the whole catalogue, so one item cannot be embedded alone.
+    """Refuse features of ``--no-vlm``: they depend on the whole catalogue, so one item cannot be embedded alone.
 
     Raises:
         ReindexError: the encoder was fitted on such features, or they lie in the run.
     """
     kinds = [fitted_on.get("kind") if isinstance(fitted_on, dict) else None]
-    with contextlib.suppress(EmbeddingsError):  # then they are made anew
+    with contextlib.suppress(EmbeddingsError):  # unreadable embeddings are made again
         kinds.append(Embeddings.load(run / EMBEDDINGS_DIRECTORY, check=False).model.get("kind"))
     other = [kind for kind in kinds if kind != KIND]
     if other:

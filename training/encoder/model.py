@@ -1,17 +1,14 @@
-"""The learned parts that turn modality vectors into slots, and histories of slots into queries.
+"""Defines the learned parts: the projection of modality vectors to slots, and the sequence encoder of histories."""
 
-See docs/method.md, "From VLM vectors to an online encoder". The transformer follows SASRec (Kang and McAuley, ICDM
-2018): causal self-attention over the history, every position trained to tell the next item. What differs is our
-reading:
-
-- its input is the stored vector of an item instead of an id, its output a query with the same slots;
-- order enters as a learned bias per distance between two positions (as in T5, Raffel et al., 2020) instead of a
-  position embedding. So positions are counted back from the newest item by construction, and the state at position t
-  of a long history is exactly the answer for the history that ends at t: training on every position trains what is
-  served;
-- a recency-weighted mean of the history is added to the output, so that an untrained encoder already recommends items
-  like the last ones.
-"""
+# See docs/method.md, "From VLM vectors to an online encoder". The transformer follows SASRec (Kang and McAuley, ICDM
+# 2018): causal self-attention over the history, every position trained to predict the next item. The differences are
+# our reading: the input is the stored vector of an item instead of an id, and the output a query with the same slots;
+# order enters as a learned bias per distance between two positions (as in T5, Raffel et al., 2020) instead of a
+# position embedding; a recency-weighted mean of the history is added to the output, so that an untrained encoder
+# already recommends items like the last ones.
+#
+# With distances, positions count back from the newest item. The state at position t of a long history is then exactly
+# the output for the history that ends at t, so training on every position trains what is served.
 
 import math
 from collections.abc import Mapping
@@ -57,8 +54,8 @@ class SlotProjection(nn.Module):
         return {name: linear for name, linear in self.maps.items() if isinstance(linear, nn.Linear)}
 
 
-class Block(nn.Module):
-    """One pre-norm transformer block that can answer for fewer positions than it looks at.
+class TransformerBlock(nn.Module):
+    """One pre-norm transformer block whose queries can be fewer positions than its context.
 
     Args:
         width: features per position.
@@ -79,25 +76,25 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, asking: Tensor, context: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, context: Tensor, bias: Tensor) -> Tensor:
         """Attend and feed forward.
 
         Args:
-            asking: (B, Q, width) positions that get an answer.
-            context: (B, L, width) positions that are looked at.
-            bias: (B or 1, heads, Q, L) added to the attention scores; hugely negative where nothing may be seen.
+            queries: (B, Q, width) positions to update.
+            context: (B, L, width) positions attended to.
+            bias: (B or 1, heads, Q, L) added to the attention scores; very negative where attention is masked.
 
         Returns:
             (B, Q, width).
         """
         batch, width = context.shape[0], context.shape[2]
-        query = self._split(self.query(self.norm_attention(asking)), batch)
+        query = self._split(self.query(self.norm_attention(queries)), batch)
         key, value = self.key_value(self.norm_attention(context)).chunk(2, dim=-1)
         key, value = self._split(key, batch), self._split(value, batch)
         scores = query @ key.transpose(-1, -2) / math.sqrt(width / self.heads) + bias
         mixed = self.dropout(scores.softmax(dim=-1)) @ value
         merged: Tensor = self.merge(mixed.transpose(1, 2).reshape(batch, -1, width))
-        after: Tensor = asking + self.dropout(merged)
+        after: Tensor = queries + self.dropout(merged)
         fed: Tensor = self.dropout(self.feed(self.norm_feed(after)))
         return after + fed
 
@@ -115,7 +112,7 @@ class SequenceEncoder(nn.Module):
         width: features inside the transformer.
         layers: blocks; 0 leaves only the recency-weighted mean.
         heads: attention heads.
-        dropout: see :class:`Block`; also on its input and output.
+        dropout: see :class:`TransformerBlock`; also on its input and output.
     """
 
     distance_mask: Tensor
@@ -127,7 +124,7 @@ class SequenceEncoder(nn.Module):
         super().__init__()
         self.dim, self.max_history = dim, max_history
         self.enter = nn.Linear(dim, width)
-        self.blocks = nn.ModuleList([Block(width, heads, dropout) for _ in range(layers)])
+        self.blocks = nn.ModuleList([TransformerBlock(width, heads, dropout) for _ in range(layers)])
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, dim)
         self.dropout = nn.Dropout(dropout)
@@ -136,13 +133,13 @@ class SequenceEncoder(nn.Module):
         self.mean_scale = nn.Parameter(torch.tensor(_FIRST_MEAN))
         nn.init.normal_(self.leave.weight, std=_FIRST_OUTPUT_STD)
         nn.init.zeros_(self.leave.bias)
-        places = torch.arange(max_history)
-        apart = places[:, None] - places[None, :]
+        positions = torch.arange(max_history)
+        apart = positions[:, None] - positions[None, :]
         self.register_buffer("distances", apart.clamp(min=0), persistent=False)
         self.register_buffer("distance_mask", torch.where(apart < 0, _MASKED, 0.0), persistent=False)
 
     def forward(self, histories: Tensor, lengths: Tensor) -> Tensor:
-        """Queries of whole histories; what is exported and served.
+        """Queries of whole histories; exported and served.
 
         Args:
             histories: (B, L, Σd) float32 stored vectors, oldest first, right-padded with anything; 1 ≤ L ≤ max_history.
@@ -153,8 +150,8 @@ class SequenceEncoder(nn.Module):
         """
         length = histories.shape[1]
         newest = lengths - 1
-        real = torch.arange(length, device=histories.device)[None, :, None] < lengths[:, None, None]
-        known = torch.where(real, histories, 0.0)
+        inside = torch.arange(length, device=histories.device)[None, :, None] < lengths[:, None, None]
+        known = torch.where(inside, histories, 0.0)
         mean_weights = self._mean_bias()[newest, :length].softmax(dim=-1)
         mean = (mean_weights[:, None, :] @ known)[:, 0]
         states = self.enter(known)
@@ -171,10 +168,10 @@ class SequenceEncoder(nn.Module):
         return self.mean_scale * mean + learned
 
     def every_position(self, histories: Tensor) -> Tensor:
-        """Queries after every item of every history; what is trained.
+        """Queries after every item of every history; used in training.
 
         Args:
-            histories: (B, L, Σd) float32, oldest first; what stands right of a position never matters to it.
+            histories: (B, L, Σd) float32, oldest first; no position depends on those to its right.
 
         Returns:
             (B, L, Σd); ``[b, t]`` equals ``forward(histories[b : b + 1, : t + 1], [t + 1])`` up to rounding.
@@ -191,7 +188,7 @@ class SequenceEncoder(nn.Module):
         return self.mean_scale * mean + learned
 
     def _attention_biases(self) -> Tensor:
-        """(layers, heads, max_history, max_history), row = asking position."""
+        """(layers, heads, max_history, max_history), row = query position."""
         return self.distance_bias[:, :, self.distances] + self.distance_mask
 
     def _mean_bias(self) -> Tensor:
@@ -199,6 +196,6 @@ class SequenceEncoder(nn.Module):
         return self.recency[self.distances] + self.distance_mask
 
 
-def _at(states: Tensor, places: Tensor) -> Tensor:
-    """(B, L, width) and (B,) → (B, 1, width), the state at one place of each history."""
-    return states.gather(1, places[:, None, None].expand(-1, 1, states.shape[2]))
+def _at(states: Tensor, positions: Tensor) -> Tensor:
+    """(B, L, width) and (B,) → (B, 1, width), the state at one position of each history."""
+    return states.gather(1, positions[:, None, None].expand(-1, 1, states.shape[2]))

@@ -1,11 +1,10 @@
-"""The loss of the sequence encoder: every position names the next item among all items, or among a sample of them.
+"""Computes the loss of the sequence encoder: full or sampled softmax of the next item at every position."""
 
-Full softmax over a small catalogue; above that a sampled softmax whose negatives are weighted by the inverse of how
-often they are drawn (Bengio and Senécal, 2008), while the target keeps its exact term.
-
-Each window may see only some of the slots ("slot dropout"), so the same item has another stored vector in each. All of
-them are a scale away from the item's unit slots side by side: stored = units · kept / √(slots kept and present).
-"""
+# Full softmax over a small catalogue; above that a sampled softmax whose negatives are weighted by the inverse of
+# their expected number of draws (Bengio and Senécal, 2008), while the target keeps its exact term.
+#
+# Each window may see only some of the slots ("slot dropout"), so an item has another stored vector in each. All of
+# them are the item's unit slots side by side times a scale: stored = units · kept / √(slots kept and present).
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ _IMPOSSIBLE = -1e9
 
 
 def slot_scale(kept: Tensor, present: Tensor) -> Tensor:
-    """What the unit slots of an item are multiplied with in a window.
+    """The factor on the unit slots of an item in a window.
 
     Args:
         kept: (B, slots) bool, slots that a window sees.
@@ -63,11 +62,11 @@ def sampled_softmax_loss(
 
     Args:
         queries: (B, L, Σd), zero in the slots that a window does not see.
-        units: (n, Σd) unit slots of the items at hand side by side, zero where absent.
+        units: (n, Σd) unit slots of targets and negatives side by side, zero where absent.
         targets: (B, L) int64 rows of ``units``, −1 for none; a target without a slot in the window counts as none.
         scale: (B, n), see :func:`slot_scale`.
         sample: (m,) int64 rows of ``units``, the negatives.
-        log_expected: (m,) ``log(m·Q_j)``, how often j is expected in the sample.
+        log_expected: (m,) ``log(m·Q_j)``, log of the expected number of draws of j.
         temperature: τ; scores are divided by it.
 
     Returns:
@@ -77,8 +76,8 @@ def sampled_softmax_loss(
     own = (queries * functional.embedding(rows, units)).sum(dim=-1) * scale.gather(1, rows) / temperature
     reach = scale[:, sample]
     others = (queries @ units[sample].T) * (reach / temperature)[:, None, :] - log_expected
-    barred = (reach == 0)[:, None, :] | (sample == rows[..., None])
-    logits = torch.cat([own[..., None], others.masked_fill(barred, _IMPOSSIBLE)], dim=-1)
+    excluded = (reach == 0)[:, None, :] | (sample == rows[..., None])
+    logits = torch.cat([own[..., None], others.masked_fill(excluded, _IMPOSSIBLE)], dim=-1)
     return _mean_cross_entropy(logits, torch.where(_counted(targets, scale), 0, NO_TARGET))
 
 

@@ -1,4 +1,4 @@
-"""Export of the sequence encoder to ONNX, accepted only if ONNX Runtime answers as PyTorch does."""
+"""Exports the sequence encoder to ONNX and checks that ONNX Runtime and PyTorch agree."""
 
 import contextlib
 import io
@@ -28,11 +28,11 @@ _BATCHES = (1, 2, 7, 64)
 
 
 @dataclass(frozen=True)
-class Parity:
-    """How well two engines agree.
+class ExportParity:
+    """The agreement of ONNX Runtime and PyTorch.
 
     Attributes:
-        cases: (batch, length) shapes that were compared.
+        cases: number of (batch, length) shapes compared.
         difference: largest difference of any component, relative as for :data:`TOLERANCE`.
     """
 
@@ -40,8 +40,8 @@ class Parity:
     difference: float
 
 
-def export_encoder(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, seed: int = 0) -> Parity:
-    """Write ``encoder.onnx``; it is put in place only after :func:`check_parity` has passed.
+def export_encoder(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, seed: int = 0) -> ExportParity:
+    """Write ``encoder.onnx``; it replaces an older file only after :func:`check_parity` has passed.
 
     Inputs ``histories`` (B, L, Σd) float32 and ``lengths`` (B,) int64, output ``queries`` (B, Σd) float32, B and L
     free; metadata ``layout``, ``max_history`` and ``format``.
@@ -50,7 +50,7 @@ def export_encoder(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, 
         encoder: in evaluation mode.
         layout: slots of the stored vectors.
         path: of the model file.
-        seed: of the vectors of the check.
+        seed: of the vectors in the check.
 
     Raises:
         DiskError: the file cannot be written.
@@ -79,7 +79,7 @@ def export_encoder(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, 
     return parity
 
 
-def check_parity(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, seed: int = 0) -> Parity:
+def check_parity(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, seed: int = 0) -> ExportParity:
     """Compare ONNX Runtime with PyTorch.
 
     Lengths 1 … max_history alone and mixed, batches of 1 to 64, histories longer than the encoder reads, and the same
@@ -89,7 +89,7 @@ def check_parity(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, se
         encoder: in evaluation mode.
         layout: slots of the stored vectors.
         path: the exported model.
-        seed: of the made stored vectors.
+        seed: of the generated stored vectors.
 
     Raises:
         ExportError: a component differs by more than :data:`TOLERANCE`, or the model cannot be run.
@@ -98,33 +98,33 @@ def check_parity(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, se
     try:
         served = OnnxSequenceEncoder(path)
         if served.layout != layout or served.max_history != encoder.max_history:
-            raise ExportError(f"{path}: the model's metadata do not say what was exported; export again")
+            raise ExportError(f"{path}: the model's metadata differ from what was exported; export again")
         worst, cases = 0.0, 0
         for histories in _histories(encoder.max_history, layout, rng):
             expected = _by_torch(encoder, histories, rng)
             worst = float(np.maximum(worst, _difference(served.encode(histories), expected)))  # keeps NaN
             cases += 1
     except EncoderError as error:
-        raise ExportError(f"{path}: ONNX Runtime does not run what was exported ({error})") from error
+        raise ExportError(f"{path}: ONNX Runtime does not run the exported model ({error})") from error
     if not worst <= TOLERANCE:
         raise ExportError(
             f"{path}: ONNX Runtime and PyTorch differ by {worst:.2g}, at most {TOLERANCE:g} is allowed; "
             "try another version of torch or onnxruntime"
         )
-    return Parity(cases, worst)
+    return ExportParity(cases, worst)
 
 
 def _histories(longest: int, layout: SlotLayout, rng: np.random.Generator) -> Iterator[list[NDArray[np.float32]]]:
-    """Made histories: every batch size with lengths of 1, the longest, one too long, and mixed ones."""
+    """Generated histories: every batch size with lengths of 1, the longest, a longer one, and mixed ones."""
     for batch in _BATCHES:
         for lengths in ([1] * batch, [longest] * batch, [longest + 3] * batch, rng.integers(1, longest + 1, batch)):
-            yield [_made_items(int(length), layout, rng) for length in lengths]
+            yield [_random_items(int(length), layout, rng) for length in lengths]
     for length in range(1, longest + 1):
-        yield [_made_items(length, layout, rng)]
+        yield [_random_items(length, layout, rng)]
 
 
-def _made_items(length: int, layout: SlotLayout, rng: np.random.Generator) -> NDArray[np.float32]:
-    """(length, Σd) stored vectors of items that lack a slot now and then."""
+def _random_items(length: int, layout: SlotLayout, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(length, Σd) stored vectors of items, some without a slot."""
     return layout.stack(
         {slot.name: rng.standard_normal((length, slot.dim)) * (rng.random((length, 1)) < 0.8) for slot in layout.slots}
     )
@@ -133,7 +133,7 @@ def _made_items(length: int, layout: SlotLayout, rng: np.random.Generator) -> ND
 def _by_torch(
     encoder: SequenceEncoder, histories: list[NDArray[np.float32]], rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Queries under PyTorch, with garbage where the padding is."""
+    """Queries under PyTorch, with random values as padding."""
     newest = [history[-encoder.max_history :] for history in histories]
     lengths = [len(history) for history in newest]
     padded = 100 * rng.standard_normal((len(newest), max(lengths), encoder.dim)).astype(np.float32)
@@ -150,7 +150,7 @@ def _difference(got: NDArray[np.float32], expected: NDArray[np.float32]) -> floa
 
 
 def _traced(encoder: SequenceEncoder) -> onnx.ModelProto:
-    """The ONNX graph, batch and length free; the exporter's chatter is kept from the terminal."""
+    """The ONNX graph, batch and length free; the exporter's messages are suppressed."""
     batch = torch.export.Dim("batch", min=1, max=65_536)
     length = (
         torch.export.Dim("length", min=1, max=encoder.max_history)
@@ -179,13 +179,13 @@ def _traced(encoder: SequenceEncoder) -> onnx.ModelProto:
     if program is None:
         raise ExportError("the exporter gave no model")
     model: onnx.ModelProto = program.model_proto
-    _forget_the_machine(model)
+    _remove_debug_metadata(model)
     return model
 
 
-def _forget_the_machine(model: onnx.ModelProto) -> None:
-    """Drop what the exporter notes for debugging: stack traces with the paths of this machine, in a published file."""
+def _remove_debug_metadata(model: onnx.ModelProto) -> None:
+    """Remove the exporter's debug metadata: it has paths of this machine, which must not be published."""
     graph = model.graph
     values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
-    for noted in (model, graph, *graph.node, *values):
-        del noted.metadata_props[:]
+    for part in (model, graph, *graph.node, *values):
+        del part.metadata_props[:]

@@ -1,9 +1,8 @@
-"""Principal components of modality vectors: the fixed first part of every slot's projection.
+"""Computes principal components of modality vectors, the fixed first part of every slot's projection."""
 
-Vectors of language and vision models lie in a narrow cone; taking off their mean and scaling the principal directions
-makes the learned part small and quick to train (whitening of embeddings: Su et al., arXiv 2103.15316). The maps are
-affine, so they are folded into the learned one when training ends.
-"""
+# Vectors of language and vision models lie in a narrow cone. Subtracting their mean and scaling the principal
+# directions makes the learned part small and quick to train (whitening of embeddings: Su et al., arXiv 2103.15316).
+# The maps are affine, so they are folded into the learned map when training ends.
 
 from dataclasses import dataclass
 
@@ -39,8 +38,8 @@ class ModalityBasis:
         mapped = np.zeros((len(vectors), self.directions.shape[1]), dtype=np.float32)
         for start in range(0, len(vectors), _BLOCK_ROWS):
             block = np.asarray(vectors[start : start + _BLOCK_ROWS])
-            there = block.any(axis=1)
-            mapped[start : start + len(block)][there] = (block[there] - self.mean) @ self.directions
+            present = block.any(axis=1)
+            mapped[start : start + len(block)][present] = (block[present] - self.mean) @ self.directions
         return mapped
 
 
@@ -48,13 +47,13 @@ def fit_basis(vectors: NDArray[np.float32], size: int, *, whiten: float) -> Moda
     """Principal components of the rows that are present.
 
     Args:
-        vectors: (n, D); rows of zeros are left out. Of a large catalogue, evenly spaced rows are enough.
+        vectors: (n, D); rows of zeros are left out. Of a large catalogue evenly spaced rows are used.
         size: most components R.
         whiten: 0 keeps the spread of the components, 1 makes it equal; each is divided by its deviation to this power.
 
     Returns:
-        A basis with R ≥ 1. Where the rows do not differ, the one direction is theirs and nothing is taken off, so that
-        none becomes zero.
+        A basis with R ≥ 1. If all rows are equal, their direction is the only one and no mean is subtracted, so that
+        no row becomes zero.
     """
     dim = vectors.shape[1]
     step = max(1, -(-len(vectors) // _MOST_ROWS))

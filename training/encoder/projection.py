@@ -1,4 +1,4 @@
-"""The projection on disk and in use: slots for items that came after training, without training anything again."""
+"""Stores the projection and applies it: slots for items that came after training, without training again."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def project(embeddings: Embeddings, projection: SlotProjection) -> dict[str, NDA
     """Slot vectors of items.
 
     Args:
-        embeddings: modality vectors, of the same model as those that the projection was trained on.
+        embeddings: modality vectors of the model that the projection was trained on.
         projection: as :func:`load_projection` reads it.
 
     Returns:
@@ -51,7 +51,7 @@ def project(embeddings: Embeddings, projection: SlotProjection) -> dict[str, NDA
 
 
 def save_projection(projection: SlotProjection, path: Path) -> None:
-    """Write ``projection.safetensors``, aside first."""
+    """Write ``projection.safetensors`` to a temporary file and rename it."""
     linears = projection.linears()
     dims = {name: [int(size) for size in linear.weight.shape] for name, linear in linears.items()}
     tensors = {
@@ -68,7 +68,7 @@ def load_projection(path: Path) -> SlotProjection:
     """Read ``projection.safetensors``.
 
     Raises:
-        EmbeddingsError: the file is missing, unreadable, or no projection.
+        EmbeddingsError: the file is missing, unreadable, or not a projection.
     """
     try:
         with safe_open(path, framework="pt") as file:

@@ -1,4 +1,4 @@
-"""TorchEncoder: a fitted sequence encoder under PyTorch, from the weights that its ONNX file was exported from."""
+"""Runs a fitted sequence encoder under PyTorch, from the weights that its ONNX file was exported from."""
 
 import hashlib
 import json
@@ -20,13 +20,13 @@ from training.errors import ExportError
 
 
 class TorchEncoder:
-    """Called like :meth:`index.search.encoder.OnnxSequenceEncoder.encode`.
+    """A fitted sequence encoder under PyTorch, called like :meth:`index.search.encoder.OnnxSequenceEncoder.encode`.
 
     Args:
         run: the run directory.
 
     Attributes:
-        onnx_sha256: of the ``encoder.onnx`` that was exported from these weights.
+        onnx_sha256: of the ``encoder.onnx`` exported from these weights.
 
     Raises:
         ExportError: nothing was fitted there, or a file cannot be read.

@@ -1,4 +1,4 @@
-"""SlotModel: everything that is learned when slots and sequence encoder are fitted together."""
+"""Defines the model that is fitted: projections, behaviour vectors and sequence encoder together."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ _BLOCK_ROWS = 65_536
 
 
 def slot_layout(config: EncoderConfig, embeddings: Embeddings) -> SlotLayout:
-    """The slots that a configuration asks for and the embeddings can fill, in the configuration's order."""
+    """The configured slots that the embeddings can fill, in the configuration's order."""
     dims = {"text": config.text_dim, "image": config.image_dim, BEHAVIOUR: config.behaviour_dim}
     names = [name for name in config.slots if name == BEHAVIOUR or name in embeddings.vectors]
     return SlotLayout(tuple(Slot(name, dims[name]) for name in names))
@@ -59,7 +59,7 @@ class SlotModel(nn.Module):
             nn.init.eye_(linear.weight)  # begin with the first principal components as they are
         if BEHAVIOUR in self.layout.names:
             self.present[BEHAVIOUR] = torch.from_numpy(warm.copy())
-            self.place = torch.from_numpy(np.maximum(np.cumsum(warm) - 1, 0))
+            self.behaviour_row = torch.from_numpy(np.maximum(np.cumsum(warm) - 1, 0))
             self.behaviour = nn.Embedding(max(int(warm.sum()), 1), config.behaviour_dim)
             nn.init.normal_(self.behaviour.weight, std=1 / math.sqrt(config.behaviour_dim))
         self.encoder = SequenceEncoder(
@@ -82,12 +82,12 @@ class SlotModel(nn.Module):
         """
         units = self.projection({name: block[rows] for name, block in self.features.items()})
         if BEHAVIOUR in self.present:
-            there = self.present[BEHAVIOUR][rows, None]
-            units[BEHAVIOUR] = functional.normalize(self.behaviour(self.place[rows]), dim=1) * there
+            present = self.present[BEHAVIOUR][rows, None]
+            units[BEHAVIOUR] = functional.normalize(self.behaviour(self.behaviour_row[rows]), dim=1) * present
         return dict(units)
 
     def final_projection(self) -> SlotProjection:
-        """The projection with the fixed bases folded in: from modality vectors as they come to slots."""
+        """The projection with the fixed bases folded in: from modality vectors to slots."""
         inputs = {name: len(basis.mean) for name, basis in self.bases.items()}
         outputs = {slot.name: slot.dim for slot in self.layout.slots if slot.name in inputs}
         folded = SlotProjection(inputs, outputs)
@@ -104,7 +104,7 @@ class SlotModel(nn.Module):
     def behaviour_slots(self) -> NDArray[np.float32]:
         """(n, d) behaviour vectors, zero for items without one."""
         weight = self.behaviour.weight.detach()
-        return np.asarray((weight[self.place] * self.present[BEHAVIOUR][:, None]).numpy(), dtype=np.float32)
+        return np.asarray((weight[self.behaviour_row] * self.present[BEHAVIOUR][:, None]).numpy(), dtype=np.float32)
 
     def _add_modality(self, name: str, vectors: NDArray[np.float32], config: EncoderConfig) -> None:
         self.bases[name] = fit_basis(vectors, config.components, whiten=config.whiten)

@@ -1,4 +1,4 @@
-"""Training windows: stretches of users' histories in which every position tells the next item."""
+"""Cuts users' histories into training windows in which every position predicts the next item."""
 
 from collections.abc import Iterator
 
@@ -13,15 +13,15 @@ def training_windows(
 ) -> NDArray[np.int64]:
     """Cut every history into windows, each pair of neighbours in exactly one of them.
 
-    Where a long history is cut is drawn again on each call, so that over the epochs an item is told from histories of
-    every length.
+    The cuts of a long history are drawn again on each call, so that over the epochs an item is predicted from
+    histories of every length.
 
     Args:
         train: training histories; those of fewer than two events give no window.
         length: longest history L to learn from.
-        reversed_share: share of the windows turned round in time. It doubles what can be seen of pairs of neighbours
-            when there are few events.
-        rng: draws the cuts and the windows to turn.
+        reversed_share: share of the windows reversed in time. With few events it doubles the pairs of neighbours
+            that are seen.
+        rng: draws the cuts and the windows to reverse.
 
     Returns:
         (windows, L + 1) int64 item rows, oldest first, right-padded with −1, at least two events each.
@@ -35,10 +35,10 @@ def training_windows(
     begin = first[users] + (number - (first[users] > 0)) * length
     end = np.minimum(begin + length + 1, sizes[users])
     begin = np.maximum(begin, 0)
-    place = np.arange(length + 1)[None, :]
-    filled = place < (end - begin)[:, None]
-    turned = (rng.random(len(users)) < reversed_share)[:, None]
-    position = np.where(turned, (end - 1)[:, None] - place, begin[:, None] + place)
+    column = np.arange(length + 1)[None, :]
+    filled = column < (end - begin)[:, None]
+    is_reversed = (rng.random(len(users)) < reversed_share)[:, None]
+    position = np.where(is_reversed, (end - 1)[:, None] - column, begin[:, None] + column)
     source = train.offsets[users][:, None] + np.where(filled, position, 0)
     return np.where(filled, train.rows[source], -1) if len(users) else np.full((0, length + 1), -1, dtype=np.int64)
 

@@ -1,9 +1,7 @@
-"""Evaluation of a fitted run: the protocol of docs/method.md ("Evaluation protocol").
+"""Evaluates a fitted run by the protocol of docs/method.md ("Evaluation protocol")."""
 
-Every row is measured on the same users: full ranking as the service answers, the 100-negatives protocol beside it.
-The encoder rows go through the exported ONNX model and float32 scores of the stored vectors, which is what serving
-computes.
-"""
+# Every row is measured on the same users: full ranking as in serving, and the 100-negatives protocol beside it. The
+# encoder rows use the exported ONNX model and float32 scores of the stored vectors, as serving does.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +52,7 @@ class FittedRun:
     Attributes:
         table: stored vectors.
         encoder: under ONNX Runtime.
-        record: what ``fit.json`` says.
+        record: the content of ``fit.json``.
     """
 
     table: ItemTable
@@ -83,7 +81,7 @@ class FittedRun:
 
     @property
     def exclude_seen(self) -> bool:
-        """Whether the service leaves out what a user had before, unless a request says otherwise."""
+        """Whether the service excludes a user's earlier items, unless a request says otherwise."""
         return bool(self.record.get("config", {}).get("exclude_seen", True))
 
     def split(self, dataset: Dataset) -> Split:
@@ -108,12 +106,12 @@ class FittedRun:
 
 @dataclass(frozen=True)
 class TargetSet:
-    """Held-out events under a name.
+    """Named held-out events.
 
     Attributes:
         name: of their table.
-        targets: those that are measured.
-        whole: how many there are in all.
+        targets: events to measure.
+        whole: number of events before some were chosen.
     """
 
     name: str
@@ -122,12 +120,12 @@ class TargetSet:
 
 
 def rankers(run: FittedRun, split: Split, texts: Sequence[str | None] | None = None) -> dict[str, System]:
-    """Every system to be measured that needs no vision-language model.
+    """Every system that needs no vision-language model.
 
     Args:
         run: the fitted run.
         split: of the same data set; only its training part is used.
-        texts: of its items, for the neighbours by TF-IDF; None leaves them out.
+        texts: of its items, for the neighbours by TF-IDF; None for no such system.
 
     Returns:
         Name → ranker and the (n,) bool items that it can return; popularity first.
@@ -193,8 +191,8 @@ def rank_sets(
 
     Args:
         sets: held-out events.
-        systems: name → ranker and the items it can return; the first is the one that ``Row.ratios`` are against.
-        exclude_seen: leave out what is in the history, as the service does.
+        systems: name → ranker and the items it can return; ``SystemRow.ratios`` are to the first.
+        exclude_seen: exclude the items of the history, as the service does.
         seed: of the negatives.
         advance: called with the number of users done, once per system and block.
 
@@ -256,7 +254,7 @@ def evaluate_run(
         systems: as :func:`rankers` gives them.
         fresh: targets of users that training never saw; in place of the test targets.
         on_validation: measure on validation targets, while choosing.
-        exclude_seen: leave out what is in the history, as the service does.
+        exclude_seen: exclude the items of the history, as the service does.
         advance: called with the number of users done.
 
     Raises:

@@ -1,7 +1,6 @@
-"""VlmRanker: ranking by a vision-language model's own vectors, history prompt against item prompts.
+"""Ranks by a vision-language model's own vectors: history prompt against item prompts."""
 
-Published (arXiv 2603.17450) as "direct ranking". Each distinct history is encoded once, whichever table asks for it.
-"""
+# Published (arXiv 2603.17450) as "direct ranking". Each distinct history is encoded once, whichever table needs it.
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ _APART = -2.0
 
 
 def history_key(history: NDArray[np.int64], max_history: int) -> str:
-    """What a model reads of a history, as text: its newest item rows.
+    """The part of a history that a model reads, as text: its newest item rows.
 
     Args:
         history: item rows, oldest first.
@@ -29,7 +28,7 @@ def history_key(history: NDArray[np.int64], max_history: int) -> str:
 
 
 def distinct_histories(histories: Iterable[NDArray[np.int64]], max_history: int) -> list[NDArray[np.int64]]:
-    """Histories that differ in what a model reads of them, cut down to that, shortest first.
+    """The distinct histories as a model reads them, shortest first.
 
     Args:
         histories: item rows, oldest first.
@@ -44,13 +43,13 @@ class VlmRanker:
 
     Args:
         items: modality → (n, D) float32, rows of length 1 or zero.
-        histories: the same for the known histories.
-        known: these histories, see :func:`distinct_histories`.
+        histories: modality → vectors of the known histories.
+        known: the histories, see :func:`distinct_histories`.
         max_history: newest items of a history that the model reads.
-        fusion: how the modalities of ``items`` make one score.
+        fusion: how the modalities of ``items`` are combined into one score.
 
     Attributes:
-        findable: (n,) bool, items that have one of the modalities.
+        findable: (n,) bool, items with at least one modality.
     """
 
     def __init__(
@@ -62,17 +61,17 @@ class VlmRanker:
         fusion: "Fusion",
     ) -> None:
         self._items, self._histories = items, histories
-        self._places = {history_key(history, max_history): number for number, history in enumerate(known)}
+        self._rows = {history_key(history, max_history): number for number, history in enumerate(known)}
         self._max_history, self._fusion = max_history, fusion
         self.findable: NDArray[np.bool_] = np.any([block.any(axis=1) for block in items.values()], axis=0)
 
     def scores(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
-        """(B, n) float32 scores of known histories; an item that shares no modality with one comes after all that do.
+        """(B, n) float32 scores of known histories; an item without a shared modality comes last.
 
         Equal scores stay equal: they are rounded to five decimals, see
             :func:`training.ranking.fused_scores.fused_scores`.
         """
-        places = [self._places[history_key(history, self._max_history)] for history in histories]
-        asked = {name: self._histories[name][places] for name in self._items}
-        scores, comparable = fused_scores(asked, self._items, self._fusion)
+        rows = [self._rows[history_key(history, self._max_history)] for history in histories]
+        queries = {name: self._histories[name][rows] for name in self._items}
+        scores, comparable = fused_scores(queries, self._items, self._fusion)
         return np.where(comparable, scores, np.float32(_APART))

@@ -1,8 +1,7 @@
-"""Direct ranking by a run's vision-language model, as it is now and as it was before training, for the evaluation.
+"""Provides direct ranking by a run's vision-language model, trained and before training, for the evaluation."""
 
-Vectors of items and histories are kept under ``RUN/evaluation/vectors``, a directory a model and catalogue, so that an
-evaluation that was killed goes on, and the next one begins with what is there.
-"""
+# Vectors of items and histories are stored under ``RUN/evaluation/vectors``, a directory per model and catalogue. An
+# interrupted evaluation resumes from them, and the next evaluation reuses them.
 
 import hashlib
 import json
@@ -37,19 +36,19 @@ FROZEN = "frozen VLM direct"
 _SHARD = 1_024
 _BATCH = 256
 _MIB = 2**20
-Progress = Callable[[str, int, int], None]
-"""Called with the name of a step, and how many of its pieces are done and are to do."""
+VectorProgress = Callable[[str, int, int], None]
+"""Called with the name of a step, and its completed and total number of pieces."""
 
 
 @dataclass(frozen=True)
 class DirectModel:
-    """A model that can rank directly.
+    """A model for direct ranking.
 
     Attributes:
         name: of its rows.
-        provenance: everything that its vectors depend on besides texts and pictures.
+        provenance: everything its vectors depend on besides texts and pictures.
         max_history: newest items of a history that it reads.
-        load: loads it.
+        load: loads the model.
     """
 
     name: str
@@ -59,7 +58,7 @@ class DirectModel:
 
 
 def direct_models(run: TrainedModel) -> list[DirectModel]:
-    """The trained model of a run, and the one that it was trained from if that is still there.
+    """The trained model of a run, and its starting model if that still exists.
 
     Raises:
         BackboneError: there is no trained model, or a file cannot be read.
@@ -95,33 +94,33 @@ def direct_systems(
     dataset: Dataset,
     histories: Iterable[NDArray[np.int64]],
     *,
-    progress: Progress = lambda _step, _done, _all: None,
+    progress: VectorProgress = lambda _step, _done, _all: None,
 ) -> dict[str, tuple[Ranker, NDArray[np.bool_]]]:
     """Rank by the vectors of a run's models, fused and by each modality alone.
 
     Args:
         run: with a trained model.
         dataset: the catalogue.
-        histories: all that will be asked for.
-        progress: told how far each step is; what it raises ends the work like a kill.
+        histories: all histories that will be ranked.
+        progress: called as each step proceeds; an exception that it raises ends the work.
 
     Returns:
         Name → ranker and the (n,) items that it can return; the trained model first.
 
     Raises:
         BackboneError: a model cannot be read.
-        EmbeddingsError: a model gives a value that is not finite.
+        EmbeddingsError: a model computes a value that is not finite.
         EvaluationError: stored vectors do not fit each other.
     """
     contents = read_contents(dataset, progress=lambda done, every: progress("hashing pictures", done, every))
-    models, asked = direct_models(run), list(histories)
+    models, wanted = direct_models(run), list(histories)
     caches = {model.name: run.run / "evaluation" / "vectors" / _key(model, contents) for model in models}
     _remove_others(caches.values())
     systems: dict[str, tuple[Ranker, NDArray[np.bool_]]] = {}
     for model in models:
         encoding = _Encoding(model, dataset, run.config.train.picture_memory_mib * _MIB, caches[model.name], progress)
         items = _embedded(run, model, contents) or encoding.items()
-        known = distinct_histories(asked, model.max_history)
+        known = distinct_histories(wanted, model.max_history)
         read = encoding.histories(known)
         trained = run.config.train.modalities
         subsets = {model.name: trained, **{f"{model.name}, {name} only": (name,) for name in trained}}
@@ -138,7 +137,7 @@ def direct_systems(
 
 
 def trained_on(run: TrainedModel, dataset: Dataset, split: Split) -> bool:
-    """Whether a run's model was trained on this part of this data, by this version; else it may have seen the targets.
+    """Whether a run's model was trained on this split by this version; if not, it may have seen the targets.
 
     Args:
         run: with a trained model.
@@ -151,10 +150,10 @@ def trained_on(run: TrainedModel, dataset: Dataset, split: Split) -> bool:
 
 
 class _Encoding:
-    """One model at work on one catalogue, loaded when it is first needed."""
+    """Encodes one catalogue with one model, which is loaded when first needed."""
 
     def __init__(
-        self, model: DirectModel, dataset: Dataset, picture_bytes: int, directory: Path, progress: Progress
+        self, model: DirectModel, dataset: Dataset, picture_bytes: int, directory: Path, progress: VectorProgress
     ) -> None:
         self._model, self._dataset, self._picture_bytes = model, dataset, picture_bytes
         self._directory, self._progress = directory, progress
@@ -184,7 +183,7 @@ class _Encoding:
 
 
 def _embedded(run: TrainedModel, model: DirectModel, contents: ContentHashes) -> Vectors | None:
-    """The run's embeddings, if they are this model's of this catalogue."""
+    """The run's embeddings, if they were made by this model from this catalogue."""
     try:
         found = Embeddings.load(run.embeddings)
     except EmbeddingsError:
@@ -194,12 +193,12 @@ def _embedded(run: TrainedModel, model: DirectModel, contents: ContentHashes) ->
 
 
 def _key(model: DirectModel, contents: ContentHashes) -> str:
-    told = json.dumps([model.provenance, model.max_history, contents.ordered_digest()], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    key = json.dumps([model.provenance, model.max_history, contents.ordered_digest()], sort_keys=True)
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def _remove_others(kept: Iterable[Path]) -> None:
-    """Remove vectors of models and catalogues that are no more."""
+    """Remove the vectors of earlier models and catalogues."""
     wanted = set(kept)
     for directory in {path.parent for path in wanted}:
         for path in directory.glob("*") if directory.is_dir() else ():

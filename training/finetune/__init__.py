@@ -1,1 +1,1 @@
-"""Fine-tuning of a backbone."""
+"""Fine-tunes a backbone on pairs of history and next item."""

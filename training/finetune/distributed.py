@@ -1,10 +1,9 @@
-"""ProcessGroup: the processes of one training run, and what crosses between them.
+"""Exchanges vectors, gradients and decisions between the processes of one training run."""
 
-Every rank encodes its own part of the global batch and takes the loss over the whole of it. The vectors of the other
-ranks are constants there, so a rank's gradient is that of the global loss on its own vectors, negatives of other ranks'
-rows included; summed over the ranks, the weights' gradients are exactly those of one process with the whole batch.
-With a single rank nothing is sent and nothing is copied.
-"""
+# Every process encodes its own part of the global batch and computes the loss over the whole of it. The vectors of
+# the other processes are constants there, so a process's gradient is that of the global loss on its own vectors,
+# including as negatives of other processes' rows. Summed over the processes, the weights' gradients are exactly those
+# of one process with the whole batch. A single process sends and copies nothing.
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
@@ -21,15 +20,15 @@ _BUCKET_VALUES = 1 << 25
 
 
 class ProcessGroup:
-    """All processes of a run, seen from one of them.
+    """All processes of a run, as seen by one of them.
 
     Args:
-        accelerator: set up from the environment, as `torchrun` leaves it.
+        accelerator: set up from the environment of `torchrun`.
 
     Attributes:
-        count: number of ranks.
-        number: this one's, from 0.
-        first: whether this is the one that writes files and reports.
+        count: number of processes.
+        number: of this process, from 0.
+        first: whether this process writes files and reports.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -39,68 +38,68 @@ class ProcessGroup:
         self.first = bool(accelerator.is_main_process)
 
     def share(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """This rank's part of some numbers; the parts one after the other are the whole."""
+        """This process's part of some numbers; the parts in order make the whole."""
         return np.array_split(numbers, self.count)[self.number]
 
     def wait(self) -> None:
-        """Return once every rank is here."""
+        """Wait until every process has called this."""
         self._accelerator.wait_for_everyone()
 
     def leave(self) -> None:
-        """End the group, once every rank is here."""
+        """End the group after every process has called this."""
         self.wait()
         if self.count > 1:
             self._accelerator.end_training()
 
     def gathered(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks, in their order.
+        """The rows of all processes, in their order.
 
         Args:
-            rows: (n, …) of this rank; n may differ from rank to rank.
+            rows: (n, …) of this process; n may differ between processes.
 
         Returns:
-            (Σ n, …); a gradient flows into this rank's own rows alone.
+            (Σ n, …); a gradient flows into the rows of this process alone.
         """
         if self.count == 1:
             return rows
         sizes = self._accelerator.gather(torch.tensor([len(rows)], device=rows.device)).tolist()
         padded = self._accelerator.pad_across_processes(rows.detach(), dim=0)
-        everyone = self._accelerator.gather(padded.contiguous()).split(len(padded))
-        parts = [part[:size] for part, size in zip(everyone, sizes, strict=True)]
+        all_rows = self._accelerator.gather(padded.contiguous()).split(len(padded))
+        parts = [part[:size] for part, size in zip(all_rows, sizes, strict=True)]
         parts[self.number] = rows
         return torch.cat(parts)
 
     def padded(self, rows: Tensor, fill: int) -> Tensor:
-        """(n, L) filled up on the right to the longest L of any rank."""
+        """(n, L) padded on the right to the longest L of any process."""
         if self.count == 1:
             return rows
         widest: Tensor = self._accelerator.pad_across_processes(rows, dim=1, pad_index=fill)
         return widest
 
     def sum_gradients(self, weights: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its sum over the ranks; one that no rank has stays None."""
+        """Replace every gradient by its sum over the processes; a gradient that no process has stays None."""
         if self.count == 1:
             return
         trained = [weight for weight in weights if weight.requires_grad]
         has = torch.tensor([weight.grad is not None for weight in trained], device=trained[0].device)
         anywhere = self._accelerator.reduce(has.int(), reduction="sum").tolist()
-        felt = [weight for weight, count in zip(trained, anywhere, strict=True) if count]
-        for bucket in _buckets(felt):
+        with_gradient = [weight for weight, count in zip(trained, anywhere, strict=True) if count]
+        for bucket in _buckets(with_gradient):
             flat = torch.cat([_gradient(weight).flatten() for weight in bucket])
             summed = self._accelerator.reduce(flat, reduction="sum")
             for weight, part in zip(bucket, summed.split([weight.numel() for weight in bucket]), strict=True):
                 weight.grad = part.view_as(weight).clone()
 
     def summed(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Sums over the ranks, which must all name the same values in the same order."""
+        """Sums over the processes, which must all give the same names in the same order."""
         if self.count == 1:
             return dict(values)
         own = torch.tensor(list(values.values()), dtype=torch.float32, device=self._accelerator.device)
-        found = self._accelerator.reduce(own, reduction="sum").tolist()
-        return dict(zip(values, found, strict=True))
+        sums = self._accelerator.reduce(own, reduction="sum").tolist()
+        return dict(zip(values, sums, strict=True))
 
     def agreed(self, value: _Plain) -> _Plain:
-        """What rank 0 has; a decision on a number that other hardware may round differently is taken once."""
+        """The value of process 0; a decision on a number that hardware may round differently is made once."""
         if self.count == 1:
             return value
         boxed = [value]
@@ -113,7 +112,7 @@ def _gradient(weight: nn.Parameter) -> Tensor:
 
 
 def _buckets(weights: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Neighbours of one dtype, at most 32 Mi values together unless one alone has more."""
+    """Consecutive weights of one dtype, at most 32 Mi values together unless a single one has more."""
     bucket: list[nn.Parameter] = []
     filled = 0
     for weight in weights:

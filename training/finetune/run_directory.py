@@ -1,10 +1,9 @@
-"""The directory of a training run: whose it is, its log, and where everything lies.
+"""Defines the layout of a training run's directory, and reserves it for one run and one process."""
 
-``fingerprint`` (what the run's course depends on), ``start`` (a backbone made from scratch), ``checkpoints``,
-``log.jsonl`` (a line every few steps), ``events`` (the same for TensorBoard), ``diverged.json`` (the batch that broke
-the run, if one did) and in the end ``model``. Files are written aside and renamed, so that a kill at any moment leaves
-something to go on from.
-"""
+# ``fingerprint`` (settings and data that determine the result), ``start`` (a backbone made from scratch),
+# ``checkpoints``, ``log.jsonl`` (a line every few steps), ``events`` (the same for TensorBoard), ``diverged.json``
+# (the batch whose loss was not finite, if any) and at the end ``model``. Files are written to a temporary name and
+# renamed, so that a killed run can always be resumed.
 
 import contextlib
 import hashlib
@@ -32,12 +31,12 @@ _WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = {
         "diagnose_every", "keep_checkpoints", "log_every", "picture_memory_mib", "workers",
     ),
 }  # fmt: skip
-"""Keys that change what a run costs, but not where it goes (up to rounding, and to which weights dropout draws)."""
+"""Keys that change the cost of a run but not its result (up to rounding and to the weights that dropout draws)."""
 _WITHOUT_VALIDATION = ("patience", "validate_every", "validation_items", "validation_users")
 
 
 def run_fingerprint(dataset: Dataset, train: Sequences, validation: Targets | None, config: RunConfig) -> str:
-    """16 hex digits over what the course of a run depends on.
+    """16 hex digits over everything that determines the result of a run.
 
     Args:
         dataset: the catalogue.
@@ -70,17 +69,17 @@ def _decisive_settings(config: RunConfig) -> dict[str, dict[str, Any]]:
 
 
 class RunDirectory:
-    """A directory that belongs to one run.
+    """The directory of one run.
 
     Attributes:
         path: the directory.
-        start: the backbone that a run from scratch began with.
+        start: the backbone that a run from scratch started with.
         checkpoints: of the run.
         model: the trained model.
         log: one JSON object a line.
         events: the same for TensorBoard.
-        diverged: what is known of the batch whose loss was not finite.
-        fingerprint: what the run's course depends on.
+        diverged: record of the batch whose loss was not finite.
+        fingerprint: see :func:`run_fingerprint`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,10 +94,10 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def claimed(self, fingerprint: str, *, resume: bool) -> Iterator[None]:
-        """Make the directory this run's own; no other process gets it meanwhile, a killed one gives it back.
+        """Reserve the directory for this run and this process; the lock ends with the process.
 
         Raises:
-            ConfigError: it is another run's, or this run's and it is not to be resumed, or a process is training in it.
+            ConfigError: it is of another run, or of this run without ``resume``, or a process is training in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
@@ -128,7 +127,7 @@ class RunDirectory:
         mark.write_text(fingerprint + "\n", encoding="utf-8")
 
     def make(self, target: Path, write: Callable[[Path], None]) -> None:
-        """Let something write a directory aside and put it in its place once it is whole."""
+        """Write a directory under a temporary name and rename it once it is complete."""
         aside = target.with_name(f".{target.name}.part")
         shutil.rmtree(aside, ignore_errors=True)
         write(aside)

@@ -1,8 +1,7 @@
-"""RunHistory: what the log of a training run tells, read for people.
+"""Reads the log of a training run for reports."""
 
-Whoever reads a log may find one that is being written, was cut short by a kill, or was edited: what is no number, no
-later step, or no JSON at all is left out, and what is left is what there is.
-"""
+# A log may be read while it is written, after a kill, or after an edit: values that are not numbers, steps that do
+# not ascend and lines that are not JSON are skipped.
 
 import json
 import math
@@ -11,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.finetune.direct_ranking import METRIC
+from training.finetune.validation import METRIC
 
 _STEP = "step"
 _LARGEST = 1e15
-"""Beyond it a number is no measurement, and sums of squares would overflow."""
+"""Larger numbers are not measurements, and sums of their squares would overflow."""
 _LATE = 0.25
 _FEWEST_LATE = 3
 
 Point = tuple[int, float]
-"""Steps done, and a value."""
+"""Steps done and a value."""
 
 
 @dataclass(frozen=True)
@@ -28,40 +27,40 @@ class RunHistory:
     """The lines of a log in the order of their steps.
 
     Attributes:
-        lines: name → value of each line, ``step`` among them, strictly ascending.
+        lines: name → value of each line, including ``step``, which ascends strictly.
     """
 
     lines: tuple[Mapping[str, float], ...]
 
     @classmethod
     def read(cls, path: Path) -> "RunHistory":
-        """Read ``log.jsonl``; of a file that is not there the history is empty."""
+        """Read ``log.jsonl``; a missing file gives an empty history."""
         try:
             texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             texts = []
-        kept: list[Mapping[str, float]] = []
+        lines: list[Mapping[str, float]] = []
         for text in texts:
             line = _numbers(text)
             step = line.get(_STEP, 0.0)
-            if step > (kept[-1][_STEP] if kept else 0) and step == int(step):
-                kept.append(line)
-        return cls(tuple(kept))
+            if step > (lines[-1][_STEP] if lines else 0) and step == int(step):
+                lines.append(line)
+        return cls(tuple(lines))
 
     @property
     def steps(self) -> int:
-        """Steps done as far as the log tells."""
+        """Steps done according to the log."""
         return int(self.lines[-1][_STEP]) if self.lines else 0
 
     @property
     def seconds(self) -> float | None:
-        """Time in training steps; None if the log does not tell."""
+        """Time in training steps; None if not logged."""
         found = self.series("seconds")
         return found[-1][1] if found else None
 
     @property
     def pairs(self) -> int | None:
-        """Pairs that were read in all, the same one again each time; None if the log does not tell."""
+        """Pairs read in all, repeated pairs counted each time; None if not logged."""
         before, total = 0, 0.0
         for line in self.lines:
             if "pairs" not in line:
@@ -71,13 +70,13 @@ class RunHistory:
         return round(total) if self.lines else None
 
     def series(self, name: str) -> tuple[Point, ...]:
-        """Every value of this name with its step."""
+        """Every value of a name with its step."""
         return tuple((int(line[_STEP]), line[name]) for line in self.lines if name in line)
 
     def late(self, name: str) -> float | None:
-        """Mean over the last quarter of the lines that have this name, three at least; None without any.
+        """Mean over the last quarter of the lines with this name, at least three; None without any.
 
-        A single line is one batch or a few, and says more about them than about the model.
+        A single line covers one batch or a few, which is too noisy.
         """
         values = [value for _, value in self.series(name)]
         if not values:
@@ -89,7 +88,7 @@ class RunHistory:
         """The validated step whose weights the run keeps.
 
         Args:
-            patience: ``train.patience``; 0 keeps the last weights, anything else those of the first best validation.
+            patience: ``train.patience``; 0 keeps the last weights, any other value those of the first best validation.
 
         Returns:
             A step that was validated; None if none was.
@@ -100,7 +99,7 @@ class RunHistory:
         return max(validated, key=lambda point: (point[1], -point[0]))[0] if patience else validated[-1][0]
 
     def at(self, step: int, name: str) -> float | None:
-        """The value of a name in the line of this step; None if there is none."""
+        """The value of a name at a step; None if there is none."""
         return next((line.get(name) for line in self.lines if line[_STEP] == step), None)
 
 

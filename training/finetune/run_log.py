@@ -1,8 +1,7 @@
-"""The log of a training run: one JSON object a line, means over the steps since the last line.
+"""Writes the log of a training run as JSON lines and as event files of TensorBoard."""
 
-The same numbers stand beside it as event files of TensorBoard. The log is what counts: a resumed run cuts it back to
-its checkpoint and writes the event files anew from it.
-"""
+# A line holds the means over the steps since the line before. The JSON lines are authoritative: a resumed run cuts
+# them back to its checkpoint and writes the event files again from them.
 
 import contextlib
 import json
@@ -17,17 +16,17 @@ _STEP, _SECONDS = "step", "seconds"
 
 
 class RunLog:
-    """A log file that a resumed run continues as if it had never been broken off.
+    """A log file that a resumed run continues as if it had not been interrupted.
 
     Args:
         path: of the file.
         events: directory of the event files.
-        window: values of the steps since the last line, as an earlier part of the run left them.
-        step: steps that are done; later lines, and one that a kill cut short, are taken out.
-        writes: whether this process is the one that writes.
+        window: values of the steps since the last line, from the checkpoint.
+        step: steps done; later lines and an incomplete last line are removed.
+        writes: whether this process writes the files.
 
     Attributes:
-        window: the same, as it is now.
+        window: values of the steps since the last line.
     """
 
     def __init__(self, path: Path, events: Path, window: list[dict[str, float]], step: int, *, writes: bool) -> None:
@@ -36,16 +35,16 @@ class RunLog:
         self.window = window
         if writes:
             shutil.rmtree(events, ignore_errors=True)
-            kept = self._cut(step)
+            lines = self._cut(step)
             with contextlib.ExitStack() as on_error:
                 self._events = _EventFiles(events)
                 on_error.callback(self.close)
-                for line in kept:
+                for line in lines:
                     self._events.add(line)
                 on_error.pop_all()
 
     def add(self, values: dict[str, float]) -> None:
-        """Take in one step's values; a name may be missing from some steps."""
+        """Add the values of one step; a name may be missing from some steps."""
         self.window.append(values)
 
     def write(self, step: int, rest: Mapping[str, float]) -> None:
@@ -53,7 +52,7 @@ class RunLog:
 
         Args:
             step: steps done.
-            rest: what is not a mean; ``seconds`` among it.
+            rest: values that are not means, including ``seconds``.
         """
         names = {name: None for values in self.window for name in values}
         means = {
@@ -115,11 +114,11 @@ class _EventFiles:
     def close(self) -> None:
         try:
             self._writer.close()
-        finally:  # that gives up at the first error and leaves the file open
-            self._writer._py_recordio_writer.close()  # noqa: SLF001 - nothing public closes it
+        finally:  # the writer gives up at the first error and leaves the file open
+            self._writer._py_recordio_writer.close()  # noqa: SLF001 - there is no public way to close it
 
 
 def _tag(name: str) -> str:
-    """``effective rank text`` → ``effective_rank/text``: what belongs together stands in one panel."""
+    """``effective rank text`` → ``effective_rank/text``: related values share a panel."""
     group, _, last = name.replace("@", "_at_").rpartition(" ")
     return re.sub(r"[^\w/.-]", "_", f"{group or 'train'}/{last}")

@@ -1,4 +1,4 @@
-"""One optimiser step: the vectors of a batch, the loss over the global batch, and the weights' move by AdamW."""
+"""Takes one optimiser step: encodes a batch, computes the loss over the global batch, updates the weights by AdamW."""
 
 import math
 from collections.abc import Mapping
@@ -22,20 +22,21 @@ from training.finetune.distributed import ProcessGroup
 from training.losses import diagnostics
 from training.losses.method_loss import MethodLoss, method_loss
 from training.losses.modality_pairs import ModalityPairs
+from training.runs.learning_rate import LearningRateSchedule
 
 _DROPOUT = 1
-"""Keeps the draws of modality dropout apart from those of the order of the pairs."""
+"""Seeds modality dropout differently from the order of the pairs."""
 _HOST_IS_FULL = "DefaultCPUAllocator"
-"""What PyTorch's message says when the host's memory, not a GPU's, is used up; that error has no class of its own."""
+"""Part of PyTorch's message when the host's memory, not a GPU's, is exhausted; that error has no class of its own."""
 
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """The pairs of all ranks.
+    """The pairs of all processes.
 
     Attributes:
-        text: vectors of the text prompts; a gradient flows into this rank's own.
-        image: vectors of the image prompts, likewise.
+        text: vectors of the text prompts; a gradient flows into those of this process.
+        image: vectors of the image prompts; a gradient flows into those of this process.
         item_ids: (B,) int64 rows of the next items.
         histories: (B, L) int64 item rows that must not be negatives, padded with −1.
     """
@@ -47,14 +48,14 @@ class GlobalBatch:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one step gave.
+class StepResult:
+    """The result of one step.
 
     Attributes:
         loss: its terms.
         gradient_norm: before clipping; None if the loss was not finite.
-        batch: of all ranks.
-        diagnostics: how the modalities fare, see :mod:`training.losses.diagnostics`; empty unless asked for.
+        batch: of all processes.
+        diagnostics: see :mod:`training.losses.diagnostics`; empty unless requested.
     """
 
     loss: MethodLoss
@@ -64,7 +65,7 @@ class Step:
 
     @property
     def diverged(self) -> tuple[str, float] | None:
-        """What is not finite, and which value it has; the weights have not moved then. None if all is well."""
+        """Name and value of what is not finite, in which case the weights are unchanged; None if all is finite."""
         total = self.loss.total.item()
         if not math.isfinite(total):
             return "loss", total
@@ -74,46 +75,49 @@ class Step:
 
 
 class ContrastiveStep:
-    """Moves a model's weights, batch by batch.
+    """Updates a model's weights, batch by batch.
 
     Args:
         embedder: the model, in training mode.
-        accelerator: places it, casts and clips.
-        ranks: all processes of the run.
-        loss: the terms.
-        train: rates, clipping, and how memory is used.
+        accelerator: moves the model to its device, casts and clips.
+        processes: all processes of the run.
+        loss: the terms of the loss.
+        train: peak rates, clipping, and use of memory.
 
     Attributes:
-        optimizer: AdamW over the trained weights.
+        optimizer: AdamW over the trained weights, each group at its peak rate.
     """
 
     def __init__(
-        self, embedder: VlmEmbedder, accelerator: Accelerator, ranks: ProcessGroup, loss: LossConfig, train: TrainConfig
+        self,
+        embedder: VlmEmbedder,
+        accelerator: Accelerator,
+        processes: ProcessGroup,
+        loss: LossConfig,
+        train: TrainConfig,
     ) -> None:
-        self._accelerator, self._ranks = accelerator, ranks
-        self._terms, self._options, self._temperature = loss.model_dump(), train, loss.temperature
-        self._modality_dropout = float(self._terms.pop("modality_dropout"))
+        self._accelerator, self._processes = accelerator, processes
+        self._loss, self._options = loss, train
         self._embedder = embedder.to(accelerator.device)
-        self.optimizer = AdamW(_weight_groups(embedder, train.weight_decay, train.vision_rate))
+        self.optimizer = AdamW(_weight_groups(embedder, train))
 
-    def __call__(self, own: PairBatch, *, step: int, lead: float, rate: float, diagnose: bool = False) -> Step:
+    def __call__(self, own: PairBatch, *, step: int, confidence_gap: float, diagnose: bool = False) -> StepResult:
         """Take a step.
 
         Args:
-            own: this rank's part of the batch.
-            step: steps done before; with the seed and the rank it decides what dropout draws.
-            lead: moving average before this batch, see :func:`training.losses.method_loss.method_loss`.
-            rate: of AdamW.
-            diagnose: look at the modalities as well.
+            own: this process's part of the batch.
+            step: steps done before; seed, step and number of the process seed dropout.
+            confidence_gap: moving average before this batch, see :func:`training.losses.method_loss.method_loss`.
+            diagnose: compute the diagnostics as well.
 
         Returns:
-            What it gave; where the loss or the norm of the gradient is not finite, the weights are as before.
+            The result; if the loss or the norm of the gradient is not finite, the weights are unchanged.
 
         Raises:
             OutOfMemory: the batch does not fit; the message says what to lower.
         """
         try:
-            return self._take(own, step, lead, rate, diagnose=diagnose)
+            return self._take(own, step, confidence_gap, diagnose=diagnose)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not isinstance(error, torch.OutOfMemoryError) and _HOST_IS_FULL not in str(error):
                 raise
@@ -123,10 +127,8 @@ class ContrastiveStep:
         """The context that the model runs under."""
         return cast("AbstractContextManager[None]", self._accelerator.autocast())
 
-    def _take(self, own: PairBatch, step: int, lead: float, rate: float, *, diagnose: bool) -> Step:
-        torch.manual_seed(hash((self._options.seed, step, self._ranks.number)) % 2**63)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+    def _take(self, own: PairBatch, step: int, confidence_gap: float, *, diagnose: bool) -> StepResult:
+        torch.manual_seed(hash((self._options.seed, step, self._processes.number)) % 2**63)
         prompts = own.prompts.to(self._accelerator.device)
         encoded = encode(self._embedder, prompts, autocast=self.autocast, cached=self._options.cached_gradients)
         text, image = (_side(encoded.outputs, own, name) for name in (TEXT, IMAGE))
@@ -135,26 +137,32 @@ class ContrastiveStep:
                 vectors.retain_grad()
         batch = self._global(text, image, own)
         both = batch.text.present & batch.image.present
-        hidden = hidden_modalities(both, self._modality_dropout, seed=self._options.seed, step=step)
+        hidden = hidden_modalities(both, self._loss.modality_dropout, seed=self._options.seed, step=step)
         loss = method_loss(
-            batch.text, batch.image, batch.item_ids, batch.histories, lead=lead, hidden=hidden, **self._terms
+            batch.text,
+            batch.image,
+            batch.item_ids,
+            batch.histories,
+            self._loss,
+            hidden=hidden,
+            confidence_gap=confidence_gap,
         )
         if not math.isfinite(loss.total.item()):
-            return Step(loss, None, batch, {})
+            return StepResult(loss, None, batch, {})
         torch.autograd.backward([loss.total])
         encoded.backward()
         weights = list(self._embedder.parameters())
-        self._ranks.sum_gradients(weights)
-        found = self._diagnose(text, image, batch) if diagnose else {}
+        self._processes.sum_gradients(weights)
+        diagnosed = self._diagnose(text, image, batch) if diagnose else {}
         norm = float(self._accelerator.clip_grad_norm_(weights, self._options.gradient_clip))
         if math.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad()
-        return Step(loss, norm, batch, found)
+        return StepResult(loss, norm, batch, diagnosed)
 
     def _diagnose(self, text: ModalityPairs, image: ModalityPairs, batch: GlobalBatch) -> dict[str, float]:
-        """How the modalities fare in this batch, while the gradients are whole and not yet clipped."""
-        squares = self._ranks.summed(diagnostics.squared_gradients(text, image))
+        """Diagnostics of this batch, before its gradients are clipped."""
+        squares = self._processes.summed(diagnostics.squared_gradients(text, image))
         towers = {"language model": 0.0, "vision tower": 0.0}
         for name, weight in self._embedder.named_parameters():
             if weight.grad is not None:
@@ -165,28 +173,28 @@ class ContrastiveStep:
         norms |= {f"gradient {name}": math.sqrt(value) for name, value in towers.items()}
         sides = batch.text, batch.image
         return {
-            **diagnostics.balance_of(*sides, batch.item_ids, batch.histories, temperature=self._temperature),
+            **diagnostics.balance_of(*sides, batch.item_ids, batch.histories, temperature=self._loss.temperature),
             **diagnostics.spread_of_items(*sides),
             **norms,
         }
 
     def _global(self, text: ModalityPairs, image: ModalityPairs, own: PairBatch) -> GlobalBatch:
-        """The pairs of all ranks from this rank's vectors."""
+        """The pairs of all processes from the vectors of this one."""
         device = self._accelerator.device
         item_ids, histories = own.item_ids.to(device), own.histories.to(device)
-        if self._ranks.count == 1:
+        if self._processes.count == 1:
             return GlobalBatch(text, image, item_ids, histories)
         vectors = torch.cat([text.sequences, text.items, image.sequences, image.items], dim=1)
         flags = (text.sequence_present, text.item_present, image.sequence_present, image.item_present)
         numbers = torch.stack([item_ids, *(flag.long() for flag in flags)], dim=1)
-        vectors, numbers = self._ranks.gathered(vectors), self._ranks.gathered(numbers)
+        vectors, numbers = self._processes.gathered(vectors), self._processes.gathered(numbers)
         sides = vectors.chunk(4, dim=1)
-        there = [column.bool() for column in numbers[:, 1:].unbind(dim=1)]
+        present = [column.bool() for column in numbers[:, 1:].unbind(dim=1)]
         return GlobalBatch(
-            ModalityPairs(sides[0], sides[1], there[0], there[1]),
-            ModalityPairs(sides[2], sides[3], there[2], there[3]),
+            ModalityPairs(sides[0], sides[1], present[0], present[1]),
+            ModalityPairs(sides[2], sides[3], present[2], present[3]),
             numbers[:, 0],
-            self._ranks.gathered(self._ranks.padded(histories, -1)),
+            self._processes.gathered(self._processes.padded(histories, -1)),
         )
 
     def _what_to_lower(self, step: int, error: Exception) -> str:
@@ -198,19 +206,19 @@ class ContrastiveStep:
             else f"set train.cached_gradients = true, or lower train.batch_size ({options.batch_size})"
         )
         return (
-            f"step {step + 1} needs more memory than there is ({reason}); {first}; vlm.activation_checkpointing = true "
-            'and train.precision = "bf16" save memory as well, smaller vlm.max_picture_pixels and vlm.max_text_tokens '
-            "most of all. What changes no result (all but batch size, precision, pixels and text) can be changed for "
-            "--resume"
+            f"step {step + 1} needs more memory than is available ({reason}); {first}; "
+            'vlm.activation_checkpointing = true and train.precision = "bf16" save memory as well, smaller '
+            "vlm.max_picture_pixels and vlm.max_text_tokens most of all. "
+            "Everything but batch size, precision, pixels and text may change for --resume"
         )
 
 
 def hidden_modalities(both: Tensor, share: float, *, seed: int, step: int) -> Tensor | None:
-    """Which histories the fused loss sees one modality of (modality dropout); the same on every rank.
+    """Histories of which the fused loss sees one modality (modality dropout); the same in every process.
 
     Args:
         both: (B,) bool, pairs with both modalities on both sides.
-        share: of these, that lose one; either modality is lost equally often.
+        share: share of these pairs that lose one modality; both modalities are lost equally often.
         seed: of the run.
         step: steps done before.
 
@@ -224,6 +232,14 @@ def hidden_modalities(both: Tensor, share: float, *, seed: int, step: int) -> Te
     return torch.stack([loses & is_text, loses & ~is_text], dim=1)
 
 
+def learning_rate_schedule(options: TrainConfig) -> LearningRateSchedule:
+    """Warm-up over a share of the steps; the decay is sampled at the middle of each remaining step, so never 0."""
+    warmup = max(1, round(options.warmup * options.steps))
+    return LearningRateSchedule(
+        warmup, options.decay, decay_start=warmup - 0.5, decay_steps=max(1, options.steps - warmup)
+    )
+
+
 def _side(outputs: Tensor, batch: PairBatch, modality: str) -> ModalityPairs:
     """A modality's vectors; all absent if it is not trained."""
     nowhere = torch.full_like(batch.item_ids, -1)
@@ -232,11 +248,11 @@ def _side(outputs: Tensor, batch: PairBatch, modality: str) -> ModalityPairs:
     return ModalityPairs(spread(outputs, sequences), spread(outputs, items), sequences >= 0, items >= 0)
 
 
-def _weight_groups(model: nn.Module, weight_decay: float, vision_rate: float) -> list[dict[str, Any]]:
+def _weight_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
     """AdamW's groups: the vision tower has its own rate, biases and norms no decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            key = (vision_rate if VISION in name else 1.0, weight_decay if weight.ndim > 1 else 0.0)
-            groups.setdefault(key, []).append(weight)
-    return [{"params": found, "factor": key[0], "weight_decay": key[1]} for key, found in groups.items()]
+            rate = train.learning_rate * (train.vision_rate if VISION in name else 1.0)
+            groups.setdefault((rate, train.weight_decay if weight.ndim > 1 else 0.0), []).append(weight)
+    return [{"params": weights, "lr": rate, "weight_decay": decay} for (rate, decay), weights in groups.items()]

@@ -1,24 +1,17 @@
-"""Contrastive fine-tuning of a vision-language model: history → next item.
-
-One step encodes the four prompts of every pair (history and next item, text and picture), takes the loss of
-docs/method.md over the batch, and moves the weights by AdamW under a linear warm-up and a decay. accelerate sets up the
-processes and devices, casts and clips; what stays ours, and why, is told in docs/adr ("the training loop stays ours").
-A run can be killed at any time: a resumed one has the same data order, dropout and loss curve.
-"""
+"""Fine-tunes a vision-language model with the contrastive loss of docs/method.md, and resumes interrupted runs."""
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import Tensor
 
 from training.backbones.backbone import check_pinned
 from training.backbones.batches import Collator, PairBatch
@@ -32,12 +25,11 @@ from training.data.sequences import Sequences, Targets
 from training.data.training_pairs import TrainingPairs
 from training.errors import ConfigError, TrainingDiverged
 from training.finetune.batch_prefetch import prefetched
-from training.finetune.direct_ranking import METRIC, DirectRanking
 from training.finetune.distributed import ProcessGroup
 from training.finetune.run_directory import RunDirectory, run_fingerprint
 from training.finetune.run_log import RunLog
-from training.finetune.step import ContrastiveStep, Step
-from training.losses.method_loss import MethodLoss
+from training.finetune.step import ContrastiveStep, StepResult, learning_rate_schedule
+from training.finetune.validation import METRIC, DirectRanking
 from training.runs import checkpoints
 
 UNREADABLE_FILE = "unreadable.json"
@@ -46,8 +38,8 @@ _MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a run is.
+class TrainingProgress:
+    """Progress of a run.
 
     Attributes:
         step: steps done.
@@ -60,27 +52,41 @@ class Progress:
     loss: float | None
 
 
+Report = Callable[[TrainingProgress], None]
+
+
 @dataclass
-class _State:
-    """What changes from step to step beside weights and moments.
+class TrainerState:
+    """State of a run beside weights and moments, stored in every checkpoint.
 
     Attributes:
         step: steps done.
-        lead: moving average of the loss.
+        confidence_gap: moving average of the loss, see :func:`training.losses.method_loss.method_loss`.
         window: values of the steps since the last line of the log.
-        seconds: time in steps, waiting for batches included.
+        seconds: time in steps, including the wait for batches.
         best: highest validation metric so far; None before the first validation.
-        best_step: the step that it was measured after.
+        best_step: steps done when it was measured.
         worse: validations since then.
     """
 
     step: int = 0
-    lead: float = 0.0
+    confidence_gap: float = 0.0
     window: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     best: float | None = None
     best_step: int = 0
     worse: int = 0
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "TrainerState":
+        """Read what :meth:`as_json` gave."""
+        values = dict(stored)
+        return cls(confidence_gap=values.pop("lead"), **values)
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-able values; the moving average is called ``lead`` in checkpoints."""
+        values = asdict(self)
+        return {"lead": values.pop("confidence_gap"), **values}
 
 
 def train_vlm(
@@ -91,9 +97,9 @@ def train_vlm(
     *,
     validation: Targets | None = None,
     resume: bool = False,
-    report: Callable[[Progress], None] = lambda _: None,
+    report: Report = lambda _: None,
 ) -> Path:
-    """Train a model, or go on training it.
+    """Train a model, or resume its training.
 
     Under `torchrun` every process calls this; the first one writes the files.
 
@@ -103,16 +109,15 @@ def train_vlm(
         directory: of the run's training, see :mod:`training.finetune.run_directory`.
         config: of the run.
         validation: held-out events, needed if ``train.validate_every`` is set.
-        resume: go on from the newest checkpoint; without one, start.
+        resume: continue from the newest checkpoint; without one, start.
         report: called after every step, in the first process alone.
 
     Returns:
         Directory of the trained model, for :func:`training.backbones.vlm.load_embedder`.
 
     Raises:
-        ConfigError: the directory holds another run, or this one is to start where one is already or is still going
-            on; or the configuration asks for what cannot be: validation without events, more processes than a batch
-            has windows.
+        ConfigError: the directory holds another run, or this run without ``resume``, or a process is training in it;
+            or the configuration asks for validation without events, or for more processes than windows in a batch.
         BackboneError: the model cannot be loaded.
         DatasetError: there is no pair to train on, or none with a modality on both sides.
         TrainingDiverged: the loss or a gradient is not finite.
@@ -121,52 +126,89 @@ def train_vlm(
     pairs = TrainingPairs.of(train)
     # Without `cpu`, accelerate joins no group of processes where there is no GPU, and each would train alone.
     accelerator = Accelerator(mixed_precision=config.train.precision, cpu=not torch.accelerator.is_available())
-    ranks, place = ProcessGroup(accelerator), RunDirectory(directory)
-    _check(config, validation, ranks)
-    if not place.model.is_dir():
+    processes, run_dir = ProcessGroup(accelerator), RunDirectory(directory)
+    _check(config, validation, processes)
+    if not run_dir.model.is_dir():
         check_learnable(dataset, train, config.train.modalities)
-    with contextlib.ExitStack() as until_the_end:
-        if ranks.first:
-            mark = run_fingerprint(dataset, train, validation, config)
-            until_the_end.enter_context(place.claimed(mark, resume=resume))
-            if config.vlm.model is None and not place.start.is_dir() and not place.model.is_dir():
-                place.make(place.start, lambda aside: make_start(dataset, config.vlm, config.train.seed, aside))
-        ranks.wait()
-        if not place.model.is_dir():
-            run = _Run(dataset, pairs, validation, place, config, accelerator, ranks)
-            until_the_end.callback(run.close)
-            run.to_the_end(report if ranks.first else lambda _: None)
-            if ranks.first:
-                run.save()
-        ranks.leave()
-    return place.model
+    with contextlib.ExitStack() as stack:
+        if processes.first:
+            fingerprint = run_fingerprint(dataset, train, validation, config)
+            stack.enter_context(run_dir.claimed(fingerprint, resume=resume))
+            if config.vlm.model is None and not run_dir.start.is_dir() and not run_dir.model.is_dir():
+                run_dir.make(run_dir.start, lambda aside: make_start(dataset, config.vlm, config.train.seed, aside))
+        processes.wait()
+        if not run_dir.model.is_dir():
+            trainer = Trainer(dataset, pairs, validation, run_dir, config, accelerator, processes)
+            trainer.setup()
+            stack.callback(trainer.close)
+            trainer.train(report if processes.first else lambda _: None)
+            if processes.first:
+                trainer.save_model()
+        processes.leave()
+    return run_dir.model
 
 
-class _Run:
-    """One run from where its newest checkpoint is to its end."""
+class Trainer:
+    """Trains one model in one run directory, from its newest checkpoint to its end.
+
+    Order of the data and dropout depend on the seed and the step alone, so a resumed run takes the same steps as one
+    that was never interrupted. Why the loop is our own: docs/adr, "the training loop stays ours".
+
+    Args:
+        dataset: the catalogue.
+        pairs: what to train on.
+        validation: held-out events; None for no validation.
+        run_dir: directory of the run, claimed by the caller.
+        config: of the run.
+        accelerator: sets up devices, casts and clips.
+        processes: all processes of the run.
+    """
 
     def __init__(
         self,
         dataset: Dataset,
         pairs: TrainingPairs,
         validation: Targets | None,
-        place: RunDirectory,
+        run_dir: RunDirectory,
         config: RunConfig,
         accelerator: Accelerator,
-        ranks: ProcessGroup,
+        processes: ProcessGroup,
     ) -> None:
-        self._dataset, self._pairs, self._place, self._config, self._ranks = dataset, pairs, place, config, ranks
-        options = config.train
+        self._dataset, self._pairs, self._validation = dataset, pairs, validation
+        self._run_dir, self._config = run_dir, config
+        self._accelerator, self._processes = accelerator, processes
+
+    def setup(self) -> None:
+        """Load the model and its newest checkpoint, and prepare data, optimiser, schedule, validation and log."""
+        config, options = self._config, self._config.train
         torch.manual_seed(options.seed)
-        self._backbone = load_start(config.vlm, place.start)
+        self._backbone = load_start(config.vlm, self._run_dir.start)
         self._embedder = VlmEmbedder(trainable(self._backbone, config.vlm))
-        self._move = ContrastiveStep(self._embedder, accelerator, ranks, config.loss, options)
+        self._step = ContrastiveStep(self._embedder, self._accelerator, self._processes, config.loss, options)
+        self._setup_data()
+        self._state = TrainerState()
+        last = checkpoints.newest(self._run_dir.checkpoints)
+        if last is not None:
+            self._state = TrainerState.from_json(checkpoints.restore(last, self._embedder, self._step.optimizer))
+        self._schedule = learning_rate_schedule(options)
+        self._scheduler = self._schedule.attach(self._step.optimizer, steps_done=self._state.step)
+        self._written = time.monotonic()
+        self._log = RunLog(
+            self._run_dir.log,
+            self._run_dir.events,
+            self._state.window,
+            self._state.step,
+            writes=self._processes.first,
+        )
+
+    def _setup_data(self) -> None:
+        config, options = self._config, self._config.train
         self._pictures = PictureStore(
-            dataset.image_path, self._backbone.image_processor, memory_bytes=options.picture_memory_mib * _MIB
+            self._dataset.image_path, self._backbone.image_processor, memory_bytes=options.picture_memory_mib * _MIB
         )
         self._collator = Collator(
             self._backbone.tokenizer,
-            dataset.texts(),
+            self._dataset.texts(),
             self._pictures,
             max_text_tokens=config.vlm.max_text_tokens,
             max_history=options.max_history,
@@ -175,181 +217,175 @@ class _Run:
             modalities=options.modalities,
         )
         self._ranking: DirectRanking | None = None
-        if options.validate_every and validation is not None:
+        if options.validate_every and self._validation is not None:
             self._ranking = DirectRanking(
                 self._collator,
-                ranks,
-                validation,
-                len(dataset),
+                self._processes,
+                self._validation,
+                len(self._dataset),
                 users=options.validation_users,
                 items=options.validation_items,
                 fusion=config.loss.fusion,
                 seed=options.seed,
                 exclude_seen=config.encoder.exclude_seen,
             )
-        self._state = _State()
-        last = checkpoints.newest(place.checkpoints)
-        if last is not None:
-            self._state = _State(**checkpoints.restore(last, self._embedder, self._move.optimizer))
-        self._written = time.monotonic()
-        self._log = RunLog(place.log, place.events, self._state.window, self._state.step, writes=ranks.first)
 
-    def to_the_end(self, report: Callable[[Progress], None]) -> None:
-        """Every step that is left; then the best validated weights, if training could have ended early."""
+    def train(self, report: Report) -> None:
+        """Take every remaining step; then restore the best validated weights, if training may end early."""
         options, state = self._config.train, self._state
         self._embedder.train()
-        report(Progress(state.step, options.steps, None))
-        with contextlib.closing(prefetched(self._numbers(), self._collate, workers=options.workers)) as batches:
+        report(TrainingProgress(state.step, options.steps, None))
+        with contextlib.closing(prefetched(self._batches(), self._collate, workers=options.workers)) as batches:
             started = time.monotonic()
             for batch in batches:
-                values = self._step(batch)
-                state.step += 1
+                values = self.train_step(batch)
                 state.seconds += time.monotonic() - started
-                self._keep(values)
-                report(Progress(state.step, options.steps, values["loss"]))
+                self._finish_step(values)
+                report(TrainingProgress(state.step, options.steps, values["loss"]))
                 if self._out_of_patience():
                     break
                 started = time.monotonic()
         if options.patience and state.best_step not in {0, state.step}:
-            checkpoints.restore(
-                checkpoints.at(self._place.checkpoints, state.best_step), self._embedder, self._move.optimizer
+            best = checkpoints.at(self._run_dir.checkpoints, state.best_step)
+            checkpoints.restore(best, self._embedder, self._step.optimizer)
+
+    def train_step(self, batch: PairBatch) -> dict[str, float]:
+        """Take one optimiser step.
+
+        Args:
+            batch: this process's part.
+
+        Returns:
+            Values whose means the log shows.
+
+        Raises:
+            TrainingDiverged: the loss or the gradient is not finite; the batch is in ``diverged.json``.
+            OutOfMemory: the batch does not fit.
+        """
+        options, state = self._config.train, self._state
+        rate = options.learning_rate * self._schedule.factor(state.step)
+        diagnose = options.diagnose_every > 0 and (state.step + 1) % options.diagnose_every == 0
+        result = self._step(batch, step=state.step, confidence_gap=state.confidence_gap, diagnose=diagnose)
+        if result.diverged is not None:
+            raise self._diverged(*result.diverged, result)
+        if result.loss.confidence_gap is not None:
+            state.confidence_gap = result.loss.confidence_gap.item()
+        state.step += 1
+        self._scheduler.step()
+        return {
+            "loss": result.loss.total.item(),
+            **result.diagnostics,
+            **result.loss.terms(),
+            "pairs": float(result.loss.rows),
+            "gradient_norm": result.gradient_norm or 0.0,
+            "learning_rate": rate,
+        }
+
+    def validate(self) -> dict[str, float]:
+        """Rank the held-out events and compare with the best validation so far.
+
+        Returns:
+            Metric name → value, higher is better; empty without validation.
+        """
+        state = self._state
+        if self._ranking is None:
+            return {}
+        measured = self._ranking.measure(self._embedder, self._step.autocast)
+        if state.best is None or measured[METRIC] > state.best:
+            state.best, state.best_step, state.worse = measured[METRIC], state.step, 0
+        else:
+            state.worse += 1
+        return measured
+
+    def save_checkpoint(self) -> None:
+        """Write weights, moments and state; the checkpoint of the best validation stays beside the newest ones."""
+        self._written = time.monotonic()
+        if self._processes.first:
+            checkpoints.write(
+                self._run_dir.checkpoints,
+                self._state.step,
+                self._embedder,
+                self._step.optimizer,
+                self._state.as_json(),
+                keep=self._config.train.keep_checkpoints,
+                beside={self._state.best_step},
             )
 
-    def close(self) -> None:
-        """End what runs beside the training; the log is whole without it, so a full disk hides no other error here."""
-        with contextlib.suppress(OSError):
-            self._log.close()
-
-    def save(self) -> None:
-        """Write the model and the list of pictures that could not be used."""
-        write_unreadable(self._place.path, self._dataset, self._pictures)
+    def save_model(self) -> None:
+        """Write the model and the list of unreadable pictures."""
+        ids = self._dataset.item_ids()
+        unreadable = {ids[row]: reason for row, reason in sorted(self._pictures.unreadable.items())}
+        text = json.dumps(unreadable, indent=2, ensure_ascii=False) + "\n"
+        (self._run_dir.path / UNREADABLE_FILE).write_text(text, encoding="utf-8")
         vlm = self._config.vlm
-        self._place.make(
-            self._place.model,
+        self._run_dir.make(
+            self._run_dir.model,
             lambda aside: save_embedder(
                 aside, self._embedder, self._backbone, source=vlm.model, revision=vlm.revision,
                 max_text_tokens=vlm.max_text_tokens, max_history=self._config.train.max_history,
             ),
         )  # fmt: skip
 
-    def _numbers(self) -> Iterator[NDArray[np.int64]]:
-        """This rank's pair numbers of every step that is left."""
+    def close(self) -> None:
+        """Close the log's event files; the log itself is complete, so that a full disk here hides no other error."""
+        with contextlib.suppress(OSError):
+            self._log.close()
+
+    def _batches(self) -> Iterator[NDArray[np.int64]]:
+        """This process's pair numbers of every remaining step."""
         options, step = self._config.train, self._state.step
         if self._out_of_patience():
             return
-        left = range(step, options.steps)
-        for _, numbers in zip(left, self._pairs.batches(options.batch_size, options.seed, step), strict=False):
-            yield self._ranks.share(numbers)
+        remaining = range(step, options.steps)
+        for _, numbers in zip(remaining, self._pairs.batches(options.batch_size, options.seed, step), strict=False):
+            yield self._processes.share(numbers)
 
     def _collate(self, numbers: NDArray[np.int64]) -> PairBatch:
         options = self._config.train
         return self._collator.pairs(self._pairs.windows(numbers, options.max_history, every=options.pairs == "every"))
 
-    def _step(self, batch: PairBatch) -> dict[str, float]:
-        """One optimiser step; returns what the log averages."""
-        options, state = self._config.train, self._state
-        rate = options.learning_rate * schedule(state.step, options.steps, options.warmup, options.decay)
-        diagnose = options.diagnose_every > 0 and (state.step + 1) % options.diagnose_every == 0
-        taken = self._move(batch, step=state.step, lead=state.lead, rate=rate, diagnose=diagnose)
-        if taken.diverged is not None:
-            raise self._diverged(*taken.diverged, taken)
-        if taken.loss.lead is not None:
-            state.lead = taken.loss.lead.item()
-        return {
-            "loss": taken.loss.total.item(),
-            **taken.diagnostics,
-            **_terms(taken.loss),
-            "pairs": float(taken.loss.rows),
-            "gradient_norm": taken.gradient_norm or 0.0,
-            "learning_rate": rate,
-        }
-
-    def _keep(self, values: dict[str, float]) -> None:
-        """After a step: validate, write a line and a checkpoint, each if it is due."""
+    def _finish_step(self, values: dict[str, float]) -> None:
+        """Validate, write a line of the log and save a checkpoint, each if it is due."""
         options, state = self._config.train, self._state
         self._log.add(values)
-        validated = self._validate()
-        if validated or state.step % options.log_every == 0 or state.step == options.steps:
-            self._log.write(state.step, {"lead": state.lead, **validated, "seconds": round(state.seconds, 3)})
-        due = bool(validated) or state.step % options.checkpoint_steps == 0
-        if due or time.monotonic() - self._written > options.checkpoint_seconds:
-            self._checkpoint()
-            self._written = time.monotonic()
-
-    def _diverged(self, what: str, value: float, taken: Step) -> TrainingDiverged:
-        """What to raise; the whole batch is written down first."""
-        ids = self._dataset.item_ids()
-        targets = [ids[row] for row in taken.batch.item_ids.tolist()]
-        step = self._state.step + 1
-        if self._ranks.first:
-            histories = [[ids[row] for row in rows if row >= 0] for rows in taken.batch.histories.tolist()]
-            record = {
-                "step": step,
-                "what": what,
-                "value": str(value),
-                "terms": {name: str(term) for name, term in _terms(taken.loss).items()},
-                "next_items": targets,
-                "left_out_of_negatives": histories,
-            }
-            self._place.diverged.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        shown = ", ".join(targets[:_IDS_SHOWN]) + (" …" if len(targets) > _IDS_SHOWN else "")
-        return TrainingDiverged(
-            f"the {what} must be finite, got {value} in step {step}; lower train.learning_rate or raise "
-            f"loss.temperature and start a new run. Next items of the batch (all in {self._place.diverged}): {shown}"
-        )
-
-    def _validate(self) -> dict[str, float]:
-        """What was measured after this step, if it is one to validate after; also keeps count of patience."""
-        options, state = self._config.train, self._state
-        due = options.validate_every and (state.step % options.validate_every == 0 or state.step == options.steps)
-        if self._ranking is None or not due:
-            return {}
-        found = self._ranking.measure(self._embedder, self._move.autocast)
-        if state.best is None or found[METRIC] > state.best:
-            state.best, state.best_step, state.worse = found[METRIC], state.step, 0
-        else:
-            state.worse += 1
-        return found
+        last = state.step == options.steps
+        due = options.validate_every and (state.step % options.validate_every == 0 or last)
+        validated = self.validate() if due else {}
+        if validated or state.step % options.log_every == 0 or last:
+            rest = {"lead": state.confidence_gap, **validated, "seconds": round(state.seconds, 3)}
+            self._log.write(state.step, rest)
+        overdue = time.monotonic() - self._written > options.checkpoint_seconds
+        if validated or state.step % options.checkpoint_steps == 0 or overdue:
+            self.save_checkpoint()
 
     def _out_of_patience(self) -> bool:
         return 0 < self._config.train.patience <= self._state.worse
 
-    def _checkpoint(self) -> None:
-        state = self._state
-        if not self._ranks.first:
-            return
-        checkpoints.write(
-            self._place.checkpoints,
-            state.step,
-            self._embedder,
-            self._move.optimizer,
-            asdict(state),
-            keep=self._config.train.keep_checkpoints,
-            beside={state.best_step},
+    def _diverged(self, what: str, value: float, result: StepResult) -> TrainingDiverged:
+        """Write the whole batch to ``diverged.json`` and return the error to raise."""
+        ids = self._dataset.item_ids()
+        targets = [ids[row] for row in result.batch.item_ids.tolist()]
+        step = self._state.step + 1
+        if self._processes.first:
+            histories = [[ids[row] for row in rows if row >= 0] for rows in result.batch.histories.tolist()]
+            record = {
+                "step": step,
+                "what": what,
+                "value": str(value),
+                "terms": {name: str(term) for name, term in result.loss.terms().items()},
+                "next_items": targets,
+                "left_out_of_negatives": histories,
+            }
+            self._run_dir.diverged.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        shown = ", ".join(targets[:_IDS_SHOWN]) + (" …" if len(targets) > _IDS_SHOWN else "")
+        return TrainingDiverged(
+            f"the {what} must be finite, got {value} in step {step}; lower train.learning_rate or raise "
+            f"loss.temperature and start a new run. Next items of the batch (all in {self._run_dir.diverged}): {shown}"
         )
 
 
-def schedule(step: int, steps: int, warmup: float, decay: str = "cosine") -> float:
-    """Factor on the learning rate: linear up over the warm-up, then half a cosine or a line down to 0, or level.
-
-    Args:
-        step: steps done before this one, from 0.
-        steps: in all.
-        warmup: share of the steps.
-        decay: ``cosine``, ``linear`` or ``constant``.
-
-    Returns:
-        In (0, 1]; the first step is never 0, and the last one at most nearly.
-    """
-    rising = max(1, round(warmup * steps))
-    if step < rising:
-        return (step + 1) / rising
-    done, left = step - rising + 0.5, max(1, steps - rising)
-    return {"cosine": 0.5 * (1 + math.cos(math.pi * done / left)), "linear": 1 - done / left, "constant": 1.0}[decay]
-
-
-def _check(config: RunConfig, validation: Targets | None, ranks: ProcessGroup) -> None:
-    """What would fail later, before anything is written."""
+def _check(config: RunConfig, validation: Targets | None, processes: ProcessGroup) -> None:
+    """Refuse a configuration that would fail later, before anything is written."""
     if config.vlm.model is not None:
         check_pinned(config.vlm.model, config.vlm.revision)
     if config.train.validate_every and (validation is None or not len(validation)):
@@ -357,34 +393,8 @@ def _check(config: RunConfig, validation: Targets | None, ranks: ProcessGroup) -
             f"train.validate_every = {config.train.validate_every} needs held-out events and there are none; users "
             "need at least 3 interactions, or set it to 0"
         )
-    if config.train.batch_size < ranks.count:
+    if config.train.batch_size < processes.count:
         raise ConfigError(
-            f"train.batch_size must be at least the number of processes ({ranks.count}), got {config.train.batch_size}"
+            f"train.batch_size must be at least the number of processes ({processes.count}), got "
+            f"{config.train.batch_size}"
         )
-
-
-def _terms(loss: MethodLoss) -> dict[str, float]:
-    """The terms that were computed, by name."""
-    terms: Mapping[str, Tensor | None] = {
-        "nce": loss.nce,
-        "wpcl": loss.wpcl,
-        "crtr": loss.crtr,
-        "unimodal": loss.unimodal,
-        "gap": loss.gap,
-        "log_beta": loss.log_beta,
-        "image_weak": loss.image_weak,
-    }
-    return {name: term.item() for name, term in terms.items() if term is not None}
-
-
-def write_unreadable(directory: Path, dataset: Dataset, pictures: PictureStore) -> None:
-    """Write item id → reason for the pictures that could not be used to ``unreadable.json``.
-
-    Args:
-        directory: where the file goes.
-        dataset: the catalogue.
-        pictures: as far as they were asked for.
-    """
-    ids = dataset.item_ids()
-    found = {ids[row]: reason for row, reason in sorted(pictures.unreadable.items())}
-    (directory / UNREADABLE_FILE).write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

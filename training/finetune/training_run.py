@@ -1,4 +1,4 @@
-"""TrainingRun: a run directory as it is found, whatever of it is there, for those who read it and never write to it."""
+"""Reads the directory of a training run, complete or not, without writing to it."""
 
 import json
 from dataclasses import dataclass
@@ -8,10 +8,9 @@ from training.backbones.trained_model import TRAINING_DIRECTORY
 from training.config.run_config import RunConfig, load_run_config
 from training.data.dataset import Dataset
 from training.encoder.job import Split, split_dataset
-from training.finetune.direct_ranking import METRIC
 from training.finetune.run_directory import RunDirectory, run_fingerprint
 from training.finetune.run_history import RunHistory
-from training.finetune.validation_events import ValidationEvents
+from training.finetune.validation import METRIC, ValidationEvents
 
 
 @dataclass(frozen=True)
@@ -21,10 +20,10 @@ class TrainingRun:
     Attributes:
         path: the run directory.
         config: as ``config.toml`` says, the preset's where there is none.
-        history: the log; empty if nothing was trained here.
-        fingerprint: of what the run depends on, as it was when it began; None if that was not recorded.
-        finished: whether there is a trained model.
-        diverged: what was not finite, and in which step, if that ended the run.
+        history: the log; empty if nothing was trained.
+        fingerprint: recorded at the start of the run; None if it was not.
+        finished: whether the trained model exists.
+        diverged: name and step of the value that was not finite, if that ended the run.
     """
 
     path: Path
@@ -36,42 +35,42 @@ class TrainingRun:
 
     @classmethod
     def read(cls, path: Path) -> "TrainingRun":
-        """Read a run directory, which may be unfinished or empty.
+        """Read a run directory, which may be incomplete or empty.
 
         Raises:
             ConfigError: its ``config.toml`` cannot be read.
         """
-        place = RunDirectory(path / TRAINING_DIRECTORY)
+        run_dir = RunDirectory(path / TRAINING_DIRECTORY)
         return cls(
             path,
             load_run_config(path),
-            RunHistory.read(place.log),
-            _text(place.fingerprint),
-            place.model.is_dir(),
-            None if place.model.is_dir() else _diverged(place.diverged),
+            RunHistory.read(run_dir.log),
+            _text(run_dir.fingerprint),
+            run_dir.model.is_dir(),
+            None if run_dir.model.is_dir() else _diverged(run_dir.diverged),
         )
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What it was trained on."""
+        """The modalities it was trained on."""
         return self.config.train.modalities
 
     @property
     def kept_step(self) -> int | None:
-        """The validated step whose weights count: those the run keeps, or its last ones so far."""
+        """The validated step whose weights the run keeps, or its last one so far."""
         return self.history.kept_step(patience=self.config.train.patience)
 
     def split(self, dataset: Dataset) -> Split:
-        """A data set split as for this run."""
+        """Split a data set as for this run."""
         return split_dataset(dataset, self.config.encoder.cold_items)
 
     def is_of(self, dataset: Dataset, split: Split) -> bool:
-        """Whether the run was trained on this data set with the configuration that it holds."""
+        """Whether the run was trained on this data set with its stored configuration."""
         now = run_fingerprint(dataset, split.parts.train, split.parts.validation, self.config)
         return self.fingerprint == now
 
     def validation_events(self, dataset: Dataset, split: Split) -> ValidationEvents:
-        """The events that it is validated on."""
+        """The events that the run is validated on."""
         options = self.config.train
         return ValidationEvents.choose(
             split.parts.validation,
@@ -82,10 +81,10 @@ class TrainingRun:
         )
 
     def validated(self, modality: str | None = None) -> float | None:
-        """NDCG@10 of the weights that count.
+        """NDCG@10 at :attr:`kept_step`.
 
         Args:
-            modality: by this one alone; None for the fused score.
+            modality: rank by this modality alone; None for the fused score.
 
         Returns:
             Mean over the validated users, higher is better; None if it was not measured.

@@ -1,1 +1,1 @@
-"""The contrastive losses: InfoNCE, WPCL and CRTR."""
+"""The training losses: InfoNCE, WPCL, CRTR and their combination."""

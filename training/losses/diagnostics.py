@@ -1,8 +1,7 @@
-"""How two modalities fare beside each other: what is logged every few steps and kept with the run.
+"""Measures how text and image fare beside each other in a training batch, for the log."""
 
-Everything is measured on the vectors of a training batch, without gradient and in float32 at least. A modality that
-collapses shows in all of it: its gradient fades, its confidence stays behind, its vectors crowd into few directions.
-"""
+# Everything is measured on the vectors of a training batch, without gradient and in float32 at least. A modality that
+# collapses shows in all of it: its gradient fades, its confidence falls behind, its vectors use few directions.
 
 import math
 
@@ -10,29 +9,30 @@ import torch
 from torch import Tensor
 
 from training.config.types import MODALITIES
-from training.losses.method_loss import false_negatives, log_confidence, similarities, weak_modality
+from training.losses.modality_balance import weak_modality
 from training.losses.modality_pairs import ModalityPairs
+from training.losses.similarities import false_negatives, log_confidence, similarities
 
 MOST_ROWS = 1_024
-"""Vectors that the spectrum and the distances are taken of; a batch may have many more."""
+"""Vectors from which the spectrum and the distances are computed; a batch may have many more."""
 
 
 def balance_of(
     text: ModalityPairs, image: ModalityPairs, item_ids: Tensor, histories: Tensor, *, temperature: float
 ) -> dict[str, float]:
-    """How sure each modality is of its own pairs, and which one is the weaker.
+    """The confidence of each modality in its own pairs, and which modality is weaker.
 
     Args:
         text: vectors of the text prompts.
         image: vectors of the image prompts.
         item_ids: (B,) int64, next items.
-        histories: (B, L) int64, items that are no negatives, padded with −1.
+        histories: (B, L) int64, items that are not negatives, padded with −1.
         temperature: τ > 0.
 
     Returns:
         ``confidence text`` and ``confidence image``: mean log c^m ≤ 0, higher is better, over the rows that have the
         modality; ``gap``: mean |log c^text − log c^image| clipped at 4; ``image_weak``: share of the rows with both in
-        which the image is the weaker one. What no row qualifies for is left out.
+        which the image is the weaker one. A figure without a qualifying row is left out.
     """
     excluded = false_negatives(item_ids, histories)
     with torch.no_grad():
@@ -42,7 +42,7 @@ def balance_of(
             for name, scores in zip(MODALITIES, (by_text, by_image), strict=True)
             if bool(scores.rows.any())
         }
-    rows = weak_modality(by_text, by_image, "row", "log_ratio", 0.0, 0.0)
+    rows = weak_modality(by_text, by_image, weak_by="row", gap_kind="log_ratio")
     if bool(rows.rows.any()):
         found["gap"] = rows.gap[rows.rows].mean().item()
         found["image_weak"] = (rows.difference > 0)[rows.rows].float().mean().item()
@@ -50,7 +50,7 @@ def balance_of(
 
 
 def spread_of_items(text: ModalityPairs, image: ModalityPairs) -> dict[str, float]:
-    """How the items' vectors lie in space.
+    """The spread of the items' vectors.
 
     Args:
         text: vectors of the text prompts.
@@ -59,7 +59,7 @@ def spread_of_items(text: ModalityPairs, image: ModalityPairs) -> dict[str, floa
     Returns:
         ``effective rank text|image`` and ``uniformity text|image`` of the items that have the modality, and
         ``cross-modal gap``: distance between the two modalities' centres (Liang et al., arXiv 2203.02053), in 0 … 2.
-        What fewer than two items have is left out.
+        A modality of fewer than two items is left out.
     """
     found: dict[str, float] = {}
     centres = []
@@ -111,11 +111,11 @@ def squared_gradients(text: ModalityPairs, image: ModalityPairs) -> dict[str, fl
 
     Args:
         text: vectors that retained their gradient; None counts as 0.
-        image: likewise.
+        image: the same for the image.
 
     Returns:
-        ``gradient <modality>`` → Σ of squares over histories and items; they add up over the ranks, and the root of the
-        sum is the norm.
+        ``gradient <modality>`` → Σ of squares over histories and items; they add up over the processes,
+        and the root of the sum is the norm.
     """
     return {
         f"gradient {name}": sum(

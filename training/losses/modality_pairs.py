@@ -1,4 +1,4 @@
-"""ModalityPairs: one modality's vectors of a batch of pairs, what the losses work on."""
+"""Defines one modality's vectors of a batch of pairs, the input of every loss."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ class ModalityPairs:
 
     Attributes:
         sequences: (B, D) L2-normalised; an absent row is zeros (any finite value gives the same loss).
-        items: (B, D) L2-normalised; likewise.
+        items: (B, D) L2-normalised; an absent row is zeros.
         sequence_present: (B,) bool, whether any item of the history has this modality.
         item_present: (B,) bool, whether the next item has it.
     """
@@ -24,7 +24,7 @@ class ModalityPairs:
 
     @property
     def present(self) -> Tensor:
-        """(B,) bool: the modality is there on both sides."""
+        """(B,) bool: the modality is present on both sides."""
         return self.sequence_present & self.item_present
 
     def widened(self) -> "ModalityPairs":

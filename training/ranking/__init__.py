@@ -1,1 +1,1 @@
-"""Ranking metrics, baselines and score tables."""
+"""Ranks catalogues for held-out targets: metrics, baselines and score tables."""

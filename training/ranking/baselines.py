@@ -1,8 +1,7 @@
-"""What a sequence encoder has to beat: popularity, co-occurrence, and the mean of the history.
+"""Implements the baselines of the sequence encoder: popularity, co-occurrence, and the mean of the history."""
 
-Each scores every item of the catalogue for histories of item rows; higher is better. "SASRec on IDs" is the sequence
-encoder itself, trained with ``slots = ["behaviour"]``.
-"""
+# Each baseline scores every item of the catalogue for histories of item rows; higher is better. "SASRec on IDs" is
+# the sequence encoder itself, trained with ``slots = ["behaviour"]``.
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -13,16 +12,16 @@ from numpy.typing import NDArray
 from training.data.sequences import Sequences
 
 WINDOW = 20
-"""Events apart up to which two items of a user count as seen together."""
+"""Largest distance, in events, of two items of a user that count as seen together."""
 RECENT = 10
-"""Newest items of a history that co-occurrence looks at."""
+"""Newest items of a history that co-occurrence reads."""
 RECENCY = 0.7
 """Weight of an item of the history relative to the one after it."""
 _PAIRS_PER_BLOCK = 1 << 22
 
 
 class Ranker(Protocol):
-    """Anything that scores a catalogue."""
+    """A system that scores the whole catalogue."""
 
     def scores(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Score every item.
@@ -37,7 +36,7 @@ class Ranker(Protocol):
 
 
 class Popularity:
-    """Every history gets the training counts.
+    """Scores every history with the training counts.
 
     Args:
         counts: (n,) training events per item.
@@ -55,8 +54,8 @@ class CoOccurrence:
     """Items seen near each other by the same users (item-to-item collaborative filtering, Linden et al., 2003).
 
     Two events of a user at most 20 apart add 1 / distance to their pair of items, in both directions; the sum is
-    divided by √(events of one · events of the other) (cosine). A history scores with its 10 newest items, each weighing
-    0.7 of the one after it. The constants were chosen on validation.
+    divided by √(events of one · events of the other) (cosine). A history scores with its 10 newest items, each with
+    0.7 times the weight of the one after it. The constants were chosen on validation.
 
     Args:
         train: training histories.
@@ -83,7 +82,7 @@ class CoOccurrence:
 
 
 class ItemMean:
-    """Inner product with the plain mean of the history's stored vectors: what the slots know without the encoder.
+    """Inner product with the plain mean of the history's stored vectors: the slots without the encoder.
 
     Args:
         vectors: (n, Σd) stored vectors.

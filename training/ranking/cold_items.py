@@ -1,7 +1,6 @@
-"""Cold items: held out of training altogether, to measure how new items are found.
+"""Holds cold items out of training, to measure how well new items are ranked."""
 
-Which items are cold depends on their id alone, so the same share of the same catalogue is the same set everywhere.
-"""
+# Whether an item is cold depends on its id alone, so the same share of the same catalogue is the same set everywhere.
 
 import hashlib
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from training.data.sequences import Sequences, Targets
 
 
 def cold_mask(item_ids: Sequence[str], share: float) -> NDArray[np.bool_]:
-    """Which items are held out.
+    """Choose the items that are held out.
 
     Args:
         item_ids: ids in row order.
@@ -40,7 +39,7 @@ def without_items(sequences: Sequences, cold: NDArray[np.bool_]) -> Sequences:
 
 
 def cold_targets(sequences: Sequences, cold: NDArray[np.bool_]) -> Targets:
-    """Every event of a cold item, against what the user did with other items before it.
+    """Every event of a cold item, with the user's earlier events on other items as history.
 
     Args:
         sequences: whole histories.
@@ -57,8 +56,8 @@ def cold_targets(sequences: Sequences, cold: NDArray[np.bool_]) -> Targets:
         is_cold = cold[rows]
         warm = rows[~is_cold]
         before = np.cumsum(~is_cold)
-        for place in np.flatnonzero(is_cold & (before > 0)).tolist():
-            histories.append(warm[: before[place]])
-            targets.append(int(rows[place]))
+        for position in np.flatnonzero(is_cold & (before > 0)).tolist():
+            histories.append(warm[: before[position]])
+            targets.append(int(rows[position]))
             users.append(name)
     return Targets(histories, np.array(targets, dtype=np.int64), users)

@@ -1,9 +1,8 @@
-"""Ranking metrics from ranks: hit rate, NDCG, coverage, and paired bootstrap intervals.
+"""Computes ranking metrics from ranks: hit rate, NDCG, coverage, and paired bootstrap intervals."""
 
-A rank here is the number of candidates ahead of the target, so 0 is the best. Every user has one target, so the hit
-rate is the recall, and NDCG@k is ``1 / log2(rank + 2)`` inside the first k (Järvelin and Kekäläinen, 2002, with one
-relevant item). Higher is better for every metric.
-"""
+# A rank is the number of candidates ahead of the target, so 0 is the best. Every user has one target, so the hit rate
+# is the recall, and NDCG@k is 1 / log2(rank + 2) inside the first k (Järvelin and Kekäläinen, 2002, with one relevant
+# item). Higher is better for every metric.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,15 +20,14 @@ def ranks(
     targets: NDArray[np.int64],
     candidates: NDArray[np.bool_],
 ) -> NDArray[np.float64]:
-    """How many candidates are ahead of each target; a tie counts half.
+    """The number of candidates ahead of each target; a tie counts half.
 
-    Counting half makes a model that gives every item the same score exactly as good as chance.
+    With that, a model that gives every item the same score is exactly as good as chance.
 
     Args:
-        scores: (B, n), higher is better; only those of candidates and targets are looked at.
+        scores: (B, n), higher is better; only those of candidates and targets are read.
         targets: (B,) int64 rows.
-        candidates: (B, n) bool, items that compete with the target; whether the target itself is one makes no
-            difference.
+        candidates: (B, n) bool, items that compete with the target; the target's own entry is ignored.
 
     Returns:
         (B,) float64, 0 = best.
@@ -53,7 +51,7 @@ def ranks(
 
 
 def hits(rank: NDArray[np.float64], k: int) -> NDArray[np.float64]:
-    """1 where the target is among the first k, else 0; an infinite rank (a target that cannot be found) is 0.
+    """1 where the target is among the first k, else 0; an infinite rank (a target that cannot be returned) is 0.
 
     Args:
         rank: (users,) float64, 0 = best.
@@ -82,7 +80,7 @@ def coverage(lists: Sequence[NDArray[np.int64]], items: int) -> float:
     """Share of the catalogue that occurs in at least one list.
 
     Args:
-        lists: arrays of item rows, −1 for an empty place.
+        lists: arrays of item rows, −1 for an empty position.
         items: size of the catalogue, at least 1.
     """
     seen = np.zeros(items, dtype=np.bool_)
@@ -96,7 +94,7 @@ class Interval:
     """A ratio of two means with its 95 % bootstrap interval.
 
     Attributes:
-        ratio: mean of one system over mean of the baseline; NaN where the baseline's mean is 0.
+        ratio: mean of one system over mean of the baseline; NaN if the baseline's mean is 0.
         low: 2.5 % quantile over resamples of the users.
         high: 97.5 % quantile.
     """
@@ -107,14 +105,14 @@ class Interval:
 
 
 def resampled_means(values: NDArray[np.float64], *, resamples: int = 1000, seed: int = 0) -> NDArray[np.float64]:
-    """Means over users drawn again with replacement (the bootstrap, Efron and Tibshirani, 1993).
+    """Means over users resampled with replacement (the bootstrap, Efron and Tibshirani, 1993).
 
     The same users are drawn for every column, so that columns stay paired.
 
     Args:
         values: (users, columns) per-user metrics.
         resamples: number of resamples.
-        seed: of the drawing.
+        seed: of the resampling.
 
     Returns:
         (resamples, columns) float64.
@@ -140,7 +138,7 @@ def ratio_interval(
     drawn: NDArray[np.float64],
     drawn_baseline: NDArray[np.float64],
 ) -> Interval:
-    """How many times better a system is than a baseline, with its paired 95 % interval.
+    """The ratio of a system's mean to a baseline's, with its paired 95 % interval.
 
     Args:
         values: (users,) metric of the system.

@@ -1,4 +1,4 @@
-"""Ranking the whole catalogue for held-out targets, in blocks, so that memory stays bounded."""
+"""Ranks the whole catalogue for held-out targets, in blocks of bounded memory."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,14 @@ _MOST_USERS = 512
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """What one ranker did for every user.
+class TargetRanks:
+    """The result of one ranker for every user.
 
     Attributes:
-        full: (users,) float64 rank of the target among all items that can be answered; infinite if the target cannot.
-        sampled: (users,) float64 rank among the sampled negatives; infinite likewise. Empty if none were given.
-        lists: (users, 10) int64, the first items; −1 for an empty place.
+        full: (users,) float64 rank of the target among all items that may be returned; infinite if it may not.
+        sampled: (users,) float64 rank among the sampled negatives; infinite if the target may not be returned; empty
+            without negatives.
+        lists: (users, 10) int64, the first items; −1 for an empty position.
     """
 
     full: NDArray[np.float64]
@@ -39,16 +40,16 @@ def rank_targets(
     negatives: NDArray[np.int64] | None = None,
     exclude_seen: bool = True,
     advance: Callable[[int], None] = lambda _users: None,
-) -> Ranking:
-    """Rank every user's target against the catalogue, as the service answers.
+) -> TargetRanks:
+    """Rank every user's target against the catalogue, as the service does.
 
     Args:
         ranker: gives the scores.
         targets: held-out events with their histories.
-        findable: (n,) bool, items that the ranker could return at all.
+        findable: (n,) bool, items that the ranker can return.
         exclude_seen: mask the whole prior history; a target that occurs in it then has an infinite rank, because the
-            service would not answer it.
-        negatives: (users, m) int64 rows for the sampled protocol, neither the target nor in the history; −1 is none.
+            service would not return it.
+        negatives: (users, m) int64 rows for the sampled protocol, neither the target nor in the history; −1 for none.
         advance: called with the number of users done.
 
     Raises:
@@ -71,11 +72,11 @@ def rank_targets(
             sampled.append(np.where(reachable, metrics.ranks(scores, rows, few), np.inf))
         lists.append(_first(scores, candidates))
         advance(len(rows))
-    return Ranking(np.concatenate(full), np.concatenate(sampled) if sampled else np.zeros(0), np.concatenate(lists))
+    return TargetRanks(np.concatenate(full), np.concatenate(sampled) if sampled else np.zeros(0), np.concatenate(lists))
 
 
 def mask_histories(histories: Sequence[NDArray[np.int64]], findable: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(B, n) bool: what can be found and is not in the history."""
+    """(B, n) bool: items that can be returned and are not in the history."""
     candidates = np.tile(findable, (len(histories), 1))
     users = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
     if len(users):
@@ -84,23 +85,23 @@ def mask_histories(histories: Sequence[NDArray[np.int64]], findable: NDArray[np.
 
 
 def sample_negatives(targets: Targets, items: int, count: int, *, seed: int) -> NDArray[np.int64]:
-    """Items that a user has not touched, drawn uniformly without repetition.
+    """Items without an event of the user, drawn uniformly without repetition.
 
     Args:
         targets: held-out events with their histories.
         items: size of the catalogue.
-        count: wanted negatives per user.
-        seed: of the drawing; the same for every ranker, so that they stay paired.
+        count: negatives per user.
+        seed: of the draw; the same for every ranker, so that they stay paired.
 
     Returns:
-        (users, count) int64; −1 at the end where a user has fewer untouched items.
+        (users, count) int64; −1 at the end if there are fewer such items.
     """
     drawn = np.full((len(targets), count), -1, dtype=np.int64)
     rng = np.random.default_rng(seed)
     for row, history, target in zip(drawn, targets.histories, targets.targets, strict=True):
         touched = np.union1d(history, [target])
         free = items - len(touched)
-        # Draw among the untouched by number, then shift every number past the touched rows below it.
+        # Draw a number among the remaining items, then shift it past the touched rows below it.
         numbers = rng.choice(free, size=min(count, free), replace=False)
         row[: len(numbers)] = numbers + np.searchsorted(touched - np.arange(len(touched)), numbers, side="right")
     return drawn

@@ -1,9 +1,8 @@
-"""Ranks of systems in a file, so that rows of several runs, or of another library, stand in one paired table.
+"""Stores the ranks of systems in a file, so that rows of several runs, or of another library, share one table."""
 
-A Parquet file with a row per system and target: ``table``, ``targets`` (a fingerprint of that table's targets),
-``system``, ``user``, ``full`` and ``sampled`` (ranks, 0 = best, infinite = cannot be found) and ``first`` (the rows of
-the ten first items, −1 for an empty place), targets in their order.
-"""
+# A Parquet file with a row per system and target: ``table``, ``targets`` (a fingerprint of that table's targets),
+# ``system``, ``user``, ``full`` and ``sampled`` (ranks, 0 = best, infinite = cannot be returned) and ``first`` (the
+# rows of the ten first items, −1 for an empty position), targets in their order.
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from index.machine.disk import explain
 from training.data.sequences import Targets
 from training.errors import EvaluationError
-from training.ranking.ranking import LIST_LENGTH, Ranking
+from training.ranking.ranking import LIST_LENGTH, TargetRanks
 from training.ranking.table import BASELINES, WITHOUT_REPEATS, Table
 
 _SCHEMA = pl.Schema(
@@ -36,21 +35,21 @@ _TODO = "write it again with `vlm2rec evaluate --save-ranks` or `bench/method/sa
 
 @dataclass(frozen=True)
 class RankedTable:
-    """One set of targets with what systems did on it.
+    """One set of targets with the ranks of several systems.
 
     Attributes:
         name: of the table.
         targets: the held-out events.
         items: size of the catalogue.
-        rankings: system → ranking of these targets; the first is the one that ratios are against.
-        whole: number of targets before evenly spaced ones were taken.
-        exclude_seen: what is in the history was left out, so that a target which is in it could not be answered.
+        rankings: system → ranking of these targets; ratios are to the first.
+        whole: number of targets before evenly spaced ones were chosen.
+        exclude_seen: items of the history were excluded, so that a target in its own history could not be returned.
     """
 
     name: str
     targets: Targets
     items: int
-    rankings: Mapping[str, Ranking]
+    rankings: Mapping[str, TargetRanks]
     whole: int
     exclude_seen: bool = True
 
@@ -71,12 +70,12 @@ class RankedTable:
         )
 
     def without_repeats(self) -> "tuple[RankedTable, ...]":
-        """The same on the targets that are not in their own history; nothing where that is all of them or none."""
+        """The same on the targets that are not in their own history; empty if that is all of them or none."""
         new = ~self.targets.repeats
         if new.all() or not new.any():
             return ()
         rankings = {
-            name: Ranking(
+            name: TargetRanks(
                 ranking.full[new], ranking.sampled[new] if len(ranking.sampled) else ranking.sampled, ranking.lists[new]
             )
             for name, ranking in self.rankings.items()
@@ -88,11 +87,11 @@ class RankedTable:
         """The same with the systems of a file of ranks.
 
         Args:
-            path: what :func:`save_ranks` wrote.
-            label: added to their names in brackets; the baselines, which are the same everywhere, are then left out.
+            path: file of :func:`save_ranks`.
+            label: added to their names in brackets; the baselines, equal everywhere, are then left out.
 
         Raises:
-            EvaluationError: the file cannot be read, is of other targets, or has a system of a name that is here.
+            EvaluationError: the file cannot be read, is of other targets, or has a system whose name is in this table.
         """
         found = read_ranks(path, self.name, self.targets, self.items, exclude_seen=self.exclude_seen)
         if label is not None:
@@ -104,7 +103,7 @@ class RankedTable:
 
 
 def targets_fingerprint(targets: Targets, items: int, *, exclude_seen: bool = True) -> str:
-    """16 hex digits over users, histories, targets, size of the catalogue, and whether seen items are left out."""
+    """16 hex digits over users, histories, targets, size of the catalogue, and whether seen items are excluded."""
     digest = hashlib.sha256(
         f"{items}{'' if exclude_seen else ' with seen'}\n".encode()
         + "\n".join(targets.users).encode("utf-8", "surrogatepass")
@@ -116,7 +115,7 @@ def targets_fingerprint(targets: Targets, items: int, *, exclude_seen: bool = Tr
 
 
 def save_ranks(path: Path, tables: Sequence[RankedTable]) -> None:
-    """Write every ranking of these tables, aside first.
+    """Write the ranks of these tables to a temporary file and rename it.
 
     Raises:
         EvaluationError: the file cannot be written.
@@ -149,21 +148,21 @@ def save_ranks(path: Path, tables: Sequence[RankedTable]) -> None:
 
 def read_ranks(
     path: Path, table: str, targets: Targets, items: int, *, exclude_seen: bool = True
-) -> dict[str, Ranking]:
-    """The rankings of one table.
+) -> dict[str, TargetRanks]:
+    """Read the ranks of one table.
 
     Args:
-        path: what :func:`save_ranks` wrote.
+        path: file of :func:`save_ranks`.
         table: its name.
-        targets: that it must have been made on.
+        targets: expected targets.
         items: size of the catalogue.
-        exclude_seen: what is in the history was left out.
+        exclude_seen: items of the history were excluded.
 
     Returns:
-        System → ranking; nothing where the file has no such table.
+        System → ranks; empty if the file has no such table.
 
     Raises:
-        EvaluationError: the file cannot be read, is no such file, or is of other targets.
+        EvaluationError: the file cannot be read, is not a file of ranks, or is of other targets.
     """
     try:
         frame = pl.read_parquet(path, glob=False, columns=list(_SCHEMA))
@@ -173,8 +172,8 @@ def read_ranks(
         raise EvaluationError(f"{path}: a file of ranks has the columns {dict(_SCHEMA)} without nulls; {_TODO}")
     part = frame.filter(pl.col("table") == table)
     own = targets_fingerprint(targets, items, exclude_seen=exclude_seen)
-    missed = targets.repeats & exclude_seen  # whatever ranked them, the service leaves them out
-    found: dict[str, Ranking] = {}
+    missed = targets.repeats & exclude_seen  # the service excludes them, whichever system ranked them
+    found: dict[str, TargetRanks] = {}
     for (system,), rows in part.group_by("system", maintain_order=True):
         if rows["targets"].unique().to_list() != [own] or rows["user"].to_list() != targets.users:
             raise EvaluationError(
@@ -187,7 +186,7 @@ def read_ranks(
     return found
 
 
-def _ranking(path: Path, rows: pl.DataFrame, items: int) -> Ranking:
+def _ranking(path: Path, rows: pl.DataFrame, items: int) -> TargetRanks:
     lists = rows["first"]
     full, sampled = rows["full"].to_numpy(), rows["sampled"].to_numpy()
     fits = bool((lists.list.len() == LIST_LENGTH).all()) and not lists.explode().is_null().any()
@@ -197,7 +196,7 @@ def _ranking(path: Path, rows: pl.DataFrame, items: int) -> Ranking:
         raise EvaluationError(
             f"{path}: ranks must be 0 or more, and a list {LIST_LENGTH} rows of the catalogue or −1; {_TODO}"
         )
-    return Ranking(full, sampled, first)
+    return TargetRanks(full, sampled, first)
 
 
 _NONE: NDArray[np.int64] = np.zeros((0, LIST_LENGTH), dtype=np.int64)

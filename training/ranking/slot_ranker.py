@@ -1,4 +1,4 @@
-"""SlotRanker: scores exactly as serving computes them, encoder first, then inner products in float32."""
+"""Ranks by encoder and stored vectors exactly as serving does, with inner products in float32."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,7 +18,7 @@ class SlotRanker:
         max_history: newest items of a history that it reads.
 
     Attributes:
-        findable: (n,) bool, items that have a slot; the others cannot be found by a query.
+        findable: (n,) bool, items with a slot; no query can return the others.
     """
 
     def __init__(self, vectors: NDArray[np.float32], encode: Encode, max_history: int) -> None:

@@ -1,4 +1,4 @@
-"""Tables of an evaluation: systems measured on the same users, and paired intervals of any against any other."""
+"""Compares systems on one set of targets in a table of metrics with paired intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from training.errors import EvaluationError
 from training.ranking import metrics
-from training.ranking.ranking import Ranking
+from training.ranking.ranking import TargetRanks
 
 NEGATIVES = 100
 RESAMPLES = 1_000
@@ -20,21 +20,21 @@ POPULARITY = "popularity"
 CO_OCCURRENCE = "co-occurrence"
 TFIDF = "TF-IDF neighbours"
 BASELINES = (POPULARITY, CO_OCCURRENCE, TFIDF)
-"""What every row is compared with in the saved table."""
+"""Systems that every row of the saved table is compared with."""
 TEST = "test"
 VALIDATION = "validation"
 FRESH_USERS = "fresh users"
 COLD_ITEMS = "cold items"
 WITHOUT_REPEATS = "without repeats"
-"""Follows the name of a table whose targets are not in their own history."""
+"""Suffix of the name of a table whose targets are not in their own history."""
 
 
 class PairedUsers:
-    """What every system did for each user, and the same users drawn again for all of them.
+    """Metrics of every system for each user, with the same bootstrap resamples for all systems.
 
     Args:
         measured: system → metric → (users,) float64.
-        seed: of the drawing.
+        seed: of the resampling.
     """
 
     def __init__(self, measured: Mapping[str, Mapping[str, NDArray[np.float64]]], seed: int) -> None:
@@ -47,7 +47,7 @@ class PairedUsers:
 
         Args:
             system: name of a system.
-            against: name of the one that it is compared with.
+            against: name of the system to compare with.
             metric: one of :data:`PAIRED`.
         """
         own, other = self._places[system, metric], self._places[against, metric]
@@ -57,13 +57,13 @@ class PairedUsers:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One system, measured.
+class SystemRow:
+    """The metrics of one system.
 
     Attributes:
         name: of the system.
         values: metric name → mean over users; ``hr@10`` … for full ranking, ``hr@10/100`` … for the 100 negatives,
-            ``coverage@10`` = share of the catalogue in anyone's first ten.
+            ``coverage@10`` = share of the catalogue in the first ten of any user.
         ratios: metric name → ratio to the first system on the same users, with its 95 % interval.
     """
 
@@ -82,15 +82,15 @@ class Table:
         items: number of candidates before the mask.
         rows: one per system, popularity first.
         paired: the same users under every system.
-        whole: number of targets before evenly spaced ones were taken; ``users`` if all are there.
+        whole: number of targets before evenly spaced ones were chosen; ``users`` if all were.
         repeats: targets that are in their own history.
-        exclude_seen: what is in the history was left out, so that each of these is a miss.
+        exclude_seen: items of the history were excluded, so that each of these is a miss.
     """
 
     name: str
     users: int
     items: int
-    rows: list[Row]
+    rows: list[SystemRow]
     paired: PairedUsers
     whole: int
     repeats: int = 0
@@ -100,7 +100,7 @@ class Table:
     def of(
         cls,
         name: str,
-        rankings: Mapping[str, Ranking],
+        rankings: Mapping[str, TargetRanks],
         items: int,
         *,
         whole: int | None = None,
@@ -112,18 +112,18 @@ class Table:
 
         Args:
             name: of the table.
-            rankings: system → what it did; the first is the one that ``Row.ratios`` are against.
+            rankings: system → ranks; ``SystemRow.ratios`` are to the first.
             items: size of the catalogue.
-            whole: number of targets before some were taken.
+            whole: number of targets before some were chosen.
             repeats: targets that are in their own history.
-            exclude_seen: what is in the history was left out.
+            exclude_seen: items of the history were excluded.
             seed: of the bootstrap.
         """
         measured = {system: _per_user(ranking) for system, ranking in rankings.items()}
         paired, first = PairedUsers(measured, seed), next(iter(rankings))
         users = len(rankings[first].full)
         rows = [
-            Row(
+            SystemRow(
                 system,
                 {metric: float(values.mean()) for metric, values in measured[system].items()}
                 | {"coverage@10": metrics.coverage([ranking.lists], items)},
@@ -133,11 +133,11 @@ class Table:
         ]
         return cls(name, users, items, rows, paired, users if whole is None else whole, repeats, exclude_seen)
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> SystemRow:
         """The row of one system.
 
         Raises:
-            EvaluationError: there is none of this name.
+            EvaluationError: there is no row of this name.
         """
         for row in self.rows:
             if row.name == name:
@@ -153,11 +153,11 @@ class Table:
         return self.paired.ratio(self.row(system).name, self.row(against).name, metric)
 
     def yardstick(self, wanted: str | None) -> str:
-        """What the printed table compares with.
+        """The row that the printed table compares with.
 
         Args:
-            wanted: name of a row; None for popularity, or TF-IDF neighbours for cold items, which popularity cannot
-                find.
+            wanted: name of a row; None for popularity, or TF-IDF neighbours for cold items, which popularity
+                cannot rank.
 
         Raises:
             EvaluationError: there is no such row.
@@ -170,7 +170,7 @@ class Table:
         """Plain values for a JSON file; a ratio that is not defined is null.
 
         Args:
-            against: rows to give ratios to, beside the baselines that are there.
+            against: rows to compare with, beside the baselines.
         """
         names = [row.name for row in self.rows]
         baselines = list(dict.fromkeys(name for name in (*BASELINES, *against) if name in names))
@@ -196,7 +196,7 @@ class Table:
         }
 
 
-def _per_user(ranking: Ranking) -> dict[str, NDArray[np.float64]]:
+def _per_user(ranking: TargetRanks) -> dict[str, NDArray[np.float64]]:
     measured = {}
     for k in CUTS:
         measured[f"hr@{k}"] = metrics.hits(ranking.full, k)

@@ -1,4 +1,4 @@
-"""TF-IDF neighbours: items whose texts share telling words with those of the history; what a text model has to beat."""
+"""Ranks by shared words of item texts (TF-IDF), the baseline of a text model."""
 
 from collections.abc import Sequence
 

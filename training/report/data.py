@@ -11,6 +11,7 @@ from pathlib import Path
 
 from index.bundle.quality import Quality
 from index.errors import IndexingError
+from index.evaluation.plots import Curve, CurveSpec, ReferenceMark, curve
 from training.backbones.trained_model import EMBEDDINGS_DIRECTORY
 from training.data.dataset import Dataset
 from training.embedding.store import Embeddings
@@ -20,7 +21,6 @@ from training.finetune.training_run import TrainingRun
 from training.report.diagnosis import Diagnosis, judge
 from training.report.metric_definitions import ALONE, BALANCE, TRAINING, VALIDATION
 from training.report.nearest_items import Example, nearest_items
-from training.report.plots import Curve, Mark, Measure, curve
 from training.report.utilisation import Utilisation, utilisation
 
 EVALUATION_FILE = "evaluation.json"
@@ -115,20 +115,26 @@ def gather(
 
 def _validation(run: TrainingRun, found: Sequence[Utilisation]) -> Curve | None:
     if len(run.modalities) == 1:
-        return curve(run.history, ALONE)
-    marks = tuple(Mark(f"ndcg@10 {each.modality}", f"trained on {each.modality} alone", each.alone) for each in found)
-    return curve(run.history, replace(VALIDATION, marks=marks))
+        return _curve(run, ALONE)
+    marks = tuple(
+        ReferenceMark(f"ndcg@10 {each.modality}", f"trained on {each.modality} alone", each.alone) for each in found
+    )
+    return _curve(run, replace(VALIDATION, marks=marks))
 
 
-def _curves(run: TrainingRun, measures: Sequence[Measure]) -> tuple[Curve, ...]:
+def _curve(run: TrainingRun, spec: CurveSpec) -> Curve | None:
+    return curve(spec, {name: run.history.series(name) for name in spec.names}, run.history.steps)
+
+
+def _curves(run: TrainingRun, specs: Sequence[CurveSpec]) -> tuple[Curve, ...]:
     """The plots of what this run has; a modality or term that it does without would be a line at 0."""
     absent = {"text", "image"} - set(run.modalities)
     drawn = []
-    for measure in measures:
-        names = {name: label for name, label in measure.names.items() if label not in absent}
+    for spec in specs:
+        names = {name: label for name, label in spec.names.items() if label not in absent}
         if set(names) & {"lead", "wpcl", "crtr"} and not _moves(run, names):
             continue
-        found = curve(run.history, replace(measure, names=names))
+        found = _curve(run, replace(spec, names=names))
         if found is not None:
             drawn.append(found)
     return tuple(drawn)

@@ -9,12 +9,11 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from index.bundle.quality import METRIC, Quality, Score
-from index.evaluation.axis import Axis, axis_over
-from index.evaluation.report_page import as_share
+from index.evaluation.plots import axis_over
+from index.evaluation.report_page import as_share, page_environment
 from training.data.thumbnails import make_thumbnail
 from training.report import diagnosis
 from training.report.data import RunReport
@@ -42,14 +41,7 @@ def render_run(report: RunReport, *, now: datetime | None = None) -> str:
         report: what to tell.
         now: when it was made, aware; None for the clock's time.
     """
-    environment = Environment(
-        # The page of a bundle looks the same and is written down once.
-        loader=ChoiceLoader([PackageLoader("training", "templates"), PackageLoader("index", "templates")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("training", "index")
     environment.filters |= {"figure": as_figure, "short": as_short, "tone": tone, "code": in_code, "share": as_share}
     made = (now or datetime.now(UTC)).astimezone(UTC)
     return environment.get_template(_TEMPLATE).render(
@@ -59,7 +51,7 @@ def render_run(report: RunReport, *, now: datetime | None = None) -> str:
         tiles=_tiles(report),
         told=_told(report),
         bars=None if report.quality is None else _bars(report.quality),
-        used=[{"found": each, "axis": _axis(each.joint, each.alone)} for each in report.utilisations],
+        used=[{"found": each, "axis": axis_over([0.0, each.joint, each.alone])} for each in report.utilisations],
         rules=diagnosis,
         pictures=_pictures(report),
         made=f"{made:%Y-%m-%d %H:%M} UTC",
@@ -180,15 +172,11 @@ def as_ratio(ratio: float | None) -> str:
     return "–" if ratio is None else f"{ratio:.2f}"
 
 
-def _axis(*values: float) -> Axis:
-    return axis_over([0.0, *values])
-
-
 def _bars(quality: Quality) -> dict[str, Any]:
     by_name: dict[str, Score] = {score.name: score for score in quality.systems}
     popular = by_name.get("popularity")
     shown = [(label, colour, by_name[name]) for name, (label, colour) in _BARS.items() if name in by_name]
-    axis = _axis(*(score.ndcg for _, _, score in shown), *([] if popular is None else [popular.ndcg]))
+    axis = axis_over([0.0, *(score.ndcg for _, _, score in shown), *([] if popular is None else [popular.ndcg])])
     rows = [
         {"label": label, "colour": colour, "score": score, "at": axis.at(score.ndcg)} for label, colour, score in shown
     ]

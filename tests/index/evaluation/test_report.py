@@ -15,7 +15,7 @@ from index.bundle.gate import Bounds
 from index.bundle.index_spec import IndexSpec
 from index.bundle.manifest import GateRecord, Manifest
 from index.errors import BundleInvalid, BundleNotFound
-from index.evaluation.axis import axis_over
+from index.evaluation.plots import axis_over
 from index.evaluation.report_file import read_report
 from index.evaluation.report_page import as_bytes, as_figure, as_share, label, render_page
 from index.items.item_ids import ItemIds

@@ -34,7 +34,7 @@ from training.data.sequences import Sequences
 from training.embedding.job import CatalogueEncoder, embed_catalogue, pending_items
 from training.embedding.store import Embeddings
 from training.errors import BackboneError, JobStopped
-from training.finetune.trainer import Progress, train_vlm
+from training.finetune.trainer import TrainingProgress, train_vlm
 
 Family = Callable[..., Backbone]
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -144,7 +144,7 @@ def test_adapters_are_trained_killed_resumed_and_embed(
         train__checkpoint_steps=2, train__cached_gradients=True, train__chunk_tokens=64,
     )  # fmt: skip
 
-    def kill_after_three(progress: Progress) -> None:
+    def kill_after_three(progress: TrainingProgress) -> None:
         if progress.step == 3:
             raise Killed
 

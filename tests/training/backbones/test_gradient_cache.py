@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.loss_configs import loss_config
 from training.backbones.backbone import Backbone
 from training.backbones.batches import Collator, PairBatch, spread
 from training.backbones.gradient_cache import encode
@@ -42,10 +43,8 @@ def loss_of(outputs: Tensor, batch: PairBatch) -> Tensor:
         )
         for name in ("text", "image")
     ]
-    loss = method_loss(
-        *sides, batch.item_ids, batch.histories, temperature=0.2, fusion="concat", wpcl_weight=0.5, crtr_weight=0.1
-    )
-    return loss.total
+    config = loss_config(temperature=0.2, fusion="concat", wpcl_weight=0.5, crtr_weight=0.1)
+    return method_loss(*sides, batch.item_ids, batch.histories, config).total
 
 
 def gradients(embedder: VlmEmbedder) -> dict[str, Tensor]:

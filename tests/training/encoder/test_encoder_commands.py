@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from cli.offline.encoder import fit_encoder
 from cli.offline.evaluate import evaluate
 from training.config.encoder_config import EncoderConfig
-from training.encoder.onnx_export import Parity
+from training.encoder.onnx_export import ExportParity
 from training.errors import ConfigError, EmbeddingsError, EvaluationError
 
 Run = tuple[Path, dict[str, Any]]
@@ -27,9 +27,9 @@ app.command("evaluate")(evaluate)
 def quick_export(ring_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exporting takes seconds; the ring's encoder stands in for any of the same shape."""
 
-    def use_the_other_encoder(_encoder: object, _layout: object, path: Path, *, seed: int) -> Parity:
+    def use_the_other_encoder(_encoder: object, _layout: object, path: Path, *, seed: int) -> ExportParity:
         shutil.copyfile(ring_run[0] / "encoder" / "encoder.onnx", path)
-        return Parity(seed, 0.0)
+        return ExportParity(seed, 0.0)
 
     monkeypatch.setattr("training.encoder.job.export_encoder", use_the_other_encoder)
 

@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from training.config.encoder_config import EncoderConfig
 from training.data.dataset import Dataset, load_dataset
 from training.data.sequences import LeaveOneOut, Sequences, Targets, leave_one_out, popularity
 from training.embedding.store import Embeddings
-from training.encoder.fit import FitLog, NegativeSampler, Stepper, fit, set_rate, validate
+from training.encoder.fit import FitLog, NegativeSampler, Stepper, fit, learning_rate_schedule, validate
 from training.encoder.job import check_same_catalogue, fit_run, held_out_probes, split_dataset
 from training.encoder.projection import load_projection, project, save_projection
 from training.encoder.slot_model import SlotModel, stored_vectors, torch_encoder
@@ -146,17 +147,21 @@ def test_a_diverged_loss_is_an_error(
 
 
 def test_the_rate_warms_up_and_falls_to_a_tenth() -> None:
-    config = EncoderConfig(warmup_steps=10, learning_rate=1.0)
-    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+    factor = learning_rate_schedule(EncoderConfig(warmup_steps=10), 1000).factor
+    assert factor(0) == pytest.approx(0.1, rel=1e-3)
+    assert factor(9) == pytest.approx(1, rel=1e-3)
+    assert factor(500) == pytest.approx(0.55)
+    assert factor(1000) == factor(1001) == pytest.approx(0.1)
 
-    def rate(step: int) -> float:
-        set_rate(optimizer, config, step, 1000)
-        return float(optimizer.param_groups[0]["lr"])
 
-    assert rate(0) == pytest.approx(0.1, rel=1e-3)
-    assert rate(9) == pytest.approx(1, rel=1e-3)
-    assert rate(500) == pytest.approx(0.55)
-    assert rate(1000) == rate(1001) == pytest.approx(0.1)
+@pytest.mark.parametrize("warmup", [0, 1, 7])
+def test_the_rate_in_closed_form(warmup: int) -> None:
+    factor = learning_rate_schedule(EncoderConfig(warmup_steps=warmup), 20).factor
+    expected = [
+        min(1.0, (step + 1) / max(warmup, 1)) * (0.1 + 0.9 * (1 + math.cos(math.pi * step / 20)) / 2)
+        for step in range(21)
+    ]
+    assert [factor(step) for step in range(21)] == pytest.approx(expected, rel=1e-15)
 
 
 def test_windows_hold_every_pair_of_neighbours_once(make_sequences: Make) -> None:

@@ -11,7 +11,7 @@ import torch
 from index.items.slots import Slot, SlotLayout
 from index.search.encoder import OnnxSequenceEncoder
 from training.encoder.model import SequenceEncoder
-from training.encoder.onnx_export import TOLERANCE, Parity, check_parity, export_encoder
+from training.encoder.onnx_export import TOLERANCE, ExportParity, check_parity, export_encoder
 from training.errors import ExportError
 
 LAYOUT = SlotLayout((Slot("text", 5), Slot("behaviour", 3)))
@@ -28,12 +28,12 @@ def stirred(seed: int = 0, layers: int = 2) -> SequenceEncoder:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Parity]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportParity]:
     path = tmp_path_factory.mktemp("export") / "encoder.onnx"
     return path, export_encoder(stirred(), LAYOUT, path)
 
 
-def test_the_model_keeps_its_contract(exported: tuple[Path, Parity]) -> None:
+def test_the_model_keeps_its_contract(exported: tuple[Path, ExportParity]) -> None:
     path, parity = exported
     model = onnx.load(path)
     assert {entry.key: entry.value for entry in model.metadata_props} == {
@@ -51,7 +51,7 @@ def test_the_model_keeps_its_contract(exported: tuple[Path, Parity]) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["encoder.onnx"]
 
 
-def test_a_published_model_tells_no_path_of_the_machine_that_made_it(exported: tuple[Path, Parity]) -> None:
+def test_a_published_model_tells_no_path_of_the_machine_that_made_it(exported: tuple[Path, ExportParity]) -> None:
     content = exported[0].read_bytes()
     assert b"sequence_encoder.py" not in content
     assert str(Path(__file__).parents[3]).encode() not in content
@@ -59,7 +59,7 @@ def test_a_published_model_tells_no_path_of_the_machine_that_made_it(exported: t
 
 @pytest.mark.parametrize("batch", [1, 3, 130])
 @pytest.mark.parametrize("length", [1, 2, LONGEST])
-def test_onnx_runtime_answers_as_pytorch_does(exported: tuple[Path, Parity], batch: int, length: int) -> None:
+def test_onnx_runtime_answers_as_pytorch_does(exported: tuple[Path, ExportParity], batch: int, length: int) -> None:
     rng = np.random.default_rng(batch * 10 + length)
     histories = rng.standard_normal((batch, length, LAYOUT.dim)).astype(np.float32)
     with torch.inference_mode():
@@ -68,7 +68,7 @@ def test_onnx_runtime_answers_as_pytorch_does(exported: tuple[Path, Parity], bat
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-def test_mixed_lengths_answer_as_alone(exported: tuple[Path, Parity]) -> None:
+def test_mixed_lengths_answer_as_alone(exported: tuple[Path, ExportParity]) -> None:
     rng = np.random.default_rng(0)
     served = OnnxSequenceEncoder(exported[0])
     histories = [rng.standard_normal((length, LAYOUT.dim)).astype(np.float32) for length in (4, 1, 6, 9, 2)]
@@ -77,12 +77,12 @@ def test_mixed_lengths_answer_as_alone(exported: tuple[Path, Parity]) -> None:
         np.testing.assert_allclose(served.encode([history])[0], query, atol=1e-5)
 
 
-def test_other_weights_do_not_pass_the_check(exported: tuple[Path, Parity]) -> None:
+def test_other_weights_do_not_pass_the_check(exported: tuple[Path, ExportParity]) -> None:
     with pytest.raises(ExportError, match="ONNX Runtime and PyTorch differ by"):
         check_parity(stirred(seed=1), LAYOUT, exported[0])
 
 
-def test_weights_that_are_not_finite_do_not_pass(tmp_path: Path, exported: tuple[Path, Parity]) -> None:
+def test_weights_that_are_not_finite_do_not_pass(tmp_path: Path, exported: tuple[Path, ExportParity]) -> None:
     broken = stirred()
     with torch.no_grad():
         broken.leave.bias[0] = float("nan")
@@ -91,9 +91,9 @@ def test_weights_that_are_not_finite_do_not_pass(tmp_path: Path, exported: tuple
     assert not list(tmp_path.iterdir())
 
 
-def test_other_metadata_do_not_pass_the_check(exported: tuple[Path, Parity]) -> None:
+def test_other_metadata_do_not_pass_the_check(exported: tuple[Path, ExportParity]) -> None:
     turned = SlotLayout(LAYOUT.slots[::-1])
-    with pytest.raises(ExportError, match="metadata do not say what was exported"):
+    with pytest.raises(ExportError, match="metadata differ from what was exported"):
         check_parity(stirred(), turned, exported[0])
 
 

@@ -17,7 +17,7 @@ from training.data.dataset import Dataset, load_dataset
 from training.data.sequences import Sequences, Targets, last_item
 from training.embedding.baseline_features import embed_without_vlm
 from training.encoder.job import fit_run, split_dataset
-from training.encoder.onnx_export import Parity
+from training.encoder.onnx_export import ExportParity
 from training.errors import EvaluationError
 from training.evaluation.evaluate import (
     SERVED,
@@ -238,9 +238,9 @@ def test_fresh_users(ring_run: Run, ring_dataset: Dataset, ring_directory: Path)
 def test_cold_items_are_measured_on_all_their_events(
     ring_run: Run, ring_dataset: Dataset, small_config: EncoderConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def use_the_other_encoder(_encoder: object, _layout: object, path: Path, *, seed: int) -> Parity:
+    def use_the_other_encoder(_encoder: object, _layout: object, path: Path, *, seed: int) -> ExportParity:
         shutil.copyfile(ring_run[0] / "encoder" / "encoder.onnx", path)  # exporting takes seconds
-        return Parity(seed, 0.0)
+        return ExportParity(seed, 0.0)
 
     monkeypatch.setattr("training.encoder.job.export_encoder", use_the_other_encoder)
     config = small_config.model_copy(update={"cold_items": 0.3, "epochs": 1})

@@ -20,9 +20,9 @@ from training.errors import BackboneError
 from training.evaluation.evaluate import evaluate_targets
 from training.evaluation.vlm_ranker import distinct_histories
 from training.evaluation.vlm_systems import FROZEN, TRAINED, direct_models, direct_systems, trained_on
-from training.finetune.direct_ranking import DirectRanking
 from training.finetune.distributed import ProcessGroup
 from training.finetune.trainer import train_vlm
+from training.finetune.validation import DirectRanking
 
 
 class OneProcess:

@@ -15,8 +15,8 @@ from training.data.dataset import Dataset
 from training.data.pictures import PictureStore
 from training.data.sequences import LeaveOneOut, Targets
 from training.embedding.job import CatalogueEncoder
-from training.finetune.direct_ranking import DirectRanking
 from training.finetune.distributed import ProcessGroup
+from training.finetune.validation import DirectRanking
 
 
 class OneProcess:

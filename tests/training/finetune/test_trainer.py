@@ -21,7 +21,7 @@ from training.data.dataset import Dataset
 from training.data.sequences import Sequences
 from training.errors import BackboneError, ConfigError, DatasetError, TrainingDiverged
 from training.finetune import step, trainer
-from training.finetune.trainer import Progress, train_vlm
+from training.finetune.trainer import TrainingProgress, train_vlm
 from training.losses.method_loss import MethodLoss
 from training.runs import checkpoints
 
@@ -45,8 +45,8 @@ def lines(directory: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
 
 
-def kill_after(step: int) -> Callable[[Progress], None]:
-    def report(now: Progress) -> None:
+def kill_after(step: int) -> Callable[[TrainingProgress], None]:
+    def report(now: TrainingProgress) -> None:
         if now.step == step:
             raise Killed
 
@@ -59,7 +59,7 @@ def test_the_loss_falls_on_users_who_stay_with_a_colour(
     config = small(
         train__steps=60, train__batch_size=24, train__learning_rate=0.005, train__log_every=10, loss__wpcl_weight=0.5
     )
-    seen: list[Progress] = []
+    seen: list[TrainingProgress] = []
     model = train_vlm(shop, shop_train, tmp_path, config, report=seen.append)
     log = lines(tmp_path)
     assert [line["step"] for line in log] == [10, 20, 30, 40, 50, 60]
@@ -119,7 +119,7 @@ def test_a_directory_belongs_to_one_run(shop: Dataset, shop_train: Sequences, sm
 def test_a_directory_is_trained_in_by_one_process_at_a_time(
     shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path
 ) -> None:
-    def another(now: Progress) -> None:
+    def another(now: TrainingProgress) -> None:
         if now.step == 2:
             with pytest.raises(ConfigError, match="another process is training here"):
                 train_vlm(shop, shop_train, tmp_path, small(), resume=True)

@@ -17,13 +17,14 @@ from training.backbones.backbone import load_backbone
 from training.backbones.batches import Collator
 from training.backbones.starting_model import trainable
 from training.backbones.vlm import VlmEmbedder
-from training.config.run_config import RunConfig, VlmConfig
+from training.config.run_config import RunConfig, TrainConfig, VlmConfig
 from training.data.dataset import Dataset
 from training.data.pictures import Picture, PictureStore
 from training.data.sequences import Sequences
 from training.errors import BackboneError, OutOfMemory
 from training.finetune import step as step_module
-from training.finetune.trainer import schedule, train_vlm
+from training.finetune.step import learning_rate_schedule
+from training.finetune.trainer import train_vlm
 
 Small = Callable[..., RunConfig]
 Encode = Callable[..., Any]
@@ -256,10 +257,10 @@ def test_the_moving_average_goes_from_step_to_step(
     before, after = [], []
     loss = step_module.method_loss
 
-    def noted(*args: Any, lead: float, **options: Any) -> Any:
-        found = loss(*args, lead=lead, **options)
-        before.append(lead)
-        after.append(found.lead.item())
+    def noted(*args: Any, confidence_gap: float, **options: Any) -> Any:
+        found = loss(*args, confidence_gap=confidence_gap, **options)
+        before.append(confidence_gap)
+        after.append(found.confidence_gap.item())
         return found
 
     monkeypatch.setattr(step_module, "method_loss", noted)
@@ -275,9 +276,9 @@ def test_biases_and_norms_do_not_decay() -> None:
     model.add_module("language", torch.nn.Linear(2, 3))
     model.add_module("norm", torch.nn.LayerNorm(3))
     model.norm.weight.requires_grad = False
-    groups = step_module._weight_groups(model, 0.1, 2.0)
-    found = {(group["factor"], group["weight_decay"]): [tuple(w.shape) for w in group["params"]] for group in groups}
-    assert found == {(2.0, 0.1): [(3, 2)], (2.0, 0.0): [(3,)], (1.0, 0.1): [(3, 2)], (1.0, 0.0): [(3,), (3,)]}
+    groups = step_module._weight_groups(model, TrainConfig(learning_rate=0.5, weight_decay=0.1, vision_rate=2.0))
+    found = {(group["lr"], group["weight_decay"]): [tuple(w.shape) for w in group["params"]] for group in groups}
+    assert found == {(1.0, 0.1): [(3, 2)], (1.0, 0.0): [(3,)], (0.5, 0.1): [(3, 2)], (0.5, 0.0): [(3,), (3,)]}
 
 
 # --- threads and schedules
@@ -311,11 +312,12 @@ def test_the_schedules_by_hand() -> None:
         "linear": [1 - (n + 0.5) / 8 for n in range(8)],
         "constant": [1.0] * 8,
     }.items():
-        found = [schedule(step, 10, 0.2, decay) for step in range(10)]
+        schedule = learning_rate_schedule(TrainConfig(steps=10, warmup=0.2, decay=decay))
+        found = [schedule.factor(step) for step in range(10)]
         assert found[:2] == [0.5, 1.0]
         assert found[2:] == pytest.approx(expected)
         assert all(0 < value <= 1 for value in found)
-        assert schedule(0, 1, 0.0, decay) == 1.0
+        assert learning_rate_schedule(TrainConfig(steps=1, warmup=0.0, decay=decay)).factor(0) == 1.0
 
 
 def test_the_rate_of_the_log_is_that_of_the_schedule(

@@ -14,8 +14,8 @@ from training.config.run_config import RunConfig
 from training.data.dataset import Dataset
 from training.data.sequences import LeaveOneOut, Sequences, leave_one_out
 from training.errors import ConfigError
-from training.finetune.direct_ranking import DirectRanking
-from training.finetune.trainer import Progress, train_vlm
+from training.finetune.trainer import TrainingProgress, train_vlm
+from training.finetune.validation import DirectRanking
 
 Small = Callable[..., RunConfig]
 
@@ -58,7 +58,7 @@ def test_training_ends_early_with_the_best_weights(
     shop: Dataset, shop_parts: LeaveOneOut, small: Small, tmp_path: Path, course: Callable[..., None]
 ) -> None:
     course(step_1=0.1, step_2=0.3, step_3=0.2, step_4=0.3)  # as good as the best is not better
-    seen: list[Progress] = []
+    seen: list[TrainingProgress] = []
     config = small(train__steps=50, train__validate_every=1, train__patience=2, train__keep_checkpoints=1)
     model = train_vlm(shop, shop_parts.train, tmp_path, config, validation=shop_parts.validation, report=seen.append)
     assert [line["ndcg@10"] for line in log(tmp_path)] == [0.1, 0.3, 0.2, 0.3]
@@ -74,7 +74,7 @@ def test_patience_survives_a_kill(
 ) -> None:
     """Also one that comes after the last step, before the model is written."""
 
-    def report(now: Progress) -> None:
+    def report(now: TrainingProgress) -> None:
         if now.step == killed_at:
             raise Killed
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from training.data.sequences import Targets
-from training.finetune.validation_events import ValidationEvents
+from training.finetune.validation import ValidationEvents
 
 USERS, ITEMS = 7, 40
 

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tests.support.loss_configs import loss_config
 from training.losses.method_loss import method_loss
 from training.losses.modality_pairs import ModalityPairs
 
@@ -60,9 +61,19 @@ def random_pairs() -> Callable[..., ModalityPairs]:
 def loss_of() -> Callable[..., Any]:
     """:func:`method_loss` of as many different items as there are rows, without histories."""
 
-    def loss(text: ModalityPairs, image: ModalityPairs, **options: Any) -> Any:
+    def loss(
+        text: ModalityPairs,
+        image: ModalityPairs,
+        *,
+        hidden: Tensor | None = None,
+        confidence_gap: float = 0.0,
+        **options: Any,
+    ) -> Any:
         batch = len(text.items)
         nothing: Tensor = torch.full((batch, 1), -1)
-        return method_loss(text, image, torch.arange(batch), nothing, **options)
+        config = loss_config(**options)
+        return method_loss(
+            text, image, torch.arange(batch), nothing, config, hidden=hidden, confidence_gap=confidence_gap
+        )
 
     return loss

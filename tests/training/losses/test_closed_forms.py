@@ -9,16 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.losses.method_loss import (
-    false_negatives,
-    fused_similarities,
-    info_nce,
-    method_loss,
-    relational_topology,
-    similarities,
-    weak_modality,
-)
+from tests.support.loss_configs import loss_config
+from training.losses.crtr import crtr_loss
+from training.losses.info_nce import info_nce
+from training.losses.method_loss import method_loss
+from training.losses.modality_balance import weak_modality
 from training.losses.modality_pairs import ModalityPairs
+from training.losses.similarities import false_negatives, fused_similarities, similarities
 
 Make = Callable[..., ModalityPairs]
 LossOf = Callable[..., Any]
@@ -82,7 +79,7 @@ def test_weak_penalty_by_hand(pairs: Make, loss_of: LossOf) -> None:
     loss = loss_of(text, pairs(blind, blind), temperature=1.0, wpcl_weight=1.0, alpha=2.0, confidence_gap_decay=0.0)
     log_text, log_image = 1 - math.log(math.e + 3), -math.log(4)
     beta = 1 + 2 * (log_text - log_image)
-    assert loss.lead.item() == pytest.approx(log_text - log_image)
+    assert loss.confidence_gap.item() == pytest.approx(log_text - log_image)
     assert loss.gap.item() == pytest.approx(log_text - log_image)
     assert loss.log_beta.item() == pytest.approx(math.log(beta))
     assert loss.wpcl.item() == pytest.approx(math.log(1 + 3 * beta))
@@ -115,7 +112,15 @@ def test_relations_by_hand(pairs: Make) -> None:
     items_text = np.array([[1.0, 0, 0], [1, 0, 0], [0, 1, 0]])
     items_image = np.array([[1.0, 0, 0], [0, 1, 0], [1, 0, 0]])
     text, image = pairs(items_text, items_text), pairs(items_image, items_image)
-    got = relational_topology(text, image, torch.arange(3), torch.eye(3, dtype=torch.bool), 1.0, 1.0, None).item()
+    got = crtr_loss(
+        text,
+        image,
+        torch.arange(3),
+        torch.eye(3, dtype=torch.bool),
+        temperature=1.0,
+        relation_temperature=1.0,
+        image_weak=None,
+    ).item()
     p = math.e / (math.e + 1)
     opposed = p - (1 - p)  # ½ (KL + KL) of (p, 1 − p) against (1 − p, p), as log p − log(1 − p) = 1
     # row 0 is opposed; row 1: text (1, 0), image (0, 0); row 2: text (0, 0), image (1, 0)
@@ -155,9 +160,7 @@ def test_zero_weights_are_plain_fine_tuning_bit_for_bit(
     def gradients(loss: Tensor) -> list[Tensor]:
         return list(torch.autograd.grad(loss, (text.sequences, text.items, image.sequences, image.items)))
 
-    off = method_loss(
-        text, image, ids, histories, temperature=0.3, fusion=fusion, alpha=alpha, wpcl_weight=0.0, crtr_weight=0.0
-    )
+    off = method_loss(text, image, ids, histories, loss_config(temperature=0.3, fusion=fusion, alpha=alpha))
     plain = info_nce(fused_similarities(text, image, false_negatives(ids, histories), 0.3, fusion))
     assert off.total is off.nce
     assert off.total.item() == plain.item()
@@ -168,13 +171,13 @@ def test_zero_weights_are_plain_fine_tuning_bit_for_bit(
 def test_a_term_with_a_weight_of_0_is_not_computed(
     random_pairs: Make, loss_of: LossOf, monkeypatch: pytest.MonkeyPatch, wpcl_weight: float, crtr_weight: float
 ) -> None:
-    def never(*_: object) -> Tensor:
+    def never(*_: object, **__: object) -> Tensor:
         raise AssertionError
 
     if wpcl_weight == 0:
-        monkeypatch.setattr("training.losses.method_loss.weak_penalised", never)
+        monkeypatch.setattr("training.losses.method_loss.wpcl_loss", never)
     if crtr_weight == 0:
-        monkeypatch.setattr("training.losses.method_loss.relational_topology", never)
+        monkeypatch.setattr("training.losses.method_loss.crtr_loss", never)
     loss = loss_of(
         random_pairs(5, 4, seed=0),
         random_pairs(5, 4, seed=1),
@@ -188,7 +191,7 @@ def test_a_term_with_a_weight_of_0_is_not_computed(
 def test_alpha_0_is_an_unweighted_loss_on_the_weak_modality(random_pairs: Make, loss_of: LossOf) -> None:
     text, image = random_pairs(9, 7, seed=1), random_pairs(9, 7, seed=2)
     loss = loss_of(text, image, temperature=0.3, wpcl_weight=1.0, alpha=0.0)
-    weak = image if loss.lead.item() > 0 else text
+    weak = image if loss.confidence_gap.item() > 0 else text
     plain = info_nce(similarities(weak, torch.eye(9, dtype=torch.bool), 0.3))
     assert loss.wpcl.item() == pytest.approx(plain.item(), rel=1e-12)
 
@@ -197,29 +200,31 @@ def test_alpha_0_is_an_unweighted_loss_on_the_weak_modality(random_pairs: Make, 
 
 
 @pytest.mark.parametrize(
-    ("sign", "lead", "decay", "image_weak"),
+    ("sign", "confidence_gap", "decay", "image_weak"),
     [(1, 0.0, 0.9, True), (-1, 0.0, 0.9, False), (1, -10.0, 0.9, False), (-1, 10.0, 0.9, True), (1, -10.0, 0.0, True)],
 )
 def test_the_weak_modality_follows_the_moving_average(
-    pairs: Make, sign: int, lead: float, decay: float, image_weak: bool
+    pairs: Make, sign: int, confidence_gap: float, decay: float, image_weak: bool
 ) -> None:
     strong, blind = pairs(np.eye(4), np.eye(4)), pairs(np.ones((4, 4)) / 2, np.ones((4, 4)) / 2)
     text, image = (strong, blind) if sign > 0 else (blind, strong)
     none = torch.eye(4, dtype=torch.bool)
     by_text, by_image = similarities(text, none, 1.0), similarities(image, none, 1.0)
-    balance = weak_modality(by_text, by_image, "ema", "log_ratio", lead, decay)
+    balance = weak_modality(
+        by_text, by_image, weak_by="ema", gap_kind="log_ratio", confidence_gap=confidence_gap, decay=decay
+    )
     assert balance.image_weak.tolist() == [image_weak] * 4
     now = sign * (1 - math.log(math.e + 3) + math.log(4))
-    assert balance.lead.item() == pytest.approx(decay * lead + (1 - decay) * now)
+    assert balance.confidence_gap.item() == pytest.approx(decay * confidence_gap + (1 - decay) * now)
 
 
 def test_a_tie_of_the_average_leaves_beta_at_1(pairs: Make, loss_of: LossOf) -> None:
     """Two rows that favour one modality each, exactly equally: gaps are there, but nothing is weak."""
     text, image = pairs(np.eye(2)[[0, 0]], np.eye(2)), pairs(np.eye(2)[[1, 1]], np.eye(2))
     row = loss_of(text, image, temperature=1.0, wpcl_weight=1.0, weak_by="row")
-    tie = loss_of(text, image, temperature=1.0, wpcl_weight=1.0, lead=0.0)
+    tie = loss_of(text, image, temperature=1.0, wpcl_weight=1.0, confidence_gap=0.0)
     assert row.log_beta.item() == pytest.approx(math.log(2))  # both gaps are 1
-    assert tie.lead.item() == 0.0
+    assert tie.confidence_gap.item() == 0.0
     assert tie.log_beta.item() == 0.0
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.loss_configs import loss_config
 from training.losses.method_loss import method_loss
 from training.losses.modality_pairs import ModalityPairs
 
@@ -55,7 +56,7 @@ def test_gradients_agree_with_finite_differences(random_pairs: Make, options: di
     def total(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
         left = ModalityPairs(a, b, text.sequence_present, text.item_present)
         right = ModalityPairs(c, d, image.sequence_present, image.item_present)
-        return method_loss(left, right, ids, histories, temperature=0.5, **options).total
+        return method_loss(left, right, ids, histories, loss_config(temperature=0.5, **options)).total
 
     inputs = [v.clone().requires_grad_() for v in (text.sequences, text.items, image.sequences, image.items)]
     assert torch.autograd.gradcheck(total, inputs)
@@ -67,12 +68,12 @@ def gradient_sizes(loss: Tensor, text: ModalityPairs, image: ModalityPairs) -> t
     return sizes[0] + sizes[1], sizes[2] + sizes[3]
 
 
-@pytest.mark.parametrize("lead", [3.0, -3.0])
-def test_no_gradient_into_the_strong_side(random_pairs: Make, loss_of: LossOf, lead: float) -> None:
+@pytest.mark.parametrize("confidence_gap", [3.0, -3.0])
+def test_no_gradient_into_the_strong_side(random_pairs: Make, loss_of: LossOf, confidence_gap: float) -> None:
     text, image = learnable(random_pairs(6, 4, seed=6)), learnable(random_pairs(6, 4, seed=7))
-    loss = loss_of(text, image, temperature=0.5, crtr_weight=1.0, detach_strong=True, lead=lead)
+    loss = loss_of(text, image, temperature=0.5, crtr_weight=1.0, detach_strong=True, confidence_gap=confidence_gap)
     into_text, into_image = gradient_sizes(loss.crtr, text, image)
-    assert (into_text > 0, into_image > 0) == (lead < 0, lead > 0)
+    assert (into_text > 0, into_image > 0) == (confidence_gap < 0, confidence_gap > 0)
 
 
 def test_the_strong_side_is_kept_out_row_by_row(random_pairs: Make, loss_of: LossOf) -> None:
@@ -91,7 +92,7 @@ def test_the_strong_side_is_kept_out_row_by_row(random_pairs: Make, loss_of: Los
 def test_the_gap_carries_no_gradient(random_pairs: Make, loss_of: LossOf) -> None:
     """With the text strong throughout, WPCL moves the image alone although β depends on the text."""
     text, image = learnable(random_pairs(6, 4, seed=6)), learnable(random_pairs(6, 4, seed=7))
-    loss = loss_of(text, image, temperature=0.5, wpcl_weight=1.0, lead=5.0)
+    loss = loss_of(text, image, temperature=0.5, wpcl_weight=1.0, confidence_gap=5.0)
     into_text, into_image = gradient_sizes(loss.wpcl, text, image)
     assert into_text == 0
     assert into_image > 0
@@ -102,7 +103,7 @@ def test_a_larger_penalty_pushes_negatives_harder(random_pairs: Make, loss_of: L
     text, image = learnable(random_pairs(8, 6, seed=6)), learnable(random_pairs(8, 6, seed=7))
     sizes = []
     for alpha in (0.0, 1.0, 4.0):
-        loss = loss_of(text, image, temperature=0.5, wpcl_weight=1.0, alpha=alpha, lead=5.0)
+        loss = loss_of(text, image, temperature=0.5, wpcl_weight=1.0, alpha=alpha, confidence_gap=5.0)
         sizes.append(torch.autograd.grad(loss.wpcl, image.sequences)[0].norm().item())
     assert sizes[0] < sizes[1] < sizes[2]
 

@@ -8,15 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from training.losses.method_loss import (
-    false_negatives,
-    fused_similarities,
-    info_nce,
-    method_loss,
-    relational_topology,
-    similarities,
-)
+from tests.support.loss_configs import loss_config
+from training.losses.crtr import crtr_loss
+from training.losses.info_nce import info_nce
+from training.losses.method_loss import method_loss
 from training.losses.modality_pairs import ModalityPairs
+from training.losses.similarities import false_negatives, fused_similarities, similarities
 
 Make = Callable[..., ModalityPairs]
 LossOf = Callable[..., Any]
@@ -53,7 +50,8 @@ def test_no_gradient_reaches_a_vector_that_every_row_leaves_out(random_pairs: Ma
         part.sequence_present[3] = False
     ids, histories = torch.arange(6), torch.full((6, 1), 3)
     inputs = leaves(text, image)
-    loss = method_loss(text, image, ids, histories, temperature=0.2, fusion=fusion, wpcl_weight=1.0, alpha=2.0)
+    config = loss_config(temperature=0.2, fusion=fusion, wpcl_weight=1.0, alpha=2.0)
+    loss = method_loss(text, image, ids, histories, config)
     text_sequences, text_items, image_sequences, image_items = torch.autograd.grad(loss.total, inputs)
     for of_items, of_sequences in ((text_items, text_sequences), (image_items, image_sequences)):
         assert not of_items[3].any()
@@ -86,7 +84,7 @@ def test_a_pair_without_anything_to_compare_does_not_count(pairs: Make, loss_of:
     assert loss.rows == 0
     assert loss.total.item() == 0.0
     assert loss.wpcl.item() == 0.0
-    assert loss.lead.item() == 0.0
+    assert loss.confidence_gap.item() == 0.0
 
 
 @pytest.mark.parametrize("weak_by", ["ema", "row"])
@@ -103,13 +101,13 @@ def test_no_qualifying_row_is_exactly_zero_with_zero_gradient(
         temperature=0.1,
         wpcl_weight=1.0,
         crtr_weight=1.0,
-        lead=0.7,
+        confidence_gap=0.7,
         weak_by=weak_by,
         detach_strong=detach_strong,
     )
     assert loss.wpcl.item() == 0.0
     assert loss.crtr.item() == 0.0
-    assert loss.lead.item() == pytest.approx(0.7)
+    assert loss.confidence_gap.item() == pytest.approx(0.7)
     for gradient in torch.autograd.grad(loss.wpcl + loss.crtr, inputs, retain_graph=True, allow_unused=True):
         assert gradient is None or not gradient.any()
     assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(loss.total, inputs))
@@ -117,16 +115,15 @@ def test_no_qualifying_row_is_exactly_zero_with_zero_gradient(
 
 def test_relations_need_two_shared_others(random_pairs: Make) -> None:
     text, image = random_pairs(2, 4, seed=0), random_pairs(2, 4, seed=1)
-    assert (
-        relational_topology(text, image, torch.arange(2), torch.eye(2, dtype=torch.bool), 0.1, 1.0, None).item() == 0.0
-    )
+    none = torch.eye(2, dtype=torch.bool)
+    options: dict[str, Any] = {"temperature": 0.1, "relation_temperature": 1.0, "image_weak": None}
+    assert crtr_loss(text, image, torch.arange(2), none, **options).item() == 0.0
 
 
 def test_one_pair_alone_has_no_loss(random_pairs: Make) -> None:
     one = random_pairs(1, 4, seed=0)
-    loss = method_loss(
-        one, one, torch.tensor([3]), torch.tensor([[1]]), temperature=0.1, wpcl_weight=1.0, crtr_weight=1.0
-    )
+    config = loss_config(temperature=0.1, wpcl_weight=1.0, crtr_weight=1.0)
+    loss = method_loss(one, one, torch.tensor([3]), torch.tensor([[1]]), config)
     assert loss.total.item() == 0.0
 
 
@@ -136,11 +133,9 @@ def test_what_stands_in_place_of_an_absent_vector_is_never_read_as_a_negative(ra
     text, image = random_pairs(5, 4, seed=0), random_pairs(5, 4, seed=1)
     image.item_present[2] = False
     ids, histories = torch.arange(5), torch.full((5, 1), -1)
-    before = method_loss(text, image, ids, histories, temperature=0.2, wpcl_weight=1.0, crtr_weight=1.0).total.item()
+    config = loss_config(temperature=0.2, wpcl_weight=1.0, crtr_weight=1.0)
+    before = method_loss(text, image, ids, histories, config).total.item()
     image.items[2] = 3.0
-    assert (
-        method_loss(text, image, ids, histories, temperature=0.2, wpcl_weight=1.0, crtr_weight=1.0).total.item()
-        == before
-    )
+    assert method_loss(text, image, ids, histories, config).total.item() == before
     text.items[2] = value
-    assert not math.isfinite(method_loss(text, image, ids, histories, temperature=0.2).total.item())
+    assert not math.isfinite(method_loss(text, image, ids, histories, loss_config(temperature=0.2)).total.item())

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tests.support.loss_configs import loss_config
 from training.losses.method_loss import method_loss
 from training.losses.modality_pairs import ModalityPairs
 
@@ -79,11 +80,12 @@ def reference(
             confidences[b] = rows
             c_text, c_image = (confidence(*row) for row in rows)
             gaps[b] = (c_text, c_image)
-    lead = 0.1 * float(np.mean([math.log(t / i) for t, i in gaps.values()])) if gaps else 0.0  # decay .9 from 0
+    differences = [math.log(t / i) for t, i in gaps.values()]
+    confidence_gap = 0.1 * float(np.mean(differences)) if gaps else 0.0  # decay .9 from 0
     wpcl = []
     for b, (c_text, c_image) in gaps.items():
         gap = min(abs(math.log(c_text / c_image)), 4.0) if gap_kind == "log_ratio" else abs(c_text - c_image)
-        weak = int(lead > 0) if weak_by == "ema" else int(c_text > c_image)
+        weak = int(confidence_gap > 0) if weak_by == "ema" else int(c_text > c_image)
         wpcl.append(-math.log(confidence(*confidences[b][weak], beta=1 + alpha * gap)))
     crtr = relations(modalities, ids, out, temperature * relation_temperature)
     return float(np.mean(nce)) if nce else 0.0, float(np.mean(wpcl)) if wpcl else 0.0, crtr
@@ -100,10 +102,11 @@ def test_every_term_equals_the_reference(
     rng = np.random.default_rng(seed)
     ids = torch.tensor(rng.integers(0, 9, size=12))  # repeats
     histories = torch.tensor(rng.integers(-1, 9, size=(12, history)))  # 16 leave rows with 0, 1 and 2 others
-    got = method_loss(
-        text, image, ids, histories, temperature=0.4, fusion=fusion, weak_by=weak_by, gap_kind=gap_kind,
-        wpcl_weight=0.7, crtr_weight=0.3, alpha=1.5, relation_temperature=2.0,
+    config = loss_config(
+        temperature=0.4, fusion=fusion, weak_by=weak_by, gap_kind=gap_kind, wpcl_weight=0.7, crtr_weight=0.3, alpha=1.5,
+        relation_temperature=2.0,
     )  # fmt: skip
+    got = method_loss(text, image, ids, histories, config)
     nce, wpcl, crtr = reference(
         text, image, ids, histories, fusion=fusion, weak_by=weak_by, gap_kind=gap_kind, temperature=0.4, alpha=1.5,
         relation_temperature=2.0,

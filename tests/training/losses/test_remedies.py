@@ -55,7 +55,7 @@ def test_a_hidden_modality_is_an_absent_one_for_the_fused_loss_alone(
     seen, plain = loss_of(text, image, hidden=hidden, **options), loss_of(text, image, **options)
     assert seen.nce.item() == pytest.approx(loss_of(*without, temperature=0.3, fusion=fusion).nce.item(), rel=1e-12)
     assert seen.nce.item() != pytest.approx(plain.nce.item())
-    for name in ("wpcl", "crtr", "unimodal", "gap", "lead"):
+    for name in ("wpcl", "crtr", "unimodal", "gap", "confidence_gap"):
         assert getattr(seen, name).item() == getattr(plain, name).item()
 
 

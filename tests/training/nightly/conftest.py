@@ -27,7 +27,7 @@ from training.config.run_config import load_config, to_toml
 from training.data.dataset import Dataset, load_dataset
 from training.embedding.job import embed_catalogue, pending_items
 from training.encoder.job import fit_run
-from training.encoder.onnx_export import Parity
+from training.encoder.onnx_export import ExportParity
 
 Rows = list[dict[str, str]]
 Run = tuple[Path, dict[str, Any]]
@@ -141,10 +141,10 @@ class Shop:
 def make_run(ring_run: Run, small_config: EncoderConfig) -> Callable[..., None]:
     """Makes a run for a data set: a model with random weights, embeddings and a fitted encoder."""
 
-    def use_the_ring_s(_encoder: object, _layout: object, path: Path, *, seed: int) -> Parity:
+    def use_the_ring_s(_encoder: object, _layout: object, path: Path, *, seed: int) -> ExportParity:
         """Exporting takes seconds; the ring's encoder stands in for any of the same shape."""
         shutil.copyfile(ring_run[0] / "encoder" / "encoder.onnx", path)
-        return Parity(seed, 0.0)
+        return ExportParity(seed, 0.0)
 
     def make(data: Path, run: Path, backbone_directory: Path, shard_items: int, batch_items: int) -> None:
         backbone, dataset = load_backbone(backbone_directory), load_dataset(data)

@@ -16,7 +16,7 @@ import pytest
 from safetensors import SafetensorError
 
 from cli.main import main
-from training.encoder.onnx_export import Parity
+from training.encoder.onnx_export import ExportParity
 
 if TYPE_CHECKING:
     from conftest import Shop
@@ -99,9 +99,9 @@ class Disk:
 def jobs(own: "Shop", ring_run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], list[str]]:
     """The command line of a job, for a home that is a copy of the shop, with something to do for each job."""
 
-    def use_the_ring_s(_encoder: object, _layout: object, path: Path, *, seed: int) -> Parity:
+    def use_the_ring_s(_encoder: object, _layout: object, path: Path, *, seed: int) -> ExportParity:
         path.write_bytes((ring_run[0] / "encoder" / "encoder.onnx").read_bytes())
-        return Parity(seed, 0.0)
+        return ExportParity(seed, 0.0)
 
     monkeypatch.setattr("training.encoder.job.export_encoder", use_the_ring_s)
     own.set(0, text="another text")

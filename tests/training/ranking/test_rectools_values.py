@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from training.data.sequences import Targets
 from training.ranking import metrics
-from training.ranking.ranking import Ranking, rank_targets
+from training.ranking.ranking import TargetRanks, rank_targets
 from training.ranking.table import Table
 
 FIXTURE = Path(__file__).parent / "fixtures" / "rectools.json"
@@ -34,7 +34,7 @@ def recorded() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def ranking(recorded: dict[str, Any]) -> Ranking:
+def ranking(recorded: dict[str, Any]) -> TargetRanks:
     histories = [np.array(rows, dtype=np.int64) for rows in recorded["histories"]]
     users = [f"u{number}" for number in range(len(histories))]
     targets = Targets(histories, np.array(recorded["targets"]), users)
@@ -44,7 +44,7 @@ def ranking(recorded: dict[str, Any]) -> Ranking:
 
 
 @pytest.mark.parametrize("k", [10, 20])
-def test_every_user_has_the_value_that_rectools_gave(recorded: dict[str, Any], ranking: Ranking, k: int) -> None:
+def test_every_user_has_the_value_that_rectools_gave(recorded: dict[str, Any], ranking: TargetRanks, k: int) -> None:
     for name, ranks in ((f"@{k}", ranking.full), (f"@{k}/100", ranking.sampled)):
         hits, gains = recorded["values"][f"hr{name}"], recorded["values"][f"ndcg{name}"]
         np.testing.assert_array_equal(metrics.hits(ranks, k), hits)
@@ -53,7 +53,7 @@ def test_every_user_has_the_value_that_rectools_gave(recorded: dict[str, Any], r
         assert len(set(gains)) > 5
 
 
-def test_means_and_coverage_are_those_of_rectools(recorded: dict[str, Any], ranking: Ranking) -> None:
+def test_means_and_coverage_are_those_of_rectools(recorded: dict[str, Any], ranking: TargetRanks) -> None:
     (row,) = Table.of("test", {"x": ranking}, len(recorded["scores"][0]), seed=0).rows
     assert row.values["coverage@10"] == pytest.approx(recorded["coverage@10"])
     for name, values in recorded["values"].items():

@@ -8,7 +8,7 @@ import pytest
 
 from training.data.sequences import Targets
 from training.errors import EvaluationError
-from training.ranking.ranking import Ranking
+from training.ranking.ranking import TargetRanks
 from training.ranking.saved_ranks import RankedTable, read_ranks, save_ranks, targets_fingerprint
 
 ITEMS = 9
@@ -18,7 +18,7 @@ TARGETS = Targets([np.array([1, 2]), np.array([3])], np.array([4, 5]), ["u", "v"
 def ranked(name: str = "test", systems: tuple[str, ...] = ("a", "b")) -> RankedTable:
     lists = np.array([[*range(9), -1], [*range(9)[::-1], -1]])
     rankings = {
-        system: Ranking(np.array([number, np.inf]), np.array([0.5, number]), lists)
+        system: TargetRanks(np.array([number, np.inf]), np.array([0.5, number]), lists)
         for number, system in enumerate(systems)
     }
     return RankedTable(name, TARGETS, ITEMS, rankings, 2)

@@ -6,13 +6,13 @@ import pytest
 
 from cli.offline.evaluate import yardsticks
 from training.errors import EvaluationError
-from training.ranking.ranking import Ranking
+from training.ranking.ranking import TargetRanks
 from training.ranking.table import COLD_ITEMS, PAIRED, Table
 
 
-def ranking(ranks: Sequence[float]) -> Ranking:
+def ranking(ranks: Sequence[float]) -> TargetRanks:
     full = np.array(ranks, dtype=np.float64)
-    return Ranking(full, full, np.full((len(full), 10), -1, dtype=np.int64))
+    return TargetRanks(full, full, np.full((len(full), 10), -1, dtype=np.int64))
 
 
 def table(systems: Mapping[str, Sequence[float]], name: str = "test") -> Table:

@@ -4,18 +4,14 @@ import itertools
 
 import pytest
 
-from training.finetune.run_history import RunHistory
-from training.report.plots import MOST_POINTS, Curve, Mark, Measure, curve
+from index.evaluation.plots import MOST_POINTS, Curve, CurveSpec, ReferenceMark, curve
 
 
 def drawn(values: dict[str, list[float]], **more: object) -> Curve:
     """Curves of one value per step, from step 1."""
-    count = max(map(len, values.values()))
-    lines = tuple(
-        {"step": step + 1, **{name: found[step] for name, found in values.items() if step < len(found)}}
-        for step in range(count)
-    )
-    found = curve(RunHistory(lines), Measure("Gap", "What it is.", {name: name.upper() for name in values}, **more))
+    series = {name: list(enumerate(found, start=1)) for name, found in values.items()}
+    spec = CurveSpec("Gap", "What it is.", {name: name.upper() for name in values}, **more)
+    found = curve(spec, series, max(map(len, values.values())))
     assert found is not None
     return found
 
@@ -27,11 +23,11 @@ def test_points_lie_where_their_numbers_say() -> None:
     assert found.lines[0].path == "M25 100L50 0L75 75L100 50"
     assert found.lines[0].dots == "M25 100h0M50 0h0M75 75h0M100 50h0"
     assert (found.lines[0].last, found.lines[0].end) == (2.0, 50.0)
-    assert found.said == "Gap over training steps: A 0 at step 1, 2 at step 4."
+    assert found.description == "Gap over training steps: A 0 at step 1, 2 at step 4."
 
 
 def test_rules_and_marks_are_inside_the_plot() -> None:
-    found = drawn({"a": [1.0, 2.0]}, around=(0.0,), rule=3.0, marks=(Mark("a", "elsewhere", 4.0),))
+    found = drawn({"a": [1.0, 2.0]}, around=(0.0,), rule=3.0, marks=(ReferenceMark("a", "elsewhere", 4.0),))
     assert (found.axis.low, found.axis.high) == (0.0, 4.0)
     assert found.rule_at == 25.0
     assert found.marks_at == (0.0,)
@@ -71,10 +67,10 @@ def test_labels_keep_apart_in_the_order_of_their_lines(last: list[float]) -> Non
 def test_one_point_is_a_dot_and_nothing_is_no_plot() -> None:
     found = drawn({"a": [-3.0]})
     assert found.lines[0].dots.endswith("h0")
-    assert found.said == "Gap over training steps: A -3 at step 1."
+    assert found.description == "Gap over training steps: A -3 at step 1."
     assert [(stop.left, stop.width) for stop in found.stops] == [(0.0, 100.0)]
-    assert curve(RunHistory(({"step": 1, "b": 1.0},)), Measure("Gap", "", {"a": "a"})) is None
-    assert curve(RunHistory(()), Measure("Gap", "", {"a": "a"})) is None
+    assert curve(CurveSpec("Gap", "", {"a": "a"}), {"a": [], "b": [(1, 1.0)]}, 1) is None
+    assert curve(CurveSpec("Gap", "", {"a": "a"}), {"a": []}, 0) is None
 
 
 def test_huge_numbers_stay_on_the_page() -> None:
