@@ -1,4 +1,4 @@
-"""`make demo` for real: a catalogue, a vision-language model trained from scratch, a served answer. Minutes long."""
+"""`make demo` as a process: a catalogue, a model trained from scratch, a served answer. Takes minutes."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""`vlm2rec train` and `vlm2rec embed` from the command line on a handful of items."""
+"""`vlm2rec train` and `vlm2rec embed` on a few items."""
 
 import json
 from pathlib import Path
