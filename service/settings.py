@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     root_path: str = Field(
         "",
         max_length=256,
-        description="Path under which a proxy has this service, as in `/rec`; told in the API's document alone.",
+        description="Path of this service behind a proxy, such as `/rec`; used only in the API's document.",
     )
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
