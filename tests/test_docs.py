@@ -21,7 +21,9 @@ from service.settings import Settings
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(page for page in DOCS.rglob("*.md") if page.parent.name != "adr")]
+WRITTEN = [page for page in PAGES if page.name not in {"benchmarks.md", "method-results.md"}]  # a bench makes these
 LONGEST_README = 110
+LONGEST_LINE = 120
 
 
 def commands(page: Path) -> Iterator[str]:
@@ -111,6 +113,13 @@ def test_every_command_of_a_page_exists(page: Path) -> None:
                 command = command.commands[words[0]]
             known = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
             assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, line
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_of_prose_are_short(page: Path) -> None:
+    text = re.sub(r"^```.*?^```|<!--.*-->.*?<!--.*-->", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    lines = [line for line in text.splitlines() if not line.startswith(("|", "!["))]
+    assert [line for line in lines if len(line) > LONGEST_LINE] == []
 
 
 def test_the_readme_is_short() -> None:
