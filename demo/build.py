@@ -101,16 +101,8 @@ def build_demo(
     behaviour = Behaviour(text_taste, image_taste, transition, popularity, theme)
     plan = _Plan(items, users, evaluation_users, seed, without_text, without_image, behaviour)
     try:
-        if _holds(directory, plan):
-            return directory
-        partial = directory.with_name(f"{directory.name}.part")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            _fill(partial, plan, progress)
-            _replace(partial, directory)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        if not _holds(directory, plan):
+            _write(directory, plan, progress)
     except OSError as error:
         raise DemoError(
             f"{directory}: cannot be written ({error.strerror or error}); choose another directory"
@@ -133,6 +125,18 @@ def _holds(directory: Path, plan: _Plan) -> bool:
             f"{directory}: is not empty and holds no {DESCRIPTION_FILE}, so it is not touched; choose another directory"
         ) from error
     return bool(found == plan.description())
+
+
+def _write(directory: Path, plan: _Plan, progress: Progress) -> None:
+    """Write the demo beside the directory, then put it in its place."""
+    partial = directory.with_name(f"{directory.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _fill(partial, plan, progress)
+        _replace(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _fill(directory: Path, plan: _Plan, progress: Progress) -> None:

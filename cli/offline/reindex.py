@@ -42,16 +42,31 @@ _UNREADABLE_SHOWN = 5
 _out = Console(soft_wrap=True, highlight=False)
 _err = Console(stderr=True, soft_wrap=True, highlight=False)
 
+RunOption = Annotated[
+    Path, typer.Option("--run", help="The run directory, with a trained model and a fitted encoder.", metavar="RUN")
+]
+InteractionsOption = Annotated[
+    Path | None, typer.Option(help="Interactions instead of those in DATA (.csv or .parquet).")
+]
+KeepOption = Annotated[
+    int | None, typer.Option(min=1, help="Afterwards keep only this many bundles, those published last.")
+]
+TrustTimesOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-times", help="Treat a picture of the same path, size and time as unchanged without reading it."
+    ),
+]
+TextfileOption = Annotated[
+    Path | None, typer.Option(help="Write metrics for node_exporter's textfile collector (a .prom file).")
+]
+
 
 def reindex(
     data: Annotated[Path, typer.Argument(help="The current data set.", metavar="DATA")],
-    run: Annotated[
-        Path, typer.Option("--run", help="The run directory, with a trained model and a fitted encoder.", metavar="RUN")
-    ],
+    run: RunOption,
     registry: Annotated[str, typer.Option("--registry", help="Where to publish the bundle.", metavar="DIR")],
-    interactions: Annotated[
-        Path | None, typer.Option(help="Interactions instead of those in DATA (.csv or .parquet).")
-    ] = None,
+    interactions: InteractionsOption = None,
     kind: KindOption = "auto",
     codes: CodesOption = "auto",
     memory_mb: MemoryOption = None,
@@ -60,21 +75,12 @@ def reindex(
     bound: BoundOption = None,
     evaluation: EvaluationOption = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
-    keep: Annotated[
-        int | None, typer.Option(min=1, help="Afterwards keep only this many bundles, those published last.")
-    ] = None,
+    keep: KeepOption = None,
     force: ForceOption = False,
-    trust_times: Annotated[
-        bool,
-        typer.Option(
-            "--trust-times", help="Treat a picture of the same path, size and time as unchanged without reading it."
-        ),
-    ] = False,
+    trust_times: TrustTimesOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done; change nothing.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the summary to this file.")] = None,
-    textfile: Annotated[
-        Path | None, typer.Option(help="Write metrics for node_exporter's textfile collector (a .prom file).")
-    ] = None,
+    textfile: TextfileOption = None,
     pushgateway: Annotated[str | None, typer.Option(help="Push metrics to this Pushgateway (host:port).")] = None,
 ) -> None:
     """Bring the published index up to date with the catalogue: embed only new and changed items, build, gate, publish.

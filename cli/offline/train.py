@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from training.backbones.trained_model import TrainedModel
+    from training.config.run_config import RunConfig
     from training.data.dataset import Dataset
     from training.embedding.store import Embeddings
 
@@ -50,8 +51,7 @@ def train(
     """
     from training.config.run_config import load_config, to_toml
     from training.data.dataset import load_dataset
-    from training.encoder.job import split_dataset
-    from training.finetune.trainer import UNREADABLE_FILE, Progress, train_vlm
+    from training.finetune.trainer import UNREADABLE_FILE
     from training.runs.disk import writing_run
 
     stored_config = run / _CONFIG_FILE
@@ -60,38 +60,47 @@ def train(
     given = {"train.steps": steps, "train.seed": seed}
     chosen = load_config(path, preset, {key: value for key, value in given.items() if value is not None})
     dataset = load_dataset(data, interactions=interactions)
-    split = split_dataset(dataset, chosen.encoder.cold_items)
     set_torch_threads(threads)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     with writing_run(run, again="start the same command again with --resume to continue"):
         if first and not stored_config.is_file():
             _write(stored_config, to_toml(chosen))
         before = (run / _TRAINING / _MODEL).is_dir()
-        with _progress(shown=first) as bar:
-            task = bar.add_task("training", total=chosen.train.steps)
-            done = chosen.train.steps
-
-            def report(now: Progress) -> None:
-                nonlocal done
-                done = now.step
-                shown = "training" if now.loss is None else f"training  loss {now.loss:.3f}"
-                bar.update(task, completed=now.step, description=shown)
-
-            model = train_vlm(
-                dataset,
-                split.parts.train,
-                run / _TRAINING,
-                chosen,
-                validation=split.parts.validation,
-                resume=resume,
-                report=report,
-            )
+        model, done = _train(dataset, chosen, run / _TRAINING, resume=resume, shown=first)
         if first:
             _write(stored_config, to_toml(chosen))
     if first:
         _console.print(f"trained {done:,} steps: {model}")
         _print_unreadable(json.loads((run / _TRAINING / UNREADABLE_FILE).read_text(encoding="utf-8")))
         _report(dataset, run, changed=not before)
+
+
+def _train(dataset: "Dataset", chosen: "RunConfig", directory: Path, *, resume: bool, shown: bool) -> tuple[Path, int]:
+    """Train with a progress bar; returns the path of the model and the number of finished steps."""
+    from training.encoder.job import split_dataset
+    from training.finetune.trainer import Progress, train_vlm
+
+    parts = split_dataset(dataset, chosen.encoder.cold_items).parts
+    done = chosen.train.steps
+    with _progress(shown=shown) as bar:
+        task = bar.add_task("training", total=done)
+
+        def report(now: Progress) -> None:
+            nonlocal done
+            done = now.step
+            description = "training" if now.loss is None else f"training  loss {now.loss:.3f}"
+            bar.update(task, completed=now.step, description=description)
+
+        model = train_vlm(
+            dataset,
+            parts.train,
+            directory,
+            chosen,
+            validation=parts.validation,
+            resume=resume,
+            report=report,
+        )
+    return model, done
 
 
 def _report(dataset: "Dataset", run: Path, *, changed: bool) -> None:
