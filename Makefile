@@ -26,6 +26,7 @@ check:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/rooms.py
+	$(BIN)/python .ci/words.py
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
 		--cov --cov-report=term:skip-covered --cov-fail-under=90
 

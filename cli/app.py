@@ -1,4 +1,4 @@
-"""The command line: composes the commands and turns the packages' errors into one clear line.
+"""Composes the commands and prints an error of a package as one line.
 
 Command modules import nothing heavy at module level, so `vlm2rec --help` and `vlm2rec serve` never load torch.
 """
@@ -41,7 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-data_app = typer.Typer(help="Import, check, or make a data set.", no_args_is_help=True)
+data_app = typer.Typer(help="Import, check or make a data set.", no_args_is_help=True)
 data_app.command("check")(data_check.check)
 data_app.command("import")(data_import.import_data)
 data_app.command("fetch-images")(fetch_images.fetch_images)
@@ -67,7 +67,7 @@ app.command("verify", rich_help_panel="Online")(verify.verify)
 
 
 def run() -> None:
-    """Run the command line; never shows a traceback for an error that a package raised on purpose."""
+    """Run the command line; an error of a package becomes one line and an exit code, never a traceback."""
     try:
         app()
     except (IndexingError, TrainingError, ServiceError, DemoError, CliError) as error:

@@ -1,4 +1,4 @@
-"""Everything that `cli` raises on purpose, one tree.
+"""Errors of the command line, one tree.
 
 CliError
 └── LiveServiceError   a running service cannot be reached, or does not answer as it should

@@ -1,7 +1,7 @@
-"""The `vlm2rec` command: loads the command line and runs it.
+"""Runs the `vlm2rec` command.
 
-Exit codes: 0 fine, 1 a check or a gate said no, 2 wrong usage or bad input, 75 another job is at work on the run,
-130 interrupted.
+Exit codes: 0 success, 1 a check or the gate failed, 2 wrong usage or bad input, 75 another job works on the run, 130
+interrupted.
 """
 
 import os
@@ -13,13 +13,13 @@ _EXIT_INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line; an interrupt at any moment of it is exit code 130 and no traceback."""
-    # OpenMP's threads sleep while they wait: spinning ones are many times slower as soon as another process wants the
-    # same cores. It is read when the library is loaded, so it is set before any command loads torch or FAISS.
+    """Run the command line; an interrupt at any moment ends it with exit code 130 and no traceback."""
+    # Waiting OpenMP threads sleep instead of spinning: spinning is many times slower when another process uses the
+    # same cores. The variable is read when the library is loaded, so it is set before a command loads torch or FAISS.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     on_interrupt = signal.getsignal(signal.SIGINT)
-    # An exception in the middle of an import may be swallowed, or end as a traceback. Nothing has begun yet, so the
-    # process may simply end. Where interrupts are ignored, as in the background of a shell, that stays so.
+    # An exception during an import may be swallowed or end as a traceback. No work has started, so the process can
+    # exit directly. Interrupts that are ignored, as in the background of a shell, stay ignored.
     if on_interrupt is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
     try:

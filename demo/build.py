@@ -1,8 +1,8 @@
-"""Build the demo dataset: a directory like any user's, made from a seed.
+"""Builds the demo data set from a seed.
 
-``items.csv`` (title and text tell brand and material; the metadata columns tell everything, for filters), ``images/``,
-``interactions.csv`` of the training users, ``evaluation.parquet`` (the same columns) of fresh users of the same world,
-and ``demo.json`` with what it was made from.
+It holds ``items.csv`` (title and text contain brand and material; the metadata columns contain all attributes, for
+filters), ``images/``, ``interactions.csv`` of the training users, ``evaluation.parquet`` (the same columns) of further
+users of the same world, and ``demo.json`` with the arguments of the build.
 """
 
 import csv
@@ -26,15 +26,15 @@ DESCRIPTION_FILE = "demo.json"
 EVALUATION_FILE = "evaluation.parquet"
 _VERSION = 1
 _CATALOGUE, _WORLD, _TRAINING, _EVALUATION, _PICTURES = range(5)
-_SHOWN = ("category", *IMAGE_ATTRIBUTES)
+_PICTURE_ATTRIBUTES = ("category", *IMAGE_ATTRIBUTES)
 
 Progress = Callable[[str, float], None]
-"""Called with the name of the step and the share of it that is done, 0 … 1."""
+"""Called with the name of the step and its finished share, 0 … 1."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """All that a build depends on."""
+    """Arguments of a build."""
 
     items: int
     users: int
@@ -45,7 +45,7 @@ class _Plan:
     behaviour: Behaviour
 
     def rng(self, *stream: int) -> np.random.Generator:
-        """A generator of its own for each step, so that one step never shifts the numbers of another."""
+        """Random generator of one step; a step never changes the numbers of another."""
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=stream))
 
     def description(self) -> dict[str, Any]:
@@ -68,32 +68,32 @@ def build_demo(
     without_image: int = 6,
     progress: Progress = lambda _step, _share: None,
 ) -> Path:
-    """Build the demo dataset; the same arguments give the same bytes on one installation.
+    """Build the demo data set; the same arguments give the same bytes on one installation.
 
-    It is made aside and renamed, so an interrupted build leaves nothing half done. A directory that already holds the
-    same demo is kept as it is; one that holds another demo is replaced; any other directory is left alone.
+    It is written beside the directory and renamed, so an interrupted build leaves no partial data set. The same demo is
+    kept, another demo is replaced, and any other non-empty directory is refused.
 
     Args:
-        directory: where the dataset goes.
+        directory: of the data set.
         items: size of the catalogue, at least 1.
         users: training users, at least 1; each has 5 to 20 events.
-        evaluation_users: fresh users, for evaluation only; 0 leaves ``evaluation.parquet`` empty.
+        evaluation_users: further users, for evaluation only; 0 leaves ``evaluation.parquet`` empty.
         seed: not negative; another seed makes another catalogue, world and users.
-        text_taste: how strongly users choose by brand and material, which only texts tell. 0 makes texts useless.
-        image_taste: how strongly users choose by colour, shape and pattern, which only pictures show.
-        transition: how strongly (in log odds) a category calls for the two that follow it.
+        text_taste: strength of the preferences for brand and material, which only texts contain. 0 makes texts useless.
+        image_taste: strength of the preferences for colour, shape and pattern, which only pictures contain.
+        transition: log odds that a category adds to the two categories that follow it.
         popularity: standard deviation of the items' log popularity.
-        theme: 0 … 1, how far texts and pictures of an item, and both tastes of a user, tell one shared theme. At 0 the
-            modalities are independent; towards 1 either is enough, which invites a model to drop one.
+        theme: 0 … 1, correlation of text and picture of an item, and of both preferences of a user, by a shared theme.
+            At 0 the modalities are independent; near 1 either is sufficient, so a model may drop one.
         without_text: items without title and text.
         without_image: items without a picture.
-        progress: told how far each step is.
+        progress: called with the progress of each step.
 
     Returns:
         ``directory``.
 
     Raises:
-        DemoError: an argument lies outside its bounds, or the directory cannot be written or is not a demo.
+        DemoError: an argument is out of bounds, or the directory cannot be written or is not a demo.
     """
     if users < 1 or evaluation_users < 0 or seed < 0:
         given = f"users {users}, evaluation_users {evaluation_users}, seed {seed}"
@@ -101,26 +101,20 @@ def build_demo(
     behaviour = Behaviour(text_taste, image_taste, transition, popularity, theme)
     plan = _Plan(items, users, evaluation_users, seed, without_text, without_image, behaviour)
     try:
-        if _holds(directory, plan):
-            return directory
-        partial = directory.with_name(f"{directory.name}.part")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            _fill(partial, plan, progress)
-            _put_in_place(partial, directory)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        if not _holds(directory, plan):
+            _write(directory, plan, progress)
     except OSError as error:
-        raise DemoError(f"{directory}: cannot be written ({error.strerror or error}); choose another place") from error
+        raise DemoError(
+            f"{directory}: cannot be written ({error.strerror or error}); choose another directory"
+        ) from error
     return directory
 
 
 def _holds(directory: Path, plan: _Plan) -> bool:
-    """Whether the directory already is this demo.
+    """Whether the directory already holds this demo.
 
     Raises:
-        DemoError: it holds something that no demo left there.
+        DemoError: it holds files that are not of a demo.
     """
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return False
@@ -128,9 +122,21 @@ def _holds(directory: Path, plan: _Plan) -> bool:
         found = json.loads((directory / DESCRIPTION_FILE).read_text())
     except (OSError, ValueError) as error:
         raise DemoError(
-            f"{directory}: is not empty and holds no {DESCRIPTION_FILE}, so it is left alone; choose another place"
+            f"{directory}: is not empty and holds no {DESCRIPTION_FILE}, so it is not touched; choose another directory"
         ) from error
     return bool(found == plan.description())
+
+
+def _write(directory: Path, plan: _Plan, progress: Progress) -> None:
+    """Write the demo beside the directory, then put it in its place."""
+    partial = directory.with_name(f"{directory.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _fill(partial, plan, progress)
+        _replace(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _fill(directory: Path, plan: _Plan, progress: Progress) -> None:
@@ -183,7 +189,7 @@ def _draw_pictures(directory: Path, catalogue: Catalogue, plan: _Plan, progress:
     (directory / "images").mkdir()
     for row in range(len(catalogue)):
         if not catalogue.without_image[row]:
-            category, colour, shape, pattern = (catalogue.value(row, name) for name in _SHOWN)
+            category, colour, shape, pattern = (catalogue.value(row, name) for name in _PICTURE_ATTRIBUTES)
             picture = draw_picture(category, colour, shape, pattern, plan.rng(_PICTURES, row))
             (directory / _image_name(catalogue, row)).write_bytes(encode(picture))
         progress("pictures", (row + 1) / len(catalogue))
@@ -199,8 +205,8 @@ def _columns(catalogue: Catalogue, events: Events, prefix: str, users: int) -> d
     }
 
 
-def _put_in_place(partial: Path, directory: Path) -> None:
-    """Rename; an older demo steps aside first and is removed last."""
+def _replace(partial: Path, directory: Path) -> None:
+    """Rename the new data set; an older one is renamed before and removed after."""
     old = directory.with_name(f"{directory.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():

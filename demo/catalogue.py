@@ -1,7 +1,7 @@
-"""The made catalogue: homeware whose titles carry brand and material, its pictures colour, shape and pattern.
+"""Makes the demo catalogue: titles contain brand and material, pictures show colour, shape and pattern.
 
-Both show the category. Nothing else that one modality carries can be read from the other unless ``theme`` says so,
-which makes the catalogue a test bed: what a model knows of colours it can only have seen.
+Both contain the category. Other attributes of one modality are independent of those of the other, unless ``theme``
+correlates them. So a model can know an item's colour from its picture only.
 """
 
 import json
@@ -24,8 +24,8 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "shape": ("round", "angular", "slender", "flared"),
     "pattern": ("plain", "stripes", "dots", "checks", "waves", "dipped"),
 }  # fmt: skip
-"""Every attribute with its values. ``brand`` and ``material`` are told by the text, ``colour``, ``shape`` and
-``pattern`` shown by the picture, ``category`` by both."""
+"""Every attribute with its values. The text contains ``brand`` and ``material``, the picture ``colour``, ``shape`` and
+``pattern``, both ``category``."""
 
 TEXT_ATTRIBUTES = ("brand", "material")
 IMAGE_ATTRIBUTES = ("colour", "shape", "pattern")
@@ -47,7 +47,7 @@ _CARE = {
     "copper": "The copper is hammered and wants a soft cloth.",
     "steel": "The steel is brushed and does not rust.",
 }
-_OPENINGS = (
+_FIRST_SENTENCES = (
     "A {category} in {material} from the {brand} workshop.",
     "{brand} makes this {category} of {material}.",
     "The {category} by {brand}, worked in {material}.",
@@ -62,14 +62,14 @@ class Catalogue:
     Attributes:
         values: (items,) int64 per attribute, positions in :data:`ATTRIBUTES`.
         prices: (items,) float64, euros with two decimals.
-        openings: (items,) int64, which sentence the text begins with.
+        first_sentences: (items,) int64, number of the sentence that the text begins with.
         without_text: (items,) bool, items whose title and text are left out.
         without_image: (items,) bool, items that have no picture.
     """
 
     values: Mapping[str, NDArray[np.int64]]
     prices: NDArray[np.float64]
-    openings: NDArray[np.int64]
+    first_sentences: NDArray[np.int64]
     without_text: NDArray[np.bool_] = field(repr=False)
     without_image: NDArray[np.bool_] = field(repr=False)
 
@@ -96,8 +96,8 @@ class Catalogue:
         if self.without_text[row]:
             return None
         words = {name: self.value(row, name) for name in ("brand", "material", "category")}
-        opening = _OPENINGS[self.openings[row]].format(**words)
-        return f"{opening[0].upper()}{opening[1:]} {_CARE[words['material']]}"
+        first = _FIRST_SENTENCES[self.first_sentences[row]].format(**words)
+        return f"{first[0].upper()}{first[1:]} {_CARE[words['material']]}"
 
 
 def make_catalogue(
@@ -108,13 +108,13 @@ def make_catalogue(
     Args:
         rng: source of randomness.
         items: how many, at least 1.
-        theme: 0 draws every attribute independently; at 1 all attributes of an item belong to one theme, so that text
-            and picture tell the same; between, each attribute follows the item's theme with this probability.
+        theme: probability that an attribute follows the item's theme, 0 … 1. At 0 all attributes are independent; at 1
+            all of an item belong to one theme, so text and picture carry the same information.
         without_text: items without title and text.
-        without_image: items without a picture; other items than those.
+        without_image: items without a picture; they have a text.
 
     Raises:
-        DemoError: a number lies outside its bounds.
+        DemoError: a number is out of bounds.
     """
     if items < 1 or without_text < 0 or without_image < 0 or without_text + without_image > items:
         given = json.dumps({"items": items, "without_text": without_text, "without_image": without_image})
@@ -124,12 +124,12 @@ def make_catalogue(
     taken: set[tuple[int, ...]] = set()
     drawn = [_draw_distinct(rng, theme, taken) for _ in range(items)]
     columns = np.array(drawn, dtype=np.int64)
-    values = {name: columns[:, place] for place, name in enumerate(ATTRIBUTES)}
+    values = {name: columns[:, position] for position, name in enumerate(ATTRIBUTES)}
     marks = rng.permutation(items)
     return Catalogue(
         values=values,
         prices=_prices(rng, values),
-        openings=rng.integers(0, len(_OPENINGS), items),
+        first_sentences=rng.integers(0, len(_FIRST_SENTENCES), items),
         without_text=marks < without_text,
         without_image=marks >= items - without_image,
     )
@@ -156,7 +156,7 @@ def _draw(rng: np.random.Generator, theme: float) -> tuple[int, ...]:
 
 
 def theme_of(attribute: str, value: int) -> int:
-    """The theme that a value belongs to, 0 … 5; for an attribute with fewer values, of so many."""
+    """Theme of a value, 0 … 5, or below the number of values of the attribute if that is smaller."""
     return value % min(THEMES, len(ATTRIBUTES[attribute]))
 
 

@@ -1,6 +1,6 @@
-"""A Redis server that a command starts and ends itself: for the demo and the tests, not for production.
+"""Runs a Redis server as a child process, for the demo and the tests, not for production.
 
-It listens on a Unix socket only, so it needs no free port and nobody else on the network can reach it.
+It listens on a Unix socket only, so it needs no free port and is not reachable over the network.
 """
 
 import importlib.util
@@ -25,8 +25,8 @@ _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
 _LOG_TAIL_CHARACTERS = 400
 
-# Runs between fork and redis-server: asks the kernel for SIGTERM when the parent ends, however it ends (Linux only;
-# elsewhere the server ends with `stop`). A parent that is already gone is noticed by the changed parent id.
+# Runs between fork and redis-server: asks the kernel for SIGTERM when the parent ends for any reason (Linux only;
+# elsewhere only `stop` ends the server). A changed parent id shows that the parent has already ended.
 _LAUNCHER = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -39,28 +39,28 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 class EmbeddedRedis:
-    """A Redis server process for as long as the context lasts.
+    """A Redis server process that lives as long as its context.
 
-    The server ends with the context, with :meth:`stop`, or when the thread that started it ends: start it from the
-    main thread. Ctrl-C in a terminal does not reach it, so that a service can drain first.
+    The server ends with the context, with :meth:`stop`, or when the thread that started it ends, so start it from the
+    main thread. Ctrl-C in a terminal does not reach it, so a service can drain first.
 
     Args:
-        directory: where data and log stay; None: a temporary directory, removed at the end.
-        append_only: keep an append-only file, so that what is stored outlives the process.
-        fsync_always: write that file through to the disk before every answer, not every second.
+        directory: of data and log; None: a temporary directory, removed at the end.
+        append_only: write an append-only file, so that data survive the process.
+        fsync_always: sync that file before every answer instead of every second.
 
     Attributes:
-        url: ``unix://…``, as redis-py's ``from_url`` takes it; the same after a restart of the same object.
+        url: ``unix://…`` for redis-py's ``from_url``; it stays the same over restarts.
 
     Raises:
-        EmbeddedRedisError: on entering, when there is no redis-server, another one uses the directory, or it does
-            not start.
+        EmbeddedRedisError: on entering, if there is no redis-server, the directory is in use, or the server does not
+            start.
     """
 
     def __init__(self, directory: Path | None = None, *, append_only: bool = False, fsync_always: bool = False) -> None:
         self._append_only = append_only
         self._fsync = "always" if fsync_always else "everysec"
-        # Apart from the data: the path of a Unix socket may have 107 bytes at most.
+        # Not in the data directory: the path of a Unix socket may have at most 107 bytes.
         self._private = Path(tempfile.mkdtemp(prefix="vlm2rec-redis-"))
         self._directory = self._private if directory is None else directory.resolve()
         self._socket = self._private / "redis.sock"
@@ -88,7 +88,7 @@ class EmbeddedRedis:
 
     @property
     def directory(self) -> Path:
-        """Where its data lie; a temporary one goes with the context."""
+        """Directory of the data; a temporary one is removed with the context."""
         return self._directory
 
     @property
@@ -97,10 +97,10 @@ class EmbeddedRedis:
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Start the server and wait until it answers; nothing happens if it runs already.
+        """Start the server and wait until it answers; does nothing if it is running.
 
         Raises:
-            EmbeddedRedisError: there is no redis-server, another one uses the directory, or it does not start.
+            EmbeddedRedisError: there is no redis-server, the directory is in use, or the server does not start.
         """
         if self.running:
             return
@@ -118,15 +118,15 @@ class EmbeddedRedis:
         self._wait_until_it_answers()
 
     def stop(self) -> None:
-        """End the server in order (what is in memory is written first if it is append-only)."""
+        """End the server gracefully; an append-only server writes its memory first."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the server at once, as a crash would; :meth:`start` brings it back under the same URL."""
+        """End the server at once, like a crash; :meth:`start` restarts it under the same URL."""
         self._end(signal.SIGKILL)
 
     def close(self) -> None:
-        """End the server and remove what is temporary."""
+        """End the server and remove temporary files."""
         self.stop()
         if self._lock is not None:
             self._lock.release()
@@ -151,7 +151,7 @@ class EmbeddedRedis:
         return self._directory / "redis.log"
 
     def _claim_directory(self) -> None:
-        """Hold a lock on the directory: two servers on one append-only file would ruin it."""
+        """Lock the directory: two servers would corrupt one append-only file."""
         if self._lock is not None:
             return
         lock = file_lock(self._directory / "redis.lock")
@@ -184,7 +184,7 @@ class EmbeddedRedis:
             try:
                 client.connect(str(self._socket))
                 client.sendall(b"PING\r\n")
-                return client.recv(16).startswith(b"+PONG")  # while it still reads its file, it answers -LOADING
+                return client.recv(16).startswith(b"+PONG")  # -LOADING while it reads its file
             except OSError:
                 return False
 

@@ -1,9 +1,9 @@
-"""Everything that `demo` raises on purpose, one tree.
+"""Errors of the demo, one tree.
 
 DemoError                 also raised itself: the demo cannot be built or shown
 └── EmbeddedRedisError    no redis-server to run, or it does not start
 
-Every message says which value broke which rule and what to do about it.
+Every message names the value, the rule and the remedy.
 """
 
 

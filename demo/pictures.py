@@ -1,7 +1,7 @@
-"""Pictures of the made products: a silhouette in a colour and a pattern, lit from the left, on a quiet background.
+"""Draws the pictures of the demo items: a silhouette in a colour and a pattern, lit from the left.
 
-Drawn at twice the size and reduced, so edges are smooth. Everything but category, colour, shape and pattern (the tint
-of the background, the phase of the pattern, a slight shift) varies at random and tells nothing.
+A picture is drawn at twice the size and reduced, so edges are smooth. Only category, colour, shape and pattern carry
+information; the tint of the background, the phase of the pattern and a slight shift are random.
 """
 
 import io
@@ -24,7 +24,7 @@ _QUALITY = 88
 Rgb = tuple[int, int, int]
 Plane = NDArray[np.float32]
 
-# Each colour with the lighter or darker tone that its patterns are painted in.
+# Each colour with the tone of its patterns.
 PALETTE: dict[str, tuple[Rgb, Rgb]] = {
     "terracotta": ((199, 91, 57), (244, 205, 178)),
     "mustard": ((222, 168, 40), (255, 240, 196)),
@@ -58,11 +58,11 @@ def draw_picture(category: str, colour: str, shape: str, pattern: str, rng: np.r
     """Draw one product.
 
     Args:
-        category: what it is.
+        category: of the item.
         colour: a key of :data:`PALETTE`.
         shape: its silhouette.
         pattern: plain, stripes, dots, checks, waves or dipped.
-        rng: for everything that tells nothing.
+        rng: for the random details.
 
     Returns:
         A 160 × 160 RGB picture.

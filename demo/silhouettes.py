@@ -1,6 +1,6 @@
-"""Outlines of the made products, as polygons in a unit square.
+"""Outlines of the demo items, as polygons in the unit square.
 
-x runs to the right and y down, both 0 … 1; a product stands on y = 0.88. It is a list of parts, painted in order.
+x points right and y down, both 0 … 1; an item stands on y = 0.88. It is a list of parts, painted in order.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ Polygon = NDArray[np.float64]
 
 
 class Role(Enum):
-    """What a part is made of, which decides its paint."""
+    """Material of a part, which determines its paint."""
 
     BODY = "the product's colour and pattern"
     TRIM = "a darker shade of the colour"

@@ -1,11 +1,11 @@
-"""Simulated users: who touches what next in the made catalogue.
+"""Simulates the histories of users in the demo catalogue.
 
-A user has a taste for each brand and material (told by texts) and for each colour, shape and pattern (shown by
-pictures). The next item is drawn, never the same twice, from a softmax over
+A user has a preference for each brand and material (in texts) and for each colour, shape and pattern (in pictures). The
+next item is drawn without replacement from a softmax over
 
     text_taste · t(user, item) + image_taste · v(user, item) + transition(category before → category) + log popularity
 
-where t and v have unit variance over users and items, so that equal tastes weigh equally.
+where t and v have unit variance over users and items, so equal weights have equal effects.
 """
 
 from collections.abc import Callable
@@ -29,17 +29,17 @@ class Behaviour:
     """How users choose.
 
     Attributes:
-        text_taste: weight of the taste for brand and material, 0 or more.
-        image_taste: weight of the taste for colour, shape and pattern, 0 or more.
-        transition: how much likelier (in log) the two categories are that follow the one before.
+        text_taste: weight of the preference for brand and material, 0 … 20.
+        image_taste: weight of the preference for colour, shape and pattern, 0 … 20.
+        transition: log odds added to the two categories that follow the previous one.
         popularity: standard deviation of the items' log popularity.
-        theme: 0 makes a user's tastes independent; at 1 they are all one taste for themes (see
+        theme: 0 makes a user's preferences independent; at 1 all of them are one preference for themes (see
             :func:`demo.catalogue.make_catalogue`).
         shortest: fewest events of a user.
         longest: most events of a user.
 
     Raises:
-        DemoError: a value lies outside its bounds.
+        DemoError: a value is out of bounds.
     """
 
     text_taste: float = 2.5
@@ -62,7 +62,7 @@ class Behaviour:
 
 @dataclass(frozen=True)
 class World:
-    """What all users share.
+    """Properties that all users share.
 
     Attributes:
         catalogue: the items.
@@ -94,7 +94,7 @@ class Events:
 
 
 def make_world(rng: np.random.Generator, catalogue: Catalogue, behaviour: Behaviour) -> World:
-    """Draw the items' popularity and which categories follow which."""
+    """Draw the items' popularity and the order of the categories."""
     categories = len(ATTRIBUTES["category"])
     follows = np.zeros((categories, categories))
     order = rng.permutation(categories)
@@ -106,11 +106,11 @@ def make_world(rng: np.random.Generator, catalogue: Catalogue, behaviour: Behavi
 def simulate(
     rng: np.random.Generator, world: World, users: int, *, progress: Callable[[int], None] = lambda _users: None
 ) -> Events:
-    """Draw the histories of fresh users.
+    """Draw the histories of new users.
 
     Args:
         rng: source of randomness.
-        world: what they choose from.
+        world: items and behaviour.
         users: how many.
         progress: called with the number of users done so far.
 
@@ -128,22 +128,22 @@ def simulate(
 
 
 def utilities(rng: np.random.Generator, world: World, users: int) -> NDArray[np.float64]:
-    """Tastes of fresh users for every item.
+    """Utilities of every item for new users.
 
     Returns:
         (users, items) float64: everything in the utility but the transition.
     """
     behaviour = world.behaviour
     themes = rng.standard_normal((users, THEMES))
-    text = _taste(rng, world, themes, TEXT_ATTRIBUTES)
-    image = _taste(rng, world, themes, IMAGE_ATTRIBUTES)
+    text = _preferences(rng, world, themes, TEXT_ATTRIBUTES)
+    image = _preferences(rng, world, themes, IMAGE_ATTRIBUTES)
     return behaviour.text_taste * text + behaviour.image_taste * image + world.log_popularity
 
 
-def _taste(
+def _preferences(
     rng: np.random.Generator, world: World, themes: NDArray[np.float64], attributes: tuple[str, ...]
 ) -> NDArray[np.float64]:
-    """(users, items) taste of one modality: unit-variance parts summed and divided by the root of their number."""
+    """(users, items) preference by one modality: sum of unit-variance terms over the root of their number."""
     share = world.behaviour.theme
     total = np.zeros((len(themes), len(world.catalogue)))
     for name in attributes:
@@ -159,8 +159,8 @@ def _simulate_block(
     rng: np.random.Generator, world: World, users: int, first_user: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     behaviour, items = world.behaviour, len(world.catalogue)
-    wish = utilities(rng, world, users)
-    wish = np.exp(wish - wish.max(axis=1, keepdims=True))
+    utility = utilities(rng, world, users)
+    odds = np.exp(utility - utility.max(axis=1, keepdims=True))
     lift = np.exp(world.follows)
     category = world.catalogue.values["category"]
     longest = min(behaviour.longest, items)
@@ -168,9 +168,9 @@ def _simulate_block(
     everyone = np.arange(users)
     chosen = np.zeros((users, longest), dtype=np.int64)
     for step in range(longest):
-        weights = wish * lift[category[chosen[:, step - 1]]][:, category] if step else wish
+        weights = odds * lift[category[chosen[:, step - 1]]][:, category] if step else odds
         chosen[:, step] = _draw_rows(rng, weights)
-        wish[everyone, chosen[:, step]] = 0.0
+        odds[everyone, chosen[:, step]] = 0.0
     used = np.arange(longest) < lengths[:, None]
     gaps = (rng.exponential(40.0, (users, longest)) * _HOUR_S).astype(np.int64) + 1
     gaps[:, 0] += rng.integers(0, _YEAR_S, users)

@@ -1,8 +1,11 @@
-"""The pages list what exists: every setting, every route, every bound."""
+"""The pages list what exists: every setting, every route, every bound, every command, every path."""
 
 import re
+import shlex
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -17,6 +20,17 @@ from service.settings.load import GROUP_OF, Settings, load_settings
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(page for page in DOCS.rglob("*.md") if page.parent.name != "adr")]
+WRITTEN = [page for page in PAGES if page.name not in {"benchmarks.md", "method-results.md"}]  # a bench makes these
+LONGEST_README = 110
+LONGEST_LINE = 120
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Each command line of a page's shell blocks, without its comment."""
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines():
+            yield re.sub(r"(^|\s)#.*", "", line).strip()
 
 
 @pytest.mark.parametrize("name", sorted(GROUP_OF))
@@ -82,3 +96,41 @@ def test_the_architecture_names_every_room() -> None:
         part = page[page.index(f"| `{package}/` |") :].split("\n\n")[0]
         rooms = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
         assert set(re.findall(r"`(\w+)/`", part)) - {package} == rooms
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_of_a_page_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for line in commands(page):
+        words = shlex.split(line)
+        if words[:1] == ["make"]:
+            assert {word for word in words[1:] if "=" not in word} <= targets, line
+        elif words[:1] == ["vlm2rec"]:
+            command: Any = get_command(app)
+            while hasattr(command, "commands"):
+                words = words[1:]
+                assert words[0] in command.commands, line
+                command = command.commands[words[0]]
+            known = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
+            assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, line
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_of_prose_are_short(page: Path) -> None:
+    text = re.sub(r"^```.*?^```|<!--.*-->.*?<!--.*-->", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    lines = [line for line in text.splitlines() if not line.startswith(("|", "!["))]
+    assert [line for line in lines if len(line) > LONGEST_LINE] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= LONGEST_README
+
+
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_path_that_a_page_names_exists(page: str) -> None:
+    text = (ROOT / page).read_text()
+    named = re.findall(r"`((?:\.ci|bench|cli|demo|docs|index|ops|service|tests|training)/[\w./-]*)`", text)
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    linked = re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text)
+    assert linked
+    assert [path for path in linked if not (ROOT / path).exists()] == []

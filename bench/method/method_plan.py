@@ -145,7 +145,7 @@ COLLAPSE: tuple[Row, ...] = (
     Row("dropout", "SFT + modality dropout .5, sum", {**SFT, **_SUM, "loss.modality_dropout": 0.5}),
     Row("vision-rate", "SFT, image tower at three times the rate, sum", {**SFT, **_SUM, "train.vision_rate": 3.0}),
 )
-"""SFT fuses by the sum, as published; `docs/experiments.md` says how the settings of the others were chosen."""
+"""SFT fuses by the sum, as published; `docs/experiments/vlm.md` says how the settings of the others were chosen."""
 
 BALANCED: tuple[Row, ...] = (
     *_ALONE,

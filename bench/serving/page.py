@@ -40,7 +40,7 @@ Every request names a user with a stored history of 10 and asks for 20 items; ca
 """
 _WHY = (
     "Where the time goes, and so why some do not hold, is in "
-    "[experiments.md](experiments.md#where-the-time-goes), with what was tried against it.\n"
+    "[Experiments: serving](experiments/serving.md#where-the-time-goes), with what was tried against it.\n"
 )
 _REFUSALS = """The time to refuse is told twice: by the server, from the first bytes of the request that it received to
 those of the refusal, and by the client, from the moment when the request was due. Only the latter includes the wait

@@ -1,4 +1,4 @@
-"""`vlm2rec data check`: what a data set holds, and all that is wrong with it."""
+"""`vlm2rec data check`: prints the contents and the defects of a data set."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from training.data_check.report import DatasetReport, ImageFacts, InteractionFacts, ItemFacts
 
-    class Trained(TypedDict, total=False):
-        """What is trained and served: modalities, the share of the items held out, whether seen ones are left out."""
+    class TrainingOptions(TypedDict, total=False):
+        """Options of a training that decide which data it can use."""
 
         modalities: tuple[str, ...]
         cold_items: float
@@ -33,16 +33,16 @@ _console = Console(highlight=False)
 def check(
     directory: Annotated[Path, typer.Argument(help="The data set.", metavar="DIR")],
     interactions: Annotated[
-        Path | None, typer.Option(help="Interactions to check in place of those in DIR (.csv or .parquet).")
+        Path | None, typer.Option(help="Interactions to check instead of those in DIR (.csv or .parquet).")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Configuration (TOML) that training will have, such as RUN/config.toml.")
+        Path | None, typer.Option(help="Configuration (TOML) of the training, such as RUN/config.toml.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report to this file.")] = None,
 ) -> None:
-    """Check a data set: counts, k-core, history lengths, pictures, and every kind of defect with row numbers.
+    """Check a data set: counts, k-core, history lengths, pictures, and all defects with row numbers.
 
-    Ends with exit code 1 if training would refuse the data set, or could hold out no user for evaluation.
+    Exit code 1: training would refuse the data set, or it has no user to hold out for evaluation.
     """
     from rich.progress import Progress
 
@@ -53,7 +53,7 @@ def check(
         report = check_dataset(
             directory,
             interactions=interactions,
-            **({} if config is None else _trained_with(config)),
+            **({} if config is None else _training_options(config)),
             progress=lambda step, share: _show(bar, tasks, step, share),
         )
     _print_facts(report)
@@ -64,8 +64,8 @@ def check(
         raise typer.Exit(_EXIT_DEFECTS)
 
 
-def _trained_with(config: Path) -> "Trained":
-    """What a configuration says of the training that the data is for."""
+def _training_options(config: Path) -> "TrainingOptions":
+    """Read the options of a training that the check depends on."""
     from training.config.run_config import load_config  # it loads torch
 
     chosen = load_config(config)
@@ -100,14 +100,14 @@ def _print_facts(report: "DatasetReport") -> None:
 
 
 def _item_rows(facts: "ItemFacts") -> list[tuple[str, str]]:
-    columns = [f"{column.name} ({column.kind}{_lacking(column.missing)})" for column in facts.metadata]
+    columns = [f"{column.name} ({column.kind}{_missing(column.missing)})" for column in facts.metadata]
     return [
         ("items", f"{facts.items:,} in {facts.file}, {facts.with_text:,} with text"),
         ("metadata", ", ".join(columns) or "none"),
     ]
 
 
-def _lacking(missing: int) -> str:
+def _missing(missing: int) -> str:
     return f", {missing:,} missing" if missing else ""
 
 

@@ -1,4 +1,4 @@
-"""`vlm2rec data import`: files that shops and public data sets come in, as a data set."""
+"""`vlm2rec data import`: converts files of shops and public data sets into a data set."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,19 +18,19 @@ _console = Console(highlight=False)
 
 
 def import_data(
-    name: Annotated[FormatName, typer.Argument(help="What the files are: docs/recipes.md.", metavar="FORMAT")],
+    name: Annotated[FormatName, typer.Argument(help="Format of the files: docs/recipes.md.", metavar="FORMAT")],
     source: Annotated[
         Path, typer.Argument(help="Directory with the files that the recipe names, or the one file.", metavar="SRC")
     ],
-    directory: Annotated[Path, typer.Argument(help="Where the data set goes: a new directory.", metavar="DIR")],
+    directory: Annotated[Path, typer.Argument(help="The data set: a new directory.", metavar="DIR")],
     interactions: Annotated[
         Path | None,
-        typer.Option(help="Events to take in place of those in SRC: .csv or .parquet, columns as in a data set."),
+        typer.Option(help="Events to take instead of those in SRC: .csv or .parquet, columns as in a data set."),
     ] = None,
     with_history: Annotated[
         bool,
         typer.Option(
-            "--with-history", help="mind: take the clicks without a time too, at the user's first in the log."
+            "--with-history", help="mind: also take clicks without a time, at the user's first time in the log."
         ),
     ] = False,
     force: Annotated[
@@ -39,8 +39,8 @@ def import_data(
 ) -> None:
     """Import google-merchant, amazon-2023, movielens, hm, shopify, mind or postgres files as a data set.
 
-    Counts every row that is left out, with its reason and line. Nothing is fetched: pictures that are only named by an
-    address come with `vlm2rec data fetch-images`.
+    Counts every skipped row with its reason and line. Fetches nothing: `vlm2rec data fetch-images` fetches pictures
+    that are addresses.
     """
     from rich.progress import Progress
 
@@ -70,9 +70,9 @@ def _print(record: "ImportRecord", directory: Path) -> None:
     events = "no interactions" if record.interactions is None else f"{record.interactions:,} interactions"
     _say(f"{directory}: {record.items:,} items, {events}", "green")
     for entry in record.rows_left_out:
-        _say(f"left out   {entry.count:>9,}  {_spelled(entry, 'rows')}", "yellow")
+        _say(f"left out   {entry.count:>9,}  {_entry_line(entry, 'rows')}", "yellow")
     for entry in record.values_left_empty:
-        _say(f"left empty {entry.count:>9,}  {_spelled(entry, 'values')}", "yellow")
+        _say(f"left empty {entry.count:>9,}  {_entry_line(entry, 'values')}", "yellow")
     for note in record.notes:
         _say(f"note       {note}", "cyan")
     _say(f"next: vlm2rec data check {directory}", "dim")
@@ -82,7 +82,7 @@ def _say(line: str, style: str) -> None:
     _console.print(escape(line), style=style, soft_wrap=True)
 
 
-def _spelled(entry: "Entry", what: str) -> str:
+def _entry_line(entry: "Entry", what: str) -> str:
     lines = ", ".join(f"{line:,}" for line in entry.lines[:3])
     more = f" and {entry.count - 3:,} more" if entry.count > 3 else ""
     return f"{what} of {entry.file}: {entry.reason} (line{'s' * (entry.count != 1)} {lines}{more})"

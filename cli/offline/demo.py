@@ -1,4 +1,4 @@
-"""`vlm2rec demo`: from nothing to a served demo catalogue, by the same commands that a user's own data goes through."""
+"""`vlm2rec demo`: builds the demo catalogue with the ordinary commands and serves it."""
 
 import csv
 import json
@@ -31,11 +31,11 @@ _console = Console(soft_wrap=True, highlight=False)
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the build: a `vlm2rec` command line, skipped when it already ran with the same words.
+    """One step of the build: a `vlm2rec` command line, skipped if it already ran with the same arguments.
 
     Attributes:
-        name: shown to the user and used as the key of the record.
-        arguments: what follows `vlm2rec`.
+        name: title on the terminal and key in the record.
+        arguments: words after `vlm2rec`.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Stage:
 
 
 class StageRecord:
-    """Which stages are done, kept in one JSON file; a stage counts only while all stages before it are unchanged."""
+    """The finished stages, in one JSON file; a changed stage invalidates itself and all later ones."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -51,16 +51,16 @@ class StageRecord:
         try:
             done = json.loads(path.read_text())["done"]
         except (OSError, ValueError, KeyError, TypeError):
-            return  # nothing usable is recorded, so everything is built again
+            return  # no usable record: build everything again
         if isinstance(done, list):
             self._done = done
 
     def has(self, position: int, stage: Stage) -> bool:
-        """Whether the stage at this position ran with these words and nothing before it changed."""
+        """Whether the stage at this position ran with these arguments and no earlier stage changed."""
         return len(self._done) > position and self._done[position] == [stage.name, *stage.arguments]
 
     def add(self, position: int, stage: Stage) -> None:
-        """Record a stage as done and forget all that came after it."""
+        """Record a stage as done and drop all later ones."""
         self._done = [*self._done[:position], [stage.name, *stage.arguments]]
         partial = self._path.with_suffix(".part")
         partial.write_text(json.dumps({"done": self._done}, indent=1) + "\n")
@@ -68,7 +68,7 @@ class StageRecord:
 
 
 def demo(
-    directory: Annotated[Path, typer.Argument(help="Where the demo keeps its data, run and bundles.")] = Path(".demo"),
+    directory: Annotated[Path, typer.Argument(help="Directory of the data, the run and the bundles.")] = Path(".demo"),
     host: Annotated[str, typer.Option(help="Address to serve on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to serve on.")] = 8000,
     no_vlm: Annotated[
@@ -76,12 +76,12 @@ def demo(
     ] = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build everything again.")] = False,
     exit_after_check: Annotated[
-        bool, typer.Option("--exit-after-check", help="Ask the service once over HTTP, print the answer and end.")
+        bool, typer.Option("--exit-after-check", help="Send one request, print the answer and stop.")
     ] = False,
 ) -> None:
     """Build the demo catalogue, train on it, index it and serve it.
 
-    What is already built is used again, so a second start takes seconds. Ctrl-C ends everything that was started.
+    Finished stages are reused, so a second start takes seconds. Ctrl-C stops the service and its Redis.
     """
     from index.machine.disk import writing
 
@@ -90,7 +90,7 @@ def demo(
         directory.mkdir(parents=True, exist_ok=True)
         record_path = directory / ("stages-no-vlm.json" if no_vlm else "stages.json")
         if rebuild:
-            # The record first: a run that was taken away half is then built again, never believed.
+            # Remove the record first: a partly removed run is then built again, never reused.
             record_path.unlink(missing_ok=True)
             shutil.rmtree(_run_directory(directory, no_vlm=no_vlm), ignore_errors=True)
         _build(_stages(directory, no_vlm=no_vlm), StageRecord(record_path))
@@ -138,7 +138,7 @@ def _build(stages: list[Stage], record: StageRecord) -> None:
     for position, stage in enumerate(stages):
         title = f"[{position + 1}/{len(stages)}] {stage.name}"
         if record.has(position, stage):
-            _console.print(f"{title}: done before", style="dim")
+            _console.print(f"{title}: already done", style="dim")
             continue
         _console.print(title, style="bold")
         _console.print(f"  $ vlm2rec {shlex.join(stage.arguments)}", style="dim", markup=False)
@@ -154,7 +154,7 @@ def _run(stage: Stage) -> None:
     if code != 0:
         raise DemoError(
             f"the step {stage.name!r} ended with exit code {code}; its own message is above. "
-            "Run the same command again: what is built is kept; or begin anew with --rebuild"
+            "Run the same command again to continue, or with --rebuild to start over"
         )
 
 
@@ -162,36 +162,36 @@ def _serve(directory: Path, host: str, port: int, *, no_vlm: bool, exit_after_ch
     command = [sys.executable, "-m", "cli.main", "serve", "--registry", str(_registry(directory, no_vlm=no_vlm))]
     command += ["--embedded-redis", "--redis-dir", str(directory / "redis")]
     command += ["--host", host, "--port", str(port), "--log-level", "warning"]
-    # The service gets a group of its own: Ctrl-C reaches this process alone, which then ends the service in order.
+    # The service gets its own process group: Ctrl-C reaches only this process, which then stops the service gracefully.
     service = subprocess.Popen(command, start_new_session=True)
-    # SIGHUP: the terminal is closed, of which the service hears nothing; `nohup` has it ignored, and it stays so.
+    # SIGHUP: the terminal was closed, which the service does not notice. `nohup` ignores it, and it stays ignored.
     caught = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, _interrupt) for number in caught}
     try:
-        everywhere = host in {"0.0.0.0", "::"}  # noqa: S104 - the user's choice, only compared with
+        everywhere = host in {"0.0.0.0", "::"}  # noqa: S104 - a comparison
         url = f"http://{'127.0.0.1' if everywhere else host}:{port}"
         _wait_until_ready(service, url)
-        users = _remember_histories(directory / "data", url)
+        users = _store_histories(directory / "data", url)
         body = {"user_id": users[0], "k": 3, "explain": True, "fields": ["title"]}
         if exit_after_check:
             print(json.dumps(_post(f"{url}/recommend", body), indent=2, ensure_ascii=False))  # noqa: T201
             return
         _announce(url, users, body)
         service.wait()
-        raise DemoError(f"the service ended by itself with exit code {service.returncode}; its log is above")
+        raise DemoError(f"the service stopped unexpectedly with exit code {service.returncode}; its log is above")
     except KeyboardInterrupt:
-        _console.print("\nending the service …", style="dim")
+        _console.print("\nstopping the service …", style="dim")
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        _end(service)
+        _stop(service)
 
 
 def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _end(service: subprocess.Popen[bytes]) -> None:
+def _stop(service: subprocess.Popen[bytes]) -> None:
     if service.poll() is None:
         service.send_signal(signal.SIGTERM)
         try:
@@ -214,11 +214,10 @@ def _wait_until_ready(service: subprocess.Popen[bytes], url: str) -> None:
     raise DemoError(f"the service was not ready within {_READY_TIMEOUT_S:.0f} s; see its log above")
 
 
-def _remember_histories(data: Path, url: str) -> list[str]:
-    """Send the histories of a few catalogue users, so that asking by user id has an answer; repeating is harmless.
+def _store_histories(data: Path, url: str) -> list[str]:
+    """Store the histories of a few users, so that requests by user id work; repeating is harmless.
 
-    Read without polars on purpose: its handler of SIGINT restarts system calls, so Ctrl-C would not end the wait for
-    the service.
+    Does not use polars: its SIGINT handler restarts system calls, so Ctrl-C would not end the wait for the service.
     """
     histories: dict[str, list[dict[str, Any]]] = {}
     with (data / "interactions.csv").open(newline="", encoding="utf-8") as file:
@@ -232,7 +231,7 @@ def _remember_histories(data: Path, url: str) -> list[str]:
     return list(histories)
 
 
-def _post(url: str, body: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever JSON the service answers
+def _post(url: str, body: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON
     request = urllib.request.Request(  # noqa: S310 - always http to the own service
         url, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
@@ -252,11 +251,11 @@ def _announce(url: str, users: list[str], body: dict[str, Any]) -> None:
     _console.print(
         f"curl -s {url}/recommend -H 'content-type: application/json' -d '{json.dumps(body)}'\n", markup=False
     )
-    _console.print("Ctrl-C ends the service and its Redis.", style="dim")
+    _console.print("Ctrl-C stops the service and its Redis.", style="dim")
 
 
 def _check_port(host: str, port: int) -> None:
-    """Refuse a taken port before minutes are spent on building."""
+    """Refuse a port in use before the build, which takes minutes."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

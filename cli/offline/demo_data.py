@@ -1,4 +1,4 @@
-"""`vlm2rec data make-demo`: the made catalogue, written as a data set like any user's."""
+"""`vlm2rec data make-demo`: writes the demo catalogue as a data set."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,18 +7,18 @@ import typer
 
 
 def make_demo(
-    directory: Annotated[Path, typer.Argument(help="Where to write the data set.")],
+    directory: Annotated[Path, typer.Argument(help="The data set to write.")],
     items: Annotated[int, typer.Option(help="Items in the catalogue.")] = 600,
     users: Annotated[int, typer.Option(help="Training users, each with 5 to 20 events.")] = 4_000,
-    evaluation_users: Annotated[int, typer.Option(help="Fresh users, for evaluation only.")] = 20_000,
+    evaluation_users: Annotated[int, typer.Option(help="Further users, for evaluation only.")] = 20_000,
     seed: Annotated[int, typer.Option(help="Another seed makes another catalogue, world and users.")] = 0,
-    text_taste: Annotated[float, typer.Option(help="How strongly users choose by what only texts tell.")] = 2.5,
-    image_taste: Annotated[float, typer.Option(help="How strongly users choose by what only pictures show.")] = 2.5,
-    theme: Annotated[
-        float, typer.Option(help="0 … 1: how far text and picture tell one shared theme; 0 is independent.")
-    ] = 0.0,
+    text_taste: Annotated[float, typer.Option(help="Strength of the users' preferences that only texts reveal.")] = 2.5,
+    image_taste: Annotated[
+        float, typer.Option(help="Strength of the users' preferences that only pictures reveal.")
+    ] = 2.5,
+    theme: Annotated[float, typer.Option(help="0 … 1: correlation of text and picture; 0 is independent.")] = 0.0,
 ) -> None:
-    """Make the demo catalogue: pictures, titles, and users with a taste in both; the same options, the same bytes."""
+    """Make the demo catalogue: pictures, titles and simulated users. The same options give the same bytes."""
     from rich.progress import Progress
 
     from demo.build import build_demo

@@ -1,4 +1,4 @@
-"""`vlm2rec fit-encoder`: slots and sequence encoder."""
+"""`vlm2rec fit-encoder`: fits the item slots and the sequence encoder, and exports them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,17 +19,17 @@ def fit_encoder(
     data: Annotated[Path, typer.Argument(help="The data set.", metavar="DATA")],
     run: Annotated[Path, typer.Option("--run", help="The run directory, with the embeddings.", metavar="RUN")],
     interactions: Annotated[
-        Path | None, typer.Option(help="Interactions in place of those in DATA (.csv or .parquet).")
+        Path | None, typer.Option(help="Interactions instead of those in DATA (.csv or .parquet).")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Configuration (TOML, section [encoder]); default RUN/config.toml.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="In place of encoder.seed.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Instead of encoder.seed.")] = None,
 ) -> None:
     """Fit slots and sequence encoder to the histories, export them and write RUN/encoder.
 
-    Every user's last event (test) and the one before it (validation) are held out. Run it again after an interruption
-    and it goes on from the last whole epoch.
+    Holds out every user's last event (test) and the one before it (validation). Resumes after an interruption from the
+    last whole epoch.
     """
     from training.config.run_config import load_config
     from training.data.dataset import load_dataset

@@ -1,4 +1,4 @@
-"""`vlm2rec evaluate`: how good a run is, beside baselines, each slot alone and the vision-language model itself."""
+"""`vlm2rec evaluate`: compares a run with baselines, with each slot alone and with the vision-language model."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from training.ranking.table import Table
 
 _DIRECTORY = "evaluation"
-_UNSURE = (
+_OTHER_SPLIT = (
     "the vision-language model was trained on other data than this split, or by another version: it may have seen "
     "the targets"
 )
@@ -31,25 +31,25 @@ _console = Console(highlight=False, soft_wrap=True)
 DataArgument = Annotated[Path, typer.Argument(help="The data set that the encoder was fitted on.", metavar="DATA")]
 RunOption = Annotated[Path, typer.Option("--run", help="The run directory.", metavar="RUN")]
 InteractionsOption = Annotated[
-    Path | None, typer.Option(help="Interactions in place of those in DATA; the same as for fit-encoder.")
+    Path | None, typer.Option(help="Interactions instead of those in DATA; the same as for fit-encoder.")
 ]
-UsersOption = Annotated[Path | None, typer.Option(help="Interactions of fresh users: their last event is the target.")]
+UsersOption = Annotated[
+    Path | None, typer.Option(help="Interactions of further users; the last event of each is the target.")
+]
 ValidationOption = Annotated[
-    bool, typer.Option("--validation", help="Use the validation targets: for choosing, so test stays untouched.")
+    bool, typer.Option("--validation", help="Use the validation targets, to choose settings without touching test.")
 ]
 DirectOption = Annotated[
     bool | None,
     typer.Option(
         "--direct/--no-direct",
-        help="Rank by the vision-language model's own vectors too, trained and untrained; default if RUN has one.",
+        help="Also rank by the vectors of the vision-language model, trained and untrained; default if RUN has one.",
     ),
 ]
-TargetsOption = Annotated[
-    int | None, typer.Option(min=1, help="Measure at most so many targets of a table, evenly spaced.")
-]
+TargetsOption = Annotated[int | None, typer.Option(min=1, help="Most targets of a table, evenly spaced.")]
 AgainstOption = Annotated[
     str | None,
-    typer.Option(help="The row to compare with; default popularity, for cold items the TF-IDF neighbours."),
+    typer.Option(help="The row to compare with; default popularity, for cold items TF-IDF neighbours."),
 ]
 RanksOption = Annotated[
     list[str] | None,
@@ -78,11 +78,10 @@ def evaluate(
 ) -> None:
     """Rank the whole catalogue for every held-out event: baselines, the VLM itself, the encoder, each slot alone.
 
-    What the user had before is left out as it is served, so that a target which is in the history is a miss; a second
-    table is without such targets. Where the run is fitted with exclude_seen = false nothing is left out. Ties count
-    half; "text only" means that every other slot is zero on both sides. Ratios have
-    paired bootstrap intervals. The table is saved as JSON and, beside it, as Markdown. Encoding histories with a
-    vision-language model can be killed and goes on.
+    Excludes the user's history, as the service does, so a target in the history is a miss; a second table omits such
+    targets. A run fitted with exclude_seen = false excludes nothing. Ties count half. "text only" sets every other slot
+    to zero on both sides. Ratios have paired bootstrap intervals. The tables are saved as JSON and Markdown. Encoding
+    histories with a vision-language model resumes after an interruption.
     """
     from training.data.dataset import load_dataset
     from training.data.sequences import Sequences, last_item
@@ -102,8 +101,8 @@ def evaluate(
     with _progress() as bar:
         systems = rankers(fitted, split, dataset.texts())
         if _has_model(run) if direct is None else direct:
-            found, told = _direct(run, dataset, split, sets, bar)
-            systems, about = systems | found, about | told
+            found, description = _direct(run, dataset, split, sets, bar)
+            systems, about = systems | found, about | description
         task = bar.add_task("ranking", total=len(systems) * sum(len(part.targets) for part in sets))
         ranked = rank_sets(
             sets, systems, exclude_seen=fitted.exclude_seen, advance=lambda done: bar.advance(task, done)
@@ -123,7 +122,7 @@ def _has_model(run: Path) -> bool:
 def _direct(
     run: Path, dataset: "Dataset", split: "Split", sets: "Sequence[TargetSet]", bar: "Progress"
 ) -> "tuple[dict[str, System], dict[str, Any]]":
-    """Systems of the run's vision-language model, and what the file says of it."""
+    """Systems of the run's vision-language model, and its description for the saved file."""
     from training.backbones.trained_model import TrainedModel
     from training.evaluation.vlm_systems import direct_systems, trained_on
     from training.runs.disk import writing_run
@@ -142,13 +141,13 @@ def _direct(
         systems = direct_systems(model, dataset, histories, progress=report)
     same = trained_on(model, dataset, split)
     if not same:
-        bar.console.print(f"note: {_UNSURE}", markup=False)
+        bar.console.print(f"note: {_OTHER_SPLIT}", markup=False)
     loss = model.config.loss.model_dump(mode="json")
     return systems, {"vlm": {"model": model.provenance, "loss": loss, "trained_on_this_split": same}}
 
 
 def _joined(ranked: "list[RankedTable]", given: Iterable[str]) -> "list[RankedTable]":
-    """The tables with the rows of files, each `FILE` or `LABEL=FILE`."""
+    """Add the rows of files, each given as `FILE` or `LABEL=FILE`."""
     for text in given:
         label, equals, path = text.partition("=")
         plain = not equals or Path(text).exists()
@@ -157,9 +156,9 @@ def _joined(ranked: "list[RankedTable]", given: Iterable[str]) -> "list[RankedTa
 
 
 def yardsticks(tables: "Sequence[Table]", against: str | None) -> list[str]:
-    """What each table is compared with; one that lacks the row that another has keeps its usual one.
+    """Name of the row that each table is compared with.
 
-    Ranks of another library may be of one table alone.
+    Ranks of another library may belong to one table only; a table without the row keeps its usual one.
 
     Args:
         tables: of one evaluation.
@@ -174,7 +173,7 @@ def yardsticks(tables: "Sequence[Table]", against: str | None) -> list[str]:
 
 
 def _report(ranked: "list[RankedTable]", against: str | None, path: Path, about: dict[str, Any]) -> None:
-    """Measure, print and save."""
+    """Measure, print and save the tables."""
     tables = [table.measured() for part in ranked for table in (part, *part.without_repeats())]
     compared = list(zip(tables, yardsticks(tables, against), strict=True))
     for table, yardstick in compared:

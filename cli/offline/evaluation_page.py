@@ -1,4 +1,4 @@
-"""Tables of an evaluation for people: on the terminal, and as Markdown."""
+"""Prints the tables of an evaluation and writes them as Markdown."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -46,7 +46,7 @@ def print_table(table: "EvaluationTable", against: str) -> None:
 
 
 def markdown(table: "EvaluationTable", against: str) -> str:
-    """A table as Markdown, with every metric and the intervals of HR@10 and NDCG@10.
+    """Format a table as Markdown, with every metric and the intervals of HR@10 and NDCG@10.
 
     Args:
         table: of an evaluation.

@@ -1,4 +1,4 @@
-"""`vlm2rec data fetch-images`: the pictures that a data set names by address."""
+"""`vlm2rec data fetch-images`: fetches the pictures whose addresses are in a data set."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,20 +17,22 @@ _console = Console(highlight=False)
 
 def fetch_images(
     directory: Annotated[Path, typer.Argument(help="A data set whose items have a column image_url.", metavar="DIR")],
-    parallel: Annotated[int, typer.Option(min=1, max=32, help="Fetches at once.")] = 4,
-    most: Annotated[int | None, typer.Option(min=1, help="Pictures to ask for now; the next call goes on.")] = None,
+    parallel: Annotated[int, typer.Option(min=1, max=32, help="Concurrent fetches.")] = 4,
+    most: Annotated[
+        int | None, typer.Option(min=1, help="Most pictures to fetch now; the next call continues.")
+    ] = None,
     max_mib: Annotated[int, typer.Option(min=1, max=1024, help="Largest picture, MiB.")] = 20,
-    seconds: Annotated[float, typer.Option(min=1, max=600, help="Time of one fetch, redirects included.")] = 30.0,
+    seconds: Annotated[float, typer.Option(min=1, max=600, help="Time limit of one fetch, redirects included.")] = 30.0,
     port: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=65535, help="Further port to connect to, beside 80 and 443."),
+        typer.Option(min=1, max=65535, help="Additional port to connect to, besides 80 and 443."),
     ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Ask again for what failed for good before.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Retry pictures that failed permanently.")] = False,
 ) -> None:
-    """Fetch the pictures of image_url into DIR/images, and name them in the items file.
+    """Fetch the pictures of image_url into DIR/images, and write their paths to the items file.
 
-    Stopped, it goes on where it was. Only public addresses are connected to, whatever a name resolves to, redirects
-    included. Ends with exit code 1 if a picture could not be fetched.
+    Resumes after an interruption. Connects to public addresses only, whatever a name or a redirect resolves to. Exit
+    code 1: a picture could not be fetched.
     """
     import httpx2
     from rich.progress import Progress
@@ -60,8 +62,8 @@ def fetch_images(
 def _print(summary: "FetchSummary", directory: Path) -> None:
     parts = {
         "fetched now": summary.fetched,
-        "there already": summary.kept,
-        "failed before, not asked for again (--again does)": summary.skipped,
+        "already there": summary.kept,
+        "failed before, not retried (--again retries)": summary.skipped,
         "left for the next call": summary.left,
     }
     counts = ", ".join(f"{count:,} {what}" for what, count in parts.items() if count) or "nothing to fetch"

@@ -1,4 +1,4 @@
-"""`vlm2rec reindex`: the nightly job that embeds what changed, and builds, gates and publishes a bundle."""
+"""`vlm2rec reindex`: embeds changed items, then builds, gates and publishes a bundle."""
 
 import contextlib
 import json
@@ -42,16 +42,31 @@ _UNREADABLE_SHOWN = 5
 _out = Console(soft_wrap=True, highlight=False)
 _err = Console(stderr=True, soft_wrap=True, highlight=False)
 
+RunOption = Annotated[
+    Path, typer.Option("--run", help="The run directory, with a trained model and a fitted encoder.", metavar="RUN")
+]
+InteractionsOption = Annotated[
+    Path | None, typer.Option(help="Interactions instead of those in DATA (.csv or .parquet).")
+]
+KeepOption = Annotated[
+    int | None, typer.Option(min=1, help="Afterwards keep only this many bundles, those published last.")
+]
+TrustTimesOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-times", help="Treat a picture of the same path, size and time as unchanged without reading it."
+    ),
+]
+TextfileOption = Annotated[
+    Path | None, typer.Option(help="Write metrics for node_exporter's textfile collector (a .prom file).")
+]
+
 
 def reindex(
-    data: Annotated[Path, typer.Argument(help="The data set as it is now.", metavar="DATA")],
-    run: Annotated[
-        Path, typer.Option("--run", help="The run directory, with a trained model and a fitted encoder.", metavar="RUN")
-    ],
+    data: Annotated[Path, typer.Argument(help="The current data set.", metavar="DATA")],
+    run: RunOption,
     registry: Annotated[str, typer.Option("--registry", help="Where to publish the bundle.", metavar="DIR")],
-    interactions: Annotated[
-        Path | None, typer.Option(help="Interactions in place of those in DATA (.csv or .parquet).")
-    ] = None,
+    interactions: InteractionsOption = None,
     kind: KindOption = "auto",
     codes: CodesOption = "auto",
     memory_mb: MemoryOption = None,
@@ -59,29 +74,22 @@ def reindex(
     bounds: BoundsOption = None,
     bound: BoundOption = None,
     evaluation: EvaluationOption = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default as many as there are cores.")] = None,
-    keep: Annotated[
-        int | None, typer.Option(min=1, help="Afterwards delete all but so many bundles, those published last.")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    keep: KeepOption = None,
     force: ForceOption = False,
-    trust_times: Annotated[
-        bool,
-        typer.Option("--trust-times", help="Take a picture of the same path, size and time for unchanged, unread."),
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")] = False,
+    trust_times: TrustTimesOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done; change nothing.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the summary to this file.")] = None,
-    textfile: Annotated[
-        Path | None, typer.Option(help="Write metrics for node_exporter's textfile collector (a .prom file).")
-    ] = None,
+    textfile: TextfileOption = None,
     pushgateway: Annotated[str | None, typer.Option(help="Push metrics to this Pushgateway (host:port).")] = None,
 ) -> None:
     """Bring the published index up to date with the catalogue: embed only new and changed items, build, gate, publish.
 
-    Kill it whenever you like and start it again: it goes on where it was. Exit codes: 0 published or nothing to do, 1
-    refused by the gate, or because too much of the data is gone, 2 bad input, 75 another job is at work on the run, 130
-    interrupted, 143 stopped by SIGTERM, 70 a defect of the program.
+    Resumes after being killed at any moment. Exit codes: 0 published or nothing to do, 1 refused by the gate or because
+    too much of the data is gone, 2 bad input, 75 another job works on the run, 130 interrupted, 143 stopped by SIGTERM,
+    70 a defect of the program.
     """
-    with _termination() as asked:
+    with _termination() as stop_requested:
         from training.nightly.record import ReindexRecord
 
         record, started = ReindexRecord(), time.monotonic()
@@ -93,7 +101,7 @@ def reindex(
             from training.nightly.reindex import ReindexJob
             from training.nightly.volume_bounds import VolumeBounds
 
-            _check_places(json_file, textfile)
+            _check_writable(json_file, textfile)
             set_torch_threads(threads)
             volume = VolumeBounds.read(bounds, bound or [])
             others = [option for option in bound or [] if option.partition("=")[0].strip() not in volume.names()]
@@ -102,26 +110,26 @@ def reindex(
             figures = read_evaluation(run, evaluation)
             spare = frozenset() if keep is None else pinned_here()
             job = ReindexJob(run, dataset, Registry(registry), spec, figures, keep, force, trust_times, spare, volume)
-            _look_only(job, record, asked) if dry_run else _carry_out(job, record, asked)
+            _dry_run(job, record, stop_requested) if dry_run else _carry_out(job, record, stop_requested)
 
         _guard(work, record)
         record.seconds = time.monotonic() - started
         _report(record, json_file)
         if not dry_run:
-            _tell(record, run, textfile, pushgateway)
+            _export_metrics(record, run, textfile, pushgateway)
     if record.exit_code:
         raise typer.Exit(record.exit_code)
 
 
-def _look_only(job: "ReindexJob", record: "ReindexRecord", asked: Callable[[], bool]) -> None:
-    """Say what would be done. Another job is noticed, and not kept from starting in the meantime."""
+def _dry_run(job: "ReindexJob", record: "ReindexRecord", stop_requested: Callable[[], bool]) -> None:
+    """Print what would be done; fails if another job runs, but does not stop one from starting."""
     from training.nightly.reindex import find_changes
     from training.runs.lock import run_lock
 
     with run_lock(job.run, shared=True):
         pass
     with _progress() as report:
-        findings = find_changes(job, _stoppable(report, asked))
+        findings = find_changes(job, _stoppable(report, stop_requested))
     _count(findings, record)
     record.outcome = "dry run"
     before = findings.embedded_before()
@@ -133,25 +141,25 @@ def _look_only(job: "ReindexJob", record: "ReindexRecord", asked: Callable[[], b
     _out.print("would publish nothing" if findings.bundle else "would build a bundle and publish it")
 
 
-def _carry_out(job: "ReindexJob", record: "ReindexRecord", asked: Callable[[], bool]) -> None:
+def _carry_out(job: "ReindexJob", record: "ReindexRecord", stop_requested: Callable[[], bool]) -> None:
     from training.nightly.reindex import find_changes, run_reindex
     from training.runs.lock import run_lock
 
     with run_lock(job.run), _progress() as report:
-        findings = find_changes(job, _stoppable(report, asked))
+        findings = find_changes(job, _stoppable(report, stop_requested))
         _count(findings, record)
         if findings.pending.reason is not None and record.to_embed:
             _err.print(f"embedding every item: {findings.pending.reason}", markup=False)
-        run_reindex(job, findings, record, progress=report, stopped=asked)
+        run_reindex(job, findings, record, progress=report, stopped=stop_requested)
 
 
-def _stoppable(report: "Progress", asked: Callable[[], bool]) -> "Progress":
-    """A report of progress that ends the work once somebody has asked for it."""
+def _stoppable(report: "Progress", stop_requested: Callable[[], bool]) -> "Progress":
+    """Wrap a progress callback so that it raises JobStopped once a stop is requested."""
     from training.errors import JobStopped
 
     def reporting(step: str, done: int, every: int) -> None:
         report(step, done, every)
-        if asked():
+        if stop_requested():
             raise JobStopped(f"stopped while {step}; start the same command again to go on")
 
     return reporting
@@ -169,7 +177,7 @@ def _count(findings: "Findings", record: "ReindexRecord") -> None:
 
 
 def _guard(work: Callable[[], None], record: "ReindexRecord") -> None:
-    """Do the work; whatever ends it becomes an outcome, an exit code and a line for people."""
+    """Do the work; turn any exception into an outcome, an exit code and a message."""
     from index.errors import GateRefused, IndexingError
     from training.errors import JobStopped, RunBusy, TrainingError
 
@@ -189,7 +197,7 @@ def _guard(work: Callable[[], None], record: "ReindexRecord") -> None:
         end("interrupted", _EXIT_INTERRUPTED, error)
     except (TrainingError, IndexingError) as error:
         end("failed", _EXIT_BAD_INPUT, error)
-    except Exception as error:  # noqa: BLE001 - a defect must not look like one of the codes above, and must be told
+    except Exception as error:  # noqa: BLE001 - a defect gets an exit code of its own
         traceback.print_exc()
         end("failed", _EXIT_BUG, error)
 
@@ -228,37 +236,37 @@ def _report(record: "ReindexRecord", json_file: Path | None) -> None:
             _warn(f"{json_file}: the summary cannot be written ({error.strerror}); check --json")
 
 
-def _tell(record: "ReindexRecord", run: Path, textfile: Path | None, pushgateway: str | None) -> None:
+def _export_metrics(record: "ReindexRecord", run: Path, textfile: Path | None, pushgateway: str | None) -> None:
     if textfile is None and pushgateway is None:
         return
-    from cli.offline.reindex_metrics import metrics_of, tell
+    from cli.offline.reindex_metrics import export, metrics_of
     from training.nightly.record import ReindexState
     from training.nightly.reindex import REINDEX_DIRECTORY
 
     metrics = metrics_of(record, ReindexState(run / REINDEX_DIRECTORY))
-    tell(metrics, textfile=textfile, gateway=pushgateway, run=run.resolve().name, warn=_warn)
+    export(metrics, textfile=textfile, gateway=pushgateway, run=run.resolve().name, warn=_warn)
 
 
-def _check_places(*places: Path | None) -> None:
-    """Refuse a file that could not be written before hours are spent.
+def _check_writable(*files: Path | None) -> None:
+    """Refuse an output file that cannot be written before the job, which can take hours.
 
     Raises:
         ReindexError: its directory is missing or not writable.
     """
     from training.errors import ReindexError
 
-    for place in places:
-        if place is not None and (place.is_dir() or not os.access(place.parent, os.W_OK)):
-            raise ReindexError(f"{place}: cannot be written; name a file in an existing directory")
+    for file in files:
+        if file is not None and (file.is_dir() or not os.access(file.parent, os.W_OK)):
+            raise ReindexError(f"{file}: cannot be written; name a file in an existing directory")
 
 
 @contextlib.contextmanager
 def _termination() -> Iterator[Callable[[], bool]]:
-    """SIGTERM becomes a wish to stop at the next good place; gives whether it was uttered."""
-    asked: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _frame: asked.append(number))
+    """Turn SIGTERM into a stop request; yields a function that tells whether it arrived."""
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: received.append(number))
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -269,7 +277,7 @@ def _warn(message: str) -> None:
 
 @contextlib.contextmanager
 def _progress() -> Iterator["Progress"]:
-    """A bar per step on stderr."""
+    """Show a progress bar for each step on stderr."""
     from rich.progress import (
         BarColumn,
         Progress,

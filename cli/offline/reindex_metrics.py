@@ -1,4 +1,4 @@
-"""What a re-index job tells Prometheus, through node_exporter's textfile collector or a Pushgateway."""
+"""Exports the metrics of a re-index job to node_exporter's textfile collector or a Pushgateway."""
 
 import http.client
 import time
@@ -15,11 +15,11 @@ _LIVE = ("published", "nothing to do")
 
 
 def metrics_of(record: ReindexRecord, state: ReindexState) -> CollectorRegistry:
-    """Gauges of one job; the time of the last success and the bundle are those of earlier jobs where this one failed.
+    """Make the gauges of one job; after a failure, last success and bundle are those of an earlier job.
 
     Args:
-        record: how far the job came.
-        state: of the run.
+        record: progress and outcome of the job.
+        state: re-index state of the run.
     """
     registry = CollectorRegistry()
     values: dict[str, tuple[str, float | None]] = {
@@ -45,17 +45,17 @@ def metrics_of(record: ReindexRecord, state: ReindexState) -> CollectorRegistry:
     return registry
 
 
-def tell(
+def export(
     registry: CollectorRegistry, *, textfile: Path | None, gateway: str | None, run: str, warn: Callable[[str], None]
 ) -> None:
-    """Write or push metrics; what goes wrong is a warning, because the job itself has ended.
+    """Write or push metrics; a failure is a warning, because the job itself has ended.
 
     Args:
         registry: of :func:`metrics_of`.
         textfile: file for node_exporter, replaced atomically; None for none.
         gateway: address of a Pushgateway; None for none.
         run: name of the run, by which the gateway groups.
-        warn: told what went wrong.
+        warn: called with a message for each failure.
     """
     if textfile is not None:
         try:

@@ -1,4 +1,4 @@
-"""`vlm2rec report`: a run as a page to read."""
+"""`vlm2rec report`: writes the report page of a run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,28 +19,30 @@ def report(
     run: Annotated[Path, typer.Option("--run", help="The run directory.", metavar="RUN")],
     out: Annotated[Path | None, typer.Option(help="File to write; default RUN/report.html.")] = None,
     interactions: Annotated[
-        Path | None, typer.Option(help="Interactions in place of those in DATA; the same as for train.")
+        Path | None, typer.Option(help="Interactions instead of those in DATA; the same as for train.")
     ] = None,
     image_alone: Annotated[
-        Path | None, typer.Option(help="A run trained on images alone, to tell how far the joint one uses them.")
+        Path | None, typer.Option(help="A run trained on images only, to measure how far the joint run uses them.")
     ] = None,
-    text_alone: Annotated[Path | None, typer.Option(help="A run trained on texts alone, likewise.")] = None,
+    text_alone: Annotated[
+        Path | None, typer.Option(help="A run trained on texts only, for the same measurement.")
+    ] = None,
     evaluation: Annotated[
-        Path | None, typer.Option(help="JSON of `evaluate`; RUN/evaluation.json if it exists.")
+        Path | None, typer.Option(help="JSON of `evaluate`; default RUN/evaluation.json, if it exists.")
     ] = None,
 ) -> None:
-    """Write report.html: what was trained, whether a modality is collapsing, curves, what the model takes for alike.
+    """Write report.html: configuration, whether a modality is collapsing, curves, nearest items.
 
-    One file without a script and without anything from another host. What the run lacks is named in it.
+    One file without scripts or external resources. It names what the run lacks.
     """
     from training.data.dataset import load_dataset
 
     alone = {"image": image_alone, "text": text_alone}
     given = {modality: path for modality, path in alone.items() if path is not None}
     dataset = load_dataset(data, interactions=interactions)
-    told, path = write_report(dataset, run, out, alone=given, evaluation=evaluation)
-    _console.print(told.verdict.headline, markup=False)
-    for reason in told.verdict.reasons:
+    written, path = write_report(dataset, run, out, alone=given, evaluation=evaluation)
+    _console.print(written.verdict.headline, markup=False)
+    for reason in written.verdict.reasons:
         _console.print(f"  {reason}", markup=False)
     _console.print(str(path), markup=False)
 
@@ -53,7 +55,11 @@ def write_report(
     alone: dict[str, Path] | None = None,
     evaluation: Path | None = None,
 ) -> "tuple[RunReport, Path]":
-    """Make and write the page; gives what it tells and where it is.
+    """Write the page.
+
+    Returns:
+        Content of the page, and its path.
+
 
     Raises:
         TrainingError: the run cannot be read or compared, or the file cannot be written.
@@ -65,13 +71,13 @@ def write_report(
     from training.report.page import render_run
 
     with Console(stderr=True).status("reading the run") as status:
-        told = gather(dataset, run, alone=alone, evaluation=evaluation, progress=status.update)
+        content = gather(dataset, run, alone=alone, evaluation=evaluation, progress=status.update)
         status.update("drawing")
-        page = render_run(told)
+        page = render_run(content)
     path = out or run / REPORT_FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, page.encode("utf-8"))
     except OSError as error:
         raise EvaluationError(explain(error, path, "check --out and report again", what="the report")) from error
-    return told, path
+    return content, path

@@ -1,4 +1,4 @@
-"""Threads of PyTorch in the offline commands."""
+"""Sets the number of PyTorch threads in the offline commands."""
 
 import os
 
@@ -6,14 +6,14 @@ from index.machine.cores import available_cores
 
 
 def set_torch_threads(threads: int | None) -> None:
-    """Let PyTorch compute with so many threads.
+    """Set the number of threads that PyTorch computes with.
 
     Args:
-        threads: at least 1; None: as many as there are cores for this process, unless ``OMP_NUM_THREADS`` says.
+        threads: at least 1; None: ``OMP_NUM_THREADS`` if set, else the cores available to this process.
     """
     if threads is None:
         if "OMP_NUM_THREADS" in os.environ or available_cores() >= len(os.sched_getaffinity(0)):
-            return  # what PyTorch does by itself
+            return  # PyTorch's own default is right
         threads = available_cores()
     import torch
 

@@ -1,4 +1,4 @@
-"""`vlm2rec train` and `vlm2rec embed`: the vision-language model and the vectors that it makes of a catalogue."""
+"""`vlm2rec train` and `vlm2rec embed`: train the vision-language model and embed the catalogue with it."""
 
 import json
 import os
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from training.backbones.trained_model import TrainedModel
+    from training.config.run_config import RunConfig
     from training.data.dataset import Dataset
     from training.embedding.store import Embeddings
 
@@ -30,76 +31,84 @@ def train(
     data: Annotated[Path, typer.Argument(help="The data set.", metavar="DATA")],
     run: Annotated[Path, typer.Option("--run", help="The run directory; made if needed.", metavar="RUN")],
     interactions: Annotated[
-        Path | None, typer.Option(help="Interactions in place of those in DATA (.csv or .parquet).")
+        Path | None, typer.Option(help="Interactions instead of those in DATA (.csv or .parquet).")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Configuration (TOML), copied to RUN/config.toml.")] = None,
     preset: Annotated[
         str | None, typer.Option(help="Start from this preset: tiny (the default) or qwen2.5-vl-3b.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what RUN holds, if it holds anything.")] = False,
-    steps: Annotated[int | None, typer.Option(min=1, help="In place of train.steps.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="In place of train.seed.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default as many as there are cores.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the training in RUN, if there is one.")] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Instead of train.steps.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Instead of train.seed.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
 ) -> None:
     """Fine-tune a vision-language model on the histories, balanced between text and picture.
 
-    Every user's last two events are held out. The model, its checkpoints and log.jsonl go to RUN/train. A run that was
-    interrupted goes on with --resume, with the same order of the data and the same losses. At the end RUN/report.html
-    shows how it went. For several processes put `torchrun --nproc-per-node N -m cli.main` in place of `vlm2rec`; they
-    share each batch.
+    Holds out every user's last two events. Writes model, checkpoints and log.jsonl to RUN/train, and RUN/report.html at
+    the end. --resume continues an interrupted run with the same order of the data and the same losses. For several
+    processes, use `torchrun --nproc-per-node N -m cli.main` instead of `vlm2rec`; they share each batch.
     """
     from training.config.run_config import CONFIG_FILE, load_config, to_toml
     from training.data.dataset import load_dataset
-    from training.encoder.job import split_dataset
-    from training.finetune.trainer import UNREADABLE_FILE, TrainingProgress, train_vlm
+    from training.finetune.trainer import UNREADABLE_FILE
     from training.runs.disk import writing_run
 
-    kept = run / CONFIG_FILE
-    path = kept if resume and config is None and preset is None and kept.is_file() else config
+    stored_config = run / CONFIG_FILE
+    use_stored = resume and config is None and preset is None and stored_config.is_file()
+    path = stored_config if use_stored else config
     given = {"train.steps": steps, "train.seed": seed}
     chosen = load_config(path, preset, {key: value for key, value in given.items() if value is not None})
     dataset = load_dataset(data, interactions=interactions)
-    split = split_dataset(dataset, chosen.encoder.cold_items)
     set_torch_threads(threads)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
-    with writing_run(run, again="start the same command again with --resume, it goes on where it was"):
-        if first and not kept.is_file():
-            _write(kept, to_toml(chosen))
+    with writing_run(run, again="start the same command again with --resume to continue"):
+        if first and not stored_config.is_file():
+            _write(stored_config, to_toml(chosen))
         before = (run / _TRAINING / _MODEL).is_dir()
-        with _progress(shown=first) as bar:
-            task = bar.add_task("training", total=chosen.train.steps)
-            done = chosen.train.steps
-
-            def report(now: TrainingProgress) -> None:
-                nonlocal done
-                done = now.step
-                shown = "training" if now.loss is None else f"training  loss {now.loss:.3f}"
-                bar.update(task, completed=now.step, description=shown)
-
-            model = train_vlm(
-                dataset,
-                split.parts.train,
-                run / _TRAINING,
-                chosen,
-                validation=split.parts.validation,
-                resume=resume,
-                report=report,
-            )
+        model, done = _train(dataset, chosen, run / _TRAINING, resume=resume, shown=first)
         if first:
-            _write(kept, to_toml(chosen))
+            _write(stored_config, to_toml(chosen))
     if first:
         _console.print(f"trained {done:,} steps: {model}")
         _print_unreadable(json.loads((run / _TRAINING / UNREADABLE_FILE).read_text(encoding="utf-8")))
-        _report(dataset, run, anew=not before)
+        _report(dataset, run, changed=not before)
 
 
-def _report(dataset: "Dataset", run: Path, *, anew: bool) -> None:
-    """Draw the run, unless it is as it was; that never makes a training fail which has just ended."""
+def _train(dataset: "Dataset", chosen: "RunConfig", directory: Path, *, resume: bool, shown: bool) -> tuple[Path, int]:
+    """Train with a progress bar; returns the path of the model and the number of finished steps."""
+    from training.encoder.job import split_dataset
+    from training.finetune.trainer import TrainingProgress, train_vlm
+
+    parts = split_dataset(dataset, chosen.encoder.cold_items).parts
+    done = chosen.train.steps
+    with _progress(shown=shown) as bar:
+        task = bar.add_task("training", total=done)
+
+        def report(now: TrainingProgress) -> None:
+            nonlocal done
+            done = now.step
+            description = "training" if now.loss is None else f"training  loss {now.loss:.3f}"
+            bar.update(task, completed=now.step, description=description)
+
+        model = train_vlm(
+            dataset,
+            parts.train,
+            directory,
+            chosen,
+            validation=parts.validation,
+            resume=resume,
+            report=report,
+        )
+    return model, done
+
+
+def _report(dataset: "Dataset", run: Path, *, changed: bool) -> None:
+    """Write the report unless nothing changed; a failure never fails the finished training."""
     from cli.offline.report import REPORT_FILE, write_report
     from training.errors import TrainingError
 
-    if not anew and (run / REPORT_FILE).is_file():
-        return  # what is there may tell more, e.g. of other runs
+    if not changed and (run / REPORT_FILE).is_file():
+        return  # the present page may compare with other runs
     try:
         _, path = write_report(dataset, run)
     except TrainingError as error:
@@ -116,14 +125,16 @@ def embed(
     ] = False,
     trust_times: Annotated[
         bool,
-        typer.Option("--trust-times", help="Take a picture of the same path, size and time for unchanged, unread."),
+        typer.Option(
+            "--trust-times", help="Treat a picture of the same path, size and time as unchanged without reading it."
+        ),
     ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default as many as there are cores.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
 ) -> None:
-    """Embed the catalogue with the trained model and write RUN/embeddings; afterwards only new and changed items.
+    """Embed the catalogue with the trained model and write RUN/embeddings; later only new and changed items.
 
-    An item without a text or a readable picture lacks that modality, which is recorded and no error. Run it again after
-    an interruption and it goes on with the next shard.
+    An item without a text or a readable picture lacks that modality; this is recorded and no error. Resumes after an
+    interruption with the next shard.
     """
     from training.data.dataset import load_dataset
     from training.runs.disk import writing_run
@@ -179,7 +190,7 @@ def _embed(dataset: "Dataset", model: "TrainedModel", *, trust_times: bool) -> N
         f"{delta.unchanged:,} unchanged, {delta.deleted:,} deleted"
     )
     if pending.reused:
-        _console.print(f"{pending.reused:,} of the new and changed ones needed no embedding: known by content")
+        _console.print(f"{pending.reused:,} of the new and changed ones needed no embedding: their content is known")
     lost = int(pending.contents.not_found().sum())
     if lost:
         _console.print(f"{lost:,} items name a picture that is not found; `vlm2rec data check` lists them")

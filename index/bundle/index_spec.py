@@ -48,7 +48,7 @@ class IndexSpec:
         kind: ``flat`` looks at every row, exact; ``hnsw`` walks a graph, the best recall at a given latency; ``ivf``
             scans some of many lists, quick to build; ``auto`` takes flat up to 20,000 rows (up to 300,000 when the
             recall asked for is .999 or more), HNSW up to 1,200,000, IVF beyond, and whatever comes next in that order
-            when the memory is too small (docs/experiments.md, "Index").
+            when the memory is too small (docs/experiments/search.md).
         codes: how rows are kept in the index: ``fp32``, ``fp16``, or ``sq8`` (a byte per component). ``auto`` has flat
             read the stored vectors themselves; else it takes fp16 for a recall of .999 or more, and sq8 where the
             build finds that its rounding costs next to no recall. Scores never depend on it.

@@ -1,7 +1,7 @@
 """float16 → float32, exactly, in a fraction of the time that numpy's own conversion takes.
 
 numpy 2.4 converts half precision one value at a time; shifting the bits into place and scaling is exact as well, and
-runs vectorised (15,000 × 192 values: 0.55 against 3.5 ms, docs/experiments.md, "Index"). Every score that is computed
+runs vectorised (15,000 × 192 values: 0.55 against 3.5 ms, docs/experiments/search.md). Every score that is computed
 from stored vectors goes through here.
 """
 

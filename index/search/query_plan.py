@@ -1,7 +1,7 @@
 """How one search is carried out: how many candidates, how much effort, and which of three paths costs the least.
 
 Pure arithmetic on sizes; nothing here knows FAISS. Costs are counted in rows of a plain sequential scan, as measured on
-fp16 vectors of 192 dimensions with 100,000 to 1,000,000 rows (docs/experiments.md, "Index"); only their ratios matter.
+fp16 vectors of 192 dimensions with 100,000 to 1,000,000 rows (docs/experiments/search.md); only their ratios matter.
 
 A filter is met in one of these ways, whichever is the cheapest:
 

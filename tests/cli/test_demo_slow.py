@@ -1,4 +1,4 @@
-"""`make demo` for real: a catalogue, a vision-language model trained from scratch, a served answer. Minutes long."""
+"""`make demo` as a process: a catalogue, a model trained from scratch, a served answer. Takes minutes."""
 
 import json
 import signal
@@ -61,7 +61,7 @@ def test_a_second_start_builds_nothing_and_ends_what_it_started(built: tuple[Pat
     while not lines or "curl" not in lines[-1]:
         lines.append(demo.stdout.readline())
         assert lines[-1], "".join(lines)
-    assert sum("done before" in line for line in lines) == sum(line.startswith("[") for line in lines)
+    assert sum("already done" in line for line in lines) == sum(line.startswith("[") for line in lines)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=60) as ready:
         assert json.load(ready)["redis"] == "up"
     demo.send_signal(by)

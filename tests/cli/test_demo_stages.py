@@ -1,4 +1,4 @@
-"""The demo's record of stages: what is built is used again, and nothing stale is."""
+"""The demo's record of stages: finished stages are reused, stale ones are not."""
 
 import socket
 from pathlib import Path
@@ -13,7 +13,7 @@ TRAIN = Stage("train", ("train", "data"))
 EMBED = Stage("embed", ("embed", "data"))
 
 
-def test_remembers_stages_over_a_restart(tmp_path: Path) -> None:
+def test_keeps_stages_over_a_restart(tmp_path: Path) -> None:
     record = StageRecord(tmp_path / "stages.json")
     record.add(0, CATALOGUE)
     record.add(1, TRAIN)

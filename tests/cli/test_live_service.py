@@ -1,4 +1,4 @@
-"""A running service as `vlm2rec verify` sees it: what is asked, and whatever may come back."""
+"""The client of `vlm2rec verify`: its requests, and its errors for unexpected answers."""
 
 import json
 import socket
@@ -74,7 +74,7 @@ def test_asks_as_a_client_does(script: tuple[str, type[Script]]) -> None:
     assert json.loads(played.asked[-1][3]) == {"items": ["i1"], "k": 3, "exclude_seen": True}
 
 
-def test_waits_where_it_is_told_to(script: tuple[str, type[Script]]) -> None:
+def test_waits_as_long_as_retry_after_says(script: tuple[str, type[Script]]) -> None:
     url, played = script
     later = {"Retry-After": "0"}
     played.answers += [(429, {}, later), (503, {}, later), (200, {"bundle": "b1"}, {})]
@@ -99,7 +99,7 @@ def test_waits_where_it_is_told_to(script: tuple[str, type[Script]]) -> None:
         ((200, {"bundle": "b"}, {"content-length": "99", "x-hang-up": "1"}), "does not answer"),
     ],
 )
-def test_another_answer_is_told(script: tuple[str, type[Script]], answer: Scripted, says: str) -> None:
+def test_an_unexpected_answer_is_an_error(script: tuple[str, type[Script]], answer: Scripted, says: str) -> None:
     url, played = script
     played.answers += [answer]
     live = LiveService(url, None, timeout_s=5)
@@ -114,7 +114,7 @@ def test_another_url_is_refused(url: str) -> None:
         LiveService(url, None, timeout_s=1)
 
 
-def test_nobody_there() -> None:
+def test_an_unreachable_service_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(LiveServiceError, match="is the service running there"):

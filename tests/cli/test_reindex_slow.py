@@ -1,4 +1,4 @@
-"""The nightly path through the real commands: a trained model, a day's changes, one command, a served new item."""
+"""The nightly job through the real commands: a trained model, changed data, one command, a served new item."""
 
 import csv
 import json

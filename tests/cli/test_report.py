@@ -1,4 +1,4 @@
-"""`vlm2rec report`, and the report that `vlm2rec train` leaves behind, on a handful of items."""
+"""`vlm2rec report`, and the report that `vlm2rec train` writes, on a few items."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`vlm2rec train` and `vlm2rec embed` from the command line on a handful of items."""
+"""`vlm2rec train` and `vlm2rec embed` on a few items."""
 
 import json
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_embedding_again_says_what_was_saved(data: Path, config: Path, tmp_path:
     (data / "interactions.csv").write_text((data / "interactions.csv").read_text().replace("i5", "i6"))
     said = vlm2rec("embed", data, "--run", run)
     assert "embedded 1 of 6: 1 new, 1 changed, 4 unchanged, 1 deleted" in said
-    assert "1 of the new and changed ones needed no embedding: known by content" in said
+    assert "1 of the new and changed ones needed no embedding: their content is known" in said
     assert "not found" not in said
     (data / "images" / "3.png").unlink()
     said = vlm2rec("embed", data, "--run", run)

@@ -1,4 +1,4 @@
-"""The whole path through the real commands: a made catalogue in, `POST /recommend` out."""
+"""All commands in order: from a made catalogue to `POST /recommend`."""
 
 import contextlib
 import csv
@@ -66,7 +66,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     users = data / "evaluation.parquet"
     done(vlm2rec("evaluate", data, "--run", run, "--users", users, "--json", home / "evaluation.json"))
     evaluation = ("--evaluation", home / "evaluation.json")
-    # So few items and users teach little; see test_the_gate_is_on_without_being_asked_for.
+    # So few items and users teach little; see test_the_gate_is_on_by_default.
     done(vlm2rec("index", "build", "--run", run, "--out", home / "built", *evaluation, "--bound", "served_quality=0.5"))
     (bundle,) = [path for path in (home / "built").iterdir() if path.is_dir()]
     done(vlm2rec("index", "publish", bundle, "--registry", home / "bundles"))
@@ -159,7 +159,7 @@ def test_other_weights_and_another_bundle_are_noticed(
             check(**given)
 
 
-def test_remembers_events(built: Path, url: str) -> None:
+def test_stores_events(built: Path, url: str) -> None:
     item = (built / "data" / "items.csv").read_text().splitlines()[5].split(",")[0]
     assert post(f"{url}/events", {"user_id": "ünï", "item_id": item})["stored"] == 1
     answer = post(f"{url}/recommend", {"user_id": "ünï", "k": 3})
@@ -209,7 +209,7 @@ def test_reports_were_written(built: Path) -> None:
     assert "Fit to publish" in (bundle / "report.html").read_text()
 
 
-def test_the_gate_is_on_without_being_asked_for(built: Path) -> None:
+def test_the_gate_is_on_by_default(built: Path) -> None:
     evaluation = json.loads((built / "evaluation.json").read_text())
     served = next(row for row in evaluation["tables"][0]["rows"] if row["name"] == "served encoder")
     served["ratio_to_popularity"]["ndcg@10"] = [0.99, 0.9, 1.1]

@@ -1,4 +1,4 @@
-"""The demo dataset as files: complete, the same for the same seed, never half done, never over someone else's files."""
+"""The demo data set: complete, reproducible from its seed, never partial, never in place of other files."""
 
 import csv
 import hashlib
@@ -85,7 +85,7 @@ def test_another_seed_gives_another_catalogue(demo: Path, tmp_path: Path) -> Non
     assert same == set()
 
 
-def test_tastes_do_not_change_the_catalogue_or_the_pictures(demo: Path, tmp_path: Path) -> None:
+def test_preferences_do_not_change_the_catalogue_or_the_pictures(demo: Path, tmp_path: Path) -> None:
     other = hashes(build_demo(tmp_path / "other", **SMALL, text_taste=0.0))
     changed = {name for name, digest in hashes(demo).items() if other[name] != digest}
     assert changed == {"demo.json", "interactions.csv", "evaluation.parquet"}
@@ -103,12 +103,12 @@ def test_a_second_build_keeps_the_files_and_other_arguments_replace_them(tmp_pat
 
 
 @pytest.mark.parametrize("content", [None, "{"])
-def test_someone_elses_directory_is_left_alone(tmp_path: Path, content: str | None) -> None:
+def test_another_directory_is_not_touched(tmp_path: Path, content: str | None) -> None:
     (tmp_path / "thesis.txt").write_text("x")
     if content is not None:
         (tmp_path / "demo.json").write_text(content)
     before = hashes(tmp_path)
-    with pytest.raises(DemoError, match="left alone"):
+    with pytest.raises(DemoError, match="is not touched"):
         build_demo(tmp_path, **SMALL)
     assert hashes(tmp_path) == before
 
@@ -129,11 +129,11 @@ def test_an_interrupted_build_leaves_nothing_and_the_next_one_succeeds(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
-def test_progress_is_told_for_every_step(tmp_path: Path) -> None:
-    told: dict[str, list[float]] = {}
-    build_demo(tmp_path / "data", **SMALL, progress=lambda step, share: told.setdefault(step, []).append(share))
-    assert set(told) == {"pictures", "training users", "evaluation users"}
-    assert all(shares == sorted(shares) and shares[-1] == 1.0 for shares in told.values())
+def test_progress_is_reported_for_every_step(tmp_path: Path) -> None:
+    reported: dict[str, list[float]] = {}
+    build_demo(tmp_path / "data", **SMALL, progress=lambda step, share: reported.setdefault(step, []).append(share))
+    assert set(reported) == {"pictures", "training users", "evaluation users"}
+    assert all(shares == sorted(shares) and shares[-1] == 1.0 for shares in reported.values())
 
 
 def test_no_evaluation_users_give_an_empty_table(tmp_path: Path) -> None:
@@ -151,13 +151,13 @@ def test_bounds(tmp_path: Path, wrong: dict[str, float]) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DemoError, match="choose another place"):
+    with pytest.raises(DemoError, match="choose another directory"):
         build_demo(tmp_path / "file" / "data", **SMALL)
 
 
-def test_the_description_names_every_knob(demo: Path) -> None:
+def test_the_description_names_every_argument(demo: Path) -> None:
     description = json.loads((demo / "demo.json").read_text())
     assert description["items"] == 40
     assert description["behaviour"]["image_taste"] == 2.5

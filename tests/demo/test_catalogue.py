@@ -1,4 +1,4 @@
-"""The made catalogue: what each modality may tell, and how theme and seed govern it."""
+"""The demo catalogue: what each modality contains, and the effect of theme and seed."""
 
 import re
 
@@ -18,13 +18,13 @@ def words(text: str | None) -> set[str]:
     return set(re.findall(r"[a-z]+", (text or "").lower()))
 
 
-def test_texts_tell_brand_material_and_category_and_nothing_that_pictures_show() -> None:
+def test_texts_contain_brand_material_and_category_and_nothing_that_pictures_show() -> None:
     made = catalogue()
     shown = {word for name in IMAGE_ATTRIBUTES for word in ATTRIBUTES[name]}
     for row in np.flatnonzero(~made.without_text).tolist():
-        told = {made.value(row, name).lower() for name in (*TEXT_ATTRIBUTES, "category")}
-        assert told <= words(made.title(row))
-        assert told <= words(made.text(row))
+        stated = {made.value(row, name).lower() for name in (*TEXT_ATTRIBUTES, "category")}
+        assert stated <= words(made.title(row))
+        assert stated <= words(made.text(row))
         assert not shown & (words(made.title(row)) | words(made.text(row)))
 
 

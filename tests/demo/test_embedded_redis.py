@@ -1,4 +1,4 @@
-"""The Redis that a command brings along: it answers, keeps what it should, and never outlives its parent."""
+"""The embedded Redis: it answers, keeps data if asked, and ends with its parent."""
 
 import os
 import signal

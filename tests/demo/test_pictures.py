@@ -1,4 +1,4 @@
-"""Pictures: every combination can be drawn, stays in frame, and shows what it should at 28 × 28 pixels."""
+"""Pictures: every combination can be drawn, fits the frame, and is recognisable at 28 × 28 pixels."""
 
 import io
 from itertools import product

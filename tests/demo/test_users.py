@@ -1,4 +1,4 @@
-"""Simulated users: the rules that every history obeys, and that each knob does what it says."""
+"""Simulated users: the rules of every history, and the effect of each parameter."""
 
 import numpy as np
 import pytest
@@ -10,10 +10,10 @@ from demo.users import Behaviour, Events, World, make_world, simulate
 ITEMS = 200
 
 
-def world(**knobs: float) -> World:
+def world(**arguments: float) -> World:
     rng = np.random.default_rng(1)
-    made = make_catalogue(rng, ITEMS, theme=knobs.get("theme", 0.0), without_text=0, without_image=0)
-    return make_world(rng, made, Behaviour(**knobs))  # type: ignore[arg-type]
+    made = make_catalogue(rng, ITEMS, theme=arguments.get("theme", 0.0), without_text=0, without_image=0)
+    return make_world(rng, made, Behaviour(**arguments))  # type: ignore[arg-type]
 
 
 def histories(events: Events) -> list[np.ndarray]:
@@ -42,12 +42,12 @@ def test_histories_obey_length_time_and_no_repetition() -> None:
     assert (np.diff(events.times)[same_user] > 0).all()
 
 
-def test_the_same_seed_gives_the_same_events_and_progress_is_told() -> None:
-    told: list[int] = []
-    first = simulate(np.random.default_rng(3), world(), 1_200, progress=told.append)
+def test_the_same_seed_gives_the_same_events_and_progress_is_reported() -> None:
+    reported: list[int] = []
+    first = simulate(np.random.default_rng(3), world(), 1_200, progress=reported.append)
     again = simulate(np.random.default_rng(3), world(), 1_200)
     other = simulate(np.random.default_rng(4), world(), 1_200)
-    assert told == [1_000, 1_200]
+    assert reported == [1_000, 1_200]
     assert all(np.array_equal(getattr(first, name), getattr(again, name)) for name in ("users", "items", "times"))
     assert not np.array_equal(first.items, other.items)
 
@@ -65,7 +65,7 @@ def test_no_users_give_no_events() -> None:
 
 
 @pytest.mark.parametrize(("attributes", "silent"), [(TEXT_ATTRIBUTES, "image_taste"), (IMAGE_ATTRIBUTES, "text_taste")])
-def test_a_taste_shows_in_its_own_attributes_only(attributes: tuple[str, ...], silent: str) -> None:
+def test_a_preference_shows_in_its_own_attributes_only(attributes: tuple[str, ...], silent: str) -> None:
     place = world(**{silent: 0.0, "transition": 0.0})
     events = simulate(np.random.default_rng(5), place, 3_000)
     for name in (*TEXT_ATTRIBUTES, *IMAGE_ATTRIBUTES):
@@ -101,7 +101,7 @@ def test_popularity_spreads_the_counts() -> None:
 
 
 @pytest.mark.parametrize("theme", [0.0, 1.0])
-def test_a_shared_theme_ties_both_tastes(theme: float) -> None:
+def test_a_shared_theme_correlates_both_preferences(theme: float) -> None:
     """Likers of a brand's theme like its colours too, only under a theme."""
     place = world(theme=theme, popularity=0.0, transition=0.0)
     events = simulate(np.random.default_rng(8), place, 3_000)
@@ -118,10 +118,10 @@ def test_a_shared_theme_ties_both_tastes(theme: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "arguments",
     [{"text_taste": -1.0}, {"image_taste": 21.0}, {"theme": 2.0}, {"popularity": float("nan")}, {"shortest": 0},
      {"shortest": 9, "longest": 8}],
 )  # fmt: skip
-def test_bounds(knobs: dict[str, float]) -> None:
+def test_bounds(arguments: dict[str, float]) -> None:
     with pytest.raises(DemoError, match="got"):
-        Behaviour(**knobs)  # type: ignore[arg-type]
+        Behaviour(**arguments)  # type: ignore[arg-type]
