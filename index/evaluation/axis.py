@@ -1,4 +1,4 @@
-"""An axis of a plot: a range of numbers, round ticks, and where on 0 … 100 a number lies."""
+"""Computes the range and ticks of a plot axis, and the positions of values on it."""
 
 import math
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ class Axis:
     """A linear axis.
 
     Attributes:
-        low: number at its beginning.
-        high: number at its end, above ``low``.
-        ticks: numbers to name, ascending.
+        low: value at its start.
+        high: value at its end, above ``low``.
+        ticks: values to label, ascending.
     """
 
     low: float
@@ -23,17 +23,17 @@ class Axis:
     ticks: tuple[float, ...]
 
     def at(self, value: float) -> float:
-        """Place of a number on 0 … 100; beyond an end it stays at the end."""
-        place = 100.0 * (value - self.low) / (self.high - self.low)
-        return round(min(max(place, 0.0), 100.0), 3)
+        """Position of a value, 0 (``low``) … 100 (``high``); values outside are clipped to the ends."""
+        position = 100.0 * (value - self.low) / (self.high - self.low)
+        return round(min(max(position, 0.0), 100.0), 3)
 
 
 def axis_over(values: Sequence[float], *, high: float | None = None) -> Axis:
-    """An axis with about four round steps that holds all values.
+    """An axis with about four round steps that covers all values.
 
     Args:
         values: finite numbers, at least one.
-        high: where the axis ends, above the least value; None for the first round number that holds all values.
+        high: end of the axis, above the least value; None for the next round number.
     """
     least, most = min(values), max(values) if high is None else high
     step = _round_step(most - least or abs(most) or 1.0)

@@ -1,6 +1,6 @@
-"""What stands out among the items of a bundle: missing modalities, repeated pictures, texts and pictures that disagree.
+"""Audits the items of a bundle: missing modalities, repeated pictures, texts and pictures that disagree.
 
-All of it is told from the stored vectors and the missing-modality record, so it holds for what will be served.
+The audit reads the stored vectors and the missing-modality record, so it covers the data that will be served.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ from index.items.slots import IMAGE, TEXT, SlotLayout
 _COMPARISONS = 500_000_000  # a few seconds on two cores; up to 22,000 pictures are compared each with each
 _SMALLEST_SAMPLE = 2_000
 _EXAMPLES = 10
-_NAMED = 5  # items of a group, and neighbours of an item
+_NAMED = 5  # named items of a group, and named neighbours of an item
 _LONGEST_TITLE = 160
 _BINS = 20  # of the histogram of p
 
@@ -30,14 +30,14 @@ _MODALITIES = (ModalityStatus.ABSENT, *_FILES)
 
 
 @dataclass(frozen=True)
-class Catalogue:
-    """Findings about the items, for the gate and for the reader.
+class CatalogueAudit:
+    """Findings of the audit, for the gate and the report.
 
     Attributes:
         layout: the slots.
         missing: (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`.
-        pictures: None where fewer than two items have a picture.
-        disagreeing: None where too few items have both text and picture.
+        pictures: repeated pictures; None if fewer than two items have a picture.
+        disagreeing: items whose text and picture disagree; None if too few items have both.
         names: row → id and title.
     """
 
@@ -48,7 +48,7 @@ class Catalogue:
     names: "ItemNames"
 
     def figures(self) -> dict[str, float]:
-        """Shares by figure, 0 … 1; what could not be measured is left out."""
+        """Share of items by figure, 0 … 1, without figures that could not be measured."""
         figures = {
             f"missing.{name}": float((self.missing[:, column] != ModalityStatus.PRESENT).mean())
             for column, name in enumerate(self.layout.names)
@@ -101,17 +101,17 @@ class Catalogue:
             "p": counts.tolist(),
             "examples": [
                 {
-                    **self.names.one(int(found.rows[place])),
-                    "p": round(float(found.p[place]), 4),
-                    "looks_like": self.names.of(found.neighbours[place, :_NAMED].tolist()),
+                    **self.names.one(int(found.rows[position])),
+                    "p": round(float(found.p[position]), 4),
+                    "looks_like": self.names.of(found.neighbours[position, :_NAMED].tolist()),
                 }
-                for place in suspects[:_EXAMPLES]
+                for position in suspects[:_EXAMPLES]
             ],
         }
 
 
 class ItemNames:
-    """Ids and titles for the reader.
+    """Looks up ids and titles of rows for the report.
 
     Args:
         table: the items.
@@ -123,38 +123,38 @@ class ItemNames:
         self._titles = table.metadata.column("title") if has_titles else None
 
     def one(self, row: int) -> dict[str, str | None]:
-        """``id`` and ``title`` (None without one) of a row; a long title is cut."""
+        """``id`` and ``title`` of a row; the title is None if it has none, and truncated if it is long."""
         title = None if self._titles is None else self._titles[row].as_py()
         return {"id": self._ids.id(row), "title": title and title[:_LONGEST_TITLE]}
 
     def of(self, rows: Iterable[int]) -> list[dict[str, str | None]]:
-        """The same of several rows."""
+        """As :meth:`one`, for several rows."""
         return [self.one(row) for row in rows]
 
 
-def examine(
+def audit_catalogue(
     table: ItemTable,
     vectors: NDArray[np.floating],
     missing: NDArray[np.uint8],
     *,
     seed: int,
     progress: Callable[[float], None],
-) -> Catalogue:
-    """Look through the items; large catalogues by a sample that is compared with all of them.
+) -> CatalogueAudit:
+    """Audit the items; in a large catalogue a sample is compared with all items.
 
     Args:
         table: the items.
         vectors: (n, Σd) stored vectors.
         missing: (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`.
-        seed: of the sample.
-        progress: called with the share done.
+        seed: seed of the sample.
+        progress: called with the share done, 0 … 1.
     """
     layout, names = table.layout, ItemNames(table)
     has = {name: missing[:, column] == ModalityStatus.PRESENT for column, name in enumerate(layout.names)}
     nothing = np.zeros(len(table), dtype=np.bool_)
     pictured = np.flatnonzero(has.get(IMAGE, nothing))
     if pictured.shape[0] < 2:
-        return Catalogue(layout, missing, None, None, names)
+        return CatalogueAudit(layout, missing, None, None, names)
     both = has[IMAGE] & has.get(TEXT, nothing)
     near = nearest(
         vectors,
@@ -167,4 +167,4 @@ def examine(
         progress=progress,
     )
     agreement = disagreement(vectors, layout.slice(TEXT), np.flatnonzero(both), near, seed=seed) if both.any() else None
-    return Catalogue(layout, missing, near_duplicates(near, pictured.shape[0]), agreement, names)
+    return CatalogueAudit(layout, missing, near_duplicates(near, pictured.shape[0]), agreement, names)

@@ -1,7 +1,7 @@
-"""report.html: the report of a bundle as a page to read, on its own in one file.
+"""Renders ``report.html``: the report of a bundle as one self-contained page.
 
-No script, nothing from another host. Ids and titles come from strangers, so the template escapes everything it is
-given, and the page's own policy forbids scripts and requests should that ever fail.
+The page has no scripts and loads nothing. Ids and titles are untrusted, so the template escapes every value, and the
+page's content security policy forbids scripts and requests as a second defence.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from index.bound_check import BoundCheck
-from index.bundle.gate import decisive
+from index.bundle.gate import decisive_checks
 from index.bundle.manifest import GateRecord
 from index.bundle.quality import SYSTEMS
 from index.evaluation.axis import Axis, axis_over
@@ -20,18 +20,18 @@ from index.items.modality_status import ModalityStatus
 _THOUSAND = 1000.0
 _TEMPLATE = "report.html"
 _LOWEST_RECALL_SHOWN = 0.9
-_THE_RULE = 0.5  # from this share on, disagreeing is no exception
+_COMMON_SHARE = 0.5  # above this share, disagreement is the rule and no item stands out
 
 
 def render_page(report: Mapping[str, Any], gate: GateRecord) -> str:
-    """The page.
+    """Render the page as HTML.
 
     Args:
-        report: what ``report.json`` holds.
-        gate: what the bundle is held to.
+        report: the content of ``report.json``.
+        gate: the bounds and figures of the bundle.
     """
     checks = gate.checks(report["index"]["recall"])
-    missed = [check for check in checks if not check.held]
+    missed = [check for check in checks if not check.passed]
     environment = Environment(
         loader=PackageLoader("index", "templates"),
         autoescape=True,
@@ -43,7 +43,7 @@ def render_page(report: Mapping[str, Any], gate: GateRecord) -> str:
     return environment.get_template(_TEMPLATE).render(
         report=report,
         checks=len(checks),
-        rows=[_row(check, stands_for) for check, stands_for in decisive(checks)],
+        rows=[_row(check, represents) for check, represents in decisive_checks(checks)],
         missed=len(missed),
         recall=_recall(report, gate),
         latency=_latency(report),
@@ -94,22 +94,22 @@ def as_figure(figure: str, value: float | None) -> str:
 
 
 def as_share(value: float) -> str:
-    """A share of 1 in per cent."""
+    """A share, 0 … 1, in per cent."""
     return f"{100 * value:.3g} %" if value < 1 else "100 %"
 
 
 def as_count(value: int) -> str:
-    """A whole number with thousands apart."""
+    """A whole number with a thousands separator."""
     return f"{value:,}"
 
 
 def as_ms(value: float) -> str:
-    """Milliseconds."""
+    """Milliseconds with their unit."""
     return f"{value:.3g} ms"
 
 
 def as_bytes(size: float) -> str:
-    """Bytes in decimal units."""
+    """Bytes in a decimal unit."""
     for unit in ("bytes", "kB", "MB"):
         if size < _THOUSAND:
             return f"{size:.3g} {unit}"
@@ -117,10 +117,10 @@ def as_bytes(size: float) -> str:
     return f"{size:,.3g} GB"
 
 
-def _row(check: BoundCheck, stands_for: int) -> dict[str, Any]:
+def _row(check: BoundCheck, represents: int) -> dict[str, Any]:
     kind = check.figure.partition(".")[2]
     several = {
-        "label": f"{label(check.bound)}, {stands_for} kinds of query",
+        "label": f"{label(check.bound)}, {represents} kinds of query",
         "remark": f"{'lowest' if check.at_least else 'highest'}: {kind}",
     }
     row = {
@@ -129,9 +129,9 @@ def _row(check: BoundCheck, stands_for: int) -> dict[str, Any]:
         "remark": "",
         "value": as_figure(check.figure, check.value),
         "limit": ("≥ " if check.at_least else "≤ ") + as_figure(check.figure, check.limit),
-        "held": check.held,
+        "passed": check.passed,
     }
-    return row | (several if stands_for > 1 else {})
+    return row | (several if represents > 1 else {})
 
 
 def _recall(report: Mapping[str, Any], gate: GateRecord) -> dict[str, Any]:
@@ -174,29 +174,29 @@ def _system(system: Mapping[str, Any], bounds: Mapping[str, float | None], axis:
 
 
 def _agreement(found: Mapping[str, Any]) -> dict[str, Any]:
-    """A histogram with heights by the square root (a rootogram; Tukey, 1972), so that the few beside the many show."""
+    """A histogram with square-root heights (a rootogram; Tukey, 1972), so that small counts stay visible."""
     counts: Sequence[int] = found["p"]
     width, highest = 100.0 / len(counts), math.sqrt(max(counts) or 1)
     bars = [
         {
-            "x": width * place,
+            "x": width * position,
             "width": width,
             "height": 100.0 * math.sqrt(count) / highest,
-            "suspicious": place >= len(counts) / 2,
+            "suspicious": position >= len(counts) / 2,
         }
-        for place, count in enumerate(counts)
+        for position, count in enumerate(counts)
     ]
     unrelated = sum(counts) * found["share"] / len(counts)
     return {
         "axis": Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0)),
         "bars": bars,
         "flat": 100.0 * math.sqrt(unrelated) / highest,
-        "alarming": found["share"] <= _THE_RULE,
+        "alarming": found["share"] <= _COMMON_SHARE,
     }
 
 
 def _parts(sizes: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Parts of a whole, side by side on 0 … 100."""
+    """Parts of a whole, as adjacent intervals of 0 … 100."""
     total = sum(sizes.values()) or 1.0
     parts, start = [], 0.0
     for name, size in sizes.items():

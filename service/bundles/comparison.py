@@ -249,5 +249,7 @@ def _side(bundle: Bundle, answers: Sequence[Answer | None]) -> Side:
 
 
 def _probes(bundle: Bundle, limit: int) -> list[History]:
-    histories = (bundle.probes.history(probe).tolist() for probe in range(min(len(bundle.probes), limit)))
+    histories = (
+        bundle.evaluation_queries.history(probe).tolist() for probe in range(min(len(bundle.evaluation_queries), limit))
+    )
     return [tuple(bundle.ids.id(row) for row in history) for history in histories]

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from index.bundle.quality import METRIC, Quality, Score
+from index.bundle.quality import METRIC, Quality, SystemScore
 from index.evaluation.axis import Axis, axis_over
 from index.evaluation.report_page import as_share
 from training.data.thumbnails import make_thumbnail
@@ -185,7 +185,7 @@ def _axis(*values: float) -> Axis:
 
 
 def _bars(quality: Quality) -> dict[str, Any]:
-    by_name: dict[str, Score] = {score.name: score for score in quality.systems}
+    by_name: dict[str, SystemScore] = {score.name: score for score in quality.systems}
     popular = by_name.get("popularity")
     shown = [(label, colour, by_name[name]) for name, (label, colour) in _BARS.items() if name in by_name]
     axis = _axis(*(score.ndcg for _, _, score in shown), *([] if popular is None else [popular.ndcg]))

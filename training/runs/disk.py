@@ -6,10 +6,10 @@ from pathlib import Path
 from polars.exceptions import PolarsError
 from safetensors import SafetensorError
 
-from index.machine.disk import GOES_ON, writing
+from index.machine.disk import RESUME_HINT, translate_disk_errors
 
 
-def writing_run(run: Path, *, again: str = GOES_ON) -> AbstractContextManager[None]:
+def writing_run(run: Path, *, again: str = RESUME_HINT) -> AbstractContextManager[None]:
     """Errors of the disk within the block become a :class:`index.errors.DiskError`; see
     :func:`index.machine.disk.writing`.
 
@@ -17,4 +17,4 @@ def writing_run(run: Path, *, again: str = GOES_ON) -> AbstractContextManager[No
         run: the run directory.
         again: what to do once the cause is mended.
     """
-    return writing(run, SafetensorError, PolarsError, again=again)
+    return translate_disk_errors(run, SafetensorError, PolarsError, again=again)

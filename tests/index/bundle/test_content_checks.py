@@ -119,7 +119,7 @@ def _squeezed(path):
         (_squeezed, "histories.npy must be stored without compression"),
         (lambda path: np.savez(path, histories=np.zeros((1, 1)), targets=np.zeros(1)), "must hold 64-bit integers"),
         (lambda path: np.savez(path, histories=np.zeros((1, 1), int)), "cannot be read"),
-        (lambda path: np.savez(path, histories=np.array([[None]]), targets=np.zeros(1, int)), "no npy file"),
+        (lambda path: np.savez(path, histories=np.array([[None]]), targets=np.zeros(1, int)), "not an npy file"),
         (lambda path: np.savez(path, histories=np.zeros((2, 3), int).T, targets=np.zeros(3, int)), "C order"),
     ],
 )

@@ -178,14 +178,14 @@ def _as_bool(path, values):
 @pytest.mark.parametrize(
     ("name", "write", "rule"),
     [
-        ("vectors.npy", lambda path: path.write_bytes(b"\x93NUMPY garbage"), "no npy file of version 1.0"),
+        ("vectors.npy", lambda path: path.write_bytes(b"\x93NUMPY garbage"), "not an npy file of version 1.0"),
         ("vectors.npy", lambda path: path.write_bytes(b"\x93NUMPY\1\0\xff"), "not a readable array"),
         ("vectors.npy", lambda path: path.write_bytes(path.read_bytes().replace(b"<f2", b"<f3")), "an unknown type"),
-        ("vectors.npy", lambda path: path.write_bytes(path.read_bytes().replace(b"v\0", b"w\0", 1)), "no npy file"),
-        ("vectors.npy", _npy(np.array([{}])), "no npy file of version 1.0"),
+        ("vectors.npy", lambda path: path.write_bytes(path.read_bytes().replace(b"v\0", b"w\0", 1)), "not an npy file"),
+        ("vectors.npy", _npy(np.array([{}])), "not an npy file of version 1.0"),
         ("vectors.npy", lambda path: path.open("wb").close(), "not a readable array"),
-        ("vectors.npy", _npy(np.zeros((12, 300), np.float16).T), "no npy file of version 1.0"),
-        ("vectors.npy", lambda path: path.write_bytes(b"PK\x03\x04 zip"), "no npy file"),
+        ("vectors.npy", _npy(np.zeros((12, 300), np.float16).T), "not an npy file of version 1.0"),
+        ("vectors.npy", lambda path: path.write_bytes(b"PK\x03\x04 zip"), "not an npy file"),
         (
             "vectors.npy",
             lambda path: path.write_bytes(path.read_bytes() + b"\0\0"),

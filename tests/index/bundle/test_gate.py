@@ -64,7 +64,8 @@ def test_a_kept_bound_lets_through(registry, tmp_path, make_bundle, make_evaluat
 
 def test_recall_and_latency_are_held_for_every_kind_of_query(registry, tmp_path, make_bundle, monkeypatch):
     monkeypatch.setattr(
-        "index.evaluation.measure.Exact.recall", lambda _self, _searcher, kind, *_: 0.5 if kind == "image x3" else 1.0
+        "index.evaluation.measure.ExactResults.recall",
+        lambda _self, _searcher, kind, *_: 0.5 if kind == "image x3" else 1.0,
     )
     bundle = make_bundle(tmp_path, bounds=Bounds(recall=0.9, latency_p99_ms=0.0))
     with pytest.raises(GateRefused, match=r"recall\.image x3 0\.5 \(must be at least 0\.9\)") as caught:

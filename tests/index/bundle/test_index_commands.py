@@ -14,10 +14,10 @@ from index.errors import BundleInvalid, BundleNotFound, IndexSpecError, ItemTabl
 
 
 @pytest.fixture
-def run_directory(tmp_path, make_table, make_probes, encoder_path):
+def run_directory(tmp_path, make_table, make_evaluation_queries, encoder_path):
     encoder = tmp_path / "run" / "encoder"
     make_table(80).save(encoder / "table")
-    make_probes(80).save(encoder / "probes.npz")
+    make_evaluation_queries(80).save(encoder / "probes.npz")
     shutil.copyfile(encoder_path, encoder / "encoder.onnx")
     return tmp_path / "run"
 

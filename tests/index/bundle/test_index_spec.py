@@ -81,7 +81,7 @@ def test_list_count():
         ({"links": 3}, "links must be 4"),
         ({"construction": 8}, "construction must be 24"),
         ({"threads": 0}, "threads must be 1"),
-        ({"probes": 0}, "probes must be 1"),
+        ({"evaluation_queries": 0}, "evaluation_queries must be 1"),
         ({"lists": 0}, "lists must be 1"),
         ({"target_recall": float("nan")}, "target_recall must be 0 … 1, got nan"),
     ],

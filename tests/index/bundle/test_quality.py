@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from index.bundle.quality import METRIC, SYSTEMS, Quality, Score
+from index.bundle.quality import METRIC, SYSTEMS, Quality, SystemScore
 from index.errors import IndexSpecError
 from training.evaluation import evaluate
 from training.ranking import table
@@ -18,7 +18,7 @@ def evaluation(make_evaluation):
 def test_figures_and_systems(evaluation, encoder_path):
     quality = Quality.read(evaluation, encoder_path)
     assert (quality.targets, quality.users) == ("test", 610)
-    assert quality.systems[1] == Score("served encoder", 0.06, 3.0, 2.5, 3.5)
+    assert quality.systems[1] == SystemScore("served encoder", 0.06, 3.0, 2.5, 3.5)
     # A ratio that is not defined is no figure, so a bound on it is missed.
     assert quality.figures() == {"served_quality": 3.0, "text_quality": 0.5}
     assert quality.evaluation == evaluation
@@ -50,7 +50,7 @@ def test_another_way_to_answer_does_not_speak_for_this_one(evaluation, encoder_p
         evaluation["tables"][0]["exclude_seen"] = measured
         assert Quality.read(evaluation, encoder_path, exclude_seen=served).users == 610
     evaluation["tables"][0]["exclude_seen"] = not served
-    rule = f"with exclude_seen = {str(not served).lower()}, this bundle gives them with {str(served).lower()}"
+    rule = f"with exclude_seen = {str(not served).lower()}, this bundle has {str(served).lower()}"
     with pytest.raises(IndexSpecError, match=rule):
         Quality.read(evaluation, encoder_path, exclude_seen=served)
 

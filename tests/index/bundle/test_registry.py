@@ -192,7 +192,7 @@ def test_an_open_bundle_outlives_its_pruning(registry, bundles):
     opened = Bundle.load(registry.path(bundles[0].name))
     registry.publish(bundles[1])
     registry.prune(1)
-    assert opened.search(opened.encode([opened.probes.history(0)]), 5).rows.shape == (1, 5)
+    assert opened.search(opened.encode([opened.evaluation_queries.history(0)]), 5).rows.shape == (1, 5)
 
 
 @pytest.mark.parametrize("name", ["../x", "", ".", "20261123T040501Z-zzzzzz", "20261123T040501Z-000000"])

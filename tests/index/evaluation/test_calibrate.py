@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from index.evaluation.calibrate import calibrate
-from index.evaluation.measure import Exact, query_kinds
+from index.evaluation.measure import ExactResults, query_kinds
 from index.items.slots import Slot, SlotLayout
 from index.search.query_plan import SCAN
 
@@ -34,7 +34,7 @@ def exact():
     vectors = rng.integers(-1000, 1000, (500, 4)).astype(np.float32)  # integers, so that every sum is exact
     queries = rng.integers(-1000, 1000, (200, 4)).astype(np.float32)
     kinds = query_kinds(queries, LAYOUT, {"text": 500, "image": 500})
-    return Exact(kinds, vectors, np.ones(500, bool), LAYOUT, 10, lambda _: None), vectors
+    return ExactResults(kinds, vectors, np.ones(500, bool), LAYOUT, 10, lambda _: None), vectors
 
 
 def test_effort_rises_only_where_it_must(exact):

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from index.evaluation.catalogue_audit import examine
+from index.evaluation.catalogue_audit import audit_catalogue
 from index.evaluation.disagreement import FEWEST_ITEMS, NEAREST, disagreement
 from index.evaluation.near_duplicates import COSINE, near_duplicates
 from index.evaluation.neighbours import KEPT_CLOSE, nearest, sample_rows
@@ -258,7 +258,7 @@ def table():
 
 
 def examined(table):
-    return examine(table, table.vectors, table.missing_record(), seed=0, progress=quiet)
+    return audit_catalogue(table, table.vectors, table.missing_record(), seed=0, progress=quiet)
 
 
 def test_a_catalogue_by_hand(table):

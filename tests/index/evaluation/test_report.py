@@ -65,7 +65,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory, make_table, make_probes, make_evaluation, encoder_path):
+def hostile(tmp_path_factory, make_table, make_evaluation_queries, make_evaluation, encoder_path):
     """A bundle whose ids and titles attack, each in a place where the page names it, with every bound set."""
     table = make_table()
     ids = [f"{HOSTILE[row % len(HOSTILE)]}{row}" for row in range(300)]
@@ -92,9 +92,9 @@ def hostile(tmp_path_factory, make_table, make_probes, make_evaluation, encoder_
     return build_bundle(
         replace(table, ids=ItemIds(ids), vectors=vectors, metadata=metadata, missing=None),
         encoder_path,
-        make_probes(),
+        make_evaluation_queries(),
         tmp_path_factory.mktemp("hostile"),
-        IndexSpec(bounds=everything, threads=1, probes=40),
+        IndexSpec(bounds=everything, threads=1, evaluation_queries=40),
         evaluation=evaluation,
     )
 

@@ -141,7 +141,7 @@ def test_probes_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("histories", "targets", "rule"),
     [
-        ([[1, 2]], [1, 2], "probes need"),
+        ([[1, 2]], [1, 2], "evaluation queries need"),
         ([[-1, 2]], [1], "at least one item"),
         ([[1, -1, 2]], [1], "right-padded"),
     ],

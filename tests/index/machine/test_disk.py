@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from index.errors import DiskError
-from index.machine.disk import explain, free_space, is_disk_error, new_array_file, writing
+from index.machine.disk import describe_disk_error, free_space, is_disk_error, new_array_file, translate_disk_errors
 from training.runs.disk import writing_run
 
 VALUES = np.random.default_rng(0).random(200_000)
@@ -73,7 +73,7 @@ def test_a_real_refusal_of_the_system_is_recognised(write: Callable[[Path], None
     line = str(caught.value)
     assert line.startswith(f"{tmp_path}: cannot be written: ")
     assert "ulimit -f" in line
-    assert line.endswith("then start the same command again, it goes on where it was")
+    assert line.endswith("then start the same command again, it continues where it stopped")
     assert "\n" not in line
 
 
@@ -81,7 +81,10 @@ def test_a_real_refusal_of_the_system_is_recognised(write: Callable[[Path], None
 @pytest.mark.parametrize("write", [by_savez, by_text])
 def test_a_full_device(write: Callable[[Path], None]) -> None:
     full = Path("/dev/full")
-    with pytest.raises(DiskError, match=r"^/dev/full: cannot be written: No space left on device; "), writing(full):
+    with (
+        pytest.raises(DiskError, match=r"^/dev/full: cannot be written: No space left on device; "),
+        translate_disk_errors(full),
+    ):
         write(full)
 
 
@@ -143,7 +146,7 @@ def test_a_file_system_without_inodes(tiny: Path) -> None:
     subprocess.run(["mount", "-o", "remount,nr_inodes=3", tiny], check=True)
     (tiny / "first").touch()
     (tiny / "second").touch()
-    with pytest.raises(DiskError, match="no inode is left"), writing(tiny):
+    with pytest.raises(DiskError, match="no inode is left"), translate_disk_errors(tiny):
         (tiny / "third").touch()
 
 
@@ -154,13 +157,13 @@ def test_a_file_system_without_inodes(tiny: Path) -> None:
         (errno.EDQUOT, "raise the quota, then"),
         (errno.EROFS, "Make it writable"),
         (errno.EACCES, "Check owner and permissions"),
-        (errno.EIO, "how it is mounted"),
-        (errno.ESTALE, "how it is mounted"),
+        (errno.EIO, "heck the disk and its mount"),
+        (errno.ESTALE, "heck the disk and its mount"),
         (errno.EMFILE, "ulimit -n"),
     ],
 )
 def test_each_cause_has_its_remedy(code: int, remedy: str, tmp_path: Path) -> None:
-    with pytest.raises(DiskError) as caught, writing(tmp_path, again="do it again"):
+    with pytest.raises(DiskError) as caught, translate_disk_errors(tmp_path, again="do it again"):
         raise OSError(code, os.strerror(code), str(tmp_path / "part"))
     assert str(caught.value).startswith(f"{tmp_path}: cannot be written: {os.strerror(code)} ({tmp_path / 'part'}); ")
     assert remedy in str(caught.value)
@@ -169,13 +172,13 @@ def test_each_cause_has_its_remedy(code: int, remedy: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "no"), ValueError("(os error 28)"), BrokenPipeError(32, "x")])
 def test_other_errors_pass(error: Exception, tmp_path: Path) -> None:
-    with pytest.raises(type(error)) as caught, writing(tmp_path):
+    with pytest.raises(type(error)) as caught, translate_disk_errors(tmp_path):
         raise error
     assert caught.value is error
 
 
 def test_what_is_said_of_an_error_without_a_number(tmp_path: Path) -> None:
-    line = explain(OSError("something odd"), tmp_path / "not" / "there")
+    line = describe_disk_error(OSError("something odd"), tmp_path / "not" / "there")
     assert line.startswith(f"{tmp_path / 'not' / 'there'}: cannot be written: something odd; ")
     assert "Check the path and the space left, then try again" in line
     assert not is_disk_error(OSError("something odd"))
@@ -196,6 +199,6 @@ def test_a_mapped_file_is_zero_and_of_the_right_form(tmp_path: Path) -> None:
 
 def test_of_a_copy_the_file_that_was_written_is_named_and_measured(tmp_path: Path) -> None:
     failed = OSError(errno.ENOSPC, "No space left on device", "/proc/source", None, "/dev/full/copy")
-    said = explain(failed, tmp_path)
+    said = describe_disk_error(failed, tmp_path)
     assert "(/dev/full/copy)" in said
     assert "/proc/source" not in said

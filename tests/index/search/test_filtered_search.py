@@ -39,7 +39,7 @@ def opened(tmp_path_factory, make_bundle):
         key = (kind, codes, items)
         if key not in known:
             out = tmp_path_factory.mktemp("filtered")
-            known[key] = Opened(make_bundle(out, kind, items=items, codes=codes, probes=64))
+            known[key] = Opened(make_bundle(out, kind, items=items, codes=codes, evaluation_queries=64))
         return known[key]
 
     return get

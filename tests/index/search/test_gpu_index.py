@@ -11,7 +11,7 @@ import pytest
 from index.bundle.bundle import Bundle
 from index.errors import SearchError
 from index.search import searcher as search_module
-from index.search.query_plan import SCAN, Effort, Engine, Step
+from index.search.query_plan import SCAN, Effort, IndexCapabilities, SearchStep
 from index.search.searcher import CpuIndex, GpuIndex, Searcher
 
 ROWS = 3000
@@ -80,7 +80,7 @@ def test_answers_as_the_cpu_does_and_no_filter_reaches_the_gpu(loaded, gpu, chec
     used, made = gpu
     bundle, vectors = loaded[kind]
     index, searcher = on_gpu(bundle, vectors)
-    assert index.engine.kind == ("ivf" if kind == "ivf" else "flat")
+    assert index.capabilities.kind == ("ivf" if kind == "ivf" else "flat")
     rng = np.random.default_rng(0)
     for share in (None, 0.9, 0.3, 0.05, 0.01, 0.0):
         for k in (5, 100, 2500):
@@ -143,6 +143,6 @@ def test_every_indexed_row_is_added_in_blocks(tmp_path, gpu, monkeypatch, gaps):
     faiss.write_index(bare, str(tmp_path / "x.faiss"))
     index = GpuIndex(CpuIndex(tmp_path / "x.faiss", vectors, indexed))
     rows = int(indexed.sum())
-    assert index.engine == Engine("flat", rows, 0, largest_fetch=2048, advantage=100)
-    found = index.search(vectors[1:2].astype(np.float32), Step("index", rows, SCAN), None)
+    assert index.capabilities == IndexCapabilities("flat", rows, 0, largest_fetch=2048, speedup=100)
+    found = index.search(vectors[1:2].astype(np.float32), SearchStep("index", rows, SCAN), None)
     assert sorted(found[0].tolist()) == np.flatnonzero(indexed).tolist()

@@ -21,7 +21,7 @@ def check(allowed, mask, indexed):
     assert len(allowed) == len(mask)
     held = [allowed.mask, allowed.bitmap]
     held += [] if allowed.findable is allowed.mask else [allowed.findable]
-    held += [] if allowed.few is None else [allowed.few]
+    held += [] if allowed.row_list is None else [allowed.row_list]
     assert len(mask) // 8 <= allowed.nbytes <= sum(part.nbytes for part in held) <= allowed.nbytes + 1
     for part in held:
         assert not part.flags.writeable
@@ -36,14 +36,14 @@ def test_equals_plain_masks(data):
     mask = rng.random(rows) < data.draw(shares)
     allowed = RowMask.of(mask, indexed)
     check(allowed, mask, indexed)
-    assert allowed.taken == 0
+    assert allowed.removed == 0
     barred = rng.integers(0, rows, data.draw(st.integers(0, 12)))
     less = allowed.without(barred)
     rest = mask.copy()
     rest[barred] = False
     check(less, rest, indexed)
-    assert less.taken == allowed.count - less.count
-    assert less.without(barred).taken == less.taken  # a row is taken out once only
+    assert less.removed == allowed.count - less.count
+    assert less.without(barred).removed == less.removed  # a row is taken out once only
     other = rng.random(rows) < data.draw(shares)
     check(less & other, rest & other, indexed)
     check(allowed, mask, indexed)  # none of it changed the first

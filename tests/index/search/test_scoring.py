@@ -3,7 +3,7 @@
 import numpy as np
 
 from index.items.slots import Slot, SlotLayout
-from index.search.scoring import gather, rank_again, slot_scores
+from index.search.scoring import gather, rescore, slot_scores
 
 LAYOUT = SlotLayout((Slot("text", 2), Slot("image", 1)))
 VECTORS = np.array([[1, 0, 0], [0, 1, 2], [0, 0, 0], [1, 0, 0]], np.float16)
@@ -18,10 +18,10 @@ def test_slot_scores_by_hand():
 
 def test_rank_again_sorts_breaks_ties_and_pads():
     query = np.array([[2, 3, 5]], np.float32)
-    rows, scores = rank_again(query, np.array([[3, -1, 1, 0]]), VECTORS, LAYOUT, 5)
+    rows, scores = rescore(query, np.array([[3, -1, 1, 0]]), VECTORS, LAYOUT, 5)
     assert rows.tolist() == [[1, 0, 3, -1, -1]]
     assert scores.tolist() == [[13, 2, 2, -np.inf, -np.inf]]
-    assert rank_again(query, np.array([[3, 1, 0]]), VECTORS, LAYOUT, 2)[0].tolist() == [[1, 0]]
+    assert rescore(query, np.array([[3, 1, 0]]), VECTORS, LAYOUT, 2)[0].tolist() == [[1, 0]]
 
 
 def test_a_score_does_not_depend_on_its_company():

@@ -14,9 +14,9 @@ from index.errors import SearchError
 from index.items.slots import Slot, SlotLayout
 from index.search import searcher as search_module
 from index.search.brute_force import exact_top_k
-from index.search.query_plan import GROWTH, SCAN, Effort, Engine, Step
+from index.search.query_plan import GROWTH, SCAN, Effort, IndexCapabilities, SearchStep
 from index.search.row_mask import RowMask
-from index.search.scoring import rank_again
+from index.search.scoring import rescore
 from index.search.searcher import CpuIndex, Searcher
 
 LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
@@ -91,7 +91,7 @@ def searcher_of(kind, path, vectors, indexed):
 
 def exact_rows(queries, vectors, k, mask):
     rows, _ = exact_top_k(queries, vectors, min(k + 16, len(vectors)), allowed=mask)
-    return rank_again(queries, rows, vectors, LAYOUT, k)
+    return rescore(queries, rows, vectors, LAYOUT, k)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -201,7 +201,7 @@ def test_refuses_files(tmp_path, files, vectors, indexed):
         CpuIndex(tmp_path / "l2.faiss", vectors, indexed)
     lsh = faiss.IndexPreTransform(faiss.IndexFlatIP(4))
     faiss.write_index(lsh, str(tmp_path / "other.faiss"))
-    with pytest.raises(SearchError, match="is not known"):
+    with pytest.raises(SearchError, match="is not supported"):
         CpuIndex(tmp_path / "other.faiss", vectors, indexed)
     with pytest.raises(SearchError, match=r"holds 2940 rows, 3000 have a slot"):
         CpuIndex(files["flat"], vectors, np.ones(ROWS, bool))
@@ -227,9 +227,9 @@ def test_refuses_parts_that_do_not_fit(files, vectors, indexed):
 
 def test_a_failure_of_faiss_is_translated(files, vectors, indexed, monkeypatch):
     index = CpuIndex(files["flat"], vectors, indexed)
-    monkeypatch.setattr(index, "_stored", faiss.IndexFlatIP(5))
+    monkeypatch.setattr(index, "_scan_index", faiss.IndexFlatIP(5))
     with pytest.raises(SearchError, match="FAISS could not search"):
-        index.search(np.zeros((1, 12), np.float32), Step("scan", 3, SCAN), None)
+        index.search(np.zeros((1, 12), np.float32), SearchStep("scan", 3, SCAN), None)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -241,10 +241,10 @@ def test_a_scan_reads_the_stored_vectors_where_they_lie(tmp_path, dtype):
     index = CpuIndex(write("bare", stored, tmp_path / "x.faiss"), stored, indexed)
     query = np.ones((1, LAYOUT.dim), np.float32)
     stored[7] = 9
-    assert index.search(query, Step("scan", 1, SCAN), None).tolist() == [[7]]
+    assert index.search(query, SearchStep("scan", 1, SCAN), None).tolist() == [[7]]
     del stored
-    assert index.search(query, Step("index", 1, SCAN), None).tolist() == [[7]]
-    found = index.search(-query, Step("scan", 200, SCAN), None)[0]
+    assert index.search(query, SearchStep("index", 1, SCAN), None).tolist() == [[7]]
+    found = index.search(-query, SearchStep("scan", 200, SCAN), None)[0]
     assert set(found[found >= 0].tolist()) == set(np.flatnonzero(indexed).tolist())  # never a row without a slot
 
 
@@ -268,7 +268,7 @@ class Forgetful:
 
     def __init__(self, stored):
         self.stored = stored.astype(np.float32)
-        self.engine = Engine("hnsw", len(stored))
+        self.capabilities = IndexCapabilities("hnsw", len(stored))
         self.asked = []
 
     def search(self, queries, step, allowed):
@@ -283,7 +283,7 @@ class Forgetful:
 
 
 def test_short_answers_are_completed_by_a_scan(vectors, indexed, monkeypatch):
-    monkeypatch.setattr(search_module, "plan", lambda *_: Step("index", 36, 40))
+    monkeypatch.setattr(search_module, "plan", lambda *_: SearchStep("index", 36, 40))
     vectors = vectors[indexed]
     indexed = np.ones(len(vectors), bool)
     forgetful = Forgetful(vectors)
@@ -297,7 +297,7 @@ def test_short_answers_are_completed_by_a_scan(vectors, indexed, monkeypatch):
 @pytest.mark.parametrize(("barred", "completed"), [(12, False), (13, True)])
 def test_an_over_fetch_must_leave_more_than_k_to_be_believed(vectors, indexed, monkeypatch, barred, completed):
     """Of 40 candidates 28 must be allowed for k = 20; the last ones that an index finds are its least certain."""
-    monkeypatch.setattr(search_module, "plan", lambda *_: Step("index", 40, 40))
+    monkeypatch.setattr(search_module, "plan", lambda *_: SearchStep("index", 40, 40))
     vectors = vectors[indexed]
     indexed = np.ones(len(vectors), bool)
     forgetful = Forgetful(vectors)
