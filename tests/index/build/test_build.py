@@ -1,4 +1,4 @@
-"""Building: what is in a bundle, what it measures of itself, and what a killed build leaves."""
+"""Building a bundle: its content, its measured figures, and the leftovers of a killed build."""
 
 import fcntl
 import hashlib
@@ -63,7 +63,7 @@ def test_a_bundle_describes_itself(tmp_path, make_bundle, make_table, layout, ki
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_vectors_and_items_arrive_unchanged(built, make_table):
+def test_vectors_and_items_are_stored_unchanged(built, make_table):
     table = make_table()
     np.testing.assert_array_equal(np.load(built / "vectors.npy"), table.vectors)
     bundle = Bundle.load(built)
@@ -89,7 +89,7 @@ def test_codes_by_name(tmp_path, make_bundle, kind, codes):
         assert codes_alone < size < spec.size(kind, codes, 299, 12) + 2000
 
 
-def test_codes_that_round_too_much_are_not_taken(tmp_path, make_table, make_evaluation_queries, encoder_path):
+def test_codes_that_round_too_much_are_not_chosen(tmp_path, make_table, make_evaluation_queries, encoder_path):
     """One item a thousand times as long as the others leaves a byte no steps to tell the others apart."""
     table = make_table()
     vectors = table.vectors.copy()
@@ -105,7 +105,7 @@ def test_codes_that_round_too_much_are_not_taken(tmp_path, make_table, make_eval
     assert Manifest.read(by_name).index.parameters["codes"] == "sq8"
 
 
-def test_memory_decides_before_rounding(tmp_path, make_bundle):
+def test_the_memory_limit_takes_precedence_over_rounding(tmp_path, make_bundle):
     spec = IndexSpec(kind="ivf")
     path = make_bundle(tmp_path, "ivf", memory_bytes=spec.size("ivf", "sq8", 299, 12))
     reason = Manifest.read(path).index.reason
@@ -116,9 +116,7 @@ def test_memory_decides_before_rounding(tmp_path, make_bundle):
 
 
 @pytest.mark.parametrize("exclude_seen", [True, False])
-def test_whether_seen_items_are_left_out_is_remembered(
-    tmp_path, make_table, make_evaluation_queries, encoder_path, exclude_seen
-):
+def test_exclude_seen_is_stored(tmp_path, make_table, make_evaluation_queries, encoder_path, exclude_seen):
     bundle = build_bundle(make_table(), encoder_path, make_evaluation_queries(), tmp_path, exclude_seen=exclude_seen)
     assert Bundle.load(bundle).manifest.exclude_seen is exclude_seen
 
@@ -133,7 +131,7 @@ def test_one_item(tmp_path, make_table, encoder_path):
         assert found.rows.tolist() == [[0, -1, -1]]
 
 
-def test_without_probes_single_items_are_measured(tmp_path, make_table, encoder_path):
+def test_without_evaluation_queries_single_items_are_measured(tmp_path, make_table, encoder_path):
     path = build_bundle(make_table(60), encoder_path, NO_EVALUATION_QUERIES, tmp_path, IndexSpec(evaluation_queries=10))
     assert json.loads((path / "report.json").read_text())["probes"] == {"held_out": 0, "used": 10}
 
@@ -250,7 +248,7 @@ def test_a_killed_build_leaves_nothing_that_loads(tmp_path, make_table, encoder_
     assert list(out.iterdir()) == [path]
 
 
-def test_a_living_build_is_left_alone(tmp_path, make_table, encoder_path):
+def test_a_running_build_is_not_removed(tmp_path, make_table, encoder_path):
     living = tmp_path / ".building-alive"
     living.mkdir()
     descriptor = os.open(living, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Bounds: parsing, resolving, and holding figures to them."""
+"""Bounds: parsing them, and checking figures against them."""
 
 import math
 
@@ -52,7 +52,7 @@ def test_a_file_with_everything(tmp_path):
     }
 
 
-def test_options_win_over_the_file_one_by_one(tmp_path):
+def test_options_take_precedence_over_the_file(tmp_path):
     path = tmp_path / "bounds.toml"
     path.write_text(EVERYTHING)
     options = ["recall=none", "slot_share.image = 0.4", "slot_share.text=none", "coverage=1e-3", "served_quality=auto"]
@@ -117,7 +117,7 @@ def test_a_bad_file_is_named(tmp_path, text, rule):
         read_bounds(path, ["coverage=0.1"])
 
 
-def test_none_in_a_file_lifts_a_bound(tmp_path):
+def test_none_in_a_file_removes_a_bound(tmp_path):
     path = tmp_path / "bounds.toml"
     path.write_text("recall = 'none'\n[missing]\nimage = 'none'\ntext = 0.5\n")
     assert read_bounds(path, []).limits(evaluated=False) == {"missing.text": 0.5}
@@ -166,7 +166,7 @@ def test_a_figure_that_was_not_measured_misses_its_bound(name):
     assert str(check).startswith(f"{name} not measured (must be ")
 
 
-def test_what_is_no_number_misses_its_bound():
+def test_nan_misses_its_bound():
     for name in ("coverage", "disagreement"):
         assert not check_figures({name: 0.5}, {name: math.nan})[0].passed
         assert not check_figures({name: math.nan}, {name: 0.5})[0].passed
@@ -192,7 +192,7 @@ def test_the_decisive_checks():
     ]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_bounds(tmp_path):
+def test_a_byte_order_mark_is_ignored(tmp_path):
     path = tmp_path / "bounds.toml"
     path.write_bytes(b"\xef\xbb\xbfrecall = 0.5\n")
     assert read_bounds(path, []).recall == 0.5

@@ -1,4 +1,4 @@
-"""Bundle: its answers against brute force, and its manners against bad input."""
+"""A bundle's results against brute force, and its errors for invalid input."""
 
 import datetime as dt
 import shutil
@@ -47,7 +47,7 @@ def test_large_files_are_read_ahead_unless_hashing_has_read_them(built, monkeypa
     assert [path.relative_to(built).as_posix() for path in asked] == ahead
 
 
-def test_what_is_no_bundle_is_not_read_ahead(tmp_path, built, monkeypatch):
+def test_an_invalid_bundle_is_not_read_ahead(tmp_path, built, monkeypatch):
     damaged = shutil.copytree(built, tmp_path / built.name)
     (damaged / "index.faiss").write_bytes(b"endless")
     monkeypatch.setattr("index.bundle.bundle.read_ahead", lambda paths: pytest.fail("read before it was verified"))
@@ -200,7 +200,7 @@ def test_refuses_rows(bundle, row):
             call()
 
 
-def test_refuses_the_rest(bundle):
+def test_refuses_invalid_arguments(bundle):
     query = np.ones((1, 12), np.float32)
     with pytest.raises(EncoderError, match="history 1 must be"):
         bundle.encode([np.array([0]), np.zeros(0, np.int64)])

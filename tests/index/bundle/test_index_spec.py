@@ -1,4 +1,4 @@
-"""What is built for how many rows, in how much memory, for which recall; by hand."""
+"""The choice of index kind and codes by rows, memory and target recall, by hand."""
 
 import pytest
 
@@ -40,7 +40,7 @@ DIM = 192
         (100_000, {"codes": "fp32"}, "hnsw", "fp32", "up to 1200000"),
     ],
 )
-def test_chooses_and_says_why(rows, spec, kind, codes, why):
+def test_choices_and_their_reasons(rows, spec, kind, codes, why):
     choice = IndexSpec(**spec).choose(rows, DIM)
     assert (choice.kind, choice.codes) == (kind, codes)
     assert why in choice.reason

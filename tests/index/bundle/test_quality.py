@@ -1,4 +1,4 @@
-"""Quality: reading what `vlm2rec evaluate` wrote, and nothing else."""
+"""Reading the evaluation that `vlm2rec evaluate` wrote, and refusing other files."""
 
 import copy
 
@@ -38,14 +38,14 @@ def test_the_names_are_those_that_evaluate_writes():
     assert f"ndcg@{table.CUTS[0]}" == METRIC
 
 
-def test_last_weeks_model_does_not_speak_for_this_one(evaluation, encoder_path):
+def test_an_evaluation_of_another_encoder_is_refused(evaluation, encoder_path):
     evaluation["model"]["encoder"]["hash"] = "0123456789abcdef"
     with pytest.raises(IndexSpecError, match=r"measured the encoder '0123456789abcdef', this bundle gets '.{16}'"):
         Quality.read(evaluation, encoder_path)
 
 
 @pytest.mark.parametrize("served", [True, False])
-def test_another_way_to_answer_does_not_speak_for_this_one(evaluation, encoder_path, served):
+def test_an_evaluation_with_another_exclude_seen_is_refused(evaluation, encoder_path, served):
     for measured in (None, served):  # an earlier version does not say it
         evaluation["tables"][0]["exclude_seen"] = measured
         assert Quality.read(evaluation, encoder_path, exclude_seen=served).users == 610
@@ -87,7 +87,7 @@ def test_other_forms_are_refused(evaluation, encoder_path, path, value, rule):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, b"x"])
-def test_what_is_no_json_is_refused(evaluation, encoder_path, value):
+def test_refuses_figures_that_are_not_json(evaluation, encoder_path, value):
     evaluation["tables"][0]["rows"][1]["ndcg@10"] = value
     with pytest.raises(IndexSpecError, match="evaluation figures must be JSON without NaN"):
         Quality.read(evaluation, encoder_path)

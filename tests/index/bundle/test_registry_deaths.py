@@ -1,4 +1,4 @@
-"""Registry: dying at every step, and several processes at once."""
+"""Registry: killed at every step, and used by several processes at once."""
 
 import json
 import os

@@ -53,7 +53,7 @@ def test_kinds_by_hand():
     assert list(query_kinds(queries[:, :2], SlotLayout((Slot("text", 2),)), {"text": 5})) == [PLAIN]
 
 
-def test_every_kind_is_asked(exact):
+def test_every_kind_of_query_is_measured(exact):
     answers, _ = exact
     filters = ["filtered 50 %", "filtered 10 %", "filtered 1 %", "filtered 0.1 %"]
     slots = [f"{slot} {how}" for slot in LAYOUT.names for how in ("x3", "alone")]
@@ -87,7 +87,7 @@ def test_a_perfect_searcher_has_recall_1_and_half_of_it_half(exact):
         assert answers.recall(Searching(vectors, lost=1), kind) == 0.0
 
 
-def test_the_filter_that_knows_the_query_forbids_its_nearest_hundredth(exact):
+def test_the_filter_per_query_excludes_its_nearest_hundredth(exact):
     answers, vectors = exact
     query_set = answers.kinds["nearest 1 % excluded"]
     searching = Searching(vectors)
@@ -125,7 +125,7 @@ def test_latency_is_measured_one_query_at_a_time_under_its_filter(exact):
     assert all(isinstance(allowed, RowMask) for allowed in searching.query_set)
 
 
-def test_equal_scores_are_not_held_against_the_index():
+def test_a_row_with_a_score_equal_to_the_kth_is_correct():
     vectors = np.zeros((50, 4), np.float32)
     vectors[:3, 0] = 1.0
     queries = np.array([[1, 0, 0, 0]], np.float32)
@@ -139,7 +139,7 @@ def test_equal_scores_are_not_held_against_the_index():
     assert answers.recall(FromTheEnd(), PLAIN) == 1.0
 
 
-def test_spread_by_hand():
+def test_result_spread_by_hand():
     vectors = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 0]], np.float32)
 
     class First:

@@ -1,4 +1,4 @@
-"""Cached filters: the same answers as compiling anew, found again whatever their order, in bounded memory."""
+"""Cached filters: equal to compiling them again, found whatever their order, in bounded memory."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -53,7 +53,7 @@ DIFFERENT = [
 
 
 @pytest.mark.parametrize(("one", "other"), SAME)
-def test_one_entry_for_what_means_the_same(cache, one, other):
+def test_equivalent_filters_share_an_entry(cache, one, other):
     assert cache.allowed(one) is cache.allowed(other)
     assert len(cache) == 1
     np.testing.assert_array_equal(cache.allowed(one).mask, compile_filter(TABLE, one))
@@ -61,13 +61,13 @@ def test_one_entry_for_what_means_the_same(cache, one, other):
 
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT)
-def test_never_one_entry_for_what_differs(cache, one, other):
+def test_different_filters_never_share_an_entry(cache, one, other):
     for condition in (one, other):
         np.testing.assert_array_equal(cache.allowed(condition).mask, compile_filter(TABLE, condition))
     assert len(cache) == 2
 
 
-def test_equal_numbers_of_other_types_are_told_apart(cache):
+def test_equal_numbers_of_different_types_differ(cache):
     """``true`` is not a number: a cached 1 must not let it pass."""
     assert cache.allowed({"must": [{"field": "size", "eq": 1}]}).count == 57
     with pytest.raises(FilterError, match="compares with a number, got True"):

@@ -1,4 +1,4 @@
-"""ItemIds against a plain dict, with collisions forced; and what breaks a rule is refused by name."""
+"""ItemIds against a plain dict, with forced collisions, and errors that name the broken rule."""
 
 import mmap
 

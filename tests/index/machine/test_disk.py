@@ -1,4 +1,4 @@
-"""Errors of the disk in one clear line, whichever library met them."""
+"""Disk errors as one clear line, for every library that reports them."""
 
 import errno
 import os
@@ -67,7 +67,7 @@ def small_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("small_files")
 @pytest.mark.parametrize("write", WRITERS)
-def test_a_real_refusal_of_the_system_is_recognised(write: Callable[[Path], None], tmp_path: Path) -> None:
+def test_a_real_error_of_the_system_is_recognised(write: Callable[[Path], None], tmp_path: Path) -> None:
     with pytest.raises(DiskError) as caught, writing_run(tmp_path):
         write(tmp_path / "file.npy")
     line = str(caught.value)
@@ -116,7 +116,7 @@ def tiny(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.program("mount")
-def test_a_mapped_file_is_refused_before_it_could_end_the_process(tiny: Path) -> None:
+def test_a_mapped_file_without_space_is_refused_when_created(tiny: Path) -> None:
     """A page that cannot be written back is SIGBUS, which nothing can turn into a message."""
     done = subprocess.run([sys.executable, "-c", FULL, tiny], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, str(errno.ENOSPC)), done.stderr
@@ -177,14 +177,14 @@ def test_other_errors_pass(error: Exception, tmp_path: Path) -> None:
     assert caught.value is error
 
 
-def test_what_is_said_of_an_error_without_a_number(tmp_path: Path) -> None:
+def test_the_message_of_an_error_without_a_number(tmp_path: Path) -> None:
     line = describe_disk_error(OSError("something odd"), tmp_path / "not" / "there")
     assert line.startswith(f"{tmp_path / 'not' / 'there'}: cannot be written: something odd; ")
     assert "Check the path and the space left, then try again" in line
     assert not is_disk_error(OSError("something odd"))
 
 
-def test_free_space_of_a_path_that_is_not_there(tmp_path: Path) -> None:
+def test_free_space_of_a_missing_path(tmp_path: Path) -> None:
     assert re.fullmatch(r"[\d.]+ (bytes|KiB|MiB|GiB|TiB) are free there(, but .*)?", free_space(tmp_path / "a" / "b"))
 
 
@@ -197,7 +197,7 @@ def test_a_mapped_file_is_zero_and_of_the_right_form(tmp_path: Path) -> None:
     assert new_array_file(tmp_path / "b.npy", np.float32, (0, 4)).shape == (0, 4)
 
 
-def test_of_a_copy_the_file_that_was_written_is_named_and_measured(tmp_path: Path) -> None:
+def test_the_message_of_a_failed_copy_names_the_target(tmp_path: Path) -> None:
     failed = OSError(errno.ENOSPC, "No space left on device", "/proc/source", None, "/dev/full/copy")
     said = describe_disk_error(failed, tmp_path)
     assert "(/dev/full/copy)" in said

@@ -1,4 +1,4 @@
-"""The oracle itself, against sorting by hand."""
+"""Exact search against sorting all scores."""
 
 import numpy as np
 import pytest

@@ -76,7 +76,7 @@ def on_gpu(bundle, vectors):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_answers_as_the_cpu_does_and_no_filter_reaches_the_gpu(loaded, gpu, check_answer, brute_force, kind):
+def test_results_equal_the_cpu_and_no_filter_reaches_the_gpu(loaded, gpu, check_answer, brute_force, kind):
     used, made = gpu
     bundle, vectors = loaded[kind]
     index, searcher = on_gpu(bundle, vectors)
@@ -125,7 +125,7 @@ def test_beyond_the_cap_of_the_gpu_the_stored_vectors_are_scanned(loaded, gpu, b
     np.testing.assert_array_equal(rows, brute_force(query, vectors, bundle.layout, bundle.indexed, 2033)[0])
 
 
-def test_no_gpu_is_said_clearly(loaded, monkeypatch):
+def test_the_message_without_a_gpu(loaded, monkeypatch):
     monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
     with pytest.raises(SearchError, match=r"needs a GPU and the extra 'gpu'"):
         on_gpu(*loaded["flat"])

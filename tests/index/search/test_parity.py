@@ -1,4 +1,4 @@
-"""Parity of rankings, by hand."""
+"""Parity of results, by hand."""
 
 import math
 import re
@@ -18,13 +18,13 @@ def compared(ids: str, scores: list[float], right: RankedItems = RIGHT) -> Parit
     return parity
 
 
-def test_the_same_answer_agrees() -> None:
+def test_identical_results_agree() -> None:
     parity = compared("abd", [0.9, 0.8, 0.5])
     assert parity.agrees
     assert (parity.histories, parity.identical, parity.difference) == (1, 1, 0.0)
 
 
-def test_nothing_compared_is_no_agreement() -> None:
+def test_without_a_comparison_there_is_no_agreement() -> None:
     assert not ParityResult("one – other").agrees
 
 
@@ -56,20 +56,20 @@ def test_small_differences_ties_and_better_finds_agree(ids: str, scores: list[fl
         ("ab", [0.9, 0.8], "2 items instead of 3"),
     ],
 )
-def test_what_differs_is_told(ids: str, scores: list[float], says: str) -> None:
+def test_differences_are_described(ids: str, scores: list[float], says: str) -> None:
     parity = compared(ids, scores)
     assert not parity.agrees
     (line,) = parity.wrong
     assert re.search(f"^h: .*{says}", line)
 
 
-def test_one_history_that_differs_spoils_it() -> None:
+def test_one_different_history_is_a_disagreement() -> None:
     parity = compared("abd", [0.9, 0.8, 0.5])
     parity.fail("other", "no answer")
     assert not parity.agrees
     assert (parity.histories, parity.identical, parity.wrong) == (2, 1, ["other: no answer"])
 
 
-def test_a_ranking_has_a_score_for_each_item() -> None:
+def test_ranked_items_need_a_score_each() -> None:
     with pytest.raises(SearchError, match="got 2 and 1"):
         RankedItems(["a", "b"], [0.1])

@@ -90,7 +90,7 @@ def test_plan(capabilities, k, allowed, effort, step):
     assert plan(capabilities, k, allowed, effort, level) == step
 
 
-def test_rows_taken_out_one_by_one_are_fetched_on_top():
+def test_excluded_rows_are_fetched_in_addition():
     """1,000 barred rows may be the nearest 1,000 of all, so that many more candidates are asked for."""
     level = Effort((0.5, 0.5), ((1.0, 64),), per_k=36, growth=0.5)
     assert plan(IVF, 20, 999_000, 64, level, removed=1000) == SearchStep(
@@ -101,7 +101,7 @@ def test_rows_taken_out_one_by_one_are_fetched_on_top():
     assert half.fetch == 108 + 1000  # the share is that of the filter alone
 
 
-def test_effort_grows_as_measured():
+def test_effort_grows_with_the_measured_power():
     for growth, nprobe in ((0.0, 64), (0.5, 128), (1.0, 256)):
         level = Effort((0.5, 0.5), ((1.0, 64),), per_k=36, growth=growth)
         assert plan(IVF, 128, 1_000_000, 64, level) == SearchStep("index", 144, nprobe)

@@ -1,4 +1,4 @@
-"""Allowed rows and what is counted of them, against plain numpy."""
+"""Row masks and their counts, against plain numpy."""
 
 import numpy as np
 import pytest

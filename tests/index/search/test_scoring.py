@@ -16,7 +16,7 @@ def test_slot_scores_by_hand():
     assert parts.tolist() == [[[2, 0], [3, 10], [0, 0], [2, 0]]]
 
 
-def test_rank_again_sorts_breaks_ties_and_pads():
+def test_rescore_sorts_breaks_ties_and_pads():
     query = np.array([[2, 3, 5]], np.float32)
     rows, scores = rescore(query, np.array([[3, -1, 1, 0]]), VECTORS, LAYOUT, 5)
     assert rows.tolist() == [[1, 0, 3, -1, -1]]
@@ -24,7 +24,7 @@ def test_rank_again_sorts_breaks_ties_and_pads():
     assert rescore(query, np.array([[3, 1, 0]]), VECTORS, LAYOUT, 2)[0].tolist() == [[1, 0]]
 
 
-def test_a_score_does_not_depend_on_its_company():
+def test_a_score_does_not_depend_on_the_other_candidates():
     rng = np.random.default_rng(0)
     layout = SlotLayout((Slot("text", 64), Slot("image", 37), Slot("behaviour", 16)))
     vectors = rng.normal(size=(500, layout.dim)).astype(np.float16)

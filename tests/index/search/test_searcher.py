@@ -131,7 +131,7 @@ def test_without_gaps_rows_are_positions(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.01])
-def test_exact_answers_miss_nothing_whatever_the_index_finds(files, vectors, indexed, kind, share):
+def test_exact_search_finds_every_row_whatever_the_index_finds(files, vectors, indexed, kind, share):
     blind = Effort((0.5, 0.3, 0.2), ((1.0, 1),), 36)  # one list, or a beam of one
     searcher = Searcher(CpuIndex(files[kind], vectors, indexed), vectors, indexed, LAYOUT, blind)
     queries = np.random.default_rng(2).normal(size=(20, LAYOUT.dim)).astype(np.float32)
@@ -233,7 +233,7 @@ def test_a_failure_of_faiss_is_translated(files, vectors, indexed, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_a_scan_reads_the_stored_vectors_where_they_lie(tmp_path, dtype):
+def test_a_scan_reads_the_stored_vectors_in_place(tmp_path, dtype):
     """No copy: what is written into the array is what the next scan finds; and it lives as long as the index does."""
     stored = make_vectors(200, dtype=dtype)
     stored[5] = 0
@@ -248,7 +248,7 @@ def test_a_scan_reads_the_stored_vectors_where_they_lie(tmp_path, dtype):
     assert set(found[found >= 0].tolist()) == set(np.flatnonzero(indexed).tolist())  # never a row without a slot
 
 
-def test_a_view_uses_no_memory_that_is_free_again():
+def test_the_scan_index_keeps_its_vectors_alive():
     """Under a glibc that overwrites what is freed, the process used to die here."""
     code = """if True:
         import numpy as np
@@ -282,7 +282,7 @@ class Forgetful:
         return rows
 
 
-def test_short_answers_are_completed_by_a_scan(vectors, indexed, monkeypatch):
+def test_short_results_are_completed_by_a_scan(vectors, indexed, monkeypatch):
     monkeypatch.setattr(search_module, "plan", lambda *_: SearchStep("index", 36, 40))
     vectors = vectors[indexed]
     indexed = np.ones(len(vectors), bool)
@@ -295,7 +295,7 @@ def test_short_answers_are_completed_by_a_scan(vectors, indexed, monkeypatch):
 
 
 @pytest.mark.parametrize(("barred", "completed"), [(12, False), (13, True)])
-def test_an_over_fetch_must_leave_more_than_k_to_be_believed(vectors, indexed, monkeypatch, barred, completed):
+def test_an_over_fetch_must_leave_more_than_k_rows(vectors, indexed, monkeypatch, barred, completed):
     """Of 40 candidates 28 must be allowed for k = 20; the last ones that an index finds are its least certain."""
     monkeypatch.setattr(search_module, "plan", lambda *_: SearchStep("index", 40, 40))
     vectors = vectors[indexed]
