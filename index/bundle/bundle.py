@@ -1,4 +1,4 @@
-"""Loads a bundle, the one artefact that passes from offline to online, and answers queries with it.
+"""Loads a bundle, the only artefact that passes from offline to online, and searches it.
 
 A bundle is a directory with ``manifest.json`` and the files it lists (:mod:`index.bundle.manifest`). A loaded
 :class:`Bundle` is immutable; on the CPU any number of threads may use it at once.
@@ -193,7 +193,7 @@ class Bundle:
         return self._encoder.encode([self._vectors.take(rows, axis=0) for rows in newest])
 
     def verify_in_full(self, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Hash every file of this bundle, on a background thread of a service that already answers with it.
+        """Hash every file of this bundle, on a background thread of a service that already uses it.
 
         Args:
             stop: called before every megabyte; True stops the verification.
@@ -219,7 +219,7 @@ class Bundle:
         """Run the encoder once on every shape it uses, and one search, so that the first request is fast.
 
         Raises:
-            EncoderError, SearchError: the bundle cannot answer.
+            EncoderError, SearchError: the encoder or the search fails.
         """
         self._encoder.warm_up()
         first = np.array([self._by_popularity[0]], dtype=np.int64)
@@ -354,10 +354,10 @@ class Bundle:
             SearchError: a row lies outside the catalogue.
         """
         self._check_rows(rows, lowest=0)
-        wanted = self._fields(names)
-        columns = ([json_value(value) for value in self._columns[name].take(rows).to_pylist()] for name in wanted)
-        values = zip(*columns, strict=True) if wanted else ((),) * len(rows)
-        return [dict(zip(wanted, one, strict=True)) for one in values]
+        selected = self._fields(names)
+        columns = ([json_value(value) for value in self._columns[name].take(rows).to_pylist()] for name in selected)
+        values = zip(*columns, strict=True) if selected else ((),) * len(rows)
+        return [dict(zip(selected, row_values, strict=True)) for row_values in values]
 
     def _fields(self, names: Sequence[str] | None) -> list[str]:
         return (
@@ -387,10 +387,10 @@ def _by_popularity(popularity: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _first_allowed(order: NDArray[np.uint32], allowed: NDArray[np.bool_], k: int) -> NDArray[np.uint32]:
     """The first k allowed rows of ``order``; reads only as many rows as needed."""
-    reach = 4 * k
+    read = 4 * k
     while True:
-        head = order[:reach]
-        found = head[allowed[head]]
-        if found.shape[0] >= k or reach >= order.shape[0]:
-            return found[:k]
-        reach *= 8
+        head = order[:read]
+        matched = head[allowed[head]]
+        if matched.shape[0] >= k or read >= order.shape[0]:
+            return matched[:k]
+        read *= 8

@@ -131,8 +131,8 @@ class IndexSpec:
                 too_large.append(f"{kind} {codes} ({size} bytes)")
                 smallest = min(smallest or size, size)
         raise IndexSpecError(
-            f"memory_bytes {self.memory_bytes} is too small for {rows} rows of {dim} components, the smallest index "
-            f"asked for takes {smallest}; raise it, or leave kind and codes to auto"
+            f"memory_bytes {self.memory_bytes} is too small for {rows} rows of {dim} components, the smallest allowed "
+            f"index takes {smallest}; raise it, or leave kind and codes to auto"
         )
 
     def size(self, kind: IndexKind, codes: Codes, rows: int, dim: int, stored: Codes = "fp16") -> int:
@@ -154,12 +154,12 @@ class IndexSpec:
     def _kinds(self, rows: int) -> Iterator[tuple[IndexKind, str]]:
         """The kinds in order of preference, each with its reason."""
         if self.kind != "auto":
-            yield self.kind, "asked for by name"
+            yield self.kind, "requested by name"
             return
         if rows <= LARGEST_FLAT:
             yield "flat", f"{rows} rows, up to {LARGEST_FLAT} are scanned in well under a millisecond"
         elif self.target_recall >= NEARLY_ONE and rows <= LARGEST_EXACT:
-            yield "flat", f"recall {self.target_recall:g} is asked for, and {rows} rows can still be scanned"
+            yield "flat", f"target recall {self.target_recall:g}, and {rows} rows can still be scanned"
         if rows <= LARGEST_HNSW:
             yield "hnsw", f"{rows} rows, up to {LARGEST_HNSW} the graph finds more than lists in the same time"
             yield "ivf", f"{rows} rows, lists take less memory than a graph"

@@ -3,7 +3,7 @@
 Hashing gigabytes at every start would take seconds. Publishing therefore hashes every file and writes a stamp beside
 the bundle (``<bundle>.stamp.json``: size and modification time per file, and the manifest's hash). Loading hashes only
 small files and files that do not match the stamp. The stamp misses a change in place that keeps size and time;
-verification with ``full`` and :func:`hash_files`, which runs beside an answering service, detect it.
+``full`` verification detects it, and so does :func:`hash_files`, which runs in the background of a service.
 """
 
 import hashlib
@@ -214,11 +214,11 @@ def _check_size(path: Path, entry: FileEntry) -> None:
 
 def _check_hash(path: Path, entry: FileEntry, between: Callable[[], None] = _nothing) -> None:
     try:
-        found = sha256_of(path, between)
+        digest = sha256_of(path, between)
     except OSError as error:
         raise BundleInvalid(f"{path}: cannot be read ({error}); publish the bundle again") from error
-    if found != entry.sha256:
+    if digest != entry.sha256:
         raise BundleInvalid(
-            f"{path}: its content was altered (sha256 {found[:12]}…, the manifest says {entry.sha256[:12]}…); publish "
+            f"{path}: its content was altered (sha256 {digest[:12]}…, the manifest says {entry.sha256[:12]}…); publish "
             "the bundle again"
         )

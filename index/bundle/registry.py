@@ -32,7 +32,7 @@ from index.errors import BundleInvalid, BundleNotFound, GateRefused, RegistryErr
 from index.machine.disk import describe_disk_error
 
 _LOCK_FILE = ".lock"
-_ASIDE = ".aside-"
+_TEMPORARY_PREFIX = ".aside-"
 
 
 @dataclass(frozen=True)
@@ -221,10 +221,10 @@ class Registry:
             if deleted:
                 pointer.without(deleted, ids).write(self.pointer)
             for item in deleted:
-                aside = self._aside()
-                (self.root / item).rename(aside)
+                temporary = self._temporary_directory()
+                (self.root / item).rename(temporary)
                 stamp_path(self.root / item).unlink(missing_ok=True)
-                remove_directory(aside)
+                remove_directory(temporary)
         return deleted
 
     @contextlib.contextmanager
@@ -234,7 +234,7 @@ class Registry:
             self.root.mkdir(parents=True, exist_ok=True)
             with (self.root / _LOCK_FILE).open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                for leftover in (*self.root.glob(f"{_ASIDE}*"), *self.root.glob(".*.part")):
+                for leftover in (*self.root.glob(f"{_TEMPORARY_PREFIX}*"), *self.root.glob(".*.part")):
                     if leftover.is_dir():
                         remove_directory(leftover)
                     else:
@@ -244,7 +244,7 @@ class Registry:
             raise RegistryError(describe_disk_error(error, self.root, what="the registry")) from error
 
     def _aside(self) -> Path:
-        return self.root / f"{_ASIDE}{uuid.uuid4().hex}"
+        return self.root / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}"
 
     def _has_intact(self, wanted: Manifest, progress: Callable[[str, float], None] | None) -> bool:
         """Whether the registry has an intact copy of a bundle; a damaged or different one of this id is removed."""
@@ -262,32 +262,32 @@ class Registry:
             write_stamp(path, manifest)
             return True
         stamp_path(path).unlink(missing_ok=True)
-        aside = self._aside()
-        path.rename(aside)
-        remove_directory(aside)
+        temporary = self._temporary_directory()
+        path.rename(temporary)
+        remove_directory(temporary)
         return False
 
     def _copy_in(self, bundle: Path, manifest: Manifest, progress: Callable[[str, float], None] | None) -> None:
-        aside = self._aside()
+        temporary = self._temporary_directory()
         try:
-            aside.mkdir()
+            temporary.mkdir()
             for name in manifest.files:
-                _link_or_copy(bundle / name, aside / name)
-            (aside / MANIFEST_FILE).write_text(manifest.to_json())
-            (aside / MANIFEST_FILE).chmod(READ_ONLY)
-            for path in (*(aside / name for name in manifest.files), aside / MANIFEST_FILE):
+                _link_or_copy(bundle / name, temporary / name)
+            (temporary / MANIFEST_FILE).write_text(manifest.to_json())
+            (temporary / MANIFEST_FILE).chmod(READ_ONLY)
+            for path in (*(temporary / name for name in manifest.files), temporary / MANIFEST_FILE):
                 sync_file(path)
-            sync_directory(aside)
-            verify_files(aside, manifest, "full", progress)
-            write_stamp(aside, manifest)
-            Bundle.load(aside).check_vectors()  # checks that the files fit together and the encoder and index load
+            sync_directory(temporary)
+            verify_files(temporary, manifest, "full", progress)
+            write_stamp(temporary, manifest)
+            Bundle.load(temporary).check_vectors()  # checks that the files fit together and the encoder and index load
             final = self.root / manifest.id
-            aside.rename(final)
+            temporary.rename(final)
             sync_directory(self.root)
             write_stamp(final, manifest)
         finally:
-            stamp_path(aside).unlink(missing_ok=True)
-            shutil.rmtree(aside, ignore_errors=True)
+            stamp_path(temporary).unlink(missing_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def _ids(self) -> builtins.list[str]:
         try:

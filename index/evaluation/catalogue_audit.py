@@ -74,36 +74,36 @@ class CatalogueAudit:
         files_first = rows[np.argsort(~np.isin(codes[rows], _FILES), kind="stable")]
         return {**counts, "examples": self.names.of(files_first[:_EXAMPLES].tolist())}
 
-    def _pictures(self, found: NearDuplicates) -> dict[str, Any]:
+    def _pictures(self, pictures: NearDuplicates) -> dict[str, Any]:
         return {
             "cosine": COSINE,
-            "pictured": found.pictured,
-            "sampled": found.sampled,
-            "repeated": found.repeated,
-            "share": round(found.share, 4),
+            "pictured": pictures.pictured,
+            "sampled": pictures.sampled,
+            "repeated": pictures.repeated,
+            "share": round(pictures.share, 4),
             "groups": [
-                {"size": size, "items": self.names.of(rows[:_NAMED])} for rows, size in found.groups[:_EXAMPLES]
+                {"size": size, "items": self.names.of(rows[:_NAMED])} for rows, size in pictures.groups[:_EXAMPLES]
             ],
         }
 
-    def _disagreeing(self, found: Disagreement) -> dict[str, Any]:
-        counts, _ = np.histogram(found.p, bins=_BINS, range=(0.0, 1.0))
-        suspects = found.suspects
+    def _disagreeing(self, disagreement: Disagreement) -> dict[str, Any]:
+        counts, _ = np.histogram(disagreement.p, bins=_BINS, range=(0.0, 1.0))
+        suspects = disagreement.suspects
         return {
             "nearest": NEAREST,
-            "sampled": int(found.rows.shape[0]),
+            "sampled": int(disagreement.rows.shape[0]),
             "suspects": int(suspects.shape[0]),
-            "share": round(found.share, 4),
+            "share": round(disagreement.share, 4),
             "text_similarity": {
-                "own": round(float(found.own.mean()), 4),
-                "strangers": round(float(found.strangers.mean()), 4),
+                "own": round(float(disagreement.own.mean()), 4),
+                "strangers": round(float(disagreement.strangers.mean()), 4),
             },
             "p": counts.tolist(),
             "examples": [
                 {
-                    **self.names.one(int(found.rows[position])),
-                    "p": round(float(found.p[position]), 4),
-                    "looks_like": self.names.of(found.neighbours[position, :_NAMED].tolist()),
+                    **self.names.one(int(disagreement.rows[position])),
+                    "p": round(float(disagreement.p[position]), 4),
+                    "looks_like": self.names.of(disagreement.neighbours[position, :_NAMED].tolist()),
                 }
                 for position in suspects[:_EXAMPLES]
             ],

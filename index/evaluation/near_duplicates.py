@@ -53,9 +53,9 @@ def near_duplicates(neighbours: Neighbours, pictured: int) -> NearDuplicates:
             for other in others[:close]:
                 if other >= 0:
                     groups.join(row, other)
-    found = [(tuple(rows), max(len(rows), *(size.get(row, 0) for row in rows))) for rows in groups.members()]
-    found.sort(key=lambda group: (-group[1], group[0]))
-    return NearDuplicates(pictured, neighbours.sample.shape[0], len(size), tuple(found))
+    sized = [(tuple(rows), max(len(rows), *(size.get(row, 0) for row in rows))) for rows in groups.members()]
+    sized.sort(key=lambda group: (-group[1], group[0]))
+    return NearDuplicates(pictured, neighbours.sample.shape[0], len(size), tuple(sized))
 
 
 class _Groups:

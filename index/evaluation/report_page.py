@@ -50,8 +50,8 @@ def render_page(report: Mapping[str, Any], gate: GateRecord) -> str:
         memory=_parts({name: size for name, size in report["memory"].items() if name != "resident"}),
         slot_shares=_parts(report["answers"]["slot_shares"]),
         missing=[
-            {"slot": slot, "parts": _parts({state: found[state] for state in _STATES}), "found": found}
-            for slot, found in report["missing"].items()
+            {"slot": slot, "parts": _parts({state: counts[state] for state in _STATES}), "found": counts}
+            for slot, counts in report["missing"].items()
         ],
         quality=None if report["quality"] is None else _quality(report["quality"], gate),
         agreement=None if report["disagreement"] is None else _agreement(report["disagreement"]),
@@ -173,9 +173,9 @@ def _system(system: Mapping[str, Any], bounds: Mapping[str, float | None], axis:
     }
 
 
-def _agreement(found: Mapping[str, Any]) -> dict[str, Any]:
+def _agreement(disagreement: Mapping[str, Any]) -> dict[str, Any]:
     """A histogram with square-root heights (a rootogram; Tukey, 1972), so that small counts stay visible."""
-    counts: Sequence[int] = found["p"]
+    counts: Sequence[int] = disagreement["p"]
     width, highest = 100.0 / len(counts), math.sqrt(max(counts) or 1)
     bars = [
         {
@@ -186,12 +186,12 @@ def _agreement(found: Mapping[str, Any]) -> dict[str, Any]:
         }
         for position, count in enumerate(counts)
     ]
-    unrelated = sum(counts) * found["share"] / len(counts)
+    unrelated = sum(counts) * disagreement["share"] / len(counts)
     return {
         "axis": Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0)),
         "bars": bars,
         "flat": 100.0 * math.sqrt(unrelated) / highest,
-        "alarming": found["share"] <= _COMMON_SHARE,
+        "alarming": disagreement["share"] <= _COMMON_SHARE,
     }
 
 

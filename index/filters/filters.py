@@ -364,8 +364,8 @@ def _chunked(array: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _to_bool(mask: pa.ChunkedArray) -> NDArray[np.bool_]:
     """(n,) bool of an arrow mask; null is False."""
-    answer: NDArray[np.bool_] = pc.fill_null(mask, False).to_numpy(zero_copy_only=False).astype(np.bool_)
-    return answer
+    filled: NDArray[np.bool_] = pc.fill_null(mask, False).to_numpy(zero_copy_only=False).astype(np.bool_)
+    return filled
 
 
 def _short(value: object) -> str:

@@ -79,10 +79,10 @@ class ItemIds:
     def row(self, item_id: str) -> int | None:
         """The row of an id; None if the id is unknown."""
         bucket = (hash(item_id) >> self._shift) + self._half
-        wanted = item_id.encode("utf-8", "surrogatepass")
+        encoded = item_id.encode("utf-8", "surrogatepass")
         offsets = self._offsets
         for row in self._rows[self._starts[bucket] : self._starts[bucket + 1]]:
-            if self._text[offsets[row] : offsets[row + 1]] == wanted:
+            if self._text[offsets[row] : offsets[row + 1]] == encoded:
                 return row
         return None
 
@@ -102,9 +102,9 @@ class ItemIds:
         Returns:
             (known,) int64 rows, and the unknown ids; both in the order of ``ids``.
         """
-        found = [(item_id, self.row(item_id)) for item_id in ids]
-        known = np.array([row for _, row in found if row is not None], dtype=np.int64)
-        return known, [item_id for item_id, row in found if row is None]
+        pairs = [(item_id, self.row(item_id)) for item_id in ids]
+        known = np.array([row for _, row in pairs if row is not None], dtype=np.int64)
+        return known, [item_id for item_id, row in pairs if row is None]
 
     def among(self, ids: Iterable[str]) -> NDArray[np.bool_]:
         """Mark the rows of some ids; faster than :meth:`rows` for many ids.
@@ -118,11 +118,11 @@ class ItemIds:
             (n,) bool, True where the row's id is among ``ids``.
         """
         encoded = (item_id.encode("utf-8", "surrogatepass") for item_id in ids)
-        wanted = [pa.array([], pa.large_binary())]
+        chunks = [pa.array([], pa.large_binary())]
         while piece := list(islice(encoded, _PIECE)):
-            wanted.append(pa.array(piece, pa.large_binary()))
-        found = pc.is_in(self.array.cast(pa.large_binary()), value_set=pa.concat_arrays(wanted))
-        return np.asarray(found.to_numpy(zero_copy_only=False), dtype=np.bool_)
+            chunks.append(pa.array(piece, pa.large_binary()))
+        mask = pc.is_in(self.array.cast(pa.large_binary()), value_set=pa.concat_arrays(chunks))
+        return np.asarray(mask.to_numpy(zero_copy_only=False), dtype=np.bool_)
 
     def _check_rules(self) -> None:
         """Apply :func:`check_item_id` to every id, vectorised over all bytes."""

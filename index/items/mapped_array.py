@@ -31,18 +31,18 @@ def view_array(content: Any) -> NDArray[Any]:  # noqa: ANN401 - bytes or mmap
     Raises:
         ItemTableError: the content is no npy file of version 1.0 with a C-contiguous array of numbers, or is cut short.
     """
-    found = _FORM.match(content)
-    if found is None or int.from_bytes(found["length"], "little") != found.end() - found.start("length") - 2:
+    header = _FORM.match(content)
+    if header is None or int.from_bytes(header["length"], "little") != header.end() - header.start("length") - 2:
         raise ItemTableError("not an npy file of version 1.0 with numbers in C order")
     try:
-        dtype = np.dtype(found["descr"].decode())
+        dtype = np.dtype(header["descr"].decode())
     except TypeError as error:
         raise ItemTableError(f"an npy file of an unknown type ({error})") from error
-    shape = tuple(int(size) for size in found["shape"].rstrip(b",").split(b","))
-    size = found.end() + dtype.itemsize * math.prod(shape)
+    shape = tuple(int(size) for size in header["shape"].rstrip(b",").split(b","))
+    size = header.end() + dtype.itemsize * math.prod(shape)
     if len(content) != size:
         raise ItemTableError(f"{dtype} {shape} takes {size} bytes, the file has {len(content)}")
-    return np.ndarray(shape, dtype, content, found.end())
+    return np.ndarray(shape, dtype, content, header.end())
 
 
 def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -181,10 +181,10 @@ def plan(
     if allowed < capabilities.rows:
         share = min(1.0, (allowed + removed) / capabilities.rows)
         fetch = min(math.ceil(_MARGIN * fetch / share) + removed, capabilities.rows)
-    found = _through_index(capabilities, fetch, effort, level)
-    if found is None:
+    through_index = _through_index(capabilities, fetch, effort, level)
+    if through_index is None:
         return exact
-    cost, step = found
+    cost, step = through_index
     return step if cost <= exact_cost else exact
 
 

@@ -366,8 +366,8 @@ def _search(
         _, positions = faiss_index.search(queries, fetch, params=parameters)
     except (RuntimeError, AssertionError) as error:
         raise SearchError(f"FAISS could not search {queries.shape} for {fetch} rows: {_first_line(error)}") from error
-    found: NDArray[np.int64] = positions
-    return found
+    typed: NDArray[np.int64] = positions
+    return typed
 
 
 def _no_rows(queries: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -34,7 +34,7 @@ def test_a_bundle_describes_itself(tmp_path, make_bundle, make_table, layout, ki
     assert (manifest.items, manifest.indexed, manifest.max_history) == (300, 299, 12)
     assert manifest.layout == layout
     assert manifest.index.kind == kind
-    assert manifest.index.reason.startswith("asked for by name")
+    assert manifest.index.reason.startswith("requested by name")
     assert manifest.index.parameters["codes"] == ("fp16" if kind == "flat" else "sq8")
     assert ("whose rounding alone leaves recall" in manifest.index.reason) == (kind != "flat")
     assert set(manifest.files) == set(REQUIRED_FILES)

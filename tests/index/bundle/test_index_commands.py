@@ -35,7 +35,7 @@ def test_build_prints_the_report_and_the_path(run_directory, tmp_path):
     path = next((tmp_path / "out").iterdir())
     lines = result.stdout.splitlines()
     assert lines[0] == (
-        "hnsw: asked for by name; sq8, whose rounding alone leaves recall 1.0000; 79 of 80 items indexed"
+        "hnsw: requested by name; sq8, whose rounding alone leaves recall 1.0000; 79 of 80 items indexed"
     )
     assert lines[1].split() == ["queries", "recall@20", "p50", "ms", "p99", "ms"]
     assert lines[2].split()[0] == "plain"

@@ -1,4 +1,4 @@
-"""Thousands of seeded corruptions of a bundle (tests/support/corruptions.py): none crashes, hangs or changes a result."""
+"""Thousands of seeded corruptions of a bundle: none crashes, hangs or gives a wrong result."""
 
 import json
 import os

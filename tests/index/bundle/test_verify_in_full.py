@@ -1,4 +1,4 @@
-"""Hashing a loaded bundle in the background: it finds changes that the stamp misses, can be stopped, and names the file."""
+"""Hashing a loaded bundle in the background finds changes that the stamp misses, can be stopped, names the file."""
 
 import hashlib
 import os

@@ -214,7 +214,7 @@ def test_the_page_of_a_good_bundle(built):
     kinds = len(Manifest.read(built).index.recall)
     assert "Fit to publish" in page.words
     assert "Below" not in page.words
-    assert f"All {kinds} figures with a bound keep to it." in page.words
+    assert f"All {kinds} figures with a bound keep it." in page.words
     assert "Not measured: the build was given no evaluation." in page.words
     assert f"Recall, {kinds} kinds of query" in page.words
 
@@ -230,7 +230,7 @@ def test_pages_of_tiny_bundles(built):
     assert "No bound was set" in page.words
     assert "fewer than two items have a picture" in page.words
     assert "too few items have both" in page.words
-    assert "The one figure with a bound keeps to it." in rendered(built, {"coverage": 0.0}).words
+    assert "The only figure with a bound keeps it." in rendered(built, {"coverage": 0.0}).words
     assert "1 of 1 figures misses its bound" in rendered(built, {"coverage": 1.0}).words
 
 

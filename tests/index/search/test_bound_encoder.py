@@ -1,4 +1,4 @@
-"""Bound buffers, forced on the CPU: the outputs equal those of the plain path. Their use on CUDA was not run on a GPU."""
+"""Bound buffers, forced on the CPU: outputs equal those of the plain path. Their use on CUDA was not run on a GPU."""
 
 import threading
 

@@ -1,7 +1,7 @@
 """Properties of a built bundle's search, for every kind of index and codes, under filters of any selectivity.
 
-The exact paths answer as brute force does, row for row; the others keep the recall that the gate asks for; all of them
-always give min(k, allowed) distinct allowed rows, best first.
+The exact paths equal brute force, row for row; the others reach the recall of the gate. All return min(k, allowed)
+distinct allowed rows, best first.
 """
 
 import numpy as np

@@ -1,5 +1,7 @@
-"""The logic around a GPU index, with FAISS's CPU classes in its place: which calls reach it, from which thread, and
-that no filter ever does. None of it was run on a GPU; bench/gpu/gpu_index.py is what to run there."""
+"""The logic around a GPU index, with FAISS's CPU classes in its place: the calls that reach it and their thread.
+
+None of it was run on a GPU; run bench/gpu/gpu_index.py there.
+"""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

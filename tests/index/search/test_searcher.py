@@ -1,5 +1,7 @@
-"""The index behind its face: FAISS files, stored vectors read in place, completion; contracts of all kinds are in
-test_filtered_search.py."""
+"""The searcher: FAISS files, stored vectors read in place, completion of short results.
+
+Properties of all kinds of index are in test_filtered_search.py.
+"""
 
 import os
 import subprocess
