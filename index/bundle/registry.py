@@ -243,7 +243,7 @@ class Registry:
         except OSError as error:
             raise RegistryError(describe_disk_error(error, self.root, what="the registry")) from error
 
-    def _aside(self) -> Path:
+    def _temporary_directory(self) -> Path:
         return self.root / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}"
 
     def _has_intact(self, wanted: Manifest, progress: Callable[[str, float], None] | None) -> bool:
