@@ -1,4 +1,4 @@
-"""A tiny catalogue and tiny ONNX encoders whose answers are known by hand."""
+"""A tiny catalogue and tiny ONNX encoders whose outputs are known by hand."""
 
 import hashlib
 import json
@@ -200,7 +200,7 @@ def copied(built: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def check_answer() -> Callable[..., None]:
-    """What must hold of the answer of any index, at any recall: (rows, scores) of queries for k under a mask."""
+    """Checks the properties of every result at any recall: (rows, scores) of queries for k under a mask."""
 
     def check(rows, scores, queries, vectors, mask, k) -> None:
         assert rows.shape == scores.shape == (len(queries), k)
@@ -215,7 +215,7 @@ def check_answer() -> Callable[..., None]:
             own = found[found >= 0]
             assert len(set(own.tolist())) == len(own)
             np.testing.assert_allclose(values[: len(own)], vectors[own].astype(np.float64) @ query, atol=1e-5)
-            order = sorted(range(len(own)), key=lambda place: (-values[place], own[place]))
+            order = sorted(range(len(own)), key=lambda position: (-values[position], own[position]))
             assert order == list(range(len(own)))
 
     return check

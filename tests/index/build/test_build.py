@@ -230,8 +230,8 @@ table, encoder, out, when = sys.argv[1:]
 def die(stage, share):
     if stage == when:
         os.kill(os.getpid(), signal.SIGKILL)
-probes = EvaluationQueries(np.zeros((0, 3), np.int64), np.zeros(0, np.int64))
-build_bundle(ItemTable.load(Path(table)), Path(encoder), probes, Path(out), progress=die)
+evaluation_queries = EvaluationQueries(np.zeros((0, 3), np.int64), np.zeros(0, np.int64))
+build_bundle(ItemTable.load(Path(table)), Path(encoder), evaluation_queries, Path(out), progress=die)
 """
 
 

@@ -30,7 +30,7 @@ def test_the_defaults_hold_recall_and_a_measured_quality():
     assert Bounds().limits(evaluated=False) == {"recall": 0.95}
     assert Bounds().limits(evaluated=True) == {"recall": 0.95, "served_quality": 1.0}
     assert Bounds(served_quality=None).limits(evaluated=True) == {"recall": 0.95}
-    # Asked for by number, it is a bound whether there is an evaluation or not.
+    # A number is a bound with or without an evaluation.
     assert Bounds(served_quality=0.5, recall=None).limits(evaluated=False) == {"served_quality": 0.5}
 
 
@@ -133,7 +133,7 @@ def test_slots_must_exist():
 
 
 def test_every_direction_at_its_edge():
-    """At the limit is kept; the least bit beyond is missed; higher is better or worse by the figure."""
+    """A figure at its limit passes, and the next float beyond fails, in the direction of each bound."""
     for name in ("coverage", "served_quality", "slot_share.image", "image_quality", "text_quality"):
         assert [c.passed for c in check_figures({name: 0.5}, {name: 0.5})] == [True]
         assert [c.passed for c in check_figures({name: 0.5}, {name: math.nextafter(0.5, 0)})] == [False]

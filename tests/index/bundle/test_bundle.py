@@ -41,10 +41,10 @@ def test_attributes(bundle, built, layout, make_table, make_evaluation_queries):
 
 @pytest.mark.parametrize(("verify", "ahead"), [("stamp", ["items.arrow", "index.faiss", "vectors.npy"]), ("full", [])])
 def test_large_files_are_read_ahead_unless_hashing_has_read_them(built, monkeypatch, verify, ahead):
-    asked = []
-    monkeypatch.setattr("index.bundle.bundle.read_ahead", asked.extend)
+    calls = []
+    monkeypatch.setattr("index.bundle.bundle.read_ahead", calls.extend)
     Bundle.load(built, verify=verify)
-    assert [path.relative_to(built).as_posix() for path in asked] == ahead
+    assert [path.relative_to(built).as_posix() for path in calls] == ahead
 
 
 def test_an_invalid_bundle_is_not_read_ahead(tmp_path, built, monkeypatch):
@@ -78,7 +78,7 @@ def test_search_equals_numpy(tmp_path, make_bundle, make_table, kind):
     loaded = Bundle.load(make_bundle(tmp_path, kind, target_recall=1.0))
     vectors = make_table().vectors.astype(np.float64)
     queries = loaded.encode(
-        [loaded.evaluation_queries.history(probe) for probe in range(len(loaded.evaluation_queries))]
+        [loaded.evaluation_queries.history(query) for query in range(len(loaded.evaluation_queries))]
     )
     allowed = compile_filter(loaded.metadata, {"must": [{"field": "category", "in": ["shoes", "hats"]}]})
     assert int(allowed.sum()) == 200
@@ -227,20 +227,20 @@ def test_loading_refuses(built, tmp_path):
 
 def test_on_a_gpu_the_index_is_copied_there(built, encoder_path, monkeypatch):
     """Not run on a GPU: stand-ins show only that device 'cuda' reaches the encoder and the GPU index."""
-    asked = []
+    calls = []
 
     def on_gpu(on_cpu):
-        asked.append(on_cpu.capabilities.rows)
+        calls.append(on_cpu.capabilities.rows)
         return on_cpu
 
     def encoder(path, *, device, threads):
-        asked.append((path.name, device, threads))
+        calls.append((path.name, device, threads))
         return OnnxSequenceEncoder(path, threads=threads)
 
     monkeypatch.setattr("index.bundle.files.GpuIndex", on_gpu)
     monkeypatch.setattr("index.bundle.files.OnnxSequenceEncoder", encoder)
     loaded = Bundle.load(built, device="cuda", threads=2)
-    assert asked == [("encoder.onnx", "cuda", 2), 299]
+    assert calls == [("encoder.onnx", "cuda", 2), 299]
     assert loaded.search(np.ones((1, 12), np.float32), 3).rows.min() >= 0
 
 

@@ -41,12 +41,12 @@ def test_seeded_corruption(copied):
         path = copied / name
         whole = path.read_bytes()
         damaged = bytearray(whole)
-        place = chance.randrange(len(damaged))
+        position = chance.randrange(len(damaged))
         if turn % 3:
-            damaged[place] ^= 1 << chance.randrange(8)
+            damaged[position] ^= 1 << chance.randrange(8)
         else:
-            stretch = min(chance.randrange(1, 200), len(damaged) - place)
-            damaged[place : place + stretch] = chance.randbytes(stretch)
+            stretch = min(chance.randrange(1, 200), len(damaged) - position)
+            damaged[position : position + stretch] = chance.randbytes(stretch)
         if bytes(damaged) == whole:
             continue
         path.write_bytes(bytes(damaged))
@@ -214,7 +214,7 @@ def _as_bool(path, values):
     ],
 )
 def test_refuses_files_of_another_form(copied, reseal, name, write, rule):
-    """The hashes fit: somebody wrote a wrong file and sealed it."""
+    """The hashes match: a wrong file was written before the manifest was sealed."""
     write(copied / name)
     reseal(copied)
     with pytest.raises(BundleInvalid, match=rf"{name}.*{rule}"):

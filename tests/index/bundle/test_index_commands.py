@@ -182,8 +182,8 @@ def test_a_bad_evaluation_is_named(run_directory, text, rule):
 
 
 def test_codes_memory_and_recall_are_options(run_directory, tmp_path):
-    asked = ["--kind", "ivf", "--codes", "fp16", "--memory-mb", 1, "--target-recall", 1]
-    call("build", "--run", run_directory, "--out", tmp_path / "out", *asked)
+    options = ["--kind", "ivf", "--codes", "fp16", "--memory-mb", 1, "--target-recall", 1]
+    call("build", "--run", run_directory, "--out", tmp_path / "out", *options)
     record = Manifest.read(next((tmp_path / "out").iterdir())).index
     assert (record.kind, record.parameters["codes"]) == ("ivf", "fp16")
     assert set(record.recall.values()) == {1.0}

@@ -31,7 +31,7 @@ def test_an_intact_bundle(built):
 
 @pytest.mark.parametrize("name", sorted(REQUIRED_FILES))
 def test_finds_changes_after_loading(copied, monkeypatch, name):
-    """A byte changed in place, size and time kept: the stamp vouches for it, the hash does not."""
+    """A byte is changed in place with size and time kept: the stamp misses it, the hash finds it."""
     monkeypatch.setattr("index.bundle.integrity._SMALL", 0)
     write_stamp(copied, Manifest.read(copied))
     loaded = Bundle.load(copied)
@@ -70,7 +70,7 @@ def test_a_pruned_bundle_is_not_called_altered(copied):
 
 
 def test_stops_between_any_two_blocks(copied, small_blocks):
-    """Told to stop at its n-th look it reads no further, for every n."""
+    """Stopped at its n-th check it reads no further, for every n."""
     manifest = Manifest.read(copied)
     looks = sum(entry.size // 64 + (entry.size % 64 > 0) + 1 for entry in manifest.files.values())
     assert hash_files(copied, manifest, _after(looks)) is True
@@ -81,7 +81,7 @@ def test_stops_between_any_two_blocks(copied, small_blocks):
 
 
 def _after(looks):
-    """A stop that says so after a number of looks, and counts them."""
+    """A `stop` that returns True after a number of calls, and counts them."""
 
     def stop():
         stop.looks += 1

@@ -13,7 +13,7 @@ LAYOUT = SlotLayout((Slot("text", 2), Slot("image", 2)))
 
 
 class Searching:
-    """Finds exactly the best allowed rows; then loses a share of each answer, from its end."""
+    """Finds the exact best allowed rows and drops a share of each result from its end."""
 
     def __init__(self, vectors, lost=0.0):
         self.vectors, self.lost, self.query_set = vectors, lost, []

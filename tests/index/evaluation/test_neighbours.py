@@ -268,8 +268,8 @@ def test_a_catalogue_by_hand(table):
     assert figures["missing.image"] == 0.02
     assert figures["near_duplicates"] == round(5 / 98, 4)
     assert figures["disagreement"] > 0.6  # all of it is random
-    told = found.as_json()
-    assert told["missing"]["image"] == {
+    sections = found.as_json()
+    assert sections["missing"]["image"] == {
         "present": 98,
         "absent": 1,
         "unreadable": 1,
@@ -277,13 +277,13 @@ def test_a_catalogue_by_hand(table):
         "not_found": 0,
         "examples": [{"id": "i6", "title": "T" * 160}, {"id": "i5", "title": "item 5"}],
     }
-    group = told["near_duplicates"]["groups"][0]
+    group = sections["near_duplicates"]["groups"][0]
     assert group["size"] == 5
     assert [item["id"] for item in group["items"]] == ["i0", "i1", "i2", "i3", "i4"]
-    assert told["disagreement"]["sampled"] == 97
-    assert sum(told["disagreement"]["p"]) == 97
-    assert told["disagreement"]["examples"][0]["p"] >= told["disagreement"]["examples"][1]["p"] > 0.5
-    assert len(told["disagreement"]["examples"][0]["looks_like"]) == 5
+    assert sections["disagreement"]["sampled"] == 97
+    assert sum(sections["disagreement"]["p"]) == 97
+    assert sections["disagreement"]["examples"][0]["p"] >= sections["disagreement"]["examples"][1]["p"] > 0.5
+    assert len(sections["disagreement"]["examples"][0]["looks_like"]) == 5
 
 
 def test_figures_that_cannot_be_measured_are_omitted(table):

@@ -66,7 +66,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory, make_table, make_evaluation_queries, make_evaluation, encoder_path):
-    """A bundle whose ids and titles attack, each in a place where the page names it, with every bound set."""
+    """A bundle with hostile ids and titles wherever the page shows one, and with every bound set."""
     table = make_table()
     ids = [f"{HOSTILE[row % len(HOSTILE)]}{row}" for row in range(300)]
     vectors = np.array(table.vectors)

@@ -178,7 +178,7 @@ def test_a_mask_that_becomes_outdated_while_compiling_is_never_cached(cache, mon
         return made
 
     monkeypatch.setattr(FilterCache, "_compile", slowly)
-    assert cache.allowed({}, before).count == ROWS - 1  # as it was when it was asked
+    assert cache.allowed({}, before).count == ROWS - 1  # by the mask of its call
     assert cache.allowed({}, after).count == 0
 
 

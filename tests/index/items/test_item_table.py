@@ -131,7 +131,7 @@ def test_refuses_another_format_version(tmp_path: Path) -> None:
 def test_evaluation_queries_round_trip(tmp_path: Path) -> None:
     EvaluationQueries(np.array([[4, 2, -1], [1, -1, -1]]), np.array([0, 3])).save(tmp_path / "probes.npz")
     read = EvaluationQueries.load(tmp_path / "probes.npz")
-    assert [read.history(probe).tolist() for probe in range(len(read))] == [[4, 2], [1]]
+    assert [read.history(query).tolist() for query in range(len(read))] == [[4, 2], [1]]
     assert read.targets.tolist() == [0, 3]
     read.check_rows(5)
     with pytest.raises(ItemTableError, match=r"0 … 3, got 4"):

@@ -118,8 +118,8 @@ def test_seeded_corruption_is_refused_or_harmless(tmp_path: Path) -> None:
     refused = 0
     for _ in range(500):
         content = bytearray(whole)
-        for place in rng.integers(len(content), size=3).tolist():
-            content[place] = int(rng.integers(256))
+        for position in rng.integers(len(content), size=3).tolist():
+            content[position] = int(rng.integers(256))
         path.write_bytes(content)
         try:
             thumbnails = Thumbnails.load(path, 5)
@@ -158,8 +158,8 @@ def test_a_table_needs_a_row_for_each_item(small_table: ItemTable, tmp_path: Pat
 def test_a_bundle_carries_them_hashed_and_mapped(
     pictured_table: ItemTable, small_encoder: Path, small_bundle: Path, tmp_path: Path
 ) -> None:
-    probes = EvaluationQueries(np.array([[1, 2]]), np.array([5]))
-    built = build_bundle(pictured_table, small_encoder, probes, tmp_path / "built")
+    evaluation_queries = EvaluationQueries(np.array([[1, 2]]), np.array([5]))
+    built = build_bundle(pictured_table, small_encoder, evaluation_queries, tmp_path / "built")
     entry = Manifest.read(built).files[THUMBNAILS_FILE]
     assert entry.sha256 == sha256_of(built / THUMBNAILS_FILE)
     Registry(tmp_path / "registry").publish(built, force=True)

@@ -103,16 +103,16 @@ except OSError as error:
 @pytest.fixture
 def tiny(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""
-    place = tmp_path / "tiny"
-    place.mkdir()
+    mount_point = tmp_path / "tiny"
+    mount_point.mkdir()
     if os.geteuid() != 0:
         pytest.skip("only root can mount a file system")
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place]
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", mount_point]
     mounted = subprocess.run(command, check=False, capture_output=True)
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)  # lazily, as a mapped file may still be open
+    yield mount_point
+    subprocess.run(["umount", "-l", mount_point], check=True)  # lazily, as a mapped file may still be open
 
 
 @pytest.mark.program("mount")

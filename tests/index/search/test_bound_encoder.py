@@ -70,7 +70,7 @@ def test_a_shape_gets_its_buffers_once(bound, layout, made):
 
 
 def test_threads_run_one_at_a_time(bound, layout):
-    """Twelve threads ask in one shape; a buffer that two of them used at once would give one the other's answer."""
+    """Twelve threads run one shape; a buffer used by two at once would give one the output of the other."""
     wrong = []
 
     def ask(value):

@@ -32,7 +32,7 @@ class Opened:
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory, make_bundle):
-    """Bundles by (kind, codes, items), built when first asked for."""
+    """Bundles by (kind, codes, items), built at first use."""
     known = {}
 
     def get(kind, codes, items):

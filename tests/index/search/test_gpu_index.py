@@ -21,7 +21,7 @@ KINDS = ["flat", "hnsw", "ivf"]
 
 
 class FakeGpu:
-    """Stands where faiss-gpu would: keeps what it is asked, never filters, refuses more than 2048."""
+    """Replaces faiss-gpu: records its calls, never filters, refuses more than 2048 candidates."""
 
     def __init__(self, inner, threads):
         self.inner = inner
@@ -95,7 +95,7 @@ def test_results_equal_the_cpu_and_no_filter_reaches_the_gpu(loaded, gpu, check_
                 np.testing.assert_array_equal(rows, brute_force(queries, vectors, bundle.layout, mask, k)[0])
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: searcher.search(queries, 5), range(8)))
-    assert len(used) == 1  # one thread touches the GPU, whoever asks
+    assert len(used) == 1  # one thread uses the GPU, whatever thread calls
     assert used != {threading.get_ident()}
     assert made["resources"] == 1
 

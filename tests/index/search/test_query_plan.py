@@ -91,7 +91,7 @@ def test_plan(capabilities, k, allowed, effort, step):
 
 
 def test_excluded_rows_are_fetched_in_addition():
-    """1,000 barred rows may be the nearest 1,000 of all, so that many more candidates are asked for."""
+    """1,000 excluded rows may be the nearest 1,000 of all, so 1,000 more candidates are fetched."""
     level = Effort((0.5, 0.5), ((1.0, 64),), per_k=36, growth=0.5)
     assert plan(IVF, 20, 999_000, 64, level, removed=1000) == SearchStep(
         "index", 1054, math.ceil(64 * (1054 / 36) ** 0.5)
@@ -109,7 +109,7 @@ def test_effort_grows_with_the_measured_power():
 
 @pytest.mark.parametrize("capabilities", [FLAT, HNSW, IVF, GPU_FLAT, GPU_IVF])
 def test_every_plan_is_possible(capabilities):
-    """Whatever is asked: candidates enough for k where there are enough, never more than there are or than the cap."""
+    """Every plan fetches at least min(k, allowed) candidates, and never more than all rows or the cap."""
     level = Effort((0.5, 0.5), ((1.0, 64),), per_k=36, growth=0.8)
     for k in (1, 20, 1000, 5000):
         for allowed in sorted({1, 2, 40, 1000, capabilities.rows // 2, capabilities.rows - 1, capabilities.rows}):

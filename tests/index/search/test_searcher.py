@@ -264,17 +264,17 @@ def test_the_scan_index_keeps_its_vectors_alive():
 
 
 class Forgetful:
-    """An index whose graph gives only the first query all that it asked for."""
+    """An index whose graph returns enough rows for the first query only."""
 
     dim = LAYOUT.dim
 
     def __init__(self, stored):
         self.stored = stored.astype(np.float32)
         self.capabilities = IndexCapabilities("hnsw", len(stored))
-        self.asked = []
+        self.calls = []
 
     def search(self, queries, step, allowed):
-        self.asked.append((step.path, len(queries)))
+        self.calls.append((step.path, len(queries)))
         scores = queries @ self.stored.T
         if allowed is not None and step.path == "scan":
             scores[:, ~allowed.findable] = -np.inf
@@ -292,12 +292,12 @@ def test_short_results_are_completed_by_a_scan(vectors, indexed, monkeypatch):
     searcher = Searcher(forgetful, vectors, indexed, LAYOUT, Effort((0.5, 0.3, 0.2), ((1.0, 40),), 36))
     queries = np.random.default_rng(0).normal(size=(3, LAYOUT.dim)).astype(np.float32)
     rows, _ = searcher.search(queries, 20)
-    assert forgetful.asked == [("index", 3), ("scan", 2)]
+    assert forgetful.calls == [("index", 3), ("scan", 2)]
     np.testing.assert_array_equal(rows, exact_rows(queries, vectors, 20, indexed)[0])
 
 
-@pytest.mark.parametrize(("barred", "completed"), [(12, False), (13, True)])
-def test_an_over_fetch_must_leave_more_than_k_rows(vectors, indexed, monkeypatch, barred, completed):
+@pytest.mark.parametrize(("excluded", "completed"), [(12, False), (13, True)])
+def test_an_over_fetch_must_leave_more_than_k_rows(vectors, indexed, monkeypatch, excluded, completed):
     """Of 40 candidates 28 must be allowed for k = 20; the last ones that an index finds are its least certain."""
     monkeypatch.setattr(search_module, "plan", lambda *_: SearchStep("index", 40, 40))
     vectors = vectors[indexed]
@@ -306,7 +306,7 @@ def test_an_over_fetch_must_leave_more_than_k_rows(vectors, indexed, monkeypatch
     searcher = Searcher(forgetful, vectors, indexed, LAYOUT, Effort((0.5, 0.3, 0.2), ((1.0, 40),), 36))
     query = np.random.default_rng(0).normal(size=(1, LAYOUT.dim)).astype(np.float32)
     allowed = np.ones(len(vectors), bool)
-    allowed[np.argsort(-(query @ forgetful.stored.T)[0], kind="stable")[:barred]] = False
+    allowed[np.argsort(-(query @ forgetful.stored.T)[0], kind="stable")[:excluded]] = False
     rows, _ = searcher.search(query, 20, allowed)
-    assert [path for path, _ in forgetful.asked] == (["index", "scan"] if completed else ["index"])
+    assert [path for path, _ in forgetful.calls] == (["index", "scan"] if completed else ["index"])
     np.testing.assert_array_equal(rows, exact_rows(query, vectors, 20, allowed)[0])
