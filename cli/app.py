@@ -73,12 +73,12 @@ def run() -> None:
     except (IndexingError, TrainingError, ServiceError, DemoError, CliError) as error:
         _fail(str(error), _EXIT_BUSY if isinstance(error, RunBusy) else _EXIT_BAD_INPUT)
     except OSError as error:
-        from index.machine.disk import explain, is_disk_error
+        from index.machine.disk import describe_disk_error, is_disk_error
 
         if not is_disk_error(error):
             raise
         named = error.filename if isinstance(error.filename, str) else "."
-        _fail(explain(error, Path(named)))
+        _fail(describe_disk_error(error, Path(named)))
 
 
 def _fail(message: str, code: int = _EXIT_BAD_INPUT) -> NoReturn:

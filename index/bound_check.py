@@ -1,18 +1,18 @@
-"""BoundCheck: one figure of a bundle beside its bound."""
+"""Compares one measured figure of a bundle with its bound."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class BoundCheck:
-    """One figure beside its bound.
+    """A figure and the bound that it must keep.
 
     Attributes:
         bound: name of the bound.
-        figure: name of the figure; the bound's own where it was not measured.
-        value: the figure, None where it was not measured.
-        limit: the bound.
-        at_least: whether the figure must be at least the limit, else at most.
+        figure: name of the figure; the bound's name if the figure was not measured.
+        value: the figure; None if it was not measured.
+        limit: value of the bound.
+        at_least: True if the figure must be at least the limit, False if at most.
     """
 
     bound: str
@@ -22,8 +22,8 @@ class BoundCheck:
     at_least: bool
 
     @property
-    def held(self) -> bool:
-        """Whether the figure keeps to its bound; never without a figure."""
+    def passed(self) -> bool:
+        """Whether the figure keeps its bound; False if the figure was not measured."""
         if self.value is None:
             return False
         return self.value >= self.limit if self.at_least else self.value <= self.limit

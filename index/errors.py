@@ -1,10 +1,10 @@
-"""Everything that `index` raises on purpose, one tree.
+"""Defines every error that `index` raises on purpose, as one tree.
 
 IndexingError
-├── ItemTableError      an item table, its slots or its probes break a rule
+├── ItemTableError      an item table, its slots or its evaluation queries break a rule
 ├── IndexSpecError      an index specification asks for something impossible
-├── EncoderError        encoder.onnx cannot be loaded or gives non-finite queries
-├── SearchError         a query that no index could answer (shape, dtype, non-finite)
+├── EncoderError        encoder.onnx cannot be loaded or gives an invalid query
+├── SearchError         a query is invalid (shape, dtype, non-finite), or the search failed
 ├── FilterError         a filter names an unknown field or compares unlike types
 ├── DiskError           a file cannot be written: the disk is full, read-only or broken, or a limit is reached
 ├── BundleError         a bundle cannot be used
@@ -13,19 +13,19 @@ IndexingError
 └── RegistryError       publishing, listing or moving the pointer failed
     └── GateRefused     a bundle's figures miss its own bounds
 
-Errors of faiss, onnxruntime, pyarrow and the file system are translated into these at the boundary. Every message says
-which value broke which rule and what to do about it.
+Errors of faiss, onnxruntime, pyarrow and the file system are translated into these at the boundary. Every message names
+the rule, the value that broke it and the remedy.
 """
 
 from index.bound_check import BoundCheck
 
 
 class IndexingError(Exception):
-    """Root of the errors of this package."""
+    """Base class of the errors of this package."""
 
 
 class ItemTableError(IndexingError):
-    """An item table, its slots or its probes break a rule."""
+    """An item table, its slots or its evaluation queries break a rule."""
 
 
 class IndexSpecError(IndexingError):
@@ -33,11 +33,11 @@ class IndexSpecError(IndexingError):
 
 
 class EncoderError(IndexingError):
-    """The sequence encoder cannot be loaded, or its answer is unusable."""
+    """The sequence encoder cannot be loaded, or its output is invalid."""
 
 
 class SearchError(IndexingError):
-    """A query that no index could answer."""
+    """A query is invalid (shape, dtype, non-finite value), or the search failed."""
 
 
 class FilterError(IndexingError):
@@ -53,7 +53,7 @@ class FilterError(IndexingError):
 
 
 class DiskError(IndexingError):
-    """A file cannot be written: the disk is full, read-only or broken, or a quota, a limit or a permission bars it."""
+    """A file cannot be written: the disk is full, read-only or broken, or a limit or permission forbids it."""
 
 
 class BundleError(IndexingError):
@@ -73,7 +73,7 @@ class RegistryError(IndexingError):
 
 
 class GateRefused(RegistryError):
-    """A bundle's figures miss its own bounds, so it is not published unless forced.
+    """A bundle's figures miss its own bounds; it is published only if forced.
 
     Attributes:
         shortfalls: the figures that miss their bound.

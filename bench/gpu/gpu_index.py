@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from bench.index.catalogues import LAYOUT
 from index.search.brute_force import exact_top_k, exact_top_k_each
 from index.search.float16 import to_float32
-from index.search.query_plan import GROWTH, OVER_FETCH, SCAN, Effort, Step
-from index.search.scoring import rank_again
+from index.search.query_plan import GROWTH, OVER_FETCH, SCAN, Effort, SearchStep
+from index.search.scoring import rescore
 from index.search.searcher import CpuIndex, GpuIndex, Searcher, VectorIndex
 
 K = 20
@@ -131,7 +131,7 @@ def exactly(
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """The right answer under each mask."""
     answers = exact_top_k_each(queries, vectors, k + OVER_FETCH, masks)
-    return [rank_again(queries, rows, vectors, LAYOUT, k) for rows, _ in answers]
+    return [rescore(queries, rows, vectors, LAYOUT, k) for rows, _ in answers]
 
 
 def filters(
@@ -182,7 +182,7 @@ def flat(
     result["copy_gb_s"], result["copy_measured_with"] = round(rate / 1e9, 1), tool
     for batch in BATCHES:
         asked = np.ascontiguousarray(np.resize(queries, (batch, LAYOUT.dim)))
-        step = Step("index", K + OVER_FETCH, SCAN)
+        step = SearchStep("index", K + OVER_FETCH, SCAN)
         spent = seconds(lambda: index.search(asked, step, None))  # noqa: B023
         result["bandwidth"][f"batch={batch}"] = {
             "ms": round(1000 * spent, 4),
@@ -210,7 +210,7 @@ def ivf(
     index = opened(inverted, vectors, indexed, options.device)
     reference = opened(inverted, vectors, indexed, "cpu")
     probes = min(options.probes, lists)
-    step = Step("index", K + OVER_FETCH, probes)
+    step = SearchStep("index", K + OVER_FETCH, probes)
     here, there = (one.search(queries, step, None) for one in (reference, index))
     same = np.mean([len(set(a) & set(b)) / len(set(a)) for a, b in zip(here.tolist(), there.tolist(), strict=True)])
     effort = Effort((1 / 3,) * 3, ((1.0, probes),), K + OVER_FETCH, GROWTH["ivf"])

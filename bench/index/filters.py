@@ -34,7 +34,7 @@ from index.search.brute_force import exact_top_k, exact_top_k_each
 from index.search.float16 import to_float32
 from index.search.query_plan import OVER_FETCH, Effort
 from index.search.row_mask import RowMask
-from index.search.scoring import rank_again
+from index.search.scoring import rescore
 from index.search.searcher import CpuIndex, Searcher
 
 BLOCK = 65_536
@@ -163,7 +163,7 @@ def right_scores(
     answers = []
     for query, allowed in zip(queries, filters, strict=True):
         rows, _ = exact_top_k(query[None], vectors, k + OVER_FETCH, allowed=allowed.findable)
-        answers.append(rank_again(query[None], rows, vectors, LAYOUT, k)[1][0])
+        answers.append(rescore(query[None], rows, vectors, LAYOUT, k)[1][0])
     return np.array(answers)
 
 
@@ -175,14 +175,14 @@ def rows_of(bundle: Bundle, options: argparse.Namespace) -> Iterator[dict[str, A
     searcher = Searcher(
         CpuIndex(bundle.path / "index.faiss", vectors, bundle.indexed), vectors, bundle.indexed, LAYOUT, level
     )
-    last = range(max(0, len(bundle.probes) - options.queries), len(bundle.probes))
-    queries = bundle.encode([bundle.probes.history(probe) for probe in last])
+    last = range(max(0, len(bundle.evaluation_queries) - options.queries), len(bundle.evaluation_queries))
+    queries = bundle.encode([bundle.evaluation_queries.history(probe) for probe in last])
     bundle.search(queries[:1], options.k)
     shared = list(filters_of(bundle))
     masks = [allowed.findable for _, allowed, _ in shared]
     exact = exact_top_k_each(queries, vectors, options.k + OVER_FETCH, masks)
     for (name, allowed, costs), (rows, _) in zip(shared, exact, strict=True):
-        wanted = rank_again(queries, rows, vectors, LAYOUT, options.k)[1]
+        wanted = rescore(queries, rows, vectors, LAYOUT, options.k)[1]
         filters = [allowed] * len(queries)
         yield {"filter": name} | measured(bundle, searcher, queries, filters, options.k, wanted) | costs
     few = queries[: options.sided_queries]

@@ -165,7 +165,7 @@ def search(options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"nothing is published in {registry.root}")
     bundle = Bundle.load(registry.path(current))
     bundle.warm_up()
-    histories = [bundle.probes.history(probe) for probe in range(len(bundle.probes))]
+    histories = [bundle.evaluation_queries.history(probe) for probe in range(len(bundle.evaluation_queries))]
     queries = bundle.encode(histories)
     with threadpool_limits(1, user_api="blas"):  # as `vlm2rec serve` runs; FAISS and ONNX Runtime take one anyway
         return {

@@ -107,8 +107,8 @@ def set_stage(work: Path, bundles: Sequence[Path], histories: int, seed: int = 0
         swaps.append((kind, again))
     point_to(registry.root, bundles[0].name)
     first = Bundle.load(registry.path(bundles[0].name))
-    picks = np.random.default_rng(seed).integers(len(first.probes), size=histories)
-    asked = [[first.ids.id(int(row)) for row in first.probes.history(int(probe))] for probe in picks]
+    picks = np.random.default_rng(seed).integers(len(first.evaluation_queries), size=histories)
+    asked = [[first.ids.id(int(row)) for row in first.evaluation_queries.history(int(probe))] for probe in picks]
     bodies = [
         json.dumps({"user_id": f"user-{number}", "k": K} if number % 2 else {"items": items, "k": K}).encode()
         for number, items in enumerate(asked)

@@ -152,7 +152,7 @@ def _print_defects(report: "DatasetReport") -> None:
 
 
 def _write_json(path: Path, report: "DatasetReport") -> None:
-    from index.machine.disk import explain
+    from index.machine.disk import describe_disk_error
     from training.errors import DatasetError
 
     try:
@@ -160,4 +160,6 @@ def _write_json(path: Path, report: "DatasetReport") -> None:
         partial.write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        raise DatasetError(explain(error, path, "check again, or name another --json", what="the report")) from error
+        raise DatasetError(
+            describe_disk_error(error, path, "check again, or name another --json", what="the report")
+        ) from error

@@ -83,10 +83,10 @@ def demo(
 
     Finished stages are reused, so a second start takes seconds. Ctrl-C stops the service and its Redis.
     """
-    from index.machine.disk import writing
+    from index.machine.disk import translate_disk_errors
 
     _check_port(host, port)
-    with writing(directory):
+    with translate_disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         record_path = directory / ("stages-no-vlm.json" if no_vlm else "stages.json")
         if rebuild:

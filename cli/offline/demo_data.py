@@ -22,9 +22,9 @@ def make_demo(
     from rich.progress import Progress
 
     from demo.build import build_demo
-    from index.machine.disk import writing
+    from index.machine.disk import translate_disk_errors
 
-    with writing(directory, again="start the same command again"), Progress(transient=True) as bar:
+    with translate_disk_errors(directory, again="start the same command again"), Progress(transient=True) as bar:
         task = bar.add_task("making the catalogue", total=1.0)
         build_demo(
             directory,

@@ -190,7 +190,7 @@ def _file_name(sets: "Sequence[TargetSet]") -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    from index.machine.disk import explain
+    from index.machine.disk import describe_disk_error
     from training.errors import EvaluationError
 
     partial = path.with_name(f"{path.name}.part")
@@ -200,7 +200,7 @@ def _write(path: Path, text: str) -> None:
         partial.replace(path)
     except OSError as error:
         raise EvaluationError(
-            explain(error, path, "evaluate again, or name another --json", what="the figures")
+            describe_disk_error(error, path, "evaluate again, or name another --json", what="the figures")
         ) from error
 
 

@@ -219,7 +219,7 @@ def _report(record: "ReindexRecord", json_file: Path | None) -> None:
         reused = f", {record.reused:,} known by content" if record.reused else ""
         _out.print(f"embedded {record.encoded:,}{resumed}{reused}; {record.saved:.2%} of the embedding saved")
         for loss in record.losses:
-            if not loss.check.held:
+            if not loss.check.passed:
                 _warn(f"published by force: {loss}")
     for why in record.why:
         _out.print(f"because {why}" if record.outcome in {"published", "refused", "dry run"} else why, markup=False)

@@ -65,7 +65,7 @@ def write_report(
         TrainingError: the run cannot be read or compared, or the file cannot be written.
     """
     from index.bundle.integrity import write_durably
-    from index.machine.disk import explain
+    from index.machine.disk import describe_disk_error
     from training.errors import EvaluationError
     from training.report.data import gather
     from training.report.page import render_run
@@ -79,5 +79,7 @@ def write_report(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, page.encode("utf-8"))
     except OSError as error:
-        raise EvaluationError(explain(error, path, "check --out and report again", what="the report")) from error
+        raise EvaluationError(
+            describe_disk_error(error, path, "check --out and report again", what="the report")
+        ) from error
     return content, path

@@ -106,19 +106,19 @@ def _verdict(manifest: "Manifest") -> str:
 
 def check_table(checks: "Sequence[BoundCheck]") -> Table:
     """Figures beside their bounds: those that miss, in red, then the most narrowly kept of every bound."""
-    from index.bundle.gate import decisive
+    from index.bundle.gate import decisive_checks
 
     table = Table(box=None, pad_edge=False)
     table.add_column("figure")
     for name in ("measured", "bound"):
         table.add_column(name, justify="right")
     table.add_column("")
-    for check, stands_for in decisive(checks):
+    for check, stands_for in decisive_checks(checks):
         figure = check.figure if stands_for == 1 else f"{check.figure} and {stands_for - 1} more"
         value = "–" if check.value is None else f"{check.value:.6g}"
         limit = f"{'≥' if check.at_least else '≤'} {check.limit:g}"
-        verdict = "kept" if check.held else ("not measured" if check.value is None else "missed")
-        table.add_row(escape(figure), value, limit, verdict, style=None if check.held else "red")
+        verdict = "kept" if check.passed else ("not measured" if check.value is None else "missed")
+        table.add_row(escape(figure), value, limit, verdict, style=None if check.passed else "red")
     return table
 
 

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cli.errors import LiveServiceError
-from index.bundle.bundle import Bundle, Found
+from index.bundle.bundle import Bundle, ScoredRows
 from index.errors import SearchError
-from index.search.parity import Parity, Ranking
+from index.search.parity import ParityResult, RankedItems
 
 
 class Live(Protocol):
@@ -50,8 +50,8 @@ class ParityCheck:
 
     def __init__(self, bundle: Bundle, live: Live, torch: Encoder | None, *, k: int, tolerance: float) -> None:
         self._bundle, self._live, self._torch, self._k = bundle, live, torch, k
-        self._served = Parity("ONNX – live", tolerance)
-        self._exported = Parity("PyTorch – ONNX", tolerance)
+        self._served = ParityResult("ONNX – live", tolerance)
+        self._exported = ParityResult("PyTorch – ONNX", tolerance)
         self._shown: dict[str, bool] = {}
         self.pairs = [self._served] if torch is None else [self._exported, self._served]
 
@@ -61,7 +61,7 @@ class ParityCheck:
         Raises:
             SearchError: a given item is unknown, or there is nothing to ask with.
         """
-        probes = self._bundle.probes
+        probes = self._bundle.evaluation_queries
         places = np.unique(np.linspace(0, len(probes) - 1, min(most, len(probes))).astype(np.int64))
         found = [probes.history(int(place)) for place in places]
         if items:
@@ -108,7 +108,7 @@ class ParityCheck:
             self._served.fail(name, f"answered by {answer.get('strategy')}, degraded: {answer.get('degraded')}")
             return
         try:
-            got = Ranking(
+            got = RankedItems(
                 [str(item["item_id"]) for item in answer["items"]], [float(item["score"]) for item in answer["items"]]
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -120,7 +120,7 @@ class ParityCheck:
 
         self._served.compare(name, self._reference(query, seen, got), got, score_of)
 
-    def _reference(self, query: NDArray[np.float32], seen: NDArray[np.int64], got: Ranking) -> Ranking:
+    def _reference(self, query: NDArray[np.float32], seen: NDArray[np.int64], got: RankedItems) -> RankedItems:
         """What the bundle answers; items that are hidden on the service are left out."""
         depth = self._k + np.unique(seen).size
         while True:
@@ -137,10 +137,10 @@ class ParityCheck:
             for item_id in missed:
                 self._shown[item_id] = self._live.available(item_id)
 
-    def _ranking(self, found: Found, seen: NDArray[np.int64]) -> Ranking:
+    def _ranking(self, found: ScoredRows, seen: NDArray[np.int64]) -> RankedItems:
         kept = (found.rows[0] >= 0) & ~np.isin(found.rows[0], seen)
         rows = found.rows[0][kept][: self._k].tolist()
-        return Ranking([self._bundle.ids.id(row) for row in rows], found.scores[0][kept][: self._k].tolist())
+        return RankedItems([self._bundle.ids.id(row) for row in rows], found.scores[0][kept][: self._k].tolist())
 
     def _score(self, query: NDArray[np.float32], item_id: str) -> float | None:
         row = self._bundle.ids.row(item_id)

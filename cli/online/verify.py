@@ -13,7 +13,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from cli.online.parity_check import ParityCheck
     from index.bundle.bundle import Bundle
-    from index.search.parity import Parity
+    from index.search.parity import ParityResult
 
 _EXIT_DIFFERENT = 1
 _SHOWN = 10
@@ -129,7 +129,7 @@ def _show(bundle: "Bundle", check: "ParityCheck") -> None:
         _show_wrong(pair)
 
 
-def _show_wrong(pair: "Parity") -> None:
+def _show_wrong(pair: "ParityResult") -> None:
     for line in pair.wrong[:_SHOWN]:
         _err.print(f"{pair.name}: {line}", markup=False, style="red")
     if len(pair.wrong) > _SHOWN:

@@ -1,14 +1,14 @@
-"""Building a bundle: item table, encoder and probes in; a verified, measured directory out.
+"""Builds a bundle from an item table, an encoder and evaluation queries, and measures it.
 
-Everything is written into a hidden directory, flushed to the disk and renamed in one step, so a build that is killed
-leaves nothing that loads.
+All files are written into a hidden directory, flushed to the disk and renamed in one step, so a killed build leaves
+nothing that loads as a bundle.
 """
 
 import contextlib
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from index.build.faiss_file import write_index
+from index.build.faiss_file import Progress, write_index
 from index.bundle.index_spec import IndexSpec
 from index.bundle.integrity import sha256_of, sync_directory, sync_file
 from index.bundle.manifest import (
     ENCODER_FILE,
+    EVALUATION_QUERIES_FILE,
     INDEXED_FILE,
     ITEMS_FILE,
     MANIFEST_FILE,
-    PROBES_FILE,
     FileEntry,
     GateRecord,
     IndexRecord,
@@ -34,16 +34,14 @@ from index.bundle.manifest import (
 from index.bundle.permissions import READ_ONLY
 from index.bundle.quality import Quality
 from index.errors import BundleError, EncoderError, IndexSpecError
-from index.evaluation.report import Draft, write_report
+from index.evaluation.report import BundleDraft, write_report
 from index.items.eval_queries import EvaluationQueries
 from index.items.item_table import MISSING_FILE, VECTORS_FILE, ItemTable
 from index.items.items_file import ItemsFile
 from index.items.thumbnails import THUMBNAILS_FILE
-from index.machine.disk import explain, new_array_file
+from index.machine.disk import describe_disk_error, new_array_file
 from index.machine.locks import directory_lock
 from index.search.encoder import OnnxSequenceEncoder
-
-Progress = Callable[[str, float], None]
 
 _BUILDING = ".building-"
 _BLOCK_ROWS = 65_536
@@ -52,7 +50,7 @@ _BLOCK_ROWS = 65_536
 def build_bundle(
     table: ItemTable,
     encoder: Path,
-    probes: EvaluationQueries,
+    evaluation_queries: EvaluationQueries,
     out: Path,
     spec: IndexSpec | None = None,
     *,
@@ -61,18 +59,19 @@ def build_bundle(
     now: datetime | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Build a bundle, measure its recall, and put it in place.
+    """Build a bundle and measure it.
 
     Args:
         table: the items.
-        encoder: ``encoder.onnx`` for the same slots.
-        probes: held-out histories as rows of the table; may be empty.
-        out: directory that receives ``<bundle id>/``; made if missing.
-        spec: what to build; the defaults of :class:`IndexSpec` if None.
-        evaluation: what ``vlm2rec evaluate --json`` wrote about this encoder; its figures are held to the bounds.
-        exclude_seen: whether an answer leaves out what the user had before, where a request doesn't say.
-        now: time of the build, aware; the present if None.
-        progress: called with the name of a stage and the share of it that is done, 0 … 1.
+        encoder: path of ``encoder.onnx``, with the same slots as the table.
+        evaluation_queries: held-out histories as rows of the table; may be empty.
+        out: directory in which ``<bundle id>/`` is created; created if missing.
+        spec: specification of the index; the defaults of :class:`IndexSpec` if None.
+        evaluation: content of the file that ``vlm2rec evaluate --json`` wrote about this encoder; its figures are
+            checked against the bounds.
+        exclude_seen: default of requests: whether recommendations exclude the items of the user's history.
+        now: time of the build, aware; the current time if None.
+        progress: called with the name of a stage and the share of it done, 0 … 1.
 
     Returns:
         The bundle's directory.
@@ -81,7 +80,8 @@ def build_bundle(
         IndexSpecError: nothing to index, values that are not finite, a bound on a slot that the items do not have, or
             an evaluation of another encoder.
         EncoderError: the encoder cannot be loaded or is for other slots.
-        ItemTableError: a probe names a row that does not exist, or a metadata column has a type that is not stored.
+        ItemTableError: an evaluation query names a row that does not exist, or a metadata column has a type that a
+            bundle cannot store.
         BundleError: the directory cannot be written.
     """
     spec = spec or IndexSpec()
@@ -92,7 +92,7 @@ def build_bundle(
             f"{encoder}: the encoder is for the slots {model.layout.slots}, the item table has {table.layout.slots}; "
             "fit the encoder again"
         )
-    probes.check_rows(len(table))
+    evaluation_queries.check_rows(len(table))
     spec.bounds.check_slots(table.layout)
     created = now or datetime.now(UTC)
     quality = None if evaluation is None else Quality.read(evaluation, encoder, exclude_seen=exclude_seen)
@@ -101,8 +101,8 @@ def build_bundle(
         with _scratch(out) as directory:
             indexed = _write_items(table, directory, report_progress)
             shutil.copyfile(encoder, directory / ENCODER_FILE)
-            probes.save(directory / PROBES_FILE)
-            draft = Draft(directory, table, indexed, model, probes, spec)
+            evaluation_queries.save(directory / EVALUATION_QUERIES_FILE)
+            draft = BundleDraft(directory, table, indexed, model, evaluation_queries, spec)
             choice, parameters = write_index(draft, report_progress)
             record, gate = write_report(
                 draft, choice.kind, choice.reason, parameters, quality, created, report_progress
@@ -110,15 +110,15 @@ def build_bundle(
             manifest = _seal(draft, record, gate, created, report_progress, exclude_seen=exclude_seen)
             return _put_in_place(directory, out / manifest.id)
     except (OSError, pa.ArrowException) as error:
-        raise BundleError(explain(error, out, "build again", what="the bundle")) from error
+        raise BundleError(describe_disk_error(error, out, "build again", what="the bundle")) from error
 
 
 @contextlib.contextmanager
 def _scratch(out: Path) -> Iterator[Path]:
-    """A hidden directory that goes away unless it is renamed; those of dead builds go first.
+    """A hidden directory, removed at the end unless it was renamed; leftovers of killed builds are removed first.
 
-    The builder holds a lock on its directory. The kernel drops it with the process, so a lock that can be had marks
-    what a killed build left behind.
+    A build holds a lock on its directory. The kernel releases it when the process ends, so an unlocked directory is the
+    leftover of a killed build.
     """
     for leftover in out.glob(f"{_BUILDING}*"):
         with contextlib.suppress(OSError), directory_lock(leftover):
@@ -133,7 +133,7 @@ def _scratch(out: Path) -> Iterator[Path]:
 
 
 def _write_items(table: ItemTable, directory: Path, progress: Progress) -> NDArray[np.bool_]:
-    """Write vectors, items and the mask of indexed rows; gives the mask, (n,) bool."""
+    """Write vectors, items and the mask of indexed rows; returns the mask, (n,) bool."""
     vectors = new_array_file(directory / VECTORS_FILE, table.vectors.dtype, table.vectors.shape)
     indexed = np.zeros(len(table), dtype=np.bool_)
     for start in range(0, len(table), _BLOCK_ROWS):
@@ -159,9 +159,9 @@ def _write_items(table: ItemTable, directory: Path, progress: Progress) -> NDArr
 
 
 def _seal(
-    draft: Draft, record: IndexRecord, gate: GateRecord, now: datetime, progress: Progress, *, exclude_seen: bool
+    draft: BundleDraft, record: IndexRecord, gate: GateRecord, now: datetime, progress: Progress, *, exclude_seen: bool
 ) -> Manifest:
-    """Hash and flush every file, make them read-only, write the manifest last."""
+    """Hash and flush every file, make it read-only, and write the manifest last."""
     directory, table = draft.directory, draft.table
     files: dict[str, FileEntry] = {}
     written = sorted(path for path in directory.iterdir() if path.is_file())
@@ -196,7 +196,7 @@ def _seal(
 
 
 def _put_in_place(directory: Path, final: Path) -> Path:
-    if final.exists():  # the same content within the same second: what is there is as good
+    if final.exists():  # built from the same content within the same second
         return final
     directory.rename(final)
     sync_directory(final.parent)

@@ -1,6 +1,6 @@
-"""index.faiss: what it should be, trained, filled and written.
+"""Chooses, trains, fills and writes ``index.faiss``.
 
-With :mod:`index.search.searcher` the only module that imports faiss.
+Only this module and :mod:`index.search.searcher` import faiss.
 """
 
 import contextlib
@@ -13,55 +13,55 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from index.bundle.index_spec import Choice, Codes, IndexSpec
+from index.bundle.index_spec import Codes, IndexChoice, IndexSpec
 from index.bundle.manifest import FAISS_FILE
 from index.errors import BundleError
-from index.evaluation.measure import probe_queries, query_kinds
-from index.evaluation.report import Draft
+from index.evaluation.measure import evaluation_query_vectors, query_kinds
+from index.evaluation.report import BundleDraft
 from index.machine.disk import free_space
 from index.search.brute_force import exact_top_k
 from index.search.float16 import to_float32
-from index.search.query_plan import OVER_FETCH, SCAN, Effort, Engine, Step
+from index.search.query_plan import OVER_FETCH, SCAN, Effort, IndexCapabilities, SearchStep
 from index.search.row_mask import RowMask
-from index.search.scoring import rank_again
-from index.search.searcher import Searcher, as_rows
+from index.search.scoring import rescore
+from index.search.searcher import Searcher, positions_to_rows
 
 Progress = Callable[[str, float], None]
 
 _BLOCK_ROWS = 65_536
-_SMALLEST_STEP = 5000  # rows between two signs of life
+_SMALLEST_STEP = 5000  # rows between two calls of progress, at least
 _TRAINING_ROWS_PER_LIST = 64
 _KMEANS_ROUNDS = 10
-_RANGE_ROWS = 100_000  # rows that show sq8 the range of each component
+_RANGE_ROWS = 100_000  # rows from which sq8 learns the range of each component
 _ROUNDING_ROWS = 1_000_000
 _ROUNDING_QUERIES = 64
-_ROUNDING_PART = 1 / 3  # of the recall that may be missing, what rounding may take
+_ROUNDING_PART = 1 / 3  # part of the recall below 1 that rounding may cost
 
 
-def write_index(draft: Draft, progress: Progress) -> tuple[Choice, dict[str, int | str]]:
-    """Choose, train, fill and write the index of a bundle that has its vectors, encoder and probes already.
+def write_index(draft: BundleDraft, progress: Progress) -> tuple[IndexChoice, dict[str, int | str]]:
+    """Choose, train, fill and write the index of a bundle.
 
     Args:
-        draft: the bundle so far.
-        progress: called with the name of a stage and the share of it that is done, 0 … 1.
+        draft: the bundle, with its vectors, encoder and evaluation queries.
+        progress: called with the name of a stage and the share of it done, 0 … 1.
 
     Returns:
-        What was built and why, and the parameters it was built with.
+        The choice with its reason, and the parameters of the index by name.
 
     Raises:
-        IndexSpecError: nothing that was asked for fits ``memory_bytes``.
+        IndexSpecError: no allowed kind and codes fit ``memory_bytes``.
         BundleError: FAISS failed.
     """
     with _faiss_threads(draft.spec.threads):
-        choice = _chosen(draft, progress)
+        choice = _choose(draft, progress)
         parameters = _write_faiss(
             choice, draft.vectors, np.flatnonzero(draft.indexed), draft.directory / FAISS_FILE, draft.spec, progress
         )
     return choice, parameters
 
 
-def _chosen(draft: Draft, progress: Progress) -> Choice:
-    """What the specification chooses; bytes as codes only where their rounding was measured to cost next to nothing."""
+def _choose(draft: BundleDraft, progress: Progress) -> IndexChoice:
+    """The choice of the specification, with sq8 only if its rounding is measured to cost next to no recall."""
     spec, rows = draft.spec, int(draft.indexed.sum())
     choice = spec.choose(rows, draft.table.layout.dim, _stored(draft.vectors))
     if spec.codes != "auto" or choice.codes != "sq8":
@@ -69,10 +69,10 @@ def _chosen(draft: Draft, progress: Progress) -> Choice:
     size = spec.size(choice.kind, "fp16", rows, draft.table.layout.dim, _stored(draft.vectors))
     if spec.memory_bytes is not None and size > spec.memory_bytes:
         return replace(choice, reason=f"{choice.reason}; sq8, as fp16 would not fit {spec.memory_bytes} bytes")
-    found = _rounding_recall(draft, lambda share: progress("codes", share))
-    if 1 - found <= (1 - spec.target_recall) * _ROUNDING_PART:
-        return replace(choice, reason=f"{choice.reason}; sq8, whose rounding alone leaves recall {found:.4f}")
-    reason = f"{choice.reason}; fp16, as the rounding of sq8 alone would leave recall {found:.4f}"
+    recall = _rounding_recall(draft, lambda share: progress("codes", share))
+    if 1 - recall <= (1 - spec.target_recall) * _ROUNDING_PART:
+        return replace(choice, reason=f"{choice.reason}; sq8, whose rounding alone leaves recall {recall:.4f}")
+    reason = f"{choice.reason}; fp16, as the rounding of sq8 alone would leave recall {recall:.4f}"
     return replace(choice, codes="fp16", reason=reason, bytes=size)
 
 
@@ -80,73 +80,75 @@ def _stored(vectors: NDArray[np.floating]) -> Codes:
     return "fp16" if vectors.dtype == np.float16 else "fp32"
 
 
-class _Rounded:
-    """Every row as sq8, looked at one by one: whatever is not found was lost by rounding alone."""
+class _Sq8FlatIndex:
+    """A flat sq8 index: a row that a scan of it misses was lost by rounding alone."""
 
     def __init__(self, vectors: NDArray[np.floating], rows: NDArray[np.int64]) -> None:
         self.dim = vectors.shape[1]
-        self.engine = Engine("flat", rows.shape[0])
+        self.capabilities = IndexCapabilities("flat", rows.shape[0])
         self._rows = rows
         self._codes = faiss.IndexScalarQuantizer(self.dim, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
         self._codes.train(to_float32(vectors[_sample(rows, _RANGE_ROWS, 0)]))
         for start in range(0, rows.shape[0], _BLOCK_ROWS):
             self._codes.add(to_float32(vectors[rows[start : start + _BLOCK_ROWS]]))
 
-    def search(self, queries: NDArray[np.float32], step: Step, allowed: RowMask | None) -> NDArray[np.int64]:
-        """See :class:`index.search.searcher.VectorIndex`; there is never a filter here."""
+    def search(self, queries: NDArray[np.float32], step: SearchStep, allowed: RowMask | None) -> NDArray[np.int64]:
+        """See :meth:`index.search.searcher.VectorIndex.search`; filters are not supported."""
         del allowed
-        return as_rows(self._codes.search(queries, step.fetch)[1], self._rows)
+        return positions_to_rows(self._codes.search(queries, step.fetch)[1], self._rows)
 
 
-def _rounding_recall(draft: Draft, progress: Callable[[float], None]) -> float:
-    """Recall@k that sq8 leaves to an index that looks at every row: the worst kind of query, 0 … 1."""
+def _rounding_recall(draft: BundleDraft, progress: Callable[[float], None]) -> float:
+    """Recall@k of a scan of sq8 codes for the worst kind of query, 0 … 1."""
     spec, layout = draft.spec, draft.table.layout
     rows = _sample(np.flatnonzero(draft.indexed), _ROUNDING_ROWS, spec.seed)
     mask = np.zeros(len(draft.table), dtype=np.bool_)
     mask[rows] = True
-    queries = probe_queries(draft.encoder, draft.vectors, draft.indexed, draft.probes, _ROUNDING_QUERIES)
+    queries = evaluation_query_vectors(
+        draft.encoder, draft.vectors, draft.indexed, draft.evaluation_queries, _ROUNDING_QUERIES
+    )
     kinds = query_kinds(queries, layout, draft.presence)
     scan = Effort((1 / len(layout.slots),) * len(layout.slots), ((1.0, SCAN),), per_k=1)
-    searcher = Searcher(_Rounded(draft.vectors, rows), draft.vectors, mask, layout, scan)
+    searcher = Searcher(_Sq8FlatIndex(draft.vectors, rows), draft.vectors, mask, layout, scan)
     worst = 1.0
-    for done, asked in enumerate(kinds.values()):
+    for done, kind_queries in enumerate(kinds.values()):
         progress(done / len(kinds))
-        exact, _ = exact_top_k(asked, draft.vectors, spec.recall_k + OVER_FETCH, allowed=mask)
+        exact, _ = exact_top_k(kind_queries, draft.vectors, spec.recall_k + OVER_FETCH, allowed=mask)
         k = min(spec.recall_k, rows.shape[0])
-        _, wanted = rank_again(asked, exact, draft.vectors, layout, k)
-        worst = min(worst, float((searcher.search(asked, k)[1] >= wanted[:, -1:]).mean()))
+        _, exact_scores = rescore(kind_queries, exact, draft.vectors, layout, k)
+        worst = min(worst, float((searcher.search(kind_queries, k)[1] >= exact_scores[:, -1:]).mean()))
     return worst
 
 
 def _sample(rows: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
-    """The rows, or ``most`` of them at random, ascending."""
+    """The rows, or a random sample of ``most`` of them, ascending."""
     if rows.shape[0] <= most:
         return rows
     return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
 
 
 def _write_faiss(
-    choice: Choice,
+    choice: IndexChoice,
     vectors: NDArray[np.floating],
     rows: NDArray[np.int64],
     path: Path,
     spec: IndexSpec,
     progress: Progress,
 ) -> dict[str, int | str]:
-    """Train, add and write the index; gives what it was built with."""
+    """Train, fill and write the index; returns its parameters by name."""
     if choice.kind == "flat" and choice.codes == _stored(vectors):
-        rows = rows[:0]  # the stored vectors themselves are scanned
+        rows = rows[:0]  # a scan reads the stored vectors themselves
     lists = spec.list_count(rows.shape[0])
     faiss_index, parameters = _empty_index(choice, vectors.shape[1], lists, spec)
-    wanted = lists * _TRAINING_ROWS_PER_LIST if choice.kind == "ivf" else _RANGE_ROWS
+    training_rows = lists * _TRAINING_ROWS_PER_LIST if choice.kind == "ivf" else _RANGE_ROWS
     step = min(_BLOCK_ROWS, max(_SMALLEST_STEP, rows.shape[0] // 100))
     try:
         progress("train", 0.0)
         if rows.size:
-            sample = to_float32(vectors[_sample(rows, wanted, spec.seed)])
+            sample = to_float32(vectors[_sample(rows, training_rows, spec.seed)])
             if choice.kind == "ivf":
                 _train_lists(faiss_index, sample, spec.seed, progress)
-            faiss_index.train(sample)  # what is left: the ranges of sq8
+            faiss_index.train(sample)  # the remaining training: the ranges of sq8
         for start in range(0, rows.shape[0], step):
             progress("add", start / rows.shape[0])
             faiss_index.add(to_float32(vectors[rows[start : start + step]]))
@@ -159,7 +161,7 @@ def _write_faiss(
     return parameters
 
 
-def _empty_index(choice: Choice, dim: int, lists: int, spec: IndexSpec) -> tuple[Any, dict[str, int | str]]:
+def _empty_index(choice: IndexChoice, dim: int, lists: int, spec: IndexSpec) -> tuple[Any, dict[str, int | str]]:
     """An untrained index, and its parameters."""
     product = faiss.METRIC_INNER_PRODUCT
     kinds = {"fp16": faiss.ScalarQuantizer.QT_fp16, "sq8": faiss.ScalarQuantizer.QT_8bit}
@@ -185,12 +187,12 @@ def _empty_index(choice: Choice, dim: int, lists: int, spec: IndexSpec) -> tuple
 
 
 def _train_lists(inverted: Any, sample: NDArray[np.float32], seed: int, progress: Progress) -> None:  # noqa: ANN401
-    """k-means of the lists, a round at a time: a million rows take minutes, which FAISS would spend without a sign."""
+    """Run k-means for the lists one round at a time, so that minutes of training report progress."""
     clustering = faiss.Clustering(sample.shape[1], inverted.nlist)
     clustering.niter, clustering.seed, clustering.spherical = 1, seed, True
     for round_number in range(_KMEANS_ROUNDS):
         progress("train", round_number / _KMEANS_ROUNDS)
-        clustering.train(sample, inverted.quantizer)  # goes on from the centroids that it has
+        clustering.train(sample, inverted.quantizer)  # continues from its current centroids
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""Bundle: the one thing that passes from offline to online, loaded and ready to answer.
+"""Loads a bundle, the only artefact that passes from offline to online, and searches it.
 
-A directory with ``manifest.json`` and the files it lists (:mod:`index.bundle.manifest`). A Bundle never changes after
-loading; on the CPU any number of threads may use it at once.
+A bundle is a directory with ``manifest.json`` and the files it lists (:mod:`index.bundle.manifest`). A loaded
+:class:`Bundle` is immutable; on the CPU any number of threads may use it at once.
 """
 
 import os
@@ -19,23 +19,21 @@ from index.bundle.files import (
     map_vectors,
     open_encoder,
     open_index,
+    read_evaluation_queries,
     read_indexed,
     read_items,
     read_missing,
-    read_probes,
 )
-from index.bundle.held_files import HeldFiles
 from index.bundle.integrity import Verify, hash_files, verify_files
-from index.bundle.manifest import ENCODER_FILE, FAISS_FILE, INDEXED_FILE, ITEMS_FILE, PROBES_FILE, Manifest
+from index.bundle.manifest import ENCODER_FILE, EVALUATION_QUERIES_FILE, FAISS_FILE, INDEXED_FILE, ITEMS_FILE, Manifest
+from index.bundle.mapped_files import MappedFiles, read_ahead
 from index.errors import BundleNotFound, SearchError
 from index.filters.filter_cache import FilterCache
 from index.filters.text_search import TextSearch
 from index.items.eval_queries import EvaluationQueries
 from index.items.item_table import MISSING_FILE, VECTORS_FILE
-from index.items.items_file import ItemsFile
-from index.items.json_values import json_value
+from index.items.items_file import ItemsFile, json_value
 from index.items.modality_status import ModalityStatus
-from index.items.read_ahead import read_ahead
 from index.items.thumbnails import THUMBNAILS_FILE, Thumbnails
 from index.search.brute_force import check_allowed, check_k, check_queries
 from index.search.encoder import OnnxSequenceEncoder
@@ -47,12 +45,12 @@ _MAPPED = (ITEMS_FILE, VECTORS_FILE, INDEXED_FILE, MISSING_FILE, FAISS_FILE, THU
 
 
 @dataclass(frozen=True)
-class Found:
-    """Rows with their scores, best first.
+class ScoredRows:
+    """The best rows per query and their scores, best first.
 
     Attributes:
-        rows: (B, k) int64, −1 = none, only at the end.
-        scores: (B, k) float32, never increasing, −inf where the row is −1.
+        rows: (B, k) int64, padded with −1 at the end.
+        scores: (B, k) float32, never increasing; −inf where the row is −1.
     """
 
     rows: NDArray[np.int64]
@@ -60,26 +58,26 @@ class Found:
 
 
 class Bundle:
-    """A verified bundle; make one with :meth:`load`.
+    """A verified bundle; create it with :meth:`load`.
 
     Attributes:
-        path: its directory.
-        id: its name, unique by time and content.
-        manifest: what it says about itself.
+        path: the bundle's directory.
+        id: the bundle's name, unique by time and content.
+        manifest: the bundle's manifest.
         layout: slots of items and queries.
         ids: item id ↔ row.
         metadata: n rows, one single-chunk column per field.
         popularity: (n,) int64 training events per item.
-        events: all of them together, at least 1.
+        total_events: sum of ``popularity``, at least 1.
         text_search: finds items by a text in id or metadata.
-        thumbnails: a small picture of each item that has one; None in a bundle without any.
-        probes: held-out histories.
-        indexed: (n,) bool, rows that a query can find.
+        thumbnails: the items' small pictures; None in a bundle without pictures.
+        evaluation_queries: held-out histories with their targets.
+        indexed: (n,) bool, the rows that a query can find.
         missing: (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`, columns in the order of
             the layout.
-        max_history: the newest items of a history that :meth:`encode` reads.
-        slots_in_use: (slots,) bool, the slots that any item has.
-        files: the mapped files, to see whether somebody writes to them.
+        max_history: number of newest items of a history that :meth:`encode` reads.
+        slots_in_use: (slots,) bool, the slots that at least one item has.
+        files: the mapped files; detects writes to them.
     """
 
     def __init__(
@@ -90,10 +88,10 @@ class Bundle:
         vectors: NDArray[np.floating],
         indexed: NDArray[np.bool_],
         missing: NDArray[np.uint8],
-        probes: EvaluationQueries,
+        evaluation_queries: EvaluationQueries,
         encoder: OnnxSequenceEncoder,
         searcher: Searcher,
-        files: HeldFiles,
+        files: MappedFiles,
         thumbnails: Thumbnails | None = None,
     ) -> None:
         self.path = path
@@ -103,9 +101,9 @@ class Bundle:
         self.ids = items.ids
         self.metadata = items.metadata
         self.popularity = items.popularity
-        self.events = max(1, int(items.popularity.sum()))
+        self.total_events = max(1, int(items.popularity.sum()))
         self.thumbnails = thumbnails
-        self.probes = probes
+        self.evaluation_queries = evaluation_queries
         self.indexed = indexed
         self.missing = missing
         self.max_history = encoder.max_history
@@ -117,21 +115,21 @@ class Bundle:
         self._filters = FilterCache(items.metadata, indexed)
         self.text_search = TextSearch(items.ids.array, items.metadata)
         self._columns = {name: items.metadata.column(name).chunk(0) for name in items.metadata.column_names}
-        self._by_popularity = _by_popularity(items.popularity).astype(np.uint32)  # half the memory for life
+        self._by_popularity = _by_popularity(items.popularity).astype(np.uint32)  # uint32: half the memory
 
     @classmethod
     def load(cls, path: Path, *, device: str = "cpu", threads: int = 1, verify: Verify = "stamp") -> "Bundle":
-        """Verify a bundle and open it; vectors and index are mapped, and brought into the system's cache meanwhile.
+        """Verify and load a bundle; the items, vectors and index are memory-mapped and read ahead in the background.
 
         Args:
-            path: its directory.
+            path: the bundle's directory.
             device: ``cpu`` or ``cuda``, for the encoder and the index.
             threads: threads of one encoder run and of one search, at least 1.
-            verify: ``stamp`` or ``full``, see :func:`index.bundle.integrity.verify_files`; ``full`` also looks at every
+            verify: ``stamp`` or ``full``, see :func:`index.bundle.integrity.verify_files`; ``full`` also checks every
                 vector.
 
         Raises:
-            BundleNotFound: there is no such directory.
+            BundleNotFound: the directory does not exist.
             BundleInvalid: a file is missing, altered, of an unknown format, or does not fit the others.
             EncoderError, SearchError: the device cannot be used.
         """
@@ -141,18 +139,18 @@ class Bundle:
             raise SearchError(f"threads must be at least 1, got {threads}")
         manifest = Manifest.read(path)
         verify_files(path, manifest, verify)
-        if verify != "full":  # which has read them
+        if verify != "full":  # full verification reads every file anyway
             read_ahead(path / name for name in (ITEMS_FILE, FAISS_FILE, VECTORS_FILE))
-        files = HeldFiles(path / name for name in _MAPPED if name in manifest.files)
+        files = MappedFiles(path / name for name in _MAPPED if name in manifest.files)
         items = read_items(path / ITEMS_FILE, manifest)
         vectors = map_vectors(path / VECTORS_FILE, manifest)
         indexed = read_indexed(path / INDEXED_FILE, manifest)
         missing = read_missing(path / MISSING_FILE, manifest, indexed)
-        probes = read_probes(path / PROBES_FILE, manifest)
+        queries = read_evaluation_queries(path / EVALUATION_QUERIES_FILE, manifest)
         encoder = open_encoder(path / ENCODER_FILE, manifest, device, threads)
         searcher = open_index(path / FAISS_FILE, manifest, vectors, indexed, device, threads)
         thumbnails = map_thumbnails(path / THUMBNAILS_FILE, manifest)
-        bundle = cls(path, manifest, items, vectors, indexed, missing, probes, encoder, searcher, files, thumbnails)
+        bundle = cls(path, manifest, items, vectors, indexed, missing, queries, encoder, searcher, files, thumbnails)
         items.release_pages()
         if verify == "full":
             bundle.check_vectors()
@@ -162,7 +160,7 @@ class Bundle:
         return len(self.ids)
 
     def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Stored vectors.
+        """Stored vectors of rows.
 
         Args:
             rows: int64 of any shape, 0 ≤ row < n.
@@ -171,22 +169,22 @@ class Bundle:
             (*rows.shape, Σd) float32.
 
         Raises:
-            SearchError: a row outside the catalogue.
+            SearchError: a row lies outside the catalogue.
         """
         self._check_rows(rows, lowest=0)
         return gather(self._vectors, rows)
 
     def encode(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Queries of histories.
+        """Encode histories as queries.
 
         Args:
-            histories: B arrays of rows, oldest first, each of at least one; the newest ``max_history`` are used.
+            histories: B arrays (l,) of int64 rows, oldest first, l ≥ 1; only the newest ``max_history`` rows are used.
 
         Returns:
-            (B, Σd) float32, finite, not normalised, slot weights still 1.
+            (B, Σd) float32 queries, finite, not normalised, all slot weights 1.
 
         Raises:
-            SearchError: a row outside the catalogue.
+            SearchError: a row lies outside the catalogue.
             EncoderError: an empty history, or a query that is not finite.
         """
         newest = [history[-self.max_history :] for history in histories]
@@ -195,33 +193,33 @@ class Bundle:
         return self._encoder.encode([self._vectors.take(rows, axis=0) for rows in newest])
 
     def verify_in_full(self, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Hash every file of this bundle; for a thread beside a service that is answering already.
+        """Hash every file of this bundle, on a background thread of a service that already uses it.
 
         Args:
-            stop: asked before every megabyte; True ends the work.
+            stop: called before every megabyte; True stops the verification.
 
         Returns:
-            True when every file is whole, False when it was stopped before it knew.
+            True if every file is intact, False if the verification was stopped.
 
         Raises:
-            BundleNotFound: the bundle was deleted after it was loaded; what is mapped can still be served.
-            BundleInvalid: a file was altered; its name is in the message.
+            BundleNotFound: the bundle was deleted after loading; the mapped files can still be served.
+            BundleInvalid: a file was altered; the message names it.
         """
         return hash_files(self.path, self.manifest, stop)
 
     def check_vectors(self) -> None:
-        """Look at every stored vector: finite, and zero exactly where :attr:`missing` says so. Publishing does it once.
+        """Check that every stored vector is finite, and zero exactly where :attr:`missing` records it.
 
         Raises:
-            BundleInvalid: a vector breaks the rule; its row is in the message.
+            BundleInvalid: a vector breaks the rule; the message names its row.
         """
         check_vectors(self.path / VECTORS_FILE, self.manifest, self._vectors, self.missing)
 
     def warm_up(self) -> None:
-        """Run the encoder on every shape it is ever given, and one search, before the first request.
+        """Run the encoder once on every shape it uses, and one search, so that the first request is fast.
 
         Raises:
-            EncoderError, SearchError: the bundle cannot answer.
+            EncoderError, SearchError: the encoder or the search fails.
         """
         self._encoder.warm_up()
         first = np.array([self._by_popularity[0]], dtype=np.int64)
@@ -230,15 +228,16 @@ class Bundle:
     def allowed(
         self, condition: Mapping[str, Any] | None = None, available: NDArray[np.bool_] | None = None
     ) -> RowMask:
-        """The rows that a filter allows, for :meth:`search` and :meth:`popular`; kept, so a repeated one costs little.
+        """The rows that a filter allows, for :meth:`search` and :meth:`popular`; cached, so repeating a filter is fast.
 
         Args:
             condition: see :mod:`index.filters.filters`; None allows every row.
-            available: (n,) bool, what may be answered at the moment, whatever the filter, such as all but the hidden
-                items; never written to. A new array makes all combinations anew, the same one finds them again.
+            available: (n,) bool, the rows that may be returned under any filter, such as all but the hidden items. It
+                must not be modified: the cache recognises it by identity, and a new array discards the combinations
+                with the previous one.
 
         Returns:
-            Read-only; its ``mask`` is (n,) bool, its ``without`` and ``&`` take further rows out.
+            A read-only mask; ``mask`` is (n,) bool, ``without`` and ``&`` exclude further rows.
 
         Raises:
             FilterError: the condition breaks the grammar, names an unknown field, or compares unlike types.
@@ -246,52 +245,52 @@ class Bundle:
         """
         return self._filters.allowed(condition, available)
 
-    def keeps_filter(self, condition: Mapping[str, Any], available: NDArray[np.bool_] | None = None) -> bool:
-        """Whether :meth:`allowed` has this filter already, and so takes microseconds however many items there are.
+    def has_cached_filter(self, condition: Mapping[str, Any], available: NDArray[np.bool_] | None = None) -> bool:
+        """Whether :meth:`allowed` has this filter in its cache, and so takes microseconds for any number of items.
 
         Raises:
             FilterError: the condition breaks the grammar.
         """
-        return self._filters.keeps(condition, available)
+        return self._filters.contains(condition, available)
 
     def search(
         self, queries: NDArray[np.floating], k: int, *, allowed: RowMask | NDArray[np.bool_] | None = None
-    ) -> Found:
+    ) -> ScoredRows:
         """The best k items per query.
 
         Args:
             queries: (B, Σd), slot weights already multiplied in.
             k: at least 1; may exceed the catalogue.
-            allowed: shared by all queries, from :meth:`allowed`; or a plain (n,) bool, which is counted at every call.
+            allowed: mask shared by all queries, from :meth:`allowed`; a plain (n,) bool is counted at every call.
 
         Returns:
-            (B, k): always min(k, allowed and indexed) rows; scores from the stored vectors in float32, ties by lower
-            row.
+            (B, k), of which min(k, allowed and indexed rows) are filled; scores from the stored vectors in float32,
+            ties by lower row.
 
         Raises:
             SearchError: a shape, dtype or value breaks a rule.
         """
-        return Found(*self._searcher.search(queries, k, allowed))
+        return ScoredRows(*self._searcher.search(queries, k, allowed))
 
     def exact(
         self, queries: NDArray[np.floating], k: int, *, allowed: RowMask | NDArray[np.bool_] | None = None
-    ) -> Found:
-        """As :meth:`search`, but exact: every allowed row is looked at. For checks, as it takes its time."""
-        return Found(*self._searcher.exact(queries, k, allowed))
+    ) -> ScoredRows:
+        """As :meth:`search`, but scans every allowed row; slow, for checks."""
+        return ScoredRows(*self._searcher.exact(queries, k, allowed))
 
     def contributions(self, queries: NDArray[np.floating], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """What each slot adds to each score.
+        """The contribution of each slot to each score.
 
         Args:
-            queries: (B, Σd) as they were given to :meth:`search`.
+            queries: (B, Σd) as passed to :meth:`search`.
             rows: (B, k) int64, −1 = none.
 
         Returns:
-            (B, k, slots) float32 in the order of the layout; sums to the score within 1e-5; 0 for an absent slot and
-            where the row is −1.
+            (B, k, slots) float32, slots in the order of the layout; they sum to the score within 1e-5; 0 for an absent
+            slot and where the row is −1.
 
         Raises:
-            SearchError: a shape, dtype or value breaks a rule, or a row outside the catalogue.
+            SearchError: a shape, dtype or value breaks a rule, or a row lies outside the catalogue.
         """
         checked = check_queries(queries, self.layout.dim)
         if rows.ndim != 2 or rows.shape[0] != checked.shape[0]:
@@ -301,15 +300,15 @@ class Bundle:
         parts[rows < 0] = 0.0
         return parts
 
-    def popular(self, k: int, *, allowed: RowMask | NDArray[np.bool_] | None = None) -> Found:
-        """The items of the most training events, those without a slot too.
+    def popular(self, k: int, *, allowed: RowMask | NDArray[np.bool_] | None = None) -> ScoredRows:
+        """The items with the most training events, including items without any slot.
 
         Args:
             k: at least 1; may exceed the catalogue.
             allowed: from :meth:`allowed`, or a plain (n,) bool.
 
         Returns:
-            (1, k); the score is the share of all training events, 0 … 1; ties by lower row.
+            (1, k); a score is the item's share of all training events, 0 … 1; ties by lower row.
 
         Raises:
             SearchError: k or the mask breaks a rule.
@@ -324,38 +323,41 @@ class Bundle:
         rows = np.full((1, k), -1, dtype=np.int64)
         scores = np.full((1, k), -np.inf, dtype=np.float32)
         rows[0, : best.shape[0]] = best
-        scores[0, : best.shape[0]] = self.popularity[best] / self.events
-        return Found(rows, scores)
+        scores[0, : best.shape[0]] = self.popularity[best] / self.total_events
+        return ScoredRows(rows, scores)
 
     def fields(self, row: int, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Metadata of one item, ready for JSON; NaN and null are None, dates and times ISO 8601.
+        """Metadata of one item as JSON values; NaN and null become None, dates and times ISO 8601.
 
         Args:
             row: 0 ≤ row < n.
-            names: fields to give, in this order; None gives all. A name that is no field is left out.
+            names: fields to return, in this order; None returns all. Unknown names are ignored.
 
         Raises:
-            SearchError: a row outside the catalogue.
+            SearchError: a row lies outside the catalogue.
         """
         if not 0 <= row < len(self):
             raise SearchError(f"rows must lie in 0 … {len(self) - 1}, got {row}")
         return {name: json_value(self._columns[name][row].as_py()) for name in self._fields(names)}
 
     def fields_of(self, rows: NDArray[np.int64], names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """Metadata of several items, as :meth:`fields` of each, in a fifth of the time for a thousand.
+        """Metadata of several items, as :meth:`fields` returns it; five times as fast for a thousand rows.
 
         Args:
             rows: (k,) int64, 0 ≤ row < n.
             names: as for :meth:`fields`.
 
+        Returns:
+            One dictionary per row, in the order of ``rows``.
+
         Raises:
-            SearchError: a row outside the catalogue.
+            SearchError: a row lies outside the catalogue.
         """
         self._check_rows(rows, lowest=0)
-        wanted = self._fields(names)
-        columns = ([json_value(value) for value in self._columns[name].take(rows).to_pylist()] for name in wanted)
-        values = zip(*columns, strict=True) if wanted else ((),) * len(rows)
-        return [dict(zip(wanted, one, strict=True)) for one in values]
+        selected = self._fields(names)
+        columns = ([json_value(value) for value in self._columns[name].take(rows).to_pylist()] for name in selected)
+        values = zip(*columns, strict=True) if selected else ((),) * len(rows)
+        return [dict(zip(selected, row_values, strict=True)) for row_values in values]
 
     def _fields(self, names: Sequence[str] | None) -> list[str]:
         return (
@@ -369,9 +371,9 @@ class Bundle:
 
 
 def _by_popularity(popularity: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(n,) rows, the most popular first, ties by lower row.
+    """(n,) int64 rows, the most popular first, ties by lower row.
 
-    Counts and rows that fit 63 bits together are sorted as one number, several times as fast as a stable argsort.
+    If a count and a row fit into 63 bits, they are sorted as one number, several times as fast as a stable argsort.
     """
     count = popularity.shape[0]
     most, bits = int(popularity.max()), count.bit_length()
@@ -384,11 +386,11 @@ def _by_popularity(popularity: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _first_allowed(order: NDArray[np.uint32], allowed: NDArray[np.bool_], k: int) -> NDArray[np.uint32]:
-    """The first k of ``order`` that are allowed, looking only as far as needed."""
-    reach = 4 * k
+    """The first k allowed rows of ``order``; reads only as many rows as needed."""
+    read = 4 * k
     while True:
-        head = order[:reach]
-        found = head[allowed[head]]
-        if found.shape[0] >= k or reach >= order.shape[0]:
-            return found[:k]
-        reach *= 8
+        head = order[:read]
+        matched = head[allowed[head]]
+        if matched.shape[0] >= k or read >= order.shape[0]:
+            return matched[:k]
+        read *= 8

@@ -1,4 +1,4 @@
-"""Reading the files of a bundle, each held to the manifest; foreign errors become BundleInvalid."""
+"""Reads the files of a bundle and checks each against the manifest; errors of libraries become BundleInvalid."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def map_vectors(path: Path, manifest: Manifest) -> NDArray[np.floating]:
 
 
 def check_vectors(path: Path, manifest: Manifest, vectors: NDArray[np.floating], missing: NDArray[np.uint8]) -> None:
-    """Hold every stored vector to what the build promised: finite, and zero exactly where a slot is missing.
+    """Check every stored vector: finite, and zero exactly where its slot is recorded as missing.
 
     Raises:
         BundleInvalid: a vector breaks the rule.
@@ -66,7 +66,7 @@ def read_indexed(path: Path, manifest: Manifest) -> NDArray[np.bool_]:
     Raises:
         BundleInvalid: the file cannot be read or does not fit the manifest.
     """
-    # Bytes, because a bool that is neither 0 nor 1 is undefined to numpy.
+    # Read as bytes: numpy does not define a bool that is neither 0 nor 1.
     marks = map_array(path, "bool", (manifest.items,)).view(np.uint8)
     marked = int(np.count_nonzero(marks))
     if int(marks.max()) > 1 or marked != manifest.indexed:
@@ -78,8 +78,9 @@ def read_indexed(path: Path, manifest: Manifest) -> NDArray[np.bool_]:
 
 
 def read_missing(path: Path, manifest: Manifest, indexed: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """(n, slots) codes of :class:`index.items.modality_status.ModalityStatus`; a row is indexed exactly if one of its
-    slots is present.
+    """(n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`.
+
+    A row must be indexed exactly if one of its slots is present.
 
     Raises:
         BundleInvalid: the file cannot be read or does not fit the manifest.
@@ -98,22 +99,22 @@ def read_missing(path: Path, manifest: Manifest, indexed: NDArray[np.bool_]) -> 
     return missing
 
 
-def read_probes(path: Path, manifest: Manifest) -> EvaluationQueries:
-    """The probes, their rows checked against the catalogue.
+def read_evaluation_queries(path: Path, manifest: Manifest) -> EvaluationQueries:
+    """The evaluation queries, with their rows checked against the catalogue.
 
     Raises:
         BundleInvalid: the file cannot be read or does not fit the manifest.
     """
     try:
-        probes = EvaluationQueries.load(path)
-        probes.check_rows(manifest.items)
+        evaluation_queries = EvaluationQueries.load(path)
+        evaluation_queries.check_rows(manifest.items)
     except ItemTableError as error:
         raise BundleInvalid(f"{path}: {error}") from error
-    return probes
+    return evaluation_queries
 
 
 def map_thumbnails(path: Path, manifest: Manifest) -> Thumbnails | None:
-    """The items' small pictures, mapped read-only; None in a bundle without.
+    """The items' small pictures, mapped read-only; None in a bundle without pictures.
 
     Raises:
         BundleInvalid: the file cannot be read or does not fit the manifest.
@@ -127,16 +128,17 @@ def map_thumbnails(path: Path, manifest: Manifest) -> Thumbnails | None:
 
 
 def open_encoder(path: Path, manifest: Manifest, device: str, threads: int) -> OnnxSequenceEncoder:
-    """The encoder, held to the slots and the history length of the manifest.
+    """Load the encoder and check its slots and history length against the manifest.
 
     Raises:
         BundleInvalid: the file cannot be read or does not fit the manifest.
+        EncoderError: the encoder cannot run on a device other than the CPU.
     """
     try:
         encoder = OnnxSequenceEncoder(path, device=device, threads=threads)
     except EncoderError as error:
         if device != "cpu":
-            raise  # it may be the device's fault, and the message says so
+            raise  # the device may be the cause, and the message names it
         raise BundleInvalid(f"{path}: {error}") from error
     if encoder.layout != manifest.layout or encoder.max_history != manifest.max_history:
         raise BundleInvalid(
@@ -154,10 +156,11 @@ def open_index(
     device: str,
     threads: int,
 ) -> Searcher:
-    """The searcher over ``index.faiss``, on the device.
+    """Load ``index.faiss`` onto the device and return a searcher over it.
 
     Raises:
         BundleInvalid: the file cannot be read or does not fit the manifest.
+        SearchError: the GPU cannot be used.
     """
     record = manifest.index
     effort = Effort(record.effort.typical, record.effort.bands, record.effort.per_k, record.effort.growth)
@@ -166,9 +169,9 @@ def open_index(
         searcher = Searcher(on_cpu, vectors, indexed, manifest.layout, effort)
     except SearchError as error:
         raise BundleInvalid(f"{path}: {error}") from error
-    if on_cpu.engine.kind != record.kind:
+    if on_cpu.capabilities.kind != record.kind:
         raise BundleInvalid(
-            f"{path}: holds a {on_cpu.engine.kind} index, the manifest says {record.kind}; build the bundle again"
+            f"{path}: holds a {on_cpu.capabilities.kind} index, the manifest says {record.kind}; build the bundle again"
         )
     if device == "cpu":
         return searcher

@@ -1,8 +1,8 @@
-"""Bounds: how good a bundle must be before it may go live.
+"""Defines the bounds that a bundle must keep before it may be published, and checks figures against them.
 
-A bound is a number with a name: ``coverage``, ``slot_share.image``. It is held against the figure of the same name, or,
-for recall and latency, against that figure of every kind of query (``recall.plain``, ``recall.image alone`` …). A
-figure that was not measured misses its bound: what nobody looked at is no reason to go live.
+A bound is a number with a name, such as ``coverage`` or ``slot_share.image``. It applies to the figure of the same
+name; a bound on recall or latency applies to that figure of every kind of query (``recall.plain``, ``recall.image
+alone`` …). A figure that was not measured misses its bound.
 """
 
 import math
@@ -19,15 +19,21 @@ from index.items.slots import SlotLayout
 
 AUTO: Literal["auto"] = "auto"
 
-OF_THE_DATA = frozenset({"deleted", "lost_events", "lost_texts", "lost_pictures", "missing_files", "unreadable_files"})
-"""Bounds that a file may name too: the nightly job holds a data set to them, and no bundle."""
+DATA_BOUNDS = frozenset({"deleted", "lost_events", "lost_texts", "lost_pictures", "missing_files", "unreadable_files"})
+"""Bounds of the nightly job on its data set; a file of bounds may name them, but no bundle is checked against them."""
 _NONE = "none"
 _NO_SLOTS: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """How one name is held: the figure at least or at most the limit, which lies in 0 … ``highest``."""
+    """How a bound is checked.
+
+    Attributes:
+        at_least: True if the figure must be at least the limit, False if at most.
+        highest: the limit lies in 0 … ``highest``.
+        every_kind: whether the bound applies to the figure of every kind of query.
+    """
 
     at_least: bool
     highest: float = 1.0
@@ -54,20 +60,20 @@ _FORMS = tuple(f"{name}.SLOT" if name in _BY_SLOT else name for name in _RULES)
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a bundle is held to; None and an empty mapping set no bound.
+    """The bounds of a bundle; None and an empty mapping set no bound.
 
     Attributes:
-        recall: recall@k against exact search, of every kind of query at least this, 0 … 1.
-        served_quality: NDCG@10 of the served encoder over that of popularity at least this; ``auto`` means 1 where the
-            build is given an evaluation, and no bound where it is given none.
-        text_quality: the same ratio with nothing but the text slot.
-        image_quality: the same ratio with nothing but the image slot.
-        coverage: share of the catalogue in the top k of the probes' plain queries at least this, 0 … 1.
-        slot_share: slot → share of the plain answers' score that it gives at least this, 0 … 1.
-        missing: slot → share of the items without it at most this, 0 … 1.
-        latency_p99_ms: p99 of one search with one query, of every kind of query at most this, in milliseconds.
-        near_duplicates: share of the pictured items whose picture nearly repeats another's at most this, 0 … 1.
-        disagreement: share of the items whose text and picture disagree at most this, 0 … 1.
+        recall: least recall@k against exact search, for every kind of query, 0 … 1.
+        served_quality: least ratio of the served encoder's NDCG@10 to popularity's; ``auto`` means 1 if the build is
+            given an evaluation, and no bound otherwise.
+        text_quality: least such ratio with the text slot alone.
+        image_quality: least such ratio with the image slot alone.
+        coverage: least share of the catalogue in the top k of the plain evaluation queries, 0 … 1.
+        slot_share: slot → its least share of the score of plain queries' results, 0 … 1.
+        missing: slot → largest share of items without it, 0 … 1.
+        latency_p99_ms: largest p99 of a search with one query, for every kind of query, in milliseconds.
+        near_duplicates: largest share of pictured items whose picture nearly repeats another item's, 0 … 1.
+        disagreement: largest share of items whose text and picture disagree, 0 … 1.
 
     Raises:
         IndexSpecError: a number out of its range.
@@ -94,10 +100,10 @@ class Bounds:
                 raise IndexSpecError(f"bound {name} must be finite; write {_NONE!r} for no bound")
 
     def limits(self, *, evaluated: bool) -> dict[str, float]:
-        """The bounds that are set, by name.
+        """The limits of the bounds that are set, by name.
 
         Args:
-            evaluated: whether the build is given an evaluation, which decides what ``auto`` means.
+            evaluated: whether the build is given an evaluation; decides the meaning of ``auto``.
         """
         limits: dict[str, float] = {}
         for part in fields(self):
@@ -111,7 +117,7 @@ class Bounds:
         return limits
 
     def check_slots(self, layout: SlotLayout) -> None:
-        """Hold the slots that bounds name to those of a catalogue.
+        """Check that the catalogue has the slots that bounds name.
 
         Raises:
             IndexSpecError: a bound names a slot that the catalogue does not have.
@@ -125,13 +131,14 @@ class Bounds:
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> "Bounds":
-        """Bounds from plain values, as a TOML file holds them.
+        """Parse plain values, as a TOML file holds them.
 
         Args:
-            raw: by attribute name; a mapping by slot for ``slot_share`` and ``missing``; ``"none"`` sets no bound.
+            raw: value by attribute name; a mapping by slot for ``slot_share`` and ``missing``; ``"none"`` sets no
+                bound.
 
         Raises:
-            IndexSpecError: an unknown name, or a value of another kind or out of its range.
+            IndexSpecError: an unknown name, or a value of another type or out of its range.
         """
         values: dict[str, Any] = {}
         for name, value in raw.items():
@@ -148,21 +155,20 @@ class Bounds:
 
 
 def read_bounds(file: Path | None, options: Sequence[str]) -> Bounds:
-    """Bounds from a TOML file and from options, which win.
+    """Read bounds from a TOML file and from options; options take precedence.
 
     Args:
-        file: TOML with the attributes of :class:`Bounds`; None for the defaults. Those of :data:`OF_THE_DATA` are
-            left out.
+        file: TOML with the attributes of :class:`Bounds`; None for the defaults. :data:`DATA_BOUNDS` are ignored.
         options: ``name=value`` each, like ``coverage=0.2`` or ``slot_share.image=0.05``.
 
     Raises:
-        IndexSpecError: the file cannot be read, an option is not of that form, a name is unknown or a value wrong.
+        IndexSpecError: the file cannot be read, an option has another form, a name is unknown or a value invalid.
     """
     raw: dict[str, Any] = {}
     if file is not None:
         try:
             raw = tomllib.loads(file.read_text(encoding="utf-8-sig"))
-            raw = {name: value for name, value in raw.items() if name not in OF_THE_DATA}
+            raw = {name: value for name, value in raw.items() if name not in DATA_BOUNDS}
             Bounds.parse(raw)
         except (OSError, ValueError, RecursionError, IndexSpecError) as error:
             raise IndexSpecError(f"{file}: not usable as bounds ({error}); see docs/bundles.md") from error
@@ -188,20 +194,20 @@ def _number(name: str, text: str) -> float | str:
 
 
 def is_bound(name: str) -> bool:
-    """Whether a bound may have this name."""
+    """Whether a name is that of a bound."""
     family, dot, slot = name.partition(".")
     return family in _RULES and (bool(dot and slot) if family in _BY_SLOT else not dot)
 
 
 def check_figures(limits: Mapping[str, float], figures: Mapping[str, float]) -> tuple[BoundCheck, ...]:
-    """Hold figures to bounds.
+    """Check figures against bounds.
 
     Args:
-        limits: bounds by name, as :meth:`Bounds.limits` gives them; every name satisfies :func:`is_bound`.
-        figures: figures by name.
+        limits: limit by name, as :meth:`Bounds.limits` returns them; every name satisfies :func:`is_bound`.
+        figures: value by name of the figure.
 
     Returns:
-        One check per bound, or per figure where a bound holds for every kind of query, in the order of :class:`Bounds`.
+        One check per bound, or per figure for a bound on every kind of query; in the order of :class:`Bounds`.
     """
     checks = []
     families = list(_RULES)
@@ -212,21 +218,21 @@ def check_figures(limits: Mapping[str, float], figures: Mapping[str, float]) -> 
     return tuple(checks)
 
 
-def decisive(checks: Sequence[BoundCheck]) -> tuple[tuple[BoundCheck, int], ...]:
-    """The checks worth a reader's time: each that fails, then per bound the one kept most narrowly.
+def decisive_checks(checks: Sequence[BoundCheck]) -> tuple[tuple[BoundCheck, int], ...]:
+    """Select the checks to report: every failed check, then per bound the passed check with the smallest margin.
 
     Args:
-        checks: as :func:`check_figures` gives them.
+        checks: as :func:`check_figures` returns them.
 
     Returns:
-        A check and how many of its bound it stands for.
+        Each selected check with the number of checks that it represents: 1, or all passed checks of its bound.
     """
-    kept: dict[str, list[BoundCheck]] = {}
+    passed: dict[str, list[BoundCheck]] = {}
     for check in checks:
-        if check.held:
-            kept.setdefault(check.bound, []).append(check)
-    narrowest = (min(members, key=lambda check: abs(check.limit - (check.value or 0.0))) for members in kept.values())
+        if check.passed:
+            passed.setdefault(check.bound, []).append(check)
+    narrowest = (min(members, key=lambda check: abs(check.limit - (check.value or 0.0))) for members in passed.values())
     return (
-        *((check, 1) for check in checks if not check.held),
-        *((check, len(kept[check.bound])) for check in narrowest),
+        *((check, 1) for check in checks if not check.passed),
+        *((check, len(passed[check.bound])) for check in narrowest),
     )

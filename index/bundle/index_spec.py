@@ -1,4 +1,4 @@
-"""IndexSpec: what index to build, and how good it must be; and the choice that `auto` makes, with its reason."""
+"""Specifies the index to build, and chooses its kind and codes where they are ``auto``."""
 
 import math
 from collections.abc import Iterator
@@ -24,14 +24,14 @@ _MOST_LISTS = 65_536
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What is built.
+class IndexChoice:
+    """The kind and codes of an index, with the reason for them.
 
     Attributes:
         kind: flat, hnsw or ivf.
-        codes: how a row is kept in the index; whatever it finds is scored again from the stored vectors.
-        reason: why these, in words.
-        bytes: about how large ``index.faiss`` becomes.
+        codes: encoding of a row in the index; results are re-scored from the stored vectors.
+        reason: why this kind and these codes, in words.
+        bytes: estimated size of ``index.faiss``.
     """
 
     kind: IndexKind
@@ -42,26 +42,26 @@ class Choice:
 
 @dataclass(frozen=True)
 class IndexSpec:
-    """What to build.
+    """Specification of the index to build.
 
     Attributes:
-        kind: ``flat`` looks at every row, exact; ``hnsw`` walks a graph, the best recall at a given latency; ``ivf``
-            scans some of many lists, quick to build; ``auto`` takes flat up to 20,000 rows (up to 300,000 when the
-            recall asked for is .999 or more), HNSW up to 1,200,000, IVF beyond, and whatever comes next in that order
-            when the memory is too small (docs/experiments/search.md).
-        codes: how rows are kept in the index: ``fp32``, ``fp16``, or ``sq8`` (a byte per component). ``auto`` has flat
-            read the stored vectors themselves; else it takes fp16 for a recall of .999 or more, and sq8 where the
-            build finds that its rounding costs next to no recall. Scores never depend on it.
-        memory_bytes: most bytes of ``index.faiss``, which is mapped; None sets no limit.
-        recall_k: k of all recall figures, at least 1.
-        target_recall: search effort is calibrated until recall@k reaches this for every kind of query, 0 … 1.
-        bounds: what the bundle is held to before it may be published.
-        probes: most held-out histories to measure with, at least 1.
+        kind: ``flat`` scans every row and is exact; ``hnsw`` walks a graph and has the best recall at a given latency;
+            ``ivf`` scans some of many inverted lists and builds fast. ``auto`` takes flat up to 20,000 rows (up to
+            300,000 if ``target_recall`` is .999 or more), HNSW up to 1,200,000 and IVF beyond; a kind that does not fit
+            ``memory_bytes`` is skipped in that order (docs/experiments/search.md).
+        codes: encoding of rows in the index: ``fp32``, ``fp16`` or ``sq8`` (a byte per component). With ``auto`` a flat
+            index reads the stored vectors themselves; other kinds take fp16 for a target recall of .999 or more, and
+            otherwise sq8 if the build measures that its rounding costs next to no recall. Scores never depend on it.
+        memory_bytes: most bytes of ``index.faiss``, which is memory-mapped; None sets no limit.
+        recall_k: k of all recall figures, 1 … 1,000.
+        target_recall: recall@k that the calibrated search effort reaches for every kind of query, 0 … 1.
+        bounds: bounds that the bundle must keep before it may be published.
+        evaluation_queries: most evaluation queries to measure with, at least 1.
         links: graph neighbours per row of HNSW (M), 4 … 128.
-        construction: beam while HNSW is built (efConstruction), at least ``links``.
-        lists: inverted lists of IVF; None for 4 √rows, at least 39 rows each.
+        construction: beam width while HNSW is built (efConstruction), at least ``links``.
+        lists: inverted lists of IVF; None for 4 √rows, with at least 39 rows each.
         threads: threads of the build, at least 1.
-        seed: of the sample that IVF is trained on, and of its k-means.
+        seed: seed of the training sample of IVF and of its k-means.
 
     Raises:
         IndexSpecError: a value out of its range.
@@ -73,7 +73,7 @@ class IndexSpec:
     recall_k: int = 20
     target_recall: float = 0.97
     bounds: Bounds = field(default_factory=Bounds)
-    probes: int = 256
+    evaluation_queries: int = 256
     links: int = 24
     construction: int = 64
     lists: int | None = None
@@ -87,7 +87,7 @@ class IndexSpec:
             raise IndexSpecError(f"codes must be one of {', '.join(_CODES)}, got {self.codes!r}")
         for name, low, high in (
             ("recall_k", 1, 1000),
-            ("probes", 1, 1_000_000),
+            ("evaluation_queries", 1, 1_000_000),
             ("links", 4, 128),
             ("construction", self.links, 10_000),
             ("threads", 1, 1024),
@@ -102,36 +102,41 @@ class IndexSpec:
         if not 0 <= self.target_recall <= 1:
             raise IndexSpecError(f"target_recall must be 0 … 1, got {self.target_recall}")
 
-    def choose(self, rows: int, dim: int, stored: Codes = "fp16") -> Choice:
-        """What to build for a number of rows.
+    def choose(self, rows: int, dim: int, stored: Codes = "fp16") -> IndexChoice:
+        """Choose kind and codes for a number of rows.
 
         Args:
             rows: rows to index, at least 1.
-            dim: components of each.
-            stored: the codes of the stored vectors; a flat index of the same takes no memory.
+            dim: components of a row.
+            stored: encoding of the stored vectors; a flat index of the same encoding takes no memory.
+
+        Returns:
+            The first choice, in order of preference, that fits ``memory_bytes``.
 
         Raises:
-            IndexSpecError: nothing that was asked for fits ``memory_bytes``.
+            IndexSpecError: no allowed kind and codes fit ``memory_bytes``.
         """
-        passed: list[str] = []
+        too_large: list[str] = []
         smallest = 0
         for kind, why in self._kinds(rows):
             for codes in self._codes(kind, stored):
                 size = self.size(kind, codes, rows, dim, stored)
                 if self.memory_bytes is None or size <= self.memory_bytes:
                     reason = (
-                        why if not passed else f"{why}; {' and '.join(passed)} would not fit {self.memory_bytes} bytes"
+                        why
+                        if not too_large
+                        else f"{why}; {' and '.join(too_large)} would not fit {self.memory_bytes} bytes"
                     )
-                    return Choice(kind, codes, reason, size)
-                passed.append(f"{kind} {codes} ({size} bytes)")
+                    return IndexChoice(kind, codes, reason, size)
+                too_large.append(f"{kind} {codes} ({size} bytes)")
                 smallest = min(smallest or size, size)
         raise IndexSpecError(
-            f"memory_bytes {self.memory_bytes} is too small for {rows} rows of {dim} components, the smallest index "
-            f"asked for takes {smallest}; raise it, or leave kind and codes to auto"
+            f"memory_bytes {self.memory_bytes} is too small for {rows} rows of {dim} components, the smallest allowed "
+            f"index takes {smallest}; raise it, or leave kind and codes to auto"
         )
 
     def size(self, kind: IndexKind, codes: Codes, rows: int, dim: int, stored: Codes = "fp16") -> int:
-        """About how many bytes ``index.faiss`` takes."""
+        """Estimated bytes of ``index.faiss``; arguments as of :meth:`choose`."""
         if kind == "flat" and codes == stored:
             return 0
         row = dim * _BYTES[codes]
@@ -142,19 +147,19 @@ class IndexSpec:
         return rows * row
 
     def list_count(self, rows: int) -> int:
-        """Inverted lists for a number of rows, at least 1."""
+        """Number of inverted lists for a number of rows, at least 1."""
         wanted = self.lists if self.lists is not None else int(4 * math.sqrt(rows))
         return max(1, min(wanted, rows // _ROWS_PER_LIST, _MOST_LISTS))
 
     def _kinds(self, rows: int) -> Iterator[tuple[IndexKind, str]]:
         """The kinds in order of preference, each with its reason."""
         if self.kind != "auto":
-            yield self.kind, "asked for by name"
+            yield self.kind, "requested by name"
             return
         if rows <= LARGEST_FLAT:
             yield "flat", f"{rows} rows, up to {LARGEST_FLAT} are scanned in well under a millisecond"
         elif self.target_recall >= NEARLY_ONE and rows <= LARGEST_EXACT:
-            yield "flat", f"recall {self.target_recall:g} is asked for, and {rows} rows can still be scanned"
+            yield "flat", f"target recall {self.target_recall:g}, and {rows} rows can still be scanned"
         if rows <= LARGEST_HNSW:
             yield "hnsw", f"{rows} rows, up to {LARGEST_HNSW} the graph finds more than lists in the same time"
             yield "ivf", f"{rows} rows, lists take less memory than a graph"

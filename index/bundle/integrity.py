@@ -1,9 +1,9 @@
-"""Verification of a bundle's files: hashes once, afterwards a stamp of sizes and times.
+"""Verifies the files of a bundle: by hash when it is published, later by a stamp of sizes and times.
 
-Hashing gigabytes at every start would cost seconds, so publishing hashes everything and leaves a stamp beside the
-bundle (``<bundle>.stamp.json``: size and modification time per file, and the manifest's hash). Loading hashes only what
-is small or does not fit the stamp. A file changed in place with its size and time kept passes the stamp; ``full`` finds
-it, and so does :func:`hash_files` beside a service that is answering already.
+Hashing gigabytes at every start would take seconds. Publishing therefore hashes every file and writes a stamp beside
+the bundle (``<bundle>.stamp.json``: size and modification time per file, and the manifest's hash). Loading hashes only
+small files and files that do not match the stamp. The stamp misses a change in place that keeps size and time;
+``full`` verification detects it, and so does :func:`hash_files`, which runs in the background of a service.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ Verify = Literal["stamp", "full"]
 _STAMP_FORMAT = 1
 _LARGEST_STAMP = 64 << 20
 _SMALL = 1 << 20  # bytes; smaller files are hashed at every load
-_BLOCK = 1 << 20  # bytes hashed between two looks at whether to stop, about half a millisecond
+_BLOCK = 1 << 20  # bytes hashed between two checks of whether to stop, about half a millisecond
 
 
 class _Stopped(Exception):
-    """Hashing was told to stop; never leaves this module."""
+    """The caller stopped the hashing; never leaves this module."""
 
 
 def _nothing() -> None:
@@ -38,7 +38,10 @@ def sha256_of(path: Path, between: Callable[[], None] = _nothing) -> str:
 
     Args:
         path: the file.
-        between: called before every block of a megabyte; what it raises ends the work.
+        between: called before every block of a megabyte; may raise to stop the hashing.
+
+    Raises:
+        OSError: the file cannot be read.
     """
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
@@ -50,12 +53,12 @@ def sha256_of(path: Path, between: Callable[[], None] = _nothing) -> str:
 
 
 def stamp_path(bundle: Path) -> Path:
-    """Where the stamp of a bundle lies: beside it, because a published bundle is never written to."""
+    """Path of a bundle's stamp; it lies beside the bundle, because a published bundle is never written to."""
     return bundle.with_name(f"{bundle.name}.stamp.json")
 
 
 def write_stamp(bundle: Path, manifest: Manifest) -> None:
-    """Record sizes and times of files that were just verified in full; replaces an earlier stamp atomically."""
+    """Record sizes and times of files that were just verified by hash; replaces an earlier stamp atomically."""
     files = {name: _signature(bundle / name) for name in manifest.files}
     stamp = {"format": _STAMP_FORMAT, "manifest": sha256_of(bundle / MANIFEST_FILE), "files": files}
     write_durably(stamp_path(bundle), json.dumps(stamp, indent=1, sort_keys=True).encode())
@@ -67,16 +70,16 @@ def verify_files(
     verify: Verify = "stamp",
     progress: Callable[[str, float], None] | None = None,
 ) -> None:
-    """Hold every file of a bundle to its manifest.
+    """Check every file of a bundle against its manifest.
 
     Args:
         bundle: the bundle's directory.
-        manifest: its manifest.
-        verify: ``stamp`` trusts files that fit the stamp beside the bundle, ``full`` hashes every one.
-        progress: called with a file name and the share of bytes looked at so far.
+        manifest: the bundle's manifest.
+        verify: ``stamp`` trusts files that match the stamp beside the bundle, ``full`` hashes every file.
+        progress: called with a file name and the share of bytes verified so far, 0 … 1.
 
     Raises:
-        BundleInvalid: a file is missing, not a regular file, of another size or content.
+        BundleInvalid: a file is missing, not a regular file, or of another size or content.
     """
     trusted = {} if verify == "full" else _read_stamp(bundle)
     total = sum(entry.size for entry in manifest.files.values()) or 1
@@ -93,44 +96,44 @@ def verify_files(
 
 
 def verify_file(bundle: Path, manifest: Manifest, name: str) -> None:
-    """Hold one file of a bundle to its size and hash.
+    """Check size and hash of one file of a bundle.
 
     Args:
         bundle: the bundle's directory.
-        manifest: its manifest.
-        name: of a file that the manifest lists.
+        manifest: the bundle's manifest.
+        name: name of a file that the manifest lists.
 
     Raises:
-        BundleInvalid: it is missing, not a regular file, of another size or content.
+        BundleInvalid: the file is missing, not a regular file, or of another size or content.
     """
     _check_size(bundle / name, manifest.files[name])
     _check_hash(bundle / name, manifest.files[name])
 
 
 def hash_files(bundle: Path, manifest: Manifest, stop: Callable[[], bool]) -> bool:
-    """Hold every file of a bundle to its manifest by its content, whatever a stamp says, for as long as it may run.
+    """Hash every file of a bundle and compare it with the manifest, ignoring the stamp; can be stopped.
 
     Args:
         bundle: the bundle's directory.
-        manifest: its manifest.
-        stop: asked before every block of a megabyte; True ends the work.
+        manifest: the bundle's manifest.
+        stop: called before every block of a megabyte; True stops the hashing.
 
     Returns:
-        True when every file is whole, False when it was stopped before it knew.
+        True if every file is intact, False if the hashing was stopped.
 
     Raises:
-        BundleNotFound: the bundle was deleted meanwhile.
-        BundleInvalid: a file is missing, not a regular file, of another size or content.
+        BundleNotFound: the bundle was deleted in the meantime.
+        BundleInvalid: a file is missing, not a regular file, or of another size or content.
     """
 
-    def watch() -> None:
+    def check_stop() -> None:
         if stop():
             raise _Stopped
 
     try:
         for name, entry in manifest.files.items():
             _check_size(bundle / name, entry)
-            _check_hash(bundle / name, entry, watch)
+            _check_hash(bundle / name, entry, check_stop)
     except _Stopped:
         return False
     except BundleInvalid as error:
@@ -141,11 +144,14 @@ def hash_files(bundle: Path, manifest: Manifest, stop: Callable[[], bool]) -> bo
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file aside, flush it to the disk and put it in place in one step; the old content stays until then.
+    """Replace a file atomically: write a temporary file, flush it to the disk, rename it.
 
     Args:
-        path: the file; its directory exists.
-        content: all of it.
+        path: the file; its directory must exist.
+        content: the whole new content.
+
+    Raises:
+        OSError: the file cannot be written; the old content stays.
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
@@ -160,13 +166,13 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Flush one file's content to the disk."""
+    """Flush the content of a file to the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_directory(directory: Path) -> None:
-    """Flush a directory's entries to the disk, so that a rename survives a power cut."""
+    """Flush the entries of a directory to the disk, so that a rename survives a power cut."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -180,7 +186,7 @@ def _signature(path: Path) -> list[int]:
 
 
 def _read_stamp(bundle: Path) -> dict[str, list[int]]:
-    """What the stamp vouches for; nothing if it is missing, unreadable or belongs to another manifest."""
+    """Signatures by file name from the stamp; empty if it is missing, unreadable or of another manifest."""
     path = stamp_path(bundle)
     try:
         if not path.is_file() or path.stat().st_size > _LARGEST_STAMP:
@@ -208,11 +214,11 @@ def _check_size(path: Path, entry: FileEntry) -> None:
 
 def _check_hash(path: Path, entry: FileEntry, between: Callable[[], None] = _nothing) -> None:
     try:
-        found = sha256_of(path, between)
+        digest = sha256_of(path, between)
     except OSError as error:
         raise BundleInvalid(f"{path}: cannot be read ({error}); publish the bundle again") from error
-    if found != entry.sha256:
+    if digest != entry.sha256:
         raise BundleInvalid(
-            f"{path}: its content was altered (sha256 {found[:12]}…, the manifest says {entry.sha256[:12]}…); publish "
+            f"{path}: its content was altered (sha256 {digest[:12]}…, the manifest says {entry.sha256[:12]}…); publish "
             "the bundle again"
         )

@@ -1,4 +1,4 @@
-"""Manifest: what a bundle says about itself, and the checks that a bundle must pass before anything reads it."""
+"""Defines ``manifest.json``, the self-description of a bundle, and checks it before any other file is read."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ ITEMS_FILE = "items.arrow"
 FAISS_FILE = "index.faiss"
 ENCODER_FILE = "encoder.onnx"
 INDEXED_FILE = "indexed.npy"
-PROBES_FILE = "probes.npz"
+EVALUATION_QUERIES_FILE = "probes.npz"
 REPORT_FILE = "report.json"
 PAGE_FILE = "report.html"
 REQUIRED_FILES = (
@@ -33,37 +33,37 @@ REQUIRED_FILES = (
     INDEXED_FILE,
     FAISS_FILE,
     ENCODER_FILE,
-    PROBES_FILE,
+    EVALUATION_QUERIES_FILE,
     REPORT_FILE,
     PAGE_FILE,
 )
 
 _LARGEST_MANIFEST = 64 << 20
-_LARGEST_EFFORT = 1 << 20  # far above any that is measured; FAISS allocates by it
+_LARGEST_EFFORT = 1 << 20  # far above any measured effort; FAISS allocates memory by it
 _ID_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Part(BaseModel):
+class _ManifestPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class FileEntry(_Part):
-    """One file of a bundle.
+class FileEntry(_ManifestPart):
+    """Hash and size of one file of a bundle.
 
     Attributes:
-        sha256: of its content, hexadecimal.
-        size: bytes.
+        sha256: sha256 of its content, hexadecimal.
+        size: its size in bytes.
     """
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int = Field(ge=0)
 
 
-class EffortRecord(_Part):
-    """:class:`index.search.query_plan.Effort` as it is stored; see there."""
+class EffortRecord(_ManifestPart):
+    """Stored form of :class:`index.search.query_plan.Effort`, which documents the fields."""
 
     typical: tuple[float, ...]
     bands: tuple[tuple[float, int], ...] = Field(min_length=1)
@@ -81,15 +81,15 @@ class EffortRecord(_Part):
         return bands
 
 
-class IndexRecord(_Part):
-    """Which index was built, why, and how well it finds.
+class IndexRecord(_ManifestPart):
+    """The index that was built, the reason for its kind, and its recall.
 
     Attributes:
         kind: flat, hnsw or ivf.
         reason: why this kind, in words.
-        parameters: what it was built with.
+        parameters: parameters of the build by name.
         effort: search effort by the skew of a query's slots.
-        recall_k: k of the recall below.
+        recall_k: k of ``recall``.
         recall: recall@k against exact search by kind of query (``plain``, ``image x3``, ``image alone`` …), 0 … 1.
     """
 
@@ -101,14 +101,14 @@ class IndexRecord(_Part):
     recall: dict[str, Finite]
 
 
-class GateRecord(_Part):
-    """What the bundle is held to before it may be published.
+class GateRecord(_ManifestPart):
+    """The bounds that the bundle must keep before it may be published, and its figures.
 
     Attributes:
         bounds: limit by name, see :class:`index.bundle.gate.Bounds`.
-        figures: measured figures by name, without recall, which stands in the index record.
-        shortfalls: names of the figures that missed their bound when it was built. For the reader only: publishing
-            holds the figures to the bounds again.
+        figures: measured figures by name, except recall, which is in the index record.
+        shortfalls: names of the figures that missed their bound at the build. Informative: publishing checks the
+            figures again.
     """
 
     bounds: dict[str, Finite]
@@ -124,7 +124,7 @@ class GateRecord(_Part):
         return bounds
 
     def checks(self, recall: Mapping[str, float]) -> tuple[BoundCheck, ...]:
-        """Every figure beside its bound.
+        """Check every figure that has a bound.
 
         Args:
             recall: recall@k by kind of query, from the index record.
@@ -132,27 +132,27 @@ class GateRecord(_Part):
         return check_figures(self.bounds, {f"recall.{kind}": value for kind, value in recall.items()} | self.figures)
 
 
-class Manifest(_Part):
+class Manifest(_ManifestPart):
     """The self-description of a bundle, format 2.
 
     Attributes:
         format: always 2; another number is another format, which this version refuses.
         id: ``<UTC yyyymmddThhmmssZ>-<first 6 hex of content>``.
-        content: sha256 of everything else in the manifest but ``forced``, and so of all files through their hashes.
-        created: when it was built.
+        content: sha256 of the manifest without ``id``, ``content`` and ``forced``; covers all files by their hashes.
+        created: time of the build.
         slots: (name, dim) in order.
-        dtype: of the stored vectors.
+        dtype: dtype of the stored vectors.
         metric: always the inner product.
-        items: rows of the catalogue.
-        indexed: rows with at least one slot, which are those in the index.
-        max_history: the newest items of a history that the encoder reads.
+        items: number of rows of the catalogue.
+        indexed: number of rows in the index, which have at least one slot.
+        max_history: number of newest items of a history that the encoder reads.
         model: provenance of the vectors, as training wrote it.
-        index: what was built.
-        gate: what it is held to.
-        exclude_seen: whether an answer leaves out what the user had before, where a request doesn't say; true in a
-            bundle that was built before it could be chosen.
+        index: the index that was built.
+        gate: the bounds and figures of the bundle.
+        exclude_seen: default of requests: whether recommendations exclude the items of the user's history. Bundles of
+            earlier versions lack the field, which means true.
         files: every other file of the bundle by its relative path.
-        forced: published although a bound was missed.
+        forced: whether it was published although a figure misses its bound.
     """
 
     format: Literal[2]
@@ -203,20 +203,20 @@ class Manifest(_Part):
 
     @property
     def checks(self) -> tuple[BoundCheck, ...]:
-        """Every figure that has a bound beside it, computed, whatever the manifest says of itself."""
+        """The checks of all figures that have a bound, computed from figures and limits, not from stored shortfalls."""
         return self.gate.checks(self.index.recall)
 
     @property
     def shortfalls(self) -> tuple[BoundCheck, ...]:
-        """The checks that fail."""
-        return tuple(check for check in self.checks if not check.held)
+        """The checks that failed."""
+        return tuple(check for check in self.checks if not check.passed)
 
     @classmethod
     def seal(cls, created: datetime, **parts: Any) -> "Manifest":  # noqa: ANN401 - the fields above
         """A manifest with its content hash and id filled in.
 
         Args:
-            created: aware; the id carries it in UTC to the second.
+            created: time of the build, aware; in UTC to the second part of the id.
             **parts: every field but ``format``, ``id`` and ``content``.
         """
         draft = cls(format=BUNDLE_FORMAT, id="00000000T000000Z-000000", content="0" * 64, created=created, **parts)
@@ -230,8 +230,8 @@ class Manifest(_Part):
     def to_json(self) -> str:
         """The text of ``manifest.json``.
 
-        ``exclude_seen`` is left out where it is true, so that the hash of a bundle from before it could be chosen stays
-        the same when the bundle is published again, and an earlier version reads what this one writes.
+        ``exclude_seen`` is omitted if it is true. So the hash of a bundle of an earlier version, which lacks the field,
+        stays the same when it is published again, and earlier versions read the manifest.
         """
         raw = self.model_dump(mode="json")
         if self.exclude_seen:
@@ -240,13 +240,13 @@ class Manifest(_Part):
 
     @classmethod
     def read(cls, bundle: Path) -> "Manifest":
-        """Read and check ``manifest.json``.
+        """Read and validate ``manifest.json``.
 
         Args:
             bundle: the bundle's directory.
 
         Raises:
-            BundleInvalid: missing, unreadable, of an unknown format version, altered, or it breaks a rule.
+            BundleInvalid: the manifest is missing, unreadable, altered, of an unknown format version, or breaks a rule.
         """
         path = bundle / MANIFEST_FILE
         try:
@@ -284,7 +284,7 @@ def is_bundle_id(text: str) -> bool:
 
 
 def _content_hash(raw: dict[str, Any]) -> str:
-    """The hash over the JSON itself, so that it does not depend on how a later version fills in defaults."""
+    """sha256 over the raw JSON, so that it does not depend on the defaults of later versions."""
     kept = {name: value for name, value in raw.items() if name not in {"id", "content", "forced"}}
     canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()

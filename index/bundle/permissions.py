@@ -1,8 +1,8 @@
-"""Permissions of a bundle's files: nobody writes into one by accident, and its directory can always be removed.
+"""Makes a bundle's files read-only and removes its directory, whatever its permissions.
 
-A service maps the files. A write in place changes what it answers, and a file that becomes shorter ends its process
-(SIGBUS). Files are therefore read-only. A directory keeps its write permission: without it only its owner could remove
-it, and a registry may be pruned by another user of the same group. Root ignores all of this.
+A service maps the files: a write in place would change its answers, and a file that becomes shorter ends its process
+with SIGBUS. Files are therefore read-only. Directories stay writable, because otherwise only the owner could remove
+them, and another user of the same group may prune the registry. Root ignores permissions.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ _ALL_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
 def is_read_only(path: Path) -> bool:
-    """Whether the file's mode lets nobody write to it."""
+    """Whether a file's mode has no write permission."""
     return not path.stat().st_mode & _ALL_WRITE
 
 
 def make_read_only(paths: Iterable[Path]) -> None:
-    """Take away the write permission of files; those of another owner stay as they are."""
+    """Remove the write permission of files; files of another owner are left unchanged."""
     for path in paths:
         if not is_read_only(path):
             with contextlib.suppress(PermissionError):
@@ -30,17 +30,17 @@ def make_read_only(paths: Iterable[Path]) -> None:
 
 
 def remove_directory(directory: Path) -> None:
-    """Remove a directory and all in it, also where the write permission of a directory was taken away.
+    """Remove a directory with its content, even if directories in it lack write permission.
 
     Raises:
-        OSError: it cannot be removed; a directory without write permission belongs to another user.
+        OSError: it cannot be removed, as when a directory without write permission belongs to another user.
     """
     allow_removal(directory)
     shutil.rmtree(directory)
 
 
 def allow_removal(directory: Path) -> None:
-    """Give the owner's write permission back to a directory and to those in it; the files stay read-only.
+    """Restore the owner's write permission of a directory and its subdirectories; files stay read-only.
 
     Raises:
         PermissionError: a directory without write permission belongs to another user.

@@ -1,7 +1,7 @@
-"""The registry's pointer: the current bundle, those that a rollback goes back to, and the order of publication.
+"""Reads and writes the registry's pointer: the current bundle, the rollback history and the order of publication.
 
-One small file, replaced in one step, so all three change together. The order of publication stands in it because names
-tell the time of a clock, and a clock may have been wrong.
+The pointer is one small file that is replaced atomically, so all three change together. It records the order of
+publication because a bundle's name has only the time of the build machine's clock, which may have been wrong.
 """
 
 import json
@@ -21,13 +21,13 @@ _KEPT_HISTORY = 100
 
 @dataclass(frozen=True)
 class Pointer:
-    """What ``pointer.json`` says.
+    """Content of ``pointer.json``.
 
     Attributes:
-        current: id of the bundle that serves; None before the first publish.
-        previous: ids that a rollback goes back to, the nearest last.
-        published: ids in the order in which they were last published, oldest first; None where an earlier version wrote
-            the file, which recorded no order.
+        current: id of the current bundle; None before the first publication.
+        previous: rollback history: ids that were current before, the most recent last.
+        published: ids in the order of their last publication, oldest first; None in a file of an earlier version, which
+            did not record the order.
     """
 
     current: str | None = None
@@ -36,16 +36,16 @@ class Pointer:
 
     @classmethod
     def read(cls, path: Path) -> "Pointer":
-        """Read the file; where there is none, nothing was published.
+        """Read the file; a missing file means that nothing was published.
 
         Raises:
-            RegistryError: it cannot be read, or breaks a rule.
+            RegistryError: the file cannot be read or breaks a rule.
         """
         try:
             raw = json.loads(path.read_bytes())
             current, previous, published = raw["current"], tuple(raw["previous"]), raw.get("published")
             names = (current, *previous, *(published or ()))
-            known = raw["format"] == _FORMAT and all(isinstance(n, str) and is_bundle_id(n) for n in names)
+            known = raw["format"] == _FORMAT and all(isinstance(name, str) and is_bundle_id(name) for name in names)
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -55,10 +55,10 @@ class Pointer:
         return cls(current, previous, None if published is None else tuple(published))
 
     def write(self, path: Path) -> None:
-        """Replace the file in one step.
+        """Replace the file atomically.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         raw = {
             "format": _FORMAT,
@@ -69,85 +69,88 @@ class Pointer:
         write_durably(path, json.dumps(raw, indent=1).encode() + b"\n")
 
     def never_published(self, present: Collection[str]) -> frozenset[str]:
-        """Which of these bundles were never published, as far as that is recorded.
+        """The bundles that were never published, as far as the pointer records it.
 
         Args:
-            present: ids of the bundles in the registry's directory.
+            present: ids of all bundles in the registry's directory.
         """
         if self.published is None:
             return frozenset()
         return frozenset(present) - {*self.published, *self.previous, self.current}
 
     def order(self, present: Collection[str]) -> tuple[str, ...]:
-        """Bundles in the order of publication, oldest first; those that were never published come before, by name.
+        """Sort bundles by publication, oldest first; never published bundles come first, by name.
 
-        Where an earlier version wrote the pointer, a bundle that it does not name stands before the first named one
+        If an earlier version wrote the pointer, a bundle that it does not name is placed before the first named bundle
         with a greater name.
 
         Args:
-            present: ids of the bundles in the registry's directory.
+            present: ids of all bundles in the registry's directory.
         """
-        back = [name for name in (*self.previous, self.current) if name is not None]
+        history = [name for name in (*self.previous, self.current) if name is not None]
         if self.published is None:
-            order = [name for name in back if name in present]
+            order = [name for name in history if name in present]
             for name in sorted(set(present) - set(order)):
-                order.insert(next((place for place, other in enumerate(order) if other > name), len(order)), name)
+                order.insert(next((position for position, other in enumerate(order) if other > name), len(order)), name)
             return tuple(order)
-        listed = [*self.published, *(name for name in back if name not in self.published)]
+        listed = [*self.published, *(name for name in history if name not in self.published)]
         return (*sorted(self.never_published(present)), *(name for name in listed if name in present))
 
     def before(self, bundle_id: str, present: Collection[str]) -> list[str]:
-        """Published bundles before a bundle: first those that a rollback goes back to, then the last published first.
+        """Published bundles to fall back to from a bundle: its rollback history, then others, newest first.
 
         Args:
-            bundle_id: of a bundle; where it is not here, those with smaller names count as published before it.
-            present: ids of the bundles in the registry's directory.
+            bundle_id: the bundle; if it is not in the registry, bundles with smaller names count as published before.
+            present: ids of all bundles in the registry's directory.
         """
-        order, back = self._published(present), (*self.previous, self.current)
-        nearest = back[: back.index(bundle_id)] if bundle_id in back else ()
-        earlier = order[: order.index(bundle_id)] if bundle_id in order else [n for n in order if n < bundle_id]
-        return list(dict.fromkeys([*(n for n in reversed(nearest) if n in order and n is not None), *earlier[::-1]]))
+        order, history = self._published(present), (*self.previous, self.current)
+        nearest = history[: history.index(bundle_id)] if bundle_id in history else ()
+        earlier = (
+            order[: order.index(bundle_id)] if bundle_id in order else [name for name in order if name < bundle_id]
+        )
+        rollback = [name for name in reversed(nearest) if name in order and name is not None]
+        return list(dict.fromkeys([*rollback, *earlier[::-1]]))
 
     def publish(self, target: str, present: Collection[str]) -> "Pointer":
-        """The pointer after a bundle was published.
+        """The pointer after the publication of a bundle.
 
         Args:
-            target: the bundle.
-            present: ids of the bundles in the registry's directory.
+            target: id of the published bundle.
+            present: ids of all bundles in the registry's directory.
         """
         order = [name for name in self._published(present) if name != target]
         if target == self.current:
             return Pointer(target, self.previous, (*order, target))
         kept = tuple(name for name in self.previous if name != target)
-        back = kept if self.current is None else (*kept, self.current)
-        return Pointer(target, back[-_KEPT_HISTORY:], (*order, target))
+        history = kept if self.current is None else (*kept, self.current)
+        return Pointer(target, history[-_KEPT_HISTORY:], (*order, target))
 
     def roll_back(self, target: str, present: Collection[str]) -> "Pointer":
-        """The pointer on another bundle: back in its history, or one further on. The order of publication stays.
+        """The pointer after a rollback to a bundle, earlier or later; the order of publication stays.
 
         Args:
-            target: the bundle.
-            present: ids of the bundles in the registry's directory.
+            target: id of the bundle.
+            present: ids of all bundles in the registry's directory.
         """
         order = self._published(present)
         published = tuple(order if target in order else [*order, target])
-        back = tuple(name for name in self.previous if name in present)
-        if target in back:
-            return Pointer(target, back[: back.index(target)], published)
-        before = back if self.current is None else (*back, self.current)
-        return Pointer(target, before[-_KEPT_HISTORY:], published)
+        history = tuple(name for name in self.previous if name in present)
+        if target in history:
+            return Pointer(target, history[: history.index(target)], published)
+        extended = history if self.current is None else (*history, self.current)
+        return Pointer(target, extended[-_KEPT_HISTORY:], published)
 
-    def without(self, gone: Collection[str], present: Collection[str]) -> "Pointer":
-        """The pointer before some bundles are deleted.
+    def without(self, deleted: Collection[str], present: Collection[str]) -> "Pointer":
+        """The pointer without some bundles; it is written before they are deleted.
 
         Args:
-            gone: ids that will go.
-            present: ids of the bundles in the registry's directory.
+            deleted: ids of the bundles to delete.
+            present: ids of all bundles in the registry's directory.
         """
-        order = tuple(name for name in self._published(present) if name not in gone)
-        return Pointer(self.current, tuple(name for name in self.previous if name not in gone), order)
+        order = tuple(name for name in self._published(present) if name not in deleted)
+        return Pointer(self.current, tuple(name for name in self.previous if name not in deleted), order)
 
     def _published(self, present: Collection[str]) -> list[str]:
-        """:meth:`order` without those that were never published."""
+        """:meth:`order` without the never published bundles."""
         never = self.never_published(present)
         return [name for name in self.order(present) if name not in never]

@@ -1,8 +1,7 @@
-"""What `vlm2rec evaluate` found out about the model, read for the gate and the report.
+"""Reads the evaluation of the encoder that ``vlm2rec evaluate --json`` wrote, for the gate and the report.
 
-The file is that of ``evaluate --json``: tables of systems, each with NDCG@10 and its ratio to popularity on the same
-users. It names the encoder it measured, and a bundle with another encoder is not built from it: a good evaluation of
-last week's model must not carry this week's.
+The file has tables of systems, each with NDCG@10 and its ratio to popularity on the same users. It names the encoder
+that it measured, and the build rejects it for a bundle with another encoder.
 """
 
 import json
@@ -21,24 +20,24 @@ SYSTEMS: Mapping[str, str] = {
     "text_quality": "text only",
     "image_quality": "image only",
 }
-"""Figure → the system's name in the evaluation."""
+"""Figure → name of the system in the evaluation."""
 
 METRIC = "ndcg@10"
 
 _HASH_DIGITS = 16
 
 
-class _Part(BaseModel):
+class _EvaluationPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
-class _System(_Part):
+class _System(_EvaluationPart):
     name: str
     value: float = Field(alias="ndcg@10")
     ratio_to_popularity: dict[str, tuple[float | None, float | None, float | None]]
 
 
-class _Table(_Part):
+class _Table(_EvaluationPart):
     name: str
     users: int = Field(ge=1)
     items: int = Field(ge=1)
@@ -46,29 +45,29 @@ class _Table(_Part):
     rows: tuple[_System, ...]
 
 
-class _Encoder(_Part):
+class _Encoder(_EvaluationPart):
     hash: str
 
 
-class _Model(_Part):
+class _Model(_EvaluationPart):
     encoder: _Encoder
 
 
-class _File(_Part):
+class _EvaluationFile(_EvaluationPart):
     tables: tuple[_Table, ...] = Field(min_length=1)
     model: _Model
 
 
 @dataclass(frozen=True)
-class Score:
-    """One system beside popularity.
+class SystemScore:
+    """NDCG@10 of one system, and its ratio to popularity.
 
     Attributes:
-        name: of the system, as the evaluation calls it.
+        name: name of the system in the evaluation.
         ndcg: NDCG@10, mean over the users, 0 … 1; higher is better.
-        ratio: to that of popularity on the same users; None where popularity has none.
-        low: lower end of its 95 % interval.
-        high: upper end.
+        ratio: ratio to NDCG@10 of popularity on the same users; None if that is 0.
+        low: lower end of the 95 % interval of the ratio.
+        high: upper end of that interval.
     """
 
     name: str
@@ -80,35 +79,35 @@ class Score:
 
 @dataclass(frozen=True)
 class Quality:
-    """An evaluation of the encoder that goes into a bundle.
+    """The evaluation of a bundle's encoder.
 
     Attributes:
-        targets: which held-out events: ``test``, ``validation`` or ``fresh users``.
-        users: how many.
-        systems: every system of that table, as it stands there.
-        evaluation: the whole file.
+        targets: the held-out events: ``test``, ``validation`` or ``fresh users``.
+        users: number of users.
+        systems: every system of the evaluation's first table, in its order.
+        evaluation: the content of the whole file.
     """
 
     targets: str
     users: int
-    systems: tuple[Score, ...]
+    systems: tuple[SystemScore, ...]
     evaluation: Mapping[str, Any]
 
     @classmethod
     def read(cls, evaluation: Mapping[str, Any], encoder: Path, *, exclude_seen: bool = True) -> "Quality":
-        """Take the figures out of an evaluation; its first table counts, one of cold items may follow.
+        """Validate an evaluation and read its first table; a table of cold items may follow.
 
         Args:
-            evaluation: what ``vlm2rec evaluate --json`` wrote.
+            evaluation: content of the file that ``vlm2rec evaluate --json`` wrote.
             encoder: ``encoder.onnx`` of the bundle that is being built.
-            exclude_seen: whether that bundle leaves out what the user had before.
+            exclude_seen: whether recommendations from that bundle exclude the items of the user's history by default.
 
         Raises:
-            IndexSpecError: it is of another form, has a number that is not finite, or measured another encoder or
-                another way to answer.
+            IndexSpecError: the evaluation has another form or a number that is not finite, or it measured another
+                encoder or another ``exclude_seen``.
         """
         try:
-            file = _File.model_validate_json(json.dumps(evaluation, allow_nan=False))
+            file = _EvaluationFile.model_validate_json(json.dumps(evaluation, allow_nan=False))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -123,21 +122,22 @@ class Quality:
         if file.model.encoder.hash != own:
             raise IndexSpecError(
                 f"the evaluation measured the encoder {file.model.encoder.hash[:60]!r}, this bundle gets {own!r}; "
-                "evaluate again, or take the evaluation away"
+                "evaluate again, or build without the evaluation"
             )
         table = file.tables[0]
         if table.exclude_seen not in {None, exclude_seen}:
             raise IndexSpecError(
-                f"the evaluation measured answers with exclude_seen = {str(table.exclude_seen).lower()}, this bundle "
-                f"gives them with {str(exclude_seen).lower()}; evaluate again, or take the evaluation away"
+                f"the evaluation measured results with exclude_seen = {str(table.exclude_seen).lower()}, this bundle "
+                f"has {str(exclude_seen).lower()}; evaluate again, or build without the evaluation"
             )
         systems = tuple(
-            Score(row.name, row.value, *row.ratio_to_popularity.get(METRIC, (None, None, None))) for row in table.rows
+            SystemScore(row.name, row.value, *row.ratio_to_popularity.get(METRIC, (None, None, None)))
+            for row in table.rows
         )
         return cls(table.name, table.users, systems, evaluation)
 
     def figures(self) -> dict[str, float]:
-        """Ratio to popularity by figure; a system that was not measured, or has no ratio, is left out."""
+        """Ratio to popularity by figure, without systems that were not measured or have no ratio."""
         by_name = {score.name: score.ratio for score in self.systems}
         ratios = {figure: by_name.get(name) for figure, name in SYSTEMS.items()}
         return {figure: ratio for figure, ratio in ratios.items() if ratio is not None}

@@ -1,9 +1,9 @@
-"""Registry: published bundles in one directory, and the pointer to the one that serves.
+"""Manages the registry: a directory of published bundles and the pointer to the current one.
 
-``<id>/`` are the bundles, ``<id>.stamp.json`` vouches for their files, ``pointer.json`` names the current bundle, those
-before it and the order in which all were published. Every change is prepared aside and takes effect by one atomic
-rename, so whoever is killed at any moment leaves the old state or the new. Writers take turns by a lock that the kernel
-drops with its process; readers need none.
+``<id>/`` are the bundles, ``<id>.stamp.json`` are their stamps (:mod:`index.bundle.integrity`), ``pointer.json`` is the
+pointer (:mod:`index.bundle.pointer`). Every change is prepared in a temporary directory and takes effect by one atomic
+rename, so a process killed at any moment leaves either the old or the new state. Writers hold a lock, which the kernel
+releases when the process ends; readers need none.
 """
 
 import builtins
@@ -28,30 +28,30 @@ from index.bundle.manifest import MANIFEST_FILE, PAGE_FILE, Manifest, is_bundle_
 from index.bundle.permissions import READ_ONLY, allow_removal, is_read_only, make_read_only, remove_directory
 from index.bundle.pointer import POINTER_FILE, Pointer
 from index.errors import BundleInvalid, BundleNotFound, GateRefused, RegistryError
-from index.machine.disk import explain
+from index.machine.disk import describe_disk_error
 from index.machine.locks import file_lock
 
 _LOCK_FILE = ".lock"
-_ASIDE = ".aside-"
+_TEMPORARY_PREFIX = ".aside-"
 
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """One published bundle.
+    """One bundle of the registry.
 
     Attributes:
-        id: its name.
+        id: name of the bundle.
         path: its directory.
-        current: whether the pointer names it.
-        published: whether the pointer ever named it, as far as that is recorded.
-        created: when it was built; None if its manifest cannot be read.
-        items: rows of its catalogue.
+        current: whether it is the current bundle.
+        published: whether it was ever published, as far as the pointer records it.
+        created: time of the build; None if the manifest cannot be read.
+        items: number of rows of its catalogue.
         size: bytes of all its files.
-        recall: recall by kind of query.
-        forced: published although a bound was missed.
-        shortfalls: the bounds that it misses.
-        bounds: how many figures are held to a bound.
-        problem: what is wrong with its manifest, None if nothing is.
+        recall: recall@k by kind of query, 0 … 1.
+        forced: whether it was published although a figure misses its bound.
+        shortfalls: the failed checks.
+        bounds: number of figures that have a bound.
+        problem: what is wrong with the manifest; None if it is valid.
     """
 
     id: str
@@ -72,7 +72,7 @@ class Registry:
     """Published bundles under one directory.
 
     Args:
-        root: a directory, as a path or a ``file://`` URL; made by the first publish.
+        root: a directory, as a path or a ``file://`` URL; the first publication creates it.
 
     Raises:
         RegistryError: ``root`` is a URL of another protocol.
@@ -83,30 +83,30 @@ class Registry:
 
     @property
     def pointer(self) -> Path:
-        """The pointer's file; it is replaced, never written to, so its inode and time change with every move."""
+        """Path of the pointer's file, which is replaced on every change, so its inode and time change."""
         return self.root / POINTER_FILE
 
     def publish(
         self, bundle: Path, *, force: bool = False, progress: Callable[[str, float], None] | None = None
     ) -> str:
-        """Copy a bundle in, verify every byte of the copy, load it once, and point to it.
+        """Copy a bundle into the registry, verify every byte, load it once, and make it the current bundle.
 
-        Files are hard-linked where they are read-only and the file system allows it, else copied; all of them are
-        read-only afterwards. A bundle that is there already and whole is only pointed to.
+        Read-only files are hard-linked if the file system allows it, others are copied; all are read-only afterwards.
+        An intact bundle that is in the registry already is not copied again.
 
         Args:
             bundle: the bundle's directory.
-            force: publish although its recall is below its own bound; the manifest then says so.
-            progress: called with a file name and the share of bytes verified.
+            force: publish even if a figure misses its bound; the manifest then records ``forced``.
+            progress: called with a file name and the share of bytes verified, 0 … 1.
 
         Returns:
             The bundle's id.
 
         Raises:
-            BundleNotFound: there is no such directory.
+            BundleNotFound: the directory does not exist.
             BundleInvalid: a file is missing, altered, or does not fit the others.
-            GateRefused: a figure misses its bound and ``force`` is off; figures are held to the bounds here, whatever
-                the manifest says of shortfalls.
+            GateRefused: a figure misses its bound and ``force`` is False; the figures are checked here again, the
+                manifest's shortfalls are ignored.
             RegistryError: the directory cannot be written.
         """
         if not bundle.is_dir():
@@ -116,20 +116,20 @@ class Registry:
         if short and not force:
             raise GateRefused(
                 f"{bundle}: these figures miss their bounds: {'; '.join(map(str, short))}. See "
-                f"{bundle / PAGE_FILE}; mend the cause and build again, or publish with --force",
+                f"{bundle / PAGE_FILE}; fix the cause and build again, or publish with --force",
                 shortfalls=short,
             )
         with self._writing():
-            if not self._has_whole(manifest, progress):
+            if not self._has_intact(manifest, progress):
                 self._copy_in(bundle, manifest.model_copy(update={"forced": bool(short)}), progress)
             pointer = Pointer.read(self.pointer)
-            moved = pointer.publish(manifest.id, self._ids())
-            if moved != pointer:
-                moved.write(self.pointer)
+            changed = pointer.publish(manifest.id, self._ids())
+            if changed != pointer:
+                changed.write(self.pointer)
         return manifest.id
 
     def current(self) -> str | None:
-        """The id of the bundle that serves, None before the first publish.
+        """The id of the current bundle; None before the first publication.
 
         Raises:
             RegistryError: the pointer cannot be read.
@@ -137,19 +137,19 @@ class Registry:
         return Pointer.read(self.pointer).current
 
     def path(self, bundle_id: str) -> Path:
-        """The directory of a published bundle.
+        """The directory of a bundle of the registry.
 
         Raises:
-            BundleNotFound: no such id here.
+            BundleNotFound: the registry has no bundle of this id.
         """
         if not is_bundle_id(bundle_id) or not (self.root / bundle_id).is_dir():
             raise BundleNotFound(f"{self.root}: no bundle {bundle_id[:60]!r}; see `vlm2rec index list`")
         return self.root / bundle_id
 
     def list(self) -> list[BundleInfo]:
-        """All bundles in the order in which they were last published; unreadable ones with their problem.
+        """All bundles in the order of their last publication, oldest first; unreadable ones have a ``problem``.
 
-        A bundle that was never published comes before all others: a killed publish left it, or somebody copied it here.
+        Never published bundles come first: a publication was killed, or the directory was copied here.
 
         Raises:
             RegistryError: the pointer cannot be read.
@@ -162,10 +162,10 @@ class Registry:
         ]
 
     def earlier(self, bundle_id: str) -> builtins.list[str]:
-        """Ids of the bundles to go back to from a bundle, the best first.
+        """Ids of the bundles to fall back to from a bundle, the best first.
 
-        First those before it in the pointer's history, then the others that were published before it, the last first. A
-        bundle that was never published is not among them. For a bundle that is not here, names tell the order.
+        First come the bundles before it in the rollback history, then others that were published before it, newest
+        first. Never published bundles are excluded. For a bundle that is not in the registry, names decide the order.
 
         Raises:
             RegistryError: the registry cannot be read.
@@ -173,38 +173,38 @@ class Registry:
         return Pointer.read(self.pointer).before(bundle_id, self._ids())
 
     def rollback(self, to: str | None = None) -> str:
-        """Point back to an earlier bundle and give its id.
+        """Make another bundle the current one and return its id.
 
         Args:
-            to: a published bundle, earlier or later; None for the one before the current, so that calling it again
-                goes further back.
+            to: id of a bundle, earlier or later; None for the bundle before the current one, so repeated calls go
+                further back.
 
         Raises:
-            RegistryError: there is no earlier bundle left, or ``to`` is the current one.
-            BundleNotFound: ``to`` is not published here.
-            BundleInvalid: the bundle is damaged; the pointer stays.
+            RegistryError: there is no earlier bundle, or ``to`` is the current one.
+            BundleNotFound: the registry has no bundle ``to``.
+            BundleInvalid: the bundle is damaged; the pointer stays unchanged.
         """
         with self._writing():
             pointer, ids = Pointer.read(self.pointer), self._ids()
-            left = [item for item in pointer.previous if item in ids]
-            if to is None and not left:
+            history = [item for item in pointer.previous if item in ids]
+            if to is None and not history:
                 raise RegistryError(f"{self.root}: there is no earlier bundle to go back to; publish one")
             if to is not None and to == pointer.current:
                 raise RegistryError(f"{self.root}: {to} is the current bundle already; name another one")
-            path = self.path(left[-1] if to is None else to)
+            path = self.path(history[-1] if to is None else to)
             verify_files(path, Manifest.read(path))
             pointer.roll_back(path.name, ids).write(self.pointer)
         return path.name
 
     def prune(self, keep: int, *, spare: Collection[str] = ()) -> builtins.list[str]:
-        """Delete all but the bundles that were published last; gives the ids that went.
+        """Delete all but the most recently published bundles and return the deleted ids.
 
-        The current one stays, and the one that a rollback goes back to. A bundle that was never published counts as
-        older than all others. A service that still has one of them open keeps its files until it closes them.
+        The current bundle and the target of the next rollback are always kept. Never published bundles count as the
+        oldest. A service that has a deleted bundle loaded keeps its files until it closes them.
 
         Args:
-            keep: how many of those published last stay, at least 1.
-            spare: ids that stay as well, such as those that are pinned.
+            keep: number of most recently published bundles to keep, at least 1.
+            spare: further ids to keep, such as pinned bundles.
 
         Raises:
             RegistryError: ``keep`` is below 1, or the directory cannot be written.
@@ -213,80 +213,80 @@ class Registry:
             raise RegistryError(f"keep must be at least 1, got {keep}")
         with self._writing():
             pointer, ids = Pointer.read(self.pointer), self._ids()
-            back = [item for item in pointer.previous if item in ids]
-            stay = {pointer.current, *back[-1:], *spare}
-            gone = [item for item in pointer.order(ids)[:-keep] if item not in stay]
-            for item in gone:
-                allow_removal(self.root / item)  # before the pointer forgets them
-            if gone:
-                pointer.without(gone, ids).write(self.pointer)
-            for item in gone:
-                aside = self._aside()
-                (self.root / item).rename(aside)
+            history = [item for item in pointer.previous if item in ids]
+            kept = {pointer.current, *history[-1:], *spare}
+            deleted = [item for item in pointer.order(ids)[:-keep] if item not in kept]
+            for item in deleted:
+                allow_removal(self.root / item)  # may fail, so before the pointer changes
+            if deleted:
+                pointer.without(deleted, ids).write(self.pointer)
+            for item in deleted:
+                temporary = self._temporary_directory()
+                (self.root / item).rename(temporary)
                 stamp_path(self.root / item).unlink(missing_ok=True)
-                remove_directory(aside)
-        return gone
+                remove_directory(temporary)
+        return deleted
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """One writer at a time; clears what dead writers left."""
+        """Hold the writers' lock; removes temporary files of killed writers."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with file_lock(self.root / _LOCK_FILE, wait=True):
-                for leftover in (*self.root.glob(f"{_ASIDE}*"), *self.root.glob(".*.part")):
+                for leftover in (*self.root.glob(f"{_TEMPORARY_PREFIX}*"), *self.root.glob(".*.part")):
                     if leftover.is_dir():
                         remove_directory(leftover)
                     else:
                         leftover.unlink(missing_ok=True)
                 yield
         except OSError as error:
-            raise RegistryError(explain(error, self.root, what="the registry")) from error
+            raise RegistryError(describe_disk_error(error, self.root, what="the registry")) from error
 
-    def _aside(self) -> Path:
-        return self.root / f"{_ASIDE}{uuid.uuid4().hex}"
+    def _temporary_directory(self) -> Path:
+        return self.root / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}"
 
-    def _has_whole(self, wanted: Manifest, progress: Callable[[str, float], None] | None) -> bool:
-        """Whether a bundle is here and whole; a damaged one, or another under its name, is moved away."""
+    def _has_intact(self, wanted: Manifest, progress: Callable[[str, float], None] | None) -> bool:
+        """Whether the registry has an intact copy of a bundle; a damaged or different one of this id is removed."""
         path = self.root / wanted.id
         if not path.is_dir():
             return False
         try:
             manifest = Manifest.read(path)
             verify_files(path, manifest, "full", progress)
-            whole = manifest.content == wanted.content
+            intact = manifest.content == wanted.content
         except BundleInvalid:
-            whole = False
-        if whole:
+            intact = False
+        if intact:
             make_read_only(path / name for name in (*manifest.files, MANIFEST_FILE))
             write_stamp(path, manifest)
             return True
         stamp_path(path).unlink(missing_ok=True)
-        aside = self._aside()
-        path.rename(aside)
-        remove_directory(aside)
+        temporary = self._temporary_directory()
+        path.rename(temporary)
+        remove_directory(temporary)
         return False
 
     def _copy_in(self, bundle: Path, manifest: Manifest, progress: Callable[[str, float], None] | None) -> None:
-        aside = self._aside()
+        temporary = self._temporary_directory()
         try:
-            aside.mkdir()
+            temporary.mkdir()
             for name in manifest.files:
-                _link_or_copy(bundle / name, aside / name)
-            (aside / MANIFEST_FILE).write_text(manifest.to_json())
-            (aside / MANIFEST_FILE).chmod(READ_ONLY)
-            for path in (*(aside / name for name in manifest.files), aside / MANIFEST_FILE):
+                _link_or_copy(bundle / name, temporary / name)
+            (temporary / MANIFEST_FILE).write_text(manifest.to_json())
+            (temporary / MANIFEST_FILE).chmod(READ_ONLY)
+            for path in (*(temporary / name for name in manifest.files), temporary / MANIFEST_FILE):
                 sync_file(path)
-            sync_directory(aside)
-            verify_files(aside, manifest, "full", progress)
-            write_stamp(aside, manifest)
-            Bundle.load(aside).check_vectors()  # every file fits the others, and the encoder and the index open
+            sync_directory(temporary)
+            verify_files(temporary, manifest, "full", progress)
+            write_stamp(temporary, manifest)
+            Bundle.load(temporary).check_vectors()  # checks that the files fit together and the encoder and index load
             final = self.root / manifest.id
-            aside.rename(final)
+            temporary.rename(final)
             sync_directory(self.root)
             write_stamp(final, manifest)
         finally:
-            stamp_path(aside).unlink(missing_ok=True)
-            shutil.rmtree(aside, ignore_errors=True)
+            stamp_path(temporary).unlink(missing_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def _ids(self) -> builtins.list[str]:
         try:
@@ -320,7 +320,7 @@ def _describe(path: Path, *, current: bool, published: bool) -> BundleInfo:
 
 
 def _local(root: str | Path) -> Path:
-    """The local directory that a path or URL names."""
+    """The local directory of a path or URL; raises RegistryError for another protocol."""
     if isinstance(root, Path):
         return root
     if get_protocol(root) not in LocalFileSystem.protocol or "::" in root:  # :: chains file systems
@@ -333,8 +333,8 @@ def _local(root: str | Path) -> Path:
 def _link_or_copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_symlink() or not source.is_file():
-        raise BundleInvalid(f"{source}: the file is missing or no regular file; build the bundle again")
-    if is_read_only(source):  # a link to a file that somebody may write to would let him write into the registry
+        raise BundleInvalid(f"{source}: the file is missing or not a regular file; build the bundle again")
+    if is_read_only(source):  # a hard link to a writable file would make the registry writable
         try:
             os.link(source, target)
         except OSError as error:

@@ -1,6 +1,6 @@
-"""What stands out among the items of a bundle: missing modalities, repeated pictures, texts and pictures that disagree.
+"""Audits the items of a bundle: missing modalities, repeated pictures, texts and pictures that disagree.
 
-All of it is told from the stored vectors and the missing-modality record, so it holds for what will be served.
+The audit reads the stored vectors and the missing-modality record, so it covers the data that will be served.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ from index.items.slots import IMAGE, TEXT, SlotLayout
 _COMPARISONS = 500_000_000  # a few seconds on two cores; up to 22,000 pictures are compared each with each
 _SMALLEST_SAMPLE = 2_000
 _EXAMPLES = 10
-_NAMED = 5  # items of a group, and neighbours of an item
+_NAMED = 5  # named items of a group, and named neighbours of an item
 _LONGEST_TITLE = 160
 _BINS = 20  # of the histogram of p
 
@@ -30,14 +30,14 @@ _MODALITIES = (ModalityStatus.ABSENT, *_FILES)
 
 
 @dataclass(frozen=True)
-class Catalogue:
-    """Findings about the items, for the gate and for the reader.
+class CatalogueAudit:
+    """Findings of the audit, for the gate and the report.
 
     Attributes:
         layout: the slots.
         missing: (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`.
-        pictures: None where fewer than two items have a picture.
-        disagreeing: None where too few items have both text and picture.
+        pictures: repeated pictures; None if fewer than two items have a picture.
+        disagreeing: items whose text and picture disagree; None if too few items have both.
         names: row → id and title.
     """
 
@@ -48,7 +48,7 @@ class Catalogue:
     names: "ItemNames"
 
     def figures(self) -> dict[str, float]:
-        """Shares by figure, 0 … 1; what could not be measured is left out."""
+        """Share of items by figure, 0 … 1, without figures that could not be measured."""
         figures = {
             f"missing.{name}": float((self.missing[:, column] != ModalityStatus.PRESENT).mean())
             for column, name in enumerate(self.layout.names)
@@ -74,44 +74,44 @@ class Catalogue:
         files_first = rows[np.argsort(~np.isin(codes[rows], _FILES), kind="stable")]
         return {**counts, "examples": self.names.of(files_first[:_EXAMPLES].tolist())}
 
-    def _pictures(self, found: NearDuplicates) -> dict[str, Any]:
+    def _pictures(self, pictures: NearDuplicates) -> dict[str, Any]:
         return {
             "cosine": COSINE,
-            "pictured": found.pictured,
-            "sampled": found.sampled,
-            "repeated": found.repeated,
-            "share": round(found.share, 4),
+            "pictured": pictures.pictured,
+            "sampled": pictures.sampled,
+            "repeated": pictures.repeated,
+            "share": round(pictures.share, 4),
             "groups": [
-                {"size": size, "items": self.names.of(rows[:_NAMED])} for rows, size in found.groups[:_EXAMPLES]
+                {"size": size, "items": self.names.of(rows[:_NAMED])} for rows, size in pictures.groups[:_EXAMPLES]
             ],
         }
 
-    def _disagreeing(self, found: Disagreement) -> dict[str, Any]:
-        counts, _ = np.histogram(found.p, bins=_BINS, range=(0.0, 1.0))
-        suspects = found.suspects
+    def _disagreeing(self, disagreement: Disagreement) -> dict[str, Any]:
+        counts, _ = np.histogram(disagreement.p, bins=_BINS, range=(0.0, 1.0))
+        suspects = disagreement.suspects
         return {
             "nearest": NEAREST,
-            "sampled": int(found.rows.shape[0]),
+            "sampled": int(disagreement.rows.shape[0]),
             "suspects": int(suspects.shape[0]),
-            "share": round(found.share, 4),
+            "share": round(disagreement.share, 4),
             "text_similarity": {
-                "own": round(float(found.own.mean()), 4),
-                "strangers": round(float(found.strangers.mean()), 4),
+                "own": round(float(disagreement.own.mean()), 4),
+                "strangers": round(float(disagreement.strangers.mean()), 4),
             },
             "p": counts.tolist(),
             "examples": [
                 {
-                    **self.names.one(int(found.rows[place])),
-                    "p": round(float(found.p[place]), 4),
-                    "looks_like": self.names.of(found.neighbours[place, :_NAMED].tolist()),
+                    **self.names.one(int(disagreement.rows[position])),
+                    "p": round(float(disagreement.p[position]), 4),
+                    "looks_like": self.names.of(disagreement.neighbours[position, :_NAMED].tolist()),
                 }
-                for place in suspects[:_EXAMPLES]
+                for position in suspects[:_EXAMPLES]
             ],
         }
 
 
 class ItemNames:
-    """Ids and titles for the reader.
+    """Looks up ids and titles of rows for the report.
 
     Args:
         table: the items.
@@ -123,38 +123,38 @@ class ItemNames:
         self._titles = table.metadata.column("title") if has_titles else None
 
     def one(self, row: int) -> dict[str, str | None]:
-        """``id`` and ``title`` (None without one) of a row; a long title is cut."""
+        """``id`` and ``title`` of a row; the title is None if it has none, and truncated if it is long."""
         title = None if self._titles is None else self._titles[row].as_py()
         return {"id": self._ids.id(row), "title": title and title[:_LONGEST_TITLE]}
 
     def of(self, rows: Iterable[int]) -> list[dict[str, str | None]]:
-        """The same of several rows."""
+        """As :meth:`one`, for several rows."""
         return [self.one(row) for row in rows]
 
 
-def examine(
+def audit_catalogue(
     table: ItemTable,
     vectors: NDArray[np.floating],
     missing: NDArray[np.uint8],
     *,
     seed: int,
     progress: Callable[[float], None],
-) -> Catalogue:
-    """Look through the items; large catalogues by a sample that is compared with all of them.
+) -> CatalogueAudit:
+    """Audit the items; in a large catalogue a sample is compared with all items.
 
     Args:
         table: the items.
         vectors: (n, Σd) stored vectors.
         missing: (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`.
-        seed: of the sample.
-        progress: called with the share done.
+        seed: seed of the sample.
+        progress: called with the share done, 0 … 1.
     """
     layout, names = table.layout, ItemNames(table)
     has = {name: missing[:, column] == ModalityStatus.PRESENT for column, name in enumerate(layout.names)}
     nothing = np.zeros(len(table), dtype=np.bool_)
     pictured = np.flatnonzero(has.get(IMAGE, nothing))
     if pictured.shape[0] < 2:
-        return Catalogue(layout, missing, None, None, names)
+        return CatalogueAudit(layout, missing, None, None, names)
     both = has[IMAGE] & has.get(TEXT, nothing)
     near = nearest(
         vectors,
@@ -167,4 +167,4 @@ def examine(
         progress=progress,
     )
     agreement = disagreement(vectors, layout.slice(TEXT), np.flatnonzero(both), near, seed=seed) if both.any() else None
-    return Catalogue(layout, missing, near_duplicates(near, pictured.shape[0]), agreement, names)
+    return CatalogueAudit(layout, missing, near_duplicates(near, pictured.shape[0]), agreement, names)

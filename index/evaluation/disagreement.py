@@ -1,18 +1,18 @@
-"""Items whose text and picture disagree, told from neighbourhoods, because the two slots have no basis in common.
+"""Estimates which items have a text and a picture that disagree, by comparing neighbourhoods.
 
-A cosine between a text and an image slot means nothing: each has its own projection. What can be compared is who is
-near whom. If the picture of an item belongs to its text, then the items that look like it also read like it, and better
-than the look-alikes of some other item do. The training loss CRTR rests on the same thought, the relational topology
-of a modality (docs/method.md, "Items whose text and picture disagree").
+A cosine between a text slot and an image slot has no meaning, because each has its own projection. Neighbourhoods can
+be compared. If the picture of an item fits its text, the items that look like it also have similar texts, more similar
+than the look-alikes of another item. The training loss CRTR rests on the same idea, the relational topology of a
+modality (docs/method.md, "Items whose text and picture disagree").
 
 For an item i with both slots, ``N_i`` are its k nearest by picture among such items, and ``fit(i, j)`` is the mean text
-cosine of i to ``N_j`` without i. Then ``p_i`` is the share of other items j with ``fit(i, j) > fit(i, i)``, a tie
-counting half: how many strangers' look-alikes read more like i than its own do. Neighbourhoods are compared with
-neighbourhoods, since the members of one resemble each other and are no independent draws.
+cosine of i to ``N_j`` without i. ``p_i`` is the share of other items j with ``fit(i, j) > fit(i, i)``, where a tie
+counts half: the share of strangers whose look-alikes have texts more similar to i than its own look-alikes have. Whole
+neighbourhoods are compared because the members of one resemble each other and are not independent.
 
-If a picture has nothing to do with its text, ``p_i`` is uniform on 0 … 1; if it belongs to it, ``p_i`` is near 0. The
-share of items whose picture has nothing to do with their text is then about ``2 · #(p_i > ½) / n`` (Storey, *A direct
-approach to false discovery rates*, 2002, with λ = ½), and the items with ``p_i > ½`` are the ones to look at.
+If a picture is unrelated to its text, ``p_i`` is uniform on 0 … 1; if it fits, ``p_i`` is near 0. The share of items
+with an unrelated picture is then about ``2 · #(p_i > ½) / n`` (Storey, *A direct approach to false discovery rates*,
+2002, with λ = ½), and the items with ``p_i > ½`` are the suspects.
 """
 
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from index.evaluation.neighbours import Neighbours, unit_rows
 
 NEAREST = 10
-"""k, the neighbours by picture that are looked at."""
+"""k, the number of neighbours by picture."""
 FEWEST_ITEMS = 50
-"""With fewer items that have both slots, nothing is said."""
+"""Fewest items with both slots for an estimate."""
 SUSPICIOUS = 0.5
-"""λ: from here on an item is one to look at."""
+"""λ: an item with a larger p is a suspect."""
 
 _STRANGERS = 2_000
 _BLOCK_ITEMS = 2_048
@@ -35,15 +35,15 @@ _BLOCK_ITEMS = 2_048
 
 @dataclass(frozen=True)
 class Disagreement:
-    """How well picture and text go together, item by item.
+    """How well the picture of each sampled item fits its text.
 
     Attributes:
-        rows: (s,) int64 sampled items with both slots.
-        p: (s,) float64 share of strangers' look-alikes that read more like the item than its own, 0 … 1; lower is
-            better.
-        neighbours: (s, k) int64 the nearest by picture, best first.
+        rows: (s,) int64 rows of the sampled items, which have both slots.
+        p: (s,) float64 share of strangers whose look-alikes have more similar texts than the item's own, 0 … 1; lower
+            is better.
+        neighbours: (s, k) int64 rows of the nearest by picture, best first.
         own: (s,) float64 mean text cosine to the item's own look-alikes.
-        strangers: (s,) float64 mean text cosine to the look-alikes of others.
+        strangers: (s,) float64 mean text cosine to the look-alikes of strangers.
     """
 
     rows: NDArray[np.int64]
@@ -54,30 +54,30 @@ class Disagreement:
 
     @property
     def suspects(self) -> NDArray[np.int64]:
-        """Positions in the sample of the items to look at, the worst first."""
+        """(c,) int64 positions of the suspects in the sample, the worst first."""
         order = np.lexsort((self.own - self.strangers, -self.p))
         return np.asarray(order[self.p[order] > SUSPICIOUS])
 
     @property
     def share(self) -> float:
-        """Estimated share of the items whose picture has nothing to do with their text, 0 … 1."""
+        """Estimated share of items whose picture is unrelated to their text, 0 … 1."""
         return min(1.0, float((self.p > SUSPICIOUS).mean()) / (1.0 - SUSPICIOUS))
 
 
 def disagreement(
     vectors: NDArray[np.floating], text: slice, both: NDArray[np.int64], neighbours: Neighbours, *, seed: int
 ) -> Disagreement | None:
-    """Compare each item's look-alikes with those of others.
+    """Compare the texts of each item's look-alikes with those of strangers' look-alikes.
 
     Args:
         vectors: (n, Σd) stored vectors, may be memory-mapped.
         text: the components of the text slot.
         both: (m,) int64 rows with text and picture, ascending.
-        neighbours: by the image slot, k nearest among ``both``.
-        seed: of the choice of strangers, where there are many.
+        neighbours: k nearest among ``both`` by the image slot.
+        seed: seed of the sample of strangers.
 
     Returns:
-        None where fewer than :data:`FEWEST_ITEMS` have both, or were sampled.
+        None if fewer than :data:`FEWEST_ITEMS` sampled items have both slots.
     """
     sampled = np.flatnonzero(np.isin(neighbours.sample, both))
     if sampled.shape[0] < FEWEST_ITEMS:
@@ -103,12 +103,12 @@ def disagreement(
 def _fit(
     items: NDArray[np.float64], rows: NDArray[np.int64], sums: NDArray[np.float64], nearest: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Mean text cosine of each item to each stranger's look-alikes, leaving itself out: (b, j)."""
+    """(b, j) float64 mean text cosine of each item to each stranger's look-alikes without the item itself."""
     fit = items @ sums.T
     members = np.full(fit.shape, nearest.shape[1], dtype=np.float64)
-    place = np.minimum(np.searchsorted(rows, nearest), rows.shape[0] - 1)
-    stranger, column = np.nonzero(rows[place] == nearest)
-    item = place[stranger, column]
+    position = np.minimum(np.searchsorted(rows, nearest), rows.shape[0] - 1)
+    stranger, column = np.nonzero(rows[position] == nearest)
+    item = position[stranger, column]
     fit[item, stranger] -= 1.0  # its cosine to itself
     members[item, stranger] -= 1.0
     return np.asarray(fit / members)

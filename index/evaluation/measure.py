@@ -1,7 +1,7 @@
-"""Measuring an index on held-out histories: recall by kind of query, latency, coverage.
+"""Measures an index on evaluation queries: recall and latency by kind of query, and coverage.
 
-Recall is counted by score: a row found is right when its score reaches that of the k-th exact row, so that equal scores
-(for example all items without the only slot asked for) are not held against the index.
+Recall compares scores: a found row is correct if its score reaches that of the k-th exact row. So any of several rows
+with equal scores is correct, such as the items that lack the only slot with a weight.
 """
 
 import time
@@ -18,60 +18,61 @@ from index.search.brute_force import exact_top_k, exact_top_k_each
 from index.search.encoder import OnnxSequenceEncoder
 from index.search.query_plan import OVER_FETCH
 from index.search.row_mask import RowMask
-from index.search.scoring import gather, rank_again, slot_scores
+from index.search.scoring import gather, rescore, slot_scores
 from index.search.searcher import Searcher
 
 PLAIN = "plain"
-SHARES = (0.5, 0.1, 0.01, 0.001)  # of the rows that random filters allow
+FILTER_SHARES = (0.5, 0.1, 0.01, 0.001)  # shares of rows that the random filters allow
 
-_DEEPER = 10  # times k: what pages and diversified answers ask for
+_DEEP_FACTOR = 10  # times k, as pages and diversified results request
 _DEEP_QUERIES = 64
-_BARRED_SHARE = 100  # the filter that knows the query forbids the nearest hundredth of all rows …
-_MOST_BARRED = 10_000  # … but no more than these
-_BARRED_QUERIES = 32
+_EXCLUDED_PART = 100  # a filter per query excludes the nearest hundredth of all rows …
+_MOST_EXCLUDED = 10_000  # … but at most this many
+_EXCLUDING_QUERIES = 32
 _TIMED_QUERIES = 200
 
 
-def probe_queries(
+def evaluation_query_vectors(
     encoder: OnnxSequenceEncoder,
     vectors: NDArray[np.floating],
     indexed: NDArray[np.bool_],
-    probes: EvaluationQueries,
+    evaluation_queries: EvaluationQueries,
     limit: int,
 ) -> NDArray[np.float32]:
-    """Queries to measure with: those of the probes, spread evenly, or of single items when there are no probes.
+    """Encode an even sample of the evaluation queries, or of single items if there are none.
 
     Args:
-        encoder: makes the queries.
+        encoder: encodes the histories.
         vectors: (n, Σd) stored vectors.
         indexed: (n,) bool, rows with a slot; at least one.
-        probes: held-out histories.
-        limit: most queries to make, at least 1.
+        evaluation_queries: held-out histories, may be empty.
+        limit: most queries to encode, at least 1.
 
     Returns:
         (p, Σd) float32, 1 ≤ p ≤ limit.
     """
-    if len(probes):
-        chosen = np.unique(np.linspace(0, len(probes) - 1, limit).astype(np.int64))
-        histories = [probes.history(int(probe))[-encoder.max_history :] for probe in chosen]
+    if len(evaluation_queries):
+        chosen = np.unique(np.linspace(0, len(evaluation_queries) - 1, limit).astype(np.int64))
+        histories = [evaluation_queries.history(int(query))[-encoder.max_history :] for query in chosen]
     else:
         rows = np.flatnonzero(indexed)
-        histories = [rows[[place]] for place in np.unique(np.linspace(0, len(rows) - 1, limit).astype(np.int64))]
+        positions = np.unique(np.linspace(0, len(rows) - 1, limit).astype(np.int64))
+        histories = [rows[[position]] for position in positions]
     return encoder.encode([vectors[rows] for rows in histories])
 
 
 def query_kinds(
     queries: NDArray[np.float32], layout: SlotLayout, presence: Mapping[str, int]
 ) -> dict[str, NDArray[np.float32]]:
-    """The same queries plain, with each slot weighed three times, and with each slot alone.
+    """Derive kinds of queries: plain, with each slot weighted three times, and with each slot alone.
 
     Args:
         queries: (p, Σd) plain queries.
         layout: the slots.
-        presence: items per slot; a slot that no item has is left out.
+        presence: number of items per slot; a slot without items gets no kind.
 
     Returns:
-        (p, Σd) float32 per kind: ``plain``, ``text x3``, ``text alone`` …; only ``plain`` with a single slot.
+        (p, Σd) float32 per kind: ``plain``, ``text x3``, ``text alone`` …; only ``plain`` if there is one slot.
     """
     kinds = {PLAIN: queries}
     if len(layout.slots) == 1:
@@ -84,15 +85,19 @@ def query_kinds(
 
 
 def random_filters(indexed: NDArray[np.bool_], seed: int = 0) -> dict[str, RowMask | None]:
-    """Filters that allow a random share of the indexed rows and know nothing of any query.
+    """Filters that allow random shares of the indexed rows, independent of the queries.
+
+    Args:
+        indexed: (n,) bool, the rows in the index.
+        seed: seed of the choice.
 
     Returns:
-        ``filtered 50 %`` … ``filtered 0.1 %``, less those that would not leave a single row.
+        Mask by name, ``filtered 50 %`` … ``filtered 0.1 %``, without filters that would allow no row.
     """
     rows = np.flatnonzero(indexed)
     order = np.random.default_rng(seed).permutation(rows)
     filters: dict[str, RowMask | None] = {}
-    for share in SHARES:
+    for share in FILTER_SHARES:
         count = round(share * rows.shape[0])
         if count:
             mask = np.zeros(indexed.shape[0], dtype=np.bool_)
@@ -102,69 +107,76 @@ def random_filters(indexed: NDArray[np.bool_], seed: int = 0) -> dict[str, RowMa
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
-    """Queries of one kind, what they ask for, and the score that a right answer must reach.
+class QuerySet:
+    """Queries of one kind, with their filters and the score that a correct result must reach.
 
     Attributes:
         queries: (p, Σd) float32.
-        k: results wanted, at least 1, no more than there are.
-        bounds: (p,) float32 the score of the k-th exact row.
-        allowed: the filter they share; None for none.
-        barred: (p, m) int64 rows forbidden to each query by a filter of its own; None for none.
-        indexed: (n,) bool, the rows that may be found.
+        k: number of results, at least 1, at most the number of allowed rows.
+        min_scores: (p,) float32 score of the k-th exact row.
+        allowed: filter shared by all queries; None for none.
+        excluded: (p, m) int64 rows that each query's own filter excludes; None for none.
+        indexed: (n,) bool, the rows in the index; only needed with ``excluded``.
     """
 
     queries: NDArray[np.float32]
     k: int
-    bounds: NDArray[np.float32]
+    min_scores: NDArray[np.float32]
     allowed: RowMask | None = None
-    barred: NDArray[np.int64] | None = None
+    excluded: NDArray[np.int64] | None = None
     indexed: NDArray[np.bool_] | None = None
 
     @property
-    def everyday(self) -> bool:
-        """Whether neither a filter nor more results than usual are asked for."""
-        return self.allowed is None and self.barred is None
+    def unfiltered(self) -> bool:
+        """Whether the queries have no filter."""
+        return self.allowed is None and self.excluded is None
 
     def recall(self, searcher: Searcher, chosen: NDArray[np.int64] | None = None) -> float:
-        """Recall@k of a searcher, 0 … 1, on the queries in ``chosen`` (c,) int64, None for all."""
-        places = np.arange(self.queries.shape[0]) if chosen is None else chosen
-        if self.barred is None:
-            _, scores = searcher.search(self.queries[places], self.k, self.allowed)
-            return float((scores >= self.bounds[places, None]).mean())
+        """Recall@k of a searcher, 0 … 1; higher is better.
+
+        Args:
+            searcher: the searcher to measure.
+            chosen: (c,) int64 positions of the queries to use; None for all.
+        """
+        positions = np.arange(self.queries.shape[0]) if chosen is None else chosen
+        if self.excluded is None:
+            _, scores = searcher.search(self.queries[positions], self.k, self.allowed)
+            return float((scores >= self.min_scores[positions, None]).mean())
         hits = [
-            (searcher.search(query, self.k, allowed)[1][0] >= bound).mean()
-            for (query, allowed), bound in zip(self.one_by_one(places), self.bounds[places], strict=True)
+            (searcher.search(query, self.k, allowed)[1][0] >= min_score).mean()
+            for (query, allowed), min_score in zip(self.one_by_one(positions), self.min_scores[positions], strict=True)
         ]
         return float(np.mean(hits))
 
-    def one_by_one(self, places: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.float32], RowMask | None]]:
-        """Each query, (1, Σd), with its filter."""
-        for place in places:
+    def one_by_one(self, positions: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.float32], RowMask | None]]:
+        """Each query at the given positions, (1, Σd), with its filter."""
+        for position in positions:
             allowed = self.allowed
-            if self.barred is not None and self.indexed is not None:
+            if self.excluded is not None and self.indexed is not None:
                 mask = np.ones(self.indexed.shape[0], dtype=np.bool_)
-                mask[self.barred[place]] = False
+                mask[self.excluded[position]] = False
                 allowed = RowMask.of(mask, self.indexed)
-            yield self.queries[[place]], allowed
+            yield self.queries[[position]], allowed
 
 
-class Exact:
-    """The right answers to every kind of query, computed once; scores are shared between filters.
+class ExactResults:
+    """Exact results for every kind of query, computed once.
+
+    Further kinds are derived from the plain queries: at ten times the depth, under :func:`random_filters`, and each
+    query under a filter that excludes the rows nearest to it.
 
     Args:
-        kinds: (p, Σd) queries per kind, :data:`PLAIN` among them. To these come the plain ones at ten times the depth,
-            under :func:`random_filters`, and each under a filter that forbids the rows nearest to it.
+        kinds: (p, Σd) queries by kind, including :data:`PLAIN`.
         vectors: (n, Σd) stored vectors.
-        indexed: (n,) bool, the rows that may be found.
+        indexed: (n,) bool, the rows in the index.
         layout: the slots.
-        k: depth of the recall, at least 1.
-        progress: called with the share done.
+        k: k of the recall, at least 1.
+        progress: called with the share done, 0 … 1.
 
     Attributes:
-        kinds: all kinds by name.
+        kinds: query set by kind.
         layout: the slots.
-        k: depth of the recall, no more than there are rows.
+        k: k of the recall, at most the number of indexed rows.
     """
 
     def __init__(
@@ -179,74 +191,89 @@ class Exact:
         count = int(np.count_nonzero(indexed))
         self.layout = layout
         self.k = min(k, count)
-        self.kinds: dict[str, Asked] = {}
+        self.kinds: dict[str, QuerySet] = {}
         self._vectors, self._indexed = vectors, indexed
-        self._all = None if count == indexed.shape[0] else indexed
+        self._findable = None if count == indexed.shape[0] else indexed
         for done, (kind, queries) in enumerate(kinds.items()):
             part = _part_of(progress, done, len(kinds) + 1)
             filters: dict[str, RowMask | None] = {kind: None}
             self._add(filters | (random_filters(indexed) if kind == PLAIN else {}), queries, part)
         plain = kinds[PLAIN]
-        if count > _DEEPER * self.k:
+        if count > _DEEP_FACTOR * self.k:
             self._add_deep(plain[:_DEEP_QUERIES])
-        if count >= _BARRED_SHARE:
-            self._add_barred(plain[:_BARRED_QUERIES], min(count // _BARRED_SHARE, _MOST_BARRED))
+        if count >= _EXCLUDED_PART:
+            self._add_excluding(plain[:_EXCLUDING_QUERIES], min(count // _EXCLUDED_PART, _MOST_EXCLUDED))
 
     def recall(self, searcher: Searcher, kind: str, chosen: NDArray[np.int64] | None = None) -> float:
-        """Recall@k of a searcher on the queries of one kind, 0 … 1; see :meth:`Asked.recall`."""
+        """Recall@k of a searcher on the queries of one kind; see :meth:`QuerySet.recall`."""
         return self.kinds[kind].recall(searcher, chosen)
 
     def _add(
         self, filters: Mapping[str, RowMask | None], queries: NDArray[np.float32], progress: Callable[[float], None]
     ) -> None:
-        masks = [self._all if allowed is None else allowed.findable for allowed in filters.values()]
-        answers = exact_top_k_each(queries, self._vectors, self.k + OVER_FETCH, masks, progress)
-        for (name, allowed), (rows, _) in zip(filters.items(), answers, strict=True):
+        masks = [self._findable if allowed is None else allowed.findable for allowed in filters.values()]
+        results = exact_top_k_each(queries, self._vectors, self.k + OVER_FETCH, masks, progress)
+        for (name, allowed), (rows, _) in zip(filters.items(), results, strict=True):
             k = self.k if allowed is None else min(self.k, allowed.count)
-            self.kinds[name] = Asked(queries, k, self._bounds(queries, rows, k), allowed)
+            self.kinds[name] = QuerySet(queries, k, self._min_scores(queries, rows, k), allowed)
 
     def _add_deep(self, queries: NDArray[np.float32]) -> None:
-        k = _DEEPER * self.k
-        rows, _ = exact_top_k(queries, self._vectors, k + OVER_FETCH, allowed=self._all)
-        self.kinds[f"{PLAIN} top {k}"] = Asked(queries, k, self._bounds(queries, rows, k))
+        k = _DEEP_FACTOR * self.k
+        rows, _ = exact_top_k(queries, self._vectors, k + OVER_FETCH, allowed=self._findable)
+        self.kinds[f"{PLAIN} top {k}"] = QuerySet(queries, k, self._min_scores(queries, rows, k))
 
-    def _add_barred(self, queries: NDArray[np.float32], barred: int) -> None:
-        rows, _ = exact_top_k(queries, self._vectors, barred + self.k + OVER_FETCH, allowed=self._all)
-        k = min(self.k, int(np.count_nonzero(self._indexed)) - barred)
-        bounds = self._bounds(queries, rows[:, barred:], k)
-        self.kinds[f"nearest {100 / _BARRED_SHARE:g} % barred"] = Asked(
-            queries, k, bounds, barred=rows[:, :barred], indexed=self._indexed
+    def _add_excluding(self, queries: NDArray[np.float32], excluded: int) -> None:
+        rows, _ = exact_top_k(queries, self._vectors, excluded + self.k + OVER_FETCH, allowed=self._findable)
+        k = min(self.k, int(np.count_nonzero(self._indexed)) - excluded)
+        min_scores = self._min_scores(queries, rows[:, excluded:], k)
+        self.kinds[f"nearest {100 / _EXCLUDED_PART:g} % excluded"] = QuerySet(
+            queries, k, min_scores, excluded=rows[:, :excluded], indexed=self._indexed
         )
 
-    def _bounds(self, queries: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> NDArray[np.float32]:
-        """(p,) the k-th score, computed as the searcher computes it."""
-        _, scores = rank_again(queries, rows, self._vectors, self.layout, k)
-        bounds: NDArray[np.float32] = scores[:, -1]
-        return bounds
+    def _min_scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> NDArray[np.float32]:
+        """(p,) float32 k-th score, computed as the searcher computes it."""
+        _, scores = rescore(queries, rows, self._vectors, self.layout, k)
+        last: NDArray[np.float32] = scores[:, -1]
+        return last
 
 
 def _part_of(progress: Callable[[float], None], done: int, parts: int) -> Callable[[float], None]:
     return lambda share: progress((done + share) / parts)
 
 
-def latency_ms(searcher: Searcher, asked: Asked) -> dict[str, float]:
-    """Milliseconds of one search with one query at a time: p50, p90 and p99, lower is better."""
+def latency_ms(searcher: Searcher, query_set: QuerySet) -> dict[str, float]:
+    """Latency of searches with one query each.
+
+    Args:
+        searcher: the searcher to measure.
+        query_set: the queries with their filters.
+
+    Returns:
+        ``p50``, ``p90`` and ``p99`` in milliseconds; lower is better.
+    """
     times = []
-    for query, allowed in asked.one_by_one(np.arange(min(asked.queries.shape[0], _TIMED_QUERIES))):
+    for query, allowed in query_set.one_by_one(np.arange(min(query_set.queries.shape[0], _TIMED_QUERIES))):
         started = time.perf_counter()
-        searcher.search(query, asked.k, allowed)
+        searcher.search(query, query_set.k, allowed)
         times.append(1000 * (time.perf_counter() - started))
     return {f"p{percent}": round(float(np.percentile(times, percent)), 4) for percent in (50, 90, 99)}
 
 
-def spread(
+def result_spread(
     searcher: Searcher, queries: NDArray[np.float32], vectors: NDArray[np.floating], layout: SlotLayout, k: int
 ) -> dict[str, Any]:
-    """How widely plain answers spread: the number of different items in all top-k, and the share of each slot.
+    """Number of distinct items in all top k, and the mean share of each slot in the scores.
+
+    Args:
+        searcher: the searcher to measure.
+        queries: (p, Σd) float32.
+        vectors: (n, Σd) stored vectors.
+        layout: the slots.
+        k: number of results per query, at least 1.
 
     Returns:
-        ``distinct_items``, ``queries`` and ``slot_shares`` (mean over the results of the slot's positive contribution,
-        normalised to sum 1).
+        ``queries`` and ``distinct_items`` (counts), and ``slot_shares`` (slot → mean share of the positive
+        contributions to a score, 0 … 1; they sum to 1).
     """
     rows, _ = searcher.search(queries, k)
     parts = np.maximum(slot_scores(queries, gather(vectors, rows), layout), 0.0)[rows >= 0]

@@ -1,4 +1,4 @@
-"""report.json and report.html: what a fresh bundle is worth, measured on its files as they will be served."""
+"""Measures a newly built bundle on its own files, and writes ``report.json`` and ``report.html``."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -24,8 +24,15 @@ from index.bundle.manifest import (
 )
 from index.bundle.quality import Quality
 from index.evaluation.calibrate import calibrate
-from index.evaluation.catalogue_audit import Catalogue, examine
-from index.evaluation.measure import PLAIN, Exact, latency_ms, probe_queries, query_kinds, spread
+from index.evaluation.catalogue_audit import CatalogueAudit, audit_catalogue
+from index.evaluation.measure import (
+    PLAIN,
+    ExactResults,
+    evaluation_query_vectors,
+    latency_ms,
+    query_kinds,
+    result_spread,
+)
 from index.evaluation.report_page import render_page
 from index.items.eval_queries import EvaluationQueries
 from index.items.item_table import MISSING_FILE, VECTORS_FILE, ItemTable
@@ -34,56 +41,61 @@ from index.search.query_plan import Effort, IndexKind
 from index.search.searcher import CpuIndex, Searcher
 
 _BLOCK_ROWS = 65_536
-_ITEM_BYTES = 16  # the order of popularity and the counts, int64 each
+_ITEM_BYTES = 16  # per item: the order of popularity and the counts, int64 each
 
 
 @dataclass(frozen=True)
-class Draft:
+class BundleDraft:
     """A bundle while it is being built.
 
     Attributes:
-        directory: where its files are.
+        directory: directory of its files.
         table: the items.
-        indexed: (n,) bool, rows in the index.
+        indexed: (n,) bool, the rows in the index.
         encoder: the loaded encoder.
-        probes: held-out histories.
-        spec: what was asked for.
+        evaluation_queries: held-out histories, may be empty.
+        spec: specification of the index.
     """
 
     directory: Path
     table: ItemTable
     indexed: NDArray[np.bool_]
     encoder: OnnxSequenceEncoder
-    probes: EvaluationQueries
+    evaluation_queries: EvaluationQueries
     spec: IndexSpec
 
     @cached_property
     def vectors(self) -> NDArray[np.floating]:
-        """(n, Σd) stored vectors, mapped from the bundle's own file."""
+        """(n, Σd) stored vectors, mapped from the bundle's file."""
         vectors: NDArray[np.floating] = np.load(self.directory / VECTORS_FILE, mmap_mode="r").view(np.ndarray)
         return vectors
 
     @cached_property
     def present(self) -> NDArray[np.bool_]:
-        """(n, slots) bool."""
+        """(n, slots) bool, which slots of each item are present."""
         starts = range(0, len(self.table), _BLOCK_ROWS)
         blocks = [self.table.layout.present(self.vectors[start : start + _BLOCK_ROWS]) for start in starts]
         return np.concatenate(blocks)
 
     @property
     def presence(self) -> dict[str, int]:
-        """Items per slot."""
+        """Number of items per slot."""
         counts = self.present.sum(axis=0)
         return {name: int(count) for name, count in zip(self.table.layout.names, counts, strict=True)}
 
     def searcher(self, effort: Effort, threads: int) -> Searcher:
-        """A searcher over the index file with an effort."""
+        """A searcher over the index file with an effort.
+
+        Args:
+            effort: search effort by skew.
+            threads: threads of one search, at least 1.
+        """
         loaded = CpuIndex(self.directory / FAISS_FILE, self.vectors, self.indexed, threads=threads)
         return Searcher(loaded, self.vectors, self.indexed, self.table.layout, effort)
 
 
 def write_report(
-    draft: Draft,
+    draft: BundleDraft,
     kind: IndexKind,
     reason: str,
     parameters: dict[str, int | str],
@@ -91,29 +103,31 @@ def write_report(
     created: datetime,
     progress: Callable[[str, float], None],
 ) -> tuple[IndexRecord, GateRecord]:
-    """Calibrate and measure the index, look through the items, write ``report.json`` and ``report.html``.
+    """Calibrate and measure the index, audit the items, write ``report.json`` and ``report.html``.
 
     Args:
-        draft: the bundle with every file but report and manifest.
-        kind: the index that was built.
-        reason: why that kind.
-        parameters: what it was built with.
-        quality: the evaluation of the encoder, if there is one.
+        draft: the bundle, with every file except report and manifest.
+        kind: kind of the built index.
+        reason: why this kind.
+        parameters: parameters of the index by name.
+        quality: the evaluation of the encoder; None if there is none.
         created: time of the build, aware.
-        progress: called with stage and share done.
+        progress: called with the name of a stage and the share of it done, 0 … 1.
 
     Returns:
-        What the manifest says about the index, and what the bundle is held to.
+        The manifest's records of the index and of the gate.
     """
     spec, layout = draft.spec, draft.table.layout
-    queries = probe_queries(draft.encoder, draft.vectors, draft.indexed, draft.probes, spec.probes)
+    queries = evaluation_query_vectors(
+        draft.encoder, draft.vectors, draft.indexed, draft.evaluation_queries, spec.evaluation_queries
+    )
     kinds = query_kinds(queries, layout, draft.presence)
-    exact = Exact(
+    exact = ExactResults(
         kinds, draft.vectors, draft.indexed, layout, spec.recall_k, lambda share: progress("exact answers", share)
     )
     effort = calibrate(
         kind,
-        lambda tried: draft.searcher(tried, spec.threads),
+        lambda effort: draft.searcher(effort, spec.threads),
         exact,
         spec.target_recall,
         lambda share: progress("calibrate", share),
@@ -134,13 +148,13 @@ def write_report(
         "index": record.model_dump(mode="json"),
         "index_bytes": (draft.directory / FAISS_FILE).stat().st_size,
         "memory": memory(draft.directory, len(draft.table)),
-        "search_ms": {name: latency_ms(searcher, asked) for name, asked in exact.kinds.items()},
-        "answers": spread(searcher, kinds[PLAIN], draft.vectors, layout, exact.k),
-        "probes": {"held_out": len(draft.probes), "used": queries.shape[0]},
+        "search_ms": {name: latency_ms(searcher, query_set) for name, query_set in exact.kinds.items()},
+        "answers": result_spread(searcher, kinds[PLAIN], draft.vectors, layout, exact.k),
+        "probes": {"held_out": len(draft.evaluation_queries), "used": queries.shape[0]},
     }
-    catalogue = _look_through(draft, lambda share: progress("pictures", share))
-    gate = _hold(draft, record, report, catalogue, quality)
-    report |= catalogue.as_json() | {
+    audit = _audit(draft, lambda share: progress("pictures", share))
+    gate = _gate_record(draft, record, report, audit, quality)
+    report |= audit.as_json() | {
         "quality": None if quality is None else quality.as_json(),
         "gate": gate.model_dump(mode="json"),
         "evaluation": None if quality is None else quality.evaluation,
@@ -150,40 +164,40 @@ def write_report(
     return record, gate
 
 
-def _look_through(draft: Draft, progress: Callable[[float], None]) -> Catalogue:
+def _audit(draft: BundleDraft, progress: Callable[[float], None]) -> CatalogueAudit:
     missing = np.load(draft.directory / MISSING_FILE)
-    return examine(draft.table, draft.vectors, missing, seed=draft.spec.seed, progress=progress)
+    return audit_catalogue(draft.table, draft.vectors, missing, seed=draft.spec.seed, progress=progress)
 
 
-def _hold(
-    draft: Draft, record: IndexRecord, report: Mapping[str, Any], catalogue: Catalogue, quality: Quality | None
+def _gate_record(
+    draft: BundleDraft, record: IndexRecord, report: Mapping[str, Any], audit: CatalogueAudit, quality: Quality | None
 ) -> GateRecord:
-    """The figures, and which of them miss their bounds."""
+    """The bounds, the figures, and the names of the figures that miss their bound."""
     answers = report["answers"]
     figures = {
         **{f"latency_p99_ms.{name}": times["p99"] for name, times in report["search_ms"].items()},
         **({} if quality is None else quality.figures()),
         "coverage": round(answers["distinct_items"] / len(draft.table), 4),
         **{f"slot_share.{name}": share for name, share in answers["slot_shares"].items()},
-        **catalogue.figures(),
+        **audit.figures(),
     }
     limits = draft.spec.bounds.limits(evaluated=quality is not None)
     gate = GateRecord(bounds=limits, figures=figures, shortfalls=())
-    missed = tuple(check.figure for check in gate.checks(record.recall) if not check.held)
+    missed = tuple(check.figure for check in gate.checks(record.recall) if not check.passed)
     return gate.model_copy(update={"shortfalls": missed})
 
 
 def memory(directory: Path, items: int) -> dict[str, int]:
-    """Bytes of a bundle by what they are for, and what a process needs for it once every page has been touched.
+    """Bytes of a bundle by purpose, and the memory of a process that has read every page of it.
 
     Args:
-        directory: the bundle's files.
-        items: rows of the catalogue.
+        directory: the bundle's directory.
+        items: number of rows of the catalogue.
 
     Returns:
-        ``vectors``, ``index``, ``items`` (ids, popularity, metadata), ``encoder``, ``others``, and ``resident``: all
-        of these and 16 bytes an item for the order of popularity and the counts; vectors and index are mapped, so the
-        system may drop their pages again. What Python and its libraries take comes on top.
+        Bytes of ``vectors``, ``index``, ``items`` (ids, popularity, metadata), ``encoder``, ``others``, and
+        ``resident``: their sum and 16 bytes per item for the order of popularity and the counts. Vectors and index are
+        mapped, so the system may evict their pages. Python and its libraries are not included.
     """
     sizes = {path.name: path.stat().st_size for path in directory.iterdir() if path.is_file()}
     parts = {
@@ -196,7 +210,7 @@ def memory(directory: Path, items: int) -> dict[str, int]:
     return parts | {"resident": sum(parts.values()) + _ITEM_BYTES * items}
 
 
-def _item_counts(draft: Draft) -> dict[str, Any]:
+def _item_counts(draft: BundleDraft) -> dict[str, Any]:
     return {
         "total": len(draft.table),
         "indexed": int(draft.indexed.sum()),

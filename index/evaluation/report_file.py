@@ -1,4 +1,4 @@
-"""report.json of a bundle, read back: held to the manifest's hash, so that nobody reads figures of another bundle."""
+"""Reads ``report.json`` of a bundle and verifies it against the manifest's hash."""
 
 import json
 from pathlib import Path
@@ -10,14 +10,17 @@ from index.errors import BundleInvalid, BundleNotFound
 
 
 def read_report(bundle: Path) -> tuple[Manifest, dict[str, Any]]:
-    """A bundle's manifest and what its report holds.
+    """Read and verify a bundle's report.
 
     Args:
         bundle: the bundle's directory.
 
+    Returns:
+        The manifest and the content of ``report.json``.
+
     Raises:
-        BundleNotFound: there is no such directory.
-        BundleInvalid: the manifest or the report is missing, altered or no JSON object.
+        BundleNotFound: the directory does not exist.
+        BundleInvalid: the manifest or the report is missing, altered or not a JSON object.
     """
     if not bundle.is_dir():
         raise BundleNotFound(f"{bundle}: there is no bundle; list what is published with `vlm2rec index list`")

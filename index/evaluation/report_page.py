@@ -1,7 +1,7 @@
-"""report.html: the report of a bundle as a page to read, on its own in one file.
+"""Renders ``report.html``: the report of a bundle as one self-contained page.
 
-No script, nothing from another host. Ids and titles come from strangers, so the template escapes everything it is
-given, and the page's own policy forbids scripts and requests should that ever fail.
+The page has no scripts and loads nothing. Ids and titles are untrusted, so the template escapes every value, and the
+page's content security policy forbids scripts and requests as a second defence.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from index.bound_check import BoundCheck
-from index.bundle.gate import decisive
+from index.bundle.gate import decisive_checks
 from index.bundle.manifest import GateRecord
 from index.bundle.quality import SYSTEMS
 from index.evaluation.plots import Axis, axis_over, rootogram, stacked_parts
@@ -19,7 +19,7 @@ from index.items.modality_status import ModalityStatus
 _THOUSAND = 1000.0
 _TEMPLATE = "report.html"
 _LOWEST_RECALL_SHOWN = 0.9
-_THE_RULE = 0.5  # from this share on, disagreeing is no exception
+_COMMON_SHARE = 0.5  # above this share, disagreement is the rule and no item stands out
 
 
 def page_environment(*packages: str) -> Environment:
@@ -38,28 +38,28 @@ def page_environment(*packages: str) -> Environment:
 
 
 def render_page(report: Mapping[str, Any], gate: GateRecord) -> str:
-    """The page.
+    """Render the page as HTML.
 
     Args:
-        report: what ``report.json`` holds.
-        gate: what the bundle is held to.
+        report: the content of ``report.json``.
+        gate: the bounds and figures of the bundle.
     """
     checks = gate.checks(report["index"]["recall"])
-    missed = [check for check in checks if not check.held]
+    missed = [check for check in checks if not check.passed]
     environment = page_environment("index")
     environment.filters |= {"bytes": as_bytes, "share": as_share, "count": as_count, "ms": as_ms}
     return environment.get_template(_TEMPLATE).render(
         report=report,
         checks=len(checks),
-        rows=[_row(check, stands_for) for check, stands_for in decisive(checks)],
+        rows=[_row(check, represents) for check, represents in decisive_checks(checks)],
         missed=len(missed),
         recall=_recall(report, gate),
         latency=_latency(report),
         memory=stacked_parts({name: size for name, size in report["memory"].items() if name != "resident"}),
         slot_shares=stacked_parts(report["answers"]["slot_shares"]),
         missing=[
-            {"slot": slot, "parts": stacked_parts({state: found[state] for state in _STATES}), "found": found}
-            for slot, found in report["missing"].items()
+            {"slot": slot, "parts": stacked_parts({state: counts[state] for state in _STATES}), "found": counts}
+            for slot, counts in report["missing"].items()
         ],
         quality=None if report["quality"] is None else _quality(report["quality"], gate),
         agreement=None if report["disagreement"] is None else _agreement(report["disagreement"]),
@@ -102,22 +102,22 @@ def as_figure(figure: str, value: float | None) -> str:
 
 
 def as_share(value: float) -> str:
-    """A share of 1 in per cent."""
+    """A share, 0 … 1, in per cent."""
     return f"{100 * value:.3g} %" if value < 1 else "100 %"
 
 
 def as_count(value: int) -> str:
-    """A whole number with thousands apart."""
+    """A whole number with a thousands separator."""
     return f"{value:,}"
 
 
 def as_ms(value: float) -> str:
-    """Milliseconds."""
+    """Milliseconds with their unit."""
     return f"{value:.3g} ms"
 
 
 def as_bytes(size: float) -> str:
-    """Bytes in decimal units."""
+    """Bytes in a decimal unit."""
     for unit in ("bytes", "kB", "MB"):
         if size < _THOUSAND:
             return f"{size:.3g} {unit}"
@@ -125,10 +125,10 @@ def as_bytes(size: float) -> str:
     return f"{size:,.3g} GB"
 
 
-def _row(check: BoundCheck, stands_for: int) -> dict[str, Any]:
+def _row(check: BoundCheck, represents: int) -> dict[str, Any]:
     kind = check.figure.partition(".")[2]
     several = {
-        "label": f"{label(check.bound)}, {stands_for} kinds of query",
+        "label": f"{label(check.bound)}, {represents} kinds of query",
         "remark": f"{'lowest' if check.at_least else 'highest'}: {kind}",
     }
     row = {
@@ -137,9 +137,9 @@ def _row(check: BoundCheck, stands_for: int) -> dict[str, Any]:
         "remark": "",
         "value": as_figure(check.figure, check.value),
         "limit": ("≥ " if check.at_least else "≤ ") + as_figure(check.figure, check.limit),
-        "held": check.held,
+        "passed": check.passed,
     }
-    return row | (several if stands_for > 1 else {})
+    return row | (several if represents > 1 else {})
 
 
 def _recall(report: Mapping[str, Any], gate: GateRecord) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def _system(system: Mapping[str, Any], bounds: Mapping[str, float | None], axis:
     }
 
 
-def _agreement(found: Mapping[str, Any]) -> dict[str, Any]:
-    counts: Sequence[int] = found["p"]
-    unrelated = sum(counts) * found["share"] / len(counts)
-    return rootogram(counts, unrelated) | {"alarming": found["share"] <= _THE_RULE}
+def _agreement(disagreement: Mapping[str, Any]) -> dict[str, Any]:
+    counts: Sequence[int] = disagreement["p"]
+    unrelated = sum(counts) * disagreement["share"] / len(counts)
+    return rootogram(counts, unrelated) | {"alarming": disagreement["share"] <= _COMMON_SHARE}

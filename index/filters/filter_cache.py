@@ -1,4 +1,4 @@
-"""FilterCache: compiled filters, so that one asked again costs microseconds instead of a pass over the catalogue."""
+"""Caches compiled filters, so that a repeated filter takes microseconds instead of a pass over the catalogue."""
 
 import threading
 from collections import OrderedDict
@@ -10,122 +10,122 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from index.filters.filters import Clause, Filter
+from index.filters.filters import FilterClause, MetadataFilter
 from index.search.row_mask import RowMask
 
-_Place = tuple[bytes, bool]  # the key of a filter, and whether it is combined with what is available
+_CacheKey = tuple[bytes, bool]  # the key of a filter, and whether it is combined with the available rows
 
 CACHE_BYTES = 32 << 20  # 28 filters over a million items
 
-_KEY_BYTES = 32  # too many for anybody to find two filters with the same key
-_ENTRY_BYTES = 1024  # what an entry costs beside its arrays, so that a tiny catalogue does not collect filters for ever
+_KEY_BYTES = 32  # long enough that nobody can find two filters with the same key
+_ENTRY_BYTES = 1024  # bytes of an entry beside its arrays, so that the cache of a tiny catalogue is bounded as well
 
 
 class FilterCache:
-    """Compiled filters, the least recently used dropped first; bounded in bytes, safe for any number of threads.
+    """LRU cache of compiled filters, bounded in bytes; any number of threads may use it.
 
     Args:
         metadata: n rows, one column per field.
-        indexed: (n,) bool, the rows that a query can find.
-        capacity: most bytes to keep; a filter larger than that is compiled every time.
+        indexed: (n,) bool, the rows in the index.
+        capacity: most bytes to keep; a larger filter is compiled at every call.
     """
 
     def __init__(self, metadata: pa.Table, indexed: NDArray[np.bool_], capacity: int = CACHE_BYTES) -> None:
         self._metadata = metadata
         self._indexed = indexed
         self._capacity = capacity
-        self._kept: OrderedDict[_Place, RowMask] = OrderedDict()
+        self._entries: OrderedDict[_CacheKey, RowMask] = OrderedDict()
         self._available: NDArray[np.bool_] | None = None
         self._bytes = 0
         self._lock = threading.Lock()
 
     def allowed(self, condition: Mapping[str, Any] | None, available: NDArray[np.bool_] | None = None) -> RowMask:
-        """The rows that a condition allows, see :mod:`index.filters.filters`; all rows for None.
+        """The rows that a condition allows.
 
         Args:
-            condition: what is asked for.
-            available: (n,) bool, what may be answered at the moment, the same for every condition, never written to;
-                None for everything. Filters are kept combined with the newest one, which is told by its identity.
+            condition: see :mod:`index.filters.filters`; None allows every row.
+            available: (n,) bool, the rows that may be returned under any condition; None for all. It must not be
+                modified. Combined masks are cached for the newest array only, which is recognised by identity.
 
         Raises:
             FilterError: the condition breaks the grammar, names an unknown field, or compares unlike types.
             SearchError: ``available`` is of another dtype or length.
         """
-        parsed = Filter.parse(condition or {})
+        parsed = MetadataFilter.parse(condition or {})
         key = _key(parsed)
         if available is not None:
-            self._turn_to(available)
-            combined = self._found(key, available)
+            self._set_available(available)
+            combined = self._get(key, available)
             if combined is not None:
                 return combined
-        plain = self._found(key, None)
+        plain = self._get(key, None)
         if plain is None:
-            plain = self._kept_as(key, None, self._compiled(parsed))
-        return plain if available is None else self._kept_as(key, available, plain & available)
+            plain = self._store(key, None, self._compile(parsed))
+        return plain if available is None else self._store(key, available, plain & available)
 
-    def keeps(self, condition: Mapping[str, Any], available: NDArray[np.bool_] | None = None) -> bool:
-        """Whether :meth:`allowed` would answer without a pass over the catalogue.
+    def contains(self, condition: Mapping[str, Any], available: NDArray[np.bool_] | None = None) -> bool:
+        """Whether :meth:`allowed` would return this filter without a pass over the catalogue.
 
         Raises:
             FilterError: the condition breaks the grammar.
         """
-        key = _key(Filter.parse(condition))
-        return self._found(key, None) is not None or (available is not None and self._found(key, available) is not None)
+        key = _key(MetadataFilter.parse(condition))
+        return self._get(key, None) is not None or (available is not None and self._get(key, available) is not None)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are kept, by :attr:`RowMask.nbytes`."""
+        """Bytes of all entries, by :attr:`RowMask.nbytes` and a constant per entry."""
         return self._bytes
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
-    def _compiled(self, parsed: Filter) -> RowMask:
-        """Called outside the lock: two threads may compile the same filter at once, but none waits for another's."""
+    def _compile(self, parsed: MetadataFilter) -> RowMask:
+        """Compile a filter outside the lock: two threads may compile the same one, but no thread waits for another."""
         return RowMask.of(parsed.rows(self._metadata), self._indexed)
 
-    def _turn_to(self, available: NDArray[np.bool_]) -> None:
-        """Forget what was combined with another mask."""
+    def _set_available(self, available: NDArray[np.bool_]) -> None:
+        """Drop the entries combined with another mask."""
         with self._lock:
             if self._available is available:
                 return
             self._available = available
-            for place in [place for place in self._kept if place[1]]:
-                self._bytes -= self._kept.pop(place).nbytes + _ENTRY_BYTES
+            for entry_key in [entry_key for entry_key in self._entries if entry_key[1]]:
+                self._bytes -= self._entries.pop(entry_key).nbytes + _ENTRY_BYTES
 
-    def _found(self, key: bytes | None, available: NDArray[np.bool_] | None) -> RowMask | None:
+    def _get(self, key: bytes | None, available: NDArray[np.bool_] | None) -> RowMask | None:
         if key is None:
             return None
-        place = (key, available is not None)
+        entry_key = (key, available is not None)
         with self._lock:
             if available is not None and self._available is not available:
                 return None
-            found = self._kept.get(place)
+            found = self._entries.get(entry_key)
             if found is not None:
-                self._kept.move_to_end(place)
+                self._entries.move_to_end(entry_key)
             return found
 
-    def _kept_as(self, key: bytes | None, available: NDArray[np.bool_] | None, made: RowMask) -> RowMask:
-        size = made.nbytes + _ENTRY_BYTES
+    def _store(self, key: bytes | None, available: NDArray[np.bool_] | None, mask: RowMask) -> RowMask:
+        size = mask.nbytes + _ENTRY_BYTES
         if key is None or size > self._capacity:
-            return made
-        place = (key, available is not None)
+            return mask
+        entry_key = (key, available is not None)
         with self._lock:
-            outdated = available is not None and self._available is not available  # it changed in the meantime
-            if outdated or place in self._kept:
-                return made
-            self._kept[place] = made
+            outdated = available is not None and self._available is not available  # another thread replaced it
+            if outdated or entry_key in self._entries:
+                return mask
+            self._entries[entry_key] = mask
             self._bytes += size
             while self._bytes > self._capacity:
-                _, dropped = self._kept.popitem(last=False)
+                _, dropped = self._entries.popitem(last=False)
                 self._bytes -= dropped.nbytes + _ENTRY_BYTES
-        return made
+        return mask
 
 
-def _key(parsed: Filter) -> bytes | None:
-    """A canonical form of the filter, hashed, so that its size does not depend on what was sent; None if it has none.
+def _key(parsed: MetadataFilter) -> bytes | None:
+    """Hash of the filter's canonical form, of constant size; None if a value has no canonical form.
 
-    The order of clauses and of the values of ``in``, and repetitions of either, do not matter; 1, 1.0 and true differ.
+    The order and repetition of clauses and of the values of ``in`` do not matter; 1, 1.0 and true differ.
     """
     sides = []
     for clauses in (parsed.must, parsed.must_not):
@@ -136,7 +136,7 @@ def _key(parsed: Filter) -> bytes | None:
     return blake2b(_joined(sides), digest_size=_KEY_BYTES).digest()
 
 
-def _clause_key(clause: Clause) -> bytes | None:
+def _clause_key(clause: FilterClause) -> bytes | None:
     values = [_token(value) for value in clause.values]
     bounds = [_token(value) for _, value in clause.bounds]
     if any(token is None for token in (*values, *bounds)):
@@ -149,18 +149,18 @@ def _clause_key(clause: Clause) -> bytes | None:
 
 
 def _token(value: object) -> bytes | None:
-    """Type and value of a scalar; None for anything else, which no filter can compare with."""
+    """Type and value of a scalar as bytes; None for any other type, which no filter accepts."""
     if type(value) is str:
         return b"s" + value.encode("utf-8", "surrogatepass")
     if type(value) is bool:
         return b"b1" if value else b"b0"
     if type(value) is int:
-        return b"i" + hex(value).encode()  # no limit on its digits, unlike str
+        return b"i" + hex(value).encode()  # unlike str, without a limit on the number of digits
     if type(value) is float:
         return b"f" + value.hex().encode()
     return None
 
 
 def _joined(parts: Iterable[bytes]) -> bytes:
-    """The parts with their lengths before them, so that no two lists of parts look the same."""
+    """Concatenate length-prefixed parts, so that different lists of parts give different bytes."""
     return b"".join(b"%d:%b" % (len(part), part) for part in parts)

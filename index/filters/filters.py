@@ -1,13 +1,17 @@
-"""Filters over the metadata of the items, compiled to a bitmap of allowed rows.
+"""Parses filters over item metadata and compiles them to a mask of allowed rows.
 
 A condition is ``{"must": [clause …], "must_not": [clause …]}``: a row passes when every ``must`` clause matches it and
 no ``must_not`` clause does. A clause names a ``field`` and exactly one of ``eq``, ``in``, a range (``gt`` or ``gte``,
 ``lt`` or ``lte``, one or both sides), ``exists``.
 
-Values: a list-valued field matches when any one of its elements does; null (and NaN, which files use for null) matches
-only ``exists: false``; text compares by code point; dates and times are written in ISO 8601, read as UTC without an
-offset and compared to the microsecond; ``true`` is not a number; a number is rounded to a floating-point field's own
-precision first, and an integer field compares exactly.
+Rules for values:
+
+- A list-valued field matches if any of its elements does.
+- Null, and NaN, which files use for null, matches only ``exists: false``.
+- Text compares by code point.
+- Dates and times are ISO 8601, UTC unless they have an offset, and compare to the microsecond.
+- ``true`` is not a number.
+- A number is rounded to the precision of a floating-point field; an integer field compares exactly.
 """
 
 import datetime as dt
@@ -33,14 +37,14 @@ _SHOWN_FIELDS = 20
 
 
 @dataclass(frozen=True)
-class Clause:
+class FilterClause:
     """One test of one field.
 
     Attributes:
-        field: the metadata column.
-        test: which of the four forms it is.
-        values: the value of ``eq``; those of ``in``; (True,) or (False,) of ``exists``; empty for a range.
-        bounds: (gt | gte | lt | lte, value) of a range.
+        field: name of the metadata column.
+        test: which of the four tests it is.
+        values: the value of ``eq``, the values of ``in``, (True,) or (False,) for ``exists``; empty for a range.
+        bounds: pairs (gt | gte | lt | lte, value) of a range; empty for other tests.
     """
 
     field: str
@@ -49,11 +53,11 @@ class Clause:
     bounds: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
-    def parse(cls, raw: Mapping[str, Any]) -> "Clause":
-        """Read a clause; a key whose value is None counts as not given.
+    def parse(cls, raw: Mapping[str, Any]) -> "FilterClause":
+        """Parse a clause; a key with the value None counts as absent.
 
         Args:
-            raw: as in the module's description.
+            raw: a clause as in the module's description.
 
         Raises:
             FilterError: an unknown key, no field, or not exactly one test.
@@ -89,26 +93,26 @@ class Clause:
 
 
 @dataclass(frozen=True)
-class Filter:
-    """A whole condition, read and held to the grammar, but not yet to any catalogue.
+class MetadataFilter:
+    """A parsed condition, not yet checked against a catalogue.
 
     Attributes:
-        must: every one of these must match.
-        must_not: none of these may match.
+        must: clauses that must all match.
+        must_not: clauses of which none may match.
     """
 
-    must: tuple[Clause, ...]
-    must_not: tuple[Clause, ...]
+    must: tuple[FilterClause, ...]
+    must_not: tuple[FilterClause, ...]
 
     @classmethod
-    def parse(cls, condition: Mapping[str, Any]) -> "Filter":
-        """Read a condition.
+    def parse(cls, condition: Mapping[str, Any]) -> "MetadataFilter":
+        """Parse a condition.
 
         Args:
             condition: as in the module's description; an absent or empty list tests nothing.
 
         Raises:
-            FilterError: the condition breaks the grammar; ``field`` says in which field.
+            FilterError: the condition breaks the grammar; ``field`` names the field.
         """
         unknown = sorted(str(key) for key in condition if key not in {"must", "must_not"})
         if unknown:
@@ -121,10 +125,16 @@ class Filter:
         return cls(tuple(must), tuple(must_not))
 
     def rows(self, metadata: pa.Table) -> NDArray[np.bool_]:
-        """(n,) bool, the rows of the metadata that it allows.
+        """Compile the filter.
+
+        Args:
+            metadata: n rows, one column per field.
+
+        Returns:
+            (n,) bool, the allowed rows.
 
         Raises:
-            FilterError: an unknown field, or a comparison of unlike types; ``field`` says which field.
+            FilterError: an unknown field, or a comparison of unlike types; ``field`` names the field.
         """
         allowed = np.ones(metadata.num_rows, dtype=np.bool_)
         for clause in self.must:
@@ -135,23 +145,23 @@ class Filter:
 
 
 def compile_filter(metadata: pa.Table, condition: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """The rows that a condition allows; :class:`index.filters.filter_cache.FilterCache` keeps what is asked again.
+    """Parse and compile a condition; :class:`index.filters.filter_cache.FilterCache` caches the result.
 
     Args:
         metadata: n rows, one column per field.
         condition: as in the module's description; an absent or empty list tests nothing.
 
     Returns:
-        (n,) bool.
+        (n,) bool, the allowed rows.
 
     Raises:
-        FilterError: the condition breaks the grammar, names an unknown field, or compares unlike types; ``field`` says
-            which field.
+        FilterError: the condition breaks the grammar, names an unknown field, or compares unlike types; ``field`` names
+            the field.
     """
-    return Filter.parse(condition).rows(metadata)
+    return MetadataFilter.parse(condition).rows(metadata)
 
 
-def clause_rows(metadata: pa.Table, clause: Clause) -> NDArray[np.bool_]:
+def clause_rows(metadata: pa.Table, clause: FilterClause) -> NDArray[np.bool_]:
     """The rows that one clause matches, (n,) bool.
 
     Raises:
@@ -173,19 +183,19 @@ def clause_rows(metadata: pa.Table, clause: Clause) -> NDArray[np.bool_]:
         ) from error
 
 
-def _clauses(raw: Any, name: str) -> list[Clause]:  # noqa: ANN401 - whatever the caller was sent
+def _clauses(raw: Any, name: str) -> list[FilterClause]:  # noqa: ANN401 - any value of a request
     if raw is None:
         return []
     if not isinstance(raw, list | tuple):
         raise FilterError(f"{name!r} needs a list of clauses, got {_short(raw)}", field="filter")
-    return [Clause.parse(clause) for clause in raw]
+    return [FilterClause.parse(clause) for clause in raw]
 
 
 def _present(column: pa.ChunkedArray) -> NDArray[np.bool_]:
     return ~_to_bool(pc.is_null(column, nan_is_null=pa.types.is_floating(column.type)))
 
 
-def _any_element(column: pa.ChunkedArray, clause: Clause) -> NDArray[np.bool_]:
+def _any_element(column: pa.ChunkedArray, clause: FilterClause) -> NDArray[np.bool_]:
     matched = np.zeros(len(column), dtype=np.bool_)
     elements = pc.list_flatten(column)
     owners = pc.list_parent_indices(column)
@@ -193,7 +203,7 @@ def _any_element(column: pa.ChunkedArray, clause: Clause) -> NDArray[np.bool_]:
     return matched
 
 
-def _matches(column: pa.ChunkedArray, clause: Clause) -> NDArray[np.bool_]:
+def _matches(column: pa.ChunkedArray, clause: FilterClause) -> NDArray[np.bool_]:
     """Rows of a column of single values that satisfy ``eq``, ``in`` or a range."""
     comparable = _Comparable.of(column, clause.field)
     if clause.test == "range":
@@ -204,7 +214,7 @@ def _matches(column: pa.ChunkedArray, clause: Clause) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class _Comparable:
-    """A column brought to one of the kinds that compare: text, bool, integer, real or time."""
+    """A column converted to one of the comparable kinds: text, bool, integer, real or time."""
 
     column: pa.ChunkedArray
     kind: Literal["text", "bool", "integer", "real", "time", "null"]
@@ -233,7 +243,7 @@ class _Comparable:
         raise FilterError(f"field {field!r} holds {kind}, which only 'exists' can test", field=field)
 
     def compare(self, operator: str, value: Any) -> NDArray[np.bool_]:  # noqa: ANN401 - checked below
-        """Rows on one side of a bound."""
+        """(n,) bool, the rows on one side of a bound."""
         if self.kind == "bool":
             raise FilterError(f"field {self.field!r} is true or false and has no order; use eq", field=self.field)
         if self.kind == "null":
@@ -241,11 +251,11 @@ class _Comparable:
             return np.zeros(len(self.column), dtype=np.bool_)
         if self.kind == "integer":
             return self._compare_integer(operator, self._number(value))
-        # A comparison with NaN is false, so NaN in the column never matches.
+        # Comparing with NaN is false, so NaN in the column never matches.
         return _to_bool(_COMPARE[operator](self.column, self._scalar(value)))
 
     def among(self, values: Iterable[Any]) -> NDArray[np.bool_]:
-        """Rows equal to any of the values."""
+        """(n,) bool, the rows equal to any of the values."""
         if self.kind == "null":
             for value in values:
                 self._check_scalar(value)
@@ -256,22 +266,22 @@ class _Comparable:
         if len(scalars) == 1:  # several times as fast as hashing the column, on a million rows of text
             return _to_bool(pc.equal(self.column, scalars[0]))
         wanted = [scalar.as_py() for scalar in scalars]
-        if self.kind == "real" and 0.0 in wanted:  # a hash tells the two zeros apart
+        if self.kind == "real" and 0.0 in wanted:  # hashing distinguishes 0.0 and -0.0
             wanted += [0.0, -0.0]
         return _to_bool(pc.is_in(self.column, value_set=pa.array(wanted, self.column.type)))
 
     def _compare_integer(self, operator: str, value: float) -> NDArray[np.bool_]:
-        """Exact comparison of integers with any number: the bound is moved to the integer next to it."""
+        """Compare integers with any number exactly: the bound is rounded to the adjacent integer."""
         upper = operator in {"lt", "lte"}
         bound = math.ceil(value) if operator in {"lt", "gte"} else math.floor(value)
         low, high = _limits(self.column.type)
         if bound < low or bound > high:
-            holds = (bound > high) == upper
-            return _to_bool(pc.is_valid(self.column)) & holds
+            matches_all = (bound > high) == upper
+            return _to_bool(pc.is_valid(self.column)) & matches_all
         return _to_bool(_COMPARE[operator](self.column, pa.scalar(bound, self.column.type)))
 
     def _scalar(self, value: Any) -> pa.Scalar | None:  # noqa: ANN401 - checked by kind
-        """The value in the column's type; None when no value of that type can equal it."""
+        """The value in the column's type; None if no value of that type equals it."""
         kind = self.column.type
         if self.kind == "text":
             if not isinstance(value, str):
@@ -333,7 +343,7 @@ class _Comparable:
 def _as_timestamp(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Dates and times in UTC microseconds; a time without a zone is read as UTC. Raises ArrowInvalid out of range."""
     if pa.types.is_timestamp(column.type):
-        finer = column.type.unit == "ns"  # nanoseconds are cut off; every other unit must fit exactly
+        finer = column.type.unit == "ns"  # nanoseconds are truncated; every other unit must convert exactly
         column = column.cast(pa.timestamp("us", column.type.tz), safe=not finer)
         return column if column.type.tz is None else column.cast(pa.timestamp("us", "UTC"))
     return column.cast(pa.timestamp("us"))
@@ -354,8 +364,8 @@ def _chunked(array: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _to_bool(mask: pa.ChunkedArray) -> NDArray[np.bool_]:
     """(n,) bool of an arrow mask; null is False."""
-    answer: NDArray[np.bool_] = pc.fill_null(mask, False).to_numpy(zero_copy_only=False).astype(np.bool_)
-    return answer
+    filled: NDArray[np.bool_] = pc.fill_null(mask, False).to_numpy(zero_copy_only=False).astype(np.bool_)
+    return filled
 
 
 def _short(value: object) -> str:

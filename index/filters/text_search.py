@@ -1,7 +1,7 @@
-"""Text search over a catalogue: plain containment, whatever the case; a page reads a bounded amount of text.
+"""Finds items by case-insensitive substrings of their ids and texts; a page reads a bounded amount of text.
 
-The texts stay where they are, mapped from the bundle; nothing is built or kept for it. Matching is arrow's and holds
-the interpreter's lock for hardly any of the time.
+The texts are read in position from the mapped bundle, without an index. Arrow does the matching, mostly without the
+interpreter's lock.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ _TITLE = "title"
 _IMAGE = "image"
 _BLOCK_ROWS = 4096
 PAGE_BYTES = 64 << 20
-"""Text that one page reads, up to a block more."""
+"""Most bytes of text that one page reads, plus at most one block."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextPage:
-    """One page of what was found.
+    """One page of search results.
 
     Attributes:
-        rows: in the order of the search.
-        next: where to go on; None at the end. A page may be short, even empty, and yet have a next one.
+        rows: found rows, in the order of the search.
+        next: ``start`` of the next page; None on the last page. A page may be short or empty and still have a next one.
     """
 
     rows: list[int]
@@ -34,14 +34,14 @@ class TextPage:
 
 
 class TextSearch:
-    """Finds rows by a text in their id or in a column of text.
+    """Searches the ids and the text columns for a substring.
 
-    First come the rows that have it in id or ``title``, then those that have it in any other column of text, each in
-    the order of the catalogue. ``image`` is left out: it names a file. Lists of texts are no columns of text.
+    Rows that match in id or ``title`` come first, then rows that match in any other text column; each group is in the
+    order of the catalogue. ``image`` is not searched, because it names a file; neither are lists of texts.
 
     Args:
-        ids: ``large_string``, one a row.
-        metadata: columns of a single chunk, rows alike.
+        ids: ``large_string``, one per row.
+        metadata: the same rows, columns of a single chunk.
     """
 
     def __init__(self, ids: pa.Array, metadata: pa.Table) -> None:
@@ -49,36 +49,36 @@ class TextSearch:
         texts = {name: column for name, column in columns.items() if _is_text(column.type)}
         title = texts.pop(_TITLE, None)
         self._rows = len(ids)
-        self._first = [ids] if title is None else [ids, title]
+        self._primary = [ids] if title is None else [ids, title]
         self._others = list(texts.values())
 
     def page(self, text: str, start: int, limit: int, *, most_bytes: int = PAGE_BYTES) -> TextPage:
-        """Look for a text from a place on.
+        """Search for a text.
 
         Args:
-            text: what a row must contain; not empty.
-            start: 0, or ``next`` of the page before.
-            limit: rows wanted, at least 1.
-            most_bytes: text to read.
+            text: the substring; not empty.
+            start: 0, or ``next`` of the previous page.
+            limit: most rows to return, at least 1.
+            most_bytes: most bytes of text to read, plus at most one block.
         """
         found: list[int] = []
-        place, end, read = start, self._rows * (2 if self._others else 1), 0
-        while place < end and len(found) < limit and read < most_bytes:
-            later, row = divmod(place, self._rows)
+        position, end, read = start, self._rows * (2 if self._others else 1), 0
+        while position < end and len(found) < limit and read < most_bytes:
+            second_group, row = divmod(position, self._rows)
             count = min(_BLOCK_ROWS, self._rows - row)
-            matched, size = _contain(self._first, text, row, count)
-            if later:
+            matched, size = _contain(self._primary, text, row, count)
+            if second_group:
                 others, more = _contain(self._others, text, row, count)
                 matched, size = others & ~matched, size + more
             hits = (np.flatnonzero(matched)[: limit - len(found)] + row).tolist()
             found += hits
             read += size
-            place = later * self._rows + (hits[-1] + 1 if len(found) == limit else row + count)
-        return TextPage(found, place if place < end else None)
+            position = second_group * self._rows + (hits[-1] + 1 if len(found) == limit else row + count)
+        return TextPage(found, position if position < end else None)
 
 
 def _contain(columns: Sequence[Any], text: str, start: int, count: int) -> tuple[NDArray[np.bool_], int]:
-    """Which of some rows contain a text in any of the columns, (count,) bool; and how many bytes were read."""
+    """Which rows contain a text in any of the columns, (count,) bool, and the number of bytes read."""
     matched, size = np.zeros(count, dtype=np.bool_), 0
     for column in columns:
         part = column.slice(start, count)

@@ -1,4 +1,4 @@
-"""External item ids ↔ dense rows."""
+"""Maps external item ids to dense rows and back."""
 
 import re
 import sys
@@ -20,7 +20,7 @@ _PIECE = 1000
 
 
 def check_item_id(item_id: str) -> None:
-    """Hold an id to the contract: 1 to 256 bytes of UTF-8, no control characters.
+    """Check an id: 1 to 256 bytes of UTF-8, no control characters.
 
     Raises:
         ItemTableError: the id breaks the rule.
@@ -35,13 +35,13 @@ def check_item_id(item_id: str) -> None:
 class ItemIds:
     """An immutable two-way map between item ids and rows 0 … n − 1.
 
-    The ids stay in one arrow array, which may be mapped from a file; a Python object exists only for an id that is
-    asked for. Rows are found through a hash table of 8 to 12 bytes an item. It is computed, not stored: that takes a
-    tenth of a second for a million ids, can never disagree with them, and leaves the hashing to Python's own keyed
-    hash, so that nobody can choose ids that collide.
+    The ids stay in one arrow array, which may be mapped from a file; a Python string is made only for a requested id.
+    Rows are found through a hash table of 8 to 12 bytes per item. The table is computed on construction, which takes a
+    tenth of a second for a million ids, so it always agrees with the ids. It uses Python's own keyed hash, so nobody
+    can choose ids that collide.
 
     Args:
-        ids: texts, or an arrow array of text, kept without a copy if it is ``large_string``.
+        ids: texts, or an arrow array of text; a ``large_string`` array is kept without a copy.
 
     Attributes:
         array: the ids in the order of their rows, ``large_string`` without nulls.
@@ -58,7 +58,7 @@ class ItemIds:
         self._offsets = memoryview(offsets).cast("B").cast("q")[first : first + self._count + 1]
         self._text = memoryview(text).cast("B")
         self._check_rules()
-        # A row's place in the table is the high bits of its hash, so rows sorted by hash are sorted by place.
+        # The bucket of a row is the high bits of its hash, so rows sorted by hash are sorted by bucket.
         self._half = 1 << max(self._count.bit_length() - 1, 0)
         self._shift = sys.hash_info.width - self._half.bit_length()
         hashes = _hashes(self.array)
@@ -77,17 +77,17 @@ class ItemIds:
         return isinstance(item_id, str) and self.row(item_id) is not None
 
     def row(self, item_id: str) -> int | None:
-        """The row of an id, or None if it is unknown."""
-        place = (hash(item_id) >> self._shift) + self._half
-        wanted = item_id.encode("utf-8", "surrogatepass")
+        """The row of an id; None if the id is unknown."""
+        bucket = (hash(item_id) >> self._shift) + self._half
+        encoded = item_id.encode("utf-8", "surrogatepass")
         offsets = self._offsets
-        for row in self._rows[self._starts[place] : self._starts[place + 1]]:
-            if self._text[offsets[row] : offsets[row + 1]] == wanted:
+        for row in self._rows[self._starts[bucket] : self._starts[bucket + 1]]:
+            if self._text[offsets[row] : offsets[row + 1]] == encoded:
                 return row
         return None
 
     def id(self, row: int) -> str:
-        """The id in a row (0 ≤ row < n).
+        """The id of a row (0 ≤ row < n).
 
         Raises:
             ItemTableError: there is no such row.
@@ -97,35 +97,35 @@ class ItemIds:
         return str(self._text[self._offsets[row] : self._offsets[row + 1]], "utf-8")
 
     def rows(self, ids: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
-        """Rows of the known ids, in order, and the ids that are unknown.
+        """The rows of known ids, and the unknown ids.
 
         Returns:
-            (known,) int64 rows and the unknown ids, each in the order given.
+            (known,) int64 rows, and the unknown ids; both in the order of ``ids``.
         """
-        found = [(item_id, self.row(item_id)) for item_id in ids]
-        known = np.array([row for _, row in found if row is not None], dtype=np.int64)
-        return known, [item_id for item_id, row in found if row is None]
+        pairs = [(item_id, self.row(item_id)) for item_id in ids]
+        known = np.array([row for _, row in pairs if row is not None], dtype=np.int64)
+        return known, [item_id for item_id, row in pairs if row is None]
 
     def among(self, ids: Iterable[str]) -> NDArray[np.bool_]:
-        """Which rows have one of these ids; for many of them, as :meth:`rows` takes longer a piece and keeps the lock.
+        """Mark the rows of some ids; faster than :meth:`rows` for many ids.
 
-        Most of it runs without the interpreter's lock, and no piece holds it for longer than a millisecond or so.
+        Most of it runs without the interpreter's lock, which is never held for longer than about a millisecond.
 
         Args:
-            ids: in any order; unknown ones do nothing.
+            ids: in any order; unknown ids are ignored.
 
         Returns:
-            (n,) bool.
+            (n,) bool, True where the row's id is among ``ids``.
         """
-        rest = (item_id.encode("utf-8", "surrogatepass") for item_id in ids)
-        wanted = [pa.array([], pa.large_binary())]
-        while piece := list(islice(rest, _PIECE)):
-            wanted.append(pa.array(piece, pa.large_binary()))
-        found = pc.is_in(self.array.cast(pa.large_binary()), value_set=pa.concat_arrays(wanted))
-        return np.asarray(found.to_numpy(zero_copy_only=False), dtype=np.bool_)
+        encoded = (item_id.encode("utf-8", "surrogatepass") for item_id in ids)
+        chunks = [pa.array([], pa.large_binary())]
+        while piece := list(islice(encoded, _PIECE)):
+            chunks.append(pa.array(piece, pa.large_binary()))
+        mask = pc.is_in(self.array.cast(pa.large_binary()), value_set=pa.concat_arrays(chunks))
+        return np.asarray(mask.to_numpy(zero_copy_only=False), dtype=np.bool_)
 
     def _check_rules(self) -> None:
-        """Hold every id to :func:`check_item_id`, by looking at all bytes at once."""
+        """Apply :func:`check_item_id` to every id, vectorised over all bytes."""
         offsets, text = np.frombuffer(self._offsets, np.int64), np.frombuffer(self._text, np.uint8)
         for start in range(0, self._count, _BLOCK_ROWS):
             bounds = offsets[start : start + _BLOCK_ROWS + 1]
@@ -135,17 +135,17 @@ class ItemIds:
                 block = text[bounds[0] : bounds[-1]]
                 control = (block < 0x20) | (block == 0x7F)  # C0 and DEL
                 control[:-1] |= (block[:-1] == 0xC2) & (block[1:] >= 0x80) & (block[1:] < 0xA0)  # C1
-                places = bounds[0] + np.flatnonzero(control)
-                wrong = np.searchsorted(bounds, places, side="right") - 1
+                positions = bounds[0] + np.flatnonzero(control)
+                wrong = np.searchsorted(bounds, positions, side="right") - 1
             for row in wrong:
                 check_item_id(self.id(start + int(row)))
 
     def _check_unique(self, hashes: NDArray[np.int64], order: NDArray[np.int64]) -> None:
-        """Refuse an id that two rows have; only rows of the same hash are compared.
+        """Raise ItemTableError for an id that two rows have; only rows with equal hashes are compared.
 
         Args:
-            hashes: (n,) ascending.
-            order: (n,) the rows in that order.
+            hashes: (n,) int64 hashes, ascending.
+            order: (n,) int64 rows in that order.
         """
         same = np.flatnonzero(hashes[1:] == hashes[:-1])
         for start in same:
@@ -158,7 +158,7 @@ class ItemIds:
 
 
 def _as_array(ids: Iterable[str] | pa.Array) -> pa.Array:
-    """The ids as sound ``large_string`` without nulls."""
+    """The ids as a valid ``large_string`` array without nulls."""
     try:
         array = ids.cast(pa.large_string()) if isinstance(ids, pa.Array) else pa.array(_texts(ids), pa.large_string())
         array.validate(full=True)
@@ -170,7 +170,7 @@ def _as_array(ids: Iterable[str] | pa.Array) -> pa.Array:
 
 
 def _texts(ids: Iterable[str]) -> list[str]:
-    """The ids as a list; arrow would take bytes for text and None for null."""
+    """The ids as a list of ``str``; arrow alone would accept bytes as text and None as null."""
     texts = list(ids)
     for item_id in texts:
         if not isinstance(item_id, str):
@@ -179,7 +179,7 @@ def _texts(ids: Iterable[str]) -> list[str]:
 
 
 def _hashes(array: pa.Array) -> NDArray[np.int64]:
-    """(n,) Python's own hash of each id; the ids become Python objects a block at a time."""
+    """(n,) int64 hash of each id by Python's ``hash``; strings are made one block at a time."""
     hashes = np.empty(len(array), dtype=np.int64)
     for start in range(0, len(array), _BLOCK_ROWS):
         block = array.slice(start, _BLOCK_ROWS).to_pylist()

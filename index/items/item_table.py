@@ -1,8 +1,8 @@
-"""ItemTable: what training hands over to the index, and the serving process reads back.
+"""Stores the item table: the items, vectors and metadata that training hands over to the index build.
 
-A directory with ``table.json`` (layout, model, counts), ``items.parquet`` (item_id, popularity, metadata columns),
-``vectors.npy`` (stored vectors, memory-mapped on load), where the reasons are known ``missing.npy``, and where the
-catalogue has pictures ``thumbnails.npy``.
+A table is a directory with ``table.json`` (layout, model, counts), ``items.parquet`` (item_id, popularity, metadata
+columns) and ``vectors.npy`` (stored vectors, memory-mapped on load). It also has ``missing.npy`` if the reasons for
+missing slots are known, and ``thumbnails.npy`` if the catalogue has pictures.
 """
 
 import json
@@ -37,17 +37,17 @@ class ItemTable:
     Attributes:
         layout: the slots of the vectors.
         ids: item id per row.
-        vectors: (n, Σd) float16 or float32 stored vectors (see :meth:`SlotLayout.stack`); all zero = not indexed.
-        popularity: (n,) int64, training events per item; rows of held-out events are not counted.
-        metadata: n rows; ``title``, ``text`` and ``image`` (path relative to the data set, null when missing) where the
-            catalogue has them, and every further column. Never ``item_id`` or ``popularity``.
-        model: JSON-able provenance of the vectors: model id, prompt and preprocessing hashes, training run.
+        vectors: (n, Σd) float16 or float32 stored vectors (see :meth:`SlotLayout.stack`); zero rows are not indexed.
+        popularity: (n,) int64 training events per item, without held-out events.
+        metadata: n rows: every column of the catalogue, such as ``title``, ``text`` and ``image`` (path relative to the
+            data set, null if missing), except ``item_id`` and ``popularity``.
+        model: provenance of the vectors, JSON-able: model id, prompt and preprocessing hashes, training run.
         missing: (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`, columns in the order of
-            the layout: why a slot is zero. None where only the vectors are known; see :meth:`missing_record`.
-        thumbnails: a small picture of each item that has one, rows alike; None where none were made.
+            the layout: why a slot is zero. None if only the vectors are known; see :meth:`missing_record`.
+        thumbnails: the small pictures, one row per item; None if none were made.
 
     Raises:
-        ItemTableError: the parts disagree in their row counts, or a value breaks a rule.
+        ItemTableError: the parts have different row counts, or a value breaks a rule.
     """
 
     layout: SlotLayout
@@ -90,22 +90,24 @@ class ItemTable:
 
     @property
     def indexed(self) -> NDArray[np.bool_]:
-        """(n,) bool: rows that have at least one slot and so can be found by a query."""
+        """(n,) bool: the rows with at least one slot, which a query can find."""
         return np.asarray(self.layout.present(self.vectors).any(axis=1))
 
     def missing_record(self) -> NDArray[np.uint8]:
-        """(n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`: the field, or what the vectors
-        tell.
+        """The missing-modality record: ``missing``, or one derived from the vectors.
+
+        Returns:
+            (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`.
         """
         return derive_missing(self.layout, self.vectors) if self.missing is None else self.missing
 
     def save(self, directory: Path) -> None:
-        """Write the table; an earlier one in the same directory is replaced file by file, ``table.json`` last.
+        """Write the table; an earlier table in the directory is replaced file by file, ``table.json`` last.
 
         Raises:
             ItemTableError: a vector is not finite.
         """
-        import pyarrow.parquet as pq  # 9 MiB by itself, which a service has no use for
+        import pyarrow.parquet as pq  # 9 MiB of memory that a service does not need
 
         starts = range(0, len(self), _BLOCK_ROWS)
         if not all(np.isfinite(self.vectors[start : start + _BLOCK_ROWS]).all() for start in starts):
@@ -143,10 +145,10 @@ class ItemTable:
 
         Args:
             directory: where :meth:`save` wrote it.
-            mmap: map the vectors instead of reading them.
+            mmap: memory-map the vectors instead of reading them.
 
         Raises:
-            ItemTableError: a file is missing, unreadable, of another format version, or they disagree.
+            ItemTableError: a file is missing, unreadable or of another format version, or the files disagree.
         """
         import pyarrow.parquet as pq
 
@@ -159,8 +161,8 @@ class ItemTable:
             layout = SlotLayout(tuple(Slot(str(name), int(dim)) for name, dim in description["slots"]))
             items = pq.read_table(directory / ITEMS_FILE)
             vectors = np.load(directory / VECTORS_FILE, mmap_mode="r" if mmap else None, allow_pickle=False)
-            # Tables written before the record or the thumbnails existed do not name them.
-            recorded, pictured = description.get("missing", False), description.get("thumbnails", False)
+            # Tables of earlier versions do not have these two keys.
+            has_missing, has_thumbnails = description.get("missing", False), description.get("thumbnails", False)
             return cls(
                 layout=layout,
                 ids=ItemIds(pa.concat_arrays(items.column(ITEM_ID).cast(pa.large_string()).chunks)),
@@ -168,8 +170,8 @@ class ItemTable:
                 popularity=items.column(POPULARITY).to_numpy().astype(np.int64),
                 metadata=items.drop_columns([ITEM_ID, POPULARITY]),
                 model=description["model"],
-                missing=np.load(directory / MISSING_FILE, allow_pickle=False) if recorded else None,
-                thumbnails=Thumbnails.load(directory / THUMBNAILS_FILE, len(items)) if pictured else None,
+                missing=np.load(directory / MISSING_FILE, allow_pickle=False) if has_missing else None,
+                thumbnails=Thumbnails.load(directory / THUMBNAILS_FILE, len(items)) if has_thumbnails else None,
             )
         except (OSError, KeyError, TypeError, ValueError, EOFError, pa.ArrowException) as error:
             raise ItemTableError(

@@ -1,14 +1,18 @@
-"""``items.arrow``: ids, popularity and metadata of a bundle's items, mapped instead of read.
+"""Reads and writes ``items.arrow``: the ids, popularity and metadata of a bundle's items, memory-mapped.
 
-One uncompressed record batch in arrow's file format, so that every value lies in the file as it is used. A file is held
-to that form, and every offset and every text in it is checked, before anything is taken from it: a wrong byte is an
-error here and never a crash later.
+The file holds one uncompressed record batch in arrow's file format, so every value is used where it lies in the
+mapping. Loading checks this form, every offset and every text before any value is used: a damaged byte is an error
+while loading and never a crash later.
 """
 
+import datetime as dt
+import math
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,25 +25,25 @@ from index.items.item_table import ITEM_ID, POPULARITY
 
 @dataclass(frozen=True)
 class ItemsFile:
-    """What a bundle says about its items besides their vectors, row by row.
+    """Ids, popularity and metadata of a bundle's items, row by row.
 
     Attributes:
         ids: item id ↔ row.
-        popularity: (n,) int64 training events.
+        popularity: (n,) int64 training events per item.
         metadata: n rows, one column of a single chunk per field.
-        pages: of the file they are mapped from; None: they are in memory.
+        mapping: the mapped file that holds the values; None if they are in memory.
     """
 
     ids: ItemIds
     popularity: NDArray[np.int64]
     metadata: pa.Table
-    pages: mmap.mmap | None = None
+    mapping: mmap.mmap | None = None
 
     def save(self, path: Path) -> None:
-        """Write ``items.arrow``; text and lists get 8-byte offsets, so that no column has to be split at 2 GiB.
+        """Write ``items.arrow``; text and lists get 8-byte offsets, so that no column is split at 2 GiB.
 
         Raises:
-            ItemTableError: a column has a type that a bundle does not hold, or is not sound.
+            ItemTableError: a column has a type that a bundle cannot store, or invalid values.
         """
         columns = {ITEM_ID: self.ids.array, POPULARITY: pa.array(self.popularity, pa.int64())}
         for name in self.metadata.column_names:
@@ -48,7 +52,7 @@ class ItemsFile:
         try:
             batch.validate(full=True)
         except pa.ArrowException as error:
-            raise ItemTableError(f"the metadata are not sound ({error}); write the catalogue again") from error
+            raise ItemTableError(f"the metadata are not valid ({error}); write the catalogue again") from error
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
             writer.write_batch(batch)
 
@@ -57,17 +61,17 @@ class ItemsFile:
         """Map ``items.arrow`` and check all of it.
 
         Raises:
-            ItemTableError: the file cannot be read, has another form, or holds something that breaks a rule.
+            ItemTableError: the file cannot be read, has another form, or holds an invalid value.
         """
         try:
             with path.open("rb") as file:
-                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            batch = _only_batch(pa.py_buffer(pages))
+                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            batch = _only_batch(pa.py_buffer(mapping))
             rows = cls(
                 ids=ItemIds(batch.column(ITEM_ID)),
                 popularity=batch.column(POPULARITY).to_numpy(),
                 metadata=pa.Table.from_batches([batch]).drop_columns([ITEM_ID, POPULARITY]),
-                pages=pages,
+                mapping=mapping,
             )
         except (OSError, ValueError, KeyError, RecursionError, MemoryError, pa.ArrowException) as error:
             raise ItemTableError(f"the items cannot be read ({error})") from error
@@ -76,13 +80,13 @@ class ItemsFile:
         return rows
 
     def release_pages(self) -> None:
-        """Give back the memory of what was looked at: all was, and most of it few requests ask for. It stays mapped."""
-        if self.pages is not None:
-            self.pages.madvise(mmap.MADV_DONTNEED)
+        """Release the memory of the pages that the checks read, most of which requests rarely use."""
+        if self.mapping is not None:
+            self.mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def _only_batch(file: pa.Buffer) -> pa.RecordBatch:
-    """The one batch of a file, of known columns, sound, and in place: nothing was copied or decompressed."""
+    """The only batch of a file, checked: known columns, valid values, nothing copied or decompressed."""
     reader = pa.ipc.open_file(file)
     names = reader.schema.names
     if len(set(names)) != len(names):
@@ -108,14 +112,14 @@ def _only_batch(file: pa.Buffer) -> pa.RecordBatch:
 
 
 def _buffers(array: pa.Array) -> Iterator[pa.Buffer]:
-    """The buffers of an array that hold anything, those of its dictionary too."""
+    """The non-empty buffers of an array and of its dictionary."""
     yield from (buffer for buffer in array.buffers() if buffer is not None and buffer.size)
     if pa.types.is_dictionary(array.type):
         yield from _buffers(array.dictionary)
 
 
 def _stored(name: str, column: pa.ChunkedArray) -> pa.Array:
-    """A metadata column as one array of a type that a bundle holds."""
+    """A metadata column as one array of a type that a bundle stores."""
     try:
         kind = _storable(column.type)
         chunks = column.cast(kind).chunks
@@ -128,7 +132,7 @@ def _stored(name: str, column: pa.ChunkedArray) -> pa.Array:
 
 
 def _storable(kind: pa.DataType) -> pa.DataType:
-    """The type that a bundle holds for a type; raises ItemTableError if there is none."""
+    """The type under which a bundle stores a type; raises ItemTableError if there is none."""
     types = pa.types
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return pa.large_string()
@@ -144,10 +148,37 @@ def _storable(kind: pa.DataType) -> pa.DataType:
         return pa.dictionary(kind.index_type, _storable(kind.value_type), kind.ordered)
     if types.is_primitive(kind) or types.is_null(kind) or types.is_decimal(kind) or types.is_fixed_size_binary(kind):
         return kind
-    raise ItemTableError(f"no bundle holds {kind}")
+    raise ItemTableError(f"no bundle stores {kind}")
 
 
 def _storable_field(field: pa.Field) -> pa.Field:
-    """The same for a part of a list or struct, where a dictionary is written out."""
+    """As :func:`_storable` for a part of a list or struct, where a dictionary is replaced by its values."""
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     return field.with_type(_storable(kind))
+
+
+def json_value(value: Any) -> Any:  # noqa: ANN401 - any value of an arrow column
+    """A metadata value as JSON can represent it.
+
+    Args:
+        value: a value of a metadata column, nested or not.
+
+    Returns:
+        Numbers, strings, booleans, lists and objects. A number that is not finite becomes None, a date or time ISO
+        8601, bytes hexadecimal text, any other type its ``str``.
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, np.floating | Decimal):
+        return json_value(float(value))
+    if isinstance(value, dt.date | dt.time):
+        return value.isoformat()
+    if isinstance(value, list | tuple):
+        return [json_value(part) for part in value]
+    if isinstance(value, dict):
+        return {str(name): json_value(part) for name, part in value.items()}
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(value)

@@ -1,7 +1,7 @@
-"""Arrays in npy files of one plain form, without the reader of numpy.
+"""Maps npy files of one strict form, without numpy's own reader.
 
-That reader evaluates the header as Python and allocates what it says. Here only the text that ``np.save`` writes of a
-C-contiguous array of numbers is taken; whatever else a damaged header says is refused unread.
+Numpy's reader evaluates the header as Python and allocates the size that it names. This one accepts only the header
+that ``np.save`` writes for a C-contiguous array of numbers, and rejects a damaged header without evaluating it.
 """
 
 import math
@@ -23,35 +23,38 @@ _FORM = re.compile(
 
 
 def view_array(content: Any) -> NDArray[Any]:  # noqa: ANN401 - bytes or mmap
-    """The array in the content of an npy file, read-only and without a copy.
+    """View the content of an npy file as an array, without a copy.
+
+    Args:
+        content: all bytes of the file, or its mapping; the array is read-only if this is.
 
     Raises:
-        ItemTableError: it is no npy file of version 1.0, not C-contiguous, not of numbers, or not whole.
+        ItemTableError: the content is no npy file of version 1.0 with a C-contiguous array of numbers, or is cut short.
     """
-    found = _FORM.match(content)
-    if found is None or int.from_bytes(found["length"], "little") != found.end() - found.start("length") - 2:
-        raise ItemTableError("no npy file of version 1.0 with numbers in C order")
+    header = _FORM.match(content)
+    if header is None or int.from_bytes(header["length"], "little") != header.end() - header.start("length") - 2:
+        raise ItemTableError("not an npy file of version 1.0 with numbers in C order")
     try:
-        dtype = np.dtype(found["descr"].decode())
+        dtype = np.dtype(header["descr"].decode())
     except TypeError as error:
         raise ItemTableError(f"an npy file of an unknown type ({error})") from error
-    shape = tuple(int(size) for size in found["shape"].rstrip(b",").split(b","))
-    size = found.end() + dtype.itemsize * math.prod(shape)
+    shape = tuple(int(size) for size in header["shape"].rstrip(b",").split(b","))
+    size = header.end() + dtype.itemsize * math.prod(shape)
     if len(content) != size:
         raise ItemTableError(f"{dtype} {shape} takes {size} bytes, the file has {len(content)}")
-    return np.ndarray(shape, dtype, content, found.end())
+    return np.ndarray(shape, dtype, content, header.end())
 
 
 def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """Map an npy file read-only.
 
     Args:
-        path: what ``np.save`` wrote of a C-contiguous array.
-        dtype: name of the dtype that it must have.
-        shape: the shape that it must have.
+        path: the file, written by ``np.save`` from a C-contiguous array.
+        dtype: name of the expected dtype.
+        shape: the expected shape.
 
     Raises:
-        BundleInvalid: the file cannot be read, or it holds anything else.
+        BundleInvalid: the file cannot be read, or has another dtype or shape.
     """
     try:
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""What an item lacks, slot by slot, and why: the missing-modality record.
+"""Records for each item which slots are missing and why: the missing-modality record.
 
-A zero slot says only that nothing is there. The record keeps the reason, so that a picture that could not be read is
-not taken for one that never existed, nor a new item for one that nobody likes.
+A zero slot does not show why it is zero. The record distinguishes a picture that could not be read from one that never
+existed, and an item too new for a behaviour vector from an absent modality.
 """
 
 from enum import IntEnum
@@ -16,29 +16,29 @@ _BLOCK_ROWS = 65_536
 
 
 class ModalityStatus(IntEnum):
-    """The state of one slot of one item."""
+    """State of one slot of one item."""
 
     PRESENT = 0
     """The slot has a vector."""
     ABSENT = 1
-    """The catalogue has nothing for it."""
+    """The catalogue has no value for this modality."""
     UNREADABLE = 2
-    """The catalogue names something that could not be read."""
+    """The catalogue names a file that could not be read."""
     COLD = 3
     """The item has too little history for a behaviour vector."""
     NOT_FOUND = 4
-    """The catalogue names a file that is not there."""
+    """The catalogue names a file that does not exist."""
 
 
 def derive_missing(layout: SlotLayout, vectors: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """The record as far as the vectors tell it: a zero slot is ``COLD`` if it is behaviour, else ``ABSENT``.
+    """Derive a record from the vectors alone: a zero slot is ``COLD`` if it is behaviour, else ``ABSENT``.
 
     Args:
         layout: the slots.
         vectors: (n, Σd) stored vectors, may be memory-mapped; read in blocks.
 
     Returns:
-        (n, slots) codes of :class:`ModalityStatus`, columns in the order of the layout.
+        (n, slots) uint8 codes of :class:`ModalityStatus`, columns in the order of the layout.
     """
     reasons = [ModalityStatus.COLD if name == BEHAVIOUR else ModalityStatus.ABSENT for name in layout.names]
     missing = np.zeros((vectors.shape[0], len(reasons)), dtype=np.uint8)
@@ -51,15 +51,15 @@ def derive_missing(layout: SlotLayout, vectors: NDArray[np.floating]) -> NDArray
 
 
 def check_missing(missing: NDArray[np.uint8], layout: SlotLayout, rows: int) -> None:
-    """Hold a record to its form.
+    """Check dtype, shape and codes of a record.
 
     Args:
-        missing: what should be (rows, slots) codes of :class:`ModalityStatus`.
+        missing: the record; must be (rows, slots) uint8 codes of :class:`ModalityStatus`.
         layout: the slots.
-        rows: how many items there are.
+        rows: number of items.
 
     Raises:
-        ItemTableError: another shape or dtype, or a number that is no code.
+        ItemTableError: another shape or dtype, or an unknown code.
     """
     wanted = (rows, len(layout.slots))
     if missing.dtype != np.uint8 or missing.shape != wanted:
@@ -74,21 +74,21 @@ def check_missing(missing: NDArray[np.uint8], layout: SlotLayout, rows: int) -> 
 
 
 def check_missing_fits(missing: NDArray[np.uint8], layout: SlotLayout, vectors: NDArray[np.floating]) -> None:
-    """Hold a record to the vectors: ``PRESENT`` exactly where the slot is not zero.
+    """Check a record against the vectors: ``PRESENT`` exactly where the slot is not zero.
 
     Args:
-        missing: (n, slots) codes of :class:`ModalityStatus`.
+        missing: (n, slots) uint8 codes of :class:`ModalityStatus`.
         layout: the slots.
         vectors: (n, Σd) stored vectors, may be memory-mapped; read in blocks.
 
     Raises:
-        ItemTableError: a slot is said to be present and is zero, or the other way round; the first such row is named.
+        ItemTableError: a slot is recorded as present and is zero, or the reverse; the message names the first such row.
     """
     for start in range(0, vectors.shape[0], _BLOCK_ROWS):
         part = slice(start, start + _BLOCK_ROWS)
         wrong = (missing[part] == ModalityStatus.PRESENT) != layout.present(vectors[part])
         if wrong.any():
-            row, column = (int(place) for place in np.argwhere(wrong)[0])
+            row, column = (int(position) for position in np.argwhere(wrong)[0])
             state = "zero" if missing[start + row, column] == ModalityStatus.PRESENT else "not zero"
             raise ItemTableError(
                 f"row {start + row}: slot {layout.names[column]!r} is {state}, but its missing-modality code is "

@@ -1,4 +1,4 @@
-"""Slots: the named parts of an item vector, and the layout that lines them up.
+"""Defines the slots of an item vector and the layout that orders them.
 
 An item vector is ``x = [x^text ; x^image ; x^behaviour] / sqrt(slots present)`` where every present slot is a unit
 vector and an absent slot is zero (docs/method.md, "From VLM vectors to an online encoder"). A query has the same
@@ -24,7 +24,7 @@ class Slot:
     """One named part of an item vector.
 
     Attributes:
-        name: ``text``, ``image`` or ``behaviour``; any other lower-case name is allowed.
+        name: ``text``, ``image`` or ``behaviour``; other names are allowed.
         dim: number of components, at least 1.
     """
 
@@ -34,7 +34,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class SlotLayout:
-    """The slots of a vector in order; immutable and comparable.
+    """The slots of a vector, in order; immutable and comparable.
+
+    Attributes:
+        slots: at least one, with different names.
 
     Raises:
         ItemTableError: no slot, a repeated name, or a dimension below 1.
@@ -59,14 +62,14 @@ class SlotLayout:
 
     @property
     def dim(self) -> int:
-        """Σd, the length of a whole vector."""
+        """Σd, the number of components of a whole vector."""
         return sum(slot.dim for slot in self.slots)
 
     def slice(self, name: str) -> slice:
         """The components of slot ``name``.
 
         Raises:
-            ItemTableError: no slot has this name.
+            ItemTableError: the layout has no slot of this name.
         """
         start = 0
         for slot in self.slots:
@@ -76,26 +79,26 @@ class SlotLayout:
         raise ItemTableError(f"unknown slot {name!r}; this layout has {', '.join(self.names)}")
 
     def weights(self, by_slot: Mapping[str, float]) -> NDArray[np.float32]:
-        """Slot weights spread over the components.
+        """Slot weights as a factor per component.
 
         Args:
-            by_slot: weight per slot name; a slot that is not named weighs 1.
+            by_slot: weight per slot name, at least 0; any other slot has weight 1.
 
         Returns:
-            (Σd,) float32, to be multiplied with a query.
+            (Σd,) float32; multiply a query with it.
 
         Raises:
             ItemTableError: an unknown slot, or a weight that is negative or not finite.
         """
-        spread = np.ones(self.dim, dtype=np.float32)
+        weights = np.ones(self.dim, dtype=np.float32)
         for name, weight in by_slot.items():
             if not math.isfinite(weight) or weight < 0:
                 raise ItemTableError(f"slot weight of {name!r} must be finite and at least 0, got {weight}")
-            spread[self.slice(name)] = weight
-        return spread
+            weights[self.slice(name)] = weight
+        return weights
 
     def present(self, vectors: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Which slots of each vector are present (not all zero).
+        """Which slots of each vector are present, that is, not all zero.
 
         Args:
             vectors: (n, Σd).
@@ -106,11 +109,11 @@ class SlotLayout:
         return np.stack([np.any(vectors[:, self.slice(name)] != 0, axis=1) for name in self.names], axis=1)
 
     def stack(self, slots: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float32]:
-        """Slot vectors as stored vectors: each present slot a unit vector, the whole divided by sqrt(slots present).
+        """Combine slot vectors into stored vectors: present slots as unit vectors, divided by sqrt(slots present).
 
         Args:
-            slots: (n, d) per slot name; a row of zeros means that the slot is absent. A slot that is not named is
-                absent in every row.
+            slots: (n, d) per slot name; a row of zeros means that the slot is absent. A slot without an entry is absent
+                in every row.
 
         Returns:
             (n, Σd) float32; a row without any slot stays zero, every other row has length 1.
@@ -137,13 +140,13 @@ class SlotLayout:
         return stored
 
     def keep_only(self, names: Sequence[str], vectors: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Vectors as they would be stored if only these slots existed ("text only", "image only").
+        """Recompute stored vectors as if only some slots existed ("text only", "image only").
 
         Args:
             names: slots to keep.
             vectors: (n, Σd) stored vectors.
 
         Returns:
-            (n, Σd) float32, the other slots zero and the rest re-scaled.
+            (n, Σd) float32, the other slots zero and the kept ones re-scaled.
         """
         return self.stack({name: np.asarray(vectors[:, self.slice(name)], dtype=np.float32) for name in names})

@@ -1,8 +1,8 @@
-"""Thumbnails: a small picture of each item in one file, mapped instead of read.
+"""Reads and writes the thumbnails of all items in one memory-mapped file.
 
-``thumbnails.npy`` is an npy file of bytes: first n + 1 offsets (int64, little-endian, ascending from 0), then all
-pictures one after the other, that of row r from offset r to offset r + 1. Two equal offsets: the item has none. Every
-picture is a JPEG of at most :data:`MAX_SIDE` pixels a side. How they are made is not of this package.
+``thumbnails.npy`` is an npy file of bytes: n + 1 offsets (int64, little-endian, ascending from 0), then all pictures in
+row order. The picture of row r lies between offsets r and r + 1; equal offsets mean that the item has no picture. Every
+picture is a JPEG of at most :data:`MAX_SIDE` pixels per side. This package does not make the pictures.
 """
 
 import mmap
@@ -22,18 +22,18 @@ from index.items.mapped_array import view_array
 THUMBNAILS_FILE = "thumbnails.npy"
 MEDIA_TYPE = "image/jpeg"
 MAX_SIDE: Final = 256
-"""Pixels of the longer side, at most."""
+"""Most pixels of the longer side."""
 _HEADER_BYTES = 128
 _OFFSET = np.dtype("<i8")
 
 
 class Thumbnails:
-    """The pictures of n items, read-only; make one with :meth:`load`.
+    """The pictures of n items, read-only; create it with :meth:`load`.
 
     Args:
         path: the file.
-        offsets: (n + 1,) int64 into ``pictures``.
-        pictures: (bytes,) uint8, one after the other.
+        offsets: (n + 1,) int64 offsets into ``pictures``.
+        pictures: (bytes,) uint8, all pictures in row order.
     """
 
     def __init__(self, path: Path, offsets: NDArray[np.int64], pictures: NDArray[np.uint8]) -> None:
@@ -42,24 +42,28 @@ class Thumbnails:
         self._pictures = pictures
 
     def __len__(self) -> int:
-        """Rows, those without a picture too."""
+        """Number of rows, with or without a picture."""
         return int(self._offsets.shape[0]) - 1
 
     @property
     def count(self) -> int:
-        """Rows with a picture."""
+        """Number of rows with a picture."""
         return int(np.count_nonzero(np.diff(self._offsets)))
 
     def has(self, row: int) -> bool:
-        """Whether a row has a picture; raises as :meth:`get`."""
+        """Whether a row has a picture.
+
+        Raises:
+            ItemTableError: the row does not exist.
+        """
         self._check_row(row)
         return bool(self._offsets[row] != self._offsets[row + 1])
 
     def get(self, row: int) -> bytes | None:
-        """The picture of a row, a JPEG; None if it has none.
+        """The JPEG picture of a row; None if it has none.
 
         Raises:
-            ItemTableError: there is no such row.
+            ItemTableError: the row does not exist.
         """
         self._check_row(row)
         return self._pictures[self._offsets[row] : self._offsets[row + 1]].tobytes() or None
@@ -69,7 +73,7 @@ class Thumbnails:
             raise ItemTableError(f"rows must lie in 0 … {len(self) - 1}, got {row}")
 
     def copy_to(self, path: Path) -> None:
-        """Copy the file, aside first; over itself does nothing."""
+        """Copy the file to a path, replacing it atomically; does nothing if the path is this file."""
         if path.exists() and path.samefile(self._path):
             return
         partial = path.with_name(f"{path.name}.part")
@@ -81,11 +85,11 @@ class Thumbnails:
         """Map a file and check every offset in it.
 
         Args:
-            path: what :class:`ThumbnailWriter` wrote.
-            rows: that it must have.
+            path: a file that :func:`write_thumbnails` wrote.
+            rows: the expected number of rows.
 
         Raises:
-            ItemTableError: the file cannot be read, or is not of that form.
+            ItemTableError: the file cannot be read, or has another form or number of rows.
         """
         try:
             with path.open("rb") as file:
@@ -102,11 +106,11 @@ class Thumbnails:
 
 
 class ThumbnailWriter:
-    """Writes the pictures row by row, so that never more than one is in memory; use :func:`write_thumbnails`.
+    """Writes pictures row by row, with one in memory at a time; use :func:`write_thumbnails`.
 
     Args:
         file: empty, open for writing.
-        rows: how many there will be.
+        rows: number of rows to write.
     """
 
     def __init__(self, file: BinaryIO, rows: int) -> None:
@@ -116,7 +120,7 @@ class ThumbnailWriter:
         file.seek(_HEADER_BYTES + self._offsets.nbytes)
 
     def add(self, picture: bytes | None) -> None:
-        """Write the picture of the next row, a JPEG; None where it has none."""
+        """Write the JPEG picture of the next row; None if it has none."""
         self._file.write(picture or b"")
         self._offsets[self._next + 1] = self._offsets[self._next] + len(picture or b"")
         self._next += 1
@@ -125,7 +129,7 @@ class ThumbnailWriter:
         """Write header and offsets.
 
         Raises:
-            ItemTableError: not every row was added.
+            ItemTableError: fewer rows than expected were added.
         """
         rows = self._offsets.shape[0] - 1
         if self._next != rows:
@@ -140,14 +144,14 @@ class ThumbnailWriter:
 
 @contextmanager
 def write_thumbnails(path: Path, rows: int) -> Iterator[ThumbnailWriter]:
-    """Write a file of thumbnails aside; it is flushed to the disk and put in place when every row was added.
+    """Write a file of thumbnails; it is flushed to the disk and renamed to its path once every row was added.
 
     Args:
-        path: where it goes; its directory exists.
-        rows: how many there will be.
+        path: the file; its directory must exist.
+        rows: number of rows to write.
 
     Raises:
-        ItemTableError: not every row was added.
+        ItemTableError: fewer rows than expected were added.
     """
     partial = path.with_name(f"{path.name}.part")
     try:

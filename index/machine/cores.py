@@ -1,7 +1,7 @@
-"""Cores that this process may use: by its affinity and by the CPU quota of its control groups.
+"""Counts the cores that this process may use, by its CPU affinity and the CPU quotas of its control groups.
 
-``os.cpu_count`` is that of the host. A container with a quota of two cores on a host of 64 would start 64 threads, use
-its quota up in the first milliseconds of each period, and stand still for the rest.
+``os.cpu_count`` counts the cores of the host. A container with a quota of two cores on a host of 64 would start 64
+threads, use up its quota in the first milliseconds of each period, and be suspended for the rest.
 """
 
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 def available_cores(root: Path = Path("/")) -> int:
-    """How many threads can run at the same time, at least 1; a part of a core in a quota is not counted.
+    """Number of threads that can run at the same time, at least 1; a quota is rounded down to whole cores.
 
     Args:
-        root: where ``proc`` and the control groups are.
+        root: root of the file system with ``proc`` and the control groups.
     """
     try:
         cores = len(os.sched_getaffinity(0))
@@ -23,7 +23,7 @@ def available_cores(root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Cores by every quota that holds: of the control group of this process and of those above it."""
+    """Cores by each quota that applies: of this process's control group and of its parents."""
     try:
         mounts = (root / "proc/self/mountinfo").read_text().splitlines()
         groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
@@ -32,15 +32,15 @@ def _quotas(root: Path) -> Iterator[float]:
     for line in mounts:
         fields, _, source = line.partition(" - ")
         kind, _, options = source.split(" ", 2)
-        is_ours = kind == "cgroup2" or (kind == "cgroup" and "cpu" in options.split(","))
-        if not is_ours:
+        is_cpu_group = kind == "cgroup2" or (kind == "cgroup" and "cpu" in options.split(","))
+        if not is_cpu_group:
             continue
         mounted_root, mount_point = fields.split(" ")[3:5]
         wanted = "" if kind == "cgroup2" else "cpu"
         for _, controllers, path in groups:
             if wanted not in controllers.split(","):
                 continue
-            # In a container without a namespace of its own the path is that of the host, and the mount shows its end.
+            # Without a cgroup namespace the path is the host's, and the mount shows only its end.
             inside = Path(path.removeprefix(mounted_root).lstrip("/"))
             top = root / mount_point.lstrip("/")
             for directory in (inside, *inside.parents):
@@ -50,7 +50,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _quota_v2(directory: Path) -> float | None:
-    """Cores that ``cpu.max`` allows, as in ``150000 100000``; None: as many as there are, or no such group."""
+    """Cores that ``cpu.max`` allows, as in ``150000 100000``; None if unlimited or without such a group."""
     try:
         quota, period = (directory / "cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
@@ -59,7 +59,7 @@ def _quota_v2(directory: Path) -> float | None:
 
 
 def _quota_v1(directory: Path) -> float | None:
-    """Cores that ``cpu.cfs_quota_us`` allows, −1 = as many as there are; None likewise."""
+    """Cores that ``cpu.cfs_quota_us`` allows, −1 = unlimited; None if unlimited or without such a group."""
     try:
         quota = int((directory / "cpu.cfs_quota_us").read_text())
         period = int((directory / "cpu.cfs_period_us").read_text())

@@ -1,7 +1,7 @@
-"""Errors of the disk as one clear line: what the operating system said, of which file, and how much space is free.
+"""Translates disk errors of Python and libraries into one line: the reason, the file, the free space and the remedy.
 
-Libraries report a full disk in several ways: Python by ``errno``, those written in Rust by "(os error 28)" in the text
-of an error of their own, NumPy by the number of values that it could write. :func:`writing` translates all of them.
+Libraries report a full disk in several ways: Python by ``errno``, Rust libraries by "(os error 28)" in the text of
+their own error, NumPy by the number of values that it could write. :func:`translate_disk_errors` translates them all.
 """
 
 import contextlib
@@ -18,29 +18,29 @@ from numpy.typing import DTypeLike
 
 from index.errors import DiskError
 
-GOES_ON = "start the same command again, it goes on where it was"
-_CUT = -1  # stands for the number that NumPy does not pass on
-_SPACE, _PLACE, _MOUNT = "free some space", "choose another place", "check the disk and how it is mounted"
+RESUME_HINT = "start the same command again, it continues where it stopped"
+_SHORT_WRITE_CODE = -1  # stands for the errno that NumPy does not report
+_SPACE, _PATH, _MOUNT = "free some space", "choose another path", "check the disk and its mount"
 _REMEDIES = {
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: "free some space or raise the quota",
     errno.EFBIG: "raise the limit on the size of a file (ulimit -f)",
-    errno.EROFS: "make it writable, or choose another place",
+    errno.EROFS: "make it writable, or choose another path",
     errno.EACCES: "check owner and permissions",
     errno.EPERM: "check owner and permissions",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "raise the limit on open files (fs.file-max)",
-    errno.ENOTDIR: _PLACE,
-    errno.EISDIR: _PLACE,
-    errno.ENAMETOOLONG: _PLACE,
-    errno.ELOOP: _PLACE,
+    errno.ENOTDIR: _PATH,
+    errno.EISDIR: _PATH,
+    errno.ENAMETOOLONG: _PATH,
+    errno.ELOOP: _PATH,
     errno.EIO: _MOUNT,
     errno.ENXIO: _MOUNT,
     errno.ENODEV: _MOUNT,
     errno.ESTALE: _MOUNT,
     errno.ENOTCONN: _MOUNT,
     errno.ETIMEDOUT: _MOUNT,
-    _CUT: "free some space or raise the limit on the size of a file (ulimit -f)",
+    _SHORT_WRITE_CODE: "free some space or raise the limit on the size of a file (ulimit -f)",
 }
 _CODE = re.compile(r"\(os error (\d+)\)")
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
@@ -49,42 +49,43 @@ _NO_ALLOCATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Whether an error says that a file cannot be written because of the disk, its limits, or its permissions."""
+    """Whether an error means that a file cannot be written because of the disk, a limit or a permission."""
     return _code(error) in _REMEDIES
 
 
-def explain(error: BaseException, place: Path, again: str = "try again", *, what: str = "") -> str:
-    """One line that says what cannot be written, why, how much is free, and what to do.
+def describe_disk_error(error: BaseException, path: Path, again: str = "try again", *, what: str = "") -> str:
+    """One line that says what cannot be written, why, how much space is free, and what to do.
 
     Args:
-        error: of the operating system, or of a library that met one.
-        place: the directory or file that was being written.
-        again: what to do once the cause is mended.
-        what: the thing that was being written; empty where the place says it.
+        error: error of the operating system, or of a library that reports one.
+        path: the directory or file that was being written.
+        again: what to do once the cause is fixed.
+        what: name of the thing that was being written; empty if the path is clear enough.
     """
     code = _code(error)
     named = getattr(error, "filename2", None) or getattr(error, "filename", None)  # a copy names its source first
     file = Path(os.fsdecode(named)) if isinstance(named, str | bytes) else None
-    reason = str(error) if code is None or code == _CUT else os.strerror(code)
-    which = f" ({file})" if code is not None and file is not None and file != place else ""
+    reason = str(error) if code is None or code == _SHORT_WRITE_CODE else os.strerror(code)
+    which = f" ({file})" if code is not None and file is not None and file != path else ""
     remedy = _REMEDIES.get(code or 0, "check the path and the space left")
     subject = f"{what} cannot" if what else "cannot"
     return (
-        f"{place}: {subject} be written: {reason}{which}; {_room(code, file or place)}. {_upper(remedy)}, then {again}"
+        f"{path}: {subject} be written: {reason}{which}; {_free_text(code, file or path)}. "
+        f"{_capitalised(remedy)}, then {again}"
     )
 
 
 @contextlib.contextmanager
-def writing(place: Path, *also: type[Exception], again: str = GOES_ON) -> Iterator[None]:
-    """Errors of the disk within the block become a :class:`index.errors.DiskError`; all others pass.
+def translate_disk_errors(path: Path, *also: type[Exception], again: str = RESUME_HINT) -> Iterator[None]:
+    """Raise disk errors of the block as :class:`index.errors.DiskError`; other errors pass unchanged.
 
     Args:
-        place: the directory or file that is being written, for the message.
-        also: errors of libraries that carry one of the operating system in their text.
-        again: what to do once the cause is mended.
+        path: the directory or file that is being written, for the message.
+        also: library errors whose text may have an error number of the operating system.
+        again: what to do once the cause is fixed.
 
     Raises:
-        DiskError: something cannot be written.
+        DiskError: a file cannot be written.
     """
     kinds: tuple[type[Exception], ...] = (OSError, *also)
     try:
@@ -92,52 +93,52 @@ def writing(place: Path, *also: type[Exception], again: str = GOES_ON) -> Iterat
     except kinds as error:
         if not is_disk_error(error):
             raise
-        raise DiskError(explain(error, place, again)) from error
+        raise DiskError(describe_disk_error(error, path, again)) from error
 
 
 def new_array_file(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
-    """A new npy file mapped for writing, all of its space taken beforehand.
+    """Create an npy file mapped for writing, with all of its space allocated.
 
-    Without that, a disk that is full would be noticed when a page is written back, and end the process by SIGBUS.
+    Without the allocation a full disk would end the process with SIGBUS when a page is written back.
 
     Args:
-        path: of the file.
-        dtype: of the array.
-        shape: of the array.
+        path: path of the file.
+        dtype: dtype of the array.
+        shape: shape of the array.
 
     Returns:
-        The array, zero everywhere.
+        The mapped array, all zero.
 
     Raises:
-        OSError: there is no space for it.
+        OSError: the file cannot be created, or there is not enough space.
     """
     mapped: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     with path.open("r+b") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, max(path.stat().st_size, 1))
         except OSError as error:
-            if error.errno not in _NO_ALLOCATION:  # a file system without it gives space page by page, as ever
+            if error.errno not in _NO_ALLOCATION:  # a file system without it allocates space page by page
                 raise
     return mapped
 
 
-def free_space(place: Path) -> str:
-    """How much is free for this user on the file system of a path, in words."""
-    return _room(None, place)
+def free_space(path: Path) -> str:
+    """Free space for this user on the file system of a path, in words."""
+    return _free_text(None, path)
 
 
 def _code(error: BaseException) -> int | None:
-    """The operating system's number of an error, from wherever it stands."""
+    """The errno of an error, also from the text of a library's error; None if there is none."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    told = _CODE.search(str(error))
-    if told is not None:
-        return int(told[1])
-    return _CUT if isinstance(error, OSError) and _SHORT_WRITE.fullmatch(str(error)) else None
+    match = _CODE.search(str(error))
+    if match is not None:
+        return int(match[1])
+    return _SHORT_WRITE_CODE if isinstance(error, OSError) and _SHORT_WRITE.fullmatch(str(error)) else None
 
 
-def _room(code: int | None, place: Path) -> str:
-    status = _file_system(place)
+def _free_text(code: int | None, path: Path) -> str:
+    status = _file_system(path)
     if status is None:
         return "its file system does not answer"
     if code == errno.EFBIG:
@@ -149,10 +150,10 @@ def _room(code: int | None, place: Path) -> str:
     )
 
 
-def _file_system(place: Path) -> os.statvfs_result | None:
-    for path in (place.absolute(), *place.absolute().parents):
+def _file_system(path: Path) -> os.statvfs_result | None:
+    for existing in (path.absolute(), *path.absolute().parents):
         try:
-            return os.statvfs(path)
+            return os.statvfs(existing)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError:
@@ -167,5 +168,5 @@ def _size(count: int) -> str:
     return f"{count / 1024**power:.1f} {_UNITS[power - 1]}"
 
 
-def _upper(text: str) -> str:
+def _capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]

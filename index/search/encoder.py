@@ -1,7 +1,7 @@
-"""The sequence encoder under ONNX Runtime: histories of stored vectors in, queries out.
+"""Runs the sequence encoder under ONNX Runtime: histories of stored vectors in, queries out.
 
-The only module that imports onnxruntime. Shapes are drawn from a few fixed buckets, because the allocator of the CUDA
-provider grows with every new shape (onnxruntime #22899) and a fixed shape lets the CPU provider re-use its memory plan.
+No other module imports onnxruntime. Inputs are padded to a few fixed shapes, because the allocator of the CUDA provider
+grows with every new shape (onnxruntime #22899), and the CPU provider re-uses its memory plan for a known shape.
 """
 
 import json
@@ -41,29 +41,29 @@ _FOREIGN = (
 
 
 class OnnxSequenceEncoder:
-    """``encoder.onnx``, loaded and ready.
+    """A loaded ``encoder.onnx``.
 
     The model has inputs ``histories`` (B, L, Σd) float32, right-padded stored vectors, and ``lengths`` (B,) int64;
     output ``queries`` (B, Σd) float32; and the metadata ``layout`` (JSON of [[name, dim] …]), ``max_history`` and
-    ``format``. Its answer must not depend on padding or batch (docs/method.md, "From VLM vectors to an online
-    encoder"), which is what allows the buckets.
+    ``format``. Its output must not depend on padding or batch (docs/method.md, "From VLM vectors to an online
+    encoder"); padding to fixed shapes relies on this.
 
-    On the CPU any number of threads may call :meth:`encode` at the same time; on CUDA only one thread may. Threads that
-    call it with bound buffers take turns.
+    On the CPU any number of threads may call :meth:`encode` at the same time; on CUDA only one thread may. Calls with
+    bound buffers run one at a time.
 
     Args:
-        path: the model file. It is read once, whole; weights in files beside it are not followed.
+        path: the model file, read whole; weights in external files are not loaded.
         device: ``cpu`` or ``cuda``.
         threads: intra-op threads, at least 1; they sleep, not spin, between calls.
-        bound: keep inputs and outputs of every shape in buffers on the device, so that a call allocates nothing there;
-            None does so on CUDA alone, because on the CPU it saves nothing and makes threads wait.
+        bound: keep input and output buffers of every shape on the device, so that a call allocates nothing there.
+            None does so on CUDA only; on the CPU it saves nothing and serialises the calls.
 
     Attributes:
         layout: slots of the vectors and the queries.
-        max_history: the newest items of a history that the model reads.
+        max_history: number of newest items of a history that the model reads.
 
     Raises:
-        EncoderError: no such device here, or the file is missing, unreadable, or breaks the contract above.
+        EncoderError: the device is not available, or the file is missing, unreadable, or breaks the contract above.
     """
 
     layout: SlotLayout
@@ -98,15 +98,15 @@ class OnnxSequenceEncoder:
 
     @property
     def buckets(self) -> tuple[tuple[int, int], ...]:
-        """Every (batch, length) shape that the model is ever run with; warm all of them up."""
+        """Every (batch, length) shape that the model is run with."""
         return tuple((batch, length) for batch in BATCH_BUCKETS for length in self._lengths)
 
     def encode(self, histories: Sequence[NDArray[np.floating]]) -> NDArray[np.float32]:
-        """Queries of histories.
+        """Encode histories as queries.
 
         Args:
-            histories: B arrays (L_i, Σd) of stored vectors, oldest first, L_i ≥ 1; of a longer one than
-                ``max_history`` the newest are used.
+            histories: B arrays (L_i, Σd) of stored vectors, oldest first, L_i ≥ 1; only the newest ``max_history``
+                vectors of each are used.
 
         Returns:
             (B, Σd) float32 queries, not normalised, finite.
@@ -129,9 +129,9 @@ class OnnxSequenceEncoder:
         return queries
 
     def warm_up(self) -> None:
-        """Run every bucket once, so that no request pays for a first shape.
+        """Run every shape of :attr:`buckets` once, so that no request waits for the first run of a shape.
 
-        On the CPU the memory that the largest shapes took is given back afterwards: most traffic never needs it again.
+        On the CPU the memory of the largest shapes is released afterwards, because most traffic does not need it.
 
         Raises:
             EncoderError: the model fails on a shape or gives non-finite queries.
@@ -145,7 +145,7 @@ class OnnxSequenceEncoder:
             self._run(smallest, np.ones(1, dtype=np.int64), options)
 
     def _pad(self, chunk: Sequence[NDArray[np.floating]]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Histories right-padded to the smallest bucket that holds them; padding rows are empty items of length 1."""
+        """Right-pad histories to the smallest bucket that fits; further rows of the batch are one zero vector each."""
         batch = next(size for size in BATCH_BUCKETS if size >= len(chunk))
         longest = max(history.shape[0] for history in chunk)
         length = next(size for size in self._lengths if size >= longest)
@@ -168,8 +168,8 @@ class OnnxSequenceEncoder:
                 f"{self._path}: queries must be {(histories.shape[0], self.layout.dim)}, got {queries.shape}; "
                 "export the encoder again"
             )
-        answer: NDArray[np.float32] = queries
-        return answer
+        checked: NDArray[np.float32] = queries
+        return checked
 
     def _check_signature(self) -> None:
         inputs = {node.name: node.type for node in self._session.get_inputs()}
@@ -192,23 +192,23 @@ class OnnxSequenceEncoder:
 
 
 class _BoundSession:
-    """A session that runs every shape on buffers of its own, made on the device when the shape first comes.
+    """A session that keeps device buffers for every shape, allocated at the first run of the shape.
 
-    Called as the session itself is, so that the path without buffers has nothing to ask. Safe because the shapes are
-    the encoder's few buckets: together they hold what one call of each would.
+    It has the ``run`` method of the session, so callers need not distinguish the two. Memory is bounded because the
+    encoder uses only the few shapes of its buckets.
     """
 
     def __init__(self, session: ort.InferenceSession, device: str, dim: int) -> None:
         self._session, self._device, self._dim = session, device, dim
         self._buffers: dict[tuple[int, int], _Buffers] = {}
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def run(
         self, _names: Sequence[str], inputs: Mapping[str, NDArray[Any]], options: ort.RunOptions | None
     ) -> list[NDArray[np.float32]]:
-        """See :meth:`onnxruntime.InferenceSession.run`; the answer is a copy on the host."""
+        """As :meth:`onnxruntime.InferenceSession.run`; the outputs are copied to the host."""
         batch, length, _ = inputs["histories"].shape
-        with self._turn:
+        with self._lock:
             buffers = self._buffers.get((batch, length))
             if buffers is None:
                 buffers = _Buffers(self._session, self._device, batch, length, self._dim)
@@ -217,14 +217,14 @@ class _BoundSession:
 
 
 class _Buffers:
-    """Inputs and output of one shape, bound to a session."""
+    """Input and output buffers of one shape, bound to a session."""
 
     def __init__(self, session: ort.InferenceSession, device: str, batch: int, length: int, dim: int) -> None:
-        made = ort.OrtValue.ortvalue_from_shape_and_type
+        allocate = ort.OrtValue.ortvalue_from_shape_and_type
         self._session = session
-        self._histories = made([batch, length, dim], np.float32, device)
-        self._lengths = made([batch], np.int64, device)
-        self._queries = made([batch, dim], np.float32, device)
+        self._histories = allocate([batch, length, dim], np.float32, device)
+        self._lengths = allocate([batch], np.int64, device)
+        self._queries = allocate([batch, dim], np.float32, device)
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input("histories", self._histories)
         self._binding.bind_ortvalue_input("lengths", self._lengths)
@@ -233,38 +233,38 @@ class _Buffers:
     def run(
         self, histories: NDArray[np.float32], lengths: NDArray[np.int64], options: ort.RunOptions | None
     ) -> NDArray[np.float32]:
-        """Copy in, run, copy out; what was in the buffers before is overwritten whole."""
+        """Copy the inputs into the buffers, run, and copy the output to the host."""
         self._histories.update_inplace(histories)
         self._lengths.update_inplace(lengths)
         self._session.run_with_iobinding(self._binding, options)
         self._binding.synchronize_outputs()
-        # On the CPU `numpy` shows the buffer itself, which the next call overwrites.
+        # On the CPU `numpy` returns a view of the buffer, which the next call overwrites.
         return np.array(self._queries.numpy())
 
 
 def _options(threads: int) -> ort.SessionOptions:
-    """Session options: threads set on purpose, no spinning (it starves the web server), the same answer every time."""
+    """Session options: explicit threads, no spinning (it starves the web server), deterministic results."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.use_deterministic_compute = True
-    options.log_severity_level = 4  # failures come back as exceptions; nothing is printed twice
+    options.log_severity_level = 4  # failures are raised as exceptions; do not print them as well
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     return options
 
 
 def _spec(provider: str) -> str | tuple[str, dict[str, str]]:
-    """Provider with options; CUDA's arena grows by what is asked for instead of doubling."""
+    """Provider with its options; CUDA's arena grows by the requested size instead of doubling."""
     if provider == _PROVIDERS["cuda"]:
         return provider, {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
     return provider
 
 
 def _contract(path: Path, metadata: Mapping[str, Any]) -> tuple[SlotLayout, int]:
-    """Layout and longest history from the metadata of a model."""
+    """Read layout and longest history from the metadata of a model."""
     if metadata.get("format") != ENCODER_FORMAT:
         raise EncoderError(
             f"{path}: encoder format {metadata.get('format')!r}, this version reads {ENCODER_FORMAT!r}; "

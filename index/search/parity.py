@@ -1,8 +1,8 @@
-"""Parity: whether two engines that should answer alike do, on the same histories.
+"""Checks that two implementations of the recommender return equal results for the same histories.
 
-An engine's ranking agrees with the reference if every score in it is the reference's own score of that item, and no
-place holds a worse item than the reference has there, both within a tolerance. So items of (nearly) equal scores may
-change places, and an index that happens to find a better item is not held against it.
+A result agrees with the reference if every score equals the reference's score of that item, and the item at every rank
+scores at least as much as the reference's item there, both within a tolerance. Items of nearly equal scores may
+therefore swap ranks, and finding a better item is not an error.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,12 +14,15 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class Ranking:
-    """The answer to one history.
+class RankedItems:
+    """Recommended items of one history.
 
     Attributes:
         ids: item ids, best first.
-        scores: as many, never increasing beyond the tolerance.
+        scores: one per item, never increasing beyond the tolerance.
+
+    Raises:
+        SearchError: ``ids`` and ``scores`` have different lengths.
     """
 
     ids: Sequence[str]
@@ -31,16 +34,16 @@ class Ranking:
 
 
 @dataclass(slots=True)
-class Parity:
-    """How well an engine agrees with the reference so far.
+class ParityResult:
+    """Agreement of an implementation with the reference on the histories compared so far.
 
     Attributes:
-        name: of the pair.
-        tolerance: largest difference of scores that is none.
-        histories: compared so far.
-        identical: of these, those with the same items in the same order.
+        name: name of the compared pair.
+        tolerance: scores that differ by at most this count as equal.
+        histories: number of compared histories.
+        identical: number of histories with the same items in the same order.
         difference: largest difference of a score.
-        wrong: what does not agree, one line a history.
+        wrong: one line for each history that does not agree.
     """
 
     name: str
@@ -52,45 +55,52 @@ class Parity:
 
     @property
     def agrees(self) -> bool:
-        """Whether something was compared and nothing differs."""
+        """Whether at least one history was compared and all agree."""
         return self.histories > 0 and not self.wrong
 
-    def compare(self, history: str, reference: Ranking, got: Ranking, score_of: Callable[[str], float | None]) -> None:
-        """Compare one history's answers.
+    def compare(
+        self, history: str, reference: RankedItems, got: RankedItems, score_of: Callable[[str], float | None]
+    ) -> None:
+        """Compare the results of one history.
 
         Args:
-            history: what the history is called in a message.
-            reference: the answer that is right.
-            got: the answer in question.
-            score_of: the reference's own score of any item; None for one that it does not know.
+            history: name of the history in messages.
+            reference: the correct result.
+            got: the result to check.
+            score_of: the reference's score of an item; None for an unknown or excluded item.
         """
         self.histories += 1
         self.identical += list(reference.ids) == list(got.ids)
-        trouble = self._trouble(reference, got, score_of)
-        if trouble is not None:
-            self.wrong.append(f"{history}: {trouble}")
+        error = self._error(reference, got, score_of)
+        if error is not None:
+            self.wrong.append(f"{history}: {error}")
 
-    def fail(self, history: str, trouble: str) -> None:
-        """Count a history that has no answer to compare."""
+    def fail(self, history: str, error: str) -> None:
+        """Count a history without a result to compare.
+
+        Args:
+            history: name of the history in messages.
+            error: why there is no result.
+        """
         self.histories += 1
-        self.wrong.append(f"{history}: {trouble}")
+        self.wrong.append(f"{history}: {error}")
 
-    def _trouble(self, reference: Ranking, got: Ranking, score_of: Callable[[str], float | None]) -> str | None:
+    def _error(self, reference: RankedItems, got: RankedItems, score_of: Callable[[str], float | None]) -> str | None:
         if len(got.ids) != len(reference.ids):
             return f"{len(got.ids)} items instead of {len(reference.ids)}"
         if len(set(got.ids)) != len(got.ids):
-            return "an item comes twice"
-        trouble = None
-        for place, (item_id, score) in enumerate(zip(got.ids, got.scores, strict=True)):
-            right = score_of(item_id)
-            if right is None:
-                return f"{item_id!r} at place {place + 1} is unknown or must not be answered"
-            self.difference = max(self.difference, abs(score - right))
-            if not abs(score - right) <= self.tolerance:
-                trouble = trouble or f"{item_id!r} at place {place + 1} scores {score:.6f} instead of {right:.6f}"
-            elif score < reference.scores[place] - self.tolerance:
-                trouble = trouble or (
-                    f"{item_id!r} ({score:.6f}) at place {place + 1} instead of {reference.ids[place]!r} "
-                    f"({reference.scores[place]:.6f})"
+            return "an item is repeated"
+        error = None
+        for rank, (item_id, score) in enumerate(zip(got.ids, got.scores, strict=True)):
+            expected = score_of(item_id)
+            if expected is None:
+                return f"{item_id!r} at rank {rank + 1} is unknown or excluded"
+            self.difference = max(self.difference, abs(score - expected))
+            if not abs(score - expected) <= self.tolerance:
+                error = error or f"{item_id!r} at rank {rank + 1} scores {score:.6f} instead of {expected:.6f}"
+            elif score < reference.scores[rank] - self.tolerance:
+                error = error or (
+                    f"{item_id!r} ({score:.6f}) at rank {rank + 1} instead of {reference.ids[rank]!r} "
+                    f"({reference.scores[rank]:.6f})"
                 )
-        return trouble
+        return error

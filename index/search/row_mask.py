@@ -1,4 +1,4 @@
-"""RowMask: the rows that an answer may hold, with what a search asks of them counted once."""
+"""Defines the mask of rows that a search may return, with its counts computed once."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,47 +12,47 @@ from index.search.brute_force import check_allowed
 
 _Kind = TypeVar("_Kind", bound=np.generic)
 
-_FEW = 8  # row numbers are kept where they take no more memory than the mask itself
+_LISTED_SHARE = 8  # row numbers are listed if they take no more memory than the mask itself
 
 
 @dataclass(frozen=True, eq=False)
 class RowMask:
-    """Rows that an answer may hold; never changes, any number of threads may read it. Make one with :meth:`of`.
+    """Rows that a search may return; immutable, any number of threads may use it. Create it with :meth:`of`.
 
     Attributes:
-        mask: (n,) bool, read-only, by row of the catalogue; rows without any slot included.
-        findable: (n,) bool, read-only: the allowed rows that a query can find.
-        count: how many are findable.
-        indexed: (n,) bool, the rows that a query can find at all.
-        few: (count,) int64 the findable rows, ascending, where they are an eighth of all or fewer; else None.
-        taken: how many findable rows :meth:`without` took out; these may well be the nearest of all, as the items of a
-            user's own history are, so a search that over-fetches fetches as many more.
+        mask: (n,) bool, read-only: the allowed rows of the catalogue, including rows without any slot.
+        findable: (n,) bool, read-only: the allowed rows that are indexed.
+        count: number of findable rows.
+        indexed: (n,) bool, the rows in the index.
+        row_list: (count,) int64 findable rows, ascending, if they are at most an eighth of all rows; else None.
+        removed: number of findable rows that :meth:`without` excluded. They may be the nearest of all, like the items
+            of the user's history, so a search that over-fetches takes that many more candidates.
     """
 
     mask: NDArray[np.bool_]
     findable: NDArray[np.bool_]
     count: int
     indexed: NDArray[np.bool_]
-    few: NDArray[np.int64] | None
-    taken: int = 0
+    row_list: NDArray[np.int64] | None
+    removed: int = 0
 
     @classmethod
     def of(cls, mask: NDArray[np.bool_], indexed: NDArray[np.bool_]) -> "RowMask":
-        """Count a mask.
+        """Create a mask and count its rows.
 
         Args:
-            mask: (n,) bool by row of the catalogue, not changed afterwards.
-            indexed: (n,) bool, the rows that a query can find.
+            mask: (n,) bool, the allowed rows of the catalogue; must not be modified afterwards.
+            indexed: (n,) bool, the rows in the index.
 
         Raises:
-            SearchError: a mask of another dtype or length than ``indexed``.
+            SearchError: ``mask`` is not bool or has another length than ``indexed``.
         """
         check_allowed(mask, -1, indexed.shape[0])
         mask = _read_only(mask)
         findable = mask if indexed.all() else _read_only(mask & indexed)
         count = int(np.count_nonzero(findable))
-        few = _read_only(np.flatnonzero(findable)) if count <= mask.shape[0] // _FEW else None
-        return cls(mask, findable, count, indexed, few)
+        row_list = _read_only(np.flatnonzero(findable)) if count <= mask.shape[0] // _LISTED_SHARE else None
+        return cls(mask, findable, count, indexed, row_list)
 
     def __len__(self) -> int:
         return int(self.mask.shape[0])
@@ -60,38 +60,38 @@ class RowMask:
     @property
     def rows(self) -> NDArray[np.int64]:
         """(count,) int64 findable rows, ascending."""
-        return self.few if self.few is not None else np.flatnonzero(self.findable)
+        return self.row_list if self.row_list is not None else np.flatnonzero(self.findable)
 
     @cached_property
     def bitmap(self) -> NDArray[np.uint8]:
-        """``findable``, one bit per row, lowest bit first, as FAISS reads it."""
+        """``findable`` as (⌈n / 8⌉,) uint8, one bit per row, lowest bit first, as FAISS reads it."""
         return _read_only(np.packbits(self.findable, bitorder="little"))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its arrays, the bitmap included even where it was not asked for yet."""
+        """Bytes of its arrays, including the bitmap even before it is computed."""
         masks = len(self) * (1 if self.findable is self.mask else 2)
-        return masks + len(self) // 8 + (0 if self.few is None else self.few.nbytes)
+        return masks + len(self) // 8 + (0 if self.row_list is None else self.row_list.nbytes)
 
     def without(self, rows: NDArray[np.int64]) -> "RowMask":
-        """These rows less some others, such as a user's history or hidden items.
+        """The mask without some rows, such as a user's history or hidden items.
 
         Args:
             rows: (r,) int64 in any order, each in 0 … n − 1.
 
         Raises:
-            SearchError: a row outside the catalogue.
+            SearchError: a row lies outside the catalogue.
         """
         if rows.size and not (rows.min() >= 0 and rows.max() < len(self)):
             raise SearchError(f"rows must lie in 0 … {len(self) - 1}, got {rows.min()} … {rows.max()}")
         mask = _cleared(self.mask, rows)
         findable = mask if self.findable is self.mask else _cleared(self.findable, rows)
-        gone = int(np.count_nonzero(self.findable[np.unique(rows)]))
-        few = None if self.few is None else _read_only(self.few[findable[self.few]])
-        return RowMask(mask, findable, self.count - gone, self.indexed, few, self.taken + gone)
+        excluded = int(np.count_nonzero(self.findable[np.unique(rows)]))
+        row_list = None if self.row_list is None else _read_only(self.row_list[findable[self.row_list]])
+        return RowMask(mask, findable, self.count - excluded, self.indexed, row_list, self.removed + excluded)
 
     def __and__(self, other: NDArray[np.bool_]) -> "RowMask":
-        """The rows that a mask, (n,) bool, allows as well.
+        """The rows that another mask, (n,) bool, allows as well.
 
         Raises:
             SearchError: the mask is of another dtype or length.
@@ -101,7 +101,7 @@ class RowMask:
 
 
 def _read_only(array: NDArray[_Kind]) -> NDArray[_Kind]:
-    """A view that cannot be written to; whoever holds the array itself still can."""
+    """A view that cannot be written to; the array itself stays writable."""
     view = array.view()
     view.flags.writeable = False
     return view

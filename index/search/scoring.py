@@ -1,7 +1,7 @@
-"""Scores and their parts: Σ_m ⟨q^m, x^m⟩ in float32 from the stored vectors, the same way for ranking and attribution.
+"""Computes scores Σ_m ⟨q^m, x^m⟩ and their parts per slot in float32, the same way for ranking and attribution.
 
-docs/method.md, "From VLM vectors to an online encoder", point 4. Whatever an index returns is scored again here, so
-neither the index's own arithmetic nor the number of rows asked for can change a score.
+See docs/method.md, "From VLM vectors to an online encoder", point 4. Every row that an index returns is re-scored here
+from its stored vector, so a score depends neither on the kind of index nor on k.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from index.search.float16 import to_float32
 
 
 def slot_scores(queries: NDArray[np.float32], vectors: NDArray[np.float32], layout: SlotLayout) -> NDArray[np.float32]:
-    """Inner product of each query with its own vectors, slot by slot.
+    """Inner product of each query with its own vectors, per slot.
 
     Args:
         queries: (B, Σd) float32, slot weights already multiplied in.
@@ -20,7 +20,7 @@ def slot_scores(queries: NDArray[np.float32], vectors: NDArray[np.float32], layo
         layout: the slots.
 
     Returns:
-        (B, c, slots) float32, slots in the order of the layout; 0 where a vector lacks the slot.
+        (B, c, slots) float32, slots in the order of the layout; 0 if a vector lacks the slot.
     """
     parts = np.empty((*vectors.shape[:2], len(layout.slots)), dtype=np.float32)
     start = 0
@@ -31,24 +31,24 @@ def slot_scores(queries: NDArray[np.float32], vectors: NDArray[np.float32], layo
     return parts
 
 
-def rank_again(
+def rescore(
     queries: NDArray[np.float32],
     rows: NDArray[np.int64],
     vectors: NDArray[np.floating],
     layout: SlotLayout,
     k: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Score candidate rows from the stored vectors and keep the best k.
+    """Score candidate rows from the stored vectors and return the best k.
 
     Args:
         queries: (B, Σd) float32.
-        rows: (B, c) int64 candidates in any order, −1 = none; without repetition in a row.
+        rows: (B, c) int64 candidates in any order, −1 = none, without duplicates.
         vectors: (n, Σd) stored vectors.
         layout: the slots.
         k: at least 1; may exceed c.
 
     Returns:
-        (B, k) int64 rows padded with −1 and (B, k) float32 scores padded with −inf; descending, ties by lower row.
+        (B, k) int64 rows padded with −1 and (B, k) float32 scores padded with −inf, descending, ties by lower row.
     """
     scores = slot_scores(queries, gather(vectors, rows), layout).sum(axis=2)
     scores[rows < 0] = -np.inf
@@ -66,8 +66,8 @@ def gather(vectors: NDArray[np.floating], rows: NDArray[np.int64]) -> NDArray[np
     """Stored vectors of rows as float32.
 
     Args:
-        vectors: (n, Σd), n ≥ 1.
-        rows: int64 of any shape; a negative row reads row 0, the caller masks it.
+        vectors: (n, Σd) stored vectors, n ≥ 1.
+        rows: int64 of any shape; a negative row returns row 0, which the caller must mask.
 
     Returns:
         (*rows.shape, Σd) float32.

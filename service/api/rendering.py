@@ -156,7 +156,7 @@ def items_of(bundle: Bundle, rows: Sequence[int], hidden: Container[str]) -> lis
             "fields": found,
             "slots": [name for name in bundle.layout.names if name not in missing],
             "missing": missing,
-            "popularity": int(bundle.popularity[row]) / bundle.events,
+            "popularity": int(bundle.popularity[row]) / bundle.total_events,
             "picture": thumbnails is not None and thumbnails.has(row),
             "available": item_id not in hidden,
         }
@@ -166,7 +166,7 @@ def items_of(bundle: Bundle, rows: Sequence[int], hidden: Container[str]) -> lis
 
 def samples_of(bundle: Bundle, most: int) -> list[dict[str, Any]]:
     """Held-out histories with their targets, evenly spaced over the evaluation queries of a bundle."""
-    queries = bundle.probes
+    queries = bundle.evaluation_queries
     chosen = np.linspace(0, len(queries) - 1, min(len(queries), most)).astype(np.int64).tolist()
 
     def named(row: int) -> dict[str, Any]:

@@ -251,5 +251,6 @@ def _figures(bundle: Bundle, answers: Sequence[TopItems | None]) -> BundleFigure
 
 
 def _evaluation_histories(bundle: Bundle, limit: int) -> list[History]:
-    histories = (bundle.probes.history(number).tolist() for number in range(min(len(bundle.probes), limit)))
+    queries = bundle.evaluation_queries
+    histories = (queries.history(number).tolist() for number in range(min(len(queries), limit)))
     return [tuple(bundle.ids.id(row) for row in history) for history in histories]

@@ -103,7 +103,7 @@ class Recommender:
             return available
         mask = None if available is None else available.mask
         comparisons = len(bundle) * sum(len(clauses) for clauses in query.filter.values())
-        if comparisons <= _INLINE_COMPARISONS or bundle.keeps_filter(query.filter, mask):
+        if comparisons <= _INLINE_COMPARISONS or bundle.has_cached_filter(query.filter, mask):
             return bundle.allowed(query.filter, mask)
         return await asyncio.to_thread(bundle.allowed, query.filter, mask)
 

@@ -99,7 +99,7 @@ def test_answers_what_exact_arithmetic_gives(built: Path, url: str) -> None:
     registry = Registry(built / "bundles")
     bundle = Bundle.load(registry.path(str(registry.current())))
     for probe in range(5):
-        rows = bundle.probes.history(probe)
+        rows = bundle.evaluation_queries.history(probe)
         items = [bundle.ids.id(int(row)) for row in rows]
         answer = post(f"{url}/recommend", {"items": items, "k": 10, "explain": True})
         allowed = bundle.indexed.copy()

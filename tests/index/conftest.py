@@ -1,4 +1,4 @@
-"""A tiny catalogue and tiny ONNX encoders whose answers are known by hand."""
+"""A tiny catalogue and tiny ONNX encoders whose outputs are known by hand."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 from index.items.slots import Slot, SlotLayout
-from index.search.scoring import rank_again
+from index.search.scoring import rescore
 
 LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
 
@@ -115,21 +115,21 @@ def make_table() -> Callable[..., ItemTable]:
 
 
 @pytest.fixture(scope="session")
-def make_probes() -> Callable[..., EvaluationQueries]:
-    def make(items: int = 300, probes: int = 40, seed: int = 1) -> EvaluationQueries:
+def make_evaluation_queries() -> Callable[..., EvaluationQueries]:
+    def make(items: int = 300, count: int = 40, seed: int = 1) -> EvaluationQueries:
         rng = np.random.default_rng(seed)
-        histories = np.full((probes, 8), -1, dtype=np.int64)
+        histories = np.full((count, 8), -1, dtype=np.int64)
         for row in histories:
             length = int(rng.integers(1, 9))
             row[:length] = rng.integers(0, items, length)
-        return EvaluationQueries(histories, rng.integers(0, items, probes))
+        return EvaluationQueries(histories, rng.integers(0, items, count))
 
     return make
 
 
 @pytest.fixture(scope="session")
 def make_bundle(
-    make_table: Callable[..., ItemTable], make_probes: Callable[..., EvaluationQueries], encoder_path: Path
+    make_table: Callable[..., ItemTable], make_evaluation_queries: Callable[..., EvaluationQueries], encoder_path: Path
 ) -> Callable[..., Path]:
     """Build a small bundle of a kind into a directory."""
 
@@ -141,11 +141,11 @@ def make_bundle(
         evaluation: dict[str, Any] | None = None,
         **spec: object,
     ) -> Path:
-        settings = {"probes": 40, "threads": 1} | spec
+        settings = {"evaluation_queries": 40, "threads": 1} | spec
         return build_bundle(
             make_table(items, seed),
             encoder_path,
-            make_probes(items),
+            make_evaluation_queries(items),
             out,
             IndexSpec(kind=kind, **settings),
             evaluation=evaluation,
@@ -200,7 +200,7 @@ def copied(built: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def check_answer() -> Callable[..., None]:
-    """What must hold of the answer of any index, at any recall: (rows, scores) of queries for k under a mask."""
+    """Checks the properties of every result at any recall: (rows, scores) of queries for k under a mask."""
 
     def check(rows, scores, queries, vectors, mask, k) -> None:
         assert rows.shape == scores.shape == (len(queries), k)
@@ -215,7 +215,7 @@ def check_answer() -> Callable[..., None]:
             own = found[found >= 0]
             assert len(set(own.tolist())) == len(own)
             np.testing.assert_allclose(values[: len(own)], vectors[own].astype(np.float64) @ query, atol=1e-5)
-            order = sorted(range(len(own)), key=lambda place: (-values[place], own[place]))
+            order = sorted(range(len(own)), key=lambda position: (-values[position], own[position]))
             assert order == list(range(len(own)))
 
     return check
@@ -227,7 +227,7 @@ def brute_force() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
 
     def search(queries, vectors, layout, mask, k):
         rows = np.flatnonzero(mask)
-        return rank_again(queries, np.tile(rows, (len(queries), 1)), vectors, layout, k)
+        return rescore(queries, np.tile(rows, (len(queries), 1)), vectors, layout, k)
 
     return search
 

@@ -241,7 +241,9 @@ def corrupt(seed: int, bundle: Path, other: Path) -> tuple[str, bool]:
 
 def answers(bundle: Bundle) -> dict[str, Any]:
     """Everything that a bundle answers about its probes and items, to be compared."""
-    queries = bundle.encode([bundle.probes.history(probe) for probe in range(len(bundle.probes))])
+    queries = bundle.encode(
+        [bundle.evaluation_queries.history(probe) for probe in range(len(bundle.evaluation_queries))]
+    )
     some = np.arange(len(bundle)) % 3 != 0
     plain, filtered, popular = bundle.search(queries, 10), bundle.search(queries, 10, allowed=some), bundle.popular(20)
     return {
@@ -253,7 +255,7 @@ def answers(bundle: Bundle) -> dict[str, Any]:
         "popularity": bundle.popularity.tolist(),
         "missing": bundle.missing.tolist(),
         "indexed": bundle.indexed.tolist(),
-        "targets": bundle.probes.targets.tolist(),
+        "targets": bundle.evaluation_queries.targets.tolist(),
     }
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from index.errors import EncoderError
 from index.items.slots import SlotLayout
-from index.machine.disk import writing
+from index.machine.disk import translate_disk_errors
 from index.search.encoder import ENCODER_FORMAT, OnnxSequenceEncoder
 from training.encoder.model import SequenceEncoder
 from training.errors import ExportError
@@ -68,7 +68,7 @@ def export_encoder(encoder: SequenceEncoder, layout: SlotLayout, path: Path, *, 
         }
         onnx.helper.set_model_props(model, metadata)
         onnx.checker.check_model(model, full_check=True)
-        with writing(path):
+        with translate_disk_errors(path):
             onnx.save(model, partial)
         parity = check_parity(encoder, layout, partial, seed=seed)
         partial.replace(path)

@@ -28,7 +28,7 @@ from index.bundle.registry import Registry
 from index.errors import BundleError, GateRefused, RegistryError
 from index.items.item_table import ItemTable
 from index.items.thumbnails import THUMBNAILS_FILE
-from index.machine.disk import GOES_ON, explain
+from index.machine.disk import RESUME_HINT, describe_disk_error
 from training.backbones.trained_model import TrainedModel
 from training.data.dataset import Dataset
 from training.data.sequences import popularity
@@ -222,7 +222,7 @@ def run_reindex(
         if job.keep is not None:
             record.pruned = job.registry.prune(job.keep, spare=job.spare)
     except (OSError, pa.ArrowException, pl.exceptions.PolarsError, SafetensorError) as error:
-        raise ReindexError(explain(error, job.run, GOES_ON)) from error
+        raise ReindexError(describe_disk_error(error, job.run, RESUME_HINT)) from error
 
 
 def _publish(

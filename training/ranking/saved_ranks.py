@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from index.machine.disk import explain
+from index.machine.disk import describe_disk_error
 from training.data.sequences import Targets
 from training.errors import EvaluationError
 from training.ranking.ranking import LIST_LENGTH, TargetRanks
@@ -143,7 +143,9 @@ def save_ranks(path: Path, tables: Sequence[RankedTable]) -> None:
         pl.concat(frames).write_parquet(partial)
         partial.replace(path)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise EvaluationError(explain(error, path, "evaluate again, or name another file", what="the ranks")) from error
+        raise EvaluationError(
+            describe_disk_error(error, path, "evaluate again, or name another file", what="the ranks")
+        ) from error
 
 
 def read_ranks(

@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from index.bundle.quality import METRIC, Quality, Score
+from index.bundle.quality import METRIC, Quality, SystemScore
 from index.evaluation.plots import axis_over
 from index.evaluation.report_page import as_share, page_environment
 from training.data.thumbnails import make_thumbnail
@@ -173,7 +173,7 @@ def as_ratio(ratio: float | None) -> str:
 
 
 def _bars(quality: Quality) -> dict[str, Any]:
-    by_name: dict[str, Score] = {score.name: score for score in quality.systems}
+    by_name: dict[str, SystemScore] = {score.name: score for score in quality.systems}
     popular = by_name.get("popularity")
     shown = [(label, colour, by_name[name]) for name, (label, colour) in _BARS.items() if name in by_name]
     axis = axis_over([0.0, *(score.ndcg for _, _, score in shown), *([] if popular is None else [popular.ndcg])])

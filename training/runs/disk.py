@@ -6,14 +6,14 @@ from pathlib import Path
 from polars.exceptions import PolarsError
 from safetensors import SafetensorError
 
-from index.machine.disk import GOES_ON, writing
+from index.machine.disk import RESUME_HINT, translate_disk_errors
 
 
-def writing_run(run: Path, *, again: str = GOES_ON) -> AbstractContextManager[None]:
-    """Raise errors of the disk as :class:`index.errors.DiskError`; see :func:`index.machine.disk.writing`.
+def writing_run(run: Path, *, again: str = RESUME_HINT) -> AbstractContextManager[None]:
+    """Raise errors of the disk as :class:`index.errors.DiskError`; see :func:`index.machine.disk.translate_disk_errors`.
 
     Args:
         run: the run directory.
         again: what to do after the cause is removed.
     """
-    return writing(run, SafetensorError, PolarsError, again=again)
+    return translate_disk_errors(run, SafetensorError, PolarsError, again=again)

@@ -1,4 +1,4 @@
-"""The benches run at toy size; their numbers mean nothing there, but what they check of the answers must hold."""
+"""The benchmarks run at toy size, where their timings mean nothing but their checks of results must pass."""
 
 import json
 import subprocess

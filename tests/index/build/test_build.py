@@ -1,4 +1,4 @@
-"""Building: what is in a bundle, what it measures of itself, and what a killed build leaves."""
+"""Building a bundle: its content, its measured figures, and the leftovers of a killed build."""
 
 import fcntl
 import hashlib
@@ -22,7 +22,7 @@ from index.items.eval_queries import EvaluationQueries
 from index.items.slots import Slot, SlotLayout
 
 NOW = datetime(2026, 11, 23, 4, 5, 6, tzinfo=UTC)
-NO_PROBES = EvaluationQueries(np.zeros((0, 3), np.int64), np.zeros(0, np.int64))
+NO_EVALUATION_QUERIES = EvaluationQueries(np.zeros((0, 3), np.int64), np.zeros(0, np.int64))
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
@@ -34,7 +34,7 @@ def test_a_bundle_describes_itself(tmp_path, make_bundle, make_table, layout, ki
     assert (manifest.items, manifest.indexed, manifest.max_history) == (300, 299, 12)
     assert manifest.layout == layout
     assert manifest.index.kind == kind
-    assert manifest.index.reason.startswith("asked for by name")
+    assert manifest.index.reason.startswith("requested by name")
     assert manifest.index.parameters["codes"] == ("fp16" if kind == "flat" else "sq8")
     assert ("whose rounding alone leaves recall" in manifest.index.reason) == (kind != "flat")
     assert set(manifest.files) == set(REQUIRED_FILES)
@@ -53,7 +53,7 @@ def test_a_bundle_describes_itself(tmp_path, make_bundle, make_table, layout, ki
     # 1 % of 299 rows are 3; 0.1 % would be none, and is left out.
     kinds = ["plain", "filtered 50 %", "filtered 10 %", "filtered 1 %"]
     kinds += [f"{slot} {how}" for slot in layout.names for how in ("x3", "alone")] + ["plain top 200"]
-    kinds += ["nearest 1 % barred"]
+    kinds += ["nearest 1 % excluded"]
     assert sorted(manifest.index.recall) == sorted(kinds)
     assert list(report["search_ms"]) == kinds
     assert report["index"] == manifest.index.model_dump(mode="json")
@@ -63,7 +63,7 @@ def test_a_bundle_describes_itself(tmp_path, make_bundle, make_table, layout, ki
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_vectors_and_items_arrive_unchanged(built, make_table):
+def test_vectors_and_items_are_stored_unchanged(built, make_table):
     table = make_table()
     np.testing.assert_array_equal(np.load(built / "vectors.npy"), table.vectors)
     bundle = Bundle.load(built)
@@ -89,21 +89,23 @@ def test_codes_by_name(tmp_path, make_bundle, kind, codes):
         assert codes_alone < size < spec.size(kind, codes, 299, 12) + 2000
 
 
-def test_codes_that_round_too_much_are_not_taken(tmp_path, make_table, make_probes, encoder_path):
+def test_codes_that_round_too_much_are_not_chosen(tmp_path, make_table, make_evaluation_queries, encoder_path):
     """One item a thousand times as long as the others leaves a byte no steps to tell the others apart."""
     table = make_table()
     vectors = table.vectors.copy()
     vectors[5] = 500
     long = replace(table, vectors=vectors)
-    path = build_bundle(long, encoder_path, make_probes(), tmp_path, IndexSpec(kind="ivf", threads=1))
+    path = build_bundle(long, encoder_path, make_evaluation_queries(), tmp_path, IndexSpec(kind="ivf", threads=1))
     manifest = Manifest.read(path)
     assert manifest.index.parameters["codes"] == "fp16"
     assert "fp16, as the rounding of sq8 alone would leave recall 0." in manifest.index.reason
-    by_name = build_bundle(long, encoder_path, make_probes(), tmp_path, IndexSpec(kind="ivf", codes="sq8", threads=1))
+    by_name = build_bundle(
+        long, encoder_path, make_evaluation_queries(), tmp_path, IndexSpec(kind="ivf", codes="sq8", threads=1)
+    )
     assert Manifest.read(by_name).index.parameters["codes"] == "sq8"
 
 
-def test_memory_decides_before_rounding(tmp_path, make_bundle):
+def test_the_memory_limit_takes_precedence_over_rounding(tmp_path, make_bundle):
     spec = IndexSpec(kind="ivf")
     path = make_bundle(tmp_path, "ivf", memory_bytes=spec.size("ivf", "sq8", 299, 12))
     reason = Manifest.read(path).index.reason
@@ -114,21 +116,23 @@ def test_memory_decides_before_rounding(tmp_path, make_bundle):
 
 
 @pytest.mark.parametrize("exclude_seen", [True, False])
-def test_whether_seen_items_are_left_out_is_remembered(tmp_path, make_table, make_probes, encoder_path, exclude_seen):
-    bundle = build_bundle(make_table(), encoder_path, make_probes(), tmp_path, exclude_seen=exclude_seen)
+def test_exclude_seen_is_stored(tmp_path, make_table, make_evaluation_queries, encoder_path, exclude_seen):
+    bundle = build_bundle(make_table(), encoder_path, make_evaluation_queries(), tmp_path, exclude_seen=exclude_seen)
     assert Bundle.load(bundle).manifest.exclude_seen is exclude_seen
 
 
 def test_one_item(tmp_path, make_table, encoder_path):
     for kind in ("auto", "hnsw", "ivf"):
-        path = build_bundle(make_table(1), encoder_path, NO_PROBES, tmp_path / kind, IndexSpec(kind=kind, threads=1))
+        path = build_bundle(
+            make_table(1), encoder_path, NO_EVALUATION_QUERIES, tmp_path / kind, IndexSpec(kind=kind, threads=1)
+        )
         bundle = Bundle.load(path)
         found = bundle.search(bundle.encode([np.array([0])]), 3)
         assert found.rows.tolist() == [[0, -1, -1]]
 
 
-def test_without_probes_single_items_are_measured(tmp_path, make_table, encoder_path):
-    path = build_bundle(make_table(60), encoder_path, NO_PROBES, tmp_path, IndexSpec(probes=10))
+def test_without_evaluation_queries_single_items_are_measured(tmp_path, make_table, encoder_path):
+    path = build_bundle(make_table(60), encoder_path, NO_EVALUATION_QUERIES, tmp_path, IndexSpec(evaluation_queries=10))
     assert json.loads((path / "report.json").read_text())["probes"] == {"held_out": 0, "used": 10}
 
 
@@ -137,7 +141,7 @@ def test_a_single_slot_is_measured_plain_only(tmp_path, make_table, make_encoder
     layout = SlotLayout((Slot("text", 6),))
     only = replace(table, layout=layout, vectors=layout.stack({"text": np.asarray(table.vectors[:, :6], np.float32)}))
     encoder = make_encoder(tmp_path / "e.onnx", layout)
-    path = build_bundle(only, encoder, NO_PROBES, tmp_path / "out", IndexSpec(kind="hnsw", threads=1))
+    path = build_bundle(only, encoder, NO_EVALUATION_QUERIES, tmp_path / "out", IndexSpec(kind="hnsw", threads=1))
     manifest = Manifest.read(path)
     assert sorted(manifest.index.recall) == ["filtered 1 %", "filtered 10 %", "filtered 50 %", "plain"]
     assert manifest.dtype == "float32"
@@ -147,18 +151,19 @@ def test_same_content_in_the_same_second_is_one_bundle(tmp_path, make_table, enc
     monkeypatch.setattr("index.evaluation.report.latency_ms", lambda *_: {"p50": 0.0, "p90": 0.0, "p99": 0.0})
     table = make_table(50)
     first, second = (
-        build_bundle(table, encoder_path, NO_PROBES, tmp_path, IndexSpec(threads=1), now=NOW) for _ in range(2)
+        build_bundle(table, encoder_path, NO_EVALUATION_QUERIES, tmp_path, IndexSpec(threads=1), now=NOW)
+        for _ in range(2)
     )
     assert first == second
     assert [entry.name for entry in tmp_path.iterdir()] == [first.name]
 
 
-def test_progress_names_every_stage(tmp_path, make_table, make_probes, encoder_path):
+def test_progress_names_every_stage(tmp_path, make_table, make_evaluation_queries, encoder_path):
     seen = []
     build_bundle(
         make_table(),
         encoder_path,
-        make_probes(),
+        make_evaluation_queries(),
         tmp_path,
         IndexSpec(kind="ivf", threads=1),
         progress=lambda stage, share: seen.append((stage, share)),
@@ -176,19 +181,21 @@ def test_refuses_tables(tmp_path, make_table, make_encoder, encoder_path):
     broken = table.vectors.copy()
     broken[7, 2] = np.nan
     with pytest.raises(IndexSpecError, match="item 'i7' has a vector that is not finite"):
-        build_bundle(replace(table, vectors=broken), encoder_path, NO_PROBES, tmp_path)
+        build_bundle(replace(table, vectors=broken), encoder_path, NO_EVALUATION_QUERIES, tmp_path)
     with pytest.raises(IndexSpecError, match="none of 50 items has a text or picture"):
-        build_bundle(replace(table, vectors=np.zeros_like(table.vectors)), encoder_path, NO_PROBES, tmp_path)
+        build_bundle(
+            replace(table, vectors=np.zeros_like(table.vectors)), encoder_path, NO_EVALUATION_QUERIES, tmp_path
+        )
     with pytest.raises(IndexSpecError, match="provenance of the item table must be JSON"):
-        build_bundle(replace(table, model={"loss": float("inf")}), encoder_path, NO_PROBES, tmp_path)
-    with pytest.raises(ItemTableError, match=r"probe rows must lie in 0 … 49, got 50"):
+        build_bundle(replace(table, model={"loss": float("inf")}), encoder_path, NO_EVALUATION_QUERIES, tmp_path)
+    with pytest.raises(ItemTableError, match=r"rows of evaluation queries must lie in 0 … 49, got 50"):
         build_bundle(table, encoder_path, EvaluationQueries(np.array([[50]]), np.array([0])), tmp_path)
     other = make_encoder(tmp_path / "other.onnx", SlotLayout((Slot("text", 12),)))
     with pytest.raises(EncoderError, match="the encoder is for the slots"):
-        build_bundle(table, other, NO_PROBES, tmp_path)
+        build_bundle(table, other, NO_EVALUATION_QUERIES, tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(BundleError, match="the bundle cannot be written"):
-        build_bundle(table, encoder_path, NO_PROBES, tmp_path / "file")
+        build_bundle(table, encoder_path, NO_EVALUATION_QUERIES, tmp_path / "file")
     assert {entry.name for entry in tmp_path.iterdir()} == {"other.onnx", "file"}
 
 
@@ -198,7 +205,7 @@ def test_a_failure_of_faiss_is_translated(tmp_path, make_table, encoder_path, mo
 
     monkeypatch.setattr("faiss.write_index", fail)
     with pytest.raises(BundleError, match="FAISS could not build the index"):
-        build_bundle(make_table(50), encoder_path, NO_PROBES, tmp_path)
+        build_bundle(make_table(50), encoder_path, NO_EVALUATION_QUERIES, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -208,7 +215,7 @@ def test_an_interrupted_build_cleans_up(tmp_path, make_table, encoder_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_bundle(make_table(50), encoder_path, NO_PROBES, tmp_path, progress=interrupt)
+        build_bundle(make_table(50), encoder_path, NO_EVALUATION_QUERIES, tmp_path, progress=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -223,8 +230,8 @@ table, encoder, out, when = sys.argv[1:]
 def die(stage, share):
     if stage == when:
         os.kill(os.getpid(), signal.SIGKILL)
-probes = EvaluationQueries(np.zeros((0, 3), np.int64), np.zeros(0, np.int64))
-build_bundle(ItemTable.load(Path(table)), Path(encoder), probes, Path(out), progress=die)
+evaluation_queries = EvaluationQueries(np.zeros((0, 3), np.int64), np.zeros(0, np.int64))
+build_bundle(ItemTable.load(Path(table)), Path(encoder), evaluation_queries, Path(out), progress=die)
 """
 
 
@@ -237,19 +244,19 @@ def test_a_killed_build_leaves_nothing_that_loads(tmp_path, make_table, encoder_
         assert ended.returncode == -signal.SIGKILL, ended.stderr
         assert len(list(out.iterdir())) == 1  # the second build cleared what the first had left
         assert all(entry.name.startswith(".building-") for entry in out.iterdir())
-    path = build_bundle(table, encoder_path, NO_PROBES, out)
+    path = build_bundle(table, encoder_path, NO_EVALUATION_QUERIES, out)
     assert list(out.iterdir()) == [path]
 
 
-def test_a_living_build_is_left_alone(tmp_path, make_table, encoder_path):
+def test_a_running_build_is_not_removed(tmp_path, make_table, encoder_path):
     living = tmp_path / ".building-alive"
     living.mkdir()
     descriptor = os.open(living, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-        build_bundle(make_table(50), encoder_path, NO_PROBES, tmp_path)
+        build_bundle(make_table(50), encoder_path, NO_EVALUATION_QUERIES, tmp_path)
         assert living.is_dir()
     finally:
         os.close(descriptor)
-    build_bundle(make_table(50), encoder_path, NO_PROBES, tmp_path)
+    build_bundle(make_table(50), encoder_path, NO_EVALUATION_QUERIES, tmp_path)
     assert not living.exists()

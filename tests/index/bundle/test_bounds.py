@@ -1,11 +1,11 @@
-"""Bounds: parsing, resolving, and holding figures to them."""
+"""Bounds: parsing them, and checking figures against them."""
 
 import math
 
 import pytest
 
 from index.bound_check import BoundCheck
-from index.bundle.gate import Bounds, check_figures, decisive, is_bound, read_bounds
+from index.bundle.gate import Bounds, check_figures, decisive_checks, is_bound, read_bounds
 from index.errors import IndexSpecError
 from index.items.slots import Slot, SlotLayout
 
@@ -30,7 +30,7 @@ def test_the_defaults_hold_recall_and_a_measured_quality():
     assert Bounds().limits(evaluated=False) == {"recall": 0.95}
     assert Bounds().limits(evaluated=True) == {"recall": 0.95, "served_quality": 1.0}
     assert Bounds(served_quality=None).limits(evaluated=True) == {"recall": 0.95}
-    # Asked for by number, it is a bound whether there is an evaluation or not.
+    # A number is a bound with or without an evaluation.
     assert Bounds(served_quality=0.5, recall=None).limits(evaluated=False) == {"served_quality": 0.5}
 
 
@@ -52,7 +52,7 @@ def test_a_file_with_everything(tmp_path):
     }
 
 
-def test_options_win_over_the_file_one_by_one(tmp_path):
+def test_options_take_precedence_over_the_file(tmp_path):
     path = tmp_path / "bounds.toml"
     path.write_text(EVERYTHING)
     options = ["recall=none", "slot_share.image = 0.4", "slot_share.text=none", "coverage=1e-3", "served_quality=auto"]
@@ -117,7 +117,7 @@ def test_a_bad_file_is_named(tmp_path, text, rule):
         read_bounds(path, ["coverage=0.1"])
 
 
-def test_none_in_a_file_lifts_a_bound(tmp_path):
+def test_none_in_a_file_removes_a_bound(tmp_path):
     path = tmp_path / "bounds.toml"
     path.write_text("recall = 'none'\n[missing]\nimage = 'none'\ntext = 0.5\n")
     assert read_bounds(path, []).limits(evaluated=False) == {"missing.text": 0.5}
@@ -133,15 +133,15 @@ def test_slots_must_exist():
 
 
 def test_every_direction_at_its_edge():
-    """At the limit is kept; the least bit beyond is missed; higher is better or worse by the figure."""
+    """A figure at its limit passes, and the next float beyond fails, in the direction of each bound."""
     for name in ("coverage", "served_quality", "slot_share.image", "image_quality", "text_quality"):
-        assert [c.held for c in check_figures({name: 0.5}, {name: 0.5})] == [True]
-        assert [c.held for c in check_figures({name: 0.5}, {name: math.nextafter(0.5, 0)})] == [False]
-        assert [c.held for c in check_figures({name: 0.5}, {name: 0.6})] == [True]
+        assert [c.passed for c in check_figures({name: 0.5}, {name: 0.5})] == [True]
+        assert [c.passed for c in check_figures({name: 0.5}, {name: math.nextafter(0.5, 0)})] == [False]
+        assert [c.passed for c in check_figures({name: 0.5}, {name: 0.6})] == [True]
     for name in ("missing.image", "near_duplicates", "disagreement"):
-        assert [c.held for c in check_figures({name: 0.5}, {name: 0.5})] == [True]
-        assert [c.held for c in check_figures({name: 0.5}, {name: math.nextafter(0.5, 1)})] == [False]
-        assert [c.held for c in check_figures({name: 0.5}, {name: 0.4})] == [True]
+        assert [c.passed for c in check_figures({name: 0.5}, {name: 0.5})] == [True]
+        assert [c.passed for c in check_figures({name: 0.5}, {name: math.nextafter(0.5, 1)})] == [False]
+        assert [c.passed for c in check_figures({name: 0.5}, {name: 0.4})] == [True]
 
 
 def test_a_bound_on_every_kind_of_query():
@@ -152,7 +152,7 @@ def test_a_bound_on_every_kind_of_query():
         BoundCheck("recall", "recall.image x3", 0.9, 0.95, at_least=True),
         BoundCheck("latency_p99_ms", "latency_p99_ms.plain", 7.0, 5.0, at_least=False),
     )
-    assert [check.held for check in checks] == [True, False, False]
+    assert [check.passed for check in checks] == [True, False, False]
     assert str(checks[1]) == "recall.image x3 0.9 (must be at least 0.95)"
     assert str(checks[2]) == "latency_p99_ms.plain 7 (must be at most 5)"
 
@@ -162,14 +162,14 @@ def test_a_bound_on_every_kind_of_query():
 )
 def test_a_figure_that_was_not_measured_misses_its_bound(name):
     (check,) = check_figures({name: 0.0}, {"slot_share.text": 1.0, "near_duplicates": 0.0})
-    assert not check.held
+    assert not check.passed
     assert str(check).startswith(f"{name} not measured (must be ")
 
 
-def test_what_is_no_number_misses_its_bound():
+def test_nan_misses_its_bound():
     for name in ("coverage", "disagreement"):
-        assert not check_figures({name: 0.5}, {name: math.nan})[0].held
-        assert not check_figures({name: math.nan}, {name: 0.5})[0].held
+        assert not check_figures({name: 0.5}, {name: math.nan})[0].passed
+        assert not check_figures({name: math.nan}, {name: 0.5})[0].passed
 
 
 def test_no_bounds_no_checks():
@@ -184,7 +184,7 @@ def test_names_of_bounds():
 def test_the_decisive_checks():
     limits = {"recall": 0.9, "latency_p99_ms": 5.0, "coverage": 0.5}
     figures = {"recall.a": 0.99, "recall.b": 0.91, "recall.c": 0.8, "latency_p99_ms.a": 1.0, "latency_p99_ms.b": 4.0}
-    assert [(check.figure, stands_for) for check, stands_for in decisive(check_figures(limits, figures))] == [
+    assert [(check.figure, stands_for) for check, stands_for in decisive_checks(check_figures(limits, figures))] == [
         ("recall.c", 1),
         ("coverage", 1),
         ("recall.b", 2),
@@ -192,7 +192,7 @@ def test_the_decisive_checks():
     ]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_bounds(tmp_path):
+def test_a_byte_order_mark_is_ignored(tmp_path):
     path = tmp_path / "bounds.toml"
     path.write_bytes(b"\xef\xbb\xbfrecall = 0.5\n")
     assert read_bounds(path, []).recall == 0.5

@@ -1,4 +1,4 @@
-"""Bundle: its answers against brute force, and its manners against bad input."""
+"""A bundle's results against brute force, and its errors for invalid input."""
 
 import datetime as dt
 import shutil
@@ -25,14 +25,14 @@ def bundle(built):
     return Bundle.load(built)
 
 
-def test_attributes(bundle, built, layout, make_table, make_probes):
+def test_attributes(bundle, built, layout, make_table, make_evaluation_queries):
     assert bundle.id == built.name == bundle.manifest.id
     assert bundle.path == built
     assert len(bundle) == len(bundle.ids) == 300
     assert bundle.layout == layout
     assert bundle.max_history == 12
     assert np.flatnonzero(~bundle.indexed).tolist() == [3]
-    np.testing.assert_array_equal(bundle.probes.targets, make_probes().targets)
+    np.testing.assert_array_equal(bundle.evaluation_queries.targets, make_evaluation_queries().targets)
     assert bundle.missing.shape == (300, 3)
     # every seventh item lacks its picture, row 3 everything: text, image, behaviour
     assert bundle.missing[[0, 1, 3, 7]].tolist() == [[0, 1, 0], [0, 0, 0], [1, 1, 3], [0, 1, 0]]
@@ -41,13 +41,13 @@ def test_attributes(bundle, built, layout, make_table, make_probes):
 
 @pytest.mark.parametrize(("verify", "ahead"), [("stamp", ["items.arrow", "index.faiss", "vectors.npy"]), ("full", [])])
 def test_large_files_are_read_ahead_unless_hashing_has_read_them(built, monkeypatch, verify, ahead):
-    asked = []
-    monkeypatch.setattr("index.bundle.bundle.read_ahead", asked.extend)
+    calls = []
+    monkeypatch.setattr("index.bundle.bundle.read_ahead", calls.extend)
     Bundle.load(built, verify=verify)
-    assert [path.relative_to(built).as_posix() for path in asked] == ahead
+    assert [path.relative_to(built).as_posix() for path in calls] == ahead
 
 
-def test_what_is_no_bundle_is_not_read_ahead(tmp_path, built, monkeypatch):
+def test_an_invalid_bundle_is_not_read_ahead(tmp_path, built, monkeypatch):
     damaged = shutil.copytree(built, tmp_path / built.name)
     (damaged / "index.faiss").write_bytes(b"endless")
     monkeypatch.setattr("index.bundle.bundle.read_ahead", lambda paths: pytest.fail("read before it was verified"))
@@ -55,11 +55,13 @@ def test_what_is_no_bundle_is_not_read_ahead(tmp_path, built, monkeypatch):
         Bundle.load(damaged)
 
 
-def test_reasons_pass_from_the_table_into_the_bundle(tmp_path, make_table, make_probes, encoder_path):
+def test_reasons_pass_from_the_table_into_the_bundle(tmp_path, make_table, make_evaluation_queries, encoder_path):
     table = make_table(20)
     record = table.missing_record()
     record[7, 1] = ModalityStatus.UNREADABLE
-    path = build_bundle(replace(table, missing=record), encoder_path, make_probes(20), tmp_path, IndexSpec(threads=1))
+    path = build_bundle(
+        replace(table, missing=record), encoder_path, make_evaluation_queries(20), tmp_path, IndexSpec(threads=1)
+    )
     assert Bundle.load(path).missing.tolist() == record.tolist()
     assert record[7].tolist() == [0, 2, 0]
 
@@ -75,7 +77,9 @@ def test_encode_is_the_mean_of_the_newest_twelve(bundle, make_table):
 def test_search_equals_numpy(tmp_path, make_bundle, make_table, kind):
     loaded = Bundle.load(make_bundle(tmp_path, kind, target_recall=1.0))
     vectors = make_table().vectors.astype(np.float64)
-    queries = loaded.encode([loaded.probes.history(probe) for probe in range(len(loaded.probes))])
+    queries = loaded.encode(
+        [loaded.evaluation_queries.history(query) for query in range(len(loaded.evaluation_queries))]
+    )
     allowed = compile_filter(loaded.metadata, {"must": [{"field": "category", "in": ["shoes", "hats"]}]})
     assert int(allowed.sum()) == 200
     for mask in (None, allowed):
@@ -120,10 +124,10 @@ def test_popular_by_hand(bundle):
     assert sorted(bundle.popular(1000).rows[0, :300].tolist()) == list(range(300))
 
 
-def test_popular_without_any_event(tmp_path, make_table, make_probes, encoder_path):
+def test_popular_without_any_event(tmp_path, make_table, make_evaluation_queries, encoder_path):
     table = make_table(20)
     quiet = replace(table, popularity=np.zeros(20, np.int64))
-    path = build_bundle(quiet, encoder_path, make_probes(20), tmp_path, IndexSpec(threads=1))
+    path = build_bundle(quiet, encoder_path, make_evaluation_queries(20), tmp_path, IndexSpec(threads=1))
     assert Bundle.load(path).popular(2).scores.tolist() == [[0, 0]]
 
 
@@ -139,7 +143,7 @@ def test_fields(bundle):
     assert bundle.fields(0, []) == {}
 
 
-def test_fields_are_ready_for_json(tmp_path, make_table, make_probes, encoder_path):
+def test_fields_are_ready_for_json(tmp_path, make_table, make_evaluation_queries, encoder_path):
     metadata = pa.table(
         {
             "real": pa.array([float("nan"), 1.5], pa.float32()),
@@ -155,7 +159,7 @@ def test_fields_are_ready_for_json(tmp_path, make_table, make_probes, encoder_pa
         }
     )
     table = replace(make_table(2), metadata=metadata)
-    path = build_bundle(table, encoder_path, make_probes(2), tmp_path, IndexSpec(threads=1))
+    path = build_bundle(table, encoder_path, make_evaluation_queries(2), tmp_path, IndexSpec(threads=1))
     loaded = Bundle.load(path)
     assert loaded.fields(0) == {
         "real": None,
@@ -172,10 +176,10 @@ def test_fields_are_ready_for_json(tmp_path, make_table, make_probes, encoder_pa
     assert set(loaded.fields(1).values()) == {1.5, -2.0, None}
 
 
-def test_a_catalogue_without_metadata(tmp_path, make_table, make_probes, encoder_path):
+def test_a_catalogue_without_metadata(tmp_path, make_table, make_evaluation_queries, encoder_path):
     bare = replace(make_table(20), metadata=pa.table({"x": range(20)}).drop_columns(["x"]))
     assert bare.metadata.num_rows == 20
-    loaded = Bundle.load(build_bundle(bare, encoder_path, make_probes(20), tmp_path, IndexSpec(threads=1)))
+    loaded = Bundle.load(build_bundle(bare, encoder_path, make_evaluation_queries(20), tmp_path, IndexSpec(threads=1)))
     assert loaded.fields(3) == {}
 
 
@@ -196,7 +200,7 @@ def test_refuses_rows(bundle, row):
             call()
 
 
-def test_refuses_the_rest(bundle):
+def test_refuses_invalid_arguments(bundle):
     query = np.ones((1, 12), np.float32)
     with pytest.raises(EncoderError, match="history 1 must be"):
         bundle.encode([np.array([0]), np.zeros(0, np.int64)])
@@ -223,20 +227,20 @@ def test_loading_refuses(built, tmp_path):
 
 def test_on_a_gpu_the_index_is_copied_there(built, encoder_path, monkeypatch):
     """Not run on a GPU: stand-ins show only that device 'cuda' reaches the encoder and the GPU index."""
-    asked = []
+    calls = []
 
     def on_gpu(on_cpu):
-        asked.append(on_cpu.engine.rows)
+        calls.append(on_cpu.capabilities.rows)
         return on_cpu
 
     def encoder(path, *, device, threads):
-        asked.append((path.name, device, threads))
+        calls.append((path.name, device, threads))
         return OnnxSequenceEncoder(path, threads=threads)
 
     monkeypatch.setattr("index.bundle.files.GpuIndex", on_gpu)
     monkeypatch.setattr("index.bundle.files.OnnxSequenceEncoder", encoder)
     loaded = Bundle.load(built, device="cuda", threads=2)
-    assert asked == [("encoder.onnx", "cuda", 2), 299]
+    assert calls == [("encoder.onnx", "cuda", 2), 299]
     assert loaded.search(np.ones((1, 12), np.float32), 3).rows.min() >= 0
 
 

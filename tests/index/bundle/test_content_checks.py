@@ -1,4 +1,4 @@
-"""What a hash cannot tell: content that was wrong before it was sealed, and things that are no files at all."""
+"""Errors that no hash detects: content that was wrong before it was hashed, and paths that are not files."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def with_vectors(copied, reseal):
         (3, 11, 0.1, "row 3: slot 'behaviour' is not zero, but its missing-modality code is COLD"),
     ],
 )
-def test_every_vector_is_looked_at_in_full_and_at_publishing(
+def test_every_vector_is_checked_by_full_verification_and_by_publishing(
     with_vectors, tmp_path, monkeypatch, blocks, row, part, value, rule
 ):
     monkeypatch.setattr("index.bundle.files._BLOCK_ROWS", blocks)
@@ -79,7 +79,7 @@ def test_refuses_an_effort_of_other_slots_and_nan(copied):
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_a_manifest_that_is_no_file(copied, make):
+def test_a_manifest_that_is_not_a_file(copied, make):
     """Reading a pipe or /dev/zero would never end."""
     (copied / MANIFEST_FILE).unlink()
     make(copied / MANIFEST_FILE)
@@ -88,12 +88,12 @@ def test_a_manifest_that_is_no_file(copied, make):
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_a_stamp_that_is_no_file_vouches_for_nothing(copied, make):
+def test_a_stamp_that_is_not_a_file_is_ignored(copied, make):
     make(stamp_path(copied))
     assert len(Bundle.load(copied)) == 300
 
 
-def test_an_endless_stamp_vouches_for_nothing(copied):
+def test_an_endless_stamp_is_ignored(copied):
     manifest = Manifest.read(copied)
     write_stamp(copied, manifest)
     with stamp_path(copied).open("r+b") as file:
@@ -101,7 +101,7 @@ def test_an_endless_stamp_vouches_for_nothing(copied):
     verify_files(copied, manifest)
 
 
-def test_an_empty_directory_is_no_bundle(tmp_path):
+def test_an_empty_directory_is_not_a_bundle(tmp_path):
     with pytest.raises(BundleInvalid, match=r"manifest\.json"):
         Bundle.load(tmp_path)
 
@@ -119,17 +119,17 @@ def _squeezed(path):
         (_squeezed, "histories.npy must be stored without compression"),
         (lambda path: np.savez(path, histories=np.zeros((1, 1)), targets=np.zeros(1)), "must hold 64-bit integers"),
         (lambda path: np.savez(path, histories=np.zeros((1, 1), int)), "cannot be read"),
-        (lambda path: np.savez(path, histories=np.array([[None]]), targets=np.zeros(1, int)), "no npy file"),
+        (lambda path: np.savez(path, histories=np.array([[None]]), targets=np.zeros(1, int)), "not an npy file"),
         (lambda path: np.savez(path, histories=np.zeros((2, 3), int).T, targets=np.zeros(3, int)), "C order"),
     ],
 )
-def test_refuses_probes(tmp_path, write, rule):
+def test_refuses_evaluation_queries(tmp_path, write, rule):
     write(tmp_path / "probes.npz")
     with pytest.raises(ItemTableError, match=rule):
         EvaluationQueries.load(tmp_path / "probes.npz")
 
 
-def test_probes_of_any_layout_are_saved_in_order(tmp_path):
+def test_evaluation_queries_of_any_memory_layout_are_saved_in_order(tmp_path):
     EvaluationQueries(np.arange(6).reshape(2, 3).T, np.array([0, 1, 2])).save(tmp_path / "probes.npz")
     assert EvaluationQueries.load(tmp_path / "probes.npz").histories.tolist() == [[0, 3], [1, 4], [2, 5]]
 

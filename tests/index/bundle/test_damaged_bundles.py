@@ -41,12 +41,12 @@ def test_seeded_corruption(copied):
         path = copied / name
         whole = path.read_bytes()
         damaged = bytearray(whole)
-        place = chance.randrange(len(damaged))
+        position = chance.randrange(len(damaged))
         if turn % 3:
-            damaged[place] ^= 1 << chance.randrange(8)
+            damaged[position] ^= 1 << chance.randrange(8)
         else:
-            stretch = min(chance.randrange(1, 200), len(damaged) - place)
-            damaged[place : place + stretch] = chance.randbytes(stretch)
+            stretch = min(chance.randrange(1, 200), len(damaged) - position)
+            damaged[position : position + stretch] = chance.randbytes(stretch)
         if bytes(damaged) == whole:
             continue
         path.write_bytes(bytes(damaged))
@@ -116,13 +116,13 @@ def test_refuses_paths_that_leave_the_bundle(copied, name):
         Bundle.load(copied)
 
 
-def test_refuses_a_manifest_without_end(copied, monkeypatch):
+def test_refuses_an_endless_manifest(copied, monkeypatch):
     monkeypatch.setattr("index.bundle.manifest._LARGEST_MANIFEST", 10)
     with pytest.raises(BundleInvalid, match="larger than 10 bytes"):
         Bundle.load(copied)
 
 
-def test_exclude_seen_is_written_only_where_it_was_chosen(copied):
+def test_exclude_seen_is_written_only_if_false(copied):
     """A manifest of an earlier version lacks it; written again, by a publish, it must keep its hash."""
     text = (copied / MANIFEST_FILE).read_text()
     assert "exclude_seen" not in json.loads(text)
@@ -178,14 +178,14 @@ def _as_bool(path, values):
 @pytest.mark.parametrize(
     ("name", "write", "rule"),
     [
-        ("vectors.npy", lambda path: path.write_bytes(b"\x93NUMPY garbage"), "no npy file of version 1.0"),
+        ("vectors.npy", lambda path: path.write_bytes(b"\x93NUMPY garbage"), "not an npy file of version 1.0"),
         ("vectors.npy", lambda path: path.write_bytes(b"\x93NUMPY\1\0\xff"), "not a readable array"),
         ("vectors.npy", lambda path: path.write_bytes(path.read_bytes().replace(b"<f2", b"<f3")), "an unknown type"),
-        ("vectors.npy", lambda path: path.write_bytes(path.read_bytes().replace(b"v\0", b"w\0", 1)), "no npy file"),
-        ("vectors.npy", _npy(np.array([{}])), "no npy file of version 1.0"),
+        ("vectors.npy", lambda path: path.write_bytes(path.read_bytes().replace(b"v\0", b"w\0", 1)), "not an npy file"),
+        ("vectors.npy", _npy(np.array([{}])), "not an npy file of version 1.0"),
         ("vectors.npy", lambda path: path.open("wb").close(), "not a readable array"),
-        ("vectors.npy", _npy(np.zeros((12, 300), np.float16).T), "no npy file of version 1.0"),
-        ("vectors.npy", lambda path: path.write_bytes(b"PK\x03\x04 zip"), "no npy file"),
+        ("vectors.npy", _npy(np.zeros((12, 300), np.float16).T), "not an npy file of version 1.0"),
+        ("vectors.npy", lambda path: path.write_bytes(b"PK\x03\x04 zip"), "not an npy file"),
         (
             "vectors.npy",
             lambda path: path.write_bytes(path.read_bytes() + b"\0\0"),
@@ -213,8 +213,8 @@ def _as_bool(path, values):
         ("index.faiss", lambda path: path.write_bytes(b"nonsense"), "not a readable FAISS index"),
     ],
 )
-def test_refuses_files_that_are_not_what_they_should_be(copied, reseal, name, write, rule):
-    """The hashes fit: somebody wrote a wrong file and sealed it."""
+def test_refuses_files_of_another_form(copied, reseal, name, write, rule):
+    """The hashes match: a wrong file was written before the manifest was sealed."""
     write(copied / name)
     reseal(copied)
     with pytest.raises(BundleInvalid, match=rf"{name}.*{rule}"):
@@ -265,7 +265,7 @@ def test_a_stamp_saves_the_hashing(copied, hashed):
 
 
 @pytest.mark.usefixtures("everything_is_large")
-def test_what_does_not_fit_the_stamp_is_hashed(copied, hashed):
+def test_a_file_that_does_not_match_the_stamp_is_hashed(copied, hashed):
     manifest = Manifest.read(copied)
     write_stamp(copied, manifest)
     os.utime(copied / "vectors.npy", ns=(1, 1))
@@ -294,7 +294,7 @@ def test_a_change_that_keeps_size_and_time_is_found_by_full(copied):
     "text",
     ["", "[]", "{}", '{"format": 9, "manifest": "", "files": {}}', '{"format": 1, "manifest": "x", "files": {}}'],
 )
-def test_a_bad_stamp_vouches_for_nothing(copied, hashed, text):
+def test_a_bad_stamp_is_ignored(copied, hashed, text):
     stamp_path(copied).write_text(text)
     verify_files(copied, Manifest.read(copied))
     assert set(hashed) >= set(REQUIRED_FILES)

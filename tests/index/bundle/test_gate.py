@@ -1,4 +1,4 @@
-"""The gate: what misses a bound is not published, whatever its manifest says of itself."""
+"""The gate: a bundle that misses a bound is not published, whatever shortfalls its manifest records."""
 
 import json
 
@@ -45,7 +45,7 @@ def test_each_bound_refuses_by_itself(registry, tmp_path, make_bundle, figure):
     assert list(Manifest.read(bundle).gate.shortfalls) == [figure]
 
 
-def test_a_kept_bound_lets_through(registry, tmp_path, make_bundle, make_evaluation):
+def test_a_bundle_that_keeps_its_bound_is_published(registry, tmp_path, make_bundle, make_evaluation):
     kept = Bounds(
         coverage=0.1,
         slot_share={"text": 0.05},
@@ -62,9 +62,10 @@ def test_a_kept_bound_lets_through(registry, tmp_path, make_bundle, make_evaluat
     assert registry.list()[0].bounds == len(published.manifest.index.recall) * 2 + 7
 
 
-def test_recall_and_latency_are_held_for_every_kind_of_query(registry, tmp_path, make_bundle, monkeypatch):
+def test_recall_and_latency_are_checked_for_every_kind_of_query(registry, tmp_path, make_bundle, monkeypatch):
     monkeypatch.setattr(
-        "index.evaluation.measure.Exact.recall", lambda _self, _searcher, kind, *_: 0.5 if kind == "image x3" else 1.0
+        "index.evaluation.measure.ExactResults.recall",
+        lambda _self, _searcher, kind, *_: 0.5 if kind == "image x3" else 1.0,
     )
     bundle = make_bundle(tmp_path, bounds=Bounds(recall=0.9, latency_p99_ms=0.0))
     with pytest.raises(GateRefused, match=r"recall\.image x3 0\.5 \(must be at least 0\.9\)") as caught:
@@ -75,9 +76,7 @@ def test_recall_and_latency_are_held_for_every_kind_of_query(registry, tmp_path,
 
 
 @pytest.mark.parametrize(("served", "passes"), [(1.0, True), (0.9999, False), (None, False)])
-def test_a_model_worse_than_popularity_never_goes_live(
-    registry, tmp_path, make_bundle, make_evaluation, served, passes
-):
+def test_a_model_worse_than_popularity_is_refused(registry, tmp_path, make_bundle, make_evaluation, served, passes):
     bundle = make_bundle(tmp_path, evaluation=make_evaluation(served))
     if passes:
         assert registry.publish(bundle) == registry.current()
@@ -86,7 +85,7 @@ def test_a_model_worse_than_popularity_never_goes_live(
         registry.publish(bundle)
 
 
-def test_forced_says_so(registry, tmp_path, make_bundle):
+def test_a_forced_publication_is_recorded(registry, tmp_path, make_bundle):
     bundle = make_bundle(tmp_path, bounds=MISSED["coverage"])
     name = registry.publish(bundle, force=True)
     assert Bundle.load(registry.path(name)).manifest.forced
@@ -140,7 +139,7 @@ def test_an_altered_gate_is_refused(copied, change, rule):
         Manifest.read(copied)
 
 
-def test_what_cannot_be_held_is_refused_before_anything_is_built(tmp_path, make_bundle, make_evaluation):
+def test_bounds_that_cannot_be_checked_are_refused_before_the_build(tmp_path, make_bundle, make_evaluation):
     with pytest.raises(IndexSpecError, match=r"bound slot_share\.sound: there is no such slot"):
         make_bundle(tmp_path / "a", bounds=Bounds(slot_share={"sound": 0.1}))
     other = make_evaluation() | {"model": {"encoder": {"hash": "0" * 16}}}

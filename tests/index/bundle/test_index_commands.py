@@ -1,4 +1,4 @@
-"""The index commands, as a user types them."""
+"""The commands `vlm2rec index …`, run as a user does."""
 
 import json
 import shutil
@@ -14,10 +14,10 @@ from index.errors import BundleInvalid, BundleNotFound, IndexSpecError, ItemTabl
 
 
 @pytest.fixture
-def run_directory(tmp_path, make_table, make_probes, encoder_path):
+def run_directory(tmp_path, make_table, make_evaluation_queries, encoder_path):
     encoder = tmp_path / "run" / "encoder"
     make_table(80).save(encoder / "table")
-    make_probes(80).save(encoder / "probes.npz")
+    make_evaluation_queries(80).save(encoder / "probes.npz")
     shutil.copyfile(encoder_path, encoder / "encoder.onnx")
     return tmp_path / "run"
 
@@ -35,7 +35,7 @@ def test_build_prints_the_report_and_the_path(run_directory, tmp_path):
     path = next((tmp_path / "out").iterdir())
     lines = result.stdout.splitlines()
     assert lines[0] == (
-        "hnsw: asked for by name; sq8, whose rounding alone leaves recall 1.0000; 79 of 80 items indexed"
+        "hnsw: requested by name; sq8, whose rounding alone leaves recall 1.0000; 79 of 80 items indexed"
     )
     assert lines[1].split() == ["queries", "recall@20", "p50", "ms", "p99", "ms"]
     assert lines[2].split()[0] == "plain"
@@ -51,14 +51,14 @@ def test_build_prints_the_report_and_the_path(run_directory, tmp_path):
     ("fitted", "remembered"),
     [({}, True), ({"config": {"exclude_seen": True}}, True), ({"config": {"exclude_seen": False}}, False)],
 )
-def test_build_takes_over_whether_seen_items_are_left_out(run_directory, fitted, remembered):
+def test_build_reads_exclude_seen_from_the_fit(run_directory, fitted, remembered):
     (run_directory / "encoder" / "fit.json").write_text(json.dumps(fitted))
     call("build", "--run", run_directory, "--kind", "flat")
     assert Manifest.read(next((run_directory / "bundles").iterdir())).exclude_seen is remembered
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"config": {"exclude_seen": "no"}}', '{"config": null}'])
-def test_a_record_of_fitting_that_cannot_be_read_is_one_clear_line(run_directory, text):
+def test_an_unreadable_record_of_the_fit_is_one_clear_line(run_directory, text):
     (run_directory / "encoder" / "fit.json").write_text(text)
     with pytest.raises(IndexSpecError, match=r"fit\.json: .*fit"):
         call("build", "--run", run_directory, "--kind", "flat")
@@ -97,7 +97,7 @@ def test_from_build_to_prune(run_directory, tmp_path, make_evaluation):
     assert [first in listed[1], second.name in listed[2]] == [True, True]
 
 
-def test_the_gate_ends_with_one(run_directory, tmp_path):
+def test_the_gate_exits_with_1(run_directory, tmp_path):
     registry = tmp_path / "registry"
     (tmp_path / "bounds.toml").write_text("coverage = 1.0\n[missing]\nimage = 0.1\n")
     strict = ("--bounds", tmp_path / "bounds.toml", "--bound", "served_quality=1")
@@ -140,13 +140,13 @@ def test_a_report_of_another_form_is_one_clear_line(copied, monkeypatch, change)
         call("show", copied)
 
 
-def test_verify_ends_with_one_for_a_damaged_bundle(copied):
+def test_verify_exits_with_1_for_a_damaged_bundle(copied):
     (copied / "vectors.npy").write_bytes(b"")
     result = call("verify", copied, code=1)
     assert "vectors.npy: has 0 bytes" in result.stderr
 
 
-def test_verify_wants_exactly_one_thing(tmp_path, built):
+def test_verify_takes_exactly_one_target(tmp_path, built):
     call("verify", code=2)
     call("verify", built, "--registry", tmp_path, code=2)
 
@@ -182,8 +182,8 @@ def test_a_bad_evaluation_is_named(run_directory, text, rule):
 
 
 def test_codes_memory_and_recall_are_options(run_directory, tmp_path):
-    asked = ["--kind", "ivf", "--codes", "fp16", "--memory-mb", 1, "--target-recall", 1]
-    call("build", "--run", run_directory, "--out", tmp_path / "out", *asked)
+    options = ["--kind", "ivf", "--codes", "fp16", "--memory-mb", 1, "--target-recall", 1]
+    call("build", "--run", run_directory, "--out", tmp_path / "out", *options)
     record = Manifest.read(next((tmp_path / "out").iterdir())).index
     assert (record.kind, record.parameters["codes"]) == ("ivf", "fp16")
     assert set(record.recall.values()) == {1.0}

@@ -1,4 +1,4 @@
-"""What is built for how many rows, in how much memory, for which recall; by hand."""
+"""The choice of index kind and codes by rows, memory and target recall, by hand."""
 
 import pytest
 
@@ -17,7 +17,7 @@ DIM = 192
         (1_200_000, {}, "hnsw", "sq8", "up to 1200000"),
         (1_200_001, {}, "ivf", "sq8", "takes too long to build"),
         # a recall near 1: flat as long as it can be afforded, fp16 beyond
-        (300_000, {"target_recall": 0.999}, "flat", "fp16", "recall 0.999 is asked for"),
+        (300_000, {"target_recall": 0.999}, "flat", "fp16", "target recall 0.999, and"),
         (300_001, {"target_recall": 0.999}, "hnsw", "fp16", "up to 1200000"),
         (300_000, {"target_recall": 0.998}, "hnsw", "sq8", "up to 1200000"),
         # memory: a graph of 100,000 × (192 + 192 + 4 + 12) bytes, lists of 100,000 × 200 + 1,264 × 768
@@ -33,14 +33,14 @@ DIM = 192
         ),
         (2_000_000, {"memory_bytes": 1}, "flat", "fp16", "takes no memory of its own"),
         # by name
-        (1_000_000, {"kind": "hnsw"}, "hnsw", "sq8", "asked for by name"),
-        (1_000_000, {"kind": "flat"}, "flat", "fp16", "asked for by name"),
-        (1_000_000, {"kind": "flat", "codes": "fp32"}, "flat", "fp32", "asked for by name"),
+        (1_000_000, {"kind": "hnsw"}, "hnsw", "sq8", "requested by name"),
+        (1_000_000, {"kind": "flat"}, "flat", "fp16", "requested by name"),
+        (1_000_000, {"kind": "flat", "codes": "fp32"}, "flat", "fp32", "requested by name"),
         (100, {"codes": "sq8"}, "flat", "sq8", "up to 20000"),
         (100_000, {"codes": "fp32"}, "hnsw", "fp32", "up to 1200000"),
     ],
 )
-def test_chooses_and_says_why(rows, spec, kind, codes, why):
+def test_choices_and_their_reasons(rows, spec, kind, codes, why):
     choice = IndexSpec(**spec).choose(rows, DIM)
     assert (choice.kind, choice.codes) == (kind, codes)
     assert why in choice.reason
@@ -60,7 +60,7 @@ def test_what_does_not_fit_is_refused():
         IndexSpecError, match="memory_bytes 1000 is too small for 50000 rows of 192 components, the sma"
     ):
         IndexSpec(kind="hnsw", memory_bytes=1000).choose(50_000, DIM)
-    with pytest.raises(IndexSpecError, match="asked for takes 10000000;"):
+    with pytest.raises(IndexSpecError, match="allowed index takes 10000000;"):
         IndexSpec(kind="flat", codes="sq8", memory_bytes=1000).choose(100_000, 100)
 
 
@@ -81,7 +81,7 @@ def test_list_count():
         ({"links": 3}, "links must be 4"),
         ({"construction": 8}, "construction must be 24"),
         ({"threads": 0}, "threads must be 1"),
-        ({"probes": 0}, "probes must be 1"),
+        ({"evaluation_queries": 0}, "evaluation_queries must be 1"),
         ({"lists": 0}, "lists must be 1"),
         ({"target_recall": float("nan")}, "target_recall must be 0 … 1, got nan"),
     ],

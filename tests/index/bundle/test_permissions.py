@@ -1,4 +1,4 @@
-"""Permissions of published bundles: files that nobody writes to, directories that can be removed."""
+"""Permissions of published bundles: read-only files, removable directories."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def test_files_of_a_built_and_of_a_published_bundle_are_read_only(registry, bund
     assert path.stat().st_mode & 0o200  # it can be removed
 
 
-def test_a_file_that_somebody_may_write_to_is_copied_not_linked(registry, bundles, tmp_path):
+def test_a_writable_file_is_copied_not_linked(registry, bundles, tmp_path):
     given = tmp_path / bundles[0].name
     shutil.copytree(bundles[0], given)
     (given / "index.faiss").chmod(0o644)
@@ -41,7 +41,7 @@ def test_a_file_that_somebody_may_write_to_is_copied_not_linked(registry, bundle
     assert len(Bundle.load(path, verify="full")) == 40
 
 
-def test_publishing_again_takes_the_write_permission_away(registry, bundles):
+def test_publishing_again_removes_the_write_permission(registry, bundles):
     path = registry.path(registry.publish(bundles[0]))
     (path / "manifest.json").chmod(0o644)
     registry.publish(bundles[0])
@@ -135,7 +135,7 @@ def test_a_directory_of_another_user_without_write_permission_is_refused_before_
     assert stamp_path(registry.path(built[0].name)).is_file()
 
 
-def test_what_a_dead_writer_left_read_only_is_cleared(registry, bundles):
+def test_read_only_leftovers_of_a_killed_writer_are_removed(registry, bundles):
     registry.publish(bundles[0])
     aside = registry.root / ".aside-dead"
     (aside / "deep").mkdir(parents=True)

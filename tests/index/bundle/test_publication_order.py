@@ -1,4 +1,4 @@
-"""The order of bundles is that of their publication, whatever the clock said when they were built."""
+"""Bundles are ordered by publication, whatever the clock of their build."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def wrong_clock(registry: Registry, bundles) -> list[str]:
     return [bundles[2].name, bundles[0].name, bundles[1].name]
 
 
-def test_prune_deletes_what_was_published_first(registry: Registry, wrong_clock: list[str]) -> None:
+def test_prune_deletes_the_first_published(registry: Registry, wrong_clock: list[str]) -> None:
     future, predecessor, current = wrong_clock
     assert registry.prune(1) == [future]
     assert registry.current() == current
@@ -47,7 +47,7 @@ def test_publishing_again_makes_it_the_last(registry: Registry, wrong_clock: lis
     assert [info.id for info in registry.list()] == [second, future, first]
 
 
-def test_prune_spares_the_current_the_one_before_and_the_named(registry: Registry, bundles) -> None:
+def test_prune_keeps_the_current_the_previous_and_the_spared(registry: Registry, bundles) -> None:
     for bundle in bundles:
         registry.publish(bundle)
     first, second, third = (bundle.name for bundle in bundles)
@@ -73,7 +73,7 @@ def test_a_bundle_that_was_never_published_is_the_oldest_of_all(registry: Regist
     assert [info.published for info in registry.list()] == [False, True, True, True]
 
 
-def test_rolling_back_to_one_that_was_never_published_publishes_it(registry: Registry, bundles, make_bundle) -> None:
+def test_rolling_back_to_a_never_published_bundle_publishes_it(registry: Registry, bundles, make_bundle) -> None:
     registry.publish(bundles[2])
     never = make_bundle(registry.root, items=40, seed=9).name
     assert registry.rollback(never) == never
@@ -99,7 +99,7 @@ def test_without_a_recorded_order_the_history_of_the_pointer_counts(registry: Re
     assert raw["published"] == [predecessor, current]  # recorded from now on
 
 
-def test_without_a_recorded_order_the_others_stand_where_their_names_do() -> None:
+def test_without_a_recorded_order_other_bundles_are_placed_by_name() -> None:
     """C and D were rolled back from: the old pointer had forgotten them."""
     assert Pointer(B, (FUTURE, A)).order([A, B, C, D, FUTURE]) == (C, D, FUTURE, A, B)
     assert Pointer(B, (A,)).order([A, B, C, D]) == (A, B, C, D)
@@ -107,16 +107,16 @@ def test_without_a_recorded_order_the_others_stand_where_their_names_do() -> Non
     assert Pointer(C, ()).before(C, [A, B, C, D]) == [B, A]
 
 
-def test_a_bundle_that_is_gone_is_placed_by_its_name() -> None:
+def test_a_deleted_bundle_is_placed_by_its_name() -> None:
     assert Pointer(D, (FUTURE, A), (FUTURE, A, D)).before(C, [A, D, FUTURE]) == [A]
 
 
-def test_what_an_earlier_version_reads_stays_as_it_was(registry: Registry, wrong_clock: list[str]) -> None:
+def test_an_earlier_version_can_read_the_pointer(registry: Registry, wrong_clock: list[str]) -> None:
     raw = json.loads(registry.pointer.read_text())
     assert (raw["format"], raw["current"], raw["previous"]) == (1, wrong_clock[2], wrong_clock[:2])
 
 
-def test_the_order_of_a_hundred_bundles_outlives_the_history_of_the_pointer() -> None:
+def test_the_order_of_publication_is_longer_than_the_rollback_history() -> None:
     ids = [f"2026{number:04d}T000000Z-000000" for number in range(150)]
     pointer = Pointer()
     for count, bundle_id in enumerate(reversed(ids), 1):

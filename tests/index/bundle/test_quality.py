@@ -1,10 +1,10 @@
-"""Quality: reading what `vlm2rec evaluate` wrote, and nothing else."""
+"""Reading the evaluation that `vlm2rec evaluate` wrote, and refusing other files."""
 
 import copy
 
 import pytest
 
-from index.bundle.quality import METRIC, SYSTEMS, Quality, Score
+from index.bundle.quality import METRIC, SYSTEMS, Quality, SystemScore
 from index.errors import IndexSpecError
 from training.evaluation import evaluate
 from training.ranking import table
@@ -18,7 +18,7 @@ def evaluation(make_evaluation):
 def test_figures_and_systems(evaluation, encoder_path):
     quality = Quality.read(evaluation, encoder_path)
     assert (quality.targets, quality.users) == ("test", 610)
-    assert quality.systems[1] == Score("served encoder", 0.06, 3.0, 2.5, 3.5)
+    assert quality.systems[1] == SystemScore("served encoder", 0.06, 3.0, 2.5, 3.5)
     # A ratio that is not defined is no figure, so a bound on it is missed.
     assert quality.figures() == {"served_quality": 3.0, "text_quality": 0.5}
     assert quality.evaluation == evaluation
@@ -38,19 +38,19 @@ def test_the_names_are_those_that_evaluate_writes():
     assert f"ndcg@{table.CUTS[0]}" == METRIC
 
 
-def test_last_weeks_model_does_not_speak_for_this_one(evaluation, encoder_path):
+def test_an_evaluation_of_another_encoder_is_refused(evaluation, encoder_path):
     evaluation["model"]["encoder"]["hash"] = "0123456789abcdef"
     with pytest.raises(IndexSpecError, match=r"measured the encoder '0123456789abcdef', this bundle gets '.{16}'"):
         Quality.read(evaluation, encoder_path)
 
 
 @pytest.mark.parametrize("served", [True, False])
-def test_another_way_to_answer_does_not_speak_for_this_one(evaluation, encoder_path, served):
+def test_an_evaluation_with_another_exclude_seen_is_refused(evaluation, encoder_path, served):
     for measured in (None, served):  # an earlier version does not say it
         evaluation["tables"][0]["exclude_seen"] = measured
         assert Quality.read(evaluation, encoder_path, exclude_seen=served).users == 610
     evaluation["tables"][0]["exclude_seen"] = not served
-    rule = f"with exclude_seen = {str(not served).lower()}, this bundle gives them with {str(served).lower()}"
+    rule = f"with exclude_seen = {str(not served).lower()}, this bundle has {str(served).lower()}"
     with pytest.raises(IndexSpecError, match=rule):
         Quality.read(evaluation, encoder_path, exclude_seen=served)
 
@@ -87,7 +87,7 @@ def test_other_forms_are_refused(evaluation, encoder_path, path, value, rule):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, b"x"])
-def test_what_is_no_json_is_refused(evaluation, encoder_path, value):
+def test_refuses_figures_that_are_not_json(evaluation, encoder_path, value):
     evaluation["tables"][0]["rows"][1]["ndcg@10"] = value
     with pytest.raises(IndexSpecError, match="evaluation figures must be JSON without NaN"):
         Quality.read(evaluation, encoder_path)

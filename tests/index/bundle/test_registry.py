@@ -1,4 +1,4 @@
-"""Registry: publishing, listing, moving the pointer, and what stays."""
+"""Registry: publishing, listing, rollback and pruning."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ def test_publish_points_to_a_verified_copy(registry, bundles):
     assert left == {name, f"{name}.stamp.json", "pointer.json", ".lock"}
 
 
-def test_a_string_and_a_file_url_will_do(tmp_path, bundles, monkeypatch):
+def test_the_root_may_be_a_string_or_a_file_url(tmp_path, bundles, monkeypatch):
     assert Registry(str(tmp_path / "r")).publish(bundles[0]) == bundles[0].name
     for url in (f"file://{tmp_path}/r", f"local://{tmp_path}/r"):
         assert Registry(url).current() == bundles[0].name
@@ -58,7 +58,7 @@ def test_where_links_are_impossible_files_are_copied(registry, bundles, monkeypa
     assert len(Bundle.load(path, verify="full")) == 40
 
 
-def test_a_full_disk_is_said_and_changes_nothing(registry, bundles, monkeypatch):
+def test_a_full_disk_is_reported_and_changes_nothing(registry, bundles, monkeypatch):
     registry.publish(bundles[0])
 
     def full(_source, _target):
@@ -117,7 +117,7 @@ def test_another_bundle_under_a_published_name_is_replaced(registry, bundles):
     assert Manifest.read(registry.path(bundles[0].name)) == Manifest.read(bundles[0])
 
 
-def test_publishing_again_only_points(registry, bundles):
+def test_publishing_again_only_changes_the_pointer(registry, bundles):
     first, second = bundles[0], bundles[1]
     registry.publish(first)
     registry.publish(second)
@@ -192,7 +192,7 @@ def test_an_open_bundle_outlives_its_pruning(registry, bundles):
     opened = Bundle.load(registry.path(bundles[0].name))
     registry.publish(bundles[1])
     registry.prune(1)
-    assert opened.search(opened.encode([opened.probes.history(0)]), 5).rows.shape == (1, 5)
+    assert opened.search(opened.encode([opened.evaluation_queries.history(0)]), 5).rows.shape == (1, 5)
 
 
 @pytest.mark.parametrize("name", ["../x", "", ".", "20261123T040501Z-zzzzzz", "20261123T040501Z-000000"])

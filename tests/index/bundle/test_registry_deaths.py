@@ -1,4 +1,4 @@
-"""Registry: dying at every step, and several processes at once."""
+"""Registry: killed at every step, and used by several processes at once."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from index.errors import BundleError
 
 
 class Killed(BaseException):
-    """The process is gone."""
+    """The process was killed."""
 
 
 CALLS = ["fsync", "rename", "replace", "link", "unlink", "mkdir", "rmdir"]
@@ -190,13 +190,13 @@ def test_two_publishing_processes_at_once(registry, bundles):
     check_whole(registry, {bundles[1].name, bundles[2].name})
     raw = json.loads(registry.pointer.read_text())
     assert [info.id for info in registry.list()] == [*raw["previous"], raw["current"]] == raw["published"]
-    assert raw["previous"][0] == bundles[0].name  # nothing is lost: the first, then whoever lost the race
+    assert raw["previous"][0] == bundles[0].name  # nothing is lost: the first, then the loser of the race
     assert {raw["current"], raw["previous"][1]} == {bundles[1].name, bundles[2].name}
     assert registry.rollback() == raw["previous"][1]
 
 
 def test_pruning_races_publishing(registry, bundles):
-    """Whatever is pruned while others publish, the pointer never names a bundle that is gone."""
+    """Whatever is pruned while others publish, the pointer never names a deleted bundle."""
     registry.publish(bundles[2])
     seen = set()
 

@@ -1,4 +1,4 @@
-"""Thousands of seeded corruptions of a bundle (tests/support/corruptions.py): none crashes, hangs, or is believed."""
+"""Thousands of seeded corruptions of a bundle: none crashes, hangs or gives a wrong result."""
 
 import json
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory, make_table, make_probes, make_encoder):
+def other(tmp_path_factory, make_table, make_evaluation_queries, make_encoder):
     """A bundle of the same shapes in which every file is another."""
     room = tmp_path_factory.mktemp("other")
     table = make_table(300, seed=1)
@@ -33,7 +33,7 @@ def other(tmp_path_factory, make_table, make_probes, make_encoder):
     return build_bundle(
         changed,
         make_encoder(room / "encoder.onnx", max_history=9),
-        make_probes(300, seed=2),
+        make_evaluation_queries(300, seed=2),
         room,
         IndexSpec(kind="flat", threads=1),
         now=datetime(2026, 11, 22, tzinfo=UTC),
@@ -83,12 +83,12 @@ def check(judged: list[dict[str, object]]) -> None:
     assert counts[True, "sound"] > 0
 
 
-def test_the_first_of_them(built, other):
+def test_the_first_corruptions(built, other):
     check(run(built, other, 0, FAST))
 
 
 @pytest.mark.slow
-def test_all_of_them(tmp_path, other, make_table, make_probes):
+def test_all_corruptions(tmp_path, other, make_table, make_evaluation_queries):
     """With a graph as the index and a real transformer as the encoder, for their parsers' sake."""
     import torch
 
@@ -100,5 +100,5 @@ def test_all_of_them(tmp_path, other, make_table, make_probes):
     network = SequenceEncoder(table.layout.dim, 12, width=8, layers=2, heads=2).eval()
     export_encoder(network, table.layout, tmp_path / "encoder.onnx")
     spec = IndexSpec(kind="hnsw", threads=1)
-    good = build_bundle(table, tmp_path / "encoder.onnx", make_probes(), tmp_path / "bundles", spec)
+    good = build_bundle(table, tmp_path / "encoder.onnx", make_evaluation_queries(), tmp_path / "bundles", spec)
     check(run(good, other, FAST, ALL))

@@ -1,4 +1,4 @@
-"""Hashing a loaded bundle in the background: it finds what the stamp cannot, stops when told, and names the file."""
+"""Hashing a loaded bundle in the background finds changes that the stamp misses, can be stopped, names the file."""
 
 import hashlib
 import os
@@ -19,19 +19,19 @@ def small_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 1000])
-def test_blocks_give_the_hash_of_the_whole(tmp_path, small_blocks, size):
+def test_hashing_in_blocks_equals_the_hash_of_the_file(tmp_path, small_blocks, size):
     content = bytes(range(256)) * 4
     (tmp_path / "x").write_bytes(content[:size])
     assert sha256_of(tmp_path / "x") == hashlib.sha256(content[:size]).hexdigest()
 
 
-def test_a_whole_bundle(built):
+def test_an_intact_bundle(built):
     assert Bundle.load(built).verify_in_full() is True
 
 
 @pytest.mark.parametrize("name", sorted(REQUIRED_FILES))
-def test_finds_what_changed_after_loading(copied, monkeypatch, name):
-    """A byte changed in place, size and time kept: the stamp vouches for it, the hash does not."""
+def test_finds_changes_after_loading(copied, monkeypatch, name):
+    """A byte is changed in place with size and time kept: the stamp misses it, the hash finds it."""
     monkeypatch.setattr("index.bundle.integrity._SMALL", 0)
     write_stamp(copied, Manifest.read(copied))
     loaded = Bundle.load(copied)
@@ -55,7 +55,7 @@ def test_finds_what_changed_after_loading(copied, monkeypatch, name):
         (lambda path: (path.unlink(), path.mkdir()), "must be a regular file"),
     ],
 )
-def test_finds_files_that_are_gone(copied, damage, rule):
+def test_finds_deleted_files(copied, damage, rule):
     loaded = Bundle.load(copied)
     damage(copied / "report.json")
     with pytest.raises(BundleInvalid, match=rf"report\.json: .*{rule}"):
@@ -70,7 +70,7 @@ def test_a_pruned_bundle_is_not_called_altered(copied):
 
 
 def test_stops_between_any_two_blocks(copied, small_blocks):
-    """Told to stop at its n-th look it reads no further, for every n."""
+    """Stopped at its n-th check it reads no further, for every n."""
     manifest = Manifest.read(copied)
     looks = sum(entry.size // 64 + (entry.size % 64 > 0) + 1 for entry in manifest.files.values())
     assert hash_files(copied, manifest, _after(looks)) is True
@@ -81,7 +81,7 @@ def test_stops_between_any_two_blocks(copied, small_blocks):
 
 
 def _after(looks):
-    """A stop that says so after a number of looks, and counts them."""
+    """A `stop` that returns True after a number of calls, and counts them."""
 
     def stop():
         stop.looks += 1

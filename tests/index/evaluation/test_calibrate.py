@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from index.evaluation.calibrate import calibrate
-from index.evaluation.measure import Exact, query_kinds
+from index.evaluation.measure import ExactResults, query_kinds
 from index.items.slots import Slot, SlotLayout
 from index.search.query_plan import SCAN
 
@@ -34,10 +34,10 @@ def exact():
     vectors = rng.integers(-1000, 1000, (500, 4)).astype(np.float32)  # integers, so that every sum is exact
     queries = rng.integers(-1000, 1000, (200, 4)).astype(np.float32)
     kinds = query_kinds(queries, LAYOUT, {"text": 500, "image": 500})
-    return Exact(kinds, vectors, np.ones(500, bool), LAYOUT, 10, lambda _: None), vectors
+    return ExactResults(kinds, vectors, np.ones(500, bool), LAYOUT, 10, lambda _: None), vectors
 
 
-def test_effort_rises_only_where_it_must(exact):
+def test_effort_rises_only_in_bands_that_need_it(exact):
     answers, vectors = exact
     effort = calibrate("hnsw", lambda tried: Gradual(vectors, tried, (200, 40)), answers, 0.97, lambda _: None)
     assert effort.per_k == 26
@@ -50,14 +50,14 @@ def test_effort_rises_only_where_it_must(exact):
     assert all(answers.recall(final, kind) == 1.0 for kind in answers.kinds if kind != "image alone")
 
 
-def test_what_no_effort_reaches_is_scanned(exact):
+def test_a_band_that_no_effort_satisfies_is_scanned(exact):
     answers, vectors = exact
     effort = calibrate("hnsw", lambda tried: Gradual(vectors, tried, (10**9, 40)), answers, 0.97, lambda _: None)
     assert effort.bands[0][1] == 40
     assert effort.bands[-1] == (1.0, SCAN)
 
 
-def test_what_the_first_band_spares_is_made_up_for(exact):
+def test_effort_rises_if_the_first_band_misses_the_target(exact):
     """Here 'image x3' needs much more than plain queries of the same skew, so all bands rise together."""
     answers, vectors = exact
 
@@ -74,7 +74,7 @@ def test_what_the_first_band_spares_is_made_up_for(exact):
     assert min(answers.recall(final, kind) for kind in answers.kinds) >= 0.96
 
 
-def test_an_index_that_never_gets_there_ends_at_scans(exact):
+def test_an_index_that_never_reaches_the_target_ends_at_scans(exact):
     answers, vectors = exact
     effort = calibrate("ivf", lambda tried: Gradual(vectors, tried, (9**9, 9**9), True), answers, 0.97, lambda _: None)
     assert {value for _, value in effort.bands} == {SCAN}
@@ -86,7 +86,7 @@ def test_flat_needs_no_effort(exact):
     assert effort.bands == ((1.0, SCAN),)
 
 
-def test_growth_rises_until_filtered_queries_hold(exact):
+def test_growth_rises_until_filtered_queries_reach_the_target(exact):
     """Filters need 54 / 36-fold candidates at half of the rows; here only an effort of 100 finds them."""
     answers, vectors = exact
 
@@ -105,7 +105,7 @@ def test_growth_rises_until_filtered_queries_hold(exact):
     assert min(answers.recall(final, kind) for kind in answers.kinds) >= 0.97
 
 
-def test_what_growth_cannot_reach_raises_every_band(exact):
+def test_every_band_rises_if_growth_is_not_enough(exact):
     answers, vectors = exact
 
     class Stubborn(Gradual):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from index.evaluation.measure import PLAIN, Exact, latency_ms, query_kinds, random_filters, spread
+from index.evaluation.measure import PLAIN, ExactResults, latency_ms, query_kinds, random_filters, result_spread
 from index.items.slots import Slot, SlotLayout
 from index.search.row_mask import RowMask
 
@@ -13,13 +13,13 @@ LAYOUT = SlotLayout((Slot("text", 2), Slot("image", 2)))
 
 
 class Searching:
-    """Finds exactly the best allowed rows; then loses a share of each answer, from its end."""
+    """Finds the exact best allowed rows and drops a share of each result from its end."""
 
     def __init__(self, vectors, lost=0.0):
-        self.vectors, self.lost, self.asked = vectors, lost, []
+        self.vectors, self.lost, self.query_set = vectors, lost, []
 
     def search(self, queries, k, allowed=None):
-        self.asked.append(allowed)
+        self.query_set.append(allowed)
         scores = queries @ self.vectors.T
         if allowed is not None:
             scores[:, ~allowed.findable] = -np.inf
@@ -39,13 +39,13 @@ def exact():
     vectors[~INDEXED] = 0
     queries = rng.integers(-1000, 1000, (70, 4)).astype(np.float32)
     kinds = query_kinds(queries, LAYOUT, {"text": 1800, "image": 1800})
-    return Exact(kinds, vectors, INDEXED, LAYOUT, 10, lambda _: None), vectors
+    return ExactResults(kinds, vectors, INDEXED, LAYOUT, 10, lambda _: None), vectors
 
 
 def test_kinds_by_hand():
     queries = np.array([[1, 2, 3, 4]], np.float32)
     kinds = query_kinds(queries, LAYOUT, {"text": 5, "image": 0})
-    assert {name: asked.tolist() for name, asked in kinds.items()} == {
+    assert {name: query_set.tolist() for name, query_set in kinds.items()} == {
         "plain": [[1, 2, 3, 4]],
         "text x3": [[3, 6, 3, 4]],
         "text alone": [[1, 2, 0, 0]],
@@ -53,12 +53,12 @@ def test_kinds_by_hand():
     assert list(query_kinds(queries[:, :2], SlotLayout((Slot("text", 2),)), {"text": 5})) == [PLAIN]
 
 
-def test_every_kind_is_asked(exact):
+def test_every_kind_of_query_is_measured(exact):
     answers, _ = exact
     filters = ["filtered 50 %", "filtered 10 %", "filtered 1 %", "filtered 0.1 %"]
     slots = [f"{slot} {how}" for slot in LAYOUT.names for how in ("x3", "alone")]
-    assert list(answers.kinds) == [PLAIN, *filters, *slots, "plain top 100", "nearest 1 % barred"]
-    everyday = [kind for kind, asked in answers.kinds.items() if asked.everyday and asked.k == 10]
+    assert list(answers.kinds) == [PLAIN, *filters, *slots, "plain top 100", "nearest 1 % excluded"]
+    everyday = [kind for kind, query_set in answers.kinds.items() if query_set.unfiltered and query_set.k == 10]
     assert everyday == [PLAIN, *slots]
     assert {kind: answers.kinds[kind].allowed.count for kind in filters} == {
         "filtered 50 %": 900,
@@ -66,7 +66,7 @@ def test_every_kind_is_asked(exact):
         "filtered 1 %": 18,
         "filtered 0.1 %": 2,
     }
-    assert [asked.k for asked in answers.kinds.values()] == [10, 10, 10, 10, 2, *[10] * 4, 100, 10]
+    assert [query_set.k for query_set in answers.kinds.values()] == [10, 10, 10, 10, 2, *[10] * 4, 100, 10]
 
 
 def test_random_filters_allow_indexed_rows_only_and_are_nested():
@@ -87,18 +87,18 @@ def test_a_perfect_searcher_has_recall_1_and_half_of_it_half(exact):
         assert answers.recall(Searching(vectors, lost=1), kind) == 0.0
 
 
-def test_the_filter_that_knows_the_query_forbids_its_nearest_hundredth(exact):
+def test_the_filter_per_query_excludes_its_nearest_hundredth(exact):
     answers, vectors = exact
-    asked = answers.kinds["nearest 1 % barred"]
+    query_set = answers.kinds["nearest 1 % excluded"]
     searching = Searching(vectors)
-    answers.recall(searching, "nearest 1 % barred")
-    assert len(searching.asked) == len(asked.queries) == 32
-    for query, allowed, bound in zip(asked.queries, searching.asked, asked.bounds, strict=True):
+    answers.recall(searching, "nearest 1 % excluded")
+    assert len(searching.query_set) == len(query_set.queries) == 32
+    for query, allowed, bound in zip(query_set.queries, searching.query_set, query_set.min_scores, strict=True):
         scores = np.where(INDEXED, vectors @ query, -np.inf)
         forbidden = np.flatnonzero(~allowed.mask)
         assert set(forbidden.tolist()) == set(np.argsort(-scores, kind="stable")[:18].tolist())
         assert bound == np.sort(scores)[::-1][18 + 9]
-        assert allowed.taken == 0  # a filter like any other, so nothing tells the search where to look
+        assert allowed.removed == 0  # a filter like any other, so nothing tells the search where to look
 
     class BlindToFilters(Searching):
         def search(self, queries, k, allowed=None):
@@ -106,30 +106,30 @@ def test_the_filter_that_knows_the_query_forbids_its_nearest_hundredth(exact):
             scores[~allowed.findable[rows]] = -np.inf
             return rows, scores
 
-    assert answers.recall(BlindToFilters(vectors), "nearest 1 % barred") == 0.0
+    assert answers.recall(BlindToFilters(vectors), "nearest 1 % excluded") == 0.0
 
 
 def test_too_few_rows_for_some_kinds():
     vectors = np.eye(4, dtype=np.float32)
-    answers = Exact({PLAIN: vectors}, vectors, np.ones(4, bool), LAYOUT, 10, lambda _: None)
-    assert {kind: asked.k for kind, asked in answers.kinds.items()} == {PLAIN: 4, "filtered 50 %": 2}
+    answers = ExactResults({PLAIN: vectors}, vectors, np.ones(4, bool), LAYOUT, 10, lambda _: None)
+    assert {kind: query_set.k for kind, query_set in answers.kinds.items()} == {PLAIN: 4, "filtered 50 %": 2}
     assert answers.recall(Searching(vectors), "filtered 50 %") == 1.0
 
 
 def test_latency_is_measured_one_query_at_a_time_under_its_filter(exact):
     answers, vectors = exact
     searching = Searching(vectors)
-    times = latency_ms(searching, answers.kinds["nearest 1 % barred"])
+    times = latency_ms(searching, answers.kinds["nearest 1 % excluded"])
     assert 0 <= times["p50"] <= times["p90"] <= times["p99"]
-    assert len(searching.asked) == 32
-    assert all(isinstance(allowed, RowMask) for allowed in searching.asked)
+    assert len(searching.query_set) == 32
+    assert all(isinstance(allowed, RowMask) for allowed in searching.query_set)
 
 
-def test_equal_scores_are_not_held_against_the_index():
+def test_a_row_with_a_score_equal_to_the_kth_is_correct():
     vectors = np.zeros((50, 4), np.float32)
     vectors[:3, 0] = 1.0
     queries = np.array([[1, 0, 0, 0]], np.float32)
-    answers = Exact({PLAIN: queries}, vectors, np.ones(50, bool), LAYOUT, 10, lambda _: None)
+    answers = ExactResults({PLAIN: queries}, vectors, np.ones(50, bool), LAYOUT, 10, lambda _: None)
 
     class FromTheEnd:
         def search(self, queries, k, allowed=None):
@@ -139,7 +139,7 @@ def test_equal_scores_are_not_held_against_the_index():
     assert answers.recall(FromTheEnd(), PLAIN) == 1.0
 
 
-def test_spread_by_hand():
+def test_result_spread_by_hand():
     vectors = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 0]], np.float32)
 
     class First:
@@ -148,7 +148,7 @@ def test_spread_by_hand():
 
     queries = np.array([[1, 0, 1, 0], [3, 0, 1, 0]], np.float32)
     # shares of text: row 2: 1/2, row 0: 1; row 2: 3/4, row 1: 0 → mean 9/16
-    assert spread(First(), queries, vectors, LAYOUT, 3) == {
+    assert result_spread(First(), queries, vectors, LAYOUT, 3) == {
         "queries": 2,
         "distinct_items": 3,
         "slot_shares": {"text": 0.5625, "image": 0.4375},

@@ -1,4 +1,4 @@
-"""Neighbours by one slot, repeated pictures and disagreeing items, against brute force and planted truths."""
+"""Neighbours by one slot, near-duplicate pictures and disagreeing items, against brute force and planted cases."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from index.evaluation.catalogue_audit import examine
+from index.evaluation.catalogue_audit import audit_catalogue
 from index.evaluation.disagreement import FEWEST_ITEMS, NEAREST, disagreement
 from index.evaluation.near_duplicates import COSINE, near_duplicates
 from index.evaluation.neighbours import KEPT_CLOSE, nearest, sample_rows
@@ -64,7 +64,7 @@ def test_nearest_is_brute_force(monkeypatch, block, k):
     assert close.max() > KEPT_CLOSE
 
 
-def test_progress_is_told():
+def test_progress_is_reported():
     vectors = LAYOUT.stack({"image": np.random.default_rng(0).normal(size=(40_000, 6))})
     shares = []
     nearest(
@@ -126,7 +126,7 @@ def test_a_chain_is_one_group():
     assert near_duplicates(near, 12).groups == ((tuple(range(12)), 12),)
 
 
-def test_a_sample_of_a_placeholder_knows_how_many_there_are():
+def test_a_sample_counts_all_copies_of_a_placeholder():
     """A thousand items with one picture, of which ten are looked at: one group, its size counted over all."""
     image = np.random.default_rng(1).normal(size=(3000, 6))
     image[1000:2000] = image[1000]
@@ -147,7 +147,7 @@ def agreement_of(text, image, sample=None):
     return disagreement(vectors, TEXT, np.flatnonzero(both), near, seed=0), vectors
 
 
-def test_p_is_what_its_definition_says():
+def test_p_follows_its_definition():
     """One pair at a time: whose look-alikes read more like item i, leaving i out of every neighbourhood."""
     rng = np.random.default_rng(5)
     text, image, _ = clustered(rng, 60, clusters=3, noise=0.8)
@@ -187,7 +187,7 @@ def test_planted_disagreement_is_found(clusters):
     assert found.own.mean() > found.strangers.mean() + 0.3
 
 
-def test_what_was_never_related_disagrees_altogether():
+def test_unrelated_texts_and_pictures_all_disagree():
     """Pictures shuffled over all items: p is uniform, and the estimate is 1 within its error (0.045 at 2,000 items)."""
     rng = np.random.default_rng(11)
     text, image, _ = clustered(rng, 2000)
@@ -212,7 +212,7 @@ def test_many_strangers_are_sampled(monkeypatch):
     assert 0 < np.abs(some.p - all_of_them.p).max() < 0.2
 
 
-def test_items_without_text_have_no_say():
+def test_items_without_text_are_ignored():
     rng = np.random.default_rng(13)
     text, image, _ = clustered(rng, 300)
     text[:100] = 0
@@ -227,7 +227,7 @@ def test_items_without_text_have_no_say():
     assert nobody is None
 
 
-def test_texts_that_are_all_the_same_break_nothing():
+def test_identical_texts_are_no_error():
     found, _ = agreement_of(np.ones((80, 8)), np.random.default_rng(0).normal(size=(80, 6)))
     assert np.isfinite(found.p).all()
     assert 0 <= found.share <= 1
@@ -258,7 +258,7 @@ def table():
 
 
 def examined(table):
-    return examine(table, table.vectors, table.missing_record(), seed=0, progress=quiet)
+    return audit_catalogue(table, table.vectors, table.missing_record(), seed=0, progress=quiet)
 
 
 def test_a_catalogue_by_hand(table):
@@ -268,8 +268,8 @@ def test_a_catalogue_by_hand(table):
     assert figures["missing.image"] == 0.02
     assert figures["near_duplicates"] == round(5 / 98, 4)
     assert figures["disagreement"] > 0.6  # all of it is random
-    told = found.as_json()
-    assert told["missing"]["image"] == {
+    sections = found.as_json()
+    assert sections["missing"]["image"] == {
         "present": 98,
         "absent": 1,
         "unreadable": 1,
@@ -277,16 +277,16 @@ def test_a_catalogue_by_hand(table):
         "not_found": 0,
         "examples": [{"id": "i6", "title": "T" * 160}, {"id": "i5", "title": "item 5"}],
     }
-    group = told["near_duplicates"]["groups"][0]
+    group = sections["near_duplicates"]["groups"][0]
     assert group["size"] == 5
     assert [item["id"] for item in group["items"]] == ["i0", "i1", "i2", "i3", "i4"]
-    assert told["disagreement"]["sampled"] == 97
-    assert sum(told["disagreement"]["p"]) == 97
-    assert told["disagreement"]["examples"][0]["p"] >= told["disagreement"]["examples"][1]["p"] > 0.5
-    assert len(told["disagreement"]["examples"][0]["looks_like"]) == 5
+    assert sections["disagreement"]["sampled"] == 97
+    assert sum(sections["disagreement"]["p"]) == 97
+    assert sections["disagreement"]["examples"][0]["p"] >= sections["disagreement"]["examples"][1]["p"] > 0.5
+    assert len(sections["disagreement"]["examples"][0]["looks_like"]) == 5
 
 
-def test_what_cannot_be_measured_is_left_out(table):
+def test_figures_that_cannot_be_measured_are_omitted(table):
     blind = replace(table, vectors=LAYOUT.keep_only(["text"], table.vectors), missing=None)
     assert set(examined(blind).figures()) == {"missing.text", "missing.image"}
     assert examined(blind).as_json()["near_duplicates"] is None

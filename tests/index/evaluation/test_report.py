@@ -1,4 +1,4 @@
-"""report.json and report.html of a bundle: figures known by hand, and a page that stays whole whatever it is told."""
+"""report.json and report.html of a bundle: figures known by hand, and a page that escapes every value."""
 
 import re
 from dataclasses import replace
@@ -65,8 +65,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory, make_table, make_probes, make_evaluation, encoder_path):
-    """A bundle whose ids and titles attack, each in a place where the page names it, with every bound set."""
+def hostile(tmp_path_factory, make_table, make_evaluation_queries, make_evaluation, encoder_path):
+    """A bundle with hostile ids and titles wherever the page shows one, and with every bound set."""
     table = make_table()
     ids = [f"{HOSTILE[row % len(HOSTILE)]}{row}" for row in range(300)]
     vectors = np.array(table.vectors)
@@ -92,9 +92,9 @@ def hostile(tmp_path_factory, make_table, make_probes, make_evaluation, encoder_
     return build_bundle(
         replace(table, ids=ItemIds(ids), vectors=vectors, metadata=metadata, missing=None),
         encoder_path,
-        make_probes(),
+        make_evaluation_queries(),
         tmp_path_factory.mktemp("hostile"),
-        IndexSpec(bounds=everything, threads=1, probes=40),
+        IndexSpec(bounds=everything, threads=1, evaluation_queries=40),
         evaluation=evaluation,
     )
 
@@ -128,7 +128,7 @@ def test_figures_by_hand(built):
     assert report["quality"] is report["evaluation"] is None
 
 
-def test_an_evaluation_is_read_and_passed_on(tmp_path, make_bundle, make_evaluation):
+def test_the_report_includes_the_evaluation(tmp_path, make_bundle, make_evaluation):
     bundle = make_bundle(tmp_path, items=60, evaluation=make_evaluation())
     manifest, report = read_report(bundle)
     assert report["evaluation"] == make_evaluation()
@@ -137,7 +137,7 @@ def test_an_evaluation_is_read_and_passed_on(tmp_path, make_bundle, make_evaluat
     assert "image_quality" not in manifest.gate.figures
 
 
-def test_a_report_that_is_not_the_bundles_is_refused(copied, tmp_path):
+def test_a_report_of_another_bundle_is_refused(copied, tmp_path):
     path = copied / "report.json"
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b'"coverage"', b'"coverags"'))
@@ -158,7 +158,7 @@ def test_a_report_of_another_form_is_refused(copied, monkeypatch, text, rule):
         read_report(copied)
 
 
-def test_the_page_is_on_its_own(built):
+def test_the_page_is_self_contained(built):
     """Nothing that would ask another host or run: no script, no link, no address at all."""
     text = (built / "report.html").read_text()
     page = Page(text)
@@ -169,7 +169,7 @@ def test_the_page_is_on_its_own(built):
     assert Manifest.read(built).files["report.html"].size == len(text.encode())
 
 
-def test_hostile_names_stay_text(hostile):
+def test_hostile_names_are_escaped(hostile):
     text = (hostile / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert not {"script", "img", "iframe", "b2"} & set(page.tags)
@@ -209,12 +209,12 @@ def test_the_verdict_and_every_missed_bound(hostile):
     assert page.words.count("missed") >= len(missed)
 
 
-def test_a_good_bundle_says_so(built):
+def test_the_page_of_a_good_bundle(built):
     page = Page((built / "report.html").read_text())
     kinds = len(Manifest.read(built).index.recall)
     assert "Fit to publish" in page.words
     assert "Below" not in page.words
-    assert f"All {kinds} figures with a bound keep to it." in page.words
+    assert f"All {kinds} figures with a bound keep it." in page.words
     assert "Not measured: the build was given no evaluation." in page.words
     assert f"Recall, {kinds} kinds of query" in page.words
 
@@ -225,12 +225,12 @@ def rendered(built, bounds=None, **changes):
     return Page(render_page(report | changes, gate))
 
 
-def test_pages_of_little(built):
+def test_pages_of_tiny_bundles(built):
     page = rendered(built, near_duplicates=None, disagreement=None)
     assert "No bound was set" in page.words
     assert "fewer than two items have a picture" in page.words
     assert "too few items have both" in page.words
-    assert "The one figure with a bound keeps to it." in rendered(built, {"coverage": 0.0}).words
+    assert "The only figure with a bound keeps it." in rendered(built, {"coverage": 0.0}).words
     assert "1 of 1 figures misses its bound" in rendered(built, {"coverage": 1.0}).words
 
 
@@ -264,7 +264,7 @@ def test_axes(values, high, low, end, ticks):
     assert (axis.at(axis.low - 1), axis.at(axis.high + 1)) == (0.0, 100.0)
 
 
-def test_numbers_for_the_eye():
+def test_formatted_numbers():
     assert [as_bytes(size) for size in (0, 999, 231_000, 1_320_000, 2_500_000_000)] == [
         "0 bytes",
         "999 bytes",

@@ -1,4 +1,4 @@
-"""Cached filters: the same answers as compiling anew, found again whatever their order, in bounded memory."""
+"""Cached filters: equal to compiling them again, found whatever their order, in bounded memory."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +9,7 @@ import pytest
 from index.errors import FilterError, SearchError
 from index.filters import filter_cache
 from index.filters.filter_cache import FilterCache
-from index.filters.filters import Filter, compile_filter
+from index.filters.filters import MetadataFilter, compile_filter
 
 ROWS = 400
 TABLE = pa.table(
@@ -53,7 +53,7 @@ DIFFERENT = [
 
 
 @pytest.mark.parametrize(("one", "other"), SAME)
-def test_one_entry_for_what_means_the_same(cache, one, other):
+def test_equivalent_filters_share_an_entry(cache, one, other):
     assert cache.allowed(one) is cache.allowed(other)
     assert len(cache) == 1
     np.testing.assert_array_equal(cache.allowed(one).mask, compile_filter(TABLE, one))
@@ -61,13 +61,13 @@ def test_one_entry_for_what_means_the_same(cache, one, other):
 
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT)
-def test_never_one_entry_for_what_differs(cache, one, other):
+def test_different_filters_never_share_an_entry(cache, one, other):
     for condition in (one, other):
         np.testing.assert_array_equal(cache.allowed(condition).mask, compile_filter(TABLE, condition))
     assert len(cache) == 2
 
 
-def test_equal_numbers_of_other_types_are_told_apart(cache):
+def test_equal_numbers_of_different_types_differ(cache):
     """``true`` is not a number: a cached 1 must not let it pass."""
     assert cache.allowed({"must": [{"field": "size", "eq": 1}]}).count == 57
     with pytest.raises(FilterError, match="compares with a number, got True"):
@@ -90,7 +90,7 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds(cache):
     assert cache.allowed(conditions[1]) is not second
 
 
-def test_what_is_larger_than_the_whole_cache_is_not_kept():
+def test_a_filter_larger_than_the_cache_is_not_cached():
     cache = FilterCache(TABLE, INDEXED, capacity=1000)
     assert cache.allowed({}).count == ROWS - 1
     assert (len(cache), cache.nbytes) == (0, 0)
@@ -106,7 +106,7 @@ def test_what_is_larger_than_the_whole_cache_is_not_kept():
     ],
     ids=["long", "nested", "object", "surrogate"],
 )
-def test_hostile_values_are_refused_and_never_kept(cache, value, rule):
+def test_hostile_values_are_refused_and_never_cached(cache, value, rule):
     with pytest.raises(FilterError, match=rule):
         cache.allowed({"must": [{"field": "name", "eq": value}]})
     deep = []
@@ -119,7 +119,7 @@ def test_hostile_values_are_refused_and_never_kept(cache, value, rule):
     assert len(cache) == 0
 
 
-def test_a_hostile_size_costs_only_its_own_reading(cache):
+def test_a_huge_filter_costs_only_its_parsing(cache):
     long = {"must": [{"field": "name", "in": ["x" * 1_000_000, *map(str, range(20_000))]}]}
     assert cache.allowed(long).count == 0
     assert cache.allowed(long) is cache.allowed(long)
@@ -138,11 +138,11 @@ def test_many_threads_at_once(monkeypatch):
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, range(800)))
     assert cache.nbytes <= 4 * size
-    kept = sum(found.nbytes + filter_cache._ENTRY_BYTES for found in cache._kept.values())
+    kept = sum(found.nbytes + filter_cache._ENTRY_BYTES for found in cache._entries.values())
     assert cache.nbytes == kept
 
 
-def test_filters_are_kept_with_what_is_available(cache):
+def test_filters_are_cached_with_the_available_rows(cache):
     condition = {"must": [{"field": "size", "eq": 1}]}
     available = np.arange(ROWS) % 2 == 0
     plain = cache.allowed(condition)
@@ -154,38 +154,38 @@ def test_filters_are_kept_with_what_is_available(cache):
     assert len(cache) == 4  # both conditions, each alone and combined
 
 
-def test_a_new_mask_of_what_is_available_drops_the_old_combinations(cache):
+def test_a_new_availability_mask_drops_the_old_combinations(cache):
     everything, none = np.ones(ROWS, bool), np.zeros(ROWS, bool)
     assert cache.allowed({}, everything).count == ROWS - 1
     before = cache.nbytes
     assert cache.allowed({}, none).count == 0
     assert cache.nbytes <= before
     assert len(cache) == 2
-    kept = sum(found.nbytes + filter_cache._ENTRY_BYTES for found in cache._kept.values())
+    kept = sum(found.nbytes + filter_cache._ENTRY_BYTES for found in cache._entries.values())
     assert cache.nbytes == kept
     with pytest.raises(SearchError, match="allowed must be bool of shape"):
         cache.allowed({}, np.ones(3, bool))
 
 
-def test_a_mask_that_goes_out_of_date_meanwhile_is_never_kept(cache, monkeypatch):
+def test_a_mask_that_becomes_outdated_while_compiling_is_never_cached(cache, monkeypatch):
     """An item is hidden while another thread still combines the filter with the mask from before."""
     before, after = np.ones(ROWS, bool), np.zeros(ROWS, bool)
-    real = FilterCache._compiled
+    real = FilterCache._compile
 
     def slowly(self, parsed):
         made = real(self, parsed)
-        self._turn_to(after)
+        self._set_available(after)
         return made
 
-    monkeypatch.setattr(FilterCache, "_compiled", slowly)
-    assert cache.allowed({}, before).count == ROWS - 1  # as it was when it was asked
+    monkeypatch.setattr(FilterCache, "_compile", slowly)
+    assert cache.allowed({}, before).count == ROWS - 1  # by the mask of its call
     assert cache.allowed({}, after).count == 0
 
 
-def test_one_mask_never_finds_what_was_combined_with_another(cache):
+def test_a_lookup_with_another_mask_never_finds_a_combination(cache):
     """A thread that still holds the old mask asks after another one has turned to the new."""
     old, new = np.ones(ROWS, bool), np.zeros(ROWS, bool)
     cache.allowed({}, new)
-    key = filter_cache._key(Filter.parse({}))
-    assert cache._found(key, new).count == 0
-    assert cache._found(key, old) is None
+    key = filter_cache._key(MetadataFilter.parse({}))
+    assert cache._get(key, new).count == 0
+    assert cache._get(key, old) is None

@@ -1,4 +1,4 @@
-"""Text search: the rows that brute force finds, page by page, and never more text a page than allowed."""
+"""Text search: the rows that brute force finds, page by page, with a bounded amount of text per page."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def test_a_catalogue_without_title_or_any_text() -> None:
     assert every(TextSearch(IDS, METADATA.select(["note"])), "shoe", 3)[0] == [2, 5]
 
 
-def test_past_the_end_there_is_nothing() -> None:
+def test_a_page_past_the_end_is_empty() -> None:
     search = TextSearch(IDS, METADATA)
     for start in (12, 13, 2**53):
         page = search.page("shoe", start, 5)
@@ -72,7 +72,7 @@ def test_past_the_end_there_is_nothing() -> None:
 
 @pytest.mark.parametrize("block", [1, 7, 4096])
 @pytest.mark.parametrize("limit", [1, 13, 500])
-def test_what_brute_force_finds(monkeypatch: pytest.MonkeyPatch, block: int, limit: int) -> None:
+def test_results_equal_brute_force(monkeypatch: pytest.MonkeyPatch, block: int, limit: int) -> None:
     monkeypatch.setattr(text_search, "_BLOCK_ROWS", block)
     rng = np.random.default_rng(3)
     titles = ["".join(rng.choice(list("abAB "), size=6)) for _ in range(200)]
@@ -88,7 +88,7 @@ def test_what_brute_force_finds(monkeypatch: pytest.MonkeyPatch, block: int, lim
         assert every(search, text, limit)[0] == first + later
 
 
-def test_a_page_reads_no_more_than_a_block_over_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_reads_at_most_a_block_over_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_search, "_BLOCK_ROWS", 10)
     texts = pa.array(["x" * 92] * 1000, pa.large_string())  # 10 rows and their 11 offsets take 1,008 bytes
     search = TextSearch(texts, pa.table({"price": pa.array(np.arange(1000.0))}))

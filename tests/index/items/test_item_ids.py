@@ -1,4 +1,4 @@
-"""ItemIds against a plain dict, with collisions forced; and what breaks a rule is refused by name."""
+"""ItemIds against a plain dict, with forced collisions, and errors that name the broken rule."""
 
 import mmap
 
@@ -50,8 +50,8 @@ def test_finds_every_row_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = ItemIds(names)
     assert ids.rows(names)[0].tolist() == list(range(1000))
     assert ids.rows([f"item {number * 7 + 1}" for number in range(1000)])[0].size == 0
-    for place, bad in ((0, "a\nb"), (63, "a\x85b"), (64, ""), (999, "é" * 129)):
-        wrong = [*names[:place], bad, *names[place + 1 :]]
+    for position, bad in ((0, "a\nb"), (63, "a\x85b"), (64, ""), (999, "é" * 129)):
+        wrong = [*names[:position], bad, *names[position + 1 :]]
         with pytest.raises(ItemTableError, match="an item id must"):
             ItemIds(wrong)
 
@@ -149,7 +149,7 @@ def test_no_items() -> None:
 
 
 def test_no_python_object_per_item_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept beside the array: two tables of 4-byte numbers, at most 12 bytes an item."""
+    """Beside the array there are only two tables of 4-byte numbers, at most 12 bytes an item."""
     names = pa.array([f"{number:08x}" for number in range(5000)], pa.large_string())
     ids = ItemIds(names)
     kept = [value for value in vars(ids).values() if isinstance(value, memoryview | np.ndarray | mmap.mmap)]

@@ -1,4 +1,4 @@
-"""Item tables, ids and probes: what is written is read back, and what breaks a rule is refused by name."""
+"""Item tables and evaluation queries: round trips, and errors that name the broken rule."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_round_trip(tmp_path: Path, mmap: bool) -> None:
     assert read.indexed.tolist() == [True, True, False]
 
 
-def test_what_is_missing_is_derived_or_kept(tmp_path: Path) -> None:
+def test_the_missing_record_is_derived_or_kept(tmp_path: Path) -> None:
     layout = SlotLayout((Slot("image", 1), Slot("behaviour", 2), Slot("sound", 1)))
     vectors = np.array([[1, 0, 0, 0], [0, 0, 1, 1], [-0.0, 0, 0, 0]], dtype=np.float16)
     plain = table(layout=layout, vectors=vectors)
@@ -61,7 +61,7 @@ def test_what_is_missing_is_derived_or_kept(tmp_path: Path) -> None:
     assert ItemTable.load(tmp_path).missing_record().tolist() == derived
 
 
-def test_reads_a_table_from_before_the_record(tmp_path: Path) -> None:
+def test_reads_a_table_of_an_earlier_version_without_the_record(tmp_path: Path) -> None:
     table().save(tmp_path)
     description = json.loads((tmp_path / "table.json").read_text())
     del description["missing"]
@@ -99,7 +99,7 @@ def test_refuses_parts_that_disagree(changes: dict[str, object], rule: str) -> N
         table(**changes)
 
 
-def test_refuses_to_save_what_is_not_finite(tmp_path: Path) -> None:
+def test_refuses_to_save_vectors_that_are_not_finite(tmp_path: Path) -> None:
     with pytest.raises(ItemTableError, match="finite"):
         table(vectors=np.full((3, 4), np.nan, np.float32)).save(tmp_path)
     assert not (tmp_path / "table.json").exists()
@@ -128,10 +128,10 @@ def test_refuses_another_format_version(tmp_path: Path) -> None:
         ItemTable.load(tmp_path)
 
 
-def test_probes_round_trip(tmp_path: Path) -> None:
+def test_evaluation_queries_round_trip(tmp_path: Path) -> None:
     EvaluationQueries(np.array([[4, 2, -1], [1, -1, -1]]), np.array([0, 3])).save(tmp_path / "probes.npz")
     read = EvaluationQueries.load(tmp_path / "probes.npz")
-    assert [read.history(probe).tolist() for probe in range(len(read))] == [[4, 2], [1]]
+    assert [read.history(query).tolist() for query in range(len(read))] == [[4, 2], [1]]
     assert read.targets.tolist() == [0, 3]
     read.check_rows(5)
     with pytest.raises(ItemTableError, match=r"0 … 3, got 4"):
@@ -141,17 +141,17 @@ def test_probes_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("histories", "targets", "rule"),
     [
-        ([[1, 2]], [1, 2], "probes need"),
+        ([[1, 2]], [1, 2], "evaluation queries need"),
         ([[-1, 2]], [1], "at least one item"),
         ([[1, -1, 2]], [1], "right-padded"),
     ],
 )
-def test_refuses_malformed_probes(histories: list[list[int]], targets: list[int], rule: str) -> None:
+def test_refuses_malformed_evaluation_queries(histories: list[list[int]], targets: list[int], rule: str) -> None:
     with pytest.raises(ItemTableError, match=rule):
         EvaluationQueries(np.array(histories), np.array(targets))
 
 
-def test_refuses_unreadable_probes(tmp_path: Path) -> None:
+def test_refuses_unreadable_evaluation_queries(tmp_path: Path) -> None:
     (tmp_path / "probes.npz").write_bytes(b"PK\x03\x04 not a zip")
     with pytest.raises(ItemTableError, match="cannot be read"):
         EvaluationQueries.load(tmp_path / "probes.npz")

@@ -1,4 +1,4 @@
-"""items.arrow: every type that is stored comes back, and nothing of another form is believed."""
+"""items.arrow: every stored type is read back, and every other form of file is refused."""
 
 import datetime as dt
 from decimal import Decimal
@@ -99,11 +99,11 @@ def test_refuses_to_store_other_types(path, column):
         rows(pa.table({"odd": column})).save(path)
 
 
-def test_refuses_to_store_what_is_not_sound(path):
+def test_refuses_to_store_invalid_metadata(path):
     wrong = pa.Array.from_buffers(
         pa.large_string(), 2, [None, pa.py_buffer(np.array([0, 1, 2]).tobytes()), pa.py_buffer(b"\xff\xff")]
     )
-    with pytest.raises(ItemTableError, match=r"metadata are not sound .*UTF8"):
+    with pytest.raises(ItemTableError, match=r"metadata are not valid .*UTF8"):
         rows(pa.table({"bad": wrong})).save(path)
 
 
@@ -121,7 +121,7 @@ GOOD = {
 }
 
 
-def test_what_the_refused_ones_are_made_from_is_good(path):
+def test_the_base_of_the_refused_files_is_valid(path):
     written(path, GOOD)
     assert len(ItemsFile.load(path).ids) == 2
 
@@ -138,7 +138,7 @@ def test_what_the_refused_ones_are_made_from_is_good(path):
         ({"popularity": pa.array([1, -1])}, "popularity counts events and cannot be negative"),
         ({"title": pa.array(["x", "y"])}, "column 'title' has the type string, which no bundle is built with"),
         ({"title": pa.array([["x"], []])}, "column 'title' has the type list"),
-        ({"title": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64()))}, "no bundle holds map"),
+        ({"title": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64()))}, "no bundle stores map"),
     ],
 )
 def test_refuses_columns(path, changes, rule):

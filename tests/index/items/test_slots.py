@@ -55,7 +55,7 @@ def test_weights_are_spread_over_their_components() -> None:
 
 
 @pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
-def test_refuses_a_weight_that_is_no_weight(weight: float) -> None:
+def test_refuses_an_invalid_weight(weight: float) -> None:
     with pytest.raises(ItemTableError, match="finite and at least 0"):
         LAYOUT.weights({"text": weight})
 
@@ -79,6 +79,6 @@ def test_refuses_an_impossible_layout(slots: tuple[Slot, ...], rule: str) -> Non
         ({"sound": np.zeros((1, 2))}, "unknown slot"),
     ],
 )
-def test_refuses_to_stack_what_does_not_fit(slots: dict[str, np.ndarray], rule: str) -> None:
+def test_refuses_to_stack_slots_that_do_not_fit(slots: dict[str, np.ndarray], rule: str) -> None:
     with pytest.raises(ItemTableError, match=rule):
         LAYOUT.stack(slots)

@@ -1,4 +1,4 @@
-"""Thumbnails in one mapped file: what goes in comes out, and a damaged file is refused."""
+"""Thumbnails in one mapped file: round trips, and damaged files that are refused."""
 
 import dataclasses
 from pathlib import Path
@@ -26,7 +26,7 @@ def written(path: Path, pictures: list[bytes | None]) -> Thumbnails:
     return Thumbnails.load(path, len(pictures))
 
 
-def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+def test_thumbnails_round_trip(tmp_path: Path) -> None:
     thumbnails = written(tmp_path / "t.npy", PICTURES)
     assert [thumbnails.get(row) for row in range(5)] == [b"first", None, b"the third, longer", None, b"last"]
     assert (len(thumbnails), thumbnails.count) == (5, 3)
@@ -48,7 +48,7 @@ def test_no_picture_at_all(tmp_path: Path) -> None:
     assert (thumbnails.count, thumbnails.get(0), thumbnails.get(1)) == (0, None, None)
 
 
-def test_too_few_rows_leave_nothing_behind(tmp_path: Path) -> None:
+def test_too_few_rows_leave_no_file(tmp_path: Path) -> None:
     with (
         pytest.raises(ItemTableError, match="3 thumbnails must be written, got 1"),
         write_thumbnails(tmp_path / "t.npy", 3) as writer,
@@ -83,14 +83,14 @@ def offsets_become(path: Path, offsets: list[int]) -> None:
         [0, 5, 5, 22, 22, 2**62],
     ],
 )
-def test_offsets_that_lead_astray(tmp_path: Path, offsets: list[int]) -> None:
+def test_refuses_invalid_offsets(tmp_path: Path, offsets: list[int]) -> None:
     written(tmp_path / "t.npy", PICTURES)
     offsets_become(tmp_path / "t.npy", offsets)
     with pytest.raises(ItemTableError, match="ascend from 0 to 26"):
         Thumbnails.load(tmp_path / "t.npy", 5)
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_refuses_files_of_another_form(tmp_path: Path) -> None:
     path = tmp_path / "t.npy"
     written(path, PICTURES)
     whole = path.read_bytes()
@@ -118,8 +118,8 @@ def test_seeded_corruption_is_refused_or_harmless(tmp_path: Path) -> None:
     refused = 0
     for _ in range(500):
         content = bytearray(whole)
-        for place in rng.integers(len(content), size=3).tolist():
-            content[place] = int(rng.integers(256))
+        for position in rng.integers(len(content), size=3).tolist():
+            content[position] = int(rng.integers(256))
         path.write_bytes(content)
         try:
             thumbnails = Thumbnails.load(path, 5)
@@ -158,8 +158,8 @@ def test_a_table_needs_a_row_for_each_item(small_table: ItemTable, tmp_path: Pat
 def test_a_bundle_carries_them_hashed_and_mapped(
     pictured_table: ItemTable, small_encoder: Path, small_bundle: Path, tmp_path: Path
 ) -> None:
-    probes = EvaluationQueries(np.array([[1, 2]]), np.array([5]))
-    built = build_bundle(pictured_table, small_encoder, probes, tmp_path / "built")
+    evaluation_queries = EvaluationQueries(np.array([[1, 2]]), np.array([5]))
+    built = build_bundle(pictured_table, small_encoder, evaluation_queries, tmp_path / "built")
     entry = Manifest.read(built).files[THUMBNAILS_FILE]
     assert entry.sha256 == sha256_of(built / THUMBNAILS_FILE)
     Registry(tmp_path / "registry").publish(built, force=True)

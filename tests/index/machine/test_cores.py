@@ -1,4 +1,4 @@
-"""Cores by affinity and by the quotas of control groups, as containers show them."""
+"""Cores by affinity and by the quotas of control groups, laid out as in containers."""
 
 import os
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_version_2_in_a_container(tmp_path: Path, content: str, expected: int) -
     assert available_cores(root) == expected
 
 
-def test_version_2_the_smallest_quota_of_all_groups_above_holds(tmp_path: Path) -> None:
+def test_version_2_the_smallest_quota_of_all_parents_applies(tmp_path: Path) -> None:
     files = {"a/cpu.max": "300000 100000", "a/b/cpu.max": "800000 100000", "a/b/c/cpu.max": "max 100000"}
     root = machine(tmp_path, V2.format(root="/"), "0::/a/b/c\n", files)
     assert available_cores(root) == 3
@@ -59,7 +59,7 @@ def test_version_2_the_smallest_quota_of_all_groups_above_holds(tmp_path: Path) 
     ("mounted", "path", "where"),
     [("/", "/docker/abc", "docker/abc"), ("/docker/abc", "/docker/abc", "."), ("/", "/docker/abc", ".")],
 )
-def test_version_1_wherever_the_group_is_shown(
+def test_version_1_at_any_mount_point(
     tmp_path: Path, quota: str, expected: int, mounted: str, path: str, where: str
 ) -> None:
     files = {
@@ -71,9 +71,7 @@ def test_version_1_wherever_the_group_is_shown(
     assert available_cores(machine(tmp_path, CPUSET + V1.format(root=mounted), groups, files)) == expected
 
 
-def test_affinity_holds_too_and_without_control_groups_it_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_affinity_applies_with_and_without_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert available_cores(tmp_path) == 16
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
     root = machine(tmp_path, V2.format(root="/"), "0::/\n", {"cpu.max": "400000 100000"})

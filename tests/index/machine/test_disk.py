@@ -1,4 +1,4 @@
-"""Errors of the disk in one clear line, whichever library met them."""
+"""Disk errors as one clear line, for every library that reports them."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from index.errors import DiskError
-from index.machine.disk import explain, free_space, is_disk_error, new_array_file, writing
+from index.machine.disk import describe_disk_error, free_space, is_disk_error, new_array_file, translate_disk_errors
 from training.runs.disk import writing_run
 
 VALUES = np.random.default_rng(0).random(200_000)
@@ -67,13 +67,13 @@ def small_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("small_files")
 @pytest.mark.parametrize("write", WRITERS)
-def test_a_real_refusal_of_the_system_is_recognised(write: Callable[[Path], None], tmp_path: Path) -> None:
+def test_a_real_error_of_the_system_is_recognised(write: Callable[[Path], None], tmp_path: Path) -> None:
     with pytest.raises(DiskError) as caught, writing_run(tmp_path):
         write(tmp_path / "file.npy")
     line = str(caught.value)
     assert line.startswith(f"{tmp_path}: cannot be written: ")
     assert "ulimit -f" in line
-    assert line.endswith("then start the same command again, it goes on where it was")
+    assert line.endswith("then start the same command again, it continues where it stopped")
     assert "\n" not in line
 
 
@@ -81,7 +81,10 @@ def test_a_real_refusal_of_the_system_is_recognised(write: Callable[[Path], None
 @pytest.mark.parametrize("write", [by_savez, by_text])
 def test_a_full_device(write: Callable[[Path], None]) -> None:
     full = Path("/dev/full")
-    with pytest.raises(DiskError, match=r"^/dev/full: cannot be written: No space left on device; "), writing(full):
+    with (
+        pytest.raises(DiskError, match=r"^/dev/full: cannot be written: No space left on device; "),
+        translate_disk_errors(full),
+    ):
         write(full)
 
 
@@ -100,20 +103,20 @@ except OSError as error:
 @pytest.fixture
 def tiny(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""
-    place = tmp_path / "tiny"
-    place.mkdir()
+    mount_point = tmp_path / "tiny"
+    mount_point.mkdir()
     if os.geteuid() != 0:
         pytest.skip("only root can mount a file system")
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place]
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", mount_point]
     mounted = subprocess.run(command, check=False, capture_output=True)
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)  # lazily, as a mapped file may still be open
+    yield mount_point
+    subprocess.run(["umount", "-l", mount_point], check=True)  # lazily, as a mapped file may still be open
 
 
 @pytest.mark.program("mount")
-def test_a_mapped_file_is_refused_before_it_could_end_the_process(tiny: Path) -> None:
+def test_a_mapped_file_without_space_is_refused_when_created(tiny: Path) -> None:
     """A page that cannot be written back is SIGBUS, which nothing can turn into a message."""
     done = subprocess.run([sys.executable, "-c", FULL, tiny], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, str(errno.ENOSPC)), done.stderr
@@ -143,7 +146,7 @@ def test_a_file_system_without_inodes(tiny: Path) -> None:
     subprocess.run(["mount", "-o", "remount,nr_inodes=3", tiny], check=True)
     (tiny / "first").touch()
     (tiny / "second").touch()
-    with pytest.raises(DiskError, match="no inode is left"), writing(tiny):
+    with pytest.raises(DiskError, match="no inode is left"), translate_disk_errors(tiny):
         (tiny / "third").touch()
 
 
@@ -154,13 +157,13 @@ def test_a_file_system_without_inodes(tiny: Path) -> None:
         (errno.EDQUOT, "raise the quota, then"),
         (errno.EROFS, "Make it writable"),
         (errno.EACCES, "Check owner and permissions"),
-        (errno.EIO, "how it is mounted"),
-        (errno.ESTALE, "how it is mounted"),
+        (errno.EIO, "heck the disk and its mount"),
+        (errno.ESTALE, "heck the disk and its mount"),
         (errno.EMFILE, "ulimit -n"),
     ],
 )
 def test_each_cause_has_its_remedy(code: int, remedy: str, tmp_path: Path) -> None:
-    with pytest.raises(DiskError) as caught, writing(tmp_path, again="do it again"):
+    with pytest.raises(DiskError) as caught, translate_disk_errors(tmp_path, again="do it again"):
         raise OSError(code, os.strerror(code), str(tmp_path / "part"))
     assert str(caught.value).startswith(f"{tmp_path}: cannot be written: {os.strerror(code)} ({tmp_path / 'part'}); ")
     assert remedy in str(caught.value)
@@ -169,19 +172,19 @@ def test_each_cause_has_its_remedy(code: int, remedy: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "no"), ValueError("(os error 28)"), BrokenPipeError(32, "x")])
 def test_other_errors_pass(error: Exception, tmp_path: Path) -> None:
-    with pytest.raises(type(error)) as caught, writing(tmp_path):
+    with pytest.raises(type(error)) as caught, translate_disk_errors(tmp_path):
         raise error
     assert caught.value is error
 
 
-def test_what_is_said_of_an_error_without_a_number(tmp_path: Path) -> None:
-    line = explain(OSError("something odd"), tmp_path / "not" / "there")
+def test_the_message_of_an_error_without_a_number(tmp_path: Path) -> None:
+    line = describe_disk_error(OSError("something odd"), tmp_path / "not" / "there")
     assert line.startswith(f"{tmp_path / 'not' / 'there'}: cannot be written: something odd; ")
     assert "Check the path and the space left, then try again" in line
     assert not is_disk_error(OSError("something odd"))
 
 
-def test_free_space_of_a_path_that_is_not_there(tmp_path: Path) -> None:
+def test_free_space_of_a_missing_path(tmp_path: Path) -> None:
     assert re.fullmatch(r"[\d.]+ (bytes|KiB|MiB|GiB|TiB) are free there(, but .*)?", free_space(tmp_path / "a" / "b"))
 
 
@@ -194,8 +197,8 @@ def test_a_mapped_file_is_zero_and_of_the_right_form(tmp_path: Path) -> None:
     assert new_array_file(tmp_path / "b.npy", np.float32, (0, 4)).shape == (0, 4)
 
 
-def test_of_a_copy_the_file_that_was_written_is_named_and_measured(tmp_path: Path) -> None:
+def test_the_message_of_a_failed_copy_names_the_target(tmp_path: Path) -> None:
     failed = OSError(errno.ENOSPC, "No space left on device", "/proc/source", None, "/dev/full/copy")
-    said = explain(failed, tmp_path)
+    said = describe_disk_error(failed, tmp_path)
     assert "(/dev/full/copy)" in said
     assert "/proc/source" not in said

@@ -1,4 +1,4 @@
-"""Bound buffers, forced on the CPU: the answers are those of the plain path. Their use on CUDA was not run on a GPU."""
+"""Bound buffers, forced on the CPU: outputs equal those of the plain path. Their use on CUDA was not run on a GPU."""
 
 import threading
 
@@ -38,19 +38,19 @@ def random_histories(layout, batch, length, seed=0):
 
 @pytest.mark.parametrize("batch", [1, 3, 64, 130])
 @pytest.mark.parametrize("length", [1, 10, 11, 12, 30])
-def test_the_same_answer_bit_for_bit(encoder_path, bound, layout, batch, length):
+def test_the_same_output_bit_for_bit(encoder_path, bound, layout, batch, length):
     histories = random_histories(layout, batch, length)
     np.testing.assert_array_equal(bound.encode(histories), OnnxSequenceEncoder(encoder_path).encode(histories))
 
 
-def test_nothing_is_left_of_the_call_before(bound, layout):
+def test_the_previous_call_leaves_nothing_in_the_buffers(bound, layout):
     """Ten items of 5 and then one of 2 in the same buffer: the mean is 2, not one that still sees a 5."""
     ones = np.ones((1, layout.dim), np.float32)
     np.testing.assert_array_equal(bound.encode([np.repeat(5 * ones, 10, axis=0)] * 4), np.repeat(5 * ones, 4, axis=0))
     np.testing.assert_array_equal(bound.encode([2 * ones, 3 * ones, ones]), np.concatenate([2 * ones, 3 * ones, ones]))
 
 
-def test_an_answer_outlives_the_next_call(bound, layout):
+def test_the_next_call_does_not_change_an_output(bound, layout):
     lengths = np.full(1, 10, np.int64)
     (first,) = bound._session.run(
         ["queries"], {"histories": np.full((1, 10, 12), 3, np.float32), "lengths": lengths}, None
@@ -69,8 +69,8 @@ def test_a_shape_gets_its_buffers_once(bound, layout, made):
     assert len(made) == 3 * len(bound.buckets)
 
 
-def test_threads_take_turns(bound, layout):
-    """Twelve threads ask in one shape; a buffer that two of them used at once would give one the other's answer."""
+def test_threads_run_one_at_a_time(bound, layout):
+    """Twelve threads run one shape; a buffer used by two at once would give one the output of the other."""
     wrong = []
 
     def ask(value):
@@ -85,7 +85,7 @@ def test_threads_take_turns(bound, layout):
     assert wrong == []
 
 
-def test_refuses_an_answer_of_another_shape(tmp_path, layout, make_encoder):
+def test_refuses_an_output_of_another_shape(tmp_path, layout, make_encoder):
     """The output buffer has the promised shape, so ONNX Runtime itself refuses."""
     path = make_encoder(tmp_path / "e.onnx")
     model = onnx.load(path)
@@ -102,7 +102,7 @@ def test_refuses_an_answer_of_another_shape(tmp_path, layout, make_encoder):
         OnnxSequenceEncoder(path, bound=True).encode([np.ones((2, layout.dim), np.float32)])
 
 
-def test_bound_on_cuda_alone_unless_told(encoder_path, layout, made, monkeypatch):
+def test_bound_only_on_cuda_by_default(encoder_path, layout, made, monkeypatch):
     """Not run on a GPU: a session that says CUDA and runs on the CPU shows which buffers would be made there."""
     OnnxSequenceEncoder(encoder_path).encode(random_histories(layout, 1, 1))
     assert made == []

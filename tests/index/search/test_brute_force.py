@@ -1,4 +1,4 @@
-"""The oracle itself, against sorting by hand."""
+"""Exact search against sorting all scores."""
 
 import numpy as np
 import pytest
@@ -33,12 +33,12 @@ def test_equals_a_full_sort_with_ties(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 10_000)))
     n, queries, dim = data.draw(st.integers(0, 40)), data.draw(st.integers(1, 5)), data.draw(st.integers(1, 3))
     vectors = rng.integers(-2, 3, (n, dim)).astype(data.draw(st.sampled_from([np.float16, np.float32])))
-    asked = rng.integers(-2, 3, (queries, dim)).astype(np.float32)
+    queried = rng.integers(-2, 3, (queries, dim)).astype(np.float32)
     k = data.draw(st.integers(1, 60))
     shape = data.draw(st.sampled_from([None, (n,), (queries, n)]))
     allowed = None if shape is None else rng.random(shape) < data.draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
-    rows, scores = exact_top_k(asked, vectors, k, allowed=allowed)
-    want_rows, want_scores = sorted_by_hand(asked, vectors, k, allowed)
+    rows, scores = exact_top_k(queried, vectors, k, allowed=allowed)
+    want_rows, want_scores = sorted_by_hand(queried, vectors, k, allowed)
     np.testing.assert_array_equal(rows, want_rows)
     np.testing.assert_array_equal(scores, want_scores)
 
@@ -47,12 +47,12 @@ def test_equals_a_full_sort_with_ties(data):
 def test_many_blocks_and_passes_give_the_same_answer(monkeypatch, masked):
     rng = np.random.default_rng(5)
     vectors = rng.integers(-3, 4, (500, 4)).astype(np.float32)
-    asked = rng.integers(-3, 4, (17, 4)).astype(np.float32)
+    queried = rng.integers(-3, 4, (17, 4)).astype(np.float32)
     allowed = {"none": None, "shared": rng.random(500) < 0.3, "own": rng.random((17, 500)) < 0.3}[masked]
-    whole = exact_top_k(asked, vectors, 9, allowed=allowed)
+    whole = exact_top_k(queried, vectors, 9, allowed=allowed)
     monkeypatch.setattr(brute_force, "_BLOCK_FLOATS", 64)
     monkeypatch.setattr(brute_force, "_QUERIES_PER_PASS", 4)
-    pieces = exact_top_k(asked, vectors, 9, allowed=allowed)
+    pieces = exact_top_k(queried, vectors, 9, allowed=allowed)
     np.testing.assert_array_equal(whole[0], pieces[0])
     np.testing.assert_array_equal(whole[1], pieces[1])
 
@@ -63,15 +63,15 @@ def test_several_masks_at_once_and_given_rows_equal_one_mask_at_a_time(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 10_000)))
     n, k = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 50))
     vectors = rng.integers(-2, 3, (n, 3)).astype(np.float16)
-    asked = rng.integers(-2, 3, (4, 3)).astype(np.float32)
+    queried = rng.integers(-2, 3, (4, 3)).astype(np.float32)
     masks = [None, *(rng.random(n) < share for share in (0.0, 0.2, 0.9))]
-    answers = exact_top_k_each(asked, vectors, k, masks)
+    answers = exact_top_k_each(queried, vectors, k, masks)
     for mask, (rows, scores) in zip(masks, answers, strict=True):
-        want_rows, want_scores = sorted_by_hand(asked, vectors, k, mask)
+        want_rows, want_scores = sorted_by_hand(queried, vectors, k, mask)
         np.testing.assert_array_equal(rows, want_rows)
         np.testing.assert_array_equal(scores, want_scores)
         if mask is not None:
-            among = exact_top_k_among(asked, vectors, k, np.flatnonzero(mask))
+            among = exact_top_k_among(queried, vectors, k, np.flatnonzero(mask))
             np.testing.assert_array_equal(among[0], want_rows)
             np.testing.assert_array_equal(among[1], want_scores)
 
@@ -79,13 +79,13 @@ def test_several_masks_at_once_and_given_rows_equal_one_mask_at_a_time(data):
 def test_several_masks_in_many_blocks_and_passes(monkeypatch):
     rng = np.random.default_rng(6)
     vectors = rng.integers(-3, 4, (500, 4)).astype(np.float16)
-    asked = rng.integers(-3, 4, (17, 4)).astype(np.float32)
+    queried = rng.integers(-3, 4, (17, 4)).astype(np.float32)
     masks = [rng.random(500) < 0.3, None]
-    whole = exact_top_k_each(asked, vectors, 9, masks)
+    whole = exact_top_k_each(queried, vectors, 9, masks)
     monkeypatch.setattr(brute_force, "_BLOCK_FLOATS", 64)
     monkeypatch.setattr(brute_force, "_QUERIES_PER_PASS", 4)
     shares = []
-    pieces = exact_top_k_each(asked, vectors, 9, masks, shares.append)
+    pieces = exact_top_k_each(queried, vectors, 9, masks, shares.append)
     for one, other in zip(whole, pieces, strict=True):
         np.testing.assert_array_equal(one[0], other[0])
         np.testing.assert_array_equal(one[1], other[1])
@@ -93,7 +93,7 @@ def test_several_masks_in_many_blocks_and_passes(monkeypatch):
     assert shares[0] == 0.0
     assert 0.99 < shares[-1] < 1
     with pytest.raises(SearchError, match="allowed must be bool of shape"):
-        exact_top_k_each(asked, vectors, 9, [np.ones(7, bool)])
+        exact_top_k_each(queried, vectors, 9, [np.ones(7, bool)])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""OnnxSequenceEncoder on a model whose answer is the mean of the history."""
+"""OnnxSequenceEncoder on a model whose output is the mean of the history."""
 
 import json
 
@@ -33,7 +33,7 @@ def test_mean_of_each_history(encoder, layout, batch):
     np.testing.assert_allclose(queries, want, atol=1e-6)
 
 
-def test_newest_of_a_long_history(encoder, layout):
+def test_the_newest_items_of_a_long_history(encoder, layout):
     history = np.arange(30, dtype=np.float32)[:, None] * np.ones(layout.dim, np.float32)
     np.testing.assert_allclose(encoder.encode([history]), np.full((1, layout.dim), np.arange(18, 30).mean()))
 

@@ -1,7 +1,7 @@
 """Properties of a built bundle's search, for every kind of index and codes, under filters of any selectivity.
 
-The exact paths answer as brute force does, row for row; the others keep the recall that the gate asks for; all of them
-always give min(k, allowed) distinct allowed rows, best first.
+The exact paths equal brute force, row for row; the others reach the recall of the gate. All return min(k, allowed)
+distinct allowed rows, best first.
 """
 
 import numpy as np
@@ -32,14 +32,14 @@ class Opened:
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory, make_bundle):
-    """Bundles by (kind, codes, items), built when first asked for."""
+    """Bundles by (kind, codes, items), built at first use."""
     known = {}
 
     def get(kind, codes, items):
         key = (kind, codes, items)
         if key not in known:
             out = tmp_path_factory.mktemp("filtered")
-            known[key] = Opened(make_bundle(out, kind, items=items, codes=codes, probes=64))
+            known[key] = Opened(make_bundle(out, kind, items=items, codes=codes, evaluation_queries=64))
         return known[key]
 
     return get
@@ -127,7 +127,7 @@ FILTERS += [(side, share) for side in ("near", "far") for share in (0.99, 0.9, 0
 
 @pytest.mark.parametrize(("kind", "codes"), WAYS)
 @pytest.mark.parametrize("k", [20, 200])
-def test_recall_keeps_to_the_gate_under_every_filter(opened, brute_force, kind, codes, k):
+def test_recall_reaches_the_gate_under_every_filter(opened, brute_force, kind, codes, k):
     here = opened(kind, codes, 3000)
     assert min(here.bundle.manifest.index.recall.values()) >= GATE
     for side, share in FILTERS:
@@ -138,7 +138,7 @@ def test_recall_keeps_to_the_gate_under_every_filter(opened, brute_force, kind, 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "codes"), WAYS)
 @pytest.mark.parametrize("k", [20, 1000])
-def test_recall_keeps_to_the_gate_under_every_filter_of_20000(opened, brute_force, kind, codes, k):
+def test_recall_reaches_the_gate_under_every_filter_of_20000(opened, brute_force, kind, codes, k):
     here = opened(kind, codes, 20_000)
     for side, share in FILTERS:
         found = recall_of(here, brute_force, side, share, k)

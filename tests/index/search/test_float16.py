@@ -1,4 +1,4 @@
-"""Conversion against numpy's own, value by value."""
+"""Conversion against numpy's, value by value."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def test_every_finite_half_is_converted_exactly():
     np.testing.assert_array_equal(widened.ravel().view(np.uint32), finite.astype(np.float32).view(np.uint32))
 
 
-def test_the_input_stays_as_it_was_whatever_its_layout():
+def test_the_input_is_unchanged_for_any_memory_layout():
     values = np.arange(12, dtype=np.float16).reshape(3, 4)
     for view in (values, values.T, values[:, ::2], values[1:1]):
         before = view.copy()

@@ -1,5 +1,7 @@
-"""The logic around a GPU index, with FAISS's CPU classes in its place: which calls reach it, from which thread, and
-that no filter ever does. None of it was run on a GPU; bench/gpu/gpu_index.py is what to run there."""
+"""The logic around a GPU index, with FAISS's CPU classes in its place: the calls that reach it and their thread.
+
+None of it was run on a GPU; run bench/gpu/gpu_index.py there.
+"""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ import pytest
 from index.bundle.bundle import Bundle
 from index.errors import SearchError
 from index.search import searcher as search_module
-from index.search.query_plan import SCAN, Effort, Engine, Step
+from index.search.query_plan import SCAN, Effort, IndexCapabilities, SearchStep
 from index.search.searcher import CpuIndex, GpuIndex, Searcher
 
 ROWS = 3000
@@ -19,7 +21,7 @@ KINDS = ["flat", "hnsw", "ivf"]
 
 
 class FakeGpu:
-    """Stands where faiss-gpu would: keeps what it is asked, never filters, refuses more than 2048."""
+    """Replaces faiss-gpu: records its calls, never filters, refuses more than 2048 candidates."""
 
     def __init__(self, inner, threads):
         self.inner = inner
@@ -76,11 +78,11 @@ def on_gpu(bundle, vectors):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_answers_as_the_cpu_does_and_no_filter_reaches_the_gpu(loaded, gpu, check_answer, brute_force, kind):
+def test_results_equal_the_cpu_and_no_filter_reaches_the_gpu(loaded, gpu, check_answer, brute_force, kind):
     used, made = gpu
     bundle, vectors = loaded[kind]
     index, searcher = on_gpu(bundle, vectors)
-    assert index.engine.kind == ("ivf" if kind == "ivf" else "flat")
+    assert index.capabilities.kind == ("ivf" if kind == "ivf" else "flat")
     rng = np.random.default_rng(0)
     for share in (None, 0.9, 0.3, 0.05, 0.01, 0.0):
         for k in (5, 100, 2500):
@@ -93,7 +95,7 @@ def test_answers_as_the_cpu_does_and_no_filter_reaches_the_gpu(loaded, gpu, chec
                 np.testing.assert_array_equal(rows, brute_force(queries, vectors, bundle.layout, mask, k)[0])
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: searcher.search(queries, 5), range(8)))
-    assert len(used) == 1  # one thread touches the GPU, whoever asks
+    assert len(used) == 1  # one thread uses the GPU, whatever thread calls
     assert used != {threading.get_ident()}
     assert made["resources"] == 1
 
@@ -125,7 +127,7 @@ def test_beyond_the_cap_of_the_gpu_the_stored_vectors_are_scanned(loaded, gpu, b
     np.testing.assert_array_equal(rows, brute_force(query, vectors, bundle.layout, bundle.indexed, 2033)[0])
 
 
-def test_no_gpu_is_said_clearly(loaded, monkeypatch):
+def test_the_message_without_a_gpu(loaded, monkeypatch):
     monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
     with pytest.raises(SearchError, match=r"needs a GPU and the extra 'gpu'"):
         on_gpu(*loaded["flat"])
@@ -143,6 +145,6 @@ def test_every_indexed_row_is_added_in_blocks(tmp_path, gpu, monkeypatch, gaps):
     faiss.write_index(bare, str(tmp_path / "x.faiss"))
     index = GpuIndex(CpuIndex(tmp_path / "x.faiss", vectors, indexed))
     rows = int(indexed.sum())
-    assert index.engine == Engine("flat", rows, 0, largest_fetch=2048, advantage=100)
-    found = index.search(vectors[1:2].astype(np.float32), Step("index", rows, SCAN), None)
+    assert index.capabilities == IndexCapabilities("flat", rows, 0, largest_fetch=2048, speedup=100)
+    found = index.search(vectors[1:2].astype(np.float32), SearchStep("index", rows, SCAN), None)
     assert sorted(found[0].tolist()) == np.flatnonzero(indexed).tolist()

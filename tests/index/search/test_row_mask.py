@@ -1,4 +1,4 @@
-"""Allowed rows and what is counted of them, against plain numpy."""
+"""Row masks and their counts, against plain numpy."""
 
 import numpy as np
 import pytest
@@ -19,11 +19,11 @@ def check(allowed, mask, indexed):
     bits = np.unpackbits(allowed.bitmap, count=len(mask), bitorder="little").astype(bool)
     np.testing.assert_array_equal(bits, findable)
     assert len(allowed) == len(mask)
-    held = [allowed.mask, allowed.bitmap]
-    held += [] if allowed.findable is allowed.mask else [allowed.findable]
-    held += [] if allowed.few is None else [allowed.few]
-    assert len(mask) // 8 <= allowed.nbytes <= sum(part.nbytes for part in held) <= allowed.nbytes + 1
-    for part in held:
+    arrays = [allowed.mask, allowed.bitmap]
+    arrays += [] if allowed.findable is allowed.mask else [allowed.findable]
+    arrays += [] if allowed.row_list is None else [allowed.row_list]
+    assert len(mask) // 8 <= allowed.nbytes <= sum(part.nbytes for part in arrays) <= allowed.nbytes + 1
+    for part in arrays:
         assert not part.flags.writeable
 
 
@@ -36,14 +36,14 @@ def test_equals_plain_masks(data):
     mask = rng.random(rows) < data.draw(shares)
     allowed = RowMask.of(mask, indexed)
     check(allowed, mask, indexed)
-    assert allowed.taken == 0
-    barred = rng.integers(0, rows, data.draw(st.integers(0, 12)))
-    less = allowed.without(barred)
+    assert allowed.removed == 0
+    excluded = rng.integers(0, rows, data.draw(st.integers(0, 12)))
+    less = allowed.without(excluded)
     rest = mask.copy()
-    rest[barred] = False
+    rest[excluded] = False
     check(less, rest, indexed)
-    assert less.taken == allowed.count - less.count
-    assert less.without(barred).taken == less.taken  # a row is taken out once only
+    assert less.removed == allowed.count - less.count
+    assert less.without(excluded).removed == less.removed  # a row is excluded once only
     other = rng.random(rows) < data.draw(shares)
     check(less & other, rest & other, indexed)
     check(allowed, mask, indexed)  # none of it changed the first

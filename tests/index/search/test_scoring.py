@@ -3,7 +3,7 @@
 import numpy as np
 
 from index.items.slots import Slot, SlotLayout
-from index.search.scoring import gather, rank_again, slot_scores
+from index.search.scoring import gather, rescore, slot_scores
 
 LAYOUT = SlotLayout((Slot("text", 2), Slot("image", 1)))
 VECTORS = np.array([[1, 0, 0], [0, 1, 2], [0, 0, 0], [1, 0, 0]], np.float16)
@@ -16,15 +16,15 @@ def test_slot_scores_by_hand():
     assert parts.tolist() == [[[2, 0], [3, 10], [0, 0], [2, 0]]]
 
 
-def test_rank_again_sorts_breaks_ties_and_pads():
+def test_rescore_sorts_breaks_ties_and_pads():
     query = np.array([[2, 3, 5]], np.float32)
-    rows, scores = rank_again(query, np.array([[3, -1, 1, 0]]), VECTORS, LAYOUT, 5)
+    rows, scores = rescore(query, np.array([[3, -1, 1, 0]]), VECTORS, LAYOUT, 5)
     assert rows.tolist() == [[1, 0, 3, -1, -1]]
     assert scores.tolist() == [[13, 2, 2, -np.inf, -np.inf]]
-    assert rank_again(query, np.array([[3, 1, 0]]), VECTORS, LAYOUT, 2)[0].tolist() == [[1, 0]]
+    assert rescore(query, np.array([[3, 1, 0]]), VECTORS, LAYOUT, 2)[0].tolist() == [[1, 0]]
 
 
-def test_a_score_does_not_depend_on_its_company():
+def test_a_score_does_not_depend_on_the_other_candidates():
     rng = np.random.default_rng(0)
     layout = SlotLayout((Slot("text", 64), Slot("image", 37), Slot("behaviour", 16)))
     vectors = rng.normal(size=(500, layout.dim)).astype(np.float16)

@@ -1,5 +1,7 @@
-"""The index behind its face: FAISS files, stored vectors read in place, completion; contracts of all kinds are in
-test_filtered_search.py."""
+"""The searcher: FAISS files, stored vectors read in place, completion of short results.
+
+Properties of all kinds of index are in test_filtered_search.py.
+"""
 
 import os
 import subprocess
@@ -14,9 +16,9 @@ from index.errors import SearchError
 from index.items.slots import Slot, SlotLayout
 from index.search import searcher as search_module
 from index.search.brute_force import exact_top_k
-from index.search.query_plan import GROWTH, SCAN, Effort, Engine, Step
+from index.search.query_plan import GROWTH, SCAN, Effort, IndexCapabilities, SearchStep
 from index.search.row_mask import RowMask
-from index.search.scoring import rank_again
+from index.search.scoring import rescore
 from index.search.searcher import CpuIndex, Searcher
 
 LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
@@ -91,7 +93,7 @@ def searcher_of(kind, path, vectors, indexed):
 
 def exact_rows(queries, vectors, k, mask):
     rows, _ = exact_top_k(queries, vectors, min(k + 16, len(vectors)), allowed=mask)
-    return rank_again(queries, rows, vectors, LAYOUT, k)
+    return rescore(queries, rows, vectors, LAYOUT, k)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -131,7 +133,7 @@ def test_without_gaps_rows_are_positions(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.01])
-def test_exact_answers_miss_nothing_whatever_the_index_finds(files, vectors, indexed, kind, share):
+def test_exact_search_finds_every_row_whatever_the_index_finds(files, vectors, indexed, kind, share):
     blind = Effort((0.5, 0.3, 0.2), ((1.0, 1),), 36)  # one list, or a beam of one
     searcher = Searcher(CpuIndex(files[kind], vectors, indexed), vectors, indexed, LAYOUT, blind)
     queries = np.random.default_rng(2).normal(size=(20, LAYOUT.dim)).astype(np.float32)
@@ -201,7 +203,7 @@ def test_refuses_files(tmp_path, files, vectors, indexed):
         CpuIndex(tmp_path / "l2.faiss", vectors, indexed)
     lsh = faiss.IndexPreTransform(faiss.IndexFlatIP(4))
     faiss.write_index(lsh, str(tmp_path / "other.faiss"))
-    with pytest.raises(SearchError, match="is not known"):
+    with pytest.raises(SearchError, match="is not supported"):
         CpuIndex(tmp_path / "other.faiss", vectors, indexed)
     with pytest.raises(SearchError, match=r"holds 2940 rows, 3000 have a slot"):
         CpuIndex(files["flat"], vectors, np.ones(ROWS, bool))
@@ -227,13 +229,13 @@ def test_refuses_parts_that_do_not_fit(files, vectors, indexed):
 
 def test_a_failure_of_faiss_is_translated(files, vectors, indexed, monkeypatch):
     index = CpuIndex(files["flat"], vectors, indexed)
-    monkeypatch.setattr(index, "_stored", faiss.IndexFlatIP(5))
+    monkeypatch.setattr(index, "_scan_index", faiss.IndexFlatIP(5))
     with pytest.raises(SearchError, match="FAISS could not search"):
-        index.search(np.zeros((1, 12), np.float32), Step("scan", 3, SCAN), None)
+        index.search(np.zeros((1, 12), np.float32), SearchStep("scan", 3, SCAN), None)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_a_scan_reads_the_stored_vectors_where_they_lie(tmp_path, dtype):
+def test_a_scan_reads_the_stored_vectors_in_place(tmp_path, dtype):
     """No copy: what is written into the array is what the next scan finds; and it lives as long as the index does."""
     stored = make_vectors(200, dtype=dtype)
     stored[5] = 0
@@ -241,14 +243,14 @@ def test_a_scan_reads_the_stored_vectors_where_they_lie(tmp_path, dtype):
     index = CpuIndex(write("bare", stored, tmp_path / "x.faiss"), stored, indexed)
     query = np.ones((1, LAYOUT.dim), np.float32)
     stored[7] = 9
-    assert index.search(query, Step("scan", 1, SCAN), None).tolist() == [[7]]
+    assert index.search(query, SearchStep("scan", 1, SCAN), None).tolist() == [[7]]
     del stored
-    assert index.search(query, Step("index", 1, SCAN), None).tolist() == [[7]]
-    found = index.search(-query, Step("scan", 200, SCAN), None)[0]
+    assert index.search(query, SearchStep("index", 1, SCAN), None).tolist() == [[7]]
+    found = index.search(-query, SearchStep("scan", 200, SCAN), None)[0]
     assert set(found[found >= 0].tolist()) == set(np.flatnonzero(indexed).tolist())  # never a row without a slot
 
 
-def test_a_view_uses_no_memory_that_is_free_again():
+def test_the_scan_index_keeps_its_vectors_alive():
     """Under a glibc that overwrites what is freed, the process used to die here."""
     code = """if True:
         import numpy as np
@@ -262,17 +264,17 @@ def test_a_view_uses_no_memory_that_is_free_again():
 
 
 class Forgetful:
-    """An index whose graph gives only the first query all that it asked for."""
+    """An index whose graph returns enough rows for the first query only."""
 
     dim = LAYOUT.dim
 
     def __init__(self, stored):
         self.stored = stored.astype(np.float32)
-        self.engine = Engine("hnsw", len(stored))
-        self.asked = []
+        self.capabilities = IndexCapabilities("hnsw", len(stored))
+        self.calls = []
 
     def search(self, queries, step, allowed):
-        self.asked.append((step.path, len(queries)))
+        self.calls.append((step.path, len(queries)))
         scores = queries @ self.stored.T
         if allowed is not None and step.path == "scan":
             scores[:, ~allowed.findable] = -np.inf
@@ -282,29 +284,29 @@ class Forgetful:
         return rows
 
 
-def test_short_answers_are_completed_by_a_scan(vectors, indexed, monkeypatch):
-    monkeypatch.setattr(search_module, "plan", lambda *_: Step("index", 36, 40))
+def test_short_results_are_completed_by_a_scan(vectors, indexed, monkeypatch):
+    monkeypatch.setattr(search_module, "plan", lambda *_: SearchStep("index", 36, 40))
     vectors = vectors[indexed]
     indexed = np.ones(len(vectors), bool)
     forgetful = Forgetful(vectors)
     searcher = Searcher(forgetful, vectors, indexed, LAYOUT, Effort((0.5, 0.3, 0.2), ((1.0, 40),), 36))
     queries = np.random.default_rng(0).normal(size=(3, LAYOUT.dim)).astype(np.float32)
     rows, _ = searcher.search(queries, 20)
-    assert forgetful.asked == [("index", 3), ("scan", 2)]
+    assert forgetful.calls == [("index", 3), ("scan", 2)]
     np.testing.assert_array_equal(rows, exact_rows(queries, vectors, 20, indexed)[0])
 
 
-@pytest.mark.parametrize(("barred", "completed"), [(12, False), (13, True)])
-def test_an_over_fetch_must_leave_more_than_k_to_be_believed(vectors, indexed, monkeypatch, barred, completed):
+@pytest.mark.parametrize(("excluded", "completed"), [(12, False), (13, True)])
+def test_an_over_fetch_must_leave_more_than_k_rows(vectors, indexed, monkeypatch, excluded, completed):
     """Of 40 candidates 28 must be allowed for k = 20; the last ones that an index finds are its least certain."""
-    monkeypatch.setattr(search_module, "plan", lambda *_: Step("index", 40, 40))
+    monkeypatch.setattr(search_module, "plan", lambda *_: SearchStep("index", 40, 40))
     vectors = vectors[indexed]
     indexed = np.ones(len(vectors), bool)
     forgetful = Forgetful(vectors)
     searcher = Searcher(forgetful, vectors, indexed, LAYOUT, Effort((0.5, 0.3, 0.2), ((1.0, 40),), 36))
     query = np.random.default_rng(0).normal(size=(1, LAYOUT.dim)).astype(np.float32)
     allowed = np.ones(len(vectors), bool)
-    allowed[np.argsort(-(query @ forgetful.stored.T)[0], kind="stable")[:barred]] = False
+    allowed[np.argsort(-(query @ forgetful.stored.T)[0], kind="stable")[:excluded]] = False
     rows, _ = searcher.search(query, 20, allowed)
-    assert [path for path, _ in forgetful.asked] == (["index", "scan"] if completed else ["index"])
+    assert [path for path, _ in forgetful.calls] == (["index", "scan"] if completed else ["index"])
     np.testing.assert_array_equal(rows, exact_rows(query, vectors, 20, allowed)[0])

@@ -80,7 +80,7 @@ def test_probes_are_spread(bundle: Bundle, live: TestClient) -> None:
         (lambda answer: answer["items"][2].update(score=answer["items"][2]["score"] + 0.001), "scores"),
         (lambda answer: answer["items"].reverse(), "instead of"),
         (lambda answer: answer["items"].pop(), "19 items instead of 20"),
-        (lambda answer: answer["items"][0].update(item_id="i2"), "'i2' at place 1 is unknown or must not"),
+        (lambda answer: answer["items"][0].update(item_id="i2"), "'i2' at rank 1 is unknown or excluded"),
         (lambda answer: answer.update(strategy="popular", degraded="overload"), "by popular, degraded: overload"),
     ],
 )

@@ -101,8 +101,8 @@ def test_fields_come_with_their_own_items(client: TestClient, bundle: Bundle) ->
 def test_a_cached_filter_is_recognised(bundle: Bundle) -> None:
     wanted = {"must": [{"field": "price", "gte": 41.125}]}
     available = np.ones(len(bundle), dtype=np.bool_)
-    assert not bundle.keeps_filter(wanted, available)
+    assert not bundle.has_cached_filter(wanted, available)
     bundle.allowed(wanted)
-    assert bundle.keeps_filter(wanted, available)
-    assert bundle.keeps_filter(wanted)
-    assert not bundle.keeps_filter({"must_not": wanted["must"]})
+    assert bundle.has_cached_filter(wanted, available)
+    assert bundle.has_cached_filter(wanted)
+    assert not bundle.has_cached_filter({"must_not": wanted["must"]})

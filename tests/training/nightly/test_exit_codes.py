@@ -223,7 +223,7 @@ def test_a_catalogue_that_lost_every_item_of_before(nightly: "Shop") -> None:
     events.write_text(re.sub(r",i(\d\d),", lambda found: f",n{int(found[1])},", events.read_text()))
     summary = nightly.reindex("--bound", "deleted=none")
     assert (summary["items"]["new"], summary["items"]["deleted"]) == (30, 30)
-    assert len(nightly.bundle().probes) == 0
+    assert len(nightly.bundle().evaluation_queries) == 0
 
 
 def test_a_catalogue_without_anything_to_embed_is_refused(nightly: "Shop") -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from index.bundle.gate import OF_THE_DATA
+from index.bundle.gate import DATA_BOUNDS
 from index.bundle.manifest import Manifest
 from index.items.modality_status import ModalityStatus
 from training.errors import ConfigError
@@ -175,7 +175,7 @@ def test_bounds_of_the_data_from_a_file_and_from_options(tmp_path: Path) -> None
     file.write_text('deleted = 0.5\nmissing_files = "none"\nrecall = 0.9\n')
     found = VolumeBounds.read(file, ["lost_events=0.1", "coverage=0.2", "deleted = none"])
     assert (found.deleted, found.missing_files, found.lost_events) == (None, None, 0.1)
-    assert VolumeBounds.names() == OF_THE_DATA
+    assert VolumeBounds.names() == DATA_BOUNDS
     assert VolumeBounds.read(None, []) == VolumeBounds(0.2, 0.2, 0.2, 0.2, 0.02, 0.5)
     for wrong in ("deleted=2", "deleted=x", "missing_files=nan", "lost_events=-1"):
         with pytest.raises(ConfigError, match=rf"bound {wrong.partition('=')[0]} must be a number, 0 … 1"):
