@@ -10,7 +10,7 @@ from index.machine.disk import RESUME_HINT, translate_disk_errors
 
 
 def writing_run(run: Path, *, again: str = RESUME_HINT) -> AbstractContextManager[None]:
-    """Raise errors of the disk as :class:`index.errors.DiskError`; see :func:`index.machine.disk.translate_disk_errors`.
+    """Raise errors of the disk as `DiskError`; see :func:`index.machine.disk.translate_disk_errors`.
 
     Args:
         run: the run directory.
