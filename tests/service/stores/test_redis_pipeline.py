@@ -42,8 +42,9 @@ async def run_out(fake: FakeRedis, pipeline: RedisPipeline) -> None:
 
 def held_up_until_answered(connection: Any) -> None:
     """Block the event loop until the reply is in the socket."""
-    socket = connection._writer.get_extra_info("socket")
-    select.select([socket.fileno()], [], [])
+    poller = select.poll()  # unlike `select.select` it takes descriptors above 1023, which a long run of tests has
+    poller.register(connection._writer.get_extra_info("socket").fileno(), select.POLLIN)
+    assert poller.poll(60_000)
 
 
 def test_late_replies_and_cancelled_callers_never_mix_up_replies() -> None:
