@@ -35,7 +35,7 @@ class ProblemKind:
         return _TYPE_PREFIX + self.name
 
 
-class Refusal(NamedTuple):
+class RequestRefusal(NamedTuple):
     """A problem that is answered without asking the application.
 
     Attributes:

@@ -27,7 +27,7 @@ from service.http.problems import (
     QUEUE_FULL,
     REQUEST_LATE,
     ProblemKind,
-    Refusal,
+    RequestRefusal,
 )
 from service.http.request_context import CONTEXT, RequestContext, context_of
 from service.http.request_head import path_of, refusal_of
@@ -259,20 +259,20 @@ class GuardedProtocol(HttpToolsProtocol):
         self.parser.feed_data(head)
         self._reads_again = False
 
-    def _refusal(self) -> Refusal | None:
+    def _refusal(self) -> RequestRefusal | None:
         """The refusal of a request whose head is complete; None: the application answers it."""
         if self._unused_bytes > self._limits.head_bytes or len(self.url) > _MAX_URL_BYTES:
             size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
             if size > self._limits.head_bytes or len(self.url) > _MAX_URL_BYTES:
                 self._connections.on_drop("head")
-                return Refusal(HEAD_TOO_LARGE, _DETAILS[HEAD_TOO_LARGE])
+                return RequestRefusal(HEAD_TOO_LARGE, _DETAILS[HEAD_TOO_LARGE])
         fault = refusal_of(self.parser.get_method().decode("ascii"), self.parser.get_http_version(), self.headers)
         if fault is not None:
             self._connections.on_drop("malformed")
             return fault
         if self._crowded and self.url.partition(b"?")[0] not in _ALWAYS_ANSWERED:
             self._connections.on_drop("crowded")
-            return Refusal(CROWDED, _DETAILS[CROWDED])
+            return RequestRefusal(CROWDED, _DETAILS[CROWDED])
         return None
 
     def _refuse_unparsed(self, reason: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final, cast
 
 from service.http.body_budget import BodyBudget
-from service.http.problems import Refusal
+from service.http.problems import RequestRefusal
 from service.request_trace import Trace
 
 CONTEXT: Final = "vlm2rec.context"
@@ -26,7 +26,7 @@ class RequestContext:
     """
 
     began: float
-    refusal: Refusal | None = None
+    refusal: RequestRefusal | None = None
     overloaded: bool = False
     late: bool = False
     trace: Trace = field(init=False)

@@ -6,14 +6,14 @@ from typing import Final
 
 import httptools
 
-from service.http.problems import INVALID_HEAD, NOT_IMPLEMENTED, Refusal
+from service.http.problems import INVALID_HEAD, NOT_IMPLEMENTED, RequestRefusal
 
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 _HOST: Final = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*")
 _MAX_SHOWN: Final = 60
 
 
-def refusal_of(method: str, version: str, headers: Iterable[tuple[bytes, bytes]]) -> Refusal | None:
+def refusal_of(method: str, version: str, headers: Iterable[tuple[bytes, bytes]]) -> RequestRefusal | None:
     """The refusal of a request, by the first rule that its head breaks; None: it breaks none.
 
     A request that two servers could read differently is refused: the one in front may forward requests of several
@@ -25,9 +25,9 @@ def refusal_of(method: str, version: str, headers: Iterable[tuple[bytes, bytes]]
         headers: names in lower case, values as received.
     """
     if version not in _VERSIONS:
-        return Refusal(INVALID_HEAD, f"the version must be HTTP/1.1 or HTTP/1.0; received HTTP/{version}")
+        return RequestRefusal(INVALID_HEAD, f"the version must be HTTP/1.1 or HTTP/1.0; received HTTP/{version}")
     if method == "CONNECT":
-        return Refusal(NOT_IMPLEMENTED, "CONNECT is not implemented: this is not a proxy")
+        return RequestRefusal(NOT_IMPLEMENTED, "CONNECT is not implemented: this is not a proxy")
     hosts: list[bytes] = []
     codings: list[bytes] = []
     for name, value in headers:
@@ -55,21 +55,25 @@ def path_of(url: bytes) -> bytes:
     return (parsed.path or b"/") + query
 
 
-def _transfer_refusal(version: str, coding: bytes) -> Refusal | None:
+def _transfer_refusal(version: str, coding: bytes) -> RequestRefusal | None:
     if version == "1.0":
-        return Refusal(INVALID_HEAD, "Transfer-Encoding must not be in a request of HTTP/1.0; send Content-Length")
+        return RequestRefusal(
+            INVALID_HEAD, "Transfer-Encoding must not be in a request of HTTP/1.0; send Content-Length"
+        )
     if coding != b"chunked":
-        return Refusal(NOT_IMPLEMENTED, f"Transfer-Encoding must be chunked; received {_shown(coding)}")
+        return RequestRefusal(NOT_IMPLEMENTED, f"Transfer-Encoding must be chunked; received {_shown(coding)}")
     return None
 
 
-def _host_refusal(version: str, hosts: list[bytes]) -> Refusal | None:
+def _host_refusal(version: str, hosts: list[bytes]) -> RequestRefusal | None:
     if len(hosts) > 1:
-        return Refusal(INVALID_HEAD, f"Host must be sent once; received {len(hosts)}")
+        return RequestRefusal(INVALID_HEAD, f"Host must be sent once; received {len(hosts)}")
     if not hosts:
-        return None if version == "1.0" else Refusal(INVALID_HEAD, "Host is required in HTTP/1.1; received none")
+        return None if version == "1.0" else RequestRefusal(INVALID_HEAD, "Host is required in HTTP/1.1; received none")
     if not _HOST.fullmatch(hosts[0]):
-        return Refusal(INVALID_HEAD, f"Host must be a name or an address, and a port; received {_shown(hosts[0])}")
+        return RequestRefusal(
+            INVALID_HEAD, f"Host must be a name or an address, and a port; received {_shown(hosts[0])}"
+        )
     return None
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from service.http.connections import ConnectionLimits
-from service.http.problems import Refusal
+from service.http.problems import RequestRefusal
 from service.http.request_head import refusal_of
 from tests.support.sockets import GET, post, running
 
@@ -13,7 +13,7 @@ LIMITS = ConnectionLimits(connections=500, request_s=5.0)
 HOST = (b"host", b"shop.example:8000")
 
 
-def answered(refusal: Refusal | None) -> tuple[int, str]:
+def answered(refusal: RequestRefusal | None) -> tuple[int, str]:
     assert refusal is not None
     return refusal.kind.status, refusal.detail
 
