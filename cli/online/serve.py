@@ -1,4 +1,4 @@
-"""Implements `vlm2rec serve`: serves recommendations from the current bundle of a registry."""
+"""Serves recommendations from the current bundle of a registry (`vlm2rec serve`)."""
 
 import os
 from contextlib import ExitStack

@@ -1,1 +1,1 @@
-"""Settings: their declarations, and how they are read."""
+"""Declaration and reading of the settings."""

@@ -1,4 +1,4 @@
-"""Declares the settings of the service in groups, each of which goes as a whole to the constructors that need it."""
+"""Declares the settings of the service, in groups that constructors take whole."""
 
 import re
 from ipaddress import ip_network
