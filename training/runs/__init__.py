@@ -1,1 +1,1 @@
-"""Checkpoints and the lock of a run directory."""
+"""Holds what all jobs on a run share: checkpoints, the learning rate and the lock."""
