@@ -92,8 +92,8 @@ def in_code(text: str) -> Markup:
     """A text with back-quoted parts as code; everything is escaped."""
     parts = text.split("`")
     return Markup("").join(
-        Markup("<code>{}</code>").format(part) if place % 2 and place < len(parts) - 1 else part
-        for place, part in enumerate(parts)
+        Markup("<code>{}</code>").format(part) if number % 2 and number < len(parts) - 1 else part
+        for number, part in enumerate(parts)
     )
 
 
