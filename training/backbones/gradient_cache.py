@@ -76,11 +76,15 @@ class _CachedPass:
         self._vision_states: list[_RandomState] = []
         self._prompt_states: list[_RandomState] = []
         with torch.no_grad():
-            seen = [self._first(self._vision_states, embedder.see, pictures) for pictures in prompts.pictures]
-            self._seen = embedder.joined(seen)
-            read = [self._first(self._prompt_states, embedder.read, group, self._seen) for group in prompts.groups]
+            seen = [
+                self._first(self._vision_states, embedder.encode_pictures, pictures) for pictures in prompts.pictures
+            ]
+            self._seen = embedder.join_tokens(seen)
+            read = [
+                self._first(self._prompt_states, embedder.encode_group, group, self._seen) for group in prompts.groups
+            ]
         self._tokens = [len(part.layers[0]) for part in seen]
-        self.outputs = (torch.cat(read) if read else embedder.nothing()).requires_grad_()
+        self.outputs = (torch.cat(read) if read else embedder.no_vectors()).requires_grad_()
 
     def backward(self) -> None:
         """See :class:`EncodingPass`."""
@@ -90,7 +94,7 @@ class _CachedPass:
         seen = None if self._seen is None else self._seen.as_leaves(requires_grad=trains_vision)
         parts = torch.split(self.outputs.grad, [len(group.pooled) for group in self._prompts.groups])
         for group, state, gradient in zip(self._prompts.groups, self._prompt_states, parts, strict=True):
-            made = self._again(state, self._embedder.read, group, seen)
+            made = self._again(state, self._embedder.encode_group, group, seen)
             if made.requires_grad:
                 torch.autograd.backward([made], [gradient])
         if seen is None or not trains_vision:
@@ -99,7 +103,7 @@ class _CachedPass:
             n: torch.split(layer.grad, self._tokens) for n, layer in enumerate(seen.layers) if layer.grad is not None
         }
         for number, (pictures, state) in enumerate(zip(self._prompts.pictures, self._vision_states, strict=True)):
-            tokens = self._again(state, self._embedder.see, pictures)
+            tokens = self._again(state, self._embedder.encode_pictures, pictures)
             torch.autograd.backward(
                 [tokens.layers[n] for n in gradients], [parts[number] for parts in gradients.values()]
             )

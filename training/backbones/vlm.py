@@ -65,22 +65,22 @@ class VlmEmbedder(nn.Module):
         Returns:
             (K, D) float32, rows of length 1, in the order of the groups.
         """
-        seen = self.joined([self.see(pictures) for pictures in batch.pictures])
-        made = [self.read(group, seen) for group in batch.groups]
-        return torch.cat(made) if made else self.nothing()
+        seen = self.join_tokens([self.encode_pictures(pictures) for pictures in batch.pictures])
+        made = [self.encode_group(group, seen) for group in batch.groups]
+        return torch.cat(made) if made else self.no_vectors()
 
-    def nothing(self) -> Tensor:
+    def no_vectors(self) -> Tensor:
         """(0, D) float32, no vectors."""
         return torch.zeros(0, self.dim, device=self.base.device)
 
-    def see(self, pictures: PictureGroup) -> "VisualTokens":
+    def encode_pictures(self, pictures: PictureGroup) -> "VisualTokens":
         """The visual tokens of a group of pictures."""
         output = cast("Any", self.base).get_image_features(pictures.patches, pictures.grids, return_dict=True)
         deep = getattr(output, "deepstack_features", None) or ()
         layers = (torch.cat(tuple(tokens)) for tokens in (output.pooler_output, *deep))
         return VisualTokens(type(output), tuple(layers), pictures.grids)
 
-    def joined(self, parts: Sequence["VisualTokens"]) -> "VisualTokens | None":
+    def join_tokens(self, parts: Sequence["VisualTokens"]) -> "VisualTokens | None":
         """The visual tokens of all groups of pictures, in the batch's numbering; None without any."""
         if not parts:
             return None
@@ -89,7 +89,7 @@ class VlmEmbedder(nn.Module):
         merge = int(self.base.config.vision_config.spatial_merge_size) ** 2
         return VisualTokens(parts[0].kind, layers, grids, single=bool((grids.prod(dim=1) == merge).all()))
 
-    def read(self, group: PromptGroup, seen: "VisualTokens | None") -> Tensor:
+    def encode_group(self, group: PromptGroup, seen: "VisualTokens | None") -> Tensor:
         """Vectors of one group's tokens to pool.
 
         Args:

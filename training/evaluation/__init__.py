@@ -1,1 +1,1 @@
-"""`vlm2rec evaluate`: ranks of every system on held-out events."""
+"""Evaluates runs: ranks of every system on held-out events."""

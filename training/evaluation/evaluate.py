@@ -158,7 +158,7 @@ def subset_name(subset: Sequence[str]) -> str:
 def target_sets(
     split: Split, *, fresh: Targets | None = None, on_validation: bool = False, most: int | None = None
 ) -> list[TargetSet]:
-    """What a run is measured on: test (or validation, or fresh users), and cold items if some were held out.
+    """The target sets of a run: test (or validation, or fresh users), and cold items if some were held out.
 
     Args:
         split: as :meth:`FittedRun.split` gives it.

@@ -109,8 +109,8 @@ def sample_negatives(targets: Targets, items: int, count: int, *, seed: int) -> 
 
 def _only(rows: NDArray[np.int64], items: int) -> NDArray[np.bool_]:
     chosen = np.zeros((len(rows), items), dtype=np.bool_)
-    users, places = np.nonzero(rows >= 0)
-    chosen[users, rows[users, places]] = True
+    users, columns = np.nonzero(rows >= 0)
+    chosen[users, rows[users, columns]] = True
     return chosen
 
 

@@ -28,8 +28,8 @@ class TfidfNeighbours:
         self.findable: NDArray[np.bool_] = np.zeros(len(texts), dtype=np.bool_)
         self.findable[rows] = True
         # An empty row for an item without a text, so that rows of the matrix are rows of the catalogue.
-        place = csr_matrix((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=(len(texts), len(rows)))
-        self._weights = csr_matrix(place @ weights, dtype=np.float32)
+        expand = csr_matrix((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=(len(texts), len(rows)))
+        self._weights = csr_matrix(expand @ weights, dtype=np.float32)
 
     def scores(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """(B, n) float32 in 0 … 1."""

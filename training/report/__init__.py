@@ -1,1 +1,1 @@
-"""The report page of a run."""
+"""Renders the report page of a training run."""

@@ -1,8 +1,7 @@
-"""RunReport: what there is to tell of a run, gathered from its directory and its data set; drawn by `run_page`.
+"""Gathers the content of a run's report from its directory and its data set."""
 
-Nothing is required: a run may be unfinished, without validation, of one modality, or without embeddings. What is
-missing is named, with the command that would make it.
-"""
+# Nothing is required: a run may be incomplete, without validation, of one modality, or without embeddings. Missing
+# parts are listed with the command that makes them.
 
 import json
 from collections.abc import Callable, Sequence
@@ -28,22 +27,22 @@ EVALUATION_FILE = "evaluation.json"
 
 @dataclass(frozen=True)
 class RunReport:
-    """Everything that a report tells.
+    """The content of a report.
 
     Attributes:
         run: the run.
-        dataset: that it was trained on.
-        same_data: whether the run was really trained on this data set as it is now; None if nothing was trained.
+        dataset: of the training.
+        same_data: whether the run was trained on this data set as it is now; None if nothing was trained.
         histories: users with a training history.
         verdict: is a modality collapsing?
         validation: plot of the validations; None without any.
-        balance: plots of how the modalities fare.
+        balance: plots of the balance of the modalities.
         training: plots of loss and rate.
         utilisations: of the modalities that were compared.
         quality: the evaluation with and without each modality; None without one.
-        examples: items and what is near them.
+        examples: items and their nearest items.
         embedded_by: kind of model that made the embeddings; None without any.
-        missing: what could not be told, and what to do about it.
+        missing: missing parts and how to make them.
     """
 
     run: TrainingRun
@@ -69,14 +68,14 @@ def gather(
     evaluation: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> RunReport:
-    """Gather what there is.
+    """Gather the content of a report.
 
     Args:
-        dataset: that the run was trained on.
+        dataset: of the training.
         path: the run directory.
-        alone: modality → directory of the run that was trained on it alone.
-        evaluation: JSON of `vlm2rec evaluate`; None for ``RUN/evaluation.json`` if there is one.
-        progress: told what is being done.
+        alone: modality → directory of the run trained on it alone.
+        evaluation: JSON of `vlm2rec evaluate`; None for ``RUN/evaluation.json`` if it exists.
+        progress: called with the name of each step.
 
     Raises:
         ConfigError: the run directory does not exist, or a configuration cannot be read.
@@ -95,7 +94,7 @@ def gather(
     quality = _quality(path, evaluation, missing)
     progress("finding near items")
     examples, kind = _examples(dataset, path, missing)
-    missing += _not_told(run, found)
+    missing += _missing_figures(run, found)
     return RunReport(
         run=run,
         dataset=dataset,
@@ -127,7 +126,7 @@ def _curve(run: TrainingRun, spec: CurveSpec) -> Curve | None:
 
 
 def _curves(run: TrainingRun, specs: Sequence[CurveSpec]) -> tuple[Curve, ...]:
-    """The plots of what this run has; a modality or term that it does without would be a line at 0."""
+    """The plots of this run, without the modalities and terms that it does not use."""
     absent = {"text", "image"} - set(run.modalities)
     drawn = []
     for spec in specs:
@@ -175,22 +174,22 @@ def _examples(dataset: Dataset, path: Path, missing: list[str]) -> tuple[list[Ex
     return found, str(embeddings.model.get("kind", "unknown"))
 
 
-def _not_told(run: TrainingRun, found: Sequence[Utilisation]) -> list[str]:
-    """What the log and the comparisons leave open."""
-    told: list[str] = []
+def _missing_figures(run: TrainingRun, found: Sequence[Utilisation]) -> list[str]:
+    """Missing parts of the log and of the comparisons."""
+    missing: list[str] = []
     if not run.history.lines:
-        told.append("Curves: there is no log in RUN/train; `vlm2rec train` writes one.")
-        return told
+        missing.append("Curves: there is no log in RUN/train; `vlm2rec train` writes one.")
+        return missing
     if run.kept_step is None:
         why = "train.validate_every = 0" if not run.config.train.validate_every else "none was reached yet"
-        told.append(f"Ranking of held-out events while training: it was not measured ({why}).")
+        missing.append(f"Ranking of held-out events while training: it was not measured ({why}).")
     if not any(name.startswith("effective rank") for line in run.history.lines for name in line):
-        told.append("Balance over time: no line of the log has diagnostics (train.diagnose_every).")
+        missing.append("Balance over time: no line of the log has diagnostics (train.diagnose_every).")
     compared = {each.modality for each in found}
     if len(run.modalities) > 1 and run.kept_step is not None:
-        told += [
+        missing += [
             f"Utilisation of {modality}: give a run that was trained on it alone, `--{modality}-alone RUN2`."
             for modality in ("image", "text")
             if modality not in compared
         ]
-    return told
+    return missing

@@ -1,8 +1,7 @@
-"""Diagnosis: is a modality collapsing? Told by rules that the report shows, in words that anyone can read.
+"""Judges whether a modality is collapsing, by rules that the report shows."""
 
-The one figure that settles it is utilisation, and it needs a second run. Without one there are only signs: a modality
-that does little in the joint model may be neglected, or may have little to tell.
-"""
+# The decisive figure is utilisation, which needs a second run. Without one there are only signs: a modality that
+# contributes little to the joint model may be neglected, or may have little information.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,17 +14,17 @@ from training.report.utilisation import Utilisation
 COLLAPSED, USED = 0.6, 0.9
 """Utilisation up to which a modality counts as collapsed, and from which as fully used."""
 LITTLE_GRADIENT = 0.2
-"""Share of the gradient below which a modality is hardly taught any more."""
+"""Share of the gradient below which a modality is hardly trained any more."""
 LITTLE_FOUND = 0.5
 """Ratio to the other modality's NDCG@10 below which a modality is far behind."""
 FEW_DIRECTIONS = 2.0
-"""Effective rank below which vectors lie on hardly more than a line."""
+"""Effective rank below which vectors lie on little more than a line."""
 Kind = Literal["good", "warn", "bad", "unknown"]
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is to be said at the top.
+    """The verdict at the top of the report.
 
     Attributes:
         kind: ``good``, ``warn``, ``bad`` or ``unknown``.
@@ -43,7 +42,7 @@ def judge(run: TrainingRun, utilisations: Sequence[Utilisation]) -> Diagnosis:
 
     Args:
         run: the run.
-        utilisations: of the modalities that there is a run of their own for.
+        utilisations: of the modalities with a run of their own.
     """
     if len(run.modalities) == 1:
         return Diagnosis("unknown", f"Trained on {run.modalities[0]} alone", ("There is nothing to balance.",))
@@ -74,8 +73,8 @@ def gradient_share(run: TrainingRun, modality: str) -> float | None:
 
 
 def _by_utilisation(utilisations: Sequence[Utilisation], reasons: tuple[str, ...]) -> Diagnosis:
-    told = [(found, found.ratio) for found in utilisations]
-    measured = sorted((ratio, found.modality) for found, ratio in told if ratio is not None)
+    ratios = [(found, found.ratio) for found in utilisations]
+    measured = sorted((ratio, found.modality) for found, ratio in ratios if ratio is not None)
     words = tuple(_used(found) for found in utilisations)
     if not measured:
         return Diagnosis("unknown", "Nothing can be said about utilisation", words + reasons)
@@ -99,12 +98,12 @@ def _used(found: Utilisation) -> str:
 
 def _crowded(run: TrainingRun) -> tuple[str | None, str | None]:
     ranks = {name: run.history.late(f"effective rank {name}") for name in MODALITIES}
-    told = {name: rank for name, rank in ranks.items() if rank is not None}
-    if not told:
+    known = {name: rank for name, rank in ranks.items() if rank is not None}
+    if not known:
         return None, None
-    least = min(told, key=lambda name: told[name])
-    words = " and ".join(f"{rank:.1f} ({name})" for name, rank in told.items())
-    return (least if told[least] < FEW_DIRECTIONS else None), f"The vectors use {words} directions."
+    least = min(known, key=lambda name: known[name])
+    words = " and ".join(f"{rank:.1f} ({name})" for name, rank in known.items())
+    return (least if known[least] < FEW_DIRECTIONS else None), f"The vectors use {words} directions."
 
 
 def _neglected(run: TrainingRun) -> tuple[str | None, str | None]:

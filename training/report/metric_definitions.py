@@ -1,4 +1,4 @@
-"""What a run's log measures, in plots and in words: the one place that says what each curve of the report means."""
+"""Defines every curve of the report: its series, its axis and its meaning in words."""
 
 from index.evaluation.plots import CurveSpec
 from training.config.types import MODALITIES

@@ -1,7 +1,6 @@
-"""Nearest items by each modality's vectors: what a model takes for alike, shown by a few examples.
+"""Finds the nearest items by each modality's vectors for a few examples."""
 
-Exact cosines over the whole catalogue, in the space of the VLM's own vectors, before any projection.
-"""
+# Exact cosines over the whole catalogue, in the space of the VLM's own vectors, before any projection.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +16,16 @@ EXAMPLES = 6
 NEAREST = 5
 _BLOCK_ROWS = 65_536
 _LONGEST_TITLE = 120
-_LOOKED_AT = 20
-"""Items in whose place the next one with a picture may be shown."""
+_PICTURE_SEARCH = 20
+"""Items after a chosen one among which an item with a picture is preferred."""
 
 
 @dataclass(frozen=True)
 class ShownItem:
-    """An item as it is shown.
+    """An item in the report.
 
     Attributes:
-        item_id: of the catalogue.
+        item_id: its id.
         title: its title, else its text, else its id; at most 120 characters.
         picture: its picture file; None if it has none.
     """
@@ -38,10 +37,10 @@ class ShownItem:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An item near another one.
+    """A nearest item.
 
     Attributes:
-        item: which.
+        item: the item.
         cosine: of the two vectors, −1 … 1; higher is nearer.
     """
 
@@ -51,10 +50,10 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Example:
-    """One item and what is near it.
+    """One item and its nearest items.
 
     Attributes:
-        item: which.
+        item: the item.
         nearest: modality → nearest items, nearest first; without the modalities that the item lacks.
     """
 
@@ -65,16 +64,16 @@ class Example:
 def nearest_items(
     dataset: Dataset, embeddings: Embeddings, *, examples: int = EXAMPLES, nearest: int = NEAREST
 ) -> list[Example]:
-    """Choose a few items and find what is near them.
+    """Choose a few items and find their nearest items.
 
     Args:
-        dataset: titles and pictures; items that it lacks are left out.
-        embeddings: modality vectors; items that they lack are left out.
+        dataset: titles and pictures; items missing from it are skipped.
+        embeddings: modality vectors; items missing from them are skipped.
         examples: items to choose: evenly spaced in the catalogue among those with most modalities and a picture.
         nearest: items to find for each, by each modality.
     """
-    places = {item_id: row for row, item_id in enumerate(dataset.item_ids())}
-    rows = np.array([places.get(item_id, -1) for item_id in embeddings.item_ids], dtype=np.int64)
+    positions = {item_id: row for row, item_id in enumerate(dataset.item_ids())}
+    rows = np.array([positions.get(item_id, -1) for item_id in embeddings.item_ids], dtype=np.int64)
     known = rows >= 0
     present = {name: np.asarray(block.any(axis=1)) & known for name, block in embeddings.vectors.items()}
     chosen = _choose(dataset, rows, present, examples)
@@ -98,15 +97,15 @@ def nearest_items(
 def _choose(
     dataset: Dataset, rows: NDArray[np.int64], present: Mapping[str, NDArray[np.bool_]], examples: int
 ) -> list[int]:
-    """Rows of the embeddings; those with every modality come first, with the most of them otherwise."""
+    """Rows of the embeddings among the items with the most modalities."""
     count = np.sum(list(present.values()), axis=0)
-    able = np.flatnonzero((count == count.max()) & (count > 0))
-    if not len(able):
+    candidates = np.flatnonzero((count == count.max()) & (count > 0))
+    if not len(candidates):
         return []
     chosen: list[int] = []
-    for start in np.linspace(0, len(able), examples, endpoint=False).astype(np.int64).tolist():
-        after = [int(row) for row in able[start:] if int(row) not in chosen]
-        pictured = (row for row in after[:_LOOKED_AT] if dataset.image_path(int(rows[row])) is not None)
+    for start in np.linspace(0, len(candidates), examples, endpoint=False).astype(np.int64).tolist():
+        after = [int(row) for row in candidates[start:] if int(row) not in chosen]
+        pictured = (row for row in after[:_PICTURE_SEARCH] if dataset.image_path(int(rows[row])) is not None)
         row = next(pictured, after[0] if after else None)
         if row is not None:
             chosen.append(row)
@@ -119,11 +118,11 @@ def _nearest(
     """Row → (row, cosine) of the nearest other rows that have the modality; of equal ones the earlier row."""
     if not chosen:
         return {}
-    wanted = np.asarray(block[list(chosen)])
+    queries = np.asarray(block[list(chosen)])
     cosines = np.full((len(chosen), len(block)), -np.inf, dtype=np.float32)
     for start in range(0, len(block), _BLOCK_ROWS):
         part = slice(start, start + _BLOCK_ROWS)
-        cosines[:, part] = np.where(present[part], wanted @ np.asarray(block[part]).T, -np.inf)
+        cosines[:, part] = np.where(present[part], queries @ np.asarray(block[part]).T, -np.inf)
     cosines[np.arange(len(chosen)), list(chosen)] = -np.inf
     found = {}
     for row, scores in zip(chosen, cosines, strict=True):
@@ -134,7 +133,7 @@ def _nearest(
 
 def _shown(dataset: Dataset, row: int) -> ShownItem:
     item_id, title, text = dataset.items.row(row)[:3]
-    words = next((told for told in (title, text, item_id) if told is not None and told.strip()), item_id)
+    words = next((name for name in (title, text, item_id) if name is not None and name.strip()), item_id)
     words = " ".join(words[: 8 * _LONGEST_TITLE].split())
     shortened = words if len(words) <= _LONGEST_TITLE else words[: _LONGEST_TITLE - 1] + "…"
     return ShownItem(item_id, shortened, dataset.image_path(row))

@@ -1,8 +1,8 @@
-"""report.html of a training run: one file to read, without a script and without anything from another host.
+"""Renders report.html of a training run as one self-contained page."""
 
-Titles and ids come from strangers: the template escapes everything that it is given, and the page's own policy forbids
-scripts and requests should that ever fail. Pictures are made anew from their pixels and stand in the page itself.
-"""
+# The page has no scripts and loads nothing. Titles and ids are untrusted: the template escapes every value, and the
+# page's content security policy forbids scripts and requests as a second defence. Pictures are re-encoded from their
+# pixels and embedded in the page.
 
 import base64
 from collections.abc import Iterable, Mapping
@@ -38,8 +38,8 @@ def render_run(report: RunReport, *, now: datetime | None = None) -> str:
     """The page.
 
     Args:
-        report: what to tell.
-        now: when it was made, aware; None for the clock's time.
+        report: the content.
+        now: time of making, aware; None for the current time.
     """
     environment = page_environment("training", "index")
     environment.filters |= {"figure": as_figure, "short": as_short, "tone": tone, "code": in_code, "share": as_share}
@@ -49,7 +49,7 @@ def render_run(report: RunReport, *, now: datetime | None = None) -> str:
         run=report.run,
         facts=_facts(report),
         tiles=_tiles(report),
-        told=_told(report),
+        told=_summary(report),
         bars=None if report.quality is None else _bars(report.quality),
         used=[{"found": each, "axis": axis_over([0.0, each.joint, each.alone])} for each in report.utilisations],
         rules=diagnosis,
@@ -59,14 +59,14 @@ def render_run(report: RunReport, *, now: datetime | None = None) -> str:
 
 
 def as_figure(value: float | None) -> str:
-    """A measured number, to four digits that count."""
+    """A measured number to four significant digits."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def as_short(value: float) -> str:
-    """A measured number, where there is little room."""
+    """A measured number to three significant digits."""
     return f"{value:.3g}"
 
 
@@ -82,23 +82,23 @@ def as_span(seconds: float) -> str:
 
 
 def tone(name: str) -> str:
-    """The colour of what a name in the log is of."""
+    """The CSS class of a log entry's colour."""
     last = name.rpartition(" ")[2]
     tones = {"text": "text", "image": "image", "model": "language", "tower": "vision", METRIC: "every"}
     return f"tone-{tones.get(last, 'plain')}"
 
 
 def in_code(text: str) -> Markup:
-    """A text with what stands between back-quotes as code; everything is escaped."""
+    """A text with back-quoted parts as code; everything is escaped."""
     parts = text.split("`")
     return Markup("").join(
-        Markup("<code>{}</code>").format(part) if place % 2 and place < len(parts) - 1 else part
-        for place, part in enumerate(parts)
+        Markup("<code>{}</code>").format(part) if number % 2 and number < len(parts) - 1 else part
+        for number, part in enumerate(parts)
     )
 
 
-def _told(report: RunReport) -> list[str]:
-    """What was trained, on what, how long: sentences for anyone."""
+def _summary(report: RunReport) -> list[str]:
+    """Sentences on what was trained, on which data and for how long."""
     run, options = report.run, report.run.config.train
     if not run.history.lines:
         return ["No training was logged in this run."]
@@ -106,22 +106,22 @@ def _told(report: RunReport) -> list[str]:
     what = f"The pretrained model {model}" if model else "A small vision-language model, made from scratch,"
     seen = "" if run.history.pairs is None else f", {run.history.pairs:,} pairs of a history and its next item"
     took = "" if run.history.seconds is None else f", in {as_span(run.history.seconds)} of training steps"
-    told = [
+    sentences = [
         f"{what} was trained on {' and '.join(run.modalities)} of {len(report.dataset):,} items and the histories of "
         f"{report.histories:,} users: {run.history.steps:,} of {options.steps:,} steps{seen}{took}."
     ]
     if run.diverged:
-        told.append(f"It was stopped because of the {run.diverged}, which was not finite.")
+        sentences.append(f"It was stopped because of the {run.diverged}, which was not finite.")
     elif not run.finished:
-        told.append("It has not ended: what is shown is how far it has come.")
+        sentences.append("It has not ended: what is shown is how far it has come.")
     elif run.history.steps < options.steps:
-        told.append("It ended early, as the validation had not become better for a while.")
+        sentences.append("It ended early, as the validation had not become better for a while.")
     if report.same_data is False:
-        told.append(
+        sentences.append(
             "Careful: it was trained on other data than this data set as it is now, so counts, titles and pictures may "
             "not be those that it saw."
         )
-    return told
+    return sentences
 
 
 def _facts(report: RunReport) -> dict[str, str]:
@@ -189,7 +189,7 @@ def _bars(quality: Quality) -> dict[str, Any]:
 
 
 def _pictures(report: RunReport) -> dict[str, str]:
-    """Item id → picture as a ``data:`` address; without the items that have none that can be read."""
+    """Item id → picture as a ``data:`` address; without items that have no readable picture."""
     found = {}
     for item in _items(report):
         if item.picture is not None and item.item_id not in found:

@@ -1,8 +1,7 @@
-"""Utilisation: what a joint model gets out of a modality, of what a model of this modality alone gets out of it.
+"""Computes utilisation: a joint model's figure by one modality over that of a model trained on it alone."""
 
-The ratio of two validation figures means something only if both were measured on the same events and items, so the
-fingerprints of both runs are held to the data set, and what they were validated on is compared.
-"""
+# The ratio of two validation figures is meaningful only if both were measured on the same events and items. So the
+# fingerprints of both runs are compared with the data set, and the validated events with each other.
 
 import math
 from dataclasses import dataclass
@@ -20,12 +19,12 @@ class Utilisation:
     Attributes:
         modality: ``text`` or ``image``.
         joint: of the joint model by this modality alone; higher is better.
-        alone: of the model that was trained on this modality alone.
+        alone: of the model trained on this modality alone.
         users: validated events.
         items: items that competed.
         joint_step: step of the joint run that was measured.
         alone_step: step of the other run that was measured.
-        unfinished: names the runs that have not ended, so that the figure may still change.
+        unfinished: runs that have not ended, so that the figure may still change.
     """
 
     modality: str
@@ -39,12 +38,12 @@ class Utilisation:
 
     @property
     def ratio(self) -> float | None:
-        """``joint / alone``; None where the modality alone finds nothing, so that there is nothing to use."""
+        """``joint / alone``; None if the model of the modality alone scores 0."""
         return self.joint / self.alone if self.alone > 0 else None
 
     @property
     def chance(self) -> float:
-        """NDCG@10 to be expected of an order by chance, as if no history were masked."""
+        """Expected NDCG@10 of a random order, as if no history were masked."""
         return math.fsum(1 / math.log2(rank + 1) for rank in range(1, min(10, self.items) + 1)) / self.items
 
 
@@ -55,7 +54,7 @@ def utilisation(joint: TrainingRun, alone: TrainingRun, modality: str, dataset: 
         joint: trained on text and image.
         alone: trained on ``modality`` only.
         modality: ``text`` or ``image``.
-        dataset: that both were trained on.
+        dataset: of both runs.
         split: of it, as for the joint run.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Checkpoints, lock and disk errors of a run directory."""
+"""Holds what all jobs on a run share: checkpoints, the learning rate and the lock."""

@@ -21,7 +21,7 @@ from training.finetune.distributed import ProcessGroup
 from training.finetune.trainer import train_vlm
 
 ROOT = Path(__file__).parents[3]
-WORKER = ROOT / "tests" / "support" / "rank_worker.py"
+WORKER = ROOT / "tests" / "support" / "process_worker.py"
 CHANGES: dict[str, Any] = {
     "train.batch_size": 7,  # 4 windows for one rank and 3 for the other
     "train.steps": 5,
@@ -46,9 +46,9 @@ def _fresh_accelerate() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(shop_directory: Path, smallest: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_processes(shop_directory: Path, smallest: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes wrote; they share no memory and meet over gloo alone."""
-    out = tmp_path_factory.mktemp("ranks")
+    out = tmp_path_factory.mktemp("processes")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER)]
     done = subprocess.run(
         [*command, str(shop_directory), str(out), json.dumps({**smallest, **CHANGES})],
@@ -66,8 +66,8 @@ def lines(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def test_what_crosses_between_ranks(two_ranks: Path) -> None:
-    first, second = (json.loads((two_ranks / f"exchange-{rank}.json").read_text()) for rank in (0, 1))
+def test_exchanges_between_processes(two_processes: Path) -> None:
+    first, second = (json.loads((two_processes / f"exchange-{number}.json").read_text()) for number in (0, 1))
     assert (first["count"], second["count"]) == (2, 2)
     assert (first["first"], second["first"]) == (True, False)
     assert first["share"] + second["share"] == [0, 1, 2, 3, 4]
@@ -75,39 +75,39 @@ def test_what_crosses_between_ranks(two_ranks: Path) -> None:
     assert (first["gradient"], second["gradient"]) == ([30, 15, 10], [6])  # of the product of all four
     assert (first["nothing"], second["nothing"]) == (2, 2)
     assert (first["padded"], second["padded"]) == ([[7, -1]], [[7, 7]])
-    # Summed; had by one rank only; had by none; of another dtype.
+    # Summed; had by one process only; had by none; of another dtype.
     assert first["summed"] == second["summed"] == [[3, 3], [4, -1], None, [20, 20]]
     assert first["summed_values"] == second["summed_values"] == {"one": 1, "other": 4}
     assert first["agreed"] == second["agreed"] == {"value": 0}
 
 
-def test_two_ranks_train_as_one_process_does(
-    two_ranks: Path, shop: Dataset, shop_parts: LeaveOneOut, smallest: dict[str, Any], tmp_path: Path
+def test_two_processes_train_as_one_does(
+    two_processes: Path, shop: Dataset, shop_parts: LeaveOneOut, smallest: dict[str, Any], tmp_path: Path
 ) -> None:
     """The plain loss of one process, without cached gradients, on the same global batches."""
     config = load_config(overrides={**smallest, **CHANGES, "train.cached_gradients": False})
     alone = train_vlm(shop, shop_parts.train, tmp_path, config, validation=shop_parts.validation)
-    ours, theirs = lines(tmp_path), lines(two_ranks / "run")
+    ours, theirs = lines(tmp_path), lines(two_processes / "run")
     assert [set(line) for line in ours] == [set(line) for line in theirs]
     for mine, other in zip(ours, theirs, strict=True):
         for name in set(mine) - {"seconds"}:
             assert other[name] == pytest.approx(mine[name], rel=1e-4, abs=1e-6), (mine["step"], name)
     start = load_file(tmp_path / "start" / "model.safetensors")
-    weights, shared = (load_file(path / "model.safetensors") for path in (alone, two_ranks / "run" / "model"))
+    weights, shared = (load_file(path / "model.safetensors") for path in (alone, two_processes / "run" / "model"))
     moved = torch.cat([(weights[name] - start[name]).flatten() for name in start])
     apart = torch.cat([(weights[name] - shared[name]).flatten() for name in start])
     assert moved.abs().max() > 1e-3
     assert apart.norm() < 1e-3 * moved.norm()
 
 
-def test_the_first_rank_alone_writes_and_reports(two_ranks: Path) -> None:
-    reported = [json.loads((two_ranks / f"reported-{rank}.json").read_text()) for rank in (0, 1)]
+def test_the_first_process_alone_writes_and_reports(two_processes: Path) -> None:
+    reported = [json.loads((two_processes / f"reported-{number}.json").read_text()) for number in (0, 1)]
     assert reported == [[0, 1, 2, 3, 4, 5], []]
-    assert [line["step"] for line in lines(two_ranks / "run")] == [1, 2, 3, 4, 5]
-    assert max(path.name for path in (two_ranks / "run" / "checkpoints").iterdir()) == "step-00000005"
+    assert [line["step"] for line in lines(two_processes / "run")] == [1, 2, 3, 4, 5]
+    assert max(path.name for path in (two_processes / "run" / "checkpoints").iterdir()) == "step-00000005"
 
 
-def test_a_batch_must_have_a_window_for_every_rank(
+def test_a_batch_must_have_a_window_for_every_process(
     shop: Dataset, shop_parts: LeaveOneOut, smallest: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin = ProcessGroup.__init__

@@ -331,3 +331,15 @@ def test_the_backbone_from_scratch_is_made_once(
     train_vlm(shop, shop_train, tmp_path, small(train__steps=6), resume=True)
     assert (tmp_path / "start" / "model.safetensors").stat().st_mtime_ns == before
     assert all(torch.isfinite(weight).all() for weight in first.values())
+
+
+def test_the_state_in_a_checkpoint_has_the_names_of_earlier_versions(
+    shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path
+) -> None:
+    train_vlm(shop, shop_train, tmp_path, small(train__steps=2, train__checkpoint_steps=2))
+    stored = json.loads((tmp_path / "checkpoints" / "step-00000002" / "state.json").read_text())
+    assert list(stored) == ["lead", "step", "window", "seconds", "best", "best_step", "worse"]
+    assert stored["lead"] == lines(tmp_path)[-1]["lead"] != 0
+    restored = trainer.TrainerState.from_json(stored)
+    assert (restored.step, restored.confidence_gap) == (2, stored["lead"])
+    assert restored.as_json() == stored
