@@ -104,7 +104,7 @@ def test_a_picture_that_was_lost_is_fetched_again(server: PictureServer, shop: P
         server.answers.pop("/2.jpg")
     server.asked.clear()
     assert run(server, shop).fetched == 1
-    assert server.asked[0][0] == "/0.jpg"
+    assert {path for path, _ in server.asked} == ({"/0.jpg", "/2.jpg"} if cut else {"/0.jpg"})  # in any order
     assert (shop / first).read_bytes() == picture()
 
 
