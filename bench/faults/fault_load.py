@@ -27,7 +27,7 @@ _DEGRADED = b'"degraded":"'
 
 @dataclass(frozen=True, slots=True)
 class SentEvent:
-    """An event of the run; number and time are its own, so that it can be told from all others in Redis."""
+    """An event of the run, with a number and a time that no other event in Redis has."""
 
     user_id: str
     item_id: str
@@ -64,7 +64,7 @@ class Outcome:
 
     Attributes:
         due: perf_counter seconds.
-        answered: likewise.
+        answered: perf_counter seconds.
         status: of the answer; 0 when the connection failed or no answer came.
         degraded: the reason that the answer gives; empty when it is whole or none.
         event: the event that was sent; None for a recommendation.

@@ -143,8 +143,8 @@ class Phase:
     Attributes:
         fault: which.
         outcomes: of every request.
-        began: perf_counter seconds, when it was about to go wrong.
-        returned: likewise, when it was right again.
+        began: perf_counter seconds, just before the fault.
+        returned: perf_counter seconds, when the fault was over.
         counted: what the metrics of both replicas grew by; of no use where one was restarted.
         retried: events that were not acknowledged at first, sent again afterwards with the same id until they were.
         unstored: those that even so were not.
@@ -190,23 +190,23 @@ class Phase:
         }
 
     def wrong(self) -> list[str]:
-        """What must not be."""
+        """Every observation that breaks an invariant."""
         found = Counter(self._fault_of(outcome) for outcome in self.outcomes)
-        told = [f"{count} × {what}" for what, count in found.items() if what]
+        problems = [f"{count} × {what}" for what, count in found.items() if what]
         seen = sum(outcome.degraded == _HISTORY for outcome in self.outcomes)
         if not self.fault.drains and self.counted[_DEGRADED_METRIC] != seen:
-            told.append(f"{self.counted[_DEGRADED_METRIC]:.0f} degraded answers were counted, {seen} were seen")
+            problems.append(f"{self.counted[_DEGRADED_METRIC]:.0f} degraded answers were counted, {seen} were seen")
         if self.fault.degrades and not seen:
-            told.append("the fault was not felt by recommendations")
+            problems.append("the fault was not felt by recommendations")
         if self.fault.refuses and not any(outcome.status == 503 for outcome in self.outcomes):
-            told.append("the fault was not felt by events")
+            problems.append("the fault was not felt by events")
         if self.fault.kills and not self.counted.get(_DEATHS_METRIC, 1):
-            told.append("no worker died")
+            problems.append("no worker died")
         if self.unstored:
-            told.append(f"{self.unstored} events were refused for ever")
+            problems.append(f"{self.unstored} events were refused for ever")
         if self.repeated[1]:
-            told.append(f"{self.repeated[1]} events were stored twice")
-        return told
+            problems.append(f"{self.repeated[1]} events were stored twice")
+        return problems
 
     def _fault_of(self, outcome: Outcome) -> str:
         """What is wrong with an answer; empty if nothing is."""

@@ -110,16 +110,16 @@ def fuzz(service: Service, setup: Setup, shop: Shop, *, seed: int, examples: int
     if not report.exists() or not counts.exists():
         raise SystemExit(f"schemathesis did not run: {ran.stdout[-2000:]}{ran.stderr[-2000:]}")
     (scratch / "output.txt").write_text(ran.stdout)
-    told, counted = json.loads(report.read_text()), json.loads(counts.read_text())
+    summary, counted = json.loads(report.read_text()), json.loads(counts.read_text())
     return {
         "seed": seed,
-        "schemathesis": told["schemathesis_version"],
+        "schemathesis": summary["schemathesis_version"],
         "requests": sum(sum(by_status.values()) for by_status in counted["statuses"].values()),
-        "complete": told["complete"],
-        "operations": told["operations"]["tested"],
-        "operations_in_all": told["operations"]["total"],
-        "failures": told["failures"],
-        "errors": told["errors"],
+        "complete": summary["complete"],
+        "operations": summary["operations"]["tested"],
+        "operations_in_all": summary["operations"]["total"],
+        "failures": summary["failures"],
+        "errors": summary["errors"],
         "statuses": counted["statuses"],
         "undocumented": counted["undocumented"],
         "checks": [name for name in counted["checks"] if name not in excluded.split(",")],

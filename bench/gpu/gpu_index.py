@@ -142,8 +142,8 @@ def filters(
     rows = vectors.shape[0]
     masks = {f"random {share:g}": rng.random(rows) < max(share, 1 / rows) for share in SHARES}
     near = exact_top_k(queries[:1], vectors, min(10_000, rows // 10), allowed=indexed)[0][0]
-    masks["nearest barred"] = np.ones(rows, dtype=np.bool_)
-    masks["nearest barred"][near] = False
+    masks["nearest excluded"] = np.ones(rows, dtype=np.bool_)
+    masks["nearest excluded"][near] = False
     masks["none"] = np.zeros(rows, dtype=np.bool_)
     lines = []
     rights = exactly(queries, vectors, [mask & indexed for mask in masks.values()], K)

@@ -3,8 +3,8 @@
     python bench/index/filters.py --rows 1000000
 
 Builds a bundle (kept under --work, so that a second run begins at once), asks it with one thread and one query at a
-time, and holds every answer against exact search under the same filter. ``random`` filters know nothing of the query;
-``nearest … only`` and ``nearest … barred`` are the two ways in which a real category can lie to it. Prints a line a
+time, and compares every answer with exact search under the same filter. ``random`` filters are independent of the
+query; ``nearest … only`` allows only the rows nearest to it, ``nearest … excluded`` excludes them. Prints one line per
 filter and writes JSON.
 """
 
@@ -101,7 +101,7 @@ def filters_of(bundle: Bundle) -> Iterator[tuple[str, RowMask, dict[str, float]]
 def sided(
     queries: NDArray[np.float32], vectors: NDArray[np.floating], indexed: NDArray[np.bool_]
 ) -> Iterator[tuple[str, list[RowMask]]]:
-    """A filter for each query that allows only what is nearest to it, or only what is not."""
+    """For each query, filters that allow only the rows nearest to it, and filters that exclude them."""
     scores = np.concatenate(
         [queries @ to_float32(vectors[at : at + BLOCK]).T for at in range(0, len(vectors), BLOCK)], 1
     )
@@ -112,7 +112,7 @@ def sided(
             [RowMask.of(row >= bound, indexed) for row, bound in zip(scores, bounds, strict=True)],
         )
         yield (
-            f"nearest {share:g} barred",
+            f"nearest {share:g} excluded",
             [RowMask.of(row < bound, indexed) for row, bound in zip(scores, bounds, strict=True)],
         )
 

@@ -40,7 +40,7 @@ class Client:
 
     Args:
         port: where it listens on this machine.
-        keep: told every answer: the request, when it was due and answered (perf_counter seconds), status, body.
+        keep: called with each request, the times it was due and answered (perf_counter seconds), status and body.
     """
 
     def __init__(self, port: int, keep: Keep | None = None) -> None:

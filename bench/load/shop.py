@@ -129,9 +129,9 @@ class Service:
         self._log = log
         program = ["cli.main"] if witness is None else ["bench.faults.watched_service", str(witness)]
         self._command = [sys.executable, "-m", *program, "serve", "--registry", str(registry), "--redis", redis]
-        directives = {"VLM2REC_DIRECTIVES_FILE": str(log.with_suffix(".directives.json")), "VLM2REC_LOG_LEVEL": "error"}
+        own = {"VLM2REC_DIRECTIVES_FILE": str(log.with_suffix(".directives.json")), "VLM2REC_LOG_LEVEL": "error"}
         given = {f"VLM2REC_{name.upper()}": value for name, value in settings.items()}
-        self._variables = {**os.environ, **directives, **given}
+        self._variables = {**os.environ, **own, **given}
 
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:

@@ -90,7 +90,7 @@ class Requests:
     def _options(self) -> dict[str, Any]:
         chance = self._random.random
         low = self._random.choice((1, 10, 1_000_000))
-        wish: dict[str, Any] = {
+        options: dict[str, Any] = {
             "items": [{"item_id": item, "weight": self._random.uniform(-1, 2)} for item in self._some(0, 20)],
             "user_id": self._user() if chance() < 0.5 else None,
             "k": self._random.choice((1, 20, 100)),
@@ -104,15 +104,15 @@ class Requests:
         }
         if chance() < 0.6:
             category = f"category {self._random.randrange(25)}"
-            wish["filter"] = {
+            options["filter"] = {
                 "must": [{"field": "price", "gte": low, "lt": low * self._random.uniform(1, 20)}],
                 "must_not": [{"field": "category", "in": [category]}],
             }
-        return wish
+        return options
 
     def _widest(self) -> Asked:
-        wish = {"items": self._some(500, 500), "k": 1000, "diversity": 1.0, "explain": True, "fields": ["title"]}
-        return _post("recommend, widest", "/recommend", wish)
+        widest = {"items": self._some(500, 500), "k": 1000, "diversity": 1.0, "explain": True, "fields": ["title"]}
+        return _post("recommend, widest", "/recommend", widest)
 
     def _similar(self) -> Asked:
         return _post("similar", "/similar", {"item_id": self._random.choice(self._items), "k": 20, "explain": True})

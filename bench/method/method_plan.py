@@ -172,7 +172,7 @@ PLAN = Plan(
     catalogues=(
         Catalogue(
             "equal-tastes",
-            "equal tastes in text and picture, independent of each other (the demo catalogue as it comes), 400 steps",
+            "equal preferences in text and picture, independent of each other (the default demo catalogue), 400 steps",
             {},
             {**_BASE, "train.steps": 400},
             COLLAPSE,
@@ -180,7 +180,7 @@ PLAN = Plan(
         ),
         Catalogue(
             "shared-theme",
-            "equal tastes, one theme shown in both, 80 % consistent, 300 steps",
+            "equal preferences, one theme shown in both, 80 % consistent, 300 steps",
             {"theme": 0.8},
             {**_BASE, "train.steps": 300},
             BALANCED,
@@ -188,7 +188,7 @@ PLAN = Plan(
         ),
         Catalogue(
             "strong-text",
-            "a stronger taste in text (3.5) than in pictures (2.5), independent, 500 steps",
+            "a stronger preference in text (3.5) than in pictures (2.5), independent, 500 steps",
             {"text_taste": 3.5},
             {**_BASE, "train.steps": 500},
             STRONG_TEXT,

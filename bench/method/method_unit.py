@@ -129,7 +129,7 @@ def carry_out(unit: Unit, work: Path, *, report: Callable[[str, float], None] = 
     Args:
         unit: which one.
         work: directory of the bench.
-        report: told the step and the share of it that is done.
+        report: called with the step and the share of it that is done.
 
     Returns:
         False if it was done already.

@@ -50,7 +50,9 @@ class Answering:
         queries = self._bundle.encode([np.array(rows, dtype=np.int64) for rows in seen])
         found = self._bundle.search(queries, max(counts) + LONGEST)
         answers = []
-        for rows, scores, barred, wanted in zip(found.rows.tolist(), found.scores.tolist(), seen, counts, strict=True):
-            kept = [(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0 and row not in barred]
+        for rows, scores, excluded, wanted in zip(
+            found.rows.tolist(), found.scores.tolist(), seen, counts, strict=True
+        ):
+            kept = [(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0 and row not in excluded]
             answers.append({"items": [{"item_id": id_of(row), "score": score} for row, score in kept[:wanted]]})
         return answers

@@ -35,17 +35,17 @@ class Recommending:
         return JSONResponse(await self.recommend(Ask.model_validate_json(await request.body())))
 
 
-async def _until_told() -> None:
-    told = asyncio.Event()
+async def _until_stopped() -> None:
+    stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
-    await told.wait()
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()
 
 
 if __name__ == "__main__":
     ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=100_000_000)
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
     serve.run(Recommending.bind(), route_prefix="/recommend")
-    asyncio.run(_until_told())
+    asyncio.run(_until_stopped())
     serve.shutdown()
     ray.shutdown()

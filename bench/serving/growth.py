@@ -10,7 +10,7 @@ MOST_GROWTH = 0.02
 JUDGED = ("rss", "anonymous", "blocks")
 COUNTED = ("descriptors", "stores", "threads")
 """Of these the median may not be higher in the second half: single samples fall into a swap or a reconnect."""
-_LEAST_S = 900.0  # of the judged half: an hour's growth is not told from less without guessing
+_LEAST_S = 900.0  # of the judged half; less is too short to estimate the growth per hour
 _WINDOW_S = 120.0  # of a bundle's stay: medians over it do not see that memory rises and falls with a swap
 
 

@@ -42,9 +42,9 @@ _WHY = (
     "Where the time goes, and so why some do not hold, is in "
     "[Experiments: serving](experiments/serving.md#where-the-time-goes), with what was tried against it.\n"
 )
-_REFUSALS = """The time to refuse is told twice: by the server, from the first bytes of the request that it received to
-those of the refusal, and by the client, from the moment when the request was due. Only the latter includes the wait
-until the server reads the request.
+_REFUSALS = """The time to refuse is measured twice: by the server, from the first bytes of the request to those of the
+refusal, and by the client, from the moment when the request was due. Only the latter includes the wait until the server
+reads the request.
 
 **Earlier versions of this page said “p99 to refuse 0.01 ms, holds”. That was wrong**: the server timed how long it took
 to build one header, not the refusal.

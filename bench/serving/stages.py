@@ -43,7 +43,7 @@ class Visit:
     """One start of a contender with what is measured on it.
 
     Attributes:
-        stage: for whoever watches.
+        stage: name for the progress output.
         contender: what is started.
         rows: the size of its catalogue.
         users: histories in its Redis.

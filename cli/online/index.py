@@ -201,7 +201,7 @@ def _publish(bundle: Path, registry: str, *, force: bool) -> None:
 
 
 def _excludes_seen(fitted: Path) -> bool:
-    """What a run was fitted with; true where that is not told.
+    """Read `exclude_seen` from a run's encoder configuration; true where it is not recorded.
 
     Raises:
         IndexSpecError: the file is there and cannot be read.

@@ -68,7 +68,7 @@ def index_spec(
 
     return IndexSpec(
         kind=kind,  # type: ignore[arg-type]  # checked by IndexSpec, with a better message
-        codes=codes,  # type: ignore[arg-type]  # likewise
+        codes=codes,  # type: ignore[arg-type]  # checked by IndexSpec
         memory_bytes=None if memory_mb is None else memory_mb * _MEGABYTE,
         target_recall=target_recall,
         bounds=read_bounds(bounds, bound or []),

@@ -14,7 +14,7 @@ _LATER = (429, 503)
 
 
 class LiveService:
-    """One connection, kept alive; asks again where it is told to.
+    """One keep-alive connection; repeats a request that is answered 429 or 503.
 
     Args:
         url: ``http://host:port`` or ``https://…``, with a path if the service stands behind one.

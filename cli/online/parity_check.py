@@ -113,10 +113,10 @@ class ParityCheck:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise LiveServiceError(f"the service answers items of another form ({error!r})") from error
-        barred = {self._bundle.ids.id(int(row)) for row in seen}
+        excluded = {self._bundle.ids.id(int(row)) for row in seen}
 
         def score_of(item_id: str) -> float | None:
-            return None if item_id in barred else self._score(query, item_id)
+            return None if item_id in excluded else self._score(query, item_id)
 
         self._served.compare(name, self._reference(query, seen, got), got, score_of)
 

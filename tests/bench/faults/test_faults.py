@@ -39,7 +39,7 @@ def test_what_a_fault_may_do_is_not_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "fault", "told"),
+    ("outcome", "fault", "reported"),
     [
         (replace(WELL, status=500), KILLED, "1 × 500 to a recommendation"),
         (replace(WELL, status=0), KILLED, "1 × 0 to a recommendation"),
@@ -52,12 +52,12 @@ def test_what_a_fault_may_do_is_not_wrong() -> None:
         (replace(REFUSED, status=429), RESTARTED, "1 × 429 to an event"),
     ],
 )
-def test_everything_else_is(outcome: Outcome, fault: object, told: str) -> None:
+def test_everything_else_is(outcome: Outcome, fault: object, reported: str) -> None:
     felt = [REFUSED] if fault is FULL else [DEGRADED, REFUSED] if fault is KILLED else []
-    assert phase(WELL, *felt, outcome, fault=fault).wrong() == [told]
+    assert phase(WELL, *felt, outcome, fault=fault).wrong() == [reported]
 
 
-def test_a_fault_that_nobody_felt_and_a_count_that_is_off_are_told() -> None:
+def test_a_fault_without_effect_and_a_wrong_count_are_reported() -> None:
     assert phase(WELL).wrong() == [
         "the fault was not felt by recommendations",
         "the fault was not felt by events",
