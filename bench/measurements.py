@@ -1,4 +1,4 @@
-"""Measurements: one JSON file that grows by a measurement at a time, so that a run can end at any moment and go on."""
+"""Stores measurements in one JSON file, one at a time, so that a run can stop at any moment and continue."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from bench.serving.reading import Reading
+from bench.serving.results import ServingResults
 
 _FORMAT = 2
 
@@ -51,9 +51,9 @@ class Measurements:
         kept = {key: found for key, found in self._all["measurements"].items() if key.partition("/")[0] != stage}
         self._all["measurements"] = kept
 
-    def read(self) -> Reading:
+    def read(self) -> ServingResults:
         """What is measured so far, for medians and ratios."""
-        return Reading(self._all)
+        return ServingResults(self._all)
 
     def put(self, key: str, measured: Mapping[str, Any], *, took_s: float) -> None:
         """Store a measurement at once, with the commit and how busy the machine was."""

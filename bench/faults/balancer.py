@@ -1,9 +1,9 @@
-"""A small load balancer before replicas of the service, for benches that take replicas away.
+"""Balances requests between replicas of the service, so that a bench can stop one of them.
 
     python -m bench.faults.balancer 8001 8002
 
-Prints its port. It reads whole requests and answers, asks the ready replicas by turns, drops one whose `/readyz` is
-not 200, and asks another when one refuses the connection or closes it before it has answered.
+Prints its port. It reads whole requests and answers and takes the ready replicas in turn. A replica whose `/readyz` is
+not 200 gets no requests; a request whose connection is refused or closed before the answer goes to another replica.
 """
 
 import asyncio

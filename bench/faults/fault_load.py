@@ -1,4 +1,4 @@
-"""The load of the fault run: recommendations and events at constant rates, and what became of every one of them."""
+"""Sends recommendations and events at constant rates during the fault run and records every outcome."""
 
 import gc
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.faults.fault_stage import Stage
+from bench.faults.fault_setup import FaultSetup
 from bench.load.open_loop import Client, arrivals, requests_of
 from index.bundle.bundle import Bundle
 from index.bundle.registry import Registry
@@ -77,7 +77,7 @@ class Outcome:
     event: SentEvent | None
 
 
-class Load:
+class FaultLoad:
     """Makes requests for made users of a bundle.
 
     Args:
@@ -100,9 +100,9 @@ class Load:
         """Ten events for every user."""
         return [self._event(f"user-{user}") for user in range(USERS) for _ in range(10)]
 
-    def run(self, stage: Stage, seconds: float, outcomes: list[Outcome]) -> "Running":
+    def run(self, setup: FaultSetup, seconds: float, outcomes: list[Outcome]) -> "RunningLoad":
         """Offer load for a while, in a thread of its own."""
-        return Running(self, stage, seconds, outcomes)
+        return RunningLoad(self, setup, seconds, outcomes)
 
     def requests(self, seconds: float, seed: int) -> tuple[list[bytes], Any, dict[bytes, SentEvent]]:
         """Requests, when they are due (seconds from the start), and which of them are which events."""
@@ -124,19 +124,19 @@ class Load:
         return event
 
 
-class Running:
-    """Load that is being offered.
+class RunningLoad:
+    """Load that a thread offers.
 
     Attributes:
         started: perf_counter seconds of its begin.
         events: that are among it.
     """
 
-    def __init__(self, load: Load, stage: Stage, seconds: float, outcomes: list[Outcome]) -> None:
+    def __init__(self, load: FaultLoad, setup: FaultSetup, seconds: float, outcomes: list[Outcome]) -> None:
         requests, due, self._sent = load.requests(seconds, seed=len(load.events))
         self.events = list(self._sent.values())
         self._outcomes = outcomes
-        self._client = Client(stage.port, self._keep)
+        self._client = Client(setup.port, self._keep)
         self.started = time.perf_counter() + 0.1
         self._thread = threading.Thread(target=self._client.run, args=(requests, self.started + due))
         gc.disable()  # a collection would hold up the client, not the service
@@ -160,9 +160,9 @@ class Running:
         self._outcomes.append(Outcome(due, at, status, reason, self._sent.get(request)))
 
 
-def lost_and_doubled(stage: Stage, acknowledged: Sequence[SentEvent]) -> tuple[list[SentEvent], list[str]]:
+def lost_and_doubled(setup: FaultSetup, acknowledged: Sequence[SentEvent]) -> tuple[list[SentEvent], list[str]]:
     """Acknowledged events that are not in Redis, in the stream and in the history; and what is there twice."""
-    with stage.admin() as admin:
+    with setup.admin() as admin:
         streams = [admin.xrange(stream_key("vlm2rec", bucket)) for bucket in range(BUCKETS)]
         streamed = Counter(fields["event_id"] for entries in streams for _, fields in entries)
         kept: Counter[str] = Counter()

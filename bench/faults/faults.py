@@ -1,10 +1,10 @@
-"""The fault run: Redis and the service are killed, stopped, filled and restarted under load, and nothing may be lost.
+"""Kills, stops, fills and restarts Redis and the service under load and checks that nothing is lost.
 
     python -m bench.faults.faults               # 300 requests and 30 events a second, about two minutes
     python -m bench.faults.faults --rate 50     # a quiet look
 
-Two replicas behind a balancer, a Redis that writes every event through to the disk. One fault after the other, each in
-a phase of its own. Prints and writes JSON, and the table of docs/reliability.md from it.
+Two replicas run behind a balancer, with a Redis that writes every event to the disk. Each fault has a phase of its own.
+Prints and writes JSON, and the table of docs/reliability.md.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.faults.fault_load import Load, Outcome, Running, SentEvent, lost_and_doubled
-from bench.faults.fault_stage import Stage
+from bench.faults.fault_load import FaultLoad, Outcome, RunningLoad, SentEvent, lost_and_doubled
+from bench.faults.fault_setup import FaultSetup
 from bench.index.bundles import published
 from bench.measurements import commit, machine
 
@@ -51,32 +51,32 @@ class Fault:
     """
 
     name: str
-    begin: Callable[[Stage], None]
-    end: Callable[[Stage], None]
+    begin: Callable[[FaultSetup], None]
+    end: Callable[[FaultSetup], None]
     degrades: bool = False
     refuses: bool = False
     drains: bool = False
     kills: bool = False
 
 
-def _signal_redis(stage: Stage, which: signal.Signals) -> None:
-    if stage.redis.pid is not None:
-        os.kill(stage.redis.pid, which)
+def _signal_redis(setup: FaultSetup, which: signal.Signals) -> None:
+    if setup.redis.pid is not None:
+        os.kill(setup.redis.pid, which)
 
 
-def _configure(stage: Stage, **settings: str) -> None:
-    with stage.admin() as admin:
+def _configure(setup: FaultSetup, **settings: str) -> None:
+    with setup.admin() as admin:
         for name, value in settings.items():
             admin.config_set(name.replace("_", "-"), value)
 
 
-def _command(stage: Stage, *command: str) -> None:
-    with stage.admin() as admin:
+def _command(setup: FaultSetup, *command: str) -> None:
+    with setup.admin() as admin:
         admin.execute_command(*command)
 
 
-def _end_workers(stage: Stage) -> None:
-    for replica in stage.replicas:
+def _end_workers(setup: FaultSetup) -> None:
+    for replica in setup.replicas:
         replica.burst()  # threads are started when several requests come at once
         replica.end_workers()
         replica.burst()  # and end at their next step
@@ -118,7 +118,7 @@ FAULTS = (
 
 
 @dataclass(frozen=True)
-class Plan:
+class FaultPlan:
     """How much of everything.
 
     Attributes:
@@ -223,29 +223,33 @@ class Phase:
         return max([outcome.answered - self.returned for outcome in outcomes] + [0.0])
 
 
-def carry_out(fault: Fault, stage: Stage, load: Load, plan: Plan, acknowledged: list[SentEvent]) -> Phase:
+def carry_out(
+    fault: Fault, setup: FaultSetup, load: FaultLoad, plan: FaultPlan, acknowledged: list[SentEvent]
+) -> Phase:
     """One phase: load, fault, load; then what was not stored is sent again, and something of what was."""
     outcomes: list[Outcome] = []
-    before = stage.metrics()
-    running = load.run(stage, plan.before_s + plan.fault_s + plan.after_s, outcomes)
+    before = setup.metrics()
+    running = load.run(setup, plan.before_s + plan.fault_s + plan.after_s, outcomes)
     try:
         running.wait_until(plan.before_s)
         began = time.perf_counter()
-        fault.begin(stage)
+        fault.begin(setup)
         running.wait_until(plan.before_s + plan.fault_s)
-        fault.end(stage)
+        fault.end(setup)
         returned = time.perf_counter()
     finally:
         running.join()
-    counted = stage.metrics()
+    counted = setup.metrics()
     counted.subtract(before)
-    stored, retried, unstored = _send_again(stage, running, outcomes)
-    repeated = [stage.post("/events", event.body())[1].get("stored", 0) for event in stored[::20]]
+    stored, retried, unstored = _send_again(setup, running, outcomes)
+    repeated = [setup.post("/events", event.body())[1].get("stored", 0) for event in stored[::20]]
     acknowledged += stored
     return Phase(fault, outcomes, began, returned, counted, retried, unstored, (len(repeated), sum(repeated)))
 
 
-def _send_again(stage: Stage, running: Running, outcomes: Sequence[Outcome]) -> tuple[list[SentEvent], int, int]:
+def _send_again(
+    setup: FaultSetup, running: RunningLoad, outcomes: Sequence[Outcome]
+) -> tuple[list[SentEvent], int, int]:
     """The events that are acknowledged now, how many of them at a later try, and how many are not."""
     stored = [outcome.event for outcome in outcomes if outcome.event is not None and outcome.status == 200]
     at_first = {event.number for event in stored}
@@ -253,7 +257,7 @@ def _send_again(stage: Stage, running: Running, outcomes: Sequence[Outcome]) -> 
     unstored = 0
     for event in open_:
         for _ in range(_RETRIES):
-            if stage.post("/events", event.body())[0] == 200:
+            if setup.post("/events", event.body())[0] == 200:
                 stored.append(event)
                 break
             time.sleep(0.05)
@@ -262,7 +266,7 @@ def _send_again(stage: Stage, running: Running, outcomes: Sequence[Outcome]) -> 
     return stored, len(open_) - unstored, unstored
 
 
-def run(registry: Path, work: Path, plan: Plan, faults: Sequence[Fault] = FAULTS) -> dict[str, Any]:
+def run(registry: Path, work: Path, plan: FaultPlan, faults: Sequence[Fault] = FAULTS) -> dict[str, Any]:
     """All faults on a bundle; the figures, and whether everything holds.
 
     Args:
@@ -271,18 +275,18 @@ def run(registry: Path, work: Path, plan: Plan, faults: Sequence[Fault] = FAULTS
         plan: how much of everything.
         faults: in this order.
     """
-    load = Load(registry, plan.rate, plan.event_rate)
-    with Stage(registry, work) as stage:
+    load = FaultLoad(registry, plan.rate, plan.event_rate)
+    with FaultSetup(registry, work) as setup:
         acknowledged = load.first_histories()
         for at in range(0, len(acknowledged), 500):
-            status, _ = stage.post("/events", {"events": [event.body() for event in acknowledged[at : at + 500]]})
+            status, _ = setup.post("/events", {"events": [event.body() for event in acknowledged[at : at + 500]]})
             if status != 200:
                 raise SystemExit(f"the first histories could not be stored: {status}")
         phases = {}
         for fault in faults:
-            phases[fault.name] = carry_out(fault, stage, load, plan, acknowledged).figures()
+            phases[fault.name] = carry_out(fault, setup, load, plan, acknowledged).figures()
             print(f"{fault.name}: {phases[fault.name]['wrong'] or 'holds'}", file=sys.stderr, flush=True)
-        lost, doubled = lost_and_doubled(stage, acknowledged)
+        lost, doubled = lost_and_doubled(setup, acknowledged)
     late = [
         name for name, phase in phases.items() if max(phase["histories_back_s"], phase["events_back_s"]) > RECOVERY_S
     ]
@@ -331,7 +335,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument(
-        "--rate", type=float, default=Plan.rate, help="recommendations per second; a tenth as many events"
+        "--rate", type=float, default=FaultPlan.rate, help="recommendations per second; a tenth as many events"
     )
     parser.add_argument("--work", type=Path, default=_ROOT / ".bench", help="where built bundles are kept")
     parser.add_argument("--out", type=Path, default=_ROOT / "bench" / "results" / "faults.json")
@@ -341,9 +345,9 @@ def main() -> None:
     encoder = options.work / "encoder.onnx"
     if not encoder.exists():
         subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], cwd=_ROOT, check=True)
-    made = published(options.items, options.work, encoder, lambda stage, _share: print(stage, file=sys.stderr))
+    made = published(options.items, options.work, encoder, lambda setup, _share: print(setup, file=sys.stderr))
     with tempfile.TemporaryDirectory(dir=options.work) as scratch:
-        plan = Plan(rate=options.rate, event_rate=options.rate / 10)
+        plan = FaultPlan(rate=options.rate, event_rate=options.rate / 10)
         found = run(Path(made.registry), Path(scratch), plan)
     found |= {"items": options.items, "commit": commit(), "machine": machine()}
     options.out.parent.mkdir(parents=True, exist_ok=True)

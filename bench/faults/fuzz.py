@@ -1,12 +1,12 @@
-"""Fuzzes a running service: schemathesis on every operation of /openapi.json, and garbage below HTTP.
+"""Fuzzes a running service with schemathesis on every operation of /openapi.json and with bytes that are not HTTP.
 
-    python -m bench.faults.fuzz                    # goes on where the last run ended
+    python -m bench.faults.fuzz                    # continues the last run
     python -m bench.faults.fuzz --fresh            # begins anew
     python -m bench.faults.fuzz --fresh --requests 1 --rounds 1 --raw 100 --out /tmp/fuzz.json    # a quick look
 
-Rounds of one seed each, with different keys in turn, until the number of requests is reached; each is stored as soon
-as it is done. All of schemathesis' checks but positive_data_acceptance: what fits a schema may still name an unknown
-field or weigh every slot with 0. Ends with exit code 1 if anything was found.
+Runs rounds of one seed each, with different keys in turn, until the number of requests is reached; each round is stored
+at its end. All of schemathesis' checks are on but positive_data_acceptance: a body that fits the schema may still name
+an unknown field or weigh every slot with 0. Exit code 1 if anything was found.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""What schemathesis loads into itself (``SCHEMATHESIS_HOOKS``): known values to ask with, and counts of what came back.
+"""Gives schemathesis known values to send (as ``SCHEMATHESIS_HOOKS``) and counts the responses.
 
-Runs in schemathesis' own environment and knows nothing of the project. ``FUZZ_KNOWN`` names a JSON file with item ids,
-field names, slot names and filters of the bundle that is served; ``FUZZ_COUNTS`` the file that gets the counts.
+Runs in schemathesis' own environment and imports nothing of the project. ``FUZZ_KNOWN`` names a JSON file with item
+ids, field names, slot names and filters of the bundle that is served; ``FUZZ_COUNTS`` the file that gets the counts.
 """
 
 import atexit

@@ -1,4 +1,4 @@
-"""Garbage below HTTP: seeded requests that no HTTP library would send, and what a server may do about them.
+"""Sends seeded requests that no HTTP library would send and checks what a server does with them.
 
 It may answer 1xx to 4xx or 501, or close the connection, and must answer the next proper request. It may not answer
 other 5xx, send what is no HTTP, answer pipelined requests out of order, or end.

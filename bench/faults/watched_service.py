@@ -1,4 +1,4 @@
-"""`vlm2rec` with a witness inside: a thread that tells how much the interpreter holds and how late the loop is.
+"""Runs `vlm2rec` with a thread that records the interpreter's memory and the delay of the event loop.
 
     python -m bench.faults.watched_service WITNESS.jsonl serve --registry …
 

@@ -1,4 +1,4 @@
-"""The index on a GPU: parity with exact search on the CPU, filters, and the share of the card's memory bandwidth.
+"""Measures the index on a GPU: parity with exact search on the CPU, filters, and the used share of memory bandwidth.
 
     python bench/gpu/gpu_index.py --rows 10000000            # needs faiss-gpu, and torch or cupy to measure the card
     python bench/gpu/gpu_index.py --rows 20000 --device cpu  # shows that the script works; says nothing about a GPU

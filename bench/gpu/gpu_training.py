@@ -1,6 +1,6 @@
-"""Training and embedding with a random-weight Qwen2.5-VL-3B on a GPU: how much of the card's matrix rate is used.
+"""Measures training and embedding with a random-weight Qwen2.5-VL-3B as a share of the GPU's matrix rate.
 
-    python -m bench.gpu.gpu_training           # one CUDA device; goes on where the last run ended
+    python -m bench.gpu.gpu_training           # one CUDA device; continues the last run
     python -m bench.gpu.gpu_training --fresh   # begins anew
     python -m bench.gpu.gpu_training --toy     # a tiny model on the CPU: shows that it runs, says nothing about a GPU
 

@@ -1,7 +1,7 @@
-"""Floating-point operations of a Qwen2.5-VL with LoRA adapters, counted by formula: 2 m n k for every matrix product.
+"""Counts the floating-point operations of a Qwen2.5-VL with LoRA adapters: 2 m n k per matrix product.
 
 Norms, activations, rotary positions, the pooling and the loss are left out. The formulas are written down beside the
-code that adds them up; `tests/bench/gpu/test_vlm_flops.py` holds them against hand-made numbers and PyTorch's own
+code that adds them up; `tests/bench/gpu/test_vlm_flops.py` compares them with hand-made numbers and PyTorch's own
 counter.
 
 Forward, for a linear layer of a inputs and b outputs: 2 a b a token, and 2 r (a + b) more with an adapter of rank r.

@@ -1,4 +1,4 @@
-"""What the training bench runs: a Qwen2.5-VL with random weights, and a made shop that fills its prompts."""
+"""Makes the inputs of the training bench: a Qwen2.5-VL with random weights and a shop whose prompts are full."""
 
 import csv
 from collections.abc import Mapping

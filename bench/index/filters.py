@@ -1,8 +1,8 @@
-"""Filtered search on a made catalogue: latency, the path taken and recall, from one allowed row to all of them.
+"""Measures filtered search on a made catalogue: latency, search path and recall, from one allowed row to all.
 
     python bench/index/filters.py --rows 1000000
 
-Builds a bundle (kept under --work, so that a second run begins at once), asks it with one thread and one query at a
+Builds a bundle (kept under --work, so that a second run begins at once), searches it with one thread and one query at a
 time, and compares every answer with exact search under the same filter. ``random`` filters are independent of the
 query; ``nearest … only`` allows only the rows nearest to it, ``nearest … excluded`` excludes them. Prints one line per
 filter and writes JSON.
@@ -80,7 +80,7 @@ def built(options: argparse.Namespace) -> tuple[Path, float | None]:
         path = build_bundle(
             catalogue.table,
             out / "encoder.onnx",
-            catalogue.probes,
+            catalogue.queries,
             out,
             spec,
             progress=lambda stage, share: bars.update(task, description=f"{stage:<16}", completed=share),
@@ -176,7 +176,7 @@ def rows_of(bundle: Bundle, options: argparse.Namespace) -> Iterator[dict[str, A
         CpuIndex(bundle.path / "index.faiss", vectors, bundle.indexed), vectors, bundle.indexed, LAYOUT, level
     )
     last = range(max(0, len(bundle.evaluation_queries) - options.queries), len(bundle.evaluation_queries))
-    queries = bundle.encode([bundle.evaluation_queries.history(probe) for probe in last])
+    queries = bundle.encode([bundle.evaluation_queries.history(query) for query in last])
     bundle.search(queries[:1], options.k)
     shared = list(filters_of(bundle))
     masks = [allowed.findable for _, allowed, _ in shared]

@@ -1,8 +1,8 @@
-"""A large catalogue from table to answers: build, start of `vlm2rec serve`, resident memory, search latency.
+"""Measures a large catalogue: build, start of `vlm2rec serve`, resident memory and search latency.
 
     python bench/index/index_1m.py --items 1000000
 
-The catalogue, the encoder and the bundle stay in the work directory, so a run that was ended goes on where it was;
+The catalogue, the encoder and the bundle stay in the work directory, so an interrupted run continues;
 `--rebuild` builds the bundle again. Start-up is measured from the start of the process to the first 200 of /readyz,
 with every file of the bundle in the page cache and a Redis that runs already. Writes JSON to
 bench/results/index-N.json.
@@ -137,7 +137,7 @@ def build(options: argparse.Namespace) -> dict[str, Any]:
         path = build_bundle(
             catalogue.table,
             options.work / "encoder.onnx",
-            catalogue.probes,
+            catalogue.queries,
             options.work / "bundles",
             IndexSpec(kind=options.kind, threads=options.threads),
             progress=stage_timer(stages),
@@ -165,7 +165,7 @@ def search(options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"nothing is published in {registry.root}")
     bundle = Bundle.load(registry.path(current))
     bundle.warm_up()
-    histories = [bundle.evaluation_queries.history(probe) for probe in range(len(bundle.evaluation_queries))]
+    histories = [bundle.evaluation_queries.history(query) for query in range(len(bundle.evaluation_queries))]
     queries = bundle.encode(histories)
     with threadpool_limits(1, user_api="blas"):  # as `vlm2rec serve` runs; FAISS and ONNX Runtime take one anyway
         return {

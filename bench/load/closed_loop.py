@@ -1,4 +1,4 @@
-"""Closed-loop load, each connection sending its next request when it has its answer: by wrk, else by asyncio."""
+"""Runs closed-loop load with wrk, else asyncio: each connection sends a request after the previous answer."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Histories of made users in a real Redis, stored the way the service stores events."""
+"""Stores histories of made users in a real Redis, in the format of the service."""
 
 import asyncio
 from collections.abc import Sequence

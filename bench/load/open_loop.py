@@ -1,10 +1,10 @@
-"""An open-loop client: requests are due at random moments of a constant rate (Poisson), whatever the answers do.
+"""Sends requests at random moments of a constant rate (Poisson), independent of the answers.
 
     python -m bench.load.open_loop --port 8000 --rate 500 --seconds 10 --bodies bodies.jsonl
 
-Prints one JSON object. Latency counts from the moment a request was due, so a server that stalls is charged for all
-that waited meanwhile. Plain sockets and a kernel timer instead of an event loop: the waits of asyncio, uvloop and epoll
-itself are rounded to milliseconds, and the client must leave the other core to the server.
+Prints one JSON object. Latency counts from the moment a request was due, so a stall of the server counts for every
+request that waited meanwhile. Plain sockets and a kernel timer instead of an event loop: the waits of asyncio, uvloop
+and epoll itself are rounded to milliseconds, and the client must leave the other core to the server.
 """
 
 import argparse

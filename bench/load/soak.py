@@ -1,11 +1,11 @@
-"""Half an hour of mixed load on one service: does anything grow?
+"""Runs half an hour of mixed load on one service and checks that nothing grows.
 
     python -m bench.load.soak                                  # 30 minutes
     python -m bench.load.soak --minutes 2 --out /tmp/soak.json # a quick look; too short for a verdict on growth
 
 Users, filters, diversity, batches, bad requests, clients that leave in the middle, a bundle swap every two minutes, and
 a Redis that is killed and comes back every five. Memory, file descriptors, threads and Redis are read every
-five seconds. What is measured is written every half minute, so the run may be ended at any moment.
+five seconds. Measurements are written every half minute, so the run may be ended at any moment.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import redis
 
 from bench.faults.watched_service import EVERY_S
 from bench.load.shop import Service, Shop, open_shop
-from bench.load.soak_load import Load, Requests
+from bench.load.soak_load import Requests, SoakLoad
 from bench.measurements import commit, machine
 from bench.serving.growth import judge
 from bench.serving.plots import timelines
@@ -87,7 +87,13 @@ class Soak:
     """
 
     def __init__(
-        self, shop: Shop, service: Service, store: EmbeddedRedis, witness: Path, load: Load, options: argparse.Namespace
+        self,
+        shop: Shop,
+        service: Service,
+        store: EmbeddedRedis,
+        witness: Path,
+        load: SoakLoad,
+        options: argparse.Namespace,
     ) -> None:
         self._shop, self._service, self._store, self._witness, self._load = shop, service, store, witness, load
         self._options = options
@@ -304,7 +310,7 @@ def main() -> None:
         ):
             with urlopen(f"http://127.0.0.1:{service.port}/openapi.json", timeout=10) as answer:
                 paths = json.loads(answer.read())["paths"]
-            load = Load(service.port, Requests(shop, paths, _ADMIN_KEY, options.seed), options.rate, options.seed)
+            load = SoakLoad(service.port, Requests(shop, paths, _ADMIN_KEY, options.seed), options.rate, options.seed)
             soak = Soak(shop, service, store, witness, load, options)
             asyncio.run(_until_ended(soak))
             soak.write()

@@ -1,4 +1,4 @@
-"""The mixed load of the soak: what is asked, and a client that asks at a constant rate whatever the answers do."""
+"""Makes the soak's mixed requests and sends them at a constant rate, independent of the answers."""
 
 import asyncio
 import json
@@ -196,7 +196,7 @@ class Seen:
     failed: list[tuple[float, str, int, str]] = field(default_factory=list)
 
 
-class Load:
+class SoakLoad:
     """A client with a few kept connections.
 
     Args:

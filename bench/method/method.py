@@ -1,4 +1,4 @@
-"""What balancing text and picture is worth: trains every row of a plan on every catalogue, three seeds each.
+"""Trains every row of the method's plan on every catalogue with three seeds and writes table and page.
 
     make bench-method                      # BENCH_ARGS="--jobs 2 --threads 1" and the like
     python -m bench.method.method --smoke         # the same in two minutes, to see that everything runs
@@ -6,7 +6,7 @@
     python -m bench.method.method --table         # the table and the page of what is done so far
 
 The plan is data, in `bench/method/method_plan.py`. It takes hours and is never part of CI. It can be killed at any
-moment, also with SIGKILL, and goes on where it was; what the plan has changed is done again, the rest is not. The table
+moment, also with SIGKILL, and continues; only units whose plan has changed are done again. The table
 goes to `bench/results/method.json`, the page to `docs/method-results.md`.
 """
 
@@ -24,7 +24,7 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from bench.method.method_plan import PLAN, SMOKE, Plan, Unit
+from bench.method.method_plan import PLAN, SMOKE, MethodPlan, Unit
 from bench.method.method_unit import UnitPlace, read_log
 from bench.serving.running import end_with_us
 from index.machine.cores import available_cores
@@ -170,7 +170,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _named(plan: Plan, name: str) -> Unit:
+def _named(plan: MethodPlan, name: str) -> Unit:
     for unit in plan.units():
         if unit.name == name:
             return unit

@@ -1,4 +1,4 @@
-"""The goals of the method's bench, as statements that the figures hold or not; computed, never written by hand."""
+"""Computes from the figures whether each goal of the method's bench holds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""What `make bench-method` trains: catalogues, the rows of their tables, seeds and goals, as data.
+"""Defines what `make bench-method` trains: catalogues, the rows of their tables, seeds and goals.
 
-Rows of one group are candidates for one line of the comparison: of each group the row with the best fused NDCG@10 on
-validation, averaged over the seeds, stands for it. Fresh users are looked at once, after that.
+Rows of one group are candidates for one line of the comparison: the row with the best fused NDCG@10 on
+validation, averaged over the seeds, is chosen. Fresh users are ranked once, after that.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class CataloguePlan:
     """A made catalogue and what is trained on it.
 
     Attributes:
@@ -74,7 +74,7 @@ class Unit:
         seed: of the training; the catalogue and its users have a seed of their own.
     """
 
-    catalogue: Catalogue
+    catalogue: CataloguePlan
     row: Row
     seed: int
 
@@ -97,7 +97,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MethodPlan:
     """Everything that is trained.
 
     Attributes:
@@ -105,7 +105,7 @@ class Plan:
         seeds: of the training runs.
     """
 
-    catalogues: tuple[Catalogue, ...]
+    catalogues: tuple[CataloguePlan, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def units(self) -> Iterator[Unit]:
@@ -168,9 +168,9 @@ _BASE: Mapping[str, Any] = {
     "train.diagnose_every": 50,
 }
 
-PLAN = Plan(
+PLAN = MethodPlan(
     catalogues=(
-        Catalogue(
+        CataloguePlan(
             "equal-tastes",
             "equal preferences in text and picture, independent of each other (the default demo catalogue), 400 steps",
             {},
@@ -178,7 +178,7 @@ PLAN = Plan(
             COLLAPSE,
             goal="collapse",
         ),
-        Catalogue(
+        CataloguePlan(
             "shared-theme",
             "equal preferences, one theme shown in both, 80 % consistent, 300 steps",
             {"theme": 0.8},
@@ -186,7 +186,7 @@ PLAN = Plan(
             BALANCED,
             goal="balanced",
         ),
-        Catalogue(
+        CataloguePlan(
             "strong-text",
             "a stronger preference in text (3.5) than in pictures (2.5), independent, 500 steps",
             {"text_taste": 3.5},
@@ -198,9 +198,9 @@ PLAN = Plan(
 )
 
 _SMOKE_LINES = frozenset({"frozen", TEXT_ALONE, IMAGE_ALONE, SFT_LINE, "sft-concat", OURS_LINE, "vlm2rec-concat"})
-SMOKE = Plan(
+SMOKE = MethodPlan(
     catalogues=(
-        Catalogue(
+        CataloguePlan(
             "smoke",
             "forty items, three steps",
             {"items": 40, "users": 60, "evaluation_users": 80, "without_text": 1, "without_image": 1},

@@ -1,6 +1,6 @@
-"""Per-user gains of one catalogue's runs, and paired ratios of their means over seeds and users.
+"""Holds per-user gains of one catalogue's runs and computes paired ratios of their means.
 
-A reading is what a model is ranked by: ``fused``, or ``text`` or ``image`` alone. Users are the same in every run, so
+A reading is the vector that a model ranks with: ``fused``, ``text`` or ``image``. Users are the same in every run, so
 all ratios are paired: gains of a user are averaged over the seeds first, then users are drawn again.
 """
 

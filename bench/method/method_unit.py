@@ -1,9 +1,9 @@
-"""One unit of `make bench-method`: train, then rank every fresh user's next item directly, and keep the ranks.
+"""Runs one unit of `make bench-method`: trains, ranks every fresh user's next item and saves the ranks.
 
 A unit lies in a directory of its own: ``plan`` (its fingerprint), ``train`` (see
 :mod:`training.finetune.run_directory`), ``ranks.npz`` (per user and reading, so that every interval can be computed
-again) and, written last, ``result.json``. It can be killed at any moment and goes on; one whose plan has changed is
-done again from its beginning.
+again) and, written last, ``result.json``. It can be killed at any moment and continues; a unit whose plan has changed
+is done again from its beginning.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from filelock import Timeout
 from numpy.typing import NDArray
 
 from bench.measurements import commit
-from bench.method.method_plan import Catalogue, Unit
+from bench.method.method_plan import CataloguePlan, Unit
 from bench.method.method_readings import FUSED, POPULARITY
 from demo.build import EVALUATION_FILE, build_demo
 from index.machine.locks import file_lock
@@ -52,7 +52,7 @@ class Busy(Exception):
 
 
 @dataclass(frozen=True)
-class World:
+class UnitData:
     """A catalogue, ready to be trained on.
 
     Attributes:
@@ -171,8 +171,8 @@ def carry_out(unit: Unit, work: Path, *, report: Callable[[str, float], None] = 
 
 
 def load_world(
-    catalogue: Catalogue, work: Path, *, report: Callable[[str, float], None] = lambda _step, _share: None
-) -> World:
+    catalogue: CataloguePlan, work: Path, *, report: Callable[[str, float], None] = lambda _step, _share: None
+) -> UnitData:
     """Build a catalogue if it is not there, and read it."""
     directory = work / catalogue.name
     directory.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ def load_world(
         dataset = load_dataset(data)
         parts = leave_one_out(Sequences.from_interactions(dataset.interactions, dataset.item_ids()))
         fresh = last_item(Sequences.from_interactions(read_interactions(data / EVALUATION_FILE), dataset.item_ids()))
-    return World(dataset, parts, fresh)
+    return UnitData(dataset, parts, fresh)
 
 
 def read_log(path: Path) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def read_log(path: Path) -> dict[str, Any]:
     return newest
 
 
-def _trained(world: World, config: RunConfig, place: UnitPlace, report: Callable[[str, float], None]) -> Embedding:
+def _trained(world: UnitData, config: RunConfig, place: UnitPlace, report: Callable[[str, float], None]) -> Embedding:
     """Train, or go on; a run of earlier code, which cannot be gone on with, is begun anew."""
     train, validation, kept = world.parts.train, world.parts.validation, place.train / "fingerprint"
     now = run_fingerprint(world.dataset, train, validation, config)
@@ -207,7 +207,7 @@ def _trained(world: World, config: RunConfig, place: UnitPlace, report: Callable
     return load_embedder(model, dtype=config.vlm.dtype, attention=config.vlm.attention)
 
 
-def _untrained(unit: Unit, world: World, config: RunConfig, place: UnitPlace) -> Embedding:
+def _untrained(unit: Unit, world: UnitData, config: RunConfig, place: UnitPlace) -> Embedding:
     """What training would start from."""
     run = RunDirectory(place.train)
     if config.vlm.model is None and not run.start.is_dir():
@@ -219,7 +219,7 @@ def _untrained(unit: Unit, world: World, config: RunConfig, place: UnitPlace) ->
 
 
 def _ranks(
-    embedding: Embedding, world: World, config: RunConfig, report: Callable[[str, float], None]
+    embedding: Embedding, world: UnitData, config: RunConfig, report: Callable[[str, float], None]
 ) -> dict[str, NDArray[np.float64]]:
     """Part and reading, popularity among them → (users,) ranks over the whole catalogue, the history masked."""
     names, fusion = config.train.modalities, config.loss.fusion

@@ -1,8 +1,8 @@
-"""Record what RecTools says of fixed scores: `tests/training/ranking/fixtures/rectools.json`, which our metrics are
-held to.
+"""Records RecTools' values for fixed scores, the reference for our metrics.
 
-Run once, `python -m bench.method.rectools_values`; RecTools needs numpy < 2, so it lives in an environment of its own.
-Scores are distinct integers, because RecTools has no rule for ties and ours counts them half.
+Run once, `python -m bench.method.rectools_values`, it writes `tests/training/ranking/fixtures/rectools.json`; RecTools
+needs numpy < 2, so it lives in an environment of its own. Scores are distinct integers, because RecTools has no rule
+for ties and ours counts them half.
 """
 
 import json

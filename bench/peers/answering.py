@@ -1,10 +1,10 @@
-"""What every peer does for a request, whatever serves it: stored history → encoder → index → the best unseen items.
+"""Answers one batch for every peer: stored history → encoder → index → the best unseen items.
 
-The same `index.bundle.bundle.Bundle` and the same Redis lists as `vlm2rec serve` reads, one thread a call; what differs
-between peers is only how requests reach :meth:`Answering.answer` and how many at a time.
+All peers use the `index.bundle.bundle.Bundle` and the Redis lists that `vlm2rec serve` reads, one thread per call;
+peers differ only in how requests reach :meth:`Answering.answer` and how many at a time.
 
 Configured by the environment: ``BENCH_BUNDLE`` (directory), ``BENCH_REDIS`` (URL), ``BENCH_PORT``, ``BENCH_WORKERS``
-and ``BENCH_BATCH`` (what they mean is up to the peer).
+and ``BENCH_BATCH`` (each peer defines their meaning).
 """
 
 import os

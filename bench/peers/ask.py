@@ -1,4 +1,4 @@
-"""The request and answer of the peers that validate: less than `vlm2rec serve` takes and checks."""
+"""Defines the request and the answer of the peers, a subset of those of `vlm2rec serve`."""
 
 from pydantic import BaseModel, Field
 

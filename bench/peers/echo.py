@@ -1,4 +1,4 @@
-"""The reference: FastAPI that reads the whole request of `POST /recommend` through pydantic and answers constants."""
+"""Serves constants with FastAPI after pydantic has read the whole request of `POST /recommend`."""
 
 import uvicorn
 from fastapi import FastAPI

@@ -1,4 +1,4 @@
-"""BentoML with adaptive batching. A batchable API takes a list, so each request is a list of one: no second service."""
+"""Serves with BentoML and its adaptive batching; a batchable API takes a list, so each request is a list of one."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from bench.peers.ask import Ask
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
 )
-class Recommending:
+class BentoRecommender:
     """One worker process is one of these."""
 
     def __init__(self) -> None:

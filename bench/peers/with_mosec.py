@@ -1,4 +1,4 @@
-"""MOSEC: HTTP and batching in Rust, the work in Python; it validates nothing but JSON."""
+"""Serves with MOSEC: HTTP and batching in Rust, the work in Python, no validation beyond JSON."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from mosec import Server, Worker
 from bench.peers.answering import BATCH, REDIS, WORKERS, Answering, key_of
 
 
-class Recommending(Worker):
+class MosecRecommender(Worker):
     """One worker process is one of these."""
 
     def __init__(self) -> None:
@@ -35,5 +35,5 @@ class Recommending(Worker):
 
 if __name__ == "__main__":
     server = Server()
-    server.append_worker(Recommending, num=WORKERS, max_batch_size=BATCH, max_wait_time=2, route="/recommend")
+    server.append_worker(MosecRecommender, num=WORKERS, max_batch_size=BATCH, max_wait_time=2, route="/recommend")
     server.run()

@@ -1,4 +1,4 @@
-"""Ray Serve with its batching and its high-throughput mode (HAProxy in front, direct ingress into the replica)."""
+"""Serves with Ray Serve, its batching and its high-throughput mode (HAProxy in front, direct ingress)."""
 
 import asyncio
 import signal
@@ -15,7 +15,7 @@ from bench.peers.ask import Ask
 
 
 @serve.deployment(num_replicas=WORKERS, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 1})
-class Recommending:
+class RayRecommender:
     """One replica is one of these."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ async def _until_stopped() -> None:
 if __name__ == "__main__":
     ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=100_000_000)
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-    serve.run(Recommending.bind(), route_prefix="/recommend")
+    serve.run(RayRecommender.bind(), route_prefix="/recommend")
     asyncio.run(_until_stopped())
     serve.shutdown()
     ray.shutdown()

@@ -1,4 +1,4 @@
-"""The contenders: what serves, how it is started, and with which settings."""
+"""Lists the contenders of the serving bench, their commands and their settings."""
 
 import json
 import os
@@ -114,7 +114,16 @@ PEERS = (
     ),
     Contender(
         "BentoML",
-        ("-m", "bentoml", "serve", "bench.peers.with_bentoml:Recommending", "--host", "127.0.0.1", "--port", "{port}"),
+        (
+            "-m",
+            "bentoml",
+            "serve",
+            "bench.peers.with_bentoml:BentoRecommender",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "{port}",
+        ),
         "adaptive batches of ≤ 64, access log and metrics off",
         ("bentoml", "starlette", "uvicorn"),
         peer="bentoml",

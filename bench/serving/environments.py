@@ -1,4 +1,4 @@
-"""Environments of the peers: one each under bench/.venvs, made from a pinned list, made again when the list changes."""
+"""Installs each peer's pinned environment under bench/.venvs, again when its list changes."""
 
 import hashlib
 import subprocess

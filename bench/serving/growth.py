@@ -1,4 +1,4 @@
-"""Whether a figure grows: the slope of Theil and Sen over the second half of a run, which single peaks do not move."""
+"""Computes whether a figure grows: the Theil–Sen slope over the second half of a run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

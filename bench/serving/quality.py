@@ -1,4 +1,4 @@
-"""Whether answers that were served are the right ones: against exact search, and against the bundle asked directly."""
+"""Checks served answers against exact search and against the bundle."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

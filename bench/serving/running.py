@@ -1,4 +1,4 @@
-"""A running contender: started on a free port, watched until it answers, measured, ended with all its processes."""
+"""Runs a contender: starts it on a free port, waits for an answer, ends it with all its processes."""
 
 import contextlib
 import ctypes
@@ -30,7 +30,7 @@ class DidNotServe(Exception):
     """A contender ended, or did not answer in time; the message has the end of its log."""
 
 
-class Running:
+class RunningContender:
     """A contender's process for as long as the context lasts.
 
     Args:

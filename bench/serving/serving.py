@@ -1,6 +1,6 @@
-"""`POST /recommend` under load: vlm2rec, a bare echo and six other ways to serve the same bundle from the same Redis.
+"""Measures `POST /recommend` under load: vlm2rec, a bare echo and six other servers of the same bundle and Redis.
 
-    python -m bench.serving.serving            # goes on where the last run ended
+    python -m bench.serving.serving            # continues the last run
     python -m bench.serving.serving --fresh    # begins anew
     python -m bench.serving.serving --only overload    # measures this stage again and leaves the rest
     python -m bench.serving.serving --smoke    # seconds, to see that everything runs
@@ -27,7 +27,7 @@ from bench.load.closed_loop import load_tool
 from bench.measurements import Measurements
 from bench.serving.environments import CannotInstall
 from bench.serving.page import PAGE, write_page
-from bench.serving.plan import SMOKE, Plan
+from bench.serving.plan import SMOKE, ServingPlan
 from bench.serving.running import DidNotServe
 from bench.serving.setting import Setting
 from bench.serving.stages import Task, Visit, measured_visits, tuning_visits
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=_WORK, help="where bundles are kept between runs")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended on the way out
-    plan = SMOKE if options.smoke else Plan()
+    plan = SMOKE if options.smoke else ServingPlan()
     aside = Path(tempfile.gettempdir()) / "vlm2rec-bench-smoke.json"
     results = Measurements(
         options.out or (aside if options.smoke else _OUT),

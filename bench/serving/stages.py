@@ -1,4 +1,4 @@
-"""The stages of the serving bench as visits: a contender is started, its tasks are measured in order, it is ended."""
+"""Defines the stages of the serving bench as visits: start a contender, measure its tasks, end it."""
 
 import json
 import subprocess
@@ -11,8 +11,8 @@ from bench.load.histories import bytes_per_user, used_bytes
 from bench.measurements import Measurements
 from bench.serving.contenders import ECHO, EVERYONE, OURS, PEERS, Contender
 from bench.serving.quality import PLAIN, kinds_of, recall_served, same_as_bundle
-from bench.serving.reading import Reading
-from bench.serving.running import Running
+from bench.serving.results import ServingResults
+from bench.serving.running import RunningContender
 from bench.serving.setting import Setting
 
 _RECOVERY_S = 6
@@ -35,7 +35,7 @@ class Task:
     """
 
     key: str
-    measure: Callable[[Running], Mapping[str, Any]]
+    measure: Callable[[RunningContender], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def tuning_visits(setting: Setting) -> Iterator[Visit]:
                 yield Visit("tuning", peer.with_processes(processes), plan.main, plan.users, [task])
 
 
-def at_its_best(contender: Contender, read: Reading) -> Contender:
+def at_its_best(contender: Contender, read: ServingResults) -> Contender:
     """A contender with the number of processes that gave the most whole answers; as it is where nothing is known."""
     rates = {
         processes: rate
@@ -125,13 +125,13 @@ def _overload(setting: Setting, results: Measurements, number: int) -> Visit:
     def peak() -> float:
         return float(results[f"{key}/peak"]["good"])
 
-    def offer(times: int, running: Running) -> dict[str, Any]:
+    def offer(times: int, running: RunningContender) -> dict[str, Any]:
         found = setting.open(running, plan.users, times * peak(), plan.overload_s, number)
         rates = [setting.closed(running, plan.users, plan.connections, 1.0)["good"] for _ in range(_RECOVERY_S)]
         reached = [second for second, rate in enumerate(rates, 1) if rate >= _RECOVERED * peak()]
         return found | {"back_by_second": rates, "recovered_s": reached[0] if reached else None}
 
-    def crowd(times: int, running: Running) -> dict[str, Any]:
+    def crowd(times: int, running: RunningContender) -> dict[str, Any]:
         return setting.closed(running, plan.users, times * plan.connections, plan.closed_s)
 
     tasks = [Task(f"{key}/peak", lambda running: setting.closed(running, plan.users, plan.connections, plan.closed_s))]
@@ -160,15 +160,17 @@ def _loads(setting: Setting, key: str, users: int, rates: tuple[int, ...], numbe
     ]
 
 
-def _open_at(setting: Setting, users: int, rate: int, seconds: float, seed: int, running: Running) -> dict[str, Any]:
+def _open_at(
+    setting: Setting, users: int, rate: int, seconds: float, seed: int, running: RunningContender
+) -> dict[str, Any]:
     return setting.open(running, users, rate, seconds, seed)
 
 
-def _start(running: Running) -> dict[str, Any]:
+def _start(running: RunningContender) -> dict[str, Any]:
     return {"ready_s": running.ready_s}
 
 
-def _answers(setting: Setting, rows: int, running: Running) -> dict[str, Any]:
+def _answers(setting: Setting, rows: int, running: RunningContender) -> dict[str, Any]:
     """Recall of plain answers, and whether they are those that the bundle gives itself."""
     bundle, histories = setting.bundle(rows), setting.histories(rows)[: setting.plan.checked]
     ask = partial(setting.ask, running)
@@ -179,7 +181,7 @@ def _answers(setting: Setting, rows: int, running: Running) -> dict[str, Any]:
     }
 
 
-def _recall(setting: Setting, rows: int, running: Running) -> dict[str, Any]:
+def _recall(setting: Setting, rows: int, running: RunningContender) -> dict[str, Any]:
     """Recall of every kind of request that the contract has."""
     bundle, histories = setting.bundle(rows), setting.histories(rows)[: setting.plan.checked]
     ask = partial(setting.ask, running)
@@ -193,7 +195,7 @@ def _redis(setting: Setting, users: int) -> dict[str, Any]:
     return {"bytes_per_user": bytes_per_user(url, weighed), "used_bytes": used_bytes(url), "users": users}
 
 
-def _versions(running: Running) -> dict[str, Any]:
+def _versions(running: RunningContender) -> dict[str, Any]:
     """Versions of a contender's packages, as its own interpreter has them."""
     command = [running.interpreter, "-c", _SAY_VERSIONS, *running.contender.packages]
     ran = subprocess.run(command, check=True, capture_output=True, text=True)

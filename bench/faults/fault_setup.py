@@ -1,4 +1,4 @@
-"""The stage of the fault run: a Redis that writes through, two replicas of the service, and a balancer before them."""
+"""Starts what the fault run needs: a Redis with synchronous writes, two replicas and a balancer."""
 
 import json
 import os
@@ -100,7 +100,7 @@ class Replica:
         return Counter({f"{name}{labels}": float(value) for name, labels, value in found})
 
 
-class Stage:
+class FaultSetup:
     """Everything that the load meets.
 
     Args:
