@@ -55,7 +55,6 @@ ALLOWED: Final = (
     r"equal-tastes",
     r"VLM2REC_DIRECTIVES_FILE|directives_file|\{directives\}|directives-[<*{]|directives\.json|`directives`",
     r"redis_troubles|nothing_liked",
-    r"::test_\w+|\btest_\w+\.py",  # tests that a page names; their names are checked where they are defined
 )
 # A page with stored titles of results, environments of benches, this list and its test.
 EXEMPT: Final = ("docs/method-results.md", "bench/.venvs", ".ci/words.py", "tests/test_words.py")
