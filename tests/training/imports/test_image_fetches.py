@@ -236,7 +236,7 @@ def test_the_command_reaches_no_address_of_this_machine(server: PictureServer, t
     assert server.connections == 0
     again = CliRunner().invoke(app, ["data", "fetch-images", str(tmp_path), "--port", str(server.port)])
     assert again.exit_code == 0
-    assert "4 failed before, not asked for again" in again.output
+    assert "4 failed before, not retried" in again.output
 
 
 @pytest.mark.slow
