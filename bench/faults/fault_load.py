@@ -35,7 +35,7 @@ class SentEvent:
 
     @property
     def event_id(self) -> str:
-        """Its own."""
+        """Id of the event, unique in the run."""
         return f"event-{self.number}"
 
     @property
@@ -45,11 +45,11 @@ class SentEvent:
 
     @property
     def step(self) -> str:
-        """As its user's history has it."""
+        """The event as the user's history stores it."""
         return f"{self.user_id} {self.item_id}{_SEPARATOR}{self.timestamp}"
 
     def body(self) -> dict[str, Any]:
-        """As it is sent."""
+        """The body of the request."""
         return {
             "user_id": self.user_id,
             "item_id": self.item_id,
@@ -60,7 +60,7 @@ class SentEvent:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a request.
+    """The outcome of a request.
 
     Attributes:
         due: perf_counter seconds.
@@ -105,7 +105,7 @@ class FaultLoad:
         return RunningLoad(self, setup, seconds, outcomes)
 
     def requests(self, seconds: float, seed: int) -> tuple[list[bytes], Any, dict[bytes, SentEvent]]:
-        """Requests, when they are due (seconds from the start), and which of them are which events."""
+        """Requests, their due times (seconds from the start), and the event of each event request."""
         reads, writes = arrivals(self._rate, seconds, seed), arrivals(self._event_rate, seconds, seed + 1)
         asked = [{"user_id": f"user-{user}", "k": _K} for user in self._rng.integers(USERS, size=len(reads))]
         events = [self._event(f"user-{user}") for user in self._rng.integers(USERS, size=len(writes))]
@@ -143,11 +143,11 @@ class RunningLoad:
         self._thread.start()
 
     def wait_until(self, seconds: float) -> None:
-        """Wait until so many seconds after the begin."""
+        """Wait until a number of seconds after the start."""
         time.sleep(max(self.started + seconds - time.perf_counter(), 0.0))
 
     def join(self) -> None:
-        """Wait until every request has been answered, or will not be any more."""
+        """Wait until every request is answered or has failed."""
         self._thread.join()
         gc.enable()
         self._client.close()
@@ -161,7 +161,7 @@ class RunningLoad:
 
 
 def lost_and_doubled(setup: FaultSetup, acknowledged: Sequence[SentEvent]) -> tuple[list[SentEvent], list[str]]:
-    """Acknowledged events that are not in Redis, in the stream and in the history; and what is there twice."""
+    """Acknowledged events missing in the stream or the history of Redis, and entries stored twice."""
     with setup.admin() as admin:
         streams = [admin.xrange(stream_key("vlm2rec", bucket)) for bucket in range(BUCKETS)]
         streamed = Counter(fields["event_id"] for entries in streams for _, fields in entries)

@@ -38,7 +38,7 @@ _RETRIES = 200
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong.
+    """A fault: how it begins and ends, and what it may cause.
 
     Attributes:
         name: for the table.
@@ -119,7 +119,7 @@ FAULTS = (
 
 @dataclass(frozen=True)
 class FaultPlan:
-    """How much of everything.
+    """Rates and durations of the fault run.
 
     Attributes:
         rate: recommendations a second.
@@ -138,7 +138,7 @@ class FaultPlan:
 
 @dataclass
 class Phase:
-    """A fault as it went.
+    """The measured phase of one fault.
 
     Attributes:
         fault: which.
@@ -161,7 +161,7 @@ class Phase:
     repeated: tuple[int, int]
 
     def figures(self) -> dict[str, Any]:
-        """What is written down; seconds from the return to the last answer that was less for it."""
+        """Figures of the result file; `…_back_s` are seconds from the end of the fault to the last affected answer."""
         reads = [outcome for outcome in self.outcomes if outcome.event is None]
         events = [outcome for outcome in self.outcomes if outcome.event is not None]
         degraded = [outcome for outcome in reads if outcome.degraded == _HISTORY]
@@ -209,7 +209,7 @@ class Phase:
         return problems
 
     def _fault_of(self, outcome: Outcome) -> str:
-        """What is wrong with an answer; empty if nothing is."""
+        """The defect of an answer; empty without one."""
         felt = self.began <= outcome.answered and outcome.due <= self.returned + RECOVERY_S
         if outcome.degraded == _HISTORY and not (self.fault.degrades and felt):
             return "degraded without need"
@@ -226,7 +226,7 @@ class Phase:
 def carry_out(
     fault: Fault, setup: FaultSetup, load: FaultLoad, plan: FaultPlan, acknowledged: list[SentEvent]
 ) -> Phase:
-    """One phase: load, fault, load; then what was not stored is sent again, and something of what was."""
+    """Run one phase: load, fault, load; then send refused events, and some stored events, again."""
     outcomes: list[Outcome] = []
     before = setup.metrics()
     running = load.run(setup, plan.before_s + plan.fault_s + plan.after_s, outcomes)
@@ -250,7 +250,7 @@ def carry_out(
 def _send_again(
     setup: FaultSetup, running: RunningLoad, outcomes: Sequence[Outcome]
 ) -> tuple[list[SentEvent], int, int]:
-    """The events that are acknowledged now, how many of them at a later try, and how many are not."""
+    """Acknowledged events, how many needed a retry, and how many were never acknowledged."""
     stored = [outcome.event for outcome in outcomes if outcome.event is not None and outcome.status == 200]
     at_first = {event.number for event in stored}
     open_ = [event for event in running.events if event.number not in at_first]
@@ -267,7 +267,7 @@ def _send_again(
 
 
 def run(registry: Path, work: Path, plan: FaultPlan, faults: Sequence[Fault] = FAULTS) -> dict[str, Any]:
-    """All faults on a bundle; the figures, and whether everything holds.
+    """Run all faults on a bundle; the figures, and whether every phase holds.
 
     Args:
         registry: of a published bundle.

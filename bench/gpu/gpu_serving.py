@@ -62,13 +62,13 @@ def highest_rate(holds: Callable[[int], bool], first: int) -> int:
 
 
 def good_enough(measured: dict[str, Any]) -> bool:
-    """Whether what a rate gave counts as holding it."""
+    """Whether the figures of a rate meet the criteria."""
     quick = measured.get("p99_ms", _MOST_P99_MS) < _MOST_P99_MS
     return quick and measured["good"] >= _LEAST_GOOD * measured["offered"]
 
 
 def measure(setting: Setting, contender: Contender, rows: int, results: Measurements, rate: int = RATE) -> None:
-    """What is not measured yet of one catalogue; the server is started anew."""
+    """Run the missing measurements of one catalogue on a new server."""
     if f"{rows}/highest" in results:
         return
     plan = setting.plan

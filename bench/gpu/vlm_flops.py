@@ -19,7 +19,7 @@ from training.backbones.batches import PromptBatch
 
 @dataclass(frozen=True)
 class Work:
-    """What one encoding pass has to do.
+    """The sizes of one encoding pass.
 
     Attributes:
         tokens: of prompts without pictures, whose input has no gradient.
@@ -105,7 +105,7 @@ class VlmFlops:
         self._patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
 
     def forward(self, work: Work) -> int:
-        """Of one forward pass."""
+        """Operations of one forward pass."""
         tokens, visual = work.tokens + work.shown_tokens, work.patches // self._merged
         language = self._layers * sum(self._once(one) for one in self._layer.values()) * tokens
         blocks = self._vision.depth * sum(self._once(one) for one in self._block.values()) * work.patches
@@ -115,7 +115,7 @@ class VlmFlops:
         )
 
     def backward(self, work: Work) -> int:
-        """Of the backward pass, without anything that is computed again for it."""
+        """Operations of the backward pass without recomputation."""
         tokens, visual = work.tokens + work.shown_tokens, work.patches // self._merged
         language = self._layers * sum(self._back(one) for one in self._layer.values()) * tokens
         blocks = self._vision.depth * sum(self._back(one) for one in self._block.values()) * work.patches
@@ -134,11 +134,11 @@ class VlmFlops:
         return self._input(one) + weights + inner
 
     def _input(self, one: _Linear) -> int:
-        """Of the gradient of a layer's input, past its weight and its adapter's."""
+        """Operations of the gradient of a layer's input, through its weight and its adapter."""
         return 2 * one.inputs * one.outputs + (2 * self._rank * one.inputs if one.adapted else 0)
 
     def _pairs(self, work: Work) -> int:
-        """Of all attention in one forward pass."""
+        """Operations of all attention in one forward pass."""
         full = len(self._vision.fullatt_block_indexes)
         seen = full * work.whole + (self._vision.depth - full) * work.windowed
         return 4 * (self._layers * self._queries * work.attended + self._vision.hidden_size * seen)

@@ -29,7 +29,7 @@ _HELD_OUT = 2
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and the sizes that it is tried with.
+    """A model and the sizes at which it is measured.
 
     Attributes:
         text: of the language model.

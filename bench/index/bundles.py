@@ -33,7 +33,7 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Published:
-    """A published bundle and what it took.
+    """A published bundle with its build times.
 
     Attributes:
         rows: items of its catalogue.

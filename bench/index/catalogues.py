@@ -33,7 +33,7 @@ _THINGS = ("boots", "lamp", "kettle", "scarf", "chair", "puzzle", "drill", "tent
 
 @dataclass(frozen=True)
 class MadeCatalogue:
-    """A made item table with held-out histories.
+    """A made item table with its evaluation queries.
 
     Attributes:
         table: the items.
@@ -70,7 +70,7 @@ def make_catalogue(items: int, *, seed: int = 0, queries: int = 2_000) -> MadeCa
 
 
 def saved_catalogue(directory: Path, items: int, *, seed: int = 0) -> MadeCatalogue:
-    """The catalogue as it lies in a directory; made and saved there first if another one or none does."""
+    """Load the catalogue from a directory; make and save it first if it is missing or differs."""
     queries = directory / "probes.npz"
     if (directory / "table.json").is_file():
         table = ItemTable.load(directory)
@@ -91,7 +91,7 @@ def made_vectors(rows: int, seed: int = 0) -> NDArray[np.float16]:
 
 
 def made_histories(vectors: NDArray[np.floating], count: int, length: int = 10, seed: int = 0) -> NDArray[np.int64]:
-    """(count, length) int64 rows: an item at random and those most like it among 2,000 others, as a user would take.
+    """(count, length) int64 rows: a random item and its most similar ones among 2,000 others.
 
     Args:
         vectors: (n, Σd) stored vectors, n ≥ ``length``.

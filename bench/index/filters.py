@@ -44,7 +44,7 @@ FIELD = "serial"  # the row number, of which the vectors know nothing, so that a
 
 
 def mean_encoder(path: Path) -> None:
-    """Write an encoder whose query is the mean of the history: real enough to search with, and needs no training."""
+    """Write an encoder whose query is the mean of the history; it needs no training."""
     nodes = [
         helper.make_node("ReduceSum", ["histories", "axis"], ["total"], keepdims=0),
         helper.make_node("Cast", ["lengths"], ["count"], to=TensorProto.FLOAT),
@@ -65,7 +65,7 @@ def mean_encoder(path: Path) -> None:
 
 
 def built(options: argparse.Namespace) -> tuple[Path, float | None]:
-    """The bundle of a size and kind, and the seconds its build took; None when it was there already."""
+    """The bundle of a size and kind, and the seconds of its build; None if it existed."""
     out = options.work / f"filters-{options.rows}-{options.kind}"
     there = sorted(path for path in out.glob("*Z-*") if path.is_dir())
     if there:
@@ -89,7 +89,7 @@ def built(options: argparse.Namespace) -> tuple[Path, float | None]:
 
 
 def filters_of(bundle: Bundle) -> Iterator[tuple[str, RowMask, dict[str, float]]]:
-    """Random filters by the share that they allow, with what they cost the first time and again."""
+    """Random filters by allowed share, with the cost of the first and of a repeated compilation."""
     for share in SHARES:
         count = round(share * len(bundle))
         if count:
@@ -118,7 +118,7 @@ def sided(
 
 
 def timed_ms(call: Callable[[], Any]) -> tuple[Any, float]:
-    """What a call gives, and the milliseconds it took."""
+    """The result of a call and its milliseconds."""
     started = time.perf_counter()
     result = call()
     return result, 1000 * (time.perf_counter() - started)
@@ -168,7 +168,7 @@ def right_scores(
 
 
 def rows_of(bundle: Bundle, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One line of the result a filter."""
+    """Lines of the result, one per filter."""
     vectors = np.load(bundle.path / "vectors.npy", mmap_mode="r").view(np.ndarray)
     effort = bundle.manifest.index.effort
     level = Effort(effort.typical, effort.bands, effort.per_k, effort.growth)

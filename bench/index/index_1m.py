@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--kind", default="auto", help="auto, flat, hnsw or ivf")
@@ -108,7 +108,7 @@ def make_encoder(path: Path) -> None:
 
 
 def stored_build(options: argparse.Namespace) -> dict[str, Any]:
-    """The figures of the build, from an earlier run if the bundle is still there."""
+    """The figures of the build, from an earlier run if its bundle exists."""
     record = options.work / "build.json"
     if record.is_file() and not options.rebuild:
         built: dict[str, Any] = json.loads(record.read_text())
@@ -120,7 +120,7 @@ def stored_build(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def in_own_process(stage: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The answer of one stage, run in a process of its own."""
+    """Run one stage in a process of its own; its result."""
     command = [sys.executable, __file__, "--stage", stage, "--items", str(options.items), "--work", str(options.work)]
     command += ["--kind", options.kind, "--threads", str(options.threads)]
     ended = subprocess.run(command, check=True, stdout=subprocess.PIPE)
@@ -129,7 +129,7 @@ def in_own_process(stage: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def build(options: argparse.Namespace) -> dict[str, Any]:
-    """Build the bundle; seconds by stage and the memory that it took."""
+    """Build the bundle; seconds by stage and peak memory."""
     catalogue = saved_catalogue(options.work / "table", options.items)
     stages: dict[str, float] = {}
     with peak_memory() as peak:
@@ -177,7 +177,7 @@ def search(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def serve(options: argparse.Namespace, registry: Path, indexed_bytes: int) -> dict[str, Any]:
-    """Start the service a few times; after the last start ask it and look at its memory."""
+    """Start the service several times; after the last start measure requests and memory."""
     starts = []
     memory: dict[str, Any] = {}
     with EmbeddedRedis() as redis:
@@ -226,7 +226,7 @@ def ask(port: int, items: int) -> dict[str, float]:
 
 
 def wait_until_ready(port: int, server: "subprocess.Popen[bytes]") -> None:
-    """Ask /readyz until it answers 200."""
+    """Poll /readyz until it answers 200."""
     while True:
         with contextlib.suppress(OSError, http.client.HTTPException):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
@@ -315,7 +315,7 @@ def processor() -> str:
 
 
 def say(line: str) -> None:
-    """A line on stderr, with the time of day."""
+    """Print a line with the time of day to stderr."""
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 

@@ -36,7 +36,7 @@ Keep = Callable[[bytes, float, float, int, bytes], None]
 
 
 class Client:
-    """Connections to one server and what became of the requests.
+    """Connections to one server and the outcomes of the requests.
 
     Args:
         port: where it listens on this machine.
@@ -153,7 +153,7 @@ def _complete(buffer: bytearray, body: int) -> bool:
 
 
 def _kind(buffer: bytearray, body: int) -> tuple[int, float]:
-    """Whether an answer is degraded, and what Server-Timing says of one that is no 200, in milliseconds."""
+    """Whether an answer is degraded, and the milliseconds in Server-Timing of an answer other than 200."""
     if buffer[9:12] == b"200":
         return int(buffer.find(b'"degraded":"', body) >= 0), 0.0
     at = buffer.find(b"total;dur=", 0, body)
@@ -161,7 +161,7 @@ def _kind(buffer: bytearray, body: int) -> tuple[int, float]:
 
 
 def requests_of(path: str, bodies: Sequence[bytes]) -> list[bytes]:
-    """Whole POST requests."""
+    """Complete POST requests as bytes."""
     return [_HEAD % (path.encode(), len(body)) + body for body in bodies]
 
 
@@ -223,7 +223,7 @@ def summary(records: Sequence[Record], started: float, seconds: float) -> dict[s
 
 
 def main() -> None:
-    """Offer load and print what came of it."""
+    """Offer load and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--path", default="/recommend")

@@ -43,7 +43,7 @@ _PARENT_DEATH_SIGNAL = 1
 
 @dataclass(frozen=True)
 class Shop:
-    """A registry with all bundles in place, the first of them current.
+    """A registry with all bundles, the first of them current.
 
     Attributes:
         registry: its directory.

@@ -46,7 +46,7 @@ _DOWN_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was seen at one moment.
+    """The figures of one moment.
 
     Attributes:
         second: since the load began.
@@ -75,7 +75,7 @@ class Sample:
 
 
 class Soak:
-    """One run.
+    """A soak run.
 
     Args:
         shop: what is served.
@@ -132,7 +132,7 @@ class Soak:
         self.write()
 
     async def _at_rest(self) -> dict[str, int]:
-        """Descriptors, sockets and threads when nothing is asked."""
+        """Descriptors, sockets and threads without requests."""
         await asyncio.sleep(_REST_S)
         seen = self._look()
         return {name: getattr(seen, name) for name in ("descriptors", "clients", "stores", "threads")}
@@ -217,7 +217,7 @@ class Soak:
         return dict(sorted(found.items()))
 
     def write(self) -> None:
-        """Store what is measured so far, with a verdict on it."""
+        """Store the measurements so far with their verdict."""
         load, options = self._load.seen, self._options
         down = [(self._started + at - 1.0, self._started + at + _DOWN_S + 5.0) for at in self._restarts]
         wrong = [one for one in load.failed if not (one[2] == 503 and any(a <= one[0] <= b for a, b in down))]
@@ -251,7 +251,7 @@ class Soak:
 
 
 def _descriptors(pid: int) -> tuple[int, int]:
-    """Open descriptors of a process that are no sockets, and sockets."""
+    """Numbers of open files and of open sockets of a process."""
     targets = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):  # closed meanwhile

@@ -19,7 +19,7 @@ _IDLE_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request.
+    """A request with its kind.
 
     Attributes:
         kind: as the counts call it.
@@ -33,7 +33,7 @@ class Asked:
 
 
 class Requests:
-    """A random request after another.
+    """Makes random requests.
 
     Args:
         shop: whose items are asked with.
@@ -72,7 +72,7 @@ class Requests:
         self._weights = [weight for weight, _ in there]
 
     def next(self) -> Asked:
-        """One more."""
+        """The next request."""
         return self._random.choices(self._kinds, self._weights)[0]()
 
     def _user(self) -> str:
@@ -189,7 +189,7 @@ class Requests:
 
 @dataclass
 class Seen:
-    """What came back: (moment due, seconds from then, status) and counts; a status of 0 is no answer."""
+    """Outcomes: (due time, seconds from then, status) and counts; status 0 is no answer."""
 
     latencies: deque[tuple[float, float]] = field(default_factory=deque)
     statuses: dict[str, Counter[int]] = field(default_factory=dict)
@@ -216,7 +216,7 @@ class SoakLoad:
         self.seen = Seen()
 
     async def run(self, until: float) -> None:
-        """Ask until a moment (`time.monotonic`), then wait for the last answers."""
+        """Send requests until a moment (`time.monotonic`), then wait for the last answers."""
         due = time.monotonic()
         running: set[asyncio.Task[None]] = set()
         while due < until:
@@ -269,7 +269,7 @@ class SoakLoad:
         return int(head[9:12]), body
 
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A kept one that was used not long ago, before the server may close it as idle, or a new one."""
+        """A recently used connection, which the server has not closed as idle, or a new one."""
         while self._idle:
             since, reader, writer = self._idle.pop()
             if time.monotonic() - since < _IDLE_S and not reader.at_eof():

@@ -146,7 +146,7 @@ def damage(bundle: Path, kind: str) -> None:
 
 
 def point_to(registry: Path, bundle_id: str) -> None:
-    """Move the pointer by hand; publishing would repair or refuse what is damaged on purpose."""
+    """Write the pointer directly; publishing would repair or refuse a damaged bundle."""
     write_durably(registry / POINTER_FILE, json.dumps({"format": 1, "current": bundle_id, "previous": []}).encode())
 
 
@@ -168,7 +168,7 @@ class Server:
         self.port = int(found[1])
 
     def call(self, path: str, body: dict[str, Any] | None = None) -> bytes:
-        """One request; what it answers."""
+        """Send one request; its answer."""
         sent = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}", sent, {"content-type": "application/json"}
@@ -189,7 +189,7 @@ class Server:
 
 
 def load(server: Server, setup: SwapSetup, rate: float, seconds: float) -> list[Answered]:
-    """Every body in turn, each request at its own random moment, whatever the answers do meanwhile."""
+    """Send every body in turn at random moments, independent of the answers."""
     requests = requests_of("/recommend", setup.bodies)
     numbers = {request: number for number, request in enumerate(requests)}
     answered: list[Answered] = []
@@ -211,7 +211,7 @@ def load(server: Server, setup: SwapSetup, rate: float, seconds: float) -> list[
 
 
 def drive(server: Server, setup: SwapSetup, rate: float, seconds: float) -> tuple[list[Answered], list[float]]:
-    """Load for a while, and the pointer moved five times meanwhile; gives the answers and the moments it moved."""
+    """Offer load and move the pointer five times meanwhile; the answers and the times of the moves."""
     moved: list[float] = []
 
     def move() -> None:
@@ -238,7 +238,7 @@ def store_histories(server: Server, setup: SwapSetup) -> None:
 
 
 def expected(setup: SwapSetup) -> dict[str, list[list[tuple[str, float]]]]:
-    """What each good bundle answers to each request, worked out without the service."""
+    """The answer of each good bundle to each request, computed without the service."""
     answers = {}
     for bundle_id in setup.good:
         bundle = Bundle.load(setup.registry / bundle_id)
@@ -255,7 +255,7 @@ def _best(bundle: Bundle, items: Sequence[str]) -> list[tuple[str, float]]:
 
 
 def mixed(answers: Sequence[Answered], right: dict[str, list[list[tuple[str, float]]]]) -> list[str]:
-    """What is wrong with answers: a bundle that may not serve, or items or scores that are not that bundle's."""
+    """Defects of answers: a bundle that may not serve, or items or scores of another bundle."""
     wrong = []
     for answer in answers:
         if answer.status != 200:
@@ -313,7 +313,7 @@ def judge(
 
 
 def _trained_again(table: ItemTable, day: int) -> NDArray[np.float16]:
-    """The vectors as another night's training would leave them: every present component a little elsewhere."""
+    """The vectors after another training: every present component is moved a little."""
     rng = np.random.default_rng(day)
     moved = np.asarray(table.vectors, np.float32)
     moved += _NIGHT * rng.standard_normal(moved.shape, dtype=np.float32) * (moved != 0)

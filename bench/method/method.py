@@ -39,7 +39,7 @@ _BUSY = 75
 
 
 class Child:
-    """A process that does one unit.
+    """A process that runs one unit.
 
     Args:
         unit: which one.
@@ -76,7 +76,7 @@ class Child:
         return "\n".join(self._output.read_text(errors="replace").splitlines()[-4:])
 
     def end(self) -> None:
-        """End it; what it was at goes on from its last checkpoint."""
+        """Stop the process; the unit resumes from its last checkpoint."""
         if self.code() is None:
             self._process.terminate()
             try:
@@ -89,7 +89,7 @@ class Child:
 def run_units(
     units: Sequence[Unit], work: Path, *, jobs: int, threads: int, arguments: Sequence[str], console: Console
 ) -> list[Unit]:
-    """Do all units that are not done, some at a time.
+    """Run all missing units, several at a time.
 
     Args:
         units: in the order in which they are to be begun.
@@ -133,7 +133,7 @@ def run_units(
 
 
 def main() -> None:
-    """Do what is left of the plan, then write the table and the page."""
+    """Run the missing units of the plan, then write the table and the page."""
     options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children are ended on the way out
     plan = SMOKE if options.smoke else PLAN
@@ -179,7 +179,7 @@ def _named(plan: MethodPlan, name: str) -> Unit:
 
 
 def _do(unit: Unit, work: Path, threads: int) -> int:
-    """One unit in this process; its exit code."""
+    """Run one unit in this process; its exit code."""
     import torch
 
     from bench.method.method_unit import Busy, carry_out
@@ -202,7 +202,7 @@ def _do(unit: Unit, work: Path, threads: int) -> int:
 
 
 def _shown(work: Path, unit: Unit) -> str:
-    """What a person who watches wants to see."""
+    """A line of progress."""
     found = UnitPlace.of(work, unit).result() or {}
     means = found.get("ndcg@10", {}).get("validation", {})
     values = " ".join(f"{name} {value:.4f}" for name, value in means.items())

@@ -57,7 +57,7 @@ GOALS: Mapping[str, tuple[Claim, ...]] = {
 
 
 def checked(claim: Claim, readings: Readings, chosen: Mapping[str, str]) -> dict[str, Any]:
-    """Hold a claim against the figures.
+    """Compare a claim with the figures.
 
     Args:
         claim: what is said.

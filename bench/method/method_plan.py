@@ -20,7 +20,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Row:
-    """One way to train.
+    """A training configuration, one row of the table.
 
     Attributes:
         name: unique in its catalogue; letters, digits and hyphens.
@@ -90,7 +90,7 @@ class Unit:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over all that the plan says of it."""
+        """16 hex digits of a hash of the unit's plan."""
         overrides = {former_key(key): value for key, value in self.overrides.items()}
         said = [_FORMAT, dict(self.catalogue.demo), overrides, self.row.frozen]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
@@ -98,7 +98,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class MethodPlan:
-    """Everything that is trained.
+    """The plan of a run: catalogues and seeds.
 
     Attributes:
         catalogues: in the order of the page.

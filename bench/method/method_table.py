@@ -25,7 +25,7 @@ _FORMAT = 1
 
 
 def write_table(plan: MethodPlan, work: Path, out: Path) -> None:
-    """Gather what is done and write it.
+    """Collect the finished units and write the table.
 
     Args:
         plan: what is wanted.

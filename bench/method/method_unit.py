@@ -53,7 +53,7 @@ class Busy(Exception):
 
 @dataclass(frozen=True)
 class UnitData:
-    """A catalogue, ready to be trained on.
+    """A catalogue with its split.
 
     Attributes:
         dataset: the catalogue.
@@ -68,7 +68,7 @@ class UnitData:
 
 @dataclass(frozen=True)
 class UnitPlace:
-    """Where a unit lies.
+    """The directory of a unit.
 
     Attributes:
         unit: which one.
@@ -89,7 +89,7 @@ class UnitPlace:
         return self.path / "train"
 
     def result(self) -> dict[str, Any] | None:
-        """What was measured; None if it is not done, or was done by another plan."""
+        """The result; None if the unit is missing or belongs to another plan."""
         try:
             found: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -103,7 +103,7 @@ class UnitPlace:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Make the directory this plan's own, what another plan left in it removed, and keep others out.
+        """Lock the directory for this plan and remove the files of another plan.
 
         Raises:
             Busy: another process is at it.
@@ -124,7 +124,7 @@ class UnitPlace:
 
 
 def carry_out(unit: Unit, work: Path, *, report: Callable[[str, float], None] = lambda _step, _share: None) -> bool:
-    """Do a unit, or what is left of it.
+    """Run a unit, or resume it.
 
     Args:
         unit: which one.
@@ -173,7 +173,7 @@ def carry_out(unit: Unit, work: Path, *, report: Callable[[str, float], None] = 
 def load_world(
     catalogue: CataloguePlan, work: Path, *, report: Callable[[str, float], None] = lambda _step, _share: None
 ) -> UnitData:
-    """Build a catalogue if it is not there, and read it."""
+    """Load a catalogue; build it first if it is missing."""
     directory = work / catalogue.name
     directory.mkdir(parents=True, exist_ok=True)
     with file_lock(directory / "lock", wait=True):
@@ -185,7 +185,7 @@ def load_world(
 
 
 def read_log(path: Path) -> dict[str, Any]:
-    """The newest value of everything that a training log holds; a line that a kill cut short counts for nothing."""
+    """The newest value of each figure in a training log; a truncated line is ignored."""
     newest: dict[str, Any] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError):
@@ -194,7 +194,7 @@ def read_log(path: Path) -> dict[str, Any]:
 
 
 def _trained(world: UnitData, config: RunConfig, place: UnitPlace, report: Callable[[str, float], None]) -> Embedding:
-    """Train, or go on; a run of earlier code, which cannot be gone on with, is begun anew."""
+    """Train or resume; a run that earlier code made and that cannot be resumed is started again."""
     train, validation, kept = world.parts.train, world.parts.validation, place.train / "fingerprint"
     now = run_fingerprint(world.dataset, train, validation, config)
     if kept.is_file() and kept.read_text(encoding="utf-8").strip() != now:
@@ -208,7 +208,7 @@ def _trained(world: UnitData, config: RunConfig, place: UnitPlace, report: Calla
 
 
 def _untrained(unit: Unit, world: UnitData, config: RunConfig, place: UnitPlace) -> Embedding:
-    """What training would start from."""
+    """Embed with the untrained model."""
     run = RunDirectory(place.train)
     if config.vlm.model is None and not run.start.is_dir():
         run.path.mkdir(parents=True, exist_ok=True)
@@ -245,7 +245,7 @@ def _ranks(
 
 
 def _encoded(encoder: CatalogueEncoder, targets: Targets, report: Callable[[float], None]) -> Vectors:
-    """Vectors of all histories; those of one length together, so that little is spent on padding."""
+    """Vectors of all histories, batched by length to avoid padding."""
     order = np.argsort([len(history) for history in targets.histories], kind="stable")
     blocks: dict[str, list[NDArray[np.float32]]] = {}
     for start in range(0, len(order), _ENCODED_AT_A_TIME):

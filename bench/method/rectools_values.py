@@ -35,7 +35,7 @@ def case(seed: int) -> dict[str, list[list[int]] | list[int]]:
 
 
 def main() -> None:
-    """Ask RecTools and write the fixture."""
+    """Run RecTools and write the fixture."""
     asked = case(0)
     ran = subprocess.run(
         [python_for("rectools"), _HERE / "peers" / "rectools_metrics.py"],

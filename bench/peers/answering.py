@@ -26,7 +26,7 @@ LONGEST = 10
 
 
 def key_of(user_id: str) -> str:
-    """Where `service.stores.redis_histories` keeps the history of a user."""
+    """The key of a user's history in `service.stores.redis_histories`."""
     return keys_of("vlm2rec", user_id).history
 
 

@@ -4,7 +4,7 @@ from pydantic import BaseModel, Field
 
 
 class Ask(BaseModel):
-    """Who asks, and for how many items."""
+    """A request: the user and the number of items."""
 
     user_id: str = Field(min_length=1, max_length=256)
     k: int = Field(20, ge=1, le=1000)

@@ -12,7 +12,7 @@ app = FastAPI()
 
 @app.post("/recommend")
 async def echo(body: RecommendRequest) -> Answer:
-    """As many items as asked for, all the same."""
+    """Answer the requested number of equal items."""
     return Answer(items=[Item(item_id="item-0000001", score=0.5)] * body.k)
 
 

@@ -17,7 +17,7 @@ from bench.peers.ask import Ask
     logging={"access": {"enabled": False}},
 )
 class BentoRecommender:
-    """One worker process is one of these."""
+    """The service of one worker process."""
 
     def __init__(self) -> None:
         self._answering = Answering()

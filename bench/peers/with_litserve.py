@@ -18,7 +18,7 @@ class LitServeRecommender(litserve.LitAPI):
         self.store = redis.Redis.from_url(REDIS)
 
     def decode_request(self, request: Ask) -> Ask:
-        """The body, validated."""
+        """Validate the body."""
         return request
 
     def batch(self, inputs: list[Ask]) -> list[Ask]:
@@ -33,11 +33,11 @@ class LitServeRecommender(litserve.LitAPI):
         return self.answering.answer(pipeline.execute(), [ask.k for ask in x])
 
     def unbatch(self, output: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One answer a request."""
+        """One answer per request."""
         return output
 
     def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
-        """What is sent."""
+        """The JSON of an answer."""
         return output
 
 

@@ -10,7 +10,7 @@ from bench.peers.answering import BATCH, REDIS, WORKERS, Answering, key_of
 
 
 class MosecRecommender(Worker):
-    """One worker process is one of these."""
+    """The worker of one process."""
 
     def __init__(self) -> None:
         super().__init__()

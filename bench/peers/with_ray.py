@@ -16,7 +16,7 @@ from bench.peers.ask import Ask
 
 @serve.deployment(num_replicas=WORKERS, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 1})
 class RayRecommender:
-    """One replica is one of these."""
+    """The deployment of one replica."""
 
     def __init__(self) -> None:
         self._answering = Answering()

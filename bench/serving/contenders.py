@@ -48,7 +48,7 @@ class Contender:
         )
 
     def command(self, *, port: int, registry: str, redis: str) -> list[str]:
-        """What to run.
+        """The command line.
 
         Raises:
             CannotInstall: its packages cannot be had.
@@ -64,7 +64,7 @@ class Contender:
         return inherited | _ONE_THREAD | asked | {k: v.format(port=port) for k, v in self.environment.items()}
 
     def body(self, asked: Mapping[str, Any]) -> bytes:
-        """A request as this contender takes it."""
+        """A request in the contender's format."""
         return json.dumps({"asks": [asked]} if self.in_a_list else asked).encode()
 
     def items(self, answer: bytes) -> list[str]:

@@ -15,7 +15,7 @@ class CannotInstall(Exception):
 
 
 def python_for(peer: str) -> Path:
-    """The interpreter of a peer, its environment made first if need be.
+    """The interpreter of a peer; its environment is made first if it is missing or outdated.
 
     Raises:
         CannotInstall: pip fails.

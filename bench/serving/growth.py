@@ -39,7 +39,7 @@ def hourly_growth(seconds: Sequence[float], values: Sequence[float]) -> float:
 
 
 def judge(samples: Sequence[Mapping[str, Any]], rest: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    """What holds of a run: memory, descriptors and threads flat, and all descriptors closed again at the end.
+    """Whether memory, descriptors and threads of a run are flat and all descriptors are closed at its end.
 
     Args:
         samples: as `bench.load.soak.Sample`, oldest first.

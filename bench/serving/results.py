@@ -58,7 +58,7 @@ class ServingResults:
         return _median(one / other for one, other in pairs if one is not None and other)
 
     def failed(self, key: str) -> str | None:
-        """Why a measurement could not be made."""
+        """The reason of a failed measurement."""
         reason: str | None = self.measurements.get(key, {}).get("failed")
         return reason
 

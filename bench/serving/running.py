@@ -87,7 +87,7 @@ class RunningContender:
         self._end()
 
     def ask(self, asked: Mapping[str, Any], *, timeout_s: float = 10.0) -> tuple[int, bytes]:
-        """One request on a connection of its own: status and body; status 0 when nothing listens."""
+        """Send one request on a new connection; status and body, status 0 if nothing listens."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
             connection.request("POST", PATH, self.contender.body(asked), {"Content-Type": "application/json"})

@@ -39,7 +39,7 @@ _OUT = _ROOT / "bench" / "results" / "serving.json"
 
 
 def prepare(sizes: Iterable[int], results: Measurements, work: Path) -> dict[int, Published]:
-    """Build and publish the bundle of each of these sizes; what is there already stays."""
+    """Build and publish the missing bundles of these sizes."""
     encoder = work / "encoder.onnx"
     if not encoder.exists():
         subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], check=True)
@@ -68,12 +68,12 @@ def wanted(visits: Iterable[Visit], only: str | None) -> list[Visit]:
 
 
 def missing(visit: Visit, results: Measurements) -> list[Task]:
-    """What of a visit is not measured yet."""
+    """The missing tasks of a visit."""
     return [task for task in visit.tasks if task.key not in results]
 
 
 def carry_out(visit: Visit, setting: Setting, results: Measurements) -> None:
-    """Start a contender, do what is not measured yet, end it; one that cannot serve is recorded with the reason."""
+    """Start a contender, run its missing tasks and stop it; a failed start is recorded with the reason."""
     tasks = missing(visit, results)
     if not tasks:
         return
@@ -130,7 +130,7 @@ def main() -> None:
 
 
 def _shown(measured: object) -> str:
-    """The figures that a person watching wants to see."""
+    """The figures of a line of progress."""
     if not isinstance(measured, dict):
         return ""
     names = ("good", "p50_ms", "p90_ms", "p99_ms", "refused", "errors", "ready_s", "recall", "same")

@@ -28,7 +28,7 @@ _MOST_BODIES = 10_000
 
 
 class Setting:
-    """Bundles, Redis servers and request bodies, made when first asked for.
+    """Bundles, Redis servers and request bodies, made at first use.
 
     Args:
         plan: sizes, rates and durations.
@@ -53,7 +53,7 @@ class Setting:
         self._stack.close()
 
     def bundle(self, rows: int) -> Bundle:
-        """The bundle of a size, to ask directly."""
+        """The bundle of a size, for direct use."""
         if rows not in self._bundles:
             self._bundles[rows] = Bundle.load(Path(self._published[rows].bundle))
         return self._bundles[rows]
@@ -102,7 +102,7 @@ class Setting:
         return found
 
     def ask(self, running: RunningContender, user: int, extra: Asked) -> list[str]:
-        """The item ids that a user is answered, best first.
+        """The item ids of the answer to a user, best first.
 
         Raises:
             RuntimeError: the answer is not 200.

@@ -71,7 +71,7 @@ def tuning_visits(setting: Setting) -> Iterator[Visit]:
 
 
 def at_its_best(contender: Contender, read: ServingResults) -> Contender:
-    """A contender with the number of processes that gave the most whole answers; as it is where nothing is known."""
+    """A contender with its best number of processes; unchanged without a measurement."""
     rates = {
         processes: rate
         for processes in contender.processes
@@ -98,7 +98,7 @@ def measured_visits(setting: Setting, results: Measurements) -> Iterator[Visit]:
 
 
 def _contender(setting: Setting, contender: Contender, number: int) -> Visit:
-    """Everybody on the main catalogue: start, peak, latency at fixed rates, memory, right answers."""
+    """Each contender on the main catalogue: start, peak, latency at fixed rates, memory, correct answers."""
     plan, key = setting.plan, f"contenders/{number}/{contender.name}"
     rates = plan.rates if contender.name in (OURS.name, ECHO.name) else plan.peer_rates
     tasks = [Task(f"{key}/start", _start), *_loads(setting, key, plan.users, rates, number)]
@@ -110,7 +110,7 @@ def _contender(setting: Setting, contender: Contender, number: int) -> Visit:
 
 
 def _size(setting: Setting, rows: int, number: int) -> Visit:
-    """vlm2rec on a catalogue of a size; all kinds of requests are held against exact search once."""
+    """vlm2rec on a catalogue of a size; all kinds of requests are compared with exact search once."""
     plan, key = setting.plan, f"sizes/{number}/{rows}"
     tasks = [Task(f"{key}/start", _start), *_loads(setting, key, plan.users, plan.size_rates, number)]
     if number == 1:
@@ -171,7 +171,7 @@ def _start(running: RunningContender) -> dict[str, Any]:
 
 
 def _answers(setting: Setting, rows: int, running: RunningContender) -> dict[str, Any]:
-    """Recall of plain answers, and whether they are those that the bundle gives itself."""
+    """Recall of plain answers, and the share that equals the bundle's own answers."""
     bundle, histories = setting.bundle(rows), setting.histories(rows)[: setting.plan.checked]
     ask = partial(setting.ask, running)
     return {

@@ -1,4 +1,4 @@
-"""`vlm2rec index …`: build, publish and look after bundles."""
+"""Builds, publishes and manages bundles (`vlm2rec index …`)."""
 
 import contextlib
 import json
@@ -179,7 +179,7 @@ def prune(
 
 
 def pinned_here() -> frozenset[str]:
-    """Ids of the bundles that services on this machine have pinned, as far as their local files tell."""
+    """Ids of the bundles that services on this machine have pinned, from their local files."""
     from service.bundles.operator_state import pinned_bundles
 
     file = os.environ.get("VLM2REC_DIRECTIVES_FILE")

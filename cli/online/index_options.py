@@ -1,4 +1,4 @@
-"""Options of every command that builds an index, and the specification that they make together."""
+"""Defines the options of every command that builds an index and makes the index specification from them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +49,7 @@ def index_spec(
     bound: Sequence[str] | None,
     threads: int | None,
 ) -> "IndexSpec":
-    """What the options ask for.
+    """The index specification of the options.
 
     Args:
         kind: name of the kind of index.
