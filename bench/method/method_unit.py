@@ -208,7 +208,7 @@ def _trained(world: UnitData, config: RunConfig, place: UnitPlace, report: Calla
 
 
 def _untrained(unit: Unit, world: UnitData, config: RunConfig, place: UnitPlace) -> Embedding:
-    """Embed with the untrained model."""
+    """The embedding of the untrained model."""
     run = RunDirectory(place.train)
     if config.vlm.model is None and not run.start.is_dir():
         run.path.mkdir(parents=True, exist_ok=True)
