@@ -1,4 +1,4 @@
-"""A table of a page in Markdown."""
+"""Formats a table in Markdown."""
 
 from collections.abc import Iterable, Iterator
 

@@ -1,4 +1,4 @@
-"""Measurements: one JSON file that grows by a measurement at a time, so that a run can end at any moment and go on."""
+"""Stores measurements in one JSON file, one at a time, so that a run can stop at any moment and continue."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from typing import Any
 
 import psutil
 
-from bench.serving.reading import Reading
+from bench.serving.results import ServingResults
 
 _FORMAT = 2
 
 
 class Measurements:
-    """All of one run.
+    """The measurements of one run.
 
     Args:
         path: the file; what it holds already is kept.
@@ -38,7 +38,7 @@ class Measurements:
         self._all: dict[str, Any] = about | {"measurements": measured}
 
     def __contains__(self, key: object) -> bool:
-        """Whether a measurement is there; one that failed is tried again."""
+        """Whether a measurement is stored; a failed one is measured again."""
         found = self._all["measurements"].get(key)
         return found is not None and "failed" not in found
 
@@ -47,13 +47,13 @@ class Measurements:
         return found
 
     def forget(self, stage: str) -> None:
-        """Drop the measurements of a stage, so that they are made again; the file keeps them until the next one."""
+        """Drop the measurements of a stage, so that they are made again; the file is rewritten at the next one."""
         kept = {key: found for key, found in self._all["measurements"].items() if key.partition("/")[0] != stage}
         self._all["measurements"] = kept
 
-    def read(self) -> Reading:
-        """What is measured so far, for medians and ratios."""
-        return Reading(self._all)
+    def read(self) -> ServingResults:
+        """The measurements so far, for medians and ratios."""
+        return ServingResults(self._all)
 
     def put(self, key: str, measured: Mapping[str, Any], *, took_s: float) -> None:
         """Store a measurement at once, with the commit and how busy the machine was."""

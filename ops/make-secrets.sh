@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make secrets/ for docker-compose.secrets.yml: two keys and a Redis user. What is there stays.
+# Make secrets/ for docker-compose.secrets.yml: two keys and a Redis user. Existing files are kept.
 set -eu
 cd "$(dirname "$0")/.."
 mkdir -p -m 0755 secrets

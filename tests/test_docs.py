@@ -90,6 +90,15 @@ def test_every_invariant_names_tests_that_exist() -> None:
             assert f"def {test}(" in (ROOT / file).read_text(), named
 
 
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    defined = {test for file in files for test in re.findall(r"def (test_\w+)\(", file.read_text())}
+    text = page.read_text()
+    assert set(re.findall(r"\b(test_\w+\.py)", text)) <= {file.name for file in files}
+    assert set(re.findall(r"::(test_\w+)", text)) <= defined
+
+
 def test_the_architecture_names_every_room() -> None:
     page = (ROOT / "ARCHITECTURE.md").read_text()
     for package in ("index", "service", "training"):

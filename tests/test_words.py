@@ -58,3 +58,10 @@ def test_a_page_is_checked_over_the_ends_of_its_lines(tmp_path: Path) -> None:
 
 def test_every_covered_place_exists() -> None:
     assert [place for place in (*words.COVERED, *words.PACKAGES) if not (ROOT / place).exists()] == []
+
+
+def test_a_class_name_that_two_modules_define_is_reported(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.py", tmp_path / "other.py"
+    one.write_text("class Plan:\n    class Row: ...\n\n\nclass Stage: ...\n")
+    other.write_text("class Plan: ...\n\n\nclass Row: ...\n")
+    assert words.classes_of_one_name([other, one]) == {"Plan": [one, other]}

@@ -1,9 +1,9 @@
-"""A small load balancer before replicas of the service, for benches that take replicas away.
+"""Balances requests between replicas of the service, so that a bench can stop one of them.
 
     python -m bench.faults.balancer 8001 8002
 
-Prints its port. It reads whole requests and answers, asks the ready replicas by turns, drops one whose `/readyz` is
-not 200, and asks another when one refuses the connection or closes it before it has answered.
+Prints its port. It reads whole requests and answers and takes the ready replicas in turn. A replica whose `/readyz` is
+not 200 gets no requests; a request whose connection is refused or closed before the answer goes to another replica.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Balancer:
-    """Passes requests on to replicas.
+    """Forwards requests to replicas.
 
     Args:
         ports: where they listen on this machine.
@@ -33,7 +33,7 @@ class Balancer:
         self._turn = 0
 
     async def look(self) -> None:
-        """Ask every replica again and again whether it is ready."""
+        """Poll the readiness of every replica."""
         while True:
             await asyncio.gather(*(self._look_at(port) for port in self._ports))
             await asyncio.sleep(_LOOK_S)
@@ -70,7 +70,7 @@ class Balancer:
 
 
 async def _exchange(port: int, request: bytes, kept: dict[int, Streams]) -> bytes:
-    """One request to a replica, on the connection that is kept for it if that is still open."""
+    """Send one request to a replica, on its kept connection if that is still open."""
     reader, writer = kept.pop(port, (None, None))
     if reader is None or writer is None or reader.at_eof() or writer.is_closing():
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -89,7 +89,7 @@ async def _exchange(port: int, request: bytes, kept: dict[int, Streams]) -> byte
 
 
 async def _message(reader: asyncio.StreamReader) -> bytes:
-    """Head and body of a request or an answer, whose head says how long the body is."""
+    """Read head and body of a request or an answer with a Content-Length."""
     head = await reader.readuntil(b"\r\n\r\n")
     lower = head.lower()
     at = lower.find(b"content-length:")

@@ -1,4 +1,4 @@
-"""The load of the fault run: recommendations and events at constant rates, and what became of every one of them."""
+"""Sends recommendations and events at constant rates during the fault run and records every outcome."""
 
 import gc
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.faults.fault_stage import Stage
+from bench.faults.fault_setup import FaultSetup
 from bench.load.open_loop import Client, arrivals, requests_of
 from index.bundle.bundle import Bundle
 from index.bundle.registry import Registry
@@ -27,7 +27,7 @@ _DEGRADED = b'"degraded":"'
 
 @dataclass(frozen=True, slots=True)
 class SentEvent:
-    """An event of the run; number and time are its own, so that it can be told from all others in Redis."""
+    """An event of the run, with a number and a time that no other event in Redis has."""
 
     user_id: str
     item_id: str
@@ -35,7 +35,7 @@ class SentEvent:
 
     @property
     def event_id(self) -> str:
-        """Its own."""
+        """Id of the event, unique in the run."""
         return f"event-{self.number}"
 
     @property
@@ -45,11 +45,11 @@ class SentEvent:
 
     @property
     def step(self) -> str:
-        """As its user's history has it."""
+        """The event as the user's history stores it."""
         return f"{self.user_id} {self.item_id}{_SEPARATOR}{self.timestamp}"
 
     def body(self) -> dict[str, Any]:
-        """As it is sent."""
+        """The body of the request."""
         return {
             "user_id": self.user_id,
             "item_id": self.item_id,
@@ -60,11 +60,11 @@ class SentEvent:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a request.
+    """The outcome of a request.
 
     Attributes:
         due: perf_counter seconds.
-        answered: likewise.
+        answered: perf_counter seconds.
         status: of the answer; 0 when the connection failed or no answer came.
         degraded: the reason that the answer gives; empty when it is whole or none.
         event: the event that was sent; None for a recommendation.
@@ -77,7 +77,7 @@ class Outcome:
     event: SentEvent | None
 
 
-class Load:
+class FaultLoad:
     """Makes requests for made users of a bundle.
 
     Args:
@@ -100,12 +100,12 @@ class Load:
         """Ten events for every user."""
         return [self._event(f"user-{user}") for user in range(USERS) for _ in range(10)]
 
-    def run(self, stage: Stage, seconds: float, outcomes: list[Outcome]) -> "Running":
+    def run(self, setup: FaultSetup, seconds: float, outcomes: list[Outcome]) -> "RunningLoad":
         """Offer load for a while, in a thread of its own."""
-        return Running(self, stage, seconds, outcomes)
+        return RunningLoad(self, setup, seconds, outcomes)
 
     def requests(self, seconds: float, seed: int) -> tuple[list[bytes], Any, dict[bytes, SentEvent]]:
-        """Requests, when they are due (seconds from the start), and which of them are which events."""
+        """Requests, their due times (seconds from the start), and the event of each event request."""
         reads, writes = arrivals(self._rate, seconds, seed), arrivals(self._event_rate, seconds, seed + 1)
         asked = [{"user_id": f"user-{user}", "k": _K} for user in self._rng.integers(USERS, size=len(reads))]
         events = [self._event(f"user-{user}") for user in self._rng.integers(USERS, size=len(writes))]
@@ -124,30 +124,30 @@ class Load:
         return event
 
 
-class Running:
-    """Load that is being offered.
+class RunningLoad:
+    """Load that a thread offers.
 
     Attributes:
         started: perf_counter seconds of its begin.
         events: that are among it.
     """
 
-    def __init__(self, load: Load, stage: Stage, seconds: float, outcomes: list[Outcome]) -> None:
+    def __init__(self, load: FaultLoad, setup: FaultSetup, seconds: float, outcomes: list[Outcome]) -> None:
         requests, due, self._sent = load.requests(seconds, seed=len(load.events))
         self.events = list(self._sent.values())
         self._outcomes = outcomes
-        self._client = Client(stage.port, self._keep)
+        self._client = Client(setup.port, self._keep)
         self.started = time.perf_counter() + 0.1
         self._thread = threading.Thread(target=self._client.run, args=(requests, self.started + due))
         gc.disable()  # a collection would hold up the client, not the service
         self._thread.start()
 
     def wait_until(self, seconds: float) -> None:
-        """Wait until so many seconds after the begin."""
+        """Wait until a number of seconds after the start."""
         time.sleep(max(self.started + seconds - time.perf_counter(), 0.0))
 
     def join(self) -> None:
-        """Wait until every request has been answered, or will not be any more."""
+        """Wait until every request is answered or has failed."""
         self._thread.join()
         gc.enable()
         self._client.close()
@@ -160,9 +160,9 @@ class Running:
         self._outcomes.append(Outcome(due, at, status, reason, self._sent.get(request)))
 
 
-def lost_and_doubled(stage: Stage, acknowledged: Sequence[SentEvent]) -> tuple[list[SentEvent], list[str]]:
-    """Acknowledged events that are not in Redis, in the stream and in the history; and what is there twice."""
-    with stage.admin() as admin:
+def lost_and_doubled(setup: FaultSetup, acknowledged: Sequence[SentEvent]) -> tuple[list[SentEvent], list[str]]:
+    """Acknowledged events missing in the stream or the history of Redis, and entries stored twice."""
+    with setup.admin() as admin:
         streams = [admin.xrange(stream_key("vlm2rec", bucket)) for bucket in range(BUCKETS)]
         streamed = Counter(fields["event_id"] for entries in streams for _, fields in entries)
         kept: Counter[str] = Counter()

@@ -1,10 +1,10 @@
-"""The fault run: Redis and the service are killed, stopped, filled and restarted under load, and nothing may be lost.
+"""Kills, stops, fills and restarts Redis and the service under load and checks that nothing is lost.
 
     python -m bench.faults.faults               # 300 requests and 30 events a second, about two minutes
     python -m bench.faults.faults --rate 50     # a quiet look
 
-Two replicas behind a balancer, a Redis that writes every event through to the disk. One fault after the other, each in
-a phase of its own. Prints and writes JSON, and the table of docs/reliability.md from it.
+Two replicas run behind a balancer, with a Redis that writes every event to the disk. Each fault has a phase of its own.
+Prints and writes JSON, and the table of docs/reliability.md.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.faults.fault_load import Load, Outcome, Running, SentEvent, lost_and_doubled
-from bench.faults.fault_stage import Stage
+from bench.faults.fault_load import FaultLoad, Outcome, RunningLoad, SentEvent, lost_and_doubled
+from bench.faults.fault_setup import FaultSetup
 from bench.index.bundles import published
 from bench.measurements import commit, machine
 
@@ -38,7 +38,7 @@ _RETRIES = 200
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong.
+    """A fault: how it begins and ends, and what it may cause.
 
     Attributes:
         name: for the table.
@@ -51,32 +51,32 @@ class Fault:
     """
 
     name: str
-    begin: Callable[[Stage], None]
-    end: Callable[[Stage], None]
+    begin: Callable[[FaultSetup], None]
+    end: Callable[[FaultSetup], None]
     degrades: bool = False
     refuses: bool = False
     drains: bool = False
     kills: bool = False
 
 
-def _signal_redis(stage: Stage, which: signal.Signals) -> None:
-    if stage.redis.pid is not None:
-        os.kill(stage.redis.pid, which)
+def _signal_redis(setup: FaultSetup, which: signal.Signals) -> None:
+    if setup.redis.pid is not None:
+        os.kill(setup.redis.pid, which)
 
 
-def _configure(stage: Stage, **settings: str) -> None:
-    with stage.admin() as admin:
+def _configure(setup: FaultSetup, **settings: str) -> None:
+    with setup.admin() as admin:
         for name, value in settings.items():
             admin.config_set(name.replace("_", "-"), value)
 
 
-def _command(stage: Stage, *command: str) -> None:
-    with stage.admin() as admin:
+def _command(setup: FaultSetup, *command: str) -> None:
+    with setup.admin() as admin:
         admin.execute_command(*command)
 
 
-def _end_workers(stage: Stage) -> None:
-    for replica in stage.replicas:
+def _end_workers(setup: FaultSetup) -> None:
+    for replica in setup.replicas:
         replica.burst()  # threads are started when several requests come at once
         replica.end_workers()
         replica.burst()  # and end at their next step
@@ -118,8 +118,8 @@ FAULTS = (
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How much of everything.
+class FaultPlan:
+    """Rates and durations of the fault run.
 
     Attributes:
         rate: recommendations a second.
@@ -138,13 +138,13 @@ class Plan:
 
 @dataclass
 class Phase:
-    """A fault as it went.
+    """The measured phase of one fault.
 
     Attributes:
         fault: which.
         outcomes: of every request.
-        began: perf_counter seconds, when it was about to go wrong.
-        returned: likewise, when it was right again.
+        began: perf_counter seconds, just before the fault.
+        returned: perf_counter seconds, when the fault was over.
         counted: what the metrics of both replicas grew by; of no use where one was restarted.
         retried: events that were not acknowledged at first, sent again afterwards with the same id until they were.
         unstored: those that even so were not.
@@ -161,7 +161,7 @@ class Phase:
     repeated: tuple[int, int]
 
     def figures(self) -> dict[str, Any]:
-        """What is written down; seconds from the return to the last answer that was less for it."""
+        """Figures of the result file; `…_back_s` are seconds from the end of the fault to the last affected answer."""
         reads = [outcome for outcome in self.outcomes if outcome.event is None]
         events = [outcome for outcome in self.outcomes if outcome.event is not None]
         degraded = [outcome for outcome in reads if outcome.degraded == _HISTORY]
@@ -190,26 +190,26 @@ class Phase:
         }
 
     def wrong(self) -> list[str]:
-        """What must not be."""
+        """Every observation that breaks an invariant."""
         found = Counter(self._fault_of(outcome) for outcome in self.outcomes)
-        told = [f"{count} × {what}" for what, count in found.items() if what]
+        problems = [f"{count} × {what}" for what, count in found.items() if what]
         seen = sum(outcome.degraded == _HISTORY for outcome in self.outcomes)
         if not self.fault.drains and self.counted[_DEGRADED_METRIC] != seen:
-            told.append(f"{self.counted[_DEGRADED_METRIC]:.0f} degraded answers were counted, {seen} were seen")
+            problems.append(f"{self.counted[_DEGRADED_METRIC]:.0f} degraded answers were counted, {seen} were seen")
         if self.fault.degrades and not seen:
-            told.append("the fault was not felt by recommendations")
+            problems.append("the fault was not felt by recommendations")
         if self.fault.refuses and not any(outcome.status == 503 for outcome in self.outcomes):
-            told.append("the fault was not felt by events")
+            problems.append("the fault was not felt by events")
         if self.fault.kills and not self.counted.get(_DEATHS_METRIC, 1):
-            told.append("no worker died")
+            problems.append("no worker died")
         if self.unstored:
-            told.append(f"{self.unstored} events were refused for ever")
+            problems.append(f"{self.unstored} events were refused for ever")
         if self.repeated[1]:
-            told.append(f"{self.repeated[1]} events were stored twice")
-        return told
+            problems.append(f"{self.repeated[1]} events were stored twice")
+        return problems
 
     def _fault_of(self, outcome: Outcome) -> str:
-        """What is wrong with an answer; empty if nothing is."""
+        """The defect of an answer; empty without one."""
         felt = self.began <= outcome.answered and outcome.due <= self.returned + RECOVERY_S
         if outcome.degraded == _HISTORY and not (self.fault.degrades and felt):
             return "degraded without need"
@@ -223,37 +223,41 @@ class Phase:
         return max([outcome.answered - self.returned for outcome in outcomes] + [0.0])
 
 
-def carry_out(fault: Fault, stage: Stage, load: Load, plan: Plan, acknowledged: list[SentEvent]) -> Phase:
-    """One phase: load, fault, load; then what was not stored is sent again, and something of what was."""
+def carry_out(
+    fault: Fault, setup: FaultSetup, load: FaultLoad, plan: FaultPlan, acknowledged: list[SentEvent]
+) -> Phase:
+    """Run one phase: load, fault, load; then send refused events, and some stored events, again."""
     outcomes: list[Outcome] = []
-    before = stage.metrics()
-    running = load.run(stage, plan.before_s + plan.fault_s + plan.after_s, outcomes)
+    before = setup.metrics()
+    running = load.run(setup, plan.before_s + plan.fault_s + plan.after_s, outcomes)
     try:
         running.wait_until(plan.before_s)
         began = time.perf_counter()
-        fault.begin(stage)
+        fault.begin(setup)
         running.wait_until(plan.before_s + plan.fault_s)
-        fault.end(stage)
+        fault.end(setup)
         returned = time.perf_counter()
     finally:
         running.join()
-    counted = stage.metrics()
+    counted = setup.metrics()
     counted.subtract(before)
-    stored, retried, unstored = _send_again(stage, running, outcomes)
-    repeated = [stage.post("/events", event.body())[1].get("stored", 0) for event in stored[::20]]
+    stored, retried, unstored = _send_again(setup, running, outcomes)
+    repeated = [setup.post("/events", event.body())[1].get("stored", 0) for event in stored[::20]]
     acknowledged += stored
     return Phase(fault, outcomes, began, returned, counted, retried, unstored, (len(repeated), sum(repeated)))
 
 
-def _send_again(stage: Stage, running: Running, outcomes: Sequence[Outcome]) -> tuple[list[SentEvent], int, int]:
-    """The events that are acknowledged now, how many of them at a later try, and how many are not."""
+def _send_again(
+    setup: FaultSetup, running: RunningLoad, outcomes: Sequence[Outcome]
+) -> tuple[list[SentEvent], int, int]:
+    """Acknowledged events, how many needed a retry, and how many were never acknowledged."""
     stored = [outcome.event for outcome in outcomes if outcome.event is not None and outcome.status == 200]
     at_first = {event.number for event in stored}
     open_ = [event for event in running.events if event.number not in at_first]
     unstored = 0
     for event in open_:
         for _ in range(_RETRIES):
-            if stage.post("/events", event.body())[0] == 200:
+            if setup.post("/events", event.body())[0] == 200:
                 stored.append(event)
                 break
             time.sleep(0.05)
@@ -262,8 +266,8 @@ def _send_again(stage: Stage, running: Running, outcomes: Sequence[Outcome]) -> 
     return stored, len(open_) - unstored, unstored
 
 
-def run(registry: Path, work: Path, plan: Plan, faults: Sequence[Fault] = FAULTS) -> dict[str, Any]:
-    """All faults on a bundle; the figures, and whether everything holds.
+def run(registry: Path, work: Path, plan: FaultPlan, faults: Sequence[Fault] = FAULTS) -> dict[str, Any]:
+    """Run all faults on a bundle; the figures, and whether every phase holds.
 
     Args:
         registry: of a published bundle.
@@ -271,18 +275,18 @@ def run(registry: Path, work: Path, plan: Plan, faults: Sequence[Fault] = FAULTS
         plan: how much of everything.
         faults: in this order.
     """
-    load = Load(registry, plan.rate, plan.event_rate)
-    with Stage(registry, work) as stage:
+    load = FaultLoad(registry, plan.rate, plan.event_rate)
+    with FaultSetup(registry, work) as setup:
         acknowledged = load.first_histories()
         for at in range(0, len(acknowledged), 500):
-            status, _ = stage.post("/events", {"events": [event.body() for event in acknowledged[at : at + 500]]})
+            status, _ = setup.post("/events", {"events": [event.body() for event in acknowledged[at : at + 500]]})
             if status != 200:
                 raise SystemExit(f"the first histories could not be stored: {status}")
         phases = {}
         for fault in faults:
-            phases[fault.name] = carry_out(fault, stage, load, plan, acknowledged).figures()
+            phases[fault.name] = carry_out(fault, setup, load, plan, acknowledged).figures()
             print(f"{fault.name}: {phases[fault.name]['wrong'] or 'holds'}", file=sys.stderr, flush=True)
-        lost, doubled = lost_and_doubled(stage, acknowledged)
+        lost, doubled = lost_and_doubled(setup, acknowledged)
     late = [
         name for name, phase in phases.items() if max(phase["histories_back_s"], phase["events_back_s"]) > RECOVERY_S
     ]
@@ -331,7 +335,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument(
-        "--rate", type=float, default=Plan.rate, help="recommendations per second; a tenth as many events"
+        "--rate", type=float, default=FaultPlan.rate, help="recommendations per second; a tenth as many events"
     )
     parser.add_argument("--work", type=Path, default=_ROOT / ".bench", help="where built bundles are kept")
     parser.add_argument("--out", type=Path, default=_ROOT / "bench" / "results" / "faults.json")
@@ -341,9 +345,9 @@ def main() -> None:
     encoder = options.work / "encoder.onnx"
     if not encoder.exists():
         subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], cwd=_ROOT, check=True)
-    made = published(options.items, options.work, encoder, lambda stage, _share: print(stage, file=sys.stderr))
+    made = published(options.items, options.work, encoder, lambda setup, _share: print(setup, file=sys.stderr))
     with tempfile.TemporaryDirectory(dir=options.work) as scratch:
-        plan = Plan(rate=options.rate, event_rate=options.rate / 10)
+        plan = FaultPlan(rate=options.rate, event_rate=options.rate / 10)
         found = run(Path(made.registry), Path(scratch), plan)
     found |= {"items": options.items, "commit": commit(), "machine": machine()}
     options.out.parent.mkdir(parents=True, exist_ok=True)

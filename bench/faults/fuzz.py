@@ -1,12 +1,12 @@
-"""Fuzzes a running service: schemathesis on every operation of /openapi.json, and garbage below HTTP.
+"""Fuzzes a running service with schemathesis on every operation of /openapi.json and with bytes that are not HTTP.
 
-    python -m bench.faults.fuzz                    # goes on where the last run ended
+    python -m bench.faults.fuzz                    # continues the last run
     python -m bench.faults.fuzz --fresh            # begins anew
     python -m bench.faults.fuzz --fresh --requests 1 --rounds 1 --raw 100 --out /tmp/fuzz.json    # a quick look
 
-Rounds of one seed each, with different keys in turn, until the number of requests is reached; each is stored as soon
-as it is done. All of schemathesis' checks but positive_data_acceptance: what fits a schema may still name an unknown
-field or weigh every slot with 0. Ends with exit code 1 if anything was found.
+Runs rounds of one seed each, with different keys in turn, until the number of requests is reached; each round is stored
+at its end. All of schemathesis' checks are on but positive_data_acceptance: a body that fits the schema may still name
+an unknown field or weigh every slot with 0. Exit code 1 if anything was found.
 """
 
 import argparse
@@ -39,7 +39,7 @@ _RAW = "below http"
 
 @dataclass(frozen=True)
 class Setup:
-    """One way to run the service and to ask it.
+    """One configuration of the service and of its client.
 
     Attributes:
         name: as the results call it.
@@ -68,7 +68,7 @@ SETUPS = (
 
 
 def known(shop: Shop) -> dict[str, Any]:
-    """Values of the catalogue to ask with."""
+    """Values of the catalogue for requests."""
     made = [
         {"must": [{"field": "category", "in": [f"category {number}" for number in range(5)]}]},
         {"must": [{"field": "price", "gte": 10, "lt": 50}], "must_not": [{"field": "in_stock", "eq": False}]},
@@ -86,7 +86,7 @@ def known(shop: Shop) -> dict[str, Any]:
 
 
 def fuzz(service: Service, setup: Setup, shop: Shop, *, seed: int, examples: int, scratch: Path) -> dict[str, Any]:
-    """One run of schemathesis: statuses by operation, results by check, what it found."""
+    """Run schemathesis once: statuses by operation, results by check, failures."""
     (scratch / "known.json").write_text(json.dumps(known(shop)))
     counts, report = scratch / "counts.json", scratch / "report.json"
     for left_over in (counts, report):
@@ -110,16 +110,16 @@ def fuzz(service: Service, setup: Setup, shop: Shop, *, seed: int, examples: int
     if not report.exists() or not counts.exists():
         raise SystemExit(f"schemathesis did not run: {ran.stdout[-2000:]}{ran.stderr[-2000:]}")
     (scratch / "output.txt").write_text(ran.stdout)
-    told, counted = json.loads(report.read_text()), json.loads(counts.read_text())
+    summary, counted = json.loads(report.read_text()), json.loads(counts.read_text())
     return {
         "seed": seed,
-        "schemathesis": told["schemathesis_version"],
+        "schemathesis": summary["schemathesis_version"],
         "requests": sum(sum(by_status.values()) for by_status in counted["statuses"].values()),
-        "complete": told["complete"],
-        "operations": told["operations"]["tested"],
-        "operations_in_all": told["operations"]["total"],
-        "failures": told["failures"],
-        "errors": told["errors"],
+        "complete": summary["complete"],
+        "operations": summary["operations"]["tested"],
+        "operations_in_all": summary["operations"]["total"],
+        "failures": summary["failures"],
+        "errors": summary["errors"],
         "statuses": counted["statuses"],
         "undocumented": counted["undocumented"],
         "checks": [name for name in counted["checks"] if name not in excluded.split(",")],
@@ -127,7 +127,7 @@ def fuzz(service: Service, setup: Setup, shop: Shop, *, seed: int, examples: int
 
 
 def found_in(measured: dict[str, Any], service: Service) -> dict[str, Any]:
-    """What is wrong with a round, counted."""
+    """Counts of the failures of a round."""
     statuses: Counter[str] = Counter()
     for by_status in measured["statuses"].values():
         statuses.update(by_status)
@@ -169,7 +169,7 @@ def totals(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def run_rounds(options: argparse.Namespace, results: Measurements, shop: Shop, scratch: Path) -> list[dict[str, Any]]:
-    """Rounds until there are enough requests; what is stored already counts."""
+    """Run rounds until there are enough requests; stored rounds count."""
     rounds: list[dict[str, Any]] = []
     seed = options.seed
     while sum(one["requests"] for one in rounds) < options.requests or len(rounds) < options.rounds:
@@ -190,7 +190,7 @@ def run_rounds(options: argparse.Namespace, results: Measurements, shop: Shop, s
 
 
 def run_raw(options: argparse.Namespace, results: Measurements, shop: Shop, scratch: Path) -> dict[str, Any]:
-    """Garbage below HTTP, on a service of its own."""
+    """Send bytes that are not HTTP to a service of its own."""
     if _RAW not in results:
         started = time.perf_counter()
         with EmbeddedRedis() as redis, Service(shop.registry, redis.url, scratch / "raw.log") as service:
@@ -215,7 +215,7 @@ def _tell(key: str, one: dict[str, Any], output: Path) -> None:
 
 
 def main() -> None:
-    """Fuzz, and say what was found."""
+    """Fuzz and report the failures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="begin anew")
     parser.add_argument("--requests", type=int, default=20_000, help="at least so many")

@@ -1,7 +1,7 @@
-"""What schemathesis loads into itself (``SCHEMATHESIS_HOOKS``): known values to ask with, and counts of what came back.
+"""Gives schemathesis known values to send (as ``SCHEMATHESIS_HOOKS``) and counts the responses.
 
-Runs in schemathesis' own environment and knows nothing of the project. ``FUZZ_KNOWN`` names a JSON file with item ids,
-field names, slot names and filters of the bundle that is served; ``FUZZ_COUNTS`` the file that gets the counts.
+Runs in schemathesis' own environment and imports nothing of the project. ``FUZZ_KNOWN`` names a JSON file with item
+ids, field names, slot names and filters of the bundle that is served; ``FUZZ_COUNTS`` the file that gets the counts.
 """
 
 import atexit
@@ -21,7 +21,7 @@ _undocumented: Counter[str] = Counter()
 
 @schemathesis.hook
 def before_load_schema(_context: Any, raw_schema: dict[str, Any]) -> None:  # noqa: ANN401 - schemathesis' own
-    """Offer values that exist beside those that merely fit; what is allowed stays what it is."""
+    """Add existing values to the examples of the schema, without a change of what the schema allows."""
     schemas = raw_schema["components"]["schemas"]
     bodies = [
         one["requestBody"] for path in raw_schema["paths"].values() for one in path.values() if "requestBody" in one
@@ -35,7 +35,7 @@ def before_load_schema(_context: Any, raw_schema: dict[str, Any]) -> None:  # no
 
 
 def _named(part: Any, schemas: dict[str, Any], found: set[str]) -> set[str]:  # noqa: ANN401 - any JSON value
-    """Names of the schemas that a part of the document leads to."""
+    """Names of the schemas that a part of the document refers to."""
     if isinstance(part, list):
         for member in part:
             _named(member, schemas, found)
@@ -69,7 +69,7 @@ def _each(part: dict[str, Any], kind: str, change: Any) -> None:  # noqa: ANN401
 
 @schemathesis.hook
 def after_call(_context: Any, case: Any, response: Any) -> None:  # noqa: ANN401 - schemathesis' own
-    """Count an answer, and one that the operation does not document, whatever the checks say."""
+    """Count every answer, and separately the undocumented ones."""
     operation, status = case.operation, str(response.status_code)
     _statuses[operation.label][status] += 1
     if status not in operation.definition.raw["responses"]:

@@ -1,4 +1,4 @@
-"""Garbage below HTTP: seeded requests that no HTTP library would send, and what a server may do about them.
+"""Sends seeded requests that no HTTP library would send and checks what a server does with them.
 
 It may answer 1xx to 4xx or 501, or close the connection, and must answer the next proper request. It may not answer
 other 5xx, send what is no HTTP, answer pipelined requests out of order, or end.
@@ -42,7 +42,7 @@ _WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
-    """What is written to a connection.
+    """Bytes that a case writes to a connection.
 
     Attributes:
         kind: which damage.
@@ -72,7 +72,7 @@ class DamagedRequests:
         self._random = random.Random(seed)
 
     def run(self, cases: int) -> dict[str, Any]:
-        """Counts of what became of the cases, by kind; ``wrong`` lists what should not be, with the bytes sent."""
+        """Counts of outcomes by kind; ``wrong`` lists forbidden outcomes with the bytes sent."""
         outcomes: dict[str, Counter[str]] = {}
         wrong: list[str] = []
         for number in range(cases):
@@ -259,7 +259,7 @@ class DamagedRequests:
         )
 
     def _torn(self, data: bytes) -> tuple[bytes, ...]:
-        """In one piece or in several."""
+        """Split a case into one or several writes."""
         if self._random.random() < 0.7 or len(data) < 2:
             return (data,)
         cuts = sorted(self._random.sample(range(1, len(data)), min(len(data) - 1, self._random.randint(1, 5))))
@@ -294,7 +294,7 @@ def _request(method: str, path: str, body: bytes, header: bytes = b"X: y") -> by
 
 
 def _read(connection: socket.socket, asked: tuple[str, ...], silence_s: float = _SILENCE_S) -> str:
-    """What came back: the first status that is no 2xx, else the first; ``closed`` or ``waiting`` without any."""
+    """The first status that is not 2xx, else the first status; ``closed`` or ``waiting`` without one."""
     data, ended = b"", "waiting"
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline and len(data) < _MOST_READ:
@@ -329,7 +329,7 @@ def _in_order(answered: list[str], asked: tuple[str, ...]) -> bool:
 
 
 def _answers(data: bytes) -> tuple[list[tuple[str, str]], bytes]:
-    """(status, X-Request-ID) of the whole answers in what was received, and what is left over."""
+    """(status, X-Request-ID) of the complete answers received, and the remaining bytes."""
     found: list[tuple[str, str]] = []
     while (line := _STATUS.match(data)) is not None:
         end = data.find(b"\r\n\r\n")

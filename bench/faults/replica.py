@@ -1,8 +1,8 @@
-"""`vlm2rec serve`, with a way in for accidents: SIGUSR1 ends the threads of its engine in the middle of their work.
+"""Runs `vlm2rec serve` so that SIGUSR1 ends the threads of its engine in the middle of their work.
 
     python -m bench.faults.replica serve --registry DIR --redis URL --port 8000
 
-The service knows nothing of it: the interpreter raises `SystemExit` in a thread at its next step.
+The service is unchanged: the interpreter raises `SystemExit` in a thread at its next step.
 """
 
 import ctypes

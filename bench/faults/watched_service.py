@@ -1,4 +1,4 @@
-"""`vlm2rec` with a witness inside: a thread that tells how much the interpreter holds and how late the loop is.
+"""Runs `vlm2rec` with a thread that records the interpreter's memory and the delay of the event loop.
 
     python -m bench.faults.watched_service WITNESS.jsonl serve --registry …
 
@@ -24,7 +24,7 @@ _loops: list[asyncio.AbstractEventLoop] = []
 
 
 def _watch(witness: Path) -> None:
-    """Ask the loop again and again whether it is free, and write down what is seen."""
+    """Measure the delay of the event loop periodically and write each sample."""
     while not _loops:
         time.sleep(0.1)
     lag_ms, due = 0.0, time.monotonic()
@@ -50,7 +50,7 @@ def _watch(witness: Path) -> None:
 
 
 def main() -> None:
-    """Watch, and be `vlm2rec` with the rest of the arguments."""
+    """Start the watching thread and run `vlm2rec` with the remaining arguments."""
     witness = Path(sys.argv.pop(1))
     started = uvicorn.Server.startup
 

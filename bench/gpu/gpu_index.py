@@ -1,4 +1,4 @@
-"""The index on a GPU: parity with exact search on the CPU, filters, and the share of the card's memory bandwidth.
+"""Measures the index on a GPU: parity with exact search on the CPU, filters, and the used share of memory bandwidth.
 
     python bench/gpu/gpu_index.py --rows 10000000            # needs faiss-gpu, and torch or cupy to measure the card
     python bench/gpu/gpu_index.py --rows 20000 --device cpu  # shows that the script works; says nothing about a GPU
@@ -104,7 +104,7 @@ def opened(
     indexed: NDArray[np.bool_],
     device: str,
 ) -> VectorIndex:
-    """A FAISS index behind the face that serves it."""
+    """A FAISS index in the adapter that serves it."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "index.faiss"
         faiss.write_index(faiss_index, str(path))
@@ -115,7 +115,7 @@ def opened(
 def found_share(
     answer: tuple[NDArray[np.int64], NDArray[np.float32]], right: tuple[NDArray[np.int64], NDArray[np.float32]]
 ) -> dict[str, float]:
-    """Parity with the right answer: the share of equal rows at equal places, and recall by score."""
+    """Parity with the exact answer: the share of equal rows at equal positions, and recall by score."""
     real = right[0] >= 0
     if not real.any():
         return {"same_rows": 1.0, "recall": 1.0}
@@ -129,7 +129,7 @@ def found_share(
 def exactly(
     queries: NDArray[np.float32], vectors: NDArray[np.float16], masks: list[NDArray[np.bool_]], k: int
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """The right answer under each mask."""
+    """The exact answer under each mask."""
     answers = exact_top_k_each(queries, vectors, k + OVER_FETCH, masks)
     return [rescore(queries, rows, vectors, LAYOUT, k) for rows, _ in answers]
 
@@ -137,13 +137,13 @@ def exactly(
 def filters(
     searcher: Searcher, queries: NDArray[np.float32], vectors: NDArray[np.float16], indexed: NDArray[np.bool_]
 ) -> list[dict[str, Any]]:
-    """Every filter: whether only allowed rows came, as many as there are, and the right ones."""
+    """Check every filter: only allowed rows, as many as exist, and the exact ones."""
     rng = np.random.default_rng(1)
     rows = vectors.shape[0]
     masks = {f"random {share:g}": rng.random(rows) < max(share, 1 / rows) for share in SHARES}
     near = exact_top_k(queries[:1], vectors, min(10_000, rows // 10), allowed=indexed)[0][0]
-    masks["nearest barred"] = np.ones(rows, dtype=np.bool_)
-    masks["nearest barred"][near] = False
+    masks["nearest excluded"] = np.ones(rows, dtype=np.bool_)
+    masks["nearest excluded"][near] = False
     masks["none"] = np.zeros(rows, dtype=np.bool_)
     lines = []
     rights = exactly(queries, vectors, [mask & indexed for mask in masks.values()], K)
@@ -228,7 +228,7 @@ def ivf(
 
 
 def failures(result: dict[str, Any]) -> list[str]:
-    """What must not be."""
+    """Failed conditions."""
     wrong = []
     for kind in ("flat", "ivf"):
         for line in result[kind]["filters"]:
@@ -247,7 +247,7 @@ def failures(result: dict[str, Any]) -> list[str]:
 
 
 def installed(names: tuple[str, ...]) -> dict[str, str]:
-    """Versions of the packages that are there."""
+    """Versions of the installed packages."""
     found = {}
     for name in names:
         try:

@@ -1,13 +1,13 @@
-"""`POST /recommend` from a GPU: latency at 1,000 requests a second, and the most requests at a p99 below 50 ms.
+"""Measures `POST /recommend` on a GPU: latency at 1,000 requests per second, and the highest rate with p99 < 50 ms.
 
-    python -m bench.gpu.gpu_serving                             # 1M and 10M items on CUDA; goes on where it ended
+    python -m bench.gpu.gpu_serving                             # 1M and 10M items on CUDA; continues the last run
     python -m bench.gpu.gpu_serving --device cpu --rows 2000    # shows that the script works; says nothing about a GPU
 
 One `vlm2rec serve` with encoder and index on the device, histories in Redis, open-loop load from the same machine (the
-rates of bench.serving.serving). A rate holds where p99 is below 50 ms and at least 99 in 100 answers are whole ones
-within a second; it is doubled from 1,000 until it does not, and then narrowed down to a twentieth. Building 10M items
-takes hours on few cores and some 20 GB of memory; bundles are kept in .bench. Every measurement is stored as soon as it
-is done (bench/results/gpu_serving.json).
+rates of bench.serving.serving). A rate holds where p99 is below 50 ms and at least 99 in 100 answers are complete
+within a second; it is doubled from 1,000 until it does not hold, and then narrowed down to a twentieth. Building 10M
+items takes hours on few cores and some 20 GB of memory; bundles are kept in .bench. Every measurement is stored as soon
+as it is done (bench/results/gpu_serving.json).
 """
 
 import argparse
@@ -23,8 +23,8 @@ from typing import Any
 from bench.load.closed_loop import load_tool
 from bench.measurements import Measurements
 from bench.serving.contenders import OURS, Contender
-from bench.serving.plan import Plan
-from bench.serving.running import Running
+from bench.serving.plan import ServingPlan
+from bench.serving.running import RunningContender
 from bench.serving.serving import prepare
 from bench.serving.setting import Setting
 
@@ -62,13 +62,13 @@ def highest_rate(holds: Callable[[int], bool], first: int) -> int:
 
 
 def good_enough(measured: dict[str, Any]) -> bool:
-    """Whether what a rate gave counts as holding it."""
+    """Whether the figures of a rate meet the criteria."""
     quick = measured.get("p99_ms", _MOST_P99_MS) < _MOST_P99_MS
     return quick and measured["good"] >= _LEAST_GOOD * measured["offered"]
 
 
 def measure(setting: Setting, contender: Contender, rows: int, results: Measurements, rate: int = RATE) -> None:
-    """What is not measured yet of one catalogue; the server is started anew."""
+    """Run the missing measurements of one catalogue on a new server."""
     if f"{rows}/highest" in results:
         return
     plan = setting.plan
@@ -86,7 +86,9 @@ def measure(setting: Setting, contender: Contender, rows: int, results: Measurem
     print(f"  {rows:,} items: {found:,} req/s with p99 < {_MOST_P99_MS:.0f} ms", flush=True)
 
 
-def _offered(setting: Setting, running: Running, rows: int, rate: int, results: Measurements) -> dict[str, Any]:
+def _offered(
+    setting: Setting, running: RunningContender, rows: int, rate: int, results: Measurements
+) -> dict[str, Any]:
     key = f"{rows}/open {rate}"
     if key not in results:
         measured = setting.open(running, setting.plan.users, rate, setting.plan.open_s, seed=rate)
@@ -110,7 +112,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is ended on the way out
     aside = Path(tempfile.gettempdir()) / "vlm2rec-gpu-serving-cpu.json"
     out = options.out or (_OUT if options.device == "cuda" else aside)
-    plan = Plan(sizes=tuple(sorted(options.rows)), main=min(options.rows), open_s=options.seconds)
+    plan = ServingPlan(sizes=tuple(sorted(options.rows)), main=min(options.rows), open_s=options.seconds)
     settings = {"device": options.device, "seconds": options.seconds, "rate": options.rate, "load": load_tool()}
     results = Measurements(out, settings, fresh=options.fresh)
     bundles = prepare(plan.sizes, results, options.work)

@@ -1,6 +1,6 @@
-"""Training and embedding with a random-weight Qwen2.5-VL-3B on a GPU: how much of the card's matrix rate is used.
+"""Measures training and embedding with a random-weight Qwen2.5-VL-3B as a share of the GPU's matrix rate.
 
-    python -m bench.gpu.gpu_training           # one CUDA device; goes on where the last run ended
+    python -m bench.gpu.gpu_training           # one CUDA device; continues the last run
     python -m bench.gpu.gpu_training --fresh   # begins anew
     python -m bench.gpu.gpu_training --toy     # a tiny model on the CPU: shows that it runs, says nothing about a GPU
 
@@ -49,7 +49,7 @@ _RATE = 1e-6  # of AdamW: what the weights become does not matter, but they must
 
 
 class Card:
-    """The device that is measured.
+    """The measured device.
 
     Args:
         device: CUDA or the CPU.
@@ -62,7 +62,7 @@ class Card:
         self._cuda = device.type == "cuda"
 
     def about(self) -> dict[str, Any]:
-        """What a result must agree on to be gone on with."""
+        """Properties that a result must share to be continued."""
         if not self._cuda:
             return {"device": "cpu", "torch": torch.__version__}
         properties = torch.cuda.get_device_properties(self.device)
@@ -78,14 +78,14 @@ class Card:
         return float(np.median(times))
 
     def freed(self) -> None:
-        """Give back what is no longer used, and begin to watch for the most that is."""
+        """Free unused memory and reset the peak."""
         gc.collect()
         if self._cuda:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
     def peak(self) -> dict[str, float]:
-        """The most memory since :meth:`freed`; nothing on a CPU."""
+        """Peak memory since :meth:`freed`; empty on a CPU."""
         if not self._cuda:
             return {}
         allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
@@ -104,7 +104,7 @@ class Card:
 
 
 class Bench:
-    """The model on its device, and what is measured of it.
+    """The model on its device and its measurements.
 
     Args:
         shape: model and sizes.
@@ -132,7 +132,7 @@ class Bench:
         )
 
     def training(self, windows: int, *, cached: bool) -> dict[str, Any]:
-        """A step on so many windows."""
+        """Measure a training step on a number of windows."""
         options = self._config.train.model_copy(
             update={"batch_size": windows, "cached_gradients": cached, "learning_rate": _RATE}
         )
@@ -181,7 +181,7 @@ class Bench:
     def _measured(
         self, call: Callable[[], object], about: dict[str, Any], operations: int, as_run: int
     ) -> dict[str, Any]:
-        """Time, memory and shares of a call; that it does not fit, if it does not."""
+        """Time, memory and shares of a call, or the record that it does not fit."""
         self._card.freed()
         spent = self._tried(call)
         if isinstance(spent, str):
@@ -197,7 +197,7 @@ class Bench:
         }
 
     def _tried(self, call: Callable[[], object]) -> float | str:
-        """Seconds of a call; what PyTorch says, if it does not fit."""
+        """Seconds of a call, or PyTorch's message if it does not fit."""
         try:
             return self._card.seconds(call)
         except (OutOfMemory, torch.OutOfMemoryError) as error:
@@ -213,10 +213,10 @@ def matrix_rate(card: Card, size: int) -> dict[str, Any]:
 
 
 def measure(shape: Shape, card: Card, results: Measurements, work: Path) -> None:
-    """Everything that is not measured yet; a kind of work ends at the first size that does not fit."""
+    """Run the missing measurements; each kind of work stops at the first size that does not fit."""
 
     def put(key: str, call: Callable[[], dict[str, Any]]) -> bool:
-        """Whether it fits."""
+        """Store the measurement; whether it fits."""
         if key not in results:
             started = time.perf_counter()
             results.put(key, call(), took_s=time.perf_counter() - started)

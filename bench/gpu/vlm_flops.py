@@ -1,7 +1,7 @@
-"""Floating-point operations of a Qwen2.5-VL with LoRA adapters, counted by formula: 2 m n k for every matrix product.
+"""Counts the floating-point operations of a Qwen2.5-VL with LoRA adapters: 2 m n k per matrix product.
 
 Norms, activations, rotary positions, the pooling and the loss are left out. The formulas are written down beside the
-code that adds them up; `tests/bench/gpu/test_vlm_flops.py` holds them against hand-made numbers and PyTorch's own
+code that adds them up; `tests/bench/gpu/test_vlm_flops.py` compares them with hand-made numbers and PyTorch's own
 counter.
 
 Forward, for a linear layer of a inputs and b outputs: 2 a b a token, and 2 r (a + b) more with an adapter of rank r.
@@ -19,7 +19,7 @@ from training.backbones.batches import PromptBatch
 
 @dataclass(frozen=True)
 class Work:
-    """What one encoding pass has to do.
+    """The sizes of one encoding pass.
 
     Attributes:
         tokens: of prompts without pictures, whose input has no gradient.
@@ -105,7 +105,7 @@ class VlmFlops:
         self._patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
 
     def forward(self, work: Work) -> int:
-        """Of one forward pass."""
+        """Operations of one forward pass."""
         tokens, visual = work.tokens + work.shown_tokens, work.patches // self._merged
         language = self._layers * sum(self._once(one) for one in self._layer.values()) * tokens
         blocks = self._vision.depth * sum(self._once(one) for one in self._block.values()) * work.patches
@@ -115,7 +115,7 @@ class VlmFlops:
         )
 
     def backward(self, work: Work) -> int:
-        """Of the backward pass, without anything that is computed again for it."""
+        """Operations of the backward pass without recomputation."""
         tokens, visual = work.tokens + work.shown_tokens, work.patches // self._merged
         language = self._layers * sum(self._back(one) for one in self._layer.values()) * tokens
         blocks = self._vision.depth * sum(self._back(one) for one in self._block.values()) * work.patches
@@ -134,11 +134,11 @@ class VlmFlops:
         return self._input(one) + weights + inner
 
     def _input(self, one: _Linear) -> int:
-        """Of the gradient of a layer's input, past its weight and its adapter's."""
+        """Operations of the gradient of a layer's input, through its weight and its adapter."""
         return 2 * one.inputs * one.outputs + (2 * self._rank * one.inputs if one.adapted else 0)
 
     def _pairs(self, work: Work) -> int:
-        """Of all attention in one forward pass."""
+        """Operations of all attention in one forward pass."""
         full = len(self._vision.fullatt_block_indexes)
         seen = full * work.whole + (self._vision.depth - full) * work.windowed
         return 4 * (self._layers * self._queries * work.attended + self._vision.hidden_size * seen)

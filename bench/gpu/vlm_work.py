@@ -1,4 +1,4 @@
-"""What the training bench runs: a Qwen2.5-VL with random weights, and a made shop that fills its prompts."""
+"""Makes the inputs of the training bench: a Qwen2.5-VL with random weights and a shop whose prompts are full."""
 
 import csv
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ _HELD_OUT = 2
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and the sizes that it is tried with.
+    """A model and the sizes at which it is measured.
 
     Attributes:
         text: of the language model.
@@ -134,8 +134,8 @@ def made_shop(directory: Path, shape: Shape, history: int) -> Dataset:
         for row in range(shape.items):
             few = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(few).resize((shape.side, shape.side)).save(directory / "images" / f"{row}.png")
-            told = " ".join(rng.choice(words, shape.config().vlm.max_text_tokens))
-            writer.writerow([f"i{row}", f"thing {row}", told, f"images/{row}.png"])
+            description = " ".join(rng.choice(words, shape.config().vlm.max_text_tokens))
+            writer.writerow([f"i{row}", f"thing {row}", description, f"images/{row}.png"])
     with (directory / "interactions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["user_id", "item_id", "timestamp"])

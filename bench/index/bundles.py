@@ -1,4 +1,4 @@
-"""Bundles of made catalogues for the serving bench: built once a size, published, kept for the next run."""
+"""Builds and publishes one bundle per catalogue size for the serving bench and keeps it for the next run."""
 
 import json
 import time
@@ -33,7 +33,7 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Published:
-    """A published bundle and what it took.
+    """A published bundle with its build times.
 
     Attributes:
         rows: items of its catalogue.
@@ -72,9 +72,9 @@ def published(rows: int, work: Path, encoder: Path, progress: Progress) -> Publi
     if record.exists():
         return Published(**json.loads(record.read_text()))
     progress("catalogue", 0.0)
-    table, probes = _table(rows)
+    table, queries = _table(rows)
     started = time.perf_counter()
-    built = build_bundle(table, encoder, probes, home / "built", IndexSpec(), progress=progress)
+    built = build_bundle(table, encoder, queries, home / "built", IndexSpec(), progress=progress)
     build_s = time.perf_counter() - started
     started = time.perf_counter()
     registry = Registry(home / "registry")

@@ -1,6 +1,6 @@
-"""Made catalogues for the index benches: clustered vectors of low intrinsic dimension, as learned ones are.
+"""Makes catalogues for the index benches: clustered vectors of low intrinsic dimension, as learned vectors are.
 
-Uniform noise in 192 dimensions would flatter no index and resemble no catalogue. Here an item is a point in a space of
+Uniform noise in 192 dimensions is harder to index than any catalogue. Here an item is a point in a space of
 36 dimensions, near the centre of its cluster, and each slot shows that point through a map of its own with a little
 noise. Some items lack their picture, their behaviour or everything. The same arguments give the same catalogue.
 """
@@ -32,19 +32,19 @@ _THINGS = ("boots", "lamp", "kettle", "scarf", "chair", "puzzle", "drill", "tent
 
 
 @dataclass(frozen=True)
-class Catalogue:
-    """A made item table with held-out histories.
+class MadeCatalogue:
+    """A made item table with its evaluation queries.
 
     Attributes:
         table: the items.
-        probes: histories within one cluster, each with an item of the same cluster as its target.
+        queries: evaluation queries: histories within one cluster, each with an item of the same cluster as its target.
     """
 
     table: ItemTable
-    probes: EvaluationQueries
+    queries: EvaluationQueries
 
 
-def make_catalogue(items: int, *, seed: int = 0, probes: int = 2_000) -> Catalogue:
+def make_catalogue(items: int, *, seed: int = 0, queries: int = 2_000) -> MadeCatalogue:
     """Make a catalogue in memory: 384 bytes an item for its vectors, and about 60 for the rest.
 
     The metadata are ``title``, ``category`` (20 values), ``brand`` (1,000 values), ``price``, ``in_stock`` and
@@ -53,7 +53,7 @@ def make_catalogue(items: int, *, seed: int = 0, probes: int = 2_000) -> Catalog
     Args:
         items: rows, at least 1.
         seed: of everything.
-        probes: number of held-out histories.
+        queries: number of evaluation queries.
     """
     rng = np.random.default_rng(seed)
     clusters = max(16, items // _ITEMS_PER_CLUSTER)
@@ -66,21 +66,21 @@ def make_catalogue(items: int, *, seed: int = 0, probes: int = 2_000) -> Catalog
         metadata=_metadata(items, rng),
         model={"kind": "made", "items": items, "seed": seed, "intrinsic_dim": INTRINSIC_DIM},
     )
-    return Catalogue(table, _probes(members, clusters, probes, rng))
+    return MadeCatalogue(table, _queries(members, clusters, queries, rng))
 
 
-def saved_catalogue(directory: Path, items: int, *, seed: int = 0) -> Catalogue:
-    """The catalogue as it lies in a directory; made and saved there first if another one or none does."""
-    probes = directory / "probes.npz"
+def saved_catalogue(directory: Path, items: int, *, seed: int = 0) -> MadeCatalogue:
+    """Load the catalogue from a directory; make and save it first if it is missing or differs."""
+    queries = directory / "probes.npz"
     if (directory / "table.json").is_file():
         table = ItemTable.load(directory)
-        if (len(table), table.model.get("seed")) == (items, seed) and probes.is_file():
-            return Catalogue(table, EvaluationQueries.load(probes))
+        if (len(table), table.model.get("seed")) == (items, seed) and queries.is_file():
+            return MadeCatalogue(table, EvaluationQueries.load(queries))
     made = make_catalogue(items, seed=seed)
     directory.mkdir(parents=True, exist_ok=True)
-    made.probes.save(probes)
+    made.queries.save(queries)
     made.table.save(directory)
-    return Catalogue(ItemTable.load(directory), made.probes)
+    return MadeCatalogue(ItemTable.load(directory), made.queries)
 
 
 def made_vectors(rows: int, seed: int = 0) -> NDArray[np.float16]:
@@ -91,7 +91,7 @@ def made_vectors(rows: int, seed: int = 0) -> NDArray[np.float16]:
 
 
 def made_histories(vectors: NDArray[np.floating], count: int, length: int = 10, seed: int = 0) -> NDArray[np.int64]:
-    """(count, length) int64 rows: an item at random and those most like it among 2,000 others, as a user would take.
+    """(count, length) int64 rows: a random item and its most similar ones among 2,000 others.
 
     Args:
         vectors: (n, Σd) stored vectors, n ≥ ``length``.
@@ -156,17 +156,17 @@ def _text(numbers: NDArray[np.int64]) -> pa.Array:
     return pa.array(numbers).cast(pa.string())
 
 
-def _probes(members: NDArray[np.int64], clusters: int, count: int, rng: np.random.Generator) -> EvaluationQueries:
+def _queries(members: NDArray[np.int64], clusters: int, count: int, rng: np.random.Generator) -> EvaluationQueries:
     """Histories of 1 … 10 items of one cluster, drawn with repetition, and a target of the same cluster."""
     order = np.argsort(members, kind="stable")
     starts = np.searchsorted(members[order], np.arange(clusters + 1))
     filled = np.flatnonzero(np.diff(starts) > 0)
     histories = np.full((count, HISTORY), -1, dtype=np.int64)
     targets = np.empty(count, dtype=np.int64)
-    for probe in range(count):
+    for query in range(count):
         cluster = rng.choice(filled)
         own = order[starts[cluster] : starts[cluster + 1]]
         length = int(rng.integers(1, HISTORY + 1))
-        histories[probe, :length] = rng.choice(own, length)
-        targets[probe] = rng.choice(own)
+        histories[query, :length] = rng.choice(own, length)
+        targets[query] = rng.choice(own)
     return EvaluationQueries(histories, targets)

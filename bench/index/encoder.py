@@ -1,8 +1,8 @@
-"""A sequence encoder of the size that is served: 2 layers of 128, exported to ONNX as a trained one is, random weights.
+"""Exports a sequence encoder with random weights to ONNX in the size that is served: 2 layers of 128.
 
     python -m bench.index.encoder .bench/encoder.onnx
 
-A program of its own, so that the bench itself never holds torch in memory beside the servers it measures.
+It is a program of its own, so that the bench itself never loads torch beside the servers it measures.
 """
 
 import sys

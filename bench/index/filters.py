@@ -1,10 +1,10 @@
-"""Filtered search on a made catalogue: latency, the path taken and recall, from one allowed row to all of them.
+"""Measures filtered search on a made catalogue: latency, search path and recall, from one allowed row to all.
 
     python bench/index/filters.py --rows 1000000
 
-Builds a bundle (kept under --work, so that a second run begins at once), asks it with one thread and one query at a
-time, and holds every answer against exact search under the same filter. ``random`` filters know nothing of the query;
-``nearest … only`` and ``nearest … barred`` are the two ways in which a real category can lie to it. Prints a line a
+Builds a bundle (kept under --work, so that a second run begins at once), searches it with one thread and one query at a
+time, and compares every answer with exact search under the same filter. ``random`` filters are independent of the
+query; ``nearest … only`` allows only the rows nearest to it, ``nearest … excluded`` excludes them. Prints one line per
 filter and writes JSON.
 """
 
@@ -44,7 +44,7 @@ FIELD = "serial"  # the row number, of which the vectors know nothing, so that a
 
 
 def mean_encoder(path: Path) -> None:
-    """Write an encoder whose query is the mean of the history: real enough to search with, and needs no training."""
+    """Write an encoder whose query is the mean of the history; it needs no training."""
     nodes = [
         helper.make_node("ReduceSum", ["histories", "axis"], ["total"], keepdims=0),
         helper.make_node("Cast", ["lengths"], ["count"], to=TensorProto.FLOAT),
@@ -65,7 +65,7 @@ def mean_encoder(path: Path) -> None:
 
 
 def built(options: argparse.Namespace) -> tuple[Path, float | None]:
-    """The bundle of a size and kind, and the seconds its build took; None when it was there already."""
+    """The bundle of a size and kind, and the seconds of its build; None if it existed."""
     out = options.work / f"filters-{options.rows}-{options.kind}"
     there = sorted(path for path in out.glob("*Z-*") if path.is_dir())
     if there:
@@ -80,7 +80,7 @@ def built(options: argparse.Namespace) -> tuple[Path, float | None]:
         path = build_bundle(
             catalogue.table,
             out / "encoder.onnx",
-            catalogue.probes,
+            catalogue.queries,
             out,
             spec,
             progress=lambda stage, share: bars.update(task, description=f"{stage:<16}", completed=share),
@@ -89,7 +89,7 @@ def built(options: argparse.Namespace) -> tuple[Path, float | None]:
 
 
 def filters_of(bundle: Bundle) -> Iterator[tuple[str, RowMask, dict[str, float]]]:
-    """Random filters by the share that they allow, with what they cost the first time and again."""
+    """Random filters by allowed share, with the cost of the first and of a repeated compilation."""
     for share in SHARES:
         count = round(share * len(bundle))
         if count:
@@ -101,7 +101,7 @@ def filters_of(bundle: Bundle) -> Iterator[tuple[str, RowMask, dict[str, float]]
 def sided(
     queries: NDArray[np.float32], vectors: NDArray[np.floating], indexed: NDArray[np.bool_]
 ) -> Iterator[tuple[str, list[RowMask]]]:
-    """A filter for each query that allows only what is nearest to it, or only what is not."""
+    """For each query, filters that allow only the rows nearest to it, and filters that exclude them."""
     scores = np.concatenate(
         [queries @ to_float32(vectors[at : at + BLOCK]).T for at in range(0, len(vectors), BLOCK)], 1
     )
@@ -112,13 +112,13 @@ def sided(
             [RowMask.of(row >= bound, indexed) for row, bound in zip(scores, bounds, strict=True)],
         )
         yield (
-            f"nearest {share:g} barred",
+            f"nearest {share:g} excluded",
             [RowMask.of(row < bound, indexed) for row, bound in zip(scores, bounds, strict=True)],
         )
 
 
 def timed_ms(call: Callable[[], Any]) -> tuple[Any, float]:
-    """What a call gives, and the milliseconds it took."""
+    """The result of a call and its milliseconds."""
     started = time.perf_counter()
     result = call()
     return result, 1000 * (time.perf_counter() - started)
@@ -168,7 +168,7 @@ def right_scores(
 
 
 def rows_of(bundle: Bundle, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One line of the result a filter."""
+    """Lines of the result, one per filter."""
     vectors = np.load(bundle.path / "vectors.npy", mmap_mode="r").view(np.ndarray)
     effort = bundle.manifest.index.effort
     level = Effort(effort.typical, effort.bands, effort.per_k, effort.growth)
@@ -176,7 +176,7 @@ def rows_of(bundle: Bundle, options: argparse.Namespace) -> Iterator[dict[str, A
         CpuIndex(bundle.path / "index.faiss", vectors, bundle.indexed), vectors, bundle.indexed, LAYOUT, level
     )
     last = range(max(0, len(bundle.evaluation_queries) - options.queries), len(bundle.evaluation_queries))
-    queries = bundle.encode([bundle.evaluation_queries.history(probe) for probe in last])
+    queries = bundle.encode([bundle.evaluation_queries.history(query) for query in last])
     bundle.search(queries[:1], options.k)
     shared = list(filters_of(bundle))
     masks = [allowed.findable for _, allowed, _ in shared]

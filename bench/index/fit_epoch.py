@@ -1,4 +1,4 @@
-"""One epoch of the sequence encoder over a million interactions: how long it takes on this machine.
+"""Times one epoch of the sequence encoder over a million interactions.
 
     python -m bench.index.fit_epoch                                          # less than a minute on two cores
     python -m bench.index.fit_epoch --interactions 20000 --items 500 --out /tmp/fit.json

@@ -1,8 +1,8 @@
-"""A large catalogue from table to answers: build, start of `vlm2rec serve`, resident memory, search latency.
+"""Measures a large catalogue: build, start of `vlm2rec serve`, resident memory and search latency.
 
     python bench/index/index_1m.py --items 1000000
 
-The catalogue, the encoder and the bundle stay in the work directory, so a run that was ended goes on where it was;
+The catalogue, the encoder and the bundle stay in the work directory, so an interrupted run continues;
 `--rebuild` builds the bundle again. Start-up is measured from the start of the process to the first 200 of /readyz,
 with every file of the bundle in the page cache and a Redis that runs already. Writes JSON to
 bench/results/index-N.json.
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--kind", default="auto", help="auto, flat, hnsw or ivf")
@@ -108,7 +108,7 @@ def make_encoder(path: Path) -> None:
 
 
 def stored_build(options: argparse.Namespace) -> dict[str, Any]:
-    """The figures of the build, from an earlier run if the bundle is still there."""
+    """The figures of the build, from an earlier run if its bundle exists."""
     record = options.work / "build.json"
     if record.is_file() and not options.rebuild:
         built: dict[str, Any] = json.loads(record.read_text())
@@ -120,7 +120,7 @@ def stored_build(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def in_own_process(stage: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The answer of one stage, run in a process of its own."""
+    """Run one stage in a process of its own; its result."""
     command = [sys.executable, __file__, "--stage", stage, "--items", str(options.items), "--work", str(options.work)]
     command += ["--kind", options.kind, "--threads", str(options.threads)]
     ended = subprocess.run(command, check=True, stdout=subprocess.PIPE)
@@ -129,7 +129,7 @@ def in_own_process(stage: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def build(options: argparse.Namespace) -> dict[str, Any]:
-    """Build the bundle; seconds by stage and the memory that it took."""
+    """Build the bundle; seconds by stage and peak memory."""
     catalogue = saved_catalogue(options.work / "table", options.items)
     stages: dict[str, float] = {}
     with peak_memory() as peak:
@@ -137,7 +137,7 @@ def build(options: argparse.Namespace) -> dict[str, Any]:
         path = build_bundle(
             catalogue.table,
             options.work / "encoder.onnx",
-            catalogue.probes,
+            catalogue.queries,
             options.work / "bundles",
             IndexSpec(kind=options.kind, threads=options.threads),
             progress=stage_timer(stages),
@@ -165,7 +165,7 @@ def search(options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"nothing is published in {registry.root}")
     bundle = Bundle.load(registry.path(current))
     bundle.warm_up()
-    histories = [bundle.evaluation_queries.history(probe) for probe in range(len(bundle.evaluation_queries))]
+    histories = [bundle.evaluation_queries.history(query) for query in range(len(bundle.evaluation_queries))]
     queries = bundle.encode(histories)
     with threadpool_limits(1, user_api="blas"):  # as `vlm2rec serve` runs; FAISS and ONNX Runtime take one anyway
         return {
@@ -177,7 +177,7 @@ def search(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def serve(options: argparse.Namespace, registry: Path, indexed_bytes: int) -> dict[str, Any]:
-    """Start the service a few times; after the last start ask it and look at its memory."""
+    """Start the service several times; after the last start measure requests and memory."""
     starts = []
     memory: dict[str, Any] = {}
     with EmbeddedRedis() as redis:
@@ -226,7 +226,7 @@ def ask(port: int, items: int) -> dict[str, float]:
 
 
 def wait_until_ready(port: int, server: "subprocess.Popen[bytes]") -> None:
-    """Ask /readyz until it answers 200."""
+    """Poll /readyz until it answers 200."""
     while True:
         with contextlib.suppress(OSError, http.client.HTTPException):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
@@ -315,7 +315,7 @@ def processor() -> str:
 
 
 def say(line: str) -> None:
-    """A line on stderr, with the time of day."""
+    """Print a line with the time of day to stderr."""
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 

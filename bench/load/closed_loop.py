@@ -1,4 +1,4 @@
-"""Closed-loop load, each connection sending its next request when it has its answer: by wrk, else by asyncio."""
+"""Runs closed-loop load with wrk, else asyncio: each connection sends a request after the previous answer."""
 
 import asyncio
 import json
@@ -15,12 +15,12 @@ _SCRIPT = Path(__file__).with_name("closed_loop.lua")
 
 
 def load_tool() -> str:
-    """What makes the load: ``wrk``, else ``asyncio``, which takes more of the machine and so gives lower rates."""
+    """The load generator: ``wrk``, else ``asyncio``, which uses more CPU and so gives lower rates."""
     return "wrk" if shutil.which("wrk") else "asyncio"
 
 
 def closed_loop(port: int, path: str, bodies: Path, connections: int, seconds: float) -> dict[str, Any]:
-    """Load a server as hard as so many connections can.
+    """Load a server with a number of connections as fast as it answers.
 
     Args:
         port: of the server.
@@ -84,7 +84,7 @@ async def _by_asyncio(port: int, path: str, bodies: list[bytes], connections: in
 
 
 def main() -> None:
-    """Make the load without wrk, print what came of it."""
+    """Make the load without wrk and print the figures."""
     port, path, bodies, connections, seconds = sys.argv[1:6]
     read = Path(bodies).read_bytes().splitlines()
     print(json.dumps(asyncio.run(_by_asyncio(int(port), path, read, int(connections), float(seconds)))))

@@ -1,4 +1,4 @@
-"""Histories of made users in a real Redis, stored the way the service stores events."""
+"""Stores histories of made users in a real Redis, in the format of the service."""
 
 import asyncio
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ def fill(url: str, histories: Sequence[Sequence[str]], first: int = 0) -> None:
 
 
 def bytes_per_user(url: str, numbers: Sequence[int]) -> float:
-    """Mean bytes that Redis needs for all keys of a user, its own account of them (``MEMORY USAGE``)."""
+    """Mean bytes of all keys of a user, by Redis' ``MEMORY USAGE``."""
     with redis.Redis.from_url(url) as client:
         keys = [key for number in numbers for key in client.scan_iter(f"*:{user_id(number)}", count=10_000)]
         return sum(int(client.memory_usage(key, samples=0) or 0) for key in keys) / len(numbers)
 
 
 def used_bytes(url: str) -> int:
-    """Bytes that Redis has allocated in all."""
+    """Total bytes that Redis has allocated."""
     with redis.Redis.from_url(url) as client:
         return int(client.info("memory")["used_memory"])
 

@@ -1,10 +1,10 @@
-"""An open-loop client: requests are due at random moments of a constant rate (Poisson), whatever the answers do.
+"""Sends requests at random moments of a constant rate (Poisson), independent of the answers.
 
     python -m bench.load.open_loop --port 8000 --rate 500 --seconds 10 --bodies bodies.jsonl
 
-Prints one JSON object. Latency counts from the moment a request was due, so a server that stalls is charged for all
-that waited meanwhile. Plain sockets and a kernel timer instead of an event loop: the waits of asyncio, uvloop and epoll
-itself are rounded to milliseconds, and the client must leave the other core to the server.
+Prints one JSON object. Latency counts from the moment a request was due, so a stall of the server counts for every
+request that waited meanwhile. Plain sockets and a kernel timer instead of an event loop: the waits of asyncio, uvloop
+and epoll itself are rounded to milliseconds, and the client must leave the other core to the server.
 """
 
 import argparse
@@ -36,11 +36,11 @@ Keep = Callable[[bytes, float, float, int, bytes], None]
 
 
 class Client:
-    """Connections to one server and what became of the requests.
+    """Connections to one server and the outcomes of the requests.
 
     Args:
         port: where it listens on this machine.
-        keep: told every answer: the request, when it was due and answered (perf_counter seconds), status, body.
+        keep: called with each request, the times it was due and answered (perf_counter seconds), status and body.
     """
 
     def __init__(self, port: int, keep: Keep | None = None) -> None:
@@ -153,7 +153,7 @@ def _complete(buffer: bytearray, body: int) -> bool:
 
 
 def _kind(buffer: bytearray, body: int) -> tuple[int, float]:
-    """Whether an answer is degraded, and what Server-Timing says of one that is no 200, in milliseconds."""
+    """Whether an answer is degraded, and the milliseconds in Server-Timing of an answer other than 200."""
     if buffer[9:12] == b"200":
         return int(buffer.find(b'"degraded":"', body) >= 0), 0.0
     at = buffer.find(b"total;dur=", 0, body)
@@ -161,7 +161,7 @@ def _kind(buffer: bytearray, body: int) -> tuple[int, float]:
 
 
 def requests_of(path: str, bodies: Sequence[bytes]) -> list[bytes]:
-    """Whole POST requests."""
+    """Complete POST requests as bytes."""
     return [_HEAD % (path.encode(), len(body)) + body for body in bodies]
 
 
@@ -223,7 +223,7 @@ def summary(records: Sequence[Record], started: float, seconds: float) -> dict[s
 
 
 def main() -> None:
-    """Offer load and print what came of it."""
+    """Offer load and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--path", default="/recommend")

@@ -1,4 +1,4 @@
-"""A small shop for the fuzzing and the soak: bundles of a made catalogue, and the service as its users run it.
+"""Makes a small shop for the fuzzing and the soak: bundles of a made catalogue and a running service.
 
 Four bundles of the same items, built once a size; some items have ids that are hard to put into a path.
 """
@@ -43,7 +43,7 @@ _PARENT_DEATH_SIGNAL = 1
 
 @dataclass(frozen=True)
 class Shop:
-    """A registry with all bundles in place, the first of them current.
+    """A registry with all bundles, the first of them current.
 
     Attributes:
         registry: its directory.
@@ -84,13 +84,13 @@ def _built(home: Path, items: int) -> Sequence[Path]:
         home.mkdir(parents=True)
         encoder = home / "encoder.onnx"
         subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], check=True)
-        made = make_catalogue(items, probes=min(200, items))
+        made = make_catalogue(items, queries=min(200, items))
         names = [*ODD_IDS, *(f"item-{row}" for row in range(len(ODD_IDS), items))]
         for day in range(_BUNDLES):
             print(f"building bundle {day + 1} of {_BUNDLES} with {items:,} items", file=sys.stderr)
             table = replace(_another_night(made.table, day), ids=ItemIds(names))
             now = datetime(2026, 1, 1 + day, tzinfo=UTC)
-            build_bundle(table, encoder, made.probes, home, IndexSpec(bounds=Bounds(recall=None)), now=now)
+            build_bundle(table, encoder, made.queries, home, IndexSpec(bounds=Bounds(recall=None)), now=now)
         done.touch()
     return sorted(path for path in home.glob("*Z-*") if path.is_dir())
 
@@ -103,7 +103,7 @@ def _another_night(table: ItemTable, day: int) -> ItemTable:
     return replace(table, vectors=LAYOUT.stack(blocks).astype(np.float16))
 
 
-class DidNotServe(Exception):
+class ServiceDidNotStart(Exception):
     """The service ended, or did not say that it serves; the message has the end of its log."""
 
 
@@ -122,16 +122,16 @@ class Service:
         process: to watch.
 
     Raises:
-        DidNotServe: on entering.
+        ServiceDidNotStart: on entering.
     """
 
     def __init__(self, registry: Path, redis: str, log: Path, *, witness: Path | None = None, **settings: str) -> None:
         self._log = log
         program = ["cli.main"] if witness is None else ["bench.faults.watched_service", str(witness)]
         self._command = [sys.executable, "-m", *program, "serve", "--registry", str(registry), "--redis", redis]
-        directives = {"VLM2REC_DIRECTIVES_FILE": str(log.with_suffix(".directives.json")), "VLM2REC_LOG_LEVEL": "error"}
+        own = {"VLM2REC_DIRECTIVES_FILE": str(log.with_suffix(".directives.json")), "VLM2REC_LOG_LEVEL": "error"}
         given = {f"VLM2REC_{name.upper()}": value for name, value in settings.items()}
-        self._variables = {**os.environ, **directives, **given}
+        self._variables = {**os.environ, **own, **given}
 
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:
@@ -146,7 +146,7 @@ class Service:
         found = re.search(r"http://[\d.]+:(\d+)", line)
         if found is None:
             self.__exit__(None, None, None)
-            raise DidNotServe(f"the service did not start: {self.errors()[-3:]}")
+            raise ServiceDidNotStart(f"the service did not start: {self.errors()[-3:]}")
         self.port = int(found[1])
         return self
 

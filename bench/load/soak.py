@@ -1,11 +1,11 @@
-"""Half an hour of mixed load on one service: does anything grow?
+"""Runs half an hour of mixed load on one service and checks that nothing grows.
 
     python -m bench.load.soak                                  # 30 minutes
     python -m bench.load.soak --minutes 2 --out /tmp/soak.json # a quick look; too short for a verdict on growth
 
 Users, filters, diversity, batches, bad requests, clients that leave in the middle, a bundle swap every two minutes, and
 a Redis that is killed and comes back every five. Memory, file descriptors, threads and Redis are read every
-five seconds. What is measured is written every half minute, so the run may be ended at any moment.
+five seconds. Measurements are written every half minute, so the run may be ended at any moment.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import redis
 
 from bench.faults.watched_service import EVERY_S
 from bench.load.shop import Service, Shop, open_shop
-from bench.load.soak_load import Load, Requests
+from bench.load.soak_load import Requests, SoakLoad
 from bench.measurements import commit, machine
 from bench.serving.growth import judge
 from bench.serving.plots import timelines
@@ -46,7 +46,7 @@ _DOWN_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was seen at one moment.
+    """The figures of one moment.
 
     Attributes:
         second: since the load began.
@@ -75,7 +75,7 @@ class Sample:
 
 
 class Soak:
-    """One run.
+    """A soak run.
 
     Args:
         shop: what is served.
@@ -87,7 +87,13 @@ class Soak:
     """
 
     def __init__(
-        self, shop: Shop, service: Service, store: EmbeddedRedis, witness: Path, load: Load, options: argparse.Namespace
+        self,
+        shop: Shop,
+        service: Service,
+        store: EmbeddedRedis,
+        witness: Path,
+        load: SoakLoad,
+        options: argparse.Namespace,
     ) -> None:
         self._shop, self._service, self._store, self._witness, self._load = shop, service, store, witness, load
         self._options = options
@@ -126,7 +132,7 @@ class Soak:
         self.write()
 
     async def _at_rest(self) -> dict[str, int]:
-        """Descriptors, sockets and threads when nothing is asked."""
+        """Descriptors, sockets and threads without requests."""
         await asyncio.sleep(_REST_S)
         seen = self._look()
         return {name: getattr(seen, name) for name in ("descriptors", "clients", "stores", "threads")}
@@ -211,7 +217,7 @@ class Soak:
         return dict(sorted(found.items()))
 
     def write(self) -> None:
-        """Store what is measured so far, with a verdict on it."""
+        """Store the measurements so far with their verdict."""
         load, options = self._load.seen, self._options
         down = [(self._started + at - 1.0, self._started + at + _DOWN_S + 5.0) for at in self._restarts]
         wrong = [one for one in load.failed if not (one[2] == 503 and any(a <= one[0] <= b for a, b in down))]
@@ -245,7 +251,7 @@ class Soak:
 
 
 def _descriptors(pid: int) -> tuple[int, int]:
-    """Open descriptors of a process that are no sockets, and sockets."""
+    """Numbers of open files and of open sockets of a process."""
     targets = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):  # closed meanwhile
@@ -304,7 +310,7 @@ def main() -> None:
         ):
             with urlopen(f"http://127.0.0.1:{service.port}/openapi.json", timeout=10) as answer:
                 paths = json.loads(answer.read())["paths"]
-            load = Load(service.port, Requests(shop, paths, _ADMIN_KEY, options.seed), options.rate, options.seed)
+            load = SoakLoad(service.port, Requests(shop, paths, _ADMIN_KEY, options.seed), options.rate, options.seed)
             soak = Soak(shop, service, store, witness, load, options)
             asyncio.run(_until_ended(soak))
             soak.write()

@@ -1,4 +1,4 @@
-"""The mixed load of the soak: what is asked, and a client that asks at a constant rate whatever the answers do."""
+"""Makes the soak's mixed requests and sends them at a constant rate, independent of the answers."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ _IDLE_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request.
+    """A request with its kind.
 
     Attributes:
         kind: as the counts call it.
@@ -33,7 +33,7 @@ class Asked:
 
 
 class Requests:
-    """A random request after another.
+    """Makes random requests.
 
     Args:
         shop: whose items are asked with.
@@ -72,7 +72,7 @@ class Requests:
         self._weights = [weight for weight, _ in there]
 
     def next(self) -> Asked:
-        """One more."""
+        """The next request."""
         return self._random.choices(self._kinds, self._weights)[0]()
 
     def _user(self) -> str:
@@ -90,7 +90,7 @@ class Requests:
     def _options(self) -> dict[str, Any]:
         chance = self._random.random
         low = self._random.choice((1, 10, 1_000_000))
-        wish: dict[str, Any] = {
+        options: dict[str, Any] = {
             "items": [{"item_id": item, "weight": self._random.uniform(-1, 2)} for item in self._some(0, 20)],
             "user_id": self._user() if chance() < 0.5 else None,
             "k": self._random.choice((1, 20, 100)),
@@ -104,15 +104,15 @@ class Requests:
         }
         if chance() < 0.6:
             category = f"category {self._random.randrange(25)}"
-            wish["filter"] = {
+            options["filter"] = {
                 "must": [{"field": "price", "gte": low, "lt": low * self._random.uniform(1, 20)}],
                 "must_not": [{"field": "category", "in": [category]}],
             }
-        return wish
+        return options
 
     def _widest(self) -> Asked:
-        wish = {"items": self._some(500, 500), "k": 1000, "diversity": 1.0, "explain": True, "fields": ["title"]}
-        return _post("recommend, widest", "/recommend", wish)
+        widest = {"items": self._some(500, 500), "k": 1000, "diversity": 1.0, "explain": True, "fields": ["title"]}
+        return _post("recommend, widest", "/recommend", widest)
 
     def _similar(self) -> Asked:
         return _post("similar", "/similar", {"item_id": self._random.choice(self._items), "k": 20, "explain": True})
@@ -189,14 +189,14 @@ class Requests:
 
 @dataclass
 class Seen:
-    """What came back: (moment due, seconds from then, status) and counts; a status of 0 is no answer."""
+    """Outcomes: (due time, seconds from then, status) and counts; status 0 is no answer."""
 
     latencies: deque[tuple[float, float]] = field(default_factory=deque)
     statuses: dict[str, Counter[int]] = field(default_factory=dict)
     failed: list[tuple[float, str, int, str]] = field(default_factory=list)
 
 
-class Load:
+class SoakLoad:
     """A client with a few kept connections.
 
     Args:
@@ -216,7 +216,7 @@ class Load:
         self.seen = Seen()
 
     async def run(self, until: float) -> None:
-        """Ask until a moment (`time.monotonic`), then wait for the last answers."""
+        """Send requests until a moment (`time.monotonic`), then wait for the last answers."""
         due = time.monotonic()
         running: set[asyncio.Task[None]] = set()
         while due < until:
@@ -269,7 +269,7 @@ class Load:
         return int(head[9:12]), body
 
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A kept one that was used not long ago, before the server may close it as idle, or a new one."""
+        """A recently used connection, which the server has not closed as idle, or a new one."""
         while self._idle:
             since, reader, writer = self._idle.pop()
             if time.monotonic() - since < _IDLE_S and not reader.at_eof():

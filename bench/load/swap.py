@@ -1,10 +1,10 @@
-"""Five swaps under load: good, good, corrupt, truncated, good; no request fails, no answer mixes two bundles.
+"""Swaps five bundles under load (good, good, corrupt, truncated, good) and checks every answer.
 
     python bench/load/swap.py --items 100000
 
 Open-loop Poisson load on `POST /recommend` (half of it with histories stored in Redis) while the pointer of the
-registry moves. Every answer is held against the bundle that it names, worked out offline. Latency counts from the
-moment a request was due. Prints and writes JSON; compare figures within one file only.
+registry moves. No request may fail, and every answer must equal that of the bundle it names, computed offline. Latency
+counts from the moment a request was due. Prints and writes JSON; compare figures within one file only.
 """
 
 import argparse
@@ -65,7 +65,7 @@ class Answered:
 
 
 @dataclass
-class Stage:
+class SwapSetup:
     """A registry with every bundle in place; only its pointer has to move.
 
     Attributes:
@@ -88,7 +88,7 @@ class Stage:
         return [self.first, *(bundle for kind, bundle in self.swaps if kind == "good")]
 
 
-def set_stage(work: Path, bundles: Sequence[Path], histories: int, seed: int = 0) -> Stage:
+def prepare_swaps(work: Path, bundles: Sequence[Path], histories: int, seed: int = 0) -> SwapSetup:
     """Publish the bundles and damaged copies of the first: good, good, corrupt, truncated, good.
 
     Args:
@@ -113,7 +113,7 @@ def set_stage(work: Path, bundles: Sequence[Path], histories: int, seed: int = 0
         json.dumps({"user_id": f"user-{number}", "k": K} if number % 2 else {"items": items, "k": K}).encode()
         for number, items in enumerate(asked)
     ]
-    return Stage(registry.root, bundles[0].name, swaps, asked, bodies)
+    return SwapSetup(registry.root, bundles[0].name, swaps, asked, bodies)
 
 
 def sealed_again(bundle: Path, out: Path, hours: int) -> Path:
@@ -146,7 +146,7 @@ def damage(bundle: Path, kind: str) -> None:
 
 
 def point_to(registry: Path, bundle_id: str) -> None:
-    """Move the pointer by hand; publishing would repair or refuse what is damaged on purpose."""
+    """Write the pointer directly; publishing would repair or refuse a damaged bundle."""
     write_durably(registry / POINTER_FILE, json.dumps({"format": 1, "current": bundle_id, "previous": []}).encode())
 
 
@@ -168,7 +168,7 @@ class Server:
         self.port = int(found[1])
 
     def call(self, path: str, body: dict[str, Any] | None = None) -> bytes:
-        """One request; what it answers."""
+        """Send one request; its answer."""
         sent = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}", sent, {"content-type": "application/json"}
@@ -188,9 +188,9 @@ class Server:
         self._process.communicate(timeout=60)
 
 
-def load(server: Server, stage: Stage, rate: float, seconds: float) -> list[Answered]:
-    """Every body in turn, each request at its own random moment, whatever the answers do meanwhile."""
-    requests = requests_of("/recommend", stage.bodies)
+def load(server: Server, setup: SwapSetup, rate: float, seconds: float) -> list[Answered]:
+    """Send every body in turn at random moments, independent of the answers."""
+    requests = requests_of("/recommend", setup.bodies)
     numbers = {request: number for number, request in enumerate(requests)}
     answered: list[Answered] = []
 
@@ -210,26 +210,26 @@ def load(server: Server, stage: Stage, rate: float, seconds: float) -> list[Answ
     return answered + lost
 
 
-def drive(server: Server, stage: Stage, rate: float, seconds: float) -> tuple[list[Answered], list[float]]:
-    """Load for a while, and the pointer moved five times meanwhile; gives the answers and the moments it moved."""
+def drive(server: Server, setup: SwapSetup, rate: float, seconds: float) -> tuple[list[Answered], list[float]]:
+    """Offer load and move the pointer five times meanwhile; the answers and the times of the moves."""
     moved: list[float] = []
 
     def move() -> None:
-        for _, bundle_id in stage.swaps:
-            time.sleep(seconds / (len(stage.swaps) + 1))
+        for _, bundle_id in setup.swaps:
+            time.sleep(seconds / (len(setup.swaps) + 1))
             moved.append(time.perf_counter())
-            point_to(stage.registry, bundle_id)
+            point_to(setup.registry, bundle_id)
 
     mover = threading.Thread(target=move)
     mover.start()
-    answers = load(server, stage, rate, seconds)
+    answers = load(server, setup, rate, seconds)
     mover.join()
     return answers, moved
 
 
-def store_histories(server: Server, stage: Stage) -> None:
+def store_histories(server: Server, setup: SwapSetup) -> None:
     """Store the histories of the requests that name a user."""
-    for number, items in enumerate(stage.histories):
+    for number, items in enumerate(setup.histories):
         if number % 2:
             events = [
                 {"user_id": f"user-{number}", "item_id": item, "timestamp": place} for place, item in enumerate(items)
@@ -237,12 +237,12 @@ def store_histories(server: Server, stage: Stage) -> None:
             server.call("/events", {"events": events})
 
 
-def expected(stage: Stage) -> dict[str, list[list[tuple[str, float]]]]:
-    """What each good bundle answers to each request, worked out without the service."""
+def expected(setup: SwapSetup) -> dict[str, list[list[tuple[str, float]]]]:
+    """The answer of each good bundle to each request, computed without the service."""
     answers = {}
-    for bundle_id in stage.good:
-        bundle = Bundle.load(stage.registry / bundle_id)
-        answers[bundle_id] = [_best(bundle, items) for items in stage.histories]
+    for bundle_id in setup.good:
+        bundle = Bundle.load(setup.registry / bundle_id)
+        answers[bundle_id] = [_best(bundle, items) for items in setup.histories]
     return answers
 
 
@@ -255,7 +255,7 @@ def _best(bundle: Bundle, items: Sequence[str]) -> list[tuple[str, float]]:
 
 
 def mixed(answers: Sequence[Answered], right: dict[str, list[list[tuple[str, float]]]]) -> list[str]:
-    """What is wrong with answers: a bundle that may not serve, or items or scores that are not that bundle's."""
+    """Defects of answers: a bundle that may not serve, or items or scores of another bundle."""
     wrong = []
     for answer in answers:
         if answer.status != 200:
@@ -278,14 +278,14 @@ def quantiles(answers: Sequence[Answered]) -> dict[str, float]:
 
 
 def judge(
-    stage: Stage, answers: list[Answered], moved: list[float], wrong: list[str], server: Server
+    setup: SwapSetup, answers: list[Answered], moved: list[float], wrong: list[str], server: Server
 ) -> dict[str, Any]:
     """The figures of a run."""
     windows = [(moment, moment + WINDOW_S) for moment in moved]
     during = [[answer for answer in answers if start <= answer.due < end] for start, end in windows]
     quiet = [answer for answer in answers if not any(start <= answer.due < end for start, end in windows)]
     swaps = []
-    for (kind, bundle_id), moment, own in zip(stage.swaps, moved, during, strict=True):
+    for (kind, bundle_id), moment, own in zip(setup.swaps, moved, during, strict=True):
         marker = f'"bundle":"{bundle_id}"'.encode()
         firsts = [answer.due + answer.seconds for answer in answers if marker in answer.body]
         taken = min(firsts) - moment if firsts else None
@@ -313,7 +313,7 @@ def judge(
 
 
 def _trained_again(table: ItemTable, day: int) -> NDArray[np.float16]:
-    """The vectors as another night's training would leave them: every present component a little elsewhere."""
+    """The vectors after another training: every present component is moved a little."""
     rng = np.random.default_rng(day)
     moved = np.asarray(table.vectors, np.float32)
     moved += _NIGHT * rng.standard_normal(moved.shape, dtype=np.float32) * (moved != 0)
@@ -335,7 +335,7 @@ def made_bundles(work: Path, items: int) -> list[Path]:
         print(f"building bundle {day + 1} of 3 with {items} items", file=sys.stderr)
         table = replace(made.table, vectors=_trained_again(made.table, day))
         now = datetime(2026, 1, 1 + day, tzinfo=UTC)
-        build_bundle(table, out / "encoder.onnx", made.probes, out, IndexSpec(bounds=Bounds(recall=None)), now=now)
+        build_bundle(table, out / "encoder.onnx", made.queries, out, IndexSpec(bounds=Bounds(recall=None)), now=now)
     (out / "done").touch()
     return sorted(out.glob("*Z-*"))
 
@@ -351,14 +351,14 @@ def main() -> None:
     options = parser.parse_args()
     built = made_bundles(options.work, options.items)
     with tempfile.TemporaryDirectory(dir=options.work) as scratch:
-        stage = set_stage(Path(scratch), built, histories=256)
-        server = Server(stage.registry, Path(scratch))
+        setup = prepare_swaps(Path(scratch), built, histories=256)
+        server = Server(setup.registry, Path(scratch))
         try:
-            store_histories(server, stage)
-            load(server, stage, options.rate, 2.0)  # warm, not counted
-            answers, moved = drive(server, stage, options.rate, options.seconds)
+            store_histories(server, setup)
+            load(server, setup, options.rate, 2.0)  # warm, not counted
+            answers, moved = drive(server, setup, options.rate, options.seconds)
             time.sleep(1.1)  # metrics are at most a second old
-            found = judge(stage, answers, moved, mixed(answers, expected(stage)), server)
+            found = judge(setup, answers, moved, mixed(answers, expected(setup)), server)
         finally:
             server.end()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)

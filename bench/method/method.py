@@ -1,4 +1,4 @@
-"""What balancing text and picture is worth: trains every row of a plan on every catalogue, three seeds each.
+"""Trains every row of the method's plan on every catalogue with three seeds and writes table and page.
 
     make bench-method                      # BENCH_ARGS="--jobs 2 --threads 1" and the like
     python -m bench.method.method --smoke         # the same in two minutes, to see that everything runs
@@ -6,7 +6,7 @@
     python -m bench.method.method --table         # the table and the page of what is done so far
 
 The plan is data, in `bench/method/method_plan.py`. It takes hours and is never part of CI. It can be killed at any
-moment, also with SIGKILL, and goes on where it was; what the plan has changed is done again, the rest is not. The table
+moment, also with SIGKILL, and continues; only units whose plan has changed are done again. The table
 goes to `bench/results/method.json`, the page to `docs/method-results.md`.
 """
 
@@ -24,7 +24,7 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from bench.method.method_plan import PLAN, SMOKE, Plan, Unit
+from bench.method.method_plan import PLAN, SMOKE, MethodPlan, Unit
 from bench.method.method_unit import UnitPlace, read_log
 from bench.serving.running import end_with_us
 from index.machine.cores import available_cores
@@ -39,7 +39,7 @@ _BUSY = 75
 
 
 class Child:
-    """A process that does one unit.
+    """A process that runs one unit.
 
     Args:
         unit: which one.
@@ -76,7 +76,7 @@ class Child:
         return "\n".join(self._output.read_text(errors="replace").splitlines()[-4:])
 
     def end(self) -> None:
-        """End it; what it was at goes on from its last checkpoint."""
+        """Stop the process; the unit resumes from its last checkpoint."""
         if self.code() is None:
             self._process.terminate()
             try:
@@ -89,7 +89,7 @@ class Child:
 def run_units(
     units: Sequence[Unit], work: Path, *, jobs: int, threads: int, arguments: Sequence[str], console: Console
 ) -> list[Unit]:
-    """Do all units that are not done, some at a time.
+    """Run all missing units, several at a time.
 
     Args:
         units: in the order in which they are to be begun.
@@ -133,7 +133,7 @@ def run_units(
 
 
 def main() -> None:
-    """Do what is left of the plan, then write the table and the page."""
+    """Run the missing units of the plan, then write the table and the page."""
     options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children are ended on the way out
     plan = SMOKE if options.smoke else PLAN
@@ -170,7 +170,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _named(plan: Plan, name: str) -> Unit:
+def _named(plan: MethodPlan, name: str) -> Unit:
     for unit in plan.units():
         if unit.name == name:
             return unit
@@ -179,7 +179,7 @@ def _named(plan: Plan, name: str) -> Unit:
 
 
 def _do(unit: Unit, work: Path, threads: int) -> int:
-    """One unit in this process; its exit code."""
+    """Run one unit in this process; its exit code."""
     import torch
 
     from bench.method.method_unit import Busy, carry_out
@@ -202,7 +202,7 @@ def _do(unit: Unit, work: Path, threads: int) -> int:
 
 
 def _shown(work: Path, unit: Unit) -> str:
-    """What a person who watches wants to see."""
+    """A line of progress."""
     found = UnitPlace.of(work, unit).result() or {}
     means = found.get("ndcg@10", {}).get("validation", {})
     values = " ".join(f"{name} {value:.4f}" for name, value in means.items())

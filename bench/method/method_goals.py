@@ -1,4 +1,4 @@
-"""The goals of the method's bench, as statements that the figures hold or not; computed, never written by hand."""
+"""Computes from the figures whether each goal of the method's bench holds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ GOALS: Mapping[str, tuple[Claim, ...]] = {
 
 
 def checked(claim: Claim, readings: Readings, chosen: Mapping[str, str]) -> dict[str, Any]:
-    """Hold a claim against the figures.
+    """Compare a claim with the figures.
 
     Args:
         claim: what is said.

@@ -2,7 +2,7 @@
 
     python -m bench.method.method_page
 
-No figure on the page is written by hand, and none is on it that is not in the file.
+Every figure on the page is read from the file.
 """
 
 import argparse

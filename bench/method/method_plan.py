@@ -1,7 +1,7 @@
-"""What `make bench-method` trains: catalogues, the rows of their tables, seeds and goals, as data.
+"""Defines what `make bench-method` trains: catalogues, the rows of their tables, seeds and goals.
 
-Rows of one group are candidates for one line of the comparison: of each group the row with the best fused NDCG@10 on
-validation, averaged over the seeds, stands for it. Fresh users are looked at once, after that.
+Rows of one group are candidates for one line of the comparison: the row with the best fused NDCG@10 on
+validation, averaged over the seeds, is chosen. Fresh users are ranked once, after that.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Row:
-    """One way to train.
+    """A training configuration, one row of the table.
 
     Attributes:
         name: unique in its catalogue; letters, digits and hyphens.
@@ -44,7 +44,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class CataloguePlan:
     """A made catalogue and what is trained on it.
 
     Attributes:
@@ -74,7 +74,7 @@ class Unit:
         seed: of the training; the catalogue and its users have a seed of their own.
     """
 
-    catalogue: Catalogue
+    catalogue: CataloguePlan
     row: Row
     seed: int
 
@@ -90,22 +90,22 @@ class Unit:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over all that the plan says of it."""
+        """16 hex digits of a hash of the unit's plan."""
         overrides = {former_key(key): value for key, value in self.overrides.items()}
         said = [_FORMAT, dict(self.catalogue.demo), overrides, self.row.frozen]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything that is trained.
+class MethodPlan:
+    """The plan of a run: catalogues and seeds.
 
     Attributes:
         catalogues: in the order of the page.
         seeds: of the training runs.
     """
 
-    catalogues: tuple[Catalogue, ...]
+    catalogues: tuple[CataloguePlan, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def units(self) -> Iterator[Unit]:
@@ -168,27 +168,27 @@ _BASE: Mapping[str, Any] = {
     "train.diagnose_every": 50,
 }
 
-PLAN = Plan(
+PLAN = MethodPlan(
     catalogues=(
-        Catalogue(
+        CataloguePlan(
             "equal-tastes",
-            "equal tastes in text and picture, independent of each other (the demo catalogue as it comes), 400 steps",
+            "equal preferences in text and picture, independent of each other (the default demo catalogue), 400 steps",
             {},
             {**_BASE, "train.steps": 400},
             COLLAPSE,
             goal="collapse",
         ),
-        Catalogue(
+        CataloguePlan(
             "shared-theme",
-            "equal tastes, one theme shown in both, 80 % consistent, 300 steps",
+            "equal preferences, one theme shown in both, 80 % consistent, 300 steps",
             {"theme": 0.8},
             {**_BASE, "train.steps": 300},
             BALANCED,
             goal="balanced",
         ),
-        Catalogue(
+        CataloguePlan(
             "strong-text",
-            "a stronger taste in text (3.5) than in pictures (2.5), independent, 500 steps",
+            "a stronger preference in text (3.5) than in pictures (2.5), independent, 500 steps",
             {"text_taste": 3.5},
             {**_BASE, "train.steps": 500},
             STRONG_TEXT,
@@ -198,9 +198,9 @@ PLAN = Plan(
 )
 
 _SMOKE_LINES = frozenset({"frozen", TEXT_ALONE, IMAGE_ALONE, SFT_LINE, "sft-concat", OURS_LINE, "vlm2rec-concat"})
-SMOKE = Plan(
+SMOKE = MethodPlan(
     catalogues=(
-        Catalogue(
+        CataloguePlan(
             "smoke",
             "forty items, three steps",
             {"items": 40, "users": 60, "evaluation_users": 80, "without_text": 1, "without_image": 1},

@@ -1,6 +1,6 @@
-"""Per-user gains of one catalogue's runs, and paired ratios of their means over seeds and users.
+"""Holds per-user gains of one catalogue's runs and computes paired ratios of their means.
 
-A reading is what a model is ranked by: ``fused``, or ``text`` or ``image`` alone. Users are the same in every run, so
+A reading is the vector that a model ranks with: ``fused``, ``text`` or ``image``. Users are the same in every run, so
 all ratios are paired: gains of a user are averaged over the seeds first, then users are drawn again.
 """
 
@@ -33,7 +33,7 @@ class Reading:
 
 
 class Readings:
-    """Everything that was measured on one catalogue's users.
+    """Gains of one catalogue's users by row, seed and reading.
 
     Args:
         runs: row → seed → reading → (users,) gains, higher is better.
@@ -59,7 +59,7 @@ class Readings:
         self._drawn = metrics.resampled_means(self._gains, resamples=_RESAMPLES, seed=seed)
 
     def __contains__(self, reading: object) -> bool:
-        """Whether it was measured with any seed."""
+        """Whether a reading was measured with any seed."""
         return reading in self._columns
 
     def seeds(self, *readings: Reading) -> list[int]:
@@ -78,7 +78,7 @@ class Readings:
         return float(self._gains[:, columns].mean()) if columns else float("nan")
 
     def ratio(self, above: Reading, below: Reading, seeds: Sequence[int] = ()) -> metrics.Interval | None:
-        """How many times better one is than another, with the 95 % interval over users.
+        """Ratio of two readings' means with its 95 % interval over users.
 
         Args:
             above: the one.

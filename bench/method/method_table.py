@@ -1,4 +1,4 @@
-"""The table of `make bench-method`: what is done of a plan, gathered into one JSON file."""
+"""Collects the finished units of `make bench-method` into one JSON file."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bench.measurements import commit, machine, rounded
 from bench.method.method_goals import GOALS, checked
-from bench.method.method_plan import IMAGE_ALONE, SFT_LINE, TEXT_ALONE, Catalogue, Plan, Row, Unit
+from bench.method.method_plan import IMAGE_ALONE, SFT_LINE, TEXT_ALONE, CataloguePlan, MethodPlan, Row, Unit
 from bench.method.method_readings import FUSED, POPULARITY, Reading, Readings
 from bench.method.method_unit import CUT, FRESH, VALIDATION, UnitPlace
 from training.ranking import metrics
@@ -24,8 +24,8 @@ _DIAGNOSTICS = (
 _FORMAT = 1
 
 
-def write_table(plan: Plan, work: Path, out: Path) -> None:
-    """Gather what is done and write it.
+def write_table(plan: MethodPlan, work: Path, out: Path) -> None:
+    """Collect the finished units and write the table.
 
     Args:
         plan: what is wanted.
@@ -51,7 +51,7 @@ def write_table(plan: Plan, work: Path, out: Path) -> None:
     partial.replace(out)
 
 
-def of_catalogue(catalogue: Catalogue, seeds: tuple[int, ...], work: Path) -> dict[str, Any]:
+def of_catalogue(catalogue: CataloguePlan, seeds: tuple[int, ...], work: Path) -> dict[str, Any]:
     """Rows and goals of one catalogue; rows without any finished run are left out."""
     places = {
         row.name: {seed: UnitPlace.of(work, Unit(catalogue, row, seed)) for seed in seeds} for row in catalogue.rows

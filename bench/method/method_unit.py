@@ -1,9 +1,9 @@
-"""One unit of `make bench-method`: train, then rank every fresh user's next item directly, and keep the ranks.
+"""Runs one unit of `make bench-method`: trains, ranks every fresh user's next item and saves the ranks.
 
 A unit lies in a directory of its own: ``plan`` (its fingerprint), ``train`` (see
 :mod:`training.finetune.run_directory`), ``ranks.npz`` (per user and reading, so that every interval can be computed
-again) and, written last, ``result.json``. It can be killed at any moment and goes on; one whose plan has changed is
-done again from its beginning.
+again) and, written last, ``result.json``. It can be killed at any moment and continues; a unit whose plan has changed
+is done again from its beginning.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from filelock import Timeout
 from numpy.typing import NDArray
 
 from bench.measurements import commit
-from bench.method.method_plan import Catalogue, Unit
+from bench.method.method_plan import CataloguePlan, Unit
 from bench.method.method_readings import FUSED, POPULARITY
 from demo.build import EVALUATION_FILE, build_demo
 from index.machine.locks import file_lock
@@ -52,8 +52,8 @@ class Busy(Exception):
 
 
 @dataclass(frozen=True)
-class World:
-    """A catalogue, ready to be trained on.
+class UnitData:
+    """A catalogue with its split.
 
     Attributes:
         dataset: the catalogue.
@@ -68,7 +68,7 @@ class World:
 
 @dataclass(frozen=True)
 class UnitPlace:
-    """Where a unit lies.
+    """The directory of a unit.
 
     Attributes:
         unit: which one.
@@ -89,7 +89,7 @@ class UnitPlace:
         return self.path / "train"
 
     def result(self) -> dict[str, Any] | None:
-        """What was measured; None if it is not done, or was done by another plan."""
+        """The result; None if the unit is missing or belongs to another plan."""
         try:
             found: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -103,7 +103,7 @@ class UnitPlace:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Make the directory this plan's own, what another plan left in it removed, and keep others out.
+        """Lock the directory for this plan and remove the files of another plan.
 
         Raises:
             Busy: another process is at it.
@@ -124,12 +124,12 @@ class UnitPlace:
 
 
 def carry_out(unit: Unit, work: Path, *, report: Callable[[str, float], None] = lambda _step, _share: None) -> bool:
-    """Do a unit, or what is left of it.
+    """Run a unit, or resume it.
 
     Args:
         unit: which one.
         work: directory of the bench.
-        report: told the step and the share of it that is done.
+        report: called with the step and the share of it that is done.
 
     Returns:
         False if it was done already.
@@ -171,9 +171,9 @@ def carry_out(unit: Unit, work: Path, *, report: Callable[[str, float], None] = 
 
 
 def load_world(
-    catalogue: Catalogue, work: Path, *, report: Callable[[str, float], None] = lambda _step, _share: None
-) -> World:
-    """Build a catalogue if it is not there, and read it."""
+    catalogue: CataloguePlan, work: Path, *, report: Callable[[str, float], None] = lambda _step, _share: None
+) -> UnitData:
+    """Load a catalogue; build it first if it is missing."""
     directory = work / catalogue.name
     directory.mkdir(parents=True, exist_ok=True)
     with file_lock(directory / "lock", wait=True):
@@ -181,11 +181,11 @@ def load_world(
         dataset = load_dataset(data)
         parts = leave_one_out(Sequences.from_interactions(dataset.interactions, dataset.item_ids()))
         fresh = last_item(Sequences.from_interactions(read_interactions(data / EVALUATION_FILE), dataset.item_ids()))
-    return World(dataset, parts, fresh)
+    return UnitData(dataset, parts, fresh)
 
 
 def read_log(path: Path) -> dict[str, Any]:
-    """The newest value of everything that a training log holds; a line that a kill cut short counts for nothing."""
+    """The newest value of each figure in a training log; a truncated line is ignored."""
     newest: dict[str, Any] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError):
@@ -193,8 +193,8 @@ def read_log(path: Path) -> dict[str, Any]:
     return newest
 
 
-def _trained(world: World, config: RunConfig, place: UnitPlace, report: Callable[[str, float], None]) -> Embedding:
-    """Train, or go on; a run of earlier code, which cannot be gone on with, is begun anew."""
+def _trained(world: UnitData, config: RunConfig, place: UnitPlace, report: Callable[[str, float], None]) -> Embedding:
+    """Train or resume; a run that earlier code made and that cannot be resumed is started again."""
     train, validation, kept = world.parts.train, world.parts.validation, place.train / "fingerprint"
     now = run_fingerprint(world.dataset, train, validation, config)
     if kept.is_file() and kept.read_text(encoding="utf-8").strip() != now:
@@ -207,8 +207,8 @@ def _trained(world: World, config: RunConfig, place: UnitPlace, report: Callable
     return load_embedder(model, dtype=config.vlm.dtype, attention=config.vlm.attention)
 
 
-def _untrained(unit: Unit, world: World, config: RunConfig, place: UnitPlace) -> Embedding:
-    """What training would start from."""
+def _untrained(unit: Unit, world: UnitData, config: RunConfig, place: UnitPlace) -> Embedding:
+    """The embedding of the untrained model."""
     run = RunDirectory(place.train)
     if config.vlm.model is None and not run.start.is_dir():
         run.path.mkdir(parents=True, exist_ok=True)
@@ -219,7 +219,7 @@ def _untrained(unit: Unit, world: World, config: RunConfig, place: UnitPlace) ->
 
 
 def _ranks(
-    embedding: Embedding, world: World, config: RunConfig, report: Callable[[str, float], None]
+    embedding: Embedding, world: UnitData, config: RunConfig, report: Callable[[str, float], None]
 ) -> dict[str, NDArray[np.float64]]:
     """Part and reading, popularity among them → (users,) ranks over the whole catalogue, the history masked."""
     names, fusion = config.train.modalities, config.loss.fusion
@@ -245,7 +245,7 @@ def _ranks(
 
 
 def _encoded(encoder: CatalogueEncoder, targets: Targets, report: Callable[[float], None]) -> Vectors:
-    """Vectors of all histories; those of one length together, so that little is spent on padding."""
+    """Vectors of all histories, batched by length to avoid padding."""
     order = np.argsort([len(history) for history in targets.histories], kind="stable")
     blocks: dict[str, list[NDArray[np.float32]]] = {}
     for start in range(0, len(order), _ENCODED_AT_A_TIME):

@@ -1,8 +1,8 @@
-"""Record what RecTools says of fixed scores: `tests/training/ranking/fixtures/rectools.json`, which our metrics are
-held to.
+"""Records RecTools' values for fixed scores, the reference for our metrics.
 
-Run once, `python -m bench.method.rectools_values`; RecTools needs numpy < 2, so it lives in an environment of its own.
-Scores are distinct integers, because RecTools has no rule for ties and ours counts them half.
+Run once, `python -m bench.method.rectools_values`, it writes `tests/training/ranking/fixtures/rectools.json`; RecTools
+needs numpy < 2, so it lives in an environment of its own. Scores are distinct integers, because RecTools has no rule
+for ties and ours counts them half.
 """
 
 import json
@@ -35,7 +35,7 @@ def case(seed: int) -> dict[str, list[list[int]] | list[int]]:
 
 
 def main() -> None:
-    """Ask RecTools and write the fixture."""
+    """Run RecTools and write the fixture."""
     asked = case(0)
     ran = subprocess.run(
         [python_for("rectools"), _HERE / "peers" / "rectools_metrics.py"],

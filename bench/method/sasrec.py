@@ -1,9 +1,9 @@
-"""RecTools' SASRec on item ids as a row beside ours: same split, same targets, same protocol.
+"""Trains RecTools' SASRec on item ids and ranks with it on our split, targets and protocol.
 
 `python -m bench.method.sasrec DATA --out ranks.parquet`, then `vlm2rec evaluate … --ranks ranks.parquet`. It trains in
-an environment of its own (numpy < 2) and hands back scores; ranks are made here, by what ranks our own systems.
-RecTools learns the newest events of a session alone, so histories are cut into windows that share one event: every
-event is learned as a next item, as with our encoder.
+an environment of its own (numpy < 2) and returns scores; the code that ranks our own systems ranks them. RecTools
+learns only the newest events of a session, so histories are cut into windows that share one event: every event is
+learned as a next item, as with our encoder.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""What every peer does for a request, whatever serves it: stored history → encoder → index → the best unseen items.
+"""Answers one batch for every peer: stored history → encoder → index → the best unseen items.
 
-The same `index.bundle.bundle.Bundle` and the same Redis lists as `vlm2rec serve` reads, one thread a call; what differs
-between peers is only how requests reach :meth:`Answering.answer` and how many at a time.
+All peers use the `index.bundle.bundle.Bundle` and the Redis lists that `vlm2rec serve` reads, one thread per call;
+peers differ only in how requests reach :meth:`Answering.answer` and how many at a time.
 
 Configured by the environment: ``BENCH_BUNDLE`` (directory), ``BENCH_REDIS`` (URL), ``BENCH_PORT``, ``BENCH_WORKERS``
-and ``BENCH_BATCH`` (what they mean is up to the peer).
+and ``BENCH_BATCH`` (each peer defines their meaning).
 """
 
 import os
@@ -26,7 +26,7 @@ LONGEST = 10
 
 
 def key_of(user_id: str) -> str:
-    """Where `service.stores.redis_histories` keeps the history of a user."""
+    """The key of a user's history in `service.stores.redis_histories`."""
     return keys_of("vlm2rec", user_id).history
 
 
@@ -50,7 +50,9 @@ class Answering:
         queries = self._bundle.encode([np.array(rows, dtype=np.int64) for rows in seen])
         found = self._bundle.search(queries, max(counts) + LONGEST)
         answers = []
-        for rows, scores, barred, wanted in zip(found.rows.tolist(), found.scores.tolist(), seen, counts, strict=True):
-            kept = [(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0 and row not in barred]
+        for rows, scores, excluded, wanted in zip(
+            found.rows.tolist(), found.scores.tolist(), seen, counts, strict=True
+        ):
+            kept = [(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0 and row not in excluded]
             answers.append({"items": [{"item_id": id_of(row), "score": score} for row, score in kept[:wanted]]})
         return answers

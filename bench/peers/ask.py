@@ -1,10 +1,10 @@
-"""The request and answer of the peers that validate: less than `vlm2rec serve` takes and checks."""
+"""Defines the request and the answer of the peers, a subset of those of `vlm2rec serve`."""
 
 from pydantic import BaseModel, Field
 
 
 class Ask(BaseModel):
-    """Who asks, and for how many items."""
+    """A request: the user and the number of items."""
 
     user_id: str = Field(min_length=1, max_length=256)
     k: int = Field(20, ge=1, le=1000)

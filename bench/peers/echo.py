@@ -1,4 +1,4 @@
-"""The reference: FastAPI that reads the whole request of `POST /recommend` through pydantic and answers constants."""
+"""Serves constants with FastAPI after pydantic has read the whole request of `POST /recommend`."""
 
 import uvicorn
 from fastapi import FastAPI
@@ -12,7 +12,7 @@ app = FastAPI()
 
 @app.post("/recommend")
 async def echo(body: RecommendRequest) -> Answer:
-    """As many items as asked for, all the same."""
+    """Answer the requested number of equal items."""
     return Answer(items=[Item(item_id="item-0000001", score=0.5)] * body.k)
 
 

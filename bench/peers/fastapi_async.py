@@ -1,4 +1,4 @@
-"""FastAPI with an `async def` endpoint that encodes and searches in the event loop: no thread hop, no batching."""
+"""Serves with an `async def` endpoint of FastAPI: encodes and searches in the event loop, without batching."""
 
 import uvicorn
 from fastapi import FastAPI

@@ -1,4 +1,4 @@
-"""FastAPI with a `def` endpoint: each request on a thread of the pool, one Redis read, a batch of one."""
+"""Serves with a `def` endpoint of FastAPI: each request has a pool thread, one Redis read and a batch of one."""
 
 import redis
 import uvicorn

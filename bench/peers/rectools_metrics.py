@@ -1,6 +1,4 @@
-"""RecTools' values of HR, NDCG and coverage for fixed scores; runs in the environment of
-`bench/method/rectools_values.py`.
-"""
+"""Computes RecTools' HR, NDCG and coverage in the environment of `bench/method/rectools_values.py`."""
 
 import json
 import sys

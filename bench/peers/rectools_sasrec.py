@@ -1,5 +1,4 @@
-"""RecTools' SASRec on item ids; runs in its own environment, reads and writes the files that `bench/method/sasrec.py`
-names.
+"""Trains RecTools' SASRec in its own environment, on the files that `bench/method/sasrec.py` names.
 
 Epochs are chosen on validation (NDCG@10, history masked); the scores of the test targets are those of the best epoch.
 """

@@ -1,4 +1,4 @@
-"""BentoML with adaptive batching. A batchable API takes a list, so each request is a list of one: no second service."""
+"""Serves with BentoML and its adaptive batching; a batchable API takes a list, so each request is a list of one."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ from bench.peers.ask import Ask
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
 )
-class Recommending:
-    """One worker process is one of these."""
+class BentoRecommender:
+    """The service of one worker process."""
 
     def __init__(self) -> None:
         self._answering = Answering()

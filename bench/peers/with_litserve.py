@@ -1,4 +1,4 @@
-"""LitServe with its batching and its ZeroMQ queue, as its documentation says for more than 100 requests a second."""
+"""Serves with LitServe, its batching and its ZeroMQ queue, as it documents for over 100 requests per second."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from bench.peers.answering import BATCH, PORT, REDIS, WORKERS, Answering, key_of
 from bench.peers.ask import Ask
 
 
-class Recommending(litserve.LitAPI):
+class LitServeRecommender(litserve.LitAPI):
     """Batches come as lists, since the work is not one tensor."""
 
     def setup(self, device: str) -> None:  # noqa: ARG002 - given by LitServe
@@ -18,7 +18,7 @@ class Recommending(litserve.LitAPI):
         self.store = redis.Redis.from_url(REDIS)
 
     def decode_request(self, request: Ask) -> Ask:
-        """The body, validated."""
+        """Validate the body."""
         return request
 
     def batch(self, inputs: list[Ask]) -> list[Ask]:
@@ -33,16 +33,16 @@ class Recommending(litserve.LitAPI):
         return self.answering.answer(pipeline.execute(), [ask.k for ask in x])
 
     def unbatch(self, output: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One answer a request."""
+        """One answer per request."""
         return output
 
     def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
-        """What is sent."""
+        """The JSON of an answer."""
         return output
 
 
 if __name__ == "__main__":
-    api = Recommending(max_batch_size=BATCH, batch_timeout=0.002, api_path="/recommend")
+    api = LitServeRecommender(max_batch_size=BATCH, batch_timeout=0.002, api_path="/recommend")
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=WORKERS, fast_queue=True, timeout=10)
     server.run(
         host="127.0.0.1", port=PORT, num_api_servers=1, log_level="error", generate_client_file=False, access_log=False

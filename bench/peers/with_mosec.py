@@ -1,4 +1,4 @@
-"""MOSEC: HTTP and batching in Rust, the work in Python; it validates nothing but JSON."""
+"""Serves with MOSEC: HTTP and batching in Rust, the work in Python, no validation beyond JSON."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from mosec import Server, Worker
 from bench.peers.answering import BATCH, REDIS, WORKERS, Answering, key_of
 
 
-class Recommending(Worker):
-    """One worker process is one of these."""
+class MosecRecommender(Worker):
+    """The worker of one process."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,5 +35,5 @@ class Recommending(Worker):
 
 if __name__ == "__main__":
     server = Server()
-    server.append_worker(Recommending, num=WORKERS, max_batch_size=BATCH, max_wait_time=2, route="/recommend")
+    server.append_worker(MosecRecommender, num=WORKERS, max_batch_size=BATCH, max_wait_time=2, route="/recommend")
     server.run()

@@ -1,4 +1,4 @@
-"""Ray Serve with its batching and its high-throughput mode (HAProxy in front, direct ingress into the replica)."""
+"""Serves with Ray Serve, its batching and its high-throughput mode (HAProxy in front, direct ingress)."""
 
 import asyncio
 import signal
@@ -15,8 +15,8 @@ from bench.peers.ask import Ask
 
 
 @serve.deployment(num_replicas=WORKERS, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 1})
-class Recommending:
-    """One replica is one of these."""
+class RayRecommender:
+    """The deployment of one replica."""
 
     def __init__(self) -> None:
         self._answering = Answering()
@@ -35,17 +35,17 @@ class Recommending:
         return JSONResponse(await self.recommend(Ask.model_validate_json(await request.body())))
 
 
-async def _until_told() -> None:
-    told = asyncio.Event()
+async def _until_stopped() -> None:
+    stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
-    await told.wait()
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()
 
 
 if __name__ == "__main__":
     ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=100_000_000)
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-    serve.run(Recommending.bind(), route_prefix="/recommend")
-    asyncio.run(_until_told())
+    serve.run(RayRecommender.bind(), route_prefix="/recommend")
+    asyncio.run(_until_stopped())
     serve.shutdown()
     ray.shutdown()

@@ -1,4 +1,4 @@
-"""The contenders: what serves, how it is started, and with which settings."""
+"""Lists the contenders of the serving bench, their commands and their settings."""
 
 import json
 import os
@@ -48,7 +48,7 @@ class Contender:
         )
 
     def command(self, *, port: int, registry: str, redis: str) -> list[str]:
-        """What to run.
+        """The command line.
 
         Raises:
             CannotInstall: its packages cannot be had.
@@ -64,7 +64,7 @@ class Contender:
         return inherited | _ONE_THREAD | asked | {k: v.format(port=port) for k, v in self.environment.items()}
 
     def body(self, asked: Mapping[str, Any]) -> bytes:
-        """A request as this contender takes it."""
+        """A request in the contender's format."""
         return json.dumps({"asks": [asked]} if self.in_a_list else asked).encode()
 
     def items(self, answer: bytes) -> list[str]:
@@ -114,7 +114,16 @@ PEERS = (
     ),
     Contender(
         "BentoML",
-        ("-m", "bentoml", "serve", "bench.peers.with_bentoml:Recommending", "--host", "127.0.0.1", "--port", "{port}"),
+        (
+            "-m",
+            "bentoml",
+            "serve",
+            "bench.peers.with_bentoml:BentoRecommender",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "{port}",
+        ),
         "adaptive batches of ≤ 64, access log and metrics off",
         ("bentoml", "starlette", "uvicorn"),
         peer="bentoml",

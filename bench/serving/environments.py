@@ -1,4 +1,4 @@
-"""Environments of the peers: one each under bench/.venvs, made from a pinned list, made again when the list changes."""
+"""Installs each peer's pinned environment under bench/.venvs, again when its list changes."""
 
 import hashlib
 import subprocess
@@ -15,7 +15,7 @@ class CannotInstall(Exception):
 
 
 def python_for(peer: str) -> Path:
-    """The interpreter of a peer, its environment made first if need be.
+    """The interpreter of a peer; its environment is made first if it is missing or outdated.
 
     Raises:
         CannotInstall: pip fails.

@@ -1,4 +1,4 @@
-"""Whether a figure grows: the slope of Theil and Sen over the second half of a run, which single peaks do not move."""
+"""Computes whether a figure grows: the Theil–Sen slope over the second half of a run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ MOST_GROWTH = 0.02
 JUDGED = ("rss", "anonymous", "blocks")
 COUNTED = ("descriptors", "stores", "threads")
 """Of these the median may not be higher in the second half: single samples fall into a swap or a reconnect."""
-_LEAST_S = 900.0  # of the judged half: an hour's growth is not told from less without guessing
+_LEAST_S = 900.0  # of the judged half; less is too short to estimate the growth per hour
 _WINDOW_S = 120.0  # of a bundle's stay: medians over it do not see that memory rises and falls with a swap
 
 
@@ -39,7 +39,7 @@ def hourly_growth(seconds: Sequence[float], values: Sequence[float]) -> float:
 
 
 def judge(samples: Sequence[Mapping[str, Any]], rest: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    """What holds of a run: memory, descriptors and threads flat, and all descriptors closed again at the end.
+    """Whether memory, descriptors and threads of a run are flat and all descriptors are closed at its end.
 
     Args:
         samples: as `bench.load.soak.Sample`, oldest first.

@@ -2,7 +2,7 @@
 
     python -m bench.serving.page
 
-No figure on the page is written by hand, and none is on it that is not in the files.
+Every figure on the page is read from the files.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 from bench.markdown_table import markdown_table
 from bench.serving.contenders import EVERYONE
 from bench.serving.plots import latency, throughput
-from bench.serving.reading import Reading
+from bench.serving.results import ServingResults
 from bench.serving.targets import MOST_P90_MS, MOST_P99_MS, WRONG_REFUSAL, Verdict, contender, size, verdicts
 
 _ROOT = Path(__file__).parents[2]
@@ -42,9 +42,9 @@ _WHY = (
     "Where the time goes, and so why some do not hold, is in "
     "[Experiments: serving](experiments/serving.md#where-the-time-goes), with what was tried against it.\n"
 )
-_REFUSALS = """The time to refuse is told twice: by the server, from the first bytes of the request that it received to
-those of the refusal, and by the client, from the moment when the request was due. Only the latter includes the wait
-until the server reads the request.
+_REFUSALS = """The time to refuse is measured twice: by the server, from the first bytes of the request to those of the
+refusal, and by the client, from the moment when the request was due. Only the latter includes the wait until the server
+reads the request.
 
 **Earlier versions of this page said “p99 to refuse 0.01 ms, holds”. That was wrong**: the server timed how long it took
 to build one header, not the refusal.
@@ -62,7 +62,7 @@ _NOT_RUN = """## Not run
 """
 
 
-def page(read: Reading, images: Path, others: Iterable[Path]) -> str:
+def page(read: ServingResults, images: Path, others: Iterable[Path]) -> str:
     """The whole page.
 
     Args:
@@ -89,7 +89,7 @@ def page(read: Reading, images: Path, others: Iterable[Path]) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _run(read: Reading) -> Iterator[str]:
+def _run(read: ServingResults) -> Iterator[str]:
     measured = read.measurements.values()
     commits = sorted({one["commit"] for one in measured})
     days = sorted({one["at"][:10] for one in measured})
@@ -122,7 +122,7 @@ def _holds(one: Verdict) -> str:
     return "–" if one.holds is None else "yes" if one.holds else "**no**"
 
 
-def _contenders(read: Reading, images: Path) -> Iterator[str]:
+def _contenders(read: ServingResults, images: Path) -> Iterator[str]:
     yield f"## Everybody, {read.settings.get('main', 0):,} items\n"
     rates = {}
     for one in EVERYONE:
@@ -164,7 +164,7 @@ def _contenders(read: Reading, images: Path) -> Iterator[str]:
     yield ""
 
 
-def _row(read: Reading, name: str) -> tuple[str, ...]:
+def _row(read: ServingResults, name: str) -> tuple[str, ...]:
     reason = read.failed(f"contenders/1/{name}/start")
     if reason is not None:
         return (name, f"could not be measured: {reason}", *[""] * 8)
@@ -187,20 +187,20 @@ def _row(read: Reading, name: str) -> tuple[str, ...]:
     )
 
 
-def _points(read: Reading, name: str) -> Iterator[tuple[float, float]]:
+def _points(read: ServingResults, name: str) -> Iterator[tuple[float, float]]:
     for rate in read.settings.get("rates", []):
         p99 = read.median(contender(name, f"open {rate}"), "p99_ms")
         if p99 is not None:
             yield rate, p99
 
 
-def _pair(read: Reading, name: str, rate: int) -> str:
+def _pair(read: ServingResults, name: str, rate: int) -> str:
     key = contender(name, f"open {rate}")
     p50, p99 = read.median(key, "p50_ms"), read.median(key, "p99_ms")
     return "–" if p50 is None or p99 is None else f"{p50:.1f} / {p99:.1f} ms"
 
 
-def _sizes(read: Reading, images: Path) -> Iterator[str]:
+def _sizes(read: ServingResults, images: Path) -> Iterator[str]:
     yield "## Growing the catalogue\n"
     sizes, rate = read.settings.get("sizes", []), (read.settings.get("size_rates") or [0])[0]
     series: dict[str, list[tuple[float, float]]] = {"vlm2rec": [], "vlm2rec p90": [], "vlm2rec p99": []}
@@ -219,7 +219,7 @@ def _sizes(read: Reading, images: Path) -> Iterator[str]:
     yield from markdown_table(("items", *names), (_size_row(read, rows, rates) for rows in sizes))
 
 
-def _size_row(read: Reading, rows: int, rates: list[int]) -> tuple[str, ...]:
+def _size_row(read: ServingResults, rows: int, rates: list[int]) -> tuple[str, ...]:
     made = read.measurements.get(f"bundle/{rows}", {})
     resident = read.median(size(rows, "memory"), "resident")
     latencies = []
@@ -238,7 +238,7 @@ def _size_row(read: Reading, rows: int, rates: list[int]) -> tuple[str, ...]:
     )
 
 
-def _recall(read: Reading) -> Iterator[str]:
+def _recall(read: ServingResults) -> Iterator[str]:
     sizes = read.settings.get("sizes", [])
     found = {rows: read.measurements.get(f"sizes/1/{rows}/recall", {}).get("by_kind", {}) for rows in sizes}
     kinds = list(dict.fromkeys(kind for one in found.values() for kind in one))
@@ -248,7 +248,7 @@ def _recall(read: Reading) -> Iterator[str]:
     yield from markdown_table(("request", *(f"{rows:,} items" for rows in sizes)), lines)
 
 
-def _overload(read: Reading) -> Iterator[str]:
+def _overload(read: ServingResults) -> Iterator[str]:
     yield f"## Overload, {read.settings.get('main', 0):,} items\n"
     peak = read.median("overload/{round}/peak", "good")
     keys = [f"overload/{{round}}/{times}x" for times in read.settings.get("overloads", [])]
@@ -274,7 +274,7 @@ def _overload(read: Reading) -> Iterator[str]:
     yield from markdown_table(("", *names, "p99 to refuse, server / client"), rows)
 
 
-def _users(read: Reading) -> Iterator[str]:
+def _users(read: ServingResults) -> Iterator[str]:
     yield "## Growing the users\n"
     rate = (read.settings.get("size_rates") or [0])[0]
     rows = []
@@ -294,7 +294,7 @@ def _users(read: Reading) -> Iterator[str]:
     yield from markdown_table(head, rows)
 
 
-def _stages(read: Reading) -> Iterator[str]:
+def _stages(read: ServingResults) -> Iterator[str]:
     yield "## How long it takes\n"
     spent: dict[str, float] = {}
     for key, one in read.measurements.items():
@@ -323,7 +323,7 @@ def write_page(results: Path, out: Path) -> Path:
     Raises:
         SystemExit: the file holds no measurements.
     """
-    read = Reading.of(results)
+    read = ServingResults.of(results)
     if not read.measurements:
         raise SystemExit(f"{results} holds no measurements; run `make bench-serving` first")
     others = [path for path in results.parent.glob("*.json") if path != results]

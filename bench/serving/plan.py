@@ -1,10 +1,10 @@
-"""What is measured: sizes, rates and durations. Everything else in the bench follows from one of these."""
+"""Defines the sizes, rates and durations of the serving bench."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Plan:
+class ServingPlan:
     """Sizes, rates and durations of a run.
 
     Attributes:
@@ -46,7 +46,7 @@ class Plan:
     checked: int = 200
 
 
-SMOKE = Plan(
+SMOKE = ServingPlan(
     sizes=(1_000, 2_000, 4_000),
     main=2_000,
     rounds=1,

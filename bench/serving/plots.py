@@ -1,4 +1,4 @@
-"""The plots of the pages that benches write, as small SVG files that come out the same for the same figures."""
+"""Draws the plots of the bench pages as small SVG files that are equal for equal figures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

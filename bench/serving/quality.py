@@ -1,4 +1,4 @@
-"""Whether answers that were served are the right ones: against exact search, and against the bundle asked directly."""
+"""Checks served answers against exact search and against the bundle."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ def recall_served(
 
 
 def same_as_bundle(bundle: Bundle, histories: NDArray[np.int64], ask: Callable[[int, Asked], list[str]]) -> float:
-    """Share of users whose answer is, item for item, what the bundle gives when asked directly, 0 … 1."""
+    """Share of users whose served answer equals the bundle's own answer item for item, 0 … 1."""
     found = bundle.search(bundle.encode(list(histories)), K + histories.shape[1])
     same = 0
     for number, (rows, history) in enumerate(zip(found.rows.tolist(), histories, strict=True)):

@@ -1,4 +1,4 @@
-"""A running contender: started on a free port, watched until it answers, measured, ended with all its processes."""
+"""Runs a contender: starts it on a free port, waits for an answer, ends it with all its processes."""
 
 import contextlib
 import ctypes
@@ -30,7 +30,7 @@ class DidNotServe(Exception):
     """A contender ended, or did not answer in time; the message has the end of its log."""
 
 
-class Running:
+class RunningContender:
     """A contender's process for as long as the context lasts.
 
     Args:
@@ -87,7 +87,7 @@ class Running:
         self._end()
 
     def ask(self, asked: Mapping[str, Any], *, timeout_s: float = 10.0) -> tuple[int, bytes]:
-        """One request on a connection of its own: status and body; status 0 when nothing listens."""
+        """Send one request on a new connection; status and body, status 0 if nothing listens."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
             connection.request("POST", PATH, self.contender.body(asked), {"Content-Type": "application/json"})

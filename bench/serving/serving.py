@@ -1,6 +1,6 @@
-"""`POST /recommend` under load: vlm2rec, a bare echo and six other ways to serve the same bundle from the same Redis.
+"""Measures `POST /recommend` under load: vlm2rec, a bare echo and six other servers of the same bundle and Redis.
 
-    python -m bench.serving.serving            # goes on where the last run ended
+    python -m bench.serving.serving            # continues the last run
     python -m bench.serving.serving --fresh    # begins anew
     python -m bench.serving.serving --only overload    # measures this stage again and leaves the rest
     python -m bench.serving.serving --smoke    # seconds, to see that everything runs
@@ -27,7 +27,7 @@ from bench.load.closed_loop import load_tool
 from bench.measurements import Measurements
 from bench.serving.environments import CannotInstall
 from bench.serving.page import PAGE, write_page
-from bench.serving.plan import SMOKE, Plan
+from bench.serving.plan import SMOKE, ServingPlan
 from bench.serving.running import DidNotServe
 from bench.serving.setting import Setting
 from bench.serving.stages import Task, Visit, measured_visits, tuning_visits
@@ -39,7 +39,7 @@ _OUT = _ROOT / "bench" / "results" / "serving.json"
 
 
 def prepare(sizes: Iterable[int], results: Measurements, work: Path) -> dict[int, Published]:
-    """Build and publish the bundle of each of these sizes; what is there already stays."""
+    """Build and publish the missing bundles of these sizes."""
     encoder = work / "encoder.onnx"
     if not encoder.exists():
         subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], check=True)
@@ -68,12 +68,12 @@ def wanted(visits: Iterable[Visit], only: str | None) -> list[Visit]:
 
 
 def missing(visit: Visit, results: Measurements) -> list[Task]:
-    """What of a visit is not measured yet."""
+    """The missing tasks of a visit."""
     return [task for task in visit.tasks if task.key not in results]
 
 
 def carry_out(visit: Visit, setting: Setting, results: Measurements) -> None:
-    """Start a contender, do what is not measured yet, end it; one that cannot serve is recorded with the reason."""
+    """Start a contender, run its missing tasks and stop it; a failed start is recorded with the reason."""
     tasks = missing(visit, results)
     if not tasks:
         return
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=_WORK, help="where bundles are kept between runs")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended on the way out
-    plan = SMOKE if options.smoke else Plan()
+    plan = SMOKE if options.smoke else ServingPlan()
     aside = Path(tempfile.gettempdir()) / "vlm2rec-bench-smoke.json"
     results = Measurements(
         options.out or (aside if options.smoke else _OUT),
@@ -130,7 +130,7 @@ def main() -> None:
 
 
 def _shown(measured: object) -> str:
-    """The figures that a person watching wants to see."""
+    """The figures of a line of progress."""
     if not isinstance(measured, dict):
         return ""
     names = ("good", "p50_ms", "p90_ms", "p99_ms", "refused", "errors", "ready_s", "recall", "same")

@@ -1,4 +1,4 @@
-"""What all measurements share: the bundles, Redis servers filled with histories, and the requests to send."""
+"""Prepares what all measurements share: bundles, Redis servers with histories, and requests."""
 
 import json
 import subprocess
@@ -17,9 +17,9 @@ from bench.index.bundles import Published, user_histories
 from bench.load.closed_loop import closed_loop
 from bench.load.histories import fill, user_id
 from bench.serving.contenders import Contender
-from bench.serving.plan import Plan
+from bench.serving.plan import ServingPlan
 from bench.serving.quality import Asked, K
-from bench.serving.running import PATH, Running
+from bench.serving.running import PATH, RunningContender
 from demo.embedded_redis import EmbeddedRedis
 from index.bundle.bundle import Bundle
 
@@ -28,14 +28,14 @@ _MOST_BODIES = 10_000
 
 
 class Setting:
-    """Bundles, Redis servers and request bodies, made when first asked for.
+    """Bundles, Redis servers and request bodies, made at first use.
 
     Args:
         plan: sizes, rates and durations.
         bundles: by size.
     """
 
-    def __init__(self, plan: Plan, bundles: Mapping[int, Published]) -> None:
+    def __init__(self, plan: ServingPlan, bundles: Mapping[int, Published]) -> None:
         self.plan = plan
         self._published = bundles
         self._stack = ExitStack()
@@ -53,7 +53,7 @@ class Setting:
         self._stack.close()
 
     def bundle(self, rows: int) -> Bundle:
-        """The bundle of a size, to ask directly."""
+        """The bundle of a size, for direct use."""
         if rows not in self._bundles:
             self._bundles[rows] = Bundle.load(Path(self._published[rows].bundle))
         return self._bundles[rows]
@@ -74,13 +74,13 @@ class Setting:
             self._urls[rows, users] = server.url
         return self._urls[rows, users]
 
-    def start(self, contender: Contender, rows: int, users: int) -> Running:
+    def start(self, contender: Contender, rows: int, users: int) -> RunningContender:
         """A contender on the bundle of a size and the Redis of so many users, not yet started.
 
         Raises:
             CannotInstall: its packages cannot be had.
         """
-        return Running(
+        return RunningContender(
             contender,
             registry=self._published[rows].registry,
             bundle=self._published[rows].bundle,
@@ -89,11 +89,11 @@ class Setting:
             log=self._directory / "contender.log",
         )
 
-    def closed(self, running: Running, users: int, connections: int, seconds: float) -> dict[str, Any]:
+    def closed(self, running: RunningContender, users: int, connections: int, seconds: float) -> dict[str, Any]:
         """Closed-loop load; see :func:`bench.load.closed_loop.closed_loop`."""
         return closed_loop(running.port, PATH, self._bodies(running.contender, users), connections, seconds)
 
-    def open(self, running: Running, users: int, rate: float, seconds: float, seed: int) -> dict[str, Any]:
+    def open(self, running: RunningContender, users: int, rate: float, seconds: float, seed: int) -> dict[str, Any]:
         """Open-loop load from a process of its own; see :func:`bench.load.open_loop.summary`."""
         command = [sys.executable, "-m", "bench.load.open_loop", "--port", str(running.port), "--path", PATH]
         command += ["--rate", str(rate), "--seconds", str(seconds), "--seed", str(seed)]
@@ -101,8 +101,8 @@ class Setting:
         found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
         return found
 
-    def ask(self, running: Running, user: int, extra: Asked) -> list[str]:
-        """The item ids that a user is answered, best first.
+    def ask(self, running: RunningContender, user: int, extra: Asked) -> list[str]:
+        """The item ids of the answer to a user, best first.
 
         Raises:
             RuntimeError: the answer is not 200.

@@ -1,4 +1,4 @@
-"""The stages of the serving bench as visits: a contender is started, its tasks are measured in order, it is ended."""
+"""Defines the stages of the serving bench as visits: start a contender, measure its tasks, end it."""
 
 import json
 import subprocess
@@ -11,8 +11,8 @@ from bench.load.histories import bytes_per_user, used_bytes
 from bench.measurements import Measurements
 from bench.serving.contenders import ECHO, EVERYONE, OURS, PEERS, Contender
 from bench.serving.quality import PLAIN, kinds_of, recall_served, same_as_bundle
-from bench.serving.reading import Reading
-from bench.serving.running import Running
+from bench.serving.results import ServingResults
+from bench.serving.running import RunningContender
 from bench.serving.setting import Setting
 
 _RECOVERY_S = 6
@@ -35,7 +35,7 @@ class Task:
     """
 
     key: str
-    measure: Callable[[Running], Mapping[str, Any]]
+    measure: Callable[[RunningContender], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Visit:
     """One start of a contender with what is measured on it.
 
     Attributes:
-        stage: for whoever watches.
+        stage: name for the progress output.
         contender: what is started.
         rows: the size of its catalogue.
         users: histories in its Redis.
@@ -70,8 +70,8 @@ def tuning_visits(setting: Setting) -> Iterator[Visit]:
                 yield Visit("tuning", peer.with_processes(processes), plan.main, plan.users, [task])
 
 
-def at_its_best(contender: Contender, read: Reading) -> Contender:
-    """A contender with the number of processes that gave the most whole answers; as it is where nothing is known."""
+def at_its_best(contender: Contender, read: ServingResults) -> Contender:
+    """A contender with its best number of processes; unchanged without a measurement."""
     rates = {
         processes: rate
         for processes in contender.processes
@@ -98,7 +98,7 @@ def measured_visits(setting: Setting, results: Measurements) -> Iterator[Visit]:
 
 
 def _contender(setting: Setting, contender: Contender, number: int) -> Visit:
-    """Everybody on the main catalogue: start, peak, latency at fixed rates, memory, right answers."""
+    """Each contender on the main catalogue: start, peak, latency at fixed rates, memory, correct answers."""
     plan, key = setting.plan, f"contenders/{number}/{contender.name}"
     rates = plan.rates if contender.name in (OURS.name, ECHO.name) else plan.peer_rates
     tasks = [Task(f"{key}/start", _start), *_loads(setting, key, plan.users, rates, number)]
@@ -110,7 +110,7 @@ def _contender(setting: Setting, contender: Contender, number: int) -> Visit:
 
 
 def _size(setting: Setting, rows: int, number: int) -> Visit:
-    """vlm2rec on a catalogue of a size; all kinds of requests are held against exact search once."""
+    """vlm2rec on a catalogue of a size; all kinds of requests are compared with exact search once."""
     plan, key = setting.plan, f"sizes/{number}/{rows}"
     tasks = [Task(f"{key}/start", _start), *_loads(setting, key, plan.users, plan.size_rates, number)]
     if number == 1:
@@ -125,13 +125,13 @@ def _overload(setting: Setting, results: Measurements, number: int) -> Visit:
     def peak() -> float:
         return float(results[f"{key}/peak"]["good"])
 
-    def offer(times: int, running: Running) -> dict[str, Any]:
+    def offer(times: int, running: RunningContender) -> dict[str, Any]:
         found = setting.open(running, plan.users, times * peak(), plan.overload_s, number)
         rates = [setting.closed(running, plan.users, plan.connections, 1.0)["good"] for _ in range(_RECOVERY_S)]
         reached = [second for second, rate in enumerate(rates, 1) if rate >= _RECOVERED * peak()]
         return found | {"back_by_second": rates, "recovered_s": reached[0] if reached else None}
 
-    def crowd(times: int, running: Running) -> dict[str, Any]:
+    def crowd(times: int, running: RunningContender) -> dict[str, Any]:
         return setting.closed(running, plan.users, times * plan.connections, plan.closed_s)
 
     tasks = [Task(f"{key}/peak", lambda running: setting.closed(running, plan.users, plan.connections, plan.closed_s))]
@@ -160,16 +160,18 @@ def _loads(setting: Setting, key: str, users: int, rates: tuple[int, ...], numbe
     ]
 
 
-def _open_at(setting: Setting, users: int, rate: int, seconds: float, seed: int, running: Running) -> dict[str, Any]:
+def _open_at(
+    setting: Setting, users: int, rate: int, seconds: float, seed: int, running: RunningContender
+) -> dict[str, Any]:
     return setting.open(running, users, rate, seconds, seed)
 
 
-def _start(running: Running) -> dict[str, Any]:
+def _start(running: RunningContender) -> dict[str, Any]:
     return {"ready_s": running.ready_s}
 
 
-def _answers(setting: Setting, rows: int, running: Running) -> dict[str, Any]:
-    """Recall of plain answers, and whether they are those that the bundle gives itself."""
+def _answers(setting: Setting, rows: int, running: RunningContender) -> dict[str, Any]:
+    """Recall of plain answers, and the share that equals the bundle's own answers."""
     bundle, histories = setting.bundle(rows), setting.histories(rows)[: setting.plan.checked]
     ask = partial(setting.ask, running)
     return {
@@ -179,7 +181,7 @@ def _answers(setting: Setting, rows: int, running: Running) -> dict[str, Any]:
     }
 
 
-def _recall(setting: Setting, rows: int, running: Running) -> dict[str, Any]:
+def _recall(setting: Setting, rows: int, running: RunningContender) -> dict[str, Any]:
     """Recall of every kind of request that the contract has."""
     bundle, histories = setting.bundle(rows), setting.histories(rows)[: setting.plan.checked]
     ask = partial(setting.ask, running)
@@ -193,7 +195,7 @@ def _redis(setting: Setting, users: int) -> dict[str, Any]:
     return {"bytes_per_user": bytes_per_user(url, weighed), "used_bytes": used_bytes(url), "users": users}
 
 
-def _versions(running: Running) -> dict[str, Any]:
+def _versions(running: RunningContender) -> dict[str, Any]:
     """Versions of a contender's packages, as its own interpreter has them."""
     command = [running.interpreter, "-c", _SAY_VERSIONS, *running.contender.packages]
     ran = subprocess.run(command, check=True, capture_output=True, text=True)

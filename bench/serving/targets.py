@@ -1,11 +1,11 @@
-"""The targets for serving, each with what was measured and whether it holds; computed, never written by hand."""
+"""Computes whether each target for serving is met, with the measured value."""
 
 import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from bench.serving.reading import Reading
+from bench.serving.results import ServingResults
 
 MOST_P90_MS = 7.0
 MOST_P99_MS = 20.0
@@ -38,7 +38,7 @@ class Verdict:
     goal: bool = False
 
 
-def verdicts(read: Reading) -> list[Verdict]:
+def verdicts(read: ServingResults) -> list[Verdict]:
     """All targets in order."""
     return [*_main(read), *_largest(read), *_peers(read), *_overload(read), *_growth(read)]
 
@@ -53,7 +53,7 @@ def size(rows: int, what: str) -> str:
     return SIZE.format(rows=rows, what=what)
 
 
-def _main(read: Reading) -> Iterator[Verdict]:
+def _main(read: ServingResults) -> Iterator[Verdict]:
     about = f"{read.settings.get('main', 0):,} items"
     ours, echo = contender("vlm2rec", "closed"), contender("echo", "closed")
     rate, ratio = read.median(ours, "good"), read.ratio(ours, echo)
@@ -69,7 +69,7 @@ def _main(read: Reading) -> Iterator[Verdict]:
     yield _at_least(about, target, value, LEAST_RECALL, f"lowest {{:.3f}} ({lowest})")
 
 
-def _largest(read: Reading) -> Iterator[Verdict]:
+def _largest(read: ServingResults) -> Iterator[Verdict]:
     rows = max(read.settings.get("sizes", [0]))
     about = f"{rows:,} items"
     yield _at_least(
@@ -87,7 +87,7 @@ def _largest(read: Reading) -> Iterator[Verdict]:
     yield _at_most(about, "first answer within 2 s of the start of the process", ready, 2.0, "{:.1f} s")
 
 
-def _peers(read: Reading) -> Iterator[Verdict]:
+def _peers(read: ServingResults) -> Iterator[Verdict]:
     about, ours = "peers", contender("vlm2rec", "closed")
     for name, least in (("FastAPI def", 2.0), ("FastAPI async", 1.2), ("MOSEC", 0.5)):
         ratio = read.ratio(ours, contender(name, "closed"))
@@ -100,7 +100,7 @@ def _peers(read: Reading) -> Iterator[Verdict]:
         yield _at_most(about, f"ahead of {name} on p99 at 500 req/s", p99, 1.0, "{:.2f} × its p99")
 
 
-def _overload(read: Reading) -> Iterator[Verdict]:
+def _overload(read: ServingResults) -> Iterator[Verdict]:
     about, peak = "overload", "overload/{round}/peak"
     for times, least in ((2, 0.8), (5, 0.4)):
         key = f"overload/{{round}}/{times}x"
@@ -117,7 +117,7 @@ def _overload(read: Reading) -> Iterator[Verdict]:
     yield _at_least(about, "closed-loop with 5 × the connections: ≥ 90 % of the peak", crowd, 0.9, "{:.0%}")
 
 
-def _recovered(read: Reading, about: str, times: int) -> Verdict:
+def _recovered(read: ServingResults, about: str, times: int) -> Verdict:
     target = f"back to ≥ 95 % of the peak within 5 s of {times} ×"
     found = [read.measurements.get(f"overload/{number}/{times}x", {}) for number in read.rounds]
     seconds = [one["recovered_s"] for one in found if "recovered_s" in one]
@@ -128,7 +128,7 @@ def _recovered(read: Reading, about: str, times: int) -> Verdict:
     return Verdict(about, target, shown, not late)
 
 
-def _growth(read: Reading) -> Iterator[Verdict]:
+def _growth(read: ServingResults) -> Iterator[Verdict]:
     sizes, rate = read.settings.get("sizes", []), (read.settings.get("size_rates") or [0])[0]
     for smaller, larger in itertools.pairwise(sizes):
         key = f"open {rate}"

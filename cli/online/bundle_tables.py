@@ -1,4 +1,4 @@
-"""Tables of `vlm2rec index …`: a bundle's figures, its bounds, and what a registry holds."""
+"""Prints the tables of `vlm2rec index …`: a bundle's figures, its bounds, and the bundles of a registry."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ _out = Console(soft_wrap=True, highlight=False)
 
 
 def show_bundle(bundle: Path) -> None:
-    """Print what a bundle measured of itself.
+    """Print the figures of a bundle.
 
     Args:
         bundle: its directory.
@@ -105,7 +105,7 @@ def _verdict(manifest: "Manifest") -> str:
 
 
 def check_table(checks: "Sequence[BoundCheck]") -> Table:
-    """Figures beside their bounds: those that miss, in red, then the most narrowly kept of every bound."""
+    """Figures with their bounds: the broken ones in red, then the narrowest of every bound."""
     from index.bundle.gate import decisive_checks
 
     table = Table(box=None, pad_edge=False)
@@ -123,7 +123,7 @@ def check_table(checks: "Sequence[BoundCheck]") -> Table:
 
 
 def show_bundles(found: "Iterable[BundleInfo]") -> None:
-    """Print what a registry holds, a bundle a line."""
+    """Print the bundles of a registry, one per line."""
     table = Table(box=None, pad_edge=False)
     for name in ("", "bundle", "created", "items", "MB", "recall", "verdict"):
         number = name in {"items", "MB", "recall"}

@@ -1,4 +1,4 @@
-"""`vlm2rec index …`: build, publish and look after bundles."""
+"""Builds, publishes and manages bundles (`vlm2rec index …`)."""
 
 import contextlib
 import json
@@ -49,7 +49,7 @@ def build(
     publish_to: Annotated[str | None, typer.Option("--publish", help="Registry to publish the bundle to.")] = None,
     force: ForceOption = False,
 ) -> None:
-    """Build a bundle from a run, measure it, hold it to its bounds, and publish it if asked to."""
+    """Build a bundle from a run, measure it, check its bounds, and publish it with --publish."""
     from index.build.build import build_bundle
     from index.items.eval_queries import EvaluationQueries
     from index.items.item_table import ItemTable
@@ -79,13 +79,13 @@ def publish(
     registry: RegistryOption,
     force: ForceOption = False,
 ) -> None:
-    """Hold a bundle to its bounds, verify it, copy it into the registry and point to it."""
+    """Check a bundle's bounds, verify it, copy it into the registry and make it current."""
     _publish(bundle, registry, force=force)
 
 
 @app.command("list")
 def list_bundles(registry: RegistryOption) -> None:
-    """List the bundles in the order in which they were published; * marks the current one."""
+    """List the bundles in order of publication; * marks the current one."""
     from index.bundle.registry import Registry
 
     found = Registry(registry).list()
@@ -102,7 +102,7 @@ def show(
         str | None, typer.Option("--registry", help="Show one published here, the current one if no id is given.")
     ] = None,
 ) -> None:
-    """Show what a bundle measured of itself, beside its bounds."""
+    """Show the figures of a bundle with its bounds."""
     from index.bundle.registry import Registry
     from index.errors import BundleNotFound
 
@@ -125,7 +125,7 @@ def rollback(
         str | None, typer.Option(metavar="ID", help="The bundle to point to; the one before if not given.")
     ] = None,
 ) -> None:
-    """Point back to the bundle before the current one, or to any published one."""
+    """Make the previous bundle, or any published one, current."""
     from index.bundle.registry import Registry
 
     _out.print(f"current: {Registry(registry).rollback(to)}", markup=False)
@@ -163,14 +163,14 @@ def verify(
 @app.command()
 def prune(
     registry: RegistryOption,
-    keep: Annotated[int, typer.Option(help="How many of those published last stay.")] = 5,
+    keep: Annotated[int, typer.Option(help="Number of newest bundles to keep.")] = 5,
     spare: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="A bundle that stays as well; may be given several times.")
+        list[str] | None, typer.Option(metavar="ID", help="A bundle to keep as well; may be given several times.")
     ] = None,
 ) -> None:
-    """Delete old bundles, in the order in which they were published.
+    """Delete old bundles, in order of publication.
 
-    The current one stays, the one that a rollback goes back to, and those that a service on this machine has pinned.
+    The current bundle, the target of a rollback, and bundles that a service on this machine has pinned are kept.
     """
     from index.bundle.registry import Registry
 
@@ -179,7 +179,7 @@ def prune(
 
 
 def pinned_here() -> frozenset[str]:
-    """Ids of the bundles that services on this machine have pinned, as far as their local files tell."""
+    """Ids of the bundles that services on this machine have pinned, from their local files."""
     from service.bundles.operator_state import pinned_bundles
 
     file = os.environ.get("VLM2REC_DIRECTIVES_FILE")
@@ -201,7 +201,7 @@ def _publish(bundle: Path, registry: str, *, force: bool) -> None:
 
 
 def _excludes_seen(fitted: Path) -> bool:
-    """What a run was fitted with; true where that is not told.
+    """Read `exclude_seen` from a run's encoder configuration; true where it is not recorded.
 
     Raises:
         IndexSpecError: the file is there and cannot be read.

@@ -1,4 +1,4 @@
-"""Options of every command that builds an index, and the specification that they make together."""
+"""Defines the options of every command that builds an index and makes the index specification from them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +49,7 @@ def index_spec(
     bound: Sequence[str] | None,
     threads: int | None,
 ) -> "IndexSpec":
-    """What the options ask for.
+    """The index specification of the options.
 
     Args:
         kind: name of the kind of index.
@@ -68,7 +68,7 @@ def index_spec(
 
     return IndexSpec(
         kind=kind,  # type: ignore[arg-type]  # checked by IndexSpec, with a better message
-        codes=codes,  # type: ignore[arg-type]  # likewise
+        codes=codes,  # type: ignore[arg-type]  # checked by IndexSpec
         memory_bytes=None if memory_mb is None else memory_mb * _MEGABYTE,
         target_recall=target_recall,
         bounds=read_bounds(bounds, bound or []),

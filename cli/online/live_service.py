@@ -1,4 +1,4 @@
-"""LiveService: a running service as its clients see it, over plain HTTP with the standard library."""
+"""Sends requests to a running service over HTTP with the standard library."""
 
 import http.client
 import json
@@ -14,7 +14,7 @@ _LATER = (429, 503)
 
 
 class LiveService:
-    """One connection, kept alive; asks again where it is told to.
+    """One keep-alive connection; repeats a request that is answered 429 or 503.
 
     Args:
         url: ``http://host:port`` or ``https://…``, with a path if the service stands behind one.
@@ -61,7 +61,7 @@ class LiveService:
         return bool(body["available"])
 
     def recommend(self, items: list[str], k: int) -> dict[str, Any]:
-        """The answer to a history of item ids, oldest first, without these items; raises as :meth:`bundle_id`."""
+        """Recommendations for a history of item ids, oldest first, without its items; raises as :meth:`bundle_id`."""
         status, body = self._ask("POST", "/recommend", {"items": items, "k": k, "exclude_seen": True})
         if status != 200 or not isinstance(body.get("items"), list):
             raise self._unlike("POST /recommend", status, body)

@@ -1,4 +1,4 @@
-"""ParityCheck: the same histories through PyTorch, ONNX and a live service."""
+"""Compares the answers of PyTorch, ONNX and a live service to the same histories."""
 
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from index.search.parity import ParityResult, RankedItems
 
 
 class Live(Protocol):
-    """What is asked of the live service; see `cli.online.live_service`."""
+    """The calls to the live service; see `cli.online.live_service`."""
 
     def recommend(self, items: list[str], k: int) -> dict[str, Any]:
         """The answer to a history of item ids."""
@@ -56,7 +56,7 @@ class ParityCheck:
         self.pairs = [self._served] if torch is None else [self._exported, self._served]
 
     def histories(self, most: int, items: list[str]) -> list[NDArray[np.int64]]:
-        """Rows of the histories to ask with: probes, spread evenly, and one of given items.
+        """Rows of the histories to compare: evaluation queries, spread evenly, and one of given items.
 
         Raises:
             SearchError: a given item is unknown, or there is nothing to ask with.
@@ -113,15 +113,15 @@ class ParityCheck:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise LiveServiceError(f"the service answers items of another form ({error!r})") from error
-        barred = {self._bundle.ids.id(int(row)) for row in seen}
+        excluded = {self._bundle.ids.id(int(row)) for row in seen}
 
         def score_of(item_id: str) -> float | None:
-            return None if item_id in barred else self._score(query, item_id)
+            return None if item_id in excluded else self._score(query, item_id)
 
         self._served.compare(name, self._reference(query, seen, got), got, score_of)
 
     def _reference(self, query: NDArray[np.float32], seen: NDArray[np.int64], got: RankedItems) -> RankedItems:
-        """What the bundle answers; items that are hidden on the service are left out."""
+        """The bundle's answer without items that are hidden on the service."""
         depth = self._k + np.unique(seen).size
         while True:
             hidden = [item_id for item_id, shown in self._shown.items() if not shown]

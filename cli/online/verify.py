@@ -1,4 +1,4 @@
-"""`vlm2rec verify`: whether PyTorch, ONNX and a live service give the same answers."""
+"""Checks that PyTorch, ONNX and a live service give the same answers (`vlm2rec verify`)."""
 
 import json
 from contextlib import closing

@@ -1,5 +1,5 @@
 #!/bin/sh
-# From a data set to a published bundle. Start it again after any end: what is done is kept.
+# Make a published bundle from a data set. After an interruption start it again: finished steps are kept.
 #
 # RUN: name of the run (default `main`). DATA: directory in the data volume, if the data set is not at its top. CONFIG: a
 # TOML file for `train` and `fit-encoder`. TRAIN_ARGS, INDEX_ARGS: more options of `vlm2rec train` and of `index build`.

@@ -187,7 +187,7 @@ class Health(BaseModel):
     redis: Literal["up", "down"] | None = Field(None, description="down: ready, but histories are missing.")
     redis_troubles: dict[str, str] | None = Field(
         None,
-        description="Why reads, writes or directives fail, the last of each that no success followed; else absent.",
+        description="Last error of `reads`, `writes` and `directives` that no success followed; else absent.",
     )
 
 

@@ -71,7 +71,7 @@ NOT_IMPLEMENTED = ProblemKind("not-implemented", 501, "This part of HTTP is not 
 NOT_READY = ProblemKind("not-ready", 503, "Not ready to answer")
 CROWDED = ProblemKind("crowded", 503, "Too many clients at once")
 SESSIONS_UNAVAILABLE = ProblemKind("sessions-unavailable", 503, "Histories cannot be reached")
-DIRECTIVES_UNAVAILABLE = ProblemKind("directives-unavailable", 503, "Pin and hidden items cannot be reached")
+OPERATOR_STATE_UNAVAILABLE = ProblemKind("directives-unavailable", 503, "Pin and hidden items cannot be reached")
 
 KINDS = (
     NOT_HTTP,
@@ -98,7 +98,7 @@ KINDS = (
     NOT_READY,
     CROWDED,
     SESSIONS_UNAVAILABLE,
-    DIRECTIVES_UNAVAILABLE,
+    OPERATOR_STATE_UNAVAILABLE,
 )
 
 _BY_ERROR: dict[type[Exception], ProblemKind] = {
@@ -116,7 +116,7 @@ _BY_ERROR: dict[type[Exception], ProblemKind] = {
     errors.EncodedBody: UNSUPPORTED_MEDIA_TYPE,
     errors.RuleBroken: RULE_BROKEN,
     errors.HistoriesUnavailable: SESSIONS_UNAVAILABLE,
-    errors.OperatorStateUnavailable: DIRECTIVES_UNAVAILABLE,
+    errors.OperatorStateUnavailable: OPERATOR_STATE_UNAVAILABLE,
     errors.QueueFull: QUEUE_FULL,
     errors.NotReady: NOT_READY,
     errors.BundleRefused: BUNDLE_REFUSED,

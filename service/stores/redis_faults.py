@@ -27,7 +27,7 @@ class RedisFaults:
         clock: seconds, monotonic.
 
     Attributes:
-        current: operation, first word of the error and plain reason, by kind: ``reads``, ``writes``, ``directives``.
+        current: operation, first word of the error and plain reason, by kind: `reads`, `writes`, `directives`.
     """
 
     def __init__(self, log: FilteringBoundLogger, clock: Callable[[], float] = monotonic) -> None:

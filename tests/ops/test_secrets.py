@@ -26,8 +26,8 @@ def newest_server() -> str:
     """The redis-server with the highest version: only from 7 on does the default user matter."""
 
     def version(program: str) -> list[int]:
-        told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
-        return [int(part) for part in told.partition("v=")[2].partition(" ")[0].split(".")]
+        printed = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+        return [int(part) for part in printed.partition("v=")[2].partition(" ")[0].split(".")]
 
     return max(redis_programs(), key=version)
 

@@ -69,7 +69,7 @@ def browser() -> Iterator[Any]:
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     """Open a page in a profile of its own; a broken policy or an error in a script fails the test at its end."""
     contexts = []
-    troubles: list[str] = []
+    errors: list[str] = []
 
     def opened(url: str, *, wait: bool = True, **profile: Any) -> Any:
         options = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **profile}
@@ -77,18 +77,18 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
         contexts[-1].add_init_script(_TELL_VIOLATIONS)
         page = contexts[-1].new_page()
         page.set_default_timeout(60_000)
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("console", lambda said: troubles.append(said.text) if said.text.startswith("policy: ") else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda said: errors.append(said.text) if said.text.startswith("policy: ") else None)
         page.goto(url)
         if wait:
             page.locator("#grid .card[data-item]").first.wait_for()
         return page
 
-    opened.troubles = troubles  # type: ignore[attr-defined]
+    opened.errors = errors  # type: ignore[attr-defined]
     yield opened
     for context in contexts:
         context.close()
-    assert troubles == []
+    assert errors == []
 
 
 @pytest.fixture

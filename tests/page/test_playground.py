@@ -87,10 +87,10 @@ def test_no_id_breaks_out_of_the_command(page: Any) -> None:
     body = json.dumps({"items": ["it's", '$(id) `id` \\ " ;\n#']})
     made = "([body]) => import('/playground/session.js').then((own) => own.curlOf('http://a/b', body, true))"
     command = page.evaluate(made, [body])
-    told = subprocess.run(
+    printed = subprocess.run(
         ["sh", "-c", f"curl() {{ printf '%s\\0' \"$@\"; }}\n{command}"], capture_output=True, check=True
     )
-    words = told.stdout.decode().split("\0")[:-1]
+    words = printed.stdout.decode().split("\0")[:-1]
     assert words == ["-s", "http://a/b", "-H", "Content-Type: application/json", "-H", "X-API-Key: ", "-d", body]
 
 

@@ -50,7 +50,7 @@ def test_nothing_but_its_own_files_runs_and_nothing_is_asked_elsewhere(open_page
     page.on("request", lambda request: asked.append(request.url))
     page.goto(served.url)
     page.locator(CARDS).first.wait_for()
-    assert open_page.troubles == []
+    assert open_page.errors == []
     assert all(url.startswith(served.url) for url in asked)
     assert any(url.endswith("/playground/app.js") for url in asked)
     # That the policy is there and bites: what a hostile catalogue would want to do.
@@ -65,9 +65,9 @@ def test_nothing_but_its_own_files_runs_and_nothing_is_asked_elsewhere(open_page
     assert page.evaluate("window.ran") is None
     with page.expect_console_message(lambda said: said.text == "policy: connect-src"):
         page.evaluate("fetch('https://elsewhere.example/').catch(() => null)")
-    told = {trouble.split()[-1] for trouble in open_page.troubles}
-    assert told == {"require-trusted-types-for", "connect-src"}
-    open_page.troubles.clear()
+    blocked = {error.split()[-1] for error in open_page.errors}
+    assert blocked == {"require-trusted-types-for", "connect-src"}
+    open_page.errors.clear()
 
 
 def test_a_small_phone_needs_no_sideways_scrolling(open_page: OpenPage, served: Served) -> None:
@@ -111,9 +111,11 @@ def test_it_is_dark_for_those_who_want_it_and_readable_in_both(open_page: OpenPa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("wish", "moves"), [("reduce", False), ("no-preference", True)])
-def test_cards_move_only_without_reduced_motion(open_page: OpenPage, served: Served, wish: str, *, moves: bool) -> None:
-    page = open_page(served.url, reduced_motion=wish)
+@pytest.mark.parametrize(("preference", "moves"), [("reduce", False), ("no-preference", True)])
+def test_cards_move_only_without_reduced_motion(
+    open_page: OpenPage, served: Served, preference: str, *, moves: bool
+) -> None:
+    page = open_page(served.url, reduced_motion=preference)
     page.evaluate("""() => {
         window.moved = 0
         const animate = Element.prototype.animate
@@ -146,19 +148,19 @@ def test_the_last_answer_wins(page: Any) -> None:
     assert held[0].request.failure is not None  # given up by the page itself
     assert page.locator(CARDS).evaluate_all("cards => cards.map((card) => card.dataset.item)") == wanted
     # The same for an answer that was there already when it became outdated, and for a failure.
-    told = page.evaluate("""async () => {
+    shown = page.evaluate("""async () => {
         const { Latest } = await import('/playground/latest.js')
-        const [latest, told] = [new Latest(), []]
-        const tell = { answered: (answer) => told.push(answer), failed: () => told.push('failed') }
+        const [latest, shown] = [new Latest(), []]
+        const show = { answered: (answer) => shown.push(answer), failed: () => shown.push('failed') }
         const ends = []
-        const asked = [1, 2, 3].map(() => latest.ask(() => new Promise((...end) => ends.push(end)), tell))
+        const asked = [1, 2, 3].map(() => latest.ask(() => new Promise((...end) => ends.push(end)), show))
         ends[2][0]('third')
         ends[0][0]('first')
         ends[1][1](new Error('second'))
         await Promise.all(asked)
-        return told
+        return shown
     }""")
-    assert told == ["third"]
+    assert shown == ["third"]
 
 
 @pytest.mark.slow

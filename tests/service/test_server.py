@@ -94,7 +94,7 @@ def test_a_request_in_progress_is_answered_before_the_end(
         slow.sendall("\r\n".join([*lines, "", ""]).encode() + body[:5])
         eventually(lambda: in_progress(service) == 1)
         service.process.send_signal(by)
-        eventually(lambda: is_deaf(service.port))
+        eventually(lambda: refuses_connections(service.port))
         slow.sendall(body[5:])
         answer = slow.recv(65_536)
         assert answer.startswith(b"HTTP/1.1 200 OK")
@@ -108,8 +108,8 @@ def in_progress(service: Service) -> float:
     return float(line)
 
 
-def is_deaf(port: int) -> bool:
-    """Whether nobody listens any more."""
+def refuses_connections(port: int) -> bool:
+    """Whether the port refuses connections."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=60).close()
     except ConnectionRefusedError:

@@ -78,9 +78,9 @@ def test_only_a_trusted_proxy_sets_the_address_of_the_caller(small_registry: Pat
             answer = b"".join(iter(lambda: slow.recv(65_536), b""))
             assert answer.startswith(b"HTTP/1.1 408 ")
             assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"] == "urn:vlm2rec:problem:request-late"
-        told = ask(b"/metrics")[1].decode()
-        assert 'vlm2rec_connections_dropped_total{reason="late"} 1.0' in told
-        assert "vlm2rec_connections 1.0" in told
-        assert f"vlm2rec_rate_limited_total {0 if trusted else 2}.0" in told
+        exposition = ask(b"/metrics")[1].decode()
+        assert 'vlm2rec_connections_dropped_total{reason="late"} 1.0' in exposition
+        assert "vlm2rec_connections 1.0" in exposition
+        assert f"vlm2rec_rate_limited_total {0 if trusted else 2}.0" in exposition
     finally:
         assert service.end()[0] == 0

@@ -88,7 +88,7 @@ class PictureServer:
             def handle(self) -> None:
                 try:
                     super().handle()
-                except OSError:  # the other side went away, as the tests wish
+                except OSError:  # the client closed the connection, as tests require
                     self.close_connection = True
 
         class Server(http.server.ThreadingHTTPServer):

@@ -163,7 +163,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shop_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 items in 6 colours, told by text and picture alike; 40 users who stay with one colour."""
+    """30 items in 6 colours, shown by text and picture alike; 40 users who stay with one colour."""
     directory = tmp_path_factory.mktemp("shop")
     (directory / "images").mkdir()
     rng = np.random.default_rng(0)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from bench.faults.balancer import Balancer
-from bench.faults.fault_load import Load, Outcome, SentEvent, lost_and_doubled
-from bench.faults.fault_stage import Stage
-from bench.faults.faults import FAULTS, Phase, Plan, run, table
+from bench.faults.fault_load import FaultLoad, Outcome, SentEvent, lost_and_doubled
+from bench.faults.fault_setup import FaultSetup
+from bench.faults.faults import FAULTS, FaultPlan, Phase, run, table
 from service.stores.history_keys import keys_of
 
 KILLED, _, _, FULL, *_, RESTARTED, _ = FAULTS
@@ -39,7 +39,7 @@ def test_what_a_fault_may_do_is_not_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "fault", "told"),
+    ("outcome", "fault", "reported"),
     [
         (replace(WELL, status=500), KILLED, "1 × 500 to a recommendation"),
         (replace(WELL, status=0), KILLED, "1 × 0 to a recommendation"),
@@ -52,12 +52,12 @@ def test_what_a_fault_may_do_is_not_wrong() -> None:
         (replace(REFUSED, status=429), RESTARTED, "1 × 429 to an event"),
     ],
 )
-def test_everything_else_is(outcome: Outcome, fault: object, told: str) -> None:
+def test_everything_else_is(outcome: Outcome, fault: object, reported: str) -> None:
     felt = [REFUSED] if fault is FULL else [DEGRADED, REFUSED] if fault is KILLED else []
-    assert phase(WELL, *felt, outcome, fault=fault).wrong() == [told]
+    assert phase(WELL, *felt, outcome, fault=fault).wrong() == [reported]
 
 
-def test_a_fault_that_nobody_felt_and_a_count_that_is_off_are_told() -> None:
+def test_a_fault_without_effect_and_a_wrong_count_are_reported() -> None:
     assert phase(WELL).wrong() == [
         "the fault was not felt by recommendations",
         "the fault was not felt by events",
@@ -120,7 +120,7 @@ def test_the_balancer_asks_who_is_there_and_ready() -> None:
 
 @pytest.mark.slow
 def test_a_short_run_loses_nothing(small_registry: Path, tmp_path: Path) -> None:
-    plan = Plan(rate=40.0, event_rate=10.0, before_s=1.0, fault_s=1.5, after_s=2.5)
+    plan = FaultPlan(rate=40.0, event_rate=10.0, before_s=1.0, fault_s=1.5, after_s=2.5)
     found = run(small_registry, tmp_path, plan, [FAULTS[0], FAULTS[1], FULL])
     assert json.dumps(found)
     assert (found["events_lost"], found["events_doubled"]) == (0, 0)
@@ -138,18 +138,18 @@ def test_a_short_run_loses_nothing(small_registry: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_lost_or_doubled_event_would_be_noticed(small_registry: Path, tmp_path: Path) -> None:
-    load = Load(small_registry, 1.0, 1.0)
-    with Stage(small_registry, tmp_path) as stage:
+    load = FaultLoad(small_registry, 1.0, 1.0)
+    with FaultSetup(small_registry, tmp_path) as setup:
         events = load.first_histories()[:30]
-        assert stage.post("/events", {"events": [event.body() for event in events]})[0] == 200
-        assert lost_and_doubled(stage, events) == ([], [])
-        with stage.admin() as admin:
+        assert setup.post("/events", {"events": [event.body() for event in events]})[0] == 200
+        assert lost_and_doubled(setup, events) == ([], [])
+        with setup.admin() as admin:
             admin.lpop(keys_of("vlm2rec", events[0].user_id).history)
             stream = keys_of("vlm2rec", events[-1].user_id).stream
             ((last, _fields),) = admin.xrevrange(stream, count=1)
             admin.xdel(stream, last)
             admin.delete(keys_of("vlm2rec", events[15].user_id).event_ids)
-        assert stage.post("/events", events[15].body())[1]["stored"] == 1
-        lost, doubled = lost_and_doubled(stage, events)
+        assert setup.post("/events", events[15].body())[1]["stored"] == 1
+        lost, doubled = lost_and_doubled(setup, events)
         assert lost == [events[0], events[-1]]
         assert sorted(doubled) == sorted([events[15].event_id, events[15].step])

@@ -50,7 +50,7 @@ def outcome(case: Damaged, answer: bytes) -> str:
         return damaged._outcome(case)
 
 
-def test_what_a_server_answers_is_told_apart() -> None:
+def test_the_answers_of_a_server_are_distinguished() -> None:
     case = Damaged("one", (b"GET / HTTP/1.1\r\n\r\n",))
     assert outcome(case, HEAD % (b"500 Oh", b"a")) == "500"
     assert outcome(case, HEAD % (b"422 No", b"a")) == "422"

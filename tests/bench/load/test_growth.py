@@ -26,7 +26,7 @@ def test_the_slope_is_the_lines_own_and_peaks_do_not_move_it():
     assert slope([1.0], [2.0]) == 0.0
 
 
-def test_growth_is_told_per_hour_as_a_share():
+def test_growth_is_reported_per_hour_as_a_share():
     assert hourly_growth(HALF_HOUR, 100.0 + HALF_HOUR / 1800) == pytest.approx(0.02, rel=0.02)
     saw = 100.0 + 30.0 * (HALF_HOUR % 120 < 60)  # a second bundle in memory for half of the time
     assert hourly_growth(HALF_HOUR, saw) == pytest.approx(0.0, abs=1e-9)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from bench.method.method_page import PAGE, RESULTS, page, write_page
-from bench.method.method_plan import Catalogue, Plan, Row, Unit
+from bench.method.method_plan import CataloguePlan, MethodPlan, Row, Unit
 from bench.method.method_table import of_catalogue, write_table
 from bench.method.method_unit import UnitPlace
 
 # Ranks → gains: 0 → 1, 2 → 1 / log2(4) = .5, 6 → 1 / log2(8) = 1/3, from 10 on nothing.
 BEST, HALF, THIRD, LOST = 0.0, 2.0, 6.0, 10.0
-CATALOGUE = Catalogue(
+CATALOGUE = CataloguePlan(
     "shop",
     "a shop by hand",
     {"items": 40},
@@ -29,7 +29,7 @@ CATALOGUE = Catalogue(
     ),
     goal="collapse",
 )
-PLAN = Plan((CATALOGUE,), seeds=(0, 1))
+PLAN = MethodPlan((CATALOGUE,), seeds=(0, 1))
 
 
 def done(work: Path, row: str, seed: int, *, fresh: dict[str, list[float]], validation: list[float]) -> None:
@@ -104,7 +104,7 @@ def test_goals_speak_of_the_chosen_rows(work: Path) -> None:
 
 
 def test_another_plan_s_results_are_none(work: Path) -> None:
-    changed = Catalogue("shop", "", {"items": 41}, CATALOGUE.base, CATALOGUE.rows)
+    changed = CataloguePlan("shop", "", {"items": 41}, CATALOGUE.base, CATALOGUE.rows)
     assert of_catalogue(changed, PLAN.seeds, work)["rows"] == []
 
 

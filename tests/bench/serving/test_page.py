@@ -9,27 +9,27 @@ import pytest
 
 from bench.serving.contenders import EVERYONE, OURS
 from bench.serving.page import page
-from bench.serving.plan import Plan
-from bench.serving.reading import Reading
+from bench.serving.plan import ServingPlan
+from bench.serving.results import ServingResults
 from bench.serving.stages import at_its_best
 from bench.serving.targets import verdicts
 
 ABOUT = {"took_s": 30.0, "commit": "abc1234", "at": "2026-11-24T10:00:00Z", "load_average": 2.5}
 
 
-def run(**figures: dict[str, Any]) -> Reading:
+def run(**figures: dict[str, Any]) -> ServingResults:
     """A run with the measurements given; a key like ``contenders/*/echo/closed`` and a list value fill the rounds."""
     measurements: dict[str, Any] = {}
     for key, measured in figures.items():
         for number in (1, 2, 3):
             of_round = {name: v[number - 1] if isinstance(v, list) else v for name, v in measured.items()}
             measurements[key.replace("*", str(number))] = of_round | ABOUT
-    return Reading(
-        {"settings": asdict(Plan()) | {"load": "wrk"}, "machine": {"cores": 2}, "measurements": measurements}
+    return ServingResults(
+        {"settings": asdict(ServingPlan()) | {"load": "wrk"}, "machine": {"cores": 2}, "measurements": measurements}
     )
 
 
-def verdict(read: Reading, target: str) -> tuple[str, bool | None]:
+def verdict(read: ServingResults, target: str) -> tuple[str, bool | None]:
     (found,) = [one for one in verdicts(read) if target in one.target]
     return found.measured, found.holds
 

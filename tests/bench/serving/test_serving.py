@@ -5,12 +5,12 @@ from typing import Any
 
 from bench.measurements import Measurements
 from bench.serving.contenders import OURS
-from bench.serving.running import Running
+from bench.serving.running import RunningContender
 from bench.serving.serving import missing, wanted
 from bench.serving.stages import Task, Visit
 
 
-def measured(_running: Running) -> dict[str, Any]:
+def measured(_running: RunningContender) -> dict[str, Any]:
     return {}
 
 

@@ -16,14 +16,14 @@ OLD, NEW, OTHER, ADMIN = ("old-key-0123456789", "new-key-0123456789", "other-key
 
 
 class Files:
-    """A file with keys, a clock that runs when told, and what went wrong."""
+    """A file with keys, a clock that a test sets, and the reported errors."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.now, self.troubles = folder / "keys", 0.0, list[str]()
+        self.path, self.now, self.errors = folder / "keys", 0.0, list[str]()
         self._written = 0
 
     def write(self, text: str | bytes) -> None:
-        """As a new file in the old one's place, as Kubernetes does it."""
+        """Replace the file by a new one, as Kubernetes does."""
         aside = self.path.with_suffix(".new")
         aside.write_bytes(text if isinstance(text, bytes) else text.encode())
         self._written += 1
@@ -31,7 +31,7 @@ class Files:
         aside.replace(self.path)
 
     def source(self, *given: str) -> KeyFile:
-        return KeyFile("api_keys_file", given, self.path, on_error=self.troubles.append, clock=lambda: self.now)
+        return KeyFile("api_keys_file", given, self.path, on_error=self.errors.append, clock=lambda: self.now)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_changed_file_counts_within_a_second_or_so(files: Files) -> None:
     files.path.write_text(f"{NEW}\n{OTHER}\n")  # in place, as an editor does it
     files.now += 1.1
     assert source.digests() == digests(NEW, OTHER)
-    assert not files.troubles
+    assert not files.errors
 
 
 @pytest.mark.parametrize("bad", ["", "# none\n", "short\n", f"{NEW}\nshort\n", b"\xff" * 20, "ключ" * 10, "k" * 70_000])
@@ -70,10 +70,10 @@ def test_a_bad_change_changes_nothing_and_is_logged_once(files: Files, bad: str 
     for _ in range(3):
         files.now += 1.1
         assert source.digests() == digests(OLD)
-    (trouble,) = files.troubles
-    assert trouble.endswith("; the keys stay as they were")
-    assert NEW not in trouble
-    assert "short" not in trouble
+    (error,) = files.errors
+    assert error.endswith("; the keys stay as they were")
+    assert NEW not in error
+    assert "short" not in error
     files.write(NEW)
     files.now += 1.1
     assert source.digests() == digests(NEW)
@@ -85,8 +85,8 @@ def test_a_file_that_is_gone_changes_nothing(files: Files) -> None:
     files.path.unlink()
     files.now += 1.1
     assert source.digests() == digests(OLD)
-    assert "cannot" not in files.troubles[0]
-    assert "must name a file that can be read" in files.troubles[0]
+    assert "cannot" not in files.errors[0]
+    assert "must name a file that can be read" in files.errors[0]
 
 
 @pytest.mark.parametrize("text", ["", "short"])
@@ -110,7 +110,7 @@ def test_no_key_is_of_both_kinds_now_or_later(files: Files, tmp_path: Path) -> N
     files.write(f"{NEW}\n{ADMIN}\n")
     files.now += 1.1
     assert api.digests() == digests(OLD)
-    assert ADMIN not in files.troubles[0]
+    assert ADMIN not in files.errors[0]
 
 
 def test_a_ring_follows_its_file(files: Files) -> None:

@@ -58,7 +58,7 @@ def test_no_secret_is_shown(small_registry: Path, tmp_path: Path) -> None:
         VLM2REC_RATE_LIMIT="0.5",
         VLM2REC_RATE_BURST="5",
     ) as service:
-        told: list[bytes] = []
+        responses: list[bytes] = []
         for key in (KEY, ADMIN, FILED, NEXT):
             for header in (
                 f"authorization: Bearer {key}",
@@ -69,14 +69,14 @@ def test_no_secret_is_shown(small_registry: Path, tmp_path: Path) -> None:
                 for line in ("POST /recommend", "GET /items", "POST /bundle/reload", "GET /users/a/history", "GET /x"):
                     head = f"{line} HTTP/1.1\r\nhost: x\r\n{header}\r\n"
                     body = b'{"user_id": "anna"}'
-                    told.append(
+                    responses.append(
                         raw(
                             service.port,
                             f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
                             + body,
                         )
                     )
-        told += [
+        responses += [
             raw(service.port, f"GET / HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\nbroken\r\n\r\n".encode()),
             raw(service.port, f"GET / HTTP/9.9\r\nx-api-key: {KEY}\r\n\r\n".encode()),
             raw(
@@ -87,15 +87,15 @@ def test_no_secret_is_shown(small_registry: Path, tmp_path: Path) -> None:
         ]
         keys.write_text(f"{NEXT}\nshort")
         time.sleep(1.1)
-        told.append(raw(service.port, f"GET /items HTTP/1.1\r\nhost: x\r\nx-api-key: {FILED}\r\n\r\n".encode()))
-        told.append(raw(service.port, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"))
-        statuses = {int(answer.split()[1]) for answer in told if answer}  # one left before it asked
+        responses.append(raw(service.port, f"GET /items HTTP/1.1\r\nhost: x\r\nx-api-key: {FILED}\r\n\r\n".encode()))
+        responses.append(raw(service.port, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"))
+        statuses = {int(answer.split()[1]) for answer in responses if answer}  # one left before it asked
         assert statuses >= {200, 401, 403, 404, 400, 429, 431}
         service.process.send_signal(signal.SIGTERM)
         output, errors = service.process.communicate(timeout=60)
     assert "keys not read again" in errors
     assert len([line for line in errors.splitlines() if '"event":"request"' in line]) > 80
-    everything = b"".join(told).decode() + output + errors
+    everything = b"".join(responses).decode() + output + errors
     for secret in SECRETS:
         assert secret not in everything
         assert secret[:-1] not in everything
@@ -154,6 +154,6 @@ def test_no_stack_trace_gets_out(open_client: OpenClient, monkeypatch: pytest.Mo
         answer = client.post("/recommend", json={"items": ["i1"]})
     assert answer.status_code == 500
     assert answer.headers["content-type"] == "application/problem+json"
-    told = answer.text + json.dumps(dict(answer.headers))
-    assert not [word for word in ("Traceback", "RuntimeError", PASSWORD, ".py", "line ") if word in told]
+    shown = answer.text + json.dumps(dict(answer.headers))
+    assert not [word for word in ("Traceback", "RuntimeError", PASSWORD, ".py", "line ") if word in shown]
     assert answer.json()["detail"] == f"the log has the reason under request_id {answer.headers['x-request-id']}"

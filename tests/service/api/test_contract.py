@@ -135,9 +135,15 @@ def test_bounds_alone_and_as_member_of_a_batch(client: TestClient, change: dict[
 
 
 def test_defaults_are_those_of_the_contract() -> None:
-    wish = request_models.RecommendRequest(items=["i1"])
-    assert (wish.k, wish.offset, wish.exclude_seen, wish.history, wish.unknown_items) == (20, 0, None, "use", "ignore")
-    assert (wish.diversity, wish.slot_weights, wish.deadline_ms, wish.explain, wish.fields) == (
+    defaults = request_models.RecommendRequest(items=["i1"])
+    assert (defaults.k, defaults.offset, defaults.exclude_seen, defaults.history, defaults.unknown_items) == (
+        20,
+        0,
+        None,
+        "use",
+        "ignore",
+    )
+    assert (defaults.diversity, defaults.slot_weights, defaults.deadline_ms, defaults.explain, defaults.fields) == (
         0,
         None,
         None,

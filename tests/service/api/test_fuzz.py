@@ -44,7 +44,7 @@ clauses = st.one_of(
     ),
     anything,
 )
-wishes = st.fixed_dictionaries(
+bodies = st.fixed_dictionaries(
     {},
     optional={
         "user_id": st.one_of(item_ids, anything),
@@ -77,7 +77,7 @@ wishes = st.fixed_dictionaries(
         "deadline_ms": st.one_of(st.floats(1, 1000), anything),
     },
 )
-plain_wishes = st.fixed_dictionaries(
+plain_bodies = st.fixed_dictionaries(
     {"items": st.lists(st.sampled_from([f"i{row}" for row in range(60)]), max_size=8)},
     optional={
         "k": st.integers(1, 80),
@@ -103,7 +103,7 @@ def check_documented(client: TestClient, path: str, body: bytes) -> None:
 
 
 @FUZZ
-@given(body=wishes)
+@given(body=bodies)
 def test_recommend_bodies(client: TestClient, body: Any) -> None:
     text = json.dumps(body).encode()
     check_documented(client, "/recommend", text)
@@ -145,22 +145,22 @@ def test_paths(client: TestClient, path: str, query: str) -> None:
 
 
 @FUZZ
-@given(wish=plain_wishes)
-def test_every_response_obeys_its_request(client: TestClient, wish: dict[str, Any]) -> None:
-    answer = client.post("/recommend", json=wish)
+@given(sent=plain_bodies)
+def test_every_response_obeys_its_request(client: TestClient, sent: dict[str, Any]) -> None:
+    answer = client.post("/recommend", json=sent)
     assert answer.status_code == 200
     body = answer.json()
     RecommendAnswer.model_validate(body, extra="forbid", strict=True)
     scores = [item["score"] for item in body["items"]]
     found = [item["item_id"] for item in body["items"]]
-    assert len(found) <= wish.get("k", 20)
+    assert len(found) <= sent.get("k", 20)
     assert len(set(found)) == len(found)
-    assert not set(found) & set(wish.get("exclude", []))
-    if wish.get("exclude_seen") is not False:  # what the bundle says otherwise is true
-        assert not set(found) & set(wish["items"])
-    if not wish.get("diversity"):
+    assert not set(found) & set(sent.get("exclude", []))
+    if sent.get("exclude_seen") is not False:  # what the bundle says otherwise is true
+        assert not set(found) & set(sent["items"])
+    if not sent.get("diversity"):
         assert scores == sorted(scores, reverse=True)
-    if wish.get("explain") and body["strategy"] != "popular":
+    if sent.get("explain") and body["strategy"] != "popular":
         for item in body["items"]:
             assert abs(sum(item["contributions"].values()) - item["score"]) <= 1e-5
-            assert item["nearest_history_item"] in wish["items"]
+            assert item["nearest_history_item"] in sent["items"]

@@ -106,10 +106,10 @@ client = Client(base_url=sys.argv[1])
 stored = store_events.sync(client=client, body=EventRequest(user_id="u", item_id="i1", event_id="e"))
 assert stored.stored == 1, stored
 hats = Filter(must=[Clause(field="category", eq="hats")])
-wish = RecommendRequest(user_id="u", items=["i2", WeightedItem("i4", weight=0.5)], k=3, filter_=hats, explain=True)
-answer = recommend.sync(client=client, body=wish)
+request = RecommendRequest(user_id="u", items=["i2", WeightedItem("i4", weight=0.5)], k=3, filter_=hats, explain=True)
+answer = recommend.sync(client=client, body=request)
 assert (answer.strategy, len(answer.items), answer.history_used) == ("sequence", 3, 3), answer
-batch = recommend_batch.sync(client=client, body=BatchRequest(requests=[wish, RecommendRequest(items=["i1"], k=2)]))
+batch = recommend_batch.sync(client=client, body=BatchRequest(requests=[request, RecommendRequest(items=["i1"], k=2)]))
 assert len(batch.answers) == 2, batch
 near = similar.sync(client=client, body=SimilarRequest(item_id="i1", k=4))
 assert len(near.items) == 4, near
@@ -152,8 +152,8 @@ def test_a_python_client_is_whole_and_calls_the_service(document: tuple[Service,
     programs = python_with("openapi-python-client", tmp_path / "venv")
     out = tmp_path / "client"
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
-    told = run(programs / "openapi-python-client", "generate", "--path", path, "--output-path", out, env=environment)
-    left_out = [line for line in told.splitlines() if line.startswith("WARNING")]
+    printed = run(programs / "openapi-python-client", "generate", "--path", path, "--output-path", out, env=environment)
+    left_out = [line for line in printed.splitlines() if line.startswith("WARNING")]
     assert left_out == ["WARNING parsing GET /items/{item_id}/image within catalogue."]  # it has no type for pictures
     run(programs / "python", "-c", CALLS, f"http://127.0.0.1:{service.port}", cwd=out)
 
@@ -162,8 +162,8 @@ def test_a_python_client_is_whole_and_calls_the_service(document: tuple[Service,
 def test_the_document_takes_the_bodies_that_the_service_takes(document: tuple[Service, Path], tmp_path: Path) -> None:
     programs, cases = python_with("jsonschema", tmp_path / "venv"), tmp_path / "cases.json"
     cases.write_text(json.dumps([[model, body] for model, body, _ in BODIES]))
-    told = run(programs / "python", "-c", VALIDATE, document[1], cases)
-    assert [json.loads(line) for line in told.splitlines()] == [holds for _, _, holds in BODIES]
+    printed = run(programs / "python", "-c", VALIDATE, document[1], cases)
+    assert [json.loads(line) for line in printed.splitlines()] == [holds for _, _, holds in BODIES]
 
 
 @pytest.mark.slow
@@ -173,9 +173,9 @@ def test_models_of_pydantic_are_made(document: tuple[Service, Path], tmp_path: P
     run(programs / "datamodel-codegen", "--input", document[1], *options, "--output", models)
     check = """
 from models import BatchRequest, RecommendRequest, SimilarRequest
-wish = RecommendRequest.model_validate({"items": ["i1", {"item_id": "i2"}], "k": 3, "filter": {"must": []}})
-assert wish.k == 3
-assert BatchRequest(requests=[wish]).requests
+request = RecommendRequest.model_validate({"items": ["i1", {"item_id": "i2"}], "k": 3, "filter": {"must": []}})
+assert request.k == 3
+assert BatchRequest(requests=[request]).requests
 assert SimilarRequest(item_id="i1").diversity == 0
 """
     run(programs / "python", "-c", check, cwd=tmp_path)
@@ -196,10 +196,10 @@ def test_types_for_typescript_are_made(document: tuple[Service, Path], tmp_path:
     (tmp_path / "use.ts").write_text(
         """
 import type { components, operations } from "./api";
-const wish: components["schemas"]["RecommendRequest"] = { items: ["i1", { item_id: "i2", weight: 2 }], k: 3 };
+const request: components["schemas"]["RecommendRequest"] = { items: ["i1", { item_id: "i2", weight: 2 }], k: 3 };
 type Answer = operations["recommend"]["responses"][200]["content"]["application/json"];
 export const first = (answer: Answer): string | undefined => answer.items[0]?.item_id;
-export const k: number | undefined = wish.k;
+export const k: number | undefined = request.k;
 """
     )
     run(programs / "tsc", "--noEmit", "--strict", "--skipLibCheck", "use.ts", cwd=tmp_path)

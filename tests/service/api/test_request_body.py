@@ -223,9 +223,9 @@ def test_clauses_of_both_lists_count_together() -> None:
 )
 def test_a_clause_reaches_the_index_as_it_was_sent(clause: dict[str, Any]) -> None:
     sent = {"field": "f", **clause}
-    wish = validate(RecommendRequest, VALID | {"filter": {"must_not": [sent]}})
-    assert wish.filter is not None
-    assert wish.filter.clauses() == {"must": [], "must_not": [sent]}
+    parsed = validate(RecommendRequest, VALID | {"filter": {"must_not": [sent]}})
+    assert parsed.filter is not None
+    assert parsed.filter.clauses() == {"must": [], "must_not": [sent]}
 
 
 @pytest.mark.parametrize("body", [{}, {"k": 1}, {"user_id": None}, {"user_id": None, "items": None}])

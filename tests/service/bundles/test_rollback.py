@@ -273,7 +273,7 @@ def test_a_bad_start_serves_the_newest_good_bundle_before(open_shop: Any, shop: 
         eventually(lambda: metric(client, "vlm2rec_bundle_behind") == 0)
 
 
-def test_a_start_without_any_good_bundle_is_told_and_can_be_waited_out(
+def test_a_start_without_any_good_bundle_is_reported_and_can_be_waited_out(
     open_shop: Any, shop: Shop, day_bundles: list[Path], tmp_path: Path
 ) -> None:
     for bundle_id in shop.ids:

@@ -9,12 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from bench.load.swap import Answered, Server, Stage, expected, judge, load, mixed, point_to, set_stage, store_histories
+from bench.load.swap import (
+    Answered,
+    Server,
+    SwapSetup,
+    expected,
+    judge,
+    load,
+    mixed,
+    point_to,
+    prepare_swaps,
+    store_histories,
+)
 from tests.support.shops import eventually
 
 
 @contextlib.contextmanager
-def asking(server: Server, stage: Stage) -> Iterator[list[Answered]]:
+def asking(server: Server, setup: SwapSetup) -> Iterator[list[Answered]]:
     """Four clients meanwhile, each with one request after the other; gives the answers so far."""
     answers: list[Answered] = []
     ended = threading.Event()
@@ -23,11 +34,11 @@ def asking(server: Server, stage: Stage) -> Iterator[list[Answered]]:
         number = first
         while not ended.is_set():
             due = time.perf_counter()
-            body = server.call("/recommend", json.loads(stage.bodies[number]))  # an error ends it: see `alive` below
+            body = server.call("/recommend", json.loads(setup.bodies[number]))  # an error ends it: see `alive` below
             answers.append(Answered(number, due, time.perf_counter() - due, 200, body))
-            number = (number + 1) % len(stage.bodies)
+            number = (number + 1) % len(setup.bodies)
 
-    clients = [threading.Thread(target=ask, args=(first,), daemon=True) for first in range(0, len(stage.bodies), 8)]
+    clients = [threading.Thread(target=ask, args=(first,), daemon=True) for first in range(0, len(setup.bodies), 8)]
     for client in clients:
         client.start()
     try:
@@ -40,13 +51,13 @@ def asking(server: Server, stage: Stage) -> Iterator[list[Answered]]:
     assert alive == [True] * len(clients)
 
 
-def swapped(server: Server, stage: Stage, answers: list[Answered]) -> list[float]:
+def swapped(server: Server, setup: SwapSetup, answers: list[Answered]) -> list[float]:
     """Move the pointer five times, each time once the swap before has come to something; the moments it moved."""
     moved = []
-    for kind, bundle_id in stage.swaps:
+    for kind, bundle_id in setup.swaps:
         marker, refusals = f'"bundle":"{bundle_id}"'.encode(), server.metric("vlm2rec_bundle_refusals_total")
         moved.append(time.perf_counter())
-        point_to(stage.registry, bundle_id)
+        point_to(setup.registry, bundle_id)
         if kind == "good":
             eventually(lambda marker=marker: sum(marker in answer.body for answer in answers) > 20, 60)
         else:
@@ -56,18 +67,18 @@ def swapped(server: Server, stage: Stage, answers: list[Answered]) -> list[float
 
 def test_five_swaps_under_load(day_bundles: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.load.open_loop._PATIENCE_S", 120.0)
-    stage = set_stage(tmp_path, day_bundles[:3], histories=32)
-    assert [kind for kind, _ in stage.swaps] == ["good", "good", "corrupt", "truncated", "good"]
-    server = Server(stage.registry, tmp_path, VLM2REC_POLL_MS="50")
+    setup = prepare_swaps(tmp_path, day_bundles[:3], histories=32)
+    assert [kind for kind, _ in setup.swaps] == ["good", "good", "corrupt", "truncated", "good"]
+    server = Server(setup.registry, tmp_path, VLM2REC_POLL_MS="50")
     try:
-        store_histories(server, stage)
-        with asking(server, stage) as answers:
+        store_histories(server, setup)
+        with asking(server, setup) as answers:
             eventually(lambda: len(answers) > 20, 60)
-            moved = swapped(server, stage, answers)
+            moved = swapped(server, setup, answers)
         eventually(lambda: server.metric("vlm2rec_bundle_swaps_total") == 3)  # metrics are at most a second old
-        answers += load(server, stage, rate=80.0, seconds=0.5)
-        wrong = mixed(answers, expected(stage))
-        figures = judge(stage, answers, moved, wrong, server)
+        answers += load(server, setup, rate=80.0, seconds=0.5)
+        wrong = mixed(answers, expected(setup))
+        figures = judge(setup, answers, moved, wrong, server)
     finally:
         server.end()
     assert json.dumps(figures)
@@ -81,9 +92,9 @@ def test_five_swaps_under_load(day_bundles: list[Path], tmp_path: Path, monkeypa
 
 
 def test_a_mixed_answer_would_be_noticed(day_bundles: list[Path], tmp_path: Path) -> None:
-    stage = set_stage(tmp_path, day_bundles[:3], histories=2)
-    right = expected(stage)
-    first, second = stage.good[:2]
+    setup = prepare_swaps(tmp_path, day_bundles[:3], histories=2)
+    right = expected(setup)
+    first, second = setup.good[:2]
 
     def answer(bundle_id: str, items: list[tuple[str, float]]) -> Answered:
         shown = [{"item_id": item, "score": score} for item, score in items]
@@ -92,5 +103,5 @@ def test_a_mixed_answer_would_be_noticed(day_bundles: list[Path], tmp_path: Path
 
     assert mixed([answer(first, right[first][0]), answer(second, right[second][0])], right) == []
     half = right[first][0][:10] + right[second][0][10:]
-    for wrong in (answer(first, right[second][0]), answer(first, half), answer(stage.swaps[2][1], right[first][0])):
+    for wrong in (answer(first, right[second][0]), answer(first, half), answer(setup.swaps[2][1], right[first][0])):
         assert len(mixed([wrong], right)) == 1

@@ -24,16 +24,16 @@ CHUNKED = (
 
 
 def problem(client: Client, status: int, name: str) -> dict[str, Any]:
-    """The problem that a client is answered, and then the end of its connection."""
+    """Check that a client gets a problem and that its connection is then closed; the problem."""
     got, headers, body = client.answer()
     assert (got, headers["connection"]) == (status, "close")
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["content-type"] == "application/problem+json"
-    told: dict[str, Any] = json.loads(body)
-    assert told["type"] == f"urn:vlm2rec:problem:{name}"
-    assert told["request_id"] == headers["x-request-id"]
+    details: dict[str, Any] = json.loads(body)
+    assert details["type"] == f"urn:vlm2rec:problem:{name}"
+    assert details["request_id"] == headers["x-request-id"]
     assert client.is_closed()
-    return told | {"retry-after": headers.get("retry-after")}
+    return details | {"retry-after": headers.get("retry-after")}
 
 
 def trickle(client: Client, data: bytes, seconds: float = 20.0) -> None:
@@ -96,8 +96,8 @@ def test_a_body_that_trickles_in_ends_with_408(chunked: bool) -> None:
     with running(LIMITS) as server, regular(server.port):
         slow = [server.open(CHUNKED if chunked else post(b"1", 1000)) for _ in range(100)]
         trickle(slow[0], b"1\r\n1\r\n" * 500 if chunked else b" " * 900)
-        told = [problem(client, 408, "request-late") for client in slow]
-        assert told[1]["detail"] == (
+        problems = [problem(client, 408, "request-late") for client in slow]
+        assert problems[1]["detail"] == (
             f"the body must arrive sooner; of {'unknown' if chunked else 1000} bytes 1 came in time"
         )
         eventually(lambda: server.drops == {"late": 100})
@@ -130,8 +130,8 @@ def test_idle_connections_stay_as_long_as_they_may_and_no_longer() -> None:
 def test_unread_responses_end_the_connection(path: bytes) -> None:
     with running(LIMITS) as server, regular(server.port):
         request = GET.replace(b"/", path, 1)
-        deaf = [server.open(request) for _ in range(5)]
-        for client in deaf:
+        not_reading = [server.open(request) for _ in range(5)]
+        for client in not_reading:
             client.socket.settimeout(0.1)
             for _ in range(2000):
                 try:

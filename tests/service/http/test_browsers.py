@@ -80,8 +80,8 @@ def test_a_page_that_is_listed_may_trace_its_requests(open_client: OpenClient, m
     with open_client(cors_origins=SHOP) as client:
         allowed = client.options("/recommend", headers=asked)
         assert (allowed.status_code, allowed.text) == (200, "OK")
-        told = {name.strip() for name in allowed.headers["access-control-allow-headers"].lower().split(",")}
-        assert {name.strip() for name in names.split(",")} <= told
+        permitted = {name.strip() for name in allowed.headers["access-control-allow-headers"].lower().split(",")}
+        assert {name.strip() for name in names.split(",")} <= permitted
 
 
 def test_no_page_of_another_origin_may_call_unless_it_is_listed(open_client: OpenClient) -> None:

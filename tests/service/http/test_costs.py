@@ -61,14 +61,14 @@ def test_a_new_filter_over_many_items_leaves_the_event_loop_free(
         return allowed(bundle, *arguments)
 
     monkeypatch.setattr(Bundle, "allowed", recording)
-    wishes = [
+    requests = [
         {"items": ["i1"], "k": 60, "filter": {"must": [{"field": "price", "gte": bound}]}} for bound in (20.25, 30.25)
     ]
-    inline = [client.post("/recommend", json=wish).json()["items"] for wish in wishes]
+    inline = [client.post("/recommend", json=request).json()["items"] for request in requests]
     loop = threads.pop()
     assert set(threads) == {loop}
     monkeypatch.setattr(recommender, "_INLINE_COMPARISONS", 59)  # of 60 items
-    client.post("/recommend", json=wishes[0])
+    client.post("/recommend", json=requests[0])
     assert threads[-1] == loop  # kept from before
     fresh = {"items": ["i1"], "k": 60, "filter": {"must": [{"field": "price", "gte": 20.375}]}}
     for path in ("/recommend", "/similar"):

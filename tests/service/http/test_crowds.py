@@ -15,7 +15,7 @@ LIMITS = ConnectionLimits(connections=20, request_s=30, spare=5, crowded_s=0.3, 
 SLOW = GET.replace(b"/", b"/slow", 1)
 
 
-def told_to_come_back(client: Client) -> None:
+def is_refused_with_retry_after(client: Client) -> None:
     status, headers, body = client.answer()
     assert (status, headers["retry-after"], headers["connection"]) == (503, "7", "close")
     assert json.loads(body)["type"] == "urn:vlm2rec:problem:crowded"
@@ -51,9 +51,9 @@ def test_busy_connections_stay_and_one_more_is_refused_with_retry_after() -> Non
     with running(LIMITS, keep_alive_s=60, admission=admission) as server:
         busy = [server.open(SLOW) for _ in range(LIMITS.connections)]
         eventually(lambda: admission.in_progress == LIMITS.connections)
-        told_to_come_back(server.open(GET))
-        told_to_come_back(server.open(post(b"1")))
-        told_to_come_back(server.open(post(b" " * 90_000)))
+        is_refused_with_retry_after(server.open(GET))
+        is_refused_with_retry_after(server.open(post(b"1")))
+        is_refused_with_retry_after(server.open(post(b" " * 90_000)))
         server.released.set()
         assert [client.answer()[0] for client in busy] == [200] * LIMITS.connections
         assert busy[0].send(GET).answer()[0] == 200
@@ -81,7 +81,7 @@ def test_connections_far_beyond_the_bound_are_refused_at_once() -> None:
         waiting = [server.open() for _ in range(LIMITS.spare)]
         eventually(lambda: len(server.connections) == LIMITS.connections + LIMITS.spare)
         for _ in range(50):
-            told_to_come_back(server.open())
+            is_refused_with_retry_after(server.open())
         assert not waiting[0].is_closed(0.0)
         server.released.set()
         assert [client.answer()[0] for client in busy] == [200] * LIMITS.connections

@@ -24,7 +24,7 @@ def paths(app: FastAPI) -> list[str]:
     ]
 
 
-def told(answer: Any, path: str) -> dict[str, str]:
+def stable_headers(answer: Any, path: str) -> dict[str, str]:
     changing = _OF_ONE_ANSWER | ({"content-length"} if path in {"/metrics", "/bundle", "/recommend"} else set())
     return {name: value for name, value in answer.headers.items() if name not in changing}
 
@@ -37,7 +37,7 @@ def test_every_route_of_get_has_it(pictured: TestClient) -> None:
     for path in [*asked, "/items?limit=2", "/nowhere", "/recommend", "/items/none", "/items?cursor=x"]:
         got, head = pictured.get(path), pictured.head(path)
         assert (head.status_code, head.content) == (got.status_code, b""), path
-        assert told(head, path) == told(got, path)
+        assert stable_headers(head, path) == stable_headers(got, path)
         assert int(head.headers["content-length"]) > 0
 
 

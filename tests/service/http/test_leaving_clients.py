@@ -68,10 +68,10 @@ def test_a_client_that_stays_gets_its_own_response(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "is_ours"),
+    ("message", "is_ours"),
     [("unable to perform operation on <TCPTransport>; the handler is closed", False), ("Response too long", True)],
 )
-def test_a_connection_reset_by_the_client_is_no_server_error(tmp_path: Path, trouble: str, is_ours: bool) -> None:
+def test_a_connection_reset_by_the_client_is_no_server_error(tmp_path: Path, message: str, is_ours: bool) -> None:
     app = create_app(load_settings(registry=str(tmp_path), directives_file=tmp_path / "directives.json"))
     scope = {
         "type": "http",
@@ -83,7 +83,7 @@ def test_a_connection_reset_by_the_client_is_no_server_error(tmp_path: Path, tro
     }
 
     async def send(_message: Any) -> None:
-        raise RuntimeError(trouble)
+        raise RuntimeError(message)
 
     async def receive() -> Any:
         return {"type": "http.request", "body": b"", "more_body": False}

@@ -66,7 +66,7 @@ def test_the_limit_shrinks_while_the_loop_is_late_and_grows_when_it_is_prompt() 
 
 
 def filled(server: Running, admission: Admission) -> list[Client]:
-    """As many clients as may be in progress, all of whom wait until the server is told to answer them."""
+    """As many clients as may be in progress; all wait until the test releases the server."""
     clients = [server.open(SLOW) for _ in range(admission.bound)]
     eventually(lambda: admission.in_progress == admission.bound)
     return clients
@@ -83,7 +83,7 @@ def test_at_the_bound_requests_are_refused_at_once_until_one_ends() -> None:
         assert float(headers["server-timing"].removeprefix("total;dur=")) < 1000.0
         assert headers["x-content-type-options"] == "nosniff"
         assert json.loads(body)["type"] == "urn:vlm2rec:problem:queue-full"
-        assert client.send(READY).answer()[0] == 200  # the connection goes on, and health is told
+        assert client.send(READY).answer()[0] == 200  # the connection stays open, and health is answered
         assert client.send(post(b"[1]")).answer()[0] == 429
         eventually(lambda: server.drops == {"turned away: GET": 1, "turned away: POST": 1})
         server.released.set()

@@ -129,7 +129,7 @@ def test_a_request_in_flight_on_another_replica_adds_nothing(
 
 
 def test_two_replicas_that_erase_at_once_both_forget(open_shop: OpenClient) -> None:
-    """The later announcement takes the place of the earlier one; whoever made it must look all the same."""
+    """The later announcement replaces the earlier one; the replica that made it must read it as well."""
     with open_shop() as one, open_shop() as other, ThreadPoolExecutor(2) as pool:
         for turn in range(5):
             store(one, f"a{turn}")

@@ -192,7 +192,7 @@ def test_a_large_set_is_applied_beside_the_event_loop_and_takes_effect_at_once(
     async def check() -> None:
         store, other = MemoryOperatorState(), Bundle.load(small_bundle)
         await store.restore(Edition("e", 200_000), "pinned", [*many, "i5"])
-        replica = OperatorState(store, tmp_path / "directives.json", lambda _trouble: None)
+        replica = OperatorState(store, tmp_path / "directives.json", lambda _error: None)
         hidden = replica.hidden
         await hidden.change(["i1"], [])
         await hidden.adopt(bundle, work(bundle, hidden.ids), hidden.snapshot())

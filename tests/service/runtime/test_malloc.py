@@ -36,9 +36,9 @@ with tempfile.TemporaryDirectory() as place:
     out = libc.fopen(path, b"w")
     libc.malloc_info(0, out)
     libc.fclose(out)
-    told = open(path).read()
+    report = open(path).read()
 gate.wait(20)
-print(len(re.findall("<heap nr=", told)), re.findall(r'type="mmap" count="(\\d+)"', told)[-1])
+print(len(re.findall("<heap nr=", report)), re.findall(r'type="mmap" count="(\\d+)"', report)[-1])
 """
 
 

@@ -89,7 +89,7 @@ def test_events_reads_erasure_and_operators_follow_together(tmp_path: Path, vers
             assert await state.hide("before", NEW)
             await eventually_true(lambda: pair.command(0, "WAIT", 1, 1000) == 1)
             pair.fail_over()
-            # The demoted one keeps to itself what it has: whoever still reads there reads what is stale.
+            # The demoted node replicates nothing: a client that still reads from it gets stale data.
             await eventually_true(lambda: pair.follows(0))
             pair.command(0, "REPLICAOF", "127.0.0.1", 1)
             await at_last(lambda: histories.append([Event("u", "after", 2.0, event_id="e")]))

@@ -99,7 +99,7 @@ def test_a_state_too_old_to_be_caught_up_with_gets_everything(open_store: OpenSt
             since = await store.edition()
             for item in "abc":
                 await store.show(item, since)
-            # "a" (change 5) is no longer remembered as shown; whoever has seen change 5 needs it no more
+            # "a" (change 5) is no longer remembered as shown; a reader that has seen change 5 does not need it
             assert (await store.changes(since)).whole
             assert (await store.changes(since)).hidden == ("d",)
             later = await store.changes(Edition(since.epoch, 5))

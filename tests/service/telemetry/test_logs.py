@@ -52,17 +52,17 @@ def test_lines_that_are_not_read_are_dropped_and_reported_later(pipe: tuple[int,
     for number in range(20_000):  # more than the limit and the pipe hold together; it would never return if it waited
         writer.write(b"%099d\n" % number)
     assert writer.dropped > 15_000
-    numbers, told, out = [], 0, b""
-    while len(numbers) + told < 20_000:
+    numbers, reported, out = [], 0, b""
+    while len(numbers) + reported < 20_000:
         *lines, out = (out + os.read(pipe[0], 1 << 16)).split(b"\n")
         for line in lines:
             if line.startswith(b"{"):
                 notice = json.loads(line)
                 assert notice.items() >= {"event": "log lines dropped", "level": "warning"}.items()
-                told += notice["lines"]
+                reported += notice["lines"]
             else:
                 numbers.append(int(line))
-    assert told == writer.dropped
+    assert reported == writer.dropped
     assert numbers == sorted(set(numbers))
     assert numbers[0] == 0
     writer.write(b"on it goes\n")
@@ -127,7 +127,7 @@ def test_lines_that_cannot_be_written_are_counted_and_reported_later(
     assert line == b"line 4"
     assert json.loads(notice).items() >= {"event": "log lines dropped", "lines": 2}.items()
     writer.write(b"line 5\n")
-    assert read_all(pipe[0], 1) == [b"line 5"]  # each loss is told once
+    assert read_all(pipe[0], 1) == [b"line 5"]  # each loss is reported once
     assert (writer.failed, writer.dropped) == (2, 0)
     writer.close()
 
@@ -160,7 +160,7 @@ configure_logs(ObservabilitySettings())
 def work():
     REQUEST_ID.set("r1")
     logger().info("ours")
-    logger().info("told", request_id="r2")
+    logger().info("reported", request_id="r2")
     logging.getLogger("a.library").warning("theirs %s", "\\N{SNOWMAN}")
     logger().debug("too fine")
     try:
@@ -174,7 +174,7 @@ logger().info("nobody's")
     lines = [json.loads(line) for line in ran.stderr.splitlines()]
     assert [(line["event"], line.get("request_id")) for line in lines] == [
         ("ours", "r1"),
-        ("told", "r2"),
+        ("reported", "r2"),
         ("theirs ☃", "r1"),
         ("failed", "r1"),
         ("nobody's", None),
@@ -204,12 +204,12 @@ def test_which_requests_get_a_line(access_log: Any, logged: list[int]) -> None:
     async def send(_message: Any) -> None:
         pass
 
-    envelope = RequestMiddleware(
+    middleware = RequestMiddleware(
         app, metrics=metrics, log=lines, limits=HttpLimits(), observability=ObservabilitySettings(access_log=access_log)
     )  # type: ignore[arg-type]
     for status in (200, 204, 404, 499, 503):
         scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "status": status}
-        asyncio.run(envelope(scope, None, send))  # type: ignore[arg-type]
+        asyncio.run(middleware(scope, None, send))  # type: ignore[arg-type]
     assert lines.statuses == logged
     assert exposed(metrics, "vlm2rec_requests_total", route="unmatched", method="GET", status="499") == 1
 

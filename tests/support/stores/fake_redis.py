@@ -94,7 +94,7 @@ async def fake_redis() -> AsyncIterator[FakeRedis]:
     finally:
         server.close()
         await server.wait_closed()
-        await asyncio.sleep(0.01)  # whoever was accepted last has a handler now
+        await asyncio.sleep(0.01)  # lets the last accepted connection get its handler
         while handlers:
             for task in handlers:
                 task.cancel()

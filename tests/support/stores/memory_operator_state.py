@@ -104,4 +104,4 @@ class MemoryOperatorState:
 
     def _check_available(self) -> None:
         if not self.available:
-            raise OperatorStateUnavailable("directives are switched off; try again later")
+            raise OperatorStateUnavailable("the operator state is switched off; try again later")

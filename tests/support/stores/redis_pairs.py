@@ -25,8 +25,10 @@ def programs() -> dict[str, str]:
     versions: dict[str, str] = {}
     for program in found:
         if Path(program).is_file():
-            told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
-            versions.setdefault(".".join(told.partition("v=")[2].split(".")[:2]), program)
+            printed = subprocess.run(
+                [program, "--version"], capture_output=True, text=True, timeout=10, check=True
+            ).stdout
+            versions.setdefault(".".join(printed.partition("v=")[2].split(".")[:2]), program)
     return versions
 
 

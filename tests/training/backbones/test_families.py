@@ -186,7 +186,7 @@ def embedded_in_two_goes(shop: Dataset, embedding: Embedding, directory: Path) -
 # --- what is refused
 
 
-def test_a_missing_directory_is_told(tmp_path: Path) -> None:
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="there is no such directory"):
         load_backbone(tmp_path / "none")
 
@@ -221,7 +221,7 @@ def test_weights_that_are_in_no_file_are_not_made_up(family_directory: Callable[
         load_backbone(directory)
 
 
-def test_a_shard_that_is_gone_is_told(family_directory: Callable[..., Path]) -> None:
+def test_a_missing_shard_is_named(family_directory: Callable[..., Path]) -> None:
     directory = family_directory("qwen3_vl")
     sorted(directory.glob("*.safetensors"))[1].unlink()
     with pytest.raises(BackboneError, match="the model cannot be loaded"):

@@ -1,4 +1,4 @@
-"""The provenance of a model: told from its files, and another whenever a file that matters is."""
+"""The provenance of a model: computed from its files, and changed by every file that affects its vectors."""
 
 import json
 from collections.abc import Callable

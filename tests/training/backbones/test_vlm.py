@@ -217,7 +217,7 @@ def test_a_catalogue_without_texts_still_gets_a_tokenizer(small: Small) -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"])
 @pytest.mark.parametrize("damage", ["gone", "cut"])
-def test_a_damaged_backbone_is_told_in_one_line(backbone: Backbone, tmp_path: Path, name: str, damage: str) -> None:
+def test_a_damaged_backbone_is_reported_in_one_line(backbone: Backbone, tmp_path: Path, name: str, damage: str) -> None:
     backbone.save(tmp_path)
     path = tmp_path / name
     if damage == "gone":
@@ -245,7 +245,7 @@ def test_a_trained_model_must_fit_these_prompts(backbone: Backbone, tmp_path: Pa
         load_embedder(tmp_path)
 
 
-def test_missing_adapters_are_told(backbone: Backbone, backbone_directory: Path, tmp_path: Path) -> None:
+def test_missing_adapters_are_reported(backbone: Backbone, backbone_directory: Path, tmp_path: Path) -> None:
     model = adapt(backbone, rank=2, alpha=4, dropout=0.0, targets=["q_proj"])
     saved(backbone, model, tmp_path, str(backbone_directory))
     for path in (tmp_path / "adapter").iterdir():

@@ -85,13 +85,13 @@ def pictures(tmp_path: Path) -> Dataset:
 
 
 def test_unreadable_pictures_are_skipped_and_counted(pictures: Dataset, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    made = make_thumbnails(pictures, tmp_path / "t.npy", progress=lambda *done: told.append(done))
+    reported: list[tuple[int, int]] = []
+    made = make_thumbnails(pictures, tmp_path / "t.npy", progress=lambda *done: reported.append(done))
     assert (made.made, made.kept, made.unreadable) == (2, 0, 1)
     assert made.thumbnails is not None
     assert [made.thumbnails.get(row) is not None for row in range(6)] == [True, False, False, False, False, True]
     assert opened(made.thumbnails.get(5)).getpixel((9, 9))[2] > 240  # type: ignore[index]
-    assert told[-1] == (6, 6)
+    assert reported[-1] == (6, 6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "outside.png", "t.npy"]
 
 

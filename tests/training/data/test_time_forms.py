@@ -20,7 +20,7 @@ def seconds(day: datetime) -> int:
     return round((day - EPOCH).total_seconds())
 
 
-def told(path: Path, times: list[object]) -> list[Defect]:
+def defects_of(path: Path, times: list[object]) -> list[Defect]:
     """The defects of interactions with these timestamps that concern their time."""
     rows = "".join(f"u,i{number},{time}\n" for number, time in enumerate(times))
     path.write_text("user_id,item_id,timestamp\n" + rows)
@@ -49,7 +49,7 @@ FORMS: dict[str, Callable[[datetime], object]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_form_that_was_read_as_something_else_is_named_with_a_remedy(tmp_path: Path, form: str) -> None:
-    (defect,) = told(tmp_path / "interactions.csv", [FORMS[form](day) for day in DAYS])
+    (defect,) = defects_of(tmp_path / "interactions.csv", [FORMS[form](day) for day in DAYS])
     assert f"they look like {form}: " in defect.message
     assert (defect.severity, defect.count) == ("warning", len(DAYS))
     assert defect.kind in {"timestamps before 1990", "timestamps in the future"}
@@ -58,28 +58,28 @@ def test_a_form_that_was_read_as_something_else_is_named_with_a_remedy(tmp_path:
 
 @pytest.mark.parametrize("factor", [1, 1_000, 1_000_000, 1_000_000_000])
 def test_correctly_read_times_are_not_reported(tmp_path: Path, factor: int) -> None:
-    assert not told(tmp_path / "interactions.csv", [seconds(day) * factor for day in DAYS])
-    assert not told(tmp_path / "interactions.csv", [f"{day:%Y-%m-%d}" for day in DAYS])
+    assert not defects_of(tmp_path / "interactions.csv", [seconds(day) * factor for day in DAYS])
+    assert not defects_of(tmp_path / "interactions.csv", [f"{day:%Y-%m-%d}" for day in DAYS])
     early = [datetime(1990, 1, 2, tzinfo=UTC) + timedelta(days=20 * number) for number in range(30)]
-    assert not told(tmp_path / "interactions.csv", [seconds(day) for day in early])
+    assert not defects_of(tmp_path / "interactions.csv", [seconds(day) for day in early])
 
 
 @pytest.mark.parametrize("times", [range(30), [f"19{year}-05-01" for year in range(70, 90)], [0, 0, 0]])
 def test_times_before_1990_of_unknown_format_are_reported(tmp_path: Path, times: list[object]) -> None:
-    (defect,) = told(tmp_path / "interactions.csv", list(times))
+    (defect,) = defects_of(tmp_path / "interactions.csv", list(times))
     assert defect.kind == "timestamps before 1990"
     assert "every timestamp lies before 1990 (1970-" in defect.message
     assert "they look like" not in defect.message
 
 
 def test_dates_in_the_future_are_reported_without_a_format(tmp_path: Path) -> None:
-    (defect,) = told(tmp_path / "interactions.csv", ["2031-01-01", "2032-01-01"])
+    (defect,) = defects_of(tmp_path / "interactions.csv", ["2031-01-01", "2032-01-01"])
     assert (defect.kind, defect.count) == ("timestamps in the future", 2)
     assert "they look like" not in defect.message
 
 
 def test_one_event_of_today_is_enough_to_believe_the_others(tmp_path: Path) -> None:
-    assert not told(tmp_path / "interactions.csv", [*range(20_240_101, 20_240_110), seconds(DAYS[0])])
+    assert not defects_of(tmp_path / "interactions.csv", [*range(20_240_101, 20_240_110), seconds(DAYS[0])])
 
 
 @pytest.mark.parametrize("raw", [["2024130112"], ["2024013212"], ["x"], [None], ["20240101", "7"]])

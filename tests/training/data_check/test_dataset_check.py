@@ -293,10 +293,10 @@ def test_paths_that_no_file_can_have_are_missing(checked: Check, tmp_path: Path)
 
 def test_progress_rises_to_one_in_every_step(checked: Check, tmp_path: Path) -> None:
     checked()
-    told: dict[str, list[float]] = {}
-    check_dataset(tmp_path, progress=lambda step, share: told.setdefault(step, []).append(share))
-    assert set(told) == {"items", "images", "interactions"}
-    assert all(shares == sorted(shares) and shares[-1] == 1.0 for shares in told.values())
+    reported: dict[str, list[float]] = {}
+    check_dataset(tmp_path, progress=lambda step, share: reported.setdefault(step, []).append(share))
+    assert set(reported) == {"items", "images", "interactions"}
+    assert all(shares == sorted(shares) and shares[-1] == 1.0 for shares in reported.values())
 
 
 def test_a_missing_directory_is_bad_input(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from training.embedding.picture_features import (
 from training.errors import EmbeddingsError, PictureError
 
 
-class Shelf:
+class SmallShop:
     """A catalogue in memory."""
 
     def __init__(self, texts: Sequence[str | None], pictures: Sequence[Path | None]) -> None:
@@ -124,7 +124,7 @@ def test_absent_and_broken_modalities_are_rows_of_zeros(tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG broken")
     red, blue = paint(tmp_path / "red.png", (200, 0, 0)), paint(tmp_path / "blue.png", (0, 0, 200))
-    made = embed_without_vlm(Shelf(["red shoe", None, "!!", "blue hat"], [red, broken, None, blue]))
+    made = embed_without_vlm(SmallShop(["red shoe", None, "!!", "blue hat"], [red, broken, None, blue]))
     lengths = {name: np.linalg.norm(block, axis=1) for name, block in made.vectors.items()}
     np.testing.assert_allclose(lengths["text"], [1, 0, 0, 1], atol=1e-5)
     np.testing.assert_allclose(lengths["image"], [1, 0, 0, 1], atol=1e-5)
@@ -137,7 +137,7 @@ def test_likeness_is_kept(tmp_path: Path) -> None:
     colours = [(200, 0, 0), (190, 10, 5), (0, 0, 200), (0, 200, 0), (250, 250, 250), (0, 0, 0)]
     pictures = [paint(tmp_path / f"{n}.png", colour) for n, colour in enumerate(colours)]
     texts = ["oak table", "oak chair", "glass bowl", "glass jar", "tin box", "wool rug"]
-    made = embed_without_vlm(Shelf(texts, pictures))
+    made = embed_without_vlm(SmallShop(texts, pictures))
     for name in ("text", "image"):
         likeness = made.vectors[name] @ made.vectors[name].T
         assert likeness[0, 1] > max(likeness[0, 2:]) + 0.1
@@ -145,7 +145,7 @@ def test_likeness_is_kept(tmp_path: Path) -> None:
 
 def test_the_same_catalogue_gives_the_same_vectors_and_shows_progress(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    shelf = Shelf(
+    shop = SmallShop(
         [f"word{a} thing{b}" for a, b in rng.integers(0, 9, (30, 2))],
         [
             paint(tmp_path / f"{n}.png", tuple(colour))
@@ -153,9 +153,9 @@ def test_the_same_catalogue_gives_the_same_vectors_and_shows_progress(tmp_path: 
         ],
     )
     with Progress(disable=True) as progress:
-        first = embed_without_vlm(shelf, text_dim=5, image_dim=4, progress=progress)
+        first = embed_without_vlm(shop, text_dim=5, image_dim=4, progress=progress)
         assert progress.finished
-    again = embed_without_vlm(shelf, text_dim=5, image_dim=4)
+    again = embed_without_vlm(shop, text_dim=5, image_dim=4)
     assert first.dims() == {"text": 5, "image": 4}
     for name, block in first.vectors.items():
         np.testing.assert_array_equal(block, again.vectors[name])
@@ -164,7 +164,7 @@ def test_the_same_catalogue_gives_the_same_vectors_and_shows_progress(tmp_path: 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_catalogue_of_one_item_or_of_equal_items_has_vectors(tmp_path: Path, count: int) -> None:
     path = paint(tmp_path / "same.png", (9, 99, 200))
-    made = embed_without_vlm(Shelf(["one thing here"] * count, [path] * count))
+    made = embed_without_vlm(SmallShop(["one thing here"] * count, [path] * count))
     for block in made.vectors.values():
         np.testing.assert_allclose(np.linalg.norm(block, axis=1), 1, atol=1e-5)
 
@@ -180,4 +180,4 @@ def test_scripts_without_latin_letters_count_as_words() -> None:
 
 def test_nothing_at_all_is_an_error() -> None:
     with pytest.raises(EmbeddingsError, match="none of the 2 items has a text or a readable picture"):
-        embed_without_vlm(Shelf([None, "…"], [None, None]))
+        embed_without_vlm(SmallShop([None, "…"], [None, None]))

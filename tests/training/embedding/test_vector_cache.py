@@ -29,11 +29,11 @@ def cache(directory: Path) -> VectorCache:
 
 
 def test_every_key_is_encoded_once_and_kept(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     encode = Counting()
-    made = cache(tmp_path).vectors(KEYS, encode, lambda *done: told.append(done))
+    made = cache(tmp_path).vectors(KEYS, encode, lambda *done: reported.append(done))
     assert encode.batches == [[0, 1, 2], [3], [4, 5, 6], [7], [8, 9, 10]]
-    assert told == [(0, 11), (3, 11), (4, 11), (7, 11), (8, 11), (11, 11)]
+    assert reported == [(0, 11), (3, 11), (4, 11), (7, 11), (8, 11), (11, 11)]
     np.testing.assert_array_equal(made["image"][:, 0], -np.arange(11))
     again = cache(tmp_path).vectors(KEYS[::-1], Counting(most=0))
     np.testing.assert_array_equal(again["text"], made["text"][::-1])

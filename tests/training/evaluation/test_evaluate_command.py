@@ -63,7 +63,7 @@ def _with_repeats(directory: Path, ring: Path) -> Path:
     return directory / "again.csv"
 
 
-def test_repeats_are_told_and_left_out_in_a_second_table(ask: Any, ring_directory: Path, tmp_path: Path) -> None:
+def test_repeats_are_counted_and_left_out_in_a_second_table(ask: Any, ring_directory: Path, tmp_path: Path) -> None:
     result, path = ask("--users", _with_repeats(tmp_path, ring_directory))
     assert result.exit_code == 0, result.output
     assert "fresh users: 6 targets, 4 of them repeats, each a miss, full ranking over 12 items" in result.output

@@ -121,9 +121,9 @@ def test_a_killed_evaluation_goes_on(
     with pytest.raises(KeyboardInterrupt):
         direct_systems(TrainedModel.of(run), shop, histories)
     seen.append(-1)
-    told: list[tuple[str, int, int]] = []
-    made = direct_systems(TrainedModel.of(run), shop, histories, progress=lambda *line: told.append(line))
-    assert (f"{TRAINED}: histories", 16, distinct) in told
+    reported: list[tuple[str, int, int]] = []
+    made = direct_systems(TrainedModel.of(run), shop, histories, progress=lambda *line: reported.append(line))
+    assert (f"{TRAINED}: histories", 16, distinct) in reported
     assert sum(seen[4:]) == 2 * distinct - 16
     fresh = direct_systems(TrainedModel.of(shutil.copytree(run, run.with_name("fresh"))), shop, histories)
     for name, (ranker, _) in made.items():
@@ -194,7 +194,7 @@ def test_a_model_of_one_modality_has_one_row(
     assert np.flatnonzero(~systems[TRAINED][1]).tolist() == [3, 6]
 
 
-def test_a_model_that_may_have_seen_the_targets_is_told(run: Path, shop: Dataset) -> None:
+def test_a_model_that_may_have_seen_the_targets_is_reported(run: Path, shop: Dataset) -> None:
     model = TrainedModel.of(run)
     assert trained_on(model, shop, split_dataset(shop, 0.0))
     assert not trained_on(model, shop, split_dataset(shop, 0.3))

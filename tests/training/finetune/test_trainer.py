@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_names_the_items(
     assert not (tmp_path / "model").exists()
 
 
-def test_a_gradient_that_is_not_finite_is_told(
+def test_a_gradient_that_is_not_finite_is_reported(
     shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loss = step.method_loss
@@ -306,7 +306,7 @@ class TestCheckpoints:
                 assert torch.equal(moments.state[mine][key], value)
 
     @pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "state.json"])
-    def test_a_damaged_checkpoint_is_told(self, tmp_path: Path, name: str) -> None:
+    def test_a_damaged_checkpoint_is_reported(self, tmp_path: Path, name: str) -> None:
         layer, optimizer = self.model()
         written = checkpoints.write(tmp_path, 1, layer, optimizer, {}, keep=1)
         (written.path / name).write_bytes(b"{")

@@ -192,7 +192,7 @@ def test_every_attention_gives_the_same(backbone_directory: Path, prompts: Any) 
         torch.testing.assert_close(found[1][1][name], gradient, atol=1e-5, rtol=1e-3)
 
 
-def test_attention_whose_package_is_missing_is_told_in_one_line(backbone_directory: Path) -> None:
+def test_attention_whose_package_is_missing_is_reported_in_one_line(backbone_directory: Path) -> None:
     with pytest.raises(BackboneError, match="FlashAttention2") as caught:
         load_backbone(backbone_directory, attention="flash_attention_2")
     assert "\n" not in str(caught.value)

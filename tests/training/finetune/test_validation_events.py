@@ -35,7 +35,7 @@ def test_where_few_are_allowed_every_target_still_competes(targets: Targets) -> 
     assert choose(targets, items=10_000).items.tolist() == list(range(ITEMS))
 
 
-def test_the_same_events_are_told_from_others(targets: Targets) -> None:
+def test_the_same_events_are_distinguished_from_others(targets: Targets) -> None:
     found = choose(targets)
     assert found.same_as(choose(targets))
     assert not found.same_as(choose(targets, users=3))

@@ -111,9 +111,9 @@ def test_progress_is_reported_to_the_end(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(source_files, "BLOCK_BYTES", 10)
     path = tmp_path / "lines.txt"
     path.write_bytes(b"12345\n" * 10)
-    told: list[tuple[str, float]] = []
-    list(read_lines(Source(tmp_path, lambda step, share: told.append((step, share))), path))
-    shares = [share for _, share in told]
+    reported: list[tuple[str, float]] = []
+    list(read_lines(Source(tmp_path, lambda step, share: reported.append((step, share))), path))
+    shares = [share for _, share in reported]
     assert shares == sorted(shares)
     assert len(shares) > 5
-    assert told[-1] == ("lines.txt", 1.0)
+    assert reported[-1] == ("lines.txt", 1.0)

@@ -61,15 +61,15 @@ def name_of(server: PictureServer, path: str) -> str:
 
 def test_pictures_are_fetched_once_and_named(server: PictureServer, shop: Path) -> None:
     before = pl.read_csv(shop / "items.csv", infer_schema=False)
-    told: list[tuple[int, int]] = []
-    summary = run(server, shop, progress=lambda done, total: told.append((done, total)))
+    reported: list[tuple[int, int]] = []
+    summary = run(server, shop, progress=lambda done, total: reported.append((done, total)))
     first = name_of(server, "/0.jpg")
     assert images(shop) == [first, first, "own.png", "gone.png", None]
     assert (shop / first).read_bytes() == picture()
     assert sorted(path for path, _ in server.asked) == ["/0.jpg", "/3.jpg"]
     url = f"http://img.test:{server.port}/3.jpg"
     assert summary == FetchSummary(wanted=2, fetched=1, failed={"the server answers 404": [url]}, named=4)
-    assert told == [(1, 2), (2, 2)]
+    assert reported == [(1, 2), (2, 2)]
     after = pl.read_csv(shop / "items.csv", infer_schema=False)
     assert after.drop("image").equals(before.drop("image")), "nothing else changed"
     report = check_dataset(shop)
@@ -236,7 +236,7 @@ def test_the_command_reaches_no_address_of_this_machine(server: PictureServer, t
     assert server.connections == 0
     again = CliRunner().invoke(app, ["data", "fetch-images", str(tmp_path), "--port", str(server.port)])
     assert again.exit_code == 0
-    assert "4 failed before, not asked for again" in again.output
+    assert "4 failed before, not retried" in again.output
 
 
 @pytest.mark.slow

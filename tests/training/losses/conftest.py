@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 
 
 class Pairs(Protocol):
-    """Vectors of one modality; everything is present unless told."""
+    """Vectors of one modality; every entry is present unless the arguments say otherwise."""
 
     def __call__(
         self, sequences: Array, items: Array, sequence_present: object = None, item_present: object = None

@@ -40,8 +40,8 @@ def test_the_gate_refuses_and_the_pointer_stays(nightly: "Shop", tmp_path: Path)
     assert len(nightly.registry.list()) == 1
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["outcome"], summary["exit_code"], summary["items"]["changed"]) == ("refused", 1, 1)
-    told = figures((tmp_path / "job.prom").read_text())
-    assert (told["exit_status"], told[f"bundle_info/{before}"]) == (1, 1)
+    written = figures((tmp_path / "job.prom").read_text())
+    assert (written["exit_status"], written[f"bundle_info/{before}"]) == (1, 1)
     built = Path(summary["built"])
     assert nightly.reindex(*bound, code=1)["built"] == str(built)  # it is not built again …
     assert nightly.reindex(*bound, "--force")["bundle"] == built.name  # … and can be published as it is

@@ -57,7 +57,7 @@ def test_other_targets_are_refused(path: Path, other: Targets) -> None:
     assert targets_fingerprint(other, ITEMS) != targets_fingerprint(TARGETS, ITEMS)
 
 
-def test_repeats_are_misses_whoever_ranked_them(path: Path) -> None:
+def test_repeats_are_misses_in_saved_ranks_too(path: Path) -> None:
     """An earlier version, or another library, may have given them a rank."""
     repeated = Targets([np.array([1, 4]), np.array([3])], np.array([4, 5]), ["u", "v"])
     save_ranks(path, [replace(ranked(systems=("a",)), targets=repeated)])
@@ -80,7 +80,7 @@ def test_another_catalogue_is_refused(path: Path) -> None:
         read_ranks(path, "test", TARGETS, ITEMS + 1)
 
 
-def test_names_are_told_apart_by_a_label(path: Path) -> None:
+def test_a_label_separates_equal_names(path: Path) -> None:
     assert list(ranked(systems=("c",)).joined(path, None).rankings) == ["c", "a", "b"]
     assert list(ranked().joined(path, "x").rankings) == ["a", "b", "a (x)", "b (x)"]
     with pytest.raises(EvaluationError, match="a row 'b' already"):

@@ -84,9 +84,9 @@ def parse() -> type[Page]:
 
 
 @pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def small_shop(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """12 items with hostile titles, most with a picture, and 6 users of 5 events: each has a validation event."""
-    directory = tmp_path_factory.mktemp("shelf")
+    directory = tmp_path_factory.mktemp("small_shop")
     (directory / "images").mkdir()
     with (directory / "items.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -103,11 +103,16 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture
-def make_run(shelf: Dataset, tmp_path: Path) -> Callable[..., Path]:
+def make_run(small_shop: Dataset, tmp_path: Path) -> Callable[..., Path]:
     """A run directory as `vlm2rec train` leaves it, with this log; keywords with ``__`` for dots configure it."""
 
     def make(
-        name: str, log: Sequence[Mapping[str, Any]], *, finished: bool = True, dataset: Dataset = shelf, **changes: Any
+        name: str,
+        log: Sequence[Mapping[str, Any]],
+        *,
+        finished: bool = True,
+        dataset: Dataset = small_shop,
+        **changes: Any,
     ) -> Path:
         run = tmp_path / name
         (run / "train").mkdir(parents=True)
@@ -142,7 +147,7 @@ def full_log() -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="session")
-def shelf_embeddings() -> Embeddings:
+def small_shop_embeddings() -> Embeddings:
     """Text vectors on a circle by item number, image vectors on one by 5 × the number; item 4 has no picture."""
     turns = 2 * np.pi * np.arange(ITEMS) / ITEMS / 2
     text = np.stack([np.cos(turns), np.sin(turns)], axis=1).astype(np.float32)

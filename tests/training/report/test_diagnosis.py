@@ -79,16 +79,16 @@ def test_utilisation_settles_it(
     run: Callable[..., TrainingRun], found: list[Utilisation], kind: str, headline: str
 ) -> None:
     """Also against the signs: the image gets little gradient here."""
-    told = judge(run(LEVEL | {"gradient image": 0.1}), found)
-    assert (told.kind, told.headline) == (kind, headline)
-    assert len(told.reasons) == 3 + len(found)
+    verdict = judge(run(LEVEL | {"gradient image": 0.1}), found)
+    assert (verdict.kind, verdict.headline) == (kind, headline)
+    assert len(verdict.reasons) == 3 + len(found)
 
 
 def test_collapsed_vectors_are_no_good_whatever_the_utilisation(run: Callable[..., TrainingRun]) -> None:
     assert judge(run(LEVEL | {"effective rank image": 1.0}), [used("image", 1.0, 0.1)]).kind == "bad"
 
 
-def test_where_nothing_can_be_told(run: Callable[..., TrainingRun]) -> None:
+def test_without_measurements_nothing_is_concluded(run: Callable[..., TrainingRun]) -> None:
     assert judge(run({"loss": 1.0}), []).headline == "The log does not tell how the modalities fare"
 
 

@@ -41,9 +41,9 @@ def test_they_are_those_of_brute_force() -> None:
         )
 
 
-def test_the_shelf(shelf: Dataset, shelf_embeddings: Embeddings) -> None:
+def test_the_small_shop(small_shop: Dataset, small_shop_embeddings: Embeddings) -> None:
     """Text vectors lie on half a circle in the order of the items, 15° apart."""
-    found = nearest_items(shelf, shelf_embeddings, examples=3, nearest=2)
+    found = nearest_items(small_shop, small_shop_embeddings, examples=3, nearest=2)
     # 11 items have both; 4 has no picture. The first, fourth and eighth of them.
     assert [example.item.item_id for example in found] == ["s0", "s3", "s8"]
     assert [[near.item.item_id for near in example.nearest["text"]] for example in found] == [
@@ -56,9 +56,11 @@ def test_the_shelf(shelf: Dataset, shelf_embeddings: Embeddings) -> None:
     assert sorted(near.item.item_id for near in found[1].nearest["image"]) == ["s10", "s8"]
 
 
-def test_an_item_with_a_picture_is_shown_in_place_of_one_without(shelf: Dataset, shelf_embeddings: Embeddings) -> None:
-    text = Embeddings(shelf_embeddings.item_ids, {"text": shelf_embeddings.vectors["text"]})
-    found = nearest_items(shelf, text, examples=3, nearest=1)
+def test_an_item_with_a_picture_is_shown_in_place_of_one_without(
+    small_shop: Dataset, small_shop_embeddings: Embeddings
+) -> None:
+    text = Embeddings(small_shop_embeddings.item_ids, {"text": small_shop_embeddings.vectors["text"]})
+    found = nearest_items(small_shop, text, examples=3, nearest=1)
     assert [example.item.item_id for example in found] == ["s0", "s5", "s8"]  # 4 has none
     assert set(found[0].nearest) == {"text"}
 

@@ -1,4 +1,4 @@
-"""The page of a run: whole whatever it is told, from nowhere else, and with the numbers that the log holds."""
+"""The page of a run: complete for any input, without external resources, with the numbers of the log."""
 
 import base64
 import dataclasses
@@ -27,12 +27,12 @@ MISSING = "What is not here"
 
 
 @pytest.fixture
-def page(shelf: Dataset, parse: Any) -> Callable[..., Any]:
+def page(small_shop: Dataset, parse: Any) -> Callable[..., Any]:
     """Draw a run and take the page apart; every page must be whole and refer to nothing outside itself."""
 
     def drawing(run: Path, **options: Any) -> Any:
-        told = gather(options.pop("dataset", shelf), run, **options)
-        found = parse(render_run(told, now=datetime(2026, 1, 2, 3, 4, tzinfo=UTC)))
+        content = gather(options.pop("dataset", small_shop), run, **options)
+        found = parse(render_run(content, now=datetime(2026, 1, 2, 3, 4, tzinfo=UTC)))
         assert found.tags.isdisjoint({"script", "iframe", "link", "object", "embed", "form", "base", "a"})
         for tag, attributes in found.elements:
             assert not any(name.startswith("on") for name in attributes), (tag, attributes)
@@ -51,10 +51,10 @@ def page(shelf: Dataset, parse: Any) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def whole(make_run: Callable[..., Path], full_log: Any, shelf_embeddings: Embeddings) -> Path:
+def whole(make_run: Callable[..., Path], full_log: Any, small_shop_embeddings: Embeddings) -> Path:
     """A finished run with a validation and embeddings."""
     run = make_run("whole", full_log, **EVERY)
-    shelf_embeddings.save(run / "embeddings")
+    small_shop_embeddings.save(run / "embeddings")
     return run
 
 
@@ -90,11 +90,11 @@ def test_every_plot_is_said_and_has_its_numbers(whole: Path, page: Callable[...,
     assert all("aria-label" in svg or svg.get("aria-hidden") == "true" for tag, svg in found.elements if tag == "svg")
 
 
-def test_hostile_titles_are_shown_and_nothing_more(whole: Path, page: Callable[..., Any], shelf: Dataset) -> None:
+def test_hostile_titles_are_shown_and_nothing_more(whole: Path, page: Callable[..., Any], small_shop: Dataset) -> None:
     found = page(whole)
     titles = {data for tag, data in found.text if tag == "bdi"}
     assert "<script>alert(1)</script> 0" in titles
-    assert titles <= {*shelf.items["title"].to_list(), "text of 2"}
+    assert titles <= {*small_shop.items["title"].to_list(), "text of 2"}
     assert "alert(1)</script>" not in found.source
     pictures = found.having("img")
     assert {"Picture of <script>alert(1)</script> 0", "Picture of ' onmouseover='alert(1) 10"} <= {
@@ -108,12 +108,12 @@ def test_hostile_titles_are_shown_and_nothing_more(whole: Path, page: Callable[.
 
 
 def test_hostile_words_of_a_run(
-    make_run: Callable[..., Path], full_log: Any, page: Callable[..., Any], shelf_embeddings: Embeddings
+    make_run: Callable[..., Path], full_log: Any, page: Callable[..., Any], small_shop_embeddings: Embeddings
 ) -> None:
     log = [{**line, "<b>": 1.0, "effective rank <i>": 2.0} for line in full_log]
     run = make_run("words", log, vlm__model="<script>alert(2)</script>", finished=False)
     (run / "train" / "diverged.json").write_text(json.dumps({"what": "<img src=x>", "step": 41}))
-    dataclasses.replace(shelf_embeddings, model={"kind": "<u>"}).save(run / "embeddings")
+    dataclasses.replace(small_shop_embeddings, model={"kind": "<u>"}).save(run / "embeddings")
     (run / "evaluation.json").write_text('{"tables": "<svg onload=alert(3)>"}')
     found = page(run)
     assert "The pretrained model <script>alert(2)</script> was trained" in found.words
@@ -178,8 +178,10 @@ def test_utilisation_is_drawn_with_both_numbers(
     assert "Utilisation of text: give a run" in found.words
 
 
-def test_other_data_is_told(whole: Path, page: Callable[..., Any], shelf: Dataset) -> None:
-    changed = dataclasses.replace(shelf, items=shelf.items.head(11), interactions=shelf.interactions.head(10))
+def test_other_data_is_reported(whole: Path, page: Callable[..., Any], small_shop: Dataset) -> None:
+    changed = dataclasses.replace(
+        small_shop, items=small_shop.items.head(11), interactions=small_shop.interactions.head(10)
+    )
     assert "Careful: it was trained on other data" in page(whole, dataset=changed).words
 
 
@@ -190,16 +192,16 @@ def test_nothing_but_a_directory(tmp_path: Path, page: Callable[..., Any]) -> No
 
 
 @pytest.mark.parametrize("damage", ["{", '{"format": 9}'])
-def test_damaged_embeddings_are_told(whole: Path, page: Callable[..., Any], damage: str) -> None:
+def test_damaged_embeddings_are_reported(whole: Path, page: Callable[..., Any], damage: str) -> None:
     (whole / "embeddings" / "embeddings.json").write_text(damage)
     found = page(whole)
     assert ALIKE not in found.headings
     assert "embed the catalogue again" in found.words
 
 
-def test_embeddings_of_other_items(whole: Path, page: Callable[..., Any], shelf_embeddings: Embeddings) -> None:
-    other = [f"other {row}" for row in range(len(shelf_embeddings))]
-    dataclasses.replace(shelf_embeddings, item_ids=other, model={"kind": "no-vlm"}).save(whole / "embeddings")
+def test_embeddings_of_other_items(whole: Path, page: Callable[..., Any], small_shop_embeddings: Embeddings) -> None:
+    other = [f"other {row}" for row in range(len(small_shop_embeddings))]
+    dataclasses.replace(small_shop_embeddings, item_ids=other, model={"kind": "no-vlm"}).save(whole / "embeddings")
     assert "no embedded item is in this data set" in page(whole).words
 
 

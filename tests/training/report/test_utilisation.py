@@ -23,13 +23,13 @@ IMAGE = {"train__modalities": ["image"], **EVERY}
 
 
 @pytest.fixture
-def compare(make_run: Callable[..., Path], shelf: Dataset) -> Callable[..., Utilisation]:
+def compare(make_run: Callable[..., Path], small_shop: Dataset) -> Callable[..., Utilisation]:
     def comparing(
         joint: dict[str, Any] = EVERY,
         alone: dict[str, Any] = IMAGE,
         *,
         logs: tuple[list[Any], list[Any]] = (JOINT, ALONE),
-        dataset: Dataset = shelf,
+        dataset: Dataset = small_shop,
         modality: str = "image",
     ) -> Utilisation:
         runs = [
@@ -53,7 +53,7 @@ def test_of_a_run_that_keeps_its_best_weights_theirs(compare: Callable[..., Util
     assert (found.joint, found.joint_step, found.ratio) == (0.12, 5, pytest.approx(0.6))
 
 
-def test_text_likewise(compare: Callable[..., Utilisation]) -> None:
+def test_text_is_compared_as_images_are(compare: Callable[..., Utilisation]) -> None:
     assert compare(alone={**IMAGE, "train__modalities": ["text"]}, modality="text").ratio == pytest.approx(1.5)
 
 
@@ -101,19 +101,19 @@ def test_a_log_without_the_modality(compare: Callable[..., Utilisation]) -> None
         compare(logs=([{"step": 5, "ndcg@10": 0.5}], ALONE))
 
 
-def test_other_data(compare: Callable[..., Utilisation], shelf: Dataset) -> None:
+def test_other_data(compare: Callable[..., Utilisation], small_shop: Dataset) -> None:
     changed = Dataset(
-        shelf.directory,
-        shelf.items.with_columns(pl.lit("another text").alias("text")),
-        shelf.interactions,
+        small_shop.directory,
+        small_shop.items.with_columns(pl.lit("another text").alias("text")),
+        small_shop.interactions,
     )
     with pytest.raises(EvaluationError, match=r"joint: this run was trained on other data, or by another version"):
         compare(dataset=changed)
 
 
-def test_a_run_without_a_fingerprint_is_not_believed(make_run: Callable[..., Path], shelf: Dataset) -> None:
+def test_a_run_without_a_fingerprint_is_not_believed(make_run: Callable[..., Path], small_shop: Dataset) -> None:
     joint, alone = make_run("joint", JOINT, **EVERY), make_run("alone", ALONE, **IMAGE)
     (alone / "train" / "fingerprint").unlink()
     run = TrainingRun.read(joint)
     with pytest.raises(EvaluationError, match=r"alone: this run was trained on other data.*fingerprint unknown"):
-        utilisation(run, TrainingRun.read(alone), "image", shelf, run.split(shelf))
+        utilisation(run, TrainingRun.read(alone), "image", small_shop, run.split(small_shop))

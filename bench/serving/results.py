@@ -1,4 +1,4 @@
-"""Reading bench/results/serving.json: medians over rounds and ratios within a round, None where nothing is measured."""
+"""Reads bench/results/serving.json and computes medians over rounds and ratios within a round."""
 
 import json
 import statistics
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 
-class Reading:
+class ServingResults:
     """A finished or unfinished run.
 
     Args:
         measured: the content of the file.
 
     Attributes:
-        settings: of the run, as :class:`bench.serving.plan.Plan` has them.
+        settings: of the run, as :class:`bench.serving.plan.ServingPlan` has them.
         machine: what it ran on.
         measurements: by key.
     """
@@ -25,7 +25,7 @@ class Reading:
         self.measurements: dict[str, dict[str, Any]] = measured.get("measurements", {})
 
     @classmethod
-    def of(cls, path: Path) -> "Reading":
+    def of(cls, path: Path) -> "ServingResults":
         """Read a file."""
         return cls(json.loads(path.read_text()))
 
@@ -58,7 +58,7 @@ class Reading:
         return _median(one / other for one, other in pairs if one is not None and other)
 
     def failed(self, key: str) -> str | None:
-        """Why a measurement could not be made."""
+        """The reason of a failed measurement."""
         reason: str | None = self.measurements.get(key, {}).get("failed")
         return reason
 

@@ -1,4 +1,4 @@
-"""The stage of the fault run: a Redis that writes through, two replicas of the service, and a balancer before them."""
+"""Starts what the fault run needs: a Redis with synchronous writes, two replicas and a balancer."""
 
 import json
 import os
@@ -27,7 +27,7 @@ _METRIC = re.compile(r"^(vlm2rec_\w+)(\{[^}]*\})? ([\d.e+-]+)$", re.MULTILINE)
 
 
 class Replica:
-    """One process of the service, that may be ended and started again on the same port.
+    """A process of the service that can be stopped and started again on the same port.
 
     Args:
         registry: of the bundle.
@@ -61,18 +61,18 @@ class Replica:
             time.sleep(0.02)
 
     def end(self) -> None:
-        """Have it end in order, and wait for that."""
+        """Stop the process gracefully and wait for its end."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             self._process.wait(60)
 
     def end_workers(self) -> None:
-        """End the threads of its engine."""
+        """Stop the threads of the process's engine."""
         if self._process is not None:
             self._process.send_signal(signal.SIGUSR1)
 
     def burst(self) -> None:
-        """Have it answer many recommendations that come at the same moment."""
+        """Send many recommendations at the same moment."""
         body = b'{"user_id":"user-0"}'
         head = b"POST /recommend HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nConnection: close\r\n"
         clients = [socket.create_connection(("127.0.0.1", self.port), timeout=5) for _ in range(_BURST)]
@@ -84,7 +84,7 @@ class Replica:
                     pass
 
     def status(self, path: str) -> int:
-        """Of the answer to a GET; 0 where nothing answers."""
+        """Status of a GET; 0 without an answer."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
                 return int(answer.status)
@@ -100,8 +100,8 @@ class Replica:
         return Counter({f"{name}{labels}": float(value) for name, labels, value in found})
 
 
-class Stage:
-    """Everything that the load meets.
+class FaultSetup:
+    """Redis, two replicas and the balancer, running while the context lasts.
 
     Args:
         registry: of a published bundle.
@@ -144,7 +144,7 @@ class Stage:
         return self.replicas[0].metrics() + self.replicas[1].metrics()
 
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """One request through the balancer: status and answer; 0 where the connection fails."""
+        """Send one request through the balancer; status and answer, status 0 if the connection fails."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(), {"content-type": "application/json"}
         )
