@@ -27,7 +27,8 @@ def saved(directory: Path) -> Path:
 
 def test_the_lists_are_read_back_as_they_were_written(tmp_path: Path):
     found = ItemLists.load(saved(tmp_path), 3)
-    assert found.names == ("co", "words") and found.slots == ("behaviour", "text")
+    assert found.names == ("co", "words")
+    assert found.slots == ("behaviour", "text")
     assert found.weights.weights == {"co": 0.3, "words": 0.1}
     assert found.weights.recency.tolist() == np.array([1.0, 0.7], np.float32).tolist()
     for part in found.lists:

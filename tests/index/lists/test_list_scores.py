@@ -48,7 +48,8 @@ def test_the_parts_are_those_computed_by_hand():
     found = ListScores(BY_HAND).candidates([history(0, 1)])
     rows, parts = found.of(0)
     assert rows.tolist() == [0, 1, 2, 3]
-    # co: item 1 is newest: 2·1·{2: 1.0}; item 0 is older: 2·.5·{1: .5, 2: .25}; words: 4·1·{0: 1/8, 3: 1/16}, 4·.5·{3: .5}
+    # co: item 1 is newest: 2·1·{2: 1.0}; item 0 is older: 2·.5·{1: .5, 2: .25}.
+    # words: 4·1·{0: 1/8, 3: 1/16} and 4·.5·{3: .5}.
     assert parts.tolist() == [[0.0, 0.5], [0.5, 0.0], [2.25, 0.0], [0.0, 1.25]]
     assert summed(parts).tolist() == [0.5, 0.5, 2.25, 1.25]
 
@@ -78,7 +79,8 @@ def test_the_weight_of_a_slot_multiplies_the_parts_of_its_lists():
 @pytest.mark.parametrize("histories", [[], [history()], [history(2)]])
 def test_a_history_without_neighbours_has_no_candidates(histories: list[NDArray[np.int64]]):
     found = ListScores(BY_HAND).candidates(histories)
-    assert found.rows.tolist() == [] and found.parts.shape == (0, 2)
+    assert found.rows.tolist() == []
+    assert found.parts.shape == (0, 2)
     assert found.offsets.tolist() == [0] * (len(histories) + 1)
 
 
@@ -155,5 +157,6 @@ def test_parts_equal_brute_force_and_do_not_depend_on_the_batch(case: tuple[Item
         np.testing.assert_array_equal(own, expected[:, own_rows].T.astype(np.float32))
         np.testing.assert_array_equal(whole.of(number)[1], expected.T.astype(np.float32))
         alone_rows, alone = scores.candidates([rows]).of(0)
-        assert alone_rows.tolist() == own_rows.tolist() and alone.tobytes() == own.tobytes()
+        assert alone_rows.tolist() == own_rows.tolist()
+        assert alone.tobytes() == own.tobytes()
         np.testing.assert_array_equal(scores.dense([rows])[0], summed(whole.of(number)[1]))
