@@ -124,10 +124,10 @@ class ListWeights:
 
     Attributes:
         recency: (H,) float32, weight of each of the newest H items of a history, newest first; older items have none.
-        weights: list name → weight of the list beside the inner product of the slots; positive.
+        weights: list name → weight of the list beside the inner product of the slots; 0 for a list that is not used.
 
     Raises:
-        ItemListError: a weight that is not finite, negative recency, or a weight that is not positive.
+        ItemListError: a weight that is not finite or negative, or no recency at all.
     """
 
     recency: NDArray[np.float32]
@@ -144,8 +144,8 @@ class ListWeights:
         for name, weight in self.weights.items():
             if name not in LIST_SLOTS:
                 raise ItemListError(f"weights must be of the lists {', '.join(LIST_SLOTS)}, got {name!r}")
-            if not math.isfinite(weight) or weight <= 0:
-                raise ItemListError(f"the weight of list {name} must be finite and > 0, got {weight}")
+            if not math.isfinite(weight) or weight < 0:
+                raise ItemListError(f"the weight of list {name} must be finite and at least 0, got {weight}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +194,15 @@ class ItemLists:
         weights = {name: weight for name, weight in self.weights.weights.items() if name in names}
         lists = tuple(item_list for item_list in self.lists if item_list.name in weights)
         return ItemLists(self.items, lists, ListWeights(self.weights.recency, weights))
+
+    def used(self) -> "ItemLists":
+        """Those whose weight is above 0."""
+        return self.only([name for name, weight in self.weights.weights.items() if weight > 0])
+
+    def weighed(self, weights: ListWeights) -> "ItemLists":
+        """The same lists with other weights; a list that these do not name gets 0."""
+        named = {name: weights.weights.get(name, 0.0) for name in self.names}
+        return ItemLists(self.items, self.lists, ListWeights(weights.recency, named))
 
     def for_layout(self, layout: SlotLayout) -> "ItemLists":
         """Those whose slot the layout has."""

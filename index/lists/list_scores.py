@@ -52,18 +52,18 @@ class ListScores:
     """Scores by lists; immutable, any number of threads may use it.
 
     Args:
-        lists: of the catalogue.
+        lists: of the catalogue; those of weight 0 are left out.
 
     Attributes:
-        lists: the same.
+        lists: those that are left.
         history: newest items of a history that count.
     """
 
     def __init__(self, lists: ItemLists) -> None:
-        self.lists = lists
+        self.lists = lists.used()
         self.history = len(lists.weights.recency)
         self._recency = lists.weights.recency.astype(np.float64)
-        self._weights = [lists.weights.weights[name] for name in lists.names]
+        self._weights = [lists.weights.weights[name] for name in self.lists.names]
 
     def candidates(self, histories: Sequence[NDArray[np.int64]]) -> ListParts:
         """Every item in the lists of the newest items of each history.

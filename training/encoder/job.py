@@ -1,8 +1,9 @@
 """From embeddings and histories to ``RUN/encoder``: what the index is built from.
 
 ``table/`` (stored vectors, popularity, metadata, thumbnails), ``contents.parquet`` (what its items were made of),
-``encoder.onnx``, ``probes.npz``, ``encoder.safetensors``, ``projection.safetensors`` (slots for new items) and
-``fit.json`` (configuration, data, log). Checkpoints lie in ``checkpoints/`` while fitting and are removed at the end.
+``lists/`` (item-to-item lists with their weights), ``encoder.onnx``, ``probes.npz``, ``encoder.safetensors``,
+``projection.safetensors`` (slots for new items) and ``fit.json`` (configuration, data, log). Checkpoints lie in
+``checkpoints/`` while fitting and are removed at the end.
 """
 
 import hashlib
@@ -34,9 +35,11 @@ from training.embedding.store import Embeddings
 from training.encoder.fit import FitLog, Report, fit
 from training.encoder.onnx_export import Parity, export_encoder
 from training.encoder.projection import project, save_projection
-from training.encoder.slot_model import SlotModel
+from training.encoder.slot_model import SlotModel, stored_vectors, torch_encoder
 from training.errors import ConfigError, DatasetError, EmbeddingsError
+from training.lists.fit_lists import Progress, fit_lists
 from training.ranking.cold_items import cold_mask, without_items
+from training.ranking.slot_ranker import SlotRanker
 
 ENCODER_DIRECTORY = "encoder"
 TABLE_DIRECTORY = "table"
@@ -93,6 +96,7 @@ def fit_run(
     report: Report = lambda _line: None,
     step_done: Callable[[float], None] = lambda _share: None,
     pictured: Callable[[int, int], None] = lambda _done, _all: None,
+    listed: Progress = lambda _step, _done, _all: None,
 ) -> dict[str, Any]:
     """Fit slots and sequence encoder and write everything that the index needs.
 
@@ -104,6 +108,7 @@ def fit_run(
         report: called after every epoch with its line of the log.
         step_done: called after every step with the share of the epoch that is done.
         pictured: told how many thumbnails are made at the end, and of how many.
+        listed: called while the item-to-item lists are made and weighed.
 
     Returns:
         What is written to ``fit.json``.
@@ -135,7 +140,7 @@ def fit_run(
         split.parts.validation,
         config,
         directory / CHECKPOINTS,
-        fingerprint=f"{split.fingerprint} {_digest(config.model_dump(mode='json'))} {_digest(embeddings.model)}",
+        fingerprint=f"{split.fingerprint} {_digest(_fitted_by(config))} {_digest(embeddings.model)}",
         report=report,
         step_done=step_done,
     )
@@ -143,6 +148,7 @@ def fit_run(
     made = make_thumbnails(dataset, directory / THUMBNAILS_FILE, progress=pictured)
     record = _write(directory, dataset, embeddings, model, split, config, made)
     (directory / THUMBNAILS_FILE).unlink()  # the table has a copy
+    record["lists"] = _lists(directory, dataset, embeddings, model, split, config, listed)
     record |= _account(log, split, counts) | {"seconds": round(time.monotonic() - started, 1)}
     _replace_text(directory / FIT_FILE, json.dumps(record, indent=2) + "\n")
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
@@ -258,6 +264,27 @@ def _write(
         "parity": {"cases": parity.cases, "difference": parity.difference},
         "thumbnails": {"made": made.made, "unreadable": made.unreadable},
     }
+
+
+def _lists(
+    directory: Path,
+    dataset: Dataset,
+    embeddings: Embeddings,
+    model: SlotModel,
+    split: Split,
+    config: EncoderConfig,
+    listed: Progress,
+) -> dict[str, Any]:
+    """Item-to-item lists, weighed beside the slots as they are stored."""
+    ranker = SlotRanker(stored_vectors(model, config.precision), torch_encoder(model), config.max_history)
+    return fit_lists(
+        directory, ranker, model.layout, dataset.texts(), embeddings.vectors, split.parts, config, progress=listed
+    )
+
+
+def _fitted_by(config: EncoderConfig) -> dict[str, Any]:
+    """What the weights of the encoder depend on: a checkpoint fits any choice of lists."""
+    return config.model_dump(mode="json", exclude={"list_neighbours", "list_history"})
 
 
 def _account(log: FitLog, split: Split, counts: NDArray[np.int64]) -> dict[str, Any]:

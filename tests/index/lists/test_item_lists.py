@@ -86,8 +86,8 @@ def test_an_item_and_list_of_50_neighbours_takes_about_300_bytes(tmp_path: Path)
         ({"recency": None}, "not a readable"),
         ({"lists": [{"name": "../x", "weight": 1.0, "entries": 3}]}, "one of co"),
         ({"lists": [{"name": ["co"], "weight": 1.0, "entries": 3}]}, "not a readable"),
-        ({"lists": [{"name": "co", "weight": 0.0, "entries": 3}]}, "> 0"),
-        ({"lists": [{"name": "co", "weight": float("inf"), "entries": 3}]}, "> 0"),
+        ({"lists": [{"name": "co", "weight": -0.1, "entries": 3}]}, "at least 0"),
+        ({"lists": [{"name": "co", "weight": float("inf"), "entries": 3}]}, "finite"),
         ({"lists": [{"name": "co", "weight": 1.0, "entries": -1}]}, "cannot have -1"),
         ({"lists": [{"name": "co", "weight": 1.0, "entries": 7}]}, "cannot have 7"),
         ({"lists": [{"name": "co", "weight": 1.0, "entries": True}]}, "cannot have True"),
@@ -203,3 +203,13 @@ def test_weights_of_other_lists_and_lists_of_other_lengths_are_refused():
         ItemLists(4, (item_list("co"),), weights(co=1.0))
     with pytest.raises(ItemListError, match="next"):
         weights(next=1.0)
+
+
+def test_a_list_of_weight_0_is_kept_on_disk_and_is_not_used(tmp_path: Path):
+    ItemLists(3, (item_list("co"), item_list("words")), weights(co=0.0, words=0.5)).save(tmp_path)
+    found = ItemLists.load(tmp_path, 3)
+    assert found.names == ("co", "words")
+    assert found.used().names == ("words",)
+    other = found.weighed(weights(co=2.0))
+    assert other.weights.weights == {"co": 2.0, "words": 0.0}
+    assert other.used().names == ("co",)

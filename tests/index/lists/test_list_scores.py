@@ -96,6 +96,12 @@ def test_a_list_whose_slot_is_absent_is_left_out():
     assert ListScores(text_only).dense([history(0, 1)]).tolist() == [[0.5, 0.0, 0.0, 1.25]]
 
 
+def test_a_list_of_weight_0_has_no_part():
+    scores = ListScores(BY_HAND.weighed(ListWeights(BY_HAND.weights.recency, {"co": 0.0, "words": 4.0})))
+    assert scores.lists.names == ("words",)
+    assert scores.dense([history(0, 1)]).tolist() == [[0.5, 0.0, 0.0, 1.25]]
+
+
 @pytest.mark.parametrize("rows", [history(-1), history(4), history(0, 99)])
 def test_a_row_outside_the_catalogue_is_refused(rows: NDArray[np.int64]):
     with pytest.raises(SearchError, match="0 … 3"):
