@@ -25,23 +25,30 @@ _Neighbours = list[tuple[NDArray[np.int32], NDArray[np.float16]]]
 
 
 def co_occurrence_list(
-    train: Sequences, items: int, neighbours: int, *, progress: Progress = lambda _items: None
+    train: Sequences,
+    items: int,
+    neighbours: int,
+    *,
+    backward: float = 1.0,
+    progress: Progress = lambda _items: None,
 ) -> ItemList:
     """Items seen near each other by the same users, as :class:`training.ranking.baselines.CoOccurrence` counts them.
 
-    Two events of a user at most 20 apart add 1 / distance to their pair, in both directions; the sum is divided by
-    √(events of one · events of the other).
+    Two events of a user at most 20 apart add 1 / distance to the pair of the older item with the newer one, and
+    ``backward`` / distance to that of the newer item with the older one; the sum is divided by √(events of one · events
+    of the other). With 1 the similarity is symmetric; less makes what usually comes next more similar.
 
     Args:
         train: training histories.
         items: size of the catalogue n.
         neighbours: most entries of an item N.
+        backward: weight of the item that came before, 0 … 1.
         progress: called after every block.
     """
     counts = np.bincount(train.rows, minlength=items)
     lists: _Neighbours = []
     for first, last in _pair_blocks(counts, items):
-        sums = _pair_sums(train, items, first, last)
+        sums = _pair_sums(train, items, first, last, backward)
         sources = np.repeat(np.arange(first, last), np.diff(sums.indptr))
         sums.data /= np.sqrt(counts[sources] * counts[sums.indices])
         lists += _nearest_sparse(sums, first, neighbours)
@@ -106,18 +113,18 @@ def _pair_blocks(counts: NDArray[np.int64], items: int) -> Iterator[tuple[int, i
         first = last
 
 
-def _pair_sums(train: Sequences, items: int, first: int, last: int) -> csr_matrix:
-    """(last − first, n) sums of 1 / distance over the pairs of the items ``first`` … ``last − 1`` with others."""
+def _pair_sums(train: Sequences, items: int, first: int, last: int, backward: float) -> csr_matrix:
+    """(last − first, n) weighted sums of 1 / distance over the pairs of items ``first`` … ``last − 1`` with others."""
     users = np.repeat(np.arange(len(train)), train.lengths)
     sources, others, weights = [], [], []
     for distance in range(1, WINDOW + 1):
         same = users[:-distance] == users[distance:]
         older, newer = train.rows[:-distance][same], train.rows[distance:][same]
-        for source, other in ((older, newer), (newer, older)):
+        for source, other, weight in ((older, newer, 1.0), (newer, older, backward)):
             chosen = (source >= first) & (source < last) & (source != other)
             sources.append(source[chosen] - first)
             others.append(other[chosen])
-            weights.append(np.full(int(chosen.sum()), 1.0 / distance))
+            weights.append(np.full(int(chosen.sum()), weight / distance))
     pairs = (np.concatenate(weights), (np.concatenate(sources), np.concatenate(others)))
     return csr_matrix(pairs, shape=(last - first, items))
 

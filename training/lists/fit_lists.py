@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.items.slots import IMAGE, SlotLayout
-from index.lists.item_lists import CO, LIST_SLOTS, LOOK, WORDS, ItemList, ItemLists, ListWeights
+from index.lists.item_lists import CO, LIST_SLOTS, WORDS, ItemList, ItemLists, ListWeights
 from training.config.encoder_config import EncoderConfig
 from training.data.sequences import LeaveOneOut, Targets, evenly_spaced
 from training.lists.build import co_occurrence_list, look_list, words_list
@@ -17,7 +18,8 @@ from training.lists.weights import RECENCIES, ChosenWeights, ValidationPool, cho
 from training.ranking.slot_ranker import SlotRanker
 
 LISTS_DIRECTORY = "lists"
-_SEARCHES = len(RECENCIES)
+_DIRECTED = 0.3
+"""Weight of what came before in the directed co-occurrence, which is tried beside the symmetric one."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the step, what is done and how much there is."""
@@ -35,6 +37,8 @@ def fit_lists(
     progress: Progress = lambda _step, _done, _all: None,
 ) -> dict[str, Any]:
     """Make and weigh the lists whose slot the layout has; earlier lists in the directory are replaced.
+
+    Co-occurrence is counted symmetrically and directed, and validation chooses between them.
 
     Without validation targets nothing can be weighed, and no list is made.
 
@@ -57,17 +61,21 @@ def fit_lists(
     if not config.list_neighbours or not len(validation):
         return {}
     lists = _build(layout, texts, features, parts, config, progress)
-    chosen, alone = (
-        _choose(
-            some, ranker.findable, validation, lists, config, lambda done, step=step: progress(step, done, _SEARCHES)
-        )
-        for some, step in ((ranker, "weights of the lists"), (None, "weights of the lists alone"))
-    )
+    choose = partial(_choose, validation=validation, findable=ranker.findable, config=config, progress=progress)
+    chosen = choose(ranker, lists, step="weights of the lists")
+    backward = 1.0
+    if CO in lists:
+        directed = lists | {CO: _co_occurrence(parts, len(texts), config, _DIRECTED, progress)}
+        other = choose(ranker, directed, step="weights with directed co-occurrence")
+        if other.ndcg > chosen.ndcg:
+            lists, chosen, backward = directed, other, _DIRECTED
+    alone = choose(None, lists, step="weights of the lists alone")
     made = tuple(lists.values())
     ItemLists(len(texts), made, chosen.weights).save(directory / LISTS_DIRECTORY)
     return {
         "neighbours": config.list_neighbours,
         "entries": {item_list.name: len(item_list.rows) for item_list in made},
+        "co_backward": backward,
         "validation_users": len(validation),
         "chosen": _described(chosen) | {"ndcg@10_without_lists": chosen.ndcg_without},
         "alone": _described(alone),
@@ -83,29 +91,43 @@ def _build(
     progress: Progress,
 ) -> dict[str, ItemList]:
     """The lists whose slot the layout has, in their order."""
-    items, neighbours = len(texts), config.list_neighbours
-    makers: dict[str, Callable[[Callable[[int], None]], ItemList]] = {
-        CO: lambda done: co_occurrence_list(parts.train, items, neighbours, progress=done),
-        WORDS: lambda done: words_list(texts, neighbours, progress=done),
-        LOOK: lambda done: look_list(features[IMAGE], neighbours, progress=done),
-    }
+    items, wanted = len(texts), [name for name in LIST_SLOTS if LIST_SLOTS[name] in layout.names]
     lists = {}
-    for name in LIST_SLOTS:
-        if LIST_SLOTS[name] in layout.names:
-            lists[name] = makers[name](lambda done, name=name: progress(f"list {name}", done, items))
+    for name in wanted:
+        if name == CO:
+            lists[name] = _co_occurrence(parts, items, config, 1.0, progress)
+        elif name == WORDS:
+            lists[name] = words_list(texts, config.list_neighbours, progress=_counted(progress, "list words", items))
+        else:
+            done = _counted(progress, "list look", items)
+            lists[name] = look_list(features[IMAGE], config.list_neighbours, progress=done)
     return lists
+
+
+def _co_occurrence(
+    parts: LeaveOneOut, items: int, config: EncoderConfig, backward: float, progress: Progress
+) -> ItemList:
+    done = _counted(progress, "list co", items)
+    return co_occurrence_list(parts.train, items, config.list_neighbours, backward=backward, progress=done)
 
 
 def _choose(
     ranker: SlotRanker | None,
-    findable: NDArray[np.bool_],
-    validation: Targets,
     lists: Mapping[str, ItemList],
+    *,
+    validation: Targets,
+    findable: NDArray[np.bool_],
     config: EncoderConfig,
-    progress: Callable[[int], None],
+    step: str,
+    progress: Progress,
 ) -> ChosenWeights:
     pool = ValidationPool(ranker, validation, findable, lists, config.list_history, exclude_seen=config.exclude_seen)
-    return choose_weights(pool, config.list_history, progress=progress)
+    return choose_weights(pool, config.list_history, progress=_counted(progress, step, len(RECENCIES)))
+
+
+def _counted(progress: Progress, step: str, every: int) -> Callable[[int], None]:
+    """A callback that takes only what is done of one step."""
+    return lambda done: progress(step, done, every)
 
 
 def _described(chosen: ChosenWeights) -> dict[str, Any]:

@@ -70,6 +70,18 @@ def test_co_by_hand(make_sequences: Make) -> None:
     assert found[3] == []
 
 
+def test_co_counts_what_came_before_with_the_backward_weight(make_sequences: Make) -> None:
+    """0 comes before 1 and 2, each occurs once or twice: similarities are sums of 1 / distance or a quarter of it."""
+    found = entries(co_occurrence_list(make_sequences([[0, 1, 2], [0, 3]]), 4, 5, backward=0.25))
+    root = np.sqrt(2)
+    whole, half = float(np.float16(1 / root)), float(np.float16(0.5 / root))
+    assert found[0] == [(1, whole), (3, whole), (2, half)]
+    assert found[1] == [(2, 1.0), (0, float(np.float16(0.25 / root)))]
+    assert found[2] == [(1, 0.25), (0, float(np.float16(0.125 / root)))]
+    none = entries(co_occurrence_list(make_sequences([[0, 1, 2]]), 3, 5, backward=0.0))
+    assert [[row for row, _ in near] for near in none] == [[1, 2], [2], []]
+
+
 @pytest.mark.usefixtures("_blocks")
 @pytest.mark.parametrize("neighbours", [1, 2, 100])
 def test_words_is_the_cosine_of_the_texts(neighbours: int) -> None:
