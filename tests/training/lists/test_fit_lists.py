@@ -50,7 +50,10 @@ def test_directed_co_occurrence_is_chosen_where_order_tells_more(
     texts = ring_dataset.texts()
     walks = [[(start + step) % 12 for step in range(6)] for start in range(12)] * 2
     parts = leave_one_out(make_sequences(walks))
-    layout, config = SlotLayout((Slot("behaviour", 2),)), EncoderConfig(list_neighbours=3, list_history=1, exclude_seen=False)
+    layout, config = (
+        SlotLayout((Slot("behaviour", 2),)),
+        EncoderConfig(list_neighbours=3, list_history=1, exclude_seen=False),
+    )
     nothing = SlotRanker(np.ones((12, 2), np.float32), lambda rows: np.zeros((len(rows), 2), np.float32), 1)
     record = fit_lists(tmp_path, nothing, layout, texts, {}, parts, config)
     assert record["co_backward"] == 0.3
