@@ -168,7 +168,9 @@ def rankers(run: FittedRun, split: Split, texts: Sequence[str | None] | None = N
         fewer = lists.only([other for other in lists.names if other != name])
         systems[f"without {name}"] = (with_lists(encoder, fewer), encoder.findable)
     if run.lists is not None and run.list_weights_alone is not None:
-        systems[LISTS_ALONE] = (ListRanker(run.lists.weighed(run.list_weights_alone)), encoder.findable)
+        alone = run.lists.weighed(run.list_weights_alone).used()
+        if alone.lists:
+            systems[LISTS_ALONE] = (ListRanker(alone), encoder.findable)
     for subset in _SUBSETS:
         if set(subset) < set(layout.names):
             some = SlotRanker(layout.keep_only(subset, vectors), run.encoder.encode, run.encoder.max_history)

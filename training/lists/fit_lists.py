@@ -40,7 +40,7 @@ def fit_lists(
 
     Co-occurrence is counted symmetrically and directed, and validation chooses between them.
 
-    Without validation targets nothing can be weighed, and no list is made.
+    Without validation targets nothing can be weighed, and no list is made; nor is one without any entry.
 
     Args:
         directory: ``RUN/encoder``.
@@ -61,6 +61,8 @@ def fit_lists(
     if not config.list_neighbours or not len(validation):
         return {}
     lists = _build(layout, texts, features, parts, config, progress)
+    if not lists:
+        return {}
     choose = partial(_choose, validation=validation, findable=ranker.findable, config=config, progress=progress)
     chosen = choose(ranker, lists, step="weights of the lists")
     backward = 1.0
@@ -90,7 +92,7 @@ def _build(
     config: EncoderConfig,
     progress: Progress,
 ) -> dict[str, ItemList]:
-    """The lists whose slot the layout has, in their order."""
+    """The lists whose slot the layout has and that have an entry, in their order."""
     items, wanted = len(texts), [name for name in LIST_SLOTS if LIST_SLOTS[name] in layout.names]
     lists = {}
     for name in wanted:
@@ -101,7 +103,7 @@ def _build(
         else:
             done = _counted(progress, "list look", items)
             lists[name] = look_list(features[IMAGE], config.list_neighbours, progress=done)
-    return lists
+    return {name: made for name, made in lists.items() if len(made.rows)}
 
 
 def _co_occurrence(

@@ -112,3 +112,11 @@ def test_a_list_whose_slot_the_run_lacks_is_not_made(
     config = small_config.model_copy(update={"epochs": 1, "slots": ("text",)})
     record = fit_run(ring_dataset, Embeddings.load(ring_run[0] / "embeddings"), config, tmp_path)
     assert list(record["lists"]["entries"]) == ["words"]
+
+
+def test_nothing_to_compare_makes_no_lists(make_sequences: Make, tmp_path: Path) -> None:
+    parts = leave_one_out(make_sequences([[0, 0, 0, 1]] * 4))
+    layout = SlotLayout((Slot("text", 2), Slot("behaviour", 2)))
+    nothing = SlotRanker(np.ones((3, 4), np.float32), lambda rows: np.zeros((len(rows), 4), np.float32), 1)
+    assert fit_lists(tmp_path, nothing, layout, [None, "a", "b"], {}, parts, EncoderConfig()) == {}
+    assert not (tmp_path / "lists").exists()
