@@ -105,10 +105,11 @@ class ListScores:
 
     def dense(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """(B, n) float32: the sum of the parts of all lists for every item of the catalogue."""
-        found = self.candidates(histories)
-        scores = np.zeros((len(histories), self.lists.items), dtype=np.float32)
-        users = np.repeat(np.arange(len(histories)), np.diff(found.offsets))
-        scores[users, found.rows] = summed(found.parts)
+        entries, shape = self._entries(histories), (len(histories), self.lists.items)
+        scores = np.zeros(shape, dtype=np.float32)
+        for keys, values in zip(entries.keys, entries.values, strict=True):
+            part = np.bincount(keys, weights=values, minlength=scores.size)
+            scores += part.astype(np.float32).reshape(shape)
         return scores
 
     def scales(self, slot_weights: Mapping[str, float]) -> NDArray[np.float32]:
