@@ -173,7 +173,7 @@ def choose_weights(
         progress: called after every recency with the number that are done.
     """
     best, recency, weights, tried = -1.0, RECENCIES[0], _zeros(pool), 0
-    without = pool.ndcg(np.zeros((len(pool.parts(1.0)), len(pool.names)), np.float32), weights)
+    without = pool.ndcg(np.zeros((0, len(pool.names)), np.float32), weights)  # weights of 0 read no part
     for done, candidate in enumerate(RECENCIES, start=1):
         climb = _Climb(pool, pool.parts(candidate))
         starts = [weights] if done > 1 else itertools.product(_STARTS, repeat=len(pool.names))
