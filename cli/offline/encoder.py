@@ -71,14 +71,19 @@ def fit_encoder(
         f"{record['seconds']:.0f} s; ONNX Runtime agrees with PyTorch to {record['parity']['difference']:.1g}"
     )
     if record["lists"]:
-        _console.print(_lists(record["lists"]))
+        _console.print(lists_line(record["lists"]))
     thumbnails = record["thumbnails"]
     if thumbnails["made"] or thumbnails["unreadable"]:
         skipped = f", {thumbnails['unreadable']:,} unreadable pictures skipped" if thumbnails["unreadable"] else ""
         _console.print(f"{thumbnails['made']:,} thumbnails{skipped}")
 
 
-def _lists(record: Mapping[str, Any]) -> str:
+def lists_line(record: Mapping[str, Any]) -> str:
+    """What is said of the lists at the end of a fit.
+
+    Args:
+        record: what ``fit.json`` says of them; not empty.
+    """
     chosen = record["chosen"]
     used = [f"{name} {weight:g}" for name, weight in chosen["weights"].items() if weight]
     figures = f"validation NDCG@10 {chosen['ndcg@10_without_lists']:.4f} without, {chosen['ndcg@10']:.4f} with"

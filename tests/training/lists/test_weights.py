@@ -100,7 +100,7 @@ def test_the_figure_is_that_of_ranking_the_whole_catalogue(exclude_seen: bool, a
                 ITEMS, tuple(lists.values()), ListWeights(recencies, dict(zip(lists, weights, strict=True)))
             )
             rank = rank_targets(ListRanker(together, ranker), validation, findable, exclude_seen=exclude_seen).full
-            assert pool.ndcg(pool.parts(recency), weights) == pytest.approx(metrics.gains(rank, 10).mean(), abs=2e-3)
+            assert pool.ndcg(pool.parts(recency), weights) == pytest.approx(metrics.gains(rank, 10).mean(), abs=1e-9)
 
 
 def test_without_a_target_in_reach_nothing_is_chosen() -> None:
