@@ -4,8 +4,9 @@ Command modules import nothing heavy at module level, so `vlm2rec --help` and `v
 """
 
 import sys
+import warnings
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -68,6 +69,23 @@ app.command("verify", rich_help_panel="Online")(verify.verify)
 
 def run() -> None:
     """Run the command line; an error of a package becomes one line and an exit code, never a traceback."""
+    show_others = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        """Print a warning for users, such as a renamed key, as one line, without the line of code that gave it."""
+        if issubclass(category, FutureWarning):
+            _print(f"warning: {message}", "yellow")
+        else:
+            show_others(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
     try:
         app()
     except (IndexingError, TrainingError, ServiceError, DemoError, CliError) as error:
@@ -82,5 +100,9 @@ def run() -> None:
 
 
 def _fail(message: str, code: int = _EXIT_BAD_INPUT) -> NoReturn:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {message}", markup=False, style="red")
+    _print(f"error: {message}", "red")
     sys.exit(code)
+
+
+def _print(line: str, style: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(line, markup=False, style=style)

@@ -1,6 +1,7 @@
 """`vlm2rec train` and `vlm2rec embed` on a few items."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,21 @@ def test_embed_without_a_model(data: Path, tmp_path: Path) -> None:
         vlm2rec("embed", data, "--run", run)
     assert "embedded 6 items" in vlm2rec("embed", data, "--run", run, "--no-vlm")
     assert json.loads((run / "embeddings" / "embeddings.json").read_text())["model"]["kind"] == "no-vlm"
+
+
+def test_a_renamed_key_is_one_line_of_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "old.toml"
+    config.write_text("[loss]\nmu = 0.5\n")
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # restored at the end
+    monkeypatch.setattr(
+        "sys.argv", ["vlm2rec", "train", str(tmp_path), "--run", str(tmp_path / "run"), "--config", str(config)]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        with pytest.raises(SystemExit):
+            main()  # no data set there
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"warning: {config}: loss.mu is now called loss.wpcl_weight")
+    assert lines[1].startswith("error: ")
