@@ -79,9 +79,9 @@ def evaluate(
     """Rank the whole catalogue for every held-out event: baselines, the VLM itself, the encoder, each slot alone.
 
     Excludes the user's history, as the service does, so a target in the history is a miss; a second table omits such
-    targets. A run fitted with exclude_seen = false excludes nothing. Ties count half. "text only" sets every other slot
-    to zero on both sides. Ratios have paired bootstrap intervals. The tables are saved as JSON and Markdown. Encoding
-    histories with a vision-language model resumes after an interruption.
+    targets. A run fitted with exclude_seen = false excludes nothing. Ties count by their expected gain. "text only"
+    sets every other slot to zero on both sides. Ratios have paired bootstrap intervals. The tables are saved as JSON
+    and Markdown. Encoding histories with a vision-language model resumes after an interruption.
     """
     from training.data.dataset import load_dataset
     from training.data.sequences import Sequences, last_item

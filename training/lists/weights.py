@@ -126,10 +126,10 @@ class ValidationPool:
         compared = own[self._owner]
         ahead = np.add.reduceat((scores > compared).astype(np.int32), self._starts)
         tied = np.add.reduceat((scores == compared).astype(np.int32), self._starts) - 1
-        rank = ahead + 0.5 * tied
+        found = metrics.Ranks(ahead.astype(np.float64), tied.astype(np.float64))
         if self._ranker is None:
-            rank = np.where(own > 0, rank, np.inf)  # tied with the whole catalogue
-        return float(metrics.gains(rank, CUT).sum() / self._users)
+            found = found.missed(own <= 0)  # the lists alone return no item without a score
+        return float(metrics.gains(found, CUT).sum() / self._users)
 
     def _scores(self, recency: float) -> ListScores:
         falling = np.power(recency, np.arange(self._length)).astype(np.float32)
