@@ -23,7 +23,7 @@ from training.encoder.job import ENCODER_FILE, FIT_FILE, TABLE_DIRECTORY, Split,
 from training.errors import EvaluationError
 from training.lists.fit_lists import LISTS_DIRECTORY, recorded_weights
 from training.lists.list_ranker import ListRanker
-from training.ranking.baselines import CoOccurrence, ItemMean, Popularity, Ranker
+from training.ranking.baselines import CoOccurrence, ItemMean, Popularity, Ranker, unit_slots
 from training.ranking.cold_items import cold_targets
 from training.ranking.ranking import rank_targets, sample_negatives
 from training.ranking.saved_ranks import RankedTable
@@ -132,7 +132,12 @@ class TargetSet:
     whole: int
 
 
-def rankers(run: FittedRun, split: Split, texts: Sequence[str | None] | None = None) -> dict[str, System]:
+def rankers(
+    run: FittedRun,
+    split: Split,
+    texts: Sequence[str | None] | None = None,
+    baselines: Systems | None = None,
+) -> dict[str, System]:
     """Every system that needs no vision-language model.
 
     What is served is the encoder with the item-to-item lists; with one slot only, the lists of that slot count. Where
@@ -142,6 +147,7 @@ def rankers(run: FittedRun, split: Split, texts: Sequence[str | None] | None = N
         run: the fitted run.
         split: of the same data set; only its training part is used.
         texts: of its items, for the neighbours by TF-IDF; None for no such system.
+        baselines: further ones, see :func:`training.evaluation.interaction_baselines.interaction_baselines`.
 
     Returns:
         Name → ranker and the (n,) bool items that it can return; popularity first.
@@ -158,7 +164,12 @@ def rankers(run: FittedRun, split: Split, texts: Sequence[str | None] | None = N
     if texts is not None:
         alike = TfidfNeighbours(texts, run.encoder.max_history)
         systems[TFIDF] = (alike, alike.findable)
+    systems |= baselines or {}
     systems["item-mean"] = (ItemMean(vectors, run.encoder.max_history), encoder.findable)
+    systems["item-mean, unit slots"] = (
+        ItemMean(unit_slots(layout, vectors), run.encoder.max_history),
+        encoder.findable,
+    )
     systems[SERVED] = (with_lists(encoder, lists), encoder.findable)
     if lists.lists:
         systems[ENCODER_ALONE] = (encoder, encoder.findable)
