@@ -48,7 +48,7 @@ DirectOption = Annotated[
 ]
 EaseOption = Annotated[
     bool | None,
-    typer.Option("--ease/--no-ease", help="Also rank by EASE; default up to 5,000 items with events, at most 20,000."),
+    typer.Option("--ease/--no-ease", help="Also rank by EASE; default up to 8,000 items with events, at most 20,000."),
 ]
 TargetsOption = Annotated[int | None, typer.Option(min=1, help="Most targets of a table, evenly spaced.")]
 AgainstOption = Annotated[

@@ -13,7 +13,7 @@ from training.ranking.interaction_models import EASE_BYTES_PER_PAIR, Ease, ItemK
 from training.ranking.ranking import rank_targets
 from training.ranking.table import EASE, ITEM_KNN
 
-EASE_BY_DEFAULT = 5_000
+EASE_BY_DEFAULT = 8_000
 """Most items with events for which EASE is a row without being asked for: seconds of one core for each setting."""
 EASE_AT_ALL = 20_000
 """Most items with events for EASE: its inverse takes minutes for each setting, and 6 GiB."""
