@@ -2,6 +2,7 @@
 
 IndexingError
 ├── ItemTableError      an item table, its slots or its evaluation queries break a rule
+├── ItemListError       item-to-item lists or their weights break a rule
 ├── IndexSpecError      an index specification asks for something impossible
 ├── EncoderError        encoder.onnx cannot be loaded or gives an invalid query
 ├── SearchError         a query is invalid (shape, dtype, non-finite), or the search failed
@@ -26,6 +27,10 @@ class IndexingError(Exception):
 
 class ItemTableError(IndexingError):
     """An item table, its slots or its evaluation queries break a rule."""
+
+
+class ItemListError(IndexingError):
+    """Item-to-item lists or their weights break a rule."""
 
 
 class IndexSpecError(IndexingError):

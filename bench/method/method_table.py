@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.measurements import commit, machine, rounded
 from bench.method.method_goals import GOALS, checked
@@ -100,7 +99,7 @@ def choose(rows: tuple[Row, ...], validation: Readings) -> dict[str, str]:
     return chosen
 
 
-def _readings(ranks: Mapping[str, Mapping[int, Mapping[str, NDArray[np.float64]]]], part: str) -> Readings:
+def _readings(ranks: Mapping[str, Mapping[int, Mapping[str, metrics.Ranks]]], part: str) -> Readings:
     """NDCG@10 of every user of one part."""
     gains = {
         row: {

@@ -45,6 +45,8 @@ _CHUNK_TOKENS = 4_096
 """On one core a quarter faster than groups of 32,768, which do not fit its cache."""
 _PICTURE_BYTES = 2**30
 _DECIMALS = 6
+_TIED = " tied"
+"""Ends the name of an array of ties; the array beside it has the mean ranks."""
 
 
 class Busy(Exception):
@@ -96,10 +98,12 @@ class UnitPlace:
             return None
         return found if found.get("fingerprint") == self.unit.fingerprint else None
 
-    def ranks(self) -> dict[str, NDArray[np.float64]]:
-        """``fresh fused`` … → (users,) rank of each user's target, 0 = best."""
+    def ranks(self) -> dict[str, metrics.Ranks]:
+        """``fresh fused`` … → rank of each user's target; a file of before has no ties."""
         with np.load(self.path / "ranks.npz") as found:
-            return {name: found[name].astype(np.float64) for name in found.files}
+            arrays = {name: found[name].astype(np.float64) for name in found.files}
+        tied = {name: arrays.pop(name) for name in [*arrays] if name.endswith(_TIED)}
+        return {name: metrics.Ranks.of_means(means, tied.get(f"{name}{_TIED}")) for name, means in arrays.items()}
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
@@ -150,7 +154,8 @@ def carry_out(unit: Unit, work: Path, *, report: Callable[[str, float], None] = 
         started = time.perf_counter()
         ranks = _ranks(embedding, world, config, report)
         seconds = time.perf_counter() - started
-        _write_arrays(place.path / "ranks.npz", ranks)
+        tied = {f"{name}{_TIED}": found.tied for name, found in ranks.items()}
+        _write_arrays(place.path / "ranks.npz", {name: found.means for name, found in ranks.items()} | tied)
         log = read_log(place.train / "log.jsonl")
         result = {
             "fingerprint": unit.fingerprint,
@@ -220,8 +225,8 @@ def _untrained(unit: Unit, world: UnitData, config: RunConfig, place: UnitPlace)
 
 def _ranks(
     embedding: Embedding, world: UnitData, config: RunConfig, report: Callable[[str, float], None]
-) -> dict[str, NDArray[np.float64]]:
-    """Part and reading, popularity among them → (users,) ranks over the whole catalogue, the history masked."""
+) -> dict[str, metrics.Ranks]:
+    """Part and reading, popularity among them → ranks over the whole catalogue, the history masked."""
     names, fusion = config.train.modalities, config.loss.fusion
     encoder = CatalogueEncoder(
         embedding, world.dataset, picture_bytes=_PICTURE_BYTES, modalities=names, chunk_tokens=_CHUNK_TOKENS
@@ -258,7 +263,7 @@ def _encoded(encoder: CatalogueEncoder, targets: Targets, report: Callable[[floa
 
 
 def _means(
-    ranks: Mapping[str, NDArray[np.float64]], of: Callable[[NDArray[np.float64], int], NDArray[np.float64]]
+    ranks: Mapping[str, metrics.Ranks], of: Callable[[metrics.Ranks, int], NDArray[np.float64]]
 ) -> dict[str, dict[str, float]]:
     """Part → reading → mean over the users."""
     means: dict[str, dict[str, float]] = {}

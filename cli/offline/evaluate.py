@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from training.data.dataset import Dataset
     from training.encoder.job import Split
-    from training.evaluation.evaluate import System, TargetSet
+    from training.evaluation.evaluate import FittedRun, System, TargetSet
     from training.ranking.saved_ranks import RankedTable
     from training.ranking.table import Table
 
@@ -46,6 +46,10 @@ DirectOption = Annotated[
         help="Also rank by the vectors of the vision-language model, trained and untrained; default if RUN has one.",
     ),
 ]
+EaseOption = Annotated[
+    bool | None,
+    typer.Option("--ease/--no-ease", help="Also rank by EASE; default up to 8,000 items with events, at most 20,000."),
+]
 TargetsOption = Annotated[int | None, typer.Option(min=1, help="Most targets of a table, evenly spaced.")]
 AgainstOption = Annotated[
     str | None,
@@ -69,6 +73,7 @@ def evaluate(
     users: UsersOption = None,
     validation: ValidationOption = False,
     direct: DirectOption = None,
+    ease: EaseOption = None,
     targets: TargetsOption = None,
     against: AgainstOption = None,
     ranks: RanksOption = None,
@@ -79,9 +84,9 @@ def evaluate(
     """Rank the whole catalogue for every held-out event: baselines, the VLM itself, the encoder, each slot alone.
 
     Excludes the user's history, as the service does, so a target in the history is a miss; a second table omits such
-    targets. A run fitted with exclude_seen = false excludes nothing. Ties count half. "text only" sets every other slot
-    to zero on both sides. Ratios have paired bootstrap intervals. The tables are saved as JSON and Markdown. Encoding
-    histories with a vision-language model resumes after an interruption.
+    targets. A run fitted with exclude_seen = false excludes nothing. Ties count by their expected gain. "text only"
+    sets every other slot to zero on both sides. Ratios have paired bootstrap intervals. The tables are saved as JSON
+    and Markdown. Encoding histories with a vision-language model resumes after an interruption.
     """
     from training.data.dataset import load_dataset
     from training.data.sequences import Sequences, last_item
@@ -99,7 +104,8 @@ def evaluate(
     sets = target_sets(split, fresh=fresh, on_validation=validation, most=targets)
     about = {name: fitted.record[name] for name in ("model", "data", "config")}
     with _progress() as bar:
-        systems = rankers(fitted, split, dataset.texts())
+        baselines, settings = _baselines(run, fitted, dataset, split, ease, bar)
+        systems, about = rankers(fitted, split, dataset.texts(), baselines), about | {"baselines": settings}
         if _has_model(run) if direct is None else direct:
             found, description = _direct(run, dataset, split, sets, bar)
             systems, about = systems | found, about | description
@@ -110,6 +116,53 @@ def evaluate(
     if save_ranks is not None:
         write_ranks(save_ranks, ranked)
     _report(_joined(ranked, ranks or ()), against, json_file or run / _DIRECTORY / _file_name(sets), about)
+
+
+def _baselines(
+    run: Path, fitted: "FittedRun", dataset: "Dataset", split: "Split", ease: bool | None, bar: "Progress"
+) -> "tuple[dict[str, System], dict[str, Any]]":
+    """Item kNN, EASE and the mean of the content; and the settings that validation chose."""
+    import numpy as np
+
+    from training.embedding.store import Embeddings
+    from training.errors import EmbeddingsError
+    from training.evaluation.interaction_baselines import interaction_baselines
+    from training.ranking.baselines import ContentMean
+    from training.ranking.table import CONTENT_MEAN
+
+    items, tasks = len(fitted.table), _Tasks(bar)
+    found = interaction_baselines(
+        split.parts, items, ease=ease, exclude_seen=fitted.exclude_seen, progress=tasks.report
+    )
+    for note in found.notes:
+        bar.console.print(f"note: {note}", markup=False)
+    everything = np.ones(items, dtype=np.bool_)
+    systems: dict[str, System] = {name: (ranker, everything) for name, ranker in found.systems.items()}
+    try:
+        embeddings = Embeddings.load(run / "embeddings", check=False)
+    except EmbeddingsError as error:
+        bar.console.print(f"note: no {CONTENT_MEAN} row: {error}", markup=False)
+        return systems, found.settings
+    if embeddings.item_ids == dataset.item_ids():
+        content = ContentMean(embeddings.vectors, fitted.encoder.max_history)
+        systems[CONTENT_MEAN] = (content, content.findable)
+    else:
+        bar.console.print(f"note: no {CONTENT_MEAN} row: {run / 'embeddings'} is of other items", markup=False)
+    return systems, found.settings
+
+
+class _Tasks:
+    """A bar for every step that reports its progress."""
+
+    def __init__(self, bar: "Progress") -> None:
+        self._bar = bar
+        self._tasks: dict[str, TaskID] = {}
+
+    def report(self, step: str, done: int, every: int) -> None:
+        """Show how much of a step is done."""
+        if step not in self._tasks:
+            self._tasks[step] = self._bar.add_task(step)
+        self._bar.update(self._tasks[step], completed=done, total=every)
 
 
 def _has_model(run: Path) -> bool:
@@ -129,16 +182,9 @@ def _direct(
     from training.runs.lock import run_lock
 
     model = TrainedModel.of(run)
-    tasks: dict[str, TaskID] = {}
-
-    def report(step: str, done: int, every: int) -> None:
-        if step not in tasks:
-            tasks[step] = bar.add_task(step)
-        bar.update(tasks[step], completed=done, total=every)
-
     histories = [history for part in sets for history in part.targets.histories]
     with run_lock(run), writing_run(run):
-        systems = direct_systems(model, dataset, histories, progress=report)
+        systems = direct_systems(model, dataset, histories, progress=_Tasks(bar).report)
     same = trained_on(model, dataset, split)
     if not same:
         bar.console.print(f"note: {_OTHER_SPLIT}", markup=False)
@@ -174,10 +220,14 @@ def yardsticks(tables: "Sequence[Table]", against: str | None) -> list[str]:
 
 def _report(ranked: "list[RankedTable]", against: str | None, path: Path, about: dict[str, Any]) -> None:
     """Measure, print and save the tables."""
+    from training.evaluation.shortfalls import shortfalls
+
     tables = [table.measured() for part in ranked for table in (part, *part.without_repeats())]
     compared = list(zip(tables, yardsticks(tables, against), strict=True))
     for table, yardstick in compared:
         print_table(table, yardstick)
+    for line in (line for table in tables for line in shortfalls(table)):
+        _console.print(f"note: {line}", markup=False)
     written = {"tables": [table.as_json([yardstick]) for table, yardstick in compared], **about}
     page = path.with_suffix(".md")
     _write(path, json.dumps(written, indent=2) + "\n")

@@ -66,7 +66,7 @@ class ValidationEvents:
 
 
 class DirectRanking:
-    """Measures a model on held-out events by the protocol of docs/method.md: ranked as served, a tie counts half.
+    """Measures a model on held-out events by the protocol of docs/method.md: ranked as served.
 
     All items are ranked or, where the catalogue is too large to be encoded repeatedly, a fixed random part of it that
     contains every target.
@@ -165,8 +165,8 @@ def direct_ranks(
     seen: Sequence[NDArray[np.int64]],
     targets: NDArray[np.int64],
     fusion: Fusion,
-) -> NDArray[np.float64]:
-    """Rank of each history's target among the items that were not seen; a tie counts half.
+) -> metrics.Ranks:
+    """Rank of each history's target among the items that were not seen.
 
     Args:
         histories: vectors of the histories, of one modality or both.
@@ -176,12 +176,12 @@ def direct_ranks(
         fusion: how two modalities make one score.
 
     Returns:
-        (B,) float64, 0 = best; infinite where history and target share no modality, or the target is excluded.
+        B ranks, infinite where history and target share no modality, or the target is excluded.
 
     Raises:
         EvaluationError: a score is not finite.
     """
-    ranks = [np.zeros(0)]
+    ranks = []
     block = max(1, _SCORES_PER_BLOCK // len(next(iter(items.values()))))
     for start in range(0, len(targets), block):
         users = slice(start, start + block)
@@ -190,5 +190,5 @@ def direct_ranks(
         for candidates, excluded in zip(comparable, seen[users], strict=True):
             candidates[excluded] = False
         reachable = comparable[np.arange(len(rows)), rows]
-        ranks.append(np.where(reachable, metrics.ranks(scores, rows, comparable), np.inf))
-    return np.concatenate(ranks)
+        ranks.append(metrics.ranks(scores, rows, comparable).missed(~reachable))
+    return metrics.Ranks.joined(ranks)

@@ -2,7 +2,8 @@
 
 # A rank is the number of candidates ahead of the target, so 0 is the best. Every user has one target, so the hit rate
 # is the recall, and NDCG@k is 1 / log2(rank + 2) inside the first k (Järvelin and Kekäläinen, 2002, with one relevant
-# item). Higher is better for every metric.
+# item). A target that ties with others has the expectation over all orders of the tied items. Higher is better for
+# every metric.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,22 +16,75 @@ from training.errors import EvaluationError
 _RESAMPLES_PER_BLOCK = 64
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of targets, with their ties.
+
+    Attributes:
+        ahead: (users,) float64 candidates with a higher score, 0 = best; infinite if the target cannot be returned.
+        tied: (users,) float64 other candidates with the same score; 0 where ``ahead`` is infinite.
+    """
+
+    ahead: NDArray[np.float64]
+    tied: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        """Number of targets."""
+        return len(self.ahead)
+
+    @classmethod
+    def of_means(cls, means: NDArray[np.float64], tied: NDArray[np.float64] | None = None) -> "Ranks":
+        """Ranks in which a tie counts half.
+
+        Args:
+            means: (users,) candidates ahead and half of those tied.
+            tied: (users,) candidates tied; None where that was not stored: the mean then counts as the rank.
+        """
+        known = np.zeros(len(means)) if tied is None else np.where(np.isinf(means), 0.0, tied)
+        return cls(np.asarray(means - 0.5 * known, dtype=np.float64), np.asarray(known, dtype=np.float64))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Ranks"]) -> "Ranks":
+        """Ranks of several blocks of users, in order; no block gives no ranks."""
+        nothing = [np.zeros(0)]
+        return cls(
+            np.concatenate(nothing + [part.ahead for part in parts]),
+            np.concatenate(nothing + [part.tied for part in parts]),
+        )
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        """(users,) float64 mean rank over all orders of the tied items."""
+        return self.ahead + 0.5 * self.tied
+
+    def only(self, chosen: NDArray[np.bool_]) -> "Ranks":
+        """The ranks of chosen users.
+
+        Args:
+            chosen: (users,) bool.
+        """
+        return Ranks(self.ahead[chosen], self.tied[chosen])
+
+    def missed(self, unreachable: NDArray[np.bool_]) -> "Ranks":
+        """The same, infinite where a target cannot be returned.
+
+        Args:
+            unreachable: (users,) bool.
+        """
+        return Ranks(np.where(unreachable, np.inf, self.ahead), np.where(unreachable, 0.0, self.tied))
+
+
 def ranks(
     scores: NDArray[np.floating],
     targets: NDArray[np.int64],
     candidates: NDArray[np.bool_],
-) -> NDArray[np.float64]:
-    """The number of candidates ahead of each target; a tie counts half.
-
-    With that, a model that gives every item the same score is exactly as good as chance.
+) -> Ranks:
+    """Count the candidates ahead of each target, and those tied with it.
 
     Args:
         scores: (B, n), higher is better; only those of candidates and targets are read.
         targets: (B,) int64 rows.
         candidates: (B, n) bool, items that compete with the target; the target's own entry is ignored.
-
-    Returns:
-        (B,) float64, 0 = best.
 
     Raises:
         EvaluationError: the score of a candidate or a target is not finite.
@@ -47,33 +101,43 @@ def ranks(
         )
     ahead = np.count_nonzero(rivals & (scores > own[:, None]), axis=1)
     tied = np.count_nonzero(rivals & (scores == own[:, None]), axis=1)
-    return np.asarray(ahead + 0.5 * tied, dtype=np.float64)
+    return Ranks(ahead.astype(np.float64), tied.astype(np.float64))
 
 
-def hits(rank: NDArray[np.float64], k: int) -> NDArray[np.float64]:
-    """1 where the target is among the first k, else 0; an infinite rank (a target that cannot be returned) is 0.
+def hits(found: Ranks, k: int) -> NDArray[np.float64]:
+    """The probability that the target is among the first k, over all orders of the tied items.
+
+    Without a tie it is 1 or 0. With t tied candidates it is the share of the t + 1 positions that are among the first
+    k. If all n candidates tie it is k / n: a constant score is exactly as good as chance.
 
     Args:
-        rank: (users,) float64, 0 = best.
+        found: ranks of the targets.
         k: length of the list, at least 1.
 
     Returns:
         (users,) float64; the mean is HR@k.
     """
-    return (rank < k).astype(np.float64)
+    shared = np.clip(k - found.ahead, 0, found.tied + 1) / (found.tied + 1)
+    return np.where(found.tied > 0, shared, found.ahead < k)
 
 
-def gains(rank: NDArray[np.float64], k: int) -> NDArray[np.float64]:
-    """``1 / log2(rank + 2)`` where the target is among the first k, else 0.
+def gains(found: Ranks, k: int) -> NDArray[np.float64]:
+    """The expectation of ``1 / log2(rank + 2)`` inside the first k, over all orders of the tied items.
+
+    With t tied candidates it is the mean over the t + 1 positions.
 
     Args:
-        rank: (users,) float64, 0 = best.
+        found: ranks of the targets.
         k: length of the list, at least 1.
 
     Returns:
         (users,) float64; the mean is NDCG@k.
     """
-    return np.where(rank < k, 1.0 / np.log2(rank + 2.0), 0.0)
+    summed = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))])
+    first = np.minimum(found.ahead, k).astype(np.int64)
+    last = np.minimum(found.ahead + found.tied + 1, k).astype(np.int64)
+    shared = (summed[last] - summed[first]) / (found.tied + 1)
+    return np.where(found.tied > 0, shared, np.where(found.ahead < k, 1.0 / np.log2(found.ahead + 2.0), 0.0))
 
 
 def coverage(lists: Sequence[NDArray[np.int64]], items: int) -> float:

@@ -21,14 +21,14 @@ class TargetRanks:
     """The result of one ranker for every user.
 
     Attributes:
-        full: (users,) float64 rank of the target among all items that may be returned; infinite if it may not.
-        sampled: (users,) float64 rank among the sampled negatives; infinite if the target may not be returned; empty
-            without negatives.
+        full: rank of each target among all items that may be returned; infinite if it may not.
+        sampled: rank among the sampled negatives; infinite if the target may not be returned; empty without
+            negatives.
         lists: (users, 10) int64, the first items; −1 for an empty position.
     """
 
-    full: NDArray[np.float64]
-    sampled: NDArray[np.float64]
+    full: metrics.Ranks
+    sampled: metrics.Ranks
     lists: NDArray[np.int64]
 
 
@@ -59,20 +59,22 @@ def rank_targets(
         raise EvaluationError("nothing to rank: no user has a held-out event; users need at least 3 interactions")
     items = len(findable)
     block = int(np.clip(_FLOATS_PER_BLOCK // items, 1, _MOST_USERS))
-    full, sampled, lists = [], [], []
+    full: list[metrics.Ranks] = []
+    sampled: list[metrics.Ranks] = []
+    lists: list[NDArray[np.int64]] = []
     for start in range(0, len(targets), block):
         part = slice(start, start + block)
         histories, rows = targets.histories[part], targets.targets[part]
         scores = ranker.scores(histories)
         candidates = mask_histories(histories, findable) if exclude_seen else np.tile(findable, (len(rows), 1))
         reachable = candidates[np.arange(len(rows)), rows]
-        full.append(np.where(reachable, metrics.ranks(scores, rows, candidates), np.inf))
+        full.append(metrics.ranks(scores, rows, candidates).missed(~reachable))
         if negatives is not None:
             few = _only(negatives[part], items) & findable
-            sampled.append(np.where(reachable, metrics.ranks(scores, rows, few), np.inf))
+            sampled.append(metrics.ranks(scores, rows, few).missed(~reachable))
         lists.append(_first(scores, candidates))
         advance(len(rows))
-    return TargetRanks(np.concatenate(full), np.concatenate(sampled) if sampled else np.zeros(0), np.concatenate(lists))
+    return TargetRanks(metrics.Ranks.joined(full), metrics.Ranks.joined(sampled), np.concatenate(lists))
 
 
 def mask_histories(histories: Sequence[NDArray[np.int64]], findable: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -1,8 +1,9 @@
 """Stores the ranks of systems in a file, so that rows of several runs, or of another library, share one table."""
 
 # A Parquet file with a row per system and target: ``table``, ``targets`` (a fingerprint of that table's targets),
-# ``system``, ``user``, ``full`` and ``sampled`` (ranks, 0 = best, infinite = cannot be returned) and ``first`` (the
-# rows of the ten first items, −1 for an empty position), targets in their order.
+# ``system``, ``user``, ``full`` and ``sampled`` (ranks, 0 = best, infinite = cannot be returned; a tie counts half),
+# ``full_tied`` and ``sampled_tied`` (candidates tied with the target) and ``first`` (the rows of the ten first items,
+# −1 for an empty position), targets in their order. A file without the ties is read as one that has none.
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from index.machine.disk import describe_disk_error
 from training.data.sequences import Targets
 from training.errors import EvaluationError
+from training.ranking.metrics import Ranks
 from training.ranking.ranking import LIST_LENGTH, TargetRanks
 from training.ranking.table import BASELINES, WITHOUT_REPEATS, Table
 
@@ -30,6 +32,7 @@ _SCHEMA = pl.Schema(
         "first": pl.List(pl.Int64()),
     }
 )
+_TIES = pl.Schema({"full_tied": pl.Float64(), "sampled_tied": pl.Float64()})
 _TODO = "write it again with `vlm2rec evaluate --save-ranks` or `bench/method/sasrec.py`"
 
 
@@ -76,7 +79,9 @@ class RankedTable:
             return ()
         rankings = {
             name: TargetRanks(
-                ranking.full[new], ranking.sampled[new] if len(ranking.sampled) else ranking.sampled, ranking.lists[new]
+                ranking.full.only(new),
+                ranking.sampled.only(new) if len(ranking.sampled) else ranking.sampled,
+                ranking.lists[new],
             )
             for name, ranking in self.rankings.items()
         }
@@ -127,11 +132,13 @@ def save_ranks(path: Path, tables: Sequence[RankedTable]) -> None:
                 "targets": [mark] * len(table.targets),
                 "system": [system] * len(table.targets),
                 "user": table.targets.users,
-                "full": ranking.full,
-                "sampled": ranking.sampled,
+                "full": ranking.full.means,
+                "sampled": ranking.sampled.means,
                 "first": ranking.lists.tolist(),
+                "full_tied": ranking.full.tied,
+                "sampled_tied": ranking.sampled.tied,
             },
-            schema=_SCHEMA,
+            schema={**_SCHEMA, **_TIES},
         )
         for table in tables
         for mark in [targets_fingerprint(table.targets, table.items, exclude_seen=table.exclude_seen)]
@@ -167,11 +174,13 @@ def read_ranks(
         EvaluationError: the file cannot be read, is not a file of ranks, or is of other targets.
     """
     try:
-        frame = pl.read_parquet(path, glob=False, columns=list(_SCHEMA))
+        ties = set(_TIES) <= set(pl.read_parquet_schema(path))
+        wanted = pl.Schema({**_SCHEMA, **_TIES}) if ties else _SCHEMA
+        frame = pl.read_parquet(path, glob=False, columns=list(wanted))
     except (OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise EvaluationError(f"{path}: no file of ranks ({error}); {_TODO}") from error
-    if frame.schema != _SCHEMA or frame.select(pl.any_horizontal(pl.all().has_nulls())).item():
-        raise EvaluationError(f"{path}: a file of ranks has the columns {dict(_SCHEMA)} without nulls; {_TODO}")
+    if frame.schema != wanted or frame.select(pl.any_horizontal(pl.all().has_nulls())).item():
+        raise EvaluationError(f"{path}: a file of ranks has the columns {dict(wanted)} without nulls; {_TODO}")
     part = frame.filter(pl.col("table") == table)
     own = targets_fingerprint(targets, items, exclude_seen=exclude_seen)
     missed = targets.repeats & exclude_seen  # the service excludes them, whichever system ranked them
@@ -183,22 +192,28 @@ def read_ranks(
                 "interactions, exclude_seen, share of cold items and number of targets for both"
             )
         ranking = _ranking(path, rows, items)
-        sampled = np.where(missed, np.inf, ranking.sampled) if len(ranking.sampled) else ranking.sampled
-        found[str(system)] = replace(ranking, full=np.where(missed, np.inf, ranking.full), sampled=sampled)
+        sampled = ranking.sampled.missed(missed) if len(ranking.sampled) else ranking.sampled
+        found[str(system)] = replace(ranking, full=ranking.full.missed(missed), sampled=sampled)
     return found
 
 
 def _ranking(path: Path, rows: pl.DataFrame, items: int) -> TargetRanks:
     lists = rows["first"]
-    full, sampled = rows["full"].to_numpy(), rows["sampled"].to_numpy()
+    full, sampled = _ranks(rows, "full"), _ranks(rows, "sampled")
     fits = bool((lists.list.len() == LIST_LENGTH).all()) and not lists.explode().is_null().any()
     first: NDArray[np.int64] = lists.explode().to_numpy().astype(np.int64).reshape(-1, LIST_LENGTH) if fits else _NONE
     within = fits and bool(((first >= -1) & (first < items)).all())
-    if not within or not ((full >= 0).all() and (sampled >= 0).all()):
+    positions = [column for found in (full, sampled) for column in (found.ahead, found.tied)]
+    if not within or not all((column >= 0).all() for column in positions):
         raise EvaluationError(
-            f"{path}: ranks must be 0 or more, and a list {LIST_LENGTH} rows of the catalogue or −1; {_TODO}"
+            f"{path}: ranks and ties must be 0 or more, and a list {LIST_LENGTH} rows of the catalogue or −1; {_TODO}"
         )
     return TargetRanks(full, sampled, first)
+
+
+def _ranks(rows: pl.DataFrame, name: str) -> Ranks:
+    tied = rows[f"{name}_tied"].to_numpy() if f"{name}_tied" in rows.columns else None
+    return Ranks.of_means(rows[name].to_numpy(), tied)
 
 
 _NONE: NDArray[np.int64] = np.zeros((0, LIST_LENGTH), dtype=np.int64)

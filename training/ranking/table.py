@@ -18,8 +18,11 @@ PAIRED = tuple(f"{metric}@{k}" for k in CUTS for metric in ("hr", "ndcg"))
 """Metrics with intervals: full ranking."""
 POPULARITY = "popularity"
 CO_OCCURRENCE = "co-occurrence"
+ITEM_KNN = "item kNN"
+EASE = "EASE"
 TFIDF = "TF-IDF neighbours"
-BASELINES = (POPULARITY, CO_OCCURRENCE, TFIDF)
+CONTENT_MEAN = "content mean"
+BASELINES = (POPULARITY, CO_OCCURRENCE, ITEM_KNN, EASE, TFIDF, CONTENT_MEAN)
 """Systems that every row of the saved table is compared with."""
 TEST = "test"
 VALIDATION = "validation"

@@ -72,7 +72,8 @@ def test_validation_chooses_over_all_seeds(work: Path) -> None:
     # concat: (.5 + 1/3) / 2 = .417 with both seeds; sum: 1 and 0, so .5.
     assert of_catalogue(CATALOGUE, PLAN.seeds, work)["chosen"]["sft"] == "sft-sum"
     place = UnitPlace.of(work, Unit(CATALOGUE, CATALOGUE.rows[2], 0))
-    found = place.ranks() | {"validation fused": np.array([HALF, HALF])}  # now .25 for sum
+    found = {name: ranks.means for name, ranks in place.ranks().items()}
+    found["validation fused"] = np.array([HALF, HALF])  # now .25 for sum
     np.savez(place.path / "ranks.npz", **found)
     table = of_catalogue(CATALOGUE, PLAN.seeds, work)
     assert table["chosen"]["sft"] == "sft-concat"

@@ -13,6 +13,7 @@ from bench.method.method_plan import PLAN, SMOKE, Row, Unit
 from bench.method.method_unit import Busy, UnitPlace, carry_out, load_world, read_log
 from training.backbones.vlm import load_embedder
 from training.embedding.job import CatalogueEncoder
+from training.ranking import metrics
 
 CATALOGUE = replace(SMOKE.catalogues[0], base={**SMOKE.catalogues[0].base, "train.checkpoint_steps": 1})
 BOTH = Unit(CATALOGUE, Row("both", "both", {"loss.fusion": "sum"}), 0)
@@ -48,12 +49,12 @@ def test_ranks_are_those_of_a_loop(work: Path) -> None:
             rivals = [row for row in range(40) if row != target and row not in history and present[row].any()]
             apart = np.round(scored[rivals].astype(np.float64), 5) - np.round(float(scored[target]), 5)
             expected = (apart > 1e-9).sum() + 0.5 * (np.abs(apart) <= 1e-9).sum()
-            found = ranks[f"fresh {name}"][user]
+            found = ranks[f"fresh {name}"].means[user]
             assert found == (pytest.approx(expected, abs=1) if present[target].any() else np.inf), (user, name)
     assert result is not None
-    gains = np.where(ranks["fresh text"] < 10, 1 / np.log2(ranks["fresh text"] + 2), 0)
+    gains, hits = metrics.gains(ranks["fresh text"], 10), metrics.hits(ranks["validation image"], 10)
     assert result["ndcg@10"]["fresh"]["text"] == pytest.approx(gains.mean(), abs=1e-6)
-    assert result["hr@10"]["validation"]["image"] == pytest.approx((ranks["validation image"] < 10).mean(), abs=1e-6)
+    assert result["hr@10"]["validation"]["image"] == pytest.approx(hits.mean(), abs=1e-6)
     assert result["users"] == {"fresh": 80, "validation": 60}
     assert result["last_step"] == 3
     assert result["log"]["effective rank image"] > 1
@@ -66,7 +67,7 @@ def test_popularity_counts_training_events_alone(work: Path) -> None:
     for user, (history, target) in enumerate(zip(world.fresh.histories, world.fresh.targets.tolist(), strict=True)):
         rivals = [counts[row] for row in range(40) if row != target and row not in history]
         ahead = sum(1.0 if count > counts[target] else 0.5 * (count == counts[target]) for count in rivals)
-        assert ranks[user] == ahead
+        assert ranks.means[user] == ahead
 
 
 def test_what_is_done_is_not_done_again(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,8 +108,8 @@ def test_a_unit_that_was_broken_off_goes_on_and_ends_the_same(work: Path, moment
     assert carry_out(broken, work, report=lambda step, share: again.append((step, share)))
     assert ("training", 0.0) not in again  # it did not begin anew
     whole, found = UnitPlace.of(work, BOTH).ranks(), UnitPlace.of(work, broken).ranks()
-    assert {name: ranks.tolist() for name, ranks in found.items()} == {
-        name: ranks.tolist() for name, ranks in whole.items()
+    assert {name: ranks.means.tolist() for name, ranks in found.items()} == {
+        name: ranks.means.tolist() for name, ranks in whole.items()
     }
 
 
@@ -139,7 +140,7 @@ def test_one_modality_alone_and_the_start_of_training(work: Path) -> None:
     assert set(ranks) == {
         f"{part} {name}" for part in ("fresh", "validation") for name in ("fused", "image", "popularity")
     }
-    assert ranks["fresh fused"].tolist() == ranks["fresh image"].tolist()
+    assert ranks["fresh fused"].means.tolist() == ranks["fresh image"].means.tolist()
     result = UnitPlace.of(work, frozen).result()
     assert result is not None
     assert (result["last_step"], result["training_seconds"], result["log"]) == (0, 0.0, {})
@@ -148,8 +149,8 @@ def test_one_modality_alone_and_the_start_of_training(work: Path) -> None:
     starts = [UnitPlace.of(work, one).train / "start" / "model.safetensors" for one in (BOTH, frozen)]
     assert starts[0].read_bytes() == starts[1].read_bytes()
     assert (
-        UnitPlace.of(work, frozen).ranks()["fresh text"].tolist()
-        != UnitPlace.of(work, BOTH).ranks()["fresh text"].tolist()
+        UnitPlace.of(work, frozen).ranks()["fresh text"].means.tolist()
+        != UnitPlace.of(work, BOTH).ranks()["fresh text"].means.tolist()
     )
 
 

@@ -26,4 +26,4 @@ def test_given_scores_are_ranked_by_our_protocol_block_by_block(monkeypatch: pyt
     (ranked,) = rank_sets([TargetSet("test", targets, 7)], {NAME: (GivenScores(scores), known)})
     rivals = [[row for row in range(8) if row != user] for user in range(7)]
     expected = [(scores[user, rivals[user]] > scores[user, 9]).sum() for user in range(7)]
-    np.testing.assert_array_equal(ranked.rankings[NAME].full, expected)
+    np.testing.assert_array_equal(ranked.rankings[NAME].full.means, expected)

@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cli.offline.encoder import fit_encoder
+from cli.offline.encoder import fit_encoder, lists_line
 from cli.offline.evaluate import evaluate
 from training.config.encoder_config import EncoderConfig
 from training.encoder.onnx_export import ExportParity
@@ -44,6 +44,14 @@ def run_directory(ring_run: Run, small_config: EncoderConfig, tmp_path: Path) ->
     return tmp_path / "run"
 
 
+def test_what_is_said_of_the_lists() -> None:
+    chosen = {"weights": {"co": 0.5, "words": 0.0}, "ndcg@10_without_lists": 0.05, "ndcg@10": 0.0625}
+    said = "item-to-item lists: co 0.5; validation NDCG@10 0.0500 without, 0.0625 with"
+    assert lists_line({"chosen": chosen}) == said
+    none = lists_line({"chosen": chosen | {"weights": {"co": 0.0, "words": 0.0}}})
+    assert none == "item-to-item lists: none gains anything on validation (co, words tried)"
+
+
 @pytest.mark.usefixtures("quick_export")
 def test_fit_uses_the_configuration_of_the_run_and_says_how_it_went(ring_directory: Path, run_directory: Path) -> None:
     result = runner.invoke(app, ["fit-encoder", str(ring_directory), "--run", str(run_directory), "--seed", "3"])
@@ -51,6 +59,7 @@ def test_fit_uses_the_configuration_of_the_run_and_says_how_it_went(ring_directo
     assert "of 2 epochs" in result.output
     assert "NDCG@10" in result.output
     assert "slots text 8, image 6, behaviour 8" in result.output
+    assert "item-to-item lists: " in result.output
     record = json.loads((run_directory / "encoder" / "fit.json").read_text())
     assert record["config"]["seed"] == 3
     assert len(record["log"]) == 2

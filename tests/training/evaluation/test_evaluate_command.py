@@ -43,7 +43,11 @@ def test_it_prints_a_table_and_writes_json_and_markdown(ask: Any, ring_run: Run)
     assert f"{served['ndcg@10']:.4f}" in result.output
     assert figures["data"] == ring_run[1]["data"]
     assert "vlm" not in figures
-    assert set(served["ratios"]) == {"popularity", "co-occurrence", "TF-IDF neighbours"}
+    assert set(served["ratios"]) == {
+        "popularity", "co-occurrence", "item kNN", "EASE", "TF-IDF neighbours", "content mean"
+    }  # fmt: skip
+    assert set(figures["baselines"]) == {"item kNN", "EASE"}
+    assert figures["baselines"]["EASE"]["regularisation"] > 0
     assert served["ratios"]["popularity"] == served["ratio_to_popularity"]
     page = path.with_suffix(".md").read_text().splitlines()
     assert page[0] == "## test: 40 targets, full ranking over 12 items, history masked"
@@ -53,6 +57,19 @@ def test_it_prints_a_table_and_writes_json_and_markdown(ask: Any, ring_run: Run)
     assert cells[1:3] == [f"{served['hr@10']:.4f}", f"{served['ndcg@10']:.4f}"]
     low, high = served["ratio_to_popularity"]["ndcg@10"][1:]
     assert cells[-1].endswith(f"[{low:.2f}, {high:.2f}]")
+
+
+def test_baselines_that_are_not_wanted_or_not_there_are_no_rows(
+    ring_run: Run, ring_directory: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(ring_run[0] / "encoder", tmp_path / "run" / "encoder")
+    words = [str(ring_directory), "--run", str(tmp_path / "run"), "--json", str(tmp_path / "figures.json"), "--no-ease"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    names = [row["name"] for row in json.loads((tmp_path / "figures.json").read_text())["tables"][0]["rows"]]
+    assert {"EASE", "content mean"}.isdisjoint(names)
+    assert "item kNN" in names
+    assert "note: no content mean row:" in result.stderr
 
 
 def _with_repeats(directory: Path, ring: Path) -> Path:

@@ -60,10 +60,11 @@ def by_hand(shop: Dataset, backbone: Backbone, targets: Targets, names: list[str
             gains.append(0.0)
             continue
         rivals = [score(user, row) for row in range(len(shop)) if row not in history and row != target]
-        # Items of one colour and no other difference in six tokens are alike but for rounding: ties count half.
+        # Items of one colour and no other difference in six tokens are alike but for rounding: they tie.
         apart = [round(rival, 5) - round(own, 5) for rival in rivals if rival is not None]
-        rank = sum(0.5 if difference == 0 else float(difference > 0) for difference in apart)
-        gains.append(1 / math.log2(rank + 2) if rank < 10 else 0.0)
+        ahead, tied = sum(difference > 0 for difference in apart), sum(difference == 0 for difference in apart)
+        places = range(ahead, ahead + tied + 1)
+        gains.append(float(np.mean([1 / math.log2(place + 2) if place < 10 else 0.0 for place in places])))
     return float(np.mean(gains))
 
 

@@ -3,8 +3,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from index.items.slots import Slot, SlotLayout
 from training.data.sequences import Sequences, popularity
-from training.ranking.baselines import RECENCY, CoOccurrence, ItemMean, Popularity
+from training.ranking.baselines import RECENCY, ContentMean, CoOccurrence, ItemMean, Popularity, unit_slots
 
 Make = Callable[[list[list[int]]], Sequences]
 
@@ -60,3 +61,28 @@ def test_item_mean_scores_with_the_mean_of_the_newest() -> None:
     vectors = np.array([[1, 0], [0, 1], [0.6, 0.8]], dtype=np.float16)
     scores = ItemMean(vectors, 2).scores([np.array([0, 0, 1]), np.array([1])])
     np.testing.assert_allclose(scores, [[0.5, 0.5, 0.7], [0, 1, 0.8]], atol=1e-3)
+
+
+def test_item_mean_favours_items_with_fewer_slots_and_unit_slots_do_not() -> None:
+    """Both candidates have the text and the picture of the history; one has a behaviour vector at a right angle."""
+    layout = SlotLayout((Slot("text", 2), Slot("image", 2), Slot("behaviour", 2)))
+    same = np.tile(np.array([[0.6, 0.8]], dtype=np.float32), (3, 1))
+    behaviour = np.array([[1, 0], [0, 1], [0, 0]], dtype=np.float32)
+    vectors = layout.stack({"text": same, "image": same, "behaviour": behaviour})
+    warm, cold = ItemMean(vectors, 10).scores([np.array([0])])[0, 1:]
+    assert cold / warm == pytest.approx(np.sqrt(3 / 2), rel=1e-6)
+    equal = ItemMean(unit_slots(layout, vectors), 10).scores([np.array([0])])[0]
+    np.testing.assert_allclose(equal, [3, 2, 2], rtol=1e-6)
+
+
+def test_content_mean_by_hand() -> None:
+    text = np.array([[1, 0], [0, 1], [0.6, 0.8], [0, 0]], dtype=np.float32)
+    image = np.array([[0, 1], [0, 0], [0, 1], [0, 0]], dtype=np.float32)
+    model = ContentMean({"text": text, "image": image}, 2)
+    half = np.sqrt(0.5)
+    found = model.scores([np.array([2, 0, 1]), np.array([0]), np.array([3])])
+    # Text of 0 and 1 together at 45 degrees; the picture of 0 alone.
+    np.testing.assert_allclose(found[0], [half + 1, half, 1.4 * half + 1, 0], rtol=1e-6)
+    np.testing.assert_allclose(found[1], [2, 0, 1.6, 0], rtol=1e-6)
+    np.testing.assert_array_equal(found[2], np.zeros(4))
+    assert model.findable.tolist() == [True, True, True, False]

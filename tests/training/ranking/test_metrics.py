@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -11,7 +12,10 @@ def test_ranks_by_hand() -> None:
     scores = np.array([[5.0, 4.0, 3.0, 2.0], [1.0, 1.0, 1.0, 9.0], [0.0, 7.0, 7.0, 7.0]], dtype=np.float32)
     candidates = np.array([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]], dtype=bool)
     # 2 is behind 5, 4 and 3; a 1 among three 1s has two ties (the 9 does not compete); a 7 among three has two ties.
-    np.testing.assert_array_equal(metrics.ranks(scores, np.array([3, 0, 2]), candidates), [3.0, 1.0, 1.0])
+    found = metrics.ranks(scores, np.array([3, 0, 2]), candidates)
+    np.testing.assert_array_equal(found.ahead, [3, 0, 0])
+    np.testing.assert_array_equal(found.tied, [0, 2, 2])
+    np.testing.assert_array_equal(found.means, [3, 1, 1])
 
 
 def test_ranks_agree_with_sorting() -> None:
@@ -20,7 +24,7 @@ def test_ranks_agree_with_sorting() -> None:
     candidates = rng.random((40, 30)) < 0.7
     targets = rng.integers(0, 30, 40)
     for got, row, allowed, target in zip(
-        metrics.ranks(scores, targets, candidates), scores, candidates, targets, strict=True
+        metrics.ranks(scores, targets, candidates).ahead, scores, candidates, targets, strict=True
     ):
         competing = sorted({*np.flatnonzero(allowed).tolist(), int(target)}, key=lambda item: -row[item])
         assert got == competing.index(int(target))
@@ -28,7 +32,45 @@ def test_ranks_agree_with_sorting() -> None:
 
 def test_a_constant_score_is_as_good_as_chance() -> None:
     rank = metrics.ranks(np.zeros((1, 101)), np.array([7]), np.ones((1, 101), dtype=bool))
-    assert rank == [50.0]
+    assert rank.means == [50.0]
+    np.testing.assert_allclose(metrics.hits(rank, 10), [10 / 101])
+    np.testing.assert_allclose(metrics.gains(rank, 10), [sum(1 / math.log2(place + 2) for place in range(10)) / 101])
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_a_tie_has_the_mean_over_all_orders_of_the_tied_items(k: int) -> None:
+    scores = np.array([[2, 1, 1, 0, 1], [1, 1, 1, 1, 1], [3, 3, 0, 1, 2], [1, 0, 0, 0, 0]], dtype=np.float32)
+    targets, everything = np.array([2, 4, 1, 3]), np.ones((4, 5), dtype=np.bool_)
+    found = metrics.ranks(scores, targets, everything)
+    for user, (row, target) in enumerate(zip(scores, targets.tolist(), strict=True)):
+        # Every order of the items, then a stable sort by score: each order of a tied block is as frequent as any other.
+        places = [
+            sorted(order, key=lambda item: -row[item]).index(target) for order in itertools.permutations(range(5))
+        ]
+        hit = np.mean([place < k for place in places])
+        gain = np.mean([1 / math.log2(place + 2) if place < k else 0 for place in places])
+        assert metrics.hits(found, k)[user] == pytest.approx(hit, rel=1e-12)
+        assert metrics.gains(found, k)[user] == pytest.approx(gain, rel=1e-12)
+        assert found.means[user] == pytest.approx(np.mean(places))
+
+
+def test_a_tie_across_the_cut_counts_the_share_of_its_positions_inside() -> None:
+    # Positions 8 … 12, two of the five inside; 12 … 14, none; the last cannot be returned, whatever ties with it.
+    found = metrics.Ranks(np.array([8.0, 12, np.inf]), np.array([4.0, 2, 3]))
+    np.testing.assert_allclose(metrics.hits(found, 10), [2 / 5, 0, 0])
+    np.testing.assert_allclose(metrics.gains(found, 10), [(1 / math.log2(10) + 1 / math.log2(11)) / 5, 0, 0])
+
+
+def test_ranks_of_some_users_and_of_blocks() -> None:
+    whole = metrics.Ranks(np.array([0.0, 1, 2]), np.array([4.0, 0, 2]))
+    first, last = whole.only(np.array([True, False, False])), whole.only(np.array([False, True, True]))
+    joined = metrics.Ranks.joined([first, last])
+    assert (joined.means.tolist(), joined.tied.tolist(), len(joined)) == ([2, 1, 3], [4, 0, 2], 3)
+    assert len(metrics.Ranks.joined([])) == 0
+    missed = whole.missed(np.array([True, False, False]))
+    assert (missed.ahead.tolist(), missed.tied.tolist()) == ([np.inf, 1, 2], [0, 0, 2])
+    again = metrics.Ranks.of_means(missed.means, whole.tied)
+    assert (again.ahead.tolist(), again.tied.tolist()) == ([np.inf, 1, 2], [0, 0, 2])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -42,11 +84,12 @@ def test_a_score_that_is_not_finite_is_an_error(value: float) -> None:
         metrics.ranks(scores, np.array([0, 2]), np.zeros((2, 3), dtype=bool))
     masked = everything.copy()
     masked[1, 2] = False
-    np.testing.assert_array_equal(metrics.ranks(scores, np.array([0, 0]), masked), [1.0, 0.5])
+    np.testing.assert_array_equal(metrics.ranks(scores, np.array([0, 0]), masked).means, [1.0, 0.5])
 
 
 def test_hits_and_gains_by_hand() -> None:
-    rank = np.array([0.0, 1.0, 2.5, 9.5, 10.0, np.inf])
+    # Stored by an earlier version, without the ties: a rank of 2.5 counts as it did then.
+    rank = metrics.Ranks.of_means(np.array([0.0, 1.0, 2.5, 9.5, 10.0, np.inf]))
     np.testing.assert_array_equal(metrics.hits(rank, 10), [1, 1, 1, 1, 0, 0])
     np.testing.assert_allclose(metrics.gains(rank, 10)[:2], [1.0, 1 / math.log2(3)])
     np.testing.assert_allclose(metrics.gains(rank, 10)[2:], [1 / math.log2(4.5), 1 / math.log2(11.5), 0, 0])

@@ -8,6 +8,7 @@ import pytest
 
 from training.data.sequences import Targets
 from training.errors import EvaluationError
+from training.ranking.metrics import Ranks, gains
 from training.ranking.ranking import TargetRanks
 from training.ranking.saved_ranks import RankedTable, read_ranks, save_ranks, targets_fingerprint
 
@@ -18,7 +19,11 @@ TARGETS = Targets([np.array([1, 2]), np.array([3])], np.array([4, 5]), ["u", "v"
 def ranked(name: str = "test", systems: tuple[str, ...] = ("a", "b")) -> RankedTable:
     lists = np.array([[*range(9), -1], [*range(9)[::-1], -1]])
     rankings = {
-        system: TargetRanks(np.array([number, np.inf]), np.array([0.5, number]), lists)
+        system: TargetRanks(
+            Ranks(np.array([number, np.inf]), np.array([3.0, 0])),
+            Ranks(np.array([0, number]), np.array([1.0, 0])),
+            lists,
+        )
         for number, system in enumerate(systems)
     }
     return RankedTable(name, TARGETS, ITEMS, rankings, 2)
@@ -34,11 +39,22 @@ def test_what_is_written_is_read(path: Path) -> None:
     found = read_ranks(path, "test", TARGETS, ITEMS)
     assert list(found) == ["a", "b"]
     for name, ranking in ranked().rankings.items():
-        np.testing.assert_array_equal(found[name].full, ranking.full)
-        np.testing.assert_array_equal(found[name].sampled, ranking.sampled)
+        for read, written in ((found[name].full, ranking.full), (found[name].sampled, ranking.sampled)):
+            np.testing.assert_array_equal(read.ahead, written.ahead)
+            np.testing.assert_array_equal(read.tied, written.tied)
         np.testing.assert_array_equal(found[name].lists, ranking.lists)
     assert list(read_ranks(path, "cold items", TARGETS, ITEMS)) == ["a"]
     assert read_ranks(path, "validation", TARGETS, ITEMS) == {}
+
+
+def test_a_file_without_ties_is_read_as_before(path: Path) -> None:
+    """Earlier versions stored mean ranks alone, in which a tie counts half."""
+    pl.read_parquet(path).drop("full_tied", "sampled_tied").write_parquet(path)
+    found = read_ranks(path, "test", TARGETS, ITEMS)["b"]
+    np.testing.assert_array_equal(found.full.ahead, [2.5, np.inf])
+    np.testing.assert_array_equal(found.sampled.ahead, [0.5, 1])
+    np.testing.assert_array_equal([found.full.tied, found.sampled.tied], np.zeros((2, 2)))
+    np.testing.assert_allclose(gains(found.full, 10), [1 / np.log2(4.5), 0])
 
 
 @pytest.mark.parametrize(
@@ -62,8 +78,8 @@ def test_repeats_are_misses_in_saved_ranks_too(path: Path) -> None:
     repeated = Targets([np.array([1, 4]), np.array([3])], np.array([4, 5]), ["u", "v"])
     save_ranks(path, [replace(ranked(systems=("a",)), targets=repeated)])
     found = read_ranks(path, "test", repeated, ITEMS)["a"]
-    np.testing.assert_array_equal(found.full, [np.inf, np.inf])
-    np.testing.assert_array_equal(found.sampled, [np.inf, 0])
+    np.testing.assert_array_equal(found.full.means, [np.inf, np.inf])
+    np.testing.assert_array_equal(found.sampled.means, [np.inf, 0])
 
 
 def test_ranks_with_seen_items_are_of_other_targets(path: Path) -> None:
@@ -97,6 +113,10 @@ def test_a_label_separates_equal_names(path: Path) -> None:
         (lambda frame: frame.with_columns(user=None), "has the columns"),
         (lambda frame: frame.with_columns(user=pl.lit(None, pl.String)), "without nulls"),
         (lambda frame: frame.with_columns(full=pl.lit(-1.0)), "must be 0 or more"),
+        (lambda frame: frame.with_columns(full_tied=pl.lit(-1.0)), "must be 0 or more"),
+        (lambda frame: frame.with_columns(full_tied=pl.lit(np.nan)), "must be 0 or more"),
+        (lambda frame: frame.with_columns(full_tied=pl.lit(1_000.0)), "must be 0 or more"),
+        (lambda frame: frame.with_columns(sampled_tied=pl.col("sampled_tied").cast(pl.Int64)), "has the columns"),
         (lambda frame: frame.with_columns(sampled=pl.lit(np.nan)), "must be 0 or more"),
         (lambda frame: frame.with_columns(first=pl.col("first").list.head(9)), "must be 0 or more"),
         (lambda frame: frame.with_columns(first=pl.col("first").list.eval(pl.element() + 1)), "must be 0 or more"),

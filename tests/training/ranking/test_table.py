@@ -6,12 +6,13 @@ import pytest
 
 from cli.offline.evaluate import yardsticks
 from training.errors import EvaluationError
+from training.ranking.metrics import Ranks
 from training.ranking.ranking import TargetRanks
 from training.ranking.table import COLD_ITEMS, PAIRED, Table
 
 
 def ranking(ranks: Sequence[float]) -> TargetRanks:
-    full = np.array(ranks, dtype=np.float64)
+    full = Ranks.of_means(np.array(ranks, dtype=np.float64))
     return TargetRanks(full, full, np.full((len(full), 10), -1, dtype=np.int64))
 
 
