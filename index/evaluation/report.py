@@ -55,6 +55,7 @@ class BundleDraft:
         encoder: the loaded encoder.
         evaluation_queries: held-out histories, may be empty.
         spec: specification of the index.
+        lists: item-to-item lists, all of a weight above 0; None for none.
     """
 
     directory: Path
@@ -63,6 +64,7 @@ class BundleDraft:
     encoder: OnnxSequenceEncoder
     evaluation_queries: EvaluationQueries
     spec: IndexSpec
+    lists: ItemLists | None = None
 
     @cached_property
     def vectors(self) -> NDArray[np.floating]:
