@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.bundle.files import (
+    check_lists,
     check_vectors,
+    map_lists,
     map_thumbnails,
     map_vectors,
     open_encoder,
@@ -35,6 +37,8 @@ from index.items.item_table import MISSING_FILE, VECTORS_FILE
 from index.items.items_file import ItemsFile, json_value
 from index.items.modality_status import ModalityStatus
 from index.items.thumbnails import THUMBNAILS_FILE, Thumbnails
+from index.lists.item_lists import ItemLists
+from index.lists.list_scores import ListScores
 from index.search.brute_force import check_allowed, check_k, check_queries
 from index.search.encoder import OnnxSequenceEncoder
 from index.search.row_mask import RowMask
@@ -76,6 +80,7 @@ class Bundle:
         missing: (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`, columns in the order of
             the layout.
         max_history: number of newest items of a history that :meth:`encode` reads.
+        list_scores: scores by item-to-item lists; None in a bundle without lists.
         slots_in_use: (slots,) bool, the slots that at least one item has.
         files: the mapped files; detects writes to them.
     """
@@ -93,6 +98,7 @@ class Bundle:
         searcher: Searcher,
         files: MappedFiles,
         thumbnails: Thumbnails | None = None,
+        lists: ItemLists | None = None,
     ) -> None:
         self.path = path
         self.id = manifest.id
@@ -108,6 +114,7 @@ class Bundle:
         self.missing = missing
         self.max_history = encoder.max_history
         self.slots_in_use: NDArray[np.bool_] = (missing == ModalityStatus.PRESENT).any(axis=0)
+        self.list_scores = None if lists is None else ListScores(lists)
         self.files = files
         self._vectors = vectors
         self._encoder = encoder
@@ -126,7 +133,7 @@ class Bundle:
             device: ``cpu`` or ``cuda``, for the encoder and the index.
             threads: threads of one encoder run and of one search, at least 1.
             verify: ``stamp`` or ``full``, see :func:`index.bundle.integrity.verify_files`; ``full`` also checks every
-                vector.
+                vector and every entry of the lists.
 
         Raises:
             BundleNotFound: the directory does not exist.
@@ -141,7 +148,8 @@ class Bundle:
         verify_files(path, manifest, verify)
         if verify != "full":  # full verification reads every file anyway
             read_ahead(path / name for name in (ITEMS_FILE, FAISS_FILE, VECTORS_FILE))
-        files = MappedFiles(path / name for name in _MAPPED if name in manifest.files)
+        listed = () if manifest.lists is None else manifest.lists.files
+        files = MappedFiles(path / name for name in (*_MAPPED, *listed) if name in manifest.files)
         items = read_items(path / ITEMS_FILE, manifest)
         vectors = map_vectors(path / VECTORS_FILE, manifest)
         indexed = read_indexed(path / INDEXED_FILE, manifest)
@@ -150,10 +158,13 @@ class Bundle:
         encoder = open_encoder(path / ENCODER_FILE, manifest, device, threads)
         searcher = open_index(path / FAISS_FILE, manifest, vectors, indexed, device, threads)
         thumbnails = map_thumbnails(path / THUMBNAILS_FILE, manifest)
-        bundle = cls(path, manifest, items, vectors, indexed, missing, queries, encoder, searcher, files, thumbnails)
+        lists = map_lists(path, manifest)
+        bundle = cls(
+            path, manifest, items, vectors, indexed, missing, queries, encoder, searcher, files, thumbnails, lists
+        )
         items.release_pages()
         if verify == "full":
-            bundle.check_vectors()
+            bundle.check_content()
         return bundle
 
     def __len__(self) -> int:
@@ -207,13 +218,18 @@ class Bundle:
         """
         return hash_files(self.path, self.manifest, stop)
 
-    def check_vectors(self) -> None:
-        """Check that every stored vector is finite, and zero exactly where :attr:`missing` records it.
+    def check_content(self) -> None:
+        """Check every stored vector and every entry of the lists.
+
+        A vector must be finite, and zero exactly where :attr:`missing` records it; see
+        :meth:`index.lists.item_lists.ItemList.check` for the lists.
 
         Raises:
-            BundleInvalid: a vector breaks the rule; the message names its row.
+            BundleInvalid: a vector or an entry breaks a rule; the message names its row.
         """
         check_vectors(self.path / VECTORS_FILE, self.manifest, self._vectors, self.missing)
+        if self.list_scores is not None:
+            check_lists(self.path, self.list_scores.lists)
 
     def warm_up(self) -> None:
         """Run the encoder once on every shape it uses, and one search, so that the first request is fast.
