@@ -16,6 +16,7 @@ from index.bundle.manifest import (
     ENCODER_FILE,
     FAISS_FILE,
     ITEMS_FILE,
+    LISTS_DIRECTORY,
     PAGE_FILE,
     REPORT_FILE,
     EffortRecord,
@@ -36,6 +37,7 @@ from index.evaluation.measure import (
 from index.evaluation.report_page import render_page
 from index.items.eval_queries import EvaluationQueries
 from index.items.item_table import MISSING_FILE, VECTORS_FILE, ItemTable
+from index.lists.item_lists import ItemLists
 from index.search.encoder import OnnxSequenceEncoder
 from index.search.query_plan import Effort, IndexKind
 from index.search.searcher import CpuIndex, Searcher
@@ -197,14 +199,17 @@ def memory(directory: Path, items: int) -> dict[str, int]:
         items: number of rows of the catalogue.
 
     Returns:
-        Bytes of ``vectors``, ``index``, ``items`` (ids, popularity, metadata), ``encoder``, ``others``, and
-        ``resident``: their sum and 16 bytes per item for the order of popularity and the counts. Vectors and index are
-        mapped, so the system may evict their pages. Python and its libraries are not included.
+        Bytes of ``vectors``, ``index``, ``lists`` (if there are any), ``items`` (ids, popularity, metadata),
+        ``encoder``, ``others``, and ``resident``: their sum and 16 bytes per item for the order of popularity and the
+        counts. Vectors, index and lists are mapped, so the system may evict their pages. Python and its libraries are
+        not included.
     """
     sizes = {path.name: path.stat().st_size for path in directory.iterdir() if path.is_file()}
+    lists = sum(path.stat().st_size for path in (directory / LISTS_DIRECTORY).glob("*"))
     parts = {
         "vectors": sizes.pop(VECTORS_FILE),
         "index": sizes.pop(FAISS_FILE),
+        **({"lists": lists} if lists else {}),
         "items": sizes.pop(ITEMS_FILE),
         "encoder": sizes.pop(ENCODER_FILE),
         "others": sum(sizes.values()),

@@ -55,8 +55,8 @@ def updated_lists(
     """Make the lists of a changed catalogue, with the weights of the fitted ones.
 
     ``words`` and ``look`` are made again over the whole catalogue, so a new item has lists of its own, enters those of
-    other items, and the result does not depend on the nights before. ``co`` is that of the fit: a new item has none, and
-    a deleted one is left out.
+    other items, and the result does not depend on the nights before. ``co`` is that of the fit: a new item has none,
+    and a deleted one is left out.
 
     Args:
         lists: those of the fitted encoder that are used.

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from index.build.build import build_bundle
 from index.bundle.index_spec import IndexSpec
 from index.bundle.integrity import verify_files
-from index.bundle.manifest import BUNDLE_FORMAT, Manifest
+from index.bundle.manifest import BUNDLE_FORMAT, BUNDLE_FORMAT_WITH_LISTS, Manifest
 from index.bundle.registry import Registry
 from index.errors import BundleError, GateRefused, RegistryError
 from index.items.item_table import ItemTable
@@ -169,7 +169,7 @@ def find_changes(job: ReindexJob, progress: Progress = lambda _step, _done, _all
         "model": digest_of({name: part for name, part in model.provenance.items() if name != "inputs"}),
         "index": digest_of(dataclasses.replace(job.spec, threads=1)),  # threads affect the duration only
         "evaluation": digest_of(job.evaluation),
-        "format": str(BUNDLE_FORMAT),
+        "format": str(BUNDLE_FORMAT if fitted.lists is None else BUNDLE_FORMAT_WITH_LISTS),
         MARK: VERSION,
     }
     bundle, why = _published(job, inputs)
