@@ -216,9 +216,12 @@ def _fit_record(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise IndexSpecError(f"{path}: cannot be read ({error}); run `vlm2rec fit-encoder` again") from error
+    if not isinstance(record, dict):
+        raise IndexSpecError(f"{path}: must be a JSON object, got {type(record).__name__}; fit the encoder again")
+    return record
 
 
 def _excludes_seen(path: Path, record: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from index.bundle.index_spec import Codes, IndexChoice, IndexSpec
 from index.bundle.manifest import FAISS_FILE
 from index.errors import BundleError
-from index.evaluation.measure import evaluation_query_vectors, query_kinds
+from index.evaluation.measure import encoded, evaluation_histories, query_kinds
 from index.evaluation.report import BundleDraft
 from index.machine.disk import free_space
 from index.search.brute_force import exact_top_k
@@ -104,9 +104,8 @@ def _rounding_recall(draft: BundleDraft, progress: Callable[[float], None]) -> f
     rows = _sample(np.flatnonzero(draft.indexed), _ROUNDING_ROWS, spec.seed)
     mask = np.zeros(len(draft.table), dtype=np.bool_)
     mask[rows] = True
-    queries = evaluation_query_vectors(
-        draft.encoder, draft.vectors, draft.indexed, draft.evaluation_queries, _ROUNDING_QUERIES
-    )
+    histories = evaluation_histories(draft.indexed, draft.evaluation_queries, _ROUNDING_QUERIES)
+    queries = encoded(draft.encoder, draft.vectors, histories)
     kinds = query_kinds(queries, layout, draft.presence)
     scan = Effort((1 / len(layout.slots),) * len(layout.slots), ((1.0, SCAN),), per_k=1)
     searcher = Searcher(_Sq8FlatIndex(draft.vectors, rows), draft.vectors, mask, layout, scan)
