@@ -103,7 +103,10 @@ def build_bundle(
     spec.bounds.check_slots(table.layout)
     used = None if lists is None else _used(lists, table)
     created = now or datetime.now(UTC)
-    quality = None if evaluation is None else Quality.read(evaluation, encoder, exclude_seen=exclude_seen)
+    weights = {} if used is None else used.weights.weights
+    quality = None
+    if evaluation is not None:
+        quality = Quality.read(evaluation, encoder, exclude_seen=exclude_seen, lists=weights)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _scratch(out) as directory:
