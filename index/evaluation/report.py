@@ -38,7 +38,8 @@ from index.items.eval_queries import EvaluationQueries
 from index.items.item_table import MISSING_FILE, VECTORS_FILE, ItemTable
 from index.search.encoder import OnnxSequenceEncoder
 from index.search.query_plan import Effort, IndexKind
-from index.search.searcher import CpuIndex, Searcher
+from index.search.searcher import Searcher
+from index.search.vector_index import CpuIndex
 
 _BLOCK_ROWS = 65_536
 _ITEM_BYTES = 16  # per item: the order of popularity and the counts, int64 each
