@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cli.errors import LiveServiceError
-from index.bundle.bundle import Bundle, ScoredRows
+from index.bundle.bundle import Bundle
 from index.errors import SearchError
 from index.lists.list_query import ListQuery
 from index.search.parity import ParityResult, RankedItems
+from index.search.scoring import ScoredRows
 
 
 class Live(Protocol):

@@ -1,6 +1,6 @@
 """Chooses, trains, fills and writes ``index.faiss``.
 
-Only this module and :mod:`index.search.searcher` import faiss.
+Only this module and :mod:`index.search.vector_index` import faiss.
 """
 
 import contextlib
@@ -24,7 +24,8 @@ from index.search.float16 import to_float32
 from index.search.query_plan import OVER_FETCH, SCAN, Effort, IndexCapabilities, SearchStep
 from index.search.row_mask import RowMask
 from index.search.scoring import rescore
-from index.search.searcher import Searcher, positions_to_rows
+from index.search.searcher import Searcher
+from index.search.vector_index import positions_to_rows
 
 Progress = Callable[[str, float], None]
 
@@ -93,7 +94,7 @@ class _Sq8FlatIndex:
             self._codes.add(to_float32(vectors[rows[start : start + _BLOCK_ROWS]]))
 
     def search(self, queries: NDArray[np.float32], step: SearchStep, allowed: RowMask | None) -> NDArray[np.int64]:
-        """See :meth:`index.search.searcher.VectorIndex.search`; filters are not supported."""
+        """See :meth:`index.search.vector_index.VectorIndex.search`; filters are not supported."""
         del allowed
         return positions_to_rows(self._codes.search(queries, step.fetch)[1], self._rows)
 

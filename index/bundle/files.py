@@ -13,9 +13,11 @@ from index.items.mapped_array import map_array
 from index.items.modality_status import ModalityStatus, check_missing, check_missing_fits
 from index.items.thumbnails import Thumbnails
 from index.lists.item_lists import LISTS_FILE, ItemLists
+from index.lists.list_scores import ListScores
 from index.search.encoder import OnnxSequenceEncoder
 from index.search.query_plan import Effort
-from index.search.searcher import CpuIndex, GpuIndex, Searcher
+from index.search.searcher import Searcher
+from index.search.vector_index import CpuIndex, GpuIndex
 
 _BLOCK_ROWS = 65_536
 _LARGEST_DESCRIPTION = 1 << 20
@@ -129,8 +131,8 @@ def map_thumbnails(path: Path, manifest: Manifest) -> Thumbnails | None:
         raise BundleInvalid(f"{path}: {error}; build the bundle again") from error
 
 
-def map_lists(bundle: Path, manifest: Manifest) -> ItemLists | None:
-    """The item-to-item lists, mapped read-only, with their offsets checked; None in a bundle without lists.
+def map_lists(bundle: Path, manifest: Manifest) -> ListScores | None:
+    """Scores by the item-to-item lists, mapped read-only, with their offsets checked; None in a bundle without lists.
 
     Raises:
         BundleInvalid: a file cannot be read or does not fit the manifest.
@@ -151,7 +153,7 @@ def map_lists(bundle: Path, manifest: Manifest) -> ItemLists | None:
             f"{directory}: holds lists that differ from the manifest's ({described}, the manifest says "
             f"{manifest.lists}); build the bundle again"
         )
-    return lists
+    return ListScores(lists, manifest.layout)
 
 
 def check_lists(bundle: Path, lists: ItemLists) -> None:
@@ -192,10 +194,11 @@ def open_index(
     manifest: Manifest,
     vectors: NDArray[np.floating],
     indexed: NDArray[np.bool_],
+    lists: ListScores | None,
     device: str,
     threads: int,
 ) -> Searcher:
-    """Load ``index.faiss`` onto the device and return a searcher over it.
+    """Load ``index.faiss`` onto the device and return a searcher over it and the lists.
 
     Raises:
         BundleInvalid: the file cannot be read or does not fit the manifest.
@@ -205,7 +208,7 @@ def open_index(
     effort = Effort(record.effort.typical, record.effort.bands, record.effort.per_k, record.effort.growth)
     try:
         on_cpu = CpuIndex(path, vectors, indexed, threads=threads)
-        searcher = Searcher(on_cpu, vectors, indexed, manifest.layout, effort)
+        searcher = Searcher(on_cpu, vectors, indexed, manifest.layout, effort, lists)
     except SearchError as error:
         raise BundleInvalid(f"{path}: {error}") from error
     if on_cpu.capabilities.kind != record.kind:
@@ -214,4 +217,4 @@ def open_index(
         )
     if device == "cpu":
         return searcher
-    return Searcher(GpuIndex(on_cpu), vectors, indexed, manifest.layout, effort)
+    return Searcher(GpuIndex(on_cpu), vectors, indexed, manifest.layout, effort, lists)

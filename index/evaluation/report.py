@@ -45,7 +45,8 @@ from index.lists.item_lists import ItemLists
 from index.lists.list_scores import ListScores
 from index.search.encoder import OnnxSequenceEncoder
 from index.search.query_plan import Effort, IndexKind
-from index.search.searcher import CpuIndex, Searcher
+from index.search.searcher import Searcher
+from index.search.vector_index import CpuIndex
 
 _BLOCK_ROWS = 65_536
 _ITEM_BYTES = 16  # per item: the order of popularity and the counts, int64 each
