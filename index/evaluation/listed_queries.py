@@ -74,4 +74,5 @@ def _min_scores(
         scores = slot_scores(query[None], gather(vectors, rows)[None], layout).sum(axis=2)[0]
         scores[np.searchsorted(rows, listed[kept])] += summed(parts[kept], scales)
         least[number] = np.partition(scores, -query_set.k)[-query_set.k]
-    return least - _ROUNDING * np.maximum(1, np.abs(least))
+    least -= np.float32(_ROUNDING) * np.maximum(np.float32(1), np.abs(least))
+    return least

@@ -337,5 +337,5 @@ def result_spread(
     return spread if lists is None else spread | {"list_shares": _shares(lists.lists.names, listed[found] / totals)}
 
 
-def _shares(names: Sequence[str], parts: NDArray[np.float32]) -> dict[str, float]:
+def _shares(names: Sequence[str], parts: NDArray[np.floating]) -> dict[str, float]:
     return {name: round(float(share), 4) for name, share in zip(names, parts.mean(axis=0), strict=True)}
