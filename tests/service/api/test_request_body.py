@@ -164,7 +164,7 @@ VALID: dict[str, Any] = {"user_id": "u"}
         ({"slot_weights": [1]}, "slot_weights", "[1]", "must be an object"),
         ({"diversity": 1.1}, "diversity", "1.1", "must be at most 1"),
         ({"explain": 1}, "explain", "1", "must be true, false or full"),
-        ({"explain": "all"}, "explain", "\"all\"", "must be true, false or full"),
+        ({"explain": "all"}, "explain", '"all"', "must be true, false or full"),
         ({"unknown_items": "drop"}, "unknown_items", '"drop"', "must be 'ignore' or 'error'"),
         ({"history": "no"}, "history", '"no"', "must be 'use' or 'ignore'"),
         ({"deadline_ms": 0}, "deadline_ms", "0", "must be at least 1"),
