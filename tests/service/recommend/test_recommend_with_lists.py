@@ -45,7 +45,7 @@ def list_parts(bundle: Bundle, items: Weighted, slot_weights: dict[str, float], 
     """(n,) what the lists add to each row, one addition at a time."""
     lists = bundle.list_scores.lists
     total = np.zeros(len(bundle))
-    kept = [(bundle.ids.row(item), weight) for item, weight in items]
+    kept = [(row, weight) for item, weight in items if (row := bundle.ids.row(item)) is not None]
     size = sum(abs(weight) for row, weight in kept if bundle.indexed[row])
     positive = [(row, weight) for row, weight in kept if weight > 0 and bundle.indexed[row]]
     for age, (row, weight) in enumerate(reversed(positive)):
@@ -121,7 +121,7 @@ def test_weighted_items(listed: Bundle, items: list[tuple[int, float]], similar:
     )
     if answer.strategy == "popular":
         return
-    added = list_parts(listed, given_items[-len(items) :], {}, similar=answer.strategy == "similar")
+    added = list_parts(listed, given_items, {}, similar=answer.strategy == "similar")
     if sum(weight > 0 for _, weight in items) <= listed.max_history:
         np.testing.assert_allclose(answer.list_contributions.sum(axis=1), added[answer.rows], atol=1e-5)
     np.testing.assert_allclose(answer.contributions.sum(axis=1), answer.scores, rtol=1e-6, atol=1e-5)
