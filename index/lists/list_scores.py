@@ -228,6 +228,8 @@ class ListScores:
         """
         items, order = self.lists.items, np.argsort(rows)
         added = np.zeros((len(history), len(rows)), dtype=np.float64)
+        if not added.size:
+            return added.astype(np.float32)
         entries = self._entries(self._weighed([ListQuery(row, recency=False) for row in history[:, None]]))
         for keys, values in zip(entries.keys, entries.values, strict=True):
             owners, near = np.divmod(keys, items)
