@@ -29,7 +29,8 @@ from index.search.brute_force import exact_top_k, exact_top_k_each
 from index.search.float16 import to_float32
 from index.search.query_plan import GROWTH, OVER_FETCH, SCAN, Effort, SearchStep
 from index.search.scoring import rescore
-from index.search.searcher import CpuIndex, GpuIndex, Searcher, VectorIndex
+from index.search.searcher import Searcher
+from index.search.vector_index import CpuIndex, GpuIndex, VectorIndex
 
 K = 20
 BLOCK = 65_536

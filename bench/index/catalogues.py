@@ -17,6 +17,7 @@ from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 from index.items.slots import Slot, SlotLayout
+from index.lists.item_lists import LIST_SLOTS, ItemList, ItemLists, ListWeights
 
 LAYOUT = SlotLayout((Slot("text", 64), Slot("image", 64), Slot("behaviour", 64)))
 INTRINSIC_DIM = 36
@@ -67,6 +68,31 @@ def make_catalogue(items: int, *, seed: int = 0, queries: int = 2_000) -> MadeCa
         model={"kind": "made", "items": items, "seed": seed, "intrinsic_dim": INTRINSIC_DIM},
     )
     return MadeCatalogue(table, _queries(members, clusters, queries, rng))
+
+
+def made_lists(items: int, neighbours: int, *, seed: int = 0) -> ItemLists:
+    """The three item-to-item lists with a full number of neighbours, spread over the whole catalogue.
+
+    Args:
+        items: rows of the catalogue.
+        neighbours: entries of every item in every list, fewer than ``items``.
+        seed: of the choice.
+    """
+    rng = np.random.default_rng((seed, 3))
+    similarities = np.tile(np.linspace(0.9, 0.1, neighbours, dtype=np.float16), items)
+    offsets = np.arange(items + 1, dtype=np.int64) * neighbours
+    lists = []
+    for name in LIST_SLOTS:
+        rows = np.empty((items, neighbours), dtype=np.int32)
+        for start in range(0, items, _BLOCK_ROWS):
+            own = np.arange(start, min(start + _BLOCK_ROWS, items))[:, None]
+            # One set of distances for a block, each item from a place of its own: all different, never the item itself.
+            shift = rng.integers(1, items, len(own))[:, None]
+            distances = rng.choice(items - 1, neighbours, replace=False)[None]
+            rows[start : start + len(own)] = (own + 1 + (shift + distances) % (items - 1)) % items
+        lists.append(ItemList(name, offsets, rows.ravel(), similarities))
+    recency = np.power(np.float32(0.8), np.arange(HISTORY)).astype(np.float32)
+    return ItemLists(items, tuple(lists), ListWeights(recency, dict(zip(LIST_SLOTS, (0.6, 0.2, 0.1), strict=True))))
 
 
 def saved_catalogue(directory: Path, items: int, *, seed: int = 0) -> MadeCatalogue:

@@ -35,7 +35,8 @@ from index.search.float16 import to_float32
 from index.search.query_plan import OVER_FETCH, Effort
 from index.search.row_mask import RowMask
 from index.search.scoring import rescore
-from index.search.searcher import CpuIndex, Searcher
+from index.search.searcher import Searcher
+from index.search.vector_index import CpuIndex
 
 BLOCK = 65_536
 SIDED = (0.5, 0.1, 0.01)

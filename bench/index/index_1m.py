@@ -3,7 +3,8 @@
     python bench/index/index_1m.py --items 1000000
 
 The catalogue, the encoder and the bundle stay in the work directory, so an interrupted run continues;
-`--rebuild` builds the bundle again. Start-up is measured from the start of the process to the first 200 of /readyz,
+`--rebuild` builds the bundle again. `--neighbours 50` adds item-to-item lists; give it a work directory of its own.
+Start-up is measured from the start of the process to the first 200 of /readyz,
 with every file of the bundle in the page cache and a Redis that runs already. Writes JSON to
 bench/results/index-N.json.
 """
@@ -28,12 +29,13 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from bench.index.catalogues import HISTORY, LAYOUT, saved_catalogue
+from bench.index.catalogues import HISTORY, LAYOUT, made_lists, saved_catalogue
 from demo.embedded_redis import EmbeddedRedis
 from index.build.build import build_bundle
 from index.bundle.bundle import Bundle
 from index.bundle.index_spec import IndexSpec
 from index.bundle.registry import Registry
+from index.lists.list_query import ListQuery
 from index.machine.cores import available_cores
 
 STARTS = 3
@@ -62,7 +64,8 @@ def main() -> None:
     say(f"every file read in {time.perf_counter() - started:.1f} s")
     found: dict[str, Any] = {"items": options.items, "slots": [[slot.name, slot.dim] for slot in LAYOUT.slots]}
     found["build"] = built
-    found["bundle"] = {path.name: path.stat().st_size for path in sorted(bundle.iterdir())}
+    found["neighbours"] = options.neighbours
+    found["bundle"] = {str(path.relative_to(bundle)): path.stat().st_size for path in bundle_files(bundle)}
     found["serve"] = serve(options, registry.root, found["bundle"][VECTORS] + found["bundle"][INDEX])
     found["search"] = in_own_process("search", options)
     found |= {
@@ -82,6 +85,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--kind", default="auto", help="auto, flat, hnsw or ivf")
+    parser.add_argument("--neighbours", type=int, default=0, help="of an item in each item-to-item list; 0: no lists")
     parser.add_argument("--threads", type=int, default=available_cores(), help="of the build")
     parser.add_argument("--work", type=Path, help="kept between runs; .bench/index-N if not given")
     parser.add_argument("--port", type=int, default=8895)
@@ -112,7 +116,8 @@ def stored_build(options: argparse.Namespace) -> dict[str, Any]:
     record = options.work / "build.json"
     if record.is_file() and not options.rebuild:
         built: dict[str, Any] = json.loads(record.read_text())
-        if built["asked"] == options.kind and (options.work / "bundles" / built["bundle"]).is_dir():
+        asked = (built["asked"], built.get("neighbours", 0))
+        if asked == (options.kind, options.neighbours) and (options.work / "bundles" / built["bundle"]).is_dir():
             return built
     built = in_own_process("build", options)
     record.write_text(json.dumps(built))
@@ -122,7 +127,7 @@ def stored_build(options: argparse.Namespace) -> dict[str, Any]:
 def in_own_process(stage: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run one stage in a process of its own; its result."""
     command = [sys.executable, __file__, "--stage", stage, "--items", str(options.items), "--work", str(options.work)]
-    command += ["--kind", options.kind, "--threads", str(options.threads)]
+    command += ["--kind", options.kind, "--threads", str(options.threads), "--neighbours", str(options.neighbours)]
     ended = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     answer: dict[str, Any] = json.loads(ended.stdout)
     return answer
@@ -131,6 +136,7 @@ def in_own_process(stage: str, options: argparse.Namespace) -> dict[str, Any]:
 def build(options: argparse.Namespace) -> dict[str, Any]:
     """Build the bundle; seconds by stage and peak memory."""
     catalogue = saved_catalogue(options.work / "table", options.items)
+    lists = made_lists(options.items, options.neighbours) if options.neighbours else None
     stages: dict[str, float] = {}
     with peak_memory() as peak:
         started = time.perf_counter()
@@ -140,6 +146,7 @@ def build(options: argparse.Namespace) -> dict[str, Any]:
             catalogue.queries,
             options.work / "bundles",
             IndexSpec(kind=options.kind, threads=options.threads),
+            lists=lists,
             progress=stage_timer(stages),
         )
         seconds = time.perf_counter() - started
@@ -147,6 +154,7 @@ def build(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "bundle": path.name,
         "asked": options.kind,
+        "neighbours": options.neighbours,
         "kind": report["index"]["kind"],
         "parameters": report["index"]["parameters"],
         "threads": options.threads,
@@ -172,7 +180,10 @@ def search(options: argparse.Namespace) -> dict[str, Any]:
             "k": K,
             "queries": len(histories),
             "encode_ms": percentiles(lambda number: bundle.encode([histories[number]]), len(histories)),
-            "search_ms": percentiles(lambda number: bundle.search(queries[[number]], K), len(histories)),
+            "search_ms": percentiles(
+                lambda number: bundle.search(queries[[number]], K, histories=[ListQuery(histories[number])]),
+                len(histories),
+            ),
         }
 
 
@@ -294,9 +305,14 @@ def percentiles(call: Callable[[int], object], count: int) -> dict[str, float]:
     return {f"p{percent}": round(float(np.percentile(times, percent)), 3) for percent in (50, 90, 99)}
 
 
+def bundle_files(bundle: Path) -> list[Path]:
+    """Every file of a bundle."""
+    return sorted(path for path in bundle.rglob("*") if path.is_file())
+
+
 def read_all(bundle: Path) -> None:
     """Bring every file into the page cache."""
-    for path in bundle.iterdir():
+    for path in bundle_files(bundle):
         with path.open("rb", buffering=0) as file:
             while file.read(1 << 24):
                 pass

@@ -102,7 +102,7 @@ def evaluate(
         others = load_dataset(data, interactions=users).interactions
         fresh = last_item(Sequences.from_interactions(others, dataset.item_ids()))
     sets = target_sets(split, fresh=fresh, on_validation=validation, most=targets)
-    about = {name: fitted.record[name] for name in ("model", "data", "config")}
+    about = {name: fitted.record[name] for name in ("model", "data", "config")} | {"lists": fitted.list_weights}
     with _progress() as bar:
         baselines, settings = _baselines(run, fitted, dataset, split, ease, bar)
         systems, about = rankers(fitted, split, dataset.texts(), baselines), about | {"baselines": settings}

@@ -70,6 +70,13 @@ def _lines(report: Mapping[str, Any]) -> Iterable[str]:
         f"answers: {answers['distinct_items'] / total:.1%} of the catalogue in {answers['queries']} answers; "
         f"score from {shares}"
     )
+    if report.get("lists"):
+        parts = (
+            f"{part['name']} ({part['slot']}) weight {part['weight']:.3g}, {part['neighbours']} neighbours, "
+            f"{part['share']:.1%} of the score"
+            for part in report["lists"]["lists"]
+        )
+        yield f"item-to-item lists: {'; '.join(parts)}"
     sizes = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in report["memory"].items())
     yield f"memory in MB: {sizes}"
     for slot, found in report["missing"].items():

@@ -3,9 +3,9 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,6 +23,9 @@ from cli.online.index_options import (
     TargetRecallOption,
     index_spec,
 )
+
+if TYPE_CHECKING:
+    from index.lists.item_lists import ItemLists
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -56,15 +59,17 @@ def build(
 
     spec = index_spec(kind, codes, memory_mb, target_recall, bounds, bound, threads)
     encoder = run / "encoder"
+    table, fitted = ItemTable.load(encoder / "table"), _fit_record(encoder / "fit.json")
     with _progress() as report:
         bundle = build_bundle(
-            ItemTable.load(encoder / "table"),
+            table,
             encoder / "encoder.onnx",
             EvaluationQueries.load(encoder / "probes.npz"),
             out or run / "bundles",
             spec,
+            lists=_lists(encoder / "lists", fitted, len(table)),
             evaluation=read_evaluation(run, evaluation),
-            exclude_seen=_excludes_seen(encoder / "fit.json"),
+            exclude_seen=_excludes_seen(encoder / "fit.json", fitted),
             progress=report,
         )
     show_bundle(bundle)
@@ -200,23 +205,49 @@ def _publish(bundle: Path, registry: str, *, force: bool) -> None:
     _out.print(f"published: {name}", markup=False)
 
 
-def _excludes_seen(fitted: Path) -> bool:
-    """Read `exclude_seen` from a run's encoder configuration; true where it is not recorded.
+def _fit_record(path: Path) -> dict[str, Any]:
+    """The content of ``fit.json``; empty if there is no such file.
 
     Raises:
-        IndexSpecError: the file is there and cannot be read.
+        IndexSpecError: the file cannot be read.
     """
     from index.errors import IndexSpecError
 
-    if not fitted.is_file():
-        return True
+    if not path.is_file():
+        return {}
     try:
-        found = json.loads(fitted.read_text(encoding="utf-8")).get("config", {}).get("exclude_seen", True)
-    except (OSError, ValueError, AttributeError) as error:
-        raise IndexSpecError(f"{fitted}: cannot be read ({error}); run `vlm2rec fit-encoder` again") from error
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise IndexSpecError(f"{path}: cannot be read ({error}); run `vlm2rec fit-encoder` again") from error
+    if not isinstance(record, dict):
+        raise IndexSpecError(f"{path}: must be a JSON object, got {type(record).__name__}; fit the encoder again")
+    return record
+
+
+def _excludes_seen(path: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the run was fitted for answers without seen items; true if that is not recorded.
+
+    Raises:
+        IndexSpecError: the record has another form.
+    """
+    from index.errors import IndexSpecError
+
+    config = record.get("config", {})
+    found = config.get("exclude_seen", True) if isinstance(config, dict) else None
     if not isinstance(found, bool):
-        raise IndexSpecError(f"{fitted}: exclude_seen must be true or false, got {found!r}; fit the encoder again")
+        raise IndexSpecError(f"{path}: exclude_seen must be true or false, got {found!r}; fit the encoder again")
     return found
+
+
+def _lists(directory: Path, record: Mapping[str, Any], items: int) -> "ItemLists | None":
+    """The item-to-item lists of a run; None if it has none.
+
+    Raises:
+        ItemListError, BundleInvalid: the run recorded lists, and they are missing or damaged.
+    """
+    from index.lists.item_lists import ItemLists
+
+    return ItemLists.load(directory, items, check=False) if record.get("lists") else None
 
 
 def read_evaluation(run: Path, path: Path | None) -> dict[str, Any] | None:

@@ -6,9 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cli.errors import LiveServiceError
-from index.bundle.bundle import Bundle, ScoredRows
+from index.bundle.bundle import Bundle
 from index.errors import SearchError
+from index.lists.list_query import ListQuery
 from index.search.parity import ParityResult, RankedItems
+from index.search.scoring import ScoredRows
 
 
 class Live(Protocol):
@@ -34,8 +36,8 @@ class Encoder(Protocol):
 class ParityCheck:
     """Compares a live service with its bundle under ONNX Runtime, and that with PyTorch.
 
-    The live answer is held to the same index, the two encoders to each other by exact search, so that only the encoders
-    can make a difference there.
+    All of them add the bundle's item-to-item lists. The live answer is held to the same index, the two encoders to each
+    other by exact search, so that only the encoders can make a difference there.
 
     Args:
         bundle: the one that is live.
@@ -85,7 +87,7 @@ class ParityCheck:
         name = f"history {', '.join(self._bundle.ids.id(int(row)) for row in history[-3:])}"
         if self._torch is not None:
             self._compare_encoders(name, query, usable, history)
-        self._compare_live(name, query, history)
+        self._compare_live(name, query, usable, history)
 
     def _compare_encoders(
         self, name: str, query: NDArray[np.float32], usable: NDArray[np.int64], seen: NDArray[np.int64]
@@ -94,10 +96,15 @@ class ParityCheck:
             return
         other = self._torch.encode([self._bundle.vectors(usable)])[0]
         depth = self._k + np.unique(seen).size
-        right, got = (self._ranking(self._bundle.exact(vector[None], depth), seen) for vector in (query, other))
-        self._exported.compare(name, right, got, lambda item_id: self._score(query, item_id))
+        listed = [ListQuery(usable)]
+        right, got = (
+            self._ranking(self._bundle.exact(vector[None], depth, histories=listed), seen) for vector in (query, other)
+        )
+        self._exported.compare(name, right, got, lambda item_id: self._score(query, usable, item_id))
 
-    def _compare_live(self, name: str, query: NDArray[np.float32], seen: NDArray[np.int64]) -> None:
+    def _compare_live(
+        self, name: str, query: NDArray[np.float32], usable: NDArray[np.int64], seen: NDArray[np.int64]
+    ) -> None:
         answer = self._live.recommend([self._bundle.ids.id(int(row)) for row in seen], self._k)
         if answer.get("bundle") != self._bundle.id:
             raise LiveServiceError(
@@ -116,11 +123,13 @@ class ParityCheck:
         excluded = {self._bundle.ids.id(int(row)) for row in seen}
 
         def score_of(item_id: str) -> float | None:
-            return None if item_id in excluded else self._score(query, item_id)
+            return None if item_id in excluded else self._score(query, usable, item_id)
 
-        self._served.compare(name, self._reference(query, seen, got), got, score_of)
+        self._served.compare(name, self._reference(query, usable, seen, got), got, score_of)
 
-    def _reference(self, query: NDArray[np.float32], seen: NDArray[np.int64], got: RankedItems) -> RankedItems:
+    def _reference(
+        self, query: NDArray[np.float32], usable: NDArray[np.int64], seen: NDArray[np.int64], got: RankedItems
+    ) -> RankedItems:
         """The bundle's answer without items that are hidden on the service."""
         depth = self._k + np.unique(seen).size
         while True:
@@ -130,7 +139,8 @@ class ParityCheck:
                 mask = np.ones(len(self._bundle), dtype=np.bool_)
                 mask[self._bundle.ids.rows(hidden)[0]] = False
                 allowed = self._bundle.allowed(None, mask)
-            right = self._ranking(self._bundle.search(query[None], depth, allowed=allowed), seen)
+            found = self._bundle.search(query[None], depth, allowed=allowed, histories=[ListQuery(usable)])
+            right = self._ranking(found, seen)
             missed = set(right.ids) - set(got.ids) - self._shown.keys()
             if not missed:
                 return right
@@ -142,8 +152,9 @@ class ParityCheck:
         rows = found.rows[0][kept][: self._k].tolist()
         return RankedItems([self._bundle.ids.id(row) for row in rows], found.scores[0][kept][: self._k].tolist())
 
-    def _score(self, query: NDArray[np.float32], item_id: str) -> float | None:
+    def _score(self, query: NDArray[np.float32], usable: NDArray[np.int64], item_id: str) -> float | None:
         row = self._bundle.ids.row(item_id)
         if row is None:
             return None
-        return float(self._bundle.contributions(query[None], np.array([[row]]))[0, 0].sum())
+        parts = self._bundle.contributions(query[None], np.array([[row]]), histories=[ListQuery(usable)])
+        return float(parts[0, 0].sum())

@@ -25,20 +25,23 @@ from index.bundle.manifest import (
     EVALUATION_QUERIES_FILE,
     INDEXED_FILE,
     ITEMS_FILE,
+    LISTS_DIRECTORY,
     MANIFEST_FILE,
     FileEntry,
     GateRecord,
     IndexRecord,
+    ListsRecord,
     Manifest,
 )
 from index.bundle.permissions import READ_ONLY
 from index.bundle.quality import Quality
-from index.errors import BundleError, EncoderError, IndexSpecError
+from index.errors import BundleError, EncoderError, IndexSpecError, ItemListError
 from index.evaluation.report import BundleDraft, write_report
 from index.items.eval_queries import EvaluationQueries
 from index.items.item_table import MISSING_FILE, VECTORS_FILE, ItemTable
 from index.items.items_file import ItemsFile
 from index.items.thumbnails import THUMBNAILS_FILE
+from index.lists.item_lists import ItemLists
 from index.machine.disk import describe_disk_error, new_array_file
 from index.machine.locks import directory_lock
 from index.search.encoder import OnnxSequenceEncoder
@@ -54,6 +57,7 @@ def build_bundle(
     out: Path,
     spec: IndexSpec | None = None,
     *,
+    lists: ItemLists | None = None,
     evaluation: Mapping[str, Any] | None = None,
     exclude_seen: bool = True,
     now: datetime | None = None,
@@ -67,6 +71,8 @@ def build_bundle(
         evaluation_queries: held-out histories as rows of the table; may be empty.
         out: directory in which ``<bundle id>/`` is created; created if missing.
         spec: specification of the index; the defaults of :class:`IndexSpec` if None.
+        lists: item-to-item lists of the table; those without weight or slot are left out. Without any, the bundle has
+            format 2 instead of 3.
         evaluation: content of the file that ``vlm2rec evaluate --json`` wrote about this encoder; its figures are
             checked against the bounds.
         exclude_seen: default of requests: whether recommendations exclude the items of the user's history.
@@ -79,6 +85,7 @@ def build_bundle(
     Raises:
         IndexSpecError: nothing to index, values that are not finite, a bound on a slot that the items do not have, or
             an evaluation of another encoder.
+        ItemListError: the lists are of another catalogue, or an entry breaks a rule.
         EncoderError: the encoder cannot be loaded or is for other slots.
         ItemTableError: an evaluation query names a row that does not exist, or a metadata column has a type that a
             bundle cannot store.
@@ -94,15 +101,22 @@ def build_bundle(
         )
     evaluation_queries.check_rows(len(table))
     spec.bounds.check_slots(table.layout)
+    used = None if lists is None else _used(lists, table)
     created = now or datetime.now(UTC)
-    quality = None if evaluation is None else Quality.read(evaluation, encoder, exclude_seen=exclude_seen)
+    weights = {} if used is None else used.weights.weights
+    quality = None
+    if evaluation is not None:
+        quality = Quality.read(evaluation, encoder, exclude_seen=exclude_seen, lists=weights)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _scratch(out) as directory:
             indexed = _write_items(table, directory, report_progress)
             shutil.copyfile(encoder, directory / ENCODER_FILE)
             evaluation_queries.save(directory / EVALUATION_QUERIES_FILE)
-            draft = BundleDraft(directory, table, indexed, model, evaluation_queries, spec)
+            if used is not None:
+                report_progress("lists", 0.0)
+                used.save(directory / LISTS_DIRECTORY)
+            draft = BundleDraft(directory, table, indexed, model, evaluation_queries, spec, used)
             choice, parameters = write_index(draft, report_progress)
             record, gate = write_report(
                 draft, choice.kind, choice.reason, parameters, quality, created, report_progress
@@ -111,6 +125,20 @@ def build_bundle(
             return _put_in_place(directory, out / manifest.id)
     except (OSError, pa.ArrowException) as error:
         raise BundleError(describe_disk_error(error, out, "build again", what="the bundle")) from error
+
+
+def _used(lists: ItemLists, table: ItemTable) -> ItemLists | None:
+    """The lists that add to a score; None if there are none.
+
+    Raises:
+        ItemListError: the lists are of another catalogue.
+    """
+    if lists.items != len(table):
+        raise ItemListError(
+            f"the lists are of {lists.items} items, the item table has {len(table)}; fit the encoder again"
+        )
+    used = lists.used().for_layout(table.layout)
+    return used if used.lists else None
 
 
 @contextlib.contextmanager
@@ -164,12 +192,12 @@ def _seal(
     """Hash and flush every file, make it read-only, and write the manifest last."""
     directory, table = draft.directory, draft.table
     files: dict[str, FileEntry] = {}
-    written = sorted(path for path in directory.iterdir() if path.is_file())
+    written = sorted(path for path in directory.rglob("*") if path.is_file())
     for number, path in enumerate(written):
         progress("hash", number / len(written))
         sync_file(path)
         path.chmod(READ_ONLY)
-        files[path.name] = FileEntry(sha256=sha256_of(path), size=path.stat().st_size)
+        files[path.relative_to(directory).as_posix()] = FileEntry(sha256=sha256_of(path), size=path.stat().st_size)
     try:
         json.dumps(table.model, allow_nan=False)
         manifest = Manifest.seal(
@@ -183,6 +211,7 @@ def _seal(
             index=record,
             gate=gate,
             exclude_seen=exclude_seen,
+            lists=None if draft.lists is None else ListsRecord.of(draft.lists),
             files=files,
         )
         text = manifest.to_json()
@@ -191,7 +220,8 @@ def _seal(
     (directory / MANIFEST_FILE).write_text(text)
     (directory / MANIFEST_FILE).chmod(READ_ONLY)
     sync_file(directory / MANIFEST_FILE)
-    sync_directory(directory)
+    for written_to in {path.parent for path in written}:
+        sync_directory(written_to)
     return manifest
 
 

@@ -1,6 +1,6 @@
 """Chooses, trains, fills and writes ``index.faiss``.
 
-Only this module and :mod:`index.search.searcher` import faiss.
+Only this module and :mod:`index.search.vector_index` import faiss.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from index.bundle.index_spec import Codes, IndexChoice, IndexSpec
 from index.bundle.manifest import FAISS_FILE
 from index.errors import BundleError
-from index.evaluation.measure import evaluation_query_vectors, query_kinds
+from index.evaluation.measure import encoded, evaluation_histories, query_kinds
 from index.evaluation.report import BundleDraft
 from index.machine.disk import free_space
 from index.search.brute_force import exact_top_k
@@ -24,7 +24,8 @@ from index.search.float16 import to_float32
 from index.search.query_plan import OVER_FETCH, SCAN, Effort, IndexCapabilities, SearchStep
 from index.search.row_mask import RowMask
 from index.search.scoring import rescore
-from index.search.searcher import Searcher, positions_to_rows
+from index.search.searcher import Searcher
+from index.search.vector_index import positions_to_rows
 
 Progress = Callable[[str, float], None]
 
@@ -93,7 +94,7 @@ class _Sq8FlatIndex:
             self._codes.add(to_float32(vectors[rows[start : start + _BLOCK_ROWS]]))
 
     def search(self, queries: NDArray[np.float32], step: SearchStep, allowed: RowMask | None) -> NDArray[np.int64]:
-        """See :meth:`index.search.searcher.VectorIndex.search`; filters are not supported."""
+        """See :meth:`index.search.vector_index.VectorIndex.search`; filters are not supported."""
         del allowed
         return positions_to_rows(self._codes.search(queries, step.fetch)[1], self._rows)
 
@@ -104,9 +105,8 @@ def _rounding_recall(draft: BundleDraft, progress: Callable[[float], None]) -> f
     rows = _sample(np.flatnonzero(draft.indexed), _ROUNDING_ROWS, spec.seed)
     mask = np.zeros(len(draft.table), dtype=np.bool_)
     mask[rows] = True
-    queries = evaluation_query_vectors(
-        draft.encoder, draft.vectors, draft.indexed, draft.evaluation_queries, _ROUNDING_QUERIES
-    )
+    histories = evaluation_histories(draft.indexed, draft.evaluation_queries, _ROUNDING_QUERIES)
+    queries = encoded(draft.encoder, draft.vectors, histories)
     kinds = query_kinds(queries, layout, draft.presence)
     scan = Effort((1 / len(layout.slots),) * len(layout.slots), ((1.0, SCAN),), per_k=1)
     searcher = Searcher(_Sq8FlatIndex(draft.vectors, rows), draft.vectors, mask, layout, scan)

@@ -6,7 +6,6 @@ A bundle is a directory with ``manifest.json`` and the files it lists (:mod:`ind
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.bundle.files import (
+    check_lists,
     check_vectors,
+    map_lists,
     map_thumbnails,
     map_vectors,
     open_encoder,
@@ -31,30 +32,21 @@ from index.errors import BundleNotFound, SearchError
 from index.filters.filter_cache import FilterCache
 from index.filters.text_search import TextSearch
 from index.items.eval_queries import EvaluationQueries
+from index.items.field_values import FieldValues
 from index.items.item_table import MISSING_FILE, VECTORS_FILE
-from index.items.items_file import ItemsFile, json_value
+from index.items.items_file import ItemsFile
 from index.items.modality_status import ModalityStatus
 from index.items.thumbnails import THUMBNAILS_FILE, Thumbnails
-from index.search.brute_force import check_allowed, check_k, check_queries
+from index.lists.list_query import ListQuery
+from index.lists.list_scores import ListScores
+from index.search.brute_force import check_queries
 from index.search.encoder import OnnxSequenceEncoder
+from index.search.popularity import PopularityRanking
 from index.search.row_mask import RowMask
-from index.search.scoring import gather, slot_scores
+from index.search.scoring import ScoredRows, gather, slot_scores
 from index.search.searcher import Searcher
 
 _MAPPED = (ITEMS_FILE, VECTORS_FILE, INDEXED_FILE, MISSING_FILE, FAISS_FILE, THUMBNAILS_FILE)
-
-
-@dataclass(frozen=True)
-class ScoredRows:
-    """The best rows per query and their scores, best first.
-
-    Attributes:
-        rows: (B, k) int64, padded with −1 at the end.
-        scores: (B, k) float32, never increasing; −inf where the row is −1.
-    """
-
-    rows: NDArray[np.int64]
-    scores: NDArray[np.float32]
 
 
 class Bundle:
@@ -76,6 +68,7 @@ class Bundle:
         missing: (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`, columns in the order of
             the layout.
         max_history: number of newest items of a history that :meth:`encode` reads.
+        list_scores: scores by item-to-item lists; None in a bundle without lists.
         slots_in_use: (slots,) bool, the slots that at least one item has.
         files: the mapped files; detects writes to them.
     """
@@ -93,6 +86,7 @@ class Bundle:
         searcher: Searcher,
         files: MappedFiles,
         thumbnails: Thumbnails | None = None,
+        list_scores: ListScores | None = None,
     ) -> None:
         self.path = path
         self.id = manifest.id
@@ -108,14 +102,15 @@ class Bundle:
         self.missing = missing
         self.max_history = encoder.max_history
         self.slots_in_use: NDArray[np.bool_] = (missing == ModalityStatus.PRESENT).any(axis=0)
+        self.list_scores = list_scores
         self.files = files
         self._vectors = vectors
         self._encoder = encoder
         self._searcher = searcher
         self._filters = FilterCache(items.metadata, indexed)
         self.text_search = TextSearch(items.ids.array, items.metadata)
-        self._columns = {name: items.metadata.column(name).chunk(0) for name in items.metadata.column_names}
-        self._by_popularity = _by_popularity(items.popularity).astype(np.uint32)  # uint32: half the memory
+        self._field_values = FieldValues(items.metadata)
+        self._popularity_ranking = PopularityRanking(items.popularity)
 
     @classmethod
     def load(cls, path: Path, *, device: str = "cpu", threads: int = 1, verify: Verify = "stamp") -> "Bundle":
@@ -126,7 +121,7 @@ class Bundle:
             device: ``cpu`` or ``cuda``, for the encoder and the index.
             threads: threads of one encoder run and of one search, at least 1.
             verify: ``stamp`` or ``full``, see :func:`index.bundle.integrity.verify_files`; ``full`` also checks every
-                vector.
+                vector and every entry of the lists.
 
         Raises:
             BundleNotFound: the directory does not exist.
@@ -141,19 +136,23 @@ class Bundle:
         verify_files(path, manifest, verify)
         if verify != "full":  # full verification reads every file anyway
             read_ahead(path / name for name in (ITEMS_FILE, FAISS_FILE, VECTORS_FILE))
-        files = MappedFiles(path / name for name in _MAPPED if name in manifest.files)
+        listed = () if manifest.lists is None else manifest.lists.files
+        files = MappedFiles(path / name for name in (*_MAPPED, *listed) if name in manifest.files)
         items = read_items(path / ITEMS_FILE, manifest)
         vectors = map_vectors(path / VECTORS_FILE, manifest)
         indexed = read_indexed(path / INDEXED_FILE, manifest)
         missing = read_missing(path / MISSING_FILE, manifest, indexed)
         queries = read_evaluation_queries(path / EVALUATION_QUERIES_FILE, manifest)
         encoder = open_encoder(path / ENCODER_FILE, manifest, device, threads)
-        searcher = open_index(path / FAISS_FILE, manifest, vectors, indexed, device, threads)
+        lists = map_lists(path, manifest)
+        searcher = open_index(path / FAISS_FILE, manifest, vectors, indexed, lists, device, threads)
         thumbnails = map_thumbnails(path / THUMBNAILS_FILE, manifest)
-        bundle = cls(path, manifest, items, vectors, indexed, missing, queries, encoder, searcher, files, thumbnails)
+        bundle = cls(
+            path, manifest, items, vectors, indexed, missing, queries, encoder, searcher, files, thumbnails, lists
+        )
         items.release_pages()
         if verify == "full":
-            bundle.check_vectors()
+            bundle.check_content()
         return bundle
 
     def __len__(self) -> int:
@@ -207,13 +206,18 @@ class Bundle:
         """
         return hash_files(self.path, self.manifest, stop)
 
-    def check_vectors(self) -> None:
-        """Check that every stored vector is finite, and zero exactly where :attr:`missing` records it.
+    def check_content(self) -> None:
+        """Check every stored vector and every entry of the lists.
+
+        A vector must be finite, and zero exactly where :attr:`missing` records it; see
+        :meth:`index.lists.item_lists.ItemList.check` for the lists.
 
         Raises:
-            BundleInvalid: a vector breaks the rule; the message names its row.
+            BundleInvalid: a vector or an entry breaks a rule; the message names its row.
         """
         check_vectors(self.path / VECTORS_FILE, self.manifest, self._vectors, self.missing)
+        if self.list_scores is not None:
+            check_lists(self.path, self.list_scores.lists)
 
     def warm_up(self) -> None:
         """Run the encoder once on every shape it uses, and one search, so that the first request is fast.
@@ -222,8 +226,8 @@ class Bundle:
             EncoderError, SearchError: the encoder or the search fails.
         """
         self._encoder.warm_up()
-        first = np.array([self._by_popularity[0]], dtype=np.int64)
-        self.search(self.encode([first]), 1)
+        first = self._popularity_ranking.best(1)
+        self.search(self.encode([first]), 1, histories=[ListQuery(first)])
 
     def allowed(
         self, condition: Mapping[str, Any] | None = None, available: NDArray[np.bool_] | None = None
@@ -254,40 +258,58 @@ class Bundle:
         return self._filters.contains(condition, available)
 
     def search(
-        self, queries: NDArray[np.floating], k: int, *, allowed: RowMask | NDArray[np.bool_] | None = None
+        self,
+        queries: NDArray[np.floating],
+        k: int,
+        *,
+        allowed: RowMask | NDArray[np.bool_] | None = None,
+        histories: Sequence[ListQuery | None] | None = None,
     ) -> ScoredRows:
-        """The best k items per query.
+        """The best k items per query, by slots and lists together.
 
         Args:
             queries: (B, Σd), slot weights already multiplied in.
             k: at least 1; may exceed the catalogue.
             allowed: mask shared by all queries, from :meth:`allowed`; a plain (n,) bool is counted at every call.
+            histories: for each query the history whose item-to-item lists add to the scores, or None; ignored in a
+                bundle without lists.
 
         Returns:
-            (B, k), of which min(k, allowed and indexed rows) are filled; scores from the stored vectors in float32,
-            ties by lower row.
+            (B, k), of which min(k, allowed and indexed rows) are filled; scores from the stored vectors and the lists
+            in float32, ties by lower row.
 
         Raises:
             SearchError: a shape, dtype or value breaks a rule.
         """
-        return ScoredRows(*self._searcher.search(queries, k, allowed))
+        return ScoredRows(*self._searcher.search(queries, k, allowed, histories))
 
     def exact(
-        self, queries: NDArray[np.floating], k: int, *, allowed: RowMask | NDArray[np.bool_] | None = None
+        self,
+        queries: NDArray[np.floating],
+        k: int,
+        *,
+        allowed: RowMask | NDArray[np.bool_] | None = None,
+        histories: Sequence[ListQuery | None] | None = None,
     ) -> ScoredRows:
         """As :meth:`search`, but scans every allowed row; slow, for checks."""
-        return ScoredRows(*self._searcher.exact(queries, k, allowed))
+        return ScoredRows(*self._searcher.exact(queries, k, allowed, histories))
 
-    def contributions(self, queries: NDArray[np.floating], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The contribution of each slot to each score.
+    def contributions(
+        self,
+        queries: NDArray[np.floating],
+        rows: NDArray[np.int64],
+        histories: Sequence[ListQuery | None] | None = None,
+    ) -> NDArray[np.float32]:
+        """The contribution of each slot to each score; that of a list counts to its slot.
 
         Args:
             queries: (B, Σd) as passed to :meth:`search`.
             rows: (B, k) int64, −1 = none.
+            histories: as passed to :meth:`search`.
 
         Returns:
-            (B, k, slots) float32, slots in the order of the layout; they sum to the score within 1e-5; 0 for an absent
-            slot and where the row is −1.
+            (B, k, slots) float32, slots in the order of the layout; they sum to the score within 1e-5; 0 where the row
+            is −1, and for an absent slot whose lists add nothing.
 
         Raises:
             SearchError: a shape, dtype or value breaks a rule, or a row lies outside the catalogue.
@@ -298,7 +320,29 @@ class Bundle:
         self._check_rows(rows, lowest=-1)
         parts = slot_scores(checked, gather(self._vectors, rows), self.layout)
         parts[rows < 0] = 0.0
+        if histories is not None and self.list_scores is not None:
+            listed = self.list_contributions(histories, rows)
+            for number, slot in enumerate(self.list_scores.lists.slots):
+                parts[:, :, self.layout.names.index(slot)] += listed[:, :, number]
         return parts
+
+    def list_contributions(self, histories: Sequence[ListQuery | None], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What each list adds to each score, already within the contribution of its slot.
+
+        Args:
+            histories: B, as passed to :meth:`search`.
+            rows: (B, k) int64, −1 = none.
+
+        Returns:
+            (B, k, lists) float32, lists in the order of ``list_scores.lists.names``; none in a bundle without lists.
+
+        Raises:
+            SearchError: a shape or value breaks a rule, or a row lies outside the catalogue.
+        """
+        self._check_rows(rows, lowest=-1)
+        if self.list_scores is None:
+            return np.zeros((*rows.shape, 0), dtype=np.float32)
+        return self.list_scores.contributions(histories, rows)
 
     def popular(self, k: int, *, allowed: RowMask | NDArray[np.bool_] | None = None) -> ScoredRows:
         """The items with the most training events, including items without any slot.
@@ -313,13 +357,7 @@ class Bundle:
         Raises:
             SearchError: k or the mask breaks a rule.
         """
-        check_k(k)
-        if allowed is None:
-            best = self._by_popularity[:k]
-        else:
-            mask = allowed.mask if isinstance(allowed, RowMask) else allowed
-            check_allowed(mask, -1, len(self))
-            best = _first_allowed(self._by_popularity, mask, k)
+        best = self._popularity_ranking.best(k, allowed)
         rows = np.full((1, k), -1, dtype=np.int64)
         scores = np.full((1, k), -np.inf, dtype=np.float32)
         rows[0, : best.shape[0]] = best
@@ -338,7 +376,7 @@ class Bundle:
         """
         if not 0 <= row < len(self):
             raise SearchError(f"rows must lie in 0 … {len(self) - 1}, got {row}")
-        return {name: json_value(self._columns[name][row].as_py()) for name in self._fields(names)}
+        return self._field_values.of(row, names)
 
     def fields_of(self, rows: NDArray[np.int64], names: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Metadata of several items, as :meth:`fields` returns it; five times as fast for a thousand rows.
@@ -354,43 +392,9 @@ class Bundle:
             SearchError: a row lies outside the catalogue.
         """
         self._check_rows(rows, lowest=0)
-        selected = self._fields(names)
-        columns = ([json_value(value) for value in self._columns[name].take(rows).to_pylist()] for name in selected)
-        values = zip(*columns, strict=True) if selected else ((),) * len(rows)
-        return [dict(zip(selected, row_values, strict=True)) for row_values in values]
-
-    def _fields(self, names: Sequence[str] | None) -> list[str]:
-        return (
-            list(self._columns) if names is None else [name for name in dict.fromkeys(names) if name in self._columns]
-        )
+        return self._field_values.of_all(rows, names)
 
     def _check_rows(self, rows: NDArray[np.int64], *, lowest: int) -> None:
         if rows.size and not (lowest <= rows.min() and rows.max() < len(self)):
             wrong = rows[(rows < lowest) | (rows >= len(self))][0]
             raise SearchError(f"rows must lie in {lowest} … {len(self) - 1}, got {wrong}")
-
-
-def _by_popularity(popularity: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(n,) int64 rows, the most popular first, ties by lower row.
-
-    If a count and a row fit into 63 bits, they are sorted as one number, several times as fast as a stable argsort.
-    """
-    count = popularity.shape[0]
-    most, bits = int(popularity.max()), count.bit_length()
-    if most >> (63 - bits):
-        return np.argsort(-popularity, kind="stable")
-    order: NDArray[np.int64] = (most - popularity) << bits | np.arange(count, dtype=np.int64)
-    order.sort()
-    order &= (1 << bits) - 1
-    return order
-
-
-def _first_allowed(order: NDArray[np.uint32], allowed: NDArray[np.bool_], k: int) -> NDArray[np.uint32]:
-    """The first k allowed rows of ``order``; reads only as many rows as needed."""
-    read = 4 * k
-    while True:
-        head = order[:read]
-        matched = head[allowed[head]]
-        if matched.shape[0] >= k or read >= order.shape[0]:
-            return matched[:k]
-        read *= 8

@@ -5,18 +5,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from index.bundle.manifest import Manifest
-from index.errors import BundleInvalid, EncoderError, ItemTableError, SearchError
+from index.bundle.manifest import LISTS_DIRECTORY, ListsRecord, Manifest
+from index.errors import BundleInvalid, EncoderError, ItemListError, ItemTableError, SearchError
 from index.items.eval_queries import EvaluationQueries
 from index.items.items_file import ItemsFile
 from index.items.mapped_array import map_array
 from index.items.modality_status import ModalityStatus, check_missing, check_missing_fits
 from index.items.thumbnails import Thumbnails
+from index.lists.item_lists import LISTS_FILE, ItemLists
+from index.lists.list_scores import ListScores
 from index.search.encoder import OnnxSequenceEncoder
 from index.search.query_plan import Effort
-from index.search.searcher import CpuIndex, GpuIndex, Searcher
+from index.search.searcher import Searcher
+from index.search.vector_index import CpuIndex, GpuIndex
 
 _BLOCK_ROWS = 65_536
+_LARGEST_DESCRIPTION = 1 << 20
 
 
 def read_items(path: Path, manifest: Manifest) -> ItemsFile:
@@ -127,6 +131,43 @@ def map_thumbnails(path: Path, manifest: Manifest) -> Thumbnails | None:
         raise BundleInvalid(f"{path}: {error}; build the bundle again") from error
 
 
+def map_lists(bundle: Path, manifest: Manifest) -> ListScores | None:
+    """Scores by the item-to-item lists, mapped read-only, with their offsets checked; None in a bundle without lists.
+
+    Raises:
+        BundleInvalid: a file cannot be read or does not fit the manifest.
+    """
+    if manifest.lists is None:
+        return None
+    directory = bundle / LISTS_DIRECTORY
+    size = manifest.files[f"{LISTS_DIRECTORY}/{LISTS_FILE}"].size
+    if size > _LARGEST_DESCRIPTION:
+        raise BundleInvalid(f"{directory / LISTS_FILE}: has {size} bytes, not a description of lists; build it again")
+    try:
+        lists = ItemLists.load(directory, manifest.items, check=False)
+        described = ListsRecord.of(lists)
+    except (ItemListError, ValueError) as error:
+        raise BundleInvalid(f"{directory}: {error}; build the bundle again") from error
+    if described != manifest.lists:
+        raise BundleInvalid(
+            f"{directory}: holds lists that differ from the manifest's ({described}, the manifest says "
+            f"{manifest.lists}); build the bundle again"
+        )
+    return ListScores(lists, manifest.layout)
+
+
+def check_lists(bundle: Path, lists: ItemLists) -> None:
+    """Check every entry of every list.
+
+    Raises:
+        BundleInvalid: an entry breaks a rule.
+    """
+    try:
+        lists.check()
+    except ItemListError as error:
+        raise BundleInvalid(f"{bundle / LISTS_DIRECTORY}: {error}; build the bundle again") from error
+
+
 def open_encoder(path: Path, manifest: Manifest, device: str, threads: int) -> OnnxSequenceEncoder:
     """Load the encoder and check its slots and history length against the manifest.
 
@@ -153,10 +194,11 @@ def open_index(
     manifest: Manifest,
     vectors: NDArray[np.floating],
     indexed: NDArray[np.bool_],
+    lists: ListScores | None,
     device: str,
     threads: int,
 ) -> Searcher:
-    """Load ``index.faiss`` onto the device and return a searcher over it.
+    """Load ``index.faiss`` onto the device and return a searcher over it and the lists.
 
     Raises:
         BundleInvalid: the file cannot be read or does not fit the manifest.
@@ -166,7 +208,7 @@ def open_index(
     effort = Effort(record.effort.typical, record.effort.bands, record.effort.per_k, record.effort.growth)
     try:
         on_cpu = CpuIndex(path, vectors, indexed, threads=threads)
-        searcher = Searcher(on_cpu, vectors, indexed, manifest.layout, effort)
+        searcher = Searcher(on_cpu, vectors, indexed, manifest.layout, effort, lists)
     except SearchError as error:
         raise BundleInvalid(f"{path}: {error}") from error
     if on_cpu.capabilities.kind != record.kind:
@@ -175,4 +217,4 @@ def open_index(
         )
     if device == "cpu":
         return searcher
-    return Searcher(GpuIndex(on_cpu), vectors, indexed, manifest.layout, effort)
+    return Searcher(GpuIndex(on_cpu), vectors, indexed, manifest.layout, effort, lists)

@@ -16,8 +16,10 @@ from index.bundle.gate import check_figures, is_bound
 from index.errors import BundleInvalid, ItemTableError
 from index.items.item_table import MISSING_FILE, VECTORS_FILE
 from index.items.slots import Slot, SlotLayout
+from index.lists.item_lists import LIST_SLOTS, LISTS_FILE, MOST_RECENT, ItemLists, array_files
 
 BUNDLE_FORMAT: Final = 2
+BUNDLE_FORMAT_WITH_LISTS: Final = 3
 MANIFEST_FILE = "manifest.json"
 ITEMS_FILE = "items.arrow"
 FAISS_FILE = "index.faiss"
@@ -26,6 +28,7 @@ INDEXED_FILE = "indexed.npy"
 EVALUATION_QUERIES_FILE = "probes.npz"
 REPORT_FILE = "report.json"
 PAGE_FILE = "report.html"
+LISTS_DIRECTORY = "lists"
 REQUIRED_FILES = (
     ITEMS_FILE,
     VECTORS_FILE,
@@ -132,11 +135,68 @@ class GateRecord(_ManifestPart):
         return check_figures(self.bounds, {f"recall.{kind}": value for kind, value in recall.items()} | self.figures)
 
 
-class Manifest(_ManifestPart):
-    """The self-description of a bundle, format 2.
+class ListRecord(_ManifestPart):
+    """One item-to-item list.
 
     Attributes:
-        format: always 2; another number is another format, which this version refuses.
+        name: a key of :data:`index.lists.item_lists.LIST_SLOTS`.
+        slot: the slot that its part of a score counts to.
+        weight: its weight in the score.
+        neighbours: number of entries of the item with the most.
+    """
+
+    name: str
+    slot: str
+    weight: float = Field(gt=0)
+    neighbours: int = Field(ge=0)
+
+
+class ListsRecord(_ManifestPart):
+    """The item-to-item lists of the bundle, as ``lists/lists.json`` describes them.
+
+    Attributes:
+        recency: weight of each of the newest items of a history, newest first.
+        lists: in the order of :data:`index.lists.item_lists.LIST_SLOTS`.
+    """
+
+    recency: tuple[Annotated[float, Field(ge=0)], ...] = Field(min_length=1, max_length=MOST_RECENT)
+    lists: tuple[ListRecord, ...] = Field(min_length=1)
+
+    @field_validator("lists")
+    @classmethod
+    def _known(cls, lists: tuple[ListRecord, ...]) -> tuple[ListRecord, ...]:
+        names = [part.name for part in lists]
+        if names != [name for name in LIST_SLOTS if name in names]:
+            raise ValueError(f"lists must be some of {', '.join(LIST_SLOTS)} in this order, got {names}")
+        for part in lists:
+            if part.slot != LIST_SLOTS[part.name]:
+                raise ValueError(f"list {part.name} counts to {LIST_SLOTS[part.name]}, got {part.slot!r}")
+        return lists
+
+    @classmethod
+    def of(cls, lists: ItemLists) -> "ListsRecord":
+        """Describe lists, all of a weight above 0."""
+        recency, weights = lists.weights.recency, lists.weights.weights
+        return cls(
+            recency=tuple(float(weight) for weight in recency),
+            lists=tuple(
+                ListRecord(name=part.name, slot=part.slot, weight=weights[part.name], neighbours=part.longest)
+                for part in lists.lists
+            ),
+        )
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of all files of the lists in the bundle."""
+        names = (LISTS_FILE, *(file for part in self.lists for file in array_files(part.name)))
+        return tuple(f"{LISTS_DIRECTORY}/{name}" for name in names)
+
+
+class Manifest(_ManifestPart):
+    """The self-description of a bundle, format 2 or 3.
+
+    Attributes:
+        format: 3 for a bundle with item-to-item lists, 2 for one without; this version refuses any other number.
         id: ``<UTC yyyymmddThhmmssZ>-<first 6 hex of content>``.
         content: sha256 of the manifest without ``id``, ``content`` and ``forced``; covers all files by their hashes.
         created: time of the build.
@@ -151,11 +211,12 @@ class Manifest(_ManifestPart):
         gate: the bounds and figures of the bundle.
         exclude_seen: default of requests: whether recommendations exclude the items of the user's history. Bundles of
             earlier versions lack the field, which means true.
+        lists: the item-to-item lists; None in a bundle without lists.
         files: every other file of the bundle by its relative path.
         forced: whether it was published although a figure misses its bound.
     """
 
-    format: Literal[2]
+    format: Literal[2, 3]
     id: str = Field(pattern=rf"^{_ID_PATTERN.pattern}$")
     content: str = Field(pattern=r"^[0-9a-f]{64}$")
     created: AwareDatetime
@@ -169,6 +230,7 @@ class Manifest(_ManifestPart):
     index: IndexRecord
     gate: GateRecord
     exclude_seen: bool = True
+    lists: ListsRecord | None = None
     files: dict[str, FileEntry]
     forced: bool = False
 
@@ -190,7 +252,22 @@ class Manifest(_ManifestPart):
             raise ValueError(f"{self.indexed} of {self.items} items cannot be indexed")
         if len(self.index.effort.typical) != len(self.slots):
             raise ValueError(f"effort.typical needs a share for each of {len(self.slots)} slots")
+        if self.format != _format_of(self.lists):
+            raise ValueError(f"a bundle with lists has format {BUNDLE_FORMAT_WITH_LISTS}, one without {BUNDLE_FORMAT}")
+        if self.lists is not None:
+            self._check_lists(self.lists)
         return self
+
+    def _check_lists(self, lists: ListsRecord) -> None:
+        missing = [name for name in lists.files if name not in self.files]
+        if missing:
+            raise ValueError(f"the files {', '.join(missing)} are not listed")
+        slots = [name for name, _ in self.slots]
+        for part in lists.lists:
+            if part.slot not in slots:
+                raise ValueError(f"list {part.name} counts to {part.slot}, the slots are {', '.join(slots)}")
+            if part.neighbours >= self.items:
+                raise ValueError(f"list {part.name} cannot have {part.neighbours} neighbours of {self.items} items")
 
     @property
     def layout(self) -> SlotLayout:
@@ -219,7 +296,8 @@ class Manifest(_ManifestPart):
             created: time of the build, aware; in UTC to the second part of the id.
             **parts: every field but ``format``, ``id`` and ``content``.
         """
-        draft = cls(format=BUNDLE_FORMAT, id="00000000T000000Z-000000", content="0" * 64, created=created, **parts)
+        form = _format_of(parts.get("lists"))
+        draft = cls(format=form, id="00000000T000000Z-000000", content="0" * 64, created=created, **parts)
         content = draft.content_hash()
         return draft.model_copy(update={"id": f"{created:%Y%m%dT%H%M%SZ}-{content[:6]}", "content": content})
 
@@ -230,12 +308,15 @@ class Manifest(_ManifestPart):
     def to_json(self) -> str:
         """The text of ``manifest.json``.
 
-        ``exclude_seen`` is omitted if it is true. So the hash of a bundle of an earlier version, which lacks the field,
-        stays the same when it is published again, and earlier versions read the manifest.
+        ``exclude_seen`` is omitted if it is true, ``lists`` if there are none. So the hash of a bundle of an earlier
+        version, which lacks the fields, stays the same when it is published again, and earlier versions read the
+        manifest.
         """
         raw = self.model_dump(mode="json")
         if self.exclude_seen:
             del raw["exclude_seen"]
+        if self.lists is None:
+            del raw["lists"]
         return json.dumps(raw, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     @classmethod
@@ -259,10 +340,10 @@ class Manifest(_ManifestPart):
             raw = json.loads(text)
             if not isinstance(raw, dict) or "format" not in raw:
                 raise BundleInvalid(f"{path}: not a manifest, 'format' is missing; build the bundle again")
-            if type(raw["format"]) is not int or raw["format"] != BUNDLE_FORMAT:
+            if type(raw["format"]) is not int or raw["format"] not in (BUNDLE_FORMAT, BUNDLE_FORMAT_WITH_LISTS):
                 raise BundleInvalid(
-                    f"{path}: bundle format {raw['format']!r}, this version reads {BUNDLE_FORMAT}; build the bundle "
-                    "again with this version"
+                    f"{path}: bundle format {raw['format']!r}, this version reads {BUNDLE_FORMAT} and "
+                    f"{BUNDLE_FORMAT_WITH_LISTS}; build the bundle again with this version"
                 )
             manifest = cls.model_validate_json(text)
             manifest.layout  # noqa: B018 - raises on slots that break a rule
@@ -281,6 +362,10 @@ class Manifest(_ManifestPart):
 def is_bundle_id(text: str) -> bool:
     """Whether a text has the form of a bundle id."""
     return _ID_PATTERN.fullmatch(text) is not None
+
+
+def _format_of(lists: ListsRecord | None) -> Literal[2, 3]:
+    return BUNDLE_FORMAT if lists is None else BUNDLE_FORMAT_WITH_LISTS
 
 
 def _content_hash(raw: dict[str, Any]) -> str:

@@ -56,6 +56,7 @@ class _Model(_EvaluationPart):
 class _EvaluationFile(_EvaluationPart):
     tables: tuple[_Table, ...] = Field(min_length=1)
     model: _Model
+    lists: dict[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -94,17 +95,25 @@ class Quality:
     evaluation: Mapping[str, Any]
 
     @classmethod
-    def read(cls, evaluation: Mapping[str, Any], encoder: Path, *, exclude_seen: bool = True) -> "Quality":
+    def read(
+        cls,
+        evaluation: Mapping[str, Any],
+        encoder: Path,
+        *,
+        exclude_seen: bool = True,
+        lists: Mapping[str, float] | None = None,
+    ) -> "Quality":
         """Validate an evaluation and read its first table; a table of cold items may follow.
 
         Args:
             evaluation: content of the file that ``vlm2rec evaluate --json`` wrote.
             encoder: ``encoder.onnx`` of the bundle that is being built.
             exclude_seen: whether recommendations from that bundle exclude the items of the user's history by default.
+            lists: weights of the bundle's item-to-item lists by name, empty for none; None checks no lists.
 
         Raises:
             IndexSpecError: the evaluation has another form or a number that is not finite, or it measured another
-                encoder or another ``exclude_seen``.
+                encoder, other lists or another ``exclude_seen``.
         """
         try:
             file = _EvaluationFile.model_validate_json(json.dumps(evaluation, allow_nan=False))
@@ -123,6 +132,11 @@ class Quality:
             raise IndexSpecError(
                 f"the evaluation measured the encoder {file.model.encoder.hash[:60]!r}, this bundle gets {own!r}; "
                 "evaluate again, or build without the evaluation"
+            )
+        if lists is not None and file.lists != lists:
+            raise IndexSpecError(
+                f"the evaluation measured {_described(file.lists)}, this bundle gets {_described(lists)}; evaluate "
+                "again, or build without the evaluation"
             )
         table = file.tables[0]
         if table.exclude_seen not in {None, exclude_seen}:
@@ -150,3 +164,8 @@ class Quality:
             "users": self.users,
             "systems": [asdict(score) for score in self.systems],
         }
+
+
+def _described(lists: Mapping[str, float]) -> str:
+    weights = ", ".join(f"{name[:20]} {weight:g}" for name, weight in lists.items())
+    return f"the item-to-item lists {weights}" if lists else "no item-to-item lists"

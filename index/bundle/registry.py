@@ -276,10 +276,11 @@ class Registry:
             (temporary / MANIFEST_FILE).chmod(READ_ONLY)
             for path in (*(temporary / name for name in manifest.files), temporary / MANIFEST_FILE):
                 sync_file(path)
-            sync_directory(temporary)
+            for directory in {(temporary / name).parent for name in manifest.files}:
+                sync_directory(directory)
             verify_files(temporary, manifest, "full", progress)
             write_stamp(temporary, manifest)
-            Bundle.load(temporary).check_vectors()  # checks that the files fit together and the encoder and index load
+            Bundle.load(temporary).check_content()  # checks that the files fit together and the encoder and index load
             final = self.root / manifest.id
             temporary.rename(final)
             sync_directory(self.root)

@@ -5,7 +5,7 @@ with equal scores is correct, such as the items that lack the only slot with a w
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from index.items.eval_queries import EvaluationQueries
 from index.items.slots import SlotLayout
+from index.lists.list_query import ListQuery
+from index.lists.list_scores import ListScores
 from index.search.brute_force import exact_top_k, exact_top_k_each
 from index.search.encoder import OnnxSequenceEncoder
 from index.search.query_plan import OVER_FETCH
@@ -32,56 +34,78 @@ _EXCLUDING_QUERIES = 32
 _TIMED_QUERIES = 200
 
 
-def evaluation_query_vectors(
-    encoder: OnnxSequenceEncoder,
-    vectors: NDArray[np.floating],
-    indexed: NDArray[np.bool_],
-    evaluation_queries: EvaluationQueries,
-    limit: int,
-) -> NDArray[np.float32]:
-    """Encode an even sample of the evaluation queries, or of single items if there are none.
+def evaluation_histories(
+    indexed: NDArray[np.bool_], evaluation_queries: EvaluationQueries, limit: int
+) -> list[NDArray[np.int64]]:
+    """An even sample of the histories of the evaluation queries, or single items if there are none.
 
     Args:
-        encoder: encodes the histories.
-        vectors: (n, Σd) stored vectors.
         indexed: (n,) bool, rows with a slot; at least one.
         evaluation_queries: held-out histories, may be empty.
-        limit: most queries to encode, at least 1.
+        limit: most histories, at least 1.
 
     Returns:
-        (p, Σd) float32, 1 ≤ p ≤ limit.
+        p arrays of rows, oldest first, 1 ≤ p ≤ limit.
     """
     if len(evaluation_queries):
         chosen = np.unique(np.linspace(0, len(evaluation_queries) - 1, limit).astype(np.int64))
-        histories = [evaluation_queries.history(int(query))[-encoder.max_history :] for query in chosen]
-    else:
-        rows = np.flatnonzero(indexed)
-        positions = np.unique(np.linspace(0, len(rows) - 1, limit).astype(np.int64))
-        histories = [rows[[position]] for position in positions]
-    return encoder.encode([vectors[rows] for rows in histories])
+        return [evaluation_queries.history(int(query)) for query in chosen]
+    rows = np.flatnonzero(indexed)
+    positions = np.unique(np.linspace(0, len(rows) - 1, limit).astype(np.int64))
+    return [rows[[position]] for position in positions]
+
+
+def encoded(
+    encoder: OnnxSequenceEncoder, vectors: NDArray[np.floating], histories: Sequence[NDArray[np.int64]]
+) -> NDArray[np.float32]:
+    """Encode histories as plain queries.
+
+    Args:
+        encoder: encodes their newest items.
+        vectors: (n, Σd) stored vectors.
+        histories: p arrays of rows, oldest first.
+
+    Returns:
+        (p, Σd) float32.
+    """
+    return encoder.encode([vectors[history[-encoder.max_history :]] for history in histories])
+
+
+def kind_weights(layout: SlotLayout, presence: Mapping[str, int]) -> dict[str, dict[str, float]]:
+    """Slot weights of every kind of query: plain, each slot weighted three times, and each slot alone.
+
+    Args:
+        layout: the slots.
+        presence: number of items per slot; a slot without items gets no kind.
+
+    Returns:
+        Weight by slot for ``plain``, ``text x3``, ``text alone`` …; only ``plain`` if there is one slot.
+    """
+    kinds: dict[str, dict[str, float]] = {PLAIN: {}}
+    if len(layout.slots) == 1:
+        return kinds
+    for name in layout.names:
+        if presence.get(name, 0):
+            kinds[f"{name} x3"] = {name: 3.0}
+            kinds[f"{name} alone"] = {other: 0.0 for other in layout.names if other != name}
+    return kinds
 
 
 def query_kinds(
     queries: NDArray[np.float32], layout: SlotLayout, presence: Mapping[str, int]
 ) -> dict[str, NDArray[np.float32]]:
-    """Derive kinds of queries: plain, with each slot weighted three times, and with each slot alone.
+    """Queries of every kind.
 
     Args:
         queries: (p, Σd) plain queries.
         layout: the slots.
-        presence: number of items per slot; a slot without items gets no kind.
+        presence: number of items per slot.
 
     Returns:
-        (p, Σd) float32 per kind: ``plain``, ``text x3``, ``text alone`` …; only ``plain`` if there is one slot.
+        (p, Σd) float32 per kind of :func:`kind_weights`.
     """
-    kinds = {PLAIN: queries}
-    if len(layout.slots) == 1:
-        return kinds
-    for name in layout.names:
-        if presence.get(name, 0):
-            kinds[f"{name} x3"] = queries * layout.weights({name: 3.0})
-            kinds[f"{name} alone"] = queries * layout.weights({other: 0.0 for other in layout.names if other != name})
-    return kinds
+    weights = kind_weights(layout, presence)
+    return {kind: queries * layout.weights(own) if own else queries for kind, own in weights.items()}
 
 
 def random_filters(indexed: NDArray[np.bool_], seed: int = 0) -> dict[str, RowMask | None]:
@@ -114,17 +138,21 @@ class QuerySet:
         queries: (p, Σd) float32.
         k: number of results, at least 1, at most the number of allowed rows.
         min_scores: (p,) float32 score of the k-th exact row.
+        exact_rows: (p, m) int64 the exact rows by slots, at least k of them; −1 = none.
         allowed: filter shared by all queries; None for none.
         excluded: (p, m) int64 rows that each query's own filter excludes; None for none.
         indexed: (n,) bool, the rows in the index; only needed with ``excluded``.
+        histories: for each query the history whose item-to-item lists add to the scores; None for no lists.
     """
 
     queries: NDArray[np.float32]
     k: int
     min_scores: NDArray[np.float32]
+    exact_rows: NDArray[np.int64]
     allowed: RowMask | None = None
     excluded: NDArray[np.int64] | None = None
     indexed: NDArray[np.bool_] | None = None
+    histories: Sequence[ListQuery] | None = None
 
     @property
     def unfiltered(self) -> bool:
@@ -140,23 +168,32 @@ class QuerySet:
         """
         positions = np.arange(self.queries.shape[0]) if chosen is None else chosen
         if self.excluded is None:
-            _, scores = searcher.search(self.queries[positions], self.k, self.allowed)
+            scores = self.search(searcher, positions, self.allowed)[1]
             return float((scores >= self.min_scores[positions, None]).mean())
         hits = [
-            (searcher.search(query, self.k, allowed)[1][0] >= min_score).mean()
-            for (query, allowed), min_score in zip(self.one_by_one(positions), self.min_scores[positions], strict=True)
+            (self.search(searcher, positions[[number]], allowed)[1][0] >= self.min_scores[positions[number]]).mean()
+            for number, allowed in enumerate(self.filters(positions))
         ]
         return float(np.mean(hits))
 
-    def one_by_one(self, positions: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.float32], RowMask | None]]:
-        """Each query at the given positions, (1, Σd), with its filter."""
+    def search(
+        self, searcher: Searcher, positions: NDArray[np.int64], allowed: RowMask | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Search the queries at the given positions; arguments and result as of :meth:`Searcher.search`."""
+        if self.histories is None:
+            return searcher.search(self.queries[positions], self.k, allowed)
+        histories = [self.histories[position] for position in positions.tolist()]
+        return searcher.search(self.queries[positions], self.k, allowed, histories=histories)
+
+    def filters(self, positions: NDArray[np.int64]) -> Iterator[RowMask | None]:
+        """The filter of each query at the given positions."""
         for position in positions:
-            allowed = self.allowed
-            if self.excluded is not None and self.indexed is not None:
+            if self.excluded is None or self.indexed is None:
+                yield self.allowed
+            else:
                 mask = np.ones(self.indexed.shape[0], dtype=np.bool_)
                 mask[self.excluded[position]] = False
-                allowed = RowMask.of(mask, self.indexed)
-            yield self.queries[[position]], allowed
+                yield RowMask.of(mask, self.indexed)
 
 
 class ExactResults:
@@ -215,19 +252,19 @@ class ExactResults:
         results = exact_top_k_each(queries, self._vectors, self.k + OVER_FETCH, masks, progress)
         for (name, allowed), (rows, _) in zip(filters.items(), results, strict=True):
             k = self.k if allowed is None else min(self.k, allowed.count)
-            self.kinds[name] = QuerySet(queries, k, self._min_scores(queries, rows, k), allowed)
+            self.kinds[name] = QuerySet(queries, k, self._min_scores(queries, rows, k), rows, allowed)
 
     def _add_deep(self, queries: NDArray[np.float32]) -> None:
         k = _DEEP_FACTOR * self.k
         rows, _ = exact_top_k(queries, self._vectors, k + OVER_FETCH, allowed=self._findable)
-        self.kinds[f"{PLAIN} top {k}"] = QuerySet(queries, k, self._min_scores(queries, rows, k))
+        self.kinds[f"{PLAIN} top {k}"] = QuerySet(queries, k, self._min_scores(queries, rows, k), rows)
 
     def _add_excluding(self, queries: NDArray[np.float32], excluded: int) -> None:
         rows, _ = exact_top_k(queries, self._vectors, excluded + self.k + OVER_FETCH, allowed=self._findable)
         k = min(self.k, int(np.count_nonzero(self._indexed)) - excluded)
         min_scores = self._min_scores(queries, rows[:, excluded:], k)
         self.kinds[f"nearest {100 / _EXCLUDED_PART:g} % excluded"] = QuerySet(
-            queries, k, min_scores, excluded=rows[:, :excluded], indexed=self._indexed
+            queries, k, min_scores, rows[:, excluded:], excluded=rows[:, :excluded], indexed=self._indexed
         )
 
     def _min_scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> NDArray[np.float32]:
@@ -252,35 +289,53 @@ def latency_ms(searcher: Searcher, query_set: QuerySet) -> dict[str, float]:
         ``p50``, ``p90`` and ``p99`` in milliseconds; lower is better.
     """
     times = []
-    for query, allowed in query_set.one_by_one(np.arange(min(query_set.queries.shape[0], _TIMED_QUERIES))):
+    positions = np.arange(min(query_set.queries.shape[0], _TIMED_QUERIES))
+    for number, allowed in enumerate(query_set.filters(positions)):
         started = time.perf_counter()
-        searcher.search(query, query_set.k, allowed)
+        query_set.search(searcher, positions[[number]], allowed)
         times.append(1000 * (time.perf_counter() - started))
     return {f"p{percent}": round(float(np.percentile(times, percent)), 4) for percent in (50, 90, 99)}
 
 
 def result_spread(
-    searcher: Searcher, queries: NDArray[np.float32], vectors: NDArray[np.floating], layout: SlotLayout, k: int
+    searcher: Searcher,
+    plain: QuerySet,
+    vectors: NDArray[np.floating],
+    layout: SlotLayout,
+    lists: ListScores | None = None,
 ) -> dict[str, Any]:
-    """Number of distinct items in all top k, and the mean share of each slot in the scores.
+    """Number of distinct items in all top k, and the mean share of each slot and list in the scores.
 
     Args:
         searcher: the searcher to measure.
-        queries: (p, Σd) float32.
+        plain: the queries; with histories if there are lists.
         vectors: (n, Σd) stored vectors.
         layout: the slots.
-        k: number of results per query, at least 1.
+        lists: scores by lists; None for none.
 
     Returns:
-        ``queries`` and ``distinct_items`` (counts), and ``slot_shares`` (slot → mean share of the positive
-        contributions to a score, 0 … 1; they sum to 1).
+        ``queries`` and ``distinct_items`` (counts), ``slot_shares`` (slot → mean share of the positive contributions to
+        a score, 0 … 1, the lists of the slot included; they sum to 1), and with lists ``list_shares`` (list → its part
+        of that).
     """
-    rows, _ = searcher.search(queries, k)
-    parts = np.maximum(slot_scores(queries, gather(vectors, rows), layout), 0.0)[rows >= 0]
-    totals = parts.sum(axis=1, keepdims=True)
-    shares = (parts / np.where(totals > 0, totals, 1.0)).mean(axis=0)
-    return {
-        "queries": queries.shape[0],
-        "distinct_items": int(np.unique(rows[rows >= 0]).shape[0]),
-        "slot_shares": {name: round(float(share), 4) for name, share in zip(layout.names, shares, strict=True)},
+    rows, _ = plain.search(searcher, np.arange(plain.queries.shape[0]), None)
+    parts = slot_scores(plain.queries, gather(vectors, rows), layout)
+    listed = np.zeros((*rows.shape, 0), dtype=np.float32)
+    if lists is not None and plain.histories is not None:
+        listed = lists.contributions(plain.histories, rows)
+        for column, slot in enumerate(lists.lists.slots):
+            parts[:, :, layout.names.index(slot)] += listed[:, :, column]
+    found = rows >= 0
+    positive = np.maximum(parts, 0.0)[found]
+    totals = positive.sum(axis=1, keepdims=True)
+    totals = np.where(totals > 0, totals, 1.0)
+    spread = {
+        "queries": plain.queries.shape[0],
+        "distinct_items": int(np.unique(rows[found]).shape[0]),
+        "slot_shares": _shares(layout.names, positive / totals),
     }
+    return spread if lists is None else spread | {"list_shares": _shares(lists.lists.names, listed[found] / totals)}
+
+
+def _shares(names: Sequence[str], parts: NDArray[np.floating]) -> dict[str, float]:
+    return {name: round(float(share), 4) for name, share in zip(names, parts.mean(axis=0), strict=True)}

@@ -16,6 +16,7 @@ from index.bundle.manifest import (
     ENCODER_FILE,
     FAISS_FILE,
     ITEMS_FILE,
+    LISTS_DIRECTORY,
     PAGE_FILE,
     REPORT_FILE,
     EffortRecord,
@@ -25,10 +26,14 @@ from index.bundle.manifest import (
 from index.bundle.quality import Quality
 from index.evaluation.calibrate import calibrate
 from index.evaluation.catalogue_audit import CatalogueAudit, audit_catalogue
+from index.evaluation.listed_queries import with_lists
 from index.evaluation.measure import (
     PLAIN,
     ExactResults,
-    evaluation_query_vectors,
+    QuerySet,
+    encoded,
+    evaluation_histories,
+    kind_weights,
     latency_ms,
     query_kinds,
     result_spread,
@@ -36,9 +41,12 @@ from index.evaluation.measure import (
 from index.evaluation.report_page import render_page
 from index.items.eval_queries import EvaluationQueries
 from index.items.item_table import MISSING_FILE, VECTORS_FILE, ItemTable
+from index.lists.item_lists import ItemLists
+from index.lists.list_scores import ListScores
 from index.search.encoder import OnnxSequenceEncoder
 from index.search.query_plan import Effort, IndexKind
-from index.search.searcher import CpuIndex, Searcher
+from index.search.searcher import Searcher
+from index.search.vector_index import CpuIndex
 
 _BLOCK_ROWS = 65_536
 _ITEM_BYTES = 16  # per item: the order of popularity and the counts, int64 each
@@ -55,6 +63,7 @@ class BundleDraft:
         encoder: the loaded encoder.
         evaluation_queries: held-out histories, may be empty.
         spec: specification of the index.
+        lists: item-to-item lists, all of a weight above 0; None for none.
     """
 
     directory: Path
@@ -63,6 +72,7 @@ class BundleDraft:
     encoder: OnnxSequenceEncoder
     evaluation_queries: EvaluationQueries
     spec: IndexSpec
+    lists: ItemLists | None = None
 
     @cached_property
     def vectors(self) -> NDArray[np.floating]:
@@ -77,6 +87,11 @@ class BundleDraft:
         blocks = [self.table.layout.present(self.vectors[start : start + _BLOCK_ROWS]) for start in starts]
         return np.concatenate(blocks)
 
+    @cached_property
+    def list_scores(self) -> ListScores | None:
+        """Scores by the lists; None for none."""
+        return None if self.lists is None else ListScores(self.lists, self.table.layout)
+
     @property
     def presence(self) -> dict[str, int]:
         """Number of items per slot."""
@@ -84,14 +99,14 @@ class BundleDraft:
         return {name: int(count) for name, count in zip(self.table.layout.names, counts, strict=True)}
 
     def searcher(self, effort: Effort, threads: int) -> Searcher:
-        """A searcher over the index file with an effort.
+        """A searcher over the index file and the lists with an effort.
 
         Args:
             effort: search effort by skew.
             threads: threads of one search, at least 1.
         """
         loaded = CpuIndex(self.directory / FAISS_FILE, self.vectors, self.indexed, threads=threads)
-        return Searcher(loaded, self.vectors, self.indexed, self.table.layout, effort)
+        return Searcher(loaded, self.vectors, self.indexed, self.table.layout, effort, self.list_scores)
 
 
 def write_report(
@@ -117,41 +132,8 @@ def write_report(
     Returns:
         The manifest's records of the index and of the gate.
     """
-    spec, layout = draft.spec, draft.table.layout
-    queries = evaluation_query_vectors(
-        draft.encoder, draft.vectors, draft.indexed, draft.evaluation_queries, spec.evaluation_queries
-    )
-    kinds = query_kinds(queries, layout, draft.presence)
-    exact = ExactResults(
-        kinds, draft.vectors, draft.indexed, layout, spec.recall_k, lambda share: progress("exact answers", share)
-    )
-    effort = calibrate(
-        kind,
-        lambda effort: draft.searcher(effort, spec.threads),
-        exact,
-        spec.target_recall,
-        lambda share: progress("calibrate", share),
-    )
-    progress("measure", 0.0)
-    searcher = draft.searcher(effort, threads=1)
-    record = IndexRecord(
-        kind=kind,
-        reason=reason,
-        parameters=parameters,
-        effort=EffortRecord(**asdict(effort)),
-        recall_k=exact.k,
-        recall={name: round(exact.recall(searcher, name), 4) for name in exact.kinds},
-    )
-    report = {
-        "created": f"{created.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC",
-        "items": _item_counts(draft),
-        "index": record.model_dump(mode="json"),
-        "index_bytes": (draft.directory / FAISS_FILE).stat().st_size,
-        "memory": memory(draft.directory, len(draft.table)),
-        "search_ms": {name: latency_ms(searcher, query_set) for name, query_set in exact.kinds.items()},
-        "answers": result_spread(searcher, kinds[PLAIN], draft.vectors, layout, exact.k),
-        "probes": {"held_out": len(draft.evaluation_queries), "used": queries.shape[0]},
-    }
+    record, measured = _measure(draft, kind, reason, parameters, progress)
+    report = {"created": f"{created.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"} | measured
     audit = _audit(draft, lambda share: progress("pictures", share))
     gate = _gate_record(draft, record, report, audit, quality)
     report |= audit.as_json() | {
@@ -162,6 +144,81 @@ def write_report(
     (draft.directory / REPORT_FILE).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     (draft.directory / PAGE_FILE).write_text(render_page(report, gate), encoding="utf-8")
     return record, gate
+
+
+def _measure(
+    draft: BundleDraft,
+    kind: IndexKind,
+    reason: str,
+    parameters: dict[str, int | str],
+    progress: Callable[[str, float], None],
+) -> tuple[IndexRecord, dict[str, Any]]:
+    """Calibrate and measure the index; the manifest's record of it and the figures for the report."""
+    spec, layout = draft.spec, draft.table.layout
+    histories = evaluation_histories(draft.indexed, draft.evaluation_queries, spec.evaluation_queries)
+    queries = encoded(draft.encoder, draft.vectors, histories)
+    weights = kind_weights(layout, draft.presence)
+    exact = ExactResults(
+        query_kinds(queries, layout, draft.presence),
+        draft.vectors,
+        draft.indexed,
+        layout,
+        spec.recall_k,
+        lambda share: progress("exact answers", share),
+    )
+    effort = calibrate(
+        kind,
+        lambda effort: draft.searcher(effort, spec.threads),
+        exact,
+        spec.target_recall,
+        lambda share: progress("calibrate", share),
+    )
+    progress("measure", 0.0)
+    searcher = draft.searcher(effort, threads=1)
+    scores = draft.list_scores
+    measured: Mapping[str, QuerySet] = exact.kinds
+    if scores is not None:
+        measured = with_lists(exact, histories, weights, scores, draft.vectors, draft.indexed)
+    record = IndexRecord(
+        kind=kind,
+        reason=reason,
+        parameters=parameters,
+        effort=EffortRecord(**asdict(effort)),
+        recall_k=exact.k,
+        recall={name: round(query_set.recall(searcher), 4) for name, query_set in measured.items()},
+    )
+    spread = result_spread(searcher, measured[PLAIN], draft.vectors, layout, scores)
+    report = {
+        "items": _item_counts(draft),
+        "index": record.model_dump(mode="json"),
+        "index_bytes": (draft.directory / FAISS_FILE).stat().st_size,
+        "memory": memory(draft.directory, len(draft.table)),
+        "search_ms": {name: latency_ms(searcher, query_set) for name, query_set in measured.items()},
+        "answers": {name: value for name, value in spread.items() if name != "list_shares"},
+        "probes": {"held_out": len(draft.evaluation_queries), "used": queries.shape[0]},
+    }
+    if draft.lists is not None:
+        report["lists"] = _lists(draft.lists, spread["list_shares"], round(exact.recall(searcher, PLAIN), 4))
+    return record, report
+
+
+def _lists(lists: ItemLists, shares: Mapping[str, float], recall_without: float) -> dict[str, Any]:
+    """The section ``lists`` of ``report.json``."""
+    weights = lists.weights.weights
+    described = [
+        {
+            "name": part.name,
+            "slot": part.slot,
+            "weight": weights[part.name],
+            "neighbours": part.longest,
+            "mean_neighbours": round(len(part.rows) / len(part), 1),
+            "items": int(np.count_nonzero(np.diff(part.offsets))),
+            "share": shares[part.name],
+        }
+        for part in lists.lists
+    ]
+    recency = [round(float(weight), 4) for weight in lists.weights.recency]
+    return {"lists": described, "recency": recency, "plain_recall_without": recall_without}
 
 
 def _audit(draft: BundleDraft, progress: Callable[[float], None]) -> CatalogueAudit:
@@ -195,14 +252,17 @@ def memory(directory: Path, items: int) -> dict[str, int]:
         items: number of rows of the catalogue.
 
     Returns:
-        Bytes of ``vectors``, ``index``, ``items`` (ids, popularity, metadata), ``encoder``, ``others``, and
-        ``resident``: their sum and 16 bytes per item for the order of popularity and the counts. Vectors and index are
-        mapped, so the system may evict their pages. Python and its libraries are not included.
+        Bytes of ``vectors``, ``index``, ``lists`` (if there are any), ``items`` (ids, popularity, metadata),
+        ``encoder``, ``others``, and ``resident``: their sum and 16 bytes per item for the order of popularity and the
+        counts. Vectors, index and lists are mapped, so the system may evict their pages. Python and its libraries are
+        not included.
     """
     sizes = {path.name: path.stat().st_size for path in directory.iterdir() if path.is_file()}
+    lists = sum(path.stat().st_size for path in (directory / LISTS_DIRECTORY).glob("*"))
     parts = {
         "vectors": sizes.pop(VECTORS_FILE),
         "index": sizes.pop(FAISS_FILE),
+        **({"lists": lists} if lists else {}),
         "items": sizes.pop(ITEMS_FILE),
         "encoder": sizes.pop(ENCODER_FILE),
         "others": sum(sizes.values()),

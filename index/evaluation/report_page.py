@@ -57,6 +57,7 @@ def render_page(report: Mapping[str, Any], gate: GateRecord) -> str:
         latency=_latency(report),
         memory=stacked_parts({name: size for name, size in report["memory"].items() if name != "resident"}),
         slot_shares=stacked_parts(report["answers"]["slot_shares"]),
+        lists=report.get("lists"),
         missing=[
             {"slot": slot, "parts": stacked_parts({state: counts[state] for state in _STATES}), "found": counts}
             for slot, counts in report["missing"].items()

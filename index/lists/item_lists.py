@@ -25,8 +25,9 @@ LOOK: Final = "look"
 LIST_SLOTS: Final[Mapping[str, str]] = MappingProxyType({CO: BEHAVIOUR, WORDS: TEXT, LOOK: IMAGE})
 """List → slot that its part of a score counts to, in the order in which lists are stored and summed."""
 LISTS_FILE: Final = "lists.json"
+MOST_RECENT: Final = 512
+"""Most items of a history that lists may count."""
 _FORMAT_VERSION: Final = 1
-_MOST_RECENT: Final = 512
 _BLOCK_ENTRIES: Final = 1 << 22
 
 
@@ -74,10 +75,25 @@ class ItemList:
         """The slot that the list's part of a score counts to."""
         return LIST_SLOTS[self.name]
 
+    @property
+    def longest(self) -> int:
+        """Number of entries of the item with the most; reads all offsets."""
+        return int(np.diff(self.offsets).max(initial=0))
+
     def of(self, row: int) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
         """Rows and similarities of the nearest items of one item, most similar first; views."""
         part = slice(int(self.offsets[row]), int(self.offsets[row + 1]))
         return self.rows[part], self.similarities[part]
+
+    def check_offsets(self) -> None:
+        """Check that every item owns entries that the list has; reads the offsets only.
+
+        Raises:
+            ItemListError: an offset breaks a rule.
+        """
+        entries = len(self.rows)
+        if self.offsets[0] != 0 or self.offsets[-1] != entries or (self.offsets[1:] < self.offsets[:-1]).any():
+            raise ItemListError(f"list {self.name}: offsets must rise from 0 to {entries}; build the lists again")
 
     def check(self) -> None:
         """Hold every entry to the rules above; reads the whole list once, in blocks.
@@ -85,9 +101,7 @@ class ItemList:
         Raises:
             ItemListError: an offset, a row or a similarity breaks a rule.
         """
-        entries = len(self.rows)
-        if self.offsets[0] != 0 or self.offsets[-1] != entries or (np.diff(self.offsets) < 0).any():
-            raise ItemListError(f"list {self.name}: offsets must rise from 0 to {entries}; build the lists again")
+        self.check_offsets()
         first = 0
         while first < len(self):
             last = int(np.searchsorted(self.offsets, self.offsets[first] + _BLOCK_ENTRIES, side="right")) - 1
@@ -135,9 +149,9 @@ class ListWeights:
 
     def __post_init__(self) -> None:
         recency = self.recency
-        if recency.dtype != np.float32 or recency.ndim != 1 or not 1 <= len(recency) <= _MOST_RECENT:
+        if recency.dtype != np.float32 or recency.ndim != 1 or not 1 <= len(recency) <= MOST_RECENT:
             raise ItemListError(
-                f"recency must be 1 … {_MOST_RECENT} float32 weights, got {recency.dtype} {recency.shape}"
+                f"recency must be 1 … {MOST_RECENT} float32 weights, got {recency.dtype} {recency.shape}"
             )
         if not np.isfinite(recency).all() or (recency < 0).any():
             raise ItemListError(f"recency must be finite and at least 0, got {recency.tolist()}")
@@ -254,7 +268,7 @@ class ItemLists:
         Args:
             directory: where :meth:`save` wrote them.
             items: size of the catalogue n.
-            check: read every entry and check it; else only counts, dtypes and weights.
+            check: read every entry and check it; else only offsets, dtypes and weights.
 
         Raises:
             ItemListError: ``lists.json`` is missing, unreadable or of another format version, or a rule is broken.
@@ -269,8 +283,11 @@ class ItemLists:
         weights = ListWeights(recency, {name: weight for name, weight, _ in parts})
         lists = tuple(_map_list(directory, name, items, entries) for name, _, entries in parts)
         found = cls(items, lists, weights)
-        if check:
-            found.check()
+        for item_list in lists:
+            if check:
+                item_list.check()
+            else:
+                item_list.check_offsets()
         return found
 
 
@@ -288,10 +305,13 @@ def compressed(name: str, lists: Sequence[tuple[NDArray[np.int32], NDArray[np.fl
     return ItemList(name, offsets, rows, similarities)
 
 
-def _paths(directory: Path, name: str) -> tuple[Path, Path, Path]:
-    """Files of the offsets, rows and similarities of one list."""
-    offsets, rows, similarities = (directory / f"{name}-{part}.npy" for part in ("offsets", "rows", "similarities"))
-    return offsets, rows, similarities
+def array_files(name: str) -> tuple[str, str, str]:
+    """Names of the files with the offsets, rows and similarities of one list."""
+    return f"{name}-offsets.npy", f"{name}-rows.npy", f"{name}-similarities.npy"
+
+
+def _paths(directory: Path, name: str) -> list[Path]:
+    return [directory / file for file in array_files(name)]
 
 
 def _parsed(description: Any, items: int) -> tuple[list[tuple[str, float, int]], NDArray[np.float32]]:  # noqa: ANN401

@@ -2,7 +2,8 @@
 
 The part of list l for item i is ``w_l · Σ_h recency(h) · sim_l(h, i)`` over the newest items h of a history. Products
 and sums are made in float64 in an order that depends on the history alone (newest item first), then rounded to float32,
-so the result is the same in any batch and for any set of candidates.
+so the result is the same in any batch and for any set of candidates. A query may give weights to the items of its
+history and to the slots; both multiply.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.errors import SearchError
+from index.items.slots import SlotLayout
 from index.lists.item_lists import ItemLists
+from index.lists.list_query import ListQuery
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +38,53 @@ class ListParts:
         return self.rows[part], self.parts[part]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
+class ListedItems:
+    """The items in the lists of a batch of queries, with what all lists together add to their scores.
+
+    Attributes:
+        keys: (c,) int64, query · n + row, ascending and different.
+        rows: (c,) int64 item rows.
+        parts: (c,) float32, at least 0.
+        offsets: (B + 1,) int64; query b owns ``offsets[b] : offsets[b + 1]`` of the others.
+    """
+
+    keys: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    parts: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+
+    def where(self, allowed: NDArray[np.bool_]) -> "ListedItems":
+        """Those whose row a mask, (n,) bool, allows."""
+        kept = allowed[self.rows]
+        if kept.all():
+            return self
+        counts = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])
+        return ListedItems(self.keys[kept], self.rows[kept], self.parts[kept], counts[self.offsets])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Histories:
+    """The items of a batch of histories, newest first.
+
+    Attributes:
+        rows: (h,) int64 of all histories.
+        lengths: items of each history.
+        factors: what the similarities of each item's lists are multiplied with, (h,) float64, one array per list.
+    """
+
+    rows: NDArray[np.int64]
+    lengths: list[int]
+    factors: list[NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Entries:
     """Entries of the lists of a batch: one for each list, item of a history, and neighbour of it.
 
     Attributes:
         keys: history · n + row of the neighbour, (e,) int64, one array per list.
-        values: recency · similarity · weight of the list, (e,) float64, one array per list.
+        values: the part that the entry adds, (e,) float64, one array per list.
     """
 
     keys: list[NDArray[np.int64]]
@@ -53,17 +96,23 @@ class ListScores:
 
     Args:
         lists: of the catalogue; those of weight 0 are left out.
+        layout: the slots, in the order of a query's slot weights; None where no query has any.
 
     Attributes:
         lists: those that are left.
         history: newest items of a history that count.
+
+    Raises:
+        ValueError: the layout lacks the slot of a list.
     """
 
-    def __init__(self, lists: ItemLists) -> None:
+    def __init__(self, lists: ItemLists, layout: SlotLayout | None = None) -> None:
         self.lists = lists.used()
         self.history = len(lists.weights.recency)
         self._recency = lists.weights.recency.astype(np.float64)
         self._weights = [lists.weights.weights[name] for name in self.lists.names]
+        self._layout = layout
+        self._slots = [] if layout is None else [layout.names.index(slot) for slot in self.lists.slots]
 
     def candidates(self, histories: Sequence[NDArray[np.int64]]) -> ListParts:
         """Every item in the lists of the newest items of each history.
@@ -76,7 +125,7 @@ class ListScores:
         Raises:
             SearchError: a row outside the catalogue.
         """
-        entries = self._entries(histories)
+        entries = self._entries(self._plain(histories))
         keys = np.unique(np.concatenate([np.zeros(0, np.int64), *entries.keys]))
         items = max(self.lists.items, 1)
         offsets = np.searchsorted(keys, np.arange(len(histories) + 1) * items).astype(np.int64)
@@ -101,11 +150,11 @@ class ListScores:
         keys = np.repeat(np.arange(len(rows)), np.diff(offsets)) * self.lists.items + joined
         if (keys[1:] <= keys[:-1]).any():
             raise SearchError("the items of a history must ascend and differ")
-        return ListParts(offsets, joined, self._summed(self._entries(histories), keys))
+        return ListParts(offsets, joined, self._summed(self._entries(self._plain(histories)), keys))
 
     def dense(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """(B, n) float32: the sum of the parts of all lists for every item of the catalogue."""
-        entries, shape = self._entries(histories), (len(histories), self.lists.items)
+        entries, shape = self._entries(self._plain(histories)), (len(histories), self.lists.items)
         scores = np.zeros(shape, dtype=np.float32)
         for keys, values in zip(entries.keys, entries.values, strict=True):
             part = np.bincount(keys, weights=values, minlength=scores.size)
@@ -116,21 +165,128 @@ class ListScores:
         """(lists,) float32: the weight that a request gives to the slot of each list, 1 where it names none."""
         return np.array([slot_weights.get(slot, 1.0) for slot in self.lists.slots], dtype=np.float32)
 
-    def _entries(self, histories: Sequence[NDArray[np.int64]]) -> _Entries:
+    def listed(self, queries: Sequence[ListQuery | None]) -> ListedItems:
+        """Every item in the lists of each query, with the sum of all lists' parts.
+
+        Args:
+            queries: B histories; None has no items.
+
+        Raises:
+            SearchError: a row outside the catalogue, in a query or in a list.
+        """
+        entries, items = self._entries(self._weighed(queries)), self.lists.items
+        keys = np.concatenate([np.zeros(0, np.int64), *entries.keys])
+        values = np.concatenate([np.zeros(0, np.float64), *entries.values])
+        # The place of an entry in the lower bits keeps the order of entries with equal keys, and so that of the sums.
+        bits = len(keys).bit_length()
+        keys <<= bits
+        keys |= np.arange(len(keys))
+        keys.sort()
+        order = keys & ((1 << bits) - 1)
+        keys >>= bits
+        first = np.ones(len(keys), dtype=np.bool_)
+        np.not_equal(keys[1:], keys[:-1], out=first[1:])
+        starts = np.flatnonzero(first)
+        parts = np.add.reduceat(values[order], starts) if len(starts) else values
+        keys = keys[starts]
+        queried = np.arange(len(queries) + 1) * items
+        offsets = np.searchsorted(keys, queried).astype(np.int64)
+        rows = keys - np.repeat(queried[:-1], np.diff(offsets))
+        return ListedItems(keys, rows, parts.astype(np.float32), offsets)
+
+    def contributions(self, queries: Sequence[ListQuery | None], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What each list adds to the score of each item.
+
+        Args:
+            queries: B histories; None adds nothing.
+            rows: (B, k) int64 items, −1 = none.
+
+        Returns:
+            (B, k, lists) float32; 0 where the row is −1.
+
+        Raises:
+            SearchError: a row outside the catalogue.
+        """
+        if rows.ndim != 2 or rows.shape[0] != len(queries):
+            raise SearchError(f"rows must be ({len(queries)}, k), got {rows.shape}")
+        bases = np.arange(len(queries))[:, None] * self.lists.items
+        keys, places = np.unique(np.where(rows < 0, -1, rows + bases), return_inverse=True)
+        return self._summed(self._entries(self._weighed(queries)), keys)[places]
+
+    def similarities(self, history: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What each item of a history alone adds to the score of each item, whatever its age: Σ_l w_l · sim_l.
+
+        Args:
+            history: (h,) int64 item rows.
+            rows: (k,) int64 item rows, different.
+
+        Returns:
+            (h, k) float32.
+
+        Raises:
+            SearchError: a row of the history outside the catalogue.
+        """
+        items, order = self.lists.items, np.argsort(rows)
+        added = np.zeros((len(history), len(rows)), dtype=np.float64)
+        if not added.size:
+            return added.astype(np.float32)
+        entries = self._entries(self._weighed([ListQuery(row, recency=False) for row in history[:, None]]))
+        for keys, values in zip(entries.keys, entries.values, strict=True):
+            owners, near = np.divmod(keys, items)
+            places = np.minimum(np.searchsorted(rows, near, sorter=order), len(rows) - 1)
+            known = rows[order[places]] == near
+            added[owners[known], order[places[known]]] += values[known]  # an item has each neighbour once in a list
+        return added.astype(np.float32)
+
+    def _plain(self, histories: Sequence[NDArray[np.int64]]) -> _Histories:
         newest = [history[: -self.history - 1 : -1] for history in histories]
         lengths = [len(some) for some in newest]
         rows = np.concatenate([np.zeros(0, np.int64), *newest])
-        self._check_rows(rows)
         ages = np.concatenate([np.zeros(0, np.int64), *(np.arange(length) for length in lengths)])
-        base, recency = np.repeat(np.arange(len(newest)), lengths) * self.lists.items, self._recency[ages]
+        recency = self._recency[ages]
+        return _Histories(rows, lengths, [recency * weight for weight in self._weights])
+
+    def _weighed(self, queries: Sequence[ListQuery | None]) -> _Histories:
+        """The histories of queries with all their weights."""
+        rows, lengths, factors = [np.zeros(0, np.int64)], [], [np.zeros((len(self._weights), 0))]
+        weights = np.array(self._weights)[:, None]
+        for query in queries:
+            if query is None:
+                lengths.append(0)
+                continue
+            newest = query.rows[::-1]
+            own = np.ones(len(newest)) if query.weights is None else query.weights[::-1].astype(np.float64)
+            if query.recency:
+                newest = newest[: self.history]
+                own = own[: self.history] * self._recency[: len(newest)]
+            rows.append(newest)
+            lengths.append(len(newest))
+            factors.append(weights * self._scales(query) * own)
+        return _Histories(np.concatenate(rows), lengths, list(np.concatenate(factors, axis=1)))
+
+    def _scales(self, query: ListQuery) -> NDArray[np.float64]:
+        """What a query's slot weights multiply each list with: (lists, 1), or (1, 1) for 1."""
+        if query.slot_weights is None:
+            return np.ones((1, 1))
+        slots = 0 if self._layout is None else len(self._layout.slots)
+        if query.slot_weights.shape != (slots,):
+            raise SearchError(f"slot weights must be ({slots},), got {query.slot_weights.shape}")
+        return query.slot_weights[self._slots, None].astype(np.float64)
+
+    def _entries(self, histories: _Histories) -> _Entries:
+        rows, lengths = histories.rows, histories.lengths
+        self._check_rows(rows)
+        bases = np.repeat(np.arange(len(lengths)) * self.lists.items, lengths)
         keys, values = [], []
-        for item_list, weight in zip(self.lists.lists, self._weights, strict=True):
-            starts = np.asarray(item_list.offsets[rows])
-            sizes = np.asarray(item_list.offsets[rows + 1]) - starts
+        for item_list, factors in zip(self.lists.lists, histories.factors, strict=True):
+            starts = item_list.offsets[rows]
+            sizes = item_list.offsets[rows + 1] - starts
             ends = np.cumsum(sizes)
             places = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
-            keys.append(np.repeat(base, sizes) + item_list.rows[places])
-            values.append(np.repeat(recency * weight, sizes) * item_list.similarities[places])
+            near = item_list.rows[places]
+            self._check_rows(near)
+            keys.append(np.repeat(bases, sizes) + near)
+            values.append(np.repeat(factors, sizes) * item_list.similarities[places])
         return _Entries(keys, values)
 
     def _summed(self, entries: _Entries, keys: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -145,7 +301,7 @@ class ListScores:
             parts[:, column] = np.bincount(places[known], weights=values[known], minlength=len(keys))
         return parts
 
-    def _check_rows(self, rows: NDArray[np.int64]) -> None:
+    def _check_rows(self, rows: NDArray[np.integer]) -> None:
         if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= self.lists.items):
             raise SearchError(f"item rows must lie in 0 … {self.lists.items - 1}, got {rows.min()} … {rows.max()}")
 

@@ -4,11 +4,26 @@ See docs/method.md, "From VLM vectors to an online encoder", point 4. Every row 
 from its stored vector, so a score depends neither on the kind of index nor on k.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from index.items.slots import SlotLayout
 from index.search.float16 import to_float32
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """The best rows per query and their scores, best first.
+
+    Attributes:
+        rows: (B, k) int64, padded with −1 at the end.
+        scores: (B, k) float32, never increasing; −inf where the row is −1.
+    """
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
 
 
 def slot_scores(queries: NDArray[np.float32], vectors: NDArray[np.float32], layout: SlotLayout) -> NDArray[np.float32]:
@@ -52,6 +67,22 @@ def rescore(
     """
     scores = slot_scores(queries, gather(vectors, rows), layout).sum(axis=2)
     scores[rows < 0] = -np.inf
+    return best_of(rows, scores, k)
+
+
+def best_of(
+    rows: NDArray[np.int64], scores: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Sort scored rows and keep the best k.
+
+    Args:
+        rows: (B, c) int64 in any order, −1 = none, otherwise without duplicates.
+        scores: (B, c) float32; −inf where the row is −1.
+        k: at least 1; may exceed c.
+
+    Returns:
+        As of :func:`rescore`.
+    """
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
     line = np.arange(rows.shape[0])[:, None]
     best_rows, best_scores = rows[line, order], scores[line, order]

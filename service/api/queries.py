@@ -60,7 +60,8 @@ def _common(params: request_models.RetrievalRequest) -> dict[str, Any]:
         "exclude": params.exclude,
         "slot_weights": params.slot_weights,
         "diversity": params.diversity,
-        "explain": params.explain,
+        "explain": bool(params.explain),
+        "explain_lists": params.explain == "full",
         "refuse_unknown": params.unknown_items == "error",
         "deadline_ms": params.deadline_ms,
     }

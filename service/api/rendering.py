@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import orjson
@@ -95,13 +95,16 @@ class ResponseBodies:
         }
 
 
-def _items(bundle: Bundle, answer: Recommendations, *, explain: bool, fields: list[str] | None) -> list[dict[str, Any]]:
+def _items(
+    bundle: Bundle, answer: Recommendations, *, explain: bool | Literal["full"], fields: list[str] | None
+) -> list[dict[str, Any]]:
     """The items of an answer, best first.
 
     Args:
         bundle: the one that answered.
         answer: rows and scores.
-        explain: whether to add contributions and the nearest history item, null where the answer has none.
+        explain: whether to add contributions and the nearest history item, null where the answer has none; ``full``:
+            also the contributions of the lists.
         fields: metadata to add; None adds none.
     """
     rows = answer.rows.tolist()
@@ -110,17 +113,24 @@ def _items(bundle: Bundle, answer: Recommendations, *, explain: bool, fields: li
         for row, score, missing in zip(rows, answer.scores.tolist(), _missing_of(bundle, answer.rows), strict=True)
     ]
     if explain:
-        parts = None if answer.contributions is None else answer.contributions.tolist()
         nearest = None if answer.nearest is None else answer.nearest.tolist()
+        parts = _named(bundle.layout.names, answer.contributions, len(items))
+        lists = () if bundle.list_scores is None else bundle.list_scores.lists.names
+        list_parts = _named(lists, answer.list_contributions, len(items))
         for position, item in enumerate(items):
-            item["contributions"] = (
-                None if parts is None else dict(zip(bundle.layout.names, parts[position], strict=True))
-            )
+            item["contributions"] = parts[position]
+            if explain == "full":
+                item["list_contributions"] = list_parts[position]
             item["nearest_history_item"] = None if nearest is None else bundle.ids.id(nearest[position])
     if fields is not None:
         for item, found in zip(items, bundle.fields_of(answer.rows, fields), strict=True):
             item["fields"] = found
     return items
+
+
+def _named(names: Sequence[str], parts: NDArray[np.float32] | None, items: int) -> Sequence[dict[str, float] | None]:
+    """The parts of each item by name; None for each if the answer has none."""
+    return [None] * items if parts is None else [dict(zip(names, row, strict=True)) for row in parts.tolist()]
 
 
 def _missing_of(bundle: Bundle, rows: NDArray[np.int64]) -> list[dict[str, str]]:

@@ -65,6 +65,12 @@ def _check_bound(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     return _check_scalar(value)
 
 
+def _check_explain(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if not isinstance(value, bool) and value != "full":
+        raise PydanticCustomError("explain", "must be true, false or full")
+    return value
+
+
 _ID_SCHEMA = {
     "type": "string",
     "minLength": 1,
@@ -78,6 +84,11 @@ SearchText = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x0
 ItemWeight = Annotated[float, Field(ge=-10, le=10)]
 SlotWeight = Annotated[float, Field(ge=0, le=10)]
 Scalar = Annotated[Any, AfterValidator(_check_scalar), WithJsonSchema({"type": ["string", "number", "boolean"]})]
+Explain = Annotated[
+    Any,
+    AfterValidator(_check_explain),
+    WithJsonSchema({"type": ["boolean", "string"], "enum": [False, True, "full"]}),
+]
 Bound = Annotated[Any, AfterValidator(_check_bound), WithJsonSchema({"type": ["string", "number"]})]
 
 
@@ -199,7 +210,11 @@ class RetrievalRequest(Received):
         None, description="Weight per slot in the score; a slot that is not named weighs 1."
     )
     diversity: float = Field(0.0, ge=0, le=1, description="0: by score alone; 1: as unlike each other as can be.")
-    explain: bool = Field(False, description="Add contributions per slot and the nearest item of the history.")
+    explain: Explain = Field(
+        False,
+        description="Add contributions per slot and the nearest item of the history; full: those of every "
+        "item-to-item list as well.",
+    )
     fields: Annotated[list[str], Field(fail_fast=True, max_length=MAX_FIELDS)] | None = Field(
         None, description="Metadata fields to add to every item."
     )

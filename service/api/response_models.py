@@ -18,6 +18,11 @@ class RecommendedItem(BaseModel):
     contributions: dict[str, float] | None = Field(
         None, description="With explain: parts of the score by slot, summing to it; null under popular."
     )
+    list_contributions: dict[str, float] | None = Field(
+        None,
+        description="With explain full: what each item-to-item list adds, within the contribution of its slot; null "
+        "under popular.",
+    )
     nearest_history_item: str | None = Field(
         None, description="With explain: the positive item of the history nearest to this one; null under popular."
     )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from index.bundle.bundle import Bundle
 from index.errors import IndexingError
+from index.lists.list_query import ListQuery
 from index.search.row_mask import RowMask
 from service.errors import BundleRefused
 from service.recommend.recent_histories import History
@@ -223,15 +224,15 @@ def _answer(compared: ComparedBundle, history: History) -> TopItems | None:
     usable = seen[bundle.indexed[seen]]
     if not usable.size:
         return None
-    query = bundle.encode([usable])
-    found = bundle.search(query, SHADOW_K + np.unique(seen).size, allowed=compared.available)
+    query, lists = bundle.encode([usable]), [ListQuery(usable)]
+    found = bundle.search(query, SHADOW_K + np.unique(seen).size, allowed=compared.available, histories=lists)
     kept = (found.rows[0] >= 0) & ~np.isin(found.rows[0], seen)
     rows, scores = found.rows[0][kept][:SHADOW_K], found.scores[0][kept][:SHADOW_K]
     if not rows.size:
         return None
     if not np.isfinite(scores).all():
         raise BundleRefused("answers", f"{bundle.id}: scores must be finite; check the vectors and the training run")
-    parts = np.maximum(bundle.contributions(query, rows[None])[0], 0.0).astype(np.float64)
+    parts = np.maximum(bundle.contributions(query, rows[None], lists)[0], 0.0).astype(np.float64)
     totals = parts.sum(axis=1, keepdims=True)
     shares = (parts / np.where(totals > 0, totals, 1.0)).sum(axis=0)
     return TopItems([bundle.ids.id(row) for row in rows.tolist()], shares)

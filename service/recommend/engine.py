@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.bundle.bundle import Bundle
+from index.lists.list_query import ListQuery
 from index.search.row_mask import RowMask
 from service.request_trace import Stopwatch
 
@@ -28,6 +29,7 @@ class SearchJob:
         k: how many items are wanted.
         allowed: rows that may be found; None: all.
         watch: records the stages ``encode`` and ``search``.
+        lists: the history whose item-to-item lists add to the scores; None: no list does.
     """
 
     history: NDArray[np.int64] | None
@@ -35,6 +37,7 @@ class SearchJob:
     k: int
     allowed: RowMask | None
     watch: Stopwatch
+    lists: ListQuery | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +96,10 @@ def run_searches(bundle: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult
     for members in _searched_together(jobs):
         k = max(jobs[member].k for member in members)
         hits = bundle.search(
-            queries if len(members) == len(jobs) else queries[members], k, allowed=jobs[members[0]].allowed
+            queries if len(members) == len(jobs) else queries[members],
+            k,
+            allowed=jobs[members[0]].allowed,
+            histories=[jobs[member].lists for member in members],
         )
         real = np.count_nonzero(hits.rows >= 0, axis=1).tolist()
         for number, member in enumerate(members):

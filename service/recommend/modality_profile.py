@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from index.bundle.bundle import Bundle
+from index.lists.list_query import ListQuery
 
 MAX_STEPS = 64
 """The newest steps that count; as many as the encoder takes in one batch."""
@@ -45,7 +46,8 @@ def profile_of(bundle: Bundle, item_ids: Sequence[str]) -> ModalityProfile:
     if not steps:
         return ModalityProfile(0, None)
     queries = bundle.encode([rows[max(0, step - bundle.max_history) : step] for step in steps])
-    parts = bundle.contributions(queries, rows[steps.start :, None])[:, 0]
+    histories = [ListQuery(rows[:step]) for step in steps]
+    parts = bundle.contributions(queries, rows[steps.start :, None], histories)[:, 0]
     means = np.maximum(parts, 0.0).mean(axis=0, dtype=np.float64)
     total = float(means.sum())
     if total <= 0:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from structlog.typing import FilteringBoundLogger
 
 from index.bundle.bundle import Bundle
+from index.lists.list_query import ListQuery
 from index.search.row_mask import RowMask
 from service.recommend.engine import SearchJob, SearchResult
 from service.recommend.quality_metrics import QualityMetrics
@@ -144,7 +145,8 @@ class OnlineRecall:
 
     def _measure_slot_shares(self, sample: SampledAnswer) -> None:
         bundle = sample.bundle
-        parts = np.maximum(bundle.contributions(sample.found.query[None], sample.rows[None])[0], 0.0)
+        query, lists = sample.found.query[None], [sample.job.lists]
+        parts = np.maximum(bundle.contributions(query, sample.rows[None], lists)[0], 0.0)
         totals = parts.sum(axis=1, keepdims=True, dtype=np.float64)
         self._shares.append((parts / np.where(totals > 0, totals, 1.0)).mean(axis=0))
         shares = np.mean(self._shares, axis=0)
@@ -170,6 +172,7 @@ class _Check:
     Attributes:
         bundle: returns the bundle; None if it was freed.
         query: (Σd,) float32.
+        lists: the history whose lists add to the scores; None: no list does.
         allowed: the rows that may be found; None: all.
         k: number of items that should be found.
         scores: (≤ k,) float32 scores of the items that were found.
@@ -178,6 +181,7 @@ class _Check:
 
     bundle: Callable[[], Bundle | None]
     query: NDArray[np.float32]
+    lists: ListQuery | None
     allowed: RowMask | None
     k: int
     scores: NDArray[np.float32]
@@ -188,7 +192,7 @@ class _Check:
         """The check of an answer."""
         bundle, k = sample.bundle, min(sample.job.k, RECALL_K)
         query, scores = sample.found.query, sample.found.scores[:k]
-        return cls(weakref.ref(bundle), query, sample.job.allowed, k, scores, sample.filtered)
+        return cls(weakref.ref(bundle), query, sample.job.lists, sample.job.allowed, k, scores, sample.filtered)
 
     def run(self) -> tuple[NDArray[np.float32], float] | None:
         """The best scores, (≤ k,) float32, and the processor seconds that this took; None: the bundle was freed."""
@@ -196,7 +200,7 @@ class _Check:
         if bundle is None:
             return None
         bundle.files.check_sizes()  # a check may have waited long, and it reads every stored vector
-        found = bundle.exact(self.query[None], self.k, allowed=self.allowed)
+        found = bundle.exact(self.query[None], self.k, allowed=self.allowed, histories=[self.lists])
         return found.scores[0][found.rows[0] >= 0], thread_time() - started
 
 

@@ -26,6 +26,7 @@ class Query:
         slot_weights: by slot name, 0…10; a slot not named weighs 1.
         diversity: 0…1, see `service.recommend.diversity`.
         explain: add contributions and the nearest history item.
+        explain_lists: with ``explain``, add what each item-to-item list contributes.
         refuse_unknown: an unknown id among ``items`` is an error.
         deadline_ms: milliseconds since the request arrived after which popular items are answered.
     """
@@ -40,6 +41,7 @@ class Query:
     slot_weights: Mapping[str, float] | None = None
     diversity: float = 0.0
     explain: bool = False
+    explain_lists: bool = False
     refuse_unknown: bool = False
     deadline_ms: float | None = None
 
@@ -54,6 +56,7 @@ class Recommendations:
         history_used: how many items shaped the query.
         unknown_items: ids of the history, stored or given, that the bundle does not have.
         contributions: (≤ k, slots) float32, each row sums to its score; None for popular items or if not requested.
+        list_contributions: (≤ k, lists) float32, parts of the contributions of their slots; None as above.
         nearest: (≤ k,) int64 row of the nearest positive item of the history; None if there is none, or not requested.
         strategy: how the items were found.
         degraded: why the answer is worse than it could be; None if it is not.
@@ -65,6 +68,7 @@ class Recommendations:
     history_used: int
     unknown_items: list[str]
     contributions: NDArray[np.float32] | None = None
+    list_contributions: NDArray[np.float32] | None = None
     nearest: NDArray[np.int64] | None = None
     strategy: Strategy = "popular"
     degraded: Degraded | None = None

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from index.lists.list_query import ListQuery
+
+_SMALLEST_WEIGHT = np.finfo(np.float32).tiny
+
 
 @dataclass(frozen=True, slots=True)
 class WeightedHistory:
@@ -33,6 +37,18 @@ class WeightedHistory:
     def plain(self) -> bool:
         """Whether every weight is 1, so that the encoder's output is the query."""
         return bool((self.weights == 1).all())
+
+    def sequence_lists(self, slot_weights: NDArray[np.float32] | None) -> ListQuery:
+        """The lists of the positive items, of which older ones count less; see :func:`sequence_query`."""
+        positive = self.weights[self.weights > 0]
+        weights = None if (positive == 1).all() else np.maximum(positive, _SMALLEST_WEIGHT).astype(np.float32)
+        return ListQuery(self.positive, weights, slot_weights)
+
+    def mean_lists(self, slot_weights: NDArray[np.float32] | None) -> ListQuery:
+        """The lists of the positive items, weighed as :func:`mean_query` weighs the items, whatever their order."""
+        weights = self.weights[self.weights > 0] / np.abs(self.weights).sum()
+        weights = np.maximum(weights, _SMALLEST_WEIGHT).astype(np.float32)
+        return ListQuery(self.positive, weights, slot_weights, recency=False)
 
     def newest(self, limit: int) -> "WeightedHistory":
         """This history with only its newest ``limit`` positive items; all negative ones stay."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from index.bundle.bundle import Bundle
 from index.errors import EncoderError
+from index.lists.list_query import ListQuery
 from index.search.row_mask import RowMask
 from service.errors import HistoriesUnavailable, RuleBroken, RuleViolation
 from service.recommend.diversity import maximal_marginal_relevance, stages_of
@@ -142,7 +143,7 @@ class Recommender:
             except TimeoutError:
                 degraded = degraded or "deadline"
                 break
-            answer = await resolved.ranked(candidates, strategy, degraded, failure)
+            answer = await resolved.ranked(candidates, job.lists, strategy, degraded, failure)
             watch.lap("rank")
             if answer is not None:
                 self._observe(resolved.bundle, resolved.query, job, found, answer)
@@ -176,6 +177,7 @@ class _ResolvedQuery:
         bundle: used for the whole answer.
         query: the request.
         history: the items that shape the query vector; items without a slot are left out.
+        listed: the items whose item-to-item lists add to the scores of the sequence.
         unknown: ids of the history, stored or given, that the bundle does not have.
         excluded: rows that this request must not get.
         allowed: the rows that may be recommended; None: all. It still contains the excluded ones.
@@ -185,6 +187,7 @@ class _ResolvedQuery:
     bundle: Bundle
     query: Query
     history: WeightedHistory
+    listed: WeightedHistory
     unknown: list[str]
     excluded: set[int]
     allowed: RowMask | None
@@ -219,7 +222,9 @@ class _ResolvedQuery:
         if query.refuse_unknown:
             _refuse_unknown(query, unknown)
         history = WeightedHistory(np.array(rows, dtype=np.int64), np.array(weights, dtype=np.float64))
-        return cls(bundle, query, history.newest(most_positive), list(unknown), excluded, allowed, slot_weights)
+        listed = history.newest(0 if bundle.list_scores is None else bundle.list_scores.history)
+        used = history.newest(most_positive)
+        return cls(bundle, query, used, listed, list(unknown), excluded, allowed, slot_weights)
 
     @property
     def pools(self) -> tuple[int, ...]:
@@ -249,7 +254,18 @@ class _ResolvedQuery:
                 vector = sequence_query(encoded, self.bundle.vectors(self.history.rows), self.history.weights)
             return vector if self.slot_weights is None else vector * self.slot_weights
 
-        return SearchJob(history, query, self.pools[0] + self.excluded_count, self.allowed, watch)
+        lists = self._lists(strategy)
+        return SearchJob(history, query, self.pools[0] + self.excluded_count, self.allowed, watch, lists)
+
+    def _lists(self, strategy: Strategy) -> ListQuery | None:
+        """The history whose lists add to the scores; None in a bundle without lists, or without a positive item."""
+        history = self.listed if strategy == "sequence" else self.history
+        if self.bundle.list_scores is None or not history.positive.size:
+            return None
+        weights = None
+        if given := self.query.slot_weights:
+            weights = np.array([given.get(name, 1.0) for name in self.bundle.layout.names], dtype=np.float32)
+        return history.sequence_lists(weights) if strategy == "sequence" else history.mean_lists(weights)
 
     def pooled(self, found: SearchResult, pool: int, before: SearchResult | None = None) -> SearchResult:
         """The candidates in a pool: those of the pool before, then the newly found rows, without the excluded ones."""
@@ -261,7 +277,12 @@ class _ResolvedQuery:
         return SearchResult(found.query, rows, np.concatenate((before.scores, found.scores[new])))
 
     async def ranked(
-        self, found: SearchResult, strategy: Strategy, degraded: Degraded | None, failure: str | None
+        self,
+        found: SearchResult,
+        lists: ListQuery | None,
+        strategy: Strategy,
+        degraded: Degraded | None,
+        failure: str | None,
     ) -> Recommendations | None:
         """Diversify the candidates, cut the page, explain; None if no candidate is left."""
         if not found.rows.size or not found.query.any():
@@ -269,12 +290,29 @@ class _ResolvedQuery:
         page: slice | NDArray[np.int64] = slice(self.query.offset, self.query.offset + self.query.k)
         if self.query.diversity > 0:
             page = (await self._diverse(found))[page]
-        rows, contributions, nearest = found.rows[page], None, None
-        if self.query.explain and rows.size:
-            contributions = self.bundle.contributions(found.query[None], rows[None])[0]
-            nearest = self._nearest(rows)
-        used, scores = len(self.history), found.scores[page]
-        return Recommendations(rows, scores, used, self.unknown, contributions, nearest, strategy, degraded, failure)
+        rows = found.rows[page]
+        answer = Recommendations(
+            rows,
+            found.scores[page],
+            len(self.history),
+            self.unknown,
+            strategy=strategy,
+            degraded=degraded,
+            error=failure,
+        )
+        return self._explained(answer, found.query, lists) if self.query.explain and rows.size else answer
+
+    def _explained(
+        self, answer: Recommendations, query: NDArray[np.float32], lists: ListQuery | None
+    ) -> Recommendations:
+        rows = answer.rows[None]
+        parts = self.bundle.list_contributions([lists], rows)[0] if self.query.explain_lists else None
+        return replace(
+            answer,
+            contributions=self.bundle.contributions(query[None], rows, [lists])[0],
+            list_contributions=parts,
+            nearest=self._nearest(answer.rows),
+        )
 
     def popular(self, degraded: Degraded | None, failure: str | None) -> Recommendations:
         """The items with the most events, the same for every user."""
@@ -301,11 +339,13 @@ class _ResolvedQuery:
         return maximal_marginal_relevance(relevance, vectors, self.query.diversity, length, stages_of(length))
 
     def _nearest(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        """For each row the positive history row with the largest unweighted ⟨x_item, x_h⟩; of equals the newest."""
+        """For each row the positive history row that alone would score it highest, unweighted; of equals the newest."""
         newest_first = self.history.positive[::-1]
         if not newest_first.size:
             return None
         similarity = self.bundle.vectors(rows) @ self.bundle.vectors(newest_first).T
+        if self.bundle.list_scores is not None:
+            similarity += self.bundle.list_scores.similarities(newest_first, rows).T
         nearest: NDArray[np.int64] = newest_first[np.argmax(similarity, axis=1)]
         return nearest
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from index.errors import IndexingError
 from index.items.eval_queries import EvaluationQueries
 from index.items.item_table import ItemTable
+from index.lists.item_lists import ItemLists
 from training.backbones.identity import KIND, other_space
 from training.backbones.trained_model import EMBEDDINGS_DIRECTORY
 from training.config.encoder_config import EncoderConfig
@@ -28,6 +29,7 @@ from training.encoder.job import (
     TABLE_DIRECTORY,
 )
 from training.errors import EmbeddingsError, ReindexError
+from training.lists.fit_lists import LISTS_DIRECTORY
 
 _MARKED = (FIT_FILE, ENCODER_FILE, PROJECTION_FILE, PROBES_FILE)
 
@@ -42,6 +44,7 @@ class FittedEncoder:
         table: the items at the time of the fit.
         contents: hashes of what these items were made of; None if not recorded.
         probes: held-out histories as rows of the table.
+        lists: item-to-item lists that are used; None if there are none.
         mark: 16 hex digits over the files; it changes with every fit.
     """
 
@@ -50,6 +53,7 @@ class FittedEncoder:
     table: ItemTable
     contents: ContentHashes | None
     probes: EvaluationQueries
+    lists: ItemLists | None
     mark: str
 
     @classmethod
@@ -63,9 +67,11 @@ class FittedEncoder:
         if not (directory / FIT_FILE).is_file():
             raise ReindexError(f"{directory}: no fitted encoder here; run `vlm2rec fit-encoder` first")
         try:
-            config = EncoderConfig.model_validate(json.loads((directory / FIT_FILE).read_bytes())["config"])
+            record = json.loads((directory / FIT_FILE).read_bytes())
+            config = EncoderConfig.model_validate(record["config"])
             table, probes = ItemTable.load(directory / TABLE_DIRECTORY), EvaluationQueries.load(directory / PROBES_FILE)
             probes.check_rows(len(table))
+            lists = used_lists(directory, record, table)
             mark = hashlib.sha256()
             for name in _MARKED:
                 mark.update(hashlib.sha256((directory / name).read_bytes()).digest())
@@ -74,7 +80,7 @@ class FittedEncoder:
                 f"{directory}: the fitted encoder cannot be read ({error}); run `vlm2rec fit-encoder` again"
             ) from error
         _refuse_without_vlm(run, table.model.get("embeddings"))
-        return cls(directory, config, table, _contents(directory, table), probes, mark.hexdigest()[:16])
+        return cls(directory, config, table, _contents(directory, table), probes, lists, mark.hexdigest()[:16])
 
     @property
     def encoder(self) -> Path:
@@ -103,6 +109,23 @@ class FittedEncoder:
                 f"{self.directory}: the encoder was fitted on vectors of another model ({', '.join(parts)}), so new "
                 "vectors do not fit it; run `vlm2rec embed` and `vlm2rec fit-encoder`, then reindex"
             )
+
+
+def used_lists(directory: Path, record: Mapping[str, Any], table: ItemTable) -> ItemLists | None:
+    """The item-to-item lists of a run that add to a score; None if there are none.
+
+    Args:
+        directory: ``RUN/encoder``.
+        record: the content of ``fit.json``; earlier versions recorded no lists.
+        table: the items.
+
+    Raises:
+        ItemListError, BundleInvalid: the lists are missing or damaged.
+    """
+    if not record.get("lists"):
+        return None
+    lists = ItemLists.load(directory / LISTS_DIRECTORY, len(table), check=False).used().for_layout(table.layout)
+    return lists if lists.lists else None
 
 
 def _contents(directory: Path, table: ItemTable) -> ContentHashes | None:

@@ -97,6 +97,11 @@ class FittedRun:
         """Whether the service excludes a user's earlier items, unless a request says otherwise."""
         return bool(self.record.get("config", {}).get("exclude_seen", True))
 
+    @property
+    def list_weights(self) -> dict[str, float]:
+        """Weight of every list that is served, by name."""
+        return {} if self.lists is None else dict(self.lists.used().weights.weights)
+
     def split(self, dataset: Dataset) -> Split:
         """Split the data set as it was for fitting.
 

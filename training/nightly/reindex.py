@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from index.build.build import build_bundle
 from index.bundle.index_spec import IndexSpec
 from index.bundle.integrity import verify_files
-from index.bundle.manifest import BUNDLE_FORMAT, Manifest
+from index.bundle.manifest import BUNDLE_FORMAT, BUNDLE_FORMAT_WITH_LISTS, Manifest
 from index.bundle.registry import Registry
 from index.errors import BundleError, GateRefused, RegistryError
 from index.items.item_table import ItemTable
@@ -41,6 +41,7 @@ from training.encoder.job import split_dataset
 from training.encoder.loaded import FittedEncoder
 from training.errors import JobStopped, ReindexError
 from training.nightly.item_updates import INPUTS, KeptTable, keep_table, remap_queries, remove_tables, updated_table
+from training.nightly.list_updates import current_lists, remove_lists
 from training.nightly.record import ReindexRecord, ReindexState, digest_of
 from training.nightly.volume_bounds import (
     EVENTS,
@@ -168,7 +169,7 @@ def find_changes(job: ReindexJob, progress: Progress = lambda _step, _done, _all
         "model": digest_of({name: part for name, part in model.provenance.items() if name != "inputs"}),
         "index": digest_of(dataclasses.replace(job.spec, threads=1)),  # threads affect the duration only
         "evaluation": digest_of(job.evaluation),
-        "format": str(BUNDLE_FORMAT),
+        "format": str(BUNDLE_FORMAT if fitted.lists is None else BUNDLE_FORMAT_WITH_LISTS),
         MARK: VERSION,
     }
     bundle, why = _published(job, inputs)
@@ -258,7 +259,7 @@ def _publish(
             raise JobStopped(f"stopped while {step}; start the same command again to go on")
 
     table = _table(job, findings, report)
-    built = _built(job, findings, table, lambda stage, share: report(stage, round(share * _SHARES), _SHARES))
+    built = _built(job, findings, table, report)
     record.bundle = built.name
     try:
         job.registry.publish(
@@ -283,6 +284,7 @@ def _clean_up(job: ReindexJob, findings: Findings) -> None:
         )
     if findings.kept.number:
         remove_tables(job.directory, keep=findings.kept.number)
+    remove_lists(job.directory, keep=_mark_of_lists(findings))
 
 
 def _published(job: ReindexJob, inputs: Mapping[str, str]) -> tuple[str | None, tuple[str, ...]]:
@@ -362,7 +364,12 @@ def _table(job: ReindexJob, findings: Findings, report: Progress) -> ItemTable:
     return table
 
 
-def _built(job: ReindexJob, findings: Findings, table: ItemTable, progress: Callable[[str, float], None]) -> Path:
+def _mark_of_lists(findings: Findings) -> str:
+    """16 hex digits over everything that the lists depend on."""
+    return digest_of({name: findings.inputs[name] for name in ("items", "encoder", "model")})
+
+
+def _built(job: ReindexJob, findings: Findings, table: ItemTable, report: Progress) -> Path:
     """The bundle of these inputs, possibly built by a killed job; other built bundles are removed."""
     out = job.directory / _BUILT
     for path in sorted(out.glob("[0-9]*")):
@@ -379,7 +386,10 @@ def _built(job: ReindexJob, findings: Findings, table: ItemTable, progress: Call
         remap_queries(fitted.probes, fitted.table.ids, table.ids),
         out,
         job.spec,
+        lists=current_lists(
+            job.directory, _mark_of_lists(findings), job.dataset, findings.model.embeddings, fitted, report
+        ),
         evaluation=job.evaluation,
         exclude_seen=fitted.config.exclude_seen,
-        progress=progress,
+        progress=lambda stage, share: report(stage, round(share * _SHARES), _SHARES),
     )

@@ -21,18 +21,22 @@ def run(tmp_path, script, *options):
 
 
 def test_filters(tmp_path):
-    result = run(tmp_path, "filters.py", "--rows", "3000", "--kind", "ivf", "--queries", "50", "--work", str(tmp_path))
+    result = run(
+        tmp_path, "index/filters.py", "--rows", "3000", "--kind", "ivf", "--queries", "50", "--work", str(tmp_path)
+    )
     lines = {line["filter"]: line for line in result["filters"]}
     assert all(line["complete"] for line in lines.values())
     assert lines["random 0.001"]["path"] == "gather"
     assert lines["random 0.001"]["allowed"] in {2, 3}  # one item in a thousand has no slot
     assert min(line["recall@20"] for line in lines.values()) >= 0.93
-    again = run(tmp_path, "filters.py", "--rows", "3000", "--kind", "ivf", "--queries", "50", "--work", str(tmp_path))
+    again = run(
+        tmp_path, "index/filters.py", "--rows", "3000", "--kind", "ivf", "--queries", "50", "--work", str(tmp_path)
+    )
     assert again["build_s"] is None  # the bundle was there already
 
 
 def test_gpu_index_on_the_cpu(tmp_path):
-    result = run(tmp_path, "gpu_index.py", "--rows", "5000", "--device", "cpu", "--queries", "20")
+    result = run(tmp_path, "gpu/gpu_index.py", "--rows", "5000", "--device", "cpu", "--queries", "20")
     assert result["failures"] == []
     assert result["device"] == "cpu"
     assert {line["path"] for line in result["flat"]["filters"]} == {"index", "scan", "gather", "none"}

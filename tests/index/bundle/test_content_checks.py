@@ -7,12 +7,13 @@ import zipfile
 import numpy as np
 import pytest
 
-from index.bundle.bundle import Bundle, _by_popularity
+from index.bundle.bundle import Bundle
 from index.bundle.integrity import stamp_path, verify_files, write_stamp
 from index.bundle.manifest import MANIFEST_FILE, EffortRecord, Manifest
 from index.bundle.registry import Registry
 from index.errors import BundleInvalid, ItemTableError
 from index.items.eval_queries import EvaluationQueries
+from index.search.popularity import by_popularity
 
 
 @pytest.fixture
@@ -139,5 +140,5 @@ def test_popularity_is_ordered_as_by_a_stable_sort(largest):
     counts = np.random.default_rng(0).integers(0, min(largest, 40) + 1, 500)
     counts[123] = largest
     expected = sorted(range(500), key=lambda row: (-counts[row], row))
-    assert _by_popularity(counts).tolist() == expected
-    assert _by_popularity(counts[123:124]).tolist() == [0]
+    assert by_popularity(counts).tolist() == expected
+    assert by_popularity(counts[123:124]).tolist() == [0]

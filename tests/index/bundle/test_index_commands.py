@@ -1,6 +1,7 @@
 """The commands `vlm2rec index …`, run as a user does."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,7 +11,8 @@ from cli.online.index import app
 from index.bundle.bundle import Bundle
 from index.bundle.manifest import Manifest
 from index.bundle.registry import Registry
-from index.errors import BundleInvalid, BundleNotFound, IndexSpecError, ItemTableError, RegistryError
+from index.errors import BundleInvalid, BundleNotFound, IndexSpecError, ItemListError, ItemTableError, RegistryError
+from tests.support.listed_bundles import random_lists
 
 
 @pytest.fixture
@@ -55,6 +57,42 @@ def test_build_reads_exclude_seen_from_the_fit(run_directory, fitted, remembered
     (run_directory / "encoder" / "fit.json").write_text(json.dumps(fitted))
     call("build", "--run", run_directory, "--kind", "flat")
     assert Manifest.read(next((run_directory / "bundles").iterdir())).exclude_seen is remembered
+
+
+def test_the_lists_of_the_fit_are_taken_and_shown(run_directory):
+    encoder = run_directory / "encoder"
+    random_lists(80, weights={"co": 0.7, "words": 0.0, "look": 0.25}).save(encoder / "lists")
+    (encoder / "fit.json").write_text(json.dumps({"lists": {"neighbours": 8}}))
+    (shown,) = [
+        line
+        for line in call("build", "--run", run_directory).stdout.splitlines()
+        if line.startswith("item-to-item lists")
+    ]
+    assert re.fullmatch(
+        r"item-to-item lists: co \(behaviour\) weight 0\.7, 8 neighbours, \d+\.\d% of the score; "
+        r"look \(image\) weight 0\.25, 8 neighbours, \d+\.\d% of the score",
+        shown,
+    )
+    (path,) = (run_directory / "bundles").iterdir()
+    assert [part.name for part in Manifest.read(path).lists.lists] == ["co", "look"]
+    assert shown in call("show", path).stdout
+
+
+@pytest.mark.parametrize(
+    ("record", "lists"), [({"lists": {}}, True), ({}, True), ({"lists": {"neighbours": 8}}, False)]
+)
+def test_only_lists_that_the_fit_recorded_count(run_directory, record, lists):
+    """A fit that was killed leaves the lists of an earlier one; those that it recorded must be there."""
+    encoder = run_directory / "encoder"
+    if lists:
+        random_lists(80).save(encoder / "lists")
+    (encoder / "fit.json").write_text(json.dumps(record))
+    if lists:
+        call("build", "--run", run_directory)
+        assert Manifest.read(next((run_directory / "bundles").iterdir())).lists is None
+    else:
+        with pytest.raises(ItemListError, match=r"lists\.json: not a readable description of lists"):
+            call("build", "--run", run_directory)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"config": {"exclude_seen": "no"}}', '{"config": null}'])

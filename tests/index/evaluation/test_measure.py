@@ -5,7 +5,15 @@ import itertools
 import numpy as np
 import pytest
 
-from index.evaluation.measure import PLAIN, ExactResults, latency_ms, query_kinds, random_filters, result_spread
+from index.evaluation.measure import (
+    PLAIN,
+    ExactResults,
+    QuerySet,
+    latency_ms,
+    query_kinds,
+    random_filters,
+    result_spread,
+)
 from index.items.slots import Slot, SlotLayout
 from index.search.row_mask import RowMask
 
@@ -148,7 +156,8 @@ def test_result_spread_by_hand():
 
     queries = np.array([[1, 0, 1, 0], [3, 0, 1, 0]], np.float32)
     # shares of text: row 2: 1/2, row 0: 1; row 2: 3/4, row 1: 0 → mean 9/16
-    assert result_spread(First(), queries, vectors, LAYOUT, 3) == {
+    plain = QuerySet(queries, 3, np.zeros(2, np.float32), np.zeros((2, 3), np.int64))
+    assert result_spread(First(), plain, vectors, LAYOUT) == {
         "queries": 2,
         "distinct_items": 3,
         "slot_shares": {"text": 0.5625, "image": 0.4375},

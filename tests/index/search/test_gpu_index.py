@@ -12,9 +12,10 @@ import pytest
 
 from index.bundle.bundle import Bundle
 from index.errors import SearchError
-from index.search import searcher as search_module
+from index.search import vector_index as search_module
 from index.search.query_plan import SCAN, Effort, IndexCapabilities, SearchStep
-from index.search.searcher import CpuIndex, GpuIndex, Searcher
+from index.search.searcher import Searcher
+from index.search.vector_index import CpuIndex, GpuIndex
 
 ROWS = 3000
 KINDS = ["flat", "hnsw", "ivf"]

@@ -19,7 +19,8 @@ from index.search.brute_force import exact_top_k
 from index.search.query_plan import GROWTH, SCAN, Effort, IndexCapabilities, SearchStep
 from index.search.row_mask import RowMask
 from index.search.scoring import rescore
-from index.search.searcher import CpuIndex, Searcher
+from index.search.searcher import Searcher
+from index.search.vector_index import CpuIndex
 
 LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
 ROWS = 3000
@@ -254,7 +255,7 @@ def test_the_scan_index_keeps_its_vectors_alive():
     """Under a glibc that overwrites what is freed, the process used to die here."""
     code = """if True:
         import numpy as np
-        from index.search.searcher import _view_of
+        from index.search.vector_index import _view_of
         stored = np.ones((64, 8), np.float16)
         print(_view_of(stored).search(np.ones((1, 8), np.float32), 1)[0][0, 0])
     """

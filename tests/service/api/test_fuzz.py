@@ -70,7 +70,7 @@ bodies = st.fixed_dictionaries(
             st.dictionaries(st.sampled_from(["text", "image", "behaviour", "sound"]), numbers, max_size=3), anything
         ),
         "diversity": st.one_of(st.floats(0, 1), anything),
-        "explain": st.booleans(),
+        "explain": st.sampled_from([False, True, "full"]),
         "fields": st.one_of(st.lists(st.sampled_from(["title", "price", "tags", "x"]), max_size=3), anything),
         "unknown_items": st.sampled_from(["ignore", "error", "what"]),
         "history": st.sampled_from(["use", "ignore", "what"]),

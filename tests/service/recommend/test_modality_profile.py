@@ -58,7 +58,9 @@ def test_a_slot_that_the_items_lack_has_no_share(bundle: Bundle) -> None:
 
 
 def test_without_positive_contributions_there_is_no_profile(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle, "contributions", lambda queries, rows: -np.ones((len(rows), 1, 3), dtype=np.float32))
+    monkeypatch.setattr(
+        bundle, "contributions", lambda queries, rows, _histories: -np.ones((len(rows), 1, 3), dtype=np.float32)
+    )
     profile = profile_of(bundle, ["i1", "i2", "i4"])
     assert (profile.steps, profile.shares) == (2, None)
 

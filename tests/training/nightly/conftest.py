@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from cli.app import app
 from index.bundle.bundle import Bundle
 from index.bundle.registry import Registry
+from index.lists.item_lists import ItemLists, ListWeights
 from training.backbones.backbone import load_backbone
 from training.backbones.trained_model import TrainedModel
 from training.backbones.vlm import VlmEmbedder, save_embedder
@@ -123,6 +124,11 @@ class Shop:
         """The current bundle."""
         return Bundle.load(self.registry.path(str(self.registry.current())), verify="full")
 
+    def lists(self) -> dict[str, bytes]:
+        """The files of the item-to-item lists of the current bundle."""
+        directory = self.registry.path(str(self.registry.current())) / "lists"
+        return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
     def rows(self) -> dict[str, bytes]:
         """The bytes of every stored vector of the current bundle."""
         bundle = self.bundle()
@@ -173,6 +179,9 @@ def shop_home(
     home = tmp_path_factory.mktemp("nightly")
     shutil.copytree(shop.directory, home / "data")
     make_run(home / "data", home / "run", backbone_directory, 8, 3)
+    directory = home / "run" / "encoder" / "lists"
+    lists = ItemLists.load(directory, len(shop))  # 30 items give no weight to all three, and each is kept differently
+    lists.weighed(ListWeights(lists.weights.recency, {"co": 0.6, "words": 0.2, "look": 0.1})).save(directory)
     return home
 
 

@@ -84,21 +84,22 @@ def held_after(shop: "Shop", shards: int, *more: object) -> "tuple[ForkServerPro
     return process, go
 
 
-def whole(shop: "Shop") -> bytes:
-    """The vectors of the one new bundle, after a look at everything that a job leaves."""
+def whole(shop: "Shop") -> dict[str, bytes]:
+    """The vectors and lists of the one new bundle, after a look at everything that a job leaves."""
     assert len(shop.registry.list()) == 2  # that of the night before, and one more
-    assert sorted(path.name for path in (shop.run / "reindex").iterdir()) == ["state.json", "table-000002"]
+    lists, *others = sorted(path.name for path in (shop.run / "reindex").iterdir())
+    assert (lists[:6], others) == ("lists-", ["state.json", "table-000002"])
     names = sorted(path.name for path in (shop.run / "embeddings").iterdir())
     assert names == [
         "embeddings.json", "image-000002.npy", "items-000002.parquet", "text-000002.npy", "unreadable.json",
         "unused-000002.parquet", "unused_image-000002.npy", "unused_text-000002.npy",
     ]  # fmt: skip
     assert shop.reindex()["outcome"] == "nothing to do"
-    return (shop.bundle().path / "vectors.npy").read_bytes()
+    return shop.lists() | {"vectors.npy": (shop.bundle().path / "vectors.npy").read_bytes()}
 
 
-def unbroken(shop: "Shop") -> tuple[bytes, float]:
-    """The vectors of a job that nothing interrupts, and how long it takes."""
+def unbroken(shop: "Shop") -> tuple[dict[str, bytes], float]:
+    """The vectors and lists of a job that nothing interrupts, and how long it takes."""
     assert shop.run_through("--help") == 0  # the process that is forked has imported everything then
     started = time.monotonic()
     assert shop.run_through() == 0

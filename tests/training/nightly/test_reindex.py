@@ -312,9 +312,12 @@ def test_nothing_is_left_over(nightly: "Shop") -> None:
     nightly.set(0, text="another text")
     for path in (nightly.run / "reindex" / "built" / "20200101T000000Z-abcdef", nightly.run / "embeddings" / "work-0"):
         path.mkdir(parents=True)
-    (nightly.run / "reindex" / ".table-000007.part").mkdir()
+    for name in (".table-000007.part", ".lists.part", "lists-0123456789abcdef"):
+        (nightly.run / "reindex" / name).mkdir()
     nightly.reindex()
-    assert sorted(path.name for path in (nightly.run / "reindex").iterdir()) == ["state.json", "table-000002"]
+    lists, *others = sorted(path.name for path in (nightly.run / "reindex").iterdir())
+    assert (lists[:6], others) == ("lists-", ["state.json", "table-000002"])
+    assert lists != "lists-0123456789abcdef"
     names = sorted(path.name for path in (nightly.run / "embeddings").iterdir())
     assert names == [
         "embeddings.json", "image-000002.npy", "items-000002.parquet", "text-000002.npy", "unreadable.json",
