@@ -2,6 +2,7 @@
 
 IndexingError
 ├── ItemTableError      an item table, its slots or its probes break a rule
+├── ItemListError       item-to-item lists or their weights break a rule
 ├── IndexSpecError      an index specification asks for something impossible
 ├── EncoderError        encoder.onnx cannot be loaded or gives non-finite queries
 ├── SearchError         a query that no index could answer (shape, dtype, non-finite)
@@ -26,6 +27,10 @@ class IndexingError(Exception):
 
 class ItemTableError(IndexingError):
     """An item table, its slots or its probes break a rule."""
+
+
+class ItemListError(IndexingError):
+    """Item-to-item lists or their weights break a rule."""
 
 
 class IndexSpecError(IndexingError):

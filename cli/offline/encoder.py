@@ -47,6 +47,7 @@ def fit_encoder(
         epochs = bar.add_task("fitting", total=chosen.epochs)
         steps = bar.add_task("epoch", total=1.0)
         pictures = bar.add_task("thumbnails", total=None, visible=False)
+        lists = bar.add_task("lists", total=None, visible=False)
 
         def report(line: Mapping[str, Any]) -> None:
             bar.update(epochs, completed=line["epoch"] + 1, description=f"fitting  {_epoch(line)}")
@@ -59,6 +60,9 @@ def fit_encoder(
             report=report,
             step_done=lambda share: bar.update(steps, completed=share),
             pictured=lambda done, every: bar.update(pictures, completed=done, total=max(every, 1), visible=True),
+            listed=lambda step, done, every: bar.update(
+                lists, description=step, completed=done, total=max(every, 1), visible=True
+            ),
         )
     best = record["log"][record["best_epoch"]]
     _console.print(f"best of {len(record['log'])} epochs: {_epoch(best)}")
@@ -66,10 +70,21 @@ def fit_encoder(
         f"{record['data']['items']:,} items, slots {', '.join(f'{name} {dim}' for name, dim in record['slots'])}, "
         f"{record['seconds']:.0f} s; ONNX Runtime agrees with PyTorch to {record['parity']['difference']:.1g}"
     )
+    if record["lists"]:
+        _console.print(_lists(record["lists"]))
     thumbnails = record["thumbnails"]
     if thumbnails["made"] or thumbnails["unreadable"]:
         skipped = f", {thumbnails['unreadable']:,} unreadable pictures skipped" if thumbnails["unreadable"] else ""
         _console.print(f"{thumbnails['made']:,} thumbnails{skipped}")
+
+
+def _lists(record: Mapping[str, Any]) -> str:
+    chosen = record["chosen"]
+    used = [f"{name} {weight:g}" for name, weight in chosen["weights"].items() if weight]
+    figures = f"validation NDCG@10 {chosen['ndcg@10_without_lists']:.4f} without, {chosen['ndcg@10']:.4f} with"
+    if not used:
+        return f"item-to-item lists: none gains anything on validation ({', '.join(chosen['weights'])} tried)"
+    return f"item-to-item lists: {', '.join(used)}; {figures}"
 
 
 def _progress() -> "Progress":

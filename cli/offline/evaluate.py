@@ -175,10 +175,14 @@ def yardsticks(tables: "Sequence[Table]", against: str | None) -> list[str]:
 
 def _report(ranked: "list[RankedTable]", against: str | None, path: Path, about: dict[str, Any]) -> None:
     """Measure, print and save."""
+    from training.evaluation.shortfalls import shortfalls
+
     tables = [table.measured() for part in ranked for table in (part, *part.without_repeats())]
     compared = list(zip(tables, yardsticks(tables, against), strict=True))
     for table, yardstick in compared:
         print_table(table, yardstick)
+    for line in (line for table in tables for line in shortfalls(table)):
+        _console.print(f"note: {line}", markup=False)
     written = {"tables": [table.as_json([yardstick]) for table, yardstick in compared], **about}
     page = path.with_suffix(".md")
     _write(path, json.dumps(written, indent=2) + "\n")

@@ -1,8 +1,9 @@
 """Fits the encoder of a run and writes ``RUN/encoder``, the input of the index."""
 
 # ``table/`` (stored vectors, popularity, metadata, thumbnails), ``contents.parquet`` (hashes of what the items were
-# made of), ``encoder.onnx``, ``probes.npz``, ``encoder.safetensors``, ``projection.safetensors`` (slots for new
-# items) and ``fit.json`` (configuration, data, log). ``checkpoints/`` exists only while fitting.
+# made of), ``lists/`` (item-to-item lists with their weights), ``encoder.onnx``, ``probes.npz``,
+# ``encoder.safetensors``, ``projection.safetensors`` (slots for new items) and ``fit.json`` (configuration, data, log).
+# ``checkpoints/`` exists only while fitting.
 
 import hashlib
 import json
@@ -33,9 +34,11 @@ from training.embedding.store import Embeddings
 from training.encoder.fit import FitLog, Report, fit
 from training.encoder.onnx_export import ExportParity, export_encoder
 from training.encoder.projection import project, save_projection
-from training.encoder.slot_model import SlotModel
+from training.encoder.slot_model import SlotModel, stored_vectors, torch_encoder
 from training.errors import ConfigError, DatasetError, EmbeddingsError
+from training.lists.fit_lists import Progress, fit_lists
 from training.ranking.cold_items import cold_mask, without_items
+from training.ranking.slot_ranker import SlotRanker
 
 ENCODER_DIRECTORY = "encoder"
 TABLE_DIRECTORY = "table"
@@ -92,6 +95,7 @@ def fit_run(
     report: Report = lambda _line: None,
     step_done: Callable[[float], None] = lambda _share: None,
     pictured: Callable[[int, int], None] = lambda _done, _all: None,
+    listed: Progress = lambda _step, _done, _all: None,
 ) -> dict[str, Any]:
     """Fit slots and sequence encoder and write everything that the index needs.
 
@@ -103,6 +107,7 @@ def fit_run(
         report: called after every epoch with its line of the log.
         step_done: called after every step with the completed share of the epoch.
         pictured: called with the number of thumbnails made at the end, and of how many.
+        listed: called while the item-to-item lists are made and weighed.
 
     Returns:
         The content of ``fit.json``.
@@ -134,7 +139,7 @@ def fit_run(
         split.parts.validation,
         config,
         directory / CHECKPOINTS,
-        fingerprint=f"{split.fingerprint} {_digest(config.model_dump(mode='json'))} {_digest(embeddings.model)}",
+        fingerprint=f"{split.fingerprint} {_digest(_fitted_by(config))} {_digest(embeddings.model)}",
         report=report,
         step_done=step_done,
     )
@@ -142,6 +147,7 @@ def fit_run(
     made = make_thumbnails(dataset, directory / THUMBNAILS_FILE, progress=pictured)
     record = _write(directory, dataset, embeddings, model, split, config, made)
     (directory / THUMBNAILS_FILE).unlink()  # the table has a copy
+    record["lists"] = _lists(directory, dataset, embeddings, model, split, config, listed)
     record |= _account(log, split, counts) | {"seconds": round(time.monotonic() - started, 1)}
     _replace_text(directory / FIT_FILE, json.dumps(record, indent=2) + "\n")
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
@@ -257,6 +263,27 @@ def _write(
         "parity": {"cases": parity.cases, "difference": parity.difference},
         "thumbnails": {"made": made.made, "unreadable": made.unreadable},
     }
+
+
+def _lists(
+    directory: Path,
+    dataset: Dataset,
+    embeddings: Embeddings,
+    model: SlotModel,
+    split: Split,
+    config: EncoderConfig,
+    listed: Progress,
+) -> dict[str, Any]:
+    """Item-to-item lists, weighed beside the slots as they are stored."""
+    ranker = SlotRanker(stored_vectors(model, config.precision), torch_encoder(model), config.max_history)
+    return fit_lists(
+        directory, ranker, model.layout, dataset.texts(), embeddings.vectors, split.parts, config, progress=listed
+    )
+
+
+def _fitted_by(config: EncoderConfig) -> dict[str, Any]:
+    """What the weights of the encoder depend on: a checkpoint fits any choice of lists."""
+    return config.model_dump(mode="json", exclude={"list_neighbours", "list_history"})
 
 
 def _account(log: FitLog, split: Split, counts: NDArray[np.int64]) -> dict[str, Any]:

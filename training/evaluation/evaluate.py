@@ -14,11 +14,15 @@ from numpy.typing import NDArray
 
 from index.errors import IndexingError
 from index.items.item_table import ItemTable
+from index.items.slots import SlotLayout
+from index.lists.item_lists import ItemLists, ListWeights
 from index.search.encoder import OnnxSequenceEncoder
 from training.data.dataset import Dataset
 from training.data.sequences import Targets, evenly_spaced
 from training.encoder.job import ENCODER_FILE, FIT_FILE, TABLE_DIRECTORY, Split, split_dataset
 from training.errors import EvaluationError
+from training.lists.fit_lists import LISTS_DIRECTORY, recorded_weights
+from training.lists.list_ranker import ListRanker
 from training.ranking.baselines import CoOccurrence, ItemMean, Popularity, Ranker
 from training.ranking.cold_items import cold_targets
 from training.ranking.ranking import rank_targets, sample_negatives
@@ -38,6 +42,9 @@ from training.ranking.table import (
 from training.ranking.tfidf_neighbours import TfidfNeighbours
 
 SERVED = "served encoder"
+ENCODER_ALONE = "encoder alone"
+LISTS_ALONE = "lists alone"
+NO_WEIGHTS = ListWeights(np.ones(1, dtype=np.float32), {})
 _SUBSETS = (("text",), ("image",), ("behaviour",), ("text", "image"))
 System: TypeAlias = tuple[Ranker, NDArray[np.bool_]]
 """A ranker and the (n,) bool items that it can return at all."""
@@ -53,11 +60,15 @@ class FittedRun:
         table: stored vectors.
         encoder: under ONNX Runtime.
         record: the content of ``fit.json``.
+        lists: item-to-item lists with the weights that are served; None where the run has none.
+        list_weights_alone: weights chosen for the lists without the slots.
     """
 
     table: ItemTable
     encoder: OnnxSequenceEncoder
     record: dict[str, Any]
+    lists: ItemLists | None = None
+    list_weights_alone: ListWeights | None = None
 
     @classmethod
     def load(cls, directory: Path, *, threads: int = 1) -> "FittedRun":
@@ -69,12 +80,14 @@ class FittedRun:
         if not (directory / FIT_FILE).is_file():
             raise EvaluationError(f"{directory}: no fitted encoder here; run `vlm2rec fit-encoder` first")
         try:
-            return cls(
-                ItemTable.load(directory / TABLE_DIRECTORY),
-                OnnxSequenceEncoder(directory / ENCODER_FILE, threads=threads),
-                dict(json.loads((directory / FIT_FILE).read_text(encoding="utf-8"))),
-            )
-        except (IndexingError, OSError, ValueError, TypeError) as error:
+            table = ItemTable.load(directory / TABLE_DIRECTORY)
+            encoder = OnnxSequenceEncoder(directory / ENCODER_FILE, threads=threads)
+            record = dict(json.loads((directory / FIT_FILE).read_text(encoding="utf-8")))
+            if not record.get("lists"):
+                return cls(table, encoder, record)
+            lists = ItemLists.load(directory / LISTS_DIRECTORY, len(table))
+            return cls(table, encoder, record, lists, recorded_weights(record["lists"]["alone"]))
+        except (IndexingError, OSError, ValueError, TypeError, KeyError) as error:
             raise EvaluationError(
                 f"{directory}: the fitted encoder cannot be read ({error}); run `vlm2rec fit-encoder` again"
             ) from error
@@ -122,6 +135,9 @@ class TargetSet:
 def rankers(run: FittedRun, split: Split, texts: Sequence[str | None] | None = None) -> dict[str, System]:
     """Every system that needs no vision-language model.
 
+    What is served is the encoder with the item-to-item lists; with one slot only, the lists of that slot count. Where
+    lists are served there are rows of the encoder alone, without each list, and of the lists alone.
+
     Args:
         run: the fitted run.
         split: of the same data set; only its training part is used.
@@ -133,7 +149,8 @@ def rankers(run: FittedRun, split: Split, texts: Sequence[str | None] | None = N
     layout, vectors = run.table.layout, np.asarray(run.table.vectors, dtype=np.float32)
     items = len(run.table)
     everything = np.ones(items, dtype=np.bool_)
-    served = SlotRanker(vectors, run.encoder.encode, run.encoder.max_history)
+    lists = ItemLists(items, (), NO_WEIGHTS) if run.lists is None else run.lists.used()
+    encoder = SlotRanker(vectors, run.encoder.encode, run.encoder.max_history)
     systems: dict[str, System] = {
         POPULARITY: (Popularity(run.table.popularity), everything),
         CO_OCCURRENCE: (CoOccurrence(split.parts.train, items), everything),
@@ -141,13 +158,28 @@ def rankers(run: FittedRun, split: Split, texts: Sequence[str | None] | None = N
     if texts is not None:
         alike = TfidfNeighbours(texts, run.encoder.max_history)
         systems[TFIDF] = (alike, alike.findable)
-    systems["item-mean"] = (ItemMean(vectors, run.encoder.max_history), served.findable)
-    systems[SERVED] = (served, served.findable)
+    systems["item-mean"] = (ItemMean(vectors, run.encoder.max_history), encoder.findable)
+    systems[SERVED] = (with_lists(encoder, lists), encoder.findable)
+    if lists.lists:
+        systems[ENCODER_ALONE] = (encoder, encoder.findable)
+    for name in lists.names:
+        fewer = lists.only([other for other in lists.names if other != name])
+        systems[f"without {name}"] = (with_lists(encoder, fewer), encoder.findable)
+    if run.lists is not None and run.list_weights_alone is not None:
+        alone = run.lists.weighed(run.list_weights_alone).used()
+        if alone.lists:
+            systems[LISTS_ALONE] = (ListRanker(alone), encoder.findable)
     for subset in _SUBSETS:
         if set(subset) < set(layout.names):
             some = SlotRanker(layout.keep_only(subset, vectors), run.encoder.encode, run.encoder.max_history)
-            systems[subset_name(subset)] = (some, some.findable)
+            own = lists.for_layout(SlotLayout(tuple(slot for slot in layout.slots if slot.name in subset)))
+            systems[subset_name(subset)] = (with_lists(some, own), some.findable)
     return systems
+
+
+def with_lists(ranker: Ranker, lists: ItemLists) -> Ranker:
+    """A ranker with what lists add to it; the ranker itself where there are none."""
+    return ListRanker(lists, ranker) if lists.lists else ranker
 
 
 def subset_name(subset: Sequence[str]) -> str:

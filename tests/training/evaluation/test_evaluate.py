@@ -201,6 +201,7 @@ def test_every_row_is_there(ring_run: Run, ring_dataset: Dataset) -> None:
         "co-occurrence",
         "item-mean",
         "served encoder",
+        "lists alone",
         "text only",
         "image only",
         "behaviour only",

@@ -1,0 +1,1 @@
+"""Item-to-item lists: the most similar items of each item, and the scores that histories get from them."""
