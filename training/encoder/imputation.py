@@ -10,8 +10,8 @@
 # a map that was fitted without them. Items that have events, but fewer than ``min_events``, are measured as they are.
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np

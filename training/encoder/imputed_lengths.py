@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,12 @@ from index.lists.item_lists import CO, ItemList, ItemLists
 from training.data.sequences import Targets, evenly_spaced
 from training.encoder.imputation import BehaviourImputation, ImputationFit
 from training.lists.list_ranker import ListRanker
-from training.ranking.baselines import Ranker
 from training.ranking.cold_items import cold_mask
 from training.ranking.ranking import rank_targets
 from training.ranking.slot_ranker import Encode, SlotRanker
+
+if TYPE_CHECKING:
+    from training.ranking.baselines import Ranker
 
 FOLDS = 2
 FOLD_SHARE = 0.1

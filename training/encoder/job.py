@@ -35,8 +35,8 @@ from training.embedding.store import Embeddings
 from training.encoder.fit import FitLog, Report, fit
 from training.encoder.imputation import BehaviourImputation, ImputationFit
 from training.encoder.imputed_lengths import LengthCalibration
-from training.encoder.onnx_export import ExportParity, export_encoder
 from training.encoder.model import SlotProjection
+from training.encoder.onnx_export import ExportParity, export_encoder
 from training.encoder.projection import project, save_projection
 from training.encoder.slot_model import SlotModel, stored_vectors, torch_encoder
 from training.errors import ConfigError, DatasetError, EmbeddingsError

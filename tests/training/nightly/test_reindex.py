@@ -47,7 +47,11 @@ def fresh_vectors(shop: "Shop") -> np.ndarray:
     slots["behaviour"] = np.stack(
         [np.zeros(part.stop - part.start) if row is None else fitted.vectors[row, part] for row in rows]
     )
-    return fitted.layout.stack(slots)
+    imputed = BehaviourImputation.load(shop.run / "encoder" / "imputation.safetensors")
+    own = fitted.missing_record()[:, fitted.layout.names.index("behaviour")] == ModalityStatus.PRESENT
+    slots["behaviour"][[row is None or not own[row] for row in rows]] = 0
+    slots, lengths, _ = imputed.fill(slots, embeddings.vectors, counts_of(shop))
+    return fitted.layout.stack(slots, {"behaviour": lengths})
 
 
 def test_the_first_job_publishes_the_fitted_table_as_it_is(own: "Shop", encoded: Encoded) -> None:
