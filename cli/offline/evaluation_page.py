@@ -80,7 +80,8 @@ def _title(table: "EvaluationTable") -> str:
     mask = "history masked" if table.exclude_seen else "history not masked"
     misses = ", each a miss" if table.exclude_seen else ""
     repeats = f", {table.repeats:,} of them repeats{misses}" if table.repeats else ""
-    return f"{table.name}: {table.users:,} targets{of}{repeats}, full ranking over {table.items:,} items, {mask}"
+    ranked = table.items if table.candidates is None else table.candidates
+    return f"{table.name}: {table.users:,} targets{of}{repeats}, full ranking over {ranked:,} items, {mask}"
 
 
 def _values(row: "SystemRow", names: Iterable[str]) -> list[str]:

@@ -85,14 +85,15 @@ class LengthCalibration:
         targets = evenly_spaced(self.validation, MOST_TARGETS)
         imputation = self.fit.fit()
         few = ~self.fit.warm & (self.counts > 0) & self._shown()
-        few_length, few_record = self._calibrated(imputation, few, ~self.fit.warm & ~few, targets, self.lists, step)
+        new = ~self.fit.warm & (self.counts == 0)  # not imputed meanwhile, as nobody knows what they deserve
+        few_length, few_record = self._calibrated(imputation, few, new, targets, self.lists, step)
         imputation = replace(imputation, few_length=few_length)
         lengths, records = [], []
         for number in range(FOLDS):
             fold = self.fit.warm & cold_mask([f"{number} {item_id}" for item_id in self.item_ids], FOLD_SHARE)
             mapped = replace(self.fit.fit(without=fold), few_length=few_length)
             lists = None if self.lists is None else without_co_occurrence(self.lists, fold)
-            length, record = self._calibrated(mapped, fold, fold & False, targets, lists, step)
+            length, record = self._calibrated(mapped, fold, new, targets, lists, step)
             if record:
                 lengths.append(length)
                 records.append(record)

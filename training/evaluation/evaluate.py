@@ -256,8 +256,8 @@ def rank_sets(
             )
             for name, (ranker, findable) in systems.items()
         }
-        candidates = items if part.among is None else int(part.among.sum())
-        tables.append(RankedTable(part.name, part.targets, candidates, rankings, part.whole, exclude_seen, part.cold))
+        among = None if part.among is None else int(part.among.sum())
+        tables.append(RankedTable(part.name, part.targets, items, rankings, part.whole, exclude_seen, part.cold, among))
     return tables
 
 

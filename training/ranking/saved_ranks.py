@@ -45,6 +45,7 @@ class RankedTable:
         whole: number of targets before evenly spaced ones were chosen.
         exclude_seen: items of the history were excluded, so that a target in its own history could not be returned.
         cold: (items,) bool, items that were held out of training; None where none were.
+        candidates: number of items that were ranked; None for all.
     """
 
     name: str
@@ -54,6 +55,7 @@ class RankedTable:
     whole: int
     exclude_seen: bool = True
     cold: NDArray[np.bool_] | None = None
+    candidates: int | None = None
 
     def measured(self, *, seed: int = 0) -> Table:
         """The table of metrics.
@@ -69,6 +71,7 @@ class RankedTable:
             repeats=int(self.targets.repeats.sum()),
             exclude_seen=self.exclude_seen,
             cold=self.cold,
+            candidates=self.candidates,
             seed=seed,
         )
 

@@ -96,12 +96,13 @@ class Table:
     Attributes:
         name: ``test``, ``validation``, ``fresh users``, ``cold items``, ``cold items among cold`` or ``natural mix``.
         users: number of targets.
-        items: number of candidates before the mask.
+        items: size of the catalogue.
         rows: one per system, popularity first.
         paired: the same users under every system.
         whole: number of targets before evenly spaced ones were chosen; ``users`` if all were.
         repeats: targets that are in their own history.
         exclude_seen: items of the history were excluded, so that each of these is a miss.
+        candidates: number of items that were ranked, before the mask; None for all.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Table:
     whole: int
     repeats: int = 0
     exclude_seen: bool = True
+    candidates: int | None = None
 
     @classmethod
     def of(
@@ -124,6 +126,7 @@ class Table:
         repeats: int = 0,
         exclude_seen: bool = True,
         cold: NDArray[np.bool_] | None = None,
+        candidates: int | None = None,
         seed: int,
     ) -> "Table":
         """Measure rankings of the same targets.
@@ -136,6 +139,7 @@ class Table:
             repeats: targets that are in their own history.
             exclude_seen: items of the history were excluded.
             cold: (items,) bool, items that were held out of training; None where none were.
+            candidates: number of items that were ranked; None for all.
             seed: of the bootstrap.
         """
         measured = {system: per_user(ranking) for system, ranking in rankings.items()}
@@ -151,7 +155,8 @@ class Table:
             )
             for system, ranking in rankings.items()
         ]
-        return cls(name, users, items, rows, paired, users if whole is None else whole, repeats, exclude_seen)
+        targets = users if whole is None else whole
+        return cls(name, users, items, rows, paired, targets, repeats, exclude_seen, candidates)
 
     def row(self, name: str) -> SystemRow:
         """The row of one system.
@@ -199,6 +204,7 @@ class Table:
             "users": self.users,
             "whole": self.whole,
             "items": self.items,
+            "candidates": self.items if self.candidates is None else self.candidates,
             "repeats": self.repeats,
             "exclude_seen": self.exclude_seen,
             "rows": [

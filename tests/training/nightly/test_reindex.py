@@ -22,6 +22,7 @@ from index.search.brute_force import exact_top_k
 from training.data.dataset import load_dataset
 from training.data.sequences import popularity
 from training.embedding.store import Embeddings
+from training.encoder.imputation import BehaviourImputation
 from training.encoder.job import split_dataset
 from training.encoder.projection import load_projection, project
 from training.nightly.item_updates import remap_queries
@@ -47,10 +48,12 @@ def fresh_vectors(shop: "Shop") -> np.ndarray:
     slots["behaviour"] = np.stack(
         [np.zeros(part.stop - part.start) if row is None else fitted.vectors[row, part] for row in rows]
     )
+    dataset = load_dataset(shop.data)
+    counts = popularity(split_dataset(dataset, 0.0).parts.train, len(dataset))
     imputed = BehaviourImputation.load(shop.run / "encoder" / "imputation.safetensors")
     own = fitted.missing_record()[:, fitted.layout.names.index("behaviour")] == ModalityStatus.PRESENT
     slots["behaviour"][[row is None or not own[row] for row in rows]] = 0
-    slots, lengths, _ = imputed.fill(slots, embeddings.vectors, counts_of(shop))
+    slots, lengths, _ = imputed.fill(slots, embeddings.vectors, counts)
     return fitted.layout.stack(slots, {"behaviour": lengths})
 
 
