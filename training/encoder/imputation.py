@@ -231,7 +231,7 @@ class ImputationFit:
             target += weighted.T @ (units[part] - offset)
         product += _RIDGE * _kernel(landmarks, landmarks)
         product[np.diag_indices(count)] += 1e-6 * len(rows)  # equal items make it singular
-        coefficients = np.linalg.solve(product, target)
+        coefficients: NDArray[np.float64] = np.linalg.solve(product, target)
         return BehaviourImputation(self._bases, landmarks, coefficients, offset, self._min_events)
 
 
@@ -243,4 +243,4 @@ def _features(vectors: Vectors, bases: Mapping[str, ModalityBasis]) -> NDArray[n
 def _kernel(features: NDArray[np.float32], landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
     """(n, m) float64 Gaussian kernel."""
     squares = (features**2).sum(axis=1)[:, None] + (landmarks**2).sum(axis=1)[None, :] - 2 * features @ landmarks.T
-    return np.exp(-_WIDTH * np.maximum(squares, 0).astype(np.float64))
+    return np.asarray(np.exp(-_WIDTH * np.maximum(squares, 0).astype(np.float64)), dtype=np.float64)
