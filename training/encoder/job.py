@@ -128,13 +128,7 @@ def fit_run(
     check_same_catalogue(dataset, embeddings)
     split = split_dataset(dataset, config.cold_items)
     train = split.parts.train
-    if not (train.lengths >= 2).any():
-        raise DatasetError(
-            "fitting needs a user with at least two training events (the last two of a user with 3 or more are held "
-            f"out), the longest of {len(train)} users has {int(train.lengths.max(initial=0))}; bring more interactions"
-        )
-    if BEHAVIOUR not in config.slots and not set(config.slots) & set(embeddings.vectors):
-        raise ConfigError(f"encoder.slots: the embeddings have {sorted(embeddings.vectors)}, got {list(config.slots)}")
+    _check_learnable(train, embeddings, config)
     counts = popularity(train, len(embeddings))
     torch.manual_seed(config.seed)
     model = SlotModel(embeddings, counts >= config.min_events, config)
@@ -160,6 +154,22 @@ def fit_run(
     _replace_text(directory / FIT_FILE, json.dumps(record, indent=2) + "\n")
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
     return record
+
+
+def _check_learnable(train: Sequences, embeddings: Embeddings, config: EncoderConfig) -> None:
+    """Check that there are events to learn from and slots to fill.
+
+    Raises:
+        DatasetError: no user has two training events.
+        ConfigError: none of the wanted slots can be filled.
+    """
+    if not (train.lengths >= 2).any():
+        raise DatasetError(
+            "fitting needs a user with at least two training events (the last two of a user with 3 or more are held "
+            f"out), the longest of {len(train)} users has {int(train.lengths.max(initial=0))}; bring more interactions"
+        )
+    if BEHAVIOUR not in config.slots and not set(config.slots) & set(embeddings.vectors):
+        raise ConfigError(f"encoder.slots: the embeddings have {sorted(embeddings.vectors)}, got {list(config.slots)}")
 
 
 def check_same_catalogue(dataset: Dataset, embeddings: Embeddings) -> None:
