@@ -231,7 +231,7 @@ class ImputationFit:
             target += weighted.T @ (units[part] - offset)
         product += _RIDGE * _kernel(landmarks, landmarks)
         product[np.diag_indices(count)] += 1e-6 * len(rows)  # equal items make it singular
-        coefficients: NDArray[np.float64] = np.linalg.solve(product, target)
+        coefficients = np.asarray(np.linalg.solve(product, target), dtype=np.float64)
         return BehaviourImputation(self._bases, landmarks, coefficients, offset, self._min_events)
 
 
