@@ -91,7 +91,7 @@ def evaluate(
     from training.data.dataset import load_dataset
     from training.data.sequences import Sequences, last_item
     from training.encoder.job import ENCODER_DIRECTORY
-    from training.evaluation.evaluate import FittedRun, rank_sets, rankers, target_sets
+    from training.evaluation.evaluate import FittedRun, measured_tables, rank_sets, rankers, target_sets
     from training.ranking.saved_ranks import save_ranks as write_ranks
 
     set_torch_threads(None)
@@ -115,7 +115,8 @@ def evaluate(
         )
     if save_ranks is not None:
         write_ranks(save_ranks, ranked)
-    _report(_joined(ranked, ranks or ()), against, json_file or run / _DIRECTORY / _file_name(sets), about)
+    tables = measured_tables(_joined(ranked, ranks or ()), split)
+    _report(tables, against, json_file or run / _DIRECTORY / _file_name(sets), about)
 
 
 def _baselines(
@@ -218,11 +219,10 @@ def yardsticks(tables: "Sequence[Table]", against: str | None) -> list[str]:
     return [table.yardstick(name) for table, name in zip(tables, wanted, strict=True)]
 
 
-def _report(ranked: "list[RankedTable]", against: str | None, path: Path, about: dict[str, Any]) -> None:
-    """Measure, print and save the tables."""
+def _report(tables: "list[Table]", against: str | None, path: Path, about: dict[str, Any]) -> None:
+    """Print and save the tables."""
     from training.evaluation.shortfalls import shortfalls
 
-    tables = [table.measured() for part in ranked for table in (part, *part.without_repeats())]
     compared = list(zip(tables, yardsticks(tables, against), strict=True))
     for table, yardstick in compared:
         print_table(table, yardstick)

@@ -30,7 +30,7 @@ def print_table(table: "EvaluationTable", against: str) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_PIPED_WIDTH)
-    columns = _FULL | (_MORE if console.width >= _ALL_COLUMNS else {})
+    columns = _FULL | (_MORE if console.width >= _ALL_COLUMNS else {}) | _cold_share(table)
     printed = Table(title=_title(table), title_justify="left", caption_justify="left")
     printed.caption = (
         f"/100 = among 100 negatives; last column: NDCG@10 over that of {escape(against)}, paired 95 % bootstrap"
@@ -53,7 +53,7 @@ def markdown(table: "EvaluationTable", against: str) -> str:
         against: the row that the last two columns compare with.
     """
     columns = _FULL | {"HR@10/100": "hr@10/100"} | {"NDCG@10/100": "ndcg@10/100"} | _REST
-    columns |= {"coverage@10": "coverage@10"}
+    columns |= {"coverage@10": "coverage@10"} | _cold_share(table)
     compared = {f"HR@10 / {against}": "hr@10", f"NDCG@10 / {against}": "ndcg@10"}
     lines = [
         f"## {_title(table)}",
@@ -70,12 +70,18 @@ def markdown(table: "EvaluationTable", against: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _cold_share(table: "EvaluationTable") -> dict[str, str]:
+    """The column of the share of cold items in the first ten positions, where some were held out."""
+    return {"cold@10": "cold@10"} if all("cold@10" in row.values for row in table.rows) else {}
+
+
 def _title(table: "EvaluationTable") -> str:
     of = f" (evenly spaced, of {table.whole:,})" if table.whole != table.users else ""
     mask = "history masked" if table.exclude_seen else "history not masked"
     misses = ", each a miss" if table.exclude_seen else ""
     repeats = f", {table.repeats:,} of them repeats{misses}" if table.repeats else ""
-    return f"{table.name}: {table.users:,} targets{of}{repeats}, full ranking over {table.items:,} items, {mask}"
+    ranked = table.items if table.candidates is None else table.candidates
+    return f"{table.name}: {table.users:,} targets{of}{repeats}, full ranking over {ranked:,} items, {mask}"
 
 
 def _values(row: "SystemRow", names: Iterable[str]) -> list[str]:

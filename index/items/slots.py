@@ -1,8 +1,9 @@
 """Defines the slots of an item vector and the layout that orders them.
 
 An item vector is ``x = [x^text ; x^image ; x^behaviour] / sqrt(slots present)`` where every present slot is a unit
-vector and an absent slot is zero (docs/method.md, "From VLM vectors to an online encoder"). A query has the same
-layout, so a score splits exactly into one contribution per slot.
+vector and an absent slot is zero (docs/method.md, "From VLM vectors to an online encoder"). Only an imputed behaviour
+slot may be shorter than a unit vector. A query has the same layout, so a score splits exactly into one contribution per
+slot.
 """
 
 import math
@@ -17,6 +18,8 @@ from index.errors import ItemTableError
 TEXT = "text"
 IMAGE = "image"
 BEHAVIOUR = "behaviour"
+_UNIT = 0.995
+"""Vectors of at least this length are unit vectors that were rounded."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +111,37 @@ class SlotLayout:
         """
         return np.stack([np.any(vectors[:, self.slice(name)] != 0, axis=1) for name in self.names], axis=1)
 
-    def stack(self, slots: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float32]:
+    def lengths(self, name: str, vectors: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Length of a slot's vectors before the division by sqrt(slots present): 1, 0 if absent, between if imputed.
+
+        Args:
+            name: of the slot.
+            vectors: (n, Σd) stored vectors.
+
+        Returns:
+            (n,) float64.
+        """
+        part = np.asarray(vectors[:, self.slice(name)], dtype=np.float64)
+        return np.asarray(np.linalg.norm(part, axis=1) * np.sqrt(self.present(vectors).sum(axis=1)))
+
+    def stack(
+        self,
+        slots: Mapping[str, NDArray[np.floating]],
+        lengths: Mapping[str, NDArray[np.floating]] | None = None,
+    ) -> NDArray[np.float32]:
         """Combine slot vectors into stored vectors: present slots as unit vectors, divided by sqrt(slots present).
 
         Args:
             slots: (n, d) per slot name; a row of zeros means that the slot is absent. A slot without an entry is absent
                 in every row.
+            lengths: (n,) per slot name, length above 0 and at most 1 of the slot's vectors; 1 where not given.
 
         Returns:
-            (n, Σd) float32; a row without any slot stays zero, every other row has length 1.
+            (n, Σd) float32; a row without any slot stays zero, every other row has length 1, or less where a slot has.
 
         Raises:
-            ItemTableError: an unknown slot, a wrong shape, unequal row counts, or a non-finite value.
+            ItemTableError: an unknown slot, a wrong shape, unequal row counts, a non-finite value, or a length out of
+                bounds.
         """
         counts = {name: block.shape[0] for name, block in slots.items()}
         if len(set(counts.values())) != 1:
@@ -135,6 +157,8 @@ class SlotLayout:
                 raise ItemTableError(f"slot {name!r} has a non-finite value in row {row}")
             norm = np.linalg.norm(block.astype(np.float64), axis=1)
             stored[:, part] = block / np.where(norm > 0, norm, 1.0)[:, None]
+            if lengths is not None and name in lengths:
+                stored[:, part] *= _checked_lengths(name, lengths[name], len(norm))[:, None]
             present += norm > 0
         stored /= np.sqrt(np.maximum(present, 1.0)).astype(np.float32)[:, None]
         return stored
@@ -147,6 +171,17 @@ class SlotLayout:
             vectors: (n, Σd) stored vectors.
 
         Returns:
-            (n, Σd) float32, the other slots zero and the kept ones re-scaled.
+            (n, Σd) float32, the other slots zero and the kept ones re-scaled; an imputed slot keeps its length.
         """
-        return self.stack({name: np.asarray(vectors[:, self.slice(name)], dtype=np.float32) for name in names})
+        slots = {name: np.asarray(vectors[:, self.slice(name)], dtype=np.float32) for name in names}
+        if BEHAVIOUR not in slots:
+            return self.stack(slots)
+        lengths = self.lengths(BEHAVIOUR, vectors)
+        shorter = (lengths > 0) & (lengths < _UNIT)
+        return self.stack(slots, {BEHAVIOUR: np.where(shorter, lengths, 1.0)})
+
+
+def _checked_lengths(name: str, lengths: NDArray[np.floating], rows: int) -> NDArray[np.float32]:
+    if lengths.shape != (rows,) or not ((lengths > 0) & (lengths <= 1)).all():
+        raise ItemTableError(f"lengths of slot {name!r} must be ({rows},), above 0 and at most 1")
+    return lengths.astype(np.float32)

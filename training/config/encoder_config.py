@@ -42,6 +42,7 @@ class EncoderConfig(BaseModel):
         cold_items: share of the items held out of training to measure new items; 0 for a run that serves.
         exclude_seen: whether responses exclude the items of the user's history unless the request says otherwise; false
             for shops with repeat purchases. Validation and `evaluate` rank in the same way.
+        impute_behaviour: whether items with too few events get a behaviour vector predicted from text and picture.
         list_neighbours: entries of an item in each item-to-item list; 0 makes no lists.
         list_history: newest items of a history whose lists add to a score.
         precision: dtype of the stored vectors.
@@ -80,6 +81,7 @@ class EncoderConfig(BaseModel):
     validation_users: int = Field(default=5_000, ge=1)
     cold_items: float = Field(default=0.0, ge=0, lt=1)
     exclude_seen: bool = True
+    impute_behaviour: bool = True
     list_neighbours: int = Field(default=50, ge=0, le=1_000)
     list_history: int = Field(default=10, ge=1, le=512)
     precision: Literal["float16", "float32"] = "float16"

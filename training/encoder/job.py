@@ -2,8 +2,8 @@
 
 # ``table/`` (stored vectors, popularity, metadata, thumbnails), ``contents.parquet`` (hashes of what the items were
 # made of), ``lists/`` (item-to-item lists with their weights), ``encoder.onnx``, ``probes.npz``,
-# ``encoder.safetensors``, ``projection.safetensors`` (slots for new items) and ``fit.json`` (configuration, data, log).
-# ``checkpoints/`` exists only while fitting.
+# ``encoder.safetensors``, ``projection.safetensors`` (slots for new items), ``imputation.safetensors`` (their behaviour
+# vectors) and ``fit.json`` (configuration, data, log). ``checkpoints/`` exists only while fitting.
 
 import hashlib
 import json
@@ -25,6 +25,7 @@ from index.items.item_table import ItemTable
 from index.items.modality_status import ModalityStatus, derive_missing
 from index.items.slots import BEHAVIOUR, IMAGE, SlotLayout
 from index.items.thumbnails import THUMBNAILS_FILE
+from index.lists.item_lists import ItemLists
 from training.config.encoder_config import EncoderConfig
 from training.data.dataset import Dataset
 from training.data.sequences import LeaveOneOut, Sequences, leave_one_out, popularity
@@ -32,11 +33,14 @@ from training.data.thumbnails import MARK, VERSION, MadeThumbnails, make_thumbna
 from training.embedding.content_hashes import pictures_not_found
 from training.embedding.store import Embeddings
 from training.encoder.fit import FitLog, Report, fit
+from training.encoder.imputation import BehaviourImputation, ImputationFit
+from training.encoder.imputed_lengths import LengthCalibration
+from training.encoder.model import SlotProjection
 from training.encoder.onnx_export import ExportParity, export_encoder
 from training.encoder.projection import project, save_projection
 from training.encoder.slot_model import SlotModel, stored_vectors, torch_encoder
 from training.errors import ConfigError, DatasetError, EmbeddingsError
-from training.lists.fit_lists import Progress, fit_lists
+from training.lists.fit_lists import LISTS_DIRECTORY, Progress, fit_lists
 from training.ranking.cold_items import cold_mask, without_items
 from training.ranking.slot_ranker import SlotRanker
 
@@ -46,6 +50,7 @@ ENCODER_FILE = "encoder.onnx"
 PROBES_FILE = "probes.npz"
 WEIGHTS_FILE = "encoder.safetensors"
 PROJECTION_FILE = "projection.safetensors"
+IMPUTATION_FILE = "imputation.safetensors"
 FIT_FILE = "fit.json"
 CONTENTS_FILE = "contents.parquet"
 CHECKPOINTS = "checkpoints"
@@ -107,7 +112,7 @@ def fit_run(
         report: called after every epoch with its line of the log.
         step_done: called after every step with the completed share of the epoch.
         pictured: called with the number of thumbnails made at the end, and of how many.
-        listed: called while the item-to-item lists are made and weighed.
+        listed: called while the item-to-item lists are made and weighed, and while imputed vectors are calibrated.
 
     Returns:
         The content of ``fit.json``.
@@ -123,13 +128,7 @@ def fit_run(
     check_same_catalogue(dataset, embeddings)
     split = split_dataset(dataset, config.cold_items)
     train = split.parts.train
-    if not (train.lengths >= 2).any():
-        raise DatasetError(
-            "fitting needs a user with at least two training events (the last two of a user with 3 or more are held "
-            f"out), the longest of {len(train)} users has {int(train.lengths.max(initial=0))}; bring more interactions"
-        )
-    if BEHAVIOUR not in config.slots and not set(config.slots) & set(embeddings.vectors):
-        raise ConfigError(f"encoder.slots: the embeddings have {sorted(embeddings.vectors)}, got {list(config.slots)}")
+    _check_learnable(train, embeddings, config)
     counts = popularity(train, len(embeddings))
     torch.manual_seed(config.seed)
     model = SlotModel(embeddings, counts >= config.min_events, config)
@@ -144,14 +143,33 @@ def fit_run(
         step_done=step_done,
     )
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / FIT_FILE).unlink(missing_ok=True)  # written last, to mark a complete directory
     made = make_thumbnails(dataset, directory / THUMBNAILS_FILE, progress=pictured)
-    record = _write(directory, dataset, embeddings, model, split, config, made)
+    lists = _lists(directory, dataset, embeddings, model, split, config, listed)
+    imputation, imputed = _imputation(directory, embeddings, model, split, config, listed, weighed=bool(lists))
+    record = _write(directory, dataset, embeddings, model, split, config, made, imputation)
     (directory / THUMBNAILS_FILE).unlink()  # the table has a copy
-    record["lists"] = _lists(directory, dataset, embeddings, model, split, config, listed)
+    record |= {"lists": lists, "imputation": imputed}
     record |= _account(log, split, counts) | {"seconds": round(time.monotonic() - started, 1)}
     _replace_text(directory / FIT_FILE, json.dumps(record, indent=2) + "\n")
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
     return record
+
+
+def _check_learnable(train: Sequences, embeddings: Embeddings, config: EncoderConfig) -> None:
+    """Check that there are events to learn from and slots to fill.
+
+    Raises:
+        DatasetError: no user has two training events.
+        ConfigError: none of the wanted slots can be filled.
+    """
+    if not (train.lengths >= 2).any():
+        raise DatasetError(
+            "fitting needs a user with at least two training events (the last two of a user with 3 or more are held "
+            f"out), the longest of {len(train)} users has {int(train.lengths.max(initial=0))}; bring more interactions"
+        )
+    if BEHAVIOUR not in config.slots and not set(config.slots) & set(embeddings.vectors):
+        raise ConfigError(f"encoder.slots: the embeddings have {sorted(embeddings.vectors)}, got {list(config.slots)}")
 
 
 def check_same_catalogue(dataset: Dataset, embeddings: Embeddings) -> None:
@@ -172,7 +190,11 @@ def check_same_catalogue(dataset: Dataset, embeddings: Embeddings) -> None:
 
 
 def missing_record(
-    layout: SlotLayout, vectors: NDArray[np.floating], embeddings: Embeddings, not_found: NDArray[np.bool_]
+    layout: SlotLayout,
+    vectors: NDArray[np.floating],
+    embeddings: Embeddings,
+    not_found: NDArray[np.bool_],
+    imputed: NDArray[np.bool_],
 ) -> NDArray[np.uint8]:
     """The reason why each item lacks a slot.
 
@@ -181,12 +203,15 @@ def missing_record(
         vectors: (n, Σd) stored vectors.
         embeddings: of the same items in the same order, with the list of unreadable pictures.
         not_found: (n,) bool, items whose picture file does not exist.
+        imputed: (n,) bool, items whose behaviour vector is imputed.
 
     Returns:
         (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`, columns in the order of the
         layout.
     """
     missing = derive_missing(layout, vectors)
+    if BEHAVIOUR in layout.names:
+        missing[imputed, layout.names.index(BEHAVIOUR)] = ModalityStatus.COLD
     if IMAGE in layout.names:
         picture = missing[:, layout.names.index(IMAGE)]
         unreadable = np.array([item_id in embeddings.unreadable for item_id in embeddings.item_ids], dtype=np.bool_)
@@ -223,14 +248,15 @@ def _write(
     split: Split,
     config: EncoderConfig,
     made: MadeThumbnails,
+    imputation: BehaviourImputation | None,
 ) -> dict[str, Any]:
-    """Write all files but ``fit.json``, which is removed first and written last to mark a complete directory."""
-    (directory / FIT_FILE).unlink(missing_ok=True)
-    projection = model.final_projection()
-    slots: Mapping[str, NDArray[np.floating]] = project(embeddings, projection)
-    if BEHAVIOUR in model.layout.names:
-        slots = {**slots, BEHAVIOUR: model.behaviour_slots()}
-    vectors = model.layout.stack(slots).astype(config.precision)
+    """Write the table and the files of the model."""
+    projection, counts = model.final_projection(), popularity(split.parts.train, len(embeddings))
+    slots, lengths, imputed = _slots(embeddings, model, projection), None, np.zeros(len(embeddings), dtype=np.bool_)
+    if imputation is not None:
+        slots, behaviour_lengths, imputed = imputation.fill(slots, embeddings.vectors, counts)
+        lengths = {BEHAVIOUR: behaviour_lengths}
+    vectors = model.layout.stack(slots, lengths).astype(config.precision)
     parity: ExportParity = export_encoder(model.encoder, model.layout, directory / ENCODER_FILE, seed=config.seed)
     provenance = {
         "embeddings": embeddings.model,
@@ -241,10 +267,12 @@ def _write(
         layout=model.layout,
         ids=ItemIds(embeddings.item_ids),
         vectors=vectors,
-        popularity=popularity(split.parts.train, len(embeddings)),
+        popularity=counts,
         metadata=dataset.metadata(),
         model=provenance,
-        missing=missing_record(model.layout, vectors, embeddings, pictures_not_found(dataset, embeddings.contents)),
+        missing=missing_record(
+            model.layout, vectors, embeddings, pictures_not_found(dataset, embeddings.contents), imputed
+        ),
         thumbnails=made.thumbnails,
     ).save(directory / TABLE_DIRECTORY)
     (directory / CONTENTS_FILE).unlink(missing_ok=True)
@@ -265,6 +293,50 @@ def _write(
     }
 
 
+def _slots(embeddings: Embeddings, model: SlotModel, projection: SlotProjection) -> dict[str, NDArray[np.floating]]:
+    """Slot vectors of the catalogue, behaviour vectors of warm items among them."""
+    slots: dict[str, NDArray[np.floating]] = dict(project(embeddings, projection))
+    if BEHAVIOUR in model.layout.names:
+        slots[BEHAVIOUR] = model.behaviour_slots()
+    return slots
+
+
+def _imputation(
+    directory: Path,
+    embeddings: Embeddings,
+    model: SlotModel,
+    split: Split,
+    config: EncoderConfig,
+    progress: Progress,
+    *,
+    weighed: bool,
+) -> tuple[BehaviourImputation | None, dict[str, Any]]:
+    """Fit, calibrate and write the imputation of behaviour vectors; None where it is switched off or not possible."""
+    (directory / IMPUTATION_FILE).unlink(missing_ok=True)
+    if not config.impute_behaviour or BEHAVIOUR not in model.layout.names:
+        return None, {}
+    slots, counts = _slots(embeddings, model, model.final_projection()), popularity(split.parts.train, len(embeddings))
+    maps = ImputationFit(model.layout, embeddings.vectors, slots[BEHAVIOUR], counts, config.min_events)
+    if not maps.possible:
+        return None, {}
+    calibration = LengthCalibration(
+        maps,
+        model.layout,
+        slots,
+        counts,
+        torch_encoder(model),
+        config.max_history,
+        ItemLists.load(directory / LISTS_DIRECTORY, len(embeddings)).used() if weighed else None,
+        split.parts.validation,
+        config.precision,
+        config.exclude_seen,
+        embeddings.item_ids,
+    )
+    imputation, record = calibration.run(lambda done, every: progress("lengths of imputed vectors", done, every))
+    imputation.save(directory / IMPUTATION_FILE)
+    return imputation, record
+
+
 def _lists(
     directory: Path,
     dataset: Dataset,
@@ -282,8 +354,8 @@ def _lists(
 
 
 def _fitted_by(config: EncoderConfig) -> dict[str, Any]:
-    """What the weights of the encoder depend on: a checkpoint fits any choice of lists."""
-    return config.model_dump(mode="json", exclude={"list_neighbours", "list_history"})
+    """What the weights of the encoder depend on: a checkpoint fits any choice of lists and imputation."""
+    return config.model_dump(mode="json", exclude={"list_neighbours", "list_history", "impute_behaviour"})
 
 
 def _account(log: FitLog, split: Split, counts: NDArray[np.int64]) -> dict[str, Any]:

@@ -19,11 +19,13 @@ from training.backbones.trained_model import EMBEDDINGS_DIRECTORY
 from training.config.encoder_config import EncoderConfig
 from training.embedding.content_hashes import ContentHashes
 from training.embedding.store import Embeddings
+from training.encoder.imputation import BehaviourImputation
 from training.encoder.job import (
     CONTENTS_FILE,
     ENCODER_DIRECTORY,
     ENCODER_FILE,
     FIT_FILE,
+    IMPUTATION_FILE,
     PROBES_FILE,
     PROJECTION_FILE,
     TABLE_DIRECTORY,
@@ -73,7 +75,8 @@ class FittedEncoder:
             probes.check_rows(len(table))
             lists = used_lists(directory, record, table)
             mark = hashlib.sha256()
-            for name in _MARKED:
+            imputes = (IMPUTATION_FILE,) if (directory / IMPUTATION_FILE).is_file() else ()
+            for name in (*_MARKED, *imputes):
                 mark.update(hashlib.sha256((directory / name).read_bytes()).digest())
         except (IndexingError, ValidationError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ReindexError(
@@ -91,6 +94,16 @@ class FittedEncoder:
     def projection(self) -> Path:
         """``projection.safetensors``."""
         return self.directory / PROJECTION_FILE
+
+    @property
+    def imputation(self) -> BehaviourImputation | None:
+        """``imputation.safetensors``; None for an encoder without.
+
+        Raises:
+            EmbeddingsError: the file cannot be read.
+        """
+        path = self.directory / IMPUTATION_FILE
+        return BehaviourImputation.load(path) if path.is_file() else None
 
     def check_model(self, model: Mapping[str, Any]) -> None:
         """Check that a model is the one whose vectors the projection was fitted on.

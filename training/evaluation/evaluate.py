@@ -25,10 +25,12 @@ from training.lists.fit_lists import LISTS_DIRECTORY, recorded_weights
 from training.lists.list_ranker import ListRanker
 from training.ranking.baselines import CoOccurrence, ItemMean, Popularity, Ranker, unit_slots
 from training.ranking.cold_items import cold_targets
+from training.ranking.natural_mix import natural_mix
 from training.ranking.ranking import rank_targets, sample_negatives
 from training.ranking.saved_ranks import RankedTable
 from training.ranking.slot_ranker import SlotRanker
 from training.ranking.table import (
+    AMONG_COLD,
     CO_OCCURRENCE,
     COLD_ITEMS,
     FRESH_USERS,
@@ -130,11 +132,15 @@ class TargetSet:
         name: of their table.
         targets: events to measure.
         whole: number of events before some were chosen.
+        cold: (n,) bool, items that were held out of training; None where none were.
+        among: (n,) bool, the only candidates; None for the whole catalogue.
     """
 
     name: str
     targets: Targets
     whole: int
+    cold: NDArray[np.bool_] | None = None
+    among: NDArray[np.bool_] | None = None
 
 
 def rankers(
@@ -208,6 +214,8 @@ def target_sets(
 ) -> list[TargetSet]:
     """The target sets of a run: test (or validation, or fresh users), and cold items if some were held out.
 
+    Cold items are ranked over the whole catalogue and once more among cold items.
+
     Args:
         split: as :meth:`FittedRun.split` gives it.
         fresh: targets of users that training never saw; in place of the test targets.
@@ -220,11 +228,12 @@ def target_sets(
         found = {VALIDATION: split.parts.validation}
     else:
         found = {TEST: split.parts.test}
-    if split.cold.any():
-        cold = cold_targets(split.sequences, split.cold)
-        if len(cold):
-            found[COLD_ITEMS] = cold
-    return [TargetSet(name, evenly_spaced(targets, most), len(targets)) for name, targets in found.items()]
+    cold = split.cold if split.cold.any() else None
+    sets = [TargetSet(name, evenly_spaced(targets, most), len(targets), cold) for name, targets in found.items()]
+    if cold is not None and len(targets := cold_targets(split.sequences, cold)):
+        few = evenly_spaced(targets, most)
+        sets += [TargetSet(COLD_ITEMS, few, len(targets), cold), TargetSet(AMONG_COLD, few, len(targets), cold, cold)]
+    return sets
 
 
 def rank_sets(
@@ -251,14 +260,47 @@ def rank_sets(
     for part in sets:
         if not part.whole:
             raise EvaluationError(f"{part.name}: nothing to evaluate, no user has a held-out event")
-        negatives = sample_negatives(part.targets, items, NEGATIVES, seed=seed)
+        negatives = _negatives(part, items, seed)
         rankings = {
             name: rank_targets(
-                ranker, part.targets, findable, negatives=negatives, exclude_seen=exclude_seen, advance=advance
+                ranker,
+                part.targets,
+                findable if part.among is None else findable & part.among,
+                negatives=negatives,
+                exclude_seen=exclude_seen,
+                advance=advance,
             )
             for name, (ranker, findable) in systems.items()
         }
-        tables.append(RankedTable(part.name, part.targets, items, rankings, part.whole, exclude_seen))
+        among = None if part.among is None else int(part.among.sum())
+        tables.append(RankedTable(part.name, part.targets, items, rankings, part.whole, exclude_seen, part.cold, among))
+    return tables
+
+
+def _negatives(part: TargetSet, items: int, seed: int) -> NDArray[np.int64]:
+    """Negatives of the sampled protocol, drawn among the candidates."""
+    if part.among is None:
+        return sample_negatives(part.targets, items, NEGATIVES, seed=seed)
+    rows = np.flatnonzero(part.among)
+    places = np.cumsum(part.among) - 1
+    histories = [places[history[part.among[history]]] for history in part.targets.histories]
+    targets = Targets(histories, places[part.targets.targets], part.targets.users)
+    drawn = sample_negatives(targets, len(rows), NEGATIVES, seed=seed)
+    return np.where(drawn >= 0, rows[drawn], -1)
+
+
+def measured_tables(ranked: Sequence[RankedTable], split: Split) -> list[Table]:
+    """Every table with its metrics, and the natural mix of warm and cold targets where there are cold items.
+
+    Args:
+        ranked: as :func:`rank_sets` gives them, rows of other runs possibly added.
+        split: gives the share of cold events.
+    """
+    tables = [table.measured() for part in ranked for table in (part, *part.without_repeats())]
+    named = {part.name: part for part in ranked}
+    if COLD_ITEMS in named:
+        share = float(split.cold[split.sequences.rows].mean())
+        tables.append(natural_mix(ranked[0], named[COLD_ITEMS], share))
     return tables
 
 
@@ -310,4 +352,4 @@ def evaluate_run(
     """
     sets = target_sets(split, fresh=fresh, on_validation=on_validation)
     ranked = rank_sets(sets, systems, exclude_seen=exclude_seen, advance=advance)
-    return [table.measured() for part in ranked for table in (part, *part.without_repeats())]
+    return measured_tables(ranked, split)

@@ -15,6 +15,8 @@ from index.errors import IndexingError
 from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
+from index.items.modality_status import ModalityStatus
+from index.items.modality_status import imputed as imputed_rows
 from index.items.slots import BEHAVIOUR
 from index.items.thumbnails import Thumbnails
 from training.backbones.identity import differences
@@ -22,6 +24,7 @@ from training.data.dataset import Dataset
 from training.data.thumbnails import MARK, VERSION
 from training.embedding.content_hashes import ContentHashes, Delta
 from training.embedding.store import Embeddings
+from training.encoder.imputation import BehaviourImputation
 from training.encoder.job import CONTENTS_FILE, missing_record
 from training.encoder.loaded import FittedEncoder
 from training.encoder.model import SlotProjection
@@ -105,7 +108,8 @@ def updated_table(
     """Make the item table of a changed catalogue.
 
     An unchanged item keeps its stored row byte for byte. The others are projected and stacked. An item of the fitted
-    table keeps its behaviour vector; a new item has none.
+    table keeps a behaviour vector of its own; it is imputed for a new item, and again for an item whose vector is
+    imputed when the number of its events changes.
 
     Args:
         dataset: the catalogue.
@@ -124,15 +128,19 @@ def updated_table(
     layout = fitted.table.layout
     delta = kept.delta(contents)
     vectors = np.zeros((len(contents), layout.dim), dtype=fitted.table.vectors.dtype)
-    same = np.flatnonzero(delta.same)
+    imputation = fitted.imputation
+    unchanged = delta.same & ~_imputed_anew(kept, delta, popularity)
+    same, others = np.flatnonzero(unchanged), np.flatnonzero(~unchanged)
     vectors[same] = kept.table.vectors[delta.was[same]]
-    others = np.flatnonzero(~delta.same)
+    imputed = np.zeros(len(contents), dtype=np.bool_)
+    imputed[same] = imputed_rows(kept.table.missing_record(), layout, kept.table.vectors)[delta.was[same]]
     projection = load_projection(fitted.projection) if len(others) else None
     for start in range(0, len(others), _BLOCK_ROWS):
         progress(start, len(others))
         rows = others[start : start + _BLOCK_ROWS]
         if projection is not None:
-            vectors[rows] = _stacked(embeddings, rows, fitted, projection).astype(vectors.dtype)
+            stacked, imputed[rows] = _stacked(embeddings, rows, fitted, projection, imputation, popularity[rows])
+            vectors[rows] = stacked.astype(vectors.dtype)
     return ItemTable(
         layout=layout,
         ids=ItemIds(embeddings.item_ids),
@@ -140,27 +148,44 @@ def updated_table(
         popularity=popularity,
         metadata=dataset.metadata(),
         model=dict(provenance),
-        missing=missing_record(layout, vectors, embeddings, contents.not_found()),
+        missing=missing_record(layout, vectors, embeddings, contents.not_found(), imputed),
         thumbnails=thumbnails,
     )
 
 
+def _imputed_anew(kept: KeptTable, delta: Delta, popularity: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(n,) bool: items of the kept table whose behaviour vector is imputed, and whose number of events is another."""
+    rows = imputed_rows(kept.table.missing_record(), kept.table.layout, kept.table.vectors)
+    known = np.maximum(delta.was, 0)
+    return np.asarray((delta.was >= 0) & rows[known] & (kept.table.popularity[known] != popularity))
+
+
 def _stacked(
-    embeddings: Embeddings, rows: NDArray[np.int64], fitted: FittedEncoder, projection: SlotProjection
-) -> NDArray[np.float32]:
-    """Stored vectors of some items, (rows, Σd)."""
+    embeddings: Embeddings,
+    rows: NDArray[np.int64],
+    fitted: FittedEncoder,
+    projection: SlotProjection,
+    imputation: BehaviourImputation | None,
+    counts: NDArray[np.int64],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Stored vectors of some items, (rows, Σd), and which of them have an imputed behaviour vector, (rows,)."""
     ids = [embeddings.item_ids[row] for row in rows.tolist()]
     some = Embeddings(ids, {name: np.asarray(block[rows]) for name, block in embeddings.vectors.items()})
     slots: dict[str, NDArray[np.floating]] = dict(project(some, projection))
-    layout = fitted.table.layout
-    if BEHAVIOUR in layout.names:
-        part = layout.slice(BEHAVIOUR)
-        behaviour = np.zeros((len(ids), part.stop - part.start), dtype=np.float32)
-        places = [fitted.table.ids.row(item_id) for item_id in ids]
-        known = [number for number, place in enumerate(places) if place is not None]
-        behaviour[known] = fitted.table.vectors[[place for place in places if place is not None], part]
-        slots[BEHAVIOUR] = behaviour
-    return layout.stack(slots)
+    layout, table = fitted.table.layout, fitted.table
+    if BEHAVIOUR not in layout.names:
+        return layout.stack(slots), np.zeros(len(ids), dtype=np.bool_)
+    part = layout.slice(BEHAVIOUR)
+    behaviour = np.zeros((len(ids), part.stop - part.start), dtype=np.float32)
+    places = np.array([-1 if (row := table.ids.row(item_id)) is None else row for item_id in ids], dtype=np.int64)
+    own = table.missing_record()[:, layout.names.index(BEHAVIOUR)] == ModalityStatus.PRESENT
+    known = np.flatnonzero((places >= 0) & own[np.maximum(places, 0)])
+    behaviour[known] = table.vectors[places[known], part]
+    slots[BEHAVIOUR] = behaviour
+    if imputation is None:
+        return layout.stack(slots), np.zeros(len(ids), dtype=np.bool_)
+    slots, lengths, imputed = imputation.fill(slots, some.vectors, counts)
+    return layout.stack(slots, {BEHAVIOUR: lengths}), imputed
 
 
 def remap_queries(queries: EvaluationQueries, before: ItemIds, now: ItemIds) -> EvaluationQueries:

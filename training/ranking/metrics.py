@@ -153,6 +153,17 @@ def coverage(lists: Sequence[NDArray[np.int64]], items: int) -> float:
     return float(seen.mean())
 
 
+def share_in_lists(lists: Sequence[NDArray[np.int64]], items: NDArray[np.bool_]) -> float:
+    """Share of the filled positions of all lists that have an item of a set; 0 if no position is filled.
+
+    Args:
+        lists: arrays of item rows, −1 for an empty position.
+        items: (n,) bool.
+    """
+    filled = np.concatenate([rows[rows >= 0] for rows in lists])
+    return float(items[filled].mean()) if len(filled) else 0.0
+
+
 @dataclass(frozen=True)
 class Interval:
     """A ratio of two means with its 95 % bootstrap interval.

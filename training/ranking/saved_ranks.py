@@ -47,6 +47,8 @@ class RankedTable:
         rankings: system → ranking of these targets; ratios are to the first.
         whole: number of targets before evenly spaced ones were chosen.
         exclude_seen: items of the history were excluded, so that a target in its own history could not be returned.
+        cold: (items,) bool, items that were held out of training; None where none were.
+        candidates: number of items that were ranked; None for all.
     """
 
     name: str
@@ -55,6 +57,8 @@ class RankedTable:
     rankings: Mapping[str, TargetRanks]
     whole: int
     exclude_seen: bool = True
+    cold: NDArray[np.bool_] | None = None
+    candidates: int | None = None
 
     def measured(self, *, seed: int = 0) -> Table:
         """The table of metrics.
@@ -69,6 +73,8 @@ class RankedTable:
             whole=self.whole,
             repeats=int(self.targets.repeats.sum()),
             exclude_seen=self.exclude_seen,
+            cold=self.cold,
+            candidates=self.candidates,
             seed=seed,
         )
 

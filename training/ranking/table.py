@@ -28,6 +28,10 @@ TEST = "test"
 VALIDATION = "validation"
 FRESH_USERS = "fresh users"
 COLD_ITEMS = "cold items"
+AMONG_COLD = "cold items among cold"
+NATURAL_MIX = "natural mix"
+COLD_SHARE = "cold@10"
+"""Share of cold items in the first ten positions."""
 WITHOUT_REPEATS = "without repeats"
 """Suffix of the name of a table whose targets are not in their own history."""
 
@@ -38,12 +42,24 @@ class PairedUsers:
     Args:
         measured: system → metric → (users,) float64.
         seed: of the resampling.
+        strata: numbers of users of consecutive groups that are resampled apart, with their sum; None for one group.
     """
 
-    def __init__(self, measured: Mapping[str, Mapping[str, NDArray[np.float64]]], seed: int) -> None:
+    def __init__(
+        self,
+        measured: Mapping[str, Mapping[str, NDArray[np.float64]]],
+        seed: int,
+        strata: Sequence[int] | None = None,
+    ) -> None:
         self._places = {name: number for number, name in enumerate((s, m) for s in measured for m in PAIRED)}
         self._columns = np.stack([measured[system][metric] for system, metric in self._places], axis=1)
-        self._drawn = metrics.resampled_means(self._columns, resamples=RESAMPLES, seed=seed)
+        users, start = len(self._columns), 0
+        self._drawn = np.zeros((RESAMPLES, len(self._places)))
+        for number, size in enumerate([users] if strata is None else strata):
+            group = self._columns[start : start + size]
+            drawn = metrics.resampled_means(group, resamples=RESAMPLES, seed=seed + number)
+            self._drawn += drawn * (size / users)
+            start += size
 
     def ratio(self, system: str, against: str, metric: str) -> metrics.Interval:
         """Mean of one system over that of another, with its paired 95 % bootstrap interval.
@@ -66,7 +82,8 @@ class SystemRow:
     Attributes:
         name: of the system.
         values: metric name → mean over users; ``hr@10`` … for full ranking, ``hr@10/100`` … for the 100 negatives,
-            ``coverage@10`` = share of the catalogue in the first ten of any user.
+            ``coverage@10`` = share of the catalogue in the first ten of any user; ``cold@10`` = share of cold items in
+            the first ten positions, where some were held out.
         ratios: metric name → ratio to the first system on the same users, with its 95 % interval.
     """
 
@@ -80,14 +97,15 @@ class Table:
     """All systems on one set of targets.
 
     Attributes:
-        name: ``test``, ``validation``, ``fresh users`` or ``cold items``.
+        name: ``test``, ``validation``, ``fresh users``, ``cold items``, ``cold items among cold`` or ``natural mix``.
         users: number of targets.
-        items: number of candidates before the mask.
+        items: size of the catalogue.
         rows: one per system, popularity first.
         paired: the same users under every system.
         whole: number of targets before evenly spaced ones were chosen; ``users`` if all were.
         repeats: targets that are in their own history.
         exclude_seen: items of the history were excluded, so that each of these is a miss.
+        candidates: number of items that were ranked, before the mask; None for all.
     """
 
     name: str
@@ -98,6 +116,7 @@ class Table:
     whole: int
     repeats: int = 0
     exclude_seen: bool = True
+    candidates: int | None = None
 
     @classmethod
     def of(
@@ -109,6 +128,8 @@ class Table:
         whole: int | None = None,
         repeats: int = 0,
         exclude_seen: bool = True,
+        cold: NDArray[np.bool_] | None = None,
+        candidates: int | None = None,
         seed: int,
     ) -> "Table":
         """Measure rankings of the same targets.
@@ -120,21 +141,25 @@ class Table:
             whole: number of targets before some were chosen.
             repeats: targets that are in their own history.
             exclude_seen: items of the history were excluded.
+            cold: (items,) bool, items that were held out of training; None where none were.
+            candidates: number of items that were ranked; None for all.
             seed: of the bootstrap.
         """
-        measured = {system: _per_user(ranking) for system, ranking in rankings.items()}
+        measured = {system: per_user(ranking) for system, ranking in rankings.items()}
         paired, first = PairedUsers(measured, seed), next(iter(rankings))
         users = len(rankings[first].full)
         rows = [
             SystemRow(
                 system,
                 {metric: float(values.mean()) for metric, values in measured[system].items()}
-                | {"coverage@10": metrics.coverage([ranking.lists], items)},
+                | {"coverage@10": metrics.coverage([ranking.lists], items)}
+                | ({} if cold is None else {COLD_SHARE: metrics.share_in_lists([ranking.lists], cold)}),
                 {metric: paired.ratio(system, first, metric) for metric in PAIRED},
             )
             for system, ranking in rankings.items()
         ]
-        return cls(name, users, items, rows, paired, users if whole is None else whole, repeats, exclude_seen)
+        targets = users if whole is None else whole
+        return cls(name, users, items, rows, paired, targets, repeats, exclude_seen, candidates)
 
     def row(self, name: str) -> SystemRow:
         """The row of one system.
@@ -166,7 +191,7 @@ class Table:
             EvaluationError: there is no such row.
         """
         names = {row.name for row in self.rows}
-        usual = TFIDF if self.name == COLD_ITEMS and TFIDF in names else self.rows[0].name
+        usual = TFIDF if self.name in {COLD_ITEMS, AMONG_COLD} and TFIDF in names else self.rows[0].name
         return self.row(usual if wanted is None else wanted).name
 
     def as_json(self, against: Sequence[str] = ()) -> dict[str, Any]:
@@ -182,6 +207,7 @@ class Table:
             "users": self.users,
             "whole": self.whole,
             "items": self.items,
+            "candidates": self.items if self.candidates is None else self.candidates,
             "repeats": self.repeats,
             "exclude_seen": self.exclude_seen,
             "rows": [
@@ -199,7 +225,8 @@ class Table:
         }
 
 
-def _per_user(ranking: TargetRanks) -> dict[str, NDArray[np.float64]]:
+def per_user(ranking: TargetRanks) -> dict[str, NDArray[np.float64]]:
+    """Metric name → (users,) float64."""
     measured = {}
     for k in CUTS:
         measured[f"hr@{k}"] = metrics.hits(ranking.full, k)

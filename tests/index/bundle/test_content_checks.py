@@ -37,7 +37,7 @@ def with_vectors(copied, reseal):
         (0, 5, np.nan, "the vector in row 0 is not finite"),
         (299, 11, np.inf, "the vector in row 299 is not finite"),
         (64, slice(0, 6), 0, "row 64: slot 'text' is zero, but its missing-modality code is PRESENT"),
-        (3, 11, 0.1, "row 3: slot 'behaviour' is not zero, but its missing-modality code is COLD"),
+        (3, 11, 0.1, "row 3: the behaviour slot is imputed, but no slot is present"),
     ],
 )
 def test_every_vector_is_checked_by_full_verification_and_by_publishing(

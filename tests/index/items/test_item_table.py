@@ -11,6 +11,7 @@ from index.errors import ItemTableError
 from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
+from index.items.modality_status import imputed
 from index.items.slots import Slot, SlotLayout
 
 LAYOUT = SlotLayout((Slot("text", 2), Slot("image", 2)))
@@ -155,3 +156,43 @@ def test_refuses_unreadable_evaluation_queries(tmp_path: Path) -> None:
     (tmp_path / "probes.npz").write_bytes(b"PK\x03\x04 not a zip")
     with pytest.raises(ItemTableError, match="cannot be read"):
         EvaluationQueries.load(tmp_path / "probes.npz")
+
+
+SLOTS = SlotLayout((Slot("text", 2), Slot("behaviour", 2)))
+COLD = np.array([[0, 3], [0, 0], [1, 3]], dtype=np.uint8)
+
+
+def imputed_vectors(length: float) -> np.ndarray:
+    slots = {"text": np.array([[3, 0], [0, 1], [0, 0]]), "behaviour": np.array([[0, 2], [1, 0], [0, 0]])}
+    return SLOTS.stack(slots, {"behaviour": np.array([length, 1, 1])}).astype(np.float16)
+
+
+@pytest.mark.parametrize("length", [0.3, 0.75, 1])
+def test_a_cold_item_may_have_an_imputed_behaviour_vector(tmp_path: Path, length: float) -> None:
+    table(layout=SLOTS, vectors=imputed_vectors(length), missing=COLD).save(tmp_path)
+    read = ItemTable.load(tmp_path)
+    assert imputed(read.missing_record(), SLOTS, read.vectors).tolist() == [True, False, False]
+    assert SLOTS.lengths("behaviour", read.vectors).tolist() == pytest.approx([length, 1, 0], abs=1e-3)
+    only = SLOTS.keep_only(["behaviour"], read.vectors)
+    assert np.linalg.norm(only, axis=1).tolist() == pytest.approx([length, 1, 0], abs=1e-3)
+
+
+def test_an_imputed_vector_is_no_longer_than_one_and_not_alone() -> None:
+    long = imputed_vectors(1)
+    long[0, 2:] *= 1.1
+    with pytest.raises(ItemTableError, match=r"row 0: an imputed behaviour slot must have length 1 or less, got 1\."):
+        table(layout=SLOTS, vectors=long, missing=COLD)
+    alone = imputed_vectors(0.5)
+    alone[2, 3] = 0.5
+    with pytest.raises(ItemTableError, match="row 2: the behaviour slot is imputed, but no slot is present"):
+        table(layout=SLOTS, vectors=alone, missing=COLD)
+    other = np.array([[3, 3], [0, 0], [1, 3]], dtype=np.uint8)  # only the behaviour slot is imputed
+    with pytest.raises(ItemTableError, match="row 0: slot 'text' is not zero, but its missing-modality code is COLD"):
+        table(layout=SLOTS, vectors=imputed_vectors(0.5), missing=other)
+    assert not imputed(np.zeros((3, 2), np.uint8), LAYOUT, table().vectors).any()
+
+
+@pytest.mark.parametrize("lengths", [[0, 1, 1], [1.5, 1, 1], [np.nan, 1, 1], [1, 1]])
+def test_lengths_of_a_slot_are_above_zero_and_at_most_one(lengths: list[float]) -> None:
+    with pytest.raises(ItemTableError, match="lengths of slot 'behaviour' must be"):
+        SLOTS.stack({"behaviour": np.ones((3, 2))}, {"behaviour": np.array(lengths)})

@@ -257,8 +257,18 @@ def test_cold_items_are_measured_on_all_their_events(
     behaviour = fitted.table.vectors[:, fitted.table.layout.slice("behaviour")]
     assert not behaviour[cold].any()
     assert behaviour[~split.cold].any(axis=1).all()
-    test, measured = evaluate_run(split, rankers(fitted, split))
+    test, measured, among, mix = evaluate_run(split, rankers(fitted, split))
     assert (test.name, measured.name) == ("test", "cold items")
+    assert (among.name, among.users, among.candidates) == ("cold items among cold", measured.users, len(cold))
+    assert (mix.name, mix.users) == ("natural mix", test.users + measured.users)
+    share = split.cold[split.sequences.rows].mean()
+    for row in mix.rows:
+        parts = [table.row(row.name).values for table in (test, measured)]
+        expected = (1 - share) * parts[0]["ndcg@10"] + share * parts[1]["ndcg@10"]
+        assert row.values["ndcg@10"] == pytest.approx(expected)
+        assert 0 <= row.values["cold@10"] <= 1
+        assert among.row(row.name).values["cold@10"] in {0.0, 1.0}
+        assert among.row(row.name).values["ndcg@10"] >= measured.row(row.name).values["ndcg@10"]
     warm_first = sum(
         int(split.cold[row]) and place > 0 and bool((~split.cold[split.sequences.of(user)[:place]]).any())
         for user in range(40)

@@ -22,6 +22,7 @@ from index.search.brute_force import exact_top_k
 from training.data.dataset import load_dataset
 from training.data.sequences import popularity
 from training.embedding.store import Embeddings
+from training.encoder.imputation import BehaviourImputation
 from training.encoder.job import split_dataset
 from training.encoder.projection import load_projection, project
 from training.nightly.item_updates import remap_queries
@@ -47,7 +48,13 @@ def fresh_vectors(shop: "Shop") -> np.ndarray:
     slots["behaviour"] = np.stack(
         [np.zeros(part.stop - part.start) if row is None else fitted.vectors[row, part] for row in rows]
     )
-    return fitted.layout.stack(slots)
+    dataset = load_dataset(shop.data)
+    counts = popularity(split_dataset(dataset, 0.0).parts.train, len(dataset))
+    imputed = BehaviourImputation.load(shop.run / "encoder" / "imputation.safetensors")
+    own = fitted.missing_record()[:, fitted.layout.names.index("behaviour")] == ModalityStatus.PRESENT
+    slots["behaviour"][[row is None or not own[row] for row in rows]] = 0
+    slots, lengths, _ = imputed.fill(slots, embeddings.vectors, counts)
+    return fitted.layout.stack(slots, {"behaviour": lengths})
 
 
 def test_the_first_job_publishes_the_fitted_table_as_it_is(own: "Shop", encoded: Encoded) -> None:
@@ -117,9 +124,13 @@ def test_the_bundle_answers_with_its_new_item(nightly: "Shop") -> None:
     query = bundle.vectors(np.array([30]))
     found = bundle.search(query, 5)
     np.testing.assert_array_equal(found.rows, exact_top_k(query, bundle.vectors(np.arange(31)), 5)[0])
-    assert found.rows[0].tolist()[:2] == [30, warm]
-    # Its text and picture are those of the other, which has a third slot: 2 · 1/√2 · 1/√3.
-    assert found.scores[0].tolist()[:2] == pytest.approx([1, (2 / 3) ** 0.5], abs=2e-3)
+    assert set(found.rows[0].tolist()[:2]) == {30, warm}
+    # Its text and picture are those of the other, and its behaviour vector is imputed, so both have three slots.
+    both = bundle.contributions(query, np.array([[30, warm]]))[0]
+    np.testing.assert_allclose(both[:, :2], 1 / 3, atol=2e-3)
+    length = BehaviourImputation.load(nightly.run / "encoder" / "imputation.safetensors").new_length
+    assert both[0, 2] == pytest.approx(length**2 / 3, abs=2e-3)
+    assert bundle.missing[30, 2] == ModalityStatus.COLD
 
 
 def test_an_item_that_returns_has_its_behaviour_again(nightly: "Shop") -> None:
