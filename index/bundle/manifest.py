@@ -9,7 +9,17 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from index.bound_check import BoundCheck
 from index.bundle.gate import check_figures, is_bound
@@ -269,6 +279,13 @@ class Manifest(_ManifestPart):
             if part.neighbours >= self.items:
                 raise ValueError(f"list {part.name} cannot have {part.neighbours} neighbours of {self.items} items")
 
+    @model_serializer(mode="wrap")
+    def _without_absent_lists(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        raw: dict[str, Any] = serialize(self)
+        if self.lists is None:
+            del raw["lists"]
+        return raw
+
     @property
     def layout(self) -> SlotLayout:
         """The slots as a layout.
@@ -315,8 +332,6 @@ class Manifest(_ManifestPart):
         raw = self.model_dump(mode="json")
         if self.exclude_seen:
             del raw["exclude_seen"]
-        if self.lists is None:
-            del raw["lists"]
         return json.dumps(raw, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     @classmethod
