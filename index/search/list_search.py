@@ -15,6 +15,8 @@ from index.lists.list_query import ListQuery
 from index.lists.list_scores import ListedItems, ListScores
 from index.search.scoring import best_of, gather, slot_scores
 
+_BLOCK_ROWS = 256  # their vectors and queries fit the processor's cache
+
 _Scored = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
@@ -70,7 +72,7 @@ class ListSearch:
         bound = np.partition(scores, -k, axis=1)[:, -k, None]
         reach = (parts > 0) & (lowest + parts >= bound)
         if reach.any():
-            rest = self._reaching(queries, candidates, parts, reach)
+            rest = self._reaching(queries, candidates, parts, reach, bound[:, 0])
             rows, scores = np.hstack((rows, rest[0])), np.hstack((scores, rest[1]))
         return best_of(rows, scores, k)
 
@@ -106,17 +108,18 @@ class ListSearch:
         rows: NDArray[np.int64],
         parts: NDArray[np.float32],
         reach: NDArray[np.bool_],
+        bound: NDArray[np.float32],
     ) -> _Scored:
-        """Rows and whole scores of the items marked by ``reach``, (B, c) bool, padded."""
-        sizes = np.count_nonzero(reach, axis=1)
-        chosen, own = rows[reach], parts[reach]
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
-        # One query at a time: the vectors of all do not fit the processor's cache.
-        for number in np.flatnonzero(sizes).tolist():
-            part = slice(offsets[number], offsets[number + 1])
-            vectors = gather(self._vectors, chosen[part][None])
-            own[part] += slot_scores(queries[number : number + 1], vectors, self._layout).sum(axis=2)[0]
-        return _padded(chosen, own, offsets, -np.inf)
+        """Rows and whole scores, padded, of the items marked by ``reach``, (B, c) bool, that reach ``bound``, (B,)."""
+        numbers, columns = np.nonzero(reach)
+        chosen, own = rows[numbers, columns], parts[numbers, columns]
+        for start in range(0, len(chosen), _BLOCK_ROWS):
+            part = slice(start, start + _BLOCK_ROWS)
+            vectors = gather(self._vectors, chosen[part, None])
+            own[part] += slot_scores(queries[numbers[part]], vectors, self._layout).sum(axis=2)[:, 0]
+        best = own >= bound[numbers]
+        offsets = np.searchsorted(numbers[best], np.arange(len(queries) + 1))
+        return _padded(chosen[best], own[best], offsets, -np.inf)
 
 
 def _padded(
