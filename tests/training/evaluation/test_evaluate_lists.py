@@ -16,7 +16,7 @@ from training.data.dataset import Dataset
 from training.errors import EvaluationError
 from training.evaluation.evaluate import LISTS_ALONE, SERVED, FittedRun, evaluate_run, rankers
 from training.evaluation.shortfalls import shortfalls
-from training.ranking.ranking import Ranking
+from training.ranking.ranking import TargetRanks
 from training.ranking.table import Table
 
 Run = tuple[Path, dict[str, Any]]
@@ -123,7 +123,7 @@ def made_table(**ranks: list[float]) -> Table:
     rankings = {}
     for name, values in ranks.items():
         full = np.array(values * 40, dtype=np.float64)
-        rankings[name.replace("_", " ")] = Ranking(full, full, np.full((len(full), 10), -1, dtype=np.int64))
+        rankings[name.replace("_", " ")] = TargetRanks(full, full, np.full((len(full), 10), -1, dtype=np.int64))
     return Table.of("test", rankings, 50, seed=0)
 
 
@@ -158,3 +158,4 @@ def test_the_command_prints_it(ring_run: Run, ring_directory: Path, tmp_path: Pa
     assert result.exit_code == 0, result.output
     assert "without words" in result.output
     assert "note: test:" in result.output
+    assert json.loads((run / "evaluation" / "test.json").read_text())["lists"] == {"words": 100.0}
