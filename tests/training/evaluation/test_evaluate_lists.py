@@ -161,3 +161,4 @@ def test_the_command_prints_it(ring_run: Run, ring_directory: Path, tmp_path: Pa
     assert result.exit_code == 0, result.output
     assert "without words" in result.output
     assert "note: test:" in result.output
+    assert json.loads((run / "evaluation" / "test.json").read_text())["lists"] == {"words": 100.0}
