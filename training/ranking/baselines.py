@@ -88,7 +88,7 @@ class ItemMean:
     A stored vector has every slot divided by √(slots present). So the products of slots that two items share count more
     for an item with fewer slots: with text and picture as close to the history, an item without behaviour scores
     √(3/2) = 1.22 times in them. Among items with and without behaviour that favours the latter, whatever they contain.
-    The vectors of :func:`unit_slots` favour neither.
+    With the vectors of :func:`unit_slots` the same closeness counts the same, and an absent slot adds 0.
 
     Args:
         vectors: (n, Σd) stored vectors.
