@@ -8,6 +8,7 @@ from index.bundle.bundle import Bundle
 from index.bundle.gate import Bounds
 from index.bundle.manifest import MANIFEST_FILE, Manifest
 from index.errors import BundleInvalid, GateRefused, IndexSpecError
+from index.evaluation.measure import ExactResults, QuerySet
 
 # Each of these is missed by the made catalogue, and only by what it names: 43 of 300 items lack their picture.
 MISSED = {
@@ -63,10 +64,18 @@ def test_a_bundle_that_keeps_its_bound_is_published(registry, tmp_path, make_bun
 
 
 def test_recall_and_latency_are_checked_for_every_kind_of_query(registry, tmp_path, make_bundle, monkeypatch):
-    monkeypatch.setattr(
-        "index.evaluation.measure.ExactResults.recall",
-        lambda _self, _searcher, kind, *_: 0.5 if kind == "image x3" else 1.0,
-    )
+    measured: list[ExactResults] = []
+    make = ExactResults.__init__
+
+    def make_and_keep(exact, *given, **options):
+        make(exact, *given, **options)
+        measured.append(exact)
+
+    def recall(query_set, *_):
+        return 0.5 if query_set is measured[-1].kinds["image x3"] else 1.0
+
+    monkeypatch.setattr(ExactResults, "__init__", make_and_keep)
+    monkeypatch.setattr(QuerySet, "recall", recall)
     bundle = make_bundle(tmp_path, bounds=Bounds(recall=0.9, latency_p99_ms=0.0))
     with pytest.raises(GateRefused, match=r"recall\.image x3 0\.5 \(must be at least 0\.9\)") as caught:
         registry.publish(bundle)
