@@ -4,7 +4,6 @@ Exit codes: 0 success, 1 a check or the gate failed, 2 wrong usage or bad input,
 interrupted.
 """
 
-import contextlib
 import os
 import signal
 import sys
@@ -30,19 +29,7 @@ def main() -> None:
     try:
         run()
     except KeyboardInterrupt:
-        _end_interrupted()
-    except SystemExit as ended:
-        if ended.code == _EXIT_INTERRUPTED:
-            _end_interrupted()
-        raise
-
-
-def _end_interrupted() -> None:
-    """End the process at once: a thread or library that waits for a lock at exit must not delay an interrupt."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it
-            stream.flush()
-    os._exit(_EXIT_INTERRUPTED)
+        sys.exit(_EXIT_INTERRUPTED)
 
 
 def _end(_signal: int, _frame: FrameType | None) -> None:
