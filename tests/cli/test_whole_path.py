@@ -28,6 +28,7 @@ from index.bundle.bundle import Bundle
 from index.bundle.manifest import Manifest
 from index.bundle.registry import Registry
 from index.errors import BundleNotFound
+from tests.support.environments import without_coverage
 from training.errors import ExportError
 
 
@@ -277,7 +278,10 @@ def test_a_registry_that_is_not_there_is_one_clear_line_of_a_service(tmp_path: P
 
 def test_interrupting_a_long_command_is_not_an_error_message(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cli.main", "data", "make-demo", str(tmp_path / "data")]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # An interrupt within coverage's own lock would leave it locked for ever.
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=without_coverage()
+    )
     while running.poll() is None and not any(tmp_path.iterdir()):
         time.sleep(0.01)  # it is at work as soon as there is something
     running.send_signal(signal.SIGINT)

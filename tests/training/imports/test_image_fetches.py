@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.app import app
+from tests.support.environments import without_coverage
 from tests.support.picture_server import TLS, PictureServer, answer, fetcher, picture, serving
 from training.data_check.check import check_dataset
 from training.errors import DatasetError, RunBusy
@@ -184,7 +185,7 @@ def test_a_stopped_job_resumes(server: PictureServer, tmp_path: Path, number: in
     for n in range(8):
         server.answers[f"/{n}.jpg"] = answer(picture(side=n + 1))
     args = [sys.executable, "-c", KILLED, str(tmp_path), str(server.port), str(int(number))]
-    stopped = subprocess.run(args, check=False, capture_output=True, text=True)
+    stopped = subprocess.run(args, check=False, capture_output=True, text=True, env=without_coverage())
     assert stopped.returncode in (-number, 130), stopped.stderr
     asked = len(server.asked)
     done = [json.loads(line)["file"] for line in (tmp_path / "image-fetches.jsonl").read_text().splitlines()]
