@@ -46,6 +46,7 @@ def current_lists(
     if kept is None:
         kept = updated_lists(fitted.lists, dataset, Embeddings.load(embeddings, check=False), fitted, progress)
         _keep_lists(directory, mark, kept)
+    remove_lists(directory, keep=mark)  # also where a job was killed after it had written them
     return kept
 
 
@@ -128,7 +129,7 @@ def _kept_lists(directory: Path, mark: str, items: int) -> ItemLists | None:
 
 
 def _keep_lists(directory: Path, mark: str, lists: ItemLists) -> None:
-    """Write lists durably, then remove the earlier ones."""
+    """Write lists durably, in one step."""
     final, partial = directory / f"lists-{mark}", directory / _PARTIAL
     for path in (final, partial):
         shutil.rmtree(path, ignore_errors=True)
@@ -138,7 +139,6 @@ def _keep_lists(directory: Path, mark: str, lists: ItemLists) -> None:
     sync_directory(partial)
     partial.rename(final)
     sync_directory(directory)
-    remove_lists(directory, keep=mark)
 
 
 def remove_lists(directory: Path, *, keep: str) -> None:
