@@ -93,12 +93,7 @@ def build_bundle(
     """
     spec = spec or IndexSpec()
     report_progress = progress or (lambda _stage, _share: None)
-    model = OnnxSequenceEncoder(encoder, threads=spec.threads)
-    if model.layout != table.layout:
-        raise EncoderError(
-            f"{encoder}: the encoder is for the slots {model.layout.slots}, the item table has {table.layout.slots}; "
-            "fit the encoder again"
-        )
+    model = _open_encoder(encoder, table, spec.threads)
     evaluation_queries.check_rows(len(table))
     spec.bounds.check_slots(table.layout)
     used = None if lists is None else _used(lists, table)
@@ -125,6 +120,21 @@ def build_bundle(
             return _put_in_place(directory, out / manifest.id)
     except (OSError, pa.ArrowException) as error:
         raise BundleError(describe_disk_error(error, out, "build again", what="the bundle")) from error
+
+
+def _open_encoder(encoder: Path, table: ItemTable, threads: int) -> OnnxSequenceEncoder:
+    """Load the encoder.
+
+    Raises:
+        EncoderError: it cannot be loaded, or is for other slots than the table has.
+    """
+    model = OnnxSequenceEncoder(encoder, threads=threads)
+    if model.layout != table.layout:
+        raise EncoderError(
+            f"{encoder}: the encoder is for the slots {model.layout.slots}, the item table has {table.layout.slots}; "
+            "fit the encoder again"
+        )
+    return model
 
 
 def _used(lists: ItemLists, table: ItemTable) -> ItemLists | None:
