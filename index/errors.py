@@ -4,15 +4,20 @@ IndexingError
 ├── ItemTableError      an item table, its slots or its evaluation queries break a rule
 ├── ItemListError       item-to-item lists or their weights break a rule
 ├── IndexSpecError      an index specification asks for something impossible
+├── EventTypesError     the table of event types breaks a rule
 ├── EncoderError        encoder.onnx cannot be loaded or gives an invalid query
 ├── SearchError         a query is invalid (shape, dtype, non-finite), or the search failed
 ├── FilterError         a filter names an unknown field or compares unlike types
 ├── DiskError           a file cannot be written: the disk is full, read-only or broken, or a limit is reached
+├── EventExportError    an export of events is missing, damaged, or belongs to other events
+│   ├── ExportBusy      another exporter is at work on it
+│   └── ExportUnavailable  its object store does not answer, or refuses
 ├── BundleError         a bundle cannot be used
 │   ├── BundleNotFound  there is no bundle at that path or under that id
 │   └── BundleInvalid   missing, truncated, altered or mismatched file, unknown format version
 └── RegistryError       publishing, listing or moving the pointer failed
-    └── GateRefused     a bundle's figures miss its own bounds
+    ├── GateRefused     a bundle's figures miss its own bounds
+    └── StoreUnavailable  an object store does not answer, or sends something else than was asked for
 
 Errors of faiss, onnxruntime, pyarrow and the file system are translated into these at the boundary. Every message names
 the rule, the value that broke it and the remedy.
@@ -37,6 +42,10 @@ class IndexSpecError(IndexingError):
     """An index specification asks for something impossible."""
 
 
+class EventTypesError(IndexingError):
+    """The table of event types breaks a rule."""
+
+
 class EncoderError(IndexingError):
     """The sequence encoder cannot be loaded, or its output is invalid."""
 
@@ -59,6 +68,18 @@ class FilterError(IndexingError):
 
 class DiskError(IndexingError):
     """A file cannot be written: the disk is full, read-only or broken, or a limit or permission forbids it."""
+
+
+class EventExportError(IndexingError):
+    """An export of events is missing, damaged, or belongs to other events."""
+
+
+class ExportBusy(EventExportError):
+    """Another exporter is at work on the export."""
+
+
+class ExportUnavailable(EventExportError):
+    """The object store of an export does not answer, or refuses; whether a file was written is unknown."""
 
 
 class BundleError(IndexingError):
@@ -87,3 +108,7 @@ class GateRefused(RegistryError):
     def __init__(self, message: str, *, shortfalls: tuple[BoundCheck, ...]) -> None:
         super().__init__(message)
         self.shortfalls = shortfalls
+
+
+class StoreUnavailable(RegistryError):
+    """An object store does not answer, refuses, or sends something else than was asked for; a later try may succeed."""

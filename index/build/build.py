@@ -18,6 +18,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from index.build.faiss_file import Progress, write_index
+from index.bundle.encoder_pair import EncoderPair
+from index.bundle.event_types import EventTypes
 from index.bundle.index_spec import IndexSpec
 from index.bundle.integrity import sha256_of, sync_directory, sync_file
 from index.bundle.manifest import (
@@ -60,13 +62,14 @@ def build_bundle(
     lists: ItemLists | None = None,
     evaluation: Mapping[str, Any] | None = None,
     exclude_seen: bool = True,
+    event_types: EventTypes | None = None,
     now: datetime | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Build a bundle and measure it.
 
     Args:
-        table: the items.
+        table: the items. After a refit their provenance names the served and the measured encoder.
         encoder: path of ``encoder.onnx``, with the same slots as the table.
         evaluation_queries: held-out histories as rows of the table; may be empty.
         out: directory in which ``<bundle id>/`` is created; created if missing.
@@ -74,8 +77,9 @@ def build_bundle(
         lists: item-to-item lists of the table; those without weight or slot are left out. Without any, the bundle has
             format 2 instead of 3.
         evaluation: content of the file that ``vlm2rec evaluate --json`` wrote about this encoder; its figures are
-            checked against the bounds.
+            checked against the bounds. After a refit it must name the table's two encoders.
         exclude_seen: default of requests: whether recommendations exclude the items of the user's history.
+        event_types: what the types of events meant in training; None: training read no types.
         now: time of the build, aware; the current time if None.
         progress: called with the name of a stage and the share of it done, 0 … 1.
 
@@ -83,8 +87,8 @@ def build_bundle(
         The bundle's directory.
 
     Raises:
-        IndexSpecError: nothing to index, values that are not finite, a bound on a slot that the items do not have, or
-            an evaluation of another encoder.
+        IndexSpecError: nothing to index, values that are not finite, a bound on a slot that the items do not have, an
+            evaluation of another encoder or pair of encoders, or a table that was refitted with another encoder.
         ItemListError: the lists are of another catalogue, or an entry breaks a rule.
         EncoderError: the encoder cannot be loaded or is for other slots.
         ItemTableError: an evaluation query names a row that does not exist, or a metadata column has a type that a
@@ -93,15 +97,12 @@ def build_bundle(
     """
     spec = spec or IndexSpec()
     report_progress = progress or (lambda _stage, _share: None)
-    model = _open_encoder(encoder, table, spec.threads)
-    evaluation_queries.check_rows(len(table))
-    spec.bounds.check_slots(table.layout)
+    refit = EncoderPair.of_items(table.model)
+    model = _open_encoder(encoder, table, spec.threads, refit)
+    _check(table, evaluation_queries, spec)
     used = None if lists is None else _used(lists, table)
     created = now or datetime.now(UTC)
-    weights = {} if used is None else used.weights.weights
-    quality = None
-    if evaluation is not None:
-        quality = Quality.read(evaluation, encoder, exclude_seen=exclude_seen, lists=weights)
+    quality = _quality(evaluation, encoder, used, refit, exclude_seen=exclude_seen)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _scratch(out) as directory:
@@ -111,23 +112,56 @@ def build_bundle(
             if used is not None:
                 report_progress("lists", 0.0)
                 used.save(directory / LISTS_DIRECTORY)
-            draft = BundleDraft(directory, table, indexed, model, evaluation_queries, spec, used)
-            choice, parameters = write_index(draft, report_progress)
-            record, gate = write_report(
-                draft, choice.kind, choice.reason, parameters, quality, created, report_progress
-            )
-            manifest = _seal(draft, record, gate, created, report_progress, exclude_seen=exclude_seen)
+            draft = BundleDraft(directory, table, indexed, model, evaluation_queries, spec, used, refit)
+            choice, made = write_index(draft, report_progress)
+            record, gate = write_report(draft, choice.kind, choice.reason, made, quality, created, report_progress)
+            given: dict[str, Any] = {"exclude_seen": exclude_seen, "event_types": event_types}
+            manifest = _seal(draft, record, gate, created, report_progress, **given)
             return _put_in_place(directory, out / manifest.id)
     except (OSError, pa.ArrowException) as error:
         raise BundleError(describe_disk_error(error, out, "build again", what="the bundle")) from error
 
 
-def _open_encoder(encoder: Path, table: ItemTable, threads: int) -> OnnxSequenceEncoder:
+def _check(table: ItemTable, evaluation_queries: EvaluationQueries, spec: IndexSpec) -> None:
+    """Check what can be refused before anything is written.
+
+    Raises:
+        ItemTableError: an evaluation query names a row that does not exist.
+        IndexSpecError: a bound on a slot or a licence that the items do not have.
+    """
+    evaluation_queries.check_rows(len(table))
+    spec.bounds.check_slots(table.layout)
+    spec.bounds.check_licences(table.model)
+
+
+def _quality(
+    evaluation: Mapping[str, Any] | None,
+    encoder: Path,
+    lists: ItemLists | None,
+    refit: EncoderPair | None,
+    *,
+    exclude_seen: bool,
+) -> Quality | None:
+    """The figures of an evaluation; None without one.
+
+    Raises:
+        IndexSpecError: it is of another encoder, pair of encoders or setting.
+    """
+    if evaluation is None:
+        return None
+    weights = {} if lists is None else lists.weights.weights
+    return Quality.read(evaluation, encoder, exclude_seen=exclude_seen, lists=weights, refit=refit)
+
+
+def _open_encoder(encoder: Path, table: ItemTable, threads: int, refit: EncoderPair | None) -> OnnxSequenceEncoder:
     """Load the encoder.
 
     Raises:
         EncoderError: it cannot be loaded, or is for other slots than the table has.
+        IndexSpecError: the table was refitted with another encoder.
     """
+    if refit is not None:
+        refit.check_served(encoder)
     model = OnnxSequenceEncoder(encoder, threads=threads)
     if model.layout != table.layout:
         raise EncoderError(
@@ -197,7 +231,14 @@ def _write_items(table: ItemTable, directory: Path, progress: Progress) -> NDArr
 
 
 def _seal(
-    draft: BundleDraft, record: IndexRecord, gate: GateRecord, now: datetime, progress: Progress, *, exclude_seen: bool
+    draft: BundleDraft,
+    record: IndexRecord,
+    gate: GateRecord,
+    now: datetime,
+    progress: Progress,
+    *,
+    exclude_seen: bool,
+    event_types: EventTypes | None,
 ) -> Manifest:
     """Hash and flush every file, make it read-only, and write the manifest last."""
     directory, table = draft.directory, draft.table
@@ -221,7 +262,10 @@ def _seal(
             index=record,
             gate=gate,
             exclude_seen=exclude_seen,
+            event_types=event_types,
+            fresh_share=float(draft.spec.fresh_share),
             lists=None if draft.lists is None else ListsRecord.of(draft.lists),
+            refit=draft.refit,
             files=files,
         )
         text = manifest.to_json()

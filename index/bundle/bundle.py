@@ -35,7 +35,7 @@ from index.items.eval_queries import EvaluationQueries
 from index.items.field_values import FieldValues
 from index.items.item_table import MISSING_FILE, VECTORS_FILE
 from index.items.items_file import ItemsFile
-from index.items.modality_status import ModalityStatus
+from index.items.modality_status import ModalityStatus, imputed
 from index.items.thumbnails import THUMBNAILS_FILE, Thumbnails
 from index.lists.list_query import ListQuery
 from index.lists.list_scores import ListScores
@@ -172,6 +172,11 @@ class Bundle:
         """
         self._check_rows(rows, lowest=0)
         return gather(self._vectors, rows)
+
+    def imputed(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which items, (k,) int64 rows, have an imputed behaviour vector, (k,) bool; raises as :meth:`vectors`."""
+        self._check_rows(rows, lowest=0)
+        return imputed(self.missing[rows], self.layout, self._vectors[rows])
 
     def encode(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Encode histories as queries.
@@ -357,12 +362,7 @@ class Bundle:
         Raises:
             SearchError: k or the mask breaks a rule.
         """
-        best = self._popularity_ranking.best(k, allowed)
-        rows = np.full((1, k), -1, dtype=np.int64)
-        scores = np.full((1, k), -np.inf, dtype=np.float32)
-        rows[0, : best.shape[0]] = best
-        scores[0, : best.shape[0]] = self.popularity[best] / self.total_events
-        return ScoredRows(rows, scores)
+        return self._popularity_ranking.scored(k, allowed)
 
     def fields(self, row: int, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Metadata of one item as JSON values; NaN and null become None, dates and times ISO 8601.

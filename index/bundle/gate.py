@@ -55,7 +55,13 @@ _RULES: Mapping[str, _Rule] = MappingProxyType(
     }
 )
 _BY_SLOT = ("slot_share", "missing")
-_FORMS = tuple(f"{name}.SLOT" if name in _BY_SLOT else name for name in _RULES)
+_LICENCE = "licence"
+_ALLOWED = "allowed"
+LICENCES_BOUND = f"{_LICENCE}.{_ALLOWED}"
+"""The bound on the licences of the pretrained models; the only one that is a list of words."""
+NOT_STATED = "not stated"
+"""The licence of a model that states none; like any other it is allowed only if it is listed."""
+_FORMS = (*(f"{name}.SLOT" if name in _BY_SLOT else name for name in _RULES), LICENCES_BOUND)
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class Bounds:
         latency_p99_ms: largest p99 of a search with one query, for every kind of query, in milliseconds.
         near_duplicates: largest share of pictured items whose picture nearly repeats another item's, 0 … 1.
         disagreement: largest share of items whose text and picture disagree, 0 … 1.
+        licences: the licences that a pretrained model may have, in lower case; None allows any.
 
     Raises:
         IndexSpecError: a number out of its range.
@@ -89,6 +96,7 @@ class Bounds:
     latency_p99_ms: float | None = None
     near_duplicates: float | None = None
     disagreement: float | None = None
+    licences: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, limit in self.limits(evaluated=False).items():
@@ -108,6 +116,8 @@ class Bounds:
         limits: dict[str, float] = {}
         for part in fields(self):
             value = getattr(self, part.name)
+            if part.name == "licences":
+                continue  # no number; `check_licences` holds it
             if part.name in _BY_SLOT:
                 limits |= {f"{part.name}.{slot}": limit for slot, limit in value.items()}
             elif value == AUTO and part.name == "served_quality":
@@ -129,6 +139,25 @@ class Bounds:
                     f"bound {name}.{unknown[0]}: there is no such slot, the items have {', '.join(layout.names)}"
                 )
 
+    def check_licences(self, model: Mapping[str, Any]) -> None:
+        """Check that the pretrained models below a bundle have allowed licences.
+
+        Args:
+            model: provenance of the item table; vectors without a pretrained model name no licence.
+
+        Raises:
+            IndexSpecError: a licence is not listed.
+        """
+        if self.licences is None:
+            return
+        refused = [licence for licence in licences_of(model) if licence not in self.licences]
+        if refused:
+            raise IndexSpecError(
+                f"bound {LICENCES_BOUND}: the licence of the pretrained model must be one of "
+                f"{', '.join(self.licences) or 'none'}, got {refused[0]!r}; train from another model, or list this "
+                "licence if it permits your use"
+            )
+
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> "Bounds":
         """Parse plain values, as a TOML file holds them.
@@ -142,6 +171,9 @@ class Bounds:
         """
         values: dict[str, Any] = {}
         for name, value in raw.items():
+            if name == _LICENCE:
+                values["licences"] = _allowed(value)
+                continue
             if name not in _RULES:
                 raise IndexSpecError(f"unknown bound {name!r}; there are {', '.join(_FORMS)}")
             if (name in _BY_SLOT) != isinstance(value, Mapping):
@@ -179,9 +211,33 @@ def read_bounds(file: Path | None, options: Sequence[str]) -> Bounds:
             raise IndexSpecError(f"a bound must be written NAME=VALUE, like coverage=0.2, got {option!r}")
         if not is_bound(name):
             raise IndexSpecError(f"unknown bound {name!r}; there are {', '.join(_FORMS)}")
-        value = _number(name, text)
+        value = _words(text) if name == LICENCES_BOUND else _number(name, text)
         raw[family] = {**raw.get(family, {}), slot: value} if dot else value
     return Bounds.parse(raw)
+
+
+def licences_of(model: Mapping[str, Any]) -> tuple[str, ...]:
+    """Licences of the pretrained models in the provenance of an item table or bundle; empty where there are none."""
+    embeddings = model.get("embeddings")
+    found = embeddings.get("licences") if isinstance(embeddings, Mapping) else None
+    return tuple(str(licence) for licence in found) if isinstance(found, list | tuple) else ()
+
+
+def _words(text: str) -> list[str] | str:
+    return text if text == _NONE else text.split(",")
+
+
+def _allowed(value: object) -> tuple[str, ...] | None:
+    """The list of ``licence.allowed``; None for no bound."""
+    listed = value[_ALLOWED] if isinstance(value, Mapping) and set(value) == {_ALLOWED} else value
+    if listed == _NONE:
+        return None
+    named = listed if listed is not value and isinstance(listed, list) else [None]
+    if not all(isinstance(word, str) and word.strip() for word in named):
+        raise IndexSpecError(
+            f'bound {LICENCES_BOUND} must be a list of licences, like ["apache-2.0", "{NOT_STATED}"], got {value!r}'
+        )
+    return tuple(str(word).strip().lower() for word in named)
 
 
 def _number(name: str, text: str) -> float | str:
@@ -195,6 +251,8 @@ def _number(name: str, text: str) -> float | str:
 
 def is_bound(name: str) -> bool:
     """Whether a name is that of a bound."""
+    if name == LICENCES_BOUND:
+        return True
     family, dot, slot = name.partition(".")
     return family in _RULES and (bool(dot and slot) if family in _BY_SLOT else not dot)
 

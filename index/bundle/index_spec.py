@@ -15,6 +15,8 @@ LARGEST_FLAT = 20_000
 LARGEST_EXACT = 300_000
 LARGEST_HNSW = 1_200_000
 NEARLY_ONE = 0.999
+OMITTED_AT_DEFAULT = "omitted at default"
+"""Metadata of a field that a fingerprint leaves out at its default, so that fingerprints of earlier versions stay."""
 
 _KINDS = ("auto", *get_args(IndexKind))
 _CODES = ("auto", *get_args(Codes))
@@ -62,6 +64,7 @@ class IndexSpec:
         lists: inverted lists of IVF; None for 4 √rows, with at least 39 rows each.
         threads: threads of the build, at least 1.
         seed: seed of the training sample of IVF and of its k-means.
+        fresh_share: share of the places of an answer that the bundle keeps for new items by default, 0 … 1.
 
     Raises:
         IndexSpecError: a value out of its range.
@@ -79,6 +82,7 @@ class IndexSpec:
     lists: int | None = None
     threads: int = 2
     seed: int = 0
+    fresh_share: float = field(default=0.0, metadata={OMITTED_AT_DEFAULT: True})
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
@@ -101,6 +105,8 @@ class IndexSpec:
             raise IndexSpecError(f"lists must be 1 … {_MOST_LISTS}, got {self.lists}")
         if not 0 <= self.target_recall <= 1:
             raise IndexSpecError(f"target_recall must be 0 … 1, got {self.target_recall}")
+        if not 0 <= self.fresh_share <= 1:
+            raise IndexSpecError(f"fresh_share must be 0 … 1, got {self.fresh_share}; 0 keeps no place for new items")
 
     def choose(self, rows: int, dim: int, stored: Codes = "fp16") -> IndexChoice:
         """Choose kind and codes for a number of rows.

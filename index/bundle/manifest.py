@@ -22,7 +22,10 @@ from pydantic import (
 )
 
 from index.bound_check import BoundCheck
+from index.bundle.encoder_pair import EncoderPair, check_refit
+from index.bundle.event_types import EventTypes
 from index.bundle.gate import check_figures, is_bound
+from index.bundle.unused_modalities import UnusedModality, unused_modalities
 from index.errors import BundleInvalid, ItemTableError
 from index.items.item_table import MISSING_FILE, VECTORS_FILE
 from index.items.slots import Slot, SlotLayout
@@ -40,21 +43,19 @@ REPORT_FILE = "report.json"
 PAGE_FILE = "report.html"
 LISTS_DIRECTORY = "lists"
 REQUIRED_FILES = (
-    ITEMS_FILE,
-    VECTORS_FILE,
-    MISSING_FILE,
-    INDEXED_FILE,
-    FAISS_FILE,
-    ENCODER_FILE,
-    EVALUATION_QUERIES_FILE,
-    REPORT_FILE,
-    PAGE_FILE,
+    *(ITEMS_FILE, VECTORS_FILE, MISSING_FILE, INDEXED_FILE, FAISS_FILE, ENCODER_FILE),
+    *(EVALUATION_QUERIES_FILE, REPORT_FILE, PAGE_FILE),
 )
 
-_LARGEST_MANIFEST = 64 << 20
+LARGEST_MANIFEST = 64 << 20
+_LEFT_OUT = {
+    "event_types": None,
+    "fresh_share": 0.0,
+    "lists": None,
+    "refit": None,
+}  # with this value: earlier versions do not know them
 _LARGEST_EFFORT = 1 << 20  # far above any measured effort; FAISS allocates memory by it
 _ID_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
-
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -131,8 +132,7 @@ class GateRecord(_ManifestPart):
     @field_validator("bounds")
     @classmethod
     def _known(cls, bounds: dict[str, float]) -> dict[str, float]:
-        unknown = [name for name in bounds if not is_bound(name)]
-        if unknown:
+        if unknown := [name for name in bounds if not is_bound(name)]:
             raise ValueError(f"unknown bound {unknown[0]!r}")
         return bounds
 
@@ -198,7 +198,7 @@ class ListsRecord(_ManifestPart):
     @property
     def files(self) -> tuple[str, ...]:
         """Paths of all files of the lists in the bundle."""
-        names = (LISTS_FILE, *(file for part in self.lists for file in array_files(part.name)))
+        names = LISTS_FILE, *(file for part in self.lists for file in array_files(part.name))
         return tuple(f"{LISTS_DIRECTORY}/{name}" for name in names)
 
 
@@ -221,7 +221,10 @@ class Manifest(_ManifestPart):
         gate: the bounds and figures of the bundle.
         exclude_seen: default of requests: whether recommendations exclude the items of the user's history. Bundles of
             earlier versions lack the field, which means true.
+        event_types: what the types of events meant in training; None: training read no types.
+        fresh_share: default of requests: share of the places of an answer that are kept for new items, 0 … 1.
         lists: the item-to-item lists; None in a bundle without lists.
+        refit: the encoder that serves and the one that was measured; None if they are the same.
         files: every other file of the bundle by its relative path.
         forced: whether it was published although a figure misses its bound.
     """
@@ -240,7 +243,10 @@ class Manifest(_ManifestPart):
     index: IndexRecord
     gate: GateRecord
     exclude_seen: bool = True
+    event_types: EventTypes | None = None
+    fresh_share: float = Field(default=0.0, ge=0, le=1)
     lists: ListsRecord | None = None
+    refit: EncoderPair | None = None
     files: dict[str, FileEntry]
     forced: bool = False
 
@@ -266,6 +272,7 @@ class Manifest(_ManifestPart):
             raise ValueError(f"a bundle with lists has format {BUNDLE_FORMAT_WITH_LISTS}, one without {BUNDLE_FORMAT}")
         if self.lists is not None:
             self._check_lists(self.lists)
+        check_refit(self.refit, self.model, self.files[ENCODER_FILE].sha256)
         return self
 
     def _check_lists(self, lists: ListsRecord) -> None:
@@ -280,11 +287,9 @@ class Manifest(_ManifestPart):
                 raise ValueError(f"list {part.name} cannot have {part.neighbours} neighbours of {self.items} items")
 
     @model_serializer(mode="wrap")
-    def _without_absent_lists(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         raw: dict[str, Any] = serialize(self)
-        if self.lists is None:
-            del raw["lists"]
-        return raw
+        return {name: value for name, value in raw.items() if name not in _LEFT_OUT or value != _LEFT_OUT[name]}
 
     @property
     def layout(self) -> SlotLayout:
@@ -304,6 +309,11 @@ class Manifest(_ManifestPart):
     def shortfalls(self) -> tuple[BoundCheck, ...]:
         """The checks that failed."""
         return tuple(check for check in self.checks if not check.passed)
+
+    @property
+    def unused_modalities(self) -> tuple[UnusedModality, ...]:
+        """Modalities that most items have but that hardly count; a bundle is published all the same."""
+        return unused_modalities(self.gate.figures)
 
     @classmethod
     def seal(cls, created: datetime, **parts: Any) -> "Manifest":  # noqa: ANN401 - the fields above
@@ -325,9 +335,8 @@ class Manifest(_ManifestPart):
     def to_json(self) -> str:
         """The text of ``manifest.json``.
 
-        ``exclude_seen`` is omitted if it is true, ``lists`` if there are none. So the hash of a bundle of an earlier
-        version, which lacks the fields, stays the same when it is published again, and earlier versions read the
-        manifest.
+        ``exclude_seen`` is omitted if it is true, and a part of ``_LEFT_OUT`` if it has the value there. So a bundle of
+        an earlier version keeps its hash when it is published again, and earlier versions read the manifest.
         """
         raw = self.model_dump(mode="json")
         if self.exclude_seen:
@@ -349,10 +358,9 @@ class Manifest(_ManifestPart):
             status = path.lstat()
             if not stat.S_ISREG(status.st_mode):
                 raise BundleInvalid(f"{path}: must be a regular file; publish the bundle again")
-            if status.st_size > _LARGEST_MANIFEST:
-                raise BundleInvalid(f"{path}: larger than {_LARGEST_MANIFEST} bytes, not a manifest; build it again")
-            text = path.read_bytes()
-            raw = json.loads(text)
+            if status.st_size > LARGEST_MANIFEST:
+                raise BundleInvalid(f"{path}: larger than {LARGEST_MANIFEST} bytes, not a manifest; build it again")
+            raw = json.loads(text := path.read_bytes())
             if not isinstance(raw, dict) or "format" not in raw:
                 raise BundleInvalid(f"{path}: not a manifest, 'format' is missing; build the bundle again")
             if type(raw["format"]) is not int or raw["format"] not in (BUNDLE_FORMAT, BUNDLE_FORMAT_WITH_LISTS):

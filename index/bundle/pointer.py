@@ -8,6 +8,7 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from index.bundle.integrity import write_durably
 from index.bundle.manifest import is_bundle_id
@@ -42,16 +43,32 @@ class Pointer:
             RegistryError: the file cannot be read or breaks a rule.
         """
         try:
-            raw = json.loads(path.read_bytes())
+            return cls.parse(path.read_bytes(), str(path))
+        except FileNotFoundError:
+            return cls()
+        except OSError as error:
+            raise RegistryError(f"{path}: cannot be read ({error}); delete it and publish again") from error
+
+    @classmethod
+    def parse(cls, content: bytes, source: str) -> "Pointer":
+        """Read the content of the file.
+
+        Args:
+            content: JSON.
+            source: of the content, for the message.
+
+        Raises:
+            RegistryError: it breaks a rule.
+        """
+        try:
+            raw = json.loads(content)
             current, previous, published = raw["current"], tuple(raw["previous"]), raw.get("published")
             names = (current, *previous, *(published or ()))
             known = raw["format"] == _FORMAT and all(isinstance(name, str) and is_bundle_id(name) for name in names)
-        except FileNotFoundError:
-            return cls()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RegistryError(f"{path}: cannot be read ({error}); delete it and publish again") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise RegistryError(f"{source}: cannot be read ({error}); delete it and publish again") from error
         if not known or not isinstance(published, list | None):
-            raise RegistryError(f"{path}: must name bundles in format {_FORMAT}; delete it and publish again")
+            raise RegistryError(f"{source}: must name bundles in format {_FORMAT}; delete it and publish again")
         return cls(current, previous, None if published is None else tuple(published))
 
     def write(self, path: Path) -> None:
@@ -60,13 +77,16 @@ class Pointer:
         Raises:
             OSError: the file cannot be written.
         """
-        raw = {
+        write_durably(path, json.dumps(self.as_json(), indent=1).encode() + b"\n")
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of the file as plain values."""
+        return {
             "format": _FORMAT,
             "current": self.current,
             "previous": list(self.previous),
             "published": list(self.published or ()),
         }
-        write_durably(path, json.dumps(raw, indent=1).encode() + b"\n")
 
     def never_published(self, present: Collection[str]) -> frozenset[str]:
         """The bundles that were never published, as far as the pointer records it.
@@ -139,6 +159,14 @@ class Pointer:
             return Pointer(target, history[: history.index(target)], published)
         extended = history if self.current is None else (*history, self.current)
         return Pointer(target, extended[-_KEPT_HISTORY:], published)
+
+    def rollback_target(self, present: Collection[str]) -> str | None:
+        """The bundle that the next rollback makes current; None: there is none.
+
+        Args:
+            present: ids of all bundles in the registry's directory.
+        """
+        return next((name for name in reversed(self.previous) if name in present), None)
 
     def without(self, deleted: Collection[str], present: Collection[str]) -> "Pointer":
         """The pointer without some bundles; it is written before they are deleted.

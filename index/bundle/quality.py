@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from index.bundle.integrity import sha256_of
+from index.bundle.encoder_pair import EncoderPair, encoder_hash
 from index.errors import IndexSpecError
 
 SYSTEMS: Mapping[str, str] = {
@@ -23,8 +23,6 @@ SYSTEMS: Mapping[str, str] = {
 """Figure → name of the system in the evaluation."""
 
 METRIC = "ndcg@10"
-
-_HASH_DIGITS = 16
 
 
 class _EvaluationPart(BaseModel):
@@ -47,6 +45,7 @@ class _Table(_EvaluationPart):
 
 class _Encoder(_EvaluationPart):
     hash: str
+    served: str | None = None
 
 
 class _Model(_EvaluationPart):
@@ -102,14 +101,16 @@ class Quality:
         *,
         exclude_seen: bool = True,
         lists: Mapping[str, float] | None = None,
+        refit: EncoderPair | None = None,
     ) -> "Quality":
         """Validate an evaluation and read its first table; a table of cold items may follow.
 
         Args:
             evaluation: content of the file that ``vlm2rec evaluate --json`` wrote.
-            encoder: ``encoder.onnx`` of the bundle that is being built.
+            encoder: ``encoder.onnx`` of the bundle that is being built; not read if it was refitted.
             exclude_seen: whether recommendations from that bundle exclude the items of the user's history by default.
             lists: weights of the bundle's item-to-item lists by name, empty for none; None checks no lists.
+            refit: the encoders of a refitted bundle; None if the measured encoder serves.
 
         Raises:
             IndexSpecError: the evaluation has another form or a number that is not finite, or it measured another
@@ -127,12 +128,7 @@ class Quality:
             raise IndexSpecError(
                 f"the evaluation figures must be JSON without NaN ({error}); evaluate again"
             ) from error
-        own = sha256_of(encoder)[:_HASH_DIGITS]
-        if file.model.encoder.hash != own:
-            raise IndexSpecError(
-                f"the evaluation measured the encoder {file.model.encoder.hash[:60]!r}, this bundle gets {own!r}; "
-                "evaluate again, or build without the evaluation"
-            )
+        _check_encoders(file.model.encoder, encoder, refit)
         if lists is not None and file.lists != lists:
             raise IndexSpecError(
                 f"the evaluation measured {_described(file.lists)}, this bundle gets {_described(lists)}; evaluate "
@@ -164,6 +160,27 @@ class Quality:
             "users": self.users,
             "systems": [asdict(score) for score in self.systems],
         }
+
+
+def _check_encoders(named: _Encoder, encoder: Path, refit: EncoderPair | None) -> None:
+    """Check that an evaluation measured the bundle's encoder or, after a refit, names exactly its two encoders.
+
+    Raises:
+        IndexSpecError: it is of another encoder or of another pair.
+    """
+    own = encoder_hash(encoder) if refit is None else refit.measured
+    if named.hash != own:
+        gets = repr(own) if refit is None else f"the refit {refit.served!r} of {own!r}"
+        raise IndexSpecError(
+            f"the evaluation measured the encoder {named.hash[:60]!r}, this bundle gets {gets}; "
+            "evaluate again, or build without the evaluation"
+        )
+    if refit is not None and named.served != refit.served:
+        other = "none" if named.served is None else repr(named.served[:60])
+        raise IndexSpecError(
+            f"the evaluation of the encoder {own!r} names {other} as its refit, this bundle gets {refit.served!r}; "
+            "evaluate again, or build without the evaluation"
+        )
 
 
 def _described(lists: Mapping[str, float]) -> str:

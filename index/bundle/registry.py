@@ -12,8 +12,8 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from index.bundle.integrity import stamp_path, sync_directory, sync_file, verify
 from index.bundle.manifest import MANIFEST_FILE, PAGE_FILE, Manifest, is_bundle_id
 from index.bundle.permissions import READ_ONLY, allow_removal, is_read_only, make_read_only, remove_directory
 from index.bundle.pointer import POINTER_FILE, Pointer
+from index.bundle.unused_modalities import UnusedModality
 from index.errors import BundleInvalid, BundleNotFound, GateRefused, RegistryError
 from index.machine.disk import describe_disk_error
 from index.machine.locks import file_lock
@@ -41,7 +42,6 @@ class BundleInfo:
 
     Attributes:
         id: name of the bundle.
-        path: its directory.
         current: whether it is the current bundle.
         published: whether it was ever published, as far as the pointer records it.
         created: time of the build; None if the manifest cannot be read.
@@ -51,11 +51,14 @@ class BundleInfo:
         forced: whether it was published although a figure misses its bound.
         shortfalls: the failed checks.
         bounds: number of figures that have a bound.
+        lists: most neighbours of an item in each item-to-item list, by its name; empty without lists.
+        refitted: whether its encoder was refitted on every event, so that its accuracy figures are of another one.
+        warnings: modalities that most items have but that hardly count.
         problem: what is wrong with the manifest; None if it is valid.
+        path: its directory; None in an object store.
     """
 
     id: str
-    path: Path
     current: bool
     published: bool = True
     created: datetime | None = None
@@ -65,7 +68,11 @@ class BundleInfo:
     forced: bool = False
     shortfalls: tuple[BoundCheck, ...] = ()
     bounds: int = 0
+    lists: Mapping[str, int] = field(default_factory=dict)
+    refitted: bool = False
+    warnings: tuple[UnusedModality, ...] = ()
     problem: str | None = None
+    path: Path | None = None
 
 
 class Registry:
@@ -80,6 +87,11 @@ class Registry:
 
     def __init__(self, root: str | Path) -> None:
         self.root = _local(root)
+
+    @property
+    def location(self) -> str:
+        """The directory, for messages."""
+        return str(self.root)
 
     @property
     def pointer(self) -> Path:
@@ -109,19 +121,10 @@ class Registry:
                 manifest's shortfalls are ignored.
             RegistryError: the directory cannot be written.
         """
-        if not bundle.is_dir():
-            raise BundleNotFound(f"{bundle}: there is no bundle; build one with `vlm2rec index build`")
-        manifest = Manifest.read(bundle)
-        short = manifest.shortfalls
-        if short and not force:
-            raise GateRefused(
-                f"{bundle}: these figures miss their bounds: {'; '.join(map(str, short))}. See "
-                f"{bundle / PAGE_FILE}; fix the cause and build again, or publish with --force",
-                shortfalls=short,
-            )
+        manifest = check_gate(bundle, force=force)
         with self._writing():
             if not self._has_intact(manifest, progress):
-                self._copy_in(bundle, manifest.model_copy(update={"forced": bool(short)}), progress)
+                self._copy_in(bundle, manifest, progress)
             pointer = Pointer.read(self.pointer)
             changed = pointer.publish(manifest.id, self._ids())
             if changed != pointer:
@@ -172,6 +175,15 @@ class Registry:
         """
         return Pointer.read(self.pointer).before(bundle_id, self._ids())
 
+    def load_verified(self, bundle_id: str) -> Bundle:
+        """Hash every file of a bundle and load it.
+
+        Raises:
+            BundleNotFound: the registry has no bundle of this id.
+            BundleInvalid: a file is missing, altered, or does not fit the others.
+        """
+        return Bundle.load(self.path(bundle_id), verify="full")
+
     def rollback(self, to: str | None = None) -> str:
         """Make another bundle the current one and return its id.
 
@@ -186,12 +198,12 @@ class Registry:
         """
         with self._writing():
             pointer, ids = Pointer.read(self.pointer), self._ids()
-            history = [item for item in pointer.previous if item in ids]
-            if to is None and not history:
+            target = pointer.rollback_target(ids) if to is None else to
+            if target is None:
                 raise RegistryError(f"{self.root}: there is no earlier bundle to go back to; publish one")
             if to is not None and to == pointer.current:
                 raise RegistryError(f"{self.root}: {to} is the current bundle already; name another one")
-            path = self.path(history[-1] if to is None else to)
+            path = self.path(target)
             verify_files(path, Manifest.read(path))
             pointer.roll_back(path.name, ids).write(self.pointer)
         return path.name
@@ -213,8 +225,7 @@ class Registry:
             raise RegistryError(f"keep must be at least 1, got {keep}")
         with self._writing():
             pointer, ids = Pointer.read(self.pointer), self._ids()
-            history = [item for item in pointer.previous if item in ids]
-            kept = {pointer.current, *history[-1:], *spare}
+            kept = {pointer.current, pointer.rollback_target(ids), *spare}
             deleted = [item for item in pointer.order(ids)[:-keep] if item not in kept]
             for item in deleted:
                 allow_removal(self.root / item)  # may fail, so before the pointer changes
@@ -298,16 +309,55 @@ class Registry:
             raise RegistryError(f"{self.root}: the registry cannot be read ({error})") from error
 
 
+def check_gate(bundle: Path, *, force: bool) -> Manifest:
+    """The manifest of a bundle that may be published; it records whether that is forced.
+
+    Args:
+        bundle: the bundle's directory.
+        force: allow it even if a figure misses its bound.
+
+    Raises:
+        BundleNotFound: the directory does not exist.
+        BundleInvalid: the manifest cannot be read.
+        GateRefused: a figure misses its bound and ``force`` is False; the figures are checked here again, the
+            manifest's shortfalls are ignored.
+    """
+    if not bundle.is_dir():
+        raise BundleNotFound(f"{bundle}: there is no bundle; build one with `vlm2rec index build`")
+    manifest = Manifest.read(bundle)
+    short = manifest.shortfalls
+    if short and not force:
+        raise GateRefused(
+            f"{bundle}: these figures miss their bounds: {'; '.join(map(str, short))}. See "
+            f"{bundle / PAGE_FILE}; fix the cause and build again, or publish with --force",
+            shortfalls=short,
+        )
+    return manifest.model_copy(update={"forced": bool(short)})
+
+
 def _describe(path: Path, *, current: bool, published: bool) -> BundleInfo:
     try:
-        manifest = Manifest.read(path)
+        manifest: Manifest | str = Manifest.read(path)
     except BundleInvalid as error:
-        return BundleInfo(path.name, path, current, published, problem=str(error))
-    if manifest.id != path.name:
-        return BundleInfo(path.name, path, current, published, problem=f"its manifest is that of {manifest.id}")
+        manifest = str(error)
+    return replace(bundle_info(path.name, manifest, current=current, published=published), path=path)
+
+
+def bundle_info(bundle_id: str, manifest: Manifest | str, *, current: bool, published: bool = True) -> BundleInfo:
+    """What a list of bundles shows of one.
+
+    Args:
+        bundle_id: its id.
+        manifest: of the bundle; a text: what is wrong with it.
+        current: whether it is the current bundle.
+        published: whether it was ever published.
+    """
+    if isinstance(manifest, Manifest) and manifest.id != bundle_id:
+        manifest = f"its manifest is that of {manifest.id}"
+    if isinstance(manifest, str):
+        return BundleInfo(bundle_id, current, published, problem=manifest)
     return BundleInfo(
-        path.name,
-        path,
+        bundle_id,
         current,
         published,
         created=manifest.created,
@@ -317,6 +367,9 @@ def _describe(path: Path, *, current: bool, published: bool) -> BundleInfo:
         forced=manifest.forced,
         shortfalls=manifest.shortfalls,
         bounds=len(manifest.checks),
+        lists={} if manifest.lists is None else {part.name: part.neighbours for part in manifest.lists.lists},
+        refitted=manifest.refit is not None,
+        warnings=manifest.unused_modalities,
     )
 
 
@@ -326,7 +379,7 @@ def _local(root: str | Path) -> Path:
         return root
     if get_protocol(root) not in LocalFileSystem.protocol or "::" in root:  # :: chains file systems
         raise RegistryError(
-            f"{root!r}: object stores are not supported yet; a registry must be a local path or a file:// URL"
+            f"{root!r}: a registry must be a local path, a file:// URL or an S3 URL, s3://bucket/prefix"
         )
     return Path(url_to_fs(root)[1])
 

@@ -15,8 +15,8 @@ from index.evaluation.disagreement import NEAREST, Disagreement, disagreement
 from index.evaluation.near_duplicates import COSINE, NearDuplicates, near_duplicates
 from index.evaluation.neighbours import nearest, sample_rows
 from index.items.item_table import ItemTable
-from index.items.modality_status import ModalityStatus
-from index.items.slots import IMAGE, TEXT, SlotLayout
+from index.items.modality_status import ModalityStatus, imputed
+from index.items.slots import BEHAVIOUR, IMAGE, TEXT, SlotLayout
 
 _COMPARISONS = 500_000_000  # a few seconds on two cores; up to 22,000 pictures are compared each with each
 _SMALLEST_SAMPLE = 2_000
@@ -36,6 +36,7 @@ class CatalogueAudit:
     Attributes:
         layout: the slots.
         missing: (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`.
+        imputed: number of items with an imputed behaviour vector.
         pictures: repeated pictures; None if fewer than two items have a picture.
         disagreeing: items whose text and picture disagree; None if too few items have both.
         names: row → id and title.
@@ -43,6 +44,7 @@ class CatalogueAudit:
 
     layout: SlotLayout
     missing: NDArray[np.uint8]
+    imputed: int
     pictures: NearDuplicates | None
     disagreeing: Disagreement | None
     names: "ItemNames"
@@ -70,6 +72,8 @@ class CatalogueAudit:
     def _missing_of(self, column: int) -> dict[str, Any]:
         codes = self.missing[:, column]
         counts = {code.name.lower(): int((codes == code).sum()) for code in ModalityStatus}
+        if self.layout.names[column] == BEHAVIOUR:
+            counts["imputed"] = self.imputed
         rows = np.flatnonzero(np.isin(codes, [int(code) for code in _MODALITIES]))
         files_first = rows[np.argsort(~np.isin(codes[rows], _FILES), kind="stable")]
         return {**counts, "examples": self.names.of(files_first[:_EXAMPLES].tolist())}
@@ -152,9 +156,10 @@ def audit_catalogue(
     layout, names = table.layout, ItemNames(table)
     has = {name: missing[:, column] == ModalityStatus.PRESENT for column, name in enumerate(layout.names)}
     nothing = np.zeros(len(table), dtype=np.bool_)
+    filled = int(np.count_nonzero(imputed(missing, layout, vectors)))
     pictured = np.flatnonzero(has.get(IMAGE, nothing))
     if pictured.shape[0] < 2:
-        return CatalogueAudit(layout, missing, None, None, names)
+        return CatalogueAudit(layout, missing, filled, None, None, names)
     both = has[IMAGE] & has.get(TEXT, nothing)
     near = nearest(
         vectors,
@@ -167,4 +172,4 @@ def audit_catalogue(
         progress=progress,
     )
     agreement = disagreement(vectors, layout.slice(TEXT), np.flatnonzero(both), near, seed=seed) if both.any() else None
-    return CatalogueAudit(layout, missing, near_duplicates(near, pictured.shape[0]), agreement, names)
+    return CatalogueAudit(layout, missing, filled, near_duplicates(near, pictured.shape[0]), agreement, names)

@@ -209,6 +209,7 @@ class ExactResults:
         layout: the slots.
         k: k of the recall, at least 1.
         progress: called with the share done, 0 … 1.
+        filters: further filters of the plain queries by name.
 
     Attributes:
         kinds: query set by kind.
@@ -224,6 +225,7 @@ class ExactResults:
         layout: SlotLayout,
         k: int,
         progress: Callable[[float], None],
+        filters: Mapping[str, RowMask] | None = None,
     ) -> None:
         count = int(np.count_nonzero(indexed))
         self.layout = layout
@@ -233,8 +235,8 @@ class ExactResults:
         self._findable = None if count == indexed.shape[0] else indexed
         for done, (kind, queries) in enumerate(kinds.items()):
             part = _part_of(progress, done, len(kinds) + 1)
-            filters: dict[str, RowMask | None] = {kind: None}
-            self._add(filters | (random_filters(indexed) if kind == PLAIN else {}), queries, part)
+            further = random_filters(indexed) | dict(filters or {}) if kind == PLAIN else {}
+            self._add({kind: None, **further}, queries, part)
         plain = kinds[PLAIN]
         if count > _DEEP_FACTOR * self.k:
             self._add_deep(plain[:_DEEP_QUERIES])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index.bundle.encoder_pair import EncoderPair
 from index.bundle.index_spec import IndexSpec
 from index.bundle.manifest import (
     ENCODER_FILE,
@@ -45,6 +46,7 @@ from index.lists.item_lists import ItemLists
 from index.lists.list_scores import ListScores
 from index.search.encoder import OnnxSequenceEncoder
 from index.search.query_plan import Effort, IndexKind
+from index.search.row_mask import RowMask
 from index.search.searcher import Searcher
 from index.search.vector_index import CpuIndex
 
@@ -64,6 +66,7 @@ class BundleDraft:
         evaluation_queries: held-out histories, may be empty.
         spec: specification of the index.
         lists: item-to-item lists, all of a weight above 0; None for none.
+        refit: the served and the measured encoder; None if they are the same.
     """
 
     directory: Path
@@ -73,6 +76,7 @@ class BundleDraft:
     evaluation_queries: EvaluationQueries
     spec: IndexSpec
     lists: ItemLists | None = None
+    refit: EncoderPair | None = None
 
     @cached_property
     def vectors(self) -> NDArray[np.floating]:
@@ -141,6 +145,8 @@ def write_report(
         "gate": gate.model_dump(mode="json"),
         "evaluation": None if quality is None else quality.evaluation,
     }
+    if draft.refit is not None:
+        report["refit"] = draft.refit.model_dump(mode="json")
     (draft.directory / REPORT_FILE).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     (draft.directory / PAGE_FILE).write_text(render_page(report, gate), encoding="utf-8")
     return record, gate
@@ -165,6 +171,7 @@ def _measure(
         layout,
         spec.recall_k,
         lambda share: progress("exact answers", share),
+        _new_items(draft) if spec.fresh_share else {},
     )
     effort = calibrate(
         kind,
@@ -200,6 +207,12 @@ def _measure(
     if draft.lists is not None:
         report["lists"] = _lists(draft.lists, spread["list_shares"], round(exact.recall(searcher, PLAIN), 4))
     return record, report
+
+
+def _new_items(draft: BundleDraft) -> dict[str, RowMask]:
+    """The filter of the search for new items; none if there are no new items."""
+    new = RowMask.of(np.asarray(draft.table.popularity == 0), draft.indexed)
+    return {"new items": new} if new.count else {}
 
 
 def _lists(lists: ItemLists, shares: Mapping[str, float], recall_without: float) -> dict[str, Any]:

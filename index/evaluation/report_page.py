@@ -13,6 +13,7 @@ from index.bound_check import BoundCheck
 from index.bundle.gate import decisive_checks
 from index.bundle.manifest import GateRecord
 from index.bundle.quality import SYSTEMS
+from index.bundle.unused_modalities import REMEDY, unused_modalities
 from index.evaluation.plots import Axis, axis_over, rootogram, stacked_parts
 from index.items.modality_status import ModalityStatus
 
@@ -53,11 +54,14 @@ def render_page(report: Mapping[str, Any], gate: GateRecord) -> str:
         checks=len(checks),
         rows=[_row(check, represents) for check, represents in decisive_checks(checks)],
         missed=len(missed),
+        unused=[str(modality) for modality in unused_modalities(gate.figures)],
+        remedy=REMEDY,
         recall=_recall(report, gate),
         latency=_latency(report),
         memory=stacked_parts({name: size for name, size in report["memory"].items() if name != "resident"}),
         slot_shares=stacked_parts(report["answers"]["slot_shares"]),
         lists=report.get("lists"),
+        refit=report.get("refit"),
         missing=[
             {"slot": slot, "parts": stacked_parts({state: counts[state] for state in _STATES}), "found": counts}
             for slot, counts in report["missing"].items()

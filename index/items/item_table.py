@@ -38,7 +38,7 @@ class ItemTable:
         layout: the slots of the vectors.
         ids: item id per row.
         vectors: (n, Σd) float16 or float32 stored vectors (see :meth:`SlotLayout.stack`); zero rows are not indexed.
-        popularity: (n,) int64 training events per item, without held-out events.
+        popularity: (n,) int64 events per item that the encoder was fitted on.
         metadata: n rows: every column of the catalogue, such as ``title``, ``text`` and ``image`` (path relative to the
             data set, null if missing), except ``item_id`` and ``popularity``.
         model: provenance of the vectors, JSON-able: model id, prompt and preprocessing hashes, training run.

@@ -1,7 +1,7 @@
 """Records for each item which slots are missing and why: the missing-modality record.
 
 A zero slot does not show why it is zero. The record distinguishes a picture that could not be read from one that never
-existed, and an item too new for a behaviour vector from an absent modality.
+existed, and an item too new for a behaviour vector of its own from an absent modality.
 """
 
 from enum import IntEnum

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from index.errors import SearchError
 from index.items.slots import SlotLayout
 from index.lists.item_lists import ItemLists
+from index.lists.list_entries import ListEntries, ListWindows
 from index.lists.list_query import ListQuery
 
 
@@ -39,43 +40,18 @@ class ListParts:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ListedItems:
-    """The items in the lists of a batch of queries, with what all lists together add to their scores.
-
-    Attributes:
-        keys: (c,) int64, query · n + row, ascending and different.
-        rows: (c,) int64 item rows.
-        parts: (c,) float32, at least 0.
-        offsets: (B + 1,) int64; query b owns ``offsets[b] : offsets[b + 1]`` of the others.
-    """
-
-    keys: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    parts: NDArray[np.float32]
-    offsets: NDArray[np.int64]
-
-    def where(self, allowed: NDArray[np.bool_]) -> "ListedItems":
-        """Those whose row a mask, (n,) bool, allows."""
-        kept = allowed[self.rows]
-        if kept.all():
-            return self
-        counts = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])
-        return ListedItems(self.keys[kept], self.rows[kept], self.parts[kept], counts[self.offsets])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class _Histories:
     """The items of a batch of histories, newest first.
 
     Attributes:
         rows: (h,) int64 of all histories.
         lengths: items of each history.
-        factors: what the similarities of each item's lists are multiplied with, (h,) float64, one array per list.
+        factors: (lists, h) float64, what the similarities of each item's lists are multiplied with.
     """
 
     rows: NDArray[np.int64]
     lengths: list[int]
-    factors: list[NDArray[np.float64]]
+    factors: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +86,8 @@ class ListScores:
         self.lists = lists.used()
         self.history = len(lists.weights.recency)
         self._recency = lists.weights.recency.astype(np.float64)
-        self._weights = [lists.weights.weights[name] for name in self.lists.names]
+        self._weights = np.array([lists.weights.weights[name] for name in self.lists.names])[:, None]
+        self._windows = [ListWindows(item_list) for item_list in self.lists.lists]
         self._layout = layout
         self._slots = [] if layout is None else [layout.names.index(slot) for slot in self.lists.slots]
 
@@ -165,34 +142,25 @@ class ListScores:
         """(lists,) float32: the weight that a request gives to the slot of each list, 1 where it names none."""
         return np.array([slot_weights.get(slot, 1.0) for slot in self.lists.slots], dtype=np.float32)
 
-    def listed(self, queries: Sequence[ListQuery | None]) -> ListedItems:
-        """Every item in the lists of each query, with the sum of all lists' parts.
+    def entries(self, queries: Sequence[ListQuery | None]) -> ListEntries:
+        """Every entry of the lists of each query.
 
         Args:
-            queries: B histories; None has no items.
+            queries: B histories; None has no entries.
 
         Raises:
             SearchError: a row outside the catalogue, in a query or in a list.
         """
-        entries, items = self._entries(self._weighed(queries)), self.lists.items
-        keys = np.concatenate([np.zeros(0, np.int64), *entries.keys])
-        values = np.concatenate([np.zeros(0, np.float64), *entries.values])
-        # The place of an entry in the lower bits keeps the order of entries with equal keys, and so that of the sums.
-        bits = len(keys).bit_length()
-        keys <<= bits
-        keys |= np.arange(len(keys))
-        keys.sort()
-        order = keys & ((1 << bits) - 1)
-        keys >>= bits
-        first = np.ones(len(keys), dtype=np.bool_)
-        np.not_equal(keys[1:], keys[:-1], out=first[1:])
-        starts = np.flatnonzero(first)
-        parts = np.add.reduceat(values[order], starts) if len(starts) else values
-        keys = keys[starts]
-        queried = np.arange(len(queries) + 1) * items
-        offsets = np.searchsorted(keys, queried).astype(np.int64)
-        rows = keys - np.repeat(queried[:-1], np.diff(offsets))
-        return ListedItems(keys, rows, parts.astype(np.float32), offsets)
+        histories = self._weighed(queries)
+        self._check_rows(histories.rows)
+        width = max((windows.width for windows in self._windows), default=0)
+        shape = (len(self._windows), len(histories.rows), width)
+        near, similarities = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.float16)
+        for windows, rows, values in zip(self._windows, near, similarities, strict=True):
+            windows.read(histories.rows, rows[:, : windows.width], values[:, : windows.width])
+        self._check_rows(near)
+        owners = np.repeat(np.arange(len(queries)), histories.lengths)
+        return ListEntries(self.lists.items, owners, len(queries), near, similarities * histories.factors[:, :, None])
 
     def contributions(self, queries: Sequence[ListQuery | None], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """What each list adds to the score of each item.
@@ -244,34 +212,39 @@ class ListScores:
         rows = np.concatenate([np.zeros(0, np.int64), *newest])
         ages = np.concatenate([np.zeros(0, np.int64), *(np.arange(length) for length in lengths)])
         recency = self._recency[ages]
-        return _Histories(rows, lengths, [recency * weight for weight in self._weights])
+        return _Histories(rows, lengths, self._weights * recency)
 
     def _weighed(self, queries: Sequence[ListQuery | None]) -> _Histories:
         """The histories of queries with all their weights."""
-        rows, lengths, factors = [np.zeros(0, np.int64)], [], [np.zeros((len(self._weights), 0))]
-        weights = np.array(self._weights)[:, None]
+        rows, own, lengths = [np.zeros(0, np.int64)], [np.zeros(0)], []
         for query in queries:
             if query is None:
                 lengths.append(0)
                 continue
-            newest = query.rows[::-1]
-            own = np.ones(len(newest)) if query.weights is None else query.weights[::-1].astype(np.float64)
+            newest, weights = query.rows[::-1], None if query.weights is None else query.weights[::-1]
             if query.recency:
                 newest = newest[: self.history]
-                own = own[: self.history] * self._recency[: len(newest)]
+                counted = self._recency[: len(newest)]
+            else:
+                counted = np.ones(len(newest))
             rows.append(newest)
+            own.append(counted if weights is None else weights[: len(newest)] * counted)
             lengths.append(len(newest))
-            factors.append(weights * self._scales(query) * own)
-        return _Histories(np.concatenate(rows), lengths, list(np.concatenate(factors, axis=1)))
+        return _Histories(np.concatenate(rows), lengths, self._scaled(queries, lengths) * np.concatenate(own))
 
-    def _scales(self, query: ListQuery) -> NDArray[np.float64]:
-        """What a query's slot weights multiply each list with: (lists, 1), or (1, 1) for 1."""
-        if query.slot_weights is None:
-            return np.ones((1, 1))
+    def _scaled(self, queries: Sequence[ListQuery | None], lengths: Sequence[int]) -> NDArray[np.float64]:
+        """The weight of each list times that of its slot: (lists, items of all histories), or (lists, 1)."""
+        if all(query is None or query.slot_weights is None for query in queries):
+            return self._weights
         slots = 0 if self._layout is None else len(self._layout.slots)
-        if query.slot_weights.shape != (slots,):
-            raise SearchError(f"slot weights must be ({slots},), got {query.slot_weights.shape}")
-        return query.slot_weights[self._slots, None].astype(np.float64)
+        scaled = np.repeat(self._weights, len(queries), axis=1)
+        for number, query in enumerate(queries):
+            if query is None or query.slot_weights is None:
+                continue
+            if query.slot_weights.shape != (slots,):
+                raise SearchError(f"slot weights must be ({slots},), got {query.slot_weights.shape}")
+            scaled[:, number] *= query.slot_weights[self._slots]
+        return np.repeat(scaled, lengths, axis=1)
 
     def _entries(self, histories: _Histories) -> _Entries:
         rows, lengths = histories.rows, histories.lengths
@@ -302,7 +275,7 @@ class ListScores:
         return parts
 
     def _check_rows(self, rows: NDArray[np.integer]) -> None:
-        if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= self.lists.items):
+        if rows.size and (int(rows.min()) < 0 or int(rows.max()) >= self.lists.items):
             raise SearchError(f"item rows must lie in 0 … {self.lists.items - 1}, got {rows.min()} … {rows.max()}")
 
 

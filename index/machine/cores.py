@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from index.machine.control_groups import group_directories
+
 
 def available_cores(root: Path = Path("/")) -> int:
     """Number of threads that can run at the same time, at least 1; a quota is rounded down to whole cores.
@@ -24,29 +26,10 @@ def available_cores(root: Path = Path("/")) -> int:
 
 def _quotas(root: Path) -> Iterator[float]:
     """Cores by each quota that applies: of this process's control group and of its parents."""
-    try:
-        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
-        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
-    except OSError:
-        return
-    for line in mounts:
-        fields, _, source = line.partition(" - ")
-        kind, _, options = source.split(" ", 2)
-        is_cpu_group = kind == "cgroup2" or (kind == "cgroup" and "cpu" in options.split(","))
-        if not is_cpu_group:
-            continue
-        mounted_root, mount_point = fields.split(" ")[3:5]
-        wanted = "" if kind == "cgroup2" else "cpu"
-        for _, controllers, path in groups:
-            if wanted not in controllers.split(","):
-                continue
-            # Without a cgroup namespace the path is the host's, and the mount shows only its end.
-            inside = Path(path.removeprefix(mounted_root).lstrip("/"))
-            top = root / mount_point.lstrip("/")
-            for directory in (inside, *inside.parents):
-                quota = _quota_v2(top / directory) if kind == "cgroup2" else _quota_v1(top / directory)
-                if quota is not None:
-                    yield quota
+    for version, directory in group_directories(root, "cpu"):
+        quota = _quota_v2(directory) if version == 2 else _quota_v1(directory)
+        if quota is not None:
+            yield quota
 
 
 def _quota_v2(directory: Path) -> float | None:

@@ -4,7 +4,10 @@ No other module imports onnxruntime. Inputs are padded to a few fixed shapes, be
 grows with every new shape (onnxruntime #22899), and the CPU provider re-uses its memory plan for a known shape.
 """
 
+import contextlib
 import json
+import re
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +25,7 @@ ENCODER_FORMAT = "1"
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 _SHORTEST_BUCKET = 10
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_CUDA_FAILURE = re.compile(r"CUDA failure \d+: [^;\n]+")
 _FOREIGN = (
     ort_errors.EPFail,
     ort_errors.EngineError,
@@ -38,6 +42,27 @@ _FOREIGN = (
     ValueError,
     TypeError,
 )
+
+
+def _not_started(device: str, provider: str, detail: str = "") -> EncoderError:
+    """The error for a provider that this ONNX Runtime has and that does not start."""
+    found = _CUDA_FAILURE.search(detail)
+    reason = "" if found is None else f" ({found[0].strip()})"
+    return EncoderError(
+        f"device {device!r} cannot be used: {provider} failed to start{reason}; check the driver, and the libraries of "
+        "CUDA 12 and cuDNN 9, which the extra 'cuda' brings"
+    )
+
+
+def _load_cuda() -> None:
+    """Load the CUDA libraries of the extra ``cuda``, which no search path names, or else those of the system."""
+    with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+        ort.preload_dlls(directory="")
+
+
+def has_cuda_provider() -> bool:
+    """Whether this ONNX Runtime is built for CUDA, with or without a GPU here."""
+    return _PROVIDERS["cuda"] in ort.get_available_providers()
 
 
 class OnnxSequenceEncoder:
@@ -82,13 +107,22 @@ class OnnxSequenceEncoder:
             )
         self._path = path
         self._on_cpu = device == "cpu"
+        if not self._on_cpu:
+            _load_cuda()
         try:
-            self._session = ort.InferenceSession(path.read_bytes(), _options(threads), providers=[_spec(provider)])
+            # Without its fallback, which says that the CPU takes over.
+            self._session = ort.InferenceSession(
+                path.read_bytes(), _options(threads), providers=[_spec(provider)], enable_fallback=0
+            )
             metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         except (OSError, *_FOREIGN) as error:
+            if (
+                isinstance(error, RuntimeError) and not self._on_cpu
+            ):  # as CUDA raises; a bad model has a class of its own
+                raise _not_started(device, provider, str(error)) from error
             raise EncoderError(f"{path}: not a readable ONNX model ({error}); export the encoder again") from error
         if self._session.get_providers()[0] != provider:
-            raise EncoderError(f"device {device!r} cannot be used: {provider} failed to start; check driver and CUDA")
+            raise _not_started(device, provider)
         self._check_signature()
         self.layout, self.max_history = _contract(path, metadata)
         self._lengths = _length_buckets(self.max_history)

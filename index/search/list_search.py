@@ -2,7 +2,8 @@
 
 No list takes anything from a score. So the best k items by the whole score are among the best k by slots and the items
 in the lists of the history. An item that only a list names has a slot score of at most that of the last item found by
-slots. This bounds its whole score, and most such items are dropped before their vectors are read.
+slots. This bounds its whole score, and most such items are dropped before their parts are summed exactly or their
+vectors are read (:mod:`index.lists.list_entries`).
 """
 
 from collections.abc import Sequence
@@ -11,11 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.items.slots import SlotLayout
+from index.lists.list_entries import ListedItems
 from index.lists.list_query import ListQuery
-from index.lists.list_scores import ListedItems, ListScores
+from index.lists.list_scores import ListScores
 from index.search.scoring import best_of, gather, slot_scores
 
-_BLOCK_ROWS = 256  # their vectors and queries fit the processor's cache
+_STRONGEST = 2  # times k items of the lists are scored first; seldom can another be among the best k
+_STRONGEST_OF_FEW = 4  # in a batch of fewer than _FEW queries, where a second look at the lists costs more than scores
+_FEW = 4
+_ROUNDING = 1e-6  # relative, more than that of float32
 
 _Scored = tuple[NDArray[np.int64], NDArray[np.float32]]
 
@@ -58,78 +63,79 @@ class ListSearch:
         Raises:
             SearchError: a row of a history outside the catalogue.
         """
-        listed = self._scores.listed(histories)
-        if findable is not None:
-            listed = listed.where(findable)
+        entries = self._scores.entries(histories)
         rows, scores = found
-        if not len(listed.keys):
+        if not len(entries):
             return rows[:, :k], scores[:, :k]
-        lowest = np.where(rows >= 0, scores, np.inf).min(axis=1, keepdims=True)
-        whole, left = self._add(listed, rows, scores)
-        candidates, parts = _padded(listed.rows, left, listed.offsets)
-        first = self._strongest(queries, candidates, parts, k)
-        rows, scores = np.hstack((rows, first[0])), np.hstack((whole, first[1]))
-        bound = np.partition(scores, -k, axis=1)[:, -k, None]
-        reach = (parts > 0) & (lowest + parts >= bound)
-        if reach.any():
-            rest = self._reaching(queries, candidates, parts, reach, bound[:, 0])
-            rows, scores = np.hstack((rows, rest[0])), np.hstack((scores, rest[1]))
-        return best_of(rows, scores, k)
+        lowest = np.where(rows >= 0, scores, np.inf).min(axis=1)
+        chosen = entries.strongest(k * (_STRONGEST_OF_FEW if len(rows) < _FEW else _STRONGEST))
+        line = np.arange(len(rows))[:, None]
+        chosen[line, rows & (entries.buckets - 1)] = True
+        listed, scores = self._add(entries.items_in(chosen), rows, scores)
+        best = self._joined(queries, listed, (rows, scores), lowest, k, findable)
+        bound = _kth(best[1], k)
+        least = bound.astype(np.float64) - lowest - _ROUNDING * (np.abs(bound) + np.abs(lowest))
+        rest = (entries.sums >= least[:, None]) & ~chosen
+        if rest.any():
+            best = self._joined(queries, entries.items_in(rest), best, lowest, k, findable)
+        return best_of(*best, k)
 
     def _add(
         self, listed: ListedItems, rows: NDArray[np.int64], scores: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Whole scores of the found rows, and the parts of all listed items, 0 for those that were found."""
+    ) -> tuple[ListedItems, NDArray[np.float32]]:
+        """The listed items without the found rows, and the whole scores of the found rows."""
+        if not len(listed.keys):
+            return listed, scores
         keys = rows + np.arange(len(rows))[:, None] * self._scores.lists.items
         places = np.minimum(np.searchsorted(listed.keys, keys), len(listed.keys) - 1)
         known = (listed.keys[places] == keys) & (rows >= 0)
-        left = listed.parts.copy()
-        left[places[known]] = 0.0
-        return scores + np.where(known, listed.parts[places], np.float32(0.0)), left
+        left = np.ones(len(listed.keys), dtype=np.bool_)
+        left[places[known]] = False
+        return listed.where(left), scores + np.where(known, listed.parts[places], np.float32(0.0))
 
-    def _strongest(
-        self, queries: NDArray[np.float32], rows: NDArray[np.int64], parts: NDArray[np.float32], k: int
-    ) -> _Scored:
-        """Rows and whole scores of the k items with the largest parts of each query; sets their parts to 0."""
-        if k < rows.shape[1]:
-            chosen = np.argpartition(parts, -k, axis=1)[:, -k:]
-            line = np.arange(len(rows))[:, None]
-            strongest, own = rows[line, chosen], parts[line, chosen]
-            parts[line, chosen] = 0.0
-        else:
-            strongest, own = rows, parts.copy()
-            parts[:] = 0.0
-        scores = slot_scores(queries, gather(self._vectors, strongest), self._layout).sum(axis=2) + own
-        return np.where(own > 0, strongest, -1), np.where(own > 0, scores, np.float32(-np.inf))
-
-    def _reaching(
+    def _joined(
         self,
         queries: NDArray[np.float32],
-        rows: NDArray[np.int64],
-        parts: NDArray[np.float32],
-        reach: NDArray[np.bool_],
-        bound: NDArray[np.float32],
+        listed: ListedItems,
+        best: _Scored,
+        lowest: NDArray[np.float32],
+        k: int,
+        findable: NDArray[np.bool_] | None,
     ) -> _Scored:
-        """Rows and whole scores, padded, of the items marked by ``reach``, (B, c) bool, that reach ``bound``, (B,)."""
-        numbers, columns = np.nonzero(reach)
-        chosen, own = rows[numbers, columns], parts[numbers, columns]
-        for start in range(0, len(chosen), _BLOCK_ROWS):
-            part = slice(start, start + _BLOCK_ROWS)
-            vectors = gather(self._vectors, chosen[part, None])
-            own[part] += slot_scores(queries[numbers[part]], vectors, self._layout).sum(axis=2)[:, 0]
-        best = own >= bound[numbers]
-        offsets = np.searchsorted(numbers[best], np.arange(len(queries) + 1))
-        return _padded(chosen[best], own[best], offsets, -np.inf)
+        """Rows and whole scores, (B, c), with those of the listed items added that may be among the best k.
+
+        Args:
+            queries: (B, Σd) float32.
+            listed: none of them in ``best``.
+            best: rows and whole scores that are known, (B, ≥ k).
+            lowest: (B,) float32, at least the score by slots of any listed item.
+            k: at least 1.
+            findable: (n,) bool rows that may be returned; None: all.
+        """
+        bound = _kth(best[1], k)
+        reach = (lowest[listed.numbers] + listed.parts >= bound[listed.numbers]) & (listed.parts > 0)
+        if findable is not None:
+            reach &= findable[listed.rows]
+        listed = listed.where(reach)
+        if not len(listed.keys):
+            return best
+        rows, scores = _padded(listed, len(queries))
+        scores += slot_scores(queries, gather(self._vectors, rows), self._layout).sum(axis=2)
+        return np.concatenate((best[0], rows), axis=1), np.concatenate((best[1], scores), axis=1)
 
 
-def _padded(
-    rows: NDArray[np.int64], values: NDArray[np.float32], offsets: NDArray[np.int64], empty: float = 0.0
-) -> _Scored:
-    """One line for each query: (B, c) rows padded with −1, and values padded with ``empty``."""
-    if len(offsets) == 2:
-        return rows[None], values[None]
-    sizes = np.diff(offsets)
+def _kth(scores: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+    """(B,) the k-th largest score of each query."""
+    bounds: NDArray[np.float32] = np.partition(scores, -k, axis=1)[:, -k]
+    return bounds
+
+
+def _padded(listed: ListedItems, queries: int) -> _Scored:
+    """One line for each query: (B, c) rows padded with −1, and parts padded with −inf."""
+    if queries == 1:
+        return listed.rows[None], listed.parts[None]
+    sizes = np.bincount(listed.numbers, minlength=queries)
     filled = np.arange(sizes.max()) < sizes[:, None]
-    padded = np.full(filled.shape, -1, dtype=np.int64), np.full(filled.shape, empty, dtype=np.float32)
-    padded[0][filled], padded[1][filled] = rows, values
-    return padded
+    rows, parts = np.full(filled.shape, -1, dtype=np.int64), np.full(filled.shape, -np.inf, dtype=np.float32)
+    rows[filled], parts[filled] = listed.rows, listed.parts
+    return rows, parts

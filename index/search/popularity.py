@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from index.search.brute_force import check_allowed, check_k
 from index.search.row_mask import RowMask
+from index.search.scoring import ScoredRows
 
 
 class PopularityRanking:
@@ -15,6 +16,8 @@ class PopularityRanking:
     """
 
     def __init__(self, popularity: NDArray[np.int64]) -> None:
+        self._popularity = popularity
+        self._total = max(1, int(popularity.sum()))
         self._order = by_popularity(popularity).astype(np.uint32)  # uint32: half the memory
 
     def best(self, k: int, allowed: RowMask | NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
@@ -36,6 +39,15 @@ class PopularityRanking:
         mask = allowed.mask if isinstance(allowed, RowMask) else allowed
         check_allowed(mask, -1, len(self._order))
         return _first_allowed(self._order, mask, k).astype(np.int64)
+
+    def scored(self, k: int, allowed: RowMask | NDArray[np.bool_] | None = None) -> ScoredRows:
+        """As :meth:`best`, with scores and padded: (1, k); a score is the row's share of all training events, 0 … 1."""
+        best = self.best(k, allowed)
+        rows = np.full((1, k), -1, dtype=np.int64)
+        scores = np.full((1, k), -np.inf, dtype=np.float32)
+        rows[0, : best.shape[0]] = best
+        scores[0, : best.shape[0]] = self._popularity[best] / self._total
+        return ScoredRows(rows, scores)
 
 
 def by_popularity(popularity: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -134,6 +134,11 @@ class CpuIndex:
         return self._rows
 
 
+def has_gpu_support() -> bool:
+    """Whether this FAISS is built for GPUs, with or without one here."""
+    return hasattr(faiss, "StandardGpuResources")
+
+
 class GpuIndex:
     """A copy of the index on the GPU: IVF as it is, flat and HNSW as an exact fp16 flat index.
 
@@ -149,7 +154,7 @@ class GpuIndex:
     """
 
     def __init__(self, on_cpu: CpuIndex) -> None:
-        if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() < 1:
+        if not has_gpu_support() or faiss.get_num_gpus() < 1:
             raise SearchError("device 'cuda' needs a GPU and the extra 'gpu' (faiss-gpu); use device 'cpu'")
         self._on_cpu = on_cpu
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="faiss-gpu")

@@ -1,0 +1,1 @@
+"""The directory of exported events: its files and manifests, erasures, compaction."""
