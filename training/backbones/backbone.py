@@ -4,16 +4,12 @@
 # from the hub is never run. The image processor is the one for Pillow pictures, and the processor's video part is
 # never loaded, so torchvision is not needed.
 
-import contextlib
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -27,9 +23,9 @@ from transformers import (
     Qwen2_5_VLModel,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.utils import logging as transformers_logging
 
 from training.backbones.attention import pack_vision_attention
+from training.backbones.pretrained import check_complete, check_pinned, quiet, reading
 from training.backbones.prompts import END, IMAGE_PAD, SPECIAL_TOKENS, VIDEO_PAD, VISION_END, VISION_START, wording
 from training.data.pictures import ImageProcessor
 from training.errors import BackboneError
@@ -37,9 +33,6 @@ from training.errors import BackboneError
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 """``model_type`` of the supported models."""
 _MOST_TEXTS = 200_000
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_WEIGHTS_SHOWN = 3
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError, HFValidationError)
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ class Backbone:
 
     def save(self, directory: Path) -> None:
         """Write all three parts so that :func:`load_backbone` reads them back."""
-        with _quiet():
+        with quiet():
             self.model.save_pretrained(directory)
         self.save_processors(directory)
 
@@ -90,58 +83,22 @@ def load_backbone(
     """
     check_pinned(source, revision)
     options = {"revision": revision, "trust_remote_code": False}
-    try:
-        with _quiet():
-            _check_family(source, AutoConfig.from_pretrained(source, **options).model_type)
-            model, found = AutoModel.from_pretrained(
-                source,
-                dtype=getattr(torch, dtype),
-                attn_implementation=attention,
-                output_loading_info=True,
-                **options,
-            )
-            _check_complete(source, found["missing_keys"])
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            image_processor = cast("Any", AutoImageProcessor).from_pretrained(source, use_fast=False, **options)
-    except BackboneError:
-        raise
-    except _UNREADABLE as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        todo = "give a directory written by save_pretrained or a hub id that can be reached from here"
-        if isinstance(error, ImportError):
-            todo = f'install what it needs for vlm.attention = "{attention}", or set vlm.attention = "sdpa"'
-        raise BackboneError(f"{source}: the model cannot be loaded ({reason}); {todo}") from error
+    with reading(source, attention=attention):
+        _check_family(source, AutoConfig.from_pretrained(source, **options).model_type)
+        model, found = AutoModel.from_pretrained(
+            source,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            output_loading_info=True,
+            **options,
+        )
+        check_complete(source, found["missing_keys"])
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        image_processor = cast("Any", AutoImageProcessor).from_pretrained(source, use_fast=False, **options)
     pack_vision_attention(model)
     if picture_pixels is not None:
         image_processor.size = {"shortest_edge": picture_pixels[0], "longest_edge": picture_pixels[1]}
     return Backbone(model, tokenizer, image_processor)
-
-
-def check_pinned(source: str | Path, revision: str | None) -> None:
-    """Require a commit for a hub id: a branch or tag can move to other weights between two runs.
-
-    Args:
-        source: directory or hub id.
-        revision: of a hub id.
-
-    Raises:
-        BackboneError: there is no such directory, and the revision is not a commit.
-    """
-    if not Path(source).is_dir() and _COMMIT.fullmatch(revision or "") is None:
-        raise BackboneError(
-            f"{source}: there is no such directory, and a hub id must be pinned to a commit of 40 hexadecimal digits, "
-            f"got {revision!r}; set vlm.revision to the commit that the model's page on the hub shows"
-        )
-
-
-def _check_complete(source: str | Path, missing: Iterable[str]) -> None:
-    """Refuse missing weights, which transformers would replace by random numbers with only a notice."""
-    names = sorted(missing)
-    if names:
-        shown = ", ".join(names[:_WEIGHTS_SHOWN]) + (", …" if len(names) > _WEIGHTS_SHOWN else "")
-        raise BackboneError(
-            f"{source}: {len(names)} of the model's weights are in none of its files ({shown}); get the whole model"
-        )
 
 
 def _check_family(source: str | Path, model_type: str) -> None:
@@ -267,18 +224,3 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
         tokenizer_object=bpe, eos_token=END, pad_token=END, extra_special_tokens=list(SPECIAL_TOKENS[1:])
     )
     return cast("PreTrainedTokenizerFast", made)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the bars and notices of transformers; jobs show their own progress."""
-    switch: Any = transformers_logging
-    level, bars = switch.get_verbosity(), switch.is_progress_bar_enabled()
-    switch.set_verbosity_error()
-    switch.disable_progress_bar()
-    try:
-        yield
-    finally:
-        switch.set_verbosity(level)
-        if bars:
-            switch.enable_progress_bar()

@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 import torch
@@ -85,19 +85,28 @@ class PromptBatch:
         )
 
 
+class ModelInputs(Protocol):
+    """What a model reads in one pass."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        ...
+
+
 @dataclass(frozen=True)
 class PairBatch:
     """B pairs (history, next item) in B rows.
 
     Attributes:
-        prompts: to encode; an item that is next in several pairs is encoded once.
+        prompts: to encode, a :class:`PromptBatch` or the input of another family; an item that is next in several
+            pairs is encoded once.
         sequences: modality → (B,) int64 row of the encoder's output, −1 if the history lacks the modality.
         items: modality → (B,) int64 row of the encoder's output for the next item, −1 if it lacks the modality.
         item_ids: (B,) int64 item rows.
         histories: (B, L) int64 item rows that must not be negatives of the pair, padded with −1.
     """
 
-    prompts: PromptBatch
+    prompts: ModelInputs
     sequences: dict[str, Tensor]
     items: dict[str, Tensor]
     item_ids: Tensor
@@ -144,21 +153,17 @@ class Collator:
             windows: consecutive items of users, each with the items that must not be its negatives.
         """
         collection = _PromptCollection(self._pictures)
-        counts = [len(window.targets) for window in windows]
         targets = np.concatenate([window.targets for window in windows])
         distinct, back = np.unique(targets, return_inverse=True)
         items = {m: self._items(collection, m, distinct)[back] for m in self.modalities}
         sequences = {m: self._windows(collection, m, windows) for m in self.modalities}
         prompts, order = collection.prompts(self._writer, self._chunks)
-        own = np.full((len(windows), max(1, *(len(window.own) for window in windows))), -1, dtype=np.int64)
-        for row, window in enumerate(windows):
-            own[row, : len(window.own)] = window.own
         return PairBatch(
             prompts,
             {m: _placed(numbers, order) for m, numbers in sequences.items()},
             {m: _placed(numbers, order) for m, numbers in items.items()},
             torch.from_numpy(targets),
-            torch.from_numpy(np.repeat(own, counts, axis=0)),
+            torch.from_numpy(excluded_rows(windows)),
         )
 
     def items(self, rows: NDArray[np.int64]) -> tuple[PromptBatch, dict[str, Tensor]]:
@@ -332,6 +337,14 @@ def _placed(numbers: NDArray[np.int64], order: NDArray[np.int64]) -> Tensor:
     if not len(order):
         return torch.from_numpy(numbers)
     return torch.from_numpy(np.where(numbers < 0, -1, order[np.maximum(numbers, 0)]))
+
+
+def excluded_rows(windows: Sequence[Window]) -> NDArray[np.int64]:
+    """(pairs, L) int64 item rows that must not be negatives of each pair, padded with −1."""
+    own = np.full((len(windows), max(1, *(len(window.own) for window in windows))), -1, dtype=np.int64)
+    for row, window in enumerate(windows):
+        own[row, : len(window.own)] = window.own
+    return np.repeat(own, [len(window.targets) for window in windows], axis=0)
 
 
 def spread(outputs: Tensor, rows: Tensor) -> Tensor:

@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from training.backbones.batches import PromptBatch
+from training.backbones.batches import ModelInputs, PromptBatch
+from training.backbones.items.heads import ModalityHeads
 from training.backbones.vlm import VisualTokens, VlmEmbedder
 
 Autocast = Callable[[], AbstractContextManager[None]]
 """Makes the context under which a model runs."""
+Embedder = VlmEmbedder | ModalityHeads
+"""A model that turns a batch into unit vectors."""
 _Made = TypeVar("_Made", Tensor, VisualTokens)
 
 
@@ -41,22 +44,24 @@ class EncodingPass(Protocol):
         ...
 
 
-def encode(embedder: VlmEmbedder, prompts: PromptBatch, *, autocast: Autocast, cached: bool) -> EncodingPass:
+def encode(embedder: Embedder, prompts: ModelInputs, *, autocast: Autocast, cached: bool) -> EncodingPass:
     """Encode a batch so that a gradient on its vectors can be propagated back.
 
     Args:
         embedder: in training or evaluation mode, as it should run.
         prompts: on the embedder's device.
         autocast: entered around every call of the model.
-        cached: keep no activations.
+        cached: keep no activations; heads on stored vectors have hardly any, and keep them.
     """
-    return _CachedPass(embedder, prompts, autocast) if cached else _PlainPass(embedder, prompts, autocast)
+    if cached and isinstance(embedder, VlmEmbedder) and isinstance(prompts, PromptBatch):
+        return _CachedPass(embedder, prompts, autocast)
+    return _PlainPass(embedder, prompts, autocast)
 
 
 class _PlainPass:
     """Keeps the activations."""
 
-    def __init__(self, embedder: VlmEmbedder, prompts: PromptBatch, autocast: Autocast) -> None:
+    def __init__(self, embedder: Embedder, prompts: ModelInputs, autocast: Autocast) -> None:
         with autocast():
             self._made = embedder(prompts)
         self.outputs = self._made.detach().requires_grad_()

@@ -19,9 +19,11 @@ MODEL_DIRECTORY = "model"
 DESCRIPTION_FILE = "vlm2rec.json"
 MODEL_FORMAT = 1
 KIND = "vlm"
+LICENCES = "licences"
+"""Key of a provenance: the licences of the pretrained models."""
 _WEIGHTS = ("**/*.safetensors", "config.json", "adapter/adapter_config.json")
 _PROCESSORS = ("preprocessor_config.json", "tokenizer*", "vocab*", "merges.txt", "added_tokens.json")
-_SAME_SPACE = ("kind", "id", "revision", "weights", "prompts", "preprocessing")
+_SAME_SPACE = ("kind", "family", "id", "revision", "weights", "prompts", "preprocessing")
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,11 @@ def backbone_provenance(
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Names of the parts of two provenances that differ, sorted; ``inputs`` describes the items and is ignored."""
-    return sorted(name for name in {*one, *other} - {"inputs"} if one.get(name) != other.get(name))
+    """Names of the parts of two provenances that differ, sorted.
+
+    ``inputs`` describes the items and ``licences`` the right to use the model; neither changes a vector.
+    """
+    return sorted(name for name in {*one, *other} - {"inputs", LICENCES} if one.get(name) != other.get(name))
 
 
 def other_space(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -186,3 +191,8 @@ def _files_hash(directories: Iterable[Path], patterns: Iterable[str]) -> str:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
+
+
+def files_hash(directories: Iterable[Path]) -> str:
+    """16 hex digits over the files of model directories: weights, configuration, tokenizer and image processor."""
+    return _files_hash(directories, (*_WEIGHTS, *_PROCESSORS))

@@ -7,7 +7,7 @@ from torch import nn
 
 from training.backbones.backbone import Backbone, load_backbone, make_backbone
 from training.backbones.vlm import adapt
-from training.config.run_config import VlmConfig
+from training.config.vlm_config import VlmConfig
 from training.data.dataset import Dataset
 from training.data.pictures import colour_statistics
 

@@ -4,14 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.backbones.identity import MODEL_DIRECTORY, provenance
+from training.backbones.identity import LICENCES, MODEL_DIRECTORY, provenance
+from training.backbones.licences import licences
 from training.config.run_config import RunConfig, load_run_config
 
 if TYPE_CHECKING:
+    from training.backbones.items.trained_heads import ItemEmbedding
     from training.backbones.vlm import Embedding
 
 TRAINING_DIRECTORY = "train"
 EMBEDDINGS_DIRECTORY = "embeddings"
+FEATURES_DIRECTORY = "features"
+"""Stored vectors of a frozen encoder, in the directory of the training."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class TrainedModel:
     Attributes:
         run: the run directory.
         config: of the training.
-        provenance: see :func:`training.backbones.identity.provenance`.
+        provenance: see :func:`training.backbones.identity.provenance`; with the ``licences`` of the pretrained models.
     """
 
     run: Path
@@ -38,19 +42,31 @@ class TrainedModel:
         """
         config = load_run_config(run)
         directory = run / TRAINING_DIRECTORY / MODEL_DIRECTORY
-        return cls(run, config, provenance(directory, dtype=config.vlm.dtype, attention=config.vlm.attention))
+        if config.vlm.encodes_items:
+            from training.backbones.items.trained_heads import heads_provenance
+
+            made = heads_provenance(directory)
+        else:
+            made = provenance(directory, dtype=config.vlm.dtype, attention=config.vlm.attention)
+        found = licences(config.vlm)
+        return cls(run, config, made | ({LICENCES: found} if found else {}))
 
     @property
     def embeddings(self) -> Path:
         """Directory of the run's embeddings."""
         return self.run / EMBEDDINGS_DIRECTORY
 
-    def load(self) -> "Embedding":
+    def load(self) -> "Embedding | ItemEmbedding":
         """Load the model.
 
         Raises:
             BackboneError: a part is missing or unreadable.
         """
+        if self.config.vlm.encodes_items:
+            from training.backbones.items.trained_heads import load_heads
+
+            directory = self.run / TRAINING_DIRECTORY
+            return load_heads(directory / MODEL_DIRECTORY, directory / FEATURES_DIRECTORY)
         from training.backbones.vlm import load_embedder
 
         vlm = self.config.vlm

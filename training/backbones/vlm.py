@@ -47,6 +47,11 @@ class VlmEmbedder(nn.Module):
         return cast("PreTrainedModel", inner)
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.base.device
+
+    @property
     def dim(self) -> int:
         """D, the length of the vectors."""
         return int(self.base.config.get_text_config().hidden_size)

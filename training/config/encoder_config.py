@@ -17,6 +17,8 @@ class EncoderConfig(BaseModel):
         components: principal components of a modality's vectors that its projection may use.
         whiten: 0 keeps the spread of the components, 1 makes it equal.
         min_events: training events from which an item has a behaviour vector.
+        behaviour_shrinkage: training events at which the own part of a behaviour vector, beside the part that is mapped
+            from text and picture, counts half; 0 leaves that part out.
         max_history: longest history; the encoder reads the newest items.
         width: features inside the transformer.
         layers: transformer blocks; 0 makes the encoder a learned recency-weighted mean.
@@ -24,20 +26,24 @@ class EncoderConfig(BaseModel):
         dropout: inside the transformer.
         input_dropout: share of the items of a history that are masked.
         slot_dropout: share of the windows in which some slots are dropped on both sides.
-        cold_dropout: share of the items without their behaviour vector in a step; new items have none.
+        cold_dropout: share of the items without their behaviour vector in a step, as new items have none of their own.
         reversed_share: share of the training windows in reversed order.
         temperature: divides the scores in the softmax.
         sampled_above: catalogues with more items use sampled negatives instead of the full softmax.
         negatives: sampled negatives of a step, when they are used.
         unseen_negatives: whether items without training events are negatives too. If false, the encoder does not learn
             that new items are wrong answers.
+        impression_negatives: impressions before an event, not followed by a positive event of the item within a day,
+            that are extra negatives of that event; at most so many, the newest. 0: none.
         learning_rate: of AdamW, reached after ``warmup_steps``, then falling along a cosine to a tenth at the end.
         warmup_steps: steps of linear warm-up.
         weight_decay: of AdamW, on the matrices.
         averaging: decay of the moving average of the weights; the average is evaluated and saved.
-        batch_size: training windows of a step.
-        epochs: largest number of epochs; training ends earlier when validation NDCG@10 stops rising.
-        patience: epochs without a better validation NDCG@10 after which training ends.
+        batch_size: training windows of a step on average; steps of short windows have more. 0 = the power of two that
+            gives an epoch about 160 steps, between 128 and 1,024.
+        epochs: largest number of epochs; training ends earlier when validation NDCG@10 of what is served, slots and
+            item-to-item lists together, stops rising.
+        patience: epochs without a better one after which training ends.
         validation_users: largest number of users ranked after an epoch.
         cold_items: share of the items held out of training to measure new items; 0 for a run that serves.
         exclude_seen: whether responses exclude the items of the user's history unless the request says otherwise; false
@@ -45,6 +51,8 @@ class EncoderConfig(BaseModel):
         impute_behaviour: whether items with too few events get a behaviour vector predicted from text and picture.
         list_neighbours: entries of an item in each item-to-item list; 0 makes no lists.
         list_history: newest items of a history whose lists add to a score.
+        refit: whether the encoder that serves is fitted again on every event, by the recipe that validation chose;
+            figures stay those of the encoder fitted without the held-out events. Never with ``cold_items`` above 0.
         precision: dtype of the stored vectors.
         seed: of initialisation, order and dropout.
     """
@@ -57,13 +65,14 @@ class EncoderConfig(BaseModel):
     behaviour_dim: int = Field(default=64, ge=1, le=1024)
     components: int = Field(default=256, ge=1, le=4096)
     whiten: float = Field(default=0.0, ge=0, le=1)
-    min_events: int = Field(default=5, ge=1)
+    min_events: int = Field(default=1, ge=1)
+    behaviour_shrinkage: float = Field(default=5.0, ge=0)
     max_history: int = Field(default=10, ge=1, le=512)
     width: int = Field(default=64, ge=8, le=2048)
     layers: int = Field(default=2, ge=0, le=24)
     heads: int = Field(default=2, ge=1, le=64)
-    dropout: float = Field(default=0.2, ge=0, lt=1)
-    input_dropout: float = Field(default=0.1, ge=0, lt=1)
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    input_dropout: float = Field(default=0.0, ge=0, lt=1)
     slot_dropout: float = Field(default=0.3, ge=0, lt=1)
     cold_dropout: float = Field(default=0.1, ge=0, lt=1)
     reversed_share: float = Field(default=0.0, ge=0, le=1)
@@ -71,11 +80,12 @@ class EncoderConfig(BaseModel):
     sampled_above: int = Field(default=1_000, ge=0)
     negatives: int = Field(default=512, ge=1)
     unseen_negatives: bool = False
+    impression_negatives: int = Field(default=0, ge=0, le=64)
     learning_rate: float = Field(default=4e-3, gt=0, le=1)
     warmup_steps: int = Field(default=100, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
-    averaging: float = Field(default=0.98, ge=0, lt=1)
-    batch_size: int = Field(default=128, ge=1)
+    averaging: float = Field(default=0.995, ge=0, lt=1)
+    batch_size: int = Field(default=0, ge=0)
     epochs: int = Field(default=30, ge=1)
     patience: int = Field(default=5, ge=1)
     validation_users: int = Field(default=5_000, ge=1)
@@ -84,6 +94,7 @@ class EncoderConfig(BaseModel):
     impute_behaviour: bool = True
     list_neighbours: int = Field(default=50, ge=0, le=1_000)
     list_history: int = Field(default=10, ge=1, le=512)
+    refit: bool = True
     precision: Literal["float16", "float32"] = "float16"
     seed: int = Field(default=0, ge=0, lt=2**31)
 

@@ -1,6 +1,6 @@
 """Parses the configuration of a run, a TOML file or a preset, into frozen values.
 
-Sections: ``[vlm]`` with ``[vlm.scratch]`` and ``[vlm.lora]``, ``[loss]``, ``[train]``, ``[embed]``, ``[encoder]``. A
+Sections: ``[vlm]`` (:mod:`training.config.vlm_config`), ``[loss]``, ``[train]``, ``[embed]``, ``[encoder]``. A
 file may name a preset to start from (``preset = "tiny"`` at its top); a key that it does not set keeps the preset's
 value.
 """
@@ -11,112 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from training.config.encoder_config import EncoderConfig
+from training.config.presets import PRESETS
 from training.config.renamed_keys import rename_former_keys
-from training.config.types import CHUNK_PATCHES, Fusion, GapKind, WeakBy
-from training.data.file_kind import encoding_fault, foreign_kind
+from training.config.types import CHUNK_PATCHES, Fusion, GapKind, WeakBy, WpclKind
+from training.config.vlm_config import Section, VlmConfig
+from training.data.tables.file_kind import encoding_fault, foreign_kind
 from training.errors import ConfigError
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ScratchConfig(_Section):
-    """Shape of a Qwen2.5-VL made from scratch; read only if ``vlm.model`` is not set.
-
-    Attributes:
-        vocabulary: most tokens of the byte-level BPE that is trained on the catalogue.
-        hidden_size: width of the language model and of the embeddings.
-        layers: decoder layers.
-        heads: attention heads; ``hidden_size`` must be a multiple of 2 · heads.
-        intermediate_size: width of its MLPs.
-        vision_hidden_size: width of the vision tower.
-        vision_layers: its blocks.
-        vision_heads: its heads; ``vision_hidden_size`` must be a multiple of 4 · heads.
-        vision_intermediate_size: width of its MLPs.
-        patch_size: pixels of a patch's side; 2 × 2 patches become one visual token.
-        initializer_range: standard deviation of the initial weights.
-    """
-
-    vocabulary: int = Field(default=4_096, ge=300, le=200_000)
-    hidden_size: int = Field(default=64, ge=16, le=8_192)
-    layers: int = Field(default=2, ge=1, le=64)
-    heads: int = Field(default=4, ge=1, le=64)
-    intermediate_size: int = Field(default=128, ge=16, le=32_768)
-    vision_hidden_size: int = Field(default=64, ge=16, le=8_192)
-    vision_layers: int = Field(default=2, ge=1, le=64)
-    vision_heads: int = Field(default=4, ge=1, le=64)
-    vision_intermediate_size: int = Field(default=128, ge=16, le=32_768)
-    patch_size: int = Field(default=14, ge=2, le=64)
-    initializer_range: float = Field(default=0.1, gt=0, le=1)
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> "ScratchConfig":
-        if self.hidden_size % (2 * self.heads):
-            raise ValueError(f"hidden_size must be a multiple of 2 · heads, got {self.hidden_size} and {self.heads}")
-        if self.vision_hidden_size % (4 * self.vision_heads):
-            raise ValueError(
-                "vision_hidden_size must be a multiple of 4 · vision_heads, got "
-                f"{self.vision_hidden_size} and {self.vision_heads}"
-            )
-        return self
-
-
-class LoraConfig(_Section):
-    """LoRA adapters on a pretrained model; read only if ``vlm.model`` is set.
-
-    Attributes:
-        rank: 0 trains every weight instead.
-        alpha: scale of the adapters, α / rank.
-        dropout: inside the adapters.
-        targets: linear layers that get an adapter, in the language model and in the vision tower.
-    """
-
-    rank: int = Field(default=16, ge=0, le=1_024)
-    alpha: int = Field(default=32, ge=1)
-    dropout: float = Field(default=0.05, ge=0, lt=1)
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv")
-
-
-class VlmConfig(_Section):
-    """The vision-language model.
-
-    Attributes:
-        model: directory or hub id of a Qwen-VL model; if not set, a model is made from scratch by ``vlm.scratch``.
-        revision: commit of a hub model, 40 hexadecimal digits; a hub model must be pinned.
-        dtype: dtype of the weights.
-        attention: implementation of attention in transformers.
-        activation_checkpointing: recompute activations in the backward pass to save memory.
-        min_picture_pixels: smaller pictures are enlarged to at least this many pixels.
-        max_picture_pixels: larger pictures are shrunk to at most this many pixels.
-        max_text_tokens: most tokens of an item's text.
-    """
-
-    model: str | None = None
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    activation_checkpointing: bool = False
-    min_picture_pixels: int = Field(default=784, ge=16)
-    max_picture_pixels: int = Field(default=784, ge=16)
-    max_text_tokens: int = Field(default=24, ge=1, le=4_096)
-    scratch: ScratchConfig = ScratchConfig()
-    lora: LoraConfig = LoraConfig()
-
-    @model_validator(mode="after")
-    def _ordered_pixels(self) -> "VlmConfig":
-        if self.min_picture_pixels > self.max_picture_pixels:
-            raise ValueError(
-                "min_picture_pixels must not exceed max_picture_pixels, got "
-                f"{self.min_picture_pixels} and {self.max_picture_pixels}"
-            )
-        return self
-
-
-class LossConfig(_Section):
+class LossConfig(Section):
     """Terms of the loss (docs/method.md, "Our reading").
 
     Attributes:
@@ -127,9 +33,18 @@ class LossConfig(_Section):
         unimodal_weight: ν, weight of an InfoNCE of each modality alone; 0 switches it off.
         modality_dropout: share of the histories with both modalities of which the fused loss gets only one.
         alpha: α, slope of β = 1 + α g.
-        weak_by: choose the weak modality by the moving average over batches, or row by row.
-        gap_kind: g as a log-ratio clipped at 4, or as a difference of probabilities.
+        wpcl_kind: ``margin`` weighs all negatives of a row by β; ``per_negative`` those that the weak modality confuses
+            with the next item and the strong one does not; ``hard_negatives`` those that are nearest.
+        hardness: η of ``hard_negatives``.
+        negative_shift: γ, moves the negatives of the fused loss from the strong modality to the weak one; 0 switches it
+            off.
+        weak_by: choose the weak modality by the moving average of the confidences over batches, row by row, or by the
+            moving average of the AUC, which does not depend on the scale of the similarities.
+        gap_kind: g as a log-ratio clipped at 4, as a difference of probabilities, as the log-ratio of the strong to the
+            weak modality alone (``one_sided``), the same with similarities divided by their own spread
+            (``own_scale``), or as a difference of AUC.
         relation_temperature: τ_r of CRTR.
+        relation_positive: CRTR compares the next item too, beside the negatives.
         detach_strong: no gradient of CRTR flows into the strong modality.
         confidence_gap_decay: weight of the old value in the moving average of the confidence gap.
     """
@@ -141,14 +56,18 @@ class LossConfig(_Section):
     unimodal_weight: float = Field(default=0.0, ge=0)
     modality_dropout: float = Field(default=0.0, ge=0, le=1)
     alpha: float = Field(default=1.0, ge=0)
+    wpcl_kind: WpclKind = "margin"
+    hardness: float = Field(default=1.0, ge=0, le=100)
+    negative_shift: float = Field(default=0.0, ge=0, le=0.25)
     weak_by: WeakBy = "ema"
     gap_kind: GapKind = "log_ratio"
     relation_temperature: float = Field(default=1.0, ge=1e-3, le=1_000)
+    relation_positive: bool = False
     detach_strong: bool = False
     confidence_gap_decay: float = Field(default=0.9, ge=0, lt=1)
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Contrastive fine-tuning.
 
     Attributes:
@@ -225,7 +144,7 @@ class TrainConfig(_Section):
         return self
 
 
-class EmbedConfig(_Section):
+class EmbedConfig(Section):
     """Embedding of the whole catalogue.
 
     Attributes:
@@ -237,7 +156,7 @@ class EmbedConfig(_Section):
     batch_items: int = Field(default=256, ge=1)
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """The configuration of a run."""
 
     vlm: VlmConfig = VlmConfig()
@@ -246,32 +165,6 @@ class RunConfig(_Section):
     embed: EmbedConfig = EmbedConfig()
     encoder: EncoderConfig = EncoderConfig.model_validate({})
 
-
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "tiny": {},
-    "qwen2.5-vl-3b": {
-        "vlm": {
-            "model": "Qwen/Qwen2.5-VL-3B-Instruct",
-            "revision": "66285546d2b821cf421d4f5eb2576359d3770cd3",
-            "dtype": "bfloat16",
-            "activation_checkpointing": True,
-            "min_picture_pixels": 28 * 28 * 16,
-            "max_picture_pixels": 28 * 28 * 64,
-            "max_text_tokens": 64,
-        },
-        "train": {
-            "steps": 3_000,
-            "batch_size": 32,
-            "learning_rate": 1e-4,
-            "precision": "bf16",
-            "picture_memory_mib": 8_192,
-            "workers": 4,
-            "checkpoint_seconds": 900.0,
-        },
-        "embed": {"batch_items": 64, "shard_items": 1_024},
-    },
-}
-"""Named starting points; "tiny" is a model from scratch that two CPU cores train in a minute."""
 
 CONFIG_FILE = "config.toml"
 """The configuration of a run, in the run directory."""

@@ -9,5 +9,6 @@ CHUNK_PATCHES = 65_536
 """Default number of patches that the vision tower encodes at a time."""
 
 Fusion = Literal["sum", "concat"]
-WeakBy = Literal["ema", "row"]
-GapKind = Literal["log_ratio", "probability"]
+WeakBy = Literal["ema", "row", "auc"]
+GapKind = Literal["log_ratio", "probability", "one_sided", "own_scale", "auc"]
+WpclKind = Literal["margin", "per_negative", "hard_negatives"]

@@ -4,16 +4,18 @@ A directory holds ``items.{csv,jsonl,parquet}``, ``interactions.{csv,parquet}`` 
 ``image`` column names, relative to the directory. Reading is strict; ``vlm2rec data check`` lists every defect at once.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 
+from index.bundle.event_types import EventTypes
 from index.items.item_ids import MAX_ID_BYTES
 from index.items.item_table import ITEM_ID, POPULARITY
-from training.data.table_files import ROW, find_table, read_table, rows_named
+from training.data.event_weights import WEIGHT, EventRules
+from training.data.tables.table_files import ROW, find_table, read_table, rows_named
 from training.data.timestamps import MIXED, MIXED_TIME_RULE, TIME_RULE, read_timestamps
 from training.errors import DatasetError
 
@@ -42,16 +44,28 @@ class Dataset:
             whose item exists. Users in order of first appearance; a user's rows from oldest to newest, ties in file
             order.
         orphans: interactions left out because the catalogue lacks their item.
+        rules: what ``events.toml`` says of the events; None: all are positive and weigh the same. Otherwise
+            ``interactions`` has ``weight`` too (float64, above 0), unless all weigh the same.
+        left_out: interactions left out because they are not positive, by their meaning.
+        source: the file of the interactions.
     """
 
     directory: Path
     items: pl.DataFrame
     interactions: pl.DataFrame
     orphans: int = 0
+    rules: EventRules | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    source: Path | None = None
 
     def __len__(self) -> int:
         """Number of items."""
         return self.items.height
+
+    @property
+    def event_types(self) -> EventTypes | None:
+        """The table of types that weighed the interactions; None: types had no part in it."""
+        return self.rules.types if self.rules is not None and self.rules.weight_by == "type" else None
 
     def item_ids(self) -> list[str]:
         """Item ids in file order."""
@@ -77,12 +91,13 @@ class Dataset:
         return table.cast(pa.schema([pa.field(field.name, _plain_type(field.type)) for field in table.schema]))
 
 
-def load_dataset(directory: Path, *, interactions: Path | None = None) -> Dataset:
+def load_dataset(directory: Path, *, interactions: Path | None = None, rules: EventRules | None = None) -> Dataset:
     """Read a dataset directory.
 
     Args:
         directory: the dataset directory.
         interactions: interactions to use in place of the directory's own.
+        rules: which events are positive, and how much each weighs; None: what ``events.toml`` says.
 
     Raises:
         DatasetError: a file or column is missing or unreadable, an item id is repeated or breaks the rule of
@@ -91,14 +106,15 @@ def load_dataset(directory: Path, *, interactions: Path | None = None) -> Datase
     """
     items = read_items(find_table(directory, ITEMS, ITEM_SUFFIXES))
     path = interactions or find_table(directory, INTERACTIONS, INTERACTION_SUFFIXES)
-    events = read_interactions(path)
+    rules = EventRules.read(directory) if rules is None else rules
+    events, left_out = read_weighed_interactions(path, rules)
     known = events.filter(pl.col(ITEM_ID).is_in(items[ITEM_ID].implode()))
     if known.is_empty():
         raise DatasetError(
             f"{path}: none of {events.height:,} interactions names an item of the catalogue "
             f"(the first names {events[ITEM_ID][0]!r}, the first item is {items[ITEM_ID][0]!r}); use one set of ids"
         )
-    return Dataset(directory, items, known, events.height - known.height)
+    return Dataset(directory, items, known, events.height - known.height, rules, left_out, path)
 
 
 def read_items(path: Path) -> pl.DataFrame:
@@ -120,7 +136,7 @@ def read_items(path: Path) -> pl.DataFrame:
 
 
 def read_interactions(path: Path) -> pl.DataFrame:
-    """Read one file of interactions; its items need not be in a catalogue.
+    """Read one file of interactions, in which every event is positive; its items need not be in a catalogue.
 
     Args:
         path: a ``.csv`` or ``.parquet`` file with ``user_id``, ``item_id`` and ``timestamp`` (see
@@ -133,9 +149,30 @@ def read_interactions(path: Path) -> pl.DataFrame:
     Raises:
         DatasetError: the file cannot be read, has no rows, or a value breaks a rule.
     """
-    frame = read_any_interactions(path)
+    return read_weighed_interactions(path, None)[0]
+
+
+def read_weighed_interactions(path: Path, rules: EventRules | None) -> tuple[pl.DataFrame, Mapping[str, int]]:
+    """Read the positive events of a file of interactions, see :func:`read_interactions`.
+
+    Args:
+        path: a ``.csv`` or ``.parquet`` file.
+        rules: which events are positive, and how much each weighs; None: all, and the same.
+
+    Returns:
+        The events, with ``weight`` if they do not weigh the same; and how many others there are, by their meaning.
+
+    Raises:
+        DatasetError: the file cannot be read, has no positive event, or a value breaks a rule.
+    """
+    frame, left_out = read_any_interactions(path, () if rules is None else (rules.weight_by,)), dict[str, int]()
+    if rules is not None:
+        frame, left_out = rules.apply(path, frame)
+        if frame[WEIGHT].n_unique() <= 1:
+            frame = frame.drop(WEIGHT)
     if frame.is_empty():
-        raise DatasetError(f"{path}: needs at least one interaction, got none")
+        others = "".join(f", {count:,} {meaning}" for meaning, count in left_out.items())
+        raise DatasetError(f"{path}: needs at least one interaction, got none{others}")
     for name in (USER_ID, ITEM_ID):
         empty = frame.filter(pl.col(name).is_null() | (pl.col(name) == ""))
         if empty.height:
@@ -148,11 +185,15 @@ def read_interactions(path: Path) -> pl.DataFrame:
             f"{path}: column 'timestamp' {rule}, got {bad[TIMESTAMP][0]!r} in {rows_named(bad[ROW])}; {_SEE_ALL}"
         )
     ordered = in_order(frame.drop(ROW).with_columns(read.microseconds.alias(TIMESTAMP)))
-    return ordered.with_columns(pl.col(TIMESTAMP) // 1_000_000)
+    return ordered.with_columns(pl.col(TIMESTAMP) // 1_000_000), left_out
 
 
-def read_any_interactions(path: Path) -> pl.DataFrame:
+def read_any_interactions(path: Path, more: Sequence[str] = ()) -> pl.DataFrame:
     """Unchecked ``user_id``, ``item_id`` and ``timestamp`` of a file, with the row number ``ROW``.
+
+    Args:
+        path: a ``.csv`` or ``.parquet`` file.
+        more: columns to read besides, those that the file lacks are left out.
 
     Raises:
         DatasetError: the file cannot be read, or lacks a column.
@@ -161,7 +202,7 @@ def read_any_interactions(path: Path) -> pl.DataFrame:
         raise DatasetError(f"{path}: interactions are a .csv or .parquet file, got the suffix {path.suffix!r}")
     names = (USER_ID, ITEM_ID, TIMESTAMP)
     text = names if path.suffix.lower() == ".csv" else (USER_ID, ITEM_ID)
-    return read_table(path, text=text, required=names, columns=names)
+    return read_table(path, text=text, required=names, columns=(*names, *more))
 
 
 def in_order(interactions: pl.DataFrame) -> pl.DataFrame:

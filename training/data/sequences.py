@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from index.items.item_table import ITEM_ID
 from training.data.dataset import USER_ID, in_order, row_numbers
+from training.data.event_weights import WEIGHT
 from training.errors import DatasetError
 
 _LEAST_EVENTS = 3
@@ -26,11 +27,16 @@ class Sequences:
         user_ids: user ids.
         offsets: (users + 1,) int64; user u owns ``rows[offsets[u] : offsets[u + 1]]``.
         rows: (events,) int64 item rows, a user's oldest first.
+        weights: (events,) float32, above 0, with the mean 1; None: all weigh the same.
+        shown: (events, k) int64 item rows that the user saw before the event and did not follow, −1 for none; None: not
+            known.
     """
 
     user_ids: list[str]
     offsets: NDArray[np.int64]
     rows: NDArray[np.int64]
+    weights: NDArray[np.float32] | None = None
+    shown: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """Number of users."""
@@ -50,7 +56,8 @@ class Sequences:
         """Histories of a frame of interactions.
 
         Args:
-            interactions: ``user_id``, ``item_id``, ``timestamp``; in any order, ties keep the order given.
+            interactions: ``user_id``, ``item_id``, ``timestamp`` and, if there are, ``weight``; in any order, ties keep
+                the order given.
             item_ids: the catalogue's ids in row order.
 
         Raises:
@@ -64,7 +71,23 @@ class Sequences:
         runs = ordered[USER_ID].rle()
         offsets = np.zeros(len(runs) + 1, dtype=np.int64)
         np.cumsum(runs.struct.field("len").to_numpy(), out=offsets[1:])
-        return cls(runs.struct.field("value").to_list(), offsets, rows.to_numpy().astype(np.int64, copy=False))
+        weights = None
+        if WEIGHT in ordered.columns:
+            given = ordered[WEIGHT].to_numpy()
+            weights = (given / given.mean()).astype(np.float32)
+        users = runs.struct.field("value").to_list()
+        return cls(users, offsets, rows.to_numpy().astype(np.int64, copy=False), weights)
+
+    def only(self, kept: NDArray[np.bool_], offsets: NDArray[np.int64]) -> "Sequences":
+        """Some of the events of the same users.
+
+        Args:
+            kept: (events,) bool.
+            offsets: (users + 1,) int64 of the kept events.
+        """
+        weights = None if self.weights is None else self.weights[kept]
+        shown = None if self.shown is None else self.shown[kept]
+        return Sequences(self.user_ids, offsets, self.rows[kept], weights, shown)
 
 
 @dataclass(frozen=True)
@@ -137,7 +160,7 @@ def leave_one_out(sequences: Sequences) -> LeaveOneOut:
     offsets = np.zeros(len(sequences) + 1, dtype=np.int64)
     np.cumsum(kept, out=offsets[1:])
     position = np.arange(len(sequences.rows)) - np.repeat(sequences.offsets[:-1], lengths)
-    train = Sequences(sequences.user_ids, offsets, sequences.rows[position < np.repeat(kept, lengths)])
+    train = sequences.only(position < np.repeat(kept, lengths), offsets)
     users = np.flatnonzero(split)
     return LeaveOneOut(train, _held_out(sequences, users, back=2), _held_out(sequences, users, back=1))
 
@@ -148,7 +171,7 @@ def last_item(sequences: Sequences) -> Targets:
 
 
 def popularity(train: Sequences, items: int) -> NDArray[np.int64]:
-    """Training events per item.
+    """Training events per item; where they have weights, their sum, rounded, and at least 1 for an item with an event.
 
     Args:
         train: training histories only.
@@ -157,7 +180,11 @@ def popularity(train: Sequences, items: int) -> NDArray[np.int64]:
     Returns:
         (items,) int64.
     """
-    return np.bincount(train.rows, minlength=items).astype(np.int64)
+    events = np.bincount(train.rows, minlength=items).astype(np.int64)
+    if train.weights is None:
+        return events
+    weighed = np.rint(np.bincount(train.rows, train.weights, items)).astype(np.int64)
+    return np.maximum(weighed, np.minimum(events, 1))
 
 
 def _held_out(sequences: Sequences, users: NDArray[np.intp], *, back: int) -> Targets:

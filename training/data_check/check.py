@@ -10,7 +10,7 @@ from index.items.item_table import ITEM_ID
 from training.data.dataset import IMAGE, INTERACTION_SUFFIXES, INTERACTIONS, ITEM_SUFFIXES, ITEMS, TEXT, load_dataset
 from training.data.learnable_pairs import check_learnable
 from training.data.sequences import Sequences, leave_one_out
-from training.data.table_files import find_table
+from training.data.tables.table_files import find_table
 from training.data.training_pairs import TrainingPairs
 from training.data_check.images import check_images
 from training.data_check.interactions import check_interactions

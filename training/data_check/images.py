@@ -13,7 +13,7 @@ import polars as pl
 from index.machine.cores import available_cores
 from training.data.dataset import IMAGE, TEXT, TITLE, confined_file
 from training.data.picture_reader import open_picture
-from training.data.table_files import ROW
+from training.data.tables.table_files import ROW
 from training.data_check.report import Defect, ImageFacts, Severity, defect_of
 from training.errors import PictureError
 

@@ -6,9 +6,9 @@ import polars as pl
 
 from index.items.item_ids import MAX_ID_BYTES
 from index.items.item_table import ITEM_ID, POPULARITY
-from training.data.column_names import look_alikes
 from training.data.dataset import IMAGE, TEXT, TITLE, broken_ids, metadata_type
-from training.data.table_files import ROW, nameless_columns, read_table
+from training.data.tables.column_names import look_alikes
+from training.data.tables.table_files import ROW, nameless_columns, read_table
 from training.data_check.report import Column, Defect, ItemFacts, Severity, defect_of
 
 _MOSTLY = 0.8

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from training.data.table_files import ROW, rows_named
+from training.data.tables.table_files import ROW, rows_named
 from training.data_check.k_core import Core
 
 _EXAMPLES = 3

@@ -7,7 +7,7 @@ reduced by principal components. The baseline takes seconds and needs no model; 
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,9 +24,17 @@ from training.embedding.store import Embeddings
 from training.errors import EmbeddingsError, PictureError
 
 MAX_TERMS = 200_000
+TEXT_DIM = 256
+IMAGE_DIM = 128
 _CONSTANT = 0.3
 _WORD = r"(?u)\w+"
-_SETTINGS = {"version": 2, "terms": MAX_TERMS, "ngrams": [1, 2], "picture_side": 64, "constant": _CONSTANT}
+_SETTINGS: Mapping[str, Any] = {
+    "version": 2,
+    "terms": MAX_TERMS,
+    "ngrams": [1, 2],
+    "picture_side": 64,
+    "constant": _CONSTANT,
+}
 
 
 class EmbeddableCatalogue(Protocol):
@@ -48,8 +56,8 @@ class EmbeddableCatalogue(Protocol):
 def embed_without_vlm(
     dataset: EmbeddableCatalogue,
     *,
-    text_dim: int = 256,
-    image_dim: int = 128,
+    text_dim: int = TEXT_DIM,
+    image_dim: int = IMAGE_DIM,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Embeddings:
@@ -78,10 +86,18 @@ def embed_without_vlm(
     unreadable = {ids[row]: reason for row, reason in reasons.items()}
     if not any(block.any() for block in vectors.values()):
         raise EmbeddingsError(f"none of the {len(ids)} items has a text or a readable picture; nothing can be embedded")
-    settings = _SETTINGS | {"text_dim": text_dim, "image_dim": image_dim, "seed": seed}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    model = {"kind": "no-vlm", "id": "tfidf-svd+colour-layout-edges", "settings": settings, "hash": digest[:16]}
+    settings = {**_SETTINGS, "text_dim": text_dim, "image_dim": image_dim, "seed": seed}
+    model = {"kind": "no-vlm", "id": "tfidf-svd+colour-layout-edges", "settings": settings, "hash": _digest(settings)}
     return Embeddings(ids, vectors, model, unreadable)
+
+
+def settings_hash() -> str:
+    """The ``hash`` in the provenance of features with the default lengths and seed."""
+    return _digest({**_SETTINGS, "text_dim": TEXT_DIM, "image_dim": IMAGE_DIM, "seed": 0})
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def embed_texts(texts: Sequence[str | None], dim: int, *, seed: int) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,21 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(plain_text(text).encode("utf-8", "surrogatepass")).hexdigest()[:_HEX]
 
 
+def picture_hash(file: BufferedReader) -> str:
+    """32 hex digits over a picture's bytes, and over the version of the decoder where it reads them differently.
+
+    Args:
+        file: of the picture, at its start.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.file_digest(file, "sha256").hexdigest()[:_HEX]
+    if decoding_has_changed(file):  # so that pictures that decode to other pixels are embedded again
+        return hashlib.sha256(f"{digest} {_DECODING}".encode()).hexdigest()[:_HEX]
+    return digest
+
+
 def metadata_digest(table: pa.Table) -> str:
     """16 hex digits over names, types and values of metadata columns, independent of their storage.
 
@@ -262,9 +278,7 @@ def _stamp(directory: Path, name: str, known: dict[tuple[str, int, int], str]) -
             status = os.fstat(file.fileno())
             digest = known.get((name, status.st_size, status.st_mtime_ns))
             if digest is None:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()[:_HEX]
-                if decoding_has_changed(file):  # so that pictures that decode to other pixels are embedded again
-                    digest = hashlib.sha256(f"{digest} {_DECODING}".encode()).hexdigest()[:_HEX]
+                digest = picture_hash(file)
     except OSError:
         return NOT_READ, None, None
     return digest, status.st_size, status.st_mtime_ns

@@ -9,22 +9,20 @@ model, prompts or preprocessing embeds every item again.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from index.bundle.integrity import write_durably
 from index.items.item_table import ITEM_ID
-from training.backbones.batches import Collator, PromptBatch, spread
-from training.backbones.identity import differences
+from training.backbones.identity import LICENCES, differences
 from training.config.types import MODALITIES
 from training.data.dataset import Dataset
-from training.data.pictures import PictureStore
+from training.embedding.catalogue_encoder import RowEncoder, Vectors, catalogue_encoder
 from training.embedding.content_hashes import PICTURE_HASH, ContentHashes, Delta, read_contents
 from training.embedding.content_reuse import KnownVectors, Reuse
 from training.embedding.plan import EmbeddingPlan, remove_work
@@ -40,12 +38,16 @@ from training.embedding.store import (
 from training.errors import EmbeddingsError, JobStopped
 
 if TYPE_CHECKING:
+    from training.backbones.items.trained_heads import ItemEmbedding
     from training.backbones.vlm import Embedding
 
-_CHUNK_TOKENS = 32_768
 _BLOCK_ROWS = 65_536
-Vectors = dict[str, NDArray[np.float32]]
-"""Modality → (n, D) float32, rows of length 1; a row of zeros if the modality is absent."""
+Finished = Callable[[int], None]
+"""Called with the number of each finished shard."""
+
+EncodeShards = Callable[[EmbeddingPlan, Sequence[int], Finished, Callable[[], bool]], None]
+"""Makes missing shards of a plan elsewhere; the last argument says whether to stop, which raises JobStopped."""
+
 Progress = Callable[[str, int, int], None]
 """Called with the name of a step and the numbers of its finished and of all pieces."""
 
@@ -105,74 +107,6 @@ class Embedded:
     resumed: int
 
 
-class CatalogueEncoder:
-    """Encodes items and histories of one catalogue.
-
-    Args:
-        embedding: a trained embedder; it is moved to the GPU if there is one, and set to evaluation.
-        dataset: the catalogue.
-        rows: (n,) int64, the only items that will be requested; None for any.
-        picture_bytes: memory for preprocessed pictures; 0 keeps none.
-        modalities: what is encoded.
-        chunk_tokens: largest padded size of a group of prompts; on a CPU, groups that fit its cache are faster.
-
-    Attributes:
-        pictures: the catalogue's pictures, with those read so far.
-    """
-
-    def __init__(
-        self,
-        embedding: "Embedding",
-        dataset: Dataset,
-        *,
-        rows: NDArray[np.int64] | None = None,
-        picture_bytes: int = 0,
-        modalities: Sequence[str] = MODALITIES,
-        chunk_tokens: int = _CHUNK_TOKENS,
-    ) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._embedder = embedding.embedder.to(self._device).eval()
-        self.pictures = PictureStore(dataset.image_path, embedding.backbone.image_processor, memory_bytes=picture_bytes)
-        self._collator = Collator(
-            embedding.backbone.tokenizer,
-            _only(dataset.texts(), rows),
-            self.pictures,
-            max_text_tokens=embedding.max_text_tokens,
-            max_history=embedding.max_history,
-            chunk_tokens=chunk_tokens,
-            modalities=modalities,
-        )
-
-    def items(self, rows: NDArray[np.int64]) -> Vectors:
-        """Vectors of items.
-
-        Args:
-            rows: (n,) int64 item rows.
-
-        Raises:
-            EmbeddingsError: the model gives a value that is not finite.
-        """
-        return self._encode(*self._collator.items(rows))
-
-    def sequences(self, histories: Sequence[NDArray[np.int64]]) -> Vectors:
-        """Vectors of histories, for ranking items directly.
-
-        Args:
-            histories: item rows, oldest first, at least one each; the newest are read.
-
-        Raises:
-            EmbeddingsError: the model gives a value that is not finite.
-        """
-        return self._encode(*self._collator.sequences(histories))
-
-    @torch.inference_mode()
-    def _encode(self, prompts: PromptBatch, places: dict[str, Tensor]) -> Vectors:
-        outputs = self._embedder(prompts.to(self._device)).cpu()
-        if not torch.isfinite(outputs).all():
-            raise EmbeddingsError("the model gives values that are not finite; train it again with a lower rate")
-        return {name: spread(outputs, found).numpy() for name, found in places.items()}
-
-
 def pending_items(
     dataset: Dataset,
     model: Mapping[str, Any],
@@ -217,13 +151,14 @@ def pending_items(
 def embed_catalogue(
     dataset: Dataset,
     pending: Pending,
-    load: Callable[[], "Embedding"],
+    load: Callable[[], "Embedding | ItemEmbedding"],
     directory: Path,
     *,
     shard_items: int,
     batch_items: int,
     progress: Progress = lambda _step, _done, _all: None,
     stopped: Callable[[], bool] = lambda: False,
+    encode_shards: EncodeShards | None = None,
 ) -> Embedded:
     """Bring the embeddings of a catalogue up to date.
 
@@ -238,6 +173,7 @@ def embed_catalogue(
         batch_items: items encoded at a time.
         progress: called with the progress of each step; an error that it raises ends the work like a kill.
         stopped: called before the first shard and after every shard; true stops the work.
+        encode_shards: makes the missing shards instead of this process; ``load`` is then not called.
 
     Raises:
         EmbeddingsError: no item has a text or a readable picture, the model gives a value that is not finite, or it is
@@ -251,27 +187,19 @@ def embed_catalogue(
         work = EmbeddingPlan.open(
             directory, pending.wanted_contents(), pending.model, shard_items=shard_items, batch_items=batch_items
         )
-        encoded = _encode(dataset, load, pending, work, progress, stopped)
+        encoded = _encode(dataset, load, pending, work, progress, stopped, encode_shards)
         resumed = len(wanted) - encoded
     if work is not None or not _is_current(pending):
         _assemble(directory, pending, work, progress)
-    elif pending.base is not None and not _same_stamps(pending.base, pending.contents):
-        replace_items(directory, pending.base, pending.contents)
+    elif pending.base is not None and not (
+        _same_stamps(pending.base, pending.contents) and _same_licences(pending.base, pending.model)
+    ):
+        replace_items(directory, pending.base, pending.contents, licences=pending.model.get(LICENCES))
     embeddings = Embeddings.load(directory, check=False)
     _write_unreadable(directory, embeddings.unreadable)
     remove_work(directory)
     remove_old_files(directory)
     return Embedded(embeddings, encoded, resumed)
-
-
-def _only(texts: list[str | None], rows: NDArray[np.int64] | None) -> list[str | None]:
-    """The texts of these rows; None for the others."""
-    if rows is None:
-        return texts
-    kept: list[str | None] = [None] * len(texts)
-    for row in rows.tolist():
-        kept[row] = texts[row]
-    return kept
 
 
 def _reason_to_embed_all(found: Embeddings, model: Mapping[str, Any]) -> str | None:
@@ -294,13 +222,18 @@ def _same_stamps(base: Embeddings, contents: ContentHashes) -> bool:
     return base.contents is not None and base.contents.frame.equals(contents.frame)
 
 
+def _same_licences(base: Embeddings, model: Mapping[str, Any]) -> bool:
+    return bool(base.model.get(LICENCES) == model.get(LICENCES))
+
+
 def _encode(
     dataset: Dataset,
-    load: Callable[[], "Embedding"],
+    load: Callable[[], "Embedding | ItemEmbedding"],
     pending: Pending,
     work: EmbeddingPlan,
     progress: Progress,
     stopped: Callable[[], bool],
+    encode_shards: EncodeShards | None,
 ) -> int:
     """Make the missing shards; returns the number of items encoded."""
     every = int(pending.wanted.sum())
@@ -311,19 +244,20 @@ def _encode(
         return 0
     if stopped():
         raise JobStopped("stopped before the first shard; start the same command again to go on")
+    if encode_shards is not None:
+        _encode_elsewhere(work, left, every, progress, stopped, encode_shards)
+        return every - done
     embedding = load()
     if differences(embedding.model, pending.model):
         raise EmbeddingsError("the model was replaced while its items were being compared; run the command again")
     ids = pending.contents.item_ids()
     places = {ids[row]: row for row in np.flatnonzero(pending.wanted).tolist()}
-    encoder = CatalogueEncoder(embedding, dataset, rows=np.array(sorted(places.values()), dtype=np.int64))
+    encoder = catalogue_encoder(embedding, dataset, rows=np.array(sorted(places.values()), dtype=np.int64))
     first = done
     for number in left:
         rows = np.array([places[item_id] for item_id in work.item_ids(number)], dtype=np.int64)
-        vectors = _encode_shard(encoder, rows, work.batch_items, done, every, progress)
-        reasons = {
-            ids[row]: encoder.pictures.unreadable[row] for row in rows.tolist() if row in encoder.pictures.unreadable
-        }
+        vectors = encode_shard(encoder, rows, work.batch_items, partial(_report_from, progress, done, every))
+        reasons = {ids[row]: encoder.unreadable[row] for row in rows.tolist() if row in encoder.unreadable}
         work.write(number, vectors, reasons)
         done += len(rows)
         if stopped():
@@ -333,16 +267,52 @@ def _encode(
     return done - first
 
 
-def _encode_shard(
-    encoder: CatalogueEncoder, rows: NDArray[np.int64], batch_items: int, done: int, every: int, progress: Progress
+def encode_shard(
+    encoder: RowEncoder,
+    rows: NDArray[np.int64],
+    batch_items: int,
+    progress: Callable[[int], None] = lambda _done: None,
 ) -> Vectors:
+    """Encode the items of a shard in batches of fixed size, as the batching affects the last digits.
+
+    Args:
+        encoder: of the catalogue.
+        rows: (n,) int64 item rows, in the order of the plan.
+        batch_items: items encoded at a time.
+        progress: called with the number of encoded items after each batch.
+
+    Raises:
+        EmbeddingsError: the model gives a value that is not finite.
+    """
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in MODALITIES}
     for start in range(0, len(rows), batch_items):
         batch = rows[start : start + batch_items]
         for name, block in encoder.items(batch).items():
             parts[name].append(block)
-        progress("embedding", done + start + len(batch), every)
+        progress(start + len(batch))
     return {name: np.concatenate(blocks) for name, blocks in parts.items()}
+
+
+def _report_from(progress: Progress, done: int, every: int, new: int) -> None:
+    progress("embedding", done + new, every)
+
+
+def _encode_elsewhere(
+    work: EmbeddingPlan,
+    left: Sequence[int],
+    every: int,
+    progress: Progress,
+    stopped: Callable[[], bool],
+    encode_shards: EncodeShards,
+) -> None:
+    """Let an engine make the missing shards, and report each."""
+    missing = {number: len(work.item_ids(number)) for number in left}
+
+    def finished(number: int) -> None:
+        missing.pop(number)
+        progress("embedding", every - sum(missing.values()), every)
+
+    encode_shards(work, left, finished, stopped)
 
 
 def _assemble(directory: Path, pending: Pending, work: EmbeddingPlan | None, progress: Progress) -> None:

@@ -86,6 +86,10 @@ class EmbeddingPlan:
         """Ids of a shard, in order."""
         return self.plan[ITEM_ID].slice(number * self.shard_items, self.shard_items).to_list()
 
+    def planned(self, number: int) -> list[tuple[str, str | None, str | None]]:
+        """Ids of a shard, in order, each with the hashes of its text and picture."""
+        return self.plan.select(_COLUMNS).slice(number * self.shard_items, self.shard_items).rows()
+
     def has(self, number: int) -> bool:
         """Whether a shard is finished and complete."""
         return self._shard(number) is not None

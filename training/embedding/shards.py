@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import uuid
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -40,8 +41,8 @@ class Shard:
         )
 
     def save(self, path: Path) -> None:
-        """Write a file durably, under a temporary name first."""
-        partial = path.with_suffix(".part")
+        """Write a file durably, under a temporary name of this call first: two workers may make the same shard."""
+        partial = path.with_name(f"{path.stem}-{uuid.uuid4().hex[:8]}.part")
         about = json.dumps({"item_ids": self.item_ids, "unreadable": self.unreadable}).encode()
         with partial.open("wb") as file:
             arrays: dict[str, Any] = dict(self.vectors)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from index.bundle.integrity import sync_directory, sync_file, write_durably
 from index.items.item_table import ITEM_ID
 from index.machine.disk import new_array_file
+from training.backbones.identity import LICENCES
 from training.embedding.content_hashes import SCHEMA, ContentHashes
 from training.embedding.unused_vectors import PLACE, SLOT, UnusedVectors
 from training.errors import EmbeddingsError
@@ -224,19 +225,24 @@ def load_unused(directory: Path) -> UnusedVectors:
         return UnusedVectors()
 
 
-def replace_items(directory: Path, embeddings: Embeddings, contents: ContentHashes) -> None:
-    """Replace the content hashes of the same items in the same order; the vectors stay.
+def replace_items(
+    directory: Path, embeddings: Embeddings, contents: ContentHashes, *, licences: Sequence[str] | None
+) -> None:
+    """Replace the content hashes of the same items in the same order, and the licences; the vectors stay.
 
     Args:
         directory: of the current embeddings.
         embeddings: as loaded from there.
         contents: of the same items.
+        licences: of the pretrained models; None without any.
     """
     description = _read_description(directory)
     number = _current_number(directory) + 1
     files = dict(description["files"])
     files["items"] = _write_items(directory, number, embeddings.item_ids, embeddings.unreadable, contents)
-    _write_description(directory, files, embeddings.dims(), len(embeddings), embeddings.model, contents)
+    model = {name: part for name, part in embeddings.model.items() if name != LICENCES}
+    model |= {} if licences is None else {LICENCES: list(licences)}
+    _write_description(directory, files, embeddings.dims(), len(embeddings), model, contents)
     remove_old_files(directory)
 
 

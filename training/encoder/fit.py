@@ -11,7 +11,7 @@
 import itertools
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from training.data.sequences import Sequences, Targets, evenly_spaced
 from training.encoder.averaging import WeightAverage
 from training.encoder.next_item_loss import NO_TARGET, full_softmax_loss, sampled_softmax_loss, slot_scale
 from training.encoder.slot_model import SlotModel, stored_vectors, torch_encoder
-from training.encoder.windows import batches, training_windows
+from training.encoder.windows import automatic_batch_size, batches, rows_of, shown_of, weights_of, window_events
 from training.errors import TrainingDiverged
+from training.lists.fit_lists import ServedValidation
 from training.ranking import metrics
 from training.ranking.ranking import rank_targets
 from training.ranking.slot_ranker import SlotRanker
@@ -52,7 +53,7 @@ class FitLog:
     """The log of a fit.
 
     Attributes:
-        epochs: one line per epoch: loss in nats, validation NDCG@10 and HR@10.
+        epochs: one line per epoch: loss in nats, validation NDCG@10 and HR@10 of the slots, NDCG@10 of what is served.
         best_epoch: number of the epoch whose weights the model has, from 0.
     """
 
@@ -108,6 +109,8 @@ def fit(
     directory: Path,
     *,
     fingerprint: str,
+    served: ServedValidation | None = None,
+    stop_after: int | None = None,
     report: Report = lambda _line: None,
     step_done: Callable[[float], None] = lambda _share: None,
 ) -> FitLog:
@@ -120,6 +123,8 @@ def fit(
         config: how to train.
         directory: of the checkpoints; one of the same fingerprint is resumed.
         fingerprint: of data and configuration, so that no checkpoint of others is used.
+        served: measures slots and lists together, which then choose the best epoch; None: the slots alone do.
+        stop_after: epochs of a refit: exactly so many, at the learning rates that they have among all configured ones.
         report: called after every epoch.
         step_done: called after every step with the completed share of the epoch.
 
@@ -128,36 +133,51 @@ def fit(
     """
     state = FitState(model, config, directory, fingerprint)
     stepper = Stepper(model, config, NegativeSampler.of(model, train, config))
-    epochs = config.epochs if len(validation) else min(config.epochs, config.patience)
-    while state.epoch < epochs and state.epoch - state.best_epoch <= config.patience:
+    size = config.batch_size or automatic_batch_size(train, config.max_history)
+    epochs = config.epochs if len(validation) or stop_after else min(config.epochs, config.patience)
+    while state.epoch < (stop_after or epochs) and state.epoch - state.best_epoch <= config.patience:
         rng = np.random.default_rng([config.seed, state.epoch])
-        windows = training_windows(train, config.max_history, reversed_share=config.reversed_share, rng=rng)
-        steps = -(-len(windows) // config.batch_size)
-        losses = []
+        windows = window_events(train, config.max_history, reversed_share=config.reversed_share, rng=rng)
+        epoch = list(batches(windows, size, rng))
+        steps, losses = len(epoch), []
         # The number of windows, and so of steps, differs from epoch to epoch.
         schedule = learning_rate_schedule(config, epochs * steps)
         scheduler = schedule.attach(state.optimizer, steps_done=state.epoch * steps)
-        for step, batch in enumerate(batches(windows, config.batch_size, rng)):
+        for step, batch in enumerate(epoch):
             torch.manual_seed(int(rng.integers(2**62)))
-            losses.append(stepper.step(batch, state.optimizer, rng))
+            weights = weights_of(train, batch)
+            shown = shown_of(train, batch)
+            losses.append(stepper.step(rows_of(train, batch), state.optimizer, rng, weights, shown))
             scheduler.step()
             state.average.update()
             step_done((step + 1) / steps)
         state.average.swap()
-        line = {"epoch": state.epoch, "loss": round(float(np.mean(losses)), 5)} | validate(model, validation, config)
+        figures = validate(model, validation, config, served)
+        line = {"epoch": state.epoch, "loss": round(float(np.mean(losses)), 5)} | figures
         state.end_epoch(line)
         report(line)
     state.restore_best()
     return FitLog(state.lines, state.best_epoch)
 
 
-def validate(model: SlotModel, validation: Targets, config: EncoderConfig) -> dict[str, float]:
-    """NDCG@10 and HR@10 of at most ``validation_users`` evenly spaced targets, ranked exactly; {} without any."""
+def validate(
+    model: SlotModel, validation: Targets, config: EncoderConfig, served: ServedValidation | None = None
+) -> dict[str, float]:
+    """NDCG@10 and HR@10 of at most ``validation_users`` evenly spaced targets, ranked exactly; {} without any.
+
+    Args:
+        model: to measure.
+        validation: held-out targets.
+        config: precision, and whether seen items are left out.
+        served: adds figures of slots and lists together; None: the slots alone are measured.
+    """
     if not len(validation):
         return {}
-    some = evenly_spaced(validation, config.validation_users)
     model.eval()
     ranker = SlotRanker(stored_vectors(model, config.precision), torch_encoder(model), config.max_history)
+    if served is not None:
+        return served.figures(ranker)
+    some = evenly_spaced(validation, config.validation_users)
     rank = rank_targets(ranker, some, ranker.findable, exclude_seen=config.exclude_seen).full
     return {"ndcg@10": float(metrics.gains(rank, 10).mean()), "hr@10": float(metrics.hits(rank, 10).mean())}
 
@@ -183,13 +203,22 @@ class Stepper:
         names = model.layout.names
         self._subsets = [s for size in range(1, len(names)) for s in itertools.combinations(names, size)]
 
-    def step(self, batch: NDArray[np.int64], optimizer: torch.optim.Optimizer, rng: np.random.Generator) -> float:
+    def step(
+        self,
+        batch: NDArray[np.int64],
+        optimizer: torch.optim.Optimizer,
+        rng: np.random.Generator,
+        weights: NDArray[np.float32] | None = None,
+        shown: NDArray[np.int64] | None = None,
+    ) -> float:
         """Forward, backward, update.
 
         Args:
             batch: (B, L + 1) int64 rows, right-padded with −1.
             optimizer: over the model's weights; its rate is set.
             rng: draws slots, cold items and negatives.
+            weights: (B, L + 1) of the events; None: all weigh the same.
+            shown: (B, L + 1, k) int64 rows shown before each event, −1 for none; None: none is known.
 
         Returns:
             The loss before the update, in nats.
@@ -199,7 +228,7 @@ class Stepper:
         """
         self._model.train()
         optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(batch, rng)
+        loss = self.loss(batch, rng, weights, shown)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingDiverged(
@@ -211,22 +240,35 @@ class Stepper:
         optimizer.step()
         return value
 
-    def loss(self, batch: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
+    def loss(
+        self,
+        batch: NDArray[np.int64],
+        rng: np.random.Generator,
+        weights: NDArray[np.float32] | None = None,
+        shown: NDArray[np.int64] | None = None,
+    ) -> Tensor:
         """The loss of a batch: full softmax over a small catalogue, else sampled.
 
         Args:
             batch: (B, L + 1) int64 rows, right-padded with −1.
             rng: draws slots, cold items and negatives.
+            weights: (B, L + 1) of the events, of which targets count; None: all weigh the same.
+            shown: (B, L + 1, k) int64 rows shown before each event, −1 for none; None: none is known.
 
         Returns:
             Scalar in nats.
         """
         model, config = self._model, self._config
+        wanted = None if weights is None else torch.from_numpy(weights)[:, 1:]
         full = model.items <= config.sampled_above
         drawn, log_expected = self._sampler.draw(config.negatives, rng)
-        rows = np.arange(model.items) if full else np.unique(np.concatenate([batch[batch >= 0], drawn]))
+        extra = np.empty(0, dtype=np.int64) if shown is None else shown[shown >= 0]
+        rows = np.arange(model.items) if full else np.unique(np.concatenate([batch[batch >= 0], drawn, extra]))
         units, present = self._units(torch.from_numpy(rows))
         local = torch.from_numpy(np.where(batch >= 0, np.searchsorted(rows, batch), NO_TARGET))
+        seen = None
+        if shown is not None:
+            seen = torch.from_numpy(np.where(shown >= 0, np.searchsorted(rows, shown), NO_TARGET))[:, 1:]
         kept = self._kept_slots(len(batch), rng)
         scale, spread = slot_scale(kept, present), kept.float() @ model.slot_components
         before = local[:, :-1].clamp(min=0)
@@ -234,10 +276,11 @@ class Stepper:
         queries = model.encoder.every_position(self._blanked(histories)) * spread[:, None, :]
         if full:
             scale = scale * torch.from_numpy(self._sampler.competing)
-            return full_softmax_loss(queries, units, local[:, 1:], scale, config.temperature)
+            return full_softmax_loss(queries, units, local[:, 1:], scale, config.temperature, wanted, seen)
         sample = torch.from_numpy(np.searchsorted(rows, drawn))
         expected = torch.from_numpy(log_expected)
-        return sampled_softmax_loss(queries, units, local[:, 1:], scale, sample, expected, config.temperature)
+        targets, temperature = local[:, 1:], config.temperature
+        return sampled_softmax_loss(queries, units, targets, scale, sample, expected, temperature, wanted, seen)
 
     def _units(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(m, Σd) unit slots side by side and (m, slots) bool, with the behaviour vectors of some items dropped."""
@@ -287,8 +330,7 @@ class FitState:
         The checkpoint is written last: after a kill in between, the epoch runs again and writes the same files.
         """
         self.lines.append(line)
-        best = self.lines[self.best_epoch]
-        if self.epoch == 0 or "ndcg@10" not in line or line["ndcg@10"] > best["ndcg@10"]:
+        if self.epoch == 0 or "ndcg@10" not in line or _is_better(line, self.lines[self.best_epoch], self.lines):
             self.best_epoch = self.epoch
             partial = self._directory / f"{_BEST_FILE}.part"
             save_file({name: value.contiguous() for name, value in self._model.state_dict().items()}, partial)
@@ -319,6 +361,27 @@ class FitState:
         """Give the model the weights of the best epoch."""
         self._model.load_state_dict(load_file(self._directory / _BEST_FILE))
         self._model.eval()
+
+
+def _is_better(line: Mapping[str, Any], kept: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an epoch is better than the one that is kept.
+
+    What is served decides, unless the difference is within chance: an epoch is good if slots and lists together are
+    within one standard error of the best so far (Breiman et al., 1984), and of the good ones the best is the one whose
+    slots alone rank best. They answer where there are no lists: for new items, and with slot weights of a request.
+
+    Args:
+        line: of the newest epoch.
+        kept: of the epoch that is kept.
+        lines: of all epochs.
+    """
+    if "served_ndcg@10" not in line:
+        return bool(line["ndcg@10"] > kept["ndcg@10"])
+    best = max(lines, key=lambda each: float(each["served_ndcg@10"]))
+    least = best["served_ndcg@10"] - best["served_error"]
+    if line["served_ndcg@10"] < least:
+        return False
+    return bool(kept["served_ndcg@10"] < least or line["ndcg@10"] > kept["ndcg@10"])
 
 
 def _decays(name: str, weight: Tensor) -> bool:

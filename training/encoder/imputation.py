@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from index.items.slots import BEHAVIOUR, TEXT, SlotLayout
-from training.encoder.pca import ModalityBasis, fit_basis
+from training.embedding.pca import ModalityBasis, fit_basis
 from training.errors import EmbeddingsError
 
 Vectors = Mapping[str, NDArray[np.floating]]

@@ -1,9 +1,9 @@
-"""Calibrates on validation how long imputed behaviour vectors are, by the share of the first ten positions they get."""
+"""Calibrates on validation how long imputed behaviour vectors are."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,25 +13,77 @@ from index.lists.item_lists import CO, ItemList, ItemLists
 from training.data.sequences import Targets, evenly_spaced
 from training.encoder.imputation import BehaviourImputation, ImputationFit
 from training.lists.list_ranker import ListRanker
+from training.ranking import metrics
 from training.ranking.cold_items import cold_mask
 from training.ranking.ranking import rank_targets
 from training.ranking.slot_ranker import Encode, SlotRanker
 
-if TYPE_CHECKING:
-    from training.ranking.baselines import Ranker
-
-FOLDS = 2
+FOLDS = 5
 FOLD_SHARE = 0.1
 MOST_TARGETS = 2_000
-_SHORTEST = 0.3
-_STEPS = 6
+LENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _LEAST_TARGETS = 10
 _DEFAULT_LENGTH = 0.7
 """Length where there is nothing to calibrate on."""
+_CUT = 10
+_FLOATS_PER_BLOCK = 1 << 23
+_MOST_USERS = 256
 
 Advance = Callable[[int, int], None]
-"""Called with the number of rankings done and of all."""
-RANKINGS = (FOLDS + 1) * _STEPS
+"""Called with the number of passes over the targets that are done, and of all."""
+PASSES = FOLDS + 1
+
+
+@dataclass(frozen=True)
+class LengthCurve:
+    """What some imputed items do to validation, by the length of their vectors.
+
+    Attributes:
+        gains: (targets, lengths) DCG@10 of every target, those of the imputed items among them as often as they occur.
+        share: (lengths,) share of the imputed items in the first ten positions.
+        deserved: their share of the targets.
+    """
+
+    gains: NDArray[np.float64]
+    share: NDArray[np.float64]
+    deserved: float
+
+    @classmethod
+    def mean(cls, curves: Sequence["LengthCurve"]) -> "LengthCurve":
+        """The mean of the curves of several folds, over the same targets."""
+        return cls(
+            np.mean([curve.gains for curve in curves], axis=0),
+            np.mean([curve.share for curve in curves], axis=0),
+            float(np.mean([curve.deserved for curve in curves])),
+        )
+
+    def best(self) -> int:
+        """Place of the length with the largest NDCG@10 among those that give no more than the deserved share.
+
+        The shortest where all give more; equal ones go to the shorter.
+        """
+        allowed = np.flatnonzero(self.share <= self.deserved)
+        return int(allowed[np.argmax(self.gains[:, allowed].mean(axis=0))]) if len(allowed) else 0
+
+    def longest(self) -> int:
+        """Place of the longest length that is as good as the best and gives no more than the deserved share.
+
+        As good is an NDCG@10 within one standard error of the paired difference (Breiman et al., 1984).
+        """
+        best = self.best()
+        lost = self.gains[:, [best]] - self.gains
+        error = lost.std(axis=0) / np.sqrt(len(lost))
+        good = (lost.mean(axis=0) <= error) & (self.share <= self.deserved)
+        return int(np.flatnonzero(good).max(initial=best))
+
+    def described(self) -> dict[str, Any]:
+        """Plain values for ``fit.json``."""
+        return {
+            "lengths": list(LENGTHS),
+            "ndcg@10": self.gains.mean(axis=0).tolist(),
+            "share_of_top_ten": self.share.tolist(),
+            "share_of_events": self.deserved,
+        }
 
 
 @dataclass(frozen=True)
@@ -69,103 +121,131 @@ class LengthCalibration:
 
         Items with too few events are measured as they are. New items are imitated: for a tenth of the warm items,
         chosen by hash, the behaviour vector and every co-occurrence entry are taken away, and the vector is imputed by
-        a map that was fitted without them. Both get the largest length at which their share of the first ten positions
-        is at most their share of the targets.
+        a map that was fitted without them; the mean over the folds counts.
+
+        Items with events get the best length. New items get the longest that is as good as the best: they are shown
+        more often where that costs nothing that can be measured, as they need events to get a vector of their own.
 
         Returns:
             The imputation, and what ``fit.json`` says of it.
         """
-        done = 0
-
-        def step() -> None:
-            nonlocal done
-            done += 1
-            advance(done, RANKINGS)
-
         targets = evenly_spaced(self.validation, MOST_TARGETS)
         imputation = self.fit.fit()
         few = ~self.fit.warm & (self.counts > 0) & self._shown()
         new = ~self.fit.warm & (self.counts == 0)  # not imputed meanwhile, as nobody knows what they deserve
-        few_length, few_record = self._calibrated(imputation, few, new, targets, self.lists, step)
-        imputation = replace(imputation, few_length=few_length)
-        lengths, records = [], []
+        few_curve = self._curve(imputation, few, new, targets, self.lists)
+        advance(1, PASSES)
+        imputation = replace(imputation, few_length=_DEFAULT_LENGTH if few_curve is None else LENGTHS[few_curve.best()])
+        curves = []
         for number in range(FOLDS):
             fold = self.fit.warm & cold_mask([f"{number} {item_id}" for item_id in self.item_ids], FOLD_SHARE)
-            mapped = replace(self.fit.fit(without=fold), few_length=few_length)
+            mapped = replace(self.fit.fit(without=fold), few_length=imputation.few_length)
             lists = None if self.lists is None else without_co_occurrence(self.lists, fold)
-            length, record = self._calibrated(mapped, fold, new, targets, lists, step)
-            if record:
-                lengths.append(length)
-                records.append(record)
-        new_length = float(np.mean(lengths)) if lengths else _DEFAULT_LENGTH
-        imputation = replace(imputation, new_length=new_length)
+            curves += [found] if (found := self._curve(mapped, fold, new, targets, lists)) is not None else []
+            advance(number + 2, PASSES)
+        new_curve = LengthCurve.mean(curves) if curves else None
+        imputation = replace(
+            imputation, new_length=_DEFAULT_LENGTH if new_curve is None else LENGTHS[new_curve.longest()]
+        )
         return imputation, {
             "warm_items": int(self.fit.warm.sum()),
-            "new_length": new_length,
-            "few_length": few_length,
-            "new": records,
-            "few": few_record,
+            "new_length": imputation.new_length,
+            "few_length": imputation.few_length,
+            "new": {} if new_curve is None else new_curve.described(),
+            "few": {} if few_curve is None else few_curve.described(),
         }
 
     def _shown(self) -> NDArray[np.bool_]:
         others = [block.any(axis=1) for name, block in self.slots.items() if name != BEHAVIOUR]
         return np.asarray(np.any(others, axis=0))
 
-    def _calibrated(
+    def _curve(
         self,
         imputation: BehaviourImputation,
         items: NDArray[np.bool_],
         left_out: NDArray[np.bool_],
         targets: Targets,
         lists: ItemLists | None,
-        step: Callable[[], None],
-    ) -> tuple[float, dict[str, float]]:
-        """Search the length of some items by bisection.
+    ) -> LengthCurve | None:
+        """Rank the targets with every length of some items.
 
         Args:
             imputation: the map.
-            items: (n,) bool, imputed with the length in question.
+            items: (n,) bool, imputed with the lengths in question.
             left_out: (n,) bool, items without a behaviour vector meanwhile.
             targets: to rank.
             lists: item-to-item lists.
-            step: called after every ranking.
 
         Returns:
-            The length, and the shares; {} and a default where too few targets are of these items.
+            None where too few targets are of these items.
         """
         deserved = float(items[targets.targets].mean()) if len(targets) else 0.0
         if deserved * len(targets) < _LEAST_TARGETS:
-            return _DEFAULT_LENGTH, {}
+            return None
         slots = {**self.slots, BEHAVIOUR: np.where(items[:, None], 0, self.slots[BEHAVIOUR])}
         filled, lengths, imputed = imputation.fill(slots, self.fit.vectors, self.counts)
         filled[BEHAVIOUR] = np.where(left_out[:, None], 0, filled[BEHAVIOUR])
-        low, high, share, best = _SHORTEST, 1.0, float("nan"), float("nan")
-        for number in range(_STEPS):
-            length = high if number == 0 else (low + high) / 2
-            share = self._share(filled, np.where(items & imputed, length, lengths), items, targets, lists)
-            step()
-            if share <= deserved:
-                low, best = length, share
-                if number == 0:
-                    break
-            else:
-                high = length
-        return low, {"length": low, "share_of_events": deserved, "share_of_top_ten": share if best != best else best}
+        rows = np.flatnonzero(items & imputed)
+        # Histories read one length, so that a block is encoded once: imputed items are seldom in them.
+        read = self._stored(filled, np.where(items & imputed, _DEFAULT_LENGTH, lengths))
+        some = {name: block[rows] for name, block in filled.items()}
+        vectors = [self._stored(some, np.full(len(rows), length)) for length in LENGTHS]
+        return self._ranked(read, rows, vectors, targets, lists, deserved)
 
-    def _share(
+    def _stored(self, slots: dict[str, NDArray[np.floating]], lengths: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Vectors as they will be stored, rounded to the precision and back."""
+        return self.layout.stack(slots, {BEHAVIOUR: lengths}).astype(self.precision).astype(np.float32)
+
+    def _ranked(
         self,
-        slots: dict[str, NDArray[np.floating]],
-        lengths: NDArray[np.floating],
-        items: NDArray[np.bool_],
+        read: NDArray[np.float32],
+        items: NDArray[np.int64],
+        vectors: Sequence[NDArray[np.float32]],
         targets: Targets,
         lists: ItemLists | None,
-    ) -> float:
-        """Share of some items in the first ten positions of all targets."""
-        stored = self.layout.stack(slots, {BEHAVIOUR: lengths}).astype(self.precision).astype(np.float32)
-        slot_ranker = SlotRanker(stored, self.encode, self.max_history)
-        ranker: Ranker = slot_ranker if lists is None else ListRanker(lists, slot_ranker)
-        first = rank_targets(ranker, targets, slot_ranker.findable, exclude_seen=self.exclude_seen).lists
-        return float((items[first] & (first >= 0)).sum() / max((first >= 0).sum(), 1))
+        deserved: float,
+    ) -> LengthCurve:
+        """The curve of some items.
+
+        Args:
+            read: (n, Σd) stored vectors.
+            items: (m,) rows of the items.
+            vectors: their stored vectors with each length, (m, Σd).
+            targets: to rank.
+            lists: item-to-item lists.
+            deserved: share of the targets that are of these items.
+        """
+        ranker = SlotRanker(read, self.encode, self.max_history)
+        by_lists = None if lists is None else ListRanker(lists)
+        gains = np.zeros((len(targets), len(vectors)))
+        first, whole = np.zeros(len(vectors)), np.zeros(len(vectors))
+        chosen = np.isin(np.arange(len(read)), items)
+        block = int(np.clip(_FLOATS_PER_BLOCK // len(read), 1, _MOST_USERS))
+        for start in range(0, len(targets), block):
+            part = targets.only(np.arange(len(targets)) // block == start // block)
+            queries = ranker.queries(part.histories)
+            scores = queries @ read.T
+            added = np.zeros_like(scores) if by_lists is None else by_lists.scores(part.histories)
+            scores += added
+            for number, stored in enumerate(vectors):
+                scores[:, items] = queries @ stored.T + added[:, items]
+                found = rank_targets(_KnownScores(scores), part, ranker.findable, exclude_seen=self.exclude_seen)
+                filled = found.lists >= 0
+                gains[start : start + len(part), number] = metrics.gains(found.full, _CUT)
+                first[number] += (chosen[found.lists] & filled).sum()
+                whole[number] += filled.sum()
+        return LengthCurve(gains, first / np.maximum(whole, 1), deserved)
+
+
+@dataclass(frozen=True)
+class _KnownScores:
+    """A ranker of one block of histories whose scores are there already, (B, n) float32."""
+
+    known: NDArray[np.float32]
+
+    def scores(self, histories: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """(B, n) float32 scores of every item; higher is better."""
+        return self.known[: len(histories)]
 
 
 def without_co_occurrence(lists: ItemLists, items: NDArray[np.bool_]) -> ItemLists:

@@ -3,8 +3,11 @@
 # ``table/`` (stored vectors, popularity, metadata, thumbnails), ``contents.parquet`` (hashes of what the items were
 # made of), ``lists/`` (item-to-item lists with their weights), ``encoder.onnx``, ``probes.npz``,
 # ``encoder.safetensors``, ``projection.safetensors`` (slots for new items), ``imputation.safetensors`` (their behaviour
-# vectors) and ``fit.json`` (configuration, data, log). ``checkpoints/`` exists only while fitting.
+# vectors) and ``fit.json`` (configuration, data, log). All of it is of the encoder fitted without the held-out events,
+# which every figure is of. ``served/`` is what the index takes: table, lists, encoder, projection and imputation fitted
+# or counted again on every event. ``checkpoints/`` and ``checkpoints-refit/`` exist only while fitting.
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -17,43 +20,46 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 
 from index.items.eval_queries import EvaluationQueries
-from index.items.item_ids import ItemIds
-from index.items.item_table import ItemTable
-from index.items.modality_status import ModalityStatus, derive_missing
-from index.items.slots import BEHAVIOUR, IMAGE, SlotLayout
+from index.items.slots import BEHAVIOUR
 from index.items.thumbnails import THUMBNAILS_FILE
 from index.lists.item_lists import ItemLists
 from training.config.encoder_config import EncoderConfig
 from training.data.dataset import Dataset
+from training.data.impressions import read_impressions, shown_before
 from training.data.sequences import LeaveOneOut, Sequences, leave_one_out, popularity
-from training.data.thumbnails import MARK, VERSION, MadeThumbnails, make_thumbnails
-from training.embedding.content_hashes import pictures_not_found
+from training.data.thumbnails import make_thumbnails
 from training.embedding.store import Embeddings
+from training.encoder.encoder_files import (
+    CONTENTS_FILE,
+    FIT_FILE,
+    IMPUTATION_FILE,
+    PROBES_FILE,
+    SERVED_DIRECTORY,
+    slot_vectors,
+    write_encoder,
+)
 from training.encoder.fit import FitLog, Report, fit
 from training.encoder.imputation import BehaviourImputation, ImputationFit
 from training.encoder.imputed_lengths import LengthCalibration
-from training.encoder.model import SlotProjection
-from training.encoder.onnx_export import ExportParity, export_encoder
-from training.encoder.projection import project, save_projection
-from training.encoder.slot_model import SlotModel, stored_vectors, torch_encoder
+from training.encoder.refit import RefittedModel, refit, write_refit
+from training.encoder.slot_model import SlotModel, slot_layout, stored_vectors, torch_encoder
+from training.encoder.windows import automatic_batch_size
 from training.errors import ConfigError, DatasetError, EmbeddingsError
-from training.lists.fit_lists import LISTS_DIRECTORY, Progress, fit_lists
+from training.lists.fit_lists import (
+    LISTS_DIRECTORY,
+    CandidateLists,
+    Progress,
+    ServedValidation,
+    fit_lists,
+    make_lists,
+)
 from training.ranking.cold_items import cold_mask, without_items
 from training.ranking.slot_ranker import SlotRanker
 
-ENCODER_DIRECTORY = "encoder"
-TABLE_DIRECTORY = "table"
-ENCODER_FILE = "encoder.onnx"
-PROBES_FILE = "probes.npz"
-WEIGHTS_FILE = "encoder.safetensors"
-PROJECTION_FILE = "projection.safetensors"
-IMPUTATION_FILE = "imputation.safetensors"
-FIT_FILE = "fit.json"
-CONTENTS_FILE = "contents.parquet"
 CHECKPOINTS = "checkpoints"
+REFIT_CHECKPOINTS = "checkpoints-refit"
 MOST_PROBES = 2_000
 _FORMAT_VERSION = 1
 
@@ -66,7 +72,7 @@ class Split:
         sequences: all histories, cold items included.
         cold: (n,) bool, items held out of training.
         parts: training, validation and test without the cold items.
-        fingerprint: 16 hex digits over ids, histories and cold items.
+        fingerprint: 16 hex digits over ids, histories with their weights, and cold items.
     """
 
     sequences: Sequences
@@ -75,18 +81,26 @@ class Split:
     fingerprint: str
 
 
-def split_dataset(dataset: Dataset, cold_share: float) -> Split:
+def split_dataset(dataset: Dataset, cold_share: float, *, impressions: int = 0) -> Split:
     """Split a data set as fitting and evaluation both do.
 
     Args:
         dataset: catalogue and interactions.
         cold_share: share of the items held out of training.
+        impressions: most impressions of an event in `Sequences.shown`; 0: none.
+
+    Raises:
+        DatasetError: there are to be impressions, and the types of the events have no meaning.
     """
     ids = dataset.item_ids()
     sequences = Sequences.from_interactions(dataset.interactions, ids)
+    if impressions:
+        shown = shown_before(dataset.interactions, read_impressions(dataset), ids, impressions)
+        sequences = dataclasses.replace(sequences, shown=shown)
     cold = cold_mask(ids, cold_share)
     digest = hashlib.sha256("\n".join(ids).encode("utf-8", "surrogatepass"))
-    for array in (sequences.offsets, sequences.rows, cold):
+    weights = () if sequences.weights is None else (sequences.weights,)
+    for array in (sequences.offsets, sequences.rows, cold, *weights):
         digest.update(np.ascontiguousarray(array).tobytes())
     return Split(sequences, cold, leave_one_out(without_items(sequences, cold)), digest.hexdigest()[:16])
 
@@ -101,8 +115,12 @@ def fit_run(
     step_done: Callable[[float], None] = lambda _share: None,
     pictured: Callable[[int, int], None] = lambda _done, _all: None,
     listed: Progress = lambda _step, _done, _all: None,
+    refitted: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> dict[str, Any]:
-    """Fit slots and sequence encoder and write everything that the index needs.
+    """Fit slots and sequence encoder, fit them again on every event, and write everything that the index needs.
+
+    Both fits come first, so that a killed run repeats neither. Without held-out events, with cold items or with
+    ``refit = false`` there is no second fit, and what is measured serves.
 
     Args:
         dataset: catalogue and interactions.
@@ -110,9 +128,10 @@ def fit_run(
         config: how to fit.
         directory: ``RUN/encoder``; a killed run resumes after its last complete epoch.
         report: called after every epoch with its line of the log.
-        step_done: called after every step with the completed share of the epoch.
+        step_done: called after every step of either fit with the completed share of the epoch.
         pictured: called with the number of thumbnails made at the end, and of how many.
         listed: called while the item-to-item lists are made and weighed, and while imputed vectors are calibrated.
+        refitted: called with the number of epochs of the refit done and of all.
 
     Returns:
         The content of ``fit.json``.
@@ -126,33 +145,103 @@ def fit_run(
     """
     started = time.monotonic()
     check_same_catalogue(dataset, embeddings)
-    split = split_dataset(dataset, config.cold_items)
-    train = split.parts.train
-    _check_learnable(train, embeddings, config)
-    counts = popularity(train, len(embeddings))
+    split = split_dataset(dataset, config.cold_items, impressions=config.impression_negatives)
+    _check_learnable(split.parts.train, embeddings, config)
+    lists = _made_lists(dataset, embeddings, split, config, listed)
+    model, log, again = _fit_both(directory, embeddings, split, lists, config, report, step_done, refitted)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / FIT_FILE).unlink(missing_ok=True)  # written last, to mark a complete directory
+    record = _write(directory, dataset, embeddings, model, again, split, lists, config, pictured, listed)
+    record |= _account(log, split) | {"seconds": round(time.monotonic() - started, 1)}
+    _replace_text(directory / FIT_FILE, json.dumps(record, indent=2) + "\n")
+    for name in (CHECKPOINTS, REFIT_CHECKPOINTS):
+        shutil.rmtree(directory / name, ignore_errors=True)
+    return record
+
+
+def _fit_both(
+    directory: Path,
+    embeddings: Embeddings,
+    split: Split,
+    lists: CandidateLists | None,
+    config: EncoderConfig,
+    report: Report,
+    step_done: Callable[[float], None],
+    refitted: Callable[[int, int], None],
+) -> tuple[SlotModel, FitLog, RefittedModel | None]:
+    """The measured model with its log, and the refitted one; None where there is no refit."""
+    train, validation = split.parts.train, split.parts.validation
     torch.manual_seed(config.seed)
-    model = SlotModel(embeddings, counts >= config.min_events, config)
+    model = SlotModel(embeddings, popularity(train, len(embeddings)), config)
+    mark = f"{split.fingerprint} {_digest(_fitted_by(config))} {_digest(embeddings.model)}"
+    if split.sequences.shown is not None:
+        mark += f" {hashlib.sha256(split.sequences.shown.tobytes()).hexdigest()[:16]}"
+    checkpoints = directory / CHECKPOINTS
     log = fit(
         model,
         train,
-        split.parts.validation,
+        validation,
         config,
-        directory / CHECKPOINTS,
-        fingerprint=f"{split.fingerprint} {_digest(_fitted_by(config))} {_digest(embeddings.model)}",
+        checkpoints,
+        fingerprint=mark,
+        served=None if lists is None else ServedValidation(lists, config),
         report=report,
         step_done=step_done,
     )
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / FIT_FILE).unlink(missing_ok=True)  # written last, to mark a complete directory
+    if not config.refit or config.cold_items or not len(validation):
+        return model, log, None
+    size = config.batch_size or automatic_batch_size(train, config.max_history)
+    again = refit(
+        model,
+        log.best_epoch + 1,
+        embeddings,
+        split.sequences,
+        config.model_copy(update={"batch_size": size}),
+        directory / REFIT_CHECKPOINTS,
+        fingerprint=mark,
+        refitted=refitted,
+        step_done=step_done,
+    )
+    return model, log, again
+
+
+def _write(
+    directory: Path,
+    dataset: Dataset,
+    embeddings: Embeddings,
+    model: SlotModel,
+    again: RefittedModel | None,
+    split: Split,
+    candidates: CandidateLists | None,
+    config: EncoderConfig,
+    pictured: Callable[[int, int], None],
+    listed: Progress,
+) -> dict[str, Any]:
+    """Write everything of the measured model, then what serves; returns what ``fit.json`` says of it."""
     made = make_thumbnails(dataset, directory / THUMBNAILS_FILE, progress=pictured)
-    lists = _lists(directory, dataset, embeddings, model, split, config, listed)
+    ranker = SlotRanker(stored_vectors(model, config.precision), torch_encoder(model), config.max_history)
+    lists = fit_lists(directory, ranker, candidates, config, progress=listed)
     imputation, imputed = _imputation(directory, embeddings, model, split, config, listed, weighed=bool(lists))
-    record = _write(directory, dataset, embeddings, model, split, config, made, imputation)
+    counts = popularity(split.parts.train, len(embeddings))
+    thumbnails = made.thumbnails if again is None else None  # only what serves needs them
+    record: dict[str, Any] = {"format": _FORMAT_VERSION, "config": config.model_dump(mode="json")}
+    if dataset.rules is not None:
+        record |= {"weight_by": dataset.rules.weight_by, "left_out": dict(dataset.left_out)}
+    if dataset.event_types is not None:
+        record["event_types"] = dataset.event_types.model_dump(mode="json")
+    record |= write_encoder(directory, dataset, embeddings, model, counts, config, thumbnails, imputation)
+    record |= {"thumbnails": {"made": made.made, "unreadable": made.unreadable}, "lists": lists, "imputation": imputed}
+    (directory / CONTENTS_FILE).unlink(missing_ok=True)
+    if embeddings.contents is not None:
+        embeddings.contents.save(directory / CONTENTS_FILE)
+    held_out_probes(split.parts, config.max_history).save(directory / PROBES_FILE)
+    shutil.rmtree(directory / SERVED_DIRECTORY, ignore_errors=True)
+    if again is not None:
+        record["refit"] = write_refit(
+            directory, again, dataset, embeddings, config, made.thumbnails, record, imputation, progress=listed
+        )
+        record["model"]["encoder"]["served"] = record["refit"]["model"]["encoder"]["hash"]
     (directory / THUMBNAILS_FILE).unlink()  # the table has a copy
-    record |= {"lists": lists, "imputation": imputed}
-    record |= _account(log, split, counts) | {"seconds": round(time.monotonic() - started, 1)}
-    _replace_text(directory / FIT_FILE, json.dumps(record, indent=2) + "\n")
-    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
     return record
 
 
@@ -189,38 +278,6 @@ def check_same_catalogue(dataset: Dataset, embeddings: Embeddings) -> None:
     )
 
 
-def missing_record(
-    layout: SlotLayout,
-    vectors: NDArray[np.floating],
-    embeddings: Embeddings,
-    not_found: NDArray[np.bool_],
-    imputed: NDArray[np.bool_],
-) -> NDArray[np.uint8]:
-    """The reason why each item lacks a slot.
-
-    Args:
-        layout: the slots.
-        vectors: (n, Σd) stored vectors.
-        embeddings: of the same items in the same order, with the list of unreadable pictures.
-        not_found: (n,) bool, items whose picture file does not exist.
-        imputed: (n,) bool, items whose behaviour vector is imputed.
-
-    Returns:
-        (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`, columns in the order of the
-        layout.
-    """
-    missing = derive_missing(layout, vectors)
-    if BEHAVIOUR in layout.names:
-        missing[imputed, layout.names.index(BEHAVIOUR)] = ModalityStatus.COLD
-    if IMAGE in layout.names:
-        picture = missing[:, layout.names.index(IMAGE)]
-        unreadable = np.array([item_id in embeddings.unreadable for item_id in embeddings.item_ids], dtype=np.bool_)
-        lacking = picture != ModalityStatus.PRESENT
-        picture[not_found & lacking] = ModalityStatus.NOT_FOUND
-        picture[unreadable & lacking] = ModalityStatus.UNREADABLE
-    return missing
-
-
 def held_out_probes(parts: LeaveOneOut, max_history: int, most: int = MOST_PROBES) -> EvaluationQueries:
     """Held-out histories for the bundle: test targets, then validation targets, evenly spaced where there are more.
 
@@ -240,67 +297,6 @@ def held_out_probes(parts: LeaveOneOut, max_history: int, most: int = MOST_PROBE
     return EvaluationQueries(padded, targets[chosen])
 
 
-def _write(
-    directory: Path,
-    dataset: Dataset,
-    embeddings: Embeddings,
-    model: SlotModel,
-    split: Split,
-    config: EncoderConfig,
-    made: MadeThumbnails,
-    imputation: BehaviourImputation | None,
-) -> dict[str, Any]:
-    """Write the table and the files of the model."""
-    projection, counts = model.final_projection(), popularity(split.parts.train, len(embeddings))
-    slots, lengths, imputed = _slots(embeddings, model, projection), None, np.zeros(len(embeddings), dtype=np.bool_)
-    if imputation is not None:
-        slots, behaviour_lengths, imputed = imputation.fill(slots, embeddings.vectors, counts)
-        lengths = {BEHAVIOUR: behaviour_lengths}
-    vectors = model.layout.stack(slots, lengths).astype(config.precision)
-    parity: ExportParity = export_encoder(model.encoder, model.layout, directory / ENCODER_FILE, seed=config.seed)
-    provenance = {
-        "embeddings": embeddings.model,
-        "encoder": {"hash": _digest_file(directory / ENCODER_FILE)},
-        MARK: VERSION,
-    }
-    ItemTable(
-        layout=model.layout,
-        ids=ItemIds(embeddings.item_ids),
-        vectors=vectors,
-        popularity=counts,
-        metadata=dataset.metadata(),
-        model=provenance,
-        missing=missing_record(
-            model.layout, vectors, embeddings, pictures_not_found(dataset, embeddings.contents), imputed
-        ),
-        thumbnails=made.thumbnails,
-    ).save(directory / TABLE_DIRECTORY)
-    (directory / CONTENTS_FILE).unlink(missing_ok=True)
-    if embeddings.contents is not None:
-        embeddings.contents.save(directory / CONTENTS_FILE)
-    held_out_probes(split.parts, config.max_history).save(directory / PROBES_FILE)
-    save_projection(projection, directory / PROJECTION_FILE)
-    partial = directory / f"{WEIGHTS_FILE}.part"
-    save_file({name: value.contiguous() for name, value in model.encoder.state_dict().items()}, partial)
-    partial.replace(directory / WEIGHTS_FILE)
-    return {
-        "format": _FORMAT_VERSION,
-        "config": config.model_dump(mode="json"),
-        "slots": [[slot.name, slot.dim] for slot in model.layout.slots],
-        "model": provenance,
-        "parity": {"cases": parity.cases, "difference": parity.difference},
-        "thumbnails": {"made": made.made, "unreadable": made.unreadable},
-    }
-
-
-def _slots(embeddings: Embeddings, model: SlotModel, projection: SlotProjection) -> dict[str, NDArray[np.floating]]:
-    """Slot vectors of the catalogue, behaviour vectors of warm items among them."""
-    slots: dict[str, NDArray[np.floating]] = dict(project(embeddings, projection))
-    if BEHAVIOUR in model.layout.names:
-        slots[BEHAVIOUR] = model.behaviour_slots()
-    return slots
-
-
 def _imputation(
     directory: Path,
     embeddings: Embeddings,
@@ -315,7 +311,8 @@ def _imputation(
     (directory / IMPUTATION_FILE).unlink(missing_ok=True)
     if not config.impute_behaviour or BEHAVIOUR not in model.layout.names:
         return None, {}
-    slots, counts = _slots(embeddings, model, model.final_projection()), popularity(split.parts.train, len(embeddings))
+    slots = slot_vectors(embeddings, model, model.final_projection())
+    counts = popularity(split.parts.train, len(embeddings))
     maps = ImputationFit(model.layout, embeddings.vectors, slots[BEHAVIOUR], counts, config.min_events)
     if not maps.possible:
         return None, {}
@@ -337,29 +334,26 @@ def _imputation(
     return imputation, record
 
 
-def _lists(
-    directory: Path,
-    dataset: Dataset,
-    embeddings: Embeddings,
-    model: SlotModel,
-    split: Split,
-    config: EncoderConfig,
-    listed: Progress,
-) -> dict[str, Any]:
-    """Item-to-item lists, weighed beside the slots as they are stored."""
-    ranker = SlotRanker(stored_vectors(model, config.precision), torch_encoder(model), config.max_history)
-    return fit_lists(
-        directory, ranker, model.layout, dataset.texts(), embeddings.vectors, split.parts, config, progress=listed
-    )
+def _made_lists(
+    dataset: Dataset, embeddings: Embeddings, split: Split, config: EncoderConfig, listed: Progress
+) -> CandidateLists | None:
+    """Item-to-item lists; an item can be found if it has a slot, as :class:`SlotModel` gives them."""
+    layout, counts = slot_layout(config, embeddings), popularity(split.parts.train, len(embeddings))
+    findable = (counts >= config.min_events) & (BEHAVIOUR in layout.names)
+    for name in layout.names:
+        if name != BEHAVIOUR:
+            findable |= np.asarray(embeddings.vectors[name].any(axis=1))
+    return make_lists(layout, dataset.texts(), embeddings.vectors, findable, split.parts, config, progress=listed)
 
 
 def _fitted_by(config: EncoderConfig) -> dict[str, Any]:
-    """What the weights of the encoder depend on: a checkpoint fits any choice of lists and imputation."""
-    return config.model_dump(mode="json", exclude={"list_neighbours", "list_history", "impute_behaviour"})
+    """What the weights of the encoder and the best epoch depend on: a checkpoint fits any imputation and refit."""
+    return config.model_dump(mode="json", exclude={"impute_behaviour", "refit"})
 
 
-def _account(log: FitLog, split: Split, counts: NDArray[np.int64]) -> dict[str, Any]:
+def _account(log: FitLog, split: Split) -> dict[str, Any]:
     """Figures of the data and of the fit."""
+    counts = popularity(split.parts.train, len(split.cold))
     return {
         "data": {
             "fingerprint": split.fingerprint,
@@ -377,10 +371,6 @@ def _account(log: FitLog, split: Split, counts: NDArray[np.int64]) -> dict[str, 
 
 def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _digest_file(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _replace_text(path: Path, text: str) -> None:

@@ -8,19 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from index.errors import IndexingError
+from index.bundle.encoder_pair import EncoderPair
+from index.errors import IndexingError, IndexSpecError
 from index.items.eval_queries import EvaluationQueries
 from index.items.item_table import ItemTable
 from index.lists.item_lists import ItemLists
 from training.backbones.identity import KIND, other_space
 from training.backbones.trained_model import EMBEDDINGS_DIRECTORY
 from training.config.encoder_config import EncoderConfig
+from training.data.dataset import Dataset
+from training.data.sequences import popularity
 from training.embedding.content_hashes import ContentHashes
 from training.embedding.store import Embeddings
-from training.encoder.imputation import BehaviourImputation
-from training.encoder.job import (
+from training.encoder.encoder_files import (
     CONTENTS_FILE,
     ENCODER_DIRECTORY,
     ENCODER_FILE,
@@ -29,34 +33,39 @@ from training.encoder.job import (
     PROBES_FILE,
     PROJECTION_FILE,
     TABLE_DIRECTORY,
+    served_directory,
 )
+from training.encoder.imputation import BehaviourImputation
+from training.encoder.job import split_dataset
 from training.errors import EmbeddingsError, ReindexError
 from training.lists.fit_lists import LISTS_DIRECTORY
-
-_MARKED = (FIT_FILE, ENCODER_FILE, PROJECTION_FILE, PROBES_FILE)
 
 
 @dataclass(frozen=True)
 class FittedEncoder:
-    """An encoder with the items that it was fitted on.
+    """The encoder that serves, with the items that it was fitted on.
 
     Attributes:
         directory: ``RUN/encoder``.
+        served: the directory of what serves: the same, or its part with the refitted encoder.
         config: how it was fitted.
         table: the items at the time of the fit.
         contents: hashes of what these items were made of; None if not recorded.
         probes: held-out histories as rows of the table.
         lists: item-to-item lists that are used; None if there are none.
         mark: 16 hex digits over the files; it changes with every fit.
+        refit: the encoders that serve and that were measured; None if they are the same.
     """
 
     directory: Path
+    served: Path
     config: EncoderConfig
     table: ItemTable
     contents: ContentHashes | None
     probes: EvaluationQueries
     lists: ItemLists | None
     mark: str
+    refit: EncoderPair | None
 
     @classmethod
     def load(cls, run: Path) -> "FittedEncoder":
@@ -71,29 +80,28 @@ class FittedEncoder:
         try:
             record = json.loads((directory / FIT_FILE).read_bytes())
             config = EncoderConfig.model_validate(record["config"])
-            table, probes = ItemTable.load(directory / TABLE_DIRECTORY), EvaluationQueries.load(directory / PROBES_FILE)
+            served = served_directory(directory, record)
+            table, probes = ItemTable.load(served / TABLE_DIRECTORY), EvaluationQueries.load(directory / PROBES_FILE)
             probes.check_rows(len(table))
-            lists = used_lists(directory, record, table)
-            mark = hashlib.sha256()
-            imputes = (IMPUTATION_FILE,) if (directory / IMPUTATION_FILE).is_file() else ()
-            for name in (*_MARKED, *imputes):
-                mark.update(hashlib.sha256((directory / name).read_bytes()).digest())
+            lists = used_lists(served, record, table)
+            refit = None if served == directory else _checked_pair(directory, served, table)
+            mark = _mark(directory, served)
         except (IndexingError, ValidationError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ReindexError(
                 f"{directory}: the fitted encoder cannot be read ({error}); run `vlm2rec fit-encoder` again"
             ) from error
         _refuse_without_vlm(run, table.model.get("embeddings"))
-        return cls(directory, config, table, _contents(directory, table), probes, lists, mark.hexdigest()[:16])
+        return cls(directory, served, config, table, _contents(directory, table), probes, lists, mark, refit)
 
     @property
     def encoder(self) -> Path:
         """``encoder.onnx``."""
-        return self.directory / ENCODER_FILE
+        return self.served / ENCODER_FILE
 
     @property
     def projection(self) -> Path:
         """``projection.safetensors``."""
-        return self.directory / PROJECTION_FILE
+        return self.served / PROJECTION_FILE
 
     @property
     def imputation(self) -> BehaviourImputation | None:
@@ -102,8 +110,24 @@ class FittedEncoder:
         Raises:
             EmbeddingsError: the file cannot be read.
         """
-        path = self.directory / IMPUTATION_FILE
+        path = self.served / IMPUTATION_FILE
         return BehaviourImputation.load(path) if path.is_file() else None
+
+    @property
+    def hashes(self) -> dict[str, str | None]:
+        """Hash of the encoder for the provenance of a table and, after a refit, of the measured one."""
+        if self.refit is not None:
+            return {"hash": self.refit.served, "measured": self.refit.measured}
+        return {"hash": self.table.model.get("encoder", {}).get("hash")}
+
+    def counts(self, dataset: Dataset) -> NDArray[np.int64]:
+        """(n,) int64 events per item that popularity counts: all of them after a refit, else those of training.
+
+        Args:
+            dataset: a current one.
+        """
+        split = split_dataset(dataset, self.config.cold_items)
+        return popularity(split.parts.train if self.refit is None else split.sequences, len(dataset))
 
     def check_model(self, model: Mapping[str, Any]) -> None:
         """Check that a model is the one whose vectors the projection was fitted on.
@@ -128,7 +152,7 @@ def used_lists(directory: Path, record: Mapping[str, Any], table: ItemTable) -> 
     """The item-to-item lists of a run that add to a score; None if there are none.
 
     Args:
-        directory: ``RUN/encoder``.
+        directory: of what serves.
         record: the content of ``fit.json``; earlier versions recorded no lists.
         table: the items.
 
@@ -139,6 +163,29 @@ def used_lists(directory: Path, record: Mapping[str, Any], table: ItemTable) -> 
         return None
     lists = ItemLists.load(directory / LISTS_DIRECTORY, len(table), check=False).used().for_layout(table.layout)
     return lists if lists.lists else None
+
+
+def _checked_pair(directory: Path, served: Path, table: ItemTable) -> EncoderPair:
+    """The pair that a refitted table names.
+
+    Raises:
+        IndexSpecError: one of the two encoders is another one.
+    """
+    refit = EncoderPair.of_items(table.model)
+    if refit is None:
+        raise IndexSpecError(f"{served / TABLE_DIRECTORY}: it does not name the measured encoder")
+    refit.check_served(served / ENCODER_FILE)
+    refit.check_measured(directory / ENCODER_FILE)
+    return refit
+
+
+def _mark(directory: Path, served: Path) -> str:
+    imputes = (IMPUTATION_FILE,) if (served / IMPUTATION_FILE).is_file() else ()
+    files = [directory / FIT_FILE, served / ENCODER_FILE, served / PROJECTION_FILE, directory / PROBES_FILE]
+    mark = hashlib.sha256()
+    for path in (*files, *(served / name for name in imputes)):
+        mark.update(hashlib.sha256(path.read_bytes()).digest())
+    return mark.hexdigest()[:16]
 
 
 def _contents(directory: Path, table: ItemTable) -> ContentHashes | None:

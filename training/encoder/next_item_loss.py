@@ -28,7 +28,15 @@ def slot_scale(kept: Tensor, present: Tensor) -> Tensor:
     return torch.where(count > 0, count.clamp(min=1).rsqrt(), 0.0)
 
 
-def full_softmax_loss(queries: Tensor, units: Tensor, targets: Tensor, scale: Tensor, temperature: float) -> Tensor:
+def full_softmax_loss(
+    queries: Tensor,
+    units: Tensor,
+    targets: Tensor,
+    scale: Tensor,
+    temperature: float,
+    weights: Tensor | None = None,
+    shown: Tensor | None = None,
+) -> Tensor:
     """Mean cross-entropy of the targets among all items that have a slot in the window.
 
     Args:
@@ -37,13 +45,17 @@ def full_softmax_loss(queries: Tensor, units: Tensor, targets: Tensor, scale: Te
         targets: (B, L) int64 rows of ``units``, −1 for none; a target without a slot in the window counts as none.
         scale: (B, n), see :func:`slot_scale`.
         temperature: τ; scores are divided by it.
+        weights: (B, L) of the targets in the mean; None: all weigh the same.
+        shown: (B, L, k) int64 rows of ``units`` that are negatives once more, −1 for none; None: there are none.
 
     Returns:
         Scalar in nats; 0 if there is no target.
     """
     logits = (queries @ units.T) * (scale / temperature)[:, None, :]
     logits = logits.masked_fill((scale == 0)[:, None, :], _IMPOSSIBLE)
-    return _mean_cross_entropy(logits, torch.where(_counted(targets, scale), targets, NO_TARGET))
+    if shown is not None:
+        logits = torch.cat([logits, _shown_logits(queries, units, targets, scale, temperature, shown)], dim=-1)
+    return _mean_cross_entropy(logits, torch.where(_counted(targets, scale), targets, NO_TARGET), weights)
 
 
 def sampled_softmax_loss(
@@ -54,6 +66,8 @@ def sampled_softmax_loss(
     sample: Tensor,
     log_expected: Tensor,
     temperature: float,
+    weights: Tensor | None = None,
+    shown: Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy of the targets, the sum over all other items estimated from shared negatives.
 
@@ -68,6 +82,8 @@ def sampled_softmax_loss(
         sample: (m,) int64 rows of ``units``, the negatives.
         log_expected: (m,) ``log(m·Q_j)``, log of the expected number of draws of j.
         temperature: τ; scores are divided by it.
+        weights: (B, L) of the targets in the mean; None: all weigh the same.
+        shown: as for :func:`full_softmax_loss`.
 
     Returns:
         Scalar in nats; 0 if there is no target.
@@ -78,14 +94,33 @@ def sampled_softmax_loss(
     others = (queries @ units[sample].T) * (reach / temperature)[:, None, :] - log_expected
     excluded = (reach == 0)[:, None, :] | (sample == rows[..., None])
     logits = torch.cat([own[..., None], others.masked_fill(excluded, _IMPOSSIBLE)], dim=-1)
-    return _mean_cross_entropy(logits, torch.where(_counted(targets, scale), 0, NO_TARGET))
+    if shown is not None:
+        logits = torch.cat([logits, _shown_logits(queries, units, targets, scale, temperature, shown)], dim=-1)
+    return _mean_cross_entropy(logits, torch.where(_counted(targets, scale), 0, NO_TARGET), weights)
+
+
+def _shown_logits(
+    queries: Tensor, units: Tensor, targets: Tensor, scale: Tensor, temperature: float, shown: Tensor
+) -> Tensor:
+    """(B, L, k) logits of the items shown before each target; arguments as for :func:`full_softmax_loss`."""
+    rows = shown.clamp(min=0)
+    reach = scale.gather(1, rows.flatten(1)).view(rows.shape)
+    logits = (functional.embedding(rows, units) @ queries[..., None])[..., 0] * reach / temperature
+    excluded = (shown < 0) | (reach == 0) | (shown == targets[..., None])
+    return logits.masked_fill(excluded, _IMPOSSIBLE)
 
 
 def _counted(targets: Tensor, scale: Tensor) -> Tensor:
     return (targets >= 0) & (scale.gather(1, targets.clamp(min=0)) > 0)
 
 
-def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def _mean_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
     if not bool((targets != NO_TARGET).any()):
         return logits.sum() * 0.0
+    if weights is not None:
+        losses = functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET, reduction="none"
+        )
+        counted = torch.where(targets == NO_TARGET, 0.0, weights).flatten()
+        return (losses * counted).sum() / counted.sum()
     return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET)

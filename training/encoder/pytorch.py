@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from training.config.encoder_config import EncoderConfig
-from training.encoder.job import ENCODER_DIRECTORY, ENCODER_FILE, FIT_FILE, WEIGHTS_FILE
+from training.encoder.encoder_files import ENCODER_DIRECTORY, ENCODER_FILE, FIT_FILE, WEIGHTS_FILE, served_directory
 from training.encoder.model import SequenceEncoder
 from training.errors import ExportError
 
 
 class TorchEncoder:
-    """A fitted sequence encoder under PyTorch, called like :meth:`index.search.encoder.OnnxSequenceEncoder.encode`.
+    """The encoder that serves, under PyTorch, called like :meth:`index.search.encoder.OnnxSequenceEncoder.encode`.
 
     Args:
         run: the run directory.
@@ -43,8 +43,9 @@ class TorchEncoder:
             self._encoder = SequenceEncoder(
                 dim, config.max_history, width=config.width, layers=config.layers, heads=config.heads
             )
-            self._encoder.load_state_dict(load_file(directory / WEIGHTS_FILE))
-            self.onnx_sha256 = hashlib.sha256((directory / ENCODER_FILE).read_bytes()).hexdigest()
+            served = served_directory(directory, record)
+            self._encoder.load_state_dict(load_file(served / WEIGHTS_FILE))
+            self.onnx_sha256 = hashlib.sha256((served / ENCODER_FILE).read_bytes()).hexdigest()
         except (
             OSError,
             ValueError,

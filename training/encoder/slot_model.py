@@ -1,5 +1,8 @@
 """Defines the model that is fitted: projections, behaviour vectors and sequence encoder together."""
 
+# The behaviour vector of an item is normalise(W · content + n / (n + k) · δ) with n training events: δ is its own, W is
+# shared by all items, so items with few events begin where similar ones are.
+
 import math
 from collections.abc import Callable, Sequence
 
@@ -11,11 +14,12 @@ from torch.nn import functional
 
 from index.items.slots import BEHAVIOUR, Slot, SlotLayout
 from training.config.encoder_config import EncoderConfig
+from training.embedding.pca import ModalityBasis, fit_basis
 from training.embedding.store import Embeddings
 from training.encoder.model import SequenceEncoder, SlotProjection
-from training.encoder.pca import ModalityBasis, fit_basis
 
 _BLOCK_ROWS = 65_536
+_FIRST_OWN_LENGTH = 0.5
 
 
 def slot_layout(config: EncoderConfig, embeddings: Embeddings) -> SlotLayout:
@@ -30,8 +34,9 @@ class SlotModel(nn.Module):
 
     Args:
         embeddings: modality vectors of the catalogue.
-        warm: (n,) bool, items with enough training events for a behaviour vector.
-        config: sizes and dropout.
+        events: (n,) int64 training events of each item.
+        config: sizes, dropout, and how many events a behaviour vector needs and trusts.
+        like: a model of the same embeddings and configuration, whose fixed features are shared; None computes them.
 
     Attributes:
         layout: slots of the stored vectors.
@@ -39,7 +44,14 @@ class SlotModel(nn.Module):
         slot_components: (slots, Σd) float32, 1 where a component belongs to a slot, else 0.
     """
 
-    def __init__(self, embeddings: Embeddings, warm: NDArray[np.bool_], config: EncoderConfig) -> None:
+    def __init__(
+        self,
+        embeddings: Embeddings,
+        events: NDArray[np.int64],
+        config: EncoderConfig,
+        *,
+        like: "SlotModel | None" = None,
+    ) -> None:
         super().__init__()
         self.layout = slot_layout(config, embeddings)
         self.items = len(embeddings)
@@ -50,18 +62,18 @@ class SlotModel(nn.Module):
         self.features: dict[str, Tensor] = {}
         self.present: dict[str, Tensor] = {}
         for name in self.layout.names:
-            if name != BEHAVIOUR:
+            if name != BEHAVIOUR and like is None:
                 self._add_modality(name, embeddings.vectors[name], config)
+            elif name != BEHAVIOUR and like is not None:
+                self.bases[name], self.features[name] = like.bases[name], like.features[name]
+                self.present[name] = like.present[name]
         widths = {name: self.features[name].shape[1] for name in self.features}
         self.projection = SlotProjection(widths, {s.name: s.dim for s in self.layout.slots if s.name in widths})
         for linear in self.projection.linears().values():
             nn.init.zeros_(linear.bias)
             nn.init.eye_(linear.weight)  # begin with the first principal components as they are
         if BEHAVIOUR in self.layout.names:
-            self.present[BEHAVIOUR] = torch.from_numpy(warm.copy())
-            self.behaviour_row = torch.from_numpy(np.maximum(np.cumsum(warm) - 1, 0))
-            self.behaviour = nn.Embedding(max(int(warm.sum()), 1), config.behaviour_dim)
-            nn.init.normal_(self.behaviour.weight, std=1 / math.sqrt(config.behaviour_dim))
+            self._add_behaviour(events, config)
         self.encoder = SequenceEncoder(
             self.layout.dim,
             config.max_history,
@@ -83,7 +95,7 @@ class SlotModel(nn.Module):
         units = self.projection({name: block[rows] for name, block in self.features.items()})
         if BEHAVIOUR in self.present:
             present = self.present[BEHAVIOUR][rows, None]
-            units[BEHAVIOUR] = functional.normalize(self.behaviour(self.behaviour_row[rows]), dim=1) * present
+            units[BEHAVIOUR] = functional.normalize(self._behaviour_vectors(rows), dim=1) * present
         return dict(units)
 
     def final_projection(self) -> SlotProjection:
@@ -103,8 +115,33 @@ class SlotModel(nn.Module):
 
     def behaviour_slots(self) -> NDArray[np.float32]:
         """(n, d) behaviour vectors, zero for items without one."""
-        weight = self.behaviour.weight.detach()
-        return np.asarray((weight[self.behaviour_row] * self.present[BEHAVIOUR][:, None]).numpy(), dtype=np.float32)
+        with torch.inference_mode():
+            vectors = self._behaviour_vectors(torch.arange(self.items)) * self.present[BEHAVIOUR][:, None]
+        return np.asarray(vectors.numpy(), dtype=np.float32)
+
+    def _behaviour_vectors(self, rows: Tensor) -> Tensor:
+        """(m, d) behaviour vectors of any length: own vectors, with a content map the more the more events."""
+        own: Tensor = self.behaviour(self.behaviour_row[rows])
+        if self.behaviour_map is None:
+            return own
+        predicted: Tensor = self.behaviour_map(self.content[rows])
+        return predicted + self.own_share[rows, None] * own
+
+    def _add_behaviour(self, events: NDArray[np.int64], config: EncoderConfig) -> None:
+        """Own vectors of the items with enough events, and the map from content that they are added to."""
+        warm = events >= config.min_events
+        self.present[BEHAVIOUR] = torch.from_numpy(warm)
+        self.behaviour_row = torch.from_numpy(np.maximum(np.cumsum(warm) - 1, 0))
+        self.behaviour = nn.Embedding(max(int(warm.sum()), 1), config.behaviour_dim)
+        nn.init.normal_(self.behaviour.weight, std=1 / math.sqrt(config.behaviour_dim))
+        self.behaviour_map: nn.Linear | None = None
+        if not self.features or not config.behaviour_shrinkage:
+            return
+        self.content = functional.normalize(torch.cat(list(self.features.values()), dim=1), dim=1)
+        self.own_share = torch.from_numpy(events / (events + config.behaviour_shrinkage)).float()
+        self.behaviour_map = nn.Linear(self.content.shape[1], config.behaviour_dim, bias=False)
+        nn.init.eye_(self.behaviour_map.weight)
+        nn.init.normal_(self.behaviour.weight, std=_FIRST_OWN_LENGTH / math.sqrt(config.behaviour_dim))
 
     def _add_modality(self, name: str, vectors: NDArray[np.float32], config: EncoderConfig) -> None:
         self.bases[name] = fit_basis(vectors, config.components, whiten=config.whiten)

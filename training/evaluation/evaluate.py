@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from index.errors import IndexingError
 from index.items.item_table import ItemTable
-from index.items.slots import SlotLayout
+from index.items.slots import BEHAVIOUR, SlotLayout
 from index.lists.item_lists import ItemLists, ListWeights
 from index.search.encoder import OnnxSequenceEncoder
 from training.data.dataset import Dataset
 from training.data.sequences import Targets, evenly_spaced
-from training.encoder.job import ENCODER_FILE, FIT_FILE, TABLE_DIRECTORY, Split, split_dataset
+from training.encoder.encoder_files import ENCODER_FILE, FIT_FILE, TABLE_DIRECTORY, served_directory
+from training.encoder.job import Split, split_dataset
 from training.errors import EvaluationError
 from training.lists.fit_lists import LISTS_DIRECTORY, recorded_weights
 from training.lists.list_ranker import ListRanker
@@ -46,6 +47,8 @@ from training.ranking.tfidf_neighbours import TfidfNeighbours
 SERVED = "served encoder"
 ENCODER_ALONE = "encoder alone"
 LISTS_ALONE = "lists alone"
+NO_BEHAVIOUR = "behaviour weight 0"
+"""What a request with slot weight 0 for behaviour gets: the encoder reads whole items, behaviour adds no score."""
 NO_WEIGHTS = ListWeights(np.ones(1, dtype=np.float32), {})
 _SUBSETS = (("text",), ("image",), ("behaviour",), ("text", "image"))
 System: TypeAlias = tuple[Ranker, NDArray[np.bool_]]
@@ -73,8 +76,14 @@ class FittedRun:
     list_weights_alone: ListWeights | None = None
 
     @classmethod
-    def load(cls, directory: Path, *, threads: int = 1) -> "FittedRun":
+    def load(cls, directory: Path, *, threads: int = 1, served: bool = False) -> "FittedRun":
         """Read ``RUN/encoder``.
+
+        Args:
+            directory: ``RUN/encoder``.
+            threads: of the encoder.
+            served: load the encoder that serves, refitted on every event, instead of the one for figures of held-out
+                events.
 
         Raises:
             EvaluationError: nothing was fitted there, or a file is unreadable.
@@ -82,12 +91,13 @@ class FittedRun:
         if not (directory / FIT_FILE).is_file():
             raise EvaluationError(f"{directory}: no fitted encoder here; run `vlm2rec fit-encoder` first")
         try:
-            table = ItemTable.load(directory / TABLE_DIRECTORY)
-            encoder = OnnxSequenceEncoder(directory / ENCODER_FILE, threads=threads)
             record = dict(json.loads((directory / FIT_FILE).read_text(encoding="utf-8")))
+            source = served_directory(directory, record) if served else directory
+            table = ItemTable.load(source / TABLE_DIRECTORY)
+            encoder = OnnxSequenceEncoder(source / ENCODER_FILE, threads=threads)
             if not record.get("lists"):
                 return cls(table, encoder, record)
-            lists = ItemLists.load(directory / LISTS_DIRECTORY, len(table))
+            lists = ItemLists.load(source / LISTS_DIRECTORY, len(table))
             return cls(table, encoder, record, lists, recorded_weights(record["lists"]["alone"]))
         except (IndexingError, OSError, ValueError, TypeError, KeyError) as error:
             raise EvaluationError(
@@ -191,11 +201,24 @@ def rankers(
         alone = run.lists.weighed(run.list_weights_alone).used()
         if alone.lists:
             systems[LISTS_ALONE] = (ListRanker(alone), encoder.findable)
+    return systems | _slot_systems(run, encoder.findable, vectors, lists)
+
+
+def _slot_systems(
+    run: FittedRun, findable: NDArray[np.bool_], vectors: NDArray[np.float32], lists: ItemLists
+) -> dict[str, System]:
+    """Rows in which only some slots exist, and the row of requests that give behaviour no weight."""
+    layout, systems = run.table.layout, dict[str, System]()
     for subset in _SUBSETS:
         if set(subset) < set(layout.names):
             some = SlotRanker(layout.keep_only(subset, vectors), run.encoder.encode, run.encoder.max_history)
             own = lists.for_layout(SlotLayout(tuple(slot for slot in layout.slots if slot.name in subset)))
             systems[subset_name(subset)] = (with_lists(some, own), some.findable)
+    others = tuple(slot for slot in layout.slots if slot.name != BEHAVIOUR)
+    if others and len(others) < len(layout.slots):
+        weights = layout.weights({BEHAVIOUR: 0.0})
+        weighed = SlotRanker(vectors, run.encoder.encode, run.encoder.max_history, weights)
+        systems[NO_BEHAVIOUR] = (with_lists(weighed, lists.for_layout(SlotLayout(others))), findable)
     return systems
 
 

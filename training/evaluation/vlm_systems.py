@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.backbones.identity import MODEL_DIRECTORY, ModelDescription, backbone_provenance, differences
-from training.backbones.trained_model import TRAINING_DIRECTORY, TrainedModel
+from training.backbones.trained_model import FEATURES_DIRECTORY, TRAINING_DIRECTORY, TrainedModel
 from training.data.dataset import Dataset
 from training.embedding.content_hashes import ContentHashes, read_contents
 from training.embedding.store import Embeddings
@@ -28,8 +28,9 @@ from training.ranking.baselines import Ranker
 from training.ranking.fused_scores import Vectors
 
 if TYPE_CHECKING:
+    from training.backbones.items.trained_heads import ItemEmbedding
     from training.backbones.vlm import Embedding
-    from training.embedding.job import CatalogueEncoder
+    from training.embedding.catalogue_encoder import RowEncoder
 
 TRAINED = "VLM direct"
 FROZEN = "frozen VLM direct"
@@ -54,7 +55,7 @@ class DirectModel:
     name: str
     provenance: dict[str, Any]
     max_history: int
-    load: Callable[[], "Embedding"]
+    load: Callable[[], "Embedding | ItemEmbedding"]
 
 
 def direct_models(run: TrainedModel) -> list[DirectModel]:
@@ -64,6 +65,8 @@ def direct_models(run: TrainedModel) -> list[DirectModel]:
         BackboneError: there is no trained model, or a file cannot be read.
     """
     directory = run.run / TRAINING_DIRECTORY
+    if run.config.vlm.encodes_items:
+        return _models_with_heads(run, directory)
     description = ModelDescription.read(directory / MODEL_DIRECTORY)
     models = [DirectModel(TRAINED, run.provenance, description.max_history, run.load)]
     start = RunDirectory(directory).start
@@ -87,6 +90,19 @@ def direct_models(run: TrainedModel) -> list[DirectModel]:
         return Embedding(VlmEmbedder(backbone.model), backbone, *limits, provenance)
 
     return [*models, DirectModel(FROZEN, provenance, description.max_history, load)]
+
+
+def _models_with_heads(run: TrainedModel, directory: Path) -> list[DirectModel]:
+    """Trained heads, and the heads before their training: the encoder's own vectors, a history their mean."""
+    from training.backbones.items.trained_heads import HeadsDescription, heads_provenance, load_heads
+
+    length = HeadsDescription.read(directory / MODEL_DIRECTORY).max_history
+    start, features = RunDirectory(directory).start, directory / FEATURES_DIRECTORY
+    models = [DirectModel(TRAINED, run.provenance, length, run.load)]
+    if start.is_dir():
+        frozen = DirectModel(FROZEN, heads_provenance(start), length, lambda: load_heads(start, features))
+        models.append(frozen)
+    return models
 
 
 def direct_systems(
@@ -157,7 +173,7 @@ class _Encoding:
     ) -> None:
         self._model, self._dataset, self._picture_bytes = model, dataset, picture_bytes
         self._directory, self._progress = directory, progress
-        self._encoder: CatalogueEncoder | None = None
+        self._encoder: RowEncoder | None = None
 
     def items(self) -> Vectors:
         """Vectors of the whole catalogue."""
@@ -174,11 +190,11 @@ class _Encoding:
         step = f"{self._model.name}: {what}"
         return cache.vectors(keys, encode, lambda done, every: self._progress(step, done, every))
 
-    def _loaded(self) -> "CatalogueEncoder":
+    def _loaded(self) -> "RowEncoder":
         if self._encoder is None:
-            from training.embedding.job import CatalogueEncoder
+            from training.embedding.catalogue_encoder import catalogue_encoder
 
-            self._encoder = CatalogueEncoder(self._model.load(), self._dataset, picture_bytes=self._picture_bytes)
+            self._encoder = catalogue_encoder(self._model.load(), self._dataset, picture_bytes=self._picture_bytes)
         return self._encoder
 
 

@@ -17,21 +17,26 @@ import numpy as np
 from filelock import Timeout
 
 from index.machine.locks import file_lock
+from training.backbones.items.source import ItemSource
 from training.backbones.prompts import prompt_hash
+from training.backbones.trained_model import FEATURES_DIRECTORY
 from training.config.renamed_keys import former_key
-from training.config.run_config import RunConfig
+from training.config.run_config import LossConfig, RunConfig
 from training.data.dataset import Dataset
 from training.data.sequences import Sequences, Targets
 from training.errors import ConfigError
 
 _WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = {
-    "vlm": ("attention", "activation_checkpointing"),
+    "vlm": ("attention", "activation_checkpointing", "licence"),
     "train": (
         "cached_gradients", "checkpoint_seconds", "checkpoint_steps", "chunk_patches", "chunk_tokens",
         "diagnose_every", "keep_checkpoints", "log_every", "picture_memory_mib", "workers",
     ),
 }  # fmt: skip
 """Keys that change the cost of a run but not its result (up to rounding and to the weights that dropout draws)."""
+_OF_ITEM_ENCODERS = ("family", "vector_length", "towers", "heads")
+_ADDED = ("wpcl_kind", "hardness", "negative_shift", "relation_positive")
+"""Keys of ``[loss]`` that earlier versions did not have."""
 _WITHOUT_VALIDATION = ("patience", "validate_every", "validation_items", "validation_users")
 
 
@@ -46,6 +51,8 @@ def run_fingerprint(dataset: Dataset, train: Sequences, validation: Targets | No
     """
     digest = hashlib.sha256(prompt_hash().encode())
     digest.update(json.dumps(_decisive_settings(config), sort_keys=True).encode())
+    if config.vlm.encodes_items:
+        digest.update(json.dumps(ItemSource.of(config.vlm).provenance(), sort_keys=True).encode())
     digest.update(json.dumps([dataset.item_ids(), dataset.texts()]).encode())
     digest.update(train.offsets.tobytes() + train.rows.tobytes())
     if config.train.validate_every and validation is not None:
@@ -59,6 +66,12 @@ def _decisive_settings(config: RunConfig) -> dict[str, dict[str, Any]]:
     for section, names in _WITHOUT_EFFECT.items():
         for name in names:
             del sections[section][name]
+    if not config.vlm.encodes_items:  # so that runs of earlier versions keep their fingerprint
+        for name in _OF_ITEM_ENCODERS:
+            del sections["vlm"][name]
+    for name in _ADDED:  # also so that runs of earlier versions keep theirs
+        if sections["loss"][name] == LossConfig.model_fields[name].default:
+            del sections["loss"][name]
     if not config.train.validate_every:
         for name in _WITHOUT_VALIDATION:
             del sections["train"][name]
@@ -73,7 +86,8 @@ class RunDirectory:
 
     Attributes:
         path: the directory.
-        start: the backbone that a run from scratch started with.
+        start: the backbone that a run from scratch started with, or the untrained heads.
+        features: stored vectors of a frozen encoder.
         checkpoints: of the run.
         model: the trained model.
         log: one JSON object a line.
@@ -85,6 +99,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.start = path / "start"
+        self.features = path / FEATURES_DIRECTORY
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
         self.log = path / "log.jsonl"

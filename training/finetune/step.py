@@ -14,8 +14,8 @@ from torch.optim import AdamW
 
 from index.items.slots import IMAGE, TEXT
 from training.backbones.batches import PairBatch, spread
-from training.backbones.gradient_cache import encode
-from training.backbones.vlm import VISION, VlmEmbedder
+from training.backbones.gradient_cache import Embedder, encode
+from training.backbones.vlm import VISION
 from training.config.run_config import LossConfig, TrainConfig
 from training.errors import OutOfMemory
 from training.finetune.distributed import ProcessGroup
@@ -90,7 +90,7 @@ class ContrastiveStep:
 
     def __init__(
         self,
-        embedder: VlmEmbedder,
+        embedder: Embedder,
         accelerator: Accelerator,
         processes: ProcessGroup,
         loss: LossConfig,

@@ -1,4 +1,4 @@
-"""Fine-tunes a vision-language model with the contrastive loss of docs/method.md, and resumes interrupted runs."""
+"""Fine-tunes a model with the contrastive loss of docs/method.md, and resumes interrupted runs."""
 
 import contextlib
 import json
@@ -13,19 +13,19 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from training.backbones.backbone import check_pinned
-from training.backbones.batches import Collator, PairBatch
-from training.backbones.starting_model import load_start, make_start, trainable
-from training.backbones.vlm import VlmEmbedder, save_embedder
+from training.backbones.batches import PairBatch
+from training.backbones.items.source import ItemSource
+from training.backbones.pretrained import check_pinned
 from training.config.run_config import RunConfig
 from training.data.dataset import Dataset
 from training.data.learnable_pairs import check_learnable
-from training.data.pictures import PictureStore
 from training.data.sequences import Sequences, Targets
 from training.data.training_pairs import TrainingPairs
+from training.embedding.job import Progress
 from training.errors import ConfigError, TrainingDiverged
 from training.finetune.batch_prefetch import prefetched
 from training.finetune.distributed import ProcessGroup
+from training.finetune.parts import make_starting_model, training_parts
 from training.finetune.run_directory import RunDirectory, run_fingerprint
 from training.finetune.run_log import RunLog
 from training.finetune.step import ContrastiveStep, StepResult, learning_rate_schedule
@@ -34,7 +34,6 @@ from training.runs import checkpoints
 
 UNREADABLE_FILE = "unreadable.json"
 _IDS_SHOWN = 20
-_MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,7 @@ def train_vlm(
     validation: Targets | None = None,
     resume: bool = False,
     report: Report = lambda _: None,
+    embedding: Progress = lambda _step, _done, _all: None,
 ) -> Path:
     """Train a model, or resume its training.
 
@@ -111,9 +111,11 @@ def train_vlm(
         validation: held-out events, needed if ``train.validate_every`` is set.
         resume: continue from the newest checkpoint; without one, start.
         report: called after every step, in the first process alone.
+        embedding: called while a frozen encoder embeds the catalogue before the first step.
 
     Returns:
-        Directory of the trained model, for :func:`training.backbones.vlm.load_embedder`.
+        Directory of the trained model, for ``load_embedder`` of :mod:`training.backbones.vlm` or ``load_heads`` of
+        :mod:`training.backbones.items.trained_heads`.
 
     Raises:
         ConfigError: the directory holds another run, or this run without ``resume``, or a process is training in it;
@@ -134,8 +136,7 @@ def train_vlm(
         if processes.first:
             fingerprint = run_fingerprint(dataset, train, validation, config)
             stack.enter_context(run_dir.claimed(fingerprint, resume=resume))
-            if config.vlm.model is None and not run_dir.start.is_dir() and not run_dir.model.is_dir():
-                run_dir.make(run_dir.start, lambda aside: make_start(dataset, config.vlm, config.train.seed, aside))
+            make_starting_model(dataset, config, run_dir, embedding)
         processes.wait()
         if not run_dir.model.is_dir():
             trainer = Trainer(dataset, pairs, validation, run_dir, config, accelerator, processes)
@@ -182,8 +183,8 @@ class Trainer:
         """Load the model and its newest checkpoint, and prepare data, optimiser, schedule, validation and log."""
         config, options = self._config, self._config.train
         torch.manual_seed(options.seed)
-        self._backbone = load_start(config.vlm, self._run_dir.start)
-        self._embedder = VlmEmbedder(trainable(self._backbone, config.vlm))
+        self._parts = training_parts(self._dataset, config, self._run_dir)
+        self._embedder, self._collator = self._parts.embedder, self._parts.collator
         self._step = ContrastiveStep(self._embedder, self._accelerator, self._processes, config.loss, options)
         self._setup_data()
         self._state = TrainerState()
@@ -203,19 +204,6 @@ class Trainer:
 
     def _setup_data(self) -> None:
         config, options = self._config, self._config.train
-        self._pictures = PictureStore(
-            self._dataset.image_path, self._backbone.image_processor, memory_bytes=options.picture_memory_mib * _MIB
-        )
-        self._collator = Collator(
-            self._backbone.tokenizer,
-            self._dataset.texts(),
-            self._pictures,
-            max_text_tokens=config.vlm.max_text_tokens,
-            max_history=options.max_history,
-            chunk_tokens=options.chunk_tokens,
-            chunk_patches=options.chunk_patches,
-            modalities=options.modalities,
-        )
         self._ranking: DirectRanking | None = None
         if options.validate_every and self._validation is not None:
             self._ranking = DirectRanking(
@@ -314,17 +302,10 @@ class Trainer:
     def save_model(self) -> None:
         """Write the model and the list of unreadable pictures."""
         ids = self._dataset.item_ids()
-        unreadable = {ids[row]: reason for row, reason in sorted(self._pictures.unreadable.items())}
+        unreadable = {ids[row]: reason for row, reason in sorted(self._parts.unreadable().items())}
         text = json.dumps(unreadable, indent=2, ensure_ascii=False) + "\n"
         (self._run_dir.path / UNREADABLE_FILE).write_text(text, encoding="utf-8")
-        vlm = self._config.vlm
-        self._run_dir.make(
-            self._run_dir.model,
-            lambda aside: save_embedder(
-                aside, self._embedder, self._backbone, source=vlm.model, revision=vlm.revision,
-                max_text_tokens=vlm.max_text_tokens, max_history=self._config.train.max_history,
-            ),
-        )  # fmt: skip
+        self._run_dir.make(self._run_dir.model, self._parts.save)
 
     def close(self) -> None:
         """Close the log's event files; the log itself is complete, so that a full disk here hides no other error."""
@@ -386,7 +367,9 @@ class Trainer:
 
 def _check(config: RunConfig, validation: Targets | None, processes: ProcessGroup) -> None:
     """Refuse a configuration that would fail later, before anything is written."""
-    if config.vlm.model is not None:
+    if config.vlm.encodes_items:
+        ItemSource.of(config.vlm).check_pinned()
+    elif config.vlm.model is not None:
         check_pinned(config.vlm.model, config.vlm.revision)
     if config.train.validate_every and (validation is None or not len(validation)):
         raise ConfigError(

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.backbones.batches import Collator, PromptBatch, spread
-from training.backbones.gradient_cache import Autocast
-from training.backbones.vlm import VlmEmbedder
+from training.backbones.batches import Collator, ModelInputs, spread
+from training.backbones.gradient_cache import Autocast, Embedder
+from training.backbones.items.feature_batches import FeatureCollator
 from training.config.types import Fusion
 from training.data.sequences import Targets, evenly_spaced
 from training.finetune.distributed import ProcessGroup
@@ -72,7 +72,7 @@ class DirectRanking:
     contains every target.
 
     Args:
-        collator: writes the prompts.
+        collator: makes the model's input.
         processes: all processes of the run; each encodes its part.
         targets: held-out events; evenly spaced ones if there are more than ``users``.
         catalogue: number of items.
@@ -85,7 +85,7 @@ class DirectRanking:
 
     def __init__(
         self,
-        collator: Collator,
+        collator: Collator | FeatureCollator,
         processes: ProcessGroup,
         targets: Targets,
         catalogue: int,
@@ -104,7 +104,7 @@ class DirectRanking:
         seen = self._histories if exclude_seen else [np.zeros(0, dtype=np.int64)] * len(self._histories)
         self._seen = [np.array([position[r] for r in h.tolist() if r in position], np.int64) for h in seen]
 
-    def measure(self, embedder: VlmEmbedder, autocast: Autocast) -> dict[str, float]:
+    def measure(self, embedder: Embedder, autocast: Autocast) -> dict[str, float]:
         """NDCG@10 of the fused score and, for a model of both modalities, of each alone.
 
         Args:
@@ -132,14 +132,14 @@ class DirectRanking:
     @torch.inference_mode()
     def _encoded(
         self,
-        embedder: VlmEmbedder,
+        embedder: Embedder,
         autocast: Autocast,
-        collate: Callable[[NDArray[np.int64]], tuple[PromptBatch, dict[str, Tensor]]],
+        collate: Callable[[NDArray[np.int64]], tuple[ModelInputs, dict[str, Tensor]]],
         numbers: NDArray[np.int64],
     ) -> Vectors:
         """Vectors in the order of the numbers; each process encodes its part."""
         own = self._processes.share(numbers)
-        device = embedder.base.device
+        device = embedder.device
         parts: dict[str, list[Tensor]] = {name: [torch.zeros(0, embedder.dim, device=device)] for name in self._names}
         for start in range(0, len(own), _ENCODED_AT_A_TIME):
             prompts, positions = collate(own[start : start + _ENCODED_AT_A_TIME])

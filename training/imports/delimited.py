@@ -73,10 +73,10 @@ def wrong_count(path: Path, line: int, got: int, expected: int, separator: str) 
 class CsvFile:
     """A CSV file with a header as RFC 4180 defines it: UTF-8, fields in double quotes may hold line breaks.
 
-    A row with too few or too many fields is an error that names its line. :mod:`training.data.csv_records` cannot
-    replace this class: it checks files that polars then reads whole, so it needs twice the memory and knows no line of
-    a row after a field with a line break; it reads neither gzip nor other separators. The price is speed on such
-    fields: 7.8 s instead of 3.3 s for 400,000 rows in 75 MiB; without quotes both take 1.6 s.
+    A row with too few or too many fields is an error that names its line. :mod:`training.data.tables.csv_records`
+    cannot replace this class: it checks files that polars then reads whole, so it needs twice the memory and knows no
+    line of a row after a field with a line break; it reads neither gzip nor other separators. The price is speed on
+    such fields: 7.8 s instead of 3.3 s for 400,000 rows in 75 MiB; without quotes both take 1.6 s.
 
     Args:
         source: where ``path`` is.

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from training.data.dataset import TIMESTAMP, read_any_interactions
-from training.data.table_files import ROW
+from training.data.tables.table_files import ROW
 from training.data.timestamps import TIME_RULE, read_timestamps
 from training.errors import DatasetError
 from training.imports.dataset_writer import write_interactions, write_items

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from training.data.file_kind import kind_of_start
+from training.data.tables.file_kind import kind_of_start
 from training.errors import DatasetError
 
 BLOCK_BYTES = 4 << 20

@@ -30,27 +30,31 @@ def co_occurrence_list(
     neighbours: int,
     *,
     backward: float = 1.0,
+    shrinkage: float = 0.0,
     progress: Progress = lambda _items: None,
 ) -> ItemList:
     """Items seen near each other by the same users, as :class:`training.ranking.baselines.CoOccurrence` counts them.
 
     Two events of a user at most 20 apart add 1 / distance to the pair of the older item with the newer one, and
     ``backward`` / distance to that of the newer item with the older one; the sum is divided by √(events of one · events
-    of the other). With 1 the similarity is symmetric; less makes what usually comes next more similar.
+    of the other) + ``shrinkage``. With ``backward`` 1 the similarity is symmetric; less makes what usually comes next
+    more similar. Where events have weights, a pair adds the root of their product times as much, and events are counted
+    by their weights; by Cauchy's inequality no similarity is then above what it can be without.
 
     Args:
         train: training histories.
         items: size of the catalogue n.
         neighbours: most entries of an item N.
         backward: weight of the item that came before, 0 … 1.
+        shrinkage: in events, ≥ 0; the more, the less similar are items that are seldom seen, whose sums are uncertain.
         progress: called after every block.
     """
-    counts = np.bincount(train.rows, minlength=items)
+    counts = np.bincount(train.rows, train.weights, items)
     lists: _Neighbours = []
-    for first, last in _pair_blocks(counts, items):
+    for first, last in _pair_blocks(np.bincount(train.rows, minlength=items), items):
         sums = _pair_sums(train, items, first, last, backward)
         sources = np.repeat(np.arange(first, last), np.diff(sums.indptr))
-        sums.data /= np.sqrt(counts[sources] * counts[sums.indices])
+        sums.data /= np.sqrt(counts[sources] * counts[sums.indices]) + shrinkage
         lists += _nearest_sparse(sums, first, neighbours)
         progress(last)
     return compressed(CO, lists)
@@ -116,15 +120,17 @@ def _pair_blocks(counts: NDArray[np.int64], items: int) -> Iterator[tuple[int, i
 def _pair_sums(train: Sequences, items: int, first: int, last: int, backward: float) -> csr_matrix:
     """(last − first, n) weighted sums of 1 / distance over the pairs of items ``first`` … ``last − 1`` with others."""
     users = np.repeat(np.arange(len(train)), train.lengths)
+    roots = None if train.weights is None else np.sqrt(train.weights.astype(np.float64))
     sources, others, weights = [], [], []
     for distance in range(1, WINDOW + 1):
         same = users[:-distance] == users[distance:]
         older, newer = train.rows[:-distance][same], train.rows[distance:][same]
+        both = 1.0 if roots is None else (roots[:-distance] * roots[distance:])[same]
         for source, other, weight in ((older, newer, 1.0), (newer, older, backward)):
             chosen = (source >= first) & (source < last) & (source != other)
             sources.append(source[chosen] - first)
             others.append(other[chosen])
-            weights.append(np.full(int(chosen.sum()), weight / distance))
+            weights.append(np.broadcast_to(both * (weight / distance), chosen.shape)[chosen])
     pairs = (np.concatenate(weights), (np.concatenate(sources), np.concatenate(others)))
     return csr_matrix(pairs, shape=(last - first, items))
 

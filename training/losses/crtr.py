@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from training.losses.modality_pairs import ModalityPairs
-from training.losses.similarities import MASKED, inner_products, mean_over
+from training.losses.similarities import MASKED, inner_products, mean_over, off_diagonal
 
 
 def crtr_loss(
@@ -16,6 +16,7 @@ def crtr_loss(
     temperature: float,
     relation_temperature: float,
     image_weak: Tensor | None,
+    positive: bool = False,
 ) -> Tensor:
     """½ [KL(R^text ‖ R^image) + KL(R^image ‖ R^text)], the mean of sequence–item and item–item relations.
 
@@ -27,16 +28,18 @@ def crtr_loss(
         temperature: τ.
         relation_temperature: τ_r; R^m = softmax of S^m / τ_r over the others that both modalities share.
         image_weak: (B,) bool to keep the gradient out of the strong side of each row, or None for both sides.
+        positive: a history is compared with its own next item too.
 
     Returns:
-        Scalar ≥ 0, lower is better; a row needs at least 2 shared others, without any such row exactly 0.
+        Scalar ≥ 0, lower is better; a row needs at least 2 shared items to compare, without any such row exactly 0.
     """
     both = text.item_present & image.item_present
     scale = temperature * relation_temperature
+    left_out = excluded & off_diagonal(excluded) if positive else excluded
     to_items = _symmetric_kl(
         inner_products(text.sequences, text.items) / scale,
         inner_products(image.sequences, image.items) / scale,
-        ~excluded & both[None, :],
+        ~left_out & both[None, :],
         text.sequence_present & image.sequence_present,
         image_weak,
     )

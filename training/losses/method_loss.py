@@ -6,16 +6,16 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from training.config.run_config import LossConfig
 from training.losses.crtr import crtr_loss
 from training.losses.info_nce import info_nce
-from training.losses.modality_balance import weak_modality
+from training.losses.modality_balance import ModalityBalance, weak_modality
 from training.losses.modality_pairs import ModalityPairs
-from training.losses.similarities import false_negatives, fused_similarities, mean_over, similarities
-from training.losses.wpcl import wpcl_loss
+from training.losses.shifted_negatives import shifted_negatives
+from training.losses.similarities import Similarities, false_negatives, fused_similarities, mean_over, similarities
+from training.losses.wpcl import mean_log_weight, negative_log_weights, wpcl_loss
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class MethodLoss:
         wpcl: scalar, None if its weight is 0.
         crtr: scalar, None if its weight is 0.
         unimodal: scalar, None if its weight is 0.
-        confidence_gap: scalar, moving average of log c^text − log c^image after this batch; above 0 the image is the
-            weak modality. None if all weights are 0.
+        confidence_gap: scalar, moving average of text − image after this batch, of log c or of AUC (``weak_by``); above
+            0 the image is the weak modality. None if all weights are 0.
         gap: scalar, mean g over the rows with both modalities; None if all weights are 0.
-        log_beta: scalar, mean log β over these rows; None if WPCL is not computed.
+        log_beta: scalar, mean log weight of their negatives in WPCL, log β; None if WPCL is not computed.
         image_weak: scalar in [0, 1], share of these rows where the image is the weaker one; None if all weights are 0.
         rows: number of pairs in ``nce``.
     """
@@ -78,19 +78,20 @@ def method_loss(
         image: vectors of the image prompts.
         item_ids: (B,) int64, next items.
         histories: (B, L) int64, items before them, padded with −1.
-        config: the weights μ, λ and ν and the options of each term; a term of weight 0 is not computed.
+        config: the weights μ, λ and ν, the shift γ, and the options of each term; what is 0 is not computed.
         hidden: (B, 2) bool, histories whose text or image the fused loss does not see; None = none.
-        confidence_gap: moving average of log c^text − log c^image before this batch; 0 at the start.
+        confidence_gap: moving average of the modalities' difference before this batch; 0 at the start.
 
     Returns:
-        The terms. If all three weights are 0, ``total`` is ``nce`` itself: plain contrastive fine-tuning.
+        The terms. If weights and shift are 0, ``total`` is ``nce`` itself: plain contrastive fine-tuning.
     """
     text, image = text.widened(), image.widened()
     excluded = false_negatives(item_ids, histories)
     seen = (text, image) if hidden is None else (text.without(hidden[:, 0]), image.without(hidden[:, 1]))
     fused = fused_similarities(*seen, excluded, config.temperature, config.fusion)
-    nce, rows = info_nce(fused), int(fused.rows.sum())
-    if config.wpcl_weight == 0 and config.crtr_weight == 0 and config.unimodal_weight == 0:
+    rows = int(fused.rows.sum())
+    if not (config.wpcl_weight or config.crtr_weight or config.unimodal_weight or config.negative_shift):
+        nce = info_nce(fused)
         return MethodLoss(nce, nce, None, None, None, None, None, None, None, rows)
     by_text, by_image = (similarities(side, excluded, config.temperature) for side in (text, image))
     balance = weak_modality(
@@ -101,25 +102,56 @@ def method_loss(
         confidence_gap=confidence_gap,
         decay=config.confidence_gap_decay,
     )
-    total, wpcl, crtr, unimodal, log_beta = nce, None, None, None, None
+    if config.negative_shift:
+        fused = shifted_negatives(
+            fused, *seen, balance,
+            shift=config.negative_shift, temperature=config.temperature, fusion=config.fusion,
+        )  # fmt: skip
+    total = nce = info_nce(fused)
+    wpcl, crtr, unimodal, log_beta = None, None, None, None
     if config.wpcl_weight != 0:
-        row_log_beta = torch.log1p(config.alpha * balance.gap)
-        wpcl = wpcl_loss(by_text, by_image, balance, row_log_beta)
-        log_beta = mean_over(row_log_beta, balance.rows)
+        wpcl, log_beta = _wpcl(by_text, by_image, balance, config)
         total = total + config.wpcl_weight * wpcl
     if config.crtr_weight != 0:
-        crtr = crtr_loss(
-            text,
-            image,
-            item_ids,
-            excluded,
-            temperature=config.temperature,
-            relation_temperature=config.relation_temperature,
-            image_weak=balance.image_weak if config.detach_strong else None,
-        )
+        crtr = _crtr(text, image, item_ids, excluded, balance, config)
         total = total + config.crtr_weight * crtr
     if config.unimodal_weight != 0:
         unimodal = info_nce(by_text) + info_nce(by_image)
         total = total + config.unimodal_weight * unimodal
     image_weak, gap = (mean_over(v, balance.rows) for v in ((balance.difference > 0).to(nce.dtype), balance.gap))
     return MethodLoss(total, nce, wpcl, crtr, unimodal, balance.confidence_gap, gap, log_beta, image_weak, rows)
+
+
+def _wpcl(
+    by_text: Similarities, by_image: Similarities, balance: ModalityBalance, config: LossConfig
+) -> tuple[Tensor, Tensor]:
+    """WPCL and the mean log weight of its negatives."""
+    weights = negative_log_weights(
+        by_text, by_image, balance, kind=config.wpcl_kind, alpha=config.alpha, hardness=config.hardness
+    )
+    if config.wpcl_kind == "margin":
+        mean = mean_over(weights[:, 0], balance.rows)
+    else:
+        mean = mean_log_weight(weights, by_text, by_image, balance)
+    return wpcl_loss(by_text, by_image, balance, weights), mean
+
+
+def _crtr(
+    text: ModalityPairs,
+    image: ModalityPairs,
+    item_ids: Tensor,
+    excluded: Tensor,
+    balance: ModalityBalance,
+    config: LossConfig,
+) -> Tensor:
+    """CRTR as configured."""
+    return crtr_loss(
+        text,
+        image,
+        item_ids,
+        excluded,
+        temperature=config.temperature,
+        relation_temperature=config.relation_temperature,
+        image_weak=balance.image_weak if config.detach_strong else None,
+        positive=config.relation_positive,
+    )

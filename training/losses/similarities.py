@@ -94,10 +94,56 @@ def fused_similarities(
     return Similarities(logits, ~excluded & comparable & off_diagonal(logits), comparable.diagonal())
 
 
+def fused_parts(
+    text: ModalityPairs, image: ModalityPairs, temperature: float, fusion: Fusion
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What each modality adds to the fused S where a history and an item share both.
+
+    Args:
+        text: vectors of the text prompts.
+        image: vectors of the image prompts.
+        temperature: τ > 0.
+        fusion: ``concat``: S is the sum of both parts; ``sum``: S has cross terms beside them.
+
+    Returns:
+        The parts of text and image, (B, B) each, and (B, B) bool, where both modalities are shared.
+    """
+    scale = torch.full((), 2.0 * temperature, dtype=text.sequences.dtype, device=text.sequences.device)
+    if fusion == "sum":
+        lengths = (_summed(text, image, items=side).norm(dim=1).clamp(min=_MIN_NORM) for side in (False, True))
+        of_sequences, of_items = lengths
+        scale = of_sequences[:, None] * of_items[None, :] * temperature
+    shared = (text.sequence_present & image.sequence_present)[:, None] & (text.item_present & image.item_present)[None]
+    by_text, by_image = (inner_products(side.sequences, side.items) / scale for side in (text, image))
+    return by_text, by_image, shared
+
+
 def log_confidence(scores: Similarities) -> Tensor:
     """(B,) log of softmax(S_b)[b] over the row's own pair and its negatives."""
     compared = scores.negatives | ~off_diagonal(scores.logits)
     return torch.log_softmax(scores.logits.masked_fill(~compared, MASKED), dim=1).diagonal()
+
+
+def auc(scores: Similarities) -> Tensor:
+    """(B,) share of a row's negatives below its own pair, ties by half; 1 without a negative."""
+    own = scores.logits.diagonal()[:, None]
+    below = (scores.logits < own).to(own.dtype) + 0.5 * (scores.logits == own).to(own.dtype)
+    count = scores.negatives.sum(dim=1)
+    share = (below * scores.negatives).sum(dim=1) / count.clamp(min=1)
+    return torch.where(count > 0, share, torch.ones_like(share))
+
+
+def own_scale(scores: Similarities) -> Similarities:
+    """The same with logits divided by the deviation of the negatives from the mean of their row; unchanged if it is 0.
+
+    The temperature, and how narrow a cone a modality's vectors lie in, then do not matter.
+    """
+    negatives = scores.negatives & scores.rows[:, None]
+    count = negatives.sum(dim=1, keepdim=True).clamp(min=1)
+    mean = (scores.logits * negatives).sum(dim=1, keepdim=True) / count
+    deviation = ((scores.logits - mean) * negatives).square().sum().div(negatives.sum().clamp(min=1)).sqrt()
+    scale = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+    return Similarities(scores.logits / scale, scores.negatives, scores.rows)
 
 
 def mean_over(values: Tensor, rows: Tensor) -> Tensor:
@@ -120,10 +166,15 @@ def off_diagonal(square: Tensor) -> Tensor:
 
 def _fuse(text: ModalityPairs, image: ModalityPairs, *, items: bool) -> Tensor:
     """(B, D) normalise(z^text + z^image) over the modalities that are present."""
+    return functional.normalize(_summed(text, image, items=items), dim=1, eps=_MIN_NORM)
+
+
+def _summed(text: ModalityPairs, image: ModalityPairs, *, items: bool) -> Tensor:
+    """(B, D) z^text + z^image over the modalities that are present."""
     if items:
         parts = ((text.items, text.item_present), (image.items, image.item_present))
     else:
         parts = ((text.sequences, text.sequence_present), (image.sequences, image.sequence_present))
     wide = torch.promote_types(parts[0][0].dtype, torch.float32)
     first, second = (vectors.to(wide).masked_fill(~present[:, None], 0.0) for vectors, present in parts)
-    return functional.normalize(first + second, dim=1, eps=_MIN_NORM)
+    return first + second

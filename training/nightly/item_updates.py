@@ -24,8 +24,8 @@ from training.data.dataset import Dataset
 from training.data.thumbnails import MARK, VERSION
 from training.embedding.content_hashes import ContentHashes, Delta
 from training.embedding.store import Embeddings
+from training.encoder.encoder_files import CONTENTS_FILE, missing_record
 from training.encoder.imputation import BehaviourImputation
-from training.encoder.job import CONTENTS_FILE, missing_record
 from training.encoder.loaded import FittedEncoder
 from training.encoder.model import SlotProjection
 from training.encoder.projection import load_projection, project

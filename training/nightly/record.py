@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from index.bundle.index_spec import OMITTED_AT_DEFAULT
 from index.bundle.integrity import write_durably
 from training.nightly.volume_bounds import Loss
 
@@ -155,7 +156,12 @@ def digest_of(value: object) -> str:
 def _plain(value: object) -> object:
     """A value as JSON-able values."""
     if dataclasses.is_dataclass(value):
-        return {part.name: _plain(getattr(value, part.name)) for part in dataclasses.fields(value)}
+        parts = {part: getattr(value, part.name) for part in dataclasses.fields(value)}
+        return {
+            part.name: _plain(own)
+            for part, own in parts.items()
+            if not (OMITTED_AT_DEFAULT in part.metadata and own == part.default)
+        }
     if isinstance(value, Mapping):
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

@@ -24,20 +24,19 @@ from index.build.build import build_bundle
 from index.bundle.index_spec import IndexSpec
 from index.bundle.integrity import verify_files
 from index.bundle.manifest import BUNDLE_FORMAT, BUNDLE_FORMAT_WITH_LISTS, Manifest
-from index.bundle.registry import Registry
+from index.bundle.registries import AnyRegistry
 from index.errors import BundleError, GateRefused, RegistryError
 from index.items.item_table import ItemTable
 from index.items.thumbnails import THUMBNAILS_FILE
 from index.machine.disk import RESUME_HINT, describe_disk_error
+from training.backbones.identity import LICENCES
 from training.backbones.trained_model import TrainedModel
 from training.data.dataset import Dataset
-from training.data.sequences import popularity
 from training.data.thumbnails import MARK, VERSION, make_thumbnails
 from training.embedding.content_hashes import Delta, metadata_digest
 from training.embedding.job import Pending, Progress, embed_catalogue, pending_items
 from training.embedding.plan import work_done
 from training.embedding.store import Embeddings
-from training.encoder.job import split_dataset
 from training.encoder.loaded import FittedEncoder
 from training.errors import JobStopped, ReindexError
 from training.nightly.item_updates import INPUTS, KeptTable, keep_table, remap_queries, remove_tables, updated_table
@@ -80,7 +79,7 @@ class ReindexJob:
 
     run: Path
     dataset: Dataset
-    registry: Registry
+    registry: AnyRegistry
     spec: IndexSpec
     evaluation: Mapping[str, Any] | None = None
     keep: int | None = None
@@ -160,18 +159,20 @@ def find_changes(job: ReindexJob, progress: Progress = lambda _step, _done, _all
         job.dataset, model.provenance, model.embeddings, trust_times=job.trust_times, progress=progress
     )
     kept = KeptTable.newest(job.directory, fitted, model.provenance)
-    counts = popularity(split_dataset(job.dataset, fitted.config.cold_items).parts.train, len(job.dataset))
+    counts = fitted.counts(job.dataset)
     inputs = {
         "items": pending.contents.ordered_digest(),
         "metadata": metadata_digest(job.dataset.metadata()),
         "popularity": hashlib.sha256(counts.tobytes()).hexdigest()[:16],
         "encoder": fitted.mark,
-        "model": digest_of({name: part for name, part in model.provenance.items() if name != "inputs"}),
+        "model": digest_of({name: part for name, part in model.provenance.items() if name not in {"inputs", LICENCES}}),
         "index": digest_of(dataclasses.replace(job.spec, threads=1)),  # threads affect the duration only
         "evaluation": digest_of(job.evaluation),
         "format": str(BUNDLE_FORMAT if fitted.lists is None else BUNDLE_FORMAT_WITH_LISTS),
         MARK: VERSION,
     }
+    if job.dataset.event_types is not None:
+        inputs["event_types"] = digest_of(job.dataset.event_types.model_dump(mode="json"))
     bundle, why = _published(job, inputs)
     delta = kept.delta(pending.contents)
     before = Predecessor.find(job.registry, kept.table, kept.number) if bundle is None else None
@@ -330,7 +331,7 @@ def _table(job: ReindexJob, findings: Findings, report: Progress) -> ItemTable:
     """The item table of these inputs; made and stored if needed."""
     provenance = {
         "embeddings": findings.model.provenance | {"inputs": findings.pending.contents.digest()},
-        "encoder": {"hash": findings.fitted.table.model.get("encoder", {}).get("hash")},
+        "encoder": findings.fitted.hashes,
         INPUTS: findings.inputs,
         MARK: VERSION,
         VOLUME: {EVENTS: events_of(job.dataset)},
@@ -391,5 +392,6 @@ def _built(job: ReindexJob, findings: Findings, table: ItemTable, report: Progre
         ),
         evaluation=job.evaluation,
         exclude_seen=fitted.config.exclude_seen,
+        event_types=job.dataset.event_types,
         progress=lambda stage, share: report(stage, round(share * _SHARES), _SHARES),
     )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from index.bound_check import BoundCheck
 from index.bundle.manifest import ITEMS_FILE, Manifest
-from index.bundle.registry import Registry
+from index.bundle.registries import AnyRegistry
 from index.errors import GateRefused, IndexingError
 from index.items.item_ids import ItemIds
 from index.items.item_table import ITEM_ID, MISSING_FILE, ItemTable
@@ -117,7 +117,7 @@ class Predecessor:
     counted: int
 
     @classmethod
-    def find(cls, registry: Registry, table: ItemTable, number: int) -> "Predecessor | None":
+    def find(cls, registry: AnyRegistry, table: ItemTable, number: int) -> "Predecessor | None":
         """The current bundle, or the newest item table of the run if the bundle is damaged.
 
         Args:

@@ -35,7 +35,7 @@ def without_items(sequences: Sequences, cold: NDArray[np.bool_]) -> Sequences:
     """
     kept = ~cold[sequences.rows]
     before = np.concatenate([[0], np.cumsum(kept)])
-    return Sequences(sequences.user_ids, before[sequences.offsets].astype(np.int64), sequences.rows[kept])
+    return sequences.only(kept, before[sequences.offsets].astype(np.int64))
 
 
 def cold_targets(sequences: Sequences, cold: NDArray[np.bool_]) -> Targets:

@@ -14,7 +14,7 @@ from index.evaluation.plots import Curve, CurveSpec, ReferenceMark, curve
 from training.backbones.trained_model import EMBEDDINGS_DIRECTORY
 from training.data.dataset import Dataset
 from training.embedding.store import Embeddings
-from training.encoder.job import ENCODER_DIRECTORY, ENCODER_FILE
+from training.encoder.encoder_files import ENCODER_DIRECTORY, ENCODER_FILE
 from training.errors import ConfigError, EmbeddingsError, EvaluationError
 from training.finetune.training_run import TrainingRun
 from training.report.diagnosis import Diagnosis, judge

@@ -134,7 +134,7 @@ def _facts(report: RunReport) -> dict[str, str]:
         "Loss": f"InfoNCE + {loss.wpcl_weight:g} · WPCL + {loss.crtr_weight:g} · CRTR",
         "α": f"{loss.alpha:g}",
         "τ": f"{loss.temperature:g}",
-        "Weak modality by": {"ema": "moving average", "row": "row"}[loss.weak_by],
+        "Weak modality by": {"ema": "moving average", "row": "row", "auc": "moving average of AUC"}[loss.weak_by],
         "Batch": f"{train.batch_size:,} windows",
         "Peak rate": f"{train.learning_rate:g}, {train.decay}",
         "Rate of the vision tower": f"× {train.vision_rate:g}",

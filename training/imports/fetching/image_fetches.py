@@ -13,7 +13,7 @@ import polars as pl
 
 from index.items.item_table import ITEM_ID
 from training.data.dataset import IMAGE, ITEM_SUFFIXES, ITEMS, confined_file
-from training.data.table_files import find_table
+from training.data.tables.table_files import find_table
 from training.errors import DatasetError
 from training.imports.fetching.fetch_list import FetchList, FetchOutcome
 from training.imports.fetching.picture_fetcher import FetchedPicture, MakeFetcher, PictureFetcher

@@ -11,7 +11,7 @@ import polars as pl
 
 from index.items.item_table import ITEM_ID
 from training.data.dataset import TEXT, TITLE, USER_ID
-from training.data.json_lines import line_fault
+from training.data.tables.json_lines import line_fault
 from training.errors import DatasetError
 from training.imports.delimited import LINE
 from training.imports.import_record import ImportRecord

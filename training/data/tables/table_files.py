@@ -8,9 +8,9 @@ from pathlib import Path
 
 import polars as pl
 
-from training.data import csv_records, json_lines
-from training.data.column_names import is_nameless, names_fault
-from training.data.file_kind import encoding_fault, foreign_kind
+from training.data.tables import csv_records, json_lines
+from training.data.tables.column_names import is_nameless, names_fault
+from training.data.tables.file_kind import encoding_fault, foreign_kind
 from training.errors import DatasetError
 
 ROW = "#row"

@@ -1,0 +1,1 @@
+"""Reads tables from CSV, JSON Lines and Parquet files."""

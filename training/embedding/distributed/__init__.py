@@ -1,0 +1,1 @@
+"""Embedding on several machines: who makes which shard, and with which engine."""

@@ -1,0 +1,154 @@
+"""Workers on a Ray cluster, one actor each.
+
+Ray's ports let everybody who reaches them run code. A cluster that this module starts asks for a token, as Ray's
+default is from 2.59 on; where an address is given, the cluster's own network and token protect it.
+"""
+
+import math
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from training.embedding.distributed.shard_pool import Failure
+from training.embedding.distributed.shard_worker import PlannedItem, ShardJob, ShardWorker
+from training.errors import EmbeddingsError
+
+_LEFT_FREE: Final = 1.0  # CPUs of the cluster, so that others' tasks, and Ray's own, still find room
+_LEAST_CPUS: Final = 0.01
+_CONNECT_S: Final = 10.0
+
+
+class RayWorkers:
+    """Actors of a connected cluster; see `shard_pool.Workers`.
+
+    One worker a GPU where the cluster has GPUs, else one for each CPU but one. Machines that join later get workers,
+    too.
+
+    Args:
+        ray: the module, connected.
+        job: of the workers.
+        most: most workers; None: as many as there is room for. More than CPUs share them.
+    """
+
+    def __init__(self, ray: Any, job: ShardJob, most: int | None = None) -> None:  # noqa: ANN401 - a module
+        self._ray, self._job, self._most = ray, job, most
+        self._actor = ray.remote(ShardWorker)
+
+    def wanted(self) -> int:
+        """As many as there are GPUs, else as there are CPUs but one; at most ``most``."""
+        if self._most is not None:
+            return self._most
+        total = self._ray.cluster_resources()
+        return max(1, math.floor(float(total.get("GPU", 0))) or math.floor(float(total.get("CPU", 0)) - _LEFT_FREE))
+
+    def start(self) -> tuple[Any, Any]:
+        """Start an actor; Ray places it when a machine has room."""
+        total = self._ray.cluster_resources()
+        cpus = cpus_of_worker(total.get("CPU", 0), self.wanted())
+        gpus = min(1.0, total.get("GPU", 0) / self.wanted())
+        actor = self._actor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0).remote(self._job)
+        return actor, actor.prepare.remote()
+
+    def encode(self, worker: Any, number: int, planned: Sequence[PlannedItem]) -> Any:  # noqa: ANN401
+        """Begin a shard."""
+        return worker.encode.remote(number, planned)
+
+    def wait(self, tasks: Sequence[Any], timeout_s: float) -> Sequence[Any]:
+        """The calls that have ended."""
+        ended, _ = self._ray.wait(list(tasks), num_returns=1, timeout=timeout_s)
+        return list(ended)
+
+    def failure(self, task: Any) -> Failure | None:  # noqa: ANN401
+        """Why a call failed, in one line."""
+        errors = self._ray.exceptions
+        try:
+            self._ray.get(task)
+        except errors.RayTaskError as error:
+            cause = error.cause or error
+            return Failure(f"{type(cause).__name__}: {cause}".split("\n", 1)[0], lost=False)
+        except errors.RayError as error:  # the actor or its machine is gone, or its environment cannot be made
+            return Failure(f"{type(error).__name__}: {_first_line(error)}", lost=True)
+        return None
+
+    def end(self, worker: Any) -> None:  # noqa: ANN401
+        """Kill an actor; nothing happens where it is dead."""
+        self._ray.kill(worker)
+
+    def room(self) -> str:
+        """CPUs and GPUs of the cluster, and how many of them are free."""
+        total, free = self._ray.cluster_resources(), self._ray.available_resources()
+        return ", ".join(
+            f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s of the cluster are free"
+            for kind in ("CPU", "GPU")
+            if total.get(kind) or kind == "CPU"
+        )
+
+
+def cpus_of_worker(total: float, workers: int) -> float:
+    """CPUs that one of several workers reserves: at most 1, and so little that one CPU of the cluster stays free.
+
+    Args:
+        total: CPUs of the cluster.
+        workers: how many there are to be.
+    """
+    room = total - _LEFT_FREE if total > _LEFT_FREE else total / 2
+    return max(_LEAST_CPUS, math.floor(100 * min(1.0, room / workers)) / 100)
+
+
+@contextmanager
+def ray_cluster(address: str | None) -> Iterator[Any]:
+    """Connect to a cluster for the duration of the block.
+
+    Args:
+        address: ``host:port`` of the head, or ``auto``; None: start a cluster on this machine, which ends with the
+            block.
+
+    Yields:
+        The module ``ray``.
+
+    Raises:
+        EmbeddingsError: ray is not installed, or no cluster answers at the address.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise EmbeddingsError("--engine ray needs Ray; install it with `pip install 'vlm2rec[ray]'`") from error
+    _check_listens(address)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    try:
+        if address is None:
+            ray.init("local", include_dashboard=False, **quiet)
+        else:
+            ray.init(address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        where = "on this machine" if address is None else f"at {address}"
+        raise EmbeddingsError(
+            f"no Ray cluster {where} ({_first_line(error)}); start one with `ray start --head`, and set RAY_AUTH_MODE "
+            "and the token as the cluster has them"
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _check_listens(address: str | None) -> None:
+    """Connect to an address of the form ``host:port`` once, as Ray itself would try for minutes.
+
+    Raises:
+        EmbeddingsError: nothing listens there.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise EmbeddingsError(
+            f"no Ray cluster at {address} ({error}); start one with `ray start --head`, or correct --ray-address"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

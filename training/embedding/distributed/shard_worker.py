@@ -1,0 +1,120 @@
+"""Makes single shards of a plan in a process of its own, on any machine that sees the data set and the run."""
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from index.items.item_table import ITEM_ID
+from training.backbones.identity import differences
+from training.backbones.trained_model import TrainedModel
+from training.data.dataset import load_dataset
+from training.embedding.catalogue_encoder import RowEncoder, catalogue_encoder
+from training.embedding.content_hashes import PICTURE_HASH, TEXT_HASH, read_contents
+from training.embedding.job import encode_shard
+from training.embedding.shards import Shard
+from training.errors import EmbeddingsError
+
+PlannedItem = tuple[str, str | None, str | None]
+"""Item id and the hashes of its text and picture, as in the plan."""
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """What a worker needs to know.
+
+    Attributes:
+        data: directory of the data set.
+        run: the run directory with the trained model.
+        plan: directory of the plan, which receives the shards.
+        model: provenance of the model that the plan was made for.
+        batch_items: items encoded at a time.
+        threads: CPU threads of PyTorch; another number may change the last digits.
+    """
+
+    data: Path
+    run: Path
+    plan: Path
+    model: dict[str, Any]
+    batch_items: int
+    threads: int
+
+
+class ShardWorker:
+    """Encodes shards one after another; makes the same bytes as the job in one process.
+
+    Args:
+        job: what is to be encoded, and where it goes.
+    """
+
+    def __init__(self, job: ShardJob) -> None:
+        self._job = job
+        self._encoder: RowEncoder | None = None
+
+    def prepare(self) -> str:
+        """Load data set and model; returns the name of the machine and the number of the process.
+
+        Raises:
+            TrainingError: the machine does not see them, or they are not the planned ones.
+        """
+        import torch
+
+        torch.set_num_threads(self._job.threads)
+        if not self._job.plan.is_dir():
+            raise EmbeddingsError(
+                f"{self._job.plan}: is not on this machine; data set and run must be on a shared disk"
+            )
+        self._dataset = load_dataset(self._job.data)
+        self._rows = {item_id: row for row, item_id in enumerate(self._dataset.item_ids())}
+        embedding = TrainedModel.of(self._job.run).load()
+        if differences(embedding.model, self._job.model):
+            raise EmbeddingsError(f"{self._job.run}: has another model on this machine than the job began with")
+        self._encoder = catalogue_encoder(embedding, self._dataset)
+        return f"{socket.gethostname()}, process {os.getpid()}"
+
+    def encode(self, number: int, planned: Sequence[PlannedItem]) -> int:
+        """Make a shard; :meth:`prepare` comes first.
+
+        Args:
+            number: of the shard.
+            planned: its items, in order.
+
+        Returns:
+            The number.
+
+        Raises:
+            EmbeddingsError: an item is missing here or has another text or picture than was planned, or the model gives
+                a value that is not finite.
+            OSError: the shard cannot be written.
+        """
+        if self._encoder is None:
+            raise EmbeddingsError("the worker has not loaded its model; start the job again")
+        ids = [item_id for item_id, _, _ in planned]
+        rows = np.array([self._rows.get(item_id, -1) for item_id in ids], dtype=np.int64)
+        self._check(planned, rows)
+        vectors = encode_shard(self._encoder, rows, self._job.batch_items)
+        unreadable = self._encoder.unreadable
+        reasons = {ids[at]: unreadable[row] for at, row in enumerate(rows.tolist()) if row in unreadable}
+        Shard(ids, vectors, reasons).save(self._job.plan / f"{number:06d}.npz")
+        return number
+
+    def _check(self, planned: Sequence[PlannedItem], rows: "np.ndarray[Any, np.dtype[np.int64]]") -> None:
+        """Compare the items on this machine with the planned ones.
+
+        Raises:
+            EmbeddingsError: one differs.
+        """
+        found: list[PlannedItem] = []
+        if (rows >= 0).all():
+            part = replace(self._dataset, items=self._dataset.items[rows.tolist()])
+            found = read_contents(part).frame.select(ITEM_ID, TEXT_HASH, PICTURE_HASH).rows()
+        for number, item in enumerate(planned):
+            if not found or found[number] != item:
+                raise EmbeddingsError(
+                    f"{self._job.data}: item {item[0]!r} is missing on {socket.gethostname()} or differs from the "
+                    "planned one; the data set must be the same on every machine and may not change meanwhile"
+                )

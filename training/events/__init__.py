@@ -1,0 +1,1 @@
+"""Reads exported events as interactions, and joins them with those of a data set."""

@@ -1,0 +1,177 @@
+"""The interactions of one retraining: those of the data set, then the exported events, split by time.
+
+They are frozen in files, so that a job that was killed goes on with what it began with.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from index.errors import EventExportError
+from index.event_export.directory import ExportDirectory
+from index.event_export.object_path import ExportPath, export_path
+from index.items.item_table import ITEM_ID
+from training.data.dataset import INTERACTION_SUFFIXES, INTERACTIONS, TIMESTAMP, USER_ID, read_interactions
+from training.data.tables.table_files import find_table, read_table
+from training.data.timestamps import read_timestamps
+from training.errors import DatasetError
+from training.events.export_reader import TYPE, ExportedEvents, read_export
+
+_INPUTS_FILE: Final = "inputs.json"
+_DAY_S: Final = 86_400
+_COLUMNS: Final = (USER_ID, ITEM_ID, TIMESTAMP, TYPE)
+
+
+@dataclass(frozen=True)
+class RetrainingInputs:
+    """Frozen interactions of a job.
+
+    Attributes:
+        directory: of the job; whatever the job makes is in it, until it ends.
+        record: what ``inputs.json`` says: ``cutoff`` (seconds since 1970 UTC), ``exported`` (`ExportCounts` as JSON),
+            ``from_data_set``, ``replaced``, ``until`` and ``served_recipe``.
+        resumed: whether an earlier job froze them.
+    """
+
+    directory: Path
+    record: dict[str, Any]
+    resumed: bool
+
+    @property
+    def everything(self) -> Path:
+        """Interactions file with every event."""
+        return self.directory / "everything.parquet"
+
+    @property
+    def before(self) -> Path:
+        """Interactions file with the events before the cut-off."""
+        return self.directory / "before.parquet"
+
+    @property
+    def cutoff(self) -> int:
+        """Seconds since 1970 UTC; events from here on measure."""
+        return int(self.record["cutoff"])
+
+    def end(self) -> None:
+        """Delete all files of the job, which hold events of users; the next job begins anew."""
+        shutil.rmtree(self.directory)
+
+
+def freeze_inputs(
+    directory: Path,
+    data: Path,
+    events: str | ExportPath,
+    *,
+    days: float,
+    mark: str,
+    served_recipe: Mapping[str, Any] | None = None,
+) -> RetrainingInputs:
+    """Freeze the interactions of a job, or find those of a killed job with the same mark.
+
+    Interactions of the data set count up to the arrival of the first exported event: later ones are taken to be in the
+    export, and so are those of the same user, item and second. Inputs are frozen anew if a user was erased since.
+
+    Args:
+        directory: of the job.
+        data: the data set.
+        events: the export: its directory, or ``s3://bucket/prefix``.
+        days: the events of these last days measure.
+        mark: of the configuration; a killed job with another one begins anew.
+        served_recipe: of the served bundle, for the record.
+
+    Raises:
+        DatasetError: a file cannot be read, there are no events, or none before the cut-off.
+        OSError: the directory cannot be written.
+    """
+    place = export_path(events)
+    erased = _erasures(place)
+    path = directory / _INPUTS_FILE
+    inputs = {
+        "format": 1,
+        "mark": mark,
+        "data": str(data.resolve()),
+        "events": str(place.resolve() if isinstance(place, Path) else place),
+        "erased": erased,
+    }
+    found = _read(path)
+    if found is not None and {name: found.get(name) for name in inputs} == inputs:
+        return RetrainingInputs(directory, found, resumed=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    exported = read_export(place)
+    frame, own, replaced = _joined(_own(data), exported)
+    if frame.is_empty():
+        raise DatasetError(f"{events}: neither the export nor {data} has an interaction; export events first")
+    newest = float(frame[TIMESTAMP].max())  # type: ignore[arg-type]  # a number
+    cutoff = math.floor(newest - days * _DAY_S)  # whole seconds, as a data set has them
+    before = frame.filter(pl.col(TIMESTAMP) < cutoff)
+    if before.is_empty():
+        raise DatasetError(
+            f"{events}: all {frame.height:,} interactions are of the last {days:g} days, so none is left to learn from "
+            "before them; give fewer --measure-days"
+        )
+    found = inputs | {
+        "cutoff": cutoff,
+        "served_recipe": None if served_recipe is None else dict(served_recipe),
+        "until": exported.until,
+        "exported": exported.counts.as_json(),
+        "from_data_set": own,
+        "replaced": replaced,
+        "interactions": frame.height,
+        "before": before.height,
+    }
+    frozen = RetrainingInputs(directory, found, resumed=False)
+    frame.write_parquet(frozen.everything)
+    before.write_parquet(frozen.before)
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    partial.replace(path)
+    return frozen
+
+
+def _own(data: Path) -> pl.DataFrame:
+    """The interactions of the data set, with their types where it names some; none if it has no such file."""
+    names = (USER_ID, ITEM_ID, TIMESTAMP, TYPE)
+    if not any((data / f"{INTERACTIONS}.{suffix}").exists() for suffix in INTERACTION_SUFFIXES):
+        return pl.DataFrame(schema=dict.fromkeys(names, pl.String) | {TIMESTAMP: pl.Int64})
+    path = find_table(data, INTERACTIONS, INTERACTION_SUFFIXES)
+    checked = read_interactions(path)
+    text = names if path.suffix.lower() == ".csv" else (USER_ID, ITEM_ID)
+    frame = read_table(path, text=[name for name in text if name != TYPE], required=names[:3], columns=names)
+    if TYPE not in frame.columns:
+        return checked.with_columns(pl.lit(None, pl.String).alias(TYPE))
+    seconds = read_timestamps(frame[TIMESTAMP]).microseconds // 1_000_000
+    return frame.with_columns(seconds.alias(TIMESTAMP), pl.col(TYPE).cast(pl.String)).select(names)
+
+
+def _joined(own: pl.DataFrame, exported: ExportedEvents) -> tuple[pl.DataFrame, int, int]:
+    """All interactions by time, and how many of the data set count and are replaced."""
+    events = exported.interactions.select(_COLUMNS)
+    sent = events.select(USER_ID, ITEM_ID, pl.col(TIMESTAMP).floor().cast(pl.Int64))
+    kept = own.filter(pl.col(TIMESTAMP) < exported.since).join(sent, on=sent.columns, how="anti", maintain_order="left")
+    timed = kept.with_columns(pl.col(TIMESTAMP).cast(pl.Float64)).select(_COLUMNS)
+    return pl.concat([timed, events]).sort(TIMESTAMP, maintain_order=True), kept.height, own.height - kept.height
+
+
+def _erasures(events: str | ExportPath) -> list[Any]:
+    """What changes with every erasure."""
+    try:
+        erasures = ExportDirectory(events).erasures()
+    except EventExportError as error:
+        raise DatasetError(str(error)) from error
+    return [len(erasures), str(erasures.newest)]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The record of an earlier job; None if there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

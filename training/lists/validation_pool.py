@@ -1,0 +1,143 @@
+"""ValidationPool: candidates of the validation users with their scores by slots and by lists."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.lists.item_lists import LIST_SLOTS, ItemList, ItemLists, ListWeights
+from index.lists.list_scores import ListScores
+from training.data.sequences import Targets
+from training.ranking import metrics
+from training.ranking.baselines import Ranker
+from training.ranking.ranking import mask_histories
+
+CUT = 10
+_USERS_PER_BLOCK = 256
+_FLOATS_PER_BLOCK = 1 << 24
+
+
+class ValidationPool:
+    """Candidates of the validation users whose target can reach the first ten, with their scores by slots and by lists.
+
+    NDCG@10 from these candidates is exact: no list lowers a score, so an item in no list of the history reaches the
+    first ten only if it is among the ten best of the slots.
+
+    Args:
+        ranker: scores the slots; None for the lists alone.
+        validation: held-out targets.
+        findable: (n,) bool, items that can be answered.
+        lists: name → list.
+        history: newest items of a history that count.
+        exclude_seen: leave out what is in the history.
+
+    Attributes:
+        names: of the lists, in their order.
+    """
+
+    def __init__(
+        self,
+        ranker: Ranker | None,
+        validation: Targets,
+        findable: NDArray[np.bool_],
+        lists: Mapping[str, ItemList],
+        history: int,
+        *,
+        exclude_seen: bool,
+    ) -> None:
+        self.names = tuple(name for name in LIST_SLOTS if name in lists)
+        self._users, self._ranker, self._findable = len(validation), ranker, findable
+        self._length, self._exclude_seen = history, exclude_seen
+        self._lists = tuple(lists[name] for name in self.names)
+        self._histories: list[NDArray[np.int64]] = []
+        self._rows: list[NDArray[np.int64]] = []
+        slots: list[NDArray[np.float32]] = []
+        targets: list[int] = []
+        block = int(np.clip(_FLOATS_PER_BLOCK // max(len(findable), 1), 1, _USERS_PER_BLOCK))
+        for start in range(0, len(validation), block):
+            part = slice(start, start + block)
+            self._add(validation.histories[part], validation.targets[part], slots, targets)
+        lengths = np.array([len(rows) for rows in self._rows], dtype=np.int64)
+        self._starts = np.cumsum(lengths) - lengths
+        self._owner = np.repeat(np.arange(len(lengths)), lengths)
+        self._targets = self._starts + np.array(targets, dtype=np.int64)
+        self._slots = np.concatenate([np.zeros(0, np.float32), *slots])
+
+    def parts(self, recency: float) -> NDArray[np.float32]:
+        """(candidates, lists) float32: what each list adds at weight 1.
+
+        Args:
+            recency: r of ``r^age``.
+        """
+        scores, blocks = self._scores(recency), [np.zeros((0, len(self.names)), np.float32)]
+        for start in range(0, len(self._rows), _USERS_PER_BLOCK):
+            part = slice(start, start + _USERS_PER_BLOCK)
+            blocks.append(scores.parts(self._histories[part], self._rows[part]).parts)
+        return np.concatenate(blocks)
+
+    def ndcg(self, parts: NDArray[np.float32], weights: Sequence[float]) -> float:
+        """NDCG@10 over all validation users.
+
+        Args:
+            parts: as :meth:`parts` gives them.
+            weights: one for each list.
+        """
+        return float(metrics.gains(self._ranks(parts, weights), CUT).sum() / max(self._users, 1))
+
+    def standard_error(self, parts: NDArray[np.float32], weights: Sequence[float]) -> float:
+        """Standard error of :meth:`ndcg`."""
+        gains = metrics.gains(self._ranks(parts, weights), CUT)  # of all others it is 0
+        mean = gains.sum() / max(self._users, 1)
+        return float(np.sqrt(max((gains**2).sum() / max(self._users, 1) - mean**2, 0) / max(self._users, 1)))
+
+    def slot_figures(self) -> dict[str, float]:
+        """``ndcg@10`` and ``hr@10`` of the slots without any list, over all validation users."""
+        found, users = self._ranks(np.zeros((0, len(self.names)), np.float32), ()), max(self._users, 1)
+        gains, hits = metrics.gains(found, CUT), metrics.hits(found, CUT)
+        return {"ndcg@10": float(gains.sum() / users), "hr@10": float(hits.sum() / users)}
+
+    def _ranks(self, parts: NDArray[np.float32], weights: Sequence[float]) -> metrics.Ranks:
+        """Ranks of the targets that can reach the first ten among their candidates."""
+        if not len(self._targets):
+            return metrics.Ranks.joined([])
+        scores = self._slots.copy()
+        for column, weight in enumerate(weights):
+            if weight:
+                scores += parts[:, column] * np.float32(weight)
+        own = scores[self._targets]
+        compared = own[self._owner]
+        ahead = np.add.reduceat((scores > compared).astype(np.int32), self._starts)
+        tied = np.add.reduceat((scores == compared).astype(np.int32), self._starts) - 1
+        found = metrics.Ranks(ahead.astype(np.float64), tied.astype(np.float64))
+        # The lists alone return no item without a score.
+        return found if self._ranker is not None else found.missed(own <= 0)
+
+    def _scores(self, recency: float) -> ListScores:
+        falling = np.power(recency, np.arange(self._length)).astype(np.float32)
+        weights = ListWeights(falling, dict.fromkeys(self.names, 1.0))
+        return ListScores(ItemLists(len(self._findable), self._lists, weights))
+
+    def _add(
+        self,
+        histories: Sequence[NDArray[np.int64]],
+        targets: NDArray[np.int64],
+        slots: list[NDArray[np.float32]],
+        places: list[int],
+    ) -> None:
+        """Add the users of a block whose target can reach the first ten."""
+        items = len(self._findable)
+        found = self._scores(1.0).candidates(histories)
+        scores = None if self._ranker is None else self._ranker.scores(histories)
+        allowed = mask_histories(histories if self._exclude_seen else [rows[:0] for rows in histories], self._findable)
+        for number, target in enumerate(targets.tolist()):
+            rows, _ = found.of(number)
+            if scores is not None:
+                reachable = np.where(allowed[number], scores[number], -np.inf)
+                rows = np.union1d(rows, np.argpartition(-reachable, min(CUT, items) - 1)[:CUT])
+            rows = rows[allowed[number, rows]]
+            place = int(np.searchsorted(rows, target))
+            if place < len(rows) and rows[place] == target:
+                self._histories.append(histories[number][-self._length :])
+                self._rows.append(rows)
+                slots.append(np.zeros(len(rows), np.float32) if scores is None else scores[number, rows])
+                places.append(place)
