@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -12,16 +13,21 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.admin_routes import AdminRoutes
+from service.api.admin_routes import AdminRoutes, AuditLog
 from service.api.batch_routes import BatchRoutes
 from service.api.catalogue_routes import CatalogueRoutes
-from service.api.docs_page import DocsPage
 from service.api.openapi import document
 from service.api.operations_routes import OperationsRoutes
-from service.api.playground import Playground
+from service.api.outcomes.arms import Arms
+from service.api.outcomes.experiment_routes import ExperimentRoutes
+from service.api.outcomes.interleaved_answers import InterleavedAnswers
+from service.api.outcomes.kept_answers import KeptAnswers
+from service.api.outcomes.outcome_routes import OutcomeRoutes
+from service.api.pages.docs_page import DocsPage
+from service.api.pages.playground import Playground
 from service.api.recommend_routes import RecommendRoutes
 from service.api.rendering import ResponseBodies
-from service.api.routing import ExactRoutes, documented_routes
+from service.api.routing import ExactRoutes, documented_routes, methods_of
 from service.api.user_routes import UserRoutes
 from service.bundles.startup import Startup
 from service.container import Container
@@ -35,7 +41,7 @@ from service.http.problems import (
 )
 from service.http.request_context import context_of
 from service.http.request_middleware import RequestMiddleware
-from service.lifecycle import load_current, start, started_pool, stop
+from service.lifecycle import check_all_ready, check_ready, load_current, start, started_pool, stop
 from service.settings.groups import HttpLimits
 from service.settings.load import Settings, load_settings
 from service.telemetry.tracing import SpanRecorder, open_spans
@@ -70,8 +76,8 @@ def create_app(settings: Settings | None = None, *, startup: Startup | None = No
         startup: the bundle to start with; None: it is loaded from the registry at startup.
 
     Returns:
-        The application. ``app.state`` has the ``active_bundle``, the ``watcher`` that swaps it, the ``admission`` that
-        counts requests in progress, and the ``metrics``.
+        The application. ``app.state`` has what the server uses: the ``active_bundle``, the ``watcher`` that swaps it,
+        the ``admission`` that counts requests in progress, the ``metrics``, ``check_ready``, and ``drain_delay_s``.
 
     Raises:
         SettingsError: a setting breaks a rule.
@@ -106,9 +112,12 @@ def create_app(settings: Settings | None = None, *, startup: Startup | None = No
     app.state.active_bundle = container.active_bundle
     app.state.keyed = bool(settings.access.api_keys or settings.access.api_keys_file)
     app.state.root_path = settings.server.root_path
+    app.state.drain_delay_s = settings.server.drain_delay_s
     app.state.watcher = container.watcher
     app.state.admission = container.admission
     app.state.metrics = container.metrics
+    app.state.histories = container.histories
+    app.state.check_ready = partial(check_ready, container)
     _add_routes(app, container, settings)
     _add_error_handlers(app, settings.http)
     _add_middleware(app, settings, container, spans)
@@ -119,19 +128,27 @@ def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
     """Add every group of routes with the objects that it uses."""
     keys, active_bundle, hidden = container.keys.data, container.active_bundle, container.operator_state.hidden
     bodies = ResponseBodies(container.metrics, container.log)
+    arms = Arms(container.operator_state, active_bundle)
+    audit = AuditLog(container.keys.admin, container.operator_state)
+    kept = KeptAnswers(container.outcomes, require_consent=settings.histories.require_consent)
     groups = (
         RecommendRoutes(
             keys=keys,
             active_bundle=active_bundle,
             recommender=container.recommender,
             bodies=bodies,
+            kept=kept,
+            arms=arms,
+            interleaved=InterleavedAnswers(
+                recommender=container.recommender, histories=container.histories, bodies=bodies, kept=kept
+            ),
         ),
         OperationsRoutes(
             keys=keys,
             metrics_keys=container.keys.metrics,
             active_bundle=active_bundle,
             watcher=container.watcher,
-            batcher=container.batcher,
+            check_ready=partial(check_all_ready, container),
             histories=container.histories,
             redis_faults=container.redis_faults,
             metrics_page=container.metrics_page,
@@ -142,6 +159,7 @@ def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
             histories=container.histories,
             recommender=container.recommender,
             bodies=bodies,
+            kept=kept,
             log=container.log,
         ),
         UserRoutes(
@@ -154,6 +172,10 @@ def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
             metrics=container.metrics,
             log=container.log,
             retention=settings.histories,
+            event_types=container.event_types,
+            arms=arms,
+            outcomes=container.outcomes,
+            outcome_store=container.outcome_store,
         ),
         CatalogueRoutes(keys=keys, active_bundle=active_bundle, hidden=hidden, executor=container.executor),
         AdminRoutes(
@@ -161,13 +183,30 @@ def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
             active_bundle=active_bundle,
             operator_state=container.operator_state,
             watcher=container.watcher,
+            audit=audit,
             log=container.log,
         ),
     )
     for group in groups:
         group.register(app)
+    _add_outcome_routes(app, container, settings, audit)
     DocsPage(app).register()
     Playground(app).register()
+
+
+def _add_outcome_routes(app: FastAPI, container: Container, settings: Settings, audit: AuditLog) -> None:
+    """Add the routes of outcomes and experiments; both answer that outcomes are off where they are."""
+    store = container.outcome_store if settings.outcomes.outcomes else None
+    OutcomeRoutes(keys=container.keys.data, active_bundle=container.active_bundle, store=store).register(app)
+    ExperimentRoutes(
+        keys=container.keys.admin,
+        active_bundle=container.active_bundle,
+        operator_state=container.operator_state,
+        bundles=container.watcher.experiments,
+        store=store,
+        audit=audit,
+        log=container.log,
+    ).register(app)
 
 
 def _add_middleware(app: FastAPI, settings: Settings, container: Container, spans: SpanRecorder | None) -> None:
@@ -199,13 +238,12 @@ def _add_error_handlers(app: FastAPI, limits: HttpLimits) -> None:
 
     async def no_route(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else REQUEST_REFUSED.status
-        headers = error.headers if isinstance(error, HTTPException) else None
         path, method = request.scope["path"][:200], request.method
         request_id = context_of(request.scope).trace.request_id
         if status == METHOD_NOT_ALLOWED.status:
-            allowed = ", ".join(sorted((headers or {})["Allow"].split(", ")))
-            detail, headers = f"{path} takes {allowed}; received {method}", {"Allow": allowed}
-            return problem_response(METHOD_NOT_ALLOWED, detail, request_id=request_id, headers=headers)
+            allowed = ", ".join(methods_of(app.routes, request.scope))
+            detail = f"{path} takes {allowed}; received {method}"
+            return problem_response(METHOD_NOT_ALLOWED, detail, request_id=request_id, headers={"Allow": allowed})
         if status == UNKNOWN_PATH.status:
             detail = f"no route has the path {path}; /docs lists them all"
             return problem_response(UNKNOWN_PATH, detail, request_id=request_id)

@@ -1,7 +1,12 @@
 """Wires the service: builds every object that the routes and the server use, from the settings."""
 
 from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Final
 
+from index.bundle.bundle import Bundle
+from index.bundle.event_types import EventTypes
 from index.machine.cores import available_cores
 from service.access.auth import open_key_rings
 from service.bundles.active_bundle import ActiveBundle
@@ -10,40 +15,68 @@ from service.bundles.loaded_bundles import LoadedBundles
 from service.bundles.loader import BundleLoader
 from service.bundles.operator_state import OperatorState
 from service.bundles.watcher import Watcher
+from service.bundles.worker_bundles import WorkerBundles
 from service.http.admission import Admission
+from service.outcomes.outcomes import Outcomes
 from service.recommend.batching import MicroBatcher
 from service.recommend.online_recall import OnlineRecall
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.runtime.bounded_executor import BoundedExecutor
+from service.runtime.worker_board import WorkerBoard
 from service.settings.load import Settings
+from service.stores.deployment.cluster_histories import ClusterHistories
+from service.stores.event_export.redis_event_export import RedisEventExport
+from service.stores.outcomes.redis_outcomes import RedisOutcomes
 from service.stores.protocols import OperatorStateStore
 from service.stores.redis_client import RedisWatch
 from service.stores.redis_faults import RedisFaults
 from service.stores.redis_histories import RedisHistories
 from service.stores.redis_operator_state import RedisOperatorState
 from service.stores.redis_renewal import Renewal
+from service.telemetry.export_metrics import ExportPolling
 from service.telemetry.logs import logger
 from service.telemetry.metrics import Metrics
 from service.telemetry.metrics_page import MetricsPage
+from service.telemetry.worker_metrics import WorkerMetrics
+
+_DOWNLOAD_LOG_S: Final = 10.0
 
 
 class Container:
     """The objects of one service; they connect and load only when the application starts."""
 
     def __init__(self, settings: Settings) -> None:
-        self.active_bundle, engine = ActiveBundle(), settings.engine
-        self.log, self.metrics = log, metrics = logger(), Metrics()
-        self.keys = open_key_rings(settings.access, on_refusal=metrics.clients.rate_limited, log=log)
+        self.active_bundle, engine, place = ActiveBundle(), settings.engine, settings.worker
+        self.board = board = None if place is None else WorkerBoard(place.directory, place.count)
+        shared = None if place is None or board is None else WorkerMetrics(place, board)
+        self.log, self.metrics = log, metrics = logger(), Metrics(shared, board)
+        limited = metrics.clients.rate_limited
+        self.keys = open_key_rings(settings.access, on_refusal=limited, log=log, workers=place)
         self.redis_faults, renewal = RedisFaults(log), Renewal()
-        watch = RedisWatch(metrics.redis_call, metrics.redis_error, metrics.breaker_state, self.redis_faults.outcome)
-        self.histories = RedisHistories(settings.redis, settings.histories, watch=watch, renewal=renewal)
+        watch = RedisWatch(
+            metrics.redis_call,
+            metrics.redis_error,
+            metrics.breaker_state,
+            self.redis_faults.outcome,
+            metrics.export.lost,
+            metrics.redis_node_error,
+        )
+        histories = ClusterHistories if settings.redis.kind == "cluster" else RedisHistories
+        self.histories = histories(settings.redis, settings.histories, watch=watch, renewal=renewal)
+        self.redis_kind = settings.redis.kind
+        self._events = settings.events
+        self.export_polling = ExportPolling(RedisEventExport(settings.redis), metrics.export)
+        self.outcome_store = RedisOutcomes(settings.redis, settings.outcomes, watch=watch, renewal=renewal)
+        self.outcomes = None
+        if settings.outcomes.outcomes:
+            self.outcomes = Outcomes(self.outcome_store, settings.outcomes, metrics.outcomes, log)
         self.recent = RecentHistories(settings.comparison.shadow_histories)
         store = RedisOperatorState(settings.redis, watch=watch, renewal=renewal)
         operator_state = open_operator_state(settings, store, on_erasure=self.recent.clear)
         self.operator_state, hidden = operator_state, operator_state.hidden
-        loader = BundleLoader(settings.bundles, on_load=metrics.bundles.loaded)
-        loaded = LoadedBundles(
+        loader = BundleLoader(settings.bundles, on_load=metrics.bundles.loaded, on_download=metrics.bundles.downloaded)
+        self.loaded_bundles = LoadedBundles(
             active_bundle=self.active_bundle,
             hidden=hidden,
             loader=loader,
@@ -51,19 +84,54 @@ class Container:
             evaluation_queries=settings.comparison.shadow_histories,
             metrics=metrics.bundles,
             log=log,
+            workers=None if place is None or board is None else WorkerBundles(place, board, loader.root),
         )
         bounds = ShadowBounds(settings.comparison)
-        self.watcher = Watcher(loaded=loaded, operator_state=operator_state, bounds=bounds)
+        self.watcher = Watcher(loaded=self.loaded_bundles, operator_state=operator_state, bounds=bounds)
         threads = 0 if loader.one_thread else engine.threads
         self.batcher = MicroBatcher(bound=engine.queue_bound, threads=threads, metrics=metrics, log=log)
         self.online_recall = OnlineRecall(settings.observability, metrics.quality, log)
-        self.recommender = Recommender(self.histories, self.batcher, hidden, self.recent, self.online_recall)
-        self.executor = BoundedExecutor(threads=max(1, available_cores() // 2))
+        self.recommender = Recommender(
+            self.histories, self.batcher, hidden, self.recent, self.online_recall, self.event_types
+        )
+        workers = 1 if place is None else place.count
+        self.executor = BoundedExecutor(threads=max(1, available_cores() // 2 // workers))
         self.encoder_executor = None if loader.one_thread else self.executor
         self.admission = Admission(engine.queue_bound)
         self.metrics_page = MetricsPage(metrics)
         metrics.in_progress(lambda: self.admission.in_progress)
         metrics.queue_depth(lambda: self.batcher.depth)
+
+    def event_types(self, bundle: Bundle) -> EventTypes:
+        """What the types of events mean for answers from a bundle."""
+        return self._events.over(bundle.manifest.event_types)
+
+
+def open_first_loader(settings: Settings) -> BundleLoader:
+    """What loads the bundle that a service starts with; logs a download now and then, as nothing answers meanwhile."""
+    arrived, logged = 0, monotonic()
+
+    def on_download(size: int) -> None:
+        nonlocal arrived, logged
+        arrived += size
+        if monotonic() - logged > _DOWNLOAD_LOG_S:
+            logged = monotonic()
+            logger().info("bundle is downloaded", bytes=arrived)
+
+    return BundleLoader(settings.bundles, on_download=on_download)
+
+
+def open_worker_bundles(settings: Settings, root: Path) -> WorkerBundles | None:
+    """What the worker processes of one service agree on about bundles; None: there is only this process.
+
+    Args:
+        settings: of the service.
+        root: directory of the bundles.
+    """
+    place = settings.worker
+    if place is None:
+        return None
+    return WorkerBundles(place, WorkerBoard(place.directory, place.count), root)
 
 
 def open_operator_state(

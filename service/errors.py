@@ -4,8 +4,15 @@ ServiceError
 ├── SettingsError           a setting breaks a rule (variable or key, value, rule)
 ├── StartError              the server cannot start: the port is taken, or no bundle is published
 ├── HistoriesUnavailable    Redis did not answer; whether a write arrived is unknown
+│   └── BulkPartlyStored    the nodes of a cluster stored a part of the events; says which ones
 ├── OperatorStateUnavailable  Redis did not answer a call about the pin or the hidden items; see above
-├── RedisUnavailable        a call was not answered by Redis; the adapters translate it into one of the two above
+├── EventsUnavailable       Redis did not answer a call of the exporter
+├── KafkaUnavailable        Kafka did not acknowledge events in time; some of them may have arrived
+├── ExportRefused           the events cannot be exported to this directory or topic
+├── BackupInterrupted       Redis did not answer a call of a backup or restore
+├── BackupRefused           a backup cannot be made there, is damaged, or may not be restored there
+├── OutcomesUnavailable     Redis did not answer a call about answers and their outcomes; see above
+├── RedisUnavailable        a call was not answered by Redis; the adapters translate it into one of those above
 ├── NotReady                no bundle is loaded yet, or the process is draining
 ├── QueueFull               as many requests wait already as may
 ├── BundleRefused           a bundle may not be activated; has the reason
@@ -15,6 +22,9 @@ ServiceError
     ├── KeyRefused          the API key is unknown, or the route is closed
     ├── NoPicture           the bundle has no picture of the item
     ├── UnknownItem         the path or the body names an item that this bundle does not have
+    ├── SessionMerged       the session was merged into another user
+    ├── UnknownExperiment   no experiment of this name runs, or none has run lately
+    ├── Conflict            the request contradicts the state of the service
     ├── CatalogueChanged    a cursor is of another bundle than the active one
     ├── RateExceeded        too many requests of one key or address; has the seconds to wait
     ├── RequestLate         the body did not arrive in time
@@ -31,7 +41,7 @@ at the boundary. Every message says which value broke which rule.
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-RefusalReason = Literal["missing", "invalid", "encoder", "answers", "bound", "altered", "error"]
+RefusalReason = Literal["missing", "invalid", "encoder", "answers", "bound", "altered", "unavailable", "error"]
 
 
 ENDING = "this process is ending; ask another replica"
@@ -54,8 +64,54 @@ class HistoriesUnavailable(ServiceError):
     """The store of histories did not answer; whether a write arrived is unknown."""
 
 
+class BulkPartlyStored(HistoriesUnavailable):
+    """The nodes of a cluster stored a part of several events, or none.
+
+    Attributes:
+        stored: positions of the events that are stored, ascending.
+        not_stored: positions of the others; whether a lost write arrived is unknown, so they need an ``event_id`` to be
+            sent again.
+        new: how many of ``stored`` were not stored before.
+    """
+
+    def __init__(self, message: str, *, stored: Sequence[int], not_stored: Sequence[int], new: int) -> None:
+        super().__init__(message)
+        self.stored = tuple(stored)
+        self.not_stored = tuple(not_stored)
+        self.new = new
+
+    def at(self, places: Sequence[int]) -> "BulkPartlyStored":
+        """The same with the positions in a longer list, of which ``places`` are the events sent to the store."""
+        stored, not_stored = ([places[position] for position in part] for part in (self.stored, self.not_stored))
+        return BulkPartlyStored(str(self), stored=stored, not_stored=not_stored, new=self.new)
+
+
 class OperatorStateUnavailable(ServiceError):
     """The store of the pin and the hidden items did not answer; whether a write arrived is unknown."""
+
+
+class EventsUnavailable(ServiceError):
+    """The event streams did not answer; whether a write arrived is unknown."""
+
+
+class KafkaUnavailable(ServiceError):
+    """Kafka did not acknowledge events in time; some of them may have arrived."""
+
+
+class ExportRefused(ServiceError):
+    """The events cannot be exported to this directory: another one has been, or the directory is an older copy."""
+
+
+class BackupInterrupted(ServiceError):
+    """Redis did not answer a call of a backup or restore, or refused it."""
+
+
+class BackupRefused(ServiceError):
+    """A backup cannot be made there, is damaged or not finished, or may not be restored there."""
+
+
+class OutcomesUnavailable(ServiceError):
+    """The store of answers and outcomes did not answer; whether a write arrived is unknown."""
 
 
 class RedisUnavailable(ServiceError):
@@ -104,6 +160,18 @@ class NoPicture(RequestRefused):
 
 class UnknownItem(RequestRefused):
     """The path or the body names an item that this bundle does not have."""
+
+
+class SessionMerged(RequestRefused):
+    """The session was merged into another user."""
+
+
+class UnknownExperiment(RequestRefused):
+    """No experiment of this name runs, or none has run lately."""
+
+
+class Conflict(RequestRefused):
+    """The request contradicts the state of the service: outcomes are off, or another experiment runs."""
 
 
 class CatalogueChanged(RequestRefused):

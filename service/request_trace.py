@@ -1,5 +1,6 @@
 """Traces one request: its id and how long each stage takes."""
 
+import os
 import re
 from random import Random
 from time import perf_counter
@@ -7,6 +8,7 @@ from typing import Protocol
 
 MAX_REQUEST_ID = 128
 _random = Random()
+os.register_at_fork(after_in_child=_random.seed)  # otherwise all workers would give the same ids
 _PRINTABLE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
 

@@ -1,4 +1,4 @@
-"""Runs the server process: one socket, one event loop, and a graceful shutdown."""
+"""Runs a server in this process: one listening socket, one event loop, and a graceful shutdown."""
 
 import contextlib
 import gc
@@ -8,9 +8,11 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 
 from fastapi import FastAPI
+from structlog.typing import FilteringBoundLogger
 
 from service.app import create_app
 from service.errors import StartError
@@ -32,7 +34,7 @@ _OTHER_FILES = 256  # besides connections: mapped bundles, Redis, logs
 
 
 def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
-    """Serve until SIGTERM, SIGHUP or SIGINT; requests in progress are answered first.
+    """Serve in this process until SIGTERM, SIGHUP or SIGINT; requests in progress are answered first.
 
     SIGUSR1 and SIGUSR2 do nothing. A signal that is already ignored or handled stays so: `nohup` ignores SIGHUP.
 
@@ -46,59 +48,96 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
         IndexingError: the registry cannot be read.
         KeyboardInterrupt: after the graceful shutdown, if the signal was SIGINT.
     """
-    configure_logs(settings.observability)
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    malloc.configure()
+    configure_process(settings)
     # Uvicorn raises a signal again after its shutdown. By default SIGTERM would then end the process before others that
     # it started, such as an embedded Redis, are stopped.
     signal.signal(signal.SIGTERM, _exit)
-    _handle_unless_handled(signal.SIGHUP, _exit)
+    handle_unless_handled(signal.SIGHUP, _exit)
     for number in (signal.SIGUSR1, signal.SIGUSR2):  # by default they end the process; log rotation sends them
-        _handle_unless_handled(number, _do_nothing)
-    with _listen(settings.server) as listener:
-        app = create_app(settings, startup=load_current(settings))
-        # Loaded objects stay; without this every full collection would visit all of them during a request.
-        malloc.collect()
-        gc.freeze()
-        config = GuardedConfig(
-            app,
-            _connections(settings.http, app.state.metrics),
-            app.state.admission,
-            loop="uvloop",
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            proxy_headers=bool(settings.server.trusted_proxies),
-            forwarded_allow_ips=list(settings.server.trusted_proxies),
-            timeout_keep_alive=settings.server.keep_alive_s,
-            timeout_graceful_shutdown=settings.server.drain_s,
-        )
-        port = listener.getsockname()[1]
-        server = _Server(
-            config,
-            app,
-            settings.server,
-            lambda: announce(f"http://{_shown(settings.server.host)}:{port}"),
-        )
-        server.run(sockets=[listener])
-        if not server.was_ready:
-            raise StartError("the service could not start; its log has the reason")
+        handle_unless_handled(number, _do_nothing)
+    with listen(settings.server)[0] as listener:
+        run(settings, listener, partial(SocketServer, ready=lambda: announce(url_of(settings.server, listener))))
 
 
-class _Server(DrainingServer):
-    """A server that announces itself when it answers, and is not ready from the first signal on."""
+def run(
+    settings: Settings, listener: socket.socket, server_of: "Callable[[GuardedConfig, FastAPI], SocketServer]"
+) -> None:
+    """Load the bundle and serve on a listening socket until the server ends.
 
-    def __init__(
-        self, config: GuardedConfig, app: FastAPI, settings: ServerSettings, ready: Callable[[], None]
-    ) -> None:
-        super().__init__(config, app.state.active_bundle, settings.drain_delay_s)
+    Args:
+        settings: what to serve.
+        listener: closed at the end.
+        server_of: makes the server of the configuration and the application.
+
+    Raises:
+        StartError: nothing is published, or start-up failed.
+        BundleRefused: no published bundle is good.
+        IndexingError: the registry cannot be read.
+    """
+    if settings.bundles.device == "auto":
+        logger().info("device chosen", device=settings.bundles.chosen_device)
+    app = create_app(settings, startup=load_current(settings))
+    # Loaded objects stay; without this every full collection would visit all of them during a request.
+    malloc.collect()
+    gc.freeze()
+    config = GuardedConfig(
+        app,
+        _connections(settings.http, app.state.metrics),
+        app.state.admission,
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=bool(settings.server.trusted_proxies),
+        forwarded_allow_ips=list(settings.server.trusted_proxies),
+        timeout_keep_alive=settings.server.keep_alive_s,
+        timeout_graceful_shutdown=settings.server.drain_s,
+    )
+    server = server_of(config, app)
+    server.run(sockets=[listener])
+    if not server.was_ready:
+        raise StartError("the service could not start; its log has the reason")
+
+
+def configure_process(settings: Settings, *, forks: bool = False) -> FilteringBoundLogger:
+    """Set up log, interpreter's lock and memory of this process, before its first thread starts.
+
+    Args:
+        settings: what is logged; the worker's place, which every line then has.
+        forks: the process starts others by fork, so it may have no thread.
+
+    Returns:
+        The service's logger.
+    """
+    number = None if settings.worker is None else settings.worker.number
+    configure_logs(settings.observability, worker=number, threaded=not forks)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    malloc.configure()
+    return logger()
+
+
+class SocketServer(DrainingServer):
+    """A server that announces itself when it answers, and is not ready from the first signal on.
+
+    Args:
+        config: of uvicorn, with the connections and the admission.
+        app: the application, from `service.app.create_app`.
+        ready: called when requests are answered.
+
+    Attributes:
+        was_ready: whether requests were ever answered.
+    """
+
+    def __init__(self, config: GuardedConfig, app: FastAPI, ready: Callable[[], None]) -> None:
+        super().__init__(config, app.state.active_bundle, app.state.drain_delay_s)
         self._ready = ready
         self.was_ready = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start answering, and announce it."""
         await super().startup(sockets)
         if self.started:
             self.was_ready = True
@@ -118,6 +157,7 @@ class _Server(DrainingServer):
                 signal.signal(signal.SIGHUP, _exit)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin the shutdown; a second signal ends its delay."""
         self._current.leave()
         super().handle_exit(sig, frame)
 
@@ -157,30 +197,55 @@ def _do_nothing(_signal: int, _frame: FrameType | None) -> None:
     pass
 
 
-def _handle_unless_handled(number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> None:
+def handle_unless_handled(number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> None:
+    """Set the handler of a signal, unless it is ignored or handled already."""
     if signal.getsignal(number) is signal.SIG_DFL:
         signal.signal(number, handler)
 
 
-def _listen(settings: ServerSettings) -> socket.socket:
+def listen(settings: ServerSettings, count: int = 1) -> list[socket.socket]:
+    """Listen on an address with one or several sockets, among which the kernel divides new connections.
+
+    Args:
+        settings: host and port.
+        count: sockets, all on the same port.
+
+    Raises:
+        StartError: the address cannot be used, or another process listens on it.
+    """
     host, port = settings.host, settings.port
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.socket(family, kind, protocol)
     except OSError as error:
         raise StartError(
             f"{host} is not an address of this machine ({error.strerror}); choose another --host"
         ) from error
+    listeners: list[socket.socket] = []
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
+        while len(listeners) < count:
+            listener = socket.socket(family, kind, protocol)
+            listeners.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if len(listeners) > 1:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind(address)
+            address = listener.getsockname()
+            if count > 1:  # after the first bind: so that one fails where another service listens already
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for listener in listeners:
+            listener.listen(_BACKLOG)
     except OSError as error:
-        listener.close()
+        for listener in listeners:
+            listener.close()
         raise StartError(f"port {port} on {host} cannot be used ({error.strerror}); choose another --port") from error
-    return listener
+    return listeners
+
+
+def url_of(settings: ServerSettings, listener: socket.socket) -> str:
+    """The URL of a listening socket, with the host as it was given."""
+    return f"http://{_shown(settings.host)}:{listener.getsockname()[1]}"
 
 
 def _shown(host: str) -> str:

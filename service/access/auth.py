@@ -8,10 +8,13 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from structlog.typing import FilteringBoundLogger
 
+from service.access.buckets import Caller, SharedBuckets
 from service.access.key_file import KeyFile, digest_of
-from service.access.rate_limit import Caller, RateLimit, caller_at
+from service.access.rate_limit import RateLimit, caller_at
+from service.access.scopes import KeyScope
 from service.errors import KeyMissing, KeyRefused
 from service.settings.groups import AccessSettings
+from service.settings.worker_place import WorkerPlace
 
 
 class KeyRing:
@@ -28,14 +31,18 @@ class KeyRing:
         self._open = open_without_keys and not self._sources
         self._limit = limit
 
-    def admit(self, request: Request) -> None:
+    def admit(self, request: Request, scope: KeyScope | None = None) -> None:
         """Admit a request or refuse it.
+
+        Args:
+            request: with its key.
+            scope: that the key must have; None: any key of the group will do.
 
         Raises:
             KeyMissing, KeyRefused: see :meth:`check`.
             RateExceeded: its key, or its address where no keys are set, calls too often.
         """
-        digest = self.check(request.headers)
+        digest = self.check(request.headers, scope)
         if self._limit is not None:
             self._limit.take(digest or _address_of(request))
 
@@ -49,7 +56,7 @@ class KeyRing:
         if self._limit is not None and cost > 1:
             self._limit.charge(self.check(request.headers) or _address_of(request), cost - 1)
 
-    def check(self, headers: Headers) -> bytes | None:
+    def check(self, headers: Headers, scope: KeyScope | None = None) -> bytes | None:
         """Check the key of a request, in ``Authorization: Bearer`` or ``X-API-Key``.
 
         Returns:
@@ -57,7 +64,7 @@ class KeyRing:
 
         Raises:
             KeyMissing: a key is needed and none was sent.
-            KeyRefused: the key does not open the group, or no key does.
+            KeyRefused: the key does not open the group or lacks the scope, or no key opens the group.
         """
         if self._open:
             return None
@@ -67,9 +74,12 @@ class KeyRing:
         if sent is None:
             raise KeyMissing("send an API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
         digest = digest_of(sent)
-        known = [key for source in self._sources for key in source.digests()]
-        if sum(hmac.compare_digest(digest, key) for key in known) == 0:
+        known = [entry for source in self._sources for entry in source.scopes().items()]
+        matching = [scopes for key, scopes in known if hmac.compare_digest(digest, key)]
+        if not matching:
             raise KeyRefused("the API key sent does not open this route")
+        if scope is not None and not any(scopes is None or scope in scopes for scopes in matching):
+            raise KeyRefused(f"the API key sent does not have the scope {scope}, which this route needs")
         return digest
 
 
@@ -87,11 +97,18 @@ class KeyRings(NamedTuple):
     metrics: KeyRing
 
 
-def open_key_rings(settings: AccessSettings, *, on_refusal: Callable[[], None], log: FilteringBoundLogger) -> KeyRings:
+def open_key_rings(
+    settings: AccessSettings,
+    *,
+    on_refusal: Callable[[], None],
+    log: FilteringBoundLogger,
+    workers: WorkerPlace | None = None,
+) -> KeyRings:
     """Read the keys.
 
     Args:
-        settings: keys, files with keys, and the rate limit.
+        settings: keys, files with keys, and the rate limit, which is that of all workers together.
+        workers: where the worker processes of one service share it; None: there is only this process.
         on_refusal: called when a request exceeds the rate limit.
         log: gets the reason when a changed file cannot be used; never a key.
 
@@ -104,7 +121,8 @@ def open_key_rings(settings: AccessSettings, *, on_refusal: Callable[[], None], 
 
     def key_file(kind: str) -> KeyFile:
         keys = [key.get_secret_value() for key in getattr(settings, kind)]
-        return KeyFile(f"{kind}_file", keys, getattr(settings, f"{kind}_file"), on_error=on_file_error)
+        file = getattr(settings, f"{kind}_file")
+        return KeyFile(f"{kind}_file", keys, file, scoped=kind == "api_keys", on_error=on_file_error)
 
     api, admin, metrics = (key_file(kind) for kind in ("api_keys", "admin_keys", "metrics_keys"))
     admin.keep_apart_from(api, metrics)
@@ -112,7 +130,8 @@ def open_key_rings(settings: AccessSettings, *, on_refusal: Callable[[], None], 
     api.keep_apart_from(admin, metrics)
     limit = None
     if settings.rate_limit is not None:
-        limit = RateLimit(settings.rate_limit, settings.rate_burst, on_refusal=on_refusal)
+        buckets = None if workers is None else SharedBuckets(workers.directory)
+        limit = RateLimit(settings.rate_limit, settings.rate_burst, on_refusal=on_refusal, buckets=buckets)
     return KeyRings(
         # An admin key opens the data routes too; alone it does not close them to everybody else.
         data=KeyRing([api, admin] if api.configured else [], open_without_keys=True, limit=limit),

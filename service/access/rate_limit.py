@@ -3,27 +3,23 @@
 The number is the time at which the caller's token bucket is full again. A refused request takes no token.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from ipaddress import IPv6Address
 from math import ceil
 from time import monotonic
 
+from service.access.buckets import Buckets, Caller, LocalBuckets
 from service.errors import RateExceeded
-
-_CALLERS = 65_536
-
-Caller = bytes | str
 
 
 class RateLimit:
-    """Token buckets of callers; the least recent ones are dropped where there are too many.
+    """Admits the requests of a caller as its token bucket allows.
 
     Args:
         rate: requests a second.
         burst: requests at once after a pause; None: as many as in two seconds.
         on_refusal: called at every refusal.
-        callers: most buckets; a bucket takes about 200 bytes.
+        buckets: of all callers; None: of this process alone.
         clock: seconds, monotonic.
     """
 
@@ -33,7 +29,7 @@ class RateLimit:
         burst: int | None = None,
         *,
         on_refusal: Callable[[], None] = lambda: None,
-        callers: int = _CALLERS,
+        buckets: Buckets | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._rate = rate
@@ -41,13 +37,8 @@ class RateLimit:
         self._burst = max(1, ceil(2.0 * rate)) if burst is None else burst
         self._tolerance = (self._burst - 1) * self._interval
         self._on_refusal = on_refusal
-        self._callers = callers
+        self._buckets: Buckets = LocalBuckets() if buckets is None else buckets
         self._clock = clock
-        # Ordered: finding the first key of a plain dict is slow after many removals at its front.
-        self._full_at: OrderedDict[Caller, float] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._full_at)
 
     def take(self, caller: Caller) -> None:
         """Admit one request of a caller.
@@ -56,16 +47,16 @@ class RateLimit:
             RateExceeded: the request comes too early; has the seconds to wait.
         """
         now = self._clock()
-        full_at = self._full_at.pop(caller, now)
-        early_s = full_at - now - self._tolerance
-        if early_s > 1e-9:
-            self._full_at[caller] = full_at
+        tolerated = now + self._tolerance + 1e-9
+        full_at = self._buckets.update(
+            caller, now, lambda old: old if old > tolerated else max(old, now) + self._interval
+        )
+        if full_at > tolerated:
             self._on_refusal()
             raise RateExceeded(
                 f"at most {self._rate:g} requests a second, {self._burst} at once, are answered to each key or address",
-                ceil(early_s),
+                ceil(full_at - now - self._tolerance),
             )
-        self._keep(caller, max(full_at, now) + self._interval)
 
     def charge(self, caller: Caller, more: int) -> None:
         """Take further tokens for an admitted request: a batch of n costs n.
@@ -73,13 +64,7 @@ class RateLimit:
         Never refuses: an admitted batch is answered, and the caller's next request waits longer.
         """
         now = self._clock()
-        self._keep(caller, max(self._full_at.pop(caller, now), now) + more * self._interval)
-
-    def _keep(self, caller: Caller, full_at: float) -> None:
-        """Newest last, so that the first is the least recent."""
-        if len(self._full_at) >= self._callers:
-            self._full_at.popitem(last=False)
-        self._full_at[caller] = full_at
+        self._buckets.update(caller, now, lambda old: max(old, now) + more * self._interval)
 
 
 def caller_at(address: str) -> str:

@@ -13,6 +13,7 @@ from index.bundle.bundle import Bundle
 from service.access.auth import KeyRing
 from service.api import request_models, response_models
 from service.api.openapi import operation
+from service.api.outcomes.kept_answers import KeptAnswers
 from service.api.queries import check_fields, recommend_query
 from service.api.rendering import ResponseBodies, json_response
 from service.api.request_body import read_json, validate
@@ -29,7 +30,14 @@ _CONCURRENT = 8
 _BATCH = operation(body=request_models.BatchRequest)
 _OPERATIONS = (
     Operation(
-        "POST", "/recommend/batch", "recommend_batch", "recommend", response_models.BatchAnswer, BODY_PROBLEMS, _BATCH
+        "POST",
+        "/recommend/batch",
+        "recommend_batch",
+        "recommend",
+        response_models.BatchAnswer,
+        BODY_PROBLEMS,
+        _BATCH,
+        scope="recommend",
     ),
 )
 
@@ -45,6 +53,7 @@ class BatchRoutes:
         histories: store of histories and events.
         recommender: finds items.
         bodies: builds the bodies of the responses.
+        kept: keeps answers for their outcomes.
         log: the service's logger.
     """
 
@@ -56,6 +65,7 @@ class BatchRoutes:
         histories: HistoryStore,
         recommender: Recommender,
         bodies: ResponseBodies,
+        kept: KeptAnswers,
         log: FilteringBoundLogger,
     ) -> None:
         self._keys = keys
@@ -63,6 +73,7 @@ class BatchRoutes:
         self._histories = histories
         self._recommender = recommender
         self._bodies = bodies
+        self._kept = kept
         self._log = log
 
     def register(self, app: FastAPI) -> None:
@@ -77,7 +88,7 @@ class BatchRoutes:
         bundle = self._active_bundle.get()
         members = [_checked(bundle, member) for member in batch.requests]
         trace.lap("parse")
-        histories = BatchHistories(self._histories, _users(bundle, members))
+        histories = BatchHistories(self._histories, _owners(bundle, members))
         recommender, gate = self._recommender.with_histories(histories), asyncio.Semaphore(_CONCURRENT)
         try:
             answers = await asyncio.gather(
@@ -111,8 +122,11 @@ class BatchRoutes:
     ) -> dict[str, Any]:
         if isinstance(member, Exception):
             raise member
-        answer = await recommender.recommend(bundle, recommend_query(bundle, member), trace)
-        return self._bodies.body(bundle, member, answer, trace, wanted="sequence")
+        keeps = self._kept.wanted(member, trace)
+        answer = await recommender.recommend(bundle, recommend_query(bundle, member, contributions_later=keeps), trace)
+        body = self._bodies.body(bundle, member, answer, trace, wanted="sequence")
+        self._kept.keep(bundle, member, answer, body, trace, wanted=keeps)
+        return body
 
 
 def _checked(bundle: Bundle, member: Any) -> _Checked:  # noqa: ANN401 - any JSON value
@@ -125,9 +139,9 @@ def _checked(bundle: Bundle, member: Any) -> _Checked:  # noqa: ANN401 - any JSO
     return params
 
 
-def _users(bundle: Bundle, members: list[_Checked]) -> list[str]:
-    """The users whose stored histories are read."""
+def _owners(bundle: Bundle, members: list[_Checked]) -> list[str]:
+    """The users and sessions whose stored histories are read."""
     queries = (
         recommend_query(bundle, member) for member in members if isinstance(member, request_models.RecommendRequest)
     )
-    return [query.user_id for query in queries if query.user_id is not None]
+    return [owner for query in queries for owner in query.owners]

@@ -2,9 +2,12 @@
 
 from collections.abc import Container
 from functools import partial
+from typing import Annotated
 
 import orjson
 from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -12,26 +15,71 @@ from index.bundle.bundle import Bundle
 from index.filters.text_search import TextPage
 from index.items.thumbnails import MEDIA_TYPE
 from service.access.auth import KeyRing
-from service.api import request_models, response_models
+from service.api import cursors, response_models
 from service.api.cursors import Cursor, next_cursor
 from service.api.openapi import operation, path_parameter, query_parameters
 from service.api.rendering import items_of, json_response
 from service.api.request_body import shown, validate
+from service.api.request_models import MAX_WINDOW, SearchText
 from service.api.routing import KEY_PROBLEMS, Operation, add_operations, admit_to_data, item_id_of
 from service.bundles.active_bundle import ActiveBundle
 from service.errors import NoPicture, UnknownItem
 from service.http.entity_tags import entity_tag, none_match
 from service.runtime.bounded_executor import BoundedExecutor
 
+
+class ItemsQuery(BaseModel):
+    """Query parameters of ``GET /items``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(20, ge=1, le=MAX_WINDOW, description="Items wanted.")
+    cursor: Annotated[str, Field(pattern=cursors.PATTERN)] = Field(
+        "0",
+        description="`next` of the page before, taken as it is; or a number: a place in whichever catalogue answers.",
+    )
+    q: SearchText | SkipJsonSchema[None] = Field(
+        None, description="A text that the id, the title or another text field contains, whatever the case."
+    )
+
+
 # A picture changes with the bundle. The key of a request decides who may see it, so no shared cache may keep it.
 _CACHED = "private, max-age=3600"
 _ITEM = operation(parameters=[path_parameter("item_id", "Percent-encoded, a slash too.")])
-_PAGE = operation(parameters=query_parameters(request_models.ItemsQuery))
+_PAGE = operation(parameters=query_parameters(ItemsQuery))
 
 _OPERATIONS = (
-    Operation("GET", "/items", "items", "catalogue", response_models.ItemsAnswer, (410, *KEY_PROBLEMS), _PAGE),
-    Operation("GET", "/items/{item_id}", "item", "catalogue", response_models.ItemAnswer, (404, *KEY_PROBLEMS), _ITEM),
-    Operation("GET", "/items/{item_id}/image", "image", "catalogue", None, (404, *KEY_PROBLEMS), _ITEM, MEDIA_TYPE),
+    Operation(
+        "GET",
+        "/items",
+        "items",
+        "catalogue",
+        response_models.ItemsAnswer,
+        (410, *KEY_PROBLEMS),
+        _PAGE,
+        scope="catalogue",
+    ),
+    Operation(
+        "GET",
+        "/items/{item_id}",
+        "item",
+        "catalogue",
+        response_models.ItemAnswer,
+        (404, *KEY_PROBLEMS),
+        _ITEM,
+        scope="catalogue",
+    ),
+    Operation(
+        "GET",
+        "/items/{item_id}/image",
+        "image",
+        "catalogue",
+        None,
+        (404, *KEY_PROBLEMS),
+        _ITEM,
+        MEDIA_TYPE,
+        "catalogue",
+    ),
 )
 
 
@@ -65,7 +113,7 @@ class CatalogueRoutes:
     async def items(self, request: Request) -> Response:
         """Browse the catalogue, page by page, in its own order, or look for a text in it."""
         trace = admit_to_data(request, self._keys, self._active_bundle, takes_query=True)
-        page = validate(request_models.ItemsQuery, dict(request.query_params))
+        page = validate(ItemsQuery, dict(request.query_params))
         bundle = self._active_bundle.get()
         Cursor.read(page.cursor).check(bundle.id, page.q)
         trace.lap("parse")
@@ -93,7 +141,7 @@ class CatalogueRoutes:
         return Response(picture, headers=headers, media_type=MEDIA_TYPE)
 
 
-def _page(bundle: Bundle, page: request_models.ItemsQuery, hidden: Container[str]) -> bytes:
+def _page(bundle: Bundle, page: ItemsQuery, hidden: Container[str]) -> bytes:
     """The JSON of one page. It runs beside the thread that hides items; a look-up in a set is atomic."""
     start = Cursor.read(page.cursor).position
     if page.q is None:

@@ -8,6 +8,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from service.api.outcomes.experiment_models import EXPERIMENT_REQUESTS, EXPERIMENT_RESPONSES
 from service.api.request_models import REQUESTS, RecommendRequest
 from service.api.response_models import RESPONSES, Problem
 from service.http.problems import KINDS, MEDIA_TYPE
@@ -132,7 +133,8 @@ def document(app: FastAPI, routes: list[APIRoute], *, keyed: bool, root_path: st
     schema = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=routes, servers=servers
     )
-    models = [(model, "validation") for model in REQUESTS] + [(model, "serialization") for model in RESPONSES]
+    models = [(model, "validation") for model in (*REQUESTS, *EXPERIMENT_REQUESTS)]
+    models += [(model, "serialization") for model in (*RESPONSES, *EXPERIMENT_RESPONSES)]
     _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]
     # Pydantic inlines this model, as the members of a batch are validated apart; a client needs the reference.
     definitions["$defs"]["BatchRequest"]["properties"]["requests"]["items"] = {

@@ -1,24 +1,26 @@
 """Answers the routes of the active bundle, health and metrics."""
 
+from collections.abc import Callable
+
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from index.bundle.gate import licences_of
+from index.bundle.unused_modalities import REMEDY
 from service.access.auth import KeyRing
 from service.api import response_models
 from service.api.rendering import age_s, json_response, report_of
 from service.api.routing import NamedRoute, Operation, add_operations, admit_to_data
 from service.bundles.active_bundle import ActiveBundle
 from service.bundles.watcher import Watcher
-from service.errors import NotReady
-from service.recommend.batching import MicroBatcher
 from service.stores.protocols import HistoryStore
 from service.stores.redis_faults import RedisFaults
 from service.telemetry.metrics import CONTENT_TYPE
 from service.telemetry.metrics_page import MetricsPage
 
 _OPERATIONS = (
-    Operation("GET", "/bundle", "bundle", "catalogue", response_models.BundleAnswer),
+    Operation("GET", "/bundle", "bundle", "catalogue", response_models.BundleAnswer, scope="catalogue"),
     Operation("GET", "/livez", "live", "operations", response_models.Health, ()),
     Operation("GET", "/readyz", "ready", "operations", response_models.Health, (503,)),
 )
@@ -32,7 +34,7 @@ class OperationsRoutes:
         metrics_keys: of the metrics.
         active_bundle: the bundle that answers.
         watcher: swaps bundles.
-        batcher: runs the engine.
+        check_ready: raises NotReady unless requests should be sent to this service.
         histories: the stored histories.
         redis_faults: the faults of Redis at the moment.
         metrics_page: the text of the metrics.
@@ -45,7 +47,7 @@ class OperationsRoutes:
         metrics_keys: KeyRing,
         active_bundle: ActiveBundle,
         watcher: Watcher,
-        batcher: MicroBatcher,
+        check_ready: Callable[[], None],
         histories: HistoryStore,
         redis_faults: RedisFaults,
         metrics_page: MetricsPage,
@@ -54,7 +56,7 @@ class OperationsRoutes:
         self._metrics_keys = metrics_keys
         self._active_bundle = active_bundle
         self._watcher = watcher
-        self._batcher = batcher
+        self._check_ready = check_ready
         self._histories = histories
         self._redis_faults = redis_faults
         self._metrics_page = metrics_page
@@ -75,6 +77,8 @@ class OperationsRoutes:
                 "items": len(bundle),
                 "slots": {slot.name: slot.dim for slot in bundle.layout.slots},
                 "max_history": bundle.max_history,
+                "warnings": [f"{unused}; {REMEDY}" for unused in bundle.manifest.unused_modalities],
+                "licences": list(licences_of(bundle.manifest.model)),
                 "manifest": bundle.manifest.model_dump(mode="json"),
                 "report": report_of(bundle),
                 "swap": self._watcher.status(),
@@ -87,12 +91,8 @@ class OperationsRoutes:
 
     async def ready(self, _request: Request) -> Response:
         """Whether a bundle is loaded and warm and others are watched for; with Redis down it is ready but degraded."""
-        self._active_bundle.check_ready()
+        self._check_ready()
         bundle = self._active_bundle.get()
-        if not self._watcher.alive:
-            raise NotReady("the watcher of bundles has ended; start this process again")
-        if not self._batcher.alive:
-            raise NotReady("the engine's threads keep dying; start this process again")
         redis = "up" if await self._histories.alive() else "down"
         faults = self._redis_faults.current
         more = {"redis_troubles": faults} if faults else {}

@@ -8,6 +8,9 @@ from index.bundle.bundle import Bundle
 from service.access.auth import KeyRing
 from service.api import request_models, response_models
 from service.api.openapi import operation
+from service.api.outcomes.arms import Arms, InterleavedArms
+from service.api.outcomes.interleaved_answers import InterleavedAnswers
+from service.api.outcomes.kept_answers import KeptAnswers
 from service.api.queries import check_fields, recommend_query, similar_query
 from service.api.rendering import ResponseBodies, json_response
 from service.api.request_body import read_json, validate
@@ -22,10 +25,24 @@ _SIMILAR = operation(body=request_models.SimilarRequest)
 
 _OPERATIONS = (
     Operation(
-        "POST", "/recommend", "recommend", "recommend", response_models.RecommendAnswer, BODY_PROBLEMS, _RECOMMEND
+        "POST",
+        "/recommend",
+        "recommend",
+        "recommend",
+        response_models.RecommendAnswer,
+        BODY_PROBLEMS,
+        _RECOMMEND,
+        scope="recommend",
     ),
     Operation(
-        "POST", "/similar", "similar", "recommend", response_models.RecommendAnswer, (404, *BODY_PROBLEMS), _SIMILAR
+        "POST",
+        "/similar",
+        "similar",
+        "recommend",
+        response_models.RecommendAnswer,
+        (404, *BODY_PROBLEMS),
+        _SIMILAR,
+        scope="recommend",
     ),
 )
 
@@ -38,6 +55,9 @@ class RecommendRoutes:
         active_bundle: the bundle that answers.
         recommender: finds items.
         bodies: builds the bodies of the responses.
+        kept: keeps answers for their outcomes.
+        arms: chooses the arm of a user where an experiment runs.
+        interleaved: answers where both arms give items.
     """
 
     def __init__(
@@ -47,11 +67,17 @@ class RecommendRoutes:
         active_bundle: ActiveBundle,
         recommender: Recommender,
         bodies: ResponseBodies,
+        kept: KeptAnswers,
+        arms: Arms,
+        interleaved: InterleavedAnswers,
     ) -> None:
         self._keys = keys
         self._active_bundle = active_bundle
         self._recommender = recommender
         self._bodies = bodies
+        self._kept = kept
+        self._arms = arms
+        self._interleaved = interleaved
 
     def register(self, app: FastAPI) -> None:
         """Add all routes with their documentation."""
@@ -61,11 +87,19 @@ class RecommendRoutes:
         """Recommend items to a user, or for a list of items, oldest first."""
         trace = admit_to_data(request, self._keys, self._active_bundle)
         params = validate(request_models.RecommendRequest, await read_json(request))
-        bundle = self._active_bundle.get()
+        bundle, arm = self._active_bundle.get(), self._arms.of(params.owner)
+        if isinstance(arm, InterleavedArms):
+            return await self._interleaved.recommend(arm, params, trace)
+        if arm is not None:
+            bundle, params = arm.bundle, arm.applied(params)
         check_fields(bundle, params.fields)
         trace.lap("parse")
-        answer = await self._recommender.recommend(bundle, recommend_query(bundle, params), trace)
-        return self._recommended(bundle, params, answer, trace, wanted="sequence")
+        keeps = self._kept.wanted(params, trace)
+        query = recommend_query(bundle, params, contributions_later=keeps)
+        answer = await self._recommender.recommend(bundle, query, trace)
+        return self._recommended(
+            bundle, params, answer, trace, wanted="sequence", keeps=keeps, arm=None if arm is None else arm.label
+        )
 
     async def similar(self, request: Request) -> Response:
         """Find the neighbours of an item, or of several; the order of the items has no part in it."""
@@ -73,10 +107,11 @@ class RecommendRoutes:
         params = validate(request_models.SimilarRequest, await read_json(request))
         bundle = self._active_bundle.get()
         check_fields(bundle, params.fields)
-        query = similar_query(bundle, params)
+        keeps = self._kept.wanted(params, trace)
+        query = similar_query(bundle, params, contributions_later=keeps)
         trace.lap("parse")
         answer = await self._recommender.similar(bundle, query, trace)
-        return self._recommended(bundle, params, answer, trace, wanted="similar")
+        return self._recommended(bundle, params, answer, trace, wanted="similar", keeps=keeps)
 
     def _recommended(
         self,
@@ -86,7 +121,13 @@ class RecommendRoutes:
         trace: Trace,
         *,
         wanted: Strategy,
+        keeps: bool,
+        arm: str | None = None,
     ) -> Response:
-        response = json_response(self._bodies.body(bundle, params, answer, trace, wanted=wanted))
+        body = self._bodies.body(bundle, params, answer, trace, wanted=wanted)
+        if arm is not None:
+            body["arm"] = arm
+        response = json_response(body)
         trace.lap("write")
+        self._kept.keep(bundle, params, answer, body, trace, wanted=keeps)
         return response

@@ -1,6 +1,6 @@
 """Renders rows and scores as the JSON of a response."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -13,12 +13,14 @@ from structlog.typing import FilteringBoundLogger
 from index.bundle.bundle import Bundle
 from index.bundle.manifest import REPORT_FILE
 from index.items.modality_status import ModalityStatus
+from index.items.slots import BEHAVIOUR
 from service.api import request_models
 from service.recommend.query import Recommendations, Strategy
 from service.request_trace import Trace
 from service.telemetry.metrics import Metrics
 
 _TITLE = "title"
+_COLD = ModalityStatus.COLD.name.lower()
 _REASONS = [reason.name.lower() for reason in ModalityStatus]
 
 
@@ -70,7 +72,11 @@ class ResponseBodies:
             trace: of the request.
             wanted: the strategy of the route.
         """
-        items = _items(bundle, answer, explain=params.explain, fields=params.fields)
+        items = self.items(bundle, params, answer)
+        return {**self.head(bundle, answer, trace, wanted=wanted), "items": items}
+
+    def head(self, bundle: Bundle, answer: Recommendations, trace: Trace, *, wanted: Strategy) -> dict[str, Any]:
+        """The body of one response without its items; arguments as for :meth:`body`."""
         self._metrics.recommended(
             strategy=answer.strategy,
             wanted=wanted,
@@ -79,9 +85,6 @@ class ResponseBodies:
             unknown=len(answer.unknown_items),
             encoder_failed=answer.error is not None,
         )
-        for item in items:
-            for slot, reason in item["missing"].items():
-                self._metrics.missing_slot(slot, reason)
         if answer.error is not None:
             self._log.error("encoder failed", request_id=trace.request_id, reason=answer.error)
         return {
@@ -91,8 +94,18 @@ class ResponseBodies:
             "degraded": answer.degraded,
             "history_used": answer.history_used,
             "unknown_items": answer.unknown_items,
-            "items": items,
         }
+
+    def items(
+        self, bundle: Bundle, params: request_models.RetrievalRequest, answer: Recommendations
+    ) -> list[dict[str, Any]]:
+        """The items of one response; arguments as for :meth:`body`."""
+        items = _items(bundle, answer, explain=params.explain, fields=params.fields)
+        for item in items:
+            for slot, reason in item["missing"].items():
+                imputed = slot == BEHAVIOUR and "imputed" in item
+                self._metrics.missing_slot(slot, "imputed" if imputed else reason)
+        return items
 
 
 def _items(
@@ -107,11 +120,13 @@ def _items(
             also the contributions of the lists.
         fields: metadata to add; None adds none.
     """
-    rows = answer.rows.tolist()
+    rows, all_missing = answer.rows.tolist(), _missing_of(bundle, answer.rows)
     items = [
         {"item_id": bundle.ids.id(row), "score": score, "missing": missing}
-        for row, score, missing in zip(rows, answer.scores.tolist(), _missing_of(bundle, answer.rows), strict=True)
+        for row, score, missing in zip(rows, answer.scores.tolist(), all_missing, strict=True)
     ]
+    for position in _imputed_of(bundle, answer.rows, all_missing):
+        items[position]["imputed"] = True
     if explain:
         nearest = None if answer.nearest is None else answer.nearest.tolist()
         parts = _named(bundle.layout.names, answer.contributions, len(items))
@@ -149,6 +164,21 @@ def _missing_of(bundle: Bundle, rows: NDArray[np.int64]) -> list[dict[str, str]]
     ]
 
 
+def _imputed_of(bundle: Bundle, rows: NDArray[np.int64], missing: Sequence[Mapping[str, str]]) -> list[int]:
+    """Positions of the items with an imputed behaviour vector.
+
+    Args:
+        bundle: of the catalogue.
+        rows: (k,) int64 rows of the items.
+        missing: the slots that each of them lacks, see :func:`_missing_of`.
+    """
+    cold = [position for position, found in enumerate(missing) if found.get(BEHAVIOUR) == _COLD]
+    if not cold:
+        return []
+    imputed = bundle.imputed(rows[cold]).tolist()
+    return [position for position, filled in zip(cold, imputed, strict=True) if filled]
+
+
 def items_of(bundle: Bundle, rows: Sequence[int], hidden: Container[str]) -> list[dict[str, Any]]:
     """Items of the catalogue as JSON.
 
@@ -159,18 +189,19 @@ def items_of(bundle: Bundle, rows: Sequence[int], hidden: Container[str]) -> lis
     """
     chosen = np.array(rows, dtype=np.int64)
     all_missing, fields = _missing_of(bundle, chosen), bundle.fields_of(chosen)
-    thumbnails = bundle.thumbnails
+    thumbnails, imputed = bundle.thumbnails, set(_imputed_of(bundle, chosen, all_missing))
     return [
         {
             "item_id": (item_id := bundle.ids.id(row)),
             "fields": found,
             "slots": [name for name in bundle.layout.names if name not in missing],
             "missing": missing,
+            "imputed": position in imputed,
             "popularity": int(bundle.popularity[row]) / bundle.total_events,
             "picture": thumbnails is not None and thumbnails.has(row),
             "available": item_id not in hidden,
         }
-        for row, missing, found in zip(rows, all_missing, fields, strict=True)
+        for position, (row, missing, found) in enumerate(zip(rows, all_missing, fields, strict=True))
     ]
 
 

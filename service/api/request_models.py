@@ -15,13 +15,14 @@ from pydantic import (
     Field,
     SkipValidation,
     Tag,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
-from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
-from service.api import cursors
+from service.stores.protocols import session_owner
 
 MAX_ID_BYTES = 256
 MAX_WINDOW = 1000
@@ -34,7 +35,10 @@ MAX_VALUE_CHARACTERS = 1024
 MAX_EVENTS = 1000
 MAX_BATCH = 256
 BUNDLE_ID = r"^\d{8}T\d{6}Z-[0-9a-f]{6}$"
+MAX_VALUE = 1e9
 MAX_TIMESTAMP = 253_402_300_799  # the end of the year 9999
+_TYPE_PATTERN = r"^[^\x00-\x1f\x7f-\x9f]+$"
+_TYPE = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,64}")
 _NOT_IN_IDS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -65,6 +69,16 @@ def _check_bound(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     return _check_scalar(value)
 
 
+def _check_exclude_seen(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if value is None or isinstance(value, bool) or value == "positive":
+        return value
+    if not isinstance(value, list) or not all(isinstance(name, str) and _TYPE.fullmatch(name) for name in value):
+        raise PydanticCustomError("exclude_seen", "must be true, false, positive or a list of types of events")
+    if len(value) > MAX_FIELDS:
+        raise PydanticCustomError("exclude_seen", f"must name at most {MAX_FIELDS} types of events")
+    return value
+
+
 def _check_explain(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     if not isinstance(value, bool) and value != "full":
         raise PydanticCustomError("explain", "must be true, false or full")
@@ -78,7 +92,7 @@ _ID_SCHEMA = {
     "pattern": r"^[^\u0000-\u001f\u007f-\u009f]+$",
 }
 Id = Annotated[str, AfterValidator(_check_id), WithJsonSchema(_ID_SCHEMA)]
-ShortText = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+ShortText = Annotated[str, Field(min_length=1, max_length=64, pattern=_TYPE_PATTERN)]
 RequestId = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\x20-\x7e]+$")]
 SearchText = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 ItemWeight = Annotated[float, Field(ge=-10, le=10)]
@@ -89,6 +103,11 @@ Explain = Annotated[
     AfterValidator(_check_explain),
     # No enum: client generators leave out every operation that has an enum of several types.
     WithJsonSchema({"type": ["boolean", "string"]}),
+]
+ExcludeSeen = Annotated[
+    Any,
+    AfterValidator(_check_exclude_seen),
+    WithJsonSchema({"type": ["boolean", "string", "array", "null"], "items": {"type": "string"}}),
 ]
 Bound = Annotated[Any, AfterValidator(_check_bound), WithJsonSchema({"type": ["string", "number"]})]
 
@@ -120,14 +139,11 @@ class WeightedItem(Received):
     weight: ItemWeight = Field(1.0, description="Negative pushes away, 0 only excludes.")
 
 
-def _kind_of_item(value: Any) -> str:  # noqa: ANN401 - any JSON value
-    return "id" if isinstance(value, str) else "weighted"
+def _kind(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    return "text" if isinstance(value, str) else "object"
 
 
-Item = Annotated[
-    Annotated[Id, Tag("id")] | Annotated[WeightedItem, Tag("weighted")],
-    Discriminator(_kind_of_item),
-]
+Item = Annotated[Annotated[Id, Tag("text")] | Annotated[WeightedItem, Tag("object")], Discriminator(_kind)]
 Items = Annotated[list[Item], Field(fail_fast=True, max_length=MAX_ITEMS)]
 
 
@@ -211,6 +227,13 @@ class RetrievalRequest(Received):
         None, description="Weight per slot in the score; a slot that is not named weighs 1."
     )
     diversity: float = Field(0.0, ge=0, le=1, description="0: by score alone; 1: as unlike each other as can be.")
+    fresh_share: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the places kept for new items, which have no training event; null: as the bundle's "
+        "manifest says for /recommend, 0 for /similar.",
+    )
     explain: Explain = Field(
         False,
         description="Add contributions per slot and the nearest item of the history; full: those of every "
@@ -233,25 +256,49 @@ class RetrievalRequest(Received):
         return self
 
 
-class RecommendRequest(RetrievalRequest):
-    """Who asks (``user_id``, ``items`` oldest first, or both) and what is wanted."""
+class HistoryWindowRequest(Received):
+    """How much older events of the stored history count."""
 
-    model_config = ConfigDict(json_schema_extra={"not": _missing("user_id", "items")})
+    session_minutes: float = Field(gt=0, le=525_600, description="Events at most this old count in full.")
+    long_term: float = Field(0.0, ge=0, le=1, description="Factor of the weights of older events; 0: not at all.")
+
+
+History = Annotated[
+    Annotated[Literal["use", "ignore"], Tag("text")] | Annotated[HistoryWindowRequest, Tag("object")],
+    Discriminator(_kind),
+]
+
+
+class RecommendRequest(RetrievalRequest):
+    """Who asks (``user_id``, ``session_id``, ``items`` oldest first, or several) and what is wanted."""
+
+    model_config = ConfigDict(json_schema_extra={"not": _missing("user_id", "session_id", "items")})
 
     user_id: Id | None = None
+    session_id: Id | None = Field(
+        None, description="An anonymous session, whose stored history follows that of the user."
+    )
     items: Items | None = Field(None, description="Oldest first; they come after the user's stored history.")
-    history: Literal["use", "ignore"] = Field("use", description="ignore: the stored history is not even read.")
-    exclude_seen: bool | None = Field(
+    history: History = Field(
+        "use", description="ignore: the stored history is not even read. An object: older events count less."
+    )
+    exclude_seen: ExcludeSeen = Field(
         None,
         description="Leave out the stored history and the items given; null: as the bundle's manifest says, which is "
-        "true unless the shop chose false because people buy the same again.",
+        "true unless the shop chose false because people buy the same again. positive: only those that attract. A "
+        "list: only stored items with an event of these types.",
     )
 
     @model_validator(mode="after")
     def _somebody(self) -> Self:
-        if self.user_id is None and self.items is None:
-            raise PydanticCustomError("nobody", "must have user_id or items")
+        if self.user_id is None and self.items is None and self.session_id is None:
+            raise PydanticCustomError("nobody", "must have user_id, session_id or items")
         return self
+
+    @property
+    def owner(self) -> str | None:
+        """The user who asks, else the session as its owner; None: neither is named."""
+        return self.user_id if self.user_id or self.session_id is None else session_owner(self.session_id)
 
 
 class BatchRequest(Received):
@@ -280,25 +327,46 @@ class SimilarRequest(RetrievalRequest):
 
 
 class EventRequest(Received):
-    """A user did something with an item."""
+    """A user, or an anonymous session, did something with an item."""
 
-    user_id: Id
+    model_config = ConfigDict(json_schema_extra={"not": _missing("user_id", "session_id")})
+
+    session_id: Id | None = Field(
+        None, description="The session; without user_id an anonymous one, which has a history of its own."
+    )
+    user_id: Id | None = Field(None, validate_default=True)
     item_id: Id = Field(description="Need not be in the current bundle.")
     timestamp: float | None = Field(
         None, ge=0, le=MAX_TIMESTAMP, description="Seconds since 1970, UTC; the time of arrival when missing."
     )
     type: ShortText | None = Field(None, description="What was done, as in purchase.")
     request_id: RequestId | None = Field(None, description="The answer that led to it.")
+    value: float | None = Field(
+        None, ge=0, le=MAX_VALUE, description="Of a conversion, as in the price paid, rounded to thousandths."
+    )
     event_id: Id | None = Field(None, description="An event of this user with the same id is stored once.")
     consent: bool | None = Field(
         None, description="false: the event is counted and not stored. Missing: as VLM2REC_REQUIRE_CONSENT says."
     )
+
+    @field_validator("user_id")
+    @classmethod
+    def _somebody(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("session_id") is None:
+            raise PydanticCustomError("missing", "is required")
+        return value
 
 
 class EventsRequest(Received):
     """Events stored all or none."""
 
     events: Annotated[list[EventRequest], Field(fail_fast=True, min_length=1, max_length=MAX_EVENTS)]
+
+
+class MergeRequest(Received):
+    """Which anonymous session the user is."""
+
+    session_id: Id
 
 
 class AvailabilityRequest(Received):
@@ -315,27 +383,7 @@ class RollbackRequest(Received):
     )
 
 
-class ItemsQuery(BaseModel):
-    """Query parameters of ``GET /items``."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    limit: int = Field(20, ge=1, le=MAX_WINDOW, description="Items wanted.")
-    cursor: Annotated[str, Field(pattern=cursors.PATTERN)] = Field(
-        "0",
-        description="`next` of the page before, taken as it is; or a number: a place in whichever catalogue answers.",
-    )
-    q: SearchText | SkipJsonSchema[None] = Field(
-        None, description="A text that the id, the title or another text field contains, whatever the case."
-    )
-
-
 REQUESTS: tuple[type[BaseModel], ...] = (
-    RecommendRequest,
-    BatchRequest,
-    SimilarRequest,
-    EventRequest,
-    EventsRequest,
-    AvailabilityRequest,
-    RollbackRequest,
+    *(RecommendRequest, BatchRequest, SimilarRequest, EventRequest, EventsRequest, MergeRequest),
+    *(AvailabilityRequest, RollbackRequest),
 )

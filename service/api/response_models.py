@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import RefusalReason
 
@@ -15,6 +15,9 @@ class RecommendedItem(BaseModel):
     item_id: str
     score: float = Field(description="Inner product with the query; under popular the share of events, 0 to 1.")
     missing: dict[str, MissingReason] = Field(description="Slots that the item lacks and why; empty if it is whole.")
+    imputed: bool = Field(
+        False, description="true: the behaviour vector is predicted from text and picture; left out where it is not."
+    )
     contributions: dict[str, float] | None = Field(
         None, description="With explain: parts of the score by slot, summing to it; null under popular."
     )
@@ -27,6 +30,19 @@ class RecommendedItem(BaseModel):
         None, description="With explain: the positive item of the history nearest to this one; null under popular."
     )
     fields: dict[str, Any] | None = Field(None, description="With fields: the metadata asked for.")
+    arm: str | None = Field(
+        None, description="Of an interleaved answer: experiment and arm that gave the item; else left out."
+    )
+
+
+class InterleavedArm(BaseModel):
+    """One arm of an interleaved answer."""
+
+    arm: str = Field(description="Experiment and arm, as in `prices/control`.")
+    bundle: str = Field(description="Which scored the items of this arm.")
+    strategy: Literal["sequence", "similar", "popular"]
+    history_used: int
+    unknown_items: list[str]
 
 
 class RecommendAnswer(BaseModel):
@@ -43,6 +59,16 @@ class RecommendAnswer(BaseModel):
         description="Items of the history, stored or given, that the bundle does not have."
     )
     items: list[RecommendedItem]
+    arm: str | None = Field(
+        None,
+        description="Experiment and arm, as in `prices/control`, or both arms, as in `prices/control+new`; left out "
+        "where the user is in none.",
+    )
+    interleaved: list[InterleavedArm] | None = Field(
+        None,
+        description="Of an answer with items of both arms: each arm, the control first, whose values the answer has "
+        "too; else left out.",
+    )
 
 
 class StoredAnswer(BaseModel):
@@ -62,10 +88,18 @@ class HistoryStep(BaseModel):
 
 
 class HistoryAnswer(BaseModel):
-    """A user's stored history, newest last; empty for an unknown user."""
+    """A user's stored history or impressions, newest last; empty for an unknown user."""
 
     user_id: str
     items: list[HistoryStep]
+
+
+class MergedAnswer(BaseModel):
+    """An anonymous session that is the user's now."""
+
+    user_id: str
+    session_id: str
+    moved: int = Field(description="Entries of its history that were moved; 0 if it was merged before.")
 
 
 class ProfileAnswer(BaseModel):
@@ -105,6 +139,7 @@ class ItemAnswer(BaseModel):
     fields: dict[str, Any]
     slots: list[str] = Field(description="The slots that this item has; without any it can only be popular.")
     missing: dict[str, MissingReason] = Field(description="The slots that it lacks and why.")
+    imputed: bool = Field(description="Whether its behaviour vector is predicted from text and picture.")
     popularity: float = Field(description="Its share of training events, 0 to 1.")
     picture: bool = Field(description="Whether there is a picture of it under its path and /image.")
     available: bool = Field(description="false: hidden by an operator, never answered.")
@@ -161,6 +196,12 @@ class SwapState(BaseModel):
     comparison: ShadowComparison | None
     refused: list[RefusedBundle]
     last_look_seconds: float = Field(description="Since the watcher last looked.")
+    waiting: str | None = Field(
+        None, description="Why a published bundle waits for the end of an experiment; left out where none does."
+    )
+    downloading: str | None = Field(
+        None, description="The bundle that arrives from an object store; left out where none does."
+    )
 
 
 class SwapAnswer(BaseModel):
@@ -179,6 +220,8 @@ class BundleAnswer(BaseModel):
     items: int
     slots: dict[str, int] = Field(description="Dimension per slot.")
     max_history: int
+    warnings: list[str] = Field(description="Modalities that most items have but that hardly count, and what to do.")
+    licences: list[str] = Field(description="Of the pretrained models; `not stated` where a model states none.")
     manifest: dict[str, Any]
     report: dict[str, Any] | None
     swap: SwapState
@@ -192,7 +235,8 @@ class Health(BaseModel):
     redis: Literal["up", "down"] | None = Field(None, description="down: ready, but histories are missing.")
     redis_troubles: dict[str, str] | None = Field(
         None,
-        description="Last error of `reads`, `writes` and `directives` that no success followed; else absent.",
+        description="Last error of `reads`, `writes`, `outcomes` and `directives` that no success followed; else "
+        "absent.",
     )
 
 
@@ -213,6 +257,12 @@ class Problem(BaseModel):
     detail: str
     request_id: str
     errors: list[Violation] | None = None
+    stored: list[int] | None = Field(
+        None, description="On a Redis Cluster, of a bulk that was not stored whole: positions of the stored events."
+    )
+    not_stored: list[int] | None = Field(
+        None, description="Positions of the others; send them again, each with the same `event_id`."
+    )
 
 
 class RefusedRequest(BaseModel):
@@ -229,17 +279,88 @@ class BatchAnswer(BaseModel):
     answers: list[RecommendAnswer | RefusedRequest]
 
 
+class AdminChange(BaseModel):
+    """A change that an administrator made, or tried to make."""
+
+    at: float = Field(description="Seconds since 1970, UTC.")
+    key: str = Field(description="First eight hexadecimal digits of the SHA-256 of the admin key.")
+    action: str = Field(description="As in `hide item`, `roll back`, `run experiment`.")
+    target: str | None = Field(description="The bundle, item or experiment that was named; null where none was.")
+    request_id: str
+
+
+class AuditAnswer(BaseModel):
+    """What administrators changed, newest first; the newest 1000."""
+
+    changes: list[AdminChange]
+
+
+class OutcomeCount(BaseModel):
+    """What the answers of one value of a dimension brought."""
+
+    value: str = Field(description="Of the dimension, as in `3`, `none` or the id of a bundle.")
+    answers: int = Field(description="Kept answers; 0 by position and slot, which an answer has many of.")
+    shown: int = Field(description="Items in them.")
+    impressions: int
+    clicks: int
+    conversions: int
+    revenue: float = Field(description="Sum of the values of the conversions.")
+    click_rate: float | None = Field(description="Clicks per impression; without impressions per shown item.")
+    conversion_rate: float | None = Field(description="Conversions, in the same way.")
+
+
+class LeftOutAnswers(BaseModel):
+    """How many answers of the period are not counted, by reason."""
+
+    sampled: int = Field(description="Of users who are not in the sample.")
+    dropped: int = Field(description="As 10,000 answers and events waited.")
+    failed: int = Field(description="As Redis did not answer.")
+    evicted: int = Field(
+        description="Counted, but dropped before the window ended, as the memory was full or their user had 20 newer "
+        "ones: what they brought after that is not counted."
+    )
+
+
+class LeftOutEvents(BaseModel):
+    """How many events of the period are not counted, by reason."""
+
+    dropped: int = Field(description="As 10,000 answers and events waited.")
+    failed: int = Field(description="As Redis did not answer.")
+
+
+class LeftOut(BaseModel):
+    """What is not counted."""
+
+    answers: LeftOutAnswers
+    events: LeftOutEvents
+
+
+class OutcomesAnswer(BaseModel):
+    """What the answers of a period brought."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    from_: int = Field(alias="from", description="Seconds since 1970 at the beginning of the first hour.")
+    to: int = Field(description="At the end of the last hour.")
+    by: Literal["position", "bundle", "arm", "strategy", "slot"]
+    outcomes: list[OutcomeCount]
+    left_out: LeftOut
+
+
 RESPONSES: tuple[type[BaseModel], ...] = (
     RecommendAnswer,
     BatchAnswer,
     StoredAnswer,
     HistoryAnswer,
+    MergedAnswer,
     ProfileAnswer,
     SamplesAnswer,
     ItemAnswer,
     ItemsAnswer,
     BundleAnswer,
     SwapAnswer,
+    OutcomesAnswer,
+    AuditAnswer,
     Health,
     Problem,
 )

@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.access.auth import KeyRing
+from service.access.scopes import KeyScope
 from service.api.openapi import responses, tagged_responses
 from service.bundles.active_bundle import ActiveBundle
 from service.errors import RuleBroken, RuleViolation
@@ -35,6 +36,7 @@ class Operation(NamedTuple):
         problems: statuses of its problems, besides those of every operation.
         extra: parameters and body, from `service.api.openapi.operation`.
         media_type: of a response that is not JSON; such a response may also be 304.
+        scope: that an API key with scopes must have; None: the route is no data route.
     """
 
     method: str
@@ -45,6 +47,7 @@ class Operation(NamedTuple):
     problems: tuple[int, ...] = KEY_PROBLEMS
     extra: dict[str, Any] | None = None
     media_type: str | None = None
+    scope: KeyScope | None = None
 
 
 class NamedRoute(Route):
@@ -52,9 +55,11 @@ class NamedRoute(Route):
 
     Attributes:
         documented: the same route as FastAPI documents it; None: not in the OpenAPI document.
+        key_scope: that an API key with scopes must have.
     """
 
     documented: APIRoute | None = None
+    key_scope: KeyScope | None = None
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Whether the path and the method match, and what the scope gets."""
@@ -126,6 +131,7 @@ def add_operations(app: FastAPI, handlers: object, operations: Iterable[Operatio
             else tagged_responses(operation.media_type, *operation.problems)
         )
         route = NamedRoute(operation.path, handler, methods=[operation.method])
+        route.key_scope = operation.scope
         route.documented = APIRoute(
             operation.path,
             handler,
@@ -145,15 +151,21 @@ def documented_routes(routes: Iterable[BaseRoute]) -> list[APIRoute]:
     return [route.documented for route in routes if isinstance(route, NamedRoute) and route.documented is not None]
 
 
+def methods_of(routes: Iterable[BaseRoute], scope: Scope) -> list[str]:
+    """The methods of the first path template that a request matches, sorted; the framework's 405 names one route's."""
+    found = [route for route in routes if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE]
+    return sorted({method for route in found if route.path == found[0].path for method in route.methods or ()})
+
+
 def admit(request: Request, keys: KeyRing, *, takes_query: bool = False) -> Trace:
     """Check the key, the rate and the query string of a request.
 
     Raises:
-        KeyMissing, KeyRefused: the key does not open the route.
+        KeyMissing, KeyRefused: the key does not open the route, or lacks its scope.
         RateExceeded: the key or the address calls too often.
         RuleBroken: the route takes no query parameters.
     """
-    keys.admit(request)
+    keys.admit(request, request.scope["route"].key_scope)
     if request.scope["query_string"] and not takes_query:
         name = next(iter(request.query_params), "query")
         raise RuleBroken([RuleViolation(f"query parameter {name[:60]}", "it", "is not known to this route")])

@@ -1,5 +1,6 @@
 """Answers the routes of users: stores events, shows histories and profiles, erases users."""
 
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from time import time
 from urllib.parse import unquote
@@ -11,35 +12,74 @@ from starlette.responses import Response
 from structlog.typing import FilteringBoundLogger
 
 from index.bundle.bundle import Bundle
+from index.bundle.event_types import EventTypes, Meaning
 from index.errors import EncoderError
 from service.access.auth import KeyRing
 from service.api import request_models, response_models
 from service.api.openapi import operation, path_parameter
+from service.api.outcomes.arms import Arms
 from service.api.rendering import json_response, samples_of
 from service.api.request_body import read_json, shown, validate
 from service.api.routing import BODY_PROBLEMS, Operation, add_operations, admit_to_data
 from service.bundles.active_bundle import ActiveBundle
 from service.bundles.operator_state import OperatorState
-from service.errors import RuleBroken, RuleViolation
+from service.errors import BulkPartlyStored, RuleBroken, RuleViolation
+from service.outcomes.outcomes import Outcomes
 from service.recommend.modality_profile import ModalityProfile, profile_of
 from service.recommend.recent_histories import RecentHistories
+from service.recommend.stored_history import weighed
 from service.request_trace import Trace
 from service.runtime.bounded_executor import BoundedExecutor
 from service.settings.groups import HistorySettings
-from service.stores.protocols import Event, HistoryStore
+from service.stores.outcomes.outcome_store import OutcomeStore
+from service.stores.protocols import Event, HistoryEntry, HistoryStore, StoredIn, session_owner
 from service.telemetry.metrics import Metrics
 
 _USER_ADAPTER: TypeAdapter[str] = TypeAdapter(request_models.Id)
 _SAMPLES = 12
+_LARGEST_LEAD_S = 86_400
+_STORED_IN: dict[Meaning, StoredIn] = {
+    "positive": "history",
+    "negative": "history",
+    "impression": "impressions",
+    "ignore": "stream",
+}
 _EVENTS = operation(body=(request_models.EventRequest, request_models.EventsRequest))
-_USER = operation(parameters=[path_parameter("user_id", "Percent-encoded, a slash too.")])
+_IN_PATH = [path_parameter("user_id", "Percent-encoded, a slash too.")]
+_USER = operation(parameters=_IN_PATH)
+_MERGE = operation(body=request_models.MergeRequest, parameters=_IN_PATH)
 
 _OPERATIONS = (
-    Operation("POST", "/events", "store_events", "users", response_models.StoredAnswer, BODY_PROBLEMS, _EVENTS),
-    Operation("GET", "/users/{user_id}/history", "history", "users", response_models.HistoryAnswer, extra=_USER),
-    Operation("GET", "/users/{user_id}/profile", "profile", "users", response_models.ProfileAnswer, extra=_USER),
-    Operation("GET", "/users/samples", "samples", "users", response_models.SamplesAnswer),
-    Operation("DELETE", "/users/{user_id}", "erase_user", "users", None, extra=_USER),
+    Operation(
+        "POST", "/events", "store_events", "users", response_models.StoredAnswer, BODY_PROBLEMS, _EVENTS, scope="events"
+    ),
+    Operation(
+        "GET", "/users/{user_id}/history", "history", "users", response_models.HistoryAnswer, extra=_USER, scope="users"
+    ),
+    Operation(
+        "GET",
+        "/users/{user_id}/impressions",
+        "impressions",
+        "users",
+        response_models.HistoryAnswer,
+        extra=_USER,
+        scope="users",
+    ),
+    Operation(
+        "POST",
+        "/users/{user_id}/merge",
+        "merge",
+        "users",
+        response_models.MergedAnswer,
+        (409, *BODY_PROBLEMS),
+        _MERGE,
+        scope="merge",
+    ),
+    Operation(
+        "GET", "/users/{user_id}/profile", "profile", "users", response_models.ProfileAnswer, extra=_USER, scope="users"
+    ),
+    Operation("GET", "/users/samples", "samples", "users", response_models.SamplesAnswer, scope="users"),
+    Operation("DELETE", "/users/{user_id}", "erase_user", "users", None, extra=_USER, scope="erase"),
 )
 
 
@@ -56,6 +96,10 @@ class UserRoutes:
         metrics: counts events.
         log: the service's logger.
         retention: what is stored of users.
+        event_types: tells what the types of events mean for answers from a bundle.
+        arms: chooses the arm of a user where an experiment runs.
+        outcomes: attributes events to answers; None: none is attributed.
+        outcome_store: has the answers to a user, also of the time before outcomes were switched off.
     """
 
     def __init__(
@@ -70,6 +114,10 @@ class UserRoutes:
         metrics: Metrics,
         log: FilteringBoundLogger,
         retention: HistorySettings,
+        event_types: Callable[[Bundle], EventTypes],
+        arms: Arms,
+        outcomes: Outcomes | None,
+        outcome_store: OutcomeStore,
     ) -> None:
         self._keys = keys
         self._active_bundle = active_bundle
@@ -79,6 +127,10 @@ class UserRoutes:
         self._executor = executor
         self._metrics = metrics
         self._log = log
+        self._event_types = event_types
+        self._arms = arms
+        self._outcomes = outcomes
+        self._forget_answers = outcome_store.forget if outcomes is None else outcomes.forget
         self._require_consent = retention.require_consent
 
     def register(self, app: FastAPI) -> None:
@@ -99,36 +151,71 @@ class UserRoutes:
         trace.lap("parse")
         now = time()
         by_default = not self._require_consent
-        events = [_event(event, now) for event in received if (by_default if event.consent is None else event.consent)]
-        stored = await self._histories.append(events) if events else 0
+        types = self._event_types(self._active_bundle.get())
+        _check_times(received, now, whole="events" in body)
+        consents = [by_default if one.consent is None else one.consent for one in received]
+        places = [place for place, consents_to in enumerate(consents) if consents_to]
+        events = [_event(received[place], now, types, self._arms) for place in places]
+        try:
+            stored = await self._histories.append(events) if events else 0
+        except BulkPartlyStored as partly:
+            raise self._counted(partly, events).at(places) from partly
         trace.lap("store")
+        unknown = sum(event.type is not None and event.type not in types.types for event in received)
+        if self._outcomes is not None:
+            self._outcomes.happened(events)
         duplicates, refused = len(events) - stored, len(received) - len(events)
-        self._metrics.events(stored=stored, duplicates=duplicates, without_consent=refused)
+        self._metrics.events(stored=stored, duplicates=duplicates, without_consent=refused, unknown_types=unknown)
         return json_response({"stored": stored, "duplicates": duplicates, "without_consent": refused})
+
+    def _counted(self, partly: BulkPartlyStored, events: Sequence[Event]) -> BulkPartlyStored:
+        """Count the stored part of a bulk, as it is not sent again."""
+        duplicates = len(partly.stored) - partly.new
+        self._metrics.events(stored=partly.new, duplicates=duplicates, without_consent=0, unknown_types=0)
+        if self._outcomes is not None:
+            self._outcomes.happened([events[position] for position in partly.stored])
+        return partly
 
     async def history(self, request: Request) -> Response:
         """The stored history of a user, newest last."""
+        return await self._listed(request, self._histories.entries)
+
+    async def impressions(self, request: Request) -> Response:
+        """The stored impressions of a user, in order of arrival; they do not shape recommendations."""
+        return await self._listed(request, self._histories.impressions)
+
+    async def _listed(self, request: Request, read: Callable[[str], Awaitable[list[HistoryEntry]]]) -> Response:
         trace = admit_to_data(request, self._keys, self._active_bundle)
         user_id = _user_id(request)
-        entries = await self._histories.entries(user_id)
+        entries = await read(user_id)
         trace.lap("history")
-        steps = [{"item_id": entry.item_id, "timestamp": entry.timestamp, "type": entry.type} for entry in entries]
-        return json_response({"user_id": user_id, "items": steps})
+        return json_response({"user_id": user_id, "items": [entry._asdict() for entry in entries]})
+
+    async def merge(self, request: Request) -> Response:
+        """Move the history of an anonymous session to the user who logs in; once, and in one step."""
+        trace = admit_to_data(request, self._keys, self._active_bundle)
+        user_id = _user_id(request)
+        session_id = validate(request_models.MergeRequest, await read_json(request)).session_id
+        trace.lap("parse")
+        moved = await self._histories.merge(session_id, user_id)
+        trace.lap("store")
+        return json_response({"user_id": user_id, "session_id": session_id, "moved": moved})
 
     async def profile(self, request: Request) -> Response:
         """How visual and how textual a user is: share per slot, by the items that followed in the history."""
         trace = admit_to_data(request, self._keys, self._active_bundle)
         user_id = _user_id(request)
-        item_ids = await self._histories.recent(user_id)
+        entries = await self._histories.entries(user_id)
         trace.lap("history")
         bundle = self._active_bundle.get()
+        item_ids = weighed(entries, self._event_types(bundle)).positive
         profile = await self._profile(bundle, item_ids, trace)
         trace.lap("encode")
         return json_response(
             {"user_id": user_id, "bundle": bundle.id, "steps": profile.steps, "shares": profile.shares}
         )
 
-    async def _profile(self, bundle: Bundle, item_ids: list[str], trace: Trace) -> ModalityProfile:
+    async def _profile(self, bundle: Bundle, item_ids: Sequence[str], trace: Trace) -> ModalityProfile:
         work = partial(profile_of, bundle, item_ids)
         try:
             return work() if self._executor is None else await self._executor.run(work)
@@ -148,7 +235,10 @@ class UserRoutes:
         trace = admit_to_data(request, self._keys, self._active_bundle)
         user_id = _user_id(request)
         try:
+            for owner in (user_id, *map(session_owner, await self._histories.merged_sessions(user_id))):
+                await self._forget_answers(owner)
             await self._histories.erase(user_id)
+            await self._forget_answers(user_id)  # what was answered meanwhile
             await self._operator_state.announce_erasure()
         finally:
             # After the store: a history that was read before the erasure is dropped too, and none is added any more.
@@ -157,14 +247,38 @@ class UserRoutes:
         return Response(status_code=204)
 
 
-def _event(event: request_models.EventRequest, now: float) -> Event:
+def _check_times(events: Sequence[request_models.EventRequest], now: float, *, whole: bool) -> None:
+    """Refuse events from the future, as of a clock in another unit.
+
+    Args:
+        events: as they arrived.
+        now: seconds since 1970.
+        whole: whether they came as a list.
+
+    Raises:
+        RuleBroken: an event is more than a day ahead.
+    """
+    latest = now + _LARGEST_LEAD_S
+    for number, event in enumerate(events):
+        if event.timestamp is not None and event.timestamp > latest:
+            field = f"events[{number}].timestamp" if whole else "timestamp"
+            rule = f"must be at most a day after the service's clock, which is at {now:.0f} (seconds since 1970, UTC)"
+            raise RuleBroken([RuleViolation(field, shown(event.timestamp), rule)])
+
+
+def _event(event: request_models.EventRequest, now: float, types: EventTypes, arms: Arms) -> Event:
+    owner = session_owner(event.session_id or "") if event.user_id is None else event.user_id
     return Event(
-        event.user_id,
+        owner,
         event.item_id,
         now if event.timestamp is None else event.timestamp,
         event.type,
         event.event_id,
         event.request_id,
+        session_id=event.session_id,
+        stored_in=_STORED_IN[types.meaning(event.type)],
+        value=event.value,
+        arm=arms.label_of(owner),
     )
 
 

@@ -25,6 +25,7 @@ class ActiveBundle:
 
     def __init__(self) -> None:
         self._activation: Activation | None = None
+        self._beside: Bundle | None = None
         self._reason = "no bundle is loaded yet; try again soon"
         self._leaving = False
         self._draining = False
@@ -59,6 +60,17 @@ class ActiveBundle:
         if activation is None:
             raise NotReady(self._reason)
         return activation.bundle
+
+    def named(self, bundle_id: str) -> Bundle | None:
+        """The bundle of this id, if it is the active one or the one beside it."""
+        activation, beside = self._activation, self._beside
+        if activation is not None and activation.bundle.id == bundle_id:
+            return activation.bundle
+        return beside if beside is not None and beside.id == bundle_id else None
+
+    def keep_beside(self, bundle: Bundle | None) -> None:
+        """Set the second bundle in memory, which answers only where an arm of an experiment names it."""
+        self._beside = bundle
 
     def withdraw(self, reason: str) -> None:
         """Have no active bundle until another one is swapped in.

@@ -16,6 +16,7 @@ from service.bundles.comparison import ComparedBundle, Comparison, ShadowBounds,
 from service.bundles.loader import BundleLoader, Identity
 from service.bundles.metrics import BundleMetrics, MissingCounts
 from service.bundles.validation import BundleValidation, ValidBundle, prepare, validate
+from service.bundles.worker_bundles import BundleVerdict, WorkerBundles, verdict_on
 from service.errors import BundleRefused, NotReady, RefusalReason
 from service.recommend.hidden_items import HiddenItems
 from service.recommend.recent_histories import RecentHistories
@@ -24,6 +25,7 @@ from service.runtime.malloc import collect
 
 _MOST_REFUSALS = 100
 _PREPARING_NICE = 10  # not the lowest: on a machine without a free core it would keep a rollback waiting for a minute
+_FEW_QUERIES = 20  # of a bundle that another worker has compared
 _RELEASE_POLL_S = 0.02
 _RELEASE_COLLECT_S = 1.0
 _RELEASE_LIMIT_S = 10.0
@@ -115,15 +117,16 @@ class LoadedBundles:
         evaluation_queries: how many evaluation queries are used where there are no recent histories.
         metrics: bundle metrics.
         log: the service's logger.
+        workers: what the worker processes of one service agree on; None: there is only this process.
 
     Attributes:
         active: the bundle that answers requests; None before the first one.
-        previous: the bundle that was active before, if it is still in memory.
         loading: id of the bundle that is being loaded and validated now.
         refusals: bundles that may not be activated.
         loader: as given.
         metrics: as given.
         log: as given.
+        workers: as given.
     """
 
     def __init__(
@@ -136,6 +139,7 @@ class LoadedBundles:
         evaluation_queries: int,
         metrics: BundleMetrics,
         log: FilteringBoundLogger,
+        workers: WorkerBundles | None = None,
     ) -> None:
         self._active_bundle = active_bundle
         self._hidden = hidden
@@ -143,22 +147,36 @@ class LoadedBundles:
         self._evaluation_queries = evaluation_queries
         self._validating = Background("bundle-validation", nice=0)
         self._preparing = Background("bundle-preparation", nice=_PREPARING_NICE)
+        self._fetching = Background("bundle-fetching", nice=0)
         self._closed = False
         self._released: list[weakref.ref[Bundle]] = []
         self._freeing: set[asyncio.Task[None]] = set()
         self.loader = loader
         self.metrics = metrics
         self.log = log
+        self.workers = workers
         self.active: LoadedBundle | None = None
-        self.previous: LoadedBundle | None = None
+        self._previous: LoadedBundle | None = None
         self.loading: str | None = None
         self.refusals = BundleRefusals()
+
+    @property
+    def previous(self) -> LoadedBundle | None:
+        """The bundle that was active before, or that an experiment uses beside the active one."""
+        return self._previous
+
+    def keep_beside(self, loaded: LoadedBundle | None) -> None:
+        """Keep a bundle from :meth:`obtain` in memory without activating it; the active one is kept anyway."""
+        if loaded is not self.active or loaded is None:
+            self._previous = loaded
+            self._active_bundle.keep_beside(None if loaded is None else loaded.bundle)
 
     def close(self) -> None:
         """Take no more work; a validation in progress ends soon."""
         self._closed = True
         self._validating.close()
         self._preparing.close()
+        self._fetching.close()
 
     def is_active(self, bundle_id: str) -> bool:
         """Whether this bundle answers requests and is not known to be altered."""
@@ -177,16 +195,17 @@ class LoadedBundles:
         previous.found_at, previous.comparison = monotonic(), None
         return previous
 
-    async def obtain(self, bundle_id: str, bounds: ShadowBounds | None) -> LoadedBundle:
+    async def obtain(self, bundle_id: str, bounds: ShadowBounds | None, *, again: bool = False) -> LoadedBundle:
         """A bundle that may be activated: one of the two in memory, else a new one; then the previous one is freed.
 
         Args:
             bundle_id: which.
             bounds: for the comparison with the active bundle; None: an operator asked for exactly this bundle.
+            again: validate it also if another worker has refused it.
 
         Raises:
             BundleRefused: it may not be activated; remembered, counted and logged.
-            NotReady: requests still use an earlier bundle, so that there would be three in memory.
+            NotReady: requests still use an earlier bundle, here or in another worker, so that there would be three.
         """
         known = self.in_memory(bundle_id)
         if known is not None:
@@ -194,19 +213,22 @@ class LoadedBundles:
         found_at = monotonic()
         self.loading = bundle_id
         try:
+            if not self.loader.is_here(bundle_id):  # nothing in memory is freed for it before it is here
+                await self._fetching.run(partial(self.loader.fetch, bundle_id))
             identity = await asyncio.to_thread(self.loader.identity, bundle_id)
             if self.previous is not None:
                 self.release(self.previous)
             await self._wait_for_released()
-            valid = await self._load_and_validate(bundle_id, bounds)
+            valid, followed = await self._validate_in_turn(bundle_id, bounds, again)
         finally:
             self.loading = None
         if isinstance(valid, BundleRefused):
             self.refuse(BundleRefusal.of(bundle_id, identity, valid))
             raise valid
         self.refusals.remove(bundle_id)
-        verified = valid.verified or self.loader.hashes_all
-        return LoadedBundle(valid.bundle, identity, valid.missing, valid.comparison, verified, found_at=found_at)
+        comparison = valid.comparison if followed is None else None  # the other worker has the one that counts
+        verified = valid.verified or self.loader.hashes_all or (followed is not None and followed.hashed)
+        return LoadedBundle(valid.bundle, identity, valid.missing, comparison, verified, found_at=found_at)
 
     def activate(self, loaded: LoadedBundle) -> bool:
         """Let a bundle answer requests from now on; the one before stays in memory unless it was altered.
@@ -222,9 +244,11 @@ class LoadedBundles:
             return False
         if self.previous is not None and self.previous is not loaded:
             self.release(self.previous)
-        self.previous = old
         self.active = loaded
+        self.keep_beside(old)
         self._active_bundle.swap(loaded.bundle)
+        if self.workers is not None:
+            self.workers.activated(loaded.bundle.id, self._held())
         self.metrics.activated(loaded.bundle, loaded.missing)
         if old is not None and old.altered:
             self.release(old)
@@ -242,12 +266,14 @@ class LoadedBundles:
         """Remember, count and log a bundle that may not be activated."""
         self.refusals.add(refusal)
         self.metrics.refused(refusal.reason)
+        if refusal.reason == "altered":
+            self.loader.suspect(refusal.bundle)
         self.log.error("bundle refused", bundle=refusal.bundle, reason=refusal.reason, detail=refusal.message)
 
     def release(self, loaded: LoadedBundle) -> None:
         """Free a bundle that will not be used again: in the background, as unmapping gigabytes takes a while."""
         if self.previous is loaded:
-            self.previous = None
+            self.keep_beside(None)
         self._released.append(weakref.ref(loaded.bundle))
         if not self._closed:
             task = asyncio.create_task(self._validating.run([loaded].clear))
@@ -272,21 +298,68 @@ class LoadedBundles:
                 await self._validating.run(collect)
             await asyncio.sleep(_RELEASE_POLL_S)
 
-    async def _load_and_validate(self, bundle_id: str, bounds: ShadowBounds | None) -> ValidBundle | BundleRefused:
+    async def free_previous(self) -> None:
+        """Free the bundle before the active one, as another worker needs room for a new one."""
+        if self.previous is not None:
+            self.release(self.previous)
+            await self._wait_for_released()
+
+    def show_held(self) -> None:
+        """Show the other workers which bundles are in memory here."""
+        if self.workers is not None and self.loading is None:
+            self.workers.hold(self._held())
+
+    def is_refused(self, bundle_id: str, identity: Identity) -> bool:
+        """Whether exactly this publication of a bundle was refused, and no other worker has approved it since."""
+        if not self.refusals.contains(bundle_id, identity):
+            return False
+        known = None if self.workers is None else self.workers.verdict(self.workers.key_of(bundle_id))
+        return known is None or known.reason is not None
+
+    def _held(self) -> set[str]:
+        """Ids of the bundles in memory, also of those that a request still uses."""
+        held = {loaded.bundle.id for loaded in (self.active, self.previous) if loaded is not None}
+        return held | {bundle.id for bundle in (reference() for reference in self._released) if bundle is not None}
+
+    async def _validate_in_turn(
+        self, bundle_id: str, bounds: ShadowBounds | None, again: bool
+    ) -> tuple[ValidBundle | BundleRefused, BundleVerdict | None]:
+        """Validate a bundle, or follow the verdict of another worker, which is then returned too."""
+        workers = self.workers
+        if workers is None:
+            return await self._load_and_validate(bundle_id, bounds, None), None
+        await workers.make_room(bundle_id, self._held())
+        async with workers.turn():
+            key = workers.key_of(bundle_id)
+            known = workers.verdict(key)
+            if known is not None and known.reason is not None:  # an operator may ask again; bounds may not apply now
+                known = None if again or (known.reason == "bound" and bounds is None) else known
+            if known is None:
+                valid = await self._load_and_validate(bundle_id, bounds, None)
+                workers.record(key, verdict_on(valid, hashed=self.loader.hashes_all))
+                return valid, None
+        refused = known.refusal()
+        return (await self._load_and_validate(bundle_id, None, known) if refused is None else refused), known
+
+    async def _load_and_validate(
+        self, bundle_id: str, bounds: ShadowBounds | None, approved: BundleVerdict | None
+    ) -> ValidBundle | BundleRefused:
+        """Load a bundle, hash it and compare it; only warm it up if another worker has approved it."""
         hidden = self._hidden.snapshot()
-        old = None if self.active is None or self.active.truncated else self.active.bundle
+        old = None if self.active is None or self.active.truncated or approved is not None else self.active.bundle
         validation = BundleValidation(
             old=None if old is None else ComparedBundle(old, self._hidden.available(old)),
             hidden=hidden,
-            recent=self._recent.newest(),
-            evaluation_queries=self._evaluation_queries,
+            recent=self._recent.newest() if approved is None else (),
+            evaluation_queries=self._evaluation_queries if approved is None else _FEW_QUERIES,
             bounds=bounds,
-            hash_all=not self.loader.hashes_all,
+            hash_all=not self.loader.hashes_all and approved is None,
             stop=lambda: self._closed,
             ask_old=partial(run_in_loop, asyncio.get_running_loop()) if self.loader.one_thread else ask_here,
         )
         # Loading runs at normal priority: threads that an encoder starts inherit that of the thread that loads it.
-        bundle = await self._validating.run(partial(_load, self.loader, bundle_id))
+        verified = approved is not None and approved.hashed
+        bundle = await self._validating.run(partial(_load, self.loader, bundle_id, verified))
         if isinstance(bundle, BundleRefused):
             return bundle
         valid = await self._validate(bundle, validation)
@@ -315,9 +388,9 @@ def was_written(loaded: LoadedBundle) -> bool:
         return True
 
 
-def _load(loader: BundleLoader, bundle_id: str) -> Bundle | BundleRefused:
+def _load(loader: BundleLoader, bundle_id: str, verified: bool) -> Bundle | BundleRefused:
     """A refusal is returned, not raised: its traceback would keep what was loaded so far in memory."""
     try:
-        return loader.load(bundle_id)
+        return loader.load(bundle_id, verified=verified)
     except BundleRefused as error:
         return BundleRefused(error.reason, str(error))

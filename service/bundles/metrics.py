@@ -10,8 +10,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from index.bundle.bundle import Bundle
 from index.bundle.manifest import Manifest
 from index.items.modality_status import ModalityStatus
+from index.items.slots import BEHAVIOUR
 from service.bundles.comparison import BundleFigures, Comparison
 
+_BLOCK_ROWS = 65_536
 _SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
@@ -19,13 +21,20 @@ MissingCounts = dict[tuple[str, str], int]
 
 
 def count_missing(bundle: Bundle) -> MissingCounts:
-    """Number of items that lack a slot, by slot and reason."""
+    """Number of items that lack a slot, by slot and reason; ``imputed`` behaviour vectors count apart from ``cold``."""
     counts = {reason: np.count_nonzero(bundle.missing == reason, axis=0) for reason in ModalityStatus if reason}
-    return {
+    found = {
         (slot, reason.name.lower()): int(column[number])
         for reason, column in counts.items()
         for number, slot in enumerate(bundle.layout.names)
     }
+    if BEHAVIOUR in bundle.layout.names:
+        cold = np.flatnonzero(bundle.missing[:, bundle.layout.names.index(BEHAVIOUR)] == ModalityStatus.COLD)
+        blocks = (cold[start : start + _BLOCK_ROWS] for start in range(0, cold.size, _BLOCK_ROWS))
+        imputed = sum(int(np.count_nonzero(bundle.imputed(rows))) for rows in blocks)
+        found[BEHAVIOUR, "imputed"] = imputed
+        found[BEHAVIOUR, "cold"] -= imputed
+    return found
 
 
 class BundleMetrics:
@@ -41,7 +50,7 @@ class BundleMetrics:
         self._age = Gauge("vlm2rec_bundle_age_seconds", "Seconds since the active bundle was built.", registry=registry)
         self._missing = Gauge(
             "vlm2rec_bundle_missing_items",
-            "Items of the active bundle that lack a slot, by reason.",
+            "Items of the active bundle that lack a slot, by reason; imputed: behaviour is predicted instead.",
             ["slot", "reason"],
             registry=registry,
         )
@@ -89,6 +98,12 @@ class BundleMetrics:
         self._poll_age = Gauge(
             "vlm2rec_watcher_look_age_seconds", "Seconds since the watcher last polled.", registry=registry
         )
+        self._registry_age = Gauge(
+            "vlm2rec_registry_age_seconds", "Seconds since the registry's pointer was last read.", registry=registry
+        )
+        self._downloaded = Counter(
+            "vlm2rec_bundle_download_bytes", "Bytes of bundles from an object store.", registry=registry
+        )
         self._errors = Counter(
             "vlm2rec_watcher_errors", "Failures of the watcher, by what failed.", ["what"], registry=registry
         )
@@ -109,6 +124,13 @@ class BundleMetrics:
         )
         self._shortfalls = Gauge(
             "vlm2rec_bundle_shortfalls", "Figures of the active bundle that miss their bounds.", registry=registry
+        )
+
+        self._unused = Gauge(
+            "vlm2rec_bundle_unused_modality",
+            "1 for a modality that most items have but that hardly counts in the scores, else 0.",
+            ["slot"],
+            registry=registry,
         )
 
     def loaded(self, bundle: Bundle) -> None:
@@ -133,10 +155,12 @@ class BundleMetrics:
             self._missing.labels(slot, reason).set(count)
 
     def _report(self, manifest: Manifest) -> None:
-        for gauge in (self._slots, self._figures, self._bounds):
+        for gauge in (self._slots, self._figures, self._bounds, self._unused):
             gauge.clear()
+        unused = {modality.slot for modality in manifest.unused_modalities}
         for slot, dim in manifest.slots:
             self._slots.labels(slot).set(dim)
+            self._unused.labels(slot).set(slot in unused)
         recall = {f"recall.{kind}": value for kind, value in manifest.index.recall.items()}
         for figure, value in (recall | manifest.gate.figures).items():
             self._figures.labels(figure).set(value)
@@ -173,15 +197,23 @@ class BundleMetrics:
             self._pin.labels(pin).set(1)
         self._behind.set(behind)
 
-    def read_at_scrape(self, *, poll_age_s: Callable[[], float], hidden: Callable[[], int]) -> None:
+    def read_at_scrape(
+        self, *, poll_age_s: Callable[[], float], registry_age_s: Callable[[], float], hidden: Callable[[], int]
+    ) -> None:
         """Set the functions that are called at every scrape.
 
         Args:
             poll_age_s: seconds since the last poll.
+            registry_age_s: seconds since the registry's pointer was read.
             hidden: number of hidden items.
         """
         self._poll_age.set_function(poll_age_s)
+        self._registry_age.set_function(registry_age_s)
         self._hidden.set_function(hidden)
+
+    def downloaded(self, size: int) -> None:
+        """Count bytes that arrived from an object store."""
+        self._downloaded.inc(size)
 
     def failed(self, what: str) -> None:
         """Count a failure of the watcher."""

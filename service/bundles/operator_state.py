@@ -1,4 +1,4 @@
-"""Keeps this replica's copy of the operator state, the pinned bundle and the hidden items, in step with the store.
+"""Keeps this replica's copy of the operator state (pinned bundle, hidden items, experiment) in step with the store.
 
 The store is the truth, and every replica polls it; a poll also shows that a user was erased on another replica. A copy
 in a local file is used when the store cannot be reached at the start. A store that has lost its state, such as a Redis
@@ -7,14 +7,16 @@ bundle that was rolled back is served again by accident.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from index.bundle.integrity import write_durably
 from service.errors import OperatorStateUnavailable
+from service.experiments.experiment import Experiment
 from service.recommend.hidden_items import HiddenItems, in_chunks
 from service.settings.load import state_directory
 from service.stores.protocols import Changes, Edition, OperatorStateStore
@@ -31,11 +33,13 @@ class OperatorStateCopy:
         edition: which state of the store it is.
         pin: id of the pinned bundle; None: the registry's current bundle is served.
         hidden: hidden item ids.
+        experiment: the running experiment as JSON; None: none runs.
     """
 
     edition: Edition = _NOTHING
     pin: str | None = None
     hidden: Collection[str] = ()
+    experiment: str | None = None
 
     def save(self, path: Path) -> None:
         """Write the file in one step; the directory is made.
@@ -45,6 +49,8 @@ class OperatorStateCopy:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         fields = {"format": _FORMAT, "epoch": self.edition.epoch, "number": self.edition.number, "pin": self.pin}
+        if self.experiment is not None:
+            fields["experiment"] = self.experiment
         # In chunks, as each call holds the interpreter's lock; the event loop runs between two of them.
         hidden = b",".join(orjson.dumps(chunk)[1:-1] for chunk in in_chunks(self.hidden))
         write_durably(path, orjson.dumps(fields)[:-1] + b',"hidden":[' + hidden + b"]}")
@@ -64,12 +70,14 @@ class OperatorStateCopy:
         if not isinstance(fields, dict) or fields.get("format") != _FORMAT:
             raise ValueError(f"it must be an object of format {_FORMAT}")
         epoch, number, pin, hidden = (fields.get(name) for name in ("epoch", "number", "pin", "hidden"))
-        if not isinstance(epoch, str) or type(number) is not int or not isinstance(pin, str | None):
-            raise ValueError("epoch, number and pin must be a string, an integer and a string or null")
+        experiment = fields.get("experiment")
+        texts = isinstance(pin, str | None) and isinstance(experiment, str | None)
+        if not isinstance(epoch, str) or type(number) is not int or not texts:
+            raise ValueError("epoch, number, pin and experiment must be a string, an integer and strings or null")
         if not isinstance(hidden, list) or not all(isinstance(item, str) for item in hidden):
             raise ValueError("hidden must be a list of strings")
         # A store to which these are restored numbers them 1, 2 …, so the number of changes may not be smaller.
-        return cls(Edition(epoch, max(number, len(hidden))), pin, tuple(hidden))
+        return cls(Edition(epoch, max(number, len(hidden))), pin, tuple(hidden), experiment)
 
 
 class OperatorState:
@@ -84,6 +92,7 @@ class OperatorState:
     Attributes:
         hidden: the hidden items.
         pin: id of the pinned bundle; None: the registry's current bundle is served.
+        experiment: the running experiment; None: none runs.
     """
 
     def __init__(
@@ -105,10 +114,12 @@ class OperatorState:
         self._saved = copy.edition
         self.pin = copy.pin
         self.hidden = HiddenItems(copy.hidden)
+        self._definition = copy.experiment
+        self.experiment = self._read_experiment()
 
     def copy(self) -> OperatorStateCopy:
         """The operator state now."""
-        return OperatorStateCopy(self._edition, self.pin, self.hidden.snapshot().ids)
+        return OperatorStateCopy(self._edition, self.pin, self.hidden.snapshot().ids, self._definition)
 
     async def begin_with(self, read: OperatorStateCopy) -> None:
         """Take the state that was read from the store before the event loop, unless this copy is newer."""
@@ -116,6 +127,7 @@ class OperatorState:
             if not read.edition.is_behind(self._edition):
                 await self.hidden.replace(read.hidden)
                 self.pin, self._edition = read.pin, read.edition
+                self._take_experiment(read.experiment)
 
     async def sync(self) -> None:
         """Bring this copy up to date; one short call when nothing changed.
@@ -135,6 +147,15 @@ class OperatorState:
         """
         await self._write(lambda known: self._store.pin(bundle_id, known))
 
+    async def set_experiment(self, experiment: Experiment | None) -> None:
+        """Run an experiment on all replicas, or none; when this returns, the store and this replica hold it.
+
+        Raises:
+            OperatorStateUnavailable: the store does not answer; the change may or may not be written.
+        """
+        definition = None if experiment is None else experiment.to_json()
+        await self._write(lambda known: self._store.set_experiment(definition, known))
+
     async def set_available(self, item_id: str, available: bool) -> None:
         """Show or hide an item on all replicas; when this returns, the store and this replica hold it.
 
@@ -143,6 +164,30 @@ class OperatorState:
         """
         change = self._store.show if available else self._store.hide
         await self._write(lambda known: change(item_id, known))
+
+    async def log_change(self, entry: Mapping[str, Any]) -> None:
+        """Add an entry to the audit log of all replicas.
+
+        Raises:
+            OperatorStateUnavailable: the store does not answer.
+        """
+        await self._store.log_change(orjson.dumps(entry).decode())
+
+    async def logged_changes(self) -> list[dict[str, Any]]:
+        """The audit log, newest first; what another program wrote is passed over.
+
+        Raises:
+            OperatorStateUnavailable: the store does not answer.
+        """
+        found = []
+        for text in await self._store.logged_changes():
+            try:
+                entry = orjson.loads(text)
+            except ValueError:
+                continue
+            if isinstance(entry, dict):
+                found.append(entry)
+        return found
 
     async def announce_erasure(self) -> None:
         """Let every replica know that a user was erased; this one learns it by its next poll, as the others do.
@@ -192,7 +237,7 @@ class OperatorState:
             self._erasure = edition.erasure
             self._on_erasure()
         if edition.is_behind(self._edition):
-            await self._store.restore(self._edition, self.pin, tuple(self.hidden.ids))
+            await self._store.restore(self._edition, self.pin, tuple(self.hidden.ids), self._definition)
             return
         if edition == self._edition:
             return
@@ -206,7 +251,23 @@ class OperatorState:
         else:
             await self.hidden.change(changes.hidden, changes.shown)
         self.pin = changes.pin
+        self._take_experiment(changes.experiment)
         self._edition = changes.edition
+
+    def _take_experiment(self, definition: str | None) -> None:
+        if definition != self._definition:
+            self._definition = definition
+            self.experiment = self._read_experiment()
+
+    def _read_experiment(self) -> Experiment | None:
+        """The experiment; None if there is none, or if another program or version wrote it."""
+        if self._definition is None:
+            return None
+        try:
+            return Experiment.from_json(self._definition)
+        except ValueError as error:
+            self._on_file_error(f"the stored experiment cannot be read ({error}); it does not run here")
+            return None
 
     def _load(self) -> OperatorStateCopy:
         try:

@@ -11,6 +11,7 @@ from service.bundles.loaded_bundles import BundleRefusal
 from service.bundles.loader import BundleLoader, Identity
 from service.bundles.operator_state import OperatorState, OperatorStateCopy
 from service.bundles.validation import BundleValidation, prepare, validate
+from service.bundles.worker_bundles import BundleVerdict, WorkerBundles
 from service.errors import BundleRefused, OperatorStateUnavailable, StartError
 from service.recommend.hidden_items import HiddenSnapshot
 
@@ -59,12 +60,14 @@ def read_operator_state(open_state: Callable[[], OperatorState]) -> OperatorStat
     return asyncio.run(read())
 
 
-def load_first(loader: BundleLoader, pin: str | None) -> Startup:
+def load_first(loader: BundleLoader, pin: str | None, workers: WorkerBundles | None = None) -> Startup:
     """Load the desired bundle; if it is refused, the newest good one before it.
 
     Args:
         loader: loads bundles from the registry; its settings tell whether to start without a good bundle.
         pin: id of the pinned bundle; None: the registry's current bundle is desired.
+        workers: what the worker processes of one service agree on: one that replaces another starts with the bundle of
+            the others. None: there is only this process.
 
     Raises:
         StartError: nothing is published, and `wait_for_bundle` is off.
@@ -73,28 +76,29 @@ def load_first(loader: BundleLoader, pin: str | None) -> Startup:
     """
     refusals: list[BundleRefusal] = []
     first: BundleRefused | None = None
-    for bundle_id in _candidates(loader, pin):
+    followed = None if workers is None else workers.followed(None)
+    for bundle_id in dict.fromkeys([*([] if followed is None else [followed]), *_candidates(loader, pin)]):
         identity = loader.identity(bundle_id)
         try:
-            bundle = _load(loader, bundle_id)
+            bundle, verified = _load_in_turn(loader, bundle_id, workers)
         except BundleRefused as error:
             refusals.append(BundleRefusal.of(bundle_id, identity, error))
             first = first or error
             continue
-        return Startup(bundle, identity, loader.hashes_all, tuple(refusals))
+        return Startup(bundle, identity, verified, tuple(refusals))
     if loader.settings.wait_for_bundle:
         return Startup(refusals=tuple(refusals))
     if first is not None:
         raise first
     raise StartError(
-        f"no bundle is published in {loader.root}; publish one with `vlm2rec index publish BUNDLE "
-        f"--registry {loader.root}`, or set VLM2REC_WAIT_FOR_BUNDLE to wait for one"
+        f"no bundle is published in {loader.location}; publish one with `vlm2rec index publish BUNDLE "
+        f"--registry {loader.location}`, or set VLM2REC_WAIT_FOR_BUNDLE to wait for one"
     )
 
 
 def _candidates(loader: BundleLoader, pin: str | None) -> Iterator[str]:
     """Ids in order of precedence, each once."""
-    current = loader.current()
+    current = loader.last_current()
     desired = pin or current
     if desired is None:
         return
@@ -105,8 +109,30 @@ def _candidates(loader: BundleLoader, pin: str | None) -> Iterator[str]:
         yield current
 
 
-def _load(loader: BundleLoader, bundle_id: str) -> Bundle:
-    bundle = loader.load(bundle_id)
+def _load_in_turn(loader: BundleLoader, bundle_id: str, workers: WorkerBundles | None) -> tuple[Bundle, bool]:
+    """A bundle, and whether every file was hashed; the first worker validates it, the others follow its verdict."""
+    if workers is None:
+        return _load(loader, bundle_id), loader.hashes_all
+    workers.hold([bundle_id])
+    with workers.blocking_turn():
+        key = workers.key_of(bundle_id)
+        known = workers.verdict(key)
+        if known is None:
+            try:
+                bundle = _load(loader, bundle_id)
+            except BundleRefused as error:
+                workers.record(key, BundleVerdict(error.reason, str(error)))
+                raise
+            workers.record(key, BundleVerdict(hashed=loader.hashes_all))
+            return bundle, loader.hashes_all
+    refused = known.refusal()
+    if refused is not None:
+        raise refused
+    return _load(loader, bundle_id, verified=known.hashed), known.hashed
+
+
+def _load(loader: BundleLoader, bundle_id: str, *, verified: bool = False) -> Bundle:
+    bundle = loader.load(bundle_id, verified=verified)
     validation = BundleValidation(
         old=None,
         hidden=HiddenSnapshot(frozenset(), 0),

@@ -5,29 +5,33 @@ requests go on. A bad bundle is refused and remembered, and the active one stays
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from time import monotonic
 from typing import Any
 
-from index.bundle.bundle import Bundle
-from index.errors import BundleInvalid, BundleNotFound, IndexingError, RegistryError
+from index.errors import BundleInvalid, IndexingError, RegistryError
 from service.bundles.comparison import ShadowBounds
+from service.bundles.experiment_bundles import ExperimentBundles
 from service.bundles.loaded_bundles import BundleRefusal, LoadedBundle, LoadedBundles, was_written
 from service.bundles.metrics import count_missing
 from service.bundles.operator_state import OperatorState
 from service.bundles.startup import Startup
+from service.bundles.worker_bundles import hash_in_full
 from service.errors import BundleRefused, NotReady, OperatorStateUnavailable
 from service.recommend.hidden_items import available_rows
 from service.runtime.background_tasks import Background
 
 
 class Watcher:
-    """Polls the operator state and the registry, and activates, replaces and rolls back bundles.
+    """Polls the operator state and the registry; activates, replaces and rolls back bundles.
 
     Args:
         loaded: the bundles in memory; the watcher shares their loader, metrics and log.
         operator_state: pin and hidden items.
         bounds: for the comparison of a new bundle with the active one.
+
+    Attributes:
+        experiments: the bundles of the running experiment.
     """
 
     def __init__(
@@ -46,10 +50,11 @@ class Watcher:
         self._poll_s = loaded.loader.settings.poll_s
         self._hashing = Background("bundle-hashes", nice=19)
         self._changing = asyncio.Lock()
+        self.experiments = ExperimentBundles(loaded, operator_state, self._changing)
         self._operator_changes = 0
         self._desired: str | None = None
         self._errors: dict[str, str | None] = {}
-        self._polled_at = monotonic()
+        self._polled_at = self._registry_read_at = monotonic()
         self._polling: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
@@ -69,13 +74,19 @@ class Watcher:
             await hidden_items.adopt(startup.bundle, available, hidden)
             missing = await asyncio.to_thread(count_missing, startup.bundle)
             self._activate(LoadedBundle(startup.bundle, startup.identity, missing, verified=startup.verified))
-        self._metrics.read_at_scrape(poll_age_s=lambda: monotonic() - self._polled_at, hidden=lambda: len(hidden_items))
+        self._metrics.read_at_scrape(
+            poll_age_s=lambda: monotonic() - self._polled_at,
+            registry_age_s=lambda: 0.0 if self._operator_state.pin else monotonic() - self._registry_read_at,
+            hidden=lambda: len(hidden_items),
+        )
+        self._loader.start()
         self._polling = asyncio.create_task(self._poll_forever())
 
     async def stop(self) -> None:
         """Stop polling and give up a validation in progress."""
         self._stopped = True
         self._loaded.close()
+        self._loader.close()
         self._hashing.close()
         tasks = [*self._tasks, *([] if self._polling is None else [self._polling])]
         for task in tasks:
@@ -103,6 +114,8 @@ class Watcher:
                 for refusal in self._loaded.refusals
             ],
             "last_look_seconds": monotonic() - self._polled_at,
+            **({} if self.experiments.waiting is None else {"waiting": self.experiments.waiting}),
+            **({} if self._loader.downloading is None else {"downloading": self._loader.downloading}),
         }
 
     async def reload(self) -> bool:
@@ -123,8 +136,8 @@ class Watcher:
             except RegistryError as error:
                 raise BundleRefused("missing", str(error)) from error
             if current is None:
-                raise BundleRefused("missing", f"no bundle is published in {self._loader.root}; publish one")
-            return await self._pin_and_activate(await self._loaded.obtain(current, self._bounds), pin=None)
+                raise BundleRefused("missing", f"no bundle is published in {self._loader.location}; publish one")
+            return await self._pin_and_activate(await self._loaded.obtain(current, self._bounds, again=True), pin=None)
 
     async def roll_back(self, bundle_id: str | None) -> bool:
         """Pin a bundle for all replicas and activate it.
@@ -142,7 +155,8 @@ class Watcher:
         """
         async with self._changing:
             await self._operator_state.sync()
-            loaded = await self._load_earlier() if bundle_id is None else await self._loaded.obtain(bundle_id, None)
+            earlier = self._load_earlier() if bundle_id is None else self._loaded.obtain(bundle_id, None, again=True)
+            loaded = await earlier
             return await self._pin_and_activate(loaded, pin=loaded.bundle.id)
 
     async def _pin_and_activate(self, loaded: LoadedBundle, *, pin: str | None) -> bool:
@@ -169,6 +183,7 @@ class Watcher:
 
     async def _poll(self) -> None:
         await self._sync_operator_state()
+        self._show_workers()
         operator_changes, pin = self._operator_changes, self._operator_state.pin
         desired = pin or await self._registry_current()
         if operator_changes != self._operator_changes:
@@ -176,15 +191,39 @@ class Watcher:
         self._desired = desired
         is_behind = desired is not None and not self._loaded.is_active(desired)
         self._metrics.desired(pin, behind=is_behind)
-        if desired is None or not is_behind or self._changing.locked():
+        waits = self.experiments.holds_back(desired)
+        if self._changing.locked() or desired is None:
+            return
+        if waits or not is_behind:
+            missing = await self.experiments.missing()
+            if missing is not None and not self._changing.locked():
+                self._spawn(self.experiments.load(missing))
             return
         known = self._loaded.in_memory(desired)
         if known is not None:
             self._activate(known)
             return
+        here = self._loader.is_here(desired)
+        self._report("download", self._loader.download_error)
+        if not here:
+            return
         identity = await asyncio.to_thread(self._loader.identity, desired)
-        if not self._loaded.refusals.contains(desired, identity) and not self._changing.locked():
+        if not self._loaded.is_refused(desired, identity) and not self._changing.locked():
             self._spawn(self._change_to(desired))
+
+    def _show_workers(self) -> None:
+        """Show the other workers which bundles are in memory, and free one if they need its room."""
+        workers = self._loaded.workers
+        if workers is not None and workers.room_is_wanted and not self._changing.locked():
+            self._spawn(self._make_room())
+        self._loaded.show_held()
+
+    async def _make_room(self) -> None:
+        async with self._changing:
+            try:
+                await self._loaded.free_previous()
+            except NotReady as error:
+                self._log.error("bundle not freed", detail=str(error))
 
     def _check_files(self) -> None:
         """Check the files of the bundles in memory; withdraw the active bundle at once if a file became shorter."""
@@ -217,11 +256,12 @@ class Watcher:
 
     async def _registry_current(self) -> str | None:
         try:
-            current = await asyncio.to_thread(self._loader.current)
+            current = await asyncio.to_thread(self._loader.polled_current)
         except RegistryError as error:
             self._report("pointer", str(error))
             return None
         self._report("pointer", None)
+        self._registry_read_at = monotonic()
         return current
 
     def _report(self, what: str, error: str | None) -> None:
@@ -241,17 +281,28 @@ class Watcher:
             if self._desired != desired or self._loaded.is_active(desired):
                 return
             bounds = None if desired == self._operator_state.pin else self._bounds
+            step = self._step_to(desired)
             try:
-                loaded = await self._loaded.obtain(desired, bounds)
+                loaded = await self._loaded.obtain(step, bounds)
             except BundleRefused:
                 return  # already counted and logged
             except NotReady as error:
-                self._log.error("bundle not loaded", bundle=desired, detail=str(error))
+                self._log.error("bundle not loaded", bundle=step, detail=str(error))
                 return
-            if self._desired == desired:
+            if self._desired == desired or step != desired:
                 self._activate(loaded)
             else:
                 self._loaded.release(loaded)
+
+    def _step_to(self, desired: str) -> str:
+        """The bundle to activate next: that of the other workers where they are ahead, else the desired one."""
+        workers, active = self._loaded.workers, self._loaded.active
+        if workers is None:
+            return desired
+        followed = workers.followed(None if active is None else active.bundle.id)
+        if followed is None or self._loaded.is_refused(followed, self._loader.identity(followed)):
+            return desired
+        return followed
 
     async def _load_earlier(self) -> LoadedBundle:
         """The newest good bundle before the active one, from memory or from the registry.
@@ -271,7 +322,7 @@ class Watcher:
             message = str(error)
         # Only the id: a reference to the bundle would keep it in memory while another one is loaded.
         previous = None if self._loaded.previous is None else self._loaded.previous.bundle.id
-        if previous is not None and (self._loaded.active.altered or self._precedes(previous, active, earlier)):
+        if previous is not None and (self._loaded.active.altered or self._loader.precedes(previous, active, earlier)):
             known = self._loaded.in_memory(previous)
             if known is not None:
                 return known
@@ -285,19 +336,7 @@ class Watcher:
                 return await self._loaded.obtain(bundle_id, None)
             except BundleRefused:
                 continue  # already counted and logged
-        raise BundleRefused("missing", f"{self._loader.root}: there is no good bundle before {active}; publish one")
-
-    def _precedes(self, bundle_id: str, active: str, earlier: list[str] | None) -> bool:
-        """Whether a bundle was published before the active one; judged by their names if the registry does not tell.
-
-        Args:
-            bundle_id: of the bundle.
-            active: id of the active bundle.
-            earlier: ids of those published before it; None if the registry cannot be read.
-        """
-        if earlier is not None and (bundle_id in earlier or self._loader.has(bundle_id)):
-            return bundle_id in earlier
-        return bundle_id < active
+        raise BundleRefused("missing", f"{self._loader.location}: there is no good bundle before {active}; publish one")
 
     def _activate(self, loaded: LoadedBundle) -> bool:
         old = self._loaded.active
@@ -320,7 +359,9 @@ class Watcher:
     async def _verify(self, loaded: LoadedBundle) -> None:
         """Hash every file of the active bundle; if one was altered, roll back to the last good bundle."""
         found = await self._hashing.run(
-            lambda: _hash(loaded.bundle, lambda: self._stopped or self._loaded.active is not loaded)
+            lambda: hash_in_full(
+                loaded.bundle, lambda: self._stopped or self._loaded.active is not loaded, self._loaded.workers
+            )
         )
         if isinstance(found, bool):
             loaded.verified = found
@@ -356,13 +397,3 @@ class Watcher:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(done)
-
-
-def _hash(bundle: Bundle, stop: Callable[[], bool]) -> bool | BundleRefused:
-    """Whether every file was hashed; a refusal if one was altered. A deleted bundle can still answer requests."""
-    try:
-        return bundle.verify_in_full(stop)
-    except BundleNotFound:
-        return False
-    except BundleInvalid as error:
-        return BundleRefused("altered", str(error))

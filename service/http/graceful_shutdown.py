@@ -91,8 +91,12 @@ class DrainingServer(GuardedServer):
         self._current.drain()
         for server in self.servers:
             server.close()
+        self.listeners_closed()
         await self._wait(_LINGER_S, lambda: not self.server_state.connections)
         await super().shutdown(sockets)
+
+    def listeners_closed(self) -> None:
+        """Called at shutdown when this process listens no more."""
 
     async def _wait(self, seconds: float, enough: Callable[[], bool]) -> None:
         until = monotonic() + seconds

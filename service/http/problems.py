@@ -55,7 +55,10 @@ KEY_REFUSED = ProblemKind("key-refused", 403, "The API key does not open this ro
 UNKNOWN_PATH = ProblemKind("unknown-path", 404, "There is nothing at this path")
 NO_PICTURE = ProblemKind("no-picture", 404, "The current bundle has no picture of this item")
 UNKNOWN_ITEM = ProblemKind("unknown-item", 404, "The current bundle does not have this item")
+UNKNOWN_EXPERIMENT = ProblemKind("unknown-experiment", 404, "There is no experiment of this name")
+CONFLICT = ProblemKind("conflict", 409, "The request contradicts the state of the service")
 BUNDLE_REFUSED = ProblemKind("bundle-refused", 409, "The bundle may not serve")
+SESSION_MERGED = ProblemKind("session-merged", 409, "The session belongs to another user")
 METHOD_NOT_ALLOWED = ProblemKind("method-not-allowed", 405, "The path does not take this method")
 REQUEST_LATE = ProblemKind("request-late", 408, "The request did not arrive in time")
 CATALOGUE_CHANGED = ProblemKind("catalogue-changed", 410, "The catalogue is another one than the cursor's")
@@ -72,6 +75,7 @@ NOT_READY = ProblemKind("not-ready", 503, "Not ready to answer")
 CROWDED = ProblemKind("crowded", 503, "Too many clients at once")
 SESSIONS_UNAVAILABLE = ProblemKind("sessions-unavailable", 503, "Histories cannot be reached")
 OPERATOR_STATE_UNAVAILABLE = ProblemKind("directives-unavailable", 503, "Pin and hidden items cannot be reached")
+OUTCOMES_UNAVAILABLE = ProblemKind("outcomes-unavailable", 503, "Answers and outcomes cannot be reached")
 
 KINDS = (
     NOT_HTTP,
@@ -82,10 +86,13 @@ KINDS = (
     UNKNOWN_PATH,
     NO_PICTURE,
     UNKNOWN_ITEM,
+    UNKNOWN_EXPERIMENT,
     METHOD_NOT_ALLOWED,
     REQUEST_LATE,
     BUNDLE_REFUSED,
+    CONFLICT,
     CATALOGUE_CHANGED,
+    SESSION_MERGED,
     BODY_TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
     RULE_BROKEN,
@@ -99,6 +106,7 @@ KINDS = (
     CROWDED,
     SESSIONS_UNAVAILABLE,
     OPERATOR_STATE_UNAVAILABLE,
+    OUTCOMES_UNAVAILABLE,
 )
 
 _BY_ERROR: dict[type[Exception], ProblemKind] = {
@@ -107,7 +115,10 @@ _BY_ERROR: dict[type[Exception], ProblemKind] = {
     errors.KeyRefused: KEY_REFUSED,
     errors.NoPicture: NO_PICTURE,
     errors.UnknownItem: UNKNOWN_ITEM,
+    errors.UnknownExperiment: UNKNOWN_EXPERIMENT,
+    errors.Conflict: CONFLICT,
     errors.CatalogueChanged: CATALOGUE_CHANGED,
+    errors.SessionMerged: SESSION_MERGED,
     errors.RateExceeded: RATE_EXCEEDED,
     errors.RequestLate: REQUEST_LATE,
     errors.BodiesFull: CROWDED,
@@ -116,7 +127,9 @@ _BY_ERROR: dict[type[Exception], ProblemKind] = {
     errors.EncodedBody: UNSUPPORTED_MEDIA_TYPE,
     errors.RuleBroken: RULE_BROKEN,
     errors.HistoriesUnavailable: SESSIONS_UNAVAILABLE,
+    errors.BulkPartlyStored: SESSIONS_UNAVAILABLE,
     errors.OperatorStateUnavailable: OPERATOR_STATE_UNAVAILABLE,
+    errors.OutcomesUnavailable: OUTCOMES_UNAVAILABLE,
     errors.QueueFull: QUEUE_FULL,
     errors.NotReady: NOT_READY,
     errors.BundleRefused: BUNDLE_REFUSED,
@@ -132,6 +145,7 @@ def problem_response(
     request_id: str,
     violations: tuple[errors.RuleViolation, ...] = (),
     headers: Mapping[str, str] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Response:
     """A response in ``application/problem+json``.
 
@@ -141,8 +155,9 @@ def problem_response(
         request_id: also in the body, so that a copied response can be found in the log.
         violations: every broken rule; the first twenty are listed.
         headers: further headers.
+        more: further members.
     """
-    body = problem_body(kind, detail, request_id=request_id, violations=violations)
+    body = {**problem_body(kind, detail, request_id=request_id, violations=violations), **(more or {})}
     return Response(orjson.dumps(body), kind.status, dict(headers or {}), MEDIA_TYPE)
 
 
@@ -191,8 +206,11 @@ def answer_error(error: Exception, *, request_id: str, retry_after_s: int) -> Re
         headers["Accept-Encoding"] = "identity"  # tells it apart from a wrong media type (RFC 9110, 15.5.16)
     if kind is KEY_MISSING:
         headers["WWW-Authenticate"] = "Bearer"
+    more = {}
+    if isinstance(error, errors.BulkPartlyStored):
+        more = {"stored": list(error.stored), "not_stored": list(error.not_stored)}
     violations = _violations(error)
-    return problem_response(kind, str(error), request_id=request_id, violations=violations, headers=headers)
+    return problem_response(kind, str(error), request_id=request_id, violations=violations, headers=headers, more=more)
 
 
 def _violations(error: Exception) -> tuple[errors.RuleViolation, ...]:

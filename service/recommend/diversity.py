@@ -11,6 +11,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from service.recommend.new_items import places_for_new
+
 
 class DiversityStage(NamedTuple):
     """A range of positions and the number of candidates for them.
@@ -40,6 +42,8 @@ def maximal_marginal_relevance(
     diversity: float,
     count: int,
     stages: Sequence[DiversityStage] = STAGES,
+    new: NDArray[np.bool_] | None = None,
+    fresh_share: float = 0.0,
 ) -> NDArray[np.int64]:
     """Order candidates by relevance and by their difference from the items before them.
 
@@ -53,6 +57,9 @@ def maximal_marginal_relevance(
         count: how many to choose.
         stages: which of the first candidates may take which positions; positions and pools ascend, and no pool is
             smaller than its positions. Positions after the last stage use the last pool.
+        new: (p,) bool, new items; None: none is.
+        fresh_share: of the first n positions at least ``places_for_new(fresh_share, n)`` get a new item, while
+            candidates have any: where there would be fewer, the item of the position is chosen among the new ones.
 
     Returns:
         (min(count, p, last pool),) int64 positions into the candidates, first chosen first; ties go to the earlier
@@ -63,6 +70,8 @@ def maximal_marginal_relevance(
     nearest = np.full(size, -np.inf, dtype=np.float32)
     gain = (1.0 - diversity) * relevance.astype(np.float64)
     left = np.ones(size, dtype=np.bool_)
+    fresh = np.zeros(size, dtype=np.bool_) if new is None else new[:size].copy()
+    taken = 0
     pool = 0
     for position in range(chosen.shape[0]):
         grown = min(next((stage.pool for stage in stages if position < stage.positions), size), size)
@@ -70,7 +79,11 @@ def maximal_marginal_relevance(
             nearest[pool:grown] = (vectors[pool:grown] @ vectors[chosen[:position]].T).max(axis=1)
         pool = grown
         penalty = diversity * nearest[:pool] if position else 0.0
-        best = int(np.argmax(np.where(left[:pool], gain[:pool] - penalty, -np.inf)))
+        free = left[:pool]
+        if taken < places_for_new(fresh_share, position + 1) and (free & fresh[:pool]).any():
+            free = free & fresh[:pool]
+        best = int(np.argmax(np.where(free, gain[:pool] - penalty, -np.inf)))
+        taken += int(fresh[best])
         chosen[position] = best
         left[best] = False
         np.maximum(nearest[:pool], vectors[:pool] @ vectors[best], out=nearest[:pool])

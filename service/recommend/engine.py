@@ -55,6 +55,9 @@ class SearchResult:
     scores: NDArray[np.float32]
 
 
+Search = tuple[SearchJob, SearchResult]
+
+
 class SearchEngine(Protocol):
     """Runs a search, alone or in a batch with others that wait at the same time."""
 

@@ -3,10 +3,11 @@
 The figures are our own definition, the slot shares as in `service.bundles.comparison` and in the report of a bundle:
 
 - *recall*: share of the best k allowed rows that were found (k as in the search, at most 20), counted by score; mean
-  over the newest checks. An exact search reads every stored vector, so checks pause long enough to keep their processor
-  time below a share of one core;
+  over the newest checks. The search for new items, where places are kept for them, counts with its own rows. An exact
+  search reads every stored vector, so checks pause long enough to keep their processor time below a share of one core;
 - *slot share*: each slot's share of the positive contributions to the score, mean over the recommended items of the
-  newest answers to queries without slot weights;
+  newest answers to queries without slot weights; the share of imputed behaviour vectors is counted apart from that of
+  the others;
 - *balance*: the smallest share over the largest, of the slots that any item of the bundle has. An entropy hardly moves
   when the weakest of three slots contributes nothing; the balance falls to 0.
 """
@@ -14,7 +15,7 @@ The figures are our own definition, the slot shares as in `service.bundles.compa
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, nan
 from time import monotonic, thread_time
@@ -24,15 +25,18 @@ from numpy.typing import NDArray
 from structlog.typing import FilteringBoundLogger
 
 from index.bundle.bundle import Bundle
+from index.items.slots import BEHAVIOUR
 from index.lists.list_query import ListQuery
 from index.search.row_mask import RowMask
-from service.recommend.engine import SearchJob, SearchResult
+from service.recommend.engine import Search
 from service.recommend.quality_metrics import QualityMetrics
 from service.recommend.query import Query, Recommendations
 from service.runtime.background_tasks import Background
 from service.settings.groups import ObservabilitySettings
 
 RECALL_K = 20
+IMPUTED = "imputed"
+"""Name under which the share of imputed behaviour vectors is counted."""
 WINDOW = 256
 """Number of checks, or answers, over which a figure is the mean."""
 _SHARES_EVERY_S = 0.1
@@ -44,16 +48,14 @@ class SampledAnswer:
 
     Attributes:
         bundle: the bundle that gave it.
-        job: the search of the engine.
-        found: its result.
+        searches: the first search of the engine, and that for new items if there was one, with their results.
         rows: (≤ k,) int64 recommended rows.
         filtered: whether the request had a filter.
         plain: whether every slot weighed 1.
     """
 
     bundle: Bundle
-    job: SearchJob
-    found: SearchResult
+    searches: Sequence[Search]
     rows: NDArray[np.int64]
     filtered: bool
     plain: bool
@@ -93,14 +95,12 @@ class OnlineRecall:
         self._shares: deque[NDArray[np.float64]] = deque(maxlen=WINDOW)
         self._last_error = ""
 
-    def __call__(
-        self, bundle: Bundle, query: Query, job: SearchJob, found: SearchResult, answer: Recommendations
-    ) -> None:
+    def __call__(self, bundle: Bundle, query: Query, searches: Sequence[Search], answer: Recommendations) -> None:
         """Measure an answer if the next sample is due."""
         if self._clock() < self._due or not answer.rows.size or self._task is not None:
             return
         sample = SampledAnswer(
-            bundle, job, found, answer.rows, filtered=query.filter is not None, plain=not query.slot_weights
+            bundle, searches, answer.rows, filtered=query.filter is not None, plain=not query.slot_weights
         )
         self._task = asyncio.get_running_loop().create_task(self._measure(sample))
 
@@ -123,10 +123,10 @@ class OnlineRecall:
                     self._measure_slot_shares(sample)
             if now >= self._check_due:
                 self._check_due = now + self._pause_s
-                check = _Check.of(sample)
+                checks = [_Check.of(sample, search) for search in sample.searches]
                 # The thread may wait long for a core; meanwhile this task must not keep the bundle in memory.
                 del sample
-                await self._check(check)
+                await self._check(checks)
         except Exception as error:  # noqa: BLE001 - sampling goes on after any error
             self._metrics.failed()
             if str(error) != self._last_error:
@@ -145,24 +145,37 @@ class OnlineRecall:
 
     def _measure_slot_shares(self, sample: SampledAnswer) -> None:
         bundle = sample.bundle
-        query, lists = sample.found.query[None], [sample.job.lists]
-        parts = np.maximum(bundle.contributions(query, sample.rows[None], lists)[0], 0.0)
+        job, found = sample.searches[0]
+        parts = np.maximum(bundle.contributions(found.query[None], sample.rows[None], [job.lists])[0], 0.0)
         totals = parts.sum(axis=1, keepdims=True, dtype=np.float64)
-        self._shares.append((parts / np.where(totals > 0, totals, 1.0)).mean(axis=0))
-        shares = np.mean(self._shares, axis=0)
-        self._metrics.slot_shares(bundle.layout.names, shares.tolist(), balance_of(shares, bundle.slots_in_use))
+        of_items = parts / np.where(totals > 0, totals, 1.0)
+        names, whole = bundle.layout.names, of_items.mean(axis=0)
+        imputed = np.zeros(len(names))
+        if BEHAVIOUR in names:
+            column = names.index(BEHAVIOUR)
+            imputed[column] = (of_items[:, column] * bundle.imputed(sample.rows)).mean()
+        self._shares.append(np.stack((whole, imputed)))
+        whole, imputed = np.mean(self._shares, axis=0)
+        shares = dict(zip(names, (whole - imputed).tolist(), strict=True)) | {IMPUTED: float(imputed.sum())}
+        self._metrics.slot_shares(shares, balance_of(whole, bundle.slots_in_use))
 
-    async def _check(self, check: "_Check") -> None:
-        checked = await self._background.run(check.run)
-        if checked is None:
-            return
-        truth, cpu_s = checked
+    async def _check(self, checks: Sequence["_Check"]) -> None:
+        hits, wanted, cpu_s = 0.0, 0, 0.0
+        for check in checks:
+            checked = await self._background.run(check.run)
+            if checked is None:
+                return
+            truth, spent = checked
+            cpu_s += spent
+            wanted += truth.size
+            hits += recall_of(check.scores, truth) * truth.size if truth.size else 0.0
         self._check_due = self._clock() + max(self._pause_s, cpu_s / self._cpu_share)
-        if not truth.size:
+        if not wanted:
             return
-        recalls = self._recalls.setdefault(check.filtered, deque(maxlen=WINDOW))
-        recalls.append(recall_of(check.scores, truth))
-        self._metrics.checked(sum(recalls) / len(recalls), filtered=check.filtered, cpu_s=cpu_s)
+        filtered = checks[0].filtered
+        recalls = self._recalls.setdefault(filtered, deque(maxlen=WINDOW))
+        recalls.append(hits / wanted)
+        self._metrics.checked(sum(recalls) / len(recalls), filtered=filtered, cpu_s=cpu_s)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,11 +201,12 @@ class _Check:
     filtered: bool
 
     @classmethod
-    def of(cls, sample: SampledAnswer) -> "_Check":
-        """The check of an answer."""
-        bundle, k = sample.bundle, min(sample.job.k, RECALL_K)
-        query, scores = sample.found.query, sample.found.scores[:k]
-        return cls(weakref.ref(bundle), query, sample.job.lists, sample.job.allowed, k, scores, sample.filtered)
+    def of(cls, sample: SampledAnswer, search: Search) -> "_Check":
+        """The check of one search of an answer."""
+        job, found = search
+        k = min(job.k, RECALL_K)
+        bundle = weakref.ref(sample.bundle)
+        return cls(bundle, found.query, job.lists, job.allowed, k, found.scores[:k], sample.filtered)
 
     def run(self) -> tuple[NDArray[np.float32], float] | None:
         """The best scores, (≤ k,) float32, and the processor seconds that this took; None: the bundle was freed."""

@@ -1,6 +1,6 @@
 """Prometheus metrics of live answers: recall of the index, and how much each slot contributes to the scores."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from math import nan
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -29,7 +29,8 @@ class QualityMetrics:
         self._failures = Counter("vlm2rec_sample_failures", "Answers whose measurement failed.", registry=registry)
         self._shares = Gauge(
             "vlm2rec_slot_share",
-            "Mean share of a slot in the scores of the last sampled answers, 0 to 1.",
+            "Mean share of a slot in the scores of the last sampled answers, 0 to 1; imputed: of imputed behaviour "
+            "vectors, counted apart.",
             ["slot"],
             registry=registry,
         )
@@ -59,15 +60,14 @@ class QualityMetrics:
         self._checks.labels(label).inc()
         self._check_cpu.inc(cpu_s)
 
-    def slot_shares(self, names: Sequence[str], shares: Sequence[float], balance: float) -> None:
+    def slot_shares(self, shares: Mapping[str, float], balance: float) -> None:
         """Set the share of each slot.
 
         Args:
-            names: names of the slots.
-            shares: share of each slot, 0 … 1.
+            shares: share of each slot by name, 0 … 1.
             balance: smallest over largest share, 0 … 1; NaN if there is nothing to compare.
         """
-        for name, share in zip(names, shares, strict=True):
+        for name, share in shares.items():
             self._shares.labels(name).set(share)
         self._balance.set(balance)
 

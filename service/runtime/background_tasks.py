@@ -29,7 +29,7 @@ class Background:
 
     def __init__(self, name: str, *, nice: int) -> None:
         self._executor = ThreadPoolExecutor(
-            1, thread_name_prefix=name, initializer=partial(_lower_priority, nice) if nice else None
+            1, thread_name_prefix=name, initializer=partial(lower_priority, nice) if nice else None
         )
 
     async def run(self, call: Callable[[], _T]) -> _T:
@@ -63,7 +63,7 @@ def _set_result(result: "Future[_T]", call: Callable[[], _T]) -> None:
         result.set_exception(error)
 
 
-def _lower_priority(nice: int) -> None:
+def lower_priority(nice: int) -> None:
     """Lower the priority of the calling thread, on Linux, where each thread has its own."""
     if sys.platform == "linux":
         thread = threading.get_native_id()

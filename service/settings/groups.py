@@ -4,7 +4,6 @@ import re
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import (
     BaseModel,
@@ -18,10 +17,13 @@ from pydantic import (
 )
 
 from index.machine.cores import available_cores
+from service.settings.redis_url import RedisKind, database_of, kind_of
 from service.settings.secret_files import KEY_RULE, is_key, read_secret
 
 _ROOT_PATH: Final = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 _ORIGIN: Final = re.compile(r"\*|https?://[^\s/?#@,*]+")
+MOST_WORKERS: Final = 64
+"""Largest number of worker processes."""
 _MOST_ENGINE_THREADS: Final = 4  # one event loop cannot feed more
 
 
@@ -50,6 +52,12 @@ class ServerSettings(SettingsGroup):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
+    workers: int = Field(
+        0,
+        ge=0,
+        le=MOST_WORKERS,
+        description="Worker processes that share the port (Linux); 0: one per core and 256 MiB of memory, 1 on CUDA.",
+    )
     root_path: str = Field(
         "",
         max_length=256,
@@ -127,7 +135,9 @@ class AccessSettings(SettingsGroup):
         (), description="Keys of /metrics, separated by commas; none: it is open. Admin keys open it too."
     )
     api_keys_file: Path | None = Field(
-        None, description="File with more keys of the data routes, one per line; read again when it changes."
+        None,
+        description="File with more keys of the data routes, one per line, each with its scopes where it has not all; "
+        "read again when it changes.",
     )
     admin_keys_file: Path | None = Field(
         None, description="File with more keys of all routes, one per line; read again when it changes."
@@ -163,7 +173,11 @@ class AccessSettings(SettingsGroup):
 class BundleSettings(SettingsGroup):
     """The registry, and how a bundle is found, checked and loaded."""
 
-    registry: str = Field(min_length=1, description="Directory of published bundles.")
+    registry: str = Field(min_length=1, description="Directory of published bundles, or `s3://bucket/prefix`.")
+    registry_cache: Path | None = Field(
+        None, description="Directory for copies of the bundles of an object store; unset: under XDG_CACHE_HOME."
+    )
+    registry_cache_mb: int = Field(20_000, ge=1, le=100_000_000, description="Most MiB of these copies together.")
     wait_for_bundle: bool = Field(
         False, description="Start without a bundle and become ready when one is published, instead of failing."
     )
@@ -173,12 +187,23 @@ class BundleSettings(SettingsGroup):
     verify: Literal["stamp", "full"] = Field(
         "stamp", description="Check of a bundle before it serves: its stamp, or the hash of every file (`full`)."
     )
-    device: Literal["cpu", "cuda"] = Field("cpu", description="Device that runs the sequence encoder.")
+    device: Literal["cpu", "cuda", "auto"] = Field(
+        "cpu", description="Device of sequence encoder and index; `auto`: `cuda` where there is a GPU, else `cpu`."
+    )
     encoder_threads: int = Field(1, ge=1, le=256, description="Threads that one encoder call uses.")
     directives_file: Path | None = Field(
         None,
         description="File with this replica's copy of the pin and the hidden items; unset: under XDG_STATE_HOME.",
     )
+
+    @property
+    def chosen_device(self) -> Literal["cpu", "cuda"]:
+        """The device, chosen by what there is where the setting is ``auto``."""
+        if self.device != "auto":
+            return self.device
+        from index.search.device import available_device
+
+        return available_device()
 
     @property
     def poll_s(self) -> float:
@@ -236,7 +261,8 @@ class RedisSettings(SettingsGroup):
 
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
-        description="URL of the Redis with the histories: redis://, rediss:// or unix://.",
+        description="URL of the Redis with the histories: redis://, rediss:// or unix://; redis+cluster:// or "
+        "redis+sentinel:// with several hosts.",
     )
     redis_url_file: Path | None = Field(
         None, description="File that holds the Redis URL, for Docker and Kubernetes secrets; read once at startup."
@@ -244,6 +270,9 @@ class RedisSettings(SettingsGroup):
     redis_prefix: str = Field("vlm2rec", min_length=1, max_length=64, description="Prefix of every Redis key.")
     redis_timeout_ms: int = Field(
         250, ge=1, le=60_000, description="Milliseconds that a Redis reply may take before the answer degrades."
+    )
+    redis_wait_replicas: int = Field(
+        0, ge=0, le=8, description="Replicas that must confirm events before they count as stored (`WAIT`); 0: none."
     )
 
     @model_validator(mode="before")
@@ -267,17 +296,14 @@ class RedisSettings(SettingsGroup):
         return self.redis_timeout_ms / 1000.0
 
     @property
+    def kind(self) -> RedisKind:
+        """What the URL names: one server, the master that Sentinels name, or a cluster."""
+        return kind_of(self.url)
+
+    @property
     def database(self) -> str:
-        """The Redis that the URL names, without user and password: host, port and database, or socket and database."""
-        try:
-            url = urlsplit(self.url)
-            host, port = (url.hostname or "localhost").lower(), url.port or 6379
-        except ValueError:
-            return ""  # refused later, with the reason
-        number = dict(parse_qsl(url.query)).get("db")
-        if url.scheme == "unix":
-            return f"{unquote(url.path)}#{number or 0}"
-        return f"{host}:{port}#{number or url.path.strip('/') or 0}"
+        """The Redis that the URL names, without user and password."""
+        return database_of(self.url)
 
 
 class HistorySettings(SettingsGroup):
@@ -295,6 +321,20 @@ class HistorySettings(SettingsGroup):
         ge=1,
         description="Newest events of all users stored for retraining, an equal part in each of 64 buckets of users.",
     )
+    late_s: int = Field(
+        3600,
+        ge=0,
+        le=604_800,
+        description="Seconds that an event may arrive late and still get its place in the history by its time; a later "
+        "one is appended, in order of arrival.",
+    )
+    impressions_cap: int = Field(200, ge=1, le=10_000, description="Newest impressions stored per user.")
+    impressions_ttl_days: int = Field(
+        7, ge=1, le=3650, description="Days after a user's last impression until the impressions expire."
+    )
+    session_ttl_hours: int = Field(
+        168, ge=1, le=87_600, description="Hours after the last event of an anonymous session until its data expire."
+    )
     require_consent: bool = Field(
         False, description="Store only events with `consent: true`; off: an event without the field has consent."
     )
@@ -303,6 +343,41 @@ class HistorySettings(SettingsGroup):
     def ttl_s(self) -> int:
         """Seconds after a user's last event until the history expires."""
         return self.history_ttl_days * 86_400
+
+    @property
+    def impressions_ttl_s(self) -> int:
+        """Seconds after a user's last impression until the impressions expire."""
+        return self.impressions_ttl_days * 86_400
+
+    @property
+    def session_ttl_s(self) -> int:
+        """Seconds after the last event of an anonymous session until its data expire."""
+        return self.session_ttl_hours * 3600
+
+
+class OutcomeSettings(SettingsGroup):
+    """Answers that are kept until it is known what they brought."""
+
+    outcomes: bool = Field(False, description="Keep answers and count the clicks and conversions that follow them.")
+    outcomes_window_h: int = Field(
+        24, ge=1, le=168, description="Hours after an answer in which an event is attributed to it."
+    )
+    outcomes_sample: float = Field(
+        1.0, gt=0, le=1, description="Share of the users, and of the answers without a user, that are counted."
+    )
+    outcomes_memory_mb: int = Field(
+        256, ge=1, le=1_048_576, description="Most MiB in Redis for kept answers; beyond it the oldest are dropped."
+    )
+
+    @property
+    def window_s(self) -> int:
+        """Seconds after an answer in which an event is attributed to it."""
+        return self.outcomes_window_h * 3600
+
+    @property
+    def memory_bytes(self) -> int:
+        """Most bytes of all kept answers."""
+        return self.outcomes_memory_mb << 20
 
 
 class ObservabilitySettings(SettingsGroup):

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,8 +11,13 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from index.bundle.registries import is_store_url
+from index.machine.cores import available_cores
+from index.machine.memory import memory_limit
 from service.errors import SettingsError
+from service.settings.event_settings import EventSettings
 from service.settings.groups import (
+    MOST_WORKERS,
     AccessSettings,
     BundleSettings,
     ComparisonSettings,
@@ -19,10 +25,12 @@ from service.settings.groups import (
     HistorySettings,
     HttpLimits,
     ObservabilitySettings,
+    OutcomeSettings,
     RedisSettings,
     ServerSettings,
     SettingsGroup,
 )
+from service.settings.worker_place import WorkerPlace
 
 PREFIX: Final = "VLM2REC_"
 FILE_VARIABLE: Final = "VLM2REC_CONFIG"
@@ -31,11 +39,18 @@ FILE_VARIABLE: Final = "VLM2REC_CONFIG"
 _SERVICE_LINK: Final = re.compile(rf"{PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(?:TCP|UDP|SCTP)\w*)")
 _SERVICE_PORT: Final = re.compile(rf"{PREFIX}(?:\w+_)?PORT")
 _SERVICE_ADDRESS: Final = re.compile(r"(?:tcp|udp|sctp)://.*")
+# A small bundle with its code and encoder takes a third of it; the rest is for vectors and requests.
+_WORKER_BYTES: Final = 256 << 20
+_IN_EVENTS: Final = {"types": "event_types", "default_type": "default_type"}
 _SECRETS: Final = {"redis_url", "api_keys", "admin_keys", "metrics_keys"}
 
 
 class Settings(BaseModel):
-    """All settings by group; docs/settings.md lists every one."""
+    """All settings by group; docs/settings.md lists every one.
+
+    Attributes:
+        worker: which of several worker processes reads them; None: there is only one process.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,7 +62,63 @@ class Settings(BaseModel):
     engine: EngineSettings
     redis: RedisSettings
     histories: HistorySettings
+    events: EventSettings
+    outcomes: OutcomeSettings
     observability: ObservabilitySettings
+    worker: WorkerPlace | None = None
+
+    @property
+    def worker_count(self) -> int:
+        """Number of worker processes; by default as many as cores, memory and bounds allow, and 1 on CUDA."""
+        if self.server.workers:
+            return self.server.workers
+        if self.bundles.chosen_device != "cpu" or sys.platform != "linux":
+            return 1
+        memory = memory_limit()
+        by_memory = MOST_WORKERS if memory is None else max(1, memory // _WORKER_BYTES)
+        return min(available_cores(), by_memory, self._most_workers, MOST_WORKERS)
+
+    def for_worker(self, place: WorkerPlace) -> "Settings":
+        """The settings of one of several workers: its part of every bound that is divided, see `WorkerPlace`.
+
+        Raises:
+            SettingsError: a bound is too small to be divided.
+        """
+        if place.count > self._most_workers:
+            raise SettingsError(
+                f"workers must be at most {self._most_workers} here, received {place.count}: each needs a connection "
+                "(max_connections), two requests in progress (queue_bound) and room for a body (bodies_limit_bytes / "
+                "body_limit_bytes); choose fewer workers or higher bounds"
+            )
+        http, engine, seen = self.http, self.engine, self.observability
+        threads = place.part_of(engine.engine_threads or available_cores())
+        return self.model_copy(
+            update={
+                "worker": place,
+                "http": http.model_copy(
+                    update={
+                        "max_connections": place.part_of(http.max_connections),
+                        "bodies_limit_bytes": place.part_of(http.bodies_limit_bytes),
+                    }
+                ),
+                "engine": engine.model_copy(
+                    update={"engine_threads": max(1, threads), "queue_bound": place.part_of(engine.queue_bound)}
+                ),
+                "observability": seen.model_copy(
+                    update={
+                        "recall_checks_per_s": seen.recall_checks_per_s / place.count,
+                        "recall_check_cpu": seen.recall_check_cpu / place.count,
+                    }
+                ),
+            }
+        )
+
+    @property
+    def _most_workers(self) -> int:
+        """Workers of which each still gets a part of every bound."""
+        http = self.http
+        bodies = http.bodies_limit_bytes // http.body_limit_bytes
+        return max(1, min(http.max_connections, self.engine.queue_bound // 2, bodies))
 
     @property
     def operator_state_file(self) -> Path:
@@ -57,7 +128,9 @@ class Settings(BaseModel):
         """
         if self.bundles.directives_file is not None:
             return self.bundles.directives_file
-        scope = f"{Path(self.bundles.registry).absolute()}\n{self.redis.redis_prefix}\n{self.redis.database}"
+        registry = self.bundles.registry
+        place = registry if is_store_url(registry) else Path(registry).absolute()
+        scope = f"{place}\n{self.redis.redis_prefix}\n{self.redis.database}"
         return state_directory() / f"directives-{hashlib.sha256(scope.encode()).hexdigest()[:12]}.json"
 
 
@@ -93,7 +166,7 @@ def load_settings(defaults: Mapping[str, Any] | None = None, **given: Any) -> Se
     unknown = [name for name in values if name not in GROUP_OF]
     if unknown:  # without its value, which may be a secret under a wrong name
         raise SettingsError("; ".join(f"{name} is not a setting" for name in unknown))
-    nested: dict[str, dict[str, Any]] = {group: {} for group in Settings.model_fields}
+    nested: dict[str, dict[str, Any]] = {group: {} for group, _ in _groups()}
     for name, value in values.items():
         nested[GROUP_OF[name]][name] = value
     try:
@@ -128,9 +201,14 @@ def _file() -> dict[str, Any]:
     if not Path(file).is_file():
         raise SettingsError(f"{FILE_VARIABLE} must name a TOML file, got {file!r}")
     try:
-        return tomllib.loads(Path(file).read_text("utf-8"))
+        values = tomllib.loads(Path(file).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise SettingsError(f"the settings cannot be read: {error}") from error
+    events = values.pop("events", {})
+    if not isinstance(events, dict):
+        raise SettingsError(f"events must be a table [events], got {events!r:.80}")
+    # The same table as in the configuration of a training run, so that one text serves both.
+    return values | {_IN_EVENTS.get(name, f"events.{name}"): value for name, value in events.items()}
 
 
 def _is_service_link(variable: str, value: str) -> bool:

@@ -1,12 +1,15 @@
 """Reads secrets from files, as Docker and Kubernetes provide them, and never shows them."""
 
+import re
 from pathlib import Path
+from typing import Final, NamedTuple
 
 from service.errors import SettingsError
 
 KEY_RULE = "every key must have 16 to 512 ASCII characters"
 _MAX_BYTES = 65_536
 _MIN_KEY, _MAX_KEY = 16, 512
+_SCOPED: Final = re.compile(r"(\S.*?)\s+scopes=(.*)")
 
 Signature = tuple[int, int, int]
 
@@ -39,19 +42,55 @@ def read_secret(path: Path, setting: str) -> str:
         raise SettingsError(f"{setting} must name a file in UTF-8, got {path}") from None
 
 
-def read_keys(path: Path, setting: str) -> tuple[str, ...]:
+class KeyLine(NamedTuple):
+    """A line of a file with keys.
+
+    Attributes:
+        number: of the line, counted from 1.
+        key: the API key.
+        scopes: names after ``scopes=``; None: the line has none.
+    """
+
+    number: int
+    key: str
+    scopes: tuple[str, ...] | None
+
+
+def read_keys(path: Path, setting: str) -> tuple[KeyLine, ...]:
     """The API keys in a file, one per line; empty lines and lines that start with ``#`` are ignored.
 
     Raises:
         SettingsError: the file cannot be read, has no key, or has a key that breaks the rule for keys.
     """
-    lines = [line.strip() for line in read_secret(path, setting).splitlines()]
-    keys = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+    lines = [(number, line.strip()) for number, line in enumerate(read_secret(path, setting).splitlines(), 1)]
+    keys = tuple(_key_line(number, line) for number, line in lines if line and not line.startswith("#"))
     if not keys:
         raise SettingsError(f"{setting} must name a file with at least one key, got {path}, which has none")
-    if not all(map(is_key, keys)):
+    if not all(is_key(line.key) for line in keys):
         raise SettingsError(f"{setting}: {KEY_RULE}, one per line; a key in {path} breaks this rule")
     return keys
+
+
+def _key_line(number: int, line: str) -> KeyLine:
+    found = _SCOPED.fullmatch(line)
+    return KeyLine(number, line, None) if found is None else KeyLine(number, found[1], tuple(found[2].split(",")))
+
+
+def read_properties(path: Path, setting: str) -> dict[str, str]:
+    """The lines ``name=value`` of a file; empty ones and those that start with ``#`` are ignored.
+
+    Raises:
+        SettingsError: the file cannot be read, or a line has another form; the message does not quote it.
+    """
+    found: dict[str, str] = {}
+    for number, line in enumerate(map(str.strip, read_secret(path, setting).splitlines()), start=1):
+        if not line or line.startswith("#"):
+            continue
+        name, equals, value = line.partition("=")
+        if not equals or not name.strip():
+            raise SettingsError(f"{setting}: line {number} of {path} must be name=value")
+        found[name.strip()] = value.strip()
+    return found
 
 
 def signature(path: Path) -> Signature | None:

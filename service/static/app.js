@@ -9,6 +9,7 @@ import { HistoryPanel, showTruth } from "./history.js";
 import { keyDialog } from "./key.js";
 import { Latest } from "./latest.js";
 import { Notice } from "./notice.js";
+import { OutcomesPanel } from "./outcomes.js";
 import { curlOf, Session, WANTED } from "./session.js";
 import { legendOf } from "./shares.js";
 import { SimilarDialog } from "./similar.js";
@@ -122,6 +123,7 @@ async function copyCurl() {
   setTimeout(() => { button.textContent = "Copy"; }, 2000);
 }
 
+new OutcomesPanel(slots);
 session.addEventListener("change", debounced(MANY_CHANGES_MS, recommend));
 byId("curl-copy").addEventListener("click", copyCurl);
 if (matchMedia(NARROW).matches) byId("tuning").open = false;

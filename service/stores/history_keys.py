@@ -18,12 +18,16 @@ class UserKeys(NamedTuple):
         history: newest events of the user.
         event_ids: event ids of the user, by which retries are recognised.
         stream_ids: ids of the user's entries in ``stream``.
+        impressions: newest impressions of the user.
+        merges: sessions that were merged into the user; of an anonymous session the user that it was merged into.
     """
 
     stream: str
     history: str
     event_ids: str
     stream_ids: str
+    impressions: str
+    merges: str
 
 
 class OldUserKeys(NamedTuple):
@@ -58,19 +62,41 @@ def stream_key(prefix: str, bucket: int) -> str:
     return f"{prefix}:{{b{bucket:03d}}}:stream"
 
 
+def export_key(prefix: str, bucket: int) -> str:
+    """How far the stream of a bucket is exported, and where to."""
+    return f"{prefix}:{{b{bucket:03d}}}:export"
+
+
+def erasures_key(prefix: str, bucket: int) -> str:
+    """Erasures of a bucket that the export has not taken."""
+    return f"{prefix}:{{b{bucket:03d}}}:erasures"
+
+
 def old_stream_key(prefix: str) -> str:
     """The only stream of the layout without buckets."""
     return f"{prefix}:events"
 
 
+def absent_stream_key(prefix: str, user_id: str) -> str:
+    """A key of the user's bucket that is never written: in a cluster it stands for the stream of the old layout."""
+    return f"{prefix}:{{b{bucket_of(user_id):03d}}}:events"
+
+
+def merging_key(prefix: str, user_id: str) -> str:
+    """Merges into a user that are in progress in a cluster, see `service.stores.deployment.session_merge`."""
+    return f"{prefix}:{{b{bucket_of(user_id):03d}}}:merging:{user_id}"
+
+
 def keys_of(prefix: str, user_id: str) -> UserKeys:
-    """The keys of a user."""
+    """The keys of a user, or of a session by its `service.stores.protocols.session_owner`."""
     bucket = f"{prefix}:{{b{bucket_of(user_id):03d}}}"
     return UserKeys(
         f"{bucket}:stream",
         f"{bucket}:history:{user_id}",
         f"{bucket}:event_ids:{user_id}",
         f"{bucket}:stream_ids:{user_id}",
+        f"{bucket}:impressions:{user_id}",
+        f"{bucket}:merges:{user_id}",
     )
 
 

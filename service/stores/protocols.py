@@ -7,7 +7,20 @@ Each has a Redis adapter (`service.stores.redis_histories`, `service.stores.redi
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Literal, NamedTuple, Protocol
+
+StoredIn = Literal["history", "impressions", "stream"]
+_SESSION: Final = "\x1f"  # ids hold no control characters, so an owner of this form is no user
+
+
+def session_owner(session_id: str) -> str:
+    """The owner of an anonymous session's data; the owner of a user's data is the user id."""
+    return f"{_SESSION}{session_id}"
+
+
+def session_of(owner: str) -> str | None:
+    """The id of the session that owns data; None: the owner is a user."""
+    return owner.removeprefix(_SESSION) if owner.startswith(_SESSION) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +28,16 @@ class Event:
     """An interaction of a user with an item.
 
     Attributes:
-        user_id: 1 to 256 bytes, no control characters.
+        user_id: 1 to 256 bytes, no control characters; for an anonymous session :func:`session_owner`.
         item_id: 1 to 256 bytes, no control characters; need not be in the active bundle.
         timestamp: seconds since 1970, UTC.
         type: kind of interaction, as in ``purchase``; None if not given.
         event_id: an event of this user with the same id is stored once; None: always stored.
         request_id: id of the request whose answer led to it; None if not given.
+        session_id: session in which it happened; None if not given.
+        stored_in: the list of its user that gets it; ``stream``: neither. The stream gets every event.
+        value: of a conversion, as in the price paid, 0 … 1e9; None if not given.
+        arm: experiment and arm that the user was in, as in ``prices/control``; None: in none.
     """
 
     user_id: str
@@ -29,10 +46,13 @@ class Event:
     type: str | None = None
     event_id: str | None = None
     request_id: str | None = None
+    session_id: str | None = None
+    stored_in: StoredIn = field(default="history", compare=False)
+    value: float | None = None
+    arm: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryEntry:
+class HistoryEntry(NamedTuple):
     """One step of a user's history; fields as in :class:`Event`."""
 
     item_id: str
@@ -43,12 +63,16 @@ class HistoryEntry:
 class HistoryReader(Protocol):
     """Reads histories for recommendations."""
 
-    async def recent(self, user_id: str) -> list[str]:
-        """Item ids of a user's stored history, oldest first; empty for an unknown user.
+    async def entries(self, owner: str) -> list[HistoryEntry]:
+        """The stored history of a user or a session, oldest first; empty for an unknown one.
 
         Raises:
             HistoriesUnavailable: the store does not answer in its time.
         """
+        ...
+
+    async def impressions(self, owner: str) -> list[HistoryEntry]:
+        """The stored impressions in order of arrival, otherwise as :meth:`entries`."""
         ...
 
 
@@ -59,19 +83,44 @@ class HistoryStore(HistoryReader, Protocol):
     """
 
     async def append(self, events: Sequence[Event]) -> int:
-        """Store all of the events or none; sorted by timestamp, after the events of earlier calls.
+        """Store all of the events or none, those of a merged session for its user.
+
+        In the history an event comes before the newest ones of a later time, if it is at most `late_s` old. An older
+        one comes last; those of one call in order of their times. One whose time is still to come is passed by none.
 
         Returns:
             How many were stored: an event whose id this user already sent is not stored again.
+
+        Raises:
+            BulkPartlyStored: in a cluster, where all or none of each bucket are stored; it says which events are.
         """
         ...
 
-    async def entries(self, user_id: str) -> list[HistoryEntry]:
-        """A user's stored history, oldest first; empty for an unknown user."""
+    async def merge(self, session_id: str, user_id: str) -> int:
+        """Move an anonymous session's history, impressions and event ids to a user, in one step.
+
+        In a cluster it takes several steps. After a failure it is called again, and goes on.
+
+        Both histories are merged by time. Later events of the session are stored for the user. Entries in the stream
+        stay those of the session.
+
+        Returns:
+            How many entries of the history were moved; 0 if the session was merged into this user before.
+
+        Raises:
+            SessionMerged: the session was merged into another user.
+        """
+        ...
+
+    async def merged_sessions(self, user_id: str) -> list[str]:
+        """The ids of the sessions merged into a user that are known."""
         ...
 
     async def erase(self, user_id: str) -> None:
-        """Delete everything that is stored about a user, also in the stream; an unknown user is no error."""
+        """Delete everything that is stored about a user and the sessions merged into it, also in the stream.
+
+        An unknown user is no error.
+        """
         ...
 
     async def alive(self) -> bool:
@@ -117,6 +166,7 @@ class Changes:
         whole: ``hidden`` is the complete set; all other items are shown.
         hidden: item ids hidden since.
         shown: item ids shown again since; to be applied after ``hidden``.
+        experiment: the running experiment as JSON; None: none runs.
     """
 
     edition: Edition
@@ -124,10 +174,12 @@ class Changes:
     whole: bool
     hidden: tuple[str, ...]
     shown: tuple[str, ...] = ()
+    experiment: str | None = None
 
 
 class OperatorStateStore(Protocol):
-    """Stores the operator state of all replicas: which bundle is pinned and which items are hidden.
+    """Stores the operator state of all replicas: which bundle is pinned, which items are hidden, and which
+    experiment runs.
 
     Every method raises `OperatorStateUnavailable` when the store does not answer in its time. Methods that write change
     nothing and return False if the store is behind ``known``; the caller then repairs it first, with :meth:`restore`.
@@ -145,6 +197,10 @@ class OperatorStateStore(Protocol):
         """Pin a bundle, or none; setting the same pin again changes nothing."""
         ...
 
+    async def set_experiment(self, definition: str | None, known: Edition) -> bool:
+        """Run an experiment, given as JSON, or none; setting the same again changes nothing."""
+        ...
+
     async def hide(self, item_id: str, known: Edition) -> bool:
         """Hide an item; hiding a hidden one changes nothing."""
         ...
@@ -157,7 +213,17 @@ class OperatorStateStore(Protocol):
         """Announce the erasure of a user to every replica by a new edition, which does not name the user."""
         ...
 
-    async def restore(self, edition: Edition, pin: str | None, hidden: Sequence[str]) -> None:
+    async def log_change(self, entry: str) -> None:
+        """Add an entry to the audit log; it is no change of the state. The newest 1000 are kept."""
+        ...
+
+    async def logged_changes(self) -> list[str]:
+        """The entries of the audit log, newest first."""
+        ...
+
+    async def restore(
+        self, edition: Edition, pin: str | None, hidden: Sequence[str], experiment: str | None = None
+    ) -> None:
         """Write this state to a store that is behind ``edition``; otherwise change nothing."""
         ...
 

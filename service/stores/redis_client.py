@@ -13,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from service.errors import RedisUnavailable, ServiceError, SettingsError
+from service.settings.redis_url import RedisUrl, parse_redis_url
 from service.stores.circuit_breaker import BreakerState
 from service.stores.redis_reasons import reason_of
 
@@ -28,12 +29,16 @@ class RedisWatch:
         on_error: called with an operation that Redis did not answer or refused.
         on_state: called with a breaker's new state; of several breakers with the worst state.
         on_outcome: called with the operation and the reason of its failure; None: it succeeded.
+        on_lost: called with the number of events that a write cut from the streams before they were exported.
+        on_node_error: called with host and port of the node of a cluster that did not answer a call.
     """
 
     on_call: Callable[[str, float], None] | None = None
     on_error: Callable[[str], None] | None = None
     on_state: Callable[[BreakerState], None] | None = None
     on_outcome: Callable[[str, str | None], None] | None = None
+    on_lost: Callable[[int], None] | None = None
+    on_node_error: Callable[[str], None] | None = None
 
 
 UNWATCHED: Final = RedisWatch()
@@ -42,11 +47,20 @@ UNWATCHED: Final = RedisWatch()
 def connector(url: str) -> Connect:
     """A function that creates connections without opening them.
 
-    Connections never retry a command: a read degrades the answer instead, and a write must not be stored twice. They
-    have no timeout: `RedisPipeline` limits an exchange together with connecting, and notices when this process is late.
-
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``.
+
+    Raises:
+        SettingsError: redis-py does not understand the URL.
+    """
+    return connection_pool(url).make_connection
+
+
+def connection_pool(url: str) -> ConnectionPool:
+    """A pool that only creates connections and never keeps one; its attributes have the parts of the URL.
+
+    Connections never retry a command: a read degrades the answer instead, and a write must not be stored twice. They
+    have no timeout: `RedisPipeline` limits an exchange together with connecting, and notices when this process is late.
 
     Raises:
         SettingsError: redis-py does not understand the URL.
@@ -63,9 +77,23 @@ def connector(url: str) -> Connect:
         # Without the reason, which may quote the password.
         raise SettingsError(
             "redis_url must be a redis://, rediss:// or unix:// URL that redis-py knows, with user and password "
-            "percent-encoded (@ is %40, : %3A, / %2F, # %23, ? %3F, % %25)"
+            "percent-encoded (@ is %40, : %3A, / %2F, # %23, ? %3F, % %25); redis+cluster:// and redis+sentinel:// "
+            "name several hosts"
         ) from None
-    return pool.make_connection
+    return pool
+
+
+def several_servers(url: str) -> RedisUrl:
+    """The parts of a ``redis+cluster://`` or ``redis+sentinel://`` URL.
+
+    Raises:
+        SettingsError: it breaks a rule, which the message names, never the URL.
+    """
+    _check_encoding(url)
+    try:
+        return parse_redis_url(url)
+    except ValueError as error:
+        raise SettingsError(f"redis_url {error}") from None
 
 
 @contextmanager

@@ -13,6 +13,12 @@ _KINDS: Final = {
     "stream": "reads",
     "append": "writes",
     "erase": "writes",
+    "record": "outcomes",
+    "attribute": "outcomes",
+    "forget": "outcomes",
+    "count": "outcomes",
+    "counts": "outcomes",
+    "describe": "outcomes",
 }
 _LOG_AGAIN_S: Final = 60.0
 
@@ -27,7 +33,8 @@ class RedisFaults:
         clock: seconds, monotonic.
 
     Attributes:
-        current: operation, first word of the error and plain reason, by kind: `reads`, `writes`, `directives`.
+        current: operation, first word of the error and plain reason, by kind: `reads`, `writes`, `outcomes`,
+            `directives`.
     """
 
     def __init__(self, log: FilteringBoundLogger, clock: Callable[[], float] = monotonic) -> None:

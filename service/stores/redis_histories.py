@@ -8,10 +8,15 @@ Keys, all under one prefix (default ``vlm2rec``), ``bNNN`` being one of 64 bucke
 ``<prefix>:{bNNN}:event_ids:<user>``   zset    event ids of a user by arrival, by which retries are recognised
 ``<prefix>:{bNNN}:stream``             stream  events of all users of the bucket with their fields, for retraining
 ``<prefix>:{bNNN}:stream_ids:<user>``  list    ids of a user's entries in that stream, oldest first, for erasing them
+``<prefix>:{bNNN}:impressions:<user>``  list   newest impressions of a user, otherwise as the history
+``<prefix>:{bNNN}:merges:<user>``      zset    sessions merged into the user; of a session a hash with that user
 =====================================  ======  ========================================================================
 
-History and event ids of a user expire together, a fixed time after the last event. The rest does not: an id leaves
-``stream_ids`` with its entry. Ids hold no control characters, so U+001F separates the parts of an event safely.
+History and event ids of a user expire together, a fixed time after the last event, and impressions after the last
+impression. The rest does not: an id leaves ``stream_ids`` with its entry. Ids hold no control characters, so U+001F
+separates the parts of an event safely, and an anonymous session has the place of a user under U+001F and its id.
+
+While events are exported there are two more keys a bucket: `service.stores.event_export.redis_event_export`.
 
 The older layout, ``<prefix>:{user}:history``, ``<prefix>:{user}:events`` and ``<prefix>:events``, is read if a user
 has nothing in the new one, moved when an event of the user is stored, and erased: docs/redis.md.
@@ -20,29 +25,38 @@ has nothing in the new one, moved when an event of the user is stored, and erase
 import asyncio
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final
 
-from service.errors import HistoriesUnavailable
+from index.event_export.erasures import erasure_name
+from index.event_export.merges import MERGED_INTO
+from service.errors import HistoriesUnavailable, RedisUnavailable, SessionMerged
 from service.settings.groups import HistorySettings, RedisSettings
 from service.stores.circuit_breaker import WorstState
+from service.stores.deployment.opening import open_pipeline
 from service.stores.history_keys import (
     BUCKETS,
-    bucket_cap,
-    dropped_at_once,
+    absent_stream_key,
+    bucket_of,
+    export_key,
     keys_of,
+    merging_key,
     old_keys_of,
     old_stream_key,
     stream_key,
 )
-from service.stores.protocols import Event, HistoryEntry
-from service.stores.redis_client import UNWATCHED, RedisWatch, connector, texts, translated
-from service.stores.redis_history_scripts import APPEND, ERASE, ERASE_FROM_OLD_STREAM, TO_BE_MOVED
-from service.stores.redis_pipeline import RedisPipeline
+from service.stores.history_records import append_caps, entries_of, event_arguments, event_of, merge_caps
+from service.stores.protocols import Event, HistoryEntry, session_of, session_owner
+from service.stores.redis_client import UNWATCHED, RedisWatch, texts, translated
+from service.stores.redis_erasure_scripts import ERASE, ERASE_FROM_OLD_STREAM, NEEDS_KEY
+from service.stores.redis_history_scripts import APPEND, OF_MERGED_SESSION, TO_BE_MOVED
+from service.stores.redis_merge_scripts import MERGE
 from service.stores.redis_reasons import serves_reads
 from service.stores.redis_renewal import Renewal
 
-_SEPARATOR: Final = "\x1f"
 _ERASE_BATCH: Final = 1000
+_MOST_MERGED_MEANWHILE: Final = 3
+_MOST_ERASURES: Final = 10_000  # that wait for the exporter, in one bucket; more are refused, as none may be lost
 
 
 class RedisHistories:
@@ -69,83 +83,146 @@ class RedisHistories:
         watch: RedisWatch = UNWATCHED,
         renewal: Renewal | None = None,
     ) -> None:
-        connect, worst, renewal = connector(redis.url), WorstState(watch.on_state), renewal or Renewal()
-        timeout_s = redis.timeout_s
-        self._reads = RedisPipeline(connect, timeout_s=timeout_s, on_state=worst.of("reads"), renewal=renewal)
-        self._writes = RedisPipeline(connect, timeout_s=timeout_s, on_state=worst.of("writes"), renewal=renewal)
-        cap = bucket_cap(retention.stream_cap)
-        self._caps = (
-            retention.history_cap,
-            retention.event_ids_cap,
-            retention.ttl_s,
-            cap,
-            dropped_at_once(cap),
-            BUCKETS,
+        worst, renewal = WorstState(watch.on_state), renewal or Renewal()
+        self._reads = open_pipeline(redis, watch=watch, on_state=worst.of("reads"), renewal=renewal)
+        self._writes = open_pipeline(
+            redis, watch=watch, on_state=worst.of("writes"), renewal=renewal, wait_replicas=redis.redis_wait_replicas
         )
+        self._caps, self._merge_caps = append_caps(retention), merge_caps(retention)
+        self._confirms = redis.redis_wait_replicas > 0
+        self._ttls = (retention.ttl_s, retention.session_ttl_s)
+        self._may_have_old_layout = redis.kind != "cluster"  # clusters came after it
         self._old_layout_exists = False
         self._prefix = redis.redis_prefix
         self._watch = watch
 
     async def append(self, events: Sequence[Event]) -> int:
         """Store events; see `HistoryStore.append`."""
+        ordered = sorted(events, key=lambda event: event.timestamp)
+        with self._translated("append"):
+            stored = await self._append(ordered)
+            for _ in range(_MOST_MERGED_MEANWHILE):
+                if stored != OF_MERGED_SESSION:
+                    return stored
+                stored = await self._append(await self._of_users(ordered))
+            raise RedisUnavailable("the sessions of these events are being merged")
+
+    async def _append(self, events: Sequence[Event]) -> int:
+        """Store events in the order of their timestamps; `OF_MERGED_SESSION`: nothing was stored."""
         users: dict[str, int] = {}  # position of the first key of each user, counted from 1
-        keys = [old_stream_key(self._prefix)]
-        arguments: list[str | int] = [*self._caps, 0]
-        for event in sorted(events, key=lambda event: event.timestamp):
+        keys, arguments, sessions = [self._old_stream(events[0].user_id)], list[str | int](), 0
+        for event in events:
             user = event.user_id
             if user not in users:
                 users[user] = len(keys) + 1
                 keys += keys_of(self._prefix, user)
-            timestamp, kind = _number(event.timestamp), event.type or ""
-            arguments += (
-                users[user],
-                event.event_id or "",
-                f"{event.item_id}{_SEPARATOR}{timestamp}{_SEPARATOR}{kind}",
-                user,
-                event.item_id,
-                timestamp,
-                kind,
-                event.request_id or "",
-            )
-        arguments[len(self._caps)] = len(users)
-        with self._translated("append"):
-            stored: int = TO_BE_MOVED
-            if not self._old_layout_exists:
-                stored = await self._writes.run(APPEND, keys, arguments, int)
-                self._old_layout_exists = stored == TO_BE_MOVED
-            if stored == TO_BE_MOVED:
-                keys += [key for user in users for key in old_keys_of(self._prefix, user)]
-                stored = await self._writes.run(APPEND, keys, arguments, int)
+                sessions |= session_of(user) is not None
+            arguments += event_arguments(event, users[user])
+        arguments = [*self._caps, int(sessions), len(users), *arguments]
+        stored, lost = TO_BE_MOVED, 0
+        if not self._old_layout_exists:
+            stored, lost = await self._writes.run(APPEND, keys, arguments, list)
+            self._old_layout_exists = stored == TO_BE_MOVED
+        if stored == TO_BE_MOVED:
+            keys += [key for user in users for key in old_keys_of(self._prefix, user)]
+            stored, lost = await self._writes.run(APPEND, keys, arguments, list)
+        if self._confirms and 0 <= stored < len(events):
+            await self._confirm_duplicates(events[0].user_id)
+        if lost and self._watch.on_lost is not None:
+            self._watch.on_lost(lost)
         return stored
 
-    async def recent(self, user_id: str) -> list[str]:
-        """Item ids, oldest first; see `HistoryStore.recent`."""
-        return [entry.partition(_SEPARATOR)[0] for entry in await self._stored(user_id)]
+    async def _confirm_duplicates(self, owner: str) -> None:
+        """Write something: newer servers let ``WAIT`` wait for what the connection has written, here nothing yet."""
+        ttl_s = self._ttls[session_of(owner) is not None]
+        await self._writes.call("EXPIRE", keys_of(self._prefix, owner).event_ids, ttl_s, kind=int)
 
-    async def entries(self, user_id: str) -> list[HistoryEntry]:
-        """Events, oldest first; see `HistoryStore.entries`."""
-        return [_entry(stored) for stored in await self._stored(user_id)]
+    async def _of_users(self, events: Sequence[Event]) -> list[Event]:
+        """Events in which a session that was merged is replaced by its user."""
+        sessions = list(dict.fromkeys(event.user_id for event in events if session_of(event.user_id) is not None))
+        calls = [
+            self._writes.call("HMGET", keys_of(self._prefix, owner).merges, "user", kind=list) for owner in sessions
+        ]
+        found = dict(zip(sessions, await asyncio.gather(*calls), strict=True))
+        users = {owner: user.decode() for owner, (user,) in found.items() if user is not None}
+        return [replace(event, user_id=users.get(event.user_id, event.user_id)) for event in events]
+
+    async def entries(self, owner: str) -> list[HistoryEntry]:
+        """Events, oldest first; see `HistoryReader.entries`."""
+        keys, is_user = keys_of(self._prefix, owner), session_of(owner) is None
+        with self._translated("recent"):
+            found = await self._list(keys.history)
+            if not found and is_user and self._may_have_old_layout:
+                # Read in this order on one connection, so that a history moved meanwhile is found under one key.
+                old_key = old_keys_of(self._prefix, owner).history
+                old, found = await asyncio.gather(self._list(old_key), self._list(keys.history))
+                found = found or old
+        return entries_of(found)
+
+    async def impressions(self, owner: str) -> list[HistoryEntry]:
+        """Impressions; see `HistoryReader.impressions`."""
+        with self._translated("recent"):
+            return entries_of(await self._list(keys_of(self._prefix, owner).impressions))
+
+    async def merge(self, session_id: str, user_id: str) -> int:
+        """Merge a session into a user; see `HistoryStore.merge`."""
+        keys = [
+            *keys_of(self._prefix, session_owner(session_id)),
+            *keys_of(self._prefix, user_id),
+            *old_keys_of(self._prefix, user_id),
+        ]
+        with self._translated("merge"):
+            while True:
+                kind, value = await self._writes.run(MERGE, keys, [*self._merge_caps, session_id, user_id], list)
+                if kind != b"session":
+                    break
+                await self._erase_session(value.decode(), user_id)
+        if kind == b"moved":
+            return int(value)
+        if value != user_id.encode():
+            raise SessionMerged(f'session_id must be of a session of this user; "{session_id}" is of another one')
+        return 0
+
+    async def merged_sessions(self, user_id: str) -> list[str]:
+        """Sessions of a user; see `HistoryStore.merged_sessions`."""
+        with self._translated("erase"):
+            return texts(await self._writes.call("ZRANGE", keys_of(self._prefix, user_id).merges, 0, -1, kind=list))
 
     async def erase(self, user_id: str) -> None:
         """Erase a user; see `HistoryStore.erase`. The cost grows with the user's own events, a thousand per call.
 
         As long as the stream of the old layout exists, it is read completely too.
         """
-        keys = [*keys_of(self._prefix, user_id), *old_keys_of(self._prefix, user_id)]
         with self._translated("erase"):
-            while await self._writes.run(ERASE, keys, [_ERASE_BATCH], int) == _ERASE_BATCH:
-                pass
-            start = "-"
+            merges = keys_of(self._prefix, user_id).merges
+            while sessions := texts(await self._writes.call("ZRANGE", merges, 0, 0, kind=list)):
+                await self._erase_session(sessions[0], user_id)
+            await self._erase_owner(user_id)
+            start = "-" if self._may_have_old_layout else ""
             while start:
                 arguments: list[str | int] = [start, user_id, _ERASE_BATCH]
                 last = await self._writes.run(ERASE_FROM_OLD_STREAM, [old_stream_key(self._prefix)], arguments, bytes)
                 start = f"({last.decode()}" if last else ""
 
+    async def _erase_session(self, session_id: str, user_id: str) -> None:
+        """Erase a merged session; its record at the user goes last, so that an interrupted erasure can go on."""
+        owner = session_owner(session_id)
+        await self._erase_owner(owner)
+        await self._writes.call("UNLINK", keys_of(self._prefix, owner).merges, kind=int)
+        await self._writes.call("ZREM", keys_of(self._prefix, user_id).merges, session_id, kind=int)
+
+    async def _erase_owner(self, owner: str) -> None:
+        """Erase what a user or a session has, but not the record of merges."""
+        keys = [*keys_of(self._prefix, owner), *self._old_keys(owner)]
+        deleted = _ERASE_BATCH
+        while deleted in (_ERASE_BATCH, NEEDS_KEY):
+            deleted = await self._writes.run(ERASE, keys, await self._erasure(owner), int)
+
     async def alive(self) -> bool:
         """Whether Redis answers reads; a read that it refuses for lack of permission counts as answered."""
         try:
             with self._translated("ping"):
-                await self._reads.call("LRANGE", f"{self._prefix}:probe", 0, 0, kind=list)
+                await self._reads.probe(f"{self._prefix}:probe")
         except HistoriesUnavailable as error:
             return serves_reads(error.__cause__)
         return True
@@ -160,7 +237,7 @@ class RedisHistories:
         return dict(zip(about[::2], about[1::2], strict=False)).get(b"mode") == b"cluster"
 
     async def stream(self) -> list[Event]:
-        """The streams of all buckets and the old one merged, oldest first; for tests and small exports."""
+        """The events of all buckets and the old stream by arrival, without merges; for tests and small exports."""
         keys = [old_stream_key(self._prefix), *(stream_key(self._prefix, bucket) for bucket in range(BUCKETS))]
         with self._translated("stream"):
             reads = [self._reads.call("XRANGE", key, "-", "+", kind=list) for key in keys]
@@ -168,50 +245,31 @@ class RedisHistories:
             arrived = sorted(
                 ([int(part) for part in entry_id.split(b"-")], texts(fields)) for entry_id, fields in stored
             )
-        return [_event(fields) for _, fields in arrived]
+        return [event_of(fields) for _, fields in arrived if MERGED_INTO not in fields[::2]]
 
     async def close(self) -> None:
         """Close the connections."""
         await self._reads.close()
         await self._writes.close()
 
-    async def _stored(self, user_id: str) -> list[str]:
-        key, old_key = keys_of(self._prefix, user_id).history, old_keys_of(self._prefix, user_id).history
-        with self._translated("recent"):
-            found = await self._history(key)
-            if not found:
-                # Read in this order on one connection, so that a history moved meanwhile is found under one key.
-                old, found = await asyncio.gather(self._history(old_key), self._history(key))
-                found = found or old
-            return found
+    async def _erasure(self, owner: str) -> list[str | int]:
+        """Arguments of `ERASE`; the key is read again, as an exporter may have begun or changed."""
+        export = export_key(self._prefix, bucket_of(owner))
+        (stored,) = texts(key or b"" for key in await self._writes.call("HMGET", export, "key", kind=list))
+        return [_ERASE_BATCH, stored, erasure_name(stored, owner) if stored else "", _MOST_ERASURES]
 
-    async def _history(self, key: str) -> list[str]:
+    def _old_stream(self, owner: str) -> str:
+        """The stream of the old layout; in a cluster a key of the owner's bucket that never exists."""
+        return old_stream_key(self._prefix) if self._may_have_old_layout else absent_stream_key(self._prefix, owner)
+
+    def _old_keys(self, owner: str) -> tuple[str, str]:
+        """Two more keys that go with an erasure: of the old layout; in a cluster the merges in progress."""
+        if self._may_have_old_layout:
+            return old_keys_of(self._prefix, owner)
+        return (merging_key(self._prefix, owner),) * 2
+
+    async def _list(self, key: str) -> list[str]:
         return texts(await self._reads.call("LRANGE", key, 0, -1, kind=list))
 
     def _translated(self, operation: str) -> AbstractContextManager[None]:
         return translated(operation, HistoriesUnavailable, self._watch)
-
-
-def _number(timestamp: float) -> str:
-    """Seconds in the shortest decimal form, at most to the millisecond."""
-    return f"{timestamp:.3f}".rstrip("0").rstrip(".")
-
-
-def _entry(stored: str) -> HistoryEntry:
-    item_id, _, rest = stored.partition(_SEPARATOR)
-    timestamp, _, kind = rest.partition(_SEPARATOR)
-    return HistoryEntry(item_id, _seconds(timestamp), kind or None)
-
-
-def _event(fields: Sequence[str]) -> Event:
-    """From alternating names and values."""
-    found: dict[str, Any] = dict(zip(fields[::2], (value or None for value in fields[1::2]), strict=True))
-    return Event(**{**found, "timestamp": _seconds(found["timestamp"] or "")})
-
-
-def _seconds(stored: str) -> float:
-    """The stored number; 0 if another program wrote something else into the key."""
-    try:
-        return float(stored)
-    except ValueError:
-        return 0.0

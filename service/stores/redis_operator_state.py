@@ -1,12 +1,14 @@
-"""Stores the operator state, the pin and the hidden items of all replicas, in Redis.
+"""Stores the operator state, the pin, the hidden items and the experiment of all replicas, in Redis.
 
 Keys, all under one prefix (default ``vlm2rec``), on one node of a cluster, none of them ever expiring:
 
 ==================================  ====  =====================================================================
-``<prefix>:{directives}:state``     hash  ``epoch``, ``number`` of changes, ``pin``, the ``floor``: changes up to that
-                                          number may be forgotten; ``erasure``: the last erasure of a user, at random
+``<prefix>:{directives}:state``     hash  ``epoch``, ``number`` of changes, ``pin``, ``experiment``; the ``floor``:
+                                          changes up to that number may be forgotten; ``erasure``: the last erasure of
+                                          a user, at random
 ``<prefix>:{directives}:hidden``    zset  hidden item ids by the number of the change that hid them
 ``<prefix>:{directives}:shown``     zset  item ids shown again, in the same form; the newest 10,000
+``<prefix>:{directives}:audit``     list  what administrators changed, as JSON, newest first; the newest 1000
 ==================================  ====  =====================================================================
 """
 
@@ -16,13 +18,15 @@ from typing import Final
 
 from service.errors import OperatorStateUnavailable
 from service.settings.groups import RedisSettings
+from service.stores.deployment.opening import open_pipeline
 from service.stores.protocols import Changes, Edition
-from service.stores.redis_client import UNWATCHED, RedisWatch, connector, texts, translated
-from service.stores.redis_pipeline import RedisPipeline, Script
+from service.stores.redis_client import UNWATCHED, RedisWatch, texts, translated
+from service.stores.redis_pipeline import Script
 from service.stores.redis_renewal import Renewal
 
 _PAGE: Final = 1000
 _RESTORING_TTL_S: Final = 60
+_MOST_LOGGED: Final = 1000
 
 # `behind`: the store has lost changes that the caller knows, see `Edition.is_behind`.
 _BEHIND: Final = """
@@ -55,8 +59,8 @@ elseif verb == 'show' then
             redis.call('HSET', KEYS[1], 'floor', oldest[2])
         end
     end
-elseif value ~= (redis.call('HGET', KEYS[1], 'pin') or '') then
-    redis.call('HSET', KEYS[1], 'pin', value)
+elseif value ~= (redis.call('HGET', KEYS[1], verb) or '') then
+    redis.call('HSET', KEYS[1], verb, value)
     redis.call('HINCRBY', KEYS[1], 'number', 1)
 end
 return 1
@@ -77,9 +81,17 @@ if redis.call('EXISTS', KEYS[4]) == 1 then
     redis.call('PERSIST', KEYS[2])
 end
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'number', ARGV[2], 'floor', ARGV[2], 'pin', ARGV[3])
+redis.call('HSET', KEYS[1], 'experiment', ARGV[4])
 return 1
 """
 )
+
+
+_LOG: Final = Script("""
+redis.call('LPUSH', KEYS[1], ARGV[1])
+redis.call('LTRIM', KEYS[1], 0, ARGV[2] - 1)
+return 1
+""")
 
 
 class RedisOperatorState:
@@ -105,7 +117,7 @@ class RedisOperatorState:
         watch: RedisWatch = UNWATCHED,
         renewal: Renewal | None = None,
     ) -> None:
-        self._pipeline = RedisPipeline(connector(redis.url), timeout_s=max(redis.timeout_s, timeout_s), renewal=renewal)
+        self._pipeline = open_pipeline(redis, timeout_s=timeout_s, watch=watch, renewal=renewal)
         self._base = f"{redis.redis_prefix}:{{directives}}"
         self._keys = [f"{self._base}:{name}" for name in ("state", "hidden", "shown")]
         self._shown_cap = shown_cap
@@ -121,16 +133,20 @@ class RedisOperatorState:
         """The changes; see `OperatorStateStore.changes`. Read in pages, so that a large set delays no other call."""
         with translated("directives", OperatorStateUnavailable, self._watch):
             # The edition is read first: a change while the pages are read has a later edition and is read again.
-            epoch, number, floor, pin = await self._read("epoch", "number", "floor", "pin")
+            epoch, number, floor, pin, experiment = await self._read("epoch", "number", "floor", "pin", "experiment")
             whole = since.epoch != epoch or since.number < _count(floor)
             after = 0 if whole else since.number
             hidden = await self._after(self._keys[1], after)
             shown = () if whole else await self._after(self._keys[2], after)
-        return Changes(Edition(epoch, _count(number)), pin or None, whole, hidden, shown)
+        return Changes(Edition(epoch, _count(number)), pin or None, whole, hidden, shown, experiment or None)
 
     async def pin(self, bundle_id: str | None, known: Edition) -> bool:
         """Pin a bundle; see `OperatorStateStore.pin`."""
         return await self._write("pin", bundle_id or "", known)
+
+    async def set_experiment(self, definition: str | None, known: Edition) -> bool:
+        """Run an experiment; see `OperatorStateStore.set_experiment`."""
+        return await self._write("experiment", definition or "", known)
 
     async def hide(self, item_id: str, known: Edition) -> bool:
         """Hide an item; see `OperatorStateStore.hide`."""
@@ -145,7 +161,19 @@ class RedisOperatorState:
         with translated("erasure", OperatorStateUnavailable, self._watch):
             await self._pipeline.call("HSET", self._keys[0], "erasure", uuid.uuid4().hex, kind=int)
 
-    async def restore(self, edition: Edition, pin: str | None, hidden: Sequence[str]) -> None:
+    async def log_change(self, entry: str) -> None:
+        """Add to the audit log; see `OperatorStateStore.log_change`."""
+        with translated("audit", OperatorStateUnavailable, self._watch):
+            await self._pipeline.run(_LOG, [f"{self._base}:audit"], [entry, _MOST_LOGGED], int)
+
+    async def logged_changes(self) -> list[str]:
+        """The audit log; see `OperatorStateStore.logged_changes`."""
+        with translated("audit", OperatorStateUnavailable, self._watch):
+            return texts(await self._pipeline.call("LRANGE", f"{self._base}:audit", 0, -1, kind=list))
+
+    async def restore(
+        self, edition: Edition, pin: str | None, hidden: Sequence[str], experiment: str | None = None
+    ) -> None:
         """Restore a state; see `OperatorStateStore.restore`."""
         new_key = f"{self._base}:restoring:{uuid.uuid4().hex}"
         with translated("restore", OperatorStateUnavailable, self._watch):
@@ -154,7 +182,8 @@ class RedisOperatorState:
                 scored = [part for number, item in enumerate(page, start + 1) for part in (number, item)]
                 await self._pipeline.call("ZADD", new_key, *scored, kind=int)
                 await self._pipeline.call("EXPIRE", new_key, _RESTORING_TTL_S, kind=int)
-            await self._pipeline.run(_RESTORE, [*self._keys, new_key], [edition.epoch, edition.number, pin or ""], int)
+            arguments: list[str | int] = [edition.epoch, edition.number, pin or "", experiment or ""]
+            await self._pipeline.run(_RESTORE, [*self._keys, new_key], arguments, int)
 
     async def close(self) -> None:
         """Close the connections."""

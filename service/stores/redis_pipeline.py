@@ -93,6 +93,7 @@ class RedisPipeline:
         on_state: called with the breaker's new state.
         renewal: shared with the other pipelines to the same Redis; None: this is the only one.
         clock: seconds, monotonic.
+        connection: creates a `RedisConnection` from ``connect`` and the number of the renewal.
     """
 
     def __init__(
@@ -103,8 +104,10 @@ class RedisPipeline:
         on_state: Callable[[BreakerState], None] | None = None,
         renewal: Renewal | None = None,
         clock: Callable[[], float] = monotonic,
+        connection: Callable[[Connect, int], RedisConnection] = RedisConnection,
     ) -> None:
         self._connect = connect
+        self._new_connection = connection
         self._timeout_s = timeout_s
         # A little less than the timeout, so that one exchange that timed out opens it in spite of rounded clocks.
         self._breaker = CircuitBreaker(patience_s=0.9 * timeout_s, clock=clock, on_change=on_state)
@@ -163,6 +166,10 @@ class RedisPipeline:
         except ResponseError as error:
             raise in_script(error, script.text) from error
 
+    async def probe(self, key: str) -> None:
+        """Read a list, to see whether Redis answers; raises as :meth:`call`."""
+        await self.call("LRANGE", key, 0, 0, kind=list)
+
     async def close(self) -> None:
         """Fail the waiting calls and close the connection."""
         self._closed = True
@@ -189,7 +196,7 @@ class RedisPipeline:
         if connection is not None and connection.number != self._renewal.number:
             self._spawn(connection.drop())
             connection = None
-        connection = connection or RedisConnection(self._connect, self._renewal.number)
+        connection = connection or self._new_connection(self._connect, self._renewal.number)
         exchange = self._exchange = _Exchange(connection, self._breaker.now, loop.time() + self._timeout_s)
         exchange.timer = loop.call_at(exchange.deadline, self._time_out, exchange)
         exchange.task = self._spawn(self._run_exchange(exchange))
@@ -296,7 +303,7 @@ class RedisPipeline:
             await asyncio.sleep(self._breaker.pause_s)
             if not self._breaker.take_probe():
                 continue
-            began, connection = self._breaker.now, RedisConnection(self._connect, self._renewal.number)
+            began, connection = self._breaker.now, self._new_connection(self._connect, self._renewal.number)
             check = self._spawn(answers(connection))
             try:
                 await asyncio.wait({check}, timeout=self._timeout_s)

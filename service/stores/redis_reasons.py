@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from socket import gaierror
 from typing import Final
 
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import BusyLoadingError, InvalidResponse, NoPermissionError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import TimeoutError as RedisTimeout
@@ -19,18 +20,22 @@ _NOT_SERVING: Final = frozenset({"LOADING", "MASTERDOWN", "NOAUTH"})
 CONNECTING: Final = "while connecting; with rediss:// its port must speak TLS"
 
 _PLAIN: Final = {
-    "CLUSTERDOWN": "it is a node of a Redis Cluster that is down, and this service needs a single Redis",
-    "CROSSSLOT": "it is a node of a Redis Cluster, and this service needs a single Redis",
-    "MOVED": "it is a node of a Redis Cluster, and this service needs a single Redis",
-    "ASK": "it is a node of a Redis Cluster, and this service needs a single Redis",
+    "CLUSTERDOWN": "the Redis Cluster is down, or no node of it serves this slot",
+    "CROSSSLOT": "it is a node of a Redis Cluster; name the cluster with redis+cluster://",
+    "MOVED": "it is a node of a Redis Cluster, whose slots move or whose URL must begin with redis+cluster://",
+    "ASK": "it is a node of a Redis Cluster, whose slots move or whose URL must begin with redis+cluster://",
     "BUSY": "a script of another client keeps it busy",
+    "ERASURESFULL": "too many erasures wait for the exporter of events; start `vlm2rec events export`",
     "LOADING": "it is still reading its data from the disk",
+    "MERGESFULL": "too many merges into this user were begun and not ended; call them again",
     "MASTERDOWN": "it is a replica that has lost its master and gives no stale data",
     "MISCONF": "it takes no writes because it could not save to its disk",
     "NOAUTH": "it requires a user or password; put them into the URL",
     "NOREPLICAS": "it takes no writes because too few replicas follow it",
     "OOM": "it is out of memory with nothing to evict; raise maxmemory",
     "READONLY": "it is a replica and takes no writes",
+    "TRYAGAIN": "the slot of these keys is being moved to another node",
+    "UNCONFIRMED": "it has done this, but too few replicas have confirmed it in time",
     "WRONGPASS": "it refuses user or password; in the URL both must be percent-encoded, as in p%40ss",
     "WRONGTYPE": "a key of this prefix holds a value of another kind, written by another program",
 }
@@ -130,6 +135,7 @@ def _of_connecting(error: BaseException) -> str:
     if isinstance(error, ssl.SSLError):
         return _of_tls(error)
     for kind, plain in (
+        (MasterNotFoundError, "no Sentinel that answers names a master of this name that is up"),
         (gaierror, "its host name is not known"),
         (ConnectionRefusedError, "nothing listens at its address"),
         (FileNotFoundError, "a file that its URL names does not exist: the socket, or a certificate or key"),

@@ -1,9 +1,12 @@
 """Writes log lines in a thread, so that a slow reader of standard error never delays a request.
 
 A write to a pipe that nobody reads blocks, and would block the event loop with it. So callers only append lines to a
-bounded buffer, and a thread writes all of them together, which also costs a request less than a write per line. A line
+bounded buffer, and a thread writes many of them together, which also costs a request less than a write per line. A line
 that exceeds the buffer is dropped; a line that cannot be written (a full disk, a closed pipe) is lost. Both are
 counted, and a notice with their number follows as soon as a write succeeds.
+
+Several workers share one pipe. The kernel may put lines of another process into the middle of a write that is larger
+than PIPE_BUF, so each write has whole lines of at most that size together; only a longer line can be torn.
 """
 
 import os
@@ -17,6 +20,7 @@ import orjson
 _LIMIT_BYTES = 4 << 20
 _GATHER_S = 0.02
 _CLOSE_TIMEOUT_S = 1.0
+_PIPE_BYTES = 4096  # a pipe takes a write of at most this size whole (PIPE_BUF of Linux)
 
 
 class LogWriter:
@@ -33,6 +37,8 @@ class LogWriter:
 
     def __init__(self, descriptor: int, *, limit_bytes: int = _LIMIT_BYTES) -> None:
         self._descriptor = descriptor
+        self._writable = select.poll()  # `select` refuses descriptors from 1,024 on
+        self._writable.register(descriptor, select.POLLOUT)
         self._limit = limit_bytes
         self._lock = threading.Lock()
         self._lines: deque[bytes] = deque()
@@ -109,17 +115,66 @@ class LogWriter:
         """
         if lines and self._line_is_open:
             lines = b"\n" + lines
-        left = memoryview(lines)
+        view, written = memoryview(lines), 0
         try:
-            while left:
+            while written < len(lines):
                 try:
-                    left = left[os.write(self._descriptor, left) :]
+                    written += os.write(self._descriptor, view[written : _end_of_write(lines, written)])
                 except BlockingIOError:  # another process that shares the descriptor made it non-blocking
-                    select.select([], [self._descriptor], [])
+                    self._writable.poll()
         except OSError:
             pass
-        written = len(lines) - len(left)
         if written:
             self._line_is_open = lines[written - 1 : written] != b"\n"
-            return bytes(left)
-        return bytes(left).removeprefix(b"\n")
+            return lines[written:]
+        return lines.removeprefix(b"\n")
+
+
+def _end_of_write(lines: bytes, start: int) -> int:
+    """Where a write that begins at ``start`` ends: whole lines of at most PIPE_BUF bytes, or one longer line."""
+    last = lines.rfind(b"\n", start, start + _PIPE_BYTES)
+    if last < 0:
+        last = lines.find(b"\n", start)
+    return len(lines) if last < 0 else last + 1
+
+
+class DirectLogWriter:
+    """Writes lines at once and without a thread, for a process that starts others by fork and writes little.
+
+    A line that the reader would keep waiting is dropped.
+
+    Args:
+        descriptor: where the lines go; it stays open.
+
+    Attributes:
+        dropped: lines that were not read in time.
+        failed: lines that could not be written.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._writable = select.poll()  # `select` refuses descriptors from 1,024 on
+        self._writable.register(descriptor, select.POLLOUT)
+        self.dropped = 0
+        self.failed = 0
+
+    def write(self, line: bytes) -> int:
+        """Write a line; a pipe that can be written to takes at least 4 KiB.
+
+        Returns:
+            The length of the line, as the `write` of a file does.
+        """
+        try:
+            if not self._writable.poll(0):
+                self.dropped += 1
+            else:
+                os.write(self._descriptor, line[:_PIPE_BYTES])
+        except OSError:
+            self.failed += 1
+        return len(line)
+
+    def flush(self) -> None:
+        """Do nothing: every line is written already."""
+
+    def close(self) -> None:
+        """Do nothing: every line is written already."""

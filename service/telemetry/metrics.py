@@ -17,8 +17,12 @@ from prometheus_client import (
 
 from service.bundles.metrics import BundleMetrics
 from service.recommend.quality_metrics import QualityMetrics
+from service.runtime.worker_board import WorkerBoard
 from service.stores.circuit_breaker import STATES, BreakerState
+from service.telemetry.export_metrics import ExportMetrics
 from service.telemetry.logs import lines_dropped, lines_failed
+from service.telemetry.outcome_metrics import OutcomeMetrics
+from service.telemetry.worker_metrics import WorkerMetrics
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -29,6 +33,7 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.02, 0.03, 0.05, 0
 _LENGTHS = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _WAITS = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_MOST_NODES = 32
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
 
 
@@ -68,13 +73,22 @@ class Metrics:
 
     Route labels are templates, never paths, so that their number is bounded.
 
+    Args:
+        workers: where the worker processes of one service share their metrics; None: there is only this process.
+        board: shows which workers are ready.
+
     Attributes:
         bundles: metrics of the bundles.
         clients: metrics of connections and of the rate limit.
         quality: metrics of sampled answers.
+        export: metrics of the export of events.
+        outcomes: metrics of kept answers and of what they brought.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, workers: WorkerMetrics | None = None, board: WorkerBoard | None = None) -> None:
+        self._workers = workers
+        if workers is not None:
+            workers.install()
         # The times of creation are a fifth of all samples, and nothing reads them.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in the library
         registry = CollectorRegistry()
@@ -116,9 +130,25 @@ class Metrics:
         Gauge(
             "vlm2rec_log_lines_failed", "Log lines since the start that could not be written.", registry=registry
         ).set_function(lines_failed)
+        self._add_workers(registry, board)
         self.bundles = BundleMetrics(registry)
         self.clients = ClientMetrics(registry)
         self.quality = QualityMetrics(registry)
+        self.export = ExportMetrics(registry)
+        self.outcomes = OutcomeMetrics(registry)
+
+    def _add_workers(self, registry: CollectorRegistry, board: WorkerBoard | None) -> None:
+        ready = Gauge("vlm2rec_workers_ready", "Worker processes that are ready.", registry=registry)
+        restarts = Gauge(
+            "vlm2rec_worker_restarts",
+            "Worker processes since the start that died and were replaced.",
+            registry=registry,
+        )
+        if board is None:
+            ready.set(1)
+        else:
+            ready.set_function(board.ready_count)
+            restarts.set_function(board.restarts)
 
     def _add_answers(self, registry: CollectorRegistry) -> None:
         self._answers = Counter("vlm2rec_answers", "Answers with items, by strategy.", ["strategy"], registry=registry)
@@ -137,9 +167,14 @@ class Metrics:
             "vlm2rec_history_length", "Items that shaped a query.", buckets=_LENGTHS, registry=registry
         )
         self._events = Counter("vlm2rec_events", "Events by outcome.", ["outcome"], registry=registry)
+        self._unknown_types = Counter(
+            "vlm2rec_events_unknown_type",
+            "Events of a type that the table of event types lacks; they have the meaning of its default.",
+            registry=registry,
+        )
         self._missing_slots = Counter(
             "vlm2rec_answered_missing",
-            "Answered items that lack a slot, by reason.",
+            "Answered items that lack a slot, by reason; imputed: behaviour is predicted instead.",
             ["slot", "reason"],
             registry=registry,
         )
@@ -186,6 +221,13 @@ class Metrics:
             ["state"],
             registry=registry,
         )
+        self._redis_node_errors = Counter(
+            "vlm2rec_redis_node_errors",
+            "Calls that a node of a Redis Cluster did not answer.",
+            ["node"],
+            registry=registry,
+        )
+        self._redis_nodes: set[str] = set()
         self._redis_seconds_of = cache(self._redis_seconds.labels)
         self._redis_errors_of = cache(self._redis_errors.labels)
 
@@ -237,11 +279,12 @@ class Metrics:
         if encoder_failed:
             self._encoder_errors.inc()
 
-    def events(self, *, stored: int, duplicates: int, without_consent: int) -> None:
-        """Count events that Redis stored, events that it had already, and events without consent."""
+    def events(self, *, stored: int, duplicates: int, without_consent: int, unknown_types: int) -> None:
+        """Count events that Redis stored, those it had already, those without consent, and all of unknown types."""
         self._events.labels("stored").inc(stored)
         self._events.labels("duplicate").inc(duplicates)
         self._events.labels("without_consent").inc(without_consent)
+        self._unknown_types.inc(unknown_types)
 
     def batch(self, size: int, waited_s: float) -> None:
         """Count searches that ran together; a search that ran alone and at once is a batch of 1 that waited 0.
@@ -283,6 +326,12 @@ class Metrics:
         """Count a call that failed."""
         self._redis_errors_of(operation).inc()
 
+    def redis_node_error(self, node: str) -> None:
+        """Count a call that a node of a cluster did not answer; the nodes after the first 32 count as ``other``."""
+        if len(self._redis_nodes) < _MOST_NODES:
+            self._redis_nodes.add(node)
+        self._redis_node_errors.labels(node if node in self._redis_nodes else "other").inc()
+
     def breaker_state(self, state: BreakerState) -> None:
         """Set the new state of the circuit breaker before Redis."""
         for known, gauge in self._breaker.items():
@@ -293,6 +342,13 @@ class Metrics:
         """Count an answered item that lacks a slot."""
         self._missing_slots.labels(slot, reason).inc()
 
+    def publish(self) -> None:
+        """Let the other workers read the gauges of this one; does nothing where there is one process."""
+        if self._workers is not None:
+            self._workers.publish(self._registry)
+
     def exposition(self) -> bytes:
-        """All metrics in Prometheus' text format."""
+        """All metrics of all workers in Prometheus' text format."""
+        if self._workers is not None:
+            return self._workers.exposition(self._registry)
         return generate_latest(self._registry)

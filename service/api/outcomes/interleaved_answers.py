@@ -1,0 +1,170 @@
+"""Answers requests with items of both arms of an experiment."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeGuard
+
+from starlette.responses import Response
+
+from index.errors import FilterError
+from service.api.outcomes.arms import InterleavedArms, RequestArm
+from service.api.outcomes.kept_answers import ArmPart, KeptAnswers
+from service.api.queries import check_fields, recommend_query
+from service.api.rendering import ResponseBodies, json_response
+from service.api.request_models import RecommendRequest
+from service.errors import RuleBroken
+from service.experiments.team_draft import Pick, coins_of, team_draft
+from service.recommend.batch_histories import BatchHistories
+from service.recommend.query import Query, Recommendations
+from service.recommend.recommender import Recommender
+from service.request_trace import Trace
+from service.stores.protocols import HistoryReader
+
+_REFUSALS = (RuleBroken, FilterError)  # what a bundle can refuse: it lacks a field, a slot or an item
+
+_Found = Recommendations | RuleBroken | FilterError
+
+
+class InterleavedAnswers:
+    """Computes the rankings of both arms from one reading of the history, and merges them by team draft.
+
+    If the part of an arm is degraded or refused, the other arm answers alone, in no arm: such an answer says nothing
+    about which ranking is better, but the failure is counted for its arm.
+
+    Args:
+        recommender: finds items.
+        histories: store of the users' histories.
+        bodies: builds the bodies of the responses.
+        kept: keeps answers for their outcomes.
+    """
+
+    def __init__(
+        self, *, recommender: Recommender, histories: HistoryReader, bodies: ResponseBodies, kept: KeptAnswers
+    ) -> None:
+        self._recommender = recommender
+        self._histories = histories
+        self._bodies = bodies
+        self._kept = kept
+
+    async def recommend(self, both: InterleavedArms, params: RecommendRequest, trace: Trace) -> Response:
+        """Answer one request.
+
+        Raises:
+            RuleBroken, FilterError: both arms refuse the request; that of the control.
+        """
+        keeps = self._kept.wanted(params, trace)
+        trace.lap("parse")
+        found = await self._rankings(both, params, trace, keeps=keeps)
+        complete = [one for one in found if _complete(one)]
+        if len(complete) == len(both.arms):
+            return self._merged(both, params, complete, trace, keeps=keeps)
+        return self._alone(both, params, found, trace, keeps=keeps)
+
+    async def _rankings(
+        self, both: InterleavedArms, params: RecommendRequest, trace: Trace, *, keeps: bool
+    ) -> tuple[_Found, _Found]:
+        """The ranking of each arm, from its beginning to the end of the page."""
+        # Under overload no history is read.
+        owners = () if trace.overloaded else recommend_query(both.arms[0].bundle, params).owners
+        histories = BatchHistories(self._histories, owners)
+        recommender = self._recommender.with_histories(histories)
+        try:
+            first, second = await asyncio.gather(
+                *(_ranking(arm, params, recommender, trace, keeps=keeps) for arm in both.arms)
+            )
+        finally:
+            histories.close()
+        return first, second
+
+    def _merged(
+        self,
+        both: InterleavedArms,
+        params: RecommendRequest,
+        rankings: Sequence[Recommendations],
+        trace: Trace,
+        *,
+        keeps: bool,
+    ) -> Response:
+        picks = _drafted(both, rankings, params.offset + params.k)[params.offset :]
+        parts = [
+            ArmPart(arm.label, arm.bundle, ranking.chosen([pick.place for pick in picks if pick.team == team]))
+            for team, (arm, ranking) in enumerate(zip(both.arms, rankings, strict=True))
+        ]
+        failure = next((part.answer.error for part in parts if part.answer.error is not None), None)
+        body = self._bodies.head(parts[0].bundle, replace(parts[0].answer, error=failure), trace, wanted="sequence")
+        body["items"] = self._items(parts, params, picks)
+        body["arm"] = both.label
+        body["interleaved"] = [_summary(part) for part in parts]
+        response = json_response(body)
+        trace.lap("write")
+        gave = [pick.team == 1 for pick in picks]
+        self._kept.keep_interleaved(parts, params, gave, body, trace, wanted=keeps)
+        return response
+
+    def _items(self, parts: Sequence[ArmPart], params: RecommendRequest, picks: Sequence[Pick]) -> list[dict[str, Any]]:
+        """The items in their order, each with the arm that gave it."""
+        of_arms = [iter(self._bodies.items(part.bundle, params, part.answer)) for part in parts]
+        return [{**next(of_arms[pick.team]), "arm": parts[pick.team].label} for pick in picks]
+
+    def _alone(
+        self,
+        both: InterleavedArms,
+        params: RecommendRequest,
+        found: tuple[_Found, _Found],
+        trace: Trace,
+        *,
+        keeps: bool,
+    ) -> Response:
+        """The answer of one arm: of the first that is complete, else of the first that does not refuse."""
+        answers = [(arm, one) for arm, one in zip(both.arms, found, strict=True) if isinstance(one, Recommendations)]
+        if not answers:
+            raise next(one for one in found if not isinstance(one, Recommendations))
+        arm, answer = next((pair for pair in answers if _complete(pair[1])), answers[0])
+        page = answer.chosen(range(params.offset, len(answer.rows)))
+        body = self._bodies.body(arm.bundle, params, page, trace, wanted="sequence")
+        response = json_response(body)
+        trace.lap("write")
+        apart = {arm.label: not _complete(one) for arm, one in zip(both.arms, found, strict=True)}
+        self._kept.keep(arm.bundle, params, page, body, trace, wanted=keeps, apart=apart)
+        return response
+
+
+async def _ranking(
+    arm: RequestArm, params: RecommendRequest, recommender: Recommender, trace: Trace, *, keeps: bool
+) -> _Found:
+    """The ranking of an arm, or why its bundle refuses the request."""
+    try:
+        check_fields(arm.bundle, params.fields)
+        return await recommender.recommend(arm.bundle, _query(arm, params, keeps=keeps), trace)
+    except _REFUSALS as error:
+        return error
+
+
+def _query(arm: RequestArm, params: RecommendRequest, *, keeps: bool) -> Query:
+    query = recommend_query(arm.bundle, arm.applied(params), contributions_later=keeps)
+    return replace(query, from_start=True)
+
+
+def _drafted(both: InterleavedArms, rankings: Sequence[Recommendations], length: int) -> list[Pick]:
+    """The merged ranking from its beginning, so that all pages are parts of one."""
+    first, second = (
+        [arm.bundle.ids.id(row) for row in ranking.rows.tolist()]
+        for arm, ranking in zip(both.arms, rankings, strict=True)
+    )
+    coins = coins_of(both.salt, both.owner, [*first[:1], *second[:1]])
+    return team_draft((first, second), length, coins)
+
+
+def _complete(found: _Found) -> TypeGuard[Recommendations]:
+    return isinstance(found, Recommendations) and found.degraded is None
+
+
+def _summary(part: ArmPart) -> dict[str, Any]:
+    return {
+        "arm": part.label,
+        "bundle": part.bundle.id,
+        "strategy": part.answer.strategy,
+        "history_used": part.answer.history_used,
+        "unknown_items": part.answer.unknown_items,
+    }

@@ -1,0 +1,1 @@
+"""Answers the pages for people: documentation and playground."""

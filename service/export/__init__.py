@@ -1,0 +1,1 @@
+"""Exports the event streams of Redis to a directory."""

@@ -1,0 +1,1 @@
+"""Backups of Redis and the registry."""

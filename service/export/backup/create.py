@@ -1,0 +1,133 @@
+"""Makes a backup of Redis and a registry while the service goes on.
+
+What was acknowledged before the backup began is in it, unless it was erased, expired or cut at its cap since. The keys
+are scanned first. Then users with an event or a merge since the beginning are read again, all keys of a user at one
+moment, and each stream together with how far it is exported. So a user is never between two states.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from index.bundle.integrity import sha256_of, sync_directory, write_durably
+from index.bundle.manifest import FileEntry
+from index.bundle.pointer import POINTER_FILE
+from index.bundle.registry import Registry
+from index.machine.disk import translate_disk_errors
+from index.machine.locks import directory_lock
+from service.errors import BackupRefused
+from service.export.backup.key_files import KeyFiles
+from service.export.backup.manifest import (
+    MANIFEST_FILE,
+    REDIS_DIRECTORY,
+    REGISTRY_DIRECTORY,
+    BackupManifest,
+    RedisPart,
+    RegistryPart,
+)
+from service.export.backup.registry_copy import Report, copy_registry
+from service.stores.backup.redis_backup import RedisBackup, group_of, group_of_owner, shared_groups
+from service.stores.history_keys import BUCKETS
+
+_MARGIN_MS: Final = 2000  # times of merges are whole seconds
+_CATCH_UP: Final = 256
+
+
+async def create_backup(
+    target: Path, redis: RedisBackup | None, registry: Registry | None, report: Report
+) -> BackupManifest:
+    """Make a backup.
+
+    Everything is written beside the target, under a hidden name, and renamed at the end. After a kill the next call
+    begins Redis again and keeps the bundles that were copied.
+
+    Args:
+        target: a new or empty directory.
+        redis: None: without Redis.
+        registry: a local one; None: without a registry.
+        report: called with the progress.
+
+    Raises:
+        BackupRefused: the target has files, another backup is at work there, or a bundle is damaged.
+        BackupInterrupted: Redis does not answer.
+        DiskError: a file cannot be written.
+    """
+    began, files = datetime.now(UTC), dict[str, FileEntry]()
+    with translate_disk_errors(target, again="start the same command again"), _partial(target) as partial:
+        redis_part = registry_part = None
+        shutil.rmtree(partial / REDIS_DIRECTORY, ignore_errors=True)
+        if redis is not None:
+            redis_part, written = await _copy_redis(redis, partial / REDIS_DIRECTORY, report)
+            files |= {f"{REDIS_DIRECTORY}/{name}": entry for name, entry in written.items()}
+        if registry is not None:
+            pointer, bundles = copy_registry(registry, partial / REGISTRY_DIRECTORY, report)
+            path = partial / REGISTRY_DIRECTORY / POINTER_FILE
+            files[f"{REGISTRY_DIRECTORY}/{POINTER_FILE}"] = FileEntry(sha256=sha256_of(path), size=path.stat().st_size)
+            registry_part = RegistryPart(current=str(pointer.current), bundles=bundles)
+        manifest = BackupManifest.seal(
+            version=version("vlm2rec"),
+            began=began,
+            ended=datetime.now(UTC),
+            redis=redis_part,
+            registry=registry_part,
+            files=files,
+        )
+        write_durably(partial / MANIFEST_FILE, manifest.to_json())
+        partial.rename(target)
+        sync_directory(target.parent)
+    return manifest
+
+
+@contextmanager
+def _partial(target: Path) -> Iterator[Path]:
+    """The directory beside the target that is renamed to it at the end, locked; only its owner may read it."""
+    if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
+        raise BackupRefused(f"{target}: exists already; name a new directory for each backup")
+    partial = target.absolute().with_name(f".{target.absolute().name}.partial")
+    before = os.umask(0o077)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with directory_lock(partial):
+            yield partial
+    except BlockingIOError as error:
+        raise BackupRefused(f"{target}: another backup is being written there; wait for it") from error
+    finally:
+        os.umask(before)
+
+
+async def _copy_redis(redis: RedisBackup, directory: Path, report: Report) -> tuple[RedisPart, dict[str, FileEntry]]:
+    server = await redis.server()
+    if await redis.interrupted_restore() is not None:
+        raise BackupRefused("a restore into this Redis was interrupted; finish it first")
+    began_ms, erasure = await redis.now_ms() - _MARGIN_MS, await redis.last_erasure()
+    directory.mkdir()
+    with KeyFiles(directory) as files:
+        async for names in redis.names():
+            # Of the keys of one user on this page the first kind decides.
+            groups = {group.names: group for group in sorted(filter(None, map(group_of, names)), reverse=True)}
+            files.add(await redis.dump(list(groups.values())))
+            report("keys", files.keys, None)
+        merged: set[str] = set()
+        async for names in redis.names("{b*}:merges:*"):
+            merged |= await redis.merged_since(names, began_ms)
+        await _copy_owners(redis, files, merged)
+        shared = shared_groups()
+        for number, group in enumerate(shared):
+            report("streams", number, len(shared))
+            if number < BUCKETS:
+                await _copy_owners(redis, files, await redis.owners_since(number, began_ms))
+            files.add(await redis.dump([group]))
+        report("streams", len(shared), len(shared))
+    erased = await redis.last_erasure() != erasure
+    return RedisPart(server=server, keys=files.keys, erased_meanwhile=erased), files.written
+
+
+async def _copy_owners(redis: RedisBackup, files: KeyFiles, owners: set[str]) -> None:
+    groups = [group_of_owner(owner) for owner in sorted(owners)]
+    for at in range(0, len(groups), _CATCH_UP):
+        files.add(await redis.dump(groups[at : at + _CATCH_UP], gone=True))

@@ -1,0 +1,1 @@
+"""What answers brought: kept answers, attributed events, counts."""

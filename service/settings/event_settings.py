@@ -1,0 +1,56 @@
+"""Declares the settings of event types."""
+
+from functools import cached_property
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from index.bundle.event_types import DEFAULT_EVENT_TYPES, EventTypes
+from index.errors import EventTypesError
+from service.settings.groups import SettingsGroup
+
+
+def _split_table(value: Any) -> Any:  # noqa: ANN401 - any value of a variable or of the file
+    """Split the text of a variable, as in ``rent=4,search=ignore``; a text that is no number stays one."""
+    if not isinstance(value, str):
+        return value
+    table: dict[str, float | str] = {}
+    for part in filter(None, map(str.strip, value.split(","))):
+        name, _, said = part.rpartition("=")
+        try:
+            table[name.strip()] = float(said)
+        except ValueError:
+            table[name.strip()] = said.strip()
+    return table
+
+
+class EventSettings(SettingsGroup):
+    """What the types of events mean; the file holds them in a table ``[events]``."""
+
+    event_types: Annotated[dict[str, Any], BeforeValidator(_split_table)] = Field(
+        {},
+        description="Weights, `impression` or `ignore` by type, which change the default table, as in "
+        "`rent=4,search=ignore`; in the file the table `[events.types]`.",
+    )
+    default_type: str | None = Field(
+        None, description="Type whose meaning an event without a type, or of an unknown one, has; unset: `view`."
+    )
+
+    @model_validator(mode="after")
+    def _check_table(self) -> Self:
+        try:
+            self.table  # noqa: B018 - raises on a table that breaks a rule
+        except EventTypesError as error:
+            raise ValueError(f"event_types or default_type: {error}") from None
+        return self
+
+    @cached_property
+    def table(self) -> EventTypes | None:
+        """The table that these settings set; None: that of the bundle, else the default."""
+        if not self.event_types and self.default_type is None:
+            return None
+        return EventTypes.of(self.event_types, self.default_type)
+
+    def over(self, of_bundle: EventTypes | None) -> EventTypes:
+        """The table that counts: that of these settings, else that of the active bundle, else the default."""
+        return self.table or of_bundle or DEFAULT_EVENT_TYPES

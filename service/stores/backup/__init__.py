@@ -1,0 +1,1 @@
+"""What a backup reads from Redis and a restore writes to it."""

@@ -1,0 +1,100 @@
+"""Merges a session into a user whose keys may be on another node of a cluster.
+
+No script can use the keys of both, so the merge takes five calls, each of them atomic:
+
+1. the user: note a random token for this attempt (`PREPARE`);
+2. the session: mark it as the user's and read it (`CLAIM`). Further events of the session are stored for the user, so
+   what was read stays as it is;
+3. the user: add what was read and record the session, if the token is still there (`COPY`);
+4. the session: delete what was copied (`RELEASE`);
+5. the user: forget that it was copied, and the token of an attempt that may have read the same (`FINISH`).
+
+It may end after any of them and be called again: the claim has an id, and a copy of the same claim is made once. An
+erasure of the user removes the tokens, so an attempt that read the session before cannot bring erased data back: it
+finds no token and begins again. An event of a session whose merge has not ended ends it first
+(`service.stores.deployment.cluster_histories`), so an event that was stored in the session is recognised by its id.
+"""
+
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+from service.errors import RedisUnavailable
+from service.settings.groups import HistorySettings
+from service.stores.deployment.merge_scripts import CLAIM, COPY, FINISH, PREPARE, RELEASE
+from service.stores.deployment.opening import Pipeline
+from service.stores.history_keys import keys_of, merging_key
+from service.stores.history_records import MOST_MERGES
+from service.stores.protocols import session_owner
+
+if TYPE_CHECKING:
+    from service.stores.redis_connection import Part
+
+_MOST_ATTEMPTS: Final = 5
+
+
+class SessionMerge:
+    """Merges of sessions into users, over several slots.
+
+    Args:
+        writes: to the cluster.
+        prefix: of all keys.
+        retention: caps and times to live.
+        erase_session: erases a session of a user that has too many.
+    """
+
+    def __init__(
+        self,
+        writes: Pipeline,
+        prefix: str,
+        retention: HistorySettings,
+        erase_session: Callable[[str, str], Awaitable[None]],
+    ) -> None:
+        self._writes = writes
+        self._prefix = prefix
+        self._retention = retention
+        self._erase_session = erase_session
+
+    async def merge(self, session_id: str, user_id: str) -> int | None:
+        """Merge; returns how many entries of the history were moved, 0 if nothing was left to be moved.
+
+        Returns None if the session was merged into another user.
+
+        Raises:
+            RedisUnavailable: a call was not answered, or other attempts always came between; call again.
+            ResponseError: Redis answered with an error.
+        """
+        session_keys = [*keys_of(self._prefix, session_owner(session_id))]
+        user_keys, merging = [*keys_of(self._prefix, user_id)], merging_key(self._prefix, user_id)
+        kept = self._retention
+        for _ in range(_MOST_ATTEMPTS):
+            token = await self._prepare(session_id, user_id)
+            of_session: list[Part] = [user_id, uuid.uuid4().hex, kept.session_ttl_s, session_id]
+            owner, claim, history, ids, impressions = await self._writes.run(CLAIM, session_keys, of_session, list)
+            if not claim:
+                await self._writes.call("HDEL", merging, session_id, kind=int)
+                return 0 if owner == user_id.encode() else None
+            arguments: list[Part] = [
+                *(kept.history_cap, kept.event_ids_cap, kept.impressions_cap, kept.ttl_s, kept.impressions_ttl_s),
+                *(session_id, token, claim, self._lasts_s, len(history), len(ids), *history, *ids, *impressions),
+            ]
+            if await self._writes.run(COPY, [*user_keys, merging], arguments, int):
+                await self._writes.run(RELEASE, session_keys, [claim], int)
+                await self._writes.run(FINISH, [merging], [session_id, claim], int)
+                return len(history)
+        raise RedisUnavailable("other merges of this session always came between")
+
+    @property
+    def _lasts_s(self) -> int:
+        """Seconds that a merge in progress is known: longer than the session's data, so that no copy is made twice."""
+        return 2 * max(self._retention.session_ttl_s, self._retention.impressions_ttl_s)
+
+    async def _prepare(self, session_id: str, user_id: str) -> str:
+        keys = [keys_of(self._prefix, user_id).merges, merging_key(self._prefix, user_id)]
+        token = uuid.uuid4().hex
+        while True:
+            arguments: list[Part] = [session_id, token, MOST_MERGES, MOST_MERGES, self._lasts_s]
+            oldest = await self._writes.run(PREPARE, keys, arguments, bytes)
+            if not oldest:
+                return token
+            await self._erase_session(oldest.decode(), user_id)

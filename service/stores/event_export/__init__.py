@@ -1,0 +1,1 @@
+"""What an exporter reads from Redis and records in it."""

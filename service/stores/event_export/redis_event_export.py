@@ -1,0 +1,295 @@
+"""Reads the event streams for an export, records how far they are exported, and trims them.
+
+Two more keys of every bucket, which exist only while there is an exporter (docs/redis.md):
+
+================================  ====  ===============================================================================
+``<prefix>:{bNNN}:export``        hash  ``directory`` (id of the export), ``key`` (of its erasures), ``exported`` (last
+                                        exported id), ``lost`` (events cut before they were exported), ``erasing``
+                                        (milliseconds since 1970 of the oldest erasure below)
+``<prefix>:{bNNN}:erasures``      hash  keyed hash of an erased user → the last stream id that the erasure covers
+================================  ====  ===============================================================================
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Final, NamedTuple
+
+from service.errors import EventsUnavailable
+from service.settings.groups import RedisSettings
+from service.stores.deployment.opening import open_pipeline
+from service.stores.history_keys import BUCKETS, erasures_key, export_key, stream_key
+from service.stores.redis_client import UNWATCHED, RedisWatch, texts, translated
+from service.stores.redis_pipeline import Script
+
+_PAGE: Final = 1000
+_OTHER: Final = b"other"
+
+# KEYS: export, stream. ARGV: id of the directory, key of its erasures, the last id that the directory holds. Returns
+# the last id that was exported; `other` if another directory is exported to.
+#
+# A stream that lost its data must not give out ids again that were exported: an entry with the last one is added and
+# deleted, which fails where the stream has gone further.
+_ATTACH: Final = Script("""
+local directory = redis.call('HGET', KEYS[1], 'directory')
+if directory and directory ~= ARGV[1] then
+    return 'other'
+end
+if not directory then
+    redis.call('HSET', KEYS[1], 'directory', ARGV[1], 'key', ARGV[2], 'exported', ARGV[3])
+    if ARGV[3] ~= '0-0' and type(redis.pcall('XADD', KEYS[2], ARGV[3], 'user_id', '')) == 'string' then
+        redis.call('XDEL', KEYS[2], ARGV[3])
+    end
+end
+return redis.call('HGET', KEYS[1], 'exported')
+""")
+
+# KEYS: export. ARGV: id of the directory, the last exported id as this exporter knows it, the new one. Returns 1; 0 if
+# another exporter changed it.
+_MARK: Final = Script("""
+local known = redis.call('HMGET', KEYS[1], 'directory', 'exported')
+if known[1] ~= ARGV[1] or known[2] ~= ARGV[2] then
+    return 0
+end
+redis.call('HSET', KEYS[1], 'exported', ARGV[3])
+return 1
+""")
+
+# KEYS: export, stream. ARGV: most entries. Removes exported entries, each with its id in the list of its user; returns
+# how many.
+_TRIM: Final = Script("""
+local exported = redis.call('HGET', KEYS[1], 'exported')
+if not exported then
+    return 0
+end
+local entries = redis.call('XRANGE', KEYS[2], '-', exported, 'COUNT', ARGV[1])
+for _, entry in ipairs(entries) do
+    redis.call('LREM', KEYS[2] .. '_ids:' .. entry[2][2], 1, entry[1])
+end
+if #entries > 0 then
+    redis.call('XTRIM', KEYS[2], 'MAXLEN', redis.call('XLEN', KEYS[2]) - #entries)
+end
+return #entries
+""")
+
+# KEYS: export, erasures. ARGV: hash and id of each erasure that is in the directory now. One that a later erasure
+# replaced stays. Returns how many are left.
+_ERASURES_WRITTEN: Final = Script("""
+for at = 1, #ARGV, 2 do
+    if redis.call('HGET', KEYS[2], ARGV[at]) == ARGV[at + 1] then
+        redis.call('HDEL', KEYS[2], ARGV[at])
+    end
+end
+local left = redis.call('HLEN', KEYS[2])
+if left == 0 then
+    redis.call('HDEL', KEYS[1], 'erasing')
+else
+    local time = redis.call('TIME')
+    redis.call('HSET', KEYS[1], 'erasing', string.format('%.0f', tonumber(time[1]) * 1000))
+end
+return left
+""")
+
+
+class Waiting(NamedTuple):
+    """What of one bucket is not exported.
+
+    Attributes:
+        events: number of events.
+        oldest: id of the oldest of them; None if there is none.
+        erasing: milliseconds since 1970 of the oldest erasure that is not exported; None if there is none.
+        lost: events that were cut before they were exported, since the export began.
+    """
+
+    events: int
+    oldest: str | None
+    erasing: int | None
+    lost: int
+
+
+class OtherExport(Exception):
+    """The events are exported to another directory."""
+
+
+class ExportMoved(Exception):
+    """Another exporter recorded an export in between."""
+
+
+class RedisEventExport:
+    """The streams of all buckets, as an exporter sees them.
+
+    Every method raises `EventsUnavailable` when Redis does not answer in its time.
+
+    Args:
+        redis: URL and key prefix.
+        timeout_s: seconds that a reply may take.
+        watch: callbacks that observe the calls.
+    """
+
+    def __init__(self, redis: RedisSettings, *, timeout_s: float = 10.0, watch: RedisWatch = UNWATCHED) -> None:
+        self._pipeline = open_pipeline(redis, timeout_s=timeout_s, watch=watch)
+        self._prefix = redis.redis_prefix
+        self._watch = watch
+
+    async def attach(self, directory: str, key: str, positions: Sequence[str]) -> list[str]:
+        """Record where events are exported to.
+
+        Args:
+            directory: id of the export.
+            key: of its erasures.
+            positions: for each bucket the last id that the directory holds; ``0-0`` for none.
+
+        Returns:
+            For each bucket the last exported id that Redis knows of.
+
+        Raises:
+            OtherExport: the events are exported to another directory.
+        """
+        with self._translated("attach"):
+            calls = [
+                self._pipeline.run(_ATTACH, self._keys(bucket)[:2], [directory, key, position], bytes)
+                for bucket, position in enumerate(positions)
+            ]
+            known = await asyncio.gather(*calls)
+        if _OTHER in known:
+            raise OtherExport
+        return texts(known)
+
+    async def detach(self) -> int:
+        """Forget the export: the streams are cut at their cap again, and nothing counts as lost.
+
+        Returns:
+            Number of erasures that no export has taken.
+        """
+        with self._translated("detach"):
+            left = await asyncio.gather(*[self._pipeline.call("HLEN", self._keys(b)[2], kind=int) for b in _ALL])
+            await asyncio.gather(
+                *[self._pipeline.call("UNLINK", self._keys(b)[0], self._keys(b)[2], kind=int) for b in _ALL]
+            )
+        return sum(left)
+
+    async def entries(self, bucket: int, after: str, most: int) -> list[tuple[str, dict[str, str]]]:
+        """Entries of a bucket after an id, oldest first.
+
+        Args:
+            bucket: its number.
+            after: an id.
+            most: how many at most.
+        """
+        found: list[tuple[str, dict[str, str]]] = []
+        with self._translated("entries"):
+            while len(found) < most:
+                page = min(_PAGE, most - len(found))
+                command = ("XRANGE", stream_key(self._prefix, bucket), f"({after}", "+", "COUNT", page)
+                entries = await self._pipeline.call(*command, kind=list)
+                for entry_id, stored in entries:
+                    fields = texts(stored)
+                    found.append((entry_id.decode(), dict(zip(fields[::2], fields[1::2], strict=True))))
+                if len(entries) < page:
+                    break
+                after = found[-1][0]
+        return found
+
+    async def mark(self, bucket: int, directory: str, before: str, now: str) -> None:
+        """Record how far a bucket is exported.
+
+        Args:
+            bucket: its number.
+            directory: id of the export.
+            before: the last exported id so far.
+            now: the last exported id from now on.
+
+        Raises:
+            ExportMoved: another exporter recorded something in between.
+        """
+        with self._translated("mark"):
+            done = await self._pipeline.run(_MARK, self._keys(bucket)[:1], [directory, before, now], int)
+        if not done:
+            raise ExportMoved
+
+    async def trim(self, buckets: Iterable[int]) -> None:
+        """Remove the exported entries of buckets."""
+        with self._translated("trim"):
+            await asyncio.gather(*[self._trim(bucket) for bucket in buckets])
+
+    async def _trim(self, bucket: int) -> None:
+        while await self._pipeline.run(_TRIM, self._keys(bucket)[:2], [_PAGE], int) == _PAGE:
+            pass
+
+    async def erasures(self) -> dict[int, dict[str, str]]:
+        """Erasures that no export has taken, by bucket: hash → the last id that it covers."""
+        with self._translated("erasures"):
+            found = await asyncio.gather(*[self._erasures(bucket) for bucket in _ALL])
+        return {bucket: erased for bucket, erased in enumerate(found) if erased}
+
+    async def _erasures(self, bucket: int) -> dict[str, str]:
+        found: dict[str, str] = {}
+        cursor = b"0"
+        while True:
+            command = ("HSCAN", self._keys(bucket)[2], cursor, "COUNT", _PAGE)
+            cursor, stored = await self._pipeline.call(*command, kind=list)
+            fields = texts(stored)
+            found |= dict(zip(fields[::2], fields[1::2], strict=True))
+            if cursor == b"0":
+                return found
+
+    async def erasures_written(self, bucket: int, written: Mapping[str, str]) -> None:
+        """Remove erasures that the directory holds now, unless the user was erased again meanwhile."""
+        pairs = list(written.items())
+        with self._translated("erasures"):
+            for start in range(0, len(pairs), _PAGE):
+                arguments = [part for pair in pairs[start : start + _PAGE] for part in pair]
+                await self._pipeline.run(_ERASURES_WRITTEN, self._keys(bucket)[::2], arguments, int)
+
+    async def waiting(self) -> list[Waiting] | None:
+        """What is not exported, for each bucket; None if there is no exporter."""
+        with self._translated("waiting"):
+            fields = ("exported", "erasing", "lost")
+            known = await asyncio.gather(
+                *[self._pipeline.call("HMGET", self._keys(b)[0], *fields, kind=list) for b in _ALL]
+            )
+            if not any(exported for exported, _, _ in known):
+                return None
+            streams = [stream_key(self._prefix, bucket) for bucket in _ALL]
+            lengths = await asyncio.gather(*[self._pipeline.call("XLEN", stream, kind=int) for stream in streams])
+            oldest = await asyncio.gather(
+                *[
+                    self._pipeline.call("XRANGE", stream, f"({_text(exported, '0-0')}", "+", "COUNT", 1, kind=list)
+                    for stream, (exported, _, _) in zip(streams, known, strict=True)
+                ]
+            )
+        return [
+            Waiting(
+                length if first else 0,
+                first[0][0].decode() if first else None,
+                _integer(erasing),
+                _integer(lost) or 0,
+            )
+            for length, first, (_, erasing, lost) in zip(lengths, oldest, known, strict=True)
+        ]
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._pipeline.close()
+
+    def _keys(self, bucket: int) -> tuple[str, str, str]:
+        return (
+            export_key(self._prefix, bucket),
+            stream_key(self._prefix, bucket),
+            erasures_key(self._prefix, bucket),
+        )
+
+    def _translated(self, operation: str) -> AbstractContextManager[None]:
+        return translated(operation, EventsUnavailable, self._watch)
+
+
+_ALL: Final = range(BUCKETS)
+
+
+def _integer(stored: bytes | None) -> int | None:
+    """A stored number; None if there is none, or another program wrote something else."""
+    return int(stored) if stored is not None and stored.isdigit() else None
+
+
+def _text(stored: bytes | None, otherwise: str) -> str:
+    return otherwise if stored is None else stored.decode()

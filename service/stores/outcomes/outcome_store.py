@@ -1,0 +1,129 @@
+"""Defines the store of answers and outcomes as a Protocol, with its value objects."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+from service.stores.outcomes.answer_records import AnswerContext, AnswerRecord, Outcome
+
+DUPLICATE: Final = "duplicate"
+"""Result of an attribution to an answer that has this outcome of this item already."""
+
+
+@dataclass(frozen=True, slots=True)
+class InterleavedCredit:
+    """How many items of an interleaved answer have an outcome, right after one more has got it.
+
+    Attributes:
+        own: items of the arm that gave this item, this one included.
+        other: items of the other arm.
+        other_arm: experiment and arm of the other one, as in ``prices/control``.
+    """
+
+    own: int
+    other: int
+    other_arm: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredItem:
+    """The place of an item in an answer.
+
+    Attributes:
+        position: counted from 1, over all pages.
+        slot: name of the slot with the largest contribution to its score.
+        time: seconds since 1970 of the answer.
+        context: of the answer, or of the arm that gave the item.
+        credit: of an interleaved answer; else None.
+    """
+
+    position: int
+    slot: str
+    time: int
+    context: AnswerContext
+    credit: InterleavedCredit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedAnswer:
+    """What storing an answer did.
+
+    Attributes:
+        earlier: how many answers of its owner are in the window already.
+        dropped: seconds since 1970 of each answer that had to leave before its window ended, as the memory is full or
+            its owner has newer ones.
+    """
+
+    earlier: int
+    dropped: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ItemOutcome:
+    """What a user did with an item that may have been answered.
+
+    Attributes:
+        owner: of the answer, see `service.stores.outcomes.answer_records.owner_of`.
+        item_id: of the item.
+        outcome: what happened.
+        request_id: of the answer; None: the owner's newest answer with the item.
+    """
+
+    owner: str
+    item_id: str
+    outcome: Outcome
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CountBatch:
+    """Increments that are stored once, however often they are sent.
+
+    Attributes:
+        writer: random name of the process.
+        number: of the batch; it grows.
+        amounts: by hash and field.
+    """
+
+    writer: str
+    number: int
+    amounts: Mapping[tuple[str, str], int]
+
+
+class OutcomeStore(Protocol):
+    """Keeps answers for the attribution window, and counts.
+
+    Every method raises `OutcomesUnavailable` when the store does not answer in its time.
+    """
+
+    async def record(self, answer: AnswerRecord) -> RecordedAnswer:
+        """Store an answer."""
+        ...
+
+    async def attribute(self, outcome: ItemOutcome) -> AnsweredItem | Literal["duplicate"] | None:
+        """Find the answer that showed the item, and note the outcome there; None if there is none in the window."""
+        ...
+
+    async def forget(self, owner: str) -> None:
+        """Delete the answers of an owner; an unknown owner is no error."""
+        ...
+
+    async def add(self, batch: CountBatch) -> None:
+        """Add to counts; a batch that was added already changes nothing."""
+        ...
+
+    async def counts(self, names: Sequence[str]) -> list[dict[str, int]]:
+        """The counts in each of these hashes, by field; empty for an unknown one."""
+        ...
+
+    async def describe(self, experiment: str, definition: str) -> None:
+        """Keep the definition of an experiment as long as its counts."""
+        ...
+
+    async def description(self, experiment: str) -> str | None:
+        """The definition of an experiment; None if there was none of this name lately."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections."""
+        ...

@@ -1,0 +1,1 @@
+"""Several worker processes on one port, and the parent process that starts them."""

@@ -1,0 +1,345 @@
+"""Starts the workers of a service, replaces those that die, and ends them all.
+
+The parent process binds one listening socket a worker (`SO_REUSEPORT`) and owns them all. A replacement inherits the
+socket of the worker that died, so connections that wait in its queue are answered and not reset (docs/adr/0030).
+"""
+
+import gc
+import multiprocessing
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
+from math import inf
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from time import monotonic
+from types import FrameType
+from typing import Final
+
+from structlog.typing import FilteringBoundLogger
+
+from service.errors import StartError
+from service.runtime.worker_board import WorkerBoard
+from service.server import configure_process, handle_unless_handled, listen, url_of
+from service.server import serve as serve_alone
+from service.settings.load import Settings
+from service.settings.worker_place import WorkerPlace
+from service.workers.worker_process import CLOSED, FAILED, STARTED, run_worker
+
+_MOST_FAILED_STARTS: Final = 5  # of all workers together, before any of them answered
+_SETTLED_S: Final = 10.0  # a worker that lived as long is replaced at once when it dies
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 30.0
+_HUNG_S: Final = 30.0
+_DRAIN_MARGIN_S: Final = 15.0  # beyond the drain itself: closing listeners, saving the operator state
+_MESSAGE_BYTES: Final = 8192
+_MEMORY: Final = "/dev/shm"  # noqa: S108 - a file there has a name of its own
+_SHARED_BYTES: Final = 4 << 20  # of each worker, and of what all share; far more than they begin with
+_PREFIX: Final = "vlm2rec-workers-"
+
+
+def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM, SIGHUP or SIGINT; requests in progress are answered first.
+
+    With one worker everything runs in this process, see `service.server.serve`. With several this process starts and
+    replaces them, and passes the signal on to all.
+
+    Args:
+        settings: what to serve, where, with how many workers.
+        announce: called once with the URL, when all workers answer requests.
+
+    Raises:
+        StartError: the address cannot be used, nothing is published, no worker could start, or start-up failed.
+        BundleRefused: no published bundle is good.
+        IndexingError: the registry cannot be read.
+        SettingsError: there are too many workers for the bounds.
+        KeyboardInterrupt: after the graceful shutdown, if the signal was SIGINT.
+    """
+    count = settings.worker_count
+    if count == 1:
+        serve_alone(settings, announce=announce)
+        return
+    if sys.platform != "linux":
+        raise StartError(f"workers must be 1 here, received {count}: several can share a port on Linux only")
+    with _shared_directory(count) as directory:
+        places = [WorkerPlace(number=number, count=count, directory=directory) for number in range(1, count + 1)]
+        shares = [settings.for_worker(place) for place in places]
+        listeners = listen(settings.server, count)
+        try:
+            log = configure_process(settings, forks=True)
+            gc.freeze()  # a collection in a worker would write to the pages that it shares with this process
+            url = url_of(settings.server, listeners[0])
+            Supervisor(settings, shares, listeners, log=log, ready=lambda: announce(url)).run()
+        finally:
+            for listener in listeners:
+                listener.close()
+
+
+@contextmanager
+def _shared_directory(count: int) -> Iterator[Path]:
+    """A directory for the files that the workers map: in memory, if there is room."""
+    try:
+        has_room = shutil.disk_usage(_MEMORY).free > _SHARED_BYTES * (1 + count)  # 64 MiB in a container of Docker
+        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_MEMORY if has_room else None))
+    except OSError:
+        directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@dataclass(slots=True, eq=False)
+class _WorkerSlot:
+    """One worker and its process.
+
+    Attributes:
+        settings: its own.
+        place: its number and the shared directory.
+        listener: its listening socket; this process owns it.
+        process: None until it is started, and between its end and its replacement.
+        control: to the process.
+        started_at: monotonic seconds.
+        answers: whether the process answers requests.
+        deaths: deaths in a row soon after a start.
+        due_at: monotonic seconds at which it is started again; infinite while it runs.
+        failure: why the process could not start.
+    """
+
+    settings: Settings
+    place: WorkerPlace
+    listener: socket.socket
+    process: BaseProcess | None = None
+    control: socket.socket | None = None
+    started_at: float = 0.0
+    answers: bool = False
+    deaths: int = 0
+    due_at: float = 0.0
+    failure: str | None = None
+
+
+class Supervisor:
+    """Keeps all workers running until a signal ends them.
+
+    Args:
+        settings: of the service.
+        shares: of each worker, with its place.
+        listeners: one a worker.
+        log: of this process, which has no threads.
+        ready: called once, when all workers answer requests.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        shares: list[Settings],
+        listeners: list[socket.socket],
+        *,
+        log: FilteringBoundLogger,
+        ready: Callable[[], None],
+    ) -> None:
+        self._workers = [
+            _WorkerSlot(share, share.worker, listener)
+            for share, listener in zip(shares, listeners, strict=True)
+            if share.worker is not None
+        ]
+        self._board = WorkerBoard(self._workers[0].place.directory, len(self._workers))
+        self._drain_s = settings.server.drain_delay_s + settings.server.drain_s + _DRAIN_MARGIN_S
+        self._log = log
+        self._ready: Callable[[], None] | None = ready
+        # Owned here: what waits in them outlives the death of a worker.
+        self._inboxes = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in self._workers]
+        self._selector = selectors.DefaultSelector()
+        self._signals: list[int] = []
+        self._passed_on = 0
+        self._kill_at = inf
+        self._was_ready = False
+        self._failed_starts = 0
+
+    def run(self) -> None:
+        """Start the workers and return after the shutdown.
+
+        Raises:
+            StartError: no worker could start.
+            KeyboardInterrupt: the signal was SIGINT.
+        """
+        with self._watching_signals():
+            try:
+                while not (self._signals and all(worker.process is None for worker in self._workers)):
+                    self._step()
+            finally:
+                self._kill_all()
+                for end in chain.from_iterable(self._inboxes):
+                    end.close()
+        if signal.SIGINT in self._signals:
+            raise KeyboardInterrupt
+
+    def _step(self) -> None:
+        self._pass_signals_on()
+        now = monotonic()
+        for worker in self._workers:
+            if worker.due_at <= now and not self._signals:
+                self._start(worker)
+            self._end_if_hung(worker)
+        if now >= self._kill_at:
+            self._log.error("drain took too long; the workers are killed")
+            self._kill_all()
+        due = min(worker.due_at for worker in self._workers)
+        for key, _ in self._selector.select(max(0.0, min(due - monotonic(), 1.0))):
+            key.data()
+        for worker in self._workers:
+            if worker.process is not None and worker.process.exitcode is not None:
+                self._ended(worker)
+
+    def _start(self, worker: _WorkerSlot) -> None:
+        number = worker.place.number
+        worker.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._board.reset(number)
+        worker.started_at, worker.due_at, worker.answers, worker.failure = monotonic(), inf, False, None
+        context = multiprocessing.get_context("fork")
+        worker.process = context.Process(target=self._run_in_child, args=(worker, theirs), name=f"worker-{number}")
+        worker.process.start()
+        theirs.close()
+        self._selector.register(worker.control, selectors.EVENT_READ, lambda: self._hear(worker))
+        self._selector.register(worker.process.sentinel, selectors.EVENT_READ, lambda: None)
+
+    def _run_in_child(self, worker: _WorkerSlot, control: socket.socket) -> None:
+        """Close what belongs to the parent: a copy of a socket here would keep it open after the parent closed it."""
+        self._selector.close()
+        for other in self._workers:
+            if other.control is not None:
+                other.control.close()
+            if other is not worker:
+                other.listener.close()
+        sys.exit(run_worker(worker.settings, worker.place, worker.listener, control, self._inboxes))
+
+    def _hear(self, worker: _WorkerSlot) -> None:
+        """Read one message of a worker."""
+        if worker.control is None:
+            return
+        try:
+            message = worker.control.recv(_MESSAGE_BYTES)
+        except OSError:
+            message = b""
+        if message == STARTED:
+            worker.answers = True
+            self._announce()
+        elif message == CLOSED:
+            worker.listener.close()
+        elif message.startswith(FAILED):
+            worker.failure = message.removeprefix(FAILED).decode(errors="replace")
+        elif not message:
+            self._selector.unregister(worker.control)
+            worker.control.close()
+            worker.control = None
+
+    def _announce(self) -> None:
+        if self._ready is not None and all(worker.answers for worker in self._workers):
+            self._was_ready = True
+            ready, self._ready = self._ready, None
+            ready()
+
+    def _ended(self, worker: _WorkerSlot) -> None:
+        """Clean up after a process that has ended; start it again unless the service ends."""
+        process, number = worker.process, worker.place.number
+        if process is None:
+            return
+        while worker.control is not None:
+            self._hear(worker)
+        self._selector.unregister(process.sentinel)
+        reason = _reason_of(process.exitcode)
+        process.close()
+        worker.process = None
+        self._board.reset(number)
+        if self._signals:
+            return
+        if not self._was_ready:
+            self._failed_starts += 1
+            if worker.failure is not None:
+                raise StartError(worker.failure)
+            if self._failed_starts >= _MOST_FAILED_STARTS:
+                raise StartError(
+                    f"workers ended {self._failed_starts} times before all of them answered, the last one with "
+                    f"{reason}; the log has more"
+                )
+        lived_s = monotonic() - worker.started_at
+        worker.deaths = 0 if lived_s >= _SETTLED_S else worker.deaths + 1
+        pause_s = min(_FIRST_PAUSE_S * 2.0 ** (worker.deaths - 1), _LONGEST_PAUSE_S) if worker.deaths else 0.0
+        worker.due_at = monotonic() + pause_s
+        self._board.count_restart(number)
+        detail = {} if worker.failure is None else {"detail": worker.failure}
+        self._log.error("worker ended", worker=number, reason=reason, starts_again_s=round(pause_s, 2), **detail)
+
+    def _end_if_hung(self, worker: _WorkerSlot) -> None:
+        if worker.process is None or not worker.answers or self._board.silence_s(worker.place.number) < _HUNG_S:
+            return
+        self._log.error("worker hangs; it is killed", worker=worker.place.number)
+        worker.answers = False
+        worker.process.kill()
+
+    def _pass_signals_on(self) -> None:
+        for number in self._signals[self._passed_on :]:
+            self._passed_on += 1
+            if not self._was_ready:
+                self._kill_all()
+                continue
+            self._kill_at = min(self._kill_at, monotonic() + self._drain_s)
+            for worker in self._workers:
+                worker.due_at = inf
+                if worker.control is not None:
+                    with suppress(OSError):
+                        worker.control.send(bytes([number]))
+                elif worker.process is None:
+                    worker.listener.close()
+
+    def _kill_all(self) -> None:
+        for worker in self._workers:
+            if worker.process is not None:
+                worker.process.kill()
+                worker.process.join()
+
+    @contextmanager
+    def _watching_signals(self) -> Iterator[None]:
+        """Note SIGTERM, SIGINT and, unless it is ignored, SIGHUP; each wakes the loop up."""
+        reads, writes = socket.socketpair()
+        for end in (reads, writes):
+            end.setblocking(False)
+        self._selector.register(reads, selectors.EVENT_READ, lambda: reads.recv(_MESSAGE_BYTES))
+        before = {number: signal.getsignal(number) for number in signal.Signals if number in _HANDLED}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+        handle_unless_handled(signal.SIGHUP, self._note)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            handle_unless_handled(number, lambda _number, _frame: None)
+        wakeup = signal.set_wakeup_fd(writes.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._selector.close()
+            reads.close()
+            writes.close()
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._signals.append(number)
+
+
+_HANDLED: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+
+
+def _reason_of(exit_code: int | None) -> str:
+    """How a process ended, in words."""
+    if exit_code is None or exit_code >= 0:
+        return f"exit code {exit_code}"
+    try:
+        return signal.Signals(-exit_code).name
+    except ValueError:
+        return f"signal {-exit_code}"
