@@ -11,23 +11,16 @@ from typing import NoReturn, TextIO
 import typer
 from rich.console import Console
 
+from cli.capacity import plan
 from cli.errors import CliError
-from cli.offline import (
-    data_check,
-    data_import,
-    demo,
-    demo_data,
-    encoder,
-    evaluate,
-    fetch_images,
-    reindex,
-    report,
-    train,
-)
+from cli.offline import demo, encoder, evaluate, fit, reindex, report, retrain, train
+from cli.offline.data import check, demo_data, fetch_images, import_data
+from cli.online import backup as backup_commands
+from cli.online import events as event_commands
+from cli.online import experiments, serve, verify
 from cli.online import index as index_commands
-from cli.online import serve, verify
 from demo.errors import DemoError
-from index.errors import IndexingError
+from index.errors import ExportBusy, IndexingError
 from service.errors import ServiceError
 from training.errors import RunBusy, TrainingError
 
@@ -43,23 +36,47 @@ app = typer.Typer(
 )
 
 data_app = typer.Typer(help="Import, check or make a data set.", no_args_is_help=True)
-data_app.command("check")(data_check.check)
-data_app.command("import")(data_import.import_data)
+data_app.command("check")(check.check)
+data_app.command("import")(import_data.import_data)
 data_app.command("fetch-images")(fetch_images.fetch_images)
 data_app.command("make-demo")(demo_data.make_demo)
 
 app.command("demo", rich_help_panel="Start here")(demo.demo)
+app.command("fit", rich_help_panel="Start here")(fit.fit)
+app.command("plan", rich_help_panel="Start here")(plan.plan)
 app.add_typer(data_app, name="data", rich_help_panel="Offline")
 app.command("train", rich_help_panel="Offline")(train.train)
 app.command("embed", rich_help_panel="Offline")(train.embed)
 app.command("fit-encoder", rich_help_panel="Offline")(encoder.fit_encoder)
 app.command("evaluate", rich_help_panel="Offline")(evaluate.evaluate)
 app.command("report", rich_help_panel="Offline")(report.report)
+app.command("retrain", rich_help_panel="Offline")(retrain.retrain)
 app.command("reindex", rich_help_panel="Offline")(reindex.reindex)
 app.add_typer(
     index_commands.app,
     name="index",
     help="Build, publish and inspect bundles.",
+    rich_help_panel="Online",
+    no_args_is_help=True,
+)
+app.add_typer(
+    event_commands.app,
+    name="events",
+    help="Export and compact the events of a service.",
+    rich_help_panel="Online",
+    no_args_is_help=True,
+)
+app.add_typer(
+    backup_commands.app,
+    name="backup",
+    help="Back up and restore histories, operator state and bundles.",
+    rich_help_panel="Online",
+    no_args_is_help=True,
+)
+app.add_typer(
+    experiments.app,
+    name="experiments",
+    help="Look at experiments of a live service.",
     rich_help_panel="Online",
     no_args_is_help=True,
 )
@@ -89,7 +106,7 @@ def run() -> None:
     try:
         app()
     except (IndexingError, TrainingError, ServiceError, DemoError, CliError) as error:
-        _fail(str(error), _EXIT_BUSY if isinstance(error, RunBusy) else _EXIT_BAD_INPUT)
+        _fail(str(error), _EXIT_BUSY if isinstance(error, RunBusy | ExportBusy) else _EXIT_BAD_INPUT)
     except OSError as error:
         from index.machine.disk import describe_disk_error, is_disk_error
 

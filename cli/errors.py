@@ -1,6 +1,7 @@
 """Errors of the command line, one tree.
 
 CliError
+├── CapacityError      an estimate cannot be made
 └── LiveServiceError   a running service cannot be reached, or does not answer as it should
 """
 
@@ -11,3 +12,7 @@ class CliError(Exception):
 
 class LiveServiceError(CliError):
     """A running service cannot be reached, or does not answer as it should."""
+
+
+class CapacityError(CliError):
+    """An estimate cannot be made: a coefficient breaks a rule, or a size cannot be served."""

@@ -12,39 +12,73 @@ from cli.offline.threads import set_torch_threads
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from training.config.encoder_config import EncoderConfig
+    from training.data.dataset import Dataset
+    from training.embedding.store import Embeddings
+
+InteractionsOption = Annotated[
+    Path | None, typer.Option(help="Interactions instead of those in DATA (.csv or .parquet).")
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option(help="Configuration (TOML, section [encoder]); default RUN/config.toml.")
+]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Instead of encoder.seed.")]
+
 _console = Console(highlight=False)
 
 
 def fit_encoder(
     data: Annotated[Path, typer.Argument(help="The data set.", metavar="DATA")],
     run: Annotated[Path, typer.Option("--run", help="The run directory, with the embeddings.", metavar="RUN")],
-    interactions: Annotated[
-        Path | None, typer.Option(help="Interactions instead of those in DATA (.csv or .parquet).")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="Configuration (TOML, section [encoder]); default RUN/config.toml.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Instead of encoder.seed.")] = None,
+    interactions: InteractionsOption = None,
+    config: ConfigOption = None,
+    seed: SeedOption = None,
 ) -> None:
     """Fit slots and sequence encoder to the histories, export them and write RUN/encoder.
 
-    Holds out every user's last event (test) and the one before it (validation). Resumes after an interruption from the
-    last whole epoch.
+    Holds out every user's last event (test) and the one before it (validation). Then fits once more on every event, for
+    as many epochs as were best: this encoder serves, figures are of the first (encoder.refit = false: one fit). Resumes
+    after an interruption from the last whole epoch of either.
     """
-    from training.config.run_config import load_config
     from training.data.dataset import load_dataset
     from training.embedding.store import Embeddings
-    from training.encoder.job import ENCODER_DIRECTORY, fit_run
     from training.runs.disk import writing_run
     from training.runs.lock import run_lock
 
-    path = config or (run / "config.toml" if (run / "config.toml").is_file() else None)
-    chosen = load_config(path, overrides={} if seed is None else {"encoder.seed": seed}).encoder
+    chosen = chosen_config(run, config, seed)
     dataset = load_dataset(data, interactions=interactions)
     set_torch_threads(None)
-    with run_lock(run), writing_run(run), _progress() as bar:
-        embeddings = Embeddings.load(run / "embeddings")
-        epochs = bar.add_task("fitting", total=chosen.epochs)
+    with run_lock(run), writing_run(run):
+        fit_and_print(dataset, Embeddings.load(run / "embeddings"), chosen, run)
+
+
+def chosen_config(run: Path, config: Path | None, seed: int | None) -> "EncoderConfig":
+    """The section [encoder] of a configuration file, else of RUN/config.toml, else the defaults.
+
+    Raises:
+        ConfigError: the file cannot be read or breaks a rule.
+    """
+    from training.config.run_config import load_config
+
+    path = config or (run / "config.toml" if (run / "config.toml").is_file() else None)
+    return load_config(path, overrides={} if seed is None else {"encoder.seed": seed}).encoder
+
+
+def fit_and_print(dataset: "Dataset", embeddings: "Embeddings", config: "EncoderConfig", run: Path) -> None:
+    """Fit with a progress bar for each step, and print how it went.
+
+    Args:
+        dataset: catalogue and interactions.
+        embeddings: of the same catalogue.
+        config: how to fit.
+        run: the locked run directory.
+    """
+    from training.encoder.encoder_files import ENCODER_DIRECTORY
+    from training.encoder.job import fit_run
+
+    with _progress() as bar:
+        epochs = bar.add_task("fitting", total=config.epochs)
+        again = bar.add_task("refitting on every event", total=None, visible=False)
         steps = bar.add_task("epoch", total=1.0)
         pictures = bar.add_task("thumbnails", total=None, visible=False)
         lists = bar.add_task("lists", total=None, visible=False)
@@ -55,7 +89,7 @@ def fit_encoder(
         record = fit_run(
             dataset,
             embeddings,
-            chosen,
+            config,
             run / ENCODER_DIRECTORY,
             report=report,
             step_done=lambda share: bar.update(steps, completed=share),
@@ -63,7 +97,12 @@ def fit_encoder(
             listed=lambda step, done, every: bar.update(
                 lists, description=step, completed=done, total=max(every, 1), visible=True
             ),
+            refitted=lambda done, every: bar.update(again, completed=done, total=every, visible=True),
         )
+    _print(record)
+
+
+def _print(record: Mapping[str, Any]) -> None:
     best = record["log"][record["best_epoch"]]
     _console.print(f"best of {len(record['log'])} epochs: {_epoch(best)}")
     _console.print(
@@ -72,6 +111,12 @@ def fit_encoder(
     )
     if record["lists"]:
         _console.print(lists_line(record["lists"]))
+    if record.get("refit"):
+        refit = record["refit"]
+        _console.print(
+            f"refitted on all {refit['events']:,} events for {refit['epochs']} epochs: this encoder serves and is not "
+            f"measured; figures are of the one before, fitted on {record['data']['training_events']:,}"
+        )
     thumbnails = record["thumbnails"]
     if thumbnails["made"] or thumbnails["unreadable"]:
         skipped = f", {thumbnails['unreadable']:,} unreadable pictures skipped" if thumbnails["unreadable"] else ""
@@ -102,4 +147,5 @@ def _progress() -> "Progress":
 def _epoch(line: Mapping[str, Any]) -> str:
     parts = [f"epoch {line['epoch'] + 1}", f"loss {line['loss']:.3f}"]
     parts += [f"validation {name.upper()} {line[name]:.4f}" for name in ("ndcg@10", "hr@10") if name in line]
+    parts += [f"NDCG@10 with lists {line['served_ndcg@10']:.4f}"] if "served_ndcg@10" in line else []
     return ", ".join(parts)

@@ -1,7 +1,8 @@
 """`vlm2rec evaluate`: compares a run with baselines, with each slot alone and with the vision-language model."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,6 +51,12 @@ EaseOption = Annotated[
     bool | None,
     typer.Option("--ease/--no-ease", help="Also rank by EASE; default up to 8,000 items with events, at most 20,000."),
 ]
+FreshShareOption = Annotated[
+    float,
+    typer.Option(
+        min=0, max=1, help="Add a row of the served encoder that keeps this share of ten places for new items."
+    ),
+]
 TargetsOption = Annotated[int | None, typer.Option(min=1, help="Most targets of a table, evenly spaced.")]
 AgainstOption = Annotated[
     str | None,
@@ -66,6 +73,26 @@ JsonOption = Annotated[
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of the encoder.")]
 
 
+class HeldOut(StrEnum):
+    """Which events are held out."""
+
+    LEAVE_ONE_OUT = "leave-one-out"
+    TIME = "time"
+
+
+HeldOutOption = Annotated[
+    HeldOut,
+    typer.Option(
+        "--split",
+        help="leave-one-out: the last event of every user. time: the events of the last days; the run's recipe is "
+        "fitted anew on what lies before them.",
+    ),
+]
+MeasureDaysOption = Annotated[
+    float, typer.Option(min=0.01, help="With --split time: the events of these last days are held out.")
+]
+
+
 def evaluate(
     data: DataArgument,
     run: RunOption,
@@ -75,11 +102,14 @@ def evaluate(
     direct: DirectOption = None,
     ease: EaseOption = None,
     targets: TargetsOption = None,
+    fresh_share: FreshShareOption = 0.0,
     against: AgainstOption = None,
     ranks: RanksOption = None,
     save_ranks: SaveRanksOption = None,
     json_file: JsonOption = None,
     threads: ThreadsOption = 1,
+    held_out: HeldOutOption = HeldOut.LEAVE_ONE_OUT,
+    measure_days: MeasureDaysOption = 7.0,
 ) -> None:
     """Rank the whole catalogue for every held-out event: baselines, the VLM itself, the encoder, each slot alone.
 
@@ -90,14 +120,21 @@ def evaluate(
     """
     from training.data.dataset import load_dataset
     from training.data.sequences import Sequences, last_item
-    from training.encoder.job import ENCODER_DIRECTORY
+    from training.encoder.encoder_files import ENCODER_DIRECTORY
     from training.evaluation.evaluate import FittedRun, measured_tables, rank_sets, rankers, target_sets
     from training.ranking.saved_ranks import save_ranks as write_ranks
 
     set_torch_threads(None)
+    if held_out is HeldOut.TIME:
+        if users or validation or direct or ease or fresh_share or ranks or save_ranks:
+            raise typer.BadParameter("--split time goes with --interactions, --targets, --against and --json alone")
+        _evaluate_by_time(data, run, interactions, measure_days, targets, against, json_file)
+        return
     fitted = FittedRun.load(run / ENCODER_DIRECTORY, threads=threads)
     dataset = load_dataset(data, interactions=interactions)
     split, fresh = fitted.split(dataset), None
+    if fitted.record.get("refit"):
+        _console.print("note: measured is the encoder fitted without held-out events; its refit on every event serves")
     if users is not None:
         others = load_dataset(data, interactions=users).interactions
         fresh = last_item(Sequences.from_interactions(others, dataset.item_ids()))
@@ -106,6 +143,7 @@ def evaluate(
     with _progress() as bar:
         baselines, settings = _baselines(run, fitted, dataset, split, ease, bar)
         systems, about = rankers(fitted, split, dataset.texts(), baselines), about | {"baselines": settings}
+        systems |= _with_fresh_places(fitted, systems, fresh_share)
         if _has_model(run) if direct is None else direct:
             found, description = _direct(run, dataset, split, sets, bar)
             systems, about = systems | found, about | description
@@ -117,6 +155,45 @@ def evaluate(
         write_ranks(save_ranks, ranked)
     tables = measured_tables(_joined(ranked, ranks or ()), split)
     _report(tables, against, json_file or run / _DIRECTORY / _file_name(sets), about)
+
+
+def _evaluate_by_time(
+    data: Path,
+    run: Path,
+    interactions: Path | None,
+    days: float,
+    most: int | None,
+    against: str | None,
+    json_file: Path | None,
+) -> None:
+    """Fit the recipe of a run on what lies before the last days, and rank the first event of every user in them."""
+    from dataclasses import replace
+
+    from cli.offline.encoder import fit_and_print
+    from training.config.encoder_config import EncoderConfig
+    from training.data.dataset import load_dataset
+    from training.data.sequences import evenly_spaced
+    from training.embedding.store import Embeddings
+    from training.encoder.encoder_files import ENCODER_DIRECTORY
+    from training.evaluation.evaluate import FittedRun, TargetSet, measured_tables, rank_sets, rankers
+    from training.evaluation.recipes import AFTER_CUTOFF, cutoff_of, events_before, targets_after
+    from training.runs.disk import writing_run
+    from training.runs.lock import run_lock
+
+    recipe = EncoderConfig.model_validate(FittedRun.load(run / ENCODER_DIRECTORY).record["config"])
+    dataset = load_dataset(data, interactions=interactions)
+    cutoff = cutoff_of(dataset.interactions, days)
+    before = replace(dataset, interactions=events_before(dataset.interactions, cutoff))
+    held_out = targets_after(dataset.interactions, dataset.item_ids(), cutoff)
+    again = run / _DIRECTORY / "time-split"
+    with run_lock(run), writing_run(run):
+        fit_and_print(before, Embeddings.load(run / "embeddings"), recipe, again)
+    fitted = FittedRun.load(again / ENCODER_DIRECTORY, served=True)
+    split = fitted.split(before)
+    part = TargetSet(AFTER_CUTOFF, evenly_spaced(held_out, most), len(held_out))
+    ranked = rank_sets([part], rankers(fitted, split, dataset.texts()), exclude_seen=fitted.exclude_seen)
+    about = {"data": fitted.record["data"], "config": fitted.record["config"], "cutoff": cutoff, "days": days}
+    _report(measured_tables(ranked, split), against, json_file or run / _DIRECTORY / _file_name([part]), about)
 
 
 def _baselines(
@@ -150,6 +227,19 @@ def _baselines(
     else:
         bar.console.print(f"note: no {CONTENT_MEAN} row: {run / 'embeddings'} is of other items", markup=False)
     return systems, found.settings
+
+
+def _with_fresh_places(fitted: "FittedRun", systems: "Mapping[str, System]", share: float) -> "dict[str, System]":
+    """The row of the served encoder with places kept for new items; none for a share of 0."""
+    from training.evaluation.evaluate import SERVED
+    from training.ranking.fresh_places import FreshPlaces
+
+    if not share:
+        return {}
+    ranker, findable = systems[SERVED]
+    new = fitted.table.popularity == 0
+    kept = FreshPlaces(ranker, new, findable, share, exclude_seen=fitted.exclude_seen)
+    return {f"{SERVED}, fresh share {share:g}": (kept, findable)}
 
 
 class _Tasks:

@@ -20,11 +20,13 @@ from cli.online.index_options import (
     CodesOption,
     EvaluationOption,
     ForceOption,
+    FreshShareOption,
     KindOption,
     MemoryOption,
     TargetRecallOption,
     index_spec,
 )
+from cli.online.published import RegistryOption, published_at
 
 if TYPE_CHECKING:
     from training.embedding.job import Progress
@@ -65,12 +67,13 @@ TextfileOption = Annotated[
 def reindex(
     data: Annotated[Path, typer.Argument(help="The current data set.", metavar="DATA")],
     run: RunOption,
-    registry: Annotated[str, typer.Option("--registry", help="Where to publish the bundle.", metavar="DIR")],
+    registry: RegistryOption,
     interactions: InteractionsOption = None,
     kind: KindOption = "auto",
     codes: CodesOption = "auto",
     memory_mb: MemoryOption = None,
     target_recall: TargetRecallOption = 0.97,
+    fresh_share: FreshShareOption = 0.0,
     bounds: BoundsOption = None,
     bound: BoundOption = None,
     evaluation: EvaluationOption = None,
@@ -96,7 +99,6 @@ def reindex(
 
         def work() -> None:
             from cli.online.index import pinned_here, read_evaluation
-            from index.bundle.registry import Registry
             from training.data.dataset import load_dataset
             from training.nightly.reindex import ReindexJob
             from training.nightly.volume_bounds import VolumeBounds
@@ -105,11 +107,13 @@ def reindex(
             set_torch_threads(threads)
             volume = VolumeBounds.read(bounds, bound or [])
             others = [option for option in bound or [] if option.partition("=")[0].strip() not in volume.names()]
-            spec = index_spec(kind, codes, memory_mb, target_recall, bounds, others, threads)
+            spec = index_spec(kind, codes, memory_mb, target_recall, bounds, others, threads, fresh_share)
             dataset = load_dataset(data, interactions=interactions)
             figures = read_evaluation(run, evaluation)
             spare = frozenset() if keep is None else pinned_here()
-            job = ReindexJob(run, dataset, Registry(registry), spec, figures, keep, force, trust_times, spare, volume)
+            job = ReindexJob(
+                run, dataset, published_at(registry), spec, figures, keep, force, trust_times, spare, volume
+            )
             _dry_run(job, record, stop_requested) if dry_run else _carry_out(job, record, stop_requested)
 
         _guard(work, record)

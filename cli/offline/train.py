@@ -1,9 +1,10 @@
 """`vlm2rec train` and `vlm2rec embed`: train the vision-language model and embed the catalogue with it."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -11,17 +12,20 @@ from rich.console import Console
 from cli.offline.threads import set_torch_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rich.progress import Progress, TaskID
 
     from training.backbones.trained_model import TrainedModel
     from training.config.run_config import RunConfig
     from training.data.dataset import Dataset
+    from training.embedding.job import EncodeShards, Finished
+    from training.embedding.plan import EmbeddingPlan
     from training.embedding.store import Embeddings
 
 _TRAINING = "train"
 _MODEL = "model"
+_RAY = "Several machines"
 _EMBEDDINGS = "embeddings"
 _UNREADABLE_SHOWN = 5
 _console = Console(highlight=False, soft_wrap=True)
@@ -35,7 +39,7 @@ def train(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Configuration (TOML), copied to RUN/config.toml.")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Start from this preset: tiny (the default) or qwen2.5-vl-3b.")
+        str | None, typer.Option(help="Start from this preset: tiny (the default), towers-minilm or qwen2.5-vl-3b.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the training in RUN, if there is one.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of train.steps.")] = None,
@@ -61,11 +65,13 @@ def train(
     dataset = load_dataset(data, interactions=interactions)
     set_torch_threads(threads)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    if first:
+        _print_licences(chosen)
     with writing_run(run, again="start the same command again with --resume to continue"):
         if first and not stored_config.is_file():
             _write(stored_config, to_toml(chosen))
         before = (run / _TRAINING / _MODEL).is_dir()
-        model, done = _train(dataset, chosen, run / _TRAINING, resume=resume, shown=first)
+        model, done = train_model(dataset, chosen, run / _TRAINING, resume=resume, shown=first)
         if first:
             _write(stored_config, to_toml(chosen))
     if first:
@@ -74,21 +80,37 @@ def train(
         _report(dataset, run, changed=not before)
 
 
-def _train(dataset: "Dataset", chosen: "RunConfig", directory: Path, *, resume: bool, shown: bool) -> tuple[Path, int]:
-    """Train with a progress bar; returns the path of the model and the number of finished steps."""
+def train_model(
+    dataset: "Dataset", chosen: "RunConfig", directory: Path, *, resume: bool, shown: bool = True
+) -> tuple[Path, int]:
+    """Train with a progress bar.
+
+    Args:
+        dataset: catalogue and interactions.
+        chosen: the configuration.
+        directory: of the training.
+        resume: go on from the newest checkpoint, if there is one.
+        shown: False for all but one of several processes.
+
+    Returns:
+        Path of the model, and number of finished steps.
+    """
     from training.encoder.job import split_dataset
     from training.finetune.trainer import TrainingProgress, train_vlm
 
     parts = split_dataset(dataset, chosen.encoder.cold_items).parts
     done = chosen.train.steps
-    with _progress(shown=shown) as bar:
+    with embedding_progress(shown=shown) as bar:
         task = bar.add_task("training", total=done)
 
         def report(now: TrainingProgress) -> None:
             nonlocal done
             done = now.step
             description = "training" if now.loss is None else f"training  loss {now.loss:.3f}"
-            bar.update(task, completed=now.step, description=description)
+            bar.update(task, completed=now.step, total=now.steps, description=description)
+
+        def embedding(step: str, done: int, every: int) -> None:
+            bar.update(task, description=step, completed=done, total=every)
 
         model = train_vlm(
             dataset,
@@ -98,6 +120,7 @@ def _train(dataset: "Dataset", chosen: "RunConfig", directory: Path, *, resume: 
             validation=parts.validation,
             resume=resume,
             report=report,
+            embedding=embedding,
         )
     return model, done
 
@@ -130,6 +153,25 @@ def embed(
         ),
     ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be embedded; change nothing.")] = False,
+    engine: Annotated[
+        Literal["process", "ray"],
+        typer.Option(help="This process, or the workers of a Ray cluster.", rich_help_panel=_RAY),
+    ] = "process",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Head of the cluster, or auto; without it a cluster on this machine, for this job.",
+            rich_help_panel=_RAY,
+        ),
+    ] = None,
+    ray_workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Most workers; default: one a GPU, else one for each CPU but one.", rich_help_panel=_RAY
+        ),
+    ] = None,
 ) -> None:
     """Embed the catalogue with the trained model and write RUN/embeddings; later only new and changed items.
 
@@ -140,30 +182,89 @@ def embed(
     from training.runs.disk import writing_run
     from training.runs.lock import run_lock
 
+    if engine == "process" and (ray_address is not None or ray_workers is not None):
+        raise typer.BadParameter("--ray-address and --ray-workers need --engine ray")
+    if no_vlm and (dry_run or engine == "ray"):
+        raise typer.BadParameter(
+            "--no-vlm computes statistics of the whole catalogue; leave out --engine and --dry-run"
+        )
     dataset = load_dataset(data)
     set_torch_threads(threads)
     if no_vlm:
-        from training.embedding.baseline_features import embed_without_vlm
+        from training.embedding.baseline_job import baseline_embeddings
 
         with writing_run(run):
             run.mkdir(parents=True, exist_ok=True)
-            with run_lock(run), _progress() as bar:
-                embeddings = embed_without_vlm(dataset, progress=bar)
-                embeddings.save(run / _EMBEDDINGS)
-        _console.print(f"embedded {len(embeddings):,} items: {_slots(embeddings)}")
-        _print_unreadable(embeddings.unreadable)
+            with run_lock(run), embedding_progress() as bar:
+                embeddings, _ = baseline_embeddings(dataset, run / _EMBEDDINGS, again=True, progress=bar)
+        print_baseline(embeddings)
         return
     from training.backbones.trained_model import TrainedModel
 
     model = TrainedModel.of(run)
-    with run_lock(run), writing_run(run):
-        _embed(dataset, model, trust_times=trust_times)
+    _print_licences(model.config)
+    if dry_run:
+        _would_embed(dataset, model, trust_times=trust_times)
+        return
+    with run_lock(run), writing_run(run), contextlib.ExitStack() as stack:
+        encode_shards = None
+        if engine == "ray":
+            encode_shards = stack.enter_context(_ray_shards(dataset, model, ray_address, ray_workers))
+        embed_items(dataset, model, trust_times=trust_times, encode_shards=encode_shards)
 
 
-def _embed(dataset: "Dataset", model: "TrainedModel", *, trust_times: bool) -> None:
+@contextlib.contextmanager
+def _ray_shards(
+    dataset: "Dataset", model: "TrainedModel", address: str | None, most: int | None
+) -> "Iterator[EncodeShards]":
+    """Makes shards with the workers of a Ray cluster; connects when there are some to be made."""
+    import torch
+
+    from training.embedding.distributed.ray_workers import RayWorkers, ray_cluster
+    from training.embedding.distributed.shard_pool import ShardPool
+    from training.embedding.distributed.shard_worker import ShardJob
+
+    with contextlib.ExitStack() as stack:
+
+        def encode_shards(
+            plan: "EmbeddingPlan", numbers: "Sequence[int]", finished: "Finished", stopped: "Callable[[], bool]"
+        ) -> None:
+            job = ShardJob(
+                dataset.directory.resolve(),
+                model.run.resolve(),
+                plan.directory.resolve(),
+                model.provenance,
+                plan.batch_items,
+                torch.get_num_threads(),
+            )
+            ray = stack.enter_context(ray_cluster(address))
+            ShardPool(RayWorkers(ray, job, most)).encode(plan, numbers, finished, stopped)
+
+        yield encode_shards
+
+
+def _would_embed(dataset: "Dataset", model: "TrainedModel", *, trust_times: bool) -> None:
+    from training.embedding.job import pending_items
+    from training.embedding.plan import work_done
+
+    pending = pending_items(dataset, model.provenance, model.embeddings, trust_times=trust_times)
+    wanted = int(pending.wanted.sum())
+    done = work_done(model.embeddings, pending.wanted_contents(), pending.model) if wanted else 0
+    if pending.reason is not None:
+        _console.print(f"every item would be embedded: {pending.reason}", markup=False)
+    _console.print(
+        f"would embed {wanted - done:,} of {len(dataset):,} ({done:,} are done by an interrupted job, "
+        f"{pending.reused:,} known by content); nothing was changed"
+    )
+
+
+def embed_items(
+    dataset: "Dataset", model: "TrainedModel", *, trust_times: bool, encode_shards: "EncodeShards | None" = None
+) -> "Embeddings":
+    """Embed new and changed items with a progress bar, print how it went, and return the embeddings of all."""
     from training.embedding.job import embed_catalogue, pending_items
 
-    with _progress() as bar:
+    with embedding_progress() as bar:
         tasks: dict[str, TaskID] = {}
 
         def report(step: str, done: int, every: int) -> None:
@@ -182,6 +283,7 @@ def _embed(dataset: "Dataset", model: "TrainedModel", *, trust_times: bool) -> N
             shard_items=model.config.embed.shard_items,
             batch_items=model.config.embed.batch_items,
             progress=report,
+            encode_shards=encode_shards,
         )
     delta, wanted = pending.delta, int(pending.wanted.sum())
     resumed = f" ({done.resumed:,} of them before an interruption)" if done.resumed else ""
@@ -196,6 +298,22 @@ def _embed(dataset: "Dataset", model: "TrainedModel", *, trust_times: bool) -> N
         _console.print(f"{lost:,} items name a picture that is not found; `vlm2rec data check` lists them")
     _console.print(f"vectors: {_slots(done.embeddings)}")
     _print_unreadable(done.embeddings.unreadable)
+    return done.embeddings
+
+
+def print_baseline(embeddings: "Embeddings") -> None:
+    """Print what was embedded without a vision-language model."""
+    _console.print(f"embedded {len(embeddings):,} items: {_slots(embeddings)}")
+    _print_unreadable(embeddings.unreadable)
+
+
+def _print_licences(config: "RunConfig") -> None:
+    """Name the licence of the pretrained models, if there are any."""
+    from training.backbones.licences import licences
+
+    found = licences(config.vlm)
+    if found:
+        _console.print(f"licence of the pretrained model: {', '.join(found)}", markup=False)
 
 
 def _print_unreadable(unreadable: "Mapping[str, str]") -> None:
@@ -219,7 +337,12 @@ def _write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _progress(*, shown: bool = True) -> "Progress":
+def embedding_progress(*, shown: bool = True) -> "Progress":
+    """A progress display with numbers, on stderr.
+
+    Args:
+        shown: False for all but one of several processes.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

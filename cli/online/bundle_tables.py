@@ -29,6 +29,7 @@ def show_bundle(bundle: Path) -> None:
         BundleInvalid: manifest or report are missing, altered or of another form.
     """
     from index.bundle.manifest import PAGE_FILE, REPORT_FILE
+    from index.bundle.unused_modalities import REMEDY
     from index.errors import BundleInvalid
     from index.evaluation.report_file import read_report
 
@@ -47,6 +48,8 @@ def show_bundle(bundle: Path) -> None:
     _out.print(lines, markup=False)
     if manifest.checks:
         _out.print(check_table(manifest.checks))
+    for unused in manifest.unused_modalities:
+        _out.print(f"warning: {unused}; {REMEDY}", markup=False, style="yellow")
     _out.print(f"{_verdict(manifest)}; as a page: {bundle / PAGE_FILE}", markup=False)
 
 
@@ -84,15 +87,27 @@ def _lines(report: Mapping[str, Any]) -> Iterable[str]:
             yield (
                 f"without {slot}: {found['absent']} not in the catalogue, {found['unreadable']} unreadable, "
                 f"{found.get('not_found', 0)} not found, {found['cold']} with too little history"
+                f"{_imputed(found)}"
             )
     if report["near_duplicates"] is not None:
         yield f"near-duplicate pictures: {report['near_duplicates']['share']:.1%} of the pictured items"
     if report["disagreement"] is not None:
         yield f"text and picture disagree: {report['disagreement']['share']:.1%} of the items that have both"
+    if report.get("refit"):
+        pair = report["refit"]
+        yield (
+            f"the encoder {pair['served']} serves, refitted on every event; it was not itself measured, accuracy "
+            f"figures are of {pair['measured']}"
+        )
     if report["quality"] is not None:
         named = {system["name"]: system for system in report["quality"]["systems"]}
         ratios = (f"{name} {_ratio(system)}" for name, system in named.items() if name != "popularity")
         yield f"{report['quality']['metric']} over popularity, {report['quality']['targets']}: {', '.join(ratios)}"
+
+
+def _imputed(found: Mapping[str, int]) -> str:
+    """How many behaviour vectors are imputed; empty where none is."""
+    return f", {found['imputed']} of these imputed" if found.get("imputed") else ""
 
 
 def _ratio(system: Mapping[str, float | None]) -> str:
@@ -132,7 +147,7 @@ def check_table(checks: "Sequence[BoundCheck]") -> Table:
 def show_bundles(found: "Iterable[BundleInfo]") -> None:
     """Print the bundles of a registry, one per line."""
     table = Table(box=None, pad_edge=False)
-    for name in ("", "bundle", "created", "items", "MB", "recall", "verdict"):
+    for name in ("", "bundle", "created", "items", "MB", "recall", "lists", "verdict"):
         number = name in {"items", "MB", "recall"}
         table.add_column(name, justify="right" if number else "left", no_wrap=name != "verdict", overflow="fold")
     for info in found:
@@ -152,6 +167,11 @@ def _bundle_row(info: "BundleInfo") -> tuple[str, ...]:
         verdict = f"forced: misses {', '.join(check.figure for check in info.shortfalls)}"
     else:
         verdict = f"keeps to {info.bounds} bounds" if info.bounds else "no bounds"
+    if info.refitted:
+        verdict = f"{verdict}; refitted, accuracy measured before"
+    if info.warnings:
+        verdict = f"{verdict}; warning: {'; '.join(map(str, info.warnings))}"
     if not info.published:
         verdict = f"never published; {verdict}"
-    return ("*" if info.current else "", info.id, created, str(info.items or ""), size, recall, escape(verdict))
+    lists = ", ".join(f"{name} {neighbours}" for name, neighbours in info.lists.items())
+    return ("*" if info.current else "", info.id, created, str(info.items or ""), size, recall, lists, escape(verdict))

@@ -3,7 +3,8 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,14 +19,17 @@ from cli.online.index_options import (
     CodesOption,
     EvaluationOption,
     ForceOption,
+    FreshShareOption,
     KindOption,
     MemoryOption,
     TargetRecallOption,
     index_spec,
 )
+from cli.online.published import RegistryOption, published_at
+from cli.online.served_run import ServedRun
 
 if TYPE_CHECKING:
-    from index.lists.item_lists import ItemLists
+    from index.bundle.bundle import Bundle
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -33,8 +37,6 @@ _EXIT_REFUSED = 1
 
 _out = Console(soft_wrap=True, highlight=False)
 _err = Console(stderr=True, soft_wrap=True, highlight=False)
-
-RegistryOption = Annotated[str, typer.Option("--registry", help="Directory of published bundles, or its file:// URL.")]
 
 
 @app.command()
@@ -45,6 +47,7 @@ def build(
     codes: CodesOption = "auto",
     memory_mb: MemoryOption = None,
     target_recall: TargetRecallOption = 0.97,
+    fresh_share: FreshShareOption = 0.0,
     bounds: BoundsOption = None,
     bound: BoundOption = None,
     threads: Annotated[int | None, typer.Option(help="Threads to build with; all cores if not given.")] = None,
@@ -54,22 +57,20 @@ def build(
 ) -> None:
     """Build a bundle from a run, measure it, check its bounds, and publish it with --publish."""
     from index.build.build import build_bundle
-    from index.items.eval_queries import EvaluationQueries
-    from index.items.item_table import ItemTable
 
-    spec = index_spec(kind, codes, memory_mb, target_recall, bounds, bound, threads)
-    encoder = run / "encoder"
-    table, fitted = ItemTable.load(encoder / "table"), _fit_record(encoder / "fit.json")
+    spec = index_spec(kind, codes, memory_mb, target_recall, bounds, bound, threads, fresh_share)
+    fitted = ServedRun.load(run)
     with _progress() as report:
         bundle = build_bundle(
-            table,
-            encoder / "encoder.onnx",
-            EvaluationQueries.load(encoder / "probes.npz"),
+            fitted.table,
+            fitted.encoder,
+            fitted.queries,
             out or run / "bundles",
             spec,
-            lists=_lists(encoder / "lists", fitted, len(table)),
+            lists=fitted.lists,
             evaluation=read_evaluation(run, evaluation),
-            exclude_seen=_excludes_seen(encoder / "fit.json", fitted),
+            exclude_seen=fitted.exclude_seen,
+            event_types=fitted.event_types,
             progress=report,
         )
     show_bundle(bundle)
@@ -91,9 +92,7 @@ def publish(
 @app.command("list")
 def list_bundles(registry: RegistryOption) -> None:
     """List the bundles in order of publication; * marks the current one."""
-    from index.bundle.registry import Registry
-
-    found = Registry(registry).list()
+    found = published_at(registry).list()
     if found:
         show_bundles(found)
     else:
@@ -108,7 +107,6 @@ def show(
     ] = None,
 ) -> None:
     """Show the figures of a bundle with its bounds."""
-    from index.bundle.registry import Registry
     from index.errors import BundleNotFound
 
     if registry is None:
@@ -116,7 +114,7 @@ def show(
             raise typer.BadParameter("give a bundle, or --registry for the current one")
         show_bundle(Path(bundle))
         return
-    published = Registry(registry)
+    published = published_at(registry)
     name = bundle or published.current()
     if name is None:
         raise BundleNotFound(f"{registry}: nothing is published yet; publish one with `vlm2rec index publish`")
@@ -131,9 +129,7 @@ def rollback(
     ] = None,
 ) -> None:
     """Make the previous bundle, or any published one, current."""
-    from index.bundle.registry import Registry
-
-    _out.print(f"current: {Registry(registry).rollback(to)}", markup=False)
+    _out.print(f"current: {published_at(registry).rollback(to)}", markup=False)
 
 
 @app.command()
@@ -144,25 +140,32 @@ def verify(
     ] = None,
 ) -> None:
     """Hash every file of a bundle, or of all published ones, and open it once."""
-    from index.bundle.bundle import Bundle
-    from index.bundle.registry import Registry
     from index.errors import BundleInvalid
 
     if (bundle is None) == (registry is None):
         raise typer.BadParameter("give a bundle or --registry, exactly one of them")
-    paths = [bundle] if bundle is not None else [info.path for info in Registry(registry or "").list()]
     damaged = 0
-    for path in paths:
+    checked = _loaders(bundle, registry)
+    for name, load in checked.items():
         try:
-            loaded = Bundle.load(path, verify="full")
-            _out.print(f"{path}: whole, {len(loaded)} items", markup=False)
+            _out.print(f"{name}: whole, {len(load())} items", markup=False)
         except BundleInvalid as error:
             damaged += 1
             _err.print(f"{error}", markup=False, style="red")
-    if not paths:
+    if not checked:
         _out.print(f"{registry}: nothing is published yet", markup=False)
     if damaged:
         raise typer.Exit(_EXIT_REFUSED)
+
+
+def _loaders(bundle: Path | None, registry: str | None) -> dict[str, Callable[[], "Bundle"]]:
+    """What loads each bundle in full, by the place of the bundle: one bundle, or all of a registry."""
+    from index.bundle.bundle import Bundle
+
+    if bundle is not None:
+        return {str(bundle): partial(Bundle.load, bundle, verify="full")}
+    published = published_at(registry or "")
+    return {f"{published.location}/{info.id}": partial(published.load_verified, info.id) for info in published.list()}
 
 
 @app.command()
@@ -177,9 +180,7 @@ def prune(
 
     The current bundle, the target of a rollback, and bundles that a service on this machine has pinned are kept.
     """
-    from index.bundle.registry import Registry
-
-    gone = Registry(registry).prune(keep, spare={*(spare or ()), *pinned_here()})
+    gone = published_at(registry).prune(keep, spare={*(spare or ()), *pinned_here()})
     _out.print("\n".join(f"deleted: {name}" for name in gone) or "nothing to delete", markup=False)
 
 
@@ -192,62 +193,16 @@ def pinned_here() -> frozenset[str]:
 
 
 def _publish(bundle: Path, registry: str, *, force: bool) -> None:
-    from index.bundle.registry import Registry
     from index.errors import GateRefused
 
     try:
         with _progress() as report:
-            name = Registry(registry).publish(bundle, force=force, progress=report)
+            name = published_at(registry).publish(bundle, force=force, progress=report)
     except GateRefused as error:
         _err.print(check_table(error.shortfalls))
         _err.print(f"refused: {error}", markup=False, style="red")
         raise typer.Exit(_EXIT_REFUSED) from error
     _out.print(f"published: {name}", markup=False)
-
-
-def _fit_record(path: Path) -> dict[str, Any]:
-    """The content of ``fit.json``; empty if there is no such file.
-
-    Raises:
-        IndexSpecError: the file cannot be read.
-    """
-    from index.errors import IndexSpecError
-
-    if not path.is_file():
-        return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise IndexSpecError(f"{path}: cannot be read ({error}); run `vlm2rec fit-encoder` again") from error
-    if not isinstance(record, dict):
-        raise IndexSpecError(f"{path}: must be a JSON object, got {type(record).__name__}; fit the encoder again")
-    return record
-
-
-def _excludes_seen(path: Path, record: Mapping[str, Any]) -> bool:
-    """Whether the run was fitted for answers without seen items; true if that is not recorded.
-
-    Raises:
-        IndexSpecError: the record has another form.
-    """
-    from index.errors import IndexSpecError
-
-    config = record.get("config", {})
-    found = config.get("exclude_seen", True) if isinstance(config, dict) else None
-    if not isinstance(found, bool):
-        raise IndexSpecError(f"{path}: exclude_seen must be true or false, got {found!r}; fit the encoder again")
-    return found
-
-
-def _lists(directory: Path, record: Mapping[str, Any], items: int) -> "ItemLists | None":
-    """The item-to-item lists of a run; None if it has none.
-
-    Raises:
-        ItemListError, BundleInvalid: the run recorded lists, and they are missing or damaged.
-    """
-    from index.lists.item_lists import ItemLists
-
-    return ItemLists.load(directory, items, check=False) if record.get("lists") else None
 
 
 def read_evaluation(run: Path, path: Path | None) -> dict[str, Any] | None:

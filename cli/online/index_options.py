@@ -32,8 +32,15 @@ BoundOption = Annotated[
         metavar="NAME=VALUE",
         help="One bound, in place of the file's: recall=0.95, coverage=0.2, slot_share.image=0.05, "
         "missing.image=0.1, served_quality=1, text_quality, image_quality, latency_p99_ms, near_duplicates, "
-        "disagreement; of reindex alone deleted=0.2, lost_events, lost_texts, lost_pictures, missing_files=0.02, "
-        "unreadable_files; VALUE none lifts it. May be given several times.",
+        "disagreement, licence.allowed=apache-2.0,mit; of reindex alone deleted=0.2, lost_events, lost_texts, "
+        "lost_pictures, missing_files=0.02, unreadable_files; VALUE none lifts it. May be given several times.",
+    ),
+]
+FreshShareOption = Annotated[
+    float,
+    typer.Option(
+        help="Share of the places of an answer that are kept for new items, which have no training event, 0 … 1; "
+        "a request may say otherwise."
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Publish even below a bound; the manifest says so.")]
@@ -48,6 +55,7 @@ def index_spec(
     bounds: Path | None,
     bound: Sequence[str] | None,
     threads: int | None,
+    fresh_share: float,
 ) -> "IndexSpec":
     """The index specification of the options.
 
@@ -59,6 +67,7 @@ def index_spec(
         bounds: TOML file of bounds.
         bound: ``name=value``, in place of the file's.
         threads: threads of the build; None for all cores.
+        fresh_share: share of the places of an answer that are kept for new items.
 
     Raises:
         IndexSpecError: a value breaks a rule.
@@ -73,4 +82,5 @@ def index_spec(
         target_recall=target_recall,
         bounds=read_bounds(bounds, bound or []),
         threads=threads if threads is not None else available_cores(),
+        fresh_share=fresh_share,
     )

@@ -20,12 +20,13 @@ class LiveService:
         url: ``http://host:port`` or ``https://…``, with a path if the service stands behind one.
         key: API key; None sends none.
         timeout_s: seconds that one answer may take.
+        key_variable: variable that has the key, for messages.
 
     Raises:
         LiveServiceError: the URL is of another form.
     """
 
-    def __init__(self, url: str, key: str | None, *, timeout_s: float) -> None:
+    def __init__(self, url: str, key: str | None, *, timeout_s: float, key_variable: str = "VLM2REC_API_KEYS") -> None:
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -34,7 +35,7 @@ class LiveService:
         kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
         if parts.scheme not in kinds or not host:
             raise LiveServiceError(f"{url} must begin with http:// or https:// and name a host")
-        self._url, self._base = url, parts.path.rstrip("/")
+        self._url, self._base, self._key_variable = url, parts.path.rstrip("/"), key_variable
         self._connection = kinds[parts.scheme](host, port, timeout=timeout_s)
         self._headers = {"Content-Type": "application/json"} | ({} if key is None else {"X-API-Key": key})
 
@@ -60,11 +61,27 @@ class LiveService:
             raise self._unlike("GET /items/…", status, body)
         return bool(body["available"])
 
-    def recommend(self, items: list[str], k: int) -> dict[str, Any]:
-        """Recommendations for a history of item ids, oldest first, without its items; raises as :meth:`bundle_id`."""
-        status, body = self._ask("POST", "/recommend", {"items": items, "k": k, "exclude_seen": True})
+    def recommend(self, items: list[str], k: int, *, keeps_places: bool = False) -> dict[str, Any]:
+        """Recommendations by score alone, without the items of the history; raises as :meth:`bundle_id`.
+
+        Args:
+            items: history of item ids, oldest first.
+            k: items wanted.
+            keeps_places: whether the bundle keeps places for new items; the request then asks for none.
+        """
+        sent: dict[str, Any] = {"items": items, "k": k, "exclude_seen": True}
+        if keeps_places:
+            sent["fresh_share"] = 0.0
+        status, body = self._ask("POST", "/recommend", sent)
         if status != 200 or not isinstance(body.get("items"), list):
             raise self._unlike("POST /recommend", status, body)
+        return body
+
+    def experiment_groups(self, name: str) -> dict[str, Any]:
+        """What was counted for an experiment, by arm and group; raises as :meth:`bundle_id`."""
+        status, body = self._ask("GET", f"/experiments/{quote(name, safe='')}/groups")
+        if status != 200 or not isinstance(body.get("groups"), list):
+            raise self._unlike("GET /experiments/…/groups", status, body)
         return body
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
@@ -99,5 +116,5 @@ class LiveService:
         return response.status, wait_s, answer
 
     def _unlike(self, call: str, status: int, body: dict[str, Any]) -> LiveServiceError:
-        hint = "; give its API key with --api-key or VLM2REC_API_KEYS" if status in (401, 403) else ""
+        hint = f"; give its API key with --api-key or {self._key_variable}" if status in (401, 403) else ""
         return LiveServiceError(f"{self._url}: {call} answers {status}: {str(body.get('detail', body))[:300]}{hint}")

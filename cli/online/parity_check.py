@@ -16,8 +16,8 @@ from index.search.scoring import ScoredRows
 class Live(Protocol):
     """The calls to the live service; see `cli.online.live_service`."""
 
-    def recommend(self, items: list[str], k: int) -> dict[str, Any]:
-        """The answer to a history of item ids."""
+    def recommend(self, items: list[str], k: int, *, keeps_places: bool) -> dict[str, Any]:
+        """The answer to a history of item ids, by score alone also where the bundle keeps places for new items."""
         ...
 
     def available(self, item_id: str) -> bool:
@@ -105,7 +105,8 @@ class ParityCheck:
     def _compare_live(
         self, name: str, query: NDArray[np.float32], usable: NDArray[np.int64], seen: NDArray[np.int64]
     ) -> None:
-        answer = self._live.recommend([self._bundle.ids.id(int(row)) for row in seen], self._k)
+        items, keeps_places = [self._bundle.ids.id(int(row)) for row in seen], self._bundle.manifest.fresh_share > 0
+        answer = self._live.recommend(items, self._k, keeps_places=keeps_places)
         if answer.get("bundle") != self._bundle.id:
             raise LiveServiceError(
                 f"the service answers with bundle {answer.get('bundle')} by now, not with {self._bundle.id}; "

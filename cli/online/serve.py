@@ -44,6 +44,10 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.", show_default="8000")
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Worker processes (Linux).", show_default="one per core, 1 on CUDA"),
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
 ) -> None:
     """Serve the current bundle of a registry over HTTP.
@@ -61,8 +65,8 @@ def serve(
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
     from demo.embedded_redis import EmbeddedRedis
-    from service.server import serve as run
     from service.settings.load import load_settings
+    from service.workers.supervisor import serve as run
 
     console = Console(soft_wrap=True, highlight=False)
     defaults: dict[str, Path] = {}
@@ -72,7 +76,6 @@ def serve(
             redis = server.url
             # No other service uses this Redis, so the copy of its operator state is kept and deleted with it.
             defaults["directives_file"] = server.directory / "directives.json"
-        settings = load_settings(
-            defaults, registry=registry, redis_url=redis, host=host, port=port, log_level=log_level
-        )
+        options = {"redis_url": redis, "host": host, "port": port, "workers": workers, "log_level": log_level}
+        settings = load_settings(defaults, registry=registry, **options)
         run(settings, announce=lambda url: console.print(f"vlm2rec serves {url}   (API: {url}/docs)"))

@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cli.online.published import published_at
+
 if TYPE_CHECKING:
     from cli.online.parity_check import ParityCheck
     from index.bundle.bundle import Bundle
@@ -74,12 +76,11 @@ def _load(live_id: str, registry: str | None, bundle: Path | None) -> "Bundle":
     from cli.errors import LiveServiceError
     from index.bundle.bundle import Bundle
     from index.bundle.manifest import Manifest
-    from index.bundle.registry import Registry
     from index.errors import BundleNotFound
 
     if bundle is None:
         try:
-            bundle = Registry(registry or "").path(live_id)
+            bundle = published_at(registry or "").path(live_id)
         except BundleNotFound as error:
             raise LiveServiceError(
                 f"the service answers with bundle {live_id}, which {registry} does not have; give its registry"

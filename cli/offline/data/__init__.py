@@ -1,0 +1,1 @@
+"""Commands that import, check or make a data set."""

@@ -1,0 +1,52 @@
+"""`vlm2rec fit`: from a data set to everything that the index needs, without a vision-language model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cli.offline.encoder import ConfigOption, InteractionsOption, SeedOption, chosen_config, fit_and_print
+from cli.offline.threads import set_torch_threads
+from cli.offline.train import embedding_progress, print_baseline
+
+_RUNS = Path("runs")
+
+_console = Console(highlight=False, soft_wrap=True)
+
+
+def fit(
+    data: Annotated[Path, typer.Argument(help="The data set.", metavar="DATA")],
+    run: Annotated[
+        Path | None, typer.Option("--run", help="The run directory; default runs/NAME of DATA.", metavar="RUN")
+    ] = None,
+    interactions: InteractionsOption = None,
+    config: ConfigOption = None,
+    seed: SeedOption = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+) -> None:
+    """Embed the catalogue without a vision-language model and fit everything that serves: minutes on two cores.
+
+    `vlm2rec embed --no-vlm` and `vlm2rec fit-encoder` in one command: TF-IDF and picture statistics, item slots,
+    sequence encoder, item-to-item lists, refit and thumbnails. Resumes after an interruption; texts and pictures that
+    did not change are not embedded again.
+    """
+    from training.data.dataset import load_dataset
+    from training.embedding.baseline_job import baseline_embeddings, refuse_vlm_embeddings
+    from training.runs.disk import writing_run
+    from training.runs.lock import run_lock
+
+    place = run or _RUNS / data.resolve().name
+    chosen = chosen_config(place, config, seed)
+    dataset = load_dataset(data, interactions=interactions)
+    set_torch_threads(threads)
+    refuse_vlm_embeddings(place / "embeddings")
+    with writing_run(place):
+        place.mkdir(parents=True, exist_ok=True)
+        with run_lock(place):
+            with embedding_progress() as bar:
+                embeddings, made = baseline_embeddings(dataset, place / "embeddings", again=False, progress=bar)
+            if made:
+                print_baseline(embeddings)
+            fit_and_print(dataset, embeddings, chosen, place)
+    _console.print(f"next: vlm2rec index build --run {place} --publish bundles/", markup=False)
