@@ -20,18 +20,19 @@ RUN groupadd --gid 10001 vlm2rec \
 # ---- what `serve` is made of
 FROM base AS build-serve
 ARG ENGINE=cpu
+ARG EXTRAS=
 WORKDIR /build
 # pip and the tools of the build stay outside of the environment that is shipped.
 RUN python -m venv --without-pip /opt/vlm2rec \
     && python -m venv /opt/tools \
     && /opt/tools/bin/pip install --no-cache-dir --disable-pip-version-check hatchling==1.33.0 cyclonedx-bom==7.5.0
-COPY pyproject.toml constraints/cpu.txt ./
+COPY pyproject.toml constraints/cpu.txt constraints/gpu.txt ./
 COPY wheels wheels
 COPY ops/image/requirements.py .
 # The dependencies are a layer of their own: it is made again only when they change, not with every line of code.
-RUN python requirements.py "$ENGINE" > requirements.txt \
+RUN python requirements.py "$ENGINE" $(test "$ENGINE" != gpu || echo cuda) $EXTRAS > requirements.txt \
     && /opt/tools/bin/pip --python /opt/vlm2rec/bin/python install --no-cache-dir --disable-pip-version-check \
-        --only-binary :all: --find-links wheels --constraint cpu.txt --requirement requirements.txt \
+        --only-binary :all: --find-links wheels --constraint "$ENGINE.txt" --requirement requirements.txt \
     && cd /opt/vlm2rec/lib/python3*/site-packages/pyarrow && rm -rf include tests
 COPY README.md LICENSE ./
 COPY cli cli
@@ -62,9 +63,10 @@ CMD ["serve"]
 # ---- what `train` is made of
 FROM build-serve AS build-train
 ARG ENGINE=cpu
-RUN python requirements.py "$ENGINE" train > requirements.txt \
+ARG EXTRAS=
+RUN python requirements.py "$ENGINE" $EXTRAS train > requirements.txt \
     && /opt/tools/bin/pip --python /opt/vlm2rec/bin/python install --no-cache-dir --disable-pip-version-check \
-        --only-binary :all: --find-links wheels --constraint cpu.txt --requirement requirements.txt \
+        --only-binary :all: --find-links wheels --constraint "$ENGINE.txt" --requirement requirements.txt \
     && /opt/tools/bin/cyclonedx-py environment --output-reproducible --output-file /opt/vlm2rec/sbom.cdx.json \
         /opt/vlm2rec/bin/python
 
