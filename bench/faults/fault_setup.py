@@ -15,8 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
 import redis
 
+from bench.faults.replica import END_THREADS
 from demo.embedded_redis import EmbeddedRedis
 from service.settings.load import GROUP_OF
 
@@ -27,20 +29,21 @@ _METRIC = re.compile(r"^(vlm2rec_\w+)(\{[^}]*\})? ([\d.e+-]+)$", re.MULTILINE)
 
 
 class Replica:
-    """A process of the service that can be stopped and started again on the same port.
+    """A service that can be stopped and started again on the same port.
 
     Args:
         registry: of the bundle.
         redis_url: of the histories.
         state: a directory of its own.
+        workers: processes that answer.
     """
 
-    def __init__(self, registry: Path, redis_url: str, state: Path) -> None:
+    def __init__(self, registry: Path, redis_url: str, state: Path, workers: int = 1) -> None:
         self.port = _free_port()
         self._state = state
         self._command = [
             *(sys.executable, "-m", "bench.faults.replica", "serve", "--registry", str(registry)),
-            *("--redis", redis_url, "--port", str(self.port), "--log-level", "error"),
+            *("--redis", redis_url, "--port", str(self.port), "--log-level", "error", "--workers", str(workers)),
         ]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -66,10 +69,14 @@ class Replica:
             self._process.terminate()
             self._process.wait(60)
 
-    def end_workers(self) -> None:
-        """Stop the threads of the process's engine."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGUSR1)
+    def end_threads(self) -> None:
+        """End the threads of the engine, in every process that answers."""
+        for pid in self._pids():
+            os.kill(pid, END_THREADS)
+
+    def kill_process(self) -> None:
+        """Kill one of the processes that answer."""
+        os.kill(self._pids()[0], signal.SIGKILL)
 
     def burst(self) -> None:
         """Send many recommendations at the same moment."""
@@ -82,6 +89,13 @@ class Replica:
             with client:
                 while client.recv(1 << 16):
                     pass
+
+    def _pids(self) -> list[int]:
+        """The workers; the process itself if there is only one."""
+        if self._process is None:
+            return []
+        workers = psutil.Process(self._process.pid).children()
+        return [worker.pid for worker in workers] or [self._process.pid]
 
     def status(self, path: str) -> int:
         """Status of a GET; 0 without an answer."""
@@ -106,6 +120,7 @@ class FaultSetup:
     Args:
         registry: of a published bundle.
         work: for files of this run.
+        workers: processes that answer in each replica.
 
     Attributes:
         redis: the server; `append only`, written through before every answer.
@@ -113,9 +128,9 @@ class FaultSetup:
         port: of the balancer.
     """
 
-    def __init__(self, registry: Path, work: Path) -> None:
+    def __init__(self, registry: Path, work: Path, workers: int = 1) -> None:
         self.redis = EmbeddedRedis(work / "redis", append_only=True, fsync_always=True)
-        self.replicas = [Replica(registry, self.redis.url, work / f"replica-{number}") for number in (1, 2)]
+        self.replicas = [Replica(registry, self.redis.url, work / f"replica-{number}", workers) for number in (1, 2)]
         self.port = 0
         self._balancer: subprocess.Popen[bytes] | None = None
 

@@ -2,6 +2,7 @@
 
     python -m bench.faults.faults               # 300 requests and 30 events a second, about two minutes
     python -m bench.faults.faults --rate 50     # a quiet look
+    python -m bench.faults.faults --workers 2   # two worker processes in each replica, one of which is killed too
 
 Two replicas run behind a balancer, with a Redis that writes every event to the disk. Each fault has a phase of its own.
 Prints and writes JSON, and the table of docs/reliability.md.
@@ -32,7 +33,8 @@ _PAGE = _ROOT / "docs" / "reliability.md"
 _BEGIN, _END = "<!-- figures of bench/results/faults.json -->", "<!-- end of figures -->"
 _HISTORY = "history_unavailable"
 _DEGRADED_METRIC = f'vlm2rec_degraded_total{{reason="{_HISTORY}"}}'
-_DEATHS_METRIC = "vlm2rec_worker_deaths_total"
+_DEATHS_METRIC = "vlm2rec_engine_deaths_total"
+_RESTARTS_METRIC = "vlm2rec_worker_restarts"
 _RETRIES = 200
 
 
@@ -48,6 +50,7 @@ class Fault:
         refuses: events cannot be stored meanwhile.
         drains: a replica ends in order meanwhile, and may answer 503.
         kills: threads of the engine end meanwhile.
+        replaces: a worker process ends meanwhile and is replaced.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Fault:
     refuses: bool = False
     drains: bool = False
     kills: bool = False
+    replaces: bool = False
 
 
 def _signal_redis(setup: FaultSetup, which: signal.Signals) -> None:
@@ -75,10 +79,10 @@ def _command(setup: FaultSetup, *command: str) -> None:
         admin.execute_command(*command)
 
 
-def _end_workers(setup: FaultSetup) -> None:
+def _end_threads(setup: FaultSetup) -> None:
     for replica in setup.replicas:
         replica.burst()  # threads are started when several requests come at once
-        replica.end_workers()
+        replica.end_threads()
         replica.burst()  # and end at their next step
 
 
@@ -113,8 +117,10 @@ FAULTS = (
     Fault(
         "one replica restarted (SIGTERM)", lambda s: s.replicas[0].end(), lambda s: s.replicas[0].start(), drains=True
     ),
-    Fault("worker threads killed", _end_workers, lambda _: None, kills=True),
+    Fault("engine threads killed", _end_threads, lambda _: None, kills=True),
 )
+PROCESS_KILLED = Fault("a worker process killed", lambda s: s.replicas[0].kill_process(), lambda _: None, replaces=True)
+"""Only where a replica has several; the balancer asks again for what was in progress."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,7 @@ class FaultPlan:
         before_s: seconds of each phase before its fault.
         fault_s: seconds of a fault.
         after_s: seconds after it.
+        workers: processes that answer in each replica.
     """
 
     rate: float = 300.0
@@ -134,6 +141,12 @@ class FaultPlan:
     before_s: float = 3.0
     fault_s: float = 5.0
     after_s: float = 5.0
+    workers: int = 1
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """All faults that such replicas can have."""
+        return FAULTS if self.workers == 1 else (*FAULTS, PROCESS_KILLED)
 
 
 @dataclass
@@ -185,7 +198,7 @@ class Phase:
             "events_not_stored_at_last": self.unstored,
             "events_repeated": self.repeated[0],
             "events_stored_twice": self.repeated[1],
-            "worker_deaths": int(self.counted[_DEATHS_METRIC]),
+            "engine_deaths": int(self.counted[_DEATHS_METRIC]),
             "wrong": self.wrong(),
         }
 
@@ -200,8 +213,10 @@ class Phase:
             problems.append("the fault was not felt by recommendations")
         if self.fault.refuses and not any(outcome.status == 503 for outcome in self.outcomes):
             problems.append("the fault was not felt by events")
-        if self.fault.kills and not self.counted.get(_DEATHS_METRIC, 1):
-            problems.append("no worker died")
+        if self.fault.kills and not self.counted[_DEATHS_METRIC]:
+            problems.append("no engine thread died")
+        if self.fault.replaces and not self.counted[_RESTARTS_METRIC]:
+            problems.append("no worker process was replaced")
         if self.unstored:
             problems.append(f"{self.unstored} events were refused for ever")
         if self.repeated[1]:
@@ -266,24 +281,24 @@ def _send_again(
     return stored, len(open_) - unstored, unstored
 
 
-def run(registry: Path, work: Path, plan: FaultPlan, faults: Sequence[Fault] = FAULTS) -> dict[str, Any]:
+def run(registry: Path, work: Path, plan: FaultPlan, faults: Sequence[Fault] | None = None) -> dict[str, Any]:
     """Run all faults on a bundle; the figures, and whether every phase holds.
 
     Args:
         registry: of a published bundle.
         work: for files of this run.
         plan: how much of everything.
-        faults: in this order.
+        faults: in this order; None: all of the plan.
     """
     load = FaultLoad(registry, plan.rate, plan.event_rate)
-    with FaultSetup(registry, work) as setup:
+    with FaultSetup(registry, work, plan.workers) as setup:
         acknowledged = load.first_histories()
         for at in range(0, len(acknowledged), 500):
             status, _ = setup.post("/events", {"events": [event.body() for event in acknowledged[at : at + 500]]})
             if status != 200:
                 raise SystemExit(f"the first histories could not be stored: {status}")
         phases = {}
-        for fault in faults:
+        for fault in plan.faults if faults is None else faults:
             phases[fault.name] = carry_out(fault, setup, load, plan, acknowledged).figures()
             print(f"{fault.name}: {phases[fault.name]['wrong'] or 'holds'}", file=sys.stderr, flush=True)
         lost, doubled = lost_and_doubled(setup, acknowledged)
@@ -306,7 +321,8 @@ def table(found: dict[str, Any]) -> str:
     plan, about = found["plan"], found["machine"]
     lines = [
         f"{plan['rate']:.0f} recommendations and {plan['event_rate']:.0f} events a second on {about['cores']} cores "
-        f"({about['cpu']}), commit {found['commit']}. Of {found['events_acknowledged']:,} acknowledged events "
+        f"({about['cpu']}), {_processes(plan.get('workers', 1))}commit {found['commit']}. "
+        f"Of {found['events_acknowledged']:,} acknowledged events "
         f"{found['events_lost']} were lost and {found['events_doubled']} stored twice.",
         "",
         "| fault | answers | degraded: seen, counted | events refused, stored later | other failures | histories back "
@@ -324,6 +340,10 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _processes(workers: int) -> str:
+    return "" if workers == 1 else f"{workers} worker processes in each replica, "
+
+
 def write_page(found: dict[str, Any], page: Path) -> None:
     """Put the figures into the page, between their marks."""
     head, _, rest = page.read_text().partition(_BEGIN)
@@ -337,6 +357,7 @@ def main() -> None:
     parser.add_argument(
         "--rate", type=float, default=FaultPlan.rate, help="recommendations per second; a tenth as many events"
     )
+    parser.add_argument("--workers", type=int, default=FaultPlan.workers, help="processes that answer in each replica")
     parser.add_argument("--work", type=Path, default=_ROOT / ".bench", help="where built bundles are kept")
     parser.add_argument("--out", type=Path, default=_ROOT / "bench" / "results" / "faults.json")
     options = parser.parse_args()
@@ -347,7 +368,7 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], cwd=_ROOT, check=True)
     made = published(options.items, options.work, encoder, lambda setup, _share: print(setup, file=sys.stderr))
     with tempfile.TemporaryDirectory(dir=options.work) as scratch:
-        plan = FaultPlan(rate=options.rate, event_rate=options.rate / 10)
+        plan = FaultPlan(rate=options.rate, event_rate=options.rate / 10, workers=options.workers)
         found = run(Path(made.registry), Path(scratch), plan)
     found |= {"items": options.items, "commit": commit(), "machine": machine()}
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
     python -m bench.faults.fuzz                    # continues the last run
     python -m bench.faults.fuzz --fresh            # begins anew
     python -m bench.faults.fuzz --fresh --requests 1 --rounds 1 --raw 100 --out /tmp/fuzz.json    # a quick look
+    python -m bench.faults.fuzz --fresh --workers 2 --out /tmp/fuzz.json    # several worker processes
 
 Runs rounds of one seed each, with different keys in turn, until the number of requests is reached; each round is stored
 at its end. All of schemathesis' checks are on but positive_data_acceptance: a body that fits the schema may still name
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.faults.raw_http import DamagedRequests
-from bench.load.shop import ODD_IDS, Service, Shop, open_shop
+from bench.load.shop import ODD_IDS, WORKER_ENDED, Service, Shop, open_shop
 from bench.measurements import Measurements
 from bench.serving.environments import python_for
 from demo.embedded_redis import EmbeddedRedis
@@ -136,15 +137,25 @@ def found_in(measured: dict[str, Any], service: Service) -> dict[str, Any]:
         "server_errors": statuses["500"] + sum(n for status, n in statuses.items() if status in {"501", "502", "504"}),
         "unanswered": statuses["none"],
         "undocumented_statuses": sum(measured["undocumented"].values()),
+        **health(service),
+    }
+
+
+def health(service: Service) -> dict[str, Any]:
+    """Whether the service runs, and what its log has of failed requests and of workers that died."""
+    lines = service.errors()
+    return {
         "alive": service.alive,
-        "lines_logged_at_error": len([line for line in service.errors() if '"failed"' in line]),
+        "lines_logged_at_error": sum('"failed"' in line for line in lines),
+        "worker_deaths": sum(WORKER_ENDED in line for line in lines),
     }
 
 
 def is_clean(measured: dict[str, Any]) -> bool:
     """Whether a round found nothing."""
     nothing = ("failures", "errors", "server_errors", "unanswered", "undocumented_statuses", "lines_logged_at_error")
-    return measured["alive"] and measured["complete"] and not any(measured[name] for name in nothing)
+    found = any(measured[name] for name in nothing) or measured.get("worker_deaths", 0) > 0
+    return measured["alive"] and measured["complete"] and not found
 
 
 def totals(rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -179,7 +190,8 @@ def run_rounds(options: argparse.Namespace, results: Measurements, shop: Shop, s
             started = time.perf_counter()
             with EmbeddedRedis() as redis:
                 url = redis.url if setup.redis else "unix:///nonexistent/redis.sock"
-                with Service(shop.registry, url, scratch / "service.log", **setup.settings) as service:
+                settings = setup.settings | {"workers": str(options.workers)}
+                with Service(shop.registry, url, scratch / "service.log", **settings) as service:
                     made = fuzz(service, setup, shop, seed=seed, examples=options.examples, scratch=scratch)
                     measured = found_in(made, service)
             results.put(key, measured, took_s=time.perf_counter() - started)
@@ -193,12 +205,12 @@ def run_raw(options: argparse.Namespace, results: Measurements, shop: Shop, scra
     """Send bytes that are not HTTP to a service of its own."""
     if _RAW not in results:
         started = time.perf_counter()
-        with EmbeddedRedis() as redis, Service(shop.registry, redis.url, scratch / "raw.log") as service:
-            damaged = DamagedRequests(service.port, options.seed)
-            measured = damaged.run(options.raw) | {
-                "alive": service.alive,
-                "lines_logged_at_error": len([line for line in service.errors() if '"failed"' in line]),
-            }
+        workers = str(options.workers)
+        with (
+            EmbeddedRedis() as redis,
+            Service(shop.registry, redis.url, scratch / "raw.log", workers=workers) as service,
+        ):
+            measured = DamagedRequests(service.port, options.seed).run(options.raw) | health(service)
         results.put(_RAW, measured, took_s=time.perf_counter() - started)
     found = results[_RAW]
     print(f"{_RAW}: {found['cases']} cases, {found['outcomes']}, wrong: {found['wrong'] or 'nothing'}", flush=True)
@@ -224,11 +236,14 @@ def main() -> None:
     parser.add_argument("--raw", type=int, default=2_000, help="cases below HTTP")
     parser.add_argument("--seed", type=int, default=1, help="of the first round; each further one has the next")
     parser.add_argument("--items", type=int, default=2_000)
+    parser.add_argument("--workers", type=int, default=1, help="processes that answer")
     parser.add_argument("--out", type=Path, default=_OUT)
     parser.add_argument("--work", type=Path, default=_WORK, help="where built bundles are kept between runs")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended on the way out
     settings = {name: getattr(options, name) for name in ("examples", "raw", "seed", "items")}
+    if options.workers > 1:
+        settings["workers"] = options.workers
     results = Measurements(options.out, settings, fresh=options.fresh)
     with tempfile.TemporaryDirectory(prefix="vlm2rec-fuzz-") as directory:
         scratch = Path(directory)
@@ -236,7 +251,8 @@ def main() -> None:
         rounds = run_rounds(options, results, shop, scratch)
         raw = run_raw(options, results, shop, scratch)
     found = totals(rounds) | {"raw_cases": raw["cases"], "raw_wrong": len(raw["wrong"])}
-    found["clean"] = found["clean"] and raw["alive"] and not raw["wrong"] and not raw["lines_logged_at_error"]
+    quiet = not raw["lines_logged_at_error"] and not raw.get("worker_deaths", 0)
+    found["clean"] = found["clean"] and raw["alive"] and not raw["wrong"] and quiet
     results.put("in all", found, took_s=0.0)
     print(json.dumps({name: found[name] for name in found if name not in {"operations", "checks"}}))
     sys.exit(0 if found["clean"] else 1)

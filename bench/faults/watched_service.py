@@ -2,13 +2,15 @@
 
     python -m bench.faults.watched_service WITNESS.jsonl serve --registry …
 
-A line every few seconds: blocks of memory that the interpreter's allocator has given out, threads, and the longest time
-since the line before that the event loop took to answer this thread, in milliseconds. The collector's objects are not
-counted: `gc.get_objects` holds tuples that another thread is still making, which then fail with a SystemError.
+Of several worker processes each has such a thread. A line every few seconds: process id, blocks of memory that the
+interpreter's allocator has given out, and the longest time since the line before that the event loop took to answer
+this thread, in milliseconds. The collector's objects are not counted: `gc.get_objects` holds tuples that another thread
+is still making, which then fail with a SystemError.
 """
 
 import asyncio
 import json
+import os
 import sys
 import threading
 import time
@@ -20,18 +22,15 @@ from cli.main import main as vlm2rec
 
 EVERY_S = 5.0
 _PROBE_S = 0.02
-_loops: list[asyncio.AbstractEventLoop] = []
 
 
-def _watch(witness: Path) -> None:
+def _watch(witness: Path, loop: asyncio.AbstractEventLoop) -> None:
     """Measure the delay of the event loop periodically and write each sample."""
-    while not _loops:
-        time.sleep(0.1)
     lag_ms, due = 0.0, time.monotonic()
     while True:
         asked, answered = time.perf_counter(), threading.Event()
         try:
-            _loops[0].call_soon_threadsafe(answered.set)
+            loop.call_soon_threadsafe(answered.set)
         except RuntimeError:
             return  # the loop has ended
         answered.wait(10.0)
@@ -39,8 +38,8 @@ def _watch(witness: Path) -> None:
         if time.monotonic() >= due:
             due += EVERY_S
             line = {
+                "pid": os.getpid(),
                 "blocks": sys.getallocatedblocks(),
-                "threads": threading.active_count(),
                 "lag_ms": round(lag_ms, 2),
             }
             lag_ms = 0.0
@@ -50,16 +49,16 @@ def _watch(witness: Path) -> None:
 
 
 def main() -> None:
-    """Start the watching thread and run `vlm2rec` with the remaining arguments."""
+    """Run `vlm2rec` with the remaining arguments, and a watching thread beside every event loop."""
     witness = Path(sys.argv.pop(1))
     started = uvicorn.Server.startup
 
     async def startup(self: uvicorn.Server, sockets: object = None) -> None:
-        _loops.append(asyncio.get_running_loop())
+        # Not before: a process that forks workers may have no thread.
+        threading.Thread(target=_watch, args=(witness, asyncio.get_running_loop()), daemon=True).start()
         await started(self, sockets)  # type: ignore[arg-type]
 
     uvicorn.Server.startup = startup  # type: ignore[method-assign]
-    threading.Thread(target=_watch, args=(witness,), daemon=True).start()
     vlm2rec()
 
 

@@ -25,7 +25,7 @@ from bench.measurements import Measurements
 from bench.serving.contenders import OURS, Contender
 from bench.serving.plan import ServingPlan
 from bench.serving.running import RunningContender
-from bench.serving.serving import prepare
+from bench.serving.serving import NEIGHBOURS, prepare
 from bench.serving.setting import Setting
 
 RATE = 1_000
@@ -114,8 +114,9 @@ def main() -> None:
     out = options.out or (_OUT if options.device == "cuda" else aside)
     plan = ServingPlan(sizes=tuple(sorted(options.rows)), main=min(options.rows), open_s=options.seconds)
     settings = {"device": options.device, "seconds": options.seconds, "rate": options.rate, "load": load_tool()}
+    settings |= {"neighbours": NEIGHBOURS}
     results = Measurements(out, settings, fresh=options.fresh)
-    bundles = prepare(plan.sizes, results, options.work)
+    bundles = prepare(plan.sizes, results, options.work, NEIGHBOURS)
     contender = replace(OURS, environment={**OURS.environment, "VLM2REC_DEVICE": options.device})
     with Setting(plan, bundles) as setting:
         for rows in plan.sizes:

@@ -36,7 +36,7 @@ from training.backbones.starting_model import trainable
 from training.backbones.vlm import Embedding, VlmEmbedder
 from training.data.dataset import Dataset
 from training.data.pictures import PictureStore
-from training.embedding.job import CatalogueEncoder
+from training.embedding.catalogue_encoder import CatalogueEncoder
 from training.errors import OutOfMemory
 from training.finetune.distributed import ProcessGroup
 from training.finetune.step import ContrastiveStep

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bench.index.catalogues import LAYOUT, made_histories, made_vectors
+from bench.index.catalogues import LAYOUT, made_histories, made_lists, made_vectors
 from index.build.build import build_bundle
 from index.bundle.bundle import Bundle
 from index.bundle.index_spec import IndexSpec
@@ -45,6 +45,7 @@ class Published:
         vectors_bytes: size of the stored vectors.
         index_bytes: size of the index.
         recall: recall@20 by kind of query, from the bundle's own report.
+        neighbours: of an item in each of its item-to-item lists; 0: no lists.
     """
 
     rows: int
@@ -56,9 +57,10 @@ class Published:
     vectors_bytes: int
     index_bytes: int
     recall: dict[str, float]
+    neighbours: int = 0
 
 
-def published(rows: int, work: Path, encoder: Path, progress: Progress) -> Published:
+def published(rows: int, work: Path, encoder: Path, progress: Progress, *, neighbours: int = 0) -> Published:
     """The bundle of a size, built with the product's own choice of index if it is not there yet.
 
     Args:
@@ -66,15 +68,17 @@ def published(rows: int, work: Path, encoder: Path, progress: Progress) -> Publi
         work: where bundles are kept between runs.
         encoder: ``encoder.onnx``.
         progress: called with a stage and the share of it that is done.
+        neighbours: of an item in each of its three item-to-item lists; 0: no lists.
     """
-    home = work / f"catalogue-{rows}"
+    home = work / (f"catalogue-{rows}-lists-{neighbours}" if neighbours else f"catalogue-{rows}")
     record = home / "published.json"
     if record.exists():
         return Published(**json.loads(record.read_text()))
     progress("catalogue", 0.0)
     table, queries = _table(rows)
+    lists = made_lists(rows, neighbours) if neighbours else None
     started = time.perf_counter()
-    built = build_bundle(table, encoder, queries, home / "built", IndexSpec(), progress=progress)
+    built = build_bundle(table, encoder, queries, home / "built", IndexSpec(), lists=lists, progress=progress)
     build_s = time.perf_counter() - started
     started = time.perf_counter()
     registry = Registry(home / "registry")
@@ -93,6 +97,7 @@ def published(rows: int, work: Path, encoder: Path, progress: Progress) -> Publi
         vectors_bytes=(path / "vectors.npy").stat().st_size,
         index_bytes=sum(file.stat().st_size for file in path.glob("index.faiss")),
         recall=dict(bundle.manifest.index.recall),
+        neighbours=neighbours,
     )
     record.write_text(json.dumps(asdict(found), indent=1))
     return found

@@ -66,7 +66,7 @@ def measured(interactions: int, items: int, threads: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     train, config = made_histories(interactions, items, rng), EncoderConfig(epochs=1, patience=1)
     torch.manual_seed(config.seed)
-    model = SlotModel(made_embeddings(items, rng), popularity(train, items) >= config.min_events, config)
+    model = SlotModel(made_embeddings(items, rng), popularity(train, items), config)
     nobody = Targets([], np.zeros(0, dtype=np.int64), [])
     with tempfile.TemporaryDirectory() as place, Progress() as bar:
         task = bar.add_task("epoch", total=1.0)

@@ -34,6 +34,8 @@ from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 
 ODD_IDS = ("ein Tee/grün", "a%2Fb", "👟", "..", "a b?c#d", "'; DROP TABLE items;--", "é" * 128, "x" * 256)
+WORKER_ENDED = '"worker ended"'
+"""Part of a log line: a worker process died and is started again."""
 _BUNDLES = 4
 _NIGHT = 0.02  # standard deviation of what a night's training moves; a component is about 0.07
 _PATIENCE_S = 60.0
@@ -130,6 +132,7 @@ class Service:
         program = ["cli.main"] if witness is None else ["bench.faults.watched_service", str(witness)]
         self._command = [sys.executable, "-m", *program, "serve", "--registry", str(registry), "--redis", redis]
         own = {"VLM2REC_DIRECTIVES_FILE": str(log.with_suffix(".directives.json")), "VLM2REC_LOG_LEVEL": "error"}
+        own["VLM2REC_WORKERS"] = "1"
         given = {f"VLM2REC_{name.upper()}": value for name, value in settings.items()}
         self._variables = {**os.environ, **own, **given}
 
@@ -161,6 +164,10 @@ class Service:
             self.process.kill()
             self.process.wait()
         self.process.stdout.close()
+
+    def processes(self) -> list[psutil.Process]:
+        """The process, and its workers where it has several."""
+        return [self.process, *self.process.children()]
 
     @property
     def alive(self) -> bool:

@@ -2,10 +2,12 @@
 
     python -m bench.load.soak                                  # 30 minutes
     python -m bench.load.soak --minutes 2 --out /tmp/soak.json # a quick look; too short for a verdict on growth
+    python -m bench.load.soak --workers 2 --out /tmp/soak.json # several worker processes
 
 Users, filters, diversity, batches, bad requests, clients that leave in the middle, a bundle swap every two minutes, and
 a Redis that is killed and comes back every five. Memory, file descriptors, threads and Redis are read every
-five seconds. Measurements are written every half minute, so the run may be ended at any moment.
+five seconds, of several worker processes as sums with their parent. Measurements are written every half minute, so the
+run may be ended at any moment.
 """
 
 import argparse
@@ -16,16 +18,18 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
+import psutil
 import redis
 
 from bench.faults.watched_service import EVERY_S
-from bench.load.shop import Service, Shop, open_shop
+from bench.load.shop import WORKER_ENDED, Service, Shop, open_shop
 from bench.load.soak_load import Requests, SoakLoad
 from bench.measurements import commit, machine
 from bench.serving.growth import judge
@@ -50,11 +54,12 @@ class Sample:
 
     Attributes:
         second: since the load began.
-        rss, pss, anonymous: memory of the service in MiB: resident, shared pages in part, without mapped files.
+        rss, pss, anonymous: memory of the service in MiB: resident (of several processes as ``pss``, so that a shared
+            page counts once), shared pages in part, without mapped files.
         descriptors: open file descriptors that are no sockets.
         clients: connections of clients.
         stores: all other sockets, most of them connections to Redis.
-        threads: of the process.
+        threads: of the service.
         blocks, lag_ms: see `bench.faults.watched_service`.
         redis: MiB that Redis has allocated; None while it is down.
         p99_ms: of the requests due in the last five seconds, those of bad requests left out.
@@ -154,28 +159,22 @@ class Soak:
         raise SystemExit(f"the service ended: {self._service.errors()[-3:]}")
 
     def _look(self) -> Sample:
-        process, port = self._service.process, self._service.port
-        with process.oneshot():
-            memory, threads = process.memory_full_info(), process.num_threads()
-            clients = sum(one.laddr[1] == port and bool(one.raddr) for one in process.net_connections("tcp"))
-        descriptors, sockets = _descriptors(process.pid)
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        anonymous = int(status.partition("RssAnon:")[2].split()[0])
-        lines = self._witness.read_text().splitlines() if self._witness.exists() else []
-        inside = json.loads(lines[-1]) if lines else {"blocks": 0, "lag_ms": 0.0}
+        each = list(_samples(self._service))
+        pss = sum(one.pss for one in each)
+        inside = _newest(self._witness)
         latencies = [seconds for _, seconds in self._load.seen.latencies]
         self._load.seen.latencies.clear()
         return Sample(
             second=round(time.monotonic() - self._started, 1),
-            rss=memory.rss / 2**20,
-            pss=memory.pss / 2**20,
-            anonymous=anonymous / 2**10,
-            descriptors=descriptors,
-            clients=clients,
-            stores=max(sockets - clients, 0),
-            threads=threads,
-            blocks=inside["blocks"],
-            lag_ms=inside["lag_ms"],
+            rss=each[0].rss if len(each) == 1 else pss,
+            pss=pss,
+            anonymous=sum(one.anonymous for one in each),
+            descriptors=sum(one.descriptors for one in each),
+            clients=sum(one.clients for one in each),
+            stores=sum(max(one.sockets - one.clients, 0) for one in each),
+            threads=sum(one.threads for one in each),
+            blocks=sum(one["blocks"] for one in inside),
+            lag_ms=max((one["lag_ms"] for one in inside), default=0.0),
             redis=self._redis_mib(),
             p99_ms=round(1000 * float(np.percentile(latencies, 99)), 2) if latencies else None,
         )
@@ -223,8 +222,9 @@ class Soak:
         wrong = [one for one in load.failed if not (one[2] == 503 and any(a <= one[0] <= b for a, b in down))]
         verdict = judge([asdict(sample) for sample in self._samples], self._rest)
         verdict["unexpected_failures"] = len(wrong)
-        lines = [line for line in self._service.errors() if '"failed"' in line]
-        verdict["errors_logged"] = len(lines)
+        lines = self._service.errors()
+        verdict["errors_logged"] = sum('"failed"' in line for line in lines)
+        verdict["worker_deaths"] = sum(WORKER_ENDED in line for line in lines)
         verdict["alive"] = self._service.alive
         found = {
             "settings": {
@@ -232,6 +232,7 @@ class Soak:
                 "rate": options.rate,
                 "items": options.items,
                 "seed": options.seed,
+                "workers": options.workers,
             },
             "machine": machine(),
             "commit": commit(),
@@ -248,6 +249,43 @@ class Soak:
         partial = options.out.with_name(f".{options.out.name}.part")
         partial.write_text(json.dumps(found, indent=1) + "\n")
         partial.replace(options.out)
+
+
+@dataclass(frozen=True, slots=True)
+class _ProcessSample:
+    """One process at one moment; names as in :class:`Sample`, ``sockets`` are all of them."""
+
+    rss: float
+    pss: float
+    anonymous: float
+    descriptors: int
+    sockets: int
+    clients: int
+    threads: int
+
+
+def _samples(service: Service) -> Iterator[_ProcessSample]:
+    """One of each process of the service that still runs."""
+    for process in service.processes():
+        with contextlib.suppress(psutil.Error, OSError):
+            yield _look_at(process, service.port)
+
+
+def _look_at(process: psutil.Process, port: int) -> _ProcessSample:
+    with process.oneshot():
+        memory, threads = process.memory_full_info(), process.num_threads()
+        clients = sum(one.laddr[1] == port and bool(one.raddr) for one in process.net_connections("tcp"))
+    descriptors, sockets = _descriptors(process.pid)
+    anonymous = int(Path(f"/proc/{process.pid}/smaps_rollup").read_text().partition("Pss_Anon:")[2].split()[0])
+    return _ProcessSample(
+        memory.rss / 2**20, memory.pss / 2**20, anonymous / 2**10, descriptors, sockets, clients, threads
+    )
+
+
+def _newest(witness: Path) -> list[dict[str, Any]]:
+    """The newest line of each process, but of those that have ended; see `bench.faults.watched_service`."""
+    lines = [json.loads(line) for line in witness.read_text().splitlines()] if witness.exists() else []
+    return [line for pid, line in {line["pid"]: line for line in lines}.items() if psutil.pid_exists(pid)]
 
 
 def _descriptors(pid: int) -> tuple[int, int]:
@@ -296,17 +334,19 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second")
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes that answer")
     parser.add_argument("--out", type=Path, default=_OUT)
     parser.add_argument("--image", type=Path, default=None, help="of the plot; default beside --out")
     parser.add_argument("--work", type=Path, default=_WORK, help="where built bundles are kept between runs")
     options = parser.parse_args()
+    settings = _SETTINGS | {"workers": str(options.workers)}
     with tempfile.TemporaryDirectory(prefix="vlm2rec-soak-") as directory:
         scratch = Path(directory)
         shop = open_shop(options.work, options.items, scratch)
         witness = scratch / "witness.jsonl"
         with (
             EmbeddedRedis(scratch / "redis", append_only=True) as store,
-            Service(shop.registry, store.url, scratch / "service.log", witness=witness, **_SETTINGS) as service,
+            Service(shop.registry, store.url, scratch / "service.log", witness=witness, **settings) as service,
         ):
             with urlopen(f"http://127.0.0.1:{service.port}/openapi.json", timeout=10) as answer:
                 paths = json.loads(answer.read())["paths"]
@@ -317,7 +357,7 @@ def main() -> None:
     plot(options.out, options.image or options.out.with_suffix(".svg"))
     verdict = json.loads(options.out.read_text())["verdict"]
     print(json.dumps(verdict, indent=1))
-    sys.exit(0 if verdict["holds"] and not verdict["unexpected_failures"] else 1)
+    sys.exit(0 if verdict["holds"] and not verdict["unexpected_failures"] and not verdict["worker_deaths"] else 1)
 
 
 if __name__ == "__main__":

@@ -151,10 +151,17 @@ def point_to(registry: Path, bundle_id: str) -> None:
 
 
 class Server:
-    """A running `vlm2rec serve` on a registry, with a Redis of its own; further settings by variable."""
+    """A running `vlm2rec serve` on a registry, with a Redis of its own and, by default, one process.
+
+    Args:
+        registry: of the bundles.
+        state: directory for the copy of the operator state.
+        **further: settings by variable.
+    """
 
     def __init__(self, registry: Path, state: Path, **further: str) -> None:
-        settings = {"VLM2REC_LOG_LEVEL": "error", "VLM2REC_DIRECTIVES_FILE": str(state / "directives.json")} | further
+        settings = {"VLM2REC_LOG_LEVEL": "error", "VLM2REC_WORKERS": "1"}
+        settings |= {"VLM2REC_DIRECTIVES_FILE": str(state / "directives.json")} | further
         self._process = subprocess.Popen(
             [sys.executable, "-m", "cli.main", "serve", "--registry", str(registry), "--embedded-redis", "--port", "0"],
             stdout=subprocess.PIPE,

@@ -30,7 +30,7 @@ from training.backbones.vlm import Embedding, VlmEmbedder, load_embedder
 from training.config.run_config import RunConfig, load_config
 from training.data.dataset import Dataset, load_dataset, read_interactions
 from training.data.sequences import LeaveOneOut, Sequences, Targets, last_item, leave_one_out, popularity
-from training.embedding.job import CatalogueEncoder
+from training.embedding.catalogue_encoder import CatalogueEncoder
 from training.finetune.run_directory import RunDirectory, run_fingerprint
 from training.finetune.trainer import TrainingProgress, train_vlm
 from training.finetune.validation import Vectors, direct_ranks

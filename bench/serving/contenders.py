@@ -79,8 +79,9 @@ OURS = Contender(
         *("-m", "cli.main", "serve", "--registry", "{registry}", "--redis", "{redis}"),
         *("--port", "{port}", "--log-level", "warning"),
     ),
-    "as `vlm2rec serve` comes: one process, the whole contract of docs/http.md",
+    "one process (`--workers 1`), the whole contract of docs/http.md",
     ("fastapi", "uvicorn", "uvloop", "httptools", "redis", "faiss-cpu", "onnxruntime", "numpy"),
+    environment={"VLM2REC_WORKERS": "1"},
 )
 ECHO = Contender(
     "echo",

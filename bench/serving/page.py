@@ -36,8 +36,9 @@ errors are those of all rounds. Latencies are of answered requests: what was nev
 no percentile. Closed loop: {tool} with {connections} connections. Open
 loop: requests due at random moments of a constant rate (Poisson), latency counted from the moment a request was due.
 Every request names a user with a stored history of 10 and asks for 20 items; catalogues are made, clustered vectors of
-192 dimensions (text, image, behaviour), the encoder has 2 layers of 128.
+192 dimensions (text, image, behaviour), the encoder has 2 layers of 128.{lists}
 """
+_LISTS = " Every item has {neighbours} neighbours\nin each of three item-to-item lists."
 _WHY = (
     "Where the time goes, and so why some do not hold, is in "
     "[Experiments: serving](experiments/serving.md#where-the-time-goes), with what was tried against it.\n"
@@ -71,8 +72,10 @@ def page(read: ServingResults, images: Path, others: Iterable[Path]) -> str:
         others: result files of other benches, to be linked.
     """
     settings = read.settings
+    lists = _LISTS.format(neighbours=settings["neighbours"]) if settings.get("neighbours") else ""
+    rounds, tool = len(read.rounds), settings["load"]
     parts = [
-        _INTRO.format(rounds=len(read.rounds), connections=settings["connections"], tool=settings["load"]),
+        _INTRO.format(rounds=rounds, connections=settings["connections"], tool=tool, lists=lists),
         *_run(read),
         "## What holds\n",
         *_verdicts(verdicts(read)),

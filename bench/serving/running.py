@@ -111,6 +111,23 @@ class RunningContender:
             found["processes"] += 1
         return found
 
+    def cpu_seconds(self) -> float:
+        """Processor time that all its processes have used."""
+        used = 0.0
+        for process in self._family():
+            try:
+                times = process.cpu_times()
+            except psutil.Error:
+                continue
+            used += times.user + times.system
+        return used
+
+    def thread_seconds(self) -> tuple[float, float]:
+        """Processor time of its first thread, and of all others of that process."""
+        threads = self._process.threads()
+        first = sum(thread.user_time + thread.system_time for thread in threads if thread.id == self._process.pid)
+        return first, sum(thread.user_time + thread.system_time for thread in threads) - first
+
     def _family(self) -> list[psutil.Process]:
         try:
             return [self._process, *self._process.children(recursive=True)]

@@ -4,6 +4,7 @@
     python -m bench.serving.serving --fresh    # begins anew
     python -m bench.serving.serving --only overload    # measures this stage again and leaves the rest
     python -m bench.serving.serving --smoke    # seconds, to see that everything runs
+    python -m bench.serving.serving --neighbours 0    # bundles without item-to-item lists
 
 Every measurement is stored as soon as it is done (bench/results/serving.json); at the end docs/benchmarks.md is
 written. Load generator, Redis and server share the machine, so only ratios within one file mean anything; contenders
@@ -36,10 +37,11 @@ _ROOT = Path(__file__).parents[2]
 _WORK = _ROOT / ".bench"
 _STAGES = ("tuning", "contenders", "sizes", "overload", "users")
 _OUT = _ROOT / "bench" / "results" / "serving.json"
+NEIGHBOURS = 50  # what `vlm2rec fit-encoder` takes by default
 
 
-def prepare(sizes: Iterable[int], results: Measurements, work: Path) -> dict[int, Published]:
-    """Build and publish the missing bundles of these sizes."""
+def prepare(sizes: Iterable[int], results: Measurements, work: Path, neighbours: int) -> dict[int, Published]:
+    """Build and publish the missing bundles of these sizes, with so many neighbours in the lists of each item."""
     encoder = work / "encoder.onnx"
     if not encoder.exists():
         subprocess.run([sys.executable, "-m", "bench.index.encoder", str(encoder)], check=True)
@@ -52,7 +54,7 @@ def prepare(sizes: Iterable[int], results: Measurements, work: Path) -> dict[int
                 bars.update(bar, description=f"{rows:,} items: {stage}", completed=share)
 
             started = time.perf_counter()
-            made = found[rows] = published(rows, work, encoder, progress)
+            made = found[rows] = published(rows, work, encoder, progress, neighbours=neighbours)
             bars.update(bar, description=f"{rows:,} items: {made.kind} index", completed=1.0)
             key = f"bundle/{rows}"
             if key not in results:
@@ -102,13 +104,14 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="seconds instead of minutes, results aside")
     parser.add_argument("--out", type=Path, default=None, help=f"default {_OUT.relative_to(_ROOT)}")
     parser.add_argument("--work", type=Path, default=_WORK, help="where bundles are kept between runs")
+    parser.add_argument("--neighbours", type=int, default=NEIGHBOURS, help="of an item in each list; 0: no lists")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended on the way out
     plan = SMOKE if options.smoke else ServingPlan()
     aside = Path(tempfile.gettempdir()) / "vlm2rec-bench-smoke.json"
     results = Measurements(
         options.out or (aside if options.smoke else _OUT),
-        asdict(plan) | {"load": load_tool()},
+        asdict(plan) | {"load": load_tool(), "neighbours": options.neighbours},
         fresh=options.fresh or options.smoke,
     )
     if options.only:
@@ -117,7 +120,7 @@ def main() -> None:
     with Setting(plan, bundles) as setting:
         every = (*tuning_visits(setting), *measured_visits(setting, results))
         needed = {visit.rows for visit in wanted(every, options.only) if missing(visit, results)}
-        bundles |= prepare(sorted(needed), results, options.work)
+        bundles |= prepare(sorted(needed), results, options.work, options.neighbours)
         for visits in (tuning_visits(setting), measured_visits(setting, results)):
             planned = wanted(visits, options.only)  # only now, since the tuning decides how peers are measured
             for number, visit in enumerate(planned, 1):
