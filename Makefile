@@ -8,8 +8,13 @@ BENCH_ARGS ?=
 ENGINE ?= cpu
 TEST_PROCESSES ?= 2
 TRY_ARGS ?=
+VERSIONS_ARGS ?=
+# The tests of a file share its fixtures, so they stay in one process; TEST_PROCESSES=8 on a larger machine. Tests start
+# hundreds of processes, each of which would compile every module where Python may not write what it has compiled.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -q \
+	--numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check check-slow audit format bench-serving bench-faults bench-filters bench-fit bench-index bench-method bench-sasrec bench-swap bench-soak fuzz site images sbom secrets demo-bundle try-compose clean
+.PHONY: demo test check check-types check-tests check-slow audit format bench-serving bench-events bench-faults bench-filters bench-fit bench-index bench-lists bench-method bench-sasrec bench-shop bench-swap bench-soak bench-workers fuzz site images sbom secrets demo-bundle try-compose clean bench-connections test-chart check-versions bench-queueing
 
 # Builds the demo catalogue, trains, indexes and serves it; Ctrl-C ends everything it started.
 demo: $(VENV)/.installed
@@ -18,21 +23,29 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	@$(MAKE) --no-print-directory check
 
-# The one gate: format, lint, strict types, import contracts, tests with warnings as errors and branch coverage. The tests of a
-# file share its fixtures, so they stay in one process; TEST_PROCESSES=8 on a larger machine.
+# The one gate: format, lint, strict types, import contracts, tests with warnings as errors and branch coverage. Tests wait for
+# other processes a fifth of the time, in which mypy runs.
 check:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/rooms.py
 	$(BIN)/python .ci/words.py
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
-		--cov --cov-report=term:skip-covered --cov-fail-under=90
+	@$(MAKE) --no-print-directory --jobs=2 check-types check-tests
+
+check-types:
+	$(BIN)/mypy
+
+check-tests:
+	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 # With them, those that need a program beyond the install: they are skipped on a PATH that has none.
 check-slow:
-	$(BIN)/pytest -q -m "slow or program"
+	$(PYTEST) -m "slow or program"
+
+# A part of the fast tests with Python 3.12 and 3.13 where there are such interpreters: minutes to install, into .venvs.
+check-versions:
+	$(PYTHON) .ci/python_versions.py $(VERSIONS_ARGS)
 
 # Known vulnerabilities of the pinned versions. `.ci/audit.py` ends with 1 on a finding and with 3 where it could not ask.
 audit:
@@ -58,18 +71,46 @@ bench-fit: $(VENV)/.installed
 bench-index: $(VENV)/.installed
 	$(BIN)/python -m bench.index.index_1m $(BENCH_ARGS)
 
+# What item-to-item lists cost: of a search in one process, then of the throughput of the service; about ten minutes.
+bench-lists: $(VENV)/.installed
+	$(BIN)/python -m bench.index.list_cost $(BENCH_ARGS)
+	$(BIN)/python -m bench.serving.lists $(BENCH_ARGS)
+
+# One, two and four worker processes beside the echo: about seven minutes.
+bench-workers: $(VENV)/.installed
+	$(BIN)/python -m bench.serving.workers $(BENCH_ARGS)
+
+# How evenly the workers share few long-lived connections, also after a death: about five minutes.
+bench-connections: $(VENV)/.installed
+	$(BIN)/python -m bench.serving.connections $(BENCH_ARGS)
+
 # What balancing text and picture is worth: dozens of training runs, hours, never part of CI. Killed at any moment it goes on
 # where it was; BENCH_ARGS="--jobs 4 --threads 2", or --smoke for two minutes.
 bench-method: $(VENV)/.installed
 	$(BIN)/python -m bench.method.method $(BENCH_ARGS)
 
+# A simulated shop whose truth is known: types, attribution, an experiment and 200 A/A tests; at most ten minutes. Goes on
+# where it ended.
+bench-shop: $(VENV)/.installed
+	$(BIN)/python -m bench.load.simulated_shop $(BENCH_ARGS)
+
+# What event types, outcomes and an exporter cost, beside the service of an earlier checkout; about 20 minutes, goes on where it
+# ended. BENCH_ARGS="--baseline ../before", a git worktree of the commit to compare with.
+bench-events: $(VENV)/.installed
+	$(BIN)/python -m bench.load.events_cost $(BENCH_ARGS)
+
 # Five swaps, two of them of damaged bundles, under 300 requests a second: about two minutes.
 bench-swap: $(VENV)/.installed
 	$(BIN)/python -m bench.load.swap $(BENCH_ARGS)
 
-# Thirty minutes of mixed load with swaps and a Redis that restarts; BENCH_ARGS="--minutes 2" for a quick look.
+# Thirty minutes of mixed load with swaps and a Redis that restarts; BENCH_ARGS="--minutes 2" for a quick look;
+# this one, `fuzz` and `bench-faults` take --workers 2 too.
 bench-soak: $(VENV)/.installed
 	$(BIN)/python -m bench.load.soak $(BENCH_ARGS)
+
+# The simulation of `vlm2rec plan` beside the service: p99 at three rates, on a quiet machine; about five minutes.
+bench-queueing: $(VENV)/.installed
+	$(BIN)/python -m bench.capacity.queueing $(BENCH_ARGS)
 
 # RecTools' SASRec on item ids, in an environment of its own, as a row for `vlm2rec evaluate --ranks`:
 # make bench-sasrec BENCH_ARGS="DATA --interactions FILE --out ranks.parquet"
@@ -112,8 +153,13 @@ demo-bundle: $(VENV)/.installed
 try-compose:
 	ops/try-compose.sh $(TRY_ARGS)
 
+# The Helm chart: rendered by helm and held against the API of Kubernetes; fetches both tools into .helm.
+test-chart: $(VENV)/.installed
+	sh ops/helm/get-tools.sh .helm
+	PATH=$(CURDIR)/.helm/bin:$$PATH $(BIN)/pytest -q tests/ops/test_chart.py
+
 clean:
-	rm -rf .audit .bench .demo .screenshots .site build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .helm .audit .bench .demo .screenshots .site build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # Stamped last, so that an install which was broken off is done again.
 $(VENV)/.installed: pyproject.toml constraints/cpu.txt

@@ -16,7 +16,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 MOST_MODULES: Final = 16
 # Package: most rooms, most arrows between them.
-BOUNDS: Final = {"index": (10, 30), "training": (20, 70), "service": (20, 70)}
+BOUNDS: Final = {"index": (11, 33), "training": (20, 70), "service": (20, 80)}
 FOLDERS: Final = ("bench", "cli", "demo", "index", "service", "tests", "training")
 
 Graph = Mapping[str, set[str]]
@@ -84,7 +84,8 @@ def crowded_folders(tops: Iterable[str]) -> Iterator[str]:
     for top in tops:
         counted: dict[Path, int] = defaultdict(int)
         for file in (ROOT / top).rglob("*.py"):
-            counted[file.parent] += file.stem != "__init__"
+            if not any(part.startswith(".") for part in file.relative_to(ROOT).parts):  # not the benches' environments
+                counted[file.parent] += file.stem != "__init__"
         for folder, number in sorted(counted.items()):
             if number > MOST_MODULES:
                 yield f"{folder.relative_to(ROOT)} has {number} modules; at most {MOST_MODULES} are allowed"
