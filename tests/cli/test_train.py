@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from cli.main import main
+from tests.support.backbones.item_models import write_image_model, write_text_encoder
 from tests.support.tiny_model import TINY_VLM
 from training.embedding.store import Embeddings
 from training.errors import BackboneError, ConfigError
@@ -59,6 +60,26 @@ def test_train_then_embed(data: Path, config: Path, tmp_path: Path) -> None:
     assert Embeddings.load(run / "embeddings").item_ids == [f"i{item}" for item in range(6)]
 
 
+def test_heads_on_frozen_towers_and_the_licence_of_their_models(data: Path, tmp_path: Path) -> None:
+    text, image = write_text_encoder(tmp_path / "bert"), write_image_model(tmp_path / "resnet")
+    (text / "README.md").write_text("---\nlicense: mit\n---\n")
+    config, run = tmp_path / "heads.toml", tmp_path / "run"
+    config.write_text(
+        f'[vlm]\nfamily = "towers"\n[vlm.towers]\ntext_model = "{text}"\nimage_model = "{image}"\n'
+        "[vlm.heads]\nlength = 8\n[train]\nbatch_size = 4\n"
+    )
+    said = vlm2rec("train", data, "--run", run, "--config", config, "--steps", 2, "--threads", 1)
+    assert "licence of the pretrained model: mit, not stated" in said
+    said = vlm2rec("embed", data, "--run", run)
+    assert "licence of the pretrained model: mit, not stated" in said
+    assert "vectors: text 6 × 8, image 6 × 8" in said
+    assert Embeddings.load(run / "embeddings").model["licences"] == ["mit", "not stated"]
+    stored = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(stored.replace("[vlm]\n", '[vlm]\nlicence = "own"\n'))
+    assert "embedded 0 of 6" in vlm2rec("embed", data, "--run", run)
+    assert Embeddings.load(run / "embeddings").model["licences"] == ["own"]
+
+
 def test_embedding_again_says_what_was_saved(data: Path, config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     vlm2rec("train", data, "--run", run, "--config", config, "--steps", 1)
@@ -81,7 +102,7 @@ def test_embedding_again_says_what_was_saved(data: Path, config: Path, tmp_path:
     assert "embedded 6 of 6" in said
 
 
-@pytest.mark.parametrize("words", [["embed", "--no-vlm"], ["fit-encoder"]])
+@pytest.mark.parametrize("words", [["embed", "--no-vlm"], ["fit-encoder"], ["fit"]])
 def test_a_run_at_which_another_job_is_at_work_is_left_alone(
     data: Path, tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

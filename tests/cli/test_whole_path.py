@@ -61,12 +61,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data, run = home / "data", home / "run"
     done(vlm2rec("data", "make-demo", data, "--items", 60, "--users", 300, "--evaluation-users", 400))
     done(vlm2rec("data", "check", data, "--json", home / "check.json"))
-    done(vlm2rec("embed", data, "--run", run, "--no-vlm"))
-    done(vlm2rec("fit-encoder", data, "--run", run))
+    (home / "few.toml").write_text("[encoder]\nepochs = 5\n")
+    done(vlm2rec("fit", data, "--run", run, "--config", home / "few.toml"))
     users = data / "evaluation.parquet"
     done(vlm2rec("evaluate", data, "--run", run, "--users", users, "--json", home / "evaluation.json"))
     evaluation = ("--evaluation", home / "evaluation.json")
-    # So few items and users teach little; see test_the_gate_is_on_by_default.
+    # So few items, users and epochs teach little; see test_the_gate_is_on_by_default.
     done(vlm2rec("index", "build", "--run", run, "--out", home / "built", *evaluation, "--bound", "served_quality=0.5"))
     (bundle,) = [path for path in (home / "built").iterdir() if path.is_dir()]
     done(vlm2rec("index", "publish", bundle, "--registry", home / "bundles"))
@@ -98,7 +98,7 @@ def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
 def test_answers_what_exact_arithmetic_gives(built: Path, url: str) -> None:
     registry = Registry(built / "bundles")
     bundle = Bundle.load(registry.path(str(registry.current())))
-    assert bundle.list_scores is not None  # fitting with default settings makes lists that count here
+    assert bundle.list_scores is not None  # fitting makes lists that count here
     for probe in range(5):
         rows = bundle.evaluation_queries.history(probe)
         items = [bundle.ids.id(int(row)) for row in rows]
@@ -140,16 +140,17 @@ def test_other_weights_and_another_bundle_are_noticed(
 
     run, registry = tmp_path / "run", str(built / "bundles")
     shutil.copytree(built / "run" / "encoder", run / "encoder")
-    weights = load_file(run / "encoder" / "encoder.safetensors")
+    served = run / "encoder" / "served"
+    weights = load_file(served / "encoder.safetensors")
     weights["leave.bias"] += 0.01
-    save_file(weights, run / "encoder" / "encoder.safetensors")
+    save_file(weights, served / "encoder.safetensors")
     with pytest.raises(typer.Exit) as ended:
         check(registry=registry, run=run)
     assert ended.value.exit_code == 1
     printed = capsys.readouterr()
     assert "5 differ" in printed.out
     assert "PyTorch – ONNX: history " in printed.err
-    (run / "encoder" / "encoder.onnx").write_bytes(b"another")
+    (served / "encoder.onnx").write_bytes(b"another")
     for error, given, says in (
         (LiveServiceError, {"registry": registry, "run": run}, "holds another encoder than bundle"),
         (ExportError, {"registry": registry, "run": tmp_path}, "no fitted encoder here"),
@@ -250,6 +251,7 @@ def test_features_without_a_model_cannot_be_reindexed(built: Path) -> None:
         (("train", "nowhere", "--run", "run"), "nowhere"),
         (("embed", "nowhere", "--run", "run", "--no-vlm"), "nowhere"),
         (("fit-encoder", "nowhere", "--run", "run"), "nowhere"),
+        (("fit", "nowhere"), "nowhere"),
         (("evaluate", "nowhere", "--run", "run"), "run/encoder"),
         (("index", "build", "--run", "nowhere", "--out", "built"), "nowhere"),
         (("index", "publish", "nowhere", "--registry", "bundles"), "nowhere"),

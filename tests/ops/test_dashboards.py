@@ -60,7 +60,10 @@ def some_load(url: str, item: str, rounds: int) -> None:
     for turn in range(rounds):
         events = [{"user_id": f"user-{turn % 7}", "item_id": item, "event_id": f"{item}-{turn}"}]
         call(f"{url}/events", {"events": events})
-        call(f"{url}/recommend", {"user_id": f"user-{turn % 7}", "k": 5})
+        answer = call(f"{url}/recommend", {"user_id": f"user-{turn % 7}", "k": 5})
+        shown = {"user_id": f"user-{turn % 7}", "item_id": answer["items"][turn % 5]["item_id"]}
+        for kind in ("impression", "click", "purchase"):
+            call(f"{url}/events", {**shown, "type": kind, "value": 9.5, "request_id": answer["request_id"]})
         call(f"{url}/recommend", {"user_id": "nobody"})
         call(f"{url}/recommend", {"items": [item, "gone"], "k": 5})
         call(f"{url}/similar", {"item_id": item})
@@ -78,8 +81,21 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     registry.publish(folder / "bundle")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    serve = [sys.executable, "-m", "cli.main", "serve", "--embedded-redis", "--port", "0", "--registry"]
-    with running(*serve, str(registry.root), VLM2REC_POLL_MS="50", VLM2REC_RECALL_CHECK_CPU="0.5") as service:
+    serve = [
+        sys.executable,
+        "-m",
+        "cli.main",
+        "serve",
+        "--embedded-redis",
+        "--workers",
+        "1",
+        "--port",
+        "0",
+        "--registry",
+    ]
+    with running(
+        *serve, str(registry.root), VLM2REC_POLL_MS="50", VLM2REC_RECALL_CHECK_CPU="0.5", VLM2REC_OUTCOMES="true"
+    ) as service:
         assert service.stdout is not None
         (url,) = re.findall(r"http://[\d.]+:\d+", service.stdout.readline())[:1]
         scrape = {"job_name": "vlm2rec", "static_configs": [{"targets": [url.removeprefix("http://")]}]}

@@ -249,3 +249,9 @@ def test_pictures_of_the_page_for_those_who_look(open_page: OpenPage, served: Se
         page = open_page(served.url, **profile)
         page.locator("#history .picture.there").first.wait_for()
         assert len(page.screenshot(path=SHOTS / f"{name}.png")) > 20_000
+
+
+def test_a_picture_of_any_shape_is_shown_whole(page: Any) -> None:
+    image = page.locator(f"{CARDS} .picture.there img").first
+    image.wait_for()
+    assert image.evaluate("image => getComputedStyle(image).objectFit") == "contain"

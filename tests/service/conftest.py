@@ -23,7 +23,7 @@ from service.bundles.startup import Startup
 from service.settings.load import load_settings
 from service.telemetry import metrics_page
 from tests.support.oracle import Oracle
-from tests.support.service_process import Service
+from tests.support.processes.service_process import Service
 from tests.support.shops import ADMIN, OpenClient, Shop, other_bundle
 
 

@@ -18,7 +18,7 @@ from typer import BadParameter
 
 from cli.online.serve import serve
 from service.errors import SettingsError, StartError
-from tests.support.service_process import SERVE, Service
+from tests.support.processes.service_process import SERVE, Service
 from tests.support.shops import eventually
 
 KEY = "a-key-that-must-not-be-logged"
@@ -193,10 +193,11 @@ def test_a_wrong_argument_is_reported(
     error: type[Exception],
     message: str,
 ) -> None:
-    monkeypatch.setattr("service.server.configure_logs", lambda _level: None)  # it would change this whole process
+    monkeypatch.setattr("service.server.configure_logs", lambda *_, **__: None)  # it would change this whole process
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(error, match=message):
-        serve(**{**arguments, "registry": str(small_registry)})
+        # Of a worker the parent learns the message alone.
+        serve(**{**arguments, "registry": str(small_registry), "workers": 1})
     signal.signal(signal.SIGTERM, before)
 
 

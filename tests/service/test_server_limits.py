@@ -10,7 +10,7 @@ import pytest
 from service.server import _allow_files, _connections
 from service.settings.groups import HttpLimits
 from service.telemetry.metrics import Metrics
-from tests.support.service_process import Service
+from tests.support.processes.service_process import Service
 
 GET = b"GET %s HTTP/1.1\r\nhost: x\r\n%s\r\n\r\n"
 

@@ -1,13 +1,17 @@
 """Settings from arguments, variables and a file."""
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
 from cli.online.serve import serve
+from index.bundle.event_types import EventTypes
 from service.errors import SettingsError
 from service.settings.load import GROUP_OF, Settings, load_settings
+from service.settings.worker_place import WorkerPlace
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +61,11 @@ def test_keys_in_a_variable_are_separated_by_commas(monkeypatch: pytest.MonkeyPa
         ("VLM2REC_TRUSTED_PROXIES", "10.0.0.1, proxy", "trusted_proxies: .*'proxy' does not appear to be"),
         ("VLM2REC_TRUSTED_PROXIES", "*", "trusted_proxies: "),
         ("VLM2REC_RATE_LIMIT", "0", "rate_limit: .*greater than 0"),
+        ("VLM2REC_EVENT_TYPES", "view=nan", "event_types or default_type: view must be a weight of -10 to 10.*got nan"),
+        ("VLM2REC_EVENT_TYPES", "view=1,shop", "1 to 64 characters"),
+        ("VLM2REC_EVENT_TYPES", "search=none", "search must be a weight.*got 'none'"),
+        ("VLM2REC_DEFAULT_TYPE", "bought", "default_type must be one of the types view, cart, .*got 'bought'"),
+        ("VLM2REC_LATE_S", "-1", "late_s: .*greater than or equal to 0"),
         ("VLM2REC_CONFIG", "/nonexistent.toml", "VLM2REC_CONFIG must name a TOML file"),
     ],
 )
@@ -97,7 +106,8 @@ def test_variables_may_be_in_lower_case(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_name_belongs_to_one_group() -> None:
-    fields = [name for group in Settings.model_fields.values() for name in group.annotation.model_fields]
+    groups = {Settings.model_fields[group].annotation for group in GROUP_OF.values()}
+    fields = [name for group in groups for name in group.model_fields]
     assert len(fields) == len(set(fields)) == len(GROUP_OF)
 
 
@@ -112,6 +122,10 @@ def test_the_registry_must_be_set() -> None:
         ("colour = 1", "colour is not a setting"),
         ("[server]\nport = 1", "server is not a setting"),
         ("port = [", "cannot be read"),
+        ("events = 3", r"events must be a table \[events\], got 3"),
+        ("[events]\ntype = 1", "events.type is not a setting"),
+        ("[events.types]\nview = inf", "view must be a weight.*got inf"),
+        ("[events]\ntypes = 1", "types"),
         ("\x00", "cannot"),
     ],
 )
@@ -121,6 +135,23 @@ def test_a_wrong_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("VLM2REC_CONFIG", str(file))
     with pytest.raises(SettingsError, match=message):
         load_settings(registry="r")
+
+
+def test_event_types_are_a_table_of_the_file_or_a_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert load_settings(registry="r").events.table is None
+    of_bundle = EventTypes.of({"view": 2})
+    assert load_settings(registry="r").events.over(of_bundle) == of_bundle
+    assert load_settings(registry="r").events.over(None) == EventTypes.of()
+    monkeypatch.setenv("VLM2REC_EVENT_TYPES", "rent=4, search=ignore,")
+    monkeypatch.setenv("VLM2REC_DEFAULT_TYPE", "search")
+    by_text = load_settings(registry="r").events
+    assert by_text.over(of_bundle) == by_text.table == EventTypes.of({"rent": 4, "search": "ignore"}, "search")
+    monkeypatch.delenv("VLM2REC_EVENT_TYPES")
+    monkeypatch.delenv("VLM2REC_DEFAULT_TYPE")
+    file = tmp_path / "service.toml"
+    file.write_text('port = 81\n[events]\ndefault_type = "search"\n[events.types]\nrent = 4\nsearch = "ignore"\n')
+    monkeypatch.setenv("VLM2REC_CONFIG", str(file))
+    assert load_settings(registry="r").events.table == by_text.table
 
 
 def test_variables_of_a_kubernetes_service_with_our_name_are_not_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +231,9 @@ def test_an_embedded_redis_has_its_own_file_of_operator_state(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: bool
 ) -> None:
     files: list[Path] = []
-    monkeypatch.setattr("service.server.serve", lambda settings, announce: files.append(settings.operator_state_file))
+    monkeypatch.setattr(
+        "service.workers.supervisor.serve", lambda settings, announce: files.append(settings.operator_state_file)
+    )
     for name in ("a", "b", "a"):
         serve(registry="r", embedded_redis=True, redis_dir=tmp_path / name if kept else None)
     assert files[0] != files[1]
@@ -212,3 +245,67 @@ def test_an_embedded_redis_has_its_own_file_of_operator_state(
     monkeypatch.setenv("VLM2REC_DIRECTIVES_FILE", str(tmp_path / "mine.json"))
     serve(registry="r", embedded_redis=True)
     assert files[-1] == tmp_path / "mine.json"
+
+
+def test_the_parts_of_all_workers_sum_to_each_bound() -> None:
+    settings = load_settings(registry="r", max_connections=4095, queue_bound=10, recall_check_cpu=0.3, engine_threads=4)
+    parts = [settings.for_worker(place_of(number, 3)) for number in (1, 2, 3)]
+    assert [part.http.max_connections for part in parts] == [1365, 1365, 1365]
+    assert [part.engine.queue_bound for part in parts] == [4, 3, 3]
+    assert [part.engine.threads for part in parts] == [2, 1, 1]
+    assert sum(part.http.bodies_limit_bytes for part in parts) == settings.http.bodies_limit_bytes
+    assert sum(part.observability.recall_check_cpu for part in parts) == pytest.approx(0.3)
+    assert sum(part.observability.recall_checks_per_s for part in parts) == pytest.approx(1.0)
+    assert {part.access.rate_limit for part in load_parts(3, rate_limit=7.0)} == {7.0}
+
+
+def test_a_bound_that_is_too_small_for_the_workers_is_named() -> None:
+    for small in ({"queue_bound": 5}, {"max_connections": 2}, {"bodies_limit_bytes": 2048, "body_limit_bytes": 1024}):
+        with pytest.raises(SettingsError, match=r"workers must be at most 2 here, received 3: .*queue_bound"):
+            load_parts(3, **small)
+
+
+def test_by_default_there_is_a_worker_a_core_and_one_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.settings.load.available_cores", lambda: 6)
+    monkeypatch.setattr("service.settings.load.memory_limit", lambda: 64 << 30)
+    assert load_settings(registry="r").worker_count == 6
+    assert load_settings(registry="r", workers=0).worker_count == 6
+    assert load_settings(registry="r", workers=1).worker_count == 1
+    assert load_settings(registry="r", workers=0, queue_bound=8).worker_count == 4
+    assert load_settings(registry="r", workers=0, device="cuda").worker_count == 1
+    assert load_settings(registry="r", workers=2, device="cuda").worker_count == 2
+    for device, count in (("cpu", 6), ("cuda", 1)):
+        monkeypatch.setattr("index.search.device.available_device", lambda device=device: device)
+        assert load_settings(registry="r", workers=0, device="auto").worker_count == count
+    with pytest.raises(SettingsError, match="workers: Input should be less than or equal to 64"):
+        load_settings(registry="r", workers=65)
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory", "workers"),
+    [(1, 8 << 30, 1), (8, 512 << 20, 2), (8, 100 << 20, 1), (8, None, 8), (256, 1 << 40, 64)],
+)
+def test_little_memory_and_many_cores_bound_the_default(
+    monkeypatch: pytest.MonkeyPatch, cores: int, memory: int | None, workers: int
+) -> None:
+    monkeypatch.setattr("service.settings.load.available_cores", lambda: cores)
+    monkeypatch.setattr("service.settings.load.memory_limit", lambda: memory)
+    assert load_settings(registry="r").worker_count == workers
+
+
+@pytest.mark.parametrize(("platform", "workers"), [("linux", 4), ("darwin", 1)])
+def test_one_worker_where_several_cannot_share_a_port(
+    monkeypatch: pytest.MonkeyPatch, platform: str, workers: int
+) -> None:
+    monkeypatch.setattr("service.settings.load.available_cores", lambda: 4)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert load_settings(registry="r").worker_count == workers
+
+
+def place_of(number: int, count: int) -> WorkerPlace:
+    return WorkerPlace(number=number, count=count, directory=Path("unused"))
+
+
+def load_parts(count: int, **settings: Any) -> list[Settings]:
+    whole = load_settings(registry="r", **settings)
+    return [whole.for_worker(place_of(number, count)) for number in range(1, count + 1)]

@@ -1,12 +1,19 @@
-"""Makes bundles with item-to-item lists out of bundles without."""
+"""Makes bundles with item-to-item lists out of bundles without, and bundles in which some items are new."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import numpy as np
 
+from index.build.build import build_bundle
+from index.bundle.index_spec import IndexSpec
 from index.bundle.integrity import sha256_of
 from index.bundle.manifest import LISTS_DIRECTORY, MANIFEST_FILE, FileEntry, ListsRecord, Manifest
+from index.items.eval_queries import EvaluationQueries
+from index.items.item_table import ItemTable
+from index.items.modality_status import ModalityStatus
+from index.items.slots import BEHAVIOUR
 from index.lists.item_lists import ItemList, ItemLists, ListWeights, compressed
 
 
@@ -48,3 +55,29 @@ def with_lists(bundle: Path, lists: ItemLists, out: Path) -> Path:
     manifest = Manifest.seal(old.created, **parts)
     (directory / MANIFEST_FILE).write_text(manifest.to_json())
     return directory.rename(out / manifest.id)
+
+
+def with_new_items(table: ItemTable, rows: list[int], length: float) -> ItemTable:
+    """The table, in which items have no training event and a behaviour vector of this length; 0: none at all."""
+    layout = table.layout
+    vectors = np.asarray(table.vectors, dtype=np.float32).copy()
+    slots = {slot.name: vectors[:, layout.slice(slot.name)] for slot in layout.slots}
+    popularity, missing = table.popularity.copy(), table.missing_record().copy()
+    popularity[rows] = 0
+    missing[rows, layout.names.index(BEHAVIOUR)] = ModalityStatus.COLD
+    lengths = np.ones(len(table), dtype=np.float32)
+    lengths[rows] = length
+    if not length:
+        slots[BEHAVIOUR][rows] = 0
+    present = np.any(slots[BEHAVIOUR] != 0, axis=1)
+    stacked = layout.stack(slots, {BEHAVIOUR: np.where(present, lengths, 1.0)}).astype(np.float16)
+    return dataclasses.replace(table, vectors=stacked, popularity=popularity, missing=missing)
+
+
+def bundle_with_new_items(
+    table: ItemTable, encoder: Path, out: Path, rows: list[int], *, length: float = 0.5, fresh_share: float = 0.0
+) -> Path:
+    """Build a flat bundle of :func:`with_new_items`."""
+    queries = EvaluationQueries(np.array([[1, 2, 4], [10, 11, -1], [20, -1, -1]]), np.array([5, 12, 21]))
+    spec = IndexSpec(threads=1, fresh_share=fresh_share)
+    return build_bundle(with_new_items(table, rows, length), encoder, queries, out, spec)

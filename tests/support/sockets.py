@@ -86,6 +86,11 @@ class Running:
             client.socket.sendall(part)
         return client
 
+    def received(self, client: "Client") -> int:
+        """How many bytes of an unfinished head or body the server has read from a client, with their time noted."""
+        address = client.socket.getsockname()
+        return sum(held._unused_bytes for held in tuple(self.connections._open) if held.client == address)  # type: ignore[attr-defined]
+
 
 class Client:
     """One connection of a client."""

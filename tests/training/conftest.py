@@ -29,9 +29,10 @@ from training.config.run_config import RunConfig, load_config
 from training.data.dataset import Dataset, load_dataset
 from training.data.sequences import LeaveOneOut, Sequences, leave_one_out
 from training.embedding.baseline_features import embed_without_vlm
-from training.embedding.job import CatalogueEncoder
+from training.embedding.catalogue_encoder import CatalogueEncoder
 from training.embedding.store import Embeddings
 from training.encoder.job import fit_run
+from training.encoder.onnx_export import ExportParity
 
 RING = 12
 
@@ -68,6 +69,7 @@ def small_config() -> EncoderConfig:
         averaging=0.5,
         epochs=15,
         patience=15,
+        refit=False,  # fitting and exporting twice takes seconds; test_refit.py does
     )
 
 
@@ -127,6 +129,17 @@ def ring_run(
     embeddings = embed_without_vlm(ring_dataset)
     embeddings.save(run / "embeddings")
     return run, fit_run(ring_dataset, embeddings, small_config, run / "encoder")
+
+
+@pytest.fixture
+def quick_export(ring_run: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporting takes seconds; the ring's encoder stands in for any of the same shape."""
+
+    def use_the_ring_s(_encoder: object, _layout: object, path: Path, *, seed: int) -> ExportParity:
+        shutil.copyfile(ring_run[0] / "encoder" / "encoder.onnx", path)
+        return ExportParity(seed, 0.0)
+
+    monkeypatch.setattr("training.encoder.encoder_files.export_encoder", use_the_ring_s)
 
 
 COLOURS = ("crimson", "teal", "amber", "violet", "olive", "coral")

@@ -13,7 +13,7 @@ import pytest
 from bench.faults.balancer import Balancer
 from bench.faults.fault_load import FaultLoad, Outcome, SentEvent, lost_and_doubled
 from bench.faults.fault_setup import FaultSetup
-from bench.faults.faults import FAULTS, FaultPlan, Phase, run, table
+from bench.faults.faults import FAULTS, PROCESS_KILLED, FaultPlan, Phase, run, table
 from service.stores.history_keys import keys_of
 
 KILLED, _, _, FULL, *_, RESTARTED, _ = FAULTS
@@ -63,6 +63,8 @@ def test_a_fault_without_effect_and_a_wrong_count_are_reported() -> None:
         "the fault was not felt by events",
     ]
     assert phase(DEGRADED, REFUSED, counted=2).wrong() == ["2 degraded answers were counted, 1 were seen"]
+    assert phase(WELL, fault=FAULTS[-1]).wrong() == ["no engine thread died"]
+    assert phase(WELL, fault=PROCESS_KILLED).wrong() == ["no worker process was replaced"]
     kept = replace(phase(DEGRADED, REFUSED), unstored=3, repeated=(10, 2))
     assert kept.wrong() == ["3 events were refused for ever", "2 events were stored twice"]
 
@@ -134,6 +136,16 @@ def test_a_short_run_loses_nothing(small_registry: Path, tmp_path: Path) -> None
     assert found["phases"][FAULTS[0].name]["degraded"] > 0
     about = {"machine": {"cpu": "made", "cores": 2}, "commit": "abc"}
     assert len(table(found | about).splitlines()) == 4 + 3
+
+
+@pytest.mark.slow
+def test_with_worker_processes_one_dies_unnoticed(small_registry: Path, tmp_path: Path) -> None:
+    plan = FaultPlan(rate=40.0, event_rate=10.0, before_s=1.0, fault_s=2.5, after_s=2.5, workers=2)
+    found = run(small_registry, tmp_path, plan, [FAULTS[-1], PROCESS_KILLED])
+    assert [figures["wrong"] for figures in found["phases"].values()] == [[], []]
+    assert {status for figures in found["phases"].values() for status in figures["statuses"]} == {"200"}
+    assert found["phases"][FAULTS[-1].name]["engine_deaths"] > 0
+    assert (found["events_lost"], found["events_doubled"]) == (0, 0)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from bench.method import method_unit
 from bench.method.method_plan import PLAN, SMOKE, Row, Unit
 from bench.method.method_unit import Busy, UnitPlace, carry_out, load_world, read_log
 from training.backbones.vlm import load_embedder
-from training.embedding.job import CatalogueEncoder
+from training.embedding.catalogue_encoder import CatalogueEncoder
 from training.ranking import metrics
 
 CATALOGUE = replace(SMOKE.catalogues[0], base={**SMOKE.catalogues[0].base, "train.checkpoint_steps": 1})

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.method.sasrec import NAME, GivenScores, windows
+from bench.method.sasrec import NAMES, GivenVectors, windows
 from training.data.sequences import Sequences, Targets
 from training.evaluation.evaluate import TargetSet, rank_sets
 
@@ -23,7 +23,9 @@ def test_given_scores_are_ranked_by_our_protocol_block_by_block(monkeypatch: pyt
     targets = Targets([np.array([user]) for user in range(7)], np.full(7, 9), [f"u{user}" for user in range(7)])
     known = np.arange(10) != 8
     monkeypatch.setattr("training.ranking.ranking._MOST_USERS", 3)
-    (ranked,) = rank_sets([TargetSet("test", targets, 7)], {NAME: (GivenScores(scores), known)})
+    (ranked,) = rank_sets(
+        [TargetSet("test", targets, 7)], {NAMES["sasrec"]: (GivenVectors(scores, np.eye(10, dtype=np.float32)), known)}
+    )
     rivals = [[row for row in range(8) if row != user] for user in range(7)]
     expected = [(scores[user, rivals[user]] > scores[user, 9]).sum() for user in range(7)]
-    np.testing.assert_array_equal(ranked.rankings[NAME].full.means, expected)
+    np.testing.assert_array_equal(ranked.rankings[NAMES["sasrec"]].full.means, expected)

@@ -35,6 +35,14 @@ def test_filters(tmp_path):
     assert again["build_s"] is None  # the bundle was there already
 
 
+def test_list_cost(tmp_path):
+    options = ("--items", "2000", "--neighbours", "20", "--rounds", "2", "--work", str(tmp_path))
+    result = run(tmp_path, "index/list_cost.py", *options)
+    for kind in ("like each other", "random"):
+        assert result[kind]["batch 1"]["without_us"] > 0
+        assert result[kind]["batch 16"]["ratio"] > 0
+
+
 def test_gpu_index_on_the_cpu(tmp_path):
     result = run(tmp_path, "gpu/gpu_index.py", "--rows", "5000", "--device", "cpu", "--queries", "20")
     assert result["failures"] == []

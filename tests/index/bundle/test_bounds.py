@@ -196,3 +196,45 @@ def test_a_byte_order_mark_is_ignored(tmp_path):
     path = tmp_path / "bounds.toml"
     path.write_bytes(b"\xef\xbb\xbfrecall = 0.5\n")
     assert read_bounds(path, []).recall == 0.5
+
+
+# --- licences
+
+
+def model(*licences):
+    return {"embeddings": {"kind": "vlm", "licences": list(licences)}}
+
+
+def test_without_a_bound_every_licence_is_allowed():
+    Bounds().check_licences(model("qwen-research", "not stated"))
+    assert Bounds().limits(evaluated=True) == {"recall": 0.95, "served_quality": 1.0}
+
+
+@pytest.mark.parametrize("licence", ["qwen-research", "not stated"])
+def test_a_licence_that_is_not_listed_is_refused(licence):
+    bounds = read_bounds(None, ["licence.allowed=Apache-2.0, mit"])
+    bounds.check_licences(model("mit", "apache-2.0"))
+    bounds.check_licences({"embeddings": {"kind": "no-vlm"}})
+    bounds.check_licences({})
+    with pytest.raises(IndexSpecError, match=rf"licence\.allowed: .*one of apache-2\.0, mit, got '{licence}'"):
+        bounds.check_licences(model("apache-2.0", licence))
+
+
+def test_not_stated_is_allowed_once_it_is_listed(tmp_path):
+    path = tmp_path / "bounds.toml"
+    path.write_text('[licence]\nallowed = ["not stated"]\n')
+    read_bounds(path, []).check_licences(model("not stated"))
+    assert read_bounds(path, ["licence.allowed=none"]).licences is None
+    path.write_text("[licence]\nallowed = []\n")
+    with pytest.raises(IndexSpecError, match="must be one of none"):
+        read_bounds(path, []).check_licences(model("not stated"))
+
+
+@pytest.mark.parametrize(
+    "written", ["licence = 1", 'licence = ["mit"]', "[licence]\nallowed = [1]", "[licence]\nmit = 1"]
+)
+def test_licences_in_another_form_are_refused(written, tmp_path):
+    path = tmp_path / "bounds.toml"
+    path.write_text(written + "\n")
+    with pytest.raises(IndexSpecError, match="must be a list of licences"):
+        read_bounds(path, [])

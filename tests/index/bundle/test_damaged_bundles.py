@@ -117,7 +117,7 @@ def test_refuses_paths_that_leave_the_bundle(copied, name):
 
 
 def test_refuses_an_endless_manifest(copied, monkeypatch):
-    monkeypatch.setattr("index.bundle.manifest._LARGEST_MANIFEST", 10)
+    monkeypatch.setattr("index.bundle.manifest.LARGEST_MANIFEST", 10)
     with pytest.raises(BundleInvalid, match="larger than 10 bytes"):
         Bundle.load(copied)
 

@@ -7,6 +7,7 @@ import pytest
 from index.bundle.bundle import Bundle
 from index.bundle.gate import Bounds
 from index.bundle.manifest import MANIFEST_FILE, Manifest
+from index.bundle.unused_modalities import unused_modalities
 from index.errors import BundleInvalid, GateRefused, IndexSpecError
 from index.evaluation.measure import ExactResults, QuerySet
 
@@ -155,3 +156,32 @@ def test_bounds_that_cannot_be_checked_are_refused_before_the_build(tmp_path, ma
     with pytest.raises(IndexSpecError, match="measured the encoder"):
         make_bundle(tmp_path / "b", evaluation=other)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- modalities that hardly count
+
+MEASURED = {"missing.text": 0.1, "slot_share.text": 0.7, "missing.image": 0.0, "slot_share.image": 0.2}
+
+
+def test_modalities_that_count_are_no_warning():
+    assert unused_modalities(MEASURED | {"text_quality": 1.0, "image_quality": 1.7}) == ()
+    assert unused_modalities({}) == ()
+
+
+def test_a_small_share_of_the_scores_is_named():
+    (found,) = unused_modalities(MEASURED | {"slot_share.image": 0.003})
+    assert (found.slot, found.present, found.share, found.quality) == ("image", 1.0, 0.003, None)
+    assert str(found) == "image: 100 % of the items have it, but it gives 0.3 % of the scores"
+    assert unused_modalities(MEASURED | {"slot_share.image": 0.05}) == ()
+
+
+def test_a_rank_below_popularity_is_named():
+    (found,) = unused_modalities(MEASURED | {"text_quality": 0.87, "image_quality": 1.0})
+    assert str(found) == "text: 90 % of the items have it, but alone it ranks worse than popularity (0.87 ×)"
+    (both,) = unused_modalities(MEASURED | {"slot_share.image": 0.01, "image_quality": 0.5})
+    assert str(both).endswith("but it gives 1 % of the scores and alone it ranks worse than popularity (0.50 ×)")
+
+
+@pytest.mark.parametrize("missing", [0.5, 0.9])
+def test_a_modality_that_half_of_the_items_lack_may_count_little(missing):
+    assert unused_modalities(MEASURED | {"slot_share.image": 0.0, "missing.image": missing}) == ()

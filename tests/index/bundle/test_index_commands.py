@@ -1,5 +1,6 @@
 """The commands `vlm2rec index …`, run as a user does."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -116,7 +117,7 @@ def test_from_build_to_prune(run_directory, tmp_path, make_evaluation):
     second = next((tmp_path / "out").iterdir())
     assert call("publish", second, "--registry", registry).stdout == f"published: {second.name}\n"
     listed = call("list", "--registry", f"file://{registry}").stdout.splitlines()
-    assert listed[0].split() == ["bundle", "created", "items", "MB", "recall", "verdict"]
+    assert listed[0].split() == ["bundle", "created", "items", "MB", "recall", "lists", "verdict"]
     current = next(line for line in listed if line.startswith("*"))
     assert second.name in current
     assert " 80 " in current
@@ -133,6 +134,29 @@ def test_from_build_to_prune(run_directory, tmp_path, make_evaluation):
     assert call("prune", "--registry", registry, "--keep", 1).stdout == "nothing to delete\n"
     listed = call("list", "--registry", registry).stdout.splitlines()
     assert [first in listed[1], second.name in listed[2]] == [True, True]
+
+
+def test_a_modality_worse_than_popularity_is_a_warning_unless_it_has_a_bound(run_directory, tmp_path, make_evaluation):
+    registry = tmp_path / "registry"
+    (run_directory / "evaluation.json").write_text(json.dumps(make_evaluation()))
+    said = call("build", "--run", run_directory, "--publish", registry).stdout
+    phrase = r"text: 98\.[78] % of the items have it, but alone it ranks worse than popularity \(0\.50 ×\)"
+    assert re.search(rf"^warning: {phrase}; train with another backbone", said, re.MULTILINE)
+    assert re.search(rf"keeps to 11 bounds; warning: {phrase}$", call("list", "--registry", registry).stdout.strip())
+    page = (registry / Registry(registry).current() / "report.html").read_text()
+    assert "A modality hardly counts" in page
+    assert "alone it ranks worse than popularity (0.50 ×)" in page
+    call("build", "--run", run_directory, "--publish", registry, "--bound", "text_quality=1", code=1)
+
+
+def test_a_licence_that_is_not_allowed_ends_the_build(run_directory, make_table):
+    table = dataclasses.replace(make_table(80), model={"embeddings": {"kind": "vlm", "licences": ["qwen-research"]}})
+    shutil.rmtree(run_directory / "encoder" / "table")
+    table.save(run_directory / "encoder" / "table")
+    with pytest.raises(IndexSpecError, match=r"must be one of apache-2\.0, mit, got 'qwen-research'"):
+        call("build", "--run", run_directory, "--bound", "licence.allowed=apache-2.0,mit")
+    assert not (run_directory / "bundles").exists()
+    call("build", "--run", run_directory, "--bound", "licence.allowed=qwen-research")
 
 
 def test_the_gate_exits_with_1(run_directory, tmp_path):
@@ -198,8 +222,8 @@ def test_package_errors_reach_the_caller(run_directory, tmp_path):
         call("build", "--run", run_directory, "--bound", "recal=0.9")
     with pytest.raises(IndexSpecError, match=r"none\.toml: not usable as bounds"):
         call("build", "--run", run_directory, "--bounds", tmp_path / "none.toml")
-    with pytest.raises(RegistryError, match="object stores are not supported yet"):
-        call("list", "--registry", "s3://bucket/registry")
+    with pytest.raises(RegistryError, match="must be a local path, a file:// URL or an S3 URL"):
+        call("list", "--registry", "gs://bucket/registry")
     with pytest.raises(RegistryError, match="keep must be at least 1, got 0"):
         call("prune", "--registry", tmp_path / "r", "--keep", 0)
     with pytest.raises(BundleNotFound, match="no bundle"):

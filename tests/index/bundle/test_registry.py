@@ -9,6 +9,7 @@ import pytest
 from index.bundle.bundle import Bundle
 from index.bundle.integrity import stamp_path
 from index.bundle.manifest import Manifest
+from index.bundle.registries import open_registry
 from index.bundle.registry import Registry
 from index.errors import BundleInvalid, BundleNotFound, RegistryError
 
@@ -38,12 +39,12 @@ def test_the_root_may_be_a_string_or_a_file_url(tmp_path, bundles, monkeypatch):
 
 @pytest.mark.parametrize(
     "url",
-    ["s3://b/r", "gs://b/r", "memory://r", "http://host/r", "nonsense://r", "simplecache::s3://b/r", "file:///a::b"],
+    ["gs://b/r", "memory://r", "http://host/r", "nonsense://r", "simplecache::s3://b/r", "file:///a::b"],
 )
-def test_other_urls_are_not_supported_yet(url, tmp_path, monkeypatch):
+def test_other_urls_are_refused(url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RegistryError, match=rf"{url}.*object stores are not supported yet"):
-        Registry(url)
+    with pytest.raises(RegistryError, match=rf"{url}.*must be a local path, a file:// URL or an S3 URL"):
+        open_registry(url)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -112,7 +112,8 @@ def test_hostile_values_are_refused_and_never_cached(cache, value, rule):
     deep = []
     for _ in range(5000):
         deep = [deep]
-    with pytest.raises(FilterError, match="too large to show"):
+    # Python 3.13 can show as many levels, of which a message has the first.
+    with pytest.raises(FilterError, match=r"too large to show|compares with text, got \[{50,200} \(list\)"):
         cache.allowed({"must": [{"field": "name", "eq": deep}]})
     with pytest.raises(FilterError, match="unknown field"):
         cache.allowed({"must": [{"field": "\udc80", "eq": value}]})

@@ -108,7 +108,7 @@ def test_bound_only_on_cuda_by_default(encoder_path, layout, made, monkeypatch):
     assert made == []
 
     class SaysCuda(ort.InferenceSession):
-        def __init__(self, model, options, providers):
+        def __init__(self, model, options, providers, enable_fallback):
             super().__init__(model, options, providers=["CPUExecutionProvider"])
 
         def get_providers(self):

@@ -1,6 +1,7 @@
 """OnnxSequenceEncoder on a model whose output is the mean of the history."""
 
 import json
+import sys
 
 import numpy as np
 import onnx
@@ -164,13 +165,34 @@ def test_devices(encoder_path, monkeypatch):
         OnnxSequenceEncoder(encoder_path, device="cuda")
 
 
-def test_a_provider_that_silently_falls_back_is_refused(encoder_path, monkeypatch):
+def test_a_provider_that_silently_falls_back_is_refused(encoder_path, monkeypatch, capsys):
     class OnCpu(ort.InferenceSession):
-        def __init__(self, model, options, providers):
-            assert providers == [("CUDAExecutionProvider", providers[0][1])]
+        def __init__(self, model, options, providers, enable_fallback):
+            assert (providers[0][0], enable_fallback) == ("CUDAExecutionProvider", 0)
             super().__init__(model, options, providers=["CPUExecutionProvider"])
 
+    loaded = []
+
+    def preload(directory):
+        loaded.append(directory)
+        sys.stdout.write("not found\n")
+
+    monkeypatch.setattr(ort, "preload_dlls", preload)
+    OnnxSequenceEncoder(encoder_path)
+    assert loaded == []
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(ort, "InferenceSession", OnCpu)
-    with pytest.raises(EncoderError, match="CUDAExecutionProvider failed to start"):
+    with pytest.raises(EncoderError, match=r"CUDAExecutionProvider failed to start.*extra 'cuda'"):
+        OnnxSequenceEncoder(encoder_path, device="cuda")
+    assert loaded == [""]  # the wheels' libraries before the system's
+    assert capsys.readouterr().out == ""
+
+
+def test_the_reason_of_cuda_is_given(encoder_path, monkeypatch):
+    def fails(*_args, **_options):
+        raise RuntimeError("a.cc:1 X Call() CUDA failure 35: CUDA driver version is insufficient ; GPU=0 ; file=a.cc")
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", fails)
+    with pytest.raises(EncoderError, match=r"failed to start \(CUDA failure 35: CUDA driver version is insufficient"):
         OnnxSequenceEncoder(encoder_path, device="cuda")

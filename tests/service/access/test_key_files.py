@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from service.access.auth import KeyRing
 from service.access.key_file import KeyFile, digest_of
+from service.access.scopes import SCOPES
 from service.errors import KeyRefused, SettingsError
 from service.settings.load import load_settings
 from tests.support.shops import OpenClient
@@ -31,7 +32,9 @@ class Files:
         aside.replace(self.path)
 
     def source(self, *given: str) -> KeyFile:
-        return KeyFile("api_keys_file", given, self.path, on_error=self.errors.append, clock=lambda: self.now)
+        return KeyFile(
+            "api_keys_file", given, self.path, scoped=True, on_error=self.errors.append, clock=lambda: self.now
+        )
 
 
 @pytest.fixture
@@ -39,13 +42,14 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
-def digests(*keys: str) -> tuple[bytes, ...]:
-    return tuple(digest_of(key) for key in keys)
+def digests(*keys: str) -> dict[bytes, None]:
+    """The keys, with every scope each."""
+    return dict.fromkeys(map(digest_of, keys))
 
 
 def test_one_a_line(files: Files) -> None:
     files.write(f"# since March\n{OLD}\n\n  {NEW}  \r\n{OLD}\n")
-    assert files.source(OTHER).digests() == digests(OTHER, OLD, NEW)
+    assert files.source(OTHER).scopes() == digests(OTHER, OLD, NEW)
 
 
 def test_a_changed_file_counts_within_a_second_or_so(files: Files) -> None:
@@ -53,30 +57,76 @@ def test_a_changed_file_counts_within_a_second_or_so(files: Files) -> None:
     source = files.source()
     files.write(NEW)
     files.now += 0.9
-    assert source.digests() == digests(OLD)
+    assert source.scopes() == digests(OLD)
     files.now += 0.2
-    assert source.digests() == digests(NEW)
+    assert source.scopes() == digests(NEW)
     files.path.write_text(f"{NEW}\n{OTHER}\n")  # in place, as an editor does it
     files.now += 1.1
-    assert source.digests() == digests(NEW, OTHER)
+    assert source.scopes() == digests(NEW, OTHER)
     assert not files.errors
 
 
-@pytest.mark.parametrize("bad", ["", "# none\n", "short\n", f"{NEW}\nshort\n", b"\xff" * 20, "ключ" * 10, "k" * 70_000])
+def test_a_key_has_the_scopes_of_its_line(files: Files) -> None:
+    files.write(f"{OLD} scopes=recommend,events\n{NEW}\t scopes=merge\n{ADMIN} with a space\n{OTHER}\n{OTHER}\n")
+    assert files.source().scopes() == {
+        digest_of(OLD): {"recommend", "events"}, digest_of(NEW): {"merge"}, digest_of(f"{ADMIN} with a space"): None,
+        digest_of(OTHER): None,
+    }  # fmt: skip
+    files.write(f"{OLD} scopes=outcomes")
+    source = files.source()
+    files.write(f"{OLD} scopes=outcomes,merge")
+    files.now += 1.1
+    assert source.scopes() == {digest_of(OLD): {"outcomes", "merge"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        (f"{OLD}\n{NEW} scopes=everything", "line 2 of"),
+        (f"{OLD} scopes=", "scopes must be some of recommend, catalogue, events, users, erase, merge, outcomes, with"),
+        (f"{OLD} scopes=merge, users", "line 1 of"),
+        (f"{OLD} scopes=merge\n{OLD}", "must have one set of scopes; that on line 2 of"),
+        ("short scopes=recommend,events", "every key must have 16 to 512"),
+    ],
+)
+def test_a_bad_scope_is_refused_and_quoted_nowhere(files: Files, text: str, rule: str) -> None:
+    files.write(text)
+    with pytest.raises(SettingsError, match=rule) as refused:
+        files.source()
+    assert not any(word in str(refused.value) for word in (OLD, NEW, "everything"))
+    files.write(OLD)
+    source = files.source()
+    files.write(text)
+    files.now += 1.1
+    assert source.scopes() == digests(OLD)  # a mistake opens nothing and closes nothing
+
+
+def test_a_key_of_the_settings_has_every_scope_and_no_other_kind_has_scopes(files: Files) -> None:
+    files.write(f"{OLD} scopes=merge")
+    with pytest.raises(SettingsError, match="one set of scopes"):
+        files.source(OLD)
+    with pytest.raises(SettingsError, match="admin_keys_file: only API keys may have scopes; line 1 of"):
+        KeyFile("admin_keys_file", (), files.path)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["", "# none\n", "short\n", f"{NEW} scopes=all\n", f"{NEW}\nshort\n", b"\xff" * 20, "ключ" * 10, "k" * 70_000],
+)
 def test_a_bad_change_changes_nothing_and_is_logged_once(files: Files, bad: str | bytes) -> None:
     files.write(OLD)
     source = files.source()
     files.write(bad)
     for _ in range(3):
         files.now += 1.1
-        assert source.digests() == digests(OLD)
+        assert source.scopes() == digests(OLD)
     (error,) = files.errors
     assert error.endswith("; the keys stay as they were")
     assert NEW not in error
     assert "short" not in error
     files.write(NEW)
     files.now += 1.1
-    assert source.digests() == digests(NEW)
+    assert source.scopes() == digests(NEW)
 
 
 def test_a_file_that_is_gone_changes_nothing(files: Files) -> None:
@@ -84,7 +134,7 @@ def test_a_file_that_is_gone_changes_nothing(files: Files) -> None:
     source = files.source()
     files.path.unlink()
     files.now += 1.1
-    assert source.digests() == digests(OLD)
+    assert source.scopes() == digests(OLD)
     assert "cannot" not in files.errors[0]
     assert "must name a file that can be read" in files.errors[0]
 
@@ -109,7 +159,7 @@ def test_no_key_is_of_both_kinds_now_or_later(files: Files, tmp_path: Path) -> N
     admin.keep_apart_from(api)
     files.write(f"{NEW}\n{ADMIN}\n")
     files.now += 1.1
-    assert api.digests() == digests(OLD)
+    assert api.scopes() == digests(OLD)
     assert ADMIN not in files.errors[0]
 
 
@@ -150,6 +200,39 @@ def test_keys_are_changed_without_a_restart(
         reload = {key: client.post("/bundle/reload", headers={"x-api-key": key}).status_code for key in (NEW, ADMIN)}
         assert reload[NEW] == 403
         assert reload[ADMIN] != 403
+
+
+def test_a_key_opens_the_routes_of_its_scopes_alone(open_client: OpenClient, files: Files) -> None:
+    files.write("\n".join(f"key-with-the-scope-{scope} scopes={scope}" for scope in SCOPES))
+    with open_client(api_keys_file=files.path, outcomes=True, admin_keys=[ADMIN]) as client:
+        routes = [route for route in client.app.routes if getattr(route, "key_scope", None)]  # type: ignore[attr-defined]
+        assert {route.key_scope for route in routes} == set(SCOPES)
+        for route in routes:
+            (method,) = route.methods - {"HEAD"}
+            path = route.path.replace("{user_id}", "anna").replace("{item_id}", "i1")
+            for scope in SCOPES:
+                headers = {"x-api-key": f"key-with-the-scope-{scope}"}
+                answer = client.request(method, path, headers=headers)
+                refused = answer.status_code == 403
+                assert refused == (scope != route.key_scope), (path, scope)
+                if refused:
+                    wanted = f"the API key sent does not have the scope {route.key_scope}, which this route needs"
+                    assert answer.json()["detail"] == wanted
+            assert client.request(method, path, headers={"x-api-key": ADMIN}).status_code != 403
+
+
+def test_every_data_route_has_a_scope_and_its_row_in_the_docs(open_client: OpenClient) -> None:
+    page = (Path(__file__).parents[3] / "docs/security.md").read_text()
+    with open_client() as client:
+        for route in client.app.routes:  # type: ignore[attr-defined]
+            tags = route.documented.tags if getattr(route, "documented", None) else ["operations"]
+            if tags[0] in {"operations", "admin"}:
+                assert getattr(route, "key_scope", None) is None
+                continue
+            (method,) = route.methods - {"HEAD"}
+            path = route.path.replace("{user_id}", "{id}").replace("{item_id}", "{id}")
+            row = next(line for line in page.splitlines() if line.startswith(f"| `{route.key_scope}` |"))
+            assert f"`{method} {path}`" in row
 
 
 def test_a_key_file_alone_closes_the_data_routes(open_client: OpenClient, files: Files) -> None:

@@ -1,9 +1,13 @@
 """The rate limit, by hand and against a token bucket written down directly."""
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from service.access.buckets import LocalBuckets, SharedBuckets
 from service.access.rate_limit import RateLimit, caller_at
 from service.errors import RateExceeded
 
@@ -14,6 +18,13 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@pytest.fixture(autouse=True, params=["one process", "workers"])
+def buckets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every test runs on the buckets of one process and on those that workers share."""
+    if request.param == "workers":
+        monkeypatch.setattr("service.access.rate_limit.LocalBuckets", lambda: SharedBuckets(tmp_path))
 
 
 def taken(limit: RateLimit, caller: str = "a") -> bool:
@@ -97,11 +108,12 @@ def test_it_is_a_token_bucket() -> None:
 
 def test_many_callers_take_bounded_memory_and_the_least_recent_are_forgotten() -> None:
     refusals: list[int] = []
-    limit = RateLimit(1.0, 1, callers=100, clock=Clock(), on_refusal=lambda: refusals.append(1))
+    buckets = LocalBuckets(100)
+    limit = RateLimit(1.0, 1, buckets=buckets, clock=Clock(), on_refusal=lambda: refusals.append(1))
     for number in range(1000):
         assert taken(limit, f"caller {number}")
         assert not taken(limit, "caller 0") or number == 0  # comes all the time, so it is kept
-    assert len(limit) == 100
+    assert len(buckets) == 100
     assert not taken(limit, "caller 999")
     assert taken(limit, "caller 500")
     assert len(refusals) >= 1000
@@ -120,3 +132,47 @@ def test_many_callers_take_bounded_memory_and_the_least_recent_are_forgotten() -
 )
 def test_who_calls(address: str, caller: str) -> None:
     assert caller_at(address) == caller
+
+
+def test_workers_together_admit_what_one_process_would(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from service.access.buckets import SharedBuckets\nfrom service.access.rate_limit import RateLimit\n"
+        "from tests.service.access.test_rate_limit import Clock, taken\n"
+        "limit = RateLimit(1.0, 3000, buckets=SharedBuckets(Path(sys.argv[1])), clock=Clock())\n"
+        "sys.stdin.readline()\n"  # until the others are as far
+        "print(sum(taken(limit) for _ in range(2000)))\n"
+    )
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[3],
+        )
+        for _ in range(3)
+    ]
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    assert sum(int(worker.communicate(timeout=600)[0]) for worker in workers) == 3000
+
+
+def test_shared_buckets_are_bounded_and_keep_those_that_are_limited(tmp_path: Path) -> None:
+    clock = Clock()
+    limit = RateLimit(1.0, 1, buckets=SharedBuckets(tmp_path, most=64), clock=clock)
+    assert taken(limit, "caller 0")
+    limit.charge("caller 0", 10)
+    for number in range(1, 2000):
+        assert taken(limit, f"caller {number}")
+        clock.now += 0.001
+    assert not taken(limit, "caller 0")
+    assert (tmp_path / "rates").stat().st_size == 16 + 64 * 16
+
+
+def test_a_lock_that_is_never_freed_refuses_nothing(tmp_path: Path) -> None:
+    first, second = SharedBuckets(tmp_path), SharedBuckets(tmp_path)
+    with first.locked():
+        assert taken(RateLimit(1.0, 1, buckets=second, clock=Clock()))

@@ -14,7 +14,7 @@ import pytest
 from service.app import create_app
 from service.errors import SettingsError
 from service.settings.load import load_settings
-from tests.support.service_process import Service
+from tests.support.processes.service_process import Service
 from tests.support.shops import OpenClient
 
 KEY, ADMIN, FILED, NEXT = (

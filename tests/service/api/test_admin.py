@@ -1,5 +1,6 @@
 """Admin keys, and the missing modalities of a response."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,28 @@ def test_what_an_item_lacks_is_said_and_counted(unreadable: Bundle, redis_url: s
             assert metric(client, name, slot="image", reason="absent") == of_one * 7 + 1
             assert metric(client, name, slot="behaviour", reason="cold") == 1
             assert metric(client, name, slot="text", reason="absent") == 1
+
+
+def test_every_change_is_in_the_audit_log(open_client: Any) -> None:
+    with open_client(api_keys=[DATA], admin_keys=[ADMIN]) as client:
+        assert client.get("/audit", **with_key(DATA)).status_code == 403
+        assert client.get("/audit", **with_key(ADMIN)).json() == {"changes": []}
+        for call in ADMIN_CALLS:
+            call(client, **with_key(ADMIN))
+        hidden = client.put("/items/i2/availability", json={"available": False}, **with_key(ADMIN))
+        assert (
+            client.put("/items/nothing/availability", json={"available": False}, **with_key(ADMIN)).status_code == 404
+        )
+        changes = client.get("/audit", **with_key(ADMIN)).json()["changes"]
+        assert [(change["action"], change["target"]) for change in changes] == [
+            ("hide item", "i2"), ("roll back", None), ("reload", None), ("show item", "i1"),
+        ]  # fmt: skip
+        assert {change["key"] for change in changes} == {hashlib.sha256(ADMIN.encode()).hexdigest()[:8]}
+        assert changes[0]["request_id"] == hidden.headers["x-request-id"]
+        assert [change["at"] for change in changes] == sorted((change["at"] for change in changes), reverse=True)
+
+
+def test_without_redis_nothing_is_changed_unnoted(open_client: Any) -> None:
+    with open_client(admin_keys=[ADMIN], redis_url="redis://127.0.0.1:1", redis_timeout_ms=50) as client:
+        for call in ADMIN_CALLS:
+            assert call(client, **with_key(ADMIN)).status_code == 503

@@ -15,8 +15,9 @@ from service.recommend.batch_histories import BatchHistories
 from service.recommend.batching import MicroBatcher
 from service.recommend.engine import SearchJob, SearchResult
 from service.recommend.recommender import Recommender
-from service.stores.protocols import Event
+from service.stores.protocols import Event, HistoryEntry
 from service.stores.redis_connection import RedisConnection
+from tests.support.stores.item_ids import item_ids
 from tests.support.stores.memory_histories import MemoryHistories
 
 
@@ -199,23 +200,23 @@ def test_prefetching_reads_each_user_once_and_omits_none() -> None:
     class Counting(MemoryHistories):
         asked: list[str] = []
 
-        async def recent(self, user_id: str) -> list[str]:
-            self.asked.append(user_id)
-            return await super().recent(user_id)
+        async def entries(self, owner: str) -> list[HistoryEntry]:
+            self.asked.append(owner)
+            return await super().entries(owner)
 
     async def scene() -> None:
         store = Counting()
         await store.append([Event("u", "i1", 1.0), Event("v", "i2", 2.0)])
         read = BatchHistories(store, ["u", "v", "u"])
-        first, second, third = await asyncio.gather(read.recent("u"), read.recent("u"), read.recent("v"))
+        first, second, third = await asyncio.gather(item_ids(read, "u"), item_ids(read, "u"), item_ids(read, "v"))
         assert (first, second, third) == (["i1"], ["i1"], ["i2"])
-        first.append("changed")
-        assert await read.recent("u") == ["i1"]
+        (await read.entries("u")).clear()
+        assert await item_ids(read, "u") == ["i1"]
         assert store.asked == ["u", "v"]
         store.available = False
         lost = BatchHistories(store, ["u"])
         with pytest.raises(HistoriesUnavailable):
-            await lost.recent("u")
+            await item_ids(lost, "u")
         BatchHistories(store, ["u"])  # nobody asks; under -W error a forgotten failure would end the test
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -225,9 +226,9 @@ def test_prefetching_reads_each_user_once_and_omits_none() -> None:
 
 def test_giving_up_on_a_shared_read_leaves_it_to_the_others() -> None:
     class Slow(MemoryHistories):
-        async def recent(self, user_id: str) -> list[str]:
+        async def entries(self, owner: str) -> list[HistoryEntry]:
             await asyncio.sleep(0.05)
-            return await super().recent(user_id)
+            return await super().entries(owner)
 
     async def scene() -> None:
         store = Slow()
@@ -235,11 +236,11 @@ def test_giving_up_on_a_shared_read_leaves_it_to_the_others() -> None:
         read = BatchHistories(store, ["u"])
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.001):
-                await read.recent("u")
-        assert await read.recent("u") == ["i1"]
+                await item_ids(read, "u")
+        assert await item_ids(read, "u") == ["i1"]
         ending = BatchHistories(store, ["u"])
         ending.close()
         with pytest.raises(asyncio.CancelledError):
-            await ending.recent("u")
+            await item_ids(ending, "u")
 
     asyncio.run(scene())

@@ -17,6 +17,8 @@ EVERY = [
     ("POST", "/events", {"user_id": "c", "item_id": "i1"}),
     ("GET", "/users/c/history", None),
     ("GET", "/users/c/profile", None),
+    ("GET", "/users/c/impressions", None),
+    ("POST", "/users/c/merge", {"session_id": "s"}),
     ("GET", "/users/samples", None),
     ("DELETE", "/users/c", None),
     ("GET", "/items?q=1", None),
@@ -26,6 +28,12 @@ EVERY = [
     ("GET", "/bundle", None),
     ("POST", "/bundle/reload", None),
     ("POST", "/bundle/rollback", {}),
+    ("GET", "/outcomes?by=slot", None),
+    ("PUT", "/experiments/e", {"arms": []}),
+    ("GET", "/experiments/e", None),
+    ("GET", "/experiments/e/groups", None),
+    ("DELETE", "/experiments/e", None),
+    ("GET", "/audit", None),
     ("GET", "/livez", None),
     ("GET", "/readyz", None),
     ("GET", "/metrics", None),
@@ -54,6 +62,7 @@ def test_every_documented_route_is_in_the_list_above(client: TestClient) -> None
     listed = {(method, re.sub(r"\?.*", "", path)) for method, path, _ in EVERY}
     listed = {(method, re.sub("/c(?=/|$)", "/{user_id}", path)) for method, path in listed}
     listed = {(method, re.sub("/i1(?=/|$)", "/{item_id}", path)) for method, path in listed}
+    listed = {(method, re.sub("/e(?=/|$)", "/{name}", path)) for method, path in listed}
     paths = client.get("/openapi.json").json()["paths"]
     assert {(method.upper(), path) for path, found in paths.items() for method in found} <= listed
 

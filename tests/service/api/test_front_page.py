@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import service
-from service.api.playground import POLICY
+from service.api.pages.playground import POLICY
 from tests.support.shops import OpenClient
 
 STATIC = Path(service.__file__).parent / "static"

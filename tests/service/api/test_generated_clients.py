@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from tests.support.service_process import Service
+from tests.support.processes.service_process import Service
 
 GENERATORS = {
     "openapi-python-client": "0.29.1",

@@ -61,7 +61,7 @@ def test_the_headers_are_there(open_client: OpenClient) -> None:
 
 def test_what_a_body_must_have_is_in_its_schema(client: TestClient) -> None:
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
-    missing = {"properties": {"user_id": {"type": "null"}, "items": {"type": "null"}}}
+    missing = {"properties": {name: {"type": "null"} for name in ("user_id", "session_id", "items")}}
     assert schemas["RecommendRequest"]["not"] == missing
     assert len(schemas["SimilarRequest"]["not"]["anyOf"]) == 2
     assert (schemas["Clause"]["minProperties"], schemas["Clause"]["maxProperties"]) == (2, 3)

@@ -12,6 +12,8 @@ from cli.errors import LiveServiceError
 from cli.online.parity_check import ParityCheck
 from index.bundle.bundle import Bundle
 from index.errors import SearchError
+from index.items.item_table import ItemTable
+from tests.support.listed_bundles import bundle_with_new_items
 from tests.support.shops import ADMIN, AS_ADMIN, OpenClient
 
 Change = Callable[[dict[str, Any]], Any]
@@ -24,8 +26,9 @@ class InProcess:
         self.client, self.change = client, change
         self.asked: list[str] = []
 
-    def recommend(self, items: list[str], k: int) -> dict[str, Any]:
-        answer: dict[str, Any] = self.client.post("/recommend", json={"items": items, "k": k}).json()
+    def recommend(self, items: list[str], k: int, *, keeps_places: bool) -> dict[str, Any]:
+        sent = {"items": items, "k": k} | ({"fresh_share": 0} if keeps_places else {})
+        answer: dict[str, Any] = self.client.post("/recommend", json=sent).json()
         self.change(answer)
         return answer
 
@@ -65,6 +68,16 @@ def test_the_service_agrees_with_its_bundle(bundle: Bundle, live: TestClient, k:
         assert pair.agrees, pair.wrong
         assert (pair.histories, pair.identical) == (4, 4)
         assert pair.difference < 1e-5
+
+
+def test_places_for_new_items_are_left_out(
+    open_client: OpenClient, small_table: ItemTable, small_encoder: Path, tmp_path: Path
+) -> None:
+    built = bundle_with_new_items(small_table, small_encoder, tmp_path, [6, 13, 20, 27, 34], fresh_share=0.5)
+    with open_client() as client:
+        client.app.state.active_bundle.swap(Bundle.load(built))
+        check = checked(Bundle.load(built), InProcess(client), k=10)
+        assert [pair.identical for pair in check.pairs if pair.histories] == [3]
 
 
 def test_probes_are_spread(bundle: Bundle, live: TestClient) -> None:

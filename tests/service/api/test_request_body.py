@@ -231,7 +231,7 @@ def test_a_clause_reaches_the_index_as_it_was_sent(clause: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("body", [{}, {"k": 1}, {"user_id": None}, {"user_id": None, "items": None}])
 def test_somebody_must_ask(body: dict[str, Any]) -> None:
-    with pytest.raises(RuleBroken, match="body must have user_id or items; received"):
+    with pytest.raises(RuleBroken, match="body must have user_id, session_id or items; received"):
         validate(RecommendRequest, body)
 
 

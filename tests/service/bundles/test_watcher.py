@@ -211,3 +211,15 @@ def test_identities_differ_between_publications(shop: Shop, day_bundles: list[Pa
     with pytest.raises(BundleRefused, match="CUDAExecutionProvider") as refused:
         loader.load(shop.ids[0])
     assert refused.value.reason == "encoder"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_automatic_device_is_taken_at_its_word(shop: Shop, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setattr("index.search.device.available_device", lambda: device)
+    loader = BundleLoader(BundleSettings(registry=str(shop.registry.root), device="auto"))
+    assert loader.one_thread == (device == "cuda")
+    if device == "cpu":
+        assert loader.load(shop.ids[0]).id == shop.ids[0]
+        return
+    with pytest.raises(BundleRefused, match="CUDAExecutionProvider"):  # and not silently on the CPU
+        loader.load(shop.ids[0])

@@ -115,6 +115,8 @@ def test_paths_without_a_route(client: TestClient, method: str, path: str) -> No
         ("HEAD", "/recommend", "POST"),
         ("OPTIONS", "/recommend", "POST"),
         ("PATCH", "/bundle", "GET, HEAD"),
+        ("OPTIONS", "/experiments/models", "DELETE, GET, HEAD, PUT"),  # three routes
+        ("OPTIONS", "/users/samples", "GET, HEAD"),  # not those of /users/{user_id}
     ],
 )
 def test_methods_that_a_path_does_not_take(client: TestClient, method: str, path: str, allowed: str) -> None:

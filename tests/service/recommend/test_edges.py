@@ -20,8 +20,7 @@ from service.app import create_app
 from service.bundles.active_bundle import ActiveBundle
 from service.errors import NotReady, RuleBroken, StartError
 from service.lifecycle import load_current
-from service.server import _Server
-from service.settings.groups import ServerSettings
+from service.server import SocketServer
 from service.settings.load import load_settings
 
 
@@ -101,7 +100,7 @@ def test_the_application_loads_the_current_bundle_itself(small_registry: Path, b
 
 def test_from_the_first_signal_on_it_is_not_ready(open_client: Any) -> None:
     with open_client() as client:
-        server = _Server(uvicorn.Config(client.app), client.app, ServerSettings(), lambda: None)
+        server = SocketServer(uvicorn.Config(client.app), client.app, lambda: None)
         assert client.get("/readyz").status_code == 200
         server.handle_exit(signal.SIGTERM, None)
         assert server.should_exit

@@ -61,7 +61,7 @@ def test_a_request_that_read_the_history_before_adds_nothing_after(
 ) -> None:
     with open_client(shadow_histories=5) as client, ThreadPoolExecutor(1) as pool:
         store(client)
-        with held(monkeypatch, RedisHistories, "recent") as (read, may_return):
+        with held(monkeypatch, RedisHistories, "entries") as (read, may_return):
             late = pool.submit(client.post, path, json=body)
             assert read.wait(30)
             assert client.delete("/users/victim").status_code == 204
@@ -77,7 +77,7 @@ def test_a_request_answered_while_the_store_erases_leaves_nothing_behind(
     with open_client() as client, ThreadPoolExecutor(2) as pool:
         store(client)
         with (
-            held(monkeypatch, RedisHistories, "recent") as (read, may_answer),
+            held(monkeypatch, RedisHistories, "entries") as (read, may_answer),
             held(monkeypatch, RedisHistories, "erase") as (erased, may_end),
         ):
             late = pool.submit(client.post, "/recommend", json={"user_id": "victim"})
@@ -117,7 +117,7 @@ def test_a_request_in_flight_on_another_replica_adds_nothing(
     with open_shop() as one, open_shop() as other, ThreadPoolExecutor(1) as pool:
         store(one)
         store(one, "another")
-        with held(monkeypatch, RedisHistories, "recent") as (read, may_return):
+        with held(monkeypatch, RedisHistories, "entries") as (read, may_return):
             late = pool.submit(other.post, "/recommend", json={"user_id": "victim"})
             assert read.wait(30)
             generation = other.app.state.watcher._loaded._recent.generation  # type: ignore[attr-defined]

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from index.bundle.bundle import Bundle
+from index.items.item_table import ItemTable
+from index.search.row_mask import RowMask
 from service.recommend import online_recall as sampler_module
 from service.recommend.engine import SearchJob, SearchResult
 from service.recommend.online_recall import WINDOW, OnlineRecall, balance_of, recall_of
@@ -21,6 +23,7 @@ from service.settings.groups import ObservabilitySettings
 from service.telemetry.logs import logger
 from service.telemetry.metrics import Metrics
 from tests.support.exposed import exposed
+from tests.support.listed_bundles import bundle_with_new_items
 from tests.support.shops import OpenClient, eventually, metric
 
 
@@ -48,7 +51,7 @@ class Watched:
         found = SearchResult(vector, best.rows[0][kept], best.scores[0][kept])
         answer = Recommendations(found.rows[:k], found.scores[:k], 1, [], strategy="similar")
         asked = SearchJob(None, lambda encoded: encoded, k, None, Trace("r"))
-        self.sampler(self.bundle, Query(k=k, **query), asked, found, answer)
+        self.sampler(self.bundle, Query(k=k, **query), [(asked, found)], answer)
         while self.sampler._task is not None:
             await asyncio.sleep(0.001)
 
@@ -146,7 +149,58 @@ def test_slot_shares_are_those_of_the_answered_items(bundle: Bundle) -> None:
         wanted = (by_hand(bundle, 1, 10) + by_hand(bundle, 2, 5)) / 2
         found = [watched.value("vlm2rec_slot_share", slot=name) for name in ("text", "image", "behaviour")]
         assert found == pytest.approx(wanted, abs=1e-6)
+        assert watched.value("vlm2rec_slot_share", slot="imputed") == 0.0
         assert watched.value("vlm2rec_slot_balance") == pytest.approx(wanted.min() / wanted.max(), abs=1e-6)
+        await watched.sampler.close()
+
+    run(steps)
+
+
+def test_imputed_behaviour_is_counted_apart(small_table: ItemTable, small_encoder: Path, tmp_path: Path) -> None:
+    new = [row for row in range(60) if row % 2 and row != 3]
+    bundle = Bundle.load(bundle_with_new_items(small_table, small_encoder, tmp_path, new, length=0.8))
+
+    async def steps() -> None:
+        watched = Watched(bundle, checks_per_s=0)
+        await watched.show(row=1, k=10)
+        rows, query = bundle.exact(bundle.vectors(np.array([1])), 10).rows[0], bundle.vectors(np.array([1]))[0]
+        by_item = []
+        for row in rows.tolist():
+            item = bundle.vectors(np.array([row]))[0]
+            parts = [max(0.0, float(query[cut] @ item[cut])) for cut in (slice(0, 6), slice(6, 10), slice(10, 12))]
+            by_item.append(parts[2] / sum(parts))
+        imputed = sum(share for row, share in zip(rows.tolist(), by_item, strict=True) if row in new) / 10
+        assert 0 < imputed < sum(by_item) / 10
+        found = {name: watched.value("vlm2rec_slot_share", slot=name) for name in (*bundle.layout.names, "imputed")}
+        assert found["imputed"] == pytest.approx(imputed, abs=1e-6)
+        assert found["behaviour"] == pytest.approx(sum(by_item) / 10 - imputed, abs=1e-6)
+        assert sum(found.values()) == pytest.approx(1.0, abs=1e-6)
+        whole = found | {"behaviour": found["behaviour"] + found.pop("imputed")}
+        least, most = min(whole[name] for name in found), max(whole[name] for name in found)
+        assert watched.value("vlm2rec_slot_balance") == pytest.approx(least / most, abs=1e-6)
+        await watched.sampler.close()
+
+    run(steps)
+
+
+def test_missed_new_items_lower_the_recall(small_table: ItemTable, small_encoder: Path, tmp_path: Path) -> None:
+    bundle = Bundle.load(bundle_with_new_items(small_table, small_encoder, tmp_path, [6, 13, 20, 27], length=0.5))
+
+    async def steps() -> None:
+        watched = Watched(bundle)
+        vector = bundle.vectors(np.array([1]))
+        new = RowMask.of(bundle.popularity == 0, bundle.indexed)
+        searches = []
+        for k, allowed, kept in ((16, None, slice(0, 16)), (4, new, slice(0, 1))):  # three of four new ones are missed
+            best = bundle.exact(vector, k, allowed=allowed)
+            job = SearchJob(None, lambda encoded: encoded, k, allowed, Trace("r"))
+            searches.append((job, SearchResult(vector[0], best.rows[0][kept], best.scores[0][kept])))
+        rows = np.concatenate([found.rows for _, found in searches])
+        watched.clock.now += 1.0
+        watched.sampler(bundle, Query(k=16), searches, Recommendations(rows, rows.astype("f4"), 1, []))
+        while watched.sampler._task is not None:
+            await asyncio.sleep(0.001)
+        assert watched.value("vlm2rec_recall", filtered="no") == pytest.approx(17 / 20)
         await watched.sampler.close()
 
     run(steps)
@@ -254,7 +308,8 @@ def test_live_answers_are_sampled(open_client: OpenClient) -> None:
         cheap = {"item_id": "i5", "filter": {"must": [{"field": "price", "lt": 40}]}}
         eventually(lambda: checked("yes", "/similar", cheap))
         assert metric(client, "vlm2rec_recall", filtered="yes") == metric(client, "vlm2rec_recall", filtered="no") == 1
-        shares = [metric(client, "vlm2rec_slot_share", slot=name) for name in ("text", "image", "behaviour")]
+        names = ("text", "image", "behaviour", "imputed")
+        shares = [metric(client, "vlm2rec_slot_share", slot=name) for name in names]
         assert sum(shares) == pytest.approx(1.0)
         assert 0 < metric(client, "vlm2rec_slot_balance") < 1
         assert metric(client, "vlm2rec_sample_failures_total") == 0

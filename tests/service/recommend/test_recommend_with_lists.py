@@ -182,7 +182,8 @@ def test_a_batch_gives_the_same_scores_as_its_members_alone(listed: Bundle) -> N
 def test_live_recall_is_measured_against_the_exact_whole_score(listed: Bundle) -> None:
     for job in jobs_of(listed, 8):
         found = run_searches(listed, [job])[0]
-        check = _Check.of(SampledAnswer(listed, job, found, found.rows, filtered=False, plain=True))
+        sample = SampledAnswer(listed, [(job, found)], found.rows, filtered=False, plain=True)
+        check = _Check.of(sample, sample.searches[0])
         truth, _ = check.run()
         assert truth.tobytes() == found.scores.tobytes()
         assert recall_of(found.scores, truth) == 1.0

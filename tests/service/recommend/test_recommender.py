@@ -10,14 +10,14 @@ import pytest
 from index.bundle.bundle import Bundle
 from index.errors import EncoderError, FilterError
 from service.errors import RuleBroken
-from service.recommend import recommender
+from service.recommend import resolved_query
 from service.recommend.engine import InlineEngine, SearchJob, SearchResult, run_searches
 from service.recommend.hidden_items import HiddenItems
 from service.recommend.query import Query, Recommendations
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
-from service.stores.protocols import Event
+from service.stores.protocols import Event, HistoryEntry
 from tests.support.stores.memory_histories import MemoryHistories
 
 
@@ -292,7 +292,7 @@ def test_diversity_makes_a_list_less_alike(bundle: Bundle) -> None:
 
 def test_a_large_pool_is_ordered_the_same_in_a_thread(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     inline = ask(bundle, ["i1", "i2"], k=20, diversity=0.7)
-    monkeypatch.setattr(recommender, "_INLINE_POOL", 10)
+    monkeypatch.setattr(resolved_query, "_INLINE_POOL", 10)
     in_thread = ask(bundle, ["i1", "i2"], k=20, diversity=0.7)
     assert np.array_equal(in_thread.rows, inline.rows)
 
@@ -310,9 +310,9 @@ def test_weights_of_any_size_give_finite_scores(bundle: Bundle, weight: float) -
 
 
 class Slow(MemoryHistories):
-    async def recent(self, user_id: str) -> list[str]:
+    async def entries(self, owner: str) -> list[HistoryEntry]:
         await asyncio.sleep(5.0)
-        return await super().recent(user_id)
+        return await super().entries(owner)
 
 
 class Failing(InlineEngine):

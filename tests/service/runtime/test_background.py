@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from service.runtime.background_tasks import Background, _lower_priority, run_in_loop
+from service.runtime.background_tasks import Background, lower_priority, run_in_loop
 
 
 def priority() -> int:
@@ -22,7 +22,7 @@ def test_only_the_thread_with_a_nice_value_has_a_lower_priority() -> None:
         patient, other = Background("patient", nice=19), Background("other", nice=0)
         assert await patient.run(priority) == 19
         assert await other.run(priority) == priority() == before
-        assert await patient.run(lambda: _lower_priority(5) or priority()) == 19  # never raised
+        assert await patient.run(lambda: lower_priority(5) or priority()) == 19  # never raised
         patient.close()
         other.close()
 

@@ -40,4 +40,4 @@ def test_reads_come_back_after_a_hiccup_while_saves_fail(tmp_path: Path, open_cl
             return client.post("/recommend", json={"user_id": "u"}).json()["degraded"] == "history_unavailable"
 
         eventually(degraded)
-        eventually(lambda: not degraded(), 30)
+        eventually(lambda: not degraded())

@@ -1,4 +1,4 @@
-"""The contract of history stores, tested on the fake in memory and on a real Redis."""
+"""The contract of history stores, tested on the fake in memory, a real Redis and a real cluster."""
 
 import asyncio
 import uuid
@@ -14,6 +14,7 @@ from service.stores.history_keys import BUCKETS, bucket_of, keys_of
 from service.stores.protocols import Event, HistoryEntry
 from service.stores.redis_client import RedisWatch
 from service.stores.redis_histories import RedisHistories
+from tests.support.stores.item_ids import item_ids
 from tests.support.stores.memory_histories import MemoryHistories
 from tests.support.stores.real_redis import open_histories
 
@@ -21,14 +22,15 @@ Store = MemoryHistories | RedisHistories
 OpenStore = Callable[..., Any]
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis", "cluster"])
 def open_store(request: pytest.FixtureRequest) -> OpenStore:
     @asynccontextmanager
     async def opened(**options: Any) -> AsyncIterator[Store]:
         if request.param == "memory":
             yield MemoryHistories(**options)
             return
-        url = request.getfixturevalue("redis_url")
+        clustered = request.param == "cluster"
+        url = request.getfixturevalue("cluster").url if clustered else request.getfixturevalue("redis_url")
         store = open_histories(url, prefix=f"test-{uuid.uuid4().hex}", timeout_s=5.0, **options)
         yield store
         await store.close()
@@ -43,7 +45,7 @@ def event(user: str, item: str, at: float = 100.0, **more: Any) -> Event:
 def test_a_user_never_seen_has_no_history(open_store: OpenStore) -> None:
     async def check() -> None:
         async with open_store() as store:
-            assert await store.recent("nobody") == []
+            assert await item_ids(store, "nobody") == []
             assert await store.entries("nobody") == []
             await store.erase("nobody")
             assert await store.alive()
@@ -56,7 +58,7 @@ def test_history_is_by_arrival_and_within_one_call_by_timestamp(open_store: Open
         async with open_store() as store:
             assert await store.append([event("u", "late", 30), event("u", "early", 10), event("u", "middle", 20)]) == 3
             assert await store.append([event("u", "older but came later", 5)]) == 1
-            assert await store.recent("u") == ["early", "middle", "late", "older but came later"]
+            assert await item_ids(store, "u") == ["early", "middle", "late", "older but came later"]
 
     asyncio.run(check())
 
@@ -65,7 +67,7 @@ def test_equal_timestamps_keep_the_order_of_the_call(open_store: OpenStore) -> N
     async def check() -> None:
         async with open_store() as store:
             await store.append([event("u", name, 7) for name in "bca"])
-            assert await store.recent("u") == ["b", "c", "a"]
+            assert await item_ids(store, "u") == ["b", "c", "a"]
 
     asyncio.run(check())
 
@@ -92,7 +94,7 @@ def test_users_are_kept_apart_even_with_odd_ids(open_store: OpenStore) -> None:
         async with open_store() as store:
             await store.append([event(user, f"item of {user}") for user in users])
             for user in users:
-                assert await store.recent(user) == [f"item of {user}"]
+                assert await item_ids(store, user) == [f"item of {user}"]
 
     asyncio.run(check())
 
@@ -101,9 +103,9 @@ def test_only_the_newest_events_of_a_user_are_kept(open_store: OpenStore) -> Non
     async def check() -> None:
         async with open_store(history_cap=3) as store:
             await store.append([event("u", str(number), number) for number in range(5)])
-            assert await store.recent("u") == ["2", "3", "4"]
+            assert await item_ids(store, "u") == ["2", "3", "4"]
             await store.append([event("u", "5")])
-            assert await store.recent("u") == ["3", "4", "5"]
+            assert await item_ids(store, "u") == ["3", "4", "5"]
 
     asyncio.run(check())
 
@@ -116,7 +118,7 @@ def test_an_event_id_is_stored_once_a_user(open_store: OpenStore) -> None:
             assert await store.append([once]) == 0
             assert await store.append([event("u", "b", event_id="e2"), event("u", "b", event_id="e2"), once]) == 1
             assert await store.append([event("someone else", "a", event_id="e1")]) == 1
-            assert await store.recent("u") == ["a", "b"]
+            assert await item_ids(store, "u") == ["a", "b"]
             assert [kept.item_id for kept in await store.stream()] == ["a", "b", "a"]
 
     asyncio.run(check())
@@ -126,7 +128,7 @@ def test_events_without_an_id_are_always_stored(open_store: OpenStore) -> None:
     async def check() -> None:
         async with open_store() as store:
             assert await store.append([event("u", "a"), event("u", "a")]) == 2
-            assert await store.recent("u") == ["a", "a"]
+            assert await item_ids(store, "u") == ["a", "a"]
 
     asyncio.run(check())
 
@@ -145,10 +147,9 @@ def test_only_the_newest_event_ids_are_remembered(open_store: OpenStore) -> None
 def test_histories_expire(open_store: OpenStore) -> None:
     async def check() -> None:
         async with open_store(ttl_s=1) as store:
-            await store.append([event("u", "a", event_id="e")])
-            assert await store.recent("u") == ["a"]
+            assert await store.append([event("u", "a", event_id="e")]) == 1
             await asyncio.sleep(1.1)
-            assert await store.recent("u") == []
+            assert await item_ids(store, "u") == []
             assert await store.append([event("u", "a", event_id="e")]) == 1
 
     asyncio.run(check())
@@ -185,10 +186,10 @@ def test_erasing_forgets_one_user_everywhere(open_store: OpenStore) -> None:
                 await store.append(mixed[start : start + 500])
             await store.append([event("u", "x", event_id="e")])
             await store.erase("u")
-            assert await store.recent("u") == []
+            assert await item_ids(store, "u") == []
             assert {kept.user_id for kept in await store.stream()} == {"v"}
             assert len(await store.stream()) == 1250
-            assert len(await store.recent("v")) == 200
+            assert len(await item_ids(store, "v")) == 200
             assert await store.append([event("u", "x", event_id="e")]) == 1
 
     asyncio.run(check())
@@ -201,7 +202,7 @@ def test_concurrent_appends_lose_nothing(open_store: OpenStore) -> None:
                 store.append([event("u", f"{call}.{number}", number) for number in range(5)]) for call in range(20)
             ]
             assert sum(await asyncio.gather(*calls)) == 100
-            history = await store.recent("u")
+            history = await item_ids(store, "u")
             assert sorted(history) == sorted(f"{call}.{number}" for call in range(20) for number in range(5))
             for call in range(20):  # calls are atomic: nobody's events lie between those of one call
                 at = history.index(f"{call}.0")
@@ -217,14 +218,15 @@ def test_a_store_that_is_down_says_so_in_one_way() -> None:
     gone = open_histories("unix:///nonexistent/redis.sock", watch=RedisWatch(on_error=errors.append))
 
     async def check(store: Store) -> None:
-        for call in (store.append([event("u", "a")]), store.recent("u"), store.entries("u"), store.erase("u")):
+        reads = (item_ids(store, "u"), store.entries("u"), store.impressions("u"))
+        for call in (store.append([event("u", "a")]), *reads, store.merge("s", "u"), store.erase("u")):
             with pytest.raises(HistoriesUnavailable):
                 await call
         assert await store.alive() is False
 
     asyncio.run(check(memory))
     asyncio.run(check(gone))
-    assert errors == ["append", "recent", "recent", "erase", "ping"]
+    assert errors == ["append", "recent", "recent", "recent", "merge", "erase", "ping"]
 
 
 def test_a_url_that_is_none_is_refused() -> None:
@@ -257,9 +259,9 @@ def test_what_others_wrote_into_a_key_is_no_crash(redis_url: str) -> None:
     async def check() -> None:
         store = open_histories(redis_url, prefix=prefix)
         assert await store.entries("u") == [HistoryEntry("�", 0.0, None), HistoryEntry("b", 0.0, None)]
-        assert await store.recent("v") == ["a\x1eb", "\x1e", "c"]
+        assert await item_ids(store, "v") == ["a\x1eb", "\x1e", "c"]
         with pytest.raises(HistoriesUnavailable):
-            await store.recent("w")
+            await item_ids(store, "w")
         await store.close()
 
     with redis.Redis.from_url(redis_url) as client:
@@ -267,3 +269,13 @@ def test_what_others_wrote_into_a_key_is_no_crash(redis_url: str) -> None:
         client.rpush(keys_of(prefix, "v").history, b"a\x1eb", b"\x1e", b"c\x1f1\x1f")
         client.set(keys_of(prefix, "w").history, "not a list")
         asyncio.run(check())
+
+
+def test_value_and_arm_are_in_the_stream(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            sold = Event("u", "i", 1.0, "purchase", "e1", "r1", value=19.99, arm="prices/low")
+            await store.append([sold, Event("u", "j", 2.0), Event("u", "k", 3.0, value=0.0)])
+            assert await store.stream() == [sold, Event("u", "j", 2.0), Event("u", "k", 3.0, value=0.0)]
+
+    asyncio.run(check())

@@ -1,4 +1,4 @@
-"""The contract of operator-state stores, tested on the fake in memory and on a real Redis."""
+"""The contract of operator-state stores, tested on the fake in memory, a real Redis and a real cluster."""
 
 import asyncio
 import uuid
@@ -21,14 +21,15 @@ OpenStore = Callable[..., Any]
 NEW = Edition()
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis", "cluster"])
 def open_store(request: pytest.FixtureRequest) -> OpenStore:
     @asynccontextmanager
     async def opened(**options: Any) -> AsyncIterator[Store]:
         if request.param == "memory":
             yield MemoryOperatorState(**options)
             return
-        url = request.getfixturevalue("redis_url")
+        clustered = request.param == "cluster"
+        url = request.getfixturevalue("cluster").url if clustered else request.getfixturevalue("redis_url")
         store = open_operator_state(url, prefix=f"test-{uuid.uuid4().hex}", timeout_s=5.0, **options)
         yield store
         await store.close()
@@ -244,5 +245,32 @@ def test_an_erasure_is_named_anew_each_time_and_is_no_change(open_store: OpenSto
             assert (now.number, now.erasure) == (1, names[-1])
             await store.restore(Edition(now.epoch, 5), None, [])
             assert (await store.edition()).erasure == names[-1]
+
+    asyncio.run(check())
+
+
+def test_an_experiment_is_a_change_and_is_restored(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            for definition, number in (("{}", 1), ("{}", 1), ("[]", 2), (None, 3), ("{}", 4)):
+                assert await store.set_experiment(definition, NEW)
+                assert (await store.edition()).number == number
+                assert (await store.changes(NEW)).experiment == definition
+            edition = await store.edition()
+            await store.restore(Edition(edition.epoch, edition.number + 3), None, ("a",), "[1]")
+            changes = await store.changes(NEW)
+            assert (changes.experiment, changes.hidden) == ("[1]", ("a",))
+            assert not await store.set_experiment(None, Edition(edition.epoch, edition.number + 9))
+
+    asyncio.run(check())
+
+
+def test_the_audit_log_has_the_newest_entries_and_is_no_change(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            assert await store.logged_changes() == []
+            await asyncio.gather(*(store.log_change(str(number)) for number in range(1003)))
+            assert await store.logged_changes() == [str(number) for number in reversed(range(3, 1003))]
+            assert await store.edition() == NEW
 
     asyncio.run(check())

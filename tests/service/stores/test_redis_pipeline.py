@@ -203,7 +203,7 @@ def test_a_cancelled_caller_does_not_affect_its_exchange() -> None:
 
 def test_calls_of_one_moment_are_one_round_trip() -> None:
     async def check() -> None:
-        async with linked(timeout_s=1.0) as (fake, pipeline):
+        async with linked(timeout_s=5.0) as (fake, pipeline):
 
             async def answer(command: list[bytes]) -> bytes:
                 """All replies with the last command: were they asked for one after the other, there would be none."""
@@ -354,7 +354,7 @@ def test_closing_ends_the_probing() -> None:
             fake.answer = never
             await run_out(fake, pipeline)
             await until(lambda: pipeline.state == "half_open")
-            async with asyncio.timeout(1.0):
+            async with asyncio.timeout(PATIENT_S / 2):
                 await pipeline.close()
             assert pipeline_tasks() == []
 

@@ -195,7 +195,7 @@ def test_a_url_that_is_right_is_taken(url: str) -> None:
 def test_a_node_of_a_cluster_ends_the_start(tmp_path: Path, open_client: OpenClient) -> None:
     with (
         on_a_port(tmp_path, "cluster-enabled yes") as port,
-        pytest.raises(StartError, match="clusters are not supported"),
+        pytest.raises(StartError, match=r"name the cluster: redis\+cluster://"),
         open_client(redis_url=f"redis://127.0.0.1:{port}"),
     ):
         pass

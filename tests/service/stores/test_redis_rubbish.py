@@ -22,6 +22,7 @@ from tests.support.stores.fake_redis import (
     run,
     until,
 )
+from tests.support.stores.item_ids import item_ids
 from tests.support.stores.real_redis import open_histories
 
 RUBBISH = {
@@ -72,7 +73,7 @@ def test_a_history_of_anything_but_strings_is_refused(inner: bytes) -> None:
             fake.answer = odd
             store = open_histories(fake.url, timeout_s=5.0)
             with pytest.raises(HistoriesUnavailable, match="another form"):
-                await store.recent("u")
+                await item_ids(store, "u")
             await store.close()
 
     run(check)

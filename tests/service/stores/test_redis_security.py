@@ -9,8 +9,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.errors import SettingsError
-from service.stores.protocols import Edition
+from service.stores.protocols import Edition, Event
+from service.stores.redis_histories import RedisHistories
 from tests.support.shops import OpenClient
+from tests.support.stores.exports import Shop
 from tests.support.stores.real_redis import open_histories, open_operator_state
 from tests.support.stores.redis_servers import Certificates, free_port, program_with_tls, redis_server
 
@@ -70,6 +72,22 @@ def test_it_is_enough_for_the_pin_and_for_taking_everything_back(guarded_redis: 
         await histories.close()
 
     asyncio.run(all_of_it())
+
+
+def test_it_is_enough_for_an_export(guarded_redis: Path, tmp_path: Path) -> None:
+    shop = Shop(f"unix://vlm2rec:{PASSWORD}@{guarded_redis}", tmp_path / "export", "vlm2rec:exported")
+
+    async def all_of_it(store: RedisHistories) -> None:
+        await shop.export()
+        await store.append([Event("anna", str(number), 1.0) for number in range(3)])
+        await store.erase("anna")
+        await store.append([Event("anna", str(number), 1.0) for number in range(3)])
+        done = await shop.export()
+        assert (done.events, done.erasures, done.lost) == (2, 1, 2)
+        async with shop.events() as events:
+            assert await events.detach() == 0
+
+    shop.run(all_of_it, stream_cap=64 * 2)
 
 
 @pytest.mark.parametrize(

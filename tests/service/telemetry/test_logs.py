@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -16,10 +17,10 @@ import pytest
 
 from service.http.request_middleware import RequestMiddleware
 from service.settings.groups import HttpLimits, ObservabilitySettings
-from service.telemetry.log_writer import LogWriter
+from service.telemetry.log_writer import DirectLogWriter, LogWriter
 from service.telemetry.metrics import Metrics
 from tests.support.exposed import exposed
-from tests.support.service_process import Service
+from tests.support.processes.service_process import Service
 
 
 @pytest.fixture
@@ -45,6 +46,46 @@ def test_lines_come_out_whole_and_in_order(pipe: tuple[int, int]) -> None:
     assert read_all(pipe[0], 5000) == sent
     assert writer.dropped == 0
     writer.close()
+
+
+def test_lines_of_several_writers_of_one_pipe_are_never_mixed(pipe: tuple[int, int]) -> None:
+    """Each writer stands for a worker process; the reader is slow, so the pipe is full most of the time."""
+    writers = [LogWriter(pipe[1]) for _ in range(2)]
+    sent = [b"%d" % number * 300 for number in range(2)]
+    for _ in range(1_000):
+        for writer, line in zip(writers, sent, strict=True):
+            writer.write(line + b"\n")
+    lines = read_all(pipe[0], 2_000)
+    assert sorted(lines) == sorted(sent * 1_000)
+    for writer in writers:
+        writer.close()
+
+
+def test_a_line_longer_than_a_pipe_takes_at_once_is_written_alone(pipe: tuple[int, int]) -> None:
+    writer = LogWriter(pipe[1])
+    sent = [b"short\n", b"x" * 10_000 + b"\n", b"short again\n", b"no end of line"]
+    for line in sent:
+        writer.write(line)
+    writer.close()
+    assert os.read(pipe[0], 1 << 16) == b"".join(sent)
+
+
+def test_a_writer_without_a_thread_never_waits_for_its_reader() -> None:
+    reads, writes = os.pipe()
+    threads = threading.active_count()
+    writer = DirectLogWriter(writes)
+    for _ in range(1000):  # far more than a pipe holds
+        writer.write(b"x" * 999 + b"\n")
+    assert threading.active_count() == threads
+    assert 0 < writer.dropped < 1000
+    out = b""
+    while len(out) < 1000 * (1000 - writer.dropped):
+        out += os.read(reads, 1 << 16)
+    assert out.splitlines() == [b"x" * 999] * (1000 - writer.dropped)
+    os.close(reads)
+    writer.write(b"nobody reads any more\n")
+    assert writer.failed == 1
+    os.close(writes)
 
 
 def test_lines_that_are_not_read_are_dropped_and_reported_later(pipe: tuple[int, int]) -> None:
@@ -141,6 +182,20 @@ def test_a_descriptor_that_does_not_block_loses_no_line(pipe: tuple[int, int]) -
     assert read_all(pipe[0], 500) == sent
     assert (writer.failed, writer.dropped) == (0, 0)
     writer.close()
+
+
+def test_a_descriptor_may_have_a_large_number(pipe: tuple[int, int]) -> None:
+    large = fcntl.fcntl(pipe[1], fcntl.F_DUPFD_CLOEXEC, 1100)
+    try:
+        os.set_blocking(large, False)
+        writer = LogWriter(large)
+        sent = [b"%0999d" % number for number in range(200)]
+        for line in sent:
+            writer.write(line + b"\n")
+        assert read_all(pipe[0], 200) == sent
+        writer.close()
+    finally:
+        os.close(large)
 
 
 def test_lost_lines_are_in_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from index.bundle.bundle import Bundle
+from service.bundles.metrics import BundleMetrics
 from service.telemetry.metrics import Metrics
 from tests.support.exposed import exposed
 from tests.support.shops import OpenClient, metric
@@ -110,3 +112,16 @@ def test_a_bundle_shows_its_report(open_client: OpenClient, bundle: Bundle) -> N
         assert metric(client, "vlm2rec_bundle_bound", figure="recall.plain") == bundle.manifest.gate.bounds["recall"]
         assert metric(client, "vlm2rec_bundle_slot_dims", slot="image") == 4
         assert metric(client, "vlm2rec_bundle_shortfalls") == len(bundle.manifest.shortfalls)
+        assert metric(client, "vlm2rec_bundle_unused_modality", slot="image") == 0
+
+
+def test_a_modality_that_hardly_counts_is_shown(bundle: Bundle) -> None:
+    registry = CollectorRegistry()
+    metrics = BundleMetrics(registry)
+    figures = bundle.manifest.gate.figures | {"missing.image": 0.1, "slot_share.image": 0.003}
+    gate = bundle.manifest.gate.model_copy(update={"figures": figures})
+    metrics._report(bundle.manifest.model_copy(update={"gate": gate}))
+    found = {
+        slot: registry.get_sample_value("vlm2rec_bundle_unused_modality", {"slot": slot}) for slot in ("text", "image")
+    }
+    assert found == {"text": 0, "image": 1}

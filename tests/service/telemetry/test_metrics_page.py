@@ -34,7 +34,7 @@ def checked(check: Callable[[Counted, MetricsPage], object]) -> None:
         metrics = Counted()
         page = MetricsPage(metrics)
         await check(metrics, page)  # type: ignore[misc]
-        page.close()
+        await page.close()
 
     asyncio.run(asyncio.wait_for(go(), 60))
 

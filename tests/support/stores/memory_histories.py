@@ -2,11 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from time import monotonic
+from dataclasses import replace
+from time import monotonic, time
 
-from service.errors import HistoriesUnavailable
+from service.errors import HistoriesUnavailable, SessionMerged
 from service.stores.history_keys import bucket_cap, bucket_of
-from service.stores.protocols import Event, HistoryEntry
+from service.stores.protocols import Event, HistoryEntry, session_of, session_owner
 
 
 class MemoryHistories:
@@ -17,6 +18,8 @@ class MemoryHistories:
         ttl_s: seconds after a user's last event until the history is forgotten.
         stream_cap: newest events kept of all users, an equal part of them of each bucket.
         event_ids_cap: newest event ids of each user against which retries are recognised.
+        late_s: seconds that an event may arrive late and still get its place by its time.
+        impressions_cap: newest impressions kept of each user.
         clock: seconds, monotonic.
 
     Attributes:
@@ -30,13 +33,19 @@ class MemoryHistories:
         ttl_s: int = 90 * 86_400,
         stream_cap: int = 1_000_000,
         event_ids_cap: int = 1000,
+        late_s: int = 3600,
+        impressions_cap: int = 200,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._history_cap = history_cap
         self._ttl_s = ttl_s
         self._event_ids_cap = event_ids_cap
+        self._late_s = late_s
         self._clock = clock
-        self._histories: dict[str, deque[HistoryEntry]] = {}
+        self._histories: dict[str, list[HistoryEntry]] = {}
+        self._impressions_cap = impressions_cap
+        self._impressions: dict[str, list[HistoryEntry]] = {}
+        self._merges: dict[str, str] = {}
         self._event_ids: dict[str, dict[str, None]] = {}
         self._expires: dict[str, float] = {}
         self._bucket_cap = bucket_cap(stream_cap)
@@ -48,6 +57,7 @@ class MemoryHistories:
         """Store events; see `HistoryStore.append`."""
         self._check_available()
         stored = 0
+        events = [replace(event, user_id=self._merges.get(event.user_id, event.user_id)) for event in events]
         for event in sorted(events, key=lambda event: event.timestamp):
             self._forget_if_expired(event.user_id)
             event_ids = self._event_ids.setdefault(event.user_id, {})
@@ -55,31 +65,70 @@ class MemoryHistories:
                 if event.event_id in event_ids:
                     continue
                 event_ids[event.event_id] = None
-            history = self._histories.setdefault(event.user_id, deque(maxlen=self._history_cap))
-            history.append(HistoryEntry(event.item_id, event.timestamp, event.type))
+            entry = HistoryEntry(event.item_id, event.timestamp, event.type)
+            if event.stored_in == "history":
+                self._insert(self._histories.setdefault(event.user_id, []), entry)
+            elif event.stored_in == "impressions":
+                self._impressions.setdefault(event.user_id, []).append(entry)
             self._expires[event.user_id] = self._clock() + self._ttl_s
             self._stream_of(event.user_id).append((self._arrived, event))
             self._arrived += 1
             stored += 1
         for user_id in {event.user_id for event in events}:  # after the whole call, as all of it is one
+            del self._histories.get(user_id, [])[: -self._history_cap]
+            del self._impressions.get(user_id, [])[: -self._impressions_cap]
             event_ids = self._event_ids[user_id]
             while len(event_ids) > self._event_ids_cap:
                 del event_ids[next(iter(event_ids))]
         return stored
 
-    async def recent(self, user_id: str) -> list[str]:
-        """Item ids, oldest first; see `HistoryStore.recent`."""
-        return [entry.item_id for entry in await self.entries(user_id)]
+    def _insert(self, history: list[HistoryEntry], entry: HistoryEntry) -> None:
+        now, place = time(), len(history)
+        if entry.timestamp >= now - self._late_s:
+            while place and entry.timestamp < history[place - 1].timestamp <= now:
+                place -= 1
+        history.insert(place, entry)
 
-    async def entries(self, user_id: str) -> list[HistoryEntry]:
-        """Events, oldest first; see `HistoryStore.entries`."""
+    async def entries(self, owner: str) -> list[HistoryEntry]:
+        """Events, oldest first; see `HistoryReader.entries`."""
         self._check_available()
-        self._forget_if_expired(user_id)
-        return list(self._histories.get(user_id, ()))
+        self._forget_if_expired(owner)
+        return list(self._histories.get(owner, ()))
+
+    async def impressions(self, owner: str) -> list[HistoryEntry]:
+        """Impressions; see `HistoryReader.impressions`."""
+        self._check_available()
+        self._forget_if_expired(owner)
+        return list(self._impressions.get(owner, ()))
+
+    async def merge(self, session_id: str, user_id: str) -> int:
+        """Merge a session into a user; see `HistoryStore.merge`."""
+        self._check_available()
+        owner = session_owner(session_id)
+        if self._merges.get(owner, user_id) != user_id:
+            raise SessionMerged("of another user")
+        self._merges[owner] = user_id
+        moved, shown = self._histories.pop(owner, []), self._impressions.pop(owner, [])
+        if moved:
+            both = sorted([*self._histories.get(user_id, ()), *moved], key=lambda entry: entry.timestamp)
+            self._histories[user_id] = both[-self._history_cap :]
+            self._expires[user_id] = self._clock() + self._ttl_s
+        if shown:
+            self._impressions[user_id] = [*self._impressions.get(user_id, ()), *shown][-self._impressions_cap :]
+        self._event_ids.setdefault(user_id, {}).update(self._event_ids.pop(owner, {}))
+        return len(moved)
+
+    async def merged_sessions(self, user_id: str) -> list[str]:
+        """Sessions of a user; see `HistoryStore.merged_sessions`."""
+        self._check_available()
+        return [session_of(owner) or "" for owner, user in self._merges.items() if user == user_id]
 
     async def erase(self, user_id: str) -> None:
         """Erase a user; see `HistoryStore.erase`."""
         self._check_available()
+        for owner in [owner for owner, user in self._merges.items() if user == user_id]:
+            del self._merges[owner]
+            await self.erase(owner)
         self._forget(user_id)
         stream = self._stream_of(user_id)
         kept = [(number, event) for number, event in stream if event.user_id != user_id]
@@ -114,5 +163,5 @@ class MemoryHistories:
             self._forget(user_id)
 
     def _forget(self, user_id: str) -> None:
-        for kept in (self._histories, self._event_ids, self._expires):
+        for kept in (self._histories, self._impressions, self._event_ids, self._expires):
             kept.pop(user_id, None)

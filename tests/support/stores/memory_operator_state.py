@@ -29,6 +29,8 @@ class MemoryOperatorState:
         self._erasure = ""
         self._floor = 0
         self._pin: str | None = None
+        self._experiment: str | None = None
+        self._logged: list[str] = []
         self._hidden: dict[str, int] = {}
         self._shown: dict[str, int] = {}
 
@@ -44,7 +46,7 @@ class MemoryOperatorState:
         after = 0 if whole else since.number
         hidden = tuple(item for item, number in self._hidden.items() if number > after)
         shown = () if whole else tuple(item for item, number in self._shown.items() if number > after)
-        return Changes(self._edition, self._pin, whole, hidden, shown)
+        return Changes(self._edition, self._pin, whole, hidden, shown, self._experiment)
 
     async def pin(self, bundle_id: str | None, known: Edition) -> bool:
         """Pin a bundle; see `OperatorStateStore.pin`."""
@@ -53,6 +55,15 @@ class MemoryOperatorState:
         if bundle_id != self._pin:
             self._next()
             self._pin = bundle_id
+        return True
+
+    async def set_experiment(self, definition: str | None, known: Edition) -> bool:
+        """Run an experiment; see `OperatorStateStore.set_experiment`."""
+        if not self._accepts(known):
+            return False
+        if definition != self._experiment:
+            self._next()
+            self._experiment = definition
         return True
 
     async def hide(self, item_id: str, known: Edition) -> bool:
@@ -79,11 +90,23 @@ class MemoryOperatorState:
         self._check_available()
         self._erasure = uuid.uuid4().hex
 
-    async def restore(self, edition: Edition, pin: str | None, hidden: Sequence[str]) -> None:
+    async def log_change(self, entry: str) -> None:
+        """Add to the audit log; see `OperatorStateStore.log_change`."""
+        self._check_available()
+        self._logged = [entry, *self._logged][:1000]
+
+    async def logged_changes(self) -> list[str]:
+        """The audit log; see `OperatorStateStore.logged_changes`."""
+        self._check_available()
+        return list(self._logged)
+
+    async def restore(
+        self, edition: Edition, pin: str | None, hidden: Sequence[str], experiment: str | None = None
+    ) -> None:
         """Restore a state; see `OperatorStateStore.restore`."""
         self._check_available()
         if self._edition.is_behind(edition):
-            self._edition, self._floor, self._pin = edition, edition.number, pin
+            self._edition, self._floor, self._pin, self._experiment = edition, edition.number, pin, experiment
             self._hidden = {item: number for number, item in enumerate(hidden, 1)}
             self._shown = {}
 

@@ -27,11 +27,13 @@ from transformers import (
 from training.backbones.backbone import Backbone, load_backbone
 from training.backbones.batches import Collator, PromptBatch, spread
 from training.backbones.vlm import Embedding, VlmEmbedder, load_embedder
-from training.config.run_config import PRESETS, RunConfig
+from training.config.presets import PRESETS
+from training.config.run_config import RunConfig
 from training.data.dataset import Dataset
 from training.data.pictures import PictureStore
 from training.data.sequences import Sequences
-from training.embedding.job import CatalogueEncoder, embed_catalogue, pending_items
+from training.embedding.catalogue_encoder import CatalogueEncoder
+from training.embedding.job import embed_catalogue, pending_items
 from training.embedding.store import Embeddings
 from training.errors import BackboneError, JobStopped
 from training.finetune.trainer import TrainingProgress, train_vlm
@@ -281,5 +283,7 @@ def test_an_unpinned_run_leaves_nothing_behind(
 
 def test_every_preset_is_pinned() -> None:
     named = [preset["vlm"] for preset in PRESETS.values() if "vlm" in preset]
-    assert named
-    assert all(len(vlm["revision"]) == 40 for vlm in named)
+    towers = [vlm["towers"] for vlm in named if "towers" in vlm]
+    assert towers
+    assert all(len(vlm["revision"]) == 40 for vlm in named if "model" in vlm)
+    assert all(model.startswith("package:") for pair in towers for model in pair.values())  # pinned by their SHA-256

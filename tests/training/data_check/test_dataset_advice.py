@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cli.offline.data_check import check
+from cli.offline.data.check import check
 from training.data_check.check import check_dataset
 from training.data_check.report import DatasetReport, Defect, Severity
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from cli.offline.data_check import check
+from cli.offline.data.check import check
 from training.data.dataset import load_dataset
 from training.data.thumbnails import make_thumbnails
 from training.data_check.check import check_dataset

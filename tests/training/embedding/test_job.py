@@ -10,7 +10,8 @@ import torch
 
 from training.backbones.vlm import Embedding
 from training.data.dataset import Dataset, load_dataset
-from training.embedding.job import CatalogueEncoder, embed_catalogue, pending_items
+from training.embedding.catalogue_encoder import CatalogueEncoder
+from training.embedding.job import embed_catalogue, pending_items
 from training.embedding.store import Embeddings
 from training.errors import EmbeddingsError
 

@@ -5,14 +5,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from cli.offline.encoder import fit_encoder, lists_line
 from cli.offline.evaluate import evaluate
+from index.items.item_table import ItemTable
+from index.items.modality_status import imputed
 from training.config.encoder_config import EncoderConfig
-from training.encoder.onnx_export import ExportParity
+from training.data.dataset import Dataset
+from training.embedding.store import Embeddings
+from training.encoder.job import fit_run
 from training.errors import ConfigError, EmbeddingsError, EvaluationError
 
 Run = tuple[Path, dict[str, Any]]
@@ -21,17 +26,6 @@ runner = CliRunner()
 app = typer.Typer()
 app.command("fit-encoder")(fit_encoder)
 app.command("evaluate")(evaluate)
-
-
-@pytest.fixture
-def quick_export(ring_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exporting takes seconds; the ring's encoder stands in for any of the same shape."""
-
-    def use_the_other_encoder(_encoder: object, _layout: object, path: Path, *, seed: int) -> ExportParity:
-        shutil.copyfile(ring_run[0] / "encoder" / "encoder.onnx", path)
-        return ExportParity(seed, 0.0)
-
-    monkeypatch.setattr("training.encoder.job.export_encoder", use_the_other_encoder)
 
 
 @pytest.fixture
@@ -74,6 +68,29 @@ def test_fit_on_other_interactions(ring_directory: Path, run_directory: Path) ->
     assert runner.invoke(app, ["evaluate", *words]).exit_code == 0
     refused = runner.invoke(app, ["evaluate", str(ring_directory), "--run", str(run_directory)])
     assert isinstance(refused.exception, EvaluationError)
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_without_imputation_the_table_has_no_imputed_vector(
+    ring_dataset: Dataset, ring_run: Run, small_config: EncoderConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.encoder.imputation.LEAST_WARM", 3)
+    embeddings = Embeddings.load(ring_run[0] / "embeddings")
+    vectors, marks, records = {}, {}, {}
+    for impute in (True, False):  # into the same directory, so a map of an earlier fit is removed
+        changes = {"epochs": 1, "cold_items": 0.3, "impute_behaviour": impute}
+        records[impute] = fit_run(ring_dataset, embeddings, small_config.model_copy(update=changes), tmp_path)
+        assert (tmp_path / "imputation.safetensors").exists() == impute
+        table = ItemTable.load(tmp_path / "table")
+        vectors[impute] = np.array(table.vectors)
+        marks[impute] = imputed(table.missing_record(), table.layout, table.vectors)
+    filled, behaviour = marks[True], table.layout.slice("behaviour")
+    assert 0 < filled.sum() < len(filled)
+    assert vectors[True][filled, behaviour].any(axis=1).all()
+    assert not marks[False].any()
+    assert not vectors[False][filled, behaviour].any()
+    np.testing.assert_array_equal(vectors[False][~filled], vectors[True][~filled])
+    assert (records[True]["imputation"]["warm_items"], records[False]["imputation"]) == (int((~filled).sum()), {})
 
 
 def test_fit_without_embeddings_or_with_a_bad_configuration(ring_directory: Path, tmp_path: Path) -> None:

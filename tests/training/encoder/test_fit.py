@@ -19,7 +19,7 @@ from training.encoder.fit import FitLog, NegativeSampler, Stepper, fit, learning
 from training.encoder.job import check_same_catalogue, fit_run, held_out_probes, split_dataset
 from training.encoder.projection import load_projection, project, save_projection
 from training.encoder.slot_model import SlotModel, stored_vectors, torch_encoder
-from training.encoder.windows import batches, training_windows
+from training.encoder.windows import rows_of, window_events
 from training.errors import ConfigError, DatasetError, EmbeddingsError, TrainingDiverged
 from training.ranking.cold_items import cold_mask, cold_targets, without_items
 from training.ranking.ranking import rank_targets
@@ -37,7 +37,7 @@ def walks(make_sequences: Make) -> LeaveOneOut:
 
 def new_model(embeddings: Embeddings, config: EncoderConfig, train: Sequences) -> SlotModel:
     torch.manual_seed(config.seed)
-    return SlotModel(embeddings, popularity(train, len(embeddings)) >= config.min_events, config)
+    return SlotModel(embeddings, popularity(train, len(embeddings)), config)
 
 
 def fitted(
@@ -164,33 +164,34 @@ def test_the_rate_in_closed_form(warmup: int) -> None:
     assert [factor(step) for step in range(21)] == pytest.approx(expected, rel=1e-15)
 
 
-def test_windows_hold_every_pair_of_neighbours_once(make_sequences: Make) -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(100):
-        sizes, length = rng.integers(0, 25, 5), int(rng.integers(1, 9))
-        starts = np.cumsum(sizes) - sizes
-        train = make_sequences([list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)])
-        share = float(rng.choice([0.0, 0.5, 1.0]))
-        windows = training_windows(train, length, reversed_share=share, rng=rng)
-        assert windows.shape[1] == length + 1
-        pairs = []
-        for window in windows:
-            events = window[window >= 0]
-            assert len(events) >= 2
-            assert (window[len(events) :] == -1).all()
-            steps = set(np.diff(events).tolist())
-            assert steps == {1} if share == 0 else steps == {-1} if share == 1 else steps in ({1}, {-1})
-            pairs += [(min(pair), max(pair)) for pair in zip(events[:-1].tolist(), events[1:].tolist(), strict=True)]
-        wanted = [(s + i, s + i + 1) for s, size in zip(starts, sizes, strict=True) for i in range(size - 1)]
-        assert sorted(pairs) == wanted
+def test_a_behaviour_vector_is_mapped_content_and_its_own_part_by_the_number_of_events(
+    ring_embeddings: Embeddings, small_config: EncoderConfig
+) -> None:
+    """normalise(W · content + n / (n + k) · δ) with k = 5, one row at a time."""
+    events = np.arange(RING, dtype=np.int64) * 2
+    model = SlotModel(ring_embeddings, events, small_config)
+    assert model.behaviour_map is not None
+    with torch.no_grad():
+        model.behaviour_map.weight.normal_()
+        units = model.unit_slots(torch.arange(RING))["behaviour"].numpy()
+    own, mapped = model.behaviour.weight.detach().numpy(), model.behaviour_map.weight.detach().numpy()
+    features = np.concatenate([model.features[name].numpy() for name in ("text", "image")], axis=1)
+    np.testing.assert_array_equal(units[0], 0)  # no event, so no behaviour vector
+    for row in range(1, RING):
+        content = features[row] / np.linalg.norm(features[row])
+        vector = mapped @ content + events[row] / (events[row] + 5) * own[row - 1]
+        np.testing.assert_allclose(units[row], vector / np.linalg.norm(vector), atol=1e-5)
+    stored = model.behaviour_slots()
+    np.testing.assert_allclose(stored[1:] / np.linalg.norm(stored[1:], axis=1, keepdims=True), units[1:], atol=1e-5)
 
 
-def test_batches_hold_every_window_once_and_are_no_wider_than_needed() -> None:
-    windows = np.array([[1, 2, -1, -1], [3, 4, 5, -1], [6, 7, -1, -1]])
-    got = list(batches(windows, 2, np.random.default_rng(0)))
-    assert [len(batch) for batch in got] == [2, 1]
-    assert sorted(row[0] for batch in got for row in batch.tolist()) == [1, 3, 6]
-    assert {batch.shape[1] for batch in got} <= {2, 3}
+@pytest.mark.parametrize("changed", [{"behaviour_shrinkage": 0.0}, {"slots": ("behaviour",)}], ids=["0", "ids alone"])
+def test_a_behaviour_vector_is_free_without_content(
+    ring_embeddings: Embeddings, small_config: EncoderConfig, changed: dict[str, Any]
+) -> None:
+    model = SlotModel(ring_embeddings, np.full(RING, 3), small_config.model_copy(update=changed))
+    assert model.behaviour_map is None
+    np.testing.assert_array_equal(model.behaviour_slots(), model.behaviour.weight.detach().numpy())
 
 
 def test_slots_are_absent_where_there_is_nothing_to_tell(
@@ -217,7 +218,7 @@ def test_dropped_slots_are_absent_on_both_sides(
     config = small_config.model_copy(update={"slots": ("text", "image"), "slot_dropout": 0.999999})
     model = new_model(ring_embeddings, config, walks.train).eval()
     stepper = Stepper(model, config, NegativeSampler(popularity(walks.train, RING), np.ones(RING, dtype=np.bool_)))
-    batch = training_windows(walks.train, 5, reversed_share=0, rng=np.random.default_rng(0))[:1]
+    batch = rows_of(walks.train, window_events(walks.train, 5, reversed_share=0, rng=np.random.default_rng(0)))[:1]
 
     def loss(seed: int) -> float:
         torch.manual_seed(seed)
@@ -378,3 +379,18 @@ def test_validation_ranks_at_most_as_many_users_as_allowed(
     middle = Targets(ring.histories[1:2], ring.targets[1:2], ring.users[1:2])
     assert ends == pytest.approx(whole - validate(model, middle, small_config)["ndcg@10"])
     assert validate(model, Targets([], np.zeros(0, dtype=np.int64), []), small_config) == {}
+
+
+def test_a_batch_size_of_0_is_the_automatic_one(
+    ring_embeddings: Embeddings, small_config: EncoderConfig, walks: LeaveOneOut, tmp_path: Path
+) -> None:
+    logs = [
+        fitted(
+            ring_embeddings,
+            small_config.model_copy(update={"batch_size": size, "epochs": 1}),
+            walks,
+            tmp_path / str(size),
+        )[1]
+        for size in (0, 128)
+    ]
+    assert logs[0] == logs[1]

@@ -1,5 +1,6 @@
 """Imputed behaviour vectors: the map from content, the lengths, and their calibration on validation."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from index.items.slots import Slot, SlotLayout
 from index.lists.item_lists import CO, WORDS, ItemLists, ListWeights, compressed
 from training.data.sequences import Targets
 from training.encoder.imputation import LEAST_WARM, BehaviourImputation, ImputationFit
-from training.encoder.imputed_lengths import LengthCalibration, without_co_occurrence
+from training.encoder.imputed_lengths import LengthCalibration, LengthCurve, without_co_occurrence
 from training.errors import EmbeddingsError
+from training.lists.list_ranker import ListRanker
 
 LAYOUT = SlotLayout((Slot("text", 6), Slot("behaviour", 4)))
 ITEMS = 300
@@ -87,6 +89,23 @@ def test_the_file_gives_the_same_vectors(world: World, imputation: BehaviourImpu
         BehaviourImputation.load(path)
 
 
+def test_without_weight_for_behaviour_a_new_item_scores_as_a_known_one_of_the_same_content(
+    world: World, imputation: BehaviourImputation
+) -> None:
+    text, counts = world.text.copy(), np.where(world.warm, 20, 0)
+    text[0] = text[1]  # row 0 is new, row 1 has a behaviour vector of its own
+    slots, lengths, imputed = replace(imputation, new_length=0.5).fill(
+        {"text": text, "behaviour": world.behaviour}, {"text": text}, counts
+    )
+    assert imputed[:2].tolist() == [True, False]
+    stored = LAYOUT.stack(slots, {"behaviour": lengths})
+    query = np.ones(LAYOUT.dim, np.float32) * LAYOUT.weights({"behaviour": 0})
+    scores = stored @ query
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    unfilled = LAYOUT.stack({"text": text, "behaviour": world.behaviour}) @ query
+    assert unfilled[0] == pytest.approx(unfilled[1] * np.sqrt(2), rel=1e-5)  # a slot less, so scaled otherwise
+
+
 def test_too_few_warm_items_give_no_map(world: World) -> None:
     few = world.behaviour.copy()
     few[np.flatnonzero(world.warm)[LEAST_WARM - 1 :]] = 0
@@ -113,13 +132,69 @@ def calibration(world: World, targets: NDArray[np.int64], lists: ItemLists | Non
     )
 
 
+def words_of(items: int) -> ItemLists:
+    """A list in which every item names the two after it."""
+    entries = [
+        (np.array([(row + 1) % items, (row + 2) % items], np.int32), np.array([0.5, 0.25], np.float16))
+        for row in range(items)
+    ]
+    return ItemLists(items, (compressed(WORDS, entries),), ListWeights(np.ones(1, np.float32), {WORDS: 0.4}))
+
+
 def test_imputed_items_get_no_more_than_their_share(world: World) -> None:
     rng = np.random.default_rng(1)
     imputation, record = calibration(world, rng.choice(np.flatnonzero(world.counts > 0), 400)).run()
     assert 0.3 <= imputation.few_length <= 1
     assert 0.3 <= imputation.new_length <= 1
-    for part in (*record["new"], record["few"]):
-        assert part["length"] == pytest.approx(0.3) or part["share_of_top_ten"] <= part["share_of_events"]
+    for name, length in (("new", imputation.new_length), ("few", imputation.few_length)):
+        curve = record[name]
+        place = curve["lengths"].index(length)
+        assert place == 0 or curve["share_of_top_ten"][place] <= curve["share_of_events"]
+
+
+SHARE = np.array([0.01, 0.03, 0.05, 0.07, 0.09, 0.11, 0.13, 0.15])
+MEANS = np.array([0.10, 0.14, 0.14, 0.139, 0.11, 0.15, 0.16, 0.17])
+
+
+def test_the_best_length_gives_at_most_the_deserved_share() -> None:
+    always = np.tile(MEANS, (50, 1))
+    assert [LengthCurve(always, SHARE, share).best() for share in (0.1, 0.11, 0.2, 0.001)] == [1, 5, 7, 0]
+    mean = LengthCurve.mean([LengthCurve(always, SHARE, 0.1), LengthCurve(always[:, ::-1], SHARE, 0.2)])
+    np.testing.assert_allclose(mean.gains[0], (MEANS + MEANS[::-1]) / 2)
+    assert mean.deserved == pytest.approx(0.15)
+
+
+def test_the_longest_length_that_is_as_good_as_the_best() -> None:
+    always = np.tile(MEANS, (50, 1))  # the differences have no error
+    assert [LengthCurve(always, SHARE, share).longest() for share in (0.1, 0.2, 0.001)] == [2, 7, 0]
+    noisy = always.copy()
+    noisy[::2, 3] += 0.02  # mean .139 as before, now with a standard error of .02 / √50 = .0028
+    noisy[1::2, 3] -= 0.02
+    assert LengthCurve(noisy, SHARE, 0.1).longest() == 3
+    assert LengthCurve(noisy, SHARE, 0.06).longest() == 2
+
+
+def test_the_curve_is_that_of_ranking_with_each_length(world: World) -> None:
+    rng = np.random.default_rng(2)
+    job = calibration(world, rng.choice(np.flatnonzero(world.counts > 0), 100), words_of(ITEMS))
+    _, record = job.run()
+    few = ~world.warm & (world.counts > 0)
+    filled, _, _ = world.maps().fit().fill(job.slots, {"text": world.text}, np.where(few, 1, 9))
+    filled["behaviour"] = np.where((~world.warm & ~few)[:, None], 0, filled["behaviour"])
+    stored = LAYOUT.stack(filled, {"behaviour": np.where(few, 0.9, 1)})
+    read = LAYOUT.stack(filled, {"behaviour": np.where(few, 0.7, 1)})
+    assert job.lists is not None
+    added = ListRanker(job.lists).scores(job.validation.histories)
+    gains, first = [], []
+    for history, target, part in zip(job.validation.histories, job.validation.targets, added, strict=True):
+        scores = stored @ read[history[-1]] + part
+        scores[history] = -np.inf
+        rank = int((scores > scores[target]).sum())
+        gains.append(1 / np.log2(rank + 2) if rank < 10 and target not in history else 0.0)
+        first.append(few[np.argsort(-scores)[:10]].mean())
+    place = record["few"]["lengths"].index(0.9)
+    assert record["few"]["ndcg@10"][place] == pytest.approx(np.mean(gains), abs=1e-6)
+    assert record["few"]["share_of_top_ten"][place] == pytest.approx(np.mean(first), abs=1e-6)
 
 
 def test_what_is_wanted_more_often_becomes_longer(world: World) -> None:
@@ -133,7 +208,7 @@ def test_what_is_wanted_more_often_becomes_longer(world: World) -> None:
 
 def test_without_targets_there_is_a_default(world: World) -> None:
     imputation, record = calibration(world, np.zeros(0, dtype=np.int64)).run()
-    assert (imputation.new_length, imputation.few_length, record["new"], record["few"]) == (0.7, 0.7, [], {})
+    assert (imputation.new_length, imputation.few_length, record["new"], record["few"]) == (0.7, 0.7, {}, {})
 
 
 def test_co_occurrence_of_pretended_new_items_is_removed() -> None:

@@ -12,14 +12,14 @@ from training.data.sequences import Sequences, leave_one_out, popularity
 from training.embedding.store import Embeddings
 from training.encoder.fit import NegativeSampler, Stepper, fit
 from training.encoder.slot_model import SlotModel
-from training.encoder.windows import training_windows
+from training.encoder.windows import rows_of, window_events
 
 Make = Callable[[list[list[int]]], Sequences]
 
 
 def new_model(embeddings: Embeddings, config: EncoderConfig, train: Sequences) -> SlotModel:
     torch.manual_seed(config.seed)
-    return SlotModel(embeddings, popularity(train, len(embeddings)) >= config.min_events, config)
+    return SlotModel(embeddings, popularity(train, len(embeddings)), config)
 
 
 def test_negatives_are_drawn_as_often_as_expected() -> None:
@@ -42,7 +42,7 @@ def test_an_item_that_nobody_touched_is_a_negative_only_if_asked_for(
     train = make_sequences([[(user + step) % 8 for step in range(6)] for user in range(30)])
     model = new_model(ring_embeddings, config, train).eval()
     stepper = Stepper(model, config, NegativeSampler.of(model, train, config))
-    batch = training_windows(train, 5, reversed_share=0, rng=np.random.default_rng(0))[:4]
+    batch = rows_of(train, window_events(train, 5, reversed_share=0, rng=np.random.default_rng(0)))[:4]
 
     def loss() -> float:
         torch.manual_seed(0)

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from training.embedding.pca import fit_basis
 from training.encoder.model import SequenceEncoder, SlotProjection
 from training.encoder.next_item_loss import full_softmax_loss, sampled_softmax_loss, slot_scale
-from training.encoder.pca import fit_basis
 
 DIM, LONGEST = 12, 7
 

@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from cli.offline.evaluate import evaluate
+from index.items.item_table import ItemTable
 from training.errors import BackboneError, EvaluationError
 
 Run = tuple[Path, dict[str, Any]]
@@ -70,6 +73,24 @@ def test_baselines_that_are_not_wanted_or_not_there_are_no_rows(
     assert {"EASE", "content mean"}.isdisjoint(names)
     assert "item kNN" in names
     assert "note: no content mean row:" in result.stderr
+
+
+def test_a_share_for_new_items_adds_a_row(ring_run: Run, ring_directory: Path, tmp_path: Path) -> None:
+    run, name = tmp_path / "run", "served encoder, fresh share 0.2"
+    shutil.copytree(ring_run[0] / "encoder", run / "encoder")
+    table, found = ItemTable.load(run / "encoder" / "table"), {}
+    assert table.popularity.min() > 0
+    for new in (0, 12):  # none is new, all are
+        popularity = np.where(np.arange(12) < new, 0, table.popularity)
+        replace(table, popularity=popularity, vectors=np.array(table.vectors)).save(run / "encoder" / "table")
+        words = [str(ring_directory), "--run", str(run), "--json", str(tmp_path / "figures.json"), "--no-ease"]
+        result = CliRunner().invoke(app, [*words, "--fresh-share", "0.2"])
+        assert result.exit_code == 0, result.output
+        rows = {row["name"]: row for row in json.loads((tmp_path / "figures.json").read_text())["tables"][0]["rows"]}
+        found[new] = rows[name]["ndcg@10"], rows["served encoder"]["ndcg@10"]
+    for kept, served in found.values():
+        assert kept == pytest.approx(served)
+    assert CliRunner().invoke(app, [*words, "--fresh-share", "1.1"]).exit_code == 2
 
 
 def _with_repeats(directory: Path, ring: Path) -> Path:
@@ -196,3 +217,27 @@ def test_files_that_cannot_be_written_are_a_clear_error(ask: Any, tmp_path: Path
     result, _ = ask(option, tmp_path / "file" / "x.json")
     assert isinstance(result.exception, EvaluationError)
     assert "cannot be written" in str(result.exception)
+
+
+@pytest.mark.slow
+def test_the_recipe_is_fitted_before_the_last_days_and_measured_on_them(
+    ring_run: Run, ring_directory: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(ring_run[0], tmp_path / "run")
+    walks = [f"u{user},r{(user + step) % 12},2026-01-{step + 1:02d}" for user in range(40) for step in range(9)]
+    (tmp_path / "walks.csv").write_text("\n".join(["user_id,item_id,timestamp", *walks]) + "\n")
+    words = [str(ring_directory), "--run", str(tmp_path / "run"), "--interactions", str(tmp_path / "walks.csv")]
+    result = CliRunner().invoke(app, [*words, "--split", "time", "--measure-days", "1.5"])
+    assert result.exit_code == 0, result.output
+    assert "after the cut-off: 40 targets" in result.output
+    figures = json.loads((tmp_path / "run" / "evaluation" / "after-the-cut-off.json").read_text())
+    assert figures["data"]["users"] == 40
+    (table,) = figures["tables"]
+    figure = {row["name"]: row["ndcg@10"] for row in table["rows"]}
+    assert figure["served encoder"] > figure["popularity"]
+
+
+def test_the_time_split_takes_no_option_of_the_other(ask: Any) -> None:
+    result, path = ask("--split", "time", "--validation")
+    assert result.exit_code == 2
+    assert not path.exists()

@@ -83,6 +83,19 @@ def test_one_slot_only_counts_the_lists_of_that_slot(weigh: Weigh, ring_dataset:
     np.testing.assert_allclose(added["behaviour only"] + by_words, added[SERVED], atol=1e-6)
 
 
+def test_behaviour_weight_0_is_what_a_request_with_that_weight_gets(weigh: Weigh, ring_dataset: Dataset) -> None:
+    fitted = weigh(co=0.5, words=0.2)
+    split, history = fitted.split(ring_dataset), np.array([4, 2, 7])
+    ranker, findable = rankers(fitted, split)["behaviour weight 0"]
+    vectors, behaviour = fitted.table.vectors.astype(np.float32), fitted.table.layout.slice("behaviour")
+    query = fitted.encoder.encode([vectors[history[-5:]]])[0]
+    query[behaviour] = 0
+    words = rankers(weigh(words=0.2), split)[SERVED][0].scores([history])[0]
+    words -= rankers(weigh(), split)[SERVED][0].scores([history])[0]
+    assert findable.all()
+    np.testing.assert_allclose(ranker.scores([history])[0], vectors @ query + words, atol=1e-5)
+
+
 def test_without_weights_there_are_no_such_rows(weigh: Weigh, ring_dataset: Dataset) -> None:
     fitted = weigh()
     systems = rankers(fitted, fitted.split(ring_dataset))

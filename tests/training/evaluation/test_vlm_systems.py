@@ -14,7 +14,8 @@ from training.config.run_config import RunConfig, to_toml
 from training.data.dataset import Dataset
 from training.data.pictures import PictureStore
 from training.data.sequences import LeaveOneOut, Targets
-from training.embedding.job import CatalogueEncoder, embed_catalogue, pending_items
+from training.embedding.catalogue_encoder import CatalogueEncoder
+from training.embedding.job import embed_catalogue, pending_items
 from training.encoder.job import split_dataset
 from training.errors import BackboneError
 from training.evaluation.evaluate import evaluate_targets

@@ -14,7 +14,7 @@ from training.backbones.vlm import Embedding, VlmEmbedder, adapt
 from training.data.dataset import Dataset
 from training.data.pictures import PictureStore
 from training.data.sequences import LeaveOneOut, Targets
-from training.embedding.job import CatalogueEncoder
+from training.embedding.catalogue_encoder import CatalogueEncoder
 from training.finetune.distributed import ProcessGroup
 from training.finetune.validation import DirectRanking
 

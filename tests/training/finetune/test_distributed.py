@@ -1,9 +1,6 @@
-"""Two real processes under torchrun (gloo) against one process with the same global batch."""
+"""Two real processes (gloo) against one process with the same global batch."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
+from tests.support.processes.forked_commands import exit_code, start_code
 from training.config.run_config import load_config
 from training.data.dataset import Dataset
 from training.data.sequences import LeaveOneOut
@@ -20,8 +19,17 @@ from training.errors import ConfigError
 from training.finetune.distributed import ProcessGroup
 from training.finetune.trainer import train_vlm
 
-ROOT = Path(__file__).parents[3]
-WORKER = ROOT / "tests" / "support" / "process_worker.py"
+WORKER = Path(__file__).parents[2] / "support" / "processes" / "process_worker.py"
+AS_RANK = """
+import os, runpy, sys
+os.environ |= {{  # as torchrun sets them
+    "RANK": "{rank}", "LOCAL_RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "{port}",
+    "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+}}
+sys.argv = {argv!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 CHANGES: dict[str, Any] = {
     "train.batch_size": 7,  # 4 windows for one rank and 3 for the other
     "train.steps": 5,
@@ -49,16 +57,10 @@ def _fresh_accelerate() -> Iterator[None]:
 def two_processes(shop_directory: Path, smallest: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes wrote; they share no memory and meet over gloo alone."""
     out = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER)]
-    done = subprocess.run(
-        [*command, str(shop_directory), str(out), json.dumps({**smallest, **CHANGES})],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    argv = [str(WORKER), str(shop_directory), str(out), json.dumps({**smallest, **CHANGES})]
+    processes = [start_code(AS_RANK.format(rank=rank, port=store.port, argv=argv)) for rank in (0, 1)]
+    assert [exit_code(process, 300) for process in processes] == [0, 0]
     return out
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from tests.support.processes.forked_commands import exit_code, start_command
 from training.config.run_config import RunConfig, load_config, to_toml
 from training.data.dataset import Dataset
 from training.data.sequences import LeaveOneOut
@@ -28,14 +30,12 @@ STEPS = 80
 HOLDING = """
 import time
 from training.finetune.run_log import RunLog
-from cli.main import main
 write = RunLog.write
 def holding(self, step, rest):
     write(self, step, rest)
     while {step} <= step < 80:
         time.sleep(.01)
 RunLog.write = holding
-main()
 """
 RESULT = {0, -signal.SIGKILL}
 
@@ -65,15 +65,23 @@ def config(smallest: dict[str, Any], backbone_directory: Path) -> RunConfig:
     )
 
 
-def started(shop: Path, run: Path, config: RunConfig, *, ranks: int = 1, hold_at: int = STEPS) -> subprocess.Popen[str]:
-    """Start a training; one that holds after a step waits to be killed."""
+def words(shop: Path, run: Path, config: RunConfig) -> list[str]:
+    """The command line of a training."""
     path = run.parent / "config.toml"
     path.write_text(to_toml(config))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "--", "cli.main"]
-    alone = ["-c", HOLDING.format(step=hold_at)]
-    command = [sys.executable, *(launcher if ranks > 1 else alone), "train", str(shop)]
+    return ["train", str(shop), "--run", str(run), "--config", str(path), "--threads", "1", "--resume"]
+
+
+def started(shop: Path, run: Path, config: RunConfig, *, hold_at: int = STEPS) -> ForkServerProcess:
+    """Start a training; one that holds after a step waits to be killed."""
+    return start_command(words(shop, run, config), HOLDING.format(step=hold_at))
+
+
+def started_in_ranks(shop: Path, run: Path, config: RunConfig) -> subprocess.Popen[str]:
+    """Start a training of two ranks."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "cli.main"]
     return subprocess.Popen(
-        [*command, "--run", str(run), "--config", str(path), "--threads", "1", "--resume"],
+        [sys.executable, *launcher, *words(shop, run, config)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -81,24 +89,22 @@ def started(shop: Path, run: Path, config: RunConfig, *, ranks: int = 1, hold_at
     )
 
 
-def finished(process: subprocess.Popen[str]) -> None:
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-
-
-def kill_when(process: subprocess.Popen[str], due: Callable[[], bool], pause: float = 0.0) -> None:
-    """SIGKILL to the process and all that it started, so long after something is the case."""
-    while not due() and process.poll() is None:
+def kill_when(pid: int | None, due: Callable[[], bool], pause: float = 0.0) -> None:
+    """SIGKILL to a process and all that it started, so long after something is the case; it may end before."""
+    whole = psutil.Process(pid)
+    while not due() and has_not_ended(whole):
         time.sleep(0.002)
     time.sleep(pause)
-    if process.poll() is None:
-        whole = psutil.Process(process.pid)
+    with contextlib.suppress(psutil.NoSuchProcess):
         family = [*whole.children(recursive=True), whole]
         for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
         psutil.wait_procs(family[:-1], timeout=60)
-    process.communicate(timeout=60)
+
+
+def has_not_ended(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def steps_done(run: Path) -> int:
@@ -136,10 +142,10 @@ def test_a_killed_process_goes_on_as_if_nothing_had_happened(
 ) -> None:
     run, step = tmp_path / "run", random.randrange(3, 40)
     process = started(shop_directory, run, config, hold_at=step + 3)
-    kill_when(process, lambda: steps_done(run) >= step)
-    assert process.returncode == -signal.SIGKILL, f"it should have been killed at step {step} of {STEPS}"
+    kill_when(process.pid, lambda: steps_done(run) >= step)
+    assert exit_code(process) == -signal.SIGKILL, f"it should have been killed at step {step} of {STEPS}"
     assert not (run / "train" / "model").exists()
-    finished(started(shop_directory, run, config))
+    assert exit_code(started(shop_directory, run, config)) == 0
     assert_same_run(unbroken(shop, shop_parts, tmp_path / "whole", config), run / "train")
 
 
@@ -153,12 +159,13 @@ def test_killed_again_and_again(
     for step in (0, 1, 5, 17, 18, 30, 45, 60, 70):
         process = started(shop_directory, run, often)
         kill_when(
-            process, lambda step=step: steps_done(run) >= step and (run / "train").is_dir(), random.random() * 0.05
+            process.pid, lambda step=step: steps_done(run) >= step and (run / "train").is_dir(), random.random() * 0.05
         )
-        assert process.returncode in RESULT
-        kills += process.returncode == -signal.SIGKILL
+        code = exit_code(process)
+        assert code in RESULT
+        kills += code == -signal.SIGKILL
     assert kills >= 6
-    finished(started(shop_directory, run, often))
+    assert exit_code(started(shop_directory, run, often)) == 0
     assert_same_run(unbroken(shop, shop_parts, tmp_path / "whole", config), run / "train")
 
 
@@ -168,9 +175,12 @@ def test_two_killed_ranks_go_on_as_if_nothing_had_happened(
 ) -> None:
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     for step in (10, 40):
-        process = started(shop_directory, broken, config, ranks=2)
-        kill_when(process, lambda step=step: steps_done(broken) >= step)
+        process = started_in_ranks(shop_directory, broken, config)
+        kill_when(process.pid, lambda step=step: steps_done(broken) >= step)
+        process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL
     for run in (broken, whole):
-        finished(started(shop_directory, run, config, ranks=2))
+        process = started_in_ranks(shop_directory, run, config)
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
     assert_same_run(whole / "train", broken / "train")

@@ -1,7 +1,7 @@
 """The fingerprint of a run: which settings enter it, and under which names."""
 
 from training.config.run_config import LossConfig, load_config
-from training.finetune.run_directory import _decisive_settings
+from training.finetune.run_directory import _ADDED, _decisive_settings
 
 
 def test_renamed_keys_enter_the_fingerprint_under_their_former_names() -> None:
@@ -9,5 +9,12 @@ def test_renamed_keys_enter_the_fingerprint_under_their_former_names() -> None:
         "loss"
     ]
     assert (loss["mu"], loss["lam"], loss["nu"], loss["lead_decay"]) == (0.7, 0.1, 0.0, 0.8)
-    assert len(loss) == len(LossConfig.model_fields)
+    assert len(loss) == len(LossConfig.model_fields) - len(_ADDED)
     assert not {"wpcl_weight", "crtr_weight", "unimodal_weight", "confidence_gap_decay"} & set(loss)
+
+
+def test_keys_that_came_later_enter_the_fingerprint_only_where_they_are_used() -> None:
+    before = _decisive_settings(load_config())["loss"]
+    assert not set(_ADDED) & set(before)
+    used = _decisive_settings(load_config(overrides={"loss.negative_shift": 0.2}))["loss"]
+    assert used == before | {"negative_shift": 0.2}

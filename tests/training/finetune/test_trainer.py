@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from training.backbones.backbone import load_backbone
+from training.backbones.batches import Collator
 from training.backbones.vlm import load_embedder
 from training.config.run_config import RunConfig
 from training.data.dataset import Dataset
@@ -160,8 +161,8 @@ def test_a_loss_that_is_not_finite_names_the_items(
     shop: Dataset, shop_train: Sequences, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[PairBatch] = []
-    collate = trainer.Collator.pairs
-    monkeypatch.setattr(trainer.Collator, "pairs", lambda self, w: seen.append(collate(self, w)) or seen[-1])
+    collate = Collator.pairs
+    monkeypatch.setattr(Collator, "pairs", lambda self, w: seen.append(collate(self, w)) or seen[-1])
     monkeypatch.setattr(step, "method_loss", poisoned(step.method_loss, after=2))
     with pytest.raises(TrainingDiverged, match="loss must be finite, got nan in step 3") as caught:
         train_vlm(shop, shop_train, tmp_path, small())

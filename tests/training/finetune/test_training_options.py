@@ -17,7 +17,8 @@ from training.backbones.backbone import load_backbone
 from training.backbones.batches import Collator
 from training.backbones.starting_model import trainable
 from training.backbones.vlm import VlmEmbedder
-from training.config.run_config import RunConfig, TrainConfig, VlmConfig
+from training.config.run_config import RunConfig, TrainConfig
+from training.config.vlm_config import VlmConfig
 from training.data.dataset import Dataset
 from training.data.pictures import Picture, PictureStore
 from training.data.sequences import Sequences

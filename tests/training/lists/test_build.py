@@ -70,6 +70,22 @@ def test_co_by_hand(make_sequences: Make) -> None:
     assert found[3] == []
 
 
+def test_co_with_shrinkage_by_hand(make_sequences: Make) -> None:
+    """As above; 0 and 1 occur twice together (2 / (2 + 2)), each once beside 2."""
+    found = entries(co_occurrence_list(make_sequences([[0, 1, 2], [1, 0]]), 4, 5, shrinkage=2.0))
+    root = np.sqrt(2)
+    assert found[0] == [(1, 0.5), (2, float(np.float16(0.5 / (root + 2))))]
+    assert found[2] == [(1, float(np.float16(1 / (root + 2)))), (0, float(np.float16(0.5 / (root + 2))))]
+
+
+def test_shrinkage_prefers_what_was_seen_together_often(make_sequences: Make) -> None:
+    """0 and 1 are together in 3 of 4 events each, 0 and 2 in the only one of 2."""
+    train = make_sequences([[0, 1], [0, 1], [0, 1], [1, 3], [0, 2]])
+    plain, shrunk = (entries(co_occurrence_list(train, 4, 5, shrinkage=s)) for s in (0.0, 10.0))
+    assert [row for row, _ in plain[2]] == [row for row, _ in shrunk[2]] == [0]
+    assert dict(plain[0])[1] / dict(plain[0])[2] < dict(shrunk[0])[1] / dict(shrunk[0])[2]
+
+
 def test_co_counts_what_came_before_with_the_backward_weight(make_sequences: Make) -> None:
     """0 comes before 1 and 2, each occurs once or twice: similarities are sums of 1 / distance or a quarter of it."""
     found = entries(co_occurrence_list(make_sequences([[0, 1, 2], [0, 3]]), 4, 5, backward=0.25))

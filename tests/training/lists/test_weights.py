@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from index.lists.item_lists import ItemList, ItemLists, ListWeights, compressed
 from training.data.sequences import Targets
 from training.lists.list_ranker import ListRanker
-from training.lists.weights import ValidationPool, choose_weights
+from training.lists.validation_pool import ValidationPool
+from training.lists.weights import choose_weights
 from training.ranking import metrics
 from training.ranking.ranking import rank_targets
 
@@ -27,10 +28,11 @@ class Noise:
         return self._scores[[int(history[-1]) for history in histories]]
 
 
-def following(name: str, step: int) -> ItemList:
+def following(name: str, step: int, similarity: float = 0.5) -> ItemList:
     """Each item names the one ``step`` further on."""
     return compressed(
-        name, [(np.array([(row + step) % ITEMS], np.int32), np.array([0.5], np.float16)) for row in range(ITEMS)]
+        name,
+        [(np.array([(row + step) % ITEMS], np.int32), np.array([similarity], np.float16)) for row in range(ITEMS)],
     )
 
 
@@ -63,6 +65,14 @@ def test_a_list_that_knows_the_answer_is_used_and_one_that_does_not_is_left_out(
     assert chosen.weights.recency[0] == 1
     assert (np.diff(chosen.weights.recency) < 0).all()  # only the newest item tells the answer
     assert done == list(range(1, len(done) + 1))
+
+
+def test_a_list_of_small_similarities_gets_a_large_weight() -> None:
+    """At a weight of 0.3 the list changes no rank: its scores are a hundredth of the slots'."""
+    lists = {"co": following("co", 3, similarity=0.02)}
+    chosen = choose_weights(ValidationPool(Noise(0.5), walks(3), EVERYTHING, lists, 4, exclude_seen=True), 4)
+    assert chosen.weights.weights["co"] > 20
+    assert chosen.ndcg > 0.9
 
 
 def test_lists_that_know_nothing_are_all_left_out() -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import multiprocessing
 import shutil
 import signal
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from cli.app import app
 from index.bundle.bundle import Bundle
 from index.bundle.registry import Registry
 from index.lists.item_lists import ItemLists, ListWeights
+from tests.support.processes.forked_commands import exit_code, start_command
 from training.backbones.backbone import load_backbone
 from training.backbones.trained_model import TrainedModel
 from training.backbones.vlm import VlmEmbedder, save_embedder
@@ -32,20 +32,6 @@ from training.encoder.onnx_export import ExportParity
 
 Rows = list[dict[str, str]]
 Run = tuple[Path, dict[str, Any]]
-
-# One process with everything imported; each job is a real process that it forks, so that starting one costs little.
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    ["cli.app", "cli.online.index", "training.nightly.reindex", "training.backbones.vlm", "training.encoder.projection"]
-)
-
-
-def ended(process: ForkServerProcess, within: float = 120) -> int | None:
-    """The exit code of a process, minus the signal that ended it."""
-    process.join(within)
-    code = process.exitcode
-    process.close()
-    return code
 
 
 @dataclass
@@ -87,23 +73,18 @@ class Shop:
 
     def run_through(self, *more: object) -> int | None:
         """Run the job in a process of its own, and give its exit code."""
-        return ended(self.start(*more))
+        return exit_code(self.start(*more))
 
     def start(self, *more: object, before: str = "") -> ForkServerProcess:
         """Start the job in a process of its own, after some code."""
-        code = (
-            f"import sys; sys.argv = ['vlm2rec', *{self.words(*more)!r}]\n{before}\nfrom cli.main import main; main()"
-        )
-        process = _FORKS.Process(target=exec, args=(code, {}))
-        process.start()
-        return process
+        return start_command(self.words(*more), before)
 
     def killed_after(self, seconds: float) -> bool:
         """Start the job and kill it; whether the kill came before its own end."""
         process = self.start()
         process.join(seconds)
         process.kill()
-        code = ended(process)
+        code = exit_code(process)
         assert code in {-signal.SIGKILL, 0}
         return code != 0
 
@@ -165,7 +146,7 @@ def make_run(ring_run: Run, small_config: EncoderConfig) -> Callable[..., None]:
         pending = pending_items(dataset, model.provenance, model.embeddings)
         made = embed_catalogue(dataset, pending, model.load, model.embeddings, **sizes)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("training.encoder.job.export_encoder", use_the_ring_s)
+            patch.setattr("training.encoder.encoder_files.export_encoder", use_the_ring_s)
             fit_run(dataset, made.embeddings, small_config.model_copy(update={"epochs": 2}), run / "encoder")
 
     return make

@@ -60,7 +60,13 @@ class Disk:
         self.code = errno.ENOSPC
         for name in ("fsync", "mkdir", "posix_fallocate", "rename", "replace", "link"):
             monkeypatch.setattr(os, name, self._guarded(getattr(os, name), number=name in {"fsync", "posix_fallocate"}))
-        for module in ("runs.checkpoints", "encoder.fit", "encoder.projection", "encoder.averaging", "encoder.job"):
+        for module in (
+            "runs.checkpoints",
+            "encoder.fit",
+            "encoder.projection",
+            "encoder.averaging",
+            "encoder.encoder_files",
+        ):
             real = getattr(__import__(f"training.{module}", fromlist=["save_file"]), "save_file")  # noqa: B009
             monkeypatch.setattr(f"training.{module}.save_file", self._guarded(real, place=1, rust=SafetensorError))
         parquet = self._guarded(pl.DataFrame.write_parquet, place=1, rust=pl.exceptions.ComputeError)
@@ -103,7 +109,7 @@ def jobs(own: "Shop", ring_run: Run, monkeypatch: pytest.MonkeyPatch) -> Callabl
         path.write_bytes((ring_run[0] / "encoder" / "encoder.onnx").read_bytes())
         return ExportParity(seed, 0.0)
 
-    monkeypatch.setattr("training.encoder.job.export_encoder", use_the_ring_s)
+    monkeypatch.setattr("training.encoder.encoder_files.export_encoder", use_the_ring_s)
     own.set(0, text="another text")
     (own.home / "own.toml").write_text(CONFIG)
 

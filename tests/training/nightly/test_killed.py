@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.processes.forked_commands import exit_code
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.context import ForkServerProcess
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from conftest import Shop
 
 HELD = """
-import pathlib, time, training.embedding.job as e
+import pathlib, time, training.embedding.catalogue_encoder as e
 items, batches = e.CatalogueEncoder.items, 0
 def held(self, rows):
     global batches
@@ -67,13 +69,6 @@ def copies(changed: "Shop", tmp_path: Path) -> "Callable[[str], Shop]":
     return lambda name: type(changed)(Path(copytree(changed.home, tmp_path / name)))
 
 
-def ended(process: "ForkServerProcess", within: float = 120) -> int | None:
-    process.join(within)
-    code = process.exitcode
-    process.close()
-    return code
-
-
 def held_after(shop: "Shop", shards: int, *more: object) -> "tuple[ForkServerProcess, Path]":
     """A job that has embedded some shards and holds in the next, until there is a file."""
     go = shop.home / "go"
@@ -114,7 +109,7 @@ def test_killed_again_and_again_the_vectors_are_those_of_an_unbroken_job(
     shop = copies("killed")
     for number in (5, 11, 17):  # in the second shard, in a later one, and while the table and the bundle are written
         process = shop.start(before=DIES.format(number=number, count=str(tmp_path / "count")))
-        assert ended(process) == -signal.SIGKILL
+        assert exit_code(process) == -signal.SIGKILL
     assert shop.run_through() == 0
     assert whole(shop) == expected
 
@@ -135,12 +130,12 @@ def test_killed_at_ten_random_moments(copies: "Callable[[str], Shop]") -> None:
 def test_killed_at_every_other_step_that_touches_the_disk(copies: "Callable[[str], Shop]", tmp_path: Path) -> None:
     count = tmp_path / "count"
     shop = copies("counted")
-    assert ended(shop.start(before=DIES.format(number=0, count=str(count)))) == 0
+    assert exit_code(shop.start(before=DIES.format(number=0, count=str(count)))) == 0
     expected, steps = whole(shop), int(count.read_text())
     assert steps > 50
     for number in range(1, steps + 1, 2):
         shop = copies(f"step-{number}")
-        assert ended(shop.start(before=DIES.format(number=number, count=str(count)))) == -signal.SIGKILL
+        assert exit_code(shop.start(before=DIES.format(number=number, count=str(count)))) == -signal.SIGKILL
         assert shop.run_through() == 0
         assert whole(shop) == expected, number
 
@@ -149,7 +144,7 @@ def test_items_embedded_before_a_kill_are_not_embedded_again(copies: "Callable[[
     shop = copies("killed")
     process, _ = held_after(shop, 2)
     process.kill()
-    assert ended(process) == -signal.SIGKILL
+    assert exit_code(process) == -signal.SIGKILL
     assert "more were embedded by an interrupted job" in shop.invoke("--dry-run").output
     summary = shop.reindex()
     assert summary["embedding"]["resumed"] >= 16
@@ -171,7 +166,7 @@ def test_sigterm_stops_after_the_shard_and_the_next_job_resumes(copies: "Callabl
     process, go = held_after(shop, 1, "--textfile", textfile)
     os.kill(process.pid or 0, signal.SIGTERM)
     go.touch()
-    assert ended(process) == 143
+    assert exit_code(process) == 143
     assert "vlm2rec_reindex_exit_status 143.0" in textfile.read_text()
     shards = {path.name for path in shop.run.glob("embeddings/work-*/*.npz")}
     assert not list(shop.run.glob("embeddings/work-*/*.part"))
@@ -183,7 +178,7 @@ def test_an_interruption_has_its_exit_code_and_keeps_finished_work(copies: "Call
     shop = copies("interrupted")
     process, _ = held_after(shop, 1)
     os.kill(process.pid or 0, signal.SIGINT)
-    assert ended(process) == 130
+    assert exit_code(process) == 130
     assert shop.reindex()["embedding"]["resumed"] >= 8
 
 
@@ -192,5 +187,5 @@ def test_of_two_jobs_at_once_one_ends_at_once(copies: "Callable[[str], Shop]") -
     first, go = held_after(shop, 1)
     assert shop.run_through() == 75
     go.touch()
-    assert ended(first) == 0
+    assert exit_code(first) == 0
     whole(shop)

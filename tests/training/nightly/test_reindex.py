@@ -19,6 +19,7 @@ from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 from index.items.modality_status import ModalityStatus
 from index.search.brute_force import exact_top_k
+from training.config.encoder_config import EncoderConfig
 from training.data.dataset import load_dataset
 from training.data.sequences import popularity
 from training.embedding.store import Embeddings
@@ -79,7 +80,7 @@ def test_the_fitted_table_records_missing_modalities(own: "Shop") -> None:
     assert [row for row in range(30) if image[row] == ModalityStatus.ABSENT] == [NO_PICTURE, NOTHING]
     assert [row for row in range(30) if image[row] == ModalityStatus.UNREADABLE] == [BROKEN_PICTURE]
     train = split_dataset(load_dataset(own.data), 0.0).parts.train
-    cold = np.flatnonzero(popularity(train, 30) < 5).tolist()  # min_events of the configuration
+    cold = np.flatnonzero(popularity(train, 30) < EncoderConfig().min_events).tolist()
     assert [row for row in range(30) if behaviour[row] == ModalityStatus.COLD] == cold
 
 

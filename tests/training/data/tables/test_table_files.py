@@ -10,26 +10,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from training.data.table_files import ROW, read_table
-from training.errors import DatasetError
+from tests.support.table_content import refusal, table
+from training.data.tables.table_files import ROW
 
-TEXT = ("item_id", "title", "text")
 ROWS = "item_id,title,text\n1,a,x\n2,b,y\n3,c,z\n"
-
-
-def table(path: Path, content: str | bytes) -> pl.DataFrame:
-    """What is read of a file with this content."""
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_table(path, text=TEXT, required=["item_id"])
-
-
-def refusal(path: Path, content: str | bytes) -> str:
-    with pytest.raises(DatasetError) as caught:
-        table(path, content)
-    message = str(caught.value)
-    assert path.name in message
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize(

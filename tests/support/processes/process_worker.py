@@ -1,4 +1,4 @@
-"""Runs in each process of a `torchrun` of test_distributed.py: exchanges values, then trains."""
+"""Runs in each process of test_distributed.py: exchanges values, then trains."""
 
 import json
 import sys

@@ -8,21 +8,33 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 SERVE = [sys.executable, "-m", "cli.main", "serve"]
 
 
-class Service:
-    """A running `vlm2rec serve` with its output."""
+def has_read_all(port: int) -> bool:
+    """Whether every connection to a local port is accepted and every byte sent over it is read (Linux)."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    received = [queues.partition(":")[2] for _, local, _, _, queues, *_ in rows if local.endswith(f":{port:04X}")]
+    return not any(int(waiting, 16) for waiting in received)  # of a listener: connections that are not accepted
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
+
+class Service:
+    """A running `vlm2rec serve` with its output, in one process unless arguments or variables say otherwise.
+
+    A variable that is None is not set.
+    """
+
+    def __init__(self, *arguments: str, **environment: str | None) -> None:
+        own = {"VLM2REC_WORKERS": "1", **environment}
         self.process = subprocess.Popen(
             [*SERVE, "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **environment},
+            env={**os.environ, **{name: value for name, value in own.items() if value is not None}},
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

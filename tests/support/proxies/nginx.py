@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.shops import eventually
+from tests.support.processes.listening import listening
 
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _CONFIGURATION = """
@@ -61,16 +61,5 @@ def nginx(folder: Path, http: str, port: int) -> Iterator[None]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-
-    def listens() -> bool:
-        assert process.poll() is None, (folder / "error.log").read_text()
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return True
-        return False
-
-    try:
-        eventually(listens)
+    with listening(process, port, folder / "error.log"):
         yield
-    finally:
-        process.terminate()
-        process.wait(20)

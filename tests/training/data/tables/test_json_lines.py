@@ -4,31 +4,14 @@ import codecs
 import json
 from pathlib import Path
 
-import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from training.data import json_lines
-from training.data.table_files import read_table
+from tests.support.table_content import refusal, table
+from training.data.tables import json_lines
+from training.data.tables.table_files import read_table
 from training.errors import DatasetError
-
-TEXT = ("item_id", "title", "text")
-
-
-def table(path: Path, content: str | bytes) -> pl.DataFrame:
-    """What is read of a file with this content."""
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_table(path, text=TEXT, required=["item_id"])
-
-
-def refusal(path: Path, content: str | bytes) -> str:
-    with pytest.raises(DatasetError) as caught:
-        table(path, content)
-    message = str(caught.value)
-    assert path.name in message
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""The simulation gives what queueing theory says where theory says something."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cli.capacity.queueing import ServiceTimes, closed_loop, fitted_contention, highest_rate, open_loop
+from cli.errors import CapacityError
+
+TIMES = ServiceTimes(loop_ms=0.25, search_ms=0.4, alone_ms=0.6, outside_ms=[1.0], variation=0.01, cores=8)
+
+
+def test_without_load_a_request_takes_the_sum_of_its_times() -> None:
+    latencies_ms = open_loop(TIMES, rate=2, requests=200)
+    assert np.median(latencies_ms) == pytest.approx(1.0 + 0.25 + 0.6, rel=0.01)
+    assert closed_loop(TIMES, 1, 400) == pytest.approx(1_000 / 1.85, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("times", "most"),
+    [
+        (replace(TIMES, search_ms=1.0, threads=2), 2_000),  # two threads of a millisecond a search
+        (replace(TIMES, search_ms=1.0, threads=1), 1_000),
+        (replace(TIMES, loop_ms=1.0, search_ms=0.1, threads=4), 1_000),  # one loop
+    ],
+    ids=["two threads", "one thread", "the loop"],
+)
+def test_the_bottleneck_bounds_a_closed_loop(times: ServiceTimes, most: float) -> None:
+    assert closed_loop(times, 128, 4_000) == pytest.approx(most, rel=0.06)
+
+
+def test_batches_make_a_busy_process_cheaper() -> None:
+    # Alone, each request takes .85 ms of the loop: 1,176 a second at most. Batches leave the loop .25 ms of it.
+    latencies_ms = open_loop(TIMES, rate=1_700, requests=4_000)
+    assert np.percentile(latencies_ms, 99) < 20
+
+
+def test_one_thread_queue_waits_as_a_queue_with_random_arrivals_does() -> None:
+    """M/D/1: the mean wait is load ÷ (2 × (1 - load)) of a service time (Pollaczek-Khinchine)."""
+    loop = replace(TIMES, loop_ms=1.0, search_ms=1e-9, alone_ms=1e-9, outside_ms=[0.0])
+    low, high = (float(np.mean(open_loop(loop, rate, 8_000))) for rate in (500, 800))
+    # Two visits to the loop instead of one: between a single visit and the waits of two.
+    assert 1 + 0.5 < low < 1 + 2 * 0.5
+    assert 1 + 0.8 * 2.0 < high < 1 + 2 * 2.0
+
+
+def test_cores_and_contention_slow_what_runs_at_the_same_time() -> None:
+    free = closed_loop(TIMES, 64, 3_000)
+    assert closed_loop(replace(TIMES, contention=1.5), 64, 3_000) < 0.8 * free
+    assert closed_loop(replace(TIMES, cores=1), 64, 3_000) < 0.8 * free
+
+
+def test_the_contention_is_found_from_the_highest_rate() -> None:
+    slow = replace(TIMES, contention=1.7)
+    found = fitted_contention(TIMES, closed_loop(slow, 64, 4_000, seed=3), 64)
+    assert found == replace(TIMES, contention=pytest.approx(1.7, abs=0.1))
+
+
+def test_the_highest_rate_keeps_to_the_bound_and_falls_with_it() -> None:
+    slow = replace(TIMES, search_ms=1.0)  # at most 2,000 a second from two threads
+    tight, loose = (highest_rate(slow, bound_ms, 1_500) for bound_ms in (4.0, 15.0))
+    assert 0 < tight < loose < 2_300
+    assert np.percentile(open_loop(slow, 0.9 * tight, 3_000, seed=5), 99) < 1.1 * 4
+    assert highest_rate(slow, 1.0, 300) == 0  # less than one request takes
+
+
+def test_the_same_seed_gives_the_same_latencies() -> None:
+    first, again = (open_loop(TIMES, 500, 300, seed=4) for _ in range(2))
+    assert np.array_equal(first, again)
+
+
+def test_without_simpy_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "simpy", None)
+    with pytest.raises(CapacityError, match=r"pip install 'vlm2rec\[plan\]'"):
+        open_loop(TIMES, 1, 10)

@@ -1,0 +1,118 @@
+"""Entries of lists: read as the lists store them, bounded by buckets, summed exactly for any choice of buckets."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from index.errors import SearchError
+from index.lists.item_lists import ItemList, ItemLists, ListWeights, compressed
+from index.lists.list_entries import ListEntries, ListWindows
+from index.lists.list_query import ListQuery
+from index.lists.list_scores import ListScores
+
+ITEMS = 3_000
+
+
+def random_list(name: str, shortest: int, longest: int, rng: np.random.Generator) -> ItemList:
+    lists = []
+    for row in range(ITEMS):
+        near = rng.choice(ITEMS - 1, rng.integers(shortest, longest + 1), replace=False)
+        values = np.sort(rng.uniform(0.01, 1.0, len(near)))[::-1]
+        lists.append(((near + (near >= row)).astype(np.int32), values.astype(np.float16)))
+    return compressed(name, lists)
+
+
+@pytest.fixture(scope="module")
+def scores() -> ListScores:
+    """Of a list with as many neighbours for every item, one with few for some, and one with none at all."""
+    rng = np.random.default_rng(0)
+    lists = (
+        random_list("co", 12, 12, rng),
+        random_list("words", 0, 9, rng),
+        compressed("look", [(np.zeros(0, np.int32), np.zeros(0, np.float16))] * ITEMS),
+    )
+    recency = np.array([1.0, 0.7, 0.5, 0.2, 0.0], dtype=np.float32)
+    return ListScores(ItemLists(ITEMS, lists, ListWeights(recency, {"co": 0.7, "words": 0.3, "look": 0.2})))
+
+
+def parts_one_by_one(scores: ListScores, query: ListQuery | None) -> dict[int, np.float32]:
+    """What the lists add to each item, one addition at a time: list by list, newest item first."""
+    parts: dict[int, float] = {}
+    lists = scores.lists
+    for item_list in lists.lists if query is not None else ():
+        for age, row in enumerate(query.rows[::-1][: scores.history].tolist()):
+            weight = 1.0 if query.weights is None else float(query.weights[::-1][age])
+            factor = lists.weights.weights[item_list.name] * (weight * float(lists.weights.recency[age]))
+            for near, similarity in zip(*item_list.of(row), strict=True):
+                parts[int(near)] = parts.get(int(near), 0.0) + factor * float(similarity)
+    return {row: np.float32(part) for row, part in parts.items() if part > 0}
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> list[ListQuery | None]:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    queries: list[ListQuery | None] = []
+    for _ in range(draw(st.integers(1, 5))):
+        rows = rng.integers(ITEMS - 30 if rng.random() < 0.3 else 0, ITEMS, rng.integers(0, 8))
+        weights = rng.uniform(0.1, 4.0, len(rows)).astype(np.float32) if rng.random() < 0.5 else None
+        queries.append(ListQuery(rows, weights) if rng.random() < 0.85 else None)
+    return queries
+
+
+def found(entries: ListEntries, chosen: np.ndarray) -> list[dict[int, np.float32]]:
+    """Rows and parts of each query in the buckets."""
+    listed = entries.items_in(chosen)
+    assert (np.diff(listed.keys) > 0).all()
+    assert (listed.keys == listed.numbers * ITEMS + listed.rows).all()
+    kept = listed.where(listed.parts > 0)
+    return [
+        dict(zip(kept.rows[kept.numbers == number].tolist(), kept.parts[kept.numbers == number], strict=True))
+        for number in range(len(chosen))
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(batches(), st.integers(0, 2**32 - 1))
+def test_parts_are_exact_for_any_choice_of_buckets_and_never_above_their_bucket(scores, queries, seed):
+    entries = scores.entries(queries)
+    expected = [parts_one_by_one(scores, query) for query in queries]
+    assert found(entries, np.ones(entries.sums.shape, dtype=np.bool_)) == expected
+    chosen = np.random.default_rng(seed).random(entries.sums.shape) < 0.3
+    for number, (own, some) in enumerate(zip(expected, found(entries, chosen), strict=True)):
+        assert some == {row: part for row, part in own.items() if chosen[number, row % entries.buckets]}
+        for row, part in own.items():
+            assert entries.sums[number, row % entries.buckets] >= part * (1 - 1e-6)
+
+
+def test_the_strongest_buckets_are_at_least_as_many_as_asked_for(scores):
+    rng = np.random.default_rng(1)
+    entries = scores.entries([ListQuery(rng.integers(0, ITEMS, 4)) for _ in range(3)])
+    for count in (1, 4, 20, entries.buckets, 10 * entries.buckets):
+        chosen = entries.strongest(count)
+        assert (chosen.sum(axis=1) >= min(count, entries.buckets)).all()
+        least = np.where(chosen, entries.sums, np.inf).min(axis=1)
+        assert (np.where(chosen, -np.inf, entries.sums).max(axis=1) < least).all()
+    assert (entries.strongest(4).sum(axis=1) < 20).all()
+
+
+def test_windows_read_what_a_list_holds_and_zeros_beside_it():
+    ragged = random_list("co", 0, 6, np.random.default_rng(2))
+    windows, items = ListWindows(ragged), np.array([0, 17, 17, ITEMS - 2, ITEMS - 1])
+    near, values = np.zeros((5, windows.width), np.int32), np.zeros((5, windows.width), np.float16)
+    windows.read(items, near, values)
+    for line, row in enumerate(items.tolist()):
+        rows, similarities = ragged.of(row)
+        own = values[line] > 0
+        assert near[line][own].tolist() == rows.tolist()
+        assert values[line][own].tolist() == similarities.tolist()
+
+
+def test_no_history_has_no_entries(scores):
+    assert len(scores.entries([None, ListQuery(np.zeros(0, np.int64))])) == 0
+    assert len(scores.entries([])) == 0
+
+
+def test_a_row_outside_the_catalogue_is_refused(scores):
+    with pytest.raises(SearchError, match="item rows must lie in 0 … 2999"):
+        scores.entries([ListQuery(np.array([5, ITEMS]))])

@@ -1,0 +1,251 @@
+"""The Helm chart, rendered by helm: what it sets, asks for and names exists; pods may do no more than they need."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from cli.app import app
+from service.app import create_app
+from service.settings.load import load_settings
+from service.telemetry.metrics import Metrics
+
+CHART = Path(__file__).parents[2] / "ops" / "helm" / "vlm2rec"
+CUSTOM = {"ServiceMonitor"}
+REDIS = {"redis.urlSecret.name": "redis"}
+EVERYTHING = REDIS | {
+    "secrets.apiKeys.name": "api",
+    "secrets.adminKeys.name": "admin",
+    "secrets.metricsKeys.name": "metrics",
+    "service.workers": "3",
+    "service.settings.VLM2REC_LOG_LEVEL": "warning",
+    "autoscaling.enabled": "true",
+    "serviceMonitor.enabled": "true",
+    "jobs.reindex.enabled": "true",
+    "jobs.eventsExport.enabled": "true",
+    "jobs.retrain.enabled": "true",
+}
+ON_S3 = EVERYTHING | {
+    "registry.kind": "s3",
+    "registry.s3.url": "s3://bucket/bundles",
+    "registry.s3.credentialsSecret": "s3",
+    "registry.s3.endpoint": "https://store.example:9000",
+    "registry.s3.region": "eu-central-1",
+    "registry.s3.port": "9000",
+    "networkPolicy.clients": "null",
+    "networkPolicy.prometheus": "null",
+}
+SECRET_FILES = ("REDIS_URL", "API_KEYS", "ADMIN_KEYS", "METRICS_KEYS")
+
+pytestmark = pytest.mark.program("helm")
+
+
+def template(values: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    given = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
+    command = ["helm", "template", "shop", str(CHART), "--kube-version", "1.29.0", *given]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def rendered(values: dict[str, str]) -> list[dict[str, Any]]:
+    ran = template(values)
+    assert ran.returncode == 0, ran.stderr
+    return [document for document in yaml.safe_load_all(ran.stdout) if document]
+
+
+@pytest.fixture(scope="module", params=[REDIS, EVERYTHING, ON_S3], ids=["default", "everything", "s3"])
+def documents(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return rendered(request.param)
+
+
+def of_kind(documents: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [document for document in documents if document["kind"] == kind]
+
+
+def pods(documents: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Name, labels and specification of the pods of the service and of each job."""
+    for document in documents:
+        if document["kind"] == "Deployment":
+            template_of_pod = document["spec"]["template"]
+        elif document["kind"] == "CronJob":
+            template_of_pod = document["spec"]["jobTemplate"]["spec"]["template"]
+        else:
+            continue
+        yield document["metadata"]["name"], template_of_pod["metadata"]["labels"], template_of_pod["spec"]
+
+
+def container(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    (deployment,) = of_kind(documents, "Deployment")
+    (only,) = deployment["spec"]["template"]["spec"]["containers"]
+    return dict(only)
+
+
+def test_every_variable_is_a_setting_that_takes_its_value(
+    documents: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for secret in SECRET_FILES:
+        content = "redis://redis:6379/0" if secret == "REDIS_URL" else f"a-key-of-{secret.lower()}-0123456789"
+        (tmp_path / secret).write_text(content)
+    for _, _, pod in pods(documents):
+        for variable in pod["containers"][0].get("env", []):
+            name = variable["name"]
+            if not name.startswith("VLM2REC_"):
+                continue  # of libraries
+            secret = name.removeprefix("VLM2REC_").removesuffix("_FILE")
+            value = str(tmp_path / secret) if secret in SECRET_FILES else variable["value"]
+            monkeypatch.setenv(name, value)
+    settings = load_settings()
+    (deployment,) = of_kind(documents, "Deployment")
+    grace_s = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace_s >= settings.server.drain_delay_s + settings.server.drain_s + 5
+    assert container(documents)["ports"][0]["containerPort"] == settings.server.port
+
+
+def test_probes_and_scrapes_ask_for_routes(documents: list[dict[str, Any]], tmp_path: Path) -> None:
+    routes = {
+        route.path for route in create_app(load_settings(registry=str(tmp_path))).routes if "GET" in route.methods
+    }
+    served = container(documents)
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        asked = served[probe]["httpGet"]
+        assert asked["path"] in routes
+        assert asked["port"] == served["ports"][0]["name"]
+    assert served["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    for monitor in of_kind(documents, "ServiceMonitor"):
+        assert all(endpoint["path"] in routes for endpoint in monitor["spec"]["endpoints"])
+
+
+def test_every_job_is_a_command_with_options_that_exist(documents: list[dict[str, Any]]) -> None:
+    for _, _, pod in pods(documents):
+        words, command = list(pod["containers"][0]["args"]), get_command(app)
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        command.make_context(None, words, resilient_parsing=False)  # refuses unknown options and bad values
+
+
+def test_every_mount_has_its_volume_and_every_path_its_mount(documents: list[dict[str, Any]]) -> None:
+    made = {claim["metadata"]["name"] for claim in of_kind(documents, "PersistentVolumeClaim")}
+    asked = set()
+    for name, _, pod in pods(documents):
+        (only,) = pod["containers"]
+        mounts = [mount["mountPath"] for mount in only["volumeMounts"]]
+        assert {mount["name"] for mount in only["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}, name
+        named = [*only["args"], *(variable.get("value", "") for variable in only.get("env", []))]
+        assert all(any(path.startswith(mount) for mount in mounts) for path in named if path.startswith("/")), name
+        asked |= {claim["claimName"] for volume in pod["volumes"] if (claim := volume.get("persistentVolumeClaim"))}
+    assert asked == made
+
+
+def test_pods_are_hardened(documents: list[dict[str, Any]]) -> None:
+    for name, _, pod in pods(documents):
+        security, (only,) = pod["securityContext"], pod["containers"]
+        assert (security["runAsNonRoot"], security["runAsUser"]) == (True, 10001), name
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert (pod["automountServiceAccountToken"], pod["enableServiceLinks"]) == (False, False)
+        assert only["securityContext"] == {
+            "readOnlyRootFilesystem": True,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }, name
+        assert "memory" in only["resources"]["limits"], name
+    bundles = [mount for mount in container(documents)["volumeMounts"] if mount["name"] == "bundles"]
+    assert all(mount["readOnly"] for mount in bundles)
+
+
+def test_selectors_find_the_pods_that_they_mean(documents: list[dict[str, Any]]) -> None:
+    labels = {name: labels for name, labels, _ in pods(documents)}
+    service, jobs = labels.pop("shop-vlm2rec"), list(labels.values())
+    (found,) = of_kind(documents, "Service")
+    (budget,) = of_kind(documents, "PodDisruptionBudget")
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in of_kind(documents, "NetworkPolicy")}
+    selectors = [found["spec"]["selector"], budget["spec"]["selector"]["matchLabels"]]
+    selectors += [policies["shop-vlm2rec-service"]["podSelector"]["matchLabels"]]
+    for selector in selectors:
+        assert selector.items() <= service.items()
+        assert not any(selector.items() <= job.items() for job in jobs)
+    for monitor in of_kind(documents, "ServiceMonitor"):
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= found["metadata"]["labels"].items()
+    (component,) = policies["shop-vlm2rec-jobs"]["podSelector"]["matchExpressions"]
+    assert {job["app.kubernetes.io/component"] for job in jobs} <= set(component["values"])
+    assert "ingress" not in policies["shop-vlm2rec-jobs"]  # nothing may connect to a job
+
+
+def test_no_peer_means_nobody_and_not_everybody() -> None:
+    (policy, _) = of_kind(rendered(ON_S3), "NetworkPolicy")
+    assert policy["spec"]["ingress"] == []
+    (policy, _) = of_kind(rendered(REDIS), "NetworkPolicy")
+    assert all(rule["from"] for rule in policy["spec"]["ingress"])
+
+
+def test_only_names_of_secrets_are_in_the_chart(documents: list[dict[str, Any]]) -> None:
+    assert of_kind(documents, "Secret") == of_kind(documents, "ConfigMap") == []
+    for _, _, pod in pods(documents):
+        for volume in pod["volumes"]:
+            assert volume.get("secret", {}).get("defaultMode", 0o440) == 0o440
+
+
+def test_replicas_are_scaled_by_a_metric_that_exists() -> None:
+    assert of_kind(rendered(REDIS), "HorizontalPodAutoscaler") == []
+    documents = rendered(EVERYTHING)
+    (scaler,) = of_kind(documents, "HorizontalPodAutoscaler")
+    (deployment,) = of_kind(documents, "Deployment")
+    assert "replicas" not in deployment["spec"]  # an upgrade would set the number back
+    assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    (metric,) = scaler["spec"]["metrics"]
+    families = {family.name for family in Metrics()._registry.collect()}
+    assert metric["pods"]["metric"]["name"] in families
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"redis.urlSecret.name": ""}, "redis.urlSecret.name must name an existing Secret"),
+        ({"service.replicas": "0"}, "service.replicas: Must be greater than or equal to 1"),
+        ({"service.replica": "3"}, "Additional property replica is not allowed"),
+        ({"service.settings.RATE_LIMIT": "3"}, "Additional property RATE_LIMIT is not allowed"),
+        ({"service.settings.VLM2REC_API_KEYS": "abc"}, "service.settings.VLM2REC_API_KEYS is a secret"),
+        ({"service.settings.VLM2REC_HOST": "::"}, "service.settings.VLM2REC_HOST is set by the chart"),
+        ({"service.resources.limits.memory": "2GB"}, "service.resources.limits.memory: Does not match pattern"),
+        ({"registry.kind": "nfs"}, 'registry.kind must be one of the following: "pvc", "s3"'),
+        ({"registry.kind": "s3"}, "registry.s3.url must be set where registry.kind is s3"),
+        ({"registry.s3.url": "http://store"}, "registry.s3.url: Does not match pattern"),
+        ({"jobs.reindex.dataset": "../other"}, "jobs.reindex.dataset: Does not match pattern"),
+        ({"jobs.reindex.schedule": "nightly"}, "jobs.reindex.schedule: Does not match pattern"),
+        ({"jobs.retrain.enabled": "true"}, "jobs.retrain.enabled needs jobs.eventsExport.enabled"),
+        ({"autoscaling.enabled": "true", "autoscaling.minReplicas": "20"}, "autoscaling.maxReplicas (10) must be at"),
+    ],
+)
+def test_a_bad_value_is_refused_by_its_name(values: dict[str, str], message: str) -> None:
+    ran = template(REDIS | values)
+    assert ran.returncode == 1
+    assert message in ran.stderr
+    assert ran.stdout == ""
+
+
+def test_helm_finds_no_fault() -> None:
+    ran = subprocess.run(
+        ["helm", "lint", "--strict", str(CHART), "--set", "redis.urlSecret.name=redis"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout
+
+
+@pytest.mark.program("kubernetes-validate")
+@pytest.mark.parametrize("version", ["1.29", "1.37"])
+def test_every_object_is_one_that_kubernetes_knows(
+    documents: list[dict[str, Any]], tmp_path: Path, version: str
+) -> None:
+    known = [document for document in documents if document["kind"] not in CUSTOM]
+    assert len(known) >= 7
+    file = tmp_path / "objects.yaml"
+    file.write_text(yaml.safe_dump_all(known))
+    ran = subprocess.run(
+        ["kubernetes-validate", "--strict", "-k", version, str(file)], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert (ran.stdout + ran.stderr).count(" passed for resource ") == len(known)

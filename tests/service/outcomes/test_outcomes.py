@@ -1,0 +1,349 @@
+"""Answers and events through the outcomes: what is counted by which dimension, and what a dead Redis costs."""
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+
+from service.errors import OutcomesUnavailable
+from service.outcomes import outcomes as module
+from service.outcomes.breakdown import Period, breakdown, experiment_counts
+from service.outcomes.counts import group_of, position_label
+from service.outcomes.outcomes import Outcomes, SentAnswer, dominant_slots, share_of
+from service.settings.groups import OutcomeSettings
+from service.stores.outcomes.answer_records import AnswerContext, AnswerRecord, slot_of
+from service.stores.outcomes.outcome_store import (
+    DUPLICATE,
+    AnsweredItem,
+    CountBatch,
+    InterleavedCredit,
+    ItemOutcome,
+    RecordedAnswer,
+)
+from service.stores.protocols import Event, session_owner
+
+BUNDLE = "20261122T231500Z-4f3a9c"
+SLOTS = ("text", "image", "behaviour")
+PARTS = np.array([[0.1, 0.3, 0.2], [0.5, 0.1, 0.0], [-1.0, -0.2, 0.0]], dtype=np.float32)
+
+
+class MemoryOutcomes:
+    """A store of outcomes in this process, as simple as can be: every answer of an owner, newest first."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[AnswerRecord]] = {}
+        self.noted: set[tuple[int, str, str]] = set()
+        self.stored: dict[str, Counter[str]] = {}
+        self.batches: dict[str, int] = {}
+        self.available = True
+        self.loses_replies = False
+        self.most = 20
+
+    def _check(self) -> None:
+        if not self.available:
+            raise OutcomesUnavailable("switched off")
+
+    async def record(self, answer: AnswerRecord) -> RecordedAnswer:
+        self._check()
+        known = self.answers.setdefault(answer.owner, [])
+        known.insert(0, answer)
+        dropped, known[self.most :] = [old.time for old in known[self.most :]], []
+        return RecordedAnswer(len(known) - 1, dropped)
+
+    async def attribute(self, outcome: ItemOutcome) -> AnsweredItem | str | None:
+        self._check()
+        for answer in self.answers.get(outcome.owner, ()):
+            if outcome.request_id in (None, answer.request_id) and outcome.item_id in answer.item_ids:
+                key = (id(answer), outcome.item_id, outcome.outcome)
+                if key in self.noted:
+                    return DUPLICATE
+                self.noted.add(key)
+                place = answer.item_ids.index(outcome.item_id)
+                context, credit = self._credit(answer, place, outcome.outcome)
+                return AnsweredItem(answer.offset + place + 1, answer.slots[place], answer.time, context, credit)
+        return None
+
+    def _credit(self, answer: AnswerRecord, place: int, outcome: str) -> tuple[AnswerContext, InterleavedCredit | None]:
+        if answer.second is None:
+            return answer.context, None
+        noted = [(id(answer), item, outcome) in self.noted for item in answer.item_ids]
+        own = answer.second.gave[place]
+        of_own = sum(gave == own for gave, there in zip(answer.second.gave, noted, strict=True) if there)
+        contexts = (answer.context, answer.second.context)
+        return contexts[own], InterleavedCredit(of_own, sum(noted) - of_own, contexts[1 - own].arm)
+
+    async def forget(self, owner: str) -> None:
+        self._check()
+        self.answers.pop(owner, None)
+
+    async def add(self, batch: CountBatch) -> None:
+        self._check()
+        if self.batches.get(batch.writer) != batch.number:
+            self.batches[batch.writer] = batch.number
+            for (name, field), amount in batch.amounts.items():
+                self.stored.setdefault(name, Counter())[field] += amount
+        if self.loses_replies:
+            raise OutcomesUnavailable("the reply is lost")
+
+    async def counts(self, names: Sequence[str]) -> list[dict[str, int]]:
+        self._check()
+        return [dict(self.stored.get(name, {})) for name in names]
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+class Seen:
+    def __init__(self) -> None:
+        self.results: Counter[tuple[str, str]] = Counter()
+        self.amounts: Counter[tuple[str, str, str]] = Counter()
+
+    def answer(self, result: str, amount: int = 1) -> None:
+        self.results["answer", result] += amount
+
+    def event(self, result: str, amount: int = 1) -> None:
+        self.results["event", result] += amount
+
+    def counted(self, by: str, value: str, measure: str, amount: int) -> None:
+        self.amounts[by, value, measure] += amount
+
+
+def sent(user: str | None = "anna", request: str = "r1", *, arm: str = "", **changes: Any) -> SentAnswer:
+    context = AnswerContext(BUNDLE, "sequence", arm)
+    return replace(SentAnswer(user, request, 0, ["a", "b", "c"], SLOTS, lambda: PARTS, context, False, 2500), **changes)
+
+
+def event(item: str, kind: str | None = "view", user: str = "anna", **more: Any) -> Event:
+    return Event(user, item, 0.0, kind, **more)
+
+
+def run(check: Callable[[Outcomes, MemoryOutcomes, Seen], Any], **chosen: Any) -> tuple[MemoryOutcomes, Seen]:
+    store, seen = MemoryOutcomes(), Seen()
+
+    async def whole() -> None:
+        outcomes = Outcomes(store, OutcomeSettings(**chosen), seen, structlog.get_logger())  # type: ignore[arg-type]
+        await check(outcomes, store, seen)
+        await outcomes.close()
+
+    asyncio.run(whole())
+    return store, seen
+
+
+def entries(store: MemoryOutcomes, by: Any) -> dict[str, dict[str, Any]]:
+    period = Period.of(0, 2**31)
+    hours = [int(name.partition(":")[0]) for name in store.stored if name[0].isdigit()]
+    period = Period(min(hours), max(hours))
+    return {entry.pop("value"): entry for entry in asyncio.run(breakdown(store, period, by))}  # type: ignore[arg-type]
+
+
+def test_outcomes_are_counted_by_every_dimension() -> None:
+    async def check(outcomes: Outcomes, *_: Any) -> None:
+        outcomes.answered(sent(arm="prices/low"))
+        outcomes.answered(sent("bob", "r2", contributions=None, context=AnswerContext(BUNDLE, "popular")))
+        outcomes.happened([
+            *(event(item, "impression") for item in "ab"), event("b", "click"), event("b", "view"),
+            event("b", "purchase", value=19.99), event("b", "purchase", value=5.0), event("never"),
+            event("a", "rating"),
+        ])  # fmt: skip
+
+    store, seen = run(check)
+    assert dict(seen.results) == {
+        ("answer", "kept"): 2, ("event", "attributed"): 4, ("event", "duplicate"): 2, ("event", "unattributed"): 1,
+    }  # fmt: skip
+    positions = entries(store, "position")
+    assert {label: (entry["shown"], entry["impressions"]) for label, entry in positions.items()} == {
+        "1": (2, 1), "2": (2, 1), "3": (2, 0),
+    }  # fmt: skip
+    assert (positions["2"]["clicks"], positions["2"]["conversions"], positions["2"]["revenue"]) == (1, 1, 19.99)
+    assert (positions["2"]["click_rate"], positions["3"]["click_rate"]) == (1.0, 0.0)
+    slots = entries(store, "slot")
+    assert {label: (entry["shown"], entry["clicks"]) for label, entry in slots.items()} == {
+        "image": (1, 0), "text": (1, 1), "none": (4, 0),
+    }  # fmt: skip
+    for by, label in (("bundle", BUNDLE), ("arm", "prices/low"), ("strategy", "sequence")):
+        entry = entries(store, by)[label]
+        assert (entry["answers"], entry["clicks"], entry["revenue"]) == (2 if by == "bundle" else 1, 1, 19.99)
+    assert seen.amounts["slot", "text", "clicks"] == seen.amounts["arm", "prices/low", "clicks"] == 1
+    assert seen.amounts["slot", "text", "revenue"] == 19_990
+    (group,) = asyncio.run(experiment_counts(store, "prices"))  # type: ignore[arg-type]
+    assert group == {
+        "arm": "low", "group": group_of("anna"), "answers": 1, "visits": 1, "latency_us": 2500, "impressions": 2,
+        "clicks": 1, "conversions": 1, "revenue": 19.99,
+    }  # fmt: skip
+
+
+def test_an_event_that_follows_an_answer_at_once_finds_it() -> None:
+    async def check(outcomes: Outcomes, *_: Any) -> None:
+        for number in range(500):
+            outcomes.answered(sent(f"user-{number}", f"r{number}"))
+            outcomes.happened([event("a", user=f"user-{number}", request_id=f"r{number}")])
+
+    _, seen = run(check)
+    assert dict(seen.results) == {("answer", "kept"): 500, ("event", "attributed"): 500}
+
+
+def test_an_answer_without_a_user_belongs_to_whom_names_it() -> None:
+    async def check(outcomes: Outcomes, *_: Any) -> None:
+        outcomes.answered(sent(None, "r1"))
+        outcomes.happened([event("a"), event("a", request_id="r1"), event("a", request_id="r1", user="bob")])
+
+    _, seen = run(check)
+    assert dict(seen.results) == {
+        ("answer", "kept"): 1, ("event", "unattributed"): 1, ("event", "attributed"): 1, ("event", "duplicate"): 1,
+    }  # fmt: skip
+
+
+def test_an_answer_to_a_session_belongs_to_the_user_it_became() -> None:
+    """After the login events have both ids; an event of another session or of the user alone finds nothing."""
+
+    async def check(outcomes: Outcomes, *_: Any) -> None:
+        outcomes.answered(sent(session_owner("s1"), "r1"))
+        outcomes.answered(sent("anna", "r2"))
+        named = {"request_id": "r1"}
+        outcomes.happened([
+            event("a", session_id="s2", **named), event("a", **named), event("a", session_id="s1", **named),
+            event("b", user=session_owner("s1"), session_id="s1"), event("c", session_id="s1"),
+        ])  # fmt: skip
+
+    store, seen = run(check)
+    assert dict(seen.results) == {("answer", "kept"): 2, ("event", "unattributed"): 2, ("event", "attributed"): 3}
+    by_request = {answer.request_id: answer for known in store.answers.values() for answer in known}
+    noted = {
+        (request, item)
+        for number, item, _ in store.noted
+        for request in by_request
+        if id(by_request[request]) == number
+    }
+    assert noted == {("r1", "a"), ("r1", "b"), ("r2", "c")}  # without a request id the user's own answer goes first
+
+
+def test_a_sample_is_of_users_and_leaves_the_others_out_whole() -> None:
+    users = [f"user-{number}" for number in range(2000)]
+
+    async def check(outcomes: Outcomes, *_: Any) -> None:
+        for user in users:
+            if outcomes.samples(user, "r"):
+                outcomes.answered(sent(user))
+            outcomes.happened([event("a", user=user)])
+
+    store, seen = run(check, outcomes_sample=0.25)
+    kept = seen.results["answer", "kept"]
+    assert set(store.answers) == {user for user in users if share_of(user) < 0.25}
+    assert 400 < kept < 600
+    assert seen.results["event", "attributed"] == kept
+    assert seen.results["event", "unattributed"] == 0
+
+
+def test_without_redis_nothing_waits_and_what_was_counted_is_kept() -> None:
+    async def check(outcomes: Outcomes, store: MemoryOutcomes, seen: Seen) -> None:
+        outcomes.answered(sent(request="r1"))
+        while not seen.results["answer", "kept"]:
+            await asyncio.sleep(0)
+        store.available = False
+        outcomes.answered(sent(request="r2"))
+        outcomes.happened([event("a")])
+        while not seen.results["event", "failed"]:
+            await asyncio.sleep(0)
+        with pytest.raises(OutcomesUnavailable):
+            await outcomes.counts.flush()
+        store.available, store.loses_replies = True, True
+        with pytest.raises(OutcomesUnavailable, match="lost"):
+            await outcomes.counts.flush()
+        store.loses_replies = False
+        await outcomes.counts.flush()
+
+    store, seen = run(check)
+    assert dict(seen.results) == {("answer", "kept"): 1, ("answer", "failed"): 1, ("event", "failed"): 1}
+    assert entries(store, "strategy")["sequence"]["answers"] == 1
+
+
+def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_WAITING", 3)
+
+    async def check(outcomes: Outcomes, *_: Any) -> None:
+        for number in range(5):
+            outcomes.answered(sent(request=f"r{number}"))
+        outcomes.happened([event("a"), event("b")])
+
+    _, seen = run(check)
+    assert dict(seen.results) == {("answer", "kept"): 3, ("answer", "dropped"): 2, ("event", "dropped"): 2}
+
+
+def test_the_events_of_a_call_are_counted_together_or_left_out_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Impressions without the clicks after them would make every click rate too low."""
+    monkeypatch.setattr(module, "MOST_WAITING", 4)
+
+    async def check(outcomes: Outcomes, *_: Any) -> None:
+        outcomes.answered(sent())
+        outcomes.happened([*(event(item, "impression") for item in "abc"), event("b", "cart"), event("b", "click")])
+        outcomes.happened([event("a", "impression"), event("a", "click")])
+
+    store, seen = run(check)
+    assert dict(seen.results) == {("answer", "kept"): 1, ("event", "dropped"): 4, ("event", "attributed"): 2}
+    assert {value: (entry["impressions"], entry["clicks"]) for value, entry in entries(store, "position").items()} == {
+        "1": (1, 1), "2": (0, 0), "3": (0, 0),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("events", "most"), [(60, 8), (3000, 64)])
+def test_a_long_queue_is_taken_in_larger_parts(monkeypatch: pytest.MonkeyPatch, events: int, most: int) -> None:
+    together: list[int] = []
+
+    async def check(outcomes: Outcomes, store: MemoryOutcomes, _: Seen) -> None:
+        attribute, running = store.attribute, 0
+
+        async def counted(outcome: ItemOutcome) -> Any:
+            nonlocal running
+            running += 1
+            together.append(running)
+            await asyncio.sleep(0)
+            running -= 1
+            return await attribute(outcome)
+
+        monkeypatch.setattr(store, "attribute", counted)
+        outcomes.happened([event("a") for _ in range(events)])
+
+    _, seen = run(check)
+    assert (max(together), seen.results["event", "unattributed"]) == (most, events)
+
+
+def test_a_forgotten_user_is_not_stored_from_the_queue() -> None:
+    async def check(outcomes: Outcomes, *_: Any) -> None:
+        outcomes.answered(sent("anna"))
+        outcomes.answered(sent("bob"))
+        await outcomes.forget("anna")
+        outcomes.answered(sent("anna", "began before", latency_us=60_000_000))
+
+    store, _ = run(check)
+    assert set(store.answers) == {"bob"}
+
+
+def test_no_thread_is_started() -> None:
+    before = threading.active_count()
+    run(lambda *_: asyncio.sleep(0))
+    assert threading.active_count() == before
+
+
+def test_the_dominant_slot_adds_most() -> None:
+    assert dominant_slots(SLOTS, PARTS, 3) == ["image", "text", "none"]
+    assert dominant_slots(SLOTS, None, 2) == ["none", "none"]
+    assert [slot_of(mark) for mark in (0, 8 + 7, 31 << 3)] == ["none", "text", "other"]
+
+
+@pytest.mark.parametrize(
+    ("position", "label"), [(1, "1"), (20, "20"), (21, "21-50"), (50, "21-50"), (100, "51-100"), (101, "over 100")]
+)
+def test_positions_have_few_labels(position: int, label: str) -> None:
+    assert position_label(position) == label
+
+
+def test_a_period_is_of_whole_hours() -> None:
+    assert (Period.of(3600, 7200).first, Period.of(3600, 7200).last) == (1, 1)
+    assert (Period.of(3601, 7201).start, Period.of(3601, 7201).end) == (3600, 10_800)
+    assert Period.of(3600, 3600.5).end == 7200

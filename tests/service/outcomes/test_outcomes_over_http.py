@@ -1,0 +1,140 @@
+"""Outcomes over HTTP: from an answer to `GET /outcomes`, off by default, and bad input."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from tests.support.shops import OpenClient, eventually, metric
+
+ANNA = {"user_id": "anna", "items": ["i1", "i2"], "k": 5}
+
+
+@pytest.fixture(scope="module")
+def client(open_client: OpenClient) -> Iterator[TestClient]:
+    with open_client(outcomes=True) as opened:
+        yield opened
+
+
+def counted(client: TestClient, by: str, value: str) -> dict[str, Any]:
+    """The counts of one value; they are stored once a second."""
+
+    def found() -> Any:
+        answer = client.get("/outcomes", params={"by": by})
+        assert answer.status_code == 200
+        return [entry for entry in answer.json()["outcomes"] if entry["value"] == value]
+
+    return eventually(found)[0]
+
+
+def test_from_an_answer_to_its_outcomes(client: TestClient) -> None:
+    answer = client.post("/recommend", json=ANNA).json()
+    assert set(answer["items"][0]) == {"item_id", "score", "missing"}
+    explained = client.post("/recommend", json={**ANNA, "explain": True, "user_id": "bob"}).json()["items"]
+    slot = max(explained[1]["contributions"], key=explained[1]["contributions"].get)
+    shared = {"user_id": "anna", "item_id": answer["items"][1]["item_id"], "request_id": answer["request_id"]}
+    events = [{**shared, "type": "click"}, {**shared, "type": "click"}, {**shared, "type": "purchase", "value": 12.5}]
+    assert client.post("/events", json={"events": [*events, {**shared, "user_id": "eve", "type": "click"}]}).is_success
+    eventually(lambda: counted(client, "position", "2")["conversions"])
+    for by, value, answers, shown in (
+        ("position", "2", 0, 2), ("bundle", answer["bundle"], 2, 10), ("strategy", "sequence", 2, 10),
+        ("arm", "none", 2, 10),
+    ):  # fmt: skip
+        entry = counted(client, by, value)
+        assert (entry["answers"], entry["shown"], entry["clicks"], entry["conversions"], entry["revenue"]) == (
+            answers, shown, 1, 1, 12.5,
+        )  # fmt: skip
+    assert counted(client, "slot", slot)["clicks"] == 1
+    assert metric(client, "vlm2rec_outcomes_total", by="position", outcome="clicks", value="2") == 1
+    assert metric(client, "vlm2rec_outcome_revenue_total", by="position", value="2") == 12.5
+    assert metric(client, "vlm2rec_outcome_events_total", result="unattributed") == 1
+
+
+def test_erasing_a_user_reaches_the_answers(client: TestClient) -> None:
+    client.post("/recommend", json={**ANNA, "user_id": "carl"})
+    eventually(lambda: metric(client, "vlm2rec_outcome_answers_total", result="kept"))
+    assert client.delete("/users/carl").status_code == 204
+
+
+def test_answers_to_a_session_are_its_own_and_are_erased_with_its_user(open_client: OpenClient) -> None:
+    def events(result: str) -> Any:
+        return metric(client, "vlm2rec_outcome_events_total", result=result)
+
+    with open_client(outcomes=True) as client:
+        answer = client.post("/recommend", json={"session_id": "s1", "items": ["i1", "i2"], "k": 5}).json()
+        shown = [{"session_id": "s1", "item_id": item["item_id"], "type": "click"} for item in answer["items"]]
+        eventually(lambda: metric(client, "vlm2rec_outcome_answers_total", result="kept"))
+        client.post("/events", json=shown[0])
+        assert eventually(lambda: events("attributed")) == 1
+        assert client.post("/users/emma/merge", json={"session_id": "s1"}).status_code == 200
+        assert client.delete("/users/emma").status_code == 204
+        client.post("/events", json=shown[1])
+        assert eventually(lambda: events("unattributed")) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "field", "rule"),
+    [
+        ({"by": "colour"}, "by", "must be 'position', 'bundle', 'arm', 'strategy' or 'slot'"),
+        ({"from": "nan"}, "from", "must be a finite number"),
+        ({"from": "yesterday"}, "from", "must be a"),
+        ({"from": 10, "to": 10}, "to", "must be after from, which is 10"),
+        ({"from": 0, "to": 40 * 86_400}, "to", "must be at most 31 days after from"),
+        ({"since": 1}, "since", "is not a known field"),
+    ],
+)
+def test_a_bad_period_is_refused(client: TestClient, asked: dict[str, Any], field: str, rule: str) -> None:
+    answer = client.get("/outcomes", params=asked)
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, field)
+    assert rule in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("value", ["1e400", "NaN", "-1", "1000000001", '"12"'])
+def test_a_value_is_finite_and_bounded(client: TestClient, value: str) -> None:
+    body = f'{{"user_id": "u", "item_id": "i1", "type": "purchase", "value": {value}}}'
+    answer = client.post("/events", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in {400, 422}
+    assert answer.status_code == 400 or answer.json()["errors"][0]["field"] == "value"
+
+
+def test_off_nothing_is_kept_and_the_route_says_so(open_client: OpenClient) -> None:
+    with open_client() as client:
+        client.post("/recommend", json=ANNA)
+        answer = client.get("/outcomes")
+        assert (answer.status_code, answer.json()["type"]) == (409, "urn:vlm2rec:problem:conflict")
+        assert "VLM2REC_OUTCOMES=true" in answer.json()["detail"]
+        assert "vlm2rec_outcome_answers_total{" not in client.get("/metrics").text
+
+
+def test_a_redis_that_is_gone_costs_no_answer(open_client: OpenClient) -> None:
+    with open_client(outcomes=True, redis_url="redis://127.0.0.1:1", redis_timeout_ms=50) as client:
+        assert client.post("/recommend", json=ANNA).json()["degraded"] == "history_unavailable"
+        eventually(lambda: metric(client, "vlm2rec_outcome_answers_total", result="failed"))
+        answer = client.get("/outcomes")
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:vlm2rec:problem:outcomes-unavailable")
+
+
+def test_an_answer_that_may_store_nothing_of_its_user_is_kept_without_the_user(open_client: OpenClient) -> None:
+    with open_client(outcomes=True) as client:
+        answer = client.post("/recommend", json={**ANNA, "history": "ignore"}).json()
+        item = answer["items"][0]["item_id"]
+        client.post("/events", json={"user_id": "anna", "item_id": item, "type": "click"})
+        assert eventually(lambda: metric(client, "vlm2rec_outcome_events_total", result="unattributed")) == 1
+        named = {"user_id": "anna", "item_id": item, "type": "click", "request_id": answer["request_id"]}
+        client.post("/events", json=named)
+        assert eventually(lambda: metric(client, "vlm2rec_outcome_events_total", result="attributed")) == 1
+
+
+def test_the_newest_answer_with_the_item_counts(client: TestClient) -> None:
+    before = time.time()
+    first = client.post("/recommend", json={"user_id": "dora", "items": ["i1"], "k": 3}).json()
+    client.post("/events", json={"user_id": "dora", "item_id": first["items"][2]["item_id"], "type": "view"})
+    period = {"from": before, "to": before + 1, "by": "position"}
+
+    def clicks() -> int:
+        entries = client.get("/outcomes", params=period).json()["outcomes"]
+        return next(entry["clicks"] for entry in entries if entry["value"] == "3")
+
+    eventually(clicks)

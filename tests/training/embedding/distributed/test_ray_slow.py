@@ -1,0 +1,201 @@
+"""`vlm2rec embed --engine ray` on a cluster of this machine: the bytes of one process, also after kills."""
+
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.environments import without_coverage
+from tests.support.shops import eventually
+from tests.support.stores.redis_servers import free_port
+from training.config.run_config import load_config, to_toml
+from training.embedding.distributed.ray_workers import cpus_of_worker
+
+ITEMS = 240
+LONGEST_S = 600
+NO_RAY = "Ray is not installed; `pip install 'vlm2rec[ray]'`"
+
+
+@pytest.mark.parametrize(
+    ("total", "workers", "cpus"),
+    [(2, 1, 1.0), (4, 3, 1.0), (4, 8, 0.37), (1, 1, 0.5), (0, 1, 0.01), (2, 1000, 0.01), (100, 3, 1.0)],
+)
+def test_workers_leave_a_cpu_free(total: float, workers: int, cpus: float) -> None:
+    assert cpus_of_worker(total, workers) == cpus
+    if workers <= 100 * (total - 1):
+        assert workers * cpus <= total - 1
+
+
+@pytest.fixture(autouse=True)
+def prompt_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers as nice as Ray makes them wait for minutes on a busy machine."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+
+
+@pytest.fixture
+def large(home: Path) -> Path:
+    """The shop eight times, embedded item by item, so that a job takes a while."""
+    items = home / "data" / "items.csv"
+    header, *rows = items.read_text().splitlines()
+    copies = [f"c{copy}{row}" for copy in range(ITEMS // len(rows)) for row in rows]
+    items.write_text("\n".join([header, *copies]) + "\n")
+    (home / "data" / "interactions.csv").write_text("user_id,item_id,timestamp\nu0,c0i00,1\n")
+    sizes = {"embed.shard_items": 2, "embed.batch_items": 1}
+    (home / "run" / "config.toml").write_text(to_toml(load_config(overrides=sizes)))
+    shutil.copytree(home / "run", home / "alone")
+    return home
+
+
+def start(home: Path, run: str, *options: str) -> "subprocess.Popen[str]":
+    words = ("embed", str(home / "data"), "--run", str(home / run), "--threads", "1", *options)
+    environment = {**without_coverage(), "CUDA_VISIBLE_DEVICES": "", "RAY_DEDUP_LOGS": "0"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "cli.main", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def ended(process: "subprocess.Popen[str]") -> str:
+    out, errors = process.communicate(timeout=LONGEST_S)
+    assert process.returncode == 0, errors + out
+    return out
+
+
+def shards(home: Path) -> int:
+    return len(list((home / "run" / "embeddings").glob("work-*/*.npz")))
+
+
+def vectors(home: Path, run: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (home / run / "embeddings").glob("*.npy")}
+
+
+class Cluster:
+    """A head with one CPU and machines with one CPU each, as `ray start` makes them; all on this machine.
+
+    Attributes:
+        address: of the head.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="ray-")  # short: it holds sockets
+        self._processes: list[subprocess.Popen[bytes]] = []
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        options = (f"--port={port}", "--include-dashboard=false", f"--temp-dir={self._folder}")
+        self._start("--head", "--node-ip-address=127.0.0.1", *options)
+
+    def add(self) -> "subprocess.Popen[bytes]":
+        """Let a machine join."""
+        return self._start(f"--address={self.address}", "--node-ip-address=127.0.0.1")
+
+    def kill(self, machine: "subprocess.Popen[bytes]") -> None:
+        """Kill all that runs on a machine, at once."""
+        for process in (*psutil.Process(machine.pid).children(recursive=True), machine):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                os.kill(process.pid, signal.SIGKILL)
+        machine.communicate(timeout=60)
+
+    def end(self) -> None:
+        for machine in reversed(self._processes):
+            if machine.poll() is None:
+                self.kill(machine)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start(self, *options: str) -> "subprocess.Popen[bytes]":
+        words = ("start", *options, "--num-cpus=1", "--object-store-memory=104857600", "--block")
+        command = [sys.executable, "-m", "ray.scripts.scripts", *words]
+        machine = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=without_coverage())
+        self._processes.append(machine)
+        assert machine.stdout is not None
+        said = b""
+        while b"Ray runtime started." not in said:
+            line = machine.stdout.readline()
+            said += line
+            assert line, said.decode()
+        return machine
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip(NO_RAY)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a-token-of-this-test-0123456789abcdef")
+    made = Cluster()
+    yield made
+    made.end()
+
+
+def killed(home: Path, at: int, kill: Callable[[], None]) -> None:
+    """Kill something once a number of shards is there, and not yet all."""
+    eventually(lambda: shards(home) >= at, 240)
+    assert shards(home) < ITEMS // 2
+    kill()
+
+
+@pytest.mark.slow
+def test_a_machine_and_the_command_are_killed_and_a_machine_joins(large: Path, cluster: Cluster) -> None:
+    machines = [cluster.add() for _ in range(3)]
+    assert "would embed 240 of 240 (0 are done" in ended(start(large, "run", "--dry-run"))
+    ended(start(large, "alone"))
+    options = ("--engine", "ray", "--ray-address", cluster.address)
+    first = start(large, "run", *options)
+    killed(large, 10, first.kill)
+    first.communicate()
+    before = shards(large)
+    assert 10 <= before < ITEMS // 2
+
+    second = start(large, "run", *options)
+    killed(large, before + 5, lambda: cluster.kill(machines[0]))
+    cluster.add()
+    said = ended(second)
+    done = int(re.findall(r"\(([0-9]+) of them before an interruption\)", said)[0])
+    assert 2 * before <= done < ITEMS
+    assert vectors(large, "run") == vectors(large, "alone")
+    assert "would embed 0 of 240" in ended(start(large, "run", "--dry-run"))
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_start_end_the_job_with_one_line(large: Path) -> None:
+    """On a cluster that the command starts and ends; the model vanishes before the workers load it."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip(NO_RAY)
+    process = start(large, "run", "--engine", "ray")
+    eventually(lambda: list((large / "run" / "embeddings").glob("work-*")), 240)
+    shutil.rmtree(large / "run" / "train")
+    _, errors = process.communicate(timeout=LONGEST_S)
+    assert process.returncode == 2
+    assert "workers in a row could not start, the last one because: BackboneError" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_no_cluster_at_the_address_is_one_line(large: Path) -> None:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip(NO_RAY)
+    process = start(large, "run", "--engine", "ray", "--ray-address", f"127.0.0.1:{free_port()}")
+    _, errors = process.communicate(timeout=LONGEST_S)
+    assert process.returncode == 2
+    assert re.search(r"error: no Ray cluster at 127.0.0.1:\d+ \(.*Connection refused\); start one with", errors)
+
+
+@pytest.mark.slow
+def test_without_ray_it_says_how_to_install_it(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (large / "ray.py").write_text("raise ImportError\n")
+    monkeypatch.setenv("PYTHONPATH", str(large))
+    process = start(large, "run", "--engine", "ray")
+    _, errors = process.communicate(timeout=LONGEST_S)
+    assert (process.returncode, "pip install 'vlm2rec[ray]'" in errors) == (2, True)
