@@ -12,8 +12,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from tests.support.proxies.nginx import free_port
 from tests.support.processes.service_process import Service
+from tests.support.proxies.nginx import free_port
 
 JSON = {"content-type": "application/json"}
 _STOPPED_S, _RUNNING_S = 0.15, 0.03

@@ -13,8 +13,8 @@ from urllib.parse import urljoin
 
 import pytest
 
-from tests.support.proxies.nginx import free_port, nginx
 from tests.support.processes.service_process import Service
+from tests.support.proxies.nginx import free_port, nginx
 from tests.support.sockets import Client
 
 pytestmark = pytest.mark.slow
