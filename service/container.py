@@ -33,6 +33,7 @@ from service.stores.redis_client import RedisWatch
 from service.stores.redis_faults import RedisFaults
 from service.stores.redis_histories import RedisHistories
 from service.stores.redis_operator_state import RedisOperatorState
+from service.stores.redis_rates import RedisRates
 from service.stores.redis_renewal import Renewal
 from service.telemetry.export_metrics import ExportPolling
 from service.telemetry.logs import logger
@@ -51,8 +52,6 @@ class Container:
         self.board = board = None if place is None else WorkerBoard(place.directory, place.count)
         shared = None if place is None or board is None else WorkerMetrics(place, board)
         self.log, self.metrics = log, metrics = logger(), Metrics(shared, board)
-        limited = metrics.clients.rate_limited
-        self.keys = open_key_rings(settings.access, on_refusal=limited, log=log, workers=place)
         self.redis_faults, renewal = RedisFaults(log), Renewal()
         watch = RedisWatch(
             metrics.redis_call,
@@ -62,6 +61,9 @@ class Container:
             metrics.export.lost,
             metrics.redis_node_error,
         )
+        rates = RedisRates(settings.redis, watch=watch, renewal=renewal) if settings.access.rate_shared else None
+        limited = metrics.clients.rate_limited
+        self.keys = open_key_rings(settings.access, on_refusal=limited, log=log, workers=place, rates=rates)
         histories = ClusterHistories if settings.redis.kind == "cluster" else RedisHistories
         self.histories = histories(settings.redis, settings.histories, watch=watch, renewal=renewal)
         self.redis_kind = settings.redis.kind

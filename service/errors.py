@@ -12,6 +12,7 @@ ServiceError
 ├── BackupInterrupted       Redis did not answer a call of a backup or restore
 ├── BackupRefused           a backup cannot be made there, is damaged, or may not be restored there
 ├── OutcomesUnavailable     Redis did not answer a call about answers and their outcomes; see above
+├── RatesUnavailable        Redis did not answer what callers of all replicas have used; see above
 ├── RedisUnavailable        a call was not answered by Redis; the adapters translate it into one of those above
 ├── NotReady                no bundle is loaded yet, or the process is draining
 ├── QueueFull               as many requests wait already as may
@@ -112,6 +113,10 @@ class BackupRefused(ServiceError):
 
 class OutcomesUnavailable(ServiceError):
     """The store of answers and outcomes did not answer; whether a write arrived is unknown."""
+
+
+class RatesUnavailable(ServiceError):
+    """The store of the callers' rates did not answer; whether a charge arrived is unknown."""
 
 
 class RedisUnavailable(ServiceError):

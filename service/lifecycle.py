@@ -65,6 +65,8 @@ async def start(container: Container, startup: Startup) -> None:
         )
     await container.watcher.start(startup)
     container.export_polling.start()
+    if container.keys.replicas is not None:
+        container.keys.replicas.start()
     if container.board is not None:
         container.metrics_page.publish_always()
     if startup.bundle is None:
@@ -80,6 +82,8 @@ async def stop(container: Container) -> None:
     await container.watcher.stop()
     await container.operator_state.close()
     await container.export_polling.close()
+    if container.keys.replicas is not None:
+        await container.keys.replicas.close()
     if container.outcomes is not None:
         await container.outcomes.close()
     await container.outcome_store.close()

@@ -8,9 +8,10 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from structlog.typing import FilteringBoundLogger
 
-from service.access.buckets import Caller, SharedBuckets
+from service.access.buckets import Buckets, Caller, LocalBuckets, SharedBuckets
 from service.access.key_file import KeyFile, digest_of
 from service.access.rate_limit import RateLimit, caller_at
+from service.access.replica_buckets import RateStore, ReplicaBuckets
 from service.access.scopes import KeyScope
 from service.errors import KeyMissing, KeyRefused
 from service.settings.groups import AccessSettings
@@ -90,11 +91,13 @@ class KeyRings(NamedTuple):
         data: open the data routes.
         admin: open the admin routes.
         metrics: open `GET /metrics`.
+        replicas: limits the rate over all replicas together; None: each service limits alone.
     """
 
     data: KeyRing
     admin: KeyRing
     metrics: KeyRing
+    replicas: ReplicaBuckets | None = None
 
 
 def open_key_rings(
@@ -103,14 +106,16 @@ def open_key_rings(
     on_refusal: Callable[[], None],
     log: FilteringBoundLogger,
     workers: WorkerPlace | None = None,
+    rates: RateStore | None = None,
 ) -> KeyRings:
     """Read the keys.
 
     Args:
         settings: keys, files with keys, and the rate limit, which is that of all workers together.
-        workers: where the worker processes of one service share it; None: there is only this process.
         on_refusal: called when a request exceeds the rate limit.
         log: gets the reason when a changed file cannot be used; never a key.
+        workers: where the worker processes of one service share it; None: there is only this process.
+        rates: where all replicas share it; None: each has the whole of it.
 
     Raises:
         SettingsError: a file cannot be read, or a key is of two kinds.
@@ -128,15 +133,18 @@ def open_key_rings(
     admin.keep_apart_from(api, metrics)
     metrics.keep_apart_from(api, admin)
     api.keep_apart_from(admin, metrics)
-    limit = None
+    limit = replicas = None
     if settings.rate_limit is not None:
-        buckets = None if workers is None else SharedBuckets(workers.directory)
+        buckets: Buckets = LocalBuckets() if workers is None else SharedBuckets(workers.directory)
+        if rates is not None:
+            buckets = replicas = ReplicaBuckets(buckets, rates)
         limit = RateLimit(settings.rate_limit, settings.rate_burst, on_refusal=on_refusal, buckets=buckets)
     return KeyRings(
         # An admin key opens the data routes too; alone it does not close them to everybody else.
         data=KeyRing([api, admin] if api.configured else [], open_without_keys=True, limit=limit),
         admin=KeyRing([admin], open_without_keys=False, limit=limit),
         metrics=KeyRing([metrics, admin] if metrics.configured else [], open_without_keys=True),
+        replicas=replicas,
     )
 
 

@@ -154,12 +154,22 @@ class AccessSettings(SettingsGroup):
     rate_burst: int | None = Field(
         None, ge=1, le=10**6, description="Requests at once after a pause; unset: as many as in two seconds."
     )
+    rate_shared: bool = Field(
+        False, description="Limit each caller's rate over all replicas together, which exchange their counts in Redis."
+    )
 
     @field_validator("api_keys", "admin_keys", "metrics_keys")
     @classmethod
     def _check_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if not all(is_key(key.get_secret_value()) for key in value):
             raise ValueError(KEY_RULE)
+        return value
+
+    @field_validator("rate_shared")
+    @classmethod
+    def _check_limit(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("rate_limit") is None:
+            raise ValueError("needs a rate_limit to share")
         return value
 
     @field_validator("admin_keys", "metrics_keys")

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from service.errors import SettingsError
 from service.stores.protocols import Edition, Event
 from service.stores.redis_histories import RedisHistories
-from tests.support.shops import OpenClient
+from tests.support.shops import OpenClient, eventually, metric
 from tests.support.stores.exports import Shop
 from tests.support.stores.real_redis import open_histories, open_operator_state
 from tests.support.stores.redis_servers import Certificates, free_port, program_with_tls, redis_server
@@ -43,7 +43,8 @@ def store_and_read(client: TestClient) -> tuple[int, str | None, str]:
 def test_the_documented_user_is_enough(guarded_redis: Path, open_client: OpenClient) -> None:
     url = f"unix://vlm2rec:{PASSWORD}@{guarded_redis}"
     admin = {"x-api-key": ADMIN}
-    with open_client(redis_url=url, redis_prefix="vlm2rec", admin_keys=[ADMIN]) as client:
+    shared = {"rate_limit": 1000.0, "rate_shared": True}
+    with open_client(redis_url=url, redis_prefix="vlm2rec", admin_keys=[ADMIN], **shared) as client:
         assert store_and_read(client) == (200, None, "up")
         assert client.get("/users/anna/history").json()["items"][0]["item_id"] == "i1"
         for available in (False, True):
@@ -51,6 +52,7 @@ def test_the_documented_user_is_enough(guarded_redis: Path, open_client: OpenCli
             assert client.put("/items/i2/availability", json=body, headers=admin).status_code == 204
         assert client.delete("/users/anna").status_code == 204
         assert client.get("/users/anna/history").json()["items"] == []
+        eventually(lambda: metric(client, "vlm2rec_redis_seconds_count", operation="rates") >= 1)
         assert "vlm2rec_redis_errors_total{" not in client.get("/metrics").text
 
 
