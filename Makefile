@@ -14,7 +14,7 @@ VERSIONS_ARGS ?=
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -q \
 	--numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check check-types check-tests check-slow audit format bench-serving bench-events bench-faults bench-filters bench-fit bench-index bench-lists bench-method bench-sasrec bench-shop bench-swap bench-soak bench-workers fuzz site images sbom secrets demo-bundle try-compose clean bench-connections test-chart check-versions bench-queueing
+.PHONY: demo test check check-types check-tests check-slow audit format bench-serving bench-events bench-faults bench-filters bench-fit bench-index bench-lists bench-method bench-sasrec bench-shop bench-swap bench-soak bench-workers fuzz site images sbom secrets demo-bundle try-compose clean bench-connections test-chart check-versions bench-queueing bench-heads
 
 # Builds the demo catalogue, trains, indexes and serves it; Ctrl-C ends everything it started.
 demo: $(VENV)/.installed
@@ -111,6 +111,11 @@ bench-soak: $(VENV)/.installed
 # The simulation of `vlm2rec plan` beside the service: p99 at three rates, on a quiet machine; about five minutes.
 bench-queueing: $(VENV)/.installed
 	$(BIN)/python -m bench.capacity.queueing $(BENCH_ARGS)
+
+# Losses on frozen backbones with several seeds, on a data set of your own; minutes a unit, needs the extra `towers`:
+# make bench-heads BENCH_ARGS="DATA --work .bench/heads/NAME"
+bench-heads: $(VENV)/.installed
+	$(BIN)/python -m bench.method.heads $(BENCH_ARGS)
 
 # RecTools' SASRec on item ids, in an environment of its own, as a row for `vlm2rec evaluate --ranks`:
 # make bench-sasrec BENCH_ARGS="DATA --interactions FILE --out ranks.parquet"
