@@ -21,7 +21,9 @@ EVERYTHING = REDIS | {
     "secrets.apiKeys.name": "api",
     "secrets.adminKeys.name": "admin",
     "secrets.metricsKeys.name": "metrics",
+    "redis.ports": "{6379,26379}",
     "service.workers": "3",
+    "service.startupSeconds": "301",
     "service.settings.VLM2REC_LOG_LEVEL": "warning",
     "autoscaling.enabled": "true",
     "serviceMonitor.enabled": "true",
@@ -180,6 +182,28 @@ def test_no_peer_means_nobody_and_not_everybody() -> None:
     assert all(rule["from"] for rule in policy["spec"]["ingress"])
 
 
+def test_every_port_of_redis_and_its_sentinels_may_be_reached() -> None:
+    for values, ports in ((REDIS, [6379]), (EVERYTHING, [6379, 26379])):
+        policies = of_kind(rendered(values), "NetworkPolicy")
+        assert len(policies) == 2
+        for policy in policies:
+            reached = [[port["port"] for port in rule["ports"]] for rule in policy["spec"]["egress"]]
+            assert reached == [[53, 53], ports]
+
+
+def test_a_start_may_take_as_long_as_is_said_while_nothing_answers() -> None:
+    for values, seconds in ((REDIS, 120), (EVERYTHING, 301)):
+        probe = container(rendered(values))["startupProbe"]
+        assert probe["timeoutSeconds"] < probe["periodSeconds"]  # an attempt that hangs delays no other
+        assert seconds <= probe["failureThreshold"] * probe["periodSeconds"] < seconds + probe["periodSeconds"]
+
+
+def test_there_are_as_many_workers_as_cpus_are_requested() -> None:
+    served = container(rendered(REDIS))
+    variables = {variable["name"]: variable.get("value") for variable in served["env"]}
+    assert variables["VLM2REC_WORKERS"] == served["resources"]["requests"]["cpu"]
+
+
 def test_only_names_of_secrets_are_in_the_chart(documents: list[dict[str, Any]]) -> None:
     assert of_kind(documents, "Secret") == of_kind(documents, "ConfigMap") == []
     for _, _, pod in pods(documents):
@@ -209,6 +233,8 @@ def test_replicas_are_scaled_by_a_metric_that_exists() -> None:
         ({"service.settings.VLM2REC_API_KEYS": "abc"}, "service.settings.VLM2REC_API_KEYS is a secret"),
         ({"service.settings.VLM2REC_HOST": "::"}, "service.settings.VLM2REC_HOST is set by the chart"),
         ({"service.resources.limits.memory": "2GB"}, "service.resources.limits.memory: Does not match pattern"),
+        ({"redis.ports": "{}"}, "redis.ports"),
+        ({"redis.ports": "{0}"}, "redis.ports.0: Must be greater than or equal to 1"),
         ({"registry.kind": "nfs"}, 'registry.kind must be one of the following: "pvc", "s3"'),
         ({"registry.kind": "s3"}, "registry.s3.url must be set where registry.kind is s3"),
         ({"registry.s3.url": "http://store"}, "registry.s3.url: Does not match pattern"),
