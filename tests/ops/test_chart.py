@@ -1,5 +1,6 @@
 """The Helm chart, rendered by helm: what it sets, asks for and names exists; pods may do no more than they need."""
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,6 +140,14 @@ def test_every_mount_has_its_volume_and_every_path_its_mount(documents: list[dic
         assert all(any(path.startswith(mount) for mount in mounts) for path in named if path.startswith("/")), name
         asked |= {claim["claimName"] for volume in pod["volumes"] if (claim := volume.get("persistentVolumeClaim"))}
     assert asked == made
+
+
+def test_the_copies_of_a_store_have_a_volume_where_the_image_keeps_them() -> None:
+    (cache,) = re.findall(r"VLM2REC_REGISTRY_CACHE=(\S+)", (CHART.parents[2] / "Dockerfile").read_text())
+    for name, _, pod in pods(rendered(ON_S3)):
+        (only,) = pod["containers"]
+        if any("s3://" in word for word in [*only["args"], *(v.get("value", "") for v in only.get("env", []))]):
+            assert {"name": "cache", "mountPath": cache} in only["volumeMounts"], name
 
 
 def test_pods_are_hardened(documents: list[dict[str, Any]]) -> None:
