@@ -27,10 +27,12 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from service.http.protocol import GuardedProtocol
 from service.runtime.worker_board import WorkerBoard, WorkerState
 
-_FEWER: Final = 2
+FEWER: Final = 2
+"""Connections by which one worker must have fewer than another to get one from it."""
+SHARE: Final = 1.25
+"""Times the mean of all workers: from here on a worker has clearly more connections than its share."""
 _RECENT_S: Final = 0.02
 _SILENT_S: Final = 0.5
-_SHARE: Final = 1.25  # of the mean of all workers: from here on it is clearly more
 _UNEVEN_S: Final = 1.0
 _MOVE_S: Final = 0.1
 
@@ -86,7 +88,7 @@ class Handover:
         if self._closed or not ready:
             return False
         fewest = min(ready, key=self._count_of)
-        if mine + 1 - self._count_of(fewest) < _FEWER:
+        if mine + 1 - self._count_of(fewest) < FEWER:
             return False
         with contextlib.suppress(OSError):  # its queue is full
             descriptor = transport.get_extra_info("socket").fileno()
@@ -110,7 +112,7 @@ class Handover:
         self._look_at = now + _MOVE_S
         others = [self._board.connections(other) for other in self._outboxes if self._is_ready(other)]
         mean = (mine + sum(others)) / (1 + len(others))
-        if self._closed or not others or mine - min(others) < _FEWER or mine < _SHARE * mean:
+        if self._closed or not others or mine - min(others) < FEWER or mine < SHARE * mean:
             self._uneven_since = inf
             return False
         self._uneven_since = min(self._uneven_since, now)
