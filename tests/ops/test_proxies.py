@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from service.http.problems import UNKNOWN_PATH
 from tests.support.proxies.configurations import HAPROXY, NGINX, Proxy
 from tests.support.proxies.nginx import free_port
 
@@ -178,7 +179,8 @@ def test_the_metrics_of_one_replica_are_not_shown(tmp_path: Path, proxy: Proxy) 
     with before(proxy, tmp_path) as (port, _):
         status, headers, problem = asked(port, "/metrics", method="GET")
     assert (status, headers["content-type"]) == (404, "application/problem+json")
-    assert (problem["type"], problem["status"]) == ("urn:vlm2rec:problem:unknown-path", 404)
+    assert (problem["type"], problem["title"]) == (UNKNOWN_PATH.type, UNKNOWN_PATH.title)
+    assert problem["status"] == 404
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
