@@ -3,6 +3,7 @@
 #   docker build --target serve -t vlm2rec:serve .
 #   docker build --target train -t vlm2rec:train .
 #   docker build --target serve --build-arg ENGINE=gpu -t vlm2rec:serve-gpu .
+#   docker build --target serve --build-arg EXTRAS="s3 kafka" -t vlm2rec:serve .
 #
 # The classic builder makes every stage above the target, so `serve` stands first and never waits for torch.
 # Wheels in wheels/ are preferred to those of the package index: that is how a CPU build of torch gets in.
@@ -10,12 +11,13 @@
 FROM python:3.11-slim-bookworm AS base
 ENV PATH=/opt/vlm2rec/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1
+    PYTHONDONTWRITEBYTECODE=1 \
+    VLM2REC_REGISTRY_CACHE=/var/lib/vlm2rec/cache
 # The id is a number, so that Kubernetes can see that it is not root. Volumes take their owner from these directories.
 RUN groupadd --gid 10001 vlm2rec \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin vlm2rec \
     && install -d -o 10001 -g 10001 /var/lib/vlm2rec /var/lib/vlm2rec/bundles /var/lib/vlm2rec/state \
-        /var/lib/vlm2rec/runs /var/lib/vlm2rec/data
+        /var/lib/vlm2rec/cache /var/lib/vlm2rec/runs /var/lib/vlm2rec/data
 
 # ---- what `serve` is made of
 FROM base AS build-serve

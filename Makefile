@@ -6,6 +6,7 @@ DEMO_ARGS ?=
 BENCH_ROWS ?= 1000000
 BENCH_ARGS ?=
 ENGINE ?= cpu
+EXTRAS ?=
 TEST_PROCESSES ?= 2
 TRY_ARGS ?=
 VERSIONS_ARGS ?=
@@ -136,8 +137,8 @@ site: $(VENV)/.installed
 
 # The two images, for a CPU; ENGINE=gpu for a GPU. A CPU build of torch in wheels/ saves gigabytes: docs/operating.md.
 images:
-	docker build --target serve --build-arg ENGINE=$(ENGINE) --tag vlm2rec:serve .
-	docker build --target train --build-arg ENGINE=$(ENGINE) --tag vlm2rec:train .
+	docker build --target serve --build-arg ENGINE=$(ENGINE) --build-arg EXTRAS="$(EXTRAS)" --tag vlm2rec:serve .
+	docker build --target train --build-arg ENGINE=$(ENGINE) --build-arg EXTRAS="$(EXTRAS)" --tag vlm2rec:train .
 
 # What the images hold, as CycloneDX; made by their own build.
 sbom:

@@ -69,6 +69,9 @@ async def _by_asyncio(port: int, path: str, bodies: list[bytes], connections: in
     starts = [number * len(requests) // connections for number in range(connections)]
     shares = [requests[start:] + requests[:start] for start in starts]
     ended = await asyncio.gather(*(_connection(port, s, until, found) for s in shares), return_exceptions=True)
+    if not found:
+        why = next((repr(end) for end in ended if isinstance(end, Exception)), "the time was too short")
+        raise SystemExit(f"no request to {path} on port {port} was answered in {seconds} s: {why}")
     latency, status, degraded = (np.array(column) for column in zip(*found, strict=True))
     p50, p90, p99 = np.percentile(1000 * latency, [50, 90, 99]).tolist()
     refused = np.isin(status, (429, 503))
@@ -87,6 +90,8 @@ def main() -> None:
     """Make the load without wrk and print the figures."""
     port, path, bodies, connections, seconds = sys.argv[1:6]
     read = Path(bodies).read_bytes().splitlines()
+    if not read or int(connections) < 1:
+        raise SystemExit(f"{len(read)} bodies over {connections} connections: at least one of each is needed")
     print(json.dumps(asyncio.run(_by_asyncio(int(port), path, read, int(connections), float(seconds)))))
 
 

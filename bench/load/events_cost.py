@@ -222,11 +222,17 @@ class Turns:
                 process.wait(_PATIENCE_S)
 
     def _recommended(self, running: RunningContender, seed: int) -> dict[str, Any]:
-        """Latency of recommendations at a fixed rate, while no events arrive."""
+        """Latency of recommendations at a fixed rate, while no events arrive.
+
+        Raises:
+            RuntimeError: none was answered.
+        """
         command = [sys.executable, "-m", "bench.load.open_loop", "--port", str(running.port)]
         command += ["--rate", str(self._sizes.rate), "--seconds", str(self._sizes.seconds), "--seed", str(seed)]
         ran = subprocess.run([*command, "--bodies", str(self._bodies)], check=True, capture_output=True, cwd=_ROOT)
         opened: dict[str, Any] = json.loads(ran.stdout)
+        if "p50_ms" not in opened:
+            raise RuntimeError(f"{running.contender.name} answered no request of {self._sizes.rate:g} a second")
         return {f"recommend_{name}": opened[name] for name in ("p50_ms", "p99_ms", "good", "errors")}
 
     def _answers(self, running: RunningContender) -> Iterator[ShownAnswer]:

@@ -233,6 +233,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     bodies = options.bodies.read_bytes().splitlines()
+    if not bodies:
+        parser.error(f"--bodies must hold a JSON body a line; {options.bodies} is empty")
+    if min(options.rate, options.seconds) <= 0:
+        parser.error("--rate and --seconds must be above 0")
     found = open_loop(options.port, options.path, bodies, options.rate, options.seconds, options.seed)
     print(json.dumps(found))
 

@@ -30,7 +30,7 @@ import redis
 
 from bench.faults.watched_service import EVERY_S
 from bench.load.shop import WORKER_ENDED, Service, Shop, open_shop
-from bench.load.soak_load import Requests, SoakLoad
+from bench.load.soak_load import LEAST_ITEMS, Requests, SoakLoad
 from bench.measurements import commit, machine
 from bench.serving.growth import judge
 from bench.serving.plots import timelines
@@ -339,6 +339,10 @@ def main() -> None:
     parser.add_argument("--image", type=Path, default=None, help="of the plot; default beside --out")
     parser.add_argument("--work", type=Path, default=_WORK, help="where built bundles are kept between runs")
     options = parser.parse_args()
+    if options.items < LEAST_ITEMS:
+        parser.error(f"--items must be at least {LEAST_ITEMS}, as many as the widest request names")
+    if min(options.minutes, options.rate, options.workers) <= 0:
+        parser.error("--minutes, --rate and --workers must be above 0")
     settings = _SETTINGS | {"workers": str(options.workers)}
     with tempfile.TemporaryDirectory(prefix="vlm2rec-soak-") as directory:
         scratch = Path(directory)

@@ -11,6 +11,9 @@ from urllib.parse import quote
 
 from bench.load.shop import Shop
 
+LEAST_ITEMS = 500
+"""Items of the widest request; a catalogue needs as many."""
+
 _PATIENCE_S = 10.0
 _MOST_CONNECTIONS = 64
 _USERS = 2_000
@@ -111,8 +114,8 @@ class Requests:
         return options
 
     def _widest(self) -> Asked:
-        widest = {"items": self._some(500, 500), "k": 1000, "diversity": 1.0, "explain": True, "fields": ["title"]}
-        return _post("recommend, widest", "/recommend", widest)
+        widest = {"items": self._some(LEAST_ITEMS, LEAST_ITEMS), "k": 1000, "diversity": 1.0, "explain": True}
+        return _post("recommend, widest", "/recommend", widest | {"fields": ["title"]})
 
     def _similar(self) -> Asked:
         return _post("similar", "/similar", {"item_id": self._random.choice(self._items), "k": 20, "explain": True})

@@ -277,9 +277,7 @@ def mixed(answers: Sequence[Answered], right: dict[str, list[list[tuple[str, flo
 
 
 def quantiles(answers: Sequence[Answered]) -> dict[str, float]:
-    """Latencies in milliseconds."""
-    if not answers:
-        return {}
+    """Latencies in milliseconds, of one answer at least."""
     p50, p90, p99, most = np.percentile([answer.seconds * 1000 for answer in answers], [50, 90, 99, 100]).tolist()
     return {"requests": len(answers), "p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "max_ms": most}
 
@@ -287,10 +285,16 @@ def quantiles(answers: Sequence[Answered]) -> dict[str, float]:
 def judge(
     setup: SwapSetup, answers: list[Answered], moved: list[float], wrong: list[str], server: Server
 ) -> dict[str, Any]:
-    """The figures of a run."""
+    """The figures of a run.
+
+    Raises:
+        SystemExit: no request was due during a swap, or none beside them, so that there is nothing to compare.
+    """
     windows = [(moment, moment + WINDOW_S) for moment in moved]
     during = [[answer for answer in answers if start <= answer.due < end] for start, end in windows]
     quiet = [answer for answer in answers if not any(start <= answer.due < end for start, end in windows)]
+    if not all([quiet, *during]):
+        raise SystemExit("a swap, or the time beside the swaps, had no request; raise --rate or the seconds of the run")
     swaps = []
     for (kind, bundle_id), moment, own in zip(setup.swaps, moved, during, strict=True):
         marker = f'"bundle":"{bundle_id}"'.encode()

@@ -95,11 +95,20 @@ def turn(setting: Setting, contender: Contender, plan: ServingPlan, rate: float,
         found["cpu_ms"] = round(1000 * used / max(load["good"] * plan.closed_s, 1), 4)
         found |= running.memory_bytes()
         opened = setting.open(running, plan.users, rate, plan.closed_s, seed)
+        if "p50_ms" not in opened:
+            raise SystemExit(f"{contender.name} answered no request of an open loop of {rate:g} a second")
         return found | {f"open_{name}": opened[name] for name in ("p50_ms", "p99_ms")}
 
 
 def medians(turns: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
-    """Medians of every figure over the rounds, and of the rate over the echo's of the same round."""
+    """Medians of every figure over the rounds, and of the rate over the echo's of the same round.
+
+    Raises:
+        SystemExit: the echo gave no good answer in a round.
+    """
+    failed = [number for number, echo in enumerate(turns[ECHO.name], 1) if not echo["good"]]
+    if failed:
+        raise SystemExit(f"the echo gave no good answer in rounds {failed}: there is no rate to compare with")
     found = {}
     for name, some in turns.items():
         each = {figure: statistics.median(turn[figure] for turn in some) for figure in some[0]}

@@ -46,7 +46,7 @@ def serve(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Worker processes (Linux).", show_default="one per core, 1 on CUDA"),
+        typer.Option(min=0, help="Worker processes (Linux).", show_default="one per core and 256 MiB, 1 on CUDA"),
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
 ) -> None:

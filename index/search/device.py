@@ -1,5 +1,6 @@
 """Chooses the device of encoder and index where it is not named."""
 
+from functools import cache
 from pathlib import Path
 from typing import Final, Literal
 
@@ -9,11 +10,12 @@ from index.search.vector_index import has_gpu_support
 _GPUS: Final = Path("proc/driver/nvidia/gpus")
 
 
+@cache
 def available_device(root: Path = Path("/")) -> Literal["cpu", "cuda"]:
     """Device ``cuda`` if both libraries can use it and the driver shows a GPU, otherwise ``cpu``.
 
-    The driver is not asked: a process that has used CUDA may not fork workers. If the GPU then fails, loading a bundle
-    says why, and the CPU does not take over.
+    It is determined once in a process. The driver is not asked: a process that has used CUDA may not fork workers. If
+    the GPU then fails, loading a bundle says why, and the CPU does not take over.
 
     Args:
         root: root of the file system with ``proc``.

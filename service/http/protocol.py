@@ -178,6 +178,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self.url = b"/"  # what was sent may be invalid
         elif self.url[:1] != b"/":
             self.url = path_of(self.url)
+        if self.cycle is not None:  # at a shutdown only the last response may announce the end
+            self.cycle.default_headers = []
         super().on_headers_complete()
         self.headers = []  # trailers must not become headers
         if refusal is not None or self._crowded:

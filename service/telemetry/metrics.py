@@ -138,6 +138,8 @@ class Metrics:
         self.outcomes = OutcomeMetrics(registry)
 
     def _add_workers(self, registry: CollectorRegistry, board: WorkerBoard | None) -> None:
+        workers = Gauge("vlm2rec_workers", "Worker processes of the service.", registry=registry)
+        workers.set(1 if board is None else board.count)
         ready = Gauge("vlm2rec_workers_ready", "Worker processes that are ready.", registry=registry)
         restarts = Gauge(
             "vlm2rec_worker_restarts",

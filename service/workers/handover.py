@@ -5,24 +5,34 @@ that would have two more than another passes a new connection on before it has r
 descriptor from a socket that the parent owns, so it is not lost when that worker dies: its replacement takes it.
 
 Open connections become uneven when a worker dies or clients leave. A worker that has had clearly more than its share
-for a second ends one after another, each with a response that says so; their clients connect again.
+for a second ends one after another, each with a response that says so; their clients connect again. It ends none while
+another request of that client has arrived.
 """
 
 import asyncio
 import contextlib
+import fcntl
 import socket
+import struct
+import termios
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from math import inf
 from typing import Any, Final
 
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
 from service.http.protocol import GuardedProtocol
 from service.runtime.worker_board import WorkerBoard, WorkerState
 
-_FEWER: Final = 2
+FEWER: Final = 2
+"""Connections by which one worker must have fewer than another to get one from it."""
+SHARE: Final = 1.25
+"""Times the mean of all workers: from here on a worker has clearly more connections than its share."""
 _RECENT_S: Final = 0.02
 _SILENT_S: Final = 0.5
-_SHARE: Final = 1.25  # of the mean of all workers: from here on it is clearly more
 _UNEVEN_S: Final = 1.0
 _MOVE_S: Final = 0.1
 
@@ -78,7 +88,7 @@ class Handover:
         if self._closed or not ready:
             return False
         fewest = min(ready, key=self._count_of)
-        if mine + 1 - self._count_of(fewest) < _FEWER:
+        if mine + 1 - self._count_of(fewest) < FEWER:
             return False
         with contextlib.suppress(OSError):  # its queue is full
             descriptor = transport.get_extra_info("socket").fileno()
@@ -102,7 +112,7 @@ class Handover:
         self._look_at = now + _MOVE_S
         others = [self._board.connections(other) for other in self._outboxes if self._is_ready(other)]
         mean = (mine + sum(others)) / (1 + len(others))
-        if self._closed or not others or mine - min(others) < _FEWER or mine < _SHARE * mean:
+        if self._closed or not others or mine - min(others) < FEWER or mine < SHARE * mean:
             self._uneven_since = inf
             return False
         self._uneven_since = min(self._uneven_since, now)
@@ -150,17 +160,45 @@ class PassingProtocol(GuardedProtocol):
         super().connection_made(transport)
         self._handover.count(len(self._connections))
 
-    def on_message_complete(self) -> None:
-        """Announce the end of the connection in the response, if it is to move and no other request waits."""
-        super().on_message_complete()
-        cycle = self.cycle
-        if self._discards or self.pipeline or cycle is None or cycle.response_started or not cycle.keep_alive:
-            return
-        if self._handover.moves_one(len(self._connections), self.loop.time()):
-            self._stop_reading()
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - uvicorn's types
+        """Start answering a request; its response may announce the end of the connection."""
+        if (
+            not self._discards
+            and cycle.keep_alive
+            and self._handover.moves_one(len(self._connections), self.loop.time())
+        ):
+            app = partial(self._answer_last, cycle, app)
+        super()._start_asgi_task(cycle, app)
+
+    async def _answer_last(
+        self, cycle: RequestResponseCycle, app: ASGIApp, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answer, and announce the end of the connection in the response if no other request waits by then."""
+
+        async def announce(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._is_last(cycle):
+                self._stop_reading()
+            await send(message)
+
+        await app(scope, receive, announce)
+
+    def _is_last(self, cycle: RequestResponseCycle) -> bool:
+        """Whether a request has arrived whole and nothing behind it, neither read nor unread.
+
+        After the announcement no request may be answered (RFC 9112, 9.6), so it is made only now, with the response.
+        """
+        if cycle is not self.cycle or cycle.more_body or self._in_head or self.flow.write_paused:
+            return False  # where writing is paused the response waits, and requests could come meanwhile
+        return not _unread_bytes(self.transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Unregister the connection, unless another worker has it."""
         if not self._is_elsewhere:
             super().connection_lost(exc)
             self._handover.count(len(self._connections))
+
+
+def _unread_bytes(transport: asyncio.Transport) -> int:
+    """Bytes that a connection has received and that this process has not read."""
+    count = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
+    return int(struct.unpack("i", count)[0])

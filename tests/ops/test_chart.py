@@ -1,5 +1,6 @@
 """The Helm chart, rendered by helm: what it sets, asks for and names exists; pods may do no more than they need."""
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,9 @@ EVERYTHING = REDIS | {
     "secrets.apiKeys.name": "api",
     "secrets.adminKeys.name": "admin",
     "secrets.metricsKeys.name": "metrics",
+    "redis.ports": "{6379,26379}",
     "service.workers": "3",
+    "service.startupSeconds": "301",
     "service.settings.VLM2REC_LOG_LEVEL": "warning",
     "autoscaling.enabled": "true",
     "serviceMonitor.enabled": "true",
@@ -139,6 +142,14 @@ def test_every_mount_has_its_volume_and_every_path_its_mount(documents: list[dic
     assert asked == made
 
 
+def test_the_copies_of_a_store_have_a_volume_where_the_image_keeps_them() -> None:
+    (cache,) = re.findall(r"VLM2REC_REGISTRY_CACHE=(\S+)", (CHART.parents[2] / "Dockerfile").read_text())
+    for name, _, pod in pods(rendered(ON_S3)):
+        (only,) = pod["containers"]
+        if any("s3://" in word for word in [*only["args"], *(v.get("value", "") for v in only.get("env", []))]):
+            assert {"name": "cache", "mountPath": cache} in only["volumeMounts"], name
+
+
 def test_pods_are_hardened(documents: list[dict[str, Any]]) -> None:
     for name, _, pod in pods(documents):
         security, (only,) = pod["securityContext"], pod["containers"]
@@ -180,6 +191,28 @@ def test_no_peer_means_nobody_and_not_everybody() -> None:
     assert all(rule["from"] for rule in policy["spec"]["ingress"])
 
 
+def test_every_port_of_redis_and_its_sentinels_may_be_reached() -> None:
+    for values, ports in ((REDIS, [6379]), (EVERYTHING, [6379, 26379])):
+        policies = of_kind(rendered(values), "NetworkPolicy")
+        assert len(policies) == 2
+        for policy in policies:
+            reached = [[port["port"] for port in rule["ports"]] for rule in policy["spec"]["egress"]]
+            assert reached == [[53, 53], ports]
+
+
+def test_a_start_may_take_as_long_as_is_said_while_nothing_answers() -> None:
+    for values, seconds in ((REDIS, 120), (EVERYTHING, 301)):
+        probe = container(rendered(values))["startupProbe"]
+        assert probe["timeoutSeconds"] < probe["periodSeconds"]  # an attempt that hangs delays no other
+        assert seconds <= probe["failureThreshold"] * probe["periodSeconds"] < seconds + probe["periodSeconds"]
+
+
+def test_there_are_as_many_workers_as_cpus_are_requested() -> None:
+    served = container(rendered(REDIS))
+    variables = {variable["name"]: variable.get("value") for variable in served["env"]}
+    assert variables["VLM2REC_WORKERS"] == served["resources"]["requests"]["cpu"]
+
+
 def test_only_names_of_secrets_are_in_the_chart(documents: list[dict[str, Any]]) -> None:
     assert of_kind(documents, "Secret") == of_kind(documents, "ConfigMap") == []
     for _, _, pod in pods(documents):
@@ -209,6 +242,8 @@ def test_replicas_are_scaled_by_a_metric_that_exists() -> None:
         ({"service.settings.VLM2REC_API_KEYS": "abc"}, "service.settings.VLM2REC_API_KEYS is a secret"),
         ({"service.settings.VLM2REC_HOST": "::"}, "service.settings.VLM2REC_HOST is set by the chart"),
         ({"service.resources.limits.memory": "2GB"}, "service.resources.limits.memory: Does not match pattern"),
+        ({"redis.ports": "{}"}, "redis.ports"),
+        ({"redis.ports": "{0}"}, "redis.ports.0: Must be greater than or equal to 1"),
         ({"registry.kind": "nfs"}, 'registry.kind must be one of the following: "pvc", "s3"'),
         ({"registry.kind": "s3"}, "registry.s3.url must be set where registry.kind is s3"),
         ({"registry.s3.url": "http://store"}, "registry.s3.url: Does not match pattern"),

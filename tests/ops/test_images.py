@@ -99,6 +99,33 @@ def test_an_image_gets_the_dependencies_of_its_extras() -> None:
     assert "tpu" in refused.stderr
 
 
+def test_every_argument_of_the_build_can_be_given_to_compose_and_make() -> None:
+    arguments = set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE))
+    assert arguments == {"ENGINE", "EXTRAS"}
+    for name, service in compose()["services"].items():
+        if "build" in service:
+            given = service["build"]["args"]
+            assert set(given) == arguments, name
+            assert all(value.startswith(f"${{{argument}:-") for argument, value in given.items()), name
+    for line in re.findall(r"^\tdocker build .*", (ROOT / "Makefile").read_text(), re.MULTILINE):
+        assert set(re.findall(r"--build-arg (\w+)=", line)) == arguments
+
+
+def test_every_directory_that_the_image_names_is_the_users_and_writable_on_a_read_only_root() -> None:
+    named = {Path(path) for path in re.findall(r"VLM2REC_[A-Z_]+=(/\S+)", DOCKERFILE)}
+    directories = {path.parent if path.suffix else path for path in named}
+    assert {path.name for path in directories} == {"bundles", "cache", "state"}
+    (made,) = re.findall(r"install -d -o 10001 -g 10001 (.+?)\n\n", DOCKERFILE, re.DOTALL)
+    assert {str(path) for path in directories} <= set(made.replace("\\\n", " ").split())
+    for name, needed in {
+        "service": ("cache", "state"),
+        "train": ("cache", "bundles"),
+        "reindex": ("cache", "bundles"),
+    }.items():
+        mounted = {volume.rpartition(":")[2] for volume in compose()["services"][name]["volumes"]}
+        assert {f"/var/lib/vlm2rec/{directory}" for directory in needed} <= mounted, name
+
+
 @pytest.mark.program("docker-compose")
 @pytest.mark.parametrize("name", [file.name for file in COMPOSE_FILES])
 def test_docker_compose_takes_the_file(name: str) -> None:

@@ -1,10 +1,8 @@
 """Three replicas behind nginx and HAProxy, by the configurations of ops/: what fails in one reaches no client."""
 
-import re
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,11 @@ import pytest
 
 from index.bundle.registry import Registry
 from index.items.item_table import ItemTable
-from tests.support.proxies.haproxy import haproxy
-from tests.support.proxies.nginx import free_port, nginx
+from tests.support.proxies.configurations import HAPROXY, NGINX, Proxy
+from tests.support.proxies.nginx import free_port
 from tests.support.replicas import Answer, ProxyClient, Replicas
 from tests.support.shops import eventually, other_bundle
 
-OPS = Path(__file__).parents[2] / "ops"
 USERS = [f"reader-{number}" for number in range(4)]
 ASKED: list[dict[str, Any]] = [
     *({"user_id": user, "k": 7} for user in USERS),
@@ -27,18 +24,7 @@ ASKED: list[dict[str, Any]] = [
 ]
 WRITTEN = [{"user_id": f"writer-{number}", "item_id": f"i{number % 9}"} for number in range(200)]
 
-Run = Callable[[Path, str, int], AbstractContextManager[None]]
-
 pytestmark = pytest.mark.slow
-
-
-def with_addresses(text: str, listening: str, port: int, replicas: list[int]) -> str:
-    """A configuration of ops/ with the addresses of a test, as its users put theirs."""
-    for number, replica in enumerate(replicas, 1):
-        assert f"replica-{number}:8000" in text
-        text = text.replace(f"replica-{number}:8000", f"127.0.0.1:{replica}")
-    assert text.count(f"{listening}80") + text.count(f"{listening}:80") == 1
-    return re.sub(rf"{listening}:?80", f"{listening}127.0.0.1:{port}", text)
 
 
 @dataclass
@@ -71,17 +57,17 @@ class Site:
 
 @pytest.fixture(
     params=[
-        pytest.param(("nginx/vlm2rec.conf", "listen ", nginx), id="nginx", marks=pytest.mark.program("nginx")),
-        pytest.param(("haproxy/haproxy.cfg", "bind ", haproxy), id="haproxy", marks=pytest.mark.program("haproxy")),
+        pytest.param(NGINX, id="nginx", marks=pytest.mark.program("nginx")),
+        pytest.param(HAPROXY, id="haproxy", marks=pytest.mark.program("haproxy")),
     ]
 )
 def site(request: pytest.FixtureRequest, tmp_path: Path, small_bundle: Path, redis_url: str) -> Iterator[Site]:
-    file, listening, run = request.param
+    proxy: Proxy = request.param
     registry = Registry(tmp_path / "registry")
     registry.publish(small_bundle)
     replicas = Replicas(registry.root, redis_url, f"replicas-{uuid.uuid4().hex}")
     port = free_port()
-    configuration = with_addresses((OPS / file).read_text(), listening, port, replicas.ports)
+    configuration = proxy.configuration(port, replicas.ports)
     clients = [
         *(ProxyClient(port, "/recommend", ASKED) for _ in range(3)),
         ProxyClient(port, "/events", WRITTEN),
@@ -91,7 +77,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path, small_bundle: Path, red
             for row in range(number, number + 4):
                 stored = replicas.running[0].call("POST", "/events", {"user_id": user, "item_id": f"i{row}"})
                 assert stored[0] == 200
-        with run(tmp_path, configuration, port):
+        with proxy.run(tmp_path, configuration, port):
             for client in clients:
                 client.start()
             yield Site(replicas, registry, clients[:-1], clients[-1])

@@ -17,8 +17,12 @@ import pytest
 from typer import BadParameter
 
 from cli.online.serve import serve
+from service.bundles.startup import Startup
 from service.errors import SettingsError, StartError
+from service.server import serve as serve_alone
+from service.settings.load import Settings, load_settings
 from tests.support.processes.service_process import SERVE, Service
+from tests.support.proxies.nginx import free_port
 from tests.support.shops import eventually
 
 KEY = "a-key-that-must-not-be-logged"
@@ -152,6 +156,22 @@ def test_a_used_port_is_reported(small_registry: Path) -> None:
         port = taken.getsockname()[1]
         message = refused("--registry", str(small_registry), "--port", str(port))
     assert f"error: port {port} on 127.0.0.1 cannot be used (Address already in use); choose another --port" in message
+
+
+def test_the_port_opens_before_the_bundle_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    port, connected = free_port(), []
+
+    def load(_: Settings) -> Startup:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            connected.append(client.getpeername())
+        raise StartError("enough")
+
+    monkeypatch.setattr("service.server.load_current", load)
+    monkeypatch.setattr("service.server.configure_process", lambda _: None)  # it would change this whole process
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(StartError, match="enough"):
+        serve_alone(load_settings(registry=str(tmp_path), port=port), announce=lambda _: None)
+    assert connected == [("127.0.0.1", port)]
 
 
 def test_an_empty_registry_is_reported(tmp_path: Path) -> None:

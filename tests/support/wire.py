@@ -1,6 +1,7 @@
 """One connection to the service without a socket: a test passes the segments and reads the answers."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -85,9 +86,12 @@ class Wires:
     Args:
         app: answers.
         admission: what is in progress.
+        headers: of every answer, as the server sets them.
     """
 
-    def __init__(self, app: ASGIApp = echo, admission: Admission | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp = echo, admission: Admission | None = None, headers: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
         connections = Connections(ConnectionLimits(connections=10**6, request_s=60.0), retry_after_s=1)
         self._config = GuardedConfig(
             app,
@@ -99,6 +103,7 @@ class Wires:
             lifespan="off",
         )
         self._config.load()
+        self._headers = headers
 
     async def answers(self, *segments: bytes, wanted: int) -> list[bytes]:
         """The bodies of the answers to what came in these segments; see :meth:`wire`."""
@@ -112,7 +117,9 @@ class Wires:
             wanted: how many answers to wait for; a few turns of the event loop more, in which others could come.
         """
         wire = Wire()
-        protocol = GuardedProtocol(self._config, ServerState(), {})
+        state = ServerState()
+        state.default_headers.extend(self._headers)
+        protocol = GuardedProtocol(self._config, state, {})
         protocol.connection_made(wire)
         for segment in segments:
             protocol.data_received(segment)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bench.load import soak
 from bench.serving.growth import hourly_growth, judge, slope
 
 HALF_HOUR = np.arange(0, 1800, 5.0)
@@ -58,3 +59,16 @@ def test_what_grows_does_not_hold(changed, rest):
 def test_a_short_run_is_not_judged():
     assert judge(run()[:60], {"before": REST, "after": REST})["holds"] is None
     assert judge([], {})["holds"] is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(["--items", "300"], "--items must be at least 500"), (["--rate", "0"], "--minutes, --rate and --workers must")],
+)
+def test_a_soak_that_cannot_run_is_refused(
+    given: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["soak", *given])
+    with pytest.raises(SystemExit, match="2"):
+        soak.main()
+    assert message in capsys.readouterr().err

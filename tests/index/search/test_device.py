@@ -33,3 +33,12 @@ def test_all_three_are_needed(
 
 def test_without_a_driver_it_is_the_cpu(tmp_path: Path) -> None:
     assert available_device(tmp_path) == "cpu"
+
+
+def test_it_is_determined_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir(parents=True)
+    asked = []
+    monkeypatch.setattr(ort, "get_available_providers", lambda: asked.append(1) or ["CUDAExecutionProvider"])
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    assert [available_device(tmp_path) for _ in range(3)] == ["cuda"] * 3
+    assert len(asked) == 1

@@ -23,6 +23,7 @@ from service.http.protocol import GuardedConfig
 from tests.support.processes.service_process import Service
 from tests.support.shops import eventually
 from tests.support.stores.real_redis import open_histories
+from tests.support.wire import Wire, Wires
 
 JSON = {"content-type": "application/json"}
 
@@ -204,6 +205,19 @@ def test_an_open_connection_gets_its_refusal_before_it_is_closed(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there are no such filters elsewhere")
+def test_the_last_of_several_pipelined_responses_announces_the_end() -> None:
+    requests = b"".join(b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n" % number for number in range(3))
+
+    async def answered() -> Wire:
+        return await Wires(headers=[(b"connection", b"close")]).wire(requests, wanted=3)
+
+    wire = asyncio.run(answered())
+    assert wire.answers() == [b"GET /0 ", b"GET /1 ", b"GET /2 "]
+    assert wire.sent.count(b"connection: close") == 1
+    assert wire.sent.rpartition(b"HTTP/1.1 200 OK")[2].count(b"connection: close") == 1
+    assert wire.ended
+
+
 def test_a_listener_that_drops_new_connections_keeps_earlier_ones() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         early = socket.create_connection(listener.getsockname())

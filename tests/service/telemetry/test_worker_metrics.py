@@ -76,7 +76,7 @@ def test_any_worker_shows_the_sums_of_all(tmp_path: Path) -> None:
         assert shown[ANSWERED] == shown[SECONDS] == shown[BELOW_5_MS] == 7
         assert shown["vlm2rec_request_seconds_sum", (("route", "/recommend"),)] == pytest.approx(0.028)
         assert shown[IN_PROGRESS] == 7
-        assert shown["vlm2rec_workers_ready", ()] == 2
+        assert shown["vlm2rec_workers_ready", ()] == shown["vlm2rec_workers", ()] == 2
 
 
 def test_the_same_families_as_one_process_shows(tmp_path: Path) -> None:
@@ -100,6 +100,7 @@ def test_a_replacement_goes_on_with_the_counts_of_the_one_that_died(tmp_path: Pa
     second.board.reset(2)  # it died: what it counted stays, what it had in progress is gone
     shown = samples(first.metrics.exposition())
     assert (shown[ANSWERED], shown[IN_PROGRESS], shown["vlm2rec_workers_ready", ()]) == (7, 3, 1)
+    assert shown["vlm2rec_workers", ()] == 2
     replacement = Worker(tmp_path, 2)
     replacement.serve(5)
     assert samples(first.metrics.exposition())[ANSWERED] == samples(replacement.metrics.exposition())[ANSWERED] == 12

@@ -1,6 +1,6 @@
 {{/* What the schema cannot say. Each message: the value, the rule, what to do. */}}
 {{- define "vlm2rec.check" -}}
-{{- $own := list "HOST" "PORT" "WORKERS" "DRAIN_DELAY_S" "DRAIN_S" "REGISTRY" "DIRECTIVES_FILE" "REDIS_URL_FILE" "API_KEYS_FILE" "ADMIN_KEYS_FILE" "METRICS_KEYS_FILE" }}
+{{- $own := list "HOST" "PORT" "WORKERS" "DRAIN_DELAY_S" "DRAIN_S" "REGISTRY" "REGISTRY_CACHE" "DIRECTIVES_FILE" "REDIS_URL_FILE" "API_KEYS_FILE" "ADMIN_KEYS_FILE" "METRICS_KEYS_FILE" }}
 {{- range $variable, $value := .Values.service.settings }}
 {{- if has (trimPrefix "VLM2REC_" $variable) (list "API_KEYS" "ADMIN_KEYS" "METRICS_KEYS" "REDIS_URL") }}
 {{- fail (printf "service.settings.%s is a secret, and a value would be stored in the release; put it into a Secret and name that under secrets or redis.urlSecret" $variable) }}

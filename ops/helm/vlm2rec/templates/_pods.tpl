@@ -16,7 +16,7 @@ capabilities: {drop: [ALL]}
 {{/* How S3 is reached, where the registry is there. */}}
 {{- define "vlm2rec.registryEnv" -}}
 {{- if eq .Values.registry.kind "s3" }}
-- {name: XDG_CACHE_HOME, value: /var/lib/vlm2rec/cache}
+- {name: VLM2REC_REGISTRY_CACHE, value: /var/lib/vlm2rec/cache}
 {{- with .Values.registry.s3.credentialsSecret }}
 - name: AWS_ACCESS_KEY_ID
   valueFrom: {secretKeyRef: {name: {{ . }}, key: AWS_ACCESS_KEY_ID}}
