@@ -152,7 +152,9 @@ def embed(
             "--trust-times", help="Treat a picture of the same path, size and time as unchanged without reading it."
         ),
     ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default: all cores, with Ray 1 a worker.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be embedded; change nothing.")] = False,
     engine: Annotated[
         Literal["process", "ray"],
@@ -168,9 +170,7 @@ def embed(
     ] = None,
     ray_workers: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Most workers; default: one a GPU, else one for each CPU but one.", rich_help_panel=_RAY
-        ),
+        typer.Option(min=1, help="Most workers; default: one a GPU, else a CPU for each thread.", rich_help_panel=_RAY),
     ] = None,
 ) -> None:
     """Embed the catalogue with the trained model and write RUN/embeddings; later only new and changed items.
@@ -209,17 +209,15 @@ def embed(
     with run_lock(run), writing_run(run), contextlib.ExitStack() as stack:
         encode_shards = None
         if engine == "ray":
-            encode_shards = stack.enter_context(_ray_shards(dataset, model, ray_address, ray_workers))
+            encode_shards = stack.enter_context(_ray_shards(dataset, model, ray_address, ray_workers, threads or 1))
         embed_items(dataset, model, trust_times=trust_times, encode_shards=encode_shards)
 
 
 @contextlib.contextmanager
 def _ray_shards(
-    dataset: "Dataset", model: "TrainedModel", address: str | None, most: int | None
+    dataset: "Dataset", model: "TrainedModel", address: str | None, most: int | None, threads: int
 ) -> "Iterator[EncodeShards]":
     """Makes shards with the workers of a Ray cluster; connects when there are some to be made."""
-    import torch
-
     from training.embedding.distributed.ray_workers import RayWorkers, ray_cluster
     from training.embedding.distributed.shard_pool import ShardPool
     from training.embedding.distributed.shard_worker import ShardJob
@@ -235,7 +233,7 @@ def _ray_shards(
                 plan.directory.resolve(),
                 model.provenance,
                 plan.batch_items,
-                torch.get_num_threads(),
+                threads,
             )
             ray = stack.enter_context(ray_cluster(address))
             ShardPool(RayWorkers(ray, job, most)).encode(plan, numbers, finished, stopped)

@@ -33,7 +33,7 @@ class ShardJob:
         plan: directory of the plan, which receives the shards.
         model: provenance of the model that the plan was made for.
         batch_items: items encoded at a time.
-        threads: CPU threads of PyTorch; another number may change the last digits.
+        threads: CPU threads of a worker; another number may change the last digits.
     """
 
     data: Path
@@ -111,7 +111,7 @@ class ShardWorker:
         found: list[PlannedItem] = []
         if (rows >= 0).all():
             part = replace(self._dataset, items=self._dataset.items[rows.tolist()])
-            found = read_contents(part).frame.select(ITEM_ID, TEXT_HASH, PICTURE_HASH).rows()
+            found = read_contents(part, threads=self._job.threads).frame.select(ITEM_ID, TEXT_HASH, PICTURE_HASH).rows()
         for number, item in enumerate(planned):
             if not found or found[number] != item:
                 raise EmbeddingsError(

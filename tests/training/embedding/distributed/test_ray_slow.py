@@ -19,21 +19,10 @@ from tests.support.environments import without_coverage
 from tests.support.shops import eventually
 from tests.support.stores.redis_servers import free_port
 from training.config.run_config import load_config, to_toml
-from training.embedding.distributed.ray_workers import cpus_of_worker
 
 ITEMS = 240
 LONGEST_S = 600
 NO_RAY = "Ray is not installed; `pip install 'vlm2rec[ray]'`"
-
-
-@pytest.mark.parametrize(
-    ("total", "workers", "cpus"),
-    [(2, 1, 1.0), (4, 3, 1.0), (4, 8, 0.37), (1, 1, 0.5), (0, 1, 0.01), (2, 1000, 0.01), (100, 3, 1.0)],
-)
-def test_workers_leave_a_cpu_free(total: float, workers: int, cpus: float) -> None:
-    assert cpus_of_worker(total, workers) == cpus
-    if workers <= 100 * (total - 1):
-        assert workers * cpus <= total - 1
 
 
 @pytest.fixture(autouse=True)
