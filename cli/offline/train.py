@@ -1,31 +1,36 @@
 """`vlm2rec train` and `vlm2rec embed`: train the vision-language model and embed the catalogue with it."""
 
-import contextlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from cli.offline.ray_shards import (
+    EngineOption,
+    RayAddressOption,
+    RayWorkersOption,
+    WorkerThreadsOption,
+    check_engine,
+    ray_shards,
+)
 from cli.offline.threads import set_torch_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping
 
     from rich.progress import Progress, TaskID
 
     from training.backbones.trained_model import TrainedModel
     from training.config.run_config import RunConfig
     from training.data.dataset import Dataset
-    from training.embedding.job import EncodeShards, Finished
-    from training.embedding.plan import EmbeddingPlan
+    from training.embedding.job import EncodeShards
     from training.embedding.store import Embeddings
 
 _TRAINING = "train"
 _MODEL = "model"
-_RAY = "Several machines"
 _EMBEDDINGS = "embeddings"
 _UNREADABLE_SHOWN = 5
 _console = Console(highlight=False, soft_wrap=True)
@@ -152,26 +157,11 @@ def embed(
             "--trust-times", help="Treat a picture of the same path, size and time as unchanged without reading it."
         ),
     ] = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; default: all cores, with Ray 1 a worker.")
-    ] = None,
+    threads: WorkerThreadsOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be embedded; change nothing.")] = False,
-    engine: Annotated[
-        Literal["process", "ray"],
-        typer.Option(help="This process, or the workers of a Ray cluster.", rich_help_panel=_RAY),
-    ] = "process",
-    ray_address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Head of the cluster, or auto; without it a cluster on this machine, for this job.",
-            rich_help_panel=_RAY,
-        ),
-    ] = None,
-    ray_workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most workers; default: one a GPU, else a CPU for each thread.", rich_help_panel=_RAY),
-    ] = None,
+    engine: EngineOption = "process",
+    ray_address: RayAddressOption = None,
+    ray_workers: RayWorkersOption = None,
 ) -> None:
     """Embed the catalogue with the trained model and write RUN/embeddings; later only new and changed items.
 
@@ -182,8 +172,7 @@ def embed(
     from training.runs.disk import writing_run
     from training.runs.lock import run_lock
 
-    if engine == "process" and (ray_address is not None or ray_workers is not None):
-        raise typer.BadParameter("--ray-address and --ray-workers need --engine ray")
+    check_engine(engine, ray_address, ray_workers)
     if no_vlm and (dry_run or engine == "ray"):
         raise typer.BadParameter(
             "--no-vlm computes statistics of the whole catalogue; leave out --engine and --dry-run"
@@ -206,39 +195,11 @@ def embed(
     if dry_run:
         _would_embed(dataset, model, trust_times=trust_times)
         return
-    with run_lock(run), writing_run(run), contextlib.ExitStack() as stack:
-        encode_shards = None
-        if engine == "ray":
-            encode_shards = stack.enter_context(_ray_shards(dataset, model, ray_address, ray_workers, threads or 1))
+    encode_shards = None
+    if engine == "ray":
+        encode_shards = ray_shards(dataset, run, address=ray_address, most=ray_workers, threads=threads)
+    with run_lock(run), writing_run(run):
         embed_items(dataset, model, trust_times=trust_times, encode_shards=encode_shards)
-
-
-@contextlib.contextmanager
-def _ray_shards(
-    dataset: "Dataset", model: "TrainedModel", address: str | None, most: int | None, threads: int
-) -> "Iterator[EncodeShards]":
-    """Makes shards with the workers of a Ray cluster; connects when there are some to be made."""
-    from training.embedding.distributed.ray_workers import RayWorkers, ray_cluster
-    from training.embedding.distributed.shard_pool import ShardPool
-    from training.embedding.distributed.shard_worker import ShardJob
-
-    with contextlib.ExitStack() as stack:
-
-        def encode_shards(
-            plan: "EmbeddingPlan", numbers: "Sequence[int]", finished: "Finished", stopped: "Callable[[], bool]"
-        ) -> None:
-            job = ShardJob(
-                dataset.directory.resolve(),
-                model.run.resolve(),
-                plan.directory.resolve(),
-                model.provenance,
-                plan.batch_items,
-                threads,
-            )
-            ray = stack.enter_context(ray_cluster(address))
-            ShardPool(RayWorkers(ray, job, most)).encode(plan, numbers, finished, stopped)
-
-        yield encode_shards
 
 
 def _would_embed(dataset: "Dataset", model: "TrainedModel", *, trust_times: bool) -> None:

@@ -5,7 +5,9 @@ default is from 2.59 on; where an address is given, the cluster's own network an
 """
 
 import math
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -117,6 +119,7 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
     Raises:
         EmbeddingsError: ray is not installed, or no cluster answers at the address.
     """
+    was = signal.getsignal(signal.SIGTERM)
     try:
         import ray
     except ImportError as error:
@@ -134,6 +137,8 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
             f"no Ray cluster {where} ({_first_line(error)}); start one with `ray start --head`, and set RAY_AUTH_MODE "
             "and the token as the cluster has them"
         ) from error
+    if callable(was) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, was)  # Ray's own would end the process at once, also after the block
     try:
         yield ray
     finally:

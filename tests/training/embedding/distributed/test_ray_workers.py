@@ -1,9 +1,12 @@
 """How many workers a cluster gets, and which share of its CPUs each reserves; without Ray itself."""
 
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -93,3 +96,21 @@ def test_a_worker_has_one_thread_unless_more_are_asked_for(
     words = ["embed", str(home / "data"), "--run", str(home / "run"), "--engine", "ray", *options]
     assert CliRunner().invoke(app, words).exit_code == 130
     assert [job.threads for job in jobs] == [threads]
+
+
+def test_connecting_keeps_what_a_job_does_on_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def own(_number: int, _frame: object) -> None: ...
+
+    def ray_s(_number: int, _frame: object) -> None: ...
+
+    fake = ModuleType("ray")
+    fake.init = lambda *_, **__: signal.signal(signal.SIGTERM, ray_s)  # type: ignore[attr-defined]
+    fake.shutdown = lambda: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with ray_workers.ray_cluster(None):
+            assert signal.getsignal(signal.SIGTERM) is own
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
