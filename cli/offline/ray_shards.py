@@ -66,7 +66,6 @@ def ray_shards(
     def encode_shards(
         plan: "EmbeddingPlan", numbers: "Sequence[int]", finished: "Finished", stopped: "Callable[[], bool]"
     ) -> None:
-        from training.backbones.trained_model import TrainedModel
         from training.embedding.distributed.ray_workers import RayWorkers, ray_cluster
         from training.embedding.distributed.shard_pool import ShardPool
         from training.embedding.distributed.shard_worker import ShardJob
@@ -75,7 +74,7 @@ def ray_shards(
             dataset.directory.resolve(),
             run.resolve(),
             plan.directory.resolve(),
-            TrainedModel.of(run).provenance,
+            dict(plan.model),
             plan.batch_items,
             threads or 1,
             None if dataset.source is None else dataset.source.resolve(),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from training.backbones.trained_model import TrainedModel
 from training.embedding.distributed import ray_workers
 from training.embedding.distributed.shard_pool import Failure
 from training.embedding.distributed.shard_worker import PlannedItem, ShardJob, ShardWorker
@@ -125,6 +126,7 @@ def test_a_cluster_makes_the_bytes_of_one_process(changed: "Shop", cluster: Clus
     assert sorted(cluster.encoded) == [0, 1, 2, 3]
     assert made(changed) == expected
     assert {job.threads for job in cluster.jobs} == {1}
+    assert cluster.jobs[0].model == TrainedModel.of(changed.run).provenance
     assert len(cluster.jobs) == 3
     assert changed.reindex(*RAY)["outcome"] == "nothing to do"
     assert cluster.connected == 1, "where nothing is to be embedded, no cluster is asked for"
