@@ -61,7 +61,11 @@ def train(
     from training.data.dataset import load_dataset
     from training.finetune.trainer import UNREADABLE_FILE
     from training.runs.disk import writing_run
+    from training.runs.lock import finish_interrupted
 
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    if first:
+        finish_interrupted(run)
     stored_config = run / CONFIG_FILE
     use_stored = resume and config is None and preset is None and stored_config.is_file()
     path = stored_config if use_stored else config
@@ -69,7 +73,6 @@ def train(
     chosen = load_config(path, preset, {key: value for key, value in given.items() if value is not None})
     dataset = load_dataset(data, interactions=interactions)
     set_torch_threads(threads)
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     if first:
         _print_licences(chosen)
     with writing_run(run, again="start the same command again with --resume to continue"):
@@ -170,13 +173,15 @@ def embed(
     """
     from training.data.dataset import load_dataset
     from training.runs.disk import writing_run
-    from training.runs.lock import run_lock
+    from training.runs.lock import finish_interrupted, run_lock
 
     check_engine(engine, ray_address, ray_workers)
     if no_vlm and (dry_run or engine == "ray"):
         raise typer.BadParameter(
             "--no-vlm computes statistics of the whole catalogue; leave out --engine and --dry-run"
         )
+    if not dry_run:
+        finish_interrupted(run)
     dataset = load_dataset(data)
     set_torch_threads(threads)
     if no_vlm:

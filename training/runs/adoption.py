@@ -60,3 +60,12 @@ def finish_adoption(run: Path) -> None:
     sync_directory(run)
     adopted.rmdir()
     shutil.rmtree(replaced)
+
+
+def adoption_is_pending(run: Path) -> bool:
+    """Whether an adoption was killed after it was decided.
+
+    Args:
+        run: the run directory; it need not exist.
+    """
+    return (run / _ADOPTED).is_dir()

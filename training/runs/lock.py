@@ -7,7 +7,7 @@ from pathlib import Path
 
 from index.machine.locks import directory_lock
 from training.errors import ReindexError, RunBusy
-from training.runs.adoption import finish_adoption
+from training.runs.adoption import adoption_is_pending, finish_adoption
 from training.runs.disk import writing_run
 
 
@@ -37,3 +37,18 @@ def run_lock(run: Path, *, shared: bool = False) -> Iterator[None]:
             with writing_run(run):
                 finish_adoption(run)
         yield
+
+
+def finish_interrupted(run: Path) -> None:
+    """Finish the adoption of a killed job, for a command that reads the run before it locks it, or never does.
+
+    Args:
+        run: the run directory; it need not exist.
+
+    Raises:
+        RunBusy: another process holds the lock.
+        ReindexError, DiskError: see :func:`run_lock`.
+    """
+    if adoption_is_pending(run):
+        with run_lock(run):
+            pass

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.app import app
 from training.runs.adoption import adopt, finish_adoption
 from training.runs.lock import run_lock
 
@@ -97,6 +99,16 @@ def test_the_next_writer_finishes_it_and_a_reader_does_not(tmp_path: Path) -> No
     with run_lock(run):
         assert parts(run) == ["new"] * 4
     finish_adoption(run)
+    assert parts(run) == ["new"] * 4
+
+
+@pytest.mark.parametrize("command", ["train", "embed"])
+def test_a_command_that_reads_the_run_before_it_locks_it_finishes_it_first(tmp_path: Path, command: str) -> None:
+    run, made = run_with_job(tmp_path / "run")
+    made.rename(run / ".adopted")
+    (run / "train").rename(tmp_path / "replaced")  # as a kill leaves it
+    result = CliRunner().invoke(app, [command, str(tmp_path / "nowhere"), "--run", str(run)])
+    assert "nowhere" in str(result.exception)
     assert parts(run) == ["new"] * 4
 
 
