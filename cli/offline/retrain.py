@@ -143,7 +143,7 @@ def _carry_out(
     from index.bundle.registry import check_gate
     from training.runs.adoption import adopt
 
-    bundle = _noted_bundle(inputs.directory)
+    bundle = _noted_bundle(inputs.directory, spec)
     if bundle is None:
         bundle = _made(data, place, inputs, rules, recipe, trained, spec, force=force)
     elif not force:
@@ -195,13 +195,35 @@ def _made(
     return _built(place, inputs, recipe, comparison, spec, trained=trained is not None)
 
 
-def _noted_bundle(job: Path) -> Path | None:
-    """The bundle that an earlier job built; None if it built none, or if that was deleted."""
-    noted = job / _BUNDLE
-    if not noted.exists():
+def _note(job: Path) -> tuple[Path, str] | None:
+    """The bundle that an earlier job built, which may have been deleted since, and the mark of its specification."""
+    try:
+        bundle, mark, *_ = (job / _BUNDLE).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
         return None
-    bundle = Path(noted.read_text(encoding="utf-8"))
-    return bundle if bundle.is_dir() else None
+    return Path(bundle), mark
+
+
+def _noted_bundle(job: Path, spec: "IndexSpec | None" = None) -> Path | None:
+    """The bundle that an earlier job built; None if it built none, that was deleted, or it is to be built again.
+
+    Args:
+        job: directory of the retraining.
+        spec: of the index; a bundle of another one, or with other bounds, is to be built again from what was made,
+            unless the run has adopted that. None: of any.
+    """
+    noted = _note(job)
+    if noted is None or not noted[0].is_dir():
+        return None
+    is_other = spec is not None and noted[1] != _mark_of(spec) and (job / _MADE).exists()
+    return None if is_other else noted[0]
+
+
+def _mark_of(spec: "IndexSpec") -> str:
+    """16 hex digits over what the bundle and its gate depend on; threads only change how long it takes."""
+    from training.nightly.record import digest_of
+
+    return digest_of(dataclasses.replace(spec, threads=1))
 
 
 def _drop_outdated(job: Path) -> None:
@@ -221,8 +243,8 @@ def _drop_outdated(job: Path) -> None:
 
 def _was_published(job: Path, registry: "AnyRegistry") -> bool:
     """Whether a job was killed between publishing and its end; its files are deleted then."""
-    noted = job / _BUNDLE
-    if not noted.exists() or Path(noted.read_text(encoding="utf-8")).name != registry.current():
+    noted = _note(job)
+    if noted is None or noted[0].name != registry.current():
         return False
     shutil.rmtree(job)
     _out.print(f"published: {registry.current()} by an interrupted job", markup=False)
@@ -313,7 +335,7 @@ def _built(
         exclude_seen=fitted.exclude_seen,
         event_types=fitted.event_types,
     )
-    _write(inputs.directory / _BUNDLE, str(bundle.resolve()))
+    _write(inputs.directory / _BUNDLE, f"{bundle.resolve()}\n{_mark_of(spec)}\n")
     return bundle
 
 

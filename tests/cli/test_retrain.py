@@ -148,7 +148,7 @@ def test_a_worse_recipe_than_the_served_one_is_refused(shop: Path) -> None:
     assert retrain(shop, good).exit_code == 0
     first = manifest(shop)
     (shop.parent / "run" / "retrain").mkdir()
-    (shop.parent / "run" / "retrain" / "bundle").write_text(str(shop.parent / "run" / "bundles" / first.id))
+    (shop.parent / "run" / "retrain" / "bundle").write_text(f"{shop.parent / 'run' / 'bundles' / first.id}\nspec\n")
     assert retrain(shop, good).stdout == f"published: {first.id} by an interrupted job\n"
     fitted = (shop.parent / "run" / "encoder" / "fit.json").read_bytes()
     refused = retrain(shop, bad)
@@ -159,6 +159,26 @@ def test_a_worse_recipe_than_the_served_one_is_refused(shop: Path) -> None:
     forced = retrain(shop, bad, "--force")
     assert forced.exit_code == 0, forced.output
     assert systems(shop) == {"popularity", "new recipe", "served recipe"}
+
+
+@pytest.mark.slow
+def test_a_bundle_that_a_killed_job_built_for_other_bounds_is_built_again(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, whole = recipe(shop.parent, epochs=1, neighbours=0), command._built
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        whole(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(retrain_comparison, "_refusal", lambda _: "")
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "_built", killed)
+        assert retrain(shop, config).exit_code == 130
+    monkeypatch.setattr(command, "fit_and_print", None)  # only the bundle is made again
+    refused = retrain(shop, config, "--bound", "latency_p99_ms=0.0")
+    assert refused.exit_code == 1, refused.output
+    assert "these figures miss their bounds: latency_p99_ms" in refused.stderr
 
 
 def test_without_an_event_before_the_last_days_there_is_nothing_to_learn(shop: Path) -> None:
