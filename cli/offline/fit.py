@@ -40,10 +40,10 @@ def fit(
     chosen = chosen_config(place, config, seed)
     dataset = load_dataset(data, interactions=interactions)
     set_torch_threads(threads)
-    refuse_vlm_embeddings(place / "embeddings")
     with writing_run(place):
         place.mkdir(parents=True, exist_ok=True)
         with run_lock(place):
+            refuse_vlm_embeddings(place)
             with embedding_progress() as bar:
                 embeddings, made = baseline_embeddings(dataset, place / "embeddings", again=False, progress=bar)
             if made:

@@ -13,6 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from cli.offline.ray_shards import (
+    EngineOption,
+    RayAddressOption,
+    RayWorkersOption,
+    WorkerThreadsOption,
+    check_engine,
+    ray_shards,
+)
 from cli.offline.threads import set_torch_threads
 from cli.online.index_options import (
     BoundOption,
@@ -77,7 +85,7 @@ def reindex(
     bounds: BoundsOption = None,
     bound: BoundOption = None,
     evaluation: EvaluationOption = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    threads: WorkerThreadsOption = None,
     keep: KeepOption = None,
     force: ForceOption = False,
     trust_times: TrustTimesOption = False,
@@ -85,6 +93,9 @@ def reindex(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the summary to this file.")] = None,
     textfile: TextfileOption = None,
     pushgateway: Annotated[str | None, typer.Option(help="Push metrics to this Pushgateway (host:port).")] = None,
+    engine: EngineOption = "process",
+    ray_address: RayAddressOption = None,
+    ray_workers: RayWorkersOption = None,
 ) -> None:
     """Bring the published index up to date with the catalogue: embed only new and changed items, build, gate, publish.
 
@@ -92,6 +103,7 @@ def reindex(
     too much of the data is gone, 2 bad input, 75 another job works on the run, 130 interrupted, 143 stopped by SIGTERM,
     70 a defect of the program.
     """
+    check_engine(engine, ray_address, ray_workers)
     with _termination() as stop_requested:
         from training.nightly.record import ReindexRecord
 
@@ -111,9 +123,11 @@ def reindex(
             dataset = load_dataset(data, interactions=interactions)
             figures = read_evaluation(run, evaluation)
             spare = frozenset() if keep is None else pinned_here()
-            job = ReindexJob(
-                run, dataset, published_at(registry), spec, figures, keep, force, trust_times, spare, volume
-            )
+            shards = None
+            if engine == "ray":
+                shards = ray_shards(dataset, run, address=ray_address, most=ray_workers, threads=threads)
+            target = published_at(registry)
+            job = ReindexJob(run, dataset, target, spec, figures, keep, force, trust_times, spare, volume, shards)
             _dry_run(job, record, stop_requested) if dry_run else _carry_out(job, record, stop_requested)
 
         _guard(work, record)

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 
 from cli.offline.encoder import chosen_config, fit_and_print
-from cli.offline.evaluation_page import print_table
-from cli.offline.retrain_model import adopt, is_adopted, run_embeddings, train_and_embed, training_config
+from cli.offline.retrain_comparison import check_comparison, compared, drop_comparison, read_comparison
+from cli.offline.retrain_model import run_embeddings, train_and_embed, training_config
 from cli.offline.threads import set_torch_threads
 from cli.online.index_options import (
     BoundOption,
@@ -33,16 +33,12 @@ if TYPE_CHECKING:
     from training.config.run_config import RunConfig
     from training.data.dataset import Dataset
     from training.data.event_weights import EventRules
-    from training.embedding.store import Embeddings
     from training.events.retraining_inputs import RetrainingInputs
-    from training.ranking.table import Table
 
 _EXIT_REFUSED = 1
 _RUNS = Path("runs")
 _JOB = "retrain"
-_FITTED, _BUNDLE, _COMPARISON = "fitted", "bundle", "comparison.json"
-_NEW, _SERVED = "new recipe", "served recipe"
-_METRIC = "ndcg@10"
+_MADE, _BUNDLE = "made", "bundle"
 
 _out = Console(soft_wrap=True, highlight=False)
 _err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -106,7 +102,15 @@ def retrain(
                 return
             served = _served_recipe(target, place)
             found = None if served is None else served.model_dump(mode="json")
-            inputs = freeze_inputs(place / _JOB, data, events, days=measure_days, mark=mark, served_recipe=found)
+            inputs = freeze_inputs(
+                place / _JOB,
+                data,
+                events,
+                days=measure_days,
+                mark=mark,
+                served_recipe=found,
+                drop_outdated=lambda: _drop_outdated(place / _JOB),
+            )
             _print_inputs(inputs)
             try:
                 _carry_out(data, place, inputs, rules, recipe, trained, target, spec, force=force)
@@ -130,46 +134,117 @@ def _carry_out(
 ) -> None:
     """The steps after the inputs are frozen; each that an earlier job finished is left out.
 
+    What the run has changes only once the gate has agreed: before that everything new lies in the job's directory.
+
     Raises:
         EvaluationError: the new recipe is refused, or nothing measures it.
         GateRefused: the bundle misses a bound.
     """
-    from training.data.dataset import load_dataset
-    from training.errors import EvaluationError
+    from index.bundle.registry import check_gate
+    from training.runs.adoption import adopt
 
-    everything = load_dataset(data, interactions=inputs.everything, rules=rules)
-    if everything.left_out:
-        others = ", ".join(f"{count:,} {meaning}" for meaning, count in everything.left_out.items())
-        _out.print(f"not positive, so not learned from: {others}")
-    if everything.orphans:
-        _out.print(f"{everything.orphans:,} interactions are of items that the catalogue lacks; left out")
-    adopted = trained is not None and is_adopted(inputs.directory, place)
-    embeddings = served = None
-    if trained is not None and not adopted:
-        _out.print("training the model on what lies before the last days")
-        before = load_dataset(data, interactions=inputs.before, rules=rules)
-        embeddings = train_and_embed(inputs.directory, trained, before, everything)
-        served = run_embeddings(place, everything) if inputs.record["served_recipe"] else None
-    if embeddings is None:
-        embeddings = run_embeddings(place, everything)
-    comparison = _compared(data, inputs, everything, embeddings, recipe, served)
-    if comparison["refused"] and not force:
-        raise EvaluationError(comparison["refused"])
-    if trained is not None and not adopted:
-        adopt(inputs.directory, place)
-    if not (inputs.directory / _FITTED).exists():
-        _out.print("fitting on everything")
-        fit_and_print(everything, embeddings, recipe, place)
-        (inputs.directory / _FITTED).touch()
-    bundle = _built(place, inputs, recipe, comparison, spec, trained=trained is not None)
+    bundle = _noted_bundle(inputs.directory, spec)
+    if bundle is None:
+        bundle = _made(data, place, inputs, rules, recipe, trained, spec, force=force)
+    elif not force:
+        check_comparison(read_comparison(inputs))
+    check_gate(bundle, force=force)
+    adopt(inputs.directory / _MADE, place)
     _out.print(f"published: {registry.publish(bundle, force=force)}", markup=False)
     inputs.end()
 
 
+def _made(
+    data: Path,
+    place: Path,
+    inputs: "RetrainingInputs",
+    rules: "EventRules",
+    recipe: "EncoderConfig",
+    trained: "RunConfig | None",
+    spec: "IndexSpec",
+    *,
+    force: bool,
+) -> Path:
+    """Train, compare, fit and build; returns the bundle.
+
+    Raises:
+        EvaluationError: the new recipe is refused, or nothing measures it.
+    """
+    from training.backbones.trained_model import EMBEDDINGS_DIRECTORY
+    from training.data.dataset import load_dataset
+    from training.embedding.baseline_job import existing_embeddings
+    from training.encoder.encoder_files import ENCODER_DIRECTORY, FIT_FILE
+
+    made, served = inputs.directory / _MADE, None
+    everything = load_dataset(data, interactions=inputs.everything, rules=rules)
+    _print_left_out(everything)
+    if trained is None:
+        embeddings = run_embeddings(place, everything)
+    else:
+        existing_embeddings(place / EMBEDDINGS_DIRECTORY)  # raises before the training what would end the job after it
+        _out.print("training the model on what lies before the last days")
+        before = load_dataset(data, interactions=inputs.before, rules=rules)
+        embeddings = train_and_embed(made, trained, before, everything)
+        served = run_embeddings(place, everything) if inputs.record["served_recipe"] else None
+    comparison = compared(data, inputs, everything, embeddings, recipe, served)
+    if not force:
+        check_comparison(comparison)
+    if not (made / ENCODER_DIRECTORY / FIT_FILE).exists():  # written last
+        _out.print("fitting on everything")
+        fit_and_print(everything, embeddings, recipe, made)
+    return _built(place, inputs, recipe, comparison, spec, trained=trained is not None)
+
+
+def _note(job: Path) -> tuple[Path, str] | None:
+    """The bundle that an earlier job built, which may have been deleted since, and the mark of its specification."""
+    try:
+        bundle, mark, *_ = (job / _BUNDLE).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return None
+    return Path(bundle), mark
+
+
+def _noted_bundle(job: Path, spec: "IndexSpec | None" = None) -> Path | None:
+    """The bundle that an earlier job built; None if it built none, that was deleted, or it is to be built again.
+
+    Args:
+        job: directory of the retraining.
+        spec: of the index; a bundle of another one, or with other bounds, is to be built again from what was made,
+            unless the run has adopted that. None: of any.
+    """
+    noted = _note(job)
+    if noted is None or not noted[0].is_dir():
+        return None
+    is_other = spec is not None and noted[1] != _mark_of(spec) and (job / _MADE).exists()
+    return None if is_other else noted[0]
+
+
+def _mark_of(spec: "IndexSpec") -> str:
+    """16 hex digits over what the bundle and its gate depend on; threads only change how long it takes."""
+    from training.nightly.record import digest_of
+
+    return digest_of(dataclasses.replace(spec, threads=1))
+
+
+def _drop_outdated(job: Path) -> None:
+    """Delete what a killed job made of an earlier catalogue; a model stays, since it embeds other items too.
+
+    A bundle whose parts the run has adopted stays: it passed the gate, and only its publishing is left.
+    """
+    from training.encoder.encoder_files import ENCODER_DIRECTORY
+
+    if _noted_bundle(job) is not None and not (job / _MADE).exists():
+        return
+    (job / _BUNDLE).unlink(missing_ok=True)
+    drop_comparison(job)
+    if (fitted := job / _MADE / ENCODER_DIRECTORY).exists():
+        shutil.rmtree(fitted)
+
+
 def _was_published(job: Path, registry: "AnyRegistry") -> bool:
     """Whether a job was killed between publishing and its end; its files are deleted then."""
-    noted = job / _BUNDLE
-    if not noted.exists() or Path(noted.read_text(encoding="utf-8")).name != registry.current():
+    noted = _note(job)
+    if noted is None or noted[0].name != registry.current():
         return False
     shutil.rmtree(job)
     _out.print(f"published: {registry.current()} by an interrupted job", markup=False)
@@ -207,6 +282,8 @@ def _print_inputs(inputs: "RetrainingInputs") -> None:
     record, counts = inputs.record, inputs.record["exported"]
     if inputs.resumed:
         _out.print("an earlier job was interrupted: going on with its interactions")
+    if inputs.outdated:
+        _out.print("the catalogue has changed since: comparing, fitting and building begin anew")
     left_out = ", ".join(f"{counts[name]:,} {name}" for name in ("erased", "duplicates", "incomplete", "future"))
     _out.print(f"{counts['events']:,} of {counts['rows']:,} exported events (left out: {left_out})")
     _out.print(f"{counts['late']:,} of them late, {counts['out_of_order']:,} out of order: sorted by their times")
@@ -216,69 +293,12 @@ def _print_inputs(inputs: "RetrainingInputs") -> None:
     )
 
 
-def _compared(
-    data: Path,
-    inputs: "RetrainingInputs",
-    everything: "Dataset",
-    embeddings: "Embeddings",
-    recipe: "EncoderConfig",
-    served_embeddings: "Embeddings | None",
-) -> dict[str, Any]:
-    """Figures of the recipes after the cut-off, and why the new one is refused; an empty text if it is not.
-
-    The served recipe is fitted with the embeddings of the served model, if a new one was trained.
-    """
-    from training.config.encoder_config import EncoderConfig
-    from training.data.dataset import load_dataset
-    from training.data.sequences import evenly_spaced
-    from training.encoder.encoder_files import ENCODER_DIRECTORY, FIT_FILE
-    from training.evaluation.evaluate import FittedRun
-    from training.evaluation.recipes import MOST_TARGETS, compare_recipes, targets_after
-
-    path = inputs.directory / _COMPARISON
-    if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    known = inputs.record["served_recipe"]  # an earlier job may have fitted into the run that it was read from
-    served = recipe if known is None else EncoderConfig.model_validate(known)
-    recipes = {_NEW: recipe} | ({} if served == recipe and served_embeddings is None else {_SERVED: served})
-    targets = targets_after(everything.interactions, everything.item_ids(), inputs.cutoff)
-    if len(targets):
-        before = load_dataset(data, interactions=inputs.before, rules=everything.rules)
-        for name, config in recipes.items():
-            directory = inputs.directory / name.replace(" ", "-")
-            if not (directory / ENCODER_DIRECTORY / FIT_FILE).exists():
-                _out.print(f"fitting the {name} on what lies before the last days")
-                its_own = served_embeddings if name == _SERVED and served_embeddings is not None else embeddings
-                fit_and_print(before, its_own, config, directory)
-    runs = {
-        name: FittedRun.load(inputs.directory / name.replace(" ", "-") / ENCODER_DIRECTORY, served=True)
-        for name in (recipes if len(targets) else ())
-    }
-    table = compare_recipes(runs, evenly_spaced(targets, MOST_TARGETS), len(targets))
-    print_table(table, table.rows[0].name)
-    found = {"refused": _refusal(table), "table": table.as_json([_SERVED] if _SERVED in recipes else [])}
-    _write(path, json.dumps(found, indent=1))
-    return found
-
-
-def _refusal(table: "Table") -> str:
-    """Why the new recipe is refused; empty if it is not."""
-    popularity = table.rows[0]
-    own = table.row(_NEW).values[_METRIC]
-    if own < popularity.values[_METRIC]:
-        return (
-            f"NDCG@10 of the new recipe is {own:.4f} on {table.users:,} users, below {popularity.values[_METRIC]:.4f} "
-            "of popular items"
-        )
-    if any(row.name == _SERVED for row in table.rows):
-        ratio = table.ratio(_NEW, _SERVED, _METRIC)
-        if ratio.high < 1:
-            return (
-                f"NDCG@10 of the new recipe is {ratio.ratio:.3f} × that of the served one ({ratio.low:.3f} to "
-                f"{ratio.high:.3f}, {table.users:,} users)"
-            )
-    return ""
+def _print_left_out(dataset: "Dataset") -> None:
+    if dataset.left_out:
+        others = ", ".join(f"{count:,} {meaning}" for meaning, count in dataset.left_out.items())
+        _out.print(f"not positive, so not learned from: {others}")
+    if dataset.orphans:
+        _out.print(f"{dataset.orphans:,} interactions are of items that the catalogue lacks; left out")
 
 
 def _built(
@@ -294,10 +314,7 @@ def _built(
     from cli.online.served_run import ServedRun
     from index.build.build import build_bundle
 
-    noted = inputs.directory / _BUNDLE
-    if noted.exists() and (built := Path(noted.read_text(encoding="utf-8"))).is_dir():
-        return built
-    fitted = ServedRun.load(place)
+    fitted = ServedRun.load(inputs.directory / _MADE)
     retrained = {
         "recipe": recipe.model_dump(mode="json"),
         "fitted_on": "everything",
@@ -318,7 +335,7 @@ def _built(
         exclude_seen=fitted.exclude_seen,
         event_types=fitted.event_types,
     )
-    _write(noted, str(bundle.resolve()))
+    _write(inputs.directory / _BUNDLE, f"{bundle.resolve()}\n{_mark_of(spec)}\n")
     return bundle
 
 

@@ -1,8 +1,10 @@
-"""The vision-language model of a retraining: the run's own embeds new items, or a new one is trained and adopted."""
+"""The vision-language model of a retraining: the run's own embeds new items, or a new one is trained."""
 
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from cli.offline.train import embed_items, embedding_progress, print_baseline, train_model
 
@@ -11,8 +13,7 @@ if TYPE_CHECKING:
     from training.data.dataset import Dataset
     from training.embedding.store import Embeddings
 
-_MODEL_RUN, _REPLACED = "model-run", "replaced"
-_ADOPTING, _ADOPTED = "adopting", "adopted"
+_console = Console(highlight=False, soft_wrap=True)
 
 
 def training_config(place: Path, config: Path | None, seed: int | None) -> "RunConfig":
@@ -41,21 +42,24 @@ def training_config(place: Path, config: Path | None, seed: int | None) -> "RunC
 def run_embeddings(place: Path, dataset: "Dataset") -> "Embeddings":
     """The embeddings of a run, with new and changed items embedded by its model; without a model they are made so.
 
+    A run whose embeddings were made without its model keeps to that.
+
     Args:
         place: the run directory.
         dataset: the catalogue.
 
     Raises:
-        TrainingError: the model cannot be loaded, or no item can be embedded.
+        TrainingError: the embeddings of the run cannot be read, the model cannot be loaded, or no item can be embedded.
     """
-    from training.backbones.identity import KIND, MODEL_DIRECTORY
-    from training.backbones.trained_model import EMBEDDINGS_DIRECTORY, TRAINING_DIRECTORY, TrainedModel
-    from training.embedding.baseline_job import baseline_embeddings, existing_embeddings
+    from training.backbones.identity import KIND
+    from training.backbones.trained_model import EMBEDDINGS_DIRECTORY, TrainedModel
+    from training.embedding.baseline_job import baseline_embeddings, existing_embeddings, has_trained_model
 
     found = existing_embeddings(place / EMBEDDINGS_DIRECTORY)
-    has_model = (place / TRAINING_DIRECTORY / MODEL_DIRECTORY).is_dir()
+    if has_trained_model(place) and (found is None or found.model.get("kind") == KIND):
+        return embed_items(dataset, TrainedModel.of(place), trust_times=False)
     if found is not None and found.model.get("kind") == KIND:
-        return embed_items(dataset, TrainedModel.of(place), trust_times=False) if has_model else found
+        return found
     with embedding_progress() as bar:
         embeddings, made = baseline_embeddings(dataset, place / EMBEDDINGS_DIRECTORY, again=False, progress=bar)
     if made:
@@ -63,11 +67,14 @@ def run_embeddings(place: Path, dataset: "Dataset") -> "Embeddings":
     return embeddings
 
 
-def train_and_embed(job: Path, config: "RunConfig", before: "Dataset", everything: "Dataset") -> "Embeddings":
-    """Train a model in a run of the job and embed the catalogue with it; resumes what an earlier job began.
+def train_and_embed(made: Path, config: "RunConfig", before: "Dataset", everything: "Dataset") -> "Embeddings":
+    """Train a model aside and embed the catalogue with it; resumes what an earlier job began.
+
+    A finished model is used also if the catalogue has changed since. An unfinished training of other items or texts, or
+    of an earlier version, begins anew.
 
     Args:
-        job: directory of the retraining.
+        made: run directory of the job, for what it makes.
         config: of the training.
         before: catalogue, and the events before the cut-off, so that those after it measure the model too.
         everything: the same catalogue with every event.
@@ -78,40 +85,44 @@ def train_and_embed(job: Path, config: "RunConfig", before: "Dataset", everythin
     from training.backbones.trained_model import TRAINING_DIRECTORY, TrainedModel
     from training.config.run_config import CONFIG_FILE, to_toml
 
-    run = job / _MODEL_RUN
-    run.mkdir(exist_ok=True)
-    if not (run / CONFIG_FILE).exists():
-        partial = run / f"{CONFIG_FILE}.part"
+    made.mkdir(exist_ok=True)
+    if not (made / CONFIG_FILE).exists():
+        partial = made / f"{CONFIG_FILE}.part"
         partial.write_text(to_toml(config), encoding="utf-8")
-        partial.replace(run / CONFIG_FILE)
-    train_model(before, config, run / TRAINING_DIRECTORY, resume=True)
-    return embed_items(everything, TrainedModel.of(run), trust_times=False)
+        partial.replace(made / CONFIG_FILE)
+    directory = made / TRAINING_DIRECTORY
+    if not _is_trained(made):
+        if _is_of_other_data(directory, config, before):
+            _console.print("the interrupted training was of another catalogue: training begins anew")
+            shutil.rmtree(directory)
+        train_model(before, config, directory, resume=True)
+    return embed_items(everything, TrainedModel.of(made), trust_times=False)
 
 
-def is_adopted(job: Path, place: Path) -> bool:
-    """Whether an earlier job has adopted its model; if it was killed meanwhile, that is finished now."""
-    if (job / _ADOPTING).exists():
-        adopt(job, place)
-    return (job / _ADOPTED).exists()
+def _is_trained(made: Path) -> bool:
+    """Whether a finished model can be used; one that this version cannot use is deleted."""
+    from training.backbones.identity import MODEL_DIRECTORY
+    from training.backbones.trained_model import TRAINING_DIRECTORY, TrainedModel
+    from training.errors import BackboneError
+
+    if not (made / TRAINING_DIRECTORY / MODEL_DIRECTORY).is_dir():
+        return False
+    try:
+        TrainedModel.of(made)
+    except BackboneError as error:
+        _console.print(f"the model of the interrupted job cannot be used: {error}", markup=False)
+        shutil.rmtree(made / TRAINING_DIRECTORY)
+        return False
+    return True
 
 
-def adopt(job: Path, place: Path) -> None:
-    """Make the trained model and its embeddings those of the run; killed in between, the next call finishes it.
+def _is_of_other_data(directory: Path, config: "RunConfig", before: "Dataset") -> bool:
+    """Whether a training was begun with data or settings whose result would be another one."""
+    from training.encoder.job import split_dataset
+    from training.finetune.run_directory import RunDirectory, run_fingerprint
 
-    Args:
-        job: directory of the retraining, in the run directory.
-        place: the run directory.
-    """
-    from training.backbones.trained_model import EMBEDDINGS_DIRECTORY, TRAINING_DIRECTORY
-    from training.config.run_config import CONFIG_FILE
-
-    (job / _ADOPTING).touch()
-    (job / _REPLACED).mkdir(exist_ok=True)
-    for name in (TRAINING_DIRECTORY, EMBEDDINGS_DIRECTORY, CONFIG_FILE):
-        source, target, replaced = job / _MODEL_RUN / name, place / name, job / _REPLACED / name
-        if source.exists():
-            if target.exists():
-                target.rename(replaced)
-            source.rename(target)
-    shutil.rmtree(job / _REPLACED)
-    (job / _ADOPTING).rename(job / _ADOPTED)
+    mark = RunDirectory(directory).fingerprint
+    if not mark.is_file():
+        return directory.exists()
+    parts = split_dataset(before, config.encoder.cold_items).parts
+    return mark.read_text(encoding="utf-8").strip() != run_fingerprint(before, parts.train, parts.validation, config)

@@ -1,31 +1,36 @@
 """`vlm2rec train` and `vlm2rec embed`: train the vision-language model and embed the catalogue with it."""
 
-import contextlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from cli.offline.ray_shards import (
+    EngineOption,
+    RayAddressOption,
+    RayWorkersOption,
+    WorkerThreadsOption,
+    check_engine,
+    ray_shards,
+)
 from cli.offline.threads import set_torch_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping
 
     from rich.progress import Progress, TaskID
 
     from training.backbones.trained_model import TrainedModel
     from training.config.run_config import RunConfig
     from training.data.dataset import Dataset
-    from training.embedding.job import EncodeShards, Finished
-    from training.embedding.plan import EmbeddingPlan
+    from training.embedding.job import EncodeShards
     from training.embedding.store import Embeddings
 
 _TRAINING = "train"
 _MODEL = "model"
-_RAY = "Several machines"
 _EMBEDDINGS = "embeddings"
 _UNREADABLE_SHOWN = 5
 _console = Console(highlight=False, soft_wrap=True)
@@ -56,7 +61,11 @@ def train(
     from training.data.dataset import load_dataset
     from training.finetune.trainer import UNREADABLE_FILE
     from training.runs.disk import writing_run
+    from training.runs.lock import finish_interrupted
 
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    if first:
+        finish_interrupted(run)
     stored_config = run / CONFIG_FILE
     use_stored = resume and config is None and preset is None and stored_config.is_file()
     path = stored_config if use_stored else config
@@ -64,7 +73,6 @@ def train(
     chosen = load_config(path, preset, {key: value for key, value in given.items() if value is not None})
     dataset = load_dataset(data, interactions=interactions)
     set_torch_threads(threads)
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     if first:
         _print_licences(chosen)
     with writing_run(run, again="start the same command again with --resume to continue"):
@@ -152,26 +160,11 @@ def embed(
             "--trust-times", help="Treat a picture of the same path, size and time as unchanged without reading it."
         ),
     ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    threads: WorkerThreadsOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be embedded; change nothing.")] = False,
-    engine: Annotated[
-        Literal["process", "ray"],
-        typer.Option(help="This process, or the workers of a Ray cluster.", rich_help_panel=_RAY),
-    ] = "process",
-    ray_address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Head of the cluster, or auto; without it a cluster on this machine, for this job.",
-            rich_help_panel=_RAY,
-        ),
-    ] = None,
-    ray_workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Most workers; default: one a GPU, else one for each CPU but one.", rich_help_panel=_RAY
-        ),
-    ] = None,
+    engine: EngineOption = "process",
+    ray_address: RayAddressOption = None,
+    ray_workers: RayWorkersOption = None,
 ) -> None:
     """Embed the catalogue with the trained model and write RUN/embeddings; later only new and changed items.
 
@@ -180,14 +173,15 @@ def embed(
     """
     from training.data.dataset import load_dataset
     from training.runs.disk import writing_run
-    from training.runs.lock import run_lock
+    from training.runs.lock import finish_interrupted, run_lock
 
-    if engine == "process" and (ray_address is not None or ray_workers is not None):
-        raise typer.BadParameter("--ray-address and --ray-workers need --engine ray")
+    check_engine(engine, ray_address, ray_workers)
     if no_vlm and (dry_run or engine == "ray"):
         raise typer.BadParameter(
             "--no-vlm computes statistics of the whole catalogue; leave out --engine and --dry-run"
         )
+    if not dry_run:
+        finish_interrupted(run)
     dataset = load_dataset(data)
     set_torch_threads(threads)
     if no_vlm:
@@ -206,41 +200,11 @@ def embed(
     if dry_run:
         _would_embed(dataset, model, trust_times=trust_times)
         return
-    with run_lock(run), writing_run(run), contextlib.ExitStack() as stack:
-        encode_shards = None
-        if engine == "ray":
-            encode_shards = stack.enter_context(_ray_shards(dataset, model, ray_address, ray_workers))
+    encode_shards = None
+    if engine == "ray":
+        encode_shards = ray_shards(dataset, run, address=ray_address, most=ray_workers, threads=threads)
+    with run_lock(run), writing_run(run):
         embed_items(dataset, model, trust_times=trust_times, encode_shards=encode_shards)
-
-
-@contextlib.contextmanager
-def _ray_shards(
-    dataset: "Dataset", model: "TrainedModel", address: str | None, most: int | None
-) -> "Iterator[EncodeShards]":
-    """Makes shards with the workers of a Ray cluster; connects when there are some to be made."""
-    import torch
-
-    from training.embedding.distributed.ray_workers import RayWorkers, ray_cluster
-    from training.embedding.distributed.shard_pool import ShardPool
-    from training.embedding.distributed.shard_worker import ShardJob
-
-    with contextlib.ExitStack() as stack:
-
-        def encode_shards(
-            plan: "EmbeddingPlan", numbers: "Sequence[int]", finished: "Finished", stopped: "Callable[[], bool]"
-        ) -> None:
-            job = ShardJob(
-                dataset.directory.resolve(),
-                model.run.resolve(),
-                plan.directory.resolve(),
-                model.provenance,
-                plan.batch_items,
-                torch.get_num_threads(),
-            )
-            ray = stack.enter_context(ray_cluster(address))
-            ShardPool(RayWorkers(ray, job, most)).encode(plan, numbers, finished, stopped)
-
-        yield encode_shards
 
 
 def _would_embed(dataset: "Dataset", model: "TrainedModel", *, trust_times: bool) -> None:

@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from cli.app import app
 from cli.offline import retrain as command
+from cli.offline import retrain_comparison
 from cli.offline.encoder import chosen_config
 from index.bundle.event_types import EventTypes
 from index.bundle.manifest import Manifest
@@ -95,28 +96,36 @@ def test_killed_at_any_step_it_goes_on_and_the_manifest_says_how(shop: Path, mon
     write(export, [(f"u{user}", "i0", START + 6 * DAY) for user in range(20)], start=200, kind="impression")
     write(export, [("u2", "i7", START + 6 * DAY)], start=300, kind="dislike")
     export.add_erasures(0, {user_hash(export.key, "u99"): StreamId(2**60, 0)})
-    steps = ["fit_and_print", "_compared", "fit_and_print", "_built"]
+    steps: list[tuple[Any, str]] = [
+        (retrain_comparison, "fit_and_print"),
+        (command, "compared"),
+        (command, "fit_and_print"),
+        (command, "_built"),
+    ]
     config, run, bundles = recipe(shop.parent), shop.parent / "run", shop.parent / "bundles"
-    for step in steps:
-        whole = getattr(command, step)
+    for owner, step in steps:
+        whole = getattr(owner, step)
 
         def killed(*arguments: Any, whole: Any = whole, **options: Any) -> None:
             whole(*arguments, **options)
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(command, step, killed)
-            assert retrain(shop, config).exit_code == 130
+            patched.setattr(owner, step, killed)
+            last = retrain(shop, config)
+            assert last.exit_code == 130
     assert not bundles.exists()
+    assert not (run / "encoder").exists(), "the run keeps what it has until the gate agrees"
     with monkeypatch.context() as patched:
         patched.setattr(command, "fit_and_print", None)  # nothing is fitted again
+        patched.setattr(retrain_comparison, "fit_and_print", None)
         done = retrain(shop, config)
     assert done.exit_code == 0, done.output
     assert "an earlier job was interrupted: going on with its interactions" in done.stdout
     assert "263 of 264 exported events (left out: 1 erased, 0 duplicates, 0 incomplete, 0 future)" in done.stdout
     assert "1 of them late, 1 out of order" in done.stdout
     assert "180 interactions of the data set before them (0 others count as exported)" in done.stdout
-    assert "1 interactions are of items that the catalogue lacks; left out" in done.stdout
+    assert "1 interactions are of items that the catalogue lacks; left out" in last.stdout
     assert not (run / "retrain").exists(), "copies of users' events go with the job"
     retrained = manifest(shop).model["retrain"]
     assert retrained["fitted_on"] == "everything"
@@ -139,15 +148,37 @@ def test_a_worse_recipe_than_the_served_one_is_refused(shop: Path) -> None:
     assert retrain(shop, good).exit_code == 0
     first = manifest(shop)
     (shop.parent / "run" / "retrain").mkdir()
-    (shop.parent / "run" / "retrain" / "bundle").write_text(str(shop.parent / "run" / "bundles" / first.id))
+    (shop.parent / "run" / "retrain" / "bundle").write_text(f"{shop.parent / 'run' / 'bundles' / first.id}\nspec\n")
     assert retrain(shop, good).stdout == f"published: {first.id} by an interrupted job\n"
+    fitted = (shop.parent / "run" / "encoder" / "fit.json").read_bytes()
     refused = retrain(shop, bad)
     assert refused.exit_code == 1, refused.output
     assert "refused: NDCG@10 of the new recipe is" in refused.stderr
     assert manifest(shop).id == first.id
+    assert (shop.parent / "run" / "encoder" / "fit.json").read_bytes() == fitted, "nor does the run have it"
     forced = retrain(shop, bad, "--force")
     assert forced.exit_code == 0, forced.output
     assert systems(shop) == {"popularity", "new recipe", "served recipe"}
+
+
+@pytest.mark.slow
+def test_a_bundle_that_a_killed_job_built_for_other_bounds_is_built_again(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, whole = recipe(shop.parent, epochs=1, neighbours=0), command._built
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        whole(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(retrain_comparison, "_refusal", lambda _: "")
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "_built", killed)
+        assert retrain(shop, config).exit_code == 130
+    monkeypatch.setattr(command, "fit_and_print", None)  # only the bundle is made again
+    refused = retrain(shop, config, "--bound", "latency_p99_ms=0.0")
+    assert refused.exit_code == 1, refused.output
+    assert "these figures miss their bounds: latency_p99_ms" in refused.stderr
 
 
 def test_without_an_event_before_the_last_days_there_is_nothing_to_learn(shop: Path) -> None:

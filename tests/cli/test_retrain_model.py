@@ -3,19 +3,22 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from cli.app import app
 from cli.offline import retrain as command
-from cli.offline import retrain_model
+from cli.offline import retrain_comparison, retrain_model
 from index.bundle.manifest import Manifest
 from index.bundle.registry import Registry
 from index.event_export.directory import ExportDirectory
 from index.event_export.stream_ids import StreamId
 from tests.support.tiny_model import TINY_VLM
 from training.embedding.store import Embeddings
-from training.errors import ConfigError
+from training.errors import ConfigError, EmbeddingsError, TrainingError
+from training.finetune import trainer
+from training.runs import adoption
 
 ITEMS = 8
 DAY = 86_400
@@ -59,10 +62,19 @@ def shop(tmp_path: Path) -> Path:
     return data
 
 
-def retrain(shop: Path, *more: object) -> Result:
+def retrain(shop: Path, *more: object, force: bool = True) -> Result:
     home = shop.parent
     arguments = ["retrain", shop, "--events", home / "export", "--registry", home / "bundles", "--run", home / "run"]
-    options = ["--measure-days", "1.5", "--threads", "1", "--bound", "recall=0.3", "--force", *more]
+    options = [
+        "--measure-days",
+        "1.5",
+        "--threads",
+        "1",
+        "--bound",
+        "recall=0.3",
+        *more,
+        *(("--force",) if force else ()),
+    ]
     return CliRunner().invoke(app, [str(word) for word in [*arguments, *options]])
 
 
@@ -96,10 +108,10 @@ def test_a_model_is_trained_and_adopted_and_killed_at_any_step_it_goes_on(
         monkeypatch.setattr(owner, name, counted)
 
     count(retrain_model, "train_model")
-    steps = [
+    steps: list[tuple[Any, str]] = [
         (retrain_model, "train_model"),
-        (command, "adopt"),
         (command, "_built"),
+        (adoption, "adopt"),
     ]
     for owner, name in steps:
         whole = getattr(owner, name)
@@ -112,7 +124,7 @@ def test_a_model_is_trained_and_adopted_and_killed_at_any_step_it_goes_on(
             patched.setattr(owner, name, killed)
             assert retrain(shop, *options).exit_code == 130, name
         assert not (shop.parent / "bundles").exists()
-    assert done.count("train_model") == 2, "after its adoption the model is not trained again"
+    assert done.count("train_model") == 1, "a finished model is not trained again"
     result = retrain(shop, *options)
     assert result.exit_code == 0, result.output
     assert not (run / "retrain").exists()
@@ -138,36 +150,109 @@ def test_a_model_is_trained_and_adopted_and_killed_at_any_step_it_goes_on(
     assert trained_model(run) != first
 
 
-def test_killed_while_a_model_is_adopted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed before and after every rename; then the run has the new files, and the old ones are gone."""
-    for kill in range(12):
-        place = tmp_path / f"run{kill}"
-        job = place / "retrain"
-        for where, text in ((place, "old"), (job / "model-run", "new")):
-            for name in ("train", "embeddings"):
-                (where / name).mkdir(parents=True)
-                (where / name / "file").write_text(text)
-            (where / "config.toml").write_text(text)
-        renames, whole = iter(range(100)), Path.rename
+@pytest.mark.slow
+def test_a_model_that_the_gate_refuses_is_not_adopted(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, options = shop.parent / "run", ("--train", "--config", shop.parent / "own.toml")
+    assert retrain(shop, *options).exit_code == 0
+    (shop.parent / "own.toml").write_text(CONFIG.replace("steps = 4", "steps = 6"))
+    before = content(run, "train", "embeddings", "encoder", "config.toml")
+    monkeypatch.setattr(retrain_comparison, "_refusal", lambda _: "")
+    refused = retrain(shop, *options, "--bound", "latency_p99_ms=0.0", force=False)
+    assert refused.exit_code == 1, refused.output
+    assert "these figures miss their bounds: latency_p99_ms" in refused.stderr
+    assert content(run, "train", "embeddings", "encoder", "config.toml") == before
+    assert not (run / "retrain").exists()
+    monkeypatch.setattr(retrain_comparison, "_refusal", lambda _: "it is worse")
+    assert retrain(shop, *options, force=False).exit_code == 1
+    assert content(run, "train", "embeddings", "encoder", "config.toml") == before
 
-        def rename(self: Path, target: Path, renames: Any = renames, whole: Any = whole, kill: int = kill) -> Path:
-            number = next(renames)
-            if 2 * number == kill:
-                raise KeyboardInterrupt
-            moved: Path = whole(self, target)
-            if 2 * number + 1 == kill:
-                raise KeyboardInterrupt
-            return moved
+
+@pytest.mark.slow
+def test_killed_within_the_adoption_nothing_is_lost_and_the_next_job_is_not_blocked(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration lies in the run alone, and the next job has another recipe."""
+    run = shop.parent / "run"
+    run.mkdir()
+    (run / "config.toml").write_text(CONFIG)
+    assert retrain(shop, "--train").exit_code == 0
+    first = trained_model(run)
+
+    def killed(self: Path, target: Path, whole: Any = Path.rename) -> Path:
+        moved: Path = whole(self, target)
+        if self == run / "train":
+            raise KeyboardInterrupt
+        return moved
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        assert retrain(shop, "--train", "--seed", 5).exit_code == 130
+    assert not (run / "train").exists()
+    result = retrain(shop, "--train", "--seed", 6)
+    assert result.exit_code == 0, result.output
+    assert (run / "train" / "model").is_dir()
+    assert "seed = 6" in (run / "config.toml").read_text()
+    assert trained_model(run) == first, "the seed of the encoder is no part of the model"
+
+
+@pytest.mark.slow
+def test_a_catalogue_that_changes_after_a_kill_is_noticed(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("--train", "--config", shop.parent / "own.toml")
+    steps: list[tuple[Any, str]] = [
+        (trainer.Trainer, "save_model"),
+        (retrain_model, "train_model"),
+        (command, "compared"),
+        (command, "fit_and_print"),
+        (command, "_built"),
+    ]
+    for number, (owner, name) in enumerate(steps):
+        whole = getattr(owner, name)
+
+        def killed(*arguments: Any, whole: Any = whole, **more: Any) -> None:
+            if whole.__name__ != "save_model":
+                whole(*arguments, **more)
+            raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(Path, "rename", rename)
-            with pytest.raises(KeyboardInterrupt):
-                retrain_model.adopt(job, place)
-        assert retrain_model.is_adopted(job, place)
-        found = [(place / name).read_text() for name in ("train/file", "embeddings/file", "config.toml")]
-        assert found == ["new"] * 3
-        assert sorted(path.name for path in job.iterdir()) == ["adopted", "model-run"]
-    assert not retrain_model.is_adopted(tmp_path, tmp_path)
+            patched.setattr(owner, name, killed)
+            done = retrain(shop, *options)
+        assert done.exit_code == 130, done.output
+        said = "the catalogue has changed since: comparing, fitting and building begin anew" in done.stdout
+        assert said == (number > 0)
+        assert ("the interrupted training was of another catalogue" in done.stdout) == (number == 1)
+        with (shop / "items.csv").open("a") as items:
+            items.write(f"new{number},thing number 9{number}\n")
+    done = retrain(shop, *options)
+    assert done.exit_code == 0, done.output
+    assert manifest(shop).items == ITEMS + len(steps)
+
+
+def test_embeddings_that_cannot_be_read_end_the_job(shop: Path) -> None:
+    """Nothing is embedded without the model, as long as it is not known who made them."""
+    directory = shop.parent / "run" / "embeddings"
+    (shop.parent / "run" / "train" / "model").mkdir(parents=True)
+    Embeddings(["i0"], {"text": np.eye(1, 4, dtype=np.float32)}, {"kind": "vlm"}).save(directory)
+    (directory / "embeddings.json").write_text("{")
+    for options in ((), ("--train", "--config", shop.parent / "own.toml")):
+        done = retrain(shop, *options)
+        assert isinstance(done.exception, EmbeddingsError), done.output
+        assert "Restore the files, or make them again" in str(done.exception)
+    assert (directory / "embeddings.json").read_text() == "{"
+
+
+def test_a_run_with_a_model_and_no_embeddings_is_embedded_by_it(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = shop.parent / "run"
+    (run / "train" / "model").mkdir(parents=True)
+    done = retrain(shop)
+    assert isinstance(done.exception, TrainingError), done.output
+    assert str(run) in str(done.exception), "its model is incomplete"
+    assert not (run / "embeddings").exists()
+
+
+def content(run: Path, *names: str) -> dict[str, bytes]:
+    """Every file of parts of a run."""
+    files = [path for name in names for path in ((run / name).rglob("*") if (run / name).is_dir() else [run / name])]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files if path.is_file()}
 
 
 def test_without_a_configuration_there_is_nothing_to_train(tmp_path: Path) -> None:

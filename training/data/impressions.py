@@ -51,7 +51,8 @@ def shown_before(
     An impression was followed if the user has a positive event of the item within 24 hours from it.
 
     Args:
-        interactions: positive events; see :attr:`Dataset.interactions`.
+        interactions: positive events that decide what was followed, and are learned from; see
+            :attr:`Dataset.interactions`.
         impressions: result of :func:`read_impressions`.
         item_ids: the catalogue's ids in row order.
         most: of an event; the newest count.

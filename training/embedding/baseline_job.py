@@ -7,10 +7,11 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from training.backbones.identity import KIND
+from training.backbones.identity import KIND, MODEL_DIRECTORY
+from training.backbones.trained_model import EMBEDDINGS_DIRECTORY, TRAINING_DIRECTORY
 from training.data.dataset import Dataset
 from training.embedding.baseline_features import embed_without_vlm, settings_hash
-from training.embedding.store import Embeddings
+from training.embedding.store import EMBEDDINGS_FILE, Embeddings
 from training.errors import EmbeddingsError
 
 _INPUTS = "inputs"
@@ -31,7 +32,8 @@ def baseline_embeddings(
         The embeddings, and whether they were made now.
 
     Raises:
-        EmbeddingsError: no item has a text or a readable picture.
+        EmbeddingsError: no item has a text or a readable picture; or, unless they are made again, those in the run
+            cannot be read.
     """
     inputs = _inputs(dataset)
     if not again:
@@ -44,16 +46,22 @@ def baseline_embeddings(
     return made, True
 
 
-def refuse_vlm_embeddings(directory: Path) -> None:
-    """Refuse a run whose embeddings a vision-language model made: hours of work would be replaced.
+def refuse_vlm_embeddings(run: Path) -> None:
+    """Refuse a run whose embeddings a vision-language model made, or is to make: hours of work would be replaced.
 
     Args:
-        directory: ``RUN/embeddings``.
+        run: the run directory.
 
     Raises:
-        EmbeddingsError: they are of such a model.
+        EmbeddingsError: they are of such a model, or they cannot be read, or there are none and the run has a model.
     """
+    directory = run / EMBEDDINGS_DIRECTORY
     found = existing_embeddings(directory)
+    if found is None and has_trained_model(run):
+        raise EmbeddingsError(
+            f"{run}: has a trained model and no embeddings, and `vlm2rec fit` embeds without one; run `vlm2rec embed` "
+            "and `vlm2rec fit-encoder` to use it, or name another --run"
+        )
     if found is not None and found.model.get("kind") == KIND:
         raise EmbeddingsError(
             f"{directory}: made by a vision-language model, and `vlm2rec fit` embeds without one; run `vlm2rec "
@@ -61,16 +69,33 @@ def refuse_vlm_embeddings(directory: Path) -> None:
         )
 
 
+def has_trained_model(run: Path) -> bool:
+    """Whether a run has a trained vision-language model.
+
+    Args:
+        run: the run directory.
+    """
+    return (run / TRAINING_DIRECTORY / MODEL_DIRECTORY).is_dir()
+
+
 def existing_embeddings(directory: Path) -> Embeddings | None:
-    """The embeddings of a run; None if there are none that can be read.
+    """The embeddings of a run; None if there are none.
 
     Args:
         directory: ``RUN/embeddings``.
+
+    Raises:
+        EmbeddingsError: there are some, and they cannot be read; whether a model made them is then not known.
     """
+    if not (directory / EMBEDDINGS_FILE).exists():
+        return None
     try:
         return Embeddings.load(directory, check=False)
-    except EmbeddingsError:
-        return None
+    except EmbeddingsError as error:
+        raise EmbeddingsError(
+            f"{error}. Restore the files, or make them again: `vlm2rec embed` with the model of the run, `vlm2rec "
+            "embed --no-vlm` without one"
+        ) from error
 
 
 def _inputs(dataset: Dataset) -> str:

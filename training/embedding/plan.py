@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class EmbeddingPlan:
         taken_over: number of items that an earlier plan had finished.
         shard_items: items of a shard.
         batch_items: items encoded at a time.
+        model: provenance of the model that it was opened for.
     """
 
     directory: Path
@@ -55,6 +56,7 @@ class EmbeddingPlan:
     taken_over: int
     shard_items: int
     batch_items: int
+    model: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -75,7 +77,7 @@ class EmbeddingPlan:
         if found is None:
             found = cls._make(parent, name, everything, model, (shard_items, batch_items))
         remove_work(parent, keep=name)
-        return found
+        return replace(found, model=model)
 
     @property
     def shards(self) -> int:

@@ -260,6 +260,8 @@ class Stepper:
         """
         model, config = self._model, self._config
         wanted = None if weights is None else torch.from_numpy(weights)[:, 1:]
+        if shown is not None:  # an item that does not compete is no negative, however it was chosen
+            shown = np.where((shown >= 0) & self._sampler.competing[shown], shown, -1)
         full = model.items <= config.sampled_above
         drawn, log_expected = self._sampler.draw(config.negatives, rng)
         extra = np.empty(0, dtype=np.int64) if shown is None else shown[shown >= 0]

@@ -26,7 +26,7 @@ from index.items.slots import BEHAVIOUR
 from index.items.thumbnails import THUMBNAILS_FILE
 from index.lists.item_lists import ItemLists
 from training.config.encoder_config import EncoderConfig
-from training.data.dataset import Dataset
+from training.data.dataset import Dataset, in_order
 from training.data.impressions import read_impressions, shown_before
 from training.data.sequences import LeaveOneOut, Sequences, leave_one_out, popularity
 from training.data.thumbnails import make_thumbnails
@@ -87,22 +87,35 @@ def split_dataset(dataset: Dataset, cold_share: float, *, impressions: int = 0) 
     Args:
         dataset: catalogue and interactions.
         cold_share: share of the items held out of training.
-        impressions: most impressions of an event in `Sequences.shown`; 0: none.
+        impressions: most impressions of an event in `Sequences.shown`; 0: none. Held-out events do not decide which of
+            them training has.
 
     Raises:
         DatasetError: there are to be impressions, and the types of the events have no meaning.
     """
     ids = dataset.item_ids()
     sequences = Sequences.from_interactions(dataset.interactions, ids)
-    if impressions:
-        shown = shown_before(dataset.interactions, read_impressions(dataset), ids, impressions)
-        sequences = dataclasses.replace(sequences, shown=shown)
     cold = cold_mask(ids, cold_share)
     digest = hashlib.sha256("\n".join(ids).encode("utf-8", "surrogatepass"))
     weights = () if sequences.weights is None else (sequences.weights,)
     for array in (sequences.offsets, sequences.rows, cold, *weights):
         digest.update(np.ascontiguousarray(array).tobytes())
-    return Split(sequences, cold, leave_one_out(without_items(sequences, cold)), digest.hexdigest()[:16])
+    split = Split(sequences, cold, leave_one_out(without_items(sequences, cold)), digest.hexdigest()[:16])
+    return _with_impressions(split, dataset, impressions) if impressions else split
+
+
+def _with_impressions(split: Split, dataset: Dataset, most: int) -> Split:
+    """The split with `Sequences.shown`: of training histories by training events alone, of all histories by all."""
+    seen, ids, events = read_impressions(dataset), dataset.item_ids(), in_order(dataset.interactions)
+    numbered = dataclasses.replace(split.sequences, shown=np.arange(events.height)[:, None])
+    numbers = leave_one_out(without_items(numbered, split.cold)).train.shown
+    learned = events if numbers is None else events[numbers[:, 0]]
+    train = dataclasses.replace(split.parts.train, shown=shown_before(learned, seen, ids, most))
+    return dataclasses.replace(
+        split,
+        sequences=dataclasses.replace(split.sequences, shown=shown_before(events, seen, ids, most)),
+        parts=dataclasses.replace(split.parts, train=train),
+    )
 
 
 def fit_run(
@@ -174,8 +187,9 @@ def _fit_both(
     torch.manual_seed(config.seed)
     model = SlotModel(embeddings, popularity(train, len(embeddings)), config)
     mark = f"{split.fingerprint} {_digest(_fitted_by(config))} {_digest(embeddings.model)}"
-    if split.sequences.shown is not None:
-        mark += f" {hashlib.sha256(split.sequences.shown.tobytes()).hexdigest()[:16]}"
+    for histories in (train, split.sequences):
+        if histories.shown is not None:
+            mark += f" {hashlib.sha256(histories.shown.tobytes()).hexdigest()[:16]}"
     checkpoints = directory / CHECKPOINTS
     log = fit(
         model,

@@ -6,7 +6,7 @@ They are frozen in files, so that a job that was killed goes on with what it beg
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,9 +21,12 @@ from training.data.dataset import INTERACTION_SUFFIXES, INTERACTIONS, TIMESTAMP,
 from training.data.tables.table_files import find_table, read_table
 from training.data.timestamps import read_timestamps
 from training.errors import DatasetError
+from training.events.catalogue_state import catalogue_state
 from training.events.export_reader import TYPE, ExportedEvents, read_export
 
 _INPUTS_FILE: Final = "inputs.json"
+_FORMAT_VERSION: Final = 2
+_CATALOGUE: Final = "catalogue"
 _DAY_S: Final = 86_400
 _COLUMNS: Final = (USER_ID, ITEM_ID, TIMESTAMP, TYPE)
 
@@ -35,13 +38,15 @@ class RetrainingInputs:
     Attributes:
         directory: of the job; whatever the job makes is in it, until it ends.
         record: what ``inputs.json`` says: ``cutoff`` (seconds since 1970 UTC), ``exported`` (`ExportCounts` as JSON),
-            ``from_data_set``, ``replaced``, ``until`` and ``served_recipe``.
+            ``from_data_set``, ``replaced``, ``until``, ``served_recipe`` and ``catalogue`` (its state).
         resumed: whether an earlier job froze them.
+        outdated: whether the catalogue has changed since the earlier job.
     """
 
     directory: Path
     record: dict[str, Any]
     resumed: bool
+    outdated: bool = False
 
     @property
     def everything(self) -> Path:
@@ -60,7 +65,7 @@ class RetrainingInputs:
 
     def end(self) -> None:
         """Delete all files of the job, which hold events of users; the next job begins anew."""
-        shutil.rmtree(self.directory)
+        _delete(self.directory)
 
 
 def freeze_inputs(
@@ -71,11 +76,13 @@ def freeze_inputs(
     days: float,
     mark: str,
     served_recipe: Mapping[str, Any] | None = None,
+    drop_outdated: Callable[[], None] = lambda: None,
 ) -> RetrainingInputs:
     """Freeze the interactions of a job, or find those of a killed job with the same mark.
 
     Interactions of the data set count up to the arrival of the first exported event: later ones are taken to be in the
-    export, and so are those of the same user, item and second. Inputs are frozen anew if a user was erased since.
+    export, and so are those of the same user, item and second. Inputs are frozen anew if a user was erased since. If
+    only the catalogue has changed since, they stay, and what was made of the earlier catalogue is deleted.
 
     Args:
         directory: of the job.
@@ -84,16 +91,18 @@ def freeze_inputs(
         days: the events of these last days measure.
         mark: of the configuration; a killed job with another one begins anew.
         served_recipe: of the served bundle, for the record.
+        drop_outdated: deletes what a killed job made of an earlier catalogue; called before the new state is recorded.
 
     Raises:
-        DatasetError: a file cannot be read, there are no events, or none before the cut-off.
+        DatasetError: a file cannot be read, there are no events, or none before the cut-off; or the items file breaks a
+            rule.
         OSError: the directory cannot be written.
     """
     place = export_path(events)
-    erased = _erasures(place)
+    erased, catalogue = _erasures(place), catalogue_state(data)
     path = directory / _INPUTS_FILE
     inputs = {
-        "format": 1,
+        "format": _FORMAT_VERSION,
         "mark": mark,
         "data": str(data.resolve()),
         "events": str(place.resolve() if isinstance(place, Path) else place),
@@ -101,8 +110,13 @@ def freeze_inputs(
     }
     found = _read(path)
     if found is not None and {name: found.get(name) for name in inputs} == inputs:
-        return RetrainingInputs(directory, found, resumed=True)
-    shutil.rmtree(directory, ignore_errors=True)
+        outdated = found.get(_CATALOGUE) != catalogue
+        if outdated:
+            drop_outdated()
+            found[_CATALOGUE] = catalogue
+            _write(path, found)
+        return RetrainingInputs(directory, found, resumed=True, outdated=outdated)
+    _delete(directory)
     directory.mkdir(parents=True)
     exported = read_export(place)
     frame, own, replaced = _joined(_own(data), exported)
@@ -117,6 +131,7 @@ def freeze_inputs(
             "before them; give fewer --measure-days"
         )
     found = inputs | {
+        _CATALOGUE: catalogue,
         "cutoff": cutoff,
         "served_recipe": None if served_recipe is None else dict(served_recipe),
         "until": exported.until,
@@ -129,9 +144,7 @@ def freeze_inputs(
     frozen = RetrainingInputs(directory, found, resumed=False)
     frame.write_parquet(frozen.everything)
     before.write_parquet(frozen.before)
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    partial.replace(path)
+    _write(path, found)
     return frozen
 
 
@@ -175,3 +188,16 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    partial.replace(path)
+
+
+def _delete(directory: Path) -> None:
+    """Delete a job, its record first: what is left after a kill is no job to go on with."""
+    if directory.exists():
+        (directory / _INPUTS_FILE).unlink(missing_ok=True)
+        shutil.rmtree(directory)

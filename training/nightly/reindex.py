@@ -34,7 +34,7 @@ from training.backbones.trained_model import TrainedModel
 from training.data.dataset import Dataset
 from training.data.thumbnails import MARK, VERSION, make_thumbnails
 from training.embedding.content_hashes import Delta, metadata_digest
-from training.embedding.job import Pending, Progress, embed_catalogue, pending_items
+from training.embedding.job import EncodeShards, Pending, Progress, embed_catalogue, pending_items
 from training.embedding.plan import work_done
 from training.embedding.store import Embeddings
 from training.encoder.loaded import FittedEncoder
@@ -75,6 +75,7 @@ class ReindexJob:
         trust_times: assume that a picture of the same path, size and modification time is unchanged.
         spare: ids of bundles that stay, such as pinned ones.
         volume: bounds on the losses of the data set since the current bundle.
+        encode_shards: makes missing shards instead of this process.
     """
 
     run: Path
@@ -87,6 +88,7 @@ class ReindexJob:
     trust_times: bool = False
     spare: frozenset[str] = frozenset()
     volume: VolumeBounds = field(default_factory=VolumeBounds)
+    encode_shards: EncodeShards | None = None
 
     @property
     def directory(self) -> Path:
@@ -245,6 +247,7 @@ def _publish(
         batch_items=config.batch_items,
         progress=progress,
         stopped=stopped,
+        encode_shards=job.encode_shards,
     )
     record.encoded, record.resumed = done.encoded, done.resumed
     record.unreadable = dict(done.embeddings.unreadable)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from cli.app import app
 from cli.capacity.coefficients import Coefficients
 from cli.capacity.estimate import Demand, Figure, estimate, item_bytes
+from cli.capacity.queueing import ServiceTimes
 from cli.errors import CapacityError
 
 ROOT = Path(__file__).parents[3]
@@ -37,7 +38,8 @@ def test_memory_is_that_of_process_and_bundle(small: dict[str, Figure]) -> None:
     assert item_bytes(SMALL, KNOWN) == pytest.approx(of_item)
     assert small["replica: memory"].value == pytest.approx((133.8e6 + 1e6 * of_item) / 2**30)
     assert small["replica: memory in a swap"].value == pytest.approx(2 * small["replica: memory"].value)
-    assert small["replica: memory"].basis == "measured"
+    assert small["replica: memory"].basis == "computed", "the bytes of a vector follow from its precision"
+    assert small["bundle"].basis == "computed"
 
 
 def test_a_replica_is_spare(small: dict[str, Figure]) -> None:
@@ -51,7 +53,7 @@ def test_a_replica_is_spare(small: dict[str, Figure]) -> None:
 
 def test_redis_holds_users_and_the_stream(small: dict[str, Figure]) -> None:
     assert small["Redis: data"].value == pytest.approx(5e6 * (476.1 + 10 * 86.9) + 1e6 * 136.9)
-    assert small["Redis: data"].basis == "measured"
+    assert small["Redis: data"].basis == "computed from measured"
     assert small["Redis: memory"].basis == "guess"
     assert small["Redis: nodes of 32 GiB"].value == 1
 
@@ -71,6 +73,37 @@ def test_hours_are_operations_over_those_of_the_card(large: dict[str, Figure]) -
     assert large["index build"].value == pytest.approx(1e8 * 508e-6 / 3_600)
     assert large["index build"].basis == "computed"  # a hundred times the largest that was built
     assert large["encoder, an epoch"].value == pytest.approx(5e9 * 63e-6 / 3_600)
+
+
+@pytest.mark.parametrize("demand", [SMALL, Demand(items=100_000_000, users=500_000_000, rate=20_000, p99_ms=50)])
+def test_a_figure_names_every_coefficient_that_changes_it(demand: Demand, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_simulation(times: ServiceTimes, _p99_ms: float) -> float:
+        outside = sum(times.outside_ms) / len(times.outside_ms)
+        return 1_000 / (times.loop_ms + times.search_ms + times.alone_ms + times.contention + outside)
+
+    monkeypatch.setattr("cli.capacity.estimate.highest_rate", without_simulation)
+    before = by_name(estimate(demand, KNOWN))
+    changing: dict[str, set[str]] = {name: set() for name in before}
+    for name, coefficient in KNOWN.items():
+        more = coefficient.model_copy(update={"value": 1.5 * coefficient.value})
+        for figure in estimate(demand, Coefficients(dict(KNOWN) | {name: more})):
+            if figure.value != before[figure.name].value:
+                changing[figure.name].add(name)
+    for name, figure in before.items():
+        rounded = name.startswith("replicas") or figure.unit == ""
+        assert changing[name] <= set(figure.coefficients), name
+        assert rounded or changing[name] == set(figure.coefficients), name
+
+
+def test_the_basis_of_a_figure_is_that_of_its_coefficients(small: dict[str, Figure], large: dict[str, Figure]) -> None:
+    for figure in (*small.values(), *large.values()):
+        bases = {KNOWN[name].basis for name in figure.coefficients}
+        assert (figure.basis == "guess") == ("guess" in bases), figure.name
+        assert figure.basis != "computed from measured" or bases == {"measured"}, figure.name
+    measured = {name: KNOWN[name].model_copy(update={"basis": "measured"}) for name in KNOWN}
+    known = by_name(estimate(SMALL, Coefficients(measured)))
+    assert known["embedding"].basis == known["bundle"].basis == "computed from measured"
+    assert known["replica: rate"].basis == "computed", "a simulation is none"
 
 
 def test_a_bound_that_no_load_meets_is_refused() -> None:
@@ -108,6 +141,9 @@ def test_a_table_for_people_and_json_for_programs(tmp_path: Path) -> None:
     assert shown.exit_code == 0
     for figure in found["figures"]:
         assert figure["name"] in shown.stdout
+        assert figure["basis"] in shown.stdout
+        assert figure["coefficients"]
+    assert not re.search(r"(?<!from )measured", shown.stdout)
 
 
 @pytest.mark.parametrize(

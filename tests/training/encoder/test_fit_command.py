@@ -120,3 +120,29 @@ def test_vectors_of_a_model_are_not_replaced(ring_run: Run) -> None:
     assert isinstance(result.exception, EmbeddingsError)
     assert "made by a vision-language model" in str(result.exception)
     assert "fit-encoder" in str(result.exception)
+
+
+@pytest.mark.usefixtures("shop")
+@pytest.mark.parametrize("kind", ["vlm", "no-vlm"])
+def test_embeddings_that_cannot_be_read_are_not_replaced(ring_run: Run, kind: str) -> None:
+    made = Embeddings.load(ring_run[0] / "embeddings")
+    directory = Path("runs/shop/embeddings")
+    Embeddings(made.item_ids, dict(made.vectors), {"kind": kind}).save(directory)
+    next(directory.glob("text-*.npy")).write_bytes(b"damaged")
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    result = runner.invoke(app, ["fit", "shop"])
+    assert isinstance(result.exception, EmbeddingsError)
+    assert "embeddings cannot be read" in str(result.exception)
+    assert "`vlm2rec embed` with the model of the run, `vlm2rec embed --no-vlm` without one" in str(result.exception)
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+    assert runner.invoke(app, ["embed", "shop", "--run", "runs/shop", "--no-vlm"]).exit_code == 0
+    assert Embeddings.load(directory).model["kind"] == "no-vlm"
+
+
+@pytest.mark.usefixtures("shop")
+def test_a_run_with_a_model_is_not_fitted_without_it() -> None:
+    Path("runs/shop/train/model").mkdir(parents=True)
+    result = runner.invoke(app, ["fit", "shop"])
+    assert isinstance(result.exception, EmbeddingsError)
+    assert "runs/shop: has a trained model and no embeddings" in str(result.exception)
+    assert not Path("runs/shop/embeddings").exists()

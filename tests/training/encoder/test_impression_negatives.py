@@ -81,6 +81,49 @@ def test_the_loss_of_a_batch_rises_with_what_was_shown(
     assert loss([[-1], [7], [-1], [-1]]) > loss(None)
 
 
+@pytest.mark.parametrize("sampled_above", [1_000, 0], ids=["full softmax", "sampled"])
+@pytest.mark.parametrize("unseen_negatives", [False, True])
+def test_a_new_item_that_was_shown_is_a_negative_only_if_asked_for(
+    ring_embeddings: Embeddings, small_config: EncoderConfig, make_sequences: Make, sampled_above: int,
+    unseen_negatives: bool,
+) -> None:  # fmt: skip
+    update = {"sampled_above": sampled_above, "dropout": 0.0, "slot_dropout": 0.0, "cold_dropout": 0.0}
+    config = small_config.model_copy(update=update | {"unseen_negatives": unseen_negatives})
+    train = make_sequences([[(user + step) % 8 for step in range(6)] for user in range(30)])
+    torch.manual_seed(0)
+    model = SlotModel(ring_embeddings, np.bincount(train.rows, minlength=len(ring_embeddings)), config)
+    stepper = Stepper(model, config, NegativeSampler.of(model, train, config))
+
+    def loss(shown: int) -> float:
+        rows = np.array([[[-1], [shown], [-1]]])
+        return float(stepper.loss(np.array([[0, 1, 2]]), np.random.default_rng(0), None, rows).detach())
+
+    assert loss(7) > loss(-1)
+    if unseen_negatives:
+        assert loss(9) > loss(-1)
+    else:
+        assert loss(9) == pytest.approx(loss(-1), rel=1e-6), "item 9 has no training event"
+
+
+def test_held_out_events_do_not_decide_what_was_followed(tmp_path: Path) -> None:
+    """Of six events a user's last two are held out, and so is every event of a cold item."""
+    start = 1_790_000_000
+    positive = [("u", item, start + 100 * place, "view") for place, item in enumerate("abcdef")]
+    seen = [("e", 150), ("c", 160), ("f", 170)]  # e and f are followed by held-out events, c by a training event
+    shown = [("u", item, start + at, "impression") for item, at in seen]
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{item},{item}\n" for item in "abcdef"))
+    lines = [",".join(map(str, row)) for row in (*positive, *shown)]
+    (tmp_path / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp,type", *lines]) + "\n")
+    (tmp_path / "events.toml").write_text('weight_by = "type"\n')
+    split = split_dataset(load_dataset(tmp_path), 0.0, impressions=3)
+    train = split.parts.train
+    assert train.rows.tolist() == [0, 1, 2, 3]
+    assert train.shown is not None
+    assert train.shown.tolist() == [[-1, -1, -1], [-1, -1, -1], [5, 4, -1], [-1, -1, -1]]
+    assert split.sequences.shown is not None
+    assert (split.sequences.shown == -1).all(), "the refit learns from every event, so all of them decide"
+
+
 def test_a_fit_with_impressions(
     ring_directory: Path, ring_embeddings: Embeddings, small_config: EncoderConfig, tmp_path: Path
 ) -> None:

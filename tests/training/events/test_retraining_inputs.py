@@ -1,5 +1,7 @@
 """The frozen interactions of a retraining: joined, split by time, and gone with the job."""
 
+import json
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -18,7 +20,9 @@ ARRIVAL = 20_000 * DAY
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
     """A data set with events before and after the export began, and an export with a late one."""
-    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "images").mkdir(parents=True)
+    (tmp_path / "shop" / "images" / "a.png").write_bytes(b"one")
+    (tmp_path / "shop" / "items.csv").write_text("item_id,title,image\na,first,images/a.png\nb,second,images/b.png\n")
     export = ExportDirectory.open_or_create(tmp_path / "export")
     rows = [("anna", "b", 0), ("bob", "c", -3 * DAY), ("anna", "d", 2 * DAY), ("bob", "e", 9 * DAY)]
     entries = [
@@ -77,6 +81,58 @@ def test_an_erasure_makes_a_killed_job_begin_anew(shop: Path) -> None:
     again = frozen(shop)
     assert not again.resumed
     assert set(pl.read_parquet(again.everything).filter(pl.col("type") == "view")["user_id"]) == {"bob"}
+
+
+@pytest.mark.parametrize("change", ["row", "price", "picture", "new picture", "lost picture"])
+def test_a_changed_catalogue_is_noticed_and_the_interactions_stay(shop: Path, change: str) -> None:
+    job, dropped = shop.parent / "job", list[str]()
+
+    def drop() -> None:
+        dropped.append(json.loads((job / "inputs.json").read_text())["catalogue"])
+
+    def again() -> RetrainingInputs:
+        return freeze_inputs(job, shop, shop.parent / "export", days=7.0, mark="recipe", drop_outdated=drop)
+
+    first = again()
+    before = first.everything.read_bytes()
+    assert not again().outdated
+    assert not dropped
+    items, picture = shop / "items.csv", shop / "images" / "a.png"
+    if change == "row":
+        items.write_text(items.read_text() + "c,third,\n")
+    elif change == "price":
+        items.write_text(items.read_text().replace("first", "First"))
+    elif change == "picture":
+        picture.write_bytes(b"another")
+    elif change == "new picture":
+        (shop / "images" / "b.png").write_bytes(b"two")
+    else:
+        picture.unlink()
+    found = again()
+    assert found.resumed
+    assert found.outdated
+    assert found.everything.read_bytes() == before
+    assert dropped == [first.record["catalogue"]], "what was made of it is deleted before the new state is recorded"
+    assert not again().outdated
+    items.write_text("item_id\na\na\n")
+    with pytest.raises(DatasetError, match="item ids must be unique"):
+        again()
+
+
+def test_a_job_that_was_killed_while_it_was_deleted_begins_anew(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = frozen(shop)
+
+    def killed(directory: Path) -> None:
+        (directory / "everything.parquet").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            inputs.end()
+    again = frozen(shop)
+    assert not again.resumed
+    assert items(again.everything) == ["a", "c", "b", "d", "e"]
 
 
 def test_a_shop_without_interactions_of_its_own(shop: Path) -> None:

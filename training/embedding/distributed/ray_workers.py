@@ -5,7 +5,9 @@ default is from 2.59 on; where an address is given, the cluster's own network an
 """
 
 import math
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -22,13 +24,14 @@ _CONNECT_S: Final = 10.0
 class RayWorkers:
     """Actors of a connected cluster; see `shard_pool.Workers`.
 
-    One worker a GPU where the cluster has GPUs, else one for each CPU but one. Machines that join later get workers,
-    too.
+    One worker a GPU where the cluster has GPUs, else as many as have a CPU for each of their threads, with one CPU
+    left. A worker reserves as many CPUs as it has threads, so that workers beside each other do not slow each other
+    down. Machines that join later get workers, too.
 
     Args:
         ray: the module, connected.
-        job: of the workers.
-        most: most workers; None: as many as there is room for. More than CPUs share them.
+        job: of the workers; names their threads.
+        most: most workers; None: as many as there is room for. More than that share the CPUs.
     """
 
     def __init__(self, ray: Any, job: ShardJob, most: int | None = None) -> None:  # noqa: ANN401 - a module
@@ -36,16 +39,17 @@ class RayWorkers:
         self._actor = ray.remote(ShardWorker)
 
     def wanted(self) -> int:
-        """As many as there are GPUs, else as there are CPUs but one; at most ``most``."""
+        """As many as there are GPUs, else as their threads have CPUs but one; at most ``most``."""
         if self._most is not None:
             return self._most
         total = self._ray.cluster_resources()
-        return max(1, math.floor(float(total.get("GPU", 0))) or math.floor(float(total.get("CPU", 0)) - _LEFT_FREE))
+        room = (float(total.get("CPU", 0)) - _LEFT_FREE) / self._job.threads
+        return max(1, math.floor(float(total.get("GPU", 0))) or math.floor(room))
 
     def start(self) -> tuple[Any, Any]:
         """Start an actor; Ray places it when a machine has room."""
         total = self._ray.cluster_resources()
-        cpus = cpus_of_worker(total.get("CPU", 0), self.wanted())
+        cpus = cpus_of_worker(total.get("CPU", 0), self.wanted(), self._job.threads)
         gpus = min(1.0, total.get("GPU", 0) / self.wanted())
         actor = self._actor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0).remote(self._job)
         return actor, actor.prepare.remote()
@@ -85,15 +89,20 @@ class RayWorkers:
         )
 
 
-def cpus_of_worker(total: float, workers: int) -> float:
-    """CPUs that one of several workers reserves: at most 1, and so little that one CPU of the cluster stays free.
+def cpus_of_worker(total: float, workers: int, threads: int = 1) -> float:
+    """CPUs that one of several workers reserves: one a thread, but so little that one CPU of the cluster stays free.
 
     Args:
         total: CPUs of the cluster.
         workers: how many there are to be.
+        threads: of a worker.
+
+    Returns:
+        A whole number, as Ray wants it, or less than 1.
     """
     room = total - _LEFT_FREE if total > _LEFT_FREE else total / 2
-    return max(_LEAST_CPUS, math.floor(100 * min(1.0, room / workers)) / 100)
+    share = min(float(threads), room / workers)
+    return float(math.floor(share)) if share >= 1 else max(_LEAST_CPUS, math.floor(100 * share) / 100)
 
 
 @contextmanager
@@ -110,6 +119,7 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
     Raises:
         EmbeddingsError: ray is not installed, or no cluster answers at the address.
     """
+    was = signal.getsignal(signal.SIGTERM)
     try:
         import ray
     except ImportError as error:
@@ -127,6 +137,8 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
             f"no Ray cluster {where} ({_first_line(error)}); start one with `ray start --head`, and set RAY_AUTH_MODE "
             "and the token as the cluster has them"
         ) from error
+    if callable(was) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, was)  # Ray's own would end the process at once, also after the block
     try:
         yield ray
     finally:

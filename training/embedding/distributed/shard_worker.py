@@ -33,7 +33,8 @@ class ShardJob:
         plan: directory of the plan, which receives the shards.
         model: provenance of the model that the plan was made for.
         batch_items: items encoded at a time.
-        threads: CPU threads of PyTorch; another number may change the last digits.
+        threads: CPU threads of a worker; another number may change the last digits.
+        interactions: file of the interactions, as the catalogue is read with one; None: that of the data set.
     """
 
     data: Path
@@ -42,6 +43,7 @@ class ShardJob:
     model: dict[str, Any]
     batch_items: int
     threads: int
+    interactions: Path | None = None
 
 
 class ShardWorker:
@@ -68,7 +70,7 @@ class ShardWorker:
             raise EmbeddingsError(
                 f"{self._job.plan}: is not on this machine; data set and run must be on a shared disk"
             )
-        self._dataset = load_dataset(self._job.data)
+        self._dataset = load_dataset(self._job.data, interactions=self._job.interactions)
         self._rows = {item_id: row for row, item_id in enumerate(self._dataset.item_ids())}
         embedding = TrainedModel.of(self._job.run).load()
         if differences(embedding.model, self._job.model):
@@ -111,7 +113,7 @@ class ShardWorker:
         found: list[PlannedItem] = []
         if (rows >= 0).all():
             part = replace(self._dataset, items=self._dataset.items[rows.tolist()])
-            found = read_contents(part).frame.select(ITEM_ID, TEXT_HASH, PICTURE_HASH).rows()
+            found = read_contents(part, threads=self._job.threads).frame.select(ITEM_ID, TEXT_HASH, PICTURE_HASH).rows()
         for number, item in enumerate(planned):
             if not found or found[number] != item:
                 raise EmbeddingsError(

@@ -1,39 +1,23 @@
 """`vlm2rec embed --engine ray` on a cluster of this machine: the bytes of one process, also after kills."""
 
-import contextlib
 import importlib.util
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.support.environments import without_coverage
+from tests.support.processes.ray_clusters import NO_RAY, TOKEN, Cluster
 from tests.support.shops import eventually
 from tests.support.stores.redis_servers import free_port
 from training.config.run_config import load_config, to_toml
-from training.embedding.distributed.ray_workers import cpus_of_worker
 
 ITEMS = 240
 LONGEST_S = 600
-NO_RAY = "Ray is not installed; `pip install 'vlm2rec[ray]'`"
-
-
-@pytest.mark.parametrize(
-    ("total", "workers", "cpus"),
-    [(2, 1, 1.0), (4, 3, 1.0), (4, 8, 0.37), (1, 1, 0.5), (0, 1, 0.01), (2, 1000, 0.01), (100, 3, 1.0)],
-)
-def test_workers_leave_a_cpu_free(total: float, workers: int, cpus: float) -> None:
-    assert cpus_of_worker(total, workers) == cpus
-    if workers <= 100 * (total - 1):
-        assert workers * cpus <= total - 1
 
 
 @pytest.fixture(autouse=True)
@@ -82,58 +66,12 @@ def vectors(home: Path, run: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (home / run / "embeddings").glob("*.npy")}
 
 
-class Cluster:
-    """A head with one CPU and machines with one CPU each, as `ray start` makes them; all on this machine.
-
-    Attributes:
-        address: of the head.
-    """
-
-    def __init__(self) -> None:
-        self._folder = tempfile.mkdtemp(prefix="ray-")  # short: it holds sockets
-        self._processes: list[subprocess.Popen[bytes]] = []
-        port = free_port()
-        self.address = f"127.0.0.1:{port}"
-        options = (f"--port={port}", "--include-dashboard=false", f"--temp-dir={self._folder}")
-        self._start("--head", "--node-ip-address=127.0.0.1", *options)
-
-    def add(self) -> "subprocess.Popen[bytes]":
-        """Let a machine join."""
-        return self._start(f"--address={self.address}", "--node-ip-address=127.0.0.1")
-
-    def kill(self, machine: "subprocess.Popen[bytes]") -> None:
-        """Kill all that runs on a machine, at once."""
-        for process in (*psutil.Process(machine.pid).children(recursive=True), machine):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                os.kill(process.pid, signal.SIGKILL)
-        machine.communicate(timeout=60)
-
-    def end(self) -> None:
-        for machine in reversed(self._processes):
-            if machine.poll() is None:
-                self.kill(machine)
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _start(self, *options: str) -> "subprocess.Popen[bytes]":
-        words = ("start", *options, "--num-cpus=1", "--object-store-memory=104857600", "--block")
-        command = [sys.executable, "-m", "ray.scripts.scripts", *words]
-        machine = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=without_coverage())
-        self._processes.append(machine)
-        assert machine.stdout is not None
-        said = b""
-        while b"Ray runtime started." not in said:
-            line = machine.stdout.readline()
-            said += line
-            assert line, said.decode()
-        return machine
-
-
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     if importlib.util.find_spec("ray") is None:
         pytest.skip(NO_RAY)
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "a-token-of-this-test-0123456789abcdef")
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
     made = Cluster()
     yield made
     made.end()

@@ -1,0 +1,130 @@
+"""Compares the recipe of a retraining with the served one: both fitted before the cut-off, measured after it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+
+from cli.offline.encoder import fit_and_print
+from cli.offline.evaluation_page import print_table
+
+if TYPE_CHECKING:
+    from training.config.encoder_config import EncoderConfig
+    from training.data.dataset import Dataset
+    from training.embedding.store import Embeddings
+    from training.events.retraining_inputs import RetrainingInputs
+    from training.ranking.table import Table
+
+_COMPARISON_FILE: Final = "comparison.json"
+_NEW, _SERVED = "new recipe", "served recipe"
+_METRIC = "ndcg@10"
+
+_out = Console(soft_wrap=True, highlight=False)
+
+
+def compared(
+    data: Path,
+    inputs: "RetrainingInputs",
+    everything: "Dataset",
+    embeddings: "Embeddings",
+    recipe: "EncoderConfig",
+    served_embeddings: "Embeddings | None",
+) -> dict[str, Any]:
+    """Figures of the recipes after the cut-off, and why the new one is refused; an empty text if it is not.
+
+    Args:
+        data: the data set.
+        inputs: frozen interactions; the comparison of an earlier job with them is read.
+        everything: the catalogue with every event.
+        embeddings: of the catalogue, for the new recipe.
+        recipe: the new one.
+        served_embeddings: of the served model, if a new one was trained; None: ``embeddings`` are for both.
+    """
+    from training.config.encoder_config import EncoderConfig
+    from training.data.dataset import load_dataset
+    from training.data.sequences import evenly_spaced
+    from training.encoder.encoder_files import ENCODER_DIRECTORY, FIT_FILE
+    from training.evaluation.evaluate import FittedRun
+    from training.evaluation.recipes import MOST_TARGETS, compare_recipes, targets_after
+
+    if (inputs.directory / _COMPARISON_FILE).exists():
+        return read_comparison(inputs)
+    known = inputs.record["served_recipe"]  # an earlier job may have fitted into the run that it was read from
+    served = recipe if known is None else EncoderConfig.model_validate(known)
+    recipes = {_NEW: recipe} | ({} if served == recipe and served_embeddings is None else {_SERVED: served})
+    targets = targets_after(everything.interactions, everything.item_ids(), inputs.cutoff)
+    if len(targets):
+        before = load_dataset(data, interactions=inputs.before, rules=everything.rules)
+        for name, config in recipes.items():
+            directory = _recipe_run(inputs.directory, name)
+            if not (directory / ENCODER_DIRECTORY / FIT_FILE).exists():
+                _out.print(f"fitting the {name} on what lies before the last days")
+                its_own = served_embeddings if name == _SERVED and served_embeddings is not None else embeddings
+                fit_and_print(before, its_own, config, directory)
+    runs = {
+        name: FittedRun.load(_recipe_run(inputs.directory, name) / ENCODER_DIRECTORY, served=True)
+        for name in (recipes if len(targets) else ())
+    }
+    table = compare_recipes(runs, evenly_spaced(targets, MOST_TARGETS), len(targets))
+    print_table(table, table.rows[0].name)
+    found = {"refused": _refusal(table), "table": table.as_json([_SERVED] if _SERVED in recipes else [])}
+    partial = inputs.directory / f"{_COMPARISON_FILE}.part"
+    partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    partial.replace(inputs.directory / _COMPARISON_FILE)
+    return found
+
+
+def read_comparison(inputs: "RetrainingInputs") -> dict[str, Any]:
+    """The comparison of an earlier job with the same inputs."""
+    found: dict[str, Any] = json.loads((inputs.directory / _COMPARISON_FILE).read_text(encoding="utf-8"))
+    return found
+
+
+def check_comparison(comparison: dict[str, Any]) -> None:
+    """Raise the refusal of a comparison, if it has one.
+
+    Raises:
+        EvaluationError: the new recipe is refused.
+    """
+    from training.errors import EvaluationError
+
+    if comparison["refused"]:
+        raise EvaluationError(comparison["refused"])
+
+
+def drop_comparison(job: Path) -> None:
+    """Delete the comparison of a job, and what was fitted for it.
+
+    Args:
+        job: directory of the retraining.
+    """
+    (job / _COMPARISON_FILE).unlink(missing_ok=True)
+    for fitted in (_recipe_run(job, _NEW), _recipe_run(job, _SERVED)):
+        if fitted.exists():
+            shutil.rmtree(fitted)
+
+
+def _recipe_run(job: Path, name: str) -> Path:
+    """Where a recipe is fitted to be compared."""
+    return job / name.replace(" ", "-")
+
+
+def _refusal(table: "Table") -> str:
+    """Why the new recipe is refused; empty if it is not."""
+    popularity = table.rows[0]
+    own = table.row(_NEW).values[_METRIC]
+    if own < popularity.values[_METRIC]:
+        return (
+            f"NDCG@10 of the new recipe is {own:.4f} on {table.users:,} users, below {popularity.values[_METRIC]:.4f} "
+            "of popular items"
+        )
+    if any(row.name == _SERVED for row in table.rows):
+        ratio = table.ratio(_NEW, _SERVED, _METRIC)
+        if ratio.high < 1:
+            return (
+                f"NDCG@10 of the new recipe is {ratio.ratio:.3f} × that of the served one ({ratio.low:.3f} to "
+                f"{ratio.high:.3f}, {table.users:,} users)"
+            )
+    return ""
