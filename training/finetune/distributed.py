@@ -5,13 +5,15 @@
 # including as negatives of other processes' rows. Summed over the processes, the weights' gradients are exactly those
 # of one process with the whole batch. A single process sends and copies nothing.
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -29,6 +31,7 @@ class ProcessGroup:
         count: number of processes.
         number: of this process, from 0.
         first: whether this process writes files and reports.
+        first_here: whether this process is the first of its machine.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -36,6 +39,7 @@ class ProcessGroup:
         self.count = int(accelerator.num_processes)
         self.number = int(accelerator.process_index)
         self.first = bool(accelerator.is_main_process)
+        self.first_here = bool(accelerator.is_local_main_process)
 
     def share(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """This process's part of some numbers; the parts in order make the whole."""
@@ -105,6 +109,34 @@ class ProcessGroup:
         boxed = [value]
         broadcast_object_list(boxed)
         return boxed[0]
+
+    def everyone(self, value: _Plain) -> list[_Plain]:
+        """The values of all processes, in their order, in every process."""
+        if self.count == 1:
+            return [value]
+        return list(gather_object([value]))
+
+    def most(self, counts: Sequence[int]) -> list[int]:
+        """For each count the largest one of any process."""
+        return [max(same) for same in zip(*self.everyone(list(counts)), strict=True)]
+
+    def sent(self, content: bytes, length: int) -> bytes:
+        """The bytes of process 0 in every process.
+
+        Args:
+            content: read in process 0 alone.
+            length: number of its bytes, the same in every process.
+        """
+        buffer = torch.zeros(length, dtype=torch.uint8)
+        if self.first:
+            buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        return bytes(broadcast(buffer.to(self._accelerator.device)).cpu().numpy().tobytes())
+
+
+def launch_name() -> str | None:
+    """Names the `torchrun` that started this process, the same after it has restarted it; None without one."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if run_id is None else f"{run_id} {platform.node()} {os.getppid()}"
 
 
 def _gradient(weight: nn.Parameter) -> Tensor:
