@@ -1,11 +1,15 @@
 """Starts `vlm2rec` in several processes of one group, as torchrun does, but forked, so that starting costs little."""
 
-from collections.abc import Sequence
-from multiprocessing.context import ForkServerProcess
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from torch.distributed import TCPStore
 
 from tests.support.processes.forked_commands import exit_code, start_command
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerProcess
 
 _AS_RANK = """
 import os
@@ -36,3 +40,12 @@ class Ranks:
     def exit_codes(self, within: float = 300) -> list[int | None]:
         """The exit code of each process once all have ended, minus the signal that ended it."""
         return [exit_code(process, within) for process in self.processes]
+
+
+def wait_until(due: Callable[[], bool], within: float = 300) -> None:
+    """Wait until something is the case."""
+    end = time.monotonic() + within
+    while not due():
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.01)

@@ -3,17 +3,32 @@
 import json
 import os
 import random
+import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from torch import nn
+from torch.optim import AdamW
 
-from tests.support.processes.ranks import Ranks
+from tests.support.processes.ranks import Ranks, wait_until
+from training.backbones.backbone import Backbone
+from training.backbones.vlm import VlmEmbedder, adapt
 from training.config.run_config import load_config, to_toml
-from training.errors import ConfigError
+from training.data.dataset import Dataset
+from training.data.sequences import Sequences
+from training.errors import BackboneError, ConfigError
+from training.finetune.distributed import ProcessGroup
+from training.finetune.processes import sharded_checkpoints
+from training.finetune.processes.sharding import shard_weights
+from training.finetune.trainer import train_vlm
+from training.runs import checkpoints
 
 STEPS = 8
 CHANGES: dict[str, Any] = {
@@ -38,6 +53,27 @@ def holding(self, step, rest):
         time.sleep(.01)
 RunLog.write = holding
 """
+
+SAYING = """
+import cli.main
+from training.finetune import trainer
+from training.errors import ConfigError
+train = trainer.train_vlm
+def saying(*values, **options):
+    try:
+        return train(*values, **options)
+    except ConfigError as error:
+        with open({path!r}, "a") as file:
+            file.write(str(error) + chr(10))
+        raise
+trainer.train_vlm = saying
+"""
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def command(shop: Path, run: Path, overrides: dict[str, Any]) -> list[object]:
@@ -106,3 +142,110 @@ def test_a_sharded_model_of_which_every_weight_is_trained(
     apart = torch.cat([(first[name] - second[name]).flatten() for name in start])
     assert moved.abs().max() > 1e-3
     assert apart.norm() < 1e-3 * moved.norm()
+
+
+def test_a_killed_sharded_run_goes_on_as_if_nothing_had_happened(
+    shop_directory: Path, with_adapters: dict[str, Any], sharded: Path, tmp_path: Path
+) -> None:
+    run, overrides = tmp_path / "run", {**with_adapters, "train.shard": True}
+    step = random.randrange(2, 7)
+    ranks = Ranks([command(shop_directory, run, overrides)] * 2, HOLDING.format(step=step))
+    log = run / "train" / "log.jsonl"
+    wait_until(lambda: log.is_file() and len(log.read_text().splitlines()) >= step)
+    for process in ranks.processes:
+        os.kill(process.pid or 0, signal.SIGKILL)
+    assert ranks.exit_codes() == [-signal.SIGKILL] * 2, f"killed in step {step}"
+    assert not (run / "train" / "model").exists()
+    broken = trained(shop_directory, run, overrides)
+    assert lines(broken) == lines(sharded)
+    first, second = adapters(sharded), adapters(broken)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not list((broken / "checkpoints").glob(".*.part"))
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_with_another_number_of_processes(
+    shop_directory: Path, with_adapters: dict[str, Any], sharded: Path, tmp_path: Path
+) -> None:
+    run, overrides = tmp_path / "run", {**with_adapters, "train.shard": True}
+    shutil.copytree(sharded.parent, run)
+    shutil.rmtree(run / "train" / "model")
+    shutil.rmtree(run / "train" / "checkpoints" / f"step-{STEPS:08d}")
+    assert Ranks([command(shop_directory, run, overrides)] * 3).exit_codes() == [0, 0, 0]
+    assert_near(lines(sharded), lines(run / "train"))
+
+
+def test_a_sharded_checkpoint_has_no_pickle_and_is_read_only_as_it_was_written(sharded: Path, tmp_path: Path) -> None:
+    checkpoint = checkpoints.newest(sharded / "checkpoints")
+    assert checkpoint is not None
+    names = sorted(path.name for path in checkpoint.path.iterdir())
+    shards = [name for name in names if name.endswith(".safetensors")]
+    assert len(shards) == 2
+    assert [name for name in names if name not in shards] == ["shards.json", "state.json"]
+    model = nn.Linear(2, 2)
+
+    def restored(path: Path) -> None:
+        alone = ProcessGroup(Accelerator(cpu=True))
+        sharded_checkpoints.restore(checkpoints.Checkpoint(path, STEPS), model, AdamW(model.parameters()), alone)
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(checkpoint.path, tmp_path / name))
+
+    altered = copy("altered")
+    content = bytearray((altered / shards[1]).read_bytes())
+    content[-1] ^= 1
+    (altered / shards[1]).write_bytes(content)
+    with pytest.raises(BackboneError, match=rf"not as this run wrote it.*\({shards[1]}\); remove it"):
+        restored(altered)
+    missing = copy("missing")
+    (missing / shards[0]).unlink()
+    with pytest.raises(BackboneError, match=rf"not as this run wrote it.*\({shards[0]}\)"):
+        restored(missing)
+    additional = copy("additional")
+    shutil.copyfile(additional / shards[0], additional / "x.safetensors")
+    with pytest.raises(BackboneError, match=r"not as this run wrote it.*\(x\.safetensors\)"):
+        restored(additional)
+    unlisted = copy("unlisted")
+    (unlisted / "shards.json").unlink()
+    with pytest.raises(BackboneError, match="cannot be read"):
+        restored(unlisted)
+    with pytest.raises(BackboneError, match="holds the weights of another model"):
+        restored(copy("foreign"))
+
+
+def test_machines_must_share_the_directory_of_a_sharded_run(
+    shop_directory: Path, with_adapters: dict[str, Any], tmp_path: Path
+) -> None:
+    said = tmp_path / "said.txt"
+    commands = [command(shop_directory, tmp_path / name, {**with_adapters, "train.shard": True}) for name in "ab"]
+    ranks = Ranks(commands, SAYING.format(path=str(said)), machines=True)
+    assert ranks.exit_codes() == [2, 2]
+    messages = said.read_text().splitlines()
+    assert len(messages) == 2
+    for message in messages:
+        assert "process 1 on " in message
+        assert "does not see the run directory of process 0" in message
+        assert "put --run on a disk that all machines share" in message
+
+
+def test_settings_that_cannot_be_sharded(shop: Dataset, shop_train: Sequences, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"shard needs cached_gradients = true.*got false"):
+        load_config(overrides={"train.shard": True})
+    with pytest.raises(ConfigError, match=r'train\.shard is for vlm\.family = "qwen-vl".*got family = "dual-encoder"'):
+        load_config(
+            overrides={
+                "train.shard": True,
+                "train.cached_gradients": True,
+                "vlm.family": "dual-encoder",
+                "vlm.model": "x",
+            }
+        )
+    alone = load_config(overrides={"train.shard": True, "train.cached_gradients": True})
+    with pytest.raises(ConfigError, match=r"train\.shard = true divides .* got 1; start it by torchrun"):
+        train_vlm(shop, shop_train, tmp_path, alone)
+
+
+def test_adapters_in_the_vision_tower_alone_are_not_sharded(backbone: Backbone) -> None:
+    embedder = VlmEmbedder(adapt(backbone, rank=2, alpha=4, dropout=0.0, targets=["qkv"]))
+    with pytest.raises(ConfigError, match="needs trained weights in the language model"):
+        shard_weights(embedder, Accelerator(cpu=True))
