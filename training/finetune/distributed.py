@@ -17,6 +17,8 @@ from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from training.errors import ConfigError
+
 _Plain = TypeVar("_Plain")
 _BUCKET_VALUES = 1 << 25
 
@@ -137,6 +139,25 @@ def launch_name() -> str | None:
     """Names the `torchrun` that started this process, the same after it has restarted it; None without one."""
     run_id = os.environ.get("TORCHELASTIC_RUN_ID")
     return None if run_id is None else f"{run_id} {platform.node()} {os.getppid()}"
+
+
+def check_restarts() -> None:
+    """Refuse restarts over several machines that would read addresses of processes that have ended.
+
+    `torchrun` keeps one store of addresses for all restarts unless it is switched off; processes that are started again
+    may then wait for each other without end (pytorch/pytorch issue 135712).
+
+    Raises:
+        ConfigError: `torchrun` may restart processes on several machines, and its store is shared.
+    """
+    several = int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    if several and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ConfigError(
+            "torchrun with --max-restarts above 0 on several machines needs --rdzv-backend c10d and the environment "
+            "variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on each of them, got a shared store; set both, or use "
+            "--max-restarts 0 and --resume"
+        )
 
 
 def _gradient(weight: nn.Parameter) -> Tensor:

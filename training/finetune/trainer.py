@@ -24,7 +24,7 @@ from training.data.training_pairs import TrainingPairs
 from training.embedding.job import Progress
 from training.errors import ConfigError, TrainingDiverged
 from training.finetune.batch_prefetch import prefetched
-from training.finetune.distributed import ProcessGroup, launch_name
+from training.finetune.distributed import ProcessGroup, check_restarts, launch_name
 from training.finetune.parts import make_starting_model, training_parts
 from training.finetune.processes.agreement import check_inputs, check_weights
 from training.finetune.processes.run_checkpoints import RunCheckpoints
@@ -359,6 +359,7 @@ class Trainer:
 
 def _check(config: RunConfig, validation: Targets | None, processes: ProcessGroup) -> None:
     """Refuse a configuration that would fail later, before anything is written."""
+    check_restarts()
     if config.vlm.encodes_items:
         ItemSource.of(config.vlm).check_pinned()
     elif config.vlm.model is not None:

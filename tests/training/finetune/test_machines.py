@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from safetensors.torch import load_file
 
 from tests.support.processes.ranks import Ranks, wait_until
 from training.config.run_config import load_config, to_toml
+from training.errors import ConfigError
+from training.finetune.distributed import check_restarts, launch_name
+from training.finetune.run_directory import RunDirectory
 
 STEPS = 6
 CHANGES: dict[str, Any] = {
@@ -149,3 +153,40 @@ if os.environ["RANK"] == "1":
     for message in said.read_text().splitlines():
         assert "process 1 on " in message
         assert "has other weights of the model than process 0" in message
+
+
+@pytest.mark.parametrize(
+    ("machines", "restarts", "shared", "refused"),
+    [("2", "2", "True", True), ("1", "2", "True", False), ("2", "0", "True", False), ("2", "2", "False", False)],
+)
+def test_restarts_over_machines_with_a_store_of_old_addresses_are_refused(
+    monkeypatch: pytest.MonkeyPatch, machines: str, restarts: str, shared: str, refused: bool
+) -> None:
+    monkeypatch.setenv("GROUP_WORLD_SIZE", machines)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
+    expected = pytest.raises(ConfigError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1") if refused else nullcontext()
+    with expected:
+        check_restarts()
+
+
+def test_processes_that_torchrun_starts_again_resume_their_own_run_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run_dir = RunDirectory(tmp_path / "run")
+    assert launch_name() is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    name = launch_name()
+    assert name is not None
+    with run_dir.claimed("same", resume=False, launch=name):
+        run_dir.start.mkdir()
+    with run_dir.claimed("same", resume=False, launch=name):
+        pass
+    for launch in (f"{name}0", None):
+        with (
+            pytest.raises(ConfigError, match="go on with --resume"),
+            run_dir.claimed("same", resume=False, launch=launch),
+        ):
+            pass
+    with pytest.raises(ConfigError, match="another configuration"), run_dir.claimed("x", resume=False, launch=name):
+        pass

@@ -74,6 +74,7 @@ class Launch:
         words = [*torchrun, "--", str(self._worker), str(self._directory), *train]
         environment = without_coverage() | {
             "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         }  # fmt: skip
         if host is not None:
             self.agents.append(host.start(words, environment))
