@@ -29,7 +29,7 @@ from training.finetune.parts import make_starting_model, training_parts
 from training.finetune.processes.agreement import check_inputs, check_weights
 from training.finetune.processes.run_checkpoints import RunCheckpoints
 from training.finetune.processes.run_copy import RunCopy
-from training.finetune.processes.sharding import full_weights, shard_weights
+from training.finetune.processes.sharding import full_weights, reshard, shard_weights
 from training.finetune.run_directory import RunDirectory, run_fingerprint
 from training.finetune.run_log import RunLog
 from training.finetune.step import ContrastiveStep, StepResult, learning_rate_schedule
@@ -288,6 +288,7 @@ class Trainer:
         """Write the model and the list of unreadable pictures; every process must call this."""
         weights = None
         if isinstance(self._embedder, VlmEmbedder) and self._config.train.shard:
+            reshard(self._embedder)
             weights = full_weights(self._embedder.model, trained_only=self._parts.adapted)
         if not self._processes.first:
             return

@@ -131,7 +131,8 @@ def test_sharded_adapters_are_trained_as_whole_ones(
 def test_a_sharded_model_of_which_every_weight_is_trained(
     shop_directory: Path, smallest: dict[str, Any], tmp_path: Path
 ) -> None:
-    overrides = {**smallest, **CHANGES}
+    """Also resumed from an earlier checkpoint, and with the best validated weights, which are not the last ones."""
+    overrides = {**smallest, **CHANGES, "train.patience": 100, "train.learning_rate": 0.01}
     whole = trained(shop_directory, tmp_path / "whole", overrides)
     parts = trained(shop_directory, tmp_path / "parts", {**overrides, "train.shard": True})
     assert_near(lines(whole), lines(parts))
@@ -142,6 +143,16 @@ def test_a_sharded_model_of_which_every_weight_is_trained(
     apart = torch.cat([(first[name] - second[name]).flatten() for name in start])
     assert moved.abs().max() > 1e-3
     assert apart.norm() < 1e-3 * moved.norm()
+    again = tmp_path / "again" / "train"
+    shutil.copytree(parts.parent, again.parent)
+    shutil.rmtree(again / "model")
+    for step in (6, STEPS):
+        shutil.rmtree(again / "checkpoints" / f"step-{step:08d}")
+    assert checkpoints.newest(again / "checkpoints") is not None
+    trained(shop_directory, again.parent, {**overrides, "train.shard": True})
+    assert lines(again) == lines(parts)
+    third = load_file(again / "model" / "model.safetensors")
+    assert all(torch.equal(second[name], third[name]) for name in second)
 
 
 def test_a_killed_sharded_run_goes_on_as_if_nothing_had_happened(

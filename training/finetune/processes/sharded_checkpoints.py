@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from training.errors import BackboneError
 from training.finetune.distributed import ProcessGroup
+from training.finetune.processes.sharding import reshard
 from training.runs import checkpoints
 from training.runs.checkpoints import STATE_FILE, Checkpoint
 
@@ -50,6 +51,7 @@ def write(
     processes.wait()
     target = checkpoints.at(directory, step)
     partial = directory / f".{target.path.name}.part"
+    reshard(model)
     tensors, steps = _tensors(model, optimizer)
     dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True))
     processes.wait()
@@ -93,6 +95,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, proc
             f"{checkpoint.path}: not as this run wrote it, by the hashes in {SHARDS_FILE} ({', '.join(changed)}); "
             f"{remedy}"
         )
+    reshard(model)
     trained = _trained(model)
     if not steps.keys() <= trained.keys():
         raise BackboneError(f"{checkpoint.path}: the checkpoint holds the weights of another model; start a new run")

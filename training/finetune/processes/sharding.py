@@ -50,7 +50,7 @@ def full_weights(module: nn.Module, *, trained_only: bool) -> dict[str, Tensor]:
     """The weights as a state dictionary on the host; every process must call this, and every process gets them.
 
     Args:
-        module: sharded.
+        module: sharded, as :func:`reshard` leaves it.
         trained_only: leave out frozen weights and buffers.
     """
     trained = {name for name, weight in module.named_parameters() if weight.requires_grad}
@@ -59,6 +59,17 @@ def full_weights(module: nn.Module, *, trained_only: bool) -> dict[str, Tensor]:
         if not trained_only or name in trained:
             gathered[name] = whole(value).detach().cpu()
     return gathered
+
+
+def reshard(module: nn.Module) -> None:
+    """Leave only its part of each weight to this process, also after passes without gradients.
+
+    FSDP2 keeps the weights outside of the layers gathered after such a pass. Until then they are other parameters of
+    the module than those that the optimiser updates.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def whole(value: Tensor) -> Tensor:
