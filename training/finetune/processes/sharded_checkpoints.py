@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from training.errors import BackboneError
@@ -53,7 +54,7 @@ def write(
     partial = directory / f".{target.path.name}.part"
     reshard(model)
     tensors, steps = _tensors(model, optimizer)
-    dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True))
+    save(tensors, storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True))
     processes.wait()
     hashes = _hashes(partial, processes)
     if processes.first:
@@ -109,7 +110,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, proc
     tensors, _ = _tensors(model, optimizer)
     try:
         with torch.no_grad():
-            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint.path)))
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint.path)))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, CheckpointException) as error:
         raise BackboneError(
             f"{checkpoint.path}: the checkpoint holds the weights of another model ({error}); start a new run"

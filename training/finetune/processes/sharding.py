@@ -97,5 +97,5 @@ def _require_gradients_of_inputs(model: PreTrainedModel) -> None:
     def require(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         return output if output.requires_grad or not torch.is_grad_enabled() else output.requires_grad_()
 
-    cast("nn.Module", model.get_input_embeddings()).register_forward_hook(require)
+    model.get_input_embeddings().register_forward_hook(require)
     cast("Any", model).visual.patch_embed.register_forward_hook(require)
