@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -49,10 +50,15 @@ class Backbone:
     tokenizer: PreTrainedTokenizerBase
     image_processor: ImageProcessor
 
-    def save(self, directory: Path) -> None:
-        """Write all three parts so that :func:`load_backbone` reads them back."""
+    def save(self, directory: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write all three parts so that :func:`load_backbone` reads them back.
+
+        Args:
+            directory: created if needed.
+            weights: of the model by name, in place of its own.
+        """
         with quiet():
-            self.model.save_pretrained(directory)
+            self.model.save_pretrained(directory, state_dict=None if weights is None else dict(weights))
         self.save_processors(directory)
 
     def save_processors(self, directory: Path) -> None:

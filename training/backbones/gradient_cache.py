@@ -21,6 +21,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from training.backbones.batches import ModelInputs, PromptBatch
 from training.backbones.items.heads import ModalityHeads
+from training.backbones.lockstep import Lockstep, smallest_pictures, smallest_prompts
 from training.backbones.vlm import VisualTokens, VlmEmbedder
 
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -44,7 +45,9 @@ class EncodingPass(Protocol):
         ...
 
 
-def encode(embedder: Embedder, prompts: ModelInputs, *, autocast: Autocast, cached: bool) -> EncodingPass:
+def encode(
+    embedder: Embedder, prompts: ModelInputs, *, autocast: Autocast, cached: bool, lockstep: Lockstep | None = None
+) -> EncodingPass:
     """Encode a batch so that a gradient on its vectors can be propagated back.
 
     Args:
@@ -52,9 +55,10 @@ def encode(embedder: Embedder, prompts: ModelInputs, *, autocast: Autocast, cach
         prompts: on the embedder's device.
         autocast: entered around every call of the model.
         cached: keep no activations; heads on stored vectors have hardly any, and keep them.
+        lockstep: the processes that share the weights of a cached pass, which must all encode at the same time.
     """
     if cached and isinstance(embedder, VlmEmbedder) and isinstance(prompts, PromptBatch):
-        return _CachedPass(embedder, prompts, autocast)
+        return _CachedPass(embedder, prompts, autocast, lockstep)
     return _PlainPass(embedder, prompts, autocast)
 
 
@@ -75,8 +79,14 @@ class _PlainPass:
 class _CachedPass:
     """Keeps the random generators' states."""
 
-    def __init__(self, embedder: VlmEmbedder, prompts: PromptBatch, autocast: Autocast) -> None:
+    def __init__(
+        self, embedder: VlmEmbedder, prompts: PromptBatch, autocast: Autocast, lockstep: Lockstep | None
+    ) -> None:
         self._embedder, self._prompts, self._autocast = embedder, prompts, autocast
+        self._lockstep = lockstep is not None
+        own = len(prompts.pictures), len(prompts.groups)
+        most = own if lockstep is None else lockstep.most(own)
+        self._idle_pictures, self._idle_prompts = (all_ - here for all_, here in zip(most, own, strict=True))
         self._device = embedder.base.device
         self._vision_states: list[_RandomState] = []
         self._prompt_states: list[_RandomState] = []
@@ -84,34 +94,55 @@ class _CachedPass:
             seen = [
                 self._first(self._vision_states, embedder.encode_pictures, pictures) for pictures in prompts.pictures
             ]
+            for _ in range(self._idle_pictures):
+                self._run(embedder.encode_pictures, smallest_pictures(embedder.base))
             self._seen = embedder.join_tokens(seen)
             read = [
                 self._first(self._prompt_states, embedder.encode_group, group, self._seen) for group in prompts.groups
             ]
+            for _ in range(self._idle_prompts):
+                self._run(embedder.encode_group, smallest_prompts(embedder.base), None)
         self._tokens = [len(part.layers[0]) for part in seen]
         self.outputs = (torch.cat(read) if read else embedder.no_vectors()).requires_grad_()
 
     def backward(self) -> None:
         """See :class:`EncodingPass`."""
-        if self.outputs.grad is None:
-            return
-        trains_vision = self._seen is not None and self._embedder.trains_vision
+        gradient = self.outputs.grad
+        if gradient is None:
+            if not self._lockstep:
+                return
+            gradient = torch.zeros_like(self.outputs)
+        trains_vision = self._embedder.trains_vision
         seen = None if self._seen is None else self._seen.as_leaves(requires_grad=trains_vision)
-        parts = torch.split(self.outputs.grad, [len(group.pooled) for group in self._prompts.groups])
-        for group, state, gradient in zip(self._prompts.groups, self._prompt_states, parts, strict=True):
+        parts = torch.split(gradient, [len(group.pooled) for group in self._prompts.groups])
+        for group, state, part in zip(self._prompts.groups, self._prompt_states, parts, strict=True):
             made = self._again(state, self._embedder.encode_group, group, seen)
             if made.requires_grad:
-                torch.autograd.backward([made], [gradient])
-        if seen is None or not trains_vision:
-            return
-        gradients = {
-            n: torch.split(layer.grad, self._tokens) for n, layer in enumerate(seen.layers) if layer.grad is not None
-        }
+                torch.autograd.backward([made], [part])
+        for _ in range(self._idle_prompts):
+            made = self._run(self._embedder.encode_group, smallest_prompts(self._embedder.base), None)
+            torch.autograd.backward([made], [torch.zeros_like(made)])
+        if trains_vision:
+            self._pictures_backward(seen)
+
+    def _pictures_backward(self, seen: VisualTokens | None) -> None:
+        """Propagate what the prompts' passes have added up on the visual tokens."""
+        gradients = {} if seen is None else self._token_gradients(seen)
         for number, (pictures, state) in enumerate(zip(self._prompts.pictures, self._vision_states, strict=True)):
             tokens = self._again(state, self._embedder.encode_pictures, pictures)
             torch.autograd.backward(
                 [tokens.layers[n] for n in gradients], [parts[number] for parts in gradients.values()]
             )
+        for _ in range(self._idle_pictures):
+            tokens = self._run(self._embedder.encode_pictures, smallest_pictures(self._embedder.base))
+            torch.autograd.backward(list(tokens.layers), [torch.zeros_like(layer) for layer in tokens.layers])
+
+    def _token_gradients(self, seen: VisualTokens) -> dict[int, tuple[Tensor, ...]]:
+        """Number of a layer → the gradient on its tokens, for each group of pictures; in lockstep of every layer."""
+        found = {n: layer.grad for n, layer in enumerate(seen.layers)}
+        if self._lockstep:
+            found = {n: torch.zeros_like(seen.layers[n]) if grad is None else grad for n, grad in found.items()}
+        return {n: torch.split(grad, self._tokens) for n, grad in found.items() if grad is not None}
 
     def _first(self, states: "list[_RandomState]", call: Callable[..., _Made], *inputs: object) -> _Made:
         states.append(_RandomState.of(self._device))

@@ -5,7 +5,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -45,6 +45,11 @@ class VlmEmbedder(nn.Module):
         """The Qwen-VL model itself, adapters in place."""
         inner = self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
         return cast("PreTrainedModel", inner)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether only adapters are trained."""
+        return isinstance(self.model, peft.PeftModel)
 
     @property
     def device(self) -> torch.device:
@@ -197,7 +202,7 @@ def adapt(backbone: Backbone, *, rank: int, alpha: int, dropout: float, targets:
 
 def save_embedder(
     directory: Path, embedder: VlmEmbedder, backbone: Backbone, *, source: str | None, revision: str | None,
-    max_text_tokens: int, max_history: int,
+    max_text_tokens: int, max_history: int, weights: Mapping[str, Tensor] | None = None,
 ) -> None:  # fmt: skip
     """Write a trained embedder; :func:`load_embedder` reads it back.
 
@@ -209,15 +214,16 @@ def save_embedder(
         revision: of the hub id.
         max_text_tokens: tokens kept of an item's text.
         max_history: items of a history that it was trained on.
+        weights: of ``embedder.model`` by name, in place of its own; at least the trained ones if it has adapters.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    adapted = isinstance(embedder.model, peft.PeftModel)
+    adapted, state = embedder.adapted, None if weights is None else dict(weights)
     if adapted:
         # By default peft asks the hub whether the vocabulary has grown, which it never has here.
-        cast("Any", embedder.model).save_pretrained(directory / _ADAPTER, save_embedding_layers=False)
+        cast("Any", embedder.model).save_pretrained(directory / _ADAPTER, save_embedding_layers=False, state_dict=state)
         backbone.save_processors(directory)
     else:
-        backbone.save(directory)
+        backbone.save(directory, state)
     # A directory may be a snapshot in the hub's cache, which records its commit.
     pinned = revision or getattr(backbone.model.config, "_commit_hash", None)
     ModelDescription(source, pinned, adapted, max_text_tokens, max_history).write(directory)

@@ -88,6 +88,8 @@ class TrainConfig(Section):
         chunk_patches: pictures are encoded in groups of at most this many patches.
         cached_gradients: keep the activations of one group instead of the whole batch's (GradCache), so that memory
             does not depend on ``batch_size``; costs a second forward pass.
+        shard: every process holds a part of each weight, of its gradient and of its moments (FSDP2), for models that do
+            not fit a card; needs several processes, ``cached_gradients`` and a run directory that all of them share.
         picture_memory_mib: memory for preprocessed pictures.
         workers: threads that read pictures and assemble the next batches; 0 = the training thread does both.
         validate_every: steps between two validations (direct ranking of held-out events); 0 = none.
@@ -118,6 +120,7 @@ class TrainConfig(Section):
     chunk_tokens: int = Field(default=16_384, ge=64)
     chunk_patches: int = Field(default=CHUNK_PATCHES, ge=16)
     cached_gradients: bool = False
+    shard: bool = False
     picture_memory_mib: int = Field(default=1_024, ge=0)
     workers: int = Field(default=1, ge=0, le=64)
     validate_every: int = Field(default=0, ge=0)
@@ -143,6 +146,14 @@ class TrainConfig(Section):
             raise ValueError(f"patience needs validate_every, got {self.patience} and 0")
         return self
 
+    @model_validator(mode="after")
+    def _equal_passes(self) -> "TrainConfig":
+        if self.shard and not self.cached_gradients:
+            raise ValueError(
+                "shard needs cached_gradients = true, so that all processes encode equally many groups, got false"
+            )
+        return self
+
 
 class EmbedConfig(Section):
     """Embedding of the whole catalogue.
@@ -164,6 +175,15 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     embed: EmbedConfig = EmbedConfig()
     encoder: EncoderConfig = EncoderConfig.model_validate({})
+
+    @model_validator(mode="after")
+    def _sharded_family(self) -> "RunConfig":
+        if self.train.shard and self.vlm.encodes_items:
+            raise ValueError(
+                'train.shard is for vlm.family = "qwen-vl"; heads on a frozen encoder fit any device; set it to false, '
+                f'got family = "{self.vlm.family}"'
+            )
+        return self
 
 
 CONFIG_FILE = "config.toml"

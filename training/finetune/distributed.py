@@ -5,15 +5,19 @@
 # including as negatives of other processes' rows. Summed over the processes, the weights' gradients are exactly those
 # of one process with the whole batch. A single process sends and copies nothing.
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from training.errors import ConfigError
 
 _Plain = TypeVar("_Plain")
 _BUCKET_VALUES = 1 << 25
@@ -29,6 +33,7 @@ class ProcessGroup:
         count: number of processes.
         number: of this process, from 0.
         first: whether this process writes files and reports.
+        first_here: whether this process is the first of its machine.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -36,6 +41,7 @@ class ProcessGroup:
         self.count = int(accelerator.num_processes)
         self.number = int(accelerator.process_index)
         self.first = bool(accelerator.is_main_process)
+        self.first_here = bool(accelerator.is_local_main_process)
 
     def share(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """This process's part of some numbers; the parts in order make the whole."""
@@ -105,6 +111,53 @@ class ProcessGroup:
         boxed = [value]
         broadcast_object_list(boxed)
         return boxed[0]
+
+    def everyone(self, value: _Plain) -> list[_Plain]:
+        """The values of all processes, in their order, in every process."""
+        if self.count == 1:
+            return [value]
+        return list(gather_object([value]))
+
+    def most(self, counts: Sequence[int]) -> list[int]:
+        """For each count the largest one of any process."""
+        return [max(same) for same in zip(*self.everyone(list(counts)), strict=True)]
+
+    def sent(self, content: bytes, length: int) -> bytes:
+        """The bytes of process 0 in every process.
+
+        Args:
+            content: read in process 0 alone.
+            length: number of its bytes, the same in every process.
+        """
+        buffer = torch.zeros(length, dtype=torch.uint8)
+        if self.first:
+            buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        return bytes(broadcast(buffer.to(self._accelerator.device)).cpu().numpy().tobytes())
+
+
+def launch_name() -> str | None:
+    """Names the `torchrun` that started this process, the same after it has restarted it; None without one."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if run_id is None else f"{run_id} {platform.node()} {os.getppid()}"
+
+
+def check_restarts() -> None:
+    """Refuse restarts over several machines that would read addresses of processes that have ended.
+
+    `torchrun` keeps one store of addresses for all restarts unless it is switched off; processes that are started again
+    may then wait for each other without end (pytorch/pytorch issue 135712).
+
+    Raises:
+        ConfigError: `torchrun` may restart processes on several machines, and its store is shared.
+    """
+    several = int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    if several and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ConfigError(
+            "torchrun with --max-restarts above 0 on several machines needs --rdzv-backend c10d and the environment "
+            "variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on each of them, got a shared store; set both, or use "
+            "--max-restarts 0 and --resume"
+        )
 
 
 def _gradient(weight: nn.Parameter) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from index.items.slots import TEXT
 from training.backbones.batches import Collator
@@ -36,13 +37,16 @@ class TrainingParts:
         embedder: the model.
         collator: makes its batches.
         unreadable: returns row → reason, for pictures that could not be used so far.
-        save: writes the trained model into a directory.
+        save: writes the trained model into a directory, with these weights by name if they are given, in place of its
+            own (:func:`training.finetune.processes.sharding.full_weights`).
+        adapted: whether only adapters are trained and saved.
     """
 
     embedder: Embedder
     collator: Collator | FeatureCollator
     unreadable: Callable[[], Mapping[int, str]]
-    save: Callable[[Path], None]
+    save: Callable[[Path, Mapping[str, Tensor] | None], None]
+    adapted: bool = False
 
 
 def make_starting_model(dataset: Dataset, config: RunConfig, run_dir: RunDirectory, progress: Progress) -> None:
@@ -109,13 +113,13 @@ def _vlm(dataset: Dataset, config: RunConfig, run_dir: RunDirectory) -> Training
         modalities=options.modalities,
     )
 
-    def save(directory: Path) -> None:
+    def save(directory: Path, weights: Mapping[str, Tensor] | None) -> None:
         save_embedder(
             directory, embedder, backbone, source=vlm.model, revision=vlm.revision,
-            max_text_tokens=vlm.max_text_tokens, max_history=options.max_history,
+            max_text_tokens=vlm.max_text_tokens, max_history=options.max_history, weights=weights,
         )  # fmt: skip
 
-    return TrainingParts(embedder, collator, lambda: pictures.unreadable, save)
+    return TrainingParts(embedder, collator, lambda: pictures.unreadable, save, embedder.adapted)
 
 
 def _heads(dataset: Dataset, config: RunConfig, run_dir: RunDirectory) -> TrainingParts:
@@ -132,7 +136,7 @@ def _heads(dataset: Dataset, config: RunConfig, run_dir: RunDirectory) -> Traini
     unreadable = {rows[item_id]: reason for item_id, reason in features.unreadable.items()}
     source = ItemSource.of(config.vlm)
     return TrainingParts(
-        heads, collator, lambda: unreadable, lambda directory: save_heads(directory, heads, source, blocks)
+        heads, collator, lambda: unreadable, lambda directory, _: save_heads(directory, heads, source, blocks)
     )
 
 

@@ -1,9 +1,9 @@
 """Defines the layout of a training run's directory, and reserves it for one run and one process."""
 
-# ``fingerprint`` (settings and data that determine the result), ``start`` (a backbone made from scratch),
-# ``checkpoints``, ``log.jsonl`` (a line every few steps), ``events`` (the same for TensorBoard), ``diverged.json``
-# (the batch whose loss was not finite, if any) and at the end ``model``. Files are written to a temporary name and
-# renamed, so that a killed run can always be resumed.
+# ``fingerprint`` (settings and data that determine the result), ``launch`` (the launcher of the processes that train),
+# ``start`` (a backbone made from scratch), ``checkpoints``, ``log.jsonl`` (a line every few steps), ``events`` (the
+# same for TensorBoard), ``diverged.json`` (the batch whose loss was not finite, if any) and at the end ``model``. Files
+# are written to a temporary name and renamed, so that a killed run can always be resumed.
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ from training.backbones.items.source import ItemSource
 from training.backbones.prompts import prompt_hash
 from training.backbones.trained_model import FEATURES_DIRECTORY
 from training.config.renamed_keys import former_key
-from training.config.run_config import LossConfig, RunConfig
+from training.config.run_config import LossConfig, RunConfig, TrainConfig
 from training.data.dataset import Dataset
 from training.data.sequences import Sequences, Targets
 from training.errors import ConfigError
@@ -36,7 +36,8 @@ _WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = {
 """Keys that change the cost of a run but not its result (up to rounding and to the weights that dropout draws)."""
 _OF_ITEM_ENCODERS = ("family", "vector_length", "towers", "heads")
 _ADDED = ("wpcl_kind", "hardness", "negative_shift", "relation_positive")
-"""Keys of ``[loss]`` that earlier versions did not have."""
+"""Keys of ``[loss]`` that earlier versions did not have; of ``[train]`` the following."""
+_ADDED_TO_TRAIN = ("shard",)
 _WITHOUT_VALIDATION = ("patience", "validate_every", "validation_items", "validation_users")
 
 
@@ -72,6 +73,9 @@ def _decisive_settings(config: RunConfig) -> dict[str, dict[str, Any]]:
     for name in _ADDED:  # also so that runs of earlier versions keep theirs
         if sections["loss"][name] == LossConfig.model_fields[name].default:
             del sections["loss"][name]
+    for name in _ADDED_TO_TRAIN:
+        if sections["train"][name] == TrainConfig.model_fields[name].default:
+            del sections["train"][name]
     if not config.train.validate_every:
         for name in _WITHOUT_VALIDATION:
             del sections["train"][name]
@@ -94,6 +98,7 @@ class RunDirectory:
         events: the same for TensorBoard.
         diverged: record of the batch whose loss was not finite.
         fingerprint: see :func:`run_fingerprint`.
+        launch: name of the launch that trains or trained last, see :func:`training.finetune.distributed.launch_name`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -106,10 +111,16 @@ class RunDirectory:
         self.events = path / "events"
         self.diverged = path / "diverged.json"
         self.fingerprint = path / "fingerprint"
+        self.launch = path / "launch"
 
     @contextlib.contextmanager
-    def claimed(self, fingerprint: str, *, resume: bool) -> Iterator[None]:
+    def claimed(self, fingerprint: str, *, resume: bool, launch: str | None = None) -> Iterator[None]:
         """Reserve the directory for this run and this process; the lock ends with the process.
+
+        Args:
+            fingerprint: of the run.
+            resume: go on with a run that is here.
+            launch: name of the launcher that started this process; processes that it starts again resume its own run.
 
         Raises:
             ConfigError: it is of another run, or of this run without ``resume``, or a process is training in it.
@@ -122,8 +133,15 @@ class RunDirectory:
                 raise ConfigError(
                     f"{self.path}: another process is training here; wait for it or end it, or use another --run"
                 ) from error
-            self._check(fingerprint, resume=resume)
+            self._check(fingerprint, resume=resume or self._was_launched_by(launch))
+            if launch is not None:
+                self.launch.write_text(launch + "\n", encoding="utf-8")
             yield
+
+    def _was_launched_by(self, launch: str | None) -> bool:
+        return (
+            launch is not None and self.launch.is_file() and self.launch.read_text(encoding="utf-8").strip() == launch
+        )
 
     def _check(self, fingerprint: str, *, resume: bool) -> None:
         mark = self.fingerprint

@@ -19,6 +19,7 @@ from training.backbones.vlm import VISION
 from training.config.run_config import LossConfig, TrainConfig
 from training.errors import OutOfMemory
 from training.finetune.distributed import ProcessGroup
+from training.finetune.processes.sharding import own_part, whole
 from training.losses import diagnostics
 from training.losses.method_loss import MethodLoss, method_loss
 from training.losses.modality_pairs import ModalityPairs
@@ -78,7 +79,7 @@ class ContrastiveStep:
     """Updates a model's weights, batch by batch.
 
     Args:
-        embedder: the model, in training mode.
+        embedder: the model, in training mode; sharded before if ``train.shard`` is set.
         accelerator: moves the model to its device, casts and clips.
         processes: all processes of the run.
         loss: the terms of the loss.
@@ -98,7 +99,7 @@ class ContrastiveStep:
     ) -> None:
         self._accelerator, self._processes = accelerator, processes
         self._loss, self._options = loss, train
-        self._embedder = embedder.to(accelerator.device)
+        self._embedder = embedder if train.shard else embedder.to(accelerator.device)
         self.optimizer = AdamW(_weight_groups(embedder, train))
 
     def __call__(self, own: PairBatch, *, step: int, confidence_gap: float, diagnose: bool = False) -> StepResult:
@@ -130,7 +131,13 @@ class ContrastiveStep:
     def _take(self, own: PairBatch, step: int, confidence_gap: float, *, diagnose: bool) -> StepResult:
         torch.manual_seed(hash((self._options.seed, step, self._processes.number)) % 2**63)
         prompts = own.prompts.to(self._accelerator.device)
-        encoded = encode(self._embedder, prompts, autocast=self.autocast, cached=self._options.cached_gradients)
+        encoded = encode(
+            self._embedder,
+            prompts,
+            autocast=self.autocast,
+            cached=self._options.cached_gradients,
+            lockstep=self._processes if self._options.shard else None,
+        )
         text, image = (_side(encoded.outputs, own, name) for name in (TEXT, IMAGE))
         if diagnose:
             for vectors in (text.sequences, text.items, image.sequences, image.items):
@@ -152,9 +159,10 @@ class ContrastiveStep:
         torch.autograd.backward([loss.total])
         encoded.backward()
         weights = list(self._embedder.parameters())
-        self._processes.sum_gradients(weights)
+        if not self._options.shard:  # FSDP2 has summed them
+            self._processes.sum_gradients(weights)
         diagnosed = self._diagnose(text, image, batch) if diagnose else {}
-        norm = float(self._accelerator.clip_grad_norm_(weights, self._options.gradient_clip))
+        norm = float(whole(self._accelerator.clip_grad_norm_(weights, self._options.gradient_clip)))
         if math.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad()
@@ -167,8 +175,10 @@ class ContrastiveStep:
         for name, weight in self._embedder.named_parameters():
             if weight.grad is not None:
                 towers["vision tower" if VISION in name else "language model"] += (
-                    weight.grad.float().square().sum().item()
+                    own_part(weight.grad).float().square().sum().item()
                 )
+        if self._options.shard:
+            towers = self._processes.summed(towers)
         norms = {name: math.sqrt(value) for name, value in squares.items()}
         norms |= {f"gradient {name}": math.sqrt(value) for name, value in towers.items()}
         sides = batch.text, batch.image

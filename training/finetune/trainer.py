@@ -3,10 +3,9 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from training.backbones.batches import PairBatch
 from training.backbones.items.source import ItemSource
 from training.backbones.pretrained import check_pinned
+from training.backbones.vlm import VlmEmbedder
 from training.config.run_config import RunConfig
 from training.data.dataset import Dataset
 from training.data.learnable_pairs import check_learnable
@@ -24,13 +24,17 @@ from training.data.training_pairs import TrainingPairs
 from training.embedding.job import Progress
 from training.errors import ConfigError, TrainingDiverged
 from training.finetune.batch_prefetch import prefetched
-from training.finetune.distributed import ProcessGroup
+from training.finetune.distributed import ProcessGroup, check_restarts, launch_name
 from training.finetune.parts import make_starting_model, training_parts
+from training.finetune.processes.agreement import check_inputs, check_weights
+from training.finetune.processes.run_checkpoints import RunCheckpoints
+from training.finetune.processes.run_copy import RunCopy
+from training.finetune.processes.sharding import full_weights, reshard, shard_weights
 from training.finetune.run_directory import RunDirectory, run_fingerprint
 from training.finetune.run_log import RunLog
 from training.finetune.step import ContrastiveStep, StepResult, learning_rate_schedule
+from training.finetune.trainer_state import TrainerState
 from training.finetune.validation import METRIC, DirectRanking
-from training.runs import checkpoints
 
 UNREADABLE_FILE = "unreadable.json"
 _IDS_SHOWN = 20
@@ -54,40 +58,6 @@ class TrainingProgress:
 Report = Callable[[TrainingProgress], None]
 
 
-@dataclass
-class TrainerState:
-    """State of a run beside weights and moments, stored in every checkpoint.
-
-    Attributes:
-        step: steps done.
-        confidence_gap: moving average of the loss, see :func:`training.losses.method_loss.method_loss`.
-        window: values of the steps since the last line of the log.
-        seconds: time in steps, including the wait for batches.
-        best: highest validation metric so far; None before the first validation.
-        best_step: steps done when it was measured.
-        worse: validations since then.
-    """
-
-    step: int = 0
-    confidence_gap: float = 0.0
-    window: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
-    best: float | None = None
-    best_step: int = 0
-    worse: int = 0
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "TrainerState":
-        """Read what :meth:`as_json` gave."""
-        values = dict(stored)
-        return cls(confidence_gap=values.pop("lead"), **values)
-
-    def as_json(self) -> dict[str, Any]:
-        """JSON-able values; the moving average is called ``lead`` in checkpoints."""
-        values = asdict(self)
-        return {"lead": values.pop("confidence_gap"), **values}
-
-
 def train_vlm(
     dataset: Dataset,
     train: Sequences,
@@ -101,7 +71,9 @@ def train_vlm(
 ) -> Path:
     """Train a model, or resume its training.
 
-    Under `torchrun` every process calls this; the first one writes the files.
+    Under `torchrun` every process calls this; the first one writes the files. Machines may have disks of their own,
+    with the same data set; what the others need of the run is copied to them, unless the weights are sharded. Processes
+    that `torchrun` starts again resume.
 
     Args:
         dataset: the catalogue.
@@ -119,7 +91,8 @@ def train_vlm(
 
     Raises:
         ConfigError: the directory holds another run, or this run without ``resume``, or a process is training in it;
-            or the configuration asks for validation without events, or for more processes than windows in a batch.
+            or the configuration asks for validation without events, or for more processes than windows in a batch; or
+            the processes read different configurations, data or models, or do not share a directory that they must.
         BackboneError: the model cannot be loaded.
         DatasetError: there is no pair to train on, or none with a modality on both sides.
         TrainingDiverged: the loss or a gradient is not finite.
@@ -133,18 +106,19 @@ def train_vlm(
     if not run_dir.model.is_dir():
         check_learnable(dataset, train, config.train.modalities)
     with contextlib.ExitStack() as stack:
+        fingerprint = run_fingerprint(dataset, train, validation, config)
+        check_inputs(processes, config, dataset, fingerprint)
         if processes.first:
-            fingerprint = run_fingerprint(dataset, train, validation, config)
-            stack.enter_context(run_dir.claimed(fingerprint, resume=resume))
+            stack.enter_context(run_dir.claimed(fingerprint, resume=resume, launch=launch_name()))
             make_starting_model(dataset, config, run_dir, embedding)
         processes.wait()
-        if not run_dir.model.is_dir():
-            trainer = Trainer(dataset, pairs, validation, run_dir, config, accelerator, processes)
+        if not processes.agreed(run_dir.model.is_dir()):
+            run_copy = RunCopy(run_dir, processes, must_share=config.train.shard)
+            trainer = Trainer(dataset, pairs, validation, run_dir, run_copy, config, accelerator, processes)
             trainer.setup()
             stack.callback(trainer.close)
             trainer.train(report if processes.first else lambda _: None)
-            if processes.first:
-                trainer.save_model()
+            trainer.save_model()
         processes.leave()
     return run_dir.model
 
@@ -160,6 +134,7 @@ class Trainer:
         pairs: what to train on.
         validation: held-out events; None for no validation.
         run_dir: directory of the run, claimed by the caller.
+        run_copy: what this process reads of the run.
         config: of the run.
         accelerator: sets up devices, casts and clips.
         processes: all processes of the run.
@@ -171,26 +146,35 @@ class Trainer:
         pairs: TrainingPairs,
         validation: Targets | None,
         run_dir: RunDirectory,
+        run_copy: RunCopy,
         config: RunConfig,
         accelerator: Accelerator,
         processes: ProcessGroup,
     ) -> None:
         self._dataset, self._pairs, self._validation = dataset, pairs, validation
-        self._run_dir, self._config = run_dir, config
+        self._run_dir, self._run_copy, self._config = run_dir, run_copy, config
         self._accelerator, self._processes = accelerator, processes
 
     def setup(self) -> None:
         """Load the model and its newest checkpoint, and prepare data, optimiser, schedule, validation and log."""
         config, options = self._config, self._config.train
         torch.manual_seed(options.seed)
-        self._parts = training_parts(self._dataset, config, self._run_dir)
-        self._embedder, self._collator = self._parts.embedder, self._parts.collator
+        self._setup_model()
         self._step = ContrastiveStep(self._embedder, self._accelerator, self._processes, config.loss, options)
         self._setup_data()
         self._state = TrainerState()
-        last = checkpoints.newest(self._run_dir.checkpoints)
+        self._checkpoints = RunCheckpoints(
+            self._run_dir,
+            self._run_copy,
+            self._processes,
+            self._embedder,
+            self._step.optimizer,
+            sharded=options.shard,
+            keep=options.keep_checkpoints,
+        )
+        last = self._checkpoints.newest_step()
         if last is not None:
-            self._state = TrainerState.from_json(checkpoints.restore(last, self._embedder, self._step.optimizer))
+            self._state = TrainerState.from_json(self._checkpoints.restore(last))
         self._schedule = learning_rate_schedule(options)
         self._scheduler = self._schedule.attach(self._step.optimizer, steps_done=self._state.step)
         self._written = time.monotonic()
@@ -201,6 +185,16 @@ class Trainer:
             self._state.step,
             writes=self._processes.first,
         )
+
+    def _setup_model(self) -> None:
+        """Load the model that every process starts from, and leave a part of it to each if it is sharded."""
+        for directory in (self._run_dir.start, self._run_dir.features):
+            self._run_copy.update(directory.relative_to(self._run_dir.path))
+        self._parts = training_parts(self._dataset, self._config, self._run_copy.readable)
+        self._embedder, self._collator = self._parts.embedder, self._parts.collator
+        check_weights(self._processes, self._embedder)
+        if isinstance(self._embedder, VlmEmbedder) and self._config.train.shard:
+            shard_weights(self._embedder, self._accelerator)
 
     def _setup_data(self) -> None:
         config, options = self._config, self._config.train
@@ -216,6 +210,7 @@ class Trainer:
                 fusion=config.loss.fusion,
                 seed=options.seed,
                 exclude_seen=config.encoder.exclude_seen,
+                sharded=options.shard,
             )
 
     def train(self, report: Report) -> None:
@@ -234,8 +229,7 @@ class Trainer:
                     break
                 started = time.monotonic()
         if options.patience and state.best_step not in {0, state.step}:
-            best = checkpoints.at(self._run_dir.checkpoints, state.best_step)
-            checkpoints.restore(best, self._embedder, self._step.optimizer)
+            self._checkpoints.restore(state.best_step)
 
     def train_step(self, batch: PairBatch) -> dict[str, float]:
         """Take one optimiser step.
@@ -288,24 +282,21 @@ class Trainer:
     def save_checkpoint(self) -> None:
         """Write weights, moments and state; the checkpoint of the best validation stays beside the newest ones."""
         self._written = time.monotonic()
-        if self._processes.first:
-            checkpoints.write(
-                self._run_dir.checkpoints,
-                self._state.step,
-                self._embedder,
-                self._step.optimizer,
-                self._state.as_json(),
-                keep=self._config.train.keep_checkpoints,
-                beside={self._state.best_step},
-            )
+        self._checkpoints.write(self._state.step, self._state.as_json(), best_step=self._state.best_step)
 
     def save_model(self) -> None:
-        """Write the model and the list of unreadable pictures."""
+        """Write the model and the list of unreadable pictures; every process must call this."""
+        weights = None
+        if isinstance(self._embedder, VlmEmbedder) and self._config.train.shard:
+            reshard(self._embedder)
+            weights = full_weights(self._embedder.model, trained_only=self._parts.adapted)
+        if not self._processes.first:
+            return
         ids = self._dataset.item_ids()
         unreadable = {ids[row]: reason for row, reason in sorted(self._parts.unreadable().items())}
         text = json.dumps(unreadable, indent=2, ensure_ascii=False) + "\n"
         (self._run_dir.path / UNREADABLE_FILE).write_text(text, encoding="utf-8")
-        self._run_dir.make(self._run_dir.model, self._parts.save)
+        self._run_dir.make(self._run_dir.model, lambda aside: self._parts.save(aside, weights))
 
     def close(self) -> None:
         """Close the log's event files; the log itself is complete, so that a full disk here hides no other error."""
@@ -336,6 +327,8 @@ class Trainer:
             rest = {"lead": state.confidence_gap, **validated, "seconds": round(state.seconds, 3)}
             self._log.write(state.step, rest)
         overdue = time.monotonic() - self._written > options.checkpoint_seconds
+        if options.shard:  # all write their parts at the same step
+            overdue = self._processes.agreed(overdue)
         if validated or state.step % options.checkpoint_steps == 0 or overdue:
             self.save_checkpoint()
 
@@ -367,6 +360,7 @@ class Trainer:
 
 def _check(config: RunConfig, validation: Targets | None, processes: ProcessGroup) -> None:
     """Refuse a configuration that would fail later, before anything is written."""
+    check_restarts()
     if config.vlm.encodes_items:
         ItemSource.of(config.vlm).check_pinned()
     elif config.vlm.model is not None:
@@ -380,4 +374,9 @@ def _check(config: RunConfig, validation: Targets | None, processes: ProcessGrou
         raise ConfigError(
             f"train.batch_size must be at least the number of processes ({processes.count}), got "
             f"{config.train.batch_size}"
+        )
+    if config.train.shard and processes.count == 1:
+        raise ConfigError(
+            "train.shard = true divides the weights over several processes, got 1; start it by torchrun, or set it to "
+            "false"
         )

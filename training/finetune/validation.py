@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.backbones.batches import Collator, ModelInputs, spread
-from training.backbones.gradient_cache import Autocast, Embedder
+from training.backbones.gradient_cache import Autocast, Embedder, encode
 from training.backbones.items.feature_batches import FeatureCollator
 from training.config.types import Fusion
 from training.data.sequences import Targets, evenly_spaced
@@ -81,6 +82,7 @@ class DirectRanking:
         fusion: how the two modalities are combined into one score.
         seed: of the random draw.
         exclude_seen: exclude the items of the history as in serving; a target in its own history is then a miss.
+        sharded: each process holds a part of the weights, so that all must encode equally many groups.
     """
 
     def __init__(
@@ -95,7 +97,9 @@ class DirectRanking:
         fusion: Fusion,
         seed: int,
         exclude_seen: bool = True,
+        sharded: bool = False,
     ) -> None:
+        self._sharded = sharded
         self._collator, self._processes, self._fusion = collator, processes, fusion
         chosen = ValidationEvents.choose(targets, catalogue, users=users, items=items, seed=seed)
         self._histories, self._items = chosen.histories, chosen.items
@@ -129,7 +133,6 @@ class DirectRanking:
             measured |= {f"{METRIC} {name}": self._gain({name: histories[name]}, {name: items[name]}) for name in items}
         return self._processes.agreed(measured)
 
-    @torch.inference_mode()
     def _encoded(
         self,
         embedder: Embedder,
@@ -141,13 +144,21 @@ class DirectRanking:
         own = self._processes.share(numbers)
         device = embedder.device
         parts: dict[str, list[Tensor]] = {name: [torch.zeros(0, embedder.dim, device=device)] for name in self._names}
-        for start in range(0, len(own), _ENCODED_AT_A_TIME):
-            prompts, positions = collate(own[start : start + _ENCODED_AT_A_TIME])
-            with autocast():
-                outputs = embedder(prompts.to(device))
-            for name, rows in positions.items():
-                parts[name].append(spread(outputs, rows.to(device)))
-        return {name: self._processes.gathered(torch.cat(blocks)).cpu().numpy() for name, blocks in parts.items()}
+        longest = -(-len(numbers) // self._processes.count) if self._sharded else len(own)
+        # FSDP2 keeps what it gathers for the next step, which tensors of inference mode cannot serve.
+        with torch.inference_mode(not self._sharded), torch.no_grad():
+            for start in range(0, longest, _ENCODED_AT_A_TIME):
+                prompts, positions = collate(own[start : start + _ENCODED_AT_A_TIME])
+                outputs = self._outputs(embedder, autocast, prompts.to(device))
+                for name, rows in positions.items():
+                    parts[name].append(spread(outputs, rows.to(device)))
+            return {name: self._processes.gathered(torch.cat(blocks)).cpu().numpy() for name, blocks in parts.items()}
+
+    def _outputs(self, embedder: Embedder, autocast: Autocast, prompts: ModelInputs) -> Tensor:
+        if self._sharded:
+            return encode(embedder, prompts, autocast=autocast, cached=True, lockstep=self._processes).outputs.detach()
+        with autocast():
+            return cast("Tensor", embedder(prompts))
 
     @property
     def _names(self) -> Sequence[str]:

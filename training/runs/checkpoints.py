@@ -24,7 +24,8 @@ from training.errors import BackboneError
 _NAME = re.compile(r"step-(\d{8})")
 _WEIGHTS = "weights.safetensors"
 _MOMENTS = "optimizer.safetensors"
-_STATE = "state.json"
+STATE_FILE = "state.json"
+"""The state of a run beside weights and moments, in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,7 @@ def write(
         keep: number of the newest checkpoints that stay, at least 1.
         beside: steps whose checkpoints stay too.
     """
-    for part in directory.glob(".step-*.part"):  # incomplete checkpoints of a killed run
-        shutil.rmtree(part, ignore_errors=True)
-    target = at(directory, step)
-    partial = directory / f".{target.path.name}.part"
-    partial.mkdir(parents=True)
+    partial = begin(directory, step)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     save_file({name: weight.detach().cpu().contiguous() for name, weight in trained.items()}, partial / _WEIGHTS)
     moments: dict[str, Tensor] = {}
@@ -84,7 +81,29 @@ def write(
         for key, value in optimizer.state.get(weight, {}).items():
             moments[f"{key}:{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
     save_file(moments, partial / _MOMENTS)
-    (partial / _STATE).write_text(json.dumps(dict(state), indent=2) + "\n", encoding="utf-8")
+    (partial / STATE_FILE).write_text(json.dumps(dict(state), indent=2) + "\n", encoding="utf-8")
+    return complete(partial, at(directory, step), keep=keep, beside=beside)
+
+
+def begin(directory: Path, step: int) -> Path:
+    """Make the empty directory that :func:`complete` renames, and remove incomplete checkpoints of a killed run."""
+    for part in directory.glob(".step-*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+    partial = directory / f".{at(directory, step).path.name}.part"
+    partial.mkdir(parents=True)
+    return partial
+
+
+def complete(partial: Path, target: Checkpoint, *, keep: int, beside: Collection[int] = ()) -> Checkpoint:
+    """Rename a checkpoint into place once all its files are on the disk, and remove the oldest beyond ``keep``.
+
+    Args:
+        partial: of :func:`begin`, with every file of the checkpoint.
+        target: the checkpoint; one of the same step is replaced.
+        keep: number of the newest checkpoints that stay, at least 1.
+        beside: steps whose checkpoints stay too.
+    """
+    directory = target.path.parent
     for path in partial.iterdir():
         _sync(path)
     shutil.rmtree(target.path, ignore_errors=True)
@@ -113,7 +132,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> d
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     try:
         weights, moments = load_file(checkpoint.path / _WEIGHTS), load_file(checkpoint.path / _MOMENTS)
-        state = json.loads((checkpoint.path / _STATE).read_text(encoding="utf-8"))
+        state = json.loads((checkpoint.path / STATE_FILE).read_text(encoding="utf-8"))
         if set(weights) != set(trained):
             raise BackboneError(
                 f"{checkpoint.path}: the checkpoint holds the weights of another model; start a new run"

@@ -1,7 +1,7 @@
 """Cached gradients against plain ones: the same values and gradients from the memory of one group."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.support.loss_configs import loss_config
 from training.backbones.backbone import Backbone
-from training.backbones.batches import Collator, PairBatch, spread
+from training.backbones.batches import Collator, PairBatch, PromptBatch, spread
 from training.backbones.gradient_cache import encode
 from training.backbones.vlm import VlmEmbedder, adapt
 from training.data.dataset import Dataset
@@ -153,6 +153,45 @@ def test_only_what_is_trained_gets_a_gradient(
     assert all("lora_" in name for name in found)
     assert_same(expected, found)
     assert len(looks) == (2 if embedder.trains_vision else 1) * len(batch.prompts.pictures)
+
+
+class Busier:
+    """Other processes that always have two groups more."""
+
+    def most(self, counts: Sequence[int]) -> list[int]:
+        return [count + 2 for count in counts]
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_groups_in_place_of_those_of_other_processes_change_nothing(
+    shop: Dataset, shop_train: Sequences, family: Family, name: str
+) -> None:
+    backbone = family(name)
+    batch = batch_of(shop, shop_train, backbone)
+    embedder = VlmEmbedder(backbone.model).train()
+    value, expected = plain(embedder, batch)
+    calls = {"prompts": 0, "pictures": 0}
+    for layer, what in ((embedder.base.language_model, "prompts"), (embedder.base.visual, "pictures")):
+        layer.register_forward_hook(lambda *_, what=what: calls.update({what: calls[what] + 1}))
+    made = encode(embedder, batch.prompts, autocast=contextlib.nullcontext, cached=True, lockstep=Busier())
+    total = loss_of(made.outputs, batch)
+    total.backward()
+    made.backward()
+    assert total.item() == pytest.approx(value, rel=1e-6)
+    assert_same(expected, gradients(embedder))
+    prompts = batch.prompts
+    assert calls == {"prompts": 2 * (len(prompts.groups) + 2), "pictures": 2 * (len(prompts.pictures) + 2)}
+
+
+def test_a_process_without_a_part_of_the_batch_makes_as_many_passes(backbone: Backbone) -> None:
+    embedder = VlmEmbedder(backbone.model).train()
+    made = encode(embedder, PromptBatch((), ()), autocast=contextlib.nullcontext, cached=True, lockstep=Busier())
+    assert made.outputs.shape == (0, embedder.dim)
+    made.backward()  # its gradients are zeros, to be summed with those of the others
+    found = gradients(embedder)
+    assert any("visual" in name for name in found)
+    assert any("language_model" in name for name in found)
+    assert not any(gradient.any() for gradient in found.values())
 
 
 @pytest.mark.parametrize("cached", [False, True])

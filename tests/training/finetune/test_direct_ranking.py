@@ -25,6 +25,7 @@ class OneProcess:
     num_processes = 1
     process_index = 0
     is_main_process = True
+    is_local_main_process = True
 
 
 def ranking(shop: Dataset, backbone: Backbone, targets: Targets, **options: Any) -> DirectRanking:

@@ -21,8 +21,9 @@ from training.config.run_config import RunConfig
 from training.data.dataset import Dataset
 from training.data.sequences import Sequences
 from training.errors import BackboneError, ConfigError, DatasetError, TrainingDiverged
-from training.finetune import step, trainer
+from training.finetune import step
 from training.finetune.trainer import TrainingProgress, train_vlm
+from training.finetune.trainer_state import TrainerState
 from training.losses.method_loss import MethodLoss
 from training.runs import checkpoints
 
@@ -341,6 +342,6 @@ def test_the_state_in_a_checkpoint_has_the_names_of_earlier_versions(
     stored = json.loads((tmp_path / "checkpoints" / "step-00000002" / "state.json").read_text())
     assert list(stored) == ["lead", "step", "window", "seconds", "best", "best_step", "worse"]
     assert stored["lead"] == lines(tmp_path)[-1]["lead"] != 0
-    restored = trainer.TrainerState.from_json(stored)
+    restored = TrainerState.from_json(stored)
     assert (restored.step, restored.confidence_gap) == (2, stored["lead"])
     assert restored.as_json() == stored
