@@ -103,6 +103,11 @@ class ClusterHistories(RedisHistories):
         """Always False: the URL names a cluster, so bulks are stored by bucket."""
         return False
 
+    async def _sessions_of(self, user_id: str) -> list[str]:
+        """The sessions whose data is the user's, also those that were claimed and not copied yet."""
+        claimed, merged = await self._merges.claimed(user_id), await self._merged(user_id)
+        return [*dict.fromkeys((*claimed, *merged))]
+
     async def _append_by_bucket(self, waiting: Sequence[_Sent], bulk: _Bulk) -> None:
         """Store events in the order of their timestamps, those of merged sessions for their users."""
         for _ in range(_MOST_ROUNDS):

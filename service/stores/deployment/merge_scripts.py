@@ -5,6 +5,9 @@ from typing import Final
 from service.stores.redis_merge_scripts import JOIN, RECORD_MERGE
 from service.stores.redis_pipeline import Script
 
+COPIED: Final = "\x1f"
+"""What follows a session in the name of the field that says which claim was copied; ids have no control characters."""
+
 # KEYS: merges of the user, merges in progress. ARGV: session, token of this attempt, most merged sessions, most
 # merges in progress, seconds to live. Returns a session that must be erased before as the user has too many, else ''.
 PREPARE: Final = Script("""

@@ -10,22 +10,25 @@ No script can use the keys of both, so the merge takes five calls, each of them 
 5. the user: forget that it was copied, and the token of an attempt that may have read the same (`FINISH`).
 
 It may end after any of them and be called again: the claim has an id, and a copy of the same claim is made once. An
-erasure of the user removes the tokens, so an attempt that read the session before cannot bring erased data back: it
-finds no token and begins again. An event of a session whose merge has not ended ends it first
-(`service.stores.deployment.cluster_histories`), so an event that was stored in the session is recognised by its id.
+erasure of the user finds claimed sessions by the tokens and erases them first. It removes the tokens, so an attempt
+that read the session before cannot bring erased data back: it finds no token and begins again. An event of a session
+whose merge has not ended ends it first (`service.stores.deployment.cluster_histories`), so an event that was stored in
+the session is recognised by its id.
 """
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from service.errors import RedisUnavailable
 from service.settings.groups import HistorySettings
-from service.stores.deployment.merge_scripts import CLAIM, COPY, FINISH, PREPARE, RELEASE
+from service.stores.deployment.merge_scripts import CLAIM, COPIED, COPY, FINISH, PREPARE, RELEASE
 from service.stores.deployment.opening import Pipeline
 from service.stores.history_keys import keys_of, merging_key
 from service.stores.history_records import MOST_MERGES
 from service.stores.protocols import session_owner
+from service.stores.redis_client import texts
 
 if TYPE_CHECKING:
     from service.stores.redis_connection import Part
@@ -83,6 +86,25 @@ class SessionMerge:
                 await self._writes.run(FINISH, [merging], [session_id, claim], int)
                 return len(history)
         raise RedisUnavailable("other merges of this session always came between")
+
+    async def claimed(self, user_id: str) -> list[str]:
+        """The sessions of merges in progress that are marked as the user's.
+
+        Raises:
+            RedisUnavailable: a call was not answered.
+            ResponseError: Redis answered with an error.
+        """
+        noted = texts(await self._writes.call("HGETALL", merging_key(self._prefix, user_id), kind=list))
+        # What was copied has a field of its own, and the user has a record of it.
+        sessions = [name for name in noted[::2] if not name.endswith(COPIED)]
+        owners = await asyncio.gather(*map(self._owner, sessions))
+        return [session for session, owner in zip(sessions, owners, strict=True) if owner == user_id.encode()]
+
+    async def _owner(self, session_id: str) -> bytes | None:
+        """The user whose the session is; None: nobody's."""
+        merges = keys_of(self._prefix, session_owner(session_id)).merges
+        (owner,) = await self._writes.call("HMGET", merges, "user", kind=list)
+        return owner if owner is None else bytes(owner)
 
     @property
     def _lasts_s(self) -> int:
