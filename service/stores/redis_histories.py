@@ -128,9 +128,13 @@ class RedisHistories:
             stored, lost = await self._writes.run(APPEND, keys, arguments, list)
         if self._confirms and 0 <= stored < len(events):
             await self._confirm_duplicates(events[0].user_id)
-        if lost and self._watch.on_lost is not None:
-            self._watch.on_lost(lost)
+        self._count_lost(lost)
         return stored
+
+    def _count_lost(self, count: int) -> None:
+        """Report events that were cut before they were exported."""
+        if count and self._watch.on_lost is not None:
+            self._watch.on_lost(count)
 
     async def _confirm_duplicates(self, owner: str) -> None:
         """Write something: newer servers let ``WAIT`` wait for what the connection has written, here nothing yet."""
@@ -173,7 +177,9 @@ class RedisHistories:
         ]
         with self._translated("merge"):
             while True:
-                kind, value = await self._writes.run(MERGE, keys, [*self._merge_caps, session_id, user_id], list)
+                arguments: list[str | int] = [*self._merge_caps, session_id, user_id]
+                kind, value, lost = await self._writes.run(MERGE, keys, arguments, list)
+                self._count_lost(lost)
                 if kind != b"session":
                     break
                 await self._erase_session(value.decode(), user_id)

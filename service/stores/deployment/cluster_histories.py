@@ -66,7 +66,7 @@ class ClusterHistories(RedisHistories):
         renewal: Renewal | None = None,
     ) -> None:
         super().__init__(redis, retention, watch=watch, renewal=renewal)
-        self._merges = SessionMerge(self._writes, redis.redis_prefix, retention, self._erase_session)
+        self._merges = SessionMerge(self._writes, redis.redis_prefix, retention, self._erase_session, self._count_lost)
 
     async def append(self, events: Sequence[Event]) -> int:
         """Store events; see `HistoryStore.append`. Of each bucket all are stored or none.

@@ -26,7 +26,7 @@ from service.settings.groups import HistorySettings
 from service.stores.deployment.merge_scripts import CLAIM, COPIED, COPY, FINISH, PREPARE, RELEASE
 from service.stores.deployment.opening import Pipeline
 from service.stores.history_keys import keys_of, merging_key
-from service.stores.history_records import MOST_MERGES
+from service.stores.history_records import MOST_MERGES, stream_caps
 from service.stores.protocols import session_owner
 from service.stores.redis_client import texts
 
@@ -44,6 +44,7 @@ class SessionMerge:
         prefix: of all keys.
         retention: caps and times to live.
         erase_session: erases a session of a user that has too many.
+        count_lost: receives how many events were cut at the cap of a stream before they were exported.
     """
 
     def __init__(
@@ -52,11 +53,13 @@ class SessionMerge:
         prefix: str,
         retention: HistorySettings,
         erase_session: Callable[[str, str], Awaitable[None]],
+        count_lost: Callable[[int], None],
     ) -> None:
         self._writes = writes
         self._prefix = prefix
         self._retention = retention
         self._erase_session = erase_session
+        self._count_lost = count_lost
 
     async def merge(self, session_id: str, user_id: str) -> int | None:
         """Merge; returns how many entries of the history were moved, 0 if nothing was left to be moved.
@@ -72,11 +75,13 @@ class SessionMerge:
         kept = self._retention
         for _ in range(_MOST_ATTEMPTS):
             token = await self._prepare(session_id, user_id)
-            of_session: list[Part] = [user_id, uuid.uuid4().hex, kept.session_ttl_s, session_id]
-            owner, claim, history, ids, impressions = await self._writes.run(CLAIM, session_keys, of_session, list)
+            of_session: list[Part] = [user_id, uuid.uuid4().hex, kept.session_ttl_s, session_id, *stream_caps(kept)]
+            owner, claim, *read, lost = await self._writes.run(CLAIM, session_keys, of_session, list)
+            self._count_lost(lost)
             if not claim:
                 await self._writes.call("HDEL", merging, session_id, kind=int)
                 return 0 if owner == user_id.encode() else None
+            history, ids, impressions = read
             arguments: list[Part] = [
                 *(kept.history_cap, kept.event_ids_cap, kept.impressions_cap, kept.ttl_s, kept.impressions_ttl_s),
                 *(session_id, token, claim, self._lasts_s, len(history), len(ids), *history, *ids, *impressions),
