@@ -162,7 +162,7 @@ async def _follow(exporter: _AnyExporter, rows_per_file: int, max_age_s: float) 
                 attached, pause_s = False, min(2 * pause_s or 0.5, _LONGEST_PAUSE_S)
             else:
                 pause_s = 0.0
-                if done.events or done.erasures or done.lost > lost:
+                if done.events or done.erasures or done.merges or done.lost > lost:
                     _say(done)
                 lost = done.lost
             await _wait(stop, pause_s or min(_POLL_S, max(max_age_s, 0.1)))
@@ -195,7 +195,8 @@ def _warn(text: str) -> None:
 
 def _say(done: "Exported") -> None:
     in_files = "" if done.files is None else f" in {done.files:,} files"
-    _out.print(f"{done.events:,} events{in_files}, {done.erasures:,} erasures")
+    merges = f" and {done.merges:,} merges of sessions" if done.merges else ""
+    _out.print(f"{done.events:,} events{merges}{in_files}, {done.erasures:,} erasures")
     if done.lost:
         _err.print(
             f"warning: {done.lost:,} events were cut at the cap before they were exported; raise VLM2REC_STREAM_CAP, "

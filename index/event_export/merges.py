@@ -5,10 +5,16 @@ item, and the user in ``extra``. The service writes it; no field of an event has
 """
 
 import json
+from collections.abc import Mapping
 from typing import Final
 
 MERGED_INTO: Final = "merged_into"
 """Field of a merge: the user."""
+
+
+def is_merge(fields: Mapping[str, str]) -> bool:
+    """Whether an entry of a stream, by its fields, is a merge and not an event."""
+    return MERGED_INTO in fields
 
 
 def merged_into(extra: str | None) -> str | None:

@@ -32,9 +32,14 @@ def recommend_query(
         else frozenset(excluded)
         if isinstance(excluded, list)
         else excluded,
-        fresh_share=bundle.manifest.fresh_share if params.fresh_share is None else params.fresh_share,
+        fresh_share=fresh_share_of(bundle, params),
         **_common(params, contributions_later),
     )
+
+
+def fresh_share_of(bundle: Bundle, params: request_models.RecommendRequest) -> float:
+    """The share of the places that is kept for new items, 0 … 1: that of the request, else that of the bundle."""
+    return bundle.manifest.fresh_share if params.fresh_share is None else params.fresh_share
 
 
 def similar_query(bundle: Bundle, params: request_models.SimilarRequest, *, contributions_later: bool = False) -> Query:

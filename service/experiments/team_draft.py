@@ -6,7 +6,7 @@ An item belongs to the arm that picked it, and so does a click on it.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Final, NamedTuple
 
@@ -26,13 +26,22 @@ class Pick(NamedTuple):
     place: int
 
 
-def team_draft(rankings: tuple[Sequence[str], Sequence[str]], length: int, coins: Iterator[int]) -> list[Pick]:
+def team_draft(
+    rankings: tuple[Sequence[str], Sequence[str]],
+    length: int,
+    coins: Iterator[int],
+    new: tuple[Sequence[bool], Sequence[bool]] | None = None,
+    kept_places: Callable[[int], int] = lambda _: 0,
+) -> list[Pick]:
     """Merge two rankings.
 
     Args:
         rankings: item ids, best first; an item may be in both, but not twice in one.
         length: items wanted.
         coins: 0 or 1, which arm picks where both have as many items.
+        new: whether each item of each ranking is new; None: none is.
+        kept_places: how many of the first n places are kept for new items. Where fewer were picked, the arm picks the
+            best new one among the first n items of its ranking, if any is left there.
 
     Returns:
         The first ``length`` items, fewer where both rankings end; no item twice. The first n of them depend on the
@@ -40,7 +49,7 @@ def team_draft(rankings: tuple[Sequence[str], Sequence[str]], length: int, coins
     """
     taken: set[str] = set()
     picks: list[Pick] = []
-    sizes, places = [0, 0], [0, 0]
+    sizes, places, fresh = [0, 0], [0, 0], 0
     while len(picks) < length:
         for team, ranking in enumerate(rankings):
             while places[team] < len(ranking) and ranking[places[team]] in taken:
@@ -50,9 +59,14 @@ def team_draft(rankings: tuple[Sequence[str], Sequence[str]], length: int, coins
             break
         turn = next(coins) if sizes[0] == sizes[1] else int(sizes[1] < sizes[0])
         team = turn if turn in left else left[0]
-        taken.add(rankings[team][places[team]])
-        picks.append(Pick(team, places[team]))
+        place, position = places[team], len(picks) + 1
+        if new is not None and fresh < kept_places(position):
+            first = range(place, min(position, len(rankings[team])))
+            place = next((one for one in first if new[team][one] and rankings[team][one] not in taken), place)
+        taken.add(rankings[team][place])
+        picks.append(Pick(team, place))
         sizes[team] += 1
+        fresh += new is not None and new[team][place]
     return picks
 
 

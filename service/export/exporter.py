@@ -11,6 +11,7 @@ from time import time
 from typing import Final
 
 from index.event_export.directory import ExportDirectory
+from index.event_export.merges import is_merge
 from index.event_export.stream_ids import BEFORE_ALL, StreamId, bucket_name
 from service.errors import ExportRefused
 from service.stores.event_export.redis_event_export import ExportMoved, OtherExport, RedisEventExport, Waiting
@@ -27,12 +28,14 @@ class Exported:
         events: number of events.
         files: number of files; None where events go to a topic.
         erasures: number of erasures.
+        merges: number of merges of sessions.
         lost: events cut before they were exported, since the export began.
     """
 
     events: int = 0
     files: int | None = 0
     erasures: int = 0
+    merges: int = 0
     lost: int = 0
 
     def plus(self, other: "Exported") -> "Exported":
@@ -41,6 +44,7 @@ class Exported:
             self.events + other.events,
             None if self.files is None or other.files is None else self.files + other.files,
             self.erasures + other.erasures,
+            self.merges + other.merges,
             max(self.lost, other.lost),
         )
 
@@ -132,7 +136,7 @@ class Exporter:
 
     async def _round(self, due: Sequence[int]) -> Exported:
         """Export one file of each of these buckets, and a second one where midnight lies between."""
-        written = []
+        written, merges = [], 0
         before, self._full = list(self._positions), set()
         for bucket in due:
             stored = await self._events.entries(bucket, str(before[bucket]), self._rows_per_file)
@@ -142,6 +146,7 @@ class Exporter:
             if entries:
                 written.append(self._directory.write_entries(bucket, entries))
                 self._positions[bucket] = entries[-1][0]
+                merges += sum(is_merge(fields) for _, fields in entries)
         # After the reading of events: an erasure of a user whose events were read is in the directory before they are.
         erasures = await self._export_erasures()
         self._directory.commit(written)
@@ -150,7 +155,7 @@ class Exporter:
                 await self._record(bucket, str(before[bucket]), str(self._positions[bucket]))
         await self._events.trim(due)
         files = [file for of_bucket in written for file in of_bucket.values()]
-        return Exported(sum(file.rows for file in files), len(files), erasures)
+        return Exported(sum(file.rows for file in files) - merges, len(files), erasures, merges)
 
     async def _export_erasures(self) -> int:
         count = 0

@@ -11,6 +11,7 @@ from typing import Any, Final
 import orjson
 
 from index.event_export.erasures import NO_KEY
+from index.event_export.merges import is_merge
 from index.event_export.rows import ARRIVED, EXTRA, STREAM_ID, USER_ID, Entry, table_of
 from index.event_export.stream_ids import BEFORE_ALL, StreamId, bucket_name
 from service.errors import ExportRefused
@@ -78,11 +79,11 @@ class KafkaExporter:
         if any(part.erasing is not None for part in waiting):
             done = done.plus(Exported(erasures=await self._export_erasures()))
         for bucket in due_buckets(waiting, min_events=min_events, max_age_s=max_age_s):
-            done = done.plus(Exported(events=await self._export_bucket(bucket)))
+            done = done.plus(await self._export_bucket(bucket))
         return done
 
-    async def _export_bucket(self, bucket: int) -> int:
-        count, last_page = 0, False
+    async def _export_bucket(self, bucket: int) -> Exported:
+        count, merges, last_page = 0, 0, False
         while not last_page:
             stored = await self._events.entries(bucket, self._positions[bucket], self._records_per_write)
             last_page = len(stored) < self._records_per_write
@@ -91,7 +92,8 @@ class KafkaExporter:
                 await self._record(bucket, stored[-1][0])
                 await self._events.trim([bucket])
                 count += len(stored)
-        return count
+                merges += sum(is_merge(fields) for _, fields in stored)
+        return Exported(events=count - merges, files=None, merges=merges)
 
     async def _export_erasures(self) -> int:
         count = 0

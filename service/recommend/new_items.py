@@ -1,8 +1,9 @@
 """Keeps places of an answer for new items: those without a training event.
 
 Of the first n places at least ⌊share · n⌋ belong to new items, if so many may be answered. Where the best n items hold
-fewer, the best new items replace the known items with the lowest scores. The n items keep the order of their scores, so
-the new ones take the last places. The first n places are always among the first n + 1: pages do not repeat items.
+fewer, the best new items replace the known items with the lowest scores. The item of position n is the one that the
+first n places have and the first n − 1 have not, so no page repeats an item of another. A page is in the order of its
+scores: its new items take the last places.
 """
 
 from weakref import WeakKeyDictionary
@@ -68,10 +69,10 @@ class NewItems:
         return combined
 
 
-def first_places(
+def by_position(
     bundle: Bundle, found: SearchResult, fresh: SearchResult | None, share: float, length: int
 ) -> SearchResult:
-    """The items of the first places.
+    """The ranking with places for new items; the item of a position depends on that position only.
 
     Args:
         bundle: of the catalogue.
@@ -82,23 +83,29 @@ def first_places(
         length: number of places.
 
     Returns:
-        At most ``length`` items, best first.
+        At most ``length`` items. A new item that takes a kept place stands there, above items with higher scores.
     """
-    rows, scores = found.rows[:length], found.scores[:length]
     if not share:
-        return SearchResult(found.query, rows, scores)
-    new = is_new(bundle, rows)
-    short = places_for_new(share, length) - int(np.count_nonzero(new))
-    if short <= 0:
-        return SearchResult(found.query, rows, scores)
-    others, their_scores = found.rows[length:], found.scores[length:]
+        return SearchResult(found.query, found.rows[:length], found.scores[:length])
+    rows, scores = found.rows, found.scores
     if fresh is not None:
-        unseen = ~np.isin(fresh.rows, found.rows)
-        others = np.concatenate((others, fresh.rows[unseen]))
-        their_scores = np.concatenate((their_scores, fresh.scores[unseen]))
-    order = np.lexsort((others, -their_scores))
-    best = order[is_new(bundle, others[order])][:short]
-    kept = np.delete(np.arange(rows.shape[0]), np.flatnonzero(~new)[::-1][: best.shape[0]])
-    rows, scores = np.concatenate((rows[kept], others[best])), np.concatenate((scores[kept], their_scores[best]))
+        unseen = ~np.isin(fresh.rows, rows)
+        rows, scores = np.concatenate((rows, fresh.rows[unseen])), np.concatenate((scores, fresh.scores[unseen]))
     order = np.lexsort((rows, -scores))
-    return SearchResult(found.query, rows[order], scores[order])
+    new = is_new(bundle, rows[order])
+    size = min(length, order.shape[0])
+    kept = (share * np.arange(1, size + 1) + _ROUNDING).astype(np.int64)
+    # Of the first n items: as many new ones as rank there by themselves, at least the kept places, at most all.
+    counts = np.minimum(np.maximum(kept, np.cumsum(new[:size])), np.count_nonzero(new))
+    takes_new = np.diff(counts, prepend=0) == 1
+    placed = np.empty(size, dtype=np.int64)
+    placed[takes_new] = order[new][: np.count_nonzero(takes_new)]
+    placed[~takes_new] = order[~new][: np.count_nonzero(~takes_new)]
+    return SearchResult(found.query, rows[placed], scores[placed])
+
+
+def in_score_order(found: SearchResult, start: int) -> SearchResult:
+    """The items of the first ``start`` positions as they are, the others best first."""
+    order = np.lexsort((found.rows[start:], -found.scores[start:])) + start
+    order = np.concatenate((np.arange(min(start, found.rows.shape[0])), order))
+    return SearchResult(found.query, found.rows[order], found.scores[order])

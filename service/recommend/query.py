@@ -25,7 +25,8 @@ class Query:
         items: (item id, weight) oldest first; they come after the stored history.
         k: items wanted, at least 1.
         offset: items skipped.
-        from_start: answer the skipped items too, before the others, as one ranking.
+        from_start: answer the skipped items too, before the others, as one ranking whose beginning is the same for any
+            ``k``. Items in places for new items then stand in their positions, not in the order of the scores.
         filter: clauses as `index.filters.filters` takes them; None: every item.
         exclude: item ids that must not be recommended; unknown ones are ignored.
         exclude_seen: leave out the stored history and ``items``; ``positive``: only those with a weight above 0; a set:

@@ -13,7 +13,7 @@ from index.search.row_mask import RowMask
 from service.errors import RuleBroken, RuleViolation
 from service.recommend.diversity import maximal_marginal_relevance, stages_of
 from service.recommend.engine import SearchJob, SearchResult
-from service.recommend.new_items import first_places, is_new, places_for_new
+from service.recommend.new_items import by_position, in_score_order, is_new, places_for_new
 from service.recommend.query import Degraded, Query, Recommendations, Strategy
 from service.recommend.query_vector import WeightedHistory, mean_query, sequence_query
 from service.recommend.stored_history import StoredHistory, relative
@@ -168,9 +168,11 @@ class ResolvedQuery:
         """
         found, share = self._without_excluded(found), self.query.fresh_share
         fresh = None if fresh is None else self._without_excluded(fresh)
-        whole = first_places(self.bundle, found, fresh, share, pool)
-        if before is None and share and self.query.offset and self.query.diversity == 0:
-            before = first_places(self.bundle, found, fresh, share, self.query.offset)
+        whole = by_position(self.bundle, found, fresh, share, pool)
+        if share and self.query.diversity > 0:
+            whole = in_score_order(whole, 0)
+        elif share and not self.query.from_start:
+            whole = in_score_order(whole, self.query.offset)
         if before is None:
             return whole
         new = np.flatnonzero(~np.isin(whole.rows, before.rows))[: pool - before.rows.shape[0]]

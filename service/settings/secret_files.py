@@ -6,17 +6,19 @@ from typing import Final, NamedTuple
 
 from service.errors import SettingsError
 
-KEY_RULE = "every key must have 16 to 512 ASCII characters"
+KEY_RULE = "every key must have 16 to 512 ASCII characters, no spaces, and must not be a name that lacks its key"
 _MAX_BYTES = 65_536
-_MIN_KEY, _MAX_KEY = 16, 512
-_SCOPED: Final = re.compile(r"(\S.*?)\s+scopes=(.*)")
+_KEY: Final = re.compile(r"[!-~]{16,512}")
+# These can be guessed from the documentation: scopes, a label, or a variable before the place of the key.
+_NAME: Final = re.compile(r"(?i:scopes?=.*)|[A-Za-z][\w.-]*:|[A-Z][A-Z0-9]*(_[A-Z0-9]+)+=")
+_SCOPED: Final = re.compile(r"(\S+)\s+scopes=(.*)")
 
 Signature = tuple[int, int, int]
 
 
 def is_key(text: str) -> bool:
     """Whether a text may be an API key."""
-    return _MIN_KEY <= len(text) <= _MAX_KEY and text.isascii()
+    return _KEY.fullmatch(text) is not None and _NAME.fullmatch(text) is None
 
 
 def read_secret(path: Path, setting: str) -> str:
@@ -60,14 +62,17 @@ def read_keys(path: Path, setting: str) -> tuple[KeyLine, ...]:
     """The API keys in a file, one per line; empty lines and lines that start with ``#`` are ignored.
 
     Raises:
-        SettingsError: the file cannot be read, has no key, or has a key that breaks the rule for keys.
+        SettingsError: the file cannot be read, has no key, or has a line whose key breaks the rule for keys. The
+            message has the number of the line and does not quote it.
     """
     lines = [(number, line.strip()) for number, line in enumerate(read_secret(path, setting).splitlines(), 1)]
     keys = tuple(_key_line(number, line) for number, line in lines if line and not line.startswith("#"))
     if not keys:
         raise SettingsError(f"{setting} must name a file with at least one key, got {path}, which has none")
-    if not all(is_key(line.key) for line in keys):
-        raise SettingsError(f"{setting}: {KEY_RULE}, one per line; a key in {path} breaks this rule")
+    for line in keys:
+        if not is_key(line.key):
+            rule = f"{KEY_RULE}; a line is KEY, or KEY scopes=NAMES, and # begins a comment"
+            raise SettingsError(f"{setting}: {rule}; line {line.number} of {path} breaks this rule")
     return keys
 
 

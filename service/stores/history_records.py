@@ -18,13 +18,11 @@ _LIST_OF: Final[Mapping[StoredIn, int]] = {"stream": 0, "history": 1, "impressio
 
 def append_caps(retention: HistorySettings) -> tuple[int, ...]:
     """The first ten arguments of `APPEND`."""
-    cap = bucket_cap(retention.stream_cap)
     return (
         retention.history_cap,
         retention.event_ids_cap,
         retention.ttl_s,
-        cap,
-        dropped_at_once(cap),
+        *stream_caps(retention),
         BUCKETS,
         retention.late_s,
         retention.impressions_cap,
@@ -34,11 +32,18 @@ def append_caps(retention: HistorySettings) -> tuple[int, ...]:
 
 
 def merge_caps(retention: HistorySettings) -> tuple[int, ...]:
-    """The first seven arguments of `MERGE`."""
+    """The first nine arguments of `MERGE`."""
     return (
         *(retention.history_cap, retention.event_ids_cap, retention.impressions_cap, MOST_MERGES),
         *(retention.ttl_s, retention.impressions_ttl_s, retention.session_ttl_s),
+        *stream_caps(retention),
     )
+
+
+def stream_caps(retention: HistorySettings) -> tuple[int, int]:
+    """The cap of a bucket's stream, and how many entries it drops at once."""
+    cap = bucket_cap(retention.stream_cap)
+    return cap, dropped_at_once(cap)
 
 
 def event_arguments(event: Event, first_key: int) -> Arguments:

@@ -128,9 +128,13 @@ class RedisHistories:
             stored, lost = await self._writes.run(APPEND, keys, arguments, list)
         if self._confirms and 0 <= stored < len(events):
             await self._confirm_duplicates(events[0].user_id)
-        if lost and self._watch.on_lost is not None:
-            self._watch.on_lost(lost)
+        self._count_lost(lost)
         return stored
+
+    def _count_lost(self, count: int) -> None:
+        """Report events that were cut before they were exported."""
+        if count and self._watch.on_lost is not None:
+            self._watch.on_lost(count)
 
     async def _confirm_duplicates(self, owner: str) -> None:
         """Write something: newer servers let ``WAIT`` wait for what the connection has written, here nothing yet."""
@@ -173,7 +177,9 @@ class RedisHistories:
         ]
         with self._translated("merge"):
             while True:
-                kind, value = await self._writes.run(MERGE, keys, [*self._merge_caps, session_id, user_id], list)
+                arguments: list[str | int] = [*self._merge_caps, session_id, user_id]
+                kind, value, lost = await self._writes.run(MERGE, keys, arguments, list)
+                self._count_lost(lost)
                 if kind != b"session":
                     break
                 await self._erase_session(value.decode(), user_id)
@@ -186,7 +192,7 @@ class RedisHistories:
     async def merged_sessions(self, user_id: str) -> list[str]:
         """Sessions of a user; see `HistoryStore.merged_sessions`."""
         with self._translated("erase"):
-            return texts(await self._writes.call("ZRANGE", keys_of(self._prefix, user_id).merges, 0, -1, kind=list))
+            return await self._sessions_of(user_id)
 
     async def erase(self, user_id: str) -> None:
         """Erase a user; see `HistoryStore.erase`. The cost grows with the user's own events, a thousand per call.
@@ -194,15 +200,26 @@ class RedisHistories:
         As long as the stream of the old layout exists, it is read completely too.
         """
         with self._translated("erase"):
-            merges = keys_of(self._prefix, user_id).merges
-            while sessions := texts(await self._writes.call("ZRANGE", merges, 0, 0, kind=list)):
-                await self._erase_session(sessions[0], user_id)
-            await self._erase_owner(user_id)
+            sessions = await self._sessions_of(user_id)
+            while True:
+                for session in sessions:
+                    await self._erase_session(session, user_id)
+                await self._erase_owner(user_id)
+                if not (sessions := await self._merged(user_id)):  # what was merged meanwhile
+                    break
             start = "-" if self._may_have_old_layout else ""
             while start:
                 arguments: list[str | int] = [start, user_id, _ERASE_BATCH]
                 last = await self._writes.run(ERASE_FROM_OLD_STREAM, [old_stream_key(self._prefix)], arguments, bytes)
                 start = f"({last.decode()}" if last else ""
+
+    async def _sessions_of(self, user_id: str) -> list[str]:
+        """The sessions whose data is the user's."""
+        return await self._merged(user_id)
+
+    async def _merged(self, user_id: str) -> list[str]:
+        """The sessions that are recorded at the user."""
+        return texts(await self._writes.call("ZRANGE", keys_of(self._prefix, user_id).merges, 0, -1, kind=list))
 
     async def _erase_session(self, session_id: str, user_id: str) -> None:
         """Erase a merged session; its record at the user goes last, so that an interrupted erasure can go on."""

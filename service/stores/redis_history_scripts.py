@@ -28,6 +28,35 @@ end
 """
 """Functions of the scripts that order histories by time."""
 
+# An entry of a stream is dropped together with its id in the list of its user; the oldest entry has the oldest id. Many
+# are dropped at once, as that costs less per entry. After the cap was lowered this takes several calls. Arguments: the
+# stream, its length, entries that the call added, cap of the stream, how many entries it drops at once. Returns how
+# many events were not exported; the record of a merge has no item and is no event.
+CUT: Final = """
+local function cut(stream, length, added, stream_cap, at_once)
+    local most = math.min(length - stream_cap + at_once - 1, added + 1000)
+    local export = string.sub(stream, 1, -7) .. 'export'
+    local exported, lost = redis.call('HGET', export, 'exported'), 0
+    local time, sequence = string.match(exported or '', '(%d+)-(%d+)')
+    for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', most)) do
+        redis.pcall('LREM', stream .. '_ids:' .. entry[2][2], 1, entry[1])
+        if time and entry[2][3] == 'item_id' then
+            local id_time, id_sequence = string.match(entry[1], '(%d+)-(%d+)')
+            if id_time == time and tonumber(id_sequence) > tonumber(sequence)
+                or tonumber(id_time) > tonumber(time) then
+                lost = lost + 1
+            end
+        end
+    end
+    redis.call('XTRIM', stream, 'MAXLEN', length - most)
+    if lost > 0 then
+        redis.call('HINCRBY', export, 'lost', lost)
+    end
+    return lost
+end
+"""
+"""A function of the scripts that add entries to a stream."""
+
 # KEYS: the old stream, then six keys of each user, as in `UserKeys`; then, if the caller knows that the old layout
 # exists, two keys of each user, as in `OldUserKeys`. ARGV: caps of history and event ids, seconds to live, cap of a
 # bucket's stream, how many entries it drops at once, number of buckets, seconds that an event may be late, cap and
@@ -49,6 +78,7 @@ end
 # buckets can be merged in the order of arrival. If the clock has gone back, the id is the next one of its stream.
 APPEND: Final = Script(
     TIMES
+    + CUT
     + """
 local call = redis.call
 local history_cap, event_ids_cap, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
@@ -257,34 +287,11 @@ for user, sent in pairs(has_ids) do
     end
 end
 
--- An entry of a stream is dropped together with its id in the list of its user; the oldest entry has the oldest id.
--- Many are dropped at once, as that costs less per entry. After the cap was lowered this takes several calls.
-local function is_exported(id, exported)
-    local id_time, id_sequence = string.match(id, '(%d+)-(%d+)')
-    local time, sequence = string.match(exported, '(%d+)-(%d+)')
-    if id_time == time then
-        return tonumber(id_sequence) <= tonumber(sequence)
-    end
-    return tonumber(id_time) < tonumber(time)
-end
 local fullness, streams, lost = 0, 0, 0
 for stream, count in pairs(added) do
     local length = entries[stream] + count
     if length > stream_cap then
-        local most = math.min(length - stream_cap + at_once - 1, count + 1000)
-        local export = string.sub(stream, 1, -7) .. 'export'
-        local exported, lost_here = call('HGET', export, 'exported'), 0
-        for _, entry in ipairs(call('XRANGE', stream, '-', '+', 'COUNT', most)) do
-            redis.pcall('LREM', stream .. '_ids:' .. entry[2][2], 1, entry[1])
-            if exported and not is_exported(entry[1], exported) then
-                lost_here = lost_here + 1
-            end
-        end
-        call('XTRIM', stream, 'MAXLEN', length - most)
-        if lost_here > 0 then
-            call('HINCRBY', export, 'lost', lost_here)
-            lost = lost + lost_here
-        end
+        lost = lost + cut(stream, length, count, stream_cap, at_once)
     end
     fullness, streams = fullness + math.min(length, stream_cap), streams + 1
 end

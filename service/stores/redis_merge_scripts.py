@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from service.stores.redis_history_scripts import TIMES
+from service.stores.redis_history_scripts import CUT, TIMES
 from service.stores.redis_pipeline import Script
 
 JOIN: Final = (
@@ -59,8 +59,11 @@ end
 # TIME gives them. A stream whose last id is later than the clock takes its own next id.
 #
 # The merge is an entry of the session's stream, so that it is exported and erased as the session's events are. Before
-# a script writes, it must read both keys, so that a key of another kind fails without a change.
-RECORD_MERGE: Final = """
+# a script writes, it must read both keys, so that a key of another kind fails without a change. At its end it cuts the
+# stream, which then may have one entry too many.
+RECORD_MERGE: Final = (
+    CUT
+    + """
 local function record_merge(stream, stream_ids, session, user, time)
     local microseconds = tonumber(time[2])
     local record = {'user_id', '\\31' .. session, 'type', 'merge', 'session_id', session, 'merged_into', user}
@@ -72,12 +75,21 @@ local function record_merge(stream, stream_ids, session, user, time)
     end
     redis.call('RPUSH', stream_ids, id)
 end
+local function cut_if_full(stream, stream_cap, at_once)
+    local length = redis.call('XLEN', stream)
+    if length > stream_cap then
+        return cut(stream, length, 1, stream_cap, at_once)
+    end
+    return 0
+end
 """
+)
 
 # KEYS: of session and user, as in `UserKeys`, then of the user, as in `OldUserKeys`. ARGV: caps of history,
 # event ids, impressions and merged sessions, seconds to live of these but of the sessions, of the impressions and of a
-# session's data, session, user. Returns the number of entries moved, the user if the session is merged already, or a
-# session that must be erased before as the user has too many.
+# session's data, cap of a bucket's stream, how many entries it drops at once, session, user. Returns the number of
+# entries moved, the user if the session is merged already, or a session that must be erased before as the user has too
+# many; then how many events were cut at the cap before they were exported.
 #
 # All keys are read before the first is written, so a key of another kind fails without a change.
 MERGE: Final = Script(
@@ -86,11 +98,11 @@ MERGE: Final = Script(
     + """
 local merged_into = call('HGET', KEYS[6], 'user')
 if merged_into then
-    return {'user', merged_into}
+    return {'user', merged_into, 0}
 end
 local sessions = call('ZCARD', KEYS[12])
 if sessions >= tonumber(ARGV[4]) then
-    return {'session', call('ZRANGE', KEYS[12], 0, 0)[1]}
+    return {'session', call('ZRANGE', KEYS[12], 0, 0)[1], 0}
 end
 local moved, ids = call('LRANGE', KEYS[2], 0, -1), call('ZRANGE', KEYS[3], 0, -1, 'WITHSCORES')
 local shown = joined(KEYS[11], call('LRANGE', KEYS[5], 0, -1))
@@ -101,13 +113,13 @@ call('XLEN', KEYS[1])
 call('LRANGE', KEYS[4], 0, 0)
 
 local time = call('TIME')
-record_merge(KEYS[1], KEYS[4], ARGV[8], ARGV[9], time)
+record_merge(KEYS[1], KEYS[4], ARGV[10], ARGV[11], time)
 join(KEYS[8], KEYS[9], KEYS[11], entries, moved, {old_ids, ids}, shown,
     {ARGV[1], ARGV[2], ARGV[3]}, {ARGV[5], ARGV[6]})
-call('ZADD', KEYS[12], time[1], ARGV[8])
-call('HSET', KEYS[6], 'user', ARGV[9])
+call('ZADD', KEYS[12], time[1], ARGV[10])
+call('HSET', KEYS[6], 'user', ARGV[11])
 call('EXPIRE', KEYS[6], ARGV[7])
 call('UNLINK', KEYS[2], KEYS[3], KEYS[5], KEYS[13], KEYS[14])
-return {'moved', #moved}
+return {'moved', #moved, cut_if_full(KEYS[1], tonumber(ARGV[8]), tonumber(ARGV[9]))}
 """
 )

@@ -31,7 +31,9 @@ class ExportMetrics:
             registry=registry,
         )
         self._waiting = Gauge(
-            "vlm2rec_export_waiting_events", "Events that are not exported; NaN without an exporter.", registry=registry
+            "vlm2rec_export_waiting_events",
+            "Events, and merges of sessions, that are not exported; NaN without an exporter.",
+            registry=registry,
         )
         self._oldest.set(nan)
         self._waiting.set(nan)

@@ -14,6 +14,7 @@ import select
 import threading
 from collections import deque
 from time import sleep
+from typing import NamedTuple
 
 import orjson
 
@@ -36,15 +37,12 @@ class LogWriter:
     """
 
     def __init__(self, descriptor: int, *, limit_bytes: int = _LIMIT_BYTES) -> None:
-        self._descriptor = descriptor
-        self._writable = select.poll()  # `select` refuses descriptors from 1,024 on
-        self._writable.register(descriptor, select.POLLOUT)
+        self._output = _LineOutput(descriptor)
         self._limit = limit_bytes
         self._lock = threading.Lock()
         self._lines: deque[bytes] = deque()
         self._bytes = 0
         self._reported = 0
-        self._line_is_open = False
         self._wake_up = threading.Event()
         self._closed = False
         self.dropped = 0
@@ -85,7 +83,7 @@ class LogWriter:
             if not self._closed:
                 sleep(_GATHER_S)
             self._wake_up.clear()
-            self.failed += self._write(self._take()).count(b"\n")
+            self.failed += self._output.write(self._take()).left.count(b"\n")
             self._report_losses()
             if self._closed and not self._lines:
                 return
@@ -103,31 +101,121 @@ class LogWriter:
         lost = self.dropped + self.failed - self._reported
         if not lost:
             return
-        notice = orjson.dumps({"event": "log lines dropped", "level": "warning", "lines": lost}) + b"\n"
-        if not self._write(notice):
+        if not self._output.write(_notice(lost)).left:
             self._reported += lost
 
-    def _write(self, lines: bytes) -> bytes:
-        """Write to the descriptor until done or until a write fails; first end a line that broke off.
+
+class DirectLogWriter:
+    """Writes lines at once and without a thread, for a process that starts others by fork and writes little.
+
+    A line that the reader would keep waiting is dropped, and so is one that comes while another is written, as from a
+    signal handler. A notice with the number of lines lost follows the next line that is written. Only where another
+    process fills the pipe between poll and write does the write wait.
+
+    Args:
+        descriptor: where the lines go; it stays open.
+
+    Attributes:
+        dropped: lines that were not read in time, or came while another was written.
+        failed: lines that could not be written.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._output = _LineOutput(descriptor)
+        self._lock = threading.Lock()
+        self._reported = 0
+        self.dropped = 0
+        self.failed = 0
+
+    def write(self, line: bytes) -> int:
+        """Write a line.
 
         Returns:
-            The bytes that could not be written.
+            The length of the line, as the `write` of a file does.
+        """
+        if not self._lock.acquire(blocking=False):
+            self.dropped += 1
+            return len(line)
+        try:
+            self._write(line)
+        finally:
+            self._lock.release()
+        return len(line)
+
+    def flush(self) -> None:
+        """Do nothing: every line is written already."""
+
+    def close(self) -> None:
+        """Do nothing: every line is written already."""
+
+    def _write(self, line: bytes) -> None:
+        left, failed = self._output.write(line, waits=False)
+        if left:
+            self.failed += failed
+            self.dropped += not failed
+            return
+        lost = self.dropped + self.failed - self._reported
+        if lost and not self._output.write(_notice(lost), waits=False).left:
+            self._reported += lost
+
+
+class _Written(NamedTuple):
+    """What became of lines.
+
+    Attributes:
+        left: the bytes that were not written.
+        failed: whether the descriptor refused them; False: its reader does not read.
+    """
+
+    left: bytes
+    failed: bool
+
+
+class _LineOutput:
+    """A file descriptor to which whole lines are written; for one thread at a time.
+
+    Args:
+        descriptor: where the lines go; it stays open.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._writable = select.poll()  # `select` refuses descriptors from 1,024 on
+        self._writable.register(descriptor, select.POLLOUT)
+        self._line_is_open = False
+
+    def write(self, lines: bytes, *, waits: bool = True) -> _Written:
+        """Write lines until all are written or a write fails; first end a line that broke off.
+
+        Args:
+            lines: whole ones.
+            waits: False: end where the reader would have to read first. A pipe that can be written to takes PIPE_BUF
+                bytes, so no more are written at once.
         """
         if lines and self._line_is_open:
             lines = b"\n" + lines
-        view, written = memoryview(lines), 0
+        view, written, failed = memoryview(lines), 0, False
         try:
-            while written < len(lines):
+            while written < len(lines) and (waits or self._writable.poll(0)):
+                end = _end_of_write(lines, written)
                 try:
-                    written += os.write(self._descriptor, view[written : _end_of_write(lines, written)])
+                    written += os.write(
+                        self._descriptor, view[written : end if waits else min(end, written + _PIPE_BYTES)]
+                    )
                 except BlockingIOError:  # another process that shares the descriptor made it non-blocking
+                    if not waits:
+                        break
                     self._writable.poll()
         except OSError:
-            pass
-        if written:
-            self._line_is_open = lines[written - 1 : written] != b"\n"
-            return lines[written:]
-        return lines.removeprefix(b"\n")
+            failed = True
+        if not written:
+            return _Written(lines.removeprefix(b"\n"), failed)
+        self._line_is_open = lines[written - 1 : written] != b"\n"
+        return _Written(lines[written:], failed)
+
+
+def _notice(lost: int) -> bytes:
+    return orjson.dumps({"event": "log lines dropped", "level": "warning", "lines": lost}) + b"\n"
 
 
 def _end_of_write(lines: bytes, start: int) -> int:
@@ -136,45 +224,3 @@ def _end_of_write(lines: bytes, start: int) -> int:
     if last < 0:
         last = lines.find(b"\n", start)
     return len(lines) if last < 0 else last + 1
-
-
-class DirectLogWriter:
-    """Writes lines at once and without a thread, for a process that starts others by fork and writes little.
-
-    A line that the reader would keep waiting is dropped.
-
-    Args:
-        descriptor: where the lines go; it stays open.
-
-    Attributes:
-        dropped: lines that were not read in time.
-        failed: lines that could not be written.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._writable = select.poll()  # `select` refuses descriptors from 1,024 on
-        self._writable.register(descriptor, select.POLLOUT)
-        self.dropped = 0
-        self.failed = 0
-
-    def write(self, line: bytes) -> int:
-        """Write a line; a pipe that can be written to takes at least 4 KiB.
-
-        Returns:
-            The length of the line, as the `write` of a file does.
-        """
-        try:
-            if not self._writable.poll(0):
-                self.dropped += 1
-            else:
-                os.write(self._descriptor, line[:_PIPE_BYTES])
-        except OSError:
-            self.failed += 1
-        return len(line)
-
-    def flush(self) -> None:
-        """Do nothing: every line is written already."""
-
-    def close(self) -> None:
-        """Do nothing: every line is written already."""

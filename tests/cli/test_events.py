@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from cli.app import app
 from service.errors import EventsUnavailable
-from service.stores.protocols import Event
+from service.stores.protocols import Event, session_owner
 from tests.support.stores.exports import Shop
 
 
@@ -44,6 +44,17 @@ def test_export_compact_and_detach(shop: Shop) -> None:
     shop.run(erase)
     done = events("detach")
     assert (done.stdout, done.stderr) == ("detached\n", "warning: 1 erasures did not reach the export: delete it\n")
+
+
+def test_merges_of_sessions_are_no_events(shop: Shop) -> None:
+    async def check(store: object) -> None:
+        await store.append([Event(session_owner("s"), "a", 1.0)])  # type: ignore[attr-defined]
+        await store.merge("s", "anna")  # type: ignore[attr-defined]
+
+    shop.run(check)
+    assert (
+        events("export", "--to", str(shop.root)).stdout == "1 events and 1 merges of sessions in 1 files, 0 erasures\n"
+    )
 
 
 def test_a_redis_that_is_not_there_is_an_error(tmp_path: Path) -> None:

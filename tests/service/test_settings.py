@@ -54,7 +54,7 @@ def test_keys_in_a_variable_are_separated_by_commas(monkeypatch: pytest.MonkeyPa
         ("VLM2REC_ROOT_PATH", "/rec/", "root_path: .*as in /rec, got '/rec/'"),
         ("VLM2REC_ROOT_PATH", "https://a.example/rec", "root_path: .*as in /rec"),
         ("VLM2REC_LOG_LEVEL", "loud", "log_level: .*'debug', 'info', 'warning' or 'error', got 'loud'"),
-        ("VLM2REC_API_KEYS", "short-key", "api_keys: .*16 to 512 ASCII characters, got a value not shown here"),
+        ("VLM2REC_API_KEYS", "short-key", "api_keys: .*16 to 512 ASCII characters, .* got a value not shown here"),
         ("VLM2REC_CORS_ORIGINS", "https://a.example/path", "cors_origins: .*as in https://shop.example, got"),
         ("VLM2REC_CORS_ORIGINS", "https://*.example", "cors_origins: .*every origin must be"),
         ("VLM2REC_CORS_ORIGINS", "a.example", "cors_origins: .*every origin must be"),

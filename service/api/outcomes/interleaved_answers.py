@@ -1,8 +1,9 @@
 """Answers requests with items of both arms of an experiment."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeGuard
 
 from starlette.responses import Response
@@ -10,12 +11,13 @@ from starlette.responses import Response
 from index.errors import FilterError
 from service.api.outcomes.arms import InterleavedArms, RequestArm
 from service.api.outcomes.kept_answers import ArmPart, KeptAnswers
-from service.api.queries import check_fields, recommend_query
+from service.api.queries import check_fields, fresh_share_of, recommend_query
 from service.api.rendering import ResponseBodies, json_response
 from service.api.request_models import RecommendRequest
 from service.errors import RuleBroken
 from service.experiments.team_draft import Pick, coins_of, team_draft
 from service.recommend.batch_histories import BatchHistories
+from service.recommend.new_items import is_new, places_for_new
 from service.recommend.query import Query, Recommendations
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
@@ -86,9 +88,11 @@ class InterleavedAnswers:
         *,
         keeps: bool,
     ) -> Response:
-        picks = _drafted(both, rankings, params.offset + params.k)[params.offset :]
+        picks = _drafted(both, params, rankings)[params.offset :]
         parts = [
-            ArmPart(arm.label, arm.bundle, ranking.chosen([pick.place for pick in picks if pick.team == team]))
+            ArmPart(
+                arm.label, arm.bundle, _page(arm, params, ranking, (pick.place for pick in picks if pick.team == team))
+            )
             for team, (arm, ranking) in enumerate(zip(both.arms, rankings, strict=True))
         ]
         failure = next((part.answer.error for part in parts if part.answer.error is not None), None)
@@ -121,7 +125,7 @@ class InterleavedAnswers:
         if not answers:
             raise next(one for one in found if not isinstance(one, Recommendations))
         arm, answer = next((pair for pair in answers if _complete(pair[1])), answers[0])
-        page = answer.chosen(range(params.offset, len(answer.rows)))
+        page = _page(arm, params, answer, range(params.offset, len(answer.rows)))
         body = self._bodies.body(arm.bundle, params, page, trace, wanted="sequence")
         response = json_response(body)
         trace.lap("write")
@@ -146,14 +150,37 @@ def _query(arm: RequestArm, params: RecommendRequest, *, keeps: bool) -> Query:
     return replace(query, from_start=True)
 
 
-def _drafted(both: InterleavedArms, rankings: Sequence[Recommendations], length: int) -> list[Pick]:
-    """The merged ranking from its beginning, so that all pages are parts of one."""
+def _drafted(both: InterleavedArms, params: RecommendRequest, rankings: Sequence[Recommendations]) -> list[Pick]:
+    """The merged ranking from its beginning to the end of the page, so that all pages are parts of one."""
     first, second = (
         [arm.bundle.ids.id(row) for row in ranking.rows.tolist()]
         for arm, ranking in zip(both.arms, rankings, strict=True)
     )
     coins = coins_of(both.salt, both.owner, [*first[:1], *second[:1]])
-    return team_draft((first, second), length, coins)
+    length = params.offset + params.k
+    # What both arms promise holds for the merged ranking: of their new items some may be the same.
+    share = min(_share(arm, params, ranking) for arm, ranking in zip(both.arms, rankings, strict=True))
+    if not share:
+        return team_draft((first, second), length, coins)
+    new_of_first, new_of_second = (
+        is_new(arm.bundle, ranking.rows).tolist() for arm, ranking in zip(both.arms, rankings, strict=True)
+    )
+    return team_draft((first, second), length, coins, (new_of_first, new_of_second), partial(places_for_new, share))
+
+
+def _share(arm: RequestArm, params: RecommendRequest, ranking: Recommendations) -> float:
+    """The share of the places of an arm's ranking that is kept for new items."""
+    return 0.0 if ranking.strategy == "popular" else fresh_share_of(arm.bundle, arm.applied(params))
+
+
+def _page(
+    arm: RequestArm, params: RecommendRequest, ranking: Recommendations, places: Iterable[int]
+) -> Recommendations:
+    """The items at some places of an arm's ranking; best first, as on a page of that arm alone."""
+    if arm.applied(params).diversity > 0:
+        return ranking.chosen([*places])
+    scores = ranking.scores.tolist()
+    return ranking.chosen(sorted(places, key=lambda place: -scores[place]))
 
 
 def _complete(found: _Found) -> TypeGuard[Recommendations]:

@@ -66,7 +66,7 @@ class ClusterHistories(RedisHistories):
         renewal: Renewal | None = None,
     ) -> None:
         super().__init__(redis, retention, watch=watch, renewal=renewal)
-        self._merges = SessionMerge(self._writes, redis.redis_prefix, retention, self._erase_session)
+        self._merges = SessionMerge(self._writes, redis.redis_prefix, retention, self._erase_session, self._count_lost)
 
     async def append(self, events: Sequence[Event]) -> int:
         """Store events; see `HistoryStore.append`. Of each bucket all are stored or none.
@@ -102,6 +102,11 @@ class ClusterHistories(RedisHistories):
     async def is_cluster_node(self) -> bool:
         """Always False: the URL names a cluster, so bulks are stored by bucket."""
         return False
+
+    async def _sessions_of(self, user_id: str) -> list[str]:
+        """The sessions whose data is the user's, also those that were claimed and not copied yet."""
+        claimed, merged = await self._merges.claimed(user_id), await self._merged(user_id)
+        return [*dict.fromkeys((*claimed, *merged))]
 
     async def _append_by_bucket(self, waiting: Sequence[_Sent], bulk: _Bulk) -> None:
         """Store events in the order of their timestamps, those of merged sessions for their users."""

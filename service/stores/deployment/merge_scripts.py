@@ -5,6 +5,9 @@ from typing import Final
 from service.stores.redis_merge_scripts import JOIN, RECORD_MERGE
 from service.stores.redis_pipeline import Script
 
+COPIED: Final = "\x1f"
+"""What follows a session in the name of the field that says which claim was copied; ids have no control characters."""
+
 # KEYS: merges of the user, merges in progress. ARGV: session, token of this attempt, most merged sessions, most
 # merges in progress, seconds to live. Returns a session that must be erased before as the user has too many, else ''.
 PREPARE: Final = Script("""
@@ -20,8 +23,9 @@ return ''
 """)
 
 # KEYS: of the session, as in `UserKeys`. ARGV: user, id of the claim if there is none yet, seconds to live of a
-# session's data, session. Returns the user that has the session, the id of its claim, and the session's history, event
-# ids with their scores, and impressions. The id is '' if nothing is left to be moved.
+# session's data, session, cap of a bucket's stream, how many entries it drops at once. Returns the user that has the
+# session, the id of its claim, the session's history, event ids with their scores, and impressions, and how many events
+# were cut at the cap before they were exported. The id is '' if nothing is left to be moved.
 #
 # From now on `APPEND` stores nothing for the session, so what is returned stays as it is.
 CLAIM: Final = Script(
@@ -31,10 +35,10 @@ local call = redis.call
 local user = call('HGET', KEYS[6], 'user')
 local claim = call('HGET', KEYS[6], 'moving')
 if user and (user ~= ARGV[1] or not claim) then
-    return {user, '', {}, {}, {}}
+    return {user, '', {}, {}, {}, 0}
 end
 local history, ids = call('LRANGE', KEYS[2], 0, -1), call('ZRANGE', KEYS[3], 0, -1, 'WITHSCORES')
-local impressions = call('LRANGE', KEYS[5], 0, -1)
+local impressions, lost = call('LRANGE', KEYS[5], 0, -1), 0
 if not user then
     call('XLEN', KEYS[1])
     call('LRANGE', KEYS[4], 0, 0)
@@ -42,8 +46,9 @@ if not user then
     record_merge(KEYS[1], KEYS[4], ARGV[4], ARGV[1], call('TIME'))
     call('HSET', KEYS[6], 'user', ARGV[1], 'moving', claim)
     call('EXPIRE', KEYS[6], ARGV[3])
+    lost = cut_if_full(KEYS[1], tonumber(ARGV[5]), tonumber(ARGV[6]))
 end
-return {ARGV[1], claim, history, ids, impressions}
+return {ARGV[1], claim, history, ids, impressions, lost}
 """
 )
 

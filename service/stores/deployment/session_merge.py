@@ -10,22 +10,25 @@ No script can use the keys of both, so the merge takes five calls, each of them 
 5. the user: forget that it was copied, and the token of an attempt that may have read the same (`FINISH`).
 
 It may end after any of them and be called again: the claim has an id, and a copy of the same claim is made once. An
-erasure of the user removes the tokens, so an attempt that read the session before cannot bring erased data back: it
-finds no token and begins again. An event of a session whose merge has not ended ends it first
-(`service.stores.deployment.cluster_histories`), so an event that was stored in the session is recognised by its id.
+erasure of the user finds claimed sessions by the tokens and erases them first. It removes the tokens, so an attempt
+that read the session before cannot bring erased data back: it finds no token and begins again. An event of a session
+whose merge has not ended ends it first (`service.stores.deployment.cluster_histories`), so an event that was stored in
+the session is recognised by its id.
 """
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from service.errors import RedisUnavailable
 from service.settings.groups import HistorySettings
-from service.stores.deployment.merge_scripts import CLAIM, COPY, FINISH, PREPARE, RELEASE
+from service.stores.deployment.merge_scripts import CLAIM, COPIED, COPY, FINISH, PREPARE, RELEASE
 from service.stores.deployment.opening import Pipeline
 from service.stores.history_keys import keys_of, merging_key
-from service.stores.history_records import MOST_MERGES
+from service.stores.history_records import MOST_MERGES, stream_caps
 from service.stores.protocols import session_owner
+from service.stores.redis_client import texts
 
 if TYPE_CHECKING:
     from service.stores.redis_connection import Part
@@ -41,6 +44,7 @@ class SessionMerge:
         prefix: of all keys.
         retention: caps and times to live.
         erase_session: erases a session of a user that has too many.
+        count_lost: receives how many events were cut at the cap of a stream before they were exported.
     """
 
     def __init__(
@@ -49,11 +53,13 @@ class SessionMerge:
         prefix: str,
         retention: HistorySettings,
         erase_session: Callable[[str, str], Awaitable[None]],
+        count_lost: Callable[[int], None],
     ) -> None:
         self._writes = writes
         self._prefix = prefix
         self._retention = retention
         self._erase_session = erase_session
+        self._count_lost = count_lost
 
     async def merge(self, session_id: str, user_id: str) -> int | None:
         """Merge; returns how many entries of the history were moved, 0 if nothing was left to be moved.
@@ -69,11 +75,13 @@ class SessionMerge:
         kept = self._retention
         for _ in range(_MOST_ATTEMPTS):
             token = await self._prepare(session_id, user_id)
-            of_session: list[Part] = [user_id, uuid.uuid4().hex, kept.session_ttl_s, session_id]
-            owner, claim, history, ids, impressions = await self._writes.run(CLAIM, session_keys, of_session, list)
+            of_session: list[Part] = [user_id, uuid.uuid4().hex, kept.session_ttl_s, session_id, *stream_caps(kept)]
+            owner, claim, *read, lost = await self._writes.run(CLAIM, session_keys, of_session, list)
+            self._count_lost(lost)
             if not claim:
                 await self._writes.call("HDEL", merging, session_id, kind=int)
                 return 0 if owner == user_id.encode() else None
+            history, ids, impressions = read
             arguments: list[Part] = [
                 *(kept.history_cap, kept.event_ids_cap, kept.impressions_cap, kept.ttl_s, kept.impressions_ttl_s),
                 *(session_id, token, claim, self._lasts_s, len(history), len(ids), *history, *ids, *impressions),
@@ -83,6 +91,25 @@ class SessionMerge:
                 await self._writes.run(FINISH, [merging], [session_id, claim], int)
                 return len(history)
         raise RedisUnavailable("other merges of this session always came between")
+
+    async def claimed(self, user_id: str) -> list[str]:
+        """The sessions of merges in progress that are marked as the user's.
+
+        Raises:
+            RedisUnavailable: a call was not answered.
+            ResponseError: Redis answered with an error.
+        """
+        noted = texts(await self._writes.call("HGETALL", merging_key(self._prefix, user_id), kind=list))
+        # What was copied has a field of its own, and the user has a record of it.
+        sessions = [name for name in noted[::2] if not name.endswith(COPIED)]
+        owners = await asyncio.gather(*map(self._owner, sessions))
+        return [session for session, owner in zip(sessions, owners, strict=True) if owner == user_id.encode()]
+
+    async def _owner(self, session_id: str) -> bytes | None:
+        """The user whose the session is; None: nobody's."""
+        merges = keys_of(self._prefix, session_owner(session_id)).merges
+        (owner,) = await self._writes.call("HMGET", merges, "user", kind=list)
+        return owner if owner is None else bytes(owner)
 
     @property
     def _lasts_s(self) -> int:

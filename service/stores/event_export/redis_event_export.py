@@ -95,7 +95,7 @@ class Waiting(NamedTuple):
     """What of one bucket is not exported.
 
     Attributes:
-        events: number of events.
+        events: number of entries, which are events and merges of sessions; the cap of the stream is one of entries.
         oldest: id of the oldest of them; None if there is none.
         erasing: milliseconds since 1970 of the oldest erasure that is not exported; None if there is none.
         lost: events that were cut before they were exported, since the export began.

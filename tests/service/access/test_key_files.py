@@ -67,10 +67,9 @@ def test_a_changed_file_counts_within_a_second_or_so(files: Files) -> None:
 
 
 def test_a_key_has_the_scopes_of_its_line(files: Files) -> None:
-    files.write(f"{OLD} scopes=recommend,events\n{NEW}\t scopes=merge\n{ADMIN} with a space\n{OTHER}\n{OTHER}\n")
+    files.write(f"{OLD} scopes=recommend,events\n{NEW}\t scopes=merge\n{OTHER}\n{OTHER}\n")
     assert files.source().scopes() == {
-        digest_of(OLD): {"recommend", "events"}, digest_of(NEW): {"merge"}, digest_of(f"{ADMIN} with a space"): None,
-        digest_of(OTHER): None,
+        digest_of(OLD): {"recommend", "events"}, digest_of(NEW): {"merge"}, digest_of(OTHER): None,
     }  # fmt: skip
     files.write(f"{OLD} scopes=outcomes")
     source = files.source()
@@ -99,6 +98,47 @@ def test_a_bad_scope_is_refused_and_quoted_nowhere(files: Files, text: str, rule
     files.write(text)
     files.now += 1.1
     assert source.scopes() == digests(OLD)  # a mistake opens nothing and closes nothing
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "scopes=recommend",  # 16 characters, as many as a key needs
+        "  scopes=recommend,events",
+        "SCOPES=recommend,events",
+        "scope=recommend,events",
+        "mobile-application:",
+        f"mobile: {NEW}",
+        "VLM2REC_API_KEYS=",
+        "the key of the mobile application",
+        f"{NEW} scope=recommend",
+        f"{NEW} scopes = recommend",
+        f"{NEW} {OTHER}",
+        f"{NEW}\x00",
+        f"{NEW}\x7f",
+        f"\ufeff{NEW}",
+        "\x01" * 16,
+    ],
+)
+def test_a_line_without_a_key_makes_none(files: Files, line: str) -> None:
+    files.write(f"# keys\n{OLD}\n{line}\n")
+    with pytest.raises(SettingsError, match=f"api_keys_file: .*; line 3 of {files.path} ") as refused:
+        files.source()
+    assert NEW not in str(refused.value)
+    assert "recommend" not in str(refused.value)
+    files.write(OLD)
+    source = files.source()
+    files.write(f"# keys\n{OLD}\n{line}\n")
+    files.now += 1.1
+    assert source.scopes() == digests(OLD)
+    with pytest.raises(SettingsError, match=r"api_keys: .*every key must have 16 to 512"):
+        load_settings(registry="r", api_keys=[line])
+
+
+def test_keys_that_end_as_base64_or_hold_signs_are_keys(files: Files) -> None:
+    keys = "c2l4dGVlbi1ieXRlcy1h==", "aB3:/+=_-.~!$&'()*;#", "https://0123456789", "0123456789abcdef="
+    files.write("\n".join(keys))
+    assert files.source().scopes() == digests(*keys)
 
 
 def test_a_key_of_the_settings_has_every_scope_and_no_other_kind_has_scopes(files: Files) -> None:

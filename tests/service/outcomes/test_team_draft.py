@@ -55,6 +55,48 @@ def test_pages_are_parts_of_one_ranking(
     assert team_draft((first[:length], second[:length]), length, iter(flips)) == whole[:length]
 
 
+def test_places_for_new_items_by_hand() -> None:
+    first, second = ["a", "b", "n", "c", "o"], ["a", "d", "n", "e", "o"]
+    new = [item in "no" for item in first]
+    picks = team_draft((first, second), 7, repeat(0), (new, new), lambda length: length // 3)
+    # n is kept the third place, which is the first arm's; o the sixth; without them: a d b n c e o.
+    assert merged(first, second, picks) == ["a", "d", "n", "e", "b", "o", "c"]
+    assert [pick.team for pick in picks] == [0, 1, 0, 1, 0, 1, 0]
+
+
+def with_places(ranking: list[str], fresh: set[str], every: int) -> list[str]:
+    """The ranking in which at least n // every of the first n items are new, while there are any."""
+    found: list[str] = []
+    left = [*ranking]
+    while left:
+        wanted = sum(item in fresh for item in found) < (len(found) + 1) // every
+        best = next((item for item in left if item in fresh), left[0]) if wanted else left[0]
+        left.remove(best)
+        found.append(best)
+    return found
+
+
+@settings(max_examples=200)
+@given(rankings, rankings, some.sets(some.sampled_from(ITEMS)), some.integers(1, 4), some.integers(0, 24), coins)
+def test_places_for_new_items_for_any_rankings(
+    first: list[str], second: list[str], fresh: set[str], every: int, length: int, flips: list[int]
+) -> None:
+    first, second = with_places(first, fresh, every), with_places(second, fresh, every)
+
+    def drafted(size: int) -> list[Pick]:
+        cut = first[:size], second[:size]
+        new = tuple([item in fresh for item in ranking] for ranking in cut)
+        return team_draft(cut, size, iter(flips), (new[0], new[1]), lambda end: end // every)
+
+    picks = drafted(length)
+    items = merged(first, second, picks)
+    assert len(items) == min(length, len({*first, *second})) == len(set(items))
+    assert [drafted(size) for size in range(len(picks))] == [picks[:size] for size in range(len(picks))]
+    of_both = min(sum(item in fresh for item in ranking) for ranking in (first, second))
+    for end in range(len(items) + 1):
+        assert sum(item in fresh for item in items[:end]) >= min(end // every, of_both)
+
+
 def test_coins_are_the_same_again_and_differ_by_salt_user_and_ranking() -> None:
     def flips(*asked: str, first: str = "i1") -> list[int]:
         return list(islice(coins_of(*asked, [first, "i2"]), 1000))

@@ -136,6 +136,19 @@ def test_pages_repeat_nothing_and_join_to_one_answer(bundle: Bundle, diversity: 
     assert sorted(so_far) == sorted(whole)
 
 
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("diversity", [0.0, 0.5])
+def test_a_ranking_from_its_start_begins_as_any_longer_one(bundle: Bundle, diversity: float, share: float) -> None:
+    sent = {"fresh_share": share, "diversity": diversity, "from_start": True}
+    whole, ranked = ask(bundle, k=57, **sent).rows.tolist(), ask(bundle, k=60).rows.tolist()
+    for length in range(1, 57):
+        for offset in {0, length // 2, length - 1}:
+            found = ask(bundle, offset=offset, k=length - offset, **sent)
+            assert found.rows.tolist() == whole[:length]
+        if diversity == 0:
+            assert sorted(whole[:length]) == sorted(by_definition(ranked, share, length))
+
+
 def test_filters_exclusions_and_hidden_items_hold_for_new_items(bundle: Bundle) -> None:
     shoes = {"must": [{"field": "category", "in": ["shoes"]}]}
     ranked = [row for row in ask(bundle, k=60).rows.tolist() if row % 3 == 0]

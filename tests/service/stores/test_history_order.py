@@ -13,7 +13,9 @@ import redis
 from service.errors import HistoriesUnavailable, SessionMerged
 from service.stores.history_keys import keys_of
 from service.stores.protocols import Event, session_owner
+from service.stores.redis_erasure_scripts import ERASE
 from service.stores.redis_histories import RedisHistories
+from service.stores.redis_pipeline import Script
 from tests.support.stores.item_ids import item_ids
 from tests.support.stores.memory_histories import MemoryHistories
 from tests.support.stores.real_redis import open_histories
@@ -173,6 +175,31 @@ def test_erasing_a_user_reaches_merged_sessions(open_store: OpenStore) -> None:
             assert await store.merge("s", "v") == 0  # nothing says whose it was
 
     asyncio.run(check())
+
+
+def test_erasing_a_user_reaches_a_session_that_is_merged_meanwhile(redis_url: str) -> None:
+    prefix = f"test-{uuid.uuid4().hex}"
+
+    async def check(client: "redis.Redis[bytes]") -> None:
+        first, second = (open_histories(redis_url, prefix=prefix, timeout_s=5.0) for _ in range(2))
+        await first.append([event("a", 8, SESSION, event_id="e"), event("b", 9, "u")])
+        run = first._writes.run
+
+        async def after_a_merge(script: Script, *arguments: Any) -> Any:
+            if script is ERASE and not await first.merged_sessions("u"):
+                first._writes.run = run  # type: ignore[method-assign]
+                assert await second.merge("s", "u") == 1
+            return await run(script, *arguments)
+
+        first._writes.run = after_a_merge  # type: ignore[method-assign]
+        await first.erase("u")
+        assert await second.stream() == []
+        assert not [key for key in client.keys(f"{prefix}*") if not key.endswith(b":stream")]
+        await first.close()
+        await second.close()
+
+    with redis.Redis.from_url(redis_url) as client:
+        asyncio.run(check(client))
 
 
 def test_keys_of_a_merge_expire_and_an_erasure_leaves_none(redis_url: str) -> None:

@@ -88,6 +88,82 @@ def test_a_writer_without_a_thread_never_waits_for_its_reader() -> None:
     os.close(writes)
 
 
+@pytest.mark.parametrize("blocks", [True, False])
+def test_a_long_line_without_a_thread_is_written_whole(pipe: tuple[int, int], blocks: bool) -> None:
+    os.set_blocking(pipe[1], blocks)
+    writer = DirectLogWriter(pipe[1])
+    sent = [b"short", b"x" * 10_000, b"short again", b"y" * 4096, b"z" * 4095]
+    for line in sent:
+        assert writer.write(line + b"\n") == len(line) + 1
+    assert os.read(pipe[0], 1 << 16).splitlines() == sent
+    assert (writer.dropped, writer.failed) == (0, 0)
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+def test_a_long_line_without_a_thread_that_breaks_off_tears_no_other(pipe: tuple[int, int], blocks: bool) -> None:
+    os.set_blocking(pipe[1], blocks)
+    fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, 8192)
+    writer = DirectLogWriter(pipe[1])
+    writer.write(b"x" * 10_000 + b"\n")
+    writer.write(b"lost\n")
+    assert (writer.dropped, writer.failed) == (2, 0)
+    assert os.read(pipe[0], 1 << 16) == b"x" * 8192
+    writer.write(b"next\n")
+    broken, line, notice = os.read(pipe[0], 1 << 16).splitlines()
+    assert (broken, line) == (b"", b"next")
+    assert json.loads(notice).items() >= {"event": "log lines dropped", "level": "warning", "lines": 2}.items()
+    writer.write(b"last\n")
+    assert os.read(pipe[0], 1 << 16) == b"last\n"  # each loss is reported once
+
+
+@pytest.mark.parametrize("fault", ["closed", "full disk", "reader gone"])
+def test_a_writer_without_a_thread_counts_what_fails(pipe: tuple[int, int], fault: str) -> None:
+    reads, writes = os.pipe()
+    descriptor = os.open("/dev/full", os.O_WRONLY) if fault == "full disk" else os.dup(writes)
+    writer = DirectLogWriter(descriptor)
+    os.close(reads)
+    os.close(writes)
+    if fault == "closed":
+        os.close(descriptor)
+    for number in range(3):
+        assert writer.write(b"line\n") == 5
+        assert (writer.failed, writer.dropped) == (number + 1, 0)
+    os.dup2(pipe[1], descriptor)
+    writer.write(b"good again\n")
+    line, notice = os.read(pipe[0], 1 << 16).splitlines()
+    assert line == b"good again"
+    assert json.loads(notice)["lines"] == 3
+    os.close(descriptor)
+
+
+def test_a_short_write_without_a_thread_goes_on(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, write = DirectLogWriter(pipe[1]), os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:9]))
+    sent = [b"%030d" % number for number in range(5)]
+    for line in sent:
+        writer.write(line + b"\n")
+    assert os.read(pipe[0], 1 << 16).splitlines() == sent
+
+
+def test_a_line_in_the_middle_of_another_is_dropped_without_a_thread(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a signal handler: it may come while the descriptor is polled, which must not be polled twice at once."""
+    writer, write = DirectLogWriter(pipe[1]), os.write
+
+    def interrupted(descriptor: int, data: Any) -> int:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", write)
+            if not writer.dropped:
+                writer.write(b"of the handler\n")
+            return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", interrupted)
+    writer.write(b"interrupted\n")
+    line, notice = os.read(pipe[0], 1 << 16).splitlines()
+    assert (line, json.loads(notice)["lines"], writer.dropped) == (b"interrupted", 1, 1)
+
+
 def test_lines_that_are_not_read_are_dropped_and_reported_later(pipe: tuple[int, int]) -> None:
     writer = LogWriter(pipe[1], limit_bytes=100_000)
     for number in range(20_000):  # more than the limit and the pipe hold together; it would never return if it waited

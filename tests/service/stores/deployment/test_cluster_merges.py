@@ -1,8 +1,10 @@
 """Merges of sessions into users of a real Redis Cluster, whose keys are in several slots."""
 
 import asyncio
+import contextlib
 import json
 import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from service.stores.deployment.cluster_histories import ClusterHistories
 from service.stores.deployment.merge_scripts import CLAIM, COPY, RELEASE
 from service.stores.history_keys import bucket_of
 from service.stores.protocols import Event, session_owner
+from service.stores.redis_erasure_scripts import ERASE
 from service.stores.redis_pipeline import Script
 from tests.support.stores.exports import Shop
 from tests.support.stores.item_ids import item_ids
@@ -32,6 +35,19 @@ class Killed(Exception):
     """The process ends here."""
 
 
+def ending_after(store: ClusterHistories, steps: int) -> Callable[..., Awaitable[Any]]:
+    """Runs this many scripts of a store."""
+    run, left = store._writes.run, [steps]
+
+    async def ending(*arguments: Any) -> Any:
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        return await run(*arguments)
+
+    return ending
+
+
 @pytest.mark.parametrize("steps", range(6))
 def test_a_merge_that_ended_after_any_step_is_called_again(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, steps: int
@@ -42,16 +58,8 @@ def test_a_merge_that_ended_after_any_step_is_called_again(
     async def check() -> None:
         async with opened(cluster) as store:
             await two_histories(store, session, user)
-            run, left = store._writes.run, [steps]
-
-            async def ending(*arguments: Any) -> Any:
-                if not left[0]:
-                    raise Killed
-                left[0] -= 1
-                return await run(*arguments)
-
             with monkeypatch.context() as patched:
-                patched.setattr(store._writes, "run", ending)
+                patched.setattr(store._writes, "run", ending_after(store, steps))
                 if steps < 5:
                     with pytest.raises(Killed):
                         await store.merge(session, user)
@@ -75,6 +83,65 @@ def test_a_merge_that_ended_after_any_step_is_called_again(
             assert not cluster.keys(f"{store._prefix}*visit*")
             assert not cluster.keys(f"{store._prefix}*anna*")
             assert await store.stream() == []
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_an_erasure_reaches_a_session_whose_merge_ended_after_any_step(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    async def check() -> None:
+        async with opened(cluster) as store:
+            await two_histories(store, "visit", "anna")
+            with monkeypatch.context() as patched:
+                patched.setattr(store._writes, "run", ending_after(store, steps))
+                with contextlib.suppress(Killed):
+                    await store.merge("visit", "anna")
+            is_hers = steps > 1  # claimed
+            assert await store.merged_sessions("anna") == ["visit"] * is_hers
+            await store.erase("anna")
+            assert not cluster.keys(f"{store._prefix}*anna*")
+            assert bool(cluster.keys(f"{store._prefix}*visit*")) is not is_hers
+            assert [event.item_id for event in await store.stream()] == ["s1", "s2", "shown"] * (not is_hers)
+            await store.erase("anna")
+            assert await store.merged_sessions("anna") == []
+
+    asyncio.run(check())
+
+
+def test_an_erasure_spares_a_session_that_is_claimed_for_another_user(cluster: Cluster) -> None:
+    async def check() -> None:
+        async with opened(cluster) as store:
+            await two_histories(store, "visit", "anna")
+            claim = Gate(store, CLAIM)
+            merging = asyncio.create_task(store.merge("visit", "anna"))
+            await claim.reached.wait()
+            merging.cancel()  # the process ends here
+            async with opened(cluster, store._prefix) as other:
+                assert await other.merge("visit", "bob") == 2
+                await other.erase("anna")
+                assert await item_ids(other, "bob") == ["s1", "s2"]
+                assert await other.merged_sessions("bob") == ["visit"]
+
+    asyncio.run(check())
+
+
+def test_an_erasure_reaches_a_session_that_is_merged_meanwhile(cluster: Cluster) -> None:
+    prefix = f"test-{uuid.uuid4().hex}"
+
+    async def check() -> None:
+        async with opened(cluster, prefix) as first, opened(cluster, prefix) as second:
+            await two_histories(first, "visit", "anna")
+            erases = Gate(first, ERASE)
+            erasing = asyncio.create_task(first.erase("anna"))
+            await erases.reached.wait()
+            assert await second.merge("visit", "anna") == 2
+            erases.opened.set()
+            await erasing
+            assert not cluster.keys(f"{prefix}*anna*")
+            assert not cluster.keys(f"{prefix}*visit*")
+            assert await second.stream() == []
 
     asyncio.run(check())
 
