@@ -21,6 +21,7 @@ from index.bundle.pointer import POINTER_FILE
 from index.bundle.registry import BundleInfo, bundle_info, check_gate
 from index.bundle.store.bundle_cache import BUNDLES, DEFAULT_LIMIT_BYTES, BundleCache, default_cache, never
 from index.bundle.store.object_store import BLOCK_BYTES, ObjectChanged, ObjectStore, StoredObject
+from index.bundle.store.opening import StoreUrl
 from index.bundle.store.store_pointer import LARGEST_POINTER, StorePointer, bundle_of, new_place
 from index.errors import BundleInvalid, BundleNotFound, RegistryError, StoreUnavailable
 
@@ -46,6 +47,8 @@ class StoreRegistry:
     """
 
     def __init__(self, url: str, cache: Path | None = None, cache_bytes: int | None = None) -> None:
+        if not StoreUrl.parse(url).prefix:
+            raise RegistryError(f"{url!r}: a registry needs a prefix of its own: s3://bucket/prefix")
         self._store = ObjectStore(url)
         self._polled = ObjectStore(url, patience_s=_POLL_PATIENCE_S)
         self.location = self._store.url
@@ -342,16 +345,16 @@ class StoreRegistry:
     def _check_sizes(self, place: str, manifest: Manifest) -> None:
         """Check that every object of a place is there and has its size, without relying on a listing."""
         for name, entry in manifest.files.items():
-            size = self._store.size(f"{BUNDLES}/{place}/{name}")
-            if size != entry.size:
-                has = "is missing" if size is None else f"has {size} bytes, the manifest says {entry.size}"
+            found = self._store.head(f"{BUNDLES}/{place}/{name}")
+            if found is None or found.size != entry.size:
+                has = "is missing" if found is None else f"has {found.size} bytes, the manifest says {entry.size}"
                 raise BundleInvalid(f"{self.location}/{BUNDLES}/{place}/{name}: {has}; publish the bundle again")
 
     def _abandoned(self, named: Collection[str]) -> builtins.list[str]:
         """Places that no pointer names and to which nothing was written for a week."""
         until = datetime.now(UTC) - _ABANDONED_AFTER
         found = []
-        for place in self._store.folders(BUNDLES):
+        for place in self._store.names(BUNDLES):
             if bundle_of(place) is not None and place not in named:
                 objects: builtins.list[StoredObject] = self._store.objects(f"{BUNDLES}/{place}")
                 if all(entry.modified < until for entry in objects):
