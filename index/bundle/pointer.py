@@ -152,6 +152,8 @@ class Pointer:
             target: id of the bundle.
             present: ids of all bundles in the registry's directory.
         """
+        if target == self.current:
+            return self
         order = self._published(present)
         published = tuple(order if target in order else [*order, target])
         history = tuple(name for name in self.previous if name in present)
