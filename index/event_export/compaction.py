@@ -122,7 +122,7 @@ def _joined(day: ExportPath, files: list[ExportedFile]) -> pa.Table:
     tables = []
     for file in files:
         try:
-            table = read_rows(day / file.name)
+            table = read_rows(day / file.name, file.size)
         except FileNotFoundError as error:
             if file.name not in DayManifest.load(day).files:
                 raise ExportObjectChanged(str(day)) from error
