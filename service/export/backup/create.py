@@ -108,9 +108,9 @@ async def _copy_redis(redis: RedisBackup, directory: Path, report: Report) -> tu
     directory.mkdir()
     with KeyFiles(directory) as files:
         async for names in redis.names():
-            # Of the keys of one user on this page the first kind decides.
-            groups = {group.names: group for group in sorted(filter(None, map(group_of, names)), reverse=True)}
-            files.add(await redis.dump(list(groups.values())))
+            groups = dict.fromkeys(group for group in map(group_of, names) if group is not None)
+            # With the keys that do not exist: they may have existed where another key of the user was met.
+            files.add(await redis.dump(list(groups), gone=True))
             report("keys", files.keys, None)
         merged: set[str] = set()
         async for names in redis.names("{b*}:merges:*"):

@@ -5,7 +5,7 @@ from typing import Final
 
 from index.bundle.pointer import Pointer
 from service.errors import BackupRefused
-from service.export.backup.key_files import read_keys
+from service.export.backup.key_files import existing, read_keys
 from service.export.backup.manifest import REGISTRY_DIRECTORY, BackupManifest
 from service.export.backup.registry_copy import Report, RestoredRegistry, check_bundle
 from service.stores.backup.redis_backup import RedisBackup
@@ -95,7 +95,7 @@ async def _restore_redis(
         for keys in read_keys(backup / name):
             report("keys", done, every)
             await redis.restore(keys)
-            done += len(keys)
+            done += existing(keys)
     for bucket in range(BUCKETS):
         report("stream ids", bucket, BUCKETS)
         await redis.list_stream_ids(bucket)

@@ -29,15 +29,9 @@ _SESSION: Final = "\x1f"
 _OPERATOR_STATE: Final = tuple("{directives}:" + name for name in ("state", "hidden", "shown", "audit"))
 _TEMPORARY: Final = ("{directives}:restoring:", "{restore}:")
 
-# KEYS: any of one hash tag. ARGV: how many of them must not exist; nothing is returned if one does. Returns the time in
-# milliseconds, then of each key its serialised value and its time to live in milliseconds, -1 for none; two nils for a
-# key that does not exist.
+# KEYS: any of one hash tag. Returns the time in milliseconds, then of each key its serialised value and its time to
+# live in milliseconds, -1 for none; two nils for a key that does not exist.
 _DUMP: Final = Script("""
-for at = 1, tonumber(ARGV[1]) do
-    if redis.call('EXISTS', KEYS[at]) == 1 then
-        return {}
-    end
-end
 local time = redis.call('TIME')
 local found = {tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)}
 for _, key in ipairs(KEYS) do
@@ -73,16 +67,8 @@ class StoredKey(NamedTuple):
     value: bytes
 
 
-class KeyGroup(NamedTuple):
-    """Keys that are copied as they are at one moment.
-
-    Attributes:
-        names: without the prefix, of one hash tag.
-        first: the group is left out if one of the first so many exists: it is copied where that key is met.
-    """
-
-    names: tuple[str, ...]
-    first: int = 0
+KeyGroup = tuple[str, ...]
+"""Names without the prefix, of one hash tag, of keys that are copied as they are at one moment."""
 
 
 class RedisBackup:
@@ -144,10 +130,10 @@ class RedisBackup:
             part = groups[at : at + _TOGETHER]
             with _translated("dump"):
                 replies = await asyncio.gather(
-                    *[self._pipeline.run(_DUMP, [*map(self._key, names)], [first], list) for names, first in part]
+                    *[self._pipeline.run(_DUMP, [*map(self._key, names)], [], list) for names in part]
                 )
-            for (names, _), reply in zip(part, replies, strict=True):
-                for name, value, left in zip(names, reply[1::2], reply[2::2], strict=bool(reply)):
+            for names, reply in zip(part, replies, strict=True):
+                for name, value, left in zip(names, reply[1::2], reply[2::2], strict=True):
                     if value is not None:
                         found.append(StoredKey(name, reply[0] + left if left >= 0 else -1, value))
                     elif gone:
@@ -243,28 +229,32 @@ class RedisBackup:
 
 
 def group_of(name: str) -> KeyGroup | None:
-    """The keys that are copied where a scan meets a name; None: it is not copied, or with :func:`shared_groups`."""
+    """The keys that are copied where a scan meets a name; None: it is not copied, or with :func:`shared_groups`.
+
+    Those of a user are copied with each of them, although some are copied twice then: a key that appeared after the
+    scan had passed its place is not met itself, and what shows that it appeared, an event, may be trimmed already.
+    """
     if name in _SHARED or name.startswith(_TEMPORARY) or _STREAM_IDS.fullmatch(name):
         return None
     match = _OF_OWNER.fullmatch(name)
     if match is None:
-        return KeyGroup((name,))
-    return KeyGroup(tuple(f"{match[1]}:{kind}:{match[3]}" for kind in _KINDS), _KINDS.index(match[2]))
+        return (name,)
+    return tuple(f"{match[1]}:{kind}:{match[3]}" for kind in _KINDS)
 
 
 def group_of_owner(owner: str) -> KeyGroup:
     """The keys of a user or session."""
-    return KeyGroup(tuple(f"{{b{bucket_of(owner):03d}}}:{kind}:{owner}" for kind in _KINDS))
+    return tuple(f"{{b{bucket_of(owner):03d}}}:{kind}:{owner}" for kind in _KINDS)
 
 
 def shared_groups() -> list[KeyGroup]:
     """The keys of each bucket that belong to no single user, and those of the operator state."""
     kinds = ("stream", "export", "erasures", "answers", "answers_order", "answers_size")
-    buckets = [KeyGroup(tuple(f"{{b{bucket:03d}}}:{kind}" for kind in kinds)) for bucket in range(BUCKETS)]
-    return [*buckets, KeyGroup(_OPERATOR_STATE)]
+    buckets = [tuple(f"{{b{bucket:03d}}}:{kind}" for kind in kinds) for bucket in range(BUCKETS)]
+    return [*buckets, _OPERATOR_STATE]
 
 
-_SHARED: Final = frozenset(name for group in shared_groups() for name in group.names)
+_SHARED: Final = frozenset(name for group in shared_groups() for name in group)
 
 
 def _utf8(found: Sequence[bytes]) -> list[str]:
