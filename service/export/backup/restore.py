@@ -54,10 +54,12 @@ async def restore_backup(
         replace: delete all keys of the prefix, and move the pointer of a registry that has one.
 
     Raises:
-        BackupRefused: the backup is damaged or lacks a part, or a place is not empty.
+        BackupRefused: the backup is damaged or lacks a part, a place is not empty, or Redis is a node of a cluster.
         BackupInterrupted: Redis does not answer, or is older than the one of the backup.
         RegistryError: the registry cannot be written.
     """
+    if redis is not None:
+        await redis.server()
     manifest = verify_backup(backup, report)
     if redis is not None and manifest.redis is None:
         raise BackupRefused(f"{backup}: was made without Redis; restore it with --no-redis")
@@ -66,7 +68,6 @@ async def restore_backup(
     if registry is not None and not replace and Pointer.read(registry.pointer).current is not None:
         raise BackupRefused(f"{registry.root}: this registry has published bundles; {_REPLACE}")
     if redis is not None:
-        await redis.server()
         interrupted = await redis.interrupted_restore() == manifest.content
         if not replace and not interrupted and await _has_keys(redis):
             raise BackupRefused(f"this Redis has keys of this prefix; {_REPLACE}")

@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, NamedTuple
 
-from service.errors import BackupInterrupted
+from service.errors import BackupInterrupted, BackupRefused
 from service.settings.groups import RedisSettings
+from service.stores.deployment.opening import open_pipeline
 from service.stores.history_keys import BUCKETS, bucket_of, keys_of, stream_key
 from service.stores.protocols import session_owner
-from service.stores.redis_client import UNWATCHED, connector, texts, translated
-from service.stores.redis_pipeline import RedisPipeline, Script
+from service.stores.redis_client import UNWATCHED, texts, translated
+from service.stores.redis_pipeline import Script
 
 _PAGE: Final = 1000
 _TOGETHER: Final = 64  # groups of keys dumped at once, each in a script of its own
@@ -53,6 +54,12 @@ return #entries > 0 and entries[#entries][1] or ''
 """)
 
 
+_CLUSTER: Final = (
+    "redis_url names a Redis Cluster, of which no backup is made: back up its nodes by their own snapshots, and leave "
+    "Redis out here with --no-redis"
+)
+
+
 class StoredKey(NamedTuple):
     """A key as it is in Redis.
 
@@ -79,23 +86,28 @@ class RedisBackup:
     Args:
         redis: URL and key prefix.
         timeout_s: seconds that a reply may take; the stream of a bucket is one reply.
+
+    Raises:
+        BackupRefused: the URL names a Redis Cluster.
     """
 
     def __init__(self, redis: RedisSettings, *, timeout_s: float = 60.0) -> None:
-        self._pipeline = RedisPipeline(connector(redis.url), timeout_s=timeout_s)
+        if redis.kind == "cluster":
+            raise BackupRefused(_CLUSTER)
+        self._pipeline = open_pipeline(redis, timeout_s=timeout_s)
         self._prefix = redis.redis_prefix
 
     async def server(self) -> str:
         """Version of the server.
 
         Raises:
-            BackupInterrupted: it is a node of a Redis Cluster, which has only some of the buckets.
+            BackupRefused: it is a node of a Redis Cluster, which has only some of the buckets.
         """
         with _translated("hello"):
             about = await self._pipeline.call("HELLO", kind=list)  # names and values alternate
         known = dict(zip(about[::2], about[1::2], strict=False))
         if known.get(b"mode") == b"cluster":
-            raise BackupInterrupted("this Redis is a node of a Redis Cluster; back up its nodes by their own snapshots")
+            raise BackupRefused(_CLUSTER)
         return str(known.get(b"version", b"unknown").decode())
 
     async def now_ms(self) -> int:
