@@ -9,6 +9,7 @@ decided by a listing, which may be late. Readers get local copies (:mod:`index.b
 import builtins
 import hashlib
 import tempfile
+import threading
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,6 +42,8 @@ class StoreRegistry:
 
     Attributes:
         location: the URL.
+        save_error: why the pointer that was read last cannot be saved beside the copies; None: it is saved. Only a
+            start while the store is gone needs it.
 
     Raises:
         RegistryError: the URL has another form, or the extra is missing.
@@ -55,6 +58,9 @@ class StoreRegistry:
         limit = DEFAULT_LIMIT_BYTES if cache_bytes is None else cache_bytes
         self._cache = BundleCache(self._store, default_cache() if cache is None else cache, limit)
         self._known: tuple[StorePointer, str] | None = None
+        self._saved = True
+        self._reading = threading.Lock()
+        self.save_error: str | None = None
 
     @property
     def root(self) -> Path:
@@ -113,6 +119,8 @@ class StoreRegistry:
     def read_pointer(self) -> StorePointer:
         """The pointer as it is now, with a short patience and without sending it again where it is unchanged.
 
+        Several threads may read at once. It is saved for a start without the store, as far as the disk permits.
+
         Raises:
             StoreUnavailable: the store does not answer.
             RegistryError: the pointer breaks a rule.
@@ -124,13 +132,30 @@ class StoreRegistry:
                 raise StoreUnavailable(f"{self.location}/{POINTER_FILE}: is gone; what it named before is used")
             return StorePointer()
         if found.content is None and known is not None:
-            return known[0]
+            with self._reading:
+                self._save()
+                return (self._known or known)[0]
         pointer = StorePointer.parse(found.content or b"", f"{self.location}/{POINTER_FILE}")
-        if known is not None and pointer.serial < known[0].serial:
-            raise StoreUnavailable(f"{self.location}/{POINTER_FILE}: is older than the one that was read before")
-        self._cache.remember(pointer)
-        self._known = pointer, found.version
+        with self._reading:
+            latest = self._known
+            if latest is not None and pointer.serial < latest[0].serial:
+                if latest is not known:
+                    return latest[0]  # another thread asked later and was answered first
+                raise StoreUnavailable(f"{self.location}/{POINTER_FILE}: is older than the one that was read before")
+            self._known, self._saved = (pointer, found.version), False
+            self._save()
         return pointer
+
+    def _save(self) -> None:
+        """Save the pointer unless it is saved; a disk that is full or read-only is no reason not to use it."""
+        if self._saved or self._known is None:
+            return
+        try:
+            self._cache.remember(self._known[0])
+        except RegistryError as error:
+            self.save_error = self.save_error or str(error)  # the first one: it tells the free space, which changes
+        else:
+            self._saved, self.save_error = True, None
 
     def last_pointer(self) -> StorePointer | None:
         """The pointer that this machine read last, also while the store is gone; None: it never read one."""
