@@ -295,9 +295,8 @@ class StoreRegistry:
             raise BundleNotFound(f"{self.location}: no bundle {bundle_id[:60]!r}; see `vlm2rec index list`")
         manifest = self._manifest(place)
         self._check_sizes(place, manifest)
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(prefix=".verify-", dir=self.root) as temporary:
-            copy = BundleCache(self._store, Path(temporary), sum(entry.size for entry in manifest.files.values()))
+        with self._cache.aside() as temporary:
+            copy = BundleCache(self._store, temporary, sum(entry.size for entry in manifest.files.values()))
             try:
                 return Bundle.load(copy.download(place, bundle_id), verify="full")
             except StoreUnavailable as error:
