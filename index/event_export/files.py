@@ -1,6 +1,5 @@
 """Reads and writes files of an export, on a file system or in an object store."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,18 +62,10 @@ def write_new(path: ExportPath, content: bytes) -> None:
         OSError: it cannot be written.
         ExportUnavailable: the object store does not answer, or refuses.
     """
-    if not isinstance(path, Path):
+    if isinstance(path, Path):
+        write_durably(path, content, flush_name=False)
+    else:
         path.write_new(content)
-        return
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def replace_read(path: ExportPath, content: bytes) -> None:

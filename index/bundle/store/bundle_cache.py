@@ -180,12 +180,12 @@ class BundleCache:
         found = self._store.read(key, limit=LARGEST_MANIFEST)
         if found is None or found.content is None:
             raise StoreUnavailable(f"{self._store.url}/{key}: there is no such object; publish the bundle again")
+        try:
+            manifest = Manifest.parse(found.content, f"{self._store.url}/{key}")
+        except BundleInvalid as error:
+            raise StoreUnavailable(str(error)) from error
         (aside / MANIFEST_FILE).unlink(missing_ok=True)
         (aside / MANIFEST_FILE).write_bytes(found.content)
-        try:
-            manifest = Manifest.read(aside)
-        except BundleInvalid as error:
-            raise StoreUnavailable(f"{self._store.url}/{key}: {error}") from error
         if manifest.id != bundle_id:
             raise StoreUnavailable(f"{self._store.url}/{key}: is that of {manifest.id}; publish the bundle again")
         return manifest
@@ -273,7 +273,7 @@ class BundleCache:
         return self.root / f".{bundle_id}.used"
 
     def _is_busy(self, path: Path) -> bool:
-        """Whether a process is at work on a directory: downloads it, has just renamed it, or verifies a bundle in it."""
+        """Whether a process downloads into a directory, has just renamed it, or verifies a bundle in it."""
         from filelock import Timeout
 
         try:
@@ -298,7 +298,7 @@ class BundleCache:
         for beside in (
             stamp_path(self.root / name),
             self._used_file(name),
-        ):  # its lock stays, a process may wait for it
+        ):  # a process may wait for its lock
             beside.unlink(missing_ok=True)
         shutil.rmtree(aside, ignore_errors=True)
 

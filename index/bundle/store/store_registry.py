@@ -8,7 +8,6 @@ decided by a listing, which may be late. Readers get local copies (:mod:`index.b
 
 import builtins
 import hashlib
-import tempfile
 import threading
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
@@ -356,12 +355,7 @@ class StoreRegistry:
         found = self._store.read(f"{BUNDLES}/{place}/{MANIFEST_FILE}", limit=LARGEST_MANIFEST)
         if found is None or found.content is None:
             raise BundleInvalid(f"{source}: the manifest is missing; publish the bundle again")
-        with tempfile.TemporaryDirectory() as temporary:
-            (Path(temporary) / MANIFEST_FILE).write_bytes(found.content)
-            try:
-                manifest = Manifest.read(Path(temporary))
-            except BundleInvalid as error:
-                raise BundleInvalid(str(error).replace(temporary, source)) from error
+        manifest = Manifest.parse(found.content, f"{source}/{MANIFEST_FILE}")
         if manifest.id != bundle_of(place):
             raise BundleInvalid(f"{source}: its manifest is that of {manifest.id}; publish the bundle again")
         return manifest
