@@ -46,7 +46,6 @@ REQUIRED_FILES = (
     *(ITEMS_FILE, VECTORS_FILE, MISSING_FILE, INDEXED_FILE, FAISS_FILE, ENCODER_FILE),
     *(EVALUATION_QUERIES_FILE, REPORT_FILE, PAGE_FILE),
 )
-
 LARGEST_MANIFEST = 64 << 20
 # With this value: earlier versions do not know them.
 _LEFT_OUT = {"event_types": None, "fresh_share": 0.0, "lists": None, "refit": None}
@@ -253,8 +252,7 @@ class Manifest(_ManifestPart):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name or name == MANIFEST_FILE:
                 raise ValueError(f"file name {name!r} must be a plain path inside the bundle")
-        missing = [name for name in REQUIRED_FILES if name not in files]
-        if missing:
+        if missing := [name for name in REQUIRED_FILES if name not in files]:
             raise ValueError(f"the files {', '.join(missing)} are not listed")
         return files
 
@@ -272,10 +270,9 @@ class Manifest(_ManifestPart):
         return self
 
     def _check_lists(self, lists: ListsRecord) -> None:
-        missing = [name for name in lists.files if name not in self.files]
-        if missing:
+        if missing := [name for name in lists.files if name not in self.files]:
             raise ValueError(f"the files {', '.join(missing)} are not listed")
-        slots = [name for name, _ in self.slots]
+        slots = dict(self.slots)
         for part in lists.lists:
             if part.slot not in slots:
                 raise ValueError(f"list {part.name} counts to {part.slot}, the slots are {', '.join(slots)}")
@@ -376,14 +373,13 @@ class Manifest(_ManifestPart):
                 )
             manifest = cls.model_validate_json(content)
             manifest.layout  # noqa: B018 - raises on slots that break a rule
-            altered = manifest.content != _content_hash(raw)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "as a whole"
             raise BundleInvalid(f"{source}: {where}: {first['msg']}; build the bundle again") from error
         except (ValueError, RecursionError, ItemTableError) as error:
             raise BundleInvalid(f"{source}: not a readable manifest ({error}); build the bundle again") from error
-        if altered or not manifest.id.endswith(manifest.content[:6]):
+        if manifest.content != _content_hash(raw) or not manifest.id.endswith(manifest.content[:6]):
             raise BundleInvalid(f"{source}: its content does not fit its own hash, so it was altered; build it again")
         return manifest
 
