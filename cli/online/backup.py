@@ -50,9 +50,10 @@ def create(
     from service.export.backup.create import create_backup
 
     settings = _settings(redis, registry)
+    source = None if no_registry else _registry(settings)
 
     async def work(redis: "RedisBackup | None", report: "Report") -> "BackupManifest":
-        return await create_backup(to, redis, None if no_registry else _registry(settings), report)
+        return await create_backup(to, redis, source, report)
 
     manifest = _run(None if no_redis else settings, work)
     if manifest.redis is not None and manifest.redis.erased_meanwhile:
@@ -92,9 +93,9 @@ def restore(
     from service.export.backup.restore import restore_backup
 
     settings = _settings(redis, registry)
+    target = None if no_registry else _registry(settings)
 
     async def work(redis: "RedisBackup | None", report: "Report") -> "BackupManifest":
-        target = None if no_registry else _registry(settings)
         return await restore_backup(backup, redis, target, report, replace=replace)
 
     _say("restored", _run(None if no_redis else settings, work))
@@ -111,13 +112,20 @@ def _registry(settings: "Settings") -> "RestoredRegistry":
 
     Raises:
         SettingsError: they name none.
+        BackupRefused: it lies in an object store.
         RegistryError: it is not a local directory.
     """
-    from service.errors import SettingsError
+    from index.bundle.registries import is_store_url
+    from service.errors import BackupRefused, SettingsError
     from service.export.backup.registry_copy import RestoredRegistry
 
     if settings.bundles.registry == _UNSET:
         raise SettingsError("registry is not set; name it with --registry or leave it out with --no-registry")
+    if is_store_url(settings.bundles.registry):
+        raise BackupRefused(
+            "the registry lies in an object store, of which no backup is made: turn on the versions of its bucket or "
+            "copy it to another one, and leave the registry out here with --no-registry"
+        )
     return RestoredRegistry(settings.bundles.registry)
 
 

@@ -67,9 +67,10 @@ def export(
     and ends. With --follow it waits for Redis, S3 or Kafka where that is down. DIR must be on a local file system.
     """
     from index.event_export.directory import ExportDirectory
+    from service.errors import SettingsError
     from service.export.exporter import Exporter
     from service.export.kafka_exporter import KafkaExporter
-    from service.export.kafka_topic import SCHEME, KafkaTopic, TopicWriter
+    from service.export.kafka_topic import KafkaTopic, TopicWriter, is_kafka_url
     from service.settings.secret_files import read_properties
 
     async def work(exporter: _AnyExporter) -> None:
@@ -79,7 +80,7 @@ def export(
             return
         await _follow(exporter, rows_per_file, max_age_s)
 
-    if to.startswith(SCHEME):
+    if is_kafka_url(to):
         config = {} if kafka_config is None else read_properties(kafka_config, "--kafka-config")
         writer = TopicWriter(KafkaTopic.parse(to), config, timeout_s=_KAFKA_TIMEOUT_S, report=_warn)
         try:
@@ -87,6 +88,8 @@ def export(
         finally:
             writer.close()
         return
+    if kafka_config is not None:
+        raise SettingsError("--kafka-config is only for an export to kafka://HOST:PORT/TOPIC; leave it out")
     directory = ExportDirectory.open_or_create(to)
     with directory.exporting():
         _run(redis, lambda events: work(Exporter(events, directory, rows_per_file=rows_per_file)))

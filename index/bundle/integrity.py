@@ -143,12 +143,13 @@ def hash_files(bundle: Path, manifest: Manifest, stop: Callable[[], bool]) -> bo
     return True
 
 
-def write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes, *, flush_name: bool = True) -> None:
     """Replace a file atomically: write a temporary file, flush it to the disk, rename it.
 
     Args:
         path: the file; its directory must exist.
         content: the whole new content.
+        flush_name: flush the directory, too; False: the caller does, once for several files.
 
     Raises:
         OSError: the file cannot be written; the old content stays.
@@ -162,7 +163,8 @@ def write_durably(path: Path, content: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    if flush_name:
+        sync_directory(path.parent)
 
 
 def sync_file(path: Path) -> None:

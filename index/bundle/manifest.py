@@ -46,14 +46,9 @@ REQUIRED_FILES = (
     *(ITEMS_FILE, VECTORS_FILE, MISSING_FILE, INDEXED_FILE, FAISS_FILE, ENCODER_FILE),
     *(EVALUATION_QUERIES_FILE, REPORT_FILE, PAGE_FILE),
 )
-
 LARGEST_MANIFEST = 64 << 20
-_LEFT_OUT = {
-    "event_types": None,
-    "fresh_share": 0.0,
-    "lists": None,
-    "refit": None,
-}  # with this value: earlier versions do not know them
+# With this value: earlier versions do not know them.
+_LEFT_OUT = {"event_types": None, "fresh_share": 0.0, "lists": None, "refit": None}
 _LARGEST_EFFORT = 1 << 20  # far above any measured effort; FAISS allocates memory by it
 _ID_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 
@@ -257,8 +252,7 @@ class Manifest(_ManifestPart):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name or name == MANIFEST_FILE:
                 raise ValueError(f"file name {name!r} must be a plain path inside the bundle")
-        missing = [name for name in REQUIRED_FILES if name not in files]
-        if missing:
+        if missing := [name for name in REQUIRED_FILES if name not in files]:
             raise ValueError(f"the files {', '.join(missing)} are not listed")
         return files
 
@@ -276,10 +270,9 @@ class Manifest(_ManifestPart):
         return self
 
     def _check_lists(self, lists: ListsRecord) -> None:
-        missing = [name for name in lists.files if name not in self.files]
-        if missing:
+        if missing := [name for name in lists.files if name not in self.files]:
             raise ValueError(f"the files {', '.join(missing)} are not listed")
-        slots = [name for name, _ in self.slots]
+        slots = dict(self.slots)
         for part in lists.lists:
             if part.slot not in slots:
                 raise ValueError(f"list {part.name} counts to {part.slot}, the slots are {', '.join(slots)}")
@@ -345,10 +338,7 @@ class Manifest(_ManifestPart):
 
     @classmethod
     def read(cls, bundle: Path) -> "Manifest":
-        """Read and validate ``manifest.json``.
-
-        Args:
-            bundle: the bundle's directory.
+        """Read and validate ``manifest.json`` of a bundle's directory.
 
         Raises:
             BundleInvalid: the manifest is missing, unreadable, altered, of an unknown format version, or breaks a rule.
@@ -360,25 +350,37 @@ class Manifest(_ManifestPart):
                 raise BundleInvalid(f"{path}: must be a regular file; publish the bundle again")
             if status.st_size > LARGEST_MANIFEST:
                 raise BundleInvalid(f"{path}: larger than {LARGEST_MANIFEST} bytes, not a manifest; build it again")
-            raw = json.loads(text := path.read_bytes())
+            content = path.read_bytes()
+        except OSError as error:
+            raise BundleInvalid(f"{path}: not a readable manifest ({error}); build the bundle again") from error
+        return cls.parse(content, str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, source: str) -> "Manifest":
+        """Validate the content of ``manifest.json``; the source of it is named in messages.
+
+        Raises:
+            BundleInvalid: it is unreadable, altered, of an unknown format version, or breaks a rule.
+        """
+        try:
+            raw = json.loads(content)
             if not isinstance(raw, dict) or "format" not in raw:
-                raise BundleInvalid(f"{path}: not a manifest, 'format' is missing; build the bundle again")
+                raise BundleInvalid(f"{source}: not a manifest, 'format' is missing; build the bundle again")
             if type(raw["format"]) is not int or raw["format"] not in (BUNDLE_FORMAT, BUNDLE_FORMAT_WITH_LISTS):
                 raise BundleInvalid(
-                    f"{path}: bundle format {raw['format']!r}, this version reads {BUNDLE_FORMAT} and "
+                    f"{source}: bundle format {raw['format']!r}, this version reads {BUNDLE_FORMAT} and "
                     f"{BUNDLE_FORMAT_WITH_LISTS}; build the bundle again with this version"
                 )
-            manifest = cls.model_validate_json(text)
+            manifest = cls.model_validate_json(content)
             manifest.layout  # noqa: B018 - raises on slots that break a rule
-            altered = manifest.content != _content_hash(raw)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "as a whole"
-            raise BundleInvalid(f"{path}: {where}: {first['msg']}; build the bundle again") from error
-        except (OSError, ValueError, RecursionError, ItemTableError) as error:
-            raise BundleInvalid(f"{path}: not a readable manifest ({error}); build the bundle again") from error
-        if altered or not manifest.id.endswith(manifest.content[:6]):
-            raise BundleInvalid(f"{path}: its content does not fit its own hash, so it was altered; build it again")
+            raise BundleInvalid(f"{source}: {where}: {first['msg']}; build the bundle again") from error
+        except (ValueError, RecursionError, ItemTableError) as error:
+            raise BundleInvalid(f"{source}: not a readable manifest ({error}); build the bundle again") from error
+        if manifest.content != _content_hash(raw) or not manifest.id.endswith(manifest.content[:6]):
+            raise BundleInvalid(f"{source}: its content does not fit its own hash, so it was altered; build it again")
         return manifest
 
 

@@ -60,12 +60,16 @@ class Pointer:
         Raises:
             RegistryError: it breaks a rule.
         """
+        return cls.of_json(decoded(content, source), source)
+
+    @classmethod
+    def of_json(cls, raw: Any, source: str) -> "Pointer":  # noqa: ANN401 - any JSON
+        """As :meth:`parse`, from JSON that is decoded already."""
         try:
-            raw = json.loads(content)
             current, previous, published = raw["current"], tuple(raw["previous"]), raw.get("published")
             names = (current, *previous, *(published or ()))
             known = raw["format"] == _FORMAT and all(isinstance(name, str) and is_bundle_id(name) for name in names)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise RegistryError(f"{source}: cannot be read ({error}); delete it and publish again") from error
         if not known or not isinstance(published, list | None):
             raise RegistryError(f"{source}: must name bundles in format {_FORMAT}; delete it and publish again")
@@ -152,6 +156,8 @@ class Pointer:
             target: id of the bundle.
             present: ids of all bundles in the registry's directory.
         """
+        if target == self.current:
+            return self
         order = self._published(present)
         published = tuple(order if target in order else [*order, target])
         history = tuple(name for name in self.previous if name in present)
@@ -182,3 +188,15 @@ class Pointer:
         """:meth:`order` without the never published bundles."""
         never = self.never_published(present)
         return [name for name in self.order(present) if name not in never]
+
+
+def decoded(content: bytes, source: str) -> Any:  # noqa: ANN401 - any JSON
+    """The JSON of a pointer.
+
+    Raises:
+        RegistryError: it is none.
+    """
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise RegistryError(f"{source}: cannot be read ({error}); delete it and publish again") from error

@@ -103,7 +103,8 @@ def _compact_day(directory: ExportDirectory, day: ExportPath, erasures: Erasures
             directory.check_in_time()
             DayManifest(kept, manifest.positions).save(day)
         except ExportObjectChanged:
-            for name in kept.keys() - manifest.files.keys():
+            # The files count where this manifest was written, its answer was lost, and another process went on from it.
+            for name in kept.keys() - manifest.files.keys() - DayManifest.load(day).files.keys():
                 delete(day / name)
             raise
         for name in replaced:
@@ -112,12 +113,19 @@ def _compact_day(directory: ExportDirectory, day: ExportPath, erasures: Erasures
 
 
 def _joined(day: ExportPath, files: list[ExportedFile]) -> pa.Table:
-    """The rows of the files of one bucket, by id."""
+    """The rows of the files of one bucket, by id.
+
+    Raises:
+        EventExportError: a file is missing or damaged.
+        ExportObjectChanged: another compaction has replaced it in the object store meanwhile.
+    """
     tables = []
     for file in files:
         try:
-            table = read_rows(day / file.name)
+            table = read_rows(day / file.name, file.size)
         except FileNotFoundError as error:
+            if file.name not in DayManifest.load(day).files:
+                raise ExportObjectChanged(str(day)) from error
             raise EventExportError(f"{day / file.name}: the file is missing; restore it from a copy") from error
         if table.num_rows != file.rows:
             raise EventExportError(

@@ -1,13 +1,13 @@
 """Reads and writes files of an export, on a file system or in an object store."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from index.bundle.integrity import sync_directory, write_durably
-from index.event_export.object_path import ExportPath
+from index.errors import EventExportError
+from index.event_export.object_path import LARGEST_FILE, ExportPath
 from index.machine.disk import translate_disk_errors
 
 _OLD_S: Final = 86_400.0
@@ -20,6 +20,41 @@ def children(path: ExportPath) -> "list[ExportPath]":
     return [*sorted(path.iterdir())] if path.is_dir() else []
 
 
+def content_of(path: ExportPath, *, limit: int = LARGEST_FILE, size: int | None = None) -> bytes:
+    """The content of a file, all of it.
+
+    Args:
+        path: the file.
+        limit: most bytes that it may have.
+        size: bytes that it must have; None: it is not known.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
+        ExportUnavailable: the object store does not answer, refuses, sends a part of the file, or more than allowed.
+        EventExportError: it has another size, or more bytes than allowed.
+    """
+    if not isinstance(path, Path):
+        content = path.read_bytes(limit)
+        check_size(path, len(content), size)
+        return content
+    found = path.stat().st_size
+    check_size(path, found, size)
+    if found > limit:
+        raise EventExportError(f"{path}: has {found:,} bytes, at most {limit:,} are allowed; restore it from a copy")
+    return path.read_bytes()
+
+
+def check_size(path: ExportPath, found: int, size: int | None) -> None:
+    """Check the bytes of a file against its manifest.
+
+    Raises:
+        EventExportError: they differ.
+    """
+    if size is not None and found != size:
+        raise EventExportError(f"{path}: has {found:,} bytes, the manifest says {size:,}; restore it from a copy")
+
+
 def write_new(path: ExportPath, content: bytes) -> None:
     """Write a new file, whole or not at all; the caller flushes the directory by :func:`sync`.
 
@@ -27,18 +62,10 @@ def write_new(path: ExportPath, content: bytes) -> None:
         OSError: it cannot be written.
         ExportUnavailable: the object store does not answer, or refuses.
     """
-    if not isinstance(path, Path):
+    if isinstance(path, Path):
+        write_durably(path, content, flush_name=False)
+    else:
         path.write_new(content)
-        return
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def replace_read(path: ExportPath, content: bytes) -> None:

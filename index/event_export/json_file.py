@@ -1,10 +1,13 @@
 """Reads the JSON files of an export."""
 
 import json
-from typing import Any
+from typing import Any, Final
 
 from index.errors import EventExportError
+from index.event_export.files import content_of
 from index.event_export.object_path import ExportPath
+
+_LARGEST: Final = 256 << 20
 
 
 def read_json(path: ExportPath, number: int, remedy: str) -> dict[str, Any] | None:
@@ -20,10 +23,10 @@ def read_json(path: ExportPath, number: int, remedy: str) -> dict[str, Any] | No
 
     Raises:
         ExportUnavailable: the object store does not answer, or refuses.
-        EventExportError: it cannot be read, or is of another format.
+        EventExportError: it cannot be read, has more than 256 MiB, or is of another format.
     """
     try:
-        written = json.loads(path.read_bytes())
+        written = json.loads(content_of(path, limit=_LARGEST))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

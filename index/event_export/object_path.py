@@ -4,26 +4,21 @@ An object store has neither locks nor renames. A file is written whole by one PU
 several processes change is replaced on the condition that it is as this process read it last.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
-from urllib.parse import urlsplit
+from typing import Final, Self
 
-from index.errors import EventExportError, ExportUnavailable
+from index.bundle.store.object_store import ObjectChanged, ObjectStore
+from index.bundle.store.opening import SCHEME
+from index.errors import EventExportError, ExportUnavailable, RegistryError, StoreUnavailable
 
-if TYPE_CHECKING:
-    from obstore import PutMode
-    from obstore.store import ObjectStore
+LARGEST_FILE: Final = 1 << 30
+"""Bytes of a file of an export, far above any that is written."""
 
-SCHEME: Final = "s3://"
-_ENDPOINT_VARIABLES: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-_TIMEOUT: Final = timedelta(seconds=20)
-_LONGEST_REASON: Final = 240
-_CODE: Final = re.compile(r"<Code>(\w{1,80})</Code>")
+_URL: Final = re.compile(r"([a-z][a-z0-9+.-]+):/|(s3|kafka):", re.IGNORECASE)
 
 
 class ExportObjectChanged(Exception):
@@ -35,60 +30,33 @@ class ObjectPath:
 
     Args:
         store: of the export.
-        place: what the store is called in messages, as in ``s3://bucket/prefix``.
         key: the name within the store; empty for its root.
         versions: version of each name as it was read last, shared by all paths of a store; None: it did not exist.
     """
 
-    def __init__(
-        self, store: "ObjectStore", place: str, key: str = "", versions: dict[str, str | None] | None = None
-    ) -> None:
-        self._store, self._place, self._key = store, place, key
+    def __init__(self, store: ObjectStore, key: str = "", versions: dict[str, str | None] | None = None) -> None:
+        self._store, self._key = store, key
         self._versions = {} if versions is None else versions
 
     @classmethod
     def of_url(cls, url: str) -> Self:
-        """The root of an export in S3.
-
-        Credentials, region and endpoint are those of the usual variables: ``AWS_ACCESS_KEY_ID``,
-        ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``, those of containers and
-        web identities, else the metadata of the instance.
+        """The root of an export in S3; see `index.bundle.store.opening` for credentials and endpoint.
 
         Args:
             url: ``s3://bucket/prefix``.
 
         Raises:
-            EventExportError: the URL has another form, or obstore is not installed.
+            EventExportError: the URL has another form, the endpoint breaks a rule, or the extra is missing.
         """
-        parts = urlsplit(url)
-        if not parts.hostname or parts.netloc != parts.hostname or parts.query or parts.fragment:
-            raise EventExportError(
-                "an export in an object store is called s3://BUCKET/PREFIX; credentials are those of the variables "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            )
-        try:
-            from obstore.store import S3Store
-        except ImportError:
-            raise EventExportError("an export in S3 needs the extra s3: pip install 'vlm2rec[s3]'") from None
-        place = f"{SCHEME}{parts.netloc}/{parts.path.strip('/')}".rstrip("/")
-        endpoint = next((os.environ[name] for name in _ENDPOINT_VARIABLES if os.environ.get(name)), None)
-        with _translated(place):
-            store = S3Store(
-                parts.netloc,
-                prefix=parts.path.strip("/") or None,
-                config={} if endpoint is None else {"endpoint": endpoint},
-                client_options={"allow_http": (endpoint or "").startswith("http://"), "timeout": _TIMEOUT},
-                retry_config={"max_retries": 5, "retry_timeout": _TIMEOUT},
-            )
-        return cls(store, place)
+        with _translated():
+            return cls(ObjectStore(url))
 
     def __truediv__(self, part: str) -> "ObjectPath":
         """A name below this one."""
-        key = f"{self._key}/{part}" if self._key else part
-        return ObjectPath(self._store, self._place, key, self._versions)
+        return ObjectPath(self._store, f"{self._key}/{part}" if self._key else part, self._versions)
 
     def __str__(self) -> str:
-        return f"{self._place}/{self._key}" if self._key else self._place
+        return f"{self._store.url}/{self._key}" if self._key else self._store.url
 
     @property
     def name(self) -> str:
@@ -96,31 +64,31 @@ class ObjectPath:
         return self._key.rpartition("/")[2]
 
     def children(self) -> list["ObjectPath"]:
-        """The files and folders directly below this name, by name."""
-        import obstore
+        """The files and folders directly below this name, by name.
 
-        prefix = self._key or None
-        with _translated(str(self)):
-            found = obstore.list_with_delimiter(self._store, prefix)
-        keys = {str(part) for part in found["common_prefixes"]} | {meta["path"] for meta in found["objects"]}
-        names = {key.removeprefix(f"{self._key}/").strip("/").partition("/")[0] for key in keys}
-        return [self / name for name in sorted(names)]
+        Raises:
+            ExportUnavailable: the store does not answer, or refuses.
+        """
+        with _translated():
+            return [self / name for name in self._store.names(self._key)]
 
-    def read_bytes(self) -> bytes:
-        """The content; remembers its version.
+    def read_bytes(self, limit: int = LARGEST_FILE) -> bytes:
+        """The content, all of it; remembers its version.
+
+        Args:
+            limit: most bytes that it may have.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ExportUnavailable: the store does not answer, or refuses.
+            ExportUnavailable: the store does not answer, refuses, sends a part of the file, or more than allowed.
         """
-        import obstore
-
         self._versions[self._key] = None
-        with _translated(str(self)):
-            found = obstore.get(self._store, self._key)
-            content = bytes(found.bytes())
-        self._versions[self._key] = found.meta["e_tag"]
-        return content
+        with _translated():
+            found = self._store.read(self._key, limit=limit)
+        if found is None or found.content is None:
+            raise FileNotFoundError(str(self))
+        self._versions[self._key] = found.version
+        return found.content
 
     def age_s(self) -> float:
         """Seconds since the file was written; 0 if there is none.
@@ -128,16 +96,9 @@ class ObjectPath:
         Raises:
             ExportUnavailable: the store does not answer, or refuses.
         """
-        from datetime import UTC, datetime
-
-        import obstore
-
-        try:
-            with _translated(str(self)):
-                modified = obstore.head(self._store, self._key)["last_modified"]
-        except FileNotFoundError:
-            return 0.0
-        return (datetime.now(UTC) - modified).total_seconds()
+        with _translated():
+            found = self._store.head(self._key)
+        return 0.0 if found is None else (datetime.now(UTC) - found.modified).total_seconds()
 
     def write_new(self, content: bytes) -> None:
         """Write a file whose name no other process uses.
@@ -145,10 +106,8 @@ class ObjectPath:
         Raises:
             ExportUnavailable: the store does not answer, or refuses; the file may have been written.
         """
-        import obstore
-
-        with _translated(str(self)):
-            obstore.put(self._store, self._key, content, use_multipart=False)
+        with _translated():
+            self._store.write(self._key, content)
 
     def replace_read(self, content: bytes) -> None:
         """Replace a file, or make it, if it is as this process read it last.
@@ -157,17 +116,11 @@ class ObjectPath:
             ExportObjectChanged: another process has written it since.
             ExportUnavailable: the store does not answer, or refuses; the file may have been written.
         """
-        import obstore
-        from obstore.exceptions import AlreadyExistsError, PreconditionError
-
-        known = self._versions.get(self._key)
-        mode: PutMode = "create" if known is None else {"e_tag": known}
         try:
-            with _translated(str(self), AlreadyExistsError, PreconditionError):
-                obstore.put(self._store, self._key, content, mode=mode, use_multipart=False)
-        except (AlreadyExistsError, PreconditionError, FileNotFoundError):
-            if self._content_now() != content:  # the same content: an answer was lost, and the request repeated
-                raise ExportObjectChanged(str(self)) from None
+            with _translated():
+                self._store.replace(self._key, content, self._versions.get(self._key))
+        except ObjectChanged:
+            raise ExportObjectChanged(str(self)) from None
 
     def delete(self) -> None:
         """Delete a file; nothing if there is none.
@@ -175,19 +128,8 @@ class ObjectPath:
         Raises:
             ExportUnavailable: the store does not answer, or refuses.
         """
-        import obstore
-
-        try:
-            with _translated(str(self)):
-                obstore.delete(self._store, self._key)
-        except FileNotFoundError:
-            return
-
-    def _content_now(self) -> bytes | None:
-        try:
-            return self.read_bytes()
-        except FileNotFoundError:
-            return None
+        with _translated():
+            self._store.delete([self._key])
 
 
 ExportPath = Path | ObjectPath
@@ -198,25 +140,24 @@ def export_path(root: str | ExportPath) -> ExportPath:
     """The place that a command line names: a directory, or ``s3://bucket/prefix``.
 
     Raises:
-        EventExportError: the URL has another form, or obstore is not installed.
+        EventExportError: it is a URL of another kind, whose name a directory would get, or breaks a rule.
     """
-    if isinstance(root, str):
-        return ObjectPath.of_url(root) if root.startswith(SCHEME) else Path(root)
-    return root
+    if not isinstance(root, str):
+        return root
+    found = _URL.match(root)
+    if found is None:
+        return Path(root)
+    scheme = (found[1] or found[2]).lower()
+    if scheme != SCHEME:
+        raise EventExportError(f"{scheme}:… is no place of exported files: name a directory, or s3://BUCKET/PREFIX")
+    return ObjectPath.of_url(root)
 
 
 @contextmanager
-def _translated(place: str, *passed: type[Exception]) -> Iterator[None]:
-    """Raise errors of obstore as `ExportUnavailable`, but those that are passed, and a missing file."""
-    from obstore.exceptions import BaseError
-
-    unchanged: tuple[type[Exception], ...] = (FileNotFoundError, *passed)
+def _translated() -> Iterator[None]:
     try:
         yield
-    except unchanged:
-        raise
-    except (BaseError, OSError, ValueError) as error:
-        text = str(error)
-        code = _CODE.search(text)  # in the body of the answer, after the first line
-        reason = code[1] if code else (text.splitlines() or [type(error).__name__])[0][:_LONGEST_REASON]
-        raise ExportUnavailable(f"{place}: the object store does not answer or refuses ({reason})") from error
+    except StoreUnavailable as error:
+        raise ExportUnavailable(str(error)) from error
+    except RegistryError as error:
+        raise EventExportError(str(error)) from error

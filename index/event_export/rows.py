@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from index.errors import EventExportError
-from index.event_export.files import write_new
+from index.event_export.files import content_of, write_new
 from index.event_export.object_path import ExportPath
 from index.event_export.stream_ids import StreamId
 
@@ -81,22 +81,27 @@ def write_rows(path: ExportPath, table: pa.Table) -> int:
         ExportUnavailable: the object store does not answer, or refuses.
     """
     content = pa.BufferOutputStream()
-    pq.write_table(table, content, compression="zstd")
+    pq.write_table(table, content, compression="zstd", write_page_checksum=True)
     written = content.getvalue()
     write_new(path, written.to_pybytes())
     return int(written.size)
 
 
-def read_rows(path: ExportPath) -> pa.Table:
-    """Read an exported file.
+def read_rows(path: ExportPath, size: int | None = None) -> pa.Table:
+    """Read an exported file, and verify the checksums of its pages.
+
+    Args:
+        path: the file.
+        size: bytes that it must have, as its manifest says; None: it is not known.
 
     Raises:
         FileNotFoundError: there is no such file.
         ExportUnavailable: the object store does not answer, or refuses.
-        EventExportError: it cannot be read, or its columns are not those of an export.
+        EventExportError: it cannot be read, has another size, or its columns are not those of an export.
     """
     try:
-        table = pq.read_table(pa.BufferReader(path.read_bytes()), partitioning=None)
+        content = pa.BufferReader(content_of(path, size=size))
+        table = pq.read_table(content, partitioning=None, page_checksum_verification=True)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from index.bundle.bundle import Bundle
@@ -63,6 +64,7 @@ class BundleLoader:
         self._on_load = on_load
         self._on_download = on_download
         self._loaded_last: deque[str] = deque(maxlen=_MOST_BUNDLES)
+        self._read_at = monotonic()
         self._polling: StorePolling | None = None
         if not isinstance(self._registry, Registry):
             from service.bundles import store_polling
@@ -116,7 +118,9 @@ class BundleLoader:
             RegistryError: the pointer cannot be read.
         """
         if self._polling is None:
-            return self.current()
+            current = self.current()
+            self._read_at = monotonic()
+            return current
         if self._polling.error is not None:
             raise StoreUnavailable(self._polling.error)
         return self._polling.current()
@@ -133,6 +137,16 @@ class BundleLoader:
             if isinstance(self._registry, Registry) or (last := self._registry.last_pointer()) is None:
                 raise
             return last.pointer.current
+
+    @property
+    def registry_age_s(self) -> float:
+        """Seconds since the registry answered a look at its pointer, or since the start."""
+        return monotonic() - (self._read_at if self._polling is None else self._polling.read_at)
+
+    @property
+    def cache_error(self) -> str | None:
+        """Why the pointer of an object store cannot be saved; None: it is, or the registry is a directory."""
+        return None if self._polling is None else self._polling.cache_error
 
     @property
     def download_error(self) -> str | None:

@@ -47,6 +47,7 @@ class StorePolling:
         self._requested: str | None = None
         self._suspects: set[str] = set()
         self._error: str | None = None
+        self._read_at = monotonic()
         self._download_error: str | None = None
 
     def start(self) -> None:
@@ -69,6 +70,16 @@ class StorePolling:
     def error(self) -> str | None:
         """Why the last look at the pointer failed; None: it did not."""
         return self._error
+
+    @property
+    def read_at(self) -> float:
+        """When the pointer was read last, by the monotonic clock; at first the time of the start."""
+        return self._read_at
+
+    @property
+    def cache_error(self) -> str | None:
+        """Why the pointer cannot be saved beside the copies; None: it is saved."""
+        return self._registry.save_error
 
     @property
     def download_error(self) -> str | None:
@@ -104,7 +115,7 @@ class StorePolling:
             except Exception as error:  # noqa: BLE001 - the next look follows, whatever this one met
                 self._error = _text(error)
             else:
-                self._error = None
+                self._error, self._read_at = None, monotonic()
 
     def _download_forever(self) -> None:
         lower_priority(_DOWNLOAD_NICE)  # hashing gigabytes takes a core for many seconds

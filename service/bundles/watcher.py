@@ -54,7 +54,7 @@ class Watcher:
         self._operator_changes = 0
         self._desired: str | None = None
         self._errors: dict[str, str | None] = {}
-        self._polled_at = self._registry_read_at = monotonic()
+        self._polled_at = monotonic()
         self._polling: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
@@ -76,7 +76,7 @@ class Watcher:
             self._activate(LoadedBundle(startup.bundle, startup.identity, missing, verified=startup.verified))
         self._metrics.read_at_scrape(
             poll_age_s=lambda: monotonic() - self._polled_at,
-            registry_age_s=lambda: 0.0 if self._operator_state.pin else monotonic() - self._registry_read_at,
+            registry_age_s=lambda: 0.0 if self._operator_state.pin else self._loader.registry_age_s,
             hidden=lambda: len(hidden_items),
         )
         self._loader.start()
@@ -261,7 +261,7 @@ class Watcher:
             self._report("pointer", str(error))
             return None
         self._report("pointer", None)
-        self._registry_read_at = monotonic()
+        self._report("cache", self._loader.cache_error)
         return current
 
     def _report(self, what: str, error: str | None) -> None:

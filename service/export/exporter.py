@@ -13,8 +13,14 @@ from typing import Final
 from index.event_export.directory import ExportDirectory
 from index.event_export.merges import is_merge
 from index.event_export.stream_ids import BEFORE_ALL, StreamId, bucket_name
-from service.errors import ExportRefused
-from service.stores.event_export.redis_event_export import ExportMoved, OtherExport, RedisEventExport, Waiting
+from service.errors import EventsUnavailable, ExportRefused
+from service.stores.event_export.redis_event_export import (
+    ExportMoved,
+    OtherExport,
+    RedisEventExport,
+    Waiting,
+    lost_record,
+)
 from service.stores.history_keys import BUCKETS
 
 DETACH_HINT: Final = "`vlm2rec events detach` lets another directory begin"
@@ -63,6 +69,29 @@ def due_buckets(waiting: Sequence[Waiting], *, min_events: int, max_age_s: float
         for bucket, part in enumerate(waiting)
         if part.oldest and (part.events >= min_events or StreamId.parse(part.oldest).milliseconds <= oldest)
     ]
+
+
+async def known_waiting(events: RedisEventExport, positions: Sequence[StreamId], place: str) -> list[Waiting]:
+    """What is not exported, where Redis knows of everything that this exporter has recorded.
+
+    Args:
+        events: the streams.
+        positions: for each bucket the last id that was recorded.
+        place: of the export, for messages.
+
+    Raises:
+        ExportRefused: the export was detached.
+        EventsUnavailable: Redis does not answer, or has lost a record, as a failover can.
+    """
+    waiting = await events.waiting()
+    if waiting is None and await events.is_detached():
+        raise ExportRefused(f"{place}: the export was detached meanwhile; start it again")
+    if waiting is None:
+        raise EventsUnavailable(lost_record(0))
+    for bucket, (part, position) in enumerate(zip(waiting, positions, strict=True)):
+        if part.exported is None or StreamId.parse(part.exported) < position:
+            raise EventsUnavailable(lost_record(bucket))
+    return waiting
 
 
 class Exporter:
@@ -119,12 +148,11 @@ class Exporter:
 
         Raises:
             ExportRefused: another exporter wrote meanwhile.
-            EventsUnavailable: Redis does not answer; nothing is lost, and :meth:`attach` comes first when it does.
+            EventsUnavailable: Redis does not answer, or has lost what was recorded in it; nothing is lost, and
+                :meth:`attach` comes first when it does.
             DiskError: the directory cannot be written; nothing is lost.
         """
-        waiting = await self._events.waiting()
-        if waiting is None:
-            raise ExportRefused(f"{self._directory.root}: the export was detached meanwhile; start it again")
+        waiting = await known_waiting(self._events, self._positions, str(self._directory.root))
         due = due_buckets(waiting, min_events=min_events, max_age_s=max_age_s)
         done = Exported(lost=sum(part.lost for part in waiting))
         if not due and any(part.erasing is not None for part in waiting):

@@ -15,7 +15,7 @@ from index.event_export.merges import is_merge
 from index.event_export.rows import ARRIVED, EXTRA, STREAM_ID, USER_ID, Entry, table_of
 from index.event_export.stream_ids import BEFORE_ALL, StreamId, bucket_name
 from service.errors import ExportRefused
-from service.export.exporter import DETACH_HINT, Exported, due_buckets
+from service.export.exporter import DETACH_HINT, Exported, due_buckets, known_waiting
 from service.export.kafka_topic import Record, TopicWriter
 from service.stores.event_export.redis_event_export import ExportMoved, OtherExport, RedisEventExport
 from service.stores.history_keys import BUCKETS
@@ -66,14 +66,12 @@ class KafkaExporter:
 
         Raises:
             ExportRefused: another exporter wrote meanwhile.
-            EventsUnavailable: Redis does not answer; nothing is lost, and :meth:`attach` comes first when it does.
+            EventsUnavailable: Redis does not answer, or has lost what was recorded in it; nothing is lost, and
+                :meth:`attach` comes first when it does.
             KafkaUnavailable: a record was not acknowledged; nothing is lost, and :meth:`attach` comes first.
         """
-        waiting = await self._events.waiting()
-        if waiting is None:
-            raise ExportRefused(
-                f"topic {self._writer.target.topic!r}: the export was detached meanwhile; start it again"
-            )
+        positions = [StreamId.parse(position) for position in self._positions]
+        waiting = await known_waiting(self._events, positions, f"topic {self._writer.target.topic!r}")
         done = Exported(files=None, lost=sum(part.lost for part in waiting))
         # Erasures first: the events that one covers are in the topic already, or are deleted.
         if any(part.erasing is not None for part in waiting):

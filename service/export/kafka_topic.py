@@ -10,12 +10,16 @@ from service.errors import KafkaUnavailable, SettingsError
 if TYPE_CHECKING:
     from confluent_kafka import Message, Producer
 
-SCHEME: Final = "kafka://"
 _URL: Final = re.compile(
-    r"kafka://(?P<servers>[\w.\-\[\]:]+:\d+(?:,[\w.\-\[\]:]+:\d+)*)/(?P<topic>[A-Za-z0-9._-]{1,249})"
+    r"(?i:kafka)://(?P<servers>[\w.\-\[\]:]+:\d+(?:,[\w.\-\[\]:]+:\d+)*)/(?P<topic>[A-Za-z0-9._-]{1,249})"
 )
 _FULL_QUEUE_S: Final = 0.1
 _SILENT: Final = logging.getLogger("vlm2rec.kafka")
+
+
+def is_kafka_url(url: str) -> bool:
+    """Whether a place of an export is meant as the URL of a topic, well-formed or not."""
+    return url[:6].lower() == "kafka:"
 
 
 class Record(NamedTuple):

@@ -8,7 +8,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.app import app
-from service.errors import EventsUnavailable
+from index.errors import EventExportError
+from index.event_export.object_path import export_path
+from service.errors import EventsUnavailable, SettingsError
 from service.stores.protocols import Event, session_owner
 from tests.support.stores.exports import Shop
 
@@ -137,3 +139,46 @@ def test_what_stops_an_export_is_one_line_and_a_code(
     assert ("another exporter is at work here" if is_busy else "Read-only file system") in shown
     assert shown.count("\n") == 1
     assert events("export", "--to", str(shop.root)).stdout == "1 events in 1 files, 0 erasures\n"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("gs://shop/export", "GS://shop/export", "file:///tmp/export", "file:/tmp/export", "az://shop/export"),
+        *(
+            "https://user:hunter2@shop.example/export",
+            "s3:shop/export",
+            "S3:/shop/export",
+            "s3://",
+            "kafka:host:9092/x",
+        ),
+        *("KAFKA://host/x", "kafkas://host:9092/x"),
+    ],
+)
+def test_a_url_is_no_directory(shop: Shop, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would become a directory of that name, and Redis would be trimmed."""
+    monkeypatch.chdir(tmp_path)
+    shop.run(lambda store: store.append([Event("anna", "a", 1.0)]))
+    done = events("export", "--to", place)
+    assert isinstance(done.exception, EventExportError | SettingsError)
+    assert "hunter2" not in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
+    assert events("export", "--to", str(shop.root)).stdout == "1 events in 1 files, 0 erasures\n"
+    assert isinstance(events("compact", place).exception, EventExportError)
+
+
+def test_a_name_with_a_colon_is_a_directory(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("shop:a", "./gs:/x", "s3-copy"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        assert export_path(name) == Path(name)
+
+
+def test_a_config_of_kafka_needs_kafka(shop: Shop, tmp_path: Path) -> None:
+    config = tmp_path / "kafka.properties"
+    config.write_text("sasl.password=a\n")
+    for place in (str(shop.root), "s3://shop/export"):
+        done = events("export", "--to", place, "--kafka-config", str(config))
+        assert isinstance(done.exception, SettingsError)
+        assert str(done.exception).startswith("--kafka-config is only for an export to kafka://")
+    assert not shop.root.exists()

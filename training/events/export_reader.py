@@ -11,6 +11,7 @@ import polars as pl
 from index.errors import EventExportError
 from index.event_export.directory import ExportDirectory
 from index.event_export.erasures import Erasures
+from index.event_export.files import check_size, content_of
 from index.event_export.manifest import DayManifest, ExportedFile
 from index.event_export.merges import MERGED_INTO, merged_into
 from index.event_export.object_path import ExportPath
@@ -144,13 +145,11 @@ def _rows(files: Sequence[tuple[ExportPath, ExportedFile]]) -> pl.DataFrame:
     """
     sources: list[Path | bytes] = []
     for path, file in files:
-        source = path if isinstance(path, Path) else path.read_bytes()
-        size = len(source) if isinstance(source, bytes) else source.stat().st_size
-        if size != file.size:
-            raise EventExportError(
-                f"{path}: has {size:,} bytes, the manifest says {file.size:,}; restore it from a copy"
-            )
-        sources.append(source)
+        if isinstance(path, Path):
+            check_size(path, path.stat().st_size, file.size)
+            sources.append(path)
+        else:
+            sources.append(content_of(path, size=file.size))
     if not files:
         return pl.DataFrame(SCHEMA.empty_table())
     return pl.read_parquet(sources, glob=False, hive_partitioning=False)  # type: ignore[arg-type]  # paths or bytes

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -31,13 +32,14 @@ from index.bundle.store.object_store import BLOCK_BYTES, ObjectStore
 from index.bundle.store.store_pointer import StorePointer
 from index.errors import BundleInvalid, BundleNotFound, RegistryError, StoreUnavailable
 from index.machine.disk import describe_disk_error
-from index.machine.locks import file_lock
+from index.machine.locks import directory_lock, file_lock
 
 DEFAULT_LIMIT_BYTES: Final = 20_000 << 20
 BUNDLES: Final = "bundles"
 """What the keys of all bundles begin with in a store."""
 
 _DOWNLOAD_PREFIX: Final = ".download-"
+_ASIDE_PREFIX: Final = ".verify-"
 _LOCK_POLL_S: Final = 0.1
 
 
@@ -147,27 +149,43 @@ class BundleCache:
         Raises:
             RegistryError: it cannot be removed.
         """
-        if not self.has(bundle_id):
+        before = _inode(self.root / bundle_id) if self.has(bundle_id) else None
+        if before is None:
             return False
         try:
             hash_files(self.root / bundle_id, Manifest.read(self.root / bundle_id), never)
         except BundleInvalid:
-            with self._written():
-                self._remove(bundle_id)
+            with self._written(), self._lock(".lock", never):
+                if _inode(self.root / bundle_id) == before:  # else another process has replaced it meanwhile
+                    self._remove(bundle_id)
             return True
         return False
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[Path]:
+        """A directory beside the copies for the time of the block, which no process removes to make room.
+
+        Raises:
+            RegistryError: it cannot be made.
+        """
+        with contextlib.ExitStack() as stack:
+            with self._written(), self._lock(".lock", never):
+                directory = Path(tempfile.mkdtemp(prefix=_ASIDE_PREFIX, dir=self.root))
+                stack.callback(shutil.rmtree, directory, ignore_errors=True)
+                stack.enter_context(directory_lock(directory))
+            yield directory
 
     def _manifest(self, place: str, bundle_id: str, aside: Path) -> Manifest:
         key = f"{BUNDLES}/{place}/{MANIFEST_FILE}"
         found = self._store.read(key, limit=LARGEST_MANIFEST)
         if found is None or found.content is None:
             raise StoreUnavailable(f"{self._store.url}/{key}: there is no such object; publish the bundle again")
+        try:
+            manifest = Manifest.parse(found.content, f"{self._store.url}/{key}")
+        except BundleInvalid as error:
+            raise StoreUnavailable(str(error)) from error
         (aside / MANIFEST_FILE).unlink(missing_ok=True)
         (aside / MANIFEST_FILE).write_bytes(found.content)
-        try:
-            manifest = Manifest.read(aside)
-        except BundleInvalid as error:
-            raise StoreUnavailable(f"{self._store.url}/{key}: {error}") from error
         if manifest.id != bundle_id:
             raise StoreUnavailable(f"{self._store.url}/{key}: is that of {manifest.id}; publish the bundle again")
         return manifest
@@ -213,6 +231,7 @@ class BundleCache:
         sync_file(aside / MANIFEST_FILE)
         for directory in {(aside / name).parent for name in manifest.files}:
             sync_directory(directory)
+        self._used_file(bundle_id).touch()  # before it can be seen, so that it is not the one used longest ago
         aside.rename(self.root / bundle_id)
         sync_directory(self.root)
         write_stamp(self.root / bundle_id, manifest)
@@ -227,7 +246,7 @@ class BundleCache:
             for path in sorted(sizes, key=self._order_of):
                 if sum(sizes.values()) + needed <= self._limit_bytes:
                     return
-                if path.name in keep or (_downloaded(path) is not None and self._is_busy(_downloaded(path) or "")):
+                if path.name in keep or self._is_busy(path):
                     continue
                 self._remove(path.name)
                 del sizes[path]
@@ -238,9 +257,10 @@ class BundleCache:
                 )
 
     def _sizes(self, bundle_id: str) -> dict[Path, int]:
-        """Bytes of every other copy, as it is or will be when it is whole."""
+        """Bytes of every other copy, as it is or will be when it is whole, and of what killed processes left."""
         found = [path for path in self.root.iterdir() if path.is_dir() and not path.is_symlink()]
-        return {path: _size_at(path) for path in found if bundle_id not in {path.name, _downloaded(path)}}
+        others = [path for path in found if bundle_id not in {path.name, _downloaded(path)}]
+        return {path: _size_at(path) for path in others if not (_is_aside(path) and self._is_busy(path))}
 
     def _order_of(self, path: Path) -> tuple[bool, float]:
         used = self._used_file(path.name)
@@ -252,21 +272,33 @@ class BundleCache:
     def _used_file(self, bundle_id: str) -> Path:
         return self.root / f".{bundle_id}.used"
 
-    def _is_busy(self, bundle_id: str) -> bool:
+    def _is_busy(self, path: Path) -> bool:
+        """Whether a process downloads into a directory, has just renamed it, or verifies a bundle in it."""
         from filelock import Timeout
 
         try:
+            if _is_aside(path):
+                with directory_lock(path):
+                    return False
+            bundle_id = path.name if is_bundle_id(path.name) else _downloaded(path)
+            if bundle_id is None:
+                return False
             with file_lock(self.root / f".{bundle_id}.lock"):
                 return False
-        except Timeout:
+        except (Timeout, BlockingIOError):
             return True
+        except FileNotFoundError:  # it is gone
+            return False
 
     def _remove(self, name: str) -> None:
         """A service that has the copy open keeps its files until it closes them."""
         aside = self.root / f"{_DOWNLOAD_PREFIX}removed-{os.getpid()}-{time.monotonic_ns()}"
-        (self.root / name).rename(aside)
-        stamp_path(self.root / name).unlink(missing_ok=True)
-        for beside in (self._used_file(name), self.root / f".{name}.lock"):
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it
+            (self.root / name).rename(aside)
+        for beside in (
+            stamp_path(self.root / name),
+            self._used_file(name),
+        ):  # a process may wait for its lock
             beside.unlink(missing_ok=True)
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -311,4 +343,20 @@ def _size_at(path: Path) -> int:
     try:
         return _size_of(Manifest.read(path))
     except BundleInvalid:
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        found = 0
+        for folder, _, names in os.walk(path):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # another process removes it
+                    found += (Path(folder) / name).lstat().st_size
+        return found
+
+
+def _is_aside(path: Path) -> bool:
+    return path.name.startswith(_ASIDE_PREFIX)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None

@@ -1,34 +1,25 @@
 """Reads and writes the objects below one URL of an object store, with conditional writes and bounded waiting.
 
 Errors of the library become :class:`index.errors.StoreUnavailable`, with neither credentials nor the body of an answer
-in the message. Credentials, region and endpoint come from the usual ``AWS_*`` variables, a web identity token, or the
-metadata service of the container or machine.
+in the message.
 """
 
-import os
-import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from typing import Any, Final
 
+from index.bundle.store.opening import StoreUrl, error_detail, open_store
 from index.errors import RegistryError, StoreUnavailable
-
-if TYPE_CHECKING:
-    from obstore.store import ClientConfig, RetryConfig
 
 BLOCK_BYTES: Final = 8 << 20
 """Bytes of one request of a download and of one part of an upload."""
 
-_SCHEME: Final = "s3"
-_BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+PATIENCE_S: Final = 60
 _PARALLEL_PARTS: Final = 4
-_CONNECT_S: Final = 3
-_LONGEST_DETAIL: Final = 200
 
 
 class ObjectChanged(Exception):
@@ -69,52 +60,26 @@ class ObjectStore:
     Args:
         url: ``s3://bucket/prefix``.
         patience_s: longest time of one request in seconds; it is not tried again where this is below 10.
+        opened: a store of obstore in place of the one that the URL names, such as one in memory; then the URL is only
+            what messages call it.
 
     Attributes:
-        url: as given, without a slash at the end.
+        url: the URL, without a slash at the end.
 
     Raises:
-        RegistryError: the URL has another form, a profile is named that cannot be read, or the extra is missing.
+        RegistryError: the URL has another form, a profile is named, the endpoint breaks a rule, or the extra is
+            missing.
     """
 
-    def __init__(self, url: str, *, patience_s: int = 60) -> None:
-        parts = urlsplit(url)
-        prefix = parts.path.strip("/")
-        if parts.scheme != _SCHEME or not _BUCKET.fullmatch(parts.netloc) or parts.query or parts.fragment:
-            raise RegistryError(f"{_without_user(url)!r}: must have the form {_SCHEME}://bucket/prefix")
-        if any(part in {"", ".", ".."} for part in prefix.split("/")):
-            raise RegistryError(f"{url!r}: a registry needs a prefix of its own: {_SCHEME}://bucket/prefix")
-        if os.environ.get("AWS_PROFILE"):
-            raise RegistryError(
-                "AWS_PROFILE is set, but profiles are not read: unset it and export the keys, as with "
-                "`aws configure export-credentials --format env`"
-            )
-        try:
-            import obstore
-            from obstore.store import S3Store
-        except ImportError as error:
-            raise RegistryError(f"{url}: the extra is missing; install vlm2rec[{_SCHEME}]") from error
+    def __init__(self, url: str, *, patience_s: int = PATIENCE_S, opened: Any = None) -> None:  # noqa: ANN401 - see above
+        if opened is None:
+            named = StoreUrl.parse(url)
+            url, opened = str(named), open_store(named, patience_s=patience_s)
+        import obstore
+
         self.url = url.rstrip("/")
         self._api = obstore
-        client: ClientConfig = {
-            "timeout": timedelta(seconds=patience_s),
-            "connect_timeout": timedelta(seconds=_CONNECT_S),
-            "allow_http": _endpoint().startswith("http://"),
-        }
-        retries: RetryConfig = {
-            "max_retries": 0 if patience_s < 10 else 2,  # a poll is followed by the next one
-            "retry_timeout": timedelta(seconds=patience_s),
-        }
-        try:
-            self._store: Any = S3Store(
-                parts.netloc,
-                prefix=prefix,
-                client_options=client,
-                retry_config=retries,
-                checksum_algorithm="SHA256",  # the store refuses what did not arrive whole
-            )
-        except Exception as error:
-            raise RegistryError(f"{url}: cannot be opened ({_detail(error)})") from error
+        self._store = opened
 
     def read(self, key: str, *, limit: int, known: str | None = None) -> ObjectContent | None:
         """Read a small object.
@@ -166,17 +131,18 @@ class ObjectStore:
             raise StoreUnavailable(f"{self.url}/{key}: {len(content)} of {length} bytes arrived; try again")
         return content
 
-    def size(self, key: str) -> int | None:
-        """Bytes of an object; None: there is no such object.
+    def head(self, key: str) -> StoredObject | None:
+        """Size and time of an object; None: there is no such object.
 
         Raises:
             StoreUnavailable: the store does not answer.
         """
         try:
             with self._translated(key):
-                return int(self._api.head(self._store, key)["size"])
+                found = self._api.head(self._store, key)
         except FileNotFoundError:
             return None
+        return StoredObject(key, int(found["size"]), found["last_modified"])
 
     def write(self, key: str, source: bytes | Path) -> None:
         """Write an object whole, in parts where it is large.
@@ -189,6 +155,9 @@ class ObjectStore:
 
     def replace(self, key: str, content: bytes, version: str | None) -> None:
         """Write a small object unless another writer was faster.
+
+        A write whose answer was lost is repeated and then refused, as the object is another one already: its own. So
+        what is there decides.
 
         Args:
             key: below the URL.
@@ -205,10 +174,9 @@ class ObjectStore:
         try:
             with self._translated(key):
                 self._api.put(self._store, key, content, mode=mode, use_multipart=False)
-        except (AlreadyExistsError, PreconditionError) as error:
-            raise ObjectChanged(key) from error
-        except FileNotFoundError as error:  # so S3 answers where the object to replace is gone
-            raise ObjectChanged(key) from error
+        except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:  # the last: it is gone
+            if not self._holds(key, content):
+                raise ObjectChanged(key) from error
 
     def check_conditional_writes(self) -> None:
         """Check with an object of its own that the store refuses a write whose condition does not hold.
@@ -255,15 +223,23 @@ class ObjectStore:
                 for found in block
             ]
 
-    def folders(self, prefix: str) -> list[str]:
-        """The names between ``prefix/`` and the next slash of a key.
+    def names(self, prefix: str) -> list[str]:
+        """The names between ``prefix/`` and the next slash or the end of a key, sorted.
 
         Raises:
             StoreUnavailable: the store does not answer.
         """
         with self._translated(prefix):
-            found = self._api.list_with_delimiter(self._store, prefix=prefix)
-        return [path.rsplit("/", 1)[-1] for path in found["common_prefixes"]]
+            found = self._api.list_with_delimiter(self._store, prefix=prefix or None)
+        keys = {*found["common_prefixes"], *(entry["path"] for entry in found["objects"])}
+        return sorted({key.rstrip("/").rpartition("/")[2] for key in keys})
+
+    def _holds(self, key: str, content: bytes) -> bool:
+        there = self.head(key)
+        if there is None or there.size != len(content):
+            return False
+        found = self.read(key, limit=len(content))
+        return found is not None and found.content == content
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
@@ -274,20 +250,4 @@ class ObjectStore:
         except (AlreadyExistsError, NotModifiedError, PreconditionError):
             raise
         except BaseError as error:
-            raise StoreUnavailable(f"{self.url}/{key}: {_detail(error)}") from None  # its text quotes the answer
-
-
-def _endpoint() -> str:
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-    return next((os.environ[name] for name in names if os.environ.get(name)), "")
-
-
-def _detail(error: Exception) -> str:
-    """What went wrong, without the body of an answer: that of a refused request repeats the id of the key."""
-    text = str(error).partition("\n")[0]
-    code = re.search(r"<Code>(\w{1,60})</Code>", str(error))
-    return text.partition("<")[0].strip(" :")[:_LONGEST_DETAIL] + (f" ({code[1]})" if code else "")
-
-
-def _without_user(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//…@", url)[:_LONGEST_DETAIL]
+            raise StoreUnavailable(f"{self.url}/{key}: {error_detail(error)}") from None  # its text quotes the answer

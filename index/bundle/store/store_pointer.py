@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from index.bundle.manifest import is_bundle_id
-from index.bundle.pointer import Pointer
+from index.bundle.pointer import Pointer, decoded
 from index.errors import RegistryError
 
 LARGEST_POINTER: Final = 4 << 20
@@ -59,8 +59,8 @@ class StorePointer:
         Raises:
             RegistryError: it breaks a rule.
         """
-        pointer = Pointer.parse(content, source)
-        raw = json.loads(content)
+        raw = decoded(content, source)
+        pointer = Pointer.of_json(raw, source)
         places, serial = raw.get("places"), raw.get("serial")
         named = {name for name in (pointer.current, *pointer.previous, *(pointer.published or ())) if name}
         if type(serial) is not int:

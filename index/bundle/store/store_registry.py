@@ -8,7 +8,7 @@ decided by a listing, which may be late. Readers get local copies (:mod:`index.b
 
 import builtins
 import hashlib
-import tempfile
+import threading
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +21,7 @@ from index.bundle.pointer import POINTER_FILE
 from index.bundle.registry import BundleInfo, bundle_info, check_gate
 from index.bundle.store.bundle_cache import BUNDLES, DEFAULT_LIMIT_BYTES, BundleCache, default_cache, never
 from index.bundle.store.object_store import BLOCK_BYTES, ObjectChanged, ObjectStore, StoredObject
+from index.bundle.store.opening import StoreUrl
 from index.bundle.store.store_pointer import LARGEST_POINTER, StorePointer, bundle_of, new_place
 from index.errors import BundleInvalid, BundleNotFound, RegistryError, StoreUnavailable
 
@@ -40,18 +41,25 @@ class StoreRegistry:
 
     Attributes:
         location: the URL.
+        save_error: why the pointer that was read last cannot be saved beside the copies; None: it is saved. Only a
+            start while the store is gone needs it.
 
     Raises:
         RegistryError: the URL has another form, or the extra is missing.
     """
 
     def __init__(self, url: str, cache: Path | None = None, cache_bytes: int | None = None) -> None:
+        if not StoreUrl.parse(url).prefix:
+            raise RegistryError(f"{url!r}: a registry needs a prefix of its own: s3://bucket/prefix")
         self._store = ObjectStore(url)
         self._polled = ObjectStore(url, patience_s=_POLL_PATIENCE_S)
         self.location = self._store.url
         limit = DEFAULT_LIMIT_BYTES if cache_bytes is None else cache_bytes
         self._cache = BundleCache(self._store, default_cache() if cache is None else cache, limit)
         self._known: tuple[StorePointer, str] | None = None
+        self._saved = True
+        self._reading = threading.Lock()
+        self.save_error: str | None = None
 
     @property
     def root(self) -> Path:
@@ -110,6 +118,8 @@ class StoreRegistry:
     def read_pointer(self) -> StorePointer:
         """The pointer as it is now, with a short patience and without sending it again where it is unchanged.
 
+        Several threads may read at once. It is saved for a start without the store, as far as the disk permits.
+
         Raises:
             StoreUnavailable: the store does not answer.
             RegistryError: the pointer breaks a rule.
@@ -121,13 +131,30 @@ class StoreRegistry:
                 raise StoreUnavailable(f"{self.location}/{POINTER_FILE}: is gone; what it named before is used")
             return StorePointer()
         if found.content is None and known is not None:
-            return known[0]
+            with self._reading:
+                self._save()
+                return (self._known or known)[0]
         pointer = StorePointer.parse(found.content or b"", f"{self.location}/{POINTER_FILE}")
-        if known is not None and pointer.serial < known[0].serial:
-            raise StoreUnavailable(f"{self.location}/{POINTER_FILE}: is older than the one that was read before")
-        self._cache.remember(pointer)
-        self._known = pointer, found.version
+        with self._reading:
+            latest = self._known
+            if latest is not None and pointer.serial < latest[0].serial:
+                if latest is not known:
+                    return latest[0]  # another thread asked later and was answered first
+                raise StoreUnavailable(f"{self.location}/{POINTER_FILE}: is older than the one that was read before")
+            self._known, self._saved = (pointer, found.version), False
+            self._save()
         return pointer
+
+    def _save(self) -> None:
+        """Save the pointer unless it is saved; a disk that is full or read-only is no reason not to use it."""
+        if self._saved or self._known is None:
+            return
+        try:
+            self._cache.remember(self._known[0])
+        except RegistryError as error:
+            self.save_error = self.save_error or str(error)  # the first one: it tells the free space, which changes
+        else:
+            self._saved, self.save_error = True, None
 
     def last_pointer(self) -> StorePointer | None:
         """The pointer that this machine read last, also while the store is gone; None: it never read one."""
@@ -267,9 +294,8 @@ class StoreRegistry:
             raise BundleNotFound(f"{self.location}: no bundle {bundle_id[:60]!r}; see `vlm2rec index list`")
         manifest = self._manifest(place)
         self._check_sizes(place, manifest)
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(prefix=".verify-", dir=self.root) as temporary:
-            copy = BundleCache(self._store, Path(temporary), sum(entry.size for entry in manifest.files.values()))
+        with self._cache.aside() as temporary:
+            copy = BundleCache(self._store, temporary, sum(entry.size for entry in manifest.files.values()))
             try:
                 return Bundle.load(copy.download(place, bundle_id), verify="full")
             except StoreUnavailable as error:
@@ -329,12 +355,7 @@ class StoreRegistry:
         found = self._store.read(f"{BUNDLES}/{place}/{MANIFEST_FILE}", limit=LARGEST_MANIFEST)
         if found is None or found.content is None:
             raise BundleInvalid(f"{source}: the manifest is missing; publish the bundle again")
-        with tempfile.TemporaryDirectory() as temporary:
-            (Path(temporary) / MANIFEST_FILE).write_bytes(found.content)
-            try:
-                manifest = Manifest.read(Path(temporary))
-            except BundleInvalid as error:
-                raise BundleInvalid(str(error).replace(temporary, source)) from error
+        manifest = Manifest.parse(found.content, f"{source}/{MANIFEST_FILE}")
         if manifest.id != bundle_of(place):
             raise BundleInvalid(f"{source}: its manifest is that of {manifest.id}; publish the bundle again")
         return manifest
@@ -342,16 +363,16 @@ class StoreRegistry:
     def _check_sizes(self, place: str, manifest: Manifest) -> None:
         """Check that every object of a place is there and has its size, without relying on a listing."""
         for name, entry in manifest.files.items():
-            size = self._store.size(f"{BUNDLES}/{place}/{name}")
-            if size != entry.size:
-                has = "is missing" if size is None else f"has {size} bytes, the manifest says {entry.size}"
+            found = self._store.head(f"{BUNDLES}/{place}/{name}")
+            if found is None or found.size != entry.size:
+                has = "is missing" if found is None else f"has {found.size} bytes, the manifest says {entry.size}"
                 raise BundleInvalid(f"{self.location}/{BUNDLES}/{place}/{name}: {has}; publish the bundle again")
 
     def _abandoned(self, named: Collection[str]) -> builtins.list[str]:
         """Places that no pointer names and to which nothing was written for a week."""
         until = datetime.now(UTC) - _ABANDONED_AFTER
         found = []
-        for place in self._store.folders(BUNDLES):
+        for place in self._store.names(BUNDLES):
             if bundle_of(place) is not None and place not in named:
                 objects: builtins.list[StoredObject] = self._store.objects(f"{BUNDLES}/{place}")
                 if all(entry.modified < until for entry in objects):

@@ -53,16 +53,18 @@ async def create_backup(
         report: called with the progress.
 
     Raises:
-        BackupRefused: the target has files, another backup is at work there, or a bundle is damaged.
+        BackupRefused: the target has files, another backup is at work there, a bundle is damaged, or Redis is a node
+            of a cluster.
         BackupInterrupted: Redis does not answer.
         DiskError: a file cannot be written.
     """
     began, files = datetime.now(UTC), dict[str, FileEntry]()
+    server = None if redis is None else await redis.server()
     with translate_disk_errors(target, again="start the same command again"), _partial(target) as partial:
         redis_part = registry_part = None
         shutil.rmtree(partial / REDIS_DIRECTORY, ignore_errors=True)
-        if redis is not None:
-            redis_part, written = await _copy_redis(redis, partial / REDIS_DIRECTORY, report)
+        if redis is not None and server is not None:
+            redis_part, written = await _copy_redis(redis, server, partial / REDIS_DIRECTORY, report)
             files |= {f"{REDIS_DIRECTORY}/{name}": entry for name, entry in written.items()}
         if registry is not None:
             pointer, bundles = copy_registry(registry, partial / REGISTRY_DIRECTORY, report)
@@ -100,17 +102,18 @@ def _partial(target: Path) -> Iterator[Path]:
         os.umask(before)
 
 
-async def _copy_redis(redis: RedisBackup, directory: Path, report: Report) -> tuple[RedisPart, dict[str, FileEntry]]:
-    server = await redis.server()
+async def _copy_redis(
+    redis: RedisBackup, server: str, directory: Path, report: Report
+) -> tuple[RedisPart, dict[str, FileEntry]]:
     if await redis.interrupted_restore() is not None:
         raise BackupRefused("a restore into this Redis was interrupted; finish it first")
     began_ms, erasure = await redis.now_ms() - _MARGIN_MS, await redis.last_erasure()
     directory.mkdir()
     with KeyFiles(directory) as files:
         async for names in redis.names():
-            # Of the keys of one user on this page the first kind decides.
-            groups = {group.names: group for group in sorted(filter(None, map(group_of, names)), reverse=True)}
-            files.add(await redis.dump(list(groups.values())))
+            groups = dict.fromkeys(group for group in map(group_of, names) if group is not None)
+            # With the keys that do not exist: they may have existed where another key of the user was met.
+            files.add(await redis.dump(list(groups), gone=True))
             report("keys", files.keys, None)
         merged: set[str] = set()
         async for names in redis.names("{b*}:merges:*"):

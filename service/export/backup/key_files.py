@@ -27,7 +27,7 @@ class KeyFiles:
         directory: an empty one.
 
     Attributes:
-        keys: number of keys that were added.
+        keys: number of keys that were added, without those that do not exist.
         written: hash and size by name of the file.
     """
 
@@ -57,7 +57,7 @@ class KeyFiles:
         """
         self._waiting += keys
         self._bytes += sum(len(key.name) + len(key.value) for key in keys)
-        self.keys += len(keys)
+        self.keys += existing(keys)
         if self._bytes >= _FILE_BYTES or len(self._waiting) >= _FILE_KEYS:
             self._write()
 
@@ -71,6 +71,11 @@ class KeyFiles:
         sync_directory(self._directory)
         self.written[path.name] = FileEntry(sha256=sha256_of(path), size=path.stat().st_size)
         self._waiting, self._bytes = [], 0
+
+
+def existing(keys: list[StoredKey]) -> int:
+    """How many of the keys exist."""
+    return sum(bool(key.value) for key in keys)
 
 
 def read_keys(path: Path) -> Iterator[list[StoredKey]]:

@@ -5,7 +5,7 @@ from typing import Final
 
 from index.bundle.pointer import Pointer
 from service.errors import BackupRefused
-from service.export.backup.key_files import read_keys
+from service.export.backup.key_files import existing, read_keys
 from service.export.backup.manifest import REGISTRY_DIRECTORY, BackupManifest
 from service.export.backup.registry_copy import Report, RestoredRegistry, check_bundle
 from service.stores.backup.redis_backup import RedisBackup
@@ -54,10 +54,12 @@ async def restore_backup(
         replace: delete all keys of the prefix, and move the pointer of a registry that has one.
 
     Raises:
-        BackupRefused: the backup is damaged or lacks a part, or a place is not empty.
+        BackupRefused: the backup is damaged or lacks a part, a place is not empty, or Redis is a node of a cluster.
         BackupInterrupted: Redis does not answer, or is older than the one of the backup.
         RegistryError: the registry cannot be written.
     """
+    if redis is not None:
+        await redis.server()
     manifest = verify_backup(backup, report)
     if redis is not None and manifest.redis is None:
         raise BackupRefused(f"{backup}: was made without Redis; restore it with --no-redis")
@@ -66,7 +68,6 @@ async def restore_backup(
     if registry is not None and not replace and Pointer.read(registry.pointer).current is not None:
         raise BackupRefused(f"{registry.root}: this registry has published bundles; {_REPLACE}")
     if redis is not None:
-        await redis.server()
         interrupted = await redis.interrupted_restore() == manifest.content
         if not replace and not interrupted and await _has_keys(redis):
             raise BackupRefused(f"this Redis has keys of this prefix; {_REPLACE}")
@@ -95,7 +96,7 @@ async def _restore_redis(
         for keys in read_keys(backup / name):
             report("keys", done, every)
             await redis.restore(keys)
-            done += len(keys)
+            done += existing(keys)
     for bucket in range(BUCKETS):
         report("stream ids", bucket, BUCKETS)
         await redis.list_stream_ids(bucket)

@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, NamedTuple
 
-from service.errors import BackupInterrupted
+from service.errors import BackupInterrupted, BackupRefused
 from service.settings.groups import RedisSettings
+from service.stores.deployment.opening import open_pipeline
 from service.stores.history_keys import BUCKETS, bucket_of, keys_of, stream_key
 from service.stores.protocols import session_owner
-from service.stores.redis_client import UNWATCHED, connector, texts, translated
-from service.stores.redis_pipeline import RedisPipeline, Script
+from service.stores.redis_client import UNWATCHED, texts, translated
+from service.stores.redis_pipeline import Script
 
 _PAGE: Final = 1000
 _TOGETHER: Final = 64  # groups of keys dumped at once, each in a script of its own
@@ -29,15 +30,9 @@ _SESSION: Final = "\x1f"
 _OPERATOR_STATE: Final = tuple("{directives}:" + name for name in ("state", "hidden", "shown", "audit"))
 _TEMPORARY: Final = ("{directives}:restoring:", "{restore}:")
 
-# KEYS: any of one hash tag. ARGV: how many of them must not exist; nothing is returned if one does. Returns the time in
-# milliseconds, then of each key its serialised value and its time to live in milliseconds, -1 for none; two nils for a
-# key that does not exist.
+# KEYS: any of one hash tag. Returns the time in milliseconds, then of each key its serialised value and its time to
+# live in milliseconds, -1 for none; two nils for a key that does not exist.
 _DUMP: Final = Script("""
-for at = 1, tonumber(ARGV[1]) do
-    if redis.call('EXISTS', KEYS[at]) == 1 then
-        return {}
-    end
-end
 local time = redis.call('TIME')
 local found = {tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)}
 for _, key in ipairs(KEYS) do
@@ -59,6 +54,12 @@ return #entries > 0 and entries[#entries][1] or ''
 """)
 
 
+_CLUSTER: Final = (
+    "redis_url names a Redis Cluster, of which no backup is made: back up its nodes by their own snapshots, and leave "
+    "Redis out here with --no-redis"
+)
+
+
 class StoredKey(NamedTuple):
     """A key as it is in Redis.
 
@@ -73,16 +74,8 @@ class StoredKey(NamedTuple):
     value: bytes
 
 
-class KeyGroup(NamedTuple):
-    """Keys that are copied as they are at one moment.
-
-    Attributes:
-        names: without the prefix, of one hash tag.
-        first: the group is left out if one of the first so many exists: it is copied where that key is met.
-    """
-
-    names: tuple[str, ...]
-    first: int = 0
+KeyGroup = tuple[str, ...]
+"""Names without the prefix, of one hash tag, of keys that are copied as they are at one moment."""
 
 
 class RedisBackup:
@@ -93,23 +86,28 @@ class RedisBackup:
     Args:
         redis: URL and key prefix.
         timeout_s: seconds that a reply may take; the stream of a bucket is one reply.
+
+    Raises:
+        BackupRefused: the URL names a Redis Cluster.
     """
 
     def __init__(self, redis: RedisSettings, *, timeout_s: float = 60.0) -> None:
-        self._pipeline = RedisPipeline(connector(redis.url), timeout_s=timeout_s)
+        if redis.kind == "cluster":
+            raise BackupRefused(_CLUSTER)
+        self._pipeline = open_pipeline(redis, timeout_s=timeout_s)
         self._prefix = redis.redis_prefix
 
     async def server(self) -> str:
         """Version of the server.
 
         Raises:
-            BackupInterrupted: it is a node of a Redis Cluster, which has only some of the buckets.
+            BackupRefused: it is a node of a Redis Cluster, which has only some of the buckets.
         """
         with _translated("hello"):
             about = await self._pipeline.call("HELLO", kind=list)  # names and values alternate
         known = dict(zip(about[::2], about[1::2], strict=False))
         if known.get(b"mode") == b"cluster":
-            raise BackupInterrupted("this Redis is a node of a Redis Cluster; back up its nodes by their own snapshots")
+            raise BackupRefused(_CLUSTER)
         return str(known.get(b"version", b"unknown").decode())
 
     async def now_ms(self) -> int:
@@ -144,10 +142,10 @@ class RedisBackup:
             part = groups[at : at + _TOGETHER]
             with _translated("dump"):
                 replies = await asyncio.gather(
-                    *[self._pipeline.run(_DUMP, [*map(self._key, names)], [first], list) for names, first in part]
+                    *[self._pipeline.run(_DUMP, [*map(self._key, names)], [], list) for names in part]
                 )
-            for (names, _), reply in zip(part, replies, strict=True):
-                for name, value, left in zip(names, reply[1::2], reply[2::2], strict=bool(reply)):
+            for names, reply in zip(part, replies, strict=True):
+                for name, value, left in zip(names, reply[1::2], reply[2::2], strict=True):
                     if value is not None:
                         found.append(StoredKey(name, reply[0] + left if left >= 0 else -1, value))
                     elif gone:
@@ -243,28 +241,32 @@ class RedisBackup:
 
 
 def group_of(name: str) -> KeyGroup | None:
-    """The keys that are copied where a scan meets a name; None: it is not copied, or with :func:`shared_groups`."""
+    """The keys that are copied where a scan meets a name; None: it is not copied, or with :func:`shared_groups`.
+
+    Those of a user are copied with each of them, although some are copied twice then: a key that appeared after the
+    scan had passed its place is not met itself, and what shows that it appeared, an event, may be trimmed already.
+    """
     if name in _SHARED or name.startswith(_TEMPORARY) or _STREAM_IDS.fullmatch(name):
         return None
     match = _OF_OWNER.fullmatch(name)
     if match is None:
-        return KeyGroup((name,))
-    return KeyGroup(tuple(f"{match[1]}:{kind}:{match[3]}" for kind in _KINDS), _KINDS.index(match[2]))
+        return (name,)
+    return tuple(f"{match[1]}:{kind}:{match[3]}" for kind in _KINDS)
 
 
 def group_of_owner(owner: str) -> KeyGroup:
     """The keys of a user or session."""
-    return KeyGroup(tuple(f"{{b{bucket_of(owner):03d}}}:{kind}:{owner}" for kind in _KINDS))
+    return tuple(f"{{b{bucket_of(owner):03d}}}:{kind}:{owner}" for kind in _KINDS)
 
 
 def shared_groups() -> list[KeyGroup]:
     """The keys of each bucket that belong to no single user, and those of the operator state."""
     kinds = ("stream", "export", "erasures", "answers", "answers_order", "answers_size")
-    buckets = [KeyGroup(tuple(f"{{b{bucket:03d}}}:{kind}" for kind in kinds)) for bucket in range(BUCKETS)]
-    return [*buckets, KeyGroup(_OPERATOR_STATE)]
+    buckets = [tuple(f"{{b{bucket:03d}}}:{kind}" for kind in kinds) for bucket in range(BUCKETS)]
+    return [*buckets, _OPERATOR_STATE]
 
 
-_SHARED: Final = frozenset(name for group in shared_groups() for name in group.names)
+_SHARED: Final = frozenset(name for group in shared_groups() for name in group)
 
 
 def _utf8(found: Sequence[bytes]) -> list[str]:

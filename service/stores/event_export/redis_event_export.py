@@ -5,7 +5,8 @@ Two more keys of every bucket, which exist only while there is an exporter (docs
 ================================  ====  ===============================================================================
 ``<prefix>:{bNNN}:export``        hash  ``directory`` (id of the export), ``key`` (of its erasures), ``exported`` (last
                                         exported id), ``lost`` (events cut before they were exported), ``erasing``
-                                        (milliseconds since 1970 of the oldest erasure below)
+                                        (milliseconds since 1970 of the oldest erasure below); after a detachment only
+                                        ``detached`` in bucket 0, until the next exporter
 ``<prefix>:{bNNN}:erasures``      hash  keyed hash of an erased user → the last stream id that the erasure covers
 ================================  ====  ===============================================================================
 """
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, NamedTuple
 
+from index.event_export.stream_ids import StreamId, bucket_name
 from service.errors import EventsUnavailable
 from service.settings.groups import RedisSettings
 from service.stores.deployment.opening import open_pipeline
@@ -29,7 +31,7 @@ _OTHER: Final = b"other"
 # the last id that was exported; `other` if another directory is exported to.
 #
 # A stream that lost its data must not give out ids again that were exported: an entry with the last one is added and
-# deleted, which fails where the stream has gone further.
+# deleted, which fails where the stream has gone further. A failover may have lost the end of the stream and no more.
 _ATTACH: Final = Script("""
 local directory = redis.call('HGET', KEYS[1], 'directory')
 if directory and directory ~= ARGV[1] then
@@ -37,22 +39,23 @@ if directory and directory ~= ARGV[1] then
 end
 if not directory then
     redis.call('HSET', KEYS[1], 'directory', ARGV[1], 'key', ARGV[2], 'exported', ARGV[3])
-    if ARGV[3] ~= '0-0' and type(redis.pcall('XADD', KEYS[2], ARGV[3], 'user_id', '')) == 'string' then
-        redis.call('XDEL', KEYS[2], ARGV[3])
-    end
+    redis.call('HDEL', KEYS[1], 'detached')
+end
+if ARGV[3] ~= '0-0' and type(redis.pcall('XADD', KEYS[2], ARGV[3], 'user_id', '')) == 'string' then
+    redis.call('XDEL', KEYS[2], ARGV[3])
 end
 return redis.call('HGET', KEYS[1], 'exported')
 """)
 
-# KEYS: export. ARGV: id of the directory, the last exported id as this exporter knows it, the new one. Returns 1; 0 if
-# another exporter changed it.
+# KEYS: export. ARGV: id of the directory, the last exported id as this exporter knows it, the new one. Returns nothing;
+# if the key is another one than this exporter knows, its directory and last exported id, empty where it has none.
 _MARK: Final = Script("""
 local known = redis.call('HMGET', KEYS[1], 'directory', 'exported')
 if known[1] ~= ARGV[1] or known[2] ~= ARGV[2] then
-    return 0
+    return {known[1] or '', known[2] or ''}
 end
 redis.call('HSET', KEYS[1], 'exported', ARGV[3])
-return 1
+return {}
 """)
 
 # KEYS: export, stream. ARGV: most entries. Removes exported entries, each with its id in the list of its user; returns
@@ -99,12 +102,14 @@ class Waiting(NamedTuple):
         oldest: id of the oldest of them; None if there is none.
         erasing: milliseconds since 1970 of the oldest erasure that is not exported; None if there is none.
         lost: events that were cut before they were exported, since the export began.
+        exported: the last exported id; None if Redis knows of none.
     """
 
     events: int
     oldest: str | None
     erasing: int | None
     lost: int
+    exported: str | None = None
 
 
 class OtherExport(Exception):
@@ -121,13 +126,13 @@ class RedisEventExport:
     Every method raises `EventsUnavailable` when Redis does not answer in its time.
 
     Args:
-        redis: URL and key prefix.
+        redis: URL, key prefix, and the replicas that must confirm what is written.
         timeout_s: seconds that a reply may take.
         watch: callbacks that observe the calls.
     """
 
     def __init__(self, redis: RedisSettings, *, timeout_s: float = 10.0, watch: RedisWatch = UNWATCHED) -> None:
-        self._pipeline = open_pipeline(redis, timeout_s=timeout_s, watch=watch)
+        self._pipeline = open_pipeline(redis, timeout_s=timeout_s, watch=watch, wait_replicas=redis.redis_wait_replicas)
         self._prefix = redis.redis_prefix
         self._watch = watch
 
@@ -163,10 +168,19 @@ class RedisEventExport:
         """
         with self._translated("detach"):
             left = await asyncio.gather(*[self._pipeline.call("HLEN", self._keys(b)[2], kind=int) for b in _ALL])
+            await self._pipeline.call("HSET", self._keys(0)[0], _DETACHED, "1", kind=int)
             await asyncio.gather(
-                *[self._pipeline.call("UNLINK", self._keys(b)[0], self._keys(b)[2], kind=int) for b in _ALL]
+                *[self._pipeline.call("UNLINK", *self._keys(b)[:3:2], kind=int) for b in _ALL if b],
+                self._pipeline.call("UNLINK", self._keys(0)[2], kind=int),
+                self._pipeline.call("HDEL", self._keys(0)[0], *_FIELDS, kind=int),
             )
         return sum(left)
+
+    async def is_detached(self) -> bool:
+        """Whether the export was detached, and none has begun since; False also where Redis has lost its data."""
+        with self._translated("detach"):
+            (found,) = await self._pipeline.call("HMGET", self._keys(0)[0], _DETACHED, kind=list)
+        return found is not None
 
     async def entries(self, bucket: int, after: str, most: int) -> list[tuple[str, dict[str, str]]]:
         """Entries of a bucket after an id, oldest first.
@@ -201,11 +215,14 @@ class RedisEventExport:
 
         Raises:
             ExportMoved: another exporter recorded something in between.
+            EventsUnavailable: Redis has lost what was recorded, as a failover can.
         """
         with self._translated("mark"):
-            done = await self._pipeline.run(_MARK, self._keys(bucket)[:1], [directory, before, now], int)
-        if not done:
+            found = texts(await self._pipeline.run(_MARK, self._keys(bucket)[:1], [directory, before, now], list))
+        if found and (found[0] not in {"", directory} or is_before(before, found[1])):
             raise ExportMoved
+        if found:
+            raise EventsUnavailable(lost_record(bucket))
 
     async def trim(self, buckets: Iterable[int]) -> None:
         """Remove the exported entries of buckets."""
@@ -264,8 +281,9 @@ class RedisEventExport:
                 first[0][0].decode() if first else None,
                 _integer(erasing),
                 _integer(lost) or 0,
+                None if exported is None else exported.decode(),
             )
-            for length, first, (_, erasing, lost) in zip(lengths, oldest, known, strict=True)
+            for length, first, (exported, erasing, lost) in zip(lengths, oldest, known, strict=True)
         ]
 
     async def close(self) -> None:
@@ -284,6 +302,21 @@ class RedisEventExport:
 
 
 _ALL: Final = range(BUCKETS)
+_DETACHED: Final = "detached"
+_FIELDS: Final = ("directory", "key", "exported", "lost", "erasing")
+
+
+def lost_record(bucket: int) -> str:
+    """The message of a bucket of which Redis knows less than it has confirmed to the exporter."""
+    return (
+        f"Redis has lost how far {bucket_name(bucket)} is exported, as a failover can; start the export again, with "
+        "--follow it goes on by itself"
+    )
+
+
+def is_before(one: str, other: str) -> bool:
+    """Whether an id of a stream comes before another one; an empty text comes before all."""
+    return StreamId.parse(one or "0-0") < StreamId.parse(other or "0-0")
 
 
 def _integer(stored: bytes | None) -> int | None:

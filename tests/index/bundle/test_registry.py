@@ -9,6 +9,7 @@ import pytest
 from index.bundle.bundle import Bundle
 from index.bundle.integrity import stamp_path
 from index.bundle.manifest import Manifest
+from index.bundle.pointer import Pointer
 from index.bundle.registries import open_registry
 from index.bundle.registry import Registry
 from index.errors import BundleInvalid, BundleNotFound, RegistryError
@@ -245,3 +246,9 @@ def test_a_registry_that_is_a_file(tmp_path, bundles):
         Registry(tmp_path / "file").publish(bundles[0])
     with pytest.raises(RegistryError, match="cannot be read"):
         Registry(tmp_path / "file").list()
+
+
+def test_a_rollback_to_the_current_bundle_leaves_the_history_as_it_is():
+    first, second = "20260101T000000Z-aaaaaa", "20260102T000000Z-bbbbbb"
+    pointer = Pointer(second, (first,), (first, second))
+    assert pointer.roll_back(second, [first, second]) == pointer

@@ -1,5 +1,6 @@
 """A service whose registry lies in an object store that is slow, gone, late, or returns half of an object."""
 
+import errno
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,6 +11,7 @@ from starlette.testclient import TestClient
 
 from index.bundle.manifest import VECTORS_FILE
 from index.bundle.registries import open_registry
+from index.bundle.store import bundle_cache
 from index.bundle.store.store_registry import StoreRegistry
 from index.errors import StoreUnavailable
 from service.errors import BundleRefused
@@ -120,6 +122,48 @@ def test_a_slow_store_does_not_delay_what_operators_do(
         assert s3.asked("GET", POINTER) == 1  # it has not answered yet
         client.put("/items/i1/availability", headers=AS_ADMIN, json={"available": False})
         eventually(lambda: metric(client, "vlm2rec_hidden_items") == 1)
+
+
+def test_the_age_of_the_registry_is_that_of_the_last_answer(
+    opened: Opened, publish: Callable[[int], str], s3: S3Server
+) -> None:
+    publish(0)
+    with opened() as client:
+        eventually(lambda: metric(client, "vlm2rec_registry_age_seconds") < 1)
+        with s3.faulty(lambda _method, key: 4.0 if key == POINTER else None):
+            eventually(lambda: metric(client, "vlm2rec_registry_age_seconds") > 2)
+            assert errors(client, "pointer") == 0  # it has not failed yet
+        eventually(lambda: metric(client, "vlm2rec_registry_age_seconds") < 1)
+
+
+class Log:
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, object]] = []
+
+    def error(self, event: str, **fields: object) -> None:
+        self.lines.append((event, fields.get("what")))
+
+    warning = info = error
+
+
+def test_a_full_cache_stops_no_poll_and_is_logged_once(
+    opened: Opened, publish: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    publish(0)
+    with opened() as client:
+        log = client.app.state.watcher._log = Log()
+        with monkeypatch.context() as patched:
+            patched.setattr(bundle_cache, "write_durably", full)
+            second = publish(1)
+            eventually(lambda: serving(client) == second)
+            eventually(lambda: errors(client, "cache") >= 3)
+            assert errors(client, "pointer") == 0
+            assert ready(client)
+        eventually(lambda: ("watcher recovered", "cache") in log.lines)
+        assert log.lines.count(("watcher error", "cache")) == 1
 
 
 def test_a_start_without_the_store_serves_the_copy(opened: Opened, publish: Callable[[int], str], s3: S3Server) -> None:

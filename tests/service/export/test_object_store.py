@@ -10,13 +10,13 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-import obstore
 import pytest
 from moto.server import ThreadedMotoServer
 from obstore.store import MemoryStore
 
+from index.bundle.store.object_store import ObjectStore
 from index.errors import EventExportError, ExportBusy, ExportUnavailable
-from index.event_export import files, object_path
+from index.event_export import files
 from index.event_export.compaction import compact
 from index.event_export.directory import ExportDirectory
 from index.event_export.manifest import DayManifest
@@ -64,7 +64,7 @@ def place(request: pytest.FixtureRequest) -> Place:
         url = request.getfixturevalue("s3")
         return lambda: ObjectPath.of_url(url)
     store = MemoryStore()
-    return lambda: ObjectPath(store, "memory")
+    return lambda: ObjectPath(ObjectStore("memory", opened=store))
 
 
 @pytest.fixture
@@ -270,14 +270,14 @@ def test_a_lost_answer_to_a_conditional_write_is_no_conflict(place: Place) -> No
     first, second = place() / "file", place() / "file"
     with suppress(FileNotFoundError):
         first.read_bytes()
-    obstore.put(first._store, "file", b"same", mode="create")
+    first._store.replace("file", b"same", None)
     first.replace_read(b"same")
     assert second.read_bytes() == b"same"
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3://key:hunter2@bucket/x", "s3://bucket/x?secret=hunter2"])
 def test_what_is_no_place_is_refused_without_a_secret_in_the_message(url: str) -> None:
-    with pytest.raises(EventExportError, match=r"is called s3://BUCKET/PREFIX") as refused:
+    with pytest.raises(EventExportError, match=r"must be named as s3://bucket/prefix") as refused:
         ExportDirectory(url)
     assert "hunter2" not in str(refused.value)
 
@@ -291,14 +291,13 @@ def test_a_store_that_is_gone_or_refuses_is_one_line_without_a_secret(
     async def check(store: RedisHistories) -> None:
         await shop.export()
         await store.append([Event("anna", "a", 1.0)])
-        with pytest.raises(ExportUnavailable, match=r"^s3://no-such-bucket/x: .*\(NoSuchBucket\)") as said:
+        with pytest.raises(ExportUnavailable, match=r"^s3://no-such-bucket/x/.*\(NoSuchBucket\)") as said:
             await shop.export("s3://no-such-bucket/x")
         assert "a-secret-of-s3" not in str(said.value)
         assert len(await store.stream()) == 1
         with monkeypatch.context() as patched:
-            patched.setattr(object_path, "_TIMEOUT", timedelta(seconds=0.2))
             patched.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-            with pytest.raises(ExportUnavailable, match=r"the object store does not answer or refuses"):
+            with pytest.raises(ExportUnavailable, match=r"127\.0\.0\.1:9"):
                 await shop.export(s3)
         assert len(await store.stream()) == 1
         assert (await shop.export()).events == 1

@@ -6,9 +6,9 @@ import pytest
 
 from index.bundle.bundle import Bundle
 from index.bundle.manifest import VECTORS_FILE
-from index.bundle.store import bundle_cache
+from index.bundle.store import bundle_cache, store_registry
 from index.bundle.store.bundle_cache import DownloadStopped
-from index.errors import RegistryError, StoreUnavailable
+from index.errors import BundleInvalid, RegistryError, StoreUnavailable
 
 FAULTS = ("gone", "half", "lie", "altered", "missing", "denied")
 
@@ -80,3 +80,69 @@ def test_a_damaged_copy_is_dropped(opened, bundles):
     assert registry.drop_if_damaged(name)
     assert not registry.has_copy(name)
     assert len(Bundle.load(registry.path(name), verify="full")) == 40
+
+
+@pytest.fixture
+def published(opened, bundles):
+    """The ids of three published bundles, and the bytes of the largest one."""
+    for bundle in bundles:
+        opened().publish(bundle)
+    return [bundle.name for bundle in bundles], max(info.size for info in opened().list())
+
+
+def test_what_is_being_verified_is_not_removed_to_make_room(opened, published, monkeypatch):
+    (first, second, third), size = published
+    reader, load = opened("b", cache_bytes=int(2.5 * size)), store_registry.Bundle.load
+
+    def others_need_room(path, **options):
+        for name in (first, second, third):
+            opened("b", cache_bytes=int(2.5 * size)).download(name)
+        assert [path.name for path in reader.root.glob(".verify-*")]
+        return load(path, **options)
+
+    monkeypatch.setattr(store_registry.Bundle, "load", others_need_room)
+    assert len(reader.load_verified(first)) == 40
+    assert [reader.has_copy(name) for name in (first, second, third)] == [False, True, True]
+    assert not list(reader.root.glob(".verify-*"))
+
+
+def test_what_a_killed_verification_left_makes_room(opened, published):
+    (first, *_), size = published
+    reader = opened("b", cache_bytes=int(1.5 * size))
+    left = reader.root / ".verify-killed"
+    left.mkdir(parents=True)
+    (left / "vectors.npy").write_bytes(bytes(size))
+    reader.path(first)
+    assert not left.exists()
+
+
+def test_a_copy_that_another_process_has_just_renamed_stays(opened, published, monkeypatch):
+    (first, second, third), size = published
+    one, other = (opened("b", cache_bytes=int(2.5 * size)) for _ in range(2))
+    one.path(first)
+    stamp = bundle_cache.write_stamp
+
+    def others_need_room(path, manifest):
+        monkeypatch.setattr(bundle_cache, "write_stamp", stamp)
+        other.path(third)
+        stamp(path, manifest)
+
+    monkeypatch.setattr(bundle_cache, "write_stamp", others_need_room)
+    assert len(Bundle.load(one.path(second), verify="full")) == 40
+    assert [one.has_copy(name) for name in (first, second, third)] == [False, True, True]
+
+
+def test_a_copy_that_was_replaced_meanwhile_is_not_dropped(opened, published, monkeypatch):
+    (first, *_), _ = published
+    reader, hash_files = opened("b"), bundle_cache.hash_files
+    (reader.path(first) / VECTORS_FILE).unlink()
+
+    def others_were_faster(*arguments):
+        monkeypatch.setattr(bundle_cache, "hash_files", hash_files)
+        assert opened("b").drop_if_damaged(first)
+        opened("b").path(first)
+        raise BundleInvalid("the copy before")
+
+    monkeypatch.setattr(bundle_cache, "hash_files", others_were_faster)
+    assert reader.drop_if_damaged(first)
+    assert reader.has_copy(first)

@@ -17,12 +17,14 @@ from index.bundle.gate import Bounds
 from index.bundle.manifest import ITEMS_FILE, VECTORS_FILE
 from index.bundle.registries import open_registry
 from index.bundle.store import object_store, store_registry
-from index.bundle.store.object_store import ObjectStore
+from index.bundle.store.object_store import ObjectChanged, ObjectStore
 from index.errors import BundleInvalid, BundleNotFound, GateRefused, RegistryError, StoreUnavailable
 from tests.index.bundle.store.conftest import URL
 from tests.support.shops import eventually
 from tests.support.stores.redis_servers import free_port
 from tests.support.stores.s3_server import S3Server
+
+POINTER = "live/registry/pointer.json"
 
 
 def pointer_of(s3: S3Server) -> dict:
@@ -138,6 +140,35 @@ def test_a_write_whose_answer_is_lost_counts_once(opened, bundles, s3):
         opened().publish(bundles[1])
     assert lost
     assert pointer_of(s3)["published"] == [bundles[0].name, bundles[1].name]
+
+
+def test_a_rollback_whose_answer_is_lost_counts_once(opened, bundles, s3):
+    for bundle in bundles:
+        opened().publish(bundle)
+    first, second, third = (bundle.name for bundle in bundles)
+    for to, previous in ((None, [first]), (third, [first, second])):
+        lost = iter(("unanswered",))
+        with s3.faulty(lambda method, key, lost=lost: next(lost, None) if method == "PUT" and POINTER in key else None):
+            opened().rollback(to)
+        assert next(lost, None) is None
+        assert (pointer_of(s3)["current"], pointer_of(s3)["previous"]) == (to or second, previous)
+    assert pointer_of(s3)["published"] == [first, second, third]
+
+
+@pytest.mark.parametrize("answer", ["unanswered", None])
+def test_a_conditional_write_counts_by_what_is_there(s3, answer):
+    one, other = ObjectStore(URL), ObjectStore(URL)
+    one.replace("file", b"first", None)
+    version = one.read("file", limit=9).version
+    lost = iter((answer,))
+    with s3.faulty(lambda method, _key: next(lost, None) if method == "PUT" else None):
+        one.replace("file", b"mine", version)
+    for content in (b"ours", b"longer"):
+        with pytest.raises(ObjectChanged):
+            other.replace("file", content, version)
+    s3.objects.clear()
+    with pytest.raises(ObjectChanged):
+        other.replace("file", b"late", version)
 
 
 @pytest.mark.parametrize("step", ["vectors.npy", "manifest.json", "pointer.json"])
