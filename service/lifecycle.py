@@ -27,7 +27,10 @@ def load_current(settings: Settings) -> Startup:
         lambda: open_operator_state(settings, RedisOperatorState(settings.redis, timeout_s=START_TIMEOUT_S))
     )
     loader = open_first_loader(settings)
-    first = load_first(loader, state.pin, open_worker_bundles(settings, loader.root))
+    try:
+        first = load_first(loader, state.pin, open_worker_bundles(settings, loader.root))
+    finally:
+        loader.retriever.close()
     return replace(first, operator_state=state)
 
 
@@ -85,6 +88,7 @@ async def stop(container: Container) -> None:
     await container.outcome_store.close()
     await container.histories.close()
     container.batcher.close()
+    container.retriever.close()
     container.executor.close()
     await container.metrics_page.close()
     # Their files are closed now, also where something, as a cache of the framework, still holds the routes.

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from index.filters.filters import FilterClause, MetadataFilter
-from index.search.row_mask import RowMask
+from index.search.row_mask import RowMask, RowRule
 
 _CacheKey = tuple[bytes, bool]  # the key of a filter, and whether it is combined with the available rows
 
@@ -60,7 +60,7 @@ class FilterCache:
                 return combined
         plain = self._get(key, None)
         if plain is None:
-            plain = self._store(key, None, self._compile(parsed))
+            plain = self._store(key, None, self._compile(parsed, condition))
         return plain if available is None else self._store(key, available, plain & available)
 
     def contains(self, condition: Mapping[str, Any], available: NDArray[np.bool_] | None = None) -> bool:
@@ -80,9 +80,10 @@ class FilterCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _compile(self, parsed: MetadataFilter) -> RowMask:
+    def _compile(self, parsed: MetadataFilter, condition: Mapping[str, Any] | None) -> RowMask:
         """Compile a filter outside the lock: two threads may compile the same one, but no thread waits for another."""
-        return RowMask.of(parsed.rows(self._metadata), self._indexed)
+        rule = RowRule(condition) if condition else None
+        return RowMask.of(parsed.rows(self._metadata), self._indexed, rule)
 
     def _set_available(self, available: NDArray[np.bool_]) -> None:
         """Drop the entries combined with another mask."""

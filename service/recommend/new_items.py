@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.bundle.bundle import Bundle
-from index.search.row_mask import RowMask
+from index.search.row_mask import RowMask, RowRule
 from service.recommend.engine import SearchResult
 
 _MOST_MASKS = 8  # combined masks that are kept; one of a million rows takes 2 MB
@@ -57,14 +57,17 @@ class NewItems:
         """
         mask = self._of.get(bundle)
         if mask is None:
-            mask = self._of[bundle] = RowMask.of(np.asarray(bundle.popularity == 0), bundle.indexed)
+            rule = RowRule(only_new=True)
+            mask = self._of[bundle] = RowMask.of(np.asarray(bundle.popularity == 0), bundle.indexed, rule)
         if allowed is None:
             return mask
         combined = self._among.get(allowed)
         if combined is None:
             if len(self._among) >= _MOST_MASKS:
                 self._among.clear()
-            combined = self._among[allowed] = mask & allowed.mask
+            rule = RowRule(None if allowed.rule is None else allowed.rule.condition, only_new=True)
+            combined = RowMask.of(mask.mask & allowed.mask, bundle.indexed, rule)
+            self._among[allowed] = combined
         return combined
 
 
@@ -86,11 +89,11 @@ def first_places(
     """
     rows, scores = found.rows[:length], found.scores[:length]
     if not share:
-        return SearchResult(found.query, rows, scores)
+        return SearchResult(found.query, rows, scores, found.vectors)
     new = is_new(bundle, rows)
     short = places_for_new(share, length) - int(np.count_nonzero(new))
     if short <= 0:
-        return SearchResult(found.query, rows, scores)
+        return SearchResult(found.query, rows, scores, found.vectors)
     others, their_scores = found.rows[length:], found.scores[length:]
     if fresh is not None:
         unseen = ~np.isin(fresh.rows, found.rows)
@@ -101,4 +104,4 @@ def first_places(
     kept = np.delete(np.arange(rows.shape[0]), np.flatnonzero(~new)[::-1][: best.shape[0]])
     rows, scores = np.concatenate((rows[kept], others[best])), np.concatenate((scores[kept], their_scores[best]))
     order = np.lexsort((rows, -scores))
-    return SearchResult(found.query, rows[order], scores[order])
+    return SearchResult(found.query, rows[order], scores[order], found.vectors)

@@ -79,7 +79,7 @@ def test_in_a_batch_each_search_gets_its_own_result(bundle: Bundle, threads: int
 def test_one_alone_never_leaves_the_event_loop(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
-    def watched(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
+    def watched(of: Bundle, jobs: Sequence[SearchJob], *_: object) -> list[SearchResult]:
         seen.append(threading.current_thread().name)
         return run_searches(of, jobs)
 
@@ -99,7 +99,7 @@ def test_one_alone_never_leaves_the_event_loop(bundle: Bundle, monkeypatch: pyte
 def test_the_loop_goes_on_while_workers_search(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
-    def slow(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
+    def slow(of: Bundle, jobs: Sequence[SearchJob], *_: object) -> list[SearchResult]:
         begun.set()
         assert may_end.wait(10)
         return run_searches(of, jobs)
@@ -122,7 +122,7 @@ def test_there_are_never_more_workers_than_asked_for(bundle: Bundle, monkeypatch
     """A worker gets ready, and takes from what waits, between the plan to hand it out and that turn of the loop."""
     may_end = threading.Event()
 
-    def slow(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
+    def slow(of: Bundle, jobs: Sequence[SearchJob], *_: object) -> list[SearchResult]:
         assert may_end.wait(10)
         return run_searches(of, jobs)
 
@@ -195,7 +195,7 @@ def test_cancelled_searches_are_not_run(bundle: Bundle) -> None:
 def test_a_worker_that_dies_loses_nothing_and_is_replaced(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     counted, lives = Counted(), [2]
 
-    def deadly(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
+    def deadly(of: Bundle, jobs: Sequence[SearchJob], *_: object) -> list[SearchResult]:
         if threading.current_thread().name == THREAD_NAME and lives[0]:
             lives[0] -= 1
             raise SystemExit
@@ -214,7 +214,7 @@ def test_a_worker_that_dies_loses_nothing_and_is_replaced(bundle: Bundle, monkey
 
 
 def test_workers_that_keep_dying_are_given_up(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    def deadly(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
+    def deadly(of: Bundle, jobs: Sequence[SearchJob], *_: object) -> list[SearchResult]:
         if threading.current_thread().name == THREAD_NAME:
             raise SystemExit
         return run_searches(of, jobs)
@@ -251,7 +251,7 @@ def test_what_only_waits_is_refused_at_the_end_and_what_was_begun_is_answered(
 ) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
-    def slow(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
+    def slow(of: Bundle, jobs: Sequence[SearchJob], *_: object) -> list[SearchResult]:
         begun.set()
         assert may_end.wait(10)
         return run_searches(of, jobs)
@@ -276,7 +276,7 @@ def test_a_worker_that_dies_after_the_end_leaves_no_search_waiting(
 ) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
-    def deadly(_: Bundle, __: Sequence[SearchJob]) -> list[SearchResult]:
+    def deadly(_: Bundle, __: Sequence[SearchJob], ___: object) -> list[SearchResult]:
         begun.set()
         assert may_end.wait(10)
         raise SystemExit
