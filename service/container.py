@@ -50,6 +50,7 @@ from service.telemetry.worker_metrics import WorkerMetrics
 
 _DOWNLOAD_LOG_S: Final = 10.0
 _WAITING_THREADS: Final = 8  # of the engine, where a search waits for another process
+_RETRIEVER_PATIENCE: Final = 0.9  # times its timeout, so that the breaker opens at the first search without an answer
 _RETRIEVER_PAUSE_S: Final = 0.2
 _LONGEST_RETRIEVER_PAUSE_S: Final = 5.0
 
@@ -143,7 +144,7 @@ def open_retriever(settings: Settings, metrics: Metrics | None = None) -> Retrie
     if metrics is not None:
         on_change, observe = metrics.retrieval.breaker_state, metrics.retrieval.called
     breaker = CircuitBreaker(
-        patience_s=chosen.timeout_s,  # it opens at the first search without an answer
+        patience_s=_RETRIEVER_PATIENCE * chosen.timeout_s,
         first_pause_s=_RETRIEVER_PAUSE_S,
         longest_pause_s=_LONGEST_RETRIEVER_PAUSE_S,
         on_change=on_change,

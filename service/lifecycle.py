@@ -1,12 +1,14 @@
 """Starts and stops the objects of a service, and loads the bundle that it starts with."""
 
+import asyncio
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from service.bundles.startup import START_TIMEOUT_S, Startup, load_first, read_operator_state
 from service.container import Container, open_first_loader, open_operator_state, open_worker_bundles
-from service.errors import ENDING, NotReady, StartError
+from service.errors import ENDING, BundleRefused, NotReady, RetrieverUnavailable, StartError
 from service.settings.load import Settings
 from service.stores.redis_operator_state import RedisOperatorState
 
@@ -73,6 +75,9 @@ async def start(container: Container, startup: Startup) -> None:
     if startup.bundle is None:
         container.log.warning("waiting for a bundle", redis=redis)
         return
+    if container.retriever.waits:
+        with contextlib.suppress(BundleRefused, RetrieverUnavailable):  # searches see the same, and try again
+            await asyncio.to_thread(container.retriever.check, startup.bundle.id)  # so that no request has to connect
     container.log.info("ready", bundle=startup.bundle.id, items=len(startup.bundle), redis=redis)
 
 

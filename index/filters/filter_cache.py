@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
@@ -18,6 +19,8 @@ _CacheKey = tuple[bytes, bool]  # the key of a filter, and whether it is combine
 CACHE_BYTES = 32 << 20  # 28 filters over a million items
 
 _KEY_BYTES = 32  # long enough that nobody can find two filters with the same key
+_RULE_BYTES = 16_384  # of the values of a filter that is kept with its mask
+_OBJECT_BYTES = 64
 _ENTRY_BYTES = 1024  # bytes of an entry beside its arrays, so that the cache of a tiny catalogue is bounded as well
 
 
@@ -60,7 +63,7 @@ class FilterCache:
                 return combined
         plain = self._get(key, None)
         if plain is None:
-            plain = self._store(key, None, self._compile(parsed, condition))
+            plain = self._store(key, None, replace(self._compile(parsed), rule=_rule(parsed, condition)))
         return plain if available is None else self._store(key, available, plain & available)
 
     def contains(self, condition: Mapping[str, Any], available: NDArray[np.bool_] | None = None) -> bool:
@@ -80,10 +83,9 @@ class FilterCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _compile(self, parsed: MetadataFilter, condition: Mapping[str, Any] | None) -> RowMask:
+    def _compile(self, parsed: MetadataFilter) -> RowMask:
         """Compile a filter outside the lock: two threads may compile the same one, but no thread waits for another."""
-        rule = RowRule(condition) if condition else None
-        return RowMask.of(parsed.rows(self._metadata), self._indexed, rule)
+        return RowMask.of(parsed.rows(self._metadata), self._indexed)
 
     def _set_available(self, available: NDArray[np.bool_]) -> None:
         """Drop the entries combined with another mask."""
@@ -121,6 +123,20 @@ class FilterCache:
                 _, dropped = self._entries.popitem(last=False)
                 self._bytes -= dropped.nbytes + _ENTRY_BYTES
         return mask
+
+
+def _rule(parsed: MetadataFilter, condition: Mapping[str, Any] | None) -> RowRule | None:
+    """The rule of a compiled filter; None if there is no condition, or too large a one to be kept with each mask."""
+    clauses = (*parsed.must, *parsed.must_not)
+    values = [value for clause in clauses for value in (*clause.values, *(bound for _, bound in clause.bounds))]
+    size = sum(_value_bytes(value) for value in values)
+    return RowRule(condition, nbytes=size) if condition and clauses and size <= _RULE_BYTES else None
+
+
+def _value_bytes(value: object) -> int:
+    if isinstance(value, str):
+        return _OBJECT_BYTES + 4 * len(value)
+    return _OBJECT_BYTES + (value.bit_length() // 8 if isinstance(value, int) else 0)
 
 
 def _key(parsed: MetadataFilter) -> bytes | None:

@@ -25,10 +25,12 @@ class RowRule:
     Attributes:
         condition: a filter over metadata, see :mod:`index.filters.filters`; None: no filter.
         only_new: whether the rows have no training event.
+        nbytes: bytes of the condition, about.
     """
 
     condition: Mapping[str, Any] | None = None
     only_new: bool = False
+    nbytes: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +92,8 @@ class RowMask:
     def nbytes(self) -> int:
         """Bytes of its arrays, including the bitmap even before it is computed."""
         masks = len(self) * (1 if self.findable is self.mask else 2)
-        return masks + len(self) // 8 + (0 if self.row_list is None else self.row_list.nbytes)
+        rule = 0 if self.rule is None else self.rule.nbytes
+        return masks + len(self) // 8 + (0 if self.row_list is None else self.row_list.nbytes) + rule
 
     def without(self, rows: NDArray[np.int64]) -> "RowMask":
         """The mask without some rows, such as a user's history or hidden items.

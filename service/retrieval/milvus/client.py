@@ -266,7 +266,9 @@ class MilvusClient:
             ) from None
 
     def _connected(self) -> Any:  # noqa: ANN401 - pymilvus has no types
-        with self._lock:
+        if not self._lock.acquire(timeout=self._timeout_s):  # while another thread waits for the connection
+            raise RetrieverUnavailable(f"Milvus at {self._address!r} cannot be connected to")
+        try:
             if self._client is None:
                 self._client = self._library.MilvusClient(
                     uri=self._address.uri,
@@ -276,6 +278,8 @@ class MilvusClient:
                     dedicated=True,
                 )
             return self._client
+        finally:
+            self._lock.release()
 
     def _checked(self, read: Callable[[], _T]) -> _T:
         """What ``read`` makes of an answer."""
@@ -288,7 +292,9 @@ class MilvusClient:
 
     def _shown(self, error: Exception) -> str:
         """The first line of an error, without the token."""
-        text = str(getattr(error, "message", "") or error).strip().partition("\n")[0][:300]
+        details = getattr(error, "details", None)  # of gRPC, whose own text begins with a line that says nothing
+        text = str(details() if callable(details) else getattr(error, "message", "") or error)
+        text = text.strip().partition("\n")[0][:300]
         token = self._address.token
         for secret in (token, token.partition(":")[2]):
             text = text.replace(secret, "…") if secret else text

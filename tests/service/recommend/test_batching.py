@@ -11,11 +11,13 @@ import structlog
 
 from index.bundle.bundle import Bundle
 from index.errors import EncoderError
-from service.errors import NotReady, QueueFull
+from index.search.scoring import ScoredRows
+from service.errors import NotReady, QueueFull, RetrieverUnavailable
 from service.recommend import batching
 from service.recommend.batching import THREAD_NAME, MicroBatcher
 from service.recommend.engine import SearchJob, SearchResult, run_searches
 from service.request_trace import Trace
+from service.retrieval.faiss_retriever import FaissRetriever
 
 
 class Counted:
@@ -294,3 +296,49 @@ def test_a_worker_that_dies_after_the_end_leaves_no_search_waiting(
         assert [type(one) for one in found] == [NotReady] * 2
 
     asyncio.run(asyncio.wait_for(go(), 20))
+
+
+class Waiting(FaissRetriever):
+    """Waits for another process, which does not answer while ``down``; records the threads that search."""
+
+    waits = True
+
+    def __init__(self) -> None:
+        self.down = False
+        self.threads: list[str] = []
+
+    def search(self, bundle: Bundle, queries: Any, k: int, *, allowed: Any = None, histories: Any = None) -> ScoredRows:
+        self.threads.append(threading.current_thread().name)
+        if self.down:
+            raise RetrieverUnavailable("down")
+        return super().search(bundle, queries, k, allowed=allowed, histories=histories)
+
+
+def test_a_search_that_waits_never_runs_in_the_event_loop(bundle: Bundle) -> None:
+    retriever = Waiting()
+
+    async def work() -> list[SearchResult]:
+        batcher = MicroBatcher(bound=10, threads=2, metrics=Counted(), log=structlog.get_logger(), retriever=retriever)
+        found = [await batcher.search(bundle, asked) for asked in histories(3)]
+        batcher.close()
+        return found
+
+    found = asyncio.run(work())
+    assert [result.rows.tolist() for result in found] == [
+        run_searches(bundle, [asked])[0].rows.tolist() for asked in histories(3)
+    ]
+    assert retriever.threads == [THREAD_NAME] * 3
+
+
+def test_a_store_that_is_down_is_asked_once_for_a_batch(bundle: Bundle) -> None:
+    retriever = Waiting()
+    retriever.down = True
+
+    async def work() -> list[Any]:
+        batcher = MicroBatcher(bound=10, threads=1, metrics=Counted(), log=structlog.get_logger(), retriever=retriever)
+        found = await asyncio.gather(*(batcher.search(bundle, one) for one in histories(4)), return_exceptions=True)
+        batcher.close()
+        return found
+
+    assert [type(error) for error in asyncio.run(work())] == [RetrieverUnavailable] * 4
+    assert retriever.threads == [THREAD_NAME]

@@ -1,5 +1,8 @@
 """Pushing bundles into Milvus: what is written, checked, refused, and what an interrupted push leaves."""
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from service.retrieval.milvus import push as pushing
 from service.retrieval.milvus.client import DIGEST, FoundRows, MilvusAddress, MilvusClient
 from service.retrieval.milvus.collection_record import CURRENT, RECORDS, CollectionRecord, collection_of
 from service.retrieval.milvus.push import BundleRows, Pushed, PushOptions, push
-from tests.support.shops import other_bundle
+from tests.support.shops import eventually, other_bundle
 from tests.support.stores.milvus_server import MilvusServer, open_server
 
 
@@ -100,6 +103,28 @@ def test_an_interrupted_push_goes_on(
     assert current(client) is None
     assert push(few, client, PushOptions()).written == left
     assert current(client) == collection_of(few.id)
+
+
+_IN_SMALL_BATCHES = """
+import sys
+from service.retrieval.milvus import push
+push._MOST_BATCH = 3
+from cli.main import main
+sys.argv = ["vlm2rec", "index", "push", "--milvus", *sys.argv[1:]]
+main()
+"""
+
+
+def test_a_push_that_was_killed_goes_on(server: MilvusServer, client: MilvusClient, many: Bundle) -> None:
+    name = collection_of(many.id)
+    command = [sys.executable, "-c", _IN_SMALL_BATCHES, server.address, str(many.path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        eventually(lambda: process.poll() is not None or (client.has(name) and client.count(name) >= 9))
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    there = client.count(name)
+    assert client.record(many.id) is None
+    assert push(many, client, PushOptions()).written == 1499 - there
 
 
 def test_rows_that_were_changed_are_written_again(
