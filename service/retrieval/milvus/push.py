@@ -8,7 +8,7 @@ collection as well. Then the record is written, the alias is moved, and older co
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from json import dumps
 from typing import Any, Final
@@ -100,6 +100,7 @@ def push(
         record = _record(bundle, rows, measured)
     elif record.recall < options.min_recall:
         raise PushRefused(f"{bundle.id}: recall@20 {record.recall:.4f} is below {options.min_recall}")
+    record = replace(record, pushed=time.time())
     client.keep_record(record)
     client.make_current(name)
     return Pushed(record, written, *_tidied(client, bundle.id, options.keep))
@@ -223,7 +224,7 @@ def _record(bundle: Bundle, rows: BundleRows, measured: MeasuredRecall) -> Colle
         ef=measured.ef,
         recall=measured.plain,
         skewed=measured.skewed,
-        pushed=time.time(),
+        pushed=0.0,
     )
 
 
