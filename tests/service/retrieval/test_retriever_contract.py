@@ -114,6 +114,13 @@ def test_rows_that_are_hidden_though_they_are_the_nearest(retriever: Retriever, 
     check(retriever, many, query, 20, allowed=RowMask.of(shown, many.indexed))
 
 
+def test_a_few_of_the_nearest_rows_are_not_enough(retriever: Retriever, many: Bundle) -> None:
+    query = queries_of(many, 1)
+    shown = np.ones(len(many), dtype=np.bool_)
+    shown[many.exact(query, 300).rows[0, 5:]] = False
+    check(retriever, many, query, 20, allowed=RowMask.of(shown, many.indexed))
+
+
 def test_lists_count_exactly(retriever: Retriever, listed: Bundle) -> None:
     queries = queries_of(listed)
     histories = [ListQuery(np.array([5, 9])), None, ListQuery(np.array([1000])), ListQuery(np.array([40, 41, 42]))]
