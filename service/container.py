@@ -5,6 +5,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
+from structlog.typing import FilteringBoundLogger
+
 from index.bundle.bundle import Bundle
 from index.bundle.event_types import EventTypes
 from index.machine.cores import available_cores
@@ -22,9 +24,15 @@ from service.recommend.batching import MicroBatcher
 from service.recommend.online_recall import OnlineRecall
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
+from service.retrieval.faiss_retriever import FAISS
+from service.retrieval.retriever import Retriever
+from service.runtime.background_tasks import Background
 from service.runtime.bounded_executor import BoundedExecutor
 from service.runtime.worker_board import WorkerBoard
+from service.settings.groups import ObservabilitySettings
 from service.settings.load import Settings
+from service.settings.retrieval_settings import parse_milvus_url
+from service.stores.circuit_breaker import CircuitBreaker
 from service.stores.deployment.cluster_histories import ClusterHistories
 from service.stores.event_export.redis_event_export import RedisEventExport
 from service.stores.outcomes.redis_outcomes import RedisOutcomes
@@ -42,6 +50,10 @@ from service.telemetry.metrics_page import MetricsPage
 from service.telemetry.worker_metrics import WorkerMetrics
 
 _DOWNLOAD_LOG_S: Final = 10.0
+_WAITING_THREADS: Final = 8  # of the engine, where a search waits for another process
+_RETRIEVER_PATIENCE: Final = 0.9  # times its timeout, so that the breaker opens at the first search without an answer
+_RETRIEVER_PAUSE_S: Final = 0.2
+_LONGEST_RETRIEVER_PAUSE_S: Final = 5.0
 
 
 class Container:
@@ -77,7 +89,9 @@ class Container:
         store = RedisOperatorState(settings.redis, watch=watch, renewal=renewal)
         operator_state = open_operator_state(settings, store, on_erasure=self.recent.clear)
         self.operator_state, hidden = operator_state, operator_state.hidden
-        loader = BundleLoader(settings.bundles, on_load=metrics.bundles.loaded, on_download=metrics.bundles.downloaded)
+        self.retriever = retriever = open_retriever(settings, metrics)
+        loaded, downloaded = metrics.bundles.loaded, metrics.bundles.downloaded
+        loader = BundleLoader(settings.bundles, on_load=loaded, on_download=downloaded, retriever=retriever)
         self.loaded_bundles = LoadedBundles(
             active_bundle=self.active_bundle,
             hidden=hidden,
@@ -91,8 +105,11 @@ class Container:
         bounds = ShadowBounds(settings.comparison)
         self.watcher = Watcher(loaded=self.loaded_bundles, operator_state=operator_state, bounds=bounds)
         threads = 0 if loader.one_thread else engine.threads
-        self.batcher = MicroBatcher(bound=engine.queue_bound, threads=threads, metrics=metrics, log=log)
-        self.online_recall = OnlineRecall(settings.observability, metrics.quality, log)
+        if retriever.waits:
+            threads = engine.engine_threads or _WAITING_THREADS
+        bound = engine.queue_bound
+        self.batcher = MicroBatcher(bound=bound, threads=threads, metrics=metrics, log=log, retriever=retriever)
+        self.online_recall = open_online_recall(settings.observability, metrics, log)
         self.recommender = Recommender(
             self.histories, self.batcher, hidden, self.recent, self.online_recall, self.event_types
         )
@@ -109,6 +126,46 @@ class Container:
         return self._events.over(bundle.manifest.event_types)
 
 
+def open_retriever(settings: Settings, metrics: Metrics | None = None) -> Retriever:
+    """What finds the items of bundles.
+
+    Args:
+        settings: of the service.
+        metrics: counts the calls of another process; None: they are not counted.
+
+    Raises:
+        StartError: its library is not installed.
+    """
+    chosen = settings.retrieval
+    if chosen.kind == "faiss":
+        return FAISS
+    from service.retrieval.milvus.client import MilvusAddress
+    from service.retrieval.milvus.opening import open_milvus
+
+    on_change, observe = None, None
+    if metrics is not None:
+        on_change, observe = metrics.retrieval.breaker_state, metrics.retrieval.called
+    breaker = CircuitBreaker(
+        patience_s=_RETRIEVER_PATIENCE * chosen.timeout_s,
+        first_pause_s=_RETRIEVER_PAUSE_S,
+        longest_pause_s=_LONGEST_RETRIEVER_PAUSE_S,
+        on_change=on_change,
+    )
+    address = MilvusAddress(*parse_milvus_url(chosen.retriever), chosen.token)
+    return open_milvus(address, chosen.timeout_s, breaker, observe or (lambda *_: None))
+
+
+def open_online_recall(settings: ObservabilitySettings, metrics: Metrics, log: FilteringBoundLogger) -> OnlineRecall:
+    """What measures a sample of the answers."""
+    return OnlineRecall(
+        metrics.quality,
+        log,
+        checks_per_s=settings.recall_checks_per_s,
+        cpu_share=settings.recall_check_cpu,
+        thread=Background("recall-check", nice=19),
+    )
+
+
 def open_first_loader(settings: Settings) -> BundleLoader:
     """What loads the bundle that a service starts with; logs a download now and then, as nothing answers meanwhile."""
     arrived, logged = 0, monotonic()
@@ -120,7 +177,7 @@ def open_first_loader(settings: Settings) -> BundleLoader:
             logged = monotonic()
             logger().info("bundle is downloaded", bytes=arrived)
 
-    return BundleLoader(settings.bundles, on_download=on_download)
+    return BundleLoader(settings.bundles, on_download=on_download, retriever=open_retriever(settings))
 
 
 def open_worker_bundles(settings: Settings, root: Path) -> WorkerBundles | None:

@@ -14,6 +14,8 @@ ServiceError
 ├── OutcomesUnavailable     Redis did not answer a call about answers and their outcomes; see above
 ├── RatesUnavailable        Redis did not answer what callers of all replicas have used; see above
 ├── RedisUnavailable        a call was not answered by Redis; the adapters translate it into one of those above
+├── RetrieverUnavailable    the store of the items' vectors did not answer a search, or not in a usable way
+├── PushRefused             a bundle cannot be put into the store of the items' vectors, or must not serve from there
 ├── NotReady                no bundle is loaded yet, or the process is draining
 ├── QueueFull               as many requests wait already as may
 ├── BundleRefused           a bundle may not be activated; has the reason
@@ -42,7 +44,9 @@ at the boundary. Every message says which value broke which rule.
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-RefusalReason = Literal["missing", "invalid", "encoder", "answers", "bound", "altered", "unavailable", "error"]
+RefusalReason = Literal[
+    "missing", "invalid", "encoder", "answers", "bound", "altered", "retrieval", "unavailable", "error"
+]
 
 
 ENDING = "this process is ending; ask another replica"
@@ -121,6 +125,14 @@ class RatesUnavailable(ServiceError):
 
 class RedisUnavailable(ServiceError):
     """A call was refused at once, not answered in time, or lost with its connection; a write may have arrived."""
+
+
+class RetrieverUnavailable(ServiceError):
+    """The store of the items' vectors did not answer a call in time, refused it, or answered nonsense."""
+
+
+class PushRefused(ServiceError):
+    """A bundle cannot be put into the store of the items' vectors, or what it holds must not serve."""
 
 
 class NotReady(ServiceError):

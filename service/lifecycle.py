@@ -1,12 +1,14 @@
 """Starts and stops the objects of a service, and loads the bundle that it starts with."""
 
+import asyncio
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from service.bundles.startup import START_TIMEOUT_S, Startup, load_first, read_operator_state
 from service.container import Container, open_first_loader, open_operator_state, open_worker_bundles
-from service.errors import ENDING, NotReady, StartError
+from service.errors import ENDING, BundleRefused, NotReady, RetrieverUnavailable, StartError
 from service.settings.load import Settings
 from service.stores.redis_operator_state import RedisOperatorState
 
@@ -27,7 +29,10 @@ def load_current(settings: Settings) -> Startup:
         lambda: open_operator_state(settings, RedisOperatorState(settings.redis, timeout_s=START_TIMEOUT_S))
     )
     loader = open_first_loader(settings)
-    first = load_first(loader, state.pin, open_worker_bundles(settings, loader.root))
+    try:
+        first = load_first(loader, state.pin, open_worker_bundles(settings, loader.root))
+    finally:
+        loader.retriever.close()
     return replace(first, operator_state=state)
 
 
@@ -72,6 +77,9 @@ async def start(container: Container, startup: Startup) -> None:
     if startup.bundle is None:
         container.log.warning("waiting for a bundle", redis=redis)
         return
+    if container.retriever.waits:
+        with contextlib.suppress(BundleRefused, RetrieverUnavailable):  # searches see the same, and try again
+            await asyncio.to_thread(container.retriever.check, startup.bundle.id)  # so that no request has to connect
     container.log.info("ready", bundle=startup.bundle.id, items=len(startup.bundle), redis=redis)
 
 
@@ -89,6 +97,7 @@ async def stop(container: Container) -> None:
     await container.outcome_store.close()
     await container.histories.close()
     container.batcher.close()
+    container.retriever.close()
     container.executor.close()
     await container.metrics_page.close()
     # Their files are closed now, also where something, as a cache of the framework, still holds the routes.

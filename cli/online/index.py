@@ -25,6 +25,17 @@ from cli.online.index_options import (
     TargetRecallOption,
     index_spec,
 )
+from cli.online.milvus_push import (
+    BundleArgument,
+    KeepOption,
+    MilvusOption,
+    PublishedOption,
+    RecallOption,
+    SampleOption,
+    TokenFileOption,
+    bundle_directory,
+    push_bundle,
+)
 from cli.online.published import RegistryOption, published_at
 from cli.online.served_run import ServedRun
 
@@ -107,18 +118,21 @@ def show(
     ] = None,
 ) -> None:
     """Show the figures of a bundle with its bounds."""
-    from index.errors import BundleNotFound
+    show_bundle(bundle_directory(bundle, registry))
 
-    if registry is None:
-        if bundle is None:
-            raise typer.BadParameter("give a bundle, or --registry for the current one")
-        show_bundle(Path(bundle))
-        return
-    published = published_at(registry)
-    name = bundle or published.current()
-    if name is None:
-        raise BundleNotFound(f"{registry}: nothing is published yet; publish one with `vlm2rec index publish`")
-    show_bundle(published.path(name))
+
+@app.command()
+def push(
+    milvus: MilvusOption,
+    bundle: BundleArgument = None,
+    registry: PublishedOption = None,
+    token_file: TokenFileOption = None,
+    min_recall: RecallOption = 0.95,
+    sample: SampleOption = 200,
+    keep: KeepOption = 2,
+) -> None:
+    """Put a bundle into Milvus, check it, measure its recall, and let it serve; goes on where it was interrupted."""
+    push_bundle(bundle, registry, milvus, token_file, min_recall, sample, keep, _progress)
 
 
 @app.command()

@@ -43,7 +43,7 @@ from index.search.brute_force import check_queries
 from index.search.encoder import OnnxSequenceEncoder
 from index.search.popularity import PopularityRanking
 from index.search.row_mask import RowMask
-from index.search.scoring import ScoredRows, gather, slot_scores
+from index.search.scoring import FoundVectors, ScoredRows, gather, slot_scores
 from index.search.searcher import Searcher
 
 _MAPPED = (ITEMS_FILE, VECTORS_FILE, INDEXED_FILE, MISSING_FILE, FAISS_FILE, THUMBNAILS_FILE)
@@ -71,6 +71,7 @@ class Bundle:
         list_scores: scores by item-to-item lists; None in a bundle without lists.
         slots_in_use: (slots,) bool, the slots that at least one item has.
         files: the mapped files; detects writes to them.
+        searcher: finds rows by slots and lists.
     """
 
     def __init__(
@@ -106,14 +107,16 @@ class Bundle:
         self.files = files
         self._vectors = vectors
         self._encoder = encoder
-        self._searcher = searcher
+        self.searcher = searcher
         self._filters = FilterCache(items.metadata, indexed)
         self.text_search = TextSearch(items.ids.array, items.metadata)
         self._field_values = FieldValues(items.metadata)
         self._popularity_ranking = PopularityRanking(items.popularity)
 
     @classmethod
-    def load(cls, path: Path, *, device: str = "cpu", threads: int = 1, verify: Verify = "stamp") -> "Bundle":
+    def load(
+        cls, path: Path, *, device: str = "cpu", threads: int = 1, verify: Verify = "stamp", ahead: bool = True
+    ) -> "Bundle":
         """Verify and load a bundle; the items, vectors and index are memory-mapped and read ahead in the background.
 
         Args:
@@ -122,6 +125,7 @@ class Bundle:
             threads: threads of one encoder run and of one search, at least 1.
             verify: ``stamp`` or ``full``, see :func:`index.bundle.integrity.verify_files`; ``full`` also checks every
                 vector and every entry of the lists.
+            ahead: read items, vectors and index ahead; False where another store is searched.
 
         Raises:
             BundleNotFound: the directory does not exist.
@@ -134,7 +138,7 @@ class Bundle:
             raise SearchError(f"threads must be at least 1, got {threads}")
         manifest = Manifest.read(path)
         verify_files(path, manifest, verify)
-        if verify != "full":  # full verification reads every file anyway
+        if ahead and verify != "full":  # full verification reads every file anyway
             read_ahead(path / name for name in (ITEMS_FILE, FAISS_FILE, VECTORS_FILE))
         listed = () if manifest.lists is None else manifest.lists.files
         files = MappedFiles(path / name for name in (*_MAPPED, *listed) if name in manifest.files)
@@ -224,15 +228,18 @@ class Bundle:
         if self.list_scores is not None:
             check_lists(self.path, self.list_scores.lists)
 
-    def warm_up(self) -> None:
+    def warm_up(self, search: Callable[..., object] | None = None) -> None:
         """Run the encoder once on every shape it uses, and one search, so that the first request is fast.
+
+        Args:
+            search: called as :meth:`search` in its place, where another store is searched.
 
         Raises:
             EncoderError, SearchError: the encoder or the search fails.
         """
         self._encoder.warm_up()
         first = self._popularity_ranking.best(1)
-        self.search(self.encode([first]), 1, histories=[ListQuery(first)])
+        (search or self.search)(self.encode([first]), 1, histories=[ListQuery(first)])
 
     def allowed(
         self, condition: Mapping[str, Any] | None = None, available: NDArray[np.bool_] | None = None
@@ -255,11 +262,7 @@ class Bundle:
         return self._filters.allowed(condition, available)
 
     def has_cached_filter(self, condition: Mapping[str, Any], available: NDArray[np.bool_] | None = None) -> bool:
-        """Whether :meth:`allowed` has this filter in its cache, and so takes microseconds for any number of items.
-
-        Raises:
-            FilterError: the condition breaks the grammar.
-        """
+        """Whether :meth:`allowed` has this filter cached, and so takes microseconds; raises FilterError as it does."""
         return self._filters.contains(condition, available)
 
     def search(
@@ -286,7 +289,7 @@ class Bundle:
         Raises:
             SearchError: a shape, dtype or value breaks a rule.
         """
-        return ScoredRows(*self._searcher.search(queries, k, allowed, histories))
+        return ScoredRows(*self.searcher.search(queries, k, allowed, histories))
 
     def exact(
         self,
@@ -297,13 +300,14 @@ class Bundle:
         histories: Sequence[ListQuery | None] | None = None,
     ) -> ScoredRows:
         """As :meth:`search`, but scans every allowed row; slow, for checks."""
-        return ScoredRows(*self._searcher.exact(queries, k, allowed, histories))
+        return ScoredRows(*self.searcher.exact(queries, k, allowed, histories))
 
     def contributions(
         self,
         queries: NDArray[np.floating],
         rows: NDArray[np.int64],
         histories: Sequence[ListQuery | None] | None = None,
+        found: FoundVectors | None = None,
     ) -> NDArray[np.float32]:
         """The contribution of each slot to each score; that of a list counts to its slot.
 
@@ -311,6 +315,7 @@ class Bundle:
             queries: (B, Σd) as passed to :meth:`search`.
             rows: (B, k) int64, −1 = none.
             histories: as passed to :meth:`search`.
+            found: vectors that came with the rows; None: they are read here.
 
         Returns:
             (B, k, slots) float32, slots in the order of the layout; they sum to the score within 1e-5; 0 where the row
@@ -323,7 +328,8 @@ class Bundle:
         if rows.ndim != 2 or rows.shape[0] != checked.shape[0]:
             raise SearchError(f"rows must be ({checked.shape[0]}, k), got {rows.shape}")
         self._check_rows(rows, lowest=-1)
-        parts = slot_scores(checked, gather(self._vectors, rows), self.layout)
+        vectors = gather(self._vectors, rows) if found is None else found.of(np.maximum(rows, 0), self.vectors)
+        parts = slot_scores(checked, vectors, self.layout)
         parts[rows < 0] = 0.0
         if histories is not None and self.list_scores is not None:
             listed = self.list_contributions(histories, rows)
@@ -383,13 +389,7 @@ class Bundle:
 
         Args:
             rows: (k,) int64, 0 ≤ row < n.
-            names: as for :meth:`fields`.
-
-        Returns:
-            One dictionary per row, in the order of ``rows``.
-
-        Raises:
-            SearchError: a row lies outside the catalogue.
+            names: as for :meth:`fields`, which raises the same.
         """
         self._check_rows(rows, lowest=0)
         return self._field_values.of_all(rows, names)

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
@@ -11,13 +12,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from index.filters.filters import FilterClause, MetadataFilter
-from index.search.row_mask import RowMask
+from index.search.row_mask import RowMask, RowRule
 
 _CacheKey = tuple[bytes, bool]  # the key of a filter, and whether it is combined with the available rows
 
 CACHE_BYTES = 32 << 20  # 28 filters over a million items
 
 _KEY_BYTES = 32  # long enough that nobody can find two filters with the same key
+_RULE_BYTES = 16_384  # of the values of a filter that is kept with its mask
+_OBJECT_BYTES = 64
 _ENTRY_BYTES = 1024  # bytes of an entry beside its arrays, so that the cache of a tiny catalogue is bounded as well
 
 
@@ -60,7 +63,7 @@ class FilterCache:
                 return combined
         plain = self._get(key, None)
         if plain is None:
-            plain = self._store(key, None, self._compile(parsed))
+            plain = self._store(key, None, replace(self._compile(parsed), rule=_rule(parsed, condition)))
         return plain if available is None else self._store(key, available, plain & available)
 
     def contains(self, condition: Mapping[str, Any], available: NDArray[np.bool_] | None = None) -> bool:
@@ -120,6 +123,20 @@ class FilterCache:
                 _, dropped = self._entries.popitem(last=False)
                 self._bytes -= dropped.nbytes + _ENTRY_BYTES
         return mask
+
+
+def _rule(parsed: MetadataFilter, condition: Mapping[str, Any] | None) -> RowRule | None:
+    """The rule of a compiled filter; None if there is no condition, or too large a one to be kept with each mask."""
+    clauses = (*parsed.must, *parsed.must_not)
+    values = [value for clause in clauses for value in (*clause.values, *(bound for _, bound in clause.bounds))]
+    size = sum(_value_bytes(value) for value in values)
+    return RowRule(condition, nbytes=size) if condition and clauses and size <= _RULE_BYTES else None
+
+
+def _value_bytes(value: object) -> int:
+    if isinstance(value, str):
+        return _OBJECT_BYTES + 4 * len(value)
+    return _OBJECT_BYTES + (value.bit_length() // 8 if isinstance(value, int) else 0)
 
 
 def _key(parsed: MetadataFilter) -> bytes | None:

@@ -1,8 +1,9 @@
 """Defines the mask of rows that a search may return, with its counts computed once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,23 @@ from index.search.brute_force import check_allowed
 _Kind = TypeVar("_Kind", bound=np.generic)
 
 _LISTED_SHARE = 8  # row numbers are listed if they take no more memory than the mask itself
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowRule:
+    """A rule that every findable row of a mask meets, for a search in a store that cannot read the mask.
+
+    Rows that the mask excludes, such as hidden items, may meet it, too.
+
+    Attributes:
+        condition: a filter over metadata, see :mod:`index.filters.filters`; None: no filter.
+        only_new: whether the rows have no training event.
+        nbytes: bytes of the condition, about.
+    """
+
+    condition: Mapping[str, Any] | None = None
+    only_new: bool = False
+    nbytes: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +45,7 @@ class RowMask:
         row_list: (count,) int64 findable rows, ascending, if they are at most an eighth of all rows; else None.
         removed: number of findable rows that :meth:`without` excluded. They may be the nearest of all, like the items
             of the user's history, so a search that over-fetches takes that many more candidates.
+        rule: a rule that every findable row meets; None: none is known.
     """
 
     mask: NDArray[np.bool_]
@@ -35,14 +54,16 @@ class RowMask:
     indexed: NDArray[np.bool_]
     row_list: NDArray[np.int64] | None
     removed: int = 0
+    rule: RowRule | None = None
 
     @classmethod
-    def of(cls, mask: NDArray[np.bool_], indexed: NDArray[np.bool_]) -> "RowMask":
+    def of(cls, mask: NDArray[np.bool_], indexed: NDArray[np.bool_], rule: RowRule | None = None) -> "RowMask":
         """Create a mask and count its rows.
 
         Args:
             mask: (n,) bool, the allowed rows of the catalogue; must not be modified afterwards.
             indexed: (n,) bool, the rows in the index.
+            rule: a rule that every row of ``mask`` meets; None: none is known.
 
         Raises:
             SearchError: ``mask`` is not bool or has another length than ``indexed``.
@@ -52,7 +73,7 @@ class RowMask:
         findable = mask if indexed.all() else _read_only(mask & indexed)
         count = int(np.count_nonzero(findable))
         row_list = _read_only(np.flatnonzero(findable)) if count <= mask.shape[0] // _LISTED_SHARE else None
-        return cls(mask, findable, count, indexed, row_list)
+        return cls(mask, findable, count, indexed, row_list, rule=rule)
 
     def __len__(self) -> int:
         return int(self.mask.shape[0])
@@ -71,7 +92,8 @@ class RowMask:
     def nbytes(self) -> int:
         """Bytes of its arrays, including the bitmap even before it is computed."""
         masks = len(self) * (1 if self.findable is self.mask else 2)
-        return masks + len(self) // 8 + (0 if self.row_list is None else self.row_list.nbytes)
+        rule = 0 if self.rule is None else self.rule.nbytes
+        return masks + len(self) // 8 + (0 if self.row_list is None else self.row_list.nbytes) + rule
 
     def without(self, rows: NDArray[np.int64]) -> "RowMask":
         """The mask without some rows, such as a user's history or hidden items.
@@ -88,7 +110,9 @@ class RowMask:
         findable = mask if self.findable is self.mask else _cleared(self.findable, rows)
         excluded = int(np.count_nonzero(self.findable[np.unique(rows)]))
         row_list = None if self.row_list is None else _read_only(self.row_list[findable[self.row_list]])
-        return RowMask(mask, findable, self.count - excluded, self.indexed, row_list, self.removed + excluded)
+        return RowMask(
+            mask, findable, self.count - excluded, self.indexed, row_list, self.removed + excluded, self.rule
+        )
 
     def __and__(self, other: NDArray[np.bool_]) -> "RowMask":
         """The rows that another mask, (n,) bool, allows as well.
@@ -97,7 +121,7 @@ class RowMask:
             SearchError: the mask is of another dtype or length.
         """
         check_allowed(other, -1, len(self))
-        return RowMask.of(self.mask & other, self.indexed)
+        return RowMask.of(self.mask & other, self.indexed, self.rule)
 
 
 def _read_only(array: NDArray[_Kind]) -> NDArray[_Kind]:

@@ -4,6 +4,7 @@ See docs/method.md, "From VLM vectors to an online encoder", point 4. Every row 
 from its stored vector, so a score depends neither on the kind of index nor on k.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,44 @@ from index.items.slots import SlotLayout
 from index.search.float16 import to_float32
 
 
+class FoundVectors:
+    """Stored vectors of some rows, which came with the result of a search in another store; immutable.
+
+    Args:
+        rows: (r,) int64 in any order, different.
+        vectors: (r, Σd) float32.
+    """
+
+    def __init__(self, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+        order = np.argsort(rows)
+        self._rows, self._vectors = rows[order], vectors[order]
+
+    def of(
+        self, rows: NDArray[np.int64], others: Callable[[NDArray[np.int64]], NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """Vectors of rows.
+
+        Args:
+            rows: int64 of any shape, not negative.
+            others: returns the vectors, (o, Σd) float32, of the rows, (o,) int64, that did not come with the result.
+
+        Returns:
+            (*rows.shape, Σd) float32.
+        """
+        flat = rows.reshape(-1)
+        places = np.searchsorted(self._rows, flat)
+        found = np.zeros(flat.shape[0], dtype=np.bool_)
+        inside = places < self._rows.shape[0]
+        found[inside] = self._rows[places[inside]] == flat[inside]
+        if found.all():
+            vectors = self._vectors[places]
+        else:
+            vectors = np.empty((flat.shape[0], self._vectors.shape[1]), dtype=np.float32)
+            vectors[found] = self._vectors[places[found]]
+            vectors[~found] = others(flat[~found])
+        return vectors.reshape(*rows.shape, self._vectors.shape[1])
+
+
 @dataclass(frozen=True)
 class ScoredRows:
     """The best rows per query and their scores, best first.
@@ -20,10 +59,12 @@ class ScoredRows:
     Attributes:
         rows: (B, k) int64, padded with −1 at the end.
         scores: (B, k) float32, never increasing; −inf where the row is −1.
+        vectors: those that came with the rows from another store; None: read them from the bundle.
     """
 
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
+    vectors: FoundVectors | None = None
 
 
 def slot_scores(queries: NDArray[np.float32], vectors: NDArray[np.float32], layout: SlotLayout) -> NDArray[np.float32]:

@@ -104,7 +104,7 @@ class Searcher:
             for effort in np.unique(efforts):
                 members = np.flatnonzero(efforts == effort)
                 found[0][members], found[1][members] = self._group(checked[members], k, mask, int(effort), kept)
-        return self._with_lists(checked, listed, found, k, mask)
+        return self._joined(checked, listed, found, k, mask)
 
     def exact(
         self,
@@ -126,7 +126,39 @@ class Searcher:
             return _no_rows(checked.shape[0], k)
         candidates = self._candidates(checked, exact_step(self._index.capabilities, k, count), mask)
         found = rescore(checked, candidates, self._vectors, self._layout, k)
-        return self._with_lists(checked, listed, found, k, mask)
+        return self._joined(checked, listed, found, k, mask)
+
+    def with_lists(
+        self,
+        queries: NDArray[np.float32],
+        found: tuple[NDArray[np.int64], NDArray[np.float32]],
+        k: int,
+        allowed: RowMask | None,
+        histories: Sequence[ListQuery | None] | None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The last step of :meth:`search`, for rows that another store found by slots.
+
+        Args:
+            queries: (B, Σd) C-contiguous float32, slot weights already multiplied in.
+            found: (B, c) int64 rows padded with −1, c ≥ k, and (B, c) float32 scores by slots padded with −inf, as of
+                :func:`index.search.scoring.rescore`; the more of them, the fewer listed items are looked at.
+            k: at least 1.
+            allowed: as of :meth:`search`.
+            histories: as of :meth:`search`.
+
+        Returns:
+            (B, k) rows and scores, as of :meth:`search`.
+
+        Raises:
+            SearchError: a row of a history lies outside the catalogue, or the histories are not B.
+        """
+        listed = self._listed(histories, queries.shape[0])
+        rows, scores = self._joined(queries, listed, found, k, self._row_mask(allowed))
+        return rows[:, :k], scores[:, :k]
+
+    def lists_add(self, histories: Sequence[ListQuery | None] | None) -> bool:
+        """Whether any list adds to the scores of these histories."""
+        return self._lists is not None and any(history is not None for history in histories or ())
 
     def planned(
         self, query: NDArray[np.float32], k: int, allowed: RowMask | NDArray[np.bool_] | None = None
@@ -151,7 +183,7 @@ class Searcher:
             raise SearchError(f"needs a history or None for each of {queries} queries, got {len(histories)}")
         return None if all(history is None for history in histories) else histories
 
-    def _with_lists(
+    def _joined(
         self,
         queries: NDArray[np.float32],
         histories: Sequence[ListQuery | None] | None,

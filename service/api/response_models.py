@@ -51,7 +51,7 @@ class RecommendAnswer(BaseModel):
     request_id: str
     bundle: str = Field(description="The bundle that answered.")
     strategy: Literal["sequence", "similar", "popular"]
-    degraded: Literal["history_unavailable", "deadline", "overload"] | None = Field(
+    degraded: Literal["history_unavailable", "retrieval_unavailable", "deadline", "overload"] | None = Field(
         description="Why the answer is less than it could be; the first reason met."
     )
     history_used: int = Field(description="Items that shaped the query.")

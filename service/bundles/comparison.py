@@ -22,8 +22,10 @@ from index.bundle.bundle import Bundle
 from index.errors import IndexingError
 from index.lists.list_query import ListQuery
 from index.search.row_mask import RowMask
-from service.errors import BundleRefused
+from service.errors import BundleRefused, RetrieverUnavailable
 from service.recommend.recent_histories import History
+from service.retrieval.faiss_retriever import FAISS
+from service.retrieval.retriever import Retriever
 from service.settings.groups import ComparisonSettings
 
 SHADOW_K = 20
@@ -126,10 +128,12 @@ class ComparedBundle:
     Attributes:
         bundle: loaded and warm.
         available: the rows that may be answered; None: all.
+        retriever: finds its items.
     """
 
     bundle: Bundle
     available: RowMask | None
+    retriever: Retriever = FAISS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -212,7 +216,7 @@ def _answers(
         except IndexingError as error:
             raise BundleRefused("answers", f"{new.bundle.id}: a history cannot be answered: {error}") from error
         if old is not None:
-            with contextlib.suppress(IndexingError, BundleRefused):
+            with contextlib.suppress(IndexingError, BundleRefused, RetrieverUnavailable):
                 before[number] = ask_old(partial(_answer, old, history))
         sleep(_PAUSE_S)
     return before, after
@@ -225,14 +229,15 @@ def _answer(compared: ComparedBundle, history: History) -> TopItems | None:
     if not usable.size:
         return None
     query, lists = bundle.encode([usable]), [ListQuery(usable)]
-    found = bundle.search(query, SHADOW_K + np.unique(seen).size, allowed=compared.available, histories=lists)
+    length, allowed = SHADOW_K + np.unique(seen).size, compared.available
+    found = compared.retriever.search(bundle, query, length, allowed=allowed, histories=lists)
     kept = (found.rows[0] >= 0) & ~np.isin(found.rows[0], seen)
     rows, scores = found.rows[0][kept][:SHADOW_K], found.scores[0][kept][:SHADOW_K]
     if not rows.size:
         return None
     if not np.isfinite(scores).all():
         raise BundleRefused("answers", f"{bundle.id}: scores must be finite; check the vectors and the training run")
-    parts = np.maximum(bundle.contributions(query, rows[None], lists)[0], 0.0).astype(np.float64)
+    parts = np.maximum(bundle.contributions(query, rows[None], lists, found.vectors)[0], 0.0).astype(np.float64)
     totals = parts.sum(axis=1, keepdims=True)
     shares = (parts / np.where(totals > 0, totals, 1.0)).sum(axis=0)
     return TopItems([bundle.ids.id(row) for row in rows.tolist()], shares)

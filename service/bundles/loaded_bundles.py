@@ -2,10 +2,9 @@
 
 import asyncio
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from time import monotonic, time
+from time import monotonic
 
 from structlog.typing import FilteringBoundLogger
 
@@ -15,70 +14,20 @@ from service.bundles.active_bundle import ActiveBundle
 from service.bundles.comparison import ComparedBundle, Comparison, ShadowBounds, ask_here
 from service.bundles.loader import BundleLoader, Identity
 from service.bundles.metrics import BundleMetrics, MissingCounts
+from service.bundles.refusals import BundleRefusal, BundleRefusals
 from service.bundles.validation import BundleValidation, ValidBundle, prepare, validate
 from service.bundles.worker_bundles import BundleVerdict, WorkerBundles, verdict_on
-from service.errors import BundleRefused, NotReady, RefusalReason
+from service.errors import BundleRefused, NotReady
 from service.recommend.hidden_items import HiddenItems
 from service.recommend.recent_histories import RecentHistories
 from service.runtime.background_tasks import Background, run_in_loop
 from service.runtime.malloc import collect
 
-_MOST_REFUSALS = 100
 _PREPARING_NICE = 10  # not the lowest: on a machine without a free core it would keep a rollback waiting for a minute
 _FEW_QUERIES = 20  # of a bundle that another worker has compared
 _RELEASE_POLL_S = 0.02
 _RELEASE_COLLECT_S = 1.0
 _RELEASE_LIMIT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class BundleRefusal:
-    """A bundle that was validated and may not be activated.
-
-    Attributes:
-        bundle: its id.
-        identity: which publication of that id it was; a later one may be good.
-        reason: one of a few words.
-        message: what is wrong with it, with paths: for logs and for administrators.
-        at: seconds since 1970.
-    """
-
-    bundle: str
-    identity: Identity
-    reason: RefusalReason
-    message: str
-    at: float
-
-    @classmethod
-    def of(cls, bundle_id: str, identity: Identity, error: BundleRefused) -> "BundleRefusal":
-        """The refusal of a bundle now."""
-        return cls(bundle_id, identity, error.reason, str(error), time())
-
-
-class BundleRefusals:
-    """The newest hundred refusals, one a bundle id, so that polling does not load the same bad bundle again."""
-
-    def __init__(self) -> None:
-        self._by_id: dict[str, BundleRefusal] = {}
-
-    def __iter__(self) -> Iterator[BundleRefusal]:
-        return iter(self._by_id.values())
-
-    def add(self, refusal: BundleRefusal) -> None:
-        """Remember a refusal; it replaces an earlier one of the same id."""
-        self._by_id.pop(refusal.bundle, None)
-        self._by_id[refusal.bundle] = refusal
-        if len(self._by_id) > _MOST_REFUSALS:
-            del self._by_id[next(iter(self._by_id))]
-
-    def remove(self, bundle_id: str) -> None:
-        """Forget a refusal, because the bundle was validated again and is good."""
-        self._by_id.pop(bundle_id, None)
-
-    def contains(self, bundle_id: str, identity: Identity) -> bool:
-        """Whether exactly this publication of a bundle was refused."""
-        refusal = self._by_id.get(bundle_id)
-        return refusal is not None and refusal.identity == identity
 
 
 @dataclass(slots=True, eq=False)
@@ -216,6 +165,7 @@ class LoadedBundles:
             if not self.loader.is_here(bundle_id):  # nothing in memory is freed for it before it is here
                 await self._fetching.run(partial(self.loader.fetch, bundle_id))
             identity = await asyncio.to_thread(self.loader.identity, bundle_id)
+            await self._check_searchable(bundle_id, identity)
             if self.previous is not None:
                 self.release(self.previous)
             await self._wait_for_released()
@@ -229,6 +179,14 @@ class LoadedBundles:
         comparison = valid.comparison if followed is None else None  # the other worker has the one that counts
         verified = valid.verified or self.loader.hashes_all or (followed is not None and followed.hashed)
         return LoadedBundle(valid.bundle, identity, valid.missing, comparison, verified, found_at=found_at)
+
+    async def _check_searchable(self, bundle_id: str, identity: Identity) -> None:
+        """Refuse a bundle whose items cannot be searched, before anything in memory is freed for it."""
+        try:
+            await self._fetching.run(partial(self.loader.check_searchable, bundle_id))
+        except BundleRefused as error:
+            self.refuse(BundleRefusal.of(bundle_id, identity, error))
+            raise
 
     def activate(self, loaded: LoadedBundle) -> bool:
         """Let a bundle answer requests from now on; the one before stays in memory unless it was altered.
@@ -333,7 +291,8 @@ class LoadedBundles:
             key = workers.key_of(bundle_id)
             known = workers.verdict(key)
             if known is not None and known.reason is not None:  # an operator may ask again; bounds may not apply now
-                known = None if again or (known.reason == "bound" and bounds is None) else known
+                asked_for = again or (known.reason == "bound" and bounds is None)
+                known = None if asked_for or known.reason == "retrieval" else known
             if known is None:
                 valid = await self._load_and_validate(bundle_id, bounds, None)
                 workers.record(key, verdict_on(valid, hashed=self.loader.hashes_all))
@@ -348,7 +307,7 @@ class LoadedBundles:
         hidden = self._hidden.snapshot()
         old = None if self.active is None or self.active.truncated or approved is not None else self.active.bundle
         validation = BundleValidation(
-            old=None if old is None else ComparedBundle(old, self._hidden.available(old)),
+            old=None if old is None else ComparedBundle(old, self._hidden.available(old), self.loader.retriever),
             hidden=hidden,
             recent=self._recent.newest() if approved is None else (),
             evaluation_queries=self._evaluation_queries if approved is None else _FEW_QUERIES,
@@ -356,6 +315,7 @@ class LoadedBundles:
             hash_all=not self.loader.hashes_all and approved is None,
             stop=lambda: self._closed,
             ask_old=partial(run_in_loop, asyncio.get_running_loop()) if self.loader.one_thread else ask_here,
+            retriever=self.loader.retriever,
         )
         # Loading runs at normal priority: threads that an encoder starts inherit that of the thread that loads it.
         verified = approved is not None and approved.hashed

@@ -19,7 +19,9 @@ from index.errors import (
     RegistryError,
     StoreUnavailable,
 )
-from service.errors import BundleRefused, RefusalReason
+from service.errors import BundleRefused, RefusalReason, RetrieverUnavailable
+from service.retrieval.faiss_retriever import FAISS
+from service.retrieval.retriever import Retriever
 from service.settings.groups import BundleSettings
 
 if TYPE_CHECKING:
@@ -47,9 +49,11 @@ class BundleLoader:
             `index.bundle.integrity.verify_files`.
         on_load: called with every bundle that was loaded, for counting those in memory.
         on_download: called with the number of bytes that arrived from an object store.
+        retriever: finds the items of every bundle.
 
     Attributes:
         settings: as given.
+        retriever: as given.
     """
 
     def __init__(
@@ -58,7 +62,9 @@ class BundleLoader:
         *,
         on_load: Callable[[Bundle], None] = lambda _bundle: None,
         on_download: Callable[[int], None] = lambda _bytes: None,
+        retriever: Retriever = FAISS,
     ) -> None:
+        self.retriever = retriever
         self._registry = open_registry(settings.registry, settings.registry_cache, settings.registry_cache_mb << 20)
         self.settings = settings
         self._on_load = on_load
@@ -174,6 +180,17 @@ class BundleLoader:
             except Exception as error:
                 raise refusal(error) from error
 
+    def check_searchable(self, bundle_id: str) -> None:
+        """Check that the items of a bundle can be searched; it waits for the store that is searched.
+
+        Raises:
+            BundleRefused: they cannot be searched, or not yet, or the store does not answer.
+        """
+        try:
+            self.retriever.check(bundle_id)
+        except RetrieverUnavailable as error:
+            raise BundleRefused("retrieval", f"{bundle_id}: {error}") from error
+
     def suspect(self, bundle_id: str) -> None:
         """Replace the copy of a bundle of an object store, if the copy is damaged."""
         if self._polling is not None:
@@ -242,7 +259,11 @@ class BundleLoader:
     def _load(self, bundle_id: str, verified: bool) -> Bundle:
         verify = "stamp" if verified else self.settings.verify
         load = partial(
-            Bundle.load, device=self.settings.chosen_device, threads=self.settings.encoder_threads, verify=verify
+            Bundle.load,
+            device=self.settings.chosen_device,
+            threads=self.settings.encoder_threads,
+            verify=verify,
+            ahead=not self.retriever.waits,
         )
         try:
             return load(self._path(bundle_id))
@@ -266,6 +287,8 @@ def refusal(error: Exception) -> BundleRefused:
     """The refusal that an error stands for which was raised while a bundle was loaded or validated."""
     if isinstance(error, BundleRefused):
         return error
+    if isinstance(error, RetrieverUnavailable):
+        return BundleRefused("retrieval", str(error))
     reason = next(reason for kind, reason in _REASONS if isinstance(error, kind))
     message = str(error) if isinstance(error, IndexingError) else f"{type(error).__name__}: {error}"
     return BundleRefused(reason, message)

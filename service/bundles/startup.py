@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from index.bundle.bundle import Bundle
-from service.bundles.loaded_bundles import BundleRefusal
 from service.bundles.loader import BundleLoader, Identity
 from service.bundles.operator_state import OperatorState, OperatorStateCopy
+from service.bundles.refusals import BundleRefusal
 from service.bundles.validation import BundleValidation, prepare, validate
 from service.bundles.worker_bundles import BundleVerdict, WorkerBundles
-from service.errors import BundleRefused, OperatorStateUnavailable, StartError
+from service.errors import BundleRefused, OperatorStateUnavailable, RetrieverUnavailable, StartError
 from service.recommend.hidden_items import HiddenSnapshot
 
 START_TIMEOUT_S: Final = 5.0
@@ -117,7 +117,7 @@ def _load_in_turn(loader: BundleLoader, bundle_id: str, workers: WorkerBundles |
     with workers.blocking_turn():
         key = workers.key_of(bundle_id)
         known = workers.verdict(key)
-        if known is None:
+        if known is None or known.reason == "retrieval":  # the items may have arrived since
             try:
                 bundle = _load(loader, bundle_id)
             except BundleRefused as error:
@@ -132,7 +132,11 @@ def _load_in_turn(loader: BundleLoader, bundle_id: str, workers: WorkerBundles |
 
 
 def _load(loader: BundleLoader, bundle_id: str, *, verified: bool = False) -> Bundle:
+    answers = _is_searchable(loader, bundle_id)
     bundle = loader.load(bundle_id, verified=verified)
+    if not answers:
+        bundle.warm_up(search=lambda *_, **__: None)
+        return bundle
     validation = BundleValidation(
         old=None,
         hidden=HiddenSnapshot(frozenset(), 0),
@@ -140,6 +144,7 @@ def _load(loader: BundleLoader, bundle_id: str, *, verified: bool = False) -> Bu
         evaluation_queries=_EVALUATION_QUERIES,
         bounds=None,
         hash_all=False,
+        retriever=loader.retriever,
     )
     prepared = prepare(bundle, validation)
     if isinstance(prepared, BundleRefused):
@@ -148,3 +153,18 @@ def _load(loader: BundleLoader, bundle_id: str, *, verified: bool = False) -> Bu
     if isinstance(valid, BundleRefused):
         raise valid
     return bundle
+
+
+def _is_searchable(loader: BundleLoader, bundle_id: str) -> bool:
+    """Whether the items of a bundle can be searched; False: the store that is searched does not answer.
+
+    The service starts then all the same: popular items until the store answers are more than no answer.
+
+    Raises:
+        BundleRefused: the store answers, and cannot search these items.
+    """
+    try:
+        loader.retriever.check(bundle_id)
+    except RetrieverUnavailable:
+        return False
+    return True

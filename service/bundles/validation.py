@@ -11,6 +11,8 @@ from service.bundles.metrics import MissingCounts, count_missing
 from service.errors import BundleRefused
 from service.recommend.hidden_items import HiddenSnapshot, available_rows
 from service.recommend.recent_histories import History
+from service.retrieval.faiss_retriever import FAISS
+from service.retrieval.retriever import Retriever
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +28,7 @@ class BundleValidation:
         hash_all: hash every file before the bundle is activated; nobody waits for it.
         stop: called now and then; True ends the validation.
         ask_old: runs a query of the old bundle in the thread that may use its encoder.
+        retriever: finds the items.
     """
 
     old: ComparedBundle | None
@@ -36,6 +39,7 @@ class BundleValidation:
     hash_all: bool
     stop: Callable[[], bool] = lambda: False
     ask_old: AskOld = ask_here
+    retriever: Retriever = FAISS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +70,7 @@ def prepare(bundle: Bundle, validation: BundleValidation) -> bool | BundleRefuse
     """
     try:
         verified = validation.hash_all and bundle.verify_in_full(validation.stop)
-        bundle.warm_up()
+        validation.retriever.warm_up(bundle)
     except Exception as error:  # noqa: BLE001 - the active bundle stays, whatever the error
         return _without_traceback(error)
     return verified
@@ -77,7 +81,7 @@ def validate(bundle: Bundle, validation: BundleValidation, *, verified: bool) ->
     try:
         available = available_rows(bundle, validation.hidden.ids)
         comparison = compare(
-            ComparedBundle(bundle, available if validation.hidden.ids else None),
+            ComparedBundle(bundle, available if validation.hidden.ids else None, validation.retriever),
             validation.old,
             validation.recent,
             evaluation_queries=validation.evaluation_queries,

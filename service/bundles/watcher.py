@@ -12,9 +12,10 @@ from typing import Any
 from index.errors import BundleInvalid, IndexingError, RegistryError
 from service.bundles.comparison import ShadowBounds
 from service.bundles.experiment_bundles import ExperimentBundles
-from service.bundles.loaded_bundles import BundleRefusal, LoadedBundle, LoadedBundles, was_written
+from service.bundles.loaded_bundles import LoadedBundle, LoadedBundles, was_written
 from service.bundles.metrics import count_missing
 from service.bundles.operator_state import OperatorState
+from service.bundles.refusals import BundleRefusal
 from service.bundles.startup import Startup
 from service.bundles.worker_bundles import hash_in_full
 from service.errors import BundleRefused, NotReady, OperatorStateUnavailable

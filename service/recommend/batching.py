@@ -19,8 +19,10 @@ from typing import Final, Protocol
 from structlog.typing import FilteringBoundLogger
 
 from index.bundle.bundle import Bundle
-from service.errors import ENDING, NotReady, QueueFull
+from service.errors import ENDING, NotReady, QueueFull, RetrieverUnavailable
 from service.recommend.engine import SearchJob, SearchResult, run_searches
+from service.retrieval.faiss_retriever import FAISS
+from service.retrieval.retriever import Retriever
 
 THREAD_NAME: Final = "engine"
 _LARGEST_BATCH: Final = 16  # more leaves one thread idle while the other works, fewer cost more each (docs/adr/0014)
@@ -65,9 +67,20 @@ class MicroBatcher:
             and index.
         metrics: counts batches.
         log: logs the unexpected end of a worker.
+        retriever: finds the items; while one that waits does, no search runs in the event loop as long as there are
+            workers.
     """
 
-    def __init__(self, *, bound: int, threads: int, metrics: BatchMetrics, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self,
+        *,
+        bound: int,
+        threads: int,
+        metrics: BatchMetrics,
+        log: FilteringBoundLogger,
+        retriever: Retriever = FAISS,
+    ) -> None:
+        self._retriever = retriever
         self._bound = bound
         self._threads = threads
         self._metrics = metrics
@@ -96,6 +109,7 @@ class MicroBatcher:
             QueueFull: the queue is full.
             NotReady: the batcher is closed, or was closed before this search began.
             EncoderError: the encoder fails on this history.
+            RetrieverUnavailable: another store is searched and does not answer.
         """
         if self._closed:
             raise NotReady(ENDING)
@@ -126,8 +140,8 @@ class MicroBatcher:
         # Checked again: since this turn was planned, a worker that became idle may have taken a batch.
         while self._has_room and (batch := self._take()):
             self._metrics.batch(len(batch), monotonic() - batch[0].since)
-            if len(batch) == 1 or not self._threaded:
-                _deliver(batch, _run_batch(batch))
+            if not self._threaded or (len(batch) == 1 and not self._retriever.waits):
+                _deliver(batch, _run_batch(batch, self._retriever))
                 break  # other callbacks had to wait meanwhile
             self._worker().start(batch)
         self._plan()  # if no worker is free, the first one that becomes idle dispatches again
@@ -148,7 +162,7 @@ class MicroBatcher:
         """An idle worker, or a new one; to be called only if :attr:`_has_room`."""
         worker = self._idle()
         if worker is None:
-            worker = _Worker(asyncio.get_running_loop(), self._finished, self._died)
+            worker = _Worker(asyncio.get_running_loop(), self._finished, self._died, self._retriever)
             self._workers.append(worker)
         return worker
 
@@ -178,7 +192,7 @@ class MicroBatcher:
         self._metrics.worker_died()
         self._log.error("engine thread died", reason=reason, given_up=not self.alive)
         if worker.batch is not None:
-            _deliver(worker.batch, _run_batch(worker.batch))
+            _deliver(worker.batch, _run_batch(worker.batch, self._retriever))
         self._plan()
 
 
@@ -189,6 +203,7 @@ class _Worker:
         loop: in which ``finished`` and ``died`` are called.
         finished: called with a batch and its results.
         died: called with the reason when the thread has ended unexpectedly.
+        retriever: finds the items.
 
     Attributes:
         batch: the batch in progress; None when the worker is idle. Used in the event loop only.
@@ -199,7 +214,9 @@ class _Worker:
         loop: asyncio.AbstractEventLoop,
         finished: Callable[[_Batch, _Results], None],
         died: Callable[["_Worker", str], None],
+        retriever: Retriever,
     ) -> None:
+        self._retriever = retriever
         self._loop = loop
         self._finished = finished
         self._died = died
@@ -219,7 +236,7 @@ class _Worker:
     def _run(self) -> None:
         try:
             while (batch := self._jobs.get()) is not None:
-                results = _run_batch(batch)
+                results = _run_batch(batch, self._retriever)
                 self._loop.call_soon_threadsafe(self._report, batch, results)
                 del batch, results  # an idle worker must not keep a bundle in memory
         except BaseException as error:  # noqa: BLE001 - the thread ends here; `died` logs the reason
@@ -231,23 +248,25 @@ class _Worker:
         self._finished(batch, results)
 
 
-def _run_batch(batch: _Batch) -> _Results:
+def _run_batch(batch: _Batch, retriever: Retriever) -> _Results:
     """A result or an error for each search; one on which encoder or index fail does not fail the others."""
     bundle = batch[0].bundle
     jobs = [waiting.job for waiting in batch]
     for job in jobs:
         job.watch.lap("queue")
     try:
-        return [*run_searches(bundle, jobs)]
+        return [*run_searches(bundle, jobs, retriever)]
+    except RetrieverUnavailable as error:  # not of one search: each alone would wait as long
+        return [error for _ in batch]
     except Exception as error:  # noqa: BLE001 - it is raised in the caller
         if len(batch) == 1:
             return [error]
-    return [_run_alone(bundle, job) for job in jobs]
+    return [_run_alone(bundle, job, retriever) for job in jobs]
 
 
-def _run_alone(bundle: Bundle, job: SearchJob) -> SearchResult | Exception:
+def _run_alone(bundle: Bundle, job: SearchJob, retriever: Retriever) -> SearchResult | Exception:
     try:
-        return run_searches(bundle, [job])[0]
+        return run_searches(bundle, [job], retriever)[0]
     except Exception as error:  # noqa: BLE001 - it is raised in the caller
         return error
 

@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from index.bundle.bundle import Bundle
 from index.lists.list_query import ListQuery
 from index.search.row_mask import RowMask
+from index.search.scoring import FoundVectors
 from service.request_trace import Stopwatch
+from service.retrieval.faiss_retriever import FAISS
+from service.retrieval.retriever import Retriever
 
 _LARGE_K = 200  # the smallest pool of candidates of a request with diversity
 
@@ -48,11 +51,13 @@ class SearchResult:
         query: (Σd,) float32, slot weights multiplied in.
         rows: (≤ k,) int64, best first.
         scores: (≤ k,) float32, never increasing.
+        vectors: those that came with the rows; None: the bundle has them.
     """
 
     query: NDArray[np.float32]
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
+    vectors: FoundVectors | None = None
 
 
 Search = tuple[SearchJob, SearchResult]
@@ -66,30 +71,40 @@ class SearchEngine(Protocol):
 
         Raises:
             EncoderError: the encoder fails on this history.
+            RetrieverUnavailable: another store is searched and does not answer.
         """
         ...
 
 
 class InlineEngine:
-    """Runs every search at once, in the event loop."""
+    """Runs every search at once, in the event loop.
+
+    Args:
+        retriever: finds the items.
+    """
+
+    def __init__(self, retriever: Retriever = FAISS) -> None:
+        self._retriever = retriever
 
     async def search(self, bundle: Bundle, job: SearchJob) -> SearchResult:
         """Encode and search; see `SearchEngine.search`."""
-        return run_searches(bundle, [job])[0]
+        return run_searches(bundle, [job], self._retriever)[0]
 
 
-def run_searches(bundle: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
+def run_searches(bundle: Bundle, jobs: Sequence[SearchJob], retriever: Retriever = FAISS) -> list[SearchResult]:
     """Encode and search a batch.
 
     Args:
         bundle: the bundle that all of them read.
         jobs: at least one; those with the same ``allowed`` (or none) are searched together.
+        retriever: finds the items.
 
     Returns:
         One result for each job, in the same order.
 
     Raises:
         EncoderError: the encoder fails; it does not say on which history.
+        RetrieverUnavailable: another store is searched and does not answer.
     """
     encoded = _encode(bundle, jobs)
     queries = np.stack([job.query(vector) for job, vector in zip(jobs, encoded, strict=True)])
@@ -98,7 +113,8 @@ def run_searches(bundle: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult
     found: list[SearchResult | None] = [None] * len(jobs)
     for members in _searched_together(jobs):
         k = max(jobs[member].k for member in members)
-        hits = bundle.search(
+        hits = retriever.search(
+            bundle,
             queries if len(members) == len(jobs) else queries[members],
             k,
             allowed=jobs[members[0]].allowed,
@@ -107,7 +123,8 @@ def run_searches(bundle: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult
         real = np.count_nonzero(hits.rows >= 0, axis=1).tolist()
         for number, member in enumerate(members):
             count = min(jobs[member].k, real[number])
-            found[member] = SearchResult(queries[member], hits.rows[number, :count], hits.scores[number, :count])
+            rows, scores = hits.rows[number, :count], hits.scores[number, :count]
+            found[member] = SearchResult(queries[member], rows, scores, hits.vectors)
             jobs[member].watch.lap("search")
     return [result for result in found if result is not None]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.bundle.bundle import Bundle
-from index.search.row_mask import RowMask
+from index.search.row_mask import RowMask, RowRule
 from service.recommend.engine import SearchResult
 
 _MOST_MASKS = 8  # combined masks that are kept; one of a million rows takes 2 MB
@@ -58,14 +58,17 @@ class NewItems:
         """
         mask = self._of.get(bundle)
         if mask is None:
-            mask = self._of[bundle] = RowMask.of(np.asarray(bundle.popularity == 0), bundle.indexed)
+            rule = RowRule(only_new=True)
+            mask = self._of[bundle] = RowMask.of(np.asarray(bundle.popularity == 0), bundle.indexed, rule)
         if allowed is None:
             return mask
         combined = self._among.get(allowed)
         if combined is None:
             if len(self._among) >= _MOST_MASKS:
                 self._among.clear()
-            combined = self._among[allowed] = mask & allowed.mask
+            rule = RowRule(None if allowed.rule is None else allowed.rule.condition, only_new=True)
+            combined = RowMask.of(mask.mask & allowed.mask, bundle.indexed, rule)
+            self._among[allowed] = combined
         return combined
 
 
@@ -86,7 +89,7 @@ def by_position(
         At most ``length`` items. A new item that takes a kept place stands there, above items with higher scores.
     """
     if not share:
-        return SearchResult(found.query, found.rows[:length], found.scores[:length])
+        return SearchResult(found.query, found.rows[:length], found.scores[:length], found.vectors)
     rows, scores = found.rows, found.scores
     if fresh is not None:
         unseen = ~np.isin(fresh.rows, rows)
@@ -101,11 +104,11 @@ def by_position(
     placed = np.empty(size, dtype=np.int64)
     placed[takes_new] = order[new][: np.count_nonzero(takes_new)]
     placed[~takes_new] = order[~new][: np.count_nonzero(~takes_new)]
-    return SearchResult(found.query, rows[placed], scores[placed])
+    return SearchResult(found.query, rows[placed], scores[placed], found.vectors)
 
 
 def in_score_order(found: SearchResult, start: int) -> SearchResult:
     """The items of the first ``start`` positions as they are, the others best first."""
     order = np.lexsort((found.rows[start:], -found.scores[start:])) + start
     order = np.concatenate((np.arange(min(start, found.rows.shape[0])), order))
-    return SearchResult(found.query, found.rows[order], found.scores[order])
+    return SearchResult(found.query, found.rows[order], found.scores[order], found.vectors)

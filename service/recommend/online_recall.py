@@ -15,10 +15,11 @@ The figures are our own definition, the slot shares as in `service.bundles.compa
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, nan
 from time import monotonic, thread_time
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +30,9 @@ from index.items.slots import BEHAVIOUR
 from index.lists.list_query import ListQuery
 from index.search.row_mask import RowMask
 from service.recommend.engine import Search
-from service.recommend.quality_metrics import QualityMetrics
 from service.recommend.query import Query, Recommendations
-from service.runtime.background_tasks import Background
-from service.settings.groups import ObservabilitySettings
+
+_T = TypeVar("_T")
 
 RECALL_K = 20
 IMPUTED = "imputed"
@@ -61,31 +61,67 @@ class SampledAnswer:
     plain: bool
 
 
+class SampledFigures(Protocol):
+    """Receives the figures of sampled answers."""
+
+    def clear(self) -> None:
+        """Clear what was measured on another bundle."""
+        ...
+
+    def checked(self, recall: float, *, filtered: bool, cpu_s: float) -> None:
+        """Count a check; recall is the mean over the newest checks, 0 … 1, and the check took ``cpu_s`` seconds."""
+        ...
+
+    def slot_shares(self, shares: Mapping[str, float], balance: float) -> None:
+        """Set the share of each slot by name, 0 … 1, and the smallest over the largest of them."""
+        ...
+
+    def failed(self) -> None:
+        """Count a measurement that failed."""
+        ...
+
+
+class CheckThread(Protocol):
+    """One thread that runs one check at a time."""
+
+    def run(self, call: Callable[[], _T]) -> Awaitable[_T]:
+        """Run a call after the earlier ones, and raise what it raises."""
+        ...
+
+    def close(self) -> None:
+        """Refuse new calls."""
+        ...
+
+
 class OnlineRecall:
     """Samples answers; called with every answer of the engine, in the event loop, where it nearly always does nothing.
 
     Args:
-        settings: most checks of recall per second, and the largest share of one core that they may use.
         metrics: receives the figures.
         log: the service's logger.
+        checks_per_s: most checks of recall per second; 0: none.
+        cpu_share: the largest share of one core that the checks may use, above 0.
+        thread: runs the checks. Nearly all of one is a call of FAISS without the interpreter's lock, so the lowest
+            priority is safe.
         clock: monotonic seconds.
     """
 
     def __init__(
         self,
-        settings: ObservabilitySettings,
-        metrics: QualityMetrics,
+        metrics: SampledFigures,
         log: FilteringBoundLogger,
         *,
+        checks_per_s: float,
+        cpu_share: float,
+        thread: CheckThread,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._metrics = metrics
         self._log = log
-        self._pause_s = 1.0 / settings.recall_checks_per_s if settings.recall_checks_per_s else inf
-        self._cpu_share = settings.recall_check_cpu
+        self._pause_s = 1.0 / checks_per_s if checks_per_s else inf
+        self._cpu_share = cpu_share
         self._clock = clock
-        # Nearly all of a check is one call of FAISS without the interpreter's lock, so the lowest priority is safe.
-        self._background = Background("recall-check", nice=19)
+        self._background = thread
         self._task: asyncio.Task[None] | None = None
         self._shares_due = clock()
         self._check_due = clock() + self._pause_s
@@ -146,7 +182,9 @@ class OnlineRecall:
     def _measure_slot_shares(self, sample: SampledAnswer) -> None:
         bundle = sample.bundle
         job, found = sample.searches[0]
-        parts = np.maximum(bundle.contributions(found.query[None], sample.rows[None], [job.lists])[0], 0.0)
+        parts = np.maximum(
+            bundle.contributions(found.query[None], sample.rows[None], [job.lists], found.vectors)[0], 0.0
+        )
         totals = parts.sum(axis=1, keepdims=True, dtype=np.float64)
         of_items = parts / np.where(totals > 0, totals, 1.0)
         names, whole = bundle.layout.names, of_items.mean(axis=0)

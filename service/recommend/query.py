@@ -11,7 +11,7 @@ from service.recommend.stored_history import ExcludeSeen, HistoryWindow
 from service.stores.protocols import session_owner
 
 Strategy = Literal["sequence", "similar", "popular"]
-Degraded = Literal["history_unavailable", "deadline", "overload"]
+Degraded = Literal["history_unavailable", "retrieval_unavailable", "deadline", "overload"]
 
 
 @dataclass(frozen=True, slots=True)

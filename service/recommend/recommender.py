@@ -16,7 +16,7 @@ from index.bundle.bundle import Bundle
 from index.bundle.event_types import DEFAULT_EVENT_TYPES, EventTypes
 from index.errors import EncoderError
 from index.search.row_mask import RowMask
-from service.errors import HistoriesUnavailable
+from service.errors import HistoriesUnavailable, RetrieverUnavailable
 from service.recommend.engine import Search, SearchEngine, SearchJob, SearchResult
 from service.recommend.hidden_items import HiddenItems
 from service.recommend.new_items import NewItems
@@ -170,6 +170,9 @@ class Recommender:
             except EncoderError as error:
                 failure = str(error)
                 continue
+            except RetrieverUnavailable:
+                degraded = degraded or "retrieval_unavailable"
+                break
             except TimeoutError:
                 degraded = degraded or "deadline"
                 break

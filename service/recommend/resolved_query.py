@@ -177,7 +177,7 @@ class ResolvedQuery:
             return whole
         new = np.flatnonzero(~np.isin(whole.rows, before.rows))[: pool - before.rows.shape[0]]
         rows = np.concatenate((before.rows, whole.rows[new]))
-        return SearchResult(found.query, rows, np.concatenate((before.scores, whole.scores[new])))
+        return SearchResult(found.query, rows, np.concatenate((before.scores, whole.scores[new])), found.vectors)
 
     async def ranked(
         self,
@@ -206,25 +206,28 @@ class ResolvedQuery:
         if not rows.size:
             return answer
         if self.query.contributions_later:
-            answer = replace(answer, later=partial(self._contributions, found.query, rows, lists))
-        return self._explained(answer, found.query, lists) if self.query.explain else answer
+            answer = replace(answer, later=partial(self._contributions, found, rows, lists))
+        return self._explained(answer, found, lists) if self.query.explain else answer
 
     def _contributions(
-        self, query: NDArray[np.float32], rows: NDArray[np.int64], lists: ListQuery | None
+        self, found: SearchResult, rows: NDArray[np.int64], lists: ListQuery | None
     ) -> NDArray[np.float32]:
-        parts: NDArray[np.float32] = self.bundle.contributions(query[None], rows[None], [lists])[0]
+        query, vectors = found.query[None], found.vectors
+        parts: NDArray[np.float32] = self.bundle.contributions(query, rows[None], [lists], vectors)[0]
         return parts
 
-    def _explained(
-        self, answer: Recommendations, query: NDArray[np.float32], lists: ListQuery | None
-    ) -> Recommendations:
+    def _vectors(self, found: SearchResult, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(k, Σd) vectors of answered rows: those that came with them, else those of the bundle."""
+        return self.bundle.vectors(rows) if found.vectors is None else found.vectors.of(rows, self.bundle.vectors)
+
+    def _explained(self, answer: Recommendations, found: SearchResult, lists: ListQuery | None) -> Recommendations:
         rows = answer.rows[None]
         parts = self.bundle.list_contributions([lists], rows)[0] if self.query.explain_lists else None
         return replace(
             answer,
-            contributions=self._contributions(query, answer.rows, lists),
+            contributions=self._contributions(found, answer.rows, lists),
             list_contributions=parts,
-            nearest=self._nearest(answer.rows),
+            nearest=self._nearest(answer.rows, found),
         )
 
     def popular(self, degraded: Degraded | None, failure: str | None) -> Recommendations:
@@ -237,7 +240,7 @@ class ResolvedQuery:
 
     def _without_excluded(self, found: SearchResult) -> SearchResult:
         kept = self._not_excluded(found.rows)
-        return SearchResult(found.query, found.rows[kept], found.scores[kept])
+        return SearchResult(found.query, found.rows[kept], found.scores[kept], found.vectors)
 
     def _not_excluded(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Positions of the found rows that are not excluded; -1 stands for no row."""
@@ -252,18 +255,18 @@ class ResolvedQuery:
 
     def _by_marginal_relevance(self, found: SearchResult) -> NDArray[np.int64]:
         relevance = found.scores / np.linalg.norm(found.query.astype(np.float64))
-        vectors, length = self.bundle.vectors(found.rows), self.query.offset + self.query.k
+        vectors, length = self._vectors(found, found.rows), self.query.offset + self.query.k
         share = self.query.fresh_share
         new = is_new(self.bundle, found.rows) if share else None
         stages = stages_of(length)
         return maximal_marginal_relevance(relevance, vectors, self.query.diversity, length, stages, new, share)
 
-    def _nearest(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    def _nearest(self, rows: NDArray[np.int64], found: SearchResult) -> NDArray[np.int64] | None:
         """For each row the positive history row that alone would score it highest, unweighted; of equals the newest."""
         newest_first = self.history.positive[::-1]
         if not newest_first.size:
             return None
-        similarity = self.bundle.vectors(rows) @ self.bundle.vectors(newest_first).T
+        similarity = self._vectors(found, rows) @ self.bundle.vectors(newest_first).T
         if self.bundle.list_scores is not None:
             similarity += self.bundle.list_scores.similarities(newest_first, rows).T
         nearest: NDArray[np.int64] = newest_first[np.argmax(similarity, axis=1)]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from index.bundle.registries import is_store_url
 from index.machine.cores import available_cores
@@ -30,6 +30,7 @@ from service.settings.groups import (
     ServerSettings,
     SettingsGroup,
 )
+from service.settings.retrieval_settings import RetrievalSettings
 from service.settings.worker_place import WorkerPlace
 
 PREFIX: Final = "VLM2REC_"
@@ -42,7 +43,7 @@ _SERVICE_ADDRESS: Final = re.compile(r"(?:tcp|udp|sctp)://.*")
 # A small bundle with its code and encoder takes a third of it; the rest is for vectors and requests.
 _WORKER_BYTES: Final = 256 << 20
 _IN_EVENTS: Final = {"types": "event_types", "default_type": "default_type"}
-_SECRETS: Final = {"redis_url", "api_keys", "admin_keys", "metrics_keys"}
+_SECRETS: Final = {"redis_url", "api_keys", "admin_keys", "metrics_keys", "retriever", "retriever_token"}
 
 
 class Settings(BaseModel):
@@ -60,12 +61,19 @@ class Settings(BaseModel):
     bundles: BundleSettings
     comparison: ComparisonSettings
     engine: EngineSettings
+    retrieval: RetrievalSettings
     redis: RedisSettings
     histories: HistorySettings
     events: EventSettings
     outcomes: OutcomeSettings
     observability: ObservabilitySettings
     worker: WorkerPlace | None = None
+
+    @model_validator(mode="after")
+    def _check_device(self) -> "Settings":
+        if self.retrieval.kind == "milvus" and self.bundles.device != "cpu":
+            raise ValueError("device must be cpu with Milvus, as its searches wait in several threads")
+        return self
 
     @property
     def worker_count(self) -> int:
@@ -91,7 +99,9 @@ class Settings(BaseModel):
                 "body_limit_bytes); choose fewer workers or higher bounds"
             )
         http, engine, seen = self.http, self.engine, self.observability
-        threads = place.part_of(engine.engine_threads or available_cores())
+        threads = max(1, place.part_of(engine.engine_threads or available_cores()))
+        if self.retrieval.kind == "milvus" and not engine.engine_threads:
+            threads = 0  # they wait, so each worker has as many
         return self.model_copy(
             update={
                 "worker": place,
@@ -102,7 +112,7 @@ class Settings(BaseModel):
                     }
                 ),
                 "engine": engine.model_copy(
-                    update={"engine_threads": max(1, threads), "queue_bound": place.part_of(engine.queue_bound)}
+                    update={"engine_threads": threads, "queue_bound": place.part_of(engine.queue_bound)}
                 ),
                 "observability": seen.model_copy(
                     update={
@@ -219,8 +229,8 @@ def _is_service_link(variable: str, value: str) -> bool:
 
 
 def _message(problem: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
-    if len(problem["loc"]) == 1:
-        return str(problem["msg"])  # of a whole group: its input holds secrets too
+    if len(problem["loc"]) <= 1:
+        return str(problem["msg"])  # of a whole group, or all: its input holds secrets too
     name = str(problem["loc"][1])
     if problem["type"] == "missing":
         return f"{name} must be set: with {PREFIX}{name.upper()}, in the file, or on the command line"

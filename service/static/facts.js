@@ -6,6 +6,7 @@ import { byId, element } from "./dom.js";
 const STRATEGIES = { sequence: "from the sequence", similar: "by likeness", popular: "by popularity" };
 const DEGRADED = {
   history_unavailable: "histories cannot be read",
+  retrieval_unavailable: "items cannot be searched",
   deadline: "answered at the deadline",
   overload: "answered under load",
 };

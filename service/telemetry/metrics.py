@@ -16,12 +16,13 @@ from prometheus_client import (
 )
 
 from service.bundles.metrics import BundleMetrics
-from service.recommend.quality_metrics import QualityMetrics
 from service.runtime.worker_board import WorkerBoard
 from service.stores.circuit_breaker import STATES, BreakerState
 from service.telemetry.export_metrics import ExportMetrics
 from service.telemetry.logs import lines_dropped, lines_failed
 from service.telemetry.outcome_metrics import OutcomeMetrics
+from service.telemetry.quality_metrics import QualityMetrics
+from service.telemetry.retrieval_metrics import RetrievalMetrics
 from service.telemetry.worker_metrics import WorkerMetrics
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -81,6 +82,7 @@ class Metrics:
         bundles: metrics of the bundles.
         clients: metrics of connections and of the rate limit.
         quality: metrics of sampled answers.
+        retrieval: metrics of searches in another process.
         export: metrics of the export of events.
         outcomes: metrics of kept answers and of what they brought.
     """
@@ -134,6 +136,7 @@ class Metrics:
         self.bundles = BundleMetrics(registry)
         self.clients = ClientMetrics(registry)
         self.quality = QualityMetrics(registry)
+        self.retrieval = RetrievalMetrics(registry)
         self.export = ExportMetrics(registry)
         self.outcomes = OutcomeMetrics(registry)
 

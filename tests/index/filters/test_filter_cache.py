@@ -190,3 +190,24 @@ def test_a_lookup_with_another_mask_never_finds_a_combination(cache):
     key = filter_cache._key(MetadataFilter.parse({}))
     assert cache._get(key, new).count == 0
     assert cache._get(key, old) is None
+
+
+def test_a_mask_says_which_filter_its_rows_meet(cache):
+    condition = {"must": [{"field": "size", "in": [1, 2]}]}
+    available = np.arange(ROWS) % 2 == 0
+    assert cache.allowed(condition).rule.condition == condition
+    assert cache.allowed(condition, available).rule.condition == condition
+    assert cache.allowed(condition).without(np.array([1])).rule.condition == condition
+    assert cache.allowed(None).rule is None
+    assert cache.allowed({"must": []}, available).rule is None
+
+
+def test_a_large_filter_is_not_kept_with_its_mask(cache):
+    small, large = "n" * 1000, "n" * 5000
+    kept = cache.allowed({"must": [{"field": "name", "eq": small}]})
+    dropped = cache.allowed({"must": [{"field": "name", "eq": large}]})
+    assert kept.rule is not None
+    assert kept.nbytes >= dropped.nbytes + 4000
+    assert dropped.rule is None
+    assert cache.allowed({"must": [{"field": "size", "in": list(range(300))}]}).rule is None
+    assert cache.allowed({"must": [{"field": "size", "lt": 10**100_000}]}).rule is None

@@ -3,7 +3,7 @@
 import numpy as np
 
 from index.items.slots import Slot, SlotLayout
-from index.search.scoring import gather, rescore, slot_scores
+from index.search.scoring import FoundVectors, gather, rescore, slot_scores
 
 LAYOUT = SlotLayout((Slot("text", 2), Slot("image", 1)))
 VECTORS = np.array([[1, 0, 0], [0, 1, 2], [0, 0, 0], [1, 0, 0]], np.float16)
@@ -36,3 +36,20 @@ def test_a_score_does_not_depend_on_the_other_candidates():
         np.testing.assert_array_equal(alone[0, 0], whole[3, row])
     want = queries.astype(np.float64) @ vectors.astype(np.float64).T
     np.testing.assert_allclose(whole.sum(axis=2), want, atol=1e-4)
+
+
+def test_found_vectors_come_first_and_others_are_read() -> None:
+    found = FoundVectors(np.array([7, 2, 5]), np.array([[7.0, 0], [2, 0], [5, 0]], dtype=np.float32))
+    read: list[list[int]] = []
+
+    def others(rows: np.ndarray) -> np.ndarray:
+        read.append(rows.tolist())
+        return np.stack((rows, np.ones_like(rows)), axis=1).astype(np.float32)
+
+    assert found.of(np.array([[2, 7], [5, 2]]), others).tolist() == [[[2, 0], [7, 0]], [[5, 0], [2, 0]]]
+    assert read == []
+    assert found.of(np.array([9, 5, 0]), others).tolist() == [[9, 1], [5, 0], [0, 1]]
+    assert read == [[9, 0]]
+    assert found.of(np.zeros(0, dtype=np.int64), others).shape == (0, 2)
+    none = FoundVectors(np.zeros(0, dtype=np.int64), np.zeros((0, 2), dtype=np.float32))
+    assert none.of(np.array([3]), others).tolist() == [[3, 1]]

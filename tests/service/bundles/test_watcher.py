@@ -12,9 +12,10 @@ from index.bundle.bundle import Bundle
 from index.errors import EncoderError
 from service.app import create_app
 from service.bundles import loaded_bundles
-from service.bundles.loaded_bundles import BundleRefusal, BundleRefusals, LoadedBundles
+from service.bundles.loaded_bundles import LoadedBundles
 from service.bundles.loader import BundleLoader
 from service.bundles.operator_state import OperatorState
+from service.bundles.refusals import BundleRefusal, BundleRefusals
 from service.bundles.startup import Startup, load_first
 from service.errors import BundleRefused, RefusalReason
 from service.settings.groups import BundleSettings

@@ -11,11 +11,13 @@ import structlog
 
 from index.bundle.bundle import Bundle
 from index.errors import EncoderError
-from service.errors import NotReady, QueueFull
+from index.search.scoring import ScoredRows
+from service.errors import NotReady, QueueFull, RetrieverUnavailable
 from service.recommend import batching
 from service.recommend.batching import THREAD_NAME, MicroBatcher
 from service.recommend.engine import SearchJob, SearchResult, run_searches
 from service.request_trace import Trace
+from service.retrieval.faiss_retriever import FaissRetriever
 
 
 class Counted:
@@ -79,7 +81,7 @@ def test_in_a_batch_each_search_gets_its_own_result(bundle: Bundle, threads: int
 def test_one_alone_never_leaves_the_event_loop(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
-    def watched(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
+    def watched(of: Bundle, jobs: Sequence[SearchJob], *_: object) -> list[SearchResult]:
         seen.append(threading.current_thread().name)
         return run_searches(of, jobs)
 
@@ -99,7 +101,7 @@ def test_one_alone_never_leaves_the_event_loop(bundle: Bundle, monkeypatch: pyte
 def test_the_loop_goes_on_while_workers_search(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
-    def slow(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
+    def slow(of: Bundle, jobs: Sequence[SearchJob], *_: object) -> list[SearchResult]:
         begun.set()
         assert may_end.wait(10)
         return run_searches(of, jobs)
@@ -122,7 +124,7 @@ def test_there_are_never_more_workers_than_asked_for(bundle: Bundle, monkeypatch
     """A worker gets ready, and takes from what waits, between the plan to hand it out and that turn of the loop."""
     may_end = threading.Event()
 
-    def slow(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
+    def slow(of: Bundle, jobs: Sequence[SearchJob], *_: object) -> list[SearchResult]:
         assert may_end.wait(10)
         return run_searches(of, jobs)
 
@@ -195,7 +197,7 @@ def test_cancelled_searches_are_not_run(bundle: Bundle) -> None:
 def test_a_worker_that_dies_loses_nothing_and_is_replaced(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     counted, lives = Counted(), [2]
 
-    def deadly(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
+    def deadly(of: Bundle, jobs: Sequence[SearchJob], *_: object) -> list[SearchResult]:
         if threading.current_thread().name == THREAD_NAME and lives[0]:
             lives[0] -= 1
             raise SystemExit
@@ -214,7 +216,7 @@ def test_a_worker_that_dies_loses_nothing_and_is_replaced(bundle: Bundle, monkey
 
 
 def test_workers_that_keep_dying_are_given_up(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    def deadly(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
+    def deadly(of: Bundle, jobs: Sequence[SearchJob], *_: object) -> list[SearchResult]:
         if threading.current_thread().name == THREAD_NAME:
             raise SystemExit
         return run_searches(of, jobs)
@@ -251,7 +253,7 @@ def test_what_only_waits_is_refused_at_the_end_and_what_was_begun_is_answered(
 ) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
-    def slow(of: Bundle, jobs: Sequence[SearchJob]) -> list[SearchResult]:
+    def slow(of: Bundle, jobs: Sequence[SearchJob], *_: object) -> list[SearchResult]:
         begun.set()
         assert may_end.wait(10)
         return run_searches(of, jobs)
@@ -276,7 +278,7 @@ def test_a_worker_that_dies_after_the_end_leaves_no_search_waiting(
 ) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
-    def deadly(_: Bundle, __: Sequence[SearchJob]) -> list[SearchResult]:
+    def deadly(_: Bundle, __: Sequence[SearchJob], ___: object) -> list[SearchResult]:
         begun.set()
         assert may_end.wait(10)
         raise SystemExit
@@ -294,3 +296,49 @@ def test_a_worker_that_dies_after_the_end_leaves_no_search_waiting(
         assert [type(one) for one in found] == [NotReady] * 2
 
     asyncio.run(asyncio.wait_for(go(), 20))
+
+
+class Waiting(FaissRetriever):
+    """Waits for another process, which does not answer while ``down``; records the threads that search."""
+
+    waits = True
+
+    def __init__(self) -> None:
+        self.down = False
+        self.threads: list[str] = []
+
+    def search(self, bundle: Bundle, queries: Any, k: int, *, allowed: Any = None, histories: Any = None) -> ScoredRows:
+        self.threads.append(threading.current_thread().name)
+        if self.down:
+            raise RetrieverUnavailable("down")
+        return super().search(bundle, queries, k, allowed=allowed, histories=histories)
+
+
+def test_a_search_that_waits_never_runs_in_the_event_loop(bundle: Bundle) -> None:
+    retriever = Waiting()
+
+    async def work() -> list[SearchResult]:
+        batcher = MicroBatcher(bound=10, threads=2, metrics=Counted(), log=structlog.get_logger(), retriever=retriever)
+        found = [await batcher.search(bundle, asked) for asked in histories(3)]
+        batcher.close()
+        return found
+
+    found = asyncio.run(work())
+    assert [result.rows.tolist() for result in found] == [
+        run_searches(bundle, [asked])[0].rows.tolist() for asked in histories(3)
+    ]
+    assert retriever.threads == [THREAD_NAME] * 3
+
+
+def test_a_store_that_is_down_is_asked_once_for_a_batch(bundle: Bundle) -> None:
+    retriever = Waiting()
+    retriever.down = True
+
+    async def work() -> list[Any]:
+        batcher = MicroBatcher(bound=10, threads=1, metrics=Counted(), log=structlog.get_logger(), retriever=retriever)
+        found = await asyncio.gather(*(batcher.search(bundle, one) for one in histories(4)), return_exceptions=True)
+        batcher.close()
+        return found
+
+    assert [type(error) for error in asyncio.run(work())] == [RetrieverUnavailable] * 4
+    assert retriever.threads == [THREAD_NAME]

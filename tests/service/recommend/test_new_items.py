@@ -42,6 +42,7 @@ class Watching(InlineEngine):
     """Records what is searched for."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.jobs: list[SearchJob] = []
 
     async def search(self, bundle: Bundle, job: SearchJob) -> SearchResult:

@@ -19,7 +19,7 @@ from service.recommend.engine import SearchJob, SearchResult
 from service.recommend.online_recall import WINDOW, OnlineRecall, balance_of, recall_of
 from service.recommend.query import Query, Recommendations
 from service.request_trace import Trace
-from service.settings.groups import ObservabilitySettings
+from service.runtime.background_tasks import Background
 from service.telemetry.logs import logger
 from service.telemetry.metrics import Metrics
 from tests.support.exposed import exposed
@@ -40,8 +40,14 @@ class Watched:
 
     def __init__(self, bundle: Bundle, *, checks_per_s: float = 1.0, cpu_share: float = 1.0) -> None:
         self.bundle, self.clock, self.metrics = bundle, Clock(), Metrics()
-        settings = ObservabilitySettings(recall_checks_per_s=checks_per_s, recall_check_cpu=cpu_share)
-        self.sampler = OnlineRecall(settings, self.metrics.quality, logger(), clock=self.clock)
+        self.sampler = OnlineRecall(
+            self.metrics.quality,
+            logger(),
+            checks_per_s=checks_per_s,
+            cpu_share=cpu_share,
+            thread=Background("recall-check", nice=19),
+            clock=self.clock,
+        )
 
     async def show(self, *, missed: int = 0, row: int = 1, k: int = 20, **query: object) -> None:
         """An answer to the vector of a row that misses this many of the best, once the clock says it is time."""

@@ -1,0 +1,131 @@
+"""Puts a bundle into Milvus (`vlm2rec index push`)."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from cli.online.published import published_at
+
+if TYPE_CHECKING:
+    from service.retrieval.milvus.client import MilvusAddress
+    from service.retrieval.milvus.push import Pushed
+
+ShowProgress = Callable[[], AbstractContextManager[Callable[[str, float], None]]]
+
+_CALL_S = 60.0
+
+_out = Console(soft_wrap=True, highlight=False)
+_err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+BundleArgument = Annotated[str | None, typer.Argument(help="A bundle's directory; with --registry, an id.")]
+MilvusOption = Annotated[
+    str,
+    typer.Option(
+        envvar="VLM2REC_RETRIEVER", help="Where Milvus is: milvus+http://host:port/database or milvus+https://…."
+    ),
+]
+PublishedOption = Annotated[
+    str | None, typer.Option("--registry", help="Push one published here, the current one if no id is given.")
+]
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="VLM2REC_RETRIEVER_TOKEN_FILE",
+        help="File with the token of Milvus, `user:password` or an API key; else VLM2REC_RETRIEVER_TOKEN.",
+    ),
+]
+RecallOption = Annotated[float, typer.Option(min=0, max=1, help="Lowest recall@20 against exact search.")]
+SampleOption = Annotated[int, typer.Option(min=1, help="Queries that recall is measured with.")]
+KeepOption = Annotated[int, typer.Option(min=1, help="Checked collections to keep, the new one included.")]
+
+
+def push_bundle(
+    bundle: str | None,
+    registry: str | None,
+    milvus: str,
+    token_file: Path | None,
+    min_recall: float,
+    sample: int,
+    keep: int,
+    progress: ShowProgress,
+) -> None:
+    """Push a bundle and print what was done.
+
+    Raises:
+        BundleInvalid, BundleNotFound: the bundle cannot be pushed.
+        SettingsError: the address or the token breaks a rule.
+        PushRefused: what Milvus holds must not serve.
+        RetrieverUnavailable: Milvus does not answer.
+    """
+    from index.bundle.bundle import Bundle
+    from service.retrieval.milvus.client import MilvusClient
+    from service.retrieval.milvus.push import PushOptions, push
+
+    address = milvus_address(milvus, token_file)
+    client = MilvusClient(address, _CALL_S)
+    try:
+        with progress() as report:
+            report("verify", 0.0)
+            loaded = Bundle.load(bundle_directory(bundle, registry), verify="full")
+            _show(push(loaded, client, PushOptions(min_recall=min_recall, sample=sample, keep=keep), report))
+    finally:
+        client.close()
+
+
+def bundle_directory(bundle: str | None, registry: str | None) -> Path:
+    """The directory of a bundle, given as such or by its id in a registry.
+
+    Raises:
+        BundleNotFound: nothing is published.
+    """
+    from index.errors import BundleNotFound
+
+    if registry is None:
+        if bundle is None:
+            raise typer.BadParameter("give a bundle, or --registry for the current one")
+        return Path(bundle)
+    published = published_at(registry)
+    name = bundle or published.current()
+    if name is None:
+        raise BundleNotFound(f"{registry}: nothing is published yet; publish one with `vlm2rec index publish`")
+    return published.path(name)
+
+
+def milvus_address(url: str, token_file: Path | None) -> "MilvusAddress":
+    """Where Milvus is, with the token of a file or of the variable.
+
+    Raises:
+        SettingsError: the URL or the file breaks a rule.
+    """
+    import os
+
+    from service.errors import SettingsError
+    from service.retrieval.milvus.client import MilvusAddress
+    from service.settings.retrieval_settings import parse_milvus_url
+    from service.settings.secret_files import read_secret
+
+    try:
+        parsed = parse_milvus_url(url)
+    except ValueError as error:
+        raise SettingsError(f"milvus {error}") from None  # without the URL, which may hold a password
+    token = os.environ.get("VLM2REC_RETRIEVER_TOKEN", "")
+    if token_file is not None:
+        token = read_secret(token_file, "token_file").strip()
+    return MilvusAddress(parsed.uri, parsed.database, token)
+
+
+def _show(done: "Pushed") -> None:
+    record = done.record
+    _out.print(
+        f"pushed: {record.bundle}, {record.rows} items, {done.written} written; recall@20 {record.recall:.4f}, "
+        f"of one slot alone {record.skewed:.4f}, at ef {record.ef}",
+        markup=False,
+    )
+    for bundle_id in done.dropped:
+        _out.print(f"deleted: {bundle_id}", markup=False)
+    for name in done.unchecked:
+        _err.print(f"not checked: {name}; push its bundle again, or drop it in Milvus", markup=False)

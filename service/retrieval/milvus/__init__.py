@@ -1,0 +1,1 @@
+"""Milvus: one collection for each bundle, how it is filled, and how it is searched."""
