@@ -28,13 +28,11 @@ from bench.measurements import commit
 from bench.serving.contenders import OURS, Contender
 from bench.serving.plan import ServingPlan
 from bench.serving.quality import K
-from bench.serving.running import PATH, RunningContender
+from bench.serving.running import PATH
 from bench.serving.setting import Setting
 
 _PATIENCE_S = 900.0
-_IDLE_S = 5.0
-_IDLE_SECONDS = 3
-_IDLE_CPU_S = 0.2
+_IDLE_S = 3.0
 _VARIABLES = {
     "PYTHONHASHSEED": "0",
     "VLM2REC_REDIS_TIMEOUT_MS": "60000",
@@ -76,7 +74,6 @@ def counted(options: argparse.Namespace) -> dict[str, Any]:
         with Setting(plan, {options.items: made}) as setting:
             service = counted_contender(under_callgrind(out))
             with setting.start(service, plan.main, plan.users, patience_s=_PATIENCE_S) as running:
-                settle(running)
                 counting, bodies = Counting(running.pid, out), _bodies(range(plan.users))
                 for number in options.together:
                     with Callers(running.port, number) as callers:
@@ -93,15 +90,6 @@ def counted_contender(under: Sequence[str]) -> Contender:
     """
     arguments = ("-m", "bench.instructions.counted_service", *OURS.arguments[OURS.arguments.index("--registry") :])
     return replace(OURS, arguments=arguments, under=under, environment={**OURS.environment, **_VARIABLES})
-
-
-def settle(running: RunningContender) -> None:
-    """Wait until a service that has started does nothing: its files are hashed once more in a thread."""
-    idle_in_a_row = 0
-    while idle_in_a_row < _IDLE_SECONDS:
-        before = running.cpu_seconds()
-        time.sleep(1.0)
-        idle_in_a_row = idle_in_a_row + 1 if running.cpu_seconds() - before < _IDLE_CPU_S else 0
 
 
 def answer_cost(counting: Counting, callers: "Callers", bodies: Sequence[bytes]) -> dict[str, float]:
