@@ -15,7 +15,7 @@ VERSIONS_ARGS ?=
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -q \
 	--numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check check-types check-tests check-slow audit format bench-serving bench-events bench-faults bench-filters bench-fit bench-index bench-lists bench-method bench-sasrec bench-shop bench-swap bench-soak bench-workers fuzz site images sbom secrets demo-bundle try-compose clean bench-connections test-chart check-versions bench-queueing bench-heads
+.PHONY: demo test check check-types check-tests check-slow audit format bench-serving bench-events bench-faults bench-filters bench-fit bench-index bench-lists bench-method bench-sasrec bench-shop bench-swap bench-soak bench-workers fuzz site images sbom secrets demo-bundle try-compose clean bench-connections test-chart check-versions bench-queueing bench-heads bench-instructions
 
 # Builds the demo catalogue, trains, indexes and serves it; Ctrl-C ends everything it started.
 demo: $(VENV)/.installed
@@ -80,6 +80,10 @@ bench-lists: $(VENV)/.installed
 # One, two and four worker processes beside the echo: about seven minutes.
 bench-workers: $(VENV)/.installed
 	$(BIN)/python -m bench.serving.workers $(BENCH_ARGS)
+
+# Instructions of an answer under Valgrind, which other load of the machine does not change: about three minutes.
+bench-instructions: $(VENV)/.installed
+	$(BIN)/python -m bench.instructions.instructions $(BENCH_ARGS)
 
 # How evenly the workers share few long-lived connections, also after a death: about five minutes.
 bench-connections: $(VENV)/.installed

@@ -28,6 +28,7 @@ class Contender:
         in_a_list: the request is ``{"asks": [body]}`` and the answer a list.
         answers: False for the echo, whose items mean nothing.
         processes: numbers of worker processes to choose from; the run itself finds which is best on this machine.
+        under: the command line of a program that runs the interpreter, as a profiler does.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Contender:
     in_a_list: bool = False
     answers: bool = True
     processes: Sequence[int] = ()
+    under: Sequence[str] = ()
 
     def with_processes(self, number: int) -> "Contender":
         """The same with a number of worker processes that do the work."""
@@ -54,7 +56,11 @@ class Contender:
             CannotInstall: its packages cannot be had.
         """
         python = sys.executable if self.peer is None else str(python_for(self.peer))
-        return [python, *(part.format(port=port, registry=registry, redis=redis) for part in self.arguments)]
+        return [
+            *self.under,
+            python,
+            *(part.format(port=port, registry=registry, redis=redis) for part in self.arguments),
+        ]
 
     def variables(self, *, port: int, bundle: str, redis: str) -> dict[str, str]:
         """The whole environment of its process."""

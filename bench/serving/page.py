@@ -41,7 +41,9 @@ Every request names a user with a stored history of 10 and asks for 20 items; ca
 _LISTS = " Every item has {neighbours} neighbours\nin each of three item-to-item lists."
 _WHY = (
     "Where the time goes, and so why some do not hold, is in "
-    "[Experiments: serving](experiments/serving.md#where-the-time-goes), with what was tried against it.\n"
+    "[Experiments: serving](experiments/serving.md#where-the-time-goes), with what was tried against it. "
+    "`make bench-instructions` counts the processor instructions of an answer, which other load of the machine does "
+    "not change ([CPU of an answer](experiments/serving-cpu.md)).\n"
 )
 _REFUSALS = """The time to refuse is measured twice: by the server, from the first bytes of the request to those of the
 refusal, and by the client, from the moment when the request was due. Only the latter includes the wait until the server

@@ -40,19 +40,28 @@ class RunningContender:
         redis: URL of the histories.
         probe: a request that is sent until it is answered.
         log: file for its output.
+        patience_s: seconds in which it must answer first.
 
     Attributes:
         port: where it listens.
-        interpreter: that it runs with.
+        interpreter: that it runs with; of a contender under a profiler that program.
         ready_s: seconds from the start of its process to its first answer with 200.
 
     Raises:
         CannotInstall: its packages cannot be had.
-        DidNotServe: on entering, when it ends or does not answer within two minutes.
+        DidNotServe: on entering, when it ends or does not answer within ``patience_s``.
     """
 
     def __init__(
-        self, contender: Contender, *, registry: str, bundle: str, redis: str, probe: Mapping[str, Any], log: Path
+        self,
+        contender: Contender,
+        *,
+        registry: str,
+        bundle: str,
+        redis: str,
+        probe: Mapping[str, Any],
+        log: Path,
+        patience_s: float = _PATIENCE_S,
     ) -> None:
         self.contender = contender
         self.port = _free_port()
@@ -62,6 +71,7 @@ class RunningContender:
         self._variables = contender.variables(port=self.port, bundle=bundle, redis=redis)
         self._probe = probe
         self._log = log
+        self._patience_s = patience_s
 
     def __enter__(self) -> Self:
         started = time.perf_counter()
@@ -85,6 +95,11 @@ class RunningContender:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._end()
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return int(self._process.pid)
 
     def ask(self, asked: Mapping[str, Any], *, timeout_s: float = 10.0) -> tuple[int, bytes]:
         """Send one request on a new connection; status and body, status 0 if nothing listens."""
@@ -135,7 +150,7 @@ class RunningContender:
             return []
 
     def _wait(self, started: float) -> None:
-        while time.perf_counter() - started < _PATIENCE_S:
+        while time.perf_counter() - started < self._patience_s:
             status, _ = self.ask(self._probe)
             if status == 200:
                 self.ready_s = time.perf_counter() - started
@@ -143,7 +158,7 @@ class RunningContender:
             if self._process.poll() is not None:
                 raise DidNotServe(f"ended with exit code {self._process.returncode}: {self._tail()}")
             time.sleep(0.02)
-        raise DidNotServe(f"gave no answer within {_PATIENCE_S:.0f} s, the last was {status}: {self._tail()}")
+        raise DidNotServe(f"gave no answer within {self._patience_s:.0f} s, the last was {status}: {self._tail()}")
 
     def _end(self) -> None:
         family = self._family()

@@ -74,8 +74,14 @@ class Setting:
             self._urls[rows, users] = server.url
         return self._urls[rows, users]
 
-    def start(self, contender: Contender, rows: int, users: int) -> RunningContender:
+    def start(self, contender: Contender, rows: int, users: int, **options: Any) -> RunningContender:  # noqa: ANN401
         """A contender on the bundle of a size and the Redis of so many users, not yet started.
+
+        Args:
+            contender: what to start.
+            rows: the size.
+            users: histories in its Redis.
+            **options: of `RunningContender`.
 
         Raises:
             CannotInstall: its packages cannot be had.
@@ -87,6 +93,7 @@ class Setting:
             redis=self.redis(rows, users),
             probe=self._asked(0),
             log=self._directory / "contender.log",
+            **options,
         )
 
     def closed(self, running: RunningContender, users: int, connections: int, seconds: float) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A bundle is a directory with ``manifest.json`` and the files it lists (:mod:`ind
 :class:`Bundle` is immutable; on the CPU any number of threads may use it at once.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -65,6 +66,7 @@ class Bundle:
         thumbnails: the items' small pictures; None in a bundle without pictures.
         evaluation_queries: held-out histories with their targets.
         indexed: (n,) bool, the rows that a query can find.
+        findable: the same, for single rows: an element is read in a fifth of the time.
         missing: (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`, columns in the order of
             the layout.
         max_history: number of newest items of a history that :meth:`encode` reads.
@@ -100,6 +102,7 @@ class Bundle:
         self.thumbnails = thumbnails
         self.evaluation_queries = evaluation_queries
         self.indexed = indexed
+        self.findable = indexed.data
         self.missing = missing
         self.max_history = encoder.max_history
         self.slots_in_use: NDArray[np.bool_] = (missing == ModalityStatus.PRESENT).any(axis=0)
@@ -196,9 +199,10 @@ class Bundle:
             EncoderError: an empty history, or a query that is not finite.
         """
         newest = [history[-self.max_history :] for history in histories]
-        for rows in newest:
-            self._check_rows(rows, lowest=0)
-        return self._encoder.encode([self._vectors.take(rows, axis=0) for rows in newest])
+        rows = np.concatenate(newest) if newest else np.zeros(0, dtype=np.int64)
+        vectors = self.vectors(rows)  # of all histories at once: most of the cost is that of a call
+        ends = itertools.accumulate(map(len, newest))
+        return self._encoder.encode([vectors[end - len(own) : end] for own, end in zip(newest, ends, strict=True)])
 
     def verify_in_full(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Hash every file of this bundle, on a background thread of a service that already uses it.

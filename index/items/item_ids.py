@@ -3,7 +3,9 @@
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from functools import lru_cache, partial
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ MAX_ID_BYTES = 256
 _FORBIDDEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")  # control characters and lone surrogates
 _BLOCK_ROWS = 65_536
 _PIECE = 1000
+_REMEMBERED = 16_384  # answers of each direction: about 4 MB for short ids; few items are in most histories and answers
 
 
 def check_item_id(item_id: str) -> None:
@@ -38,7 +41,7 @@ class ItemIds:
     The ids stay in one arrow array, which may be mapped from a file; a Python string is made only for a requested id.
     Rows are found through a hash table of 8 to 12 bytes per item. The table is computed on construction, which takes a
     tenth of a second for a million ids, so it always agrees with the ids. It uses Python's own keyed hash, so nobody
-    can choose ids that collide.
+    can choose ids that collide. Rows and ids that were asked for lately are kept as Python objects.
 
     Args:
         ids: texts, or an arrow array of text; a ``large_string`` array is kept without a copy.
@@ -57,6 +60,8 @@ class ItemIds:
         first = self.array.offset
         self._offsets = memoryview(offsets).cast("B").cast("q")[first : first + self._count + 1]
         self._text = memoryview(text).cast("B")
+        # Of a function that does not know `self`: a circle of references would keep a dropped bundle's files mapped.
+        self._id_of = lru_cache(_REMEMBERED)(partial(_id_of, self._offsets, self._text))
         self._check_rules()
         # The bucket of a row is the high bits of its hash, so rows sorted by hash are sorted by bucket.
         self._half = 1 << max(self._count.bit_length() - 1, 0)
@@ -67,8 +72,10 @@ class ItemIds:
         self._check_unique(hashes, order)
         starts = np.zeros(2 * self._half + 1, dtype=np.uint32)
         np.cumsum(np.bincount((hashes >> self._shift) + self._half, minlength=2 * self._half), out=starts[1:])
-        self._starts = starts.data
-        self._rows = order.astype(np.uint32).data
+        table = _HashTable(
+            starts.data, order.astype(np.uint32).data, self._shift, self._half, self._offsets, self._text
+        )
+        self._row_of = lru_cache(_REMEMBERED)(partial(_row_of, table))
 
     def __len__(self) -> int:
         return self._count
@@ -78,13 +85,7 @@ class ItemIds:
 
     def row(self, item_id: str) -> int | None:
         """The row of an id; None if the id is unknown."""
-        bucket = (hash(item_id) >> self._shift) + self._half
-        encoded = item_id.encode("utf-8", "surrogatepass")
-        offsets = self._offsets
-        for row in self._rows[self._starts[bucket] : self._starts[bucket + 1]]:
-            if self._text[offsets[row] : offsets[row + 1]] == encoded:
-                return row
-        return None
+        return self._row_of(item_id) if len(item_id) <= MAX_ID_BYTES else None
 
     def id(self, row: int) -> str:
         """The id of a row (0 ≤ row < n).
@@ -94,7 +95,7 @@ class ItemIds:
         """
         if not 0 <= row < self._count:
             raise ItemTableError(f"rows must lie in 0 … {self._count - 1}, got {row}")
-        return str(self._text[self._offsets[row] : self._offsets[row + 1]], "utf-8")
+        return self._id_of(row)
 
     def rows(self, ids: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
         """The rows of known ids, and the unknown ids.
@@ -155,6 +156,44 @@ class ItemIds:
                 if item_id in seen:
                     raise ItemTableError(f"item ids must be unique, {item_id!r} is repeated")
                 seen.add(item_id)
+
+
+class _HashTable(NamedTuple):
+    """The hash table of some ids.
+
+    Attributes:
+        starts: of each bucket in ``rows``, and the end of the last.
+        rows: sorted by bucket.
+        shift: bits of a hash below those of its bucket.
+        half: number of buckets of negative hashes.
+        offsets: (n + 1,) int64 of each id in ``text``.
+        text: UTF-8 bytes of all ids.
+    """
+
+    starts: memoryview
+    rows: memoryview
+    shift: int
+    half: int
+    offsets: memoryview
+    text: memoryview
+
+
+def _row_of(table: _HashTable, item_id: str) -> int | None:
+    starts, rows, shift, half, offsets, text = table
+    bucket = (hash(item_id) >> shift) + half
+    first, last = starts[bucket], starts[bucket + 1]
+    if first == last:
+        return None
+    encoded = item_id.encode("utf-8", "surrogatepass")
+    for place in range(first, last):
+        row: int = rows[place]
+        if text[offsets[row] : offsets[row + 1]] == encoded:
+            return row
+    return None
+
+
+def _id_of(offsets: memoryview, text: memoryview, row: int) -> str:
+    return str(text[offsets[row] : offsets[row + 1]], "utf-8")
 
 
 def _as_array(ids: Iterable[str] | pa.Array) -> pa.Array:

@@ -64,9 +64,7 @@ async def read_json(request: Request) -> Any:  # noqa: ANN401 - any JSON value
         MalformedBody: the body is not JSON.
         ClientDisconnect: the client left before its body was complete.
     """
-    _check_content_type(request.headers.get("content-type"))
-    _check_content_encoding(request.headers.getlist("content-encoding"))
-    declared = request.headers.get("content-length", "")
+    declared = _check_headers(request)
     limit = context_of(request.scope).bodies.largest
     if declared.isdecimal() and int(declared[:20]) > limit:
         await _discard(request, int(declared[:20]))
@@ -167,6 +165,29 @@ async def _discard(request: Request, declared: int) -> None:
             while allowed and more and size <= _DISCARDED_BYTES:
                 part, more = await _next_part(request)
                 size += len(part)
+
+
+def _check_headers(request: Request) -> str:
+    """Check type and encoding of a body; its declared length, empty where none is.
+
+    Nearly all requests have one type and no encoding, which one look at the headers tells.
+    """
+    content_type = length = None
+    is_plain = True
+    for name, value in request.scope["headers"]:
+        if name == b"content-type":
+            is_plain = is_plain and content_type is None
+            content_type = value
+        elif name == b"content-length":
+            is_plain = is_plain and length is None
+            length = value
+        elif name == b"content-encoding":
+            is_plain = False
+    if is_plain and content_type == b"application/json":
+        return "" if length is None else str(length, "latin-1")
+    _check_content_type(request.headers.get("content-type"))
+    _check_content_encoding(request.headers.getlist("content-encoding"))
+    return request.headers.get("content-length", "")
 
 
 def _check_content_type(content_type: str | None) -> None:

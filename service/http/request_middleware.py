@@ -70,7 +70,8 @@ class RequestMiddleware:
         )
         context.trace, context.bodies = trace, self._bodies
         REQUEST_ID.set(trace.request_id)
-        scope["path"] = scope.get("raw_path", quote(scope["path"]).encode()).decode("ascii", "replace")
+        raw_path = scope.get("raw_path")
+        scope["path"] = quote(scope["path"]) if raw_path is None else raw_path.decode("ascii", "replace")
         status, ended = 0, False
 
         async def send_with_headers(message: Message) -> None:

@@ -3,6 +3,7 @@
 It is our own extension; the paper has no weighted items.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,33 +14,37 @@ from index.lists.list_query import ListQuery
 _SMALLEST_WEIGHT = np.finfo(np.float32).tiny
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class WeightedHistory:
     """The items of a history that shape the query vector, with their weights.
 
     Attributes:
         rows: (h,) int64 rows of items that can be found, oldest first.
         weights: (h,) float64, none of them 0; above 0 attracts, below 0 pushes away.
+        plain: whether every weight is 1, so that the encoder's output is the query.
+        positive: rows with a weight above 0, oldest first.
     """
 
     rows: NDArray[np.int64]
     weights: NDArray[np.float64]
+    plain: bool
+    positive: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Sequence[int], weights: Sequence[float]) -> "WeightedHistory":
+        """The history of as many rows and weights, oldest first."""
+        items, factors = np.array(rows, dtype=np.int64), np.array(weights, dtype=np.float64)
+        if weights.count(1) == len(weights):  # nearly every history: no mask is made then
+            return cls(items, factors, True, items)
+        return cls(items, factors, False, items[factors > 0])
 
     def __len__(self) -> int:
         return int(self.rows.shape[0])
 
-    @property
-    def positive(self) -> NDArray[np.int64]:
-        """Rows with a weight above 0, oldest first."""
-        return self.rows[self.weights > 0]
-
-    @property
-    def plain(self) -> bool:
-        """Whether every weight is 1, so that the encoder's output is the query."""
-        return bool((self.weights == 1).all())
-
     def sequence_lists(self, slot_weights: NDArray[np.float32] | None) -> ListQuery:
         """The lists of the positive items, of which older ones count less; see :func:`sequence_query`."""
+        if self.plain:
+            return ListQuery(self.rows, None, slot_weights)
         positive = self.weights[self.weights > 0]
         weights = None if (positive == 1).all() else np.maximum(positive, _SMALLEST_WEIGHT).astype(np.float32)
         return ListQuery(self.positive, weights, slot_weights)
@@ -52,12 +57,15 @@ class WeightedHistory:
 
     def newest(self, limit: int) -> "WeightedHistory":
         """This history with only its newest ``limit`` positive items; all negative ones stay."""
-        positive = np.flatnonzero(self.weights > 0)
-        if positive.size <= limit:
+        left_out = len(self.positive) - limit
+        if left_out <= 0:
             return self
+        if self.plain:
+            rows = self.rows[left_out:]
+            return WeightedHistory(rows, self.weights[left_out:], True, rows)
         kept = np.ones(len(self), dtype=np.bool_)
-        kept[positive[: positive.size - limit]] = False
-        return WeightedHistory(self.rows[kept], self.weights[kept])
+        kept[np.flatnonzero(self.weights > 0)[:left_out]] = False
+        return WeightedHistory.of(self.rows[kept].tolist(), self.weights[kept].tolist())
 
 
 def sequence_query(

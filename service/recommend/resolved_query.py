@@ -62,32 +62,33 @@ class ResolvedQuery:
         rows: list[int] = []
         weights: list[float] = []
         unknown: dict[str, None] = {}
-        excluded = {row for item_id in query.exclude if (row := bundle.ids.row(item_id)) is not None}
+        row_of, findable = bundle.ids.row, bundle.findable
+        excluded = {row for item_id in query.exclude if (row := row_of(item_id)) is not None}
         for item_id, weight in zip(stored.item_ids, stored.weights, strict=True):
-            row = bundle.ids.row(item_id)
+            row = row_of(item_id)
             if row is None:
                 unknown[item_id] = None
                 continue
             if item_id in stored.excluded:
                 excluded.add(row)
-            if weight != 0 and bundle.indexed[row]:
+            if weight != 0 and findable[row]:
                 rows.append(row)
                 weights.append(weight)
         given = len(rows)
         for item_id, weight in query.items:
-            row = bundle.ids.row(item_id)
+            row = row_of(item_id)
             if row is None:
                 unknown[item_id] = None
                 continue
             if query.excludes(weight):
                 excluded.add(row)
-            if weight != 0 and bundle.indexed[row]:
+            if weight != 0 and findable[row]:
                 rows.append(row)
                 weights.append(weight)
         weights[:given] = relative(weights[:given], most_positive - sum(weight > 0 for weight in weights[given:]))
         if query.refuse_unknown:
             _refuse_unknown(query, unknown)
-        history = WeightedHistory(np.array(rows, dtype=np.int64), np.array(weights, dtype=np.float64))
+        history = WeightedHistory.of(rows, weights)
         listed = history.newest(0 if bundle.list_scores is None else bundle.list_scores.history)
         used = history.newest(most_positive)
         return cls(bundle, query, used, listed, list(unknown), excluded, allowed, slot_weights)
@@ -111,17 +112,24 @@ class ResolvedQuery:
         if not len(self.history) or (history is not None and not history.size):
             return None
 
-        def query(encoded: NDArray[np.float32]) -> NDArray[np.float32]:
-            if history is None:
-                vector = mean_query(self.bundle.vectors(self.history.rows), self.history.weights)
-            elif self.history.plain:
-                vector = encoded
-            else:
-                vector = sequence_query(encoded, self.bundle.vectors(self.history.rows), self.history.weights)
-            return vector if self.slot_weights is None else vector * self.slot_weights
-
+        query = partial(self._vector, history is not None)
         lists = self._lists(strategy)
         return SearchJob(history, query, self.pools[0] + self.excluded_count, self.allowed, watch, lists)
+
+    def _vector(self, is_sequence: bool, encoded: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(Σd,) float32: the query vector.
+
+        Args:
+            is_sequence: whether the sequence was encoded.
+            encoded: (Σd,) float32, the encoder's output.
+        """
+        if not is_sequence:
+            vector = mean_query(self.bundle.vectors(self.history.rows), self.history.weights)
+        elif self.history.plain:
+            vector = encoded
+        else:
+            vector = sequence_query(encoded, self.bundle.vectors(self.history.rows), self.history.weights)
+        return vector if self.slot_weights is None else vector * self.slot_weights
 
     def _lists(self, strategy: Strategy) -> ListQuery | None:
         """The history whose lists add to the scores; None in a bundle without lists, or without a positive item."""

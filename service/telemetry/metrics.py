@@ -19,6 +19,7 @@ from service.bundles.metrics import BundleMetrics
 from service.runtime.worker_board import WorkerBoard
 from service.stores.circuit_breaker import STATES, BreakerState
 from service.telemetry.export_metrics import ExportMetrics
+from service.telemetry.histograms import observer
 from service.telemetry.logs import lines_dropped, lines_failed
 from service.telemetry.outcome_metrics import OutcomeMetrics
 from service.telemetry.quality_metrics import QualityMetrics
@@ -119,8 +120,8 @@ class Metrics:
         )
         # Finding a child by its labels costs more than counting. There are few children, so they are cached.
         self._count_of = cache(self._requests.labels)
-        self._seconds_of = cache(self._request_seconds.labels)
-        self._stage_of = cache(self._stage_seconds.labels)
+        self._seconds_of = cache(lambda route: observer(self._request_seconds.labels(route)))
+        self._stage_of = cache(lambda route, stage: observer(self._stage_seconds.labels(route, stage)))
         self._add_answers(registry)
         self._add_queue(registry)
         self._add_redis(registry)
@@ -171,6 +172,8 @@ class Metrics:
         self._history_length = Histogram(
             "vlm2rec_history_length", "Items that shaped a query.", buckets=_LENGTHS, registry=registry
         )
+        self._answers_of = cache(self._answers.labels)
+        self._observe_history = observer(self._history_length)
         self._events = Counter("vlm2rec_events", "Events by outcome.", ["outcome"], registry=registry)
         self._unknown_types = Counter(
             "vlm2rec_events_unknown_type",
@@ -183,6 +186,7 @@ class Metrics:
             ["slot", "reason"],
             registry=registry,
         )
+        self._missing_slots_of = cache(self._missing_slots.labels)
 
     def _add_queue(self, registry: CollectorRegistry) -> None:
         self._batch_size = Histogram(
@@ -197,6 +201,7 @@ class Metrics:
         self._worker_deaths = Counter(
             "vlm2rec_engine_deaths", "Unexpected ends of a thread of the engine.", registry=registry
         )
+        self._observe_batch, self._observe_wait = observer(self._batch_size), observer(self._queue_wait)
         self._queue_depth = Gauge("vlm2rec_queue_depth", "Searches that wait now.", registry=registry)
         self._shed = Counter("vlm2rec_shed", "Requests refused or degraded by overload.", ["reason"], registry=registry)
         self._shed_of = cache(self._shed.labels)
@@ -233,7 +238,7 @@ class Metrics:
             registry=registry,
         )
         self._redis_nodes: set[str] = set()
-        self._redis_seconds_of = cache(self._redis_seconds.labels)
+        self._redis_seconds_of = cache(lambda operation: observer(self._redis_seconds.labels(operation)))
         self._redis_errors_of = cache(self._redis_errors.labels)
 
     def in_progress(self, count: Callable[[], int]) -> None:
@@ -251,9 +256,9 @@ class Metrics:
             stages: stage → milliseconds.
         """
         self._count_of(route, method if method in _METHODS else "other", status).inc()
-        self._seconds_of(route).observe(seconds)
+        self._seconds_of(route)(seconds)
         for stage, milliseconds in stages.items():
-            self._stage_of(route, stage).observe(milliseconds / 1000.0)
+            self._stage_of(route, stage)(milliseconds / 1000.0)
 
     def recommended(
         self, *, strategy: str, wanted: str, degraded: str | None, history_used: int, unknown: int, encoder_failed: bool
@@ -268,8 +273,8 @@ class Metrics:
             unknown: items of the history that the bundle lacks.
             encoder_failed: whether the encoder failed.
         """
-        self._answers.labels(strategy).inc()
-        self._history_length.observe(history_used)
+        self._answers_of(strategy).inc()
+        self._observe_history(history_used)
         if strategy != wanted:
             reason = (
                 "encoder"
@@ -298,8 +303,8 @@ class Metrics:
             size: how many, at least 1.
             waited_s: seconds from the arrival of the oldest of them in the queue to the start of the work.
         """
-        self._batch_size.observe(size)
-        self._queue_wait.observe(waited_s)
+        self._observe_batch(size)
+        self._observe_wait(waited_s)
 
     def worker_died(self) -> None:
         """Count an unexpected end of a thread of the engine."""
@@ -325,7 +330,7 @@ class Metrics:
             operation: one of a few words, such as ``recent`` and ``append``.
             seconds: until the reply or the error.
         """
-        self._redis_seconds_of(operation).observe(seconds)
+        self._redis_seconds_of(operation)(seconds)
 
     def redis_error(self, operation: str) -> None:
         """Count a call that failed."""
@@ -345,7 +350,7 @@ class Metrics:
 
     def missing_slot(self, slot: str, reason: str) -> None:
         """Count an answered item that lacks a slot."""
-        self._missing_slots.labels(slot, reason).inc()
+        self._missing_slots_of(slot, reason).inc()
 
     def publish(self) -> None:
         """Let the other workers read the gauges of this one; does nothing where there is one process."""

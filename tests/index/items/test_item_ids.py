@@ -1,6 +1,8 @@
 """ItemIds against a plain dict, with forced collisions, and errors that name the broken rule."""
 
+import gc
 import mmap
+import weakref
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +44,37 @@ def test_answers_as_a_dict_does(names: list[str], others: list[str], collide: in
         for name in [*names, *others, "", "\ud800", "a\n"]:
             assert ids.row(name) == by_dict.get(name)
         assert [ids.id(row) for row in range(len(names))] == names
+
+
+def test_answers_that_were_given_before_are_the_same_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("index.items.item_ids._REMEMBERED", 4)
+    names = [f"item {number}" for number in range(20)]
+    ids = ItemIds(names)
+    for _ in range(3):
+        assert [ids.row(name) for name in names] == list(range(20))
+        assert [ids.id(row) for row in range(20)] == names
+        assert ids.row("item 20") is None
+    assert ids._row_of.cache_info().currsize == ids._id_of.cache_info().currsize == 4
+
+
+def test_a_text_longer_than_any_id_is_not_kept() -> None:
+    ids = ItemIds(["é" * 128])
+    assert ids.row("é" * 128) == 0
+    before = ids._row_of.cache_info().currsize
+    assert ids.row("x" * 257) is None
+    assert ids._row_of.cache_info().currsize == before
+
+
+def test_nothing_keeps_dropped_ids() -> None:
+    ids = ItemIds(["a", "b"])
+    assert (ids.row("a"), ids.id(1)) == (0, "b")
+    dropped = weakref.ref(ids)
+    gc.disable()
+    try:
+        del ids
+        assert dropped() is None
+    finally:
+        gc.enable()
 
 
 def test_finds_every_row_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,17 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 
 from service.api import request_body
-from service.api.request_body import read_json, shown, validate
+from service.api.request_body import _check_headers, read_json, shown, validate
 from service.api.request_models import EventsRequest, RecommendRequest, SimilarRequest
-from service.errors import BodiesFull, BodyTooLarge, MalformedBody, RequestLate, RuleBroken, UnsupportedBody
+from service.errors import (
+    BodiesFull,
+    BodyTooLarge,
+    EncodedBody,
+    MalformedBody,
+    RequestLate,
+    RuleBroken,
+    UnsupportedBody,
+)
 from service.http.body_budget import BodyBudget
 from service.http.request_context import CONTEXT, RequestContext
 
@@ -309,3 +317,32 @@ def test_a_body_cut_short_by_the_time_limit_is_not_complete(parts: tuple[bytes, 
     came = sum(map(len, parts))
     with pytest.raises(RequestLate, match=f"the body must arrive sooner; of 50 bytes {came} came in time"):
         read(*parts, late=True, content_length="50")
+
+
+PLAIN = [(b"content-type", b"application/json"), (b"content-length", b"2")]
+
+
+@pytest.mark.parametrize(
+    ("headers", "declared"),
+    [
+        (PLAIN, "2"),
+        ([PLAIN[0]], ""),
+        ([*PLAIN, (b"content-encoding", b"identity")], "2"),
+        ([(b"content-type", b"application/json; charset=utf-8"), PLAIN[1]], "2"),
+        ([PLAIN[0], (b"content-type", b"text/plain")], ""),
+        ([*PLAIN, (b"content-length", b"3")], "2"),
+        ([(b"content-type", b"text/plain"), PLAIN[0]], None),
+        ([*PLAIN, (b"content-encoding", b"gzip")], None),
+        ([PLAIN[1]], None),
+    ],
+)
+def test_one_look_at_the_headers_finds_what_all_checks_find(
+    headers: list[tuple[bytes, bytes]], declared: str | None
+) -> None:
+    """The first of repeated headers counts; None: the request is refused."""
+    request = Request({"type": "http", "headers": headers})
+    if declared is not None:
+        assert _check_headers(request) == declared
+        return
+    with pytest.raises((UnsupportedBody, EncodedBody)):
+        _check_headers(request)

@@ -39,7 +39,7 @@ def test_the_smallest_weights_do_not_vanish(tiny: float) -> None:
 
 
 def weighted(weights: list[float]) -> WeightedHistory:
-    return WeightedHistory(np.arange(len(weights), dtype=np.int64), np.array(weights))
+    return WeightedHistory.of(range(len(weights)), weights)
 
 
 def test_positive_items_keep_their_order() -> None:
@@ -54,6 +54,18 @@ def test_the_newest_positive_and_all_negative_items_are_kept() -> None:
     assert newest.rows.tolist() == [0, 2, 3, 4]
     assert newest.weights.tolist() == [-1, 2, -3, 4]
     assert len(newest) == 4
+
+
+def test_the_newest_items_of_a_plain_history_are_its_end() -> None:
+    newest = weighted([1, 1, 1, 1]).newest(3)
+    assert (newest.rows.tolist(), newest.positive.tolist(), newest.weights.tolist()) == (
+        [1, 2, 3],
+        [1, 2, 3],
+        [1, 1, 1],
+    )
+    assert newest.plain
+    assert weighted([1, 1]).newest(0).rows.tolist() == []
+    assert weighted([2, 1, 1]).newest(2).plain
 
 
 def test_a_short_history_is_kept_whole() -> None:
