@@ -149,17 +149,18 @@ class BundleCache:
         Raises:
             RegistryError: it cannot be removed.
         """
-        before = _inode(self.root / bundle_id) if self.has(bundle_id) else None
-        if before is None:
+        copy = self.root / bundle_id
+        with _opened(copy if self.has(bundle_id) else None) as before:
+            if before is None:
+                return False
+            try:
+                hash_files(copy, Manifest.read(copy), never)
+            except BundleInvalid:
+                with self._written(), self._lock(".lock", never):
+                    if _inode(copy) == before:  # else another process has replaced it meanwhile
+                        self._remove(bundle_id)
+                return True
             return False
-        try:
-            hash_files(self.root / bundle_id, Manifest.read(self.root / bundle_id), never)
-        except BundleInvalid:
-            with self._written(), self._lock(".lock", never):
-                if _inode(self.root / bundle_id) == before:  # else another process has replaced it meanwhile
-                    self._remove(bundle_id)
-            return True
-        return False
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[Path]:
@@ -353,6 +354,20 @@ def _size_at(path: Path) -> int:
 
 def _is_aside(path: Path) -> bool:
     return path.name.startswith(_ASIDE_PREFIX)
+
+
+@contextlib.contextmanager
+def _opened(path: Path | None) -> Iterator[int | None]:
+    """The number of a directory, which no other gets while the block lasts; None: there is no such directory."""
+    try:
+        descriptor = None if path is None else os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        descriptor = None
+    try:
+        yield None if descriptor is None else os.fstat(descriptor).st_ino
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _inode(path: Path) -> int | None:
