@@ -72,6 +72,8 @@ def connection_pool(url: str) -> ConnectionPool:
             url, socket_timeout=None, socket_connect_timeout=None, retry=Retry(NoBackoff(), 0)
         )
         pool.connection_kwargs["protocol"] = 2  # also if the URL says otherwise: the adapters read replies in this form
+        # No CLIENT SETINFO: Redis would refuse it to the user of docs/security.md, and log the refusal.
+        pool.connection_kwargs["driver_info"] = None
         # Raises for unknown parameters of the URL, which would otherwise happen in the middle of a request.
         pool.connection_class(**pool.connection_kwargs)
     except (ValueError, TypeError):
