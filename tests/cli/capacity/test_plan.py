@@ -127,7 +127,7 @@ def test_every_coefficient_has_a_place_that_exists_and_is_explained() -> None:
 
 
 def run(*arguments: str) -> Any:
-    return CliRunner().invoke(app, ["plan", *arguments], env={"COLUMNS": "200"})
+    return CliRunner().invoke(app, ["plan", *arguments], env={"COLUMNS": "200", "TERM": "xterm"})
 
 
 def test_a_table_for_people_and_json_for_programs(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ class OneProcess:
     num_processes = 1
     process_index = 0
     is_main_process = True
+    is_local_main_process = True
 
 
 @pytest.fixture(scope="module")
