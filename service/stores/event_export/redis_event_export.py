@@ -225,9 +225,10 @@ class RedisEventExport:
             raise EventsUnavailable(lost_record(bucket))
 
     async def trim(self, buckets: Iterable[int]) -> None:
-        """Remove the exported entries of buckets."""
+        """Remove the exported entries of buckets, a page a call, so that other clients wait for one page at most."""
         with self._translated("trim"):
-            await asyncio.gather(*[self._trim(bucket) for bucket in buckets])
+            for bucket in buckets:
+                await self._trim(bucket)
 
     async def _trim(self, bucket: int) -> None:
         while await self._pipeline.run(_TRIM, self._keys(bucket)[:2], [_PAGE], int) == _PAGE:

@@ -48,6 +48,26 @@ def test_every_event_is_exported_once_and_then_trimmed(shop: Shop) -> None:
     assert "stream_ids" not in kinds
 
 
+def test_buckets_are_trimmed_one_after_another(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together they would be one exchange, which Redis carries out before it answers anybody else."""
+    running, most, trim = 0, 0, RedisEventExport._trim
+
+    async def watched(events: RedisEventExport, bucket: int) -> None:
+        nonlocal running, most
+        running, most = running + 1, max(most, running + 1)
+        await trim(events, bucket)
+        running -= 1
+
+    async def check(store: RedisHistories) -> None:
+        await store.append(some_events(250))
+        monkeypatch.setattr(RedisEventExport, "_trim", watched)
+        assert (await shop.export()).events == 250
+        assert await store.stream() == []
+
+    shop.run(check)
+    assert most == 1
+
+
 def test_the_name_of_a_file_has_bucket_and_ids(shop: Shop) -> None:
     shop.run(lambda store: _stored_and_exported(shop, store, [Event("anna", "a", 1.0), Event("anna", "b", 2.0)]))
     ids = [row["stream_id"] for row in shop.rows()]
