@@ -54,8 +54,8 @@ class ExportMetrics:
             return
         arrived = [int(part.oldest.partition("-")[0]) for part in parts if part.oldest is not None]
         erased = [part.erasing for part in parts if part.erasing is not None]
-        now = time()
-        self._oldest.set(max(0.0, now - min([*arrived, *erased], default=now * 1000) / 1000))
+        began = min([*arrived, *erased], default=None)
+        self._oldest.set(0.0 if began is None else max(0.0, time() - began / 1000))
         self._waiting.set(sum(part.events for part in parts))
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from cli.app import app
+from cli.capacity import plan
 from cli.capacity.coefficients import Coefficients
 from cli.capacity.estimate import Demand, Figure, estimate, item_bytes
 from cli.capacity.queueing import ServiceTimes
@@ -126,8 +128,14 @@ def test_every_coefficient_has_a_place_that_exists_and_is_explained() -> None:
         assert coefficient.basis == "measured" or coefficient.command is None, name
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables as on a wide terminal, also where another test has imported the module on a narrow one."""
+    monkeypatch.setattr(plan, "_out", Console(width=200, highlight=False, soft_wrap=True))
+
+
 def run(*arguments: str) -> Any:
-    return CliRunner().invoke(app, ["plan", *arguments], env={"COLUMNS": "200", "TERM": "xterm"})
+    return CliRunner().invoke(app, ["plan", *arguments])
 
 
 def test_a_table_for_people_and_json_for_programs(tmp_path: Path) -> None:
