@@ -37,11 +37,11 @@ from service.stores.deployment.cluster_histories import ClusterHistories
 from service.stores.event_export.redis_event_export import RedisEventExport
 from service.stores.outcomes.redis_outcomes import RedisOutcomes
 from service.stores.protocols import OperatorStateStore
+from service.stores.rates.redis_rates import RedisRates
 from service.stores.redis_client import RedisWatch
 from service.stores.redis_faults import RedisFaults
 from service.stores.redis_histories import RedisHistories
 from service.stores.redis_operator_state import RedisOperatorState
-from service.stores.redis_rates import RedisRates
 from service.stores.redis_renewal import Renewal
 from service.telemetry.export_metrics import ExportPolling
 from service.telemetry.logs import logger

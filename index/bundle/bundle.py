@@ -65,10 +65,8 @@ class Bundle:
         text_search: finds items by a text in id or metadata.
         thumbnails: the items' small pictures; None in a bundle without pictures.
         evaluation_queries: held-out histories with their targets.
-        indexed: (n,) bool, the rows that a query can find.
-        findable: the same, for single rows: an element is read in a fifth of the time.
-        missing: (n, slots) uint8 codes of :class:`index.items.modality_status.ModalityStatus`, columns in the order of
-            the layout.
+        indexed: (n,) bool, the rows that a query can find; ``findable`` is the same, faster to read row by row.
+        missing: (n, slots) uint8 codes of `index.items.modality_status.ModalityStatus`, in the order of the layout.
         max_history: number of newest items of a history that :meth:`encode` reads.
         list_scores: scores by item-to-item lists; None in a bundle without lists.
         slots_in_use: (slots,) bool, the slots that at least one item has.
@@ -126,8 +124,7 @@ class Bundle:
             path: the bundle's directory.
             device: ``cpu`` or ``cuda``, for the encoder and the index.
             threads: threads of one encoder run and of one search, at least 1.
-            verify: ``stamp`` or ``full``, see :func:`index.bundle.integrity.verify_files`; ``full`` also checks every
-                vector and every entry of the lists.
+            verify: ``stamp`` or ``full``, see `index.bundle.integrity`; ``full`` also checks vectors and lists.
             ahead: read items, vectors and index ahead; False where another store is searched.
 
         Raises:
@@ -384,8 +381,7 @@ class Bundle:
         Raises:
             SearchError: a row lies outside the catalogue.
         """
-        if not 0 <= row < len(self):
-            raise SearchError(f"rows must lie in 0 … {len(self) - 1}, got {row}")
+        self._check_rows(np.array([row]), lowest=0)
         return self._field_values.of(row, names)
 
     def fields_of(self, rows: NDArray[np.int64], names: Sequence[str] | None = None) -> list[dict[str, Any]]:

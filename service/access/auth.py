@@ -14,7 +14,7 @@ from service.access.rate_limit import RateLimit, caller_at
 from service.access.replica_buckets import RateStore, ReplicaBuckets
 from service.access.scopes import KeyScope
 from service.errors import KeyMissing, KeyRefused
-from service.settings.groups import AccessSettings
+from service.settings.access_settings import AccessSettings
 from service.settings.worker_place import WorkerPlace
 
 

@@ -15,10 +15,10 @@ from index.bundle.registries import is_store_url
 from index.machine.cores import available_cores
 from index.machine.memory import memory_limit
 from service.errors import SettingsError
+from service.settings.access_settings import AccessSettings
 from service.settings.event_settings import EventSettings
 from service.settings.groups import (
     MOST_WORKERS,
-    AccessSettings,
     BundleSettings,
     ComparisonSettings,
     EngineSettings,

@@ -122,14 +122,7 @@ def freeze_inputs(
     frame, own, replaced = _joined(_own(data), exported)
     if frame.is_empty():
         raise DatasetError(f"{events}: neither the export nor {data} has an interaction; export events first")
-    newest = float(frame[TIMESTAMP].max())  # type: ignore[arg-type]  # a number
-    cutoff = math.floor(newest - days * _DAY_S)  # whole seconds, as a data set has them
-    before = frame.filter(pl.col(TIMESTAMP) < cutoff)
-    if before.is_empty():
-        raise DatasetError(
-            f"{events}: all {frame.height:,} interactions are of the last {days:g} days, so none is left to learn from "
-            "before them; give fewer --measure-days"
-        )
+    cutoff, before = _before_last_days(frame, days, events)
     found = inputs | {
         _CATALOGUE: catalogue,
         "cutoff": cutoff,
@@ -146,6 +139,23 @@ def freeze_inputs(
     before.write_parquet(frozen.before)
     _write(path, found)
     return frozen
+
+
+def _before_last_days(frame: pl.DataFrame, days: float, events: str | ExportPath) -> tuple[int, pl.DataFrame]:
+    """The cut-off in seconds since 1970 UTC, and the interactions before it.
+
+    Raises:
+        DatasetError: there are none.
+    """
+    newest = float(frame[TIMESTAMP].max())  # type: ignore[arg-type]  # a number
+    cutoff = math.floor(newest - days * _DAY_S)  # whole seconds, as a data set has them
+    before = frame.filter(pl.col(TIMESTAMP) < cutoff)
+    if before.is_empty():
+        raise DatasetError(
+            f"{events}: all {frame.height:,} interactions are of the last {days:g} days, so none is left to learn from "
+            "before them; give fewer --measure-days"
+        )
+    return cutoff, before
 
 
 def _own(data: Path) -> pl.DataFrame:

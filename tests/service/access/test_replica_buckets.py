@@ -14,7 +14,7 @@ from service.access.rate_limit import RateLimit
 from service.access.replica_buckets import Charge, ReplicaBuckets
 from service.errors import RateExceeded, RatesUnavailable, SettingsError
 from service.settings.load import load_settings
-from service.stores.redis_rates import RedisRates
+from service.stores.rates.redis_rates import RedisRates
 from tests.support.shops import OpenClient, eventually, metric
 from tests.support.stores.real_redis import connection
 

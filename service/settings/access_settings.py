@@ -1,0 +1,64 @@
+"""Declares the settings of API keys and rate limits."""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+
+from service.settings.groups import ApiKeys, SettingsGroup
+from service.settings.secret_files import KEY_RULE, is_key
+
+
+class AccessSettings(SettingsGroup):
+    """API keys and rate limits."""
+
+    api_keys: ApiKeys = Field((), description="Keys of the data routes, separated by commas; none: they are open.")
+    admin_keys: ApiKeys = Field(
+        (), description="Keys of all routes, the admin routes included; none: the admin routes are closed."
+    )
+    metrics_keys: ApiKeys = Field(
+        (), description="Keys of /metrics, separated by commas; none: it is open. Admin keys open it too."
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="File with more keys of the data routes, one per line, each with its scopes where it has not all; "
+        "read again when it changes.",
+    )
+    admin_keys_file: Path | None = Field(
+        None, description="File with more keys of all routes, one per line; read again when it changes."
+    )
+    metrics_keys_file: Path | None = Field(
+        None, description="File with more keys of /metrics, one per line; read again when it changes."
+    )
+    rate_limit: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="Requests per second of each key, or of each address where no keys are set; unset: no limit.",
+    )
+    rate_burst: int | None = Field(
+        None, ge=1, le=10**6, description="Requests at once after a pause; unset: as many as in two seconds."
+    )
+    rate_shared: bool = Field(
+        False, description="Limit each caller's rate over all replicas together, which exchange their counts in Redis."
+    )
+
+    @field_validator("api_keys", "admin_keys", "metrics_keys")
+    @classmethod
+    def _check_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(is_key(key.get_secret_value()) for key in value):
+            raise ValueError(KEY_RULE)
+        return value
+
+    @field_validator("rate_shared")
+    @classmethod
+    def _check_limit(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("rate_limit") is None:
+            raise ValueError("needs a rate_limit to share")
+        return value
+
+    @field_validator("admin_keys", "metrics_keys")
+    @classmethod
+    def _check_kinds(cls, value: tuple[SecretStr, ...], info: ValidationInfo) -> tuple[SecretStr, ...]:
+        if any(set(value) & set(info.data.get(kind, ())) for kind in ("api_keys", "admin_keys")):
+            raise ValueError("a key must be of one kind only: an API key, an admin key or a metrics key")
+        return value

@@ -1,0 +1,1 @@
+"""The token buckets that replicas share."""
