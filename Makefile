@@ -15,7 +15,7 @@ VERSIONS_ARGS ?=
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -q \
 	--numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check check-types check-tests check-slow audit format bench-serving bench-events bench-faults bench-filters bench-fit bench-index bench-lists bench-method bench-sasrec bench-shop bench-swap bench-soak bench-workers fuzz site images sbom secrets demo-bundle try-compose clean bench-connections test-chart check-versions bench-queueing bench-heads bench-instructions check-engines
+.PHONY: demo test check check-types check-tests check-slow audit format bench-serving bench-events bench-faults bench-filters bench-fit bench-index bench-lists bench-method bench-sasrec bench-shop bench-swap bench-soak bench-workers fuzz site images sbom secrets demo-bundle try-compose clean bench-connections test-chart check-versions bench-queueing bench-heads bench-instructions check-engines engines
 
 # Builds the demo catalogue, trains, indexes and serves it; Ctrl-C ends everything it started.
 demo: $(VENV)/.installed
@@ -44,9 +44,12 @@ check-tests:
 check-slow:
 	$(PYTEST) -m "slow or program"
 
-# The tests of Milvus and Ray, whose packages the installation for tests leaves out; installs them into .venv, half a gigabyte.
-check-engines: $(VENV)/.installed
+# Packages of Milvus and Ray, half a gigabyte, which the installation for tests leaves out.
+engines: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints/cpu.txt --editable '.[milvus-test,ray]'
+
+# The tests of Milvus and Ray.
+check-engines: engines
 	$(PYTEST) tests/service/retrieval tests/training/embedding/distributed tests/training/nightly/test_reindex_ray_slow.py
 
 # A part of the fast tests with Python 3.12 and 3.13 where there are such interpreters: minutes to install, into .venvs.
