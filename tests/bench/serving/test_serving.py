@@ -30,5 +30,6 @@ def test_one_stage_is_measured_again_and_the_rest_stays(tmp_path: Path) -> None:
     assert [task.key for task in missing(overload, results)] == ["overload/1/peak", "overload/1/2x"]
     assert missing(sizes, results) == []
     assert "overloads/1" in results
-    assert wanted([overload, sizes], "overload") == [overload]
-    assert wanted([overload, sizes], None) == [overload, sizes]
+    assert wanted([overload, sizes], ["overload"]) == [overload]
+    assert wanted([overload, sizes], []) == [overload, sizes]
+    assert wanted([overload, sizes], ["sizes", "overload"]) == [overload, sizes]
