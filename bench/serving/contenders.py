@@ -161,6 +161,9 @@ PEERS = (
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Only of its start: on a slow machine its processes take longer than the 5 s that it gives them.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+            "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
         },
         processes=(1, 2),
     ),
