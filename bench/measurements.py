@@ -84,11 +84,16 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit checked out, with a + when files differ from it."""
-    ran = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude=*"], capture_output=True, text=True, check=False
-    )
-    return ran.stdout.strip() or "unknown"
+    """The commit checked out, with a + when files differ from it other than pages and results, which a bench writes."""
+    ran = _git("rev-parse", "--short", "HEAD")
+    if ran.returncode:
+        return "unknown"
+    differs = _git("diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)bench/results", ":(top,exclude)docs")
+    return ran.stdout.strip() + ("+" if differs.returncode else "")
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
 
 
 def rounded(value: Any) -> Any:  # noqa: ANN401 - any JSON value

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +73,9 @@ def published(rows: int, work: Path, encoder: Path, progress: Progress, *, neigh
     home = work / (f"catalogue-{rows}-lists-{neighbours}" if neighbours else f"catalogue-{rows}")
     record = home / "published.json"
     if record.exists():
-        return Published(**json.loads(record.read_text()))
+        found = Published(**json.loads(record.read_text()))
+        now = home / "registry"  # the folder may have been moved since
+        return replace(found, registry=str(now), bundle=str(now / Path(found.bundle).name))
     progress("catalogue", 0.0)
     table, queries = _table(rows)
     lists = made_lists(rows, neighbours) if neighbours else None

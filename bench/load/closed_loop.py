@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,8 @@ def closed_loop(port: int, path: str, bodies: Path, connections: int, seconds: f
         seconds: for how long; wrk takes whole seconds.
 
     Returns:
-        ``good``, ``degraded`` and ``refused`` answers a second, ``errors``, and p50, p90 and p99 in milliseconds.
+        ``good``, ``degraded`` and ``refused`` answers a second, ``errors``, p50, p90 and p99 in milliseconds, and
+        ``client_cpu``, the cores that the load generator used.
 
     Raises:
         RuntimeError: the load could not be made.
@@ -42,11 +44,19 @@ def closed_loop(port: int, path: str, bodies: Path, connections: int, seconds: f
     else:
         command = [sys.executable, "-m", "bench.load.closed_loop", str(port), path, str(bodies)]
         command += [str(connections), str(seconds)]
+    used, began = _cpu_of_children(), time.perf_counter()
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    client_cpu = (_cpu_of_children() - used) / (time.perf_counter() - began)
     if ran.returncode:
         raise RuntimeError(f"{command[0]} ended with {ran.returncode}: {ran.stderr.strip()[-300:]}")
     found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    return found | {"connections": connections}
+    return found | {"connections": connections, "client_cpu": client_cpu}
+
+
+def _cpu_of_children() -> float:
+    """Seconds of processor time of all processes that this one has started and that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 async def _connection(port: int, requests: list[bytes], until: float, found: list[tuple[float, int, bool]]) -> None:

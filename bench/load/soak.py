@@ -29,10 +29,10 @@ import psutil
 import redis
 
 from bench.faults.watched_service import EVERY_S
+from bench.load.growth import judge
 from bench.load.shop import WORKER_ENDED, Service, Shop, open_shop
 from bench.load.soak_load import LEAST_ITEMS, Requests, SoakLoad
 from bench.measurements import commit, machine
-from bench.serving.growth import judge
 from bench.serving.plots import timelines
 from demo.embedded_redis import EmbeddedRedis
 

@@ -28,6 +28,8 @@ class Contender:
         in_a_list: the request is ``{"asks": [body]}`` and the answer a list.
         answers: False for the echo, whose items mean nothing.
         processes: numbers of worker processes to choose from; the run itself finds which is best on this machine.
+        counted_by: the variable that its number of worker processes is given in.
+        workers: worker processes that do the work; 0: as many as it takes by itself.
         under: the command line of a program that runs the interpreter, as a profiler does.
     """
 
@@ -40,14 +42,20 @@ class Contender:
     in_a_list: bool = False
     answers: bool = True
     processes: Sequence[int] = ()
+    counted_by: str = "BENCH_WORKERS"
+    workers: int = 1
     under: Sequence[str] = ()
 
     def with_processes(self, number: int) -> "Contender":
         """The same with a number of worker processes that do the work."""
         said = f"{number} worker process{'es' if number > 1 else ''}; {self.settings}"
-        return replace(
-            self, environment={**self.environment, "BENCH_WORKERS": str(number)}, settings=said, processes=()
-        )
+        counted = {**self.environment, self.counted_by: str(number)}
+        return replace(self, environment=counted, settings=said, processes=(), workers=number)
+
+    def with_default_processes(self) -> "Contender":
+        """The same with as many worker processes as it takes by itself."""
+        counted = {name: value for name, value in self.environment.items() if name != self.counted_by}
+        return replace(self, environment=counted, settings=f"default workers; {self.settings}", processes=(), workers=0)
 
     def command(self, *, port: int, registry: str, redis: str) -> list[str]:
         """The command line.
@@ -65,7 +73,9 @@ class Contender:
     def variables(self, *, port: int, bundle: str, redis: str) -> dict[str, str]:
         """The whole environment of its process."""
         # These pick slower kernels for old BLAS builds where they are set; no contender has an old one.
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
+        # The number of its processes is the contender's alone.
+        dropped = ("OPENBLAS_", self.counted_by)
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
         asked = {"BENCH_PORT": str(port), "BENCH_BUNDLE": bundle, "BENCH_REDIS": redis, "PYTHONPATH": str(_ROOT)}
         return inherited | _ONE_THREAD | asked | {k: v.format(port=port) for k, v in self.environment.items()}
 
@@ -85,9 +95,11 @@ OURS = Contender(
         *("-m", "cli.main", "serve", "--registry", "{registry}", "--redis", "{redis}"),
         *("--port", "{port}", "--log-level", "warning"),
     ),
-    "one process (`--workers 1`), the whole contract of docs/http.md",
+    "`vlm2rec serve`, the whole contract of docs/http.md",
     ("fastapi", "uvicorn", "uvloop", "httptools", "redis", "faiss-cpu", "onnxruntime", "numpy"),
     environment={"VLM2REC_WORKERS": "1"},
+    processes=(1, 2),
+    counted_by="VLM2REC_WORKERS",
 )
 ECHO = Contender(
     "echo",
@@ -149,6 +161,9 @@ PEERS = (
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Only of its start: on a slow machine its processes take longer than the 5 s that it gives them.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+            "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
         },
         processes=(1, 2),
     ),

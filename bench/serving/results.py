@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ class ServingResults:
 
     @property
     def rounds(self) -> range:
-        """Numbers of the rounds."""
-        return range(1, int(self.settings.get("rounds", 0)) + 1)
+        """Numbers of the rounds of the stage that has most."""
+        return range(1, max(int(self.settings.get(name, 0)) for name in ("rounds", "overload_rounds")) + 1)
 
     def value(self, key: str, name: str) -> float | None:
         """One figure of one measurement."""
@@ -41,7 +41,12 @@ class ServingResults:
 
     def median(self, key: str, name: str) -> float | None:
         """Median of a figure over the rounds; the key has ``{round}`` in it."""
-        return _median(self.value(key.format(round=number), name) for number in self.rounds)
+        return median(self.values(key, name))
+
+    def values(self, key: str, name: str) -> list[float]:
+        """A figure of every round that has it; the key has ``{round}`` in it."""
+        found = (self.value(key.format(round=number), name) for number in self.rounds)
+        return [value for value in found if value is not None]
 
     def mean(self, key: str, name: str) -> float | None:
         """Mean of a figure over the rounds of the tuning."""
@@ -50,12 +55,16 @@ class ServingResults:
         return statistics.fmean(values) if values else None
 
     def ratio(self, key: str, to: str, name: str = "good", to_name: str | None = None) -> float | None:
-        """Median over the rounds of the ratio of a figure to one of the same round (of the same name by default)."""
+        """Median of :meth:`ratios`."""
+        return median(self.ratios(key, to, name, to_name))
+
+    def ratios(self, key: str, to: str, name: str = "good", to_name: str | None = None) -> list[float]:
+        """The ratio of a figure to one of the same round, of the same name by default, of every round that has both."""
         pairs = (
             (self.value(key.format(round=number), name), self.value(to.format(round=number), to_name or name))
             for number in self.rounds
         )
-        return _median(one / other for one, other in pairs if one is not None and other)
+        return [one / other for one, other in pairs if one is not None and other]
 
     def failed(self, key: str) -> str | None:
         """The reason of a failed measurement."""
@@ -64,10 +73,24 @@ class ServingResults:
 
     def spread(self, key: str, name: str) -> tuple[float, float] | None:
         """Smallest and largest of a figure over the rounds."""
-        values = [value for number in self.rounds if (value := self.value(key.format(round=number), name)) is not None]
+        values = self.values(key, name)
         return (min(values), max(values)) if values else None
 
 
-def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
+def median(values: Sequence[float]) -> float | None:
+    """The median; None of nothing."""
+    return statistics.median(values) if values else None
+
+
+def shown(values: Sequence[float], form: str, unit: str = "") -> str:
+    """The median, and in brackets the lowest and the highest if they differ from it when written; a dash for nothing.
+
+    Args:
+        values: of the rounds.
+        form: of one figure, as ``{:.1f}``.
+        unit: behind all of them.
+    """
+    if not values:
+        return "–"
+    middle, low, high = (form.format(value) for value in (statistics.median(values), min(values), max(values)))
+    return middle + (f" ({low}–{high})" if {low, high} != {middle} else "") + unit

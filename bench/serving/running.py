@@ -114,8 +114,15 @@ class RunningContender:
             connection.close()
 
     def memory_bytes(self) -> dict[str, int]:
-        """Memory of all its processes: ``resident`` counts shared pages in each, ``proportional`` once in all."""
-        found = {"resident": 0, "proportional": 0, "processes": 0}
+        """Memory of all its processes.
+
+        Returns:
+            ``resident`` counts pages that its processes share in each of them, ``once`` in the process that shares the
+            most, and ``proportional`` divides them among all processes of the machine that have them, so that a file
+            which the bench itself has mapped counts by half.
+        """
+        found = {"resident": 0, "proportional": 0, "once": 0, "processes": 0}
+        most_shared = 0
         for process in self._family():
             try:
                 memory = process.memory_full_info()
@@ -123,7 +130,10 @@ class RunningContender:
                 continue
             found["resident"] += memory.rss
             found["proportional"] += memory.pss
+            found["once"] += memory.uss
+            most_shared = max(most_shared, memory.rss - memory.uss)
             found["processes"] += 1
+        found["once"] += most_shared
         return found
 
     def cpu_seconds(self) -> float:

@@ -2,7 +2,7 @@
 
     python -m bench.serving.serving            # continues the last run
     python -m bench.serving.serving --fresh    # begins anew
-    python -m bench.serving.serving --only overload    # measures this stage again and leaves the rest
+    python -m bench.serving.serving --only overload start    # measures these stages again and leaves the rest
     python -m bench.serving.serving --smoke    # seconds, to see that everything runs
     python -m bench.serving.serving --neighbours 0    # bundles without item-to-item lists
 
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from bench.serving.stages import Task, Visit, measured_visits, tuning_visits
 
 _ROOT = Path(__file__).parents[2]
 _WORK = _ROOT / ".bench"
-_STAGES = ("tuning", "contenders", "sizes", "overload", "users")
+STAGES = ("tuning", "contenders", "sizes", "overload", "start", "users")
 _OUT = _ROOT / "bench" / "results" / "serving.json"
 NEIGHBOURS = 50  # what `vlm2rec fit-encoder` takes by default
 
@@ -64,9 +64,9 @@ def prepare(sizes: Iterable[int], results: Measurements, work: Path, neighbours:
     return found
 
 
-def wanted(visits: Iterable[Visit], only: str | None) -> list[Visit]:
-    """The visits of one stage, or all."""
-    return [visit for visit in visits if only is None or visit.stage == only]
+def wanted(visits: Iterable[Visit], only: Collection[str]) -> list[Visit]:
+    """The visits of some stages, or all where none is named."""
+    return [visit for visit in visits if not only or visit.stage in only]
 
 
 def missing(visit: Visit, results: Measurements) -> list[Task]:
@@ -75,7 +75,7 @@ def missing(visit: Visit, results: Measurements) -> list[Task]:
 
 
 def carry_out(visit: Visit, setting: Setting, results: Measurements) -> None:
-    """Start a contender, run its missing tasks and stop it; a failed start is recorded with the reason."""
+    """Start a contender, run its missing tasks and stop it; a failed start or load is recorded with the reason."""
     tasks = missing(visit, results)
     if not tasks:
         return
@@ -89,7 +89,7 @@ def carry_out(visit: Visit, setting: Setting, results: Measurements) -> None:
                 results.put(task.key, measured, took_s=time.perf_counter() - started)
                 print(f"  {task.key:<44} {_shown(measured)}", flush=True)
                 started = time.perf_counter()
-    except (CannotInstall, DidNotServe) as error:
+    except (CannotInstall, DidNotServe, RuntimeError, subprocess.SubprocessError) as error:
         for task in tasks:
             if task.key not in results:
                 results.put(task.key, {"failed": str(error)}, took_s=time.perf_counter() - started)
@@ -100,7 +100,8 @@ def main() -> None:
     """Measure everything that is not measured yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="begin anew; built bundles are kept all the same")
-    parser.add_argument("--only", choices=_STAGES, help="measure this stage again, and nothing else")
+    parser.add_argument("--only", choices=STAGES, nargs="+", default=[], help="measure these again, and nothing else")
+    parser.add_argument("--resume", action="store_true", help="with --only: measure what is missing of these stages")
     parser.add_argument("--smoke", action="store_true", help="seconds instead of minutes, results aside")
     parser.add_argument("--out", type=Path, default=None, help=f"default {_OUT.relative_to(_ROOT)}")
     parser.add_argument("--work", type=Path, default=_WORK, help="where bundles are kept between runs")
@@ -114,8 +115,9 @@ def main() -> None:
         asdict(plan) | {"load": load_tool(), "neighbours": options.neighbours},
         fresh=options.fresh or options.smoke,
     )
-    if options.only:
-        results.forget(options.only)
+    if not options.resume:
+        for stage in options.only:
+            results.forget(stage)
     bundles: dict[int, Published] = {}
     with Setting(plan, bundles) as setting:
         every = (*tuning_visits(setting), *measured_visits(setting, results))

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -97,8 +98,16 @@ class Setting:
         )
 
     def closed(self, running: RunningContender, users: int, connections: int, seconds: float) -> dict[str, Any]:
-        """Closed-loop load; see :func:`bench.load.closed_loop.closed_loop`."""
-        return closed_loop(running.port, PATH, self._bodies(running.contender, users), connections, seconds)
+        """Closed-loop load, see :func:`bench.load.closed_loop.closed_loop`, with ``cpu_ms`` of an answer.
+
+        These milliseconds are processor time of all processes of the contender, for each answer with 200.
+        """
+        bodies, before = self._bodies(running.contender, users), running.cpu_seconds()
+        began = time.perf_counter()
+        found = closed_loop(running.port, PATH, bodies, connections, seconds)
+        used, took_s = running.cpu_seconds() - before, time.perf_counter() - began
+        answers = (found["good"] + found["degraded"]) * took_s
+        return found | ({"cpu_ms": 1000 * used / answers} if answers else {})
 
     def open(self, running: RunningContender, users: int, rate: float, seconds: float, seed: int) -> dict[str, Any]:
         """Open-loop load from a process of its own; see :func:`bench.load.open_loop.summary`."""

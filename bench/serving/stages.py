@@ -60,14 +60,14 @@ class Visit:
 
 
 def tuning_visits(setting: Setting) -> Iterator[Visit]:
-    """Every number of processes of every peer, so that each is measured at its best on this machine."""
+    """Every number of processes of every contender, so that each is measured at its best on this machine."""
     plan = setting.plan
     for number in range(1, plan.tuning_rounds + 1):
-        for peer in PEERS:
-            for processes in peer.processes:
-                key = f"tuning/{number}/{peer.name}/{processes}"
+        for contender in (OURS, *PEERS):
+            for processes in contender.processes:
+                key = f"tuning/{number}/{contender.name}/{processes}"
                 task = Task(key, lambda running: setting.closed(running, plan.users, plan.connections, plan.tuning_s))
-                yield Visit("tuning", peer.with_processes(processes), plan.main, plan.users, [task])
+                yield Visit("tuning", contender.with_processes(processes), plan.main, plan.users, [task])
 
 
 def at_its_best(contender: Contender, read: ServingResults) -> Contender:
@@ -81,20 +81,46 @@ def at_its_best(contender: Contender, read: ServingResults) -> Contender:
 
 
 def measured_visits(setting: Setting, results: Measurements) -> Iterator[Visit]:
-    """Every visit after the tuning, in order; contenders take turns within a stage."""
+    """Every visit after the tuning, in order; contenders take turns within a stage.
+
+    The echo is in every round of every stage, since it says how fast the machine was then.
+    """
     plan = setting.plan
     everyone = [at_its_best(contender, results.read()) for contender in EVERYONE]
+    ours = everyone[EVERYONE.index(OURS)]
     for number in range(1, plan.rounds + 1):
         for contender in everyone:
             yield _contender(setting, contender, number)
     for number in range(1, plan.rounds + 1):
+        yield _echo(setting, "sizes", number)
         for rows in plan.sizes:
-            yield _size(setting, rows, number)
+            yield _size(setting, ours, rows, number)
+    for number in range(1, plan.overload_rounds + 1):
+        yield _echo(setting, "overload", number)
+        yield _overload(setting, ours, results, number)
     for number in range(1, plan.rounds + 1):
-        yield _overload(setting, results, number)
+        yield _echo(setting, "start", number)
+        yield _started(setting, number)
     for number in range(1, plan.rounds + 1):
+        yield _echo(setting, "users", number)
         for users in (plan.users, plan.many_users):
-            yield _users(setting, users, number)
+            yield _users(setting, ours, users, number)
+
+
+def _echo(setting: Setting, stage: str, number: int) -> Visit:
+    """The echo beside a round of a stage."""
+    plan = setting.plan
+    task = Task(
+        f"{stage}/{number}/echo", lambda running: setting.closed(running, plan.users, plan.connections, plan.echo_s)
+    )
+    return Visit(stage, ECHO, plan.main, plan.users, [task])
+
+
+def _started(setting: Setting, number: int) -> Visit:
+    """The start on the largest catalogue with as many workers as the service takes by itself."""
+    plan = setting.plan
+    task = Task(f"start/{number}/{max(plan.sizes)}", _start)
+    return Visit("start", OURS.with_default_processes(), max(plan.sizes), plan.users, [task], warm=False)
 
 
 def _contender(setting: Setting, contender: Contender, number: int) -> Visit:
@@ -109,16 +135,16 @@ def _contender(setting: Setting, contender: Contender, number: int) -> Visit:
     return Visit("contenders", contender, plan.main, plan.users, tasks)
 
 
-def _size(setting: Setting, rows: int, number: int) -> Visit:
+def _size(setting: Setting, ours: Contender, rows: int, number: int) -> Visit:
     """vlm2rec on a catalogue of a size; all kinds of requests are compared with exact search once."""
     plan, key = setting.plan, f"sizes/{number}/{rows}"
     tasks = [Task(f"{key}/start", _start), *_loads(setting, key, plan.users, plan.size_rates, number)]
     if number == 1:
         tasks.append(Task(f"{key}/recall", partial(_recall, setting, rows)))
-    return Visit("sizes", OURS, rows, plan.users, tasks)
+    return Visit("sizes", ours, rows, plan.users, tasks)
 
 
-def _overload(setting: Setting, results: Measurements, number: int) -> Visit:
+def _overload(setting: Setting, ours: Contender, results: Measurements, number: int) -> Visit:
     """Peak, then multiples of it, each followed by the way back; then multiples of the connections."""
     plan, key = setting.plan, f"overload/{number}"
 
@@ -137,17 +163,17 @@ def _overload(setting: Setting, results: Measurements, number: int) -> Visit:
     tasks = [Task(f"{key}/peak", lambda running: setting.closed(running, plan.users, plan.connections, plan.closed_s))]
     tasks += [Task(f"{key}/{times}x", partial(offer, times)) for times in plan.overloads]
     tasks.append(Task(f"{key}/{plan.overloads[-1]}x connections", partial(crowd, plan.overloads[-1])))
-    return Visit("overload", OURS, plan.main, plan.users, tasks)
+    return Visit("overload", ours, plan.main, plan.users, tasks)
 
 
-def _users(setting: Setting, users: int, number: int) -> Visit:
+def _users(setting: Setting, ours: Contender, users: int, number: int) -> Visit:
     """vlm2rec with few and with many users in Redis."""
     plan, key = setting.plan, f"users/{number}/{users}"
     rate = plan.size_rates[0]
     tasks = [Task(f"{key}/open {rate}", lambda running: setting.open(running, users, rate, plan.open_s, number))]
     if number == 1:
         tasks.append(Task(f"{key}/redis", lambda _: _redis(setting, users)))
-    return Visit("users", OURS, plan.main, users, tasks)
+    return Visit("users", ours, plan.main, users, tasks)
 
 
 def _loads(setting: Setting, key: str, users: int, rates: tuple[int, ...], number: int) -> list[Task]:
@@ -156,7 +182,7 @@ def _loads(setting: Setting, key: str, users: int, rates: tuple[int, ...], numbe
     return [
         Task(f"{key}/closed", lambda running: setting.closed(running, users, plan.connections, plan.closed_s)),
         *(Task(f"{key}/open {rate}", partial(_open_at, setting, users, rate, plan.open_s, number)) for rate in rates),
-        Task(f"{key}/memory", lambda running: running.memory_bytes()),
+        Task(f"{key}/memory", lambda running: running.memory_bytes() | {"workers": running.contender.workers}),
     ]
 
 

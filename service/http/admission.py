@@ -47,13 +47,21 @@ class Admission:
 
     def enter(self, request: object) -> bool:
         """Let a request in, or not; where :attr:`is_high` is true after that, it gets popular items."""
-        in_progress = len(self._inside)
-        if in_progress >= self._limit:
-            if self._credit < _RESPONSES_PER_POPULAR_ONE or in_progress >= self.bound:
-                self._turned_away = True
-                return False
+        if self.turns_away():
+            return False
+        if len(self._inside) >= self._limit:
             self._credit -= _RESPONSES_PER_POPULAR_ONE
         self._inside.add(request)
+        return True
+
+    def turns_away(self) -> bool:
+        """Whether a request may not be let in now; if so, it is turned away."""
+        in_progress = len(self._inside)
+        if in_progress < self._limit:
+            return False
+        if self._credit >= _RESPONSES_PER_POPULAR_ONE and in_progress < self.bound:
+            return False
+        self._turned_away = True
         return True
 
     def leave(self, request: object) -> None:

@@ -6,6 +6,7 @@ narrowly (docs/adr/0022).
 """
 
 import asyncio
+from collections.abc import Iterable
 from functools import partial
 from math import inf
 from time import perf_counter
@@ -13,33 +14,28 @@ from typing import Any
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from service.http.admission import Admission
 from service.http.connections import Connections
+from service.http.pipeline_flow import PipelineFlow
 from service.http.problems import (
     CROWDED,
     HEAD_TOO_LARGE,
     NOT_HTTP,
     NOT_IMPLEMENTED,
-    QUEUE_FULL,
     REQUEST_LATE,
     ProblemKind,
     RequestRefusal,
 )
+from service.http.refusals import DETAILS, PreparedRefusal, queue_full
 from service.http.request_context import CONTEXT, RequestContext, context_of
 from service.http.request_head import path_of, refusal_of
-from service.http.response_writer import ResponseWriter, refusal_bytes
+from service.http.response_writer import ResponseWriter
 from service.request_trace import new_request_id, request_id_from
 
-_ALWAYS_ANSWERED = frozenset({b"/livez", b"/readyz", b"/metrics"})
-_DETAILS = {
-    CROWDED: "there are too many connections; try again later",
-    HEAD_TOO_LARGE: "address and headers must have at most 65536 bytes together",
-    REQUEST_LATE: "address and headers must arrive sooner; send them at once",
-}
+_ALWAYS_ANSWERED = (b"/livez", b"/readyz", b"/metrics")
 _MAX_URL_BYTES = 65_535  # limit of the URL parser
 # llhttp's message for an unknown coding, or one that is not the last; `refusal_of` finds most of them.
 _UNKNOWN_CODING = "`Transfer-Encoding`"
@@ -59,18 +55,6 @@ class GuardedConfig(uvicorn.Config):
         super().__init__(app, http=GuardedProtocol, **options)
         self.connections = connections
         self.admission = admission
-
-
-class _PipelineFlow(FlowControl):
-    """Flow control that does not resume reading while pipelined requests wait."""
-
-    def __init__(self, transport: asyncio.Transport, pipeline: Any) -> None:  # noqa: ANN401 - uvicorn's deque
-        super().__init__(transport)
-        self._pipeline = pipeline
-
-    def resume_reading(self) -> None:
-        if not self._pipeline:
-            super().resume_reading()
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -111,7 +95,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Register the connection; far beyond the bound on connections, refuse it."""
         self._connections.add(self)
         super().connection_made(transport)
-        self.flow = _PipelineFlow(transport, self.pipeline)
+        self.flow = PipelineFlow(transport, self.pipeline)
         self._crowded = self._connections.free_slots < 0
         if self._connections.free_slots < -self._limits.spare:
             self._refuse(CROWDED, "crowded")
@@ -173,6 +157,8 @@ class GuardedProtocol(HttpToolsProtocol):
             return  # the parser stops here; `_ignore_upgrade` parses the head again
         self._in_head = False
         self._unused_bytes = 0
+        if refusal is None and self._turned_away_at_once():
+            return
         self.scope[CONTEXT] = RequestContext(self._began_at, refusal)  # type: ignore[typeddict-unknown-key]
         if refusal is not None:
             self.url = b"/"  # what was sent may be invalid
@@ -267,14 +253,14 @@ class GuardedProtocol(HttpToolsProtocol):
             size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
             if size > self._limits.head_bytes or len(self.url) > _MAX_URL_BYTES:
                 self._connections.on_drop("head")
-                return RequestRefusal(HEAD_TOO_LARGE, _DETAILS[HEAD_TOO_LARGE])
+                return RequestRefusal(HEAD_TOO_LARGE, DETAILS[HEAD_TOO_LARGE])
         fault = refusal_of(self.parser.get_method().decode("ascii"), self.parser.get_http_version(), self.headers)
         if fault is not None:
             self._connections.on_drop("malformed")
             return fault
         if self._crowded and self.url.partition(b"?")[0] not in _ALWAYS_ANSWERED:
             self._connections.on_drop("crowded")
-            return RequestRefusal(CROWDED, _DETAILS[CROWDED])
+            return RequestRefusal(CROWDED, DETAILS[CROWDED])
         return None
 
     def _refuse_unparsed(self, reason: str) -> None:
@@ -327,9 +313,8 @@ class GuardedProtocol(HttpToolsProtocol):
         headers = {"Connection": "close"} | (
             {"Retry-After": str(self._connections.retry_after_s)} if kind is CROWDED else {}
         )
-        detail = _DETAILS[kind] if detail is None else detail
-        request_id = new_request_id()
-        self.transport.write(refusal_bytes(kind, detail, request_id=request_id, headers=headers, began=self._began_at))
+        detail = DETAILS[kind] if detail is None else detail
+        self.transport.write(PreparedRefusal(kind, detail, headers).to(new_request_id(), began=self._began_at))
         self._end_when_read()
 
     def _end(self) -> None:
@@ -373,24 +358,40 @@ class GuardedProtocol(HttpToolsProtocol):
         self.tasks.discard(task)
         self._admission.leave(cycle)
 
+    def _turned_away_at_once(self) -> bool:
+        """Refuse a request by its head, before anything is made for it, if too many are in progress.
+
+        The complete cycle before it stands for this one too, so that its body is dropped.
+        """
+        if (
+            self.cycle is None
+            or not self.cycle.response_complete
+            or self._crowded
+            or not self.parser.should_keep_alive()
+            or self.parser.get_http_version() != "1.1"
+            or not self.url.startswith(b"/")
+            or self.url.startswith(_ALWAYS_ANSWERED)
+            or not self._admission.turns_away()
+        ):
+            return False
+        self._write_refusal(self.headers, self.parser.get_method().decode("ascii"), self._began_at, keep_alive=True)
+        self.headers = []
+        self.on_response_complete()
+        return True
+
     def _turn_away(self, cycle: RequestResponseCycle) -> None:
         """Refuse a request without the cost of asking the application."""
-        given = next((value for name, value in cycle.scope["headers"] if name == b"x-request-id"), None)
-        more = {"Retry-After": str(self._connections.retry_after_s)}
-        if not cycle.keep_alive:
-            more["Connection"] = "close"
-        detail = "more requests are in progress than can be answered soon; ask again later"
-        refusal = refusal_bytes(
-            QUEUE_FULL,
-            detail,
-            request_id=request_id_from(given),
-            headers=more,
-            began=context_of(cycle.scope).began,
-            has_body=cycle.scope["method"] != "HEAD",
-        )
         cycle.response_started = cycle.response_complete = True
-        self.transport.write(refusal)
-        self._connections.on_turned_away(cycle.scope["method"])
+        scope = cycle.scope
+        self._write_refusal(scope["headers"], scope["method"], context_of(scope).began, keep_alive=cycle.keep_alive)
         if not cycle.keep_alive:
             self._end()
         cycle.on_response()
+
+    def _write_refusal(
+        self, headers: Iterable[tuple[bytes, bytes]], method: str, began: float, *, keep_alive: bool
+    ) -> None:
+        given = next((value for name, value in headers if name == b"x-request-id"), None)
+        refusal = queue_full(self._connections.retry_after_s, keep_alive)
+        self.transport.write(refusal.to(request_id_from(given), began=began, has_body=method != "HEAD"))
+        self._connections.on_turned_away(method)

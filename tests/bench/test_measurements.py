@@ -1,9 +1,10 @@
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from bench.measurements import Measurements
+from bench.measurements import Measurements, commit
 
 
 def test_what_is_measured_survives_a_run_that_ends_at_any_moment(tmp_path: Path) -> None:
@@ -46,3 +47,32 @@ def test_a_file_of_an_earlier_format_is_replaced(tmp_path: Path) -> None:
     path.write_text('{"echo": {"req_s": 1}}')
     Measurements(path, {}, fresh=False).put("a", {"good": 1}, took_s=1)
     assert set(json.loads(path.read_text())["measurements"]) == {"a"}
+
+
+def test_the_commit_has_a_plus_for_changed_code_and_not_for_what_a_bench_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> None:
+        named = ("-c", "user.name=n", "-c", "user.email=e@example.org")
+        subprocess.run(["git", *named, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    written = [tmp_path / name for name in ("bench/results/a.json", "docs/benchmarks.md", "bench/a.py")]
+    for file in written:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "--message", "a")
+    monkeypatch.chdir(tmp_path / "bench")
+    clean = commit()
+    assert len(clean) >= 7
+    written[0].write_text("2")
+    written[1].write_text("2")
+    assert commit() == clean
+    written[2].write_text("2")
+    assert commit() == f"{clean}+"
+
+
+def test_outside_of_a_repository_the_commit_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert commit() == "unknown"

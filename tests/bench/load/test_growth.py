@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bench.load import soak
-from bench.serving.growth import hourly_growth, judge, slope
+from bench.load.growth import hourly_growth, judge, slope
 
 HALF_HOUR = np.arange(0, 1800, 5.0)
 REST = {"descriptors": 12, "clients": 0}

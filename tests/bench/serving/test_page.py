@@ -7,21 +7,24 @@ from typing import Any
 
 import pytest
 
+from bench.measurements import Measurements
 from bench.serving.contenders import EVERYONE, OURS
 from bench.serving.page import page
-from bench.serving.plan import ServingPlan
+from bench.serving.plan import SMOKE, ServingPlan
 from bench.serving.results import ServingResults
-from bench.serving.stages import at_its_best
-from bench.serving.targets import verdicts
+from bench.serving.setting import Setting
+from bench.serving.stages import at_its_best, measured_visits, tuning_visits
+from bench.serving.targets import echo_of, verdicts
 
+MIB = 2**20
 ABOUT = {"took_s": 30.0, "commit": "abc1234", "at": "2026-11-24T10:00:00Z", "load_average": 2.5}
 
 
-def run(**figures: dict[str, Any]) -> ServingResults:
+def run(rounds: int = 3, **figures: dict[str, Any]) -> ServingResults:
     """A run with the measurements given; a key like ``contenders/*/echo/closed`` and a list value fill the rounds."""
     measurements: dict[str, Any] = {}
     for key, measured in figures.items():
-        for number in (1, 2, 3):
+        for number in range(1, rounds + 1):
             of_round = {name: v[number - 1] if isinstance(v, list) else v for name, v in measured.items()}
             measurements[key.replace("*", str(number))] = of_round | ABOUT
     return ServingResults(
@@ -42,8 +45,8 @@ def test_a_ratio_is_the_median_of_the_ratios_within_rounds() -> None:
             "contenders/*/echo/closed": {"good": [6000.0, 3000.0, 6000.0]},
         }
     )
-    assert verdict(read, "FastAPI echo") == ("0.34 ×", False)
-    assert verdict(read, "2,000 req/s") == ("2,040 req/s", True)
+    assert verdict(read, "≥ 0.35 × a bare FastAPI echo") == ("0.34 (0.30–0.40) ×", False)
+    assert verdict(read, "≥ 0.40 × a bare FastAPI echo") == ("0.34 (0.30–0.40) ×", False)
 
 
 def test_each_peer_is_measured_with_the_processes_that_answer_most() -> None:
@@ -60,6 +63,82 @@ def test_each_peer_is_measured_with_the_processes_that_answer_most() -> None:
     assert chosen["vlm2rec"] == OURS
 
 
+def test_vlm2rec_is_measured_with_its_best_number_of_workers_everywhere(tmp_path: Path) -> None:
+    results = Measurements(tmp_path / "r.json", asdict(SMOKE), fresh=True)
+    for workers, rate in ((1, 1000.0), (2, 1300.0)):
+        results.put(f"tuning/1/vlm2rec/{workers}", {"good": rate}, took_s=1.0)
+    with Setting(SMOKE, {}) as setting:
+        ours = [visit for visit in measured_visits(setting, results) if visit.contender.name == "vlm2rec"]
+        tried = [visit.contender for visit in tuning_visits(setting) if visit.contender.name == "vlm2rec"]
+    assert [one.environment["VLM2REC_WORKERS"] for one in tried] == ["1", "2"]
+    assert {visit.stage for visit in ours} == {"contenders", "sizes", "overload", "start", "users"}
+    for visit in ours:
+        if visit.stage != "start":
+            assert (visit.contender.environment["VLM2REC_WORKERS"], visit.contender.workers) == ("2", 2), visit.stage
+
+
+def test_the_start_is_measured_with_default_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLM2REC_WORKERS", "7")
+    variables = OURS.with_default_processes().variables(port=1, bundle="b", redis="r")
+    assert "VLM2REC_WORKERS" not in variables
+    assert OURS.variables(port=1, bundle="b", redis="r")["VLM2REC_WORKERS"] == "1"
+
+
+def test_every_round_of_every_stage_has_its_echo(tmp_path: Path) -> None:
+    plan = ServingPlan()
+    results = Measurements(tmp_path / "r.json", asdict(plan), fresh=True)
+    with Setting(plan, {}) as setting:
+        keys = [task.key for visit in measured_visits(setting, results) for task in visit.tasks]
+    for stage, rounds in {"contenders": 3, "sizes": 3, "overload": 5, "start": 3, "users": 3}.items():
+        assert [key for key in keys if key == echo_of(stage).format(round=key.split("/")[1])] == [
+            echo_of(stage).format(round=number) for number in range(1, rounds + 1)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("echo", "holds", "said"),
+    [
+        ([9000.0, 7300.0, 7100.0], True, "2,100 req/s"),
+        ([7100.0, 7199.0, 9000.0], None, "2,100 req/s; does not count: the echo gave 7,199 (7,100–9,000)/s"),
+        ([10_801.0] * 3, None, "2,100 req/s; does not count: the echo gave 10,801/s"),
+        ([10_800.0] * 3, True, "2,100 req/s"),
+    ],
+)
+def test_a_rate_counts_only_beside_an_echo_near_its_reference(
+    tmp_path: Path, echo: list[float], holds: bool | None, said: str
+) -> None:
+    read = run(**{"contenders/*/echo/closed": {"good": echo}, "contenders/*/vlm2rec/closed": {"good": 2100.0}})
+    assert verdict(read, "2,000 req/s") == (said, holds)
+    assert verdict(read, "≥ 0.40 × a bare FastAPI echo")[1] is False  # a ratio always counts
+    uncounted = "do not count, as the machine was not as fast"
+    assert (uncounted in page(read, tmp_path, [])) == (holds is None)
+
+
+def test_a_time_counts_by_the_echo_of_its_own_stage() -> None:
+    figures = {"sizes/*/1000000/open 400": {"p90_ms": [5.0, 6.0, 9.0]}, "contenders/*/echo/closed": {"good": 9000.0}}
+    said = "6.0 (5.0–9.0) ms"
+    assert verdict(run(**figures), "at 400 req/s") == (
+        f"{said}; does not count: the echo was not measured beside it",
+        None,
+    )
+    assert verdict(run(**figures, **{"sizes/*/echo": {"good": 4000.0}}), "at 400 req/s")[1] is None
+    assert verdict(run(**figures, **{"sizes/*/echo": {"good": 8000.0}}), "at 400 req/s") == (said, True)
+
+
+def test_our_p99_is_held_against_the_best_peer_that_answers() -> None:
+    # The echo is no peer; MOSEC answers half of what is offered; in the second round Ray Serve is best.
+    read = run(
+        **{
+            "contenders/*/echo/open 500": {"p99_ms": 1.0, "good": 500.0, "offered": 500.0},
+            "contenders/*/vlm2rec/open 500": {"p99_ms": [8.0, 8.0, 9.0]},
+            "contenders/*/MOSEC/open 500": {"p99_ms": 2.0, "good": 250.0, "offered": 500.0},
+            "contenders/*/LitServe/open 500": {"p99_ms": 10.0, "good": 499.0, "offered": 500.0},
+            "contenders/*/Ray Serve/open 500": {"p99_ms": [20.0, 4.0, 20.0], "good": 500.0, "offered": 500.0},
+        }
+    )
+    assert verdict(read, "at 500 req/s the lowest p99") == ("0.90 (0.80–2.00) × that of the best peer", True)
+
+
 def test_nothing_measured_is_said_so() -> None:
     found = verdicts(run())
     assert {one.holds for one in found} == {None}
@@ -69,6 +148,7 @@ def test_nothing_measured_is_said_so() -> None:
 def test_latency_needs_both_percentiles() -> None:
     read = run(
         **{
+            "contenders/*/echo/closed": {"good": 9000.0},
             "contenders/*/vlm2rec/open 500": {"p90_ms": 6.9, "p99_ms": 19.0},
             "contenders/*/vlm2rec/open 1000": {"p90_ms": 6.9, "p99_ms": 21.0},
         }
@@ -90,14 +170,34 @@ def test_growth_counts_a_doubling() -> None:
     assert verdict(read, "100,000 → 1,000,000 items") == ("1.25 ×", False)
 
 
-def test_memory_is_held_against_vectors_and_index() -> None:
+@pytest.mark.parametrize(
+    ("memory", "said", "holds"),
+    [
+        ({"resident": 900 * MIB}, "1.15 × that (workers: 1)", False),
+        ({"resident": 1500 * MIB, "once": 780 * MIB, "workers": 1}, "1.00 × that (workers: 1)", True),
+        ({"resident": 1500 * MIB, "once": 900 * MIB, "workers": 2}, "1.00 × that (workers: 2)", True),
+        ({"resident": 1500 * MIB, "once": 1020 * MIB, "workers": 2}, "1.13 × that (workers: 2)", False),
+    ],
+)
+def test_memory_is_held_against_vectors_index_and_workers(memory: dict[str, Any], said: str, holds: bool) -> None:
+    bundle = {"vectors_bytes": 400 * MIB, "index_bytes": 200 * MIB}  # 780 MiB, and 120 for the second worker
+    read = run(**{"sizes/*/1000000/memory": memory, "bundle/1000000": bundle})
+    assert verdict(read, "memory ≤ 1.3 × vectors and index") == (said, holds)
+
+
+def test_the_overload_has_five_rounds() -> None:
     read = run(
-        **{
-            "sizes/*/1000000/memory": {"resident": 900},
-            "bundle/1000000": {"vectors_bytes": 400, "index_bytes": 200},
-        }
+        rounds=5, **{"overload/*/2x": {"good": [80.0, 70.0, 79.0, 90.0, 91.0]}, "overload/*/peak": {"good": 100.0}}
     )
-    assert verdict(read, "resident memory") == ("1.50 ×", False)
+    assert verdict(read, "open-loop 2 × the peak") == ("80% (70%–91%)", True)
+
+
+def test_the_page_says_what_the_load_generator_used(tmp_path: Path) -> None:
+    figures = {"contenders/*/vlm2rec/closed": {"good": 1.0, "client_cpu": [0.2, 0.4, 0.3]}}
+    text = page(run(**figures), tmp_path, [])
+    assert "at most 0.40 of a core (`contenders/2/vlm2rec/closed`)" in text
+    assert "limited the rate" not in text
+    assert "limited the rate" in page(run(**{"a/*": {"client_cpu": 0.95}}), tmp_path, [])
 
 
 def test_one_round_that_does_not_recover_is_enough() -> None:
@@ -117,7 +217,10 @@ def test_the_page_shows_a_peer_that_could_not_serve_with_its_reason(tmp_path: Pa
     )
     text = page(read, tmp_path / "img", [tmp_path / "swap.json"])
     assert "| BentoML | could not be measured: no matching distribution |" in text
-    assert re.search(r"\| vlm2rec \| 2,100 \| 1\.00 \| 2\.0 / 9\.0 ms \| – \| 6 \|", text)
+    assert re.search(
+        r"\| vlm2rec \| 0\.34 \(0\.33–0\.35\) \| 1\.00 \| 2,100 \(2,000–2,200\) \| – \| 2\.0 / 9\.0 ms \| – \| 6 \|",
+        text,
+    )
     assert "`bench/results/swap.json`" in text
     for name in re.findall(r"\]\((img/\w+\.svg)\)", text):
         assert "</svg>" in (tmp_path / name).read_text()
@@ -158,8 +261,9 @@ def test_the_time_to_refuse_of_earlier_runs_is_said_to_be_wrong(tmp_path: Path) 
     assert again in text
     assert "not measured again yet**: `make bench-serving" in text
     assert "0.01 ms |" not in text
-    measured = run(**{"overload/*/2x": {"refusal_server_p99_ms": [4.0, 6.0, 4.5], "refusal_client_p99_ms": 80.0}})
-    assert verdict(measured, "2 × the peak: p99 of the time to refuse") == ("4.50 ms", True)
+    refusals = {"refusal_server_p99_ms": [4.0, 6.0, 4.5], "refusal_client_p99_ms": 80.0}
+    measured = run(**{"overload/*/2x": refusals, "overload/*/echo": {"good": 9000.0}})
+    assert verdict(measured, "2 × the peak: p99 of the time to refuse") == ("4.50 (4.00–6.00) ms", True)
     text = page(measured, tmp_path, [])
     assert "| 4.50 / 80.00 ms |" in text
     assert "Earlier versions of this page said" in text

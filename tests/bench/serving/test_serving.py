@@ -1,12 +1,16 @@
 """What a run of the serving bench measures: what is missing, or one stage again."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bench.measurements import Measurements
 from bench.serving.contenders import OURS
+from bench.serving.plan import SMOKE
 from bench.serving.running import RunningContender
-from bench.serving.serving import missing, wanted
+from bench.serving.serving import carry_out, missing, wanted
 from bench.serving.stages import Task, Visit
 
 
@@ -30,5 +34,38 @@ def test_one_stage_is_measured_again_and_the_rest_stays(tmp_path: Path) -> None:
     assert [task.key for task in missing(overload, results)] == ["overload/1/peak", "overload/1/2x"]
     assert missing(sizes, results) == []
     assert "overloads/1" in results
-    assert wanted([overload, sizes], "overload") == [overload]
-    assert wanted([overload, sizes], None) == [overload, sizes]
+    assert wanted([overload, sizes], ["overload"]) == [overload]
+    assert wanted([overload, sizes], []) == [overload, sizes]
+    assert wanted([overload, sizes], ["sizes", "overload"]) == [overload, sizes]
+
+
+class Started:
+    """Stands in for the setting and for what it starts."""
+
+    plan = SMOKE
+
+    def start(self, *_: object) -> "Started":
+        return self
+
+    def closed(self, *_: object) -> None:
+        """Load that is not counted."""
+
+    def __enter__(self) -> "Started":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to end."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("wrk ended with 1"), subprocess.CalledProcessError(1, "open_loop")])
+def test_a_load_that_fails_is_recorded_and_measured_again_later(tmp_path: Path, error: Exception) -> None:
+    def failing(_running: RunningContender) -> dict[str, Any]:
+        raise error
+
+    results = Measurements(tmp_path / "a.json", {}, fresh=True)
+    tasks = [Task("sizes/1/a", measured), Task("sizes/1/b", failing), Task("sizes/1/c", measured)]
+    one = Visit("sizes", OURS, 10, 10, tasks)
+    carry_out(one, Started(), results)  # type: ignore[arg-type]
+    assert "sizes/1/a" in results
+    assert results["sizes/1/b"]["failed"] == str(error)
+    assert [task.key for task in missing(one, results)] == ["sizes/1/b", "sizes/1/c"]

@@ -92,6 +92,49 @@ def test_at_the_bound_requests_are_refused_at_once_until_one_ends() -> None:
         assert client.send(post(b"[1]")).answer()[2] == b"[1]"
 
 
+def test_a_connection_in_use_is_refused_by_the_head_and_its_body_is_no_request() -> None:
+    admission = Admission(3)
+    with running(LIMITS, admission=admission) as server:
+        client = server.open(GET)
+        assert client.answer()[0] == 200
+        filled(server, admission)
+        identified = post(b"[1]").replace(b"\r\n\r\n", b"\r\nx-request-id: mine\r\n\r\n")
+        head, _, body = identified.partition(b"\r\n\r\n")
+        status, headers, _ = client.send(head + b"\r\n\r\n").answer()  # its body is not there yet
+        assert (status, headers["x-request-id"], headers["retry-after"]) == (429, "mine", "7")
+        client.send(body)
+        chunks = (
+            b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\n[1]\r\n0\r\nx-request-id: t\r\n\r\n"
+        )
+        status, headers, _ = client.send(chunks).answer()
+        assert (status, headers["x-request-id"] == "t") == (429, False)  # a trailer is no header
+        assert [client.send(GET.replace(b"/", path, 1)).answer()[0] for path in (b"/readyz", b"/livez?a", b"/")] == [
+            200,
+            200,
+            429,
+        ]
+        head, _, rest = received(client.send(GET.replace(b"GET", b"HEAD") + GET), 2).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 429 ")
+        assert rest.startswith(b"HTTP/1.1 429 ")
+        closing = GET.replace(b"host: x", b"host: x\r\nconnection: close")
+        assert client.send(closing).answer()[1]["connection"] == "close"
+        assert client.is_closed()
+        eventually(lambda: server.drops == {"turned away: POST": 2, "turned away: GET": 3, "turned away: HEAD": 1})
+        server.released.set()
+        eventually(lambda: admission.in_progress == 0)
+
+
+def test_a_request_behind_a_running_one_is_not_refused_before_its_turn() -> None:
+    admission = Admission(2)
+    with running(LIMITS, admission=admission) as server:
+        client, _ = filled(server, admission)
+        client.send(GET)
+        server.released.set()
+        status, _, body = client.answer()
+        assert (status, body) == (200, server.open(SLOW).answer()[2])  # that of the running one comes first
+        assert client.answer()[0] in {200, 429}
+
+
 def total_ms(headers: dict[str, str]) -> float:
     return float(headers["server-timing"].rpartition("total;dur=")[2])
 

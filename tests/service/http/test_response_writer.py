@@ -2,10 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
+from time import perf_counter
 
 import pytest
 
+from service.http.problems import QUEUE_FULL, problem_response
+from service.http.refusals import PreparedRefusal
 from service.http.response_writer import ResponseWriter
+from service.http.security_headers import DEFAULTS
 
 
 class Recorded(asyncio.Transport):
@@ -70,3 +74,21 @@ def test_it_says_whether_the_connection_is_closed(transport: Recorded) -> None:
     assert not writer.is_closing()
     transport.close()
     assert writer.is_closing()
+
+
+@pytest.mark.parametrize("request_id", ["a", "0123456789abcdef0123456789abcdef", 'quo"ted \\ back', "x" * 128])
+@pytest.mark.parametrize("has_body", [True, False])
+def test_a_prepared_refusal_is_the_problem_with_its_request_id(request_id: str, has_body: bool) -> None:
+    prepared = PreparedRefusal(QUEUE_FULL, "too many", {"Retry-After": "7"})
+    prepared.to("another", began=0.0)  # one leaves no trace in the next
+    head, _, body = prepared.to(request_id, began=perf_counter() - 1.5, has_body=has_body).partition(b"\r\n\r\n")
+    status, *lines = head.split(b"\r\n")
+    headers = dict(line.split(b": ", 1) for line in lines)
+    whole = problem_response(QUEUE_FULL, "too many", request_id=request_id)
+    assert body == (whole.body if has_body else b"")
+    assert status == b"HTTP/1.1 429 Too Many Requests"
+    assert len(headers) == len(lines)
+    timing = headers.pop(b"server-timing")
+    assert 1500.0 <= float(timing.removeprefix(b"total;dur=")) < 100_000.0
+    expected = {b"retry-after": b"7", b"x-request-id": request_id.encode(), **dict(DEFAULTS), **dict(whole.raw_headers)}
+    assert headers == expected
