@@ -31,6 +31,7 @@ RUN python -m venv --without-pip /opt/vlm2rec \
 COPY pyproject.toml constraints/cpu.txt constraints/gpu.txt ./
 COPY wheels wheels
 COPY ops/image/requirements.py .
+# Arrow Flight, headers and tests are a tenth of what would be installed; nothing here loads them.
 # The dependencies are a layer of their own: it is made again only when they change, not with every line of code.
 RUN python requirements.py "$ENGINE" $(test "$ENGINE" != gpu || echo cuda) $EXTRAS > requirements.txt \
     && /opt/tools/bin/pip --python /opt/vlm2rec/bin/python install --no-cache-dir --disable-pip-version-check \
@@ -69,6 +70,7 @@ ARG EXTRAS=
 RUN python requirements.py "$ENGINE" $EXTRAS train > requirements.txt \
     && /opt/tools/bin/pip --python /opt/vlm2rec/bin/python install --no-cache-dir --disable-pip-version-check \
         --only-binary :all: --find-links wheels --constraint "$ENGINE.txt" --requirement requirements.txt \
+    && (cd /opt/vlm2rec/lib/python3*/site-packages/torch && rm -rf include test) \
     && /opt/tools/bin/cyclonedx-py environment --output-reproducible --output-file /opt/vlm2rec/sbom.cdx.json \
         /opt/vlm2rec/bin/python
 
