@@ -17,7 +17,7 @@ ENV PATH=/opt/vlm2rec/bin:$PATH \
 RUN groupadd --gid 10001 vlm2rec \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin vlm2rec \
     && install -d -o 10001 -g 10001 /var/lib/vlm2rec /var/lib/vlm2rec/bundles /var/lib/vlm2rec/state \
-        /var/lib/vlm2rec/cache /var/lib/vlm2rec/runs /var/lib/vlm2rec/data
+        /var/lib/vlm2rec/cache /var/lib/vlm2rec/runs /var/lib/vlm2rec/data /var/lib/vlm2rec/backups
 
 # ---- what `serve` is made of
 FROM base AS build-serve
@@ -31,11 +31,12 @@ RUN python -m venv --without-pip /opt/vlm2rec \
 COPY pyproject.toml constraints/cpu.txt constraints/gpu.txt ./
 COPY wheels wheels
 COPY ops/image/requirements.py .
+# Arrow Flight, headers and tests are a tenth of what would be installed; nothing here loads them.
 # The dependencies are a layer of their own: it is made again only when they change, not with every line of code.
 RUN python requirements.py "$ENGINE" $(test "$ENGINE" != gpu || echo cuda) $EXTRAS > requirements.txt \
     && /opt/tools/bin/pip --python /opt/vlm2rec/bin/python install --no-cache-dir --disable-pip-version-check \
         --only-binary :all: --find-links wheels --constraint "$ENGINE.txt" --requirement requirements.txt \
-    && cd /opt/vlm2rec/lib/python3*/site-packages/pyarrow && rm -rf include tests
+    && cd /opt/vlm2rec/lib/python3*/site-packages/pyarrow && rm -rf include tests *flight*
 COPY README.md LICENSE ./
 COPY cli cli
 COPY demo demo
@@ -69,6 +70,7 @@ ARG EXTRAS=
 RUN python requirements.py "$ENGINE" $EXTRAS train > requirements.txt \
     && /opt/tools/bin/pip --python /opt/vlm2rec/bin/python install --no-cache-dir --disable-pip-version-check \
         --only-binary :all: --find-links wheels --constraint "$ENGINE.txt" --requirement requirements.txt \
+    && (cd /opt/vlm2rec/lib/python3*/site-packages/torch && rm -rf include test) \
     && /opt/tools/bin/cyclonedx-py environment --output-reproducible --output-file /opt/vlm2rec/sbom.cdx.json \
         /opt/vlm2rec/bin/python
 

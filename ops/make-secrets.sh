@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make secrets/ for docker-compose.secrets.yml: two keys and a Redis user. Existing files are kept.
+# Make secrets/ for docker-compose.secrets.yml: two keys and two Redis users. Existing files are kept.
 set -eu
 cd "$(dirname "$0")/.."
 mkdir -p -m 0755 secrets
@@ -21,6 +21,16 @@ if [ ! -e secrets/redis-users ]; then
         done < docs/security.md
     } > secrets/redis-users
 fi
+# Files of an earlier version lack it. Redis knows the user from its next start on.
+if [ ! -e secrets/redis-backup-url ]; then
+    password=$(random)
+    while read -r line; do
+        case $line in
+            "user backup on >PASSWORD "*) printf '%s\n' "user backup on >$password ${line#*PASSWORD }" ;;
+        esac
+    done < docs/backup.md >> secrets/redis-users
+    printf '%s\n' "redis://backup:$password@redis:6379/0" > secrets/redis-backup-url
+fi
 # The services are other users than the one who makes these files; keep the directory above to yourself.
 chmod 0644 secrets/*
-echo "secrets/: api-keys, admin-keys, redis-url, redis-users"
+echo "secrets/: api-keys, admin-keys, redis-url, redis-backup-url, redis-users"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Tries docker-compose.yml for real, in a clean checkout, and says what held: what is up, an answer over HTTP, events over a
-# restart, every container killed once, Prometheus' targets, two replicas, training, a re-index job and the swap that follows.
+# restart, every container and a worker killed once, Prometheus' targets, two replicas, training, a re-index job and the swap
+# that follows, a backup and its restore.
 #
 #   ops/try-compose.sh [--without-grafana] [--build]
 #
@@ -53,6 +54,9 @@ if [ -n "$build" ]; then
     held "images built"
 fi
 
+[ -z "$(compose --profile jobs config -q 2>&1)" ] || fail "the files give a warning"
+held "the files give no warning"
+
 up=$SECONDS
 PUBLISH_PORT=${PUBLISH_PORT%-*} compose up -d "${services[@]}" >/dev/null 2>&1 || fail "up"
 until_true 60 "ready" ready
@@ -86,6 +90,17 @@ for name in "${services[@]}"; do
     until_true 30 "$name killed: the event is there" remembers 1
 done
 until_true 60 "Prometheus scrapes the service again" targets_up 1
+# A worker, where there are several.
+service=$(compose ps -q service)
+workers() { docker top "$service" -o pid,ppid | awk -v parent="$(docker inspect --format '{{.State.Pid}}' "$service")" '$2 == parent { print $1 }'; }
+before=$(workers)
+if [ -n "$before" ]; then
+    worker=${before%%$'\n'*}
+    kill -KILL "$worker"
+    replaced() { ! workers | grep -qx "$worker" && [ "$(workers | wc -l)" = "$(wc -l <<<"$before")" ]; }
+    until_true 30 "a worker killed: replaced" replaced
+    until_true 30 "a worker killed: the service is ready" ready
+fi
 
 # A service that is down altogether is an alert.
 compose stop service >/dev/null 2>&1
@@ -127,6 +142,20 @@ for port in ${PUBLISH_PORT/-/ }; do
 done
 [ "$(ask "$url/users/try/history" | field '["items"].__len__()')" = 1 ] || fail "the event is gone"
 
+# A backup, an event after it, and back to the backup.
+backup() { job backup "$@" >"$work/backup.log" || { tail -5 "$work/jobs.log" >&2; fail "backup $1"; }; }
+backup create --to first
+item=$(post /recommend '{"user_id": "nobody", "k": 1}' | field '["items"][0]["item_id"]')
+post /events "{\"events\": [{\"user_id\": \"try\", \"item_id\": \"$item\", \"event_id\": \"2\"}]}" >/dev/null
+until_true 5 "backed up; another event is in the history" remembers 2
+compose rm --stop --force -v service >/dev/null 2>&1
+backup restore --from first --replace
+PUBLISH_PORT=${PUBLISH_PORT%-*} compose up -d service >/dev/null 2>&1
+url=http://127.0.0.1:${PUBLISH_PORT%-*}
+until_true 60 "restored: ready" ready
+until_true 10 "restored: the event after the backup is gone" remembers 1
+until_true 10 "restored: $changed answers" serves "$changed"
+
 # With keys and a Redis that asks for a password.
 sh ops/make-secrets.sh >/dev/null
 key=$(cat secrets/api-keys)
@@ -137,4 +166,7 @@ until_true 60 "ready with keys" ready
 [ "$(ask -H "X-API-Key: $key" "$url/users/try/history" | field '["items"].__len__()')" = 1 ] || fail "the history with a key"
 compose exec -T redis redis-cli get x 2>/dev/null | grep -q NOAUTH || fail "Redis asks for a password"
 held "without a key 401, with it the event; Redis asks for a password"
+compose -f docker-compose.yml -f docker-compose.secrets.yml --profile jobs run --rm -T backup create --to second \
+    >"$work/backup.log" 2>>"$work/jobs.log" || { tail -5 "$work/jobs.log" >&2; fail "a backup with a password"; }
+held "a backup as a Redis user of its own"
 held "all of it"

@@ -6,12 +6,14 @@ Calibrates with two runs: at 50 requests a second, where nothing queues (what li
 alone), and in a closed loop (processor time of event loop and search threads, and the highest rate, to which the
 contention of the threads is fitted). Then it measures at 30, 50 and 70 % of that rate, which the calibration has not
 seen, and simulates the same. Every figure is the median of the rounds. About five minutes on a quiet machine; on a busy
-one neither calibration nor measurement means anything. Writes bench/results/queueing.json; exit code 1 where a p99
-differs by more.
+one neither calibration nor measurement means anything: the file holds the load average before each stage. Writes
+bench/results/queueing.json, and prints the table of docs/capacity.md and the coefficients as ``vlm2rec plan
+--coefficients`` takes them; exit code 1 where a p99 differs by more or a request failed.
 """
 
 import argparse
 import json
+import os
 import re
 import signal
 import statistics
@@ -56,7 +58,7 @@ def main() -> None:
     found = compared(options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found["rates"], indent=1))
+    print(table(found), coefficients(found, time.strftime("%Y-%m-%d", time.gmtime())), sep="\n\n")
     sys.exit(0 if all(rate["holds"] for rate in found["rates"]) else 1)
 
 
@@ -70,11 +72,13 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
     made = published(options.items, options.work, encoder, lambda *_: None)
     with Setting(plan, {options.items: made}) as setting, setting.start(OURS, options.items, plan.users) as running:
         setting.closed(running, plan.users, _CONNECTIONS, plan.warm_s)
+        load = [_load()]
         times, peak = _calibrated(setting, running, plan, options)
         print(f"peak {peak:.0f}/s, {_said(times)}", file=sys.stderr)
         rates = []
         for share in SHARES:
             rate = share * peak
+            load.append(_load())
             runs = [_latencies_ms(running, plan.users, rate, options.seconds, n) for n in range(1, options.rounds + 1)]
             rates.append(verdict(rate, runs, open_loop(times, rate, _SIMULATED)))
             print(json.dumps(rates[-1]), file=sys.stderr)
@@ -84,6 +88,7 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
         "simulated_peak": closed_loop(times, _CONNECTIONS, _SIMULATED),
         "times": _said(times),
         "rates": rates,
+        "load_averages": load,
         "machine": machine(),
         "commit": commit(),
     }
@@ -94,16 +99,48 @@ def verdict(rate: float, runs: list[NDArray[np.float64]], simulated: NDArray[np.
 
     Args:
         rate: requests a second.
-        runs: measured latencies in milliseconds, of each round.
+        runs: measured latencies in milliseconds, of each round; NaN for a request that was not answered with 200.
         simulated: those of the simulation.
     """
-    found: dict[str, Any] = {"rate": round(rate, 1)}
+    failed = sum(int(np.isnan(run).sum()) for run in runs)
+    found: dict[str, Any] = {"rate": round(rate, 1), "failed": failed}
     for percent in (50, 99):
-        measured = statistics.median(float(np.percentile(run, percent)) for run in runs)
+        measured = statistics.median(float(np.nanpercentile(run, percent)) for run in runs)
         found[f"p{percent}_ms"] = round(measured, 3)
         found[f"simulated_p{percent}_ms"] = round(float(np.percentile(simulated, percent)), 3)
     found["difference"] = round(found["simulated_p99_ms"] / found["p99_ms"] - 1, 3)
-    return found | {"holds": abs(found["difference"]) <= TOLERANCE}
+    return found | {"holds": failed == 0 and abs(found["difference"]) <= TOLERANCE}
+
+
+def table(found: dict[str, Any]) -> str:
+    """The rates as a table of Markdown."""
+    lines = [
+        "| requests/s | p50, measured | p50, simulated | p99, measured | p99, simulated | difference of p99 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for rate in found["rates"]:
+        cells = [f"{rate[name]:.1f} ms" for name in ("p50_ms", "simulated_p50_ms", "p99_ms", "simulated_p99_ms")]
+        lines.append(f"| {rate['rate']:,.0f} | {' | '.join(cells)} | {rate['difference']:+.0%} |")
+    return "\n".join(lines)
+
+
+def coefficients(found: dict[str, Any], date: str) -> str:
+    """The calibrated times as coefficients of the planner, in TOML.
+
+    Args:
+        found: of a run.
+        date: of the run, as year-month-day.
+    """
+    times = found["times"]
+    values = {name: times[name] for name in ("loop_ms", "search_ms", "contention")}
+    values["alone"] = round(times["alone_ms"] / times["search_ms"], 2)
+    values |= {name: times[name] for name in ("outside_p50_ms", "outside_p90_ms", "outside_p99_ms")}
+    return "\n".join(
+        f'[{name}]\nvalue = {value}\nunit = "{"ms" if name.endswith("_ms") else "ratio"}"\nbasis = "measured"\n'
+        f'source = "bench/results/queueing.json, {found["items"]:,} items"\ndate = "{date}"\n'
+        'command = "python -m bench.capacity.queueing"\n'
+        for name, value in values.items()
+    )
 
 
 def _calibrated(
@@ -124,6 +161,7 @@ def _calibrated(
     latencies_ms = np.concatenate(
         [_latencies_ms(running, plan.users, _LOW_RATE, options.seconds, 100 + n) for n in range(options.rounds)]
     )
+    latencies_ms = latencies_ms[~np.isnan(latencies_ms)]
     alone_ms = _mean_ms(earlier, _stages(running.port))
     loop_ms, peak = statistics.median(loops_ms), statistics.median(peaks)
     times = ServiceTimes(
@@ -138,7 +176,7 @@ def _calibrated(
 
 
 def _latencies_ms(running: RunningContender, users: int, rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
-    """Latencies of the answers with 200, from the moment each request was due."""
+    """Latencies of the requests, from the moment each was due; NaN where the answer is not a 200."""
     order = np.random.default_rng(seed).integers(users, size=4_096).tolist()
     bodies = [running.contender.body({"user_id": f"user-{user:06d}", "k": 20}) for user in order]
     client = Client(running.port)
@@ -147,8 +185,13 @@ def _latencies_ms(running: RunningContender, users: int, rate: float, seconds: f
     finally:
         client.close()
     due, answered, status, *_ = np.array(client.records).T
-    latencies: NDArray[np.float64] = 1_000 * (answered - due)[status == 200]
+    latencies: NDArray[np.float64] = np.where(status == 200, 1_000 * (answered - due), np.nan)
     return latencies
+
+
+def _load() -> float:
+    """The load average of the last minute."""
+    return round(os.getloadavg()[0], 2)
 
 
 def _stages(port: int) -> dict[tuple[str, str], float]:

@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from cli.app import app
 from service.app import create_app
-from service.settings.load import load_settings
+from service.settings.load import GROUP_OF, load_settings
 from service.telemetry.metrics import Metrics
 
 CHART = Path(__file__).parents[2] / "ops" / "helm" / "vlm2rec"
@@ -33,6 +33,13 @@ EVERYTHING = REDIS | {
     "jobs.retrain.enabled": "true",
 }
 ON_S3 = EVERYTHING | {
+    "retriever.url": "milvus+http://milvus:19531/shop",
+    "retriever.port": "19531",
+    "retriever.tokenSecret.name": "milvus",
+    "jobs.milvusPush.enabled": "true",
+    "jobs.milvusPush.tokenSecret.name": "milvus-writer",
+    "service.extraEnv[0].name": "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "service.extraEnv[0].value": "http://collector:4318",
     "registry.kind": "s3",
     "registry.s3.url": "s3://bucket/bundles",
     "registry.s3.credentialsSecret": "s3",
@@ -42,24 +49,29 @@ ON_S3 = EVERYTHING | {
     "networkPolicy.clients": "null",
     "networkPolicy.prometheus": "null",
 }
-SECRET_FILES = ("REDIS_URL", "API_KEYS", "ADMIN_KEYS", "METRICS_KEYS")
+SECRET_FILES = ("REDIS_URL", "API_KEYS", "ADMIN_KEYS", "METRICS_KEYS", "RETRIEVER_TOKEN")
 
 pytestmark = pytest.mark.program("helm")
 
 
-def template(values: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def template(
+    values: dict[str, str], settings: dict[str, str] | None = None, release: str = "shop"
+) -> subprocess.CompletedProcess[str]:
     given = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
-    command = ["helm", "template", "shop", str(CHART), "--kube-version", "1.29.0", *given]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ["helm", "template", release, str(CHART), "--kube-version", "1.29.0", "--values", "-", *given]
+    read = yaml.safe_dump({"service": {"settings": settings or {}}})
+    return subprocess.run(command, input=read, capture_output=True, text=True, check=False)
 
 
-def rendered(values: dict[str, str]) -> list[dict[str, Any]]:
-    ran = template(values)
+def rendered(
+    values: dict[str, str], settings: dict[str, str] | None = None, release: str = "shop"
+) -> list[dict[str, Any]]:
+    ran = template(values, settings, release)
     assert ran.returncode == 0, ran.stderr
     return [document for document in yaml.safe_load_all(ran.stdout) if document]
 
 
-@pytest.fixture(scope="module", params=[REDIS, EVERYTHING, ON_S3], ids=["default", "everything", "s3"])
+@pytest.fixture(scope="module", params=[REDIS, EVERYTHING, ON_S3], ids=["default", "everything", "s3-milvus"])
 def documents(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return rendered(request.param)
 
@@ -107,6 +119,64 @@ def test_every_variable_is_a_setting_that_takes_its_value(
     assert container(documents)["ports"][0]["containerPort"] == settings.server.port
 
 
+def variables(of_container: dict[str, Any]) -> dict[str, Any]:
+    names = [variable["name"] for variable in of_container.get("env", [])]
+    assert len(names) == len(set(names))  # of two of a name the last would win
+    return {variable["name"]: variable.get("value") for variable in of_container.get("env", [])}
+
+
+def test_every_setting_can_be_given() -> None:
+    check = (CHART / "templates" / "_check.tpl").read_text()
+    own, secrets = (set(re.findall(r'"([A-Z_]+)"', line)) for line in re.findall(r"list (?:\"[A-Z_]+\" ?)+", check))
+    known = {name.upper() for name in GROUP_OF}
+    assert secrets == {name for name in known if f"{name}_FILE" in known}
+    assert {f"{name}_FILE" for name in secrets} <= own <= known
+    given = {f"VLM2REC_{name}": "1" for name in known - own - secrets}
+    documents = rendered({name: value for name, value in ON_S3.items() if "settings" not in name}, given)
+    env = variables(container(documents))
+    assert {f"VLM2REC_{name}" for name in known - secrets} == {name for name in env if name.startswith("VLM2REC_")}
+    assert given.items() <= env.items()
+    assert env["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4318"
+
+
+def test_a_job_gets_the_settings_of_the_store_and_of_redis_that_the_service_has() -> None:
+    settings = {"VLM2REC_REGISTRY_CACHE_MB": "40000", "VLM2REC_REDIS_PREFIX": "shop", "VLM2REC_REDIS_TIMEOUT_MS": "900"}
+    jobs = {
+        name.removeprefix("shop-vlm2rec-"): variables(pod["containers"][0])
+        for name, _, pod in pods(rendered(ON_S3, settings))
+    }
+    for name in ("reindex", "retrain", "milvus-push"):
+        assert jobs[name]["VLM2REC_REGISTRY_CACHE_MB"] == "40000", name
+    assert jobs["milvus-push"]["VLM2REC_RETRIEVER"] == "milvus+http://milvus:19531/shop"
+    assert {name: jobs["events-export"][name] for name in settings if "REDIS" in name} == {
+        "VLM2REC_REDIS_PREFIX": "shop",
+        "VLM2REC_REDIS_TIMEOUT_MS": "900",
+    }
+
+
+def test_a_push_to_milvus_has_a_token_of_its_own_where_one_is_named() -> None:
+    for named, secret in (("milvus-writer", "milvus-writer"), ("", "milvus")):
+        tokens = {
+            name: volume["secret"]["secretName"]
+            for name, _, pod in pods(rendered(ON_S3 | {"jobs.milvusPush.tokenSecret.name": named}))
+            for volume in pod["volumes"]
+            if volume["name"] == "retriever"
+        }
+        assert tokens == {"shop-vlm2rec": "milvus", "shop-vlm2rec-milvus-push": secret}
+
+
+def test_milvus_may_be_reached_by_the_service_and_by_jobs() -> None:
+    for policy in of_kind(rendered(ON_S3), "NetworkPolicy"):
+        reached = [port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]]
+        assert 19531 in reached
+
+
+def test_no_name_is_too_long_for_kubernetes() -> None:
+    for document in rendered(ON_S3, release="a" * 53):
+        most = {"CronJob": 52, "Service": 63}.get(document["kind"], 253)
+        assert len(document["metadata"]["name"]) <= most, document["metadata"]["name"]
+
+
 def test_probes_and_scrapes_ask_for_routes(documents: list[dict[str, Any]], tmp_path: Path) -> None:
     routes = {
         route.path for route in create_app(load_settings(registry=str(tmp_path))).routes if "GET" in route.methods
@@ -121,8 +191,14 @@ def test_probes_and_scrapes_ask_for_routes(documents: list[dict[str, Any]], tmp_
         assert all(endpoint["path"] in routes for endpoint in monitor["spec"]["endpoints"])
 
 
-def test_every_job_is_a_command_with_options_that_exist(documents: list[dict[str, Any]]) -> None:
+def test_every_job_is_a_command_with_options_that_exist(
+    documents: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for _, _, pod in pods(documents):
+        for variable in ("VLM2REC_RETRIEVER", "VLM2REC_RETRIEVER_TOKEN_FILE"):
+            monkeypatch.delenv(variable, raising=False)
+            if (value := variables(pod["containers"][0]).get(variable)) is not None:
+                monkeypatch.setenv(variable, value)
         words, command = list(pod["containers"][0]["args"]), get_command(app)
         while hasattr(command, "commands"):
             command = command.commands[words.pop(0)]
@@ -209,8 +285,7 @@ def test_a_start_may_take_as_long_as_is_said_while_nothing_answers() -> None:
 
 def test_there_are_as_many_workers_as_cpus_are_requested() -> None:
     served = container(rendered(REDIS))
-    variables = {variable["name"]: variable.get("value") for variable in served["env"]}
-    assert variables["VLM2REC_WORKERS"] == served["resources"]["requests"]["cpu"]
+    assert variables(served)["VLM2REC_WORKERS"] == served["resources"]["requests"]["cpu"]
 
 
 def test_only_names_of_secrets_are_in_the_chart(documents: list[dict[str, Any]]) -> None:
@@ -240,6 +315,13 @@ def test_replicas_are_scaled_by_a_metric_that_exists() -> None:
         ({"service.replica": "3"}, "Additional property replica is not allowed"),
         ({"service.settings.RATE_LIMIT": "3"}, "Additional property RATE_LIMIT is not allowed"),
         ({"service.settings.VLM2REC_API_KEYS": "abc"}, "service.settings.VLM2REC_API_KEYS is a secret"),
+        ({"service.settings.VLM2REC_RETRIEVER_TOKEN": "a:b"}, "service.settings.VLM2REC_RETRIEVER_TOKEN is a secret"),
+        ({"service.settings.VLM2REC_CONFIG": "x"}, "service.settings.VLM2REC_CONFIG names a file that no volume holds"),
+        ({"service.extraEnv[0].name": "VLM2REC_OTEL"}, "service.extraEnv: VLM2REC_OTEL is a setting of the service"),
+        ({"retriever.url": "http://milvus:19530"}, "retriever.url: Does not match pattern"),
+        ({"retriever.url": "milvus+http://root:word@milvus"}, "retriever.url: Does not match pattern"),
+        ({"retriever.tokenSecret.name": "milvus"}, "retriever.tokenSecret needs retriever.url"),
+        ({"jobs.milvusPush.enabled": "true"}, "jobs.milvusPush.enabled needs retriever.url"),
         ({"service.settings.VLM2REC_HOST": "::"}, "service.settings.VLM2REC_HOST is set by the chart"),
         ({"service.resources.limits.memory": "2GB"}, "service.resources.limits.memory: Does not match pattern"),
         ({"redis.ports": "{}"}, "redis.ports"),

@@ -72,7 +72,7 @@ def test_every_setting_that_is_passed_exists() -> None:
     texts = [DOCKERFILE, *(file.read_text() for file in COMPOSE_FILES)]
     passed = {name for text in texts for name in re.findall(r"\b(VLM2REC_[A-Z0-9_]+)[=:] ?(?!-)", text)}
     # Of compose itself, not of the service.
-    passed -= {"VLM2REC_DATA", "VLM2REC_SERVE_IMAGE", "VLM2REC_TRAIN_IMAGE"}
+    passed -= {"VLM2REC_BACKUPS", "VLM2REC_DATA", "VLM2REC_SERVE_IMAGE", "VLM2REC_TRAIN_IMAGE"}
     assert len(passed) >= 9
     assert passed <= {f"VLM2REC_{name.upper()}" for name in GROUP_OF}
 
@@ -121,9 +121,12 @@ def test_every_directory_that_the_image_names_is_the_users_and_writable_on_a_rea
         "service": ("cache", "state"),
         "train": ("cache", "bundles"),
         "reindex": ("cache", "bundles"),
+        "backup": ("backups", "bundles"),
     }.items():
         mounted = {volume.rpartition(":")[2] for volume in compose()["services"][name]["volumes"]}
         assert {f"/var/lib/vlm2rec/{directory}" for directory in needed} <= mounted, name
+        # A new volume takes its owner from the directory of the image.
+        assert {place for place in mounted if place.startswith("/var/lib/")} <= set(made.split()), name
 
 
 @pytest.mark.program("docker-compose")
@@ -155,6 +158,7 @@ def test_nothing_is_published_beyond_this_machine_and_the_service_is_hardened() 
         "train",
         "reindex",
         "reindex-nightly",
+        "backup",
     }
 
 

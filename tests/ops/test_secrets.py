@@ -14,8 +14,8 @@ from tests.support.stores.redis_servers import redis_programs, redis_server
 
 @pytest.fixture
 def secrets(tmp_path: Path) -> Path:
-    for name in ("ops/make-secrets.sh", "docs/security.md"):
-        (tmp_path / name).parent.mkdir()
+    for name in ("ops/make-secrets.sh", "docs/security.md", "docs/backup.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(OPS.parent / name, tmp_path / name)
     for _ in range(2):  # the second time changes nothing
         subprocess.run(["sh", tmp_path / "ops" / "make-secrets.sh"], check=True, capture_output=True)
@@ -36,7 +36,7 @@ def test_keys_are_taken_and_kept(secrets: Path, tmp_path: Path) -> None:
     before = {file.name: file.read_text() for file in secrets.iterdir()}
     subprocess.run(["sh", tmp_path / "ops" / "make-secrets.sh"], check=True, capture_output=True)
     assert {file.name: file.read_text() for file in secrets.iterdir()} == before
-    assert set(before) == {"api-keys", "admin-keys", "redis-url", "redis-users"}
+    assert set(before) == {"api-keys", "admin-keys", "redis-url", "redis-backup-url", "redis-users"}
     assert len(before["api-keys"]) == len(before["admin-keys"]) == 64
     assert before["api-keys"] != before["admin-keys"]
     files = {f"{name}_file": secrets / name.replace("_", "-") for name in ("api_keys", "admin_keys", "redis_url")}
@@ -58,3 +58,22 @@ def test_redis_keeps_what_it_had_and_asks_for_a_password(secrets: Path, tmp_path
                 client.flushall()
         with redis.Redis(**socket) as client, pytest.raises(redis.exceptions.AuthenticationError):
             client.ping()
+
+
+def test_a_backup_has_a_user_of_its_own_also_beside_files_of_an_earlier_version(secrets: Path, tmp_path: Path) -> None:
+    (secrets / "redis-backup-url").unlink()
+    users = (secrets / "redis-users").read_text().splitlines()
+    (secrets / "redis-users").write_text("".join(f"{user}\n" for user in users if not user.startswith("user backup ")))
+    subprocess.run(["sh", tmp_path / "ops" / "make-secrets.sh"], check=True, capture_output=True)
+    url = (secrets / "redis-backup-url").read_text().strip()
+    assert url.startswith("redis://backup:")
+    assert url.endswith("@redis:6379/0")
+    data = tmp_path / "data"
+    data.mkdir()
+    socket = {"unix_socket_path": f"{data}/redis.sock", "username": "backup", "password": url.split(":")[2][:64]}
+    with redis_server(data, f"aclfile {secrets}/redis-users", program=newest_server()), redis.Redis(**socket) as client:
+        assert client.eval("return 7", 0) == 7
+        assert client.dump("vlm2rec:none") is None
+        for refused in (client.flushall, lambda: client.dump("another:none"), lambda: client.get("vlm2rec:none")):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                refused()

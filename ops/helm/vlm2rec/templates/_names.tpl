@@ -1,6 +1,6 @@
-{{/* Name of everything: the release's, which may already say vlm2rec. */}}
+{{/* Name of everything: the release's, which may already say vlm2rec. With `-events-compact` 52 characters, the most of a CronJob. */}}
 {{- define "vlm2rec.name" -}}
-{{- if contains "vlm2rec" .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{ else }}{{ printf "%s-vlm2rec" .Release.Name | trunc 40 | trimSuffix "-" }}{{ end -}}
+{{- if contains "vlm2rec" .Release.Name }}{{ .Release.Name | trunc 37 | trimSuffix "-" }}{{ else }}{{ printf "%s-vlm2rec" .Release.Name | trunc 37 | trimSuffix "-" }}{{ end -}}
 {{- end }}
 
 {{- define "vlm2rec.labels" -}}

@@ -15,7 +15,7 @@ capabilities: {drop: [ALL]}
 
 {{/* How S3 is reached, where the registry is there. */}}
 {{- define "vlm2rec.registryEnv" -}}
-{{- if eq .Values.registry.kind "s3" }}
+{{- if eq .Values.registry.kind "s3" -}}
 - {name: VLM2REC_REGISTRY_CACHE, value: /var/lib/vlm2rec/cache}
 {{- with .Values.registry.s3.credentialsSecret }}
 - name: AWS_ACCESS_KEY_ID
@@ -30,6 +30,25 @@ capabilities: {drop: [ALL]}
 - {name: AWS_REGION, value: {{ . }}}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* Where Milvus is, where items are searched there. Arguments: root, the Secret of the token. */}}
+{{- define "vlm2rec.retrieverEnv" -}}
+{{- $root := index . 0 }}{{ $secret := index . 1 -}}
+{{- with $root.Values.retriever.url }}
+- {name: VLM2REC_RETRIEVER, value: {{ . | quote }}}
+{{- if $secret.name }}
+- {name: VLM2REC_RETRIEVER_TOKEN_FILE, value: /run/vlm2rec/retriever/token}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "vlm2rec.tokenVolume" -}}
+- name: retriever
+  secret:
+    secretName: {{ .name }}
+    defaultMode: 0440
+    items: [{key: {{ .key }}, path: token}]
 {{- end }}
 
 {{- define "vlm2rec.podOfJob" -}}
@@ -57,7 +76,7 @@ tolerations: {{- toYaml . | nindent 2 }}
 
 {{/*
 A CronJob. Arguments: root, name, job (its values), image, command (a list), mounts (volume: {claim, path, readOnly}),
-redis and registry: whether it reaches these.
+redis and registry: whether it reaches these, token: the Secret for Milvus where it reaches that.
 Exit codes 1 (refused), 2 (bad input) and 70 (a defect) would be the same again, so the Job fails at once; a node that
 is drained costs nothing.
 */}}
@@ -101,12 +120,23 @@ spec:
               {{- if .redis }}
               env:
                 - {name: VLM2REC_REDIS_URL_FILE, value: /run/vlm2rec/redis/url}
-                {{- with $root.Values.service.settings.VLM2REC_REDIS_PREFIX }}
-                - {name: VLM2REC_REDIS_PREFIX, value: {{ . | quote }}}
+                {{- range $variable, $value := $root.Values.service.settings }}
+                {{- if hasPrefix "VLM2REC_REDIS_" $variable }}
+                - {name: {{ $variable }}, value: {{ $value | quote }}}
+                {{- end }}
                 {{- end }}
               {{- else if .registry }}
-              {{- with include "vlm2rec.registryEnv" $root }}
-              env: {{- . | nindent 16 }}
+              {{- $env := list (include "vlm2rec.registryEnv" $root) }}
+              {{- if eq $root.Values.registry.kind "s3" }}
+              {{- with $root.Values.service.settings.VLM2REC_REGISTRY_CACHE_MB }}
+              {{- $env = append $env (printf "\n- {name: VLM2REC_REGISTRY_CACHE_MB, value: %s}" (quote .)) }}
+              {{- end }}
+              {{- end }}
+              {{- if hasKey . "token" }}
+              {{- $env = append $env (include "vlm2rec.retrieverEnv" (list $root .token)) }}
+              {{- end }}
+              {{- with join "" $env }}
+              env: {{- trim . | nindent 16 }}
               {{- end }}
               {{- end }}
               resources: {{- toYaml .job.resources | nindent 16 }}
@@ -116,6 +146,9 @@ spec:
                 - {name: tmp, mountPath: /tmp}
                 {{- if .redis }}
                 - {name: redis, mountPath: /run/vlm2rec/redis, readOnly: true}
+                {{- end }}
+                {{- if (.token).name }}
+                - {name: retriever, mountPath: /run/vlm2rec/retriever, readOnly: true}
                 {{- end }}
                 {{- if and .registry (eq $root.Values.registry.kind "s3") }}
                 - {name: cache, mountPath: /var/lib/vlm2rec/cache}
@@ -131,6 +164,11 @@ spec:
                 secretName: {{ $root.Values.redis.urlSecret.name }}
                 defaultMode: 0440
                 items: [{key: {{ $root.Values.redis.urlSecret.key }}, path: url}]
+            {{- end }}
+            {{- with .token }}
+            {{- if .name }}
+            {{- include "vlm2rec.tokenVolume" . | nindent 12 }}
+            {{- end }}
             {{- end }}
             {{- if and .registry (eq $root.Values.registry.kind "s3") }}
             - {name: cache, emptyDir: {sizeLimit: {{ $root.Values.registry.s3.cacheSize }}}}
