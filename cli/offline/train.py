@@ -1,5 +1,6 @@
 """`vlm2rec train` and `vlm2rec embed`: train the vision-language model and embed the catalogue with it."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -57,11 +58,10 @@ def train(
     the end. --resume continues an interrupted run with the same order of the data and the same losses. For several
     processes, use `torchrun --nproc-per-node N -m cli.main` instead of `vlm2rec`; they share each batch.
     """
-    from training.config.run_config import CONFIG_FILE, load_config, to_toml
+    from training.config.run_config import CONFIG_FILE, load_config
     from training.data.dataset import load_dataset
-    from training.finetune.trainer import UNREADABLE_FILE
     from training.runs.disk import writing_run
-    from training.runs.lock import finish_interrupted
+    from training.runs.lock import finish_interrupted, run_lock
 
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     if first:
@@ -75,17 +75,29 @@ def train(
     set_torch_threads(threads)
     if first:
         _print_licences(chosen)
-    with writing_run(run, again="start the same command again with --resume to continue"):
-        if first and not stored_config.is_file():
-            _write(stored_config, to_toml(chosen))
-        before = (run / _TRAINING / _MODEL).is_dir()
-        model, done = train_model(dataset, chosen, run / _TRAINING, resume=resume, shown=first)
-        if first:
-            _write(stored_config, to_toml(chosen))
-    if first:
-        _console.print(f"trained {done:,} steps: {model}")
-        _print_unreadable(json.loads((run / _TRAINING / UNREADABLE_FILE).read_text(encoding="utf-8")))
-        _report(dataset, run, changed=not before)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(writing_run(run, again="start the same command again with --resume to continue"))
+        if not first:  # the first process holds the lock for all and writes the files
+            train_model(dataset, chosen, run / _TRAINING, resume=resume, shown=False)
+            return
+        run.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(run_lock(run))
+        _train_and_report(dataset, chosen, run, resume=resume)
+
+
+def _train_and_report(dataset: "Dataset", chosen: "RunConfig", run: Path, *, resume: bool) -> None:
+    """Train in a locked run directory and write configuration and report."""
+    from training.config.run_config import CONFIG_FILE, to_toml
+    from training.finetune.trainer import UNREADABLE_FILE
+
+    if not (run / CONFIG_FILE).is_file():
+        _write(run / CONFIG_FILE, to_toml(chosen))
+    before = (run / _TRAINING / _MODEL).is_dir()
+    model, done = train_model(dataset, chosen, run / _TRAINING, resume=resume)
+    _write(run / CONFIG_FILE, to_toml(chosen))
+    _console.print(f"trained {done:,} steps: {model}")
+    _print_unreadable(json.loads((run / _TRAINING / UNREADABLE_FILE).read_text(encoding="utf-8")))
+    _report(dataset, run, changed=not before)
 
 
 def train_model(
