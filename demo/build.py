@@ -24,6 +24,7 @@ from demo.users import Behaviour, Events, make_world, simulate
 
 DESCRIPTION_FILE = "demo.json"
 EVALUATION_FILE = "evaluation.parquet"
+_MOST_USERS = 10_000_000
 _VERSION = 1
 _CATALOGUE, _WORLD, _TRAINING, _EVALUATION, _PICTURES = range(5)
 _PICTURE_ATTRIBUTES = ("category", *IMAGE_ATTRIBUTES)
@@ -96,9 +97,11 @@ def build_demo(
     Raises:
         DemoError: an argument is out of bounds, or the directory cannot be written or is not a demo.
     """
-    if users < 1 or evaluation_users < 0 or seed < 0:
-        given = f"users {users}, evaluation_users {evaluation_users}, seed {seed}"
-        raise DemoError(f"users must be at least 1, evaluation_users and seed at least 0; got {given}")
+    if seed < 0:
+        raise DemoError(f"seed must be at least 0, got {seed}")
+    for name, value, fewest in (("users", users, 1), ("evaluation_users", evaluation_users, 0)):
+        if not fewest <= value <= _MOST_USERS:
+            raise DemoError(f"{name} must lie in {fewest} … {_MOST_USERS:,}, got {value}")
     behaviour = Behaviour(text_preference, image_preference, transition, popularity, theme)
     plan = _Plan(items, users, evaluation_users, seed, without_text, without_image, behaviour)
     try:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from cli.offline.evaluation_page import markdown, print_table
-from cli.offline.threads import set_torch_threads
+from cli.offline.threads import MOST_THREADS, set_torch_threads
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -70,7 +70,9 @@ SaveRanksOption = Annotated[Path | None, typer.Option(help="Write every rank to 
 JsonOption = Annotated[
     Path | None, typer.Option("--json", help="Write the figures here; default RUN/evaluation/TABLE.json.")
 ]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of the encoder.")]
+EncoderThreadsOption = Annotated[
+    int, typer.Option("--threads", min=1, max=MOST_THREADS, help="Threads of the encoder.")
+]
 
 
 class HeldOut(StrEnum):
@@ -107,7 +109,7 @@ def evaluate(
     ranks: RanksOption = None,
     save_ranks: SaveRanksOption = None,
     json_file: JsonOption = None,
-    threads: ThreadsOption = 1,
+    threads: EncoderThreadsOption = 1,
     held_out: HeldOutOption = HeldOut.LEAVE_ONE_OUT,
     measure_days: MeasureDaysOption = 7.0,
 ) -> None:

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from cli.offline.encoder import ConfigOption, InteractionsOption, SeedOption, chosen_config, fit_and_print
-from cli.offline.threads import set_torch_threads
+from cli.offline.threads import ThreadsOption, set_torch_threads
 from cli.offline.train import embedding_progress, print_baseline
 
 _RUNS = Path("runs")
@@ -23,7 +23,7 @@ def fit(
     interactions: InteractionsOption = None,
     config: ConfigOption = None,
     seed: SeedOption = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Embed the catalogue without a vision-language model and fit everything that serves: minutes on two cores.
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from cli.offline.encoder import chosen_config, fit_and_print
 from cli.offline.retrain_comparison import check_comparison, compared, drop_comparison, read_comparison
 from cli.offline.retrain_model import run_embeddings, train_and_embed, training_config
-from cli.offline.threads import set_torch_threads
+from cli.offline.threads import ThreadsOption, set_torch_threads
 from cli.online.index_options import (
     BoundOption,
     BoundsOption,
@@ -54,7 +54,7 @@ def retrain(
         Path | None, typer.Option("--run", help="The run directory; default runs/NAME of SHOP.", metavar="RUN")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Configuration (TOML, section [encoder]); default RUN/config.toml.")
+        Path | None, typer.Option(help="Configuration (TOML, section \\[encoder]); default RUN/config.toml.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of encoder.seed.")] = None,
     measure_days: Annotated[
@@ -67,7 +67,7 @@ def retrain(
     fresh_share: FreshShareOption = 0.0,
     bounds: BoundsOption = None,
     bound: BoundOption = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    threads: ThreadsOption = None,
     train: Annotated[
         bool, typer.Option("--train", help="Train the vision-language model first, by the same configuration.")
     ] = False,

@@ -17,7 +17,7 @@ from cli.offline.ray_shards import (
     check_engine,
     ray_shards,
 )
-from cli.offline.threads import set_torch_threads
+from cli.offline.threads import ThreadsOption, set_torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,7 +50,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Resume the training in RUN, if there is one.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of train.steps.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of train.seed.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Fine-tune a vision-language model on the histories, balanced between text and picture.
 
