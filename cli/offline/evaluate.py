@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 
 from cli.offline.evaluation_page import markdown, print_table
+from cli.offline.progress import counted_progress
+from cli.offline.text_files import replace_text
 from cli.offline.threads import MOST_THREADS, set_torch_threads
 
 if TYPE_CHECKING:
@@ -142,7 +144,7 @@ def evaluate(
         fresh = last_item(Sequences.from_interactions(others, dataset.item_ids()))
     sets = target_sets(split, fresh=fresh, on_validation=validation, most=targets)
     about = {name: fitted.record[name] for name in ("model", "data", "config")} | {"lists": fitted.list_weights}
-    with _progress() as bar:
+    with counted_progress() as bar:
         baselines, settings = _baselines(run, fitted, dataset, split, ease, bar)
         systems, about = rankers(fitted, split, dataset.texts(), baselines), about | {"baselines": settings}
         systems |= _with_fresh_places(fitted, systems, fresh_share)
@@ -335,27 +337,9 @@ def _write(path: Path, text: str) -> None:
     from index.machine.disk import describe_disk_error
     from training.errors import EvaluationError
 
-    partial = path.with_name(f"{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        replace_text(path, text)
     except OSError as error:
         raise EvaluationError(
             describe_disk_error(error, path, "evaluate again, or name another --json", what="the figures")
         ) from error
-
-
-def _progress() -> "Progress":
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)

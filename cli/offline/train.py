@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from cli.offline.progress import counted_progress
 from cli.offline.ray_shards import (
     EngineOption,
     RayAddressOption,
@@ -17,12 +18,13 @@ from cli.offline.ray_shards import (
     check_engine,
     ray_shards,
 )
+from cli.offline.text_files import replace_text
 from cli.offline.threads import ThreadsOption, set_torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
 
     from training.backbones.trained_model import TrainedModel
     from training.config.run_config import RunConfig
@@ -91,10 +93,10 @@ def _train_and_report(dataset: "Dataset", chosen: "RunConfig", run: Path, *, res
     from training.finetune.trainer import UNREADABLE_FILE
 
     if not (run / CONFIG_FILE).is_file():
-        _write(run / CONFIG_FILE, to_toml(chosen))
+        replace_text(run / CONFIG_FILE, to_toml(chosen))
     before = (run / _TRAINING / _MODEL).is_dir()
     model, done = train_model(dataset, chosen, run / _TRAINING, resume=resume)
-    _write(run / CONFIG_FILE, to_toml(chosen))
+    replace_text(run / CONFIG_FILE, to_toml(chosen))
     _console.print(f"trained {done:,} steps: {model}")
     _print_unreadable(json.loads((run / _TRAINING / UNREADABLE_FILE).read_text(encoding="utf-8")))
     _report(dataset, run, changed=not before)
@@ -120,7 +122,7 @@ def train_model(
 
     parts = split_dataset(dataset, chosen.encoder.cold_items).parts
     done = chosen.train.steps
-    with embedding_progress(shown=shown) as bar:
+    with counted_progress(shown=shown) as bar:
         task = bar.add_task("training", total=done)
 
         def report(now: TrainingProgress) -> None:
@@ -201,7 +203,7 @@ def embed(
 
         with writing_run(run):
             run.mkdir(parents=True, exist_ok=True)
-            with run_lock(run), embedding_progress() as bar:
+            with run_lock(run), counted_progress() as bar:
                 embeddings, _ = baseline_embeddings(dataset, run / _EMBEDDINGS, again=True, progress=bar)
         print_baseline(embeddings)
         return
@@ -240,7 +242,7 @@ def embed_items(
     """Embed new and changed items with a progress bar, print how it went, and return the embeddings of all."""
     from training.embedding.job import embed_catalogue, pending_items
 
-    with embedding_progress() as bar:
+    with counted_progress() as bar:
         tasks: dict[str, TaskID] = {}
 
         def report(step: str, done: int, every: int) -> None:
@@ -304,36 +306,3 @@ def _print_unreadable(unreadable: "Mapping[str, str]") -> None:
 def _slots(embeddings: "Embeddings") -> str:
     present = {name: int(block.any(axis=1).sum()) for name, block in embeddings.vectors.items()}
     return ", ".join(f"{name} {count:,} × {embeddings.dims()[name]}" for name, count in present.items())
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def embedding_progress(*, shown: bool = True) -> "Progress":
-    """A progress display with numbers, on stderr.
-
-    Args:
-        shown: False for all but one of several processes.
-    """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(
-        *columns,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not shown,
-    )
