@@ -9,6 +9,8 @@ import signal
 import sys
 from types import FrameType
 
+from cli.code_loading import loading_code
+
 _EXIT_INTERRUPTED = 130
 
 
@@ -23,7 +25,8 @@ def main() -> None:
     if on_interrupt is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
     try:
-        from cli.app import run
+        with loading_code():
+            from cli.app import run
     finally:
         signal.signal(signal.SIGINT, on_interrupt)
     try:

@@ -24,6 +24,7 @@ from demo.users import Behaviour, Events, make_world, simulate
 
 DESCRIPTION_FILE = "demo.json"
 EVALUATION_FILE = "evaluation.parquet"
+_MOST_USERS = 10_000_000
 _VERSION = 1
 _CATALOGUE, _WORLD, _TRAINING, _EVALUATION, _PICTURES = range(5)
 _PICTURE_ATTRIBUTES = ("category", *IMAGE_ATTRIBUTES)
@@ -59,8 +60,8 @@ def build_demo(
     users: int = 4_000,
     evaluation_users: int = 20_000,
     seed: int = 0,
-    text_taste: float = 2.5,
-    image_taste: float = 2.5,
+    text_preference: float = 2.5,
+    image_preference: float = 2.5,
     transition: float = 1.5,
     popularity: float = 0.8,
     theme: float = 0.0,
@@ -79,8 +80,9 @@ def build_demo(
         users: training users, at least 1; each has 5 to 20 events.
         evaluation_users: further users, for evaluation only; 0 leaves ``evaluation.parquet`` empty.
         seed: not negative; another seed makes another catalogue, world and users.
-        text_taste: strength of the preferences for brand and material, which only texts contain. 0 makes texts useless.
-        image_taste: strength of the preferences for colour, shape and pattern, which only pictures contain.
+        text_preference: strength of the preferences for brand and material, which only texts contain; 0 makes texts
+            useless.
+        image_preference: strength of the preferences for colour, shape and pattern, which only pictures contain.
         transition: log odds that a category adds to the two categories that follow it.
         popularity: standard deviation of the items' log popularity.
         theme: 0 … 1, correlation of text and picture of an item, and of both preferences of a user, by a shared theme.
@@ -95,10 +97,12 @@ def build_demo(
     Raises:
         DemoError: an argument is out of bounds, or the directory cannot be written or is not a demo.
     """
-    if users < 1 or evaluation_users < 0 or seed < 0:
-        given = f"users {users}, evaluation_users {evaluation_users}, seed {seed}"
-        raise DemoError(f"users must be at least 1, evaluation_users and seed at least 0; got {given}")
-    behaviour = Behaviour(text_taste, image_taste, transition, popularity, theme)
+    if seed < 0:
+        raise DemoError(f"seed must be at least 0, got {seed}")
+    for name, value, fewest in (("users", users, 1), ("evaluation_users", evaluation_users, 0)):
+        if not fewest <= value <= _MOST_USERS:
+            raise DemoError(f"{name} must lie in {fewest} … {_MOST_USERS:,}, got {value}")
+    behaviour = Behaviour(text_preference, image_preference, transition, popularity, theme)
     plan = _Plan(items, users, evaluation_users, seed, without_text, without_image, behaviour)
     try:
         if not _holds(directory, plan):

@@ -4,7 +4,6 @@ Both contain the category. Other attributes of one modality are independent of t
 correlates them. So a model can know an item's colour from its picture only.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -33,6 +32,7 @@ THEMES = 6
 """Number of themes; the value at position v of an attribute belongs to theme v mod 6 (shapes: v mod 4)."""
 
 _TRIES = 20
+_MOST_ITEMS = 1_000_000
 _CATEGORY_PRICE = (16, 48, 22, 34, 28, 79, 62, 149, 26, 24)
 _MATERIAL_FACTOR = (1.1, 1.3, 0.8, 0.7, 1.0, 0.9, 1.6, 1.4, 1.3, 1.0)
 _CARE = {
@@ -116,9 +116,14 @@ def make_catalogue(
     Raises:
         DemoError: a number is out of bounds.
     """
-    if items < 1 or without_text < 0 or without_image < 0 or without_text + without_image > items:
-        given = json.dumps({"items": items, "without_text": without_text, "without_image": without_image})
-        raise DemoError(f"items must be at least 1 and at least without_text + without_image, got {given}")
+    if without_text < 0 or without_image < 0:
+        raise DemoError(f"without_text and without_image must be at least 0, got {without_text} and {without_image}")
+    fewest = max(1, without_text + without_image)
+    if not fewest <= items <= _MOST_ITEMS:
+        raise DemoError(
+            f"items must lie in {fewest} … {_MOST_ITEMS:,} ({without_text} of them have no text and {without_image} no "
+            f"picture), got {items}"
+        )
     if not 0 <= theme <= 1:
         raise DemoError(f"theme must lie in 0 … 1, got {theme}")
     taken: set[tuple[int, ...]] = set()

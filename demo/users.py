@@ -3,7 +3,8 @@
 A user has a preference for each brand and material (in texts) and for each colour, shape and pattern (in pictures). The
 next item is drawn without replacement from a softmax over
 
-    text_taste · t(user, item) + image_taste · v(user, item) + transition(category before → category) + log popularity
+    text_preference · t(user, item) + image_preference · v(user, item)
+        + transition(category before → category) + log popularity
 
 where t and v have unit variance over users and items, so equal weights have equal effects.
 """
@@ -29,8 +30,8 @@ class Behaviour:
     """How users choose.
 
     Attributes:
-        text_taste: weight of the preference for brand and material, 0 … 20.
-        image_taste: weight of the preference for colour, shape and pattern, 0 … 20.
+        text_preference: weight of the preference for brand and material, 0 … 20.
+        image_preference: weight of the preference for colour, shape and pattern, 0 … 20.
         transition: log odds added to the two categories that follow the previous one.
         popularity: standard deviation of the items' log popularity.
         theme: 0 makes a user's preferences independent; at 1 all of them are one preference for themes (see
@@ -42,8 +43,8 @@ class Behaviour:
         DemoError: a value is out of bounds.
     """
 
-    text_taste: float = 2.5
-    image_taste: float = 2.5
+    text_preference: float = 2.5
+    image_preference: float = 2.5
     transition: float = 1.5
     popularity: float = 0.8
     theme: float = 0.0
@@ -51,7 +52,7 @@ class Behaviour:
     longest: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("text_taste", "image_taste", "transition", "popularity"):
+        for name in ("text_preference", "image_preference", "transition", "popularity"):
             if not 0 <= getattr(self, name) <= 20:
                 raise DemoError(f"{name} must lie in 0 … 20, got {getattr(self, name)}")
         if not 0 <= self.theme <= 1:
@@ -137,7 +138,7 @@ def utilities(rng: np.random.Generator, world: World, users: int) -> NDArray[np.
     themes = rng.standard_normal((users, THEMES))
     text = _preferences(rng, world, themes, TEXT_ATTRIBUTES)
     image = _preferences(rng, world, themes, IMAGE_ATTRIBUTES)
-    return behaviour.text_taste * text + behaviour.image_taste * image + world.log_popularity
+    return behaviour.text_preference * text + behaviour.image_preference * image + world.log_popularity
 
 
 def _preferences(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,27 @@ def test_a_service_has_no_use_for_parquet() -> None:
     """By itself it takes 9 MiB."""
     code = "import service.server, sys; print('pyarrow' in sys.modules, 'pyarrow.parquet' in sys.modules)"
     assert printed(code).split() == ["True", "False"]
+
+
+def test_a_local_registry_needs_no_file_systems() -> None:
+    code = "import index.bundle.registry as r, sys; print(r.Registry('bundles').root, 'fsspec' in sys.modules)"
+    assert printed(code).split() == [str(Path("bundles").absolute()), "False"]
+
+
+def test_a_service_starts_without_full_garbage_collections(tmp_path: Path) -> None:
+    """They would visit everything that modules made again and again. There is no bundle, so the command ends then."""
+    code = f"""
+import gc, sys
+from cli.main import main
+full = []
+gc.callbacks.append(lambda phase, info: full.append(phase) if info["generation"] == 2 else None)
+sys.argv = ["vlm2rec", "serve", "--registry", {str(tmp_path)!r}, "--workers", "1", "--port", "0"]
+try:
+    main()
+except SystemExit as ended:
+    print(ended.code, len(full), "service.server" in sys.modules, gc.isenabled())
+"""
+    assert printed(code).split() == ["2", "0", "True", "True"]
 
 
 def test_would_notice_a_forbidden_import() -> None:

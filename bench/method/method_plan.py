@@ -171,7 +171,7 @@ _BASE: Mapping[str, Any] = {
 PLAN = MethodPlan(
     catalogues=(
         CataloguePlan(
-            "equal-tastes",
+            "equal-preferences",
             "equal preferences in text and picture, independent of each other (the default demo catalogue), 400 steps",
             {},
             {**_BASE, "train.steps": 400},
@@ -189,7 +189,7 @@ PLAN = MethodPlan(
         CataloguePlan(
             "strong-text",
             "a stronger preference in text (3.5) than in pictures (2.5), independent, 500 steps",
-            {"text_taste": 3.5},
+            {"text_preference": 3.5},
             {**_BASE, "train.steps": 500},
             STRONG_TEXT,
             goal="collapse",

@@ -3,13 +3,18 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from cli.capacity.sizes import parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cli.capacity.estimate import Demand, Figure
 
 _out = Console(highlight=False, soft_wrap=True)
 
@@ -79,6 +84,10 @@ def plan(
         }
         typer.echo(json.dumps(found, indent=1))
         return
+    _print(figures, demand, milvus=in_milvus(demand, known))
+
+
+def _print(figures: "Sequence[Figure]", demand: "Demand", *, milvus: bool) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
     table.add_column("", no_wrap=True, justify="right")
@@ -87,7 +96,7 @@ def plan(
     for figure in figures:
         table.add_row(figure.name, _short(figure.value), figure.unit, figure.basis, figure.grows_with)
     _out.print(table)
-    if in_milvus(demand, known):
+    if milvus:
         _out.print(
             f"\nThe bundle exceeds the {demand.replica_gib:g} GiB of a replica, so Milvus searches. No bench of this "
             "project has measured Milvus."

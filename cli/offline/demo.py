@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 
 import demo as demo_package
+from cli.offline.text_files import replace_text
 from demo.errors import DemoError
 
 _READY_TIMEOUT_S = 60.0
@@ -62,9 +63,7 @@ class StageRecord:
     def add(self, position: int, stage: Stage) -> None:
         """Record a stage as done and drop all later ones."""
         self._done = [*self._done[:position], [stage.name, *stage.arguments]]
-        partial = self._path.with_suffix(".part")
-        partial.write_text(json.dumps({"done": self._done}, indent=1) + "\n")
-        partial.replace(self._path)
+        replace_text(self._path, json.dumps({"done": self._done}, indent=1) + "\n")
 
 
 def demo(

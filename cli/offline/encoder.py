@@ -20,7 +20,7 @@ InteractionsOption = Annotated[
     Path | None, typer.Option(help="Interactions instead of those in DATA (.csv or .parquet).")
 ]
 ConfigOption = Annotated[
-    Path | None, typer.Option(help="Configuration (TOML, section [encoder]); default RUN/config.toml.")
+    Path | None, typer.Option(help="Configuration (TOML, section \\[encoder]); default RUN/config.toml.")
 ]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Instead of encoder.seed.")]
 

@@ -10,7 +10,9 @@ import typer
 from rich.console import Console
 
 from cli.offline.evaluation_page import markdown, print_table
-from cli.offline.threads import set_torch_threads
+from cli.offline.progress import counted_progress
+from cli.offline.text_files import replace_text
+from cli.offline.threads import MOST_THREADS, set_torch_threads
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -70,7 +72,9 @@ SaveRanksOption = Annotated[Path | None, typer.Option(help="Write every rank to 
 JsonOption = Annotated[
     Path | None, typer.Option("--json", help="Write the figures here; default RUN/evaluation/TABLE.json.")
 ]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of the encoder.")]
+EncoderThreadsOption = Annotated[
+    int, typer.Option("--threads", min=1, max=MOST_THREADS, help="Threads of the encoder.")
+]
 
 
 class HeldOut(StrEnum):
@@ -107,7 +111,7 @@ def evaluate(
     ranks: RanksOption = None,
     save_ranks: SaveRanksOption = None,
     json_file: JsonOption = None,
-    threads: ThreadsOption = 1,
+    threads: EncoderThreadsOption = 1,
     held_out: HeldOutOption = HeldOut.LEAVE_ONE_OUT,
     measure_days: MeasureDaysOption = 7.0,
 ) -> None:
@@ -140,7 +144,7 @@ def evaluate(
         fresh = last_item(Sequences.from_interactions(others, dataset.item_ids()))
     sets = target_sets(split, fresh=fresh, on_validation=validation, most=targets)
     about = {name: fitted.record[name] for name in ("model", "data", "config")} | {"lists": fitted.list_weights}
-    with _progress() as bar:
+    with counted_progress() as bar:
         baselines, settings = _baselines(run, fitted, dataset, split, ease, bar)
         systems, about = rankers(fitted, split, dataset.texts(), baselines), about | {"baselines": settings}
         systems |= _with_fresh_places(fitted, systems, fresh_share)
@@ -333,27 +337,9 @@ def _write(path: Path, text: str) -> None:
     from index.machine.disk import describe_disk_error
     from training.errors import EvaluationError
 
-    partial = path.with_name(f"{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        replace_text(path, text)
     except OSError as error:
         raise EvaluationError(
             describe_disk_error(error, path, "evaluate again, or name another --json", what="the figures")
         ) from error
-
-
-def _progress() -> "Progress":
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)

@@ -7,8 +7,9 @@ import typer
 from rich.console import Console
 
 from cli.offline.encoder import ConfigOption, InteractionsOption, SeedOption, chosen_config, fit_and_print
-from cli.offline.threads import set_torch_threads
-from cli.offline.train import embedding_progress, print_baseline
+from cli.offline.progress import counted_progress
+from cli.offline.threads import ThreadsOption, set_torch_threads
+from cli.offline.train import print_baseline
 
 _RUNS = Path("runs")
 
@@ -23,7 +24,7 @@ def fit(
     interactions: InteractionsOption = None,
     config: ConfigOption = None,
     seed: SeedOption = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Embed the catalogue without a vision-language model and fit everything that serves: minutes on two cores.
 
@@ -44,7 +45,7 @@ def fit(
         place.mkdir(parents=True, exist_ok=True)
         with run_lock(place):
             refuse_vlm_embeddings(place)
-            with embedding_progress() as bar:
+            with counted_progress() as bar:
                 embeddings, made = baseline_embeddings(dataset, place / "embeddings", again=False, progress=bar)
             if made:
                 print_baseline(embeddings)

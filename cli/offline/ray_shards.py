@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cli.offline.threads import MOST_THREADS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -31,7 +33,7 @@ RayWorkersOption = Annotated[
     typer.Option(min=1, help="Most workers; default: one a GPU, else a CPU for each thread.", rich_help_panel=_PANEL),
 ]
 WorkerThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads; default: all cores, with Ray 1 a worker.")
+    int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads; default: all cores, with Ray 1 a worker.")
 ]
 
 

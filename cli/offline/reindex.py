@@ -21,6 +21,7 @@ from cli.offline.ray_shards import (
     check_engine,
     ray_shards,
 )
+from cli.offline.text_files import replace_text
 from cli.offline.threads import set_torch_threads
 from cli.online.index_options import (
     BoundOption,
@@ -247,9 +248,7 @@ def _report(record: "ReindexRecord", json_file: Path | None) -> None:
         _out.print(f"{record.outcome}: {record.bundle} in {record.seconds:.1f} s", markup=False)
     if json_file is not None:
         try:
-            partial = json_file.with_name(f"{json_file.name}.part")
-            partial.write_text(json.dumps(record.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            partial.replace(json_file)
+            replace_text(json_file, json.dumps(record.as_json(), indent=2, ensure_ascii=False) + "\n")
         except OSError as error:
             _warn(f"{json_file}: the summary cannot be written ({error.strerror}); check --json")
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from cli.offline.encoder import chosen_config, fit_and_print
+from cli.offline.encoder import ConfigOption, SeedOption, chosen_config, fit_and_print
 from cli.offline.retrain_comparison import check_comparison, compared, drop_comparison, read_comparison
 from cli.offline.retrain_model import run_embeddings, train_and_embed, training_config
-from cli.offline.threads import set_torch_threads
+from cli.offline.text_files import replace_text
+from cli.offline.threads import ThreadsOption, set_torch_threads
 from cli.online.index_options import (
     BoundOption,
     BoundsOption,
@@ -53,10 +54,8 @@ def retrain(
     run: Annotated[
         Path | None, typer.Option("--run", help="The run directory; default runs/NAME of SHOP.", metavar="RUN")
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="Configuration (TOML, section [encoder]); default RUN/config.toml.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Instead of encoder.seed.")] = None,
+    config: ConfigOption = None,
+    seed: SeedOption = None,
     measure_days: Annotated[
         float, typer.Option(min=0.01, help="The events of these last days measure the recipes.")
     ] = 7.0,
@@ -67,7 +66,7 @@ def retrain(
     fresh_share: FreshShareOption = 0.0,
     bounds: BoundsOption = None,
     bound: BoundOption = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    threads: ThreadsOption = None,
     train: Annotated[
         bool, typer.Option("--train", help="Train the vision-language model first, by the same configuration.")
     ] = False,
@@ -83,7 +82,6 @@ def retrain(
     from index.errors import GateRefused
     from training.data.event_weights import EventRules
     from training.errors import EvaluationError
-    from training.events.retraining_inputs import freeze_inputs
     from training.runs.disk import writing_run
     from training.runs.lock import run_lock
 
@@ -100,24 +98,33 @@ def retrain(
         with run_lock(place):
             if _was_published(place / _JOB, target):
                 return
-            served = _served_recipe(target, place)
-            found = None if served is None else served.model_dump(mode="json")
-            inputs = freeze_inputs(
-                place / _JOB,
-                data,
-                events,
-                days=measure_days,
-                mark=mark,
-                served_recipe=found,
-                drop_outdated=lambda: _drop_outdated(place / _JOB),
-            )
-            _print_inputs(inputs)
+            inputs = _frozen_inputs(data, events, place, target, days=measure_days, mark=mark)
             try:
                 _carry_out(data, place, inputs, rules, recipe, trained, target, spec, force=force)
             except (EvaluationError, GateRefused) as error:
                 inputs.end()  # the next job begins with newer events
                 _err.print(f"refused: {error}; nothing was published", markup=False, style="red")
                 raise typer.Exit(_EXIT_REFUSED) from None
+
+
+def _frozen_inputs(
+    data: Path, events: str, place: Path, registry: "AnyRegistry", *, days: float, mark: str
+) -> "RetrainingInputs":
+    """Freeze what the job learns from, or take up what a killed job froze, and print it."""
+    from training.events.retraining_inputs import freeze_inputs
+
+    served = _served_recipe(registry, place)
+    inputs = freeze_inputs(
+        place / _JOB,
+        data,
+        events,
+        days=days,
+        mark=mark,
+        served_recipe=None if served is None else served.model_dump(mode="json"),
+        drop_outdated=lambda: _drop_outdated(place / _JOB),
+    )
+    _print_inputs(inputs)
+    return inputs
 
 
 def _carry_out(
@@ -335,11 +342,5 @@ def _built(
         exclude_seen=fitted.exclude_seen,
         event_types=fitted.event_types,
     )
-    _write(inputs.directory / _BUNDLE, f"{bundle.resolve()}\n{_mark_of(spec)}\n")
+    replace_text(inputs.directory / _BUNDLE, f"{bundle.resolve()}\n{_mark_of(spec)}\n")
     return bundle
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

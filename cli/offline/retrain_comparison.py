@@ -9,6 +9,7 @@ from rich.console import Console
 
 from cli.offline.encoder import fit_and_print
 from cli.offline.evaluation_page import print_table
+from cli.offline.text_files import replace_text
 
 if TYPE_CHECKING:
     from training.config.encoder_config import EncoderConfig
@@ -70,9 +71,7 @@ def compared(
     table = compare_recipes(runs, evenly_spaced(targets, MOST_TARGETS), len(targets))
     print_table(table, table.rows[0].name)
     found = {"refused": _refusal(table), "table": table.as_json([_SERVED] if _SERVED in recipes else [])}
-    partial = inputs.directory / f"{_COMPARISON_FILE}.part"
-    partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    partial.replace(inputs.directory / _COMPARISON_FILE)
+    replace_text(inputs.directory / _COMPARISON_FILE, json.dumps(found, indent=1))
     return found
 
 

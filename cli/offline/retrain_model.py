@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from cli.offline.train import embed_items, embedding_progress, print_baseline, train_model
+from cli.offline.progress import counted_progress
+from cli.offline.text_files import replace_text
+from cli.offline.train import embed_items, print_baseline, train_model
 
 if TYPE_CHECKING:
     from training.config.run_config import RunConfig
@@ -60,7 +62,7 @@ def run_embeddings(place: Path, dataset: "Dataset") -> "Embeddings":
         return embed_items(dataset, TrainedModel.of(place), trust_times=False)
     if found is not None and found.model.get("kind") == KIND:
         return found
-    with embedding_progress() as bar:
+    with counted_progress() as bar:
         embeddings, made = baseline_embeddings(dataset, place / EMBEDDINGS_DIRECTORY, again=False, progress=bar)
     if made:
         print_baseline(embeddings)
@@ -87,9 +89,7 @@ def train_and_embed(made: Path, config: "RunConfig", before: "Dataset", everythi
 
     made.mkdir(exist_ok=True)
     if not (made / CONFIG_FILE).exists():
-        partial = made / f"{CONFIG_FILE}.part"
-        partial.write_text(to_toml(config), encoding="utf-8")
-        partial.replace(made / CONFIG_FILE)
+        replace_text(made / CONFIG_FILE, to_toml(config))
     directory = made / TRAINING_DIRECTORY
     if not _is_trained(made):
         if _is_of_other_data(directory, config, before):

@@ -1,8 +1,17 @@
 """Sets the number of PyTorch threads in the offline commands."""
 
 import os
+from typing import Annotated, Final
+
+import typer
 
 from index.machine.cores import available_cores
+
+MOST_THREADS: Final = 1024
+"""More than a machine has cores. A library that cannot start its threads may end the process."""
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, max=MOST_THREADS, help="CPU threads; default: all cores.")
+]
 
 
 def set_torch_threads(threads: int | None) -> None:

@@ -1,5 +1,6 @@
 """`vlm2rec train` and `vlm2rec embed`: train the vision-language model and embed the catalogue with it."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from cli.offline.progress import counted_progress
 from cli.offline.ray_shards import (
     EngineOption,
     RayAddressOption,
@@ -16,12 +18,13 @@ from cli.offline.ray_shards import (
     check_engine,
     ray_shards,
 )
-from cli.offline.threads import set_torch_threads
+from cli.offline.text_files import replace_text
+from cli.offline.threads import ThreadsOption, set_torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
 
     from training.backbones.trained_model import TrainedModel
     from training.config.run_config import RunConfig
@@ -49,7 +52,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Resume the training in RUN, if there is one.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of train.steps.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of train.seed.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Fine-tune a vision-language model on the histories, balanced between text and picture.
 
@@ -57,11 +60,10 @@ def train(
     the end. --resume continues an interrupted run with the same order of the data and the same losses. For several
     processes, use `torchrun --nproc-per-node N -m cli.main` instead of `vlm2rec`; they share each batch.
     """
-    from training.config.run_config import CONFIG_FILE, load_config, to_toml
+    from training.config.run_config import CONFIG_FILE, load_config
     from training.data.dataset import load_dataset
-    from training.finetune.trainer import UNREADABLE_FILE
     from training.runs.disk import writing_run
-    from training.runs.lock import finish_interrupted
+    from training.runs.lock import finish_interrupted, run_lock
 
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     if first:
@@ -75,17 +77,29 @@ def train(
     set_torch_threads(threads)
     if first:
         _print_licences(chosen)
-    with writing_run(run, again="start the same command again with --resume to continue"):
-        if first and not stored_config.is_file():
-            _write(stored_config, to_toml(chosen))
-        before = (run / _TRAINING / _MODEL).is_dir()
-        model, done = train_model(dataset, chosen, run / _TRAINING, resume=resume, shown=first)
-        if first:
-            _write(stored_config, to_toml(chosen))
-    if first:
-        _console.print(f"trained {done:,} steps: {model}")
-        _print_unreadable(json.loads((run / _TRAINING / UNREADABLE_FILE).read_text(encoding="utf-8")))
-        _report(dataset, run, changed=not before)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(writing_run(run, again="start the same command again with --resume to continue"))
+        if not first:  # the first process holds the lock for all and writes the files
+            train_model(dataset, chosen, run / _TRAINING, resume=resume, shown=False)
+            return
+        run.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(run_lock(run))
+        _train_and_report(dataset, chosen, run, resume=resume)
+
+
+def _train_and_report(dataset: "Dataset", chosen: "RunConfig", run: Path, *, resume: bool) -> None:
+    """Train in a locked run directory and write configuration and report."""
+    from training.config.run_config import CONFIG_FILE, to_toml
+    from training.finetune.trainer import UNREADABLE_FILE
+
+    if not (run / CONFIG_FILE).is_file():
+        replace_text(run / CONFIG_FILE, to_toml(chosen))
+    before = (run / _TRAINING / _MODEL).is_dir()
+    model, done = train_model(dataset, chosen, run / _TRAINING, resume=resume)
+    replace_text(run / CONFIG_FILE, to_toml(chosen))
+    _console.print(f"trained {done:,} steps: {model}")
+    _print_unreadable(json.loads((run / _TRAINING / UNREADABLE_FILE).read_text(encoding="utf-8")))
+    _report(dataset, run, changed=not before)
 
 
 def train_model(
@@ -108,7 +122,7 @@ def train_model(
 
     parts = split_dataset(dataset, chosen.encoder.cold_items).parts
     done = chosen.train.steps
-    with embedding_progress(shown=shown) as bar:
+    with counted_progress(shown=shown) as bar:
         task = bar.add_task("training", total=done)
 
         def report(now: TrainingProgress) -> None:
@@ -189,7 +203,7 @@ def embed(
 
         with writing_run(run):
             run.mkdir(parents=True, exist_ok=True)
-            with run_lock(run), embedding_progress() as bar:
+            with run_lock(run), counted_progress() as bar:
                 embeddings, _ = baseline_embeddings(dataset, run / _EMBEDDINGS, again=True, progress=bar)
         print_baseline(embeddings)
         return
@@ -228,7 +242,7 @@ def embed_items(
     """Embed new and changed items with a progress bar, print how it went, and return the embeddings of all."""
     from training.embedding.job import embed_catalogue, pending_items
 
-    with embedding_progress() as bar:
+    with counted_progress() as bar:
         tasks: dict[str, TaskID] = {}
 
         def report(step: str, done: int, every: int) -> None:
@@ -292,36 +306,3 @@ def _print_unreadable(unreadable: "Mapping[str, str]") -> None:
 def _slots(embeddings: "Embeddings") -> str:
     present = {name: int(block.any(axis=1).sum()) for name, block in embeddings.vectors.items()}
     return ", ".join(f"{name} {count:,} × {embeddings.dims()[name]}" for name, count in present.items())
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def embedding_progress(*, shown: bool = True) -> "Progress":
-    """A progress display with numbers, on stderr.
-
-    Args:
-        shown: False for all but one of several processes.
-    """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(
-        *columns,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not shown,
-    )

@@ -33,6 +33,7 @@ RegistryOption = Annotated[
 ]
 NoRedisOption = Annotated[bool, typer.Option("--no-redis", help="Leave Redis out.")]
 NoRegistryOption = Annotated[bool, typer.Option("--no-registry", help="Leave the registry out.")]
+_NOTHING_LEFT = "--no-redis and --no-registry leave nothing; give at most one of them"
 
 
 @app.command()
@@ -49,6 +50,8 @@ def create(
     """
     from service.export.backup.create import create_backup
 
+    if no_redis and no_registry:
+        raise typer.BadParameter(_NOTHING_LEFT)
     settings = _settings(redis, registry)
     source = None if no_registry else _registry(settings)
 
@@ -92,6 +95,8 @@ def restore(
     """Restore a backup into an empty Redis and an empty registry, after it was verified. Stop the service before."""
     from service.export.backup.restore import restore_backup
 
+    if no_redis and no_registry:
+        raise typer.BadParameter(_NOTHING_LEFT)
     settings = _settings(redis, registry)
     target = None if no_registry else _registry(settings)
 

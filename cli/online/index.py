@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cli.offline.threads import ThreadsOption
 from cli.online.bundle_tables import check_table, show_bundle, show_bundles
 from cli.online.index_options import (
     BoundOption,
@@ -61,7 +62,7 @@ def build(
     fresh_share: FreshShareOption = 0.0,
     bounds: BoundsOption = None,
     bound: BoundOption = None,
-    threads: Annotated[int | None, typer.Option(help="Threads to build with; all cores if not given.")] = None,
+    threads: ThreadsOption = None,
     evaluation: EvaluationOption = None,
     publish_to: Annotated[str | None, typer.Option("--publish", help="Registry to publish the bundle to.")] = None,
     force: ForceOption = False,

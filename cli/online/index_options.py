@@ -18,7 +18,7 @@ CodesOption = Annotated[
     str, typer.Option(help="How rows are kept in the index: auto, fp32, fp16 or sq8. Scores never depend on it.")
 ]
 MemoryOption = Annotated[
-    int | None, typer.Option("--memory-mb", help="Most megabytes of the index file, for auto to choose by.")
+    int | None, typer.Option("--memory-mb", min=1, help="Most megabytes of the index file, for auto to choose by.")
 ]
 TargetRecallOption = Annotated[
     float, typer.Option(help="Recall@20 that search effort is calibrated for; .999 and more is exact where it can.")

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cli.code_loading import loading_code
+
 _PANEL = "Redis"
 
 
@@ -64,9 +66,10 @@ def serve(
     # variables take effect only before numpy is loaded; a value that is already set stays.
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
-    from demo.embedded_redis import EmbeddedRedis
-    from service.settings.load import load_settings
-    from service.workers.supervisor import serve as run
+    with loading_code():
+        from demo.embedded_redis import EmbeddedRedis
+        from service.settings.load import load_settings
+        from service.workers.supervisor import serve as run
 
     console = Console(soft_wrap=True, highlight=False)
     defaults: dict[str, Path] = {}

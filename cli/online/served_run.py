@@ -41,15 +41,18 @@ class ServedRun:
         """Read ``RUN/encoder``; the files of a refit must be those that ``fit.json`` names.
 
         Raises:
-            IndexSpecError: ``fit.json`` cannot be read or has another form, a fit was interrupted, or the encoders are
-                not the pair that was fitted.
+            IndexSpecError: there is no encoder, ``fit.json`` cannot be read or has another form, a fit was interrupted,
+                or the encoders are not the pair that was fitted.
             ItemTableError, ItemListError, BundleInvalid: a file is missing or damaged.
         """
+        from index.errors import IndexSpecError
         from index.items.eval_queries import EvaluationQueries
         from index.items.item_table import ItemTable
         from index.lists.item_lists import ItemLists
 
         directory = run / "encoder"
+        if not directory.is_dir():
+            raise IndexSpecError(f"{run}: holds no fitted encoder; run `vlm2rec fit` or `vlm2rec fit-encoder` first")
         record = _fit_record(directory)
         served = directory / _SERVED if record.get("refit") else directory
         table = ItemTable.load(served / "table")

@@ -46,6 +46,8 @@ class Pointer:
             return cls.parse(path.read_bytes(), str(path))
         except FileNotFoundError:
             return cls()
+        except NotADirectoryError as error:
+            raise RegistryError(f"{path.parent}: a registry is a directory, not a file; name another one") from error
         except OSError as error:
             raise RegistryError(f"{path}: cannot be read ({error}); delete it and publish again") from error
 

@@ -17,10 +17,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
-from fsspec.utils import get_protocol
-
 from index.bound_check import BoundCheck
 from index.bundle.bundle import Bundle
 from index.bundle.integrity import stamp_path, sync_directory, sync_file, verify_files, write_stamp
@@ -377,10 +373,14 @@ def _local(root: str | Path) -> Path:
     """The local directory of a path or URL; raises RegistryError for another protocol."""
     if isinstance(root, Path):
         return root
+    if ":" not in root and not root.startswith("~"):
+        return Path(root).absolute()
+    from fsspec.core import url_to_fs
+    from fsspec.implementations.local import LocalFileSystem
+    from fsspec.utils import get_protocol
+
     if get_protocol(root) not in LocalFileSystem.protocol or "::" in root:  # :: chains file systems
-        raise RegistryError(
-            f"{root!r}: a registry must be a local path, a file:// URL or an S3 URL, s3://bucket/prefix"
-        )
+        raise RegistryError(f"{root!r}: must be a local path, a file:// URL or an S3 URL, s3://bucket/prefix")
     return Path(url_to_fs(root)[1])
 
 

@@ -27,7 +27,7 @@ def read_json(path: ExportPath, number: int, remedy: str) -> dict[str, Any] | No
     """
     try:
         written = json.loads(content_of(path, limit=_LARGEST))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise EventExportError(f"{path}: cannot be read ({error}); {remedy}") from error

@@ -31,6 +31,7 @@ _REMEDIES = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "raise the limit on open files (fs.file-max)",
     errno.ENOTDIR: _PATH,
+    errno.EEXIST: _PATH,
     errno.EISDIR: _PATH,
     errno.ENAMETOOLONG: _PATH,
     errno.ELOOP: _PATH,

@@ -42,8 +42,8 @@ _RULES = {
     "list_type": "must be a list",
     "dict_type": "must be an object",
     "model_type": "must be an object",
-    "string_pattern_mismatch": "must not hold control or unprintable characters",
 }
+_ANY_BUT = "^[^"  # begin of a pattern that refuses control characters alone
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -98,7 +98,8 @@ def validate(model: type[Model], value: Any) -> Model:  # noqa: ANN401 - any JSO
         if error.error_count() > _MAX_REPORTED:  # reporting tens of thousands would block the event loop
             rule = f"breaks {error.error_count()} rules, too many to tell; try a small part of it"
             raise RuleBroken([RuleViolation("body", "too much to show", rule)]) from None
-        details = error.errors(include_url=False)
+        # Of an optional value the rule that it breaks, not also that it could be missing.
+        details = [detail for detail in error.errors(include_url=False) if detail["type"] != "none_required"]
         raise RuleBroken([_violation(detail, value) for detail in details]) from None
 
 
@@ -243,7 +244,10 @@ def _rule(detail: ErrorDetails) -> str:
     known = _RULES.get(detail["type"])
     if known is not None:
         return known
-    message = detail["msg"]
+    if detail["type"] == "string_pattern_mismatch":
+        pattern = detail["ctx"]["pattern"]
+        return "must not hold control characters" if pattern.startswith(_ANY_BUT) else f"must match {pattern}"
+    message = detail["msg"].replace(" after validation", "")
     for start in ("Input should ", "List should ", "String should ", "Dictionary should ", "Value should "):
         message = message.replace(start, "must ")
     return message.replace("must be less than or equal to", "must be at most").replace(

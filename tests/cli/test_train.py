@@ -13,7 +13,7 @@ from cli.main import main
 from tests.support.backbones.item_models import write_image_model, write_text_encoder
 from tests.support.tiny_model import TINY_VLM
 from training.embedding.store import Embeddings
-from training.errors import BackboneError, ConfigError
+from training.errors import BackboneError, ConfigError, RunBusy
 from training.runs.lock import run_lock
 
 CONFIG = f"""{TINY_VLM}[train]
@@ -102,15 +102,38 @@ def test_embedding_again_says_what_was_saved(data: Path, config: Path, tmp_path:
     assert "embedded 6 of 6" in said
 
 
-@pytest.mark.parametrize("words", [["embed", "--no-vlm"], ["fit-encoder"], ["fit"]])
+@pytest.mark.parametrize("words", [["train"], ["train", "--resume"], ["embed", "--no-vlm"], ["fit-encoder"], ["fit"]])
 def test_a_run_at_which_another_job_is_at_work_is_left_alone(
     data: Path, tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["vlm2rec", words[0], str(data), "--run", str(tmp_path), *words[1:]])
+    before = set(tmp_path.rglob("*"))
     with run_lock(tmp_path), pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 75
     assert "another job is at work" in capsys.readouterr().err
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_no_other_job_writes_to_a_run_that_is_being_trained(
+    data: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    vlm2rec("fit", data, "--run", run)
+    vlm2rec("train", data, "--run", run, "--config", config, "--steps", 1)
+    refused: list[tuple[str, ...]] = []
+
+    def while_it_trains(*_given: object, **_named: object) -> tuple[Path, int]:
+        for words in (("train", "--resume"), ("embed", "--no-vlm"), ("fit-encoder",), ("evaluate", "--direct")):
+            with pytest.raises(RunBusy, match="another job is at work"):
+                vlm2rec(words[0], data, "--run", run, *words[1:])
+            refused.append(words)
+        assert "saved: " in vlm2rec("evaluate", data, "--run", run, "--no-direct")  # only reads the run
+        return run / "train" / "model", 1
+
+    monkeypatch.setattr("cli.offline.train.train_model", while_it_trains)
+    vlm2rec("train", data, "--run", run, "--resume")
+    assert len(refused) == 4
 
 
 def test_resume_takes_the_run_s_own_configuration(data: Path, config: Path, tmp_path: Path) -> None:

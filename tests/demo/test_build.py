@@ -86,7 +86,7 @@ def test_another_seed_gives_another_catalogue(demo: Path, tmp_path: Path) -> Non
 
 
 def test_preferences_do_not_change_the_catalogue_or_the_pictures(demo: Path, tmp_path: Path) -> None:
-    other = hashes(build_demo(tmp_path / "other", **SMALL, text_taste=0.0))
+    other = hashes(build_demo(tmp_path / "other", **SMALL, text_preference=0.0))
     changed = {name for name, digest in hashes(demo).items() if other[name] != digest}
     assert changed == {"demo.json", "interactions.csv", "evaluation.parquet"}
 
@@ -143,7 +143,7 @@ def test_no_evaluation_users_give_an_empty_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"items": 0}, {"users": 0}, {"evaluation_users": -1}, {"seed": -1}, {"theme": 1.5}, {"text_taste": np.nan}],
+    [{"items": 0}, {"users": 0}, {"evaluation_users": -1}, {"seed": -1}, {"theme": 1.5}, {"text_preference": np.nan}],
 )
 def test_bounds(tmp_path: Path, wrong: dict[str, float]) -> None:
     with pytest.raises(DemoError, match="got"):
@@ -160,5 +160,5 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_the_description_names_every_argument(demo: Path) -> None:
     description = json.loads((demo / "demo.json").read_text())
     assert description["items"] == 40
-    assert description["behaviour"]["image_taste"] == 2.5
+    assert description["behaviour"]["image_preference"] == 2.5
     assert description["version"] == build._VERSION

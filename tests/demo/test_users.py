@@ -64,7 +64,9 @@ def test_no_users_give_no_events() -> None:
     assert len(events.users) == len(events.items) == len(events.times) == 0
 
 
-@pytest.mark.parametrize(("attributes", "silent"), [(TEXT_ATTRIBUTES, "image_taste"), (IMAGE_ATTRIBUTES, "text_taste")])
+@pytest.mark.parametrize(
+    ("attributes", "silent"), [(TEXT_ATTRIBUTES, "image_preference"), (IMAGE_ATTRIBUTES, "text_preference")]
+)
 def test_a_preference_shows_in_its_own_attributes_only(attributes: tuple[str, ...], silent: str) -> None:
     place = world(**{silent: 0.0, "transition": 0.0})
     events = simulate(np.random.default_rng(5), place, 3_000)
@@ -76,7 +78,7 @@ def test_a_preference_shows_in_its_own_attributes_only(attributes: tuple[str, ..
 
 
 def test_each_category_calls_for_two_others() -> None:
-    place = world(text_taste=0.0, image_taste=0.0, transition=3.0, popularity=0.0)
+    place = world(text_preference=0.0, image_preference=0.0, transition=3.0, popularity=0.0)
     events = simulate(np.random.default_rng(6), place, 3_000)
     category = place.catalogue.values["category"]
     same_user = events.users[1:] == events.users[:-1]
@@ -92,7 +94,7 @@ def test_each_category_calls_for_two_others() -> None:
 
 def test_popularity_spreads_the_counts() -> None:
     flat, steep = (
-        simulate(np.random.default_rng(7), world(text_taste=0.0, image_taste=0.0, popularity=spread), 3_000)
+        simulate(np.random.default_rng(7), world(text_preference=0.0, image_preference=0.0, popularity=spread), 3_000)
         for spread in (0.0, 1.5)
     )
     counts = [np.bincount(events.items, minlength=ITEMS) for events in (flat, steep)]
@@ -119,8 +121,8 @@ def test_a_shared_theme_correlates_both_preferences(theme: float) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"text_taste": -1.0}, {"image_taste": 21.0}, {"theme": 2.0}, {"popularity": float("nan")}, {"shortest": 0},
-     {"shortest": 9, "longest": 8}],
+    [{"text_preference": -1.0}, {"image_preference": 21.0}, {"theme": 2.0}, {"popularity": float("nan")},
+     {"shortest": 0}, {"shortest": 9, "longest": 8}],
 )  # fmt: skip
 def test_bounds(arguments: dict[str, float]) -> None:
     with pytest.raises(DemoError, match="got"):

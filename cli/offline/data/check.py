@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cli.offline.text_files import replace_text
+
 if TYPE_CHECKING:
     from typing import TypedDict
 
@@ -156,9 +158,7 @@ def _write_json(path: Path, report: "DatasetReport") -> None:
     from training.errors import DatasetError
 
     try:
-        partial = path.with_name(f"{path.name}.part")
-        partial.write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        replace_text(path, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise DatasetError(
             describe_disk_error(error, path, "check again, or name another --json", what="the report")

@@ -97,10 +97,12 @@ def _period(asked: OutcomesQuery) -> Period:
         RuleBroken: the end is not after the start, or the period is too long.
     """
     end = time() if asked.to is None else asked.to
-    start = end - _DAY_S if asked.from_ is None else asked.from_
+    start = max(0.0, end - _DAY_S) if asked.from_ is None else asked.from_
     if start >= end:
-        raise RuleBroken([RuleViolation("to", f"{end:g}", f"must be after from, which is {start:g}")])
+        raise RuleBroken([RuleViolation("to", f"{end:.0f}", f"must be after from, which is {start:.0f}")])
     if end - start > LONGEST_S:
-        rule = f"must be at most {LONGEST_S // 86_400} days after from"
-        raise RuleBroken([RuleViolation("to", f"{end:g}", rule)])
+        days = LONGEST_S // 86_400
+        if asked.to is None:
+            raise RuleBroken([RuleViolation("from", f"{start:.0f}", f"must be at most {days} days ago without to")])
+        raise RuleBroken([RuleViolation("to", f"{end:.0f}", f"must be at most {days} days after from")])
     return Period.of(start, end)

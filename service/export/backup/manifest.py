@@ -129,7 +129,7 @@ class BackupManifest(_Part):
                     "made it"
                 )
             manifest = cls.model_validate_json(text)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise BackupRefused(
                 f"{backup}: is no finished backup, {MANIFEST_FILE} is missing; it was interrupted, or the name is wrong"
             ) from error

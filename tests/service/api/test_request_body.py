@@ -8,7 +8,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from service.api import request_body
 from service.api.request_body import _check_headers, read_json, shown, validate
-from service.api.request_models import EventsRequest, RecommendRequest, SimilarRequest
+from service.api.request_models import EventRequest, EventsRequest, RecommendRequest, SimilarRequest
 from service.errors import (
     BodiesFull,
     BodyTooLarge,
@@ -261,6 +261,18 @@ def test_a_bad_event_is_named_by_its_index() -> None:
         RuleBroken, match=r"events\[2\].timestamp must be at most 253402300799; received 1790000000000.0"
     ):
         validate(EventsRequest, {"events": [good, good, good | {"timestamp": 1.79e12}]})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        ("type", "a\nb", "must not hold control characters"),
+        ("request_id", "ü", r"must match \^\[\\x20-\\x7e\]\+\$"),
+    ],
+)
+def test_a_text_that_does_not_match_names_its_rule(field: str, value: str, rule: str) -> None:
+    with pytest.raises(RuleBroken, match=f"^{field} {rule}; received"):
+        validate(EventRequest, {"user_id": "u", "item_id": "i", field: value})
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

@@ -193,15 +193,19 @@ def with_shares(*shares: float) -> dict[str, Any]:
         (with_shares(0.5, 0.4), "arms must have shares that sum to 1; received 0.9"),
         (with_shares(0.5, 0.6), "arms must have shares that sum to 1; received 1.1"),
         (with_shares(0.0, 1.0), "arms[0].share must be greater than 0; received 0.0"),
-        (with_shares(0.9), "arms must have at least 2 items"),
+        (with_shares(0.9), "arms must have at least 2 items, not 1; received"),
         (with_shares(*[0.2] * 5), "arms must have at most 4 items"),
         ({"arms": [{"name": "a", "share": 0.5}] * 2}, "must have a name of its own each"),
+        ({**TWO, "salt": "a b"}, r"salt must match ^[\x21-\x7e]+$"),
         ({**TWO, "interleaved": True}, "interleaved is not a known field"),
         ({**TWO, "interleave": "yes"}, "interleave must be true or false"),
         ({**with_shares(0.4, 0.6), "interleave": True}, "arms must be two with a share of 0.5 each where interleave"),
         ({**with_shares(0.4, 0.3, 0.3), "interleave": True}, "arms must be two with a share of 0.5 each"),
-        ({"arms": [{"name": "A!", "share": 0.5}, {"name": "b", "share": 0.5}]}, "arms[0].name"),
-        ({"arms": [{"name": "a", "share": 0.5, "bundle": "x"}, {"name": "b", "share": 0.5}]}, "arms[0].bundle"),
+        ({"arms": [{"name": "A!", "share": 0.5}, {"name": "b", "share": 0.5}]}, r"arms[0].name must match ^[a-z0-9]"),
+        (
+            {"arms": [{"name": "a", "share": 0.5, "bundle": "x"}, {"name": "b", "share": 0.5}]},
+            r"bundle must match ^\d{8}T",
+        ),
         ({"arms": [{"name": "a", "share": 0.5, "defaults": {"k": 3}}, {"name": "b", "share": 0.5}]}, "defaults.k"),
         (
             {

@@ -14,6 +14,7 @@ from index.items.eval_queries import EvaluationQueries
 from index.items.item_ids import ItemIds
 from index.items.item_table import ItemTable
 from service.retrieval.faiss_retriever import FAISS
+from service.retrieval.milvus.client import MilvusAddress, MilvusClient
 from service.retrieval.retriever import Retriever
 from service.stores.circuit_breaker import CircuitBreaker
 from tests.support.listed_bundles import random_lists, with_lists
@@ -89,7 +90,6 @@ def retriever(request: pytest.FixtureRequest, many: Bundle, listed: Bundle) -> I
     if request.param == "faiss":
         yield FAISS
         return
-    from service.retrieval.milvus.client import MilvusAddress, MilvusClient
     from service.retrieval.milvus.opening import open_milvus
     from service.retrieval.milvus.push import PushOptions, push
 
@@ -100,5 +100,21 @@ def retriever(request: pytest.FixtureRequest, many: Bundle, listed: Bundle) -> I
         client.keep_record(replace(pushed.record, ef=2 * ITEMS))  # at which the graph finds every row
         client.close()
     opened = open_milvus(address, TIMEOUT_S, CircuitBreaker())
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[MilvusServer]:
+    """A server of one test, which may stop it."""
+    opened = open_server(tmp_path / "milvus")
+    yield opened
+    opened.stop()
+
+
+@pytest.fixture
+def client(server: MilvusServer) -> Iterator[MilvusClient]:
+    """A client of that server."""
+    opened = MilvusClient(MilvusAddress(server.uri), TIMEOUT_S)
     yield opened
     opened.close()

@@ -1,8 +1,6 @@
 """The whole service on Milvus: swaps, rollbacks, hidden items, and a Milvus that is gone."""
 
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,26 +8,12 @@ import pytest
 from index.bundle.bundle import Bundle
 from service.bundles import refusals
 from service.errors import BundleRefused, SettingsError
-from service.retrieval.milvus.client import MilvusAddress, MilvusClient
+from service.retrieval.milvus.client import MilvusClient
 from service.retrieval.milvus.collection_record import collection_of
 from service.retrieval.milvus.push import PushOptions, push
 from service.settings.load import load_settings
 from tests.support.shops import AS_ADMIN, OpenClient, Shop, eventually, metric, serving
-from tests.support.stores.milvus_server import MilvusServer, open_server
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[MilvusServer]:
-    opened = open_server(tmp_path / "milvus")
-    yield opened
-    opened.stop()
-
-
-@pytest.fixture
-def client(server: MilvusServer) -> Iterator[MilvusClient]:
-    opened = MilvusClient(MilvusAddress(server.uri), 30.0)
-    yield opened
-    opened.close()
+from tests.support.stores.milvus_server import MilvusServer
 
 
 @pytest.fixture

@@ -3,10 +3,9 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -21,21 +20,10 @@ from service.retrieval.milvus.client import DIGEST, FoundRows, MilvusAddress, Mi
 from service.retrieval.milvus.collection_record import CURRENT, RECORDS, CollectionRecord, collection_of
 from service.retrieval.milvus.push import BundleRows, Pushed, PushOptions, push
 from tests.support.shops import eventually, other_bundle
-from tests.support.stores.milvus_server import MilvusServer, open_server
+from tests.support.stores.milvus_server import MilvusServer
 
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[MilvusServer]:
-    opened = open_server(tmp_path / "milvus")
-    yield opened
-    opened.stop()
-
-
-@pytest.fixture
-def client(server: MilvusServer) -> Iterator[MilvusClient]:
-    opened = MilvusClient(MilvusAddress(server.uri), 30.0)
-    yield opened
-    opened.close()
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from tests.support.processes.forked_commands import exit_code, start_command
+from tests.support.processes.watched_training import holding
 from training.config.run_config import RunConfig, load_config, to_toml
 from training.data.dataset import Dataset
 from training.data.sequences import LeaveOneOut
@@ -27,16 +28,6 @@ from training.finetune.trainer import train_vlm
 
 ROOT = Path(__file__).parents[3]
 STEPS = 80
-HOLDING = """
-import time
-from training.finetune.run_log import RunLog
-write = RunLog.write
-def holding(self, step, rest):
-    write(self, step, rest)
-    while {step} <= step < 80:
-        time.sleep(.01)
-RunLog.write = holding
-"""
 RESULT = {0, -signal.SIGKILL}
 
 
@@ -74,7 +65,7 @@ def words(shop: Path, run: Path, config: RunConfig) -> list[str]:
 
 def started(shop: Path, run: Path, config: RunConfig, *, hold_at: int = STEPS) -> ForkServerProcess:
     """Start a training; one that holds after a step waits to be killed."""
-    return start_command(words(shop, run, config), HOLDING.format(step=hold_at))
+    return start_command(words(shop, run, config), holding(hold_at, STEPS))
 
 
 def started_in_ranks(shop: Path, run: Path, config: RunConfig) -> subprocess.Popen[str]:

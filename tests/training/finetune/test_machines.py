@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.processes.ranks import Ranks, wait_until
+from tests.support.processes.watched_training import holding, recording_refusals
 from training.config.run_config import load_config, to_toml
 from training.errors import ConfigError
 from training.finetune.distributed import check_restarts, launch_name
@@ -25,29 +26,6 @@ CHANGES: dict[str, Any] = {
     "train.validate_every": 2,
     "train.patience": 100,  # ends by no means early, but the best weights are kept
 }
-SAYING = """
-from training.finetune import trainer
-from training.errors import ConfigError
-train = trainer.train_vlm
-def saying(*values, **options):
-    try:
-        return train(*values, **options)
-    except ConfigError as error:
-        with open({path!r}, "a") as file:
-            file.write(str(error) + chr(10))
-        raise
-trainer.train_vlm = saying
-"""
-HOLDING = """
-import time
-from training.finetune.run_log import RunLog
-write = RunLog.write
-def holding(self, step, rest):
-    write(self, step, rest)
-    while {step} <= step < 6:
-        time.sleep(.01)
-RunLog.write = holding
-"""
 
 
 def command(disk: Path, overrides: dict[str, Any]) -> list[object]:
@@ -84,7 +62,7 @@ def test_machines_share_no_disk_and_a_killed_run_goes_on(
 
     first, second = disks
     commands = [command(disk, overrides) for disk in disks]
-    ranks = Ranks(commands, HOLDING.format(step=3), machines=True)
+    ranks = Ranks(commands, holding(3, STEPS), machines=True)
     wait_until(lambda: (first / "run" / "train" / "log.jsonl").is_file() and len(lines(first / "run")) >= 3)
     for process in ranks.processes:
         process.kill()
@@ -120,7 +98,7 @@ def test_machines_with_other_data_or_settings_are_refused(
     elif change == "images/0.png":
         (second / "shop" / change).unlink()
     said = tmp_path / "said.txt"
-    ranks = Ranks(commands, SAYING.format(path=str(said)), machines=True)
+    ranks = Ranks(commands, recording_refusals(said), machines=True)
     assert ranks.exit_codes() == [2, 2]
     messages = said.read_text().splitlines()
     assert len(messages) == 2
@@ -148,7 +126,7 @@ if os.environ["RANK"] == "1":
     starting_model.load_backbone = lambda source, **options: load({str(other)!r}, **options)
 """
     commands = [command(disk, overrides) for disk in disks]
-    ranks = Ranks(commands, SAYING.format(path=str(said)) + on_second, machines=True)
+    ranks = Ranks(commands, recording_refusals(said) + on_second, machines=True)
     assert ranks.exit_codes() == [2, 2]
     for message in said.read_text().splitlines():
         assert "process 1 on " in message

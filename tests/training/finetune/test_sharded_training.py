@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from tests.support.processes.ranks import Ranks, wait_until
+from tests.support.processes.watched_training import holding, recording_refusals
 from training.backbones.backbone import Backbone
 from training.backbones.vlm import VlmEmbedder, adapt
 from training.config.run_config import load_config, to_toml
@@ -43,31 +44,6 @@ CHANGES: dict[str, Any] = {
     "loss.crtr_weight": 0.3,
     "loss.modality_dropout": 0.4,
 }
-HOLDING = """
-import time
-from training.finetune.run_log import RunLog
-write = RunLog.write
-def holding(self, step, rest):
-    write(self, step, rest)
-    while {step} <= step < 8:
-        time.sleep(.01)
-RunLog.write = holding
-"""
-
-SAYING = """
-import cli.main
-from training.finetune import trainer
-from training.errors import ConfigError
-train = trainer.train_vlm
-def saying(*values, **options):
-    try:
-        return train(*values, **options)
-    except ConfigError as error:
-        with open({path!r}, "a") as file:
-            file.write(str(error) + chr(10))
-        raise
-trainer.train_vlm = saying
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +136,7 @@ def test_a_killed_sharded_run_goes_on_as_if_nothing_had_happened(
 ) -> None:
     run, overrides = tmp_path / "run", {**with_adapters, "train.shard": True}
     step = random.randrange(2, 7)
-    ranks = Ranks([command(shop_directory, run, overrides)] * 2, HOLDING.format(step=step))
+    ranks = Ranks([command(shop_directory, run, overrides)] * 2, holding(step, STEPS))
     log = run / "train" / "log.jsonl"
     wait_until(lambda: log.is_file() and len(log.read_text().splitlines()) >= step)
     for process in ranks.processes:
@@ -229,7 +205,7 @@ def test_machines_must_share_the_directory_of_a_sharded_run(
 ) -> None:
     said = tmp_path / "said.txt"
     commands = [command(shop_directory, tmp_path / name, {**with_adapters, "train.shard": True}) for name in "ab"]
-    ranks = Ranks(commands, SAYING.format(path=str(said)), machines=True)
+    ranks = Ranks(commands, recording_refusals(said), machines=True)
     assert ranks.exit_codes() == [2, 2]
     messages = said.read_text().splitlines()
     assert len(messages) == 2

@@ -16,6 +16,7 @@ import pytest
 from safetensors import SafetensorError
 
 from cli.main import main
+from tests.support.tiny_model import TINY_VLM
 from training.encoder.onnx_export import ExportParity
 
 if TYPE_CHECKING:
@@ -25,22 +26,7 @@ Run = tuple[Path, dict[str, Any]]
 
 CODES = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG)
 JOBS = ("train", "embed", "embed --no-vlm", "fit-encoder", "evaluate", "reindex")
-CONFIG = """
-[vlm]
-min_picture_pixels = 64
-max_picture_pixels = 64
-[vlm.scratch]
-vocabulary = 300
-hidden_size = 16
-heads = 2
-layers = 1
-intermediate_size = 16
-vision_hidden_size = 16
-vision_heads = 2
-vision_layers = 1
-vision_intermediate_size = 16
-patch_size = 4
-[train]
+CONFIG = f"""{TINY_VLM}[train]
 steps = 2
 batch_size = 4
 checkpoint_steps = 1
