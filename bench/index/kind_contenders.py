@@ -437,6 +437,9 @@ def _build_base(vectors: NDArray[np.float16], base: Path, path: Path) -> None:
 
 
 BASE = "hnsw sq8"
+SAME_GRAPH = ("hnsw-sq8", "ordered")
+"""Files with the links and codes of the product's graph."""
+
 # Name → file (shared by contenders that differ in how they read it), build, load.
 CONTENDERS: Mapping[str, tuple[str, Build, Load]] = {
     BASE: ("hnsw-sq8", _build_base, _own),

@@ -4,7 +4,8 @@
 
 Each contender is measured in a process of its own, in turns with the product's index, so that only the ratio of both
 counts on a shared machine. A search is the walk and the exact re-scoring of its candidates from the stored vectors;
-the effort is the least that reaches the recall for the kind of query. Filters are applied as the product applies them:
+the effort is the least that reaches the recall for the kind of query; with ``--bundle`` that of the product's index is
+the bundle's. Filters are applied as the product applies them:
 more candidates are taken, and the excluded ones dropped. The libraries lie in an environment of their own
 (bench/requirements/kinds.txt). An interrupted run continues. Writes JSON to bench/results/kinds-N.json.
 """
@@ -32,12 +33,13 @@ from bench.serving.environments import python_for
 from index.evaluation.measure import encoded, evaluation_histories, query_kinds
 from index.search.brute_force import exact_top_k_each
 from index.search.encoder import OnnxSequenceEncoder
-from index.search.query_plan import OVER_FETCH
+from index.search.query_plan import OVER_FETCH, Effort, IndexCapabilities, plan
 from index.search.scoring import rescore
 
 K = 20
 SHARES = (0.5, 0.1)
 VECTORS, INDEX = "vectors.npy", "index.faiss"
+EFFORTS = "base-efforts.json"
 
 
 def main() -> None:
@@ -45,10 +47,12 @@ def main() -> None:
     options = arguments()
     options.work.mkdir(parents=True, exist_ok=True)
     base = base_index(options)
-    settings = {"items": options.items, "target": options.target, "rounds": options.rounds, "timed": options.timed}
-    results = Measurements(options.out, settings | {"queries": options.queries}, fresh=options.fresh)
+    settings = {"items": options.items, "target": options.target, "queries": options.queries}
+    results = Measurements(options.out, settings, fresh=options.fresh)
     if not (options.work / "queries.npz").exists():
         write_queries(options, base.with_name(VECTORS))
+    if options.bundle is not None and not (options.work / EFFORTS).exists():
+        (options.work / EFFORTS).write_text(json.dumps(bundle_efforts(options.bundle, options.work / "queries.npz")))
     for name in options.only or CONTENDERS:
         if name not in results:
             started = time.perf_counter()
@@ -122,6 +126,25 @@ def write_queries(options: argparse.Namespace, vectors: Path) -> None:
     np.savez(options.work / "queries.npz", names=names, layout=np.array(layout), **written)
 
 
+def bundle_efforts(bundle: Path, written: Path) -> dict[str, tuple[int, float] | None]:
+    """Effort and recall of each kind of query by the bundle's own manifest; None where it would scan instead."""
+    index = json.loads((bundle / "manifest.json").read_text())["index"]
+    found = index["effort"]
+    bands = tuple((float(skew), int(effort)) for skew, effort in found["bands"])
+    level = Effort(tuple(found["typical"]), bands, found["per_k"], found["growth"])
+    efforts: dict[str, tuple[int, float] | None] = {}
+    with np.load(written) as file:
+        rows = file["rows"]
+        for name in file["names"].tolist():
+            middle = int(np.median(level.of(file[f"{name} queries"], LAYOUT)))
+            count = rows.shape[0]
+            if f"{name} allowed" in file:
+                count = int(np.unpackbits(file[f"{name} allowed"])[rows].sum())
+            step = plan(IndexCapabilities("hnsw", rows.shape[0]), K, count, middle, level)
+            efforts[name] = (step.effort, index["recall"][name]) if step.path == "index" else None
+    return efforts
+
+
 def asked(
     kinds: dict[str, NDArray[np.float32]], indexed: NDArray[np.bool_]
 ) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.bool_] | None]]:
@@ -141,6 +164,7 @@ def measured(name: str, base: Path, options: argparse.Namespace) -> dict[str, An
         record.write_text(json.dumps(in_own_process("build", name, base, options)))
     say(f"{name}: measure")
     found = json.loads(record.read_text()) | in_own_process("measure", name, base, options)
+    found |= {"rounds": options.rounds, "timed": options.timed}
     found["bytes"] = sum(file.stat().st_size for file in built_files(options.work / CONTENDERS[name][0], base))
     return found
 
@@ -177,9 +201,12 @@ def table(results: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def cell(times: list[float], base: list[float]) -> str:
-    """Least time and the ratio to the product's: the median over the rounds with the least and the largest."""
+    """Least time and the ratio to the product's: the median over the rounds with the least and the largest.
+
+    A dash: no effort reaches the recall, or the product would scan instead.
+    """
     if not times:
-        return "recall not reached"
+        return "–"
     ratios = sorted(own / other for own, other in zip(base, times, strict=True))
     return f"{min(times):.0f} ({statistics.median(ratios):.2f}; {ratios[0]:.2f}–{ratios[-1]:.2f})"
 

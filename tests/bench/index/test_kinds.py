@@ -110,7 +110,34 @@ def test_the_table_gives_the_least_time_and_the_median_ratio_with_its_range():
     found = {"us": {"plain": [100.0, 90.0, 110.0], "image alone": []}, "base_us": {"plain": [200.0, 270.0, 165.0]}}
     found["base_us"]["image alone"] = []
     lines = list(kinds.table({"one": found | {"bytes": 2_000_000, "build_processor_s": 3.2}}))
-    assert lines[2] == "| one | 2 | 3 | 90 (2.00; 1.50–3.00) | recall not reached |"
+    assert lines[2] == "| one | 2 | 3 | 90 (2.00; 1.50–3.00) | – |"
+
+
+def test_efforts_of_a_bundle_are_those_of_its_manifest_and_a_narrow_filter_scans(tmp_path):
+    layout = kinds.LAYOUT
+    index = {
+        "effort": {"typical": [1 / 3] * 3, "bands": [[0.5, 40], [1.0, 90]], "per_k": 36, "growth": 1.0},
+        "recall": {"plain": 0.98, "text alone": 0.97, "filtered 50 %": 0.99, "filtered 10 %": 1.0},
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps({"index": index}))
+    plain = np.ones((3, layout.dim), np.float32)
+    alone = plain * layout.weights({"image": 0.0, "behaviour": 0.0})
+    half = np.arange(100_000) % 2 == 0
+    tenth = np.arange(100_000) % 100 == 0
+    written = {
+        "names": np.array(list(index["recall"])),
+        "rows": np.arange(100_000),
+        **{f"{name} queries": plain for name in index["recall"]},
+        "text alone queries": alone,
+        "filtered 50 % allowed": np.packbits(half),
+        "filtered 10 % allowed": np.packbits(tenth),
+    }
+    np.savez(tmp_path / "queries.npz", **written)
+    efforts = kinds.bundle_efforts(tmp_path, tmp_path / "queries.npz")
+    assert efforts["plain"] == (40, 0.98)
+    assert efforts["text alone"] == (90, 0.97)
+    assert efforts["filtered 50 %"] == (120, 0.99)  # three times the candidates at growth 1
+    assert efforts["filtered 10 %"] is None
 
 
 def test_a_contender_that_fails_is_recorded_with_its_reason(tmp_path, monkeypatch, capsys):
@@ -120,8 +147,9 @@ def test_a_contender_that_fails_is_recorded_with_its_reason(tmp_path, monkeypatc
     monkeypatch.setattr(kinds, "measured", fails)
     monkeypatch.setattr(kinds, "write_queries", lambda *_: None)
     out = tmp_path / "out.json"
-    bundle = ["--bundle", str(tmp_path), "--work", str(tmp_path), "--out", str(out)]
-    monkeypatch.setattr("sys.argv", ["kinds", "--only", "svs lvq", *bundle])
+    monkeypatch.setattr(kinds, "bundle_efforts", lambda *_: {})
+    places = ["--bundle", str(tmp_path), "--work", str(tmp_path), "--out", str(out)]
+    monkeypatch.setattr("sys.argv", ["kinds", "--only", "svs lvq", *places])
     kinds.main()
     assert json.loads(Path(out).read_text())["measurements"]["svs lvq"]["failed"] == "only on other hardware"
     assert "svs lvq: only on other hardware" in capsys.readouterr().err
