@@ -15,7 +15,7 @@ VERSIONS_ARGS ?=
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -q \
 	--numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check check-types check-tests check-slow audit format bench-serving bench-events bench-faults bench-filters bench-fit bench-index bench-lists bench-method bench-sasrec bench-shop bench-swap bench-soak bench-workers fuzz site images sbom secrets demo-bundle try-compose clean bench-connections test-chart check-versions bench-queueing bench-heads bench-instructions check-engines engines
+.PHONY: demo test check check-types check-tests check-slow audit format bench-serving bench-events bench-faults bench-filters bench-fit bench-index bench-kinds bench-lists bench-method bench-sasrec bench-shop bench-swap bench-soak bench-workers fuzz site images sbom secrets demo-bundle try-compose clean bench-connections test-chart check-versions bench-queueing bench-heads bench-instructions check-engines engines
 
 # Builds the demo catalogue, trains, indexes and serves it; Ctrl-C ends everything it started.
 demo: $(VENV)/.installed
@@ -79,6 +79,11 @@ bench-fit: $(VENV)/.installed
 # A million items: about ten minutes to build on two cores, 3 GB of disk in .bench, kept for the next run.
 bench-index: $(VENV)/.installed
 	$(BIN)/python -m bench.index.index_1m $(BENCH_ARGS)
+
+# Libraries and layouts beside the product's graph, in turns, in an environment of their own (hnswlib needs a C++ compiler);
+# BENCH_ARGS="--items 1000000" takes hours. Goes on where it ended.
+bench-kinds: $(VENV)/.installed
+	$(BIN)/python -m bench.index.kinds $(BENCH_ARGS)
 
 # What item-to-item lists cost: of a search in one process, then of the throughput of the service; about ten minutes.
 bench-lists: $(VENV)/.installed
