@@ -15,7 +15,9 @@ from index.bundle.event_types import EventTypes
 from index.items.item_ids import MAX_ID_BYTES
 from index.items.item_table import ITEM_ID, POPULARITY
 from training.data.event_weights import WEIGHT, EventRules
-from training.data.tables.table_files import ROW, find_table, read_table, rows_named
+from training.data.item_texts import ItemTexts
+from training.data.tables.mapped_table import LARGE_BYTES, MappedTable
+from training.data.tables.table_files import ROW, find_table, read_table, rows_named, suffix_of
 from training.data.timestamps import MIXED, MIXED_TIME_RULE, TIME_RULE, read_timestamps
 from training.errors import DatasetError
 
@@ -29,6 +31,7 @@ TITLE = "title"
 TEXT = "text"
 IMAGE = "image"
 _CONTROL = "[\u0001-\u001f\u007f-\u009f\\x00]"
+_SLICE_ROWS = 16_384
 _SEE_ALL = "`vlm2rec data check` lists every such row"
 
 
@@ -71,10 +74,9 @@ class Dataset:
         """Item ids in file order."""
         return self.items[ITEM_ID].to_list()
 
-    def texts(self) -> list[str | None]:
+    def texts(self) -> ItemTexts:
         """The text of each item: ``text``, else ``title``; None where both are missing or only white space."""
-        filled = [pl.when(pl.col(name).str.strip_chars() != "").then(pl.col(name)) for name in (TEXT, TITLE)]
-        return self.items.select(pl.coalesce(filled)).to_series().to_list()
+        return ItemTexts(self.items.select(TEXT, TITLE))
 
     def image_path(self, row: int) -> Path | None:
         """The picture file of an item.
@@ -87,8 +89,12 @@ class Dataset:
 
     def metadata(self) -> pa.Table:
         """``title``, ``text``, ``image`` and every further column, one row an item; never ``item_id``."""
-        table = self.items.drop(ITEM_ID).to_arrow(compat_level=pl.CompatLevel.oldest())
-        return table.cast(pa.schema([pa.field(field.name, _plain_type(field.type)) for field in table.schema]))
+        columns = self.items.drop(ITEM_ID)
+        schema = columns.head(0).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+        plain = pa.schema([pa.field(field.name, _plain_type(field.type)) for field in schema])
+        if columns.estimated_size() > LARGE_BYTES:
+            return MappedTable.write(columns.iter_slices(_SLICE_ROWS), plain=plain).table
+        return columns.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(plain)
 
 
 def load_dataset(directory: Path, *, interactions: Path | None = None, rules: EventRules | None = None) -> Dataset:
@@ -198,7 +204,7 @@ def read_any_interactions(path: Path, more: Sequence[str] = ()) -> pl.DataFrame:
     Raises:
         DatasetError: the file cannot be read, or lacks a column.
     """
-    if path.suffix.lower().lstrip(".") not in INTERACTION_SUFFIXES:
+    if suffix_of(path).lstrip(".") not in INTERACTION_SUFFIXES:
         raise DatasetError(f"{path}: interactions are a .csv or .parquet file, got the suffix {path.suffix!r}")
     names = (USER_ID, ITEM_ID, TIMESTAMP)
     text = names if path.suffix.lower() == ".csv" else (USER_ID, ITEM_ID)

@@ -44,7 +44,7 @@ class EmbeddableCatalogue(Protocol):
         """Item ids in row order."""
         ...
 
-    def texts(self) -> list[str | None]:
+    def texts(self) -> Sequence[str | None]:
         """The text of each item; None if it has none."""
         ...
 
@@ -138,7 +138,7 @@ def term_weights(texts: Sequence[str | None]) -> tuple[Any, list[int]]:
     vectoriser = TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, max_features=MAX_TERMS, token_pattern=_WORD, dtype=np.float64
     )
-    return vectoriser.fit_transform([texts[row] for row in rows]), rows
+    return vectoriser.fit_transform(texts[row] for row in rows), rows
 
 
 def embed_pictures(

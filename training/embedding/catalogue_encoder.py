@@ -134,7 +134,7 @@ class CatalogueEncoder:
         return {name: spread(outputs, found).numpy() for name, found in places.items()}
 
 
-def _only(texts: list[str | None], rows: NDArray[np.int64] | None) -> list[str | None]:
+def _only(texts: Sequence[str | None], rows: NDArray[np.int64] | None) -> Sequence[str | None]:
     """The texts of these rows; None for the others."""
     if rows is None:
         return texts
