@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from index.bundle.registries import AnyRegistry
     from training.config.encoder_config import EncoderConfig
     from training.config.run_config import RunConfig
+    from training.data.data_place import DataPlace
     from training.data.dataset import Dataset
     from training.data.event_weights import EventRules
     from training.events.retraining_inputs import RetrainingInputs
@@ -45,7 +46,9 @@ _err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def retrain(
-    data: Annotated[Path, typer.Argument(help="The data set with the catalogue.", metavar="SHOP")],
+    data: Annotated[
+        str, typer.Argument(help="The data set with the catalogue: a directory, or s3://bucket/prefix.", metavar="SHOP")
+    ],
     events: Annotated[
         str, typer.Option("--events", help="The export of `vlm2rec events export`: DIR or s3://….", metavar="EXPORT")
     ],
@@ -81,17 +84,20 @@ def retrain(
     one, all are embedded without a vision-language model.
     """
     from index.errors import GateRefused
+    from training.data.data_place import DataPlace
     from training.data.event_weights import EventRules
     from training.errors import EvaluationError
     from training.events.retraining_inputs import freeze_inputs
     from training.runs.disk import writing_run
     from training.runs.lock import run_lock
 
-    place = run or _RUNS / data.resolve().name
+    shop = DataPlace.open(data)
+    place = run or _RUNS / shop.short_name
     recipe, target = chosen_config(place, config, seed), published_at(registry)
     spec = index_spec(kind, codes, memory_mb, target_recall, bounds, bound, threads, fresh_share)
     set_torch_threads(threads)
-    rules = EventRules.of_exported_events(data)
+    with shop.naming():
+        rules = EventRules.of_exported_events(shop.directory)
     trained = training_config(place, config, seed) if train else None
     parts = [recipe.model_dump(mode="json"), target.current(), measure_days, repr(rules)]
     mark = json.dumps([*parts, None if trained is None else trained.model_dump(mode="json")])
@@ -104,7 +110,7 @@ def retrain(
             found = None if served is None else served.model_dump(mode="json")
             inputs = freeze_inputs(
                 place / _JOB,
-                data,
+                shop,
                 events,
                 days=measure_days,
                 mark=mark,
@@ -113,7 +119,7 @@ def retrain(
             )
             _print_inputs(inputs)
             try:
-                _carry_out(data, place, inputs, rules, recipe, trained, target, spec, force=force)
+                _carry_out(shop, place, inputs, rules, recipe, trained, target, spec, force=force)
             except (EvaluationError, GateRefused) as error:
                 inputs.end()  # the next job begins with newer events
                 _err.print(f"refused: {error}; nothing was published", markup=False, style="red")
@@ -121,7 +127,7 @@ def retrain(
 
 
 def _carry_out(
-    data: Path,
+    data: "DataPlace",
     place: Path,
     inputs: "RetrainingInputs",
     rules: "EventRules",
@@ -155,7 +161,7 @@ def _carry_out(
 
 
 def _made(
-    data: Path,
+    data: "DataPlace",
     place: Path,
     inputs: "RetrainingInputs",
     rules: "EventRules",

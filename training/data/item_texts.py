@@ -6,6 +6,9 @@ from typing import overload
 import numpy as np
 import polars as pl
 
+NOT_BLANK = r"\S"
+"""Pattern of a text that is more than white space; to strip a long column would copy it."""
+
 _SLICE_ROWS = 8_192
 
 
@@ -20,7 +23,7 @@ class ItemTexts(Sequence[str | None]):
 
     def __init__(self, columns: pl.DataFrame) -> None:
         self._columns = columns.get_columns()
-        filled = [(column.str.strip_chars() != "").fill_null(value=False).to_numpy() for column in self._columns]
+        filled = [column.str.contains(NOT_BLANK).fill_null(value=False).to_numpy() for column in self._columns]
         chosen = np.full(columns.height, len(filled), dtype=np.uint8)
         for number in reversed(range(len(filled))):
             chosen[filled[number]] = number

@@ -23,7 +23,7 @@ _FOREIGN: Final = (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.A
 
 
 @dataclass(frozen=True)
-class _Part:
+class _ParquetPart:
     """One file of a table.
 
     Attributes:
@@ -48,7 +48,7 @@ class ParquetTable:
 
     path: Path
     schema: pl.Schema
-    _parts: Sequence[_Part]
+    _parts: Sequence[_ParquetPart]
     _keys: Mapping[str, pl.Series] = field(default_factory=dict)
 
     @classmethod
@@ -66,8 +66,8 @@ class ParquetTable:
         """
         if not path.is_dir():
             schema = pl.scan_parquet(path, glob=False).collect_schema()
-            return cls(path, schema, [_Part(path, {}, schema)])
-        parts = [_opened(file, path) for file in _files(path)]
+            return cls(path, schema, [_ParquetPart(path, {}, schema)])
+        parts = [_opened(file, path) for file in parquet_files(path)]
         schema, keys = _common_schema(parts), _key_columns(path, parts)
         for name, column in keys.items():
             schema[name] = column.dtype
@@ -119,13 +119,17 @@ class ParquetTable:
         return frame.with_columns(values).select(pl.col(name).cast(self.schema[name]) for name in names)
 
 
-def _own(part: _Part, names: Sequence[str]) -> list[str]:
+def _own(part: _ParquetPart, names: Sequence[str]) -> list[str]:
     """Columns to read from a file; at least one, whose number of values is that of the rows."""
     return [name for name in names if name in part.schema] or part.schema.names()[:1]
 
 
-def _files(folder: Path) -> list[Path]:
-    """The Parquet files below a folder by path."""
+def parquet_files(folder: Path) -> list[Path]:
+    """The Parquet files below a folder by path.
+
+    Raises:
+        DatasetError: there is none, or another file.
+    """
     found = []
     for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).parts):
         if any(part.startswith(("_", ".")) for part in path.relative_to(folder).parts) or path.is_dir():
@@ -140,7 +144,7 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
-def _opened(path: Path, folder: Path) -> _Part:
+def _opened(path: Path, folder: Path) -> _ParquetPart:
     with _naming(path):
         kind = foreign_kind(path)
         if kind is not None:
@@ -156,10 +160,10 @@ def _opened(path: Path, folder: Path) -> _Part:
         raise DatasetError(
             f"{path}: column {both[0]!r} is in the file and in the name of its folder; leave it out of one of them"
         )
-    return _Part(path, keys, schema)
+    return _ParquetPart(path, keys, schema)
 
 
-def _common_schema(parts: Sequence[_Part]) -> pl.Schema:
+def _common_schema(parts: Sequence[_ParquetPart]) -> pl.Schema:
     """The columns of all files; a column of nulls alone takes the type that the other files give it.
 
     Raises:
@@ -187,7 +191,7 @@ def _common_schema(parts: Sequence[_Part]) -> pl.Schema:
     return pl.Schema({name: dtype for name, (dtype, _) in types.items()})
 
 
-def _key_columns(folder: Path, parts: Sequence[_Part]) -> dict[str, pl.Series]:
+def _key_columns(folder: Path, parts: Sequence[_ParquetPart]) -> dict[str, pl.Series]:
     """Hive partition → its value in every file.
 
     Raises:
