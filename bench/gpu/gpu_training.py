@@ -169,7 +169,7 @@ class Bench:
         found = self._measured(embed, about, self._flops.forward(needed), self._flops.forward(run))
         vlm, train = self._config.vlm, self._config.train
         embedding = Embedding(embedder, self._backbone, vlm.max_text_tokens, train.max_history, {})
-        whole = CatalogueEncoder(embedding, self._dataset, rows=rows)
+        whole = CatalogueEncoder(embedding, self._dataset)
         spent = self._tried(lambda: whole.items(rows))
         if "seconds" not in found or isinstance(spent, str):
             return found | ({"out_of_memory": spent} if isinstance(spent, str) else {})

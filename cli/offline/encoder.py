@@ -28,7 +28,7 @@ _console = Console(highlight=False)
 
 
 def fit_encoder(
-    data: Annotated[Path, typer.Argument(help="The data set.", metavar="DATA")],
+    data: Annotated[str, typer.Argument(help="The data set: a directory, or s3://bucket/prefix.", metavar="DATA")],
     run: Annotated[Path, typer.Option("--run", help="The run directory, with the embeddings.", metavar="RUN")],
     interactions: InteractionsOption = None,
     config: ConfigOption = None,

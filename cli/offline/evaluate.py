@@ -31,7 +31,12 @@ _OTHER_SPLIT = (
 
 _console = Console(highlight=False, soft_wrap=True)
 
-DataArgument = Annotated[Path, typer.Argument(help="The data set that the encoder was fitted on.", metavar="DATA")]
+DataArgument = Annotated[
+    str,
+    typer.Argument(
+        help="The data set that the encoder was fitted on: a directory, or s3://bucket/prefix.", metavar="DATA"
+    ),
+]
 RunOption = Annotated[Path, typer.Option("--run", help="The run directory.", metavar="RUN")]
 InteractionsOption = Annotated[
     Path | None, typer.Option(help="Interactions instead of those in DATA; the same as for fit-encoder.")
@@ -162,7 +167,7 @@ def evaluate(
 
 
 def _evaluate_by_time(
-    data: Path,
+    data: str,
     run: Path,
     interactions: Path | None,
     days: float,

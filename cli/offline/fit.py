@@ -17,7 +17,7 @@ _console = Console(highlight=False, soft_wrap=True)
 
 
 def fit(
-    data: Annotated[Path, typer.Argument(help="The data set.", metavar="DATA")],
+    data: Annotated[str, typer.Argument(help="The data set: a directory, or s3://bucket/prefix.", metavar="DATA")],
     run: Annotated[
         Path | None, typer.Option("--run", help="The run directory; default runs/NAME of DATA.", metavar="RUN")
     ] = None,
@@ -32,14 +32,16 @@ def fit(
     sequence encoder, item-to-item lists, refit and thumbnails. Resumes after an interruption; texts and pictures that
     did not change are not embedded again.
     """
+    from training.data.data_place import DataPlace
     from training.data.dataset import load_dataset
     from training.embedding.baseline_job import baseline_embeddings, refuse_vlm_embeddings
     from training.runs.disk import writing_run
     from training.runs.lock import run_lock
 
-    place = run or _RUNS / data.resolve().name
+    shop = DataPlace.open(data)
+    place = run or _RUNS / shop.short_name
     chosen = chosen_config(place, config, seed)
-    dataset = load_dataset(data, interactions=interactions)
+    dataset = load_dataset(shop, interactions=interactions)
     set_torch_threads(threads)
     with writing_run(place):
         place.mkdir(parents=True, exist_ok=True)

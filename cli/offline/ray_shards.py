@@ -72,14 +72,15 @@ def ray_shards(
         from training.embedding.distributed.shard_pool import ShardPool
         from training.embedding.distributed.shard_worker import ShardJob
 
+        source = dataset.source  # that of the data set is found by every worker itself
         job = ShardJob(
-            dataset.directory.resolve(),
+            dataset.name(),
             run.resolve(),
             plan.directory.resolve(),
             dict(plan.model),
             plan.batch_items,
             threads or 1,
-            None if dataset.source is None else dataset.source.resolve(),
+            None if source is None or source.is_relative_to(dataset.directory) else source.resolve(),
         )
         with ray_cluster(address) as ray:
             ShardPool(RayWorkers(ray, job, most)).encode(plan, numbers, finished, stopped)

@@ -74,7 +74,9 @@ TextfileOption = Annotated[
 
 
 def reindex(
-    data: Annotated[Path, typer.Argument(help="The current data set.", metavar="DATA")],
+    data: Annotated[
+        str, typer.Argument(help="The current data set: a directory, or s3://bucket/prefix.", metavar="DATA")
+    ],
     run: RunOption,
     registry: RegistryOption,
     interactions: InteractionsOption = None,

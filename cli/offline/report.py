@@ -15,7 +15,12 @@ _console = Console(highlight=False, soft_wrap=True)
 
 
 def report(
-    data: Annotated[Path, typer.Argument(help="The data set that the run was trained on.", metavar="DATA")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="The data set that the run was trained on: a directory, or s3://bucket/prefix.", metavar="DATA"
+        ),
+    ],
     run: Annotated[Path, typer.Option("--run", help="The run directory.", metavar="RUN")],
     out: Annotated[Path | None, typer.Option(help="File to write; default RUN/report.html.")] = None,
     interactions: Annotated[

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from index.bundle.registries import AnyRegistry
     from training.config.encoder_config import EncoderConfig
     from training.config.run_config import RunConfig
+    from training.data.data_place import DataPlace
     from training.data.dataset import Dataset
     from training.data.event_weights import EventRules
     from training.events.retraining_inputs import RetrainingInputs
@@ -46,7 +47,9 @@ _err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def retrain(
-    data: Annotated[Path, typer.Argument(help="The data set with the catalogue.", metavar="SHOP")],
+    data: Annotated[
+        str, typer.Argument(help="The data set with the catalogue: a directory, or s3://bucket/prefix.", metavar="SHOP")
+    ],
     events: Annotated[
         str, typer.Option("--events", help="The export of `vlm2rec events export`: DIR or s3://….", metavar="EXPORT")
     ],
@@ -80,16 +83,19 @@ def retrain(
     one, all are embedded without a vision-language model.
     """
     from index.errors import GateRefused
+    from training.data.data_place import DataPlace
     from training.data.event_weights import EventRules
     from training.errors import EvaluationError
     from training.runs.disk import writing_run
     from training.runs.lock import run_lock
 
-    place = run or _RUNS / data.resolve().name
+    shop = DataPlace.open(data)
+    place = run or _RUNS / shop.short_name
     recipe, target = chosen_config(place, config, seed), published_at(registry)
     spec = index_spec(kind, codes, memory_mb, target_recall, bounds, bound, threads, fresh_share)
     set_torch_threads(threads)
-    rules = EventRules.of_exported_events(data)
+    with shop.naming():
+        rules = EventRules.of_exported_events(shop.directory)
     trained = training_config(place, config, seed) if train else None
     parts = [recipe.model_dump(mode="json"), target.current(), measure_days, repr(rules)]
     mark = json.dumps([*parts, None if trained is None else trained.model_dump(mode="json")])
@@ -98,9 +104,9 @@ def retrain(
         with run_lock(place):
             if _was_published(place / _JOB, target):
                 return
-            inputs = _frozen_inputs(data, events, place, target, days=measure_days, mark=mark)
+            inputs = _frozen_inputs(shop, events, place, target, days=measure_days, mark=mark)
             try:
-                _carry_out(data, place, inputs, rules, recipe, trained, target, spec, force=force)
+                _carry_out(shop, place, inputs, rules, recipe, trained, target, spec, force=force)
             except (EvaluationError, GateRefused) as error:
                 inputs.end()  # the next job begins with newer events
                 _err.print(f"refused: {error}; nothing was published", markup=False, style="red")
@@ -108,7 +114,7 @@ def retrain(
 
 
 def _frozen_inputs(
-    data: Path, events: str, place: Path, registry: "AnyRegistry", *, days: float, mark: str
+    data: "DataPlace", events: str, place: Path, registry: "AnyRegistry", *, days: float, mark: str
 ) -> "RetrainingInputs":
     """Freeze what the job learns from, or take up what a killed job froze, and print it."""
     from training.events.retraining_inputs import freeze_inputs
@@ -128,7 +134,7 @@ def _frozen_inputs(
 
 
 def _carry_out(
-    data: Path,
+    data: "DataPlace",
     place: Path,
     inputs: "RetrainingInputs",
     rules: "EventRules",
@@ -162,7 +168,7 @@ def _carry_out(
 
 
 def _made(
-    data: Path,
+    data: "DataPlace",
     place: Path,
     inputs: "RetrainingInputs",
     rules: "EventRules",

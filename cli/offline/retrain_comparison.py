@@ -13,6 +13,7 @@ from cli.offline.text_files import replace_text
 
 if TYPE_CHECKING:
     from training.config.encoder_config import EncoderConfig
+    from training.data.data_place import DataPlace
     from training.data.dataset import Dataset
     from training.embedding.store import Embeddings
     from training.events.retraining_inputs import RetrainingInputs
@@ -26,7 +27,7 @@ _out = Console(soft_wrap=True, highlight=False)
 
 
 def compared(
-    data: Path,
+    data: "DataPlace",
     inputs: "RetrainingInputs",
     everything: "Dataset",
     embeddings: "Embeddings",

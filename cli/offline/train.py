@@ -40,7 +40,7 @@ _console = Console(highlight=False, soft_wrap=True)
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="The data set.", metavar="DATA")],
+    data: Annotated[str, typer.Argument(help="The data set: a directory, or s3://bucket/prefix.", metavar="DATA")],
     run: Annotated[Path, typer.Option("--run", help="The run directory; made if needed.", metavar="RUN")],
     interactions: Annotated[
         Path | None, typer.Option(help="Interactions instead of those in DATA (.csv or .parquet).")
@@ -163,7 +163,7 @@ def _report(dataset: "Dataset", run: Path, *, changed: bool) -> None:
 
 
 def embed(
-    data: Annotated[Path, typer.Argument(help="The data set.", metavar="DATA")],
+    data: Annotated[str, typer.Argument(help="The data set: a directory, or s3://bucket/prefix.", metavar="DATA")],
     run: Annotated[Path, typer.Option("--run", help="The run directory.", metavar="RUN")],
     no_vlm: Annotated[
         bool, typer.Option("--no-vlm", help="TF-IDF of the texts and simple picture features instead of a model.")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from index.items.slots import TEXT
+from training.backbones.item_tokens import ItemTokens
 from training.backbones.prompts import Prompt, PromptWriter
 from training.config.types import CHUNK_PATCHES, MODALITIES
 from training.data.pictures import Picture, PictureStore
@@ -140,7 +141,7 @@ class Collator:
         modalities: Sequence[str] = MODALITIES,
     ) -> None:
         self._writer = PromptWriter(tokenizer)
-        self._tokens = self._writer.tokenise(texts, max_text_tokens)
+        self._tokens = ItemTokens(self._writer, texts, max_text_tokens)
         self._pictures = pictures
         self._max_history = max_history
         self._chunks = _Chunks(chunk_tokens, chunk_patches)
@@ -203,7 +204,7 @@ class Collator:
     ) -> NDArray[np.int64]:
         """Write one prompt; returns for each prefix of so many items the number of its token, −1 without any."""
         if modality == TEXT:
-            texts = [self._tokens[row] for row in rows.tolist()]
+            texts = self._tokens.of(rows.tolist())
             present = [tokens is not None for tokens in texts]
             prompt, shown = self._writer.texts(name, [tokens for tokens in texts if tokens is not None]), []
         else:

@@ -1,7 +1,8 @@
-"""Reads a dataset directory: the catalogue with texts and pictures, and the interactions.
+"""Reads a data set: the catalogue with texts and pictures, and the interactions.
 
-A directory holds ``items.{csv,jsonl,parquet}``, ``interactions.{csv,parquet}`` and the pictures at the paths that the
-``image`` column names, relative to the directory. Reading is strict; ``vlm2rec data check`` lists every defect at once.
+A directory or a prefix of an object store holds ``items.{csv,jsonl,parquet}``, ``interactions.{csv,parquet}``, either
+also as a folder of Parquet files, and the pictures at the paths that the ``image`` column names, relative to it.
+Reading is strict; ``vlm2rec data check`` lists every defect at once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,21 +15,26 @@ import pyarrow as pa
 from index.bundle.event_types import EventTypes
 from index.items.item_ids import MAX_ID_BYTES
 from index.items.item_table import ITEM_ID, POPULARITY
+from training.data.data_place import TABLES, AnyPlace, DataPlace, confined_file
 from training.data.event_weights import WEIGHT, EventRules
-from training.data.tables.table_files import ROW, find_table, read_table, rows_named
+from training.data.item_texts import ItemTexts
+from training.data.stored.stored_pictures import PictureFile
+from training.data.tables.mapped_table import LARGE_BYTES, MappedTable
+from training.data.tables.table_files import ROW, find_table, read_table, rows_named, suffix_of
 from training.data.timestamps import MIXED, MIXED_TIME_RULE, TIME_RULE, read_timestamps
 from training.errors import DatasetError
 
 ITEMS = "items"
 INTERACTIONS = "interactions"
-ITEM_SUFFIXES = ("csv", "jsonl", "parquet")
-INTERACTION_SUFFIXES = ("csv", "parquet")
+ITEM_SUFFIXES = TABLES[ITEMS]
+INTERACTION_SUFFIXES = TABLES[INTERACTIONS]
 USER_ID = "user_id"
 TIMESTAMP = "timestamp"
 TITLE = "title"
 TEXT = "text"
 IMAGE = "image"
 _CONTROL = "[\u0001-\u001f\u007f-\u009f\\x00]"
+_SLICE_ROWS = 16_384
 _SEE_ALL = "`vlm2rec data check` lists every such row"
 
 
@@ -37,7 +43,7 @@ class Dataset:
     """A catalogue and its interactions.
 
     Attributes:
-        directory: where the files are; pictures are confined to it.
+        directory: of the tables, and of the pictures, which are confined to it, unless ``place`` says otherwise.
         items: one row an item in file order: ``item_id`` (string, unique), ``title``, ``text``, ``image`` (string or
             null; the picture's path relative to ``directory``), then every further column as metadata.
         interactions: ``user_id``, ``item_id`` (strings) and ``timestamp`` (int64, seconds since 1970 UTC), only rows
@@ -48,6 +54,7 @@ class Dataset:
             ``interactions`` has ``weight`` too (float64, above 0), unless all weigh the same.
         left_out: interactions left out because they are not positive, by their meaning.
         source: the file of the interactions.
+        place: where the data set lies; None: in ``directory``.
     """
 
     directory: Path
@@ -57,6 +64,7 @@ class Dataset:
     rules: EventRules | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     source: Path | None = None
+    place: DataPlace | None = None
 
     def __len__(self) -> int:
         """Number of items."""
@@ -71,39 +79,60 @@ class Dataset:
         """Item ids in file order."""
         return self.items[ITEM_ID].to_list()
 
-    def texts(self) -> list[str | None]:
+    def texts(self) -> ItemTexts:
         """The text of each item: ``text``, else ``title``; None where both are missing or only white space."""
-        filled = [pl.when(pl.col(name).str.strip_chars() != "").then(pl.col(name)) for name in (TEXT, TITLE)]
-        return self.items.select(pl.coalesce(filled)).to_series().to_list()
+        return ItemTexts(self.items.select(TEXT, TITLE))
 
-    def image_path(self, row: int) -> Path | None:
-        """The picture file of an item.
+    def image_path(self, row: int) -> PictureFile | None:
+        """The picture of an item, see :meth:`picture`."""
+        return self.picture(self.items[IMAGE][row])
+
+    def picture(self, name: str | None) -> PictureFile | None:
+        """The picture at a path.
 
         Returns:
-            A file inside ``directory``; None if the item names no picture, the file does not exist, or the path leads
-            out of the directory (absolute, through ``..`` or through a symbolic link).
+            A file inside ``directory``, or an object of the object store; None if no path is given, there is no such
+            file, or the path leads out of the data set (absolute, through ``..`` or through a symbolic link).
+
+        Raises:
+            DatasetError: the object store does not answer, or refuses.
         """
-        return confined_file(self.directory, self.items[IMAGE][row])
+        return confined_file(self.directory, name) if self.place is None else self.place.picture(name)
+
+    def name(self) -> str:
+        """Absolute path or URL of the data set."""
+        return str(self.directory.resolve()) if self.place is None else self.place.absolute()
 
     def metadata(self) -> pa.Table:
         """``title``, ``text``, ``image`` and every further column, one row an item; never ``item_id``."""
-        table = self.items.drop(ITEM_ID).to_arrow(compat_level=pl.CompatLevel.oldest())
-        return table.cast(pa.schema([pa.field(field.name, _plain_type(field.type)) for field in table.schema]))
+        columns = self.items.drop(ITEM_ID)
+        schema = columns.head(0).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+        plain = pa.schema([pa.field(field.name, _plain_type(field.type)) for field in schema])
+        if columns.estimated_size() > LARGE_BYTES:
+            return MappedTable.write(columns.iter_slices(_SLICE_ROWS), plain=plain).table
+        return columns.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(plain)
 
 
-def load_dataset(directory: Path, *, interactions: Path | None = None, rules: EventRules | None = None) -> Dataset:
-    """Read a dataset directory.
+def load_dataset(data: AnyPlace, *, interactions: Path | None = None, rules: EventRules | None = None) -> Dataset:
+    """Read a data set.
 
     Args:
-        directory: the dataset directory.
+        data: its directory, or ``s3://bucket/prefix``.
         interactions: interactions to use in place of the directory's own.
         rules: which events are positive, and how much each weighs; None: what ``events.toml`` says.
 
     Raises:
         DatasetError: a file or column is missing or unreadable, an item id is repeated or breaks the rule of
             :func:`index.items.item_ids.check_item_id`, a user id or a timestamp is missing or bad, or no interaction
-            names an item of the catalogue.
+            names an item of the catalogue; or the object store does not answer.
     """
+    place = DataPlace.open(data)
+    with place.naming():
+        return _load(place, interactions, rules)
+
+
+def _load(place: DataPlace, interactions: Path | None, rules: EventRules | None) -> Dataset:
+    directory = place.directory
     items = read_items(find_table(directory, ITEMS, ITEM_SUFFIXES))
     path = interactions or find_table(directory, INTERACTIONS, INTERACTION_SUFFIXES)
     rules = EventRules.read(directory) if rules is None else rules
@@ -114,7 +143,7 @@ def load_dataset(directory: Path, *, interactions: Path | None = None, rules: Ev
             f"{path}: none of {events.height:,} interactions names an item of the catalogue "
             f"(the first names {events[ITEM_ID][0]!r}, the first item is {items[ITEM_ID][0]!r}); use one set of ids"
         )
-    return Dataset(directory, items, known, events.height - known.height, rules, left_out, path)
+    return Dataset(directory, items, known, events.height - known.height, rules, left_out, path, place)
 
 
 def read_items(path: Path) -> pl.DataFrame:
@@ -198,7 +227,7 @@ def read_any_interactions(path: Path, more: Sequence[str] = ()) -> pl.DataFrame:
     Raises:
         DatasetError: the file cannot be read, or lacks a column.
     """
-    if path.suffix.lower().lstrip(".") not in INTERACTION_SUFFIXES:
+    if suffix_of(path).lstrip(".") not in INTERACTION_SUFFIXES:
         raise DatasetError(f"{path}: interactions are a .csv or .parquet file, got the suffix {path.suffix!r}")
     names = (USER_ID, ITEM_ID, TIMESTAMP)
     text = names if path.suffix.lower() == ".csv" else (USER_ID, ITEM_ID)
@@ -210,18 +239,6 @@ def in_order(interactions: pl.DataFrame) -> pl.DataFrame:
     place, first = "__place", "__first"  # a frame with these columns would be refused by polars
     ranked = interactions.with_row_index(place).with_columns(pl.col(place).min().over(USER_ID).alias(first))
     return ranked.sort(first, TIMESTAMP, maintain_order=True).drop(place, first)
-
-
-def confined_file(directory: Path, name: str | None) -> Path | None:
-    """The existing file ``name`` inside ``directory``; None if there is none or the path leads out of it."""
-    if name is None or not name.strip():
-        return None
-    try:
-        root = directory.resolve()
-        path = (root / name).resolve()
-        return path if path.is_relative_to(root) and path.is_file() else None
-    except (OSError, ValueError, RuntimeError):
-        return None
 
 
 def _check_item_ids(path: Path, frame: pl.DataFrame) -> None:

@@ -7,13 +7,13 @@ RGBA if there is transparency; shrink; compose over white.
 import functools
 import re
 import warnings
-from pathlib import Path
 from typing import BinaryIO
 
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from training.data.deep_pictures import eight_bit_grey, is_deep
-from training.errors import PictureError
+from training.data.stored.stored_pictures import PictureFile
+from training.errors import DatasetError, PictureError
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused before decoding."""
@@ -38,7 +38,7 @@ _UPRIGHT = {
 }
 
 
-def open_picture(path: Path, pixels: int) -> Image.Image:
+def open_picture(path: PictureFile, pixels: int) -> Image.Image:
     """A picture as upright RGB over white, shrunk if it is much larger than needed.
 
     Args:
@@ -48,6 +48,7 @@ def open_picture(path: Path, pixels: int) -> Image.Image:
     Raises:
         PictureError: the file cannot be decoded, has more than 100 megapixels, or one side is more than 200 times as
             long as the other.
+        DatasetError: the object store with the picture does not answer.
     """
     _silence_pillow()
     try:
@@ -59,7 +60,7 @@ def open_picture(path: Path, pixels: int) -> Image.Image:
         if picture.mode == "RGB":
             return picture
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    except PictureError:
+    except (PictureError, DatasetError):
         raise
     except UnidentifiedImageError as error:
         raise PictureError(f"{UnidentifiedImageError.__name__}: cannot identify image file {str(path)!r}") from error

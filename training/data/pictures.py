@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from training.data.picture_reader import open_picture
+from training.data.stored.stored_pictures import PictureFile
 from training.errors import PictureError
 
 PREPROCESSING_VERSION = 1
@@ -54,7 +54,7 @@ class PictureStore:
 
     def __init__(
         self,
-        image_path: Callable[[int], Path | None],
+        image_path: Callable[[int], PictureFile | None],
         image_processor: ImageProcessor,
         *,
         memory_bytes: int,
@@ -110,7 +110,7 @@ class PictureStore:
 
 
 def colour_statistics(
-    image_path: Callable[[int], Path | None], rows: int, *, most: int = 1_000, seed: int = 0
+    image_path: Callable[[int], PictureFile | None], rows: int, *, most: int = 1_000, seed: int = 0
 ) -> tuple[list[float], list[float]] | None:
     """Mean and standard deviation of red, green and blue over a catalogue.
 

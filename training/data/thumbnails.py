@@ -21,6 +21,7 @@ from index.items.thumbnails import MAX_SIDE, Thumbnails, write_thumbnails
 from index.machine.cores import available_cores
 from training.data.dataset import Dataset
 from training.data.picture_reader import open_picture
+from training.data.stored.stored_pictures import PictureFile
 from training.errors import PictureError
 
 MARK = "thumbnails"
@@ -99,7 +100,7 @@ def make_thumbnails(
     return MadeThumbnails(found if found.count else None, made, found.count - made, named - made)
 
 
-def make_thumbnail(path: Path, side: int = MAX_SIDE) -> bytes | None:
+def make_thumbnail(path: PictureFile, side: int = MAX_SIDE) -> bytes | None:
     """A JPEG of at most ``side`` pixels a side; None if the picture cannot be used."""
     try:
         picture = open_picture(path, side**2)
@@ -114,7 +115,7 @@ def make_thumbnail(path: Path, side: int = MAX_SIDE) -> bytes | None:
     return content.getvalue()
 
 
-def _shard(path: Path, files: Sequence[Path | None], pool: ThreadPoolExecutor) -> int:
+def _shard(path: Path, files: Sequence[PictureFile | None], pool: ThreadPoolExecutor) -> int:
     """Make a shard unless it exists and is complete; return its number of thumbnails."""
     try:
         return Thumbnails.load(path, len(files)).count
@@ -126,7 +127,7 @@ def _shard(path: Path, files: Sequence[Path | None], pool: ThreadPoolExecutor) -
     return Thumbnails.load(path, len(files)).count
 
 
-def _digest(files: Sequence[Path | None]) -> str:
+def _digest(files: Sequence[PictureFile | None]) -> str:
     """32 hex digits over names, sizes and modification times."""
     digest = hashlib.sha256(VERSION.encode())
     for file in files:

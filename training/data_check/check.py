@@ -1,12 +1,14 @@
-"""Checks a dataset directory and reports all of its defects at once."""
+"""Checks a data set and reports all of its defects at once."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import polars as pl
 
 from index.items.item_table import ITEM_ID
+from training.data.data_place import AnyPlace, DataPlace
 from training.data.dataset import IMAGE, INTERACTION_SUFFIXES, INTERACTIONS, ITEM_SUFFIXES, ITEMS, TEXT, load_dataset
 from training.data.learnable_pairs import check_learnable
 from training.data.sequences import Sequences, leave_one_out
@@ -26,7 +28,7 @@ Progress = Callable[[str, float], None]
 
 
 def check_dataset(
-    directory: Path,
+    data: AnyPlace,
     *,
     interactions: Path | None = None,
     modalities: Sequence[str] = (TEXT, IMAGE),
@@ -35,11 +37,11 @@ def check_dataset(
     now: datetime | None = None,
     progress: Progress = lambda _step, _share: None,
 ) -> DatasetReport:
-    """Check a dataset directory; :func:`training.data.dataset.load_dataset` accepts it if and only if the report is
+    """Check a data set; :func:`training.data.dataset.load_dataset` accepts it if and only if the report is
     ``ok`` or all its errors are of the kinds ``no user to evaluate`` and ``nothing to train on``.
 
     Args:
-        directory: the dataset directory.
+        data: its directory, or ``s3://bucket/prefix``.
         interactions: interactions to check in place of the directory's own.
         modalities: what is to be trained, ``text``, ``image`` or both.
         cold_items: share of the items that training will hold out.
@@ -48,26 +50,30 @@ def check_dataset(
         progress: called with the name of a step and the share of it that is done.
 
     Raises:
-        DatasetError: there is no such directory.
+        DatasetError: there is no such directory, or its object store does not answer.
     """
-    if not directory.is_dir():
-        raise DatasetError(f"{directory}: a dataset is a directory, but there is none at this path")
+    place = DataPlace.open(data)
+    if not place.directory.is_dir():
+        raise DatasetError(f"{place.directory}: a dataset is a directory, but there is none at this path")
     defects: list[Defect] = []
-    item_facts, image_facts, item_ids = _check_catalogue(directory, defects, progress)
+    item_facts, image_facts, item_ids = _check_catalogue(place, defects, progress)
     progress("interactions", 0.0)
-    interaction_facts = _check_events(directory, interactions, item_ids, defects, exclude_seen=exclude_seen, now=now)
+    interaction_facts = _check_events(
+        place.directory, interactions, item_ids, defects, exclude_seen=exclude_seen, now=now
+    )
     if all(defect.severity is not Severity.ERROR for defect in defects):
-        defects += _check_training(directory, interactions, modalities, cold_items)
+        defects += _check_training(place, interactions, modalities, cold_items)
     progress("interactions", 1.0)
     defects.sort(key=lambda defect: _ORDER.index(defect.severity))
-    return DatasetReport(str(directory), item_facts, image_facts, interaction_facts, defects)
+    defects = [replace(defect, message=place.named(defect.message)) for defect in defects]
+    return DatasetReport(place.name, item_facts, image_facts, interaction_facts, defects)
 
 
 def _check_catalogue(
-    directory: Path, defects: list[Defect], progress: Progress
+    place: DataPlace, defects: list[Defect], progress: Progress
 ) -> tuple[ItemFacts | None, ImageFacts | None, pl.Series | None]:
     try:
-        path = find_table(directory, ITEMS, ITEM_SUFFIXES)
+        path = find_table(place.directory, ITEMS, ITEM_SUFFIXES)
         progress("items", 0.0)
         items = read_any_items(path)
     except DatasetError as error:
@@ -76,7 +82,7 @@ def _check_catalogue(
     facts, found = check_items(path, items)
     defects.extend(found)
     progress("items", 1.0)
-    images, found = check_images(directory, items, path.name, progress=lambda share: progress("images", share))
+    images, found = check_images(place, items, path.name, progress=lambda share: progress("images", share))
     defects.extend(found)
     return facts, images, items[ITEM_ID]
 
@@ -101,11 +107,11 @@ def _check_events(
 
 
 def _check_training(
-    directory: Path, interactions: Path | None, modalities: Sequence[str], cold_items: float
+    place: DataPlace, interactions: Path | None, modalities: Sequence[str], cold_items: float
 ) -> list[Defect]:
     """Defects that training would find after it has read and split the data set."""
     try:
-        dataset = load_dataset(directory, interactions=interactions)
+        dataset = load_dataset(place, interactions=interactions)
         ids = dataset.item_ids()
         sequences = Sequences.from_interactions(dataset.interactions, ids)
         train = leave_one_out(without_items(sequences, cold_mask(ids, cold_items))).train

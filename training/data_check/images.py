@@ -11,7 +11,9 @@ from pathlib import Path
 import polars as pl
 
 from index.machine.cores import available_cores
-from training.data.dataset import IMAGE, TEXT, TITLE, confined_file
+from training.data.data_place import DataPlace
+from training.data.dataset import IMAGE, TEXT, TITLE
+from training.data.item_texts import NOT_BLANK
 from training.data.picture_reader import open_picture
 from training.data.tables.table_files import ROW
 from training.data_check.report import Defect, ImageFacts, Severity, defect_of
@@ -40,18 +42,18 @@ class _PictureCheck:
 
 
 def check_images(
-    directory: Path, items: pl.DataFrame, file: str, *, progress: Callable[[float], None]
+    place: DataPlace, items: pl.DataFrame, file: str, *, progress: Callable[[float], None]
 ) -> tuple[ImageFacts, list[Defect]]:
     """Open every picture of the catalogue in the same way as training and embedding.
 
     Args:
-        directory: the dataset directory.
+        place: of the data set.
         items: the catalogue with :data:`ROW` and ``image``.
         file: name of the items file, for messages.
         progress: called with the share of the pictures that is done, 0 … 1.
     """
     named = items.filter(pl.col(IMAGE).str.strip_chars().fill_null("") != "").select(ROW, IMAGE)
-    looked = list(_with_progress(_check_all(directory, named[IMAGE].to_list()), named.height, progress))
+    looked = list(_with_progress(_check_all(place, named[IMAGE].to_list()), named.height, progress))
     states = named.with_columns(
         pl.Series("state", [one.state.value for one in looked], dtype=pl.String),
         pl.Series("digest", [one.digest for one in looked], dtype=pl.Binary),
@@ -99,7 +101,7 @@ def check_images(
 
 def _without_image(items: pl.DataFrame, named: int, file: str) -> list[Defect]:
     if not named:
-        texts = pl.any_horizontal(pl.col(name).str.strip_chars().fill_null("") != "" for name in (TITLE, TEXT))
+        texts = pl.any_horizontal(pl.col(name).str.contains(NOT_BLANK).fill_null(value=False) for name in (TITLE, TEXT))
         message = f"{file}: no item names a picture"
         if items.select(texts.any()).item():
             message += "; only texts can be trained on"
@@ -111,11 +113,11 @@ def _without_image(items: pl.DataFrame, named: int, file: str) -> list[Defect]:
     return defect_of("items without image", Severity.NOTE, without, f"{file}: no image named", remedy)
 
 
-def _check_all(directory: Path, names: list[str]) -> Iterable[_PictureCheck]:
+def _check_all(place: DataPlace, names: list[str]) -> Iterable[_PictureCheck]:
     """Decode in a few threads, in order, with a bounded number of pending results."""
     with ThreadPoolExecutor(max_workers=min(4, available_cores())) as pool:
         for start in range(0, len(names), _AHEAD):
-            yield from pool.map(lambda name: _check_picture(directory, name), names[start : start + _AHEAD])
+            yield from pool.map(lambda name: _check_picture(place, name), names[start : start + _AHEAD])
 
 
 def _with_progress(
@@ -126,12 +128,12 @@ def _with_progress(
         yield one
 
 
-def _check_picture(directory: Path, name: str) -> _PictureCheck:
-    path = confined_file(directory, name)
+def _check_picture(place: DataPlace, name: str) -> _PictureCheck:
+    path = place.picture(name)
     if path is None and _ADDRESS.match(name):
         return _PictureCheck(_PictureState.ADDRESS)
     if path is None:
-        return _PictureCheck(_PictureState.OUTSIDE if _leads_out(directory, name) else _PictureState.MISSING)
+        return _PictureCheck(_PictureState.OUTSIDE if _leads_out(place.directory, name) else _PictureState.MISSING)
     try:
         open_picture(path, _PIXELS)
         with path.open("rb") as file:

@@ -7,12 +7,14 @@ import polars as pl
 from index.items.item_ids import MAX_ID_BYTES
 from index.items.item_table import ITEM_ID, POPULARITY
 from training.data.dataset import IMAGE, TEXT, TITLE, broken_ids, metadata_type
+from training.data.item_texts import NOT_BLANK
 from training.data.tables.column_names import look_alikes
 from training.data.tables.table_files import ROW, nameless_columns, read_table
 from training.data_check.report import Column, Defect, ItemFacts, Severity, defect_of
 
 _MOSTLY = 0.8
 _NAMED = 5
+_SLICE_ROWS = 16_384
 _BAD_CHARACTERS = (
     (
         "control characters of Latin-1",
@@ -51,8 +53,8 @@ def check_items(path: Path, items: pl.DataFrame) -> tuple[ItemFacts, list[Defect
         items: its rows.
     """
     columns, column_defects = _check_metadata(path, items)
-    texts = [pl.col(name).str.strip_chars().fill_null("") for name in (TITLE, TEXT)]
-    without_text = items.filter((texts[0] == "") & (texts[1] == ""))
+    filled = [pl.col(name).str.contains(NOT_BLANK).fill_null(value=False) for name in (TITLE, TEXT)]
+    without_text = items.filter(~filled[0] & ~filled[1])
     facts = ItemFacts(path.name, items.height, items.height - without_text.height, columns)
     return facts, [
         *_check_size(path, items),
@@ -169,8 +171,12 @@ def _check_metadata(path: Path, items: pl.DataFrame) -> tuple[list[Column], list
 
 def _check_almost_numbers(path: Path, items: pl.DataFrame, name: str) -> list[Defect]:
     """Find a column that is read as text because a few of its values are no numbers."""
-    filled = items.filter(pl.col(name).str.strip_chars().fill_null("") != "")
-    odd = filled.filter(pl.col(name).str.strip_chars().cast(pl.Float64, strict=False).is_null())
+    filled = items.filter(pl.col(name).str.contains(NOT_BLANK).fill_null(value=False))
+    is_odd = [  # in slices, since stripping copies the texts
+        part[name].str.strip_chars().cast(pl.Float64, strict=False).is_null()
+        for part in filled.iter_slices(_SLICE_ROWS)
+    ]
+    odd = filled.filter(pl.concat(is_odd)) if is_odd else filled
     if not 0 < odd.height <= (1 - _MOSTLY) * filled.height:
         return []
     what = f"{path.name}: column {name!r} is read as text because {odd.height:,} of {filled.height:,} are no numbers"

@@ -8,7 +8,6 @@ reduced by principal components. The baseline takes seconds and needs no model; 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +18,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd
 
 from index.items.slots import IMAGE, TEXT
+from training.data.stored.stored_pictures import PictureFile
 from training.embedding.picture_features import picture_features, read_picture
 from training.embedding.store import Embeddings
 from training.errors import EmbeddingsError, PictureError
@@ -44,11 +44,11 @@ class EmbeddableCatalogue(Protocol):
         """Item ids in row order."""
         ...
 
-    def texts(self) -> list[str | None]:
+    def texts(self) -> Sequence[str | None]:
         """The text of each item; None if it has none."""
         ...
 
-    def image_path(self, row: int) -> Path | None:
+    def image_path(self, row: int) -> PictureFile | None:
         """The picture of an item; None if it has none."""
         ...
 
@@ -138,11 +138,11 @@ def term_weights(texts: Sequence[str | None]) -> tuple[Any, list[int]]:
     vectoriser = TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, max_features=MAX_TERMS, token_pattern=_WORD, dtype=np.float64
     )
-    return vectoriser.fit_transform([texts[row] for row in rows]), rows
+    return vectoriser.fit_transform(texts[row] for row in rows), rows
 
 
 def embed_pictures(
-    paths: Sequence[Path | None], dim: int, seed: int, advance: Callable[[], None]
+    paths: Sequence[PictureFile | None], dim: int, seed: int, advance: Callable[[], None]
 ) -> tuple[NDArray[np.float32], dict[int, str]]:
     """Colours, layout and edges, centred, each part of equal weight, then principal components.
 

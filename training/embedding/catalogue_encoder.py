@@ -42,23 +42,18 @@ class RowEncoder(Protocol):
 
 
 def catalogue_encoder(
-    embedding: "Embedding | ItemEmbedding",
-    dataset: Dataset,
-    *,
-    rows: NDArray[np.int64] | None = None,
-    picture_bytes: int = 0,
+    embedding: "Embedding | ItemEmbedding", dataset: Dataset, *, picture_bytes: int = 0
 ) -> RowEncoder:
     """The encoder of a catalogue for a trained model of any family.
 
     Args:
         embedding: a trained model.
         dataset: the catalogue.
-        rows: (n,) int64, the only items that will be requested; None for any.
         picture_bytes: memory for preprocessed pictures; 0 keeps none.
     """
     if isinstance(embedding, ItemEmbedding):
         return ItemRowEncoder(embedding, dataset)
-    return CatalogueEncoder(embedding, dataset, rows=rows, picture_bytes=picture_bytes)
+    return CatalogueEncoder(embedding, dataset, picture_bytes=picture_bytes)
 
 
 class CatalogueEncoder:
@@ -67,7 +62,6 @@ class CatalogueEncoder:
     Args:
         embedding: a trained embedder; it is moved to the GPU if there is one, and set to evaluation.
         dataset: the catalogue.
-        rows: (n,) int64, the only items that will be requested; None for any.
         picture_bytes: memory for preprocessed pictures; 0 keeps none.
         modalities: what is encoded.
         chunk_tokens: largest padded size of a group of prompts; on a CPU, groups that fit its cache are faster.
@@ -81,7 +75,6 @@ class CatalogueEncoder:
         embedding: "Embedding",
         dataset: Dataset,
         *,
-        rows: NDArray[np.int64] | None = None,
         picture_bytes: int = 0,
         modalities: Sequence[str] = MODALITIES,
         chunk_tokens: int = _CHUNK_TOKENS,
@@ -91,7 +84,7 @@ class CatalogueEncoder:
         self.pictures = PictureStore(dataset.image_path, embedding.backbone.image_processor, memory_bytes=picture_bytes)
         self._collator = Collator(
             embedding.backbone.tokenizer,
-            _only(dataset.texts(), rows),
+            dataset.texts(),
             self.pictures,
             max_text_tokens=embedding.max_text_tokens,
             max_history=embedding.max_history,
@@ -132,13 +125,3 @@ class CatalogueEncoder:
         if not torch.isfinite(outputs).all():
             raise EmbeddingsError("the model gives values that are not finite; train it again with a lower rate")
         return {name: spread(outputs, found).numpy() for name, found in places.items()}
-
-
-def _only(texts: list[str | None], rows: NDArray[np.int64] | None) -> list[str | None]:
-    """The texts of these rows; None for the others."""
-    if rows is None:
-        return texts
-    kept: list[str | None] = [None] * len(texts)
-    for row in rows.tolist():
-        kept[row] = texts[row]
-    return kept

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BufferedReader
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from index.items.item_table import ITEM_ID
 from index.machine.cores import available_cores
 from training.backbones.prompts import plain_text
-from training.data.dataset import IMAGE, Dataset, confined_file
+from training.data.dataset import IMAGE, Dataset
 from training.data.picture_reader import decoding_has_changed
 from training.errors import EmbeddingsError
 
@@ -39,6 +40,7 @@ SCHEMA = pl.Schema(
 _HEX = 32
 _DECODING = "decoding 2"
 _AHEAD = 512
+_BLOCK_ROWS = 8_192
 _MOST_THREADS = 16
 _Stamp = tuple[str | None, int | None, int | None]
 
@@ -184,14 +186,14 @@ def read_contents(
     known = _known(trusted)
     workers = threads or min(_MOST_THREADS, 4 * available_cores())
     stamps: dict[str | None, _Stamp] = {}
-    for name, stamp in zip(distinct, _stamp_all(dataset.directory, distinct, known, workers), strict=True):
+    for name, stamp in zip(distinct, _stamp_all(dataset, distinct, known, workers), strict=True):
         stamps[name] = stamp
         progress(len(stamps), len(distinct))
     nothing: _Stamp = (None, None, None)
     found = [stamps.get(name, nothing) for name in names]
     columns = {
-        ITEM_ID: dataset.item_ids(),
-        TEXT_HASH: [None if text is None else text_hash(text) for text in dataset.texts()],
+        ITEM_ID: dataset.items[ITEM_ID],
+        TEXT_HASH: _text_hashes(dataset),
         PICTURE_HASH: [stamp[0] for stamp in found],
         IMAGE: names,
         SIZE: [stamp[1] for stamp in found],
@@ -215,6 +217,15 @@ def pictures_not_found(dataset: Dataset, contents: ContentHashes | None) -> NDAr
     names = dataset.items[IMAGE].to_list()
     lost = [bool(name and name.strip()) and dataset.image_path(row) is None for row, name in enumerate(names)]
     return np.array(lost, dtype=np.bool_)
+
+
+def _text_hashes(dataset: Dataset) -> pl.Series:
+    """The hash of each item's text; never a list of all, whose strings are three times as large."""
+    texts, blocks = iter(dataset.texts()), [pl.Series(TEXT_HASH, [], pl.String)]
+    while block := list(islice(texts, _BLOCK_ROWS)):
+        hashes = [None if text is None else text_hash(text) for text in block]
+        blocks.append(pl.Series(TEXT_HASH, hashes, pl.String))
+    return pl.concat(blocks)
 
 
 def text_hash(text: str) -> str:
@@ -261,23 +272,24 @@ def _known(trusted: ContentHashes | None) -> dict[tuple[str, int, int], str]:
 
 
 def _stamp_all(
-    directory: Path, names: Sequence[str], known: dict[tuple[str, int, int], str], threads: int
+    dataset: Dataset, names: Sequence[str], known: dict[tuple[str, int, int], str], threads: int
 ) -> Iterator[_Stamp]:
     """Hash in threads, in order, with a bounded number of pending results."""
     with ThreadPoolExecutor(max_workers=threads) as pool:
         for start in range(0, len(names), _AHEAD):
-            yield from pool.map(lambda name: _stamp(directory, name, known), names[start : start + _AHEAD])
+            yield from pool.map(lambda name: _stamp(dataset, name, known), names[start : start + _AHEAD])
 
 
-def _stamp(directory: Path, name: str, known: dict[tuple[str, int, int], str]) -> _Stamp:
-    path = confined_file(directory, name)
+def _stamp(dataset: Dataset, name: str, known: dict[tuple[str, int, int], str]) -> _Stamp:
+    path = dataset.picture(name)
     if path is None:
         return None, None, None
     try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            digest = known.get((name, status.st_size, status.st_mtime_ns))
-            if digest is None:
+        status = path.stat()
+        digest = known.get((name, status.st_size, status.st_mtime_ns))
+        if digest is None:
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno()) if isinstance(path, Path) else status
                 digest = picture_hash(file)
     except OSError:
         return NOT_READ, None, None

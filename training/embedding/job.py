@@ -252,7 +252,7 @@ def _encode(
         raise EmbeddingsError("the model was replaced while its items were being compared; run the command again")
     ids = pending.contents.item_ids()
     places = {ids[row]: row for row in np.flatnonzero(pending.wanted).tolist()}
-    encoder = catalogue_encoder(embedding, dataset, rows=np.array(sorted(places.values()), dtype=np.int64))
+    encoder = catalogue_encoder(embedding, dataset)
     first = done
     for number in left:
         rows = np.array([places[item_id] for item_id in work.item_ids(number)], dtype=np.int64)

@@ -6,13 +6,12 @@ histograms (Swain and Ballard, "Color Indexing", IJCV 1991), a coarse colour lay
 oriented gradients (Dalal and Triggs, CVPR 2005); the bin counts are ours.
 """
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from training.data.picture_reader import open_picture
+from training.data.stored.stored_pictures import PictureFile
 
 SIDE = 64
 """Pixels of the square copy on which the features are computed."""
@@ -29,7 +28,7 @@ _TO_XYZ = np.array(
 _WHITE_D65 = np.array([0.95047, 1.0, 1.08883])
 
 
-def read_picture(path: Path) -> NDArray[np.uint8]:
+def read_picture(path: PictureFile) -> NDArray[np.uint8]:
     """A picture as a small square of sRGB pixels, opened by :func:`training.data.picture_reader.open_picture`.
 
     Args:

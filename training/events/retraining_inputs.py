@@ -6,7 +6,7 @@ They are frozen in files, so that a job that was killed goes on with what it beg
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +17,9 @@ from index.errors import EventExportError
 from index.event_export.directory import ExportDirectory
 from index.event_export.object_path import ExportPath, export_path
 from index.items.item_table import ITEM_ID
+from training.data.data_place import AnyPlace, DataPlace
 from training.data.dataset import INTERACTION_SUFFIXES, INTERACTIONS, TIMESTAMP, USER_ID, read_interactions
-from training.data.tables.table_files import find_table, read_table
+from training.data.tables.table_files import find_table, read_table, suffix_of
 from training.data.timestamps import read_timestamps
 from training.errors import DatasetError
 from training.events.catalogue_state import catalogue_state
@@ -70,7 +71,7 @@ class RetrainingInputs:
 
 def freeze_inputs(
     directory: Path,
-    data: Path,
+    data: AnyPlace,
     events: str | ExportPath,
     *,
     days: float,
@@ -86,7 +87,7 @@ def freeze_inputs(
 
     Args:
         directory: of the job.
-        data: the data set.
+        data: the data set: its directory, or ``s3://bucket/prefix``.
         events: the export: its directory, or ``s3://bucket/prefix``.
         days: the events of these last days measure.
         mark: of the configuration; a killed job with another one begins anew.
@@ -98,13 +99,13 @@ def freeze_inputs(
             rule.
         OSError: the directory cannot be written.
     """
-    place = export_path(events)
-    erased, catalogue = _erasures(place), catalogue_state(data)
+    place, shop = export_path(events), DataPlace.open(data)
+    erased, catalogue = _erasures(place), catalogue_state(shop)
     path = directory / _INPUTS_FILE
     inputs = {
         "format": _FORMAT_VERSION,
         "mark": mark,
-        "data": str(data.resolve()),
+        "data": shop.absolute(),
         "events": str(place.resolve() if isinstance(place, Path) else place),
         "erased": erased,
     }
@@ -119,9 +120,9 @@ def freeze_inputs(
     _delete(directory)
     directory.mkdir(parents=True)
     exported = read_export(place)
-    frame, own, replaced = _joined(_own(data), exported)
+    frame, own, replaced = _joined(_own(shop), exported)
     if frame.is_empty():
-        raise DatasetError(f"{events}: neither the export nor {data} has an interaction; export events first")
+        raise DatasetError(f"{events}: neither the export nor {shop.name} has an interaction; export events first")
     cutoff, before = _before_last_days(frame, days, events)
     found = inputs | {
         _CATALOGUE: catalogue,
@@ -158,14 +159,20 @@ def _before_last_days(frame: pl.DataFrame, days: float, events: str | ExportPath
     return cutoff, before
 
 
-def _own(data: Path) -> pl.DataFrame:
+def _own(shop: DataPlace) -> pl.DataFrame:
     """The interactions of the data set, with their types where it names some; none if it has no such file."""
     names = (USER_ID, ITEM_ID, TIMESTAMP, TYPE)
-    if not any((data / f"{INTERACTIONS}.{suffix}").exists() for suffix in INTERACTION_SUFFIXES):
+    names_of_table = (INTERACTIONS, *(f"{INTERACTIONS}.{suffix}" for suffix in INTERACTION_SUFFIXES))
+    if not any((shop.directory / name).exists() for name in names_of_table):
         return pl.DataFrame(schema=dict.fromkeys(names, pl.String) | {TIMESTAMP: pl.Int64})
-    path = find_table(data, INTERACTIONS, INTERACTION_SUFFIXES)
+    with shop.naming():
+        return _typed(find_table(shop.directory, INTERACTIONS, INTERACTION_SUFFIXES), names)
+
+
+def _typed(path: Path, names: Sequence[str]) -> pl.DataFrame:
+    """The checked interactions of a file with their types, null where it names none."""
     checked = read_interactions(path)
-    text = names if path.suffix.lower() == ".csv" else (USER_ID, ITEM_ID)
+    text = names if suffix_of(path) == ".csv" else (USER_ID, ITEM_ID)
     frame = read_table(path, text=[name for name in text if name != TYPE], required=names[:3], columns=names)
     if TYPE not in frame.columns:
         return checked.with_columns(pl.lit(None, pl.String).alias(TYPE))

@@ -54,7 +54,10 @@ def run_fingerprint(dataset: Dataset, train: Sequences, validation: Targets | No
     digest.update(json.dumps(_decisive_settings(config), sort_keys=True).encode())
     if config.vlm.encodes_items:
         digest.update(json.dumps(ItemSource.of(config.vlm).provenance(), sort_keys=True).encode())
-    digest.update(json.dumps([dataset.item_ids(), dataset.texts()]).encode())
+    digest.update(f"[{json.dumps(dataset.item_ids())}, [".encode())
+    for row, text in enumerate(dataset.texts()):
+        digest.update(f"{', ' if row else ''}{json.dumps(text)}".encode())
+    digest.update(b"]]")
     digest.update(train.offsets.tobytes() + train.rows.tobytes())
     if config.train.validate_every and validation is not None:
         digest.update(np.concatenate([validation.targets, *validation.histories]).tobytes())

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.data.dataset import confined_file
+from training.data.data_place import confined_file
 from training.imports.import_record import ImportRecord
 
 _FOLDER = "images"

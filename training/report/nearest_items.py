@@ -4,12 +4,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training.data.dataset import Dataset
+from training.data.stored.stored_pictures import PictureFile
 from training.embedding.store import Embeddings
 
 EXAMPLES = 6
@@ -32,7 +32,7 @@ class ShownItem:
 
     item_id: str
     title: str
-    picture: Path | None
+    picture: PictureFile | None
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ _console = Console(highlight=False)
 
 
 def check(
-    directory: Annotated[Path, typer.Argument(help="The data set.", metavar="DIR")],
+    data: Annotated[str, typer.Argument(help="The data set: a directory, or s3://bucket/prefix.", metavar="DATA")],
     interactions: Annotated[
         Path | None, typer.Option(help="Interactions to check instead of those in DIR (.csv or .parquet).")
     ] = None,
@@ -53,7 +53,7 @@ def check(
     tasks: dict[str, TaskID] = {}
     with Progress(console=Console(stderr=True), transient=True) as bar:
         report = check_dataset(
-            directory,
+            data,
             interactions=interactions,
             **({} if config is None else _training_options(config)),
             progress=lambda step, share: _show(bar, tasks, step, share),

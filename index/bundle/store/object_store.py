@@ -20,10 +20,11 @@ BLOCK_BYTES: Final = 8 << 20
 
 PATIENCE_S: Final = 60
 _PARALLEL_PARTS: Final = 4
+_LISTED_AT_ONCE: Final = 10_000
 
 
 class ObjectChanged(Exception):
-    """A conditional write was refused, because the object is another one than the writer has read."""
+    """An object is another one than the caller has read or listed."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,14 @@ class StoredObject:
     Attributes:
         key: below the URL of the store.
         size: in bytes.
-        modified: time of the write, aware.
+        modified: time of the write, aware; some stores give fractions of a second in listings alone.
+        version: entity tag, empty where it is not known.
     """
 
     key: str
     size: int
     modified: datetime
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,30 @@ class ObjectStore:
             raise StoreUnavailable(f"{self.url}/{key}: {len(content)} of {length} bytes arrived; try again")
         return content
 
+    def read_listed(self, listed: StoredObject, start: int, length: int) -> memoryview:
+        """Read a part of an object that is still the one of a listing.
+
+        Args:
+            listed: the object.
+            start: first byte.
+            length: number of bytes, which the object must have.
+
+        Raises:
+            FileNotFoundError: it was deleted since.
+            ObjectChanged: it was replaced since.
+            StoreUnavailable: the store does not answer, or sends fewer bytes.
+        """
+        with self._translated(listed.key):
+            found = self._api.get(self._store, listed.key, options={"range": (start, start + length)})
+            meta = found.meta
+            then = (listed.size, listed.modified.replace(microsecond=0), listed.version or meta["e_tag"] or "")
+            if then != (meta["size"], meta["last_modified"].replace(microsecond=0), meta["e_tag"] or ""):
+                raise ObjectChanged(listed.key)
+            content = memoryview(found.bytes())
+        if len(content) != length:
+            raise StoreUnavailable(f"{self.url}/{listed.key}: {len(content)} of {length} bytes arrived; try again")
+        return content
+
     def head(self, key: str) -> StoredObject | None:
         """Size and time of an object; None: there is no such object.
 
@@ -142,7 +169,7 @@ class ObjectStore:
                 found = self._api.head(self._store, key)
         except FileNotFoundError:
             return None
-        return StoredObject(key, int(found["size"]), found["last_modified"])
+        return StoredObject(key, int(found["size"]), found["last_modified"], found["e_tag"] or "")
 
     def write(self, key: str, source: bytes | Path) -> None:
         """Write an object whole, in parts where it is large.
@@ -216,12 +243,20 @@ class ObjectStore:
         Raises:
             StoreUnavailable: the store does not answer.
         """
+        return [found for block in self.listed(prefix) for found in block]
+
+    def listed(self, prefix: str) -> Iterator[list[StoredObject]]:
+        """The same in blocks of some thousand, as the store lists them.
+
+        Raises:
+            StoreUnavailable: the store does not answer.
+        """
         with self._translated(prefix):
-            return [
-                StoredObject(found["path"], found["size"], found["last_modified"])
-                for block in self._api.list(self._store, prefix=prefix)
-                for found in block
-            ]
+            for block in self._api.list(self._store, prefix=prefix or None, chunk_size=_LISTED_AT_ONCE):
+                yield [
+                    StoredObject(found["path"], found["size"], found["last_modified"], found["e_tag"] or "")
+                    for found in block
+                ]
 
     def names(self, prefix: str) -> list[str]:
         """The names between ``prefix/`` and the next slash or the end of a key, sorted.

@@ -21,7 +21,7 @@ class S3Server:
 
     Its answers: ``gone`` closes the connection, ``half`` sends half of the content, ``lie`` half with a length that
     fits, ``altered`` flips a byte, ``unanswered`` carries a request out and closes the connection,
-    ``missing`` is 404, ``denied`` 403, a number is seconds of waiting; None: no fault.
+    ``missing`` is 404, ``no bucket`` 404 for all, ``denied`` 403, a number is seconds of waiting; None: no fault.
     """
 
     def __init__(self) -> None:
@@ -105,6 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == "denied":
             self._answer(403, _error("InvalidAccessKeyId", "<AWSAccessKeyId>AKIDEXAMPLE</AWSAccessKeyId>"))
+            return
+        if fault == "no bucket":
+            self._answer(404, _error("NoSuchBucket"))
             return
         assert bucket == BUCKET
         assert "AKIDEXAMPLE" in self.headers["Authorization"]

@@ -58,7 +58,7 @@ def test_users_by_first_appearance_events_by_time_and_ties_in_file_order(write: 
 
 
 def test_text_falls_back_to_title_and_white_space_is_none(write: Write) -> None:
-    assert load_dataset(write()).texts() == ["A mug", "Bowl", None]
+    assert list(load_dataset(write()).texts()) == ["A mug", "Bowl", None]
 
 
 def test_metadata_has_plain_arrow_types_and_no_item_id(write: Write) -> None:
@@ -72,7 +72,7 @@ def test_metadata_has_plain_arrow_types_and_no_item_id(write: Write) -> None:
 def test_columns_that_the_catalogue_lacks_are_null(write: Write) -> None:
     dataset = load_dataset(write(items="item_id\n007\nb\n"))
     assert dataset.items.columns == ["item_id", "title", "text", "image"]
-    assert dataset.texts() == [None, None]
+    assert list(dataset.texts()) == [None, None]
     assert dataset.image_path(0) is None
 
 
@@ -382,3 +382,32 @@ def test_order_is_that_of_a_stable_sort(events: list[tuple[str, int]]) -> None:
     numbered = [(user, str(n), time) for n, (user, time) in enumerate(events)]
     expected = [row for user in seen for row in sorted((r for r in numbered if r[0] == user), key=lambda r: r[2])]
     assert in_order(frame).rows() == expected
+
+
+def test_metadata_and_texts_of_a_large_catalogue_are_those_of_a_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = 20_000
+    items = pl.DataFrame(
+        {
+            "item_id": [str(row) for row in range(rows)],
+            "title": [None if row % 5 == 0 else f"title {row}" for row in range(rows)],
+            "text": [(None, " \u2003", f"text {row}", "")[row % 4] for row in range(rows)],
+            "image": [None] * rows,
+            "tags": [["a"] * (row % 3) for row in range(rows)],
+        },
+        schema_overrides={"image": pl.String},
+    )
+    dataset = Dataset(tmp_path, items, pl.DataFrame())
+    expected = dataset.metadata()
+    monkeypatch.setenv("VLM2REC_DATA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("training.data.dataset.LARGE_BYTES", 0)
+    found = dataset.metadata()
+    assert found.schema == expected.schema
+    assert found.equals(expected)
+    texts = dataset.texts()
+    assert list(texts) == [
+        f"text {row}" if row % 4 == 2 else None if row % 5 == 0 else f"title {row}" for row in range(rows)
+    ]
+    assert [texts[1], texts[2], texts[5], texts[-2]] == ["title 1", "text 2", None, f"text {rows - 2}"]
+    assert texts[9_998:10_003] == list(texts)[9_998:10_003]

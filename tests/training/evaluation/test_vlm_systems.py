@@ -157,7 +157,7 @@ def test_vectors_of_another_model_or_catalogue_are_not_used(run: Path, shop: Dat
     encoded.clear()
     texts = shop.texts()
     swapped = type(shop)(shop.directory, shop.items.reverse(), shop.interactions)
-    assert swapped.texts() == texts[::-1]
+    assert list(swapped.texts()) == texts[::-1]
     direct_systems(TrainedModel.of(run), swapped, histories)
     assert len(encoded) == 2
     assert not kept & {path.name for path in (run / "evaluation" / "vectors").iterdir()}

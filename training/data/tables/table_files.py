@@ -9,23 +9,24 @@ from pathlib import Path
 import polars as pl
 
 from training.data.tables import csv_records, json_lines
+from training.data.tables.cell_types import narrowest
 from training.data.tables.column_names import is_nameless, names_fault
 from training.data.tables.file_kind import encoding_fault, foreign_kind
+from training.data.tables.parquet_table import ParquetTable
 from training.errors import DatasetError
 
 ROW = "#row"
 """Column of record numbers that :func:`read_table` adds; a CSV header does not count."""
 
+PARQUET = ".parquet"
+
 _HEADER_BYTES = 2**20
 _NAME_CHARACTERS = 10_000
-_BOOL = r"^(?i:true|false)$"
-_INTEGER = r"^(0|-?[1-9]\d{0,17})$"
-_FLOAT = r"^-?(0|[1-9]\d{0,14})(\.\d+)?([eE][+-]?\d{1,2})?$"
 _FOREIGN = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError, csv.Error)
 
 
 def find_table(directory: Path, stem: str, suffixes: Sequence[str]) -> Path:
-    """The one file ``stem.suffix`` of a dataset directory.
+    """The one file ``stem.suffix`` of a dataset directory, or its folder ``stem`` of Parquet files.
 
     Args:
         directory: the dataset directory.
@@ -39,11 +40,14 @@ def find_table(directory: Path, stem: str, suffixes: Sequence[str]) -> Path:
         if not directory.is_dir():
             raise DatasetError(f"{directory}: a dataset is a directory, but there is none at this path")
         found = [path for suffix in suffixes if (path := directory / f"{stem}.{suffix}").exists()]
+        found += [path for path in [directory / stem] if path.is_dir()]
     except (OSError, ValueError) as error:
         raise DatasetError(f"{directory}: cannot be opened ({error}); check the path and its permissions") from error
     names = " or ".join(f"{stem}.{suffix}" for suffix in suffixes)
     if not found:
-        raise DatasetError(f"{directory}: a dataset needs {names}, found neither; see docs/dataset.md")
+        raise DatasetError(
+            f"{directory}: a dataset needs {names}, found neither, nor a folder {stem}; see docs/dataset.md"
+        )
     if len(found) > 1:
         raise DatasetError(f"{directory}: found {' and '.join(path.name for path in found)}; keep one of them")
     return found[0]
@@ -55,7 +59,8 @@ def read_table(
     """Read one table file in file order.
 
     Args:
-        path: a ``.csv`` (UTF-8, a byte-order mark is accepted, RFC 4180 quoting), ``.jsonl`` or ``.parquet`` file.
+        path: a ``.csv`` (UTF-8, a byte-order mark is accepted, RFC 4180 quoting), ``.jsonl`` or ``.parquet`` file, or a
+            folder of Parquet files, see :meth:`training.data.tables.parquet_table.ParquetTable.open`.
         text: columns that are always read as strings, so that ``007`` stays ``007``.
         required: columns that the file must have.
         columns: columns to read, those that the file lacks are left out; None reads all.
@@ -70,23 +75,23 @@ def read_table(
             required column.
     """
     try:
-        if not path.is_file():
+        if not path.is_file() and suffix_of(path) != PARQUET:
             raise DatasetError(f"{path}: {'must be a file, not a directory' if path.is_dir() else 'no such file'}")
-        kind = foreign_kind(path)
+        kind = foreign_kind(path) if path.is_file() else None
         if kind is not None:
             raise DatasetError(f"{path}: {kind}")
         scan = _scan(path)
-        present = scan.collect_schema().names()
+        present = (scan.schema if isinstance(scan, ParquetTable) else scan.collect_schema()).names()
         _check_names(path, present, list(dict.fromkeys([*required, *text])), required)
-        if columns is not None:
-            scan = scan.select([name for name in columns if name in present])
-        frame = _text_columns(path, scan.collect(engine="streaming"), text).with_row_index(ROW, offset=1)
+        names = present if columns is None else [name for name in columns if name in present]
+        frame = scan.read(names) if isinstance(scan, ParquetTable) else scan.select(names).collect(engine="streaming")
+        frame = _text_columns(path, frame, text).with_row_index(ROW, offset=1)
     except _FOREIGN as error:
         raise DatasetError(f"{path}: {_reason(path, error)}") from error
     if path.suffix.lower() != ".csv":
         return frame
     frame = frame.filter(~pl.all_horizontal(pl.exclude(ROW).is_null()))
-    return frame.with_columns([_narrowest(frame[name]) for name in frame.columns if name not in (*text, ROW)])
+    return frame.with_columns([narrowest(frame[name]) for name in frame.columns if name not in (*text, ROW)])
 
 
 def _check_names(path: Path, present: Sequence[str], wanted: Sequence[str], required: Sequence[str]) -> None:
@@ -121,14 +126,19 @@ def nameless_columns(path: Path) -> list[int]:
     return [place for place, name in enumerate(_csv_header(path), start=1) if is_nameless(name)]
 
 
-def _scan(path: Path) -> pl.LazyFrame:
-    suffix = path.suffix.lower()
+def suffix_of(path: Path) -> str:
+    """The suffix that says how a table is read; a folder ``items`` is one of Parquet files."""
+    return PARQUET if path.is_dir() and not path.suffix else path.suffix.lower()
+
+
+def _scan(path: Path) -> pl.LazyFrame | ParquetTable:
+    suffix = suffix_of(path)
     if suffix == ".csv":
         return _scan_csv(path)
     if suffix == ".jsonl":
         return _scan_jsonl(path)
-    if suffix == ".parquet":
-        return pl.scan_parquet(path, glob=False)
+    if suffix == PARQUET:
+        return ParquetTable.open(path)
     raise DatasetError(f"{path}: a table is a .csv, .jsonl or .parquet file, got the suffix {path.suffix!r}")
 
 
@@ -175,20 +185,6 @@ def _header_fault(path: Path, text: str, error: csv.Error) -> str:
     if "\r" in text.partition("\n")[0].rstrip("\r"):
         return "line 1 has carriage returns in it; end every line with a line feed, not with a carriage return alone"
     return f"the header cannot be read ({error})"
-
-
-def _narrowest(column: pl.Series) -> pl.Series:
-    values = column.str.strip_chars().drop_nulls().replace("", None).drop_nulls()
-    if not len(values):
-        return column
-    spelled = pl.select(pl.when(column.str.strip_chars() != "").then(column.str.strip_chars())).to_series()
-    if values.str.contains(_BOOL).all():
-        return (spelled.str.to_lowercase() == "true").rename(column.name)
-    if values.str.contains(_INTEGER).all():
-        return spelled.cast(pl.Int64).rename(column.name)
-    if values.str.contains(_FLOAT).all():
-        return spelled.cast(pl.Float64).rename(column.name)
-    return column
 
 
 def _scan_jsonl(path: Path) -> pl.LazyFrame:
@@ -238,7 +234,7 @@ def _reason(path: Path, error: BaseException) -> str:
     """Explain why a file could not be read."""
     if isinstance(error, OSError):
         return f"cannot be read ({error.strerror or error}); check the path and its permissions"
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path)
     try:
         fault = encoding_fault(path) if suffix in (".csv", ".jsonl") else None
         if fault is None and suffix == ".jsonl":

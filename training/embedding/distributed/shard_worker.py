@@ -28,7 +28,7 @@ class ShardJob:
     """What a worker needs to know.
 
     Attributes:
-        data: directory of the data set.
+        data: absolute path or URL of the data set.
         run: the run directory with the trained model.
         plan: directory of the plan, which receives the shards.
         model: provenance of the model that the plan was made for.
@@ -37,7 +37,7 @@ class ShardJob:
         interactions: file of the interactions, as the catalogue is read with one; None: that of the data set.
     """
 
-    data: Path
+    data: str | Path
     run: Path
     plan: Path
     model: dict[str, Any]

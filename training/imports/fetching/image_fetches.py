@@ -12,7 +12,8 @@ from queue import SimpleQueue
 import polars as pl
 
 from index.items.item_table import ITEM_ID
-from training.data.dataset import IMAGE, ITEM_SUFFIXES, ITEMS, confined_file
+from training.data.data_place import confined_file
+from training.data.dataset import IMAGE, ITEM_SUFFIXES, ITEMS
 from training.data.tables.table_files import find_table
 from training.errors import DatasetError
 from training.imports.fetching.fetch_list import FetchList, FetchOutcome
