@@ -248,23 +248,27 @@ class Outcomes:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        due = loop.time() + _FLUSH_S
+        due, gathers = loop.time() + _FLUSH_S, True
         while not self._closed or self._waiting:
             self._wake.clear()
             if not self._waiting:
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(due):
                         await self._wake.wait()
-            if len(self._waiting) < _EVENTS_TOGETHER and not self._closed:
+            if gathers and not self._closed:
                 await asyncio.sleep(_GATHER_S)
-            await self._store_some()
+            gathers = await self._store_some()
             if loop.time() >= due:
                 await flushed(self.counts)
                 due = loop.time() + _FLUSH_S
         self._counts_are_stored = await flushed(self.counts)
 
-    async def _store_some(self) -> None:
-        """Store and attribute some of what waits: the answers first, since an event follows its answer."""
+    async def _store_some(self) -> bool:
+        """Store and attribute some of what waits: the answers first, since an event follows its answer.
+
+        Returns:
+            Whether that was all.
+        """
         most_answers = _ANSWERS_TOGETHER if len(self._waiting) < _LONG_QUEUE else _ANSWERS_TOGETHER_IN_LONG_QUEUE
         answers, events = list[SentAnswer](), list[Event]()
         while self._waiting and len(answers) < most_answers and len(events) < _EVENTS_TOGETHER:
@@ -273,6 +277,7 @@ class Outcomes:
                 answers.append(entry)
             else:
                 events.append(entry)
+        is_all = not self._waiting
         try:
             # Without a pause before the first call: an erasure in between would come before what it is to delete.
             await self._logged(self._keep, answers)
@@ -281,6 +286,7 @@ class Outcomes:
         except asyncio.CancelledError:
             self._waiting.extendleft((*reversed(events), *reversed(answers)))
             raise
+        return is_all
 
     async def _logged(self, work: Callable[[Sequence[_Entry]], Awaitable[None]], entries: Sequence[_Entry]) -> None:
         """Do it, and go on with what waits if it fails unexpectedly."""

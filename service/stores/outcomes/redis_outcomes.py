@@ -56,7 +56,6 @@ KEPT_S: Final = 90 * 86_400
 _MOST_OF_OWNER: Final = 20
 _COST_BYTES: Final = 100  # of an answer besides its record and its owner, measured (tests/service/stores)
 _BATCHES_KEPT_S: Final = 3600
-_KINDS: Final = ("answers", "answers_order", "answers_size")
 _NAMES_REQUEST: Final = 128  # added to the bit of an outcome; the script knows it too
 _NO_REQUEST: Final = bytes(6)
 _MOST_READS: Final = 64  # at once, so that a long period does not fill the queue of the pipeline
@@ -90,6 +89,7 @@ class RedisOutcomes:
     ) -> None:
         self._pipeline = open_pipeline(redis, watch=watch, renewal=renewal)
         self._prefix = redis.redis_prefix
+        self._bucket_keys = [_bucket_keys(redis.redis_prefix, bucket) for bucket in range(BUCKETS)]
         self._window_s = settings.window_s
         self._bucket_bytes = settings.memory_bytes // BUCKETS
         self._watch = watch
@@ -124,7 +124,7 @@ class RedisOutcomes:
         return [found[place] for place in range(len(entries))]
 
     async def _record(self, answers: Sequence[AnswerRecord]) -> list[RecordedAnswer | OutcomesUnavailable]:
-        keys = _Keys(self._prefix, 3)
+        keys = _Keys(self._bucket_keys, 3)
         arguments: list[Part] = [self._window_s, _MOST_OF_OWNER, self._bucket_bytes, _COST_BYTES]
         for answer in answers:
             arguments += (keys.first_of(answer.owner), answer.owner, answer.encode())
@@ -136,7 +136,7 @@ class RedisOutcomes:
         return [RecordedAnswer(earlier, dropped) for earlier, *dropped in replies]
 
     async def _attribute(self, outcomes: Sequence[ItemOutcome]) -> list[Attribution]:
-        keys, owners = _Keys(self._prefix, 1), dict[str, tuple[list[bytes], list[int]]]()
+        keys, owners = _Keys(self._bucket_keys, 1), dict[str, tuple[list[bytes], list[int]]]()
         for place, outcome in enumerate(outcomes):
             owner = outcome.owner
             if owner not in owners:
@@ -161,7 +161,7 @@ class RedisOutcomes:
     async def forget(self, owner: str) -> None:
         """Delete the answers of an owner; see `OutcomeStore.forget`."""
         with translated("forget", OutcomesUnavailable, self._watch):
-            await self._pipeline.run(FORGET, _Keys(self._prefix, 3, owner).names, [owner], int)
+            await self._pipeline.run(FORGET, self._bucket_keys[bucket_of(owner)], [owner], int)
 
     async def add(self, batch: CountBatch) -> None:
         """Add to counts; see `OutcomeStore.add`."""
@@ -207,21 +207,18 @@ class _Keys:
     """The first keys of the buckets of some owners, each bucket once.
 
     Args:
-        prefix: of all keys.
+        of_buckets: all keys of each bucket.
         each: how many of the keys of a bucket: answers, order, size.
-        *owners: whose buckets.
 
     Attributes:
         names: of the keys.
     """
 
-    def __init__(self, prefix: str, each: int, *owners: str) -> None:
-        self._prefix = prefix
-        self._kinds = _KINDS[:each]
+    def __init__(self, of_buckets: Sequence[Sequence[str]], each: int) -> None:
+        self._of_buckets = of_buckets
+        self._each = each
         self._first: dict[int, int] = {}
         self.names: list[str] = []
-        for owner in owners:
-            self.first_of(owner)
 
     def first_of(self, owner: str) -> int:
         """Position of the first key of an owner, counted from 1."""
@@ -229,8 +226,12 @@ class _Keys:
         first = self._first.get(bucket)
         if first is None:
             first = self._first[bucket] = len(self.names) + 1
-            self.names += [f"{self._prefix}:{{b{bucket:03d}}}:{kind}" for kind in self._kinds]
+            self.names += self._of_buckets[bucket][: self._each]
         return first
+
+
+def _bucket_keys(prefix: str, bucket: int) -> list[str]:
+    return [f"{prefix}:{{b{bucket:03d}}}:{kind}" for kind in ("answers", "answers_order", "answers_size")]
 
 
 def _asked(outcome: ItemOutcome) -> bytes:

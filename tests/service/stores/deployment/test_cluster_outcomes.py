@@ -42,7 +42,7 @@ def test_a_batch_over_all_nodes_is_stored_and_attributed_in_the_order_of_its_ent
 
 def test_a_node_that_stops_fails_the_answers_and_events_of_its_own_buckets(cluster: Cluster) -> None:
     async def check() -> None:
-        store, users = opened(cluster, 0.3), [f"u{number}" for number in range(60)]
+        store, users = opened(cluster, 2.0), [f"u{number}" for number in range(60)]
         await store.record([answer(user) for user in users])
         lost = cluster.nodes[1]
         there = [cluster.owner(keys_of(store._prefix, user).history) is not lost for user in users]
