@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import redis
 
 from bench.index.bundles import Published, published
@@ -38,7 +37,7 @@ from bench.serving.setting import Setting
 _PATIENCE_S = 900.0
 _IDLE_S = 3.0
 _SHOWN = 100  # answers that events belong to
-_QUIET = 0.15  # of a core: what the service takes while nothing waits in its queue
+_QUIET_S = 5.0  # without a script of Redis: nothing waits in the queue of the service
 _OUTCOMES = {"outcomes": {"VLM2REC_OUTCOMES": "true"}, "plain": dict[str, str]()}
 
 
@@ -100,8 +99,8 @@ def counted(made: Published, plan: ServingPlan, variables: dict[str, str]) -> di
             for load in _loads(setting, plan, running, Path(directory)):
                 with Callers(running.port, load.together, load.path) as callers:
                     callers.ask(load.bodies[: load.counted])
-                    _wait_until_quiet(running.pid)
-                    found[load.name] = _cost(counting, running.pid, url, load, callers)
+                    _wait_until_quiet(url)
+                    found[load.name] = _cost(counting, url, load, callers)
     return found
 
 
@@ -128,12 +127,12 @@ def _loads(setting: Setting, plan: ServingPlan, running: RunningContender, scrat
     ]
 
 
-def _cost(counting: Counting, pid: int, url: str, load: Load, callers: Callers) -> dict[str, Any]:
+def _cost(counting: Counting, url: str, load: Load, callers: Callers) -> dict[str, Any]:
     """Thousands of instructions of the service, and calls of Redis with their microseconds, for each unit of a load."""
     with _statistics(url) as commands:
         counting.start()
         callers.ask(load.bodies[load.counted :])
-        _wait_until_quiet(pid)
+        _wait_until_quiet(url)
         busy, busy_s = counting.stop()
     counting.start()
     time.sleep(_IDLE_S)
@@ -159,13 +158,15 @@ def _statistics(url: str) -> Iterator[dict[str, tuple[int, float]]]:
                 found[name.removeprefix("cmdstat_")] = (figures["calls"], figures["usec"])
 
 
-def _wait_until_quiet(pid: int) -> None:
-    """Wait until a process has taken little of a core for two seconds."""
-    process, until, quiet = psutil.Process(pid), time.monotonic() + _PATIENCE_S, 0
-    process.cpu_percent()
-    while quiet < 2 and time.monotonic() < until:
-        time.sleep(1.0)
-        quiet = quiet + 1 if process.cpu_percent() < 100 * _QUIET else 0
+def _wait_until_quiet(url: str) -> None:
+    """Wait until the service has run no script in Redis for a while, as nothing waits in its queue."""
+    until, since, seen = time.monotonic() + _PATIENCE_S, time.monotonic(), -1
+    with redis.Redis.from_url(url) as client:
+        while time.monotonic() < min(until, since + _QUIET_S):
+            calls = client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
+            if calls != seen:
+                since, seen = time.monotonic(), calls
+            time.sleep(0.2)
 
 
 if __name__ == "__main__":

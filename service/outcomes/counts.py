@@ -176,8 +176,9 @@ class OutcomeCounts:
         for (hour, slot), items in self._slots.items():
             self._add(hour, "slot", slot, "shown", items)
         for (hour, position, slot, context, measure), amount in self._outcomes.items():
-            places = (("position", position_label(position)), ("slot", slot), *_of_answer(context))
-            for by, value in places:
+            self._add(hour, "position", position_label(position), measure, amount)
+            self._add(hour, "slot", slot, measure, amount)
+            for by, value in _of_answer(context):
                 self._add(hour, by, value, measure, amount)
         for counted in (self._pages, self._answers, self._slots, self._outcomes):
             counted.clear()

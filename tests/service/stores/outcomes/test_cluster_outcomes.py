@@ -9,7 +9,7 @@ from service.stores.history_keys import keys_of
 from service.stores.outcomes.outcome_store import DUPLICATE, AnsweredItem, RecordedAnswer
 from service.stores.outcomes.redis_outcomes import RedisOutcomes
 from tests.service.stores.deployment.test_cluster import stopped
-from tests.service.stores.test_outcome_store import ITEMS, answer, clicked
+from tests.service.stores.outcomes.test_outcome_store import ITEMS, answer, clicked
 from tests.support.stores.real_redis import connection
 from tests.support.stores.redis_clusters import Cluster
 

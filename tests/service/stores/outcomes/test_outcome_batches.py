@@ -12,7 +12,7 @@ import redis
 from service.stores.outcomes import answer_records, redis_outcomes
 from service.stores.outcomes.outcome_store import AnsweredItem, ItemOutcome, RecordedAnswer
 from tests.service.outcomes.test_outcomes import MemoryOutcomes
-from tests.service.stores.test_outcome_store import (
+from tests.service.stores.outcomes.test_outcome_store import (
     CONTEXT,
     ITEMS,
     answer,
