@@ -293,7 +293,7 @@ class Outcomes:
         try:
             if entries:
                 await work(entries)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - what waits is stored nevertheless
             self._log.error("outcomes not counted", exc_info=error)
 
     async def _keep(self, answers: Sequence[SentAnswer]) -> None:
