@@ -112,9 +112,11 @@ class Callers:
     Args:
         port: of the service.
         number: of the connections.
+        path: that they ask.
     """
 
-    def __init__(self, port: int, number: int) -> None:
+    def __init__(self, port: int, number: int, path: str = PATH) -> None:
+        self._path = path
         self._connections = [http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE_S) for _ in range(number)]
 
     def __enter__(self) -> "Callers":
@@ -136,7 +138,7 @@ class Callers:
         for start in range(0, len(bodies), number):
             asked = list(zip(self._connections, bodies[start : start + number], strict=False))
             for connection, body in asked:
-                connection.request("POST", PATH, body, {"Content-Type": "application/json"})
+                connection.request("POST", self._path, body, {"Content-Type": "application/json"})
             for connection, _ in asked:
                 answer = connection.getresponse()
                 content = answer.read()

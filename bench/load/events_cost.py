@@ -11,9 +11,10 @@ Contenders, each started anew every round with a new Redis of the same histories
 - loop: with that table, outcomes, and an exporter that follows
 - echo: FastAPI that answers constants; it shows what the machine gave in this round
 
-A turn asks for recommendations at a fixed rate, then stores single events, then bulks, both as fast as the service
-answers. The events are the same for all but for the request ids of answers. Ratios are of turns of one round, medians
-over the rounds with the least and the largest. The memory of answers is measured once, each of another user.
+The exporter has taken the events of the histories before its turn. A turn asks for recommendations at a fixed rate,
+then stores single events, then bulks, both as fast as the service answers. The events are the same for all but for the
+request ids of answers. Ratios are of turns of one round, medians over the rounds with the least and the largest. The
+memory of answers is measured once, each of another user.
 
 Every turn is stored as soon as it is done, so an interrupted run goes on where it was.
 """
@@ -49,7 +50,7 @@ from demo.embedded_redis import EmbeddedRedis
 from index.bundle.bundle import Bundle
 from index.event_export.directory import ExportDirectory
 from index.event_export.manifest import DayManifest
-from service.stores.history_keys import BUCKETS
+from service.stores.history_keys import BUCKETS, stream_key
 
 _ROOT = Path(__file__).parents[2]
 _K = 20
@@ -215,7 +216,7 @@ class Turns:
                 preexec_fn=end_with_us,
             )
             try:
-                _wait_for_export(export)
+                _wait_for_export(export, url)
                 yield export
             finally:
                 process.terminate()
@@ -286,13 +287,15 @@ def _cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _wait_for_export(export: Path) -> None:
-    """Wait until an exporter has begun."""
+def _wait_for_export(export: Path, url: str) -> None:
+    """Wait until an exporter has begun and taken what is there, so that it does as much as events arrive."""
     until = time.monotonic() + _PATIENCE_S
-    while not (export / "export.json").exists():
-        if time.monotonic() > until:
-            raise RuntimeError(f"the exporter must begin within {_PATIENCE_S:.0f} s")
-        time.sleep(0.05)
+    with redis.Redis.from_url(url) as client:
+        streams = [stream_key("vlm2rec", bucket) for bucket in range(BUCKETS)]
+        while not (export / "export.json").exists() or any(client.xlen(stream) for stream in streams):
+            if time.monotonic() > until:
+                raise RuntimeError(f"the exporter must take the histories within {_PATIENCE_S:.0f} s")
+            time.sleep(0.05)
 
 
 def _wait_for_answers(url: str, count: int) -> None:

@@ -179,8 +179,9 @@ class ExportDirectory:
         written = {}
         self.note_writing()
         with disk_errors(self.root):
-            for day, part in groupby(entries, key=lambda entry: entry[0].day):
+            for _, part in groupby(entries, key=lambda entry: entry[0].day_number):
                 rows = list(part)
+                day = rows[0][0].day
                 name = FileRange(bucket, rows[0][0], rows[-1][0], token=self.token).file_name
                 directory = self.root / f"{DAY_PREFIX}{day}"
                 make_directory(directory)

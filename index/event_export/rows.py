@@ -22,6 +22,7 @@ USER_ID: Final = "user_id"
 EXTRA: Final = "extra"
 _TEXTS: Final = (USER_ID, "item_id", "type", "event_id", "request_id", "session_id")
 _NUMBERS: Final = ("timestamp", "value")
+_COLUMNS: Final = frozenset((*_TEXTS, *_NUMBERS))
 SCHEMA: Final = pa.schema(
     [
         pa.field(STREAM_ID, pa.string(), nullable=False),
@@ -49,21 +50,27 @@ def table_of(entries: Sequence[Entry]) -> pa.Table:
     Args:
         entries: of one bucket.
     """
-    columns: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
-    for entry_id, fields in entries:
-        rest = {name: value for name, value in fields.items() if name not in _TEXTS and name not in _NUMBERS}
-        columns[STREAM_ID].append(str(entry_id))
-        columns[ARRIVED].append(min(entry_id.milliseconds, _LAST_MILLISECOND))
-        for name in _TEXTS:
-            columns[name].append(fields.get(name) or None)
-        for name in _NUMBERS:
-            sent = fields.get(name) or None
-            number = None if sent is None else _number(sent)
-            columns[name].append(number)
-            if sent is not None and number is None:
-                rest[name] = sent
-        columns[EXTRA].append(json.dumps(rest, ensure_ascii=False, sort_keys=True) if rest else None)
+    stored = [fields for _, fields in entries]
+    columns: dict[str, list[object]] = {
+        STREAM_ID: [str(entry_id) for entry_id, _ in entries],
+        ARRIVED: [min(entry_id.milliseconds, _LAST_MILLISECOND) for entry_id, _ in entries],
+    }
+    for name in _TEXTS:
+        columns[name] = [fields.get(name) or None for fields in stored]
+    for name in _NUMBERS:
+        columns[name] = [_number(sent) if (sent := fields.get(name)) else None for fields in stored]
+    numbers = zip(*(columns[name] for name in _NUMBERS), strict=True)
+    columns[EXTRA] = [_extra(fields, read) for fields, read in zip(stored, numbers, strict=True)]
     return pa.table(columns, schema=SCHEMA)
+
+
+def _extra(fields: Mapping[str, str], numbers: Sequence[object]) -> str | None:
+    """The fields that have no column, and the numbers that cannot be read, as JSON; None if there are none."""
+    rest = {} if fields.keys() <= _COLUMNS else {name: fields[name] for name in fields.keys() - _COLUMNS}
+    for name, number in zip(_NUMBERS, numbers, strict=True):
+        if number is None and (sent := fields.get(name)):
+            rest[name] = sent
+    return json.dumps(rest, ensure_ascii=False, sort_keys=True) if rest else None
 
 
 def write_rows(path: ExportPath, table: pa.Table) -> int:

@@ -10,6 +10,7 @@ _ID: Final = re.compile(r"(\d{1,20})-(\d{1,20})")
 _FILE: Final = re.compile(
     r"b(\d{3})-(\d{1,20}-\d{1,20})-(\d{1,20}-\d{1,20})(?:-c(\d{1,6}))?(?:-x([0-9a-f]{8}))?\.parquet"
 )
+_DAY_MS: Final = 86_400_000
 _LAST_MILLISECOND: Final = 253_402_300_799_999  # of the year 9999, the last one that a date can name
 
 
@@ -34,16 +35,21 @@ class StreamId(NamedTuple):
         found = _ID.fullmatch(text)
         if found is None:
             raise EventExportError(f"the id of a stream entry must be two numbers as in 1790000000123-0, got {text!r}")
-        return cls(int(found[1]), int(found[2]))
+        milliseconds, sequence = found.groups()
+        return cls(int(milliseconds), int(sequence))
 
     def __str__(self) -> str:
         return f"{self.milliseconds}-{self.sequence}"
 
     @property
+    def day_number(self) -> int:
+        """Days from 1970 to that of the arrival, UTC."""
+        return min(self.milliseconds, _LAST_MILLISECOND) // _DAY_MS
+
+    @property
     def day(self) -> str:
         """The day of arrival in UTC, as in ``2026-11-30``."""
-        seconds = min(self.milliseconds, _LAST_MILLISECOND) // 1000
-        return datetime.fromtimestamp(seconds, UTC).date().isoformat()
+        return datetime.fromtimestamp(self.day_number * _DAY_MS // 1000, UTC).date().isoformat()
 
 
 BEFORE_ALL: Final = StreamId(0, 0)

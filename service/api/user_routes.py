@@ -235,9 +235,7 @@ class UserRoutes:
         trace = admit_to_data(request, self._keys, self._active_bundle)
         user_id = _user_id(request)
         try:
-            for owner in (user_id, *map(session_owner, await self._histories.merged_sessions(user_id))):
-                await self._forget_answers(owner)
-            await self._histories.erase(user_id)
+            await self._histories.erase(user_id, self._forget_answers)
             await self._forget_answers(user_id)  # what was answered meanwhile
             await self._operator_state.announce_erasure()
         finally:

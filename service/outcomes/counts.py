@@ -58,7 +58,11 @@ class OutcomeCounts:
         self._writer = uuid.uuid4().hex
         self._number = 0
         self._amounts: dict[tuple[str, str], int] = defaultdict(int)
+        # Counted by few keys while they happen, and by dimension when they are stored.
         self._pages: Counter[tuple[int, int, int]] = Counter()
+        self._answers: Counter[tuple[int, AnswerContext, str]] = Counter()
+        self._slots: Counter[tuple[int, str]] = Counter()
+        self._outcomes: Counter[tuple[int, int, str, AnswerContext, str]] = Counter()
         self._sending: CountBatch | None = None
 
     def answered(
@@ -81,15 +85,16 @@ class OutcomeCounts:
         """
         hour, shown = _hour(answer.time), len(answer.item_ids)
         parts = _parts(answer)
-        # An interleaved answer counts for both arms, once for what they have in common.
-        for by, value in dict.fromkeys(pair for context, _ in parts for pair in _of_answer(context)):
-            self._add(hour, by, value, "answers", 1)
+        if answer.second is None:
+            self._answers[hour, answer.context, "answers"] += 1
+        else:  # counts for both arms, once for what they have in common
+            for by, value in dict.fromkeys(pair for context, _ in parts for pair in _of_answer(context)):
+                self._add(hour, by, value, "answers", 1)
         for context, items in parts:
-            for by, value in _of_answer(context):
-                self._add(hour, by, value, "shown", items)
+            self._answers[hour, context, "shown"] += items
         self._pages[hour, answer.offset, shown] += 1
         for slot, items in Counter(answer.slots).items():
-            self._add(hour, "slot", slot, "shown", items)
+            self._slots[hour, slot] += items
         measures = {"answers": 1, "visits": int(is_visit), "latency_us": latency_us}
         for context, items in parts:
             of_part = {"degraded": int(degraded)} if answer.second is None else {"shown": items}
@@ -120,11 +125,8 @@ class OutcomeCounts:
         measures = {MEASURE_OF[outcome]: 1}
         if outcome == "conversion":
             measures["revenue"] = round(value / REVENUE_UNIT)
-        hour = _hour(shown.time)
-        places = (("position", position_label(shown.position)), ("slot", shown.slot), *_of_answer(shown.context))
         for measure, amount in measures.items():
-            for by, label in places:
-                self._add(hour, by, label, measure, amount)
+            self._outcomes[_hour(shown.time), shown.position, shown.slot, shown.context, measure] += amount
         self._add_to_experiment(owner, shown.context.arm, measures)
         self._add_credit(owner, outcome, shown)
 
@@ -150,7 +152,7 @@ class OutcomeCounts:
             OutcomesUnavailable: the store does not answer; nothing is lost.
         """
         if self._sending is None:
-            self._count_positions()
+            self._divide()
             if not self._amounts:
                 return
             self._number += 1
@@ -163,12 +165,23 @@ class OutcomeCounts:
                 label, _, measure = field.rpartition("|")
                 self._observe(name.partition(":")[2], label, measure, amount)
 
-    def _count_positions(self) -> None:
-        """Count the items by position; done once for all answers of one offset and length."""
+    def _divide(self) -> None:
+        """Divide what was counted among the dimensions; done once for all answers and outcomes of the same kind."""
         for (hour, offset, shown), answers in self._pages.items():
             for position in range(offset + 1, offset + shown + 1):
                 self._add(hour, "position", position_label(position), "shown", answers)
-        self._pages.clear()
+        for (hour, context, measure), amount in self._answers.items():
+            for by, value in _of_answer(context):
+                self._add(hour, by, value, measure, amount)
+        for (hour, slot), items in self._slots.items():
+            self._add(hour, "slot", slot, "shown", items)
+        for (hour, position, slot, context, measure), amount in self._outcomes.items():
+            self._add(hour, "position", position_label(position), measure, amount)
+            self._add(hour, "slot", slot, measure, amount)
+            for by, value in _of_answer(context):
+                self._add(hour, by, value, measure, amount)
+        for counted in (self._pages, self._answers, self._slots, self._outcomes):
+            counted.clear()
 
     def _add(self, hour: int, by: str, value: str, measure: str, amount: int) -> None:
         if amount:

@@ -7,13 +7,13 @@ left out and counted; no request waits or fails.
 
 import asyncio
 import hashlib
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from time import monotonic, time
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,23 +24,25 @@ from service.outcomes.counts import LeftOut, OutcomeCounts, flushed
 from service.outcomes.event_outcomes import OUTCOME_OF
 from service.settings.groups import OutcomeSettings
 from service.stores.outcomes.answer_records import MOST_ITEMS, AnswerContext, AnswerRecord, SecondArm, owner_of
-from service.stores.outcomes.outcome_store import DUPLICATE, AnsweredItem, ItemOutcome, OutcomeStore
+from service.stores.outcomes.outcome_store import DUPLICATE, AnsweredItem, Attribution, ItemOutcome, OutcomeStore
 from service.stores.protocols import Event, session_owner
 
 MOST_WAITING: Final = 10_000
 """Answers and events that may wait; further ones are left out and counted."""
 NO_SLOT: Final = "none"
 
-_TOGETHER: Final = 8  # few, as the event loop is busy meanwhile
+_ANSWERS_TOGETHER: Final = 8  # few, as the event loop is busy meanwhile
 _LONG_QUEUE: Final = 200
-_TOGETHER_IN_LONG_QUEUE: Final = 64  # where Redis is slow, 8 at a time are fewer than a shop with impressions sends
-_GATHER_S: Final = 0.01  # several answers share a call of Redis, and the next request finds the event loop free
+_ANSWERS_TOGETHER_IN_LONG_QUEUE: Final = 64
+_EVENTS_TOGETHER: Final = 256  # a call of Redis for each would cost more than storing the event
+_GATHER_S: Final = 0.01  # answers and events of so long share a call, and the next request finds the event loop free
 _FLUSH_S: Final = 1.0
 _CLOSING_S: Final = 2.0
 _MOST_FORGOTTEN: Final = 1000  # erased users that are remembered for the answers in progress
 
 
 Contributions = Callable[[], NDArray[np.float32]]
+_Entry = TypeVar("_Entry")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,6 +150,7 @@ class Outcomes:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self._counts_are_stored = False
         self._forgotten: OrderedDict[str, float] = OrderedDict()
         self.counts = OutcomeCounts(store, observer.counted)
 
@@ -172,7 +175,9 @@ class Outcomes:
 
         They are left out together: an impression without its click would make the click rate too low.
         """
-        wanted = [event for event in events if event.type in OUTCOME_OF and self._owners(event)]
+        wanted = [
+            event for event in events if event.type in OUTCOME_OF and (self._sample >= 1.0 or self._owners(event))
+        ]
         if wanted and not self._put(*wanted):
             self._observer.event("dropped", len(wanted))
             self.counts.left_out(time(), "events", "dropped", len(wanted))
@@ -194,10 +199,19 @@ class Outcomes:
         """Store what waits, for at most two seconds, and end."""
         self._closed = True
         self._wake.set()
-        if self._task is not None:
-            await asyncio.wait({self._task}, timeout=_CLOSING_S)
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        if self._task is None:
+            return
+        await asyncio.wait({self._task}, timeout=_CLOSING_S)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        if self._waiting or not self._counts_are_stored:
+            answers = sum(isinstance(entry, SentAnswer) for entry in self._waiting)
+            self._log.warning(
+                "outcomes left out at the end",
+                answers=answers,
+                events=len(self._waiting) - answers,
+                counts_stored=self._counts_are_stored,
+            )
 
     def _is_forgotten(self, answer: SentAnswer, began: float) -> bool:
         """Whether the user was erased since this moment, in monotonic seconds."""
@@ -234,71 +248,116 @@ class Outcomes:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        due = loop.time() + _FLUSH_S
+        due, gathers = loop.time() + _FLUSH_S, True
         while not self._closed or self._waiting:
             self._wake.clear()
             if not self._waiting:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), max(due - loop.time(), 0.0))
-                if not self._closed:
-                    await asyncio.sleep(_GATHER_S)
-            await self._store_some()
+                    async with asyncio.timeout_at(due):
+                        await self._wake.wait()
+            if gathers and not self._closed:
+                await asyncio.sleep(_GATHER_S)
+            gathers = await self._store_some()
             if loop.time() >= due:
                 await flushed(self.counts)
                 due = loop.time() + _FLUSH_S
-        await flushed(self.counts)
+        self._counts_are_stored = await flushed(self.counts)
 
-    async def _store_some(self) -> None:
-        """Store and attribute some of what waits: the answers first, since an event follows its answer."""
-        most = _TOGETHER if len(self._waiting) < _LONG_QUEUE else _TOGETHER_IN_LONG_QUEUE
-        taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), most))]
-        answers = [entry for entry in taken if isinstance(entry, SentAnswer)]
-        events = [entry for entry in taken if not isinstance(entry, SentAnswer)]
-        await self._together(self._keep(answer) for answer in answers)
-        await self._together(self._attribute(event) for event in events)
+    async def _store_some(self) -> bool:
+        """Store and attribute some of what waits: the answers first, since an event follows its answer.
 
-    async def _together(self, work: Iterable[Awaitable[None]]) -> None:
-        for result in await asyncio.gather(*work, return_exceptions=True):
-            if isinstance(result, Exception):
-                self._log.error("outcome not counted", exc_info=result)
-
-    async def _keep(self, answer: SentAnswer) -> None:
-        record = answer.record(time())
-        try:
-            stored = await self._store.record(record)
-        except OutcomesUnavailable:
-            self._leave_out("failed", record.time)
-            return
-        self._observer.answer("kept")
-        for seconds in stored.dropped:
-            self._leave_out("evicted", seconds)
-        self.counts.answered(
-            record,
-            is_visit=stored.earlier == 0,
-            latency_us=answer.latency_us,
-            degraded=answer.degraded,
-            apart=answer.apart,
-        )
-
-    async def _attribute(self, event: Event) -> None:
-        outcome = OUTCOME_OF[event.type or ""]
-        try:
-            for owner in self._owners(event):
-                found = await self._store.attribute(ItemOutcome(owner, event.item_id, outcome, event.request_id))
-                if found is not None:
-                    break
+        Returns:
+            Whether that was all.
+        """
+        most_answers = _ANSWERS_TOGETHER if len(self._waiting) < _LONG_QUEUE else _ANSWERS_TOGETHER_IN_LONG_QUEUE
+        answers, events = list[SentAnswer](), list[Event]()
+        while self._waiting and len(answers) < most_answers and len(events) < _EVENTS_TOGETHER:
+            entry = self._waiting.popleft()
+            if isinstance(entry, SentAnswer):
+                answers.append(entry)
             else:
-                self._observer.event("unattributed")
-                return
-        except OutcomesUnavailable:
-            self._observer.event("failed")
-            self.counts.left_out(time(), "events", "failed")
-            return
-        if not isinstance(found, AnsweredItem):
-            self._observer.event(DUPLICATE)
-            return
-        self._observer.event("attributed")
-        self.counts.attributed(owner, outcome, found, event.value or 0.0)
+                events.append(entry)
+        is_all = not self._waiting
+        try:
+            # Without a pause before the first call: an erasure in between would come before what it is to delete.
+            await self._logged(self._keep, answers)
+            answers = []
+            await self._logged(self._attribute, events)
+        except asyncio.CancelledError:
+            self._waiting.extendleft((*reversed(events), *reversed(answers)))
+            raise
+        return is_all
+
+    async def _logged(self, work: Callable[[Sequence[_Entry]], Awaitable[None]], entries: Sequence[_Entry]) -> None:
+        """Do it, and go on with what waits if it fails unexpectedly."""
+        try:
+            if entries:
+                await work(entries)
+        except Exception as error:  # noqa: BLE001 - what waits is stored nevertheless
+            self._log.error("outcomes not counted", exc_info=error)
+
+    async def _keep(self, answers: Sequence[SentAnswer]) -> None:
+        now, kept = time(), 0
+        recorded = [(answer, record) for answer in answers if (record := self._record(answer, now)) is not None]
+        results = await self._store.record([record for _, record in recorded])
+        for (answer, record), stored in zip(recorded, results, strict=True):
+            if isinstance(stored, OutcomesUnavailable):
+                self._leave_out("failed", record.time)
+                continue
+            kept += 1
+            for seconds in stored.dropped:
+                self._leave_out("evicted", seconds)
+            self.counts.answered(
+                record,
+                is_visit=stored.earlier == 0,
+                latency_us=answer.latency_us,
+                degraded=answer.degraded,
+                apart=answer.apart,
+            )
+        if kept:
+            self._observer.answer("kept", kept)
+
+    def _record(self, answer: SentAnswer, now: float) -> AnswerRecord | None:
+        try:
+            return answer.record(now)
+        except Exception as error:  # noqa: BLE001 - the others are stored nevertheless
+            self._log.error("answer not kept", request_id=answer.request_id, exc_info=error)
+            self._leave_out("failed", now)
+            return None
+
+    async def _attribute(self, events: Sequence[Event]) -> None:
+        """Attribute each event to the first of its owners whose answers show the item."""
+        waiting, tried = [(event, self._owners(event)) for event in events], 0
+        results: Counter[str] = Counter()
+        while waiting:
+            outcomes = [
+                ItemOutcome(owners[tried], event.item_id, OUTCOME_OF[event.type or ""], event.request_id)
+                for event, owners in waiting
+            ]
+            found = await self._store.attribute(outcomes)
+            further = []
+            for entry, outcome, shown in zip(waiting, outcomes, found, strict=True):
+                event, owners = entry
+                if shown is None and len(owners) > tried + 1:
+                    further.append(entry)
+                    continue
+                results[_result(shown)] += 1
+                if isinstance(shown, AnsweredItem):
+                    self.counts.attributed(outcome.owner, outcome.outcome, shown, event.value or 0.0)
+            waiting, tried = further, tried + 1
+        for result, amount in results.items():
+            self._observer.event(result, amount)
+        if failed := results["failed"]:
+            self.counts.left_out(time(), "events", "failed", failed)
+
+
+def _result(shown: Attribution) -> str:
+    """What became of an event, as it is counted."""
+    if shown is None:
+        return "unattributed"
+    if isinstance(shown, OutcomesUnavailable):
+        return "failed"
+    return DUPLICATE if shown == DUPLICATE else "attributed"
 
 
 def _computed(contributions: Contributions | None) -> NDArray[np.float32] | None:

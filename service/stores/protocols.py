@@ -5,7 +5,7 @@ Each has a Redis adapter (`service.stores.redis_histories`, `service.stores.redi
 (tests/service/stores/test_histories_contract.py, tests/service/stores/test_operator_state_contract.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -58,6 +58,10 @@ class HistoryEntry(NamedTuple):
     item_id: str
     timestamp: float
     type: str | None = None
+
+
+Forget = Callable[[str], Awaitable[None]]
+"""Deletes what another store has of an owner."""
 
 
 class HistoryReader(Protocol):
@@ -116,10 +120,15 @@ class HistoryStore(HistoryReader, Protocol):
         """The ids of the sessions merged into a user that are known."""
         ...
 
-    async def erase(self, user_id: str) -> None:
+    async def erase(self, user_id: str, forget: Forget | None = None) -> None:
         """Delete everything that is stored about a user and the sessions merged into it, also in the stream.
 
         An unknown user is no error.
+
+        Args:
+            user_id: of the user.
+            forget: awaited with each owner, sessions first, before its data is deleted; after an error of it the
+                erasure can be repeated, and finds the same owners.
         """
         ...
 

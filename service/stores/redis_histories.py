@@ -46,7 +46,7 @@ from service.stores.history_keys import (
     stream_key,
 )
 from service.stores.history_records import append_caps, entries_of, event_arguments, event_of, merge_caps
-from service.stores.protocols import Event, HistoryEntry, session_of, session_owner
+from service.stores.protocols import Event, Forget, HistoryEntry, session_of, session_owner
 from service.stores.redis_client import UNWATCHED, RedisWatch, texts, translated
 from service.stores.redis_erasure_scripts import ERASE, ERASE_FROM_OLD_STREAM, NEEDS_KEY
 from service.stores.redis_history_scripts import APPEND, OF_MERGED_SESSION, TO_BE_MOVED
@@ -194,7 +194,7 @@ class RedisHistories:
         with self._translated("erase"):
             return await self._sessions_of(user_id)
 
-    async def erase(self, user_id: str) -> None:
+    async def erase(self, user_id: str, forget: Forget | None = None) -> None:
         """Erase a user; see `HistoryStore.erase`. The cost grows with the user's own events, a thousand per call.
 
         As long as the stream of the old layout exists, it is read completely too.
@@ -203,7 +203,11 @@ class RedisHistories:
             sessions = await self._sessions_of(user_id)
             while True:
                 for session in sessions:
+                    if forget is not None:
+                        await forget(session_owner(session))
                     await self._erase_session(session, user_id)
+                if forget is not None:
+                    await forget(user_id)
                 await self._erase_owner(user_id)
                 if not (sessions := await self._merged(user_id)):  # what was merged meanwhile
                     break

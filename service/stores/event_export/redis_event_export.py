@@ -191,14 +191,16 @@ class RedisEventExport:
             most: how many at most.
         """
         found: list[tuple[str, dict[str, str]]] = []
+        sent, names = list[bytes](), list[str]()  # of the entry before; most have the same
         with self._translated("entries"):
             while len(found) < most:
                 page = min(_PAGE, most - len(found))
                 command = ("XRANGE", stream_key(self._prefix, bucket), f"({after}", "+", "COUNT", page)
                 entries = await self._pipeline.call(*command, kind=list)
                 for entry_id, stored in entries:
-                    fields = texts(stored)
-                    found.append((entry_id.decode(), dict(zip(fields[::2], fields[1::2], strict=True))))
+                    if stored[::2] != sent:
+                        sent, names = stored[::2], texts(stored[::2])
+                    found.append((entry_id.decode(), dict(zip(names, texts(stored[1::2]), strict=True))))
                 if len(entries) < page:
                     break
                 after = found[-1][0]

@@ -164,6 +164,7 @@ def item_fingerprint(item_id: str) -> bytes:
     return (zlib.crc32(item_id.encode()) & 0xFFFFFF).to_bytes(3)
 
 
+@lru_cache(maxsize=1024)  # an answer has many items, each with an impression
 def request_fingerprint(request_id: str) -> bytes:
     """Six bytes of a request id."""
     return hashlib.blake2b(request_id.encode(), digest_size=6).digest()
@@ -174,6 +175,7 @@ def slot_code(name: str) -> int:
     return _SLOTS.index(name if name in _SLOTS else _OTHER)
 
 
+@lru_cache(maxsize=256)
 def contexts_of(stored: bytes) -> tuple[AnswerContext, AnswerContext | None]:
     """The stored context of an answer; of an interleaved one those of both arms."""
     if stored[:1] != _INTERLEAVED:

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
+from service.errors import OutcomesUnavailable
 from service.stores.outcomes.answer_records import AnswerContext, AnswerRecord, Outcome
 
 DUPLICATE: Final = "duplicate"
@@ -58,8 +59,7 @@ class RecordedAnswer:
     dropped: Sequence[int] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ItemOutcome:
+class ItemOutcome(NamedTuple):
     """What a user did with an item that may have been answered.
 
     Attributes:
@@ -90,18 +90,30 @@ class CountBatch:
     amounts: Mapping[tuple[str, str], int]
 
 
+Attribution = AnsweredItem | Literal["duplicate"] | OutcomesUnavailable | None
+"""Where an outcome was noted; None: no answer in the window shows the item to this owner."""
+
+
 class OutcomeStore(Protocol):
     """Keeps answers for the attribution window, and counts.
 
-    Every method raises `OutcomesUnavailable` when the store does not answer in its time.
+    Every method raises `OutcomesUnavailable` when the store does not answer in its time, unless it says otherwise.
     """
 
-    async def record(self, answer: AnswerRecord) -> RecordedAnswer:
-        """Store an answer."""
+    async def record(self, answers: Sequence[AnswerRecord]) -> list[RecordedAnswer | OutcomesUnavailable]:
+        """Store answers together.
+
+        Returns:
+            What became of each; the error of those for which the store did not answer.
+        """
         ...
 
-    async def attribute(self, outcome: ItemOutcome) -> AnsweredItem | Literal["duplicate"] | None:
-        """Find the answer that showed the item, and note the outcome there; None if there is none in the window."""
+    async def attribute(self, outcomes: Sequence[ItemOutcome]) -> list[Attribution]:
+        """Find the answers that showed the items, and note the outcomes there, those of one owner in their order.
+
+        Returns:
+            What became of each; the error of those for which the store did not answer.
+        """
         ...
 
     async def forget(self, owner: str) -> None:

@@ -16,9 +16,11 @@ local function time_at(text, at)
 end
 """
 
-# KEYS: answers, order and size of the bucket. ARGV: record, owner, now, seconds to keep, most answers of
-# an owner, most bytes of the bucket, bytes that an answer costs besides its record. Returns how many answers of the
-# owner were stored before, then the time of each answer that is dropped though its window has not ended.
+# KEYS: answers, order and size of each bucket. ARGV: seconds to keep, most answers of an owner, most bytes of a bucket,
+# bytes that an answer costs besides its record, then for each answer the position of its first key in KEYS, its owner
+# and its record. Returns for each answer how many of its owner were stored before, then the time of each answer that is
+# dropped though its window has not ended. Those for which the bucket is too large are named by the last answer of that
+# bucket.
 #
 # Every answer has an entry in the order of the bucket: its time (4 bytes), its cost (2 bytes) and its owner. The oldest
 # are dropped while they are too old or the bucket is too large; with an entry goes the answer, if its owner still has
@@ -27,8 +29,7 @@ end
 RECORD: Final = Script(
     _READ
     + """
-local record, owner, now, keep = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local most, most_bytes = tonumber(ARGV[5]), tonumber(ARGV[6])
+local keep, most, most_bytes, extra = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local function older_than(text, since, count)
     local at, found = 1, 0
     while at <= #text and found < count and time_at(text, at) >= since do
@@ -36,99 +37,147 @@ local function older_than(text, since, count)
     end
     return at, found
 end
-local text = redis.call('HGET', KEYS[1], owner) or ''
-local cut, found = older_than(text, now - keep, most - 1)
-local result = {found}
-local function note(from, text)
-    while from <= #text and time_at(text, from) >= now - keep do
+local function note(result, from, text, since)
+    while from <= #text and time_at(text, from) >= since do
         result[#result + 1] = time_at(text, from)
         from = from + length_at(text, from)
     end
 end
-note(cut, text)
-redis.call('HSET', KEYS[1], owner, record .. string.sub(text, 1, cut - 1))
+local results, buckets = {}, {}
+for at = 5, #ARGV, 3 do
+    local first, owner, record = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2]
+    local since = time_at(record, 1) - keep
+    local text = redis.call('HGET', KEYS[first], owner) or ''
+    local cut, found = older_than(text, since, most - 1)
+    local result = {found}
+    note(result, cut, text, since)
+    redis.call('HSET', KEYS[first], owner, record .. string.sub(text, 1, cut - 1))
 
-local cost = #record + tonumber(ARGV[7]) + 2 * #owner
-local entry = string.sub(record, 3, 6) .. string.char(math.floor(cost / 256), cost % 256) .. owner
-redis.call('RPUSH', KEYS[2], entry)
-local bytes = redis.call('HINCRBY', KEYS[3], 'bytes', cost)
-local dropped = 0
-while dropped < 100 do
-    local oldest = redis.call('LRANGE', KEYS[2], 0, 0)[1]
-    local time = time_at(oldest, -1)
-    if oldest == entry or (time >= now - keep and bytes <= most_bytes) then
-        break
-    end
-    redis.call('LTRIM', KEYS[2], 1, -1)
-    local high, low = string.byte(oldest, 5, 6)
-    bytes = redis.call('HINCRBY', KEYS[3], 'bytes', -(high * 256 + low))
-    local of = string.sub(oldest, 7)
-    local kept = redis.call('HGET', KEYS[1], of)
-    if kept then
-        local rest = older_than(kept, time + 1, 65535) - 1
-        note(rest + 1, kept)
-        if rest == 0 then
-            redis.call('HDEL', KEYS[1], of)
-        elseif rest < #kept then
-            redis.call('HSET', KEYS[1], of, string.sub(kept, 1, rest))
+    local cost = #record + extra + 2 * #owner
+    local entry = string.sub(record, 3, 6) .. string.char(math.floor(cost / 256), cost % 256) .. owner
+    redis.call('RPUSH', KEYS[first + 1], entry)
+    local bucket = buckets[first] or {cost = 0, answers = 0}
+    bucket.cost, bucket.answers = bucket.cost + cost, bucket.answers + 1
+    bucket.entry, bucket.since, bucket.result = entry, since, result
+    buckets[first] = bucket
+    results[#results + 1] = result
+end
+for first, bucket in pairs(buckets) do
+    local answers, order, size, since = KEYS[first], KEYS[first + 1], KEYS[first + 2], bucket.since
+    local bytes, dropped, freed = redis.call('HINCRBY', size, 'bytes', bucket.cost), 0, 0
+    while dropped < 100 * bucket.answers do
+        local oldest = redis.call('LRANGE', order, 0, 0)[1]
+        local time = time_at(oldest, -1)
+        if oldest == bucket.entry or (time >= since and bytes - freed <= most_bytes) then
+            break
         end
+        redis.call('LTRIM', order, 1, -1)
+        local high, low = string.byte(oldest, 5, 6)
+        freed = freed + high * 256 + low
+        local of = string.sub(oldest, 7)
+        local kept = redis.call('HGET', answers, of)
+        if kept then
+            local rest = older_than(kept, time + 1, 65535) - 1
+            note(bucket.result, rest + 1, kept, since)
+            if rest == 0 then
+                redis.call('HDEL', answers, of)
+            elseif rest < #kept then
+                redis.call('HSET', answers, of, string.sub(kept, 1, rest))
+            end
+        end
+        dropped = dropped + 1
     end
-    dropped = dropped + 1
+    if freed > 0 then
+        redis.call('HINCRBY', size, 'bytes', -freed)
+    end
+    redis.call('EXPIRE', answers, keep)
+    redis.call('EXPIRE', order, keep)
+    redis.call('EXPIRE', size, keep)
 end
-for _, key in ipairs(KEYS) do
-    redis.call('EXPIRE', key, keep)
-end
-return result
+return results
 """
 )
 
-# KEYS: answers of the bucket. ARGV: now, seconds of the window, bit of the outcome, fingerprint of the item, that of
-# the request or '', owner. Returns '' if no answer shows the item, 'd' if the newest that does has this outcome
-# already, else the head and the context of the answer, the place of the item in it, counted from 0, and its new mark;
-# for an interleaved answer also how many items of the first and of the second arm have this outcome now.
+# KEYS: answers of each bucket. ARGV: now, seconds of the window, then for each owner its name and what is asked about
+# it: a byte with the position of its bucket in KEYS, then for each outcome its bit (1 byte), the fingerprint of the
+# item (3) and that of the request (6); the bit is 128 more if the request is given. Outcomes are numbered from 0 in
+# this order. Returns the number and the result of each outcome of an item that an answer shows: 'd' if the newest that
+# does has this outcome already, else the head and the context of the answer, the place of the item in it, counted
+# from 0, and its new mark; for an interleaved answer also how many items of the first and of the second arm have this
+# outcome now.
+#
+# Most events are about items that no answer shows, so one search over all answers of the owner goes first.
 ATTRIBUTE: Final = Script(
     _READ
     + """
-local bit = tonumber(ARGV[3])
-local function credit(text, marks, count, new)
+local byte, sub, find = string.byte, string.sub, string.find
+local since = tonumber(ARGV[1]) - tonumber(ARGV[2])
+local function has(mark, bit)
+    return math.floor(mark / bit) % 2 == 1
+end
+local function credit(text, marks, count, new, bit)
     local arms = {0, 0}
     for mark_at = marks, marks + count - 1 do
-        local mark = string.byte(text, mark_at)
-        if mark_at == new or math.floor(mark / bit) % 2 == 1 then
+        local mark = byte(text, mark_at)
+        if mark_at == new or has(mark, bit) then
             local arm = math.floor(mark / 64) % 2 + 1
             arms[arm] = arms[arm] + 1
         end
     end
     return string.char(arms[1], arms[2])
 end
-local since, item, request = tonumber(ARGV[1]) - tonumber(ARGV[2]), ARGV[4], ARGV[5]
-local text, at = redis.call('HGET', KEYS[1], ARGV[6]) or '', 1
-while at <= #text and time_at(text, at) >= since do
-    local length = length_at(text, at)
-    if request == '' or string.sub(text, at + 6, at + 11) == request then
-        local count, context = string.byte(text, at + 14, at + 15)
-        local items = at + 16 + context
-        for place = 0, count - 1 do
-            if string.sub(text, items + 3 * place, items + 3 * place + 2) == item then
+local function place_of(item, items)
+    local at = find(items, item, 1, true)
+    while at and at % 3 ~= 1 do
+        at = find(items, item, at + 1, true)
+    end
+    return at and (at - 1) / 3
+end
+local function attributed(text, bit, item, request)
+    local at = find(text, item, 1, true) and 1 or #text + 1
+    while at <= #text and time_at(text, at) >= since do
+        if not request or sub(text, at + 6, at + 11) == request then
+            local count, context = byte(text, at + 14, at + 15)
+            local items = at + 16 + context
+            local place = place_of(item, sub(text, items, items + 3 * count - 1))
+            if place then
                 local mark_at = items + 3 * count + place
-                local mark = string.byte(text, mark_at)
-                if math.floor(mark / bit) % 2 == 1 then
-                    return 'd'
+                local mark = byte(text, mark_at)
+                if has(mark, bit) then
+                    return text, 'd'
                 end
-                mark = mark + bit
-                redis.call('HSET', KEYS[1], ARGV[6],
-                    string.sub(text, 1, mark_at - 1) .. string.char(mark) .. string.sub(text, mark_at + 1))
-                local result = string.sub(text, at, items - 1) .. string.char(place, mark)
-                if string.byte(text, at + 16) == 254 then
-                    result = result .. credit(text, items + 3 * count, count, mark_at)
+                local result = sub(text, at, items - 1) .. string.char(place, mark + bit)
+                if byte(text, at + 16) == 254 then
+                    result = result .. credit(text, items + 3 * count, count, mark_at, bit)
                 end
-                return result
+                return sub(text, 1, mark_at - 1) .. string.char(mark + bit) .. sub(text, mark_at + 1), result
             end
         end
+        at = at + length_at(text, at)
     end
-    at = at + length
+    return text
 end
-return ''
+local results, number = {}, 0
+for at = 3, #ARGV, 2 do
+    local owner, asked = ARGV[at], ARGV[at + 1]
+    local key = KEYS[byte(asked)]
+    local stored = redis.call('HGET', key, owner)
+    local text = stored
+    for from = 2, stored and #asked or 0, 10 do
+        local bit, result = byte(asked, from), nil
+        local request = bit >= 128 and sub(asked, from + 4, from + 9)
+        text, result = attributed(text, bit % 128, sub(asked, from + 1, from + 3), request)
+        if result then
+            results[#results + 1] = number + (from - 2) / 10
+            results[#results + 1] = result
+        end
+    end
+    if text ~= stored then
+        redis.call('HSET', key, owner, text)
+    end
+    number = number + (#asked - 1) / 10
+end
+return results
 """
 )
 

@@ -16,9 +16,9 @@ An owner is a user, or an answer without a user. All keys expire.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from time import time
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from service.errors import OutcomesUnavailable
 from service.settings.groups import OutcomeSettings, RedisSettings
@@ -37,6 +37,7 @@ from service.stores.outcomes.answer_records import (
 from service.stores.outcomes.outcome_store import (
     DUPLICATE,
     AnsweredItem,
+    Attribution,
     CountBatch,
     InterleavedCredit,
     ItemOutcome,
@@ -46,13 +47,21 @@ from service.stores.outcomes.redis_outcome_scripts import ADD, ATTRIBUTE, DESCRI
 from service.stores.redis_client import UNWATCHED, RedisWatch, translated
 from service.stores.redis_renewal import Renewal
 
+if TYPE_CHECKING:
+    from service.stores.redis_connection import Part
+
 KEPT_S: Final = 90 * 86_400
 """Seconds that counts and definitions are kept after their last change."""
 
 _MOST_OF_OWNER: Final = 20
 _COST_BYTES: Final = 100  # of an answer besides its record and its owner, measured (tests/service/stores)
 _BATCHES_KEPT_S: Final = 3600
+_NAMES_REQUEST: Final = 128  # added to the bit of an outcome; the script knows it too
+_NO_REQUEST: Final = bytes(6)
 _MOST_READS: Final = 64  # at once, so that a long period does not fill the queue of the pipeline
+
+_Entry = TypeVar("_Entry", AnswerRecord, ItemOutcome)
+_Result = TypeVar("_Result")
 
 
 class RedisOutcomes:
@@ -80,35 +89,79 @@ class RedisOutcomes:
     ) -> None:
         self._pipeline = open_pipeline(redis, watch=watch, renewal=renewal)
         self._prefix = redis.redis_prefix
+        self._bucket_keys = [_bucket_keys(redis.redis_prefix, bucket) for bucket in range(BUCKETS)]
         self._window_s = settings.window_s
         self._bucket_bytes = settings.memory_bytes // BUCKETS
         self._watch = watch
+        self._by_bucket = redis.kind == "cluster"  # a script may use the keys of one slot
 
-    async def record(self, answer: AnswerRecord) -> RecordedAnswer:
-        """Store an answer; see `OutcomeStore.record`."""
-        arguments: list[str | int | bytes] = [
-            *(answer.encode(), answer.owner, answer.time, self._window_s),
-            *(_MOST_OF_OWNER, self._bucket_bytes, _COST_BYTES),
-        ]
-        with translated("record", OutcomesUnavailable, self._watch):
-            earlier, *dropped = await self._pipeline.run(RECORD, self._keys(answer.owner), arguments, list)
-        return RecordedAnswer(int(earlier), [int(seconds) for seconds in dropped])
+    async def record(self, answers: Sequence[AnswerRecord]) -> list[RecordedAnswer | OutcomesUnavailable]:
+        """Store answers; see `OutcomeStore.record`. One call, in a cluster one for each bucket."""
+        return await self._in_calls(answers, self._record)
 
-    async def attribute(self, outcome: ItemOutcome) -> AnsweredItem | Literal["duplicate"] | None:
-        """Note an outcome; see `OutcomeStore.attribute`."""
-        request = b"" if outcome.request_id is None else request_fingerprint(outcome.request_id)
-        bit, item = MARK_OF[outcome.outcome], item_fingerprint(outcome.item_id)
-        arguments: list[str | int | bytes] = [int(time()), self._window_s, bit, item, request, outcome.owner]
-        with translated("attribute", OutcomesUnavailable, self._watch):
-            found = await self._pipeline.run(ATTRIBUTE, self._keys(outcome.owner)[:1], arguments, bytes)
-        if found == b"d":
-            return DUPLICATE
-        return _shown(found) if found else None
+    async def attribute(self, outcomes: Sequence[ItemOutcome]) -> list[Attribution]:
+        """Note outcomes; see `OutcomeStore.attribute`. One call, in a cluster one for each bucket."""
+        return await self._in_calls(outcomes, self._attribute)
+
+    async def _in_calls(
+        self,
+        entries: Sequence[_Entry],
+        call: Callable[[Sequence[_Entry]], Awaitable[list[_Result | OutcomesUnavailable]]],
+    ) -> list[_Result | OutcomesUnavailable]:
+        """The results of as few calls as the keys allow, in the order of the entries."""
+        if not self._by_bucket:
+            return await call(entries) if entries else []
+        places: dict[int, list[int]] = {}
+        for place, entry in enumerate(entries):
+            places.setdefault(bucket_of(entry.owner), []).append(place)
+        groups = [[entries[place] for place in of_bucket] for of_bucket in places.values()]
+        replies = await asyncio.gather(*map(call, groups))
+        found = {
+            place: result
+            for of_bucket, results in zip(places.values(), replies, strict=True)
+            for place, result in zip(of_bucket, results, strict=True)
+        }
+        return [found[place] for place in range(len(entries))]
+
+    async def _record(self, answers: Sequence[AnswerRecord]) -> list[RecordedAnswer | OutcomesUnavailable]:
+        keys = _Keys(self._bucket_keys, 3)
+        arguments: list[Part] = [self._window_s, _MOST_OF_OWNER, self._bucket_bytes, _COST_BYTES]
+        for answer in answers:
+            arguments += (keys.first_of(answer.owner), answer.owner, answer.encode())
+        try:
+            with translated("record", OutcomesUnavailable, self._watch):
+                replies = await self._pipeline.run(RECORD, keys.names, arguments, list)
+        except OutcomesUnavailable as unavailable:
+            return [unavailable] * len(answers)
+        return [RecordedAnswer(earlier, dropped) for earlier, *dropped in replies]
+
+    async def _attribute(self, outcomes: Sequence[ItemOutcome]) -> list[Attribution]:
+        keys, owners = _Keys(self._bucket_keys, 1), dict[str, tuple[list[bytes], list[int]]]()
+        for place, outcome in enumerate(outcomes):
+            owner = outcome.owner
+            if owner not in owners:
+                owners[owner] = ([keys.first_of(owner).to_bytes()], [])
+            asked, places = owners[owner]
+            asked.append(_asked(outcome))
+            places.append(place)
+        arguments: list[Part] = [int(time()), self._window_s]
+        for owner, (asked, _) in owners.items():
+            arguments += (owner, b"".join(asked))
+        try:
+            with translated("attribute", OutcomesUnavailable, self._watch):
+                reply = await self._pipeline.run(ATTRIBUTE, keys.names, arguments, list)
+        except OutcomesUnavailable as unavailable:
+            return [unavailable] * len(outcomes)
+        results: list[Attribution] = [None] * len(outcomes)
+        order = [place for _, places in owners.values() for place in places]
+        for number, found in zip(reply[::2], reply[1::2], strict=True):
+            results[order[number]] = DUPLICATE if found == b"d" else _shown(found)
+        return results
 
     async def forget(self, owner: str) -> None:
         """Delete the answers of an owner; see `OutcomeStore.forget`."""
         with translated("forget", OutcomesUnavailable, self._watch):
-            await self._pipeline.run(FORGET, self._keys(owner), [owner], int)
+            await self._pipeline.run(FORGET, self._bucket_keys[bucket_of(owner)], [owner], int)
 
     async def add(self, batch: CountBatch) -> None:
         """Add to counts; see `OutcomeStore.add`."""
@@ -146,12 +199,47 @@ class RedisOutcomes:
         """Close the connections."""
         await self._pipeline.close()
 
-    def _keys(self, owner: str) -> list[str]:
-        bucket = f"{self._prefix}:{{b{bucket_of(owner):03d}}}"
-        return [f"{bucket}:answers", f"{bucket}:answers_order", f"{bucket}:answers_size"]
-
     def _counts_key(self, name: str) -> str:
         return f"{self._prefix}:{{outcomes}}:{name}"
+
+
+class _Keys:
+    """The first keys of the buckets of some owners, each bucket once.
+
+    Args:
+        of_buckets: all keys of each bucket.
+        each: how many of the keys of a bucket: answers, order, size.
+
+    Attributes:
+        names: of the keys.
+    """
+
+    def __init__(self, of_buckets: Sequence[Sequence[str]], each: int) -> None:
+        self._of_buckets = of_buckets
+        self._each = each
+        self._first: dict[int, int] = {}
+        self.names: list[str] = []
+
+    def first_of(self, owner: str) -> int:
+        """Position of the first key of an owner, counted from 1."""
+        bucket = bucket_of(owner)
+        first = self._first.get(bucket)
+        if first is None:
+            first = self._first[bucket] = len(self.names) + 1
+            self.names += self._of_buckets[bucket][: self._each]
+        return first
+
+
+def _bucket_keys(prefix: str, bucket: int) -> list[str]:
+    return [f"{prefix}:{{b{bucket:03d}}}:{kind}" for kind in ("answers", "answers_order", "answers_size")]
+
+
+def _asked(outcome: ItemOutcome) -> bytes:
+    """What `ATTRIBUTE` reads of an outcome, 10 bytes."""
+    bit, request = MARK_OF[outcome.outcome], outcome.request_id
+    if request is None:
+        return bit.to_bytes() + item_fingerprint(outcome.item_id) + _NO_REQUEST
+    return (_NAMES_REQUEST + bit).to_bytes() + item_fingerprint(outcome.item_id) + request_fingerprint(request)
 
 
 def _shown(found: bytes) -> AnsweredItem:

@@ -21,6 +21,7 @@ from service.stores.outcomes.answer_records import AnswerContext, AnswerRecord, 
 from service.stores.outcomes.outcome_store import (
     DUPLICATE,
     AnsweredItem,
+    Attribution,
     CountBatch,
     InterleavedCredit,
     ItemOutcome,
@@ -44,20 +45,27 @@ class MemoryOutcomes:
         self.available = True
         self.loses_replies = False
         self.most = 20
+        self.calls: list[int] = []
 
     def _check(self) -> None:
         if not self.available:
             raise OutcomesUnavailable("switched off")
 
-    async def record(self, answer: AnswerRecord) -> RecordedAnswer:
-        self._check()
+    async def record(self, answers: Sequence[AnswerRecord]) -> list[RecordedAnswer | OutcomesUnavailable]:
+        self.calls.append(len(answers))
+        return [self._record(answer) if self.available else OutcomesUnavailable("switched off") for answer in answers]
+
+    async def attribute(self, outcomes: Sequence[ItemOutcome]) -> list[Attribution]:
+        self.calls.append(len(outcomes))
+        return [self._attribute(one) if self.available else OutcomesUnavailable("switched off") for one in outcomes]
+
+    def _record(self, answer: AnswerRecord) -> RecordedAnswer:
         known = self.answers.setdefault(answer.owner, [])
         known.insert(0, answer)
         dropped, known[self.most :] = [old.time for old in known[self.most :]], []
         return RecordedAnswer(len(known) - 1, dropped)
 
-    async def attribute(self, outcome: ItemOutcome) -> AnsweredItem | str | None:
-        self._check()
+    def _attribute(self, outcome: ItemOutcome) -> Attribution:
         for answer in self.answers.get(outcome.owner, ()):
             if outcome.request_id in (None, answer.request_id) and outcome.item_id in answer.item_ids:
                 key = (id(answer), outcome.item_id, outcome.outcome)
@@ -291,26 +299,60 @@ def test_the_events_of_a_call_are_counted_together_or_left_out_together(monkeypa
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("events", "most"), [(60, 8), (3000, 64)])
-def test_a_long_queue_is_taken_in_larger_parts(monkeypatch: pytest.MonkeyPatch, events: int, most: int) -> None:
-    together: list[int] = []
+@pytest.mark.parametrize(
+    ("answers", "events", "calls"), [(3, 85, [3, 85]), (0, 600, [256, 256, 88]), (20, 0, [8, 8, 4])]
+)
+def test_answers_and_events_that_wait_share_calls(answers: int, events: int, calls: list[int]) -> None:
+    async def check(outcomes: Outcomes, *_: Any) -> None:
+        for number in range(answers):
+            outcomes.answered(sent(request=f"r{number}"))
+        outcomes.happened([event("a", user="bob") for _ in range(events)])
 
-    async def check(outcomes: Outcomes, store: MemoryOutcomes, _: Seen) -> None:
-        attribute, running = store.attribute, 0
+    store, seen = run(check)
+    assert store.calls == calls
+    assert (seen.results["answer", "kept"], seen.results["event", "unattributed"]) == (answers, events)
 
-        async def counted(outcome: ItemOutcome) -> Any:
-            nonlocal running
-            running += 1
-            together.append(running)
-            await asyncio.sleep(0)
-            running -= 1
-            return await attribute(outcome)
 
-        monkeypatch.setattr(store, "attribute", counted)
-        outcomes.happened([event("a") for _ in range(events)])
+def test_only_events_that_may_belong_to_other_answers_are_asked_about_again() -> None:
+    """The user's own answers go first, then those to the session, then the one that the event names."""
 
-    _, seen = run(check)
-    assert (max(together), seen.results["event", "unattributed"]) == (most, events)
+    async def check(outcomes: Outcomes, *_: Any) -> None:
+        outcomes.answered(sent("anna", "r1"))
+        outcomes.answered(sent(None, "r2"))
+        outcomes.answered(sent(session_owner("s1"), "r3"))
+        outcomes.happened([
+            event("a", request_id="r1"), event("a", user="bob", request_id="r2"), event("b", user="bob"),
+            event("a", user="bob", session_id="s1", request_id="r3"), event("c", user="bob", request_id="none"),
+            event("c", user="bob", session_id="s2", request_id="r2"),
+        ])  # fmt: skip
+
+    store, seen = run(check)
+    assert store.calls == [3, 6, 4, 1]
+    assert (seen.results["event", "attributed"], seen.results["event", "unattributed"]) == (4, 2)
+
+
+def test_what_is_left_at_the_end_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task is stopped after two seconds; here at once, while Redis answers nothing."""
+    monkeypatch.setattr(module, "_CLOSING_S", 0.0)
+    store = MemoryOutcomes()
+
+    async def silent(_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    log = structlog.testing.CapturingLogger()
+
+    async def check() -> None:
+        outcomes = Outcomes(store, OutcomeSettings(), Seen(), log)  # type: ignore[arg-type]
+        outcomes.answered(sent())
+        outcomes.happened([event("a"), event("b")])
+        monkeypatch.setattr(store, "record", silent)
+        await asyncio.sleep(0)
+        await outcomes.close()
+
+    asyncio.run(check())
+    (call,) = log.calls
+    assert (call.method_name, call.args) == ("warning", ("outcomes left out at the end",))
+    assert call.kwargs == {"answers": 1, "events": 2, "counts_stored": False}
 
 
 def test_a_forgotten_user_is_not_stored_from_the_queue() -> None:

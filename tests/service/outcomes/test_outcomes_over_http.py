@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import redis
 from starlette.testclient import TestClient
 
 from tests.support.shops import OpenClient, eventually, metric
@@ -140,3 +141,26 @@ def test_the_newest_answer_with_the_item_counts(client: TestClient) -> None:
         return next(entry["clicks"] for entry in entries if entry["value"] == "3")
 
     eventually(clicks)
+
+
+def test_a_bulk_costs_one_call_to_store_it_and_one_to_attribute_it(client: TestClient, redis_url: str) -> None:
+    """Besides, the counts of every second are stored by one call; a call for each event would be a hundred."""
+
+    def scripts() -> int:
+        with redis.Redis.from_url(redis_url) as direct:
+            return int(direct.info("commandstats")["cmdstat_evalsha"]["calls"])
+
+    def noted(result: str) -> float:
+        return metric(client, "vlm2rec_outcome_events_total", result=result)
+
+    answer = client.post("/recommend", json={**ANNA, "user_id": "fred"}).json()
+    named = {"user_id": "fred", "request_id": answer["request_id"], "type": "click"}
+    client.post("/events", json={**named, "item_id": answer["items"][0]["item_id"]})
+    eventually(lambda: noted("attributed"))
+    attributed, unattributed, before = noted("attributed"), noted("unattributed"), scripts()
+    shown = [{**named, "item_id": item["item_id"]} for item in answer["items"][1:]]
+    others = [{"user_id": f"stranger-{number}", "item_id": "i1", "type": "view"} for number in range(96)]
+    assert client.post("/events", json={"events": [*shown, *others]}).json()["stored"] == 100
+    eventually(lambda: noted("unattributed") == unattributed + 96)
+    assert noted("attributed") == attributed + 4
+    assert 2 <= scripts() - before < 20

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from service.errors import HistoriesUnavailable, SessionMerged
+from service.errors import HistoriesUnavailable, OutcomesUnavailable, SessionMerged
 from service.stores.history_keys import keys_of
 from service.stores.protocols import Event, session_owner
 from service.stores.redis_erasure_scripts import ERASE
@@ -200,6 +200,35 @@ def test_erasing_a_user_reaches_a_session_that_is_merged_meanwhile(redis_url: st
 
     with redis.Redis.from_url(redis_url) as client:
         asyncio.run(check(client))
+
+
+def test_an_erasure_hands_on_every_owner_before_it_deletes_its_data(redis_url: str) -> None:
+    """Also a session that is merged meanwhile; if another store fails, the erasure finds the same owners again."""
+    prefix = f"test-{uuid.uuid4().hex}"
+    handed_on: list[tuple[str, int]] = []
+
+    async def check() -> None:
+        first, second = (open_histories(redis_url, prefix=prefix, timeout_s=5.0) for _ in range(2))
+        await first.append([event("a", 7, SESSION), event("b", 8, session_owner("s2")), event("c", 9, "u")])
+        await first.merge("s", "u")
+
+        async def failing(owner: str) -> None:
+            raise OutcomesUnavailable("switched off")
+
+        async def forget(owner: str) -> None:
+            handed_on.append((owner, len([one for one in await second.stream() if one.user_id == owner])))
+            if owner == "u" and len(handed_on) == 2:
+                await second.merge("s2", "u")
+
+        with pytest.raises(OutcomesUnavailable):
+            await first.erase("u", failing)
+        await first.erase("u", forget)
+        assert await second.stream() == []
+        await first.close()
+        await second.close()
+
+    asyncio.run(check())
+    assert handed_on == [(SESSION, 1), ("u", 1), (session_owner("s2"), 1), ("u", 0)]
 
 
 def test_keys_of_a_merge_expire_and_an_erasure_leaves_none(redis_url: str) -> None:

@@ -7,7 +7,7 @@ from time import monotonic, time
 
 from service.errors import HistoriesUnavailable, SessionMerged
 from service.stores.history_keys import bucket_cap, bucket_of
-from service.stores.protocols import Event, HistoryEntry, session_of, session_owner
+from service.stores.protocols import Event, Forget, HistoryEntry, session_of, session_owner
 
 
 class MemoryHistories:
@@ -123,12 +123,14 @@ class MemoryHistories:
         self._check_available()
         return [session_of(owner) or "" for owner, user in self._merges.items() if user == user_id]
 
-    async def erase(self, user_id: str) -> None:
+    async def erase(self, user_id: str, forget: Forget | None = None) -> None:
         """Erase a user; see `HistoryStore.erase`."""
         self._check_available()
         for owner in [owner for owner, user in self._merges.items() if user == user_id]:
+            await self.erase(owner, forget)
             del self._merges[owner]
-            await self.erase(owner)
+        if forget is not None:
+            await forget(user_id)
         self._forget(user_id)
         stream = self._stream_of(user_id)
         kept = [(number, event) for number, event in stream if event.user_id != user_id]

@@ -18,6 +18,7 @@ from service.stores.outcomes.answer_records import AnswerContext, AnswerRecord, 
 from service.stores.outcomes.outcome_store import (
     DUPLICATE,
     AnsweredItem,
+    Attribution,
     CountBatch,
     InterleavedCredit,
     ItemOutcome,
@@ -53,6 +54,17 @@ async def opened(url: str, prefix: str, **settings: Any) -> AsyncIterator[RedisO
         await store.close()
 
 
+async def recorded(outcomes: RedisOutcomes, stored: AnswerRecord) -> RecordedAnswer:
+    (found,) = await outcomes.record([stored])
+    assert isinstance(found, RecordedAnswer)
+    return found
+
+
+async def attributed(outcomes: RedisOutcomes, one: ItemOutcome) -> Attribution:
+    (found,) = await outcomes.attribute([one])
+    return found
+
+
 def clicked(item: str, request: str | None = None, user: str | None = "anna") -> ItemOutcome:
     return ItemOutcome(owner_of(user, request or ""), item, "click", request)
 
@@ -74,7 +86,7 @@ def test_twenty_items_take_at_most_300_bytes(redis_url: str, prefix: str) -> Non
         async with opened(redis_url, prefix) as outcomes:
             for first in range(0, users, 500):
                 names = [f"user-{number:05d}" for number in range(first, first + 500)]
-                stored = await asyncio.gather(*(outcomes.record(answer(name)) for name in names))
+                stored = await asyncio.gather(*(recorded(outcomes, answer(name)) for name in names))
                 assert not any(found.earlier for found in stored)
 
     assert len(answer().encode()) == 16 + 8 + len(CONTEXT.arm) + 80
@@ -90,22 +102,22 @@ def test_twenty_items_take_at_most_300_bytes(redis_url: str, prefix: str) -> Non
 def test_an_event_belongs_to_the_answer_it_names_or_to_the_newest_with_its_item(redis_url: str, prefix: str) -> None:
     async def check() -> None:
         async with opened(redis_url, prefix) as outcomes:
-            await outcomes.record(answer(request="r1", offset=20))
-            assert await outcomes.record(answer(request="r2", item_ids=ITEMS[:3], slots=["text", "none", "other"])) == (
-                RecordedAnswer(1, [])
-            )
-            found = await outcomes.attribute(clicked(ITEMS[2]))
+            await recorded(outcomes, answer(request="r1", offset=20))
+            assert await recorded(
+                outcomes, answer(request="r2", item_ids=ITEMS[:3], slots=["text", "none", "other"])
+            ) == (RecordedAnswer(1, []))
+            found = await attributed(outcomes, clicked(ITEMS[2]))
             assert isinstance(found, AnsweredItem)
             assert (found.position, found.slot, found.context) == (3, "other", CONTEXT)
-            assert await outcomes.attribute(clicked(ITEMS[2])) == DUPLICATE
-            assert await outcomes.attribute(clicked(ITEMS[2], "r2")) == DUPLICATE
+            assert await attributed(outcomes, clicked(ITEMS[2])) == DUPLICATE
+            assert await attributed(outcomes, clicked(ITEMS[2], "r2")) == DUPLICATE
             bought = ItemOutcome("anna", ITEMS[2], "conversion")
-            assert isinstance(await outcomes.attribute(bought), AnsweredItem)
-            earlier = await outcomes.attribute(clicked(ITEMS[2], "r1"))
+            assert isinstance(await attributed(outcomes, bought), AnsweredItem)
+            earlier = await attributed(outcomes, clicked(ITEMS[2], "r1"))
             assert isinstance(earlier, AnsweredItem)
             assert (earlier.position, earlier.slot) == (23, "image")
             for nothing in (clicked("never shown"), clicked(ITEMS[0], "r3"), clicked(ITEMS[5], "r2")):
-                assert await outcomes.attribute(nothing) is None
+                assert await attributed(outcomes, nothing) is None
 
     asyncio.run(check())
 
@@ -121,10 +133,10 @@ def test_an_outcome_of_an_interleaved_answer_belongs_to_the_arm_of_its_item(redi
 
     async def check() -> None:
         async with opened(redis_url, prefix) as outcomes:
-            await outcomes.record(interleaved())
+            await recorded(outcomes, interleaved())
             counted = []
             for place in (0, 1, 1, 3, 5, 2):
-                found = await outcomes.attribute(clicked(ITEMS[place], "r1"))
+                found = await attributed(outcomes, clicked(ITEMS[place], "r1"))
                 if found != DUPLICATE:
                     assert isinstance(found, AnsweredItem)
                     assert (found.position, found.slot) == (place + 1, "image")
@@ -133,7 +145,7 @@ def test_an_outcome_of_an_interleaved_answer_belongs_to_the_arm_of_its_item(redi
                     counted.append((found.credit.own, found.credit.other, found.credit.other_arm))
             more, less = "pictures/more", "pictures/less"
             assert counted == [(1, 0, less), (1, 1, more), (2, 1, more), (3, 1, more), (2, 3, less)]
-            bought = await outcomes.attribute(ItemOutcome("anna", ITEMS[1], "conversion", "r1"))
+            bought = await attributed(outcomes, ItemOutcome("anna", ITEMS[1], "conversion", "r1"))
             assert isinstance(bought, AnsweredItem)
             assert bought.credit == InterleavedCredit(1, 0, more)
 
@@ -154,7 +166,7 @@ def test_answers_that_leave_as_their_owner_has_newer_ones_are_reported(redis_url
             now = int(time()) - 300
             dropped = []
             for number in range(25):
-                dropped += (await outcomes.record(answer("anna", f"r{number}", time=now + number))).dropped
+                dropped += (await recorded(outcomes, answer("anna", f"r{number}", time=now + number))).dropped
             assert dropped == [now + number for number in range(5)]
 
     asyncio.run(check())
@@ -165,10 +177,10 @@ def test_answers_that_leave_for_want_of_memory_are_reported_once(redis_url: str,
         async with opened(redis_url, prefix, outcomes_memory_mb=1) as outcomes:  # 16 KiB in each bucket
             now, dropped, owners = int(time()) - 9000, [], owners_of_one_bucket(120)
             for number, owner in enumerate(owners):
-                dropped += (await outcomes.record(answer(owner, time=now + number))).dropped
+                dropped += (await recorded(outcomes, answer(owner, time=now + number))).dropped
             assert dropped == [now + number for number in range(len(dropped))]
             there = [
-                isinstance(await outcomes.attribute(clicked(ITEMS[0], user=owner)), AnsweredItem) for owner in owners
+                isinstance(await attributed(outcomes, clicked(ITEMS[0], user=owner)), AnsweredItem) for owner in owners
             ]
             assert there == [False] * len(dropped) + [True] * (120 - len(dropped))
             assert 30 < len(dropped) < 90
@@ -184,11 +196,11 @@ def owners_of_one_bucket(count: int) -> list[str]:
 def test_an_event_of_another_user_belongs_to_no_answer(redis_url: str, prefix: str) -> None:
     async def check() -> None:
         async with opened(redis_url, prefix) as outcomes:
-            await outcomes.record(answer("anna", "r1"))
-            await outcomes.record(answer(None, "r2"))
-            assert await outcomes.attribute(clicked(ITEMS[0], "r1", "bob")) is None
-            assert await outcomes.attribute(clicked(ITEMS[0], None, "bob")) is None
-            assert isinstance(await outcomes.attribute(clicked(ITEMS[0], "r2", None)), AnsweredItem)
+            await recorded(outcomes, answer("anna", "r1"))
+            await recorded(outcomes, answer(None, "r2"))
+            assert await attributed(outcomes, clicked(ITEMS[0], "r1", "bob")) is None
+            assert await attributed(outcomes, clicked(ITEMS[0], None, "bob")) is None
+            assert isinstance(await attributed(outcomes, clicked(ITEMS[0], "r2", None)), AnsweredItem)
 
     asyncio.run(check())
 
@@ -197,10 +209,10 @@ def test_answers_before_the_window_are_not_found_and_all_keys_expire(redis_url: 
     async def check() -> None:
         async with opened(redis_url, prefix, outcomes_window_h=1) as outcomes:
             now = int(time())
-            await outcomes.record(answer(request="r1", time=now - 3700))
-            assert await outcomes.attribute(clicked(ITEMS[0], "r1")) is None
-            assert await outcomes.record(answer(request="r2", time=now)) == RecordedAnswer(0, [])
-            assert isinstance(await outcomes.attribute(clicked(ITEMS[0], "r2")), AnsweredItem)
+            await recorded(outcomes, answer(request="r1", time=now - 3700))
+            assert await attributed(outcomes, clicked(ITEMS[0], "r1")) is None
+            assert await recorded(outcomes, answer(request="r2", time=now)) == RecordedAnswer(0, [])
+            assert isinstance(await attributed(outcomes, clicked(ITEMS[0], "r2")), AnsweredItem)
 
     asyncio.run(check())
     with redis.Redis.from_url(redis_url) as client:
@@ -214,10 +226,10 @@ def test_beyond_the_memory_the_oldest_answers_are_dropped(redis_url: str, prefix
         async with opened(redis_url, prefix, outcomes_memory_mb=1) as outcomes:  # 16 KiB in each bucket
             now = int(time()) - 300
             for number in range(120):
-                await outcomes.record(answer(None, "one bucket", request_id=f"r{number}", time=now + number))
-                await outcomes.record(answer("anna", f"r{number}", time=now + number))
-            assert await outcomes.attribute(clicked(ITEMS[0], "r0")) is None
-            assert isinstance(await outcomes.attribute(clicked(ITEMS[0], "r119")), AnsweredItem)
+                await recorded(outcomes, answer(None, "one bucket", request_id=f"r{number}", time=now + number))
+                await recorded(outcomes, answer("anna", f"r{number}", time=now + number))
+            assert await attributed(outcomes, clicked(ITEMS[0], "r0")) is None
+            assert isinstance(await attributed(outcomes, clicked(ITEMS[0], "r119")), AnsweredItem)
 
     asyncio.run(check())
     with redis.Redis.from_url(redis_url) as client:
@@ -231,10 +243,10 @@ def test_a_user_is_forgotten_with_every_entry(redis_url: str, prefix: str) -> No
     async def check() -> None:
         async with opened(redis_url, prefix) as outcomes:
             for number in range(30):
-                await outcomes.record(answer("anna", f"r{number}"))
+                await recorded(outcomes, answer("anna", f"r{number}"))
             await outcomes.forget("anna")
             await outcomes.forget("anna")
-            assert await outcomes.attribute(clicked(ITEMS[0])) is None
+            assert await attributed(outcomes, clicked(ITEMS[0])) is None
 
     asyncio.run(check())
     with redis.Redis.from_url(redis_url) as client:
@@ -262,8 +274,12 @@ def test_a_batch_of_counts_that_is_sent_twice_counts_once(redis_url: str, prefix
 def test_without_redis_the_error_says_so() -> None:
     async def check() -> None:
         async with opened("redis://127.0.0.1:1", "nobody") as outcomes:
-            for call in (outcomes.record(answer()), outcomes.attribute(clicked("a")), outcomes.counts(["a"])):
-                with pytest.raises(OutcomesUnavailable, match="Redis did not answer"):
-                    await call
+            with pytest.raises(OutcomesUnavailable, match="Redis did not answer"):
+                await outcomes.counts(["a"])
+            results = [await outcomes.record([answer()]), await outcomes.attribute([clicked("a"), clicked("b")])]
+            assert [len(found) for found in results] == [1, 2]
+            for error in (result for found in results for result in found):
+                assert isinstance(error, OutcomesUnavailable)
+                assert "Redis did not answer" in str(error)
 
     asyncio.run(check())
