@@ -32,10 +32,9 @@ class RequestArm:
 
     def applied(self, params: _Params) -> _Params:
         """The request with the defaults of the arm."""
-        missing = self.defaults.model_fields_set - params.model_fields_set
-        if not missing:
-            return params
-        return params.model_copy(update={name: getattr(self.defaults, name) for name in missing})
+        given = self.defaults.given
+        missing = given.keys() - params.model_fields_set
+        return params.model_copy(update={name: given[name] for name in missing}) if missing else params
 
 
 @dataclass(frozen=True, slots=True, eq=False)

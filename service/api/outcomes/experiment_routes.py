@@ -159,7 +159,7 @@ class ExperimentRoutes:
                 arm.name,
                 arm.share,
                 arm.bundle or known.get(arm.name, active),
-                {} if arm.defaults is None else arm.defaults.model_dump(mode="json", by_alias=True, exclude_unset=True),
+                {} if arm.defaults is None else arm.defaults.as_json(),
             )
             for arm in asked.arms
         )
