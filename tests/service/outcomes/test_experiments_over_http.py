@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -78,7 +79,7 @@ def test_a_stored_default_of_null_is_none(opened: TestClient) -> None:
     before = asked(opened, "anna")["items"]
     arms = (Arm("a", 0.5, None, {"diversity": None}), Arm("b", 0.5, None, {"diversity": None}))
     operator_state = opened.app.state.watcher._operator_state  # type: ignore[attr-defined]
-    opened.portal.call(operator_state.set_experiment, Experiment("nulls", "salt", arms))  # type: ignore[union-attr]
+    opened.portal.call(partial(operator_state.set_experiment, Experiment("nulls", "salt", arms), instead_of=None))  # type: ignore[union-attr]
     answer = asked(opened, "anna")
     assert (answer["arm"][:6], answer["items"]) == ("nulls/", before)
 
