@@ -225,7 +225,7 @@ class UserRoutes:
         entries = await self._histories.entries(user_id)
         trace.lap("history")
         bundle = self._active_bundle.get()
-        item_ids = weighed(entries, self._event_types(bundle)).positive
+        item_ids = weighed([entries], self._event_types(bundle)).positive
         profile = await self._profile(bundle, item_ids, trace)
         trace.lap("encode")
         return json_response(

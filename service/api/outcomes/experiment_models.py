@@ -31,7 +31,7 @@ class ArmDefaults(Received):
 
     def as_json(self) -> dict[str, Any]:
         """The fields that are set, as they are stored."""
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=True, include=self.given.keys())
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True, include=set(self.given))
 
     @model_validator(mode="after")
     def _some_weight(self) -> Self:
