@@ -68,6 +68,10 @@ class ActiveBundle:
             return activation.bundle
         return beside if beside is not None and beside.id == bundle_id else None
 
+    def is_active(self, bundle: Bundle) -> bool:
+        """Whether this very bundle is the active one."""
+        return self._activation is not None and self._activation.bundle is bundle
+
     @property
     def in_memory(self) -> tuple[Bundle, ...]:
         """The active bundle and the one beside it, as far as there are such."""
