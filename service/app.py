@@ -189,12 +189,12 @@ def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
     )
     for group in groups:
         group.register(app)
-    _add_outcome_routes(app, container, settings, audit)
+    _add_outcome_routes(app, container, settings, audit, arms)
     DocsPage(app).register()
     Playground(app).register()
 
 
-def _add_outcome_routes(app: FastAPI, container: Container, settings: Settings, audit: AuditLog) -> None:
+def _add_outcome_routes(app: FastAPI, container: Container, settings: Settings, audit: AuditLog, arms: Arms) -> None:
     """Add the routes of outcomes and experiments; both answer that outcomes are off where they are."""
     store = container.outcome_store if settings.outcomes.outcomes else None
     OutcomeRoutes(keys=container.keys.data, active_bundle=container.active_bundle, store=store).register(app)
@@ -203,6 +203,7 @@ def _add_outcome_routes(app: FastAPI, container: Container, settings: Settings, 
         active_bundle=container.active_bundle,
         operator_state=container.operator_state,
         bundles=container.watcher.experiments,
+        arms=arms,
         store=store,
         audit=audit,
         log=container.log,

@@ -109,7 +109,7 @@ class Container:
             threads = engine.engine_threads or _WAITING_THREADS
         bound = engine.queue_bound
         self.batcher = MicroBatcher(bound=bound, threads=threads, metrics=metrics, log=log, retriever=retriever)
-        self.online_recall = open_online_recall(settings.observability, metrics, log)
+        self.online_recall = open_online_recall(settings.observability, metrics, log, self.active_bundle)
         self.recommender = Recommender(
             self.histories, self.batcher, hidden, self.recent, self.online_recall, self.event_types
         )
@@ -155,7 +155,9 @@ def open_retriever(settings: Settings, metrics: Metrics | None = None) -> Retrie
     return open_milvus(address, chosen.timeout_s, breaker, observe or (lambda *_: None))
 
 
-def open_online_recall(settings: ObservabilitySettings, metrics: Metrics, log: FilteringBoundLogger) -> OnlineRecall:
+def open_online_recall(
+    settings: ObservabilitySettings, metrics: Metrics, log: FilteringBoundLogger, active_bundle: ActiveBundle
+) -> OnlineRecall:
     """What measures a sample of the answers."""
     return OnlineRecall(
         metrics.quality,
@@ -163,6 +165,7 @@ def open_online_recall(settings: ObservabilitySettings, metrics: Metrics, log: F
         checks_per_s=settings.recall_checks_per_s,
         cpu_share=settings.recall_check_cpu,
         thread=Background("recall-check", nice=19),
+        is_active=active_bundle.is_active,
     )
 
 

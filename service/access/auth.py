@@ -9,7 +9,7 @@ from starlette.requests import Request
 from structlog.typing import FilteringBoundLogger
 
 from service.access.buckets import Buckets, Caller, LocalBuckets, SharedBuckets
-from service.access.key_file import KeyFile, digest_of
+from service.access.key_file import KeyFile, digest_of, keep_apart
 from service.access.rate_limit import RateLimit, caller_at
 from service.access.replica_buckets import RateStore, ReplicaBuckets
 from service.access.scopes import KeyScope
@@ -130,9 +130,7 @@ def open_key_rings(
         return KeyFile(f"{kind}_file", keys, file, scoped=kind == "api_keys", on_error=on_file_error)
 
     api, admin, metrics = (key_file(kind) for kind in ("api_keys", "admin_keys", "metrics_keys"))
-    admin.keep_apart_from(api, metrics)
-    metrics.keep_apart_from(api, admin)
-    api.keep_apart_from(admin, metrics)
+    keep_apart(admin, metrics, api)
     limit = replicas = None
     if settings.rate_limit is not None:
         buckets: Buckets = LocalBuckets() if workers is None else SharedBuckets(workers.directory)

@@ -20,7 +20,7 @@ from service.api.request_body import read_json, validate
 from service.api.routing import BODY_PROBLEMS, Operation, add_operations, admit_to_data
 from service.bundles.active_bundle import ActiveBundle
 from service.http.problems import ANSWERED_ERRORS, INTERNAL, error_body, problem_body
-from service.recommend.batch_histories import BatchHistories
+from service.recommend.batch_histories import MOST_READS, BatchHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
 from service.stores.protocols import HistoryStore
@@ -75,6 +75,7 @@ class BatchRoutes:
         self._bodies = bodies
         self._kept = kept
         self._log = log
+        self._turns = asyncio.Semaphore(MOST_READS)
 
     def register(self, app: FastAPI) -> None:
         """Add the route with its documentation."""
@@ -88,7 +89,7 @@ class BatchRoutes:
         bundle = self._active_bundle.get()
         members = [_checked(bundle, member) for member in batch.requests]
         trace.lap("parse")
-        histories = BatchHistories(self._histories, _owners(bundle, members))
+        histories = BatchHistories(self._histories, _owners(bundle, members), self._turns)
         recommender, gate = self._recommender.with_histories(histories), asyncio.Semaphore(_CONCURRENT)
         try:
             answers = await asyncio.gather(

@@ -235,8 +235,8 @@ class Health(BaseModel):
     redis: Literal["up", "down"] | None = Field(None, description="down: ready, but histories are missing.")
     redis_troubles: dict[str, str] | None = Field(
         None,
-        description="Last error of `reads`, `writes`, `outcomes` and `directives` that no success followed; else "
-        "absent.",
+        description="Last error of `reads`, `writes`, `outcomes`, `rates` and `directives` that no success followed; "
+        "else absent.",
     )
 
 

@@ -159,22 +159,39 @@ class UserRoutes:
         try:
             stored = await self._histories.append(events) if events else 0
         except BulkPartlyStored as partly:
-            raise self._counted(partly, events).at(places) from partly
+            self._count_part(partly, received, places, events, types)
+            raise partly.at(places) from partly
         trace.lap("store")
-        unknown = sum(event.type is not None and event.type not in types.types for event in received)
         if self._outcomes is not None:
             self._outcomes.happened(events)
         duplicates, refused = len(events) - stored, len(received) - len(events)
+        unknown = _unknown_types(received, types)
         self._metrics.events(stored=stored, duplicates=duplicates, without_consent=refused, unknown_types=unknown)
         return json_response({"stored": stored, "duplicates": duplicates, "without_consent": refused})
 
-    def _counted(self, partly: BulkPartlyStored, events: Sequence[Event]) -> BulkPartlyStored:
-        """Count the stored part of a bulk, as it is not sent again."""
-        duplicates = len(partly.stored) - partly.new
-        self._metrics.events(stored=partly.new, duplicates=duplicates, without_consent=0, unknown_types=0)
+    def _count_part(
+        self,
+        partly: BulkPartlyStored,
+        received: Sequence[request_models.EventRequest],
+        places: Sequence[int],
+        events: Sequence[Event],
+        types: EventTypes,
+    ) -> None:
+        """Count all of a bulk but what was not stored, as only that is sent again.
+
+        Args:
+            partly: which events were stored.
+            received: the bulk.
+            places: position in it of each event that was sent to the store.
+            events: these events.
+            types: what the types of events mean.
+        """
+        again = {places[position] for position in partly.not_stored}
+        unknown = _unknown_types([one for place, one in enumerate(received) if place not in again], types)
+        duplicates, refused = len(partly.stored) - partly.new, len(received) - len(events)
+        self._metrics.events(stored=partly.new, duplicates=duplicates, without_consent=refused, unknown_types=unknown)
         if self._outcomes is not None:
             self._outcomes.happened([events[position] for position in partly.stored])
-        return partly
 
     async def history(self, request: Request) -> Response:
         """The stored history of a user, newest last."""
@@ -208,7 +225,7 @@ class UserRoutes:
         entries = await self._histories.entries(user_id)
         trace.lap("history")
         bundle = self._active_bundle.get()
-        item_ids = weighed(entries, self._event_types(bundle)).positive
+        item_ids = weighed([entries], self._event_types(bundle)).positive
         profile = await self._profile(bundle, item_ids, trace)
         trace.lap("encode")
         return json_response(
@@ -243,6 +260,11 @@ class UserRoutes:
             self._recent.clear()
         trace.lap("erase")
         return Response(status_code=204)
+
+
+def _unknown_types(events: Sequence[request_models.EventRequest], types: EventTypes) -> int:
+    """How many events have a type that the bundle does not name."""
+    return sum(event.type is not None and event.type not in types.types for event in events)
 
 
 def _check_times(events: Sequence[request_models.EventRequest], now: float, *, whole: bool) -> None:

@@ -68,6 +68,16 @@ class ActiveBundle:
             return activation.bundle
         return beside if beside is not None and beside.id == bundle_id else None
 
+    def is_active(self, bundle: Bundle) -> bool:
+        """Whether this very bundle is the active one."""
+        return self._activation is not None and self._activation.bundle is bundle
+
+    @property
+    def in_memory(self) -> tuple[Bundle, ...]:
+        """The active bundle and the one beside it, as far as there are such."""
+        held = (None if self._activation is None else self._activation.bundle, self._beside)
+        return tuple(bundle for bundle in held if bundle is not None)
+
     def keep_beside(self, bundle: Bundle | None) -> None:
         """Set the second bundle in memory, which answers only where an arm of an experiment names it."""
         self._beside = bundle

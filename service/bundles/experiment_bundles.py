@@ -6,14 +6,23 @@ leave the memory for that, the experiment pauses.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from service.bundles.loaded_bundles import LoadedBundles
 from service.bundles.operator_state import OperatorState
-from service.errors import BundleRefused, NotReady
+from service.errors import BundleRefused, Conflict, NotReady
 from service.experiments.experiment import Experiment
 
 _MOST_BUNDLES: Final = 2
+
+
+def other_runs(running: Experiment) -> Conflict:
+    """The refusal of an experiment while another one runs."""
+    return Conflict(
+        f"experiment {running.name} runs as another one, and one runs at a time; "
+        f"end it with DELETE /experiments/{running.name}"
+    )
 
 
 class ExperimentBundles:
@@ -79,18 +88,27 @@ class ExperimentBundles:
                 return
             self._loaded.log.error("bundle not loaded", bundle=bundle_id, detail=reason)
 
-    async def start(self, experiment: Experiment) -> None:
+    async def start(self, experiment: Experiment, check: Callable[[], None]) -> None:
         """Load the bundles that the arms name, and run the experiment on all replicas.
 
+        Args:
+            experiment: that is to run; where it runs already, nothing changes.
+            check: called when all bundles are in memory; raises where they do not fit the experiment.
+
         Raises:
+            Conflict: another one runs.
             BundleRefused: a bundle is missing or bad, or there would be three; the experiment does not run.
             OperatorStateUnavailable: the experiment cannot be written.
             NotReady: no bundle answers, or requests still use the bundle before the previous one.
         """
         async with self._changing:
             await self._operator_state.sync()
+            running, definition = self._operator_state.experiment, self._operator_state.definition
+            if running is not None and running != experiment:
+                raise other_runs(running)
             await self._obtain(experiment.bundles)
-            await self._operator_state.set_experiment(experiment)
+            check()
+            await self._operator_state.set_experiment(experiment, instead_of=definition)
 
     def paused(self) -> str | None:
         """Why the running experiment divides no users at the moment; None: it does."""

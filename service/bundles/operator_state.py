@@ -147,14 +147,24 @@ class OperatorState:
         """
         await self._write(lambda known: self._store.pin(bundle_id, known))
 
-    async def set_experiment(self, experiment: Experiment | None) -> None:
+    @property
+    def definition(self) -> str | None:
+        """The running experiment as it is stored; None: none runs."""
+        return self._definition
+
+    async def set_experiment(self, experiment: Experiment | None, *, instead_of: str | None) -> None:
         """Run an experiment on all replicas, or none; when this returns, the store and this replica hold it.
 
+        Args:
+            experiment: None: none is to run.
+            instead_of: :attr:`definition` when the caller decided.
+
         Raises:
+            Conflict: another one runs meanwhile, or none; nothing is changed.
             OperatorStateUnavailable: the store does not answer; the change may or may not be written.
         """
         definition = None if experiment is None else experiment.to_json()
-        await self._write(lambda known: self._store.set_experiment(definition, known))
+        await self._write(lambda known: self._store.set_experiment(definition, known, instead_of=instead_of))
 
     async def set_available(self, item_id: str, available: bool) -> None:
         """Show or hide an item on all replicas; when this returns, the store and this replica hold it.

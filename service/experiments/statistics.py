@@ -36,12 +36,14 @@ class RatioEstimate:
         variance: of the value; infinite where fewer than 20 groups have data.
         numerator: the upper sum.
         denominator: the lower sum.
+        groups: that have data; 0: the value is known, not estimated.
     """
 
     value: float
     variance: float
     numerator: float
     denominator: float
+    groups: int = 0
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -79,16 +81,22 @@ def ratio_of(numerators: NDArray[np.float64], denominators: NDArray[np.float64])
         return RatioEstimate(math.nan, math.inf, upper, lower)
     value, groups = upper / lower, int(np.count_nonzero(denominators))
     if groups < _FEWEST_GROUPS:
-        return RatioEstimate(value, math.inf, upper, lower)
+        return RatioEstimate(value, math.inf, upper, lower, groups)
     residuals = numerators - value * denominators
     variance = groups / (groups - 1) * float(residuals @ residuals) / lower**2
-    return RatioEstimate(value, variance, upper, lower)
+    return RatioEstimate(value, variance, upper, lower, groups)
 
 
 def mixture_sprt(
     control: RatioEstimate, candidate: RatioEstimate, *, spread: float, alpha: float = ALPHA
 ) -> SequentialTest:
     """Test whether two ratios differ.
+
+    Where neither varies over the groups, as where all answers of an arm fail and none of the other, the variance is
+    that with one more group in each arm, which has the ratio of the other arm. For shares of 0 and 1 these are the
+    failure and the success that are added by A. Agresti, B. Caffo, "Simple and Effective Confidence Intervals for
+    Proportions and Differences of Proportions Result from Adding Two Successes and Two Failures", The American
+    Statistician 54 (2000), with groups as trials.
 
     Args:
         control: one arm.
@@ -97,12 +105,19 @@ def mixture_sprt(
         alpha: level of the interval.
     """
     difference, variance = candidate.value - control.value, candidate.variance + control.variance
+    if variance == 0:
+        variance = difference**2 * (_exchanged(control.groups) + _exchanged(candidate.groups))
     if not math.isfinite(variance) or variance <= 0 or spread <= 0:
         return SequentialTest(difference, -math.inf, math.inf, 1.0)
     whole = variance + spread**2
     log_ratio = 0.5 * math.log(variance / whole) + spread**2 * difference**2 / (2 * variance * whole)
     half = math.sqrt(2 * variance * whole / spread**2 * (math.log(1 / alpha) + 0.5 * math.log(whole / variance)))
     return SequentialTest(difference, difference - half, difference + half, math.exp(-max(log_ratio, 0.0)))
+
+
+def _exchanged(groups: int) -> float:
+    """Variance of the mean of as many zeros and a one."""
+    return groups / (groups + 1) ** 3
 
 
 def share_mismatch(counts: NDArray[np.float64], shares: Sequence[float]) -> float:
@@ -126,5 +141,5 @@ def share_mismatch(counts: NDArray[np.float64], shares: Sequence[float]) -> floa
         deviation = math.sqrt(float(residuals @ residuals))
         z = 0.0 if deviation == 0 else abs(float(residuals.sum())) / deviation
         smallest = min(smallest, math.erfc(z / math.sqrt(2)))
-    tests = max(1, len(shares) - 1)
+    tests = len(shares) if len(shares) > 2 else 1  # of two arms one is as far from its share as the other
     return min(1.0, smallest * tests)

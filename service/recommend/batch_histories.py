@@ -1,9 +1,14 @@
-"""Reads the histories of all users of a batch request at once, so that they share one round trip to Redis."""
+"""Reads the histories of all users of a batch request together, so that they share few round trips to Redis."""
 
 import asyncio
 from collections.abc import Iterable
+from typing import Final
 
 from service.stores.protocols import HistoryEntry, HistoryReader
+
+MOST_READS: Final = 128
+"""Reads of all batches together that the store has at once: a round trip to Redis holds as many. More would fill the
+queue in which the reads of other requests wait too."""
 
 
 class BatchHistories:
@@ -12,11 +17,13 @@ class BatchHistories:
     Args:
         histories: the store.
         owners: users and sessions, see `service.stores.protocols.session_owner`.
+        turns: bounds the reads of all batches together, see :data:`MOST_READS`.
     """
 
-    def __init__(self, histories: HistoryReader, owners: Iterable[str]) -> None:
+    def __init__(self, histories: HistoryReader, owners: Iterable[str], turns: asyncio.Semaphore) -> None:
         self._histories = histories
-        self._reads = {owner: asyncio.ensure_future(histories.entries(owner)) for owner in dict.fromkeys(owners)}
+        self._turns = turns
+        self._reads = {owner: asyncio.ensure_future(self._read(owner)) for owner in dict.fromkeys(owners)}
         for read in self._reads.values():
             read.add_done_callback(_retrieve_error)
 
@@ -27,6 +34,10 @@ class BatchHistories:
             HistoriesUnavailable: the store does not answer in its time.
         """
         return list(await asyncio.shield(self._reads[owner]))
+
+    async def _read(self, owner: str) -> list[HistoryEntry]:
+        async with self._turns:
+            return await self._histories.entries(owner)
 
     async def impressions(self, owner: str) -> list[HistoryEntry]:
         """The impressions of an owner, read when they are needed; raises as :meth:`entries`."""

@@ -104,6 +104,8 @@ class OnlineRecall:
         thread: runs the checks. Nearly all of one is a call of FAISS without the interpreter's lock, so the lowest
             priority is safe.
         clock: monotonic seconds.
+        is_active: whether a bundle is the active one; answers of others are not measured, as those of an experiment's
+            arm: figures of two bundles would be neither's.
     """
 
     def __init__(
@@ -115,12 +117,14 @@ class OnlineRecall:
         cpu_share: float,
         thread: CheckThread,
         clock: Callable[[], float] = monotonic,
+        is_active: Callable[[Bundle], bool] = lambda _bundle: True,
     ) -> None:
         self._metrics = metrics
         self._log = log
         self._pause_s = 1.0 / checks_per_s if checks_per_s else inf
         self._cpu_share = cpu_share
         self._clock = clock
+        self._is_active = is_active
         self._background = thread
         self._task: asyncio.Task[None] | None = None
         self._shares_due = clock()
@@ -134,6 +138,8 @@ class OnlineRecall:
     def __call__(self, bundle: Bundle, query: Query, searches: Sequence[Search], answer: Recommendations) -> None:
         """Measure an answer if the next sample is due."""
         if self._clock() < self._due or not answer.rows.size or self._task is not None:
+            return
+        if not self._is_active(bundle):
             return
         sample = SampledAnswer(
             bundle, searches, answer.rows, filtered=query.filter is not None, plain=not query.slot_weights

@@ -84,9 +84,9 @@ class Recommender:
             FilterError: the filter does not match the metadata.
         """
         generation = self._recent.generation if self._generation is None else self._generation
-        entries, shown, degraded = await self._stored(bundle, query, watch)
+        histories, shown, degraded = await self._stored(bundle, query, watch)
         types, excluded = self._event_types(bundle), query.exclude_seen
-        stored = weighed(entries, types, exclude_seen=excluded, window=query.history_window, now=time())
+        stored = weighed(histories, types, exclude_seen=excluded, window=query.history_window, now=time())
         if shown:
             query = replace(query, exclude=[*query.exclude, *shown])
         # Never the items of the request: their user may not have consented.
@@ -118,7 +118,7 @@ class Recommender:
 
     async def _stored(
         self, bundle: Bundle, query: Query, watch: Stopwatch
-    ) -> tuple[list[HistoryEntry], list[str], Degraded | None]:
+    ) -> tuple[list[list[HistoryEntry]], list[str], Degraded | None]:
         """The stored histories of a query, and the items shown that it excludes."""
         if watch.overloaded:
             return [], [], "overload"
@@ -135,15 +135,17 @@ class Recommender:
         finally:
             watch.lap("history")
 
-    async def _read(self, owners: Sequence[str], shown_types: Collection[str]) -> tuple[list[HistoryEntry], list[str]]:
+    async def _read(
+        self, owners: Sequence[str], shown_types: Collection[str]
+    ) -> tuple[list[list[HistoryEntry]], list[str]]:
         if len(owners) == 1 and not shown_types:
-            return await self._histories.entries(owners[0]), []
+            return [await self._histories.entries(owners[0])], []
         histories, impressions = await asyncio.gather(
             asyncio.gather(*map(self._histories.entries, owners)),
             asyncio.gather(*map(self._histories.impressions, owners if shown_types else ())),
         )
         shown = [entry.item_id for entries in impressions for entry in entries if entry.type in shown_types]
-        return [entry for entries in histories for entry in entries], shown
+        return histories, shown
 
     def _shown_types(self, bundle: Bundle, query: Query) -> Collection[str]:
         """The types of impressions whose items a query excludes."""

@@ -51,30 +51,33 @@ class StoredHistory:
 
 
 def weighed(
-    entries: Sequence[HistoryEntry],
+    histories: Sequence[Sequence[HistoryEntry]],
     types: EventTypes,
     *,
     exclude_seen: ExcludeSeen = True,
     window: HistoryWindow | None = None,
     now: float = 0.0,
 ) -> StoredHistory:
-    """Weigh a stored history.
+    """Weigh stored histories as one.
 
     Args:
-        entries: oldest first; impressions and events of ignored types, which older versions stored, are left out.
+        histories: one after the other, as of a user and a session, each oldest first; impressions and events of ignored
+            types, which older versions stored, are left out.
         types: what the types mean.
         exclude_seen: True: every item is excluded; ``positive``: those of positive events; a set: those of events of
-            these types; False: none. Items whose newest event is negative always are.
+            these types; False: none. Items whose newest event is negative always are; of several histories that of the
+            latest time counts, and of one history the last, as an event that is late is the last.
         window: None: the age does not count.
         now: seconds since 1970, for the window.
     """
+    entries = histories[0] if len(histories) == 1 else [entry for history in histories for entry in history]
     weights_of, default = types.weights, types.default_weight
     weights = [weights_of.get(entry.type or "", default) for entry in entries]
     if 0.0 in weights:
         kept = [place for place, weight in enumerate(weights) if weight != 0]
         entries, weights = [entries[place] for place in kept], [weights[place] for place in kept]
     item_ids = [entry.item_id for entry in entries]
-    excluded = _excluded(entries, item_ids, weights, types, exclude_seen)
+    excluded = _excluded(histories, entries, weights, types, exclude_seen)
     if window is not None:
         oldest = now - window.session_s
         weights = [
@@ -85,21 +88,47 @@ def weighed(
 
 
 def _excluded(
+    histories: Sequence[Sequence[HistoryEntry]],
     entries: Sequence[HistoryEntry],
-    item_ids: Sequence[str],
     weights: Sequence[float],
     types: EventTypes,
     exclude_seen: ExcludeSeen,
 ) -> Collection[str]:
+    """The excluded items.
+
+    Args:
+        histories: all of them.
+        entries: those that have a weight.
+        weights: as many, of the entries.
+        types: what the types mean.
+        exclude_seen: as for :func:`weighed`.
+    """
     if exclude_seen is True:
-        return set(item_ids)
-    newest = dict(zip(item_ids, weights, strict=True))  # of equal keys the last one counts
-    excluded = {item for item, weight in newest.items() if weight < 0}
+        return {entry.item_id for entry in entries}
+    excluded = _disliked(histories, types)
     if exclude_seen == "positive":
-        excluded |= {item for item, weight in zip(item_ids, weights, strict=True) if weight > 0}
+        excluded |= {entry.item_id for entry, weight in zip(entries, weights, strict=True) if weight > 0}
     elif exclude_seen:
         excluded |= {entry.item_id for entry in entries if (entry.type or types.default_type) in exclude_seen}
     return excluded
+
+
+def _disliked(histories: Sequence[Sequence[HistoryEntry]], types: EventTypes) -> set[str]:
+    """The items whose newest event is negative."""
+    weights_of, default = types.weights, types.default_weight
+    newest: dict[str, tuple[float, float]] = {}
+    for history in histories:
+        # Of equal items the last one counts. The order is not that of the times where an event was late.
+        of_history = {
+            entry.item_id: (entry.timestamp, weight)
+            for entry in history
+            if (weight := weights_of.get(entry.type or "", default))
+        }
+        for item, found in of_history.items():
+            before = newest.get(item)
+            if before is None or found[0] >= before[0]:
+                newest[item] = found
+    return {item for item, (_, weight) in newest.items() if weight < 0}
 
 
 def relative(weights: Sequence[float], newest: int) -> Sequence[float]:

@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, Protocol
 
 StoredIn = Literal["history", "impressions", "stream"]
+OTHER_EXPERIMENT: Final = (
+    "another experiment was started or ended meanwhile; see GET /experiments/NAME or GET /audit, and try again"
+)
+"""Detail of the conflict of a store whose experiment is another one than the caller knew."""
 _SESSION: Final = "\x1f"  # ids hold no control characters, so an owner of this form is no user
 
 
@@ -206,8 +210,12 @@ class OperatorStateStore(Protocol):
         """Pin a bundle, or none; setting the same pin again changes nothing."""
         ...
 
-    async def set_experiment(self, definition: str | None, known: Edition) -> bool:
-        """Run an experiment, given as JSON, or none; setting the same again changes nothing."""
+    async def set_experiment(self, definition: str | None, known: Edition, *, instead_of: str | None) -> bool:
+        """Run an experiment, given as JSON, or none; setting the same again changes nothing.
+
+        Raises:
+            Conflict: another one runs than ``instead_of``, or none; nothing is changed.
+        """
         ...
 
     async def hide(self, item_id: str, known: Edition) -> bool:

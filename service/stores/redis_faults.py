@@ -6,12 +6,13 @@ from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
-_KINDS: Final = {
+KINDS: Final = {
     "recent": "reads",
     "ping": "reads",
     "hello": "reads",
     "stream": "reads",
     "append": "writes",
+    "merge": "writes",
     "erase": "writes",
     "record": "outcomes",
     "attribute": "outcomes",
@@ -19,7 +20,17 @@ _KINDS: Final = {
     "count": "outcomes",
     "counts": "outcomes",
     "describe": "outcomes",
+    "rates": "rates",
+    "pin": "directives",
+    "experiment": "directives",
+    "hide": "directives",
+    "show": "directives",
+    "directives": "directives",
+    "erasure": "directives",
+    "audit": "directives",
+    "restore": "directives",
 }
+"""Kind of each operation."""
 _LOG_AGAIN_S: Final = 60.0
 
 
@@ -34,7 +45,7 @@ class RedisFaults:
 
     Attributes:
         current: operation, first word of the error and plain reason, by kind: `reads`, `writes`, `outcomes`,
-            `directives`.
+            `rates`, `directives`.
     """
 
     def __init__(self, log: FilteringBoundLogger, clock: Callable[[], float] = monotonic) -> None:
@@ -51,7 +62,7 @@ class RedisFaults:
             operation: its name.
             reason: why it failed; None: it succeeded.
         """
-        kind = _KINDS.get(operation, "directives")
+        kind = KINDS.get(operation, "directives")
         if reason is None:
             if self.current.pop(kind, None) is not None and kind in self._announced:
                 self._announced.discard(kind)

@@ -100,11 +100,10 @@ class RedisHistories:
         """Store events; see `HistoryStore.append`."""
         ordered = sorted(events, key=lambda event: event.timestamp)
         with self._translated("append"):
-            stored = await self._append(ordered)
-            for _ in range(_MOST_MERGED_MEANWHILE):
+            for attempt in range(1 + _MOST_MERGED_MEANWHILE):
+                stored = await self._append(await self._of_users(ordered) if attempt else ordered)
                 if stored != OF_MERGED_SESSION:
                     return stored
-                stored = await self._append(await self._of_users(ordered))
             raise RedisUnavailable("the sessions of these events are being merged")
 
     async def _append(self, events: Sequence[Event]) -> int:

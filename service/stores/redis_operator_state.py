@@ -16,10 +16,10 @@ import uuid
 from collections.abc import Sequence
 from typing import Final
 
-from service.errors import OperatorStateUnavailable
+from service.errors import Conflict, OperatorStateUnavailable
 from service.settings.groups import RedisSettings
 from service.stores.deployment.opening import open_pipeline
-from service.stores.protocols import Changes, Edition
+from service.stores.protocols import OTHER_EXPERIMENT, Changes, Edition
 from service.stores.redis_client import UNWATCHED, RedisWatch, texts, translated
 from service.stores.redis_pipeline import Script
 from service.stores.redis_renewal import Renewal
@@ -27,6 +27,7 @@ from service.stores.redis_renewal import Renewal
 _PAGE: Final = 1000
 _RESTORING_TTL_S: Final = 60
 _MOST_LOGGED: Final = 1000
+_OTHER_EXPERIMENT: Final = -1
 
 # `behind`: the store has lost changes that the caller knows, see `Edition.is_behind`.
 _BEHIND: Final = """
@@ -60,6 +61,9 @@ elseif verb == 'show' then
         end
     end
 elseif value ~= (redis.call('HGET', KEYS[1], verb) or '') then
+    if verb == 'experiment' and ARGV[7] ~= (redis.call('HGET', KEYS[1], verb) or '') then
+        return -1
+    end
     redis.call('HSET', KEYS[1], verb, value)
     redis.call('HINCRBY', KEYS[1], 'number', 1)
 end
@@ -144,9 +148,9 @@ class RedisOperatorState:
         """Pin a bundle; see `OperatorStateStore.pin`."""
         return await self._write("pin", bundle_id or "", known)
 
-    async def set_experiment(self, definition: str | None, known: Edition) -> bool:
+    async def set_experiment(self, definition: str | None, known: Edition, *, instead_of: str | None) -> bool:
         """Run an experiment; see `OperatorStateStore.set_experiment`."""
-        return await self._write("experiment", definition or "", known)
+        return await self._write("experiment", definition or "", known, instead_of or "")
 
     async def hide(self, item_id: str, known: Edition) -> bool:
         """Hide an item; see `OperatorStateStore.hide`."""
@@ -205,10 +209,13 @@ class RedisOperatorState:
                 return tuple(found)
             above = answered[-1]
 
-    async def _write(self, verb: str, value: str, known: Edition) -> bool:
-        arguments: list[str | int] = [known.epoch, known.number, uuid.uuid4().hex, verb, value, self._shown_cap]
+    async def _write(self, verb: str, value: str, known: Edition, instead_of: str = "") -> bool:
+        arguments: list[str | int] = [known.epoch, known.number, uuid.uuid4().hex, verb, value]
         with translated(verb, OperatorStateUnavailable, self._watch):
-            return bool(await self._pipeline.run(_CHANGE, self._keys, arguments, int))
+            written = await self._pipeline.run(_CHANGE, self._keys, [*arguments, self._shown_cap, instead_of], int)
+        if written == _OTHER_EXPERIMENT:
+            raise Conflict(OTHER_EXPERIMENT)
+        return bool(written)
 
 
 def _count(stored: str) -> int:

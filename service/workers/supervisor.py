@@ -277,7 +277,10 @@ class Supervisor:
         self._log.error("worker ended", worker=number, reason=reason, starts_again_s=round(pause_s, 2), **detail)
 
     def _end_if_hung(self, worker: _WorkerSlot) -> None:
-        if worker.process is None or not worker.answers or self._board.silence_s(worker.place.number) < _HUNG_S:
+        """Kill a worker that gives no sign of life; one that drains gives none, and `_kill_at` bounds it."""
+        if self._signals or worker.process is None or not worker.answers:
+            return
+        if self._board.silence_s(worker.place.number) < _HUNG_S:
             return
         self._log.error("worker hangs; it is killed", worker=worker.place.number)
         worker.answers = False

@@ -32,10 +32,9 @@ class RequestArm:
 
     def applied(self, params: _Params) -> _Params:
         """The request with the defaults of the arm."""
-        missing = self.defaults.model_fields_set - params.model_fields_set
-        if not missing:
-            return params
-        return params.model_copy(update={name: getattr(self.defaults, name) for name in missing})
+        given = self.defaults.given
+        missing = given.keys() - params.model_fields_set
+        return params.model_copy(update={name: given[name] for name in missing}) if missing else params
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +71,7 @@ class Arms:
         self._experiment: Experiment | None = None
         self._defaults: dict[str, ArmDefaults] = {}
         self._bundle_ids: tuple[str, ...] = ()
-        self._fit = False
+        self._unfit: str | None = None
 
     def of(self, user_id: str | None) -> RequestArm | InterleavedArms | None:
         """The arm of a user, or both; None where no experiment has a part in this request."""
@@ -92,35 +91,64 @@ class Arms:
         arm = self.of(user_id)
         return None if arm is None else arm.label
 
+    def check(self, experiment: Experiment) -> None:
+        """Check that an experiment fits its bundles; those that are not in memory are passed over.
+
+        Raises:
+            RuleBroken: a bundle lacks a slot that its arm names.
+            FilterError: the filter of an arm does not match the metadata of its bundle.
+        """
+        for arm in experiment.arms:
+            bundle = self._bundle_of(arm)
+            if bundle is not None:
+                check_defaults(bundle, _defaults_of(arm), arm.name)
+
+    def unfit(self) -> str | None:
+        """Why the running experiment divides no users, though its bundles are in memory; None: it does."""
+        experiment = self._operator_state.experiment
+        if experiment is None or self._bundles(experiment) is not None or self._unfit is None:
+            return None
+        return f"{self._unfit}. All users get the active bundle and are in no arm"
+
     def _request_arm(self, experiment: Experiment, arm: Arm, bundles: dict[str, Bundle]) -> RequestArm:
         return RequestArm(experiment.label(arm), bundles[arm.name], self._defaults[arm.name])
 
     def _bundles(self, experiment: Experiment) -> dict[str, Bundle] | None:
         """The bundle of each arm; None if the experiment is paused here."""
         found: dict[str, Bundle] = {}
-        activation = self._active_bundle.activation
         for arm in experiment.arms:
-            if arm.bundle is not None:
-                bundle = self._active_bundle.named(arm.bundle)
-            else:
-                bundle = None if activation is None else activation.bundle
+            bundle = self._bundle_of(arm)
             if bundle is None:
                 return None
             found[arm.name] = bundle
         ids = tuple(bundle.id for bundle in found.values())
         if experiment is not self._experiment or ids != self._bundle_ids:
             self._experiment, self._bundle_ids = experiment, ids
-            self._fit = self._check(experiment, found)
-        return found if self._fit else None
+            self._unfit = self._read_defaults(experiment, found)
+        return found if self._unfit is None else None
 
-    def _check(self, experiment: Experiment, bundles: dict[str, Bundle]) -> bool:
-        try:
-            self._defaults = {arm.name: ArmDefaults.model_validate(dict(arm.defaults)) for arm in experiment.arms}
-            for name, defaults in self._defaults.items():
-                check_defaults(bundles[name], defaults, name)
-        except (ValueError, FilterError, RuleBroken):
-            return False
-        return True
+    def _bundle_of(self, arm: Arm) -> Bundle | None:
+        if arm.bundle is not None:
+            return self._active_bundle.named(arm.bundle)
+        activation = self._active_bundle.activation
+        return None if activation is None else activation.bundle
+
+    def _read_defaults(self, experiment: Experiment, bundles: dict[str, Bundle]) -> str | None:
+        """Read the defaults of all arms; why a bundle cannot answer with them, None if all can."""
+        self._defaults = {}
+        for arm in experiment.arms:
+            try:
+                self._defaults[arm.name] = defaults = _defaults_of(arm)
+                check_defaults(bundles[arm.name], defaults, arm.name)
+            except (FilterError, RuleBroken) as error:
+                return f"bundle {bundles[arm.name].id} does not fit arm {arm.name} ({error})"
+            except ValueError:
+                return f"arm {arm.name} has defaults that this version does not know"
+        return None
+
+
+def _defaults_of(arm: Arm) -> ArmDefaults:
+    return ArmDefaults.model_validate(dict(arm.defaults))
 
 
 def check_defaults(bundle: Bundle, defaults: ArmDefaults, name: str) -> None:

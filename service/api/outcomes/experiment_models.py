@@ -16,12 +16,22 @@ _INTERLEAVED_SHARES: Final = [0.5, 0.5]
 
 
 class ArmDefaults(Received):
-    """Fields of `POST /recommend` for requests that do not set them."""
+    """Fields of `POST /recommend` for requests that do not set them; null: the request's own default."""
 
     slot_weights: dict[str, SlotWeight] | None = None
     diversity: float | None = Field(None, ge=0, le=1)
     fresh_share: float | None = Field(None, ge=0, le=1)
     filter: Filter | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that are set; null sets none."""
+        found = ((name, getattr(self, name)) for name in self.model_fields_set)
+        return {name: value for name, value in found if value is not None}
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields that are set, as they are stored."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True, include=set(self.given))
 
     @model_validator(mode="after")
     def _some_weight(self) -> Self:

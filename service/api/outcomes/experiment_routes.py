@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,7 +13,7 @@ from structlog.typing import FilteringBoundLogger
 from service.access.auth import KeyRing
 from service.api.admin_routes import AuditLog
 from service.api.openapi import operation, path_parameter
-from service.api.outcomes.arms import check_defaults
+from service.api.outcomes.arms import Arms
 from service.api.outcomes.experiment_models import (
     NAME,
     ExperimentAnswer,
@@ -24,9 +25,9 @@ from service.api.rendering import json_response
 from service.api.request_body import read_json, shown, validate
 from service.api.routing import BODY_PROBLEMS, KEY_PROBLEMS, Operation, add_operations, admit
 from service.bundles.active_bundle import ActiveBundle
-from service.bundles.experiment_bundles import ExperimentBundles
+from service.bundles.experiment_bundles import ExperimentBundles, other_runs
 from service.bundles.operator_state import OperatorState
-from service.errors import Conflict, RuleBroken, RuleViolation, UnknownExperiment
+from service.errors import Conflict, OutcomesUnavailable, RuleBroken, RuleViolation, UnknownExperiment
 from service.experiments.experiment import Arm, Experiment
 from service.outcomes.breakdown import experiment_counts
 from service.stores.outcomes.outcome_store import OutcomeStore
@@ -59,6 +60,7 @@ class ExperimentRoutes:
         active_bundle: the bundle that answers.
         operator_state: the running experiment, the same on all replicas.
         bundles: loads the bundles of the arms.
+        arms: checks whether bundles fit the defaults of their arms.
         store: has the counts; None: outcomes are off.
         audit: gets an entry for every change.
         log: the service's logger.
@@ -71,6 +73,7 @@ class ExperimentRoutes:
         active_bundle: ActiveBundle,
         operator_state: OperatorState,
         bundles: ExperimentBundles,
+        arms: Arms,
         store: OutcomeStore | None,
         audit: AuditLog,
         log: FilteringBoundLogger,
@@ -79,6 +82,7 @@ class ExperimentRoutes:
         self._active_bundle = active_bundle
         self._operator_state = operator_state
         self._bundles = bundles
+        self._arms = arms
         self._given_store = store
         self._audit = audit
         self._log = log
@@ -98,18 +102,12 @@ class ExperimentRoutes:
         running = self._operator_state.experiment
         experiment = self._experiment(name, asked, running)
         if running is not None and running != experiment:
-            raise Conflict(
-                f"experiment {running.name} runs as another one, and one runs at a time; "
-                f"end it with DELETE /experiments/{running.name}"
-            )
+            raise other_runs(running)
         await self._check_new(experiment, store)
         if running is None:
-            for arm, given in zip(experiment.arms, asked.arms, strict=True):
-                bundle = self._active_bundle.get() if arm.bundle is None else self._active_bundle.named(arm.bundle)
-                if given.defaults is not None:
-                    check_defaults(bundle or self._active_bundle.get(), given.defaults, arm.name)
+            self._arms.check(experiment)
             await self._audit.note(request, "run experiment", name)
-            await self._bundles.start(experiment)
+            await self._bundles.start(experiment, partial(self._arms.check, experiment))
             self._log.info("experiment runs", experiment=name)
         await store.describe(name, experiment.to_json())
         return json_response(self._answer(experiment))
@@ -124,11 +122,12 @@ class ExperimentRoutes:
         admit(request, self._keys)
         name = _name(request)
         await self._operator_state.sync()
-        running = self._operator_state.experiment
+        running, definition = self._operator_state.experiment, self._operator_state.definition
         if running is None or running.name != name:
             raise UnknownExperiment(f"no experiment {name} runs")
         await self._audit.note(request, "end experiment", name)
-        await self._operator_state.set_experiment(None)
+        await self._operator_state.set_experiment(None, instead_of=definition)
+        await self._describe(running)
         self._log.info("experiment ended", experiment=name)
         return Response(status_code=204)
 
@@ -136,8 +135,22 @@ class ExperimentRoutes:
         """What was counted for an experiment, by arm and group of users."""
         admit(request, self._keys)
         store, experiment = self._store, await self._known(_name(request))
+        if experiment is self._operator_state.experiment:
+            await self._describe(experiment)
         groups = await experiment_counts(store, experiment.name)
         return json_response({"experiment": self._answer(experiment), "groups": groups})
+
+    async def _describe(self, experiment: Experiment) -> None:
+        """Keep the definition of a running experiment for as long as what is counted until now.
+
+        A definition expires so many days after it was kept, as counts do after the last one of each kind.
+        """
+        if self._given_store is None:
+            return
+        try:
+            await self._given_store.describe(experiment.name, experiment.to_json())
+        except OutcomesUnavailable as error:
+            self._log.error("experiment not described", experiment=experiment.name, detail=str(error))
 
     @property
     def _store(self) -> OutcomeStore:
@@ -159,7 +172,7 @@ class ExperimentRoutes:
                 arm.name,
                 arm.share,
                 arm.bundle or known.get(arm.name, active),
-                {} if arm.defaults is None else arm.defaults.model_dump(mode="json", by_alias=True, exclude_unset=True),
+                {} if arm.defaults is None else arm.defaults.as_json(),
             )
             for arm in asked.arms
         )
@@ -194,7 +207,7 @@ class ExperimentRoutes:
         if running is None or running.name != experiment.name:
             state, reason = "ended", None
         else:
-            reason = self._bundles.paused()
+            reason = self._bundles.paused() or self._arms.unfit()
             state = "running" if reason is None else "paused"
         return {**experiment.as_json(), "state": state, "reason": reason}
 

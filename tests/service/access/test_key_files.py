@@ -7,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.access.auth import KeyRing
-from service.access.key_file import KeyFile, digest_of
+from service.access.key_file import KeyFile, digest_of, keep_apart
 from service.access.scopes import SCOPES
 from service.errors import KeyRefused, SettingsError
 from service.settings.load import load_settings
@@ -192,15 +192,104 @@ def test_no_key_is_of_both_kinds_now_or_later(files: Files, tmp_path: Path) -> N
     files.write(f"{OLD}\n{ADMIN}\n")
     admin = KeyFile("admin_keys_file", [ADMIN])
     with pytest.raises(SettingsError, match="must be of one kind only: an API key, an admin key or a metrics key"):
-        files.source().keep_apart_from(admin)
+        keep_apart(files.source(), admin)
     files.write(OLD)
     api = files.source()
-    api.keep_apart_from(admin)
-    admin.keep_apart_from(api)
+    keep_apart(api, admin)
     files.write(f"{NEW}\n{ADMIN}\n")
     files.now += 1.1
     assert api.scopes() == digests(OLD)
     assert ADMIN not in files.errors[0]
+
+
+class TwoFiles:
+    """A file with API keys and one with admin keys, checked by one clock."""
+
+    def __init__(self, files: Files, folder: Path) -> None:
+        self._files, self.admin_path = files, folder / "admin"
+        files.write(f"{OLD}\n{OTHER}\n")
+        self.write_admin(f"{ADMIN}\n")
+        self.api = files.source()
+        self.admin = KeyFile(
+            "admin_keys_file", (), self.admin_path, on_error=files.errors.append, clock=lambda: files.now
+        )
+        keep_apart(self.admin, self.api)
+
+    def write_admin(self, text: str) -> None:
+        aside = self.admin_path.with_suffix(".new")
+        aside.write_text(text)
+        aside.replace(self.admin_path)
+
+    def read(self, first: str) -> tuple[object, object]:
+        """The keys of both a second later, those of one of them read first."""
+        self._files.now += 1.1
+        if first == "admin":
+            self.admin.scopes()
+        return self.api.scopes(), self.admin.scopes()
+
+
+@pytest.mark.parametrize("first", ["api", "admin"])
+def test_a_key_moves_from_one_file_to_another_within_a_check(files: Files, tmp_path: Path, first: str) -> None:
+    both = TwoFiles(files, tmp_path)
+    files.now += 0.6
+    both.api.scopes()
+    files.write(OTHER)
+    both.write_admin(f"{OLD}\n")  # the admin key of before has leaked
+    assert both.read(first) == (digests(OTHER), digests(OLD))
+    assert not files.errors
+
+
+@pytest.mark.parametrize("first", ["api", "admin"])
+def test_keys_that_two_files_swap_are_taken_together(files: Files, tmp_path: Path, first: str) -> None:
+    both = TwoFiles(files, tmp_path)
+    files.write(f"{ADMIN}\n{OTHER}\n")
+    both.write_admin(f"{OLD}\n")
+    assert both.read(first) == (digests(ADMIN, OTHER), digests(OLD))
+    assert not files.errors
+
+
+@pytest.mark.parametrize("first", ["api", "admin"])
+def test_a_refused_file_is_taken_once_the_other_one_lacks_its_key(files: Files, tmp_path: Path, first: str) -> None:
+    both = TwoFiles(files, tmp_path)
+    both.write_admin(f"{OLD}\n")
+    for _ in range(3):
+        assert both.read(first) == (digests(OLD, OTHER), digests(ADMIN))
+    assert files.errors == [
+        "admin_keys_file: a key must be of one kind only: an API key, an admin key or a metrics key; the keys stay as "
+        "they were"
+    ]
+    files.write(OTHER)
+    assert both.read(first) == (digests(OTHER), digests(OLD))
+    assert len(files.errors) == 1
+
+
+def test_of_two_changed_files_a_good_one_is_taken(files: Files, tmp_path: Path) -> None:
+    both = TwoFiles(files, tmp_path)
+    files.write(f"{NEW}\nshort\n")
+    both.write_admin(f"{ADMIN}-2\n")
+    assert both.read("api") == (digests(OLD, OTHER), digests(f"{ADMIN}-2"))
+    (error,) = files.errors
+    assert error.startswith("api_keys_file: ")
+
+
+def test_a_file_that_may_be_read_again_counts_although_it_did_not_change(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write(OLD)
+    source = files.source()
+    files.write(NEW)
+    with monkeypatch.context() as refused:
+        refused.setattr("service.access.key_file.read_keys", no_permission)
+        for _ in range(3):
+            files.now += 1.1
+            assert source.scopes() == digests(OLD)
+    files.now += 1.1
+    assert source.scopes() == digests(NEW)
+    assert files.errors == ["may not be read; the keys stay as they were"]
+
+
+def no_permission(_file: Path, _setting: str) -> None:
+    raise SettingsError("may not be read")
 
 
 def test_a_ring_follows_its_file(files: Files) -> None:

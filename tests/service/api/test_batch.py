@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from service.recommend.engine import SearchJob, SearchResult
 from service.recommend.recommender import Recommender
 from service.stores.protocols import Event, HistoryEntry
 from service.stores.redis_connection import RedisConnection
+from tests.support.shops import OpenClient
 from tests.support.stores.item_ids import item_ids
 from tests.support.stores.memory_histories import MemoryHistories
 
@@ -110,6 +112,42 @@ def test_the_most_at_once_read_their_histories_in_one_round_trip(
     answers = batch(client, *({"user_id": user, "k": 1} for user in users * 2))["answers"]
     assert [answer["history_used"] for answer in answers] == [1] * 256
     assert reads == [128]
+
+
+def test_batches_at_once_leave_room_in_the_queue_of_reads(
+    open_client: OpenClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three batches of 256 users with sessions name more than the 1024 reads that may wait for Redis."""
+    begun, waiting, most = 0, 0, 0
+    all_begun = asyncio.Event()
+
+    class Begun(BatchHistories):
+        def __init__(self, *given: Any) -> None:
+            nonlocal begun
+            super().__init__(*given)
+            begun += 1
+            if begun == 3:
+                all_begun.set()
+
+    async def held(owner: str) -> list[HistoryEntry]:
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+        await all_begun.wait()
+        waiting -= 1
+        return [HistoryEntry("i1", 1.0)]
+
+    monkeypatch.setattr("service.api.batch_routes.BatchHistories", Begun)
+    with open_client() as client, ThreadPoolExecutor(3) as threads:
+        monkeypatch.setattr(client.app.state.histories, "entries", held)  # type: ignore[attr-defined]
+
+        def answers(number: int) -> Any:
+            members = [{"user_id": f"u{number}-{n}", "session_id": f"s{number}-{n}", "k": 1} for n in range(256)]
+            return batch(client, *members)["answers"]
+
+        for found in threads.map(answers, range(3)):
+            assert {(answer["history_used"], answer["degraded"]) for answer in found} == {(2, None)}
+    assert most == 128
 
 
 def test_a_crash_in_one_member_ends_no_other(
@@ -207,17 +245,19 @@ def test_prefetching_reads_each_user_once_and_omits_none() -> None:
     async def scene() -> None:
         store = Counting()
         await store.append([Event("u", "i1", 1.0), Event("v", "i2", 2.0)])
-        read = BatchHistories(store, ["u", "v", "u"])
+        read = BatchHistories(store, ["u", "v", "u"], asyncio.Semaphore(8))
         first, second, third = await asyncio.gather(item_ids(read, "u"), item_ids(read, "u"), item_ids(read, "v"))
         assert (first, second, third) == (["i1"], ["i1"], ["i2"])
         (await read.entries("u")).clear()
         assert await item_ids(read, "u") == ["i1"]
         assert store.asked == ["u", "v"]
         store.available = False
-        lost = BatchHistories(store, ["u"])
+        lost = BatchHistories(store, ["u"], asyncio.Semaphore(8))
         with pytest.raises(HistoriesUnavailable):
             await item_ids(lost, "u")
-        BatchHistories(store, ["u"])  # nobody asks; under -W error a forgotten failure would end the test
+        BatchHistories(
+            store, ["u"], asyncio.Semaphore(8)
+        )  # nobody asks; under -W error a forgotten failure would end the test
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
@@ -233,12 +273,12 @@ def test_giving_up_on_a_shared_read_leaves_it_to_the_others() -> None:
     async def scene() -> None:
         store = Slow()
         await store.append([Event("u", "i1", 1.0)])
-        read = BatchHistories(store, ["u"])
+        read = BatchHistories(store, ["u"], asyncio.Semaphore(8))
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.001):
                 await item_ids(read, "u")
         assert await item_ids(read, "u") == ["i1"]
-        ending = BatchHistories(store, ["u"])
+        ending = BatchHistories(store, ["u"], asyncio.Semaphore(8))
         ending.close()
         with pytest.raises(asyncio.CancelledError):
             await item_ids(ending, "u")

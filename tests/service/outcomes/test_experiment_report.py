@@ -63,6 +63,16 @@ def test_a_guard_rail_rolls_a_better_arm_back(worse: dict[str, Any], reason: str
     assert reason in found.candidates[0].reasons[0]
 
 
+def test_a_candidate_that_always_fails_is_rolled_back() -> None:
+    rates, failing = {"control": 0.05, "new": 0.05}, {"control": 0.0, "new": 1.0}
+    found = experiment_report(EXPERIMENT, counted(rates, degraded=failing))
+    assert (found.verdict, found.candidates[0].reasons) == (
+        "roll back", ("its share of degraded answers is +100.00%",),
+    )  # fmt: skip
+    repaired = experiment_report(EXPERIMENT, counted(rates, degraded={"control": 1.0, "new": 0.0}))
+    assert repaired.verdict == "not yet"
+
+
 def test_users_that_are_not_divided_as_planned_allow_no_verdict() -> None:
     groups = counted({"control": 0.05, "new": 0.08})
     lost = [entry | {"visits": entry["visits"] * 9 // 10} if entry["arm"] == "new" else entry for entry in groups]

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -62,6 +63,25 @@ def test_users_are_divided_and_keep_their_arm(opened: TestClient) -> None:
     assert {**asked(opened, "user-0"), "request_id": ""} == {**before, "request_id": ""}
     assert opened.get("/experiments/pictures", headers=AS_ADMIN).json()["state"] == "ended"
     assert opened.delete("/experiments/pictures", headers=AS_ADMIN).status_code == 404
+
+
+def test_a_default_of_null_is_none(opened: TestClient) -> None:
+    before = asked(opened, "anna")["items"]
+    nulls = dict.fromkeys(("slot_weights", "diversity", "fresh_share", "filter"))
+    arms = [{"name": "a", "share": 0.5, "defaults": nulls}, {"name": "b", "share": 0.5, "defaults": {**nulls}}]
+    answer = put(opened, "nulls", {"arms": arms})
+    assert [arm["defaults"] for arm in answer["arms"]] == [{}, {}]
+    assert asked(opened, "anna")["items"] == before
+    assert put(opened, "nulls", {"arms": [{"name": name, "share": 0.5} for name in "ab"]}) == answer
+
+
+def test_a_stored_default_of_null_is_none(opened: TestClient) -> None:
+    before = asked(opened, "anna")["items"]
+    arms = (Arm("a", 0.5, None, {"diversity": None}), Arm("b", 0.5, None, {"diversity": None}))
+    operator_state = opened.app.state.watcher._operator_state  # type: ignore[attr-defined]
+    opened.portal.call(partial(operator_state.set_experiment, Experiment("nulls", "salt", arms), instead_of=None))  # type: ignore[union-attr]
+    answer = asked(opened, "anna")
+    assert (answer["arm"][:6], answer["items"]) == ("nulls/", before)
 
 
 def test_a_session_is_in_an_arm_of_its_own(opened: TestClient) -> None:

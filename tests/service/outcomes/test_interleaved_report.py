@@ -74,6 +74,19 @@ def test_an_arm_that_degrades_is_rolled_back_though_its_items_are_chosen() -> No
     assert (found.verdict, "degraded or refused answers is +" in found.reasons[0]) == ("roll back", True)
 
 
+@pytest.mark.parametrize(("preference", "verdict"), [(1.0, "keep"), (0.0, "roll back")])
+def test_an_arm_that_wins_every_answer_has_a_verdict(preference: float, verdict: str) -> None:
+    entries = [entry | {"ties": 0} for entry in counted(preference)]
+    found = interleaved_report(EXPERIMENT, entries)
+    assert (found.preference.value, found.preference.variance, found.verdict) == (preference, 0.0, verdict)
+
+
+def test_an_arm_that_always_fails_is_rolled_back() -> None:
+    entries = counted(0.5)
+    failing = [entry | {"degraded": entry["answers"] if entry["arm"] == "new" else 0} for entry in entries]
+    assert interleaved_report(EXPERIMENT, failing).verdict == "roll back"
+
+
 def test_arms_that_give_unequally_many_items_are_not_compared() -> None:
     found = interleaved_report(EXPERIMENT, counted(0.6, new={"shown": 200}))
     assert found.verdict == "not yet"

@@ -55,6 +55,24 @@ def test_too_few_groups_find_nothing() -> None:
     assert mixture_sprt(few, few, spread=0.1).p == mixture_sprt(none, none, spread=0.1).p == 1.0
 
 
+def test_arms_without_any_variance_differ_as_much_as_with_one_exchanged_group() -> None:
+    """V = 2 d² G / (G + 1)³, by hand: the variance of the mean of G equal ratios and one that is d away, twice."""
+    groups = np.ones(64)
+    control, candidate = ratio_of(np.zeros(64), groups), ratio_of(groups, groups)
+    assert (control.variance, candidate.variance) == (0.0, 0.0)
+    exchanged = 2 * np.var(np.append(np.zeros(64), 1.0)) / 65
+    known = RatioEstimate(1.0, exchanged, 1.0, 1.0), RatioEstimate(0.0, 0.0, 1.0, 1.0)
+    found, expected = mixture_sprt(control, candidate, spread=0.005), mixture_sprt(known[1], known[0], spread=0.005)
+    assert (found.low, found.high, found.p) == pytest.approx((expected.low, expected.high, expected.p))
+    assert found.low > 0.5
+    assert mixture_sprt(candidate, control, spread=0.005).high == pytest.approx(-found.low)
+    assert mixture_sprt(control, control, spread=0.005).p == 1.0
+    few = ratio_of(np.ones(20), np.ones(20))
+    assert (
+        mixture_sprt(ratio_of(np.zeros(20), np.ones(20)), few, spread=0.005).p > 0.5
+    )  # too few groups for this spread
+
+
 def test_the_mixture_in_closed_form() -> None:
     """Λ = √(V/(V+τ²)) exp(τ²d²/(2V(V+τ²))), here against the integral over the mixture."""
     difference, variance, spread = 0.03, 0.0001, 0.02
@@ -88,3 +106,15 @@ def test_shares_as_planned_are_no_mismatch_and_others_are() -> None:
     other = rng.multinomial(40, [0.45, 0.55], 256).T.astype(float)
     assert share_mismatch(other, [0.5, 0.5]) < 1e-6
     assert share_mismatch(np.ones((2, 5)), [0.5, 0.5]) == 1.0
+
+
+def test_the_shares_of_three_arms_are_three_tests_and_those_of_two_arms_are_one() -> None:
+    """The test of one arm is that of two arms, it and all others together."""
+    shares = [0.5, 0.3, 0.2]
+    counts = np.random.default_rng(6).multinomial(40, [0.52, 0.28, 0.2], 256).T.astype(float)
+    alone = [
+        share_mismatch(np.stack((counts[arm], counts.sum(axis=0) - counts[arm])), [share, 1 - share])
+        for arm, share in enumerate(shares)
+    ]
+    assert share_mismatch(counts, shares) == pytest.approx(3 * min(alone))
+    assert 0 < 3 * min(alone) < 1

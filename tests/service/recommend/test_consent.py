@@ -1,10 +1,15 @@
 """Without consent nothing is stored of a user, and a stateless request leaves nothing behind."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from redis import Redis
 from starlette.testclient import TestClient
+
+from service.errors import BulkPartlyStored
+from service.stores.protocols import Event
+from tests.support.shops import metric
 
 
 def kept(redis_url: str, prefix: str) -> list[str]:
@@ -49,6 +54,30 @@ def test_an_event_without_consent_is_counted_and_kept_in_no_form(open_client: An
     everything = kept(redis_url, "test-consent")
     assert any("anna" in text for text in everything)
     assert not [text for text in everything if "secret" in text or "carl" in text or text in {"s1", "s2"}]
+
+
+def test_what_a_partly_stored_bulk_holds_is_counted_but_for_what_is_sent_again(
+    open_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def partly(_events: Sequence[Event]) -> int:
+        raise BulkPartlyStored("a node is away", stored=[0, 2], not_stored=[1], new=1)
+
+    with open_client() as client:
+        monkeypatch.setattr(client.app.state.histories, "append", partly)
+        bulk = [
+            {"user_id": "anna", "item_id": "i1", "consent": False, "type": "strange"},
+            {"user_id": "anna", "item_id": "i1", "type": "strange"},
+            {"user_id": "bert", "item_id": "i1", "type": "strange"},
+            {"user_id": "carl", "item_id": "i1"},
+        ]
+        problem = client.post("/events", json={"events": bulk}).json()
+        assert (problem["stored"], problem["not_stored"]) == ([1, 3], [2])
+        counted = {
+            outcome: metric(client, "vlm2rec_events_total", outcome=outcome)
+            for outcome in ("stored", "duplicate", "without_consent")
+        }
+        assert counted == {"stored": 1, "duplicate": 1, "without_consent": 1}
+        assert metric(client, "vlm2rec_events_unknown_type_total") == 2
 
 
 @pytest.mark.parametrize(("said", "stored"), [({}, 0), ({"consent": False}, 0), ({"consent": True}, 1)])

@@ -211,6 +211,18 @@ def test_the_session_of_another_user_is_refused_and_stays_theirs(client: TestCli
     assert len(client.get("/users/berta/history").json()["items"]) == 1
 
 
+def test_a_dislike_of_the_user_counts_after_a_click_of_the_session(client: TestClient) -> None:
+    now = time()
+    click = {"session_id": "s-dislike", "item_id": "i3", "type": "click", "timestamp": now - 60}
+    dislike = {"user_id": "dora", "item_id": "i3", "type": "dislike", "timestamp": now - 5}
+    assert client.post("/events", json={"events": [click, dislike]}).is_success
+    both = {"user_id": "dora", "session_id": "s-dislike", "exclude_seen": False, "items": ["i3"], "k": 60}
+    assert "i3" not in ids(ask(client, **both))
+    again = click | {"timestamp": now}
+    assert client.post("/events", json=again).is_success
+    assert "i3" in ids(ask(client, **both))
+
+
 @pytest.mark.parametrize("body", [{}, {"session_id": ""}, {"session_id": "a\nb"}, {"session_id": "s", "once": True}])
 def test_a_bad_merge_is_refused(client: TestClient, body: Any) -> None:
     assert client.post("/users/anna/merge", json=body).status_code == 422

@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 
 from index.build.build import build_bundle
 from index.bundle.bundle import Bundle
+from index.bundle.event_types import EventTypes
 from index.bundle.index_spec import IndexSpec
 from index.bundle.manifest import MANIFEST_FILE, Manifest
 from index.items.eval_queries import EvaluationQueries
@@ -28,13 +29,15 @@ from service.recommend.hidden_items import HiddenItems
 from service.recommend.query import Query, Recommendations
 from service.recommend.recent_histories import RecentHistories
 from service.recommend.recommender import Recommender
+from service.recommend.stored_history import ExcludeSeen, weighed
 from service.request_trace import Trace
 from service.settings.load import load_settings
-from service.stores.protocols import Event
+from service.stores.protocols import Event, HistoryEntry
 from tests.support.oracle import Oracle
 from tests.support.stores.memory_histories import MemoryHistories
 
 LARGE = 2500
+TYPES = EventTypes.of({"ignored": "ignore"})
 
 
 def ask(bundle: Bundle, stored: list[str], hidden: list[str], **query: Any) -> Recommendations:
@@ -203,3 +206,40 @@ def test_the_bundle_says_whether_seen_items_are_answered_where_the_request_does_
                 found = {item["item_id"] for item in answer["items"]}
                 assert found & had == (had if (default if seen is None else seen) else set())
     assert repeats_allowed.get("/bundle").json()["manifest"]["exclude_seen"] is False
+
+
+def entry(item: str, seconds: float, kind: str = "view") -> HistoryEntry:
+    return HistoryEntry(item, seconds, kind)
+
+
+@pytest.mark.parametrize("exclude_seen", [False, "positive", frozenset({"purchase"})])
+@pytest.mark.parametrize("dislike_first", [True, False])
+def test_a_dislike_counts_until_a_later_event_of_either_history(exclude_seen: ExcludeSeen, dislike_first: bool) -> None:
+    """The user dislikes an item after the session clicked it, or before."""
+    user, session = [entry("a", 10.0, "dislike")], [entry("a", 20.0 if dislike_first else 5.0)]
+    for histories in ([user, session], [session, user]):
+        found = weighed(histories, TYPES, exclude_seen=exclude_seen).excluded
+        assert ("a" in found) is (exclude_seen == "positive" or not dislike_first)
+
+
+def test_of_equal_times_the_later_history_counts() -> None:
+    viewed, disliked = [entry("a", 5.0)], [entry("a", 5.0, "dislike")]
+    assert set(weighed([viewed, disliked], TYPES, exclude_seen=False).excluded) == {"a"}
+    assert set(weighed([disliked, viewed], TYPES, exclude_seen=False).excluded) == set()
+
+
+def test_of_one_history_the_last_event_counts_even_if_it_was_late() -> None:
+    late = [entry("a", 9.0), entry("a", 3.0, "dislike")]
+    assert set(weighed([late], TYPES, exclude_seen=False).excluded) == {"a"}
+    assert set(weighed([late, [entry("a", 8.0)]], TYPES, exclude_seen=False).excluded) == set()
+
+
+def test_an_ignored_event_is_none() -> None:
+    histories = [[entry("a", 1.0, "dislike")], [entry("a", 2.0, "ignored")]]
+    found = weighed(histories, TYPES, exclude_seen=False)
+    assert (set(found.excluded), list(found.item_ids)) == ({"a"}, ["a"])
+
+
+def test_histories_keep_their_order() -> None:
+    found = weighed([[entry("a", 9.0)], [entry("b", 1.0), entry("a", 2.0)]], TYPES)
+    assert (list(found.item_ids), set(found.excluded)) == (["a", "b", "a"], {"a", "b"})

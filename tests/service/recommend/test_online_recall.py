@@ -40,6 +40,7 @@ class Watched:
 
     def __init__(self, bundle: Bundle, *, checks_per_s: float = 1.0, cpu_share: float = 1.0) -> None:
         self.bundle, self.clock, self.metrics = bundle, Clock(), Metrics()
+        self.active: Bundle | None = None
         self.sampler = OnlineRecall(
             self.metrics.quality,
             logger(),
@@ -47,6 +48,7 @@ class Watched:
             cpu_share=cpu_share,
             thread=Background("recall-check", nice=19),
             clock=self.clock,
+            is_active=lambda bundle: self.active is None or bundle is self.active,
         )
 
     async def show(self, *, missed: int = 0, row: int = 1, k: int = 20, **query: object) -> None:
@@ -253,6 +255,25 @@ def test_another_bundle_begins_anew(bundle: Bundle, day_bundles: list[Path]) -> 
         watched.clock.now += 0.5
         await watched.show()  # shares only
         assert watched.value("vlm2rec_recall", filtered="no") is None
+        await watched.sampler.close()
+
+    run(steps)
+
+
+def test_the_other_bundle_of_an_experiment_ends_no_window(bundle: Bundle, day_bundles: list[Path]) -> None:
+    async def steps() -> None:
+        watched, other = Watched(bundle), Bundle.load(day_bundles[0])
+        watched.active = bundle
+        for missed in (10, 0):
+            watched.bundle = bundle
+            watched.clock.now += 1.0
+            await watched.show(missed=missed)
+            watched.bundle = other
+            await watched.show(missed=20)
+            watched.clock.now += 1.0
+            await watched.show(missed=20)
+        assert watched.value("vlm2rec_recall", filtered="no") == pytest.approx(0.75)
+        assert watched.value("vlm2rec_recall_checks_total", filtered="no") == 2
         await watched.sampler.close()
 
     run(steps)

@@ -15,6 +15,7 @@ from service.stores.history_keys import keys_of
 from service.stores.protocols import Event, session_owner
 from service.stores.redis_erasure_scripts import ERASE
 from service.stores.redis_histories import RedisHistories
+from service.stores.redis_history_scripts import OF_MERGED_SESSION
 from service.stores.redis_pipeline import Script
 from tests.support.stores.item_ids import item_ids
 from tests.support.stores.memory_histories import MemoryHistories
@@ -302,3 +303,26 @@ def test_a_user_with_too_many_sessions_loses_the_oldest_whole(redis_url: str, mo
 
     with redis.Redis.from_url(redis_url) as client:
         asyncio.run(check(client))
+
+
+@pytest.mark.parametrize("merges", range(5))
+def test_what_the_last_attempt_stores_is_stored(redis_url: str, monkeypatch: pytest.MonkeyPatch, merges: int) -> None:
+    """Sessions that are merged meanwhile make a store try again, up to three times."""
+
+    async def scene() -> None:
+        store = open_histories(redis_url, prefix=f"test-{uuid.uuid4().hex}")
+        answers, append = [OF_MERGED_SESSION] * merges, store._append
+
+        async def merged_meanwhile(events: Any) -> int:
+            return answers.pop() if answers else await append(events)
+
+        monkeypatch.setattr(store, "_append", merged_meanwhile)
+        stored = store.append([Event("u", "i1", NOW)])
+        if merges > 3:
+            with pytest.raises(HistoriesUnavailable, match="are being merged"):
+                await stored
+        else:
+            assert (await stored, await item_ids(store, "u")) == (1, ["i1"])
+        await store.close()
+
+    asyncio.run(scene())

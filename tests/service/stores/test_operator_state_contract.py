@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from service.errors import OperatorStateUnavailable, SettingsError
+from service.errors import Conflict, OperatorStateUnavailable, SettingsError
 from service.stores.protocols import Changes, Edition
 from service.stores.redis_client import RedisWatch
 from service.stores.redis_operator_state import RedisOperatorState
@@ -252,15 +252,34 @@ def test_an_erasure_is_named_anew_each_time_and_is_no_change(open_store: OpenSto
 def test_an_experiment_is_a_change_and_is_restored(open_store: OpenStore) -> None:
     async def check() -> None:
         async with open_store() as store:
+            before = None
             for definition, number in (("{}", 1), ("{}", 1), ("[]", 2), (None, 3), ("{}", 4)):
-                assert await store.set_experiment(definition, NEW)
+                assert await store.set_experiment(definition, NEW, instead_of=before)
+                before = definition
                 assert (await store.edition()).number == number
                 assert (await store.changes(NEW)).experiment == definition
             edition = await store.edition()
             await store.restore(Edition(edition.epoch, edition.number + 3), None, ("a",), "[1]")
             changes = await store.changes(NEW)
             assert (changes.experiment, changes.hidden) == ("[1]", ("a",))
-            assert not await store.set_experiment(None, Edition(edition.epoch, edition.number + 9))
+            ahead = Edition(edition.epoch, edition.number + 9)
+            assert not await store.set_experiment(None, ahead, instead_of="[1]")
+
+    asyncio.run(check())
+
+
+def test_an_experiment_replaces_the_one_that_its_caller_knows_alone(open_store: OpenStore) -> None:
+    async def check() -> None:
+        async with open_store() as store:
+            assert await store.set_experiment("[1]", NEW, instead_of=None)
+            edition = await store.edition()
+            for definition, known in (("[2]", None), ("[2]", "[0]"), (None, "[0]"), (None, None)):
+                with pytest.raises(Conflict, match="another experiment was started or ended meanwhile"):
+                    await store.set_experiment(definition, NEW, instead_of=known)
+            assert await store.set_experiment("[1]", NEW, instead_of=None)  # it runs already
+            assert await store.edition() == edition
+            assert await store.set_experiment("[2]", NEW, instead_of="[1]")
+            assert (await store.changes(NEW)).experiment == "[2]"
 
     asyncio.run(check())
 

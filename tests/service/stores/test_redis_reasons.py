@@ -1,19 +1,21 @@
 """The reason of a Redis failure is in the problem, in /readyz and in the log, without any secret."""
 
 import contextlib
+import re
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from redis import Redis
 from redis._parsers.base import BaseParser
 
 from demo.embedded_redis import EmbeddedRedis
 from service.errors import SettingsError, StartError
+from service.stores import redis_faults
 from service.stores.history_keys import keys_of
 from service.stores.redis_client import connector
-from service.stores.redis_faults import RedisFaults
 from service.stores.redis_history_scripts import APPEND
 from service.stores.redis_reasons import in_script, reason_of
 from tests.support.shops import OpenClient
@@ -114,6 +116,25 @@ def test_out_of_memory_and_a_key_of_another_kind(open_client: OpenClient) -> Non
         admin.config_set("maxmemory", 0)
 
 
+def test_every_operation_has_a_kind() -> None:
+    """One without a kind would end a failure of another kind by its success."""
+    folder = Path(redis_faults.__file__).parent
+    unwatched = {"backup", "event_export"}
+    sources = [file.read_text() for file in folder.rglob("*.py") if file.parent.name not in unwatched]
+    named = re.compile(r"\b_?(?:translated|write)\(\"(\w+)\"")
+    assert {name for source in sources for name in named.findall(source)} == redis_faults.KINDS.keys()
+
+
+def test_a_merge_is_a_write_and_a_shared_rate_is_a_kind_of_its_own() -> None:
+    faults = redis_faults.RedisFaults(structlog.get_logger())
+    faults.outcome("merge", "OOM: full")
+    faults.outcome("rates", "OOM: full")
+    faults.outcome("pin", "OOM: full")
+    assert faults.current == {"writes": "merge: OOM: full", "rates": "rates: OOM: full", "directives": "pin: OOM: full"}
+    faults.outcome("rates", None)
+    assert faults.current.keys() == {"writes", "directives"}
+
+
 def test_faults_end_with_the_next_success_and_fill_no_log() -> None:
     lines: list[dict[str, object]] = []
 
@@ -124,7 +145,7 @@ def test_faults_end_with_the_next_success_and_fill_no_log() -> None:
         info = error
 
     now = [0.0]
-    faults = RedisFaults(Log(), lambda: now[0])  # type: ignore[arg-type]
+    faults = redis_faults.RedisFaults(Log(), lambda: now[0])  # type: ignore[arg-type]
     for _ in range(5):
         faults.outcome("append", "OOM: full")
         faults.outcome("recent", None)

@@ -8,11 +8,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog import get_logger
 
+from service.settings.load import load_settings
+from service.settings.worker_place import WorkerPlace
+from service.workers import supervisor
 from tests.service.http.test_graceful_shutdown import stored, under_load
 from tests.service.test_server import children, refused, refuses_connections
 from tests.support.processes import service_process
@@ -221,6 +227,28 @@ def test_a_worker_that_hangs_is_replaced(
     hung = next(line for line in lines if line["event"] == "worker hangs; it is killed")
     ended = next(line for line in lines if line["event"] == "worker ended")
     assert (hung["worker"], ended["reason"]) == (ended["worker"], "SIGKILL")
+
+
+def test_a_worker_that_drains_is_silent_and_not_killed_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its event loop gives no more signs of life; the time of the drain bounds it."""
+    monkeypatch.setattr(supervisor, "_HUNG_S", 0.0)
+    killed: list[str] = []
+    settings = load_settings(registry="r", workers=2, drain_s=60)
+    places = [WorkerPlace(number=number, count=2, directory=tmp_path) for number in (1, 2)]
+    with socket.socket() as one, socket.socket() as two:
+        parent = supervisor.Supervisor(
+            settings, [settings.for_worker(place) for place in places], [one, two], log=get_logger(), ready=list
+        )
+        worker = parent._workers[0]
+        worker.process, worker.answers = SimpleNamespace(kill=lambda: killed.append("hung")), True  # type: ignore[assignment]
+        parent._signals.append(signal.SIGTERM)
+        parent._end_if_hung(worker)
+        assert not killed
+        parent._signals.clear()
+        parent._end_if_hung(worker)
+        assert killed == ["hung"]
+        for end in chain.from_iterable(parent._inboxes):
+            end.close()
 
 
 def test_workers_that_never_answer_end_the_command(monkeypatch: pytest.MonkeyPatch, small_registry: Path) -> None:

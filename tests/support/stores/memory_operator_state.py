@@ -4,8 +4,8 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 
-from service.errors import OperatorStateUnavailable
-from service.stores.protocols import Changes, Edition
+from service.errors import Conflict, OperatorStateUnavailable
+from service.stores.protocols import OTHER_EXPERIMENT, Changes, Edition
 
 
 class MemoryOperatorState:
@@ -57,11 +57,13 @@ class MemoryOperatorState:
             self._pin = bundle_id
         return True
 
-    async def set_experiment(self, definition: str | None, known: Edition) -> bool:
+    async def set_experiment(self, definition: str | None, known: Edition, *, instead_of: str | None) -> bool:
         """Run an experiment; see `OperatorStateStore.set_experiment`."""
         if not self._accepts(known):
             return False
         if definition != self._experiment:
+            if instead_of != self._experiment:
+                raise Conflict(OTHER_EXPERIMENT)
             self._next()
             self._experiment = definition
         return True
