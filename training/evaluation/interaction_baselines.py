@@ -21,7 +21,7 @@ EASE_AT_ALL = 20_000
 KNN_ITEMS = 500_000
 """Most items with events for item kNN: with 500 neighbours of each it takes 4 GB for each of two settings."""
 KNN_PAIRS = 2_000_000_000
-"""Most pairs of items of the same user for item kNN: it reads them for each setting, about a minute of one core."""
+"""Most pairs of items of the same user for item kNN, which counts all of them again for each of nine settings."""
 _REGULARISATIONS = (10.0, 30.0, 100.0, 300.0, 1000.0)
 _NEIGHBOURS = (20, 100, 500)
 _SHRINKS = (0.0, 10.0, 30.0)
