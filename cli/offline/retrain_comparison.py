@@ -46,6 +46,7 @@ def compared(
         recipe: the new one.
         served_embeddings: of the served model, if a new one was trained; None: ``embeddings`` are for both.
         models: recipe → the events that its vision-language model has learned from; None where it has no such model.
+            A served recipe that is not named has the model of the new one.
     """
     from training.config.encoder_config import EncoderConfig
     from training.data.dataset import load_dataset
@@ -74,7 +75,7 @@ def compared(
     }
     table = compare_recipes(runs, evenly_spaced(targets, MOST_TARGETS), len(targets))
     print_table(table, table.rows[0].name)
-    known_models = {name: model for name, model in models.items() if model is not None}
+    known_models = {name: model for name in recipes if (model := models.get(name, models[NEW])) is not None}
     for name, model in known_models.items():
         if note := model.note(f"the vision-language model of the {name}"):
             _out.print(f"note: {note}", markup=False)

@@ -23,10 +23,10 @@ _NEWEST: Final = "newest_event"
 
 
 def newest_event(dataset: Dataset, split: Split, *, validated: bool) -> int:
-    """Time of the newest event that decides the weights of a model, in seconds since 1970 UTC.
+    """Time of the newest event that decides the weights of a model, in seconds since 1970 UTC; 0 without any.
 
     Args:
-        dataset: catalogue and interactions, of at least one event.
+        dataset: catalogue and interactions.
         split: of it.
         validated: validation chooses the weights, so its events count too.
     """
@@ -36,7 +36,7 @@ def newest_event(dataset: Dataset, split: Split, *, validated: bool) -> int:
     held_out = known.lengths - split.parts.train.lengths  # 2 for a user with validation and test events, else 0
     last = known.offsets[1:] - 1 - np.maximum(held_out - int(validated), 0)
     numbers = np.arange(events.height) if known.shown is None else known.shown[last[known.lengths > 0], 0]
-    return int(events[TIMESTAMP].to_numpy()[numbers].max())
+    return int(events[TIMESTAMP].to_numpy()[numbers].max(initial=0))
 
 
 def record_newest_event(directory: Path, time_s: int) -> None:

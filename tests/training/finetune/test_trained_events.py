@@ -44,3 +44,4 @@ def test_events_of_cold_items_do_not_count(write: Write) -> None:
     events = [("u", known[n % len(known)], 10 * n) for n in range(1, 6)]
     dataset = write([*events, ("u", new[0], 35), ("v", new[0], 99)])
     assert newest_event(dataset, split_dataset(dataset, 0.5), validated=False) == 30
+    assert newest_event(dataset, split_dataset(dataset, 1.0), validated=False) == 0, "all items are cold"
