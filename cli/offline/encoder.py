@@ -64,7 +64,9 @@ def chosen_config(run: Path, config: Path | None, seed: int | None) -> "EncoderC
     return load_config(path, overrides={} if seed is None else {"encoder.seed": seed}).encoder
 
 
-def fit_and_print(dataset: "Dataset", embeddings: "Embeddings", config: "EncoderConfig", run: Path) -> None:
+def fit_and_print(
+    dataset: "Dataset", embeddings: "Embeddings", config: "EncoderConfig", run: Path, *, exported: bool = False
+) -> None:
     """Fit with a progress bar for each step, and print how it went.
 
     Args:
@@ -72,6 +74,7 @@ def fit_and_print(dataset: "Dataset", embeddings: "Embeddings", config: "Encoder
         embeddings: of the same catalogue.
         config: how to fit.
         run: the locked run directory.
+        exported: the interactions are those of the data set and of an export.
     """
     from training.encoder.encoder_files import ENCODER_DIRECTORY
     from training.encoder.job import fit_run
@@ -98,6 +101,7 @@ def fit_and_print(dataset: "Dataset", embeddings: "Embeddings", config: "Encoder
                 lists, description=step, completed=done, total=max(every, 1), visible=True
             ),
             refitted=lambda done, every: bar.update(again, completed=done, total=every, visible=True),
+            exported=exported,
         )
     _print(record)
 

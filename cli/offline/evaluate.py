@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 
     from training.data.dataset import Dataset
     from training.encoder.job import Split
-    from training.evaluation.evaluate import FittedRun, System, TargetSet
+    from training.evaluation.evaluate import System, TargetSet
+    from training.evaluation.fitted_run import FittedRun
     from training.ranking.saved_ranks import RankedTable
     from training.ranking.table import Table
 
 _DIRECTORY = "evaluation"
+_MEASURE_DAYS = 7.0
+_TIME_SPLIT_RULE = (
+    "--split time goes with --measure-days, --interactions, --targets, --against, --threads and --json alone"
+)
 _OTHER_SPLIT = (
     "the vision-language model was trained on other data than this split, or by another version: it may have seen "
     "the targets"
@@ -98,7 +103,8 @@ HeldOutOption = Annotated[
     ),
 ]
 MeasureDaysOption = Annotated[
-    float, typer.Option(min=0.01, help="With --split time: the events of these last days are held out.")
+    float | None,
+    typer.Option(min=0.01, help="With --split time: the events of these last days are held out; default 7."),
 ]
 
 
@@ -118,7 +124,7 @@ def evaluate(
     json_file: JsonOption = None,
     threads: EncoderThreadsOption = 1,
     held_out: HeldOutOption = HeldOut.LEAVE_ONE_OUT,
-    measure_days: MeasureDaysOption = 7.0,
+    measure_days: MeasureDaysOption = None,
 ) -> None:
     """Rank the whole catalogue for every held-out event: baselines, the VLM itself, the encoder, each slot alone.
 
@@ -128,17 +134,19 @@ def evaluate(
     and Markdown. Encoding histories with a vision-language model resumes after an interruption.
     """
     from training.data.dataset import load_dataset
-    from training.data.sequences import Sequences, last_item
     from training.encoder.encoder_files import ENCODER_DIRECTORY
-    from training.evaluation.evaluate import FittedRun, measured_tables, rank_sets, rankers, target_sets
+    from training.evaluation.evaluate import fresh_targets, measured_tables, rank_sets, rankers, target_sets
+    from training.evaluation.fitted_run import FittedRun
     from training.ranking.saved_ranks import save_ranks as write_ranks
 
     set_torch_threads(None)
     if held_out is HeldOut.TIME:
         if users or validation or direct or ease or fresh_share or ranks or save_ranks:
-            raise typer.BadParameter("--split time goes with --interactions, --targets, --against and --json alone")
-        _evaluate_by_time(data, run, interactions, measure_days, targets, against, json_file)
+            raise typer.BadParameter(_TIME_SPLIT_RULE)
+        days = _MEASURE_DAYS if measure_days is None else measure_days
+        _evaluate_by_time(data, run, interactions, days, targets, against, json_file, threads)
         return
+    _check_last_events(measure_days, users, validation=validation)
     fitted = FittedRun.load(run / ENCODER_DIRECTORY, threads=threads)
     dataset = load_dataset(data, interactions=interactions)
     split, fresh = fitted.split(dataset), None
@@ -146,7 +154,7 @@ def evaluate(
         _console.print("note: measured is the encoder fitted without held-out events; its refit on every event serves")
     if users is not None:
         others = load_dataset(data, interactions=users).interactions
-        fresh = last_item(Sequences.from_interactions(others, dataset.item_ids()))
+        fresh = fresh_targets(others, dataset.item_ids(), split)
     sets = target_sets(split, fresh=fresh, on_validation=validation, most=targets)
     about = {name: fitted.record[name] for name in ("model", "data", "config")} | {"lists": fitted.list_weights}
     with counted_progress() as bar:
@@ -166,6 +174,14 @@ def evaluate(
     _report(tables, against, json_file or run / _DIRECTORY / _file_name(sets), about)
 
 
+def _check_last_events(measure_days: float | None, users: Path | None, *, validation: bool) -> None:
+    """Refuse options that would have no effect where the last event of each user is held out."""
+    if measure_days is not None:
+        raise typer.BadParameter("--measure-days goes with --split time alone")
+    if users is not None and validation:
+        raise typer.BadParameter("--users and --validation name different targets; give one of them")
+
+
 def _evaluate_by_time(
     data: str,
     run: Path,
@@ -174,34 +190,42 @@ def _evaluate_by_time(
     most: int | None,
     against: str | None,
     json_file: Path | None,
+    threads: int,
 ) -> None:
     """Fit the recipe of a run on what lies before the last days, and rank the first event of every user in them."""
     from dataclasses import replace
 
     from cli.offline.encoder import fit_and_print
-    from training.config.encoder_config import EncoderConfig
     from training.data.dataset import load_dataset
     from training.data.sequences import evenly_spaced
     from training.embedding.store import Embeddings
     from training.encoder.encoder_files import ENCODER_DIRECTORY
-    from training.evaluation.evaluate import FittedRun, TargetSet, measured_tables, rank_sets, rankers
+    from training.evaluation.evaluate import TargetSet, measured_tables, rank_sets, rankers
+    from training.evaluation.fitted_run import FittedRun
     from training.evaluation.recipes import AFTER_CUTOFF, cutoff_of, events_before, targets_after
+    from training.finetune.trained_events import ModelEvents
     from training.runs.disk import writing_run
     from training.runs.lock import run_lock
 
-    recipe = EncoderConfig.model_validate(FittedRun.load(run / ENCODER_DIRECTORY).record["config"])
+    recipe = FittedRun.load(run / ENCODER_DIRECTORY).recipe
     dataset = load_dataset(data, interactions=interactions)
     cutoff = cutoff_of(dataset.interactions, days)
     before = replace(dataset, interactions=events_before(dataset.interactions, cutoff))
     held_out = targets_after(dataset.interactions, dataset.item_ids(), cutoff)
     again = run / _DIRECTORY / "time-split"
     with run_lock(run), writing_run(run):
-        fit_and_print(before, Embeddings.load(run / "embeddings"), recipe, again)
-    fitted = FittedRun.load(again / ENCODER_DIRECTORY, served=True)
+        embeddings = Embeddings.load(run / "embeddings")
+        fit_and_print(before, embeddings, recipe, again)
+    model = ModelEvents.of(run, embeddings.model, cutoff)
+    fitted = FittedRun.load(again / ENCODER_DIRECTORY, threads=threads, served=True)
     split = fitted.split(before)
     part = TargetSet(AFTER_CUTOFF, evenly_spaced(held_out, most), len(held_out))
     ranked = rank_sets([part], rankers(fitted, split, dataset.texts()), exclude_seen=fitted.exclude_seen)
     about = {"data": fitted.record["data"], "config": fitted.record["config"], "cutoff": cutoff, "days": days}
+    if model is not None:
+        about |= {"vlm": model.as_json()}
+        if note := model.note("the vision-language model"):
+            _console.print(f"note: {note}", markup=False)
     _report(measured_tables(ranked, split), against, json_file or run / _DIRECTORY / _file_name([part]), about)
 
 

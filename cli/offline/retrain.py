@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from cli.offline.encoder import ConfigOption, SeedOption, chosen_config, fit_and_print
-from cli.offline.retrain_comparison import check_comparison, compared, drop_comparison, read_comparison
+from cli.offline.retrain_comparison import NEW, SERVED, check_comparison, compared, drop_comparison, read_comparison
 from cli.offline.retrain_model import run_embeddings, train_and_embed, training_config
 from cli.offline.text_files import replace_text
 from cli.offline.threads import ThreadsOption, set_torch_threads
@@ -187,6 +187,7 @@ def _made(
     from training.data.dataset import load_dataset
     from training.embedding.baseline_job import existing_embeddings
     from training.encoder.encoder_files import ENCODER_DIRECTORY, FIT_FILE
+    from training.finetune.trained_events import ModelEvents
 
     made, served = inputs.directory / _MADE, None
     everything = load_dataset(data, interactions=inputs.everything, rules=rules)
@@ -199,13 +200,16 @@ def _made(
         before = load_dataset(data, interactions=inputs.before, rules=rules)
         embeddings = train_and_embed(made, trained, before, everything)
         served = run_embeddings(place, everything) if inputs.record["served_recipe"] else None
-    comparison = compared(data, inputs, everything, embeddings, recipe, served)
+    models = {NEW: ModelEvents.of(place if trained is None else made, embeddings.model, inputs.cutoff)}
+    if served is not None:
+        models[SERVED] = ModelEvents.of(place, served.model, inputs.cutoff)
+    comparison = compared(data, inputs, everything, embeddings, recipe, served, models)
     if not force:
         check_comparison(comparison)
     if not (made / ENCODER_DIRECTORY / FIT_FILE).exists():  # written last
         _out.print("fitting on everything")
-        fit_and_print(everything, embeddings, recipe, made)
-    return _built(place, inputs, recipe, comparison, spec, trained=trained is not None)
+        fit_and_print(everything, embeddings, recipe, made, exported=True)
+    return _built(data, place, inputs, recipe, comparison, spec, trained=trained is not None)
 
 
 def _note(job: Path) -> tuple[Path, str] | None:
@@ -314,7 +318,20 @@ def _print_left_out(dataset: "Dataset") -> None:
         _out.print(f"{dataset.orphans:,} interactions are of items that the catalogue lacks; left out")
 
 
+def _volume(data: "DataPlace") -> dict[str, Any]:
+    """What re-indexing compares the data set with: its own events alone; nothing for one without interactions."""
+    from training.data.dataset import load_dataset
+    from training.errors import DatasetError
+    from training.nightly.volume_bounds import EVENTS, VOLUME, events_of
+
+    try:
+        return {VOLUME: {EVENTS: events_of(load_dataset(data))}}
+    except DatasetError:
+        return {}
+
+
 def _built(
+    data: "DataPlace",
     place: Path,
     inputs: "RetrainingInputs",
     recipe: "EncoderConfig",
@@ -339,7 +356,7 @@ def _built(
         "comparison": comparison,
     }
     bundle = build_bundle(
-        dataclasses.replace(fitted.table, model=fitted.table.model | {"retrain": retrained}),
+        dataclasses.replace(fitted.table, model=fitted.table.model | _volume(data) | {"retrain": retrained}),
         fitted.encoder,
         fitted.queries,
         place / "bundles",

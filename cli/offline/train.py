@@ -118,9 +118,10 @@ def train_model(
         Path of the model, and number of finished steps.
     """
     from training.encoder.job import split_dataset
+    from training.finetune.trained_events import newest_event
     from training.finetune.trainer import TrainingProgress, train_vlm
 
-    parts = split_dataset(dataset, chosen.encoder.cold_items).parts
+    split = split_dataset(dataset, chosen.encoder.cold_items)
     done = chosen.train.steps
     with counted_progress(shown=shown) as bar:
         task = bar.add_task("training", total=done)
@@ -136,10 +137,11 @@ def train_model(
 
         model = train_vlm(
             dataset,
-            parts.train,
+            split.parts.train,
             directory,
             chosen,
-            validation=parts.validation,
+            validation=split.parts.validation,
+            newest_event=newest_event(dataset, split, validated=chosen.train.patience > 0),
             resume=resume,
             report=report,
             embedding=embedding,
@@ -190,9 +192,9 @@ def embed(
     from training.runs.lock import finish_interrupted, run_lock
 
     check_engine(engine, ray_address, ray_workers)
-    if no_vlm and (dry_run or engine == "ray"):
+    if no_vlm and (dry_run or engine == "ray" or trust_times):
         raise typer.BadParameter(
-            "--no-vlm computes statistics of the whole catalogue; leave out --engine and --dry-run"
+            "--no-vlm computes statistics of the whole catalogue; leave out --engine, --dry-run and --trust-times"
         )
     if not dry_run:
         finish_interrupted(run)

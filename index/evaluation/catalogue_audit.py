@@ -59,7 +59,7 @@ class CatalogueAudit:
             figures["near_duplicates"] = self.pictures.share
         if self.disagreeing is not None:
             figures["disagreement"] = self.disagreeing.share
-        return {name: round(value, 4) for name, value in figures.items()}
+        return figures
 
     def as_json(self) -> dict[str, Any]:
         """The sections ``missing``, ``near_duplicates`` and ``disagreement`` of ``report.json``."""
@@ -84,7 +84,7 @@ class CatalogueAudit:
             "pictured": pictures.pictured,
             "sampled": pictures.sampled,
             "repeated": pictures.repeated,
-            "share": round(pictures.share, 4),
+            "share": pictures.share,
             "groups": [
                 {"size": size, "items": self.names.of(rows[:_NAMED])} for rows, size in pictures.groups[:_EXAMPLES]
             ],
@@ -97,7 +97,7 @@ class CatalogueAudit:
             "nearest": NEAREST,
             "sampled": int(disagreement.rows.shape[0]),
             "suspects": int(suspects.shape[0]),
-            "share": round(disagreement.share, 4),
+            "share": disagreement.share,
             "text_similarity": {
                 "own": round(float(disagreement.own.mean()), 4),
                 "strangers": round(float(disagreement.strangers.mean()), 4),

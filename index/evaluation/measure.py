@@ -296,7 +296,7 @@ def latency_ms(searcher: Searcher, query_set: QuerySet) -> dict[str, float]:
         started = time.perf_counter()
         query_set.search(searcher, positions[[number]], allowed)
         times.append(1000 * (time.perf_counter() - started))
-    return {f"p{percent}": round(float(np.percentile(times, percent)), 4) for percent in (50, 90, 99)}
+    return {f"p{percent}": float(np.percentile(times, percent)) for percent in (50, 90, 99)}
 
 
 def result_spread(
@@ -340,4 +340,4 @@ def result_spread(
 
 
 def _shares(names: Sequence[str], parts: NDArray[np.floating]) -> dict[str, float]:
-    return {name: round(float(share), 4) for name, share in zip(names, parts.mean(axis=0), strict=True)}
+    return {name: float(share) for name, share in zip(names, parts.mean(axis=0), strict=True)}

@@ -192,7 +192,7 @@ def _measure(
         parameters=parameters,
         effort=EffortRecord(**asdict(effort)),
         recall_k=exact.k,
-        recall={name: round(query_set.recall(searcher), 4) for name, query_set in measured.items()},
+        recall={name: query_set.recall(searcher) for name, query_set in measured.items()},
     )
     spread = result_spread(searcher, measured[PLAIN], draft.vectors, layout, scores)
     report = {
@@ -247,7 +247,7 @@ def _gate_record(
     figures = {
         **{f"latency_p99_ms.{name}": times["p99"] for name, times in report["search_ms"].items()},
         **({} if quality is None else quality.figures()),
-        "coverage": round(answers["distinct_items"] / len(draft.table), 4),
+        "coverage": answers["distinct_items"] / len(draft.table),
         **{f"slot_share.{name}": share for name, share in answers["slot_shares"].items()},
         **audit.figures(),
     }

@@ -132,7 +132,10 @@ def test_killed_at_any_step_it_goes_on_and_the_manifest_says_how(shop: Path, mon
     assert retrained["exported"]["erased"] == 1
     assert retrained["cutoff"] == START + 6 * DAY - 1.5 * DAY
     assert systems(shop) == {"popularity", "new recipe"}
+    assert retrained["comparison"]["models"] == {}, "texts and pictures learn from no event"
+    assert manifest(shop).model["volume"] == {"events": 180}, "re-indexing compares the data set with itself"
     fitted = json.loads((run / "encoder" / "fit.json").read_text())
+    assert fitted["counted_on_export"] is True
     assert fitted["left_out"] == {"impression": 20, "negative": 1}, "what was shown or disliked is no like"
     assert manifest(shop).event_types == EventTypes.of(None, None), "and the bundle says what the types meant"
     build = ["index", "build", "--run", str(run), "--publish", str(bundles), "--bound", "recall=0.5"]
@@ -147,6 +150,7 @@ def test_a_worse_recipe_than_the_served_one_is_refused(shop: Path) -> None:
     good, bad = recipe(shop.parent), recipe(shop.parent, epochs=1, rate=1e-6, neighbours=0)
     assert retrain(shop, good).exit_code == 0
     first = manifest(shop)
+    (shop.parent / "run" / "evaluation.json").write_text("of the first encoder")
     (shop.parent / "run" / "retrain").mkdir()
     (shop.parent / "run" / "retrain" / "bundle").write_text(f"{shop.parent / 'run' / 'bundles' / first.id}\nspec\n")
     assert retrain(shop, good).stdout == f"published: {first.id} by an interrupted job\n"
@@ -158,6 +162,7 @@ def test_a_worse_recipe_than_the_served_one_is_refused(shop: Path) -> None:
     assert (shop.parent / "run" / "encoder" / "fit.json").read_bytes() == fitted, "nor does the run have it"
     forced = retrain(shop, bad, "--force")
     assert forced.exit_code == 0, forced.output
+    assert not (shop.parent / "run" / "evaluation.json").exists(), "the next re-indexing would refuse it"
     assert systems(shop) == {"popularity", "new recipe", "served recipe"}
 
 

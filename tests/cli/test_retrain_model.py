@@ -1,5 +1,6 @@
 """`vlm2rec retrain --train`: a model is trained, measured and adopted; killed at any step it goes on."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from training.runs import adoption
 ITEMS = 8
 DAY = 86_400
 START = 1_790_000_000
+LEARNED = {"newest_event": START + 2 * DAY, "has_measured_events": False}
+"""Of a user's five events before the cut-off the last two are held out."""
 CONFIG = (
     TINY_VLM
     + """
@@ -85,6 +88,12 @@ def manifest(shop: Path) -> Manifest:
     return Manifest.read(registry.path(current))
 
 
+def models(shop: Path) -> dict[str, dict[str, Any]]:
+    """The newest event that each model has learned from, as the manifest has it."""
+    found: dict[str, dict[str, Any]] = manifest(shop).model["retrain"]["comparison"]["models"]
+    return found
+
+
 def trained_model(run: Path) -> dict[str, Any]:
     """What names the model of the embeddings, without the catalogue that it embedded."""
     model = Embeddings.load(run / "embeddings").model
@@ -131,8 +140,8 @@ def test_a_model_is_trained_and_adopted_and_killed_at_any_step_it_goes_on(
     assert "steps = 4" in (run / "config.toml").read_text()
     assert (run / "train" / "model").is_dir()
     first = trained_model(run)
-    retrained = manifest(shop).model["retrain"]
-    assert retrained["model_trained_on"] == "the events before the cut-off"
+    assert manifest(shop).model["retrain"]["model_trained_on"] == "the events before the cut-off"
+    assert models(shop) == {"new recipe": LEARNED}
 
     rows = (shop / "items.csv").read_text()
     (shop / "items.csv").write_text(rows + "new,thing number 99\n")
@@ -143,10 +152,15 @@ def test_a_model_is_trained_and_adopted_and_killed_at_any_step_it_goes_on(
     assert trained_model(run) == first
 
     (shop.parent / "own.toml").write_text(CONFIG.replace("steps = 4", "steps = 6"))
+    (run / "train" / "newest_event.json").write_text(json.dumps({"newest_event": START + 6 * DAY}))
     third = retrain(shop, *options)
     assert third.exit_code == 0, third.output
     compared = {row["name"] for row in manifest(shop).model["retrain"]["comparison"]["table"]["rows"]}
     assert compared == {"popularity", "new recipe", "served recipe"}, "the same recipe, but with the served model"
+    saw = {"newest_event": START + 6 * DAY, "has_measured_events": True}
+    assert models(shop) == {"new recipe": LEARNED, "served recipe": saw}
+    assert "note: the vision-language model of the served recipe has learned from events up to" in third.stdout
+    assert "the vision-language model of the new recipe has" not in third.stdout
     assert trained_model(run) != first
 
 

@@ -14,6 +14,7 @@ from tests.support.backbones.item_models import write_image_model, write_text_en
 from tests.support.tiny_model import TINY_VLM
 from training.embedding.store import Embeddings
 from training.errors import BackboneError, ConfigError, RunBusy
+from training.finetune.trained_events import NEWEST_EVENT_FILE, ModelEvents
 from training.runs.lock import run_lock
 
 CONFIG = f"""{TINY_VLM}[train]
@@ -57,7 +58,30 @@ def test_train_then_embed(data: Path, config: Path, tmp_path: Path) -> None:
     said = vlm2rec("embed", data, "--run", run)
     assert "embedded 6 of 6: 6 new, 0 changed, 0 unchanged, 0 deleted" in said
     assert "vectors: text 6 × 16, image 6 × 16" in said
-    assert Embeddings.load(run / "embeddings").item_ids == [f"i{item}" for item in range(6)]
+    embeddings = Embeddings.load(run / "embeddings")
+    assert embeddings.item_ids == [f"i{item}" for item in range(6)]
+    # Every user has events at 100 … 104, of which the last two are held out.
+    found = [ModelEvents.of(run, embeddings.model, cutoff) for cutoff in (102, 103)]
+    assert [(model.newest, model.measured_too) for model in found if model] == [(102, True), (102, False)]
+    notes = [model.note("the model") for model in found if model]
+    assert notes[1] is None
+    assert notes[0] == (
+        "the model has learned from events up to 1970-01-01 00:01:42 UTC, measured are those since "
+        "1970-01-01 00:01:42 UTC: its figures are too high"
+    )
+    assert ModelEvents.of(run, embeddings.model | {"weights": "other"}, 103) == ModelEvents(None, 103)
+    (run / "train" / NEWEST_EVENT_FILE).unlink()
+    assert ModelEvents.of(run, embeddings.model, 103) == ModelEvents(None, 103), "a training of an earlier version"
+    vlm2rec("train", data, "--run", run, "--resume", "--threads", 1)
+    assert ModelEvents.of(run, embeddings.model, 103) == ModelEvents(102, 103), "the same events: they are known again"
+    assert ModelEvents.of(run, {"kind": "tf-idf"}, 103) is None
+
+
+def test_statistics_of_the_catalogue_do_not_trust_times(data: Path, tmp_path: Path) -> None:
+    words = ["embed", str(data), "--run", str(tmp_path / "run"), "--no-vlm", "--trust-times"]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2
+    assert "--trust-times" in refused.output
 
 
 def test_heads_on_frozen_towers_and_the_licence_of_their_models(data: Path, tmp_path: Path) -> None:

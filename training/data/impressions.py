@@ -23,7 +23,8 @@ def read_impressions(dataset: Dataset) -> pl.DataFrame:
         dataset: whose events are weighed by their type.
 
     Returns:
-        ``user_id``, ``item_id`` and ``timestamp`` (int64 seconds); rows without one of them are left out.
+        ``user_id``, ``item_id`` and ``timestamp`` (int64 seconds), oldest first, also within a second; rows without one
+        of them are left out.
 
     Raises:
         DatasetError: the types of the events have no meaning.
@@ -38,8 +39,9 @@ def read_impressions(dataset: Dataset) -> pl.DataFrame:
     names = frame[_TYPE].cast(pl.String).fill_null("")
     is_impression = pl.Series([types.meaning(name or types.default_type) == "impression" for name in names.to_list()])
     found = frame.filter(is_impression).select(USER_ID, ITEM_ID, TIMESTAMP)
-    seconds = read_timestamps(found[TIMESTAMP]).microseconds // 1_000_000
-    known = found.with_columns(seconds.cast(pl.Int64).alias(TIMESTAMP)).drop_nulls()
+    times = read_timestamps(found[TIMESTAMP]).microseconds.cast(pl.Int64)
+    known = found.with_columns(times.alias(TIMESTAMP)).drop_nulls().sort(TIMESTAMP, maintain_order=True)
+    known = known.with_columns(pl.col(TIMESTAMP) // 1_000_000)
     return known.filter(pl.col(ITEM_ID).is_in(dataset.items[ITEM_ID].implode()))
 
 

@@ -36,6 +36,8 @@ PROJECTION_FILE = "projection.safetensors"
 IMPUTATION_FILE = "imputation.safetensors"
 FIT_FILE = "fit.json"
 CONTENTS_FILE = "contents.parquet"
+COUNTED_ON_EXPORT = "counted_on_export"
+"""Key of ``fit.json``: true where exported events were counted too, which the data set alone does not have."""
 
 
 def served_directory(directory: Path, record: Mapping[str, Any]) -> Path:

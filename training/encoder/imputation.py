@@ -49,9 +49,9 @@ class BehaviourImputation:
         landmarks: (m, R) float32 components of some warm items.
         coefficients: (m, d) float64, of the kernel at each landmark.
         offset: (d,) float64, mean behaviour vector.
-        min_events: events from which an item has a behaviour vector of its own.
+        min_events: events from which an item has a behaviour vector of its own after a fit.
         new_length: ρ of an item without events, in (0, 1].
-        few_length: ρ of an item with fewer than ``min_events`` events.
+        few_length: ρ of an item with events; calibrated on items with fewer than ``min_events``.
     """
 
     bases: Mapping[str, ModalityBasis]
@@ -93,16 +93,20 @@ class BehaviourImputation:
         return made
 
     def lengths(self, counts: NDArray[np.int64]) -> NDArray[np.float32]:
-        """ρ(n) of items.
+        """ρ of items whose vector is imputed.
+
+        An item that came after the fit has no vector of its own, however many events it has. With events it gets the
+        length of the items with few events; with ``min_events`` of 1 there was none to calibrate that length on, and it
+        keeps the length of a new item.
 
         Args:
-            counts: (n,) int64 training events.
+            counts: (n,) int64 events.
 
         Returns:
-            (n,) float32, above 0 and at most 1; 1 from ``min_events`` events.
+            (n,) float32, above 0 and at most 1.
         """
-        rho = np.where(counts > 0, self.few_length, self.new_length)
-        return np.where(counts >= self.min_events, 1.0, rho).astype(np.float32)
+        length = self.few_length if self.min_events > 1 else self.new_length
+        return np.where(counts > 0, length, self.new_length).astype(np.float32)
 
     def fill(
         self, slots: dict[str, NDArray[np.floating]], vectors: Vectors, counts: NDArray[np.int64]

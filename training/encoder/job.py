@@ -33,6 +33,7 @@ from training.data.thumbnails import make_thumbnails
 from training.embedding.store import Embeddings
 from training.encoder.encoder_files import (
     CONTENTS_FILE,
+    COUNTED_ON_EXPORT,
     FIT_FILE,
     IMPUTATION_FILE,
     PROBES_FILE,
@@ -129,6 +130,7 @@ def fit_run(
     pictured: Callable[[int, int], None] = lambda _done, _all: None,
     listed: Progress = lambda _step, _done, _all: None,
     refitted: Callable[[int, int], None] = lambda _done, _all: None,
+    exported: bool = False,
 ) -> dict[str, Any]:
     """Fit slots and sequence encoder, fit them again on every event, and write everything that the index needs.
 
@@ -145,6 +147,7 @@ def fit_run(
         pictured: called with the number of thumbnails made at the end, and of how many.
         listed: called while the item-to-item lists are made and weighed, and while imputed vectors are calibrated.
         refitted: called with the number of epochs of the refit done and of all.
+        exported: the interactions are more than the data set's own, see `COUNTED_ON_EXPORT`.
 
     Returns:
         The content of ``fit.json``.
@@ -165,7 +168,7 @@ def fit_run(
     directory.mkdir(parents=True, exist_ok=True)
     (directory / FIT_FILE).unlink(missing_ok=True)  # written last, to mark a complete directory
     record = _write(directory, dataset, embeddings, model, again, split, lists, config, pictured, listed)
-    record |= _account(log, split) | {"seconds": round(time.monotonic() - started, 1)}
+    record |= {COUNTED_ON_EXPORT: exported} | _account(log, split) | {"seconds": round(time.monotonic() - started, 1)}
     _replace_text(directory / FIT_FILE, json.dumps(record, indent=2) + "\n")
     for name in (CHECKPOINTS, REFIT_CHECKPOINTS):
         shutil.rmtree(directory / name, ignore_errors=True)

@@ -26,6 +26,7 @@ from training.embedding.content_hashes import ContentHashes
 from training.embedding.store import Embeddings
 from training.encoder.encoder_files import (
     CONTENTS_FILE,
+    COUNTED_ON_EXPORT,
     ENCODER_DIRECTORY,
     ENCODER_FILE,
     FIT_FILE,
@@ -55,6 +56,7 @@ class FittedEncoder:
         lists: item-to-item lists that are used; None if there are none.
         mark: 16 hex digits over the files; it changes with every fit.
         refit: the encoders that serve and that were measured; None if they are the same.
+        counted_on_export: the table counts exported events too, which a data set alone does not have.
     """
 
     directory: Path
@@ -66,6 +68,7 @@ class FittedEncoder:
     lists: ItemLists | None
     mark: str
     refit: EncoderPair | None
+    counted_on_export: bool = False
 
     @classmethod
     def load(cls, run: Path) -> "FittedEncoder":
@@ -85,13 +88,14 @@ class FittedEncoder:
             probes.check_rows(len(table))
             lists = used_lists(served, record, table)
             refit = None if served == directory else _checked_pair(directory, served, table)
-            mark = _mark(directory, served)
+            mark, exported = _mark(directory, served), bool(record.get(COUNTED_ON_EXPORT))
         except (IndexingError, ValidationError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ReindexError(
                 f"{directory}: the fitted encoder cannot be read ({error}); run `vlm2rec fit-encoder` again"
             ) from error
         _refuse_without_vlm(run, table.model.get("embeddings"))
-        return cls(directory, served, config, table, _contents(directory, table), probes, lists, mark, refit)
+        contents = _contents(directory, table)
+        return cls(directory, served, config, table, contents, probes, lists, mark, refit, exported)
 
     @property
     def encoder(self) -> Path:
@@ -123,11 +127,18 @@ class FittedEncoder:
     def counts(self, dataset: Dataset) -> NDArray[np.int64]:
         """(n,) int64 events per item that popularity counts: all of them after a refit, else those of training.
 
+        Where the table counts exported events too, its items keep their numbers until the next fit.
+
         Args:
             dataset: a current one.
         """
         split = split_dataset(dataset, self.config.cold_items)
-        return popularity(split.parts.train if self.refit is None else split.sequences, len(dataset))
+        found = popularity(split.parts.train if self.refit is None else split.sequences, len(dataset))
+        if not self.counted_on_export:
+            return found
+        rows = (self.table.ids.row(item_id) for item_id in dataset.item_ids())
+        places = np.fromiter((-1 if row is None else row for row in rows), np.int64, len(dataset))
+        return np.where(places >= 0, self.table.popularity[np.maximum(places, 0)], found)
 
     def check_model(self, model: Mapping[str, Any]) -> None:
         """Check that a model is the one whose vectors the projection was fitted on.

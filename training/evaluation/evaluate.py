@@ -3,29 +3,23 @@
 # Every row is measured on the same users: full ranking as in serving, and the 100-negatives protocol beside it. The
 # encoder rows use the exported ONNX model and float32 scores of the stored vectors, as serving does.
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-from index.errors import IndexingError
-from index.items.item_table import ItemTable
 from index.items.slots import BEHAVIOUR, SlotLayout
 from index.lists.item_lists import ItemLists, ListWeights
-from index.search.encoder import OnnxSequenceEncoder
-from training.data.dataset import Dataset
-from training.data.sequences import Targets, evenly_spaced
-from training.encoder.encoder_files import ENCODER_FILE, FIT_FILE, TABLE_DIRECTORY, served_directory
-from training.encoder.job import Split, split_dataset
+from training.data.sequences import Sequences, Targets, evenly_spaced, last_item
+from training.encoder.job import Split
 from training.errors import EvaluationError
-from training.lists.fit_lists import LISTS_DIRECTORY, recorded_weights
+from training.evaluation.fitted_run import FittedRun
 from training.lists.list_ranker import ListRanker
 from training.ranking.baselines import CoOccurrence, ItemMean, Popularity, Ranker, unit_slots
-from training.ranking.cold_items import cold_targets
+from training.ranking.cold_items import cold_targets, without_items
 from training.ranking.natural_mix import natural_mix
 from training.ranking.ranking import rank_targets, sample_negatives
 from training.ranking.saved_ranks import RankedTable
@@ -55,83 +49,6 @@ System: TypeAlias = tuple[Ranker, NDArray[np.bool_]]
 """A ranker and the (n,) bool items that it can return at all."""
 Systems: TypeAlias = Mapping[str, System]
 """Name → system."""
-
-
-@dataclass(frozen=True)
-class FittedRun:
-    """A run directory's encoder, loaded for evaluation.
-
-    Attributes:
-        table: stored vectors.
-        encoder: under ONNX Runtime.
-        record: the content of ``fit.json``.
-        lists: item-to-item lists with the weights that are served; None where the run has none.
-        list_weights_alone: weights chosen for the lists without the slots.
-    """
-
-    table: ItemTable
-    encoder: OnnxSequenceEncoder
-    record: dict[str, Any]
-    lists: ItemLists | None = None
-    list_weights_alone: ListWeights | None = None
-
-    @classmethod
-    def load(cls, directory: Path, *, threads: int = 1, served: bool = False) -> "FittedRun":
-        """Read ``RUN/encoder``.
-
-        Args:
-            directory: ``RUN/encoder``.
-            threads: of the encoder.
-            served: load the encoder that serves, refitted on every event, instead of the one for figures of held-out
-                events.
-
-        Raises:
-            EvaluationError: nothing was fitted there, or a file is unreadable.
-        """
-        if not (directory / FIT_FILE).is_file():
-            raise EvaluationError(f"{directory}: no fitted encoder here; run `vlm2rec fit-encoder` first")
-        try:
-            record = dict(json.loads((directory / FIT_FILE).read_text(encoding="utf-8")))
-            source = served_directory(directory, record) if served else directory
-            table = ItemTable.load(source / TABLE_DIRECTORY)
-            encoder = OnnxSequenceEncoder(source / ENCODER_FILE, threads=threads)
-            if not record.get("lists"):
-                return cls(table, encoder, record)
-            lists = ItemLists.load(source / LISTS_DIRECTORY, len(table))
-            return cls(table, encoder, record, lists, recorded_weights(record["lists"]["alone"]))
-        except (IndexingError, OSError, ValueError, TypeError, KeyError) as error:
-            raise EvaluationError(
-                f"{directory}: the fitted encoder cannot be read ({error}); run `vlm2rec fit-encoder` again"
-            ) from error
-
-    @property
-    def exclude_seen(self) -> bool:
-        """Whether the service excludes a user's earlier items, unless a request says otherwise."""
-        return bool(self.record.get("config", {}).get("exclude_seen", True))
-
-    @property
-    def list_weights(self) -> dict[str, float]:
-        """Weight of every list that is served, by name."""
-        return {} if self.lists is None else dict(self.lists.used().weights.weights)
-
-    def split(self, dataset: Dataset) -> Split:
-        """Split the data set as it was for fitting.
-
-        Raises:
-            EvaluationError: the run was fitted on other items or interactions.
-        """
-        try:
-            share = float(self.record["config"]["cold_items"])
-            fingerprint = str(self.record["data"]["fingerprint"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise EvaluationError(f"{FIT_FILE} lacks {error}; run `vlm2rec fit-encoder` again") from error
-        split = split_dataset(dataset, share)
-        if split.fingerprint != fingerprint:
-            raise EvaluationError(
-                "the encoder was fitted on other items or interactions than these; give `evaluate` the same data set "
-                "and --interactions as `fit-encoder`"
-            )
-        return split
 
 
 @dataclass(frozen=True)
@@ -166,7 +83,7 @@ def rankers(
 
     Args:
         run: the fitted run.
-        split: of the same data set; only its training part is used.
+        split: of the same data set; only the events that the run was fitted on are used.
         texts: of its items, for the neighbours by TF-IDF; None for no such system.
         baselines: further ones, see :func:`training.evaluation.interaction_baselines.interaction_baselines`.
 
@@ -180,7 +97,7 @@ def rankers(
     encoder = SlotRanker(vectors, run.encoder.encode, run.encoder.max_history)
     systems: dict[str, System] = {
         POPULARITY: (Popularity(run.table.popularity), everything),
-        CO_OCCURRENCE: (CoOccurrence(split.parts.train, items), everything),
+        CO_OCCURRENCE: (CoOccurrence(run.learned_from(split), items), everything),
     }
     if texts is not None:
         alike = TfidfNeighbours(texts, run.encoder.max_history)
@@ -232,6 +149,17 @@ def subset_name(subset: Sequence[str]) -> str:
     return f"{' + '.join(subset)} only"
 
 
+def fresh_targets(interactions: pl.DataFrame, item_ids: Sequence[str], split: Split) -> Targets:
+    """The last event of each of further users, cold items left out as for the test targets.
+
+    Args:
+        interactions: of these users, as in `Dataset.interactions`.
+        item_ids: the catalogue's ids in row order.
+        split: gives the cold items, which have a table of their own.
+    """
+    return last_item(without_items(Sequences.from_interactions(interactions, item_ids), split.cold))
+
+
 def target_sets(
     split: Split, *, fresh: Targets | None = None, on_validation: bool = False, most: int | None = None
 ) -> list[TargetSet]:
@@ -241,7 +169,7 @@ def target_sets(
 
     Args:
         split: as :meth:`FittedRun.split` gives it.
-        fresh: targets of users that training never saw; in place of the test targets.
+        fresh: of :func:`fresh_targets`; in place of the test targets.
         on_validation: measure on validation targets, while choosing.
         most: evenly spaced targets of each set where there are more; None for all.
     """

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from training.data.sequences import LeaveOneOut, evenly_spaced
 from training.ranking import metrics
@@ -17,6 +18,10 @@ EASE_BY_DEFAULT = 8_000
 """Most items with events for which EASE is a row without being asked for: seconds of one core for each setting."""
 EASE_AT_ALL = 20_000
 """Most items with events for EASE: its inverse takes minutes for each setting, and 6 GiB."""
+KNN_ITEMS = 500_000
+"""Most items with events for item kNN: with 500 neighbours of each it takes 4 GB for each of two settings."""
+KNN_PAIRS = 2_000_000_000
+"""Most pairs of items of the same user for item kNN, which counts all of them again for each of nine settings."""
 _REGULARISATIONS = (10.0, 30.0, 100.0, 300.0, 1000.0)
 _NEIGHBOURS = (20, 100, 500)
 _SHRINKS = (0.0, 10.0, 30.0)
@@ -51,7 +56,7 @@ def interaction_baselines(
     exclude_seen: bool = True,
     progress: Callable[[str, int, int], None] = lambda _step, _done, _all: None,
 ) -> InteractionBaselines:
-    """Item kNN, and EASE where the catalogue is small enough, each with its best setting on validation.
+    """Item kNN and EASE where the data are small enough, each with its best setting on validation.
 
     Args:
         parts: of the interactions; the baselines learn from the training part.
@@ -74,8 +79,12 @@ def interaction_baselines(
                 found.settings[name] = {**setting, f"validation ndcg@{_CUT}": value}
         progress(name, len(wanted), len(wanted))
 
-    choose(ITEM_KNN, ItemKnn, ({"neighbours": near, "shrink": shrink} for near in _NEIGHBOURS for shrink in _SHRINKS))
     known = len(np.unique(parts.train.rows))
+    if note := _without_knn(known, parts.train.lengths):
+        found.notes.append(note)
+    else:
+        grid = [{"neighbours": near, "shrink": shrink} for near in _NEIGHBOURS for shrink in _SHRINKS]
+        choose(ITEM_KNN, ItemKnn, grid)
     if ease is not False and (note := _left_out(known, asked=bool(ease))):
         found.notes.append(note)
     elif ease is not False:
@@ -90,6 +99,16 @@ def _ndcg(ranker: Ranker, parts: LeaveOneOut, items: int, *, exclude_seen: bool)
     some = evenly_spaced(parts.validation, _VALIDATION_USERS)
     ranked = rank_targets(ranker, some, np.ones(items, dtype=np.bool_), exclude_seen=exclude_seen)
     return float(metrics.gains(ranked.full, _CUT).mean())
+
+
+def _without_knn(known: int, lengths: NDArray[np.int64]) -> str | None:
+    """Why item kNN is left out; None if it is not."""
+    if known > KNN_ITEMS:
+        return f"no {ITEM_KNN} row: {known:,} items have events, at most {KNN_ITEMS:,} do"
+    pairs = int((lengths**2).sum())
+    if pairs > KNN_PAIRS:
+        return f"no {ITEM_KNN} row: histories have {pairs:,} pairs of items of the same user, at most {KNN_PAIRS:,} do"
+    return None
 
 
 def _left_out(known: int, *, asked: bool) -> str | None:

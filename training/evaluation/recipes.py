@@ -11,7 +11,8 @@ from index.lists.item_lists import ItemLists
 from training.data.dataset import TIMESTAMP, USER_ID
 from training.data.sequences import Sequences, Targets
 from training.errors import EvaluationError
-from training.evaluation.evaluate import NO_WEIGHTS, FittedRun, System, TargetSet, rank_sets, with_lists
+from training.evaluation.evaluate import NO_WEIGHTS, System, TargetSet, rank_sets, with_lists
+from training.evaluation.fitted_run import FittedRun
 from training.ranking.baselines import Popularity
 from training.ranking.slot_ranker import SlotRanker
 from training.ranking.table import POPULARITY, Table

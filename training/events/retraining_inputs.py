@@ -176,8 +176,11 @@ def _typed(path: Path, names: Sequence[str]) -> pl.DataFrame:
     frame = read_table(path, text=[name for name in text if name != TYPE], required=names[:3], columns=names)
     if TYPE not in frame.columns:
         return checked.with_columns(pl.lit(None, pl.String).alias(TYPE))
-    seconds = read_timestamps(frame[TIMESTAMP]).microseconds // 1_000_000
-    return frame.with_columns(seconds.alias(TIMESTAMP), pl.col(TYPE).cast(pl.String)).select(names)
+    times = read_timestamps(frame[TIMESTAMP]).microseconds
+    ordered = frame.with_columns(times.alias(TIMESTAMP), pl.col(TYPE).cast(pl.String)).sort(
+        TIMESTAMP, maintain_order=True
+    )  # by fractions of a second too, which whole seconds no longer tell apart
+    return ordered.with_columns(pl.col(TIMESTAMP) // 1_000_000).select(names)
 
 
 def _joined(own: pl.DataFrame, exported: ExportedEvents) -> tuple[pl.DataFrame, int, int]:

@@ -2,8 +2,9 @@
 
 # ``fingerprint`` (settings and data that determine the result), ``launch`` (the launcher of the processes that train),
 # ``start`` (a backbone made from scratch), ``checkpoints``, ``log.jsonl`` (a line every few steps), ``events`` (the
-# same for TensorBoard), ``diverged.json`` (the batch whose loss was not finite, if any) and at the end ``model``. Files
-# are written to a temporary name and renamed, so that a killed run can always be resumed.
+# same for TensorBoard), ``newest_event.json`` (time of the newest event that decides the weights), ``diverged.json``
+# (the batch whose loss was not finite, if any) and at the end ``model``. Files are written to a temporary name and
+# renamed, so that a killed run can always be resumed.
 
 import contextlib
 import hashlib

@@ -33,6 +33,7 @@ from training.finetune.processes.sharding import full_weights, reshard, shard_we
 from training.finetune.run_directory import RunDirectory, run_fingerprint
 from training.finetune.run_log import RunLog
 from training.finetune.step import ContrastiveStep, StepResult, learning_rate_schedule
+from training.finetune.trained_events import record_newest_event
 from training.finetune.trainer_state import TrainerState
 from training.finetune.validation import METRIC, DirectRanking
 
@@ -65,6 +66,7 @@ def train_vlm(
     config: RunConfig,
     *,
     validation: Targets | None = None,
+    newest_event: int | None = None,
     resume: bool = False,
     report: Report = lambda _: None,
     embedding: Progress = lambda _step, _done, _all: None,
@@ -81,6 +83,8 @@ def train_vlm(
         directory: of the run's training, see :mod:`training.finetune.run_directory`.
         config: of the run.
         validation: held-out events, needed if ``train.validate_every`` is set.
+        newest_event: time of the newest event that decides the weights, seconds since 1970 UTC, for the record; None:
+            not recorded.
         resume: continue from the newest checkpoint; without one, start.
         report: called after every step, in the first process alone.
         embedding: called while a frozen encoder embeds the catalogue before the first step.
@@ -110,6 +114,8 @@ def train_vlm(
         check_inputs(processes, config, dataset, fingerprint)
         if processes.first:
             stack.enter_context(run_dir.claimed(fingerprint, resume=resume, launch=launch_name()))
+            if newest_event is not None:
+                record_newest_event(directory, newest_event)
             make_starting_model(dataset, config, run_dir, embedding)
         processes.wait()
         if not processes.agreed(run_dir.model.is_dir()):

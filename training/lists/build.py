@@ -6,6 +6,7 @@ catalogue.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,9 +51,10 @@ def co_occurrence_list(
         progress: called after every block.
     """
     counts = np.bincount(train.rows, train.weights, items)
+    events = _ItemEvents.of(train, items)
     lists: _Neighbours = []
-    for first, last in _pair_blocks(np.bincount(train.rows, minlength=items), items):
-        sums = _pair_sums(train, items, first, last, backward)
+    for first, last in _pair_blocks(np.diff(events.starts), items):
+        sums = _pair_sums(events, items, first, last, backward)
         sources = np.repeat(np.arange(first, last), np.diff(sums.indptr))
         sums.data /= np.sqrt(counts[sources] * counts[sums.indices]) + shrinkage
         lists += _nearest_sparse(sums, first, neighbours)
@@ -117,20 +119,50 @@ def _pair_blocks(counts: NDArray[np.int64], items: int) -> Iterator[tuple[int, i
         first = last
 
 
-def _pair_sums(train: Sequences, items: int, first: int, last: int, backward: float) -> csr_matrix:
+@dataclass(frozen=True)
+class _ItemEvents:
+    """All events, found by item.
+
+    Attributes:
+        rows: (events,) int64 item of each event; a user's are next to each other, oldest first.
+        users: (events,) int64.
+        roots: (events,) float64 roots of the weights; None: all weigh 1.
+        by_item: (events,) int64 places of the events, sorted by item.
+        starts: (n + 1,) int64; item i has the events ``by_item[starts[i] : starts[i + 1]]``.
+    """
+
+    rows: NDArray[np.int64]
+    users: NDArray[np.int64]
+    roots: NDArray[np.float64] | None
+    by_item: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, train: Sequences, items: int) -> "_ItemEvents":
+        users = np.repeat(np.arange(len(train)), train.lengths)
+        roots = None if train.weights is None else np.sqrt(train.weights.astype(np.float64))
+        starts = np.concatenate([[0], np.cumsum(np.bincount(train.rows, minlength=items))])
+        return cls(train.rows, users, roots, np.argsort(train.rows, kind="stable"), starts)
+
+    def places(self, first: int, last: int) -> NDArray[np.int64]:
+        """Places of the events of items ``first`` … ``last − 1``, ascending."""
+        return np.sort(self.by_item[self.starts[first] : self.starts[last]])
+
+
+def _pair_sums(events: _ItemEvents, items: int, first: int, last: int, backward: float) -> csr_matrix:
     """(last − first, n) weighted sums of 1 / distance over the pairs of items ``first`` … ``last − 1`` with others."""
-    users = np.repeat(np.arange(len(train)), train.lengths)
-    roots = None if train.weights is None else np.sqrt(train.weights.astype(np.float64))
+    rows, own = events.rows, events.places(first, last)
     sources, others, weights = [], [], []
     for distance in range(1, WINDOW + 1):
-        same = users[:-distance] == users[distance:]
-        older, newer = train.rows[:-distance][same], train.rows[distance:][same]
-        both = 1.0 if roots is None else (roots[:-distance] * roots[distance:])[same]
-        for source, other, weight in ((older, newer, 1.0), (newer, older, backward)):
-            chosen = (source >= first) & (source < last) & (source != other)
-            sources.append(source[chosen] - first)
-            others.append(other[chosen])
-            weights.append(np.broadcast_to(both * (weight / distance), chosen.shape)[chosen])
+        for step, weight in ((distance, 1.0), (-distance, backward)):
+            places = own[(own + step >= 0) & (own + step < len(rows))]
+            near = places + step
+            chosen = (events.users[places] == events.users[near]) & (rows[places] != rows[near])
+            places, near = places[chosen], near[chosen]
+            sources.append(rows[places] - first)
+            others.append(rows[near])
+            both = 1.0 if events.roots is None else events.roots[places] * events.roots[near]
+            weights.append(np.broadcast_to(both * (weight / distance), places.shape))
     pairs = (np.concatenate(weights), (np.concatenate(sources), np.concatenate(others)))
     return csr_matrix(pairs, shape=(last - first, items))
 

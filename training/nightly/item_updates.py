@@ -35,6 +35,8 @@ INPUTS = "reindex"
 """Key of the fingerprints of the inputs in an item table's provenance."""
 _TABLE = re.compile(r"table-(\d{6})")
 _BLOCK_ROWS = 16_384
+_ROUNDING = 0.01
+"""Of the length of a vector in float16; calibrated lengths lie further apart."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,8 @@ def updated_table(
     """Make the item table of a changed catalogue.
 
     An unchanged item keeps its stored row byte for byte. The others are projected and stacked. An item of the fitted
-    table keeps a behaviour vector of its own; it is imputed for a new item, and again for an item whose vector is
-    imputed when the number of its events changes.
+    table keeps a behaviour vector of its own; it is imputed for a new item, and again when the length of an imputed
+    vector is to be another, as the item has events now.
 
     Args:
         dataset: the catalogue.
@@ -129,7 +131,7 @@ def updated_table(
     delta = kept.delta(contents)
     vectors = np.zeros((len(contents), layout.dim), dtype=fitted.table.vectors.dtype)
     imputation = fitted.imputation
-    unchanged = delta.same & ~_imputed_anew(kept, delta, popularity)
+    unchanged = delta.same & ~_imputed_anew(kept, delta, popularity, imputation)
     same, others = np.flatnonzero(unchanged), np.flatnonzero(~unchanged)
     vectors[same] = kept.table.vectors[delta.was[same]]
     imputed = np.zeros(len(contents), dtype=np.bool_)
@@ -153,11 +155,21 @@ def updated_table(
     )
 
 
-def _imputed_anew(kept: KeptTable, delta: Delta, popularity: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(n,) bool: items of the kept table whose behaviour vector is imputed, and whose number of events is another."""
-    rows = imputed_rows(kept.table.missing_record(), kept.table.layout, kept.table.vectors)
-    known = np.maximum(delta.was, 0)
-    return np.asarray((delta.was >= 0) & rows[known] & (kept.table.popularity[known] != popularity))
+def _imputed_anew(
+    kept: KeptTable, delta: Delta, popularity: NDArray[np.int64], imputation: BehaviourImputation | None
+) -> NDArray[np.bool_]:
+    """(n,) bool: items of the kept table whose behaviour vector is imputed, and of another length than it is to have.
+
+    Its events have begun, or an earlier version stored it.
+    """
+    table, again = kept.table, np.zeros(len(popularity), dtype=np.bool_)
+    if imputation is None:
+        return again
+    imputed = imputed_rows(table.missing_record(), table.layout, table.vectors)
+    rows = np.flatnonzero((delta.was >= 0) & imputed[np.maximum(delta.was, 0)])
+    found = table.layout.lengths(BEHAVIOUR, table.vectors[delta.was[rows]])
+    again[rows] = np.abs(found - imputation.lengths(popularity[rows])) > _ROUNDING
+    return again
 
 
 def _stacked(

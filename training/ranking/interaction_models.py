@@ -33,8 +33,9 @@ class ItemKnn:
     def __init__(self, train: Sequences, items: int, *, neighbours: int, shrink: float) -> None:
         users = _matrix([train.of(user) for user in range(len(train))], items)
         sizes = np.sqrt(np.asarray(users.sum(axis=0)).ravel())
+        by_item = users.T.tocsr()  # rows are sliced without reading the whole matrix, columns would not be
         blocks = [
-            _nearest((users[:, start : start + _ROWS_PER_BLOCK].T @ users).tocsr(), start, sizes, neighbours, shrink)
+            _nearest((by_item[start : start + _ROWS_PER_BLOCK] @ users).tocsr(), start, sizes, neighbours, shrink)
             for start in range(0, items, _ROWS_PER_BLOCK)
         ]
         self._items = items

@@ -14,7 +14,7 @@ from index.evaluation.plots import Curve, CurveSpec, ReferenceMark, curve
 from training.backbones.trained_model import EMBEDDINGS_DIRECTORY
 from training.data.dataset import Dataset
 from training.embedding.store import Embeddings
-from training.encoder.encoder_files import ENCODER_DIRECTORY, ENCODER_FILE
+from training.encoder.encoder_files import ENCODER_DIRECTORY, ENCODER_FILE, FIT_FILE
 from training.errors import ConfigError, EmbeddingsError, EvaluationError
 from training.finetune.training_run import TrainingRun
 from training.report.diagnosis import Diagnosis, judge
@@ -152,13 +152,26 @@ def _quality(path: Path, evaluation: Path | None, missing: list[str]) -> Quality
         )
         return None
     try:
-        return Quality.read(json.loads(chosen.read_text(encoding="utf-8")), encoder)
+        read = json.loads(chosen.read_text(encoding="utf-8"))
+        return Quality.read(read, encoder, exclude_seen=_excludes_seen(path / ENCODER_DIRECTORY / FIT_FILE))
     except (IndexingError, OSError, ValueError, TypeError, RecursionError) as error:
         why = error if encoder.is_file() else "the run has no fitted encoder that it could be of"
         if evaluation is not None:
             raise EvaluationError(f"{chosen}: this evaluation cannot be used ({why}); check --evaluation") from error
         missing.append(f"How good the ranking is without a modality: {chosen.name} cannot be used ({why}).")
         return None
+
+
+def _excludes_seen(fit_file: Path) -> bool:
+    """What the run was fitted with; earlier versions recorded nothing and excluded them.
+
+    Raises:
+        OSError, ValueError, TypeError: the record cannot be read.
+    """
+    if not fit_file.is_file():
+        return True
+    config = json.loads(fit_file.read_text(encoding="utf-8")).get("config", {})
+    return bool(config.get("exclude_seen", True))
 
 
 def _examples(dataset: Dataset, path: Path, missing: list[str]) -> tuple[list[Example], str | None]:

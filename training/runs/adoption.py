@@ -12,10 +12,15 @@ from index.bundle.integrity import sync_directory, sync_file
 
 _ADOPTED: Final = ".adopted"
 _REPLACED: Final = ".replaced"
+EVALUATION_FILE: Final = "evaluation.json"
+OUTDATED_EVALUATION_FILE: Final = "evaluation-outdated.json"
+"""Figures of the encoder that an adopted one has replaced."""
 
 
 def adopt(made: Path, run: Path) -> None:
     """Make every file and directory of a directory part of the run, in place of those of the same name.
+
+    ``RUN/evaluation.json`` is of the encoder that is replaced, so it becomes ``evaluation-outdated.json``.
 
     Args:
         made: directory on the same file system as the run, whose parts are complete; it is gone afterwards. If there is
@@ -52,6 +57,8 @@ def finish_adoption(run: Path) -> None:
     if not adopted.is_dir():
         return
     replaced.mkdir()
+    if (evaluation := run / EVALUATION_FILE).is_file() and not (adopted / EVALUATION_FILE).exists():
+        evaluation.replace(run / OUTDATED_EVALUATION_FILE)
     for path in sorted(adopted.iterdir()):
         target = run / path.name
         if target.is_dir() or (path.is_dir() and target.exists()):

@@ -46,6 +46,14 @@ def test_an_event_has_the_newest_impressions_before_it_that_were_not_followed(da
     assert shown.tolist() == [row[:most] for row in whole]
 
 
+def test_fractions_of_a_second_say_which_impression_is_the_newest(dataset: Dataset) -> None:
+    rows = [f"w,b,{T}.7,impression", f"w,c,{T}.2,impression", f"w,a,{T + 9},view"]
+    (dataset.directory / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp,type", *rows]) + "\n")
+    again = load_dataset(dataset.directory)
+    shown = shown_before(again.interactions, read_impressions(again), again.item_ids(), 2)
+    assert shown.tolist() == [[1, 2]]
+
+
 def test_without_types_no_impression_is_known(dataset: Dataset) -> None:
     (dataset.directory / "events.toml").unlink()
     with pytest.raises(DatasetError, match=r"impression_negatives needs events of several types; add events\.toml"):

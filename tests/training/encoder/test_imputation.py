@@ -73,7 +73,11 @@ def test_only_empty_slots_are_filled(world: World, imputation: BehaviourImputati
 def test_lengths_by_events() -> None:
     zeros = np.zeros((1, 1))
     made = BehaviourImputation({}, zeros.astype(np.float32), zeros, zeros[0], 5, new_length=0.75, few_length=0.5)
-    assert made.lengths(np.array([0, 1, 4, 5, 99])).tolist() == [0.75, 0.5, 0.5, 1, 1]
+    counts = np.array([0, 1, 4, 5, 99])
+    assert made.lengths(counts).tolist() == [0.75, 0.5, 0.5, 0.5, 0.5], (
+        "an imputed vector is never as long as a learned"
+    )
+    assert replace(made, min_events=1).lengths(counts).tolist() == [0.75] * 5, "no item calibrated few_length"
 
 
 def test_the_file_gives_the_same_vectors(world: World, imputation: BehaviourImputation, tmp_path: Path) -> None:

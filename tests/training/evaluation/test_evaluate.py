@@ -20,13 +20,14 @@ from training.encoder.job import fit_run, split_dataset
 from training.errors import EvaluationError
 from training.evaluation.evaluate import (
     SERVED,
-    FittedRun,
     TargetSet,
     evaluate_run,
     evaluate_targets,
+    fresh_targets,
     rank_sets,
     rankers,
 )
+from training.evaluation.fitted_run import FittedRun
 from training.ranking.ranking import mask_histories, rank_targets, sample_negatives
 
 Run = tuple[Path, dict[str, Any]]
@@ -241,7 +242,7 @@ def test_fresh_users(ring_run: Run, ring_dataset: Dataset, ring_directory: Path)
 
 @pytest.mark.usefixtures("quick_export")
 def test_cold_items_are_measured_on_all_their_events(
-    ring_dataset: Dataset, small_config: EncoderConfig, tmp_path: Path
+    ring_dataset: Dataset, ring_directory: Path, small_config: EncoderConfig, tmp_path: Path
 ) -> None:
     config = small_config.model_copy(update={"cold_items": 0.3, "epochs": 1})
     fit_run(ring_dataset, embed_without_vlm(ring_dataset), config, tmp_path)
@@ -271,6 +272,10 @@ def test_cold_items_are_measured_on_all_their_events(
         for place, row in enumerate(split.sequences.of(user).tolist())
     )
     assert measured.users == warm_first
+    further = load_dataset(ring_directory, interactions=ring_directory / "fresh.csv").interactions
+    fresh = fresh_targets(further, ring_dataset.item_ids(), split)
+    assert len(fresh) == 6
+    assert not split.cold[np.concatenate([fresh.targets, *fresh.histories])].any(), "the natural mix counts them once"
 
 
 def test_other_interactions_are_refused(ring_run: Run, ring_directory: Path) -> None:

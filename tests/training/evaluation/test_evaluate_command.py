@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from cli.offline.evaluate import evaluate
 from index.items.item_table import ItemTable
+from training.embedding.store import Embeddings
 from training.errors import BackboneError, EvaluationError
 
 Run = tuple[Path, dict[str, Any]]
@@ -224,6 +225,8 @@ def test_the_recipe_is_fitted_before_the_last_days_and_measured_on_them(
     ring_run: Run, ring_directory: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(ring_run[0], tmp_path / "run")
+    embeddings = Embeddings.load(tmp_path / "run" / "embeddings")
+    replace(embeddings, model={"kind": "vlm"}).save(tmp_path / "run" / "embeddings")
     walks = [f"u{user},r{(user + step) % 12},2026-01-{step + 1:02d}" for user in range(40) for step in range(9)]
     (tmp_path / "walks.csv").write_text("\n".join(["user_id,item_id,timestamp", *walks]) + "\n")
     words = [str(ring_directory), "--run", str(tmp_path / "run"), "--interactions", str(tmp_path / "walks.csv")]
@@ -235,6 +238,34 @@ def test_the_recipe_is_fitted_before_the_last_days_and_measured_on_them(
     (table,) = figures["tables"]
     figure = {row["name"]: row["ndcg@10"] for row in table["rows"]}
     assert figure["served encoder"] > figure["popularity"]
+    assert "note: it is not known whether the vision-language model has learned from measured events" in result.output
+    assert figures["vlm"] == {"newest_event": None, "has_measured_events": None}
+
+
+def test_a_recipe_of_another_version_is_a_clear_error(ring_run: Run, ring_directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(ring_run[0] / "encoder", tmp_path / "encoder")
+    path = tmp_path / "encoder" / "fit.json"
+    record = json.loads(path.read_text())
+    words = [str(ring_directory), "--run", str(tmp_path), "--split", "time"]
+    for config in ({**record["config"], "of_a_later_version": 1}, None):
+        path.write_text(json.dumps({**record, "config": config} if config else {"lists": record["lists"]}))
+        failed = CliRunner().invoke(app, words)
+        assert isinstance(failed.exception, EvaluationError), failed.output
+        assert "run `vlm2rec fit-encoder` again" in str(failed.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--measure-days", "3"], "--measure-days goes with --split time alone"),
+        (["--validation", "--users", "fresh.csv"], "--users and --validation name different targets"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(ask: Any, options: list[str], said: str) -> None:
+    result, path = ask(*options)
+    assert result.exit_code == 2
+    assert said in result.output
+    assert not path.exists()
 
 
 def test_the_time_split_takes_no_option_of_the_other(ask: Any) -> None:

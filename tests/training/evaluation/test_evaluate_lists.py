@@ -14,7 +14,8 @@ from cli.app import app
 from index.lists.item_lists import ItemLists, ListWeights
 from training.data.dataset import Dataset
 from training.errors import EvaluationError
-from training.evaluation.evaluate import LISTS_ALONE, SERVED, FittedRun, evaluate_run, rankers
+from training.evaluation.evaluate import LISTS_ALONE, SERVED, evaluate_run, rankers
+from training.evaluation.fitted_run import FittedRun
 from training.evaluation.shortfalls import shortfalls
 from training.ranking.metrics import Ranks
 from training.ranking.ranking import TargetRanks

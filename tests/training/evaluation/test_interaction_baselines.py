@@ -65,6 +65,19 @@ def test_ease_is_left_out_of_large_catalogues_in_one_line(parts: LeaveOneOut, mo
     assert f"at most {known - 1}" in above.notes[0]
 
 
+def test_item_knn_is_left_out_of_large_data_in_one_line(parts: LeaveOneOut, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, pairs = len(np.unique(parts.train.rows)), int((np.diff(parts.train.offsets) ** 2).sum())
+    monkeypatch.setattr(module, "KNN_PAIRS", pairs)
+    assert list(interaction_baselines(parts, ITEMS, ease=False).systems) == ["item kNN"]
+    monkeypatch.setattr(module, "KNN_PAIRS", pairs - 1)
+    for said in (f"{pairs:,} pairs of items of the same user, at most {pairs - 1:,}", f"{known} items have events"):
+        without = interaction_baselines(parts, ITEMS)
+        assert list(without.systems) == ["EASE"]
+        assert len(without.notes) == 1
+        assert said in without.notes[0]
+        monkeypatch.setattr(module, "KNN_ITEMS", known - 1)
+
+
 def test_without_validation_targets_the_first_setting_is_taken(parts: LeaveOneOut) -> None:
     nothing = parts.validation.only(np.zeros(len(parts.validation), dtype=np.bool_))
     found = interaction_baselines(LeaveOneOut(parts.train, nothing, parts.test), ITEMS)

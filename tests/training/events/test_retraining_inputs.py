@@ -148,6 +148,13 @@ def test_types_of_the_data_set_are_kept(shop: Path) -> None:
     assert frame["timestamp"][0] == ARRIVAL - 9 * DAY
 
 
+def test_fractions_of_a_second_order_the_events_of_the_data_set(shop: Path) -> None:
+    at = ARRIVAL - 9 * DAY
+    rows = [f"anna,{item},{at}.{fraction},view" for item, fraction in (("second", 7), ("first", 2), ("third", 9))]
+    (shop / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp,type", *rows]) + "\n")
+    assert items(frozen(shop).everything)[:3] == ["first", "second", "third"]
+
+
 def test_an_empty_export_and_too_many_days_are_named(shop: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="none is left to learn from before them; give fewer --measure-days"):
         frozen(shop, days=100)

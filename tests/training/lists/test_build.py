@@ -1,6 +1,7 @@
 """Lists of a data set against the scores of the baselines that they are cut from."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,6 +61,32 @@ def test_co_is_the_co_occurrence_of_the_baseline(make_sequences: Make, neighbour
         np.testing.assert_allclose([v for _, v in near], [v for _, v in right], rtol=1e-3)
     assert found[25] == []
     assert done[-1] == 26
+
+
+@pytest.mark.usefixtures("_blocks")
+@pytest.mark.parametrize("weighed", [False, True])
+def test_the_sums_of_all_blocks_are_those_of_all_pairs_in_the_order_of_distance(
+    make_sequences: Make, weighed: bool
+) -> None:
+    train = random_histories(make_sequences, 25)
+    if weighed:
+        weights = np.random.default_rng(6).random(len(train.rows)).astype(np.float32)
+        train = replace(train, weights=weights)
+    roots = np.ones(len(train.rows)) if train.weights is None else np.sqrt(train.weights.astype(np.float64))
+    expected = np.zeros((26, 26))
+    for distance in range(1, 21):
+        for back in (False, True):
+            for user in range(len(train)):
+                for place in range(train.offsets[user] + distance, train.offsets[user + 1]):
+                    older, newer, both = train.rows[place - distance], train.rows[place], roots[place - distance]
+                    pair = (newer, older) if back else (older, newer)
+                    expected[pair] += (older != newer) * both * roots[place] * ((0.3 if back else 1.0) / distance)
+    events = build._ItemEvents.of(train, 26)
+    blocks = [*build._pair_blocks(np.diff(events.starts), 26)]
+    found = [build._pair_sums(events, 26, first, last, 0.3).toarray() for first, last in blocks]
+    np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-12)
+    read = [events.places(first, last) for first, last in blocks]
+    assert sorted(np.concatenate(read).tolist()) == [*range(len(train.rows))], "each event is read in one block alone"
 
 
 def test_co_by_hand(make_sequences: Make) -> None:

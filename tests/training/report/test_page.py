@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -233,6 +234,20 @@ def test_the_evaluation_with_and_without_each_slot(
     place = cells.index("text only")
     assert cells[place : place + 4] == ["text only", "0.4000", "4", "3.5 … –"]
     assert "vectors were made without a model" in found.words
+
+
+def test_an_evaluation_that_excludes_nothing_is_of_a_run_that_excludes_nothing(
+    ring_run: tuple[Path, dict[str, Any]], ring_dataset: Dataset, page: Callable[..., Any], tmp_path: Path
+) -> None:
+    run, record = tmp_path / "run", ring_run[1]
+    shutil.copytree(ring_run[0] / "encoder", run / "encoder")
+    rows = [{"name": "served encoder", "ndcg@10": 0.8, "ratio_to_popularity": {}}]
+    table = {"name": "test", "users": 40, "items": 12, "exclude_seen": False, "rows": rows}
+    (run / "evaluation.json").write_text(json.dumps({"tables": [table], "model": record["model"]}))
+    assert "What if a modality is missing?" not in page(run, dataset=ring_dataset).headings
+    config = record["config"] | {"exclude_seen": False}
+    (run / "encoder" / "fit.json").write_text(json.dumps(record | {"config": config}))
+    assert "What if a modality is missing?" in page(run, dataset=ring_dataset).headings
 
 
 def test_words_and_numbers() -> None:

@@ -91,6 +91,30 @@ def test_killed_before_or_after_any_step_the_run_is_old_or_new(
     assert outcomes == (1 if anew else 0), "only before the first step"
 
 
+def test_figures_of_the_replaced_encoder_are_set_aside_wherever_the_job_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = 0
+    while True:
+        run, made = run_with_job(tmp_path / f"run{killed}")
+        (run / "evaluation.json").write_text("figures")
+        try:
+            with monkeypatch.context() as patched:
+                kill_at(killed, patched)
+                adopt(made, run)
+        except KeyboardInterrupt:
+            killed += 1
+        else:
+            break
+        with run_lock(run):
+            new = parts(run) == ["new"] * 4
+        assert (run / "evaluation.json").exists() != new
+        assert (run / "evaluation-outdated.json").exists() == new
+    assert killed > 20
+    assert (run / "evaluation-outdated.json").read_text() == "figures"
+    assert not (run / "evaluation.json").exists()
+
+
 def test_the_next_writer_finishes_it_and_a_reader_does_not(tmp_path: Path) -> None:
     run, made = run_with_job(tmp_path / "run")
     made.rename(run / ".adopted")
