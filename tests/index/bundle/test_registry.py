@@ -244,7 +244,7 @@ def test_a_registry_that_is_a_file(tmp_path, bundles):
     (tmp_path / "file").touch()
     with pytest.raises(RegistryError, match="cannot be written"):
         Registry(tmp_path / "file").publish(bundles[0])
-    with pytest.raises(RegistryError, match="cannot be read"):
+    with pytest.raises(RegistryError, match="a registry is a directory, not a file"):
         Registry(tmp_path / "file").list()
 
 
