@@ -164,6 +164,7 @@ def evaluate(
         if _has_model(run) if direct is None else direct:
             found, description = _direct(run, dataset, split, sets, bar)
             systems, about = systems | found, about | description
+        _check_rows(sets, systems, ranks or (), against, len(dataset), exclude_seen=fitted.exclude_seen)
         task = bar.add_task("ranking", total=len(systems) * sum(len(part.targets) for part in sets))
         ranked = rank_sets(
             sets, systems, exclude_seen=fitted.exclude_seen, advance=lambda done: bar.advance(task, done)
@@ -314,6 +315,25 @@ def _direct(
         bar.console.print(f"note: {_OTHER_SPLIT}", markup=False)
     loss = model.config.loss.model_dump(mode="json")
     return systems, {"vlm": {"model": model.provenance, "loss": loss, "trained_on_this_split": same}}
+
+
+def _check_rows(
+    sets: "Sequence[TargetSet]",
+    systems: "Mapping[str, System]",
+    given: Iterable[str],
+    against: str | None,
+    items: int,
+    *,
+    exclude_seen: bool,
+) -> None:
+    """Refuse files of ranks and a row to compare with before minutes of ranking, not after them."""
+    from training.errors import EvaluationError
+    from training.ranking.saved_ranks import RankedTable
+
+    empty = [RankedTable(part.name, part.targets, items, {}, part.whole, exclude_seen) for part in sets]
+    names = [*systems, *(name for part in _joined(empty, given) for name in part.rankings)]
+    if against is not None and against not in names:
+        raise EvaluationError(f"no row {against!r}; the table has {list(dict.fromkeys(names))}")
 
 
 def _joined(ranked: "list[RankedTable]", given: Iterable[str]) -> "list[RankedTable]":

@@ -18,6 +18,7 @@ _REST = {"HR@20/100": "hr@20/100", "NDCG@20/100": "ndcg@20/100"}
 _ALL_COLUMNS = 130
 _PIPED_WIDTH = 150
 _UNDEFINED = "–"
+_LONGEST_HEADING = 20
 
 
 def print_table(table: "EvaluationTable", against: str) -> None:
@@ -35,8 +36,9 @@ def print_table(table: "EvaluationTable", against: str) -> None:
     printed.caption = (
         f"/100 = among 100 negatives; last column: NDCG@10 over that of {escape(against)}, paired 95 % bootstrap"
     )
-    printed.add_column("system", no_wrap=True)
-    for heading in (*columns, escape(f"x {against}")):
+    printed.add_column("system", overflow="fold")  # the only one that wraps: a long name takes no digit of a figure
+    ratio = f"x {against}" if len(against) <= _LONGEST_HEADING else "ratio"
+    for heading in (*columns, escape(ratio)):
         printed.add_column(heading, justify="right", no_wrap=True)
     for row in table.rows:
         printed.add_row(

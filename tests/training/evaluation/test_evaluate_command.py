@@ -170,6 +170,29 @@ def test_any_row_can_be_compared_with(ask: Any) -> None:
     assert "no row 'nobody'" in str(refused.exception)
 
 
+def test_a_row_that_is_not_there_is_refused_before_anything_is_ranked(
+    ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask("--save-ranks", tmp_path / "ranks.parquet")
+    monkeypatch.setattr("training.evaluation.evaluate.rank_sets", lambda *_, **__: pytest.fail("ranked"))
+    refused, _ = ask("--against", "nobody", "--ranks", f"A={tmp_path / 'ranks.parquet'}")
+    assert isinstance(refused.exception, EvaluationError)
+    assert "'served encoder (A)'" in str(refused.exception)
+    refused, _ = ask("--ranks", f"A={tmp_path / 'none.parquet'}")
+    assert isinstance(refused.exception, EvaluationError)
+
+
+def test_a_long_name_of_a_row_takes_no_digit_of_a_figure(ask: Any, tmp_path: Path) -> None:
+    ask("--save-ranks", tmp_path / "ranks.parquet")
+    label = "a label that is longer than every figure of the table"
+    result, path = ask("--ranks", f"{label}={tmp_path / 'ranks.parquet'}", "--against", f"served encoder ({label})")
+    row = json.loads(path.read_text())["tables"][0]["rows"][0]
+    (line,) = [line for line in result.output.splitlines() if line.startswith(f"│ {row['name']} ")]
+    cells = [cell.strip() for cell in line.strip("│").split("│")]
+    assert cells[1:6] == [f"{row[name]:.4f}" for name in ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "hr@10/100")]
+    assert cells[-1].endswith("]")
+
+
 def test_rows_of_another_run_stand_beside(ask: Any, tmp_path: Path) -> None:
     _, path = ask("--save-ranks", tmp_path / "ranks" / "a.parquet")
     own = {row["name"]: row for row in json.loads(path.read_text())["tables"][0]["rows"]}
