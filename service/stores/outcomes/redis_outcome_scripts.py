@@ -16,11 +16,11 @@ local function time_at(text, at)
 end
 """
 
-# KEYS: answers, order and size of each bucket. ARGV: seconds to keep, most answers of an owner, most bytes of a bucket,
-# bytes that an answer costs besides its record, then for each answer the position of its first key in KEYS, its owner
-# and its record. Returns for each answer how many of its owner were stored before, then the time of each answer that is
-# dropped though its window has not ended. Those for which the bucket is too large are named by the last answer of that
-# bucket.
+# KEYS: answers, order and size of each bucket. ARGV: seconds to keep, most answers of an owner, most answers without a
+# user that have one request id, most bytes of a bucket, bytes that an answer costs besides its record, then for each
+# answer the position of its first key in KEYS, its owner and its record. Returns for each answer how many of its owner
+# were stored before, then the time of each answer that is dropped though its window has not ended. Those for which the
+# bucket is too large are named by the last answer of that bucket.
 #
 # Every answer has an entry in the order of the bucket: its time (4 bytes), its cost (2 bytes) and its owner. The oldest
 # are dropped while they are too old or the bucket is too large; with an entry goes the answer, if its owner still has
@@ -29,7 +29,8 @@ end
 RECORD: Final = Script(
     _READ
     + """
-local keep, most, most_bytes, extra = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local keep, most, most_of_request = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local most_bytes, extra = tonumber(ARGV[4]), tonumber(ARGV[5])
 local function older_than(text, since, count)
     local at, found = 1, 0
     while at <= #text and found < count and time_at(text, at) >= since do
@@ -44,11 +45,12 @@ local function note(result, from, text, since)
     end
 end
 local results, buckets = {}, {}
-for at = 5, #ARGV, 3 do
+for at = 6, #ARGV, 3 do
     local first, owner, record = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2]
+    local most_here = string.sub(owner, 1, 2) == '\\31\\31' and most_of_request or most
     local since = time_at(record, 1) - keep
     local text = redis.call('HGET', KEYS[first], owner) or ''
-    local cut, found = older_than(text, since, most - 1)
+    local cut, found = older_than(text, since, most_here - 1)
     local result = {found}
     note(result, cut, text, since)
     redis.call('HSET', KEYS[first], owner, record .. string.sub(text, 1, cut - 1))
@@ -205,21 +207,22 @@ return redis.call('EXPIRE', KEYS[1], ARGV[2])
 # KEYS: the definition of an experiment. Returns its text, or '' if there is none.
 DESCRIPTION: Final = Script("return redis.call('HGET', KEYS[1], 'definition') or ''")
 
-# KEYS: the numbers of the last batches, then the hashes. ARGV: name of the writer, number of the batch, seconds that
-# the first key is kept, number of increments, then for each of them the position of its hash in KEYS, the field and the
-# amount; then the seconds to live of each hash. A batch that is sent again, as its reply was lost, changes nothing.
+# KEYS: the number of the last batch of the process, then the hashes. ARGV: number of the batch, seconds that the first
+# key is kept, number of increments, then for each of them the position of its hash in KEYS, the field and the amount;
+# then the seconds to live of each hash. A batch that is sent again, as its reply was lost, changes nothing: its number
+# is kept as long as the counts, as Redis may be gone for long between both.
 ADD: Final = Script("""
-if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then
+if redis.call('HGET', KEYS[1], 'number') == ARGV[1] then
     return 0
 end
-local last = 4 + 3 * tonumber(ARGV[4])
-for at = 5, last, 3 do
+local last = 3 + 3 * tonumber(ARGV[3])
+for at = 4, last, 3 do
     redis.call('HINCRBY', KEYS[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2])
 end
 for key = 2, #KEYS do
     redis.call('EXPIRE', KEYS[key], ARGV[last + key - 1])
 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-redis.call('EXPIRE', KEYS[1], ARGV[3])
+redis.call('HSET', KEYS[1], 'number', ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
 return 1
 """)

@@ -9,7 +9,7 @@ Keys, all under one prefix (default ``vlm2rec``), ``bNNN`` being the bucket of t
 ``<prefix>:{bNNN}:answers_size``      hash    ``bytes`` of all answers of the bucket
 ``<prefix>:{outcomes}:<name>``        hash    counts by field
 ``<prefix>:{outcomes}:definition:…``  hash    the definition of an experiment
-``<prefix>:{outcomes}:batches``       hash    number of the last batch of counts of each process
+``<prefix>:{outcomes}:batches:…``     hash    ``number`` of the last batch of counts of a process
 ====================================  ======  =========================================================================
 
 An owner is a user, or an answer without a user. All keys expire.
@@ -54,8 +54,8 @@ KEPT_S: Final = 90 * 86_400
 """Seconds that counts and definitions are kept after their last change."""
 
 _MOST_OF_OWNER: Final = 20
+_MOST_OF_REQUEST: Final = 256  # without a user; as many as the longest batch has, which share its request id
 _COST_BYTES: Final = 100  # of an answer besides its record and its owner, measured (tests/service/stores)
-_BATCHES_KEPT_S: Final = 3600
 _NAMES_REQUEST: Final = 128  # added to the bit of an outcome; the script knows it too
 _NO_REQUEST: Final = bytes(6)
 _MOST_READS: Final = 64  # at once, so that a long period does not fill the queue of the pipeline
@@ -125,7 +125,7 @@ class RedisOutcomes:
 
     async def _record(self, answers: Sequence[AnswerRecord]) -> list[RecordedAnswer | OutcomesUnavailable]:
         keys = _Keys(self._bucket_keys, 3)
-        arguments: list[Part] = [self._window_s, _MOST_OF_OWNER, self._bucket_bytes, _COST_BYTES]
+        arguments: list[Part] = [*(self._window_s, _MOST_OF_OWNER, _MOST_OF_REQUEST, self._bucket_bytes, _COST_BYTES)]
         for answer in answers:
             arguments += (keys.first_of(answer.owner), answer.owner, answer.encode())
         try:
@@ -168,8 +168,8 @@ class RedisOutcomes:
         names = list(dict.fromkeys(name for name, _ in batch.amounts))
         places = {name: place for place, name in enumerate(names, 2)}
         increments = [part for (name, field), amount in batch.amounts.items() for part in (places[name], field, amount)]
-        arguments = [batch.writer, batch.number, _BATCHES_KEPT_S, len(batch.amounts), *increments]
-        keys = [self._counts_key(name) for name in ("batches", *names)]
+        arguments = [batch.number, KEPT_S, len(batch.amounts), *increments]
+        keys = [self._counts_key(name) for name in (f"batches:{batch.writer}", *names)]
         with translated("count", OutcomesUnavailable, self._watch):
             await self._pipeline.run(ADD, keys, [*arguments, *(KEPT_S for _ in names)], int)
 

@@ -84,11 +84,27 @@ def test_users_that_are_not_divided_as_planned_allow_no_verdict() -> None:
 def test_little_data_waits() -> None:
     found = experiment_report(EXPERIMENT, [])
     assert (found.verdict, found.mismatch_p) == ("not yet", 1.0)
-    assert found.candidates[0].reasons == ("control and new must have at least 100 clicks",)
+    assert found.candidates[0].reasons == (
+        "control and new must have answers for at least 100 clicks at the rate of both arms together",
+    )
     few = experiment_report(EXPERIMENT, counted({"control": 0.05, "new": 0.2}, users=100))
     assert few.verdict == "not yet"
     with pytest.raises(ValueError, match="must have two arms"):
         experiment_report({"name": "x", "arms": []}, [])
+
+
+@pytest.mark.parametrize(("silent", "verdict"), [("new", "roll back"), ("control", "keep")])
+def test_an_arm_that_nobody_clicks_is_decided_by_its_answers(silent: str, verdict: str) -> None:
+    """It gets no hundred clicks, however long the experiment runs."""
+    groups = counted({"control": 0.05, "new": 0.05})
+    without = [entry | {"clicks": 0} if entry["arm"] == silent else entry for entry in groups]
+    assert experiment_report(EXPERIMENT, without).verdict == verdict
+    few = counted({"control": 0.05, "new": 0.05}, users=800)
+    without = [entry | {"clicks": 0} if entry["arm"] == silent else entry for entry in few]
+    found = experiment_report(EXPERIMENT, without)
+    assert (found.verdict, "must have answers for at least 100 clicks" in found.candidates[0].reasons[0]) == (
+        "not yet", True,
+    )  # fmt: skip
 
 
 def test_of_several_candidates_each_has_its_verdict() -> None:

@@ -366,6 +366,33 @@ def test_a_forgotten_user_is_not_stored_from_the_queue() -> None:
     assert set(store.answers) == {"bob"}
 
 
+def test_an_erasure_deletes_an_answer_that_is_being_stored() -> None:
+    """The call that stores it may be sent after the one that deletes, as on a cluster, whose calls are tasks."""
+
+    async def check(outcomes: Outcomes, store: MemoryOutcomes, _: Any) -> None:
+        reached, sends, record = asyncio.Event(), asyncio.Event(), store.record
+
+        async def held(answers: Sequence[AnswerRecord]) -> Any:
+            reached.set()
+            await sends.wait()
+            return await record(answers)
+
+        store.record = held  # type: ignore[method-assign]
+        outcomes.answered(sent("anna"))
+        outcomes.answered(sent("bob"))
+        await reached.wait()
+        erasure = asyncio.ensure_future(outcomes.forget("anna"))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not erasure.done()
+        sends.set()
+        await erasure
+
+    store, seen = run(check)
+    assert set(store.answers) == {"bob"}
+    assert seen.results["answer", "kept"] == 2
+
+
 def test_no_thread_is_started() -> None:
     before = threading.active_count()
     run(lambda *_: asyncio.sleep(0))

@@ -24,7 +24,7 @@ from service.stores.outcomes.outcome_store import (
     ItemOutcome,
     RecordedAnswer,
 )
-from service.stores.outcomes.redis_outcomes import RedisOutcomes
+from service.stores.outcomes.redis_outcomes import KEPT_S, RedisOutcomes
 from tests.support.stores.real_redis import connection
 
 CONTEXT = AnswerContext("20261122T231500Z-4f3a9c", "sequence", "pictures/more")
@@ -172,6 +172,21 @@ def test_answers_that_leave_as_their_owner_has_newer_ones_are_reported(redis_url
     asyncio.run(check())
 
 
+def test_every_answer_of_a_batch_is_kept(redis_url: str, prefix: str) -> None:
+    """They are without a user and have one request id, so they have one owner."""
+
+    async def check() -> None:
+        async with opened(redis_url, prefix) as outcomes:
+            batch = [answer(None, "r1", item_ids=[f"item of {number}"], slots=["text"]) for number in range(256)]
+            stored = [*await outcomes.record(batch[:100]), *await outcomes.record(batch[100:])]
+            assert [list(one.dropped) for one in stored if isinstance(one, RecordedAnswer)] == [[]] * 256
+            found = await outcomes.attribute([clicked(f"item of {number}", "r1", None) for number in range(256)])
+            assert all(isinstance(one, AnsweredItem) for one in found)
+            assert (await recorded(outcomes, answer(None, "r1"))).dropped == [batch[0].time]
+
+    asyncio.run(check())
+
+
 def test_answers_that_leave_for_want_of_memory_are_reported_once(redis_url: str, prefix: str) -> None:
     async def check() -> None:
         async with opened(redis_url, prefix, outcomes_memory_mb=1) as outcomes:  # 16 KiB in each bucket
@@ -269,6 +284,10 @@ def test_a_batch_of_counts_that_is_sent_twice_counts_once(redis_url: str, prefix
             ]
 
     asyncio.run(check())
+    with redis.Redis.from_url(redis_url) as client:
+        kept = {key: client.ttl(key) for key in client.scan_iter(f"{prefix}:*")}
+    assert len(kept) == 3
+    assert all(KEPT_S - 60 <= seconds <= KEPT_S for seconds in kept.values())  # also the number of the batch
 
 
 def test_without_redis_the_error_says_so() -> None:
