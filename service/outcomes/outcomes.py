@@ -337,7 +337,9 @@ class Outcomes:
         results: Counter[str] = Counter()
         while waiting:
             outcomes = [
-                ItemOutcome(owners[tried], event.item_id, OUTCOME_OF[event.type or ""], event.request_id)
+                ItemOutcome(
+                    owners[tried], event.item_id, OUTCOME_OF[event.type or ""], event.request_id, event.timestamp
+                )
                 for event, owners in waiting
             ]
             found = await self._store.attribute(outcomes)

@@ -96,18 +96,23 @@ class RedisHistories:
         self._prefix = redis.redis_prefix
         self._watch = watch
 
-    async def append(self, events: Sequence[Event]) -> int:
+    async def append(self, events: Sequence[Event]) -> Sequence[int]:
         """Store events; see `HistoryStore.append`."""
-        ordered = sorted(events, key=lambda event: event.timestamp)
+        order = sorted(range(len(events)), key=lambda position: events[position].timestamp)
+        ordered = [events[position] for position in order]
         with self._translated("append"):
             for attempt in range(1 + _MOST_MERGED_MEANWHILE):
-                stored = await self._append(await self._of_users(ordered) if attempt else ordered)
-                if stored != OF_MERGED_SESSION:
-                    return stored
+                new = await self._append(await self._of_users(ordered) if attempt else ordered)
+                if new is not None:
+                    return new if len(new) == len(events) else sorted(order[number] for number in new)
             raise RedisUnavailable("the sessions of these events are being merged")
 
-    async def _append(self, events: Sequence[Event]) -> int:
-        """Store events in the order of their timestamps; `OF_MERGED_SESSION`: nothing was stored."""
+    async def _append(self, events: Sequence[Event]) -> Sequence[int] | None:
+        """Store events in the order of their timestamps.
+
+        Returns:
+            Positions of those that are new; None: nothing was stored, as a session of theirs was merged.
+        """
         users: dict[str, int] = {}  # position of the first key of each user, counted from 1
         keys, arguments, sessions = [self._old_stream(events[0].user_id)], list[str | int](), 0
         for event in events:
@@ -118,17 +123,19 @@ class RedisHistories:
                 sessions |= session_of(user) is not None
             arguments += event_arguments(event, users[user])
         arguments = [*self._caps, int(sessions), len(users), *arguments]
-        stored, lost = TO_BE_MOVED, 0
+        stored, lost, known = TO_BE_MOVED, 0, list[int]()
         if not self._old_layout_exists:
-            stored, lost = await self._writes.run(APPEND, keys, arguments, list)
+            stored, lost, *known = await self._writes.run(APPEND, keys, arguments, list)
             self._old_layout_exists = stored == TO_BE_MOVED
         if stored == TO_BE_MOVED:
             keys += [key for user in users for key in old_keys_of(self._prefix, user)]
-            stored, lost = await self._writes.run(APPEND, keys, arguments, list)
-        if self._confirms and 0 <= stored < len(events):
+            stored, lost, *known = await self._writes.run(APPEND, keys, arguments, list)
+        if stored == OF_MERGED_SESSION:
+            return None
+        if self._confirms and known:
             await self._confirm_duplicates(events[0].user_id)
         self._count_lost(lost)
-        return stored
+        return sorted(set(range(len(events))).difference(known)) if known else range(len(events))
 
     def _count_lost(self, count: int) -> None:
         """Report events that were cut before they were exported."""

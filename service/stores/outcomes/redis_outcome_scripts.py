@@ -102,8 +102,8 @@ return results
 
 # KEYS: answers of each bucket. ARGV: now, seconds of the window, then for each owner its name and what is asked about
 # it: a byte with the position of its bucket in KEYS, then for each outcome its bit (1 byte), the fingerprint of the
-# item (3) and that of the request (6); the bit is 128 more if the request is given. Outcomes are numbered from 0 in
-# this order. Returns the number and the result of each outcome of an item that an answer shows: 'd' if the newest that
+# item (3), that of the request (6), and the latest time of an answer that it may belong to (4); the bit is 128 more if
+# the request is given. Outcomes are numbered from 0 in this order. Returns the number and the result of each outcome of an item that an answer shows: 'd' if the newest that
 # does has this outcome already, else the head and the context of the answer, the place of the item in it, counted
 # from 0, and its new mark; for an interleaved answer also how many items of the first and of the second arm have this
 # outcome now.
@@ -135,10 +135,10 @@ local function place_of(item, items)
     end
     return at and (at - 1) / 3
 end
-local function attributed(text, bit, item, request)
+local function attributed(text, bit, item, request, latest)
     local at = find(text, item, 1, true) and 1 or #text + 1
     while at <= #text and time_at(text, at) >= since do
-        if not request or sub(text, at + 6, at + 11) == request then
+        if time_at(text, at) <= latest and (not request or sub(text, at + 6, at + 11) == request) then
             local count, context = byte(text, at + 14, at + 15)
             local items = at + 16 + context
             local place = place_of(item, sub(text, items, items + 3 * count - 1))
@@ -165,19 +165,19 @@ for at = 3, #ARGV, 2 do
     local key = KEYS[byte(asked)]
     local stored = redis.call('HGET', key, owner)
     local text = stored
-    for from = 2, stored and #asked or 0, 10 do
+    for from = 2, stored and #asked or 0, 14 do
         local bit, result = byte(asked, from), nil
         local request = bit >= 128 and sub(asked, from + 4, from + 9)
-        text, result = attributed(text, bit % 128, sub(asked, from + 1, from + 3), request)
+        text, result = attributed(text, bit % 128, sub(asked, from + 1, from + 3), request, time_at(asked, from + 8))
         if result then
-            results[#results + 1] = number + (from - 2) / 10
+            results[#results + 1] = number + (from - 2) / 14
             results[#results + 1] = result
         end
     end
     if text ~= stored then
         redis.call('HSET', key, owner, text)
     end
-    number = number + (#asked - 1) / 10
+    number = number + (#asked - 1) / 14
 end
 return results
 """

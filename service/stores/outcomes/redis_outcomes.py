@@ -58,6 +58,7 @@ _MOST_OF_REQUEST: Final = 256  # without a user; as many as the longest batch ha
 _COST_BYTES: Final = 100  # of an answer besides its record and its owner, measured (tests/service/stores)
 _NAMES_REQUEST: Final = 128  # added to the bit of an outcome; the script knows it too
 _NO_REQUEST: Final = bytes(6)
+_LAST_TIME: Final = 2**32 - 1  # that has a place in four bytes
 _MOST_READS: Final = 64  # at once, so that a long period does not fill the queue of the pipeline
 
 _Entry = TypeVar("_Entry", AnswerRecord, ItemOutcome)
@@ -235,11 +236,13 @@ def _bucket_keys(prefix: str, bucket: int) -> list[str]:
 
 
 def _asked(outcome: ItemOutcome) -> bytes:
-    """What `ATTRIBUTE` reads of an outcome, 10 bytes."""
+    """What `ATTRIBUTE` reads of an outcome, 14 bytes."""
     bit, request = MARK_OF[outcome.outcome], outcome.request_id
+    latest = int(max(0.0, min(outcome.latest, _LAST_TIME))).to_bytes(4)
     if request is None:
-        return bit.to_bytes() + item_fingerprint(outcome.item_id) + _NO_REQUEST
-    return (_NAMES_REQUEST + bit).to_bytes() + item_fingerprint(outcome.item_id) + request_fingerprint(request)
+        return bit.to_bytes() + item_fingerprint(outcome.item_id) + _NO_REQUEST + latest
+    named = (_NAMES_REQUEST + bit).to_bytes()
+    return named + item_fingerprint(outcome.item_id) + request_fingerprint(request) + latest
 
 
 def _shown(found: bytes) -> AnsweredItem:

@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from time import time
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,8 @@ class MemoryOutcomes:
 
     def _attribute(self, outcome: ItemOutcome) -> Attribution:
         for answer in self.answers.get(outcome.owner, ()):
+            if answer.time > outcome.latest:
+                continue
             if outcome.request_id in (None, answer.request_id) and outcome.item_id in answer.item_ids:
                 key = (id(answer), outcome.item_id, outcome.outcome)
                 if key in self.noted:
@@ -128,7 +131,7 @@ def sent(user: str | None = "anna", request: str = "r1", *, arm: str = "", **cha
 
 
 def event(item: str, kind: str | None = "view", user: str = "anna", **more: Any) -> Event:
-    return Event(user, item, 0.0, kind, **more)
+    return Event(user, item, more.pop("timestamp", time()), kind, **more)
 
 
 def run(check: Callable[[Outcomes, MemoryOutcomes, Seen], Any], **chosen: Any) -> tuple[MemoryOutcomes, Seen]:
@@ -229,6 +232,16 @@ def test_an_answer_to_a_session_belongs_to_the_user_it_became() -> None:
         if id(by_request[request]) == number
     }
     assert noted == {("r1", "a"), ("r1", "b"), ("r2", "c")}  # without a request id the user's own answer goes first
+
+
+def test_an_event_that_is_filled_in_later_is_no_outcome_of_an_answer_of_today() -> None:
+    async def check(outcomes: Outcomes, *_: Any) -> None:
+        outcomes.answered(sent())
+        old = time() - 30 * 86_400
+        outcomes.happened([event("a", timestamp=old), event("b", timestamp=old, request_id="r1")])
+
+    _, seen = run(check)
+    assert dict(seen.results) == {("answer", "kept"): 1, ("event", "unattributed"): 1, ("event", "attributed"): 1}
 
 
 def test_a_sample_is_of_users_and_leaves_the_others_out_whole() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from time import time
 from typing import Any
 
 import pytest
@@ -76,7 +77,7 @@ async def in_parts(entries: list[Any], rng: random.Random, call: Callable[[list[
 
 def test_calls_of_any_size_do_what_single_ones_do(redis_url: str, prefix: str) -> None:
     """Compared with a store in this process that takes one at a time: places, credit, duplicates, dropped answers."""
-    rng = random.Random(20)
+    rng, start = random.Random(20), int(time()) - 400
     owners = [*owners_of_one_bucket(3), "anna", "bob"]
     answers = []
     for number in range(150):
@@ -85,13 +86,14 @@ def test_calls_of_any_size_do_what_single_ones_do(redis_url: str, prefix: str) -
         changes: dict[str, Any] = {"item_ids": rng.sample(ITEMS, size), "slots": ["text"] * size}
         if made.second is not None:
             changes["second"] = replace(made.second, gave=made.second.gave[:size])
-        answers.append(replace(made, owner=rng.choice(owners), **changes))
+        answers.append(replace(made, owner=rng.choice(owners), time=start + number, **changes))
     outcomes = [
         ItemOutcome(
             rng.choice(owners),
             rng.choice(ITEMS),
             rng.choice(["impression", "click", "conversion"]),
             rng.choice([None, f"r{rng.randrange(150)}"]),
+            start + rng.randrange(-80, 400) + rng.random(),
         )
         for _ in range(1200)
     ]

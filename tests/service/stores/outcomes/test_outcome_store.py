@@ -122,6 +122,27 @@ def test_an_event_belongs_to_the_answer_it_names_or_to_the_newest_with_its_item(
     asyncio.run(check())
 
 
+@pytest.mark.parametrize(
+    ("ago", "position"), [(0, 3), (40, 3), (200, 12), (3000, 12), (4000, None), (30 * 86_400, None), (1e12, None)]
+)
+def test_an_event_belongs_to_no_answer_that_was_given_after_it(
+    redis_url: str, prefix: str, ago: float, position: int | None
+) -> None:
+    """Clocks of clients may be a minute behind; an event that names its request has seen the answer."""
+
+    async def check() -> None:
+        async with opened(redis_url, prefix) as outcomes:
+            now = int(time())
+            await recorded(outcomes, answer(request="r1", offset=9, time=now - 3000))
+            await recorded(outcomes, answer(request="r2", time=now))
+            found = await attributed(outcomes, clicked(ITEMS[2])._replace(time=now - ago))
+            assert (found.position if isinstance(found, AnsweredItem) else found) == position
+            named = clicked(ITEMS[4], "r2")._replace(time=now - ago)
+            assert isinstance(await attributed(outcomes, named), AnsweredItem)
+
+    asyncio.run(check())
+
+
 def interleaved(request: str = "r1", **changes: Any) -> AnswerRecord:
     """Items 1, 3, 5 … are of the second arm, which answers with another bundle."""
     second = AnswerContext("20261123T231500Z-aaaaaa", "popular", "pictures/less")
