@@ -32,7 +32,7 @@ LATENCY_BOUND: Final = 0.1
 DEGRADED_BOUND: Final = 0.005
 """Rise of the share of degraded answers that a candidate may not have."""
 
-_MEASURES: Final = ("answers", "visits", "impressions", *GOALS, "degraded", "latency_us")
+_MEASURES: Final = ("answers", "users", "impressions", *GOALS, "degraded", "latency_us")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,9 @@ def experiment_report(
         raise ValueError(f"the experiment must have two arms, received {len(arms)}")
     counted = counts_by_arm([arm["name"] for arm in arms], groups, _MEASURES)
     reports = tuple(_arm(arm, counted[arm["name"]]) for arm in arms)
-    visits = np.stack([counted[arm["name"]]["visits"] for arm in arms])
-    mismatch = share_mismatch(visits, [arm["share"] for arm in arms])
+    # Users and not their answers or visits: as many users visit a better arm more often.
+    users = np.stack([counted[arm["name"]]["users"] for arm in arms])
+    mismatch = share_mismatch(users, [arm["share"] for arm in arms])
     level = ALPHA / (len(arms) - 1)
     candidates = tuple(
         _candidate(reports[0], arm, goal, level=level, mismatched=mismatch < MISMATCH_ALPHA) for arm in reports[1:]

@@ -316,6 +316,7 @@ class Outcomes:
             self.counts.answered(
                 record,
                 is_visit=stored.earlier == 0,
+                is_first=stored.is_first,
                 latency_us=answer.latency_us,
                 degraded=answer.degraded,
                 apart=answer.apart,

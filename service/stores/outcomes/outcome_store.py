@@ -58,10 +58,13 @@ class RecordedAnswer:
         earlier: how many answers of its owner are in the window already.
         dropped: seconds since 1970 of each answer that had to leave before its window ended, as the memory is full or
             its owner has newer ones.
+        is_first: whether its owner had no answer of its experiment before, in whatever window. False where it is of no
+            experiment or interleaved, and for users beyond those that are remembered.
     """
 
     earlier: int
     dropped: Sequence[int] = ()
+    is_first: bool = False
 
 
 class ItemOutcome(NamedTuple):

@@ -16,11 +16,17 @@ local function time_at(text, at)
 end
 """
 
-# KEYS: answers, order and size of each bucket. ARGV: seconds to keep, most answers of an owner, most answers without a
-# user that have one request id, most bytes of a bucket, bytes that an answer costs besides its record, then for each
-# answer the position of its first key in KEYS, its owner and its record. Returns for each answer how many of its owner
-# were stored before, then the time of each answer that is dropped though its window has not ended. Those for which the
-# bucket is too large are named by the last answer of that bucket.
+# KEYS: answers, order, size and users of an experiment of each bucket. ARGV: seconds to keep, most answers of an owner,
+# most answers without a user that have one request id, most bytes of a bucket, bytes that an answer costs besides its
+# record, most users of an experiment in a bucket, seconds that they are kept, then for each answer the position of its
+# first key in KEYS, its owner, its record, and where its users are to be counted the fingerprint of its user (8 bytes)
+# with the name of its experiment, else ''. Returns for each answer how many of its owner were stored before, whether it
+# is the first of its user in the experiment (1 or 0), then the time of each answer that is dropped though its window
+# has not ended. Those for which the bucket is too large are named by the last answer of that bucket.
+#
+# The users are fields of one hash, in which the field '' names the experiment. One experiment runs at a time, so those
+# of another one are dropped; replicas that do not know the new one yet make a few users count twice, in every arm
+# alike. Users beyond the most are not counted.
 #
 # Every answer has an entry in the order of the bucket: its time (4 bytes), its cost (2 bytes) and its owner. The oldest
 # are dropped while they are too old or the bucket is too large; with an entry goes the answer, if its owner still has
@@ -30,7 +36,28 @@ RECORD: Final = Script(
     _READ
     + """
 local keep, most, most_of_request = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local most_bytes, extra = tonumber(ARGV[4]), tonumber(ARGV[5])
+local most_bytes, extra, most_users = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local noted = {}
+local function is_first(key, mark)
+    if mark == '' then
+        return 0
+    end
+    local experiment, known = string.sub(mark, 9), noted[key]
+    if not known then
+        known = {experiment = redis.call('HGET', key, ''), fields = redis.call('HLEN', key)}
+        noted[key] = known
+    end
+    if known.experiment ~= experiment then
+        redis.call('UNLINK', key)
+        redis.call('HSET', key, '', experiment)
+        known.experiment, known.fields, known.changed = experiment, 1, true
+    end
+    if known.fields > most_users or redis.call('HSET', key, string.sub(mark, 1, 8), '') == 0 then
+        return 0
+    end
+    known.fields, known.changed = known.fields + 1, true
+    return 1
+end
 local function older_than(text, since, count)
     local at, found = 1, 0
     while at <= #text and found < count and time_at(text, at) >= since do
@@ -45,13 +72,13 @@ local function note(result, from, text, since)
     end
 end
 local results, buckets = {}, {}
-for at = 6, #ARGV, 3 do
+for at = 8, #ARGV, 4 do
     local first, owner, record = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2]
     local most_here = string.sub(owner, 1, 2) == '\\31\\31' and most_of_request or most
     local since = time_at(record, 1) - keep
     local text = redis.call('HGET', KEYS[first], owner) or ''
     local cut, found = older_than(text, since, most_here - 1)
-    local result = {found}
+    local result = {found, is_first(KEYS[first + 3], ARGV[at + 3])}
     note(result, cut, text, since)
     redis.call('HSET', KEYS[first], owner, record .. string.sub(text, 1, cut - 1))
 
@@ -95,6 +122,10 @@ for first, bucket in pairs(buckets) do
     redis.call('EXPIRE', answers, keep)
     redis.call('EXPIRE', order, keep)
     redis.call('EXPIRE', size, keep)
+    local users = noted[KEYS[first + 3]]
+    if users and users.changed then
+        redis.call('EXPIRE', KEYS[first + 3], ARGV[7])
+    end
 end
 return results
 """
@@ -183,9 +214,13 @@ return results
 """
 )
 
-# KEYS: answers, order and size of the bucket. ARGV: owner. Returns how many entries were deleted.
+# KEYS: answers, order, size and users of an experiment of the bucket. ARGV: owner, its fingerprint. Returns how many
+# entries of the order were deleted.
 FORGET: Final = Script("""
 redis.call('HDEL', KEYS[1], ARGV[1])
+if redis.call('HDEL', KEYS[4], ARGV[2]) == 1 and redis.call('HLEN', KEYS[4]) == 1 then
+    redis.call('UNLINK', KEYS[4])
+end
 local deleted = 0
 for _, entry in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
     if string.sub(entry, 7) == ARGV[1] then

@@ -41,6 +41,7 @@ class MemoryOutcomes:
     def __init__(self) -> None:
         self.answers: dict[str, list[AnswerRecord]] = {}
         self.noted: set[tuple[int, str, str]] = set()
+        self.users: set[tuple[str, str]] = set()
         self.stored: dict[str, Counter[str]] = {}
         self.batches: dict[str, int] = {}
         self.available = True
@@ -64,7 +65,11 @@ class MemoryOutcomes:
         known = self.answers.setdefault(answer.owner, [])
         known.insert(0, answer)
         dropped, known[self.most :] = [old.time for old in known[self.most :]], []
-        return RecordedAnswer(len(known) - 1, dropped)
+        experiment, _, arm = answer.context.arm.partition("/")
+        user = (experiment, answer.owner)
+        is_first = bool(arm) and answer.second is None and user not in self.users
+        self.users |= {user} if is_first else set()
+        return RecordedAnswer(len(known) - 1, dropped, is_first)
 
     def _attribute(self, outcome: ItemOutcome) -> Attribution:
         for answer in self.answers.get(outcome.owner, ()):
@@ -184,9 +189,24 @@ def test_outcomes_are_counted_by_every_dimension() -> None:
     assert seen.amounts["slot", "text", "revenue"] == 19_990
     (group,) = asyncio.run(experiment_counts(store, "prices"))  # type: ignore[arg-type]
     assert group == {
-        "arm": "low", "group": group_of("anna"), "answers": 1, "visits": 1, "latency_us": 2500, "impressions": 2,
+        "arm": "low", "group": group_of("anna"), "answers": 1, "users": 1, "visits": 1, "latency_us": 2500,
+        "impressions": 2,
         "clicks": 1, "conversions": 1, "revenue": 19.99,
     }  # fmt: skip
+
+
+def test_a_user_counts_once_for_an_experiment_however_often_they_return() -> None:
+    async def check(outcomes: Outcomes, store: MemoryOutcomes, seen: Seen) -> None:
+        for visit, user in enumerate(("anna", "bob", "anna", "anna")):
+            outcomes.answered(sent(user, f"r{visit}", arm="prices/low"))
+            while seen.results["answer", "kept"] <= visit:
+                await asyncio.sleep(0)
+            store.answers.clear()  # the next visit is in another window
+
+    store, _ = run(check)
+    counts = asyncio.run(experiment_counts(store, "prices"))  # type: ignore[arg-type]
+    assert sum(entry["visits"] for entry in counts) == 4
+    assert sum(entry["users"] for entry in counts) == 2
 
 
 def test_an_event_that_follows_an_answer_at_once_finds_it() -> None:

@@ -47,7 +47,7 @@ def test_answers_and_the_events_of_a_bulk_take_one_call_each(redis_url: str, pre
         async with opened(redis_url, prefix) as outcomes:
             await outcomes.record([answer("warm")])
             await outcomes.attribute([clicked(ITEMS[0], user="warm")])
-            answers = [answer(user, f"r-{user}") for user in users[:20]]
+            answers = [answer(user, f"r-{user}", context=replace(CONTEXT, arm="")) for user in users[:20]]
             found = await cost(redis_url, lambda: outcomes.record(answers))
             assert (found["evalsha"], found["hset"], found["rpush"]) == (1, 20, 20)
             assert found["expire"] <= 60

@@ -252,9 +252,50 @@ def test_answers_before_the_window_are_not_found_and_all_keys_expire(redis_url: 
 
     asyncio.run(check())
     with redis.Redis.from_url(redis_url) as client:
-        keys = list(client.scan_iter(f"{prefix}:*"))
-        assert len(keys) == 3
-        assert all(0 < client.ttl(key) <= 3600 for key in keys)
+        kept = {key.decode().rpartition(":")[2]: client.ttl(key) for key in client.scan_iter(f"{prefix}:*")}
+    assert KEPT_S - 60 <= kept.pop("experiment_users") <= KEPT_S
+    assert len(kept) == 3
+    assert all(0 < seconds <= 3600 for seconds in kept.values())
+
+
+def test_a_user_is_counted_once_for_each_experiment(redis_url: str, prefix: str) -> None:
+    """Also after the window of the first answer; interleaved answers and those of no arm count nobody."""
+
+    async def check() -> None:
+        async with opened(redis_url, prefix, outcomes_window_h=1) as outcomes:
+
+            async def first(arm: str, *users: str | None, ago: int = 0, **more: Any) -> list[bool]:
+                context, when = replace(CONTEXT, arm=arm), int(time()) - ago
+                asked = [answer(user, uuid.uuid4().hex, context=context, time=when, **more) for user in users]
+                return [one.is_first for one in await outcomes.record(asked) if isinstance(one, RecordedAnswer)]
+
+            assert await first("", "anna", ago=9900) == [False]
+            assert await first("pictures/more", "anna", ago=9900, second=interleaved().second) == [False]
+            assert await first("pictures/more", "anna", "bob", "anna", ago=9000) == [True, True, False]
+            assert await first("pictures/more", "bob", None, "anna", None, "carl") == [False, True, False, True, True]
+            await outcomes.forget("bob")
+            assert await first("pictures/less", "anna", "bob") == [False, True]
+            assert await first("prices/low", "anna", "bob") == [True, True]
+            assert await first("prices/low", "anna", "bob") == [False, False]
+
+    asyncio.run(check())
+
+
+def test_as_many_users_of_an_experiment_are_counted_as_there_is_memory_for(redis_url: str, prefix: str) -> None:
+    """A tenth of the memory of the answers; the others count in no arm."""
+    owners = owners_of_one_bucket(40)
+
+    async def check() -> None:
+        async with opened(redis_url, prefix, outcomes_memory_mb=1) as outcomes:  # 16 KiB in each bucket
+            for counted in (20, 0):
+                stored = await outcomes.record([answer(owner) for owner in owners])
+                assert sum(one.is_first for one in stored if isinstance(one, RecordedAnswer)) == counted
+
+    asyncio.run(check())
+    with redis.Redis.from_url(redis_url) as client:
+        (key,) = client.scan_iter(f"{prefix}:*experiment_users")
+        assert client.hlen(key) == 21
+        assert client.hget(key, "") == b"pictures"
 
 
 def test_beyond_the_memory_the_oldest_answers_are_dropped(redis_url: str, prefix: str) -> None:
