@@ -40,7 +40,6 @@ from service.stores.history_keys import (
     bucket_of,
     export_key,
     keys_of,
-    merging_key,
     old_keys_of,
     old_stream_key,
     stream_key,
@@ -206,12 +205,11 @@ class RedisHistories:
         As long as the stream of the old layout exists, it is read completely too.
         """
         with self._translated("erase"):
-            sessions = await self._sessions_of(user_id)
+            sessions = await self._merged(user_id)
             while True:
                 for session in sessions:
-                    if forget is not None:
-                        await forget(session_owner(session))
-                    await self._erase_session(session, user_id)
+                    await self._forget_session(session, user_id, forget)
+                await self._end_merges(user_id, forget)
                 if forget is not None:
                     await forget(user_id)
                 await self._erase_owner(user_id)
@@ -226,6 +224,15 @@ class RedisHistories:
     async def _sessions_of(self, user_id: str) -> list[str]:
         """The sessions whose data is the user's."""
         return await self._merged(user_id)
+
+    async def _end_merges(self, user_id: str, forget: Forget | None) -> None:
+        """End merges into a user who is being erased; here each is one step, so none is in progress."""
+
+    async def _forget_session(self, session_id: str, user_id: str, forget: Forget | None) -> None:
+        """Erase a session of a user, in the other store first."""
+        if forget is not None:
+            await forget(session_owner(session_id))
+        await self._erase_session(session_id, user_id)
 
     async def _merged(self, user_id: str) -> list[str]:
         """The sessions that are recorded at the user."""
@@ -290,10 +297,10 @@ class RedisHistories:
         return old_stream_key(self._prefix) if self._may_have_old_layout else absent_stream_key(self._prefix, owner)
 
     def _old_keys(self, owner: str) -> tuple[str, str]:
-        """Two more keys that go with an erasure: of the old layout; in a cluster the merges in progress."""
+        """Two more keys that go with an erasure: of the old layout; in a cluster none that exists."""
         if self._may_have_old_layout:
             return old_keys_of(self._prefix, owner)
-        return (merging_key(self._prefix, owner),) * 2
+        return (absent_stream_key(self._prefix, owner),) * 2
 
     async def _list(self, key: str) -> list[str]:
         return texts(await self._reads.call("LRANGE", key, 0, -1, kind=list))

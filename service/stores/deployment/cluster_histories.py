@@ -15,7 +15,7 @@ from service.errors import BulkPartlyStored, HistoriesUnavailable, RedisUnavaila
 from service.settings.groups import HistorySettings, RedisSettings
 from service.stores.deployment.session_merge import SessionMerge
 from service.stores.history_keys import bucket_of, keys_of
-from service.stores.protocols import Event, session_of
+from service.stores.protocols import Event, Forget, session_of
 from service.stores.redis_client import UNWATCHED, RedisWatch
 from service.stores.redis_histories import RedisHistories
 from service.stores.redis_renewal import Renewal
@@ -106,6 +106,10 @@ class ClusterHistories(RedisHistories):
         """The sessions whose data is the user's, also those that were claimed and not copied yet."""
         claimed, merged = await self._merges.claimed(user_id), await self._merged(user_id)
         return [*dict.fromkeys((*claimed, *merged))]
+
+    async def _end_merges(self, user_id: str, forget: Forget | None) -> None:
+        """End merges into a user who is being erased; sessions that they have claimed are erased."""
+        await self._merges.end(user_id, lambda session: self._forget_session(session, user_id, forget))
 
     async def _append_by_bucket(self, waiting: Sequence[_Sent], bulk: _Bulk) -> None:
         """Store events in the order of their timestamps, those of merged sessions for their users."""
