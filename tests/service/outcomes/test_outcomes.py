@@ -65,9 +65,8 @@ class MemoryOutcomes:
         known = self.answers.setdefault(answer.owner, [])
         known.insert(0, answer)
         dropped, known[self.most :] = [old.time for old in known[self.most :]], []
-        experiment, _, arm = answer.context.arm.partition("/")
-        user = (experiment, answer.owner)
-        is_first = bool(arm) and answer.second is None and user not in self.users
+        user = (answer.experiment, answer.owner)
+        is_first = bool(answer.experiment) and user not in self.users
         self.users |= {user} if is_first else set()
         return RecordedAnswer(len(known) - 1, dropped, is_first)
 

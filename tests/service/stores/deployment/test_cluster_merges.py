@@ -254,7 +254,7 @@ def test_an_erasure_leaves_no_merge_in_progress(cluster: Cluster) -> None:
     asyncio.run(check())
 
 
-async def ended_after(store: ClusterHistories, script: Script, reached: asyncio.Event, opened: asyncio.Event) -> None:
+async def ended_after(store: ClusterHistories, script: Script, reached: asyncio.Event, goes_on: asyncio.Event) -> None:
     """A merge in a process that stands still before a script for a while, and ends after it."""
     run, done = store._writes.run, False
 
@@ -264,7 +264,7 @@ async def ended_after(store: ClusterHistories, script: Script, reached: asyncio.
             raise Killed
         if called is script:
             reached.set()
-            await opened.wait()
+            await goes_on.wait()
             done = True
         return await run(called, *arguments)
 

@@ -108,6 +108,7 @@ def test_calls_of_any_size_do_what_single_ones_do(redis_url: str, prefix: str) -
     expected = asyncio.run(reference.record(answers))
     assert [one.earlier for one in stored] == [one.earlier for one in expected]  # type: ignore[union-attr]
     assert [list(one.dropped) for one in stored] == [one.dropped for one in expected]  # type: ignore[union-attr]
+    assert [one.is_first for one in stored] == [one.is_first for one in expected]  # type: ignore[union-attr]
     wanted = asyncio.run(reference.attribute(outcomes))
     assert found == wanted
     assert {type(one) for one in found} == {AnsweredItem, str, type(None)}
