@@ -120,8 +120,8 @@ end
 return 1
 """)
 
-# KEYS: user of the session, fenced tokens of its bucket. ARGV: user, token, seconds to live. Returns 1 if the session is
-# the user's; else no attempt with this token can claim it any more, and 0.
+# KEYS: user of the session, fenced tokens of its bucket. ARGV: user, token, seconds to live. Returns 1 if the session
+# is the user's; else 0, and no attempt with this token can claim it any more.
 FENCE: Final = Script("""
 if redis.call('HGET', KEYS[1], 'user') == ARGV[1] then
     return 1

@@ -161,9 +161,7 @@ class SessionMerge:
         """The token of an attempt; another one than that which was refused."""
         keys = [keys_of(self._prefix, user_id).merges, merging_key(self._prefix, user_id)]
         while True:
-            arguments: list[Part] = [
-                *(session_id, uuid.uuid4().hex, refused, MOST_MERGES, MOST_MERGES, self._lasts_s)
-            ]
+            arguments: list[Part] = [*(session_id, uuid.uuid4().hex, refused, MOST_MERGES, MOST_MERGES, self._lasts_s)]
             token, oldest = texts(await self._writes.run(PREPARE, keys, arguments, list))
             if not oldest:
                 return token

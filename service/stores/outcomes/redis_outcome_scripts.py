@@ -134,10 +134,10 @@ return results
 # KEYS: answers of each bucket. ARGV: now, seconds of the window, then for each owner its name and what is asked about
 # it: a byte with the position of its bucket in KEYS, then for each outcome its bit (1 byte), the fingerprint of the
 # item (3), that of the request (6), and the latest time of an answer that it may belong to (4); the bit is 128 more if
-# the request is given. Outcomes are numbered from 0 in this order. Returns the number and the result of each outcome of an item that an answer shows: 'd' if the newest that
-# does has this outcome already, else the head and the context of the answer, the place of the item in it, counted
-# from 0, and its new mark; for an interleaved answer also how many items of the first and of the second arm have this
-# outcome now.
+# the request is given. Outcomes are numbered from 0 in this order. Returns the number and the result of each outcome of
+# an item that an answer shows: 'd' if the newest that does has this outcome already, else the head and the context of
+# the answer, the place of the item in it, counted from 0, and its new mark; for an interleaved answer also how many
+# items of the first and of the second arm have this outcome now.
 #
 # Most events are about items that no answer shows, so one search over all answers of the owner goes first.
 ATTRIBUTE: Final = Script(

@@ -56,7 +56,10 @@ def test_a_user_never_seen_has_no_history(open_store: OpenStore) -> None:
 def test_history_is_by_arrival_and_within_one_call_by_timestamp(open_store: OpenStore) -> None:
     async def check() -> None:
         async with open_store() as store:
-            assert len(await store.append([event("u", "late", 30), event("u", "early", 10), event("u", "middle", 20)])) == 3
+            assert (
+                len(await store.append([event("u", "late", 30), event("u", "early", 10), event("u", "middle", 20)]))
+                == 3
+            )
             assert len(await store.append([event("u", "older but came later", 5)])) == 1
             assert await item_ids(store, "u") == ["early", "middle", "late", "older but came later"]
 
@@ -116,7 +119,9 @@ def test_an_event_id_is_stored_once_a_user(open_store: OpenStore) -> None:
             once = event("u", "a", event_id="e1")
             assert len(await store.append([once])) == 1
             assert len(await store.append([once])) == 0
-            assert list(await store.append([event("u", "b", event_id="e2"), event("u", "b", event_id="e2"), once])) == [0]
+            assert list(await store.append([event("u", "b", event_id="e2"), event("u", "b", event_id="e2"), once])) == [
+                0
+            ]
             assert len(await store.append([event("someone else", "a", event_id="e1")])) == 1
             assert await item_ids(store, "u") == ["a", "b"]
             assert [kept.item_id for kept in await store.stream()] == ["a", "b", "a"]
