@@ -15,7 +15,6 @@ from service.stores.history_keys import keys_of
 from service.stores.protocols import Event, session_owner
 from service.stores.redis_erasure_scripts import ERASE
 from service.stores.redis_histories import RedisHistories
-from service.stores.redis_history_scripts import OF_MERGED_SESSION
 from service.stores.redis_pipeline import Script
 from tests.support.stores.item_ids import item_ids
 from tests.support.stores.memory_histories import MemoryHistories
@@ -311,10 +310,10 @@ def test_what_the_last_attempt_stores_is_stored(redis_url: str, monkeypatch: pyt
 
     async def scene() -> None:
         store = open_histories(redis_url, prefix=f"test-{uuid.uuid4().hex}")
-        answers, append = [OF_MERGED_SESSION] * merges, store._append
+        refused, append = [None] * merges, store._append
 
-        async def merged_meanwhile(events: Any) -> int:
-            return answers.pop() if answers else await append(events)
+        async def merged_meanwhile(events: Any) -> Any:
+            return refused.pop() if refused else await append(events)
 
         monkeypatch.setattr(store, "_append", merged_meanwhile)
         stored = store.append([Event("u", "i1", NOW)])
@@ -322,7 +321,7 @@ def test_what_the_last_attempt_stores_is_stored(redis_url: str, monkeypatch: pyt
             with pytest.raises(HistoriesUnavailable, match="are being merged"):
                 await stored
         else:
-            assert (await stored, await item_ids(store, "u")) == (1, ["i1"])
+            assert (list(await stored), await item_ids(store, "u")) == ([0], ["i1"])
         await store.close()
 
     asyncio.run(scene())
