@@ -194,20 +194,6 @@ def test_outcomes_are_counted_by_every_dimension() -> None:
     }  # fmt: skip
 
 
-def test_a_user_counts_once_for_an_experiment_however_often_they_return() -> None:
-    async def check(outcomes: Outcomes, store: MemoryOutcomes, seen: Seen) -> None:
-        for visit, user in enumerate(("anna", "bob", "anna", "anna")):
-            outcomes.answered(sent(user, f"r{visit}", arm="prices/low"))
-            while seen.results["answer", "kept"] <= visit:
-                await asyncio.sleep(0)
-            store.answers.clear()  # the next visit is in another window
-
-    store, _ = run(check)
-    counts = asyncio.run(experiment_counts(store, "prices"))  # type: ignore[arg-type]
-    assert sum(entry["visits"] for entry in counts) == 4
-    assert sum(entry["users"] for entry in counts) == 2
-
-
 def test_an_event_that_follows_an_answer_at_once_finds_it() -> None:
     async def check(outcomes: Outcomes, *_: Any) -> None:
         for number in range(500):
@@ -251,16 +237,6 @@ def test_an_answer_to_a_session_belongs_to_the_user_it_became() -> None:
         if id(by_request[request]) == number
     }
     assert noted == {("r1", "a"), ("r1", "b"), ("r2", "c")}  # without a request id the user's own answer goes first
-
-
-def test_an_event_that_is_filled_in_later_is_no_outcome_of_an_answer_of_today() -> None:
-    async def check(outcomes: Outcomes, *_: Any) -> None:
-        outcomes.answered(sent())
-        old = time() - 30 * 86_400
-        outcomes.happened([event("a", timestamp=old), event("b", timestamp=old, request_id="r1")])
-
-    _, seen = run(check)
-    assert dict(seen.results) == {("answer", "kept"): 1, ("event", "unattributed"): 1, ("event", "attributed"): 1}
 
 
 def test_a_sample_is_of_users_and_leaves_the_others_out_whole() -> None:
@@ -385,44 +361,6 @@ def test_what_is_left_at_the_end_is_logged(monkeypatch: pytest.MonkeyPatch) -> N
     (call,) = log.calls
     assert (call.method_name, call.args) == ("warning", ("outcomes left out at the end",))
     assert call.kwargs == {"answers": 1, "events": 2, "counts_stored": False}
-
-
-def test_a_forgotten_user_is_not_stored_from_the_queue() -> None:
-    async def check(outcomes: Outcomes, *_: Any) -> None:
-        outcomes.answered(sent("anna"))
-        outcomes.answered(sent("bob"))
-        await outcomes.forget("anna")
-        outcomes.answered(sent("anna", "began before", latency_us=60_000_000))
-
-    store, _ = run(check)
-    assert set(store.answers) == {"bob"}
-
-
-def test_an_erasure_deletes_an_answer_that_is_being_stored() -> None:
-    """The call that stores it may be sent after the one that deletes, as on a cluster, whose calls are tasks."""
-
-    async def check(outcomes: Outcomes, store: MemoryOutcomes, _: Any) -> None:
-        reached, sends, record = asyncio.Event(), asyncio.Event(), store.record
-
-        async def held(answers: Sequence[AnswerRecord]) -> Any:
-            reached.set()
-            await sends.wait()
-            return await record(answers)
-
-        store.record = held  # type: ignore[method-assign]
-        outcomes.answered(sent("anna"))
-        outcomes.answered(sent("bob"))
-        await reached.wait()
-        erasure = asyncio.ensure_future(outcomes.forget("anna"))
-        for _ in range(10):
-            await asyncio.sleep(0)
-        assert not erasure.done()
-        sends.set()
-        await erasure
-
-    store, seen = run(check)
-    assert set(store.answers) == {"bob"}
-    assert seen.results["answer", "kept"] == 2
 
 
 def test_no_thread_is_started() -> None:
