@@ -76,19 +76,20 @@ class BulkPartlyStored(HistoriesUnavailable):
         stored: positions of the events that are stored, ascending.
         not_stored: positions of the others; whether a lost write arrived is unknown, so they need an ``event_id`` to be
             sent again.
-        new: how many of ``stored`` were not stored before.
+        new: those of ``stored`` that were not stored before.
     """
 
-    def __init__(self, message: str, *, stored: Sequence[int], not_stored: Sequence[int], new: int) -> None:
+    def __init__(self, message: str, *, stored: Sequence[int], not_stored: Sequence[int], new: Sequence[int]) -> None:
         super().__init__(message)
         self.stored = tuple(stored)
         self.not_stored = tuple(not_stored)
-        self.new = new
+        self.new = tuple(new)
 
     def at(self, places: Sequence[int]) -> "BulkPartlyStored":
         """The same with the positions in a longer list, of which ``places`` are the events sent to the store."""
-        stored, not_stored = ([places[position] for position in part] for part in (self.stored, self.not_stored))
-        return BulkPartlyStored(str(self), stored=stored, not_stored=not_stored, new=self.new)
+        parts = (self.stored, self.not_stored, self.new)
+        stored, not_stored, new = ([places[position] for position in part] for part in parts)
+        return BulkPartlyStored(str(self), stored=stored, not_stored=not_stored, new=new)
 
 
 class OperatorStateUnavailable(ServiceError):

@@ -1,6 +1,6 @@
 """Answers the routes of users: stores events, shows histories and profiles, erases users."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from time import time
 from urllib.parse import unquote
@@ -157,17 +157,34 @@ class UserRoutes:
         places = [place for place, consents_to in enumerate(consents) if consents_to]
         events = [_event(received[place], now, types, self._arms) for place in places]
         try:
-            stored = await self._histories.append(events) if events else 0
+            new = await self._histories.append(events) if events else ()
         except BulkPartlyStored as partly:
             self._count_part(partly, received, places, events, types)
             raise partly.at(places) from partly
         trace.lap("store")
-        if self._outcomes is not None:
-            self._outcomes.happened(events)
-        duplicates, refused = len(events) - stored, len(received) - len(events)
+        self._attribute(events, range(len(events)), new)
+        stored, duplicates, refused = len(new), len(events) - len(new), len(received) - len(events)
         unknown = _unknown_types(received, types)
         self._metrics.events(stored=stored, duplicates=duplicates, without_consent=refused, unknown_types=unknown)
         return json_response({"stored": stored, "duplicates": duplicates, "without_consent": refused})
+
+    def _attribute(self, events: Sequence[Event], stored: Iterable[int], new: Sequence[int]) -> None:
+        """Hand stored events to the outcomes, without repeats, which could count for a later answer.
+
+        A repeat that names its request is handed over: it counts for that answer alone, and there once. So an event
+        whose first reply was lost is not missing.
+
+        Args:
+            events: that were sent to the store.
+            stored: positions of those that are stored.
+            new: of those that were not stored before, ascending.
+        """
+        if self._outcomes is None:
+            return
+        are_new = set(new)
+        self._outcomes.happened(
+            [events[place] for place in stored if place in are_new or events[place].request_id is not None]
+        )
 
     def _count_part(
         self,
@@ -188,10 +205,10 @@ class UserRoutes:
         """
         again = {places[position] for position in partly.not_stored}
         unknown = _unknown_types([one for place, one in enumerate(received) if place not in again], types)
-        duplicates, refused = len(partly.stored) - partly.new, len(received) - len(events)
-        self._metrics.events(stored=partly.new, duplicates=duplicates, without_consent=refused, unknown_types=unknown)
-        if self._outcomes is not None:
-            self._outcomes.happened([events[position] for position in partly.stored])
+        new, refused = len(partly.new), len(received) - len(events)
+        duplicates = len(partly.stored) - new
+        self._metrics.events(stored=new, duplicates=duplicates, without_consent=refused, unknown_types=unknown)
+        self._attribute(events, partly.stored, partly.new)
 
     async def history(self, request: Request) -> Response:
         """The stored history of a user, newest last."""

@@ -25,13 +25,14 @@ Verdict = Literal["keep", "roll back", "not yet"]
 GOALS: Final[tuple[Goal, ...]] = ("clicks", "conversions", "revenue")
 GROUPS: Final = 256
 FEWEST: Final = 100
-"""Clicks, or conversions, that each arm needs before there is a verdict: below it the normal approximation is poor."""
+"""Clicks, or conversions, that the answers of each arm must bring at the rate of both arms together before there is a
+verdict: below it the normal approximation is poor. It is no bound of what an arm did bring: that may stay at 0."""
 LATENCY_BOUND: Final = 0.1
 """Relative rise of the mean latency that a candidate may not have."""
 DEGRADED_BOUND: Final = 0.005
 """Rise of the share of degraded answers that a candidate may not have."""
 
-_MEASURES: Final = ("answers", "visits", "impressions", *GOALS, "degraded", "latency_us")
+_MEASURES: Final = ("answers", "users", "impressions", *GOALS, "degraded", "latency_us")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,9 @@ def experiment_report(
         raise ValueError(f"the experiment must have two arms, received {len(arms)}")
     counted = counts_by_arm([arm["name"] for arm in arms], groups, _MEASURES)
     reports = tuple(_arm(arm, counted[arm["name"]]) for arm in arms)
-    visits = np.stack([counted[arm["name"]]["visits"] for arm in arms])
-    mismatch = share_mismatch(visits, [arm["share"] for arm in arms])
+    # Users and not their answers or visits: as many users visit a better arm more often.
+    users = np.stack([counted[arm["name"]]["users"] for arm in arms])
+    mismatch = share_mismatch(users, [arm["share"] for arm in arms])
     level = ALPHA / (len(arms) - 1)
     candidates = tuple(
         _candidate(reports[0], arm, goal, level=level, mismatched=mismatch < MISMATCH_ALPHA) for arm in reports[1:]
@@ -173,7 +175,7 @@ def _candidate(
         )
     if degraded.low > DEGRADED_BOUND:
         broken.append(f"its share of degraded answers is {degraded.difference:+.2%}")
-    few = [arm.name for arm in (control, candidate) if _events(arm, goal) < FEWEST]
+    few = _few(control, candidate, goal)
     verdict: Verdict = "not yet"
     if mismatched:
         reasons = ["users are not divided as planned, so the arms cannot be compared; find out why first"]
@@ -181,7 +183,9 @@ def _candidate(
         verdict, reasons = "roll back", broken
     elif few:
         needed = "conversions" if goal == "revenue" else goal
-        reasons = [f"{' and '.join(few)} must have at least {FEWEST} {needed}"]
+        reasons = [
+            f"{' and '.join(few)} must have answers for at least {FEWEST} {needed} at the rate of both arms together"
+        ]
     elif test.p > level:
         reasons = [f"no difference is found yet: p is {test.p:.3g}, and {level:.3g} is needed"]
     else:
@@ -195,6 +199,14 @@ def _spread(base: RatioEstimate, other: RatioEstimate) -> float:
     """τ of a test: a tenth of the ratio of both arms together; 0 where there is none."""
     answers = base.denominator + other.denominator
     return EXPECTED_EFFECT * (base.numerator + other.numerator) / answers if answers > 0 else 0.0
+
+
+def _few(control: ArmReport, candidate: ArmReport, goal: Goal) -> list[str]:
+    """Names of the arms with too few answers for a verdict."""
+    arms = (control, candidate)
+    answers = sum(arm.totals["answers"] for arm in arms)
+    rate = sum(_events(arm, goal) for arm in arms) / answers if answers > 0 else 0.0
+    return [arm.name for arm in arms if rate * arm.totals["answers"] < FEWEST]
 
 
 def _events(arm: ArmReport, goal: Goal) -> float:

@@ -124,7 +124,7 @@ def share_mismatch(counts: NDArray[np.float64], shares: Sequence[float]) -> floa
     """The probability of arms at least as far from their shares as these, were users assigned as planned.
 
     Args:
-        counts: (arms, groups) float64 users, or visits, in each arm and group.
+        counts: (arms, groups) float64 users, each counted once, in each arm and group.
         shares: of the arms; they sum to 1.
 
     Returns:

@@ -70,6 +70,7 @@ class OutcomeCounts:
         answer: AnswerRecord,
         *,
         is_visit: bool,
+        is_first: bool = False,
         latency_us: int,
         degraded: bool,
         apart: Mapping[str, bool] | None = None,
@@ -79,6 +80,7 @@ class OutcomeCounts:
         Args:
             answer: as it was stored.
             is_visit: whether no other answer of its owner is in the window.
+            is_first: whether its owner is to be counted as a user of the experiment.
             latency_us: microseconds from the arrival of the request to the body of its answer.
             degraded: whether it is degraded.
             apart: of an answer that should have been interleaved: by arm, whether its part was degraded or refused.
@@ -95,7 +97,7 @@ class OutcomeCounts:
         self._pages[hour, answer.offset, shown] += 1
         for slot, items in Counter(answer.slots).items():
             self._slots[hour, slot] += items
-        measures = {"answers": 1, "visits": int(is_visit), "latency_us": latency_us}
+        measures = {"answers": 1, "users": int(is_first), "visits": int(is_visit), "latency_us": latency_us}
         for context, items in parts:
             of_part = {"degraded": int(degraded)} if answer.second is None else {"shown": items}
             self._add_to_experiment(answer.owner, context.arm, measures | of_part)

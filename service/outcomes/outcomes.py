@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from time import monotonic, time
 from typing import Final, Protocol, TypeVar
@@ -77,6 +77,7 @@ class SentAnswer:
         second: of an interleaved answer, whose slots, contributions and context above are those of the items of the
             first arm; else None.
         apart: of an answer that should have been interleaved: by arm, whether its part was degraded or refused.
+        sent: monotonic seconds when it was sent.
     """
 
     user_id: str | None
@@ -90,6 +91,7 @@ class SentAnswer:
     latency_us: int
     second: SecondPart | None = None
     apart: Mapping[str, bool] | None = None
+    sent: float = field(default_factory=monotonic)
 
     def record(self, now: float) -> AnswerRecord:
         """The answer as it is stored."""
@@ -152,6 +154,7 @@ class Outcomes:
         self._closed = False
         self._counts_are_stored = False
         self._forgotten: OrderedDict[str, float] = OrderedDict()
+        self._recording = asyncio.Lock()  # held while answers are being stored
         self.counts = OutcomeCounts(store, observer.counted)
 
     def samples(self, user_id: str | None, request_id: str) -> bool:
@@ -160,9 +163,7 @@ class Outcomes:
 
     def answered(self, answer: SentAnswer) -> None:
         """Keep an answer that :meth:`samples`; returns at once."""
-        if self._is_forgotten(answer, monotonic() - answer.latency_us / 1e6):
-            return
-        if not self._put(answer):
+        if not self._is_forgotten(answer) and not self._put(answer):
             self._leave_out("dropped")
 
     def not_sampled(self) -> None:
@@ -193,6 +194,8 @@ class Outcomes:
         if len(self._forgotten) > _MOST_FORGOTTEN:
             self._forgotten.popitem(last=False)
         self._waiting = deque(entry for entry in self._waiting if entry.user_id != user_id)
+        async with self._recording:  # what is being stored does not know of this erasure
+            pass
         await self._store.forget(user_id)
 
     async def close(self) -> None:
@@ -213,8 +216,9 @@ class Outcomes:
                 counts_stored=self._counts_are_stored,
             )
 
-    def _is_forgotten(self, answer: SentAnswer, began: float) -> bool:
-        """Whether the user was erased since this moment, in monotonic seconds."""
+    def _is_forgotten(self, answer: SentAnswer) -> bool:
+        """Whether the user was erased since the request arrived."""
+        began = answer.sent - answer.latency_us / 1e6
         return answer.user_id is not None and began < self._forgotten.get(answer.user_id, -inf)
 
     def _owners(self, event: Event) -> list[str]:
@@ -279,7 +283,6 @@ class Outcomes:
                 events.append(entry)
         is_all = not self._waiting
         try:
-            # Without a pause before the first call: an erasure in between would come before what it is to delete.
             await self._logged(self._keep, answers)
             answers = []
             await self._logged(self._attribute, events)
@@ -298,8 +301,11 @@ class Outcomes:
 
     async def _keep(self, answers: Sequence[SentAnswer]) -> None:
         now, kept = time(), 0
-        recorded = [(answer, record) for answer in answers if (record := self._record(answer, now)) is not None]
-        results = await self._store.record([record for _, record in recorded])
+        async with self._recording:
+            # An erasure that marks its user after this line waits for the lock, and deletes what is stored here.
+            wanted = [answer for answer in answers if not self._is_forgotten(answer)]
+            recorded = [(answer, record) for answer in wanted if (record := self._record(answer, now)) is not None]
+            results = await self._store.record([record for _, record in recorded])
         for (answer, record), stored in zip(recorded, results, strict=True):
             if isinstance(stored, OutcomesUnavailable):
                 self._leave_out("failed", record.time)
@@ -310,6 +316,7 @@ class Outcomes:
             self.counts.answered(
                 record,
                 is_visit=stored.earlier == 0,
+                is_first=stored.is_first,
                 latency_us=answer.latency_us,
                 degraded=answer.degraded,
                 apart=answer.apart,
@@ -331,7 +338,9 @@ class Outcomes:
         results: Counter[str] = Counter()
         while waiting:
             outcomes = [
-                ItemOutcome(owners[tried], event.item_id, OUTCOME_OF[event.type or ""], event.request_id)
+                ItemOutcome(
+                    owners[tried], event.item_id, OUTCOME_OF[event.type or ""], event.request_id, event.timestamp
+                )
                 for event, owners in waiting
             ]
             found = await self._store.attribute(outcomes)

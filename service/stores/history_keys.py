@@ -87,6 +87,11 @@ def merging_key(prefix: str, user_id: str) -> str:
     return f"{prefix}:{{b{bucket_of(user_id):03d}}}:merging:{user_id}"
 
 
+def fenced_key(prefix: str, owner: str) -> str:
+    """Tokens of merges that may claim no session of the owner's bucket any more, as their user was erased."""
+    return f"{prefix}:{{b{bucket_of(owner):03d}}}:fenced_merges"
+
+
 def keys_of(prefix: str, user_id: str) -> UserKeys:
     """The keys of a user, or of a session by its `service.stores.protocols.session_owner`."""
     bucket = f"{prefix}:{{b{bucket_of(user_id):03d}}}"

@@ -90,14 +90,15 @@ class HistoryStore(HistoryReader, Protocol):
     Every method raises `HistoriesUnavailable` when the store does not answer in its time.
     """
 
-    async def append(self, events: Sequence[Event]) -> int:
+    async def append(self, events: Sequence[Event]) -> Sequence[int]:
         """Store all of the events or none, those of a merged session for its user.
 
         In the history an event comes before the newest ones of a later time, if it is at most `late_s` old. An older
         one comes last; those of one call in order of their times. One whose time is still to come is passed by none.
 
         Returns:
-            How many were stored: an event whose id this user already sent is not stored again.
+            Positions of those that are newly stored, ascending: an event whose id this user already sent is not stored
+            again.
 
         Raises:
             BulkPartlyStored: in a cluster, where all or none of each bucket are stored; it says which events are.

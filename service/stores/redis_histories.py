@@ -40,7 +40,6 @@ from service.stores.history_keys import (
     bucket_of,
     export_key,
     keys_of,
-    merging_key,
     old_keys_of,
     old_stream_key,
     stream_key,
@@ -96,18 +95,23 @@ class RedisHistories:
         self._prefix = redis.redis_prefix
         self._watch = watch
 
-    async def append(self, events: Sequence[Event]) -> int:
+    async def append(self, events: Sequence[Event]) -> Sequence[int]:
         """Store events; see `HistoryStore.append`."""
-        ordered = sorted(events, key=lambda event: event.timestamp)
+        order = sorted(range(len(events)), key=lambda position: events[position].timestamp)
+        ordered = [events[position] for position in order]
         with self._translated("append"):
             for attempt in range(1 + _MOST_MERGED_MEANWHILE):
-                stored = await self._append(await self._of_users(ordered) if attempt else ordered)
-                if stored != OF_MERGED_SESSION:
-                    return stored
+                new = await self._append(await self._of_users(ordered) if attempt else ordered)
+                if new is not None:
+                    return new if len(new) == len(events) else sorted(order[number] for number in new)
             raise RedisUnavailable("the sessions of these events are being merged")
 
-    async def _append(self, events: Sequence[Event]) -> int:
-        """Store events in the order of their timestamps; `OF_MERGED_SESSION`: nothing was stored."""
+    async def _append(self, events: Sequence[Event]) -> Sequence[int] | None:
+        """Store events in the order of their timestamps.
+
+        Returns:
+            Positions of those that are new; None: nothing was stored, as a session of theirs was merged.
+        """
         users: dict[str, int] = {}  # position of the first key of each user, counted from 1
         keys, arguments, sessions = [self._old_stream(events[0].user_id)], list[str | int](), 0
         for event in events:
@@ -118,17 +122,19 @@ class RedisHistories:
                 sessions |= session_of(user) is not None
             arguments += event_arguments(event, users[user])
         arguments = [*self._caps, int(sessions), len(users), *arguments]
-        stored, lost = TO_BE_MOVED, 0
+        stored, lost, known = TO_BE_MOVED, 0, list[int]()
         if not self._old_layout_exists:
-            stored, lost = await self._writes.run(APPEND, keys, arguments, list)
+            stored, lost, *known = await self._writes.run(APPEND, keys, arguments, list)
             self._old_layout_exists = stored == TO_BE_MOVED
         if stored == TO_BE_MOVED:
             keys += [key for user in users for key in old_keys_of(self._prefix, user)]
-            stored, lost = await self._writes.run(APPEND, keys, arguments, list)
-        if self._confirms and 0 <= stored < len(events):
+            stored, lost, *known = await self._writes.run(APPEND, keys, arguments, list)
+        if stored == OF_MERGED_SESSION:
+            return None
+        if self._confirms and known:
             await self._confirm_duplicates(events[0].user_id)
         self._count_lost(lost)
-        return stored
+        return sorted(set(range(len(events))).difference(known)) if known else range(len(events))
 
     def _count_lost(self, count: int) -> None:
         """Report events that were cut before they were exported."""
@@ -199,12 +205,11 @@ class RedisHistories:
         As long as the stream of the old layout exists, it is read completely too.
         """
         with self._translated("erase"):
-            sessions = await self._sessions_of(user_id)
+            sessions = await self._merged(user_id)
             while True:
                 for session in sessions:
-                    if forget is not None:
-                        await forget(session_owner(session))
-                    await self._erase_session(session, user_id)
+                    await self._forget_session(session, user_id, forget)
+                await self._end_merges(user_id, forget)
                 if forget is not None:
                     await forget(user_id)
                 await self._erase_owner(user_id)
@@ -219,6 +224,15 @@ class RedisHistories:
     async def _sessions_of(self, user_id: str) -> list[str]:
         """The sessions whose data is the user's."""
         return await self._merged(user_id)
+
+    async def _end_merges(self, user_id: str, forget: Forget | None) -> None:
+        """End merges into a user who is being erased; here each is one step, so none is in progress."""
+
+    async def _forget_session(self, session_id: str, user_id: str, forget: Forget | None) -> None:
+        """Erase a session of a user, in the other store first."""
+        if forget is not None:
+            await forget(session_owner(session_id))
+        await self._erase_session(session_id, user_id)
 
     async def _merged(self, user_id: str) -> list[str]:
         """The sessions that are recorded at the user."""
@@ -283,10 +297,10 @@ class RedisHistories:
         return old_stream_key(self._prefix) if self._may_have_old_layout else absent_stream_key(self._prefix, owner)
 
     def _old_keys(self, owner: str) -> tuple[str, str]:
-        """Two more keys that go with an erasure: of the old layout; in a cluster the merges in progress."""
+        """Two more keys that go with an erasure: of the old layout; in a cluster none that exists."""
         if self._may_have_old_layout:
             return old_keys_of(self._prefix, owner)
-        return (merging_key(self._prefix, owner),) * 2
+        return (absent_stream_key(self._prefix, owner),) * 2
 
     async def _list(self, key: str) -> list[str]:
         return texts(await self._reads.call("LRANGE", key, 0, -1, kind=list))

@@ -63,7 +63,8 @@ end
 # seconds to live of impressions, seconds to live of a session's data, whether there is an event of a session (1 or 0),
 # number of users, then twelve values of each event, the first of them the position in KEYS of the first key of its
 # user, the ninth how far from that its list is (1 history, 4 impressions, 0 none). Returns how many events were stored,
-# and how many were cut at the cap before they were exported; without an exporter none counts as such.
+# how many were cut at the cap before they were exported (without an exporter none counts as such), then the number,
+# counted from 0, of each event that was not stored again as its id is known.
 #
 # Events come in the order of their times, so those that are too late for their place are the first ones of their user.
 #
@@ -172,7 +173,7 @@ local function add(run, stream, id, at)
     return run('XADD', stream, id, unpack(fields))
 end
 local events, at, doing = #ARGV, 13, ''
-local ids, has_ids, added, stored = {}, {}, {}, 0
+local ids, has_ids, added, stored, known = {}, {}, {}, 0, {}
 local impressions, newest, disordered = {}, {}, {}
 local present = seconds + microseconds / 1000000
 local oldest = present - tonumber(ARGV[7])
@@ -213,6 +214,8 @@ local function store()
             call('RPUSH', KEYS[user + 3], id)
             added[stream] = (added[stream] or 0) + 1
             stored = stored + 1
+        else
+            known[#known + 1] = (at - 13) / 12
         end
         at = at + 12
     end
@@ -309,6 +312,6 @@ if old_length > 0 and stored > 0 then
         end
     end
 end
-return {stored, lost}
+return {stored, lost, unpack(known)}
 """
 )

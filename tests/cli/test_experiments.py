@@ -18,7 +18,7 @@ KEY = "an-admin-key-for-tests"
 
 def groups(arm: str, clicks: int) -> list[dict[str, Any]]:
     return [
-        {"arm": arm, "group": group, "answers": 100, "visits": 20, "clicks": clicks + group % 3, "latency_us": 500_000}
+        {"arm": arm, "group": group, "answers": 100, "users": 20, "clicks": clicks + group % 3, "latency_us": 500_000}
         for group in range(256)
     ]
 

@@ -105,6 +105,7 @@ class GroupCounts(BaseModel):
     arm: str
     group: int
     answers: int = 0
+    users: int = Field(0, description="Users and sessions with an answer, each counted once; not with interleave.")
     visits: int = Field(0, description="Answers to users without an earlier one in the window.")
     impressions: int = 0
     clicks: int = 0

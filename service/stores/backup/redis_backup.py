@@ -261,7 +261,7 @@ def group_of_owner(owner: str) -> KeyGroup:
 
 def shared_groups() -> list[KeyGroup]:
     """The keys of each bucket that belong to no single user, and those of the operator state."""
-    kinds = ("stream", "export", "erasures", "answers", "answers_order", "answers_size")
+    kinds = ("stream", "export", "erasures", "answers", "answers_order", "answers_size", "experiment_users")
     buckets = [tuple(f"{{b{bucket:03d}}}:{kind}" for kind in kinds) for bucket in range(BUCKETS)]
     return [*buckets, _OPERATOR_STATE]
 

@@ -15,10 +15,9 @@ from service.errors import BulkPartlyStored, HistoriesUnavailable, RedisUnavaila
 from service.settings.groups import HistorySettings, RedisSettings
 from service.stores.deployment.session_merge import SessionMerge
 from service.stores.history_keys import bucket_of, keys_of
-from service.stores.protocols import Event, session_of
+from service.stores.protocols import Event, Forget, session_of
 from service.stores.redis_client import UNWATCHED, RedisWatch
 from service.stores.redis_histories import RedisHistories
-from service.stores.redis_history_scripts import OF_MERGED_SESSION
 from service.stores.redis_renewal import Renewal
 
 _MOST_ROUNDS: Final = 4  # of events whose sessions are merged meanwhile
@@ -33,9 +32,9 @@ class _Sent(NamedTuple):
 
 @dataclass(slots=True)
 class _Bulk:
-    """What became of a bulk so far: how many events are newly stored, and which ones failed, with the first error."""
+    """What became of a bulk so far: which events are newly stored, and which ones failed, with the first error."""
 
-    stored: int = 0
+    new: list[int] = field(default_factory=list)
     failed: set[int] = field(default_factory=set)
     error: RedisError | RedisUnavailable | None = None
 
@@ -68,7 +67,7 @@ class ClusterHistories(RedisHistories):
         super().__init__(redis, retention, watch=watch, renewal=renewal)
         self._merges = SessionMerge(self._writes, redis.redis_prefix, retention, self._erase_session, self._count_lost)
 
-    async def append(self, events: Sequence[Event]) -> int:
+    async def append(self, events: Sequence[Event]) -> Sequence[int]:
         """Store events; see `HistoryStore.append`. Of each bucket all are stored or none.
 
         Raises:
@@ -87,9 +86,9 @@ class ClusterHistories(RedisHistories):
                 raise
             stored = [position for position in range(len(events)) if position not in bulk.failed]
             raise BulkPartlyStored(
-                str(unavailable), stored=stored, not_stored=sorted(bulk.failed), new=bulk.stored
+                str(unavailable), stored=stored, not_stored=sorted(bulk.failed), new=sorted(bulk.new)
             ) from unavailable
-        return bulk.stored
+        return sorted(bulk.new)
 
     async def merge(self, session_id: str, user_id: str) -> int:
         """Merge a session into a user; see `HistoryStore.merge`. Called again after a failure, it goes on."""
@@ -107,6 +106,10 @@ class ClusterHistories(RedisHistories):
         """The sessions whose data is the user's, also those that were claimed and not copied yet."""
         claimed, merged = await self._merges.claimed(user_id), await self._merged(user_id)
         return [*dict.fromkeys((*claimed, *merged))]
+
+    async def _end_merges(self, user_id: str, forget: Forget | None) -> None:
+        """End merges into a user who is being erased; sessions that they have claimed are erased."""
+        await self._merges.end(user_id, lambda session: self._forget_session(session, user_id, forget))
 
     async def _append_by_bucket(self, waiting: Sequence[_Sent], bulk: _Bulk) -> None:
         """Store events in the order of their timestamps, those of merged sessions for their users."""
@@ -130,13 +133,13 @@ class ClusterHistories(RedisHistories):
     async def _append_to_bucket(self, group: Sequence[_Sent], bulk: _Bulk) -> bool:
         """Store events of one bucket; True: none was stored, as an event is of a merged session."""
         try:
-            stored = await self._append([sent.event for sent in group])
+            new = await self._append([sent.event for sent in group])
         except (RedisError, RedisUnavailable) as error:
             bulk.fail(group, error)
             return False
-        if stored == OF_MERGED_SESSION:
+        if new is None:
             return True
-        bulk.stored += stored
+        bulk.new += (group[number].position for number in new)
         return False
 
     async def _of_their_users(self, events: Sequence[_Sent]) -> list[_Sent]:

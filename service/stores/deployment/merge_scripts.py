@@ -8,24 +8,31 @@ from service.stores.redis_pipeline import Script
 COPIED: Final = "\x1f"
 """What follows a session in the name of the field that says which claim was copied; ids have no control characters."""
 
-# KEYS: merges of the user, merges in progress. ARGV: session, token of this attempt, most merged sessions, most
-# merges in progress, seconds to live. Returns a session that must be erased before as the user has too many, else ''.
+# KEYS: merges of the user, merges in progress. ARGV: session, a new token, a token that was refused, most merged
+# sessions, most merges in progress, seconds to live. Returns the token of this attempt, or '' and a session that must
+# be erased before, as the user has too many. Attempts at the same time have the same token, so that an erasure that
+# fences the token that it finds fences them all.
 PREPARE: Final = Script("""
-if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[3]) and not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
-    return redis.call('ZRANGE', KEYS[1], 0, 0)[1]
+if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[4]) and not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
+    return {'', redis.call('ZRANGE', KEYS[1], 0, 0)[1]}
 end
-if redis.call('HLEN', KEYS[2]) >= 2 * tonumber(ARGV[4]) then
+if redis.call('HLEN', KEYS[2]) >= 2 * tonumber(ARGV[5]) then
     return redis.error_reply('MERGESFULL too many merges into this user were not finished')
 end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
-redis.call('EXPIRE', KEYS[2], ARGV[5])
-return ''
+local token = redis.call('HGET', KEYS[2], ARGV[1])
+if not token or token == ARGV[3] then
+    token = ARGV[2]
+    redis.call('HSET', KEYS[2], ARGV[1], token)
+end
+redis.call('EXPIRE', KEYS[2], ARGV[6])
+return {token, ''}
 """)
 
-# KEYS: of the session, as in `UserKeys`. ARGV: user, id of the claim if there is none yet, seconds to live of a
-# session's data, session, cap of a bucket's stream, how many entries it drops at once. Returns the user that has the
-# session, the id of its claim, the session's history, event ids with their scores, and impressions, and how many events
-# were cut at the cap before they were exported. The id is '' if nothing is left to be moved.
+# KEYS: of the session, as in `UserKeys`, then the fenced tokens of its bucket. ARGV: user, id of the claim if there is
+# none yet, seconds to live of a session's data, session, cap of a bucket's stream, how many entries it drops at once,
+# token of this attempt. Returns the user that has the session, the id of its claim, the session's history, event ids
+# with their scores, and impressions, and how many events were cut at the cap before they were exported. The id is '' if
+# nothing is left to be moved, and so is the user if the token is fenced.
 #
 # From now on `APPEND` stores nothing for the session, so what is returned stays as it is.
 CLAIM: Final = Script(
@@ -36,6 +43,9 @@ local user = call('HGET', KEYS[6], 'user')
 local claim = call('HGET', KEYS[6], 'moving')
 if user and (user ~= ARGV[1] or not claim) then
     return {user, '', {}, {}, {}, 0}
+end
+if call('HGET', KEYS[7], ARGV[7]) then
+    return {'', '', {}, {}, {}, 0}
 end
 local history, ids = call('LRANGE', KEYS[2], 0, -1), call('ZRANGE', KEYS[3], 0, -1, 'WITHSCORES')
 local impressions, lost = call('LRANGE', KEYS[5], 0, -1), 0
@@ -106,6 +116,27 @@ FINISH: Final = Script("""
 local copied = ARGV[1] .. '\\31'
 if redis.call('HGET', KEYS[1], copied) == ARGV[2] then
     redis.call('HDEL', KEYS[1], copied, ARGV[1])
+end
+return 1
+""")
+
+# KEYS: user of the session, fenced tokens of its bucket. ARGV: user, token, seconds to live. Returns 1 if the session
+# is the user's; else 0, and no attempt with this token can claim it any more.
+FENCE: Final = Script("""
+if redis.call('HGET', KEYS[1], 'user') == ARGV[1] then
+    return 1
+end
+redis.call('HSET', KEYS[2], ARGV[2], '')
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+return 0
+""")
+
+# KEYS: merges in progress. ARGV: fields and values that were read there. Deletes those that are the same.
+END: Final = Script("""
+for at = 1, #ARGV, 2 do
+    if redis.call('HGET', KEYS[1], ARGV[at]) == ARGV[at + 1] then
+        redis.call('HDEL', KEYS[1], ARGV[at])
+    end
 end
 return 1
 """)

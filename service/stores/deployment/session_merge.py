@@ -10,8 +10,10 @@ No script can use the keys of both, so the merge takes five calls, each of them 
 5. the user: forget that it was copied, and the token of an attempt that may have read the same (`FINISH`).
 
 It may end after any of them and be called again: the claim has an id, and a copy of the same claim is made once. An
-erasure of the user finds claimed sessions by the tokens and erases them first. It removes the tokens, so an attempt
-that read the session before cannot bring erased data back: it finds no token and begins again. An event of a session
+erasure of the user finds claimed sessions by the tokens and erases them first. A session that is not claimed yet it
+fences against the token (`FENCE`), as an attempt that claimed it afterwards and ended would leave a session of the user
+that no token leads to. Then it removes the tokens that it has seen (`END`), so an attempt that read the session before
+cannot bring erased data back: it finds no token and begins again. An event of a session
 whose merge has not ended ends it first (`service.stores.deployment.cluster_histories`), so an event that was stored in
 the session is recognised by its id.
 """
@@ -23,9 +25,18 @@ from typing import TYPE_CHECKING, Final
 
 from service.errors import RedisUnavailable
 from service.settings.groups import HistorySettings
-from service.stores.deployment.merge_scripts import CLAIM, COPIED, COPY, FINISH, PREPARE, RELEASE
+from service.stores.deployment.merge_scripts import (
+    CLAIM,
+    COPIED,
+    COPY,
+    END,
+    FENCE,
+    FINISH,
+    PREPARE,
+    RELEASE,
+)
 from service.stores.deployment.opening import Pipeline
-from service.stores.history_keys import keys_of, merging_key
+from service.stores.history_keys import fenced_key, keys_of, merging_key
 from service.stores.history_records import MOST_MERGES, stream_caps
 from service.stores.protocols import session_owner
 from service.stores.redis_client import texts
@@ -34,6 +45,7 @@ if TYPE_CHECKING:
     from service.stores.redis_connection import Part
 
 _MOST_ATTEMPTS: Final = 5
+_FENCED_S: Final = 3600  # far longer than an attempt is between its token and its claim
 
 
 class SessionMerge:
@@ -70,14 +82,19 @@ class SessionMerge:
             RedisUnavailable: a call was not answered, or other attempts always came between; call again.
             ResponseError: Redis answered with an error.
         """
-        session_keys = [*keys_of(self._prefix, session_owner(session_id))]
+        session = session_owner(session_id)
+        session_keys, fenced = [*keys_of(self._prefix, session)], fenced_key(self._prefix, session)
         user_keys, merging = [*keys_of(self._prefix, user_id)], merging_key(self._prefix, user_id)
-        kept = self._retention
+        kept, token = self._retention, ""
         for _ in range(_MOST_ATTEMPTS):
-            token = await self._prepare(session_id, user_id)
-            of_session: list[Part] = [user_id, uuid.uuid4().hex, kept.session_ttl_s, session_id, *stream_caps(kept)]
-            owner, claim, *read, lost = await self._writes.run(CLAIM, session_keys, of_session, list)
+            token = await self._prepare(session_id, user_id, refused=token)
+            of_session: list[Part] = [
+                *(user_id, uuid.uuid4().hex, kept.session_ttl_s, session_id, *stream_caps(kept), token)
+            ]
+            owner, claim, *read, lost = await self._writes.run(CLAIM, [*session_keys, fenced], of_session, list)
             self._count_lost(lost)
+            if not owner:  # the user was erased meanwhile, so this is a merge after the erasure
+                continue
             if not claim:
                 await self._writes.call("HDEL", merging, session_id, kind=int)
                 return 0 if owner == user_id.encode() else None
@@ -105,6 +122,30 @@ class SessionMerge:
         owners = await asyncio.gather(*map(self._owner, sessions))
         return [session for session, owner in zip(sessions, owners, strict=True) if owner == user_id.encode()]
 
+    async def end(self, user_id: str, erase: Callable[[str], Awaitable[None]]) -> None:
+        """End the merges into a user who is being erased: none that has begun claims or copies a session any more.
+
+        Args:
+            user_id: of the user.
+            erase: erases a session that is marked as the user's.
+
+        Raises:
+            RedisUnavailable: a call was not answered; call again, and the same sessions are found.
+            ResponseError: Redis answered with an error.
+        """
+        merging = merging_key(self._prefix, user_id)
+        while noted := texts(await self._writes.call("HGETALL", merging, kind=list)):
+            for session_id, token in zip(noted[::2], noted[1::2], strict=True):
+                while not session_id.endswith(COPIED) and await self._is_claimed(session_id, user_id, token):
+                    await erase(session_id)
+            await self._writes.run(END, [merging], [*noted], int)
+
+    async def _is_claimed(self, session_id: str, user_id: str, token: str) -> bool:
+        """Whether a session is the user's; else the token is fenced."""
+        owner = session_owner(session_id)
+        keys = [keys_of(self._prefix, owner).merges, fenced_key(self._prefix, owner)]
+        return bool(await self._writes.run(FENCE, keys, [user_id, token, _FENCED_S], int))
+
     async def _owner(self, session_id: str) -> bytes | None:
         """The user whose the session is; None: nobody's."""
         merges = keys_of(self._prefix, session_owner(session_id)).merges
@@ -116,12 +157,12 @@ class SessionMerge:
         """Seconds that a merge in progress is known: longer than the session's data, so that no copy is made twice."""
         return 2 * max(self._retention.session_ttl_s, self._retention.impressions_ttl_s)
 
-    async def _prepare(self, session_id: str, user_id: str) -> str:
+    async def _prepare(self, session_id: str, user_id: str, *, refused: str) -> str:
+        """The token of an attempt; another one than that which was refused."""
         keys = [keys_of(self._prefix, user_id).merges, merging_key(self._prefix, user_id)]
-        token = uuid.uuid4().hex
         while True:
-            arguments: list[Part] = [session_id, token, MOST_MERGES, MOST_MERGES, self._lasts_s]
-            oldest = await self._writes.run(PREPARE, keys, arguments, bytes)
+            arguments: list[Part] = [*(session_id, uuid.uuid4().hex, refused, MOST_MERGES, MOST_MERGES, self._lasts_s)]
+            token, oldest = texts(await self._writes.run(PREPARE, keys, arguments, list))
             if not oldest:
                 return token
-            await self._erase_session(oldest.decode(), user_id)
+            await self._erase_session(oldest, user_id)

@@ -130,6 +130,17 @@ class AnswerRecord:
     context: AnswerContext
     second: SecondArm | None = None
 
+    @property
+    def is_of_nobody(self) -> bool:
+        """Whether it is without a user, and so its own owner."""
+        return self.owner.startswith(ANONYMOUS)
+
+    @property
+    def experiment(self) -> str:
+        """The experiment whose users are divided by it; empty: none, as where an answer is of both arms."""
+        name, _, arm = self.context.arm.partition("/")
+        return name if arm and self.second is None else ""
+
     def encode(self) -> bytes:
         """The record; raises as `AnswerContext.encode`."""
         items, second = self.item_ids[:MOST_ITEMS], self.second
@@ -162,6 +173,11 @@ def owner_of(user_id: str | None, request_id: str) -> str:
 def item_fingerprint(item_id: str) -> bytes:
     """Three bytes of an item id; two of 20 items have the same once in 90,000 answers."""
     return (zlib.crc32(item_id.encode()) & 0xFFFFFF).to_bytes(3)
+
+
+def user_fingerprint(owner: str) -> bytes:
+    """Eight bytes of a user or session."""
+    return hashlib.blake2b(owner.encode(), digest_size=8, person=b"outcome-user").digest()
 
 
 @lru_cache(maxsize=1024)  # an answer has many items, each with an impression

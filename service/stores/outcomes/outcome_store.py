@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Final, Literal, NamedTuple, Protocol
 
 from service.errors import OutcomesUnavailable
@@ -9,6 +10,10 @@ from service.stores.outcomes.answer_records import AnswerContext, AnswerRecord, 
 
 DUPLICATE: Final = "duplicate"
 """Result of an attribution to an answer that has this outcome of this item already."""
+
+
+CLOCK_TOLERANCE_S: Final = 60
+"""Seconds that the clock of a client may be behind that of the service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +58,13 @@ class RecordedAnswer:
         earlier: how many answers of its owner are in the window already.
         dropped: seconds since 1970 of each answer that had to leave before its window ended, as the memory is full or
             its owner has newer ones.
+        is_first: whether its owner had no answer of its experiment before, in whatever window. False where it is of no
+            experiment or interleaved, and for users beyond those that are remembered.
     """
 
     earlier: int
     dropped: Sequence[int] = ()
+    is_first: bool = False
 
 
 class ItemOutcome(NamedTuple):
@@ -66,13 +74,23 @@ class ItemOutcome(NamedTuple):
         owner: of the answer, see `service.stores.outcomes.answer_records.owner_of`.
         item_id: of the item.
         outcome: what happened.
-        request_id: of the answer; None: the owner's newest answer with the item.
+        request_id: of the answer; None: the owner's newest answer with the item, of those given before ``time``.
+        time: seconds since 1970 when it happened, by the clock of the client.
     """
 
     owner: str
     item_id: str
     outcome: Outcome
     request_id: str | None = None
+    time: float = inf
+
+    @property
+    def latest(self) -> float:
+        """The last moment, in seconds since 1970, of an answer that may have led to it.
+
+        A request id is proof enough: nobody knows it before the answer, and clocks of clients are wrong.
+        """
+        return inf if self.request_id is not None else self.time + CLOCK_TOLERANCE_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,17 @@ local function time_at(text, at)
 end
 """
 
-# KEYS: answers, order and size of each bucket. ARGV: seconds to keep, most answers of an owner, most bytes of a bucket,
-# bytes that an answer costs besides its record, then for each answer the position of its first key in KEYS, its owner
-# and its record. Returns for each answer how many of its owner were stored before, then the time of each answer that is
-# dropped though its window has not ended. Those for which the bucket is too large are named by the last answer of that
-# bucket.
+# KEYS: answers, order, size and users of an experiment of each bucket. ARGV: seconds to keep, most answers of an owner,
+# most answers without a user that have one request id, most bytes of a bucket, bytes that an answer costs besides its
+# record, most users of an experiment in a bucket, seconds that they are kept, then for each answer the position of its
+# first key in KEYS, its owner, its record, and where its users are to be counted the fingerprint of its user (8 bytes)
+# with the name of its experiment, else ''. Returns for each answer how many of its owner were stored before, whether it
+# is the first of its user in the experiment (1 or 0), then the time of each answer that is dropped though its window
+# has not ended. Those for which the bucket is too large are named by the last answer of that bucket.
+#
+# The users are fields of one hash, in which the field '' names the experiment. One experiment runs at a time, so those
+# of another one are dropped; replicas that do not know the new one yet make a few users count twice, in every arm
+# alike. Users beyond the most are not counted.
 #
 # Every answer has an entry in the order of the bucket: its time (4 bytes), its cost (2 bytes) and its owner. The oldest
 # are dropped while they are too old or the bucket is too large; with an entry goes the answer, if its owner still has
@@ -29,7 +35,29 @@ end
 RECORD: Final = Script(
     _READ
     + """
-local keep, most, most_bytes, extra = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local keep, most, most_of_request = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local most_bytes, extra, most_users = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local noted = {}
+local function is_first(key, mark)
+    if mark == '' then
+        return 0
+    end
+    local experiment, known = string.sub(mark, 9), noted[key]
+    if not known then
+        known = {experiment = redis.call('HGET', key, ''), fields = redis.call('HLEN', key)}
+        noted[key] = known
+    end
+    if known.experiment ~= experiment then
+        redis.call('UNLINK', key)
+        redis.call('HSET', key, '', experiment)
+        known.experiment, known.fields, known.changed = experiment, 1, true
+    end
+    if known.fields > most_users or redis.call('HSET', key, string.sub(mark, 1, 8), '') == 0 then
+        return 0
+    end
+    known.fields, known.changed = known.fields + 1, true
+    return 1
+end
 local function older_than(text, since, count)
     local at, found = 1, 0
     while at <= #text and found < count and time_at(text, at) >= since do
@@ -44,12 +72,13 @@ local function note(result, from, text, since)
     end
 end
 local results, buckets = {}, {}
-for at = 5, #ARGV, 3 do
+for at = 8, #ARGV, 4 do
     local first, owner, record = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2]
+    local most_here = string.sub(owner, 1, 2) == '\\31\\31' and most_of_request or most
     local since = time_at(record, 1) - keep
     local text = redis.call('HGET', KEYS[first], owner) or ''
-    local cut, found = older_than(text, since, most - 1)
-    local result = {found}
+    local cut, found = older_than(text, since, most_here - 1)
+    local result = {found, is_first(KEYS[first + 3], ARGV[at + 3])}
     note(result, cut, text, since)
     redis.call('HSET', KEYS[first], owner, record .. string.sub(text, 1, cut - 1))
 
@@ -93,6 +122,10 @@ for first, bucket in pairs(buckets) do
     redis.call('EXPIRE', answers, keep)
     redis.call('EXPIRE', order, keep)
     redis.call('EXPIRE', size, keep)
+    local users = noted[KEYS[first + 3]]
+    if users and users.changed then
+        redis.call('EXPIRE', KEYS[first + 3], ARGV[7])
+    end
 end
 return results
 """
@@ -100,11 +133,11 @@ return results
 
 # KEYS: answers of each bucket. ARGV: now, seconds of the window, then for each owner its name and what is asked about
 # it: a byte with the position of its bucket in KEYS, then for each outcome its bit (1 byte), the fingerprint of the
-# item (3) and that of the request (6); the bit is 128 more if the request is given. Outcomes are numbered from 0 in
-# this order. Returns the number and the result of each outcome of an item that an answer shows: 'd' if the newest that
-# does has this outcome already, else the head and the context of the answer, the place of the item in it, counted
-# from 0, and its new mark; for an interleaved answer also how many items of the first and of the second arm have this
-# outcome now.
+# item (3), that of the request (6), and the latest time of an answer that it may belong to (4); the bit is 128 more if
+# the request is given. Outcomes are numbered from 0 in this order. Returns the number and the result of each outcome of
+# an item that an answer shows: 'd' if the newest that does has this outcome already, else the head and the context of
+# the answer, the place of the item in it, counted from 0, and its new mark; for an interleaved answer also how many
+# items of the first and of the second arm have this outcome now.
 #
 # Most events are about items that no answer shows, so one search over all answers of the owner goes first.
 ATTRIBUTE: Final = Script(
@@ -133,10 +166,10 @@ local function place_of(item, items)
     end
     return at and (at - 1) / 3
 end
-local function attributed(text, bit, item, request)
+local function attributed(text, bit, item, request, latest)
     local at = find(text, item, 1, true) and 1 or #text + 1
     while at <= #text and time_at(text, at) >= since do
-        if not request or sub(text, at + 6, at + 11) == request then
+        if time_at(text, at) <= latest and (not request or sub(text, at + 6, at + 11) == request) then
             local count, context = byte(text, at + 14, at + 15)
             local items = at + 16 + context
             local place = place_of(item, sub(text, items, items + 3 * count - 1))
@@ -163,27 +196,31 @@ for at = 3, #ARGV, 2 do
     local key = KEYS[byte(asked)]
     local stored = redis.call('HGET', key, owner)
     local text = stored
-    for from = 2, stored and #asked or 0, 10 do
+    for from = 2, stored and #asked or 0, 14 do
         local bit, result = byte(asked, from), nil
         local request = bit >= 128 and sub(asked, from + 4, from + 9)
-        text, result = attributed(text, bit % 128, sub(asked, from + 1, from + 3), request)
+        text, result = attributed(text, bit % 128, sub(asked, from + 1, from + 3), request, time_at(asked, from + 8))
         if result then
-            results[#results + 1] = number + (from - 2) / 10
+            results[#results + 1] = number + (from - 2) / 14
             results[#results + 1] = result
         end
     end
     if text ~= stored then
         redis.call('HSET', key, owner, text)
     end
-    number = number + (#asked - 1) / 10
+    number = number + (#asked - 1) / 14
 end
 return results
 """
 )
 
-# KEYS: answers, order and size of the bucket. ARGV: owner. Returns how many entries were deleted.
+# KEYS: answers, order, size and users of an experiment of the bucket. ARGV: owner, its fingerprint. Returns how many
+# entries of the order were deleted.
 FORGET: Final = Script("""
 redis.call('HDEL', KEYS[1], ARGV[1])
+if redis.call('HDEL', KEYS[4], ARGV[2]) == 1 and redis.call('HLEN', KEYS[4]) == 1 then
+    redis.call('UNLINK', KEYS[4])
+end
 local deleted = 0
 for _, entry in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
     if string.sub(entry, 7) == ARGV[1] then
@@ -205,21 +242,22 @@ return redis.call('EXPIRE', KEYS[1], ARGV[2])
 # KEYS: the definition of an experiment. Returns its text, or '' if there is none.
 DESCRIPTION: Final = Script("return redis.call('HGET', KEYS[1], 'definition') or ''")
 
-# KEYS: the numbers of the last batches, then the hashes. ARGV: name of the writer, number of the batch, seconds that
-# the first key is kept, number of increments, then for each of them the position of its hash in KEYS, the field and the
-# amount; then the seconds to live of each hash. A batch that is sent again, as its reply was lost, changes nothing.
+# KEYS: the number of the last batch of the process, then the hashes. ARGV: number of the batch, seconds that the first
+# key is kept, number of increments, then for each of them the position of its hash in KEYS, the field and the amount;
+# then the seconds to live of each hash. A batch that is sent again, as its reply was lost, changes nothing: its number
+# is kept as long as the counts, as Redis may be gone for long between both.
 ADD: Final = Script("""
-if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then
+if redis.call('HGET', KEYS[1], 'number') == ARGV[1] then
     return 0
 end
-local last = 4 + 3 * tonumber(ARGV[4])
-for at = 5, last, 3 do
+local last = 3 + 3 * tonumber(ARGV[3])
+for at = 4, last, 3 do
     redis.call('HINCRBY', KEYS[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2])
 end
 for key = 2, #KEYS do
     redis.call('EXPIRE', KEYS[key], ARGV[last + key - 1])
 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-redis.call('EXPIRE', KEYS[1], ARGV[3])
+redis.call('HSET', KEYS[1], 'number', ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
 return 1
 """)

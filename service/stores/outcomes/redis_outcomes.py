@@ -7,9 +7,10 @@ Keys, all under one prefix (default ``vlm2rec``), ``bNNN`` being the bucket of t
 ``<prefix>:{bNNN}:answers``           hash    the newest answers of each owner, see `answer_records`
 ``<prefix>:{bNNN}:answers_order``     list    time, cost in bytes and owner of each answer of the bucket, oldest first
 ``<prefix>:{bNNN}:answers_size``      hash    ``bytes`` of all answers of the bucket
+``<prefix>:{bNNN}:experiment_users``  hash    fingerprints of users with an answer in an experiment, its name under ''
 ``<prefix>:{outcomes}:<name>``        hash    counts by field
 ``<prefix>:{outcomes}:definition:…``  hash    the definition of an experiment
-``<prefix>:{outcomes}:batches``       hash    number of the last batch of counts of each process
+``<prefix>:{outcomes}:batches:…``     hash    ``number`` of the last batch of counts of a process
 ====================================  ======  =========================================================================
 
 An owner is a user, or an answer without a user. All keys expire.
@@ -33,6 +34,7 @@ from service.stores.outcomes.answer_records import (
     item_fingerprint,
     request_fingerprint,
     slot_of,
+    user_fingerprint,
 )
 from service.stores.outcomes.outcome_store import (
     DUPLICATE,
@@ -54,10 +56,13 @@ KEPT_S: Final = 90 * 86_400
 """Seconds that counts and definitions are kept after their last change."""
 
 _MOST_OF_OWNER: Final = 20
+_MOST_OF_REQUEST: Final = 256  # without a user; as many as the longest batch has, which share its request id
 _COST_BYTES: Final = 100  # of an answer besides its record and its owner, measured (tests/service/stores)
-_BATCHES_KEPT_S: Final = 3600
+_USERS_SHARE: Final = 0.1  # of the memory of the answers, for users of an experiment besides
+_USER_BYTES: Final = 80
 _NAMES_REQUEST: Final = 128  # added to the bit of an outcome; the script knows it too
 _NO_REQUEST: Final = bytes(6)
+_LAST_TIME: Final = 2**32 - 1  # that has a place in four bytes
 _MOST_READS: Final = 64  # at once, so that a long period does not fill the queue of the pipeline
 
 _Entry = TypeVar("_Entry", AnswerRecord, ItemOutcome)
@@ -92,6 +97,7 @@ class RedisOutcomes:
         self._bucket_keys = [_bucket_keys(redis.redis_prefix, bucket) for bucket in range(BUCKETS)]
         self._window_s = settings.window_s
         self._bucket_bytes = settings.memory_bytes // BUCKETS
+        self._most_users = int(_USERS_SHARE * self._bucket_bytes) // _USER_BYTES
         self._watch = watch
         self._by_bucket = redis.kind == "cluster"  # a script may use the keys of one slot
 
@@ -124,16 +130,22 @@ class RedisOutcomes:
         return [found[place] for place in range(len(entries))]
 
     async def _record(self, answers: Sequence[AnswerRecord]) -> list[RecordedAnswer | OutcomesUnavailable]:
-        keys = _Keys(self._bucket_keys, 3)
-        arguments: list[Part] = [self._window_s, _MOST_OF_OWNER, self._bucket_bytes, _COST_BYTES]
+        keys = _Keys(self._bucket_keys, 4)
+        arguments: list[Part] = [
+            *(self._window_s, _MOST_OF_OWNER, _MOST_OF_REQUEST, self._bucket_bytes, _COST_BYTES),
+            *(self._most_users, KEPT_S),
+        ]
         for answer in answers:
-            arguments += (keys.first_of(answer.owner), answer.owner, answer.encode())
+            arguments += (keys.first_of(answer.owner), answer.owner, answer.encode(), _user_mark(answer))
         try:
             with translated("record", OutcomesUnavailable, self._watch):
                 replies = await self._pipeline.run(RECORD, keys.names, arguments, list)
         except OutcomesUnavailable as unavailable:
             return [unavailable] * len(answers)
-        return [RecordedAnswer(earlier, dropped) for earlier, *dropped in replies]
+        return [
+            RecordedAnswer(earlier, dropped, is_first=bool(first) or (earlier == 0 and _is_new_by_itself(answer)))
+            for answer, (earlier, first, *dropped) in zip(answers, replies, strict=True)
+        ]
 
     async def _attribute(self, outcomes: Sequence[ItemOutcome]) -> list[Attribution]:
         keys, owners = _Keys(self._bucket_keys, 1), dict[str, tuple[list[bytes], list[int]]]()
@@ -161,15 +173,16 @@ class RedisOutcomes:
     async def forget(self, owner: str) -> None:
         """Delete the answers of an owner; see `OutcomeStore.forget`."""
         with translated("forget", OutcomesUnavailable, self._watch):
-            await self._pipeline.run(FORGET, self._bucket_keys[bucket_of(owner)], [owner], int)
+            arguments: list[Part] = [owner, user_fingerprint(owner)]
+            await self._pipeline.run(FORGET, self._bucket_keys[bucket_of(owner)], arguments, int)
 
     async def add(self, batch: CountBatch) -> None:
         """Add to counts; see `OutcomeStore.add`."""
         names = list(dict.fromkeys(name for name, _ in batch.amounts))
         places = {name: place for place, name in enumerate(names, 2)}
         increments = [part for (name, field), amount in batch.amounts.items() for part in (places[name], field, amount)]
-        arguments = [batch.writer, batch.number, _BATCHES_KEPT_S, len(batch.amounts), *increments]
-        keys = [self._counts_key(name) for name in ("batches", *names)]
+        arguments = [batch.number, KEPT_S, len(batch.amounts), *increments]
+        keys = [self._counts_key(name) for name in (f"batches:{batch.writer}", *names)]
         with translated("count", OutcomesUnavailable, self._watch):
             await self._pipeline.run(ADD, keys, [*arguments, *(KEPT_S for _ in names)], int)
 
@@ -208,7 +221,7 @@ class _Keys:
 
     Args:
         of_buckets: all keys of each bucket.
-        each: how many of the keys of a bucket: answers, order, size.
+        each: how many of the keys of a bucket: answers, order, size, users of an experiment.
 
     Attributes:
         names: of the keys.
@@ -231,15 +244,30 @@ class _Keys:
 
 
 def _bucket_keys(prefix: str, bucket: int) -> list[str]:
-    return [f"{prefix}:{{b{bucket:03d}}}:{kind}" for kind in ("answers", "answers_order", "answers_size")]
+    kinds = ("answers", "answers_order", "answers_size", "experiment_users")
+    return [f"{prefix}:{{b{bucket:03d}}}:{kind}" for kind in kinds]
+
+
+def _user_mark(answer: AnswerRecord) -> bytes:
+    """By what `RECORD` counts the users of an experiment; empty where it counts none."""
+    if not answer.experiment or answer.is_of_nobody:
+        return b""
+    return user_fingerprint(answer.owner) + answer.experiment.encode()
+
+
+def _is_new_by_itself(answer: AnswerRecord) -> bool:
+    """Whether it counts as a user of its experiment, as it is of nobody by name."""
+    return answer.is_of_nobody and bool(answer.experiment)
 
 
 def _asked(outcome: ItemOutcome) -> bytes:
-    """What `ATTRIBUTE` reads of an outcome, 10 bytes."""
+    """What `ATTRIBUTE` reads of an outcome, 14 bytes."""
     bit, request = MARK_OF[outcome.outcome], outcome.request_id
+    latest = int(max(0.0, min(outcome.latest, _LAST_TIME))).to_bytes(4)
     if request is None:
-        return bit.to_bytes() + item_fingerprint(outcome.item_id) + _NO_REQUEST
-    return (_NAMES_REQUEST + bit).to_bytes() + item_fingerprint(outcome.item_id) + request_fingerprint(request)
+        return bit.to_bytes() + item_fingerprint(outcome.item_id) + _NO_REQUEST + latest
+    named = (_NAMES_REQUEST + bit).to_bytes()
+    return named + item_fingerprint(outcome.item_id) + request_fingerprint(request) + latest
 
 
 def _shown(found: bytes) -> AnsweredItem:

@@ -26,7 +26,7 @@ def counted(
             of = groups == group
             there = int(answers[of].sum())
             found.append({
-                "arm": arm, "group": group, "answers": there, "visits": int(of.sum()), "clicks": int(clicks[of].sum()),
+                "arm": arm, "group": group, "answers": there, "users": int(of.sum()), "clicks": int(clicks[of].sum()),
                 "conversions": int(bought[of].sum()), "revenue": float(bought[of].sum() * 20.0),
                 "latency_us": int(there * 1000 * (latency_ms or {}).get(arm, 5.0) * rng.uniform(0.95, 1.05)),
                 "degraded": int(rng.binomial(there, (degraded or {}).get(arm, 0.001))),
@@ -75,20 +75,44 @@ def test_a_candidate_that_always_fails_is_rolled_back() -> None:
 
 def test_users_that_are_not_divided_as_planned_allow_no_verdict() -> None:
     groups = counted({"control": 0.05, "new": 0.08})
-    lost = [entry | {"visits": entry["visits"] * 9 // 10} if entry["arm"] == "new" else entry for entry in groups]
+    lost = [entry | {"users": entry["users"] * 9 // 10} if entry["arm"] == "new" else entry for entry in groups]
     found = experiment_report(EXPERIMENT, lost)
     assert (found.verdict, found.mismatch_p < 0.001) == ("not yet", True)
     assert "not divided as planned" in found.candidates[0].reasons[0]
 
 
+def test_an_arm_whose_users_return_more_often_is_no_wrong_division() -> None:
+    """What a candidate changes must not stop its own experiment."""
+    groups = [entry | {"visits": 2 * entry["users"]} for entry in counted({"control": 0.05, "new": 0.08})]
+    returning = [entry | {"visits": 3 * entry["users"]} if entry["arm"] == "new" else entry for entry in groups]
+    found = experiment_report(EXPERIMENT, returning)
+    assert (found.verdict, found.mismatch_p > 0.001) == ("keep", True)
+
+
 def test_little_data_waits() -> None:
     found = experiment_report(EXPERIMENT, [])
     assert (found.verdict, found.mismatch_p) == ("not yet", 1.0)
-    assert found.candidates[0].reasons == ("control and new must have at least 100 clicks",)
+    assert found.candidates[0].reasons == (
+        "control and new must have answers for at least 100 clicks at the rate of both arms together",
+    )
     few = experiment_report(EXPERIMENT, counted({"control": 0.05, "new": 0.2}, users=100))
     assert few.verdict == "not yet"
     with pytest.raises(ValueError, match="must have two arms"):
         experiment_report({"name": "x", "arms": []}, [])
+
+
+@pytest.mark.parametrize(("silent", "verdict"), [("new", "roll back"), ("control", "keep")])
+def test_an_arm_that_nobody_clicks_is_decided_by_its_answers(silent: str, verdict: str) -> None:
+    """It gets no hundred clicks, however long the experiment runs."""
+    groups = counted({"control": 0.05, "new": 0.05})
+    without = [entry | {"clicks": 0} if entry["arm"] == silent else entry for entry in groups]
+    assert experiment_report(EXPERIMENT, without).verdict == verdict
+    few = counted({"control": 0.05, "new": 0.05}, users=800)
+    without = [entry | {"clicks": 0} if entry["arm"] == silent else entry for entry in few]
+    found = experiment_report(EXPERIMENT, without)
+    assert (found.verdict, "must have answers for at least 100 clicks" in found.candidates[0].reasons[0]) == (
+        "not yet", True,
+    )  # fmt: skip
 
 
 def test_of_several_candidates_each_has_its_verdict() -> None:

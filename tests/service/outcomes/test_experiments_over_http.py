@@ -109,7 +109,8 @@ def test_an_arm_is_in_outcomes_events_and_groups(opened: TestClient) -> None:
         return groups if groups and "clicks" in groups[0] else None
 
     (found,) = eventually(group)
-    assert (f"pictures/{found['arm']}", found["answers"], found["visits"], found["clicks"]) == (answer["arm"], 1, 1, 1)
+    assert f"pictures/{found['arm']}" == answer["arm"]
+    assert [found[measure] for measure in ("answers", "users", "visits", "clicks")] == [1, 1, 1, 1]
     assert found["latency_us"] > 0
     entries = opened.get("/outcomes?by=arm").json()["outcomes"]
     assert [(entry["value"], entry["clicks"]) for entry in entries] == [(answer["arm"], 1)]

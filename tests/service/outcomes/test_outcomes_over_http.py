@@ -143,6 +143,28 @@ def test_the_newest_answer_with_the_item_counts(client: TestClient) -> None:
     eventually(clicks)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_an_event_that_is_sent_again_counts_for_no_later_answer(open_client: OpenClient, named: bool) -> None:
+    def events(result: str) -> float:
+        return metric(client, "vlm2rec_outcome_events_total", result=result)
+
+    with open_client(outcomes=True) as client:
+        asked = {**ANNA, "exclude_seen": False}
+        answer = client.post("/recommend", json=asked).json()
+        click = {"user_id": "anna", "item_id": answer["items"][0]["item_id"], "type": "click", "event_id": "e1"}
+        click |= {"request_id": answer["request_id"]} if named else {}
+        client.post("/events", json=click)
+        assert eventually(lambda: events("attributed")) == 1
+        later = client.post("/recommend", json=asked).json()
+        assert click["item_id"] in [item["item_id"] for item in later["items"]]
+        eventually(lambda: metric(client, "vlm2rec_outcome_answers_total", result="kept") == 2)
+        other = {"user_id": "anna", "item_id": "never shown", "type": "click"}
+        sent = client.post("/events", json={"events": [click, other]})
+        assert sent.json() == {"stored": 1, "duplicates": 1, "without_consent": 0}
+        eventually(lambda: events("unattributed") == 1)
+        assert (events("attributed"), events("duplicate")) == (1, float(named))
+
+
 def test_a_bulk_costs_one_call_to_store_it_and_one_to_attribute_it(client: TestClient, redis_url: str) -> None:
     """Besides, the counts of every second are stored by one call; a call for each event would be a hundred."""
 

@@ -59,8 +59,8 @@ def test_an_event_without_consent_is_counted_and_kept_in_no_form(open_client: An
 def test_what_a_partly_stored_bulk_holds_is_counted_but_for_what_is_sent_again(
     open_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def partly(_events: Sequence[Event]) -> int:
-        raise BulkPartlyStored("a node is away", stored=[0, 2], not_stored=[1], new=1)
+    async def partly(_events: Sequence[Event]) -> Sequence[int]:
+        raise BulkPartlyStored("a node is away", stored=[0, 2], not_stored=[1], new=[0])
 
     with open_client() as client:
         monkeypatch.setattr(client.app.state.histories, "append", partly)

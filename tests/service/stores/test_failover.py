@@ -138,7 +138,7 @@ def test_a_replica_that_gives_no_stale_data_is_left(tmp_path: Path, version: str
                 await item_ids(histories, "u")
             pair.forwarder.target = pair.ports[1]
             assert await at_last(lambda: item_ids(histories, "u")) == ["before"]
-            assert await histories.append([Event("u", "after", 2.0)]) == 1
+            assert len(await histories.append([Event("u", "after", 2.0)])) == 1
 
     asyncio.run(check())
 

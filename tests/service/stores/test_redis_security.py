@@ -146,7 +146,7 @@ def test_it_is_enough_for_the_layout_without_buckets(guarded_redis: Path) -> Non
 
     async def all_of_it() -> None:
         store = open_histories(f"unix://vlm2rec:{PASSWORD}@{guarded_redis}", prefix="vlm2rec:old", timeout_s=5.0)
-        assert await store.append([Event("anna", "b", 2.0, event_id="f")]) == 1
+        assert len(await store.append([Event("anna", "b", 2.0, event_id="f")])) == 1
         assert [entry.item_id for entry in await store.entries("anna")] == ["a", "b"]
         await store.append([Event(session_owner("s"), "c", 3.0)])
         assert await store.merge("s", "bob") == 1

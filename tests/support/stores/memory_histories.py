@@ -53,12 +53,13 @@ class MemoryHistories:
         self._streams: dict[int, deque[tuple[int, Event]]] = {}
         self.available = True
 
-    async def append(self, events: Sequence[Event]) -> int:
+    async def append(self, events: Sequence[Event]) -> Sequence[int]:
         """Store events; see `HistoryStore.append`."""
         self._check_available()
-        stored = 0
+        new = []
         events = [replace(event, user_id=self._merges.get(event.user_id, event.user_id)) for event in events]
-        for event in sorted(events, key=lambda event: event.timestamp):
+        for place in sorted(range(len(events)), key=lambda place: events[place].timestamp):
+            event = events[place]
             self._forget_if_expired(event.user_id)
             event_ids = self._event_ids.setdefault(event.user_id, {})
             if event.event_id is not None:
@@ -73,14 +74,14 @@ class MemoryHistories:
             self._expires[event.user_id] = self._clock() + self._ttl_s
             self._stream_of(event.user_id).append((self._arrived, event))
             self._arrived += 1
-            stored += 1
+            new.append(place)
         for user_id in {event.user_id for event in events}:  # after the whole call, as all of it is one
             del self._histories.get(user_id, [])[: -self._history_cap]
             del self._impressions.get(user_id, [])[: -self._impressions_cap]
             event_ids = self._event_ids[user_id]
             while len(event_ids) > self._event_ids_cap:
                 del event_ids[next(iter(event_ids))]
-        return stored
+        return sorted(new)
 
     def _insert(self, history: list[HistoryEntry], entry: HistoryEntry) -> None:
         now, place = time(), len(history)

@@ -48,7 +48,7 @@ def test_a_bulk_over_all_nodes_is_stored_and_each_user_reads_their_own(cluster: 
         async with opened(cluster) as store:
             users = [f"u{number}" for number in range(300)]
             assert all(users_of(cluster, 300)[node] for node in cluster.nodes)
-            assert await store.append([Event(user, f"item of {user}", 1.0) for user in users]) == 300
+            assert len(await store.append([Event(user, f"item of {user}", 1.0) for user in users])) == 300
             read = await asyncio.gather(*(item_ids(store, user) for user in users))
             assert read == [[f"item of {user}"] for user in users]
 
@@ -88,7 +88,7 @@ def test_a_node_that_stops_fails_its_own_buckets_and_the_error_lists_them(cluste
                 error = partly.value
                 assert error.not_stored == tuple(sorted(59 - int(user[1:]) for user in by_node[lost]))
                 assert error.stored == tuple(sorted(set(range(60)).difference(error.not_stored)))
-                assert error.new == len(error.stored)
+                assert error.new == error.stored
                 for node in others:
                     assert (await item_ids(store, by_node[node][1])) == ["a"]
                 with pytest.raises(HistoriesUnavailable):
@@ -100,7 +100,7 @@ def test_a_node_that_stops_fails_its_own_buckets_and_the_error_lists_them(cluste
                 while True:
                     with suppress(HistoriesUnavailable):
                         await store.append([bulk[int(user[1:])] for user in by_node[lost]])
-                        assert await store.append(bulk) == 0
+                        assert len(await store.append(bulk)) == 0
                         assert [await item_ids(store, user) for user in by_node[lost][1:2]] == [["a"]]
                         assert await store.alive()
                         break
@@ -180,7 +180,8 @@ def test_reads_and_writes_follow_a_slot_that_moves(cluster: Cluster) -> None:
                     source.command("MIGRATE", "127.0.0.1", target.port, key, 0, 5000)
                 for node in (target, source):
                     node.command("CLUSTER", "SETSLOT", slot, "NODE", target.name)
-                assert await store.append([Event("u", "b", 2.0, event_id="f"), Event("u", "a", 1.0, event_id="e")]) == 1
+                new = await store.append([Event("u", "b", 2.0, event_id="f"), Event("u", "a", 1.0, event_id="e")])
+                assert list(new) == [0]
                 assert await store.entries("u") == [HistoryEntry("a", 1.0), HistoryEntry("b", 2.0)]  # by MOVED
                 for key in target.command("CLUSTER", "GETKEYSINSLOT", slot, 100):
                     target.command("DEL", key)

@@ -23,7 +23,7 @@ def test_a_batch_over_all_nodes_is_stored_and_attributed_in_the_order_of_its_ent
     async def check() -> None:
         store, users = opened(cluster), [f"u{number}" for number in range(200)]
         stored = await store.record([answer(user, f"r{user}") for user in users[::2]])
-        assert stored == [RecordedAnswer(0, [])] * 100
+        assert stored == [RecordedAnswer(0, [], is_first=True)] * 100
         asked = [clicked(ITEMS[number % 20], f"r{user}", user) for number, user in enumerate(users)]
         found = await store.attribute([*asked, *asked])
         first, second = found[:200], found[200:]

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from time import time
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ def test_answers_and_the_events_of_a_bulk_take_one_call_each(redis_url: str, pre
         async with opened(redis_url, prefix) as outcomes:
             await outcomes.record([answer("warm")])
             await outcomes.attribute([clicked(ITEMS[0], user="warm")])
-            answers = [answer(user, f"r-{user}") for user in users[:20]]
+            answers = [answer(user, f"r-{user}", context=replace(CONTEXT, arm="")) for user in users[:20]]
             found = await cost(redis_url, lambda: outcomes.record(answers))
             assert (found["evalsha"], found["hset"], found["rpush"]) == (1, 20, 20)
             assert found["expire"] <= 60
@@ -76,7 +77,7 @@ async def in_parts(entries: list[Any], rng: random.Random, call: Callable[[list[
 
 def test_calls_of_any_size_do_what_single_ones_do(redis_url: str, prefix: str) -> None:
     """Compared with a store in this process that takes one at a time: places, credit, duplicates, dropped answers."""
-    rng = random.Random(20)
+    rng, start = random.Random(20), int(time()) - 400
     owners = [*owners_of_one_bucket(3), "anna", "bob"]
     answers = []
     for number in range(150):
@@ -85,13 +86,14 @@ def test_calls_of_any_size_do_what_single_ones_do(redis_url: str, prefix: str) -
         changes: dict[str, Any] = {"item_ids": rng.sample(ITEMS, size), "slots": ["text"] * size}
         if made.second is not None:
             changes["second"] = replace(made.second, gave=made.second.gave[:size])
-        answers.append(replace(made, owner=rng.choice(owners), **changes))
+        answers.append(replace(made, owner=rng.choice(owners), time=start + number, **changes))
     outcomes = [
         ItemOutcome(
             rng.choice(owners),
             rng.choice(ITEMS),
             rng.choice(["impression", "click", "conversion"]),
             rng.choice([None, f"r{rng.randrange(150)}"]),
+            start + rng.randrange(-80, 400) + rng.random(),
         )
         for _ in range(1200)
     ]
@@ -106,6 +108,7 @@ def test_calls_of_any_size_do_what_single_ones_do(redis_url: str, prefix: str) -
     expected = asyncio.run(reference.record(answers))
     assert [one.earlier for one in stored] == [one.earlier for one in expected]  # type: ignore[union-attr]
     assert [list(one.dropped) for one in stored] == [one.dropped for one in expected]  # type: ignore[union-attr]
+    assert [one.is_first for one in stored] == [one.is_first for one in expected]  # type: ignore[union-attr]
     wanted = asyncio.run(reference.attribute(outcomes))
     assert found == wanted
     assert {type(one) for one in found} == {AnsweredItem, str, type(None)}

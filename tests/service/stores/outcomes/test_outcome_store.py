@@ -24,7 +24,7 @@ from service.stores.outcomes.outcome_store import (
     ItemOutcome,
     RecordedAnswer,
 )
-from service.stores.outcomes.redis_outcomes import RedisOutcomes
+from service.stores.outcomes.redis_outcomes import KEPT_S, RedisOutcomes
 from tests.support.stores.real_redis import connection
 
 CONTEXT = AnswerContext("20261122T231500Z-4f3a9c", "sequence", "pictures/more")
@@ -122,6 +122,27 @@ def test_an_event_belongs_to_the_answer_it_names_or_to_the_newest_with_its_item(
     asyncio.run(check())
 
 
+@pytest.mark.parametrize(
+    ("ago", "position"), [(0, 3), (40, 3), (200, 12), (3000, 12), (4000, None), (30 * 86_400, None), (1e12, None)]
+)
+def test_an_event_belongs_to_no_answer_that_was_given_after_it(
+    redis_url: str, prefix: str, ago: float, position: int | None
+) -> None:
+    """Clocks of clients may be a minute behind; an event that names its request has seen the answer."""
+
+    async def check() -> None:
+        async with opened(redis_url, prefix) as outcomes:
+            now = int(time())
+            await recorded(outcomes, answer(request="r1", offset=9, time=now - 3000))
+            await recorded(outcomes, answer(request="r2", time=now))
+            found = await attributed(outcomes, clicked(ITEMS[2])._replace(time=now - ago))
+            assert (found.position if isinstance(found, AnsweredItem) else found) == position
+            named = clicked(ITEMS[4], "r2")._replace(time=now - ago)
+            assert isinstance(await attributed(outcomes, named), AnsweredItem)
+
+    asyncio.run(check())
+
+
 def interleaved(request: str = "r1", **changes: Any) -> AnswerRecord:
     """Items 1, 3, 5 … are of the second arm, which answers with another bundle."""
     second = AnswerContext("20261123T231500Z-aaaaaa", "popular", "pictures/less")
@@ -172,6 +193,21 @@ def test_answers_that_leave_as_their_owner_has_newer_ones_are_reported(redis_url
     asyncio.run(check())
 
 
+def test_every_answer_of_a_batch_is_kept(redis_url: str, prefix: str) -> None:
+    """They are without a user and have one request id, so they have one owner."""
+
+    async def check() -> None:
+        async with opened(redis_url, prefix) as outcomes:
+            batch = [answer(None, "r1", item_ids=[f"item of {number}"], slots=["text"]) for number in range(256)]
+            stored = [*await outcomes.record(batch[:100]), *await outcomes.record(batch[100:])]
+            assert [list(one.dropped) for one in stored if isinstance(one, RecordedAnswer)] == [[]] * 256
+            found = await outcomes.attribute([clicked(f"item of {number}", "r1", None) for number in range(256)])
+            assert all(isinstance(one, AnsweredItem) for one in found)
+            assert (await recorded(outcomes, answer(None, "r1"))).dropped == [batch[0].time]
+
+    asyncio.run(check())
+
+
 def test_answers_that_leave_for_want_of_memory_are_reported_once(redis_url: str, prefix: str) -> None:
     async def check() -> None:
         async with opened(redis_url, prefix, outcomes_memory_mb=1) as outcomes:  # 16 KiB in each bucket
@@ -216,9 +252,50 @@ def test_answers_before_the_window_are_not_found_and_all_keys_expire(redis_url: 
 
     asyncio.run(check())
     with redis.Redis.from_url(redis_url) as client:
-        keys = list(client.scan_iter(f"{prefix}:*"))
-        assert len(keys) == 3
-        assert all(0 < client.ttl(key) <= 3600 for key in keys)
+        kept = {key.decode().rpartition(":")[2]: client.ttl(key) for key in client.scan_iter(f"{prefix}:*")}
+    assert KEPT_S - 60 <= kept.pop("experiment_users") <= KEPT_S
+    assert len(kept) == 3
+    assert all(0 < seconds <= 3600 for seconds in kept.values())
+
+
+def test_a_user_is_counted_once_for_each_experiment(redis_url: str, prefix: str) -> None:
+    """Also after the window of the first answer; interleaved answers and those of no arm count nobody."""
+
+    async def check() -> None:
+        async with opened(redis_url, prefix, outcomes_window_h=1) as outcomes:
+
+            async def first(arm: str, *users: str | None, ago: int = 0, **more: Any) -> list[bool]:
+                context, when = replace(CONTEXT, arm=arm), int(time()) - ago
+                asked = [answer(user, uuid.uuid4().hex, context=context, time=when, **more) for user in users]
+                return [one.is_first for one in await outcomes.record(asked) if isinstance(one, RecordedAnswer)]
+
+            assert await first("", "anna", ago=9900) == [False]
+            assert await first("pictures/more", "anna", ago=9900, second=interleaved().second) == [False]
+            assert await first("pictures/more", "anna", "bob", "anna", ago=9000) == [True, True, False]
+            assert await first("pictures/more", "bob", None, "anna", None, "carl") == [False, True, False, True, True]
+            await outcomes.forget("bob")
+            assert await first("pictures/less", "anna", "bob") == [False, True]
+            assert await first("prices/low", "anna", "bob") == [True, True]
+            assert await first("prices/low", "anna", "bob") == [False, False]
+
+    asyncio.run(check())
+
+
+def test_as_many_users_of_an_experiment_are_counted_as_there_is_memory_for(redis_url: str, prefix: str) -> None:
+    """A tenth of the memory of the answers; the others count in no arm."""
+    owners = owners_of_one_bucket(40)
+
+    async def check() -> None:
+        async with opened(redis_url, prefix, outcomes_memory_mb=1) as outcomes:  # 16 KiB in each bucket
+            for counted in (20, 0):
+                stored = await outcomes.record([answer(owner) for owner in owners])
+                assert sum(one.is_first for one in stored if isinstance(one, RecordedAnswer)) == counted
+
+    asyncio.run(check())
+    with redis.Redis.from_url(redis_url) as client:
+        (key,) = client.scan_iter(f"{prefix}:*experiment_users")
+        assert client.hlen(key) == 21
+        assert client.hget(key, "") == b"pictures"
 
 
 def test_beyond_the_memory_the_oldest_answers_are_dropped(redis_url: str, prefix: str) -> None:
@@ -269,6 +346,10 @@ def test_a_batch_of_counts_that_is_sent_twice_counts_once(redis_url: str, prefix
             ]
 
     asyncio.run(check())
+    with redis.Redis.from_url(redis_url) as client:
+        kept = {key: client.ttl(key) for key in client.scan_iter(f"{prefix}:*")}
+    assert len(kept) == 3
+    assert all(KEPT_S - 60 <= seconds <= KEPT_S for seconds in kept.values())  # also the number of the batch
 
 
 def test_without_redis_the_error_says_so() -> None:
