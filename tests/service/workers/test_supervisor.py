@@ -82,13 +82,13 @@ def test_both_answer_on_one_port_and_the_redis_is_the_parents(
         assert (status, body["history_used"]) == (200, 1)
         ids.add(headers["X-Request-ID"])
     assert len(ids) == 40
-    os.kill(pids[0], signal.SIGKILL)
-    eventually(lambda: len(workers_of(service)) == 2)
-    for pid in workers_of(service):  # after requests: what a worker loads late counts too
+    for pid in pids:  # after requests: what a worker loads late counts too
         mapped = {Path(line.split()[-1]).name for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
         assert any(name.startswith("_swigfaiss") for name in mapped)
         heavy = ("torch", "polars", "pandas", "_parquet", "sklearn", "transformers")
         assert [name for name in mapped if any(word in name for word in heavy)] == []
+    os.kill(pids[0], signal.SIGKILL)
+    eventually(lambda: len(workers_of(service)) == 2)
     assert redis in children(service.process.pid)
     code, lines = service.end()
     assert code == 0
