@@ -16,7 +16,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.index.kind_contenders import BASE, CONTENDERS, SAME_GRAPH, CandidateIndex
+from bench.index.kind_contenders import BASE, CONTENDERS, SAME_GRAPH
+from bench.index.kind_faiss import CandidateIndex
 from index.items.slots import Slot, SlotLayout
 from index.search.query_plan import OVER_FETCH
 from index.search.scoring import rescore

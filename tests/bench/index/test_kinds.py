@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.index import kind_contenders, kinds
-from bench.index.kind_contenders import (
+from bench.index import kind_faiss, kinds
+from bench.index.kind_faiss import (
     FaissContender,
     anonymous_pages,
     beam,
@@ -14,8 +14,8 @@ from bench.index.kind_contenders import (
     build_ordered,
     build_projected,
     file_pages,
-    to_int8,
 )
+from bench.index.kind_libraries import to_int8
 from bench.index.kind_timing import Queries, Search, least_effort
 from index.items.slots import Slot, SlotLayout
 
@@ -65,7 +65,7 @@ def test_rows_in_another_order_are_found_as_before(tmp_path, vectors, one_query)
 
 
 def test_a_projection_on_the_vectors_own_directions_loses_nothing(tmp_path, one_query, vectors, monkeypatch):
-    monkeypatch.setattr(kind_contenders, "_PROJECTED", 8)
+    monkeypatch.setattr(kind_faiss, "_PROJECTED", 8)
     some = np.random.default_rng(1).standard_normal((400, 8)).astype(np.float32)
     flat = (some @ np.random.default_rng(2).standard_normal((8, LAYOUT.dim))).astype(np.float16)
     build_projected(flat, tmp_path / "pca")
