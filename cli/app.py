@@ -13,8 +13,9 @@ from rich.console import Console
 
 from cli.capacity import plan
 from cli.errors import CliError
-from cli.offline import demo, encoder, evaluate, fit, reindex, report, retrain, train
+from cli.offline import demo, encoder, evaluate, fit, reindex, report, train
 from cli.offline.data import check, demo_data, fetch_images, import_data
+from cli.offline.retraining import retrain
 from cli.online import backup as backup_commands
 from cli.online import events as event_commands
 from cli.online import experiments, serve, verify

@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.app import app
-from cli.offline import retrain as command
-from cli.offline import retrain_comparison
 from cli.offline.encoder import chosen_config
+from cli.offline.retraining import comparison
+from cli.offline.retraining import retrain as command
 from index.bundle.event_types import EventTypes
 from index.bundle.manifest import Manifest
 from index.bundle.registry import Registry
@@ -97,7 +97,7 @@ def test_killed_at_any_step_it_goes_on_and_the_manifest_says_how(shop: Path, mon
     write(export, [("u2", "i7", START + 6 * DAY)], start=300, kind="dislike")
     export.add_erasures(0, {user_hash(export.key, "u99"): StreamId(2**60, 0)})
     steps: list[tuple[Any, str]] = [
-        (retrain_comparison, "fit_and_print"),
+        (comparison, "fit_and_print"),
         (command, "compared"),
         (command, "fit_and_print"),
         (command, "_built"),
@@ -118,7 +118,7 @@ def test_killed_at_any_step_it_goes_on_and_the_manifest_says_how(shop: Path, mon
     assert not (run / "encoder").exists(), "the run keeps what it has until the gate agrees"
     with monkeypatch.context() as patched:
         patched.setattr(command, "fit_and_print", None)  # nothing is fitted again
-        patched.setattr(retrain_comparison, "fit_and_print", None)
+        patched.setattr(comparison, "fit_and_print", None)
         done = retrain(shop, config)
     assert done.exit_code == 0, done.output
     assert "an earlier job was interrupted: going on with its interactions" in done.stdout
@@ -176,7 +176,7 @@ def test_a_bundle_that_a_killed_job_built_for_other_bounds_is_built_again(
         whole(*arguments, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(retrain_comparison, "_refusal", lambda _: "")
+    monkeypatch.setattr(comparison, "_refusal", lambda _: "")
     with monkeypatch.context() as patched:
         patched.setattr(command, "_built", killed)
         assert retrain(shop, config).exit_code == 130

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.app import app
-from cli.offline import retrain as command
-from cli.offline import retrain_comparison, retrain_model
+from cli.offline.retraining import comparison, model
+from cli.offline.retraining import retrain as command
 from index.bundle.manifest import Manifest
 from index.bundle.registry import Registry
 from index.event_export.directory import ExportDirectory
@@ -116,9 +116,9 @@ def test_a_model_is_trained_and_adopted_and_killed_at_any_step_it_goes_on(
 
         monkeypatch.setattr(owner, name, counted)
 
-    count(retrain_model, "train_model")
+    count(model, "train_model")
     steps: list[tuple[Any, str]] = [
-        (retrain_model, "train_model"),
+        (model, "train_model"),
         (command, "_built"),
         (adoption, "adopt"),
     ]
@@ -170,13 +170,13 @@ def test_a_model_that_the_gate_refuses_is_not_adopted(shop: Path, monkeypatch: p
     assert retrain(shop, *options).exit_code == 0
     (shop.parent / "own.toml").write_text(CONFIG.replace("steps = 4", "steps = 6"))
     before = content(run, "train", "embeddings", "encoder", "config.toml")
-    monkeypatch.setattr(retrain_comparison, "_refusal", lambda _: "")
+    monkeypatch.setattr(comparison, "_refusal", lambda _: "")
     refused = retrain(shop, *options, "--bound", "latency_p99_ms=0.0", force=False)
     assert refused.exit_code == 1, refused.output
     assert "these figures miss their bounds: latency_p99_ms" in refused.stderr
     assert content(run, "train", "embeddings", "encoder", "config.toml") == before
     assert not (run / "retrain").exists()
-    monkeypatch.setattr(retrain_comparison, "_refusal", lambda _: "it is worse")
+    monkeypatch.setattr(comparison, "_refusal", lambda _: "it is worse")
     assert retrain(shop, *options, force=False).exit_code == 1
     assert content(run, "train", "embeddings", "encoder", "config.toml") == before
 
@@ -214,7 +214,7 @@ def test_a_catalogue_that_changes_after_a_kill_is_noticed(shop: Path, monkeypatc
     options = ("--train", "--config", shop.parent / "own.toml")
     steps: list[tuple[Any, str]] = [
         (trainer.Trainer, "save_model"),
-        (retrain_model, "train_model"),
+        (model, "train_model"),
         (command, "compared"),
         (command, "fit_and_print"),
         (command, "_built"),
@@ -271,6 +271,6 @@ def content(run: Path, *names: str) -> dict[str, bytes]:
 
 def test_without_a_configuration_there_is_nothing_to_train(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--train needs the configuration of a vision-language model; name a file by"):
-        retrain_model.training_config(tmp_path, None, None)
+        model.training_config(tmp_path, None, None)
     (tmp_path / "config.toml").write_text(CONFIG)
-    assert retrain_model.training_config(tmp_path, None, 7).encoder.seed == 7
+    assert model.training_config(tmp_path, None, 7).encoder.seed == 7

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 
 from cli.offline.encoder import ConfigOption, SeedOption, chosen_config, fit_and_print
-from cli.offline.retrain_comparison import NEW, SERVED, check_comparison, compared, drop_comparison, read_comparison
-from cli.offline.retrain_model import run_embeddings, train_and_embed, training_config
+from cli.offline.retraining.comparison import NEW, SERVED, check_comparison, compared, drop_comparison, read_comparison
+from cli.offline.retraining.model import run_embeddings, train_and_embed, training_config
 from cli.offline.text_files import replace_text
 from cli.offline.threads import ThreadsOption, set_torch_threads
 from cli.online.index_options import (

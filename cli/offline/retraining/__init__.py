@@ -1,0 +1,1 @@
+"""`vlm2rec retrain`: freezes catalogue and events, compares recipes, trains, and publishes."""
