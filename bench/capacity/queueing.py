@@ -7,7 +7,7 @@ alone), and in a closed loop (processor time of event loop and search threads, a
 contention of the threads is fitted). Then it measures at 30, 50 and 70 % of that rate, which the calibration has not
 seen, and simulates the same. Every figure is the median of the rounds. About five minutes on a quiet machine; on a busy
 one neither calibration nor measurement means anything: the file holds the load average before each stage. Writes
-bench/results/queueing.json, and prints the table of docs/capacity.md and the coefficients as ``vlm2rec plan
+bench/results/queueing.json, and prints a table of them and the coefficients as ``vlm2rec plan
 --coefficients`` takes them; exit code 1 where a p99 differs by more or a request failed.
 """
 

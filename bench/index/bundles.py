@@ -46,6 +46,7 @@ class Published:
         index_bytes: size of the index.
         recall: recall@20 by kind of query, from the bundle's own report.
         neighbours: of an item in each of its item-to-item lists; 0: no lists.
+        built_on: day of the build, which may be that of an earlier run; empty for bundles of earlier versions.
     """
 
     rows: int
@@ -58,6 +59,7 @@ class Published:
     index_bytes: int
     recall: dict[str, float]
     neighbours: int = 0
+    built_on: str = ""
 
 
 def published(rows: int, work: Path, encoder: Path, progress: Progress, *, neighbours: int = 0) -> Published:
@@ -100,6 +102,7 @@ def published(rows: int, work: Path, encoder: Path, progress: Progress, *, neigh
         index_bytes=sum(file.stat().st_size for file in path.glob("index.faiss")),
         recall=dict(bundle.manifest.index.recall),
         neighbours=neighbours,
+        built_on=time.strftime("%Y-%m-%d", time.gmtime()),
     )
     record.write_text(json.dumps(asdict(found), indent=1))
     return found

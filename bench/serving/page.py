@@ -8,6 +8,7 @@ Every figure on the page is read from the files.
 import argparse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from bench.markdown_table import markdown_table
 from bench.serving import sections
@@ -23,17 +24,17 @@ Made by `python -m bench.serving.page` from `bench/results/`; do not edit. To me
 machine:
 
 ```sh
-make bench-serving                        # goes on where it ended; BENCH_ARGS=--fresh begins anew
+make bench-serving BENCH_ARGS="--neighbours {neighbours}"    # goes on where it ended; with --fresh it begins anew
 ```
 
 Load generator, Redis and server share one machine, so **only ratios within one run mean anything**; contenders take
 turns, and every figure is the median of {rounds} round(s), each by itself, so that those of a row need not add up; in
-brackets are the lowest and the highest; errors are those of all rounds. Ratios are of figures of the same round. Peers
-and vlm2rec each have the number of processes that answers most here. A time, or a number of answers a second, counts
-only where the echo of the same rounds was within {within:.0%} of its reference, {reference:,.0f} req/s. Latencies are
-of answered requests: what was never answered counts under errors and in no percentile. Closed loop: {tool} with
-{connections} connections. Open
-loop: requests due at random moments of a constant rate (Poisson), latency counted from the moment a request was due.
+brackets are the lowest and the highest; errors are those of all rounds. Ratios are of figures of the same round. Among
+the contenders, peers and vlm2rec each have the number of processes that answers most here. A time, or a number of
+answers a second, counts only where the echo of the same rounds was within {within:.0%} of its reference,
+{reference:,.0f} req/s. Latencies are of answered requests: what was never answered counts under errors and in no
+percentile. Closed loop: {tool} with {connections} connections. Open loop: requests due at random moments of a constant
+rate (Poisson), latency counted from the moment a request was due.
 Every request names a user with a stored history of 10 and asks for 20 items; catalogues are made, clustered vectors of
 192 dimensions (text, image, behaviour), the encoder has 2 layers of 128.{lists}
 """
@@ -72,6 +73,7 @@ def page(read: ServingResults, images: Path, others: Iterable[Path]) -> str:
             connections=settings["connections"],
             tool=tool,
             lists=lists,
+            neighbours=settings.get("neighbours", 0),
             within=ECHO_WITHIN,
             reference=ECHO_REFERENCE,
         ),
@@ -107,6 +109,7 @@ def _run(read: ServingResults) -> Iterator[str]:
         yield "**+: files of the working tree differed from that commit while this was measured.**\n"
     if len({one.rstrip("+") for one in commits}) > 1:
         yield "**The run was gone on with after a commit: figures from different stages are of different code.**\n"
+        yield from markdown_table(("stage", "measured on", "commit"), _stage_dates(read))
     echo = read.values(echo_of("contenders"), "good")
     if echo:
         share = shown([rate / ECHO_REFERENCE for rate in echo], "{:.2f}")
@@ -118,6 +121,16 @@ def _run(read: ServingResults) -> Iterator[str]:
         yield f"The load generator has one thread; it used at most {most:.2f} of a core (`{key}`).{full}\n"
 
 
+def _stage_dates(read: ServingResults) -> Iterator[tuple[str, str, str]]:
+    """The days and the commits of each stage; bundles are built when a stage first needs them."""
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for key, one in read.measurements.items():
+        stages.setdefault(key.partition("/")[0], []).append(one)
+    for stage, measured in stages.items():
+        days, commits = ({str(one[name])[:10] for one in measured} for name in ("at", "commit"))
+        yield stage, ", ".join(sorted(days)), ", ".join(sorted(commits))
+
+
 def _verdicts(found: list[Verdict]) -> Iterator[str]:
     yield from markdown_table(
         ("", "target", "measured", "holds"),
@@ -127,7 +140,7 @@ def _verdicts(found: list[Verdict]) -> Iterator[str]:
     uncounted = sum("does not count" in one.measured for one in found)
     owed = [one for one in known if not one.goal]
     held, held_owed = sum(bool(one.holds) for one in known), sum(bool(one.holds) for one in owed)
-    apart = f" {uncounted} do not count, as the machine was not as fast as the reference." if uncounted else ""
+    apart = f" {uncounted} do not count, for the reasons in the table." if uncounted else ""
     yield f"{held} of {len(known)} hold; of those that are owed, {held_owed} of {len(owed)}.{apart}\n"
 
 

@@ -29,8 +29,8 @@ reads the request.
 **Earlier versions of this page said “p99 to refuse 0.01 ms, holds”. That was wrong**: the server timed how long it took
 to build one header, not the refusal.
 """
-_NOT_REFUSED_AGAIN = """**It is not measured again yet**: `make bench-serving BENCH_ARGS="--only overload"` measures
-this section again and leaves the rest.
+_NOT_REFUSED_AGAIN = """**It is not measured again yet**: `make bench-serving
+BENCH_ARGS="--neighbours {neighbours} --only overload"` measures this section again and leaves the rest.
 """
 
 
@@ -89,8 +89,9 @@ def _row(read: ServingResults, name: str) -> tuple[str, ...]:
     answers = f"contenders/1/{name}/answers"
     memory = contender(name, "memory")
     used = read.values(memory, "once") or read.values(memory, "proportional")
+    had, planned = len(read.values(closed, "good")), int(read.settings.get("rounds", 0))
     return (
-        name,
+        name if had == planned else f"{name} ({had} of {planned} rounds)",
         shown(read.ratios(closed, echo_of("contenders")), "{:.2f}"),
         shown(read.ratios(contender(OURS, "closed"), closed), "{:.2f}"),
         shown(read.values(closed, "good"), "{:,.0f}"),
@@ -148,7 +149,7 @@ def _size_row(read: ServingResults, rows: int, rates: list[int]) -> tuple[str, .
         _number(median([one / _MIB for one in used]), "{:,.0f} MiB"),
         f"{(made.get('vectors_bytes', 0) + made.get('index_bytes', 0)) / _MIB:,.0f} MiB",
         shown(read.values(size(rows, "start"), "ready_s"), "{:.1f}", " s"),
-        _number(made.get("build_s"), "{:,.0f} s"),
+        _number(made.get("build_s"), "{:,.0f} s") + (f" ({made['built_on']})" if made.get("built_on") else ""),
     )
 
 
@@ -178,7 +179,7 @@ def overload(read: ServingResults) -> Iterator[str]:
     yield _echo(read, "overload")
     yield _REFUSALS
     if any(read.median(key, WRONG_REFUSAL) is not None for key in keys):
-        yield _NOT_REFUSED_AGAIN
+        yield _NOT_REFUSED_AGAIN.format(neighbours=read.settings.get("neighbours", 0))
     rows = []
     for key in keys:
         figures = [read.median(key, name) for name in ("offered", "degraded", "late", "refused", "errors")]

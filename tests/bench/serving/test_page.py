@@ -110,7 +110,7 @@ def test_a_rate_counts_only_beside_an_echo_near_its_reference(
     read = run(**{"contenders/*/echo/closed": {"good": echo}, "contenders/*/vlm2rec/closed": {"good": 2100.0}})
     assert verdict(read, "2,000 req/s") == (said, holds)
     assert verdict(read, "≥ 0.40 × a bare FastAPI echo")[1] is False  # a ratio always counts
-    uncounted = "do not count, as the machine was not as fast"
+    uncounted = "do not count, for the reasons in the table"
     assert (uncounted in page(read, tmp_path, [])) == (holds is None)
 
 
