@@ -72,7 +72,6 @@ def ray_shards(
         from training.embedding.distributed.shard_pool import ShardPool
         from training.embedding.distributed.shard_worker import ShardJob
 
-        source = dataset.source  # that of the data set is found by every worker itself
         job = ShardJob(
             dataset.name(),
             run.resolve(),
@@ -80,9 +79,17 @@ def ray_shards(
             dict(plan.model),
             plan.batch_items,
             threads or 1,
-            None if source is None or source.is_relative_to(dataset.directory) else source.resolve(),
+            other_interactions(dataset),
         )
         with ray_cluster(address) as ray:
             ShardPool(RayWorkers(ray, job, most)).encode(plan, numbers, finished, stopped)
 
     return encode_shards
+
+
+def other_interactions(dataset: "Dataset") -> Path | None:
+    """The file of ``--interactions``, for workers; None for those of the data set, which each worker finds itself."""
+    source = dataset.source
+    if source is None or (source.parent == dataset.directory and source.name.partition(".")[0] == "interactions"):
+        return None
+    return source.resolve()

@@ -127,7 +127,8 @@ class FittedEncoder:
     def counts(self, dataset: Dataset) -> NDArray[np.int64]:
         """(n,) int64 events per item that popularity counts: all of them after a refit, else those of training.
 
-        Where the table counts exported events too, its items keep their numbers until the next fit.
+        Where the table counts exported events too, its items keep their numbers until the next fit, or until the data
+        set has more: an item without events gets its first ones from either.
 
         Args:
             dataset: a current one.
@@ -138,7 +139,7 @@ class FittedEncoder:
             return found
         rows = (self.table.ids.row(item_id) for item_id in dataset.item_ids())
         places = np.fromiter((-1 if row is None else row for row in rows), np.int64, len(dataset))
-        return np.where(places >= 0, self.table.popularity[np.maximum(places, 0)], found)
+        return np.where(places >= 0, np.maximum(self.table.popularity[np.maximum(places, 0)], found), found)
 
     def check_model(self, model: Mapping[str, Any]) -> None:
         """Check that a model is the one whose vectors the projection was fitted on.

@@ -37,6 +37,12 @@ def test_exported_counts_stay_and_are_not_missed_in_the_data_set(own: "Shop") ->
     (own.data / "interactions.csv").write_text(f"{events}\nnobody,new,9999999999\n")
     assert own.reindex()["outcome"] == "published"
     np.testing.assert_array_equal(own.bundle().popularity, [*counts, 1])
+    table = ItemTable.load(own.run / "encoder" / "table")
+    few = table.popularity.copy()
+    few[2] = 0  # fitted without an event, exported or not; the data set has some now
+    fitted = FittedEncoder.load(own.run)
+    anew = replace(fitted, table=replace(table, popularity=few)).counts(load_dataset(own.data))
+    assert anew[2] == (table.popularity[2] - 1) // 3 > 0
     own.edit(lambda rows: rows[1:])
     dataset = load_dataset(own.data)
     np.testing.assert_array_equal(FittedEncoder.load(own.run).counts(dataset), [*counts[1:], 1])
