@@ -21,14 +21,19 @@ if [ ! -e secrets/redis-users ]; then
         done < docs/security.md
     } > secrets/redis-users
 fi
-# Files of an earlier version lack it. Redis knows the user from its next start on.
+# Files of an earlier version lack it. Redis knows the user from its next start on. The file may lack its last line end, or
+# have the user without its URL.
 if [ ! -e secrets/redis-backup-url ]; then
     password=$(random)
-    while read -r line; do
-        case $line in
-            "user backup on >PASSWORD "*) printf '%s\n' "user backup on >$password ${line#*PASSWORD }" ;;
-        esac
-    done < docs/backup.md >> secrets/redis-users
+    {
+        grep -v '^user backup ' secrets/redis-users
+        while read -r line; do
+            case $line in
+                "user backup on >PASSWORD "*) printf '%s\n' "user backup on >$password ${line#*PASSWORD }" ;;
+            esac
+        done < docs/backup.md
+    } > secrets/redis-users.new
+    mv secrets/redis-users.new secrets/redis-users
     printf '%s\n' "redis://backup:$password@redis:6379/0" > secrets/redis-backup-url
 fi
 # The services are other users than the one who makes these files; keep the directory above to yourself.

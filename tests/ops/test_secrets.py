@@ -60,11 +60,17 @@ def test_redis_keeps_what_it_had_and_asks_for_a_password(secrets: Path, tmp_path
             client.ping()
 
 
-def test_a_backup_has_a_user_of_its_own_also_beside_files_of_an_earlier_version(secrets: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", ["none", "no last line end", "without its url"])
+def test_a_backup_has_a_user_of_its_own_also_beside_files_of_an_earlier_version(
+    secrets: Path, tmp_path: Path, kept: str
+) -> None:
     (secrets / "redis-backup-url").unlink()
     users = (secrets / "redis-users").read_text().splitlines()
-    (secrets / "redis-users").write_text("".join(f"{user}\n" for user in users if not user.startswith("user backup ")))
+    others = [user for user in users if not user.startswith("user backup ")]
+    text = "".join(f"{user}\n" for user in (users if kept == "without its url" else others))
+    (secrets / "redis-users").write_text(text.rstrip("\n") if kept == "no last line end" else text)
     subprocess.run(["sh", tmp_path / "ops" / "make-secrets.sh"], check=True, capture_output=True)
+    assert [user.split()[1] for user in (secrets / "redis-users").read_text().splitlines()].count("backup") == 1
     url = (secrets / "redis-backup-url").read_text().strip()
     assert url.startswith("redis://backup:")
     assert url.endswith("@redis:6379/0")
