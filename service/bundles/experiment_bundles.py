@@ -106,8 +106,15 @@ class ExperimentBundles:
             running, definition = self._operator_state.experiment, self._operator_state.definition
             if running is not None and running != experiment:
                 raise other_runs(running)
+            absent = self._not_held(experiment.bundles)
             await self._obtain(experiment.bundles)
-            check()
+            try:
+                check()
+            except Exception:
+                loaded = self._loaded.previous
+                if loaded is not None and loaded.bundle.id in absent:  # loaded for nothing
+                    self._loaded.release(loaded)
+                raise
             await self._operator_state.set_experiment(experiment, instead_of=definition)
 
     def paused(self) -> str | None:
@@ -124,9 +131,11 @@ class ExperimentBundles:
 
     def _absent(self) -> list[str]:
         """Ids of named bundles that are not in memory, or are altered."""
+        return sorted(self._not_held(self.named))
+
+    def _not_held(self, bundles: frozenset[str]) -> frozenset[str]:
         held = (self._loaded.active, self._loaded.previous)
-        ready = {loaded.bundle.id for loaded in held if loaded is not None and not loaded.altered}
-        return sorted(self.named - ready)
+        return bundles - {loaded.bundle.id for loaded in held if loaded is not None and not loaded.altered}
 
     async def _obtain(self, bundles: frozenset[str]) -> None:
         active = self._loaded.active

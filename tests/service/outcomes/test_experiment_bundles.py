@@ -70,6 +70,7 @@ def test_an_item_that_only_the_other_bundle_has_can_be_hidden(
 def test_defaults_are_held_to_the_bundle_of_their_arm(opened: TestClient, shop: Shop, seasonal: str) -> None:
     detail = put(opened, "summer", with_defaults(shop.ids[1], SEASONS), 422)["detail"]
     assert "unknown field 'season'" in detail
+    assert opened.app.state.watcher.experiments._loaded.previous is None, "it was loaded for nothing"  # type: ignore[attr-defined]
     assert opened.get("/experiments/summer", headers=AS_ADMIN).status_code == 404
     assert put(opened, "summer", with_defaults(seasonal, SEASONS))["state"] == "running"
     arms = {asked(opened, user)["arm"] for user in USERS}
