@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Final
 
 from service.stores.protocols import HistoryEntry, HistoryReader
@@ -17,10 +18,10 @@ class BatchHistories:
     Args:
         histories: the store.
         owners: users and sessions, see `service.stores.protocols.session_owner`.
-        turns: bounds the reads of all batches together, see :data:`MOST_READS`.
+        turns: bounds the reads of all batches together, see :data:`MOST_READS`; None: one request has few.
     """
 
-    def __init__(self, histories: HistoryReader, owners: Iterable[str], turns: asyncio.Semaphore) -> None:
+    def __init__(self, histories: HistoryReader, owners: Iterable[str], turns: asyncio.Semaphore | None) -> None:
         self._histories = histories
         self._turns = turns
         self._reads = {owner: asyncio.ensure_future(self._read(owner)) for owner in dict.fromkeys(owners)}
@@ -36,7 +37,7 @@ class BatchHistories:
         return list(await asyncio.shield(self._reads[owner]))
 
     async def _read(self, owner: str) -> list[HistoryEntry]:
-        async with self._turns:
+        async with self._turns or nullcontext():
             return await self._histories.entries(owner)
 
     async def impressions(self, owner: str) -> list[HistoryEntry]:

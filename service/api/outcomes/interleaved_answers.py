@@ -69,7 +69,7 @@ class InterleavedAnswers:
         """The ranking of each arm, from its beginning to the end of the page."""
         # Under overload no history is read.
         owners = () if trace.overloaded else recommend_query(both.arms[0].bundle, params).owners
-        histories = BatchHistories(self._histories, owners, asyncio.Semaphore(len(owners)))
+        histories = BatchHistories(self._histories, owners, None)
         recommender = self._recommender.with_histories(histories)
         try:
             first, second = await asyncio.gather(
