@@ -17,6 +17,7 @@ from service.stores.outcomes.outcome_store import AnsweredItem, CountBatch, Outc
 
 Dimension = Literal["position", "bundle", "arm", "strategy", "slot"]
 LeftOut = Literal["sampled", "dropped", "failed", "evicted"]
+LeftOutKind = Literal["answers", "events"]
 
 DIMENSIONS: Final[tuple[Dimension, ...]] = ("position", "bundle", "arm", "strategy", "slot")
 HOUR_S: Final = 3600
@@ -104,7 +105,7 @@ class OutcomeCounts:
         for arm, failed in (apart or {}).items():
             self._add_to_experiment(answer.owner, arm, measures | {"degraded": int(failed)})
 
-    def left_out(self, seconds: float, what: Literal["answers", "events"], reason: LeftOut, amount: int = 1) -> None:
+    def left_out(self, seconds: float, what: LeftOutKind, reason: LeftOut, amount: int = 1) -> None:
         """Count what is not kept, or not as long as its window.
 
         Args:

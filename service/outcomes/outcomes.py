@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from structlog.typing import FilteringBoundLogger
 
 from service.errors import OutcomesUnavailable
-from service.outcomes.counts import LeftOut, OutcomeCounts, flushed
+from service.outcomes.counts import LeftOut, LeftOutKind, OutcomeCounts, flushed
 from service.outcomes.event_outcomes import OUTCOME_OF
 from service.settings.groups import OutcomeSettings
 from service.stores.outcomes.answer_records import MOST_ITEMS, AnswerContext, AnswerRecord, SecondArm, owner_of
@@ -283,21 +283,26 @@ class Outcomes:
                 events.append(entry)
         is_all = not self._waiting
         try:
-            await self._logged(self._keep, answers)
+            await self._logged(self._keep, answers, "answers")
             answers = []
-            await self._logged(self._attribute, events)
+            await self._logged(self._attribute, events, "events")
         except asyncio.CancelledError:
             self._waiting.extendleft((*reversed(events), *reversed(answers)))
             raise
         return is_all
 
-    async def _logged(self, work: Callable[[Sequence[_Entry]], Awaitable[None]], entries: Sequence[_Entry]) -> None:
-        """Do it, and go on with what waits if it fails unexpectedly."""
+    async def _logged(
+        self, work: Callable[[Sequence[_Entry]], Awaitable[None]], entries: Sequence[_Entry], kind: LeftOutKind
+    ) -> None:
+        """Do it; if it fails unexpectedly, count the entries as left out and go on with what waits."""
         try:
             if entries:
                 await work(entries)
         except Exception as error:  # noqa: BLE001 - what waits is stored nevertheless
             self._log.error("outcomes not counted", exc_info=error)
+            tell = self._observer.answer if kind == "answers" else self._observer.event
+            tell("failed", len(entries))
+            self.counts.left_out(time(), kind, "failed", len(entries))
 
     async def _keep(self, answers: Sequence[SentAnswer]) -> None:
         now, kept = time(), 0

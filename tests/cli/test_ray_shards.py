@@ -1,4 +1,4 @@
-"""What workers of Ray are told about the interactions."""
+"""Which file of interactions workers of Ray read."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from cli.offline.ray_shards import other_interactions
 from training.data.dataset import load_dataset
 
 
-def test_workers_find_the_interactions_of_the_data_set_and_are_told_others_wherever_they_lie(tmp_path: Path) -> None:
+def test_workers_find_the_interactions_of_the_data_set_and_get_the_path_of_others(tmp_path: Path) -> None:
     events = "user_id,item_id,timestamp\nu,a,1\nu,b,2\n"
     (tmp_path / "items.csv").write_text("item_id,title\na,Mug\nb,Bowl\n")
     (tmp_path / "may.csv").write_text(events)

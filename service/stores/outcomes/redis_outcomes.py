@@ -143,7 +143,7 @@ class RedisOutcomes:
         except OutcomesUnavailable as unavailable:
             return [unavailable] * len(answers)
         return [
-            RecordedAnswer(earlier, dropped, is_first=bool(first) or (earlier == 0 and _is_new_by_itself(answer)))
+            RecordedAnswer(earlier, dropped, is_first=bool(first))
             for answer, (earlier, first, *dropped) in zip(answers, replies, strict=True)
         ]
 
@@ -249,15 +249,13 @@ def _bucket_keys(prefix: str, bucket: int) -> list[str]:
 
 
 def _user_mark(answer: AnswerRecord) -> bytes:
-    """By what `RECORD` counts the users of an experiment; empty where it counts none."""
+    """By what `RECORD` counts the users of an experiment; empty where it counts none.
+
+    An answer of nobody by name counts as no user: the same person would count again with every request.
+    """
     if not answer.experiment or answer.is_of_nobody:
         return b""
     return user_fingerprint(answer.owner) + answer.experiment.encode()
-
-
-def _is_new_by_itself(answer: AnswerRecord) -> bool:
-    """Whether it counts as a user of its experiment, as it is of nobody by name."""
-    return answer.is_of_nobody and bool(answer.experiment)
 
 
 def _asked(outcome: ItemOutcome) -> bytes:

@@ -15,10 +15,10 @@ import structlog
 from service.errors import OutcomesUnavailable
 from service.outcomes import outcomes as module
 from service.outcomes.breakdown import Period, breakdown, experiment_counts
-from service.outcomes.counts import group_of, position_label
-from service.outcomes.outcomes import Outcomes, SentAnswer, dominant_slots, share_of
+from service.outcomes.counts import group_of
+from service.outcomes.outcomes import Outcomes, SentAnswer, share_of
 from service.settings.groups import OutcomeSettings
-from service.stores.outcomes.answer_records import AnswerContext, AnswerRecord, slot_of
+from service.stores.outcomes.answer_records import AnswerContext, AnswerRecord
 from service.stores.outcomes.outcome_store import (
     DUPLICATE,
     AnsweredItem,
@@ -66,7 +66,7 @@ class MemoryOutcomes:
         known.insert(0, answer)
         dropped, known[self.most :] = [old.time for old in known[self.most :]], []
         user = (answer.experiment, answer.owner)
-        is_first = bool(answer.experiment) and user not in self.users
+        is_first = bool(answer.experiment) and not answer.is_of_nobody and user not in self.users
         self.users |= {user} if is_first else set()
         return RecordedAnswer(len(known) - 1, dropped, is_first)
 
@@ -279,6 +279,21 @@ def test_without_redis_nothing_waits_and_what_was_counted_is_kept() -> None:
     assert entries(store, "strategy")["sequence"]["answers"] == 1
 
 
+def test_what_a_call_loses_by_an_unexpected_error_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: Any) -> Any:
+        raise ValueError("no encoding")
+
+    async def check(outcomes: Outcomes, store: MemoryOutcomes, _: Seen) -> None:
+        for name in ("record", "attribute"):
+            monkeypatch.setattr(store, name, broken)
+        for number in range(3):
+            outcomes.answered(sent(request=f"r{number}"))
+        outcomes.happened([event("a"), event("b")])
+
+    _, seen = run(check)
+    assert dict(seen.results) == {("answer", "failed"): 3, ("event", "failed"): 2}
+
+
 def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_WAITING", 3)
 
@@ -367,22 +382,3 @@ def test_no_thread_is_started() -> None:
     before = threading.active_count()
     run(lambda *_: asyncio.sleep(0))
     assert threading.active_count() == before
-
-
-def test_the_dominant_slot_adds_most() -> None:
-    assert dominant_slots(SLOTS, PARTS, 3) == ["image", "text", "none"]
-    assert dominant_slots(SLOTS, None, 2) == ["none", "none"]
-    assert [slot_of(mark) for mark in (0, 8 + 7, 31 << 3)] == ["none", "text", "other"]
-
-
-@pytest.mark.parametrize(
-    ("position", "label"), [(1, "1"), (20, "20"), (21, "21-50"), (50, "21-50"), (100, "51-100"), (101, "over 100")]
-)
-def test_positions_have_few_labels(position: int, label: str) -> None:
-    assert position_label(position) == label
-
-
-def test_a_period_is_of_whole_hours() -> None:
-    assert (Period.of(3600, 7200).first, Period.of(3600, 7200).last) == (1, 1)
-    assert (Period.of(3601, 7201).start, Period.of(3601, 7201).end) == (3600, 10_800)
-    assert Period.of(3600, 3600.5).end == 7200
