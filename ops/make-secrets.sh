@@ -26,7 +26,9 @@ fi
 if [ ! -e secrets/redis-backup-url ]; then
     password=$(random)
     {
-        grep -v '^user backup ' secrets/redis-users
+        while read -r line || [ -n "$line" ]; do
+            case $line in "user backup "*) ;; *) printf '%s\n' "$line" ;; esac
+        done < secrets/redis-users
         while read -r line; do
             case $line in
                 "user backup on >PASSWORD "*) printf '%s\n' "user backup on >$password ${line#*PASSWORD }" ;;
