@@ -242,7 +242,7 @@ def _path(location: Iterable[str | int], body: Any) -> str:  # noqa: ANN401 - an
 
 def _rule(detail: ErrorDetails) -> str:
     known = _RULES.get(detail["type"])
-    if known is not None:
+    if known is not None and not detail["msg"].startswith(known):  # of our own rules the message says more
         return known
     if detail["type"] == "string_pattern_mismatch":
         pattern = detail["ctx"]["pattern"]

@@ -139,11 +139,19 @@ class WeightedItem(Received):
     weight: ItemWeight = Field(1.0, description="Negative pushes away, 0 only excludes.")
 
 
-def _kind(value: Any) -> str:  # noqa: ANN401 - any JSON value
-    return "text" if isinstance(value, str) else "object"
+def _kind(value: Any) -> str | None:  # noqa: ANN401 - any JSON value
+    return "text" if isinstance(value, str) else "object" if isinstance(value, dict | BaseModel) else None
 
 
-Item = Annotated[Annotated[Id, Tag("text")] | Annotated[WeightedItem, Tag("object")], Discriminator(_kind)]
+def _text_or_object(rule: str) -> Discriminator:
+    """Chooses between a text and an object; another value breaks the rule, which names both."""
+    return Discriminator(_kind, custom_error_type="kind", custom_error_message=rule)
+
+
+Item = Annotated[
+    Annotated[Id, Tag("text")] | Annotated[WeightedItem, Tag("object")],
+    _text_or_object("must be an item id, or an object with item_id and weight"),
+]
 Items = Annotated[list[Item], Field(fail_fast=True, max_length=MAX_ITEMS)]
 
 
@@ -265,7 +273,7 @@ class HistoryWindowRequest(Received):
 
 History = Annotated[
     Annotated[Literal["use", "ignore"], Tag("text")] | Annotated[HistoryWindowRequest, Tag("object")],
-    Discriminator(_kind),
+    _text_or_object("must be use, ignore, or an object with session_minutes"),
 ]
 
 
@@ -353,7 +361,7 @@ class EventRequest(Received):
     @classmethod
     def _somebody(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None and info.data.get("session_id") is None:
-            raise PydanticCustomError("missing", "is required")
+            raise PydanticCustomError("missing", "is required where there is no session_id")
         return value
 
 

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.access.auth import KeyRing
 from service.access.scopes import KeyScope
 from service.api.openapi import responses, tagged_responses
+from service.api.request_body import shown
 from service.bundles.active_bundle import ActiveBundle
 from service.errors import RuleBroken, RuleViolation
 from service.http.request_context import context_of
@@ -167,8 +168,8 @@ def admit(request: Request, keys: KeyRing, *, takes_query: bool = False) -> Trac
     """
     keys.admit(request, request.scope["route"].key_scope)
     if request.scope["query_string"] and not takes_query:
-        name = next(iter(request.query_params), "query")
-        raise RuleBroken([RuleViolation(f"query parameter {name[:60]}", "it", "is not known to this route")])
+        name, value = next(iter(request.query_params.items()), ("query", request.url.query))
+        raise RuleBroken([RuleViolation(f"query parameter {name[:60]}", shown(value), "is not known to this route")])
     return context_of(request.scope).trace
 
 

@@ -17,10 +17,11 @@ from service.experiments.experiment import Experiment
 _MOST_BUNDLES: Final = 2
 
 
-def other_runs(running: Experiment) -> Conflict:
-    """The refusal of an experiment while another one runs."""
+def other_runs(running: Experiment, asked: Experiment) -> Conflict:
+    """The refusal of an experiment while another one runs, or the same one with another definition."""
+    differs = " with other arms, shares, salt or interleave" if asked.name == running.name else ""
     return Conflict(
-        f"experiment {running.name} runs as another one, and one runs at a time; "
+        f"experiment {running.name} runs{differs}, and one runs at a time; "
         f"end it with DELETE /experiments/{running.name}"
     )
 
@@ -105,7 +106,7 @@ class ExperimentBundles:
             await self._operator_state.sync()
             running, definition = self._operator_state.experiment, self._operator_state.definition
             if running is not None and running != experiment:
-                raise other_runs(running)
+                raise other_runs(running, experiment)
             absent = self._not_held(experiment.bundles)
             await self._obtain(experiment.bundles)
             try:

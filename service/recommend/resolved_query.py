@@ -1,6 +1,7 @@
 """Translates a query into the rows of one bundle, and the result of a search into an answer."""
 
 import asyncio
+import json
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -299,5 +300,5 @@ def _slot_weights(bundle: Bundle, query: Query) -> NDArray[np.float32] | None:
             raise RuleBroken([RuleViolation(f"slot_weights.{name[:60]}", str(weight), rule)])
     weights = bundle.layout.weights(query.slot_weights)
     if not weights.any():
-        raise RuleBroken([RuleViolation("slot_weights", str(dict(query.slot_weights)), "must not all be 0")])
+        raise RuleBroken([RuleViolation("slot_weights", json.dumps(dict(query.slot_weights)), "must not all be 0")])
     return weights

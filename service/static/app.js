@@ -90,6 +90,7 @@ function recommend() {
 
 function show(answer, timing) {
   notice.hide();
+  catalogue.retry();
   titles.learn(answer.items);
   const popular = answer.strategy === "popular" && session.history.length === 0;
   byId("results-title").textContent = popular ? "Everyone’s favourites" : "Recommended next";

@@ -110,7 +110,7 @@ class Card {
       type: "button", class: "quiet", text: "More like this", "aria-label": `More like ${title}`,
       on: { click: () => actions.similar(item.item_id, title) },
     });
-    const head = element("div", { class: "card-title" }, element("h3", { text: title, title }), this.#rank);
+    const head = element("div", { class: "card-title" }, element("h3", { text: title, title, dir: "auto" }), this.#rank);
     this.node = element("li", { class: "card", "data-item": item.item_id },
       this.main, this.#badge, element("div", { class: "card-text" }, head, this.#why, similar));
   }
@@ -131,7 +131,7 @@ class Card {
     if (!nearest) return "";
     const title = this.#actions.titleOf(nearest);
     return element("p", { class: "because" },
-      picture(nearest, title), element("span", { title }, "because of ", element("b", { text: title })));
+      picture(nearest, title), element("span", { title }, "because of ", element("b", { text: title, dir: "auto" })));
   }
 }
 

@@ -15,6 +15,8 @@ export class CataloguePanel {
   #titles;
   #latest = new Latest();
   #next = null;
+  /** Asks once more for what failed; null: nothing did. */
+  #again = null;
 
   /**
    * @param {import("./session.js").Session} session
@@ -33,13 +35,25 @@ export class CataloguePanel {
     this.#page(0, false);
   }
 
+  /** Ask once more for the page that failed, if one did: the service answers again. */
+  retry() {
+    this.#again?.();
+  }
+
   #page(cursor, more) {
     const text = byId("search").value.trim();
+    this.#again = null;
     this.#latest.ask((signal) => pageOf(text, cursor, signal), {
       answered: (page) => this.#show(page, more, text),
       // Another bundle answers now: show its first page, as a position in the old one is another item.
-      failed: (failure) => failure.kind === "outdated" ? this.load() : this.#say(`${failure.title}. ${failure.detail ?? ""}`),
+      failed: (failure) => failure.kind === "outdated" ? this.load() : this.#fail(failure, () => this.#page(cursor, more)),
     });
+  }
+
+  #fail(failure, again) {
+    this.#say(`${failure.title}. ${failure.detail ?? ""}`);
+    this.#again = ["key", "refused"].includes(failure.kind) ? null : again;
+    this.#latest.waitFor(failure, again);
   }
 
   #show({ items, next }, more, text) {
@@ -67,7 +81,7 @@ export class CataloguePanel {
         { type: "button", "aria-label": `Add ${title} to the history`, on: { click: () => this.#session.add(item.item_id) } },
         picture(item.item_id, title),
         element("span", { class: "plus", text: "+", "aria-hidden": "true" }),
-        element("span", { class: "step-title", text: title, title })),
+        element("span", { class: "step-title", text: title, title, dir: "auto" })),
     );
   }
 

@@ -57,7 +57,7 @@ export class HistoryPanel {
     const title = this.#titles.of(itemId);
     return element("li", { "data-item": itemId },
       picture(itemId, title),
-      element("span", { class: "step-title", text: title, title }),
+      element("span", { class: "step-title", text: title, title, dir: "auto" }),
       element("button", {
         type: "button", class: "round", text: "×", "aria-label": `Take ${title} out of the history`,
         on: { click: () => this.#session.remove(itemId) },
@@ -74,12 +74,13 @@ export function showTruth(session, titles, items) {
   if (target === null) return;
   const title = titles.of(target.item_id);
   const rank = items.findIndex((item) => item.item_id === target.item_id);
-  const found = rank < 0 ? `Not among these ${items.length}` : `Number ${rank + 1} of these ${items.length}`;
+  const none = items.length === 0 ? "Nothing is recommended" : `Not among these ${items.length}`;
+  const found = rank < 0 ? none : `Number ${rank + 1} of these ${items.length}`;
   place.replaceChildren(
     picture(target.item_id, title),
     element("div", {},
       element("p", { class: "hint", text: "Really taken next" }),
-      element("p", { class: "step-title", text: title, title }),
+      element("p", { class: "step-title", text: title, title, dir: "auto" }),
       element("p", { class: "hint", text: found })),
   );
 }

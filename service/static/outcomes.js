@@ -44,7 +44,10 @@ export class OutcomesPanel {
         this.#show(data.outcomes);
         this.#note(leftOut(data.left_out));
       },
-      failed: (failure) => this.#say(failure.detail),
+      failed: (failure) => {
+        this.#say(failure.detail);
+        this.#latest.waitFor(failure, () => this.#load());
+      },
     });
   }
 

@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { Grid } from "./cards.js";
-import { byId } from "./dom.js";
+import { byId, element } from "./dom.js";
 import { Latest } from "./latest.js";
 
 const GHOSTS = 6;
@@ -33,7 +33,7 @@ export class SimilarDialog {
   }
 
   open(itemId, title) {
-    byId("similar-title").textContent = `More like ${title}`;
+    byId("similar-title").replaceChildren("More like ", element("bdi", { text: title }));
     this.#notice.hide();
     this.#grid.showLoading(GHOSTS);
     if (!byId("similar").open) byId("similar").showModal();

@@ -189,6 +189,34 @@ def test_pictures_are_shown_and_missing_ones_have_a_placeholder(page: Any) -> No
     expect(page.locator("#catalogue [data-item=i7] .picture.none .initial")).to_have_text("I")
 
 
+def test_a_title_is_written_in_its_own_direction(page: Any) -> None:
+    titles = ["נעלי ספורט (מידה 42)", "Lamp"]
+
+    def rename(route: Any) -> None:
+        answer = route.fetch()
+        items = answer.json()["items"]
+        for item, title in zip(items, titles, strict=False):
+            item["fields"]["title"] = title
+        items[1]["nearest_history_item"] = items[0]["item_id"]
+        route.fulfill(response=answer, json={**answer.json(), "items": items[:2]})
+
+    page.route("**/recommend", rename, times=1)
+    asked(page, page.locator(".shopper").nth(1).click)
+    direction = "all => all.map((one) => getComputedStyle(one).direction)"
+    assert page.locator(f"{CARDS} h3").evaluate_all(direction) == ["rtl", "ltr"]
+    assert page.locator(f"{CARDS} .because b").last.evaluate("one => getComputedStyle(one).direction") == "rtl"
+    page.locator(f"{CARDS} .quiet").first.click()
+    expect(page.locator("#similar-title")).to_have_text(f"More like {titles[0]}")
+    assert page.locator("#similar-title bdi").evaluate("one => getComputedStyle(one).direction") == "rtl"
+
+
+def test_without_an_answer_the_page_says_so(page: Any) -> None:
+    _, answer = asked(page, lambda: page.get_by_role("spinbutton", name="price").fill("-5"))
+    assert answer["items"] == []
+    expect(page.locator("#grid-empty")).to_be_visible()
+    expect(page.locator("#truth")).to_contain_text("Nothing is recommended")
+
+
 def test_hostile_titles_are_text(page: Any) -> None:
     expect(page.locator("#history [data-item=i2] .step-title")).to_have_text(HOSTILE)
     page.get_by_role("searchbox").fill("onerror")

@@ -205,10 +205,22 @@ def test_it_says_so_when_the_service_dies_and_goes_on_when_it_is_back(
     page.locator(".shopper").nth(1).click()
     expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
     expect(page.locator(CARDS)).to_have_count(24)
+    page.get_by_role("searchbox").fill("number 57")
+    expect(page.locator("#catalogue-empty")).to_contain_text("cannot be reached")
     service.begin()
     page.get_by_role("button", name="Try again").click()
     expect(page.get_by_role("alert")).to_be_hidden()
     expect(page.locator("#facts")).to_contain_text("2 items of history")
+    expect(page.locator("#catalogue-empty")).to_be_hidden()  # the search that failed is made again
+    expect(page.locator("#catalogue .tile")).to_have_count(1)
+
+
+def test_the_catalogue_waits_too_and_shows_what_was_searched(page: Any) -> None:
+    page.route("**/items?**", refuse(503, "a reason", Retry_After="1"), times=1)
+    page.get_by_role("searchbox").fill("number 57")
+    expect(page.locator("#catalogue-empty")).to_contain_text("not ready. a reason")
+    expect(page.locator("#catalogue .tile")).to_have_count(1)  # asked again by itself
+    expect(page.locator("#catalogue-empty")).to_be_hidden()
 
 
 @pytest.mark.slow

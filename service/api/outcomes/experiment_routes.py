@@ -102,7 +102,7 @@ class ExperimentRoutes:
         running = self._operator_state.experiment
         experiment = self._experiment(name, asked, running)
         if running is not None and running != experiment:
-            raise other_runs(running)
+            raise other_runs(running, experiment)
         await self._check_new(experiment, store)
         if running is None:
             self._arms.check(experiment)

@@ -149,7 +149,10 @@ def test_ids_in_unicode_and_with_slashes(client: TestClient) -> None:
             {"slot_weights": {"sound": 1}},
             "slot_weights.sound must be one of the slots text, image, behaviour; received",
         ),
-        ({"slot_weights": {"text": 0, "image": 0, "behaviour": 0}}, "slot_weights must not all be 0; received"),
+        (
+            {"slot_weights": {"text": 0, "image": 0, "behaviour": 0}},
+            'slot_weights must not all be 0; received {"text": 0.0, "image": 0.0, "behaviour": 0.0}',
+        ),
         ({"fields": ["title", "colour"]}, "fields[1] must be one of the fields title, image, category, price, tags"),
         ({"filter": {"must": [{"field": "colour", "eq": 1}]}}, "unknown field 'colour'; the fields are title, image"),
         (

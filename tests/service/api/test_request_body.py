@@ -158,7 +158,9 @@ VALID: dict[str, Any] = {"user_id": "u"}
         ({"user_id": "a\u0000b"}, "user_id", '"a\\u0000b"', "must not hold control characters"),
         ({"user_id": "a\u0085"}, "user_id", '"a\u0085"', "must not hold control characters"),
         ({"user_id": 7}, "user_id", "7", "must be a string"),
-        ({"items": ["a", 3]}, "items[1]", "3", "must be an object"),
+        ({"items": ["a", 3]}, "items[1]", "3", "must be an item id, or an object with"),
+        ({"items": [None]}, "items[0]", "null", "must be an item id, or an object with"),
+        ({"history": None}, "history", "null", "must be use, ignore, or an object with session_minutes"),
         ({"items": [{"item_id": "a", "weight": 11}]}, "items[0].weight", "11", "must be at most 10"),
         ({"items": [{"item_id": "a", "weight": -10.5}]}, "items[0].weight", "-10.5", "must be at least -10"),
         ({"items": [{"item_id": "a", "weight": "x"}]}, "items[0].weight", '"x"', "must be a number"),
@@ -253,6 +255,12 @@ def test_a_body_must_be_an_object(body: Any) -> None:
 def test_similar_needs_exactly_one_kind_of_item(body: dict[str, Any]) -> None:
     with pytest.raises(RuleBroken, match="body must have exactly one of item_id and items"):
         validate(SimilarRequest, body)
+
+
+def test_an_event_of_nobody_names_both_ways_to_say_whose_it_is() -> None:
+    rule = r"events\[0\].user_id is required where there is no session_id; received nothing"
+    with pytest.raises(RuleBroken, match=rule):
+        validate(EventsRequest, {"events": [{"item_id": "i"}]})
 
 
 def test_a_bad_event_is_named_by_its_index() -> None:

@@ -106,6 +106,7 @@ CHUNKS = b"\r\n3\r\n[1]\r\n0\r\n\r\n"
         (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 400, "invalid-head", "received HTTP/2.0"),
         (b"GET /" + b"a" * 65_535 + b" HTTP/1.0\r\n\r\n", 431, "head-too-large", "at most 65536 bytes"),
         (b"GET /?" + b"a" * 66_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 431, "head-too-large", "at most 65536 bytes"),
+        (b"GET http:///livez HTTP/1.1\r\nHost: a\r\n\r\n", 400, "invalid-head", "received 'http:///livez'"),
         (b"GET http://a/" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 431, "head-too-large", "65536"),
     ],
 )
@@ -146,3 +147,13 @@ def test_absolute_addresses_and_the_asterisk_are_requests(url: bytes) -> None:
     with running(LIMITS) as server:
         client = server.open(b"GET " + url + b" HTTP/1.1\r\nHost: x\r\n\r\n" + GET)
         assert [client.answer()[2] for _ in range(2)] == [b"x" * 10] * 2
+
+
+@pytest.mark.parametrize(("version", "interim"), [(b"1.1", True), (b"1.0", False)])
+def test_only_a_client_of_http_1_1_gets_an_interim_response(version: bytes, *, interim: bool) -> None:
+    """RFC 9110, 10.1.1: a client of HTTP/1.0 knows no interim response and takes it for the answer."""
+    request = post(b"[1]").replace(b"HTTP/1.1", b"HTTP/" + version).replace(b"host:", b"expect: 100-continue\r\nhost:")
+    with running(LIMITS) as server:
+        client = server.open(request)
+        statuses = [client.answer()[0] for _ in range(2 if interim else 1)]
+        assert statuses == ([100, 200] if interim else [200])

@@ -117,13 +117,14 @@ def test_of_two_experiments_that_start_at_once_one_runs(open_shop: OpenClient, s
         assert detail.startswith("another experiment was started or ended meanwhile")
         assert state_of(one, "first") == ("running", None)
         bundles._obtain = obtain
-        assert "experiment first runs as another one" in put(other, "second", of_bundles(None, None), 409)["detail"]
+        refused = put(other, "second", of_bundles(None, None), 409)
+        assert "experiment first runs, and one runs at a time" in refused["detail"]
         arms = (Arm("a", 0.5), Arm("b", 0.5))
 
         async def unchecked() -> None:  # past the check of the route, as for two requests at once
             await bundles.start(Experiment("second", "salt", arms), lambda: None)
 
-        with pytest.raises(Conflict, match="experiment first runs as another one"):
+        with pytest.raises(Conflict, match="experiment first runs, and one runs at a time"):
             other.portal.call(unchecked)  # type: ignore[union-attr]
         assert state.experiment.name == "first"
 

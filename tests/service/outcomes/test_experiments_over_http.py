@@ -265,9 +265,9 @@ def test_a_bad_experiment_is_refused(small: TestClient, body: Any, rule: str) ->
 def test_other_refusals(opened: TestClient, open_shop: OpenClient) -> None:
     put(opened, "Bad Name", TWO, 422)
     put(opened, "pictures", TWO)
-    assert "experiment pictures runs as another one" in put(opened, "other", TWO, 409)["detail"]
+    assert "experiment pictures runs, and one runs at a time" in put(opened, "other", TWO, 409)["detail"]
     changed = {"arms": [{"name": "control", "share": 0.4}, {"name": "more", "share": 0.6}]}
-    assert "experiment pictures runs as another one" in put(opened, "pictures", changed, 409)["detail"]
+    assert "experiment pictures runs with other arms" in put(opened, "pictures", changed, 409)["detail"]
     opened.delete("/experiments/pictures", headers=AS_ADMIN)
     assert "choose another name" in put(opened, "pictures", TWO, 409)["detail"]
     assert opened.put("/experiments/p", json=TWO).status_code == 401
