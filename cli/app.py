@@ -3,9 +3,12 @@
 Command modules import nothing heavy at module level, so `vlm2rec --help` and `vlm2rec serve` never load torch.
 """
 
+import errno
+import os
+import re
 import sys
 import warnings
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
 import typer
@@ -104,17 +107,45 @@ def run() -> None:
             show_others(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show
+    _check_words(sys.argv[1:])
     try:
         app()
     except (IndexingError, TrainingError, ServiceError, DemoError, CliError) as error:
         _fail(str(error), _EXIT_BUSY if isinstance(error, RunBusy | ExportBusy) else _EXIT_BAD_INPUT)
     except OSError as error:
-        from index.machine.disk import describe_disk_error, is_disk_error
+        from index.machine.disk import describe_file_error
 
-        if not is_disk_error(error):
+        if error.errno == errno.ENOMEM:
+            _fail_for_memory(error)
+        described = describe_file_error(error)
+        if described is None:
             raise
-        named = error.filename if isinstance(error.filename, str) else "."
-        _fail(describe_disk_error(error, Path(named)))
+        _fail(described)
+    except (MemoryError, RuntimeError) as error:
+        # Libraries have names of their own for it.
+        if not isinstance(error, MemoryError) and not re.search("allocate memory|bad_alloc", str(error)):
+            raise
+        _fail_for_memory(error)
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse arguments that no command can use: an empty one would mean the working directory."""
+    for word in words:
+        if not word or re.fullmatch("--[a-z-]+=", word):
+            name = word.rstrip("=") or "an argument"
+            _fail(f"{name}: must not be empty; give a value, a variable of the shell may be unset")
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            _fail(f"{os.fsencode(word)!r}: an argument must be UTF-8; give the path another name")
+
+
+def _fail_for_memory(error: Exception) -> NoReturn:
+    reason = " ".join(str(error).split()) or "an allocation failed"
+    _fail(
+        f"not enough memory: {reason}. Raise the limit (ulimit -v, the control group), or use a machine with more; "
+        "then start the same command again"
+    )
 
 
 def _fail(message: str, code: int = _EXIT_BAD_INPUT) -> NoReturn:

@@ -364,6 +364,7 @@ def yardsticks(tables: "Sequence[Table]", against: str | None) -> list[str]:
 
 def _report(tables: "list[Table]", against: str | None, path: Path, about: dict[str, Any]) -> None:
     """Print and save the tables."""
+    from index.machine.disk import is_stream
     from training.evaluation.shortfalls import shortfalls
 
     compared = list(zip(tables, yardsticks(tables, against), strict=True))
@@ -374,6 +375,8 @@ def _report(tables: "list[Table]", against: str | None, path: Path, about: dict[
     written = {"tables": [table.as_json([yardstick]) for table, yardstick in compared], **about}
     page = path.with_suffix(".md")
     _write(path, json.dumps(written, indent=2) + "\n")
+    if is_stream(path):  # no page belongs beside it
+        return
     _write(page, "\n".join(markdown(table, yardstick) for table, yardstick in compared))
     _console.print(f"saved: {path} and {page.name}", markup=False)
 

@@ -266,16 +266,21 @@ def _export_metrics(record: "ReindexRecord", run: Path, textfile: Path | None, p
     export(metrics, textfile=textfile, gateway=pushgateway, run=run.resolve().name, warn=_warn)
 
 
-def _check_writable(*files: Path | None) -> None:
+def _check_writable(json_file: Path | None, textfile: Path | None) -> None:
     """Refuse an output file that cannot be written before the job, which can take hours.
 
     Raises:
         ReindexError: its directory is missing or not writable.
     """
+    from index.machine.disk import is_stream
     from training.errors import ReindexError
 
-    for file in files:
-        if file is not None and (file.is_dir() or not os.access(file.parent, os.W_OK)):
+    for file in (json_file, textfile):
+        if file is None:
+            continue
+        streamed = is_stream(file)
+        place = file if streamed else file.parent
+        if file.is_dir() or not os.access(place, os.W_OK) or (streamed and file == textfile):
             raise ReindexError(f"{file}: cannot be written; name a file in an existing directory")
 
 

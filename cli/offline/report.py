@@ -70,7 +70,7 @@ def write_report(
         TrainingError: the run cannot be read or compared, or the file cannot be written.
     """
     from index.bundle.integrity import write_durably
-    from index.machine.disk import describe_disk_error
+    from index.machine.disk import describe_disk_error, is_stream
     from training.errors import EvaluationError
     from training.report.data import gather
     from training.report.page import render_run
@@ -81,8 +81,11 @@ def write_report(
         page = render_run(content)
     path = out or run / REPORT_FILE
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, page.encode("utf-8"))
+        if is_stream(path):
+            path.write_text(page, encoding="utf-8")
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(path, page.encode("utf-8"))
     except OSError as error:
         raise EvaluationError(
             describe_disk_error(error, path, "check --out and report again", what="the report")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it; makes its directory.
+    """Write a file under a temporary name and rename it; makes its directory. A device or a pipe is written as it is.
 
     Args:
         path: of the file, which is replaced.
@@ -13,6 +13,11 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
+    from index.machine.disk import is_stream
+
+    if is_stream(path):
+        path.write_text(text, encoding="utf-8")
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.part")
     partial.write_text(text, encoding="utf-8")

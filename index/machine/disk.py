@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import resource
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,30 @@ def describe_disk_error(error: BaseException, path: Path, again: str = "try agai
     file = Path(os.fsdecode(named)) if isinstance(named, str | bytes) else None
     reason = str(error) if code is None or code == _SHORT_WRITE_CODE else os.strerror(code)
     which = f" ({file})" if code is not None and file is not None and file != path else ""
-    remedy = _REMEDIES.get(code or 0, "check the path and the space left")
+    remedy = _PATH if code == errno.ENOENT else _REMEDIES.get(code or 0, "check the path and the space left")
     subject = f"{what} cannot" if what else "cannot"
     return (
         f"{path}: {subject} be written: {reason}{which}; {_free_text(code, file or path)}. "
         f"{_capitalised(remedy)}, then {again}"
     )
+
+
+def describe_file_error(error: OSError) -> str | None:
+    """One line for an error that nobody expected where it occurred: the file, the reason and the remedy.
+
+    Args:
+        error: of the operating system, from reading or writing.
+
+    Returns:
+        None if the error names no file and does not come from a disk.
+    """
+    named = error.filename2 or error.filename
+    if not isinstance(named, str | bytes) or error.errno is None:
+        return describe_disk_error(error, Path()) if is_disk_error(error) else None
+    path = Path(os.fsdecode(named))
+    if error.errno in _REMEDIES and _REMEDIES[error.errno] != _PATH:
+        return describe_disk_error(error, path)
+    return f"{path}: {os.strerror(error.errno)}; check the path, or choose another one"
 
 
 @contextlib.contextmanager
@@ -92,7 +111,9 @@ def translate_disk_errors(path: Path, *also: type[Exception], again: str = RESUM
     try:
         yield
     except kinds as error:
-        if not is_disk_error(error):
+        # A directory that is missing itself was removed meanwhile, or cannot be made, as in /proc.
+        gone = isinstance(error, FileNotFoundError) and not path.exists()
+        if not gone and not is_disk_error(error):
             raise
         raise DiskError(describe_disk_error(error, path, again)) from error
 
@@ -121,6 +142,19 @@ def new_array_file(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.m
             if error.errno not in _NO_ALLOCATION:  # a file system without it allocates space page by page
                 raise
     return mapped
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is a device, pipe or socket, or an open file such as ``/dev/stdout``.
+
+    It is written as it is: a file that is renamed to its name would replace it, a device for every process.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    opened = os.path.realpath(path.parent).startswith("/proc/") or path.parent == Path("/dev")
+    return opened or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def free_space(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Wrong input on the command line: one line that names the fault and the remedy, never a traceback."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -40,6 +41,14 @@ def refusal(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("train . --run items.csv", "items.csv: cannot be written: File exists"),
         ("embed . --no-vlm --run items.csv", "items.csv: cannot be written: File exists"),
         ("demo items.csv --no-vlm --exit-after-check", "items.csv: cannot be written: File exists"),
+        ("fit . --run /proc/new", "/proc/new: cannot be written: No such file or directory"),
+        ("fit . --run /sys/new", "/sys/new: cannot be written: "),
+        ("train . --run /proc/new", "/proc/new: cannot be written: No such file or directory"),
+        ("train . --run=", "--run: must not be empty; give a value, a variable of the shell may be unset"),
+        (
+            "train . --run new --steps 100000000000000000000",
+            "train.steps: input should be less than or equal to 10000000",
+        ),
         ("fit . --run new --threads 99999999", "'--threads': Input should be less than or equal to 1024"),
         ("index build --run empty --threads 0", "'--threads': Input should be greater than or equal to 1"),
         ("events export --to items.csv --redis redis://127.0.0.1:1", "items.csv: cannot be written: File exists"),
@@ -61,6 +70,67 @@ def test_is_one_line(
     before = sorted(shop.rglob("*"))
     assert said in refusal(words, monkeypatch, capsys)
     assert sorted(shop.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["fit", ".", "--run", ""], "an argument: must not be empty; give a value"),
+        (["data", "check", ""], "an argument: must not be empty; give a value"),
+        (["reindex", ".", "--run", "r", "--registry", ""], "an argument: must not be empty; give a value"),
+        (
+            ["fit", ".", "--run", os.fsdecode(b"\xff")],
+            r"b'\xff': an argument must be UTF-8; give the path another name",
+        ),
+        (
+            ["data", "check", ".", "--interactions", "n" * 300],
+            "File name too long; check the path, or choose another one",
+        ),
+    ],
+)
+def test_a_word_that_is_no_path_is_one_line(
+    shop: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(shop.rglob("*"))
+    monkeypatch.setattr(sys, "argv", ["vlm2rec", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert sorted(shop.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_too_little_memory_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("cli.app.app", fail)
+    monkeypatch.setattr(sys, "argv", ["vlm2rec"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert re.match("error: not enough memory: .+ Raise the limit", capsys.readouterr().err)
+
+
+def test_an_error_that_names_no_cause_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("cli.app.app", fail)
+    monkeypatch.setattr(sys, "argv", ["vlm2rec"])
+    with pytest.raises(RuntimeError, match="a defect"):
+        main()
 
 
 @pytest.mark.parametrize("command", ["fit", "fit-encoder", "retrain"])

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from training.config.types import Count
+
 
 class EncoderConfig(BaseModel):
     """How the slots and the sequence encoder are trained (docs/method.md, "From VLM vectors to an online encoder").
@@ -57,7 +59,7 @@ class EncoderConfig(BaseModel):
         seed: of initialisation, order and dropout.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     slots: tuple[Literal["text", "image", "behaviour"], ...] = ("text", "image", "behaviour")
     text_dim: int = Field(default=64, ge=1, le=1024)
@@ -65,7 +67,7 @@ class EncoderConfig(BaseModel):
     behaviour_dim: int = Field(default=64, ge=1, le=1024)
     components: int = Field(default=256, ge=1, le=4096)
     whiten: float = Field(default=0.0, ge=0, le=1)
-    min_events: int = Field(default=1, ge=1)
+    min_events: Count = Field(default=1, ge=1)
     behaviour_shrinkage: float = Field(default=5.0, ge=0)
     max_history: int = Field(default=10, ge=1, le=512)
     width: int = Field(default=64, ge=8, le=2048)
@@ -77,18 +79,18 @@ class EncoderConfig(BaseModel):
     cold_dropout: float = Field(default=0.1, ge=0, lt=1)
     reversed_share: float = Field(default=0.0, ge=0, le=1)
     temperature: float = Field(default=0.05, gt=0, le=10)
-    sampled_above: int = Field(default=1_000, ge=0)
-    negatives: int = Field(default=512, ge=1)
+    sampled_above: Count = Field(default=1_000, ge=0)
+    negatives: Count = Field(default=512, ge=1)
     unseen_negatives: bool = False
     impression_negatives: int = Field(default=0, ge=0, le=64)
     learning_rate: float = Field(default=4e-3, gt=0, le=1)
-    warmup_steps: int = Field(default=100, ge=0)
+    warmup_steps: Count = Field(default=100, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     averaging: float = Field(default=0.995, ge=0, lt=1)
-    batch_size: int = Field(default=0, ge=0)
-    epochs: int = Field(default=30, ge=1)
-    patience: int = Field(default=5, ge=1)
-    validation_users: int = Field(default=5_000, ge=1)
+    batch_size: Count = Field(default=0, ge=0)
+    epochs: int = Field(default=30, ge=1, le=10_000)
+    patience: Count = Field(default=5, ge=1)
+    validation_users: Count = Field(default=5_000, ge=1)
     cold_items: float = Field(default=0.0, ge=0, lt=1)
     exclude_seen: bool = True
     impute_behaviour: bool = True

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from training.config.encoder_config import EncoderConfig
 from training.config.presets import PRESETS
 from training.config.renamed_keys import rename_former_keys
-from training.config.types import CHUNK_PATCHES, Fusion, GapKind, WeakBy, WpclKind
+from training.config.types import CHUNK_PATCHES, Count, Fusion, GapKind, WeakBy, WpclKind
 from training.config.vlm_config import Section, VlmConfig
 from training.data.tables.file_kind import encoding_fault, foreign_kind
 from training.errors import ConfigError
@@ -105,7 +105,7 @@ class TrainConfig(Section):
         seed: of the initial weights, the order of the pairs and dropout.
     """
 
-    steps: int = Field(default=300, ge=1)
+    steps: int = Field(default=300, ge=1, le=10_000_000)
     batch_size: int = Field(default=64, ge=2, le=65_536)
     pairs: Literal["every", "last"] = "every"
     max_history: int = Field(default=10, ge=1, le=512)
@@ -117,21 +117,21 @@ class TrainConfig(Section):
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     gradient_clip: float = Field(default=1.0, gt=0)
     precision: Literal["no", "bf16"] = "no"
-    chunk_tokens: int = Field(default=16_384, ge=64)
-    chunk_patches: int = Field(default=CHUNK_PATCHES, ge=16)
+    chunk_tokens: Count = Field(default=16_384, ge=64)
+    chunk_patches: Count = Field(default=CHUNK_PATCHES, ge=16)
     cached_gradients: bool = False
     shard: bool = False
-    picture_memory_mib: int = Field(default=1_024, ge=0)
+    picture_memory_mib: Count = Field(default=1_024, ge=0)
     workers: int = Field(default=1, ge=0, le=64)
-    validate_every: int = Field(default=0, ge=0)
-    validation_users: int = Field(default=1_000, ge=1)
-    validation_items: int = Field(default=10_000, ge=2)
-    patience: int = Field(default=0, ge=0)
-    log_every: int = Field(default=10, ge=1)
-    diagnose_every: int = Field(default=10, ge=0)
-    checkpoint_steps: int = Field(default=200, ge=1)
+    validate_every: Count = Field(default=0, ge=0)
+    validation_users: Count = Field(default=1_000, ge=1)
+    validation_items: Count = Field(default=10_000, ge=2)
+    patience: Count = Field(default=0, ge=0)
+    log_every: Count = Field(default=10, ge=1)
+    diagnose_every: Count = Field(default=10, ge=0)
+    checkpoint_steps: Count = Field(default=200, ge=1)
     checkpoint_seconds: float = Field(default=300.0, gt=0)
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: Count = Field(default=2, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
@@ -163,8 +163,8 @@ class EmbedConfig(Section):
         batch_items: items encoded at a time.
     """
 
-    shard_items: int = Field(default=4_096, ge=1)
-    batch_items: int = Field(default=256, ge=1)
+    shard_items: Count = Field(default=4_096, ge=1)
+    batch_items: Count = Field(default=256, ge=1)
 
 
 class RunConfig(Section):

@@ -4,11 +4,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from training.config.types import Count
+
 
 class Section(BaseModel):
     """A section of a configuration; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ScratchConfig(Section):
@@ -63,7 +65,7 @@ class LoraConfig(Section):
     """
 
     rank: int = Field(default=16, ge=0, le=1_024)
-    alpha: int = Field(default=32, ge=1)
+    alpha: Count = Field(default=32, ge=1)
     dropout: float = Field(default=0.05, ge=0, lt=1)
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv")
 
@@ -126,8 +128,8 @@ class VlmConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     activation_checkpointing: bool = False
-    min_picture_pixels: int = Field(default=784, ge=16)
-    max_picture_pixels: int = Field(default=784, ge=16)
+    min_picture_pixels: Count = Field(default=784, ge=16)
+    max_picture_pixels: Count = Field(default=784, ge=16)
     max_text_tokens: int = Field(default=24, ge=1, le=4_096)
     licence: str | None = Field(default=None, min_length=1, max_length=100)
     vector_length: int | None = Field(default=None, ge=8, le=8_192)

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from index.machine.disk import describe_disk_error
+from index.machine.disk import describe_disk_error, is_stream
 from training.data.sequences import Targets
 from training.errors import EvaluationError
 from training.ranking.metrics import Ranks
@@ -150,6 +150,8 @@ def save_ranks(path: Path, tables: Sequence[RankedTable]) -> None:
         for mark in [targets_fingerprint(table.targets, table.items, exclude_seen=table.exclude_seen)]
         for system, ranking in table.rankings.items()
     ]
+    if is_stream(path):
+        raise EvaluationError(f"{path}: ranks are saved to a file; name one")
     partial = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -177,6 +177,13 @@ def test_other_errors_pass(error: Exception, tmp_path: Path) -> None:
     assert caught.value is error
 
 
+def test_a_directory_that_cannot_be_made_or_was_removed(tmp_path: Path) -> None:
+    for path in (Path("/proc/new"), tmp_path / "gone"):
+        with pytest.raises(DiskError, match=f"{path}: cannot be written: No such file.* Choose another path, then"):  # noqa: SIM117
+            with translate_disk_errors(path):
+                raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+
+
 def test_the_message_of_an_error_without_a_number(tmp_path: Path) -> None:
     line = describe_disk_error(OSError("something odd"), tmp_path / "not" / "there")
     assert line.startswith(f"{tmp_path / 'not' / 'there'}: cannot be written: something odd; ")

@@ -51,6 +51,11 @@ def test_every_preset_survives_being_written_and_read(preset: str, tmp_path: Pat
     ("text", "said"),
     [
         ("[train]\nsteps = 0\n", ("train.steps", "greater than or equal to 1", "got 0")),
+        (f"[train]\nsteps = {10**20}\n", ("train.steps", "less than or equal to 10000000", f"got {10**20}")),
+        ("[train]\nsteps = 1e20\n", ("train.steps", "got 1e+20")),
+        ("[encoder]\nepochs = 10001\n", ("encoder.epochs", "less than or equal to 10000", "got 10001")),
+        ("[loss]\nwpcl_weight = inf\n", ("loss.wpcl_weight", "finite", "got inf")),
+        ("[encoder]\nweight_decay = nan\n", ("encoder.weight_decay", "finite", "got nan")),
         ('[train]\nsteps = "many"\n', ("train.steps", "got 'many'")),
         ("[train]\nspeed = 3\n", ("train.speed", "unknown key")),
         ("[trian]\nsteps = 3\n", ("trian", "unknown key")),
@@ -174,6 +179,14 @@ SECTIONS = {
 
 def is_section(annotation: object) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_no_whole_number_is_without_a_bound(name: str) -> None:
+    for key, field in SECTIONS[name].model_fields.items():
+        if field.annotation is int:
+            limits = [getattr(rule, "le", None) or getattr(rule, "lt", None) for rule in field.metadata]
+            assert any(limit is not None and limit <= 2**31 for limit in limits), key
 
 
 @pytest.mark.parametrize("name", SECTIONS)
