@@ -69,6 +69,8 @@ class StoredPictures:
         place = int(listing["key"].search_sorted(key))
         if place == listing.height or listing["key"][place] != key:
             return None
+        if listing["size"][place] == 0 and _is_folder(listing["key"], key):
+            return None
         return StoredPicture(self, f"{self._store.url}/{key}", key, listing["size"][place], listing["seconds"][place])
 
     def open(self, picture: "StoredPicture") -> BufferedReader:
@@ -141,6 +143,12 @@ class StoredPictures:
                     blocks.append(pl.DataFrame(rows, schema=_SCHEMA, orient="row"))
                 self._listing = pl.concat(blocks).sort("key")
             return self._listing
+
+
+def _is_folder(keys: pl.Series, key: str) -> bool:
+    """Whether other keys, which are sorted, lie below one; stores mark folders with empty objects."""
+    place = int(keys.search_sorted(f"{key}/"))
+    return place < len(keys) and str(keys[place]).startswith(f"{key}/")
 
 
 @dataclass(frozen=True)

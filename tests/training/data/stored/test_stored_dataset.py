@@ -149,6 +149,60 @@ def test_folders_of_files_are_tables_there_too(stored: S3Server) -> None:
     )
 
 
+def test_a_folder_beside_a_file_of_the_same_name_holds_pictures_and_is_not_copied(stored: S3Server) -> None:
+    put(stored, "items.csv", b"item_id,title,image\ni01,A,items/1.png\ni02,B,items/2.png\n")
+    for name in ("items/1.png", "items/2.png", "interactions/x.png"):
+        put(stored, name, stored.objects[f"{PREFIX}images/1.png"][0])
+    dataset = load_dataset(URL)
+    assert dataset.item_ids() == ["i01", "i02"]
+    assert stored.asked("GET", ".png") == 0
+    assert sorted(path.name for path in dataset.directory.iterdir()) == ["interactions.csv", "items.csv"]
+    assert [name.rpartition("/")[2] for name in map(str, map(dataset.image_path, range(2)))] == ["1.png", "2.png"]
+
+
+def test_a_folder_of_a_table_is_copied_as_far_as_it_is_read(stored: S3Server) -> None:
+    for folder in ("interactions", "items"):
+        del stored.objects[f"{PREFIX}{folder}.csv"]
+    for item in ("i01", "i02"):
+        events = parquet(user_id=["u"], item_id=[item], timestamp=[5])
+        put(stored, f"interactions/day={item}/part-0.parquet", events)
+        put(stored, f"items.parquet/part-{item}.parquet/0.parquet", parquet(item_id=[item]))
+    for marker in ("interactions/", "interactions/day=i01/", "items.parquet/", "items.parquet/part-i01.parquet/"):
+        put(stored, marker, b"")
+    for name in ("_temporary/0/half.csv", "day=i01/.part-0.parquet.crc", "_SUCCESS", ".hidden/x.parquet"):
+        put(stored, f"interactions/{name}", b"left out")
+    dataset = load_dataset(URL)
+    assert dataset.interactions.rows() == [("u", "i01", 5), ("u", "i02", 5)]
+    assert dataset.item_ids() == ["i01", "i02"]
+    assert sorted(path.relative_to(dataset.directory).as_posix() for path in dataset.directory.rglob("*.*")) == [
+        "interactions/day=i01/part-0.parquet",
+        "interactions/day=i02/part-0.parquet",
+        "items.parquet",
+        "items.parquet/part-i01.parquet",
+        "items.parquet/part-i01.parquet/0.parquet",
+        "items.parquet/part-i02.parquet",
+        "items.parquet/part-i02.parquet/0.parquet",
+    ]
+
+
+def test_of_a_folder_with_other_files_one_of_them_is_copied_and_named(stored: S3Server) -> None:
+    del stored.objects[f"{PREFIX}items.csv"]
+    for name in ("a.parquet", "b.png", "c.png"):
+        put(stored, f"items/{name}", b"content")
+    assert refusal() == (
+        f"{URL}/items/b.png: the folder of a table holds .parquet files only; remove it, or convert it to Parquet"
+    )
+    assert stored.asked("GET", ".png") == 1
+
+
+def test_a_folder_is_no_picture_though_it_has_an_object_of_its_own(stored: S3Server) -> None:
+    put(stored, "images/", b"")
+    put(stored, "empty.png", b"")
+    place = DataPlace.open(URL)
+    assert place.picture("images") is None
+    assert place.picture("empty.png") is not None
+
+
 def test_a_copy_that_broke_off_goes_on_at_the_byte_where_it_ended(
     stored: S3Server, monkeypatch: pytest.MonkeyPatch, shop: Dataset
 ) -> None:

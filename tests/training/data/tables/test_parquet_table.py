@@ -88,6 +88,31 @@ def test_a_data_set_of_folders_is_that_of_single_files(tmp_path: Path) -> None:
     assert list(parts.texts()) == ["A", None, "C"]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_folder_beside_a_file_of_the_same_name_may_hold_pictures(tmp_path: Path, suffix: str) -> None:
+    content = {"csv": b"item_id,image\na,items/1.png\n", "jsonl": b'{"item_id": "a", "image": "items/1.png"}\n'}
+    if suffix == "parquet":
+        items("a", image=["items/1.png"]).write_parquet(tmp_path / "items.parquet")
+    else:
+        (tmp_path / f"items.{suffix}").write_bytes(content[suffix])
+    events = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [1]})
+    written(tmp_path / "interactions.parquet", {"day=1/a.parquet": events})
+    for folder in ("items", "interactions"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.png").write_bytes(b"a picture")
+    dataset = load_dataset(tmp_path)
+    assert dataset.item_ids() == ["a"]
+    assert dataset.image_path(0) == tmp_path / "items" / "1.png"
+
+
+def test_two_files_or_a_file_and_a_folder_with_the_suffix_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id\na\n")
+    written(tmp_path / "items.parquet", {"a.parquet": items("a")})
+    written(tmp_path / "items", {"a.parquet": items("a")})
+    with pytest.raises(DatasetError, match=r"found items\.csv and items\.parquet; keep one of them$"):
+        load_dataset(tmp_path)
+
+
 def test_mapped_values_are_those_in_memory_for_every_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = pl.DataFrame(
         {
