@@ -159,6 +159,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._unused_bytes = 0
         if refusal is None and self._turned_away_at_once():
             return
+        self.expect_100_continue &= self.parser.get_http_version() == "1.1"  # RFC 9110, 10.1.1
         self.scope[CONTEXT] = RequestContext(self._began_at, refusal)  # type: ignore[typeddict-unknown-key]
         if refusal is not None:
             self.url = b"/"  # what was sent may be invalid
@@ -254,7 +255,8 @@ class GuardedProtocol(HttpToolsProtocol):
             if size > self._limits.head_bytes or len(self.url) > _MAX_URL_BYTES:
                 self._connections.on_drop("head")
                 return RequestRefusal(HEAD_TOO_LARGE, DETAILS[HEAD_TOO_LARGE])
-        fault = refusal_of(self.parser.get_method().decode("ascii"), self.parser.get_http_version(), self.headers)
+        method, version = self.parser.get_method().decode("ascii"), self.parser.get_http_version()
+        fault = refusal_of(method, version, self.headers, self.url)
         if fault is not None:
             self._connections.on_drop("malformed")
             return fault

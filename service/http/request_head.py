@@ -13,7 +13,9 @@ _HOST: Final = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*")
 _MAX_SHOWN: Final = 60
 
 
-def refusal_of(method: str, version: str, headers: Iterable[tuple[bytes, bytes]]) -> RequestRefusal | None:
+def refusal_of(
+    method: str, version: str, headers: Iterable[tuple[bytes, bytes]], target: bytes = b"/"
+) -> RequestRefusal | None:
     """The refusal of a request, by the first rule that its head breaks; None: it breaks none.
 
     A request that two servers could read differently is refused: the one in front may forward requests of several
@@ -23,6 +25,7 @@ def refusal_of(method: str, version: str, headers: Iterable[tuple[bytes, bytes]]
         method: as received.
         version: as in ``1.1``.
         headers: names in lower case, values as received.
+        target: as received, a path or a whole address.
     """
     if version not in _VERSIONS:
         return RequestRefusal(INVALID_HEAD, f"the version must be HTTP/1.1 or HTTP/1.0; received HTTP/{version}")
@@ -39,7 +42,7 @@ def refusal_of(method: str, version: str, headers: Iterable[tuple[bytes, bytes]]
         refusal = _transfer_refusal(version, b", ".join(codings))
         if refusal is not None:
             return refusal
-    return _host_refusal(version, hosts)
+    return _host_refusal(version, hosts) or _target_refusal(target)
 
 
 def path_of(url: bytes) -> bytes:
@@ -73,6 +76,18 @@ def _host_refusal(version: str, hosts: list[bytes]) -> RequestRefusal | None:
     if not _HOST.fullmatch(hosts[0]):
         return RequestRefusal(
             INVALID_HEAD, f"Host must be a name or an address, and a port; received {_shown(hosts[0])}"
+        )
+    return None
+
+
+def _target_refusal(target: bytes) -> RequestRefusal | None:
+    if target.startswith(b"/"):
+        return None
+    try:
+        path_of(target)
+    except httptools.HttpParserInvalidURLError:
+        return RequestRefusal(
+            INVALID_HEAD, f"the target must be a path or an address with a host; received {_shown(target)}"
         )
     return None
 
