@@ -111,6 +111,40 @@ def test_copies_of_pictures_are_bounded_and_an_open_one_stays_readable(
     assert stored.asked("GET", ".jpg") == asked + 1  # f was still there
 
 
+def test_copies_of_several_processes_are_bounded_together(
+    stored: S3Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLM2REC_DATA_CACHE_MB", "1")
+    for number in range(80):
+        put(stored, f"{number}.jpg", bytes([number]) * 30_000)
+    places = [DataPlace.open(URL) for _ in range(2)]
+    most = 0
+    for number in range(80):
+        found = places[number % 2].picture(f"{number}.jpg")
+        assert found is not None
+        with found.open("rb") as file:
+            assert file.read() == bytes([number]) * 30_000
+        most = max(most, sum(path.stat().st_size for path in cache.rglob("pictures/*/*")))
+    assert 0.8 * (1 << 20) < most <= 1.1 * (1 << 20)
+
+
+def test_a_picture_that_is_replaced_by_one_of_the_same_size_and_second_is_another(stored: S3Server) -> None:
+    put(stored, "images/0.png", b"first")
+    contents, state = read_contents(load_dataset(URL)), catalogue_state(URL)
+    put(stored, "images/0.png", b"other")
+    after = DataPlace.open(URL).picture("images/0.png")
+    assert after is not None
+    with after.open("rb") as file:
+        assert file.read() == b"other"
+    assert catalogue_state(URL) != state
+    again = read_contents(load_dataset(URL), trusted=contents)
+    assert again.digest() == read_contents(load_dataset(URL)).digest() != contents.digest()
+    put(stored, "images/0.png", b"third")
+    shutil.rmtree(load_dataset(URL).directory.parent / "pictures")
+    with pytest.raises(DatasetError, match=r"images/0\.png: was replaced while the data set was being read"):
+        after.open("rb")
+
+
 @pytest.mark.parametrize(
     "name", [None, "", " ", "/items.csv", "../data/items.csv", "a/../../x", ".", "images", "no.png"]
 )
