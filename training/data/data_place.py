@@ -68,8 +68,7 @@ class DataPlace:
     @classmethod
     def _stored(cls, store: DataStore) -> "DataPlace":
         root = data_cache() / hashlib.sha256(store.url.encode()).hexdigest()[:12]
-        files = [f"{name}.{suffix}" for name, suffixes in TABLES.items() for suffix in suffixes]
-        copy = TableCopy(store, root, [*files, EVENTS_FILE], [*TABLES, *(f"{name}.parquet" for name in TABLES)])
+        copy = TableCopy(store, root, TABLES, [EVENTS_FILE])
         return cls(store.url, copy.directory, StoredPictures(store, root / "pictures", _limit_bytes()), copy)
 
     @property

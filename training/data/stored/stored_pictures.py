@@ -22,7 +22,8 @@ from training.errors import DatasetError
 
 _SECOND_NS: Final = 1_000_000_000
 _LEFT_SHARE: Final = 0.9
-_SCHEMA: Final = {"key": pl.String(), "size": pl.Int64(), "seconds": pl.Int64()}
+_UNSEEN_SHARE: Final = 0.05
+_SCHEMA: Final = {"key": pl.String(), "size": pl.Int64(), "seconds": pl.Int64(), "version": pl.String()}
 
 
 class PictureStatus(NamedTuple):
@@ -30,7 +31,8 @@ class PictureStatus(NamedTuple):
 
     Attributes:
         st_size: in bytes.
-        st_mtime_ns: time of the write, nanoseconds since 1970 UTC.
+        st_mtime_ns: time of the write, nanoseconds since 1970 UTC; as stores give seconds, the rest is a hash of the
+            entity tag.
     """
 
     st_size: int
@@ -43,14 +45,16 @@ class StoredPictures:
     Args:
         store: holds the data set.
         root: directory of the copies.
-        limit_bytes: most bytes of all copies; those used longest ago are removed.
+        limit_bytes: most bytes of all copies, which each of several processes may exceed by 5 %; those used longest ago
+            are removed.
     """
 
     def __init__(self, store: DataStore, root: Path, limit_bytes: int) -> None:
         self._store, self._root, self._limit_bytes = store, root, limit_bytes
         self._lock = threading.Lock()
         self._listing: pl.DataFrame | None = None
-        self._bytes: int | None = None
+        self._bytes: int | None = None  # of all copies, as this object knows
+        self._unseen = 0  # bytes of copies since it looked for those of other processes
 
     def find(self, name: str | None) -> "StoredPicture | None":
         """A picture by its path below the prefix; None if there is none, or the path leads out of the prefix.
@@ -69,7 +73,9 @@ class StoredPictures:
         place = int(listing["key"].search_sorted(key))
         if place == listing.height or listing["key"][place] != key:
             return None
-        return StoredPicture(self, f"{self._store.url}/{key}", key, listing["size"][place], listing["seconds"][place])
+        if listing["size"][place] == 0 and _is_folder(listing["key"], key):
+            return None
+        return StoredPicture(self, f"{self._store.url}/{key}", **listing.row(place, named=True))
 
     def open(self, picture: "StoredPicture") -> BufferedReader:
         """The content of a picture, fetched unless there is a copy; stays readable when the copy is removed.
@@ -78,7 +84,7 @@ class StoredPictures:
             DatasetError: the picture was deleted or replaced since it was listed, or does not arrive; or the disk
                 refuses it.
         """
-        state = f"{picture.key}\0{picture.size}\0{picture.seconds}"
+        state = f"{picture.key}\0{picture.size}\0{picture.seconds}\0{picture.version}"
         digest = hashlib.sha256(state.encode()).hexdigest()[:32]
         path = self._root / digest[:2] / digest
         try:
@@ -94,11 +100,11 @@ class StoredPictures:
     def _fetched(self, picture: "StoredPicture", path: Path) -> BufferedReader:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._make_room(picture.size)
-        modified = datetime.fromtimestamp(picture.seconds, UTC)
+        stored = StoredObject(picture.key, picture.size, datetime.fromtimestamp(picture.seconds, UTC), picture.version)
         descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=".")
         try:
             with os.fdopen(descriptor, "wb") as file:
-                self._store.fetch(StoredObject(picture.key, picture.size, modified), file)
+                self._store.fetch(stored, file)
             found = Path(partial).open("rb")  # noqa: SIM115 - given to the caller, before another process can remove it
             Path(partial).rename(path)
         except BaseException:
@@ -109,7 +115,12 @@ class StoredPictures:
     def _make_room(self, size: int) -> None:
         """Count a new copy; beyond the bound remove those used longest ago."""
         with self._lock:
-            if self._bytes is not None and self._bytes + size <= self._limit_bytes:
+            self._unseen += size
+            if (
+                self._bytes is not None
+                and self._bytes + size <= self._limit_bytes
+                and self._unseen <= _UNSEEN_SHARE * self._limit_bytes
+            ):
                 self._bytes += size
                 return
             copies = sorted(self._copies())
@@ -120,7 +131,7 @@ class StoredPictures:
                         break
                     path.unlink(missing_ok=True)
                     held -= bytes_
-            self._bytes = held + size
+            self._bytes, self._unseen = held + size, 0
 
     def _copies(self) -> list[tuple[int, int, Path]]:
         """When each copy was used last, its size and path."""
@@ -132,15 +143,21 @@ class StoredPictures:
         return found
 
     def _listed(self) -> pl.DataFrame:
-        """Key, size and time of every object, by key."""
+        """Key, size, time and entity tag of every object, by key."""
         with self._lock:
             if self._listing is None:
                 blocks = [pl.DataFrame(schema=_SCHEMA)]
                 for block in self._store.listed(""):
-                    rows = [(one.key, one.size, int(one.modified.timestamp())) for one in block]
+                    rows = [(one.key, one.size, int(one.modified.timestamp()), one.version) for one in block]
                     blocks.append(pl.DataFrame(rows, schema=_SCHEMA, orient="row"))
                 self._listing = pl.concat(blocks).sort("key")
             return self._listing
+
+
+def _is_folder(keys: pl.Series, key: str) -> bool:
+    """Whether other keys, which are sorted, lie below one; stores mark folders with empty objects."""
+    place = int(keys.search_sorted(f"{key}/"))
+    return place < len(keys) and str(keys[place]).startswith(f"{key}/")
 
 
 @dataclass(frozen=True)
@@ -153,6 +170,7 @@ class StoredPicture:
         key: below the data set's URL.
         size: in bytes.
         seconds: time of the write, since 1970 UTC.
+        version: entity tag, empty where the store gives none.
     """
 
     pictures: StoredPictures = field(repr=False, compare=False)
@@ -160,14 +178,16 @@ class StoredPicture:
     key: str
     size: int
     seconds: int
+    version: str
 
     def open(self, _mode: Literal["rb"] = "rb") -> BufferedReader:
         """Its content, see :meth:`StoredPictures.open`."""
         return self.pictures.open(self)
 
     def stat(self) -> PictureStatus:
-        """Size and time as they were listed; nothing is fetched."""
-        return PictureStatus(self.size, self.seconds * _SECOND_NS)
+        """Size and time as they were listed, see :class:`PictureStatus`; nothing is fetched."""
+        fraction = int.from_bytes(hashlib.sha256(self.version.encode()).digest()[:8]) % _SECOND_NS
+        return PictureStatus(self.size, self.seconds * _SECOND_NS + fraction)
 
     def __str__(self) -> str:
         return self.url

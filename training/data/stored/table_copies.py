@@ -8,8 +8,8 @@ however long it runs, and the next job copies again only if they have changed. A
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from index.bundle.integrity import sync_file
@@ -18,6 +18,7 @@ from index.machine.disk import describe_disk_error
 from index.machine.locks import directory_lock, file_lock
 from training.data.stored.data_store import DataStore
 from training.data.tables.mapped_table import CACHE_VARIABLE
+from training.data.tables.parquet_table import PARQUET, is_left_out
 from training.errors import DatasetError
 
 _COPY: Final = "tables-"
@@ -31,8 +32,8 @@ class TableCopy:
     Args:
         store: holds the data set.
         root: directory of the copies of this data set.
-        files: names of the tables that are files.
-        folders: names of the tables that are folders.
+        tables: their names without a suffix, and the suffixes that each may have.
+        more: names of other files to copy.
 
     Attributes:
         directory: of the tables.
@@ -42,8 +43,8 @@ class TableCopy:
             them.
     """
 
-    def __init__(self, store: DataStore, root: Path, files: Sequence[str], folders: Sequence[str]) -> None:
-        listed = _listed(store, files, folders)
+    def __init__(self, store: DataStore, root: Path, tables: Mapping[str, Sequence[str]], more: Sequence[str]) -> None:
+        listed = _listed(store, tables, more)
         self._held = contextlib.ExitStack()
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -60,16 +61,43 @@ class TableCopy:
             raise DatasetError(describe_disk_error(error, root, remedy, what=f"the tables of {store.url}")) from error
 
 
-def _listed(store: DataStore, files: Sequence[str], folders: Sequence[str]) -> list[StoredObject]:
-    """The objects of the tables by key."""
-    # Folders first: to a listing a store says what it refuses, to a request for one object only that it does.
-    found = [one for name in folders for block in store.listed(name) for one in block if one.key != name]
-    found += [one for name in files if (one := store.head(name)) is not None]
+def _listed(store: DataStore, tables: Mapping[str, Sequence[str]], more: Sequence[str]) -> list[StoredObject]:
+    """The objects of the tables by key; a folder ``items`` beside a file of that table is none."""
+    found: list[StoredObject] = []
+    for table, suffixes in tables.items():
+        # A folder first: to a listing a store says what it refuses, to a request for one object only that it does.
+        own = _of_folder(store, table + PARQUET)
+        own += _of_names(store, [f"{table}.{suffix}" for suffix in suffixes])
+        found += own or _of_folder(store, table)
+    found += _of_names(store, more)
     if not found:
         raise DatasetError(
             f"{store.url}: there is no table below this prefix, such as items.parquet; check the bucket and the prefix"
         )
     return sorted(found, key=lambda one: one.key)
+
+
+def _of_names(store: DataStore, names: Sequence[str]) -> list[StoredObject]:
+    return [one for name in names if (one := store.head(name)) is not None]
+
+
+def _of_folder(store: DataStore, folder: str) -> list[StoredObject]:
+    """The objects of a folder that is a table: those that are read, or the first that the reader refuses.
+
+    Empty objects without the suffix are left out, as stores mark folders with them.
+    """
+    found = [one for block in store.listed(folder) for one in block]
+    folders = {parent for one in found for parent in PurePosixPath(one.key).parents}
+    parquet, foreign = [], []
+    for one in found:
+        path = PurePosixPath(one.key)
+        if one.key == folder or (path in folders and not one.size) or is_left_out(path.relative_to(folder).parts):
+            continue
+        if path.suffix.lower() == PARQUET:
+            parquet.append(one)
+        elif one.size:
+            foreign.append(one)
+    return sorted(foreign, key=lambda one: PurePosixPath(one.key).parts)[:1] or parquet
 
 
 def _digest(listed: Sequence[StoredObject]) -> str:

@@ -16,7 +16,9 @@ from training.data.tables.file_kind import foreign_kind
 from training.data.tables.mapped_table import LARGE_BYTES, MappedTable
 from training.errors import DatasetError
 
-_SUFFIX: Final = ".parquet"
+PARQUET: Final = ".parquet"
+"""Suffix of the files."""
+
 _BATCH_ROWS: Final = 16_384
 _NULL_KEY: Final = "__HIVE_DEFAULT_PARTITION__"
 _FOREIGN: Final = (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException, ValueError)
@@ -124,6 +126,11 @@ def _own(part: _ParquetPart, names: Sequence[str]) -> list[str]:
     return [name for name in names if name in part.schema] or part.schema.names()[:1]
 
 
+def is_left_out(parts: Sequence[str]) -> bool:
+    """Whether a name below the folder of a table begins with ``_`` or ``.``, or lies in a folder whose name does."""
+    return any(part.startswith(("_", ".")) for part in parts)
+
+
 def parquet_files(folder: Path) -> list[Path]:
     """The Parquet files below a folder by path.
 
@@ -132,15 +139,15 @@ def parquet_files(folder: Path) -> list[Path]:
     """
     found = []
     for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).parts):
-        if any(part.startswith(("_", ".")) for part in path.relative_to(folder).parts) or path.is_dir():
+        if is_left_out(path.relative_to(folder).parts) or path.is_dir():
             continue
-        if path.suffix.lower() != _SUFFIX:
+        if path.suffix.lower() != PARQUET:
             raise DatasetError(
-                f"{path}: the folder of a table holds {_SUFFIX} files only; remove it, or convert it to Parquet"
+                f"{path}: the folder of a table holds {PARQUET} files only; remove it, or convert it to Parquet"
             )
         found.append(path)
     if not found:
-        raise DatasetError(f"{folder}: a folder of a table needs at least one {_SUFFIX} file, got none")
+        raise DatasetError(f"{folder}: a folder of a table needs at least one {PARQUET} file, got none")
     return found
 
 

@@ -12,13 +12,11 @@ from training.data.tables import csv_records, json_lines
 from training.data.tables.cell_types import narrowest
 from training.data.tables.column_names import is_nameless, names_fault
 from training.data.tables.file_kind import encoding_fault, foreign_kind
-from training.data.tables.parquet_table import ParquetTable
+from training.data.tables.parquet_table import PARQUET, ParquetTable
 from training.errors import DatasetError
 
 ROW = "#row"
 """Column of record numbers that :func:`read_table` adds; a CSV header does not count."""
-
-PARQUET = ".parquet"
 
 _HEADER_BYTES = 2**20
 _NAME_CHARACTERS = 10_000
@@ -26,7 +24,9 @@ _FOREIGN = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, Va
 
 
 def find_table(directory: Path, stem: str, suffixes: Sequence[str]) -> Path:
-    """The one file ``stem.suffix`` of a dataset directory, or its folder ``stem`` of Parquet files.
+    """The one file ``stem.suffix`` of a dataset directory, else its folder ``stem`` of Parquet files.
+
+    A folder ``stem`` beside such a file is no table; it may hold pictures.
 
     Args:
         directory: the dataset directory.
@@ -40,7 +40,7 @@ def find_table(directory: Path, stem: str, suffixes: Sequence[str]) -> Path:
         if not directory.is_dir():
             raise DatasetError(f"{directory}: a dataset is a directory, but there is none at this path")
         found = [path for suffix in suffixes if (path := directory / f"{stem}.{suffix}").exists()]
-        found += [path for path in [directory / stem] if path.is_dir()]
+        found = found or [path for path in [directory / stem] if path.is_dir()]
     except (OSError, ValueError) as error:
         raise DatasetError(f"{directory}: cannot be opened ({error}); check the path and its permissions") from error
     names = " or ".join(f"{stem}.{suffix}" for suffix in suffixes)

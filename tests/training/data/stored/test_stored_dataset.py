@@ -111,6 +111,40 @@ def test_copies_of_pictures_are_bounded_and_an_open_one_stays_readable(
     assert stored.asked("GET", ".jpg") == asked + 1  # f was still there
 
 
+def test_copies_of_several_processes_are_bounded_together(
+    stored: S3Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLM2REC_DATA_CACHE_MB", "1")
+    for number in range(80):
+        put(stored, f"{number}.jpg", bytes([number]) * 30_000)
+    places = [DataPlace.open(URL) for _ in range(2)]
+    most = 0
+    for number in range(80):
+        found = places[number % 2].picture(f"{number}.jpg")
+        assert found is not None
+        with found.open("rb") as file:
+            assert file.read() == bytes([number]) * 30_000
+        most = max(most, sum(path.stat().st_size for path in cache.rglob("pictures/*/*")))
+    assert 0.8 * (1 << 20) < most <= 1.1 * (1 << 20)
+
+
+def test_a_picture_that_is_replaced_by_one_of_the_same_size_and_second_is_another(stored: S3Server) -> None:
+    put(stored, "images/0.png", b"first")
+    contents, state = read_contents(load_dataset(URL)), catalogue_state(URL)
+    put(stored, "images/0.png", b"other")
+    after = DataPlace.open(URL).picture("images/0.png")
+    assert after is not None
+    with after.open("rb") as file:
+        assert file.read() == b"other"
+    assert catalogue_state(URL) != state
+    again = read_contents(load_dataset(URL), trusted=contents)
+    assert again.digest() == read_contents(load_dataset(URL)).digest() != contents.digest()
+    put(stored, "images/0.png", b"third")
+    shutil.rmtree(load_dataset(URL).directory.parent / "pictures")
+    with pytest.raises(DatasetError, match=r"images/0\.png: was replaced while the data set was being read"):
+        after.open("rb")
+
+
 @pytest.mark.parametrize(
     "name", [None, "", " ", "/items.csv", "../data/items.csv", "a/../../x", ".", "images", "no.png"]
 )
@@ -147,6 +181,60 @@ def test_folders_of_files_are_tables_there_too(stored: S3Server) -> None:
         f"{URL}/interactions/day=2026-01-01/part-0.parquet it holds String; write all files of a table with the same "
         "types"
     )
+
+
+def test_a_folder_beside_a_file_of_the_same_name_holds_pictures_and_is_not_copied(stored: S3Server) -> None:
+    put(stored, "items.csv", b"item_id,title,image\ni01,A,items/1.png\ni02,B,items/2.png\n")
+    for name in ("items/1.png", "items/2.png", "interactions/x.png"):
+        put(stored, name, stored.objects[f"{PREFIX}images/1.png"][0])
+    dataset = load_dataset(URL)
+    assert dataset.item_ids() == ["i01", "i02"]
+    assert stored.asked("GET", ".png") == 0
+    assert sorted(path.name for path in dataset.directory.iterdir()) == ["interactions.csv", "items.csv"]
+    assert [name.rpartition("/")[2] for name in map(str, map(dataset.image_path, range(2)))] == ["1.png", "2.png"]
+
+
+def test_a_folder_of_a_table_is_copied_as_far_as_it_is_read(stored: S3Server) -> None:
+    for folder in ("interactions", "items"):
+        del stored.objects[f"{PREFIX}{folder}.csv"]
+    for item in ("i01", "i02"):
+        events = parquet(user_id=["u"], item_id=[item], timestamp=[5])
+        put(stored, f"interactions/day={item}/part-0.parquet", events)
+        put(stored, f"items.parquet/part-{item}.parquet/0.parquet", parquet(item_id=[item]))
+    for marker in ("interactions/", "interactions/day=i01/", "items.parquet/", "items.parquet/part-i01.parquet/"):
+        put(stored, marker, b"")
+    for name in ("_temporary/0/half.csv", "day=i01/.part-0.parquet.crc", "_SUCCESS", ".hidden/x.parquet"):
+        put(stored, f"interactions/{name}", b"left out")
+    dataset = load_dataset(URL)
+    assert dataset.interactions.rows() == [("u", "i01", 5), ("u", "i02", 5)]
+    assert dataset.item_ids() == ["i01", "i02"]
+    assert sorted(path.relative_to(dataset.directory).as_posix() for path in dataset.directory.rglob("*.*")) == [
+        "interactions/day=i01/part-0.parquet",
+        "interactions/day=i02/part-0.parquet",
+        "items.parquet",
+        "items.parquet/part-i01.parquet",
+        "items.parquet/part-i01.parquet/0.parquet",
+        "items.parquet/part-i02.parquet",
+        "items.parquet/part-i02.parquet/0.parquet",
+    ]
+
+
+def test_of_a_folder_with_other_files_one_of_them_is_copied_and_named(stored: S3Server) -> None:
+    del stored.objects[f"{PREFIX}items.csv"]
+    for name in ("a.parquet", "b.png", "c.png"):
+        put(stored, f"items/{name}", b"content")
+    assert refusal() == (
+        f"{URL}/items/b.png: the folder of a table holds .parquet files only; remove it, or convert it to Parquet"
+    )
+    assert stored.asked("GET", ".png") == 1
+
+
+def test_a_folder_is_no_picture_though_it_has_an_object_of_its_own(stored: S3Server) -> None:
+    put(stored, "images/", b"")
+    put(stored, "empty.png", b"")
+    place = DataPlace.open(URL)
+    assert place.picture("images") is None
+    assert place.picture("empty.png") is not None
 
 
 def test_a_copy_that_broke_off_goes_on_at_the_byte_where_it_ended(

@@ -1,11 +1,16 @@
 """One table in many Parquet files: order, Hive partitions, mixed schemas, and values that stay on disk."""
 
 import datetime as dt
-import mmap
+import json
+import os
+import subprocess
+import sys
 from decimal import Decimal
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from training.data.dataset import load_dataset, read_items
@@ -86,6 +91,31 @@ def test_a_data_set_of_folders_is_that_of_single_files(tmp_path: Path) -> None:
     assert parts.interactions.equals(whole.interactions)
     assert parts.metadata().equals(whole.metadata())
     assert list(parts.texts()) == ["A", None, "C"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_folder_beside_a_file_of_the_same_name_may_hold_pictures(tmp_path: Path, suffix: str) -> None:
+    content = {"csv": b"item_id,image\na,items/1.png\n", "jsonl": b'{"item_id": "a", "image": "items/1.png"}\n'}
+    if suffix == "parquet":
+        items("a", image=["items/1.png"]).write_parquet(tmp_path / "items.parquet")
+    else:
+        (tmp_path / f"items.{suffix}").write_bytes(content[suffix])
+    events = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [1]})
+    written(tmp_path / "interactions.parquet", {"day=1/a.parquet": events})
+    for folder in ("items", "interactions"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.png").write_bytes(b"a picture")
+    dataset = load_dataset(tmp_path)
+    assert dataset.item_ids() == ["a"]
+    assert dataset.image_path(0) == tmp_path / "items" / "1.png"
+
+
+def test_two_files_or_a_file_and_a_folder_with_the_suffix_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id\na\n")
+    written(tmp_path / "items.parquet", {"a.parquet": items("a")})
+    written(tmp_path / "items", {"a.parquet": items("a")})
+    with pytest.raises(DatasetError, match=r"found items\.csv and items\.parquet; keep one of them$"):
+        load_dataset(tmp_path)
 
 
 def test_mapped_values_are_those_in_memory_for_every_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,22 +207,71 @@ def test_files_in_different_partitions_are_named(tmp_path: Path) -> None:
     assert "column 'day' is in the file and in the name of its folder" in refusal(folder)
 
 
-def test_the_values_of_a_large_table_are_no_memory_of_the_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Pages of a file may be dropped at any time; anonymous memory may not."""
-    rows, text = 60_000, "0123456789" * 200
-    frame = items(*map(str, range(rows)), text=[text] * rows)
-    folder = written(
-        tmp_path / "items", {f"{n}.parquet": frame.with_columns(pl.col("item_id") + f"-{n}") for n in "ab"}
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("written_over", [b"\xff\xfe", b"\x00\xd8"])
+def test_text_that_is_not_utf8_is_refused(tmp_path: Path, written_over: bytes) -> None:
+    path = tmp_path / "items.parquet"
+    items("a", title=["some text here"]).write_parquet(path, compression="uncompressed", statistics=False)
+    path.write_bytes(path.read_bytes().replace(b"xt he", written_over + b"xhe"))
+    assert refusal(path).startswith(f"{path}: is not a readable parquet file (")
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_damaged_page_is_refused_with_the_remedy_of_a_damaged_file(tmp_path: Path) -> None:
+    folder = written(tmp_path / "items", {"a.parquet": items("a"), "b.parquet": items(*map(str, range(2000)))})
+    content = bytearray((folder / "b.parquet").read_bytes())
+    content[200:400] = bytes(200)
+    (folder / "b.parquet").write_bytes(content)
+    message = refusal(folder)
+    assert message.startswith(f"{folder}/b.parquet: is not a readable parquet file (")
+    assert message.endswith("fetch or export it again")
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_table_without_rows_has_its_columns(tmp_path: Path) -> None:
+    path = tmp_path / "items.parquet"
+    pl.DataFrame(schema={"item_id": pl.String, "kind": pl.Categorical, "n": pl.Int8}).write_parquet(path)
+    found = read_table(path, text=["item_id"], required=["item_id"])
+    assert found.schema == {ROW: pl.UInt32, "item_id": pl.String, "kind": pl.String, "n": pl.Int8}
+    assert found.height == 0
+
+
+_READING = """
+import json, sys
+from pathlib import Path
+from training.data.tables import parquet_table
+from training.data.tables.table_files import read_table
+
+def anonymous():
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) >> 10
+
+parquet_table.LARGE_BYTES = 16 << 20
+folder, small, cache = map(Path, sys.argv[1:])
+read_table(small, text=["item_id"], required=["item_id"])
+before = anonymous()
+found = read_table(folder, text=["item_id"], required=["item_id"])
+mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(cache) in line]
+print(json.dumps([found.height, found["text"][-1], anonymous() - before, len(mapped)]))
+"""
+
+
+@pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_BYTE_ARRAY", "RLE_DICTIONARY"])
+def test_the_values_of_a_large_table_are_no_memory_of_the_process(tmp_path: Path, encoding: str) -> None:
+    """Pages of a file may be dropped at any time; anonymous memory may not. The files are smaller than the values."""
+    rows, text = 50_000, "0123456789" * 100
+    table = pa.table({"item_id": [str(row) for row in range(rows)], "text": [text] * rows})
+    options = {"use_dictionary": ["text"]} if encoding == "RLE_DICTIONARY" else {"column_encoding": {"text": encoding}}
+    folder, small, cache = tmp_path / "items", tmp_path / "small.parquet", tmp_path / "cache"
+    folder.mkdir()
+    for name in "ab":
+        pq.write_table(table, folder / f"{name}.parquet", **{"use_dictionary": False} | options)
+    items("a").write_parquet(small)
+    found = subprocess.run(
+        [sys.executable, "-c", _READING, folder, small, cache],
+        env=os.environ | {"VLM2REC_DATA_CACHE": str(cache)},
+        check=True,
+        capture_output=True,
     )
-    del frame
-    monkeypatch.setenv("VLM2REC_DATA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(parquet_table, "LARGE_BYTES", 1 << 20)
-    mapped: list[int] = []
-    opened = mmap.mmap
-    monkeypatch.setattr(mmap, "mmap", lambda *rest, **more: mapped.append(1) or opened(*rest, **more))
-    found = read_items(folder)
-    assert mapped == [1]
-    assert found.height == 2 * rows
-    assert found["text"][rows] == text
+    height, last, grown_mib, mapped = json.loads(found.stdout)
+    assert (height, last, mapped) == (2 * rows, text, 1)
+    assert grown_mib < 40  # of 95
