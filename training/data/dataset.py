@@ -100,6 +100,15 @@ class Dataset:
         """
         return confined_file(self.directory, name) if self.place is None else self.place.picture(name)
 
+    def pictures_not_found(self) -> int:
+        """Number of items that name a picture which does not exist or lies outside the data set.
+
+        Raises:
+            DatasetError: the object store does not answer, or refuses.
+        """
+        named = self.items[IMAGE].drop_nulls()
+        return sum(self.picture(name) is None for name in named.to_list() if name.strip())
+
     def name(self) -> str:
         """Absolute path or URL of the data set."""
         return str(self.directory.resolve()) if self.place is None else self.place.absolute()
