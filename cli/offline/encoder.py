@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from cli.offline.left_out import print_left_out
 from cli.offline.threads import set_torch_threads
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def fit_encoder(
 
     chosen = chosen_config(run, config, seed)
     dataset = load_dataset(data, interactions=interactions)
+    print_left_out(dataset, _console)
     set_torch_threads(None)
     with run_lock(run), writing_run(run):
         fit_and_print(dataset, Embeddings.load(run / "embeddings"), chosen, run)

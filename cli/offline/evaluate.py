@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from cli.offline.evaluation_page import markdown, print_table
+from cli.offline.left_out import print_left_out
 from cli.offline.progress import counted_progress
 from cli.offline.text_files import replace_text
 from cli.offline.threads import MOST_THREADS, set_torch_threads
@@ -149,12 +150,14 @@ def evaluate(
     _check_last_events(measure_days, users, validation=validation)
     fitted = FittedRun.load(run / ENCODER_DIRECTORY, threads=threads)
     dataset = load_dataset(data, interactions=interactions)
+    print_left_out(dataset, _console)
     split, fresh = fitted.split(dataset), None
     if fitted.record.get("refit"):
         _console.print("note: measured is the encoder fitted without held-out events; its refit on every event serves")
     if users is not None:
-        others = load_dataset(data, interactions=users).interactions
-        fresh = fresh_targets(others, dataset.item_ids(), split)
+        others = load_dataset(data, interactions=users)
+        print_left_out(others, _console, of="further users: ")
+        fresh = fresh_targets(others.interactions, dataset.item_ids(), split)
     sets = target_sets(split, fresh=fresh, on_validation=validation, most=targets)
     about = {name: fitted.record[name] for name in ("model", "data", "config")} | {"lists": fitted.list_weights}
     with counted_progress() as bar:
@@ -210,6 +213,7 @@ def _evaluate_by_time(
 
     recipe = FittedRun.load(run / ENCODER_DIRECTORY).recipe
     dataset = load_dataset(data, interactions=interactions)
+    print_left_out(dataset, _console)
     cutoff = cutoff_of(dataset.interactions, days)
     before = replace(dataset, interactions=events_before(dataset.interactions, cutoff))
     held_out = targets_after(dataset.interactions, dataset.item_ids(), cutoff)

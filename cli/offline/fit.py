@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from cli.offline.encoder import ConfigOption, InteractionsOption, SeedOption, chosen_config, fit_and_print
+from cli.offline.left_out import print_left_out
 from cli.offline.progress import counted_progress
 from cli.offline.threads import ThreadsOption, set_torch_threads
 from cli.offline.train import print_baseline
@@ -42,6 +43,7 @@ def fit(
     place = run or _RUNS / shop.short_name
     chosen = chosen_config(place, config, seed)
     dataset = load_dataset(shop, interactions=interactions)
+    print_left_out(dataset, _console)
     set_torch_threads(threads)
     with writing_run(place):
         place.mkdir(parents=True, exist_ok=True)
@@ -50,6 +52,6 @@ def fit(
             with counted_progress() as bar:
                 embeddings, made = baseline_embeddings(dataset, place / "embeddings", again=False, progress=bar)
             if made:
-                print_baseline(embeddings)
+                print_baseline(embeddings, dataset)
             fit_and_print(dataset, embeddings, chosen, place)
     _console.print(f"next: vlm2rec index build --run {place} --publish bundles/", markup=False)

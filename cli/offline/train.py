@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from cli.offline.left_out import print_left_out
 from cli.offline.progress import counted_progress
 from cli.offline.ray_shards import (
     EngineOption,
@@ -76,6 +77,7 @@ def train(
     dataset = load_dataset(data, interactions=interactions)
     set_torch_threads(threads)
     if first:
+        print_left_out(dataset, _console)
         _print_licences(chosen)
     with contextlib.ExitStack() as stack:
         stack.enter_context(writing_run(run, again="start the same command again with --resume to continue"))
@@ -98,6 +100,7 @@ def _train_and_report(dataset: "Dataset", chosen: "RunConfig", run: Path, *, res
     model, done = train_model(dataset, chosen, run / _TRAINING, resume=resume)
     replace_text(run / CONFIG_FILE, to_toml(chosen))
     _console.print(f"trained {done:,} steps: {model}")
+    _print_not_found(dataset.pictures_not_found())
     _print_unreadable(json.loads((run / _TRAINING / UNREADABLE_FILE).read_text(encoding="utf-8")))
     _report(dataset, run, changed=not before)
 
@@ -207,7 +210,7 @@ def embed(
             run.mkdir(parents=True, exist_ok=True)
             with run_lock(run), counted_progress() as bar:
                 embeddings, _ = baseline_embeddings(dataset, run / _EMBEDDINGS, again=True, progress=bar)
-        print_baseline(embeddings)
+        print_baseline(embeddings, dataset)
         return
     from training.backbones.trained_model import TrainedModel
 
@@ -273,17 +276,16 @@ def embed_items(
     )
     if pending.reused:
         _console.print(f"{pending.reused:,} of the new and changed ones needed no embedding: their content is known")
-    lost = int(pending.contents.not_found().sum())
-    if lost:
-        _console.print(f"{lost:,} items name a picture that is not found; `vlm2rec data check` lists them")
+    _print_not_found(int(pending.contents.not_found().sum()))
     _console.print(f"vectors: {_slots(done.embeddings)}")
     _print_unreadable(done.embeddings.unreadable)
     return done.embeddings
 
 
-def print_baseline(embeddings: "Embeddings") -> None:
+def print_baseline(embeddings: "Embeddings", dataset: "Dataset") -> None:
     """Print what was embedded without a vision-language model."""
     _console.print(f"embedded {len(embeddings):,} items: {_slots(embeddings)}")
+    _print_not_found(dataset.pictures_not_found())
     _print_unreadable(embeddings.unreadable)
 
 
@@ -294,6 +296,12 @@ def _print_licences(config: "RunConfig") -> None:
     found = licences(config.vlm)
     if found:
         _console.print(f"licence of the pretrained model: {', '.join(found)}", markup=False)
+
+
+def _print_not_found(lost: int) -> None:
+    """Count the items whose picture does not exist or lies outside the data set."""
+    if lost:
+        _console.print(f"{lost:,} items name a picture that is not found; `vlm2rec data check` lists them")
 
 
 def _print_unreadable(unreadable: "Mapping[str, str]") -> None:

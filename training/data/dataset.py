@@ -16,7 +16,8 @@ from index.bundle.event_types import EventTypes
 from index.items.item_ids import MAX_ID_BYTES
 from index.items.item_table import ITEM_ID, POPULARITY
 from training.data.data_place import TABLES, AnyPlace, DataPlace, confined_file
-from training.data.event_weights import WEIGHT, EventRules
+from training.data.event_weights import EVENTS_FILE, WEIGHT, EventRules
+from training.data.id_forms import likeness
 from training.data.item_texts import ItemTexts
 from training.data.stored.stored_pictures import PictureFile
 from training.data.tables.mapped_table import LARGE_BYTES, MappedTable
@@ -99,6 +100,15 @@ class Dataset:
         """
         return confined_file(self.directory, name) if self.place is None else self.place.picture(name)
 
+    def pictures_not_found(self) -> int:
+        """Number of items that name a picture which does not exist or lies outside the data set.
+
+        Raises:
+            DatasetError: the object store does not answer, or refuses.
+        """
+        named = self.items[IMAGE].drop_nulls()
+        return sum(self.picture(name) is None for name in named.to_list() if name.strip())
+
     def name(self) -> str:
         """Absolute path or URL of the data set."""
         return str(self.directory.resolve()) if self.place is None else self.place.absolute()
@@ -139,9 +149,10 @@ def _load(place: DataPlace, interactions: Path | None, rules: EventRules | None)
     events, left_out = read_weighed_interactions(path, rules)
     known = events.filter(pl.col(ITEM_ID).is_in(items[ITEM_ID].implode()))
     if known.is_empty():
+        remedy = likeness(events[ITEM_ID], items[ITEM_ID]) or "use one set of ids"
         raise DatasetError(
             f"{path}: none of {events.height:,} interactions names an item of the catalogue "
-            f"(the first names {events[ITEM_ID][0]!r}, the first item is {items[ITEM_ID][0]!r}); use one set of ids"
+            f"(the first names {events[ITEM_ID][0]!r}, the first item is {items[ITEM_ID][0]!r}); {remedy}"
         )
     return Dataset(directory, items, known, events.height - known.height, rules, left_out, path, place)
 
@@ -201,7 +212,11 @@ def read_weighed_interactions(path: Path, rules: EventRules | None) -> tuple[pl.
             frame = frame.drop(WEIGHT)
     if frame.is_empty():
         others = "".join(f", {count:,} {meaning}" for meaning, count in left_out.items())
-        raise DatasetError(f"{path}: needs at least one interaction, got none{others}")
+        if others:
+            raise DatasetError(
+                f"{path}: needs at least one positive event, got none{others}; correct {EVENTS_FILE} or the rows"
+            )
+        raise DatasetError(f"{path}: needs at least one interaction, got none; add rows")
     for name in (USER_ID, ITEM_ID):
         empty = frame.filter(pl.col(name).is_null() | (pl.col(name) == ""))
         if empty.height:

@@ -28,7 +28,8 @@ from training.errors import DatasetError
 
 EVENTS_FILE: Final = "events.toml"
 WEIGHT: Final = "weight"
-_COLUMNS: Final = ("type", "weight", "rating")
+DECIDING_COLUMNS: Final = ("type", "weight", "rating")
+"""Columns of the interactions of which a file of rules may name one."""
 
 WeightBy = Literal["type", "weight", "rating"]
 
@@ -94,8 +95,8 @@ class EventRules:
         if unknown:
             raise ValueError(f"{min(unknown)} is not a known key")
         weight_by, threshold = found.get("weight_by"), found.get("rating_threshold")
-        if weight_by not in _COLUMNS:
-            raise ValueError(f"weight_by must be one of {', '.join(_COLUMNS)}, got {weight_by!r:.80}")
+        if weight_by not in DECIDING_COLUMNS:
+            raise ValueError(f"weight_by must be one of {', '.join(DECIDING_COLUMNS)}, got {weight_by!r:.80}")
         is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and math.isfinite(threshold)
         if (weight_by == "rating") != (threshold is not None) or (threshold is not None and not is_number):
             raise ValueError(

@@ -10,6 +10,7 @@ import polars as pl
 from index.items.item_table import ITEM_ID
 from training.data.data_place import AnyPlace, DataPlace
 from training.data.dataset import IMAGE, INTERACTION_SUFFIXES, INTERACTIONS, ITEM_SUFFIXES, ITEMS, TEXT, load_dataset
+from training.data.event_weights import EventRules
 from training.data.learnable_pairs import check_learnable
 from training.data.sequences import Sequences, leave_one_out
 from training.data.tables.table_files import find_table
@@ -98,7 +99,8 @@ def _check_events(
 ) -> InteractionFacts | None:
     try:
         path = path or find_table(directory, INTERACTIONS, INTERACTION_SUFFIXES)
-        facts, found = check_interactions(path, item_ids, exclude_seen=exclude_seen, now=now)
+        rules = EventRules.read(directory)
+        facts, found = check_interactions(path, item_ids, rules=rules, exclude_seen=exclude_seen, now=now)
     except DatasetError as error:
         defects.append(Defect("unusable interactions file", Severity.ERROR, 1, str(error)))
         return None

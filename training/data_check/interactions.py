@@ -1,5 +1,6 @@
 """Checks interactions: ids, timestamps, unknown items, duplicates, history lengths and k-cores."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,9 +9,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from index.items.item_table import ITEM_ID
-from training.data.dataset import TIMESTAMP, USER_ID, broken_ids, read_any_interactions
+from training.data.dataset import TIMESTAMP, USER_ID, broken_ids
+from training.data.event_weights import EventRules
+from training.data.id_forms import likeness
 from training.data.time_forms import form_of
 from training.data.timestamps import MIXED, MIXED_TIME_RULE, TIME_RULE, Timestamps, read_timestamps
+from training.data_check.event_meaning import no_positive_event, positive_events
 from training.data_check.k_core import core_of, largest_core
 from training.data_check.report import Defect, InteractionFacts, Severity, defect_of
 
@@ -19,24 +23,33 @@ _QUANTILES = {"min": 0.0, "10%": 0.1, "25%": 0.25, "median": 0.5, "75%": 0.75, "
 _LEAST_EVENTS = 3
 _OLDEST, _LIKELY = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp() * 1e6) for year in (1990, 1992))
 """Shops on the web have no events before; ticks of .NET are read as 1990 and 1991."""
+_FIRST_DAY = 86_400_000_000
 _PUBLISHED_CORE = 5
+_NOBODY = ("null", "none", "nan", "nil", "undefined", "<na>", "n/a", "\\n")
+"""What programs write for a missing value, in lower case."""
 
 
 def check_interactions(
-    path: Path, item_ids: pl.Series | None, *, exclude_seen: bool = True, now: datetime | None = None
+    path: Path,
+    item_ids: pl.Series | None,
+    *,
+    rules: EventRules | None = None,
+    exclude_seen: bool = True,
+    now: datetime | None = None,
 ) -> tuple[InteractionFacts, list[Defect]]:
     """Check one file of interactions.
 
     Args:
         path: the file.
         item_ids: ids of the catalogue, or None if it could not be read (then no row is an orphan).
+        rules: which events are positive; only these are checked and counted. None: all.
         exclude_seen: whether the service will exclude items of the user's history.
         now: the current time, to find events in the future; the clock by default.
 
     Raises:
-        DatasetError: the file cannot be read, or lacks a column.
+        DatasetError: the file cannot be read, lacks a column, or a weight or rating is not finite.
     """
-    frame = read_any_interactions(path)
+    frame, left_out, about_meaning = positive_events(path, rules)
     times = read_timestamps(frame[TIMESTAMP])
     frame = frame.with_columns(times.microseconds.alias(_MICRO))
     known = pl.lit(value=True) if item_ids is None else pl.col(ITEM_ID).is_in(item_ids.implode())
@@ -44,12 +57,15 @@ def check_interactions(
     orphans = frame.filter(~known & filled[1])
     usable = frame.filter(known & filled[0] & filled[1] & pl.col(_MICRO).is_not_null())
     defects = [
+        *about_meaning,
         *_check_ids(path, frame),
         *_check_times(path, frame, times, now or datetime.now(UTC)),
-        *_check_orphans(path, frame, orphans, usable),
+        *_check_orphans(path, orphans, usable, item_ids),
         *_check_repeats(path, usable),
     ]
-    facts = _facts(path, frame, usable, times)
+    if frame.is_empty():
+        defects.append(no_positive_event(path, left_out))
+    facts = _facts(path, frame, usable, times, left_out)
     if item_ids is not None:
         defects += _check_coverage(path, facts, len(item_ids.drop_nulls().unique()))
     return facts, [
@@ -64,6 +80,11 @@ def _check_ids(path: Path, frame: pl.DataFrame) -> list[Defect]:
     for name, kind in ((USER_ID, "missing user ids"), (ITEM_ID, "missing item ids")):
         empty = frame.filter(pl.col(name).fill_null("") == "")
         defects += defect_of(kind, Severity.ERROR, empty, f"{path.name}: {name} is empty", "fill or remove the rows")
+        nobody = frame.filter(pl.col(name).str.strip_chars().str.to_lowercase().is_in(_NOBODY))
+        defects += defect_of(
+            "ids that mean none", Severity.WARNING, nobody, f"{path.name}: {name} is the word for a missing value",
+            "remove the rows; they count as those of one user or item of this name", example=name,
+        )  # fmt: skip
     users = frame.filter(broken_ids(frame[USER_ID]) & (frame[USER_ID].fill_null("") != ""))
     return defects + defect_of(
         "bad user ids", Severity.WARNING, users,
@@ -95,6 +116,10 @@ def _check_era(path: Path, frame: pl.DataFrame, times: Timestamps, tomorrow: int
     old = last < _OLDEST or (form is not None and first <= tomorrow)
     if not old and first <= tomorrow:
         return defect_of(
+            "timestamps of zero", Severity.WARNING, frame.filter(pl.col(_MICRO) < _FIRST_DAY),
+            f"{path.name}: timestamp is 1970-01-01, which often stands for a missing time",
+            "correct or remove the rows; they count as the oldest events of their users", example=TIMESTAMP,
+        ) + defect_of(
             "timestamps in the future", Severity.WARNING, future,
             f"{path.name}: timestamp lies in the future", "check clock and unit", example=TIMESTAMP,
         )  # fmt: skip
@@ -110,17 +135,14 @@ def _check_era(path: Path, frame: pl.DataFrame, times: Timestamps, tomorrow: int
     return [Defect(kind, Severity.WARNING, len(read), message)]
 
 
-def _check_orphans(path: Path, frame: pl.DataFrame, orphans: pl.DataFrame, usable: pl.DataFrame) -> list[Defect]:
-    if frame.is_empty():
-        message = f"{path.name}: needs at least one interaction, got none; add rows"
-        return [Defect("no interactions", Severity.ERROR, 1, message)]
+def _check_orphans(path: Path, orphans: pl.DataFrame, usable: pl.DataFrame, item_ids: pl.Series | None) -> list[Defect]:
+    form = None if item_ids is None else likeness(orphans[ITEM_ID], item_ids)
     if usable.is_empty() and orphans.height:
         what = f"{path.name}: no usable interaction names an item of the catalogue"
-        return defect_of(
-            "orphan interactions", Severity.ERROR, orphans, what, "use the same ids in both", example=ITEM_ID
-        )
+        remedy = form or "use the same ids in both"
+        return defect_of("orphan interactions", Severity.ERROR, orphans, what, remedy, example=ITEM_ID)
     what = f"{path.name}: item_id is not in the catalogue"
-    remedy = "add the items, or accept that these rows are left out"
+    remedy = form or "add the items, or accept that these rows are left out"
     return defect_of("orphan interactions", Severity.WARNING, orphans, what, remedy, example=ITEM_ID)
 
 
@@ -178,13 +200,16 @@ def _check_lengths(path: Path, facts: InteractionFacts) -> list[Defect]:
     return [Defect("no user to evaluate", Severity.ERROR, 1, message)]
 
 
-def _facts(path: Path, frame: pl.DataFrame, usable: pl.DataFrame, times: Timestamps) -> InteractionFacts:
+def _facts(
+    path: Path, frame: pl.DataFrame, usable: pl.DataFrame, times: Timestamps, left_out: Mapping[str, int]
+) -> InteractionFacts:
     lengths = usable.group_by(USER_ID).len()["len"].to_numpy()
     users, items = _pairs(usable)
     first, last = usable[_MICRO].min(), usable[_MICRO].max()
     return InteractionFacts(
         file=path.name,
-        rows=frame.height,
+        rows=frame.height + sum(left_out.values()),
+        left_out=dict(left_out),
         usable=usable.height,
         users=len(lengths),
         items=usable[ITEM_ID].n_unique(),

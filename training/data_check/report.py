@@ -81,11 +81,12 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class InteractionFacts:
-    """Interactions in numbers, of usable rows only (ids and timestamp good, item known).
+    """Interactions in numbers, of usable rows only (positive, ids and timestamp good, item known).
 
     Attributes:
         file: name of the file.
         rows: all rows of the file.
+        left_out: rows that are not positive by ``events.toml``, by their meaning.
         usable: rows that training would use.
         users: users of the usable rows.
         items: items of the usable rows.
@@ -101,6 +102,7 @@ class InteractionFacts:
 
     file: str
     rows: int
+    left_out: dict[str, int]
     usable: int
     users: int
     items: int

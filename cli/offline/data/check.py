@@ -12,6 +12,7 @@ from rich.table import Table
 from cli.offline.text_files import replace_text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import TypedDict
 
     from rich.progress import Progress, TaskID
@@ -128,6 +129,7 @@ def _interaction_rows(facts: "InteractionFacts") -> list[tuple[str, str]]:
             "interactions",
             f"{facts.rows:,} in {facts.file}, {usable}, of {facts.users:,} users with {facts.items:,} items",
         ),
+        *([("not positive", _named(facts.left_out))] if facts.left_out else []),
         ("time", f"{facts.first} … {facts.last} ({facts.time_unit})" if facts.first else f"({facts.time_unit})"),
         ("history lengths", "  ".join(f"{name} {value:g}" for name, value in facts.lengths.items()) or "none"),
         ("long enough", f"{facts.long_enough:,} users with at least 3 events, for validation and test"),
@@ -135,7 +137,11 @@ def _interaction_rows(facts: "InteractionFacts") -> list[tuple[str, str]]:
         ("5-core", f"{five.users:,} users, {five.items:,} items, {five.pairs:,} pairs of user and item"),
         ("largest core", f"k = {largest.k}: {largest.users:,} users, {largest.items:,} items, {largest.pairs:,} pairs"),
     ]
-    return rows if facts.usable else rows[:1]
+    return rows if facts.usable else rows[: 1 + bool(facts.left_out)]
+
+
+def _named(left_out: "Mapping[str, int]") -> str:
+    return ", ".join(f"{count:,} {meaning}" for meaning, count in left_out.items()) + " by events.toml, left out"
 
 
 def _print_defects(report: "DatasetReport") -> None:

@@ -65,7 +65,7 @@ def run_embeddings(place: Path, dataset: "Dataset") -> "Embeddings":
     with counted_progress() as bar:
         embeddings, made = baseline_embeddings(dataset, place / EMBEDDINGS_DIRECTORY, again=False, progress=bar)
     if made:
-        print_baseline(embeddings)
+        print_baseline(embeddings, dataset)
     return embeddings
 
 

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from cli.offline.encoder import ConfigOption, SeedOption, chosen_config, fit_and_print
+from cli.offline.left_out import print_left_out
 from cli.offline.retraining.comparison import NEW, SERVED, check_comparison, compared, drop_comparison, read_comparison
 from cli.offline.retraining.model import run_embeddings, train_and_embed, training_config
 from cli.offline.text_files import replace_text
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from training.config.encoder_config import EncoderConfig
     from training.config.run_config import RunConfig
     from training.data.data_place import DataPlace
-    from training.data.dataset import Dataset
     from training.data.event_weights import EventRules
     from training.events.retraining_inputs import RetrainingInputs
 
@@ -191,7 +191,7 @@ def _made(
 
     made, served = inputs.directory / _MADE, None
     everything = load_dataset(data, interactions=inputs.everything, rules=rules)
-    _print_left_out(everything)
+    print_left_out(everything, _out)
     if trained is None:
         embeddings = run_embeddings(place, everything)
     else:
@@ -308,14 +308,6 @@ def _print_inputs(inputs: "RetrainingInputs") -> None:
         f"{record['from_data_set']:,} interactions of the data set before them ({record['replaced']:,} others count as "
         "exported)"
     )
-
-
-def _print_left_out(dataset: "Dataset") -> None:
-    if dataset.left_out:
-        others = ", ".join(f"{count:,} {meaning}" for meaning, count in dataset.left_out.items())
-        _out.print(f"not positive, so not learned from: {others}")
-    if dataset.orphans:
-        _out.print(f"{dataset.orphans:,} interactions are of items that the catalogue lacks; left out")
 
 
 def _volume(data: "DataPlace") -> dict[str, Any]:

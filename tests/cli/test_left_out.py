@@ -1,0 +1,76 @@
+"""Every command that reads a data set says how many interactions and pictures it does not use."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from cli.app import app
+
+ITEMS = 12
+RECIPE = """
+[encoder]
+text_dim = 8
+image_dim = 8
+behaviour_dim = 8
+width = 16
+max_history = 5
+batch_size = 16
+epochs = 1
+list_neighbours = 0
+dropout = 0.0
+warmup_steps = 1
+refit = false
+"""
+UNKNOWN = "7 interactions are of items that the catalogue lacks; left out"
+OTHERS = "not positive, so not learned from: 3 impression, 2 negative"
+LOST = "2 items name a picture that is not found; `vlm2rec data check` lists them"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven events of unknown items, three impressions, two dislikes; two of three pictures do not exist."""
+    data = tmp_path_factory.mktemp("shop")
+    pictures = ["a.png", "lost.png", "../out.png", *[""] * (ITEMS - 3)]
+    Image.new("RGB", (4, 4), (9, 0, 0)).save(data / "a.png")
+    lines = [f"i{n},thing {n % 5} {n % 3},{picture}" for n, picture in enumerate(pictures)]
+    (data / "items.csv").write_text("\n".join(["item_id,title,image", *lines]) + "\n")
+    rows = [f"u{user},i{(user + step) % ITEMS},{1_700_000_000 + step},view" for user in range(20) for step in range(5)]
+    rows += [f"u{user},gone{user},{1_700_000_100},view" for user in range(7)]
+    rows += ["u0,i9,1700000200,impression"] * 3 + ["u1,i9,1700000200,dislike"] * 2
+    (data / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp,type", *rows]) + "\n")
+    (data / "events.toml").write_text('weight_by = "type"\n')
+    (data / "recipe.toml").write_text(RECIPE)
+    return data
+
+
+def said(*arguments: object) -> str:
+    shown = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert shown.exit_code == 0, shown.output
+    return " ".join(shown.output.split())
+
+
+def test_fit_fit_encoder_and_evaluate_count_what_they_leave_out(shop: Path, tmp_path: Path) -> None:
+    fitted = said("fit", shop, "--run", tmp_path / "run", "--config", shop / "recipe.toml", "--threads", 1)
+    assert UNKNOWN in fitted
+    assert OTHERS in fitted
+    assert LOST in fitted
+    measured = said("evaluate", shop, "--run", tmp_path / "run", "--no-ease")
+    assert UNKNOWN in measured
+    assert OTHERS in measured
+    assert "/100 = among 100 negatives, or all where there are fewer" in measured
+    again = said("fit-encoder", shop, "--run", tmp_path / "run", "--config", shop / "recipe.toml")
+    assert UNKNOWN in again
+    assert OTHERS in again
+
+
+def test_further_users_of_an_evaluation_are_counted_too(shop: Path, tmp_path: Path) -> None:
+    said("fit", shop, "--run", tmp_path / "run", "--config", shop / "recipe.toml", "--threads", 1)
+    rows = [f"v{user},i{step},{1_700_000_000 + step},view" for user in range(4) for step in range(3)]
+    rows += ["v0,gone,1700000003,view", "v1,i5,1700000003,impression"]
+    (tmp_path / "users.csv").write_text("\n".join(["user_id,item_id,timestamp,type", *rows]) + "\n")
+    measured = said("evaluate", shop, "--run", tmp_path / "run", "--no-ease", "--users", tmp_path / "users.csv")
+    assert "fresh users: 4 targets" in measured
+    assert "further users: 1 interactions are of items that the catalogue lacks; left out" in measured
+    assert "further users: not positive, so not learned from: 1 impression" in measured
