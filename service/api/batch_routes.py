@@ -20,6 +20,7 @@ from service.api.request_body import read_json, validate
 from service.api.routing import BODY_PROBLEMS, Operation, add_operations, admit_to_data
 from service.bundles.active_bundle import ActiveBundle
 from service.http.problems import ANSWERED_ERRORS, INTERNAL, error_body, problem_body
+from service.http.request_context import context_of
 from service.recommend.batch_histories import MOST_READS, BatchHistories
 from service.recommend.recommender import Recommender
 from service.request_trace import Trace
@@ -40,6 +41,8 @@ _OPERATIONS = (
         scope="recommend",
     ),
 )
+
+_NOT_ANSWERED = orjson.Fragment(b"null")  # nobody reads it
 
 _Checked = request_models.RecommendRequest | Exception
 
@@ -93,7 +96,7 @@ class BatchRoutes:
         recommender, gate = self._recommender.with_histories(histories), asyncio.Semaphore(_CONCURRENT)
         try:
             answers = await asyncio.gather(
-                *(self._answer(bundle, member, recommender, gate, trace) for member in members)
+                *(self._answer(bundle, member, recommender, gate, request) for member in members)
             )
         finally:
             histories.close()
@@ -102,10 +105,14 @@ class BatchRoutes:
         return response
 
     async def _answer(
-        self, bundle: Bundle, member: _Checked, recommender: Recommender, gate: asyncio.Semaphore, trace: Trace
+        self, bundle: Bundle, member: _Checked, recommender: Recommender, gate: asyncio.Semaphore, request: Request
     ) -> orjson.Fragment:
         """The response to one member, or its problem, as JSON; a failure ends no other member."""
+        context = context_of(request.scope)
+        trace = context.trace
         async with gate:
+            if context.left:
+                return _NOT_ANSWERED
             try:
                 body = await self._recommended(bundle, member, recommender, trace)
             except ANSWERED_ERRORS as error:

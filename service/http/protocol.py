@@ -341,6 +341,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.pipeline.clear()
         if self._running is not None:
             self._running.disconnected = True
+            context_of(self._running.scope).left = True
             self._running.message_event.set()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - uvicorn's types

@@ -21,6 +21,7 @@ class RequestContext:
         refusal: what to answer instead of asking the application; None: the application answers.
         overloaded: whether so much is in progress that there is only time for popular items.
         late: whether its body did not arrive in time.
+        left: whether its client has closed the connection.
         trace: request id and stage times; set by `RequestMiddleware`.
         bodies: what all bodies that are still arriving may take; set by `RequestMiddleware`.
     """
@@ -29,6 +30,7 @@ class RequestContext:
     refusal: RequestRefusal | None = None
     overloaded: bool = False
     late: bool = False
+    left: bool = False
     trace: Trace = field(init=False)
     bodies: BodyBudget = field(init=False)
 

@@ -61,6 +61,15 @@ def test_it_says_what_is_not_counted(open_page: Callable[..., Any], pictured_reg
         service.end()
 
 
+def test_it_waits_as_long_as_the_service_asks_for(open_page: Callable[..., Any], counting: Served) -> None:
+    page = open_page(counting.url)
+    problem = {"status": 503, "body": '{"detail": "a reason"}', "headers": {"Retry-After": "1"}}
+    page.route("**/outcomes?**", lambda route: route.fulfill(**problem), times=1)
+    page.locator("#outcomes summary").click()
+    expect(page.locator("#outcomes-note")).to_have_text("a reason")
+    expect(page.locator("#outcomes-note")).not_to_have_text("a reason")  # asked again by itself
+
+
 def test_off_it_says_how_to_switch_it_on(page: Any) -> None:
     page.locator("#outcomes summary").click()
     expect(page.locator("#outcomes-note")).to_contain_text("VLM2REC_OUTCOMES=true")

@@ -45,6 +45,10 @@ def test_an_item_that_is_not_there(client: TestClient, path: str, bundle: Bundle
     assert answer.json()["detail"].startswith(f"item_id must be in bundle {bundle.id}; received ")
 
 
+def test_of_a_repeated_parameter_the_last_counts(client: TestClient) -> None:
+    assert len(client.get("/items?limit=1&limit=3").json()["items"]) == 3
+
+
 def test_the_catalogue_page_by_page(client: TestClient, bundle: Bundle) -> None:
     seen: list[str] = []
     cursor: str | None = "0"

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 from bench.load.swap import Server
 from service.app import create_app
 from service.settings.load import load_settings
+from tests.support.shops import eventually
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,18 @@ def test_a_client_that_stays_gets_its_own_response(server: Server) -> None:
             thread.join()
     assert b'status="500"' not in server.call("/metrics")
     assert server.metric("vlm2rec_redis_errors_total") == 0
+
+
+def test_the_rest_of_a_batch_is_not_computed_for_a_client_that_left(server: Server) -> None:
+    batch = request({"requests": [{"items": ["i1"], "k": 50, "explain": True}] * 256}, "/recommend/batch")
+    routed = re.compile(rb'vlm2rec_requests_total\{[^}]*route="/recommend/batch"[^}]*\} ([\d.]+)')
+    before = server.metric("vlm2rec_answers_total")
+    for _ in range(4):
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            client.sendall(batch)
+    eventually(lambda: sum(map(float, routed.findall(server.call("/metrics")))) == 4)
+    assert server.metric("vlm2rec_answers_total") - before < 512  # of 1,024
 
 
 @pytest.mark.parametrize(
