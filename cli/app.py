@@ -30,6 +30,7 @@ from training.errors import RunBusy, TrainingError
 
 _EXIT_BAD_INPUT = 2
 _EXIT_BUSY = 75  # EX_TEMPFAIL
+_NO_MEMORY = "allocate memory|bad_alloc|failed to map segment"  # in the words of torch, of C++ and of the loader
 
 app = typer.Typer(
     name="vlm2rec",
@@ -121,9 +122,8 @@ def run() -> None:
         if described is None:
             raise
         _fail(described)
-    except (MemoryError, RuntimeError) as error:
-        # Libraries have names of their own for it.
-        if not isinstance(error, MemoryError) and not re.search("allocate memory|bad_alloc", str(error)):
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not isinstance(error, MemoryError) and not re.search(_NO_MEMORY, str(error)):
             raise
         _fail_for_memory(error)
 

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,24 +17,13 @@ from typing import Self
 
 from filelock import BaseFileLock, Timeout
 
+from demo.bound_process import bound_command
 from demo.errors import EmbeddedRedisError
 from index.machine.locks import file_lock
 
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
 _LOG_TAIL_CHARACTERS = 400
-
-# Runs between fork and redis-server: asks the kernel for SIGTERM when the parent ends for any reason (Linux only;
-# elsewhere only `stop` ends the server). A changed parent id shows that the parent has already ended.
-_LAUNCHER = """
-import ctypes, os, signal, sys
-if sys.platform == "linux":
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class EmbeddedRedis:
@@ -107,9 +95,8 @@ class EmbeddedRedis:
         server = find_redis_server()
         self._claim_directory()
         self._socket.unlink(missing_ok=True)
-        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), server]
         self._process = subprocess.Popen(
-            [*launcher, *self._arguments()],
+            bound_command([server, *self._arguments()]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

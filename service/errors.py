@@ -42,11 +42,13 @@ at the boundary. Every message says which value broke which rule.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 RefusalReason = Literal[
-    "missing", "invalid", "encoder", "answers", "bound", "altered", "retrieval", "unavailable", "error"
+    "missing", "invalid", "encoder", "answers", "bound", "altered", "retrieval", "resources", "unavailable", "error"
 ]
+RETRIED: Final[frozenset[RefusalReason]] = frozenset({"retrieval", "resources"})
+"""Reasons that may pass without another publication of the bundle."""
 
 
 ENDING = "this process is ending; ask another replica"

@@ -20,6 +20,7 @@ from rich.console import Console
 
 import demo as demo_package
 from cli.offline.text_files import replace_text
+from demo.bound_process import bound_command
 from demo.errors import DemoError
 
 _READY_TIMEOUT_S = 60.0
@@ -147,7 +148,8 @@ def _build(stages: list[Stage], record: StageRecord) -> None:
 
 
 def _run(stage: Stage) -> None:
-    code = subprocess.run([sys.executable, "-m", "cli.main", *stage.arguments], check=False).returncode
+    command = bound_command([sys.executable, "-m", "cli.main", *stage.arguments])
+    code = subprocess.run(command, check=False).returncode
     if code in {-signal.SIGINT, 130}:
         raise KeyboardInterrupt
     if code != 0:
@@ -162,7 +164,7 @@ def _serve(directory: Path, host: str, port: int, *, no_vlm: bool, exit_after_ch
     command += ["--embedded-redis", "--redis-dir", str(directory / "redis")]
     command += ["--host", host, "--port", str(port), "--log-level", "warning"]
     # The service gets its own process group: Ctrl-C reaches only this process, which then stops the service gracefully.
-    service = subprocess.Popen(command, start_new_session=True)
+    service = subprocess.Popen(bound_command(command), start_new_session=True)
     # SIGHUP: the terminal was closed, which the service does not notice. `nohup` ignores it, and it stays ignored.
     caught = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, _interrupt) for number in caught}

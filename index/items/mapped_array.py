@@ -4,6 +4,7 @@ Numpy's reader evaluates the header as Python and allocates the size that it nam
 that ``np.save`` writes for a C-contiguous array of numbers, and rejects a damaged header without evaluating it.
 """
 
+import errno
 import math
 import mmap
 import re
@@ -45,6 +46,12 @@ def view_array(content: Any) -> NDArray[Any]:  # noqa: ANN401 - bytes or mmap
     return np.ndarray(shape, dtype, content, header.end())
 
 
+def _remedy(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
+        return "the file is whole; raise the limit on open files (ulimit -n) or on memory"
+    return "build the bundle again"
+
+
 def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """Map an npy file read-only.
 
@@ -60,7 +67,7 @@ def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
         with path.open("rb") as file:
             array = view_array(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError, ItemTableError) as error:
-        raise BundleInvalid(f"{path}: not a readable array ({error}); build the bundle again") from error
+        raise BundleInvalid(f"{path}: not a readable array ({error}); {_remedy(error)}") from error
     if array.dtype != dtype or array.shape != shape:
         raise BundleInvalid(
             f"{path}: holds {array.dtype} {array.shape}, the manifest says {dtype} {shape}; build the bundle again"

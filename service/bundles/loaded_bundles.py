@@ -17,7 +17,7 @@ from service.bundles.metrics import BundleMetrics, MissingCounts
 from service.bundles.refusals import BundleRefusal, BundleRefusals
 from service.bundles.validation import BundleValidation, ValidBundle, prepare, validate
 from service.bundles.worker_bundles import BundleVerdict, WorkerBundles, verdict_on
-from service.errors import BundleRefused, NotReady
+from service.errors import RETRIED, BundleRefused, NotReady
 from service.recommend.hidden_items import HiddenItems
 from service.recommend.recent_histories import RecentHistories
 from service.runtime.background_tasks import Background, run_in_loop
@@ -292,7 +292,7 @@ class LoadedBundles:
             known = workers.verdict(key)
             if known is not None and known.reason is not None:  # an operator may ask again; bounds may not apply now
                 asked_for = again or (known.reason == "bound" and bounds is None)
-                known = None if asked_for or known.reason == "retrieval" else known
+                known = None if asked_for or known.reason in RETRIED else known
             if known is None:
                 valid = await self._load_and_validate(bundle_id, bounds, None)
                 workers.record(key, verdict_on(valid, hashed=self.loader.hashes_all))

@@ -6,11 +6,11 @@ from time import time
 from typing import Final
 
 from service.bundles.loader import Identity
-from service.errors import BundleRefused, RefusalReason
+from service.errors import RETRIED, BundleRefused, RefusalReason
 
 _MOST_REFUSALS: Final = 100
 RETRY_S: Final = 10.0
-"""Seconds after which a bundle is tried again that could not be searched: its items may arrive at any time."""
+"""Seconds after which a bundle is tried again whose refusal may pass without another publication."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,8 @@ class BundleRefusals:
         self._by_id.pop(bundle_id, None)
 
     def contains(self, bundle_id: str, identity: Identity) -> bool:
-        """Whether exactly this publication of a bundle was refused; one that cannot be searched yet, lately."""
+        """Whether exactly this publication of a bundle was refused; for a reason that may pass, lately."""
         refusal = self._by_id.get(bundle_id)
         if refusal is None or refusal.identity != identity:
             return False
-        return refusal.reason != "retrieval" or time() - refusal.at < RETRY_S
+        return refusal.reason not in RETRIED or time() - refusal.at < RETRY_S

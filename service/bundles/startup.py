@@ -12,7 +12,7 @@ from service.bundles.operator_state import OperatorState, OperatorStateCopy
 from service.bundles.refusals import BundleRefusal
 from service.bundles.validation import BundleValidation, prepare, validate
 from service.bundles.worker_bundles import BundleVerdict, WorkerBundles
-from service.errors import BundleRefused, OperatorStateUnavailable, RetrieverUnavailable, StartError
+from service.errors import RETRIED, BundleRefused, OperatorStateUnavailable, RetrieverUnavailable, StartError
 from service.recommend.hidden_items import HiddenSnapshot
 
 START_TIMEOUT_S: Final = 5.0
@@ -117,7 +117,7 @@ def _load_in_turn(loader: BundleLoader, bundle_id: str, workers: WorkerBundles |
     with workers.blocking_turn():
         key = workers.key_of(bundle_id)
         known = workers.verdict(key)
-        if known is None or known.reason == "retrieval":  # the items may have arrived since
+        if known is None or known.reason in RETRIED:
             try:
                 bundle = _load(loader, bundle_id)
             except BundleRefused as error:

@@ -1,5 +1,8 @@
 """The watcher handles bundles that stay in use, internal failures and endless refusals."""
 
+import errno
+import mmap
+import os
 import shutil
 import weakref
 from pathlib import Path
@@ -9,11 +12,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from index.bundle.bundle import Bundle
-from index.errors import EncoderError
+from index.errors import BundleInvalid, EncoderError
+from index.items import mapped_array
 from service.app import create_app
-from service.bundles import loaded_bundles
+from service.bundles import loaded_bundles, refusals
 from service.bundles.loaded_bundles import LoadedBundles
-from service.bundles.loader import BundleLoader
+from service.bundles.loader import BundleLoader, refusal
 from service.bundles.operator_state import OperatorState
 from service.bundles.refusals import BundleRefusal, BundleRefusals
 from service.bundles.startup import Startup, load_first
@@ -135,6 +139,38 @@ def test_a_bundle_that_fails_while_it_is_warmed_up_is_refused(
         eventually(lambda: metric(client, "vlm2rec_bundle_refusals_total", reason="encoder") == 1)
         assert serving(client) == shop.ids[0]
         eventually(lambda: metric(client, "vlm2rec_bundles_in_memory") == 1)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_bundle_that_could_not_be_loaded_for_lack_of_resources_is_tried_again(
+    code: int, open_shop: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_given: Any, **_options: Any) -> mmap.mmap:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(refusals, "RETRY_S", 0.1)
+    with open_shop() as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(mapped_array.mmap, "mmap", lacking)
+            shop.point(shop.ids[1])
+            eventually(lambda: metric(client, "vlm2rec_bundle_refusals_total", reason="resources") >= 2)
+            assert serving(client) == shop.ids[0]
+            (refused,) = client.get("/bundle", headers=AS_ADMIN).json()["swap"]["refused"]
+            assert (refused["bundle"], refused["reason"]) == (shop.ids[1], "resources")
+        eventually(lambda: serving(client) == shop.ids[1])
+
+
+def test_a_lack_of_resources_is_found_behind_a_translated_error() -> None:
+    def translated(error: Exception) -> BundleInvalid:
+        outer = BundleInvalid("not readable")
+        outer.__cause__ = error
+        return outer
+
+    for code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        error = OSError(code, os.strerror(code))
+        assert refusal(translated(error)).reason == refusal(error).reason == "resources"
+    for error in (OSError(errno.ENOENT, "x"), MemoryError("damaged sizes ask for it too")):
+        assert refusal(translated(error)).reason == "invalid"
 
 
 def test_a_bundle_that_is_deleted_while_it_answers_goes_on(
