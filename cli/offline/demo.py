@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 
 import demo as demo_package
-from cli.offline.text_files import replace_text
 from demo.errors import DemoError
+from index.machine.text_files import replace_text
 
 _READY_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 15.0
