@@ -19,9 +19,9 @@ import typer
 from rich.console import Console
 
 import demo as demo_package
-from cli.offline.text_files import replace_text
 from demo.bound_process import bound_command
 from demo.errors import DemoError
+from index.machine.text_files import replace_text
 
 _READY_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 15.0

@@ -12,8 +12,8 @@ from rich.console import Console
 from cli.offline.evaluation_page import markdown, print_table
 from cli.offline.left_out import print_left_out
 from cli.offline.progress import counted_progress
-from cli.offline.text_files import replace_text
 from cli.offline.threads import MOST_THREADS, set_torch_threads
+from index.machine.text_files import replace_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

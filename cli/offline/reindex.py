@@ -21,7 +21,6 @@ from cli.offline.ray_shards import (
     check_engine,
     ray_shards,
 )
-from cli.offline.text_files import replace_text
 from cli.offline.threads import set_torch_threads
 from cli.online.index_options import (
     BoundOption,
@@ -36,6 +35,7 @@ from cli.online.index_options import (
     index_spec,
 )
 from cli.online.published import RegistryOption, published_at
+from index.machine.text_files import replace_text
 
 if TYPE_CHECKING:
     from training.embedding.job import Progress

@@ -19,8 +19,8 @@ from cli.offline.ray_shards import (
     check_engine,
     ray_shards,
 )
-from cli.offline.text_files import replace_text
 from cli.offline.threads import ThreadsOption, set_torch_threads
+from index.machine.text_files import replace_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,6 +6,7 @@ Reading is strict; ``vlm2rec data check`` lists every defect at once.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,6 +113,10 @@ class Dataset:
     def name(self) -> str:
         """Absolute path or URL of the data set."""
         return str(self.directory.resolve()) if self.place is None else self.place.absolute()
+
+    def naming(self) -> AbstractContextManager[None]:
+        """Errors of the block name the object store in place of the copy, see :meth:`DataPlace.naming`."""
+        return nullcontext() if self.place is None else self.place.naming()
 
     def metadata(self) -> pa.Table:
         """``title``, ``text``, ``image`` and every further column, one row an item; never ``item_id``."""

@@ -32,10 +32,11 @@ def read_impressions(dataset: Dataset) -> pl.DataFrame:
     types, source = dataset.event_types, dataset.source
     if types is None or source is None:
         raise DatasetError(
-            f"{dataset.directory}: encoder.impression_negatives needs events of several types; add events.toml with "
+            f"{dataset.name()}: encoder.impression_negatives needs events of several types; add events.toml with "
             'weight_by = "type"'
         )
-    frame = read_any_interactions(source, (_TYPE,))
+    with dataset.naming():
+        frame = read_any_interactions(source, (_TYPE,))
     names = frame[_TYPE].cast(pl.String).fill_null("")
     is_impression = pl.Series([types.meaning(name or types.default_type) == "impression" for name in names.to_list()])
     found = frame.filter(is_impression).select(USER_ID, ITEM_ID, TIMESTAMP)

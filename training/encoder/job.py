@@ -25,6 +25,7 @@ from index.items.eval_queries import EvaluationQueries
 from index.items.slots import BEHAVIOUR
 from index.items.thumbnails import THUMBNAILS_FILE
 from index.lists.item_lists import ItemLists
+from index.machine.text_files import replace_text
 from training.config.encoder_config import EncoderConfig
 from training.data.dataset import Dataset, in_order
 from training.data.impressions import read_impressions, shown_before
@@ -169,7 +170,7 @@ def fit_run(
     (directory / FIT_FILE).unlink(missing_ok=True)  # written last, to mark a complete directory
     record = _write(directory, dataset, embeddings, model, again, split, lists, config, pictured, listed)
     record |= {COUNTED_ON_EXPORT: exported} | _account(log, split) | {"seconds": round(time.monotonic() - started, 1)}
-    _replace_text(directory / FIT_FILE, json.dumps(record, indent=2) + "\n")
+    replace_text(directory / FIT_FILE, json.dumps(record, indent=2) + "\n")
     for name in (CHECKPOINTS, REFIT_CHECKPOINTS):
         shutil.rmtree(directory / name, ignore_errors=True)
     return record
@@ -388,9 +389,3 @@ def _account(log: FitLog, split: Split) -> dict[str, Any]:
 
 def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _replace_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

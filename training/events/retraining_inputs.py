@@ -17,6 +17,7 @@ from index.errors import EventExportError
 from index.event_export.directory import ExportDirectory
 from index.event_export.object_path import ExportPath, export_path
 from index.items.item_table import ITEM_ID
+from index.machine.text_files import replace_text
 from training.data.data_place import AnyPlace, DataPlace
 from training.data.dataset import INTERACTION_SUFFIXES, INTERACTIONS, TIMESTAMP, USER_ID, read_interactions
 from training.data.tables.table_files import find_table, read_table, suffix_of
@@ -115,7 +116,7 @@ def freeze_inputs(
         if outdated:
             drop_outdated()
             found[_CATALOGUE] = catalogue
-            _write(path, found)
+            replace_text(path, json.dumps(found, indent=1))
         return RetrainingInputs(directory, found, resumed=True, outdated=outdated)
     _delete(directory)
     directory.mkdir(parents=True)
@@ -138,7 +139,7 @@ def freeze_inputs(
     frozen = RetrainingInputs(directory, found, resumed=False)
     frame.write_parquet(frozen.everything)
     before.write_parquet(frozen.before)
-    _write(path, found)
+    replace_text(path, json.dumps(found, indent=1))
     return frozen
 
 
@@ -208,12 +209,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def _write(path: Path, record: Mapping[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    partial.replace(path)
 
 
 def _delete(directory: Path) -> None:

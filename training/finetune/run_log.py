@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from index.machine.text_files import replace_text
+
 _STEP, _SECONDS = "step", "seconds"
 
 
@@ -83,9 +85,7 @@ class RunLog:
             except (ValueError, KeyError, TypeError):
                 continue
         if lines:
-            aside = self._path.with_suffix(".part")
-            aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            aside.replace(self._path)
+            replace_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         return kept
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from index.machine.text_files import replace_text
 from training.backbones.identity import KIND, other_space
 from training.backbones.trained_model import TRAINING_DIRECTORY, TrainedModel
 from training.data.dataset import TIMESTAMP, Dataset, in_order
@@ -46,10 +47,7 @@ def record_newest_event(directory: Path, time_s: int) -> None:
         directory: of the training.
         time_s: see :func:`newest_event`.
     """
-    path = directory / NEWEST_EVENT_FILE
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(json.dumps({_NEWEST: time_s}) + "\n", encoding="utf-8")
-    partial.replace(path)
+    replace_text(directory / NEWEST_EVENT_FILE, json.dumps({_NEWEST: time_s}) + "\n")
 
 
 @dataclass(frozen=True)

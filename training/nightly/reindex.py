@@ -138,7 +138,7 @@ class Findings:
             GateRefused: a loss exceeds its bound.
         """
         if not job.force:
-            refuse_losses(job.dataset.directory, self.losses, "Nothing was embedded or published")
+            refuse_losses(job.dataset.name(), self.losses, "Nothing was embedded or published")
 
     def embedded_before(self) -> int:
         """Number of these items that an interrupted job has embedded."""
@@ -255,7 +255,7 @@ def _publish(
         broken = losses_after(findings.before, findings.pending.contents, record.unreadable, job.volume)
         record.losses = [*findings.losses, *broken]
         if not job.force:
-            refuse_losses(job.dataset.directory, broken, "Nothing was published, and the vectors of before are kept")
+            refuse_losses(job.dataset.name(), broken, "Nothing was published, and the vectors of before are kept")
 
     def report(step: str, done: int, every: int) -> None:
         progress(step, done, every)

@@ -245,11 +245,11 @@ def events_of(dataset: Dataset) -> int:
     return dataset.interactions.height + dataset.orphans
 
 
-def refuse_losses(directory: Path, losses: Sequence[Loss], state: str) -> None:
+def refuse_losses(dataset: str, losses: Sequence[Loss], state: str) -> None:
     """Refuse a data set with too large a loss.
 
     Args:
-        directory: of the data set.
+        dataset: its path or URL.
         losses: losses with their bounds.
         state: the state of the job, for the message.
 
@@ -261,7 +261,7 @@ def refuse_losses(directory: Path, losses: Sequence[Loss], state: str) -> None:
         return
     lift = " ".join(f"--bound {loss.check.bound}=none" for loss in short)
     raise GateRefused(
-        f"{directory}: {'; '.join(map(str, short))}. {state}. Look at the export and at the mounts; if this is meant, "
+        f"{dataset}: {'; '.join(map(str, short))}. {state}. Look at the export and at the mounts; if this is meant, "
         f"run again with {lift}, or with --force",
         shortfalls=tuple(loss.check for loss in short),
     )

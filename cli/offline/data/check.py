@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cli.offline.text_files import replace_text
+from index.machine.text_files import replace_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cli.offline.encoder import fit_and_print
 from cli.offline.evaluation_page import print_table
-from cli.offline.text_files import replace_text
+from index.machine.text_files import replace_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from cli.offline.progress import counted_progress
-from cli.offline.text_files import replace_text
 from cli.offline.train import embed_items, print_baseline, train_model
+from index.machine.text_files import replace_text
 
 if TYPE_CHECKING:
     from training.config.run_config import RunConfig

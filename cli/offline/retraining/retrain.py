@@ -13,7 +13,6 @@ from cli.offline.encoder import ConfigOption, SeedOption, chosen_config, fit_and
 from cli.offline.left_out import print_left_out
 from cli.offline.retraining.comparison import NEW, SERVED, check_comparison, compared, drop_comparison, read_comparison
 from cli.offline.retraining.model import run_embeddings, train_and_embed, training_config
-from cli.offline.text_files import replace_text
 from cli.offline.threads import ThreadsOption, set_torch_threads
 from cli.online.index_options import (
     BoundOption,
@@ -27,6 +26,7 @@ from cli.online.index_options import (
     index_spec,
 )
 from cli.online.published import RegistryOption, published_at
+from index.machine.text_files import replace_text
 
 if TYPE_CHECKING:
     from index.bundle.index_spec import IndexSpec

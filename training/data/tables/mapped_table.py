@@ -62,6 +62,7 @@ class MappedTable:
                 _write(parts, pa.PythonFile(file, mode="w"), plain)
                 file.flush()
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            pa.default_memory_pool().release_unused()  # some 100 MiB, which Arrow would keep for its next table
         except OSError as error:
             remedy = f"name another directory with {CACHE_VARIABLE}, start again"
             raise DatasetError(describe_disk_error(error, directory, remedy, what="the table")) from error

@@ -1,8 +1,10 @@
 """Reads one table from a Parquet file, or from a folder of them with or without Hive partitions (``day=…/``)."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Final, Self
 from urllib.parse import unquote
@@ -84,41 +86,40 @@ class ParquetTable:
         Raises:
             DatasetError: a file cannot be read, or the disk has no room.
         """
-        names = list(columns)
-        if self._bytes(names) > LARGE_BYTES:
-            return MappedTable.write(self._batches(names)).frame
-        frames = []
-        for number, part in enumerate(self._parts):
-            with _naming(part.path):
-                scan = pl.scan_parquet(part.path, glob=False, hive_partitioning=False).select(_own(part, names))
-                frames.append(self._unified(scan.collect(engine="streaming"), names, number))
-        return frames[0] if len(frames) == 1 else pl.concat(frames)
-
-    def _bytes(self, names: Sequence[str]) -> int:
-        """Bytes of these columns, uncompressed, as the files say."""
-        found = 0
-        for part in self._parts:
-            with _naming(part.path):
-                footer = pq.read_metadata(part.path)
-                for group in range(footer.num_row_groups):
-                    for column in range(footer.num_columns):
-                        chunk = footer.row_group(group).column(column)
-                        if chunk.path_in_schema.partition(".")[0] in names:
-                            found += chunk.total_uncompressed_size
-        return found
+        names, size = list(columns), 0
+        held = deque[pl.DataFrame]()
+        batches = self._batches(names)
+        for batch in batches:
+            held.append(batch)
+            size += batch.estimated_size()  # footers count encoded values, which may be a hundredth of it
+            if size > LARGE_BYTES:
+                return MappedTable.write(chain(_emptied(held), batches)).frame
+        empty = pl.DataFrame(schema={name: _plain(self.schema[name]) for name in names})
+        return pl.concat([empty, *held], rechunk=True)
 
     def _batches(self, names: Sequence[str]) -> Iterator[pl.DataFrame]:
         """The rows in order, some thousand at a time, with the types of the schema."""
         for number, part in enumerate(self._parts):
             with _naming(part.path), pq.ParquetFile(part.path, pre_buffer=False) as file:
                 for batch in file.iter_batches(_BATCH_ROWS, columns=_own(part, names), use_threads=False):
-                    frame = self._unified(pl.DataFrame(pl.from_arrow(batch)), names, number)
-                    yield frame.cast({pl.Categorical: pl.String, pl.Enum: pl.String})  # each part has its own codes
+                    batch.validate(full=True)  # neither library checks UTF-8 on this way
+                    yield self._unified(pl.DataFrame(pl.from_arrow(batch)), names, number)
 
     def _unified(self, frame: pl.DataFrame, names: Sequence[str], number: int) -> pl.DataFrame:
         """The columns in order, with the types of the schema and the partition's values."""
         values = [pl.lit(column[number], column.dtype).alias(name) for name, column in self._keys.items()]
-        return frame.with_columns(values).select(pl.col(name).cast(self.schema[name]) for name in names)
+        return frame.with_columns(values).select(pl.col(name).cast(_plain(self.schema[name])) for name in names)
+
+
+def _emptied(held: deque[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """The frames in order, each of which is released once the next is asked for."""
+    while held:
+        yield held.popleft()
+
+
+def _plain(dtype: pl.DataType) -> pl.DataType:
+    """The type that a column has in memory: the codes of categories differ between files."""
+    return pl.String() if isinstance(dtype, pl.Categorical | pl.Enum) else dtype
 
 
 def _own(part: _ParquetPart, names: Sequence[str]) -> list[str]:
@@ -186,7 +187,7 @@ def _common_schema(parts: Sequence[_ParquetPart]) -> pl.Schema:
                 "same columns"
             )
         for name, dtype in part.schema.items():
-            plain = pl.String() if isinstance(dtype, pl.Categorical | pl.Enum) else dtype
+            plain = _plain(dtype)
             known, place = types.get(name, (pl.Null(), part.path))
             if known == pl.Null():
                 types[name] = plain, part.path
@@ -225,10 +226,10 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: was removed while it was being read; start again") from error
-    except OSError as error:
-        raise DatasetError(
-            f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions"
-        ) from error
-    except _FOREIGN as error:
+    except (OSError, *_FOREIGN) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DatasetError(
+                f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions"
+            ) from error
         detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DatasetError(f"{path}: is not a readable parquet file ({detail}); fetch or export it again") from error

@@ -1,5 +1,6 @@
 """A data set in an object store is read as the same files in a directory, and every fault of the store is one line."""
 
+import dataclasses
 import io
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from tests.support.stores.s3_server import S3Server
 from tests.support.stores.stored_data import PREFIX, URL, put
 from training.data.data_place import DataPlace
 from training.data.dataset import Dataset, load_dataset
+from training.data.impressions import read_impressions
 from training.data_check.check import check_dataset
 from training.embedding.baseline_features import embed_without_vlm
 from training.embedding.content_hashes import read_contents
@@ -166,6 +168,20 @@ def test_the_check_names_the_store_and_not_the_copy(stored: S3Server, shop_direc
     assert str(cache) not in str(check_dataset(URL).to_json())
     local = check_dataset(shop_directory)
     assert local.directory == str(shop_directory)
+
+
+def test_faults_that_are_found_after_reading_name_the_store(stored: S3Server) -> None:
+    types = b'weight_by = "type"\n'
+    put(stored, "events.toml", types)
+    put(stored, "interactions.csv", b"user_id,item_id,timestamp,type\nu,i01,1,view\n")
+    dataset = load_dataset(URL)
+    (dataset.directory / "interactions.csv").unlink()
+    with pytest.raises(DatasetError) as caught:
+        read_impressions(dataset)
+    assert one_line(caught.value) == f"{URL}/interactions.csv: no such file"
+    with pytest.raises(DatasetError) as caught:
+        read_impressions(dataclasses.replace(dataset, rules=None))
+    assert one_line(caught.value).startswith(f"{URL}: encoder.impression_negatives needs events of several types")
 
 
 def test_folders_of_files_are_tables_there_too(stored: S3Server) -> None:
