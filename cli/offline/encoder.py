@@ -25,7 +25,7 @@ ConfigOption = Annotated[
 ]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Instead of encoder.seed.")]
 
-_console = Console(highlight=False)
+_console = Console(highlight=False, soft_wrap=True)
 
 
 def fit_encoder(

@@ -34,7 +34,7 @@ def print_table(table: "EvaluationTable", against: str) -> None:
     columns = _FULL | (_MORE if console.width >= _ALL_COLUMNS else {}) | _cold_share(table)
     printed = Table(title=_title(table), title_justify="left", caption_justify="left")
     printed.caption = (
-        "/100 = among 100 negatives, or all where there are fewer; last column: NDCG@10 over that of "
+        "/100 = among 100 negatives, or all others; last column: NDCG@10 over that of "
         f"{escape(against)}, paired 95 % bootstrap"
     )
     printed.add_column("system", overflow="fold")  # the only one that wraps: a long name takes no digit of a figure
@@ -61,7 +61,7 @@ def markdown(table: "EvaluationTable", against: str) -> str:
     lines = [
         f"## {_title(table)}",
         "",
-        "`/100` = among 100 negatives, or all where there are fewer. The last two columns are ratios with a paired "
+        "`/100` = among 100 negatives, or all others. The last two columns are ratios with a paired "
         "bootstrap 95 % interval.",
         "",
         f"| system | {' | '.join((*columns, *compared))} |",

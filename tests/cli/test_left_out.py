@@ -59,7 +59,7 @@ def test_fit_fit_encoder_and_evaluate_count_what_they_leave_out(shop: Path, tmp_
     measured = said("evaluate", shop, "--run", tmp_path / "run", "--no-ease")
     assert UNKNOWN in measured
     assert OTHERS in measured
-    assert "/100 = among 100 negatives, or all where there are fewer" in measured
+    assert "/100 = among 100 negatives, or all others" in measured
     again = said("fit-encoder", shop, "--run", tmp_path / "run", "--config", shop / "recipe.toml")
     assert UNKNOWN in again
     assert OTHERS in again

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cli.offline.reindex import _check_writable
-from cli.offline.text_files import replace_text
 from index.machine.disk import is_stream
+from index.machine.text_files import replace_text
 from training.errors import EvaluationError, ReindexError
 from training.ranking.saved_ranks import save_ranks
 
@@ -35,7 +35,7 @@ def test_a_pipe_gets_the_text_and_stays_a_pipe(pipe: Path) -> None:
 
 
 def test_the_standard_output_gets_the_text_whatever_it_is(tmp_path: Path) -> None:
-    script = "from pathlib import Path; from cli.offline.text_files import replace_text; "
+    script = "from pathlib import Path; from index.machine.text_files import replace_text; "
     for name in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
         command = [sys.executable, "-c", f"{script} replace_text(Path('{name}'), 'all of it\\n')"]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -28,6 +28,9 @@ from training.errors import DatasetError
 
 EVENTS_FILE: Final = "events.toml"
 WEIGHT: Final = "weight"
+_LEAST_WEIGHT: Final = 1e-9
+_LARGEST_WEIGHT: Final = 1e9
+"""With these bounds no positive weight is 0 in float32 after the division by the mean."""
 DECIDING_COLUMNS: Final = ("type", "weight", "rating")
 """Columns of the interactions of which a file of rules may name one."""
 
@@ -118,7 +121,7 @@ class EventRules:
             there are, by their meaning: ``negative``, ``impression``, ``ignore`` or ``below_threshold``.
 
         Raises:
-            DatasetError: the column is missing, or a value is not finite.
+            DatasetError: the column is missing, a value is not finite, or a weight is outside the bounds.
         """
         if self.weight_by not in events.columns:
             raise DatasetError(
@@ -141,10 +144,17 @@ class EventRules:
 
     def _finite(self, path: Path, events: pl.DataFrame) -> pl.Series:
         values = events[self.weight_by].cast(pl.Float64, strict=False)
-        bad = events.filter(~values.is_finite().fill_null(value=False))
+        self._refuse(path, events.filter(~values.is_finite().fill_null(value=False)), "must be a finite number")
+        if self.weight_by == "weight":
+            outside = (values > 0) & ~values.is_between(_LEAST_WEIGHT, _LARGEST_WEIGHT)
+            rule = f"must be 0 or less, or from {_LEAST_WEIGHT:g} to {_LARGEST_WEIGHT:g}"
+            self._refuse(path, events.filter(outside), rule, "; divide all weights by the same number")
+        return values
+
+    def _refuse(self, path: Path, bad: pl.DataFrame, rule: str, remedy: str = "") -> None:
+        """Refuse rows that break a rule, if there are any."""
         if bad.height:
             raise DatasetError(
-                f"{path}: column {self.weight_by!r} must be a finite number, got {bad[self.weight_by][0]!r} in "
-                f"{rows_named(bad[ROW])}"
+                f"{path}: column {self.weight_by!r} {rule}, got {bad[self.weight_by][0]!r} in "
+                f"{rows_named(bad[ROW])}{remedy}"
             )
-        return values

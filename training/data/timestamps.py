@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import polars as pl
 
 MIXED = "mixed"
-TIME_RULE = "must hold finite seconds since 1970 or ISO-8601 dates"
+TIME_RULE = "must hold seconds, milli-, micro- or nanoseconds since 1970, or ISO 8601 dates such as 2026-01-31T10:30:00"
 MIXED_TIME_RULE = "must hold one unit: seconds, milliseconds or dates, not two of them"
 
 # Largest value (exclusive) → microseconds in one unit, as (numerator, denominator).

@@ -101,8 +101,20 @@ def _check_times(path: Path, frame: pl.DataFrame, times: Timestamps, now: dateti
             f"{path.name}: timestamp {MIXED_TIME_RULE if mixed else TIME_RULE}", "correct or remove the rows",
             example=TIMESTAMP,
         ),
+        *_check_precision(path, frame[TIMESTAMP]),
         *_check_era(path, frame, times, int((now + timedelta(days=1)).timestamp() * 1e6)),
     ]  # fmt: skip
+
+
+def _check_precision(path: Path, raw: pl.Series) -> list[Defect]:
+    """Find numbers of too few digits: float32 holds present times to 128 seconds."""
+    if raw.dtype != pl.Float32:
+        return []
+    message = (
+        f"{path.name}: timestamp holds Float32, which rounds present times to 128 seconds, so the order of events is "
+        "lost; write the times as whole numbers or dates"
+    )
+    return [Defect("coarse timestamps", Severity.WARNING, len(raw), message)]
 
 
 def _check_era(path: Path, frame: pl.DataFrame, times: Timestamps, tomorrow: int) -> list[Defect]:

@@ -144,7 +144,7 @@ def _check_texts(path: Path, items: pl.DataFrame, without_text: pl.DataFrame) ->
         )  # fmt: skip
     return texts + defect_of(
         "items without text and image", Severity.WARNING, empty, f"{path.name}: neither text nor image",
-        "give them one; they can be popular but never match a history", example=ITEM_ID,
+        "give them one; only behaviour can recommend them", example=ITEM_ID,
     )  # fmt: skip
 
 

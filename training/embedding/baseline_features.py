@@ -75,7 +75,7 @@ def embed_without_vlm(
         picture.
 
     Raises:
-        EmbeddingsError: no item has either.
+        EmbeddingsError: no item has a text with a letter or digit, or a readable picture.
     """
     ids = dataset.item_ids()
     advance = _bar(progress, "texts and pictures", len(ids) + 1)
@@ -85,7 +85,10 @@ def embed_without_vlm(
     vectors[IMAGE], reasons = embed_pictures(paths, image_dim, seed, advance)
     unreadable = {ids[row]: reason for row, reason in reasons.items()}
     if not any(block.any() for block in vectors.values()):
-        raise EmbeddingsError(f"none of the {len(ids)} items has a text or a readable picture; nothing can be embedded")
+        raise EmbeddingsError(
+            f"none of the {len(ids)} items has a text with a letter or digit in it, or a readable picture; fill the "
+            "columns 'title', 'text' or 'image'"
+        )
     settings = {**_SETTINGS, "text_dim": text_dim, "image_dim": image_dim, "seed": seed}
     model = {"kind": "no-vlm", "id": "tfidf-svd+colour-layout-edges", "settings": settings, "hash": _digest(settings)}
     return Embeddings(ids, vectors, model, unreadable)

@@ -83,6 +83,19 @@ def test_a_value_that_is_not_finite_is_refused_with_its_row(write: Write, column
         load_dataset(write(f'weight_by = "{column}"\n{threshold}', last))
 
 
+@pytest.mark.parametrize("value", ["1e300", "1.1e9", "9e-10", "1e-320"])
+def test_weights_that_the_loss_cannot_hold_are_refused_with_their_row(write: Write, value: str) -> None:
+    """With one weight of 1e300 every other is 0 in float32, and the loss of a batch is not a number."""
+    with pytest.raises(DatasetError, match=r"'weight' must be 0 or less, or from 1e-09 to 1e\+09, got .* in row 7"):
+        load_dataset(write('weight_by = "weight"', ("u2", "c", "view", value, "1")))
+
+
+@pytest.mark.parametrize("value", ["1e9", "1e-9", "-1e300", "0"])
+def test_weights_at_the_bounds_are_read(write: Write, value: str) -> None:
+    dataset = load_dataset(write('weight_by = "weight"', ("u2", "c", "view", value, "1")))
+    assert dataset.interactions["weight"].max() == max(5.0, float(value))
+
+
 @pytest.mark.parametrize(
     ("rules", "said"),
     [

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
@@ -108,6 +109,18 @@ def test_some_times_of_zero_are_named(shop: Shop) -> None:
     defect = only(check_dataset(shop("x", rows, None)), "timestamps of zero")
     assert (defect.severity, defect.count, defect.rows) == (Severity.WARNING, 2, [13, 14])
     assert "'0'" in defect.message
+
+
+def test_times_in_float32_are_named(tmp_path: Path) -> None:
+    """1,700,000,001 is 1,700,000,000 in float32: the order within two minutes is lost."""
+    pl.DataFrame({"item_id": ["a", "b"], "title": ["A", "B"]}).write_parquet(tmp_path / "items.parquet")
+    times = [1_700_000_000 + step for step in range(4)]
+    events = pl.DataFrame({"user_id": ["u"] * 4, "item_id": ["a", "b"] * 2, "timestamp": times})
+    for dtype, kinds in ((pl.Float32, ["coarse timestamps"]), (pl.Float64, [])):
+        events.with_columns(pl.col("timestamp").cast(dtype)).write_parquet(tmp_path / "interactions.parquet")
+        found = [one for one in check_dataset(tmp_path).defects if one.kind == "coarse timestamps"]
+        assert [one.kind for one in found] == kinds
+        assert all("Float32" in one.message and one.severity is Severity.WARNING for one in found)
 
 
 @pytest.mark.parametrize("name", ["null", "None", "NaN", "undefined"])

@@ -179,5 +179,7 @@ def test_scripts_without_latin_letters_count_as_words() -> None:
 
 
 def test_nothing_at_all_is_an_error() -> None:
-    with pytest.raises(EmbeddingsError, match="none of the 2 items has a text or a readable picture"):
+    with pytest.raises(
+        EmbeddingsError, match="none of the 2 items has a text with a letter or digit in it, or a readable picture"
+    ):
         embed_without_vlm(SmallShop([None, "…"], [None, None]))

@@ -43,7 +43,8 @@ def test_csv(imported: Callable) -> None:
         ("1", "007", 1706832000),
     ]
     assert made.left_out() == {
-        "the time is missing or bad, it must hold finite seconds since 1970 or ISO-8601 dates": (1, [5])
+        "the time is missing or bad, it must hold seconds, milli-, micro- or nanoseconds since 1970, or ISO 8601 dates "
+        "such as 2026-01-31T10:30:00": (1, [5])
     }
     assert check_dataset(made.directory).ok
 

@@ -18,6 +18,7 @@ from training.errors import DatasetError
 ROW = "#row"
 """Column of record numbers that :func:`read_table` adds; a CSV header does not count."""
 
+_PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst")
 _HEADER_BYTES = 2**20
 _NAME_CHARACTERS = 10_000
 _FOREIGN = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError, csv.Error)
@@ -41,16 +42,32 @@ def find_table(directory: Path, stem: str, suffixes: Sequence[str]) -> Path:
             raise DatasetError(f"{directory}: a dataset is a directory, but there is none at this path")
         found = [path for suffix in suffixes if (path := directory / f"{stem}.{suffix}").exists()]
         found = found or [path for path in [directory / stem] if path.is_dir()]
+        other = None if found else _other_name(directory, stem, suffixes)
     except (OSError, ValueError) as error:
         raise DatasetError(f"{directory}: cannot be opened ({error}); check the path and its permissions") from error
     names = " or ".join(f"{stem}.{suffix}" for suffix in suffixes)
     if not found:
         raise DatasetError(
-            f"{directory}: a dataset needs {names}, found neither, nor a folder {stem}; see docs/dataset.md"
+            f"{directory}: a dataset needs {names}, found {other or f'none of them, nor a folder {stem}'}; see "
+            "docs/dataset.md"
         )
     if len(found) > 1:
         raise DatasetError(f"{directory}: found {' and '.join(path.name for path in found)}; keep one of them")
     return found[0]
+
+
+def _other_name(directory: Path, stem: str, suffixes: Sequence[str]) -> str | None:
+    """A file that is likely meant as the table, with a remedy; None if there is none."""
+    for path in sorted(directory.iterdir()):
+        name = path.name.lower()
+        if name != stem and not name.startswith(f"{stem}."):
+            continue
+        if name in {f"{stem}.{suffix}" for suffix in suffixes} or path.is_dir():
+            return f"{path.name!r}: rename it, names are case-sensitive"
+        if name.endswith(_PACKED):
+            return f"{path.name!r}: unpack it"
+        return f"{path.name!r}: convert it to {stem}.{suffixes[0]} or another of these"
+    return None
 
 
 def read_table(

@@ -337,7 +337,7 @@ def test_a_prefix_without_tables_and_one_without_items_are_named(stored: S3Serve
         "s3://shop/nothing: there is no table below this prefix, such as items.parquet; check the bucket and the prefix"
     )
     del stored.objects[f"{PREFIX}items.csv"]
-    assert refusal().startswith(f"{URL}: a dataset needs items.csv or items.jsonl or items.parquet, found neither")
+    assert refusal().startswith(f"{URL}: a dataset needs items.csv or items.jsonl or items.parquet, found none")
 
 
 def test_missing_credentials_are_named(stored: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
