@@ -86,7 +86,7 @@ class ParquetTable:
         Raises:
             DatasetError: a file cannot be read, or the disk has no room.
         """
-        names, size = list(columns), 0
+        names, size = list(columns), 0.0
         held = deque[pl.DataFrame]()
         batches = self._batches(names)
         for batch in batches:
