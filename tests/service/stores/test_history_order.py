@@ -1,6 +1,7 @@
 """Late events, impressions and sessions in the store: on the fake in memory, a real Redis and a real cluster."""
 
 import asyncio
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -23,6 +24,12 @@ from tests.support.stores.real_redis import open_histories
 OpenStore = Callable[..., Any]
 NOW = time()
 SESSION = session_owner("s")
+
+
+@pytest.fixture(autouse=True)
+def _present(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NOW is the time of each test: the module may be imported long before, and what is late depends on the clock."""
+    monkeypatch.setattr(sys.modules[__name__], "NOW", time())
 
 
 @pytest.fixture(params=["memory", "redis", "cluster"])
