@@ -63,6 +63,8 @@ settings.load_profile("any machine")
 def pytest_configure() -> None:
     """Let what tests start be interrupted, also where the tests run in the background of a shell, which ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as nohup has it; what is started gets the default again
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
