@@ -153,5 +153,6 @@ def _progress() -> "Progress":
 def _epoch(line: Mapping[str, Any]) -> str:
     parts = [f"epoch {line['epoch'] + 1}", f"loss {line['loss']:.3f}"]
     parts += [f"validation {name.upper()} {line[name]:.4f}" for name in ("ndcg@10", "hr@10") if name in line]
-    parts += [f"NDCG@10 with lists {line['served_ndcg@10']:.4f}"] if "served_ndcg@10" in line else []
+    if "served_ndcg@10" in line:
+        parts += [f"NDCG@10 with lists {line['served_ndcg@10']:.4f} before their recency is chosen"]
     return ", ".join(parts)
