@@ -57,6 +57,7 @@ export class OutcomesPanel {
       return;
     }
     byId("outcomes-note").hidden = true;
+    byId("outcomes-note").textContent = "";
     byId("outcomes-table").hidden = false;
     byId("outcomes-rows").replaceChildren(...entries.map((entry) => this.#row(entry)));
   }
