@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from cli.offline.evaluation_page import markdown, print_table
+from cli.offline.evaluation_page import markdown, print_table, save_text
 from cli.offline.left_out import print_left_out
 from cli.offline.progress import counted_progress
 from cli.offline.threads import MOST_THREADS, set_torch_threads
-from index.machine.text_files import replace_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -138,6 +137,7 @@ def evaluate(
     from training.encoder.encoder_files import ENCODER_DIRECTORY
     from training.evaluation.evaluate import fresh_targets, measured_tables, rank_sets, rankers, target_sets
     from training.evaluation.fitted_run import FittedRun
+    from training.ranking.saved_ranks import check_ranks_file
     from training.ranking.saved_ranks import save_ranks as write_ranks
 
     set_torch_threads(None)
@@ -148,6 +148,8 @@ def evaluate(
         _evaluate_by_time(data, run, interactions, days, targets, against, json_file, threads)
         return
     _check_last_events(measure_days, users, validation=validation)
+    if save_ranks is not None:
+        check_ranks_file(save_ranks)
     fitted = FittedRun.load(run / ENCODER_DIRECTORY, threads=threads)
     dataset = load_dataset(data, interactions=interactions)
     print_left_out(dataset, _console)
@@ -378,24 +380,12 @@ def _report(tables: "list[Table]", against: str | None, path: Path, about: dict[
         _console.print(f"note: {line}", markup=False)
     written = {"tables": [table.as_json([yardstick]) for table, yardstick in compared], **about}
     page = path.with_suffix(".md")
-    _write(path, json.dumps(written, indent=2) + "\n")
+    save_text(path, json.dumps(written, indent=2) + "\n")
     if is_stream(path):  # no page belongs beside it
         return
-    _write(page, "\n".join(markdown(table, yardstick) for table, yardstick in compared))
+    save_text(page, "\n".join(markdown(table, yardstick) for table, yardstick in compared))
     _console.print(f"saved: {path} and {page.name}", markup=False)
 
 
 def _file_name(sets: "Sequence[TargetSet]") -> str:
     return f"{sets[0].name.replace(' ', '-')}.json"
-
-
-def _write(path: Path, text: str) -> None:
-    from index.machine.disk import describe_disk_error
-    from training.errors import EvaluationError
-
-    try:
-        replace_text(path, text)
-    except OSError as error:
-        raise EvaluationError(
-            describe_disk_error(error, path, "evaluate again, or name another --json", what="the figures")
-        ) from error

@@ -1,11 +1,14 @@
 """Prints the tables of an evaluation and writes them as Markdown."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from index.machine.text_files import replace_text
 
 if TYPE_CHECKING:
     from training.ranking.metrics import Interval
@@ -96,3 +99,20 @@ def _ratio(interval: "Interval") -> str:
     if interval.ratio != interval.ratio:
         return _UNDEFINED
     return f"{interval.ratio:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write figures or their page.
+
+    Raises:
+        EvaluationError: the file cannot be written.
+    """
+    from index.machine.disk import describe_disk_error
+    from training.errors import EvaluationError
+
+    try:
+        replace_text(path, text)
+    except OSError as error:
+        raise EvaluationError(
+            describe_disk_error(error, path, "evaluate again, or name another --json", what="the figures")
+        ) from error

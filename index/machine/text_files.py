@@ -13,7 +13,7 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    from index.machine.disk import is_stream
+    from index.machine.disk import is_stream  # numpy comes with it, which `vlm2rec --help` never loads
 
     if is_stream(path):
         path.write_text(text, encoding="utf-8")

@@ -8,7 +8,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.app import app
 from cli.offline.reindex import _check_writable
 from index.machine.disk import is_stream
 from index.machine.text_files import replace_text
@@ -60,3 +62,10 @@ def test_other_files_are_not_written_to_a_stream(pipe: Path) -> None:
     with pytest.raises(ReindexError, match="pipe: cannot be written; name a file"):
         _check_writable(None, pipe)
     _check_writable(pipe, pipe.parent / "metrics.prom")
+
+
+def test_ranks_to_a_stream_are_refused_before_anything_is_read(pipe: Path) -> None:
+    words = ["evaluate", str(pipe.parent / "no-data"), "--run", str(pipe.parent / "no-run"), "--save-ranks", str(pipe)]
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, EvaluationError)
+    assert "ranks are saved to a file" in str(result.exception)

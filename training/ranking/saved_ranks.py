@@ -125,6 +125,16 @@ def targets_fingerprint(targets: Targets, items: int, *, exclude_seen: bool = Tr
     return digest.hexdigest()[:16]
 
 
+def check_ranks_file(path: Path) -> None:
+    """Refuse a device or a pipe, before the minutes that ranking takes.
+
+    Raises:
+        EvaluationError: ranks cannot be saved there.
+    """
+    if is_stream(path):
+        raise EvaluationError(f"{path}: ranks are saved to a file; name one")
+
+
 def save_ranks(path: Path, tables: Sequence[RankedTable]) -> None:
     """Write the ranks of these tables to a temporary file and rename it.
 
@@ -150,8 +160,7 @@ def save_ranks(path: Path, tables: Sequence[RankedTable]) -> None:
         for mark in [targets_fingerprint(table.targets, table.items, exclude_seen=table.exclude_seen)]
         for system, ranking in table.rankings.items()
     ]
-    if is_stream(path):
-        raise EvaluationError(f"{path}: ranks are saved to a file; name one")
+    check_ranks_file(path)
     partial = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
