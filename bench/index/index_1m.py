@@ -1,4 +1,4 @@
-"""Measures a large catalogue: build, start of `vlm2rec serve`, resident memory and search latency.
+"""Measures a large catalogue: build, start of `vlm2rec serve`, resident memory, search latency and a swap.
 
     python bench/index/index_1m.py --items 1000000
 
@@ -30,6 +30,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from bench.index.catalogues import HISTORY, LAYOUT, made_lists, saved_catalogue
+from bench.index.swap_cost import second_bundle, swap_under_requests
 from demo.embedded_redis import EmbeddedRedis
 from index.build.build import build_bundle
 from index.bundle.bundle import Bundle
@@ -66,7 +67,9 @@ def main() -> None:
     found["build"] = built
     found["neighbours"] = options.neighbours
     found["bundle"] = {str(path.relative_to(bundle)): path.stat().st_size for path in bundle_files(bundle)}
-    found["serve"] = serve(options, registry.root, found["bundle"][VECTORS] + found["bundle"][INDEX])
+    say("copy the bundle, to swap to")
+    again = second_bundle(registry, bundle, options.work)
+    found["serve"] = serve(options, registry.root, found["bundle"][VECTORS] + found["bundle"][INDEX], again)
     found["search"] = in_own_process("search", options)
     found |= {
         "commit": commit(),
@@ -188,10 +191,10 @@ def search(options: argparse.Namespace) -> dict[str, Any]:
         }
 
 
-def serve(options: argparse.Namespace, registry: Path, indexed_bytes: int) -> dict[str, Any]:
-    """Start the service several times; after the last start measure requests and memory."""
+def serve(options: argparse.Namespace, registry: Path, indexed_bytes: int, again: str) -> dict[str, Any]:
+    """Start the service several times; after the last start measure requests, memory, and a swap to ``again``."""
     starts = []
-    memory: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     with EmbeddedRedis() as redis:
         for number in range(STARTS + 1):  # the first one warms the cache and is not counted
             command = [sys.executable, "-m", "cli.main", "serve", "--registry", str(registry), "--redis", redis.url]
@@ -203,38 +206,48 @@ def serve(options: argparse.Namespace, registry: Path, indexed_bytes: int) -> di
                 starts.append(round(time.perf_counter() - started, 3))
                 say(f"ready after {starts[-1]:.3f} s")
                 if number == STARTS:
-                    memory["when_ready"] = memory_of(server.pid)
-                    latencies = ask(options.port, options.items)
-                    memory["after_requests"] = memory_of(server.pid)
+                    measured = running(options, registry, again, server.pid)
             finally:
                 server.send_signal(signal.SIGTERM)
                 server.wait()
-    resident = memory["after_requests"]["VmRSS"]
+    resident = measured["memory"]["after_requests"]["VmRSS"]
     return {
         "ready_s": {"median": statistics.median(starts[1:]), "all": starts[1:], "first": starts[0]},
         "requests": REQUESTS,
-        "recommend_ms": latencies,
-        "memory": memory,
+        **measured,
         "vectors_and_index": indexed_bytes,
         "resident_to_vectors_and_index": round(resident / indexed_bytes, 3),
     }
 
 
-def ask(port: int, items: int) -> dict[str, float]:
-    """Requests with random histories, one after another over one connection; milliseconds."""
+def running(options: argparse.Namespace, registry: Path, again: str, process: int) -> dict[str, Any]:
+    """Requests, a swap under requests, and the memory of the service before and after each."""
+    memory = {"when_ready": memory_of(process)}
+    recommend = requester(options.port, options.items)
+    latencies = percentiles(lambda _number: recommend(), REQUESTS)
+    memory["after_requests"] = memory_of(process)
+    swapped = swap_under_requests(registry, again, recommend)
+    memory["after_swap"] = memory_of(process)
+    return {"recommend_ms": latencies, "swap": swapped, "memory": memory}
+
+
+def requester(port: int, items: int) -> Callable[[], str]:
+    """A function that sends a request with a random history, all over one connection, and returns the bundle's id."""
     rng = np.random.default_rng(1)
     connection = http.client.HTTPConnection("127.0.0.1", port)
 
-    def recommend(_number: int) -> None:
+    def recommend() -> str:
         history = [f"item-{row}" for row in rng.integers(0, items, HISTORY)]
         body = json.dumps({"items": history, "k": K, "fields": ["title"]})
         connection.request("POST", "/recommend", body, {"Content-Type": "application/json"})
         answer = connection.getresponse()
         content = answer.read()
-        if answer.status != http.HTTPStatus.OK or len(json.loads(content)["items"]) != K:
+        found = json.loads(content) if answer.status == http.HTTPStatus.OK else {"items": []}
+        if len(found["items"]) != K:
             raise SystemExit(f"unexpected answer: {answer.status} {content[:200]!r}")
+        return str(found["bundle"])
 
-    return percentiles(recommend, REQUESTS)
+    return recommend
 
 
 def wait_until_ready(port: int, server: "subprocess.Popen[bytes]") -> None:
