@@ -160,6 +160,7 @@ def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
             recommender=container.recommender,
             bodies=bodies,
             kept=kept,
+            admission=container.admission,
             log=container.log,
         ),
         UserRoutes(
