@@ -16,9 +16,9 @@ from structlog.typing import FilteringBoundLogger
 
 from service.app import create_app
 from service.errors import StartError
+from service.http.config import GuardedConfig
 from service.http.connections import ConnectionLimits, Connections
 from service.http.graceful_shutdown import DrainingServer
-from service.http.protocol import GuardedConfig
 from service.lifecycle import load_current
 from service.runtime import malloc
 from service.settings.groups import HttpLimits, ServerSettings
@@ -163,7 +163,12 @@ class SocketServer(DrainingServer):
 
 
 def _connections(settings: HttpLimits, metrics: Metrics) -> Connections:
-    limits = ConnectionLimits(settings.max_connections, settings.request_timeout_s)
+    limits = ConnectionLimits(
+        settings.max_connections,
+        settings.request_timeout_s,
+        rest_s=min(ConnectionLimits.rest_s, settings.request_timeout_s),
+        rest_bytes=max(ConnectionLimits.rest_bytes, settings.body_limit_bytes),  # a body that is allowed may arrive
+    )
     wanted = limits.connections + limits.spare + _OTHER_FILES
     allowed = _allow_files(wanted)
     if allowed < wanted:
