@@ -223,10 +223,9 @@ def listen(settings: ServerSettings, count: int = 1) -> list[socket.socket]:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
-        raise StartError(
-            f"{host} is not an address of this machine ({error.strerror}); choose another --host"
-        ) from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: a part of the name is empty or too long
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StartError(f"{host} is not an address of this machine ({reason}); choose another --host") from error
     listeners: list[socket.socket] = []
     try:
         while len(listeners) < count:
