@@ -23,7 +23,12 @@ Errors of faiss, onnxruntime, pyarrow and the file system are translated into th
 the rule, the value that broke it and the remedy.
 """
 
+import errno
+from typing import Final
+
 from index.bound_check import BoundCheck
+
+_LACKS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class IndexingError(Exception):
@@ -112,3 +117,16 @@ class GateRefused(RegistryError):
 
 class StoreUnavailable(RegistryError):
     """An object store does not answer, refuses, or sends something else than was asked for; a later try may succeed."""
+
+
+def lacks_resources(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was translated from, is the system's lack of memory or of file descriptors.
+
+    Such an error says nothing of the file that could not be opened. A MemoryError of Python is none, as damaged sizes
+    raise it too.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _LACKS:
+            return True
+        error = error.__cause__
+    return False

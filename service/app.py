@@ -160,6 +160,7 @@ def _add_routes(app: FastAPI, container: Container, settings: Settings) -> None:
             recommender=container.recommender,
             bodies=bodies,
             kept=kept,
+            admission=container.admission,
             log=container.log,
         ),
         UserRoutes(
@@ -212,14 +213,16 @@ def _add_outcome_routes(app: FastAPI, container: Container, settings: Settings, 
 
 def _add_middleware(app: FastAPI, settings: Settings, container: Container, spans: SpanRecorder | None) -> None:
     """Add the middleware; the last one added is the outermost."""
+    of_browsers: dict[str, Any] = {}
     if settings.server.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.server.cors_origins,
-            allow_methods=("GET", "HEAD", "POST", "PUT", "DELETE"),
-            allow_headers=_FROM_BROWSERS,
-            expose_headers=("Retry-After", "Server-Timing", "X-Request-ID"),
-        )
+        cors: dict[str, Any] = {
+            "allow_origins": settings.server.cors_origins,
+            "allow_methods": ("GET", "HEAD", "POST", "PUT", "DELETE"),
+            "allow_headers": _FROM_BROWSERS,
+            "expose_headers": ("Retry-After", "Server-Timing", "X-Request-ID"),
+        }
+        app.add_middleware(CORSMiddleware, **cors)
+        of_browsers["for_browsers"] = partial(CORSMiddleware, **cors)
     app.add_middleware(
         RequestMiddleware,
         metrics=container.metrics,
@@ -227,6 +230,7 @@ def _add_middleware(app: FastAPI, settings: Settings, container: Container, span
         limits=settings.http,
         observability=settings.observability,
         spans=spans,
+        **of_browsers,
     )
 
 

@@ -1,6 +1,7 @@
 """Wires the service: builds every object that the routes and the server use, from the settings."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -116,7 +117,7 @@ class Container:
         workers = 1 if place is None else place.count
         self.executor = BoundedExecutor(threads=max(1, available_cores() // 2 // workers))
         self.encoder_executor = None if loader.one_thread else self.executor
-        self.admission = Admission(engine.queue_bound)
+        self.admission = Admission(engine.queue_bound, on_batch_refused=partial(metrics.shed, "refused"))
         self.metrics_page = MetricsPage(metrics)
         metrics.in_progress(lambda: self.admission.in_progress)
         metrics.queue_depth(lambda: self.batcher.depth)

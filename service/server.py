@@ -16,9 +16,9 @@ from structlog.typing import FilteringBoundLogger
 
 from service.app import create_app
 from service.errors import StartError
+from service.http.config import GuardedConfig
 from service.http.connections import ConnectionLimits, Connections
 from service.http.graceful_shutdown import DrainingServer
-from service.http.protocol import GuardedConfig
 from service.lifecycle import load_current
 from service.runtime import malloc
 from service.settings.groups import HttpLimits, ServerSettings
@@ -163,7 +163,12 @@ class SocketServer(DrainingServer):
 
 
 def _connections(settings: HttpLimits, metrics: Metrics) -> Connections:
-    limits = ConnectionLimits(settings.max_connections, settings.request_timeout_s)
+    limits = ConnectionLimits(
+        settings.max_connections,
+        settings.request_timeout_s,
+        rest_s=min(ConnectionLimits.rest_s, settings.request_timeout_s),
+        rest_bytes=max(ConnectionLimits.rest_bytes, settings.body_limit_bytes),  # a body that is allowed may arrive
+    )
     wanted = limits.connections + limits.spare + _OTHER_FILES
     allowed = _allow_files(wanted)
     if allowed < wanted:
@@ -218,10 +223,9 @@ def listen(settings: ServerSettings, count: int = 1) -> list[socket.socket]:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
-        raise StartError(
-            f"{host} is not an address of this machine ({error.strerror}); choose another --host"
-        ) from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: a part of the name is empty or too long
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StartError(f"{host} is not an address of this machine ({reason}); choose another --host") from error
     listeners: list[socket.socket] = []
     try:
         while len(listeners) < count:

@@ -25,8 +25,9 @@ from bench.load.open_loop import requests_of
 from bench.serving.quality import K
 from bench.serving.running import PATH
 from service.http.admission import Admission
+from service.http.config import GuardedConfig
 from service.http.connections import ConnectionLimits, Connections
-from service.http.protocol import GuardedConfig, GuardedProtocol
+from service.http.protocol import GuardedProtocol
 from service.telemetry.metrics import Metrics
 
 _WARM = 200

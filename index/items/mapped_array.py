@@ -4,7 +4,6 @@ Numpy's reader evaluates the header as Python and allocates the size that it nam
 that ``np.save`` writes for a C-contiguous array of numbers, and rejects a damaged header without evaluating it.
 """
 
-import errno
 import math
 import mmap
 import re
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index.errors import BundleInvalid, ItemTableError
+from index.errors import BundleInvalid, ItemTableError, lacks_resources
 
 _FORM = re.compile(
     rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '(?P<descr>[<|][a-z][0-9])', 'fortran_order': False, "
@@ -47,7 +46,7 @@ def view_array(content: Any) -> NDArray[Any]:  # noqa: ANN401 - bytes or mmap
 
 
 def _remedy(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
+    if lacks_resources(error):
         return "the file is whole; raise the limit on open files (ulimit -n) or on memory"
     return "build the bundle again"
 

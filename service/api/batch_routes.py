@@ -19,6 +19,7 @@ from service.api.rendering import ResponseBodies, json_response
 from service.api.request_body import read_json, validate
 from service.api.routing import BODY_PROBLEMS, Operation, add_operations, admit_to_data
 from service.bundles.active_bundle import ActiveBundle
+from service.http.admission import Admission
 from service.http.problems import ANSWERED_ERRORS, INTERNAL, error_body, problem_body
 from service.http.request_context import context_of
 from service.recommend.batch_histories import MOST_READS, BatchHistories
@@ -57,6 +58,7 @@ class BatchRoutes:
         recommender: finds items.
         bodies: builds the bodies of the responses.
         kept: keeps answers for their outcomes.
+        admission: counts the requests in progress.
         log: the service's logger.
     """
 
@@ -69,6 +71,7 @@ class BatchRoutes:
         recommender: Recommender,
         bodies: ResponseBodies,
         kept: KeptAnswers,
+        admission: Admission,
         log: FilteringBoundLogger,
     ) -> None:
         self._keys = keys
@@ -77,6 +80,7 @@ class BatchRoutes:
         self._recommender = recommender
         self._bodies = bodies
         self._kept = kept
+        self._admission = admission
         self._log = log
         self._turns = asyncio.Semaphore(MOST_READS)
 
@@ -88,9 +92,13 @@ class BatchRoutes:
         """Recommend for up to 256 requests at once, all from one bundle; a bad one gets its own problem."""
         trace = admit_to_data(request, self._keys, self._active_bundle)
         batch = validate(request_models.BatchRequest, await read_json(request))
-        self._keys.charge(request, len(batch.requests))
+        with self._admission.batch(len(batch.requests), overloaded=trace.overloaded):
+            self._keys.charge(request, len(batch.requests))
+            return await self._answered(request, batch.requests, trace)
+
+    async def _answered(self, request: Request, requests: list[Any], trace: Trace) -> Response:
         bundle = self._active_bundle.get()
-        members = [_checked(bundle, member) for member in batch.requests]
+        members = [_checked(bundle, member) for member in requests]
         trace.lap("parse")
         histories = BatchHistories(self._histories, _owners(bundle, members), self._turns)
         recommender, gate = self._recommender.with_histories(histories), asyncio.Semaphore(_CONCURRENT)

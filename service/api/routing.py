@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -164,13 +164,25 @@ def admit(request: Request, keys: KeyRing, *, takes_query: bool = False) -> Trac
     Raises:
         KeyMissing, KeyRefused: the key does not open the route, or lacks its scope.
         RateExceeded: the key or the address calls too often.
-        RuleBroken: the route takes no query parameters.
+        RuleBroken: the route takes no query parameters, or they are not UTF-8.
     """
     keys.admit(request, request.scope["route"].key_scope)
-    if request.scope["query_string"] and not takes_query:
+    query: bytes = request.scope["query_string"]
+    if query and not takes_query:
         name, value = next(iter(request.query_params.items()), ("query", request.url.query))
         raise RuleBroken([RuleViolation(f"query parameter {name[:60]}", shown(value), "is not known to this route")])
+    if b"%" in query:
+        _check_encoding(query)
     return context_of(request.scope).trace
+
+
+def _check_encoding(query: bytes) -> None:
+    """Refuse bytes that are no UTF-8: other characters would be searched in their place."""
+    try:
+        unquote_to_bytes(query).decode()
+    except UnicodeDecodeError:
+        text = query.decode("latin-1")
+        raise RuleBroken([RuleViolation("query", shown(text), "must be percent-encoded UTF-8")]) from None
 
 
 def admit_to_data(request: Request, keys: KeyRing, active_bundle: ActiveBundle, *, takes_query: bool = False) -> Trace:

@@ -1,6 +1,5 @@
 """Loads bundles from the registry and translates what can go wrong into reasons to refuse a bundle."""
 
-import errno
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +18,7 @@ from index.errors import (
     IndexingError,
     RegistryError,
     StoreUnavailable,
+    lacks_resources,
 )
 from service.errors import BundleRefused, RefusalReason, RetrieverUnavailable
 from service.retrieval.faiss_retriever import FAISS
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 Identity = tuple[int, ...]
 
 _MOST_BUNDLES: Final = 2
-_LACKS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _REASONS: tuple[tuple[type[Exception], RefusalReason], ...] = (
     (BundleNotFound, "missing"),
@@ -285,25 +284,13 @@ class BundleLoader:
         return tuple(self._loaded_last)
 
 
-def _lacks_resources(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was translated from, is the system's lack of memory or of file descriptors.
-
-    A MemoryError of Python is none: damaged sizes raise it too.
-    """
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _LACKS:
-            return True
-        error = error.__cause__
-    return False
-
-
 def refusal(error: Exception) -> BundleRefused:
     """The refusal that an error stands for which was raised while a bundle was loaded or validated."""
     if isinstance(error, BundleRefused):
         return error
     if isinstance(error, RetrieverUnavailable):
         return BundleRefused("retrieval", str(error))
-    if _lacks_resources(error):
+    if lacks_resources(error):
         return BundleRefused("resources", str(error) or type(error).__name__)
     reason = next(reason for kind, reason in _REASONS if isinstance(error, kind))
     message = str(error) if isinstance(error, IndexingError) else f"{type(error).__name__}: {error}"

@@ -20,6 +20,8 @@ class ConnectionLimits:
         request_s: seconds in which a request must arrive whole, and its answer be taken.
         crowded_s: seconds that a connection may keep the service waiting while another one needs its slot.
         linger_s: seconds in which a refusal must be read.
+        rest_s: seconds in which the rest of a request must arrive that is answered already.
+        rest_bytes: bytes of such a rest, or behind a refusal that ends the connection, that are read and dropped.
         head_bytes: bytes of address and headers.
         pipelined: requests sent before the response to an earlier one.
     """
@@ -29,6 +31,8 @@ class ConnectionLimits:
     spare: int = 128
     crowded_s: float = 1.0
     linger_s: float = 1.0
+    rest_s: float = 5.0
+    rest_bytes: int = 4 << 20
     head_bytes: int = 65_536
     pipelined: int = 16
 
@@ -53,7 +57,8 @@ class Connections:
         limits: bounds.
         retry_after_s: seconds, sent with every refusal for lack of a slot.
         on_open: called with the number of connections when it changes.
-        on_drop: called with the reason why a connection was ended: crowded, late, stalled, head, pipeline, malformed.
+        on_drop: called with the reason why a connection was ended: crowded, late, stalled, head, pipeline, body,
+            malformed.
         on_turned_away: called with the method of every request that came when too many were in progress.
         clock: seconds, monotonic.
     """

@@ -21,7 +21,7 @@ from time import monotonic
 import uvicorn
 
 from service.bundles.active_bundle import ActiveBundle
-from service.http.protocol import GuardedConfig
+from service.http.config import GuardedConfig
 
 _BEAT_S = 0.02
 _CLOSE = (b"connection", b"close")

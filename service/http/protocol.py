@@ -13,48 +13,20 @@ from time import perf_counter
 from typing import Any
 
 import httptools
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from service.http.admission import Admission
-from service.http.connections import Connections
+from service.http.config import GuardedConfig
 from service.http.pipeline_flow import PipelineFlow
-from service.http.problems import (
-    CROWDED,
-    HEAD_TOO_LARGE,
-    NOT_HTTP,
-    NOT_IMPLEMENTED,
-    REQUEST_LATE,
-    ProblemKind,
-    RequestRefusal,
-)
-from service.http.refusals import DETAILS, PreparedRefusal, queue_full
+from service.http.problems import CROWDED, HEAD_TOO_LARGE, REQUEST_LATE, ProblemKind, RequestRefusal
+from service.http.refusals import DETAILS, ends_connection, last_refusal, queue_full, unparsed, with_close
 from service.http.request_context import CONTEXT, RequestContext, context_of
-from service.http.request_head import path_of, refusal_of
+from service.http.request_head import head_without, path_of, refusal_of
 from service.http.response_writer import ResponseWriter
 from service.request_trace import new_request_id, request_id_from
 
 _ALWAYS_ANSWERED = (b"/livez", b"/readyz", b"/metrics")
 _MAX_URL_BYTES = 65_535  # limit of the URL parser
-# llhttp's message for an unknown coding, or one that is not the last; `refusal_of` finds most of them.
-_UNKNOWN_CODING = "`Transfer-Encoding`"
-
-
-class GuardedConfig(uvicorn.Config):
-    """Uvicorn's configuration with the connections and the admission that the protocol uses.
-
-    Args:
-        app: ASGI application.
-        connections: all of the server.
-        admission: counts the requests in progress.
-        **options: of `uvicorn.Config`.
-    """
-
-    def __init__(self, app: Any, connections: Connections, admission: Admission, **options: Any) -> None:  # noqa: ANN401 - uvicorn's
-        super().__init__(app, http=GuardedProtocol, **options)
-        self.connections = connections
-        self.admission = admission
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -88,8 +60,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._received_at = self._began_at = perf_counter()
         self._unused_bytes = 0  # received since the last head or part of a body
         self._waiting_since = self._connections.clock()
-        self._unread_since = inf
-        self._abort_at = inf
+        self._unread_since = self._abort_at = inf
+        self._rest_until = inf  # when the rest of a request that is answered must be here
+        self._dropped_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Register the connection; far beyond the bound on connections, refuse it."""
@@ -110,6 +83,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse what arrived, unless the connection has stopped reading."""
         if self._discards:
+            self._drop(len(data))
             return
         self._received_at = perf_counter()
         if self._idle:
@@ -119,7 +93,9 @@ class GuardedProtocol(HttpToolsProtocol):
         try:
             self._parse(data)
         except httptools.HttpParserError as error:
-            self._refuse_unparsed(str(error))
+            if not self._discards:
+                kind, detail = unparsed(str(error))
+                self._refuse(kind, "malformed", detail)
         if self._unused_bytes > self._limits.head_bytes and self._waiting_since < inf and not self._discards:
             self._refuse(HEAD_TOO_LARGE, "head")
 
@@ -175,7 +151,11 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Pass a part of the body on."""
         self._unused_bytes = 0
-        if not self._discards:
+        if self._discards:
+            return
+        if self.cycle.response_complete:
+            self._drop(len(body))
+        else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -186,7 +166,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._waiting_since = inf
         super().on_message_complete()
         if self.cycle.response_complete and not self.pipeline:  # answered before all of it arrived
-            self._idle = True
+            self._idle, self._rest_until, self._dropped_bytes = True, inf, 0
             self._waiting_since = self._connections.clock()
 
     def on_response_complete(self) -> None:
@@ -196,9 +176,13 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._response is not None:
             self._response.flush()
         super().on_response_complete()
-        if self._waiting_since == inf and not self.pipeline and self.cycle.response_complete:
+        if self.pipeline or not self.cycle.response_complete:
+            return
+        if self._waiting_since == inf:
             self._idle = True
             self._waiting_since = self._connections.clock()
+        elif not self._in_head and not self._discards:
+            self._rest_until = self._connections.clock() + self._limits.rest_s
 
     def check(self, now: float, patience_s: float) -> None:
         """End the connection if it has kept the service waiting for too long; see `Connection.check`."""
@@ -217,6 +201,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if waited > patience_s:
             self._connections.on_drop("crowded")
             self._abort()
+        elif now >= self._rest_until:
+            self._leave_rest()
         elif waited > self._limits.request_s and not self._idle:
             self._give_up_waiting()
 
@@ -239,9 +225,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _ignore_upgrade(self) -> None:
         """Parse the head again without the upgrade, in a new parser; the request keeps its times."""
-        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
-        lines = b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
-        head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, lines)
+        version = self.parser.get_http_version().encode()
+        head = head_without(b"upgrade", self.parser.get_method(), version, self.url, self.headers)
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn sets it
         self._reads_again = True
@@ -265,15 +250,6 @@ class GuardedProtocol(HttpToolsProtocol):
             return RequestRefusal(CROWDED, DETAILS[CROWDED])
         return None
 
-    def _refuse_unparsed(self, reason: str) -> None:
-        """Refuse what is not HTTP, with the parser's reason."""
-        if self._discards:
-            return
-        if _UNKNOWN_CODING in reason:
-            self._refuse(NOT_IMPLEMENTED, "malformed", f"Transfer-Encoding must be chunked; {reason}")
-        else:
-            self._refuse(NOT_HTTP, "malformed", f"what was received is not HTTP/1.1: {reason}")
-
     def _give_up_waiting(self) -> None:
         if self._in_head and self._unused_bytes:
             self._refuse(REQUEST_LATE, "late")
@@ -295,6 +271,29 @@ class GuardedProtocol(HttpToolsProtocol):
         self._discards = True
         self.cycle.keep_alive = False
 
+    def _drop(self, size: int) -> None:
+        """Count what is dropped; at the bound read no more of a connection that ends, and end any other."""
+        self._dropped_bytes += size
+        if self._dropped_bytes > self._limits.rest_bytes:
+            if self._discards:
+                self.flow.pause_reading()
+            else:
+                self._leave_rest()
+
+    def _leave_rest(self) -> None:
+        """End a connection whose request is answered, without the rest of that request."""
+        self._connections.on_drop("body")
+        self._discards, self._waiting_since, self._rest_until = True, inf, inf
+        self._end_when_read()
+
+    def _refused(self, head: bytes) -> bytes:
+        """The head of a refusal, with ``Connection: close`` where the rest of the request is not read."""
+        cycle = self.cycle
+        if cycle.more_body and cycle.keep_alive and ends_connection(cycle.scope["headers"], self._limits.rest_bytes):
+            self._stop_reading()
+            return with_close(head)
+        return head
+
     def _refuse(self, kind: ProblemKind, reason: str, detail: str | None = None) -> None:
         """Refuse without asking the application, and close when the client has read the refusal.
 
@@ -312,15 +311,13 @@ class GuardedProtocol(HttpToolsProtocol):
                 self._abort()
                 return
             self._disconnect()
-        headers = {"Connection": "close"} | (
-            {"Retry-After": str(self._connections.retry_after_s)} if kind is CROWDED else {}
-        )
-        detail = DETAILS[kind] if detail is None else detail
-        self.transport.write(PreparedRefusal(kind, detail, headers).to(new_request_id(), began=self._began_at))
+        refusal = last_refusal(kind, detail, self._connections.retry_after_s)
+        self.transport.write(refusal.to(new_request_id(), began=self._began_at))
         self._end_when_read()
 
     def _end(self) -> None:
         """Close after the last response; at once where other connections wait for the slot."""
+        self._discards |= self.cycle.more_body  # of a client that asked to close, the rest has not arrived
         if self._discards and not self._client_ended and not self._crowded:
             self._end_when_read()
         else:
@@ -352,7 +349,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if counted and self._admission.is_high:
             context_of(cycle.scope).overloaded = True
-        cycle.transport = self._response = ResponseWriter(self.transport, self._end)  # type: ignore[assignment]
+        cycle.transport = self._response = ResponseWriter(self.transport, self._end, self._refused)  # type: ignore[assignment]
         task = self.loop.create_task(cycle.run_asgi(app))
         task.add_done_callback(partial(self._ended, cycle))
         self.tasks.add(task)
@@ -375,6 +372,7 @@ class GuardedProtocol(HttpToolsProtocol):
             or not self.url.startswith(b"/")
             or self.url.startswith(_ALWAYS_ANSWERED)
             or not self._admission.turns_away()
+            or ends_connection(self.headers, self._limits.rest_bytes)
         ):
             return False
         self._write_refusal(self.headers, self.parser.get_method().decode("ascii"), self._began_at, keep_alive=True)
@@ -386,6 +384,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Refuse a request without the cost of asking the application."""
         cycle.response_started = cycle.response_complete = True
         scope = cycle.scope
+        if ends_connection(scope["headers"], self._limits.rest_bytes):
+            self._stop_reading()
         self._write_refusal(scope["headers"], scope["method"], context_of(scope).began, keep_alive=cycle.keep_alive)
         if not cycle.keep_alive:
             self._end()

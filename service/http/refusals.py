@@ -1,6 +1,6 @@
 """Builds the refusals that a connection writes without asking the application, as ready bytes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from time import perf_counter
 from typing import Final
@@ -11,9 +11,12 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from service.http.problems import (
     CROWDED,
     HEAD_TOO_LARGE,
+    NOT_HTTP,
+    NOT_IMPLEMENTED,
     QUEUE_FULL,
     REQUEST_LATE,
     ProblemKind,
+    RequestRefusal,
     problem_response,
 )
 from service.http.security_headers import DEFAULTS
@@ -26,6 +29,10 @@ DETAILS: Final = {
     REQUEST_LATE: "address and headers must arrive sooner; send them at once",
 }
 """Kind of problem → this occurrence, for a person, where all occurrences are alike."""
+
+# llhttp's message for an unknown coding, or one that is not the last; `request_head.refusal_of` finds most of them.
+_UNKNOWN_CODING: Final = "`Transfer-Encoding`"
+_CLOSE: Final = b"connection: close\r\n\r\n"
 
 
 class PreparedRefusal:
@@ -78,3 +85,44 @@ def queue_full(retry_after_s: int, keep_alive: bool) -> PreparedRefusal:
     """
     headers = {"Retry-After": str(retry_after_s)} | ({} if keep_alive else {"Connection": "close"})
     return PreparedRefusal(QUEUE_FULL, DETAILS[QUEUE_FULL], headers)
+
+
+def last_refusal(kind: ProblemKind, detail: str | None, retry_after_s: int) -> PreparedRefusal:
+    """A refusal that ends its connection.
+
+    Args:
+        kind: which problem.
+        detail: this occurrence, for a person; None: that of :data:`DETAILS`.
+        retry_after_s: seconds, sent where there are too many connections.
+    """
+    headers = {"Connection": "close"} | ({"Retry-After": str(retry_after_s)} if kind is CROWDED else {})
+    return PreparedRefusal(kind, DETAILS[kind] if detail is None else detail, headers)
+
+
+def unparsed(reason: str) -> RequestRefusal:
+    """The refusal of what is not HTTP.
+
+    Args:
+        reason: of the parser.
+    """
+    if _UNKNOWN_CODING in reason:
+        return RequestRefusal(NOT_IMPLEMENTED, f"Transfer-Encoding must be chunked; {reason}")
+    return RequestRefusal(NOT_HTTP, f"what was received is not HTTP/1.1: {reason}")
+
+
+def ends_connection(headers: Iterable[tuple[bytes, bytes]], most: int) -> bool:
+    """Whether a refusal ends the connection, if the body of its request has not arrived in full (RFC 9110, 10.1.1).
+
+    It does where the body is large, and where its client waits for consent: that client may send another request
+    instead of the body. A body of unknown length is read on, as far as the bounds go.
+
+    Args:
+        headers: of the request, names in lower case.
+        most: bytes of a body that are read after its refusal.
+    """
+    return any((name == b"content-length" and int(value) > most) or name == b"expect" for name, value in headers)
+
+
+def with_close(head: bytes) -> bytes:
+    """The head of a response with ``Connection: close``; it has no such field yet."""
+    return head[:-2] + _CLOSE

@@ -58,6 +58,22 @@ def path_of(url: bytes) -> bytes:
     return (parsed.path or b"/") + query
 
 
+def head_without(
+    name: bytes, method: bytes, version: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]]
+) -> bytes:
+    """The bytes of a head without the fields of one name.
+
+    Args:
+        name: in lower case.
+        method: as received.
+        version: as in ``1.1``.
+        target: as received.
+        headers: names in lower case, values as received.
+    """
+    lines = b"".join(b"%b: %b\r\n" % header for header in headers if header[0] != name)
+    return b"%b %b HTTP/%b\r\n%b\r\n" % (method, target, version, lines)
+
+
 def _transfer_refusal(version: str, coding: bytes) -> RequestRefusal | None:
     if version == "1.0":
         return RequestRefusal(

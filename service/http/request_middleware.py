@@ -1,10 +1,12 @@
 """Gives every response its request id, timing, security headers, metrics, log line and span."""
 
+from collections.abc import Callable
 from time import perf_counter
 from typing import Final
 from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
@@ -37,6 +39,7 @@ class RequestMiddleware:
         limits: of bodies, and the Retry-After of refusals.
         observability: which responses get a log line.
         spans: makes a span for every response; None: no spans.
+        for_browsers: adds CORS headers to the responses of an application; `app` has its own.
     """
 
     def __init__(
@@ -48,8 +51,10 @@ class RequestMiddleware:
         limits: HttpLimits,
         observability: ObservabilitySettings,
         spans: SpanRecorder | None = None,
+        for_browsers: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     ) -> None:
         self._app = app
+        self._for_browsers = for_browsers
         self._bodies = BodyBudget(limits.bodies_limit_bytes, largest=limits.body_limit_bytes)
         self._retry_after = str(limits.retry_after_s)
         self._spans = spans
@@ -102,7 +107,7 @@ class RequestMiddleware:
             if status and not ended:
                 raise  # part of the response is sent: uvicorn closes the connection
             if not status:
-                await internal_problem(trace.request_id)(scope, receive, send_with_headers)
+                await self._respond(internal_problem(trace.request_id), scope, receive, send_with_headers)
         finally:
             self._report(scope, trace, status)
 
@@ -115,7 +120,12 @@ class RequestMiddleware:
         kind, detail = context.refusal
         headers = {"Retry-After": self._retry_after} if kind is CROWDED else None
         response = problem_response(kind, detail, request_id=context.trace.request_id, headers=headers)
-        await response(scope, receive, send)
+        await self._respond(response, scope, receive, send)
+
+    async def _respond(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send a response that is not the application's, so that pages of allowed origins can read it."""
+        # As for GET: the question whether a page may call would be answered instead.
+        await self._for_browsers(response)({**scope, "method": "GET"}, receive, send)
 
     def _report(self, scope: Scope, trace: Trace, status: int) -> None:
         route = getattr(scope.get("route"), "path_format", UNMATCHED)

@@ -7,7 +7,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-_INTERIM: Final = b"HTTP/1.1 1"  # 100 Continue: the client waits for it
+_HUNDREDS: Final = len(b"HTTP/1.1 ")  # position of the first digit of the status
+_INTERIM, _REFUSED = b"14"  # 100 Continue, for which the client waits; 400 and above
 
 
 class ResponseWriter:
@@ -19,13 +20,17 @@ class ResponseWriter:
     Args:
         transport: of the connection.
         end: closes the connection when everything written to it has been sent.
+        refused: the head of a response of status 400 or above → the head that is sent.
     """
 
-    __slots__ = ("_end", "_head", "_started", "_transport")
+    __slots__ = ("_end", "_head", "_refused", "_started", "_transport")
 
-    def __init__(self, transport: asyncio.Transport, end: Callable[[], None]) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, end: Callable[[], None], refused: Callable[[bytes], bytes]
+    ) -> None:
         self._transport = transport
         self._end = end
+        self._refused = refused
         self._started = False
         self._head = b""
 
@@ -34,10 +39,10 @@ class ResponseWriter:
         if self._started:
             head, self._head = self._head, b""
             self._transport.write(head + data)
-        elif data.startswith(_INTERIM):
+        elif (hundreds := data[_HUNDREDS]) == _INTERIM:
             self._transport.write(data)
         else:
-            self._started, self._head = True, data
+            self._started, self._head = True, data if hundreds < _REFUSED else self._refused(data)
 
     def flush(self) -> None:
         """Write the buffered head: the response is complete and may have no body."""

@@ -1,10 +1,8 @@
 """Declares the settings of API keys and rate limits."""
 
-from pathlib import Path
-
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
-from service.settings.groups import ApiKeys, SettingsGroup
+from service.settings.groups import ApiKeys, FilePath, SettingsGroup
 from service.settings.secret_files import KEY_RULE, is_key
 
 
@@ -18,15 +16,15 @@ class AccessSettings(SettingsGroup):
     metrics_keys: ApiKeys = Field(
         (), description="Keys of /metrics, separated by commas; none: it is open. Admin keys open it too."
     )
-    api_keys_file: Path | None = Field(
+    api_keys_file: FilePath | None = Field(
         None,
         description="File with more keys of the data routes, one per line, each with its scopes where it has not all; "
         "read again when it changes.",
     )
-    admin_keys_file: Path | None = Field(
+    admin_keys_file: FilePath | None = Field(
         None, description="File with more keys of all routes, one per line; read again when it changes."
     )
-    metrics_keys_file: Path | None = Field(
+    metrics_keys_file: FilePath | None = Field(
         None, description="File with more keys of /metrics, one per line; read again when it changes."
     )
     rate_limit: float | None = Field(

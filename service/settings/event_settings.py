@@ -17,6 +17,8 @@ def _split_table(value: Any) -> Any:  # noqa: ANN401 - any value of a variable o
     table: dict[str, float | str] = {}
     for part in filter(None, map(str.strip, value.split(","))):
         name, _, said = part.rpartition("=")
+        if name.strip() in table:
+            raise ValueError("must name each type once")
         try:
             table[name.strip()] = float(said)
         except ValueError:

@@ -21,8 +21,11 @@ from service.settings.secret_files import read_secret
 
 _ROOT_PATH: Final = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 _ORIGIN: Final = re.compile(r"\*|https?://[^\s/?#@,*]+")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_HOST: Final = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff,]{1,253}")
 MOST_WORKERS: Final = 64
 """Largest number of worker processes."""
+_MOST_BYTES: Final = 1 << 40
 _MOST_ENGINE_THREADS: Final = 4  # one event loop cannot feed more
 
 
@@ -33,8 +36,16 @@ def _split(value: Any) -> Any:  # noqa: ANN401 - any value of a variable or of t
     return tuple(value) if isinstance(value, list) else value
 
 
+def _check_path(value: Any) -> Any:  # noqa: ANN401 - any value of a variable or of the file
+    """Refuse a path that names no file: an empty one would be the working directory."""
+    if isinstance(value, str) and (not value.strip() or _CONTROL.search(value)):
+        raise ValueError("must be a path, neither empty nor with control characters; leave the setting out for none")
+    return value
+
+
 ApiKeys = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+FilePath = Annotated[Path, BeforeValidator(_check_path)]
 
 
 class SettingsGroup(BaseModel):
@@ -79,6 +90,13 @@ class ServerSettings(SettingsGroup):
         description="Seconds at shutdown in which `/readyz` answers 503 but new requests are still answered.",
     )
 
+    @field_validator("host")
+    @classmethod
+    def _check_host(cls, value: str) -> str:
+        if not _HOST.fullmatch(value):
+            raise ValueError("must be one name or address of this machine, as in 127.0.0.1 or ::")
+        return value
+
     @field_validator("root_path")
     @classmethod
     def _check_root_path(cls, value: str) -> str:
@@ -114,9 +132,9 @@ class HttpLimits(SettingsGroup):
         le=3600,
         description="Seconds in which a request must arrive whole, and in which its response must be read.",
     )
-    body_limit_bytes: int = Field(1_048_576, ge=1024, description="Largest request body in bytes.")
+    body_limit_bytes: int = Field(1_048_576, ge=1024, le=_MOST_BYTES, description="Largest request body in bytes.")
     bodies_limit_bytes: int = Field(
-        268_435_456, ge=1024, description="Bytes of all arriving bodies together; beyond that: 503."
+        268_435_456, ge=1024, le=_MOST_BYTES, description="Bytes of all arriving bodies together; beyond that: 503."
     )
     retry_after_s: int = Field(
         1, ge=1, le=3600, description="Seconds of the Retry-After header of every 503, and of a 429 in overload."
@@ -127,7 +145,7 @@ class BundleSettings(SettingsGroup):
     """The registry, and how a bundle is found, checked and loaded."""
 
     registry: str = Field(min_length=1, description="Directory of published bundles, or `s3://bucket/prefix`.")
-    registry_cache: Path | None = Field(
+    registry_cache: FilePath | None = Field(
         None, description="Directory for copies of the bundles of an object store; unset: under XDG_CACHE_HOME."
     )
     registry_cache_mb: int = Field(20_000, ge=1, le=100_000_000, description="Most MiB of these copies together.")
@@ -144,7 +162,7 @@ class BundleSettings(SettingsGroup):
         "cpu", description="Device of sequence encoder and index; `auto`: `cuda` where there is a GPU, else `cpu`."
     )
     encoder_threads: int = Field(1, ge=1, le=256, description="Threads that one encoder call uses.")
-    directives_file: Path | None = Field(
+    directives_file: FilePath | None = Field(
         None,
         description="File with this replica's copy of the pin and the hidden items; unset: under XDG_STATE_HOME.",
     )
@@ -217,7 +235,7 @@ class RedisSettings(SettingsGroup):
         description="URL of the Redis with the histories: redis://, rediss:// or unix://; redis+cluster:// or "
         "redis+sentinel:// with several hosts.",
     )
-    redis_url_file: Path | None = Field(
+    redis_url_file: FilePath | None = Field(
         None, description="File that holds the Redis URL, for Docker and Kubernetes secrets; read once at startup."
     )
     redis_prefix: str = Field("vlm2rec", min_length=1, max_length=64, description="Prefix of every Redis key.")
@@ -272,6 +290,7 @@ class HistorySettings(SettingsGroup):
     stream_cap: int = Field(
         1_000_000,
         ge=1,
+        le=10**12,
         description="Newest events of all users stored for retraining, an equal part in each of 64 buckets of users.",
     )
     late_s: int = Field(

@@ -43,6 +43,7 @@ _SERVICE_ADDRESS: Final = re.compile(r"(?:tcp|udp|sctp)://.*")
 # A small bundle with its code and encoder takes a third of it; the rest is for vectors and requests.
 _WORKER_BYTES: Final = 256 << 20
 _IN_EVENTS: Final = {"types": "event_types", "default_type": "default_type"}
+_MOST_MESSAGE: Final = 300
 _SECRETS: Final = {"redis_url", "api_keys", "admin_keys", "metrics_keys", "retriever", "retriever_token"}
 
 
@@ -235,4 +236,4 @@ def _message(problem: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
     if problem["type"] == "missing":
         return f"{name} must be set: with {PREFIX}{name.upper()}, in the file, or on the command line"
     received = "a value not shown here" if name in _SECRETS else repr(problem["input"])[:80]
-    return f"{name}: {problem['msg']}, got {received}"
+    return f"{name}: {problem['msg'][:_MOST_MESSAGE]}, got {received}"

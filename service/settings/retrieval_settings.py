@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from service.settings.groups import SettingsGroup
+from service.settings.groups import FilePath, SettingsGroup
 from service.settings.secret_files import read_secret
 
 RULE: Final = "must be faiss, or milvus+http://host:port or milvus+https://host:port, with /database where it has one"
@@ -45,7 +45,7 @@ class RetrievalSettings(SettingsGroup):
     retriever_token: SecretStr | None = Field(
         None, description="Token of Milvus: `user:password` or an API key; none: it is open."
     )
-    retriever_token_file: Path | None = Field(
+    retriever_token_file: FilePath | None = Field(
         None, description="File that holds this token, for Docker and Kubernetes secrets; read once at startup."
     )
     retriever_timeout_ms: int = Field(

@@ -8,6 +8,7 @@ from service.errors import SettingsError
 
 KEY_RULE = "every key must have 16 to 512 ASCII characters, no spaces, and must not be a name that lacks its key"
 _MAX_BYTES = 65_536
+_MOST_SHOWN: Final = 200
 _KEY: Final = re.compile(r"[!-~]{16,512}")
 # These can be guessed from the documentation: scopes, a label, or a variable before the place of the key.
 _NAME: Final = re.compile(r"(?i:scopes?=.*)|[A-Za-z][\w.-]*:|[A-Z][A-Z0-9]*(_[A-Z0-9]+)+=")
@@ -35,13 +36,21 @@ def read_secret(path: Path, setting: str) -> str:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise SettingsError(f"{setting} must name a file that can be read, got {path} ({error.strerror})") from None
+        raise SettingsError(
+            f"{setting} must name a file that can be read, got {_shown(path)} ({error.strerror})"
+        ) from None
     if len(content) > _MAX_BYTES:
-        raise SettingsError(f"{setting} must name a file of at most {_MAX_BYTES} bytes, got {path}")
+        raise SettingsError(f"{setting} must name a file of at most {_MAX_BYTES} bytes, got {_shown(path)}")
     try:
         return content.decode()
     except UnicodeDecodeError:
-        raise SettingsError(f"{setting} must name a file in UTF-8, got {path}") from None
+        raise SettingsError(f"{setting} must name a file in UTF-8, got {_shown(path)}") from None
+
+
+def _shown(path: Path) -> str:
+    """A path in one line of a message."""
+    text = str(path)[:_MOST_SHOWN]
+    return text if text.isprintable() and text.strip() else ascii(text)
 
 
 class KeyLine(NamedTuple):

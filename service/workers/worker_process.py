@@ -20,7 +20,7 @@ from fastapi import FastAPI
 
 from index.errors import IndexingError
 from service.errors import NotReady, ServiceError
-from service.http.protocol import GuardedConfig
+from service.http.config import GuardedConfig
 from service.runtime.worker_board import WorkerBoard, WorkerState
 from service.server import SocketServer, configure_process, run
 from service.settings.load import Settings

@@ -18,10 +18,10 @@ from structlog import get_logger
 from service.api.request_body import read_json
 from service.errors import RequestRefused
 from service.http.admission import Admission
+from service.http.config import GuardedConfig
 from service.http.connections import ConnectionLimits, Connections
 from service.http.graceful_shutdown import GuardedServer
 from service.http.problems import answer_error
-from service.http.protocol import GuardedConfig
 from service.http.request_context import context_of
 from service.http.request_middleware import RequestMiddleware
 from service.settings.groups import HttpLimits, ObservabilitySettings

@@ -8,8 +8,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from service.http.admission import Admission
+from service.http.config import GuardedConfig
 from service.http.connections import ConnectionLimits, Connections
-from service.http.protocol import GuardedConfig, GuardedProtocol
+from service.http.protocol import GuardedProtocol
 
 _TURNS = 10_000
 

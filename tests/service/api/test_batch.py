@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +19,7 @@ from service.recommend.engine import SearchJob, SearchResult
 from service.recommend.recommender import Recommender
 from service.stores.protocols import Event, HistoryEntry
 from service.stores.redis_connection import RedisConnection
-from tests.support.shops import OpenClient
+from tests.support.shops import OpenClient, metric
 from tests.support.stores.item_ids import item_ids
 from tests.support.stores.memory_histories import MemoryHistories
 
@@ -223,6 +224,38 @@ def test_what_fails_in_the_encoder_degrades_that_member_alone(
     monkeypatch.setattr(bundle, "encode", failing)
     answers = batch(client, {"items": ["i1"]}, {"items": ["i2"]})["answers"]
     assert [answer["strategy"] for answer in answers] == ["sequence", "similar"]
+
+
+def test_a_second_large_batch_is_refused_where_single_requests_are_not(
+    open_client: OpenClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, released = threading.Event(), threading.Event()
+
+    async def held(owner: str) -> list[HistoryEntry]:
+        reading.set()
+        while not released.is_set():
+            await asyncio.sleep(0.01)
+        return [HistoryEntry("i1", 1.0)]
+
+    with open_client(queue_bound=32, rate_limit=100, rate_burst=1000) as client, ThreadPoolExecutor(1) as threads:
+        monkeypatch.setattr(client.app.state.histories, "entries", held)  # type: ignore[attr-defined]
+        first = threads.submit(batch, client, *({"user_id": f"u{number}", "k": 1} for number in range(256)))
+        try:
+            assert reading.wait(60)
+            assert client.app.state.admission.in_progress == 15  # type: ignore[attr-defined]  # not counted by the server
+            single = {"items": ["i1"], "k": 1}
+            refused = client.post("/recommend/batch", json={"requests": [single] * 256})
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert refused.json()["type"] == "urn:vlm2rec:problem:queue-full"
+            assert "a batch of 256 requests" in refused.json()["detail"]
+            assert metric(client, "vlm2rec_shed_total", reason="refused") == 1
+            assert client.post("/recommend", json=single).json()["degraded"] is None
+            batch(client, single)  # a batch of one is a single request
+        finally:
+            released.set()
+        assert len(first.result()["answers"]) == 256
+        batch(client, *([single] * 256))
+        assert client.app.state.admission.in_progress == 0  # type: ignore[attr-defined]
 
 
 def test_a_redis_that_is_down_degrades_the_members_that_need_it(open_client: Any) -> None:

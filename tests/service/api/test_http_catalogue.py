@@ -223,3 +223,13 @@ def test_the_pages_for_people(client: TestClient) -> None:
     assert answer.status_code == 200
     assert "swagger" in answer.text
     assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("query", ["q=%FF", "q=%ED%A0%80", "limit=1&q=a%C3"])
+def test_a_query_that_is_not_utf_8_is_refused(client: TestClient, query: str) -> None:
+    answer = client.get(f"/items?{query}")
+    assert answer.status_code == 422
+    assert answer.json()["errors"] == [
+        {"field": "query", "received": f'"{query}"', "rule": "must be percent-encoded UTF-8"}
+    ]
+    assert client.get("/items?q=%C3%A9").status_code == 200

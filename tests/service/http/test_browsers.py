@@ -3,10 +3,15 @@
 import base64
 import hashlib
 import re
+import time
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from service.bundles.active_bundle import ActiveBundle
+from service.http.problems import HEAD_TOO_LARGE, RequestRefusal
+from service.http.request_context import CONTEXT, RequestContext
 from service.http.security_headers import missing_headers
 from tests.support.shops import OpenClient
 
@@ -102,3 +107,37 @@ def test_no_page_of_another_origin_may_call_unless_it_is_listed(open_client: Ope
         foreign = {**asked, "origin": "https://evil.example"}
         assert client.options("/recommend", headers=foreign).status_code == 400
         assert "access-control-allow-origin" not in client.get("/items", headers=foreign).headers
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/items/i1"), ("GET", "/items"), ("GET", "/users/u/history")])
+def test_a_page_can_read_an_unexpected_error(
+    open_client: OpenClient, monkeypatch: pytest.MonkeyPatch, method: str, path: str
+) -> None:
+    def broken(_bundle: ActiveBundle) -> None:
+        raise ZeroDivisionError
+
+    with open_client(cors_origins=SHOP) as client:
+        monkeypatch.setattr(ActiveBundle, "admit", broken)
+        answer = client.request(method, path, headers={"origin": SHOP})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (500, SHOP)
+        assert answer.json()["type"] == "urn:vlm2rec:problem:internal"
+        assert answer.headers["vary"] == "Origin"
+        assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
+        assert len(answer.headers) == len(set(answer.headers))
+        foreign = client.request(method, path, headers={"origin": "https://evil.example"})
+        assert (foreign.status_code, "access-control-allow-origin" in foreign.headers) == (500, False)
+
+
+def test_a_page_can_read_a_refusal_of_its_head(open_client: OpenClient) -> None:
+    with open_client(cors_origins=SHOP) as client:
+        app: Any = client.app
+
+        async def refused(scope: Any, receive: Any, send: Any) -> None:
+            refusal = RequestRefusal(HEAD_TOO_LARGE, "too large")
+            context = {CONTEXT: RequestContext(time.perf_counter(), refusal)}
+            await app(scope if scope["type"] != "http" else scope | context, receive, send)
+
+        asked = {"origin": SHOP, "access-control-request-method": "GET"}
+        for method in ("GET", "OPTIONS"):
+            answer = TestClient(refused).request(method, "/items", headers=asked)
+            assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (431, SHOP)

@@ -17,9 +17,9 @@ from index.bundle.bundle import Bundle
 from service.bundles.active_bundle import ActiveBundle
 from service.errors import NotReady
 from service.http.admission import Admission
+from service.http.config import GuardedConfig
 from service.http.connections import ConnectionLimits, Connections
 from service.http.graceful_shutdown import DrainingServer, drop_new_connections
-from service.http.protocol import GuardedConfig
 from tests.support.processes.service_process import Service
 from tests.support.shops import eventually
 from tests.support.stores.real_redis import open_histories

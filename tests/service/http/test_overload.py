@@ -2,10 +2,12 @@
 
 import json
 import time
+from contextlib import ExitStack
 from typing import Any
 
 from starlette.testclient import TestClient
 
+from service.errors import QueueFull
 from service.http.admission import Admission
 from service.http.connections import ConnectionLimits
 from service.http.request_context import CONTEXT, RequestContext
@@ -63,6 +65,78 @@ def test_the_limit_shrinks_while_the_loop_is_late_and_grows_when_it_is_prompt() 
     admission = Admission(400)
     admission.adapt(5.0)  # late, as in a swap of bundles, but no request was refused
     assert turned_away_and(0.0) == 200 + popular
+
+
+def held(admission: Admission, stack: ExitStack, members: int, *, overloaded: bool = False) -> bool:
+    """Whether a batch of so many members is let in; it ends with the stack."""
+    if not admission.enter(request := object()):
+        return False
+    try:
+        stack.enter_context(admission.batch(members, overloaded=overloaded))
+    except QueueFull:
+        admission.leave(request)
+        return False
+    stack.callback(admission.leave, request)
+    return True
+
+
+def test_a_batch_counts_as_its_members_up_to_a_bound() -> None:
+    admission = Admission(400)
+    for members, counted in ((1, 1), (2, 2), (16, 16), (17, 16), (256, 16)):
+        with ExitStack() as stack:
+            assert held(admission, stack, members)
+            assert admission.in_progress == counted
+        assert admission.in_progress == 0
+
+
+def test_batches_leave_half_of_the_places_to_single_requests() -> None:
+    admission = Admission(400)  # 200 are answered in full
+    with ExitStack() as stack:
+        assert [held(admission, stack, 256) for _ in range(8)] == [True] * 6 + [False] * 2  # 16 each, of 100
+        assert [held(admission, stack, 2) for _ in range(3)] == [True] * 2 + [False]
+        assert held(admission, stack, 1)  # as a single request
+        assert admission.in_progress == 101
+        high = [admission.enter(request) and admission.is_high for request in range(100)]
+        assert high == [False] * 99 + [True]
+    for request in range(100):
+        admission.leave(request)
+    assert admission.in_progress == 0
+    with ExitStack() as stack:
+        assert [held(admission, stack, 256) for _ in range(7)] == [True] * 6 + [False]
+
+
+def filled_and_late(admission: Admission, times: int) -> None:
+    """Let requests in until one is refused, while the event loop is late; so often."""
+    for _ in range(times):
+        inside = []
+        while admission.enter(request := object()):
+            inside.append(request)
+        for request in inside:
+            admission.leave(request)
+        admission.adapt(0.05)
+
+
+def test_a_late_event_loop_admits_one_batch_and_single_requests_beside_it() -> None:
+    admission = Admission(400)
+    with ExitStack() as stack:
+        assert [held(admission, stack, 256) for _ in range(3)] == [True] * 3
+        filled_and_late(admission, 30)  # 16 are let in
+        assert [admission.enter(request) for request in range(8)] == [True] * 8
+        assert not admission.is_high
+    for request in range(8):
+        admission.leave(request)
+    with ExitStack() as stack:
+        assert [held(admission, stack, 256) for _ in range(2)] == [True, False]
+        assert [admission.enter(request) for request in range(8)] == [True] * 8
+
+
+def test_an_overloaded_batch_costs_the_credit_of_its_members() -> None:
+    admission = Admission(400)
+    assert all(admission.enter(request) for request in range(200))
+    with ExitStack() as stack:
+        entered = [held(admission, stack, 256, overloaded=True) for _ in range(6)]
+        assert entered == [True] * 4 + [False] * 2
+        assert admission.in_progress == 264  # 64 popular answers by the credit of quiet times, 16 each
 
 
 def filled(server: Running, admission: Admission) -> list[Client]:

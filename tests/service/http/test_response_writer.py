@@ -35,7 +35,7 @@ def transport() -> Recorded:
 
 
 def test_head_and_body_are_one_write(transport: Recorded) -> None:
-    writer = ResponseWriter(transport, transport.close)
+    writer = ResponseWriter(transport, transport.close, bytes)
     writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
     assert transport.calls == []
     writer.write(b"body")
@@ -51,7 +51,7 @@ def test_head_and_body_are_one_write(transport: Recorded) -> None:
 def test_a_head_without_a_body_goes_out_at_the_end(
     transport: Recorded, end: Callable[[ResponseWriter], None], calls: list[bytes | str]
 ) -> None:
-    writer = ResponseWriter(transport, transport.close)
+    writer = ResponseWriter(transport, transport.close, bytes)
     writer.write(b"HTTP/1.1 204 \r\n\r\n")
     end(writer)
     assert transport.calls == calls
@@ -60,7 +60,7 @@ def test_a_head_without_a_body_goes_out_at_the_end(
 
 
 def test_100_continue_is_sent_at_once(transport: Recorded) -> None:
-    writer = ResponseWriter(transport, transport.close)
+    writer = ResponseWriter(transport, transport.close, bytes)
     writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     assert transport.calls == [b"HTTP/1.1 100 Continue\r\n\r\n"]
     writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -70,7 +70,7 @@ def test_100_continue_is_sent_at_once(transport: Recorded) -> None:
 
 
 def test_it_says_whether_the_connection_is_closed(transport: Recorded) -> None:
-    writer = ResponseWriter(transport, transport.close)
+    writer = ResponseWriter(transport, transport.close, bytes)
     assert not writer.is_closing()
     transport.close()
     assert writer.is_closing()

@@ -12,8 +12,8 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from service.http.admission import Admission
+from service.http.config import GuardedConfig
 from service.http.connections import ConnectionLimits, Connections
-from service.http.protocol import GuardedConfig
 from service.workers.handover import Handover, PassingProtocol
 from tests.support.wire import echo
 
