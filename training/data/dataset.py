@@ -110,6 +110,10 @@ class Dataset:
         named = self.items[IMAGE].drop_nulls()
         return sum(self.picture(name) is None for name in named.to_list() if name.strip())
 
+    def copies(self) -> int:
+        """Number of interactions with the user, the item and the second of an earlier one."""
+        return self.interactions.height - self.interactions.select(USER_ID, ITEM_ID, TIMESTAMP).unique().height
+
     def name(self) -> str:
         """Absolute path or URL of the data set."""
         return str(self.directory.resolve()) if self.place is None else self.place.absolute()
