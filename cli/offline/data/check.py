@@ -49,8 +49,11 @@ def check(
     """
     from rich.progress import Progress
 
+    from index.machine.outputs import check_file_writable
     from training.data_check.check import check_dataset
 
+    if json_file is not None:
+        check_file_writable(json_file)
     tasks: dict[str, TaskID] = {}
     with Progress(console=Console(stderr=True), transient=True) as bar:
         report = check_dataset(

@@ -37,10 +37,12 @@ def fetch_images(
     import httpx2
     from rich.progress import Progress
 
+    from index.machine.outputs import check_directory_writable
     from training.imports.fetching.addresses import public_address, system_resolver
     from training.imports.fetching.image_fetches import fetch_images as fetch
     from training.imports.fetching.picture_fetcher import FetchLimits, PictureFetcher
 
+    check_directory_writable(directory)
     defaults = FetchLimits()
     limits = FetchLimits(max_mib << 20, seconds, defaults.redirects, defaults.ports | frozenset(port or ()))
     tls = httpx2.create_ssl_context()
