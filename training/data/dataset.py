@@ -174,7 +174,7 @@ def read_items(path: Path) -> pl.DataFrame:
     """
     frame = read_table(path, text=(ITEM_ID, TITLE, TEXT, IMAGE), required=[ITEM_ID])
     if frame.is_empty():
-        raise DatasetError(f"{path}: a catalogue needs at least one item, got none")
+        raise DatasetError(f"{path}: a catalogue needs at least one item, got none; add rows")
     if POPULARITY in frame.columns:
         raise DatasetError(f"{path}: column {POPULARITY!r} is reserved for the training counts; rename it")
     _check_item_ids(path, frame)
