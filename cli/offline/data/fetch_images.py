@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 if TYPE_CHECKING:
     from training.imports.fetching.image_fetches import FetchSummary
 
 _EXIT_FAILED = 1
 
-_console = Console(highlight=False)
+_console = Console(highlight=False, soft_wrap=True)
 
 
 def fetch_images(
@@ -75,4 +74,4 @@ def _print(summary: "FetchSummary", directory: Path) -> None:
 
 
 def _say(line: str, style: str) -> None:
-    _console.print(escape(line), style=style, soft_wrap=True)
+    _console.print(line, style=style, markup=False)
