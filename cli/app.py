@@ -30,7 +30,8 @@ from training.errors import RunBusy, TrainingError
 
 _EXIT_BAD_INPUT = 2
 _EXIT_BUSY = 75  # EX_TEMPFAIL
-_NO_MEMORY = "allocate memory|bad_alloc|failed to map segment"  # in the words of torch, of C++ and of the loader
+# In the words of torch, of C++, of the loader and of Python; the last also where a limit on threads is reached.
+_NO_MEMORY = "allocate memory|bad_alloc|failed to map segment|can't start new thread"
 
 app = typer.Typer(
     name="vlm2rec",
@@ -142,9 +143,12 @@ def _check_words(words: Sequence[str]) -> None:
 
 def _fail_for_memory(error: Exception) -> NoReturn:
     reason = " ".join(str(error).split()) or "an allocation failed"
+    limits = "ulimit -v, the control group"
+    if "new thread" in reason:
+        limits = f"ulimit -u, {limits}"
     _fail(
-        f"not enough memory: {reason}. Raise the limit (ulimit -v, the control group), or use a machine with more; "
-        "then start the same command again"
+        f"not enough memory: {reason}. Raise the limit ({limits}), or use a machine with more; then start the same "
+        "command again"
     )
 
 

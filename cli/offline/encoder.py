@@ -41,11 +41,14 @@ def fit_encoder(
     as many epochs as were best: this encoder serves, figures are of the first (encoder.refit = false: one fit). Resumes
     after an interruption from the last whole epoch of either.
     """
+    from index.machine.outputs import check_directory_writable
     from training.data.dataset import load_dataset
     from training.embedding.store import Embeddings
+    from training.encoder.encoder_files import ENCODER_DIRECTORY
     from training.runs.disk import writing_run
     from training.runs.lock import run_lock
 
+    check_directory_writable(run, run / ENCODER_DIRECTORY)
     chosen = chosen_config(run, config, seed)
     dataset = load_dataset(data, interactions=interactions)
     print_left_out(dataset, _console)

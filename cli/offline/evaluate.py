@@ -1,6 +1,5 @@
 """`vlm2rec evaluate`: compares a run with baselines, with each slot alone and with the vision-language model."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from cli.offline.evaluation_page import markdown, print_table, save_text
+from cli.offline.evaluation_page import EVALUATION_DIRECTORY, figures_file, report_tables
 from cli.offline.left_out import print_left_out
 from cli.offline.progress import counted_progress
 from cli.offline.threads import MOST_THREADS, set_torch_threads
@@ -22,9 +21,7 @@ if TYPE_CHECKING:
     from training.evaluation.evaluate import System, TargetSet
     from training.evaluation.fitted_run import FittedRun
     from training.ranking.saved_ranks import RankedTable
-    from training.ranking.table import Table
 
-_DIRECTORY = "evaluation"
 _MEASURE_DAYS = 7.0
 _TIME_SPLIT_RULE = (
     "--split time goes with --measure-days, --interactions, --targets, --against, --threads and --json alone"
@@ -133,23 +130,23 @@ def evaluate(
     sets every other slot to zero on both sides. Ratios have paired bootstrap intervals. The tables are saved as JSON
     and Markdown. Encoding histories with a vision-language model resumes after an interruption.
     """
+    from cli.offline.time_split import evaluate_by_time
     from training.data.dataset import load_dataset
     from training.encoder.encoder_files import ENCODER_DIRECTORY
     from training.evaluation.evaluate import fresh_targets, measured_tables, rank_sets, rankers, target_sets
     from training.evaluation.fitted_run import FittedRun
-    from training.ranking.saved_ranks import check_ranks_file
     from training.ranking.saved_ranks import save_ranks as write_ranks
 
     set_torch_threads(None)
     if held_out is HeldOut.TIME:
         if users or validation or direct or ease or fresh_share or ranks or save_ranks:
             raise typer.BadParameter(_TIME_SPLIT_RULE)
+        _check_outputs(run, json_file, None)
         days = _MEASURE_DAYS if measure_days is None else measure_days
-        _evaluate_by_time(data, run, interactions, days, targets, against, json_file, threads)
+        evaluate_by_time(data, run, interactions, days, targets, against, json_file, threads)
         return
     _check_last_events(measure_days, users, validation=validation)
-    if save_ranks is not None:
-        check_ranks_file(save_ranks)
+    _check_outputs(run, json_file, save_ranks)
     fitted = FittedRun.load(run / ENCODER_DIRECTORY, threads=threads)
     dataset = load_dataset(data, interactions=interactions)
     print_left_out(dataset, _console)
@@ -177,7 +174,26 @@ def evaluate(
     if save_ranks is not None:
         write_ranks(save_ranks, ranked)
     tables = measured_tables(_joined(ranked, ranks or ()), split)
-    _report(tables, against, json_file or run / _DIRECTORY / _file_name(sets), about)
+    report_tables(tables, against, json_file or figures_file(run, sets[0].name), about)
+
+
+def _check_outputs(run: Path, json_file: Path | None, ranks_file: Path | None) -> None:
+    """Refuse a file of figures or ranks that cannot be written, before the minutes that ranking takes.
+
+    Raises:
+        EvaluationError: ranks would go to a device or a pipe.
+        DiskError: a file cannot be written.
+    """
+    from index.machine.outputs import check_directory_writable, check_file_writable
+    from training.ranking.saved_ranks import check_ranks_file
+
+    if ranks_file is not None:
+        check_ranks_file(ranks_file)
+        check_file_writable(ranks_file)
+    if json_file is None:
+        check_directory_writable(run / EVALUATION_DIRECTORY)
+    else:
+        check_file_writable(json_file)
 
 
 def _check_last_events(measure_days: float | None, users: Path | None, *, validation: bool) -> None:
@@ -186,54 +202,6 @@ def _check_last_events(measure_days: float | None, users: Path | None, *, valida
         raise typer.BadParameter("--measure-days goes with --split time alone")
     if users is not None and validation:
         raise typer.BadParameter("--users and --validation name different targets; give one of them")
-
-
-def _evaluate_by_time(
-    data: str,
-    run: Path,
-    interactions: Path | None,
-    days: float,
-    most: int | None,
-    against: str | None,
-    json_file: Path | None,
-    threads: int,
-) -> None:
-    """Fit the recipe of a run on what lies before the last days, and rank the first event of every user in them."""
-    from dataclasses import replace
-
-    from cli.offline.encoder import fit_and_print
-    from training.data.dataset import load_dataset
-    from training.data.sequences import evenly_spaced
-    from training.embedding.store import Embeddings
-    from training.encoder.encoder_files import ENCODER_DIRECTORY
-    from training.evaluation.evaluate import TargetSet, measured_tables, rank_sets, rankers
-    from training.evaluation.fitted_run import FittedRun
-    from training.evaluation.recipes import AFTER_CUTOFF, cutoff_of, events_before, targets_after
-    from training.finetune.trained_events import ModelEvents
-    from training.runs.disk import writing_run
-    from training.runs.lock import run_lock
-
-    recipe = FittedRun.load(run / ENCODER_DIRECTORY).recipe
-    dataset = load_dataset(data, interactions=interactions)
-    print_left_out(dataset, _console)
-    cutoff = cutoff_of(dataset.interactions, days)
-    before = replace(dataset, interactions=events_before(dataset.interactions, cutoff))
-    held_out = targets_after(dataset.interactions, dataset.item_ids(), cutoff)
-    again = run / _DIRECTORY / "time-split"
-    with run_lock(run), writing_run(run):
-        embeddings = Embeddings.load(run / "embeddings")
-        fit_and_print(before, embeddings, recipe, again)
-    model = ModelEvents.of(run, embeddings.model, cutoff)
-    fitted = FittedRun.load(again / ENCODER_DIRECTORY, threads=threads, served=True)
-    split = fitted.split(before)
-    part = TargetSet(AFTER_CUTOFF, evenly_spaced(held_out, most), len(held_out))
-    ranked = rank_sets([part], rankers(fitted, split, dataset.texts()), exclude_seen=fitted.exclude_seen)
-    about = {"data": fitted.record["data"], "config": fitted.record["config"], "cutoff": cutoff, "days": days}
-    if model is not None:
-        about |= {"vlm": model.as_json()}
-        if note := model.note("the vision-language model"):
-            _console.print(f"note: {note}", markup=False)
-    _report(measured_tables(ranked, split), against, json_file or run / _DIRECTORY / _file_name([part]), about)
 
 
 def _baselines(
@@ -349,43 +317,3 @@ def _joined(ranked: "list[RankedTable]", given: Iterable[str]) -> "list[RankedTa
         plain = not equals or Path(text).exists()
         ranked = [part.joined(Path(text if plain else path), None if plain else label) for part in ranked]
     return ranked
-
-
-def yardsticks(tables: "Sequence[Table]", against: str | None) -> list[str]:
-    """Name of the row that each table is compared with.
-
-    Ranks of another library may belong to one table only; a table without the row keeps its usual one.
-
-    Args:
-        tables: of one evaluation.
-        against: name of a row; None for the usual ones.
-
-    Raises:
-        EvaluationError: no table has such a row.
-    """
-    having = [any(row.name == against for row in table.rows) for table in tables]
-    wanted = [against if has or not any(having) else None for has in having]
-    return [table.yardstick(name) for table, name in zip(tables, wanted, strict=True)]
-
-
-def _report(tables: "list[Table]", against: str | None, path: Path, about: dict[str, Any]) -> None:
-    """Print and save the tables."""
-    from index.machine.disk import is_stream
-    from training.evaluation.shortfalls import shortfalls
-
-    compared = list(zip(tables, yardsticks(tables, against), strict=True))
-    for table, yardstick in compared:
-        print_table(table, yardstick)
-    for line in (line for table in tables for line in shortfalls(table)):
-        _console.print(f"note: {line}", markup=False)
-    written = {"tables": [table.as_json([yardstick]) for table, yardstick in compared], **about}
-    page = path.with_suffix(".md")
-    save_text(path, json.dumps(written, indent=2) + "\n")
-    if is_stream(path):  # no page belongs beside it
-        return
-    save_text(page, "\n".join(markdown(table, yardstick) for table, yardstick in compared))
-    _console.print(f"saved: {path} and {page.name}", markup=False)
-
-
-def _file_name(sets: "Sequence[TargetSet]") -> str:
-    return f"{sets[0].name.replace(' ', '-')}.json"

@@ -1,8 +1,9 @@
 """Prints the tables of an evaluation and writes them as Markdown."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from training.ranking.table import SystemRow
     from training.ranking.table import Table as EvaluationTable
 
+EVALUATION_DIRECTORY = "evaluation"
+
 _FULL = {"HR@10": "hr@10", "NDCG@10": "ndcg@10", "HR@20": "hr@20", "NDCG@20": "ndcg@20"}
 _MORE = {"HR@10/100": "hr@10/100", "NDCG@10/100": "ndcg@10/100", "coverage@10": "coverage@10"}
 _REST = {"HR@20/100": "hr@20/100", "NDCG@20/100": "ndcg@20/100"}
@@ -22,6 +25,8 @@ _ALL_COLUMNS = 130
 _PIPED_WIDTH = 150
 _UNDEFINED = "–"
 _LONGEST_HEADING = 20
+
+_console = Console(highlight=False, soft_wrap=True)
 
 
 def print_table(table: "EvaluationTable", against: str) -> None:
@@ -116,3 +121,59 @@ def save_text(path: Path, text: str) -> None:
         raise EvaluationError(
             describe_disk_error(error, path, "evaluate again, or name another --json", what="the figures")
         ) from error
+
+
+def yardsticks(tables: "Sequence[EvaluationTable]", against: str | None) -> list[str]:
+    """Name of the row that each table is compared with.
+
+    Ranks of another library may belong to one table only; a table without the row keeps its usual one.
+
+    Args:
+        tables: of one evaluation.
+        against: name of a row; None for the usual ones.
+
+    Raises:
+        EvaluationError: no table has such a row.
+    """
+    having = [any(row.name == against for row in table.rows) for table in tables]
+    wanted = [against if has or not any(having) else None for has in having]
+    return [table.yardstick(name) for table, name in zip(tables, wanted, strict=True)]
+
+
+def report_tables(tables: "Sequence[EvaluationTable]", against: str | None, path: Path, about: dict[str, Any]) -> None:
+    """Print the tables, and save them as JSON and, beside it, as Markdown.
+
+    Args:
+        tables: of one evaluation.
+        against: the row to compare with; None for the usual ones.
+        path: of the JSON file.
+        about: what else the JSON file says.
+
+    Raises:
+        EvaluationError: no table has the row ``against``, or a file cannot be written.
+    """
+    from index.machine.disk import is_stream
+    from training.evaluation.shortfalls import shortfalls
+
+    compared = list(zip(tables, yardsticks(tables, against), strict=True))
+    for table, yardstick in compared:
+        print_table(table, yardstick)
+    for line in (line for table in tables for line in shortfalls(table)):
+        _console.print(f"note: {line}", markup=False)
+    written = {"tables": [table.as_json([yardstick]) for table, yardstick in compared], **about}
+    page = path.with_suffix(".md")
+    save_text(path, json.dumps(written, indent=2) + "\n")
+    if is_stream(path):  # no page belongs beside it
+        return
+    save_text(page, "\n".join(markdown(table, yardstick) for table, yardstick in compared))
+    _console.print(f"saved: {path} and {page.name}", markup=False)
+
+
+def figures_file(run: Path, table: str) -> Path:
+    """Where the figures of an evaluation are saved by default.
+
+    Args:
+        run: the run directory.
+        table: name of the first table.
+    """
+    return run / EVALUATION_DIRECTORY / f"{table.replace(' ', '-')}.json"

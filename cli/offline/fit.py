@@ -33,14 +33,17 @@ def fit(
     sequence encoder, item-to-item lists, refit and thumbnails. Resumes after an interruption; texts and pictures that
     did not change are not embedded again.
     """
+    from index.machine.outputs import check_directory_writable
     from training.data.data_place import DataPlace
     from training.data.dataset import load_dataset
     from training.embedding.baseline_job import baseline_embeddings, refuse_vlm_embeddings
+    from training.encoder.encoder_files import ENCODER_DIRECTORY
     from training.runs.disk import writing_run
     from training.runs.lock import run_lock
 
     shop = DataPlace.open(data)
     place = run or _RUNS / shop.short_name
+    check_directory_writable(place, place / "embeddings", place / ENCODER_DIRECTORY)
     chosen = chosen_config(place, config, seed)
     dataset = load_dataset(shop, interactions=interactions)
     print_left_out(dataset, _console)

@@ -1,6 +1,8 @@
-"""Prints how many interactions of a data set a job does not use."""
+"""Prints how many interactions of a data set a job does not use, and how many are likely there twice."""
 
 from typing import TYPE_CHECKING
+
+_MANY_COPIES = 1 / 3  # of the interactions: half, where each row is there twice
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -9,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def print_left_out(dataset: "Dataset", console: "Console", *, of: str = "") -> None:
-    """Count the interactions that are not positive and those of unknown items; nothing where there are none.
+    """Count the interactions that are not positive, those of unknown items, and many copies; nothing without any.
 
     Args:
         dataset: as it was read.
@@ -22,4 +24,11 @@ def print_left_out(dataset: "Dataset", console: "Console", *, of: str = "") -> N
     if dataset.orphans:
         console.print(
             f"{of}{dataset.orphans:,} interactions are of items that the catalogue lacks; left out", markup=False
+        )
+    copies, rows = dataset.copies(), dataset.interactions.height
+    if copies > rows * _MANY_COPIES:
+        console.print(
+            f"{of}{copies:,} of {rows:,} interactions have the user, item and second of an earlier one; used as they "
+            "are. If an export wrote rows twice, remove the copies (`vlm2rec data check` lists them)",
+            markup=False,
         )

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import signal
 import time
 import traceback
@@ -114,11 +113,17 @@ def reindex(
 
         def work() -> None:
             from cli.online.index import pinned_here, read_evaluation
+            from index.bundle.registries import check_publishable
+            from index.machine.outputs import check_directory_writable
             from training.data.dataset import load_dataset
-            from training.nightly.reindex import ReindexJob
+            from training.nightly.reindex import REINDEX_DIRECTORY, ReindexJob
             from training.nightly.volume_bounds import VolumeBounds
 
             _check_writable(json_file, textfile)
+            target = published_at(registry)
+            if not dry_run:
+                check_directory_writable(run, run / REINDEX_DIRECTORY)
+                check_publishable(target)
             set_torch_threads(threads)
             volume = VolumeBounds.read(bounds, bound or [])
             others = [option for option in bound or [] if option.partition("=")[0].strip() not in volume.names()]
@@ -129,7 +134,6 @@ def reindex(
             shards = None
             if engine == "ray":
                 shards = ray_shards(dataset, run, address=ray_address, most=ray_workers, threads=threads)
-            target = published_at(registry)
             job = ReindexJob(run, dataset, target, spec, figures, keep, force, trust_times, spare, volume, shards)
             _dry_run(job, record, stop_requested) if dry_run else _carry_out(job, record, stop_requested)
 
@@ -270,18 +274,20 @@ def _check_writable(json_file: Path | None, textfile: Path | None) -> None:
     """Refuse an output file that cannot be written before the job, which can take hours.
 
     Raises:
-        ReindexError: its directory is missing or not writable.
+        ReindexError: its directory is missing, or metrics would go to a device.
+        DiskError: it cannot be written.
     """
     from index.machine.disk import is_stream
+    from index.machine.outputs import check_file_writable
     from training.errors import ReindexError
 
     for file in (json_file, textfile):
         if file is None:
             continue
         streamed = is_stream(file)
-        place = file if streamed else file.parent
-        if file.is_dir() or not os.access(place, os.W_OK) or (streamed and file == textfile):
+        if (streamed and file == textfile) or not (streamed or file.parent.exists()):
             raise ReindexError(f"{file}: cannot be written; name a file in an existing directory")
+        check_file_writable(file)
 
 
 @contextlib.contextmanager

@@ -40,8 +40,10 @@ def report(
 
     One file without scripts or external resources. It names what the run lacks.
     """
+    from index.machine.outputs import check_file_writable
     from training.data.dataset import load_dataset
 
+    check_file_writable(out or run / REPORT_FILE)
     alone = {"image": image_alone, "text": text_alone}
     given = {modality: path for modality, path in alone.items() if path is not None}
     dataset = load_dataset(data, interactions=interactions)

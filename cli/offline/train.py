@@ -61,6 +61,7 @@ def train(
     the end. --resume continues an interrupted run with the same order of the data and the same losses. For several
     processes, use `torchrun --nproc-per-node N -m cli.main` instead of `vlm2rec`; they share each batch.
     """
+    from index.machine.outputs import check_directory_writable
     from training.config.run_config import CONFIG_FILE, load_config
     from training.data.dataset import load_dataset
     from training.runs.disk import writing_run
@@ -68,6 +69,7 @@ def train(
 
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     if first:
+        check_directory_writable(run, run / _TRAINING)
         finish_interrupted(run)
     stored_config = run / CONFIG_FILE
     use_stored = resume and config is None and preset is None and stored_config.is_file()
@@ -190,6 +192,7 @@ def embed(
     An item without a text or a readable picture lacks that modality; this is recorded and no error. Resumes after an
     interruption with the next shard.
     """
+    from index.machine.outputs import check_directory_writable
     from training.data.dataset import load_dataset
     from training.runs.disk import writing_run
     from training.runs.lock import finish_interrupted, run_lock
@@ -200,6 +203,7 @@ def embed(
             "--no-vlm computes statistics of the whole catalogue; leave out --engine, --dry-run and --trust-times"
         )
     if not dry_run:
+        check_directory_writable(run, run / _EMBEDDINGS)
         finish_interrupted(run)
     dataset = load_dataset(data)
     set_torch_threads(threads)

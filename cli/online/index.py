@@ -69,7 +69,13 @@ def build(
 ) -> None:
     """Build a bundle from a run, measure it, check its bounds, and publish it with --publish."""
     from index.build.build import build_bundle
+    from index.bundle.registries import check_publishable
+    from index.machine.outputs import check_directory_writable
 
+    place = out or run / "bundles"
+    check_directory_writable(place)
+    if publish_to is not None:
+        check_publishable(published_at(publish_to))
     spec = index_spec(kind, codes, memory_mb, target_recall, bounds, bound, threads, fresh_share)
     fitted = ServedRun.load(run)
     with _progress() as report:
@@ -77,7 +83,7 @@ def build(
             fitted.table,
             fitted.encoder,
             fitted.queries,
-            out or run / "bundles",
+            place,
             spec,
             lists=fitted.lists,
             evaluation=read_evaluation(run, evaluation),

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 from index.bundle.registry import Registry
+from index.machine.outputs import check_directory_writable
 
 if TYPE_CHECKING:
     from index.bundle.store.store_registry import StoreRegistry
@@ -15,6 +16,20 @@ AnyRegistry: TypeAlias = Union[Registry, "StoreRegistry"]
 def is_store_url(root: str | Path) -> bool:
     """Whether a registry's place is the URL of an object store."""
     return isinstance(root, str) and root.lower().startswith("s3:")
+
+
+def check_publishable(registry: AnyRegistry) -> None:
+    """Check before a bundle is built that it can be published; nothing is left behind.
+
+    Raises:
+        DiskError: the directory cannot be written.
+        StoreUnavailable: the store does not answer, or does not permit it.
+        RegistryError: the store has no conditional writes.
+    """
+    if isinstance(registry, Registry):
+        check_directory_writable(registry.root)
+    else:
+        registry.check_writable()
 
 
 def open_registry(root: str | Path, cache: Path | None = None, cache_bytes: int | None = None) -> AnyRegistry:

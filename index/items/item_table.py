@@ -149,6 +149,7 @@ class ItemTable:
 
         Raises:
             ItemTableError: a file is missing, unreadable or of another format version, or the files disagree.
+            MemoryError: there is not enough memory.
         """
         import pyarrow.parquet as pq
 
@@ -159,7 +160,9 @@ class ItemTable:
                     f"{directory}: item table format {description['format']!r}, this version reads {_FORMAT_VERSION}"
                 )
             layout = SlotLayout(tuple(Slot(str(name), int(dim)) for name, dim in description["slots"]))
-            items = pq.read_table(directory / ITEMS_FILE)
+            # Arrow waits without end for a thread that could not be started for want of memory.
+            with pq.ParquetFile(directory / ITEMS_FILE, pre_buffer=False) as file:
+                items = file.read(use_threads=False)
             vectors = np.load(directory / VECTORS_FILE, mmap_mode="r" if mmap else None, allow_pickle=False)
             # Tables of earlier versions do not have these two keys.
             has_missing, has_thumbnails = description.get("missing", False), description.get("thumbnails", False)
@@ -173,6 +176,8 @@ class ItemTable:
                 missing=np.load(directory / MISSING_FILE, allow_pickle=False) if has_missing else None,
                 thumbnails=Thumbnails.load(directory / THUMBNAILS_FILE, len(items)) if has_thumbnails else None,
             )
+        except pa.ArrowMemoryError:
+            raise  # says nothing about the files
         except (OSError, KeyError, TypeError, ValueError, EOFError, pa.ArrowException) as error:
             raise ItemTableError(
                 f"{directory}: not a readable item table ({error}); embed the catalogue again"

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from cli.app import app
+from cli.offline.left_out import print_left_out
+from training.data.dataset import Dataset, load_dataset
 
 ITEMS = 12
 RECIPE = """
@@ -74,3 +77,27 @@ def test_further_users_of_an_evaluation_are_counted_too(shop: Path, tmp_path: Pa
     assert "fresh users: 4 targets" in measured
     assert "further users: 1 interactions are of items that the catalogue lacks; left out" in measured
     assert "further users: not positive, so not learned from: 1 impression" in measured
+
+
+def doubled_shop(directory: Path, times: int, extra: int = 0) -> Dataset:
+    """Four users with three items each, every row as many times, and further rows of the first user."""
+    (directory / "items.csv").write_text("item_id,title\na,one\nb,two\nc,three\n")
+    rows = [f"u{user},{item},{100 + at}" for user in range(4) for at, item in enumerate("abc")] * times
+    rows += [f"u0,a,{200 + number}" for number in range(extra)]
+    (directory / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    return load_dataset(directory)
+
+
+@pytest.mark.parametrize(("times", "extra", "said"), [(1, 9, None), (2, 0, "12 of 24"), (2, 20, None)])
+def test_many_copies_are_counted(
+    times: int, extra: int, said: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = doubled_shop(tmp_path, times, extra)
+    print_left_out(dataset, Console(soft_wrap=True, highlight=False))
+    printed = capsys.readouterr().out
+    if said is None:
+        assert printed == ""
+    else:
+        assert printed.startswith(f"{said} interactions have the user, item and second of an earlier one")
+        assert len(printed.splitlines()) == 1
+    assert dataset.interactions.height == 12 * times + extra  # all are used

@@ -107,6 +107,7 @@ def test_a_word_that_is_no_path_is_one_line(
         OSError(12, "Cannot allocate memory"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
         RuntimeError("std::bad_alloc"),
+        RuntimeError("can't start new thread"),
         ImportError("libtorch_cpu.so: failed to map segment from shared object"),
     ],
 )

@@ -110,6 +110,10 @@ class Dataset:
         named = self.items[IMAGE].drop_nulls()
         return sum(self.picture(name) is None for name in named.to_list() if name.strip())
 
+    def copies(self) -> int:
+        """Number of interactions with the user, the item and the second of an earlier one."""
+        return self.interactions.height - self.interactions.select(USER_ID, ITEM_ID, TIMESTAMP).unique().height
+
     def name(self) -> str:
         """Absolute path or URL of the data set."""
         return str(self.directory.resolve()) if self.place is None else self.place.absolute()
@@ -170,7 +174,7 @@ def read_items(path: Path) -> pl.DataFrame:
     """
     frame = read_table(path, text=(ITEM_ID, TITLE, TEXT, IMAGE), required=[ITEM_ID])
     if frame.is_empty():
-        raise DatasetError(f"{path}: a catalogue needs at least one item, got none")
+        raise DatasetError(f"{path}: a catalogue needs at least one item, got none; add rows")
     if POPULARITY in frame.columns:
         raise DatasetError(f"{path}: column {POPULARITY!r} is reserved for the training counts; rename it")
     _check_item_ids(path, frame)

@@ -1,4 +1,4 @@
-"""Say where a served system is no better than what is simpler: the lists alone, a baseline, the neighbours by words."""
+"""Say where nothing can be found, and where what is simpler ranks as well: the lists alone, a baseline, the words."""
 
 from collections.abc import Iterator
 
@@ -10,11 +10,17 @@ _TEXT_ONLY = "text only"
 
 
 def shortfalls(table: Table) -> list[str]:
-    """One line for every comparison that is lost; none where all are won.
+    """One line for every comparison that is lost; none where all are won. Alone, that every target is a miss.
 
     Args:
         table: of an evaluation; rows that it lacks are not compared.
     """
+    if table.exclude_seen and table.repeats == table.users > 0:
+        return [
+            f"{table.name}: every target is an item that its user had before; answers leave such items out, so every "
+            "figure is 0. Remove the copies if rows are there twice, or set exclude_seen = false under [encoder] where "
+            "people take the same again, and fit again"
+        ]
     names = [row.name for row in table.rows]
     pairs = [(SERVED, baseline) for baseline in BASELINES] + [(_TEXT_ONLY, TFIDF)]
     lines = [*_lists(table)] if {SERVED, LISTS_ALONE} <= set(names) else []

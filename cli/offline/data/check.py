@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from index.machine.text_files import replace_text
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 _EXIT_DEFECTS = 1
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
-_console = Console(highlight=False)
+_console = Console(highlight=False, soft_wrap=True)
 
 
 def check(
@@ -49,8 +48,11 @@ def check(
     """
     from rich.progress import Progress
 
+    from index.machine.outputs import check_file_writable
     from training.data_check.check import check_dataset
 
+    if json_file is not None:
+        check_file_writable(json_file)
     tasks: dict[str, TaskID] = {}
     with Progress(console=Console(stderr=True), transient=True) as bar:
         report = check_dataset(
@@ -87,19 +89,15 @@ def _show(bar: "Progress", tasks: "dict[str, TaskID]", step: str, share: float) 
 
 
 def _print_facts(report: "DatasetReport") -> None:
-    table = Table(
-        title=escape(report.directory), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
-    )
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column()
     rows = [
         *(_item_rows(report.items) if report.items else []),
         *(_image_rows(report.images) if report.images else []),
         *(_interaction_rows(report.interactions) if report.interactions else []),
     ]
+    width = max((len(name) for name, _ in rows), default=0)
+    _console.print(report.directory, markup=False, style="italic")
     for name, value in rows:
-        table.add_row(name, escape(value))
-    _console.print(table)
+        _console.print(Text.assemble((f"{name:<{width}}  ", "dim"), value))
 
 
 def _item_rows(facts: "ItemFacts") -> list[tuple[str, str]]:
@@ -151,8 +149,7 @@ def _print_defects(report: "DatasetReport") -> None:
     _console.print()
     for defect in report.defects:
         level = defect.severity.value
-        line = f"[{_STYLES[level]}]{level:8}[/]{defect.count:>9,}  {escape(defect.message)}"
-        _console.print(line, soft_wrap=True)
+        _console.print(Text.assemble((f"{level:8}", _STYLES[level]), f"{defect.count:>9,}  {defect.message}"))
     counts = [sum(defect.severity.value == level for defect in report.defects) for level in _STYLES]
     verdict = "training accepts this data set" if report.ok else "correct the errors before training"
     named = ", ".join(f"{count} {level}{'s' * (count != 1)}" for level, count in zip(_STYLES, counts, strict=True))

@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 if TYPE_CHECKING:
     from training.imports.fetching.image_fetches import FetchSummary
 
 _EXIT_FAILED = 1
 
-_console = Console(highlight=False)
+_console = Console(highlight=False, soft_wrap=True)
 
 
 def fetch_images(
@@ -37,10 +36,12 @@ def fetch_images(
     import httpx2
     from rich.progress import Progress
 
+    from index.machine.outputs import check_directory_writable
     from training.imports.fetching.addresses import public_address, system_resolver
     from training.imports.fetching.image_fetches import fetch_images as fetch
     from training.imports.fetching.picture_fetcher import FetchLimits, PictureFetcher
 
+    check_directory_writable(directory)
     defaults = FetchLimits()
     limits = FetchLimits(max_mib << 20, seconds, defaults.redirects, defaults.ports | frozenset(port or ()))
     tls = httpx2.create_ssl_context()
@@ -73,4 +74,4 @@ def _print(summary: "FetchSummary", directory: Path) -> None:
 
 
 def _say(line: str, style: str) -> None:
-    _console.print(escape(line), style=style, soft_wrap=True)
+    _console.print(line, style=style, markup=False)

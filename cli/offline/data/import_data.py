@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from training.imports.import_record import Entry, ImportRecord
 
-_console = Console(highlight=False)
+_console = Console(highlight=False, soft_wrap=True)
 
 
 def import_data(
@@ -79,7 +79,7 @@ def _print(record: "ImportRecord", directory: Path) -> None:
 
 
 def _say(line: str, style: str) -> None:
-    _console.print(escape(line), style=style, soft_wrap=True)
+    _console.print(line, style=style, markup=False)
 
 
 def _entry_line(entry: "Entry", what: str) -> str:

@@ -1,8 +1,8 @@
 """`vlm2rec retrain`: catalogue and exported events → fit → gate of recipes → publish."""
 
-import dataclasses
 import json
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,10 +40,37 @@ if TYPE_CHECKING:
 _EXIT_REFUSED = 1
 _RUNS = Path("runs")
 _JOB = "retrain"
-_MADE, _BUNDLE = "made", "bundle"
+_MADE, _BUNDLE, _BUNDLES = "made", "bundle", "bundles"
 
 _out = Console(soft_wrap=True, highlight=False)
 _err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """One job of retraining.
+
+    Attributes:
+        data: the data set with the catalogue.
+        place: the run directory, locked.
+        inputs: frozen interactions.
+        rules: which events are positive, and how much each weighs.
+        recipe: how the encoder is fitted.
+        trained: how the vision-language model is trained; None: it is not.
+        registry: where the bundle is published.
+        spec: of the index.
+        force: publish also what the gate refuses.
+    """
+
+    data: "DataPlace"
+    place: Path
+    inputs: "RetrainingInputs"
+    rules: "EventRules"
+    recipe: "EncoderConfig"
+    trained: "RunConfig | None"
+    registry: "AnyRegistry"
+    spec: "IndexSpec"
+    force: bool
 
 
 def retrain(
@@ -82,7 +109,9 @@ def retrain(
     fitted on everything. Resumes after being killed at any moment. New items are embedded by the model of RUN; without
     one, all are embedded without a vision-language model.
     """
+    from index.bundle.registries import check_publishable
     from index.errors import GateRefused
+    from index.machine.outputs import check_directory_writable
     from training.data.data_place import DataPlace
     from training.data.event_weights import EventRules
     from training.errors import EvaluationError
@@ -93,6 +122,8 @@ def retrain(
     place = run or _RUNS / shop.short_name
     recipe, target = chosen_config(place, config, seed), published_at(registry)
     spec = index_spec(kind, codes, memory_mb, target_recall, bounds, bound, threads, fresh_share)
+    check_directory_writable(place, place / _JOB, place / _BUNDLES)
+    check_publishable(target)
     set_torch_threads(threads)
     with shop.naming():
         rules = EventRules.of_exported_events(shop.directory)
@@ -106,7 +137,7 @@ def retrain(
                 return
             inputs = _frozen_inputs(shop, events, place, target, days=measure_days, mark=mark)
             try:
-                _carry_out(shop, place, inputs, rules, recipe, trained, target, spec, force=force)
+                _carry_out(Retraining(shop, place, inputs, rules, recipe, trained, target, spec, force))
             except (EvaluationError, GateRefused) as error:
                 inputs.end()  # the next job begins with newer events
                 _err.print(f"refused: {error}; nothing was published", markup=False, style="red")
@@ -133,18 +164,7 @@ def _frozen_inputs(
     return inputs
 
 
-def _carry_out(
-    data: "DataPlace",
-    place: Path,
-    inputs: "RetrainingInputs",
-    rules: "EventRules",
-    recipe: "EncoderConfig",
-    trained: "RunConfig | None",
-    registry: "AnyRegistry",
-    spec: "IndexSpec",
-    *,
-    force: bool,
-) -> None:
+def _carry_out(job: Retraining) -> None:
     """The steps after the inputs are frozen; each that an earlier job finished is left out.
 
     What the run has changes only once the gate has agreed: before that everything new lies in the job's directory.
@@ -156,28 +176,18 @@ def _carry_out(
     from index.bundle.registry import check_gate
     from training.runs.adoption import adopt
 
-    bundle = _noted_bundle(inputs.directory, spec)
+    bundle = _noted_bundle(job.inputs.directory, job.spec)
     if bundle is None:
-        bundle = _made(data, place, inputs, rules, recipe, trained, spec, force=force)
-    elif not force:
-        check_comparison(read_comparison(inputs))
-    check_gate(bundle, force=force)
-    adopt(inputs.directory / _MADE, place)
-    _out.print(f"published: {registry.publish(bundle, force=force)}", markup=False)
-    inputs.end()
+        bundle = _made(job)
+    elif not job.force:
+        check_comparison(read_comparison(job.inputs))
+    check_gate(bundle, force=job.force)
+    adopt(job.inputs.directory / _MADE, job.place)
+    _out.print(f"published: {job.registry.publish(bundle, force=job.force)}", markup=False)
+    job.inputs.end()
 
 
-def _made(
-    data: "DataPlace",
-    place: Path,
-    inputs: "RetrainingInputs",
-    rules: "EventRules",
-    recipe: "EncoderConfig",
-    trained: "RunConfig | None",
-    spec: "IndexSpec",
-    *,
-    force: bool,
-) -> Path:
+def _made(job: Retraining) -> Path:
     """Train, compare, fit and build; returns the bundle.
 
     Raises:
@@ -189,27 +199,28 @@ def _made(
     from training.encoder.encoder_files import ENCODER_DIRECTORY, FIT_FILE
     from training.finetune.trained_events import ModelEvents
 
+    inputs = job.inputs
     made, served = inputs.directory / _MADE, None
-    everything = load_dataset(data, interactions=inputs.everything, rules=rules)
+    everything = load_dataset(job.data, interactions=inputs.everything, rules=job.rules)
     print_left_out(everything, _out)
-    if trained is None:
-        embeddings = run_embeddings(place, everything)
+    if job.trained is None:
+        embeddings = run_embeddings(job.place, everything)
     else:
-        existing_embeddings(place / EMBEDDINGS_DIRECTORY)  # raises before the training what would end the job after it
+        existing_embeddings(job.place / EMBEDDINGS_DIRECTORY)  # raises what would end the job after training
         _out.print("training the model on what lies before the last days")
-        before = load_dataset(data, interactions=inputs.before, rules=rules)
-        embeddings = train_and_embed(made, trained, before, everything)
-        served = run_embeddings(place, everything) if inputs.record["served_recipe"] else None
-    models = {NEW: ModelEvents.of(place if trained is None else made, embeddings.model, inputs.cutoff)}
+        before = load_dataset(job.data, interactions=inputs.before, rules=job.rules)
+        embeddings = train_and_embed(made, job.trained, before, everything)
+        served = run_embeddings(job.place, everything) if inputs.record["served_recipe"] else None
+    models = {NEW: ModelEvents.of(job.place if job.trained is None else made, embeddings.model, inputs.cutoff)}
     if served is not None:
-        models[SERVED] = ModelEvents.of(place, served.model, inputs.cutoff)
-    comparison = compared(data, inputs, everything, embeddings, recipe, served, models)
-    if not force:
+        models[SERVED] = ModelEvents.of(job.place, served.model, inputs.cutoff)
+    comparison = compared(job.data, inputs, everything, embeddings, job.recipe, served, models)
+    if not job.force:
         check_comparison(comparison)
     if not (made / ENCODER_DIRECTORY / FIT_FILE).exists():  # written last
         _out.print("fitting on everything")
-        fit_and_print(everything, embeddings, recipe, made, exported=True)
-    return _built(data, place, inputs, recipe, comparison, spec, trained=trained is not None)
+        fit_and_print(everything, embeddings, job.recipe, made, exported=True)
+    return _built(job, comparison)
 
 
 def _note(job: Path) -> tuple[Path, str] | None:
@@ -240,7 +251,7 @@ def _mark_of(spec: "IndexSpec") -> str:
     """16 hex digits over what the bundle and its gate depend on; threads only change how long it takes."""
     from training.nightly.record import digest_of
 
-    return digest_of(dataclasses.replace(spec, threads=1))
+    return digest_of(replace(spec, threads=1))
 
 
 def _drop_outdated(job: Path) -> None:
@@ -322,25 +333,17 @@ def _volume(data: "DataPlace") -> dict[str, Any]:
         return {}
 
 
-def _built(
-    data: "DataPlace",
-    place: Path,
-    inputs: "RetrainingInputs",
-    recipe: "EncoderConfig",
-    comparison: dict[str, Any],
-    spec: "IndexSpec",
-    *,
-    trained: bool,
-) -> Path:
+def _built(job: Retraining, comparison: dict[str, Any]) -> Path:
     """The bundle; its manifest says of the model by which recipe it was fitted and how that was measured."""
     from cli.online.served_run import ServedRun
     from index.build.build import build_bundle
 
+    inputs = job.inputs
     fitted = ServedRun.load(inputs.directory / _MADE)
     retrained = {
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": job.recipe.model_dump(mode="json"),
         "fitted_on": "everything",
-        "model_trained_on": "the events before the cut-off" if trained else None,
+        "model_trained_on": "the events before the cut-off" if job.trained is not None else None,
         "measured": "the recipe, fitted on the events before the cut-off, on those after it",
         "cutoff": inputs.cutoff,
         "until": inputs.record["until"],
@@ -348,14 +351,14 @@ def _built(
         "comparison": comparison,
     }
     bundle = build_bundle(
-        dataclasses.replace(fitted.table, model=fitted.table.model | _volume(data) | {"retrain": retrained}),
+        replace(fitted.table, model=fitted.table.model | _volume(job.data) | {"retrain": retrained}),
         fitted.encoder,
         fitted.queries,
-        place / "bundles",
-        spec,
+        job.place / _BUNDLES,
+        job.spec,
         lists=fitted.lists,
         exclude_seen=fitted.exclude_seen,
         event_types=fitted.event_types,
     )
-    replace_text(inputs.directory / _BUNDLE, f"{bundle.resolve()}\n{_mark_of(spec)}\n")
+    replace_text(inputs.directory / _BUNDLE, f"{bundle.resolve()}\n{_mark_of(job.spec)}\n")
     return bundle

@@ -106,6 +106,15 @@ class StoreRegistry:
         self._change(published)
         return manifest.id
 
+    def check_writable(self) -> None:
+        """Check before a bundle is built that it can be published here; nothing is left behind.
+
+        Raises:
+            StoreUnavailable: the store does not answer, or does not permit it.
+            RegistryError: it has no conditional writes.
+        """
+        self._store.check_conditional_writes()
+
     def current(self) -> str | None:
         """The id of the current bundle; None before the first publication.
 

@@ -1,6 +1,8 @@
 """Item tables and evaluation queries: round trips, and errors that name the broken rule."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -196,3 +198,33 @@ def test_an_imputed_vector_is_no_longer_than_one_and_not_alone() -> None:
 def test_lengths_of_a_slot_are_above_zero_and_at_most_one(lengths: list[float]) -> None:
     with pytest.raises(ItemTableError, match="lengths of slot 'behaviour' must be"):
         SLOTS.stack({"behaviour": np.ones((3, 2))}, {"behaviour": np.array(lengths)})
+
+
+THREADS = """
+import os, sys
+from pathlib import Path
+import pyarrow.dataset, pyarrow.parquet
+from index.items.item_table import ItemTable
+before = len(os.listdir("/proc/self/task"))
+ItemTable.load(Path(sys.argv[1]))
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+def test_reading_starts_no_thread(tmp_path: Path) -> None:
+    """Where there is no memory for the stack of a thread, Arrow waits for it without end."""
+    table().save(tmp_path / "t")
+    command = [sys.executable, "-c", THREADS, str(tmp_path / "t")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
+
+
+def test_too_little_memory_is_no_damaged_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table().save(tmp_path / "t")
+
+    def fail(*_arguments: object, **_named: object) -> None:
+        raise pa.ArrowMemoryError("malloc of size 1664 failed")
+
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", fail)
+    with pytest.raises(MemoryError, match="malloc of size 1664 failed"):
+        ItemTable.load(tmp_path / "t")

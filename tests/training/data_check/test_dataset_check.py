@@ -354,6 +354,21 @@ def test_the_command_prints_facts_and_ends_with_0(
     assert "k = 3" in output
 
 
+def test_a_long_path_and_many_columns_are_one_line_where_the_output_is_no_terminal(
+    checked: Check, tmp_path: Path, run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked()
+    place = tmp_path / ("[red]" + "long" * 40)
+    place.mkdir()
+    columns = [f"column_{number}" for number in range(30)]
+    (place / "items.csv").write_text(",".join(["item_id", "title", *columns]) + "\n" + "i0,a" + ",1" * 30 + "\n")
+    (place / "interactions.csv").write_text((tmp_path / "interactions.csv").read_text())
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run(place)[1].splitlines()
+    assert str(place) in lines
+    assert any(all(name in line for name in columns) for line in lines)
+
+
 def test_the_command_prints_one_line_a_defect_and_ends_with_1(
     checked: Check, tmp_path: Path, run: Callable[..., tuple[int, str]]
 ) -> None:

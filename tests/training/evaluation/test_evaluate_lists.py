@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,14 @@ def test_an_encoder_that_adds_nothing_to_the_lists_is_named() -> None:
     assert line == ("test: the encoder adds nothing to the lists, NDCG@10 0.4307 against 0.6309, 0.68 × [0.68, 0.68]")
     (line,) = shortfalls(made_table(popularity=[40.0, 40.0, 40.0], served_encoder=[0, 3, 2], lists_alone=[3, 2, 0.1]))
     assert "within chance" in line
+
+
+@pytest.mark.parametrize(("repeats", "excluded", "said"), [(40, True, True), (39, True, False), (40, False, False)])
+def test_that_every_target_is_a_miss_is_said_alone(repeats: int, excluded: bool, said: bool) -> None:
+    table = made_table(popularity=[1.0], served_encoder=[2.0])
+    lines = shortfalls(replace(table, repeats=repeats, exclude_seen=excluded))
+    assert len(lines) == 1
+    assert lines[0].startswith("test: every target is an item that its user had before; ") is said
 
 
 def test_a_row_below_its_baseline_is_named() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from cli.offline.evaluate import yardsticks
+from cli.offline.evaluation_page import yardsticks
 from training.errors import EvaluationError
 from training.ranking.metrics import Ranks
 from training.ranking.ranking import TargetRanks

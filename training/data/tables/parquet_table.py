@@ -22,6 +22,7 @@ PARQUET: Final = ".parquet"
 """Suffix of the files."""
 
 _BATCH_ROWS: Final = 16_384
+_MOST_DIGITS: Final = 38
 _NULL_KEY: Final = "__HIVE_DEFAULT_PARTITION__"
 _FOREIGN: Final = (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException, ValueError)
 
@@ -69,7 +70,7 @@ class ParquetTable:
             DatasetError: a file cannot be read or is none of Parquet, there is none, or two have different columns.
         """
         if not path.is_dir():
-            schema = pl.scan_parquet(path, glob=False).collect_schema()
+            schema = _schema_of(path)
             return cls(path, schema, [_ParquetPart(path, {}, schema)])
         parts = [_opened(file, path) for file in parquet_files(path)]
         schema, keys = _common_schema(parts), _key_columns(path, parts)
@@ -84,9 +85,11 @@ class ParquetTable:
             columns: of the schema.
 
         Raises:
-            DatasetError: a file cannot be read, or the disk has no room.
+            DatasetError: a file cannot be read, a column has more digits than memory holds, or the disk has no room.
         """
         names, size = list(columns), 0.0
+        for name in names:
+            _check_digits(self.path, name, self.schema[name])
         held = deque[pl.DataFrame]()
         batches = self._batches(names)
         for batch in batches:
@@ -109,6 +112,33 @@ class ParquetTable:
         """The columns in order, with the types of the schema and the partition's values."""
         values = [pl.lit(column[number], column.dtype).alias(name) for name, column in self._keys.items()]
         return frame.with_columns(values).select(pl.col(name).cast(_plain(self.schema[name])) for name in names)
+
+
+def _schema_of(path: Path, *, hive_partitioning: bool | None = None) -> pl.Schema:
+    """The columns of a file.
+
+    Raises:
+        DatasetError: two have one name.
+        PolarsError: it cannot be read.
+    """
+    try:
+        return pl.scan_parquet(path, glob=False, hive_partitioning=hive_partitioning).collect_schema()
+    except pl.exceptions.DuplicateError as error:
+        names = pq.read_schema(path).names
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DatasetError(f"{path}: column {twice!r} appears more than once; rename or drop one") from error
+
+
+def _check_digits(path: Path, name: str, dtype: pl.DataType) -> None:
+    """Refuse decimals of 256 bits, on which the conversion to polars panics."""
+    inner: object = dtype
+    while isinstance(inner, pl.List | pl.Array):
+        inner = inner.inner
+    if isinstance(inner, pl.Decimal) and inner.precision > _MOST_DIGITS:
+        raise DatasetError(
+            f"{path}: column {name!r} holds decimals of {inner.precision} digits, at most {_MOST_DIGITS} are read; "
+            "write it with fewer, or as floats"
+        )
 
 
 def _emptied(held: deque[pl.DataFrame]) -> Iterator[pl.DataFrame]:
@@ -157,7 +187,7 @@ def _opened(path: Path, folder: Path) -> _ParquetPart:
         kind = foreign_kind(path)
         if kind is not None:
             raise DatasetError(f"{path}: {kind}")
-        schema = pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema()
+        schema = _schema_of(path, hive_partitioning=False)
     keys: dict[str, str | None] = {}
     for part in path.relative_to(folder).parts[:-1]:
         name, mark, value = part.partition("=")

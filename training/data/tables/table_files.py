@@ -63,6 +63,8 @@ def _other_name(directory: Path, stem: str, suffixes: Sequence[str]) -> str | No
         if name != stem and not name.startswith(f"{stem}."):
             continue
         if name in {f"{stem}.{suffix}" for suffix in suffixes} or path.is_dir():
+            if path.is_symlink() and not path.exists():
+                return f"{path.name!r}: a link to no file; correct it"
             return f"{path.name!r}: rename it, names are case-sensitive"
         if name.endswith(_PACKED):
             return f"{path.name!r}: unpack it"
@@ -242,7 +244,9 @@ def _text_columns(path: Path, frame: pl.DataFrame, text: Sequence[str]) -> pl.Da
         if dtype is None or dtype == pl.String:
             continue
         if not (dtype.is_integer() or dtype in (pl.Categorical, pl.Enum, pl.Null)):
-            raise DatasetError(f"{path}: column {name!r} must hold strings or whole numbers, it holds {dtype}")
+            raise DatasetError(
+                f"{path}: column {name!r} must hold strings or whole numbers, it holds {dtype}; write it as such"
+            )
         casts.append(pl.col(name).cast(pl.String))
     return frame.with_columns(casts)
 

@@ -32,6 +32,13 @@ def test_the_file_that_is_there_is_named_with_a_remedy(tmp_path: Path, name: str
     assert remedy in str(caught.value)
 
 
+@pytest.mark.parametrize("target", ["nowhere.csv", "items.csv"])
+def test_a_link_that_leads_nowhere_is_named_as_such(tmp_path: Path, target: str) -> None:
+    (tmp_path / "items.csv").symlink_to(target)
+    with pytest.raises(DatasetError, match=r"found 'items\.csv': a link to no file; correct it; see"):
+        find_table(tmp_path, "items", SUFFIXES)
+
+
 def test_other_files_are_not_named(tmp_path: Path) -> None:
     for name in ("interactions.csv", "itemsets.csv", ".items.csv.swp", "images"):
         (tmp_path / name).write_text("x")

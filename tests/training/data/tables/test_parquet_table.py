@@ -275,3 +275,24 @@ def test_the_values_of_a_large_table_are_no_memory_of_the_process(tmp_path: Path
     height, last, grown_mib, mapped = json.loads(found.stdout)
     assert (height, last, mapped) == (2 * rows, text, 1)
     assert grown_mib < 40  # of 95
+
+
+@pytest.mark.parametrize("kind", [pa.decimal256(50, 3), pa.list_(pa.decimal256(50, 3))])
+def test_decimals_that_no_library_holds_are_refused_by_name(
+    kind: pa.DataType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    value = [Decimal("1.5")] if pa.types.is_list(kind) else Decimal("1.5")
+    pq.write_table(pa.table({"item_id": ["a"], "price": pa.array([value], kind)}), tmp_path / "items.parquet")
+    message = refusal(tmp_path / "items.parquet")
+    assert "column 'price' holds decimals of 50 digits, at most 38 are read; write it with fewer" in message
+    assert capfd.readouterr().err == ""  # no panic of a library
+
+
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_a_column_that_is_there_twice_is_refused_by_name(in_folder: bool, tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], names=["item_id", "x", "x"])
+    path = tmp_path / "items" / "1.parquet" if in_folder else tmp_path / "items.parquet"
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(table, path)
+    message = refusal(path.parent if in_folder else path)
+    assert message == f"{path}: column 'x' appears more than once; rename or drop one"
