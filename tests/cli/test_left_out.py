@@ -7,6 +7,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli.app import app
+from tests.support.mean_encoder import export_mean_encoder
 
 ITEMS = 12
 RECIPE = """
@@ -43,6 +44,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (data / "events.toml").write_text('weight_by = "type"\n')
     (data / "recipe.toml").write_text(RECIPE)
     return data
+
+
+@pytest.fixture(autouse=True)
+def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.encoder.encoder_files.export_encoder", export_mean_encoder)
 
 
 def said(*arguments: object) -> str:
