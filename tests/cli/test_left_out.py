@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from cli.offline.left_out import print_left_out
+from tests.support.mean_encoder import export_mean_encoder
 from training.data.dataset import Dataset, load_dataset
 
 ITEMS = 12
@@ -46,6 +47,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (data / "events.toml").write_text('weight_by = "type"\n')
     (data / "recipe.toml").write_text(RECIPE)
     return data
+
+
+@pytest.fixture(autouse=True)
+def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.encoder.encoder_files.export_encoder", export_mean_encoder)
 
 
 def said(*arguments: object) -> str:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from cli.app import app
 from cli.main import main
 from tests.support.backbones.item_models import write_image_model, write_text_encoder
+from tests.support.mean_encoder import export_mean_encoder
 from tests.support.tiny_model import TINY_VLM
 from training.embedding.store import Embeddings
 from training.errors import BackboneError, ConfigError, RunBusy
@@ -143,6 +144,7 @@ def test_no_other_job_writes_to_a_run_that_is_being_trained(
     data: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
+    monkeypatch.setattr("training.encoder.encoder_files.export_encoder", export_mean_encoder)
     vlm2rec("fit", data, "--run", run)
     vlm2rec("train", data, "--run", run, "--config", config, "--steps", 1)
     refused: list[tuple[str, ...]] = []

@@ -55,6 +55,7 @@ def test_a_plain_body_has_the_colour_of_the_palette() -> None:
         assert np.abs(ring - base).max() < 25, colour
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("attribute", ["colour", "shape", "pattern"])
 def test_each_attribute_can_be_read_at_28_pixels(attribute: str) -> None:
     """A nearest neighbour among pictures that differ in one attribute, drawn with other tints, phases and shifts."""

@@ -70,6 +70,7 @@ def each_death(tmp_path, act, prepare, check):
     raise AssertionError("it never came to an end")
 
 
+@pytest.mark.no_cover
 def test_publishing_killed_at_every_step(tmp_path, bundles):
     old, new = bundles[0], bundles[1]
 
@@ -85,6 +86,7 @@ def test_publishing_killed_at_every_step(tmp_path, bundles):
     assert deaths > 20
 
 
+@pytest.mark.no_cover
 def test_the_first_publish_killed_at_every_step(tmp_path, bundles):
     def check(registry):
         if registry.current() is not None:
@@ -94,6 +96,7 @@ def test_the_first_publish_killed_at_every_step(tmp_path, bundles):
     assert each_death(tmp_path, lambda registry: registry.publish(bundles[0]), lambda _: None, check) > 20
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("act", ["rollback", "rollback to", "prune"])
 def test_rollback_and_prune_killed_at_every_step(tmp_path, bundles, act):
     """The order of publication is not that of the names, and stays whatever dies."""

@@ -119,6 +119,7 @@ def test_refuses_an_id_that_breaks_the_rule(bad: object, rule: str) -> None:
         ItemIds(["fine", bad])  # type: ignore[list-item]
 
 
+@pytest.mark.no_cover
 @given(st.text(max_size=6))
 @settings(max_examples=300, deadline=None)
 def test_the_rule_on_all_bytes_is_the_rule_on_one_id(text: str) -> None:

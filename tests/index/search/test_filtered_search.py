@@ -13,6 +13,8 @@ from index.bundle.bundle import Bundle
 from index.bundle.manifest import Manifest
 from index.search.row_mask import RowMask
 
+pytestmark = pytest.mark.no_cover
+
 GATE = 0.95
 WAYS = [(kind, codes) for kind in ("flat", "hnsw", "ivf") for codes in ("fp32", "fp16", "sq8")]
 SIZES = [1, 40, 3000]

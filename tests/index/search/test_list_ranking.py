@@ -76,6 +76,7 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@pytest.mark.no_cover
 @settings(max_examples=150, deadline=None)
 @given(requests(), st.sampled_from(["flat", "hnsw", "ivf"]))
 def test_a_search_gives_the_exact_best_of_the_whole_score(bundles, asked, kind):

@@ -4,11 +4,14 @@ import json
 import string
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from service.api.response_models import RecommendAnswer
+
+pytestmark = pytest.mark.no_cover
 
 FUZZ = settings(
     max_examples=150,

@@ -50,9 +50,15 @@ def test_close_finishes_a_running_call_and_refuses_the_others() -> None:
 
 def test_a_cancelled_caller_gets_no_error_of_the_end() -> None:
     async def check() -> None:
-        executor, may_end = BoundedExecutor(threads=1), threading.Event()
-        busy, waiting = (asyncio.ensure_future(executor.run(lambda: may_end.wait(10))) for _ in range(2))
-        await asyncio.sleep(0)
+        executor, begun, may_end = BoundedExecutor(threads=1), threading.Event(), threading.Event()
+
+        def slow() -> bool:
+            begun.set()
+            return may_end.wait(10)
+
+        busy, waiting = (asyncio.ensure_future(executor.run(slow)) for _ in range(2))
+        while not begun.is_set():  # until then the first is as refused as the second
+            await asyncio.sleep(0.001)
         waiting.cancel()
         executor.close()
         may_end.set()

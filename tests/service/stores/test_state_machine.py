@@ -262,6 +262,7 @@ def with_redis(open_client: OpenClient, redis_url: str) -> Iterator[Callable[[in
         yield lambda examples: run(client, stream, forget_all, examples)
 
 
+@pytest.mark.no_cover
 def test_any_order_on_redis(with_redis: Callable[[int], None]) -> None:
     with_redis(40)
 
@@ -278,6 +279,7 @@ def put_in_place_of(store: type, instead: object, monkeypatch: pytest.MonkeyPatc
             monkeypatch.setattr(module, store.__name__, lambda *_, **__: instead)
 
 
+@pytest.mark.no_cover
 def test_any_order_in_memory(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:
     histories = MemoryHistories(**CAPS)
     for store, instead in ((RedisHistories, histories), (RedisOperatorState, MemoryOperatorState())):

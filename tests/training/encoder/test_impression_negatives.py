@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.support.mean_encoder import export_mean_encoder
 from training.config.encoder_config import EncoderConfig
 from training.data.dataset import load_dataset
 from training.data.sequences import Sequences
@@ -125,8 +126,13 @@ def test_held_out_events_do_not_decide_what_was_followed(tmp_path: Path) -> None
 
 
 def test_a_fit_with_impressions(
-    ring_directory: Path, ring_embeddings: Embeddings, small_config: EncoderConfig, tmp_path: Path
+    ring_directory: Path,
+    ring_embeddings: Embeddings,
+    small_config: EncoderConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("training.encoder.encoder_files.export_encoder", export_mean_encoder)
     data = tmp_path / "data"
     shutil.copytree(ring_directory, data)
     header, *lines = (data / "interactions.csv").read_text().splitlines()

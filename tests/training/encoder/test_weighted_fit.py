@@ -14,6 +14,7 @@ from cli.online.served_run import ServedRun
 from index.build.build import build_bundle
 from index.bundle.bundle import Bundle
 from index.bundle.event_types import EventTypes
+from tests.support.mean_encoder import export_mean_encoder
 from training.config.encoder_config import EncoderConfig
 from training.data.dataset import load_dataset
 from training.data.sequences import Sequences
@@ -92,8 +93,13 @@ def test_events_of_one_type_are_fitted_as_plain_ones(ring_directory: Path, tmp_p
 
 
 def test_a_fit_with_types_leaves_its_table_in_the_bundle(
-    ring_directory: Path, ring_embeddings: Embeddings, small_config: EncoderConfig, tmp_path: Path
+    ring_directory: Path,
+    ring_embeddings: Embeddings,
+    small_config: EncoderConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("training.encoder.encoder_files.export_encoder", export_mean_encoder)
     rules = 'weight_by = "type"\n[events.types]\nstep = 2\n'
     kinds = ("view", "step", "purchase", "view", "impression")
     dataset = load_dataset(typed(ring_directory, tmp_path / "data", lambda number: kinds[number % 5], rules))

@@ -13,6 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from cli.offline.evaluate import evaluate
+from index.errors import DiskError
 from index.items.item_table import ItemTable
 from training.embedding.store import Embeddings
 from training.errors import BackboneError, EvaluationError
@@ -239,7 +240,7 @@ def test_direct_ranking_needs_a_model(ask: Any) -> None:
 def test_files_that_cannot_be_written_are_a_clear_error(ask: Any, tmp_path: Path, option: str) -> None:
     (tmp_path / "file").write_text("")
     result, _ = ask(option, tmp_path / "file" / "x.json")
-    assert isinstance(result.exception, EvaluationError)
+    assert isinstance(result.exception, DiskError)
     assert "cannot be written" in str(result.exception)
 
 
